@@ -98,7 +98,7 @@ def _kind(one: Sample) -> tuple[str, str]:
 def similarity(out: Path) -> None:
     """Precision and recall of `Matching` on planted captions of the test split, by task and threshold."""
     run = Run("nano", out)
-    asked = run.made_by("vision_0_encoder")
+    asked = run.stage_model("vision_0_encoder")
     pairs = planted(list(Shards(run.data / "captions" / "test")))
     scored = [(asked(decode_image(data), told), wrong, one.meta["task"])
               for one, wrong in pairs for data, told in captions(one)]  # fmt: skip

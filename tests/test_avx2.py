@@ -6,7 +6,7 @@ from pathlib import Path
 
 import allowed_skips
 import pytest
-from commands import ROOT, told
+from commands import ROOT, trajectory
 from train import small
 
 pytestmark = pytest.mark.skipif(
@@ -37,12 +37,12 @@ def test_tests_of_kernels_pass() -> None:
     """Only the plugin of hypothesis is loaded: others import for seconds."""
     options = ("-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin")
     command = (sys.executable, "-m", "pytest", *options, *TESTS)
-    result = told(*command, **EMULATION, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    result = trajectory(*command, **EMULATION, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert result.returncode == 0, result.stdout
 
 
 def test_nothing_newer_than_avx2_is_used() -> None:
-    result = told(sys.executable, "-c", PROBE, **EMULATION)
+    result = trajectory(sys.executable, "-c", PROBE, **EMULATION)
     assert result.stdout.strip().split(",") == ["AVX2", "Plain", "AVX2", "True"]
 
 
@@ -51,9 +51,9 @@ def test_training_makes_the_same_losses(tmp_path: Path) -> None:
     data = small.write_corpora(tmp_path / "data")
     command = (str(ROOT / "tests/train/small.py"), str(tmp_path / "avx2"), str(data))
     environment = {**EMULATION, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    result = told(sys.executable, *command, "--steps", "2", **environment)
+    result = trajectory(sys.executable, *command, "--steps", "2", **environment)
     assert result.returncode == 0, result.stdout
     small.run(tmp_path / "here", data, budget=small.replace(small.BUDGET, steps=2))
-    emulated, here = (small.told(tmp_path / name) for name in ("avx2", "here"))
+    emulated, here = (small.trajectory(tmp_path / name) for name in ("avx2", "here"))
     assert len(here) == 2 and [r[:2] for r in emulated] == [r[:2] for r in here]
     assert [r[2:4] for r in emulated] == [pytest.approx(r[2:4], rel=1e-4) for r in here]

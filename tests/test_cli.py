@@ -228,7 +228,7 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
     cli.main([*given, "--quant", "int4"])
     assert polyphi.load(tmp_path / "better").model.quant == "int4"
     for arguments, says in (
-        (given, "rows to calibrate with are for a quantised checkpoint"),
+        (given, "are for a quantised checkpoint"),
         ([*given, "--quant", "int8"], "calibration is for int4; int8 does without it"),
         (["chat", str(out), "hello", "--quant", "int8"], "can't become int8: load it without"),
         (["export", str(out), "--out", str(tmp_path / "again")], "can't be saved"),

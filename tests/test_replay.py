@@ -27,11 +27,11 @@ class Says:
 
 def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> None:
     """All benchmarks with their judge, from stand-ins to the page, then again from nothing but what was said."""
-    first = evaluation.Subject(Says(), "says", "f")  # type: ignore[arg-type]
+    first = evaluation.EvaluatedModel(Says(), "says", "f")  # type: ignore[arg-type]
     rows = evaluation.measure(
         first, ("all",), tmp_path / "first", data=None, judges=("self",), limit=1
     )
-    second = evaluation.subject(str(tmp_path / "first"))
+    second = evaluation.evaluated_model(str(tmp_path / "first"))
     again = evaluation.measure(
         second, ("all",), tmp_path / "second", data=None, judges=("self",), limit=1
     )

@@ -7,11 +7,11 @@ from polyphi.model.config import AdapterConfig
 
 
 def parse_peft(entries: Mapping[str, Any], source: str) -> AdapterConfig:
-    """The sizes in an adapter_config.json; `source` names the file in errors. Raises ValueError for anything but a
-    plain LoRA."""
+    """The configuration in an adapter_config.json; `source` names the file in errors. Raises ValueError for anything
+    but a plain LoRA."""
     if "r" not in entries or "lora_alpha" not in entries:
         raise ValueError(
-            f"{source} must say r and lora_alpha, as PEFT writes it; found {sorted(entries)}"
+            f"{source}: expected r and lora_alpha, as PEFT writes it, found {sorted(entries)}"
         )
     for key in (
         "use_rslora",
@@ -28,19 +28,19 @@ def parse_peft(entries: Mapping[str, Any], source: str) -> AdapterConfig:
     )
 
 
-def parse_nested_adapters(written: Mapping[str, Any]) -> dict[str, AdapterConfig]:
-    """The adapters of an original config.json: blocks such as `vision_lora`."""
+def parse_nested_adapters(raw_config: Mapping[str, Any]) -> dict[str, AdapterConfig]:
+    """The adapters in a config.json of the original layout: blocks such as `vision_lora`."""
     return {
         key.removesuffix("_lora"): AdapterConfig(
             block["r"], float(block["lora_alpha"]), block.get("dp", 0.0)
         )
-        for key, block in written.items()
+        for key, block in raw_config.items()
         if key.endswith("_lora") and isinstance(block, dict)
     }
 
 
 def whole_number(value: float) -> float | int:
-    """512.0 as 512: public readers expect a whole alpha."""
+    """512.0 as 512, because public readers expect an integer alpha."""
     return int(value) if float(value).is_integer() else value
 
 
@@ -56,7 +56,7 @@ def write_peft(adapter: AdapterConfig) -> dict[str, Any]:
         "r": adapter.rank,
         "lora_alpha": whole_number(adapter.alpha),
         "lora_dropout": adapter.dropout,
-        # a full match from the start, so that the towers' own projections stay out
+        # an anchored pattern, so that the towers' projections don't match
         "target_modules": r"model\.layers\.\d+\.(self_attn\.(qkv|o)_proj|mlp\.(gate_up|down)_proj)",
         "use_rslora": False,
         "use_dora": False,

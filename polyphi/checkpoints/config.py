@@ -1,7 +1,7 @@
-"""config.json <-> `ModelConfig`, for the three public layouts. No files here: dictionaries in, dictionaries out.
+"""config.json <-> `ModelConfig`, for the three public layouts. This module converts dictionaries and opens no files.
 
-What a layout has no key for is told by the tensors' shapes, or stands under the key `polyphi`, which others ignore.
-Source: the published configurations; transformers' own conversion script.
+Values without a key in a layout are inferred from tensor shapes, or stored under the key `polyphi`, which other readers
+ignore. Source: the published configurations; transformers' conversion script.
 """
 
 import math
@@ -21,21 +21,21 @@ from polyphi.model.config import (
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 Shape = Callable[[str], tuple[int, ...] | None]
-"""Shape of one of our tensors, None where the checkpoint has no such one."""
+"""A function that returns the shape of a tensor by our name, None where the checkpoint doesn't have it."""
 _Sizes = TypeVar("_Sizes", DecoderConfig, VisionConfig, AudioConfig)
 
 
-def _fill(kind: type[_Sizes], *sources: Mapping[str, Any]) -> _Sizes:
-    """A configuration from several sources, later ones first; keys that are no field of it belong to others."""
-    known = {f.name for f in fields(kind)}
+def _fill(config_type: type[_Sizes], *sources: Mapping[str, Any]) -> _Sizes:
+    """A configuration from several sources, of which later ones take precedence; other keys are ignored."""
+    names = {f.name for f in fields(config_type)}
     values: dict[str, Any] = {}
     for source in sources:
-        values |= {k: v for k, v in source.items() if k in known and v is not None}
-    return kind(**values)
+        values |= {k: v for k, v in source.items() if k in names and v is not None}
+    return config_type(**values)
 
 
 def parse(
-    written: Mapping[str, Any],
+    raw_config: Mapping[str, Any],
     layout: str,
     *,
     generation: Mapping[str, Any],
@@ -43,67 +43,69 @@ def parse(
     adapters: Mapping[str, AdapterConfig],
     shape: Shape,
 ) -> ModelConfig:
-    """Sizes from config.json (`written`), generation_config.json and preprocessor_config.json, which may be empty, and
-    from tensors' shapes. Raises ValueError for models of another kind."""
-    own = written.get("polyphi", {})
-    decoder = _parse_decoder(written, generation, shape)
+    """The configuration from config.json (`raw_config`), generation_config.json and preprocessor_config.json (both may
+    be empty), and tensor shapes. Raises ValueError for another type of model."""
+    own = raw_config.get("polyphi", {})
+    decoder = _parse_decoder(raw_config, generation, shape)
     if layout == "mini":
         return ModelConfig(decoder, None, None, dict(adapters))
     if layout == "native":
-        said_vision, said_audio = written.get("vision_config"), written.get("audio_config")
+        raw_vision, raw_audio = raw_config.get("vision_config"), raw_config.get("audio_config")
     else:
-        said_vision = (written.get("embd_layer") or {}).get("image_embd_layer")
-        said_audio = (written.get("audio_processor") or {}).get("config")
-        said_audio = said_audio and _original_audio(said_audio)
+        raw_vision = (raw_config.get("embd_layer") or {}).get("image_embd_layer")
+        raw_audio = (raw_config.get("audio_processor") or {}).get("config")
+        raw_audio = raw_audio and _original_audio(raw_audio)
     vision = audio = None
-    if said_vision or shape("vision.encoder.patch_embedding.weight"):
-        said = {"max_crops": preprocessor.get("dynamic_hd"), **(said_vision or {})}
-        vision = _fill(VisionConfig, _vision_sizes(shape), said, own.get("vision", {}))
+    if raw_vision or shape("vision.encoder.patch_embedding.weight"):
+        values = {"max_crops": preprocessor.get("dynamic_hd"), **(raw_vision or {})}
+        vision = _fill(VisionConfig, _vision_sizes(shape), values, own.get("vision", {}))
         _check_vision_heads(vision)
-    if said_audio or shape("audio.encoder.global_mean"):
-        audio = _fill(AudioConfig, _audio_sizes(shape), said_audio or {}, own.get("audio", {}))
+    if raw_audio or shape("audio.encoder.global_mean"):
+        audio = _fill(AudioConfig, _audio_sizes(shape), raw_audio or {}, own.get("audio", {}))
     return ModelConfig(decoder, vision, audio, dict(adapters))
 
 
 def _check_vision_heads(config: VisionConfig) -> None:
-    """Raises ValueError where the vision encoder's width isn't a multiple of its number of heads."""
+    """Raise ValueError where the vision encoder's width isn't a multiple of its number of heads."""
     heads, width = config.num_attention_heads, config.hidden_size
     if heads < 1 or width % heads:
         raise ValueError(
             f"the vision encoder's hidden_size {width} must be a multiple of its num_attention_heads, found {heads}; "
-            "Microsoft's layout always means 16 heads unless config.json has another number under polyphi.vision"
+            "Microsoft's layout implies 16 heads unless config.json has another number under polyphi.vision"
         )
 
 
 def _parse_decoder(
-    written: Mapping[str, Any], generation: Mapping[str, Any], shape: Shape
+    raw_config: Mapping[str, Any], generation: Mapping[str, Any], shape: Shape
 ) -> DecoderConfig:
-    rope = {**(written.get("rope_parameters") or {}), **(written.get("rope_scaling") or {})}
-    moved = (
+    rope = {**(raw_config.get("rope_parameters") or {}), **(raw_config.get("rope_scaling") or {})}
+    nested = (
         "rope_theta",
         "partial_rotary_factor",
         "original_max_position_embeddings",
-    )  # transformers 5 nests them
-    given = {**{k: rope[k] for k in moved if k in rope}, **written}
-    heads = given.get("num_attention_heads")
+    )  # by transformers 5
+    values = {**{k: rope[k] for k in nested if k in rope}, **raw_config}
+    heads = values.get("num_attention_heads")
     if heads is None:
         raise ValueError(
-            "config.json does not say num_attention_heads, and no tensor's shape can tell it"
+            "config.json has no num_attention_heads, which can't be inferred from tensor shapes"
         )
-    if given.get("tie_word_embeddings") is False:
+    if values.get("tie_word_embeddings") is False:
         raise ValueError(
-            "config.json says tie_word_embeddings false; the Phi-4 models tie head and embedding"
+            "expected tie_word_embeddings true in config.json, as in the Phi-4 models, found false"
         )
-    # transformers' class defaults, which its config.json files may leave out
-    given.setdefault("partial_rotary_factor", 1.0)
-    eos = generation.get("eos_token_id", given.get("eos_token_id"))
+    # transformers' class default, which its config.json files may omit
+    values.setdefault("partial_rotary_factor", 1.0)
+    eos = generation.get("eos_token_id", values.get("eos_token_id"))
     if eos is not None:
-        given["eos_token_ids"] = (eos,) if isinstance(eos, int) else tuple(eos)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in {"longrope", "su", "default"}:
-        raise ValueError(f"config.json asks for rope type {kind!r}; expected longrope, or none")
+        values["eos_token_ids"] = (eos,) if isinstance(eos, int) else tuple(eos)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in {"longrope", "su", "default"}:
+        raise ValueError(
+            f"expected the rope type longrope, or none, in config.json, found {rope_type!r}"
+        )
     for table in ("short_factor", "long_factor"):
-        given[table] = tuple(float(x) for x in rope.get(table, ()))
+        values[table] = tuple(float(x) for x in rope.get(table, ()))
 
     inferred: dict[str, Any] = {}
     if embedding := shape("decoder.embed_tokens.weight"):
@@ -113,28 +115,28 @@ def _parse_decoder(
     if layers := _count(shape, "decoder.layers.{}.input_layernorm.weight"):
         inferred["num_hidden_layers"] = layers
     if qkv := shape("decoder.layers.0.self_attn.qkv_proj.weight"):
-        head = given.get("hidden_size", qkv[1]) // heads
+        head = values.get("hidden_size", qkv[1]) // heads
         inferred["num_key_value_heads"] = (qkv[0] // head - heads) // 2
     config = replace(
-        _fill(DecoderConfig, inferred, given), sliding_window=given.get("sliding_window")
+        _fill(DecoderConfig, inferred, values), sliding_window=values.get("sliding_window")
     )
     if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
         raise ValueError(
-            f"config.json asks for a sliding window of {config.sliding_window} tokens within "
+            f"config.json has a sliding window of {config.sliding_window} tokens within "
             f"{config.max_position_embeddings}; only full attention is supported, as in the Phi-4 models"
         )
     half = config.rotary_dim // 2
-    if kind == "default":  # one plain table: all factors 1 and no switch
+    if rope_type == "default":  # a single table: all factors 1 and no switch
         plain = (1.0,) * half
         limit = config.max_position_embeddings
         return replace(
             config, short_factor=plain, long_factor=plain, original_max_position_embeddings=limit
         )
-    found = len(config.short_factor), len(config.long_factor)
-    if found != (half, half):
+    lengths = len(config.short_factor), len(config.long_factor)
+    if lengths != (half, half):
         raise ValueError(
-            f"LongRoPE tables need {half} factors for {config.rotary_dim} rotated channels, found {found[0]} short and "
-            f"{found[1]} long"
+            f"LongRoPE tables need {half} factors for {config.rotary_dim} rotated channels, found {lengths[0]} short "
+            f"and {lengths[1]} long"
         )
     return config
 
@@ -164,15 +166,16 @@ _AUDIO_SHAPES = {
     ),
     "ext_pw_out_channel": ("audio.encoder.blocks.0.conv.ext_pw_conv_1d.weight", 0),
 }
-"""Field -> the tensor and axis that tell it, where config.json doesn't (the original layout's never tells vision)."""
+"""Field -> the tensor and axis that give its value, where config.json doesn't (that of the original layout has no
+vision fields)."""
 
 
 def _from_shapes(table: Mapping[str, tuple[str, int]], shape: Shape) -> dict[str, Any]:
     sizes = {}
     for field, (ours, axis) in table.items():
-        found = shape(ours)
-        if found is not None and len(found) > axis:
-            sizes[field] = found[axis]
+        dimensions = shape(ours)
+        if dimensions is not None and len(dimensions) > axis:
+            sizes[field] = dimensions[axis]
     return sizes
 
 
@@ -180,11 +183,11 @@ def _vision_sizes(shape: Shape) -> dict[str, Any]:
     sizes = _from_shapes(_VISION_SHAPES, shape)
     if layers := _count(shape, "vision.encoder.layers.{}.layer_norm1.weight"):
         sizes["num_hidden_layers"] = layers
-    places = shape("vision.encoder.position_embedding.weight")
-    if places and "patch_size" in sizes:
-        sizes["crop_size"] = math.isqrt(places[0]) * sizes["patch_size"]
-    # No shape gives the number of heads. VisionConfig's default holds: Microsoft's code builds the tower with 16 heads
-    # whatever its width is, and 16 is the default of transformers' configuration too.
+    positions = shape("vision.encoder.position_embedding.weight")
+    if positions and "patch_size" in sizes:
+        sizes["crop_size"] = math.isqrt(positions[0]) * sizes["patch_size"]
+    # The number of heads isn't in a shape. VisionConfig's default is right: Microsoft's code builds the tower with 16
+    # heads for any width, and 16 is the default of transformers' configuration too.
     return sizes
 
 
@@ -207,11 +210,11 @@ _ORIGINAL_AUDIO = {
 _SAME_AUDIO = ("num_blocks", "input_size", "time_reduction", "kernel_size", "ext_pw_out_channel")
 
 
-def _original_audio(said: Mapping[str, Any]) -> dict[str, Any]:
-    values = {ours: said.get(theirs) for ours, theirs in _ORIGINAL_AUDIO.items()}
-    values |= {key: said.get(key) for key in _SAME_AUDIO}
-    values["nemo_conv_channels"] = (said.get("nemo_conv_settings") or {}).get("conv_channels")
-    values["bias_max_distance"] = (said.get("relative_attention_bias_args") or {}).get(
+def _original_audio(source: Mapping[str, Any]) -> dict[str, Any]:
+    values = {ours: source.get(theirs) for ours, theirs in _ORIGINAL_AUDIO.items()}
+    values |= {key: source.get(key) for key in _SAME_AUDIO}
+    values["nemo_conv_channels"] = (source.get("nemo_conv_settings") or {}).get("conv_channels")
+    values["bias_max_distance"] = (source.get("relative_attention_bias_args") or {}).get(
         "t5_bias_max_distance"
     )
     return values
@@ -221,7 +224,7 @@ def _original_audio(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(config: ModelConfig, layout: str) -> dict[str, Any]:
-    """The config.json of a layout. What it has no key for stands under `polyphi`, which other readers ignore."""
+    """The config.json of a layout. Values without a key are stored under `polyphi`, which other readers ignore."""
     d = config.decoder
     common = {
         "vocab_size": d.vocab_size,
@@ -270,28 +273,28 @@ def write(config: ModelConfig, layout: str) -> dict[str, Any]:
 
 
 def _native_towers(config: ModelConfig) -> dict[str, Any]:
-    written: dict[str, Any] = {"vision_config": None, "audio_config": None, "polyphi": {}}
+    raw_config: dict[str, Any] = {"vision_config": None, "audio_config": None, "polyphi": {}}
     if config.vision:
-        said = asdict(config.vision)
-        written["polyphi"]["vision"] = {"max_crops": said.pop("max_crops")}
-        written["vision_config"] = {
+        values = asdict(config.vision)
+        raw_config["polyphi"]["vision"] = {"max_crops": values.pop("max_crops")}
+        raw_config["vision_config"] = {
             "model_type": "phi4_multimodal_vision",
             "feature_layer": -2,
             "image_size": config.vision.crop_size,
-            **said,
+            **values,
         }
     if config.audio:
-        said = asdict(config.audio)
-        written["polyphi"]["audio"] = {"window": said.pop("window")}
-        written["audio_config"] = {"model_type": "phi4_multimodal_audio", **said}
-    return written
+        values = asdict(config.audio)
+        raw_config["polyphi"]["audio"] = {"window": values.pop("window")}
+        raw_config["audio_config"] = {"model_type": "phi4_multimodal_audio", **values}
+    return raw_config
 
 
 def _original_towers(config: ModelConfig) -> dict[str, Any]:
-    written: dict[str, Any] = {"embd_layer": {"embedding_cls": "image_audio"}, "polyphi": {}}
+    raw_config: dict[str, Any] = {"embd_layer": {"embedding_cls": "image_audio"}, "polyphi": {}}
     if config.vision:
-        written["polyphi"]["vision"] = asdict(config.vision)
-        written["embd_layer"]["image_embd_layer"] = {
+        raw_config["polyphi"]["vision"] = asdict(config.vision)
+        raw_config["embd_layer"]["image_embd_layer"] = {
             "crop_size": config.vision.crop_size,
             "embedding_cls": "tune_image",
             "hd_transform_order": "sub_glb",
@@ -301,9 +304,9 @@ def _original_towers(config: ModelConfig) -> dict[str, Any]:
             "with_learnable_separator": True,
         }
     if config.audio:
-        said = asdict(config.audio)
-        written["polyphi"]["audio"] = said
-        written["embd_layer"]["audio_embd_layer"] = {
+        values = asdict(config.audio)
+        raw_config["polyphi"]["audio"] = values
+        raw_config["embd_layer"]["audio_embd_layer"] = {
             "compression_rate": config.audio.time_reduction,
             "downsample_rate": 1,
             "embedding_cls": "audio",
@@ -311,8 +314,8 @@ def _original_towers(config: ModelConfig) -> dict[str, Any]:
             "use_conv_downsample": False,
             "use_qformer": False,
         }
-        encoder = {theirs: said[ours] for ours, theirs in _ORIGINAL_AUDIO.items()} | {
-            k: said[k] for k in _SAME_AUDIO
+        encoder = {theirs: values[ours] for ours, theirs in _ORIGINAL_AUDIO.items()} | {
+            k: values[k] for k in _SAME_AUDIO
         }
         encoder |= {
             "activation": "swish",
@@ -333,12 +336,12 @@ def _original_towers(config: ModelConfig) -> dict[str, Any]:
                 "t5_bias_max_distance": config.audio.bias_max_distance,
             },
         }
-        written["audio_processor"] = {"name": "cascades", "config": encoder}
+        raw_config["audio_processor"] = {"name": "cascades", "config": encoder}
     for name, adapter in config.adapters.items():
-        written[f"{name}_lora"] = {
+        raw_config[f"{name}_lora"] = {
             "r": adapter.rank,
             "lora_alpha": whole_number(adapter.alpha),
             "dp": adapter.dropout,
             "layer": r"layers.*((self_attn\.(qkv_proj|o_proj))|(mlp\.(gate_up|down)_proj))",
         }
-    return written
+    return raw_config

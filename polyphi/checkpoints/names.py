@@ -1,12 +1,12 @@
 """The table of renames: tensors of the three public layouts <-> our names, with a reason each.
 
-- `mini`: Phi-4-mini as published, the language model alone (transformers' `Phi3ForCausalLM`); adapters stand beside
-  it, as in the native layout.
+- `mini`: Phi-4-mini as published, the language model alone (transformers' `Phi3ForCausalLM`); adapters are in separate
+  folders, as in the native layout.
 - `original`: Phi-4-multimodal as Microsoft publishes it (`Phi4MMForCausalLM`), adapters nested in the checkpoint.
-- `native`: the same model as the transformers library stores it (`Phi4MultimodalForCausalLM`), adapters beside it as
-  PEFT folders `vision-lora/` and `speech-lora/`, and any sibling as `NAME-lora/`.
+- `native`: the same model as the transformers library stores it (`Phi4MultimodalForCausalLM`), with adapters as PEFT
+  folders `vision-lora/` and `speech-lora/`, and any other adapter as `NAME-lora/`.
 
-Source: names and shapes of the published checkpoints; transformers' own conversion script for the native names.
+Source: names and shapes of the published checkpoints; transformers' conversion script for the native names.
 """
 
 import re
@@ -22,22 +22,23 @@ from polyphi.quantization import quantize
 
 LAYOUTS = ("mini", "original", "native")
 QUANTISED, METHOD, FORMAT = "quantised", "polyphi", 1
-"""The layout of quantised checkpoints, and what their config.json says under `quantization_config`: who made them, and
-the version of the layout."""
+"""The layout of quantised checkpoints, and the method and version of the layout in the `quantization_config` of their
+config.json."""
 PUBLISHED_ADAPTERS = ("vision", "speech")
-"""All that the original layout has room for."""
+"""The adapters that the original layout supports."""
 PEFT_PREFIX = "base_model.model."
-"""What PEFT writes before every module name of an adapter file; read with and without it."""
+"""Prefix of PEFT before every module name of an adapter file; names are read with and without it."""
 TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""Names of types in safetensors headers."""
+"""Names of dtypes in safetensors headers."""
 BYTES = {"U8": torch.uint8}
-"""Type of packed weights."""
+"""Dtype of packed weights."""
 
 
 @dataclass(frozen=True)
 class Rename:
-    """`<x>` stands for a piece between dots, or the end of one. A rule matches the front of a name and keeps the rest;
-    the first that matches wins. `unit_axes` leading axes of length 1 precede the shape in both public layouts."""
+    """A rule of the table. `<x>` matches a part of a name between dots, or its end. A rule matches the prefix of a name
+    and keeps the suffix; the first matching rule applies. `unit_axes` leading axes of length 1 precede the shape in
+    both public layouts."""
 
     ours: str
     original: str
@@ -122,8 +123,7 @@ _PATTERNS = [(_pattern(r.ours), r) for r in RENAMES]
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lives with us, the shape that the layout gives it, and the type that it must have (None: any
-    float)."""
+    """Our name of a tensor, its shape in the layout, and its required dtype (None: any float)."""
 
     ours: str
     shape: tuple[int, ...]
@@ -131,8 +131,8 @@ class Entry:
 
 
 def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, int]:
-    """The public name of one of our tensors, and how many leading axes of length 1 it has there. `adapted` says
-    whether the checkpoint holds adapters: only then does the original layout say `.base_layer`."""
+    """(public name of one of our tensors, its number of leading axes of length 1). `adapted`: whether the checkpoint
+    has adapters; only then the original layout has `.base_layer` in names."""
     if layout == QUANTISED:
         return ours, 0
     for pattern, rule in _PATTERNS:
@@ -146,21 +146,22 @@ def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, i
 
 
 def tensor_names(config: ModelConfig, layout: str = "original") -> dict[str, Entry]:
-    """Every tensor of a checkpoint of these sizes: public name -> `Entry`. Adapter files of the native layout appear
-    as `vision-lora/NAME`. The mini layout has the language model only, whatever else the configuration holds."""
+    """Every tensor of a checkpoint with this configuration: public name -> `Entry`. Adapter files of the native layout
+    have names such as `vision-lora/NAME`. The mini layout has only the language model."""
     config = as_stored(config, layout)
     return entries_of(empty_model(config).state_dict(), layout, adapted=bool(config.adapters))
 
 
 def as_stored(config: ModelConfig, layout: str) -> ModelConfig:
-    """What of a model a layout holds: `mini` leaves out the towers, and then the adapters that were made for them."""
+    """The configuration of the part of a model that a layout stores: `mini` omits the towers, and with them the
+    adapters."""
     if layout == "mini" and (config.vision or config.audio):
         return replace(config, vision=None, audio=None, adapters={})
     return config
 
 
 def empty_model(config: ModelConfig) -> PhiModel:
-    """The modules with shapes and no memory."""
+    """The model on the meta device: shapes without memory."""
     with torch.device("meta"):
         return PhiModel(config)
 
@@ -176,13 +177,14 @@ def entries_of(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> di
 
 
 def in_pieces(entries: Mapping[str, Entry], parts: Mapping[str, quantize.Part]) -> dict[str, Entry]:
-    """Entries of a quantised checkpoint: a weight's pieces in its place, `NAME.q8` and `NAME.row` say."""
-    found = {}
+    """Entries of a quantised checkpoint: each quantised weight is replaced by its pieces, such as `NAME.q8` and
+    `NAME.row`."""
+    result = {}
     for name, entry in entries.items():
         if entry.ours not in parts:
-            found[name] = entry
+            result[name] = entry
             continue
         part = parts[entry.ours]
-        for end, (kind, shape) in part.form.layout(part.shape).items():
-            found[f"{name}.{end}"] = Entry(entry.ours, shape, kind)
-    return found
+        for end, (dtype, shape) in part.form.layout(part.shape).items():
+            result[f"{name}.{end}"] = Entry(entry.ours, shape, dtype)
+    return result

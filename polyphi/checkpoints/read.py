@@ -1,9 +1,9 @@
 """Reading checkpoints in any of the three public layouts, or in the quantised one (docs/engine.md).
 
-# the layout is recognised; sizes come from config.json and the shapes
+# the layout is detected; the configuration is read from config.json and tensor shapes
 >>> model = load_checkpoint("path/to/folder")
 
-Only safetensors are read, mapped into memory and never copied unless a cast or a device asks for it. Pickles are
+Only safetensors are read; they are mapped into memory and copied only for a cast or another device. Pickles are
 refused, and the code that a checkpoint's `auto_map` names is never run.
 """
 
@@ -54,12 +54,12 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 NAMES_SHOWN = 20
-"""Names listed per kind of mismatch in an error; a count stands for the rest."""
+"""Names listed per type of mismatch in an error; for the others only the number is given."""
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """One tensor in a file; nothing but its header has been read."""
+    """A tensor in a file, of which only the header is read."""
 
     file: Path
     key: str
@@ -76,27 +76,27 @@ def load_checkpoint(
     quant: str | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> PhiModel:
-    """A model from a folder, or from the hub by `owner/name`, in any of the three layouts. `dtype=None` keeps what is
-    stored; `adapters=False` leaves the LoRAs out; `quant` is a kind of `quantize.py`, for inference. `progress` is
-    called with the share of the tensors that are loaded.
+    """The model in a folder, or of the hub id `owner/name`, in any of the three layouts. `dtype=None` keeps the stored
+    dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. `progress` is called
+    with the share of the tensors that are loaded.
 
-    On the CPU, without a cast, the parameters are the mapped file itself, so memory stays at the checkpoint's size; so
-    are weights of a quantised checkpoint in the order that our kernels read. What is quantised or laid out anew is read
-    one tensor at a time, and nothing of it stays mapped.
-    Raises ValueError, in one message: an unknown `quant`, or another one than a quantised checkpoint has; no
-    config.json, a damaged file, pickles, tensors that are missing, unexpected, mis-shaped or of a wrong type, by name,
-    or an adapter (they come from anywhere) with NaN or infinity.
+    On the CPU, without a cast, the parameters are the mapped file, so memory stays at the checkpoint's size; so are
+    weights of a quantised checkpoint in the order of our kernels. Tensors that are quantised or reordered are read one
+    at a time and don't stay mapped.
+    Raises ValueError for an unknown `quant` or another one than that of a quantised checkpoint; a missing config.json,
+    a damaged file, pickles; tensors that are missing, unexpected, or of a wrong shape or dtype, by name; an adapter
+    (which may come from any source) with NaN or infinity.
     """
     folder = locate(source)
     layout, config, stored = _open(folder)
     if layout == QUANTISED:
-        made = read_quantization(folder)
-        if quant not in (None, made):
+        scheme = read_quantization(folder)
+        if quant not in (None, scheme):
             raise ValueError(
-                f"{folder} is quantised to {made} and can't become {quant}: load it without quant, or with "
-                f"quant={quant!r} the checkpoint that it was made of"
+                f"{folder} is quantised to {scheme} and can't become {quant}: load it without quant, or load the "
+                f"unquantised checkpoint with quant={quant!r}"
             )
-        quant = made
+        quant = scheme
     adapted = bool(config.adapters)
     if not adapters:
         config = replace(config, adapters={})
@@ -105,7 +105,7 @@ def load_checkpoint(
             for name, s in stored.items()
             if not any(part in name for part in (".lora_A.", ".lora_B.", ".lora."))
         }
-    model, place = empty_model(config), torch.device(device)
+    model, target = empty_model(config), torch.device(device)
     expected = entries_of(model.state_dict(), layout, adapted=adapted)
     parts = {part.name: part for part in quantize.parts(model, quant)} if quant else {}
     if layout == QUANTISED:
@@ -118,22 +118,23 @@ def load_checkpoint(
         names_of.setdefault(entry.ours, []).append(name)
 
     def pieces(ours: str) -> dict[str, Tensor]:
-        """What is stored of a tensor, by the last word of its name, each in a mapping of its own that ends with it."""
+        """The stored pieces of a tensor, by the last part of their names; each has a mapping of its own, which is
+        released with it."""
         return {name.rpartition(".")[2]: _read(stored[name]) for name in names_of[ours]}
 
     for number, part in enumerate(parts.values()):
         progress(number / len(names_of))
-        found = pieces(part.name)
+        stored_pieces = pieces(part.name)
         if ".lora." in part.name:
-            for end, tensor in found.items():
-                if tensor.is_floating_point():  # of packed ones any bytes are numbers
+            for end, tensor in stored_pieces.items():
+                if tensor.is_floating_point():  # any bytes are valid packed weights
                     _check_finite(f"{part.name} ({end})", tensor)
         if layout == QUANTISED:
-            part.put(part.form.stored(found, part.shape, place))
+            part.put(part.form.stored(stored_pieces, part.shape, target))
         else:
-            (tensor,) = found.values()
-            part.put(part.form(tensor.to(device=place, dtype=dtype).flatten(1)))
-        del found
+            (tensor,) = stored_pieces.values()
+            part.put(part.form(tensor.to(device=target, dtype=dtype).flatten(1)))
+        del stored_pieces
     if quant:
         give_back()
     state: dict[str, Tensor] = {}
@@ -142,12 +143,12 @@ def load_checkpoint(
         head = model.decoder.head
         assert isinstance(head, Quantised)
         if head.table is None:
-            # Mapped once more: of rows that are looked up, only those take memory.
+            # Mapped a second time: only rows that are looked up take memory.
             packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
-            head.table = packed.to(place)
+            head.table = packed.to(target)
     elif quantize.EMBEDDING in parts:
         (table,) = pieces(quantize.EMBEDDING).values()
-        state[quantize.EMBEDDING] = table if place.type == "cpu" else table.to(place, dtype)
+        state[quantize.EMBEDDING] = table if target.type == "cpu" else table.to(target, dtype)
     by_file: dict[Path, list[str]] = {}
     for name, entry in expected.items():
         if entry.ours not in parts:
@@ -158,20 +159,20 @@ def load_checkpoint(
                 entry = expected[name]
                 # The embedding may be in both.
                 progress(min(1.0, (len(parts) + len(state)) / len(names_of)))
-                anew = quant is not None and not entry.ours.startswith("decoder.")
-                tensor = _read(stored[name]) if anew else tensors.get_tensor(stored[name].key)
+                reorder = quant is not None and not entry.ours.startswith("decoder.")
+                tensor = _read(stored[name]) if reorder else tensors.get_tensor(stored[name].key)
                 if ".lora." in entry.ours:
                     _check_finite(name, tensor)
                 unit_axes = public_name(entry.ours, layout)[1]
                 state[entry.ours] = tensor.reshape(entry.shape[unit_axes:]).to(
-                    device=place, dtype=dtype
+                    device=target, dtype=dtype
                 )
     model.load_state_dict(state, strict=True, assign=True)
-    state.clear()  # it would hold what is laid out anew
+    state.clear()  # otherwise it would keep reordered tensors alive
     if quant:
         quantize.prepare(model, quant)
         give_back()
-    # A buffer that no checkpoint holds would still be on the meta device; modules compute such tables when they run.
+    # A buffer that isn't in checkpoints would still be on the meta device; modules compute such tables when they run.
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (
         "a tensor was left without values"
     )
@@ -184,77 +185,77 @@ def _read(stored: _Stored) -> Tensor:
 
 
 def read_config(source: str | Path) -> ModelConfig:
-    """The sizes of a checkpoint: what config.json says, and what it leaves out from the tensors' shapes."""
+    """The configuration of a checkpoint, from config.json and tensor shapes."""
     return _open(locate(source))[1]
 
 
 def read_layout(source: str | Path) -> str:
-    """Which of the three layouts a checkpoint has, or QUANTISED."""
+    """The layout of a checkpoint: one of the three, or QUANTISED."""
     return _open(locate(source))[0]
 
 
 def read_quantization(source: str | Path) -> str | None:
-    """The kind (`quantize.py`) to which a checkpoint's weights are quantised, or None. Raises ValueError for weights
-    that something else has quantised, and for a newer version of our layout."""
+    """The scheme (`quantize.py`) of a quantised checkpoint, None for others. Raises ValueError for weights quantised by
+    other software, and for a newer version of our layout."""
     folder = locate(source)
-    said = _read_json(folder / "config.json").get("quantization_config")
-    if not said:
+    settings = _read_json(folder / "config.json").get("quantization_config")
+    if not settings:
         return None
-    method = said.get("quant_method") if isinstance(said, dict) else said
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
     if method != METHOD:
         raise ValueError(
-            f"{folder}/config.json says that {method!r} quantised these weights; expected whole ones, or those of "
+            f"{folder}/config.json has the quantization method {method!r}; expected unquantised weights, or those of "
             "`polyphi export --quant`"
         )
-    if said.get("format") != FORMAT or said.get("kind") not in quantize.STORED:
+    if settings.get("format") != FORMAT or settings.get("kind") not in quantize.STORED:
         raise ValueError(
-            f"{folder} holds weights of kind {said.get('kind')!r} in version {said.get('format')!r} of the quantised "
-            f"layout; this polyphi reads {', '.join(quantize.STORED)} in version {FORMAT}: install a newer one, or "
-            "export the checkpoint again"
+            f"{folder} has weights of kind {settings.get('kind')!r} in version {settings.get('format')!r} of the "
+            f"quantised layout; this version of polyphi reads {', '.join(quantize.STORED)} in version {FORMAT}: "
+            "install a newer one, or export the checkpoint again"
         )
-    return str(said["kind"])
+    return str(settings["kind"])
 
 
 def stored_bytes(source: str | Path) -> int:
     """Bytes of all tensors of a checkpoint."""
-    kinds = TYPES | BYTES
-    found = _open(locate(source))[2].values()
-    return sum(math.prod(t.shape) * kinds.get(t.type, torch.float32).itemsize for t in found)
+    dtypes = TYPES | BYTES
+    tensors = _open(locate(source))[2].values()
+    return sum(math.prod(t.shape) * dtypes.get(t.type, torch.float32).itemsize for t in tensors)
 
 
 def stored_types(source: str | Path) -> Counter[torch.dtype]:
-    """How many parameters of a checkpoint are stored in which type; only headers are read."""
-    counted: Counter[torch.dtype] = Counter()
+    """Number of parameters of a checkpoint by stored dtype; only headers are read."""
+    counts: Counter[torch.dtype] = Counter()
     for name, tensor in _open(locate(source))[2].items():
-        if name != "lm_head.weight":  # the embedding once more
-            kind = TYPES.get(tensor.type, torch.float32)  # of others, loading tells
-            counted[kind] += math.prod(tensor.shape)
-    return counted
+        if name != "lm_head.weight":  # a copy of the embedding
+            dtype = TYPES.get(tensor.type, torch.float32)  # loading raises for other dtypes
+            counts[dtype] += math.prod(tensor.shape)
+    return counts
 
 
 def files_beside(source: str | Path, layout: str) -> list[Path]:
-    """What goes along when a checkpoint is written again in a `layout`: its tokenizer, and where the layout stays the
-    settings of its processor and templates too."""
+    """Files to copy when a checkpoint is written again in a `layout`: its tokenizer, and for an equal layout also the
+    settings of its processor and templates."""
     folder = locate(source)
-    found = read_layout(folder)
-    if layout not in (found, QUANTISED):  # quantised ones are described as whole ones are
+    stored_layout = read_layout(folder)
+    if layout not in (stored_layout, QUANTISED):  # quantised ones have the same settings
         return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json"}
-    kept = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
-    return [p for p in kept if p.name not in ours]
+    texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
+    return [p for p in texts if p.name not in ours]
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint; a run's folder stands for its `model`, and `owner/name` (or `hf:owner/name`)
-    that is no folder here comes from the hub."""
+    """The local folder of a checkpoint; for a run's folder that of its `model`; `owner/name` (or `hf:owner/name`) that
+    is no local folder is downloaded from the hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         inner = folder / "model"
-        made_here = (inner / "config.json").is_file() and not (folder / "config.json").exists()
-        return inner if made_here else folder
+        is_run = (inner / "config.json").is_file() and not (folder / "config.json").exists()
+        return inner if is_run else folder
     if folder.suffix == ".gguf":
         raise ValueError(
-            f"{source} is a GGUF file; make a checkpoint of it: polyphi export {source} --out FOLDER"
+            f"{source} is a GGUF file; convert it to a checkpoint: polyphi export {source} --out FOLDER"
         )
     repository = str(source).removeprefix("hf:")
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
@@ -272,28 +273,29 @@ def locate(source: str | Path) -> Path:
 
 
 def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
-    """Layout, configuration and table of contents of a checkpoint folder."""
+    """(layout, configuration, stored tensors by name) of a checkpoint folder."""
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} has no config.json; expected a checkpoint folder with config.json and safetensors"
         )
-    written = _read_json(folder / "config.json")
+    raw_config = _read_json(folder / "config.json")
     stored = _contents(_weight_files(folder))
-    layout = described = _layout(written, stored)
+    layout = config_layout = _layout(raw_config, stored)
     adapters = {}
     if read_quantization(folder):
         layout = QUANTISED
-        for name, said in written["quantization_config"].get("adapters", {}).items():
-            adapters[name] = peft.parse_peft(said, f"{folder}/config.json, adapter {name}")
+        for name, values in raw_config["quantization_config"].get("adapters", {}).items():
+            adapters[name] = peft.parse_peft(values, f"{folder}/config.json, adapter {name}")
     elif layout != "original":
-        for place in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
-            said = _read_json(place / "adapter_config.json")
-            adapters[place.name.removesuffix("-lora")] = peft.parse_peft(
-                said, f"{place}/adapter_config.json"
+        for adapter_folder in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
+            values = _read_json(adapter_folder / "adapter_config.json")
+            adapters[adapter_folder.name.removesuffix("-lora")] = peft.parse_peft(
+                values, f"{adapter_folder}/adapter_config.json"
             )
-            inside = _contents([place / "adapter_model.safetensors"])
+            inside = _contents([adapter_folder / "adapter_model.safetensors"])
             stored |= {
-                f"{place.name}/{name.removeprefix(PEFT_PREFIX)}": s for name, s in inside.items()
+                f"{adapter_folder.name}/{name.removeprefix(PEFT_PREFIX)}": s
+                for name, s in inside.items()
             }
 
     def shape(ours: str) -> tuple[int, ...] | None:
@@ -302,19 +304,17 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
 
     try:
         if layout == "original":
-            adapters = peft.parse_nested_adapters(written)
+            adapters = peft.parse_nested_adapters(raw_config)
         config = config_json.parse(
-            written,
-            described,
+            raw_config,
+            config_layout,
             generation=_read_json(folder / "generation_config.json"),
             preprocessor=_read_json(folder / "preprocessor_config.json"),
             adapters=adapters,
             shape=shape,
         )
     except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{folder}/config.json holds a value that makes no sense: {error!r}"
-        ) from error
+        raise ValueError(f"{folder}/config.json has an invalid value: {error!r}") from error
     return layout, config, stored
 
 
@@ -324,7 +324,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, found {type(value).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
@@ -332,9 +332,9 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         members = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        if strange := [m for m in members if Path(m).name != m or not m.endswith(".safetensors")]:
+        if foreign := [m for m in members if Path(m).name != m or not m.endswith(".safetensors")]:
             raise ValueError(
-                f"{index} names {strange[0]!r}; expected safetensors files in the same folder (pickles are refused)"
+                f"{index} names {foreign[0]!r}; expected safetensors files in the same folder (pickles are refused)"
             )
         if absent := [m for m in members if not (folder / m).is_file()]:
             raise ValueError(
@@ -347,10 +347,10 @@ def _weight_files(folder: Path) -> list[Path]:
         p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
     ):
         raise ValueError(
-            f"{folder} holds {pickles[0]}, a pickle, which can run code and is refused; expected model.safetensors"
+            f"{folder} has {pickles[0]}, a pickle, which can run code and is refused; expected model.safetensors"
         )
     raise ValueError(
-        f"{folder} holds no weights; expected model.safetensors or model.safetensors.index.json"
+        f"{folder} has no weights; expected model.safetensors or model.safetensors.index.json"
     )
 
 
@@ -361,7 +361,7 @@ def _safe_open(file: Path) -> Any:
         return safe_open(file, framework="pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{file} is not a whole safetensors file ({error}); was it cut off while copying?"
+            f"{file} is not a complete safetensors file ({error}); copy it again"
         ) from error
 
 
@@ -371,22 +371,20 @@ def _contents(files: Iterable[Path]) -> dict[str, _Stored]:
         with _safe_open(file) as tensors:
             for key in tensors.keys():  # noqa: SIM118  (not a mapping)
                 if key in stored:
-                    raise ValueError(
-                        f"tensor {key} stands in two files: {stored[key].file} and {file}"
-                    )
+                    raise ValueError(f"tensor {key} is in two files: {stored[key].file} and {file}")
                 header = tensors.get_slice(key)
                 stored[key] = _Stored(file, key, tuple(header.get_shape()), header.get_dtype())
     return stored
 
 
-def _layout(written: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
-    model_type = written.get("model_type")
-    known = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
-    if model_type in known:
-        return known[model_type]
+def _layout(raw_config: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
+    model_type = raw_config.get("model_type")
+    layouts = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
+    if model_type in layouts:
+        return layouts[model_type]
     if model_type is not None:
         raise ValueError(
-            f"config.json says model_type {model_type!r}; expected one of {', '.join(known)}"
+            f"expected a model_type of {', '.join(layouts)} in config.json, found {model_type!r}"
         )
     if any(".base_layer." in name or name.endswith("glb_GN") for name in stored):
         return "original"
@@ -400,7 +398,7 @@ def _layout(written: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
 def _without_tied_head(
     stored: dict[str, _Stored], expected: Mapping[str, Entry]
 ) -> dict[str, _Stored]:
-    """The head is the embedding; a checkpoint may store it once more, but then it must be the same."""
+    """The stored tensors without a copy of the embedding as head. Raises ValueError where the two differ."""
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if head not in stored or head in expected or embedding not in stored:
         return stored
@@ -427,7 +425,7 @@ def _check(
         "unexpected": [name for name in stored if name not in expected],
         "mis-shaped": misshaped,
         "of another type": [
-            f"{name} expected {_type_told(entry.type)} found {stored[name].type}"
+            f"{name} expected {_dtype_text(entry.type)} found {stored[name].type}"
             for name, entry in expected.items()
             if name in stored and not _fits(entry.type, stored[name].type)
         ],
@@ -435,27 +433,27 @@ def _check(
     if not any(faults.values()):
         return
     parts = []
-    for kind, found in faults.items():
-        if found:
-            more = f" ... and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
-            parts.append(f"{len(found)} {kind}: {', '.join(found[:NAMES_SHOWN])}{more}")
+    for fault, names in faults.items():
+        if names:
+            more = f" ... and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            parts.append(f"{len(names)} {fault}: {', '.join(names[:NAMES_SHOWN])}{more}")
     raise ValueError(
-        f"{folder} does not hold what its config.json promises ({layout} layout, {len(expected)} tensors expected, "
+        f"the tensors in {folder} don't match its config.json ({layout} layout, {len(expected)} tensors expected, "
         f"{len(stored)} found). {'; '.join(parts)}"
     )
 
 
-def _fits(wanted: torch.dtype | None, found: str) -> bool:
-    if wanted is None:
-        return found in TYPES
-    return (TYPES | BYTES).get(found) == wanted
+def _fits(required: torch.dtype | None, stored: str) -> bool:
+    if required is None:
+        return stored in TYPES
+    return (TYPES | BYTES).get(stored) == required
 
 
-def _type_told(wanted: torch.dtype | None) -> str:
-    return "a float" if wanted is None else str(wanted).removeprefix("torch.")
+def _dtype_text(required: torch.dtype | None) -> str:
+    return "a float" if required is None else str(required).removeprefix("torch.")
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
-    low, high = tensor.aminmax()  # NaN comes through
+    low, high = tensor.aminmax()  # NaN is propagated
     if not bool((high.float() - low.float()).isfinite()):
-        raise ValueError(f"{name} holds NaN or infinity; expected an adapter of numbers")
+        raise ValueError(f"expected finite values in the adapter, found NaN or infinity in {name}")

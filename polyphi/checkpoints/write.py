@@ -1,4 +1,4 @@
-"""Writing checkpoints in one of the three public layouts, or quantised in one of our own; bit-exact, whole or absent.
+"""Writing checkpoints in one of the three public layouts, or quantised in our layout; bit-exact and atomic.
 
 >>> save_checkpoint(model, "elsewhere", layout="original")
 >>> save_checkpoint(model, "elsewhere", quant="int4")
@@ -39,9 +39,9 @@ from polyphi.quantization.fewbits import Pieces
 from polyphi.runtime.files import whole_folder
 
 ALIGNED = 64
-"""Bytes at a multiple of which quantised tensors begin in their file, so that kernels read them where they lie."""
+"""Alignment in bytes of quantised tensors in their file, so that kernels can read the mapped file."""
 SHARD_BYTES = 2_000_000_000
-_WRITTEN = {dtype: name for name, dtype in (TYPES | BYTES).items()}
+_DTYPE_NAMES = {dtype: name for name, dtype in (TYPES | BYTES).items()}
 
 
 def save_checkpoint(
@@ -55,26 +55,26 @@ def save_checkpoint(
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
-    """Writes a checkpoint in one of the three layouts; `mini` keeps the language model alone. With `quant`, a kind of
-    `quantize.py`, all is quantised while it is written, in the layout of our own, and the model stays whole; 4 bits are
-    rounded for `calibration`, rows like those that it will answer. A model that is quantised already is written as it
-    is. `files` (a tokenizer's, say) are copied beside it.
+    """Write a checkpoint in one of the three layouts; `mini` stores the language model alone. With `quant`, a scheme of
+    `quantize.py`, the weights are quantised while they are written, in our layout, and the model stays unquantised; 4
+    bits are rounded by calibration on the rows of `calibration`, which should resemble the later inputs. A quantised
+    model is written unchanged. `files` (such as a tokenizer's) are copied to the folder.
 
-    Everything is written into a temporary folder that takes the place of `folder` at the end, so a full disk or a kill
-    leaves either the old checkpoint or the new one. Raises ValueError where `folder` holds something else, for
-    adapters that the original layout has no room for, for a model quantised otherwise and for an unknown `quant`.
+    Everything is written to a temporary folder that replaces `folder` at the end, so a full disk or a kill leaves
+    either the old checkpoint or the new one. Raises ValueError where `folder` has other content, for adapters that the
+    original layout doesn't support, for a model with another quantization and for an unknown `quant`.
     """
     if calibration and quant is None:
         raise ValueError(
-            "rows to calibrate with are for a quantised checkpoint; say which, int4 say"
+            "calibration rows are for a quantised checkpoint; set quant, for example quant='int4'"
         )
     state: dict[str, Tensor | Pieces] = dict(model.state_dict())
     tensor: Callable[[str], Tensor | Pieces] = state.__getitem__
     if model.quant is not None:
         if model.quant not in quantize.STORED or quant != model.quant:
             raise ValueError(
-                f"a model quantised to {model.quant} can't be saved as anything else: load it without quant, or say "
-                f"quant={model.quant!r}"
+                f"a model quantised to {model.quant} can't be saved with quant={quant!r}: load it without quant, or "
+                f"set quant={model.quant!r}"
             )
         tensor = quantize.reader(model)
     elif quant is not None and calibration:
@@ -102,19 +102,19 @@ def write_checkpoint(
     max_shard_bytes: int = SHARD_BYTES,
     files: Sequence[str | Path] = (),
 ) -> None:
-    """`save_checkpoint` for tensors that come one at a time: `tensor(our name)` returns each, or its pieces where it is
-    quantised already; only one shard is in memory."""
+    """Write a checkpoint like `save_checkpoint`, one tensor at a time: `tensor(our name)` returns each, or its pieces
+    where it is quantised; only one shard is in memory."""
     if quant is not None and quant not in quantize.STORED:
         raise ValueError(
-            f"a checkpoint is quantised to one of {', '.join(quantize.STORED)}; found {quant!r}"
+            f"expected quant to be one of {', '.join(quantize.STORED)}; found {quant!r}"
         )
     if quant is not None and layout == "original":
         raise ValueError(
-            "quantised weights have a layout of their own; leave out the layout, or say mini for the language model "
-            "alone"
+            "quantised weights can't be stored in the original layout; omit the layout, or use mini for the language "
+            "model alone"
         )
     if quant is not None:
-        dtype = dtype or torch.bfloat16  # as `load_checkpoint` has it
+        dtype = dtype or torch.bfloat16  # as in `load_checkpoint`
     target = Path(folder)
     if (
         target.exists()
@@ -122,45 +122,44 @@ def write_checkpoint(
         and (not target.is_dir() or any(target.iterdir()))
     ):
         raise ValueError(
-            f"{target} exists and is no checkpoint (it has no config.json); give a new or an empty folder"
+            f"{target} exists and is not a checkpoint (it has no config.json); use a new or empty folder"
         )
-    siblings = sorted(set(config.adapters) - set(PUBLISHED_ADAPTERS))
-    if layout == "original" and siblings:
+    others = sorted(set(config.adapters) - set(PUBLISHED_ADAPTERS))
+    if layout == "original" and others:
         raise ValueError(
-            f"the original layout holds the adapters {' and '.join(PUBLISHED_ADAPTERS)}, this model also has "
-            f"{', '.join(siblings)}; merge it into the base (--merge {siblings[0]}), or use the native layout"
+            f"the original layout supports the adapters {' and '.join(PUBLISHED_ADAPTERS)}, this model also has "
+            f"{', '.join(others)}; merge it into the base (--merge {others[0]}), or use the native layout"
         )
     config = as_stored(config, layout)
     entries = tensor_names(config, layout if quant is None else QUANTISED)
-    beside: dict[str, dict[str, Entry]] = {}
+    adapter_files: dict[str, dict[str, Entry]] = {}
     for name in [name for name in entries if "/" in name]:
-        place, _, rest = name.partition("/")
-        beside.setdefault(place, {})[PEFT_PREFIX + rest] = entries.pop(name)
+        adapter_folder, _, suffix = name.partition("/")
+        adapter_files.setdefault(adapter_folder, {})[PEFT_PREFIX + suffix] = entries.pop(name)
 
-    def ready(entry: Entry) -> Tensor:
-        found = tensor(entry.ours)
-        assert isinstance(found, Tensor), f"pieces of {entry.ours}, which stays whole"
-        return found.detach().reshape(entry.shape).to("cpu", dtype).contiguous()
+    def converted(entry: Entry) -> Tensor:
+        value = tensor(entry.ours)
+        assert isinstance(value, Tensor), f"pieces of {entry.ours}, which isn't quantised"
+        return value.detach().reshape(entry.shape).to("cpu", dtype).contiguous()
 
-    def written() -> Iterator[tuple[str, Tensor]]:
+    def output_tensors() -> Iterator[tuple[str, Tensor]]:
         parts = {p.name: p for p in quantize.parts(empty_model(config), quant)} if quant else {}
         for name, entry in entries.items():
             if entry.ours in parts:
-                found = tensor(entry.ours)
-                if isinstance(found, Tensor):
-                    values = found.detach().to("cpu", dtype).flatten(1)
-                    found = parts[entry.ours].form.pieces(values)
-                pieces = found
+                pieces = tensor(entry.ours)
+                if isinstance(pieces, Tensor):
+                    values = pieces.detach().to("cpu", dtype).flatten(1)
+                    pieces = parts[entry.ours].form.pieces(values)
                 yield from ((f"{name}.{end}", piece) for end, piece in pieces.items())
             else:
-                yield name, ready(entry)
+                yield name, converted(entry)
 
     with whole_folder(target, shared=True) as work:
-        stored = _write_shards(written(), work, max_shard_bytes, aligned=quant is not None)
-        said = {**config_json.write(config, layout), "torch_dtype": stored}
+        stored = _write_shards(output_tensors(), work, max_shard_bytes, aligned=quant is not None)
+        config_values = {**config_json.write(config, layout), "torch_dtype": stored}
         if quant is not None:
             adapters = {name: peft.write_peft(a) for name, a in config.adapters.items()}
-            said |= {
+            config_values |= {
                 "torch_dtype": str(dtype).removeprefix("torch."),
                 "quantization_config": {
                     "quant_method": METHOD,
@@ -169,21 +168,21 @@ def write_checkpoint(
                     "adapters": adapters,
                 },
             }
-        _write_json(work / "config.json", said)
+        _write_json(work / "config.json", config_values)
         tokens = {
             "bos_token_id": config.decoder.bos_token_id,
             "eos_token_id": list(config.decoder.eos_token_ids),
             "pad_token_id": config.decoder.pad_token_id,
         }
         _write_json(work / "generation_config.json", tokens)
-        for place, members in beside.items():
-            (work / place).mkdir()
+        for adapter_folder, members in adapter_files.items():
+            (work / adapter_folder).mkdir()
             _save_file(
-                {name: ready(e) for name, e in members.items()},
-                work / place / "adapter_model.safetensors",
+                {name: converted(e) for name, e in members.items()},
+                work / adapter_folder / "adapter_model.safetensors",
             )
-            adapter = config.adapters[place.removesuffix("-lora")]
-            _write_json(work / place / "adapter_config.json", peft.write_peft(adapter))
+            adapter = config.adapters[adapter_folder.removesuffix("-lora")]
+            _write_json(work / adapter_folder / "adapter_config.json", peft.write_peft(adapter))
         for file in files:
             shutil.copy(file, work / Path(file).name)
 
@@ -191,7 +190,7 @@ def write_checkpoint(
 def _write_shards(
     tensors: Iterable[tuple[str, Tensor]], folder: Path, limit: int, *, aligned: bool
 ) -> str:
-    """Fills shards of at most `limit` bytes in order; returns the name of the first tensor's type."""
+    """Write shards of at most `limit` bytes in order; returns the name of the first tensor's dtype."""
     shards: list[list[str]] = []
     shard: dict[str, Tensor] = {}
     filled = total = 0
@@ -230,23 +229,23 @@ def _write_shards(
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        save_file(tensors, path, metadata={"format": "pt"})  # transformers insists on the metadata
-    except SafetensorError as error:  # a full disk, mostly
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers requires the metadata
+    except SafetensorError as error:  # usually a full disk
         raise OSError(f"could not write {path}: {error}") from error
     path.chmod(0o666 & ~_umask())
 
 
 def _save_aligned(tensors: dict[str, Tensor], path: Path) -> None:
-    """A safetensors file in which whole multiples of ALIGNED bytes come first, and begin at one. (The library sorts by
-    type, and has no such promise.)"""
+    """Write a safetensors file in which tensors with a multiple of ALIGNED bytes come first, and are aligned. (The
+    library sorts by dtype and doesn't guarantee alignment.)"""
     order = sorted(tensors, key=lambda name: tensors[name].nbytes % ALIGNED != 0)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name in order:
         tensor, end = tensors[name], start + tensors[name].nbytes
-        kind = _WRITTEN[tensor.dtype]
+        dtype_name = _DTYPE_NAMES[tensor.dtype]
         header[name] = {
-            "dtype": kind,
+            "dtype": dtype_name,
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }

@@ -23,4 +23,4 @@ def claims(
     from polyphi.recipe.graph import Run
 
     run = Run(size, out, seed=seed, precision=precision, console=console)
-    laboratory.conduct(run, names or (), seeds)
+    laboratory.run_claims(run, names or (), seeds)

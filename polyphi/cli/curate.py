@@ -32,7 +32,7 @@ def curate(
 
     run = Run(size, out, seed=seed, console=console)
     if corpus == "show":
-        show(run.data, shown, run.tell)
+        show(run.data, shown, run.report)
         return
     if shown:
         raise ValueError(f"one corpus at a time, found {corpus} and {shown}")

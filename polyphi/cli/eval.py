@@ -125,11 +125,11 @@ def eval_run(
     number, slash, of = shard.partition("/")
     if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
         raise ValueError(f"--shard is i/k with 1 <= i <= k, such as 2/8; found {shard!r}")
-    own = evaluation.subject(model, quant=quant, device=device, key_from=key_from)
+    own = evaluation.evaluated_model(model, quant=quant, device=device, key_from=key_from)
     rows = evaluation.measure(
         own,
         suites,
-        out or evaluation.results(model, own, suites),
+        out or evaluation.results_folder(model, own, suites),
         data=None if mini else Data(None if data == "hub" else Path(str(data))),
         judges=judges or (),
         judge_key=judge_key_from,
@@ -153,7 +153,7 @@ def eval_check_data(
     from polyphi.recipe import evaluation
 
     chosen = suite(*suites or ("all",))
-    wrong = evaluation.complaints(chosen, Data(None if data == "hub" else Path(data)))
+    wrong = evaluation.data_problems(chosen, Data(None if data == "hub" else Path(data)))
     for benchmark in chosen:
         for said in wrong.get(benchmark.name, ["as expected"]):
             console.print(f"{benchmark.name}: {said}", highlight=False, soft_wrap=True)

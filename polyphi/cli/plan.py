@@ -43,10 +43,11 @@ def plan(
     on = cost.Switches(shard, micro_tokens, activations, context)  # type: ignore[arg-type]
     chosen, table = names or list(stages.ORDER), sizes.load(size)
     if dry_run:
-        from polyphi.planning.dry_run import told
+        from polyphi.planning.dry_run import summary
 
         for name in chosen:
-            console.print(told(cost.subject(name, table), shard, context), highlight=False)
+            text = summary(cost.stage_model(name, table), shard, context)
+            console.print(text, highlight=False)
         return
     plans = [
         planning.plan(name, table, devices, on, utilisation=utilisation, price=price)

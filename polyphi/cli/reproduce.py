@@ -28,7 +28,7 @@ def reproduce(
     if claims:
         from polyphi.recipe.experiments.claims import laboratory
 
-        laboratory.conduct_all(run)
+        laboratory.run_all_claims(run)
     summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
     console.print(
         f"\ncore    {summary['core_beats']} of {summary['core']} tasks beat their baselines\n"

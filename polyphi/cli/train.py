@@ -146,10 +146,10 @@ def train(
     """Stages of the recipe, after the corpora and parent stages that they need; or a stage of your own from a public
     checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md)."""
     from polyphi.train.guard import Guard
-    from polyphi.train.interrupt import remember
+    from polyphi.train.interrupt import record_interrupts
     from polyphi.train.options import MachineOptions, TrainOptions
 
-    remember()
+    record_interrupts()
     machine = MachineOptions(
         micro_tokens=micro_tokens,
         micro_crops=micro_crops,

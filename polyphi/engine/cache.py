@@ -31,10 +31,10 @@ from polyphi.kernels.attention import BlockLayout, KVLayer
 from polyphi.model.attention import (
     Piece,
     continued_attention,
-    in_one_call,
+    cu_seqlens,
     last_token_attention,
-    starts_of,
     varlen_attention,
+    varlen_supported,
 )
 from polyphi.model.config import DecoderConfig
 
@@ -301,8 +301,8 @@ class StepCache:
             every = [r for table, end in zip(tables, ends, strict=True) for r in table.rows(0, end)]
             self._gathered = (
                 torch.tensor(every, device=device),
-                starts_of(new, device),
-                starts_of(ends, device),
+                cu_seqlens(new, device),
+                cu_seqlens(ends, device),
             )
 
     def attend(
@@ -318,7 +318,7 @@ class StepCache:
             return attention.attend(q, k, v, cached, self._layout)
         k = self._write(k, cached.keys, cached.key_scales)
         v = self._write(v, cached.values, cached.value_scales)
-        if self._gathered is not None and in_one_call(q):
+        if self._gathered is not None and varlen_supported(q):
             every, queries, ends = self._gathered
             most = max(s.new for s in self._sequences)
             gathered = [x.index_select(0, every) for x in cached[:2]]

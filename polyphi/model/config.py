@@ -1,5 +1,5 @@
-"""Sizes of every part. Field names are those of the public checkpoints' `config.json`, defaults are the published
-values.
+"""Configuration of the model. Field names are those of the public checkpoints' `config.json`, defaults are the
+published values.
 
 Source: the published configuration of Phi-4-multimodal-instruct; report sections 2.1 and 2.2.
 """
@@ -54,11 +54,13 @@ class DecoderConfig:
     @property
     def rope_scale(self) -> float:
         """Factor on cos and sin, for both tables: sqrt(1 + ln(max / original) / ln(original)) = 1.1902380714."""
-        stretch = self.max_position_embeddings / self.original_max_position_embeddings
+        extension = self.max_position_embeddings / self.original_max_position_embeddings
         return (
             1.0
-            if stretch <= 1
-            else math.sqrt(1 + math.log(stretch) / math.log(self.original_max_position_embeddings))
+            if extension <= 1
+            else math.sqrt(
+                1 + math.log(extension) / math.log(self.original_max_position_embeddings)
+            )
         )
 
 

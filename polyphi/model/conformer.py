@@ -1,16 +1,15 @@
 """Conformer speech encoder: log-mel frames every 10 ms become features every 80 ms (report 2.2.1).
 
 Three strided convolutions shorten time and frequency by eight (subsampling.py), then 24 blocks of half-step
-feed-forward, attention with a learned bias per relative distance, causal convolution and half-step feed-forward. Beyond
-500 features (40 s) a clip is encoded in windows of 500 that don't see each other.
+feed-forward, attention with a learned bias per relative distance, causal convolution and half-step feed-forward. A clip
+of more than 500 features (40 s) is encoded in windows of 500 that don't attend to each other.
 
-Clips of any lengths share one call and each gives what it gives alone. In the blocks everything that works frame by
-frame runs over packed frames without padding; only attention sorts windows of similar length into groups and pads those
-a little.
+Clips of any lengths share one call, with the same results as separate calls. In the blocks all operations on single
+frames run over packed frames without padding; only attention batches windows of similar length and pads those a little.
 
-Where no gradient is asked for, 80 s at a time pass the convolutions and then the blocks: half an hour takes the memory
-of 80 s, beside its features. Nothing changes by it, since windows don't see each other and a feature hears no further
-back than the feature before it.
+Without gradients, the convolutions and then the blocks run over 80 s at a time: half an hour takes the memory of 80 s,
+plus its features. The results are the same, since windows don't attend to each other and a feature depends on no frames
+before those of the feature before it.
 """
 
 import sys
@@ -32,14 +31,14 @@ from polyphi.model.linear import Linear, product
 from polyphi.model.slices import Slices, complete
 from polyphi.model.subsampling import SUBSAMPLING, Subsampling
 
-AT_ONCE = 1000
-"""Features encoded at a time without gradients: 80 s, two windows. [ours] What the first convolution makes of them
+BATCH_FEATURES = 1000
+"""Features encoded at a time without gradients: 80 s, two windows. [ours] The output of the first convolution for them
 takes 330 MB at full size in bfloat16."""
 
 
 class Span(NamedTuple):
-    """Features of one clip that are computed together: `frames` mel frames of the batch from `start` on, whose first
-    `early` features only let the convolutions hear what lies before the `tokens` that count."""
+    """Features of one clip that are computed in one call: `frames` mel frames of the batch from `start` on. The first
+    `early` features are only context for the convolutions and are dropped; the next `tokens` are the result."""
 
     start: int
     frames: int
@@ -47,38 +46,38 @@ class Span(NamedTuple):
     tokens: int
 
 
-def _spans(clips: Sequence[Clip], at_once: int) -> Iterator[Span]:
-    """Clips cut into spans of at most `at_once` features."""
+def _spans(clips: Sequence[Clip], max_features: int) -> Iterator[Span]:
+    """Clips cut into spans of at most `max_features` features."""
     start = 0
     for clip in clips:
-        for first in range(0, clip.tokens, at_once):
+        for first in range(0, clip.tokens, max_features):
             early = min(first, 1)
-            end = min(SUBSAMPLING * (first + at_once), clip.frames)
+            end = min(SUBSAMPLING * (first + max_features), clip.frames)
             begin = SUBSAMPLING * (first - early)
-            tokens = min(at_once, clip.tokens - first)
+            tokens = min(max_features, clip.tokens - first)
             yield Span(start + begin, end - begin, early, tokens)
         start += clip.frames
 
 
-def _runs(sizes: Sequence[int], at_once: int) -> Iterator[slice]:
-    """Neighbours that are together no larger than `at_once`, or single ones that are."""
+def _runs(sizes: Sequence[int], max_features: int) -> Iterator[slice]:
+    """Slices of consecutive items whose sum of sizes is at most `max_features`; a larger item is a slice by itself."""
     start = total = 0
     for i, size in enumerate(sizes):
-        if i > start and total + size > at_once:
+        if i > start and total + size > max_features:
             yield slice(start, i)
             start, total = i, 0
         total += size
     yield slice(start, len(sizes))
 
 
-def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "m D"]:
+def _concatenate(parts: Sequence[Tensor]) -> Float[Tensor, "m D"]:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Windows of similar length that attend together: `gather` [windows * longest] picks their frames (padding repeats
-    frame 0), `visible` is False at padded keys, None where nothing is padded."""
+    """Windows of similar length, padded to one batch: `gather` [windows * longest] is the index of their frames
+    (padding repeats frame 0), `visible` is False at padded keys, None where nothing is padded."""
 
     windows: int
     longest: int
@@ -88,43 +87,43 @@ class Group:
 
 @dataclass(frozen=True)
 class Windows:
-    """How a call's frames attend: `place[t]` is where frame t comes out of the concatenated groups, `age[t]` counts
-    the frames since its window began; `lengths` are those of the windows."""
+    """The windows of a call: `index[t]` is the position of frame t in the concatenated groups, `age[t]` the number of
+    frames before it in its window; `lengths` are those of the windows."""
 
     lengths: tuple[int, ...]
     groups: tuple[Group, ...]
-    place: Int[Tensor, " A"]
+    index: Int[Tensor, " A"]
     age: Int[Tensor, " A"]
 
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device) -> "Windows":
         """Group windows of the given lengths (at most a quarter or 8 frames of padding each), in order of length."""
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        groups, place, out = [], np.empty(starts[-1], dtype=np.int64), 0
+        groups, index, out = [], np.empty(starts[-1], dtype=np.int64), 0
         order = sorted(range(len(lengths)), key=lambda w: lengths[w])
         while order:
             shortest = lengths[order[0]]
-            mine = [w for w in order if lengths[w] <= max(shortest + 8, shortest * 5 // 4)]
-            order = order[len(mine) :]
-            longest = lengths[mine[-1]]
-            real = np.arange(longest) < np.array([lengths[w] for w in mine])[:, None]
-            frames = np.where(real, starts[mine][:, None] + np.arange(longest), 0)
-            place[frames[real]] = out + np.flatnonzero(real)
-            out += real.size
+            members = [w for w in order if lengths[w] <= max(shortest + 8, shortest * 5 // 4)]
+            order = order[len(members) :]
+            longest = lengths[members[-1]]
+            is_frame = np.arange(longest) < np.array([lengths[w] for w in members])[:, None]
+            frames = np.where(is_frame, starts[members][:, None] + np.arange(longest), 0)
+            index[frames[is_frame]] = out + np.flatnonzero(is_frame)
+            out += is_frame.size
             visible = (
                 None
-                if real.all()
-                else torch.from_numpy(real)[:, None, None, :].to(device, non_blocking=True)
+                if is_frame.all()
+                else torch.from_numpy(is_frame)[:, None, None, :].to(device, non_blocking=True)
             )
             gather = torch.from_numpy(frames.ravel()).to(device, non_blocking=True)
-            groups.append(Group(len(mine), longest, gather, visible))
+            groups.append(Group(len(members), longest, gather, visible))
         age = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        place_, age_ = (torch.from_numpy(x).to(device, non_blocking=True) for x in (place, age))
-        return Windows(tuple(lengths), tuple(groups), place_, age_)
+        index_, age_ = (torch.from_numpy(x).to(device, non_blocking=True) for x in (index, age))
+        return Windows(tuple(lengths), tuple(groups), index_, age_)
 
 
 class FeedForward(nn.Module):
-    """down(value * swish(gate)); here the *value* comes first in the fused projection, unlike in the decoder."""
+    """down(value * swish(gate)); unlike in the decoder, the *value* comes first in the fused projection."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -138,8 +137,8 @@ class FeedForward(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention within windows, with a bias per head and distance: `biases` holds [W H L L] per group, or is all there
-    is by distance [H 2L-1], for our own kernel."""
+    """Attention within windows, with a bias per head and distance: `biases` are [W H L L] per group, or, for our
+    kernel, one tensor of all distances [H 2L-1]."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -160,11 +159,11 @@ class SelfAttention(nn.Module):
             q, k, v = (t.index_select(0, group.gather).view(shape).transpose(1, 2) for t in qkv)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
             outs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
-        return self.o_proj(torch.cat(outs).index_select(0, windows.place))
+        return self.o_proj(torch.cat(outs).index_select(0, windows.index))
 
 
 class Pointwise(nn.Module):
-    """A convolution of width 1, stored as one ([out in 1]), computed as the linear it is."""
+    """A convolution of width 1 with the weight [out in 1], computed as a linear."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -191,7 +190,7 @@ class GLU(nn.Module):
 
 
 class CausalDepthwise(nn.Module):
-    """Each channel over its own last `width` frames, nothing from before its window; weight [D 1 width]."""
+    """Depthwise convolution of each channel over the last `width` frames of its window; weight [D 1 width]."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -203,14 +202,14 @@ class CausalDepthwise(nn.Module):
         taps = self.weight[:, 0].t()
         out = self.bias + x * taps[-1]
         for back in range(1, len(taps)):
-            # Frame t - back; frames younger than that have none in their window.
-            past = F.pad(x[: max(len(x) - back, 0)], (0, 0, min(back, len(x)), 0))
-            out = out + torch.where((age >= back)[:, None], past, 0) * taps[-1 - back]
+            # Frame t - back, or zero where that is before the start of the window.
+            shifted = F.pad(x[: max(len(x) - back, 0)], (0, 0, min(back, len(x)), 0))
+            out = out + torch.where((age >= back)[:, None], shifted, 0) * taps[-1 - back]
         return out
 
 
 class SeparableConv(nn.Module):
-    """Depthwise over time, then pointwise over channels."""
+    """Depthwise convolution over time, then pointwise over channels."""
 
     def __init__(self, inputs: int, outputs: int, width: int) -> None:
         super().__init__()
@@ -279,20 +278,22 @@ class ConformerEncoder(nn.Module):
         )
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_blocks)])
 
-    def _distances(self, longest: int) -> Float[Tensor, "H L"]:
-        """The learned bias of every (key - query) in windows of up to so many frames, shared by all blocks:
+    def _distance_biases(self, longest: int) -> Float[Tensor, "H L"]:
+        """The learned biases of all distances (key - query) in windows of up to `longest` frames, shared by all blocks:
         [H, 2 longest - 1]."""
-        furthest = self.config.bias_max_distance
-        distance = torch.arange(1 - longest, longest).clamp(-furthest, furthest - 1) + furthest
+        max_distance = self.config.bias_max_distance
+        distance = (
+            torch.arange(1 - longest, longest).clamp(-max_distance, max_distance - 1) + max_distance
+        )
         return self.relative_attention_bias(distance).t().float().contiguous()
 
     def _biases(self, windows: Windows, dtype: torch.dtype) -> list[Tensor]:
-        """Score biases [W or 1, H, L, L] per group, shared by all blocks: the learned one for (key - query), -inf at
-        padded keys."""
-        furthest = self.config.bias_max_distance
+        """Attention biases [W or 1, H, L, L] per group, shared by all blocks: the learned one for (key - query), -inf
+        at padded keys."""
+        max_distance = self.config.bias_max_distance
         longest = max(group.longest for group in windows.groups)
         t = torch.arange(longest, device=windows.age.device)
-        distance = (t[None, :] - t[:, None]).clamp(-furthest, furthest - 1) + furthest
+        distance = (t[None, :] - t[:, None]).clamp(-max_distance, max_distance - 1) + max_distance
         table = self.relative_attention_bias(distance).permute(2, 0, 1).to(dtype)
         biases = []
         for group in windows.groups:
@@ -303,43 +304,45 @@ class ConformerEncoder(nn.Module):
         return biases
 
     def forward(self, mels: Float[Tensor, "F M"], clips: Sequence[Clip]) -> Float[Tensor, "A D"]:
-        """Features of all clips, `clip.tokens` each, as if every clip were alone.
+        """Features of all clips, `clip.tokens` each, the same as in separate calls.
 
-        Raises ValueError where the clips don't account for every frame or one has none.
+        Raises ValueError where the clips' frames don't add up to the batch's, or a clip has none.
         """
         return complete(self.slices(mels, clips))
 
     def slices(
         self, mels: Float[Tensor, "F M"], clips: Sequence[Clip]
     ) -> Slices[Float[Tensor, "A D"]]:
-        """What `forward` gives, a block over a few windows at a time."""
+        """The result of `forward`, in slices of one block over a few windows."""
         total = sum(clip.frames for clip in clips)
         if total != len(mels):
             raise ValueError(
-                f"the clips count {total} log-mel frames, the batch brings {len(mels)}"
+                f"the clips' layouts need {total} log-mel frames, the batch has {len(mels)}"
             )
         if any(clip.frames < 1 for clip in clips):
-            raise ValueError("a clip has no log-mel frame: audio must last at least 25 ms")
-        # Rounded to the weights' type first, then normalized: the order of the published code.
+            raise ValueError("found a clip without log-mel frames: audio must last at least 25 ms")
+        # Rounded to the weights' dtype first, then normalized: the order of the published code.
         dtype = self.relative_attention_bias.weight.dtype
         x = (mels.to(dtype) - self.global_mean) * self.global_invstd
-        # With gradients everything is kept for the way back anyway, and one pass is quicker.
-        at_once = sys.maxsize if torch.is_grad_enabled() else max(AT_ONCE, self.config.window)
-        spans = list(_spans(clips, at_once))
-        runs = _runs([span.tokens for span in spans], at_once)
+        # With gradients all activations are stored anyway, and one pass is faster.
+        max_features = (
+            sys.maxsize if torch.is_grad_enabled() else max(BATCH_FEATURES, self.config.window)
+        )
+        spans = list(_spans(clips, max_features))
+        runs = _runs([span.tokens for span in spans], max_features)
         features = []
         for run in runs:
             features.append(self._subsample(x, spans[run]))
             yield
-        x, lengths = self._into_windows(_joined(features), clips)
-        groups = [lengths[run] for run in _runs(lengths, at_once)]
+        x, lengths = self._into_windows(_concatenate(features), clips)
+        groups = [lengths[run] for run in _runs(lengths, max_features)]
         encoded = []
         for pair in zip(x.split([sum(group) for group in groups]), groups, strict=True):
             encoded.append((yield from self._encode(*pair)))
-        return self._out_of_windows(_joined(encoded), clips)
+        return self._out_of_windows(_concatenate(encoded), clips)
 
     def _subsample(self, x: Float[Tensor, "F M"], spans: Sequence[Span]) -> Float[Tensor, "A D"]:
-        """The spans' features, without the early ones."""
+        """The spans' features, without the `early` ones."""
         frames = torch.cat([x[span.start : span.start + span.frames] for span in spans])
         features = self.subsampling(frames, [span.frames for span in spans])
         if not any(span.early for span in spans):
@@ -350,10 +353,10 @@ class ConformerEncoder(nn.Module):
     def _encode(
         self, x: Float[Tensor, "B D"], lengths: Sequence[int]
     ) -> Slices[Float[Tensor, "B D"]]:
-        """All blocks over windows of these lengths."""
+        """The output of all blocks for windows of these lengths."""
         windows = Windows.of(lengths, x.device)
         biases = (
-            self._distances(max(lengths))
+            self._distance_biases(max(lengths))
             if native.supports_attention(x)
             else self._biases(windows, working_dtype(x))
         )
@@ -363,14 +366,14 @@ class ConformerEncoder(nn.Module):
         return x
 
     def _padding(self, clip: Clip) -> int:
-        """Zero frames that fill the last window of a clip longer than one window. Attention sees them, as it does in
-        the published code for a clip alone."""
+        """Number of zero frames that fill the last window of a clip longer than one window. They aren't masked in
+        attention, as in the published code for a single clip."""
         return -clip.tokens % self.config.window if clip.tokens > self.config.window else 0
 
     def _into_windows(
         self, x: Float[Tensor, "A D"], clips: Sequence[Clip]
     ) -> tuple[Float[Tensor, "B D"], list[int]]:
-        """Long clips filled up to whole windows, and the lengths of all windows."""
+        """(features with long clips padded to whole windows, lengths of all windows)."""
         lengths: list[int] = []
         for clip in clips:
             n = clip.tokens + self._padding(clip)

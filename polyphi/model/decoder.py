@@ -28,18 +28,18 @@ from polyphi.model.rope import LongRope, rotate
 
 
 class Head(Protocol):
-    """The tied head's own copy in a model that only answers (`quantize.py`)."""
+    """A separate copy of the tied head in a quantized or inference-only model (`quantize.py`)."""
 
     def __call__(self, x: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]: ...
 
     def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
-        """Some of its rows, in float32: the embeddings that it stands for."""
+        """The embeddings of token ids, which are rows of the head, in float32."""
         ...
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all layers of one forward share, worked out once."""
+    """Inputs that all layers of one forward share."""
 
     cos: Float[Tensor, "T 1 pairs"]
     sin: Float[Tensor, "T 1 pairs"]
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         if kernels.fits(x, self.weight):
             return blocks.rms_norm(x, self.weight, self.eps)
-        # Given the weight as well, the fused function would multiply it in float32 before rounding.
+        # With the weight as an argument, the fused function would multiply by it in float32 before rounding.
         return F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
 
 
@@ -79,10 +79,10 @@ class Attention(nn.Module):
         return self.o_proj(heads, shared.routes)
 
     def attend(self, qkv: Float[Tensor, "T Q"], shared: Shared, layer: int) -> Float[Tensor, "T H"]:
-        """The outputs of all heads side by side, of queries, keys and values side by side."""
+        """The concatenated outputs of all heads, from concatenated queries, keys and values."""
         qkv = qkv.view(len(qkv), -1, self.head_dim)
-        turning, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        q, k = rotate(turning, shared.cos, shared.sin).split((self.heads, self.kv_heads), dim=1)
+        rotated, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        q, k = rotate(rotated, shared.cos, shared.sin).split((self.heads, self.kv_heads), dim=1)
         if shared.cache is None:
             out = packed_attention(q, k, v, shared.bounds)
         else:
@@ -103,7 +103,7 @@ class MLP(nn.Module):
 
 
 def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
-    """up * silu(gate) of gate and up side by side."""
+    """up * silu(gate), from gate and up concatenated."""
     if kernels.fits(x):
         return blocks.swiglu(x)
     gate, up = x.chunk(2, dim=-1)
@@ -111,7 +111,7 @@ def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
 
 
 class Layer(nn.Module):
-    """One block."""
+    """One block of attention and MLP."""
 
     def __init__(self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks, final norm and the tied head. Phi-4-mini is this and nothing else."""
+    """Embedding, blocks, final norm and the tied head: the whole of Phi-4-mini."""
 
     def __init__(
         self, config: DecoderConfig, adapters: Mapping[str, AdapterConfig] | None = None
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         ):
             raise ValueError(
                 f"sliding_window {config.sliding_window} is shorter than max_position_embeddings "
-                f"{config.max_position_embeddings}; there is only full attention (the published window never binds)"
+                f"{config.max_position_embeddings}; only full attention is supported (the published window never binds)"
             )
         self.config = config
         self.adapters = dict(adapters or {})
@@ -152,17 +152,17 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the weights."""
         return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of what isn't quantised."""
+        """The dtype of the weights that aren't quantised."""
         return self.norm.weight.dtype
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
-        """Token embeddings, not scaled. Where the head has a copy of its own the table has the type it was stored in,
-        or is left out, and then the copy's rows take its place."""
+        """Token embeddings, not scaled. Where the head is a separate copy, the embedding table has the dtype of the
+        checkpoint, or is None; then the rows of the head are used."""
         if self.head is None:
             return self.embed_tokens(ids)
         table: Tensor | None = self.embed_tokens.weight
@@ -181,12 +181,12 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def shared(self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None) -> Shared:
-        """What all layers share for a batch. Raises ValueError as `forward`."""
+        """The inputs that all layers share for a batch. Raises ValueError as `forward` does."""
         cos, sin = self.rope(batch, working_dtype(x))
         return Shared(cos, sin, routes(batch, self.adapters.keys(), x.device), batch.bounds, cache)
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
-        """Scores of the next token, in the model's type (the loss raises them to float32)."""
+        """Logits of the next token, in the model's dtype (the loss converts them to float32)."""
         return product(hidden, self.embed_tokens.weight) if self.head is None else self.head(hidden)
 
     def residual_scale(self) -> float:

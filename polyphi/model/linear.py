@@ -1,4 +1,4 @@
-"""Linear layers: torch's, or our own kernels where these are faster and no gradient is needed.
+"""Linear layers: torch's, or our kernels where these are faster and no gradient is needed.
 
 >>> product(x, weight, bias)                                 # [*T I] by [O I] -> [*T O]
 
@@ -29,13 +29,13 @@ def product(
 
 def _one_row(x: Tensor, weight: Tensor) -> bool:
     """Whether x is a single row in bfloat16 on a CPU, without gradients. A matrix product reads its weights at a part
-    of the rate that memory gives, a matrix-vector product doesn't."""
-    narrow = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return narrow and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
+    of the memory's bandwidth, a matrix-vector product at all of it."""
+    bf16_cpu = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return bf16_cpu and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `product`."""
+    """`nn.Linear` computed by `product`."""
 
     def forward(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
         return product(x, self.weight, self.bias)

@@ -22,7 +22,7 @@ from polyphi.model.linear import product
 
 
 class Kernel(Protocol):
-    """A quantised weight: W x, and the tensors it is made of."""
+    """A quantised weight: computes W x, and gives its tensors."""
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]: ...
 
@@ -42,25 +42,26 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """The tokens that go through `adapter`; `tokens` is None where that is the whole pack."""
+    """The indices of the tokens that use `adapter`; `tokens` is None where that is the whole pack."""
 
     adapter: str
     tokens: Int[Tensor, " n"] | None
 
 
-def routes(batch: Batch, known: Collection[str], device: torch.device) -> list[Route]:
-    """Who goes where: made once per forward, used by every linear of every layer."""
-    named = set(batch.adapters) - {None}
-    if unknown := sorted(str(name) for name in named - set(known)):
-        have = ", ".join(sorted(known)) or "none"
+def routes(batch: Batch, available: Collection[str], device: torch.device) -> list[Route]:
+    """One route per adapter of the batch, computed once per forward for all linears. Raises ValueError for an adapter
+    that isn't in `available`."""
+    names = set(batch.adapters) - {None}
+    if unknown := sorted(str(name) for name in names - set(available)):
+        listed = ", ".join(sorted(available)) or "none"
         raise ValueError(
-            f"the batch asks for the adapter {', '.join(unknown)}, but this model has: {have}"
+            f"unknown adapter {', '.join(unknown)} in the batch; this model has: {listed}"
         )
     if len(set(batch.adapters)) == 1:
-        return [Route(str(name), None) for name in named]
+        return [Route(str(name), None) for name in names]
     return [
         Route(str(name), _tokens(batch, name).to(device, non_blocking=True))
-        for name in sorted(named, key=str)
+        for name in sorted(names, key=str)
     ]
 
 
@@ -70,8 +71,8 @@ def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
 
 
 class LowRank(nn.Module):
-    """An adapter's two factors: x -> B A dropout(x), not yet scaled. `down` and `up` multiply in the places of A and B
-    in a model that only answers (`quantize.py`)."""
+    """An adapter's two factors: x -> B A dropout(x), not scaled. In a quantized model `down` and `up` compute the
+    products with A and B (`quantize.py`)."""
 
     def __init__(self, inputs: int, outputs: int, config: AdapterConfig) -> None:
         super().__init__()
@@ -83,18 +84,18 @@ class LowRank(nn.Module):
         self.up: Kernel | None = None
 
     def initialise(self, generator: torch.Generator) -> None:
-        """A uniform, B zero: a fresh adapter changes nothing."""
+        """Initialise A uniformly and B with zeros: a fresh adapter doesn't change the output."""
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.b)
 
     def squeeze(self, x: Float[Tensor, "n I"]) -> Float[Tensor, "n R"]:
         """A dropout(x)."""
         if self.training and self.dropout > 0:
-            x = dropped(x, self.dropout)
+            x = dropout(x, self.dropout)
         return product(x, self.a) if self.down is None else self.down(x)
 
     def tensors(self) -> Iterator[Tensor]:
-        """What tells it from others: its factors, or of quantised ones what isn't hidden in a library's own order, at
+        """Tensors that identify the adapter: its factors, or of quantised ones all tensors in a plain memory layout, at
         least the scales."""
         yield from self.parameters()
         for kernel in (self.down, self.up):
@@ -105,7 +106,7 @@ class LowRank(nn.Module):
         return product(low, self.b) if self.up is None else self.up(low)
 
     def add(self, y: Float[Tensor, "n O"], x: Float[Tensor, "n I"]) -> Float[Tensor, "n O"]:
-        """y + scale * B A dropout(x), in y's place where nobody wants a gradient."""
+        """y + scale * B A dropout(x), computed in place in `y` without gradients."""
         low = self.squeeze(x)
         if self.up is not None:
             return y.add_(self.up(low), alpha=self.scale)
@@ -116,7 +117,7 @@ class LowRank(nn.Module):
         return y.addmm_(low, self.b.t(), alpha=self.scale)
 
 
-def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
+def dropout(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
     """Dropout: each value is 0 with probability `p`, else 1 / (1 - p) times as large.
 
     A CPU is slow to draw a number per value; where few are dropped it is quicker to draw which. So many places as a
@@ -126,15 +127,15 @@ def dropped(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
     if x.is_cuda or p > 0.1:
         return F.dropout(x, p)
     mean = torch.tensor(-x.numel() * math.log1p(-p))
-    places = torch.randint(x.numel(), (int(torch.poisson(mean)),), device=x.device)
-    kept = x.new_full((x.numel(),), 1 / (1 - p)).index_fill_(0, places, 0.0)
-    return x * kept.view_as(x)
+    indices = torch.randint(x.numel(), (int(torch.poisson(mean)),), device=x.device)
+    factors = x.new_full((x.numel(),), 1 / (1 - p)).index_fill_(0, indices, 0.0)
+    return x * factors.view_as(x)
 
 
 class LoraLinear(nn.Module):
     """A linear without bias and its adapters: `weight` [out in], `lora.NAME.a` [R in], `lora.NAME.b` [out R].
 
-    `kernel` computes W x in the weight's place in a model that only answers (`quantize.py`)."""
+    In a quantized model `kernel` computes W x (`quantize.py`)."""
 
     def __init__(self, inputs: int, outputs: int, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
@@ -146,18 +147,20 @@ class LoraLinear(nn.Module):
 
     def pair(self, adapter: str) -> LowRank:
         """An adapter's factors."""
-        found = self.lora[adapter]
-        assert isinstance(found, LowRank)
-        return found
+        module = self.lora[adapter]
+        assert isinstance(module, LowRank)
+        return module
 
     def base(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """W x alone."""
         return product(x, self.weight) if self.kernel is None else self.kernel(x)
 
-    def forward(self, x: Float[Tensor, "T I"], taken: Sequence[Route] = ()) -> Float[Tensor, "T O"]:
-        """W x, with what the adapters of the routes add to their tokens."""
+    def forward(
+        self, x: Float[Tensor, "T I"], routes: Sequence[Route] = ()
+    ) -> Float[Tensor, "T O"]:
+        """W x, plus the outputs of the routes' adapters on their tokens."""
         y = self.base(x)
-        for route in taken:
+        for route in routes:
             pair = self.pair(route.adapter)
             if route.tokens is None:
                 y = pair.add(y, x)

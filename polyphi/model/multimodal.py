@@ -1,8 +1,9 @@
-"""The whole model: tokens, images and audio of a `Batch` to hidden states, in one forward for training and serving.
+"""The multimodal model: tokens, images and audio of a `Batch` to hidden states, in one forward for training and
+serving.
 
     embed tokens -> write image and audio features over their placeholders -> decoder, one adapter per sequence
 
-Encoders run only where the batch has something for them.
+Encoders run only where the batch has images or audio.
 """
 
 import math
@@ -50,9 +51,9 @@ class PhiModel(nn.Module):
 
         model = PhiModel(config)
         model.initialise(seed=0)                      # or polyphi.load(folder)
-        scores = model.logits(model(batch))           # [T V]
+        logits = model.logits(model(batch))           # [T V]
 
-    Until one of the two, the weights are whatever memory held.
+    Before one of the two, the weights are uninitialised.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -62,42 +63,42 @@ class PhiModel(nn.Module):
         self.decoder = Decoder(config.decoder, config.adapters)
         self.vision = Vision(config.vision, width) if config.vision else None
         self.audio = Audio(config.audio, width) if config.audio else None
-        self.quant: str | None = None  # the kind of quantize.py that has been applied
+        self.quant: str | None = None  # the scheme of quantize.py that was applied
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
         """Hidden states after the final norm; with a `cache`, the batch holds only the new tokens of each sequence."""
         return self.decoder(self.embed(batch), batch, cache)
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
-        """Scores of the next token through the tied head."""
+        """Logits of the next token by the tied head."""
         return self.decoder.logits(hidden)
 
     def embed(self, batch: Batch) -> Float[Tensor, "T D"]:
-        """Token embeddings with every placeholder replaced by what it stands for."""
+        """Token embeddings, with the image and audio tokens in place of the placeholders."""
         x = self.decoder.embed(batch.ids)
         if batch.images:
-            in_words = batch.crops is None and batch.cell_words is not None
-            tokens = self.word_tokens(batch) if in_words else self.image_tokens(batch)
+            has_words = batch.crops is None and batch.cell_words is not None
+            tokens = self.word_tokens(batch) if has_words else self.image_tokens(batch)
             x = splice(x, batch.image_slots, tokens, "image")
         if batch.clips:
             x = splice(x, batch.audio_slots, self.audio_tokens(batch), "audio")
         return x
 
     def word_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
-        """Tokens of images that are given in words: the mean of the words' embeddings. [ours]"""
+        """Tokens of images that are replaced by words: the mean of the words' embeddings. [ours]"""
         assert batch.image_slots is not None
-        places, words = image_places(batch)
+        slots, words = image_word_slots(batch)
         embedded = self.decoder.embed(words)
         empty = embedded.new_zeros(len(batch.image_slots), embedded.shape[-1])
-        counts = torch.bincount(places, minlength=len(empty)).clamp(min=1)
-        return empty.index_add(0, places, embedded) / counts[:, None]
+        counts = torch.bincount(slots, minlength=len(empty)).clamp(min=1)
+        return empty.index_add(0, slots, embedded) / counts[:, None]
 
     def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
-        """Embeddings of all images of the batch, in order."""
+        """Tokens of all images of the batch, in order."""
         return complete(self.image_slices(batch.image_input))
 
     def image_slices(self, images: ImageInput) -> Slices[Float[Tensor, "I D"]]:
-        """Embeddings of images, layer by layer: encoder, then projector."""
+        """Tokens of images by encoder and projector, in slices of one layer."""
         if self.vision is None:
             raise ValueError(
                 f"the batch has {len(images.layouts)} images, but this model has no vision tower"
@@ -106,19 +107,19 @@ class PhiModel(nn.Module):
         crops, masks, sources = images.crops, images.masks, _equal_crops(images)
         inverse = None
         if sources is not None:
-            keep, inverse = sources.unique(return_inverse=True)
-            crops, masks = crops.index_select(0, keep), masks.index_select(0, keep)
+            distinct, inverse = sources.unique(return_inverse=True)
+            crops, masks = crops.index_select(0, distinct), masks.index_select(0, distinct)
         features = yield from self.vision.encoder.slices(crops, masks)
         if inverse is not None:
             features = features.index_select(0, inverse)
         return self.vision.projector(features, images.layouts)
 
     def audio_tokens(self, batch: Batch) -> Float[Tensor, "A D"]:
-        """Embeddings of all audio clips of the batch, in order."""
+        """Tokens of all audio clips of the batch, in order."""
         return complete(self.audio_slices(batch.audio_input))
 
     def audio_slices(self, audio: AudioInput) -> Slices[Float[Tensor, "A D"]]:
-        """Embeddings of audio clips, block by block: encoder, then each clip's projector."""
+        """Tokens of audio clips by encoder and each clip's projector, in slices of one block."""
         if self.audio is None:
             raise ValueError(
                 f"the batch has {len(audio.clips)} audio clips, but this model has no audio encoder"
@@ -127,8 +128,8 @@ class PhiModel(nn.Module):
         return self.audio.projector(features, audio.clips)
 
     def unused(self) -> frozenset[str]:
-        """Names of the parameters that no multimodal forward reaches: the vision tower's last layer, final norm and
-        head."""
+        """Names of the parameters that the multimodal forward doesn't use: the vision tower's last layer, final norm
+        and head."""
         return (
             frozenset(f"vision.encoder.{n}" for n in self.vision.encoder.unused())
             if self.vision
@@ -137,10 +138,10 @@ class PhiModel(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int = 0) -> None:
-        """Fresh weights for training every part from scratch.
+        """Initialise all weights for training from scratch.
 
-        Each module draws from its own generator, seeded by `seed` and its name: a model with an audio encoder starts
-        from the same decoder as one without.
+        Each module uses a separate generator, seeded by `seed` and its name: a model with an audio encoder has the same
+        initial decoder as one without.
         """
         for name, module in self.named_modules():
             generator = _generator(seed, name)
@@ -149,37 +150,41 @@ class PhiModel(nn.Module):
 
     @torch.no_grad()
     def add_adapter(self, name: str, like: AdapterConfig | str, seed: int = 0) -> None:
-        """Put a sibling beside the adapters that are there: a fresh one of a given rank and alpha, which changes
-        nothing until it has learned, or a copy of the one that `like` names. Raises ValueError for a name that is
-        taken or can't be one, and for a copy of an unknown adapter."""
-        self._whole()
-        have = self.config.adapters
-        if name in have or name in {"auto", "none"} or not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        """Add an adapter: a fresh one with the rank and alpha of `like`, which doesn't change outputs until it is
+        trained, or a copy of the adapter that `like` names. Raises ValueError for a name that is in use or invalid, and
+        for a copy of an unknown adapter."""
+        self._check_unquantized()
+        existing = self.config.adapters
+        if (
+            name in existing
+            or name in {"auto", "none"}
+            or not re.fullmatch(r"[A-Za-z][\w-]*", name)
+        ):
             raise ValueError(
-                f"a new adapter needs a name of its own (letters, digits, _ and -), not auto or none; found {name!r} "
-                f"beside: {', '.join(have) or 'none'}"
+                f"expected a new name for the adapter (letters, digits, _ and -; not auto or none), found {name!r}; "
+                f"names in use: {', '.join(existing) or 'none'}"
             )
-        if isinstance(like, str) and like not in have:
+        if isinstance(like, str) and like not in existing:
             raise ValueError(
-                f"{name} can't start as a copy of {like!r}; this model has: {', '.join(have) or 'no adapters'}"
+                f"{name} can't be a copy of {like!r}; this model has: {', '.join(existing) or 'no adapters'}"
             )
-        config = have[like] if isinstance(like, str) else like
-        for place, linear in self._adapted():
+        config = existing[like] if isinstance(like, str) else like
+        for path, linear in self._lora_linears():
             pair = LowRank(linear.weight.shape[1], linear.weight.shape[0], config)
             if isinstance(like, str):
                 pair.load_state_dict(linear.pair(like).state_dict())
             else:
-                pair.initialise(_generator(seed, f"{place}.lora.{name}"))
+                pair.initialise(_generator(seed, f"{path}.lora.{name}"))
             linear.lora[name] = pair.to(linear.weight).train(self.training)
-        self._use_adapters({**have, name: config})
+        self._use_adapters({**existing, name: config})
 
     @torch.no_grad()
     def merge_adapter(self, name: str) -> None:
-        """Fold an adapter into the base weights, W + alpha / rank * B A, and drop it: what it computed, the bare model
-        now computes. Every other adapter takes the reverse along (its rank grows by the merged one's), so that its own
-        sequences compute what they did. Sums are in float32; weights in bfloat16 are rounded once, so cast the model
-        first where that matters. Raises ValueError for an unknown adapter."""
-        self._whole()
+        """Merge an adapter into the base weights, W + alpha / rank * B A, and remove it: the base model then gives its
+        outputs. The inverse is added to every other adapter (whose rank grows by the merged one's), so that their
+        outputs stay the same. Sums are in float32; weights in bfloat16 are rounded once, so cast the model first where
+        that matters. Raises ValueError for an unknown adapter."""
+        self._check_unquantized()
         others = dict(self.config.adapters)
         if name not in others:
             raise ValueError(
@@ -187,38 +192,38 @@ class PhiModel(nn.Module):
             )
         merged = others.pop(name)
         scale = {key: a.alpha / a.rank for key, a in (*others.items(), (name, merged))}
-        grown = {
+        wider = {
             key: replace(a, rank=a.rank + merged.rank, alpha=scale[key] * (a.rank + merged.rank))
             for key, a in others.items()
         }
-        for _, linear in self._adapted():
-            gone = linear.pair(name)
-            a, b = gone.a.float(), gone.b.float()
+        for _, linear in self._lora_linears():
+            merged_pair = linear.pair(name)
+            a, b = merged_pair.a.float(), merged_pair.b.float()
             del linear.lora[name]
             linear.weight.copy_(linear.weight.float() + scale[name] * (b @ a))
-            for key, config in grown.items():
-                old, back = linear.pair(key), -scale[name] / scale[key]
+            for key, config in wider.items():
+                old, factor = linear.pair(key), -scale[name] / scale[key]
                 pair = LowRank(linear.weight.shape[1], linear.weight.shape[0], config)
                 pair.a.copy_(torch.cat([old.a.float(), a]))
-                pair.b.copy_(torch.cat([old.b.float(), back * b], dim=1))
+                pair.b.copy_(torch.cat([old.b.float(), factor * b], dim=1))
                 linear.lora[key] = pair.to(old.a).train(self.training)
-        self._use_adapters(grown)
+        self._use_adapters(wider)
 
     def adapter_tensors(self, name: str) -> Iterator[Tensor]:
-        """The factors of an adapter, linear by linear."""
-        for _, linear in self._adapted():
+        """The tensors of an adapter, linear by linear."""
+        for _, linear in self._lora_linears():
             yield from linear.pair(name).tensors()
 
-    def _adapted(self) -> Iterator[tuple[str, LoraLinear]]:
-        """Every linear that adapters sit on, with its name."""
+    def _lora_linears(self) -> Iterator[tuple[str, LoraLinear]]:
+        """Every linear that has adapters, with its name."""
         return ((n, m) for n, m in self.named_modules() if isinstance(m, LoraLinear))
 
-    def _whole(self) -> None:
-        """Raises ValueError for a quantised model."""
+    def _check_unquantized(self) -> None:
+        """Raise ValueError for a quantised model."""
         if self.quant is not None:
             raise ValueError(
-                "a quantised model keeps the adapters it has; load the whole one (without quant), change them, save "
-                "it, and quantise what was saved"
+                "the adapters of a quantised model can't be changed; load it without quant, change them, save it, and "
+                "quantise the saved model"
             )
 
     def _use_adapters(self, adapters: Mapping[str, AdapterConfig]) -> None:
@@ -226,8 +231,8 @@ class PhiModel(nn.Module):
         self.decoder.adapters = dict(adapters)
 
 
-def image_places(batch: Batch) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
-    """(number among all image tokens of the batch, word) of all words of its images."""
+def image_word_slots(batch: Batch) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+    """(index among all image tokens of the batch, token id) of each word of its images."""
     assert batch.cell_words is not None
     images, tokens, words = batch.cell_words.unbind(1)
     sizes = [_tokens(layout) for layout in batch.images]
@@ -236,18 +241,18 @@ def image_places(batch: Batch) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
 
 
 def _tokens(layout: ImageLayout) -> int:
-    """Tokens of an image that fills its crops."""
+    """Number of tokens of an image that fills its crops."""
     return layout.tokens(layout.rows // layout.crop_rows)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
-    """The generator that a module of that name draws its fresh weights from."""
+    """The random generator for the initial weights of the module `name`."""
     return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
 
 
 def _equal_crops(images: ImageInput) -> Int[Tensor, " N"] | None:
-    """For each crop the first one of its image that has the same pixels; None on a GPU, where the comparison would
-    have to be waited for. An image of exactly one crop is its own global view, which spares half of the encoder's
+    """Index, for each crop, of the first crop of its image with the same pixels; None on a GPU, where the comparison
+    would need a synchronization. An image of exactly one crop equals its global view, which saves half of the encoder's
     work (nano's vision 3 takes a sixth less time)."""
     if images.crops.is_cuda:
         return None
@@ -265,56 +270,57 @@ def splice(
     x: Float[Tensor, "T D"],
     slots: Int[Tensor, " n"] | None,
     features: Float[Tensor, "m D"],
-    what: str,
+    modality: str,
 ) -> Float[Tensor, "T D"]:
     """`x` with `features` written at `slots`."""
-    found = 0 if slots is None else len(slots)
-    if slots is None or found != len(features):
+    count = 0 if slots is None else len(slots)
+    if slots is None or count != len(features):
         raise ValueError(
-            f"the batch has {found} {what} placeholder tokens but its {what} data makes {len(features)} tokens: "
-            "the prompt must repeat each placeholder exactly as often as its picture or clip has tokens"
+            f"the batch has {count} {modality} placeholder tokens, but its {modality} data has {len(features)} tokens: "
+            "the prompt must repeat each placeholder exactly as often as its image or audio clip has tokens"
         )
     return x.index_copy(0, slots, features.to(x.dtype))
 
 
-def _waves(side: int, size: int) -> Float[Tensor, "P D"]:
-    """Positions of a square grid as sines and cosines of row and column, wavelengths of 4 to 130 cells. [ours] SigLIP
-    starts from noise far weaker than the patches; waves tell a fresh encoder from the first step on what lies beside
-    what (at nano size it reads a moving digit in half the steps)."""
-    rates = torch.logspace(0, -1.5, size // 4) * math.pi / 2
+def _sinusoidal_positions(side: int, size: int) -> Float[Tensor, "P D"]:
+    """Initial position embeddings of a square grid: sines and cosines of row and column, wavelengths of 4 to 130 cells.
+    [ours] SigLIP starts from noise far weaker than the patches; with sines a fresh encoder has information about
+    neighbouring patches from the first step on (at nano size it reads a moving digit in half the steps)."""
+    frequencies = torch.logspace(0, -1.5, size // 4) * math.pi / 2
     y, x = (
-        t.reshape(-1, 1) * rates for t in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")
+        t.reshape(-1, 1) * frequencies
+        for t in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")
     )
     waves = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
     return F.pad(waves, (0, size - waves.shape[1]))
 
 
-def _initialise(module: nn.Module, generator: torch.Generator, spread: float, scale: float) -> None:
-    """Fresh values for the module's own parameters (not its children's)."""
+def _initialise(module: nn.Module, generator: torch.Generator, std: float, scale: float) -> None:
+    """Initialise the module's direct parameters (not its children's)."""
     match module:
         case LowRank():
             module.initialise(generator)
         case LoraLinear():
-            nn.init.normal_(module.weight, std=spread * scale, generator=generator)
+            nn.init.normal_(module.weight, std=std * scale, generator=generator)
         case RMSNorm():
             nn.init.ones_(module.weight)
         case nn.LayerNorm():
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         case Decoder():
-            nn.init.normal_(module.embed_tokens.weight, std=spread, generator=generator)
+            nn.init.normal_(module.embed_tokens.weight, std=std, generator=generator)
         case SiglipEncoder():
             module.position_embedding.weight.data.copy_(
-                _waves(module.config.grid, module.config.hidden_size)
+                _sinusoidal_positions(module.config.grid, module.config.hidden_size)
             )
         case PoolingHead():
-            nn.init.normal_(module.probe, std=spread, generator=generator)
+            nn.init.normal_(module.probe, std=std, generator=generator)
         case CrossAttention():
             nn.init.xavier_uniform_(module.in_proj_weight, generator=generator)
             nn.init.zeros_(module.in_proj_bias)
         case VisionProjector():
-            nn.init.normal_(module.global_separator, std=spread, generator=generator)
-            nn.init.normal_(module.row_separator, std=spread, generator=generator)
+            nn.init.normal_(module.global_separator, std=std, generator=generator)
+            nn.init.normal_(module.row_separator, std=std, generator=generator)
         case ConformerEncoder():
             nn.init.zeros_(module.global_mean)
             nn.init.ones_(module.global_invstd)

@@ -1,12 +1,12 @@
-"""Projectors: encoder features to the decoder's width, and crops back to one picture (report 2.2.1).
+"""Projectors: encoder features to the decoder's width, and crops back to one image (report 2.2.1).
 
-A crop's 32 x 32 patches are averaged 2 x 2 into 16 x 16 cells. The picture's tokens are, in order: its crops tiled
-back and cut to the rows x cols cells that show picture, a row separator after every row; one global separator; the
-global view, again with row separators. A picture of 2 x 3 cells with a global view of 2 x 2::
+A crop's 32 x 32 patches are averaged 2 x 2 into 16 x 16 cells. The image's tokens are, in order: its crops reassembled
+and cut to the rows x cols cells without padding, a row separator after every row; one global separator; the global
+view, again with row separators. An image of 2 x 3 cells with a global view of 2 x 2::
 
     c c c | c c c | # g g | g g |        | row separator, # global separator
 
-All of them, separators too, pass one MLP: Linear, exact GELU, Linear.
+All tokens, separators included, pass one MLP: Linear, exact GELU, Linear.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from polyphi.batch import Clip, ImageLayout
 from polyphi.model.linear import Linear
 
-AT_ONCE = 4096
-"""Audio features projected at a time where no gradient is asked for. [ours]"""
+BATCH_FEATURES = 4096
+"""Audio features projected at a time without gradients. [ours]"""
 
 
 class Projector(nn.Module):
@@ -34,32 +34,30 @@ class Projector(nn.Module):
         self.down = Linear(outputs, outputs)
 
     def forward(self, x: Float[Tensor, "n I"]) -> Float[Tensor, "n D"]:
-        if len(x) > AT_ONCE and not torch.is_grad_enabled():  # half an hour is 22,500 rows
-            return torch.cat([self.down(F.gelu(self.up(part))) for part in x.split(AT_ONCE)])
+        if len(x) > BATCH_FEATURES and not torch.is_grad_enabled():  # half an hour is 22,500 rows
+            return torch.cat([self.down(F.gelu(self.up(part))) for part in x.split(BATCH_FEATURES)])
         return self.down(F.gelu(self.up(x)))
 
 
 @lru_cache(maxsize=256)
 def _order(layout: ImageLayout, cells: int) -> np.ndarray:
-    """Source of each token of one picture: a cell number (crop by crop, row by row), -1 row, -2 global separator."""
+    """Source of each token of one image: a cell's index (crop by crop, row by row), -1 row, -2 global separator."""
     numbers = np.arange(layout.crops * cells * cells).reshape(layout.crops, cells, cells)
     tiles = (
         numbers[1:].reshape(layout.crop_rows, layout.crop_cols, cells, cells).transpose(0, 2, 1, 3)
     )
-    picture = tiles.reshape(layout.crop_rows * cells, layout.crop_cols * cells)[
+    image = tiles.reshape(layout.crop_rows * cells, layout.crop_cols * cells)[
         : layout.rows, : layout.cols
     ]
-    assert picture.shape == (layout.rows, layout.cols), (
-        f"{layout} keeps more cells than its crops have"
-    )
+    assert image.shape == (layout.rows, layout.cols), f"{layout} has more cells than its crops"
     lines = [
-        np.pad(part, ((0, 0), (0, 1)), constant_values=-1).ravel() for part in (picture, numbers[0])
+        np.pad(part, ((0, 0), (0, 1)), constant_values=-1).ravel() for part in (image, numbers[0])
     ]
     return np.concatenate([lines[0], [-2], lines[1]])
 
 
 class VisionProjector(nn.Module):
-    """Patch features of all crops to the tokens of all pictures."""
+    """Patch features of all crops to the tokens of all images."""
 
     def __init__(self, inputs: int, outputs: int, cells: int) -> None:
         super().__init__()
@@ -70,7 +68,7 @@ class VisionProjector(nn.Module):
         self.down = Linear(outputs, outputs)
 
     def _sources(self, layouts: Sequence[ImageLayout], device: torch.device) -> Int[Tensor, " I"]:
-        """Row of the table [all cells, global separator, row separator] that each token copies."""
+        """Index of each token's source in the table [all cells, global separator, row separator]."""
         per_crop = self.cells**2
         total = per_crop * sum(layout.crops for layout in layouts)
         parts, start = [], 0
@@ -83,12 +81,12 @@ class VisionProjector(nn.Module):
     def forward(
         self, features: Float[Tensor, "N P V"], layouts: Sequence[ImageLayout]
     ) -> Float[Tensor, "I D"]:
-        """Tokens of all pictures in order. Raises ValueError where the layouts don't account for every crop."""
+        """Tokens of all images in order. Raises ValueError where the layouts need another number of crops."""
         crops = sum(layout.crops for layout in layouts)
         if crops != len(features):
             raise ValueError(
-                f"the pictures' layouts need {crops} crops (global views included), the batch brings {len(features)}: "
-                "crops and layouts must come from the same cut"
+                f"the images' layouts need {crops} crops (global views included), the batch has {len(features)}: "
+                "crops and layouts must come from the same call of the image processor"
             )
         g, size = self.cells, features.shape[-1]
         pooled = features.view(crops, g, 2, g, 2, size).mean(dim=(2, 4)).view(-1, size)
@@ -110,11 +108,11 @@ class AudioProjector(nn.Module):
     def forward(
         self, features: Float[Tensor, "A V"], clips: Sequence[Clip]
     ) -> Float[Tensor, "A D"]:
-        """Each clip's frames through the projector it names."""
+        """Each clip's frames projected by the projector of its `branch`."""
         branches = {"speech": self.speech, "vision": self.vision}
         if unknown := {clip.branch for clip in clips} - branches.keys():
             raise ValueError(
-                f"a clip names the audio projector {sorted(unknown)[0]!r}; there are speech and vision"
+                f"expected the audio projector speech or vision, found {sorted(unknown)[0]!r}"
             )
         used = sorted({clip.branch for clip in clips})
         if len(used) == 1:
@@ -127,6 +125,6 @@ class AudioProjector(nn.Module):
     def _each(
         projector: Projector, parts: Sequence[Tensor], clips: Sequence[Clip], branch: str
     ) -> Sequence[Tensor]:
-        """The clips of one branch, projected together, one tensor per clip."""
-        mine = [part for part, clip in zip(parts, clips, strict=True) if clip.branch == branch]
-        return projector(torch.cat(mine)).split([len(part) for part in mine])
+        """The clips of one branch, projected in one call, one tensor per clip."""
+        of_branch = [part for part, clip in zip(parts, clips, strict=True) if clip.branch == branch]
+        return projector(torch.cat(of_branch)).split([len(part) for part in of_branch])

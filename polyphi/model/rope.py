@@ -1,9 +1,9 @@
 """LongRoPE: partial rotary positions with a short and a long table, chosen per sequence (report 2.1).
 
-Channel pair i turns by position / (factor * theta^(2i / rotary_dim)). Short sequences use factors of 1, longer ones
-than `original_max_position_embeddings` (4,096) the long factors, which slow the pairs down. Both multiply cosine and
-sine by the same `rope_scale`. Only the first `rotary_dim` channels of a head (96 of 128) turn; channel i pairs with
-i + rotary_dim / 2.
+Channel pair i is rotated by position / (factor * theta^(2i / rotary_dim)). Sequences of up to
+`original_max_position_embeddings` (4,096) tokens use factors of 1, longer ones the long factors, which lower the
+frequencies. Both multiply cosine and sine by the same `rope_scale`. Only the first `rotary_dim` channels of a head (96
+of 128) are rotated; channel i pairs with i + rotary_dim / 2.
 """
 
 from itertools import pairwise
@@ -21,8 +21,8 @@ from polyphi.model.config import DecoderConfig
 class LongRope:
     """Cosine and sine for every token of a batch.
 
-    Not a module: its tables follow from the configuration, so they belong in no checkpoint and must survive a move
-    from the meta device, where a buffer would not.
+    Not a module: its tables are computed from the configuration, so they aren't stored in checkpoints and must survive
+    a move from the meta device, which a buffer would not.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -42,7 +42,7 @@ class LongRope:
     def frequencies(self, device: torch.device) -> Float[Tensor, "2 pairs"]:
         """Inverse frequencies in float32: row 0 for short sequences, row 1 for long ones."""
         if device not in self._tables:
-            # The published arithmetic, step by step in float32: an exact power, rounded once, is not the same.
+            # The published arithmetic, step by step in float32: an exact power, rounded once, differs.
             exponent = torch.arange(0, self.dim, 2, dtype=torch.int64).float() / self.dim
             table = 1.0 / (torch.tensor(self.factors, dtype=torch.float32) * self.theta**exponent)
             self._tables[device] = table.to(device)
@@ -51,8 +51,8 @@ class LongRope:
     def __call__(
         self, batch: Batch, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "T 1 pairs"], Float[Tensor, "T 1 pairs"]]:
-        """(cos, sin), scaled. Sequence s reads the long table iff `totals[s]` exceeds the switch, whoever shares its
-        pack."""
+        """(cos, sin), scaled. Sequence s uses the long table if and only if `totals[s]` exceeds `switch`, whatever else
+        is in its pack."""
         device = batch.positions.device
         table = self.frequencies(device)
         long = [int(total > self.switch) for total in batch.totals]
@@ -60,12 +60,12 @@ class LongRope:
             frequencies = table[long[0]]
         else:
             spans = pairwise(batch.bounds)
-            which = [
+            rows = [
                 row
                 for row, (start, end) in zip(long, spans, strict=True)
                 for _ in range(end - start)
             ]
-            frequencies = table[torch.tensor(which, device=device)]
+            frequencies = table[torch.tensor(rows, device=device)]
         angles = batch.positions.float()[:, None] * frequencies
         cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
         return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
@@ -76,9 +76,13 @@ def rotate(
     cos: Float[Tensor, "T 1 pairs"],
     sin: Float[Tensor, "T 1 pairs"],
 ) -> Float[Tensor, "T heads d"]:
-    """Turn the first 2 * pairs channels of every head; the others pass through, unscaled."""
+    """Rotate the first 2 * pairs channels of every head; the others stay unchanged and unscaled."""
     if kernels.fits(heads, cos, sin):
         return blocks.rotate(heads, cos, sin)
     pairs = cos.shape[-1]
-    first, second, rest = heads[..., :pairs], heads[..., pairs : 2 * pairs], heads[..., 2 * pairs :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    first, second, unrotated = (
+        heads[..., :pairs],
+        heads[..., pairs : 2 * pairs],
+        heads[..., 2 * pairs :],
+    )
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, unrotated], dim=-1)

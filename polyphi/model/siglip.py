@@ -1,10 +1,9 @@
 """SigLIP vision tower: a crop of 448 x 448 pixels becomes 32 x 32 patch features (report 2.2.1).
 
-A plain pre-norm transformer, bidirectional over one crop. Two habits are its own. Positions stretch: a crop of which
-only n x m patches show picture spreads those over the whole 32 x 32 grid of learned positions. And the features are
-those of the second-last layer, so for the multimodal model the last layer, the final norm and the pooling head are
-dead weight; they stay as parameters because the checkpoint has them and contrastive pre-training (`pooled`) learns
-through them.
+A pre-norm transformer, bidirectional over one crop, with two peculiarities. Positions are stretched: where only n x m
+patches of a crop aren't padding, they are spread over the whole 32 x 32 grid of learned positions. And the features are
+those of the second-last layer, so the multimodal model doesn't use the last layer, the final norm and the pooling head;
+they are parameters because the checkpoint has them and contrastive pre-training (`pooled`) trains them.
 """
 
 from typing import NamedTuple
@@ -16,20 +15,20 @@ from torch import Tensor, nn
 
 from polyphi.kernels import encoder as native
 from polyphi.kernels import half
-from polyphi.model.attention import SHORT, written_out
+from polyphi.model.attention import MAX_EXPLICIT, explicit_attention
 from polyphi.model.config import VisionConfig
 from polyphi.model.linear import Linear, product
 from polyphi.model.slices import Slices, complete
 
-AT_ONCE = 4096
-"""Patches that pass a layer together on a CPU without gradients (four crops of the published size): enough rows for
-fast products, few enough that a slice takes a fraction of a second and little memory."""
+BATCH_PATCHES = 4096
+"""Patches of a layer's batch on a CPU without gradients (four crops of the published size): enough rows for fast
+products, few enough that a slice takes a fraction of a second and little memory."""
 
 
 def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
-    """Which learned position each patch takes: floor(G i / n) * G + floor(G j / m) for patch (i, j) of a crop whose
-    first n rows and m columns are valid, 0 where masked. Integers equal the reference's bucketing of fractions for
-    all n."""
+    """Index of each patch's learned position: floor(G i / n) * G + floor(G j / m) for patch (i, j) of a crop whose
+    first n rows and m columns are valid, 0 where masked. The integer formula equals the reference's bucketing of
+    fractions for all n."""
     grid = masks.shape[-1]
     rows, columns = masks[:, :, 0].sum(1, keepdim=True), masks[:, 0, :].sum(1, keepdim=True)
     steps = grid * torch.arange(grid, device=masks.device)
@@ -38,9 +37,9 @@ def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
 
 
 class Packed(NamedTuple):
-    """Patches of all crops that anybody reads, one row each without padding: of each crop first those that show
-    picture (`keys` of them), then those that share a cell of 2 x 2 with one (`queries` in all). `rows` says where they
-    lie among all patches, None where they are all of them."""
+    """The patches of all crops that affect the result, packed: of each crop first the valid ones (`keys` of them), then
+    masked ones that share a cell of 2 x 2 with a valid one (`queries` in all). `rows` are their indices among all
+    patches, None where they are all of them."""
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
@@ -50,19 +49,19 @@ class Packed(NamedTuple):
     def of(masks: Bool[Tensor, "N G G"]) -> "Packed":
         count, side, _ = masks.shape
         cells = masks.view(count, side // 2, 2, side // 2, 2).any(4).any(2)
-        read = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
-        keys, queries = masks.flatten(1).sum(1).tolist(), read.sum(1).tolist()
+        used = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+        keys, queries = masks.flatten(1).sum(1).tolist(), used.sum(1).tolist()
         if min(keys) == side**2:
             return Packed(tuple(queries), tuple(keys), None)
-        # 0 picture, 1 beside it, 2 nobody's: stable, so that patches stay in order within each
-        order = (2 - read.int() - masks.flatten(1).int()).argsort(dim=1, stable=True)
-        places = order + side**2 * torch.arange(count)[:, None]
-        rows = torch.cat([places[i, :n] for i, n in enumerate(queries)])
+        # 0 valid, 1 in a cell with a valid one, 2 unused; stable, so that patches stay in order within each class
+        order = (2 - used.int() - masks.flatten(1).int()).argsort(dim=1, stable=True)
+        indices = order + side**2 * torch.arange(count)[:, None]
+        rows = torch.cat([indices[i, :n] for i, n in enumerate(queries)])
         return Packed(tuple(queries), tuple(keys), rows)
 
 
 class SelfAttention(nn.Module):
-    """Bidirectional attention over the patches of a crop: of `keys` those that aren't masked, or of packed rows."""
+    """Bidirectional attention over the patches of a crop: to the patches where `keys` is True, or over packed rows."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -81,9 +80,9 @@ class SelfAttention(nn.Module):
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if q.shape[2] <= SHORT and not q.is_cuda:
-            hidden = torch.zeros(1, dtype=torch.bool) if keys is None else ~keys
-            out = written_out(q, k, v, hidden)
+        if q.shape[2] <= MAX_EXPLICIT and not q.is_cuda:
+            masked = torch.zeros(1, dtype=torch.bool) if keys is None else ~keys
+            out = explicit_attention(q, k, v, masked)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -120,7 +119,7 @@ class Layer(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """One learned query over all patches; parameters named as `nn.MultiheadAttention` stores them."""
+    """Attention of one learned query to all patches; parameters have the names of `nn.MultiheadAttention`."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
@@ -145,7 +144,7 @@ class CrossAttention(nn.Module):
 
 
 class PoolingHead(nn.Module):
-    """Attention pooling: a probe asks all valid patches once, then an MLP."""
+    """Attention pooling: a learned query over all valid patches, then an MLP."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -162,14 +161,14 @@ class PoolingHead(nn.Module):
 
 
 class SiglipEncoder(nn.Module):
-    """Crops to patch features."""
+    """The vision tower: crops to patch features."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         if config.crop_size % config.patch_size or config.grid % 2:
             raise ValueError(
-                f"a crop of {config.crop_size} pixels must hold an even number of patches of {config.patch_size} "
-                f"pixels per side (they pool 2 x 2), it holds {config.crop_size / config.patch_size:g}"
+                f"a crop of {config.crop_size} pixels must have an even number of patches of {config.patch_size} "
+                f"pixels per side (they are pooled 2 x 2), found {config.crop_size / config.patch_size:g}"
             )
         self.config = config
         size, patch = config.hidden_size, config.patch_size
@@ -180,9 +179,9 @@ class SiglipEncoder(nn.Module):
         self.head = PoolingHead(config)
 
     def unused(self) -> frozenset[str]:
-        """Names of the parameters that the multimodal forward never reaches: last layer, final norm, head."""
-        dead = (f"layers.{len(self.layers) - 1}.", "post_layernorm.", "head.")
-        return frozenset(name for name, _ in self.named_parameters() if name.startswith(dead))
+        """Names of the parameters that the multimodal forward doesn't use: last layer, final norm, head."""
+        prefixes = (f"layers.{len(self.layers) - 1}.", "post_layernorm.", "head.")
+        return frozenset(name for name, _ in self.named_parameters() if name.startswith(prefixes))
 
     def _embed(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
@@ -190,38 +189,37 @@ class SiglipEncoder(nn.Module):
         convolution = self.patch_embedding
         crops = crops.to(convolution.weight.dtype)
         if native.supports_attention(convolution.weight) and half.needed():
-            # torch convolves bfloat16 slowly here, our kernel multiplies it fast
+            # torch's bfloat16 convolution is slow on this CPU; our kernel's product is fast
             side = self.config.patch_size
             patches = crops.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5)
             x = product(
                 patches.flatten(3).flatten(1, 2), convolution.weight.flatten(1), convolution.bias
             )
         else:
-            # a row per patch: what lies across memory would be copied in every norm
+            # contiguous, a row per patch: a strided tensor would be copied in every norm
             x = convolution(crops).flatten(2).transpose(1, 2).contiguous()
         return x + self.position_embedding(position_ids(masks))
 
     def _keys(self, masks: Bool[Tensor, "N G G"]) -> Bool[Tensor, "N 1 1 P"] | None:
-        """Patches that are seen by others, None where all are. Masked ones still ask: half-empty cells of the 2 x 2
-        pooling average them in. A GPU would have to be waited for to know that nothing is masked."""
-        whole = masks.device.type == "cpu" and bool(masks.all())
-        return None if whole else masks.flatten(1)[:, None, None, :]
+        """Mask of the patches that others attend to, None for all. Masked patches are still queries: half-empty cells
+        of the 2 x 2 pooling include them. On a GPU, checking that nothing is masked would need a synchronization."""
+        all_valid = masks.device.type == "cpu" and bool(masks.all())
+        return None if all_valid else masks.flatten(1)[:, None, None, :]
 
     def forward(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N P D"]:
-        """Features of the second-last layer, not normed. `masks` is True where a patch shows picture, padding
-        False. On a CPU with kernels, where no gradient is asked for, features that the projector reads no cell of are
-        0."""
+        """Features of the second-last layer, not normalized. `masks` is False at padding patches. On a CPU with our
+        kernels and without gradients, features of cells that the projector doesn't use are 0."""
         return complete(self.slices(crops, masks))
 
     def slices(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Slices[Float[Tensor, "N P D"]]:
-        """What `forward` gives, a layer of `AT_ONCE` patches at a time."""
+        """The result of `forward`, in slices of one layer over `BATCH_PATCHES` patches."""
         if torch.is_grad_enabled() or crops.is_cuda:
             return (yield from self._layers(crops, masks))
-        count = max(1, AT_ONCE // self.config.grid**2)
+        count = max(1, BATCH_PATCHES // self.config.grid**2)
         features = []
         for pair in zip(crops.split(count), masks.split(count), strict=True):
             features.append((yield from self._layers(*pair)))
@@ -249,13 +247,13 @@ class SiglipEncoder(nn.Module):
         return x.view(shape)
 
     def _attends(self) -> bool:
-        """Whether our own attention takes this tower's heads."""
+        """Whether our attention kernel supports this tower's heads."""
         return native.supports_attention(self.patch_embedding.weight)
 
     def pooled(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N D"]:
-        """One vector per crop through all layers, the final norm and the head: what contrastive training compares."""
+        """One vector per crop from all layers, the final norm and the head, for contrastive training."""
         return self.pool(self(crops, masks), masks)
 
     def pool(

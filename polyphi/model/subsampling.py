@@ -1,6 +1,7 @@
 """The convolutions before the Conformer's blocks: frames by eight, frequencies by eight (report 2.2.1).
 
-Clips of any lengths lie on one tape with blank frames between, blanked again before every convolution::
+Clips of any lengths are laid out on one tape with blank frames between them, which are zeroed before every
+convolution::
 
     a a a a a . . . b b b . . . . . c c c c        frames,    starts are multiples of 8
     a a a . b b . . c c                            after one convolution of stride 2
@@ -24,12 +25,13 @@ from polyphi.model.linear import Linear, product
 SUBSAMPLING = 8
 """Mel frames per feature: three convolutions of stride 2."""
 
-FURTHEST_GAP = 4
-"""Blank frames that must separate two clips: one frame at the last convolution's input, which is 4 frames wide."""
+MIN_GAP = 4
+"""Blank frames that must separate two clips at least: one frame of the last convolution's input, which is 4 frames
+wide."""
 
-FEATURES = 96
-"""Features that pass the convolutions of `in_parts` together: what is between these stays in a cache, and is no fresh
-memory each time. What the first convolution makes of 30 s would take 50 MB in 8 bits. [ours]"""
+BATCH_FEATURES = 96
+"""Features that `in_parts` computes at a time: the intermediate results then stay in a cache. The output of the first
+convolution for 30 s would take 50 MB in 8 bits. [ours]"""
 
 
 def _half(n: int) -> int:
@@ -40,9 +42,9 @@ def _half(n: int) -> int:
 def _from_one_channel(
     x: Float[Tensor, "T M"], conv: nn.Conv2d
 ) -> Float[Tensor, "1 C half_T half_M"]:
-    """A convolution 3 x 3 of stride 2 and padding 1 over one channel, as a matrix product: a CPU's own takes 12
-    times as long in bfloat16 (1024 channels). In float32, where training runs it, its own is the faster one. The bias
-    is the weight of a tenth input."""
+    """A convolution 3 x 3 of stride 2 and padding 1 over one channel, as a matrix product: torch's convolution on a CPU
+    takes 12 times as long in bfloat16 (1024 channels). In float32, which training uses, torch's is faster. The bias is
+    the weight of a tenth input."""
     assert conv.bias is not None
     size = _half(x.shape[0]), _half(x.shape[1])
     patches = F.pad(x, (1, 1, 1, 1)).unfold(0, 3, 2).unfold(1, 3, 2).permute(2, 3, 0, 1).flatten(2)
@@ -51,42 +53,45 @@ def _from_one_channel(
 
 
 class Tape(NamedTuple):
-    """Where clips lie in the subsampling: every one starts where a feature starts, at least FURTHEST_GAP frames behind
-    the one before. After convolutions that shorten time by `stride`, all places are divided by it."""
+    """Layout of clips on the tape: every clip starts where a feature starts, at least MIN_GAP frames after the end of
+    the one before. After convolutions that shorten time by `stride`, all positions are divided by it."""
 
     lengths: tuple[int, ...]
     starts: tuple[int, ...]
-    """One more than there are clips."""
+    """Start of each clip, and the length of the tape."""
 
     @staticmethod
     def of(lengths: Sequence[int]) -> "Tape":
         starts = [0]
         for n in lengths:
-            span = -(-(4 * -(-n // 4) + FURTHEST_GAP) // SUBSAMPLING) * SUBSAMPLING
+            span = -(-(4 * -(-n // 4) + MIN_GAP) // SUBSAMPLING) * SUBSAMPLING
             starts.append(starts[-1] + span)
         return Tape(tuple(lengths), tuple(starts))
 
     def length(self, stride: int) -> int:
         return self.starts[-1] // stride
 
-    def spots(self, stride: int) -> Int[np.ndarray, " m"]:
-        """Where the clips' frames are."""
+    def positions(self, stride: int) -> Int[np.ndarray, " m"]:
+        """Positions of the clips' frames."""
         clips = zip(self.lengths, self.starts, strict=False)
         return np.concatenate([np.arange(-(-n // stride)) + start // stride for n, start in clips])
 
     def blanks(self, stride: int) -> Int[np.ndarray, " m"]:
-        """Where no clip is."""
-        return np.setdiff1d(np.arange(self.length(stride)), self.spots(stride), assume_unique=True)
+        """Positions outside the clips."""
+        return np.setdiff1d(
+            np.arange(self.length(stride)), self.positions(stride), assume_unique=True
+        )
 
 
 class Subsampling(nn.Module):
-    """Frames by eight, frequencies by eight: a convolution, then twice a depthwise and a pointwise one. Not causal."""
+    """Subsampling of time and frequency by eight: a convolution, then twice a depthwise and a pointwise one. Not
+    causal."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         if config.time_reduction != SUBSAMPLING:
             raise ValueError(
-                f"time_reduction must be {SUBSAMPLING} (three convolutions of stride 2), not {config.time_reduction}"
+                f"time_reduction must be {SUBSAMPLING} (three convolutions of stride 2), found {config.time_reduction}"
             )
         c = config.nemo_conv_channels
         self.conv = nn.Sequential(
@@ -103,22 +108,24 @@ class Subsampling(nn.Module):
 
     def forward(self, mels: Float[Tensor, "F M"], lengths: Sequence[int]) -> Float[Tensor, "A D"]:
         """Packed frames of clips of the given lengths to packed features."""
-        if self._by_kernels():
+        if self._use_kernels():
             return self._in_float32(mels, lengths)
         tape, stride = Tape.of(lengths), 1
 
-        def at(places: np.ndarray) -> Tensor:
-            return torch.from_numpy(places).to(mels.device, non_blocking=True)
+        def to_device(indices: np.ndarray) -> Tensor:
+            return torch.from_numpy(indices).to(mels.device, non_blocking=True)
 
-        x = mels.new_zeros(tape.length(1), mels.shape[-1]).index_copy(0, at(tape.spots(1)), mels)
+        x = mels.new_zeros(tape.length(1), mels.shape[-1]).index_copy(
+            0, to_device(tape.positions(1)), mels
+        )
         x = x[None, None]
         # On a CPU torch's depthwise convolutions are slower in bf16 than in fp32, backwards by half.
         with torch.autocast("cpu", enabled=False):
             for module in self.conv:
                 if isinstance(module, nn.ReLU):
-                    # a convolution's bias has written on the blank frames that the next one reads
+                    # the convolution's bias has changed the blank frames, which the next convolution reads
                     if stride < SUBSAMPLING:
-                        x = x.index_fill_(2, at(tape.blanks(stride)), 0)
+                        x = x.index_fill_(2, to_device(tape.blanks(stride)), 0)
                     x = module(x)
                 elif (
                     isinstance(module, nn.Conv2d)
@@ -137,11 +144,11 @@ class Subsampling(nn.Module):
                     x = module(x)
                     stride *= 2
         # [1, channels, time, frequency] -> a row per feature, channel-major.
-        x = x[0].transpose(0, 1).index_select(0, at(tape.spots(stride)))
+        x = x[0].transpose(0, 1).index_select(0, to_device(tape.positions(stride)))
         return self.out(x.flatten(1))
 
-    def _by_kernels(self) -> bool:
-        """Whether our own kernels should run: torch multiplies and convolves bfloat16 slowly here."""
+    def _use_kernels(self) -> bool:
+        """Whether to use our kernels: on this CPU torch's bfloat16 products and convolutions are slow."""
         first = convolutions(self)[0]
         fits = first.out_channels % native.LANES == 0
         return fits and native.supports_attention(first.weight) and half.needed()
@@ -149,7 +156,7 @@ class Subsampling(nn.Module):
     def _in_float32(
         self, mels: Float[Tensor, "F M"], lengths: Sequence[int]
     ) -> Float[Tensor, "A D"]:
-        """The same with bfloat16 between the layers and float32 inside them."""
+        """The result of `forward` with bfloat16 between the layers and float32 inside them."""
 
         def pointwise(convolution: nn.Conv2d) -> Callable[[Any], Raw]:
             return lambda x: Raw(product(x, convolution.weight.flatten(1), convolution.bias))
@@ -160,16 +167,16 @@ class Subsampling(nn.Module):
 
 
 def convolutions(subsampling: Subsampling) -> list[nn.Conv2d]:
-    """First, depthwise, pointwise, depthwise, pointwise."""
+    """The convolutions: first, depthwise, pointwise, depthwise, pointwise."""
     return [m for m in subsampling.conv if isinstance(m, nn.Conv2d)]
 
 
 Taps = tuple[Float[Tensor, "9 D"], Float[Tensor, " D"]]
-"""A convolution 3 x 3 over single channels, as the kernels take it: weights and bias in float32."""
+"""Weights and bias of a 3 x 3 convolution over single channels, in the kernels' format: float32."""
 
 
 def taps(subsampling: Subsampling) -> list[Taps]:
-    """The first convolution and both depthwise ones."""
+    """Weights of the first convolution and of both depthwise ones."""
     first, second, _, third, _ = convolutions(subsampling)
     return [
         (conv.weight.flatten(1).t().float().contiguous(), conv.bias.float())
@@ -186,41 +193,41 @@ def in_parts(
     *,
     eight_bits: bool,
 ) -> Float[Tensor, "A D"]:
-    """What `Subsampling` computes, by our own kernels (kernels/encoder.py), FEATURES at a time. `linears` are the two
+    """The result of `Subsampling` by our kernels (kernels/encoder.py), BATCH_FEATURES at a time. `linears` are the two
     pointwise convolutions, of activations in 8 bits (`Rows`) or bfloat16, and the last linear, of bfloat16."""
     tape = Tape.of(lengths)
-    spots = [torch.from_numpy(tape.spots(stride)) for stride in (1, 2, 4, 8)]
+    positions = [torch.from_numpy(tape.positions(stride)) for stride in (1, 2, 4, 8)]
     occupied = [
         torch.zeros(tape.length(stride), dtype=torch.bool).index_fill_(0, at, True)
-        for stride, at in ((2, spots[1]), (4, spots[2]))
+        for stride, at in ((2, positions[1]), (4, positions[2]))
     ]
-    x = torch.zeros(tape.length(1), mels.shape[1]).index_copy_(0, spots[0], mels.float())
+    x = torch.zeros(tape.length(1), mels.shape[1]).index_copy_(0, positions[0], mels.float())
     first, second, third = taps
     up, down, last = linears
 
     def features(start: int, end: int) -> Float[Tensor, "n B C"]:
-        """Features from `start` to `end`, before the last linear. A convolution reads one time further back than its
-        first: the one before that is computed too, to keep the stride, and its result dropped."""
-        begin = max(0, 2 * start - 2)  # of what the last convolution reads
-        earlier, early = min(begin, 1), min(start, 1)
-        frames, times = (slice(n * (begin - earlier), 2 * n * end) for n in (4, 2))
+        """Features from `start` to `end`, before the last linear. A convolution also reads the frame before its first
+        one. To keep the stride, the output before the first is computed too and dropped."""
+        first_input = max(0, 2 * start - 2)  # first input of the last convolution
+        extra_frames, extra_features = min(first_input, 1), min(start, 1)
+        frames, times = (slice(n * (first_input - extra_frames), 2 * n * end) for n in (4, 2))
         y = native.strided((x[frames], *first), occupied[0][times], *second, eight_bits)
-        y = _without(y, earlier, 2 * end - begin + earlier)
-        y = native.strided(up(y), occupied[1][begin : 2 * end], *third, eight_bits)
-        y = _without(y, early, end - start + early)
+        y = _skip_frames(y, extra_frames, 2 * end - first_input + extra_frames)
+        y = native.strided(up(y), occupied[1][first_input : 2 * end], *third, eight_bits)
+        y = _skip_frames(y, extra_features, end - start + extra_features)
         out = native.activate_bf16("relu", down(y))
         return out.view(end - start, -1, out.shape[1])
 
-    whole = tape.length(SUBSAMPLING)
-    starts = range(0, whole, FEATURES)
-    parts = [features(start, min(start + FEATURES, whole)) for start in starts]
+    length = tape.length(SUBSAMPLING)
+    starts = range(0, length, BATCH_FEATURES)
+    parts = [features(start, min(start + BATCH_FEATURES, length)) for start in starts]
     # [times, bands, channels] -> a row per feature, channel-major
-    return last(torch.cat(parts).transpose(1, 2).index_select(0, spots[3]).flatten(1))
+    return last(torch.cat(parts).transpose(1, 2).index_select(0, positions[3]).flatten(1))
 
 
-def _without(x: Rows | Tensor, first: int, times: int) -> Rows | Tensor:
-    """Rows of `times` times without those before `first`."""
+def _skip_frames(x: Rows | Tensor, first: int, times: int) -> Rows | Tensor:
+    """The rows of `times` frames without the first `first` frames."""
     if isinstance(x, Rows):
-        skipped = len(x.q) // times * first
-        return Rows(x.q[skipped:], x.scale[skipped:])
+        skip = len(x.q) // times * first
+        return Rows(x.q[skip:], x.scale[skip:])
     return x[len(x) // times * first :]

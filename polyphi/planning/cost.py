@@ -1,7 +1,7 @@
-"""What a stage's step costs: rows and pictures to FLOPs, bytes of memory and bytes sent.
+"""The cost of a stage's step: FLOPs, bytes of memory and bytes sent, computed from rows and images.
 
-Everything is worked out from the model itself, built on the meta device, from who learns in it, and from what a
-batch holds. Where there is no batch, samples are imagined as `ROWS` has them.
+All numbers are computed from the model, built on the meta device, its trainable parameters and the content of a batch.
+Where there is no batch, typical samples of `ROWS` are used.
 """
 
 import fnmatch
@@ -24,86 +24,83 @@ from polyphi.stages import lineage
 from polyphi.stages.sizes import Size
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive
-from polyphi.train.loss import CHUNK_SCORES
+from polyphi.train.loss import CHUNK_LOGITS
 from polyphi.train.optim import groups
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Budget, Stage, matching
 
-# ------------------------------------------------------------------------------ who learns
+# ------------------------------------------------------------------------------ trainable parameters
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A stage's model without memory, and who learns in it: glob -> names."""
+class StageModel:
+    """A stage's model on the meta device, and its trainable parameters: `trainable_groups` maps globs to names."""
 
     stage: Stage
     budget: Budget
     config: ModelConfig
     tensors: Mapping[str, torch.Tensor]
-    learners: Mapping[str, Sequence[str]]
+    trainable_groups: Mapping[str, Sequence[str]]
     vision: VisionConfig | None = None
-    """Of the size, also where the stage has no image encoder: images in words have as many tokens."""
+    """That of the size, also where the stage has no image encoder: images replaced by words have as many tokens."""
 
     @cached_property
-    def learned(self) -> frozenset[str]:
-        return frozenset(name for names in self.learners.values() for name in names)
+    def trainable(self) -> frozenset[str]:
+        return frozenset(name for names in self.trainable_groups.values() for name in names)
 
-    def learns(self, prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in self.learned)
+    def trains(self, prefix: str) -> bool:
+        """Whether a parameter whose name begins with `prefix` is trainable."""
+        return any(name.startswith(prefix) for name in self.trainable)
 
     def size(self, names: Iterable[str]) -> int:
-        """Parameters."""
+        """Number of elements of the named parameters."""
         return sum(self.tensors[name].numel() for name in names)
 
     @cached_property
-    def decoder(self) -> Literal["learns", "looks on", "is not asked"]:
-        """Gradients pass through the language model, or it only gives the embeddings of captions, or it isn't run."""
-        kind = type(self.stage.objective)
-        return (
-            "looks on"
-            if kind is Contrastive
-            else "is not asked"
-            if kind is AttentionDecoder
-            else "learns"
-        )
+    def decoder(self) -> Literal["backward", "forward", "unused"]:
+        """Use of the language model: forward and backward, forward only (the embeddings of captions), or none."""
+        if isinstance(self.stage.objective, Contrastive):
+            return "forward"
+        return "unused" if isinstance(self.stage.objective, AttentionDecoder) else "backward"
 
-    def through(self, name: str) -> bool:
-        """Whether a matrix hands a gradient on to its input: something below it learns."""
+    def passes_gradient(self, name: str) -> bool:
+        """Whether the backward pass computes the gradient of a matrix's input, since a parameter before it is
+        trainable."""
         part = name.split(".", maxsplit=1)[0]
         if part == "decoder":
-            return self.decoder == "learns"
+            return self.decoder == "backward"
         if part == "objective":
             return not name.startswith("objective.text.")
         if ".projector." in name:
-            return self.learns(f"{part}." if ".down." in name else f"{part}.encoder.")
+            return self.trains(f"{part}." if ".down." in name else f"{part}.encoder.")
         bottom = name.endswith(("patch_embedding.weight", "subsampling.conv.0.weight"))
-        return self.learns(f"{part}.encoder.") and not bottom
+        return self.trains(f"{part}.encoder.") and not bottom
 
     @cached_property
-    def matrices(self) -> Counter["Kind"]:
-        """Parameters of all matrices by what becomes of them."""
-        globs, found = list(rows(self, Counter())), Counter[Kind]()
+    def matrices(self) -> Counter["MatrixGroup"]:
+        """Number of elements of all matrices, grouped by their properties."""
+        globs, sizes = list(rows(self, Counter())), Counter[MatrixGroup]()
         for name, tensor in self.tensors.items():
             if tensor.ndim > 1:
                 glob = next(g for g in globs if fnmatch.fnmatchcase(name, g))
                 repeated = ".layers." in name or ".blocks." in name
-                kind = Kind(glob, name in self.learned, self.through(name), repeated)
-                found[kind] += tensor.numel()
-        return found
+                passes = self.passes_gradient(name)
+                sizes[MatrixGroup(glob, name in self.trainable, passes, repeated)] += tensor.numel()
+        return sizes
 
 
-class Kind(NamedTuple):
-    """Matrices alike: the glob of `rows` that they fall under, whether they learn, hand a gradient on, and stand in a
-    repeated block."""
+class MatrixGroup(NamedTuple):
+    """Matrices with equal properties: the glob of `rows` that matches them, whether they are trainable, need the
+    gradient of their input, and are in a repeated block."""
 
     glob: str
-    learned: bool
-    through: bool
+    trainable: bool
+    passes_gradient: bool
     repeated: bool
 
 
-def subject(name: str, size: Size) -> Subject:
-    """A stage at a size. Raises ValueError where a glob of `learn`, `start` or `copy` matches nothing."""
+def stage_model(name: str, size: Size) -> StageModel:
+    """The model of a stage at a size. Raises ValueError where a glob of `learn`, `start` or `copy` matches nothing."""
     stage = size.stage(name)
     config = lineage.configuration(stage, size.model, None)
     with torch.device("meta"):
@@ -114,29 +111,29 @@ def subject(name: str, size: Size) -> Subject:
         matching(glob, tensors)
     if module is not None:
         tensors |= {f"objective.{n}": p for n, p in module.named_parameters()}
-    return Subject(
+    return StageModel(
         stage, size.budget(stage), config, tensors, groups(stage, tensors), size.model.vision
     )
 
 
 HEAD = "decoder.embed_tokens.*"
 
-# ------------------------------------------------------------------------------ what a batch holds
+# ------------------------------------------------------------------------------ content of a batch
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sample of a corpus at full size: tokens of the text, of which the last `learned` are supervised (None: all,
-    a document), pictures (width, height in pixels) and a clip (seconds)."""
+    """One sample of a corpus at full size: tokens of the text, of which the last `supervised` are supervised (None:
+    all, a document), images (width, height in pixels) and an audio clip (seconds)."""
 
     text: int
-    learned: int | None = None
+    supervised: int | None = None
     pictures: tuple[tuple[int, int], ...] = ()
     seconds: float = 0.0
 
 
-# [ours] The report gives no lengths but the bounds: 1344 x 1344 in vision pre-training (3.2), 30 s of sound and 30
-# minutes for summaries (2.2.2). Summaries stand here with their longest clip, for memory; others with a middling one.
+# [ours] The report gives only upper bounds: 1344 x 1344 in vision pre-training (3.2), 30 s of sound and 30 minutes for
+# summaries (2.2.2). Summaries have their longest clip here, for the memory; other corpora have one of medium length.
 ROWS = {
     "documents": Row(1500),
     "code": Row(1500),
@@ -171,29 +168,29 @@ ROWS = {
 }
 
 
-def imagined(it: Subject, corpus: str) -> list[Batch]:
-    """The rows that one sample of a corpus makes in a stage, as `ROWS` has it; pictures shrink with the size of a
-    crop."""
-    stage, config, given, media = it.stage, it.config, ROWS[corpus], dict[str, Any]()
+def example_rows(target: StageModel, corpus: str) -> list[Batch]:
+    """The rows that one sample of a corpus, with the lengths of `ROWS`, becomes in a stage; images are scaled with the
+    size of a crop."""
+    stage, config, sample, media = target.stage, target.config, ROWS[corpus], dict[str, Any]()
     before = 0
     vision, contrastive = config.vision, isinstance(stage.objective, Contrastive)
     in_words = corpus in stage.data.in_words
     if in_words:
-        vision = it.vision
-    if given.pictures and vision is not None:
+        vision = target.vision
+    if sample.pictures and vision is not None:
         side, patch = vision.crop_size, vision.patch_size
-        most = getattr(stage.objective, "max_crops", None) or vision.max_crops
-        sizes = [tuple(round(n * side / image.CROP) for n in size) for size in given.pictures]
+        max_crops = getattr(stage.objective, "max_crops", None) or vision.max_crops
+        sizes = [tuple(round(n * side / image.CROP) for n in size) for size in sample.pictures]
         layouts = (
             [GLOBAL_VIEW]
             if contrastive
             else [
-                image.plan(w, h, crop_size=side, patch_size=patch, max_crops=most).layout
+                image.plan(w, h, crop_size=side, patch_size=patch, max_crops=max_crops).layout
                 for w, h in sizes
             ]
         )
         before = 0 if contrastive else sum(layout.tokens(vision.cells) for layout in layouts)
-    if given.pictures and vision is not None and not in_words:  # words are embedded as text is
+    if sample.pictures and vision is not None and not in_words:  # words are embedded like text
         crops = sum(layout.crops for layout in layouts)
         media = {
             "images": tuple(layouts),
@@ -201,79 +198,79 @@ def imagined(it: Subject, corpus: str) -> list[Batch]:
             "crops": torch.zeros(crops, 3, side, side),
             "crop_masks": torch.ones(crops, vision.grid, vision.grid, dtype=torch.bool),
         }
-    if given.seconds and config.audio is not None:
-        clip = Clip(round(100 * given.seconds), "vision" if media else "speech")
+    if sample.seconds and config.audio is not None:
+        clip = Clip(round(100 * sample.seconds), "vision" if media else "speech")
         media |= {
             "clips": (clip,),
             "mels": torch.zeros(clip.frames, config.audio.input_size),
             "audio_slots": torch.arange(before, before + clip.tokens),
         }
         before += clip.tokens
-    length = max(before + 2, min(before + given.text, it.budget.context))
-    learned = min(length - 1, given.text if given.learned is None else given.learned)
+    length = max(before + 2, min(before + sample.text, target.budget.context))
+    supervised = min(length - 1, sample.text if sample.supervised is None else sample.supervised)
     adapter = stage.data.adapter.get(
-        corpus, "vision" if given.pictures else "speech" if given.seconds else None
+        corpus, "vision" if sample.pictures else "speech" if sample.seconds else None
     )
-    made = row(
+    example = row(
         [0] * length,
-        supervise=[t >= length - learned for t in range(length)],
+        supervise=[t >= length - supervised for t in range(length)],
         adapter=adapter if adapter in config.adapters else None,
         **media,
     )
-    return [made] * (2 if isinstance(stage.objective, DPO) else 1)
+    return [example] * (2 if isinstance(stage.objective, DPO) else 1)
 
 
 Work = Counter[str]
-"""What a batch makes the model do: `tokens`, `pairs` (of a token and one that it sees), `supervised`, `crops` ..."""
+"""Amounts that determine the cost of a batch: `tokens`, `pairs` (of query and key), `supervised`, `crops` ..."""
 
 
 def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
-    """Counted on batches."""
-    found: Work = Counter()
+    """The amounts of batches."""
+    amounts: Work = Counter()
     for batch in batches:
         lengths = [end - start for start, end in pairwise(batch.bounds)]
-        found["tokens"] += len(batch)
-        found["sequences"] += len(lengths)
-        found["pairs"] += sum(n * (n + 1) // 2 for n in lengths)
-        found["supervised"] += 0 if batch.supervised is None else len(batch.supervised)
-        found["crops"] += batch.crop_count
-        found["picture tokens"] += 0 if batch.image_slots is None else len(batch.image_slots)
+        amounts["tokens"] += len(batch)
+        amounts["sequences"] += len(lengths)
+        amounts["pairs"] += sum(n * (n + 1) // 2 for n in lengths)
+        amounts["supervised"] += 0 if batch.supervised is None else len(batch.supervised)
+        amounts["crops"] += batch.crop_count
+        amounts["picture tokens"] += 0 if batch.image_slots is None else len(batch.image_slots)
         for adapter, n in zip(batch.adapters, lengths, strict=True):
-            found[f"lora.{adapter}"] += n
+            amounts[f"lora.{adapter}"] += n
         for clip in batch.clips:
             assert config.audio is not None
             window = config.audio.window
             windows = (
                 [clip.tokens] if clip.tokens <= window else [window] * ceil(clip.tokens / window)
             )
-            found["mels"] += clip.frames
-            found["features"] += sum(windows)
-            found["window pairs"] += sum(n * n for n in windows)
-            found[f"heard.{clip.branch}"] += clip.tokens
-    return found
+            amounts["mels"] += clip.frames
+            amounts["features"] += sum(windows)
+            amounts["window pairs"] += sum(n * n for n in windows)
+            amounts[f"heard.{clip.branch}"] += clip.tokens
+    return amounts
 
 
-def times(done: Work, factor: float) -> Work:
-    """So much of it."""
-    return Counter({key: value * factor for key, value in done.items()})  # type: ignore[misc]
+def scaled(amounts: Work, factor: float) -> Work:
+    """The amounts multiplied by `factor`."""
+    return Counter({key: value * factor for key, value in amounts.items()})  # type: ignore[misc]
 
 
 # ------------------------------------------------------------------------------ FLOPs
 
 
-def rows(it: Subject, done: Work) -> dict[str, float]:
-    """Glob -> how many rows its matrices multiply; of the globs that match a name the first one counts."""
-    contrastive, language = it.decoder == "looks on", it.decoder == "learns"
-    vision, audio = it.config.vision, it.config.audio
-    written, features = done["supervised"], done["features"]
+def rows(target: StageModel, amounts: Work) -> dict[str, float]:
+    """Glob -> number of rows that its matrices multiply; where several globs match a name, the first one counts."""
+    contrastive, language = target.decoder == "forward", target.decoder == "backward"
+    vision, audio = target.config.vision, target.config.audio
+    written, features = amounts["supervised"], amounts["features"]
     table = {
         "*.b[12]": 0.0,
         "decoder.embed_tokens.*": written * language,
-        **{f"decoder.*.lora.{name}.*": done[f"lora.{name}"] for name in it.config.adapters},
-        "decoder.layers.*": done["tokens"] * (it.decoder != "is not asked"),
+        **{f"decoder.*.lora.{name}.*": amounts[f"lora.{name}"] for name in target.config.adapters},
+        "decoder.layers.*": amounts["tokens"] * (target.decoder != "unused"),
     }
     if vision is not None:
-        crops, patches = done["crops"], done["crops"] * vision.grid**2
+        crops, patches = amounts["crops"], amounts["crops"] * vision.grid**2
         table |= {
             "vision.encoder.position_embedding.*": 0,
             "vision.encoder.head.probe": 0,
@@ -281,20 +278,20 @@ def rows(it: Subject, done: Work) -> dict[str, float]:
             "vision.encoder.head.*": crops * contrastive,
             f"vision.encoder.layers.{vision.num_hidden_layers - 1}.*": patches * contrastive,
             "vision.encoder.*": patches,
-            "vision.projector.*": done["picture tokens"],
+            "vision.projector.*": amounts["picture tokens"],
         }
     if audio is not None:
         # Positions in time and frequency after one, two and three convolutions of stride 2.
-        first, second, third = (done["mels"] * audio.input_size / 4**n for n in (1, 2, 3))
+        first, second, third = (amounts["mels"] * audio.input_size / 4**n for n in (1, 2, 3))
         table |= {
             "audio.encoder.relative_attention_bias.*": 0,
             "audio.encoder.subsampling.conv.0.*": first,
             "audio.encoder.subsampling.conv.[23].*": second,
             "audio.encoder.subsampling.conv.[56].*": third,
-            "audio.encoder.*.dw_conv.*": 0,  # worked out element by element
+            "audio.encoder.*.dw_conv.*": 0,  # computed element by element
             "audio.encoder.*": features,
             **{
-                f"audio.projector.{b}.*": done[f"heard.{b}"] * language
+                f"audio.projector.{b}.*": amounts[f"heard.{b}"] * language
                 for b in ("speech", "vision")
             },
         }
@@ -302,40 +299,41 @@ def rows(it: Subject, done: Work) -> dict[str, float]:
         "objective.positions.*": 0,
         "objective.ctc.*": features,
         "objective.*.multihead_attn.in_proj_weight": (written + 2 * features) / 3,
-        "objective.*": done["sequences"] if contrastive else written,
+        "objective.*": amounts["sequences"] if contrastive else written,
         "*": 0,
     }
 
 
 def flops(
-    it: Subject, done: Work, recompute: bool = False, backward: bool = True
+    target: StageModel, amounts: Work, recompute: bool = False, backward: bool = True
 ) -> dict[str, float]:
-    """FLOPs of forward and `backward`: of `products` (of matrices, convolutions too) and of `attention`. A frozen
-    matrix has no gradient of its own, yet hands one on where something below it learns. Causal attention counts the
-    pairs that see each other, half of the square; what fused kernels work out twice isn't counted."""
-    found = {"products": 0.0, "attention": 0.0}
-    multiplied = rows(it, done)
-    for kind, size in it.matrices.items():
-        back = (kind.learned + kind.through) * backward
-        again = recompute and back > 0 and kind.repeated
-        found["products"] += 2 * size * multiplied[kind.glob] * (1 + back + again)
+    """FLOPs of forward and `backward`: of `products` (of matrices, convolutions included) and of `attention`. A frozen
+    matrix has no gradient, but the backward pass computes that of its input where a parameter before it is trainable.
+    Causal attention counts the pairs of query and visible key, half of the square; what fused kernels recompute isn't
+    counted."""
+    counts = {"products": 0.0, "attention": 0.0}
+    row_counts = rows(target, amounts)
+    for group, size in target.matrices.items():
+        back = (group.trainable + group.passes_gradient) * backward
+        again = recompute and back > 0 and group.repeated
+        counts["products"] += 2 * size * row_counts[group.glob] * (1 + back + again)
 
-    def attend(pairs: float, width: int, layers: int, learns: bool) -> None:
-        share = 1 + (2 + recompute) * learns * backward
-        found["attention"] += 4 * pairs * width * layers * share
+    def attend(pairs: float, width: int, layers: int, trains: bool) -> None:
+        share = 1 + (2 + recompute) * trains * backward
+        counts["attention"] += 4 * pairs * width * layers * share
 
-    d, vision, audio = it.config.decoder, it.config.vision, it.config.audio
-    if it.decoder != "is not asked":
+    d, vision, audio = target.config.decoder, target.config.vision, target.config.audio
+    if target.decoder != "unused":
         width = d.num_attention_heads * d.head_dim
-        attend(done["pairs"], width, d.num_hidden_layers, it.decoder == "learns")
+        attend(amounts["pairs"], width, d.num_hidden_layers, target.decoder == "backward")
     if vision is not None:
-        layers = vision.num_hidden_layers - (it.decoder != "looks on")
-        pairs = done["crops"] * vision.grid**4
-        attend(pairs, vision.hidden_size, layers, it.learns("vision.encoder."))
+        layers = vision.num_hidden_layers - (target.decoder != "forward")
+        pairs = amounts["crops"] * vision.grid**4
+        attend(pairs, vision.hidden_size, layers, target.trains("vision.encoder."))
     if audio is not None:
-        pairs = done["window pairs"]
-        attend(pairs, audio.hidden_size, audio.num_blocks, it.learns("audio.encoder."))
-    return found
+        pairs = amounts["window pairs"]
+        attend(pairs, audio.hidden_size, audio.num_blocks, target.trains("audio.encoder."))
+    return counts
 
 
 # ------------------------------------------------------------------------------ memory
@@ -343,8 +341,8 @@ def flops(
 
 @dataclass(frozen=True)
 class Switches:
-    """What the command line may set: how many devices share the decoder's layers, tokens of a pack, activations kept
-    or worked out again, how many devices share a pack."""
+    """Options of the command line: number of devices that share the decoder's layers, tokens of a pack, whether
+    activations are kept or recomputed, number of devices that share a pack."""
 
     shard: int = 1
     micro_tokens: int = 8192
@@ -352,141 +350,150 @@ class Switches:
     context: int = 1
 
 
-def layer_bytes(it: Subject, part: str, adapter: str | None = None, cpu: bool = False) -> float:
-    """Bytes that a layer keeps of a row (a token, a patch, a feature) for its backward pass under bf16 autocast, as
-    the forward of `polyphi/model` runs it: the stream between layers is float32 (4 bytes), what matrices read and
-    write is bf16 (2)."""
-    d, vision, audio = it.config.decoder, it.config.vision, it.config.audio
+def layer_bytes(
+    target: StageModel, part: str, adapter: str | None = None, cpu: bool = False
+) -> float:
+    """Bytes that a layer stores per row (a token, a patch, a feature) for its backward pass under bf16 autocast, for
+    the forward of `polyphi/model`: the residual stream is float32 (4 bytes), inputs and outputs of matrices are bf16
+    (2)."""
+    d, vision, audio = target.config.decoder, target.config.vision, target.config.audio
     if part == "decoder":
-        if it.decoder != "learns":
+        if target.decoder != "backward":
             return 0
         size, inner, heads = d.hidden_size, d.intermediate_size, d.num_attention_heads
         q, kv = heads * d.head_dim, d.num_key_value_heads * d.head_dim
-        found = 2 * 4 * size + 6 * inner  # what the norms read; gate, up and silu(gate)
-        # Queries, keys, values and what comes out; the CPU has each key once per query head.
-        found += 2 * 4 * q if cpu else 2 * (2 * q + 2 * kv) + 4 * heads
-        read = 2 * (2 * size + inner) + 2 * q * cpu  # what the matrices read
-        if it.learns("decoder.norm"):
-            found += 2 * 4 * size + read  # and the normed stream
-        elif adapter is not None and it.learns(f"decoder.layers.0.mlp.down_proj.lora.{adapter}"):
-            lora = it.config.adapters[adapter]
-            found += read + 4 * 2 * lora.rank
-            if lora.dropout:  # which inputs stay: a byte each, on the CPU a number
-                found += (4 if cpu else 1) * (2 * size + q + inner) + 2 * q * (not cpu)
-        return found
+        total = 2 * 4 * size + 6 * inner  # inputs of the norms; gate, up and silu(gate)
+        # Queries, keys, values and the output; on the CPU keys are repeated per query head.
+        total += 2 * 4 * q if cpu else 2 * (2 * q + 2 * kv) + 4 * heads
+        inputs = 2 * (2 * size + inner) + 2 * q * cpu  # inputs of the matrices
+        if target.trains("decoder.norm"):
+            total += 2 * 4 * size + inputs  # and the normalized stream
+        elif adapter is not None and target.trains(
+            f"decoder.layers.0.mlp.down_proj.lora.{adapter}"
+        ):
+            lora = target.config.adapters[adapter]
+            total += inputs + 4 * 2 * lora.rank
+            if lora.dropout:  # the dropout mask: a byte per input, on the CPU a number
+                total += (4 if cpu else 1) * (2 * size + q + inner) + 2 * q * (not cpu)
+        return total
     if part == "vision":
         assert vision is not None
         return 24 * vision.hidden_size + 4 * vision.intermediate_size
     assert audio is not None
-    # The bias on the scores learns, so the CPU keeps the scores themselves; here of a clip of 15 s.
-    scores = 3 * audio.num_attention_heads * 188 * cpu
-    return 72 * audio.hidden_size + 16 * audio.intermediate_size + scores
+    # The attention bias is trainable, so the CPU stores the attention logits; here of a clip of 15 s.
+    logits = 3 * audio.num_attention_heads * 188 * cpu
+    return 72 * audio.hidden_size + 16 * audio.intermediate_size + logits
 
 
-def key_bytes(it: Subject) -> int:
-    """A token's key and value in a layer, bf16."""
-    d = it.config.decoder
+def key_bytes(target: StageModel) -> int:
+    """Bytes of a token's key and value in a layer, bf16."""
+    d = target.config.decoder
     return 2 * 2 * d.num_key_value_heads * d.head_dim
 
 
 def memory(
-    it: Subject, done: Work, on: Switches, world: int = 1, cpu: bool = False
+    target: StageModel, amounts: Work, on: Switches, world: int = 1, cpu: bool = False
 ) -> dict[str, float]:
-    """Bytes of one device by part while its part of a pack is learned, after the first step, with gradients of an
-    earlier pack in place; `peak` is the most at one time. Where devices share a pack, the last one has the keys and
-    values of all of it."""
-    d = it.config.decoder
-    layers = [n for n in it.tensors if n.startswith("decoder.layers.")]
-    cut = it.size(layers) * (1 - 1 / on.shard)  # of the layers, what lies on other devices
-    cut_learned = cut if it.learns("decoder.norm") else 0.0
-    learned, every = it.size(it.learned), it.size(it.tensors)
-    found = {
-        "weights, frozen": 4 * (every - learned - cut + cut_learned),
-        "weights, learned": 4 * (learned - cut_learned),
-        "gradients": 4 * (learned - cut_learned),
-        "optimiser": 8 * (learned - cut_learned),
+    """Bytes of one device by part during forward and backward of its part of a pack, after the first step, with the
+    gradients of an earlier pack; `peak` is the maximum at one time. Where devices share a pack, the last one has the
+    keys and values of all tokens."""
+    d = target.config.decoder
+    layers = [n for n in target.tensors if n.startswith("decoder.layers.")]
+    other_devices = target.size(layers) * (1 - 1 / on.shard)  # parameters of layers elsewhere
+    other_trainable = other_devices if target.trains("decoder.norm") else 0.0
+    trainable, total = target.size(target.trainable), target.size(target.tensors)
+    parts = {
+        "weights, frozen": 4 * (total - trainable - other_devices + other_trainable),
+        "weights, learned": 4 * (trainable - other_trainable),
+        "gradients": 4 * (trainable - other_trainable),
+        "optimiser": 8 * (trainable - other_trainable),
     }
 
     # bf16 copies of the matrices, kept until their backward; a shard's layers are gathered two at a time.
-    recompute, multiplied, copied = on.activations == "recompute", rows(it, done), 0.0
-    for kind, size in it.matrices.items():
-        used = multiplied[kind.glob] > 0 and (kind.learned or kind.through)
-        again = recompute and kind.repeated and not kind.learned
-        elsewhere = on.shard > 1 and kind.glob == "decoder.layers.*"
-        if used and not (again or elsewhere or kind.glob == HEAD):
-            copied += size
-    layer = it.size(layers) / d.num_hidden_layers
+    recompute, row_counts, bf16_copies = on.activations == "recompute", rows(target, amounts), 0.0
+    for group, size in target.matrices.items():
+        used = row_counts[group.glob] > 0 and (group.trainable or group.passes_gradient)
+        again = recompute and group.repeated and not group.trainable
+        elsewhere = on.shard > 1 and group.glob == "decoder.layers.*"
+        if used and not (again or elsewhere or group.glob == HEAD):
+            bf16_copies += size
+    layer = target.size(layers) / d.num_hidden_layers
     gathered = (2 * 2 + 2 + 4) * layer * (on.shard > 1)  # and a layer's gradients, bf16 and float32
-    found["bf16 copies"] = 2 * copied + gathered
+    parts["bf16 copies"] = 2 * bf16_copies + gathered
 
-    # What is kept of each row of a tower's layers; worked out again, of all layers but one only the stream into them.
-    vision, audio = it.config.vision, it.config.audio
+    # Bytes stored per row of a tower's layers; with recomputation only the inputs of all layers but one are stored.
+    vision, audio = target.config.vision, target.config.audio
+    size, count = d.hidden_size, d.num_hidden_layers
     towers = [
-        (done[f"lora.{a}"], layer_bytes(it, "decoder", a, cpu), d.hidden_size, d.num_hidden_layers)
-        for a in (None, *it.config.adapters)
+        (amounts[f"lora.{a}"], layer_bytes(target, "decoder", a, cpu), size, count)
+        for a in (None, *target.config.adapters)
     ]
-    found["activations"] = 0.0
-    if vision is not None and it.learns("vision.encoder."):
-        count = vision.num_hidden_layers - (it.decoder != "looks on")
-        kept = layer_bytes(it, "vision", None, cpu)
-        towers.append((done["crops"] * vision.grid**2, kept, vision.hidden_size, count))
-    if audio is not None and it.learns("audio.encoder."):
-        kept = layer_bytes(it, "audio", None, cpu)
-        towers.append((done["features"], kept, audio.hidden_size, audio.num_blocks))
-        # Three convolutions: what they read, in float32 on the CPU.
+    parts["activations"] = 0.0
+    if vision is not None and target.trains("vision.encoder."):
+        count = vision.num_hidden_layers - (target.decoder != "forward")
+        row_bytes = layer_bytes(target, "vision", None, cpu)
+        towers.append((amounts["crops"] * vision.grid**2, row_bytes, vision.hidden_size, count))
+    if audio is not None and target.trains("audio.encoder."):
+        row_bytes = layer_bytes(target, "audio", None, cpu)
+        towers.append((amounts["features"], row_bytes, audio.hidden_size, audio.num_blocks))
+        # Inputs of the three convolutions, in float32 on the CPU.
         positions = (1 / 4 + 2 / 16 + 2 / 64) * audio.input_size * audio.nemo_conv_channels
-        found["activations"] += (4 if cpu else 2) * done["mels"] * positions
-    for many, kept, size, count in towers:
-        between = 4 * size * (kept > 0)
-        found["activations"] += many * (count * between + kept if recompute else count * kept)
+        parts["activations"] += (4 if cpu else 2) * amounts["mels"] * positions
+    for row_count, row_bytes, size, count in towers:
+        between = 4 * size * (row_bytes > 0)
+        parts["activations"] += row_count * (
+            count * between + row_bytes if recompute else count * row_bytes
+        )
 
-    others = (on.context - 1) * done["tokens"] * key_bytes(it)
-    found["activations"] += others * (1 if recompute else d.num_hidden_layers)
+    others = (on.context - 1) * amounts["tokens"] * key_bytes(target)
+    parts["activations"] += others * (1 if recompute else d.num_hidden_layers)
 
-    written, symbols = done["supervised"], d.vocab_size
-    if it.decoder == "learns":
-        # A chunk's scores and their gradient; hidden states and theirs; the head in bf16, or twice its gradient.
-        scores = min(CHUNK_SCORES["cpu" if cpu else "cuda"], written * symbols)
-        head = (8 if it.learns(HEAD[:-1]) else 2) * symbols * d.hidden_size
-        found["logits"] = 10 * scores + 8 * written * d.hidden_size + head
-    elif it.decoder == "is not asked":
-        # All scores of both decoders: bf16, float32, logarithms, gradients.
-        found["logits"] = 14 * (written + done["features"]) * symbols
+    written, symbols = amounts["supervised"], d.vocab_size
+    if target.decoder == "backward":
+        # A chunk's logits with their gradient; hidden states with theirs; the head in bf16, or twice its gradient.
+        logits = min(CHUNK_LOGITS["cpu" if cpu else "cuda"], written * symbols)
+        head = (8 if target.trains(HEAD[:-1]) else 2) * symbols * d.hidden_size
+        parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
+    elif target.decoder == "unused":
+        # All logits of both decoders: bf16, float32, logarithms, gradients.
+        parts["logits"] = 14 * (written + amounts["features"]) * symbols
     else:
-        found["logits"] = 12 * done["sequences"] ** 2
-    # Afterwards the gradients of replicas are laid side by side to be summed.
-    replicas = learned - (it.size(layers) if on.shard > 1 and it.learns("decoder.norm") else 0)
-    found["exchange"] = 4 * replicas * (world > 1)
-    passing = found["bf16 copies"] + found["activations"] + found["logits"]
-    standing = sum(
-        found[k] for k in ("weights, frozen", "weights, learned", "gradients", "optimiser")
+        parts["logits"] = 12 * amounts["sequences"] ** 2
+    # After the backward pass the gradients of replicas are concatenated for the sum over processes.
+    replicas = trainable - (
+        target.size(layers) if on.shard > 1 and target.trains("decoder.norm") else 0
     )
-    return found | {"peak": standing + max(passing, found["exchange"])}
+    parts["exchange"] = 4 * replicas * (world > 1)
+    temporary = parts["bf16 copies"] + parts["activations"] + parts["logits"]
+    permanent = sum(
+        parts[k] for k in ("weights, frozen", "weights, learned", "gradients", "optimiser")
+    )
+    return parts | {"peak": permanent + max(temporary, parts["exchange"])}
 
 
-def precomputes_reference(it: Subject) -> bool:
+def precomputes_reference(target: StageModel) -> bool:
     """Whether the stage computes reference log-probabilities before training (`polyphi/train/reference.py`)."""
-    return isinstance(it.stage.objective, DPO)
+    return isinstance(target.stage.objective, DPO)
 
 
 # ------------------------------------------------------------------------------ communication
 
 
-def traffic(it: Subject, on: Switches, world: int, packs: int) -> dict[str, float]:
-    """Bytes that one device sends in a step of `packs` packs: `gradients` of replicas, in one sum at the end; of
-    `shards` (layers gathered for forward and backward in bf16, gradients scattered in float32), behind the
-    arithmetic; of `context`, keys and values gathered in each layer, and their gradients scattered, which the layer
-    waits for."""
-    layers = sum(t.numel() for n, t in it.tensors.items() if n.startswith("decoder.layers."))
-    cut = on.shard > 1
-    replicas = it.size(it.learned) - cut * layers
-    found = {"gradients": 2 * 4 * replicas * (world - 1) / world, "shards": 0.0}
-    if cut:
-        gathers = 2 + precomputes_reference(it)
+def traffic(target: StageModel, on: Switches, world: int, packs: int) -> dict[str, float]:
+    """Bytes that one device sends in a step of `packs` packs: `gradients` of replicas, in one sum at the end; `shards`:
+    layers gathered for forward and backward in bf16 and gradients scattered in float32, in parallel with the
+    arithmetic; `context`: keys and values gathered in each layer and their gradients scattered, for which the layer
+    waits."""
+    layers = sum(t.numel() for n, t in target.tensors.items() if n.startswith("decoder.layers."))
+    sharded = on.shard > 1
+    replicas = target.size(target.trainable) - sharded * layers
+    sent = {"gradients": 2 * 4 * replicas * (world - 1) / world, "shards": 0.0}
+    if sharded:
+        gathers = 2 + precomputes_reference(target)
         within = (2 * gathers + 4) * layers * (on.shard - 1) / on.shard
         groups = world / on.shard
-        found["shards"] = packs * (within + 2 * 4 * layers / on.shard * (groups - 1) / groups)
-    asked = 2 + (on.activations == "recompute")
-    pack = on.micro_tokens * key_bytes(it) * it.config.decoder.num_hidden_layers
-    found["context"] = packs * asked * pack * (on.context - 1) / on.context
-    return found
+        sent["shards"] = packs * (within + 2 * 4 * layers / on.shard * (groups - 1) / groups)
+    collectives = 2 + (on.activations == "recompute")
+    pack = on.micro_tokens * key_bytes(target) * target.config.decoder.num_hidden_layers
+    sent["context"] = packs * collectives * pack * (on.context - 1) / on.context
+    return sent

@@ -1,10 +1,10 @@
-"""A dry run: two steps of any stage at its full size, on one core, without the memory.
+"""A dry run: two steps of any stage at its full size, on one core, without memory for the tensors.
 
     polyphi plan vision_2_joint --dry-run
 
-The model's tensors are fake: they have a shape, a type and a device, and no numbers. Everything else is real: the
-stage's objective, the backward pass, the sum of gradients over a (pretended) group of processes, clipping, AdamW, and
-shards, should they be asked for. What the tensors would take is counted as they come and go.
+The model's tensors are fake: they have a shape, a dtype and a device, but no values. Everything else is real: the
+stage's objective, the backward pass, the sum of gradients over a (fake) process group, clipping, AdamW, and optionally
+shards. The bytes of the tensors are counted while they exist.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from polyphi.batch import Batch, pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning.cost import Subject, imagined
+from polyphi.planning.cost import StageModel, example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.runtime import distributed
 from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named
-from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.optim import optimiser, set_lr
 from polyphi.train.reference import References
 from polyphi.train.trainer import StageLoss
 
@@ -38,29 +38,29 @@ CPU = torch.device("cpu")
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of all storages that are made while it is on, fake or real, until they are freed. `live` are
-    there now, `peak` is the most that were."""
+    """Counts the bytes of all storages, fake or real, that are created while it is active, until they are freed. `live`
+    is the current number, `peak` the maximum."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self._sizes: dict[int, int] = {}
-        self._ever = 0
+        self._created = 0
         self._numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def add(self, tensor: Tensor) -> None:
-        """Count a tensor's storage (of a shard, the part that is here), unless it is counted."""
+        """Count a tensor's storage (of a sharded one, the local part), unless it is counted already."""
         storage = parallel.local(tensor).untyped_storage()
         size = storage.nbytes()
-        # A size that hangs on numbers is that of a handful of them.
+        # Only small tensors have sizes that depend on values.
         if storage not in self._numbers and isinstance(size, int):
-            self._ever += 1
-            number = self._numbers[storage] = self._ever
+            self._created += 1
+            number = self._numbers[storage] = self._created
             self._count(number, size)
             weakref.finalize(storage, self._count, number, 0)
 
     def recount(self) -> None:
-        """Look at all storages again: shards free a gathered layer by taking its storage's bytes away."""
+        """Count all storages again: FSDP frees a gathered layer by resizing its storage to 0."""
         for storage, number in self._numbers.items():
             self._count(number, storage.nbytes())
 
@@ -80,9 +80,9 @@ class Meter(TorchDispatchMode):
         return out
 
 
-class Fakes(FakeTensorMode):
-    """Fake tensors of which numbers may be read: each is 1, and no two tensors are equal. What hangs on them (is the
-    loss finite, has anyone a gradient) goes the way of a step in which all is well."""
+class ReadableFakes(FakeTensorMode):
+    """Fake tensors whose values can be read: each is 1, and no two tensors are equal. Checks of values (is the loss
+    finite, is there a gradient) then have the results of a normal step."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
@@ -97,9 +97,8 @@ class Fakes(FakeTensorMode):
 
 
 @contextlib.contextmanager
-def pretended(world: int, rank: int = 0) -> Iterator[None]:
-    """Meanwhile this is process `rank` of `world`, the others only pretended: sums over all are what this one
-    brings."""
+def fake_group(world: int, rank: int = 0) -> Iterator[None]:
+    """While active, this is process `rank` of a fake group of `world`: sums over all processes are its own values."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     torch_distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
@@ -111,38 +110,40 @@ def pretended(world: int, rank: int = 0) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What came of it: per optimiser group (glob, parameters in this process, peak rate, weight decay), steps done,
-    bytes that stay between steps (weights and optimiser) and the most at one time."""
+class DryRunResult:
+    """Result of a dry run: optimiser groups (glob, parameters in this process, peak learning rate, weight decay),
+    number of steps, bytes that stay between steps (weights and optimiser), and the maximum at one time."""
 
     groups: list[tuple[str, int, float, float]]
     steps: int
-    standing: int
+    permanent: int
     peak: int
 
 
-def rehearse(
-    it: Subject,
+def dry_run(
+    target: StageModel,
     packs: Sequence[Batch],
     *,
     world: int = 8,
     shard: int = 1,
     context: int = 1,
     steps: int = 2,
-) -> Rehearsal:
+) -> DryRunResult:
     """Take `steps` steps of a stage, each with all `packs`, as the last process of `world`; with `shard` equal to
-    `world` the decoder's layers are cut over all; `context` processes share each pack. Raises ValueError where the
-    stage's adapters learn and layers are to be cut, and RuntimeError where a glob of `learn` gets no gradient or
-    something frozen gets one."""
+    `world` the decoder's layers are sharded over all; `context` processes share each pack. Raises ValueError for shards
+    where adapters are trainable, and RuntimeError where a glob of `learn` gets no gradient or a frozen tensor gets
+    one."""
     if shard not in (1, world):
-        raise ValueError(f"layers are cut over all {world} processes or none, found shard={shard}")
-    stage, fakes, meter = it.stage, Fakes(), Meter()
-    with pretended(world, world - 1), fakes:
-        model = PhiModel(it.config).train()
-        head = stage.objective.build(model, VocabularyOnly(it.config.decoder.vocab_size))
+        raise ValueError(
+            f"expected shard=1 or shard={world}, the number of processes, found {shard}"
+        )
+    stage, fakes, meter = target.stage, ReadableFakes(), Meter()
+    with fake_group(world, world - 1), fakes:
+        model = PhiModel(target.config).train()
+        head = stage.objective.build(model, VocabularyOnly(target.config.decoder.vocab_size))
         parameters = freeze(stage, model, head)
-        reference = reference_of(it, model)
-    with pretended(world, world - 1):
+        reference = reference_of(target, model)
+    with fake_group(world, world - 1):
         if shard > 1:
             parallel.shard(model, "bf16", shard)
             parameters = named(model, head)
@@ -150,24 +151,24 @@ def rehearse(
             if isinstance(part, nn.Module):
                 for tensor in (*part.parameters(), *part.buffers()):
                     meter.add(tensor)
-        spread = parallel.spread(model, context)
-        loss = StageLoss(stage.objective, spread, head, reference, "bf16")
-        optimizer = optimiser(stage, parameters, it.budget)
-        learned = [p for p in parameters.values() if p.requires_grad]
-        # A shard's buffers are made from nothing, so the fakes must be on. Elsewhere what comes from the weights is
-        # fake by itself, and what only says where things lie (bounds, slots, lengths) may stay real.
+        context_model = parallel.context_parallel(model, context)
+        loss = StageLoss(stage.objective, context_model, head, reference, "bf16")
+        optimizer = optimiser(stage, parameters, target.budget)
+        trainable = [p for p in parameters.values() if p.requires_grad]
+        # FSDP allocates buffers, so the fake mode must be active. Otherwise tensors computed from weights are fake
+        # anyway, and index tensors (cu_seqlens, slots, lengths) can be real.
         with fakes if shard > 1 else contextlib.nullcontext(), meter:
             for number in range(steps):
                 record = loss.accumulate([Pack(batch) for batch in packs])
-                parallel.sum_gradients(learned)
+                parallel.sum_gradients(trainable)
                 if number == 0:
                     check_gradients(stage, parameters, CPU)
-                parallel.clip_gradients(learned, 1 / max(1, record["count"]), stage.clip_norm)
-                set_rate(optimizer, stage.schedule.factor(number, it.budget.steps))
+                parallel.clip_gradients(trainable, 1 / max(1, record["count"]), stage.clip_norm)
+                set_lr(optimizer, stage.schedule.factor(number, target.budget.steps))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             meter.recount()
-    made = [
+    optimizer_groups = [
         (
             group["glob"],
             sum(parallel.local(p).numel() for p in group["params"]),
@@ -176,28 +177,32 @@ def rehearse(
         )
         for group in optimizer.param_groups
     ]
-    return Rehearsal(made, steps, meter.live, meter.peak)
+    return DryRunResult(optimizer_groups, steps, meter.live, meter.peak)
 
 
-def reference_of(it: Subject, model: PhiModel) -> Any:
+def reference_of(target: StageModel, model: PhiModel) -> Any:
     """The reference of the stage's objective; precomputed log-probabilities are zeros."""
-    begun = it.stage.objective.begin(model)
-    if isinstance(begun, References):
+    reference = target.stage.objective.begin(model)
+    if isinstance(reference, References):
         return lambda batch: torch.zeros(batch.sequences)
-    return begun
+    return reference
 
 
-def told(it: Subject, shard: int = 1, context: int = 1) -> str:
-    """A dry run in words, with packs as they come: one sample of each corpus of the mix, twice a step."""
-    batch = pack([row for corpus in it.stage.data.weights for row in imagined(it, corpus)])
+def summary(target: StageModel, shard: int = 1, context: int = 1) -> str:
+    """The result of a dry run as text; a step has two packs, each of one sample of every corpus of the mix."""
+    batch = pack(
+        [row for corpus in target.stage.data.weights for row in example_rows(target, corpus)]
+    )
     world = max(8, shard, context)
-    came = rehearse(it, [batch, batch], world=world, shard=shard, context=context)
+    result = dry_run(target, [batch, batch], world=world, shard=shard, context=context)
     lines = [
-        f"{it.stage.name}: {came.steps} steps as the last process of {world}, packs of {len(batch):,} tokens"
+        f"{target.stage.name}: {result.steps} steps as the last process of {world}, packs of {len(batch):,} tokens"
     ]
     lines += [
-        f"  {glob}: {size:,} parameters, peak rate {rate:.1e}, weight decay {decay:g}"
-        for glob, size, rate, decay in came.groups
+        f"  {glob}: {size:,} parameters, peak lr {rate:.1e}, weight decay {decay:g}"
+        for glob, size, rate, decay in result.groups
     ]
-    gigabytes = f"{came.standing / 1e9:.1f} GB between steps, {came.peak / 1e9:.1f} GB at the most"
-    return "\n".join([*lines, f"  counted: {gigabytes}"])
+    gigabytes = (
+        f"{result.permanent / 1e9:.1f} GB between steps, {result.peak / 1e9:.1f} GB at the peak"
+    )
+    return "\n".join([*lines, f"  memory: {gigabytes}"])

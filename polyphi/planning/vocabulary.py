@@ -11,9 +11,9 @@ class VocabularyOnly:
 
     @property
     def tokenizer(self) -> "VocabularyOnly":
-        """Itself."""
+        """The object itself, which also has the methods of a tokenizer."""
         return self
 
     def encode(self, text: str, /) -> list[int]:
-        """The id of a text, which stands for any."""
+        """One id for every text."""
         return [0]

@@ -1,4 +1,4 @@
-"""The corpora of a run: where each recipe stands, what earlier stages give it, and what is built."""
+"""The corpora of a run: finding their recipes, models of earlier stages for them, printing what is built."""
 
 import importlib
 import json
@@ -13,32 +13,32 @@ from polyphi.stages import sizes
 
 
 def find_corpus(name: str) -> Corpus:
-    """One of ours, or the `corpus` of somebody's own Python file."""
+    """The corpus with a name of the package, or the `corpus` of a user's Python file. Raises ValueError for none."""
     if name.endswith(".py"):
         file = Path(name).resolve()
         if not file.exists():
             raise ValueError(f"no corpus at {name}: expected a Python file that defines `corpus`")
-        sys.path.insert(0, str(file.parent))  # where worker processes look, too
+        sys.path.insert(0, str(file.parent))  # worker processes import from there, too
         corpus = getattr(importlib.import_module(file.stem), "corpus", None)
         if not isinstance(corpus, Corpus):
             raise ValueError(f"{name} defines no `corpus`: expected a polyphi.curate.corpus.Corpus")
         return corpus
     if name not in sizes.CORPORA:
         raise ValueError(f"unknown corpus {name!r}; the corpora are {', '.join(sizes.CORPORA)}")
-    made: Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
-    return made
+    built_in: Corpus = importlib.import_module(f"polyphi.corpora.{name}").corpus
+    return built_in
 
 
 class StageModels(Mapping[str, Any]):
-    """Models of stages, each loaded when a corpus first asks for it."""
+    """Models of stages by name, each loaded at its first use."""
 
-    def __init__(self, stages: Sequence[str], made_by: Callable[[str], Any]) -> None:
-        self._stages, self._made_by = stages, made_by
+    def __init__(self, stages: Sequence[str], load: Callable[[str], Any]) -> None:
+        self._stages, self._load = stages, load
 
     def __getitem__(self, stage: str) -> Any:
         if stage not in self._stages:
             raise KeyError(stage)
-        return self._made_by(stage)
+        return self._load(stage)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stages)
@@ -47,9 +47,9 @@ class StageModels(Mapping[str, Any]):
         return len(self._stages)
 
 
-def show(data: Path, name: str, tell: Callable[[str], None]) -> None:
-    """Print what the corpora in the folder `data` hold; the card of a corpus; or, by its id (CORPUS/ID), all that is
-    known of a sample. Raises ValueError for a corpus that isn't there."""
+def show(data: Path, name: str, report: Callable[[str], None]) -> None:
+    """Print the corpora in the folder `data`, or the card of the corpus `name`, or all information about a sample
+    (CORPUS/ID). Raises ValueError for a corpus that isn't there."""
     corpus, _, sample = name.partition("/")
     manifests = sorted(data.glob(f"{corpus or '*'}/*/manifest.json"))
     if corpus and not manifests:
@@ -60,8 +60,10 @@ def show(data: Path, name: str, tell: Callable[[str], None]) -> None:
     for path in manifests if not sample else ():
         manifest = json.loads(path.read_text())
         corpus_name, split = path.parts[-3:-1]
-        tell(f"{corpus_name:<22}{split:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}")
+        report(
+            f"{corpus_name:<22}{split:<7}{manifest['rows']:>7}  {', '.join(manifest['licences'])}"
+        )
     if sample:
-        tell(cards.explain(data / corpus, sample))
+        report(cards.explain(data / corpus, sample))
     elif corpus:
-        tell(cards.card(data / corpus))
+        report(cards.card(data / corpus))

@@ -1,10 +1,10 @@
-"""`polyphi eval MODEL --suite ...`: a model, data and judges brought together, and what came of it written down.
+"""`polyphi eval MODEL --suite ...`: evaluate a model on benchmarks, with data and judges, and write the results.
 
 >>> measure("runs/nano", ("table1",), Path("results"), data=Path("/data"))
 
 MODEL is a checkpoint (a run's folder, a folder, a hub id), the address of an OpenAI-compatible endpoint
-(http://host:8000/v1#model), or the folder of an earlier evaluation, whose answers are taken as they were given.
-The same command goes on where it stopped.
+(http://host:8000/v1#model), or the folder of an earlier evaluation, whose stored answers are used. The same command
+resumes an interrupted evaluation.
 """
 
 import hashlib
@@ -42,19 +42,21 @@ from polyphi.model.parts import parts
 from polyphi.runtime.files import write_json
 from polyphi.services.endpoint import Endpoint
 
-LOOKED_AT = 64 << 20
-"""Bytes of a weights file between two pieces of it that its fingerprint sees."""
+STRIDE = 64 << 20
+"""Bytes of a weights file between two pieces that its fingerprint includes."""
 PIECE = 1 << 16
 RUNS = "benchmarks"
 """The results folder inside a run."""
 SYNTHETIC_TOKENS = 64
-"""Most of an answer to a synthetic sample, which is there to be run."""
-UNSIMULATED = "a model plays its user: name one by --simulator http://host/v1#name, or self"
+"""Most tokens of an answer to a synthetic sample, which only tests that the benchmark runs."""
+UNSIMULATED = (
+    "it needs a model that plays the user: add --simulator http://host/v1#name, or --simulator self"
+)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured, by a name for people and a fingerprint that tells apart whatever answers differently."""
+class EvaluatedModel:
+    """A model to evaluate, its display name, and a fingerprint that differs between models with different answers."""
 
     model: Answers
     name: str
@@ -62,21 +64,23 @@ class Subject:
     parameters: int | None = None
 
 
-def subject(
+def evaluated_model(
     model: str, *, quant: str | None = None, device: str = "auto", key_from: str | None = None
-) -> Subject:
-    """A model to measure, from what the command line says."""
+) -> EvaluatedModel:
+    """The model to evaluate, from the arguments of the command line."""
     if model.startswith(("http://", "https://")):
         endpoint = _endpoint(model, key_from)
-        return Subject(endpoint, endpoint.name, model)
+        return EvaluatedModel(endpoint, endpoint.name, model)
     if list(Path(model).glob("answers*.jsonl")):
         recorded = Recorded(Path(model))
         saved = json.loads((Path(model) / "model.json").read_text())
-        return Subject(recorded, saved["name"], recorded.fingerprint, saved.get("parameters"))
+        return EvaluatedModel(
+            recorded, saved["name"], recorded.fingerprint, saved.get("parameters")
+        )
     folder = locate(model)
     phi = polyphi.load(model, device=device, quant=quant)  # type: ignore[arg-type]
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
-    return Subject(
+    return EvaluatedModel(
         phi,
         f"{name} {quant}" if quant else name,
         f"{fingerprint(folder)} {quant or ''}",
@@ -85,30 +89,30 @@ def subject(
 
 
 def _endpoint(address: str, key_from: str | None) -> Endpoint:
-    where, sign, name = address.partition("#")
+    url, sign, name = address.partition("#")
     if not sign or not name:
         raise ValueError(
-            f"{address}: expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi"
+            f"expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi, found {address}"
         )
-    return Endpoint(where, name, key_from=key_from)
+    return Endpoint(url, name, key_from=key_from)
 
 
 def fingerprint(folder: Path) -> str:
-    """Of a checkpoint: its configuration, and of its weights the names, shapes, and a piece of every 64 MiB."""
-    seen = hashlib.sha256((folder / "config.json").read_bytes())
+    """Hash of a checkpoint: its configuration, and the names, sizes and a piece of every 64 MiB of its weights."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.rglob("*.safetensors")):
         size = path.stat().st_size
-        seen.update(f"{path.relative_to(folder)} {size}".encode())
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
         with path.open("rb") as file:
-            for start in range(0, size, LOOKED_AT):
+            for start in range(0, size, STRIDE):
                 file.seek(start)
-                seen.update(file.read(PIECE))
-    return seen.hexdigest()[:32]
+                digest.update(file.read(PIECE))
+    return digest.hexdigest()[:32]
 
 
 def _other(address: str, cache: str, key_from: str | None) -> tuple[Answers, str]:
-    """A model beside the measured one, and its name: an endpoint's address and model, or the folder of an earlier
-    evaluation and the model of one of its caches ("judged" or "simulated", results#name)."""
+    """(a judge or simulator, its name): an endpoint by address and model, or, from the folder of an earlier evaluation,
+    the model of one of its caches ("judged" or "simulated", results#name)."""
     folder, _, name = address.partition("#")
     if Path(folder).is_dir():
         return Recorded(Path(folder), cache, name), name
@@ -116,9 +120,9 @@ def _other(address: str, cache: str, key_from: str | None) -> tuple[Answers, str
     return endpoint, endpoint.name
 
 
-def judge(address: str, own: Subject, out: Path, key_from: str | None) -> Judge:
-    """A judge: an endpoint's address and model, results#name, `self`, the measured model, or azure:PROJECT, which
-    rates severity."""
+def judge(address: str, own: EvaluatedModel, out: Path, key_from: str | None) -> Judge:
+    """The judge at an address: an endpoint's address and model, results#name, `self` (the evaluated model), or
+    azure:PROJECT, which rates severity."""
     if address.startswith("azure:"):
         return Judge.of(Azure(address.removeprefix("azure:")), AZURE, out)
     if address != "self":
@@ -130,20 +134,20 @@ def judge(address: str, own: Subject, out: Path, key_from: str | None) -> Judge:
 
 
 def simulator(
-    address: str, own: Subject, out: Path, shard: tuple[int, int], key_from: str | None
+    address: str, own: EvaluatedModel, out: Path, shard: tuple[int, int], key_from: str | None
 ) -> Cache:
-    """The cache of a model that plays the user: an endpoint's address and model, results#name, or `self`, the measured
-    model."""
+    """The cache of a model that plays the user: an endpoint's address and model, results#name, or `self` (the evaluated
+    model)."""
     if address == "self":
-        # among the measured model's own answers, so that they can be replayed as those are
+        # stored like the evaluated model's answers, so that they can be replayed in the same way
         return Cache(own.model, out, own.fingerprint, name=_answers(shard, "answers.simulated"))
     model, name = _other(address, "simulated", key_from)
     return Cache(model, out, name, name=_answers(shard, f"simulated.{file_part(name)}"))
 
 
 def mini_data(chosen: Sequence[Benchmark], root: Path) -> tuple[Data, dict[str, list[str]]]:
-    """Synthetic fixtures in the layouts of the public data; and by name the benchmarks whose fixtures this machine
-    can't write (it has no speech synthesizer, say), and why."""
+    """(synthetic fixtures in the layouts of the public data; reasons by benchmark, where this machine can't write its
+    fixtures, for example without a speech synthesizer)."""
     root.mkdir(parents=True, exist_ok=True)
     failed = {}
     for benchmark in chosen:
@@ -159,13 +163,13 @@ def mini_data(chosen: Sequence[Benchmark], root: Path) -> tuple[Data, dict[str, 
 
 
 def shortened(chosen: Sequence[Benchmark]) -> list[Benchmark]:
-    """Benchmarks as they are run on synthetic fixtures."""
+    """The benchmarks with the short answers used on synthetic fixtures."""
     return [replace(b, max_tokens=min(b.max_tokens, SYNTHETIC_TOKENS)) for b in chosen]
 
 
-def glimpse(model: Answers, benchmark: Benchmark, fixtures: Path, limit: int) -> float | None:
-    """The first row of a benchmark on a few samples of its synthetic fixture, which lies at `fixtures`; None where
-    there is none. For a model that changes: none of its answers is kept."""
+def quick_score(model: Answers, benchmark: Benchmark, fixtures: Path, limit: int) -> float | None:
+    """The score of a benchmark's first row on a few samples of its synthetic fixture in the folder `fixtures`; None
+    where there is none. For a model in training: answers aren't stored."""
     data, failed = mini_data([benchmark], fixtures)
     if failed:
         return None
@@ -177,18 +181,18 @@ def glimpse(model: Answers, benchmark: Benchmark, fixtures: Path, limit: int) ->
     return rows[0].score if rows else None
 
 
-def results(model: str, own: Subject, suites: Sequence[str]) -> Path:
-    """The default folder of results: for a run on synthetic fixtures a folder of the run, where its page looks."""
+def results_folder(model: str, own: EvaluatedModel, suites: Sequence[str]) -> Path:
+    """The default folder of results; for synthetic fixtures and a run of the recipe, the folder that its page reads."""
     if list(suites) == ["mini"] and (Path(model) / "stages").is_dir():
         return Path(model) / RUNS
     return Path("results") / "".join(c if c.isalnum() else "-" for c in own.name)
 
 
-def complaints(
+def data_problems(
     chosen: Sequence[Benchmark], data: Data, *, deep: bool = True
 ) -> dict[str, list[str]]:
-    """What is wrong with the data of benchmarks, by their names; not `deep`: only files that are missing."""
-    complaints: dict[str, list[str]] = {}
+    """Problems with the data of benchmarks, by benchmark name; only missing files unless `deep`."""
+    problems: dict[str, list[str]] = {}
     for benchmark in chosen:
         messages = []
         for source in benchmark.sources:
@@ -202,12 +206,12 @@ def complaints(
         if not messages and (reason := benchmark.unavailable(data)):
             messages.append(reason)
         if messages:
-            complaints[benchmark.name] = messages
-    return complaints
+            problems[benchmark.name] = messages
+    return problems
 
 
 def measure(
-    own: Subject,
+    own: EvaluatedModel,
     suites: Sequence[str],
     out: Path,
     *,
@@ -220,8 +224,8 @@ def measure(
     skip_missing: bool = False,
     console: Console | None = None,
 ) -> list[Measured]:
-    """Benchmarks, one after another, and the page with all rows of the folder. `data` None: the synthetic fixtures,
-    where the model itself plays the user unless another one is named."""
+    """Evaluate benchmarks one after another and write the page with all rows of the folder `out`. With `data` None,
+    synthetic fixtures are used, and the model itself plays the user unless `simulated_by` names another one."""
     console = console or Console(stderr=True)
     chosen = suite(*suites)
     out.mkdir(parents=True, exist_ok=True)
@@ -230,25 +234,25 @@ def measure(
     if data is None:
         data, failed = mini_data(chosen, out / "mini-data")
         chosen = shortened(chosen)
-    skipped = complaints(chosen, data, deep=False) | failed
+    skipped = data_problems(chosen, data, deep=False) | failed
     if simulated_by or synthetic:
         user = simulator(simulated_by or "self", own, out, shard, judge_key)
         chosen = [replace(b, turns=b.simulated(user)) if b.simulated else b for b in chosen]
     else:
         skipped |= {b.name: [UNSIMULATED] for b in chosen if b.simulated}
-    wrong = {
+    missing = {
         name: messages
         for name, messages in skipped.items()
         if name not in failed and messages != [UNSIMULATED] and not _is_private(name, chosen)
     }
-    if wrong and not skip_missing:
-        lacking = [f"{name}: {text}" for name, messages in wrong.items() for text in messages]
+    if missing and not skip_missing:
+        problems = [f"{name}: {text}" for name, messages in missing.items() for text in messages]
         raise ValueError(
-            "\n  ".join(["data are missing; --skip-missing goes on without them:", *lacking])
+            "\n  ".join(["data are missing; --skip-missing skips these benchmarks:", *problems])
         )
     for benchmark in chosen:
         if skipped.get(benchmark.name) == [UNSIMULATED]:
-            console.print(f"  {benchmark.title}: left out, {UNSIMULATED}", highlight=False)
+            console.print(f"  {benchmark.title}: skipped, {UNSIMULATED}", highlight=False)
     cache = Cache(own.model, out, own.fingerprint, name=_answers(shard))
     judging = [judge(address, own, out, judge_key) for address in judges]
     status = "substitute data" if synthetic else None
@@ -280,7 +284,7 @@ def measure(
             agreements[benchmark.name] = agreement(benchmark, lines)
             for pair, numbers in agreements[benchmark.name].items():
                 console.print(f"  {pair}: " + ", ".join(f"{k} {v:.2f}" for k, v in numbers.items()))
-    left_out = {
+    skipped_rows = {
         b.name: {
             "title": b.title,
             "rows": [[r.table, r.label] for r in b.rows if r.table],
@@ -289,12 +293,12 @@ def measure(
         for b in chosen
         if (why := skipped.get(b.name))
     }
-    _save_results(out, [row.as_dict() | {"limit": limit} for row in rows], left_out, agreements)
+    _save_results(out, [row.as_dict() | {"limit": limit} for row in rows], skipped_rows, agreements)
     return rows
 
 
 def _is_private(name: str, chosen: Sequence[Benchmark]) -> bool:
-    """Whether nobody can have a benchmark's data but their owner."""
+    """Whether a benchmark's data are not public."""
     return next(b for b in chosen if b.name == name).status == "private"
 
 
@@ -302,7 +306,7 @@ def _answers(shard: tuple[int, int], name: str = "answers") -> str:
     return name if shard == (1, 1) else f"{name}.{shard[0]}-of-{shard[1]}"
 
 
-def _claim(out: Path, own: Subject) -> None:
+def _claim(out: Path, own: EvaluatedModel) -> None:
     """A results folder belongs to one model."""
     path = out / "model.json"
     if path.exists() and json.loads(path.read_text())["fingerprint"] != own.fingerprint:
@@ -322,11 +326,12 @@ def _save_results(
     skipped: dict[str, Any],
     agreements: dict[str, Any],
 ) -> None:
-    """Adds rows, what was left out and how judges agree to the folder's `results.json`, and draws its pages anew."""
+    """Add rows, skipped benchmarks and the agreement of judges to the folder's `results.json`, and rewrite its
+    pages."""
     before, own = saved_results(out), json.loads((out / "model.json").read_text())
     names = {row["benchmark"] for row in rows}
-    kept = [row for row in before["rows"] if row["benchmark"] not in names]
-    rows = kept + [_finite(row) for row in rows]
+    unchanged = [row for row in before["rows"] if row["benchmark"] not in names]
+    rows = unchanged + [_finite(row) for row in rows]
     content = {
         "model": own["name"],
         "parameters": own.get("parameters"),
@@ -349,13 +354,13 @@ def saved_results(folder: Path) -> dict[str, Any]:
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN: a row of which nothing could be judged has no score."""
+    """The row with None for NaN and infinity, which JSON doesn't have: a row without judged samples has no score."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def rescored(folder: Path, suites: Sequence[str] = ()) -> list[Measured]:
-    """Every row of a results folder again, from its lines; the pages anew. `suites` are files of somebody's own
-    benchmarks among them."""
+    """Every row of a results folder, scored again from the stored lines; rewrites the pages. `suites` are files of a
+    user's benchmarks among them."""
     before = {row["benchmark"]: row for row in saved_results(folder)["rows"]}
     rows, agreements = [], {}
     for benchmark, lines in rescore(folder, suite(*suites) if suites else ()):
@@ -368,6 +373,7 @@ def rescored(folder: Path, suites: Sequence[str] = ()) -> list[Measured]:
         rows += own
     if not rows:
         raise ValueError(
-            f"{folder} holds no lines of our benchmarks; those of your own file are scored with --suite my_bench.py"
+            f"{folder} has no answers to benchmarks of this package; score those of your own file with "
+            "--suite my_bench.py"
         )
     return rows

@@ -2,8 +2,8 @@
 
     polyphi train my_stage.py --model microsoft/Phi-4-multimodal-instruct --data mine.jsonl --out runs/mine
 
-The file holds a `Stage`, like those of the recipe. What its `learn` doesn't name keeps its values and its dtype, and
-the manifest proves it; trained parameters are float32. The folder then holds::
+The file defines a `Stage`, like those of the recipe. Parameters that its `learn` doesn't match keep their values and
+dtype, which the hashes in the manifest prove; trained parameters are float32. The folder then holds::
 
     DIR/data/CORPUS/train/      own data as shards
     DIR/{manifest.json,metrics.jsonl,loss.png}
@@ -61,12 +61,13 @@ def finetune(
     """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
-    (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the rates of
-    `learn`) replace the stage's own. `track` names trackers (progress.py), which take the place of those of `options`,
-    as `origins` do. Where the precision of `options` is "auto" and none is recorded in `out`, float32, which also
-    casts frozen weights, is chosen only where they fit into free memory. The same call resumes an interrupted one.
+    (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the learning
+    rates of `learn`) replace the values of the stage. `track` names trackers (progress.py); they and the origins of the
+    weights replace those of `options`. Where the precision of `options` is "auto" and none is recorded in `out`,
+    float32, which also casts frozen weights, is chosen only if they fit into free memory. The same call resumes an
+    interrupted one.
 
-    Raises ValueError for whatever the user can correct: the file, the data, names of tensors and adapters.
+    Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters.
     """
     stage = load_stage(stage) if isinstance(stage, Path) else stage
     out = Path("runs") / stage.name if out is None else Path(out)
@@ -76,11 +77,11 @@ def finetune(
     source = _start(stage, checkpoint)
     folder = locate(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if made := read_quantization(folder):
+    if scheme := read_quantization(folder):
         raise ValueError(
-            f"{folder} is quantised to {made} and can't be trained; start from the checkpoint that it was made of"
+            f"{folder} is quantised to {scheme} and can't be trained; start from the unquantised checkpoint"
         )
-    free, wide = free_memory(torch.device(device)), _float32_bytes(folder)
+    free, needed = free_memory(torch.device(device)), _float32_bytes(folder)
     model = load_checkpoint(folder, device=device)
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
@@ -89,29 +90,29 @@ def finetune(
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
-    learned = claim(stage.learn, [n for n, _ in model.named_parameters()])
-    _check_routes(stage, model, learned)
+    trainable = claim(stage.learn, [n for n, _ in model.named_parameters()])
+    _check_routes(stage, model, trainable)
     batch = batch_tokens or stage.batch_tokens
     choice = choose_precision(
         options.precision,
         out,
         device,
-        lambda: products((p.shape, name in learned) for name, p in model.named_parameters()),
+        lambda: products((p.shape, name in trainable) for name, p in model.named_parameters()),
         min(machine.micro_tokens, batch),
-        lambda choice: _that_fits(choice, wide, free),
+        lambda choice: _fitting_choice(choice, needed, free),
     )
     if distributed.rank() == 0:
         options.report(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        if choice.precision == "fp32" or name in learned:
+        if choice.precision == "fp32" or name in trainable:
             parameter.data = parameter.data.float()
 
     if distributed.rank() == 0:
-        for corpus, found in sources.items():
+        for corpus, corpus_sources in sources.items():
             own.build(
                 out / "data" / corpus,
-                found,
+                corpus_sources,
                 columns=named[corpus],
                 skip_bad=skip_bad,
                 tell=options.report,
@@ -154,8 +155,8 @@ def _float32_bytes(folder: Path) -> int:
     return placement.size(stored_types(folder), torch.float32)
 
 
-def _that_fits(choice: Choice, needed: int, free: int) -> Choice:
-    """A measured choice, or bf16 where the weights don't fit in float32."""
+def _fitting_choice(choice: Choice, needed: int, free: int) -> Choice:
+    """The measured choice, or bf16 where the weights don't fit into memory in float32."""
     if choice.precision == "bf16" or needed <= free or pinned() is not None:
         return choice
     return Choice(
@@ -165,35 +166,35 @@ def _that_fits(choice: Choice, needed: int, free: int) -> Choice:
 
 
 def load_stage(file: Path) -> Stage:
-    """The `stage` of a file. Raises ValueError where there is none, or where the file fails."""
+    """The `stage` of a file. Raises ValueError where there is none, or where running the file fails."""
     if not file.is_file():
-        raise ValueError(f"{file}: expected a stage file, found nothing there")
+        raise ValueError(f"{file}: expected a stage file, found no file")
     try:
-        found = runpy.run_path(str(file)).get("stage")
-    except Exception as error:  # anything may go wrong in it
+        stage = runpy.run_path(str(file)).get("stage")
+    except Exception as error:  # the file can raise any exception
         raise ValueError(f"{file} could not be run: {type(error).__name__}: {error}") from error
-    if not isinstance(found, Stage):
+    if not isinstance(stage, Stage):
         raise ValueError(
             f"{file}: expected `stage = Stage(...)`, found "
-            f"{'no stage' if found is None else f'a {type(found).__name__}'}"
+            f"{'no stage' if stage is None else f'a {type(stage).__name__}'}"
         )
-    return found
+    return stage
 
 
 def _start(stage: Stage, checkpoint: str | Path | None) -> str:
-    """The checkpoint: `checkpoint`, or what `start` names."""
+    """The checkpoint to start from: `checkpoint`, or that of the stage's `start`."""
     if stage.copy:
         raise ValueError(
             f"{stage.name}: `copy` is for the recipe's stages; use adapters={{NEW: OLD}}"
         )
     if set(stage.start) - {"*"}:
         raise ValueError(
-            f"{stage.name}: own stages start from one checkpoint, {{'*': 'hf:owner/name'}}; found {dict(stage.start)}"
+            f"{stage.name}: expected one checkpoint in `start`, {{'*': 'hf:owner/name'}}, found {dict(stage.start)}"
         )
     source = checkpoint or stage.start.get("*")
     if source is None:
         raise ValueError(
-            f"{stage.name} doesn't say what it starts from; give --model CHECKPOINT, a folder or a hub id"
+            f"{stage.name} has no checkpoint in `start`; give --model CHECKPOINT, a folder or a hub id"
         )
     return str(source)
 
@@ -201,52 +202,52 @@ def _start(stage: Stage, checkpoint: str | Path | None) -> str:
 def _sources(stage: Stage, data: Sequence[str]) -> dict[str, list[str]]:
     """The sources of each corpus of the mix."""
     names = list(stage.data.weights)
-    found: dict[str, list[str]] = defaultdict(list)
-    for given in data:
-        name, named, source = given.partition("=")
-        if named and name in names:
-            found[name].append(source)
+    sources: dict[str, list[str]] = defaultdict(list)
+    for argument in data:
+        name, sign, source = argument.partition("=")
+        if sign and name in names:
+            sources[name].append(source)
         elif len(names) == 1:
-            found[names[0]].append(given)
+            sources[names[0]].append(argument)
         else:
             raise ValueError(
-                f"the mix of {stage.name} has {len(names)} corpora; say which one {given!r} is, such as "
-                f"--data {names[0]}={given} (the others: {', '.join(names[1:])})"
+                f"the mix of {stage.name} has {len(names)} corpora; name the corpus of {argument!r}, such as "
+                f"--data {names[0]}={argument} (the others: {', '.join(names[1:])})"
             )
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in sources]:
         raise ValueError(
-            f"no data for {', '.join(missing)}; give --data {missing[0]}=SOURCE, or leave it out of the mix"
+            f"no data for {', '.join(missing)}; give --data {missing[0]}=SOURCE, or remove it from the mix"
         )
-    return found
+    return sources
 
 
 def _columns(corpora: Sequence[str], columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The names of columns of each corpus: `CORPUS.answer` is for that one, `answer` for all."""
-    found: dict[str, dict[str, str]] = {corpus: {} for corpus in corpora}
+    columns_of: dict[str, dict[str, str]] = {corpus: {} for corpus in corpora}
     for ours, theirs in columns.items():
         corpus, _, name = ours.rpartition(".")
-        if corpus and corpus not in found:
+        if corpus and corpus not in columns_of:
             raise ValueError(
-                f"--columns {ours}={theirs} names no corpus of the mix; it has {', '.join(found)}"
+                f"--columns {ours}={theirs}: {corpus} is no corpus of the mix; it has {', '.join(columns_of)}"
             )
         for one in [corpus] if corpus else corpora:
-            found[one][name] = theirs
-    return found
+            columns_of[one][name] = theirs
+    return columns_of
 
 
-def _check_routes(stage: Stage, model: PhiModel, learned: Mapping[str, float]) -> None:
-    """Rows reach every adapter that learns, and go by none that isn't there."""
+def _check_routes(stage: Stage, model: PhiModel, trainable: Mapping[str, float]) -> None:
+    """Raise ValueError where a trainable adapter gets no data, or the mix names an adapter that isn't there."""
     known, routed = model.config.adapters, stage.data.adapter
     if unknown := sorted(set(routed.values()) - set(known)):
         raise ValueError(
-            f"{stage.name} sends data to the adapter {unknown[0]!r}; this model has: "
-            f"{', '.join(known) or 'none'} (Stage.adapters adds siblings)"
+            f"{stage.name} uses the adapter {unknown[0]!r} for its data; this model has: "
+            f"{', '.join(known) or 'none'} (Stage.adapters adds new ones)"
         )
     reached = {*routed.values(), *PUBLISHED_ADAPTERS}
     for name in known:
-        if name not in reached and any(f".lora.{name}." in n for n in learned):
+        if name not in reached and any(f".lora.{name}." in n for n in trainable):
             corpus = next(iter(stage.data.weights))
             raise ValueError(
-                f"{stage.name} is to learn the adapter {name!r}, but no data goes by it; say which do: "
+                f"{stage.name} trains the adapter {name!r}, but no corpus uses it; name one: "
                 f"Mix(..., adapter={{{corpus!r}: {name!r}}})"
             )

@@ -1,4 +1,4 @@
-"""The proof that a stage left the frozen language model as it was: the hash of its logits before and after."""
+"""The proof that a stage doesn't change the frozen language model: the hash of its logits before and after."""
 
 import hashlib
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""The whole recipe as one resumable graph: corpora, tokenizer, sixteen stages, export, evaluation, page.
+"""The recipe as one resumable graph: corpora, tokenizer, sixteen stages, export, evaluation, report page.
 
-A `Run` is a folder. Each step leaves a finished file or nothing, so the same command goes on where it stopped::
+A `Run` is a folder. Each step writes its files atomically, so the same command resumes an interrupted run::
 
     DIR/data/CORPUS/SPLIT/*.parquet     DIR/tokenizer/
     DIR/stages/NAME/{manifest.json,metrics.jsonl,trained.safetensors}
@@ -79,9 +79,9 @@ EXPORTS = {
     "model": ("joint_1_vision_speech", "native"),
 }
 WATCHED_ROWS = 32
-"""Held-out rows of a task that are answered now and then while a stage trains; of a benchmark, synthetic samples."""
+"""Held-out rows of a task (synthetic samples of a benchmark) that are evaluated periodically while a stage trains."""
 BENCHMARK_ROWS = 2
-"""Synthetic samples of each row of the report that the finished model answers."""
+"""Synthetic samples of each benchmark on which the finished model is evaluated."""
 
 
 class Run:
@@ -99,9 +99,9 @@ class Run:
         track: Sequence[str] = (),
         machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     ) -> None:
-        """`precision` "auto" is that of the run in the folder, else what this machine is fast in. Every `watch_steps`
-        steps a stage's `watch` tasks are measured; `track` names trackers that get every record. Of `machine`,
-        `checkpoint_seconds` is replaced by that of the size."""
+        """`precision` "auto" is that of the run in the folder, else the faster one on this machine. Every `watch_steps`
+        steps a stage's `watch` tasks are evaluated; `track` names trackers that get every record. The size replaces
+        `checkpoint_seconds` of `machine`."""
         self.size = sizes.load(size)
         self.watch_steps, self.track = watch_steps, track
         self.machine = replace(machine, checkpoint_seconds=self.size.seconds_between_checkpoints)
@@ -121,36 +121,36 @@ class Run:
 
     @cached_property
     def choice(self) -> Choice:
-        """The precision of this run and why (identity.py). All processes ask for it together."""
+        """The precision of this run and its reason (identity.py). All processes call this together."""
         distributed.start()
         choice = self.identity.choose_precision() if distributed.rank() == 0 else None
         shared = distributed.all_gather(choice)[0]
         assert shared is not None
         if distributed.rank() == 0 and self.identity.requested == "auto":
-            self.tell(f"precision {shared}")
+            self.report(f"precision {shared}")
         return shared
 
     def reproduce(self) -> Path:
-        """Everything, in order; returns the page."""
+        """Run all steps in order; returns the path of the page."""
         with (
             self.clock("total"),
-            processes.weighed(self.timings.note_memory),
-            remaining.tracked(self.size, self.out, self.tell),
+            processes.memory_tracked(self.timings.note_memory),
+            remaining.reported(self.size, self.out, self.report),
         ):
-            self._branches()
+            self._train_branches()
             for name in stages.ORDER:
                 self.train(name)
             self.export()
-            if not self._measure():
+            if not self._evaluate_in_parallel():
                 self.evaluate()
             self.benchmarks()
         return self.page()
 
-    def _branches(self) -> None:
-        """The branches side by side: small steps leave cores idle, two processes with half the cores each don't. What
-        one is making the other waits for (`alone`)."""
+    def _train_branches(self) -> None:
+        """Train the two branches in parallel: small steps leave cores idle, two processes with half the cores each
+        don't. A process waits where it needs the corpus or stage that the other is making (`exclusive`)."""
         options = ["--out", str(self.out), "--precision", self.precision]
-        self.side_by_side(
+        self.run_parallel(
             {
                 branch[-1]: ["train", *branch, *options]
                 for branch in stages.BRANCHES
@@ -158,26 +158,27 @@ class Run:
             }
         )
 
-    def _measure(self) -> bool:
-        """Every second task in a process, the others in another, where there are cores for two."""
+    def _evaluate_in_parallel(self) -> bool:
+        """Evaluate the tasks in two processes, every second one in each. Returns False where there are no cores for
+        two."""
         names = [task.name for task in find()]
-        return self.side_by_side(
+        return self.run_parallel(
             {
                 f"evaluation {part + 1}": ["eval", "run", str(self.out), *names[part::2]]
                 for part in range(2)
             }
         )
 
-    def side_by_side(self, commands: Mapping[str, Sequence[str]]) -> bool:
-        """Commands of ours at once, for this run (processes.py)."""
+    def run_parallel(self, commands: Mapping[str, Sequence[str]]) -> bool:
+        """Run commands of `polyphi` for this run in parallel (processes.py)."""
         options = ["--size", self.size.name, "--seed", str(self.seed)]
-        asked = {name: [*command, *options] for name, command in commands.items()}
-        return processes.side_by_side(asked, self.tell)
+        complete_commands = {name: [*command, *options] for name, command in commands.items()}
+        return processes.run_parallel(complete_commands, self.report)
 
     @contextlib.contextmanager
-    def alone(self, name: str, *, shared: bool = False) -> Iterator[None]:
-        """One process of the run at a time makes a corpus, the tokenizer or a stage; the others wait, then find it. A
-        stage is `shared` by the processes of a torchrun: the first one holds the lock for all of them."""
+    def exclusive(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        """A lock on making the corpus, tokenizer or stage `name`: other processes of the run wait until it exists. With
+        `shared`, the processes of a torchrun make it together: the first one holds the lock for all of them."""
         if shared:
             distributed.start()
         if shared and distributed.rank() > 0:
@@ -190,7 +191,7 @@ class Run:
             yield
 
     def build(self, name: str, machines: Machines = Machines()) -> None:  # noqa: B008 - frozen
-        """One corpus, after the corpora and stages that it is made from."""
+        """Build a corpus, after the corpora and stages that it is made from."""
         corpus = find_corpus(name)
         name = corpus.name
         for parent in corpus.corpora:
@@ -198,40 +199,40 @@ class Run:
         for parent in corpus.stages:
             self.train(parent)
         if corpus.tokenizer:
-            self._tokenizer_made()
+            self._build_tokenizer()
         work = self.work(corpus)
-        with self.alone(f"corpus {name}"):
+        with self.exclusive(f"corpus {name}"):
             if corpora.is_built(corpus, work):
                 return
             with self.clock(f"corpus {name}"):
                 manifests = corpora.build(corpus, work, machines)
             give_back()
         if len(manifests) < len(work.rows):
-            self.tell(
-                f"{name}: jobs are handed in; say the same again when they are done, to join what they made"
+            self.report(
+                f"{name}: jobs are submitted; run the same command again when they are done, to join their output"
             )
             return
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
-        self.tell(f"[bold]{name:<22}[/bold] {counts}")
+        self.report(f"[bold]{name:<22}[/bold] {counts}")
 
     def work(self, corpus: corpora.Corpus) -> corpora.Work:
-        """What a corpus is built with in this run."""
+        """The inputs and options with which a corpus is built in this run."""
         train_rows, test_rows = self.size.rows.get(corpus.name, (1_000_000, 1_000))
         return corpora.Work(
             rows={"train": train_rows, "test": test_rows},
             seed=self.seed,
             cache=self.cache,
             data=self.data,
-            models=StageModels(corpus.stages, self.made_by),
-            tell=self.tell,
+            models=StageModels(corpus.stages, self.stage_model),
+            tell=self.report,
             seconds=self.size.seconds,
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
             languages=self.size.languages,
         )
 
     def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:
-        """Generators for the corpora of a stage's mix that give fresh samples at this size. Each stage gets other
-        samples of a corpus than the stages before it; `seed` replaces the run's."""
+        """Generators of fresh samples for the corpora of a stage's mix that have them at this size. The samples differ
+        between stages; `seed` replaces the run's."""
         seeds = f"{self.seed if seed is None else seed} {stage.name}"
         generators = {}
         for name in stage.data.weights:
@@ -241,47 +242,48 @@ class Run:
                 generators[name] = Fresh(*corpora.generator(corpus, work))
         return generators
 
-    def made_by(self, stage: str) -> Any:
-        """What a stage made, for corpora: the recogniser after speech_0, how well captions fit pictures after vision_0,
-        else a language model that answers."""
+    def stage_model(self, stage: str) -> Any:
+        """A stage's model as corpora use it: the recogniser's `transcribe_bytes` after speech_0, the `Similarity` of
+        images and captions after vision_0, else an engine with the language model."""
         if stage == "speech_0_aed":
             return self._recogniser().transcribe_bytes
         if stage == "vision_0_encoder":
             trained = load_file(self.runs / stage / lineage.TRAINED)
-            known = (
+            captions = (
                 s.answer for s in islice(corpora.Shards(self.data / "captions" / "train"), 1000)
             )
-            return Similarity(self._after(stage), trained, self.processor, known)
+            return Similarity(self._after(stage), trained, self.processor, captions)
         return Engine(self._after(stage), self.processor)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer: trained on its own text corpora (a size without a vocabulary uses o200k_base)."""
-        return Tokenizer.load(self._tokenizer_made())
+        """The run's tokenizer, trained on its text corpora (o200k_base for a size without a vocabulary)."""
+        return Tokenizer.load(self._build_tokenizer())
 
-    def _tokenizer_made(self) -> Path:
+    def _build_tokenizer(self) -> Path:
+        """Build the tokenizer, unless it exists; returns its folder."""
         folder = self.out / "tokenizer"
         if folder.exists():
             return folder
         for name in TOKENIZER_CORPORA:
             self.build(name)
-        with self.alone("tokenizer"):
+        with self.exclusive("tokenizer"):
             if folder.exists():
                 return folder
             with self.clock("tokenizer"):
                 if self.size.vocabulary:
-                    made = Tokenizer.train(self._texts(), self.size.vocabulary, WORD_SPLIT)
+                    tokenizer = Tokenizer.train(self._texts(), self.size.vocabulary, WORD_SPLIT)
                 else:
-                    made = Tokenizer.from_ranks(sources.o200k_base(self.cache))
+                    tokenizer = Tokenizer.from_ranks(sources.o200k_base(self.cache))
                 with whole_folder(folder) as partial:
-                    made.save(partial)
+                    tokenizer.save(partial)
         return folder
 
     def _texts(self) -> Iterator[str]:
         for name in TOKENIZER_CORPORA:
             for sample in corpora.Shards(self.data / name / "train"):
                 for message in sample.messages:
-                    # The marks of a call are control tokens, not letters to learn merges for.
+                    # The marks of a call are control tokens, which need no merges.
                     yield message.text.replace(CALL, "").replace(CALL_END, "")
 
     @cached_property
@@ -303,20 +305,18 @@ class Run:
         return self._model(lineage.after(name)).eval()
 
     def train(self, name: str) -> None:
-        """One stage, unless it is done, after its parents and corpora."""
+        """Train a stage, unless it is finished, after its parents and corpora."""
         stage = self.size.stage(name)
         out = self.runs / name
         if (out / "manifest.json").exists():
             return
-        _ = (
-            self.choice
-        )  # made by all processes together, so before the lock below that one holds at a time
+        _ = self.choice  # all processes compute it together, so it comes before the lock
         for parent in stage.parents:
             self.train(parent)
         for corpus in stage.data.weights:
             self.build(corpus)
         tokenizer = self.tokenizer
-        with self.alone(name, shared=True):
+        with self.exclusive(name, shared=True):
             if not (out / "manifest.json").exists():
                 self._train(stage, lineage.configuration(stage, self.size.model, tokenizer), out)
 
@@ -326,8 +326,8 @@ class Run:
             glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn
         )
         before = frozen_text.text_logits(model, self.processor) if adapters_only else None
-        it = cost.subject(stage.name, self.size)
-        self.tell(f"\n[bold]{stage.name}[/bold]")
+        target = cost.stage_model(stage.name, self.size)
+        self.report(f"\n[bold]{stage.name}[/bold]")
         with self.clock(stage.name):
             train(
                 stage,
@@ -341,15 +341,17 @@ class Run:
                     precision=self.choice,
                     fresh=self.fresh(stage),
                     origins=origins,
-                    watch=lambda model: self._watched(stage, model),
+                    watch=lambda model: self._watch_scores(stage, model),
                     watch_steps=self.watch_steps if stage.watch else 0,
                     trackers=[
                         progress.tracker(t, out / t, f"{self.size.name} {stage.name}")
                         for t in self.track
                     ],
-                    flops=lambda pack: sum(cost.flops(it, cost.work([pack], it.config)).values()),
+                    flops=lambda pack: sum(
+                        cost.flops(target, cost.work([pack], target.config)).values()
+                    ),
                     peak_flops=plan.peak_flops(next(model.parameters()).device),
-                    report=self.tell,
+                    report=self.report,
                 ),
                 machine=self.machine,
             )
@@ -362,13 +364,12 @@ class Run:
             )
         give_back()
 
-    def _watched(self, stage: Stage, model: PhiModel) -> dict[str, float]:
-        """Scores of a stage's tasks as its model answers now, on a few held-out rows; of benchmarks, on a few of their
-        synthetic samples."""
+    def _watch_scores(self, stage: Stage, model: PhiModel) -> dict[str, float]:
+        """Current scores of a stage's tasks on a few held-out rows, and of benchmarks on a few synthetic samples."""
         engine, scores = Engine(model, self.processor), dict[str, float]()
         watched = [b for b in benchmarks() if b.name in stage.watch]
         for benchmark in watched:
-            score = evaluation.glimpse(
+            score = evaluation.quick_score(
                 engine, benchmark, self.out / evaluation.RUNS / "mini-data", WATCHED_ROWS
             )
             if score is not None:
@@ -389,8 +390,8 @@ class Run:
         return scores
 
     def scaling(self, seeds: int = 2, tokens: Sequence[int] = ()) -> Path:
-        """The law of text 1's peak rate, measured on runs of the size's lengths (or of so many `tokens`):
-        `scaling/fit.json` and `scaling/fit.png` (report 2.1)."""
+        """Measure the law of text 1's peak learning rate on runs of the size's lengths, or of `tokens`; returns
+        `scaling/fit.json` (report 2.1)."""
         stage = self.size.stage("text_1_pretrain")
         budget, folder = self.size.budget(stage), self.out / "scaling"
         for corpus in stage.data.weights:
@@ -407,11 +408,11 @@ class Run:
             tokens=tokens or self.size.sweep,
             seeds=seeds,
             precision=self.choice,
-            report=self.tell,
+            report=self.report,
         )
         command = f"polyphi scaling --size {self.size.name} --out DIR --seeds {seeds}"
         fit = scaling.fit(points, budget.steps * budget.batch_tokens)
-        self.tell(scaling.write(fit, command, folder))
+        self.report(scaling.write(fit, command, folder))
         return folder / "fit.json"
 
     def _recogniser(self) -> Recogniser:
@@ -424,7 +425,7 @@ class Run:
         return Recogniser.load(folder, self.processor)
 
     def export(self) -> None:
-        """`model`, `mini`, `reasoning` and `recogniser`, each loadable."""
+        """Write `model`, `mini`, `reasoning` and `recogniser`, each a loadable folder."""
         for name, (stage, layout) in EXPORTS.items():
             if not (self.out / name).exists():
                 files = sorted((self.out / "tokenizer").iterdir())
@@ -433,15 +434,15 @@ class Run:
         self._recogniser()
 
     def evaluate(self, *names: str, quant: str | None = None) -> None:
-        """Every task (or those named) on its held-out rows, unless it is measured: the reasoning model for reasoning
-        corpora, the final model for all others. With `quant` they are quantised, and the answers go into a folder of
-        that kind, `eval-int8`."""
+        """Evaluate all tasks, or the named ones, on their held-out rows, unless they have results: the reasoning model
+        on reasoning corpora, the final model on all others. With `quant` the models are quantised, and the answers are
+        written to a separate folder, such as `eval-int8`."""
         folder = self.out / (f"eval-{quant}" if quant else "eval")
         engines: dict[str, Engine] = {}
         for task in find(*names):
             test = self.data / task.corpus / "test"
             if not test.exists():
-                self.tell(f"{task.name}: no held-out rows at {test}, left out")
+                self.report(f"{task.name}: skipped, no held-out rows at {test}")
                 continue
             name = (
                 "reasoning_3_dpo"
@@ -468,17 +469,18 @@ class Run:
                     ).hexdigest()
                     + (quant or ""),
                 )
-            self.tell(line(result))
+            self.report(line(result))
 
     def benchmarks(self) -> None:
-        """The report's benchmarks that need no judge, on a few synthetic samples of each: the way from public data's
-        layout to its tables, walked by the final model. `polyphi eval DIR --suite mini` answers all of them."""
+        """Evaluate the final model on a few synthetic samples of each of the report's benchmarks that need no judge,
+        which tests everything from the layout of the public data to the tables. `polyphi eval DIR --suite mini` uses
+        all samples."""
         out = self.out / evaluation.RUNS
         if (out / "results.json").exists():
             return
         with self.clock("benchmarks"):
             evaluation.measure(
-                evaluation.subject(str(self.out)),
+                evaluation.evaluated_model(str(self.out)),
                 ("mini",),
                 out,
                 data=None,
@@ -487,8 +489,8 @@ class Run:
             )
 
     def page(self) -> Path:
-        """The report page, from what the folder holds."""
+        """Write the report page from the files of the run; returns its path."""
         return page.write(self.out)
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         self.console.print(text, highlight=False)

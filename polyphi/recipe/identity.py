@@ -1,4 +1,4 @@
-"""`run.json`: the size, seed and precision of a run; a run never mixes two."""
+"""`run.json`: the size, seed and precision of a run, which can't change within a run."""
 
 import json
 from collections.abc import Mapping
@@ -42,8 +42,8 @@ class Identity:
             )
 
     def choose_precision(self) -> Choice:
-        """The precision of the run and why: that of run.json, of a stage that an older run left, as requested, or what
-        this machine is fast in. run.json then records it."""
+        """The precision of the run and its reason: that of run.json, else of a stage of an older run, else the
+        requested one or the faster one on this machine. It is recorded in run.json."""
 
         def record(values: dict[str, Any]) -> dict[str, Any]:
             choice = self._recorded(values) or choose(
@@ -57,7 +57,7 @@ class Identity:
         return choice
 
     def _recorded(self, values: Mapping[str, Any]) -> Choice | None:
-        """The precision that run.json holds, or in a run older than that entry its stages."""
+        """The precision in run.json, or, in a run from before that entry existed, of its stages."""
         if (choice := recorded(values)) is not None:
             return choice
         choices = (recorded_precision(self.out / "stages" / name) for name in stages.ORDER)

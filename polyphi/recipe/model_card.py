@@ -1,5 +1,5 @@
-"""The model card that `polyphi export` writes: a README.md with the Hub's header, what was measured, how the model was
-made, its limits and licences.
+"""The model card that `polyphi export` writes: a README.md with the Hub's header, training, results, limits and
+licences.
 
 >>> card(Path("runs/nano/model"), "native", results=Path("runs/nano/benchmarks"))
 """
@@ -27,10 +27,10 @@ LICENCES = {
     "microsoft/Phi-4-mini-instruct": "mit",
     "microsoft/Phi-4-multimodal-instruct": "mit",
 }
-"""Of base models whose licence we know."""
+"""Licences of base models."""
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "pt", "zh")
-LAST = {name: stage for name, (stage, _) in EXPORTS.items()}
-"""What a run's folders hold: the model after which stage."""
+LAST_STAGE = {name: stage for name, (stage, _) in EXPORTS.items()}
+"""Exported folder -> the stage whose model it holds."""
 QUANTISED = {
     "int8": "8 bits (adapters and encoders in bfloat16)",
     "int4": "4 bits (adapters and encoders in bfloat16)",
@@ -38,21 +38,22 @@ QUANTISED = {
     "int4-all": "4 bits (adapters and encoders in 8)",
 }
 NAMES = ("README.md", "README.polyphi.md")
-"""Where a card goes: the second name where the first is taken by somebody's own."""
-SIGNED = re.compile(r"\n<!-- polyphi export, ([0-9a-f]{64}) -->\n$")
+"""File names of a card: the second one where the user has a file with the first."""
+SIGNATURE = re.compile(r"\n<!-- polyphi export, ([0-9a-f]{64}) -->\n$")
 
 LIMITS = """\
-The technical report (section 6) names limits of its models; a smaller or further trained one has them at least as
-much:
+The technical report (section 6) names limits of its models. They apply at least as much to smaller or further trained
+models:
 
-- Facts: a model of this size holds few of them, and makes up what it doesn't hold (who won which medal, say). Give it
-  the text to answer from.
-- Languages: English is best. Others are weaker, because the training data hold more code and less of them.
-- Undesirable content: like any such model it can say what it shouldn't. Whoever builds on it needs measures of their
-  own around it: system prompts, filters of what goes in and comes out, people who look.
-- **No biometric categorisation.** It is not made, and not to be used, to sort people by their bodies, faces or voices
-  in order to find out or guess their race, political opinions, trade union membership, religious or philosophical
-  beliefs, sex life or sexual orientation.
+- Facts: a model of this size knows few of them and invents others (for example who won which medal). Give it the text
+  to answer from.
+- Languages: English is best. Other languages are weaker, because the training data have more code and less of them.
+- Undesirable content: like any such model it can produce harmful or offensive text. Applications need measures of their
+  own: system prompts, filters for inputs and outputs, human review.
+- **No biometric categorisation.** The model is not intended for sorting people by their bodies, faces or voices in
+order
+  to infer their race, political opinions, trade union membership, religious or philosophical beliefs, sex life or
+  sexual orientation, and must not be used for it.
 """
 
 
@@ -65,12 +66,12 @@ def card(
     results: Path | None = None,
     quant: str | None = None,
 ) -> str:
-    """The card of what `export` makes of a checkpoint. `source` is what the user called it, `merged` the adapter that
-    was folded in, `quant` what it is quantised to. Raises ValueError where `results` is no results folder, or another
-    model's."""
+    """The model card of an exported checkpoint. `source` is the user's name of the checkpoint, `merged` the adapter
+    that was merged, `quant` the quantization scheme. Raises ValueError where `results` is no results folder, or that of
+    another model."""
     if layout not in LAYOUTS:
-        raise ValueError(f"layouts are {', '.join(LAYOUTS)}; found {layout!r}")
-    told = _results(results, folder) if results else None
+        raise ValueError(f"expected a layout of {', '.join(LAYOUTS)}, found {layout!r}")
+    evaluated = _results(results, folder) if results else None
     run, manifest = _run(folder), _manifest(folder)
     base = _base(source, manifest)
     title = (run or {}).get("title") or folder.name
@@ -83,18 +84,18 @@ def card(
         "pipeline_tag": "text-generation" if layout == "mini" else "image-text-to-text",
         "language": LANGUAGES,
         "tags": ["polyphi", *(() if layout == "mini" else ("vision", "speech"))],
-        "model-index": _index(title, told["rows"]) if told else None,
+        "model-index": _index(title, evaluated["rows"]) if evaluated else None,
     }
-    # JSON is YAML, and needs no library
+    # JSON is valid YAML, and needs no library
     lines = [f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in header.items() if v]
     parts = [
         "---\n" + "\n".join(lines) + "\n---",
         f"# {title}",
-        _what(folder, layout, base, quant),
+        _description(folder, layout, base, quant),
         "## How it was made",
-        _made(folder, run, manifest, base, merged, quant),
+        _training(folder, run, manifest, base, merged, quant),
         "## What was measured",
-        _measured(told, run),
+        _measured(evaluated, run),
         "## Limits",
         LIMITS.strip(),
         "## Licences",
@@ -104,17 +105,19 @@ def card(
 
 
 def placed(text: str, out: Path) -> dict[str, str]:
-    """The files by name that a card makes in a folder: itself, signed, and a card of somebody's own that is there, as
-    it is. A card of ours that nobody has changed since is replaced. Raises ValueError where both names are taken."""
+    """The files to write for a card, by name: the signed card, and an existing card of the user, unchanged. An
+    unchanged card of an earlier export is replaced. Raises ValueError where the user has files with both names."""
     signed = f"{text}\n<!-- polyphi export, {_digest(text)} -->\n"
-    kept: dict[str, str] = {}
+    existing: dict[str, str] = {}
     for name in NAMES:
         path = out / name
-        if not path.exists() or _ours(found := path.read_text(encoding="utf-8", errors="replace")):
-            return {**kept, name: signed}
-        kept[name] = found
+        if not path.exists() or _is_generated(
+            old := path.read_text(encoding="utf-8", errors="replace")
+        ):
+            return {**existing, name: signed}
+        existing[name] = old
     raise ValueError(
-        f"{out} has cards of your own under {' and '.join(NAMES)}, and nothing is written over them; move one away"
+        f"{out} has files of your own named {' and '.join(NAMES)}, which are not overwritten; move one away"
     )
 
 
@@ -122,42 +125,43 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _ours(found: str) -> bool:
-    sign = SIGNED.search(found)
-    return sign is not None and _digest(found[: sign.start()]) == sign[1]
+def _is_generated(text: str) -> bool:
+    """Whether a card was written by `polyphi export` and not changed since."""
+    sign = SIGNATURE.search(text)
+    return sign is not None and _digest(text[: sign.start()]) == sign[1]
 
 
 def _results(results: Path, folder: Path) -> dict[str, Any]:
     if not (results / "results.json").exists():
         raise ValueError(
-            f"--results {results}: expected the --out folder of `polyphi eval MODEL --suite ...`, with its results.json"
+            f"--results {results}: expected the --out folder of `polyphi eval MODEL --suite ...`, found no results.json"
         )
-    told = evaluation.saved_results(results)
+    content = evaluation.saved_results(results)
     measured = json.loads((results / "model.json").read_text())["fingerprint"].split()
     fingerprint = measured[0] if measured else ""
     if re.fullmatch("[0-9a-f]{32}", fingerprint) and fingerprint != evaluation.fingerprint(folder):
         raise ValueError(
-            f"--results {results} holds the results of another model, {told['model']}, not of {folder}"
+            f"--results {results} has the results of another model, {content['model']}, not of {folder}"
         )
-    return told
+    return content
 
 
 def _run(folder: Path) -> dict[str, Any] | None:
-    """What is known of a run of the recipe that a checkpoint comes from: its stages and what they learned from."""
+    """Stages, licences and results of the run of the recipe that a checkpoint comes from; None for no run."""
     root = folder.parent
-    if not (root / "run.json").exists() or folder.name not in LAST:
+    if not (root / "run.json").exists() or folder.name not in LAST_STAGE:
         return None
     identity = json.loads((root / "run.json").read_text())
-    names = [n for n in stages.ORDER if n in _lineage(LAST[folder.name])]
-    read = {n: root / "stages" / n / "manifest.json" for n in names}
-    made = {n: json.loads(path.read_text()) for n, path in read.items() if path.exists()}
+    names = [n for n in stages.ORDER if n in _lineage(LAST_STAGE[folder.name])]
+    manifests = {n: root / "stages" / n / "manifest.json" for n in names}
+    finished = {n: json.loads(path.read_text()) for n, path in manifests.items() if path.exists()}
     licences: dict[str, int] = {}
-    for corpus in {c for manifest in made.values() for c in manifest["mix"]}:
+    for corpus in {c for manifest in finished.values() for c in manifest["mix"]}:
         path = root / "data" / corpus / "train" / "manifest.json"
-        told = json.loads(path.read_text())["licences"] if path.exists() else {}
-        for licence, rows in told.items():
+        corpus_licences = json.loads(path.read_text())["licences"] if path.exists() else {}
+        for licence, rows in corpus_licences.items():
             licences[licence] = licences.get(licence, 0) + rows
-    checks, told = (
+    checks, report_json = (
         json.loads((root / name).read_text()) if (root / name).exists() else None
         for name in ("freeze.json", "report.json")
     )
@@ -166,12 +170,12 @@ def _run(folder: Path) -> dict[str, Any] | None:
         "title": f"polyphi {identity['size']}"
         + ("" if folder.name == "model" else f" {folder.name}"),
         "identity": identity,
-        "stages": made,
+        "stages": finished,
         "licences": licences,
         "freeze": [c for c in checks or () if c["stage"] in names],
         "tasks": [
             task
-            for task in (told or {}).get("tasks", ())
+            for task in (report_json or {}).get("tasks", ())
             if folder.name != "mini" and task["corpus"].startswith("reasoning") == reasoning
         ],
     }
@@ -182,30 +186,30 @@ def _lineage(name: str) -> set[str]:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """Of a fine-tuned checkpoint: what its training noted (finetune.py)."""
+    """The training manifest of a fine-tuned checkpoint (finetune.py), None for other checkpoints."""
     path = folder.parent / "manifest.json"
-    found = json.loads(path.read_text()) if path.exists() else None
-    return found if isinstance(found, dict) and "who_learns" in found else None
+    manifest = json.loads(path.read_text()) if path.exists() else None
+    return manifest if isinstance(manifest, dict) and "who_learns" in manifest else None
 
 
 def _base(source: str | None, manifest: Mapping[str, Any] | None) -> str | None:
-    """The Hub's name of the model that this one comes from, where it has one."""
-    told = [*(manifest or {}).get("parents", ()), *([] if manifest else [source])]
-    for name in (str(name).removeprefix("hf:") for name in told if name):
+    """The Hub id of the base model, None where it has none."""
+    names = [*(manifest or {}).get("parents", ()), *([] if manifest else [source])]
+    for name in (str(name).removeprefix("hf:") for name in names if name):
         if HUB_ID.fullmatch(name) and not Path(name).exists() and not name.startswith("copy of"):
             return name
     return None
 
 
-def _what(folder: Path, layout: str, base: str | None, quant: str | None) -> str:
-    reader = {
-        "native": "the layout that transformers reads, with `vision-lora/` and `speech-lora/` beside it",
+def _description(folder: Path, layout: str, base: str | None, quant: str | None) -> str:
+    layout_text = {
+        "native": "the layout of transformers, with `vision-lora/` and `speech-lora/` beside it",
         "original": "Microsoft's layout of Phi-4-multimodal",
         "mini": "the language model alone, in the layout of Phi-4-mini",
     }[layout]
     if quant:
         alone = "the language model alone, " if layout == "mini" else ""
-        reader = f"{alone}weights in {QUANTISED[quant]}, in a layout that polyphi reads"
+        layout_text = f"{alone}weights in {QUANTISED[quant]}, in a layout that polyphi reads"
     rows = parts(read_config(folder))
     table = ["| part | parameters |", "|---|---:|"]
     table += [
@@ -215,14 +219,14 @@ def _what(folder: Path, layout: str, base: str | None, quant: str | None) -> str
     ]
     from_base = f" It comes from [{base}](https://huggingface.co/{base})." if base else ""
     return (
-        f"A model of the Phi-4-Mini family: {reader}.{from_base} Written by polyphi, an open implementation of the "
-        "Phi-4-Mini technical report.\n\n"
+        f"A model of the Phi-4-Mini family: {layout_text}.{from_base} Written by polyphi, an open implementation of "
+        "the Phi-4-Mini technical report.\n\n"
         + "\n".join(table)
         + '\n\n```\npolyphi chat FOLDER "How much is 3 plus 4?"\npolyphi serve FOLDER\n```'
     )
 
 
-def _made(
+def _training(
     folder: Path,
     run: Mapping[str, Any] | None,
     manifest: Mapping[str, Any] | None,
@@ -230,70 +234,72 @@ def _made(
     merged: str | None,
     quant: str | None,
 ) -> str:
-    out = []
+    paragraphs = []
     if run:
         identity = run["identity"]
-        out.append(
-            f"From nothing, by `polyphi reproduce {identity['size']} --seed {identity['seed']}`: the report's recipe "
-            f"at the size {identity['size']}, these {len(run['stages'])} stages of it."
+        paragraphs.append(
+            f"Trained from scratch by `polyphi reproduce {identity['size']} --seed {identity['seed']}`: the report's "
+            f"recipe at the size {identity['size']}, {len(run['stages'])} stages of it."
         )
-        rows = ["| stage | learned | steps | tokens | data |", "|---|---|---:|---:|---|"]
-        rows += [_stage_row(name, made) for name, made in run["stages"].items()]
-        out.append("\n".join(rows))
+        rows = ["| stage | trained | steps | tokens | data |", "|---|---|---:|---:|---|"]
+        rows += [_stage_row(*stage) for stage in run["stages"].items()]
+        paragraphs.append("\n".join(rows))
         same = sum(c["logits_sha256_before"] == c["logits_sha256_after"] for c in run["freeze"])
         if run["freeze"]:
-            out.append(
-                f"The language model stayed frozen while others learned: in {same} of {len(run['freeze'])} such stages "
-                "its logits on fixed prompts were bit-identical before and after."
+            paragraphs.append(
+                f"The language model was frozen in {len(run['freeze'])} of these stages: in {same} of them its logits "
+                "on fixed prompts were bit-identical before and after."
             )
     elif manifest:
-        learned = ", ".join(f"`{glob}`" for glob in manifest["learn"])
-        out.append(
+        trained = ", ".join(f"`{glob}`" for glob in manifest["learn"])
+        paragraphs.append(
             f"Trained further from {base or ', '.join(map(str, manifest['parents']))} in {manifest['steps']:,} steps: "
-            f"{learned} learned, from {', '.join(manifest['mix'])}. Everything else kept its values: "
+            f"{trained} were trained on {', '.join(manifest['mix'])}. All other parameters were frozen: "
             f"{len(manifest['frozen'])} tensors have the same SHA-256 as before."
         )
     else:
-        out.append(
-            f"polyphi wrote it from {base or f'the checkpoint {folder.name}'} without training it."
+        paragraphs.append(
+            f"Converted by polyphi from {base or f'the checkpoint {folder.name}'}, without training."
         )
     if merged:
-        out.append(f"The adapter `{merged}` was folded into the base weights.")
+        paragraphs.append(f"The adapter `{merged}` was merged into the base weights.")
     if quant:
-        out.append(
-            f"Then it was quantised (`polyphi export --quant {quant}`): numbers measured before that are those of the "
-            "whole weights."
+        paragraphs.append(
+            f"Then it was quantised (`polyphi export --quant {quant}`): results measured before that are those of the "
+            "unquantised weights."
         )
-    return "\n\n".join(out)
+    return "\n\n".join(paragraphs)
 
 
-def _stage_row(name: str, made: Mapping[str, Any]) -> str:
-    learned = dict.fromkeys(part for glob in made["learn"] for part in part_of(glob))
-    tokens = made["counters"]["tokens"]
-    return f"| {name} | {', '.join(learned)} | {made['steps']:,} | {tokens:,} | {', '.join(made['mix'])} |"
+def _stage_row(name: str, manifest: Mapping[str, Any]) -> str:
+    trained = dict.fromkeys(part for glob in manifest["learn"] for part in part_of(glob))
+    steps, tokens = manifest["steps"], manifest["counters"]["tokens"]
+    return (
+        f"| {name} | {', '.join(trained)} | {steps:,} | {tokens:,} | {', '.join(manifest['mix'])} |"
+    )
 
 
-def _measured(told: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -> str:
-    out = []
-    if told and told["rows"]:
-        found = {row["status"] for row in told["rows"]}
-        out += [
-            f"By `polyphi eval`, {told['date']}; *report* is the number of the report's own model in the same row. "
-            "Scores are strict: an answer that doesn't parse is wrong.",
-            "\n".join(f"- *{k}*: {v}." for k, v in STATUSES.items() if k in found),
-            markdown(told["rows"]).strip(),
+def _measured(evaluated: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -> str:
+    paragraphs = []
+    if evaluated and evaluated["rows"]:
+        statuses = {row["status"] for row in evaluated["rows"]}
+        paragraphs += [
+            f"Results of `polyphi eval`, {evaluated['date']}; *report* is the score of the report's model in the same "
+            "row. Scores are strict: an answer that can't be parsed is wrong.",
+            "\n".join(f"- *{k}*: {v}." for k, v in STATUSES.items() if k in statuses),
+            markdown(evaluated["rows"]).strip(),
         ]
-        if left := ", ".join(entry["title"] for entry in told["skipped"].values()):
-            out.append(f"Left out, because what they need wasn't there: {left}.")
+        if skipped := ", ".join(entry["title"] for entry in evaluated["skipped"].values()):
+            paragraphs.append(f"Skipped, because their data or tools were missing: {skipped}.")
     if run and run["tasks"]:
         beats = sum(task["verdict"] == "beats" for task in run["tasks"])
-        out += [
+        paragraphs += [
             f"On held-out data of the run {beats} of {len(run['tasks'])} tasks beat the best of their baselines: a "
-            "constant answer, the question without its picture or clip, and with another one's.",
+            "constant answer, the question without its image or audio, and the question with that of another sample.",
             report.markdown(run["tasks"]).strip(),
         ]
-    return "\n\n".join(out) or (
-        "Nothing was measured for this card. `polyphi eval MODEL --suite all --data DIR` measures it."
+    return "\n\n".join(paragraphs) or (
+        "There are no results yet; `polyphi eval MODEL --suite all --data DIR` produces them."
     )
 
 
@@ -324,16 +330,16 @@ def _licences(run: Mapping[str, Any] | None, base: str | None) -> str:
             for licence, rows in sorted(run["licences"].items(), key=lambda x: -x[1])
         )
         return (
-            "polyphi's code is MIT-licensed. These weights learned from data under the licences below; whether a "
-            "licence of data reaches weights is for you to judge before you pass them on.\n\n"
+            "polyphi's code is MIT-licensed. These weights were trained on data under the licences below; decide "
+            "yourself whether a licence of data applies to the weights before you redistribute them.\n\n"
             + rows
         )
     if base in LICENCES:
         return (
             f"{base} is under the {LICENCES[base].upper()} licence. "
-            "Data of your own that it learned from keep theirs."
+            "Your own training data keep their licence."
         )
     return (
-        "polyphi doesn't know the licence of the weights that these come from: add it here, and as `license:` in the "
-        "header. Data of your own that they learned from keep their own."
+        "The licence of the base weights is unknown to polyphi: add it here, and as `license:` in the header. Your own "
+        "training data keep their licence."
     )

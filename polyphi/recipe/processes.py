@@ -1,5 +1,5 @@
-"""Several processes in one run: commands side by side, what one makes the others wait for, what all of them weigh, and
-the files that all of them change."""
+"""Several processes of one run: running commands in parallel, measuring the memory of all processes, and changing
+shared JSON files."""
 
 import contextlib
 import ctypes
@@ -18,9 +18,9 @@ import psutil
 from polyphi.runtime.files import locked, write_json
 
 
-def side_by_side(commands: Mapping[str, Sequence[str]], tell: Callable[[str], None]) -> bool:
-    """Commands of ours at once, with a fair share of the cores each. Their lines come out here; one that fails stops
-    the run (RuntimeError). False where there is one core or one command: the caller then does the work itself."""
+def run_parallel(commands: Mapping[str, Sequence[str]], report: Callable[[str], None]) -> bool:
+    """Run commands of `polyphi` in parallel, each with an equal share of the cores, and report their lines. Returns
+    False without running anything where there is one core or one command. Raises RuntimeError where a command fails."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -37,13 +37,13 @@ def side_by_side(commands: Mapping[str, Sequence[str]], tell: Callable[[str], No
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C reaches them through us, once
+            start_new_session=True,  # this process forwards Ctrl-C to them, once
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads of ours hold locks here
         )
         for name, command in commands.items()
     }
     relays = [
-        threading.Thread(target=_relay, args=(process, tell), daemon=True)
+        threading.Thread(target=_relay, args=(process, report), daemon=True)
         for process in running.values()
     ]
     for relay in relays:
@@ -60,57 +60,57 @@ def side_by_side(commands: Mapping[str, Sequence[str]], tell: Callable[[str], No
         relay.join()
     if failed := ", ".join(name for name, code in codes.items() if code):
         raise RuntimeError(
-            f"what led to {failed} failed, see its message above; run again to go on"
+            f"the process for {failed} failed, see its message above; run the same command again to resume"
         )
     return True
 
 
-def _relay(process: subprocess.Popen[str], tell: Callable[[str], None]) -> None:
+def _relay(process: subprocess.Popen[str], report: Callable[[str], None]) -> None:
     assert process.stdout is not None
-    for told in process.stdout:
-        tell(told.rstrip("\n"))
+    for line in process.stdout:
+        report(line.rstrip("\n"))
 
 
 def _die_with_parent() -> None:
-    """In a new process on Linux: be killed when the parent is, so that nobody writes on in a killed run's folder."""
+    """In a new process on Linux: be killed with the parent, so that no process writes to a killed run's folder."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def update_json(path: Path, default: Any, change: Callable[[Any], Any]) -> None:
-    """Change a JSON file that several processes of a run change."""
+    """Replace the content of a JSON file by `change(content)`, under a lock, since several processes change it."""
     with locked(path.with_name(f".{path.name}.lock")):
         write_json(path, change(json.loads(path.read_text()) if path.exists() else default))
 
 
 @contextlib.contextmanager
-def weighed(note: Callable[[int], None]) -> Iterator[None]:
-    """Meanwhile note each new maximum of the memory that this process and those it starts take together, in bytes,
-    looked at every two seconds; a page that several share counts once (where the system tells)."""
-    most, me = 0, psutil.Process()
+def memory_tracked(note: Callable[[int], None]) -> Iterator[None]:
+    """While active, call `note` with each new maximum of the memory of this process and its children, in bytes,
+    measured every two seconds; a page that several processes share counts once where the system reports it."""
+    peak, own_process = 0, psutil.Process()
 
-    def weigh() -> None:
-        nonlocal most
-        now = 0
-        for process in (me, *me.children(recursive=True)):
+    def measure() -> None:
+        nonlocal peak
+        total = 0
+        for process in (own_process, *own_process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):  # it may have ended
-                taken = process.memory_full_info()
-                now += getattr(taken, "pss", taken.uss)
-        if now > most:
-            most = now
-            note(now)
+                memory = process.memory_full_info()
+                total += getattr(memory, "pss", memory.uss)
+        if total > peak:
+            peak = total
+            note(total)
 
-    with repeated(2.0, weigh, "memory"):
+    with periodically(2.0, measure, "memory"):
         yield
 
 
 @contextlib.contextmanager
-def repeated(seconds: float, act: Callable[[], None], name: str) -> Iterator[None]:
-    """Meanwhile a thread of that name acts every so many seconds."""
-    done = threading.Event()
+def periodically(seconds: float, act: Callable[[], None], name: str) -> Iterator[None]:
+    """While active, a thread with the given name calls `act` every `seconds`."""
+    stop = threading.Event()
 
     def run() -> None:
-        while not done.wait(seconds):
+        while not stop.wait(seconds):
             act()
 
     thread = threading.Thread(target=run, daemon=True, name=name)
@@ -118,5 +118,5 @@ def repeated(seconds: float, act: Callable[[], None], name: str) -> Iterator[Non
     try:
         yield
     finally:
-        done.set()
+        stop.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""How long a run still takes, as its steps so far were quicker or slower than expected.
+"""The remaining time of a run, from the expected time of its stages and the speed of the steps so far.
 
 7 of 16 stages, about 12 minutes left
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 from polyphi import stages
 from polyphi.eval.heldout import TASKS
 from polyphi.planning.plan import plan
-from polyphi.recipe.processes import repeated
+from polyphi.recipe.processes import periodically
 from polyphi.runtime.progress import read_metrics
 from polyphi.stages.sizes import Size
 from polyphi.train.resume import MANIFEST, METRICS
 
 EVERY = 60.0
-"""Seconds between two lines."""
+"""Seconds between two reports."""
 NANO = {
     "text_1_pretrain": 336,
     "text_2_long": 26,
@@ -42,8 +42,8 @@ AFTERWARDS = 0.05
 """Export, evaluation and page, as a share of the time of all stages."""
 
 
-def told(size: Size, out: Path) -> str:
-    """A line for people: stages done, and minutes left."""
+def status_line(size: Size, out: Path) -> str:
+    """A line of text: finished stages, and minutes left."""
     done = sum((out / "stages" / name / MANIFEST).exists() for name in stages.ORDER)
     minutes = seconds_left(size, out) / 60
     left = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "about a minute"
@@ -51,17 +51,17 @@ def told(size: Size, out: Path) -> str:
 
 
 def expected(size: Size) -> dict[str, float]:
-    """Seconds of each stage: measured for nano, else by the FLOPs of its plan."""
+    """Expected seconds of each stage: measured for nano, else from the FLOPs of its plan."""
     if size.name == "nano":
         return dict(NANO)
     return {name: plan(name, size, "1xcpu").seconds for name in stages.ORDER}
 
 
 def seconds_left(size: Size, out: Path) -> float:
-    """Until the page: of the two branches that train side by side the one that ends later, and what comes after
-    them."""
-    wanted = expected(size)
-    left, spent, due = dict(wanted), 0.0, 0.0
+    """Seconds until the page is written: those of the longer of the two branches that train in parallel, and of the
+    steps after them."""
+    expected_seconds = expected(size)
+    left, spent, due = dict(expected_seconds), 0.0, 0.0
     for name in stages.ORDER:
         folder = out / "stages" / name
         if (folder / MANIFEST).exists():
@@ -72,22 +72,22 @@ def seconds_left(size: Size, out: Path) -> float:
         else:
             continue
         left[name] *= 1 - share
-        spent, due = spent + seconds, due + share * wanted[name]
+        spent, due = spent + seconds, due + share * expected_seconds[name]
 
     @cache
     def end(name: str) -> float:
-        """When a stage ends: after its parents, and after the stage before it in its branch."""
+        """Seconds until a stage ends: it starts after its parents and after the stage before it in its branch."""
         branch = next(branch for branch in stages.BRANCHES if name in branch)
-        waits = (*size.stage(name).parents, *branch[: branch.index(name)][-1:])
-        return left[name] + max(map(end, waits), default=0.0)
+        predecessors = (*size.stage(name).parents, *branch[: branch.index(name)][-1:])
+        return left[name] + max(map(end, predecessors), default=0.0)
 
     measured = len(list((out / "eval").glob("*.jsonl"))) / len(TASKS)
-    after = AFTERWARDS * sum(wanted.values()) * (1 - min(1.0, measured))
+    after = AFTERWARDS * sum(expected_seconds.values()) * (1 - min(1.0, measured))
     return (spent / due if due else 1.0) * (max(map(end, stages.ORDER)) + after)
 
 
 @contextlib.contextmanager
-def tracked(size: Size, out: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile say now and then how long the run still takes."""
-    with repeated(EVERY, lambda: tell(f"[dim]{told(size, out)}[/dim]"), "remaining"):
+def reported(size: Size, out: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """While active, report the remaining time every minute."""
+    with periodically(EVERY, lambda: report(f"[dim]{status_line(size, out)}[/dim]"), "remaining"):
         yield

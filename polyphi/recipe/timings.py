@@ -1,4 +1,4 @@
-"""Seconds of each step of a run, and the most memory that its processes took together: `timings.json`."""
+"""`timings.json`: seconds of each step of a run, and the peak memory of all its processes."""
 
 import contextlib
 import time
@@ -17,16 +17,16 @@ class Timings:
 
     @contextlib.contextmanager
     def clock(self, name: str) -> Iterator[None]:
-        """Add the seconds of a step, interrupted parts included."""
+        """Add the seconds of a step to its entry, those of interrupted attempts included."""
         start = time.monotonic()
         try:
             yield
         finally:
-            spent = time.monotonic() - start
+            elapsed = time.monotonic() - start
 
             def add(timings: dict[str, Any]) -> dict[str, Any]:
                 seconds = timings["seconds"]
-                seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
+                seconds[name] = round(seconds.get(name, 0.0) + elapsed, 1)
                 return timings
 
             self._update(add)

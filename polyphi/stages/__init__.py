@@ -46,12 +46,12 @@ BRANCHES = (
         "reasoning_3_dpo",
     ),
 )
-"""The stages in two sequences that run side by side, about equally long at nano size: each stands behind its parents,
-whichever sequence they are in."""
+"""The stages in two branches that run in parallel and take about equally long at nano size. Each stage comes after its
+parents, in whichever branch they are."""
 
 
 def load(name: str) -> Stage:
-    """The stage of that name; a ValueError that names the nearest one otherwise."""
+    """The stage with the given name. Raises ValueError with the nearest name for an unknown one."""
     if name not in ORDER:
         import difflib
 

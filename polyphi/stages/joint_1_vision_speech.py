@@ -1,9 +1,9 @@
-"""Joint 1: vision-speech. LoRA_V, the vision encoder and its projector learn from spoken questions about pictures;
-the language model, audio encoder and audio projectors rest (report 2.2.2, 3.4).
+"""Joint 1: vision-speech. LoRA_V, the vision encoder and its projector are trained on spoken questions about images;
+the language model, audio encoder and audio projectors are frozen (report 2.2.2, 3.4).
 
     polyphi train joint_1_vision_speech --size nano --out runs/joint_1_vision_speech
 
-Aimed at: spoken questions are answered nearly as well as written ones, and vision keeps its scores.
+Expected: spoken questions are answered nearly as well as written ones; the vision scores stay the same.
 """
 
 from polyphi.train.loss import NextToken
@@ -18,7 +18,7 @@ stage = Stage(
     },
     copy={
         "audio.projector.vision.*": "audio.projector.speech.*"
-    },  # [ours] the second projector starts as the first
+    },  # [ours] the second projector starts as a copy of the first
     learn={"decoder.*.lora.vision.*": 5e-5, "vision.*": 1e-5},
     data=Mix(
         {"vision_speech": 55, "image_qa": 25, "multi_image": 8, "instructions": 12},

@@ -1,6 +1,6 @@
-"""Where every tensor comes from. A stage's `start` maps globs to parents; what a parent doesn't own it resolves
-through its own `start`, so each tensor of each model is claimed exactly once, back to the stage that learned it or to
-a fresh start.
+"""The origin of every tensor. A stage's `start` maps globs to parents; a tensor that a parent didn't train is resolved
+through the parent's `start`, so each tensor of each model has exactly one origin: the stage that trained it, or a fresh
+initialisation.
 
     joint_1_vision_speech   decoder.layers.0.mlp.down_proj.lora.vision.a  <-  vision_4_multiframe
                             decoder.layers.0.mlp.down_proj.weight         <-  text_4_align
@@ -27,59 +27,62 @@ TRAINED = "trained.safetensors"
 LOG_MEL_MEAN, LOG_MEL_INVSTD = (
     16.0,
     0.22,
-)  # [ours] roughly those of speech at the front end's scale; fresh encoders start here
+)  # [ours] approximate values of speech for our log-mel scale; those of fresh encoders
 
 
 @dataclass(frozen=True)
 class Origin:
-    """`stage` learned the tensor and stored it as `name`; no stage: a fresh start."""
+    """The stage that trained a tensor and stored it as `name`; stage None: freshly initialised."""
 
     stage: str | None
     name: str
 
 
-def _claimed(patterns: Mapping[str, object], name: str) -> str | None:
-    """The most specific (longest) glob that matches a name."""
+def _longest_match(patterns: Mapping[str, object], name: str) -> str | None:
+    """The longest glob that matches a name, None for none."""
     return max((p for p in patterns if fnmatch.fnmatchcase(name, p)), key=len, default=None)
 
 
 def origin(name: str, stage: Stage) -> Origin:
-    """Where `name` comes from when `stage` starts."""
-    if (pattern := _claimed(stage.copy, name)) is not None:
+    """The origin of the tensor `name` at the start of `stage`."""
+    if (pattern := _longest_match(stage.copy, name)) is not None:
         name = stage.copy[pattern].rstrip("*") + name.removeprefix(pattern.rstrip("*"))
-    if (pattern := _claimed(stage.start, name)) is None:
+    if (pattern := _longest_match(stage.start, name)) is None:
         return Origin(None, name)
     parent = stages.load(stage.start[pattern])
-    if _claimed(parent.learn, name) is not None and _part(name) in {"decoder", *parts(parent)}:
+    if _longest_match(parent.learn, name) is not None and _part(name) in {
+        "decoder",
+        *parts(parent),
+    }:
         return Origin(parent.name, name)
     return origin(name, parent)
 
 
 def after(name: str) -> Stage:
-    """A stage that learns nothing and starts where `name` ended: for exporting and measuring."""
+    """A stage without trainable parameters that starts from the end of `name`, for exports and evaluations."""
     return replace(stages.load(name), name=f"after_{name}", start={"*": name}, learn={}, copy={})
 
 
 def parts(stage: Stage) -> set[str]:
-    """What a stage's model is made of beside the decoder: "vision", "audio", and the adapters of that name."""
-    found: set[str] = set()
+    """The parts of a stage's model besides the decoder: "vision", "audio", "lora.vision", "lora.speech"."""
+    names: set[str] = set()
     for glob in (*stage.learn, *stage.start):
-        found |= {part for part in ("vision", "audio") if glob.startswith(part + ".")}
-        found |= {
+        names |= {part for part in ("vision", "audio") if glob.startswith(part + ".")}
+        names |= {
             f"lora.{adapter}" for adapter in ("vision", "speech") if f".lora.{adapter}." in glob
         }
-    return found.union(*(parts(stages.load(p)) for p in stage.parents)) if stage.parents else found
+    return names.union(*(parts(stages.load(p)) for p in stage.parents)) if stage.parents else names
 
 
 def _part(name: str) -> str:
     """The part of `parts` that a tensor belongs to: its tower, its adapter, or the decoder."""
-    _, adapted, rest = name.partition(".lora.")
-    return f"lora.{rest.partition('.')[0]}" if adapted else name.partition(".")[0]
+    _, adapted, suffix = name.partition(".lora.")
+    return f"lora.{suffix.partition('.')[0]}" if adapted else name.partition(".")[0]
 
 
 def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """The configuration of a stage's model: the parts it needs, with the ids of its tokenizer (None: as `full` has
-    them)."""
+    """The configuration of a stage's model: the parts that it needs, with the token ids of its tokenizer (None: those
+    of `full`)."""
     has = parts(stage)
     adapters = {name: config for name, config in full.adapters.items() if f"lora.{name}" in has}
     if tokenizer is None:
@@ -113,7 +116,7 @@ def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer | None) 
 def assemble(
     stage: Stage, config: ModelConfig, runs: Path, seed: int
 ) -> tuple[PhiModel, dict[str, str]]:
-    """The model as `stage` finds it, and for each tensor the stage it came from ("fresh" where none).
+    """(the model at the start of `stage`, the stage of origin of each tensor, "fresh" for none).
 
     `runs` holds a folder per finished stage. Raises ValueError if a parent hasn't run.
     """
@@ -123,18 +126,18 @@ def assemble(
         model.audio.encoder.global_mean.fill_(LOG_MEL_MEAN)
         model.audio.encoder.global_invstd.fill_(LOG_MEL_INVSTD)
     tensors = dict(model.named_parameters())
-    wanted: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    by_parent: dict[str, list[tuple[str, str]]] = defaultdict(list)
     origins = {}
     for name in tensors:
         source = origin(name, stage)
         origins[name] = source.stage or "fresh"
         if source.stage is not None:
-            wanted[source.stage].append((name, source.name))
+            by_parent[source.stage].append((name, source.name))
         elif source.name != name:
             raise ValueError(
-                f"{stage.name} copies {name} from {source.name}, which no stage has learned"
+                f"{stage.name} copies {name} from {source.name}, which no earlier stage trains"
             )
-    for parent, pairs in wanted.items():
+    for parent, pairs in by_parent.items():
         path = runs / parent / TRAINED
         if not path.exists():
             raise ValueError(

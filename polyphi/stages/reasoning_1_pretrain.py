@@ -1,9 +1,9 @@
-"""Reasoning 1: reasoning pre-training. The language model goes on with chain-of-thought documents from which wrong
-ones were removed (report 2.2.2; about 60B tokens).
+"""Reasoning 1: reasoning pre-training. Training of the language model continues on chain-of-thought documents, from
+which wrong ones were removed (report 2.2.2; about 60B tokens).
 
     polyphi train reasoning_1_pretrain --size nano --out runs/reasoning_1_pretrain
 
-Aimed at: worked solutions in the right form; a separate model, Phi-4-Mini itself is untouched.
+Expected: step-by-step solutions in the right format. It is a separate model; Phi-4-Mini isn't changed.
 """
 
 from polyphi.train.loss import NextToken

@@ -3,7 +3,7 @@
 
     polyphi train reasoning_2_sft --size nano --out runs/reasoning_2_sft
 
-Aimed at: problems are solved step by step in the chat format.
+Expected: problems are solved step by step in the chat format.
 """
 
 from polyphi.train.loss import NextToken

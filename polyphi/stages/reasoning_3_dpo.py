@@ -1,9 +1,9 @@
-"""Reasoning 3: reasoning preferences. Filtered wrong answers are dispreferred, corrected ones preferred (report
-2.2.2; 300K pairs).
+"""Reasoning 3: reasoning preferences. Filtered wrong answers are rejected, corrected ones chosen (report 2.2.2; 300K
+pairs).
 
     polyphi train reasoning_3_dpo --size nano --out runs/reasoning_3_dpo
 
-Aimed at: fewer slips in long sums; form unchanged.
+Expected: fewer errors in long sums; the format stays the same.
 """
 
 from polyphi.train.preference import DPO

@@ -1,8 +1,8 @@
-"""The one table of sizes: how large each part is, how long each stage runs, how much of each corpus is made.
+"""The table of sizes: the size of each part, the length of each stage, the number of rows of each corpus.
 
-A stage's science (who learns, from what, the ratios of its mix, its peak rates) doesn't change with the size; a
-`Budget` scales the rates by one factor, because small models need larger ones. `full` is the report's own size: its
-budgets are those in the stage files. Everything below `full` is ours, measured on two CPU cores (docs/numbers.md).
+The trainable parameters of a stage, its data, the ratios of its mix and its peak learning rates don't change with the
+size; a `Budget` scales the learning rates by one factor, because small models need larger ones. `full` is the report's
+size: its budgets are those in the stage files. The other sizes are ours, measured on two CPU cores (docs/numbers.md).
 """
 
 import json
@@ -24,16 +24,16 @@ from polyphi.stages import load as load_stage
 from polyphi.train.stage import Budget, Stage
 
 LAWS = json.loads(Path(__file__).with_name("learning_rate.json").read_text())
-"""By size: text 1's peak rate against its length, as `polyphi scaling` measured it (report 2.1)."""
+"""By size: the law of text 1's peak learning rate by its length, as `polyphi scaling` measured it (report 2.1)."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """`vocabulary` is the tokenizer's (0: the public o200k_base layout). `rows` gives train and test rows of each
-    corpus, `sweep` the lengths in tokens of the runs that the law of text 1's peak rate is measured on. Corpora that
-    `fresh` names give stages fresh samples instead of epochs over their rows (data/fresh.py). `languages` are those of
-    questions, words and captions; documents, digits and numbers are in all eight. `late_scale`
-    multiplies the numbers of samples after which corpora join a mix (`Mix.late`)."""
+    """A size. `vocabulary` is that of the tokenizer (0: the public o200k_base layout). `rows` has the train and test
+    rows of each corpus, `sweep` the lengths in tokens of the runs for the law of text 1's peak learning rate. Stages
+    use fresh samples of the corpora in `fresh` instead of epochs over their rows (data/fresh.py). `languages` are those
+    of questions, words and captions; documents, digits and numbers are in all eight. `late_scale` multiplies the
+    numbers of samples after which corpora join a mix (`Mix.late`)."""
 
     name: str
     model: ModelConfig
@@ -49,13 +49,14 @@ class Size:
 
     @property
     def seconds(self) -> float:
-        """The longest clip that fits a row of speech 2, the only stage with recordings, beside 500 tokens of text:
-        80 ms a token, 30 minutes at most (report 2.2.1)."""
+        """Seconds of the longest audio that fits into a row of speech 2, the only stage with long audio, with 500
+        tokens of text: 80 ms a token, 30 minutes at most (report 2.2.1)."""
         context = self.budget(load_stage("speech_2_post")).context
         return min(1800.0, max(30.0, 0.08 * (context - 500)))
 
     def stage(self, name: str) -> Stage:
-        """The stage of that name with the mix of this size; a ValueError that names the nearest one otherwise."""
+        """The stage with the given name and the mix of this size. Raises ValueError with the nearest name for an
+        unknown one."""
         stage = load_stage(name)
         small = stage.small if self.name != "full" else None
         if small is None:
@@ -64,8 +65,8 @@ class Size:
         return replace(stage, data=replace(small, late=late))
 
     def budget(self, stage: Stage) -> Budget:
-        """The stage's budget at this size; text 1's peak rate is what the size's own law gives where one was measured:
-        the report's exponent, through the best rate of the longest runs."""
+        """The stage's budget at this size. Text 1's peak learning rate follows the law measured for the size, if there
+        is one: the report's exponent, through the best rate of the longest runs."""
         budget = self.budgets.get(stage.name) or Budget(
             stage.steps, stage.batch_tokens, stage.context
         )
@@ -115,7 +116,7 @@ def _audio(width: int, inner: int, heads: int, blocks: int, stem: int) -> AudioC
 
 
 def _adapters(rank: int) -> dict[str, AdapterConfig]:
-    """The published ratios: ranks 256 and 320, alpha twice the rank."""
+    """Adapters with the published ratios: ranks 256 and 320, alpha twice the rank."""
     other = rank * 5 // 4
     return {
         "vision": AdapterConfig(rank, 2.0 * rank),
@@ -143,7 +144,7 @@ FRESH = (
     "image_qa",
     "multi_image",
 )
-"""[ours] Corpora that are cheap to generate."""
+"""[ours] Corpora whose samples are cheap to generate."""
 
 MICRO = Size(
     name="micro",
@@ -296,7 +297,7 @@ SIZES = {size.name: size for size in (MICRO, NANO, LAB, FULL)}
 
 
 def load(name: str) -> Size:
-    """The size of that name, or a ValueError that lists the names."""
+    """The size with the given name. Raises ValueError with all names for an unknown one."""
     if name not in SIZES:
         raise ValueError(f"unknown size {name!r}; the sizes are {', '.join(SIZES)}")
     return SIZES[name]

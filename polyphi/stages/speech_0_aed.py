@@ -1,9 +1,9 @@
-"""Speech 0: the audio encoder. An attention encoder-decoder learns to recognise; its decoder is thrown away (report
-2.2.2). A CTC loss beside it steadies the start [ours].
+"""Speech 0: the audio encoder. An attention encoder-decoder is trained for speech recognition; its decoder is an
+auxiliary head (report 2.2.2). An additional CTC loss stabilises the first steps [ours].
 
     polyphi train speech_0_aed --size nano --out runs/speech_0_aed
 
-Aimed at: a plateau, then a fast fall; the whole recogniser is kept aside for the WER filter.
+Expected: the loss has a plateau, then falls fast. The recogniser with its decoder is kept for the WER filter.
 """
 
 from polyphi.train.aed import AttentionDecoder

@@ -1,9 +1,9 @@
-"""Speech 1: pre-training. Encoder and projector align with the frozen language model by transcription, rate 4e-5
-for 50k steps (report 2.2.2).
+"""Speech 1: pre-training. Encoder and projector are aligned with the frozen language model by transcription, learning
+rate 4e-5 for 50k steps (report 2.2.2).
 
     polyphi train speech_1_pretrain --size nano --out runs/speech_1_pretrain
 
-Aimed at: the frozen model writes down what was said, and can do nothing else with audio (claim C4).
+Expected: the frozen model transcribes speech, and has no other ability with audio (claim C4).
 """
 
 from polyphi.train.loss import NextToken

@@ -1,9 +1,9 @@
-"""Speech 2: post-training. The encoder rests; its projector and the speech adapter learn, rate 1e-4 for 50k steps
-(report 2.2.2, 3.3).
+"""Speech 2: post-training. The encoder is frozen; its projector and the speech adapter are trained, learning rate 1e-4
+for 50k steps (report 2.2.2, 3.3).
 
     polyphi train speech_2_post --size nano --out runs/speech_2_post
 
-Aimed at: translation, questions, summaries and sounds are unlocked.
+Expected: translation, question answering, summaries and sound recognition work.
 """
 
 from polyphi.train.loss import NextToken

@@ -1,9 +1,9 @@
-"""Text 1: pre-training. The whole language model reads documents, code, mathematics and translations (report 2.1,
-3.1).
+"""Text 1: pre-training. The whole language model is trained on documents, code, mathematics and translations (report
+2.1, 3.1).
 
     polyphi train text_1_pretrain --size nano --out runs/text_1_pretrain
 
-Aimed at: bits per byte of held-out documents fall fast; the model spells, counts and copies, but doesn't answer yet.
+Expected: bits per byte of held-out documents fall fast; the model spells, counts and copies, but doesn't answer yet.
 """
 
 from polyphi.train.loss import NextToken
@@ -14,8 +14,9 @@ stage = Stage(
     start={},
     # [ours] the report gives the law LR*(D) = B * D^-0.32, not its B
     learn={"decoder.*": 4e-4},
-    # [ours] shares of samples; a document has dozens of times the tokens of an answer. Copying comes first, all else
-    # rests on it; pages come late: a small model that reads them from the start hardly learns to copy (LOG.md)
+    # [ours] shares of samples; a document has dozens of times the tokens of an answer. Copying starts first, since all
+    # other tasks need it; documents start late: a small model trained on them from the start hardly learns to copy
+    # (LOG.md)
     data=Mix(
         {
             "copying": 40,

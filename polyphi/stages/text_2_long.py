@@ -1,9 +1,9 @@
-"""Text 2: long context. Documents longer than the first context bring the long LongRoPE table into use [ours: the
-report names LongRoPE and 128K, not the stage].
+"""Text 2: long context. Documents longer than the original context use the long LongRoPE table [ours: the report
+mentions LongRoPE and 128K, not the stage].
 
     polyphi train text_2_long --size nano --out runs/text_2_long
 
-Aimed at: loss past the original context no longer rises; short documents keep theirs.
+Expected: the loss beyond the original context doesn't rise any more; that of short documents stays the same.
 """
 
 from polyphi.train.loss import NextToken

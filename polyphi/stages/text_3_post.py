@@ -1,9 +1,8 @@
-"""Text 3: post-training. Function calling, summaries, instructions, and code with a hole in the middle (report
-2.2.2, 3.1).
+"""Text 3: post-training. Function calling, summaries, instructions, and fill-in-the-middle code (report 2.2.2, 3.1).
 
     polyphi train text_3_post --size nano --out runs/text_3_post
 
-Aimed at: the model answers in the chat format and stops at <|end|>; tool calls are valid JSON.
+Expected: the model answers in the chat format and stops at <|end|>; tool calls are valid JSON.
 """
 
 from polyphi.train.loss import NextToken
@@ -29,7 +28,7 @@ stage = Stage(
     data=Mix({"instructions": 84, "tools": 6, "summaries": 2, "fim": 3, "preferences": 5}),
     small=Mix(
         SMALL,
-        # [ours] sums first: a small model learns them in a row, and hardly among all other tasks (LOG.md)
+        # [ours] sums start first: a small model learns them without other tasks, but hardly among them (LOG.md)
         late={corpus: 8_000 for corpus in SMALL if corpus != "sums"},
         in_words=("image_qa", "captions", "multi_image", "written_speech"),
     ),

@@ -1,9 +1,9 @@
 """Text 4: alignment. Helpfulness and harmlessness preferences in all eight languages (report 5.1, 5.2). The result
-is Phi-4-Mini, frozen from here on.
+is Phi-4-Mini, which is frozen in all later stages.
 
     polyphi train text_4_align --size nano --out runs/text_4_align
 
-Aimed at: harmful requests are refused, their innocuous look-alikes answered; other scores stay.
+Expected: harmful requests are refused, similar harmless ones answered; other scores stay the same.
 """
 
 from polyphi.train.preference import DPO

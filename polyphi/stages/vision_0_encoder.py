@@ -1,10 +1,10 @@
-"""Vision 0: the image encoder. SigLIP learns from pictures and captions with the language model's own text
-embedding as teacher (LLM2CLIP; report 2.2.1), as text 1 left it, so that this stage can run beside text 2 to 4 [ours].
-Beside it each patch of a picture names what lies over it [ours].
+"""Vision 0: the image encoder. SigLIP is trained on images and captions with the language model's text embedding as
+teacher (LLM2CLIP; report 2.2.1), that of text 1, so that this stage can run in parallel with text 2 to 4 [ours]. A
+second loss trains each patch of an image to predict the name of the thing that covers it [ours].
 
     polyphi train vision_0_encoder --size nano --out runs/vision_0_encoder
 
-Aimed at: the contrastive loss falls; a picture's nearest caption in its batch is mostly its own.
+Expected: the contrastive loss falls; the nearest caption of an image in its batch is usually its own.
 """
 
 from polyphi.train.contrastive import Contrastive

@@ -1,8 +1,8 @@
-"""Vision 1: projector alignment. Only the projector and its separators learn, from captions (report 2.2.2).
+"""Vision 1: projector alignment. Only the projector and its separators are trained, on captions (report 2.2.2).
 
     polyphi train vision_1_align --size nano --out runs/vision_1_align
 
-Aimed at: captions name the kind of picture; small text is still unread.
+Expected: captions name the type of image; small text isn't read yet.
 """
 
 from polyphi.train.loss import NextToken

@@ -1,9 +1,9 @@
-"""Vision 2: joint vision training. Projector and encoder learn on the whole vision pre-training set: interleaved
+"""Vision 2: joint vision training. Projector and encoder are trained on the whole vision pre-training set: interleaved
 documents, pairs, grounding, OCR, charts; at most 16 crops (report 2.2.2, 3.2).
 
     polyphi train vision_2_joint --size nano --out runs/vision_2_joint
 
-Aimed at: the frozen language model reads short words and numbers and counts a little.
+Expected: the frozen language model reads short words and numbers and counts a few things.
 """
 
 from polyphi.train.loss import NextToken

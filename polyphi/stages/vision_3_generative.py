@@ -1,9 +1,9 @@
-"""Vision 3: generative vision-language training. LoRA_V, the encoder and the projector [ours: projector] learn from
+"""Vision 3: generative vision-language training. LoRA_V, the encoder and the projector [ours: projector] are trained on
 single-image instructions; at most 36 crops (report 2.2.2, 3.2).
 
     polyphi train vision_3_generative --size nano --out runs/vision_3_generative
 
-Aimed at: questions about one picture are answered; text rows train the adapter too, so that it keeps language.
+Expected: questions about one image are answered; text rows train the adapter too, so that it keeps the text abilities.
 """
 
 from polyphi.train.loss import NextToken
@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="vision_3_generative",
     start={"*": "vision_2_joint"},
-    # [ours] the rates: a fresh adapter five times as fast as the encoder that comes with it
+    # [ours] learning rates: that of the fresh adapter is five times that of the encoder
     learn={"decoder.*.lora.vision.*": 1e-4, "vision.*": 2e-5},
     data=Mix(
         {"image_qa": 87, "ocr": 5, "instructions": 8}, adapter={"instructions": "vision"}

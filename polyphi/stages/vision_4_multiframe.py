@@ -1,9 +1,9 @@
-"""Vision 4: multi-frame training. The encoder rests; LoRA_V and the projector [ours: projector] learn from several
-pictures and frames, context 64k (report 2.2.2).
+"""Vision 4: multi-frame training. The encoder is frozen; LoRA_V and the projector [ours: projector] are trained on
+several images and frames, context 64k (report 2.2.2).
 
     polyphi train vision_4_multiframe --size nano --out runs/vision_4_multiframe
 
-Aimed at: pictures are compared and motion is told; single pictures keep their scores.
+Expected: images are compared and motion is described; the scores on single images stay the same.
 """
 
 from polyphi.train.loss import NextToken

@@ -1,16 +1,16 @@
-"""Alignment: tokens that encoders make of images and clips are drawn to the language model's own embeddings of the
-words that they stand for. [ours]
+"""Alignment loss: it trains the encoders so that an image or audio token points in the direction of the language
+model's embeddings of the words that it stands for. [ours]
 
     image token of a cell with a red star    ->  the directions of " red" and " star", each with probability 1/2
     tokens of a clip that says "three seven" ->  " three", blanks, " seven": a CTC loss over the vocabulary
 
-A frozen language model of a few million parameters that has read images and speech in words (the corpora
-of `Mix.in_words` and `written_speech`) then needs no more than encoders that name what they see and hear. Larger
-models learn this mapping from billions of pairs (report 2.2.2). Only samples that know what they show are aligned:
-those that our generators make (`meta["named"]`, `meta["heard"]`).
+A frozen language model of a few million parameters that was trained on images and speech written in words (the corpora
+of `Mix.in_words` and `written_speech`) then needs only encoders that name the contents. Larger models learn this
+mapping from billions of pairs (report 2.2.2). Only samples with annotations are aligned: those of our generators
+(`meta["named"]`, `meta["heard"]`).
 
-A token is compared with embeddings by their cosine, times `SHARPNESS`. Losses are sums over tokens and clips, so that a
-pack's loss is that of its rows one by one.
+The logits are cosines between tokens and embeddings, times `LOGIT_SCALE`. Losses are sums over tokens and clips, so
+that a pack's loss is the sum of the losses of its rows.
 """
 
 from collections.abc import Sequence
@@ -25,37 +25,37 @@ from torch.nn.utils.rnn import pad_sequence
 from polyphi.batch import Batch, ImageLayout
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
-from polyphi.model.multimodal import image_places
+from polyphi.model.multimodal import image_word_slots
 from polyphi.processing.grids import EMPTY, ROW_END, Named, cells
 from polyphi.processing.processor import Processor
 from polyphi.train.objective import Vocabulary
 
-SHARPNESS = 20.0
-"""Of a vocabulary of 4,096 directions the right one then gets nearly all of the probability."""
+LOGIT_SCALE = 20.0
+"""With it, the right direction of a vocabulary of 4,096 gets nearly all of the probability."""
 EMPTY_WEIGHT = 0.2
-"""Of a cell where nothing is, beside 1 of one that holds something: most cells are empty."""
+"""Weight of an empty cell in the loss; a filled cell has 1. Most cells are empty."""
 
 
 def word_ids(words: str, tokenizer: Vocabulary) -> list[int]:
-    """The tokens of words with a space before each, without the spaces that are tokens by themselves (all of them where
-    nothing else is left: a tokenizer that stands in for one has a single id)."""
+    """Token ids of words, each after a space, without the ids of spaces alone (unless nothing else is left: a test's
+    tokenizer may have a single id)."""
     ids: list[int] = tokenizer.encode(f" {words}")
     space = tokenizer.encode(" ")
     return [id for id in ids if [id] != space] or ids
 
 
 def with_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
-    """The row with the words of its images and of its audio clip, as far as the sample knows them. Of an image that
-    doesn't fill its crops nothing is known: its cells don't lie as its boxes say."""
+    """The row with the words of its images and of its audio clip, where the sample has them. An image that doesn't fill
+    its crops gets no words, because its cells don't match the boxes of the annotation."""
     side, triples = processor.cells, list[tuple[int, int, int]]()
-    for number, (layout, shown) in enumerate(
+    for number, (layout, items) in enumerate(
         zip(row.images, sample.meta.get("named", ()), strict=False)
     ):
-        if fills(layout, side):
-            places = image_words(layout, shown, side)
-            triples += [(number, *pair) for pair in numbered(places, processor.tokenizer)]
-    heard = sample.meta.get("heard", "") if len(row.clips) == 1 else ""
-    pairs = [(0, id) for id in processor.tokenizer.encode(heard)] if heard else []
+        if fills_crops(layout, side):
+            cells_words = image_words(layout, items, side)
+            triples += [(number, *pair) for pair in word_pairs(cells_words, processor.tokenizer)]
+    transcript = sample.meta.get("heard", "") if len(row.clips) == 1 else ""
+    pairs = [(0, id) for id in processor.tokenizer.encode(transcript)] if transcript else []
     return replace(
         row,
         cell_words=torch.tensor(triples) if triples else None,
@@ -63,68 +63,68 @@ def with_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
     )
 
 
-def fills(layout: ImageLayout, side: int) -> bool:
-    """Whether an image fills its crops, of side x side cells each."""
+def fills_crops(layout: ImageLayout, side: int) -> bool:
+    """Whether an image fills its crops of `side` x `side` cells each."""
     return (layout.rows, layout.cols) == (layout.crop_rows * side, layout.crop_cols * side)
 
 
 def in_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
-    """The row with words in place of its images: `PhiModel.embed` gives each image token the mean of their embeddings.
-    Raises `Unfit` where the sample doesn't know what its images show."""
+    """The row with words in place of its images: `PhiModel.embed` then replaces each image token by the mean of its
+    words' embeddings. Raises `Unfit` where the sample has no words for one of its images."""
     row = with_words(row, sample, processor)
-    known = 0 if row.cell_words is None else len(row.cell_words[:, 0].unique())
-    if known < len(row.images):
+    described = 0 if row.cell_words is None else len(row.cell_words[:, 0].unique())
+    if described < len(row.images):
         raise Unfit(
-            f"sample {sample.id}: of {len(row.images)} images {known} can be given in words"
+            f"sample {sample.id}: expected words for all {len(row.images)} images, found them for {described}"
         )
     return replace(row, crops=None, views=None, crop_masks=None)
 
 
-def image_words(layout: ImageLayout, shown: Sequence[Named], side: int) -> list[str]:
+def image_words(layout: ImageLayout, items: Sequence[Named], side: int) -> list[str]:
     """The words of every token of an image, in order (projector.py): the cells of its crops, row by row, then those of
-    its global view; ROW_END for separators. The sides that things are on are told where the encoder can see them: not
-    in one crop of several."""
-    alone = layout.crop_rows == layout.crop_cols == 1
+    its global view; ROW_END for separators. Words for the side on which a thing lies ("left") are included where the
+    encoder can see the whole image: not in one crop of several."""
+    single_crop = layout.crop_rows == layout.crop_cols == 1
     crops, view = (
-        [words for line in cells(shown, rows, cols, sides=sides) for words in (*line, ROW_END)]
-        for rows, cols, sides in ((layout.rows, layout.cols, alone), (side, side, True))
+        [words for line in cells(items, rows, cols, sides=sides) for words in (*line, ROW_END)]
+        for rows, cols, sides in ((layout.rows, layout.cols, single_crop), (side, side, True))
     )
     return [*crops, ROW_END, *view]
 
 
-def numbered(places: Sequence[str], tokenizer: Vocabulary) -> list[tuple[int, int]]:
-    """(number of a place, token id) for every token of its words; an empty place has the token of EMPTY."""
+def word_pairs(texts: Sequence[str], tokenizer: Vocabulary) -> list[tuple[int, int]]:
+    """(index in `texts`, token id) for every token of each text; an empty text has the token of EMPTY."""
     ids = {
         words: tokenizer.encode(words) if words == ROW_END else word_ids(words or EMPTY, tokenizer)
-        for words in set(places)
+        for words in set(texts)
     }
-    return [(number, id) for number, words in enumerate(places) for id in ids[words]]
+    return [(index, id) for index, words in enumerate(texts) for id in ids[words]]
 
 
-def quiet_ids(tokenizer: Vocabulary) -> tuple[int, int]:
-    """The tokens of an empty cell, and of a frame in which nothing is said, and of a row's end."""
+def empty_ids(tokenizer: Vocabulary) -> tuple[int, int]:
+    """Token ids of an empty cell (also the CTC blank of speech) and of a row's end."""
     return word_ids(EMPTY, tokenizer)[-1], tokenizer.encode(ROW_END)[0]
 
 
 class Alignment(nn.Module):
-    """The loss of a pack's image and audio tokens; it has no parameters."""
+    """The alignment loss of a pack's image and audio tokens; the module has no parameters."""
 
     def __init__(self, tokenizer: Vocabulary) -> None:
         super().__init__()
-        self.quiet = quiet_ids(tokenizer)
+        self.empty_ids = empty_ids(tokenizer)
 
     def forward(
         self, x: Float[Tensor, "T D"], batch: Batch, embeddings: Float[Tensor, "V D"]
     ) -> tuple[Float[Tensor, ""], dict[str, tuple[float, int]]]:
-        """(sum over image tokens and clips, metrics). `x` are the decoder's inputs, with image and audio tokens in
-        their places; gradients reach them, not the embeddings. The metric "named" counts filled cells whose nearest
-        word is one of theirs."""
+        """(sum of losses over image tokens and clips, metrics). `x` are the decoder's inputs, image and audio tokens
+        included; gradients flow to `x`, not to the embeddings. The metric "named" counts filled cells whose most
+        probable word is one of theirs."""
         directions = F.normalize(embeddings.detach().float(), dim=-1)
         total = x.new_zeros((), dtype=torch.float32)
         metrics: dict[str, tuple[float, int]] = {}
         if batch.cell_words is not None:
-            loss, right, filled = self._images(x, batch, directions)
-            total, metrics = total + loss, {"named": (right, filled)}
+            loss, correct, filled = self._images(x, batch, directions)
+            total, metrics = total + loss, {"named": (correct, filled)}
         if batch.clip_words is not None:
             total = total + self._clips(x, batch, directions)
         return total, metrics
@@ -133,51 +133,56 @@ class Alignment(nn.Module):
         self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]
     ) -> tuple[Tensor, float, int]:
         assert batch.cell_words is not None and batch.image_slots is not None
-        places, words = image_places(batch)
+        slots, words = image_word_slots(batch)
         tokens = x.index_select(0, batch.image_slots)
-        return word_loss(scores_of(tokens, directions), places, words, self.quiet)
+        return word_loss(word_log_probs(tokens, directions), slots, words, self.empty_ids)
 
     def _clips(self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]) -> Tensor:
         """CTC over the vocabulary."""
         assert batch.clip_words is not None and batch.audio_slots is not None
-        spoken: dict[int, list[int]] = {}
+        by_clip: dict[int, list[int]] = {}
         for clip, word in batch.clip_words.tolist():
-            spoken.setdefault(clip, []).append(word)
-        parts = batch.audio_slots.split([clip.tokens for clip in batch.clips])
-        slots = [parts[clip] for clip in spoken]
-        scores = scores_of(x.index_select(0, torch.cat(slots)), directions)
-        # CTC looks at the blank and at the words of these clips: of 200,064 columns a few dozen.
-        words = torch.tensor([word for said in spoken.values() for word in said], device=x.device)
+            by_clip.setdefault(clip, []).append(word)
+        slots_of = batch.audio_slots.split([clip.tokens for clip in batch.clips])
+        audio_slots = [slots_of[clip] for clip in by_clip]
+        log_probs = word_log_probs(x.index_select(0, torch.cat(audio_slots)), directions)
+        # CTC needs the blank and the words of these clips: a few dozen of 200,064 columns.
+        words = torch.tensor([word for ids in by_clip.values() for word in ids], device=x.device)
         used, columns = words.unique(return_inverse=True)
-        chosen = scores.index_select(1, F.pad(used, (1, 0), value=self.quiet[0]))
+        chosen = log_probs.index_select(1, F.pad(used, (1, 0), value=self.empty_ids[0]))
         return F.ctc_loss(
-            pad_sequence(list(chosen.split([len(part) for part in slots]))),
+            pad_sequence(list(chosen.split([len(part) for part in audio_slots]))),
             columns + 1,
-            torch.tensor([len(part) for part in slots]),
-            torch.tensor([len(said) for said in spoken.values()]),
+            torch.tensor([len(part) for part in audio_slots]),
+            torch.tensor([len(ids) for ids in by_clip.values()]),
             reduction="sum",
-            zero_infinity=True,  # a clip with fewer frames than words teaches nothing
+            zero_infinity=True,  # a clip with fewer frames than words has no gradient
         )
 
 
 def word_loss(
-    scores: Float[Tensor, "n V"],
-    places: Int[Tensor, " m"],
+    log_probs: Float[Tensor, "n V"],
+    slots: Int[Tensor, " m"],
     words: Int[Tensor, " m"],
-    quiet: Sequence[int],
+    empty_ids: Sequence[int],
 ) -> tuple[Float[Tensor, ""], float, int]:
-    """Places named by the words that stand there, given logarithms of the probabilities of all words at each place:
-    (sum of cross-entropies, places that hold something and whose most probable word is one of theirs, places that hold
-    something). A place of several words has each with equal probability; one with a word of `quiet` holds nothing."""
-    rows, place, counts = places.unique(return_inverse=True, return_counts=True)
+    """Cross-entropy of slots (image tokens or patches) with their words: `log_probs` are those of all words in each
+    slot, and slot `slots[i]` has the word `words[i]`. A slot with several words has each with equal probability; a slot
+    with one of `empty_ids` is empty.
+
+    Returns (sum of cross-entropies, filled slots whose most probable word is one of theirs, filled slots).
+    """
+    rows, slot, counts = slots.unique(return_inverse=True, return_counts=True)
     filled = torch.ones_like(rows, dtype=torch.bool)
-    filled = filled.index_fill(0, place[torch.isin(words, words.new_tensor(quiet))], False)
+    filled = filled.index_fill(0, slot[torch.isin(words, words.new_tensor(empty_ids))], False)
     weights = torch.where(filled, 1.0, EMPTY_WEIGHT) / counts
-    loss = -(scores[places, words] * weights[place]).sum()
-    hits = place[scores.detach().argmax(-1)[places] == words].unique()
+    loss = -(log_probs[slots, words] * weights[slot]).sum()
+    hits = slot[log_probs.detach().argmax(-1)[slots] == words].unique()
     return loss, float(filled[hits].sum()), int(filled.sum())
 
 
-def scores_of(x: Float[Tensor, "n D"], directions: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
-    """Logarithms of the probabilities of all words."""
-    return (SHARPNESS * F.normalize(x.float(), dim=-1) @ directions.t()).log_softmax(-1)
+def word_log_probs(
+    x: Float[Tensor, "n D"], directions: Float[Tensor, "V D"]
+) -> Float[Tensor, "n V"]:
+    """Log-probabilities of all words, by cosine with their embeddings."""
+    return (LOGIT_SCALE * F.normalize(x.float(), dim=-1) @ directions.t()).log_softmax(-1)

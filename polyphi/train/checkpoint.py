@@ -1,15 +1,16 @@
-"""Checkpoints that are whole or absent, and hashes that prove what stayed frozen.
+"""Atomic checkpoints, and hashes that prove which tensors stayed frozen.
 
-A checkpoint is a folder `step_00000120` with safetensors files (trainable tensors, throw-away module, optimiser
-moments), each process's shards in a file of its own, and `state.json` (step, data cursor, counters, hashes of what is
-frozen, hashes of the files). Random state isn't in it: every step draws from a seed of its own. torch's distributed
-checkpoints write and read the tensors, so that a run goes on with any number of processes; nothing is pickled.
+A checkpoint is a folder `step_00000120` with safetensors files (trainable tensors, auxiliary head, optimiser moments),
+one per process for its shards, and `state.json` (step, data cursor, counters, hashes of the frozen tensors, hashes of
+the files). It holds no random state: every step has its own seed. torch's distributed checkpoints write and read the
+tensors, so that a run can be resumed with another number of processes; nothing is pickled.
 
-It is written under another name, synced, renamed; then `latest` moves, then older ones go, but for the one before::
+A checkpoint is written under another name, synced and renamed; then `latest` is changed, and all but the last two
+checkpoints are removed::
 
-    .step_00000120.partial/  ->  step_00000120/  ->  latest: "step_00000120"  ->  step_00000100/ goes, 110 stays
+    .step_00000120.partial/  ->  step_00000120/  ->  latest: "step_00000120"  ->  step_00000100/ removed, 110 kept
 
-In the `background` all of this happens beside the training, from a copy of the tensors.
+With `background`, a thread does this during the training, from a copy of the tensors.
 """
 
 import errno
@@ -33,16 +34,16 @@ from torch.distributed.tensor import DTensor
 from polyphi.runtime import distributed
 from polyphi.runtime.files import sha256, sync, whole_file, write_json
 
-# A single process is what it is: no need to say so at each checkpoint.
+# The warning is of no use in a single process, and torch repeats it at each checkpoint.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
 
 LATEST = "latest"
-KEPT = 2
-"""Checkpoints that stay: the latest, and one to fall back to should a disk damage it."""
+MAX_KEPT = 2
+"""Checkpoints that aren't removed: the latest, and one to fall back to should a disk damage it."""
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and bytes."""
+    """SHA-256 of a tensor's dtype, shape and bytes."""
     flat = tensor.detach().cpu().contiguous()
     hasher = hashlib.sha256(f"{flat.dtype} {tuple(flat.shape)}".encode())
     hasher.update(flat.view(-1).view(torch.uint8).numpy().data)
@@ -57,7 +58,7 @@ def digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """A safetensors file, whole or not at all. Raises OSError that says what to do when the disk is full."""
+    """Write a safetensors file atomically. Raises OSError with the size and the fix when the disk is full."""
     try:
         with whole_file(path) as partial:
             save_file(
@@ -66,38 +67,38 @@ def write_tensors(
                 metadata=metadata,
             )
     except Exception as error:
-        raise _explained(error, path, _size(tensors)) from error
+        raise _with_advice(error, path, _size(tensors)) from error
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _explained(error: BaseException, path: Path, size: int) -> BaseException:
-    """An error that says what to do, where it is the disk's: libraries raise errors of their own, with the system's
-    words in them."""
-    number, words = getattr(error, "errno", None), str(error)
-    if "free some space" in words or "can't be written" in words:
+def _with_advice(error: BaseException, path: Path, size: int) -> BaseException:
+    """The error with a fix in its message where the disk is the cause, else the error itself. Libraries raise their own
+    types of errors, which contain the system's message."""
+    number, message = getattr(error, "errno", None), str(error)
+    if "free some space" in message or "can't be written" in message:
         return error
-    if number == errno.ENOSPC or "No space left" in words:
+    if number == errno.ENOSPC or "No space left" in message:
         return OSError(
             errno.ENOSPC,
             f"the disk is full: {path} needs {size / 1e6:.1f} MB; "
-            "free some space and run again, the checkpoint before it is whole",
+            "free some space and run again; the checkpoint before it is complete",
         )
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or any(
-        said in words for said in ("Permission denied", "Read-only file system")
+        phrase in message for phrase in ("Permission denied", "Read-only file system")
     ):
         return OSError(
             errno.EACCES,
-            f"{path} can't be written: {words}; make its folder writable and run again, what it holds is whole",
+            f"{path} can't be written: {message}; make its folder writable and run again; its checkpoints are complete",
         )
     return error
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A whole checkpoint: its folder and its state."""
+    """A complete checkpoint: its folder and its state."""
 
     path: Path
     state: dict[str, Any]
@@ -108,7 +109,7 @@ class Stored:
         return list(self.state["names"])
 
     def read(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill tensors in place, each process the parts that it holds; all processes together."""
+        """Fill tensors in place, in each process its own parts; all processes call this together."""
         distributed_checkpoint.load(
             dict(tensors),
             storage_reader=HuggingFaceStorageReader(str(self.path)),
@@ -121,32 +122,32 @@ class Checkpoints:
 
     def __init__(self, folder: Path, background: bool = False) -> None:
         self.folder = Path(folder)
-        # One thread, so that checkpoints are written in turn; its collectives need a group of their own, on the CPU.
+        # One thread, so that checkpoints are written in turn; its collectives need a separate process group on the CPU.
         self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._group = distributed.cpu_group() if background else None
         self._pending: Future[None] | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write checkpoint `step`. If anything fails, the checkpoint before it stays the latest; in the background
-        the error comes out of the next `save` or `wait`."""
+        """Write checkpoint `step`. If that fails, the checkpoint before it stays the latest; an error in the background
+        is raised by the next `save` or `wait`."""
         self.wait()
         if self._latest() == _name(step):
             return
         if self._thread is None:
             self._write(step, tensors, state)
         else:
-            # Copied here and now: the optimiser writes on into the originals while they are saved.
+            # Copied first: the optimiser changes the originals while the copies are saved.
             copies = {name: _copy(t) for name, t in tensors.items()}
             self._pending = self._thread.submit(self._write, step, copies, dict(state))
 
     def wait(self) -> None:
-        """Until nothing is being written; raises what went wrong meanwhile."""
+        """Wait until the pending checkpoint is written; raises the error where that failed."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """Wait, whatever came of it, and end the thread."""
+        """Wait for the pending checkpoint, whether it fails or not, and end the thread."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
@@ -156,8 +157,8 @@ class Checkpoints:
         try:
             if first:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                for left in self.folder.glob(".step_*.partial"):  # of a run that was killed
-                    shutil.rmtree(left)
+                for unfinished in self.folder.glob(".step_*.partial"):  # of a run that was killed
+                    shutil.rmtree(unfinished)
                 partial.mkdir()
             distributed.wait(self._group)
             distributed_checkpoint.save(
@@ -172,23 +173,23 @@ class Checkpoints:
         except BaseException as error:
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise _explained(error, self.folder / name, _size(tensors)) from error
+            raise _with_advice(error, self.folder / name, _size(tensors)) from error
 
     def _commit(self, partial: Path, name: str, state: Mapping[str, Any]) -> None:
         files = sorted(partial.glob("*.safetensors"))
         for path in files:
             sync(path)
         write_json(partial / "state.json", {**state, "sha256": {p.name: sha256(p) for p in files}})
-        # A folder of that name was renamed by a run that was killed before `latest` moved.
+        # A folder of that name exists if a run was killed after the renaming and before `latest` was changed.
         shutil.rmtree(self.folder / name, ignore_errors=True)
         partial.rename(self.folder / name)
         sync(self.folder)
         write_json(self.folder / LATEST, name)
-        for old in self._whole()[KEPT:]:
+        for old in self._complete()[MAX_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _whole(self) -> list[Path]:
-        """Folders of checkpoints up to the latest, which comes first. One beyond it was never committed."""
+    def _complete(self) -> list[Path]:
+        """Folders of checkpoints from the latest to the oldest. A folder after the latest was never committed."""
         latest = self._latest()
         paths = sorted(self.folder.glob("step_*"), reverse=True)
         return [path for path in paths if latest is not None and path.name <= latest]
@@ -198,15 +199,14 @@ class Checkpoints:
         return str(json.loads(path.read_text())) if path.exists() else None
 
     def find(self) -> Stored | None:
-        """The latest checkpoint that isn't damaged, or None where nothing was saved. Raises ValueError if all are
-        damaged."""
+        """The latest checkpoint that isn't damaged, None where there is none. Raises ValueError if all are damaged."""
         problems = []
-        for path in self._whole():
+        for path in self._complete():
             try:
                 state = json.loads((path / "state.json").read_text())
                 for file, expected in state["sha256"].items():
-                    if (found := sha256(path / file)) != expected:
-                        raise ValueError(f"{file}: expected SHA-256 {expected}, found {found}")
+                    if (actual := sha256(path / file)) != expected:
+                        raise ValueError(f"{file}: expected SHA-256 {expected}, found {actual}")
                 return Stored(path, state)
             except (OSError, ValueError) as error:
                 problems.append(f"{path} is damaged: {error}")
@@ -215,7 +215,7 @@ class Checkpoints:
         return None
 
     def drop(self) -> None:
-        """Remove them all: the stage is finished."""
+        """Remove all checkpoints, once the stage is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -224,7 +224,7 @@ def _name(step: int) -> str:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """The part that lies in this process, copied to the CPU's memory; a shard stays a shard of the whole."""
+    """This process's part of a tensor, copied to the CPU's memory; a DTensor stays a DTensor."""
     if isinstance(tensor, DTensor):
         return DTensor.from_local(
             _copy(tensor.to_local()),
@@ -240,7 +240,7 @@ def _copy(tensor: Tensor) -> Tensor:
 def optimiser_tensors(
     optimiser: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> dict[str, Tensor]:
-    """Moments and step counts, by parameter name (`names` maps id(parameter) to it)."""
+    """Moments and step counts by parameter name; `names` maps id(parameter) to its name."""
     return {
         f"{key}/{names[id(parameter)]}": value
         for parameter, moments in optimiser.state.items()
@@ -251,8 +251,8 @@ def optimiser_tensors(
 def make_moments(
     optimiser: torch.optim.Optimizer, names: Mapping[int, str], stored: Iterable[str]
 ) -> None:
-    """Empty moments for the parameters that have stored ones (those that no step has touched have none), to be read
-    into."""
+    """Allocate moments for the parameters that have stored ones, to be read into. Parameters that no step has changed
+    have none."""
     stored = set(stored)
     for group in optimiser.param_groups:
         for parameter in group["params"]:

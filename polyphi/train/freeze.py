@@ -1,7 +1,7 @@
-"""Trainable parameters: named by a stage's `learn`, checked after the first step; frozen ones are proven by hashes.
+"""Trainable and frozen parameters of a stage.
 
-What no glob of `learn` matches is frozen. Every frozen tensor has one SHA-256 before the stage and the same one after
-it.
+A parameter that no glob of `learn` matches is frozen. The first step checks that every trainable group has a gradient;
+the SHA-256 of every frozen tensor is compared before and after the stage.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def named(model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
 
 
 def freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
-    """All parameters by name; only what `learn` names requires gradients."""
+    """All parameters by name; those that `learn` matches require gradients, the others don't."""
     parameters = named(model, module)
     chosen = claim(stage.learn, parameters)
     for name, p in parameters.items():
@@ -38,28 +38,30 @@ def freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str,
 
 def frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All frozen tensors: parameters that aren't trained, and buffers."""
-    fixed = {n: p for n, p in parameters.items() if not p.requires_grad}
-    return fixed | {
+    frozen_parameters = {n: p for n, p in parameters.items() if not p.requires_grad}
+    return frozen_parameters | {
         n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters
     }
 
 
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of each tensor, of a shard that of the whole."""
+    """SHA-256 of each tensor; of a sharded one, that of the full tensor."""
     return checkpoint.digests((name, parallel.whole(t)) for name, t in tensors.items())
 
 
 def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.device) -> None:
     """After the first backward: raise RuntimeError where a trained group has no gradient or a frozen tensor has one."""
     by_glob = groups(stage, parameters)
-    found = [any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()]
-    for (glob, names), good in zip(
-        by_glob.items(), distributed.any_rank(*found, device=device), strict=True
+    has_gradient = [
+        any(parallel.has_gradient(parameters[n]) for n in names) for names in by_glob.values()
+    ]
+    for (glob, names), reached in zip(
+        by_glob.items(), distributed.any_rank(*has_gradient, device=device), strict=True
     ):
-        if not good:
+        if not reached:
             raise RuntimeError(
-                f"{stage.name}: {glob!r} is to be learned, but its {len(names)} tensors got no gradient in the first "
-                "step; does the mix bring what reaches them?"
+                f"{stage.name}: {glob!r} is trainable, but its {len(names)} tensors got no gradient in the first step; "
+                "add a corpus to the mix that uses them (such as one with audio for the audio encoder)"
             )
     if leaks := [n for n, p in parameters.items() if p.grad is not None and not p.requires_grad]:
         raise RuntimeError(f"{stage.name}: frozen tensors got gradients: {', '.join(leaks[:5])}")
@@ -69,18 +71,18 @@ def trainable_rows(
     stage: Stage, budget: Budget, parameters: dict[str, Tensor], origins: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """One row per glob of `learn`, and one for all frozen parameters: number of parameters, peak learning rate, stages
-    that their weights came from. The manifest holds them under `who_learns`."""
+    that their weights come from. The manifest holds the rows as `who_learns`."""
     rows = []
     chosen = groups(stage, parameters)
-    taken = {name for names in chosen.values() for name in names}
-    for glob, names in [*chosen.items(), ("(frozen)", [n for n in parameters if n not in taken])]:
+    claimed = {name for names in chosen.values() for name in names}
+    for glob, names in [*chosen.items(), ("(frozen)", [n for n in parameters if n not in claimed])]:
         sources = sorted({origins.get(n, "fresh") for n in names})
-        rate = stage.learn[glob] * budget.rate if glob in stage.learn else 0.0
+        lr = stage.learn[glob] * budget.rate if glob in stage.learn else 0.0
         rows.append(
             {
                 "module": glob,
                 "parameters": sum(parameters[n].numel() for n in names),
-                "rate": rate,
+                "rate": lr,
                 "from": sources,
             }
         )
@@ -91,6 +93,6 @@ def as_table(rows: list[dict[str, Any]]) -> Table:
     """The rows of `trainable_rows` as a table to print."""
     table = Table("trainable", "parameters", "peak lr", "weights from", box=None, padding=(0, 2))
     for r in rows:
-        rate = f"{r['rate']:.1e}" if r["rate"] else "frozen"
-        table.add_row(r["module"], f"{r['parameters']:,}", rate, ", ".join(r["from"]))
+        lr = f"{r['rate']:.1e}" if r["rate"] else "frozen"
+        table.add_row(r["module"], f"{r['parameters']:,}", lr, ", ".join(r["from"]))
     return table

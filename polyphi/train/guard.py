@@ -19,7 +19,7 @@ from polyphi.data.loader import Step
 from polyphi.runtime import distributed
 
 MIN_NORMS = 10
-"""Gradient norms that a spike is measured against at least."""
+"""Fewest earlier gradient norms that a spike is measured against."""
 
 
 class Diverged(RuntimeError):
@@ -35,7 +35,7 @@ class Guard:
     then: Literal["skip", "roll-back"] = "skip"
 
     def rejects(self, norm: float, norms: Sequence[float]) -> bool:
-        """Whether a step with this gradient norm, after steps with `norms`, must not be taken."""
+        """Whether a step with the gradient norm `norm` is rejected, given the `norms` of the steps before it."""
         if not math.isfinite(norm):
             return True
         if self.spike is None or len(norms) < MIN_NORMS:
@@ -49,7 +49,7 @@ def nonfinite_samples(step: Step, loss_of: Callable[[list[Batch]], float]) -> li
     own = list(zip(step.own_ids(), step.samples, strict=True)) or [("", step.spare())]
     names = []
     for at in range(max(len(own), *map(len, step.others()), 0)):
-        # With sharded layers all processes must meet in every forward: those with fewer samples repeat their last.
+        # With sharded layers every forward is a collective: processes with fewer samples repeat their last one.
         name, rows = own[min(at, len(own) - 1)]
         if not math.isfinite(loss_of(rows)) and name:
             names.append(name)

@@ -1,4 +1,4 @@
-"""Ctrl-C during training: the first one stops after the current step, the second one at once."""
+"""Ctrl-C during training: the first one stops the run after the current step, the second one at once."""
 
 import signal
 import threading
@@ -6,36 +6,39 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-_came = False
+_received = False
 
 
-def remember() -> None:
-    """From now on no Ctrl-C is lost in this process: one that is raised where Python drops errors (in the callback of a
-    weak reference, say) takes effect at the first step of the next `Interruptible`."""
+def record_interrupts() -> None:
+    """Record every later Ctrl-C of this process. One that is raised where Python ignores exceptions (such as the
+    callback of a weak reference) then takes effect at the first step of the next `Interruptible`."""
     signal.signal(signal.SIGINT, _raise)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    global _came  # noqa: PLW0603 - a signal's handler has nowhere else
-    _came = True
+    global _received  # noqa: PLW0603 - a signal handler can't store it elsewhere
+    _received = True
     raise KeyboardInterrupt
 
 
 class Interruptible:
-    """The first Ctrl-C (or SIGTERM) is noted: the caller finishes and saves the step. A second one stops at once."""
+    """Context manager that records the first Ctrl-C (or SIGTERM), so that the caller can finish and save the step, and
+    returns a function that says whether there was one. A second Ctrl-C raises KeyboardInterrupt at once."""
 
     def __enter__(self) -> Callable[[], bool]:
-        self._asked = _came
-        self._old: dict[signal.Signals, Any] = {}
+        self._interrupted = _received
+        self._handlers: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._old = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return lambda: self._asked
+            self._handlers = {
+                s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)
+            }
+        return lambda: self._interrupted
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupted:
             raise KeyboardInterrupt
-        self._asked = True
+        self._interrupted = True
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._old.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)

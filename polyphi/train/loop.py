@@ -4,9 +4,9 @@
                    divide by the global count of supervised tokens -> clip -> AdamW      (trainer.py)
                    once in a while: log, checkpoint, watch
 
-Before it: freeze what the stage doesn't name, print the trainable parameters, hash what is frozen. After it: hash
-again, write the trained tensors and a manifest. A finished stage is a folder with `manifest.json`; an unfinished one
-resumes from its latest checkpoint, and ends with the very numbers of a run that was never stopped.
+Before it: freeze all parameters that the stage doesn't name, print the trainable ones, hash the frozen ones. After it:
+hash them again, write the trained tensors and a manifest. A finished stage is a folder with `manifest.json`; an
+unfinished one resumes from its latest checkpoint and gives exactly the results of a run that was never stopped.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.alignment import in_words
-from polyphi.train.features import kept_features
+from polyphi.train.features import cached_features
 from polyphi.train.freeze import as_table, freeze, frozen, hashes, named, trainable_rows
 from polyphi.train.interrupt import Interruptible
 from polyphi.train.loss import NextToken
@@ -62,13 +62,14 @@ def train(
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
-    """Train a stage from the weights in `model`, which is left trained; returns the manifest, which `out` then holds.
+    """Train a stage in place, starting from the weights in `model`; returns the manifest, which is also written to
+    `out`.
 
-    `data`, a folder or an address (data/shards.py), holds the corpora of the mix but for those in `options.fresh`. A
-    finished stage in `out` is only loaded into `model`; an unfinished one is resumed.
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, except those in `options.fresh`. If
+    `out` holds the finished stage, its tensors are loaded into `model`; an unfinished one is resumed.
 
     Raises ValueError if `out` belongs to another run or the options don't fit the stage; Diverged if losses aren't
-    finite or spike again and again; RuntimeError if a trained group gets no gradient or a frozen tensor changes;
+    finite or spike repeatedly; RuntimeError if a trained group gets no gradient or a frozen tensor changes;
     KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
     """
     distributed.start()
@@ -97,15 +98,15 @@ def train(
     if isinstance(reference, References):
         if machine.guard.then == "roll-back":
             raise ValueError(
-                f"{stage.name} precomputes reference log-probs of the rows that it reads without a rollback; expected "
-                "a guard that skips rejected steps, found 'roll-back': leave --on-spike at skip"
+                f"{stage.name} precomputes reference log-probs, which works only without rollbacks; expected a guard "
+                "that skips rejected steps, found 'roll-back': leave --on-spike at skip"
             )
         start = {**identity, "start": hashes(parameters)}
     if machine.shard > 1:
         parallel.shard(model, choice.precision, machine.shard)
         parameters = named(model, head)
-    spread = parallel.spread(model, machine.context)
-    loss = StageLoss(stage.objective, spread, head, reference, choice.precision)
+    context_model = parallel.context_parallel(model, machine.context)
+    loss = StageLoss(stage.objective, context_model, head, reference, choice.precision)
     trainer = Trainer(
         stage, budget, loss, parameters, loader, out, choice, options=options, machine=machine
     )
@@ -128,7 +129,7 @@ def train(
         Interruptible() as interrupted,
         _deterministic(machine.deterministic),
         activations(model, machine.activations),
-        kept_features(model, machine.features, choice.precision),
+        cached_features(model, machine.features, choice.precision),
         progress.progress(
             stage.name, budget.steps, trainer.state.step, distributed.rank() > 0
         ) as advance,
@@ -185,7 +186,7 @@ def train(
 
 
 def _results(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest's account of the steps that were taken."""
+    """The manifest's fields about the steps."""
     state = trainer.state
     return {
         "steps": trainer.budget.steps,
@@ -202,7 +203,7 @@ def _results(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _environment(trainer: Trainer) -> dict[str, Any]:
-    """The manifest's account of software and hardware."""
+    """The manifest's fields about software and hardware."""
     return {
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -218,10 +219,13 @@ def _check_context(stage: Stage, context: int) -> None:
     """Raise ValueError where `context` processes can't share a pack."""
     if context > 1 and not isinstance(stage.objective, NextToken):
         raise ValueError(
-            f"{stage.name} compares whole rows: its packs can't be cut over processes; leave --context at 1"
+            f"{stage.name} has the objective {type(stage.objective).__name__}, which compares whole rows: expected "
+            f"--context 1, found {context}"
         )
     if distributed.world() % context:
-        raise ValueError(f"{distributed.world()} processes can't be cut into groups of {context}")
+        raise ValueError(
+            f"--context {context} must divide the number of processes, found {distributed.world()}"
+        )
 
 
 # ------------------------------------------------------------------------------ rows
@@ -236,7 +240,8 @@ def _loader(
     machine: MachineOptions,
     device: torch.device,
 ) -> Loader:
-    """The stage's steps. Processes that share a pack read the same rows; so do all, where a step is one pack."""
+    """The loader of the stage's steps. Processes that share a pack read the same rows; where a step is one pack, all
+    processes do."""
     context = machine.context
     rank, world = distributed.rank() // context, distributed.world() // context
     if stage.objective.whole_step:
@@ -264,14 +269,14 @@ def row_maker(
 
     def rows(corpus: str, sample: Any) -> list[Batch]:
         adapter = stage.data.adapter.get(corpus, "auto")
-        made = stage.objective.rows(sample, processor, budget.context, adapter)
+        samples_rows = stage.objective.rows(sample, processor, budget.context, adapter)
         if corpus in stage.data.in_words:
-            made = [in_words(row, sample, processor) for row in made]
+            samples_rows = [in_words(row, sample, processor) for row in samples_rows]
         return [
             dataclasses.replace(
                 row, adapters=tuple(a if a in known else None for a in row.adapters)
             )
-            for row in made
+            for row in samples_rows
         ]
 
     return rows
@@ -279,7 +284,7 @@ def row_maker(
 
 @cache
 def code_revision() -> str:
-    """SHA-256 of the package's sources: which code made a result."""
+    """SHA-256 of the package's sources, which identifies the code behind a result."""
     hasher = hashlib.sha256()
     root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
@@ -292,12 +297,12 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _silence(_: Any) -> None:
-    """The report of all processes but the first."""
+    """Print nothing: the `report` of all processes but the first."""
 
 
 @contextlib.contextmanager
 def _deterministic(requested: bool) -> Iterator[None]:
-    """Restrict torch to deterministic kernels meanwhile; it raises where it has none."""
+    """While active, restrict torch to deterministic kernels; it raises where it has none."""
     if not requested:
         yield
         return

@@ -1,5 +1,5 @@
 """Activations, the largest part of a step's memory: keep them, recompute them in the backward pass, or offload them to
-the CPU's memory. The numbers stay the same."""
+the CPU's memory. The results are the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,8 +26,8 @@ def blocks(model: PhiModel) -> Iterator[nn.Module]:
 
 @contextmanager
 def activations(model: PhiModel, choice: Activations) -> Iterator[None]:
-    """Meanwhile `model` keeps its activations, or only those between blocks ("recompute", a third more arithmetic), or
-    has them all in the CPU's memory ("offload", for GPUs)."""
+    """While active, `model` keeps its activations, or only those between blocks ("recompute", a third more arithmetic),
+    or stores all of them in the CPU's memory ("offload", for GPUs)."""
     if choice == "recompute":
         for block in blocks(model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -38,4 +38,4 @@ def activations(model: PhiModel, choice: Activations) -> Iterator[None]:
         finally:
             if choice == "recompute":
                 for block in blocks(model):
-                    del block.forward  # the class's own shows again
+                    del block.forward  # restores the class's method

@@ -4,11 +4,12 @@
     update = U V' of its singular value decomposition U S V'     nearly, by five Newton-Schulz steps
     matrix = matrix - lr sqrt(max(1, r / c)) update
 
-A step moves all directions of a matrix alike, where AdamW's moves mostly those that the gradient has most of. A
-language model of nano size learns to copy, sort and count in a quarter of the tokens (LOG.md).
+A step has the same size in all directions of a matrix, whereas AdamW's is largest in those that dominate the gradient.
+A language model of nano size learns to copy, sort and count in a quarter of the tokens (LOG.md).
 
-`torch.optim.Muon` does the same in bfloat16, matrix by matrix. Here matrices of one shape are multiplied together, in
-bfloat16 where the training is, else in float32: CPUs without bfloat16 products take eight times as long for them.
+`torch.optim.Muon` does the same in bfloat16, one matrix at a time. Here matrices of equal shape are multiplied in one
+batch, in bfloat16 where the training has that precision, else in float32: CPUs without bfloat16 products take eight
+times as long for them.
 """
 
 from collections import defaultdict
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients a, b, c of x -> a x + b x^3 + c x^5, which takes singular values between 0 and 1 close to 1."""
+"""Coefficients a, b, c of x -> a x + b x^3 + c x^5, which brings singular values between 0 and 1 close to 1."""
 STEPS = 5
 
 
@@ -38,7 +39,7 @@ def orthogonal(
 
 
 class Muon(torch.optim.Optimizer):
-    """Matrices by Muon; groups have a `lr`. `dtype` is that of the products."""
+    """Muon for matrices; each group has a `lr`. `dtype` is that of the products."""
 
     def __init__(
         self,
@@ -62,9 +63,9 @@ class Muon(torch.optim.Optimizer):
                 matrices, gradients = map(list, zip(*pairs, strict=True))
                 momenta = [self._momentum(p) for p in matrices]
                 torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-                ahead = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+                nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
                 lr = group["lr"] * max(1.0, rows / columns) ** 0.5
-                torch._foreach_add_(matrices, list(orthogonal(ahead, self._dtype)), alpha=-lr)
+                torch._foreach_add_(matrices, list(orthogonal(nesterov, self._dtype)), alpha=-lr)
 
     def _momentum(self, p: Tensor) -> Tensor:
         state: dict[str, Tensor] = self.state[p]
@@ -73,8 +74,8 @@ class Muon(torch.optim.Optimizer):
         return state["momentum"]
 
 
-class Together(torch.optim.Optimizer):
-    """Two optimizers as one: they share state and groups."""
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Two optimizers with a shared state and the groups of both."""
 
     def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
         super().__init__([*first.param_groups, *second.param_groups], {})
@@ -82,6 +83,6 @@ class Together(torch.optim.Optimizer):
         first.state = second.state = self.state
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """A step of both."""
+        """Take a step of both."""
         for part in self._parts:
             part.step(closure)

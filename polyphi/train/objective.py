@@ -49,7 +49,7 @@ class Objective(Protocol):
         """The auxiliary head, a module that is trained with the model and not exported; None for no head."""
 
     def begin(self, model: PhiModel) -> Any:
-        """The reference that `loss` needs of the model as the stage starts; None for no reference."""
+        """The reference, computed from the model before training, that `loss` needs; None for no reference."""
 
     def loss(
         self, model: Any, module: Any, state: Any, batch: Batch

@@ -1,5 +1,5 @@
-"""AdamW, and Muon where a size asks for it, over the groups that a stage's `learn` names: each glob is a group with its
-own peak rate."""
+"""AdamW, and Muon where a size sets it, over the parameter groups of a stage's `learn`: each glob has a peak learning
+rate."""
 
 import re
 from itertools import product
@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from polyphi.train.muon import Muon, Together
+from polyphi.train.muon import CombinedOptimizer, Muon
 from polyphi.train.stage import Budget, Stage, claim
 
 
 def groups(stage: Stage, parameters: dict[str, Tensor]) -> dict[str, list[str]]:
-    """Glob -> the parameters it claims (the longest matching glob wins). Raises ValueError if a glob matches
+    """The parameters of each glob; where several match, the longest glob counts. Raises ValueError if a glob matches
     nothing."""
     owner = claim({glob: glob for glob in stage.learn}, parameters)
     return {glob: [name for name in parameters if owner.get(name) == glob] for glob in stage.learn}
 
 
-NO_LAYERS = re.compile(r"embed|\.(tokens|positions|probe|ctc|words|cells|lora)\b")
-"""Names of matrices that aren't those of layers: embeddings, queries, heads over a vocabulary, adapters."""
+NOT_LAYERS = re.compile(r"embed|\.(tokens|positions|probe|ctc|words|cells|lora)\b")
+"""Matches the names of matrices that are no weights of layers: embeddings, queries, heads over a vocabulary, LoRA."""
 
 
 def is_layer(name: str, parameter: Tensor) -> bool:
-    """Whether it is the matrix of a layer, which Muon may train."""
-    return parameter.ndim == 2 and not NO_LAYERS.search(name)
+    """Whether a parameter is the weight matrix of a layer, which Muon can train."""
+    return parameter.ndim == 2 and not NOT_LAYERS.search(name)
 
 
 def optimiser(
@@ -34,19 +34,19 @@ def optimiser(
     budget: Budget,
     products: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """AdamW with a group per glob and kind of tensor: matrices decay, vectors (norms, biases, separators) don't.
-    `budget.rate` multiplies the peak rates of the stage. Where `budget.muon` isn't 0, it multiplies those of the
-    layers' matrices, which are then trained by Muon, its products in this type. Raises ValueError where those are cut
-    over processes."""
-    made, muon = [], []
+    """AdamW with a group per glob and tensor type: matrices have weight decay, vectors (norms, biases, separators) have
+    none. `budget.rate` multiplies the stage's peak learning rates. Where `budget.muon` isn't 0, Muon trains the
+    matrices of layers, with `budget.muon` as their factor and products of the dtype `products`. Raises ValueError where
+    Muon's matrices are sharded."""
+    adamw_groups, muon_groups = [], []
     for glob, names in groups(stage, parameters).items():
         layers = [n for n in names if budget.muon and is_layer(n, parameters[n])]
         if any(isinstance(parameters[n], DTensor) for n in layers):
-            raise ValueError("Muon needs whole matrices, found some cut; train without --shard")
+            raise ValueError("Muon needs whole matrices, found sharded ones; train without --shard")
         if layers:
             peak = stage.learn[glob] * budget.muon
             by_muon = [parameters[n] for n in layers]
-            muon.append({"params": by_muon, "lr": 0.0, "peak": peak, "glob": glob})
+            muon_groups.append({"params": by_muon, "lr": 0.0, "peak": peak, "glob": glob})
         others = [parameters[n] for n in names if n not in layers]
         for matrix, sharded in product(
             (True, False), repeat=2
@@ -56,7 +56,7 @@ def optimiser(
             ]
             if chosen:
                 decay = stage.weight_decay if matrix else 0.0
-                made.append(
+                adamw_groups.append(
                     {
                         "params": chosen,
                         "lr": 0.0,
@@ -65,16 +65,20 @@ def optimiser(
                         "glob": glob,
                     }
                 )
-    adamw = torch.optim.AdamW(made, betas=stage.betas, eps=1e-8, fused=True) if made else None
-    if not muon:
+    adamw = (
+        torch.optim.AdamW(adamw_groups, betas=stage.betas, eps=1e-8, fused=True)
+        if adamw_groups
+        else None
+    )
+    if not muon_groups:
         assert adamw is not None, f"{stage.name} trains nothing"
         return adamw
-    layers_only = Muon(muon, dtype=products)
-    return Together(layers_only, adamw) if adamw else layers_only
+    layers_only = Muon(muon_groups, dtype=products)
+    return CombinedOptimizer(layers_only, adamw) if adamw else layers_only
 
 
-def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> float:
-    """Every group's rate as a share of its peak; returns the largest."""
+def set_lr(optimiser: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group's learning rate to `factor` times its peak; returns the largest."""
     for group in optimiser.param_groups:
         group["lr"] = group["peak"] * factor
     return max(group["lr"] for group in optimiser.param_groups)

@@ -22,13 +22,13 @@ Report = Callable[[Any], None]
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a run is started with, and where its records go.
+    """Options of a run that don't depend on the machine, and where its records are written.
 
     `precision` "auto" keeps that of the run in the folder, or measures this machine (runtime/precision.py); a `Choice`
-    has been made and reported by the caller. `fresh` maps corpora to generators of new samples (data/fresh.py), which
+    was already reported by the caller. `fresh` maps corpora to generators of new samples (data/fresh.py), which
     replace their shards. `origins` names for each tensor the stage that its start weights come from. `watch(model)` is
     evaluated every `watch_steps` steps (0: never) and `trackers` get every record. `flops(pack)` counts the FLOPs of a
-    pack and `peak_flops` is what a process can do per second: records then hold the FLOPs done and the utilisation.
+    pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the utilisation.
     `report` prints messages of the first process.
     """
 
@@ -46,14 +46,14 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """How a run uses the machine: memory, processes and files. None of them changes what is trained.
+    """How a run uses the machine: memory, processes and files. No option here changes what is trained.
 
-    `micro_tokens`, `micro_crops` and `micro_frames` (of 10 ms) bound a pack. `workers` processes make the rows (None:
-    none on a CPU, some beside a GPU). `shard` processes share the decoder's layers and `context` processes share each
-    pack of a language model. `activations` are kept, recomputed or offloaded. `features` is a folder in which outputs
-    of frozen encoders are cached between epochs. `deterministic` restricts torch to deterministic kernels. `guard`
-    handles non-finite losses and loss spikes. A checkpoint is written every `checkpoint_seconds` seconds, by a
-    thread beside the training where `background` is set.
+    `micro_tokens`, `micro_crops` and `micro_frames` (of 10 ms) bound a pack. `workers` is the number of processes that
+    prepare rows (None: none on a CPU, some beside a GPU). `shard` processes share the decoder's layers and `context`
+    processes share each pack of a language model. `activations` are kept, recomputed or offloaded. `features` is a
+    folder in which outputs of frozen encoders are cached between epochs. `deterministic` restricts torch to
+    deterministic kernels. `guard` handles non-finite losses and loss spikes. A checkpoint is written every
+    `checkpoint_seconds` seconds, by a thread beside the training where `background` is set.
     """
 
     micro_tokens: int = 8192

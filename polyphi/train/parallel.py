@@ -1,20 +1,20 @@
-"""Many processes, the numbers of one. Each has its share of a step's samples; gradients are summed over all.
+"""Training on several processes, with the results of one. Each process has its share of a step's samples; gradients are
+summed over all processes.
 
 Replicas (every stage): each process has the whole model; after the backward pass gradients are summed in one
-collective. Ranks never wait for each other's modality: one without pictures or clips contributes zeros for the
-tensors it didn't touch.
+collective. A process without images or audio contributes zeros for the tensors that it didn't use.
 
-Shards (stages of the language model): the decoder's layers are cut into equal parts (FSDP2) and gathered layer by
-layer; the embedding, the last norm and all other parts stay replicas. Groups of shards are replicas of each other::
+Shards (stages of the language model): the decoder's layers are sharded into equal parts (FSDP2) and gathered layer by
+layer; the embedding, the last norm and all other parts are replicas. Groups of shards are replicas of each other::
 
     6 processes, shard = 3     replicate: 0 |  0  1  2        each row holds the layers once, in three parts;
                                           1 |  3  4  5        columns hold the same part
 
-Context (long rows of text): a pack's tokens are cut over a group of processes; in each layer a process gathers the keys
-and values of the whole pack, and its own queries see those up to themselves::
+Context (long rows of text): a pack's tokens are divided among a group of processes; in each layer a process gathers the
+keys and values of the whole pack, and its queries attend to those up to their own positions::
 
-    tokens   0 1 2 3 | 4 5 6 7        process 0 has queries 0-3 and sees keys 0-3,
-                                      process 1 has queries 4-7 and sees keys 0-7
+    tokens   0 1 2 3 | 4 5 6 7        process 0 has queries 0-3 and attends to keys 0-3,
+                                      process 1 has queries 4-7 and attends to keys 0-7
 """
 
 from collections.abc import Sequence
@@ -37,13 +37,15 @@ from polyphi.runtime import distributed
 
 
 def shard(model: PhiModel, precision: str, parts: int) -> None:
-    """Cut the decoder's layers into `parts`, in place; parameters made before are void. Under "bf16" layers are
-    gathered in bfloat16, and gradients are summed in float32. Raises ValueError where adapters learn."""
+    """Shard the decoder's layers into `parts`, in place; parameter objects from before are invalid afterwards. Under
+    "bf16" layers are gathered in bfloat16, and gradients are summed in float32. Raises ValueError where adapters are
+    trainable."""
     decoder = model.decoder
     if adapters := [n for n, p in decoder.named_parameters() if ".lora." in n and p.requires_grad]:
-        # A process whose samples all go by another adapter has no gradient to bring; the others would wait for it.
+        # A process whose samples all use another adapter has no gradient for this one; the others would wait for it.
         raise ValueError(
-            f"sharding is for stages of the language model; {adapters[0]} and others learn here: train replicas"
+            f"sharding needs a stage that trains the language model alone, found trainable {adapters[0]}; "
+            "train with --shard 1"
         )
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "bf16":
@@ -55,74 +57,76 @@ def shard(model: PhiModel, precision: str, parts: int) -> None:
     fully_shard(decoder, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for module in decoder.modules():
         if isinstance(module, FSDPModule):
-            # Sums, not means: the loop divides by the global count. A plain sum is also what gloo has.
+            # Sums, not means: the loop divides by the global count, and gloo has only plain sums.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that lies in this process."""
+    """This process's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; every process must ask."""
+    """The full tensor of a sharded one; all processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replace each replica's gradient by its sum over processes, in one collective; a tensor that no process touched
-    stays without one, so that the optimiser leaves it alone. Shards have their sums already."""
+    """Replace the gradient of each replicated tensor by its sum over processes, in one collective. A tensor that no
+    process used gets no gradient, so that the optimiser skips it. The gradients of shards are sums already."""
     if distributed.world() == 1:
         return
     replicas = [p for p in parameters if not isinstance(p, DTensor)]
     if not replicas:
         return
-    touched = torch.tensor(
+    used = torch.tensor(
         [p.grad is not None for p in replicas], dtype=torch.float32, device=replicas[0].device
     )
     parts = [
         torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in replicas
     ]
-    flat = distributed.total(torch.cat([touched, *parts]))
-    touched, *parts = flat.split([len(replicas), *(p.numel() for p in replicas)])
-    for p, part, anyone in zip(replicas, parts, touched.tolist(), strict=True):
-        p.grad = part.view_as(p).clone() if anyone else None
+    flat = distributed.total(torch.cat([used, *parts]))
+    used, *parts = flat.split([len(replicas), *(p.numel() for p in replicas)])
+    for p, part, used_anywhere in zip(replicas, parts, used.tolist(), strict=True):
+        p.grad = part.view_as(p).clone() if used_anywhere else None
 
 
-def clip_gradients(parameters: Sequence[Tensor], scale: float, largest: float) -> Tensor:
-    """Multiply all gradients by `scale`, and then down to the global norm `largest`; returns the norm before the
-    second."""
-    learning = [p for p in parameters if p.grad is not None]
-    tensors = [local(p.grad) for p in learning if p.grad is not None]
+def clip_gradients(parameters: Sequence[Tensor], scale: float, max_norm: float) -> Tensor:
+    """Multiply all gradients by `scale`, then clip them to the global norm `max_norm`; returns the norm before
+    clipping."""
+    with_grad = [p for p in parameters if p.grad is not None]
+    tensors = [local(p.grad) for p in with_grad if p.grad is not None]
     torch._foreach_mul_(tensors, scale)
     squares = torch.stack(torch._foreach_norm(tensors)).square()
-    # Every process has all of a replica, and a part of a shard, of which there are as many copies as replicas.
-    copies = [p.device_mesh.size(0) if isinstance(p, DTensor) else 0 for p in learning]
+    # Every process has the full replicated tensors, and a part of each sharded one; of that part there are as many
+    # copies as groups of shards.
+    copies = [p.device_mesh.size(0) if isinstance(p, DTensor) else 0 for p in with_grad]
     sharded = torch.tensor(copies, device=squares.device)
     square = squares[sharded == 0].sum()
     if any(copies):
         square = square + distributed.total((squares / sharded)[sharded > 0].sum())
     norm = square.sqrt()
-    torch._foreach_mul_(tensors, (largest / (norm + 1e-6)).clamp(max=1.0))
+    torch._foreach_mul_(tensors, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
 def has_gradient(tensor: nn.Parameter | Tensor) -> bool:
-    """Whether this process holds a gradient of it that isn't zero."""
+    """Whether the tensor has a gradient in this process that isn't zero."""
     return tensor.grad is not None and bool(local(tensor.grad).any())
 
 
-def spread(model: PhiModel, processes: int) -> "PhiModel | Context":
-    """The model, or its view of packs that are cut over groups of so many neighbouring processes."""
+def context_parallel(model: PhiModel, processes: int) -> "PhiModel | Context":
+    """The model, or, for more than one process, a `Context` that divides packs among groups of `processes` neighbouring
+    processes."""
     if processes == 1:
         return model
     return Context(model, distributed.groups(next(model.parameters()).device.type, processes))
 
 
 class Context:
-    """A language model whose packs are cut over the processes of `mesh`: called as the model is, with the part that
-    `part` gave, it returns that part's hidden states."""
+    """A language model whose packs are divided among the processes of `mesh`. It is called like the model, with a batch
+    that `part` returned, and returns the hidden states of that part."""
 
     def __init__(self, model: PhiModel, mesh: DeviceMesh) -> None:
         self.model, self.mesh = model, mesh
@@ -134,20 +138,23 @@ class Context:
         return self.model.decoder
 
     def part(self, batch: Batch) -> Batch:
-        """This process's tokens of a pack. Raises ValueError where the pack shows media (their tokens come from
-        encoders that see all of them) or has fewer tokens than there are processes."""
+        """This process's tokens of a pack. Raises ValueError where the pack has media (their encoders need all of their
+        tokens) or fewer tokens than there are processes."""
         if batch.images or batch.clips:
             raise ValueError(
-                "context parallelism is for rows of text; this pack has pictures or clips: leave --context at 1"
+                f"context parallelism needs rows of text, found {len(batch.images)} images and {len(batch.clips)} "
+                "audio clips in a pack: leave --context at 1"
             )
-        mine, parts = self.mesh.get_local_rank(), self.mesh.size()
+        rank, parts = self.mesh.get_local_rank(), self.mesh.size()
         if len(batch) < parts:
-            raise ValueError(f"a pack of {len(batch)} tokens can't be cut over {parts} processes")
+            raise ValueError(
+                f"a pack needs at least one token for each of {parts} processes, found {len(batch)} tokens"
+            )
         self._edges = [len(batch) * i // parts for i in range(parts + 1)]
-        start, end = self._edges[mine : mine + 2]
+        start, end = self._edges[rank : rank + 2]
         spans = list(pairwise(batch.bounds))
-        inside = [s for s, (a, b) in enumerate(spans) if a < end and b > start]
-        self._starts = [spans[s][0] for s in inside]
+        overlapping = [s for s, (a, b) in enumerate(spans) if a < end and b > start]
+        self._starts = [spans[s][0] for s in overlapping]
         supervised = batch.supervised
         if supervised is not None:
             supervised = supervised[(supervised >= start) & (supervised < end)] - start
@@ -155,9 +162,9 @@ class Context:
             batch,
             ids=batch.ids[start:end],
             positions=batch.positions[start:end],
-            bounds=(0, *(min(spans[s][1], end) - start for s in inside)),
-            totals=tuple(batch.totals[s] for s in inside),
-            adapters=tuple(batch.adapters[s] for s in inside),
+            bounds=(0, *(min(spans[s][1], end) - start for s in overlapping)),
+            totals=tuple(batch.totals[s] for s in overlapping),
+            adapters=tuple(batch.adapters[s] for s in overlapping),
             labels=None if batch.labels is None else batch.labels[start:end],
             supervised=supervised,
         )
@@ -174,9 +181,9 @@ class Context:
         v: Float[Tensor, "T K d"],
         bounds: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
-        """The cache protocol of `model/attention.py`: what came before a sequence's own tokens lies in other
-        processes."""
-        whole = self._gathered(torch.stack([k, v], dim=1))
+        """Attention by the cache protocol of `model/attention.py`; the earlier tokens of a sequence are gathered from
+        the other processes."""
+        whole = self._gather(torch.stack([k, v], dim=1))
         lengths = [end - start for start, end in pairwise(bounds)]
         keys, values, end = [], [], self._edges[self.mesh.get_local_rank()]
         for start, length in zip(self._starts, lengths, strict=True):
@@ -185,8 +192,8 @@ class Context:
             values.append(whole[start:end, 1])
         return ragged_attention(q, keys, values, lengths)
 
-    def _gathered(self, part: Float[Tensor, "T 2 K d"]) -> Float[Tensor, "W 2 K d"]:
-        """Every process's rows, in order; the gradient of each row is summed over those who used it."""
+    def _gather(self, part: Float[Tensor, "T 2 K d"]) -> Float[Tensor, "W 2 K d"]:
+        """The rows of all processes, in order; the gradient of a row is summed over the processes that used it."""
         sizes = [b - a for a, b in pairwise(self._edges)]
         longest = max(sizes)
         padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, longest - len(part)))

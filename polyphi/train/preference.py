@@ -1,15 +1,15 @@
-"""Direct preference optimisation: the chosen answer becomes likelier than the rejected one, measured from where the
-stage started (text_4_align, reasoning_3_dpo; report 2.2.2, 5.1).
+"""Direct preference optimisation: training makes the chosen answer more probable than the rejected one, relative to the
+model at the start of the stage (text_4_align, reasoning_3_dpo; report 2.2.2, 5.1).
 
-A preference sample makes two rows, always neighbours in the same pack::
+A preference sample becomes two rows, always neighbours in the same pack::
 
     user 17 23 asst 44 51 end | user 17 23 asst 60 end        even sequences: chosen, odd: rejected
                     ^^^^^^^^^                   ^^^^^^        only the last answer is compared
 
     loss = -log sigmoid(beta ((chosen - chosen_ref) - (rejected - rejected_ref))) + nll * mean NLL of chosen
 
-where each term is the sum of an answer's log-probabilities. The second summand [ours] keeps the chosen answer itself
-likely: DPO alone is content when both become less likely, one faster than the other.
+where each term is the sum of an answer's log-probabilities. The second summand [ours] keeps the chosen answer probable:
+the loss of DPO alone also falls when both become less probable, one faster than the other.
 """
 
 from collections.abc import Callable
@@ -32,14 +32,14 @@ from polyphi.train.reference import References, key
 
 
 def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
-    """Summed natural log-probability of each sequence's supervised tokens, float32. The head sees no other
+    """Summed natural log-probability of each sequence's supervised tokens, float32. The head runs at no other
     positions."""
     assert batch.labels is not None and batch.supervised is not None
     hidden = model(batch).index_select(0, batch.supervised)
     labels = batch.labels.index_select(0, batch.supervised)
-    said = -token_losses(hidden, model.decoder.embed_tokens.weight, labels)
+    log_probs = -token_losses(hidden, model.decoder.embed_tokens.weight, labels)
     return hidden.new_zeros(batch.sequences, dtype=torch.float32).index_add(
-        0, owners(batch, batch.supervised), said
+        0, owners(batch, batch.supervised), log_probs
     )
 
 
@@ -49,8 +49,9 @@ def _without_adapters(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
 
 @dataclass(frozen=True)
 class DPO:
-    """`beta`: how hard leaving the reference is punished. `nll`: weight of the chosen answer's mean negative
-    log-likelihood per token. `reference`: the model as the stage found it; or that without its adapters."""
+    """`beta`: strength of the penalty for deviating from the reference. `nll`: weight of the chosen answer's mean
+    negative log-likelihood per token. `reference`: the model at the start of the stage, with or without its
+    adapters."""
 
     beta: float = 0.1
     nll: float = 0.2
@@ -79,9 +80,9 @@ class DPO:
         reference: Callable[[Batch], Float[Tensor, " S"]],
         batch: Batch,
     ) -> tuple[Tensor, int, dict[str, float]]:
-        """(sum over pairs, pairs, sums over pairs of `accuracy`: chosen preferred more than by the reference,
-        `margin`: by how much in units of the reward, `chosen_nll` per token). `reference` returns the reference
-        log-probabilities of a pack's answers."""
+        """(sum of losses over pairs, number of pairs, metrics as sums over pairs). `accuracy`: whether the chosen
+        answer has the higher reward; `margin`: difference of the rewards; `chosen_nll`: per token. `reference` returns
+        the reference log-probabilities of a pack's answers."""
         assert batch.sequences % 2 == 0, "a pack holds whole pairs"
         policy = answer_log_probs(model, batch)
         rewards = self.beta * (policy - reference(batch))
@@ -90,11 +91,11 @@ class DPO:
         lengths = torch.bincount(owners(batch, batch.supervised), minlength=batch.sequences)[0::2]
         nll = -policy[0::2] / lengths.clamp(min=1)
         total = (self.nll * nll - F.logsigmoid(margin)).sum()
-        accuracy, gap, mean = torch.stack(
+        accuracy, margin_sum, nll_sum = torch.stack(
             [(margin > 0).float().sum(), margin.detach().sum(), nll.detach().sum()]
         ).tolist()
         return (
             total,
             batch.sequences // 2,
-            {"accuracy": accuracy, "margin": gap, "chosen_nll": mean},
+            {"accuracy": accuracy, "margin": margin_sum, "chosen_nll": nll_sum},
         )

@@ -1,10 +1,11 @@
-"""Reference log-probabilities: what the model that a stage starts from assigns to the answers that the stage will read,
-computed before training. Then no second model stays in memory, and later epochs need no second forward.
+"""Reference log-probabilities of all answers of a stage, by the model that the stage starts from, computed before
+training. Then no second model stays in memory, and later epochs need no second forward.
 
     reference.jsonl    {"step": -1, "of": "9c1e..."}                                          hash of the start
                        {"step": 0, "draws": 37, "corrupt": 0, "said": {"4f0a...": -12.81}}    sums of log-probabilities
 
-A row is known by its content (`Batch.keys`). A stage that is stopped meanwhile resumes after the last whole line.
+A row's key is a hash of its content (`Batch.keys`). A stage that is stopped meanwhile resumes after the last complete
+line.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ REFERENCE = "reference.jsonl"
 
 
 def key(row: Batch) -> str:
-    """A row's content: its tokens, which of them are answers, and its media as encoders see them."""
+    """Hash of a row's content: its tokens, which of them are supervised, and the encoders' inputs."""
     hasher = hashlib.sha256()
     for tensor in (row.ids, row.supervised, row.crops, row.crop_masks, row.mels):
         if tensor is not None:
@@ -38,10 +39,10 @@ def key(row: Batch) -> str:
 
 class References:
     """Reference log-probabilities by row: called with a pack, it returns those of each sequence.
-    `answer(model, batch)` computes them."""
+    `answer_log_probs(model, batch)` computes them."""
 
-    def __init__(self, answer: Callable[[PhiModel, Batch], Float[Tensor, " S"]]) -> None:
-        self._answer = answer
+    def __init__(self, answer_log_probs: Callable[[PhiModel, Batch], Float[Tensor, " S"]]) -> None:
+        self._answer_log_probs = answer_log_probs
         self._by_key: dict[str, float] = {}
 
     def __call__(self, batch: Batch) -> Float[Tensor, " S"]:
@@ -50,7 +51,7 @@ class References:
 
     def log_probs(self, model: PhiModel, batch: Batch) -> dict[str, float]:
         """Log-probabilities of a pack's sequences by key, computed by `model`; only `precompute` stores them."""
-        return dict(zip(batch.keys, self._answer(model, batch).tolist(), strict=True))
+        return dict(zip(batch.keys, self._answer_log_probs(model, batch).tolist(), strict=True))
 
     def precompute(
         self,
@@ -65,20 +66,20 @@ class References:
     ) -> None:
         """Compute the log-probabilities of all rows of the first `steps` steps and write them to `folder`; `start`
         identifies the weights. Raises KeyboardInterrupt where `stopped`, after a whole step."""
-        of = hashlib.sha256(json.dumps(start, sort_keys=True).encode()).hexdigest()
+        start_hash = hashlib.sha256(json.dumps(start, sort_keys=True).encode()).hexdigest()
         first, *before = read_metrics(folder / REFERENCE) or [{}]
-        if first.get("of") != of:
+        if first.get("of") != start_hash:
             before = []
         for record in before:
             self._by_key |= record["said"]
-        distributed.wait()  # until all processes have read the file that the first one now changes
+        distributed.wait()  # all processes must have read the file before the first one changes it
         with ExitStack() as stack:
             file = None
             if distributed.rank() == 0:
                 file = Metrics(folder / REFERENCE, until=len(before) if before else -1)
                 stack.callback(file.close)
                 if not before:
-                    file.write({"step": -1, "of": of})
+                    file.write({"step": -1, "of": start_hash})
             if before:
                 loader.restore(before[-1]["draws"], before[-1]["corrupt"])
             coming = stack.enter_context(closing(loader.steps(steps - len(before))))

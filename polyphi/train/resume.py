@@ -1,7 +1,7 @@
-"""Resuming a run: its identity, which a checkpoint or manifest must share, and its precision.
+"""Resuming a run: its identity, which must equal that of the checkpoint or manifest, and its precision.
 
-A stage that was stopped resumes from its latest checkpoint and ends with the numbers of one that never was: same
-samples, same losses. It is refused where anything that decides them has changed.
+A stage that was stopped resumes from its latest checkpoint and gives the results of one that never was: same samples,
+same losses. Resuming raises an error where a setting that affects them has changed.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ MANIFEST, TRAINED, METRICS, QUARANTINE, CHECKPOINTS = (
     "checkpoints",
 )
 REASON = "precision_reason"
-"""Key of the sentence that says why a run has its precision; it may differ between a run and its resumption."""
+"""Key of the reason for a run's precision; it may differ between a run and its resumption."""
 
 
 def identity(
     stage: Stage, budget: Budget, seed: int, precision: str, loader: Loader
 ) -> dict[str, Any]:
-    """What must be equal for a run to be continued, as JSON gives it back."""
-    value = {
+    """Settings that must be equal for a run to be resumed, with the types that JSON returns."""
+    settings = {
         "stage": stage.name,
         "budget": dataclasses.asdict(budget),
         "seed": seed,
@@ -60,13 +60,13 @@ def identity(
         },
     }
     if stage.adapters:
-        value["adapters"] = {name: repr(adapter) for name, adapter in stage.adapters.items()}
-    found: dict[str, Any] = json.loads(json.dumps(value))
-    return found
+        settings["adapters"] = {name: repr(adapter) for name, adapter in stage.adapters.items()}
+    stored: dict[str, Any] = json.loads(json.dumps(settings))
+    return stored
 
 
 def recorded_precision(out: Path) -> Choice | None:
-    """The precision of the stage that a folder holds, from its manifest or its latest readable checkpoint."""
+    """The precision of the stage in a folder, from its manifest or its latest readable checkpoint; None for none."""
     path = out / MANIFEST
     if path.exists():
         return recorded(json.loads(path.read_text()))
@@ -80,7 +80,7 @@ def recorded_precision(out: Path) -> Choice | None:
 
 
 def recorded(values: Mapping[str, Any]) -> Choice | None:
-    """The precision that a manifest or run.json holds."""
+    """The precision in a manifest or run.json, None where it has none."""
     if values.get("precision") not in precision.DTYPES:
         return None
     return Choice(values["precision"], values.get(REASON) or "as the run began")
@@ -94,17 +94,17 @@ def choose_precision(
     rows: int = precision.ROWS,
     revise: Callable[[Choice], Choice] = lambda choice: choice,
 ) -> Choice:
-    """The precision of a stage: `requested` unless it is "auto", then that of the stage in `out`, then what this
-    machine is fast in (runtime/precision.py), which `revise` may change. The first process decides for all; all
-    processes call this together.
+    """The precision of a stage: `requested` unless that is "auto"; else that of the stage in `out`; else the faster one
+    on this machine (runtime/precision.py), which `revise` may change. The first process decides for all; all processes
+    call this together.
 
-    Raises ValueError for a `requested` or a POLYPHI_PRECISION that is no precision.
+    Raises ValueError for an unknown value of `requested` or POLYPHI_PRECISION.
     """
     if isinstance(requested, Choice):
         return requested
     if requested != "auto":
         return precision.choose(requested)
-    precision.pinned()  # a wrong value is an error in every process, before they wait for each other
+    precision.pinned()  # raises for an unknown value in every process, before they wait for each other
     choice = None
     if distributed.rank() == 0:
         choice = recorded_precision(out) or revise(
@@ -128,22 +128,22 @@ def same_run(identity: Mapping[str, Any], before: Mapping[str, Any], out: Path) 
 def must_continue(
     stored: checkpoint.Stored, out: Path, identity: Mapping[str, Any], frozen: Mapping[str, str]
 ) -> None:
-    """Raise ValueError where a checkpoint isn't of this very run: another identity, or other frozen tensors, by name or
-    by hash."""
+    """Raise ValueError where a checkpoint is of another run: another identity, or other names or hashes of frozen
+    tensors."""
     before = stored.state
     same_run(identity, before["identity"], out)
     names = {*frozen, *before["frozen"]}
     if changed := sorted(n for n in names if before["frozen"].get(n) != frozen.get(n)):
         raise ValueError(
             f"the checkpoint in {out} started from other weights: {len(changed)} of {len(names)} frozen tensors "
-            f"differ, such as {', '.join(changed[:3])}; give it its parents back, or remove {out} to start again"
+            f"differ, such as {', '.join(changed[:3])}; restore its parent stages, or remove {out} to start again"
         )
 
 
 def finished(
     out: Path, identity: Mapping[str, Any], parameters: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """The manifest of a finished stage, whose tensors are copied into `parameters`."""
+    """The manifest of a finished stage; copies its trained tensors into `parameters`."""
     manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text())
     same_run(identity, manifest, out)
     with torch.no_grad():

@@ -11,8 +11,8 @@ A stage file reads aloud::
         ...
     )
 
-`learn` maps globs of parameter names to peak learning rates: what no glob matches is frozen. `Budget` is what a size
-gives a stage (steps, tokens per step, length of a row, factor on the learning rates).
+`learn` maps globs of parameter names to peak learning rates: a parameter that no glob matches is frozen. `Budget` holds
+the values that depend on the size (steps, tokens per step, length of a row, factor on the learning rates).
 """
 
 import difflib
@@ -27,10 +27,10 @@ from polyphi.train.objective import Objective
 
 @dataclass(frozen=True)
 class Mix:
-    """Weights of corpora (folder names); only their ratios matter. `adapter` puts all rows of a corpus under a named
-    adapter in training: text rows of the vision stages (inference keeps text -> none), or a sibling's own data.
-    Corpora that `curriculum` names are read in their own order the first time through, the easy rows first. Those that
-    `late` names join after so many samples of the others. Images of the corpora that `in_words` names are given in
+    """Weights of corpora (folder names); only their ratios matter. `adapter` maps a corpus to the adapter of all its
+    rows in training: for text rows of the vision stages (inference uses no adapter for text), or the data of a new
+    adapter. Corpora in `curriculum` are read in stored order in the first epoch, easy rows first. `late` maps a corpus
+    to the number of samples of the others that come before it. Images of the corpora in `in_words` are replaced by
     words (alignment.py) [ours]."""
 
     weights: Mapping[str, float]
@@ -46,11 +46,12 @@ class Mix:
             self.weights
         ):
             raise ValueError(
-                f"adapter, curriculum, late or in_words names corpora that are not in the mix: {sorted(unknown)}"
+                f"expected corpora of the mix in adapter, curriculum, late and in_words, found {sorted(unknown)}; "
+                f"the mix has {sorted(self.weights)}"
             )
         if self.late and (set(self.late) == set(self.weights) or min(self.late.values()) < 0):
             raise ValueError(
-                f"some corpus must come first, and none before it; found late={self.late}"
+                f"expected `late` counts of 0 or more, and at least one corpus that isn't in `late`; found {self.late}"
             )
 
 
@@ -65,25 +66,25 @@ class Schedule:
     floor: float = 0.0
 
     def factor(self, step: int, steps: int) -> float:
-        """Multiplier of the peak rate at `step` of `steps` (0-based)."""
+        """Factor on the peak learning rate at `step` (0-based) of `steps`."""
         import math
 
-        rise = max(1, round(self.warmup * steps))
-        if step < rise:
-            return (step + 1) / rise
-        fall = max(1, round(self.decay_share * (steps - rise)))
-        done = min(1.0, max(0.0, (step - (steps - fall)) / fall))
+        warmup_steps = max(1, round(self.warmup * steps))
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        decay_steps = max(1, round(self.decay_share * (steps - warmup_steps)))
+        progress = min(1.0, max(0.0, (step - (steps - decay_steps)) / decay_steps))
         if self.decay == "constant":
             return 1.0
-        shape = 1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        shape = 1 - progress if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return self.floor + (1 - self.floor) * shape
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a size gives a stage. `context` bounds a row's tokens; `batch_tokens` a step's. `rate` multiplies the
-    learning rates of `learn` (small models need larger ones); `muon`, if it isn't 0, those of the matrices of layers,
-    which are then trained by Muon instead of AdamW (muon.py)."""
+    """Values of a stage that depend on the size. `context` bounds a row's tokens, `batch_tokens` a step's. `rate`
+    multiplies the learning rates of `learn` (small models need larger ones); `muon`, if it isn't 0, those of the
+    matrices of layers, which are then trained by Muon instead of AdamW (muon.py)."""
 
     steps: int
     batch_tokens: int
@@ -96,9 +97,9 @@ class Budget:
 class Stage:
     """One stage of the recipe (report 2.2.2), or a user's own. `objective` is one of NextToken, DPO, Contrastive,
     AttentionDecoder. `adapters` adds adapters to those of the start weights: a rank and alpha for a fresh one, or the
-    name of the one to copy. `ema`: where it isn't 0, the trained tensors are exported as an average over the steps, in
-    which each step's weights count `ema` times as much as those of the next. `small` is the mix of the sizes below
-    `full`, where it isn't `data` [ours]."""
+    name of the one to copy. If `ema` isn't 0, the exported tensors are averages over the steps, in which each step's
+    weights count `ema` times as much as those of the next. `small` is the mix of the sizes below `full`, where it
+    differs from `data` [ours]."""
 
     name: str
     start: Mapping[str, str]
@@ -124,10 +125,10 @@ class Stage:
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """Names that a glob matches (`*` crosses dots); if none, an error that names the nearest."""
+    """Names that a glob matches (`*` matches dots too). Raises ValueError with the nearest name if there are none."""
     names = list(names)
-    if found := [n for n in names if fnmatch.fnmatchcase(n, pattern)]:
-        return found
+    if matches := [n for n in names if fnmatch.fnmatchcase(n, pattern)]:
+        return matches
     near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.0)
     raise ValueError(
         f"{pattern!r} matches no parameter; the nearest name is {near[0] if near else '(there are none)'!r}"
@@ -135,7 +136,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def claim(patterns: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Each name's value by the most specific (longest) of the patterns that match it; unmatched names are absent."""
+    """Name -> value of the longest pattern that matches it; names without a match are absent."""
     names = list(names)
     claimed: dict[str, Any] = {}
     for pattern in sorted(patterns, key=len):

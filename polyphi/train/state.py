@@ -15,9 +15,9 @@ from polyphi.train.guard import Diverged
 COUNTED = ("tokens", "supervised", "crops", "frames")
 """Numbers of a step's record that are summed over the run."""
 MAX_QUARANTINED = 20
-"""Samples with a non-finite loss before a run ends: so many are no accident."""
+"""Samples with a non-finite loss that a run tolerates; with more, the cause isn't the data."""
 MAX_REJECTED, MAX_REJECTED_IN_A_ROW = 10, 3
-"""Rejected steps before a run ends: in all, and one after the other."""
+"""Rejected steps that end a run: more than the first number in all, or the second in a row."""
 NORMS_KEPT = 100
 """Latest gradient norms, against which a spike is measured (guard.py)."""
 IDS_SHOWN = 20
@@ -53,12 +53,12 @@ class TrainState:
     rollbacks: int = 0
 
     def advance(self, data: Step) -> None:
-        """Count a step, taken or not: the loader continues after its draws."""
+        """Count a step, accepted or rejected: the loader continues after its draws."""
         self.step += 1
         self.draws, self.corrupt = data.draws, data.corrupt
 
     def count(self, data: Step, record: Mapping[str, Any], seconds: float) -> None:
-        """Add a step that was taken to the sums over the run."""
+        """Add an accepted step to the sums over the run."""
         self.seconds += seconds
         counts = Counter({key: record[key] for key in COUNTED})
         counts.update({"samples": len(data.ids), "skipped": len(data.skipped)})
@@ -68,28 +68,28 @@ class TrainState:
             self.counters[key] = self.counters.get(key, 0) + value
 
     def accept(self, norm: float) -> None:
-        """Note the gradient norm of a step that was taken."""
+        """Record the gradient norm of an accepted step."""
         self.rejected_in_a_row = 0
         self.norms = [*self.norms, norm][-NORMS_KEPT:]
 
     def reject(self, data: Step, norm: float, stage: str) -> None:
-        """Note a rejected step. Raises Diverged where there are too many."""
+        """Record a rejected step. Raises Diverged where there are too many."""
         self.rejected_steps += 1
         self.rejected_in_a_row += 1
         if self.rejected_steps > MAX_REJECTED or self.rejected_in_a_row >= MAX_REJECTED_IN_A_ROW:
             raise Diverged(
                 f"{stage}: the gradient norm is {norm:.3g} at step {self.step}; {self.rejected_steps} steps were "
                 f"rejected, {self.rejected_in_a_row} in a row; lower the learning rates of `learn`, or look at the "
-                f"samples: {_some(data.ids)}"
+                f"samples: {_first_ids(data.ids)}"
             )
 
     def quarantine(self, ids: Sequence[str], stage: str) -> None:
-        """Note samples that are never trained on again. Raises Diverged where there are too many."""
+        """Record samples that are excluded from training. Raises Diverged where there are too many."""
         self.quarantined = [*self.quarantined, *ids]
         if len(self.quarantined) > MAX_QUARANTINED:
             raise Diverged(
                 f"{stage}: {len(self.quarantined)} samples have a loss that isn't finite, so the weights or the "
-                f"learning rates of `learn` are the cause: {_some(self.quarantined)}"
+                f"learning rates of `learn` are the cause: {_first_ids(self.quarantined)}"
             )
 
     def rolled_back(self, stored: "TrainState") -> "TrainState":
@@ -114,8 +114,8 @@ class TrainState:
         return cls(**{name: stored[STORED_NAMES.get(name, name)] for name in names})
 
 
-def _some(ids: Sequence[str]) -> str:
-    """The first ids, and how many there are beyond them."""
+def _first_ids(ids: Sequence[str]) -> str:
+    """Text with the first ids and the number of the others."""
     more = f" and {len(ids) - IDS_SHOWN} more" if len(ids) > IDS_SHOWN else ""
     return ", ".join(ids[:IDS_SHOWN]) + more
 

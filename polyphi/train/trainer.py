@@ -28,7 +28,7 @@ from polyphi.train.freeze import check_gradients
 from polyphi.train.guard import nonfinite_samples
 from polyphi.train.interrupt import Interruptible
 from polyphi.train.objective import Objective
-from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.optim import optimiser, set_lr
 from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.reference import References
 from polyphi.train.resume import METRICS, QUARANTINE
@@ -72,16 +72,16 @@ class StageLoss:
         device = self.model.decoder.device
         parts = self.model.mesh.size() if isinstance(self.model, parallel.Context) else 1
         sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
-        for one in packs:
-            batch, loss, count, metrics = self(one.batch.to(device))
-            (loss if one.share == 1 else loss * one.share).backward()
+        for item in packs:
+            batch, loss, count, metrics = self(item.batch.to(device))
+            (loss if item.share == 1 else loss * item.share).backward()
             values = {"loss": loss.detach().double(), "count": count, "tokens": len(batch)}
             values |= metrics
-            values["blank"] = (one.blank, 1)
-            sums["empty", 0] += one.empty  # of packs that only fill in, too
+            values["blank"] = (item.blank, 1)
+            sums["empty", 0] += item.empty  # of packs that only fill in, too
             sums["empty", 1] += 1
             if flops is not None:
-                values["flops"] = flops(one.batch) / parts
+                values["flops"] = flops(item.batch) / parts
             if device.type == "cpu":
                 padded = padding(batch.bounds)
                 values["padding"] = (padded, padded + len(batch))
@@ -90,7 +90,7 @@ class StageLoss:
                 values[key] = 0 if field is None else len(field)
             for key, value in values.items():  # a pair is a sum and its own count
                 for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
-                    sums[key, part] += one.share * number
+                    sums[key, part] += item.share * number
         keys = sorted(sums)  # the same in every process: each has at least one pack
         local = [torch.as_tensor(sums[key], dtype=torch.float64).to(device) for key in keys]
         totals = dict(zip(keys, distributed.total(torch.stack(local)).tolist(), strict=True))
@@ -145,9 +145,9 @@ class Trainer:
     def step(self) -> dict[str, Any] | None:
         """Take one step and log it; returns its record.
 
-        None where the weights stay as they are: no sample is left, or the guard rejects the gradient norm. Then the
-        next step continues with the next samples, after a rollback where the guard asks for one. Raises Diverged
-        where that happens too often, RuntimeError where the first step gives a trained group no gradient.
+        Returns None without a change of the weights where all samples are quarantined or the guard rejects the gradient
+        norm. The next step then uses the next samples, after a rollback if the guard is set so. Raises Diverged where
+        that happens too often, RuntimeError where the first step gives a trained group no gradient.
         """
         data = self._next_data()
         if not data.ids:
@@ -161,7 +161,7 @@ class Trainer:
                 return None
             record, norm = self._gradients(data)
         factor = self.stage.schedule.factor(self.state.step, self.budget.steps)
-        lr = set_rate(self.optimizer, factor)
+        lr = set_lr(self.optimizer, factor)
         if self.machine.guard.rejects(norm, self.state.norms):
             self._reject(data, norm)
             self._skip(data)
@@ -176,9 +176,9 @@ class Trainer:
         return self._log(data, record | {"rate": lr, "gradient_norm": norm})
 
     def _next_data(self) -> Step:
-        """The samples of the next step, without quarantined ones. Beside a GPU a thread makes them ahead. On a CPU
-        there is no core to spare for it, and two threads that share Python's lock alternate every 5 ms: training
-        takes half as long again."""
+        """The samples of the next step, without quarantined ones. With a GPU a thread prefetches them. On a CPU there
+        is no core to spare for it, and two threads that share Python's lock alternate every 5 ms: training takes half
+        as long again."""
         if self._data is None:
             self._data = self.loader.steps(
                 self.budget.steps - self.state.step, ahead=self.device.type != "cpu"
@@ -186,15 +186,15 @@ class Trainer:
         data = next(self._data)
         for corpus, first in {s.corpus: s for s in reversed(data.skipped)}.items():
             if f"skipped {corpus}" not in self.state.counters:
-                self.options.report(f"  samples of {corpus} are left out, the first: {first}")
+                self.options.report(f"  skips samples of {corpus}, the first: {first}")
         for skipped in data.skipped:
             if skipped.kind == "corrupt":
                 self._write_quarantine(id=skipped.name, reason=skipped.reason)
         return data.without(self.state.quarantined)
 
     def _gradients(self, data: Step) -> tuple[dict[str, Any], float]:
-        """Forward and backward: all processes' gradients, means over units and clipped. Returns the step's record and
-        the gradient norm before clipping, NaN where the loss isn't finite."""
+        """Forward and backward: gradients become means over the units of all processes and are clipped. Returns the
+        step's record and the gradient norm before clipping, NaN where the loss isn't finite."""
         seeds = f"{self.options.seed} {self.stage.name} {self.state.step} {distributed.rank()}"
         torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
         record = self.loss.accumulate(self._packs(data), self.options.flops)
@@ -235,22 +235,21 @@ class Trainer:
         return record
 
     def _speeds(self, data: Step, record: Mapping[str, Any], seconds: float) -> dict[str, float]:
-        """What a step did per second."""
-        done = {"tokens": record["tokens"], "samples": len(data.ids), "crops": record["crops"]}
-        done["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
-        done["flops"] = record.get("flops", 0)
-        speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in done.items() if n}
-        if self.options.peak_flops and done["flops"]:
+        """A step's throughput per second, and its utilisation."""
+        amounts = {"tokens": record["tokens"], "samples": len(data.ids), "crops": record["crops"]}
+        amounts["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
+        amounts["flops"] = record.get("flops", 0)
+        speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in amounts.items() if n}
+        if self.options.peak_flops and amounts["flops"]:
             speeds["utilisation"] = (
-                done["flops"] / seconds / self.options.peak_flops / distributed.world()
+                amounts["flops"] / seconds / self.options.peak_flops / distributed.world()
             )
         return speeds
 
-    # ---------------------------------------------------------------- steps that aren't taken
+    # ---------------------------------------------------------------- rejected steps
 
     def _skip(self, data: Step) -> None:
-        """Leave the weights as they are; the run continues with the next samples, after a rollback where the guard asks
-        for one."""
+        """Advance to the next samples without a change of the weights, after a rollback if the guard is set so."""
         self.state.advance(data)
         if self.machine.guard.then == "roll-back":
             self._roll_back()
@@ -327,7 +326,7 @@ class Trainer:
         return self
 
     def _open(self) -> None:
-        """Open metrics and quarantine, without the records of steps after the latest checkpoint."""
+        """Open metrics and quarantine, and drop their records of steps after the latest checkpoint."""
         self._metrics, self._quarantine = (
             progress.Metrics(self.out / name, until=self.state.step)
             if distributed.rank() == 0
@@ -347,20 +346,20 @@ class Trainer:
             self._data.close()
             self._data = None
 
-    def _write_quarantine(self, **what: Any) -> None:
+    def _write_quarantine(self, **fields: Any) -> None:
         if self._quarantine is not None:
-            self._quarantine.write({"step": self.state.step, **what})
+            self._quarantine.write({"step": self.state.step, **fields})
 
     # ---------------------------------------------------------------- before and after
 
     def precompute_reference(self, reference: References, start: Mapping[str, Any]) -> None:
-        """Compute the reference log-probabilities of all rows of the stage, with the start weights that `start`
+        """Compute the reference log-probabilities of all rows of the stage with the current weights, which `start`
         identifies."""
 
         def log_probs(data: Step) -> dict[str, float]:
             by_key: dict[str, float] = {}
-            for one in self._packs(data):
-                batch = one.batch.to(self.device)
+            for item in self._packs(data):
+                batch = item.batch.to(self.device)
                 with torch.no_grad(), self.loss.autocast(batch):
                     by_key |= reference.log_probs(self.model, batch)
             return by_key

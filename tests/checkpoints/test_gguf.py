@@ -1,4 +1,4 @@
-"""A GGUF's language model computes what its weights, unpacked, compute."""
+"""A converted GGUF has the dequantised weights of the file."""
 
 from pathlib import Path
 
@@ -22,9 +22,11 @@ def no_grad():
         yield
 
 
-def written(config: DecoderConfig, path: Path, kind: str, **said: object) -> dict[str, np.ndarray]:
-    """A random model as llama.cpp's converter writes it, norms in float32; the values that it holds, by its names."""
-    writer = library.GGUFWriter(path, str(said.get("architecture", "phi3")))
+def written(
+    config: DecoderConfig, path: Path, kind: str, **options: object
+) -> dict[str, np.ndarray]:
+    """Write a random model as llama.cpp's converter does, norms in float32; returns its values by our names."""
+    writer = library.GGUFWriter(path, str(options.get("architecture", "phi3")))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -34,20 +36,20 @@ def written(config: DecoderConfig, path: Path, kind: str, **said: object) -> dic
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.rotary_dim)
-    writer.add_sliding_window(int(said.get("window", 262144)))
+    writer.add_sliding_window(int(options.get("window", 262144)))
     writer.add_eos_token_id(1)
     model = PhiModel(ModelConfig(config, None, None, {}))
     model.initialise(0)
     values = {}
     for name, tensor in model.state_dict().items():
-        theirs, found = gguf._theirs(name), tensor.numpy()
+        gguf_name, values_of = gguf._gguf_name(name), tensor.numpy()
         if tensor.dim() == 1:
-            writer.add_tensor(theirs, found)
-            values[name] = found
+            writer.add_tensor(gguf_name, values_of)
+            values[name] = values_of
             continue
         packed = library.GGMLQuantizationType[kind]
-        raw = library.quants.quantize(found, packed)
-        writer.add_tensor(theirs, raw, raw_dtype=packed)
+        raw = library.quants.quantize(values_of, packed)
+        writer.add_tensor(gguf_name, raw, raw_dtype=packed)
         values[name] = library.quants.dequantize(raw, packed)
     for which, factors in (("short", config.short_factor), ("long", config.long_factor)):
         writer.add_tensor(f"rope_factors_{which}.weight", np.array(factors, np.float32))
@@ -59,12 +61,14 @@ def written(config: DecoderConfig, path: Path, kind: str, **said: object) -> dic
     return values
 
 
-def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "F16"])
-def test_weights_are_the_unpacked_ones(tiny_config: ModelConfig, tmp_path: Path, kind: str) -> None:
+def test_weights_are_the_dequantised_ones(
+    tiny_config: ModelConfig, tmp_path: Path, kind: str
+) -> None:
     values = written(tiny_config.decoder, tmp_path / "model.gguf", kind)
     gguf.convert(tmp_path / "model.gguf", tmp_path / "out", dtype=torch.float32)
     loaded = load_checkpoint(tmp_path / "out")
@@ -77,62 +81,62 @@ def test_weights_are_the_unpacked_ones(tiny_config: ModelConfig, tmp_path: Path,
 @pytest.mark.parametrize(
     ("kind", "quant", "most"), [("Q4_0", "int4", 0.004), ("Q8_0", "int8", 0.012)]
 )
-def test_quantised_weights_lose_little_once_more(
+def test_requantised_weights_lose_little(
     tiny_config: ModelConfig, tmp_path: Path, kind: str, quant: str, most: float
 ) -> None:
-    """Q4_0 keeps its steps (rounded again, 4 bits would lose 6 %), of Q8_0 a scale per output is left."""
-    if said := kernels.missing():
-        pytest.skip(said)
+    """Q4_0 keeps its steps (requantised, 4 bits would lose 6 %); Q8_0 gets a single scale per output."""
+    if reason := kernels.missing():
+        pytest.skip(reason)
     values = written(tiny_config.decoder, tmp_path / "model.gguf", kind)
     gguf.convert(tmp_path / "model.gguf", tmp_path / "out", quant=quant)
     loaded = load_checkpoint(tmp_path / "out")
     assert loaded.quant == quant
     layer = loaded.decoder.layers[1].mlp.down_proj.kernel
-    wanted = torch.from_numpy(values["decoder.layers.1.mlp.down_proj.weight"])
-    assert off(layer.rows(torch.arange(len(wanted))), wanted) < most
+    expected = torch.from_numpy(values["decoder.layers.1.mlp.down_proj.weight"])
+    assert relative_error(layer.rows(torch.arange(len(expected))), expected) < most
     embeddings = torch.from_numpy(values["decoder.embed_tokens.weight"])
-    assert off(loaded.decoder.head.rows(torch.arange(1000)), embeddings) < most
+    assert relative_error(loaded.decoder.head.rows(torch.arange(1000)), embeddings) < most
     whole = PhiModel(loaded.config)
     whole.load_state_dict({n: torch.from_numpy(v) for n, v in values.items()})
     batch = row(list(range(20, 50)))
-    found, wanted = (model.logits(model(batch)) for model in (loaded, whole.eval()))
-    assert off(found, wanted) < 0.04, "activations of 8 bits, and bfloat16"
+    actual, expected = (model.logits(model(batch)) for model in (loaded, whole.eval()))
+    assert relative_error(actual, expected) < 0.04, "activations of 8 bits, and bfloat16"
 
 
 def test_negative_scales_keep_their_steps() -> None:
     """Q4_0's scale has the sign that makes its largest value -8 steps."""
     values = np.random.default_rng(0).standard_normal((32, 64), dtype=np.float32)
     raw = library.quants.quantize(values, library.GGMLQuantizationType.Q4_0)
-    wanted = torch.from_numpy(library.quants.dequantize(raw, library.GGMLQuantizationType.Q4_0))
+    expected = torch.from_numpy(library.quants.dequantize(raw, library.GGMLQuantizationType.Q4_0))
     assert (raw.view(np.float16)[:, ::9] < 0).any() and (raw.view(np.float16)[:, ::9] > 0).any()
 
     class Stored:
         data = raw
 
-    pieces = gguf._four(Stored)
-    found = gguf.native.rows4(pieces["q4"], torch.arange(32), 64) * pieces["row"][:, None]
-    assert off(found, wanted) < 0.004
+    pieces = gguf._four_bits(Stored)
+    actual = gguf.native.rows4(pieces["q4"], torch.arange(32), 64) * pieces["row"][:, None]
+    assert relative_error(actual, expected) < 0.004
 
 
-def test_what_is_no_such_model_is_told(tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_other_files_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
     path, out = tmp_path / "model.gguf", tmp_path / "out"
     with pytest.raises(ValueError, match=r"polyphi export \S*model\.gguf --out FOLDER"):
         path.write_bytes(b"GGUF")
         load_checkpoint(path)
-    with pytest.raises(ValueError, match="not a whole GGUF file"):
+    with pytest.raises(ValueError, match="not a complete GGUF file"):
         gguf.convert(path, out)
-    for said, message in (
+    for options, message in (
         ({"architecture": "llama"}, "architecture 'llama'; expected 'phi3'"),
         ({"window": 100}, "sliding window of 100 tokens within 512"),
     ):
-        written(tiny_config.decoder, path, "F16", **said)
+        written(tiny_config.decoder, path, "F16", **options)
         with pytest.raises(ValueError, match=message):
             gguf.convert(path, out)
     written(tiny_config.decoder, path, "F16")
     data = path.read_bytes()
     for cut in (3, 40, 900, len(data) // 2):
         path.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="not a whole GGUF file"):
+        with pytest.raises(ValueError, match="not a complete GGUF file"):
             gguf.convert(path, out)
     path.write_bytes(data)
     (tmp_path / "tokenizer.json").unlink()

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: every bad one gives one clear message; writing never leaves half a folder."""
+"""Reading and writing checkpoints: every invalid one raises one clear error; writing is atomic."""
 
 import json
 import shutil
@@ -27,9 +27,9 @@ def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
 
 
 def edit_json(path: Path, change: Callable[[dict], object]) -> None:
-    said = json.loads(path.read_text())
-    change(said)
-    path.write_text(json.dumps(said))
+    config_json = json.loads(path.read_text())
+    change(config_json)
+    path.write_text(json.dumps(config_json))
 
 
 def edit_tensors(path: Path, change: Callable[[dict], object]) -> None:
@@ -68,7 +68,7 @@ def test_truncated_file(folder: Path) -> None:
     data = file.read_bytes()
     for cut in (0, 7, 100, len(data) // 2, len(data) - 1):
         file.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="not a whole safetensors file"):
+        with pytest.raises(ValueError, match="not a complete safetensors file"):
             load_checkpoint(folder)
 
 
@@ -117,54 +117,54 @@ def test_missing_shard(tiny_config: ModelConfig, tmp_path: Path) -> None:
 
 def test_other_models_are_refused(folder: Path) -> None:
     for change, message in (
-        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"model_type": "llama"}, "'llama'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"type": "yarn"}}, "'yarn'"),
         ({"sliding_window": 100}, "sliding window of 100"),
         (
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
             "need 6 factors",
         ),
     ):
-        said = (folder / "config.json").read_text()
+        text = (folder / "config.json").read_text()
         edit_json(folder / "config.json", lambda c, change=change: c.update(change))
         with pytest.raises(ValueError, match=message):
             load_checkpoint(folder)
-        (folder / "config.json").write_text(said)
+        (folder / "config.json").write_text(text)
 
 
-def test_values_of_the_wrong_kind(folder: Path) -> None:
-    said = (folder / "config.json").read_text()
+def test_values_of_the_wrong_type(folder: Path) -> None:
+    text = (folder / "config.json").read_text()
     for change in ({"num_attention_heads": "six"}, {"num_attention_heads": 0}, {"embd_layer": 3}):
         edit_json(folder / "config.json", lambda c, change=change: c.update(change))
         with pytest.raises(ValueError):
             load_checkpoint(folder)
-        (folder / "config.json").write_text(said)
+        (folder / "config.json").write_text(text)
 
 
 def test_unusual_adapters_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
     model = PhiModel(tiny_config)
     model.initialise()
     save_checkpoint(model, tmp_path / "model", "native")
-    place = tmp_path / "model/vision-lora"
-    edit_json(place / "adapter_config.json", lambda c: c.update(use_rslora=True))
+    adapter_folder = tmp_path / "model/vision-lora"
+    edit_json(adapter_folder / "adapter_config.json", lambda c: c.update(use_rslora=True))
     with pytest.raises(ValueError, match="use_rslora"):
         load_checkpoint(tmp_path / "model")
-    (place / "adapter_config.json").unlink()
-    with pytest.raises(ValueError, match="must say r and lora_alpha"):
+    (adapter_folder / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match="expected r and lora_alpha"):
         load_checkpoint(tmp_path / "model")
-    shutil.rmtree(place)
+    shutil.rmtree(adapter_folder)
     assert load_checkpoint(tmp_path / "model").config.adapters.keys() == {"speech"}
 
 
-def test_sizes_come_from_shapes_where_the_config_is_silent(
+def test_sizes_come_from_shapes_where_the_config_has_none(
     folder: Path, tiny_config: ModelConfig
 ) -> None:
-    """The published original config.json knows neither the tower nor our own keys."""
+    """The published original config.json has neither the tower's keys nor ours."""
 
-    def silence(said: dict) -> None:
-        said["polyphi"] = {"vision": {"num_attention_heads": 4}, "audio": {"audio_token_id": 11}}
-        said["polyphi"]["vision"]["image_token_id"] = 10
+    def silence(values: dict) -> None:
+        values["polyphi"] = {"vision": {"num_attention_heads": 4}, "audio": {"audio_token_id": 11}}
+        values["polyphi"]["vision"]["image_token_id"] = 10
         for key in (
             "vocab_size",
             "hidden_size",
@@ -172,7 +172,7 @@ def test_sizes_come_from_shapes_where_the_config_is_silent(
             "num_hidden_layers",
             "num_key_value_heads",
         ):
-            del said[key]
+            del values[key]
 
     edit_json(folder / "config.json", silence)
     assert read_config(folder) == tiny_config
@@ -181,19 +181,19 @@ def test_sizes_come_from_shapes_where_the_config_is_silent(
 @pytest.mark.parametrize("width", [16, 144, 576, 1152, 1536])
 def test_the_original_layout_has_sixteen_vision_heads(width: int) -> None:
     """Microsoft's config.json has no number of vision heads: its code always builds 16."""
-    said = public_config.write(ModelConfig(), "original")
-    del said["polyphi"]
+    raw_config = public_config.write(ModelConfig(), "original")
+    del raw_config["polyphi"]
     tensor = "vision.encoder.patch_embedding.weight"
     shapes = {tensor: (width, 3, 14, 14)}
     sources = {"generation": {}, "preprocessor": {}, "adapters": {}, "shape": shapes.get}
-    config = public_config.parse(said, "original", **sources)
+    config = public_config.parse(raw_config, "original", **sources)
     assert config.vision
     assert (config.vision.hidden_size, config.vision.num_attention_heads) == (width, 16)
     with pytest.raises(ValueError, match=r"hidden_size 24 .* found 16"):
         shapes[tensor] = (24, 3, 14, 14)
-        public_config.parse(said, "original", **sources)
-    said["polyphi"] = {"vision": {"num_attention_heads": 4}}
-    assert public_config.parse(said, "original", **sources).vision.num_attention_heads == 4
+        public_config.parse(raw_config, "original", **sources)
+    raw_config["polyphi"] = {"vision": {"num_attention_heads": 4}}
+    assert public_config.parse(raw_config, "original", **sources).vision.num_attention_heads == 4
 
 
 def test_cast_and_device(folder: Path) -> None:
@@ -250,7 +250,7 @@ def test_other_folders_are_not_overwritten(folder: Path, tmp_path: Path) -> None
     model = load_checkpoint(folder)
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/dear.txt").write_text("!")
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint"):
         save_checkpoint(model, tmp_path / "letters")
     with pytest.raises(ValueError, match="unknown layout 'tf'"):
         save_checkpoint(model, tmp_path / "new", "tf")
@@ -262,7 +262,7 @@ def test_files_are_copied_along(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "copy/tokenizer.json").read_text() == "{}"
 
 
-def test_the_original_layout_has_no_room_for_a_sibling(
+def test_the_original_layout_supports_no_other_adapter(
     tiny_config: ModelConfig, tmp_path: Path
 ) -> None:
     model = PhiModel(tiny_config)
@@ -271,18 +271,18 @@ def test_the_original_layout_has_no_room_for_a_sibling(
     with pytest.raises(ValueError, match=r"also has medical; merge it .* or use the native layout"):
         save_checkpoint(model, tmp_path / "no", "original")
     assert not (tmp_path / "no").exists()
-    save_checkpoint(model, tmp_path / "mini", "mini")  # of a whole model the language model alone
+    save_checkpoint(model, tmp_path / "mini", "mini")  # only the language model
     assert read_config(tmp_path / "mini").adapters == {}
 
 
-def test_what_goes_along(folder: Path) -> None:
+def test_files_to_copy(folder: Path) -> None:
     for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja", "code.py"):
         (folder / name).write_text("{}")
-    kept = {
+    copied = {
         layout: {p.name for p in files_beside(folder, layout)} for layout in ("original", "native")
     }
-    assert kept["native"] == {"tokenizer.json", "chat_template.jinja"}
-    assert kept["original"] == kept["native"] | {"preprocessor_config.json"}
+    assert copied["native"] == {"tokenizer.json", "chat_template.jinja"}
+    assert copied["original"] == copied["native"] | {"preprocessor_config.json"}
 
 
 def test_every_rename_is_used(tiny_config: ModelConfig) -> None:

@@ -48,7 +48,7 @@ def test_the_file_is_found_beside_others(file: Path, capitals: Benchmark) -> Non
 
 
 def test_it_runs_from_its_files_to_the_page_and_is_scored_again(file: Path, tmp_path: Path) -> None:
-    subject = evaluation.Subject(Atlas(), "atlas", "atlas 1")  # type: ignore[arg-type]
+    subject = evaluation.EvaluatedModel(Atlas(), "atlas", "atlas 1")  # type: ignore[arg-type]
     out = tmp_path / "results"
     rows = evaluation.measure(subject, (str(file),), out, data=None)
     assert [(r.label, r.n, round(r.score, 2)) for r in rows] == [
@@ -68,7 +68,7 @@ def test_it_runs_from_its_files_to_the_page_and_is_scored_again(file: Path, tmp_
 
 def test_what_holds_for_ours_holds_for_it(capitals: Benchmark, tmp_path: Path) -> None:
     capitals.write_fixtures(tmp_path)
-    assert evaluation.complaints([capitals], Data(tmp_path)) == {}
+    assert evaluation.data_problems([capitals], Data(tmp_path)) == {}
     samples = list(capitals.load(Data(tmp_path)))
     assert capitals.scorer is not None
     for sample in samples:
@@ -87,7 +87,7 @@ def test_what_holds_for_ours_holds_for_it(capitals: Benchmark, tmp_path: Path) -
 def test_missing_data_are_named_with_where_they_come_from(
     capitals: Benchmark, tmp_path: Path
 ) -> None:
-    (said,) = evaluation.complaints([capitals], Data(tmp_path))["capitals"]
+    (said,) = evaluation.data_problems([capitals], Data(tmp_path))["capitals"]
     assert "test.jsonl is missing" in said and "our wiki" in said
 
 

@@ -93,7 +93,7 @@ def test_a_project_is_an_address(sdk: Any) -> None:
 
 
 def test_the_command_line_names_it_by_its_project(sdk: Any, tmp_path: Path) -> None:
-    own = evaluation.Subject(None, "m", "m")  # type: ignore[arg-type]
+    own = evaluation.EvaluatedModel(None, "m", "m")  # type: ignore[arg-type]
     judge = evaluation.judge(f"azure:{PROJECT}", own, tmp_path, None)
     assert judge.name == AZURE == JUDGING.standard
     (answer,) = judge.cache.answers([Request(asked(harm="hateful", query="q", response="r"))])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train import small
-from train.small import BUDGET, EVERYTHING, LANGUAGE, Fails, run, told
+from train.small import BUDGET, EVERYTHING, LANGUAGE, Fails, run, trajectory
 
 from polyphi.data.fresh import Fresh
 from polyphi.train import checkpoint
@@ -33,7 +33,7 @@ def straight(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same(straight: Path, out: Path) -> None:
-    assert told(out) == told(straight)
+    assert trajectory(out) == trajectory(straight)
     one, two = (load_file(folder / "trained.safetensors") for folder in (straight, out))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
@@ -58,7 +58,7 @@ def test_ctrl_c_finishes_the_step_and_saves(straight: Path, corpora: Path, tmp_p
         stage = replace(EVERYTHING, objective=Fails(2, lambda: os.kill(os.getpid(), signal.SIGINT)))
         run(tmp_path, corpora, stage, SIX, dropout=0.3, checkpoint_seconds=1e9)
     assert signal.getsignal(signal.SIGINT) is before
-    assert len(told(tmp_path)) == latest(tmp_path) == 3
+    assert len(trajectory(tmp_path)) == latest(tmp_path) == 3
     run(tmp_path, corpora, budget=SIX, dropout=0.3)
     same(straight, tmp_path)
 
@@ -89,7 +89,7 @@ def test_a_second_ctrl_c_stops_at_once(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage = replace(EVERYTHING, objective=Fails(2, twice))
         run(tmp_path, corpora, stage, SIX, dropout=0.3, checkpoint_seconds=1e9)
-    assert len(told(tmp_path)) == 2, "the step is not finished"
+    assert len(trajectory(tmp_path)) == 2, "the step is not finished"
     assert checkpoint.Checkpoints(tmp_path / "checkpoints").find() is None
 
 

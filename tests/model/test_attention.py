@@ -1,4 +1,4 @@
-"""Packed attention against softmax written out, with and without earlier keys."""
+"""Packed attention against the softmax formula, with and without cached keys."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ ROUNDING = 5e-6
 
 
 def formula(q, k, v) -> np.ndarray:
-    """[t H d] for the t newest of n tokens; query head h listens to kv head h // (H / K)."""
+    """[t H d] for the t newest of n tokens; query head h uses kv head h // (H / K)."""
     q, k, v = (x.detach().double().numpy() for x in (q, k, v))
     (t, heads, d), n = q.shape, len(k)
     out = np.empty_like(q)
@@ -38,10 +38,10 @@ def noise(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def cut(held: tuple[torch.Tensor, torch.Tensor], at: list[int]) -> list[tuple]:
-    """Keys and values in pieces, as they may lie in memory."""
-    edges = [0, *at, len(held[0])]
-    return [tuple(x[a:b] for x in held) for a, b in pairwise(edges)]
+def cut(cached: tuple[torch.Tensor, torch.Tensor], at: list[int]) -> list[tuple]:
+    """Keys and values cut into pieces, as in a paged cache."""
+    edges = [0, *at, len(cached[0])]
+    return [tuple(x[a:b] for x in cached) for a, b in pairwise(edges)]
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])
@@ -52,35 +52,35 @@ def test_sequences_see_themselves_only(heads, kv_heads):
         noise(21, kv_heads, 8, seed=1),
         noise(21, kv_heads, 8, seed=2),
     )
-    found = packed_attention(q, k, v, bounds)
+    result = packed_attention(q, k, v, bounds)
     expected = np.concatenate([formula(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(bounds)])
-    np.testing.assert_allclose(found.numpy(), expected, atol=ROUNDING, rtol=0)
+    np.testing.assert_allclose(result.numpy(), expected, atol=ROUNDING, rtol=0)
 
 
 @pytest.mark.parametrize("new", [1, 3, 70])
 @pytest.mark.parametrize("at", [[], [5], [1, 4, 100]])
-def test_a_sequence_that_goes_on_sees_all_that_is_held_of_it(new, at):
-    """The triangle sits at the bottom right, wherever the pieces were cut."""
-    held = noise(130, 2, 8, seed=3), noise(130, 2, 8, seed=4)
+def test_a_continued_sequence_attends_to_all_cached_tokens(new, at):
+    """The causal mask is aligned at the bottom right, wherever the pieces are cut."""
+    cached = noise(130, 2, 8, seed=3), noise(130, 2, 8, seed=4)
     q, k, v = noise(new, 6, 8, seed=0), noise(new, 2, 8, seed=1), noise(new, 2, 8, seed=2)
-    every = [torch.cat([old, own]) for old, own in zip(held, (k, v), strict=True)]
+    every = [torch.cat([old, own]) for old, own in zip(cached, (k, v), strict=True)]
     expected = formula(q, *every)
-    found = continued_attention(q, k, v, cut(held, at))
-    np.testing.assert_allclose(found.numpy(), expected, atol=ROUNDING, rtol=0)
+    result = continued_attention(q, k, v, cut(cached, at))
+    np.testing.assert_allclose(result.numpy(), expected, atol=ROUNDING, rtol=0)
     if new == 1:
-        found = last_token_attention(q, cut(tuple(every), at))
-        np.testing.assert_allclose(found.numpy(), expected, atol=ROUNDING, rtol=0)
+        result = last_token_attention(q, cut(tuple(every), at))
+        np.testing.assert_allclose(result.numpy(), expected, atol=ROUNDING, rtol=0)
 
 
-def test_large_scores_in_one_piece_leave_nothing_of_the_others():
+def test_a_piece_with_large_logits_outweighs_the_others():
     """Sums of exponentials that float32 can't hold: only their logarithms are compared."""
     keys = torch.cat([noise(20, 2, 8, seed=1), 300 * noise(20, 2, 8, seed=2)])
     values, q = noise(40, 2, 8, seed=3), noise(1, 6, 8, seed=4)
-    found = last_token_attention(q, cut((keys, values), [7, 20]))
-    np.testing.assert_allclose(found.numpy(), formula(q, keys, values), atol=10 * ROUNDING, rtol=0)
+    result = last_token_attention(q, cut((keys, values), [7, 20]))
+    np.testing.assert_allclose(result.numpy(), formula(q, keys, values), atol=10 * ROUNDING, rtol=0)
 
 
-def test_the_single_kernel_gets_the_same_question(monkeypatch):
+def test_the_varlen_kernel_gets_equal_arguments(monkeypatch):
     """The CUDA path with its kernel replaced by the formula: arguments in the layout that `varlen_attn` documents."""
 
     def kernel(q, k, v, *layout, window_size, enable_gqa):
@@ -95,10 +95,10 @@ def test_the_single_kernel_gets_the_same_question(monkeypatch):
     monkeypatch.setattr(attention, "_varlen", lambda: kernel)
     queries, keys = (torch.tensor(x, dtype=torch.int32) for x in ((0, 4, 5, 8), (0, 7, 15, 18)))
     q, k, v = noise(8, 6, 8, seed=0), noise(18, 2, 8, seed=1), noise(18, 2, 8, seed=2)
-    found = varlen_attention(q, k, v, queries, keys, 4, 8)
+    result = varlen_attention(q, k, v, queries, keys, 4, 8)
     spans = [((0, 4), (0, 7)), ((4, 5), (7, 15)), ((5, 8), (15, 18))]
     expected = [formula(q[a:b], k[c:d], v[c:d]) for (a, b), (c, d) in spans]
-    np.testing.assert_allclose(found.numpy(), np.concatenate(expected), atol=ROUNDING, rtol=0)
+    np.testing.assert_allclose(result.numpy(), np.concatenate(expected), atol=ROUNDING, rtol=0)
 
 
 def test_gradients():
@@ -114,7 +114,7 @@ def test_keeps_its_type(dtype):
 
 
 @pytest.mark.parametrize(
-    "lengths, vain", [((10, 10, 40), 0), ((10, 14), 4), ((14, 10, 60), 4), ((9,), 0)]
+    "lengths, padded", [((10, 10, 40), 0), ((10, 14), 4), ((14, 10, 60), 4), ((9,), 0)]
 )
-def test_padding_is_what_is_computed_in_vain(lengths, vain):
-    assert padding((0, *np.cumsum(lengths).tolist())) == vain
+def test_padding_counts_padding_tokens(lengths, padded):
+    assert padding((0, *np.cumsum(lengths).tolist())) == padded

@@ -12,7 +12,7 @@ from polyphi import kernels
 from polyphi.batch import Clip
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import (
-    AT_ONCE,
+    BATCH_FEATURES,
     CausalDepthwise,
     ConformerEncoder,
     Windows,
@@ -33,29 +33,29 @@ def encoder(tiny_config) -> ConformerEncoder:
 def test_windows_cover_every_frame_once_with_little_padding(lengths):
     windows = Windows.of(lengths, torch.device("cpu"))
     frames = torch.cat([group.gather for group in windows.groups])
-    assert torch.equal(frames[windows.place], torch.arange(sum(lengths)))
+    assert torch.equal(frames[windows.index], torch.arange(sum(lengths)))
     assert windows.age.tolist() == [t for n in lengths for t in range(n)]
     assert sum(group.windows for group in windows.groups) == len(lengths)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     for group in windows.groups:
         table = group.gather.view(group.windows, group.longest)
-        real = (
+        is_frame = (
             torch.ones_like(table, dtype=torch.bool)
             if group.visible is None
             else group.visible[:, 0, 0]
         )
-        counts = real.sum(1)
+        counts = is_frame.sum(1)
         assert counts.max() == group.longest <= max(counts.min() + 8, counts.min() * 5 // 4)
-        for line, kept in zip(table, real, strict=True):
-            assert len(set(owner[line[kept].tolist()])) == 1  # one window's frames, nobody else's
+        for line, mask in zip(table, is_frame, strict=True):
+            assert len(set(owner[line[mask].tolist()])) == 1  # the frames of one window only
 
 
 @torch.no_grad()
-def test_windows_of_a_long_clip_do_not_hear_each_other(encoder):
+def test_windows_of_a_long_clip_are_independent(encoder):
     mels = torch.randn(4400, 80)
     clip = [Clip(4400, "speech")]
     before = encoder(mels, clip)
-    mels[4100:] = 5  # beyond what the subsampling of feature 499 can hear
+    mels[4100:] = 5  # after the last frame that feature 499 depends on
     after = encoder(mels, clip)
     assert torch.equal(before[:500], after[:500])
     assert not torch.equal(before[500:], after[500:])
@@ -65,13 +65,13 @@ def test_windows_of_a_long_clip_do_not_hear_each_other(encoder):
     "frames",
     [
         [33, 8001, 21],  # one feature more than what is encoded at a time
-        [8000 + 4000 + 77],  # three windows and a bit: the last is filled up, as ever
+        [8000 + 4000 + 77],  # three windows and a bit: the last is padded, as always
         [7999, 16, 7985, 9],
         [900] * 20,  # many short ones
     ],
 )
-def test_encoded_bit_by_bit_is_encoded_at_once(encoder, frames):
-    """Without gradients clips go through in pieces; what comes out is what one pass gives."""
+def test_encoding_in_parts_equals_one_pass(encoder, frames):
+    """Without gradients clips are encoded in parts, with the result of one pass."""
     clips = [Clip(n, "speech") for n in frames]
     mels = 16 + 4 * torch.randn(sum(frames), 80)
     whole = encoder(mels, clips)
@@ -83,8 +83,8 @@ def test_encoded_bit_by_bit_is_encoded_at_once(encoder, frames):
     torch.testing.assert_close(pieces, whole.detach(), rtol=0, atol=5e-5)
 
 
-def test_memory_stays_that_of_one_piece(encoder, monkeypatch):
-    """What the convolutions and the blocks see at a time doesn't grow with the clip."""
+def test_memory_is_that_of_one_part(encoder, monkeypatch):
+    """The inputs of the convolutions and the blocks don't grow with the clip."""
     seen = {"frames": 0, "features": 0}
     subsample, encode = encoder._subsample, encoder._encode
 
@@ -102,11 +102,11 @@ def test_memory_stays_that_of_one_piece(encoder, monkeypatch):
         for minutes in (3, 5):
             clip = Clip(6000 * minutes, "speech")
             encoder(torch.randn(clip.frames, 80), [clip])
-            assert seen == {"frames": 8 * (AT_ONCE + 1), "features": AT_ONCE}
+            assert seen == {"frames": 8 * (BATCH_FEATURES + 1), "features": BATCH_FEATURES}
 
 
 @torch.no_grad()
-def test_a_loud_neighbour_is_not_heard(encoder):
+def test_a_loud_neighbour_has_no_effect(encoder):
     quiet, clips = torch.randn(33, 80), [Clip(33, "speech"), Clip(21, "speech"), Clip(33, "speech")]
     features = [
         encoder(torch.cat([quiet, loud, quiet]), clips)
@@ -117,8 +117,8 @@ def test_a_loud_neighbour_is_not_heard(encoder):
 
 
 @pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
-def test_our_attention_gives_what_torchs_does(encoder):
-    """With gradients torch's attends, windows padded to similar length; without them ours does, window by window."""
+def test_our_attention_equals_torchs(encoder):
+    """With gradients torch's kernel is used, windows padded to similar length; without them ours, window by window."""
     with torch.no_grad():
         bias = encoder.relative_attention_bias.weight
         bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
@@ -126,8 +126,8 @@ def test_our_attention_gives_what_torchs_does(encoder):
     mels = torch.randn(4182, 80, generator=torch.Generator().manual_seed(1)).bfloat16()
     plain = encoder(mels, clips).detach().float()
     with torch.no_grad():
-        found = encoder(mels, clips).float()
-    assert (found - plain).norm() < 0.015 * plain.norm()
+        result = encoder(mels, clips).float()
+    assert (result - plain).norm() < 0.015 * plain.norm()
 
 
 def test_depthwise_is_causal_within_its_window():
@@ -140,7 +140,7 @@ def test_depthwise_is_causal_within_its_window():
     assert conv(x[:1], age[:1]).flatten().tolist() == [1]
 
 
-def test_relative_distances_learn(encoder):
+def test_relative_distances_have_gradients(encoder):
     encoder(
         torch.randn(100, 80), [Clip(60, "speech"), Clip(40, "speech")]
     ).square().sum().backward()
@@ -149,7 +149,7 @@ def test_relative_distances_learn(encoder):
 
 
 def test_frames_that_do_not_add_up(encoder):
-    with pytest.raises(ValueError, match="count 90 log-mel frames, the batch brings 100"):
+    with pytest.raises(ValueError, match="need 90 log-mel frames, the batch has 100"):
         encoder(torch.zeros(100, 80), [Clip(90, "speech")])
     with pytest.raises(ValueError, match="at least 25 ms"):
         encoder(torch.zeros(8, 80), [Clip(8, "speech"), Clip(0, "speech")])
@@ -164,5 +164,5 @@ def test_another_reduction_is_refused():
 def test_the_first_convolution_is_a_matrix_product(size: tuple[int, int]) -> None:
     conv = torch.nn.Conv2d(1, 6, kernel_size=3, stride=2, padding=1)
     x = torch.randn(*size, generator=torch.Generator().manual_seed(0))
-    found, wanted = _from_one_channel(x, conv), conv(x[None, None])
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    result, expected = _from_one_channel(x, conv), conv(x[None, None])
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)

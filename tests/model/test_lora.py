@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from polyphi.batch import pack, row
 from polyphi.engine.forward import select_routes
 from polyphi.model.config import AdapterConfig
-from polyphi.model.lora import LoraLinear, Route, dropped, routes
+from polyphi.model.lora import LoraLinear, Route, dropout, routes
 
 CPU = torch.device("cpu")
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 15.0, 0.5)}
@@ -41,35 +41,41 @@ def test_every_token_gets_its_sequences_adapter(linear):
         ]
     )
     x = torch.randn(10, 8)
-    found = linear(x, routes(batch, ADAPTERS, CPU))
+    result = linear(x, routes(batch, ADAPTERS, CPU))
     for t, name in enumerate(["speech"] * 2 + [None] * 3 + ["vision"] + ["speech"] * 4):
         expected = linear.weight @ x[t]
         if name:
             pair = linear.lora[name]
             expected = expected + {"vision": 2, "speech": 3}[name] * (pair.b @ (pair.a @ x[t]))
-        torch.testing.assert_close(found[t], expected)
+        torch.testing.assert_close(result[t], expected)
 
 
-def test_some_tokens_take_their_own_routes_along(linear):
+def test_selected_tokens_keep_their_routes(linear):
     batch = pack([row([1] * n, adapter=a) for n, a in ((2, "speech"), (3, None), (2, "vision"))])
-    taken, x, wanted = routes(batch, ADAPTERS, CPU), torch.randn(7, 8), torch.tensor([6, 2, 1])
-    torch.testing.assert_close(
-        linear(x[wanted], select_routes(taken, wanted)), linear(x, taken)[wanted]
+    all_routes, x, indices = (
+        routes(batch, ADAPTERS, CPU),
+        torch.randn(7, 8),
+        torch.tensor([6, 2, 1]),
     )
-    assert [route.adapter for route in select_routes(taken, torch.tensor([0, 3]))] == ["speech"]
-    assert select_routes([Route("vision", None)], wanted) == [Route("vision", None)]
+    torch.testing.assert_close(
+        linear(x[indices], select_routes(all_routes, indices)), linear(x, all_routes)[indices]
+    )
+    assert [route.adapter for route in select_routes(all_routes, torch.tensor([0, 3]))] == [
+        "speech"
+    ]
+    assert select_routes([Route("vision", None)], indices) == [Route("vision", None)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("adapter", ["speech", "vision"])
-def test_without_gradients_nothing_changes(linear, dtype, adapter):
+def test_the_result_without_gradients_is_the_same(linear, dtype, adapter):
     linear.to(dtype)
-    x, taken = torch.randn(50, 8).to(dtype), [Route(adapter, None)]
-    given = x.clone()
+    x, all_routes = torch.randn(50, 8).to(dtype), [Route(adapter, None)]
+    before = x.clone()
     with torch.inference_mode():
-        found = linear(x, taken)
-    torch.testing.assert_close(found, linear(x, taken))
-    assert torch.equal(x, given)
+        result = linear(x, all_routes)
+    torch.testing.assert_close(result, linear(x, all_routes))
+    assert torch.equal(x, before)
 
 
 def test_no_adapter_is_the_base_linear_bit_for_bit(linear):
@@ -83,21 +89,19 @@ def test_a_pack_of_one_adapter_needs_no_index():
 
 
 def test_an_unknown_adapter_is_named_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"asks for the adapter video, but this model has: speech, vision"
-    ):
+    with pytest.raises(ValueError, match=r"adapter video .*: speech, vision"):
         routes(row([1], adapter="video"), ADAPTERS, CPU)
-    with pytest.raises(ValueError, match=r"vision, but this model has: none"):
+    with pytest.raises(ValueError, match=r"adapter vision .*: none"):
         routes(row([1], adapter="vision"), {}, CPU)
 
 
 def test_dropout_only_in_training_and_only_where_configured(linear):
     x = torch.randn(50, 8)
     for name, drops in (("vision", False), ("speech", True)):
-        taken = [Route(name, None)]
-        resting = linear.eval()(x, taken)
-        assert torch.equal(resting, linear(x, taken))
-        assert torch.equal(resting, linear.train()(x, taken)) is not drops
+        all_routes = [Route(name, None)]
+        expected = linear.eval()(x, all_routes)
+        assert torch.equal(expected, linear(x, all_routes))
+        assert torch.equal(expected, linear.train()(x, all_routes)) is not drops
 
 
 def test_a_fresh_adapter_changes_nothing(linear):
@@ -115,19 +119,19 @@ def test_gradients_reach_only_the_tokens_of_the_adapter(linear):
 
 
 @pytest.mark.parametrize("p", [0.01, 0.05])
-def test_few_are_dropped_as_dropout_drops(p: float) -> None:
-    """Independent values of the right share: counts over many draws have a binomial's mean and spread, gradients go
-    where values went, and nothing else changes."""
+def test_dropout_of_few_values_has_the_statistics_of_torchs(p: float) -> None:
+    """Independent values at the right rate: counts over many draws have a binomial's mean and deviation, gradients are
+    those of the kept values, and nothing else changes."""
     torch.manual_seed(0)
     x = torch.rand(40, 50, requires_grad=True)
-    counts = torch.tensor([float((dropped(x, p) == 0).sum()) for _ in range(400)])
-    spread = (2000 * p * (1 - p)) ** 0.5
-    assert abs(counts.mean() - 2000 * p) < 4 * spread / 400**0.5
-    assert counts.std() == pytest.approx(spread, rel=0.15)
-    hits = sum((dropped(x, p) == 0).float() for _ in range(400))
+    counts = torch.tensor([float((dropout(x, p) == 0).sum()) for _ in range(400)])
+    deviation = (2000 * p * (1 - p)) ** 0.5
+    assert abs(counts.mean() - 2000 * p) < 4 * deviation / 400**0.5
+    assert counts.std() == pytest.approx(deviation, rel=0.15)
+    hits = sum((dropout(x, p) == 0).float() for _ in range(400))
     assert hits.mean(0).std() < 3 * (400 * p / 40) ** 0.5, "no place is preferred"
-    y = dropped(x, p)
+    y = dropout(x, p)
     y.sum().backward()
-    kept = y != 0
-    torch.testing.assert_close(y[kept], x[kept] / (1 - p))
-    torch.testing.assert_close(x.grad, kept / (1 - p))
+    nonzero = y != 0
+    torch.testing.assert_close(y[nonzero], x[nonzero] / (1 - p))
+    torch.testing.assert_close(x.grad, nonzero / (1 - p))

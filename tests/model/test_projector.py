@@ -1,4 +1,4 @@
-"""Order of a picture's tokens and routing of clips."""
+"""Order of an image's tokens and routing of audio clips."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from polyphi.model.projector import AudioProjector, VisionProjector
 
 
 def transparent(projector: VisionProjector) -> VisionProjector:
-    """The projector without its MLP (identity in place of both linears would still bend through GELU)."""
+    """The projector with identities for both linears; GELU stays."""
     projector.up, projector.down = nn.Identity(), nn.Identity()
     with torch.no_grad():
         projector.global_separator.fill_(1000)
@@ -27,20 +27,21 @@ def show(
 
 
 def test_the_order_of_the_docstring():
-    """Ones are the global view's cells, tens crop 1's, hundreds crop 2's; 20 more, as GELU leaves large numbers."""
+    """Ones are the global view's cells, tens crop 1's, hundreds crop 2's; 20 are added, because GELU doesn't change
+    large numbers."""
     cells = torch.tensor([[1, 2, 3, 4], [10, 20, 30, 40], [100, 200, 300, 400]]).float() + 20
     patches = cells.view(3, 2, 1, 2, 1, 1).expand(3, 2, 2, 2, 2, 1).reshape(3, 16, 1)
-    found = show(transparent(VisionProjector(1, 1, 2)), patches, [ImageLayout(1, 2, 2, 3)])
+    tokens = show(transparent(VisionProjector(1, 1, 2)), patches, [ImageLayout(1, 2, 2, 3)])
     picture = [10, 20, 100, "|", 30, 40, 300, "|"]
     thumbnail = [1, 2, "|", 3, 4, "|"]
     marks = {"|": 2000, "#": 1000}
-    assert found == [marks.get(x) or x + 20 for x in [*picture, "#", *thumbnail]]
+    assert tokens == [marks.get(x) or x + 20 for x in [*picture, "#", *thumbnail]]
 
 
 def test_pooling_averages_two_by_two():
     patches = torch.arange(16).float().view(1, 16, 1).expand(2, 16, 1) + 20
-    found = show(transparent(VisionProjector(1, 1, 2)), patches, [ImageLayout(1, 1, 1, 1)])
-    assert found[0] == pytest.approx(20 + (0 + 1 + 4 + 5) / 4)
+    tokens = show(transparent(VisionProjector(1, 1, 2)), patches, [ImageLayout(1, 1, 1, 1)])
+    assert tokens[0] == pytest.approx(20 + (0 + 1 + 4 + 5) / 4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,7 +60,7 @@ def test_as_many_tokens_as_the_formula(pictures):
 
 
 def test_crops_and_layouts_that_differ():
-    with pytest.raises(ValueError, match=r"need 3 crops .* brings 2"):
+    with pytest.raises(ValueError, match=r"need 3 crops .* has 2"):
         VisionProjector(5, 7, 2)(torch.zeros(2, 16, 5), [ImageLayout(1, 2, 2, 4)])
 
 
@@ -77,5 +78,5 @@ def test_clips_take_the_projector_they_name():
 
 
 def test_an_unknown_branch():
-    with pytest.raises(ValueError, match="'text'; there are speech and vision"):
+    with pytest.raises(ValueError, match="found 'text'"):
         AudioProjector(4, 6)(torch.zeros(1, 4), [Clip(8, "text")])

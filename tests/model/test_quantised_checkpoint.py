@@ -1,4 +1,4 @@
-"""Quantised checkpoints: what was written is what answers, from where it lies in the file, and wrong uses are told."""
+"""Quantised checkpoints: a loaded one equals the saved model and is mapped from its file; wrong uses raise errors."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def no_grad():
 
 @pytest.fixture
 def whole(tiny_config: ModelConfig, tmp_path: Path) -> Path:
-    """A checkpoint in bfloat16 whose adapters do something."""
+    """A checkpoint in bfloat16 whose adapters aren't zero."""
     model = PhiModel(tiny_config)
     model.initialise(0)
     for name, p in model.named_parameters():
@@ -38,32 +38,32 @@ def whole(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
-def quantised(whole: Path, kind: str, **how) -> Path:
-    folder = whole.with_name(kind)
-    save_checkpoint(load_checkpoint(whole), folder, quant=kind, **how)
+def quantised(whole: Path, quant: str, **options) -> Path:
+    folder = whole.with_name(quant)
+    save_checkpoint(load_checkpoint(whole), folder, quant=quant, **options)
     return folder
 
 
-def hidden(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
-    """From embeddings that both models share: rows of the head stand in for those of a quantised checkpoint."""
+def logits_of(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
+    """Logits for fixed embeddings: a quantised checkpoint has only the rows of its head as embeddings."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 96, generator=generator).bfloat16()
     return model.logits(model.decoder(x, row(list(range(20, 50)), adapter=adapter)))
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_a_checkpoint_answers_as_what_was_quantised_while_loading(whole: Path, kind: str) -> None:
+def test_a_quantised_checkpoint_equals_quantising_while_loading(whole: Path, kind: str) -> None:
     folder = quantised(whole, kind)
     assert read_quantization(folder) == kind and read_layout(folder) == QUANTISED
     saved, loaded = load_checkpoint(folder), load_checkpoint(whole, quant=kind)
     assert saved.quant == kind and saved.config == loaded.config
     for adapter in (None, "speech", "vision"):
-        assert torch.equal(hidden(saved, adapter), hidden(loaded, adapter))
+        assert torch.equal(logits_of(saved, adapter), logits_of(loaded, adapter))
     crops, masks = torch.randn(2, 3, 56, 56).bfloat16(), torch.ones(2, 4, 4, dtype=torch.bool)
-    seen = row([0], crops=crops, crop_masks=masks, images=(ImageLayout(1, 1, 2, 2),))
-    heard = row([0], mels=8 + 3 * torch.randn(180, 80), clips=(Clip(180, "vision"),))
-    assert torch.equal(saved.image_tokens(seen), loaded.image_tokens(seen))
-    assert torch.equal(saved.audio_tokens(heard), loaded.audio_tokens(heard))
+    image = row([0], crops=crops, crop_masks=masks, images=(ImageLayout(1, 1, 2, 2),))
+    audio = row([0], mels=8 + 3 * torch.randn(180, 80), clips=(Clip(180, "vision"),))
+    assert torch.equal(saved.image_tokens(image), loaded.image_tokens(image))
+    assert torch.equal(saved.audio_tokens(audio), loaded.audio_tokens(audio))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -71,16 +71,18 @@ def test_embeddings_are_rows_of_the_head(whole: Path, kind: str) -> None:
     saved, exact = load_checkpoint(quantised(whole, kind)), load_checkpoint(whole)
     assert saved.decoder.embed_tokens.weight is None
     ids = torch.arange(1000)
-    found, wanted = saved.decoder.embed(ids), exact.decoder.embed(ids)
-    assert found.dtype == torch.bfloat16
-    assert float((found.float() - wanted.float()).norm() / wanted.float().norm()) < 0.12
-    # the head scores with the very same rows, but for activations of 8 bits
+    result, expected = saved.decoder.embed(ids), exact.decoder.embed(ids)
+    assert result.dtype == torch.bfloat16
+    assert float((result.float() - expected.float()).norm() / expected.float().norm()) < 0.12
+    # the head has the same rows, but activations of 8 bits
     one = torch.eye(96)[:7].bfloat16()
-    assert torch.allclose(saved.logits(one).float(), found[:, :7].t().float(), rtol=0.01, atol=1e-4)
+    assert torch.allclose(
+        saved.logits(one).float(), result[:, :7].t().float(), rtol=0.01, atol=1e-4
+    )
 
 
-def test_whole_embeddings_stay_in_their_file_and_type(tiny_config: ModelConfig, tmp_path) -> None:
-    """Casting a table for the few rows that are read would take its memory."""
+def test_full_embeddings_stay_in_their_file_and_dtype(tiny_config: ModelConfig, tmp_path) -> None:
+    """Casting the whole table would need memory for it, and only few rows are read."""
     model = PhiModel(tiny_config)
     model.initialise(0)
     save_checkpoint(model, tmp_path / "float32")
@@ -90,7 +92,7 @@ def test_whole_embeddings_stay_in_their_file_and_type(tiny_config: ModelConfig, 
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_quantised_tensors_begin_where_kernels_read_them(whole: Path, kind: str) -> None:
+def test_quantised_tensors_are_aligned_for_the_kernels(whole: Path, kind: str) -> None:
     folder = quantised(whole, kind)
     length = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
     with (folder / "model.safetensors").open("rb") as file:
@@ -104,8 +106,8 @@ def test_quantised_tensors_begin_where_kernels_read_them(whole: Path, kind: str)
 
 
 def test_packed_weights_are_the_mapped_file(whole: Path) -> None:
-    if said := kernels.missing():
-        pytest.skip(said)
+    if reason := kernels.missing():
+        pytest.skip(reason)
     model = load_checkpoint(quantised(whole, "int4"))
     fours = [m.kernel for m in model.modules() if isinstance(getattr(m, "kernel", None), FourBit)]
     assert fours
@@ -129,8 +131,8 @@ def test_without_native_kernels_the_same_file_is_loaded(
     native = load_checkpoint(folder)
     monkeypatch.setattr(kernels, "missing", lambda: "no compiler")
     plain = load_checkpoint(folder)
-    found, wanted = hidden(plain).float(), hidden(native).float()
-    assert float((found - wanted).norm() / wanted.norm()) < 0.03
+    result, expected = logits_of(plain).float(), logits_of(native).float()
+    assert float((result - expected).norm() / expected.norm()) < 0.03
     ids = torch.arange(1000)
     assert torch.equal(plain.decoder.embed(ids), native.decoder.embed(ids))
     again = whole.with_name("again")
@@ -143,7 +145,9 @@ def test_without_native_kernels_the_same_file_is_loaded(
 def test_shards(whole: Path, kind: str) -> None:
     folder = quantised(whole, kind, max_shard_bytes=200_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
-    assert torch.equal(hidden(load_checkpoint(folder)), hidden(load_checkpoint(whole, quant=kind)))
+    assert torch.equal(
+        logits_of(load_checkpoint(folder)), logits_of(load_checkpoint(whole, quant=kind))
+    )
 
 
 def test_the_language_model_alone(whole: Path) -> None:
@@ -151,69 +155,69 @@ def test_the_language_model_alone(whole: Path) -> None:
     save_checkpoint(load_checkpoint(whole), folder, "mini", quant="int8")
     loaded = load_checkpoint(folder)
     assert loaded.vision is None and not loaded.config.adapters
-    wanted = load_checkpoint(whole, quant="int8")
-    assert torch.equal(hidden(loaded, None), hidden(wanted, None))
+    expected = load_checkpoint(whole, quant="int8")
+    assert torch.equal(logits_of(loaded, None), logits_of(expected, None))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_what_is_quantised_already_is_written_as_it_is(whole: Path, kind: str) -> None:
-    """However well it was rounded: one way to keep what calibration has found."""
-    if said := kernels.missing():
-        pytest.skip(said)
+def test_a_quantised_model_is_saved_unchanged(whole: Path, kind: str) -> None:
+    """So that the result of calibration can be saved."""
+    if reason := kernels.missing():
+        pytest.skip(reason)
     loaded, folder = load_checkpoint(whole, quant=kind), quantised(whole, kind)
     save_checkpoint(loaded, whole.with_name("again"), quant=kind)
-    found, wanted = (load_checkpoint(f) for f in (whole.with_name("again"), folder))
-    assert torch.equal(hidden(found), hidden(wanted))
+    result, expected = (load_checkpoint(f) for f in (whole.with_name("again"), folder))
+    assert torch.equal(logits_of(result), logits_of(expected))
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in load_file(whole.with_name("again") / "model.safetensors").items():
         assert torch.equal(tensor, tensors[name]), name
 
 
-def test_wrong_uses_are_told(whole: Path) -> None:
+def test_wrong_uses_raise_errors(whole: Path) -> None:
     folder = quantised(whole, "int8")
     with pytest.raises(
         ValueError, match="is quantised to int8 and can't become int4: load it without"
     ):
         load_checkpoint(folder, quant="int4")
     loaded = load_checkpoint(folder, quant="int8")
-    with pytest.raises(ValueError, match="can't be saved as anything else"):
+    with pytest.raises(ValueError, match="can't be saved with quant="):
         save_checkpoint(loaded, whole.with_name("again"))
-    with pytest.raises(ValueError, match="load the whole one"):
+    with pytest.raises(ValueError, match="adapters of a quantised model"):
         loaded.add_adapter("mine", "speech")
-    with pytest.raises(ValueError, match="load the whole one"):
+    with pytest.raises(ValueError, match="adapters of a quantised model"):
         loaded.merge_adapter("speech")
     with pytest.raises(ValueError, match="int8, int4, int8-all, int4-all; found 'bf16'"):
         save_checkpoint(load_checkpoint(whole), whole.with_name("again"), quant="bf16")
-    with pytest.raises(ValueError, match="layout of their own"):
+    with pytest.raises(ValueError, match="original layout"):
         save_checkpoint(load_checkpoint(whole), whole.with_name("again"), "original", quant="int8")
 
 
-def changed(folder: Path, **said: object) -> None:
+def changed(folder: Path, **fields: object) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config["quantization_config"] |= said
+    config["quantization_config"] |= fields
     path.write_text(json.dumps(config))
 
 
-def test_what_others_quantised_and_newer_layouts_are_refused(whole: Path) -> None:
+def test_foreign_quantisation_and_newer_layouts_are_refused(whole: Path) -> None:
     folder = quantised(whole, "int8")
-    for said, message in (
-        ({"format": 2}, "version 2 of the quantised layout; this polyphi reads"),
+    for fields, message in (
+        ({"format": 2}, "version 2 of the quantised layout"),
         ({"format": 1, "kind": "int2"}, "kind 'int2'"),
-        ({"quant_method": "gptq"}, "says that 'gptq' quantised these weights"),
+        ({"quant_method": "gptq"}, "quantization method 'gptq'"),
     ):
-        changed(folder, **said)
+        changed(folder, **fields)
         with pytest.raises(ValueError, match=message):
             load_checkpoint(folder)
 
 
-def test_broken_files_are_told(whole: Path) -> None:
+def test_broken_files_raise_errors(whole: Path) -> None:
     folder = quantised(whole, "int8")
     file = folder / "model.safetensors"
     data, tensors = file.read_bytes(), load_file(file)
     for cut in (7, 100, len(data) // 2, len(data) - 1):
         file.write_bytes(data[:cut])
-        with pytest.raises(ValueError, match="not a whole safetensors file"):
+        with pytest.raises(ValueError, match="not a complete safetensors file"):
             load_checkpoint(folder)
     head = f"{quantized.EMBEDDING}.q8"
     for change, message in (
@@ -238,6 +242,4 @@ def test_adapters_of_a_quantised_checkpoint_hold_numbers(whole: Path) -> None:
     with pytest.raises(ValueError, match="NaN"):
         load_checkpoint(folder)
     with safe_open(file, framework="pt") as opened:
-        assert (
-            opened.metadata() is None
-        )  # so it was written by somebody else, and read all the same
+        assert opened.metadata() is None  # as another tool writes it, and it was read

@@ -21,10 +21,10 @@ def test_each_sequence_of_a_pack_has_its_table(tiny_config):
         (3, config.short_factor),
     ):
         angles = np.arange(length)[:, None] / (np.array(factors) * config.rope_theta**exponents)
-        for found, curve in ((cos, np.cos), (sin, np.sin)):
+        for table, curve in ((cos, np.cos), (sin, np.sin)):
             expected = curve(angles) * np.sqrt(1 + np.log(512 / 64) / np.log(64))
             # An angle of 64 radians in float32 is off by 4e-6.
-            np.testing.assert_allclose(found[start : start + length, 0], expected, atol=1e-5)
+            np.testing.assert_allclose(table[start : start + length, 0], expected, atol=1e-5)
         start += length
 
 

@@ -34,8 +34,8 @@ def test_padding_is_not_seen_by_valid_patches(encoder):
     assert not torch.equal(encoder(crops.flip(1), masks)[~valid], features[~valid])
 
 
-def test_patches_that_nobody_reads_are_left_out():
-    """Of three crops of 4 x 4 patches, the second shows three columns, the third a single patch."""
+def test_unused_patches_are_skipped():
+    """Of three crops of 4 x 4 patches, the second has three valid columns, the third one valid patch."""
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0], masks[1, :, :3], masks[2, 0, 0] = True, True, True
     packed = Packed.of(masks)
@@ -48,20 +48,20 @@ def test_patches_that_nobody_reads_are_left_out():
 
 
 @pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
-def test_our_attention_gives_what_torchs_does(encoder):
-    """With gradients torch's attends, to every patch; without them ours does, for those that are read."""
+def test_our_attention_equals_torchs(encoder):
+    """With gradients torch's kernel is used, for every patch; without them ours, for the used ones."""
     encoder = encoder.bfloat16()
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0], masks[1, :, :3], masks[2, :2, :2] = True, True, True
     crops = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0)).bfloat16()
     plain = encoder(crops, masks).detach().float()
     with torch.no_grad():
-        found = encoder(crops, masks).float()
-    read = torch.ones(3, 4, 4, dtype=torch.bool)
-    read[2] = masks[2]
-    read = read.flatten(1)
-    assert (found[read] - plain[read]).norm() < 0.01 * plain[read].norm()
-    assert not found[~read].any()
+        result = encoder(crops, masks).float()
+    used = torch.ones(3, 4, 4, dtype=torch.bool)
+    used[2] = masks[2]
+    used = used.flatten(1)
+    assert (result[used] - plain[used]).norm() < 0.01 * plain[used].norm()
+    assert not result[~used].any()
 
 
 def test_features_come_from_the_second_last_layer(encoder):
@@ -78,6 +78,6 @@ def test_features_come_from_the_second_last_layer(encoder):
 def test_a_crop_must_pool_evenly():
     with pytest.raises(
         ValueError,
-        match=r"42 pixels must hold an even number of patches of 14 pixels .* it holds 3",
+        match=r"42 pixels .* even number of patches of 14 pixels .* found 3",
     ):
         SiglipEncoder(replace(VisionConfig(), crop_size=42, hidden_size=16, num_hidden_layers=1))

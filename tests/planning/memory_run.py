@@ -1,4 +1,4 @@
-"""Two steps of a stage of some 10 million parameters, weighed: python memory_run.py STAGE
+"""Memory of two steps of a stage of some 10 million parameters: python memory_run.py STAGE
 
 Prints one JSON object: the peak as planned, as counted tensor by tensor, and as the process grew, in bytes.
 """
@@ -19,7 +19,7 @@ from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.stages import sizes
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze
-from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.optim import optimiser, set_lr
 from polyphi.train.stage import Budget
 from polyphi.train.trainer import StageLoss
 
@@ -46,46 +46,50 @@ def size() -> sizes.Size:
 
 
 def grown() -> dict[str, int]:
-    """Resident bytes now and at the most so far."""
+    """Resident bytes, current and maximal."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {key: 1024 * int(lines[key].split()[0]) for key in ("VmRSS", "VmHWM")}
 
 
 def main(name: str) -> None:
     torch.set_num_threads(1)
-    it = cost.subject(name, size())
+    target = cost.stage_model(name, size())
     # Rows of text are shorter: where bfloat16 is slow they would take a minute.
-    it = replace(it, budget=Budget(2, 4096, 400 if name.startswith("text") else 700))
-    corpora = [c for c in it.stage.data.weights if c != "speech_summary"]  # half an hour of sound
-    rows = [row for corpus in corpora for row in cost.imagined(it, corpus)]
+    target = replace(target, budget=Budget(2, 4096, 400 if name.startswith("text") else 700))
+    corpora = [
+        c for c in target.stage.data.weights if c != "speech_summary"
+    ]  # half an hour of sound
+    rows = [row for corpus in corpora for row in cost.example_rows(target, corpus)]
     batch = pack(rows * max(1, 1200 // sum(map(len, rows))))
     # The peak is that of the last pack, beside the gradients and the optimizer's state that packs before it left. In a
     # text stage any row leaves those of all parameters, so the others may be short: bfloat16 is slow on older CPUs.
     text = batch.crops is None and not batch.clips
     short = pack([min(rows, key=len)]) if text else batch
-    done = cost.work([batch], it.config)
-    planned = cost.memory(it, done, cost.Switches(), cpu=True)
+    done = cost.work([batch], target.config)
+    planned = cost.memory(target, done, cost.Switches(), cpu=True)
     assert batch.crops is None or batch.crops.fill_(0.5).any()  # zeros take no memory until written
     torch.nn.functional.linear(torch.ones(256, 256), torch.ones(256, 256))  # the library's own
     before, meter = grown()["VmRSS"], Meter()
     with meter:
-        model = PhiModel(it.config).train()
-        head = it.stage.objective.build(model, VocabularyOnly(it.config.decoder.vocab_size))
+        model = PhiModel(target.config).train()
+        head = target.stage.objective.build(model, VocabularyOnly(target.config.decoder.vocab_size))
         for part in (model, head):
             for p in part.parameters() if part is not None else ():
                 torch.nn.init.normal_(p.data, std=0.02)
-        parameters = freeze(it.stage, model, head)
-        adamw = optimiser(it.stage, parameters, Budget(1, 1, 1))
+        parameters = freeze(target.stage, model, head)
+        adamw = optimiser(target.stage, parameters, Budget(1, 1, 1))
         learned = [p for p in parameters.values() if p.requires_grad]
         for last in (short, batch):
-            loss = StageLoss(it.stage.objective, model, head, reference_of(it, model), "bf16")
+            loss = StageLoss(
+                target.stage.objective, model, head, reference_of(target, model), "bf16"
+            )
             loss.accumulate([Pack(short), Pack(last)])
             parallel.clip_gradients(learned, 1e-3, 1.0)
-            set_rate(adamw, 1.0)
+            set_lr(adamw, 1.0)
             adamw.step()
             adamw.zero_grad(set_to_none=True)
-    found = {"planned": planned["peak"], "counted": meter.peak, "grown": grown()["VmHWM"] - before}
-    print(json.dumps(found | {"parts": planned, "tokens": len(batch), "work": done}))
+    result = {"planned": planned["peak"], "counted": meter.peak, "grown": grown()["VmHWM"] - before}
+    print(json.dumps(result | {"parts": planned, "tokens": len(batch), "work": done}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""FLOPs against torch's own counter, memory against a process that is weighed, full sizes against the recipe."""
+"""FLOPs against torch's counter, memory against that of a process, full sizes against the recipe."""
 
 import json
 import os
@@ -32,24 +32,24 @@ PRODUCTS = {"aten.mm", "aten.addmm", "aten.convolution", "aten.convolution_backw
 def test_flops_are_torchs(name: str) -> None:
     """Forward and backward of a pack of equal rows. Torch counts all of a causal square. The rest that differs is the
     blank tape between clips and the first layer's gradient, which text under an adapter doesn't ask for: 2 %."""
-    it = replace(cost.subject(name, sizes.MICRO), budget=Budget(2, 512, 200))
-    corpus = next(c for c in it.stage.data.weights if c != "speech_summary")
-    batch = pack(cost.imagined(it, corpus) * 3)
-    model = PhiModel(it.config).train()
+    target = replace(cost.stage_model(name, sizes.MICRO), budget=Budget(2, 512, 200))
+    corpus = next(c for c in target.stage.data.weights if c != "speech_summary")
+    batch = pack(cost.example_rows(target, corpus) * 3)
+    model = PhiModel(target.config).train()
     model.initialise(0)
     for key, p in model.named_parameters():
-        p.requires_grad_(key in it.learned)
-    reference = reference_of(it, model)
+        p.requires_grad_(key in target.trainable)
+    reference = reference_of(target, model)
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):
         with torch.autocast("cpu", torch.bfloat16):
-            loss = it.stage.objective.loss(model, None, reference, batch)[0]
+            loss = target.stage.objective.loss(model, None, reference, batch)[0]
         loss.backward()
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
     products = sum(n for op, n in counted.items() if op in PRODUCTS)
     squares = sum((b - a) ** 2 for a, b in pairwise(batch.bounds))
-    done = cost.work([batch], it.config)
-    expected = cost.flops(it, cost.Work({**done, "pairs": squares}))
+    done = cost.work([batch], target.config)
+    expected = cost.flops(target, cost.Work({**done, "pairs": squares}))
     assert expected["products"] == pytest.approx(products, rel=0.02)
     assert expected["attention"] == pytest.approx(counted["aten.bmm"], rel=0.02)
 
@@ -75,69 +75,73 @@ def test_memory_is_that_of_a_process(name: str) -> None:
         text=True,
         timeout=900,
     ).stdout
-    found = json.loads(out)
-    assert found["planned"] == pytest.approx(found["counted"], rel=0.06)
-    assert 0 < found["grown"] - found["counted"] < 80e6
+    result = json.loads(out)
+    assert result["planned"] == pytest.approx(result["counted"], rel=0.06)
+    assert 0 < result["grown"] - result["counted"] < 80e6
 
 
 @pytest.mark.parametrize("name", stages.ORDER)
 def test_a_full_size_builds_and_every_tensor_has_its_origin(name: str) -> None:
     """On the meta device; globs that match nothing raise. What a parent is said to have learned it has, in that
     shape."""
-    it = cost.subject(name, sizes.FULL)
-    assert it.learned
-    for glob, names in it.learners.items():
+    target = cost.stage_model(name, sizes.FULL)
+    assert target.trainable
+    for glob, names in target.trainable_groups.items():
         assert names, glob
-    parents: dict[str, cost.Subject] = {}
-    for key, tensor in it.tensors.items():
+    parents: dict[str, cost.StageModel] = {}
+    for key, tensor in target.tensors.items():
         if key.startswith("objective.") or re.search(r"\.(layers|blocks)\.[1-9]", key):
             continue  # all layers are alike
-        source = lineage.origin(key, it.stage)
+        source = lineage.origin(key, target.stage)
         if source.stage is not None:
             if source.stage not in parents:
-                parents[source.stage] = cost.subject(source.stage, sizes.FULL)
+                parents[source.stage] = cost.stage_model(source.stage, sizes.FULL)
             parent = parents[source.stage]
-            assert source.name in parent.learned, key
+            assert source.name in parent.trainable, key
             assert parent.tensors[source.name].shape == tensor.shape, key
 
 
 def test_the_parts_have_the_reports_sizes() -> None:
-    joint = cost.subject("joint_1_vision_speech", sizes.FULL)
+    joint = cost.stage_model("joint_1_vision_speech", sizes.FULL)
     assert joint.size(joint.tensors) == 5_574_460_224
     assert (
-        joint.size(joint.learned) == 369_098_752 + 441_550_016
+        joint.size(joint.trainable) == 369_098_752 + 441_550_016
     )  # LoRA_V; SigLIP and its projector
 
 
 def test_work_of_a_pack_is_that_of_its_rows() -> None:
-    it = cost.subject("joint_1_vision_speech", sizes.MICRO)
-    rows = [row for corpus in it.stage.data.weights for row in cost.imagined(it, corpus)]
-    assert cost.work([pack(rows)], it.config) == cost.work(rows, it.config)
+    target = cost.stage_model("joint_1_vision_speech", sizes.MICRO)
+    rows = [
+        row for corpus in target.stage.data.weights for row in cost.example_rows(target, corpus)
+    ]
+    assert cost.work([pack(rows)], target.config) == cost.work(rows, target.config)
 
 
 def test_a_frozen_matrix_costs_two_thirds() -> None:
     """Forward and the gradient of its input, without its own."""
-    frozen, learned = (
-        cost.flops(cost.subject(name, sizes.FULL), cost.Work({"tokens": 1000}))
+    frozen, trainable = (
+        cost.flops(cost.stage_model(name, sizes.FULL), cost.Work({"tokens": 1000}))
         for name in ("vision_1_align", "text_1_pretrain")
     )
-    assert frozen["products"] == pytest.approx(learned["products"] * 2 / 3)
+    assert frozen["products"] == pytest.approx(trainable["products"] * 2 / 3)
 
 
 @pytest.mark.parametrize("name", ["text_1_pretrain", "vision_3_generative", "speech_1_pretrain"])
 def test_switches_take_memory_away(name: str) -> None:
-    it = cost.subject(name, sizes.FULL)
-    rows = [row for corpus in it.stage.data.weights for row in cost.imagined(it, corpus)]
-    done = cost.work(rows, it.config)
+    target = cost.stage_model(name, sizes.FULL)
+    rows = [
+        row for corpus in target.stage.data.weights for row in cost.example_rows(target, corpus)
+    ]
+    done = cost.work(rows, target.config)
 
     def peak(on: cost.Switches) -> float:
-        return cost.memory(it, done, on, world=8)["peak"]
+        return cost.memory(target, done, on, world=8)["peak"]
 
-    kept = peak(cost.Switches())
-    assert peak(cost.Switches(activations="recompute")) < kept
-    if it.learns("decoder.norm"):
-        assert peak(cost.Switches(shard=8)) < peak(cost.Switches(shard=2)) < kept
+    without_options = peak(cost.Switches())
+    assert peak(cost.Switches(activations="recompute")) < without_options
+    if target.trains("decoder.norm"):
+        assert peak(cost.Switches(shard=8)) < peak(cost.Switches(shard=2)) < without_options
 
 
-def test_every_corpus_is_imagined() -> None:
+def test_every_corpus_has_an_example() -> None:
     assert set(cost.ROWS) == set(sizes.CORPORA)

@@ -94,7 +94,7 @@ def test_a_clip_is_encoded_as_alone(fused, clip) -> None:
 @pytest.mark.parametrize("features", [1, 5])
 def test_a_clip_in_parts_is_encoded_as_the_whole(fused, features, monkeypatch) -> None:
     whole = audio_features(fused)
-    monkeypatch.setattr(subsampling, "FEATURES", features)
+    monkeypatch.setattr(subsampling, "BATCH_FEATURES", features)
     assert torch.equal(audio_features(fused), whole)
 
 

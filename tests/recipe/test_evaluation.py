@@ -1,4 +1,4 @@
-"""A results folder: what is left out and why, what several commands add to it, where it lies."""
+"""A results folder: skipped benchmarks and reasons, results of several commands, its default path."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ from polyphi.recipe import evaluation
 
 class Yes:
     def __init__(self) -> None:
-        self.asked = 0
+        self.requests = 0
 
     def generate_many(self, conversations: Sequence[Any], **_: Any) -> list[Completion]:
-        self.asked += len(conversations)
+        self.requests += len(conversations)
         return [Completion("yes") for _ in conversations]
 
 
@@ -81,21 +81,21 @@ def only_these(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def subject() -> evaluation.Subject:
-    return evaluation.Subject(Yes(), "yes", "yes 1", 7)  # type: ignore[arg-type]
+def subject() -> evaluation.EvaluatedModel:
+    return evaluation.EvaluatedModel(Yes(), "yes", "yes 1", 7)  # type: ignore[arg-type]
 
 
 def no_engine(text: str) -> bytes:
     raise ValueError("espeak-ng isn't installed")
 
 
-def noted(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "results.json").read_text())
-    return found
+def saved(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return content
 
 
-def test_what_is_left_out_stays_told_until_it_is_measured(
-    subject: evaluation.Subject, tmp_path: Path
+def test_skipped_benchmarks_are_listed_until_they_have_results(
+    subject: evaluation.EvaluatedModel, tmp_path: Path
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
@@ -103,43 +103,43 @@ def test_what_is_left_out_stays_told_until_it_is_measured(
         evaluation.measure(subject, ("second",), out, data=Data(data))
     evaluation.measure(subject, ("second",), out, data=Data(data), skip_missing=True)
     evaluation.measure(subject, ("first",), out, data=Data(data))
-    told = noted(out)
-    assert told["skipped"]["second"]["title"] == "The second"
-    assert told["skipped"]["second"]["rows"] == [["Table 7", "BoolQ"]]
-    assert "its owner" in told["skipped"]["second"]["why"][0]
-    assert [r["label"] for r in told["rows"]] == ["MMLU"] and told["parameters"] == 7
+    content = saved(out)
+    assert content["skipped"]["second"]["title"] == "The second"
+    assert content["skipped"]["second"]["rows"] == [["Table 7", "BoolQ"]]
+    assert "its owner" in content["skipped"]["second"]["why"][0]
+    assert [r["label"] for r in content["rows"]] == ["MMLU"] and content["parameters"] == 7
     (data / "mine" / "second").mkdir(parents=True)
     (data / "mine" / "second" / "rows.jsonl").write_text("{}\n")
     evaluation.measure(subject, ("second",), out, data=Data(data))
-    told = noted(out)
-    assert told["skipped"] == {} and {r["label"] for r in told["rows"]} == {"MMLU", "BoolQ"}
+    content = saved(out)
+    assert content["skipped"] == {} and {r["label"] for r in content["rows"]} == {"MMLU", "BoolQ"}
     assert "BoolQ" in (out / "report.html").read_text()
     assert "<svg" in (out / "figures.html").read_text()
 
 
-def test_stand_ins_that_a_machine_cannot_make_are_left_out(
-    subject: evaluation.Subject, tmp_path: Path
+def test_benchmarks_whose_fixtures_cannot_be_made_are_skipped(
+    subject: evaluation.EvaluatedModel, tmp_path: Path
 ) -> None:
     rows = evaluation.measure(subject, ("first", "mute"), tmp_path, data=None)
     assert [r.label for r in rows] == ["MMLU"] and rows[0].status == "substitute data"
-    assert "espeak-ng isn't installed" in noted(tmp_path)["skipped"]["mute"]["why"][0]
+    assert "espeak-ng isn't installed" in saved(tmp_path)["skipped"]["mute"]["why"][0]
 
 
-def test_a_limit_is_told_and_survives_scoring_again(
-    subject: evaluation.Subject, tmp_path: Path
+def test_a_limit_is_saved_and_kept_by_rescoring(
+    subject: evaluation.EvaluatedModel, tmp_path: Path
 ) -> None:
     evaluation.measure(subject, ("first",), tmp_path, data=None, limit=3)
-    before = noted(tmp_path)
+    before = saved(tmp_path)
     assert [(r["n"], r["limit"], r["status"]) for r in before["rows"]] == [
         (3, 3, "substitute data")
     ]
     evaluation.rescored(tmp_path)
-    assert noted(tmp_path)["rows"] == before["rows"]
+    assert saved(tmp_path)["rows"] == before["rows"]
 
 
-def test_judges_agreement_is_noted(subject: evaluation.Subject, tmp_path: Path) -> None:
+def test_judges_agreement_is_saved(subject: evaluation.EvaluatedModel, tmp_path: Path) -> None:
     evaluation.measure(subject, ("talks",), tmp_path, data=None)
-    assert noted(tmp_path)["rows"] == []  # nobody gave points
+    assert saved(tmp_path)["rows"] == []  # without a judge
 
     class Points(Yes):
         def generate_many(self, conversations: Sequence[Any], **_: Any) -> list[Completion]:
@@ -152,26 +152,26 @@ def test_judges_agreement_is_noted(subject: evaluation.Subject, tmp_path: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "judge", lambda *_: next(both))
         evaluation.measure(subject, ("talks",), tmp_path, data=None, judges=("a", "b"))
-    told = noted(tmp_path)
-    assert {r["judge"]: r["score"] for r in told["rows"]} == {"gpt-4-0613": 8.0, "other": 8.0}
-    assert told["agreement"]["talks"]["gpt-4-0613 / other: points"]["equal"] == 1.0
+    content = saved(tmp_path)
+    assert {r["judge"]: r["score"] for r in content["rows"]} == {"gpt-4-0613": 8.0, "other": 8.0}
+    assert content["agreement"]["talks"]["gpt-4-0613 / other: points"]["equal"] == 1.0
     evaluation.rescored(tmp_path)
-    assert noted(tmp_path)["agreement"] == told["agreement"]
+    assert saved(tmp_path)["agreement"] == content["agreement"]
 
 
-def test_a_glimpse_keeps_nothing_and_asks_anew(tmp_path: Path) -> None:
+def test_a_quick_score_is_not_cached(tmp_path: Path) -> None:
     model = Yes()
     for _ in range(2):
-        score = evaluation.glimpse(model, FIRST, tmp_path / "data", 4)  # type: ignore[arg-type]
+        score = evaluation.quick_score(model, FIRST, tmp_path / "data", 4)  # type: ignore[arg-type]
         assert score == 0.5
-    assert model.asked == 8
-    assert evaluation.glimpse(model, MUTE, tmp_path / "data", 4) is None  # type: ignore[arg-type]
+    assert model.requests == 8
+    assert evaluation.quick_score(model, MUTE, tmp_path / "data", 4) is None  # type: ignore[arg-type]
 
 
-def test_results_of_a_run_on_stand_ins_lie_in_the_run(
-    subject: evaluation.Subject, tmp_path: Path
+def test_results_of_a_run_on_synthetic_fixtures_are_in_the_run(
+    subject: evaluation.EvaluatedModel, tmp_path: Path
 ) -> None:
     (tmp_path / "stages").mkdir()
-    assert evaluation.results(str(tmp_path), subject, ["mini"]) == tmp_path / "benchmarks"
-    assert evaluation.results(str(tmp_path), subject, ["table1"]) == Path("results/yes")
-    assert evaluation.results("elsewhere", subject, ["mini"]) == Path("results/yes")
+    assert evaluation.results_folder(str(tmp_path), subject, ["mini"]) == tmp_path / "benchmarks"
+    assert evaluation.results_folder(str(tmp_path), subject, ["table1"]) == Path("results/yes")
+    assert evaluation.results_folder("elsewhere", subject, ["mini"]) == Path("results/yes")

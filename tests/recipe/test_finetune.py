@@ -12,7 +12,7 @@ import published
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.small import Fails, told
+from train.small import Fails, trajectory
 
 import polyphi
 from polyphi import Image, Message, cli
@@ -119,21 +119,21 @@ def test_float32_is_chosen_only_where_the_weights_fit(
     precision._measured.cache_clear()
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     monkeypatch.setattr("polyphi.recipe.finetune.free_memory", lambda device: free)
-    said: list[str] = []
-    out = run(TEXT, precision="auto", report=said.append)
+    messages: list[str] = []
+    out = run(TEXT, precision="auto", report=messages.append)
     precision._measured.cache_clear()
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["precision"] == chosen and "this CPU is old" in manifest["precision_reason"]
-    assert sum("this CPU is old" in str(line) for line in said) == 1
+    assert sum("this CPU is old" in str(line) for line in messages) == 1
 
 
-def test_interrupted_and_resumed_is_never_stopped(run: Callable[..., Path]) -> None:
+def test_an_interrupted_run_equals_one_that_was_never_stopped(run: Callable[..., Path]) -> None:
     straight = run()
     stops = Fails(1, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         run(replace(SIBLING, objective=stops), out="half")
     half = run(out="half")
-    assert len(told(half)) == 3 and told(half) == told(straight)
+    assert len(trajectory(half)) == 3 and trajectory(half) == trajectory(straight)
     one, two = (load_file(f / "trained.safetensors") for f in (straight, half))
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
     one, two = state(straight / "model"), state(half / "model")
@@ -154,8 +154,8 @@ def test_a_finished_run_is_only_exported_again(run: Callable[..., Path]) -> None
         run(replace(SIBLING, adapters={"medical": AdapterConfig(3, 7.0, 0.2)}))
 
 
-def test_a_sibling_may_start_as_a_copy(run: Callable[..., Path], place: Path) -> None:
-    """At a rate of nothing it ends as one too."""
+def test_an_adapter_may_start_as_a_copy(run: Callable[..., Path], place: Path) -> None:
+    """With a learning rate of 0 it stays equal to the original."""
     stage = replace(
         SIBLING, adapters={"medical": "vision"}, learn={"decoder.*.lora.medical.*": 0.0}
     )
@@ -211,14 +211,14 @@ def test_merging_on_the_command_line(
     assert set(two.config.adapters) == {"vision", "speech"}
     messages = [Message.user(Image(place / "data/1.png"), "which colour is it")]
     for before, after in (("medical", None), ("vision", "vision"), ("speech", "speech")):
-        expected, found = (
+        expected, actual = (
             one.logits(messages, adapter=before)[1],
             two.logits(messages, adapter=after)[1],
         )
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_a_sibling_is_asked_for_by_name(
+def test_an_adapter_is_chosen_by_name(
     run: Callable[..., Path], place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, picture = str(run() / "model"), str(place / "data/1.png")
@@ -238,47 +238,45 @@ def test_a_sibling_is_asked_for_by_name(
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
             {"learn": {"decoder.*.lora.medicla.*": 1e-3}},
             "matches no parameter; the nearest name is",
         ),
-        ({"start": {"vision.*": "x"}}, "own stages start from one checkpoint"),
-        ({"start": {}}, "doesn't say what it starts from; give --model"),
+        ({"start": {"vision.*": "x"}}, "expected one checkpoint in `start`"),
+        ({"start": {}}, "no checkpoint in `start`; give --model"),
         ({"start": {"*": "no/where/here"}}, "expected a checkpoint folder or a hub id"),
         ({"data": Mix({"clips": 1, "films": 1})}, "no data for films"),
         (
             {"data": Mix({"pictures": 1, "clips": 1})},
-            "is to learn the adapter 'medical', but no data",
+            "trains the adapter 'medical', but no corpus",
         ),
         (
             {"data": Mix({"pictures": 1}, adapter={"pictures": "medicine"})},
-            "sends data to the adapter 'medicine'; this model has: vision, speech, medical",
+            "adapter 'medicine' .*: vision, speech, medical",
         ),
         ({"copy": {"audio.projector.vision.*": "audio.projector.speech.*"}}, "adapters={NEW: OLD}"),
-        ({"adapters": {"vision": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
-        ({"adapters": {"a.b": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
-        ({"adapters": {"none": AdapterConfig(2, 4.0)}}, "needs a name of its own"),
+        ({"adapters": {"vision": AdapterConfig(2, 4.0)}}, "expected a new name"),
+        ({"adapters": {"a.b": AdapterConfig(2, 4.0)}}, "expected a new name"),
+        ({"adapters": {"none": AdapterConfig(2, 4.0)}}, "expected a new name"),
         ({"adapters": {"medical": "sight"}}, "copy of 'sight'; this model has: vision, speech"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_done(
-    change: dict[str, Any], says: str, place: Path, tmp_path: Path
+def test_mistakes_raise_errors_before_anything_is_written(
+    change: dict[str, Any], message: str, place: Path, tmp_path: Path
 ) -> None:
     stage = replace(SIBLING, **change)
     model = None if "start" in change else place / "original"
     names = [n for n in stage.data.weights if n != "films"]
     data = [f"{n}={place / 'data' / n}.jsonl" for n in names]
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         finetune(stage, data, tmp_path / "run", checkpoint=model, options=QUIET)
     assert not (tmp_path / "run").exists()
 
 
 def test_data_that_could_be_any_corpus(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"2 corpora; say which one .* is, such as --data pictures="
-    ):
+    with pytest.raises(ValueError, match=r"2 corpora; .*, such as --data pictures="):
         finetune(SIBLING, ["x.jsonl"], tmp_path, checkpoint=place / "original")
 
 
@@ -290,7 +288,7 @@ def test_columns_of_one_corpus(run: Callable[..., Path], place: Path, tmp_path: 
     options = {"checkpoint": place / "original", "options": QUIET, "steps": 1}
     finetune(SIBLING, data, tmp_path / "run", columns=names, **options)
     with pytest.raises(
-        ValueError, match=r"clip\.answer=sentence names no corpus of the mix; it has"
+        ValueError, match=r"clip\.answer=sentence: clip is no corpus of the mix; it has"
     ):
         finetune(SIBLING, data, tmp_path / "other", columns={"clip.answer": "sentence"}, **options)
 
@@ -313,7 +311,7 @@ def test_a_file_without_a_stage(text: str, says: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nowhere.py"], "expected a stage file, found nothing there"),
+        (["nowhere.py"], "expected a stage file, found no file"),
         (["a.py", "b.py"], "one stage file at a time"),
         (["speech_2_post", "--data", "x.jsonl"], "a stage of your own, in a .py file"),
         (["mine.py", "--columns", "answer"], "--columns is OURS=YOURS"),

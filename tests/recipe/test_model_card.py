@@ -1,4 +1,4 @@
-"""The card that export writes: its header is YAML, it says what is so, and never takes the place of somebody's own."""
+"""The model card of an export: a YAML header, correct content, and no overwriting of a user's file."""
 
 import json
 from pathlib import Path
@@ -24,8 +24,8 @@ def checkpoint(tiny_config: ModelConfig, tmp_path: Path) -> Path:
 
 
 def header(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
-    return found
+    fields: dict[str, Any] = yaml.safe_load(text.split("---\n")[1])
+    return fields
 
 
 def results(folder: Path, fingerprint: str) -> Path:
@@ -37,14 +37,14 @@ def results(folder: Path, fingerprint: str) -> Path:
             "Table 2", "ShareGPT4o_AI2D", "s", "accuracy", 9, 0.5, 0.3, 0.7, "substitute data"
         ),
     ]
-    told = {
+    content = {
         "model": "it",
         "date": "2026-11-26",
         "rows": [row.as_dict() | {"limit": None} for row in rows],
         "skipped": {"blink": {"title": "BLINK", "rows": [], "why": ["missing"]}},
     }
     folder.mkdir()
-    (folder / "results.json").write_text(json.dumps(told))
+    (folder / "results.json").write_text(json.dumps(content))
     (folder / "model.json").write_text(json.dumps({"name": "it", "fingerprint": fingerprint}))
     return folder
 
@@ -67,7 +67,7 @@ def test_results_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) 
     assert "MMLU" in model_card.card(checkpoint, "native", results=endpoint)
     with pytest.raises(ValueError, match=r"expected the --out folder"):
         model_card.card(checkpoint, "native", results=tmp_path)
-    with pytest.raises(ValueError, match="layouts are"):
+    with pytest.raises(ValueError, match="found 'gguf'"):
         model_card.card(checkpoint, "gguf")
 
 
@@ -83,7 +83,7 @@ def test_a_published_base_is_named_with_its_licence(checkpoint: Path) -> None:
     assert "license" not in header(model_card.card(checkpoint, "native", source=str(checkpoint)))
 
 
-def test_a_run_tells_its_stages_freeze_and_data(checkpoint: Path) -> None:
+def test_the_card_of_a_run_has_stages_freeze_and_data(checkpoint: Path) -> None:
     run = checkpoint.parent
     (run / "run.json").write_text(json.dumps({"size": "nano", "seed": 3}))
     for stage, learn in (
@@ -91,13 +91,13 @@ def test_a_run_tells_its_stages_freeze_and_data(checkpoint: Path) -> None:
         ("vision_1_align", "vision.projector.*"),
     ):
         (run / "stages" / stage).mkdir(parents=True)
-        made = {
+        manifest = {
             "learn": {learn: 1e-3},
             "steps": 1250,
             "counters": {"tokens": 99_000},
             "mix": {"copying": 1},
         }
-        (run / "stages" / stage / "manifest.json").write_text(json.dumps(made))
+        (run / "stages" / stage / "manifest.json").write_text(json.dumps(manifest))
     (run / "data" / "copying" / "train").mkdir(parents=True)
     (run / "data" / "copying" / "train" / "manifest.json").write_text(
         json.dumps({"licences": {"MIT": 30}})
@@ -107,11 +107,11 @@ def test_a_run_tells_its_stages_freeze_and_data(checkpoint: Path) -> None:
     text = model_card.card(checkpoint, "native")
     assert "# polyphi nano" in text and "--seed 3" in text
     assert "| text_1_pretrain | language model | 1,250 | 99,000 | copying |" in text
-    assert "in 1 of 1 such stages" in text and "- MIT: 30 rows" in text
+    assert "frozen in 1 of these stages: in 1 of them" in text and "- MIT: 30 rows" in text
     assert header(text)["license"] == "other"
 
 
-def test_a_fine_tuned_model_tells_where_it_comes_from(checkpoint: Path) -> None:
+def test_the_card_of_a_fine_tuned_model_has_its_base(checkpoint: Path) -> None:
     manifest = {
         "who_learns": [],
         "parents": {"hf:microsoft/Phi-4-multimodal-instruct": 90, "copy of speech": 4},
@@ -124,17 +124,17 @@ def test_a_fine_tuned_model_tells_where_it_comes_from(checkpoint: Path) -> None:
     text = model_card.card(checkpoint, "native", source=str(checkpoint), merged="medical")
     assert header(text)["base_model"] == "microsoft/Phi-4-multimodal-instruct"
     assert "in 40 steps" in text and "`decoder.*.lora.medical.*`" in text
-    assert "`medical` was folded into" in text
+    assert "`medical` was merged into" in text
 
 
-def test_export_writes_it_and_leaves_a_card_of_ones_own(
+def test_export_writes_it_and_keeps_a_users_card(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     command = ["export", str(checkpoint), "--out", str(out)]
     cli.main(command)
     first = (out / "README.md").read_text()
-    cli.main(command)  # ours, and unchanged: made anew
+    cli.main(command)  # generated and unchanged: rewritten
     assert (out / "README.md").read_text() == first
     assert not (out / "README.polyphi.md").exists()
     (out / "README.md").write_text(first.replace("# ", "# My own, "))

@@ -1,4 +1,4 @@
-"""Locks between the processes of a run, and between a run and what is left of one that was killed."""
+"""Locks between the processes of a run, and between a run and the children of a killed one."""
 
 import os
 import signal
@@ -24,20 +24,19 @@ with locked(Path(sys.argv[1])):
 
 
 def free(path: Path) -> bool:
-    with locked(path, wait=False) as mine:
-        return mine
+    with locked(path, wait=False) as acquired:
+        return acquired
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "one"
-    with locked(path) as mine:
-        assert mine and not free(path)
+    with locked(path) as acquired:
+        assert acquired and not free(path)
     assert free(path)
 
 
-def test_what_a_killed_run_has_forked_holds_no_lock(tmp_path: Path) -> None:
-    """As the servers do that share things between workers: they outlive who is killed, and the next run waited for
-    ever."""
+def test_children_of_a_killed_run_hold_no_lock(tmp_path: Path) -> None:
+    """Servers that share data between workers outlive a killed parent; with a lock the next run would wait forever."""
     path = tmp_path / "one"
     command = [sys.executable, "-c", HOLDS, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

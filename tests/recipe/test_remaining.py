@@ -1,4 +1,4 @@
-"""How long a run still takes."""
+"""The remaining time of a run."""
 
 import json
 import time
@@ -49,7 +49,7 @@ def test_a_slow_machine_takes_longer_and_what_is_done_takes_no_more(tmp_path: Pa
     trained(tmp_path, "text_1_pretrain", 2 * first)
     trained(tmp_path, "speech_0_aed", 2 * remaining.NANO["speech_0_aed"])
     assert remaining.seconds_left(NANO, tmp_path) == pytest.approx(2 * (fresh - first))
-    assert remaining.told(NANO, tmp_path).startswith("2 of 16 stages, about ")
+    assert remaining.status_line(NANO, tmp_path).startswith("2 of 16 stages, about ")
 
 
 def test_steps_of_a_stage_under_way_count(tmp_path: Path) -> None:
@@ -72,14 +72,14 @@ def test_a_finished_run_has_a_minute_left(tmp_path: Path) -> None:
     (tmp_path / "eval").mkdir()
     for number in range(len(remaining.TASKS)):
         (tmp_path / "eval" / f"{number}.jsonl").touch()
-    assert remaining.told(NANO, tmp_path) == "16 of 16 stages, about a minute left"
+    assert remaining.status_line(NANO, tmp_path) == "16 of 16 stages, about a minute left"
 
 
-def test_a_run_says_so_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_reports_it_periodically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remaining, "EVERY", 0.01)
-    said: list[str] = []
-    with remaining.tracked(NANO, tmp_path, said.append):
+    lines: list[str] = []
+    with remaining.reported(NANO, tmp_path, lines.append):
         deadline = time.monotonic() + 30
-        while len(said) < 2 and time.monotonic() < deadline:
+        while len(lines) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert len(said) >= 2 and "0 of 16 stages" in said[0]
+    assert len(lines) >= 2 and "0 of 16 stages" in lines[0]

@@ -262,10 +262,8 @@ def test_branches_get_the_precision_of_the_run(
 
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     commands: dict[str, list[str]] = {}
-    monkeypatch.setattr(
-        processes, "side_by_side", lambda requested, tell: commands.update(requested)
-    )
-    Run("micro", tmp_path)._branches()
+    monkeypatch.setattr(processes, "run_parallel", lambda new, report: commands.update(new))
+    Run("micro", tmp_path)._train_branches()
     assert len(commands) == 2
     for command in commands.values():
         assert command[command.index("--precision") + 1] == "fp32"

@@ -16,20 +16,22 @@ FITS = json.loads((Path(polyphi.stages.__file__).parent / "learning_rate.json").
 
 @pytest.mark.parametrize("size", sorted(FITS))
 def test_a_fit_follows_from_its_runs(size: str) -> None:
-    found = FITS[size]
-    points = [Point(d, r, s, math.inf if loss is None else loss) for d, r, s, loss in found["runs"]]
-    again = fit(points, found["at"]["tokens"])
+    stored_fit = FITS[size]
+    points = [
+        Point(d, r, s, math.inf if loss is None else loss) for d, r, s, loss in stored_fit["runs"]
+    ]
+    again = fit(points, stored_fit["at"]["tokens"])
     for law in ("law", "free", "through"):
-        assert again[law].keys() == found[law].keys()
-        for key, value in found[law].items():
+        assert again[law].keys() == stored_fit[law].keys()
+        for key, value in stored_fit[law].items():
             assert again[law][key] == pytest.approx(value, rel=1e-6), (law, key)
 
 
 @pytest.mark.parametrize("size", sorted(FITS))
 def test_text_1_takes_its_rate_from_the_fit(size: str) -> None:
-    found, stage = FITS[size], stages.load("text_1_pretrain")
+    stored_fit, stage = FITS[size], stages.load("text_1_pretrain")
     budget = sizes.load(size).budget(stage)
-    law = Law(found["through"]["factor"], EXPONENT)
+    law = Law(stored_fit["through"]["factor"], EXPONENT)
     assert max(stage.learn.values()) * budget.rate == pytest.approx(
         law.rate(budget.steps * budget.batch_tokens)
     )
@@ -37,10 +39,10 @@ def test_text_1_takes_its_rate_from_the_fit(size: str) -> None:
 
 @pytest.mark.parametrize("size", sorted(FITS))
 def test_its_runs_are_those_of_the_size(size: str) -> None:
-    found, table = FITS[size], sizes.load(size)
-    lengths = sorted({run[0] for run in found["runs"]})
+    stored_fit, table = FITS[size], sizes.load(size)
+    lengths = sorted({run[0] for run in stored_fit["runs"]})
     assert tuple(lengths) == table.sweep
     assert lengths[-1] >= 8 * lengths[0]
     budget = table.budgets["text_1_pretrain"]
-    assert found["at"]["tokens"] == budget.steps * budget.batch_tokens
-    assert found["law"]["exponent"] == EXPONENT
+    assert stored_fit["at"]["tokens"] == budget.steps * budget.batch_tokens
+    assert stored_fit["law"]["exponent"] == EXPONENT

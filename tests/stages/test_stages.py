@@ -76,7 +76,7 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         sizes.load("huge")
 
 
-def test_two_sequences_side_by_side_hold_every_stage_behind_its_parents() -> None:
+def test_two_branches_have_every_stage_after_its_parents() -> None:
     assert sorted(name for branch in stages.BRANCHES for name in branch) == sorted(stages.ORDER)
     for branch in stages.BRANCHES:
         for at, name in enumerate(branch):

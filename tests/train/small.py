@@ -1,8 +1,8 @@
-"""A run of the loop that takes a second: four corpora of a dozen samples, a tiny model with every part.
+"""A training run that takes a second: four corpora of a dozen samples, a tiny model of all modalities.
 
 python small.py OUT DATA [--steps N] [--shard PARTS] [--pause SECONDS] [--then OUT DATA ...]
 
-Tests start it in other processes. After `--then` comes another run, in the same process.
+Tests start it in other processes. The arguments after `--then` are those of another run in the same process.
 """
 
 import argparse
@@ -64,10 +64,10 @@ EVERYTHING = Stage(
     objective=NextToken(),
 )
 APART = replace(EVERYTHING, name="apart", data=Mix({"pictures": 1.0, "sounds": 1.0}))
-"""Two processes: in some steps one gets all the pictures, the other all the clips."""
+"""With two processes, in some steps one gets all the images and the other all the audio."""
 
 
-def _says(random: np.random.Generator, few: int = 2, many: int = 9) -> str:
+def _words(random: np.random.Generator, few: int = 2, many: int = 9) -> str:
     return " ".join(random.choice(WORDS, random.integers(few, many)))
 
 
@@ -86,15 +86,15 @@ def _wav(random: np.random.Generator) -> bytes:
 
 
 def write_corpora(folder: Path, rows: int = 12) -> Path:
-    """documents, questions, pictures and sounds, each with a train split."""
+    """Write the corpora documents, questions, pictures and sounds, each with a train split."""
     random = np.random.default_rng(0)
-    made: dict[str, list[Sample]] = {
-        "documents": [document(str(i), _says(random, 8, 30), "", "") for i in range(rows)],
+    corpora: dict[str, list[Sample]] = {
+        "documents": [document(str(i), _words(random, 8, 30), "", "") for i in range(rows)],
         "questions": [_pair(i, random) for i in range(rows)],
         "pictures": [_pair(i, random, Image(_png(random))) for i in range(rows)],
         "sounds": [_pair(i, random, Audio(_wav(random))) for i in range(rows)],
     }
-    for name, samples in made.items():
+    for name, samples in corpora.items():
         shards.write(folder / name / "train", samples, pipeline="test")
     return folder
 
@@ -102,10 +102,10 @@ def write_corpora(folder: Path, rows: int = 12) -> Path:
 def _pair(i: int, random: np.random.Generator, *media: Any) -> Sample:
     return Sample(
         str(i),
-        (Message.user(*media, _says(random)), Message.assistant(_says(random))),
+        (Message.user(*media, _words(random)), Message.assistant(_words(random))),
         "",
         "",
-        {"rejected": _says(random)},
+        {"rejected": _words(random)},
     )
 
 
@@ -184,8 +184,8 @@ def run(
     )
 
 
-def told(out: Path) -> list[tuple[Any, ...]]:
-    """What must be equal between equal runs: step, samples, loss and gradient norm to the last bit."""
+def trajectory(out: Path) -> list[tuple[Any, ...]]:
+    """Step, samples, loss, gradient norm and learning rate of each step: equal runs have them equal to the last bit."""
     return [
         (r["step"], r["ids"], r["loss"], r["gradient_norm"], r["rate"])
         for r in read_metrics(out / "metrics.jsonl")
@@ -193,11 +193,11 @@ def told(out: Path) -> list[tuple[Any, ...]]:
 
 
 class Fails(NextToken):
-    """After `losses` losses, does something once: by default it raises. To a checkpoint it is a plain `NextToken`."""
+    """Runs `action` once, after `losses` losses; by default it raises. Its identity is that of `NextToken`."""
 
     def __init__(self, losses: int, action: Callable[[], None] | None = None) -> None:
         super().__init__()
-        object.__setattr__(self, "left", losses)
+        object.__setattr__(self, "losses_left", losses)
         object.__setattr__(self, "action", action or self._raise)
 
     def __repr__(self) -> str:
@@ -207,14 +207,14 @@ class Fails(NextToken):
         raise RuntimeError("bad luck")
 
     def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
-        object.__setattr__(self, "left", self.left - 1)
-        if self.left == -1:
+        object.__setattr__(self, "losses_left", self.losses_left - 1)
+        if self.losses_left == -1:
             self.action()
         return super().loss(model, module, state, batch)
 
 
 class Slow(NextToken):
-    """Sleeps in every loss, so that there is time to kill it. To a checkpoint it is a plain `NextToken`."""
+    """Sleeps in every loss, so that there is time to kill it. Its identity is that of `NextToken`."""
 
     pause = 0.0
 
@@ -234,10 +234,10 @@ def main() -> None:
         else:
             arguments[-1].append(argument)
     for part in arguments:
-        run_as_told(part)
+        run_from_arguments(part)
 
 
-def run_as_told(arguments: list[str]) -> None:
+def run_from_arguments(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("data", type=Path)
@@ -249,24 +249,24 @@ def run_as_told(arguments: list[str]) -> None:
     parser.add_argument("--background", action="store_true")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
-    given = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    stage = {s.name: s for s in (EVERYTHING, LANGUAGE, APART)}[given.stage]
-    if given.pause:
-        Slow.pause = given.pause
+    stage = {s.name: s for s in (EVERYTHING, LANGUAGE, APART)}[parsed.stage]
+    if parsed.pause:
+        Slow.pause = parsed.pause
         stage = replace(stage, objective=Slow())
-    if given.stop_after is not None:
-        stage = replace(stage, objective=Fails(given.stop_after))
-    budget = replace(BUDGET, steps=given.steps)
+    if parsed.stop_after is not None:
+        stage = replace(stage, objective=Fails(parsed.stop_after))
+    budget = replace(BUDGET, steps=parsed.steps)
     run(
-        given.out,
-        given.data,
+        parsed.out,
+        parsed.data,
         stage,
         budget,
-        dropout=given.dropout,
-        shard=given.shard,
-        context=given.context,
-        background=given.background,
+        dropout=parsed.dropout,
+        shard=parsed.shard,
+        context=parsed.context,
+        background=parsed.background,
         checkpoint_seconds=0.0,
     )
 

@@ -1,4 +1,4 @@
-"""Recognition: two clips are learnt by heart, the recogniser survives its file, padding changes nothing."""
+"""Recognition: overfits two clips, the recogniser is equal after saving and loading, padding changes nothing."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.train.aed import AttentionDecoder, Recogniser, disturbed
+from polyphi.train.aed import AttentionDecoder, Recogniser, augment
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def processor() -> Processor:
 def model(tiny_config: ModelConfig) -> PhiModel:
     model = PhiModel(tiny_config)
     model.initialise(0)
-    return model.eval()  # in training clips are disturbed
+    return model.eval()  # in training clips are augmented
 
 
 def wav(seed: int, seconds: float) -> bytes:
-    """A melody of eight tones a second. Noise sounds the same everywhere: CTC would have nothing to hold on to."""
+    """A melody of eight tones a second. In noise all frames are alike: CTC could not tell them apart."""
     n = int(16000 * seconds)
     pitch = np.repeat(np.random.default_rng(seed).uniform(200, 4000, -(-n // 2000)), 2000)[:n]
     out = io.BytesIO()
@@ -49,7 +49,7 @@ def sample(text: str, seed: int = 0, seconds: float = 1.0) -> Sample:
 SAMPLES = (sample("3 1 4", 1, 0.9), sample("one seven", 2, 1.6))
 
 
-def test_refuses_what_it_cannot_learn(processor: Processor) -> None:
+def test_refuses_unfit_samples(processor: Processor) -> None:
     with pytest.raises(ValueError, match="one audio clip, found 0"):
         AttentionDecoder().rows(
             Sample("x", (Message.user("3"), Message.assistant("3")), "", ""), processor, 64
@@ -58,19 +58,19 @@ def test_refuses_what_it_cannot_learn(processor: Processor) -> None:
         AttentionDecoder().rows(SAMPLES[0], processor, 10)
 
 
-def test_half_of_the_clips_are_disturbed_each_in_its_own_way() -> None:
+def test_half_of_the_clips_are_augmented_each_differently() -> None:
     clips = [Clip(20, "speech")] * 400
     mels = torch.arange(80.0).repeat(20 * len(clips), 1)  # a bin's value is its number
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        found = disturbed(mels, clips, warp=0.1, masks=1, widest=8).view(len(clips), 20, 80)
-        assert torch.equal(disturbed(mels, clips, warp=0.0, masks=1, widest=0), mels)
-    assert (found == found[:, :1]).all()  # the same in all frames of a clip
-    changed = (found[:, 0] != mels[0]).any(1)
+        augmented = augment(mels, clips, warp=0.1, masks=1, widest=8).view(len(clips), 20, 80)
+        assert torch.equal(augment(mels, clips, warp=0.0, masks=1, widest=0), mels)
+    assert (augmented == augmented[:, :1]).all()  # the same in all frames of a clip
+    changed = (augmented[:, 0] != mels[0]).any(1)
     assert 0.4 < changed.float().mean() < 0.6
-    masked = (found[:, 0] == mels.mean()).sum(1)
+    masked = (augmented[:, 0] == mels.mean()).sum(1)
     assert masked.max() == 8 and masked[~changed].max() == 0
-    seen = torch.where(found == mels.mean(), torch.nan, found)[changed, 0, 1:79]
+    seen = torch.where(augmented == mels.mean(), torch.nan, augmented)[changed, 0, 1:79]
     stretch = (seen / torch.arange(1.0, 79)).nanmedian(1).values
     assert stretch.min() > 0.9 - 1e-4 and stretch.max() < 1.1 + 1e-4 and stretch.std() > 0.03
 
@@ -94,28 +94,30 @@ def test_attention_decoder_is_causal_and_reads_all_its_targets(
     objective = AttentionDecoder(ctc=0.0)
     module = objective.build(model, processor)
     (row,) = objective.rows(SAMPLES[0], processor, 128)
-    wanted = row.labels[row.supervised]
+    labels = row.labels[row.supervised]
     frames = model.audio.encoder(row.mels, row.clips)[None]
-    blind = torch.zeros(frames.shape[:2], dtype=torch.bool)
+    padding_mask = torch.zeros(frames.shape[:2], dtype=torch.bool)
     expected = sum(
-        F.cross_entropy(module.scores(module(wanted[None, :i], frames, blind)[0, -1]), wanted[i])
-        for i in range(len(wanted))
+        F.cross_entropy(
+            module.logits(module(labels[None, :i], frames, padding_mask)[0, -1]), labels[i]
+        )
+        for i in range(len(labels))
     )
     assert objective.loss(model, module, None, row)[0].item() == pytest.approx(
         expected.item(), rel=1e-4
     )
 
 
-def test_overfits_and_survives_its_file(
+def test_overfits_and_is_equal_after_saving_and_loading(
     model: PhiModel, processor: Processor, tmp_path: Path
 ) -> None:
     objective = AttentionDecoder()
     module = objective.build(model, processor)
     batch = pack([row for s in SAMPLES for row in objective.rows(s, processor, 128)])
-    learns = {**dict(model.audio.encoder.named_parameters()), **dict(module.named_parameters())}
+    trainable = {**dict(model.audio.encoder.named_parameters()), **dict(module.named_parameters())}
     model.audio.encoder.global_mean.copy_(batch.mels.mean(0))
     model.audio.encoder.global_invstd.copy_(1 / batch.mels.std(0))
-    optimiser = torch.optim.Adam(learns.values(), 6e-3)
+    optimiser = torch.optim.Adam(trainable.values(), 6e-3)
     for _ in range(400):
         with torch.autocast("cpu", torch.bfloat16):
             total, count, metrics = objective.loss(model, module, None, batch)
@@ -124,7 +126,7 @@ def test_overfits_and_survives_its_file(
         optimiser.zero_grad()
         (total / count).backward()
         optimiser.step()
-    assert not [name for name, p in learns.items() if p.grad is None]
+    assert not [name for name, p in trainable.items() if p.grad is None]
 
     trained = {f"objective.{name}": value for name, value in module.state_dict().items()}
     trained |= {

@@ -1,4 +1,5 @@
-"""Alignment of image and audio tokens with words: packs are their rows, and tokens that are the words lose nothing."""
+"""Alignment of image and audio tokens with words: a pack's loss is the sum of its rows', and equal embeddings have
+none."""
 
 import dataclasses
 import io
@@ -14,7 +15,14 @@ from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.messages import Image, Message
 from polyphi.processing.grids import ROW_END
-from polyphi.train.alignment import Alignment, image_words, in_words, scores_of, word_ids, word_loss
+from polyphi.train.alignment import (
+    Alignment,
+    image_words,
+    in_words,
+    word_ids,
+    word_log_probs,
+    word_loss,
+)
 from polyphi.train.loss import NextToken
 
 SIDE, WIDTH, BLANK, END = 2, 8, 0, 1
@@ -23,7 +31,7 @@ TOKENS = LAYOUT.tokens(SIDE)
 
 
 class Words:
-    """A tokenizer that knows what an empty cell and a row's end are."""
+    """A tokenizer that has only the tokens of an empty cell and a row's end."""
 
     def encode(self, text: str) -> list[int]:
         return [END if text == ROW_END else BLANK]
@@ -70,13 +78,13 @@ def test_a_pack_is_its_rows_one_by_one(embeddings: Tensor) -> None:
     assert metrics["named"][1] == sum(m["named"][1] for _, m in parts if m) == 3
 
 
-def test_tokens_that_are_the_words_lose_nothing(embeddings: Tensor) -> None:
+def test_tokens_equal_to_their_words_have_no_loss(embeddings: Tensor) -> None:
     words = dict(SECOND)
     ids = torch.tensor([0, *(words.get(token, 7) for token in range(TOKENS)), 0])
     loss, metrics = Alignment(Words())(embeddings[ids], image(SECOND), embeddings)
     assert loss < 1e-6 and metrics["named"] == (1.0, 1)
-    heard = torch.tensor([0, BLANK, 3, BLANK, 5, 5])
-    loss, _ = Alignment(Words())(embeddings[heard], clip([3, 5], 5), embeddings)
+    spoken = torch.tensor([0, BLANK, 3, BLANK, 5, 5])
+    loss, _ = Alignment(Words())(embeddings[spoken], clip([3, 5], 5), embeddings)
     assert loss < 1e-6
 
 
@@ -89,15 +97,15 @@ def test_gradients_reach_tokens_and_not_embeddings(embeddings: Tensor) -> None:
     assert (x.grad.abs().sum(1) > 0).nonzero().flatten().tolist() == [1, 2, 3, 4]
 
 
-def test_two_words_of_a_place_share_it(embeddings: Tensor) -> None:
+def test_two_words_of_a_slot_share_its_probability(embeddings: Tensor) -> None:
     both = embeddings[[4]] + embeddings[[5]]
-    places, words = torch.tensor([0, 0]), torch.tensor([4, 5])
-    scores = scores_of(both, embeddings)
-    loss, found, filled = word_loss(scores, places, words, (BLANK, END))
-    assert abs(float(loss) - torch.tensor(2.0).log()) < 1e-3 and (found, filled) == (1.0, 1)
+    slots, words = torch.tensor([0, 0]), torch.tensor([4, 5])
+    log_probs = word_log_probs(both, embeddings)
+    loss, correct, filled = word_loss(log_probs, slots, words, (BLANK, END))
+    assert abs(float(loss) - torch.tensor(2.0).log()) < 1e-3 and (correct, filled) == (1.0, 1)
 
 
-def test_a_clip_that_is_too_short_for_its_words_teaches_nothing(embeddings: Tensor) -> None:
+def test_a_clip_that_is_too_short_for_its_words_has_no_loss(embeddings: Tensor) -> None:
     loss, _ = Alignment(Words())(torch.randn(3, WIDTH), clip([3, 4, 5], 2), embeddings)
     assert loss == 0
 
@@ -110,16 +118,16 @@ def test_rows_without_words_are_left_alone(embeddings: Tensor) -> None:
 
 def test_an_image_has_a_word_for_each_of_its_tokens() -> None:
     """Crops first, separators after rows, then the global view: the order of the projector."""
-    shown = [("red star", 0.5, 0.0, 0.75, 0.5), ("7", 0.0, 0.5, 0.25, 1.0)]
+    items = [("red star", 0.5, 0.0, 0.75, 0.5), ("7", 0.0, 0.5, 0.25, 1.0)]
     wide = ImageLayout(1, 2, 2, 4)
-    words = image_words(wide, shown, 2)
+    words = image_words(wide, items, 2)
     assert len(words) == wide.tokens(2)
     assert words == [
         *("", "", "red star", "", ROW_END, "7", "", "", "", ROW_END),
         ROW_END,
         *("", "red star top", ROW_END, "7", "", ROW_END),
     ]
-    alone = image_words(ImageLayout(1, 1, 2, 2), shown, 2)
+    alone = image_words(ImageLayout(1, 1, 2, 2), items, 2)
     assert alone[:6] == ["", "red star top", ROW_END, "7", "", ROW_END], "one crop has all sides"
 
 
@@ -135,22 +143,26 @@ def test_images_in_words_are_the_means_of_their_embeddings() -> None:
     model = make_model(processor)
     sample = picture(processor.crop_size, named=[[("red two", 0.2, 0.2, 0.8, 0.8)]])
     (plain,) = NextToken().rows(sample, processor, 200)
-    given = in_words(plain, sample, processor)
-    assert given.crops is None and len(given) == len(plain)
-    x = model.embed(given)
+    replaced = in_words(plain, sample, processor)
+    assert replaced.crops is None and len(replaced) == len(plain)
+    x = model.embed(replaced)
     ids = word_ids("red two", processor.tokenizer)
     mean = model.decoder.embed_tokens.weight[ids].mean(0)
-    middle = image_words(given.images[0], sample.meta["named"][0], processor.cells).index("red two")
-    torch.testing.assert_close(x[given.image_slots[middle]], mean)
-    text = torch.ones(len(given), dtype=torch.bool).index_fill(0, given.image_slots, False)
-    torch.testing.assert_close(x[text], model.decoder.embed_tokens(given.ids)[text])
-    packed = pack([given, given])
-    torch.testing.assert_close(model(packed), torch.cat([model(given)] * 2), atol=1e-5, rtol=1e-4)
+    middle = image_words(replaced.images[0], sample.meta["named"][0], processor.cells).index(
+        "red two"
+    )
+    torch.testing.assert_close(x[replaced.image_slots[middle]], mean)
+    text = torch.ones(len(replaced), dtype=torch.bool).index_fill(0, replaced.image_slots, False)
+    torch.testing.assert_close(x[text], model.decoder.embed_tokens(replaced.ids)[text])
+    packed = pack([replaced, replaced])
+    torch.testing.assert_close(
+        model(packed), torch.cat([model(replaced)] * 2), atol=1e-5, rtol=1e-4
+    )
 
 
-def test_what_is_not_known_of_an_image_cannot_be_said() -> None:
+def test_an_image_without_words_is_refused() -> None:
     processor = make_processor()
     sample = picture(processor.crop_size)
     (plain,) = NextToken().rows(sample, processor, 200)
-    with pytest.raises(Unfit, match="0 can be given"):
+    with pytest.raises(Unfit, match="found them for 0"):
         in_words(plain, sample, processor)

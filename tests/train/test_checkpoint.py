@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent: damage is found, a full disk leaves the one before, leftovers go."""
+"""Checkpoints are atomic: damage is detected, a full disk leaves the one before, unfinished ones are removed."""
 
 import errno
 import os
@@ -21,19 +21,19 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
 
 
 def read(folder: Path) -> tuple[int, float]:
-    """Step and value of the checkpoint that a run would go on from; all its tensors hold that value."""
+    """Step and value of the checkpoint from which a run would resume; all its tensors hold that value."""
     stored = checkpoint.Checkpoints(folder).find()
-    found = tensors(-1.0)
-    assert stored.names == sorted(found)
-    stored.read(found)
-    assert len({float(v) for t in found.values() for v in t.flatten()}) == 1
-    return stored.state["step"], float(found["step/a"])
+    values = tensors(-1.0)
+    assert stored.names == sorted(values)
+    stored.read(values)
+    assert len({float(v) for t in values.values() for v in t.flatten()}) == 1
+    return stored.state["step"], float(values["step/a"])
 
 
 @pytest.fixture(params=[False, True], ids=["at once", "in the background"])
 def checkpoints(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[checkpoint.Checkpoints]:
-    with closing(checkpoint.Checkpoints(tmp_path / "checkpoints", request.param)) as made:
-        yield made
+    with closing(checkpoint.Checkpoints(tmp_path / "checkpoints", request.param)) as instance:
+        yield instance
 
 
 def test_the_latest_is_read_and_one_before_it_stays(checkpoints: checkpoint.Checkpoints) -> None:
@@ -47,10 +47,10 @@ def test_the_latest_is_read_and_one_before_it_stays(checkpoints: checkpoint.Chec
     assert names == ["latest", "step_00000002", "step_00000003"]
 
 
-def test_what_is_saved_is_what_was_there_when_it_was_asked_for(
+def test_a_checkpoint_holds_the_values_of_the_moment_of_saving(
     checkpoints: checkpoint.Checkpoints,
 ) -> None:
-    """The optimiser goes on writing into the tensors at once."""
+    """The optimiser changes the tensors directly afterwards."""
     live = {"parameter/a": torch.ones(512, 1024), "step/a": torch.tensor(1.0)}
     for step in range(1, 6):
         for tensor in live.values():
@@ -60,9 +60,9 @@ def test_what_is_saved_is_what_was_there_when_it_was_asked_for(
             for tensor in live.values():
                 tensor.add_(1)
     checkpoints.wait()
-    found = {name: torch.zeros_like(t) for name, t in live.items()}
-    checkpoints.find().read(found)
-    assert all(bool((t == 5).all()) for t in found.values())
+    loaded = {name: torch.zeros_like(t) for name, t in live.items()}
+    checkpoints.find().read(loaded)
+    assert all(bool((t == 5).all()) for t in loaded.values())
 
 
 def test_leftovers_of_a_killed_run_are_no_checkpoint(checkpoints: checkpoint.Checkpoints) -> None:
@@ -78,7 +78,7 @@ def test_leftovers_of_a_killed_run_are_no_checkpoint(checkpoints: checkpoint.Che
     assert names == ["latest", "step_00000001", "step_00000003"]
 
 
-def test_damage_is_found_and_the_one_before_taken(tmp_path: Path) -> None:
+def test_damage_is_detected_and_the_one_before_is_used(tmp_path: Path) -> None:
     checkpoints = checkpoint.Checkpoints(tmp_path)
     for step in (1, 2):
         checkpoints.save(step, tensors(step), {})
@@ -96,7 +96,7 @@ def test_damage_is_found_and_the_one_before_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: .* free some space"),
         (
@@ -114,7 +114,7 @@ def test_damage_is_found_and_the_one_before_taken(tmp_path: Path) -> None:
 def test_a_disk_that_refuses_leaves_the_checkpoint_before(
     checkpoints: checkpoint.Checkpoints,
     error: Exception,
-    says: str,
+    message: str,
     where: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_disk_that_refuses_leaves_the_checkpoint_before(
                 patch.setattr(checkpoint, "write_json", refuses)
             case "the folder":
                 patch.setattr(Path, "mkdir", refuses)
-        with pytest.raises(OSError, match=says):
+        with pytest.raises(OSError, match=message):
             checkpoints.save(2, tensors(2), {})
             checkpoints.wait()
     assert read(checkpoints.folder) == (1, 1.0)
@@ -165,27 +165,27 @@ def test_killed_at_any_moment_of_saving(background: bool, tmp_path: Path) -> Non
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with os.fdopen(saved, "rb") as pipe:
-            said = len(pipe.read())
+            saves = len(pipe.read())
         stored = checkpoint.Checkpoints(tmp_path).find()
-        found = stored.state["step"] if stored is not None else 0
+        step = stored.state["step"] if stored is not None else 0
         # Each byte is a checkpoint that is saved; in the background, but for the one that is being written.
-        assert found >= latest + said - background
+        assert step >= latest + saves - background
         if stored is not None:
             values = {"parameter/a": torch.zeros(300, 200), "step/a": torch.tensor(0.0)}
             stored.read(values)
-            assert all(bool((t == found).all()) for t in values.values())
-        latest = found
+            assert all(bool((t == step).all()) for t in values.values())
+        latest = step
     assert latest >= 5, "hardly any was saved"
 
 
-def _save_forever(folder: Path, step: int, background: bool, told: int) -> None:
+def _save_forever(folder: Path, step: int, background: bool, pipe: int) -> None:
     try:
         checkpoints = checkpoint.Checkpoints(folder, background)
-        os.write(told, b"!")
+        os.write(pipe, b"!")
         for value in range(step, 1_000_000):
             tensors = {"parameter/a": torch.full((300, 200), float(value))}
             checkpoints.save(value, {**tensors, "step/a": torch.tensor(float(value))}, {})
-            os.write(told, b".")
+            os.write(pipe, b".")
     finally:
         os._exit(1)
 

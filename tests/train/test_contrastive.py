@@ -65,7 +65,7 @@ def test_a_row_is_a_caption_with_a_global_view(processor: Processor) -> None:
     assert processor.tokenizer.decode(row.ids.tolist()) == "a red cat<|endoftext|>"
     assert row.adapters == (None,) and row.labels is None and row.image_slots is None
     assert len(row.crops) == len(row.crop_masks) == sum(layout.crops for layout in row.images) == 1
-    with pytest.raises(ValueError, match="one picture, found 0"):
+    with pytest.raises(ValueError, match="one image, found 0"):
         Contrastive().rows(
             Sample("x", (Message("document", (Text("a cat"),)),), "", ""), processor, 64
         )
@@ -85,16 +85,16 @@ def test_loss_is_the_formula(model: PhiModel, processor: Processor) -> None:
         for start, end in zip(batch.bounds[:-1], batch.bounds[1:], strict=True):
             ids = batch.ids[start:end]
             alone = Batch(ids, torch.arange(len(ids)), (0, len(ids)), (len(ids),), (None,))
-            seen = (model(alone), model.decoder.embed_tokens.weight[ids])
+            states = (model(alone), model.decoder.embed_tokens.weight[ids])
             normed = [
                 (x - x.mean(1, keepdim=True))
                 / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-                for x in seen
+                for x in states
             ]
             texts.append(torch.cat(normed, 1).mean(0))
-        seen = torch.stack(texts)
-        spread = (seen - seen.mean(0)).pow(2).mean(0).sqrt()
-        texts = [heads.text((t - seen.mean(0)) / (spread + 1e-3)) for t in texts]
+        states = torch.stack(texts)
+        spread = (states - states.mean(0)).pow(2).mean(0).sqrt()
+        texts = [heads.text((t - states.mean(0)) / (spread + 1e-3)) for t in texts]
         texts = [t / t.norm() for t in texts]
         expected, right = 0.0, 0
         same = [(i, j) for i in range(4) for j in range(4) if i == j or {i, j} == {0, 2}]
@@ -168,9 +168,9 @@ def test_a_similarity_is_what_training_compared(model: PhiModel, processor: Proc
     for i, j in ((0, 0), (5, 9), (63, 1)):
         picture = Picture.open(io.BytesIO(samples[i].messages[0].parts[0].source))
         assert similarity(picture, captions[j]) == pytest.approx(cosines[i, j].item(), abs=1e-3)
-    with pytest.raises(ValueError, match="needs words"):
+    with pytest.raises(ValueError, match="found an empty text"):
         similarity(picture, " ")
-    with pytest.raises(ValueError, match="64 different ones, found 1"):
+    with pytest.raises(ValueError, match="64 different captions, found 1"):
         Similarity(model, trained, processor, ["a"] * 100)
     with pytest.raises(ValueError, match="expected the heads'"):
         Similarity(model, {"vision.x": torch.ones(1)}, processor, captions)
@@ -186,8 +186,8 @@ def test_cells_name_what_they_show(model: PhiModel, processor: Processor) -> Non
     heads = objective.build(model, processor, seed=3)
     rows = []
     for i, caption in enumerate(("a red cat", "two blue dogs")):
-        shown = dataclasses.replace(sample(caption, i), meta={"named": NAMED})
-        rows += objective.rows(shown, processor, 64)
+        annotated = dataclasses.replace(sample(caption, i), meta={"named": NAMED})
+        rows += objective.rows(annotated, processor, 64)
     batch = pack(rows)
     assert batch.cell_words is not None
     assert batch.cell_words[:, 0].unique().tolist() == [0, 1]

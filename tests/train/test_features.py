@@ -1,28 +1,30 @@
-"""Outputs of a resting encoder, kept: the same numbers, worked out once, whatever happens to the files."""
+"""Cached outputs of a frozen encoder: the same results, computed once, also with damaged files."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from train.small import BUDGET, EVERYTHING, make_model, make_processor, run, told
+from train.small import BUDGET, EVERYTHING, make_model, make_processor, run, trajectory
 
 from polyphi.batch import Clip
-from polyphi.train.features import Features, kept_features
+from polyphi.train.features import Features, cached_features
 
 LONG = replace(BUDGET, steps=8)
-RESTING = replace(
+FROZEN = replace(
     EVERYTHING,
-    learn={n: rate for n, rate in EVERYTHING.learn.items() if ".encoder." not in n},
+    learn={n: lr for n, lr in EVERYTHING.learn.items() if ".encoder." not in n},
 )
 
 
 def test_the_numbers_stay_the_same(corpora: Path, tmp_path: Path) -> None:
-    run(tmp_path / "plain", corpora, RESTING, LONG)
+    run(tmp_path / "plain", corpora, FROZEN, LONG)
     stored: dict[str, list[int]] = {}
-    for name in ("first", "again"):  # the second finds all of it
-        run(tmp_path / name, corpora, RESTING, LONG, features=tmp_path / "features")
-        for one, other in zip(told(tmp_path / "plain"), told(tmp_path / name), strict=True):
+    for name in ("first", "again"):  # the second has all outputs cached
+        run(tmp_path / name, corpora, FROZEN, LONG, features=tmp_path / "features")
+        for one, other in zip(
+            trajectory(tmp_path / "plain"), trajectory(tmp_path / name), strict=True
+        ):
             assert one[:2] == other[:2]
             assert one[2:] == pytest.approx(other[2:], rel=1e-5)
         sizes = [file.stat().st_size for file in sorted((tmp_path / "features").glob("*/*.bin"))]
@@ -30,46 +32,46 @@ def test_the_numbers_stay_the_same(corpora: Path, tmp_path: Path) -> None:
         assert sizes == stored.setdefault("sizes", sizes), "the second run computes nothing"
 
 
-def test_an_encoder_that_learns_is_never_asked_from_disk(corpora: Path, tmp_path: Path) -> None:
+def test_outputs_of_a_trainable_encoder_are_not_cached(corpora: Path, tmp_path: Path) -> None:
     run(tmp_path / "out", corpora, replace(EVERYTHING), BUDGET, features=tmp_path / "features")
-    assert len(list((tmp_path / "features").iterdir())) == 1, "the vision encoder rests"
+    assert len(list((tmp_path / "features").iterdir())) == 1, "of the frozen vision encoder alone"
 
 
-def test_each_clip_is_worked_out_once_and_alone(tmp_path: Path) -> None:
+def test_each_clip_is_encoded_once_and_alone(tmp_path: Path) -> None:
     model = make_model(make_processor()).requires_grad_(False)
     encoder, calls = model.audio.encoder, []
-    encoder.subsampling.register_forward_hook(lambda _, given, __: calls.append(given[1]))
+    encoder.subsampling.register_forward_hook(lambda _, inputs, __: calls.append(inputs[1]))
     mels = torch.randn(40 + 24 + 40, 80)
     mels[64:] = mels[:40]
     clips = [Clip(40, "speech"), Clip(24, "vision"), Clip(40, "vision")]
     expected = encoder(mels, clips)
     calls.clear()
-    with kept_features(model, tmp_path, "fp32"):
+    with cached_features(model, tmp_path, "fp32"):
         for _ in range(2):
             torch.testing.assert_close(encoder(mels, clips), expected, atol=1e-5, rtol=1e-5)
     assert calls == [[40, 24]]
-    with kept_features(model, tmp_path, "bf16"):
+    with cached_features(model, tmp_path, "bf16"):
         encoder(mels, clips)
     with torch.no_grad():
         encoder.global_mean += 1
-    with kept_features(model, tmp_path, "fp32"):
+    with cached_features(model, tmp_path, "fp32"):
         encoder(mels, clips)
-    assert len(calls) == 3, "other arithmetic and other weights are other features"
+    assert len(calls) == 3, "another precision and other weights have other features"
 
 
-def test_a_killed_process_leaves_what_is_whole(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_complete_entries(tmp_path: Path) -> None:
     features = Features(tmp_path)
-    made = [torch.randn(3, 2), torch.randn(5).bfloat16()]
-    features.of(["a", "b"], lambda missing: [made[i] for i in missing])
+    tensors = [torch.randn(3, 2), torch.randn(5).bfloat16()]
+    features.of(["a", "b"], lambda missing: [tensors[i] for i in missing])
     features.close()
     index, data = tmp_path / "0.jsonl", tmp_path / "0.bin"
     index.write_bytes(index.read_bytes() + b'{"key": "c", "sta')
     data.write_bytes(data.read_bytes() + b"half")
     again = Features(tmp_path)
     fresh = torch.randn(4)
-    found = again.of(["a", "b", "c"], lambda missing: [fresh] * len(missing))
+    outputs = again.of(["a", "b", "c"], lambda missing: [fresh] * len(missing))
     again.close()
-    for one, other in zip(found, [*made, fresh], strict=True):
+    for one, other in zip(outputs, [*tensors, fresh], strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
     data.write_bytes(data.read_bytes()[:20])  # power went before the data reached the disk
     last = Features(tmp_path)

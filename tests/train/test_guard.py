@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.small import BUDGET, LANGUAGE, make_processor, run, told
+from train.small import BUDGET, LANGUAGE, make_processor, run, trajectory
 
 from polyphi.batch import Batch
 from polyphi.data import shards
@@ -30,11 +30,11 @@ STAGE = replace(LANGUAGE, data=Mix({"questions": 1}))
 def data(corpora: Path, tmp_path: Path) -> Path:
     """Questions, the fourth and the eighth poisoned."""
     folder = tmp_path / "data"
-    made = []
+    samples = []
     for i, sample in enumerate(shards.Shards(corpora / "questions" / "train")):
         answer = POISON if i in (3, 7) else "red square"
-        made.append(Sample(sample.id, (*sample.prompt, Message.assistant(answer)), "", ""))
-    shards.write(folder / "questions" / "train", made, pipeline="test")
+        samples.append(Sample(sample.id, (*sample.prompt, Message.assistant(answer)), "", ""))
+    shards.write(folder / "questions" / "train", samples, pipeline="test")
     return folder
 
 
@@ -51,7 +51,7 @@ class Poisoned(NextToken):
 
 
 class Spikes(NextToken):
-    """The loss of the losses numbered `at` is a thousand times what it should be."""
+    """The losses with the numbers in `at` are multiplied by a thousand."""
 
     def __init__(self, *at: int) -> None:
         super().__init__()
@@ -84,11 +84,11 @@ def test_a_sample_whose_loss_is_nan_is_quarantined_and_named(data: Path, tmp_pat
 
 def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
     class Stops(Poisoned):
-        left = 7
+        losses_left = 7
 
         def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
-            Stops.left -= 1
-            if not Stops.left:
+            Stops.losses_left -= 1
+            if not Stops.losses_left:
                 raise RuntimeError("bad luck")
             return super().loss(model, module, state, batch)
 
@@ -97,7 +97,7 @@ def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="bad luck"):
         run(tmp_path / "half", data, replace(stage, objective=Stops()), FEW, checkpoint_seconds=0.0)
     resumed = run(tmp_path / "half", data, stage, FEW)
-    assert told(tmp_path / "half") == told(tmp_path / "straight")
+    assert trajectory(tmp_path / "half") == trajectory(tmp_path / "straight")
     assert resumed["set_aside"] == straight["set_aside"]
     assert quarantined(tmp_path / "half") == quarantined(tmp_path / "straight")
 
@@ -128,9 +128,9 @@ def test_a_spike_is_rolled_back(data: Path, tmp_path: Path) -> None:
     manifest = run(tmp_path / "out", data, stage, MANY, guard=back, **often)
     assert manifest["rolled_back"] == 1 and manifest["wrong_steps"] == 1
     run(tmp_path / "plain", data, STAGE, replace(MANY, steps=17), **often)
-    found, plain = (told(tmp_path / name) for name in ("out", "plain"))
-    assert [r[0] for r in found] == list(range(16))
-    assert [r[1] for r in found] == [r[1] for r in plain if r[0] != 12], "that step's samples only"
+    spiked, plain = (trajectory(tmp_path / name) for name in ("out", "plain"))
+    assert [r[0] for r in spiked] == list(range(16))
+    assert [r[1] for r in spiked] == [r[1] for r in plain if r[0] != 12], "that step's samples only"
 
 
 def test_too_many_rejected_steps_end_the_run(data: Path, tmp_path: Path) -> None:

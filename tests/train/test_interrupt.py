@@ -1,4 +1,4 @@
-"""Ctrl-C: once, twice, and where Python drops it."""
+"""Ctrl-C: once, twice, and where Python ignores it."""
 
 import os
 import signal
@@ -7,38 +7,40 @@ import sys
 
 DROPPED = """
 import os, signal, sys, weakref
-from polyphi.train.interrupt import Interruptible, remember
+from polyphi.train.interrupt import Interruptible, record_interrupts
 
 class Thing: pass
 
-remember()
+record_interrupts()
 thing = Thing()
-kept = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
 del thing
-with Interruptible() as asked:
-    print(asked())
+with Interruptible() as interrupted:
+    print(interrupted())
 """
 
 
-def test_one_that_python_drops_counts_at_the_next_step() -> None:
-    done = subprocess.run(
+def test_one_that_python_ignores_takes_effect_at_the_next_step() -> None:
+    process = subprocess.run(
         [sys.executable, "-c", DROPPED], capture_output=True, text=True, check=True
     )
-    assert "Exception ignored" in done.stderr
-    assert done.stdout == "True\n"
+    assert "Exception ignored" in process.stderr
+    assert process.stdout == "True\n"
 
 
-def test_one_asks_and_a_second_stops() -> None:
+def test_the_first_is_recorded_and_the_second_stops() -> None:
     code = """
 import os, signal
 from polyphi.train.interrupt import Interruptible
-with Interruptible() as asked:
-    print(asked())
+with Interruptible() as interrupted:
+    print(interrupted())
     os.kill(os.getpid(), signal.SIGINT)
-    print(asked())
+    print(interrupted())
     os.kill(os.getpid(), signal.SIGINT)
     print("never")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "False\nTrue\n"
-    assert done.returncode in (-signal.SIGINT, 130) and os.name == "posix"
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert process.stdout == "False\nTrue\n"
+    assert process.returncode in (-signal.SIGINT, 130) and os.name == "posix"

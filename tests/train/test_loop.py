@@ -1,5 +1,5 @@
-"""The loop's checks: what is trained, what stays frozen, what must be finite; and that cutting a step into packs
-changes nothing."""
+"""The loop's checks of trainable and frozen tensors and of finite losses; and that dividing a step into packs changes
+nothing."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from train import small
-from train.small import BUDGET, EVERYTHING, LANGUAGE, make_model, make_processor, run, told
+from train.small import BUDGET, EVERYTHING, LANGUAGE, make_model, make_processor, run, trajectory
 
 from polyphi.data import shards
 from polyphi.runtime import progress
@@ -28,8 +28,8 @@ TWO = replace(BUDGET, steps=2)
 def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Path) -> None:
     model = make_model(make_processor())
     before = {name: p.clone() for name, p in model.named_parameters()}
-    said: list[object] = []
-    manifest = run(tmp_path, corpora, model=model, report=said.append)
+    messages: list[object] = []
+    manifest = run(tmp_path, corpora, model=model, report=messages.append)
     after = dict(model.named_parameters())
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     trained = load_file(tmp_path / "trained.safetensors")
@@ -47,9 +47,9 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
     assert json.loads((tmp_path / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "checkpoints").exists()
-    assert said and said[0].row_count == len(EVERYTHING.learn) + 1
+    assert messages and messages[0].row_count == len(EVERYTHING.learn) + 1
 
-    # Once more is only a look: nothing trains, the tensors are put in place.
+    # A second call trains nothing and loads the tensors.
     fresh = make_model(make_processor())
     assert run(tmp_path, corpora, model=fresh) == json.loads(json.dumps(manifest))
     assert all(torch.equal(p, after[name]) for name, p in fresh.named_parameters())
@@ -60,7 +60,7 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
 def test_accumulation_equals_a_big_batch(corpora: Path, tmp_path: Path) -> None:
     for micro_tokens in (1000, 60):
         run(tmp_path / str(micro_tokens), corpora, micro_tokens=micro_tokens)
-    big, small = told(tmp_path / "1000"), told(tmp_path / "60")
+    big, small = trajectory(tmp_path / "1000"), trajectory(tmp_path / "60")
     assert [r[:2] for r in big] == [r[:2] for r in small]
     assert [r[2:4] for r in big] == [pytest.approx(r[2:4], rel=1e-4) for r in small]
 
@@ -68,8 +68,8 @@ def test_accumulation_equals_a_big_batch(corpora: Path, tmp_path: Path) -> None:
 def test_bf16_is_near_fp32(corpora: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         run(tmp_path / precision, corpora, LANGUAGE, TWO, precision=precision)
-    exact, narrow = told(tmp_path / "fp32"), told(tmp_path / "bf16")
-    assert [r[2] for r in exact] == pytest.approx([r[2] for r in narrow], rel=1e-2)
+    exact, bf16 = trajectory(tmp_path / "fp32"), trajectory(tmp_path / "bf16")
+    assert [r[2] for r in exact] == pytest.approx([r[2] for r in bf16], rel=1e-2)
     assert all(
         t.dtype == torch.float32
         for t in load_file(tmp_path / "bf16" / "trained.safetensors").values()
@@ -90,21 +90,21 @@ def test_a_frozen_tensor_that_changes_is_caught(corpora: Path, tmp_path: Path) -
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_a_run_that_goes_on_with_a_thawed_base_is_caught(
+def test_resuming_with_a_changed_base_is_caught(
     corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two ways: the resumed run learns more than it says, or an optimiser has written to what rests meanwhile."""
+    """Two ways: the resumed run trains another tensor, or an optimiser has changed a frozen one meanwhile."""
     stopped = replace(EVERYTHING, objective=small.Fails(1))
     with pytest.raises(RuntimeError, match="bad luck"):
         run(tmp_path, corpora, stopped, TWO, checkpoint_seconds=0.0)
 
-    def thaws(stage, model, module):
+    def freeze_less(stage, model, module):
         parameters = freeze.freeze(stage, model, module)
         model.decoder.layers[0].mlp.down_proj.weight.requires_grad_(True)
         return parameters
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "freeze", thaws)
+        patch.setattr(loop, "freeze", freeze_less)
         with pytest.raises(
             ValueError, match=r"1 of \d+ frozen tensors differ, such as .*down_proj"
         ):
@@ -119,12 +119,12 @@ def test_a_run_that_goes_on_with_a_thawed_base_is_caught(
 
 
 def test_a_group_without_gradient_is_caught(corpora: Path, tmp_path: Path) -> None:
-    deaf = replace(EVERYTHING, data=Mix({"pictures": 1}))
+    images_only = replace(EVERYTHING, data=Mix({"pictures": 1}))
     with pytest.raises(
         RuntimeError,
-        match=r"'audio.encoder.\*' is to be learned, but its \d+ tensors got no gradient",
+        match=r"'audio.encoder.\*' .* \d+ tensors got no gradient",
     ):
-        run(tmp_path, corpora, deaf, TWO)
+        run(tmp_path, corpora, images_only, TWO)
 
 
 def test_a_loss_that_is_not_finite_names_its_samples(corpora: Path, tmp_path: Path) -> None:
@@ -137,22 +137,17 @@ def test_a_loss_that_is_not_finite_names_its_samples(corpora: Path, tmp_path: Pa
         run(tmp_path, corpora, model=model)
 
 
-def test_samples_left_out_are_counted_and_told(corpora: Path, tmp_path: Path) -> None:
-    said: list[object] = []
+def test_skipped_samples_are_counted_and_reported(corpora: Path, tmp_path: Path) -> None:
+    messages: list[object] = []
     manifest = run(
         tmp_path,
         corpora,
         replace(LANGUAGE, data=Mix({"documents": 2, "questions": 1})),
         replace(TWO, context=17),
-        report=said.append,
+        report=messages.append,
     )
     assert manifest["counters"]["skipped"] == manifest["counters"]["skipped questions"] > 0
-    assert (
-        sum(
-            "samples of questions are left out, the first: questions/" in str(line) for line in said
-        )
-        == 1
-    )
+    assert sum("samples of questions, the first: questions/" in str(line) for line in messages) == 1
 
 
 def test_watching_reaches_the_metrics_and_changes_nothing(corpora: Path, tmp_path: Path) -> None:
@@ -162,32 +157,32 @@ def test_watching_reaches_the_metrics_and_changes_nothing(corpora: Path, tmp_pat
 
     run(tmp_path / "plain", corpora, budget=TWO, dropout=0.5)
     run(tmp_path / "watched", corpora, budget=TWO, dropout=0.5, watch=watch, watch_steps=1)
-    assert told(tmp_path / "plain") == told(tmp_path / "watched")
+    assert trajectory(tmp_path / "plain") == trajectory(tmp_path / "watched")
     assert all("noise" in r["watch"] for r in read_metrics(tmp_path / "watched" / "metrics.jsonl"))
 
 
 def test_losses_by_modality_add_up(corpora: Path, tmp_path: Path) -> None:
     run(tmp_path, corpora, budget=TWO)
     for record in read_metrics(tmp_path / "metrics.jsonl"):
-        kinds = [record[f"loss {kind}"] for kind in ("text", "image", "audio")]
-        assert min(kinds) < record["loss"] < max(kinds) and "loss image and audio" not in record
+        losses = [record[f"loss {kind}"] for kind in ("text", "image", "audio")]
+        assert min(losses) < record["loss"] < max(losses) and "loss image and audio" not in record
     run(tmp_path / "text", corpora, LANGUAGE, TWO)
     for record in read_metrics(tmp_path / "text" / "metrics.jsonl"):
         assert record["loss text"] == pytest.approx(record["loss"]) and "loss image" not in record
 
 
-def test_what_is_handed_on_can_be_an_average(corpora: Path, tmp_path: Path) -> None:
-    seen = []
+def test_exported_weights_can_be_averages(corpora: Path, tmp_path: Path) -> None:
+    averages = []
 
     def watch(model) -> dict[str, float]:
-        seen.append(model.decoder.norm.weight.clone())
+        averages.append(model.decoder.norm.weight.clone())
         return {}
 
     stage = replace(LANGUAGE, ema=0.75)
     first = make_model(make_processor(), text=True).decoder.norm.weight.clone()
     model = make_model(make_processor(), text=True)
     run(tmp_path / "straight", corpora, stage, model=model, watch=watch, watch_steps=1)
-    for weights in seen:
+    for weights in averages:
         first = 0.75 * first + 0.25 * weights
     torch.testing.assert_close(model.decoder.norm.weight, first)
     with pytest.raises(RuntimeError, match="bad luck"):
@@ -198,17 +193,17 @@ def test_what_is_handed_on_can_be_an_average(corpora: Path, tmp_path: Path) -> N
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_deterministic_kernels_are_asked_for_and_let_go(corpora: Path, tmp_path: Path) -> None:
+def test_deterministic_kernels_are_set_and_reset(corpora: Path, tmp_path: Path) -> None:
     def watch(model) -> dict[str, float]:
-        return {"asked": float(torch.are_deterministic_algorithms_enabled())}
+        return {"deterministic": float(torch.are_deterministic_algorithms_enabled())}
 
-    for name, wanted in (("plain", False), ("deterministic", True)):
-        options = {"deterministic": wanted, "watch": watch, "watch_steps": 1}
+    for name, expected in (("plain", False), ("deterministic", True)):
+        options = {"deterministic": expected, "watch": watch, "watch_steps": 1}
         run(tmp_path / name, corpora, budget=TWO, **options)
         records = read_metrics(tmp_path / name / "metrics.jsonl")
-        assert all(r["watch"]["asked"] == wanted for r in records)
+        assert all(r["watch"]["deterministic"] == expected for r in records)
     assert not torch.are_deterministic_algorithms_enabled()
-    assert told(tmp_path / "plain") == told(tmp_path / "deterministic")
+    assert trajectory(tmp_path / "plain") == trajectory(tmp_path / "deterministic")
 
 
 def test_flops_are_counted_beside_the_peak(corpora: Path, tmp_path: Path) -> None:
@@ -252,8 +247,8 @@ def test_other_objectives_fit_the_loop(
     )
     manifest = run(tmp_path, corpora, stage, TWO)
     assert manifest["steps"] == 2
-    kept = load_file(tmp_path / "trained.safetensors")
-    assert any(name.startswith("objective.") for name in kept) == ("objective.*" in learn)
+    trained = load_file(tmp_path / "trained.safetensors")
+    assert any(name.startswith("objective.") for name in trained) == ("objective.*" in learn)
 
 
 def test_the_code_revision_is_a_hash_of_the_sources() -> None:
@@ -267,16 +262,18 @@ def test_contrastive_steps_are_never_cut(corpora: Path, tmp_path: Path) -> None:
     )
     for micro_tokens in (1000, 1):
         run(tmp_path / str(micro_tokens), corpora, stage, TWO, micro_tokens=micro_tokens)
-    assert told(tmp_path / "1000") == told(tmp_path / "1")
+    assert trajectory(tmp_path / "1000") == trajectory(tmp_path / "1")
 
 
-def test_a_damaged_picture_is_left_out_named_and_counted(corpora: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_skipped_named_and_counted(corpora: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "pictures" / "train"
-    made = list(shards.Shards(corpora / "pictures" / "train"))
-    user, answer = made[4].messages
+    samples = list(shards.Shards(corpora / "pictures" / "train"))
+    user, answer = samples[4].messages
     half = replace(user.parts[0], source=user.parts[0].source[:-2000])
-    made[4] = replace(made[4], messages=(replace(user, parts=(half, *user.parts[1:])), answer))
-    shards.write(folder, made, pipeline="test")
+    samples[4] = replace(
+        samples[4], messages=(replace(user, parts=(half, *user.parts[1:])), answer)
+    )
+    shards.write(folder, samples, pipeline="test")
     stage = replace(EVERYTHING, data=Mix({"pictures": 1.0}), learn={"vision.projector.*": 1e-3})
     manifest = run(tmp_path / "out", tmp_path / "data", stage)
     lines = [
@@ -299,4 +296,4 @@ def test_documents_are_cut_and_counted(corpora: Path, tmp_path: Path) -> None:
 def test_worker_processes_change_nothing(corpora: Path, tmp_path: Path) -> None:
     run(tmp_path / "none", corpora, budget=TWO)
     run(tmp_path / "two", corpora, budget=TWO, workers=2)
-    assert told(tmp_path / "two") == told(tmp_path / "none")
+    assert trajectory(tmp_path / "two") == trajectory(tmp_path / "none")

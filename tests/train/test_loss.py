@@ -1,4 +1,4 @@
-"""The loss by chunks is plain cross-entropy, gradients too, and keeps no scores."""
+"""The chunked loss and its gradients are those of plain cross-entropy, and no logits are stored."""
 
 import io
 from dataclasses import replace
@@ -25,12 +25,12 @@ def problem(frozen: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, head, torch.randint(0, 300, (50,))
 
 
-@pytest.mark.parametrize("scores", [1 << 20, 7 * 300, 1])
+@pytest.mark.parametrize("logits", [1 << 20, 7 * 300, 1])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_both_ways_are_cross_entropy(
-    scores: int, frozen: bool, monkeypatch: pytest.MonkeyPatch
+    logits: int, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": scores})
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", {"cpu": logits})
     monkeypatch.setattr(loss, "CHUNK_ROWS", 1)
     hidden, head, labels = problem(frozen)
     inputs = [hidden] if frozen else [hidden, head]
@@ -67,22 +67,22 @@ def test_autocast_stays_near() -> None:
         assert (ours - theirs).norm() < 0.01 * theirs.norm()  # 8 bits of mantissa
 
 
-def test_without_gradient_none_is_worked_out() -> None:
+def test_without_gradient_none_is_computed() -> None:
     hidden, head, labels = problem()
     with torch.no_grad():
         assert not token_loss_sum(hidden, head, labels)[0].requires_grad
 
 
-def test_scores_are_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": 5 * 300})
+def test_logits_are_never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", {"cpu": 5 * 300})
     monkeypatch.setattr(loss, "CHUNK_ROWS", 1)
     hidden, head, labels = problem(frozen=True)
-    kept: list[int] = []
+    saved_sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.append(t.numel()) or t, lambda t: t
+        lambda t: saved_sizes.append(t.numel()) or t, lambda t: t
     ):
         token_loss_sum(hidden, head, labels)[0]
-    assert max(kept) == hidden.numel(), "only the gradient of the hidden states"
+    assert max(saved_sizes) == hidden.numel(), "only the gradient of the hidden states"
 
 
 def test_packed_equals_one_by_one(corpora: Path) -> None:
@@ -98,9 +98,9 @@ def test_packed_equals_one_by_one(corpora: Path) -> None:
     rows = [row for sample in samples for row in objective.rows(sample, processor, 120)]
 
     def gradients() -> list[Tensor]:
-        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         model.zero_grad()
-        return found
+        return grads
 
     total, count, _ = objective.loss(model, None, None, pack(rows))
     total.backward()
@@ -113,7 +113,7 @@ def test_packed_equals_one_by_one(corpora: Path) -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
-def test_rows_cut_documents_and_refuse_what_teaches_nothing(corpora: Path) -> None:
+def test_rows_cut_documents_and_refuse_samples_without_supervised_tokens(corpora: Path) -> None:
     processor = make_processor()
     long = document("x", "one two three " * 50, "", "")
     (row,) = NextToken().rows(long, processor, 30)
@@ -121,7 +121,7 @@ def test_rows_cut_documents_and_refuse_what_teaches_nothing(corpora: Path) -> No
     conversation = Shards(corpora / "questions" / "train")[0]
     with pytest.raises(ValueError, match="context holds 4"):
         NextToken().rows(conversation, processor, 4)
-    with pytest.raises(ValueError, match="no token of it is supervised"):
+    with pytest.raises(ValueError, match="no supervised token"):
         NextToken().rows(Sample("x", conversation.messages[:1], "", ""), processor, 100)
     (row,) = NextToken().rows(conversation, processor, 100)
     (whole,) = NextToken(supervise="all").rows(conversation, processor, 100)
@@ -130,13 +130,13 @@ def test_rows_cut_documents_and_refuse_what_teaches_nothing(corpora: Path) -> No
     assert NextToken(max_crops=3) == replace(NextToken(), max_crops=3)
 
 
-def test_alignment_is_added_for_what_samples_know() -> None:
-    """With nothing to align the loss is the plain one; with words of its cells a picture's tokens learn."""
+def test_alignment_is_added_for_annotated_samples() -> None:
+    """Without annotations the loss is the plain one; with words of its cells an image's tokens have a loss."""
     processor = make_processor()
     model = make_model(processor)
     picture = io.BytesIO()
     Picture.new("RGB", (processor.crop_size,) * 2, "red").save(picture, "PNG")
-    shown = Sample(
+    annotated = Sample(
         "1",
         (Message.user(Image(picture.getvalue()), "What?"), Message.assistant("red")),
         "polyphi",
@@ -145,7 +145,7 @@ def test_alignment_is_added_for_what_samples_know() -> None:
     )
     plain, aligned = NextToken(), NextToken(align=0.5)
     module = aligned.build(model, processor)
-    (bare,), (row,) = (o.rows(shown, processor, 200) for o in (plain, aligned))
+    (bare,), (row,) = (o.rows(annotated, processor, 200) for o in (plain, aligned))
     assert bare.cell_words is None and row.cell_words is not None
     expected, count, _ = plain.loss(model, None, None, bare)
     same, _, _ = aligned.loss(model, module, None, bare)

@@ -6,7 +6,7 @@ from torch import nn
 
 from polyphi.train.loss import NextToken
 from polyphi.train.muon import Muon, orthogonal
-from polyphi.train.optim import optimiser, set_rate
+from polyphi.train.optim import optimiser, set_lr
 from polyphi.train.stage import Budget, Mix, Stage
 
 
@@ -59,9 +59,9 @@ STAGE = Stage(
 
 
 def test_matrices_of_layers_go_to_muon_and_all_else_to_adamw() -> None:
-    made = parameters()
-    both = optimiser(STAGE, made, Budget(1, 1, 1, rate=2.0, muon=5.0))
-    names = {id(p): name for name, p in made.items()}
+    named = parameters()
+    both = optimiser(STAGE, named, Budget(1, 1, 1, rate=2.0, muon=5.0))
+    names = {id(p): name for name, p in named.items()}
     peaks = {names[id(p)]: g["peak"] for g in both.param_groups for p in g["params"]}
     assert peaks == pytest.approx(
         {
@@ -72,14 +72,14 @@ def test_matrices_of_layers_go_to_muon_and_all_else_to_adamw() -> None:
             "objective.ctc.weight": 2e-3,
         }
     )
-    before = {name: p.detach().clone() for name, p in made.items()}
-    for p in made.values():
+    before = {name: p.detach().clone() for name, p in named.items()}
+    for p in named.values():
         p.grad = torch.randn_like(p)
-    set_rate(both, 0.5)
+    set_lr(both, 0.5)
     both.step()
     both.zero_grad()
-    assert all(not torch.equal(p, before[name]) for name, p in made.items())
-    assert all(p.grad is None for p in made.values())
+    assert all(not torch.equal(p, before[name]) for name, p in named.items())
+    assert all(p.grad is None for p in named.values())
     state = {names[id(p)]: set(values) for p, values in both.state.items()}
     assert state["decoder.layers.0.weight"] == {"momentum"}
     assert state["decoder.norm.weight"] == {"step", "exp_avg", "exp_avg_sq"}

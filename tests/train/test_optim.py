@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from polyphi.train.loss import NextToken
-from polyphi.train.optim import groups, optimiser, set_rate
+from polyphi.train.optim import groups, optimiser, set_lr
 from polyphi.train.stage import Budget, Mix, Stage
 
 
@@ -29,18 +29,18 @@ def test_the_longest_glob_wins_and_only_matrices_decay() -> None:
         "vision.*": ["vision.encoder.weight", "vision.encoder.bias"],
         "vision.projector.*": ["vision.projector.weight"],
     }
-    made = optimiser(stage(learn), PARAMETERS, Budget(1, 1, 1, rate=2.0)).param_groups
-    assert [(g["glob"], g["peak"], g["weight_decay"], len(g["params"])) for g in made] == [
+    param_groups = optimiser(stage(learn), PARAMETERS, Budget(1, 1, 1, rate=2.0)).param_groups
+    assert [(g["glob"], g["peak"], g["weight_decay"], len(g["params"])) for g in param_groups] == [
         ("vision.*", 2e-4, 0.1, 1),
         ("vision.*", 2e-4, 0.0, 1),
         ("vision.projector.*", 2e-3, 0.1, 1),
     ]
-    assert made[0]["params"][0] is PARAMETERS["vision.encoder.weight"]
+    assert param_groups[0]["params"][0] is PARAMETERS["vision.encoder.weight"]
 
 
 def test_rates_are_shares_of_the_peaks() -> None:
     adamw = optimiser(stage({"vision.*": 1e-4, "decoder.*": 1e-5}), PARAMETERS, Budget(1, 1, 1))
-    assert set_rate(adamw, 0.5) == pytest.approx(5e-5)
+    assert set_lr(adamw, 0.5) == pytest.approx(5e-5)
     assert {g["glob"]: g["lr"] for g in adamw.param_groups} == pytest.approx(
         {"vision.*": 5e-5, "decoder.*": 5e-6}
     )

@@ -1,4 +1,4 @@
-"""One process = many processes (gloo), replicas and shards, also where a run is stopped in between."""
+"""Several processes (gloo) give the results of one, with replicas and shards, also where a run is stopped."""
 
 import socket
 from collections.abc import Callable
@@ -25,8 +25,10 @@ from polyphi.train.stage import Mix
 STAGES = {stage.name: stage for stage in (small.EVERYTHING, small.LANGUAGE, small.APART)}
 
 
-def together(out: Path, corpora: Path, *options: str, processes: int = 2, code: int = 0) -> None:
-    """Several processes, as torchrun starts them."""
+def run_processes(
+    out: Path, corpora: Path, *options: str, processes: int = 2, code: int = 0
+) -> None:
+    """Run several processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,14 +54,14 @@ def together(out: Path, corpora: Path, *options: str, processes: int = 2, code: 
 
 def same(one: Path, two: Path) -> None:
     """Equal samples, losses and weights, but for the order of sums."""
-    first, second = small.told(one), small.told(two)
+    first, second = small.trajectory(one), small.trajectory(two)
     assert [r[:2] for r in first] == [r[:2] for r in second]
     assert [r[2] for r in first] == pytest.approx([r[2] for r in second], rel=1e-5)
     assert [r[3] for r in first] == pytest.approx([r[3] for r in second], rel=1e-3)
     a, b = (load_file(folder / "trained.safetensors") for folder in (one, two))
     assert a.keys() == b.keys()
     for name, tensor in a.items():
-        # AdamW's first steps are of the rate's size whatever the gradient's: where it is near zero, rounding shows.
+        # AdamW's first steps have the size of the learning rate: where the gradient is near zero, rounding shows.
         torch.testing.assert_close(tensor, b[name], atol=1e-3, rtol=1e-3)
 
 
@@ -92,7 +94,7 @@ def by_two(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
     (first, *options), *others = ((out, *options) for options, out in folders.items())
     for out, *more in others:
         options += ["--then", str(out), str(corpora), *more]
-    together(first, corpora, *options)
+    run_processes(first, corpora, *options)
     return folders
 
 
@@ -110,12 +112,12 @@ def test_two_processes_give_the_numbers_of_one(
 def test_four_processes_give_the_numbers_of_one(
     options: tuple[str, ...], alone: Callable[[str], Path], corpora: Path, tmp_path: Path
 ) -> None:
-    together(tmp_path, corpora, "--stage", "language", *options, processes=4)
+    run_processes(tmp_path, corpora, "--stage", "language", *options, processes=4)
     same(alone("language"), tmp_path)
 
 
 def test_apart_means_apart(corpora: Path) -> None:
-    """A step of the stage `apart` does give one process of two no clip, and the other no picture."""
+    """In some step of the stage `apart` one process of two has no audio, and the other no image."""
     processor, model = small.make_processor(), small.make_model(small.make_processor())
     rows = loop.row_maker(small.APART, small.BUDGET, model, processor)
     one, two = (
@@ -129,13 +131,16 @@ def test_apart_means_apart(corpora: Path) -> None:
         )
         for world in (1, 2)
     )
-    had = []
+    modalities_by_step = []
     for step in one.steps(small.BUDGET.steps):
         kinds: tuple[set[str], set[str]] = (set(), set())
         for name, number in zip(step.ids, step.numbers, strict=True):
             kinds[two.source.numbers(number // 2).index(number)].add(name.split("/")[0])
-        had.append(kinds)
-    assert ({"pictures"}, {"sounds"}) in had or ({"sounds"}, {"pictures"}) in had
+        modalities_by_step.append(kinds)
+    assert ({"pictures"}, {"sounds"}) in modalities_by_step or (
+        {"sounds"},
+        {"pictures"},
+    ) in modalities_by_step
 
 
 @pytest.mark.parametrize(
@@ -159,9 +164,9 @@ def test_saved_by_some_processes_resumed_by_others(
     stop, shard = ("--stop-after", "2"), ("--shard", "2")
     first, second = ((*stop, *shard), ()) if before == 2 else (stop, shard)
     out = tmp_path / "both"
-    together(out, corpora, *options, *first, processes=before, code=1)
+    run_processes(out, corpora, *options, *first, processes=before, code=1)
     assert Checkpoints(out / "checkpoints").find().state["step"] == 2
-    together(out, corpora, *options, *second, processes=3 - before)
+    run_processes(out, corpora, *options, *second, processes=3 - before)
     same(alone("language"), out)
 
 
@@ -185,15 +190,15 @@ def test_context_is_refused_where_rows_are_compared_or_show_media(
     )
     try:
         stage = replace(small.LANGUAGE, data=Mix({"questions": 1}), objective=DPO())
-        with pytest.raises(ValueError, match="compares whole rows"):
+        with pytest.raises(ValueError, match="objective DPO"):
             small.run(tmp_path, corpora, stage, context=2)
-        with pytest.raises(ValueError, match="1 processes can't be cut into groups of 2"):
+        with pytest.raises(ValueError, match="--context 2"):
             small.run(tmp_path, corpora, small.LANGUAGE, context=2)
         processor = small.make_processor()
         model = small.make_model(processor)
         context = parallel.Context(model, distributed.groups("cpu", 1))
         picture = Image(small._png(np.random.default_rng(0)))
-        with pytest.raises(ValueError, match="for rows of text"):
+        with pytest.raises(ValueError, match="found 1 images"):
             context.part(processor.row([Message.user(picture, "red")]))
         row = processor.row([Message.user("red blue green")])
         torch.testing.assert_close(context(context.part(row)), model(row))
@@ -203,5 +208,5 @@ def test_context_is_refused_where_rows_are_compared_or_show_media(
 
 
 def test_sharding_is_refused_where_adapters_learn(corpora: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"stages of the language model; .*lora"):
+    with pytest.raises(ValueError, match=r"found trainable .*lora"):
         small.run(tmp_path, corpora, small.EVERYTHING, shard=2)

@@ -1,4 +1,4 @@
-"""DPO: rows in pairs, the loss against its formula written out, the reference stays where it was."""
+"""DPO: rows in pairs, the loss against its formula written out, an unchanged reference."""
 
 import copy
 import math
@@ -50,8 +50,10 @@ def one_by_one(model: PhiModel, row) -> list[float]:
 
 def test_rows_are_chosen_then_rejected(processor: Processor) -> None:
     chosen, rejected = DPO().rows(sample(), processor, 64)
-    said = [processor.tokenizer.decode(r.labels[r.supervised].tolist()) for r in (chosen, rejected)]
-    assert said == ["Yes, of course.<|end|>", "No.<|end|>"]
+    answers = [
+        processor.tokenizer.decode(r.labels[r.supervised].tolist()) for r in (chosen, rejected)
+    ]
+    assert answers == ["Yes, of course.<|end|>", "No.<|end|>"]
 
 
 def test_only_the_last_answer_counts(processor: Processor) -> None:
@@ -73,11 +75,11 @@ def test_refuses_what_is_no_preference(processor: Processor) -> None:
         DPO().rows(sample(), processor, 8)
 
 
-@pytest.mark.parametrize("scores", [1 << 24, 3000])
+@pytest.mark.parametrize("logits", [1 << 24, 3000])
 def test_loss_is_the_formula(
-    model: PhiModel, processor: Processor, scores: int, monkeypatch
+    model: PhiModel, processor: Processor, logits: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_SCORES", {"cpu": scores})
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", {"cpu": logits})
     monkeypatch.setattr(loss, "CHUNK_ROWS", 1)
     dpo = DPO(beta=0.3, nll=0.2)
     rows = [
@@ -110,7 +112,7 @@ def test_loss_is_the_formula(
 
 @pytest.mark.parametrize("corpus", ["pictures", "sounds"])
 def test_pairs_about_pictures_and_clips(corpus: str, corpora: Path, tmp_path: Path) -> None:
-    """Fresh adapters are off adapters: both references give the same numbers, at first and as they learn."""
+    """Fresh adapters act like none: both references give the same losses, at first and during training."""
     adapter = {"pictures": "vision", "sounds": "speech"}[corpus]
     learn = {f"decoder.*.lora.{adapter}.*": 3e-2}
     references = ("start", "adapters off")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train.small import BUDGET, LANGUAGE, make_model, make_processor, run, told
+from train.small import BUDGET, LANGUAGE, make_model, make_processor, run, trajectory
 
 from polyphi.batch import pack
 from polyphi.data.shards import Shards
@@ -20,15 +20,15 @@ STAGE = replace(LANGUAGE, data=Mix({"questions": 1}), objective=DPO(nll=0.0))
 
 
 class Dead(Exception):
-    """What a killed process leaves behind is on disk."""
+    """Stands for the end of a killed process: only its files stay."""
 
 
 def dies_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    learned = []
+    calls = []
 
     def log_probs(self: References, *about: object) -> dict[str, float]:
-        learned.append(about)
-        if len(learned) > steps:
+        calls.append(about)
+        if len(calls) > steps:
             raise Dead
         return real(self, *about)
 
@@ -48,16 +48,16 @@ def test_all_rows_are_computed_before_training(corpora: Path, tmp_path: Path, mo
     """Every row of every step, of the model as it starts."""
     monkeypatch.setattr("polyphi.train.loop.REFERENCE", "nothing")  # so that it stays
     run(tmp_path, corpora, STAGE)
-    said = {k: v for r in read_metrics(tmp_path / REFERENCE)[1:] for k, v in r["said"].items()}
+    log_probs = {k: v for r in read_metrics(tmp_path / REFERENCE)[1:] for k, v in r["said"].items()}
     processor, rows = make_processor(), {}
     for sample in Shards(corpora / "questions" / "train"):
         for row in DPO().rows(sample, processor, 120):
             rows[key(row)] = row
-    assert len(said) > 12 and set(said) <= set(rows)
+    assert len(log_probs) > 12 and set(log_probs) <= set(rows)
     model = make_model(processor, text=True).eval()
     with torch.no_grad():
-        alone = {k: float(answer_log_probs(model, rows[k])) for k in said}
-    assert said == pytest.approx(alone, rel=1e-5)
+        alone = {k: float(answer_log_probs(model, rows[k])) for k in log_probs}
+    assert log_probs == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
@@ -70,7 +70,7 @@ def test_a_stopped_pass_resumes(steps: int, corpora: Path, tmp_path: Path, monke
     path = tmp_path / "out" / REFERENCE
     path.write_text(path.read_text() + '{"step": 9, "sai')  # killed while writing
     run(tmp_path / "out", corpora, STAGE)
-    assert told(tmp_path / "out") == told(tmp_path / "whole")
+    assert trajectory(tmp_path / "out") == trajectory(tmp_path / "whole")
 
 
 def test_log_probs_of_another_start_are_not_used(

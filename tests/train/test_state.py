@@ -1,4 +1,4 @@
-"""`TrainState`: its keys in `state.json` are those of all versions, and a rollback keeps what it must."""
+"""`TrainState`: its keys in `state.json` are those of all versions; what a rollback restores."""
 
 import json
 from dataclasses import replace
@@ -14,28 +14,28 @@ STORED = """{"step": 7, "draws": 31, "corrupt": 1, "seconds": 2.5, "counters": {
 "set_aside": ["questions/3"], "wrong_steps": 2, "wrong_in_a_row": 1, "rolled_back": 1}"""
 
 
-def test_the_state_is_stored_as_ever() -> None:
+def test_the_state_has_the_keys_of_all_versions() -> None:
     stored = json.loads(STORED)
-    found = TrainState.from_json({**stored, "identity": {}, "names": []})
-    assert found.quarantined == ["questions/3"] and found.rejected_steps == 2
-    assert (found.rejected_in_a_row, found.rollbacks) == (1, 1)
-    assert found.to_json() == stored and list(found.to_json()) == list(stored)
+    state = TrainState.from_json({**stored, "identity": {}, "names": []})
+    assert state.quarantined == ["questions/3"] and state.rejected_steps == 2
+    assert (state.rejected_in_a_row, state.rollbacks) == (1, 1)
+    assert state.to_json() == stored and list(state.to_json()) == list(stored)
 
 
 def test_a_rollback_continues_after_the_samples_that_were_drawn() -> None:
     stored = TrainState(step=4, draws=10, norms=[1.0], rejected_in_a_row=0)
     before = TrainState(step=6, draws=20, corrupt=2, quarantined=["a"], rejected_steps=1)
-    found = before.rolled_back(stored)
-    assert found == replace(
+    after = before.rolled_back(stored)
+    assert after == replace(
         stored, draws=20, corrupt=2, quarantined=["a"], rejected_steps=1, rollbacks=1
     )
 
 
 def test_the_quarantine_has_a_bound() -> None:
-    found = TrainState()
-    found.quarantine([str(i) for i in range(state.MAX_QUARANTINED)], "stage")
+    full = TrainState()
+    full.quarantine([str(i) for i in range(state.MAX_QUARANTINED)], "stage")
     with pytest.raises(Diverged, match=r"21 samples .* and 1 more"):
-        found.quarantine(["one too many"], "stage")
+        full.quarantine(["one too many"], "stage")
 
 
 def test_a_spike_is_measured_against_the_median() -> None:

@@ -1,12 +1,12 @@
-"""The law of the peak rate: LR*(D) = B * D^-0.32 for a run of D tokens, B measured (report 2.1, after Bjorck et al.,
-arXiv 2409.19913).
+"""The scaling law of the peak learning rate: LR*(D) = B * D^-0.32 for a run of D tokens, B measured (report 2.1, after
+Bjorck et al., arXiv 2409.19913). In this file "rate" is a peak learning rate.
 
     runs over a grid of D and peak rates: the ordinary loop, the stage's own mix and schedule, held-out loss at the end
         -> best rate of each D: the lowest point of a parabola in log rate
         -> B with the report's exponent; B and exponent both free; 95 % intervals by bootstrap over the runs
-        -> the law that the stage goes by: the report's exponent, through the best rate of the longest runs
+        -> the law that the stage uses: the report's exponent, through the best rate of the longest runs
 
-Each run is a finished folder, so a sweep goes on where it stopped.
+Each run is a folder of its own, so the same command resumes an interrupted sweep.
 """
 
 import math
@@ -41,10 +41,10 @@ from polyphi.train.resume import MANIFEST, METRICS, TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
 
 EXPONENT = -0.32
-"""Report 2.1."""
-FROM, STEP, REACH = 1e-4, math.sqrt(2), 2
-"""[ours] Rates of a sweep are 1e-4 times powers of 1.4, two on either side of the best one. Farther out the loss is no
-parabola in log rate: it rises faster on the side of high rates."""
+"""The report's exponent (2.1)."""
+BASE_RATE, STEP, REACH = 1e-4, math.sqrt(2), 2
+"""[ours] Rates of a sweep are 1e-4 times powers of 1.4, two on either side of the best one. Farther away the loss isn't
+a parabola in log rate: it rises faster on the side of high rates."""
 HELD_OUT_TOKENS = 32_768
 """[ours] Held-out rows of the mix that every run is measured on, in tokens."""
 BOOTSTRAPS = 4000
@@ -58,7 +58,7 @@ class Law:
     exponent: float = EXPONENT
 
     def rate(self, tokens: float) -> float:
-        """The peak rate for a run of so many tokens."""
+        """The peak rate for a run of `tokens` tokens."""
         return self.factor * tokens**self.exponent
 
 
@@ -89,14 +89,14 @@ def sweep(
     precision: Requested | Choice = "auto",
     report: Report = rich.print,
 ) -> list[Point]:
-    """Run `stage` for each of `tokens`, rates and seeds, each in a folder of `out`; returns all that was run.
+    """Run `stage` for each number of `tokens`, rate and seed, each in a folder of `out`; returns all runs.
 
-    All runs have one `precision`, as in `train`. `make_model(seed)` gives initial weights, `fresh(seed)` the corpora
-    with fresh samples (data/fresh.py), `budget` is the size's own: its rate is where the search begins, and the corpora
-    that join late do so after the same share of a shorter run. Each D is searched from the best rate of the one before
-    (or of the seeds before) until the best one has its neighbours. Raises ValueError as the loop does.
+    All runs have one `precision`, as in `train`. `make_model(seed)` returns initial weights, `fresh(seed)` generators
+    of fresh samples (data/fresh.py). `budget` is that of the size: the search begins at its rate, and corpora with a
+    late start join after the same share of a shorter run. The search for each D begins at the best rate of the D (or
+    seed) before and ends when the best rate has `REACH` neighbours on both sides. Raises ValueError as `train` does.
     """
-    top = max(stage.learn.values())
+    stage_peak = max(stage.learn.values())
     choice = _precision(precision, out, make_model, budget)
     measure = _held_out(stage, budget, processor, data, choice.precision)
     points: dict[tuple[int, int, int], Point] = {}
@@ -104,10 +104,10 @@ def sweep(
     def run(size: int, step: int, seed: int) -> None:
         if (size, step, seed) in points:
             return
-        rate = FROM * STEP**step
+        rate = BASE_RATE * STEP**step
         folder = out / f"{size}_{rate:.2e}_{seed}"
         scaled, short = shorter(stage, budget, round(size / budget.batch_tokens))
-        short = replace(short, rate=rate / top)
+        short = replace(short, rate=rate / stage_peak)
         try:
             train(
                 scaled,
@@ -125,7 +125,7 @@ def sweep(
                     report=lambda _: None,
                 ),
             )
-            # A run's loss is all that it is for: its weights make room.
+            # Only the loss of a run is needed: its weights are deleted to save space.
             write_tensors(folder / TRAINED, {})
             loss = float(read_metrics(folder / METRICS)[-1]["watch"]["held_out_loss"])
         except Diverged:
@@ -133,17 +133,17 @@ def sweep(
         points[size, step, seed] = Point(size, rate, seed, loss)
         report(f"{size:>14,} tokens, peak rate {rate:.1e}, seed {seed}: held-out loss {loss:.3f}")
 
-    around = round(math.log(top * budget.rate / FROM, STEP))
-    for seed in range(seeds):  # a sweep cut short is then whole for its first seeds
+    center = round(math.log(stage_peak * budget.rate / BASE_RATE, STEP))
+    for seed in range(seeds):  # an interrupted sweep is then complete for its first seeds
         for size in tokens:
             best = None
             if any(length == size for length, _, _ in points):
-                around = _best_step(points, size)
-            while best != around:
-                best = around
+                center = _best_step(points, size)
+            while best != center:
+                best = center
                 for step in range(best - REACH, best + REACH + 1):
                     run(size, step, seed)
-                around = _best_step(points, size)
+                center = _best_step(points, size)
     return sorted(points.values(), key=lambda p: (p.tokens, p.rate, p.seed))
 
 
@@ -153,7 +153,7 @@ def _precision(
     make_model: Callable[[int], PhiModel],
     budget: Budget,
 ) -> Choice:
-    """One precision for all runs of a sweep: that of the runs in `out`, where there are any."""
+    """The precision of all runs of a sweep: that of finished runs in `out`, if there are any."""
     if requested != "auto":
         return choose_precision(requested, out)
     folder = next((path.parent for path in sorted(out.glob(f"*/{MANIFEST}"))), out)
@@ -168,13 +168,13 @@ def _precision(
 
 
 def shorter(stage: Stage, budget: Budget, steps: int) -> tuple[Stage, Budget]:
-    """The stage in so many steps: corpora that join late do so after the same share of them."""
+    """The stage with `steps` steps; corpora with a late start join after the same share of them."""
     late = {name: round(n * steps / budget.steps) for name, n in stage.data.late.items()}
     return replace(stage, data=replace(stage.data, late=late)), replace(budget, steps=steps)
 
 
 def _best_step(points: Mapping[tuple[int, int, int], Point], size: int) -> int:
-    """The best rate of one D."""
+    """The step (exponent of STEP) of the best rate of one D."""
     losses: defaultdict[int, list[float]] = defaultdict(list)
     for (length, step, _), point in points.items():
         if length == size:
@@ -183,14 +183,14 @@ def _best_step(points: Mapping[tuple[int, int, int], Point], size: int) -> int:
 
 
 def _order(losses: Sequence[float]) -> tuple[int, float]:
-    """Rates are compared by their mean loss where they had as many seeds; those with fewer come after them."""
+    """Sort key of a rate: more seeds first, then the lower mean loss."""
     return -len(losses), sum(losses) / len(losses)
 
 
 def _held_out(
     stage: Stage, budget: Budget, processor: Processor, data: Path, precision: str
 ) -> Callable[[PhiModel], dict[str, float]]:
-    """Loss per supervised token on rows of the mix's test splits, the same ones for every run."""
+    """A function that returns a model's loss per supervised token on fixed rows of the mix's test splits."""
     step = Loader(
         stage.data.weights,
         data,
@@ -208,14 +208,14 @@ def _held_out(
 def mean_loss(
     objective: Objective, model: PhiModel, packs: Sequence[Pack], precision: str
 ) -> float:
-    """Loss per supervised token (nats) of an objective that needs nothing beside the model."""
+    """Loss per supervised token (nats) of an objective without auxiliary head and reference."""
     device, total, count = next(model.parameters()).device, 0.0, 0
-    for dealt in packs:
+    for one in packs:
         with (
             torch.no_grad(),
             torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
         ):
-            loss, n, _ = objective.loss(model, None, None, dealt.batch.to(device))
+            loss, n, _ = objective.loss(model, None, None, one.batch.to(device))
         total, count = total + float(loss), count + n
     return total / count
 
@@ -224,10 +224,10 @@ def mean_loss(
 
 
 def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
-    """The best rate of each D, and the law with its exponent fixed and free (least squares of logs, each D by the
-    certainty of its best rate), all with 95 % intervals; both laws' peak rate for a run of `tokens` tokens. `through`
-    is the law with the report's exponent that goes through the longest runs' best rate: where shorter runs differ in
-    kind, those nearest to the run to come say most. JSON as it stands.
+    """The best rate of each D, and the law with its exponent fixed and free (least squares of logs, weighted by the
+    certainty of each best rate), all with 95 % intervals; both laws' peak rate for a run of `tokens` tokens. `through`
+    is the law with the report's exponent through the best rate of the longest runs: where shorter runs behave
+    differently, the longest are the best guide to a still longer one. The result is ready for JSON.
 
     Raises ValueError where there are fewer than two D, or fewer than three finite losses of one.
     """
@@ -235,16 +235,21 @@ def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
     sizes = sorted({p.tokens for p in points})
     if len(sizes) < 2:
         raise ValueError(f"a law needs runs of at least two lengths, found {len(sizes)}")
-    found = [_best_rates([p for p in points if p.tokens == d], random) for d in sizes]
-    log_d, logs = np.log(sizes), np.stack([log_rates for log_rates, _ in found])
-    # One column per bootstrap, the measured runs first. A length whose losses are flat says little about the law; none
-    # is known better than the rates' own distance.
+    best_rates = [_best_rates([p for p in points if p.tokens == d], random) for d in sizes]
+    log_d, logs = np.log(sizes), np.stack([log_rates for log_rates, _ in best_rates])
+    # One column per bootstrap, the measured runs first. A length with flat losses gets little weight; no best rate is
+    # more certain than the distance between rates.
     weight = 1 / (logs[:, 1:].var(1) + math.log(STEP) ** 2)
     exponent, free = np.polyfit(log_d, logs[:, 0], 1, w=np.sqrt(weight))
-    if spare := len(sizes) - 2:
-        # How far lengths lie off the line is uncertainty too: weights and order of samples move a whole curve.
-        off = logs[:, 0] - free - exponent * log_d
-        variance = (weight * off**2).sum() / weight.mean() / random.chisquare(spare, BOOTSTRAPS)
+    if degrees_of_freedom := len(sizes) - 2:
+        # Deviations of lengths from the line are uncertainty too: initial weights and the order of samples shift a
+        # whole curve.
+        residual = logs[:, 0] - free - exponent * log_d
+        variance = (
+            (weight * residual**2).sum()
+            / weight.mean()
+            / random.chisquare(degrees_of_freedom, BOOTSTRAPS)
+        )
         logs[:, 1:] += np.sqrt(variance) * random.standard_normal((len(sizes), BOOTSTRAPS))
     fixed = np.average(logs - EXPONENT * log_d[:, None], axis=0, weights=weight)
     exponent, free = np.polyfit(log_d, logs, 1, w=np.sqrt(weight))
@@ -256,7 +261,7 @@ def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
         ],
         "best": [
             {"tokens": d, **_with_interval("rate", np.exp(log_rates)), "used": used}
-            for d, (log_rates, used) in zip(sizes, found, strict=True)
+            for d, (log_rates, used) in zip(sizes, best_rates, strict=True)
         ],
         "law": {**_with_interval("factor", np.exp(fixed)), "exponent": EXPONENT},
         "free": {
@@ -280,11 +285,11 @@ def fit(points: Sequence[Point], tokens: int, seed: int = 0) -> dict[str, Any]:
 def _best_rates(
     points: Sequence[Point], random: np.random.Generator
 ) -> tuple[Float[np.ndarray, " n"], int]:
-    """Log of the best rate of one D, as measured and then as each bootstrap sees it; and the number of runs used.
+    """(log of the best rate of one D, as measured and then for each bootstrap; number of runs used).
 
-    Losses of the rates around the best one are a parabola in log rate plus an offset per seed. A bootstrap puts drawn
-    residuals, widened by the parameters spent, in the place of its own. Where the parabola has no lowest point among
-    the rates, the better end of them stands for it.
+    Losses of the rates around the best one are fitted by a parabola in log rate plus an offset per seed. A bootstrap
+    replaces the residuals by drawn ones, scaled up for the fitted parameters. Where the parabola has no minimum between
+    the rates, the better end of the range is used.
     """
     by_rate = {
         rate: [p.loss for p in group]
@@ -307,8 +312,8 @@ def _best_rates(
     losses = np.array([p.loss for p in near])
     solve = np.linalg.pinv(design)
     fitted = design @ solve @ losses
-    spare = max(1, len(near) - design.shape[1])
-    residuals = (losses - fitted) * math.sqrt(len(near) / spare)
+    degrees_of_freedom = max(1, len(near) - design.shape[1])
+    residuals = (losses - fitted) * math.sqrt(len(near) / degrees_of_freedom)
     drawn = random.choice(residuals, (len(near), BOOTSTRAPS))
     a, b = (solve @ np.concatenate([losses[:, None], fitted[:, None] + drawn], axis=1))[:2]
     low, high = x.min(), x.max()
@@ -326,17 +331,17 @@ def _with_interval(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]
     return {name: float(values[0]), f"{name}_interval": list(_interval(values))}
 
 
-# ------------------------------------------------------------------------------ picture
+# ------------------------------------------------------------------------------ plot
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
+def draw(fit: Mapping[str, Any], path: Path) -> None:
     """Losses against rate for each D, and the best rates against D with both laws, as a PNG."""
     from matplotlib import colormaps
 
-    colours = colormaps["viridis"](np.linspace(0.1, 0.85, len(found["best"])))
+    colours = colormaps["viridis"](np.linspace(0.1, 0.85, len(fit["best"])))
     with panels(path, 2, size=(10, 3.8)) as (_, (left, right)):
-        for best, colour in zip(found["best"], colours, strict=True):
-            runs = [r for r in found["runs"] if r[0] == best["tokens"] and r[3] is not None]
+        for best, colour in zip(fit["best"], colours, strict=True):
+            runs = [r for r in fit["runs"] if r[0] == best["tokens"] and r[3] is not None]
             rates = sorted({r[1] for r in runs})
             means = [np.mean([r[3] for r in runs if r[1] == rate]) for rate in rates]
             left.plot(rates, means, color=colour, label=f"{best['tokens']:,} tokens")
@@ -345,15 +350,13 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             low, high = best["rate_interval"]
             right.plot([best["tokens"]] * 2, [low, high], color=colour)
             right.plot(best["tokens"], best["rate"], "o", color=colour)
-        sizes = np.array(
-            [*(b["tokens"] for b in found["best"]), found["at"]["tokens"]], dtype=float
-        )
+        sizes = np.array([*(b["tokens"] for b in fit["best"]), fit["at"]["tokens"]], dtype=float)
         span = np.geomspace(sizes.min(), sizes.max(), 50)
         for key, label, style in (
             ("law", "the report's exponent", "-"),
             ("free", "exponent", "--"),
         ):
-            law = Law(found[key]["factor"], found[key]["exponent"])
+            law = Law(fit[key]["factor"], fit[key]["exponent"])
             right.plot(
                 span,
                 [law.rate(d) for d in span],
@@ -367,17 +370,17 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
             axes.legend(frameon=False, fontsize=8)
 
 
-def told(found: Mapping[str, Any]) -> str:
-    """The fit in words."""
+def summary(fit: Mapping[str, Any]) -> str:
+    """The fit as text."""
 
     def between(values: Mapping[str, Any], name: str) -> str:
         low, high = values[f"{name}_interval"]
         return f"{values[name]:.3g} (95 % {low:.3g} to {high:.3g})"
 
-    law, free, at = found["law"], found["free"], found["at"]
-    verdict = "which holds" if found["exponent_holds"] else "which doesn't hold"
+    law, free, at = fit["law"], fit["free"], fit["at"]
+    verdict = "which holds" if fit["exponent_holds"] else "which doesn't hold"
     return "\n".join(
-        [f"  {b['tokens']:>14,} tokens: best rate {between(b, 'rate')}" for b in found["best"]]
+        [f"  {b['tokens']:>14,} tokens: best rate {between(b, 'rate')}" for b in fit["best"]]
         + [
             f"exponent {EXPONENT}: B = {between(law, 'factor')}",
             f"    at {at['tokens']:,} tokens {between(at['law'], 'rate')}",
@@ -388,8 +391,8 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def write(fit: Mapping[str, Any], command: str, folder: Path) -> str:
-    """Write a fit and its plot to `folder` as fit.json and fit.png; returns it in words. `command` is how to measure it
-    again."""
+    """Write a fit and its plot to `folder` as fit.json and fit.png; returns its summary. `command` is the command that
+    repeats the measurement."""
     fit = {
         "command": command,
         "date": time.strftime("%Y-%m-%d"),
@@ -398,4 +401,4 @@ def write(fit: Mapping[str, Any], command: str, folder: Path) -> str:
     }
     write_json(folder / "fit.json", fit)
     draw(fit, folder / "fit.png")
-    return told(fit)
+    return summary(fit)

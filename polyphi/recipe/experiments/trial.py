@@ -1,5 +1,5 @@
-"""A stage of a run trained apart from it: with another seed, mix, objective, model or data, from where the run stands
-before it; and its scores. What claims (claims/) and compared mixes (ablation.py) are made of."""
+"""Trials: a stage of a run trained again with another seed, mix, objective, model or data, from the same start weights,
+and its scores. Used by the claims (claims/) and by comparisons of mixes (ablation.py)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +30,9 @@ def trial(
     data: Path | None = None,
     processor: Processor | None = None,
 ) -> tuple[PhiModel, dict[str, Any]]:
-    """(the trained model, the manifest in `out`); a finished trial is only loaded. `runs` holds its parents, `data` its
-    corpora (the run's own, both, if not given; fresh samples are drawn only beside the run's own corpora).
-    `build(model, seed)` makes another model around the one it starts from. Raises ValueError as the loop does."""
+    """(the trained model, the manifest in `out`); a finished trial is loaded. `runs` holds its parent stages and `data`
+    its corpora; None: those of the run, and only then fresh samples are used. `build(model, seed)` wraps the start
+    model in another one. Raises ValueError as `train` does."""
     config = lineage.configuration(stage, run.size.model, run.tokenizer)
     model, origins = lineage.assemble(stage, config, runs or run.runs, seed)
     if build is not None:
@@ -65,8 +65,8 @@ def score(
     fingerprint: str,
     limit: int | None = None,
 ) -> Result:
-    """What a trained model scores on the run's held-out rows of a task (`limit` of them, or as many as the size says),
-    asked with their media only. Answers go to `folder`; those of the same weights (`fingerprint`) stay."""
+    """The score of a trained model on the run's held-out rows of a task (`limit` of them, or the size's number),
+    without the baselines. Answers are stored in `folder` and reused for the same weights (`fingerprint`)."""
     return evaluate(
         engine,
         task,
@@ -80,4 +80,4 @@ def score(
 
 
 def _silence(_: Any) -> None:
-    """The caller reports a trial in one line."""
+    """Print nothing: the caller reports a trial in one line."""

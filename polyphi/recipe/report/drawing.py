@@ -1,14 +1,14 @@
-"""Geometry of the report page's drawings: the graph of stages, loss curves, scores and effects on a line.
+"""Geometry of the report page's graphics: the graph of stages, loss curves, scores and effects on a line.
 
 >>> graph(report["stages"]), curve([[0, 8.3], [100, 2.1]])
 
-The templates turn it into SVG and CSS; colours are the page's CSS variables.
+The templates make SVG and CSS of it; colours are the page's CSS variables.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What a stage's model is made of, in the order of the little squares: name, CSS class, fronts of parameter names.
+# Parts of a model, in the order of the squares in the graph: name, CSS class, prefixes of parameter names.
 PARTS = (
     ("language model", "lm", ("decoder.",)),
     ("vision encoder", "ve", ("vision.encoder.",)),
@@ -17,10 +17,10 @@ PARTS = (
     ("audio encoder", "ae", ("audio.encoder.",)),
     ("audio projector", "ap", ("audio.projector.",)),
     ("LoRA for speech", "al", ("lora.speech",)),
-    ("throw-away head", "oh", ("objective.",)),
+    ("auxiliary head", "oh", ("objective.",)),
 )
 # Column and row of each stage: the language model's chain on the left, then one lane per branch.
-PLACES = {
+POSITIONS = {
     "text_1_pretrain": (0, 0),
     "text_2_long": (0, 1),
     "text_3_post": (0, 2),
@@ -43,42 +43,45 @@ CURVE_WIDTH, CURVE_HEIGHT = 240, 84
 
 
 def part_of(name: str) -> tuple[str, ...]:
-    """The parts that a parameter name, or a glob over such names, belongs to: "vision.*" -> encoder and projector."""
+    """The parts that a parameter name, or a glob over parameter names, belongs to: "vision.*" -> encoder and
+    projector."""
     if ".lora." in name:
         return tuple(
-            part for part, _, fronts in PARTS if fronts[0].startswith("lora.") and fronts[0] in name
+            part
+            for part, _, prefixes in PARTS
+            if prefixes[0].startswith("lora.") and prefixes[0] in name
         )
     stem = name.partition("*")[0]
     return tuple(
         part
-        for part, _, fronts in PARTS
-        if not fronts[0].startswith("lora.")
-        and (stem.startswith(fronts[0]) or fronts[0].startswith(stem))
+        for part, _, prefixes in PARTS
+        if not prefixes[0].startswith("lora.")
+        and (stem.startswith(prefixes[0]) or prefixes[0].startswith(stem))
     )
 
 
 def graph(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The graph's geometry: `nodes` (a box per stage), `edges` (an SVG path from each parent), `view_box`, and the
-    `width` and `height` of a box. A parent that is reached through another one has no edge of its own."""
+    `width` and `height` of a box. A parent that is also an ancestor of another parent has no edge."""
     ancestors = _ancestors(stages)
     names = {s["name"] for s in stages}
-    places = {name: place for name, place in PLACES.items() if name in names}
-    for i, name in enumerate(sorted(names - places.keys())):
-        places[name] = (i, 3)
-    right = max((c for c, _ in places.values()), default=0) * COLUMN + WIDTH
-    bottom = max((r for _, r in places.values()), default=0) * ROW + HEIGHT
+    positions = {name: position for name, position in POSITIONS.items() if name in names}
+    for i, name in enumerate(sorted(names - positions.keys())):
+        positions[name] = (i, 3)
+    right = max((c for c, _ in positions.values()), default=0) * COLUMN + WIDTH
+    bottom = max((r for _, r in positions.values()), default=0) * ROW + HEIGHT
     edges = []
     for stage in stages:
         for parent in stage["parents"]:
             through = any(parent in ancestors.get(other, ()) for other in stage["parents"])
-            if parent in places and not through:
-                edges.append(_edge(places[parent], places[stage["name"]]))
+            if parent in positions and not through:
+                edges.append(_edge(positions[parent], positions[stage["name"]]))
     return {
         "view_box": f"{-MARGIN} {-MARGIN} {right + 2 * MARGIN} {bottom + 2 * MARGIN}",
         "width": WIDTH,
         "height": HEIGHT,
         "edges": edges,
-        "nodes": [_node(stage, places[stage["name"]]) for stage in stages],
+        "nodes": [_node(stage, positions[stage["name"]]) for stage in stages],
     }
 
 
@@ -98,33 +101,33 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
         return f"M{x:g} {r0 * ROW + HEIGHT:g}V{r1 * ROW - 3:g}"
     x0, y0 = c0 * COLUMN + WIDTH, r0 * ROW + HEIGHT / 2
     x1, y1 = c1 * COLUMN - 3, r1 * ROW + HEIGHT / 2
-    # Level until one column before its end, so that a long edge stays in its own lane.
+    # Horizontal until one column before its end, so that a long edge stays in its lane.
     level = max(x0, x1 - (COLUMN - WIDTH) - 16)
     middle = (level + x1) / 2
     return f"M{x0:g} {y0:g}H{level:g}C{middle:g} {y0:g} {middle:g} {y1:g} {x1:g} {y1:g}"
 
 
-def _node(stage: Mapping[str, Any], place: tuple[float, float]) -> dict[str, Any]:
-    """A stage's box: its corner, its texts, and (CSS class, whether trained) of each part that it has."""
-    family, _, rest = stage["name"].partition("_")
-    number, _, title = rest.partition("_")
-    learned, present = set(stage["learned_parts"]), set(stage["parts"])
+def _node(stage: Mapping[str, Any], position: tuple[float, float]) -> dict[str, Any]:
+    """A stage's box: its corner, its texts, and (CSS class, whether trained) of each part of its model."""
+    family, _, suffix = stage["name"].partition("_")
+    number, _, title = suffix.partition("_")
+    trained, present = set(stage["learned_parts"]), set(stage["parts"])
     return {
-        "x": f"{place[0] * COLUMN:g}",
-        "y": f"{place[1] * ROW:g}",
+        "x": f"{position[0] * COLUMN:g}",
+        "y": f"{position[1] * ROW:g}",
         "name": stage["name"],
         "family": family,
         "number": number,
         "title": title.replace("_", " "),
         "done": stage["done"],
         "learned": stage["learned_parts"],
-        "parts": [(css, part in learned) for part, css, _ in PARTS if part in learned | present],
+        "parts": [(css, part in trained) for part, css, _ in PARTS if part in trained | present],
     }
 
 
 def curve(points: Sequence[Sequence[float]]) -> dict[str, str]:
     """SVG paths of a loss curve by CSS class, in a box of CURVE_WIDTH by CURVE_HEIGHT: the area below, a thin raw
-    line, and a bold smoothed one (the mean over a twelfth of the points around each). None for fewer than two points.
+    line, and a bold smoothed one (the mean over a twelfth of the points around each). Empty for fewer than two points.
     """
     if len(points) < 2:
         return {}
@@ -137,11 +140,11 @@ def curve(points: Sequence[Sequence[float]]) -> dict[str, str]:
     span, length = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
 
     def path(values: Sequence[float]) -> str:
-        places = (
+        positions = (
             (width * (s - steps[0]) / length, 4 + (height - 8) * (high - v) / span)
             for s, v in zip(steps, values, strict=True)
         )
-        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in positions)
 
     area = f"{path(smooth)}L{width} {height}L0 {height}z"
     return {"area": area, "raw": path(losses), "smooth": path(smooth)}
@@ -150,7 +153,7 @@ def curve(points: Sequence[Sequence[float]]) -> dict[str, str]:
 def plot(
     low: float, score: float, high: float, ticks: Sequence[tuple[str, float]]
 ) -> dict[str, Any]:
-    """Where a score, its interval and its baselines (`ticks`: CSS class, value) stand on a line from 0 to 100 per
+    """Positions of a score, its interval and its baselines (`ticks`: CSS class, value) on a line from 0 to 100 per
     cent, as CSS lengths. All values are 0 to 1."""
 
     def at(value: float) -> str:
@@ -165,12 +168,12 @@ def plot(
 
 
 def effect(low: float, value: float, high: float, above: float) -> dict[str, str]:
-    """Where an effect and its interval stand on a line with its own scale, as CSS lengths; `above`, which it must
+    """Positions of an effect and its interval on a line with a separate scale, as CSS lengths; `above`, the value to
     exceed, is in the middle."""
     reach = 1.1 * max(abs(low - above), abs(high - above), abs(value - above)) or 1.0
-    at = [50 + 50 * (x - above) / reach for x in (low, value, high)]
+    positions = [50 + 50 * (x - above) / reach for x in (low, value, high)]
     return {
-        "left": f"{at[0]:.1f}%",
-        "width": f"{at[2] - at[0]:.1f}%",
-        "value": f"{at[1]:.1f}%",
+        "left": f"{positions[0]:.1f}%",
+        "width": f"{positions[2] - positions[0]:.1f}%",
+        "value": f"{positions[1]:.1f}%",
     }

@@ -1,11 +1,11 @@
-"""The report page of a run: one HTML file that needs nothing else, the same as Markdown, and every number as JSON.
+"""The report page of a run: one self-contained HTML file, the same as Markdown, and every number as JSON.
 
 >>> write(Path("runs/nano"))
 PosixPath('runs/nano/report.html')
 
-`collect` reads the run's folder into one dictionary, `report.json`; the pages are drawn from that dictionary alone
-(and the media that it names by hash), so that no number stands on a page that isn't in the file. Scores are computed
-again from `eval/*.jsonl`. What a run doesn't have (a stage that hasn't run, a folder that isn't there) is left out.
+`collect` reads the run's folder into one dictionary, `report.json`; the pages are rendered from that dictionary alone
+(and the media that it names by hash), so that every number on a page is in the file. Scores are computed again from
+`eval/*.jsonl`. Sections without data (such as stages that haven't run) are omitted.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.resume import recorded, recorded_precision
 
 POINTS = 140  # of a loss curve
-LONGEST_TEXT = 240  # characters of an example's text in Markdown
+MAX_TEXT = 240  # characters of an example's text in Markdown
 PACKAGES = (
     "torch",
     "numpy",
@@ -119,7 +119,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def _precision(run: Path, identity: Mapping[str, Any]) -> dict[str, str] | None:
-    """The precision of the run's training and why, from run.json, or from a stage of a run that is older than it."""
+    """The precision of the run's training and its reason, from run.json or, for older runs, from a stage."""
     stored = (recorded_precision(run / "stages" / name) for name in stages.ORDER)
     choice = recorded(identity) or next((c for c in stored if c is not None), None)
     return asdict(choice) if choice else None
@@ -130,14 +130,14 @@ def _load(path: Path, default: Any) -> Any:
 
 
 def _count(items: Iterable[str]) -> dict[str, int]:
-    found: dict[str, int] = defaultdict(int)
+    counts_by_item: dict[str, int] = defaultdict(int)
     for item in items:
-        found[item] += 1
-    return dict(found)
+        counts_by_item[item] += 1
+    return dict(counts_by_item)
 
 
 def _stage(folder: Path, name: str) -> dict[str, Any]:
-    """A stage's row: who learned, from whom, how its loss went, and what stayed frozen."""
+    """A stage's row: trained parameters, parents, losses, speed, and checks of the frozen tensors."""
     manifest = _load(folder / "manifest.json", {})
     declared = stages.load(name)
     records = _records(folder / "metrics.jsonl")
@@ -172,8 +172,8 @@ def _stage(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _in_order(parts: Iterable[str]) -> list[str]:
-    found = set(parts)
-    return [name for name, _, _ in drawing.PARTS if name in found]
+    distinct = set(parts)
+    return [name for name, _, _ in drawing.PARTS if name in distinct]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -181,15 +181,15 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _speed(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """What a stage learned from in a second."""
+    """A stage's training throughput per second."""
     counters, seconds = manifest.get("counters", {}), manifest.get("seconds")
-    done = {key: counters.get(key, 0) for key in ("tokens", "samples", "crops")}
-    done["audio_seconds"] = counters.get("frames", 0) / 100  # of 10 ms
-    return {key: round(n / seconds, 2) for key, n in done.items() if n} if seconds else {}
+    amounts = {key: counters.get(key, 0) for key in ("tokens", "samples", "crops")}
+    amounts["audio_seconds"] = counters.get("frames", 0) / 100  # of 10 ms
+    return {key: round(n / seconds, 2) for key, n in amounts.items() if n} if seconds else {}
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """The records of a stage, the last of each step; lines cut short by an interruption are left out."""
+    """The records of a stage, the last of each step, without incomplete lines of an interrupted run."""
     by_step: dict[int, dict[str, Any]] = {}
     if path.exists():
         for text in path.read_text(encoding="utf-8").split("\n"):
@@ -224,13 +224,13 @@ def _frozen(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _claims(run: Path) -> list[dict[str, Any]]:
-    """What was found of the report's claims, in their order."""
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in (run / "claims").glob("C*.json")]
-    return sorted(found, key=lambda claim: int(claim["name"].removeprefix("C")))
+    """Results of the report's claims, in order."""
+    results = [json.loads(p.read_text(encoding="utf-8")) for p in (run / "claims").glob("C*.json")]
+    return sorted(results, key=lambda claim: int(claim["name"].removeprefix("C")))
 
 
 def _parts(run: Path) -> list[dict[str, Any]]:
-    """Parameters of each part of the finished model, beside the report's."""
+    """Numbers of parameters of each part of the finished model, with the report's."""
     if not (run / "model").exists():
         return []
     return [
@@ -240,7 +240,7 @@ def _parts(run: Path) -> list[dict[str, Any]]:
 
 
 def _data(run: Path) -> dict[str, Any]:
-    """Corpora with their rows, and sources with licence, origin and the corpora they are in."""
+    """Corpora with their rows, and sources with licence, origin and corpora."""
     corpora: dict[str, dict[str, Any]] = {}
     sources: dict[str, dict[str, Any]] = {}
     for path in sorted((run / "data").glob("*/*/manifest.json")):
@@ -268,17 +268,17 @@ def _data(run: Path) -> dict[str, Any]:
 
 
 def _dropped(split: Path, pipeline: str) -> dict[str, int]:
-    """How many samples each step of a split dropped, of steps that dropped any."""
+    """Number of samples that each step of a split dropped; steps that dropped none are absent."""
     steps = counts(split, pipeline)
     return {step["step"]: step["dropped"] for step in steps if step.get("dropped")}
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the versions that numbers depend on."""
+    """The machine and the software versions on which results depend."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        cpu = found.group(1).strip()
+    if info.exists() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
+        cpu = match.group(1).strip()
     versions = {}
     for package in PACKAGES:
         try:
@@ -302,16 +302,16 @@ def environment() -> dict[str, Any]:
 
 
 def render_markdown(report: Mapping[str, Any]) -> str:
-    """The page as Markdown, without pictures and clips."""
+    """The page as Markdown, without images and audio."""
     env = report["environment"]
     stage_rows, frozen_rows = [], []
     checks = {e["stage"]: e for e in report["freeze"]}
     for x in report["stages"]:
-        parents, learned = (", ".join(x[key]) or "–" for key in ("parents", "learned_parts"))
-        steps, took = str(x["steps"] or "–"), sections.duration(x["seconds"])
+        parents, trained = (", ".join(x[key]) or "–" for key in ("parents", "learned_parts"))
+        steps, seconds = str(x["steps"] or "–"), sections.duration(x["seconds"])
         speed, waste = sections.speed(x), sections.waste(x)
         stage_rows.append(
-            [x["name"], parents, learned, steps, sections.losses(x), took, speed, waste]
+            [x["name"], parents, trained, steps, sections.losses(x), seconds, speed, waste]
         )
         if check := checks.get(x["name"]):
             before, after = check["logits_sha256_before"], check["logits_sha256_after"]
@@ -339,34 +339,37 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     ]
     if report["examples"]:
         items = [f"{i}. {_example(e)}" for i, e in enumerate(report["examples"], start=1)]
-        out += ["## What it can do", sections.ABOUT_EXAMPLES, "\n".join(items)]
+        out += ["## Examples", sections.ABOUT_EXAMPLES, "\n".join(items)]
     out += [" · ".join(f"**{n}** {of}" for n, of in sections.headline(report))]
-    core, beyond = ([r for r in report["tasks"] if r["core"] is which] for which in (True, False))
+    core, others = ([r for r in report["tasks"] if r["core"] is flag] for flag in (True, False))
     if core:
-        out += ["## The core", sections.ABOUT_CORE, tables.markdown(core)]
-    if beyond:
-        out += ["## Beyond the core", sections.ABOUT_BEYOND, tables.markdown(beyond)]
+        out += ["## Core tasks", sections.ABOUT_CORE, tables.markdown(core)]
+    if others:
+        out += ["## Other tasks", sections.ABOUT_BEYOND, tables.markdown(others)]
     out += [
         "## Stages",
         _table(
-            ["stage", "starts from", "learned", "steps", "loss", "time", "speed", "padding"],
+            ["stage", "starts from", "trained", "steps", "loss", "time", "speed", "padding"],
             stage_rows,
         ),
     ]
     if frozen_rows:
-        heads = ["stage", "frozen tensors", "changed", "text logits before", "after", ""]
-        out += ["## Frozen is frozen", sections.CHECKED, _table(heads, frozen_rows)]
+        headers = ["stage", "frozen tensors", "changed", "text logits before", "after", ""]
+        out += ["## Frozen parameters", sections.CHECKED, _table(headers, frozen_rows)]
     if report["claims"]:
-        heads = ["claim", "effect", "found", "95 % interval", "claimed above", "smallest seen", ""]
-        out += ["## The report's claims", sections.CLAIMED, _table(heads, _claim_rows(report))]
+        headers = ["claim", "effect", "value", "95 % interval", "claimed above", "detectable", ""]
+        out += ["## Claims of the report", sections.CLAIMED, _table(headers, _claim_rows(report))]
     if rows:
-        out += ["## The report's benchmarks", sections.STAND_INS, markdown(rows)]
+        out += ["## Benchmarks of the report", sections.SYNTHETIC, markdown(rows)]
     if parts:
-        out += ["## Size", _table(["part", "here", "the report"], parts)]
+        out += ["## Size", _table(["part", "this model", "the report's model"], parts)]
     if data:
         out += ["## Data", _table(["source", "rows", "licence", "origin"], data)]
     versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
-    out += ["## Again", f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`"]
+    out += [
+        "## Reproduce",
+        f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`",
+    ]
     if report["precision"]:
         out += [f"Trained in {sections.precision(report)}."]
     peak = sections.memory(report["summary"]["peak_bytes"])
@@ -378,11 +381,11 @@ def render_markdown(report: Mapping[str, Any]) -> str:
 
 
 def _example(e: Mapping[str, Any]) -> str:
-    """A sample in one line: whether it is right, what was asked, answered and expected, and where it comes from."""
+    """A sample in one line: correct or wrong, question, answer, reference, source and licence."""
 
     def code(text: str) -> str:
         line = " ".join(text.replace("`", "'").split()) or "–"
-        return f"`{line[:LONGEST_TEXT]}{'…' if len(line) > LONGEST_TEXT else ''}`"
+        return f"`{line[:MAX_TEXT]}{'…' if len(line) > MAX_TEXT else ''}`"
 
     mark = "✓" if e["value"] >= 1 else "✗"
     media = "".join(f" [{m['kind']}]" for m in e["media"])
@@ -392,14 +395,14 @@ def _example(e: Mapping[str, Any]) -> str:
 
 def _claim_rows(report: Mapping[str, Any]) -> list[list[str]]:
     rows = []
-    for found in report["claims"]:
-        title = f"**{found['name']}** {found['title']}: **{found['verdict']}**"
-        for effect in found["effects"]:
+    for claim in report["claims"]:
+        title = f"**{claim['name']}** {claim['title']}: **{claim['verdict']}**"
+        for effect in claim["effects"]:
             rows.append([title, effect["what"], *sections.effect(effect), effect["verdict"]])
             title = ""
     return rows
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

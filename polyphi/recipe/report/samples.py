@@ -1,10 +1,10 @@
-"""Held-out samples that the report page shows, drawn at random before their answers are looked at.
+"""Held-out samples for the report page, drawn at random and independently of the answers.
 
 >>> draw = Draw(Path("runs/nano"), results, seed=0)
 >>> draw.examples(), draw.gallery(), draw.media        # the page's first screen, further ones, media by SHA-256
 
-What is drawn depends on the seed, the tasks and the samples, never on an answer. Pictures are digit scans or our own
-renderings, and nothing is shown under a share-alike licence: people commit and share the page.
+The draw depends on the seed, the tasks and the samples, never on an answer. Images are digit scans or our renderings,
+and samples with a share-alike licence are excluded, because people commit and share the page.
 """
 
 import random
@@ -19,13 +19,13 @@ from polyphi.eval.baselines import read
 from polyphi.messages import Audio, Image, Message
 
 EXAMPLES = {("image",): 3, ("audio", "image"): 1, ("audio",): 2, (): 2}
-"""Samples of the first screen, by the media that they hold."""
+"""Number of samples on the first screen, by their media."""
 GALLERY = {"vision": 15, "speech": 10, "joint": 10, "safety": 5}
-"""Further samples, by modality."""
-LARGEST_MEDIA = 240_000
-"""Bytes of one sample's media."""
-ALL_MEDIA = 3_000_000
-"""Bytes; base64 makes them 4 MB, and the page stays under 5 MB."""
+"""Number of further samples, by modality."""
+MAX_SAMPLE_MEDIA = 240_000
+"""Most bytes of one sample's media."""
+MAX_MEDIA = 3_000_000
+"""Most bytes of all media; base64 makes them 4 MB, and the page stays under 5 MB."""
 OUR_PICTURES = re.compile(r"polyphi|scikit-learn-digits")
 SHARE_ALIKE = re.compile(r"GPL|SA\b|share.?alike|unknown|proprietary", re.IGNORECASE)
 MIME = {
@@ -37,8 +37,8 @@ Row = Mapping[str, Any]
 
 
 class Draw:
-    """The samples of a run in an order that its seed gives; each is taken once, and no two share an image or audio
-    clip."""
+    """Draws samples of a run in an order that depends on the seed; each is used once, and no two share an image or
+    audio clip."""
 
     def __init__(self, run: Path, results: Sequence[Row], seed: int | None) -> None:
         """`results` are the rows of `rescore(run / "eval")`."""
@@ -49,7 +49,7 @@ class Draw:
         self._queues = {r["task"]: _candidates(run, r, self._lines[r["task"]]) for r in results}
 
     def examples(self) -> list[dict[str, Any]]:
-        """Samples of core tasks, as many of each combination of media as EXAMPLES says."""
+        """Samples of core tasks, EXAMPLES of each combination of media."""
         core = [r["task"] for r in self._results if r["core"] and self._lines[r["task"]]]
         random.Random(self._seed).shuffle(core)
         by_media: dict[tuple[str, ...], list[str]] = {media: [] for media in EXAMPLES}
@@ -59,7 +59,7 @@ class Draw:
         return [e for media, n in EXAMPLES.items() for e in self._take(by_media[media], n)]
 
     def gallery(self) -> list[dict[str, Any]]:
-        """Samples of all tasks, as many of each modality as GALLERY says, in the order of the results."""
+        """Samples of all tasks, GALLERY of each modality, in the order of the results."""
         order = {r["task"]: i for i, r in enumerate(self._results)}
         entries: list[dict[str, Any]] = []
         for modality, n in GALLERY.items():
@@ -68,7 +68,7 @@ class Draw:
         return sorted(entries, key=lambda e: order[e["task"]])
 
     def _take(self, tasks: Iterable[str], n: int) -> list[dict[str, Any]]:
-        """Up to n samples: one of each task, then a second one; fewer where ALL_MEDIA is reached."""
+        """Up to n samples, one of each task in turn; fewer where MAX_MEDIA is reached."""
         turns = deque(tasks)
         entries: list[dict[str, Any]] = []
         while turns and len(entries) < n:
@@ -78,7 +78,7 @@ class Draw:
                 continue
             turns.append(task)
             entry, parts = candidate
-            if sum(map(len, [*self.media.values(), *parts])) > ALL_MEDIA:
+            if sum(map(len, [*self.media.values(), *parts])) > MAX_MEDIA:
                 break
             self.media.update((m["sha256"], p) for m, p in zip(entry["media"], parts, strict=True))
             self._ids |= _ids(entry)
@@ -87,23 +87,23 @@ class Draw:
 
 
 def _ids(entry: Row) -> set[str]:
-    """What two entries of the same sample, image or audio clip have in common."""
+    """The ids of an entry's sample, images and audio clips."""
     return {entry["id"], *(m["sha256"] for m in entry["media"])}
 
 
 def _lines(run: Path, result: Row, seed: int | None) -> list[dict[str, Any]]:
-    """The lines of a task's samples that may be shown, shuffled."""
+    """The answers to a task's samples that may be published, shuffled."""
     lines = [
         x
         for x in read(run / "eval" / f"{result['task']}.jsonl")
-        if x["condition"] == "with" and _showable(x)
+        if x["condition"] == "with" and _publishable(x)
     ]
     random.Random(f"{seed} {result['task']}").shuffle(lines)
     return lines
 
 
-def _showable(x: Row) -> bool:
-    """Whether a sample may stand on a page that people commit and share."""
+def _publishable(x: Row) -> bool:
+    """Whether a sample may be published on a page that people commit and share."""
     if SHARE_ALIKE.search(x["licence"]):
         return False
     pictures = any(m["kind"] == "image" for m in x["media"])
@@ -113,7 +113,7 @@ def _showable(x: Row) -> bool:
 def _candidates(
     run: Path, result: Row, lines: Sequence[Row]
 ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    """Entries of the page, each with its media, in the order of the lines; those too large are left out."""
+    """(entry of the page, its media), in the order of the lines, without those that are too large."""
     folder = run / "data" / result["corpus"] / "test"
     if not lines or not (folder / "manifest.json").exists():
         return
@@ -128,7 +128,7 @@ def _candidates(
         types = [
             next((mime for magic, mime in MIME.items() if p.startswith(magic)), None) for p in parts
         ]
-        if None in types or sum(map(len, parts)) > LARGEST_MEDIA:
+        if None in types or sum(map(len, parts)) > MAX_SAMPLE_MEDIA:
             continue
         yield (
             {
@@ -152,6 +152,6 @@ def _candidates(
 
 
 def _question(prompt: Sequence[Message]) -> str:
-    """What the user writes, before what the system message says and the tools that it offers."""
+    """The user's text, then that of the system message and its tools."""
     messages = sorted(prompt, key=lambda m: m.role != "user")
     return "\n".join(t for m in messages for t in (m.text.strip(), m.tools) if t)

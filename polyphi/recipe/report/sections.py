@@ -1,9 +1,9 @@
-"""The report page as HTML, drawn from the report (`page.collect`) by the templates beside this file.
+"""The report page as HTML, rendered from the report (`page.collect`) by the templates in this package.
 
 >>> html = render(report, media)          # media: SHA-256 -> bytes, for the samples
 
-`templates/page.html` is the page and `SECTIONS` names the template of each section. This module has what the
-templates call: numbers as text, and rows of tables that combine several of the report's values.
+`templates/page.html` is the page and `SECTIONS` names the template of each section. This module has the functions that
+the templates call: numbers as text, and rows of tables that combine several of the report's values.
 """
 
 import base64
@@ -14,57 +14,58 @@ import jinja2
 from markupsafe import Markup
 
 from polyphi.eval.report import heldout as tables
-from polyphi.eval.report import tables as beside
+from polyphi.eval.report import tables as eval_tables
 from polyphi.recipe.report import drawing
 
 Report = Mapping[str, Any]
 SECTIONS = {
     "examples": "Examples",
-    "core": "Core",
-    "beyond": "Beyond the core",
+    "core": "Core tasks",
+    "beyond": "Other tasks",
     "samples": "More samples",
     "stages": "Stages",
     "losses": "Losses",
-    "learned": "Who learned",
-    "frozen": "Frozen",
+    "learned": "Trained parameters",
+    "frozen": "Frozen parameters",
     "claims": "Claims",
     "benchmarks": "Benchmarks",
     "size": "Size",
     "data": "Data",
-    "again": "Again",
+    "again": "Reproduce",
 }
 """Each section's template (and id), in the page's order, with its title in the navigation."""
-OPEN_ROWS = 10
-"""Most rows beyond the core that stand on the page unfolded."""
+MAX_OPEN_ROWS = 10
+"""Most rows of other tasks that are shown without folding."""
 
 # Sentences of the page that the Markdown has too.
-ABOUT_EXAMPLES = "Held-out samples of core tasks, drawn at random before any answer was looked at. ✓ right, ✗ wrong."
+ABOUT_EXAMPLES = "Held-out samples of core tasks, drawn at random before the answers were known. ✓ correct, ✗ wrong."
 ABOUT_CORE = (
-    "Scans, stamps, templates and speakers that no stage has seen. Each score stands beside the best of its baselines: "
-    "the best constant answer; the same model asked without the picture or clip; and with pictures or clips swapped "
-    "among the questions. A task beats them when the 95 % interval of its lead over the best one (paired bootstrap) "
-    "lies above zero. Goals are this project's, not the report's."
+    "Results on scans, images, templates and speakers that were not used in training. Each score is compared with the "
+    "best of its baselines: the best constant answer; the same model without the image or audio; and with images or "
+    "audio exchanged between questions. A task beats its baselines when the 95 % interval of its lead over the best "
+    "one (paired bootstrap) is above zero. The goals are set by this project, not by the report."
 )
-ABOUT_BEYOND = "Mostly for larger sizes than this one."
+ABOUT_BEYOND = "Most of these tasks are intended for larger sizes than this one."
 CHECKED = (
     "SHA-256 of every frozen tensor before and after its stage, and of the fp32 logits of fixed text prompts before "
     "and after each stage that adds a modality."
 )
 CLAIMED = (
-    "Each is tested at this run's size, which isn't the report's. A claim holds where the 95 % interval (paired "
-    "bootstrap over items and seeds) lies above what is claimed, doesn't where it lies below, and is undecided "
-    "between. The last number is how far from it a true effect had to be for this experiment to see it in four of "
+    "Claims of the technical report, tested at the size of this run, which is smaller than the report's. A claim holds "
+    "where the 95 % interval (paired bootstrap over items and seeds) is above the claimed value, doesn't hold where it "
+    "is below, and is undecided otherwise. “Detectable” is the smallest effect that this experiment detects in four of "
     "five cases."
 )
-STAND_INS = (
-    "The benchmarks of the report's tables that need no judge, asked and scored as on their public data, on stand-ins "
-    "that were made here. They show that the way is open, not what the model can do: "
-    "such scores are not to be compared with the report's."
+SYNTHETIC = (
+    "The benchmarks of the report's tables that need no judge, prompted and scored as on their public data, but with "
+    "synthetic samples in the same format. They test that the evaluation works, not the abilities of the model: do not "
+    "compare these scores with the report's."
 )
 
 
 def render(report: Report, media: Mapping[str, bytes]) -> str:
-    """The page as HTML: no script, no request to anywhere, light and dark. A section without content is left out."""
+    """The page as HTML, without scripts and external requests, in light and dark colours. Sections without content are
+    omitted."""
     encoded = {sha256: base64.b64encode(data).decode() for sha256, data in media.items()}
     sections = []
     for name, title in SECTIONS.items():
@@ -79,7 +80,7 @@ def render(report: Report, media: Mapping[str, bytes]) -> str:
 
 
 def count(n: float | None) -> str:
-    """A count as people say it: 3.8B, 440M, 12.3k."""
+    """A rounded count with its unit: 3.8B, 440M, 12.3k."""
     if n is None:
         return "–"
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -89,7 +90,7 @@ def count(n: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the unit that people use for such a time: 42 s, 12.5 min, 2.0 h."""
+    """A time in a suitable unit: 42 s, 12.5 min, 2.0 h."""
     if not seconds:
         return "–"
     if seconds < 100:
@@ -103,12 +104,12 @@ def memory(n: float | None) -> str:
 
 
 def losses(stage: Report) -> str:
-    """The loss at a stage's beginning and at its end: "8.3 → 2.1"."""
+    """The loss at the beginning and end of a stage: "8.3 → 2.1"."""
     return f"{stage['loss_first']:.3g} → {stage['loss_last']:.3g}" if stage["curve"] else "–"
 
 
 def speed(stage: Report) -> str:
-    """What a stage was trained on in a second: "1.2k tokens/s, 30 s of audio/s"."""
+    """A stage's training throughput: "1.2k tokens/s, 30 s of audio/s"."""
     rates = stage["speed"]
     texts = [
         f"{count(round(rates[k]))} {k}/s" for k in ("tokens", "samples", "crops") if k in rates
@@ -119,7 +120,7 @@ def speed(stage: Report) -> str:
 
 
 def waste(stage: Report) -> str:
-    """Padding: of attention's rows, and of the crops' patches."""
+    """Shares of padding: of the rows in attention, and of the crops' patches."""
     padded, blank = stage["waste"]["padding"], stage["waste"]["blank"]
     if padded is None:
         return "–"
@@ -127,20 +128,20 @@ def waste(stage: Report) -> str:
 
 
 def inputs(stage: Report) -> str:
-    """What a stage read: "4k samples, 1.2M tokens"; frames are of 10 ms."""
+    """A stage's amount of training data: "4k samples, 1.2M tokens"; frames are of 10 ms."""
     counters = stage["counters"]
     names = ("samples", "tokens", "crops", "frames")
     return ", ".join(f"{count(counters[k])} {k}" for k in names if counters.get(k))
 
 
 def dropped(split: Report) -> str:
-    """What the steps of a split dropped: "dropped: 33 Language, 5 Duplicates"; else nothing."""
+    """Numbers of samples that the steps of a split dropped: "dropped: 33 Language, 5 Duplicates"; "" for none."""
     steps = [f"{n:,} {step.split('-')[0]}" for step, n in split.get("dropped", {}).items()]
     return f"dropped: {', '.join(steps)}" if steps else ""
 
 
 def effect(result: Report) -> tuple[str, str, str, str]:
-    """An effect's value, its interval, what the claim says that it exceeds, and the smallest one to be seen."""
+    """An effect's value, its interval, the value that it exceeds by the claim, and the smallest detectable one."""
     unit = f" {result['unit']}".rstrip()
     value, low, high, above, smallest = (
         f"{result[key]:.3g}" for key in ("value", "low", "high", "above", "smallest")
@@ -149,36 +150,37 @@ def effect(result: Report) -> tuple[str, str, str, str]:
 
 
 def precision(report: Report) -> str:
-    """The precision of training, and why: "fp32: this CPU has no bfloat16 instructions"."""
+    """The precision of training and its reason: "fp32: this CPU has no bfloat16 instructions"."""
     choice = report["precision"]
     return f"{choice['precision']}: {choice['reason']}" if choice else "–"
 
 
 def intro(report: Report) -> str:
-    """What the model of the run is, in a sentence or two."""
+    """One or two sentences that describe the model of the run."""
     sentences = (
-        "A language model is trained, then frozen; it learns to see and to hear through encoders, projectors and a "
-        "mixture of LoRAs."
+        "A language model is trained and then frozen; encoders, projectors and a mixture of LoRAs add vision and "
+        "speech."
     )
     if report["parts"]:
         whole = report["parts"][-1]
-        sentences += f" {count(whole['parameters'])} parameters; the report's model has {count(whole['report'])}."
+        own, paper = count(whole["parameters"]), count(whole["report"])
+        sentences += f" It has {own} parameters; the report's model has {paper}."
     return sentences
 
 
 def headline(report: Report) -> list[tuple[str, str]]:
-    """The run in a line: numbers, each with what it counts."""
+    """The key numbers of the run, each with its label."""
     s = report["summary"]
     numbers = [(f"{s['stages_done']} of {s['stages']}", "stages")]
     if s["frozen_checks"]:
         proof = f"{s['frozen_checks_equal']} of {s['frozen_checks']}"
-        numbers.append((proof, "frozen checks bit-identical"))
+        numbers.append((proof, "stages with bit-identical frozen text logits"))
     if s["tasks"]:
         numbers.append((f"{s['core_beats']} of {s['core']}", "core tasks beat their baselines"))
     if s["seconds"]:
         numbers.append((duration(s["seconds"]), f"on {report['environment']['cores']} cores"))
     if report["precision"]:
-        numbers.append((report["precision"]["precision"], "training"))
+        numbers.append((report["precision"]["precision"], "training precision"))
     return numbers
 
 
@@ -245,11 +247,11 @@ def benchmark_rows(report: Report) -> list[dict[str, Any]]:
         {
             "label": label,
             "table": table.name,
-            "score": beside.as_text(row, row["score"], beside.decimals(row)),
+            "score": eval_tables.as_text(row, row["score"], eval_tables.decimals(row)),
             "n": row["n"],
             "benchmark": row["benchmark"] or "average",
         }
-        for table, lines in beside.laid_out(report["benchmarks"]["rows"])
+        for table, lines in eval_tables.laid_out(report["benchmarks"]["rows"])
         for label, row in lines
         if row and row["table"]
     ]
@@ -258,7 +260,7 @@ def benchmark_rows(report: Report) -> list[dict[str, Any]]:
 def step_seconds(report: Report) -> dict[str, float]:
     """The seconds of each step of the run, without their total."""
     seconds = report["timings"].get("seconds", {})
-    return {step: spent for step, spent in seconds.items() if step != "total"}
+    return {step: time for step, time in seconds.items() if step != "total"}
 
 
 TEMPLATES = jinja2.Environment(
@@ -287,8 +289,8 @@ TEMPLATES.globals.update(
     CHECKED=CHECKED,
     CLAIMED=CLAIMED,
     MODALITIES=tables.MODALITIES,
-    OPEN_ROWS=OPEN_ROWS,
-    STAND_INS=STAND_INS,
+    MAX_OPEN_ROWS=MAX_OPEN_ROWS,
+    SYNTHETIC=SYNTHETIC,
     benchmark_rows=benchmark_rows,
     by_modality=by_modality,
     drawing=drawing,

@@ -1,4 +1,4 @@
-"""Mixes compared: the arms, the intervals, and the command on a micro run, which runs nothing twice."""
+"""Comparison of mixes: the arms, the intervals, and the command on a micro run, which resumes."""
 
 import json
 import math
@@ -19,7 +19,7 @@ TEXT = stages.load("text_1_pretrain")
 DOCS = Path(__file__).parents[3] / "docs" / "training.md"
 
 
-def test_a_mix_differs_in_what_was_named() -> None:
+def test_a_mix_differs_in_the_named_corpora() -> None:
     own, less, more = mixes(TEXT, ["documents=0", "code=2, reasoning_documents=1"])
     assert (own.name, own.mix) == (OWN, TEXT.data)
     assert set(TEXT.data.weights) - set(less.mix.weights) == {"documents"}
@@ -28,11 +28,11 @@ def test_a_mix_differs_in_what_was_named() -> None:
     alone = mixes(TEXT, [], leave_one_out=True)
     assert [a.name for a in alone] == [OWN, *(f"{name}=0" for name in TEXT.data.weights)]
     (_, late) = mixes(TEXT, ["copying=0,instructions=0"])
-    assert late.mix.late == {}, "where all come late, all come at once"
+    assert late.mix.late == {}, "where all start late, all start at once"
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ("tools", "NAME=WEIGHT"),
         ("tools=much", "NAME=WEIGHT"),
@@ -41,22 +41,22 @@ def test_a_mix_differs_in_what_was_named() -> None:
         (",".join(f"{name}=0" for name in TEXT.data.weights), "positive weights"),
     ],
 )
-def test_a_mix_that_makes_no_sense_is_refused(change: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_an_invalid_mix_is_refused(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         mixes(TEXT, [change])
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     random = np.random.default_rng(0)
     for n in (2, 3, 6):
-        found = [interval(random.normal(1.0, 2.0, n).tolist()) for _ in range(2000)]
-        share = np.mean([low <= 1.0 <= high for low, high in found])
+        intervals = [interval(random.normal(1.0, 2.0, n).tolist()) for _ in range(2000)]
+        share = np.mean([low <= 1.0 <= high for low, high in intervals])
         assert 0.935 < share < 0.965, (n, share)
     assert interval([1.0]) is None
 
 
 def test_differences_are_paired_by_seed() -> None:
-    """Seeds differ by 1, arms by 0.1: the difference is as sure as if there was no spread at all."""
+    """Seeds differ by 1, arms by 0.1: the interval of the difference has width 0."""
     results = [
         {
             OWN: {"loss code": 2.0 + seed, "loss math": 1.0},
@@ -64,8 +64,8 @@ def test_differences_are_paired_by_seed() -> None:
         }
         for seed in range(3)
     ]
-    found = compare(results)
-    code, math_ = (found["arms"]["math=0"][f"loss {c}"] for c in ("code", "math"))
+    table = compare(results)
+    code, math_ = (table["arms"]["math=0"][f"loss {c}"] for c in ("code", "math"))
     assert code["difference"] == pytest.approx(-0.1) and code["interval"] == pytest.approx(
         [-0.1] * 2
     )
@@ -73,15 +73,15 @@ def test_differences_are_paired_by_seed() -> None:
     assert math_["interval"] == pytest.approx(
         [0.2 - 4.302652730 * 0.2 / math.sqrt(3), 0.2 + 4.302652730 * 0.2 / math.sqrt(3)]
     )
-    assert found["arms"]["math=0"]["loss of all"]["difference"] == pytest.approx(0.05)
-    told = markdown({"stage": "s", "size": "micro", "steps": 2, **found})
-    assert "| loss code | 3.000 | **-0.100** (-0.100 to -0.100) |" in told
-    assert "| loss math | 1.000 | +0.200 (-0.297 to +0.697) |" in told
+    assert table["arms"]["math=0"]["loss of all"]["difference"] == pytest.approx(0.05)
+    text = markdown({"stage": "s", "size": "micro", "steps": 2, **table})
+    assert "| loss code | 3.000 | **-0.100** (-0.100 to -0.100) |" in text
+    assert "| loss math | 1.000 | +0.200 (-0.297 to +0.697) |" in text
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory, micro_run: Path) -> Path:
-    """A copy of a finished run without what comes after its stages. Corpora are links."""
+    """A copy of a finished run with its stages only. Corpora are links."""
     folder = tmp_path_factory.mktemp("ablation") / "micro"
     shutil.copytree(micro_run / "stages", folder / "stages")
     shutil.copy(micro_run / "run.json", folder)
@@ -91,10 +91,10 @@ def out(tmp_path_factory: pytest.TempPathFactory, micro_run: Path) -> Path:
     return folder
 
 
-def test_the_command_compares_mixes_and_goes_on(
+def test_the_command_compares_mixes_and_resumes(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The page's own command, at micro size."""
+    """The command of docs/training.md, at micro size."""
     (command,) = re.findall(r"^polyphi (ablate .*)$", DOCS.read_text(), re.MULTILINE)
     assert "--size" not in command and "runs/nano" in command
     arguments = [*command.replace("runs/nano", str(out)).split(), "--size", "micro"]
@@ -110,39 +110,39 @@ def test_the_command_compares_mixes_and_goes_on(
     cli.main([*arguments, "--seeds", "2"])
     assert "differences to the stage's own mix" in capsys.readouterr().out
     (folder,) = (out / "ablation").iterdir()
-    found = json.loads((folder / "table.json").read_text())
-    arms = list(found["mixes"])
+    table = json.loads((folder / "table.json").read_text())
+    arms = list(table["mixes"])
     assert len(arms) > 2 and len(trained) == 2 * len(arms)
     assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
-    losses = found["arms"][OWN]
-    assert {f"loss {c}" for mix in found["mixes"].values() for c in mix} <= set(losses)
+    losses = table["arms"][OWN]
+    assert {f"loss {c}" for mix in table["mixes"].values() for c in mix} <= set(losses)
     assert all(math.isfinite(v) for row in losses.values() for v in row["seeds"])
-    different = [found["arms"][arm]["loss of all"]["difference"] for arm in arms[1:]]
+    different = [table["arms"][arm]["loss of all"]["difference"] for arm in arms[1:]]
     assert all(different), "another mix is another model"
 
     trained.clear()
     cli.main([*arguments, "--seeds", "2"])
     assert not trained, "what is finished isn't run again"
-    assert json.loads((folder / "table.json").read_text())["arms"] == found["arms"]
+    assert json.loads((folder / "table.json").read_text())["arms"] == table["arms"]
     cli.main([*arguments, "--seeds", "3"])
     assert trained == [f"{arm} seed_2" for arm in arms]
 
 
 def test_own_corpora_and_tasks(out: Path) -> None:
     run = Run("micro", out)
-    with pytest.raises(ValueError, match=r"holds no corpus 'mine'; make it first \(polyphi curate"):
+    with pytest.raises(ValueError, match=r"no corpus 'mine'.*\(polyphi curate"):
         ablation.ablate(run, "text_1_pretrain", mixes(TEXT, ["mine=3"]), seeds=1)
     (out / "data/mine").symlink_to(out / "data/copying")
     arms = mixes(TEXT, ["mine=3"])
-    found = ablation.ablate(run, "text_1_pretrain", arms, seeds=1, steps=1, tasks=["copy"])
-    row = found["arms"]["mine=3"]
+    table = ablation.ablate(run, "text_1_pretrain", arms, seeds=1, steps=1, tasks=["copy"])
+    row = table["arms"]["mine=3"]
     assert row["loss mine"]["interval"] is None and 0 <= row["score copy"]["mean"] <= 1
-    assert found["steps"] == 1
-    with pytest.raises(ValueError, match="learns by DPO"):
+    assert table["steps"] == 1
+    with pytest.raises(ValueError, match="DPO"):
         ablation.ablate(run, "text_4_align", mixes(stages.load("text_4_align"), []), seeds=1)
 
 
-def test_an_arm_from_another_start_is_told(out: Path) -> None:
+def test_an_arm_from_another_start_is_refused(out: Path) -> None:
     stage, run = stages.load("reasoning_2_sft"), Run("micro", out, precision="fp32")
     arm = ablation.NamedMix(OWN, Mix({"reasoning_sft": 1}))
     ablation.ablate(run, stage.name, [arm], seeds=1)

@@ -1,4 +1,4 @@
-"""Intervals and verdicts of the claims, and what their experiments are built of."""
+"""Intervals and verdicts of the claims, and the parts of their experiments."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from polyphi.train.loss import owners
 
 
 def shares(by_arm: tuple[float, float], seeds: int, items: int, noise: float = 0.0) -> np.ndarray:
-    """Right answers of two arms: [seeds items 2 2]; `noise` shifts the second arm's share from seed to seed."""
+    """Correct answers of two arms: [seeds items 2 2]; `noise` shifts the second arm's share from seed to seed."""
     random, vectors = np.random.default_rng(1), np.ones((seeds, items, 2, 2))
     for seed in range(seeds):
         for arm, share in enumerate(by_arm):
@@ -47,10 +47,10 @@ def test_an_error_rate_is_better_when_lower() -> None:
     assert contrast("fewer errors", ("wer", errors)).value == pytest.approx(25)
 
 
-def test_the_interval_covers_what_is_true() -> None:
-    """Of experiments whose arms are equal about 5 % find a difference: by items alone, and with seeds whose shares
-    differ by 10 points (seen: 3 and 9 % of 300, as three seeds tell their own spread badly)."""
-    found = {}
+def test_the_interval_covers_the_true_value() -> None:
+    """About 5 % of experiments with equal arms give a difference: with variance of items alone, and with seeds whose
+    shares differ by 10 points (measured: 3 and 9 % of 300, as three seeds are few to estimate their variance)."""
+    false_rates = {}
     for noise in (0.0, 0.1):
         wrong = 0
         for trial in range(150):
@@ -61,9 +61,9 @@ def test_the_interval_covers_what_is_true() -> None:
                 for arm in range(2):
                     vectors[seed, :, arm, 0] = random.random(100) < items + arm * shift
             wrong += contrast("none", ("accuracy", vectors)).verdict != "undecided"
-        found[noise] = wrong / 150
-    assert found[0.0] <= 0.08, found
-    assert found[0.1] <= 0.14, found
+        false_rates[noise] = wrong / 150
+    assert false_rates[0.0] <= 0.08, false_rates
+    assert false_rates[0.1] <= 0.14, false_rates
 
 
 def test_seeds_that_differ_widen_the_interval() -> None:
@@ -79,8 +79,8 @@ def test_equal_answers_are_no_proof_beyond_their_number() -> None:
     same = paired(
         [{str(i): [0.0, 1.0] for i in range(30)}], [{str(i): [0.0, 1.0] for i in range(30)}]
     )
-    found = contrast("none right in either arm", ("accuracy", same))
-    assert (found.low, found.high, found.verdict) == (-10.0, 10.0, "undecided")
+    effect = contrast("none right in either arm", ("accuracy", same))
+    assert (effect.low, effect.high, effect.verdict) == (-10.0, 10.0, "undecided")
     assert contrast("not worse by 11 points", ("accuracy", same), above=-11).verdict == "holds"
 
 
@@ -102,15 +102,15 @@ def test_samples_are_paired_by_id() -> None:
     assert paired([first], [second, second]).tolist() == [[[[0.0, 1.0], [1.0, 1.0]]]] * 2
 
 
-def test_there_are_ten_claims_and_a_wrong_name_is_told() -> None:
+def test_there_are_ten_claims_and_an_unknown_name_is_refused() -> None:
     assert [c.name for c in find()] == [f"C{i}" for i in range(1, 11)]
     assert set(laboratory.ORDER) == {c.name for c in find()}
     assert [c.name for c in find("c7")] == ["C7"]
-    with pytest.raises(ValueError, match="no claim is called C11; the claims are C1, C2"):
+    with pytest.raises(ValueError, match="C11; the claims are C1, C2"):
         find("C11")
 
 
-# ------------------------------------------------------------------ what experiments are built of
+# ------------------------------------------------------------------ parts of experiments
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +118,17 @@ def processor() -> Processor:
     return make_processor()
 
 
-def test_the_aspect_rule_blows_small_pictures_up() -> None:
-    """InternVL2 at 448: 28 x 448 is nearest to 1 x 12; a square of one crop and a photo stay what they are."""
-    assert image.nearest(28, 448, 448, multi_crop.MOST) == (1, 12)
-    assert image.nearest(448, 28, 448, multi_crop.MOST) == (12, 1)
-    assert image.nearest(448, 448, 448, multi_crop.MOST) == (1, 1)
-    assert image.nearest(1344, 896, 448, multi_crop.MOST) == (3, 2)
+def test_the_aspect_rule_enlarges_small_images() -> None:
+    """InternVL2 at 448: 28 x 448 is nearest to 1 x 12; a square of one crop and a photo keep their size."""
+    assert image.nearest(28, 448, 448, multi_crop.MAX_CROPS) == (1, 12)
+    assert image.nearest(448, 28, 448, multi_crop.MAX_CROPS) == (12, 1)
+    assert image.nearest(448, 448, 448, multi_crop.MAX_CROPS) == (1, 1)
+    assert image.nearest(1344, 896, 448, multi_crop.MAX_CROPS) == (3, 2)
     effects = list(multi_crop.sizes())
     assert [e.verdict for e in effects] == ["holds"] * 3
 
 
-def test_cross_attention_leaves_text_alone_and_sees_only_its_own_pictures(
+def test_cross_attention_keeps_text_and_attends_to_its_own_images(
     processor: Processor, tmp_path: Path
 ) -> None:
     model = make_model(processor)
@@ -136,7 +136,9 @@ def test_cross_attention_leaves_text_alone_and_sees_only_its_own_pictures(
     crossed = mixture_of_loras.CrossAttended.around(model, seed=1).eval()
     data = write_corpora(tmp_path)
     text, picture, other = (
-        mixture_of_loras.BesideText().rows(Shards(data / corpus / "train")[i], processor, 200)[0]
+        mixture_of_loras.SinglePlaceholder().rows(
+            Shards(data / corpus / "train")[i], processor, 200
+        )[0]
         for corpus, i in (("questions", 0), ("pictures", 0), ("pictures", 1))
     )
     with torch.inference_mode():
@@ -149,12 +151,12 @@ def test_cross_attention_leaves_text_alone_and_sees_only_its_own_pictures(
         assert not torch.allclose(crossed(swapped), crossed(picture), atol=1e-5)
 
 
-def test_pictures_beside_text_keep_one_placeholder_and_all_labels(
+def test_a_row_with_single_placeholders_keeps_all_labels(
     processor: Processor, tmp_path: Path
 ) -> None:
     sample = Shards(write_corpora(tmp_path) / "pictures" / "train")[0]
     (inside,) = EVERYTHING.objective.rows(sample, processor, 200)
-    (beside,) = mixture_of_loras.BesideText().rows(sample, processor, 200)
+    (beside,) = mixture_of_loras.SinglePlaceholder().rows(sample, processor, 200)
     tokens = inside.images[0].tokens(processor.cells)
     assert len(beside) == len(inside) - tokens + 1
     assert beside.image_slots is not None and beside.images == inside.images
@@ -163,13 +165,13 @@ def test_pictures_beside_text_keep_one_placeholder_and_all_labels(
     assert inside.labels[inside.labels >= 0].tolist() == beside.labels[beside.labels >= 0].tolist()
 
 
-def test_a_matched_answer_is_what_greedy_decoding_gives(processor: Processor) -> None:
-    """Teach a model its own greedy answer: then every token is the likeliest one; another answer's isn't."""
+def test_an_exact_answer_is_that_of_greedy_decoding(processor: Processor) -> None:
+    """With the model's greedy answer as labels, every token is the most probable one; with other labels it isn't."""
     model = make_model(processor)
     model.initialise(0)
     engine = Engine(model.eval(), processor)
-    asked = [{"role": "user", "content": "red blue"}]
-    row = processor.row(asked, generation_prompt=True)
+    messages = [{"role": "user", "content": "red blue"}]
+    row = processor.row(messages, generation_prompt=True)
     ids = row.ids.tolist()
     with torch.inference_mode():
         for _ in range(4):
@@ -185,7 +187,7 @@ def test_a_matched_answer_is_what_greedy_decoding_gives(processor: Processor) ->
     wrong[start] = (wrong[start] + 1) % processor.tokenizer.vocab_size
     both = pack([batch, replace(batch, labels=wrong)])
     assert owners(both, both.supervised).tolist() == [0] * 4 + [1] * 4
-    (hit, _, tokens), (miss, *_) = laboratory._answered(engine.model, both)
+    (hit, _, tokens), (miss, *_) = laboratory._exact_and_loss(engine.model, both)
     assert (hit, miss, tokens) == (1.0, 0.0, 4.0)
 
 
@@ -198,15 +200,15 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"lacks text_1_pretrain, .*`polyphi reproduce micro --out"
     ):
-        laboratory.conduct(Run("micro", tmp_path / "run"))
+        laboratory.run_claims(Run("micro", tmp_path / "run"))
 
 
-def test_the_page_shows_what_was_found(tmp_path: Path) -> None:
+def test_the_page_shows_results(tmp_path: Path) -> None:
     effects = [Effect("right <more>", 4.0, -1.0, 9.0, "points", 0.0, 7.0)]
     (tmp_path / "claims").mkdir()
     for name in ("C10", "C2"):
-        found = finding(find(name)[0], effects, identity={"seeds": 3}, seconds=61.0)
-        (tmp_path / "claims" / f"{name}.json").write_text(json.dumps(found))
+        result = finding(find(name)[0], effects, identity={"seeds": 3}, seconds=61.0)
+        (tmp_path / "claims" / f"{name}.json").write_text(json.dumps(result))
     page.write(tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert [c["name"] for c in report["claims"]] == ["C2", "C10"]
@@ -217,31 +219,31 @@ def test_the_page_shows_what_was_found(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_ten_claims_on_a_micro_run(tmp_path: Path) -> None:
-    """Every experiment at micro size: two steps teach nothing, but each arm is trained, asked and found once."""
+    """Every experiment at micro size: two steps are too few to learn, but each arm is trained and evaluated once."""
     from polyphi.recipe.graph import Run
 
     run = Run("micro", tmp_path / "run", precision="fp32")
     run.reproduce()
-    laboratory.conduct_all(run, seeds=2)
+    laboratory.run_all_claims(run, seeds=2)
     folder = run.out / "claims"
-    found = {p.stem: json.loads(p.read_text()) for p in folder.glob("C*.json")}
-    assert set(found) == {c.name for c in find()}
-    assert found["C1"]["effects"][0]["value"] == 1.0
+    results = {p.stem: json.loads(p.read_text()) for p in folder.glob("C*.json")}
+    assert set(results) == {c.name for c in find()}
+    assert results["C1"]["effects"][0]["value"] == 1.0
     assert (
-        found["C2"]["effects"][3]["value"] == 1.0
-    )  # LoRA's text losses are those before, to the bit
-    assert found["C3"]["verdict"] in ("holds", "undecided")
+        results["C2"]["effects"][3]["value"] == 1.0
+    )  # LoRA's text losses are bit-identical to those before
+    assert results["C3"]["verdict"] in ("holds", "undecided")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("manifest.json")}
     (folder / "C2.json").unlink()
-    laboratory.conduct(run, ["C2"], seeds=2)  # arms that are there aren't trained again
+    laboratory.run_claims(run, ["C2"], seeds=2)  # existing arms aren't trained again
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("manifest.json")} == before
     again = json.loads((folder / "C2.json").read_text())
-    assert again["effects"] == found["C2"]["effects"]
+    assert again["effects"] == results["C2"]["effects"]
     shutil.rmtree(run.out)
 
 
 def test_every_stage_of_a_chain_comes_before_what_it_needs() -> None:
-    """`Laboratory.again` links the stages that come before a chain's first one in the order."""
+    """`ClaimRunner.retrained` links the stages before a chain's first one in the order."""
     for name in stages.ORDER:
         earlier = stages.ORDER[: stages.ORDER.index(name)]
         parents = itertools.chain.from_iterable(stages.load(s).parents for s in (*earlier, name))

@@ -47,30 +47,30 @@ def planted(
 
 @pytest.mark.parametrize("exponent", [EXPONENT, -0.6, 0.0])
 def test_a_planted_law_is_found(exponent: float) -> None:
-    found = fit(planted(exponent), tokens=64_000)
-    assert found["free"]["exponent"] == pytest.approx(exponent, abs=1e-6)
-    assert found["free"]["factor"] == pytest.approx(0.1, rel=1e-5)
-    assert found["at"]["free"]["rate"] == pytest.approx(0.1 * 64_000**exponent, rel=1e-5)
-    assert [b["rate"] for b in found["best"]] == pytest.approx(
+    result = fit(planted(exponent), tokens=64_000)
+    assert result["free"]["exponent"] == pytest.approx(exponent, abs=1e-6)
+    assert result["free"]["factor"] == pytest.approx(0.1, rel=1e-5)
+    assert result["at"]["free"]["rate"] == pytest.approx(0.1 * 64_000**exponent, rel=1e-5)
+    assert [b["rate"] for b in result["best"]] == pytest.approx(
         [0.1 * d**exponent for d in (1000, 2000, 4000, 8000)], rel=1e-5
     )
     if exponent == EXPONENT:
-        assert found["law"]["factor"] == pytest.approx(0.1, rel=1e-5)
-    through = Law(found["through"]["factor"], found["through"]["exponent"])
-    assert through.rate(8000) == pytest.approx(found["best"][-1]["rate"], rel=1e-5)
+        assert result["law"]["factor"] == pytest.approx(0.1, rel=1e-5)
+    through = Law(result["through"]["factor"], result["through"]["exponent"])
+    assert through.rate(8000) == pytest.approx(result["best"][-1]["rate"], rel=1e-5)
     assert through.rate(16_000) == pytest.approx(2**EXPONENT * through.rate(8000))
-    json.dumps(found)
+    json.dumps(result)
 
 
 @pytest.mark.parametrize("scatter", [0.0, 0.3])
-def test_intervals_hold_the_truth_about_as_often_as_they_say(scatter: float) -> None:
-    found = [fit(planted(EXPONENT, 0.02, seed, scatter=scatter), 64_000) for seed in range(60)]
-    assert sum(f["exponent_holds"] for f in found) >= 0.88 * 60
-    inside = [f["law"]["factor_interval"] for f in found]
+def test_intervals_have_about_their_nominal_coverage(scatter: float) -> None:
+    fits = [fit(planted(EXPONENT, 0.02, seed, scatter=scatter), 64_000) for seed in range(60)]
+    assert sum(f["exponent_holds"] for f in fits) >= 0.88 * 60
+    inside = [f["law"]["factor_interval"] for f in fits]
     assert sum(low <= 0.1 <= high for low, high in inside) >= 0.88 * 60
 
 
-def test_a_wrong_exponent_is_told() -> None:
+def test_a_wrong_exponent_is_detected() -> None:
     assert not fit(planted(0.2, 0.01), 64_000)["exponent_holds"]
 
 
@@ -80,7 +80,7 @@ def test_a_law_with_the_report_s_exponent_falls_by_a_fifth_per_doubling() -> Non
     assert law.rate(2e13) / law.rate(1e13) == pytest.approx(2**EXPONENT)
 
 
-def test_diverged_runs_are_left_out_and_too_few_refused() -> None:
+def test_diverged_runs_are_ignored_and_too_few_refused() -> None:
     points = planted(EXPONENT)
     broken = [replace(p, loss=math.inf) if p.rate > 0.02 else p for p in points]
     assert fit(broken, 64_000)["runs"][0][3] is not None
@@ -103,7 +103,7 @@ STAGE = replace(LANGUAGE, data=Mix({"documents": 2.0, "questions": 1.0}, late={"
 
 
 def run(data: Path, out: Path, **options) -> tuple[list[Point], list[str]]:
-    processor, told = make_processor(), []
+    processor, lines = make_processor(), []
     points = sweep(
         STAGE,
         replace(BUDGET, steps=8),
@@ -113,10 +113,10 @@ def run(data: Path, out: Path, **options) -> tuple[list[Point], list[str]]:
         out,
         tokens=(400, 800),
         precision="fp32",
-        report=told.append,
+        report=lines.append,
         **options,
     )
-    return points, told
+    return points, lines
 
 
 def test_a_sweep_brackets_the_best_rate_and_is_resumed(
@@ -124,13 +124,13 @@ def test_a_sweep_brackets_the_best_rate_and_is_resumed(
 ) -> None:
     monkeypatch.setattr(scaling, "HELD_OUT_TOKENS", 400)
     fresh = {"fresh": lambda seed: {"questions": Fresh(fresh_question, f"seed {seed}")}}
-    points, told = run(data, tmp_path, seeds=1, **fresh)
-    assert len(told) == len(points)
+    points, lines = run(data, tmp_path, seeds=1, **fresh)
+    assert len(lines) == len(points)
     for size in (400, 800):
         mine = sorted((p for p in points if p.tokens == size), key=lambda p: p.rate)
         best = min(range(len(mine)), key=lambda i: mine[i].loss)
         assert scaling.REACH <= best < len(mine) - scaling.REACH
-    # The corpus that comes late does so after the same share of a shorter run.
+    # The corpus with a late start begins after the same share of a shorter run.
     manifest = json.loads((next(tmp_path.glob("400_*")) / "manifest.json").read_text())
     assert manifest["late"] == {"documents": 1}
     assert manifest["data"]["questions"] == {"fresh": "seed 0"}

@@ -1,4 +1,4 @@
-"""The report page, from a made-up run folder."""
+"""The report page, from a synthetic run folder."""
 
 import html
 import json
@@ -17,14 +17,14 @@ from polyphi.recipe.report import drawing, page, sections
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = make_run(tmp_path_factory.mktemp("run"), n=24, steps=30)
     assert page.write(out) == out / "report.html"
     return out
 
 
-def test_the_page_needs_nothing_else(made: Path) -> None:
-    text = (made / "report.html").read_text()
+def test_the_page_is_self_contained(run: Path) -> None:
+    text = (run / "report.html").read_text()
     assert len(text) < 5_000_000
     assert (
         not re.search(r"(src|href)=\"(?!data:|#)", text)
@@ -35,12 +35,12 @@ def test_the_page_needs_nothing_else(made: Path) -> None:
     assert "$" not in re.sub(r"base64,[^\"]+", "", text)
 
 
-def test_examples_come_first_then_the_core_then_the_rest(made: Path) -> None:
-    page_html, text = ((made / f"report.{kind}").read_text() for kind in ("html", "md"))
+def test_examples_come_first_then_the_core_then_the_rest(run: Path) -> None:
+    page_html, text = ((run / f"report.{kind}").read_text() for kind in ("html", "md"))
     ids = re.findall(r'<section id="(\w+)"', page_html)
     assert ids[:4] == ["examples", "core", "beyond", "samples"]
     assert {"stages", "losses", "learned", "frozen", "data", "again"} == set(ids[4:])
-    report = json.loads((made / "report.json").read_text())
+    report = json.loads((run / "report.json").read_text())
     content = dict(re.findall(r'(?s)<section id="(\w+)">(.*?)</section>', page_html))
     assert content["examples"].count("card sample") == len(report["examples"]) == 8
     for row in report["tasks"]:
@@ -53,12 +53,12 @@ def test_examples_come_first_then_the_core_then_the_rest(made: Path) -> None:
     assert text.index(report["examples"][0]["title"]) < min(places.values())
 
 
-def test_goals_stand_beside_the_scores(made: Path) -> None:
-    report = json.loads((made / "report.json").read_text())
+def test_goals_are_shown_with_the_scores(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
     assert {row["task"]: row["goal"] for row in report["tasks"]} == {
         row["task"]: GOALS.get(row["task"]) for row in report["tasks"]
     }
-    page_html, text = ((made / f"report.{kind}").read_text() for kind in ("html", "md"))
+    page_html, text = ((run / f"report.{kind}").read_text() for kind in ("html", "md"))
     rows = {row["task"]: row for row in report["tasks"]}
     with_goal = sum(row["goal"] is not None for row in rows.values())
     assert page_html.count('<i class="tick goal" style="left:') == with_goal > 0
@@ -68,7 +68,7 @@ def test_goals_stand_beside_the_scores(made: Path) -> None:
         assert re.search(rf"\| {rows[task]['title']} \|.*\| {goal}, ", text)
 
 
-def test_tags_are_closed(made: Path) -> None:
+def test_tags_are_closed(run: Path) -> None:
     class Check(HTMLParser):
         def __init__(self) -> None:
             super().__init__()
@@ -85,21 +85,21 @@ def test_tags_are_closed(made: Path) -> None:
             assert self.open.pop() == tag
 
     check = Check()
-    check.feed((made / "report.html").read_text())
+    check.feed((run / "report.html").read_text())
     assert not check.open
 
 
-def test_every_number_is_in_the_json(made: Path) -> None:
-    report = json.loads((made / "report.json").read_text())
+def test_every_number_is_in_the_json(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
     assert len(report["stages"]) == 16 and report["summary"]["stages_done"] == 16
-    assert report["tasks"] == baselines.rescore(made / "eval")
+    assert report["tasks"] == baselines.rescore(run / "eval")
     beats = [r["core"] for r in report["tasks"] if r["verdict"] == "beats"]
     assert report["summary"]["beats"] == len(beats) > sum(beats) > 0
     assert report["summary"]["core_beats"] == sum(beats) and report["summary"]["core"] == len(CORE)
     assert report["summary"]["frozen_checks"] == report["summary"]["frozen_checks_equal"] == 9
     media = {m["sha256"]: b"x" for e in report["examples"] + report["gallery"] for m in e["media"]}
     # The pages are functions of the JSON (and the media) alone.
-    assert page.render_markdown(report) == (made / "report.md").read_text()
+    assert page.render_markdown(report) == (run / "report.md").read_text()
     assert report["examples"][0]["title"] in page.render(report, media)
 
 
@@ -109,7 +109,7 @@ def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
         assert "0 of 16" in text
 
 
-def test_the_reports_benchmarks_stand_there_with_what_they_are_worth(tmp_path: Path) -> None:
+def test_the_reports_benchmarks_are_shown_with_their_explanation(tmp_path: Path) -> None:
     row = Measured(
         "Table 1", "ChartQA (test)", "chartqa", "accuracy", 2, 0.5, 0.1, 0.9, "substitute data"
     )
@@ -118,7 +118,7 @@ def test_the_reports_benchmarks_stand_there_with_what_they_are_worth(tmp_path: P
     (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
     page_html, text = page.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()
     for content in (html.unescape(page_html), text):
-        assert "ChartQA (test)" in content and sections.STAND_INS in content
+        assert "ChartQA (test)" in content and sections.SYNTHETIC in content
     assert 'href="benchmarks/report.html"' in page_html
     assert json.loads((tmp_path / "report.json").read_text())["benchmarks"]["rows"][0]["n"] == 2
 
@@ -133,7 +133,7 @@ def test_parts_of_globs() -> None:
     assert drawing.part_of("vision.*") == ("vision encoder", "vision projector")
     assert drawing.part_of("audio.projector.speech.*") == ("audio projector",)
     assert drawing.part_of("decoder.layers.0.mlp.down_proj.weight") == ("language model",)
-    assert drawing.part_of("objective.*") == ("throw-away head",)
+    assert drawing.part_of("objective.*") == ("auxiliary head",)
     assert len(drawing.part_of("*")) == 6
 
 

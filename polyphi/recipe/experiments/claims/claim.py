@@ -1,10 +1,10 @@
-"""`Claim`: a sentence of the report, an experiment on a finished run, and what was found.
+"""`Claim`: a statement of the report, an experiment on a finished run, and its result.
 
     answers of two arms, [seeds, items, 2 arms, sums]  ->  contrast  ->  Effect: value, 95 % interval, verdict
 
-An effect is always written so that the claim says "more than `above`". It *holds* if the whole 95 % interval is above,
-*doesn't* if the whole interval isn't, and is *undecided* between. A claim holds if all its effects do, and doesn't if
-one of them doesn't.
+An effect is always written so that the claim means "more than `above`". Its verdict is *holds* if the whole 95 %
+interval is above, *doesn't* if the whole interval isn't, else *undecided*. A claim holds if all its effects hold, and
+doesn't if one of them doesn't.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from polyphi.eval.statistics import direction, rates
 
 DRAWS = 2000  # of a bootstrap
-POWER = 2.8  # standard errors: an effect that large is seen (at 5 %, two-sided) in four of five experiments
+POWER = 2.8  # standard errors: an effect that large is significant (at 5 %, two-sided) in four of five experiments
 
 Verdict = Literal["holds", "doesn't", "undecided"]
 Vectors = Float[np.ndarray, "seeds items arms sums"]
@@ -27,8 +27,8 @@ Vectors = Float[np.ndarray, "seeds items arms sums"]
 
 @dataclass(frozen=True)
 class Effect:
-    """`value` in `unit` with its 95 % interval; the claim says that it is more than `above`. `smallest` is how far from
-    `above` a true effect had to be for this experiment to see it in four of five cases."""
+    """`value` in `unit` with its 95 % interval; the claim is that it is more than `above`. `smallest` is the smallest
+    distance from `above` that this experiment detects in four of five cases."""
 
     what: str
     value: float
@@ -47,8 +47,8 @@ class Effect:
 
 @dataclass(frozen=True)
 class Claim:
-    """`says` is the report's statement in our words and `where` its place there; `run` makes the experiment and returns
-    its effects."""
+    """A claim of the report: `says` is the statement in our words, `where` its sections; `run` performs the experiment
+    and returns its effects."""
 
     name: str
     title: str
@@ -59,59 +59,59 @@ class Claim:
 
 
 def finding(claim: Claim, effects: Sequence[Effect], **more: Any) -> dict[str, Any]:
-    """What a claim's experiment found, as JSON."""
+    """The result of a claim's experiment, ready for JSON."""
     verdicts = {effect.verdict for effect in effects}
     worst = next((v for v in ("doesn't", "undecided", "holds") if v in verdicts), "undecided")
-    told = {key: getattr(claim, key) for key in ("name", "title", "says", "where", "experiment")}
-    shown = [asdict(effect) | {"verdict": effect.verdict} for effect in effects]
-    return {**told, "verdict": worst, "effects": shown, **more}
+    fields = {key: getattr(claim, key) for key in ("name", "title", "says", "where", "experiment")}
+    results = [asdict(effect) | {"verdict": effect.verdict} for effect in effects]
+    return {**fields, "verdict": worst, "effects": results, **more}
 
 
 def contrast(
     what: str, *tasks: tuple[str, Vectors], above: float = 0.0, unit: str = "points"
 ) -> Effect:
-    """How much better the second arm is than the first, on the mean over tasks, in hundredths ("points"; of losses in
-    nats: give `unit`).
+    """The lead of the second arm over the first, as the mean over tasks, in hundredths ("points"; for losses in nats
+    set `unit`).
 
-    Each task is (metric, what is summed over items: eval/run.py). Items are drawn anew with arms paired, the same ones
-    in both arms and all seeds. What seeds add to that is drawn from Student's t with S - 1 degrees of freedom, as three
-    seeds are few. Where no draw differs from another, as where both arms give the same answers, the interval is what
-    n items can't rule out: 3 / n to either side.
+    Each task is (metric, sums per item: eval/run.py). The bootstrap resamples items, the same ones in both arms and all
+    seeds. The variance between seeds is added by draws from Student's t with S - 1 degrees of freedom, because there
+    are few seeds. Where all draws are equal, for example where both arms give the same answers, the interval is 3 / n
+    to either side, which n items can't rule out.
     """
     random = np.random.default_rng(0)
-    found, drawn = zip(*(_differences(m, v, random, unit) for m, v in tasks), strict=True)
-    by_seed = np.mean(found, axis=0)  # [S]
+    measured, drawn = zip(*(_differences(m, v, random, unit) for m, v in tasks), strict=True)
+    by_seed = np.mean(measured, axis=0)  # [S]
     value, seeds = float(by_seed.mean()), len(by_seed)
-    every = np.mean(drawn, axis=0)  # [draws S]
-    some = every.mean(-1)
+    draws = np.mean(drawn, axis=0)  # [draws S]
+    mean_draws = draws.mean(-1)
     if seeds > 1:
-        # How far seeds lie apart, less what items alone put between them.
-        by_items = (every - some[:, None]).var(0).sum() / (seeds - 1)
+        # Variance between seeds, less the part that items alone explain.
+        by_items = (draws - mean_draws[:, None]).var(0).sum() / (seeds - 1)
         spread = np.sqrt(max(0.0, by_seed.var(ddof=1) - by_items) / seeds)
-        some = some + spread * random.standard_t(seeds - 1, DRAWS)
-    if some.std() == 0:
+        mean_draws = mean_draws + spread * random.standard_t(seeds - 1, DRAWS)
+    if mean_draws.std() == 0:
         least = 3 / sum(vectors.shape[1] for _, vectors in tasks) * (100 if unit == "points" else 1)
         return Effect(what, value, value - least, value + least, unit, above, least)
-    return measured(what, value, some, above=above, unit=unit)
+    return from_draws(what, value, mean_draws, above=above, unit=unit)
 
 
-def measured(
+def from_draws(
     what: str, value: float, draws: Float[np.ndarray, " draws"], *, above: float, unit: str
 ) -> Effect:
     """An effect from its bootstrap draws."""
     low, high = (float(x) for x in np.percentile(draws, [2.5, 97.5]))
-    return Effect(what, value, low, high, unit, above, seen(low, high))
+    return Effect(what, value, low, high, unit, above, detectable(low, high))
 
 
-def seen(low: float, high: float) -> float:
-    """The smallest effect that an experiment with such a 95 % interval would have seen in four of five cases."""
+def detectable(low: float, high: float) -> float:
+    """The smallest effect that an experiment with this 95 % interval detects in four of five cases."""
     return POWER * (high - low) / 3.92
 
 
 def _differences(
     metric: str, vectors: Vectors, random: np.random.Generator, unit: str
 ) -> tuple[Float[np.ndarray, " seeds"], Float[np.ndarray, "draws seeds"]]:
-    """Lead of the second arm, by seed: as found, and for each draw of items."""
+    """(lead of the second arm by seed, the same for each bootstrap draw of items)."""
     seeds, items = vectors.shape[:2]
     scale = direction(metric) * (1 if metric == "bleu" or unit != "points" else 100)
 
@@ -128,8 +128,8 @@ def _differences(
 def paired(
     first: Sequence[dict[str, list[float]]], second: Sequence[dict[str, list[float]]]
 ) -> Vectors:
-    """Vectors by sample of two arms as one array: each has an entry per seed, or one for all of them; samples that
-    both answered count."""
+    """Vectors by sample of two arms as one array: each arm has an entry per seed, or one for all of them; only samples
+    of both arms are used."""
     seeds = max(len(first), len(second))
     ids = [i for i in first[0] if i in second[0]]
     arms = [[arm[s % len(arm)] for s in range(seeds)] for arm in (first, second)]
@@ -137,19 +137,22 @@ def paired(
 
 
 def find(*names: str) -> list[Claim]:
-    """The claims of this package's files, in order; all, or those named. Raises ValueError where none has a name."""
+    """The claims of this package's files in order, all or those with the given names. Raises ValueError for an unknown
+    name."""
     from polyphi.recipe.experiments import claims
 
     modules = [
         importlib.import_module(f"{claims.__name__}.{m.name}")
         for m in pkgutil.iter_modules(claims.__path__)
     ]
-    found = [
+    known_claims = [
         module.claim for module in modules if isinstance(getattr(module, "claim", None), Claim)
     ]
-    found.sort(key=lambda claim: int(claim.name.removeprefix("C")))
-    if unknown := {name.upper() for name in names} - {claim.name for claim in found}:
+    known_claims.sort(key=lambda claim: int(claim.name.removeprefix("C")))
+    if unknown := {name.upper() for name in names} - {claim.name for claim in known_claims}:
         raise ValueError(
-            f"no claim is called {', '.join(sorted(unknown))}; the claims are {', '.join(c.name for c in found)}"
+            f"no claim is called {', '.join(sorted(unknown))}; the claims are {', '.join(c.name for c in known_claims)}"
         )
-    return [claim for claim in found if not names or claim.name in {n.upper() for n in names}]
+    return [
+        claim for claim in known_claims if not names or claim.name in {n.upper() for n in names}
+    ]

@@ -1,4 +1,4 @@
-"""C8: the joint stage gives vision-speech, and keeps vision and text (report 2.2.2).
+"""C8: the joint stage adds vision with speech and keeps the vision and text scores (report 2.2.2).
 
 polyphi claims C8 --out runs/nano
 """
@@ -9,7 +9,7 @@ from dataclasses import replace
 from polyphi import stages
 from polyphi.eval.heldout import find
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import Arm, Laboratory
+from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
 from polyphi.stages import lineage
 from polyphi.train.resume import MANIFEST
 
@@ -19,35 +19,40 @@ LIMIT = 60  # held-out samples of a vision task
 MARGIN = 2.0  # points
 
 
-def before(lab: Laboratory) -> Arm:
-    """The model as the joint stage finds it."""
+def before(runner: ClaimRunner) -> Arm:
+    """The model before the joint stage."""
     stage = replace(stages.load(STAGE), learn={})
-    config = lineage.configuration(stages.load(STAGE), lab.run.size.model, lab.run.tokenizer)
-    model, _ = lineage.assemble(stage, config, lab.run.runs, lab.run.seed)
-    return Arm(f"before_{STAGE}", model.eval(), lab.run.runs / "vision_4_multiframe" / MANIFEST)
+    config = lineage.configuration(stages.load(STAGE), runner.run.size.model, runner.run.tokenizer)
+    model, _ = lineage.assemble(stage, config, runner.run.runs, runner.run.seed)
+    return Arm(f"before_{STAGE}", model.eval(), runner.run.runs / "vision_4_multiframe" / MANIFEST)
 
 
-def run(lab: Laboratory) -> Iterator[Effect]:
-    """Spoken and written questions about the same pictures, and the vision tasks, before and after."""
+def run(runner: ClaimRunner) -> Iterator[Effect]:
+    """Spoken and written questions about the same images, and the vision tasks, before and after the stage."""
     vision = {t.name: t.metric for t in find() if t.modality == "vision"}
-    first, arms = before(lab), lab.again(STAGE)
-    old = lab.scores(first, SPOKEN, WRITTEN) | lab.scores(first, *vision, limit=LIMIT)
-    new = [lab.scores(arm, SPOKEN, WRITTEN) | lab.scores(arm, *vision, limit=LIMIT) for arm in arms]
+    first, arms = before(runner), runner.retrained(STAGE)
+    old = runner.scores(first, SPOKEN, WRITTEN) | runner.scores(first, *vision, limit=LIMIT)
+    new = [
+        runner.scores(arm, SPOKEN, WRITTEN) | runner.scores(arm, *vision, limit=LIMIT)
+        for arm in arms
+    ]
     if SPOKEN not in old:
-        raise ValueError("there are no spoken questions: no speech engine is installed (espeak-ng)")
+        raise ValueError(
+            "C8 needs spoken questions: install a speech engine (`apt install espeak-ng`)"
+        )
     yield contrast(
-        "spoken questions, after less before",
+        "spoken questions, after minus before",
         ("accuracy", paired([old[SPOKEN]], [s[SPOKEN] for s in new])),
     )
-    constant = lab.constant(first, SPOKEN)
+    constant = runner.constant(first, SPOKEN)
     yield contrast(
         "spoken questions, lead over the best constant answer",
         ("accuracy", paired([constant], [s[SPOKEN] for s in new])),
     )
-    kept = [n for n in vision if n in old]
+    common = [n for n in vision if n in old]
     yield contrast(
-        f"{len(kept)} vision tasks, after less before",
-        *((vision[n], paired([old[n]], [s[n] for s in new])) for n in kept),
+        f"{len(common)} vision tasks, after minus before",
+        *((vision[n], paired([old[n]], [s[n] for s in new])) for n in common),
         above=-MARGIN,
     )
 
@@ -55,7 +60,7 @@ def run(lab: Laboratory) -> Iterator[Effect]:
 claim = Claim(
     name="C8",
     title="The joint stage",
-    says="The joint stage unlocks vision with speech and keeps what vision and text could do.",
+    says="The joint stage adds vision with speech and keeps the abilities in vision and text.",
     where="2.2.2",
     experiment=(
         "Spoken questions about held-out pictures and all vision tasks before and after joint 1 (several seeds), "

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from polyphi import stages
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import Arm, Laboratory
+from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
 
 STAGE, TASK, CORPUS = "speech_2_post", "speech_summary", "speech_summary"
 SHARE = 0.25  # of the stage's steps
@@ -16,38 +16,40 @@ SHARES = (0.0, 0.01, 0.08)  # of the samples that are summaries
 MARGIN = 10.0  # points
 
 
-def arms(lab: Laboratory, share: float) -> list[Arm]:
-    """Speech 2 with so large a share of summaries, all else in its own proportions."""
+def arms(runner: ClaimRunner, share: float) -> list[Arm]:
+    """Models of speech 2 with the given share of summaries; the other corpora keep their proportions."""
     stage = stages.load(STAGE)
     weights = {k: w for k, w in stage.data.weights.items() if k != CORPUS}
     if share:
         weights[CORPUS] = sum(weights.values()) * share / (1 - share)
     changed = replace(stage, data=replace(stage.data, weights=weights))
-    return lab.arms(f"C10-{share:.0%}".replace("%", ""), changed, lab.budget(stage, SHARE))
+    return runner.arms(f"C10-{share:.0%}".replace("%", ""), changed, runner.budget(stage, SHARE))
 
 
-def run(lab: Laboratory) -> Iterator[Effect]:
-    """Topics of held-out talks named, by share."""
-    found = {}
+def run(runner: ClaimRunner) -> Iterator[Effect]:
+    """Accuracy of the topics of held-out talks, by the share of summaries."""
+    scores = {}
     for share in SHARES:
-        models = arms(lab, share)
-        found[share] = [lab.scores(arm, TASK)[TASK] for arm in models]
-        shown = (sum(v for v, _ in s.values()) / len(s) for s in found[share])
-        lab.tell(f"  {share:.0%}: right {', '.join(f'{x:.0%}' for x in shown)} by seed")
-    constant = lab.constant(models[0], TASK)
-    none, little, more = (found[share] for share in SHARES)
+        models = arms(runner, share)
+        scores[share] = [runner.scores(arm, TASK)[TASK] for arm in models]
+        accuracies = (sum(v for v, _ in s.values()) / len(s) for s in scores[share])
+        runner.report(
+            f"  {share:.0%}: accuracy {', '.join(f'{x:.0%}' for x in accuracies)} by seed"
+        )
+    constant = runner.constant(models[0], TASK)
+    none, little, more = (scores[share] for share in SHARES)
     yield contrast(
         "1 % summaries, lead over the best constant answer",
         ("accuracy", paired([constant], little)),
     )
-    yield contrast("1 % less none", ("accuracy", paired(none, little)))
-    yield contrast(f"1 % less {SHARES[-1]:.0%}", ("accuracy", paired(more, little)), above=-MARGIN)
+    yield contrast("1 % minus none", ("accuracy", paired(none, little)))
+    yield contrast(f"1 % minus {SHARES[-1]:.0%}", ("accuracy", paired(more, little)), above=-MARGIN)
 
 
 claim = Claim(
     name="C10",
     title="Summaries from little data",
-    says="Speech is summarised well though summaries are 1 % of speech post-training.",
+    says="Speech summaries are good although they are only 1 % of the speech post-training data.",
     where="4.1.2",
     experiment=(
         f"Speech 2 for {SHARE:.0%} of its steps with {', '.join(f'{s:.0%}' for s in SHARES)} of summaries among its "

@@ -1,5 +1,5 @@
-"""C2: a mixture of LoRAs is about as good as full fine-tuning on the new modality, without its loss on text, and better
-than cross-attention layers (report 2.2, 4.1.1).
+"""C2: a mixture of LoRAs is about as good as full fine-tuning on the new modality, without being worse on text, and
+better than cross-attention layers (report 2.2, 4.1.1).
 
     polyphi claims C2 --out runs/nano
 """
@@ -21,21 +21,21 @@ from polyphi.model.decoder import RMSNorm, Shared
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, Vectors, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import Arm, Laboratory
+from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
 from polyphi.train.loss import NextToken, owners
 from polyphi.train.stage import Stage
 
 STAGE = "vision_3_generative"
 SHARE = 0.2  # of the stage's steps
 EVERY = 2  # a cross-attention layer before every second layer of the decoder
-GATE = 0.1  # tanh of it is how much of a fresh layer comes through
+GATE = 0.1  # tanh of it is the factor on the output of a fresh layer
 MARGIN = 3.0  # points
 PICTURES, TEXTS = 600, 400  # held-out samples
 
 
 class GatedCrossAttention(nn.Module):
-    """Text looks at its own sequence's picture tokens: attention and an MLP, each behind a gate tanh(g) that starts
-    nearly shut (shut, it would let no gradient through to the encoder). Text without a picture passes unchanged."""
+    """Cross-attention of text to the image tokens of its sequence, then an MLP, each multiplied by a gate tanh(g) that
+    starts near 0 (at 0, the encoder would get no gradient). Text without an image is unchanged."""
 
     def __init__(self, width: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -49,27 +49,28 @@ class GatedCrossAttention(nn.Module):
         self.gates = nn.Parameter(torch.full((2,), GATE))
 
     def forward(
-        self, x: Float[Tensor, "T D"], pictures: Float[Tensor, "I D"], sees: Bool[Tensor, "T I"]
+        self, x: Float[Tensor, "T D"], images: Float[Tensor, "I D"], mask: Bool[Tensor, "T I"]
     ) -> Float[Tensor, "T D"]:
         def split(y: Tensor) -> Tensor:
             return y.view(1, len(y), self.heads, -1).transpose(1, 2)
 
-        looking = sees.any(1, keepdim=True)
+        has_image = mask.any(1, keepdim=True)
         attended = F.scaled_dot_product_attention(
             split(self.q(self.norm(x))),
-            split(self.k(pictures)),
-            split(self.v(pictures)),
-            attn_mask=sees | ~looking,  # a row that sees nothing would be 0 / 0; it is zeroed below
+            split(self.k(images)),
+            split(self.v(images)),
+            attn_mask=mask | ~has_image,  # a row without keys would be 0 / 0; it is zeroed below
         )
-        seen = self.o(attended.transpose(1, 2).reshape(len(x), -1))
+        update = self.o(attended.transpose(1, 2).reshape(len(x), -1))
         gates = self.gates.tanh()
-        x = x + torch.where(looking, gates[0] * seen, 0)
-        thought = self.down(F.silu(self.up(self.mlp_norm(x))))
-        return x + torch.where(looking, gates[1] * thought, 0)
+        x = x + torch.where(has_image, gates[0] * update, 0)
+        mlp_output = self.down(F.silu(self.up(self.mlp_norm(x))))
+        return x + torch.where(has_image, gates[1] * mlp_output, 0)
 
 
 class CrossAttended(PhiModel):
-    """The frozen language model with gated cross-attention layers between its own; pictures don't join the sequence."""
+    """The frozen language model with gated cross-attention layers between its layers; image tokens aren't part of the
+    sequence."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -83,16 +84,17 @@ class CrossAttended(PhiModel):
 
     @classmethod
     def around(cls, model: PhiModel, seed: int) -> "CrossAttended":
-        """The same weights, with fresh layers between."""
+        """A model with the weights of `model` and fresh cross-attention layers."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            made = cls(model.config)
-            fresh = {n: p.clone() for n, p in made.named_parameters() if n.startswith("cross.")}
-        made.load_state_dict({**model.state_dict(), **fresh})
-        return made
+            crossed = cls(model.config)
+            fresh = {n: p.clone() for n, p in crossed.named_parameters() if n.startswith("cross.")}
+        crossed.load_state_dict({**model.state_dict(), **fresh})
+        return crossed
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
-        """Hidden states; a picture's one placeholder stays what its embedding is. No cache: answers are scored."""
+        """Hidden states; the single placeholder of an image keeps its embedding. Without a cache: answers are
+        scored."""
         assert cache is None, "this model is only trained and scored"
         x = self.decoder.embed(batch.ids)
         if batch.images:
@@ -101,52 +103,52 @@ class CrossAttended(PhiModel):
             sizes = torch.tensor([i.tokens(self.config.vision.cells) for i in batch.images])
             of_picture = owners(batch, batch.image_slots).repeat_interleave(sizes)
             of_token = owners(batch, torch.arange(len(x)))
-            sees = of_token[:, None] == of_picture
+            mask = of_token[:, None] == of_picture
         cos, sin = self.decoder.rope(batch, working_dtype(x))
         shared = Shared(cos, sin, [], batch.bounds, None)
         for number, layer in enumerate(self.decoder.layers):
             if batch.images and number % EVERY == 0:
-                x = self.cross[number // EVERY](x, pictures.to(x.dtype), sees)
+                x = self.cross[number // EVERY](x, pictures.to(x.dtype), mask)
             x = layer(x, shared, number)
         return self.decoder.norm(x)
 
 
 @dataclass(frozen=True)
-class BesideText(NextToken):
-    """Rows whose pictures stand beside the text: of each run of placeholders the first one stays."""
+class SinglePlaceholder(NextToken):
+    """Rows in which each image has one placeholder, the first of its run: its tokens aren't part of the sequence."""
 
     def rows(
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
-        (made,) = super().rows(sample, processor, context, None)
-        if made.image_slots is None or made.labels is None:
-            return [made]
-        sizes = torch.tensor([i.tokens(processor.cells) for i in made.images])
-        firsts = made.image_slots[sizes.cumsum(0) - sizes]
-        keep = torch.ones(len(made), dtype=torch.bool)
-        keep[made.image_slots] = False
+        (whole,) = super().rows(sample, processor, context, None)
+        if whole.image_slots is None or whole.labels is None:
+            return [whole]
+        sizes = torch.tensor([i.tokens(processor.cells) for i in whole.images])
+        firsts = whole.image_slots[sizes.cumsum(0) - sizes]
+        keep = torch.ones(len(whole), dtype=torch.bool)
+        keep[whole.image_slots] = False
         keep[firsts] = True
-        wanted = torch.zeros(len(made), dtype=torch.bool)
-        wanted[1:] = made.labels[:-1] >= 0
+        supervise = torch.zeros(len(whole), dtype=torch.bool)
+        supervise[1:] = whole.labels[:-1] >= 0
         shorter = row(
-            made.ids[keep].tolist(),
-            supervise=wanted[keep].tolist(),
+            whole.ids[keep].tolist(),
+            supervise=supervise[keep].tolist(),
             image_slots=keep.cumsum(0)[firsts] - 1,
-            crops=made.crops,
-            views=made.views,
-            crop_masks=made.crop_masks,
-            images=made.images,
+            crops=whole.crops,
+            views=whole.views,
+            crop_masks=whole.crop_masks,
+            images=whole.images,
         )
         return [shorter]
 
 
-def designs(lab: Laboratory) -> dict[str, tuple[Stage, list[Arm]]]:
-    """The three designs, trained on the same samples for the same steps."""
+def designs(runner: ClaimRunner) -> dict[str, tuple[Stage, list[Arm]]]:
+    """The three designs, trained on the same samples for the same number of steps."""
     stage = stages.load(STAGE)
     text = stages.load("text_3_post")
     assert isinstance(stage.objective, NextToken)
-    # Rates are multiplied by the vision stage's budget; the language model's own post-training rate shall come out.
-    whole = max(text.learn.values()) * lab.budget(text).rate / lab.budget(stage).rate
+    # The budget multiplies learning rates; the product must be the language model's post-training learning rate.
+    whole = max(text.learn.values()) * runner.budget(text).rate / runner.budget(stage).rate
     vision = {glob: rate for glob, rate in stage.learn.items() if glob.startswith("vision.")}
     fresh = max(stage.learn.values())
     mix = replace(stage.data, adapter={})
@@ -155,52 +157,54 @@ def designs(lab: Laboratory) -> dict[str, tuple[Stage, list[Arm]]]:
         stage,
         learn={"cross.*": fresh, **vision},
         data=mix,
-        objective=BesideText(max_crops=stage.objective.max_crops),
+        objective=SinglePlaceholder(max_crops=stage.objective.max_crops),
     )
     return {
-        "LoRA": (stage, lab.arms("C2-lora", stage, lab.budget(stage, SHARE))),
-        "full fine-tuning": (full, lab.arms("C2-full", full, lab.budget(stage, SHARE))),
+        "LoRA": (stage, runner.arms("C2-lora", stage, runner.budget(stage, SHARE))),
+        "full fine-tuning": (full, runner.arms("C2-full", full, runner.budget(stage, SHARE))),
         "cross-attention": (
             cross,
-            lab.arms("C2-cross", cross, lab.budget(stage, SHARE), build=CrossAttended.around),
+            runner.arms("C2-cross", cross, runner.budget(stage, SHARE), build=CrossAttended.around),
         ),
     }
 
 
-def run(lab: Laboratory) -> Iterator[Effect]:
-    """Exact answers to questions about held-out pictures, and the loss of held-out text answers."""
-    pictures = {"image_qa": lab.held_out("image_qa", PICTURES)}
-    texts = {"instructions": lab.held_out("instructions", TEXTS)}
-    seen: dict[str, list] = {}
-    said: dict[str, list] = {}
-    for name, (stage, arms) in designs(lab).items():
-        # As in use: text goes through no adapter.
+def run(runner: ClaimRunner) -> Iterator[Effect]:
+    """Exact answers to questions about held-out images, and the loss of held-out text answers."""
+    pictures = {"image_qa": runner.held_out("image_qa", PICTURES)}
+    texts = {"instructions": runner.held_out("instructions", TEXTS)}
+    exact: dict[str, list] = {}
+    losses: dict[str, list] = {}
+    for name, (stage, arms) in designs(runner).items():
+        # As in inference: text uses no adapter.
         plain = replace(stage, data=replace(stage.data, adapter={}))
-        seen[name] = [lab.matched(arm, plain, pictures)[0] for arm in arms]
-        said[name] = [lab.matched(arm, plain, texts)[1] for arm in arms]
-        shown = [_mean(scores) for scores in seen[name]]
-        lab.tell(f"  {name}: right {', '.join(f'{s:.1%}' for s in shown)} by seed")
+        exact[name] = [runner.matched(arm, plain, pictures)[0] for arm in arms]
+        losses[name] = [runner.matched(arm, plain, texts)[1] for arm in arms]
+        accuracies = [_mean(scores) for scores in exact[name]]
+        runner.report(f"  {name}: accuracy {', '.join(f'{s:.1%}' for s in accuracies)} by seed")
 
     def lead(first: Sequence, second: Sequence) -> tuple[str, Vectors]:
         return "accuracy", paired(first, second)
 
     yield contrast(
-        "pictures: LoRA less full fine-tuning",
-        lead(seen["full fine-tuning"], seen["LoRA"]),
+        "pictures: LoRA minus full fine-tuning",
+        lead(exact["full fine-tuning"], exact["LoRA"]),
         above=-MARGIN,
     )
     yield contrast(
-        "pictures: LoRA less cross-attention", lead(seen["cross-attention"], seen["LoRA"])
+        "pictures: LoRA minus cross-attention", lead(exact["cross-attention"], exact["LoRA"])
     )
     yield contrast(
-        "text: loss of full fine-tuning less LoRA's",
-        lead(said["LoRA"], said["full fine-tuning"]),
+        "text: loss of full fine-tuning minus that of LoRA",
+        lead(losses["LoRA"], losses["full fine-tuning"]),
         unit="nats",
     )
-    before = [lab.matched(lab.after("text_4_align"), stages.load("text_3_post"), texts)[1]]
-    same = all(scores == before[0] for scores in said["LoRA"])
+    before = [runner.matched(runner.after("text_4_align"), stages.load("text_3_post"), texts)[1]]
+    same = all(scores == before[0] for scores in losses["LoRA"])
     share = float(same)
-    yield Effect("text: LoRA's losses are those before", share, share, share, "", above=0.5)
+    yield Effect(
+        "text: the losses with LoRA equal those before training", share, share, share, "", above=0.5
+    )
 
 
 def _mean(scores: dict[str, list[float]]) -> float:
@@ -211,13 +215,13 @@ claim = Claim(
     name="C2",
     title="A mixture of LoRAs",
     says=(
-        "Adapters beside a frozen language model do nearly as well on a new modality as full fine-tuning, lose nothing "
-        "on text, and do better than cross-attention layers."
+        "Adapters on a frozen language model are nearly as good on a new modality as full fine-tuning, aren't worse on "
+        "text, and are better than cross-attention layers."
     ),
     where="2.2, 4.1.1",
     experiment=(
         f"Vision 3 three times from vision 2, on the same samples, {SHARE:.0%} of its steps: LoRA, full fine-tuning "
-        "(at text 3's rate), gated cross-attention and MLP before every second layer; exact answers on "
+        "(with text 3's learning rate), gated cross-attention and MLP before every second layer; exact answers on "
         f"{PICTURES} held-out pictures (margin {MARGIN:g} points), loss on {TEXTS} held-out text answers"
     ),
     run=run,

@@ -1,4 +1,4 @@
-"""C3: dynamic multi-crop spares small images (report 2.2.1).
+"""C3: dynamic multi-crop doesn't enlarge small images much (report 2.2.1).
 
 polyphi claims C3 --out runs/nano
 """
@@ -19,14 +19,21 @@ from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Image
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
-from polyphi.recipe.experiments.claims.claim import DRAWS, Claim, Effect, contrast, measured, paired
-from polyphi.recipe.experiments.claims.laboratory import Arm, Laboratory
+from polyphi.recipe.experiments.claims.claim import (
+    DRAWS,
+    Claim,
+    Effect,
+    contrast,
+    from_draws,
+    paired,
+)
+from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
 from polyphi.synthetic.scenes import Scene, asked
 from polyphi.train.stage import Mix, Stage
 
 STAGE = "vision_3_generative"
 SHARE = 0.1  # of the stage's steps
-MOST = 12  # crops of InternVL2's rule
+MAX_CROPS = 12  # crops of InternVL2's rule
 SIDES = (28, 56, 84, 112, 168, 224, 280, 336, 448)  # pixels of pictures that one crop covers
 STRIP = (
     (84, 112),
@@ -37,10 +44,10 @@ MARGIN = 3.0  # points
 
 
 class ByAspect(Processor):
-    """Pictures stretched to the grid of InternVL2's rule before they are cut."""
+    """A processor that resizes images to the grid of InternVL2's rule before they are cut into crops."""
 
     def size(self, part: Image) -> tuple[int, int]:
-        cols, rows = image.nearest(*super().size(part), self.crop_size, MOST)
+        cols, rows = image.nearest(*super().size(part), self.crop_size, MAX_CROPS)
         return cols * self.crop_size, rows * self.crop_size
 
     def picture(self, part: Image) -> Picture.Image:
@@ -48,49 +55,49 @@ class ByAspect(Processor):
 
 
 def sizes() -> Iterator[Effect]:
-    """Tokens, enlargement and distortion of both rules over pictures that one crop of 448 pixels covers."""
-    found = []
+    """Tokens, enlargement and distortion by both rules, over image sizes that one crop of 448 pixels covers."""
+    measurements = []
     for width in SIDES:
         for height in SIDES:
             p = image.plan(width, height)
-            cols, rows = image.nearest(width, height, image.CROP, MOST)
+            cols, rows = image.nearest(width, height, image.CROP, MAX_CROPS)
             wide, high = cols * image.CROP, rows * image.CROP
             theirs = image.count_tokens(wide, high) / image.count_tokens(width, height)
             enlarged = math.sqrt(wide * high / (p.width * p.height))
             stretched = _stretch(wide / width, high / height) - _stretch(
                 p.width / width, p.height / height
             )
-            found.append((math.log(theirs), math.log(enlarged), 100 * stretched))
-    values = np.array(found)
+            measurements.append((math.log(theirs), math.log(enlarged), 100 * stretched))
+    values = np.array(measurements)
     drawn = np.random.default_rng(0).choice(values, (DRAWS, len(values))).mean(1)
-    kind = f"{len(values)} sizes up to one crop"
+    prefix = f"{len(values)} sizes up to one crop"
     for column, (what, above, unit) in enumerate(
         (
-            ("tokens by aspect ratio, as a multiple of ours", 1.0, "x"),
-            ("side by aspect ratio, as a multiple of ours", 1.0, "x"),
-            ("change of aspect ratio beyond ours", 0.0, "%"),
+            ("tokens by aspect ratio, divided by ours", 1.0, "x"),
+            ("side length by aspect ratio, divided by ours", 1.0, "x"),
+            ("change of aspect ratio, minus ours", 0.0, "%"),
         )
     ):
-        # Multiples are averaged as logarithms.
+        # Ratios are averaged as logarithms.
         value, draws = values[:, column].mean(), drawn[:, column]
         if unit == "x":
             value, draws = math.exp(value), np.exp(draws)
-        yield measured(f"{kind}: {what}", float(value), draws, above=above, unit=unit)
+        yield from_draws(f"{prefix}: {what}", float(value), draws, above=above, unit=unit)
 
 
 def _stretch(by_width: float, by_height: float) -> float:
     return max(by_width / by_height, by_height / by_width) - 1
 
 
-def strips(lab: Laboratory) -> Path:
-    """A corpus of small pictures, each a number in one line; test fonts are unseen."""
-    data = lab.folder / "data" / "C3"
+def strips(runner: ClaimRunner) -> Path:
+    """The folder of a corpus of small images, each with a number in one line; test fonts aren't in training rows."""
+    data = runner.folder / "data" / "C3"
     for split, rows in ROWS.items():
         if not (data / "strips" / split / "manifest.json").exists():
-            rows = min(rows, 20 * lab.run.size.test_rows)
+            rows = min(rows, 20 * runner.run.size.test_rows)
             shards.write(
                 data / "strips" / split,
-                (_strip(split, i, lab.run.seed) for i in range(rows)),
+                (_strip(split, i, runner.run.seed) for i in range(rows)),
                 pipeline="C3",
             )
     return data
@@ -101,36 +108,41 @@ def _strip(split: str, index: int, seed: int) -> Sample:
     size = rng.randint(*STRIP[0]), rng.randint(*STRIP[1])
     value = rng.randrange(10, 100)
     picture, _ = draw_text(Scene(rng, split, index), str(value), size, size[1])
-    made = asked(picture, "What number is this?", value)
-    return Sample(f"C3-{split}-{index:06d}", made.messages, made.source, "MIT", {"task": "strip"})
+    sample = asked(picture, "What number is this?", value)
+    return Sample(
+        f"C3-{split}-{index:06d}", sample.messages, sample.source, "MIT", {"task": "strip"}
+    )
 
 
-def run(lab: Laboratory) -> Iterator[Effect]:
-    """Sizes first; then the model that has seen single pictures learns to read strips, by either rule."""
+def run(runner: ClaimRunner) -> Iterator[Effect]:
+    """Both rules on many sizes; then the model after vision 3 is trained to read strips with either rule."""
     yield from sizes()
-    data, ours = strips(lab), lab.run.processor
+    data, ours = strips(runner), runner.run.processor
     theirs = ByAspect(ours.tokenizer, ours.crop_size, ours.patch_size, ours.max_crops)
     stage = replace(stages.load(STAGE), start={"*": STAGE}, data=Mix({"strips": 1}))
     held_out = list(Shards(data / "strips" / "test"))
     tokens = {rule: sum(len(rule.row(s.prompt)) for s in held_out[:40]) for rule in (ours, theirs)}
 
     def arms(name: str, rule: Processor) -> list[Arm]:
-        budget = lab.budget(stage, SHARE)
-        # As many samples a step, whatever they cost.
-        room = round(budget.batch_tokens * tokens[rule] / tokens[ours])
-        budget = replace(budget, batch_tokens=room)
-        return lab.arms(name, stage, budget, data=data, processor=rule)
+        budget = runner.budget(stage, SHARE)
+        # The same number of samples a step with both rules.
+        batch_tokens = round(budget.batch_tokens * tokens[rule] / tokens[ours])
+        budget = replace(budget, batch_tokens=batch_tokens)
+        return runner.arms(name, stage, budget, data=data, processor=rule)
 
-    def right(name: str, rule: Processor, stage: Stage = stage) -> list[dict[str, list[float]]]:
-        return [lab.matched(arm, stage, {"strips": held_out}, rule)[0] for arm in arms(name, rule)]
+    def exact(name: str, rule: Processor, stage: Stage = stage) -> list[dict[str, list[float]]]:
+        return [
+            runner.matched(arm, stage, {"strips": held_out}, rule)[0] for arm in arms(name, rule)
+        ]
 
-    found = right("C3-ours", ours), right("C3-aspect", theirs)
-    for rule, scores in zip(("ours", "by aspect"), found, strict=True):
+    results = exact("C3-ours", ours), exact("C3-aspect", theirs)
+    for rule, scores in zip(("ours", "by aspect"), results, strict=True):
         shares = (sum(v for v, _ in s.values()) / len(s) for s in scores)
-        lab.tell(f"  {rule}: right {', '.join(f'{share:.1%}' for share in shares)} by seed")
+        runner.report(f"  {rule}: accuracy {', '.join(f'{share:.1%}' for share in shares)} by seed")
     yield contrast(
-        f"numbers read in small pictures, ours less by aspect at {tokens[theirs] / tokens[ours]:.1f} times the tokens",
-        ("accuracy", paired(found[1], found[0])),
+        f"numbers read in small pictures, ours minus by aspect ratio, which has {tokens[theirs] / tokens[ours]:.1f} "
+        "times the tokens",
+        ("accuracy", paired(results[1], results[0])),
         above=-MARGIN,
     )
 
@@ -138,12 +150,11 @@ def run(lab: Laboratory) -> Iterator[Effect]:
 claim = Claim(
     name="C3",
     title="Dynamic multi-crop",
-    says="The crop rule spares small images: they aren't blown up to the grid of the nearest aspect ratio.",
+    says="With the report's crop rule small images aren't enlarged to the grid of the nearest aspect ratio.",
     where="2.2.1",
     experiment=(
-        f"Both rules on {len(SIDES) ** 2} sizes, 28 x 448 among them; then small pictures of numbers, learned by "
-        f"vision 3's model with either rule from the same samples, {SHARE:.0%} of the stage's steps (margin "
-        f"{MARGIN:g} points)"
+        f"Both rules on {len(SIDES) ** 2} sizes, 28 x 448 among them; then vision 3's model trained on small pictures "
+        f"of numbers with either rule and the same samples, {SHARE:.0%} of the stage's steps (margin {MARGIN:g} points)"
     ),
     run=run,
 )

@@ -1,4 +1,4 @@
-"""C4: after speech pre-training the model can only transcribe; post-training unlocks the rest (report 2.2.2).
+"""C4: after speech pre-training the model can only transcribe; post-training adds the other tasks (report 2.2.2).
 
 polyphi claims C4 --out runs/nano
 """
@@ -7,49 +7,49 @@ from collections.abc import Iterator
 
 from polyphi.eval.heldout import find
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import Laboratory
+from polyphi.recipe.experiments.claims.laboratory import ClaimRunner
 
-HEARD = "asr_digits"
+TRANSCRIBED = "asr_digits"
 LIMIT = 60  # held-out samples of a task
 MARGIN = 2.0  # points
 
 
-def run(lab: Laboratory) -> Iterator[Effect]:
-    """Speech tasks after speech 1 and after speech 2 (three times), beside the best constant answer."""
+def run(runner: ClaimRunner) -> Iterator[Effect]:
+    """Speech tasks after speech 1 and after speech 2 (with several seeds), compared with the best constant answer."""
     tasks = {
         t.name: t.metric for t in find() if t.modality == "speech" and t.corpus != "audio_safety"
     }
     others = [name for name in tasks if not name.startswith("asr_")]
-    first = lab.after("speech_1_pretrain")
-    before = lab.scores(first, HEARD, *others, limit=LIMIT)
-    constant = {name: lab.constant(first, name) for name in before}
-    after = [lab.scores(arm, *others, limit=LIMIT) for arm in lab.again("speech_2_post")]
+    first = runner.after("speech_1_pretrain")
+    before = runner.scores(first, TRANSCRIBED, *others, limit=LIMIT)
+    constant = {name: runner.constant(first, name) for name in before}
+    after = [runner.scores(arm, *others, limit=LIMIT) for arm in runner.retrained("speech_2_post")]
     others = [name for name in others if name in before]
     yield contrast(
         "transcribed digits after speech 1, lead over the best constant answer",
-        (tasks[HEARD], paired([constant[HEARD]], [before[HEARD]])),
+        (tasks[TRANSCRIBED], paired([constant[TRANSCRIBED]], [before[TRANSCRIBED]])),
     )
     yield contrast(
-        f"{len(others)} other tasks: best constant answer less speech 1",
+        f"{len(others)} other tasks: best constant answer minus speech 1",
         *((tasks[n], paired([before[n]], [constant[n]])) for n in others),
         above=-MARGIN,
     )
     yield contrast(
-        f"{len(others)} other tasks: speech 2 less speech 1",
+        f"{len(others)} other tasks: speech 2 minus speech 1",
         *((tasks[n], paired([before[n]], [scores[n] for scores in after])) for n in others),
     )
 
 
 claim = Claim(
     name="C4",
-    title="Post-training unlocks speech",
+    title="Speech post-training",
     says=(
-        "After speech pre-training the model can only transcribe; post-training unlocks translation, questions, "
-        "summaries and sounds."
+        "After speech pre-training the model can only transcribe; post-training adds translation, questions, summaries "
+        "and sounds."
     ),
     where="2.2.2",
     experiment=(
-        "Speech tasks after speech 1 and after speech 2, beside the best constant answer; speech 2 trained with "
+        "Speech tasks after speech 1 and after speech 2, compared with the best constant answer; speech 2 trained with "
         f"several seeds; {LIMIT} samples a task, margin {MARGIN:g} points"
     ),
     run=run,

@@ -6,31 +6,31 @@ polyphi claims C5 --out runs/nano
 from collections.abc import Iterator
 
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import Laboratory
+from polyphi.recipe.experiments.claims.laboratory import ClaimRunner
 
 DIRECT, CHAIN = "ast_direct", "ast_cot"
 
 
-def run(lab: Laboratory) -> Iterator[Effect]:
-    """BLEU of the same clips, asked for directly and by way of the transcript."""
-    found = [lab.scores(arm, DIRECT, CHAIN) for arm in lab.again("speech_2_post")]
+def run(runner: ClaimRunner) -> Iterator[Effect]:
+    """BLEU of the same clips, translated directly and with the transcript first."""
+    results = [runner.scores(arm, DIRECT, CHAIN) for arm in runner.retrained("speech_2_post")]
     direct, chain = (
-        # Both forms of a clip stand one after the other in the corpus: their places there pair them.
-        [_in_order(scores[task]) for scores in found]
+        # Both forms of a clip are neighbours in the corpus, so that their row numbers pair them.
+        [_in_order(scores[task]) for scores in results]
         for task in (DIRECT, CHAIN)
     )
-    yield contrast("chain of thought less direct", ("bleu", paired(direct, chain)), unit="BLEU")
+    yield contrast("chain of thought minus direct", ("bleu", paired(direct, chain)), unit="BLEU")
 
 
 def _in_order(scores: dict[str, list[float]]) -> dict[str, list[float]]:
-    """By the number of the clip instead of the sample's id, which ends in the number of its row."""
+    """The scores by the number of the clip instead of the sample's id, which ends in the number of its row."""
     return {str(int(i.rpartition("-")[2]) // 2): vector for i, vector in scores.items()}
 
 
 claim = Claim(
     name="C5",
     title="Chain of thought in translation",
-    says="Speech is translated better by way of its transcript than directly.",
+    says="Speech translation is better with the transcript as an intermediate step than directly.",
     where="4.1.2, Table 5",
     experiment=(
         "BLEU of the same held-out clips with both prompts and the same weights; speech 2 trained with several seeds"

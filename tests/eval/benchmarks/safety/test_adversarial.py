@@ -165,7 +165,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def measure(model: Any, out: Path, data: Data | None, simulated_by: str | None = "self") -> Any:
-    own = evaluation.Subject(model, "m", "m")
+    own = evaluation.EvaluatedModel(model, "m", "m")
     return evaluation.measure(own, ["adversarial"], out, data=data, simulated_by=simulated_by)
 
 
