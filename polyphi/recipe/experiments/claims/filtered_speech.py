@@ -12,11 +12,11 @@ from statistics import mean
 
 from polyphi import stages
 from polyphi.corpora import vision_speech
-from polyphi.corpora.vision_speech import Clip
+from polyphi.corpora.vision_speech import SpokenQuestion
 from polyphi.data import shards
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
 from polyphi.recipe.experiments.claims.laboratory import Laboratory
-from polyphi.synthetic.speech import Studio, numbered
+from polyphi.synthetic.speech import TTSSampler, numbered
 from polyphi.text.normalization import wer
 
 STAGE, TASK = "joint_1_vision_speech", "spoken_question"
@@ -25,17 +25,17 @@ VOICES = 6  # clips of each question; half of them are used
 ROWS = 2000
 
 
-def clips(lab: Laboratory) -> dict[str, list[Clip]]:
+def clips(lab: Laboratory) -> dict[str, list[SpokenQuestion]]:
     """By question: clips of several voices, each with the recogniser's word error rate."""
     work = lab.run.work(vision_speech.corpus)
-    studio, rng = Studio(work), Random(f"{work.seed} C9")
-    if not studio.languages:
+    tts, rng = TTSSampler(work), Random(f"{work.seed} C9")
+    if not tts.languages:
         raise ValueError("C9 needs a speech engine: `apt install espeak-ng`")
     recognise = work.models[vision_speech.RECOGNISER]
     found = defaultdict(list)
     for text, language in vision_speech.spoken_questions(work, "train"):
-        for _ in range(VOICES if language in studio.languages else 0):
-            clip = vision_speech.speak(studio, text, language, "train", rng)
+        for _ in range(VOICES if language in tts.languages else 0):
+            clip = vision_speech.speak(tts, text, language, "train", rng)
             error = wer(clip.text, recognise(clip.audio), clip.language)
             found[text].append(replace(clip, error=round(error, 3)))
     return found
@@ -49,7 +49,7 @@ def corpora(lab: Laboratory) -> dict[str, Path]:
         return folders
     work = lab.run.work(vision_speech.corpus)
     found, rng = clips(lab), Random(f"{work.seed} C9 halves")
-    halves: dict[str, dict[str, list[Clip]]] = {
+    halves: dict[str, dict[str, list[SpokenQuestion]]] = {
         "filtered": {
             t: sorted(c, key=lambda c: c.error or 0.0)[: VOICES // 2] for t, c in found.items()
         },
@@ -60,7 +60,7 @@ def corpora(lab: Laboratory) -> dict[str, Path]:
         lab.tell(f"  {name}: {len(errors)} clips, mean word error rate {mean(errors):.0%}")
     pictures = [
         row
-        for row in vision_speech.written(work, "train", Studio(work), rng)
+        for row in vision_speech.written_questions(work, "train", TTSSampler(work), rng)
         if row.prompt[-1].text in found
     ][: min(ROWS, work.rows["train"])]
     voice = [rng.randrange(VOICES // 2) for _ in pictures]

@@ -21,7 +21,7 @@ from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.recipe.experiments.claims.claim import DRAWS, Claim, Effect, contrast, measured, paired
 from polyphi.recipe.experiments.claims.laboratory import Arm, Laboratory
-from polyphi.synthetic.scenes import Scene, asked
+from polyphi.synthetic.scenes import Scene, image_question
 from polyphi.train.stage import Mix, Stage
 
 STAGE = "vision_3_generative"
@@ -101,7 +101,7 @@ def _strip(split: str, index: int, seed: int) -> Sample:
     size = rng.randint(*STRIP[0]), rng.randint(*STRIP[1])
     value = rng.randrange(10, 100)
     picture, _ = draw_text(Scene(rng, split, index), str(value), size, size[1])
-    made = asked(picture, "What number is this?", value)
+    made = image_question(picture, "What number is this?", value)
     return Sample(f"C3-{split}-{index:06d}", made.messages, made.source, "MIT", {"task": "strip"})
 
 
