@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from polyphi.data.draws import Unfit
-from polyphi.data.packing import Pack, Room, deal
+from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
 from polyphi.eval.benchmark import Benchmark
@@ -208,7 +208,7 @@ def _held_out(stage: Stage, budget: Budget, model: PhiModel, run: Run, corpus: s
         raise ValueError(
             f"no held-out row of {corpus} fits {stage.name}, whose rows have {budget.context} tokens at most"
         )
-    return deal(made, Room(8192))
+    return pack_step(made, Capacity(8192))
 
 
 # ------------------------------------------------------------------------------ what is found

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from polyphi import stages
 from polyphi.batch import Batch, pack
-from polyphi.data.packing import Room, Size
+from polyphi.data.packing import Capacity, Size
 from polyphi.data.shards import Sample, Shards
 from polyphi.engine.engine import Engine
 from polyphi.eval.baselines import sample_vectors
@@ -159,7 +159,7 @@ class Laboratory:
             (s.id, row) for corpus, some in samples.items() for s in some for row in rows(corpus, s)
         ]
         right, loss = {}, {}
-        for group in Room(PACK).groups([Size.of([row]) for _, row in made]):
+        for group in Capacity(PACK).groups([Size.of([row]) for _, row in made]):
             found = _answered(arm.model, pack([made[i][1] for i in group]))
             for i, (hit, nats, tokens) in zip(group, found, strict=True):
                 right[made[i][0]], loss[made[i][0]] = [hit, 1.0], [nats, tokens]
