@@ -16,8 +16,8 @@ from polyphi.curate.decontaminate import against
 from polyphi.curate.text import fill, interleave, shuffled
 from polyphi.data.shards import Sample
 from polyphi.messages import TRANSCRIBE
-from polyphi.synthetic_speech import number_questions, speech
-from polyphi.synthetic_speech.speech import TTSSampler, audio_sample, numbered
+from polyphi.synthetic import number_questions, speech
+from polyphi.synthetic.speech import TTSSampler, audio_sample, numbered
 from polyphi.text.lexicon import LANGUAGES, lexicon, number_words
 
 SHARES = {"digits": 28, "numbers": 36, "words": 4, "questions": 31, "open": 1}

@@ -16,8 +16,8 @@ from polyphi.curate.text import fill, interleave
 from polyphi.curate.waves import Wave
 from polyphi.data.shards import Sample
 from polyphi.messages import TRANSLATE
-from polyphi.synthetic_speech import speech
-from polyphi.synthetic_speech.speech import (
+from polyphi.synthetic import speech
+from polyphi.synthetic.speech import (
     Reader,
     Speaker,
     TTSSampler,

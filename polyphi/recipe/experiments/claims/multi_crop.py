@@ -43,8 +43,8 @@ class ByAspect(Processor):
         cols, rows = image.nearest(*super().size(part), self.crop_size, MOST)
         return cols * self.crop_size, rows * self.crop_size
 
-    def picture(self, part: Image) -> Picture.Image:
-        return super().picture(part).resize(self.size(part), Picture.Resampling.BILINEAR)
+    def decoded_image(self, part: Image) -> Picture.Image:
+        return super().decoded_image(part).resize(self.size(part), Picture.Resampling.BILINEAR)
 
 
 def sizes() -> Iterator[Effect]:
