@@ -130,10 +130,10 @@ _MAGIC = (
 def decode_image(
     source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> Picture:
-    """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
+    """Return an image as RGB: the first frame, without alpha, EXIF orientation ignored, as in the published processor.
 
-    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `MediaError` for
-    a missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
+    16-bit grey keeps its upper 8 bits (the published processor makes nearly all of it white). Raises `MediaError` for a
+    missing file, other formats than PNG, JPEG, WebP, GIF and BMP, damaged files, and above either limit.
     """
     file, name = _open_image(source, max_bytes, max_pixels)
     image: Picture = file
@@ -187,9 +187,9 @@ class AudioStream:
     >>> for block in stream: ...                     # float32 mono [n] in [-1, 1], n at most 2^18
 
     `rate` is known at once, `announced` is the number of samples in the header (approximate for compressed formats,
-    2^60 or more if unknown), and `seconds` is the duration read so far. A path is read incrementally, without a limit on
-    its bytes unless `max_bytes` is given. Raises `MediaError` as `decode_audio` does: for errors in the header when it
-    is opened, for others while it is read; `max_seconds` also limits the work (`MAX_VALUES`). Each iteration starts
+    2^60 or more if unknown), and `seconds` is the duration read so far. A path is read incrementally, without a limit
+    on its bytes unless `max_bytes` is given. Raises `MediaError` as `decode_audio` does: for errors in the header when
+    it is opened, for others while it is read; `max_seconds` also limits the work (`MAX_VALUES`). Each iteration starts
     from the beginning.
     """
 
