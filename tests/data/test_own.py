@@ -284,7 +284,7 @@ def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return put
 
 
-@pytest.mark.parametrize("folder", ["/data", f"{own.CONVERTED}/default"])
+@pytest.mark.parametrize("folder", ["/data", f"{own.CONVERTED_BRANCH}/default"])
 def test_the_hub(folder: str, hub: Callable[[str], None], tmp_path: Path) -> None:
     hub(f"datasets/me/cats{folder}")
     for i, source in enumerate(("hf://datasets/me/cats", "hf:me/cats")):
