@@ -153,7 +153,7 @@ def drawn(rng: random.Random, number: int) -> Image.Image:
         return picture
     if kind == 1:
         values = [rng.randint(1, 9) for _ in range(4)]
-        return charts.columns(scene, rng.sample("ABCDEFG", 4), values).picture
+        return charts.columns(scene, rng.sample("ABCDEFG", 4), values).image
     if kind == 2:
         return draw_text(scene, rng.choice(lexicon_words()), (SIDE, SIDE), 36)[0]
     return draw_digits(scene, [rng.randrange(10) for _ in range(3)], (SIDE, SIDE))

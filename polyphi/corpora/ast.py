@@ -1,9 +1,9 @@
 """Speech translation: spoken digit strings, numbers and words, into and out of English.
 
-Two forms of the same task, as in the report (Table 5): the translation alone, and chain of thought, where the
-transcript comes first and `<sep>` between the two. Training mixes both; the test split asks both of the same clips.
-Digits are translated as words, since written digits are the same in every language. Targets by machine translation, for
-recordings of one's own: `speech_translation` (polyphi/curate/translations.py, docs/speech.md).
+Two forms of the task, as in the report (Table 5): the translation alone, and chain of thought (transcript, `<sep>`,
+translation). Training mixes both; the test split has both for each audio clip. Digits are translated as words, because
+written digits are the same in every language. For your recordings, `speech_translation` makes targets by machine
+translation (polyphi/curate/translations.py, docs/speech.md).
 """
 
 from collections.abc import Iterator
@@ -17,22 +17,29 @@ from polyphi.curate.waves import Wave
 from polyphi.data.shards import Sample
 from polyphi.messages import TRANSLATE
 from polyphi.synthetic import speech
-from polyphi.synthetic.speech import Reader, Speaker, Studio, asked, chained, numbered
+from polyphi.synthetic.speech import (
+    Reader,
+    Speaker,
+    TTSSampler,
+    audio_sample,
+    chained,
+    numbered,
+)
 from polyphi.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
 
 RECORDED_SHARE = 0.2  # of training digit strings
 
 
-class Speech:
-    """Draws a phrase with its translation, and has it spoken."""
+class TranslationSampler:
+    """Draws spoken phrases with their translations."""
 
-    def __init__(self, work: Work, split: str, rng: Random, studio: Studio | None = None) -> None:
-        self.split, self.rng, self.studio = split, rng, studio or Studio(work)
+    def __init__(self, work: Work, split: str, rng: Random, tts: TTSSampler | None = None) -> None:
+        self.split, self.rng, self.tts = split, rng, tts or TTSSampler(work)
         self.languages = work.languages
 
     def direction(self) -> tuple[str, str]:
-        """(source, target): English on one side, as in the public test sets."""
-        spoken = self.studio.languages
+        """Return (source, target); one is English, as in the public test sets."""
+        spoken = self.tts.languages
         source = self.rng.choice(spoken) if self.rng.random() < 0.6 or "en" not in spoken else "en"
         return source, self.target(source)
 
@@ -44,86 +51,95 @@ class Speech:
         )
 
     def phrase(self, source: str, target: str) -> tuple[str, str, str, str]:
-        """(kind, transcript, spoken text, translation)."""
-        worded = {source, target} <= set(self.languages)
-        kind = self.rng.choice(("digits", "digits", "numbers", "words" if worded else "numbers"))
+        """Return (kind, transcript, spoken text, translation)."""
+        in_lexicon = {source, target} <= set(self.languages)
+        kind = self.rng.choice(
+            ("digits", "digits", "numbers", "words" if in_lexicon else "numbers")
+        )
         if kind == "digits":
             numbers = speech.digits(self.rng, self.split)
-            written = speech.written(numbers)
-            said = speech.digit_text(numbers, source, self.rng)
-            return kind, written, said, digit_words(written.replace(" ", ""), target)
+            transcript = speech.digit_string(numbers)
+            spoken = speech.digit_text(numbers, source, self.rng)
+            return kind, transcript, spoken, digit_words(transcript.replace(" ", ""), target)
         if kind == "numbers":
             n = self.rng.randint(10, 99)
             return kind, number_words(n, source), number_words(n, source), number_words(n, target)
         words = self.rng.sample(list(lexicon().values()), self.rng.randint(1, 3))
-        heard = [w[source] for w in words]
-        return kind, " ".join(heard), ", ".join(heard), " ".join(w[target] for w in words)
+        source_words = [w[source] for w in words]
+        return (
+            kind,
+            " ".join(source_words),
+            ", ".join(source_words),
+            " ".join(w[target] for w in words),
+        )
 
-    def synthetic(self, group: str = "", source: str = "") -> tuple[Sample, Sample]:
+    def synthetic_speech(self, group: str = "", source: str = "") -> tuple[Sample, Sample]:
         if source:
             target = self.target(source)
         else:
             source, target = self.direction()
-        kind, transcript, said, translation = self.phrase(source, target)
-        speaker = self.studio.speaker(source, self.split, self.rng, group)
-        clip = self.studio.say(said, speaker, self.rng)
-        return both(clip, speaker, transcript, translation, target, language=source, kind=kind)
+        kind, transcript, spoken, translation = self.phrase(source, target)
+        speaker = self.tts.speaker(source, self.split, self.rng, group)
+        wave = self.tts.synthesize(spoken, speaker, self.rng)
+        return direct_and_chained(
+            wave, speaker, transcript, translation, target, language=source, kind=kind
+        )
 
-    def recorded(self) -> tuple[Sample, Sample] | None:
-        """Digits by somebody recorded; None where nobody is."""
-        if not (found := self.studio.readers(self.split)):
+    def recorded_speech(self) -> tuple[Sample, Sample] | None:
+        """Return recorded digits, or None without recorded speakers."""
+        if not (readers := self.tts.readers(self.split)):
             return None
-        reader = self.rng.choice(found)
+        reader = self.rng.choice(readers)
         numbers = speech.digits(self.rng, self.split, [n for n in reader.numbers if n < 10])
-        written, target = speech.written(numbers), self.target(reader.language)
-        translation = digit_words(written.replace(" ", ""), target)
-        clip = self.studio.read(numbers, reader, self.rng)
-        return both(
-            clip, reader, written, translation, target, language=reader.language, kind="digits"
+        transcript, target = speech.digit_string(numbers), self.target(reader.language)
+        translation = digit_words(transcript.replace(" ", ""), target)
+        wave = self.tts.read(numbers, reader, self.rng)
+        return direct_and_chained(
+            wave, reader, transcript, translation, target, language=reader.language, kind="digits"
         )
 
 
-def both(
-    clip: Wave,
+def direct_and_chained(
+    wave: Wave,
     speaker: Speaker | Reader,
     transcript: str,
     translation: str,
     target: str,
     **meta: str,
 ) -> tuple[Sample, Sample]:
-    """The clip asked about directly and by chain of thought."""
+    """Return the direct and the chain-of-thought sample of the same audio."""
     meta = {"task": "ast", "to": target, "heard": transcript, **meta}
     prompt = TRANSLATE.format(LANGUAGES[target])
-    direct = asked(clip, prompt, translation, speaker, cot=False, **meta)
+    direct = audio_sample(wave, prompt, translation, speaker, cot=False, **meta)
     return direct, chained(direct, transcript)
 
 
-def training(work: Work, rng: Random, studio: Studio | None = None) -> Iterator[Sample]:
-    """Every clip once, directly or by chain of thought."""
-    made = Speech(work, "train", rng, studio)
+def training(work: Work, rng: Random, tts: TTSSampler | None = None) -> Iterator[Sample]:
+    """Yield training samples without end, each in one of the two forms."""
+    sampler = TranslationSampler(work, "train", rng, tts)
     while True:
         pair = None
-        if rng.random() < RECORDED_SHARE or not made.studio.languages:
-            pair = made.recorded()
-        if pair is None and made.studio.languages:
-            pair = made.synthetic()
+        if rng.random() < RECORDED_SHARE or not sampler.tts.languages:
+            pair = sampler.recorded_speech()
+        if pair is None and sampler.tts.languages:
+            pair = sampler.synthetic_speech()
         if pair is not None:
             yield rng.choice(pair)
 
 
 def testing(work: Work, rng: Random) -> Iterator[Sample]:
-    """Both forms of every clip, one after the other; unseen variants, flite and recorded people are as 6 : 1 : 1."""
-    made = Speech(work, "test", rng)
+    """Return both forms of every audio clip in turn; unseen variants, flite and recorded people are as 6 : 1 : 1."""
+    sampler = TranslationSampler(work, "test", rng)
     groups = ["espeak_unseen"] * 3 + ["flite_slt"] + ["espeak_unseen"] * 3 + ["recorded"]
 
     def stream(group: str) -> Iterator[tuple[Sample, Sample]]:
-        spoken = [language for language in LANGUAGES if group in made.studio.groups(language)]
-        # Every other clip is English, which goes into all the others.
+        spoken = [language for language in LANGUAGES if group in sampler.tts.groups(language)]
+        # Every other clip is English, the source for all other languages.
         order = [x for language in spoken if language != "en" for x in (language, "en")] or spoken
         for i in range(120 if group == "espeak_unseen" else 20):
-            pair = made.recorded() if group == "recorded" else None
+            pair = sampler.recorded_speech() if group == "recorded" else None
             if pair is None and order:
-                pair = made.synthetic(group, order[i % len(order)])
+                pair = sampler.synthetic_speech(group, order[i % len(order)])
             if pair is not None:
                 yield pair
 
@@ -133,11 +149,11 @@ def testing(work: Work, rng: Random) -> Iterator[Sample]:
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
-        made = training(work, rng) if split == "train" else testing(work, rng)
-        return numbered("ast", split, islice(made, work.rows[split]))
+        samples = training(work, rng) if split == "train" else testing(work, rng)
+        return numbered("ast", split, islice(samples, work.rows[split]))
 
     return fill(work, "ast", make)
 
 
-# By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies.
+# Compare bytes: landmarks would match synthetic voices with nearly the same text.
 corpus = Corpus("ast", build=build, steps=against("ast", ways=("same bytes",)))

@@ -1,7 +1,7 @@
-"""Pictures with short captions: shapes, scanned digits, numbers, words and stamps, the last in eight languages.
+"""Images with short captions: shapes, scanned digits, numbers, words and stamps, the last in eight languages.
 
-The image-text pairs of `vision_0_encoder` (contrastive) and `vision_1_align`. Rendered scenes are captioned in
-English; a stamp has its own captions, written by volunteers.
+The image-text pairs of `vision_0_encoder` (contrastive) and `vision_1_align`. Captions of rendered scenes are in
+English; those of stamps were written by volunteers.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from polyphi.corpora.image_qa import (
-    PLACES,
-    at,
+    SIDES,
+    corner_near,
     draw_digits,
     draw_stamp,
     draw_text,
@@ -23,8 +23,16 @@ from polyphi.curate.decontaminate import against
 from polyphi.data.shards import Sample
 from polyphi.synthetic import images, stamps
 from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
-from polyphi.synthetic.instructions import several
-from polyphi.synthetic.scenes import Made, Maker, Makers, Scene, asked, fresh, samples
+from polyphi.synthetic.instructions import shape_phrase
+from polyphi.synthetic.scenes import (
+    Maker,
+    Makers,
+    Scene,
+    SceneSample,
+    fresh,
+    image_question,
+    samples,
+)
 from polyphi.synthetic.stamps import KIND_WORDS, KINDS, STAMPS, Album
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS, SHAPES, lexicon
 
@@ -38,21 +46,21 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "zh": ("描述这张图片。",),
     "ja": ("この えは なに ですか。",),
 }
-"""Language -> ways to ask for a caption."""
+"""Language -> prompts for a caption."""
 
 
-ALONE = 0.4
-"""Share of the pictures of groups that show one large shape in training: of each size an eye has to see some."""
-ONE_CROP = 0.8
-"""Share of the rows of characters that are drawn into one crop in training: `vision_0_encoder` is given no more of a
-picture, and single large digits don't teach it to read small ones."""
+SINGLE_SHARE = 0.4
+"""Share of images with one large shape among those of groups in training, so that the encoder sees every size."""
+ONE_CROP_SHARE = 0.8
+"""Share of the rows of characters that are drawn into one crop in training: `vision_0_encoder` reads one crop per
+image, and single large digits don't train it to read small ones."""
 
 
 @dataclass(frozen=True)
-class Captioned:
-    """A picture, what it shows, and where it comes from."""
+class CaptionedImage:
+    """An image with its caption, source and language."""
 
-    picture: Image.Image
+    image: Image.Image
     caption: str
     source: str = "polyphi"
     language: str = "en"
@@ -60,28 +68,28 @@ class Captioned:
 
 
 def a(noun: str) -> str:
-    """A noun with its English article."""
+    """Return a noun with its English article."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def shapes(scene: Scene) -> Captioned:
-    """One to four shapes alike, a shape on a side of the picture, or two groups; in training, one in eight
-    is captioned by its name or its colour alone, in another language."""
+def shapes(scene: Scene) -> CaptionedImage:
+    """Return an image of one to four equal shapes, a shape at a side, or two groups; in training, one caption in eight
+    is only the name or the colour of a shape, in another language."""
     if scene.split == "train" and scene.rng.random() < 1 / 8:
         return one_word(scene)
     form = scene.answer(("alike", "alike", "place", "two"))
     shape, colour = scene.pair()
     if form == "place":
-        place, side = scene.answer(list(PLACES), every=4), scene.rng.randint(28, 44)
-        picture = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
-        scene.shape(picture, shape, colour, at(scene, place, side), side)
-        return Captioned(
-            picture,
-            f"{a(f'{colour} {shape}')} {'on the' if place in ('left', 'right') else 'at the'} {place}",
+        where, side = scene.answer(list(SIDES), every=4), scene.rng.randint(28, 44)
+        image = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
+        scene.shape(image, shape, colour, corner_near(scene, where, side), side)
+        return CaptionedImage(
+            image,
+            f"{a(f'{colour} {shape}')} {'on the' if where in ('left', 'right') else 'at the'} {where}",
         )
-    alone = scene.split == "train" and scene.rng.random() < ALONE
-    groups = [(1 if alone else scene.answer(range(1, 5), every=4), colour, shape)]
-    if form == "two" and not alone:
+    single = scene.split == "train" and scene.rng.random() < SINGLE_SHARE
+    groups = [(1 if single else scene.answer(range(1, 5), every=4), colour, shape)]
+    if form == "two" and not single:
         other = scene.rng.choice([pair for pair in PAIRS if pair[0] != shape])
         groups = [
             (scene.rng.randint(1, 2), colour, shape),
@@ -89,56 +97,58 @@ def shapes(scene: Scene) -> Captioned:
         ]
     total = sum(count for count, _, _ in groups)
     side = scene.rng.randint(36, 92) if total == 1 else scene.rng.randint(24, 34)
-    picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
-    things = [(c, s) for count, c, s in groups for _ in range(count)]
-    for (c, s), corner in zip(things, scene.scatter(total, side), strict=True):
-        scene.shape(picture, s, c, corner, side)
-    return Captioned(picture, " and ".join(several(*group) for group in groups))
+    image = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
+    shape_list = [(c, s) for count, c, s in groups for _ in range(count)]
+    for (c, s), corner in zip(shape_list, scene.scatter(total, side), strict=True):
+        scene.shape(image, s, c, corner, side)
+    return CaptionedImage(image, " and ".join(shape_phrase(*group) for group in groups))
 
 
-READ = (*["digit"] * 2, *["digits"] * 4, *["number"] * 4, "word")
-"""What pictures of writing show in training, each entry equally often."""
+TEXT_FORMS = (*["digit"] * 2, *["digits"] * 4, *["number"] * 4, "word")
+"""Contents of images with text in training, each entry equally often."""
 
 
 def _size(scene: Scene, characters: int) -> tuple[int, int]:
-    """(width, height) of a picture of a row of characters."""
-    squeezed = scene.split == "train" and scene.rng.random() < ONE_CROP
-    return (SIDE, SIDE) if squeezed else row_size(scene, characters)
+    """Return (width, height) of an image of a row of characters."""
+    one_crop = scene.split == "train" and scene.rng.random() < ONE_CROP_SHARE
+    return (SIDE, SIDE) if one_crop else row_size(scene, characters)
 
 
-def text(scene: Scene) -> Captioned:
-    """Scanned digits, a rendered number, or a rendered word."""
+def text(scene: Scene) -> CaptionedImage:
+    """Return an image of scanned digits, a rendered number, or a rendered word."""
     forms = ("digit", "digit", "digits", "digits", "number", "word")
-    form = scene.rng.choice(READ) if scene.split == "train" else scene.answer(forms)
+    form = scene.rng.choice(TEXT_FORMS) if scene.split == "train" else scene.answer(forms)
     if form == "digit":
         value = scene.answer(range(10), every=4)
         paper, side = scene.paper(), scene.rng.randint(76, 104)
-        picture = sheet((SIDE, SIDE), paper)
-        corner = scene.corner(picture.size, (side, side))
+        image = sheet((SIDE, SIDE), paper)
+        corner = scene.corner(image.size, (side, side))
         images.stamp_digits(
-            picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng
+            image, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng
         )
-        return Captioned(picture, f"the digit {value}", SCANS)
+        return CaptionedImage(image, f"the digit {value}", SCANS)
     if form == "digits":
         values = [scene.rng.randrange(10) for _ in range(scene.rng.randint(2, 4))]
-        return Captioned(
+        return CaptionedImage(
             draw_digits(scene, values, _size(scene, len(values))),
             f"the digits {''.join(map(str, values))}",
             SCANS,
         )
     if form == "number":
         value = pick_number(scene)
-        return Captioned(
+        return CaptionedImage(
             draw_text(scene, str(value), _size(scene, len(str(value))), 66)[0],
             f"the number {value}",
         )
     word = scene.answer(sorted(lexicon()), every=4)
-    return Captioned(draw_text(scene, word, _size(scene, len(word)), 54)[0], f"the word {word}")
+    return CaptionedImage(
+        draw_text(scene, word, _size(scene, len(word)), 54)[0], f"the word {word}"
+    )
 
 
-def a_stamp(scene: Scene) -> Captioned:
-    """A stamp with its caption in one of eight languages, half of the time in English; in training one in
-    four has its kind for a caption."""
+def captioned_stamp(scene: Scene) -> CaptionedImage:
+    """Return a stamp with its caption in one of eight languages, half of the time in English; in training one caption
+    in four is the stamp's kind."""
     language = scene.answer(scene.languages) if scene.split == "test" else scene.language(0.5)
     if scene.split == "train" and scene.rng.random() < 0.25:
         kind = scene.rng.choice(list(KINDS))
@@ -147,67 +157,67 @@ def a_stamp(scene: Scene) -> Captioned:
     else:
         stamp = scene.rng.choice([s for s in scene.album.of(scene.split) if language in s.captions])
         caption = stamp.captions[language]
-    picture = draw_stamp(scene, stamp, (SIDE, SIDE))
-    return Captioned(picture, caption, STAMPS, language, {"stamp": stamp.id})
+    image = draw_stamp(scene, stamp, (SIDE, SIDE))
+    return CaptionedImage(image, caption, STAMPS, language, {"stamp": stamp.id})
 
 
-def one_word(scene: Scene) -> Captioned:
-    """A shape, captioned with its name or its colour in another language."""
+def one_word(scene: Scene) -> CaptionedImage:
+    """Return a shape whose caption is its name or its colour in another language."""
     language = scene.language(1.0)
     shape, colour = scene.pair()
     side = scene.rng.randint(50, 92)
-    picture = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
-    corner = scene.corner(picture.size, (side, side))
-    scene.shape(picture, shape, colour, corner, side)
-    return Captioned(
-        picture, scene.rng.choice((SHAPES[shape], COLOURS[colour]))[language], "polyphi", language
+    image = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
+    corner = scene.corner(image.size, (side, side))
+    scene.shape(image, shape, colour, corner, side)
+    return CaptionedImage(
+        image, scene.rng.choice((SHAPES[shape], COLOURS[colour]))[language], "polyphi", language
     )
 
 
-def described(draw: Callable[[Scene], Captioned]) -> Maker:
-    """A maker of samples: the picture, a request for its caption, the caption."""
+def caption_maker(draw: Callable[[Scene], CaptionedImage]) -> Maker:
+    """Return a maker of samples: the image, a prompt for its caption, the caption."""
 
-    def make(scene: Scene) -> Made:
-        c = draw(scene)
-        return asked(
-            c.picture,
-            scene.rng.choice(PROMPTS[c.language]),
-            c.caption,
-            c.source,
-            c.language,
-            **c.meta,
+    def make(scene: Scene) -> SceneSample:
+        captioned = draw(scene)
+        return image_question(
+            captioned.image,
+            scene.rng.choice(PROMPTS[captioned.language]),
+            captioned.caption,
+            captioned.source,
+            captioned.language,
+            **captioned.meta,
         )
 
     return make
 
 
 MAKERS = {
-    "caption_shapes": (40, described(shapes)),
-    "caption_text": (56, described(text)),
-    "caption_stamp": (4, described(a_stamp)),
+    "caption_shapes": (40, caption_maker(shapes)),
+    "caption_text": (56, caption_maker(text)),
+    "caption_stamp": (4, caption_maker(captioned_stamp)),
 }
 """Task -> (share of the training set, maker)."""
 
 
 def makers_with(album: Album) -> Makers:
-    """All makers, or without stamps those that need none."""
-    return {task: made for task, made in MAKERS.items() if album or task != "caption_stamp"}
+    """Return all makers, or, without stamps, those that need none."""
+    return {task: maker for task, maker in MAKERS.items() if album or task != "caption_stamp"}
 
 
-def pictures(work: Work) -> Iterator[tuple[str, Sample]]:
+def caption_samples(work: Work) -> Iterator[tuple[str, Sample]]:
     album, tests = stamps.load(work), ("caption_shapes", "caption_stamp")
     return samples("captions", work, makers_with(album), album, tests)
 
 
-def fresh_pictures(work: Work) -> Callable[[int], Sample]:
+def fresh_captions(work: Work) -> Callable[[int], Sample]:
     album = stamps.load(work)
     return fresh("captions", work, makers_with(album), album)
 
 
-# By bytes: hashing so many pictures would cost more than drawing them.
+# Compare bytes: perceptual hashes of so many images would cost more than drawing them.
 corpus = Corpus(
     "captions",
-    build=pictures,
+    build=caption_samples,
     steps=against("captions", ways=("same bytes",)),
-    fresh=fresh_pictures,
+    fresh=fresh_captions,
 )

@@ -1,4 +1,4 @@
-"""Short functions of Python's standard library. A module is wholly in train or in test."""
+"""Short functions of Python's standard library. All functions of a module are in the same split."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +20,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "code", make)
 
 
-# Word for word only: short functions are alike without being copies.
+# Only verbatim matches: short functions are similar without being copies.
 corpus = Corpus(
     "code",
     build,

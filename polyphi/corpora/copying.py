@@ -1,8 +1,7 @@
-"""Texts said twice: strings of digits and words of eight languages, and the same again. [ours]
+"""Copying: strings of digits and words of eight languages, each with the same text as the answer. [ours]
 
-What a language model of any size learns from pages by the billion, a small one must be shown: to find in its context
-what it was given, and to say it again. Everything else that it does with its input rests on this. Strings of digits
-come first because they are learned first.
+Large language models learn from billions of pages to copy from their context. A small model needs explicit examples,
+and all other tasks on its input depend on this skill. Strings of digits come first because they are learned first.
 """
 
 from collections.abc import Iterator
@@ -10,15 +9,15 @@ from random import Random
 
 from polyphi.curate.corpus import Corpus, Work
 from polyphi.data.shards import Sample
-from polyphi.synthetic.instructions import Ask, Family, copied, fresh, rows
+from polyphi.synthetic.instructions import QA, Family, copy_text, fresh, rows
 
 
 def draw(work: Work, split: str) -> Family:
-    """A function that draws a text of a split to copy."""
+    """Return a function that draws a text of a split to copy."""
 
-    def copy(rng: Random) -> Ask:
-        text, language = copied(split, rng, work.languages, longest=9)
-        return Ask("copy", f"Repeat: {text}", text, language)
+    def copy(rng: Random) -> QA:
+        text, language = copy_text(split, rng, work.languages, longest=9)
+        return QA("copy", f"Repeat: {text}", text, language)
 
     return copy
 

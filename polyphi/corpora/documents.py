@@ -1,5 +1,5 @@
-"""Real text in eight languages: LibreOffice's help pages, some hundred characters at a time (word problems and
-docstrings where Debian packages can't be had). Train and test share no page."""
+"""Real text in eight languages: some hundred characters each of LibreOffice's help pages (word problems and docstrings
+if the Debian packages are unavailable). Train and test share no page."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -37,15 +37,15 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def cleaned(work: Work) -> list[PipelineStep]:
-    """Language and personal information. Rules are left out: they are for the web, and would drop a third of help
-    pages, for formulas and lists. What stands in where there are no help pages is too short to tell its language by, or
-    code, which has none."""
+    """Return the filters for language and personal information. Rules for web pages are left out: they would drop a
+    third of the help pages because of formulas and lists. Without help pages there is no language filter: the
+    replacements are code, or too short for language detection."""
     pages = any(help_pages(language, work) for language in LANGUAGES)
     return [*([Language()] if pages else []), Personal()]
 
 
 def steps(work: Work) -> list[PipelineStep]:
-    """Cleaned, and without what is held out."""
+    """Return the steps of `cleaned` and the removal of held-out text."""
     return [*cleaned(work), *held_out(work, "documents", "summaries")]
 
 

@@ -1,5 +1,5 @@
-"""Code with a hole in the middle: what stands in the hole is the answer. Most are one-line functions by template
-(operands and names unseen in test), a quarter are lines cut out of functions of the standard library (unseen
+"""Fill in the middle: code with a hole whose content is the answer. Most rows are one-line functions from templates
+(test: other operands and names), a quarter are functions of the standard library without one line (test: other
 modules)."""
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from polyphi.messages import Message
 
 HOLE = "___"
 _NAMES = ["a", "b", "n", "x", "y", "word", "items", "left", "right", "total", "key", "value"]
-# (name, body with {x} and {y}, what is cut out)
+# (name, body with {x} and {y}, the part that is cut out)
 _TEMPLATES = [
     ("add", "return {x} + {y}", "{x} + {y}"),
     ("subtract", "return {x} - {y}", "{x} - {y}"),
@@ -35,14 +35,14 @@ _ONE_ARGUMENT = ("first_of", "length_of", "sorted_of", "reverse_of")
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
-        real = _cuts(split, Random(rng.random()))
-        seen: set[str] = set()
+        stdlib_cuts = _cuts(split, Random(rng.random()))
+        codes: set[str] = set()
         for i in range(1_000_000):
-            cut = next(real, None) if i % 4 == 3 else None
+            cut = next(stdlib_cuts, None) if i % 4 == 3 else None
             code, hole, kind, name = cut or _templated(split, rng)
-            if split != "train" and code in seen:
+            if split != "train" and code in codes:
                 continue
-            seen.add(code)
+            codes.add(code)
             meta = {
                 "task": "fim" if kind == "template" else "fim_stdlib",
                 "language": "python",
@@ -67,7 +67,7 @@ def _templated(split: str, rng: Random) -> tuple[str, str, str, str]:
 
 
 def _cuts(split: str, rng: Random) -> Iterator[tuple[str, str, str, str]]:
-    """Functions of at most ten lines, one short line of the body cut out."""
+    """Yield functions of at most ten lines with one short line of the body cut out."""
     for module, name, source, _ in functions(split, rng, 350):
         lines = source.splitlines()
         inner = [
@@ -81,12 +81,12 @@ def _cuts(split: str, rng: Random) -> Iterator[tuple[str, str, str, str]]:
             at = rng.choice(inner)
             hole = lines[at].strip()
             lines[at] = lines[at].replace(hole, HOLE)
-            # Some functions stand in several modules, all but alike.
+            # Some functions exist in several modules, nearly the same.
             if side(split, "function", lines[0], percent=30):
                 yield "\n".join(lines), hole, "stdlib", f"{module}.{name}"
 
 
-# Word for word only: other instances of a template aren't leaks.
+# Only verbatim matches: other instances of a template aren't leaks.
 corpus = Corpus(
     "fim",
     build,

@@ -1,4 +1,4 @@
-"""Where things are: a picture has four by four places, and a thing's place is "x 2 y 3", counted from the upper left.
+"""Grounding: an image has four by four places; the place of an object is "x 2 y 3", counted from the upper left.
 
 >>> "Locate the red star."                  ->  "x 2 y 3"
 >>> "What is at x 2 y 3?"                   ->  "red star"
@@ -13,7 +13,7 @@ from polyphi.curate.decontaminate import against
 from polyphi.data.shards import Sample
 from polyphi.synthetic import images
 from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
-from polyphi.synthetic.scenes import Made, Scene, asked, fresh, samples
+from polyphi.synthetic.scenes import Scene, SceneSample, fresh, image_question, samples
 from polyphi.text.lexicon import COLOUR_RGB
 
 GRID = 4
@@ -25,19 +25,22 @@ def name(x: int, y: int) -> str:
 
 
 def _draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[int, int]]], str]:
-    """A picture of one to four different things (coloured shapes, scanned digits), each thing's name and place with
-    that of the balanced answer first, and the source."""
+    """Return an image of one to four different objects (coloured shapes, scanned digits), the label and place of each,
+    with that of the balanced answer first, and the source."""
     side = SIDE * (2 if scene.rng.random() < 0.08 else 1)
     cell = side // GRID
-    first = scene.answer(PLACES)
-    places = [first, *scene.rng.sample([p for p in PLACES if p != first], scene.rng.randint(0, 3))]
+    answer_place = scene.answer(PLACES)
+    places = [
+        answer_place,
+        *scene.rng.sample([p for p in PLACES if p != answer_place], scene.rng.randint(0, 3)),
+    ]
     shapes = scene.rng.sample(PAIRS, len(places))
     digits = scene.rng.sample(range(10), len(places))
     scanned = [scene.rng.random() < 0.3 for _ in places]
-    used = [COLOUR_RGB[c] for (_, c), s in zip(shapes, scanned, strict=True) if not s]
-    paper = scene.paper(*used)
-    picture, ink = sheet((side, side), paper), scene.ink(paper)
-    things: list[tuple[str, tuple[int, int]]] = []
+    shape_colours = [COLOUR_RGB[c] for (_, c), s in zip(shapes, scanned, strict=True) if not s]
+    paper = scene.paper(*shape_colours)
+    image, ink = sheet((side, side), paper), scene.ink(paper)
+    objects: list[tuple[str, tuple[int, int]]] = []
     for (x, y), (shape, colour), digit, scan in zip(places, shapes, digits, scanned, strict=True):
         size = int(cell * scene.rng.uniform(0.78, 0.95))
         corner = (
@@ -45,27 +48,27 @@ def _draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[int, int]]],
             round((y - 1) * cell + scene.rng.uniform(0, cell - size)),
         )
         if scan:
-            picture.paste(ink, corner, images.scan_mask(scene.scan(digit), size))
-            images.name(picture, str(digit), corner, (size, size))
+            image.paste(ink, corner, images.scan_mask(scene.scan(digit), size))
+            images.annotate(image, str(digit), corner, (size, size))
         else:
-            scene.shape(picture, shape, colour, corner, size)
-        things.append((str(digit) if scan else f"{colour} {shape}", (x, y)))
-    return picture, things, SCANS if any(scanned) else "polyphi"
+            scene.shape(image, shape, colour, corner, size)
+        objects.append((str(digit) if scan else f"{colour} {shape}", (x, y)))
+    return image, objects, SCANS if any(scanned) else "polyphi"
 
 
-def locate(scene: Scene) -> Made:
-    """The place of a named thing."""
-    picture, things, source = _draw(scene)
-    thing, place = things[0]
-    question = scene.rng.choice((f"Locate the {thing}.", f"At which place is the {thing}?"))
-    return asked(picture, question, name(*place), source)
+def locate(scene: Scene) -> SceneSample:
+    """Return a question for the place of an object."""
+    image, objects, source = _draw(scene)
+    label, place = objects[0]
+    question = scene.rng.choice((f"Locate the {label}.", f"At which place is the {label}?"))
+    return image_question(image, question, name(*place), source)
 
 
-def identify(scene: Scene) -> Made:
-    """The thing at a named place."""
-    picture, things, source = _draw(scene)
-    thing, place = things[0]
-    return asked(picture, f"What is at {name(*place)}?", thing, source)
+def identify(scene: Scene) -> SceneSample:
+    """Return a question for the object at a place."""
+    image, objects, source = _draw(scene)
+    label, place = objects[0]
+    return image_question(image, f"What is at {name(*place)}?", label, source)
 
 
 MAKERS = {"locate": (65, locate), "identify": (35, identify)}
@@ -76,7 +79,7 @@ def places(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("grounding", work, MAKERS)
 
 
-# Whole pictures: a drawing that is a part of another one isn't a leak.
+# Whole images: a drawing that is a part of another one isn't a leak.
 corpus = Corpus(
     "grounding",
     build=places,

@@ -1,8 +1,8 @@
-"""Questions about one picture: scanned digits, counting, colours, shapes, stamps, words and numbers, places, charts,
+"""Questions about one image: scanned digits, counting, colours, shapes, stamps, words and numbers, positions, charts,
 and a few requests to refuse, with their innocuous look-alikes (the report's model safety, 3.2).
 
 The single-image instruction set of `vision_3_generative`. Held out for the test split: scans, stamps, fonts, numbers
-and turns of a shape in a colour. A fifth of the questions that allow it are asked in the other seven languages.
+and rotations of a shape in a colour. A fifth of the translatable questions are in the other seven languages.
 """
 
 import json
@@ -20,9 +20,17 @@ from polyphi.data.shards import Sample
 from polyphi.messages import Message
 from polyphi.synthetic import charts, images, stamps
 from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
-from polyphi.synthetic.instructions import DESCRIBE, several
-from polyphi.synthetic.instructions import PLACES as TOLD_PLACES
-from polyphi.synthetic.scenes import OTHER_LANGUAGES, Made, Makers, Scene, asked, fresh, samples
+from polyphi.synthetic.instructions import DESCRIBE, shape_phrase
+from polyphi.synthetic.instructions import POSITIONS as POSITION_PHRASES
+from polyphi.synthetic.scenes import (
+    OTHER_LANGUAGES,
+    Makers,
+    Scene,
+    SceneSample,
+    fresh,
+    image_question,
+    samples,
+)
 from polyphi.synthetic.stamps import KIND_WORDS, KINDS, STAMPS, Album, Stamp
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
 from polyphi.text.scripts import UNSPACED
@@ -32,20 +40,20 @@ MOST = 6  # things to count
 MORE_TURNS = 3
 LATIN = tuple(
     language for language in LANGUAGES if language not in UNSPACED
-)  # the fonts at hand write these
+)  # the available fonts have their characters
 
 QUESTIONS: dict[str, dict[str, list[str]]] = json.loads(
     Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
 )
-"""Task -> language -> ways to ask. They are also read aloud, so they hold nothing that only an eye could use."""
+"""Task -> language -> questions. They are also synthesized as speech, so they contain only speakable text."""
 
 
 def ask(scene: Scene, task: str, language: str) -> str:
     return scene.rng.choice(QUESTIONS[task][language])
 
 
-def in_any_language(scene: Scene, shape: str, colour: str) -> list[tuple[str, object]]:
-    """The questions for the shape and the colour of the only thing in a picture, with their answers."""
+def multilingual_questions(scene: Scene, shape: str, colour: str) -> list[tuple[str, object]]:
+    """Return questions in all languages for shape and colour of the only object in an image, with their answers."""
     names = (("shape", SHAPES[shape]), ("colour", COLOURS[colour]))
     return [
         (ask(scene, task, language), words[language])
@@ -54,157 +62,163 @@ def in_any_language(scene: Scene, shape: str, colour: str) -> list[tuple[str, ob
     ]
 
 
-def asked_more(scene: Scene, made: Made, turns: Sequence[tuple[str, object]]) -> Made:
-    """In training some of these questions and answers follow the first one: a picture is looked at once for all."""
+def with_more_turns(
+    scene: Scene, first_turn: SceneSample, turns: Sequence[tuple[str, object]]
+) -> SceneSample:
+    """Append some of these questions and answers in training, so that one image serves for several."""
     if scene.split != "train":
-        return made
+        return first_turn
     chosen = scene.rng.sample(turns, min(MORE_TURNS, len(turns)))
     more = (m for q, a in chosen for m in (Message.user(q), Message.assistant(str(a))))
-    return replace(made, messages=(*made.messages, *more))
+    return replace(first_turn, messages=(*first_turn.messages, *more))
 
 
-def digit(scene: Scene) -> Made:
-    """One scanned digit, large."""
+def digit(scene: Scene) -> SceneSample:
+    """Return a question for one large scanned digit."""
     value, language, size = scene.answer(range(10)), scene.language(), scene.size()
     paper = scene.paper()
-    picture, side = sheet(size, paper), scene.rng.randint(76, 104)
+    image, side = sheet(size, paper), scene.rng.randint(76, 104)
     corner = scene.corner(size, (side, side))
-    images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
-    made = asked(picture, ask(scene, "digit", language), value, SCANS, language)
-    return asked_more(scene, made, [(ask(scene, "digit", o), value) for o in scene.languages])
+    images.stamp_digits(image, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
+    first_turn = image_question(image, ask(scene, "digit", language), value, SCANS, language)
+    return with_more_turns(
+        scene, first_turn, [(ask(scene, "digit", o), value) for o in scene.languages]
+    )
 
 
 def draw_digits(scene: Scene, values: list[int], size: tuple[int, int]) -> Image.Image:
-    """Scanned digits in one row, somewhere in the picture."""
+    """Draw scanned digits in one row at a random position."""
     paper = scene.paper()
     largest = min(48, int((size[0] - 4) / (0.9 * len(values) + 0.1)))
-    picture, side = sheet(size, paper), scene.rng.randint(3 * largest // 4, largest)
+    image, side = sheet(size, paper), scene.rng.randint(3 * largest // 4, largest)
     wide = round(side * (0.9 * len(values) + 0.1))
     corner = scene.corner(size, (wide, side))
     images.stamp_digits(
-        picture, [scene.scan(v) for v in values], corner, side, scene.ink(paper), rng=scene.rng
+        image, [scene.scan(v) for v in values], corner, side, scene.ink(paper), rng=scene.rng
     )
-    return picture
+    return image
 
 
 def row_size(scene: Scene, characters: int) -> tuple[int, int]:
-    """(width, height) of a picture with so many characters in a row: two crops from three on, so that hardly two of
-    them have their middles in one cell of 28 pixels."""
+    """Return (width, height) of an image for a row of characters: two crops for three or more, so that rarely two of
+    them are centred in the same cell of 28 pixels."""
     return (2 * SIDE, SIDE) if characters > 2 else scene.size()
 
 
-def digits(scene: Scene) -> Made:
-    """Two to four scanned digits in a row."""
+def digits(scene: Scene) -> SceneSample:
+    """Return a question for two to four scanned digits in a row."""
     values = [scene.rng.randrange(10) for _ in range(scene.answer((2, 3, 4)))]
-    picture = draw_digits(scene, values, row_size(scene, len(values)))
+    image = draw_digits(scene, values, row_size(scene, len(values)))
     question = scene.rng.choice(
         ("What digits do you see?", "Which digits are these?", "Read the digits.")
     )
-    written = "".join(map(str, values))
-    made = asked(picture, question, written, SCANS, length=len(values))
-    return asked_more(scene, made, [(scene.rng.choice(DESCRIBE), f"the digits {written}")])
+    text = "".join(map(str, values))
+    first_turn = image_question(image, question, text, SCANS, length=len(values))
+    return with_more_turns(scene, first_turn, [(scene.rng.choice(DESCRIBE), f"the digits {text}")])
 
 
-def count(scene: Scene) -> Made:
-    """One to six shapes or stamps; in a quarter of the scenes other shapes stand about that don't count."""
+def count(scene: Scene) -> SceneSample:
+    """Return a question for the number of one to six shapes or stamps; a quarter of the scenes has distractors."""
     total, size = scene.answer(range(1, MOST + 1)), scene.size()
     side = scene.rng.randint(20, 34) * size[1] // SIDE
     if scene.album and scene.rng.random() < 0.25:
         stamp, language = scene.stamp(), scene.language()
-        picture = sheet(size, stamp.paper(scene.rng))
+        image = sheet(size, stamp.paper(scene.rng))
         for corner in scene.scatter(total, side, size):
             cutout = stamp.cutout(side)
-            picture.paste(cutout, corner, cutout)
-            images.name(picture, stamp.kind or "thing", corner, cutout.size)
+            image.paste(cutout, corner, cutout)
+            images.annotate(image, stamp.kind or "thing", corner, cutout.size)
         if language != "en":
-            return asked(
-                picture, ask(scene, "count", language), total, STAMPS, language, stamp=stamp.id
+            return image_question(
+                image, ask(scene, "count", language), total, STAMPS, language, stamp=stamp.id
             )
         question = scene.rng.choice(("How many things are there?", "Count the things."))
-        return asked(picture, question, total, STAMPS, stamp=stamp.id)
+        return image_question(image, question, total, STAMPS, stamp=stamp.id)
     shape, colour = scene.pair()
     others = scene.rng.randint(1, 3) if scene.rng.random() < 0.25 else 0
     paper = scene.paper(COLOUR_RGB[colour])
-    picture = sheet(size, paper)
+    image = sheet(size, paper)
     other = scene.rng.choice([s for s in SHAPES if s != shape])
     for i, corner in enumerate(scene.scatter(total + others, side, size)):
         one = scene.rng.randint(int(0.75 * side), side)
-        scene.shape(picture, shape if i < total else other, colour, corner, one)
+        scene.shape(image, shape if i < total else other, colour, corner, one)
     language = "en" if others else scene.language()
     if language != "en":
-        return asked(picture, ask(scene, "count", language), total, language=language)
+        return image_question(image, ask(scene, "count", language), total, language=language)
     question = scene.rng.choice(
         (f"How many {PLURALS[shape]} are there?", f"Count the {PLURALS[shape]}.")
     )
-    made = asked(picture, question, total)
+    first_turn = image_question(image, question, total)
     if others:
-        return asked_more(scene, made, [(f"How many {PLURALS[other]} are there?", others)])
-    return asked_more(
-        scene, made, [(ask(scene, "count", o), total) for o in scene.languages if o != "en"]
+        return with_more_turns(
+            scene, first_turn, [(f"How many {PLURALS[other]} are there?", others)]
+        )
+    return with_more_turns(
+        scene, first_turn, [(ask(scene, "count", o), total) for o in scene.languages if o != "en"]
     )
 
 
 def _of(scene: Scene, part: int, values: Mapping[str, object]) -> tuple[str, str]:
-    """A (shape, colour) whose `part` (0 or 1) is the balanced answer."""
-    wanted = scene.answer(list(values))
-    return scene.rng.choice([pair for pair in PAIRS if pair[part] == wanted])
+    """Return a (shape, colour) whose `part` (0 or 1) is the balanced answer."""
+    answer = scene.answer(list(values))
+    return scene.rng.choice([pair for pair in PAIRS if pair[part] == answer])
 
 
 def _single(scene: Scene, shape: str, colour: str) -> Image.Image:
     size = scene.size()
-    picture, side = sheet(size, scene.paper(COLOUR_RGB[colour])), scene.rng.randint(36, 92)
+    image, side = sheet(size, scene.paper(COLOUR_RGB[colour])), scene.rng.randint(36, 92)
     corner = scene.corner(size, (side, side))
-    scene.shape(picture, shape, colour, corner, side)
-    return picture
+    scene.shape(image, shape, colour, corner, side)
+    return image
 
 
-def colour(scene: Scene) -> Made:
-    """The colour of a shape, or of one of two, which are asked more often in training: they are the harder ones."""
+def colour(scene: Scene) -> SceneSample:
+    """Return a question for the colour of a shape, or of one of two: the harder case, more frequent in training."""
     shape, name = _of(scene, 1, COLOURS)
     if scene.rng.random() < (0.7 if scene.split == "train" else 0.35):
         other = scene.rng.choice([(s, c) for s, c in PAIRS if s != shape and c != name])
         colours = COLOUR_RGB[name], COLOUR_RGB[other[1]]
-        picture = sheet((SIDE, SIDE), scene.paper(*colours))
+        image = sheet((SIDE, SIDE), scene.paper(*colours))
         for (s, c), corner in zip([(shape, name), other], scene.scatter(2, 40), strict=True):
-            scene.shape(picture, s, c, corner, 40)
+            scene.shape(image, s, c, corner, 40)
         question = scene.rng.choice(
             (f"What colour is the {shape}?", f"What is the colour of the {shape}?")
         )
-        turns = [t for pair in ((shape, name), other) for t in _told_apart(*pair)]
-        return asked_more(scene, asked(picture, question, name), turns)
+        turns = [t for pair in ((shape, name), other) for t in _pair_questions(*pair)]
+        return with_more_turns(scene, image_question(image, question, name), turns)
     language = scene.language()
-    made = asked(
+    first_turn = image_question(
         _single(scene, shape, name),
         ask(scene, "colour", language),
         COLOURS[name][language],
         language=language,
     )
-    return asked_more(scene, made, in_any_language(scene, shape, name))
+    return with_more_turns(scene, first_turn, multilingual_questions(scene, shape, name))
 
 
-def _told_apart(shape: str, colour: str) -> list[tuple[str, object]]:
-    """Questions about one of two things, with their answers."""
+def _pair_questions(shape: str, colour: str) -> list[tuple[str, object]]:
+    """Return questions for one of two shapes by its shape and by its colour, with their answers."""
     return [(f"What colour is the {shape}?", colour), (f"Which shape is {colour}?", shape)]
 
 
-def shape(scene: Scene) -> Made:
-    """The name of a shape."""
+def shape(scene: Scene) -> SceneSample:
+    """Return a question for the name of a shape."""
     name, tint = _of(scene, 0, SHAPES)
     language = scene.language()
-    made = asked(
+    first_turn = image_question(
         _single(scene, name, tint),
         ask(scene, "shape", language),
         SHAPES[name][language],
         language=language,
     )
-    return asked_more(scene, made, in_any_language(scene, name, tint))
+    return with_more_turns(scene, first_turn, multilingual_questions(scene, name, tint))
 
 
 def draw_stamp(
     scene: Scene, stamp: Stamp, size: tuple[int, int], smallest: int = 66, largest: int = 100
 ) -> Image.Image:
-    """One stamp, half of the time mirrored, unless it is writing."""
-    picture = sheet(size, stamp.paper(scene.rng))
+    """Draw one stamp; half of the stamps without text are mirrored."""
+    image = sheet(size, stamp.paper(scene.rng))
     cutout = stamp.cutout(scene.rng.randint(smallest, largest))
     if (
         scene.rng.random() < 0.5
@@ -213,55 +227,55 @@ def draw_stamp(
     ):
         cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     corner = scene.corner(size, cutout.size)
-    picture.paste(cutout, corner, cutout)
-    images.name(picture, stamp.kind or "thing", corner, cutout.size)
-    return picture
+    image.paste(cutout, corner, cutout)
+    images.annotate(image, stamp.kind or "thing", corner, cutout.size)
+    return image
 
 
-def stamp(scene: Scene) -> Made:
-    """What kind of thing a stamp shows."""
+def stamp(scene: Scene) -> SceneSample:
+    """Return a question for the kind of a stamp."""
     kind, language = scene.answer(list(KINDS)), scene.language()
-    found = scene.stamp(kind)
-    picture = draw_stamp(scene, found, scene.size())
-    return asked(
-        picture,
+    stamp_image = scene.stamp(kind)
+    image = draw_stamp(scene, stamp_image, scene.size())
+    return image_question(
+        image,
         ask(scene, "stamp", language),
         KIND_WORDS[kind][language],
         STAMPS,
         language,
-        stamp=found.id,
+        stamp=stamp_image.id,
     )
 
 
 def draw_text(
     scene: Scene, text: str, size: tuple[int, int], largest: int
 ) -> tuple[Image.Image, str]:
-    """A line of text in a font of the split, somewhere in the picture, and the font's name."""
+    """Return an image of a line of text in a font of the split at a random position, and the font's name."""
     paper, name = scene.paper(), scene.font(text)
     face = images.fitting(name, text, size[0] - 8, scene.rng.randint(largest * 2 // 3, largest))
-    picture = sheet(size, paper)
+    image = sheet(size, paper)
     corner = scene.corner(size, images.measure(text, face), margin=3)
-    images.write(picture, text, face, corner, scene.ink(paper))
-    return picture, name
+    images.write(image, text, face, corner, scene.ink(paper))
+    return image, name
 
 
 def latin(scene: Scene) -> list[str]:
-    """Languages but English that are written in Latin letters here."""
+    """Return the scene's languages with Latin script, without English."""
     return [language for language in LATIN[1:] if language in scene.languages]
 
 
-def word(scene: Scene) -> Made:
-    """A rendered word of the lexicon; one in six in another language written in Latin letters."""
+def word(scene: Scene) -> SceneSample:
+    """Return a question for a rendered word of the lexicon; one in six is in another language with Latin script."""
     english = scene.answer(sorted(lexicon()))
     language = scene.rng.choice(latin(scene)) if scene.rng.random() < 1 / 6 else "en"
     text = lexicon()[english][language]
-    picture, font = draw_text(scene, text, row_size(scene, len(text)), 54)
+    image, font = draw_text(scene, text, row_size(scene, len(text)), 54)
     question = scene.rng.choice(("What word is this?", "Which word do you see?", "Read the word."))
-    return asked(picture, question, text, language=language, font=font)
+    return image_question(image, question, text, language=language, font=font)
 
 
 def pick_number(scene: Scene) -> int:
-    """A number of the split, its length first: else nearly all would have three digits."""
+    """Return a number of the split. Its length is drawn first, otherwise nearly all would have three digits."""
     length = scene.answer((2, 3) if scene.split == "test" else (1, 2, 3))
     return scene.answer(_numbers(scene.split, length), every=2)
 
@@ -271,86 +285,90 @@ def _numbers(split: str, length: int) -> list[int]:
     return [n for n in images.numbers(split) if len(str(n)) == length]
 
 
-def number(scene: Scene) -> Made:
-    """A rendered number of one to three digits."""
+def number(scene: Scene) -> SceneSample:
+    """Return a question for a rendered number of one to three digits."""
     value = pick_number(scene)
-    picture, font = draw_text(scene, str(value), row_size(scene, len(str(value))), 66)
+    image, font = draw_text(scene, str(value), row_size(scene, len(str(value))), 66)
     question = scene.rng.choice(
         ("What number is this?", "Which number do you see?", "Read the number.")
     )
-    return asked(picture, question, value, font=font)
+    return image_question(image, question, value, font=font)
 
 
-PLACES: dict[str, tuple[float, float]] = {
+SIDES: dict[str, tuple[float, float]] = {
     "left": (0.0, 0.5),
     "right": (1.0, 0.5),
     "top": (0.5, 0.0),
     "bottom": (0.5, 1.0),
 }
-"""Side of the picture -> where along its width and height."""
+"""Side of the image -> position as shares of width and height."""
 
 
-def at(scene: Scene, place: str, side: int) -> tuple[int, int]:
-    """A corner for an item of `side` pixels near that side of the picture."""
-    free = SIDE - side
-    x, y = (p * free + scene.rng.uniform(-0.14, 0.14) * free for p in PLACES[place])
-    return int(min(free, max(0, x))), int(min(free, max(0, y)))
+def corner_near(scene: Scene, position: str, side: int) -> tuple[int, int]:
+    """Return a corner for an item of `side` pixels near the side `position` of the image."""
+    slack = SIDE - side
+    x, y = (p * slack + scene.rng.uniform(-0.14, 0.14) * slack for p in SIDES[position])
+    return int(min(slack, max(0, x))), int(min(slack, max(0, y)))
 
 
-WHERE = ("Where is the {}?", "On which side is the {}?")
+WHERE_QUESTIONS = ("Where is the {}?", "On which side is the {}?")
 
 
-def where(scene: Scene) -> Made:
-    """On which side of the picture a shape is; half of the time another shape is elsewhere."""
-    place, (name, tint) = scene.answer(list(PLACES)), scene.pair()
-    things = [(name, tint, place)]
+def where(scene: Scene) -> SceneSample:
+    """Return a question for the side on which a shape is; half of the images have another shape on another side."""
+    position, (name, tint) = scene.answer(list(SIDES)), scene.pair()
+    objects = [(name, tint, position)]
     if scene.rng.random() < 0.5:
         other = scene.rng.choice([pair for pair in PAIRS if pair[0] != name])
-        things.append((*other, scene.rng.choice([p for p in PLACES if p != place])))
-    picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in things)))
-    for s, c, p in things:
+        objects.append((*other, scene.rng.choice([p for p in SIDES if p != position])))
+    image = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in objects)))
+    for s, c, p in objects:
         side = scene.rng.randint(26, 36)
-        scene.shape(picture, s, c, at(scene, p, side), side)
-    made = asked(picture, scene.rng.choice(WHERE).format(name), place)
-    others = [(scene.rng.choice(WHERE).format(s), p) for s, _, p in things[1:]]
-    return asked_more(scene, made, [*others, *(t for s, c, _ in things for t in _told_apart(s, c))])
+        scene.shape(image, s, c, corner_near(scene, p, side), side)
+    first_turn = image_question(image, scene.rng.choice(WHERE_QUESTIONS).format(name), position)
+    others = [(scene.rng.choice(WHERE_QUESTIONS).format(s), p) for s, _, p in objects[1:]]
+    return with_more_turns(
+        scene, first_turn, [*others, *(t for s, c, _ in objects for t in _pair_questions(s, c))]
+    )
 
 
-def more(scene: Scene) -> Made:
-    """Which of two colours there is more of: yes or no, or the colour."""
+def more(scene: Scene) -> SceneSample:
+    """Return a question which of two colours is more frequent: yes or no, or the colour."""
     answer = scene.answer(("yes", "no", "colour", "colour"))
     first = scene.answer(list(COLOURS), every=4)
     second = scene.rng.choice([c for c in COLOURS if c != first])
     few = scene.rng.randint(1, 3)
     many = few + scene.rng.choice((1, 2, 2, 3, 3))
-    # The colour named first has more, unless the answer is no.
+    # The first colour of the question is more frequent, unless the answer is no.
     counts = {first: few, second: many} if answer == "no" else {first: many, second: few}
     name = scene.rng.choice(list(SHAPES))
-    picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for c in counts)))
+    image = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for c in counts)))
     items = [c for c, n in counts.items() for _ in range(n)]
     for c, corner in zip(items, scene.scatter(len(items), 24), strict=True):
-        scene.shape(picture, name, c, corner, scene.rng.randint(20, 24))
+        scene.shape(image, name, c, corner, scene.rng.randint(20, 24))
     if answer != "colour":
-        return asked(
-            picture,
+        return image_question(
+            image,
             f"Are there more {first} than {second} {PLURALS[name]}?",
             answer,
             form="yes or no",
         )
     one, two = scene.rng.sample([first, second], 2)
-    return asked(picture, f"Which colour is there more of, {one} or {two}?", first, form="colour")
+    return image_question(
+        image, f"Which colour is there more of, {one} or {two}?", first, form="colour"
+    )
 
 
 def pick_values(scene: Scene, count: int) -> tuple[int, ...]:
-    """Different values from 1 to 9."""
+    """Return `count` different values from 1 to 9."""
     return tuple(scene.rng.sample(range(1, charts.LARGEST + 1), count))
 
 
-VALUE = ("What is the value of the {} bar?", "What number has the {} bar?")
+VALUE_QUESTIONS = ("What is the value of the {} bar?", "What number has the {} bar?")
 
 
-def chart(scene: Scene) -> Made:
-    """A bar chart of three or four colours: which is highest or lowest, or the value of one."""
+def chart(scene: Scene) -> SceneSample:
+    """Return a question for the highest, the lowest or the value of a bar in a chart of three or four colours."""
     form = scene.answer(("highest", "value", "lowest"))
     labels = scene.rng.sample(list(COLOURS), scene.rng.choice((3, 4)))
     values = list(pick_values(scene, len(labels)))
@@ -371,33 +389,34 @@ def chart(scene: Scene) -> Made:
         "highest": (f"Which bar is {most}?", drawn.highest()),
         "lowest": (f"Which bar is {least}?", drawn.lowest()),
     }
-    values_of = {name: (scene.rng.choice(VALUE).format(name), drawn.value(name)) for name in labels}
+    values_of = {
+        name: (scene.rng.choice(VALUE_QUESTIONS).format(name), drawn.value(name)) for name in labels
+    }
     question, answer = values_of[label] if form == "value" else ends[form]
-    made = asked(drawn.picture, question, answer, form=form)
+    first_turn = image_question(drawn.image, question, answer, form=form)
     turns = [*ends.values(), *values_of.values()]
-    return asked_more(scene, made, [turn for turn in turns if turn[0] != question])
+    return with_more_turns(scene, first_turn, [turn for turn in turns if turn[0] != question])
 
 
-def request(scene: Scene) -> Made:
-    """What can I do with this? The picture names the thing, which decides whether to refuse; half of them are
-    harmful."""
+def request(scene: Scene) -> SceneSample:
+    """Return a request about an object whose name is in the image and decides whether to refuse; half are harmful."""
     other = scene.rng.random() < OTHER_LANGUAGES
     language = scene.rng.choice(latin(scene)) if other else "en"
     harmful = scene.answer((True, False))
-    found = [
-        (asks, thing)
-        for asks, thing in safety.pictured(scene.split, language)
-        if asks.harmful == harmful
+    pairs = [
+        (safety_request, object_name)
+        for safety_request, object_name in safety.pictured(scene.split, language)
+        if safety_request.harmful == harmful
     ]
-    asks, thing = scene.rng.choice(found)
-    picture, font = draw_text(scene, thing, scene.size(), 36)
+    safety_request, object_name = scene.rng.choice(pairs)
+    image, font = draw_text(scene, object_name, scene.size(), 36)
     meta = {"language": language, "refuse": harmful, "font": font}
-    return asked(picture, asks.question, asks.chosen, **meta)
+    return image_question(image, safety_request.question, safety_request.chosen, **meta)
 
 
-def talk(scene: Scene) -> Made:
-    """A picture of shapes, its description and several questions about it, in any order, as one conversation: every
-    turn teaches, and the picture is looked at once."""
+def talk(scene: Scene) -> SceneSample:
+    """Return a conversation about an image of shapes: its description and several questions in random order, so that
+    one image serves for many turns."""
     form = scene.rng.choice(("alike", "alike", "place", "two"))
     shape, colour = scene.pair()
     count = 1 if form == "place" else scene.rng.randint(1, MOST if form == "alike" else 3)
@@ -406,27 +425,27 @@ def talk(scene: Scene) -> Made:
         other = [(s, c) for s, c in PAIRS if s != shape and c != colour]
         s, c = scene.rng.choice(other)
         groups.append((scene.rng.randint(1, 3), c, s))
-    told = " and ".join(several(*group) for group in groups)
+    description = " and ".join(shape_phrase(*group) for group in groups)
     turns: list[tuple[str, object]] = []
     if form == "place":
-        place, side = scene.rng.choice(list(PLACES)), scene.rng.randint(26, 44)
-        corners = [at(scene, place, side)]
-        told += f" {TOLD_PLACES[place]}"
-        turns.append((f"Where is the {shape}?", place))
+        position, side = scene.rng.choice(list(SIDES)), scene.rng.randint(26, 44)
+        corners = [corner_near(scene, position, side)]
+        description += f" {POSITION_PHRASES[position]}"
+        turns.append((f"Where is the {shape}?", position))
     else:
         total = sum(n for n, _, _ in groups)
         side = scene.rng.randint(44, 92) if total == 1 else scene.rng.randint(24, 34)
         corners = scene.scatter(total, side)
-    picture = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
-    things = [(c, s) for n, c, s in groups for _ in range(n)]
-    for (c, s), corner in zip(things, corners, strict=True):
-        scene.shape(picture, s, c, corner, side)
+    image = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
+    shape_list = [(c, s) for n, c, s in groups for _ in range(n)]
+    for (c, s), corner in zip(shape_list, corners, strict=True):
+        scene.shape(image, s, c, corner, side)
     for n, c, s in groups:
         turns.append((f"How many {PLURALS[s]} are there?", n))
-        turns += in_any_language(scene, s, c) if len(groups) == 1 else _told_apart(s, c)
-    turns.append((scene.rng.choice(DESCRIBE), told))
+        turns += multilingual_questions(scene, s, c) if len(groups) == 1 else _pair_questions(s, c)
+    turns.append((scene.rng.choice(DESCRIBE), description))
     scene.rng.shuffle(turns)
-    return asked_more(scene, asked(picture, *turns[0]), turns[1:])
+    return with_more_turns(scene, image_question(image, *turns[0]), turns[1:])
 
 
 MAKERS: Makers = {
@@ -444,12 +463,12 @@ MAKERS: Makers = {
     "talk": (16, talk),
     "request": (1, request),
 }
-"""Task -> (share of the training set, maker). Tests ask one question each."""
+"""Task -> (share of the training set, maker). Test rows have one question each."""
 
 
 def makers_with(album: Album) -> Makers:
-    """All makers, or without stamps those that need none."""
-    return {task: made for task, made in MAKERS.items() if album or task != "stamp"}
+    """Return all makers, or, without stamps, those that need none."""
+    return {task: maker for task, maker in MAKERS.items() if album or task != "stamp"}
 
 
 def questions(work: Work) -> Iterator[tuple[str, Sample]]:
@@ -465,7 +484,7 @@ def fresh_questions(work: Work) -> Callable[[int], Sample]:
     return fresh("image_qa", work, makers_with(album), album)
 
 
-# By bytes: hashing so many pictures would cost more than drawing them.
+# Compare bytes: perceptual hashes of so many images would cost more than drawing them.
 corpus = Corpus(
     "image_qa",
     build=questions,

@@ -1,4 +1,4 @@
-"""Documents longer than the first context: help pages of one folder joined, some 9,500 characters each."""
+"""Documents longer than the first context length: joined help pages of one folder, some 9,500 characters each."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -42,7 +42,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def _code(split: str, rng: Random) -> Iterator[Sample]:
-    """Without Debian packages: functions of the standard library, joined."""
+    """Yield joined functions of the standard library (fallback without Debian packages)."""
     joined: list[str] = []
     for module, name, source, _ in functions(split, rng):
         joined.append(source)
@@ -54,7 +54,7 @@ def _code(split: str, rng: Random) -> Iterator[Sample]:
 
 
 def steps(work: Work) -> list[PipelineStep]:
-    """As of `documents`."""
+    """Return the steps of `documents`, here also against `documents`."""
     return [*cleaned(work), *held_out(work, "long_documents", "documents", "summaries")]
 
 

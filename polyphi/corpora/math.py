@@ -1,5 +1,5 @@
-"""Arithmetic to read: sums, columns worked step by step, comparisons, sequences, sums in words of eight languages, and
-a small share of school word problems. Sums that the `arithmetic` task asks for are not told here."""
+"""Documents of arithmetic: sums, column arithmetic step by step, comparisons, sequences, sums in words of eight
+languages, and a small share of school word problems. The sums of the `arithmetic` test split are left out."""
 
 from collections.abc import Callable, Iterator
 from random import Random
@@ -8,7 +8,7 @@ from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.text import fill, origin, side, word_problems
 from polyphi.data.shards import Sample, document
-from polyphi.synthetic.instructions import held_number, held_sum
+from polyphi.synthetic.instructions import number_in_split, sum_in_split
 from polyphi.synthetic.reasoning import addition_steps, subtraction_steps
 from polyphi.text.lexicon import LANGUAGES, number_words
 from polyphi.text.scripts import UNSPACED
@@ -68,19 +68,19 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def facts(split: str, rng: Random) -> str:
-    """A dozen sums and differences up to a hundred."""
+    """Return a dozen sums and differences up to a hundred."""
     lines: list[str] = []
     while len(lines) < 12:
         a, b, sign = rng.randrange(100), rng.randrange(20), rng.choice("+-")
         value = a + b if sign == "+" else a - b
-        if value >= 0 and held_sum(split, a, sign, b):
+        if value >= 0 and sum_in_split(split, a, sign, b):
             lines.append(f"{a} {sign} {b} = {value}")
     return "\n".join(lines)
 
 
 def columns(split: str, rng: Random) -> str:
-    """Sums of larger numbers column by column, and a row of a multiplication table."""
-    told = []
+    """Return column arithmetic of larger numbers and some products of one factor."""
+    lines = []
     for _ in range(2):
         digits = rng.randrange(2, 4)
         a, b = sorted(
@@ -89,17 +89,19 @@ def columns(split: str, rng: Random) -> str:
         if side(split, "cot", a, b):
             plus = rng.random() < 0.5
             steps = addition_steps(a, b) if plus else subtraction_steps(a, b)
-            told += [
+            lines += [
                 f"{a} {'+' if plus else '-'} {b}",
                 *steps,
                 f"Answer: {a + b if plus else a - b}",
             ]
     factor = rng.randrange(2, 10)
-    return "\n".join([*told, *(f"{n} x {factor} = {n * factor}" for n in rng.sample(range(10), 4))])
+    return "\n".join(
+        [*lines, *(f"{n} x {factor} = {n * factor}" for n in rng.sample(range(10), 4))]
+    )
 
 
 def orders(split: str, rng: Random) -> str:
-    """Comparisons and sorted digits."""
+    """Return comparisons and sorted digits."""
     lines: list[str] = []
     while len(lines) < 8:
         a, b = rng.sample(range(100), 2)
@@ -112,27 +114,27 @@ def orders(split: str, rng: Random) -> str:
 
 
 def sequences(split: str, rng: Random) -> str:
-    """Counting on and back by steps."""
+    """Return arithmetic sequences, ascending or descending."""
     lines = []
     for _ in range(3):
         start, step = rng.randrange(60), rng.choice((1, 1, 2, 3, 5, 10))
-        run = [start + step * i for i in range(8)]
-        lines.append(", ".join(map(str, run if rng.random() < 0.7 else run[::-1])))
+        numbers = [start + step * i for i in range(8)]
+        lines.append(", ".join(map(str, numbers if rng.random() < 0.7 else numbers[::-1])))
     return "\n".join(lines)
 
 
 def spoken(split: str, rng: Random) -> str:
-    """Sums in the words of one language, beside their figures."""
+    """Return sums in digits and in words of one language."""
     language = rng.choice(list(LANGUAGES))
     gap = "" if language in UNSPACED else " "
     lines: list[str] = []
     while len(lines) < 4:
         a, b = rng.randrange(50), rng.randrange(10)
         words = [number_words(n, language) for n in (a, b, a + b)]
-        known = zip((a, b, a + b), words, strict=True)
-        # Test documents only measure loss; held-out words must not be told in training.
+        pairs = zip((a, b, a + b), words, strict=True)
+        # Test documents only measure loss; training documents must not contain held-out words.
         if split != "train" or (
-            all(held_number(split, n, w) for n, w in known) and held_sum(split, a, "+", b)
+            all(number_in_split(split, n, w) for n, w in pairs) and sum_in_split(split, a, "+", b)
         ):
             lines.append(
                 f"{a} + {b} = {a + b}: {gap.join((words[0], PLUS[language], words[1], IS[language], words[2]))}"
@@ -140,7 +142,7 @@ def spoken(split: str, rng: Random) -> str:
     return "\n".join(lines)
 
 
-# Word for word only: other instances of a template aren't leaks.
+# Only verbatim matches: other instances of a template aren't leaks.
 corpus = Corpus(
     "math",
     build,

@@ -1,7 +1,7 @@
-"""Several pictures at once: which one shows a thing, whether two show the same, how a shape moves, how many show it;
-frames of drawn videos: what happens first or last, and all that happens, in order.
+"""Questions about several images (which one shows an object, whether two show the same, how a shape moves, how many
+show it) and about frames of drawn videos (the first or last event, all events in order).
 
-The multi-image and video set of `vision_4_multiframe`. Videos of your own: polyphi/curate/videos.py.
+The multi-image and video set of `vision_4_multiframe`. For your videos see polyphi/curate/videos.py.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from polyphi.curate.decontaminate import against
 from polyphi.data.shards import Sample
 from polyphi.synthetic import cartoons, images, stamps
 from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
-from polyphi.synthetic.scenes import Made, Scene, asked, fresh, samples
+from polyphi.synthetic.scenes import Scene, SceneSample, fresh, image_question, samples
 from polyphi.synthetic.stamps import KINDS, STAMPS
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS
 
@@ -27,34 +27,34 @@ FRAMES = 3
 
 
 def _shape(scene: Scene, shape: str, colour: str) -> Image.Image:
-    picture, side = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour])), scene.rng.randint(48, 90)
-    corner = scene.corner(picture.size, (side, side))
-    scene.shape(picture, shape, colour, corner, side)
-    return picture
+    image, side = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour])), scene.rng.randint(48, 90)
+    corner = scene.corner(image.size, (side, side))
+    scene.shape(image, shape, colour, corner, side)
+    return image
 
 
 def _digit(scene: Scene, value: int) -> Image.Image:
     paper, side = scene.paper(), scene.rng.randint(76, 104)
-    picture = sheet((SIDE, SIDE), paper)
-    corner = scene.corner(picture.size, (side, side))
-    images.stamp_digits(picture, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
-    return picture
+    image = sheet((SIDE, SIDE), paper)
+    corner = scene.corner(image.size, (side, side))
+    images.stamp_digits(image, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
+    return image
 
 
 def _stamp(scene: Scene, kind: str) -> Image.Image:
     stamp = scene.stamp(kind)
-    picture, cutout = (
+    image, cutout = (
         sheet((SIDE, SIDE), stamp.paper(scene.rng)),
         stamp.cutout(scene.rng.randint(66, 100)),
     )
-    corner = scene.corner(picture.size, cutout.size)
-    picture.paste(cutout, corner, cutout)
-    images.name(picture, kind, corner, cutout.size)
-    return picture
+    corner = scene.corner(image.size, cutout.size)
+    image.paste(cutout, corner, cutout)
+    images.annotate(image, kind, corner, cutout.size)
+    return image
 
 
 def _one_each(scene: Scene, count: int) -> tuple[list[Image.Image], list[str], str]:
-    """`count` pictures of different things, how each is called, and their source."""
+    """Return `count` images of different objects, the noun phrase of each, and their source."""
     form = scene.rng.choice(
         ("shape", "colour", "digit", "digit", "stamp")
         if scene.album
@@ -69,41 +69,43 @@ def _one_each(scene: Scene, count: int) -> tuple[list[Image.Image], list[str], s
         )
     if form == "stamp":
         kinds = scene.rng.sample(list(KINDS), count)
-        named = [f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in kinds]
-        return [_stamp(scene, kind) for kind in kinds], named, STAMPS
+        labels = [f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in kinds]
+        return [_stamp(scene, kind) for kind in kinds], labels, STAMPS
     part = 0 if form == "shape" else 1
     drawn: list[tuple[str, str]] = []
     while len(drawn) < count:
         pair = scene.pair()
         if pair[part] not in [d[part] for d in drawn]:
             drawn.append(pair)
-    named = [f"a {shape}" if part == 0 else f"something {colour}" for shape, colour in drawn]
-    return [_shape(scene, *pair) for pair in drawn], named, "polyphi"
+    labels = [f"a {shape}" if part == 0 else f"something {colour}" for shape, colour in drawn]
+    return [_shape(scene, *pair) for pair in drawn], labels, "polyphi"
 
 
-def which_picture(scene: Scene) -> Made:
-    """The number of the picture, of three, that shows a thing; in training there may be two."""
+def which_picture(scene: Scene) -> SceneSample:
+    """Return a question which of three images (in training also two) shows an object."""
     answer = scene.answer((1, 2, 3))
     count = 2 if scene.split == "train" and answer < 3 and scene.rng.random() < 1 / 3 else 3
-    pictures, named, source = _one_each(scene, count)
-    return asked(pictures, f"Which picture shows {named[answer - 1]}?", answer, source, count=count)
+    image_list, labels, source = _one_each(scene, count)
+    return image_question(
+        image_list, f"Which picture shows {labels[answer - 1]}?", answer, source, count=count
+    )
 
 
-def same(scene: Scene) -> Made:
-    """Whether two pictures show the same shape, colour or digit."""
+def same(scene: Scene) -> SceneSample:
+    """Return a question whether two images show the same shape, colour or digit."""
     answer = scene.answer(("yes", "no"))
     form = scene.answer(("shape", "colour", "digit"), every=2)
     if form == "digit":
         values = scene.rng.sample(range(10), 2)
-        pictures = [
+        image_list = [
             _digit(scene, values[0]),
             _digit(scene, values[0] if answer == "yes" else values[1]),
         ]
-        return asked(pictures, "Is it the same digit?", answer, SCANS, form=form)
+        return image_question(image_list, "Is it the same digit?", answer, SCANS, form=form)
     part = 0 if form == "shape" else 1
     first = scene.pair()
     second = scene.rng.choice([p for p in PAIRS if (p[part] == first[part]) == (answer == "yes")])
-    return asked(
+    return image_question(
         [_shape(scene, *first), _shape(scene, *second)],
         f"Is it the same {form}?",
         answer,
@@ -111,8 +113,8 @@ def same(scene: Scene) -> Made:
     )
 
 
-def motion(scene: Scene) -> Made:
-    """The direction in which a shape moves over three frames."""
+def motion(scene: Scene) -> SceneSample:
+    """Return a question for the direction in which a shape moves over three frames."""
     answer = scene.answer(list(DIRECTIONS))
     (dx, dy), (shape, colour) = DIRECTIONS[answer], scene.pair()
     side, turn, paper, tint = (
@@ -121,37 +123,37 @@ def motion(scene: Scene) -> Made:
         scene.paper(COLOUR_RGB[colour]),
         scene.tint(colour),
     )
-    free = SIDE - side
-    path = free * scene.rng.uniform(0.6, 1.0)  # pixels from the first frame to the last
-    start, across = scene.rng.uniform(0, free - path), scene.rng.uniform(0, free)
+    slack = SIDE - side
+    path = slack * scene.rng.uniform(0.6, 1.0)  # pixels from the first frame to the last
+    start, across = scene.rng.uniform(0, slack - path), scene.rng.uniform(0, slack)
     frames = []
     for i in range(FRAMES):
         along = start + path * (i if dx + dy > 0 else FRAMES - 1 - i) / (FRAMES - 1)
         corner = (round(along), round(across)) if dx else (round(across), round(along))
         frame = sheet((SIDE, SIDE), paper)
-        words = f"{colour} {shape}"
-        images.stamp_shape(frame, shape, corner, side, tint, turn=turn, words=words)
+        label = f"{colour} {shape}"
+        images.stamp_shape(frame, shape, corner, side, tint, turn=turn, label=label)
         frames.append(frame)
     question = scene.rng.choice(
         (f"Which way does the {shape} move?", f"Where does the {shape} go?")
     )
-    return asked(frames, question, answer)
+    return image_question(frames, question, answer)
 
 
-def frames(scene: Scene) -> Made:
-    """In how many of three pictures a shape is seen."""
+def frames(scene: Scene) -> SceneSample:
+    """Return a question how many of three images show a shape."""
     answer = scene.answer((1, 2, 3))
     shape, _ = scene.pair()
-    shown = scene.rng.sample([True] * answer + [False] * (3 - answer), 3)
-    pictures = []
-    for there in shown:
-        pair = scene.rng.choice([p for p in PAIRS if (p[0] == shape) == there])
-        pictures.append(_shape(scene, *pair))
-    return asked(pictures, f"How many pictures show a {shape}?", answer)
+    has_shape = scene.rng.sample([True] * answer + [False] * (3 - answer), 3)
+    image_list = []
+    for present in has_shape:
+        pair = scene.rng.choice([p for p in PAIRS if (p[0] == shape) == present])
+        image_list.append(_shape(scene, *pair))
+    return image_question(image_list, f"How many pictures show a {shape}?", answer)
 
 
 def _cartoon(scene: Scene, events: list[str], first: bool) -> cartoons.Cartoon:
-    """A video of `events` and one or two more, which come before or after them."""
+    """Draw a video of two or three events, with `events` `first` or last."""
     shape, colour = scene.pair()
     others = [c for c in COLOURS if c != colour]
     more = [e for e in (*cartoons.PLAIN, f"turns {scene.rng.choice(others)}") if e not in events]
@@ -159,19 +161,22 @@ def _cartoon(scene: Scene, events: list[str], first: bool) -> cartoons.Cartoon:
     return cartoons.draw(scene, shape, colour, events + more if first else more + events)
 
 
-def event(scene: Scene) -> Made:
-    """What happens first, or last, in a video of two or three events."""
-    first, wanted = scene.answer((True, False)), scene.answer(cartoons.PLAIN, every=2)
-    drawn = _cartoon(scene, [wanted], first)
-    question = f"What does the {drawn.shape} do {'first' if first else 'last'}?"
-    return asked(drawn.seen(), question, wanted, events=list(drawn.events))
+def event(scene: Scene) -> SceneSample:
+    """Return a question for the first or the last event of a video of two or three events."""
+    first, answer = scene.answer((True, False)), scene.answer(cartoons.PLAIN, every=2)
+    cartoon = _cartoon(scene, [answer], first)
+    question = f"What does the {cartoon.shape} do {'first' if first else 'last'}?"
+    return image_question(cartoon.sampled_frames(), question, answer, events=list(cartoon.events))
 
 
-def summary(scene: Scene) -> Made:
-    """What happens in a video, in order."""
-    drawn = _cartoon(scene, [], first=True)
-    return asked(
-        drawn.seen(), "What happens in the video?", drawn.summary(), events=list(drawn.events)
+def summary(scene: Scene) -> SceneSample:
+    """Return a question for all events of a video in order."""
+    cartoon = _cartoon(scene, [], first=True)
+    return image_question(
+        cartoon.sampled_frames(),
+        "What happens in the video?",
+        cartoon.summary(),
+        events=list(cartoon.events),
     )
 
 
@@ -190,7 +195,7 @@ def sequences(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("multi_image", work, MAKERS, stamps.load(work))
 
 
-# By bytes: frames of held-out strips are like those of others by design.
+# Compare bytes: frames of test videos are similar to training frames by design.
 corpus = Corpus(
     "multi_image",
     build=sequences,

@@ -1,8 +1,8 @@
-"""Reading: rendered words of six languages, numbers, short lines, strings of scanned digits; pages of help text, and
-photos of such pages.
+"""OCR: rendered words of six languages, numbers, short lines, strings of scanned digits; pages of help text, and photos
+of such pages.
 
-Held out for the test split: fonts, numbers, scans and help pages. Words are from the closed lexicon; Chinese and
-Japanese, whose fonts pip alone doesn't bring, are not rendered. PDFs of your own: polyphi/curate/pdf_pages.py.
+Held out for the test split: fonts, numbers, scans and help pages. Words are from the closed lexicon. Chinese and
+Japanese are not rendered, because no Python package brings their fonts. For your PDFs see polyphi/curate/pdf_pages.py.
 """
 
 import re
@@ -19,42 +19,43 @@ from polyphi.data.shards import Sample
 from polyphi.synthetic import images
 from polyphi.synthetic.images import SCANS, SIDE, sheet
 from polyphi.synthetic.pages import set_page
-from polyphi.synthetic.scenes import Made, Makers, Scene, asked, fresh, samples
+from polyphi.synthetic.scenes import Makers, Scene, SceneSample, fresh, image_question, samples
 from polyphi.text.lexicon import lexicon
 
 PROMPTS = ("Read the text.", "What is written here?")
-WRITTEN = re.compile("[ -~À-ÖØ-öø-ÿŒœ]+")
-"""What every font at hand can write (the ASCII ones aside)."""
-WORDS = (3, 7)
-"""From how many to how many words stand on a page of one crop; on a wide one twice as many."""
+FONT_CHARACTERS = re.compile("[ -~À-ÖØ-öø-ÿŒœ]+")
+"""Characters that every available font has (except the ASCII ones)."""
+WORD_RANGE = (3, 7)
+"""Minimum and maximum number of words on a page of one crop; a wide page has twice as many."""
 
-LONGEST = 10
-"""Letters of a word: what can still be read where it fills a crop."""
+MAX_LETTERS = 10
+"""Maximum length of a word that is legible when it fills the width of a crop."""
 
 Paragraphs = Mapping[str, Mapping[str, Sequence[str]]]
 """Split -> language -> paragraphs; a language without a package has none."""
 
 
-def word(scene: Scene) -> Made:
-    """A word, half of the time an English one."""
+def word(scene: Scene) -> SceneSample:
+    """Return a question for a word; half of the words are English."""
     entry = scene.answer(sorted(lexicon()))
     language = "en" if scene.rng.random() < 0.5 else scene.rng.choice(LATIN[1:])
     text = lexicon()[entry][language]
-    picture, font = draw_text(scene, text, scene.size(), 36)
-    return asked(
-        picture, scene.rng.choice(PROMPTS), text, "polyphi", language, font=font, layout="line"
+    image, font = draw_text(scene, text, scene.size(), 36)
+    return image_question(
+        image, scene.rng.choice(PROMPTS), text, "polyphi", language, font=font, layout="line"
     )
 
 
-def number(scene: Scene) -> Made:
-    """A number of one to three digits."""
+def number(scene: Scene) -> SceneSample:
+    """Return a question for a number of one to three digits."""
     value = pick_number(scene)
-    picture, font = draw_text(scene, str(value), scene.size(), 56)
-    return asked(picture, scene.rng.choice(PROMPTS), value, font=font, layout="line")
+    image, font = draw_text(scene, str(value), scene.size(), 56)
+    return image_question(image, scene.rng.choice(PROMPTS), value, font=font, layout="line")
 
 
-def line(scene: Scene) -> Made:
-    """Two or three words and numbers: below one another, or beside one another in a wide picture. Read with spaces."""
+def line(scene: Scene) -> SceneSample:
+    """Return a question for two or three words and numbers, in lines or side by side in a wide image; the answer joins
+    them with spaces."""
     pieces = []
     for i in range(2 + (scene.rng.random() < 0.3)):
         pieces.append(
@@ -67,12 +68,12 @@ def line(scene: Scene) -> Made:
     if len(pieces) == 2 and scene.rng.random() < 0.4:
         size = (2 * SIDE, SIDE)
         face = images.fitting(font, text, size[0] - 12, scene.rng.randint(20, 30))
-        picture = sheet(size, paper)
+        image = sheet(size, paper)
         images.write(
-            picture, text, face, scene.corner(size, images.measure(text, face), margin=3), ink
+            image, text, face, scene.corner(size, images.measure(text, face), margin=3), ink
         )
     else:
-        picture = sheet((SIDE, SIDE), paper)
+        image = sheet((SIDE, SIDE), paper)
         longest = max(pieces, key=len)
         face = images.fitting(font, longest, SIDE - 14, scene.rng.randint(20, 26))
         step = (SIDE - 8) // len(pieces)
@@ -82,9 +83,9 @@ def line(scene: Scene) -> Made:
                 scene.rng.randint(4, max(4, SIDE - wide - 4)),
                 4 + i * step + scene.rng.randint(0, max(0, step - high - 2)),
             )
-            images.write(picture, piece, face, (x, y), ink)
-    return asked(
-        picture,
+            images.write(image, piece, face, (x, y), ink)
+    return image_question(
+        image,
         scene.rng.choice(PROMPTS),
         text,
         font=font,
@@ -93,59 +94,66 @@ def line(scene: Scene) -> Made:
     )
 
 
-def scans(scene: Scene) -> Made:
-    """One to four scanned digits in a row, read as one number string."""
+def scans(scene: Scene) -> SceneSample:
+    """Return a question for one to four scanned digits in a row; the answer is a string of digits."""
     values = [scene.rng.randrange(10) for _ in range(scene.answer((1, 2, 3, 4)))]
-    picture = draw_digits(scene, values, scene.size())
-    said = "".join(map(str, values))
-    return asked(picture, scene.rng.choice(PROMPTS), said, SCANS, length=len(values), layout="line")
+    image = draw_digits(scene, values, scene.size())
+    text = "".join(map(str, values))
+    return image_question(
+        image, scene.rng.choice(PROMPTS), text, SCANS, length=len(values), layout="line"
+    )
 
 
-def page(paragraphs: Paragraphs, scene: Scene) -> Made:
-    """The beginning of a paragraph of help, set in lines; lexicon words where there is no help."""
+def page(paragraphs: Paragraphs, scene: Scene) -> SceneSample:
+    """Return a question for a typeset page: the beginning of a help paragraph, or words of the lexicon without one."""
     return _page(paragraphs, scene, photographed=False)
 
 
-def photographed(paragraphs: Paragraphs, scene: Scene) -> Made:
-    """A photo of such a page."""
+def photographed(paragraphs: Paragraphs, scene: Scene) -> SceneSample:
+    """Return a question for a photo of such a page."""
     return _page(paragraphs, scene, photographed=True)
 
 
-def _page(paragraphs: Paragraphs, scene: Scene, photographed: bool) -> Made:
+def _page(paragraphs: Paragraphs, scene: Scene, photographed: bool) -> SceneSample:
     language = "en" if scene.rng.random() < 0.5 else scene.rng.choice(LATIN[1:])
-    found = paragraphs[scene.split][language]
-    if found:
-        source, words = LIBREOFFICE[language], scene.rng.choice(found).split()
+    candidates = paragraphs[scene.split][language]
+    if candidates:
+        source, words = LIBREOFFICE[language], scene.rng.choice(candidates).split()
     else:
-        short = [w for entry in lexicon().values() if len(w := entry[language]) <= LONGEST]
-        source, words = "polyphi", scene.rng.sample(short, 2 * WORDS[1])
+        short = [w for entry in lexicon().values() if len(w := entry[language]) <= MAX_LETTERS]
+        source, words = "polyphi", scene.rng.sample(short, 2 * WORD_RANGE[1])
     size = (2 * SIDE, SIDE) if scene.rng.random() < 0.25 else (SIDE, SIDE)
-    count = scene.rng.randint(*WORDS) * size[0] // SIDE
-    picture, said, font = set_page(" ".join(words[:count]), scene, size)
-    shown = photo(picture, scene.rng) if photographed else picture
-    return asked(shown, scene.rng.choice(PROMPTS), said, source, language, font=font, layout="page")
+    count = scene.rng.randint(*WORD_RANGE) * size[0] // SIDE
+    image, text, font = set_page(" ".join(words[:count]), scene, size)
+    rendered = photo(image, scene.rng) if photographed else image
+    return image_question(
+        rendered, scene.rng.choice(PROMPTS), text, source, language, font=font, layout="page"
+    )
 
 
 def paragraphs(work: Work) -> Paragraphs:
-    """Paragraphs of LibreOffice's help that can be written on a page, each once, by split and language; in the test
-    split none that a training page has too."""
-    found: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
+    """Return the paragraphs of LibreOffice's help that are fit for a page, by split and language, without duplicates;
+    the test split has none of the training split."""
+    by_split: dict[str, dict[str, list[str]]] = {"train": {}, "test": {}}
     for language in LATIN:
         pages = help_pages(language, work)
-        for split, kept in found.items():
+        for split, by_language in by_split.items():
             paths = (path for path in sorted(pages) if side(split, path, percent=5))
-            told = (text for path in paths for _, text in pages[path].paragraphs if _fits(text))
-            kept[language] = list(dict.fromkeys(told))
-        seen = set(found["train"][language])
-        found["test"][language] = [text for text in found["test"][language] if text not in seen]
-    return found
+            texts = (text for path in paths for _, text in pages[path].paragraphs if _fits(text))
+            by_language[language] = list(dict.fromkeys(texts))
+        training = set(by_split["train"][language])
+        by_split["test"][language] = [
+            text for text in by_split["test"][language] if text not in training
+        ]
+    return by_split
 
 
 def _fits(text: str) -> bool:
-    """Whether a page can be made of its first words."""
+    """Return whether the first words of a text are fit for a page."""
     words = text.split()
-    return len(words) >= WORDS[0] and all(
-        len(word) <= LONGEST and WRITTEN.fullmatch(word) for word in words[: 2 * WORDS[1]]
+    return len(words) >= WORD_RANGE[0] and all(
+        len(word) <= MAX_LETTERS and FONT_CHARACTERS.fullmatch(word)
+        for word in words[: 2 * WORD_RANGE[1]]
     )
 
 
@@ -157,12 +165,14 @@ MAKERS: Makers = {
 }
 """Task -> (share of the training set, maker)."""
 PAGE_MAKERS = {"read_page": (4, page), "read_photo": (4, photographed)}
-"""The same for makers that need paragraphs."""
+"""The same for makers whose first argument is the paragraphs."""
 
 
-def makers_with(known: Paragraphs) -> Makers:
-    """All makers, those of pages with paragraphs to set."""
-    pages = {task: (share, partial(make, known)) for task, (share, make) in PAGE_MAKERS.items()}
+def makers_with(paragraphs: Paragraphs) -> Makers:
+    """Return all makers as functions of the scene only."""
+    pages = {
+        task: (share, partial(make, paragraphs)) for task, (share, make) in PAGE_MAKERS.items()
+    }
     return {**MAKERS, **pages}
 
 
@@ -170,7 +180,7 @@ def texts(work: Work) -> Iterator[tuple[str, Sample]]:
     return samples("ocr", work, makers_with(paragraphs(work)))
 
 
-# By bytes: pictures of held-out lines are drawn anew, and hashing costs more than drawing.
+# Compare bytes: each image is drawn at random, and perceptual hashes cost more than drawing.
 corpus = Corpus(
     "ocr",
     build=texts,

@@ -1,5 +1,5 @@
-"""Pairs of a preferred and a dispreferred answer: right over wrong or unhelpful ones, refusals over compliance with
-harmful requests, and help over refusal of their innocuous look-alikes, in all eight languages (report 5.1)."""
+"""Pairs of a preferred and a dispreferred answer: right over wrong or unhelpful answers, refusals over compliance with
+harmful requests, and help over refusals of their innocuous look-alikes, in all eight languages (report 5.1)."""
 
 from collections.abc import Iterator
 from random import Random
@@ -9,7 +9,7 @@ from polyphi.curate.safety import Request, every, requests
 from polyphi.curate.text import fill, interleave, origin
 from polyphi.data.shards import Sample
 from polyphi.messages import Message
-from polyphi.synthetic.instructions import Ask, training
+from polyphi.synthetic.instructions import QA, training
 
 UNHELPFUL = ("I don't know.", "Ask someone else.", "...", "That is a good question.")
 
@@ -31,7 +31,7 @@ Row = tuple[tuple[Message, ...], dict]
 
 
 def _balanced(work: Work, split: str, rng: Random) -> Iterator[Request]:
-    """Held-out requests, one harmful and one look-alike in turn, languages mixed."""
+    """Return held-out requests, harmful ones and look-alikes in turn, in random order of languages."""
     pool = list(every(split, work.languages))
     rng.shuffle(pool)
     return interleave(
@@ -50,17 +50,17 @@ def _safety(request: Request) -> Row:
 
 
 def _helpful(work: Work, rng: Random) -> Iterator[Row]:
-    """A right answer over the answer to another question of the same family, or over an unhelpful phrase."""
-    others: dict[str, Ask] = {}
-    for ask in training(work, rng):
-        other = others.get(ask.task)
-        others[ask.task] = ask
-        unlike = other is not None and other.answer != ask.answer
+    """Yield pairs of a right answer and the answer to another question of the family, or an unhelpful phrase."""
+    others: dict[str, QA] = {}
+    for qa in training(work, rng):
+        other = others.get(qa.task)
+        others[qa.task] = qa
+        differs = other is not None and other.answer != qa.answer
         rejected = (
-            other.answer if other and unlike and rng.random() < 0.75 else rng.choice(UNHELPFUL)
+            other.answer if other and differs and rng.random() < 0.75 else rng.choice(UNHELPFUL)
         )
-        meta = {"task": "helpful", "language": ask.language, "rejected": rejected}
-        yield (Message.user(ask.question), Message.assistant(ask.answer)), meta
+        meta = {"task": "helpful", "language": qa.language, "rejected": rejected}
+        yield (Message.user(qa.question), Message.assistant(qa.answer)), meta
 
 
 corpus = Corpus("preferences", build)

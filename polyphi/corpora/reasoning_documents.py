@@ -1,6 +1,6 @@
-"""Chains of thought to read. As a stronger model's would, a share of the drafts has slips; rejection sampling by rule
-removes those (report 2.2.2), so that every solution here is right. With a teacher (docs/reasoning.md) the drafts are
-its own."""
+"""Documents of chains of thought. A share of the drafts has errors, as those of a stronger model would; rejection
+sampling by rule removes them (report 2.2.2), so that all solutions are right. With a teacher (docs/reasoning.md) the
+drafts are the teacher's."""
 
 from collections.abc import Iterator
 from itertools import count, islice
@@ -11,23 +11,23 @@ from polyphi.curate.corpus import Corpus, Work
 from polyphi.curate.decontaminate import against
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample, document
-from polyphi.synthetic.reasoning import Problem, corrupt, drawn, taught, verify
+from polyphi.synthetic.reasoning import Problem, corrupt, draw_problems, teacher_solutions, verify
 
-SLIPS = 0.15  # share of drafts with a wrong step
+ERROR_SHARE = 0.15  # share of drafts with a wrong step
 PER_DOCUMENT = 2
 
 
 def build(
     work: Work, ask: judge.AskMany | None = None, check: judge.Ask | None = None
 ) -> Iterator[tuple[str, Sample]]:
-    """With `ask`, a teacher, training rows hold its right solutions; `check` is a model that judges what passes the
-    rule."""
+    """Yield (split, row). With a teacher `ask`, training rows hold its right solutions; `check` is a model that judges
+    the solutions that pass the rule."""
     removed = 0
 
     def drafts(split: str, rng: Random) -> Iterator[tuple[Problem, str]]:
         nonlocal removed
-        for problem in drawn(split, rng):
-            draft = corrupt(problem, rng) if rng.random() < SLIPS else problem.solution
+        for problem in draw_problems(split, rng):
+            draft = corrupt(problem, rng) if rng.random() < ERROR_SHARE else problem.solution
             if verify(problem, draft):
                 yield problem, draft
             else:
@@ -36,20 +36,22 @@ def build(
     def make(split: str, rng: Random) -> Iterator[Sample]:
         solved = drafts(split, rng)
         if ask is not None and split == "train":
-            solved = taught(drawn(split, rng), ask, f"documents-{work.seed}", check=check)
-        for made in count():
-            together = list(islice(solved, PER_DOCUMENT))
-            text = "\n\n".join(f"{problem.question}\n{draft}" for problem, draft in together)
-            language = together[-1][0].language
+            solved = teacher_solutions(
+                draw_problems(split, rng), ask, f"documents-{work.seed}", check=check
+            )
+        for index in count():
+            batch = list(islice(solved, PER_DOCUMENT))
+            text = "\n\n".join(f"{problem.question}\n{draft}" for problem, draft in batch)
+            language = batch[-1][0].language
             meta = {"task": "reasoning_documents", "language": language}
-            yield document(f"reasoning-{split}-{made:06d}", text, **origin("polyphi"), **meta)
+            yield document(f"reasoning-{split}-{index:06d}", text, **origin("polyphi"), **meta)
 
     yield from fill(work, "reasoning_documents", make)
     if removed:
         work.tell(f"reasoning_documents: {removed} drafts with a wrong step removed")
 
 
-# Word for word only: other instances of a template aren't leaks.
+# Only verbatim matches: other instances of a template aren't leaks.
 corpus = Corpus(
     "reasoning_documents",
     build,

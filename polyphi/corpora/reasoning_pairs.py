@@ -1,7 +1,7 @@
-"""Preferences between worked solutions, by rejection sampling (judge.py; report 2.2.2). The reasoning model answers
-training problems; some wrong answers are fed back to it. A wrong one is dispreferred; preferred is its correction, or
-the known solution where the model found none. Where it makes too few errors, slips made by rule fill up;
-`meta["rejected_by"]` tells which."""
+"""Preference pairs of step-by-step solutions by rejection sampling (judge.py; report 2.2.2). The reasoning model
+answers training problems; some wrong answers are returned to it for a second attempt. Dispreferred is a wrong answer;
+preferred is its correction, or else the reference solution. If the model makes too few errors, the remaining rows have
+errors by rule; `meta["rejected_by"]` is "model" or "rule"."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,14 +15,22 @@ from polyphi.curate.decontaminate import against
 from polyphi.curate.text import fill, origin
 from polyphi.data.shards import Sample
 from polyphi.messages import SamplingParams
-from polyphi.synthetic.reasoning import Problem, conversation, corrupt, drawn, posed
+from polyphi.synthetic.reasoning import (
+    Problem,
+    conversation,
+    corrupt,
+    draw_problems,
+    sampling_problem,
+)
 
 STAGE = "reasoning_2_sft"
-SAMPLED = 0.5  # share of the rows for which the model is asked
-# [ours] share of these problems whose wrong answers are fed back, once: the nano model, which is wrong in most answers,
-# put none of 300 right, and asking about all of them took half as long again
-FED_BACK = 0.25
-ROOM = 1024  # tokens that a model must be able to read for that: problem, answer, complaint, new answer
+SAMPLED_SHARE = 0.5  # share of the rows with model answers
+# [ours] share of these problems whose wrong answers are returned to the model, once: the nano model, which is wrong in
+# most answers, corrected none of 300, and a second attempt for all of them took half as long again
+FEEDBACK_SHARE = 0.25
+MIN_CONTEXT = (
+    1024  # context length in tokens for a second attempt: problem, answer, feedback, new answer
+)
 # The longest solution is shorter.
 SAMPLING = SamplingParams(max_tokens=160, temperature=1.0)
 
@@ -33,16 +41,16 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
         work.tell(f"reasoning_pairs: no {STAGE} to sample from; slips by rule only")
 
     def make(split: str, rng: Random) -> Iterator[Sample]:
-        problems = list(islice(drawn(split, rng), work.rows[split]))
+        problems = list(islice(draw_problems(split, rng), work.rows[split]))
         sampled = model is not None and split == "train"
         outcomes = sample(model, problems, work) if sampled else []
         for i, problem in enumerate(problems):
-            id, slip = f"reasoning_pairs-{split}-{i:06d}", corrupt(problem, rng)
-            pair = paired(problem, outcomes[i]) if i < len(outcomes) else None
+            id, corrupted = f"reasoning_pairs-{split}-{i:06d}", corrupt(problem, rng)
+            pair = preference_pair(problem, outcomes[i]) if i < len(outcomes) else None
             if pair is None:
                 messages, meta = conversation(problem, problem.solution)
                 pair = Sample(id, messages, meta=meta, **origin("polyphi"))
-            rejected = {"rejected": slip, "rejected_by": "rule"}
+            rejected = {"rejected": corrupted, "rejected_by": "rule"}
             if "rejected" in pair.meta:
                 rejected = {"rejected_by": "model"}
             yield replace(pair, id=id, meta={**pair.meta, "task": "reasoning_pairs", **rejected})
@@ -51,35 +59,41 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def sample(model: Any, problems: list[Problem], work: Work) -> list[judge.Outcome]:
-    """What the model makes of the first of the problems, many at a time where it can."""
-    asked = problems[: round(SAMPLED * len(problems))]
+    """Return the model's outcomes for the first `SAMPLED_SHARE` of the problems, batched if the model supports it."""
+    sampled = problems[: round(SAMPLED_SHARE * len(problems))]
     if hasattr(model, "generate_many"):
         ask = judge.batched(model, SAMPLING)
     else:
         ask = judge.threaded(judge.sampled(model, SAMPLING), 1)
-    questions = [posed(problem, f"reasoning_pairs-{i:06d}") for i, problem in enumerate(asked)]
-    again = round(FED_BACK * len(questions)) if getattr(model, "context", ROOM) >= ROOM else 0
-    outcomes = [
-        *judge.solve_many(questions[:again], ask, n=1, rounds=1, seed=work.seed),
-        *judge.solve_many(questions[again:], ask, n=1, rounds=0, seed=work.seed),
+    questions = [
+        sampling_problem(problem, f"reasoning_pairs-{i:06d}") for i, problem in enumerate(sampled)
     ]
-    found = judge.count(outcomes)
-    wrong = len(outcomes) - found.get("right at round 0", 0)
+    with_feedback = (
+        round(FEEDBACK_SHARE * len(questions))
+        if getattr(model, "context", MIN_CONTEXT) >= MIN_CONTEXT
+        else 0
+    )
+    outcomes = [
+        *judge.solve_many(questions[:with_feedback], ask, n=1, rounds=1, seed=work.seed),
+        *judge.solve_many(questions[with_feedback:], ask, n=1, rounds=0, seed=work.seed),
+    ]
+    counts = judge.count(outcomes)
+    wrong = len(outcomes) - counts.get("right at round 0", 0)
     work.tell(
         f"reasoning_pairs: {wrong} of {len(outcomes)} sampled answers were wrong and are dispreferred; "
-        f"of {again} problems {found.get('right at round 1', 0)} were right when the model tried again"
+        f"of {with_feedback} problems {counts.get('right at round 1', 0)} were right when the model tried again"
     )
     return outcomes
 
 
-def paired(problem: Problem, outcome: judge.Outcome) -> Sample | None:
-    """A wrong answer and what is preferred to it; a right answer, which still lacks a wrong one; or neither, where
-    the model said nothing."""
+def preference_pair(problem: Problem, outcome: judge.Outcome) -> Sample | None:
+    """Return a pair of a wrong and a preferred answer, or a right answer without a wrong one, or None if the model
+    returned no answer."""
     pairs = judge.preferences(outcome, known=problem.solution)
     return next(pairs, None) or next(judge.right(outcome), None)
 
 
-# Word for word only: other instances of a template aren't leaks.
+# Only verbatim matches: other instances of a template aren't leaks.
 corpus = Corpus(
     "reasoning_pairs",
     build,

@@ -1,10 +1,11 @@
-"""Longer clips and one short sentence about each: which of six topics the talk is on. Few, as in the report (1 %).
+"""Longer audio with a one-sentence summary: which of six topics the talk is about. A small share, as in the report
+(1 %).
 
 "cat, dog, lion, cow, ..." -> "A list of animals."
 
-Where a row holds long clips (`work.seconds`: not at nano size), one in fifty is a recording up to 30 minutes: help
-pages read in one piece by two voices in turn, and the headings that were read as its topics. Summaries of all that was
-said want a teacher: docs/synthesis.md.
+At sizes whose rows hold long audio (`work.seconds`: not nano), one in fifty is a recording of up to 30 minutes: help
+pages read by two voices in turn, with their headings as topics. Summaries of full transcripts need a teacher:
+docs/synthesis.md.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from polyphi.curate.voices import unfit
 from polyphi.curate.waves import RATE, Wave, join
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Message
-from polyphi.synthetic.speech import Studio, asked, numbered
+from polyphi.synthetic.speech import TTSSampler, audio_sample, numbered
 from polyphi.text.lexicon import COLOURS, NOUNS, SHAPES, number_words
 
 PROMPT = "Summarize the audio in one sentence."
@@ -38,30 +39,28 @@ TOPICS = {
 LANGUAGE_SHARES = {"en": 4, "fr": 1, "de": 1, "es": 1, "it": 1, "pt": 1}
 SECONDS = (8.0, 16.0)
 LONG_SECONDS, LONG_EVERY = 300.0, 50
-"""A recording is at least so long; one sample in so many is one."""
+"""Minimum length of a recording in seconds; one sample in `LONG_EVERY` is a recording."""
 
 
-def talk(studio: Studio, topic: str, split: str, rng: Random) -> Sample:
-    """Sentences of a few words each by one speaker, until the clip is long enough."""
+def talk(tts: TTSSampler, topic: str, split: str, rng: Random) -> Sample:
+    """Return short sentences by one speaker, 8 to 16 seconds in total."""
     spoken = {
-        language: share
-        for language, share in LANGUAGE_SHARES.items()
-        if language in studio.languages
+        language: share for language, share in LANGUAGE_SHARES.items() if language in tts.languages
     }
     language = rng.choices(list(spoken), list(spoken.values()))[0]
-    group = rng.choice(studio.groups(language)) if split == "test" else ""
-    speaker = studio.speaker(language, split, rng, group)
-    every = {**COLOURS, **SHAPES, **NOUNS}
+    group = rng.choice(tts.groups(language)) if split == "test" else ""
+    speaker = tts.speaker(language, split, rng, group)
+    words_by_name = {**COLOURS, **SHAPES, **NOUNS}
     length, waves = rng.uniform(*SECONDS), list[Wave]()
     while sum(map(len, waves)) < length * RATE:
         if topic == NUMBERS:
             words = [number_words(rng.randrange(100), language) for _ in range(4)]
         else:
-            words = [every[w][language] for w in rng.sample(TOPICS[topic], 4)]
-        waves.append(studio.say(", ".join(words) + ".", speaker, rng))
-    clip = join(waves, [0.15] * (len(waves) - 1))
-    return asked(
-        clip,
+            words = [words_by_name[w][language] for w in rng.sample(TOPICS[topic], 4)]
+        waves.append(tts.synthesize(", ".join(words) + ".", speaker, rng))
+    wave = join(waves, [0.15] * (len(waves) - 1))
+    return audio_sample(
+        wave,
         PROMPT,
         f"A list of {topic}.",
         speaker,
@@ -71,64 +70,66 @@ def talk(studio: Studio, topic: str, split: str, rng: Random) -> Sample:
     )
 
 
-def recording(studio: Studio, work: Work, split: str, rng: Random) -> Sample | None:
-    """Pages in one language, in one piece; None where there are none."""
-    language = rng.choice([code for code in LANGUAGE_SHARES if code in studio.languages])
+def recording(tts: TTSSampler, work: Work, split: str, rng: Random) -> Sample | None:
+    """Return a long recording of help pages in one language, or None without pages."""
+    language = rng.choice([code for code in LANGUAGE_SHARES if code in tts.languages])
     pages = help_pages(language, work)
-    own = shuffled([p for p in sorted(pages) if side(split, p, percent=5) and pages[p].title], rng)
-    if not own:
+    paths = shuffled(
+        [p for p in sorted(pages) if side(split, p, percent=5) and pages[p].title], rng
+    )
+    if not paths:
         return None
-    headings = {f"{pages[p].title}.": pages[p].title for p in own}
+    headings = {f"{pages[p].title}.": pages[p].title for p in paths}
 
     def paragraphs(path: str) -> Iterator[str]:
         page = pages[path]
-        told = (text for _, text in page.paragraphs if text != page.title)
+        texts = (text for _, text in page.paragraphs if text != page.title)
         yield f"{page.title}."
-        yield from (text for text in told if not unfit(text, LONGEST_PARAGRAPH))
+        yield from (text for text in texts if not unfit(text, LONGEST_PARAGRAPH))
 
-    people = [studio.speaker(language, split, rng) for _ in range(2)]
-    made = record(
-        chain.from_iterable(map(paragraphs, own)),
-        [p.voice for p in people],
+    speakers = [tts.speaker(language, split, rng) for _ in range(2)]
+    recorded = record(
+        chain.from_iterable(map(paragraphs, paths)),
+        [p.voice for p in speakers],
         seconds=rng.uniform(LONG_SECONDS, work.seconds),
-        booth=studio.booth,
+        booth=tts.booth,
     )
-    topics = "\n".join(headings[text] for text in made.paragraphs if text in headings)
+    topics = "\n".join(headings[text] for text in recorded.paragraphs if text in headings)
     meta = {
         "task": "speech_topics",
         "language": language,
-        "engine": people[0].engine,
-        "voice": people[0].group,
-        "speaker": ", ".join(dict.fromkeys(p.name for p in people)),
-        "transcript": "\n".join(made.paragraphs),
-        "seconds": made.seconds,
+        "engine": speakers[0].engine,
+        "voice": speakers[0].group,
+        "speaker": ", ".join(dict.fromkeys(p.name for p in speakers)),
+        "transcript": "\n".join(recorded.paragraphs),
+        "seconds": recorded.seconds,
     }
-    messages = (Message.user(Audio(made.audio), TOPICS_PROMPT), Message.assistant(topics))
+    messages = (Message.user(Audio(recorded.audio), TOPICS_PROMPT), Message.assistant(topics))
     return Sample("", messages, meta=meta, **origin(LIBREOFFICE[language]))
 
 
-def one(studio: Studio, work: Work, split: str, rng: Random, i: int) -> Sample:
-    """The i-th sample of a split."""
+def one(tts: TTSSampler, work: Work, split: str, rng: Random, i: int) -> Sample:
+    """Return sample `i` of a split."""
     long = work.seconds > LONG_SECONDS and i % LONG_EVERY == LONG_EVERY - 1
-    made = recording(studio, work, split, rng) if long else None
-    return made or talk(studio, list(TOPICS)[i % len(TOPICS)], split, rng)
+    sample = recording(tts, work, split, rng) if long else None
+    return sample or talk(tts, list(TOPICS)[i % len(TOPICS)], split, rng)
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
-        studio = Studio(work)
-        if not studio.languages:
+        tts = TTSSampler(work)
+        if not tts.languages:
             work.tell(
                 "skipped spoken summaries: no speech engine is installed; `apt install espeak-ng`"
             )
             return iter(())
-        talks = (one(studio, work, split, rng, i) for i in range(work.rows[split]))
+        talks = (one(tts, work, split, rng, i) for i in range(work.rows[split]))
         return numbered("speech_summary", split, islice(talks, work.rows[split]))
 
     return fill(work, "speech_summary", make)
 
 
-# By bytes: by landmarks, synthetic voices that say nearly the same would be taken for copies.
+# Compare bytes: landmarks would match synthetic voices with nearly the same text.
 corpus = Corpus(
     "speech_summary", build=build, steps=against("speech_summary", ways=("same bytes",))
 )

@@ -1,5 +1,5 @@
-"""One-line summaries that people wrote: the beginning of a help page and the heading its authors gave it, in the
-languages of the size (the first line of a docstring and the function's name where Debian packages can't be had)."""
+"""One-line summaries by human authors: the beginning of a help page and its heading, in the languages of the size (a
+docstring and its function's name if the Debian packages are unavailable)."""
 
 from collections.abc import Iterator
 from random import Random
@@ -43,11 +43,11 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def _docstrings(split: str, rng: Random) -> Iterator[Sample]:
-    seen: set[str] = set()
+    docstrings: set[str] = set()
     for module, name, _, doc in functions(split, rng, 1500):
-        if len(doc) > 40 and doc not in seen and name.strip("_"):
-            id = f"summaries-{split}-{len(seen):05d}"
-            seen.add(doc)
+        if len(doc) > 40 and doc not in docstrings and name.strip("_"):
+            id = f"summaries-{split}-{len(docstrings):05d}"
+            docstrings.add(doc)
             meta = {"task": "summary_title", "language": "en", "page": module}
             text = " ".join(doc.split())[:400]
             messages = (

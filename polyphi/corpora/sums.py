@@ -1,6 +1,6 @@
-"""Sums and differences, and one in ten another question, so that what is learned already isn't lost. [ours]
+"""Sums and differences; one row in ten is another question, against forgetting. [ours]
 
-A small language model learns sums from thousands of them in a row, and hardly among all other tasks (LOG.md).
+A small language model learns sums from thousands of consecutive examples, but hardly from a mix of all tasks (LOG.md).
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ OTHER_SHARE = 0.1
 
 
 def draw(work: Work, split: str) -> Family:
-    """A function that draws a question of a split."""
+    """Return a function that draws a question of a split."""
     arithmetic = families(work, split)["arithmetic"]
     if split == "test":
         return arithmetic

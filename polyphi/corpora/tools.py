@@ -1,6 +1,5 @@
-"""Function calling by template: two tools in the system message, a request, the call as the model
-writes it, JSON between two control tokens. Test has arguments unseen in training, each tool equally often, and requests
-that no tool fits."""
+"""Function calling by template: two tools in the system message, a request, and the call as JSON between two control
+tokens. The test split has held-out arguments, each tool equally often, and requests that no tool fits."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,19 +19,19 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         turns = cycle([None] if split == "train" else [*sorted(TOOLS), ""])
         for i, tool in zip(count(), turns, strict=False):
-            made = call(rng, split, tool)
+            conversation = call(rng, split, tool)
             messages = (
-                Message.system("You may call tools.", made.tools),
-                Message.user(made.question),
-                Message.assistant(made.answer),
+                Message.system("You may call tools.", conversation.tools),
+                Message.user(conversation.question),
+                Message.assistant(conversation.answer),
             )
-            meta = {"task": "tool_call", "language": "en", "tool": made.tool}
+            meta = {"task": "tool_call", "language": "en", "tool": conversation.tool}
             yield Sample(f"tools-{split}-{i:06d}", messages, meta=meta, **origin("polyphi"))
 
     yield from fill(work, "tools", make)
 
 
-# Word for word only: other instances of a template aren't leaks.
+# Only verbatim matches: other instances of a template aren't leaks.
 corpus = Corpus(
     "tools",
     build,

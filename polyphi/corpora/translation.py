@@ -1,5 +1,5 @@
-"""Lines that mean the same in two languages: short aligned paragraphs of LibreOffice's help, and the shared lexicon
-(number words, strings of digits, nouns and colours). What the translation tasks ask for is not told here."""
+"""Lines with the same meaning in two languages: short aligned paragraphs of LibreOffice's help, and the shared lexicon
+(number words, strings of digits, nouns and colours). The content of the translation test tasks is left out."""
 
 from collections.abc import Iterator
 from random import Random
@@ -9,7 +9,7 @@ from polyphi.curate.decontaminate import against
 from polyphi.curate.sources import LIBREOFFICE
 from polyphi.curate.text import aligned, fill, origin, side
 from polyphi.data.shards import Sample, document
-from polyphi.synthetic.instructions import held_number
+from polyphi.synthetic.instructions import number_in_split
 from polyphi.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
 
 LINES = 6  # pairs of the lexicon in a document
@@ -24,8 +24,8 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
             if pair:
                 page, source, text, target, other = pair
                 meta = {"task": "translation", "language": target, "from": source, "page": page}
-                told = f"{LANGUAGES[source]}: {text}\n{LANGUAGES[target]}: {other}"
-                yield document(id, told, **origin(LIBREOFFICE[target]), **meta)
+                pair_text = f"{LANGUAGES[source]}: {text}\n{LANGUAGES[target]}: {other}"
+                yield document(id, pair_text, **origin(LIBREOFFICE[target]), **meta)
             else:
                 source, target = rng.sample(list(LANGUAGES), 2)
                 meta = {"task": "translation", "language": target, "from": source}
@@ -35,7 +35,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def words(split: str, rng: Random, source: str, target: str) -> str:
-    """Some pairs of the lexicon: "English to French\\ncat = chat"."""
+    """Return some pairs of the lexicon: "English to French\\ncat = chat"."""
     lines: list[str] = []
     concepts = lexicon()
     while len(lines) < LINES:
@@ -47,7 +47,9 @@ def words(split: str, rng: Random, source: str, target: str) -> str:
         elif kind < 0.8:
             n = rng.randrange(100)
             one, other = number_words(n, source), number_words(n, target)
-            if split != "train" or (held_number(split, n, one) and held_number(split, n, other)):
+            if split != "train" or (
+                number_in_split(split, n, one) and number_in_split(split, n, other)
+            ):
                 lines.append(f"{n} = {one} = {other}")
         else:
             digits = "".join(rng.choices("0123456789", k=3))
@@ -56,7 +58,7 @@ def words(split: str, rng: Random, source: str, target: str) -> str:
     return "\n".join([f"{LANGUAGES[source]} to {LANGUAGES[target]}", *lines])
 
 
-# Word for word only: other instances of a template aren't leaks.
+# Only verbatim matches: other instances of a template aren't leaks.
 corpus = Corpus(
     "translation",
     build,

@@ -1,13 +1,13 @@
-"""Speech as a recogniser writes it, one token a frame, and what is to be done with it. [ours]
+"""Speech tasks with text frames instead of audio: one token per frame, as a recogniser outputs it. [ours]
 
     . 3 . . 7 . .    Transcribe the audio clip into text.    ->   37
     sept . . trois   Translate the audio to English.         ->   seven three
     PICTURE . What . colour . . is this . ?                  ->   red
 
-These are the conversations of `asr`, `ast`, `sqa` and `vision_speech` with the spoken words in writing, blanks between
-their tokens (and the picture in words, where the stage asks for that). A
-small language model does with speech only what it could do with words, and it is frozen before the first clip comes:
-here it learns the requests, so that the speech stages have nothing to learn but what is in a frame.
+These are the conversations of `asr`, `ast`, `sqa` and `vision_speech` with the transcript instead of audio, with blanks
+between its tokens (and with the image in words, where the stage requests that). A small language model can do with
+speech only what it can do with text, and it is frozen before the speech stages. Here it learns their tasks, so that the
+speech stages only train the encoder and projector to output the content of a frame.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,51 +22,50 @@ from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Part, Text
 from polyphi.processing.grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.synthetic.speech import SilentStudio, numbered
+from polyphi.synthetic.speech import SilentTTSSampler, numbered
 
 SHARES = {"asr": 34, "ast": 26, "sqa": 24, "vision_speech": 16}
-"""Corpus whose conversations these are -> its share."""
+"""Corpus of the conversations -> its share."""
 TRANSCRIPTIONS = {"digits": 20, "numbers": 45, "words": 10, "questions": 25}
-"""Task of `asr` -> its share of the transcriptions. Each of eight languages has other number words; with fewer
-examples a model transcribed 29 of 96 numbers that stood in its frames (LOG.md)."""
-KEPT = ("task", "language", "named")
-"""What is known of a conversation with its clip and holds without it."""
+"""Task of `asr` -> its share of the transcriptions. The eight languages have different number words; with fewer
+examples a model transcribed 29 of 96 numbers in its frames (LOG.md)."""
+META_KEYS = ("task", "language", "named")
+"""Keys of `meta` that are valid without the audio."""
 LONGEST_PAUSE = 3
-"""Blanks between two tokens. A frame is 80 ms, and a spoken word takes four to eight."""
-HELD = 0.2
-"""Share of digits that are written twice, as recognisers do that hear one in two frames. Words written twice would be
-another word."""
+"""Maximum number of blanks between two tokens. A frame is 80 ms; a spoken word takes four to eight frames."""
+REPEAT_SHARE = 0.2
+"""Share of digits that are repeated, as in the output of a recogniser for two frames of one digit. A repeated part of a
+word would give another word."""
 
 
 def pieces(text: str, tokenizer: Tokenizer) -> list[str]:
-    """The tokens of a text as text; characters of several tokens stay whole."""
-    found, ids = [], list[int]()
+    """Return the tokens of a text as strings; characters of several tokens stay whole."""
+    texts, ids = [], list[int]()
     for id in tokenizer.encode(text):
         ids.append(id)
         piece = tokenizer.decode(ids)
         if "\ufffd" not in piece:
-            found.append(piece)
+            texts.append(piece)
             ids = []
-    return found
+    return texts
 
 
 def frames(text: str, tokenizer: Tokenizer, rng: Random) -> str:
-    """The tokens of a text with blanks about them, as a recogniser's best guess for each frame reads.
+    """Return the tokens of a text with blanks between them, as the argmax of a recogniser for each frame.
 
-    A blank is written " .": before a blank space the tokenizer begins a new token, so that the tokens of the text stay
-    what they are."""
+    A blank is " .": the tokenizer starts a new token at a space, so that the tokens of the text don't change."""
     blank = f" {EMPTY}"
-    written = blank * rng.randint(0, LONGEST_PAUSE)
+    output = blank * rng.randint(0, LONGEST_PAUSE)
     for piece in pieces(text, tokenizer):
         if piece == " ":  # no audio frame is aligned with a space (train/alignment.py)
             continue
-        twice = rng.random() < HELD and piece.isdigit()
-        written += piece * (1 + twice) + blank * rng.randint(0, LONGEST_PAUSE)
-    return written + blank
+        repeated = rng.random() < REPEAT_SHARE and piece.isdigit()
+        output += piece * (1 + repeated) + blank * rng.randint(0, LONGEST_PAUSE)
+    return output + blank
 
 
-def heard(sample: Sample, tokenizer: Tokenizer, rng: Random) -> Sample:
-    """The sample with frames of words in place of its clip."""
+def audio_as_frames(sample: Sample, tokenizer: Tokenizer, rng: Random) -> Sample:
+    """Return the sample with text frames instead of audio."""
 
     def in_words(part: Part) -> Part:
         if not isinstance(part, Audio):
@@ -74,37 +73,37 @@ def heard(sample: Sample, tokenizer: Tokenizer, rng: Random) -> Sample:
         return Text(frames(sample.meta["heard"], tokenizer, rng))
 
     messages = tuple(replace(m, parts=tuple(map(in_words, m.parts))) for m in sample.messages)
-    meta = {key: sample.meta[key] for key in KEPT if key in sample.meta} | {"clip": "in words"}
+    meta = {key: sample.meta[key] for key in META_KEYS if key in sample.meta} | {"clip": "in words"}
     return replace(sample, messages=messages, meta=meta)
 
 
-def about_pictures(work: Work, rng: Random, studio: SilentStudio) -> Iterator[Sample]:
-    """Endless pictures of `image_qa` with their questions asked aloud."""
-    rows = vision_speech.written(work, "train", studio, rng)
+def image_questions(work: Work, rng: Random, tts: SilentTTSSampler) -> Iterator[Sample]:
+    """Yield images of `image_qa` with spoken questions without end."""
+    rows = vision_speech.written_questions(work, "train", tts, rng)
     while rows:
         for row in shuffled(rows, rng):
             meta = {**row.meta, "heard": row.prompt[-1].text}
-            yield replace(vision_speech.aloud(row, b""), meta=meta)
+            yield replace(vision_speech.with_spoken_question(row, b""), meta=meta)
 
 
 def conversations(work: Work, rng: Random) -> Iterator[Sample]:
-    """Endless conversations in the proportions of `SHARES`."""
+    """Yield conversations without end, in the proportions of `SHARES`."""
     assert work.tokenizer is not None, "frames are written in tokens"
-    studio, tokenizer = SilentStudio(work), Tokenizer.load(work.tokenizer)
-    kinds = asr.Kinds(work, "train", rng, studio)
-    asker = sqa.Asker(work, "train", rng, studio)
+    tts, tokenizer = SilentTTSSampler(work), Tokenizer.load(work.tokenizer)
+    asr_sampler = asr.SpeechSampler(work, "train", rng, tts)
+    question_sampler = sqa.QuestionSampler(work, "train", rng, tts)
     streams: dict[str, Callable[[], Sample | None]] = {
-        "asr": lambda: kinds.closed(
+        "asr": lambda: asr_sampler.closed(
             rng.choices(list(TRANSCRIPTIONS), list(TRANSCRIPTIONS.values()))[0]
         ),
-        "ast": partial(next, ast.training(work, rng, studio)),
-        "sqa": partial(next, sqa.stream(asker, rng)),
-        "vision_speech": partial(next, about_pictures(work, rng, studio), None),
+        "ast": partial(next, ast.training(work, rng, tts)),
+        "sqa": partial(next, sqa.stream(question_sampler, rng)),
+        "vision_speech": partial(next, image_questions(work, rng, tts), None),
     }
     while True:
         name = rng.choices(list(SHARES), list(SHARES.values()))[0]
         if (sample := streams[name]()) is not None:
-            yield heard(sample, tokenizer, rng)
+            yield audio_as_frames(sample, tokenizer, rng)
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

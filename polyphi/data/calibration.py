@@ -1,4 +1,4 @@
-"""Rows to calibrate a quantised model with: conversations and documents like those that it will answer.
+"""Calibration rows for quantisation: conversations and documents similar to the model's later input.
 
 >>> rows(processor, [Shards("data/instructions/train"), Shards("data/asr/train")])
 """
@@ -10,27 +10,27 @@ from polyphi.data.shards import Shards
 from polyphi.processing.processor import Processor, TooLong
 
 ROWS = 64
-"""[ours] Some ten thousand tokens (docs/quantisation.md has what they are good for)."""
+"""[ours] Some ten thousand tokens (docs/quantisation.md has their effect)."""
 CONTEXT = 1024
-"""Tokens of a row at most."""
+"""Maximum number of tokens of a row."""
 
 
 def rows(
     processor: Processor, sources: Sequence[Shards], number: int = ROWS, context: int = CONTEXT
 ) -> list[Batch]:
-    """`number` rows in all, evenly spaced over each source; text is cut off at `context` tokens, rows with pictures or
-    clips that don't fit are left out. Raises ValueError where none is left."""
-    found: list[Batch] = []
+    """Return `number` rows in all, evenly spaced over each source. Text is truncated to `context` tokens; rows with
+    images or audio that don't fit are left out. Raises ValueError if no row remains."""
+    batches: list[Batch] = []
     for source in sources:
-        wanted = min(len(source), -(-number // len(sources)))
-        for i in range(wanted):
-            messages = source[i * len(source) // wanted].messages
+        count = min(len(source), -(-number // len(sources)))
+        for i in range(count):
+            messages = source[i * len(source) // count].messages
             try:
-                found.append(processor.row(messages, context=context, truncate=True))
+                batches.append(processor.row(messages, context=context, truncate=True))
             except TooLong:
                 continue
-    if not found:
+    if not batches:
         raise ValueError(
             f"expected rows to calibrate with, found none of at most {context} tokens; name other shards"
         )
-    return found
+    return batches

@@ -1,4 +1,4 @@
-"""What a draw gives: a sample's rows, or why there are none. Random access, so that anyone can make any draw."""
+"""Draws: the rows of a sample, or the reason why there are none. Random access: any process can make any draw."""
 
 import copy
 import hashlib
@@ -14,18 +14,18 @@ from polyphi.data.shards import Sample, Shards
 from polyphi.processing.processor import TooLong
 
 MakeRows = Callable[[str, Sample], list[Batch]]
-"""(corpus, sample) -> the sample's rows. `TooLong` and `Unfit` where the sample is sound but can't be used, another
-ValueError where it is damaged."""
+"""(corpus, sample) -> the sample's rows. Raises `TooLong` or `Unfit` if the sample is valid but unusable, another
+ValueError if it is damaged."""
 
 
 class Unfit(ValueError):
-    """A sound sample that a stage can't learn from, such as one without an answer."""
+    """A valid sample that a stage can't train on, such as one without an answer."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that was left out, and why. "corrupt" is damage: a picture, a clip or a row that can't be read, a fresh
-    sample that can't be made."""
+    """A sample that was left out, with the reason. "corrupt" is an unreadable image, audio or row, or a fresh sample
+    whose generator fails."""
 
     corpus: str
     id: str
@@ -42,8 +42,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Draw:
-    """What a draw gave: rows (none where another process has them) of that `size`, of which documents lost `lost`
-    tokens at the context's end; or why there are none."""
+    """Result of a draw: rows (empty if another process has them), their `size`, and the number of tokens `lost` by
+    truncation to the context; or the reason why there are none."""
 
     corpus: str
     id: str
@@ -58,9 +58,8 @@ class Draw:
 
 
 class Draws:
-    """Rows by number: `draws[n]` is what draw n gives, whoever asks. The part of process `rank` of `world`: its i-th
-    draw is one of the i-th group of `world` draws, which one differs from group to group, so that no rhythm of the mix
-    gives one process all pictures."""
+    """The draws of process `rank` of `world`, by number: `draws[i]` is one of the i-th group of `world` draws. Its
+    position in the group differs from group to group, so that no periodic mix gives one process all images."""
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class Draws:
         self._world = world
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Draws":
-        """Another reader of the same draws, with no state in common."""
+        """Return another reader of the same draws, without shared state."""
         order, sources = copy.deepcopy((self._order, self._sources), memo)
         return Draws(order, sources, self._make_rows, self._rank, self._world)
 
@@ -85,12 +84,12 @@ class Draws:
         return self.make(self.numbers(group)[self._rank])
 
     def numbers(self, group: int) -> list[int]:
-        """The draw that each process makes of a group."""
-        turn = int.from_bytes(hashlib.sha256(str(group).encode()).digest()[:8], "big")
-        return [group * self._world + (r + turn) % self._world for r in range(self._world)]
+        """Return the number of each process's draw in a group."""
+        offset = int.from_bytes(hashlib.sha256(str(group).encode()).digest()[:8], "big")
+        return [group * self._world + (r + offset) % self._world for r in range(self._world)]
 
     def make(self, number: int) -> Draw:
-        """What a draw gives, whosever it is."""
+        """Return draw `number`, of any process."""
         corpus, index = self._order.draw(number)
         source = self._sources[corpus]
         id = source.id(index)

@@ -1,5 +1,5 @@
-"""Fresh samples: where making a sample is cheap, a corpus is drawn from its generator instead of from shards. The
-stream is endless and no sample comes twice.
+"""Fresh samples: a corpus whose samples are cheap is drawn from its generator instead of from shards. The stream is
+endless and has no duplicates.
 
 >>> squares = Fresh(lambda n: document(f"{n}", f"{n} squared is {n * n}", "", ""), fingerprint="squares, version 1")
 >>> squares.id(12), squares.sample(12).answer
@@ -16,21 +16,21 @@ from polyphi.data.shards import Sample
 
 @dataclass(frozen=True)
 class Fresh:
-    """An endless corpus. `make(n)` returns sample n, a pure function of n; it is sent to worker processes.
-    `fingerprint` is a hash of everything that decides the samples: code, seed, raw material."""
+    """An endless corpus. `make(n)` returns sample n, a pure function of n; it is pickled for worker processes.
+    `fingerprint` is a hash of everything that the samples depend on: code, seed, raw material."""
 
     make: Callable[[int], Sample]
     fingerprint: str
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What a run's manifest records of this corpus."""
+        """The entry for this corpus in a run's manifest."""
         return {"fresh": self.fingerprint}
 
     def id(self, index: int) -> str:
-        """The id of a sample, also of one that can't be made."""
+        """Return the id of a sample, also if its generator fails."""
         return f"fresh-{index:08d}"
 
     def sample(self, index: int) -> Sample:
-        """A sample by its number. Raises ValueError where the generator does."""
+        """Return a sample by its number. Raises ValueError if the generator does."""
         return self.make(index)

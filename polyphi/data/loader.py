@@ -1,14 +1,13 @@
-"""The stream of steps: draws become rows, rows fill a step's token budget. Its whole state is the number of draws
-made.
+"""The stream of steps: draws become rows, rows fill a step's token budget. Its only state is the number of draws.
 
-A step takes draws in order while they fit `batch_tokens` (the first always does); a sample that makes no row, for
-example one longer than the context, is left out and counted. Who makes the rows changes nothing: this process, a
-thread, worker processes (workers.py), or other processes of a group, each of which makes its own part::
+A step takes draws in order while they fit `batch_tokens` (the first always fits); a sample without rows, for example
+one longer than the context, is left out and counted. The stream is the same if the rows are made by this process, a
+thread, worker processes (workers.py), or the processes of a group, each of which makes its part::
 
-    draw          0    1    2    3    4    5  ...          each group of as many draws as processes is dealt anew
+    draw          0    1    2    3    4    5  ...          each group of `world` draws is distributed in a new order
     process       1    0    0    1    1    0
 
-Then every process knows what each sample holds, and has the rows of its own.
+Every process then has the sizes of all samples, and the rows of its own samples.
 """
 
 import copy
@@ -29,26 +28,26 @@ from polyphi.data.draws import Draw, Draws, MakeRows, Skipped
 from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
 from polyphi.data.packing import Size
-from polyphi.data.shards import Shards, place
+from polyphi.data.shards import Shards, join_path
 from polyphi.runtime import distributed
 
-LONGEST_DROUGHT = 1000
-"""Samples of a corpus in a row that may be left out (a small corpus: all of it, once) before the mix is declared
-unusable."""
-CORRUPT_SHARE, CORRUPT_LEAST = 0.01, 20
-"""The data are declared unusable when more than 1 % of the draws so far, and at least 20, were damaged samples."""
-STEPS_AHEAD = 2
-"""Steps' worth of tokens that a thread holds ready for the one in training."""
-ROUND = 8
-"""Draws that each process of a group makes before they tell each other what those hold."""
+MAX_CONSECUTIVE_SKIPS = 1000
+"""Consecutive samples of a corpus (or as many as a smaller corpus has) that may be left out before the loader raises
+an error."""
+MAX_CORRUPT_SHARE, MIN_CORRUPT = 0.01, 20
+"""The loader raises an error when more than 1 % of the draws so far, and at least 20, are damaged samples."""
+PREFETCH_STEPS = 2
+"""Steps whose tokens the prefetching thread holds ready."""
+DRAWS_PER_EXCHANGE = 8
+"""Draws that each process of a group makes before the processes exchange their sizes."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One step. `ids`, `sizes`, `numbers` (of their draws) and `processes` are those of all its samples, `samples` the
-    rows of each that process `rank`, this one, has. `draws` is the number of draws made after it: where the next
-    begins. `skipped` tells of samples left out, `cut` counts samples that were cut at the context and `lost` the tokens
-    cut off; `corrupt` counts damaged samples since the first step of the run."""
+    rows of those that belong to this process, `rank`. `draws` is the total number of draws after it, where the next
+    step begins. `skipped` holds the samples left out, `cut` is the number of truncated samples and `lost` that of their
+    truncated tokens; `corrupt` counts damaged samples since the first step of the run."""
 
     samples: list[list[Batch]]
     ids: list[str]
@@ -69,11 +68,11 @@ class Step:
         return sum(size.tokens for size in self.sizes)
 
     def own_ids(self) -> list[str]:
-        """The ids of `samples`."""
+        """Return the ids of `samples`."""
         return [i for i, p in zip(self.ids, self.processes, strict=True) if p == self.rank]
 
-    def others(self) -> list[list[Size]]:
-        """What the samples of each other process hold."""
+    def other_sizes(self) -> list[list[Size]]:
+        """Return the sizes of the samples of each other process."""
         placed = list(zip(self.sizes, self.processes, strict=True))
         return [
             [size for size, process in placed if process == other]
@@ -81,35 +80,35 @@ class Step:
             if other != self.rank
         ]
 
-    def spare(self) -> list[Batch]:
-        """The rows of the step's smallest sample where this process has no sample, else none."""
+    def spare_rows(self) -> list[Batch]:
+        """Return the rows of the step's smallest sample if this process has no sample, else an empty list."""
         if self.samples:
             return []
         smallest = min(range(len(self.ids)), key=lambda i: self.sizes[i].tokens)
         return self.make(self.numbers[smallest]).rows
 
     def without(self, ids: Collection[str]) -> "Step":
-        """The step without the samples of these ids."""
-        kept = [i for i, name in enumerate(self.ids) if name not in ids]
-        mine = zip(self.own_ids(), self.samples, strict=True)
+        """Return the step without the samples of these ids."""
+        indices = [i for i, name in enumerate(self.ids) if name not in ids]
+        own = zip(self.own_ids(), self.samples, strict=True)
         return replace(
             self,
-            samples=[rows for name, rows in mine if name not in ids],
-            ids=[self.ids[i] for i in kept],
-            sizes=[self.sizes[i] for i in kept],
-            numbers=[self.numbers[i] for i in kept],
-            processes=[self.processes[i] for i in kept],
+            samples=[rows for name, rows in own if name not in ids],
+            ids=[self.ids[i] for i in indices],
+            sizes=[self.sizes[i] for i in indices],
+            numbers=[self.numbers[i] for i in indices],
+            processes=[self.processes[i] for i in indices],
         )
 
     def fingerprint(self) -> str:
-        """Short hash of the ids in order."""
+        """Return a short hash of the ids in order."""
         return hashlib.sha256("\n".join(self.ids).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Group:
     """The processes that read a mix in parallel: this one's `rank` of `world`, and `exchange`, which returns the draws
-    of every process, given this one's."""
+    of every process for those of this one."""
 
     rank: int = 0
     world: int = 1
@@ -118,9 +117,9 @@ class Group:
 
 class Loader:
     """Steps of at most `batch_tokens` tokens over all processes. `folder`, a path or an address (shards.py), holds a
-    corpus folder per name in `weights`; corpora named in `fresh` are drawn from there instead (fresh.py).
+    corpus folder per name in `weights`; corpora in `fresh` are drawn from generators instead (fresh.py).
 
-    `workers` processes make the rows; 0: this one. In a `group` each process makes the rows of its part.
+    `workers` processes make the rows (0: this process). In a `group` each process makes the rows of its part.
     """
 
     def __init__(
@@ -138,73 +137,73 @@ class Loader:
         workers: int = 0,
         group: Group = Group(),
     ) -> None:
-        shards = {n: Shards(place(folder, n, split)) for n in weights if n not in fresh}
+        shards = {n: Shards(join_path(folder, n, split)) for n in weights if n not in fresh}
         sources = {name: fresh.get(name) or shards[name] for name in weights}
         self._sizes = {n: len(shards[n]) if n in shards else None for n in weights}
         windows = {name: s.window for name, s in shards.items()}
         order = Order(weights, self._sizes, seed, curriculum, late, windows)
         self.source = Draws(order, sources, make_rows, group.rank, group.world)
-        self._again = copy.deepcopy(self.source)  # not in use by the thread
+        self._second_source = copy.deepcopy(self.source)  # the thread uses `source`
         self._batch_tokens = batch_tokens
         self._workers = workers
         self._rank, self._world, self._exchange = group.rank, group.world, group.exchange
-        self._drought: Counter[str] = Counter()
-        self._damaged: deque[str] = deque(maxlen=CORRUPT_LEAST)
-        self._made: Generator[Draw, None, None] | None = None
-        self._ahead = False
+        self._consecutive_skips: Counter[str] = Counter()
+        self._last_corrupt: deque[str] = deque(maxlen=MIN_CORRUPT)
+        self._draws_iterator: Generator[Draw, None, None] | None = None
+        self._prefetch = False
         self.restore(0)
         self.manifests: dict[str, dict[str, Any]] = {n: s.manifest for n, s in sources.items()}
 
     def state(self) -> int:
-        """Draws made."""
+        """Return the number of draws so far."""
         return self._draws
 
     def restore(self, draws: int, corrupt: int = 0) -> None:
-        """Go on after so many draws, of which so many were damaged samples."""
+        """Resume after `draws` draws with `corrupt` damaged samples among them."""
         self.close()
         self._draws = draws
         self._corrupt = corrupt
         self._group = draws // self._world
         self._ready: deque[tuple[int, Draw]] = deque()
-        self._behind = draws % self._world  # draws of the first group that belong to the past
+        self._draws_to_drop = draws % self._world  # draws of the first group before `draws`
 
     def close(self) -> None:
-        """End the worker processes; the next step starts them again."""
-        if self._made is not None:
-            self._made.close()
-            self._made = None
-            # What was made but not used is made again.
+        """Stop the worker processes; the next step restarts them."""
+        if self._draws_iterator is not None:
+            self._draws_iterator.close()
+            self._draws_iterator = None
+            # Prefetched draws are made again.
             self.restore(self._draws, self._corrupt)
 
     def step(self) -> Step:
-        """The next step. Raises ValueError if a corpus gives nothing that can be used, or too much is damaged."""
-        taken: list[tuple[int, int, Draw]] = []  # number, process, draw
+        """Return the next step. Raises ValueError if a corpus has no usable samples, or too many are damaged."""
+        accepted: list[tuple[int, int, Draw]] = []  # number, process, draw
         skipped: list[Skipped] = []
         tokens = 0
         while tokens < self._batch_tokens:
             if not self._ready:
-                self._round()
+                self._fill_ready()
             process, draw = self._ready[0]
             if draw.skipped is None:
-                if taken and tokens + draw.size.tokens > self._batch_tokens:
-                    break  # it stays the next
-                self._drought[draw.corpus] = 0
-                taken.append((self._draws, process, draw))
+                if accepted and tokens + draw.size.tokens > self._batch_tokens:
+                    break  # it starts the next step
+                self._consecutive_skips[draw.corpus] = 0
+                accepted.append((self._draws, process, draw))
                 tokens += draw.size.tokens
             self._ready.popleft()
             self._draws += 1
             if draw.skipped is not None:
-                self._refuse(draw.skipped)
+                self._count_skipped(draw.skipped)
                 skipped.append(draw.skipped)
-        draws = [draw for _, _, draw in taken]
+        draws = [draw for _, _, draw in accepted]
         return Step(
-            [draw.rows for _, process, draw in taken if process == self._rank],
+            [draw.rows for _, process, draw in accepted if process == self._rank],
             [draw.name for draw in draws],
             [draw.size for draw in draws],
-            [number for number, _, _ in taken],
-            [process for _, process, _ in taken],
+            [number for number, _, _ in accepted],
+            [process for _, process, _ in accepted],
             self._draws,
-            self._again.make,
+            self._second_source.make,
             self._rank,
             self._world,
             skipped,
@@ -213,84 +212,84 @@ class Loader:
             corrupt=self._corrupt,
         )
 
-    def _round(self) -> None:
-        """More draws: this process's own, and what the others tell of theirs."""
-        if self._made is None:
-            self._made = self._make()
+    def _fill_ready(self) -> None:
+        """Append draws to `_ready`: this process's own, and those of the others without rows."""
+        if self._draws_iterator is None:
+            self._draws_iterator = self._start_draws()
         if self._world == 1:
-            self._ready.append((0, next(self._made)))
+            self._ready.append((0, next(self._draws_iterator)))
             return
-        own = [next(self._made) for _ in range(ROUND)]
-        told = self._exchange([replace(draw, rows=[]) for draw in own])
-        for i in range(ROUND):
+        own = [next(self._draws_iterator) for _ in range(DRAWS_PER_EXCHANGE)]
+        all_draws = self._exchange([replace(draw, rows=[]) for draw in own])
+        for i in range(DRAWS_PER_EXCHANGE):
             numbers = self.source.numbers(self._group)
             for r in sorted(range(self._world), key=numbers.__getitem__):
-                self._ready.append((r, own[i] if r == self._rank else told[r][i]))
+                self._ready.append((r, own[i] if r == self._rank else all_draws[r][i]))
             self._group += 1
-        for _ in range(self._behind):
+        for _ in range(self._draws_to_drop):
             self._ready.popleft()
-        self._behind = 0
+        self._draws_to_drop = 0
 
-    def _refuse(self, skipped: Skipped) -> None:
+    def _count_skipped(self, skipped: Skipped) -> None:
         name = skipped.corpus
-        self._drought[name] += 1
-        size = self._sizes[name] or LONGEST_DROUGHT
-        if self._drought[name] >= max(8, min(LONGEST_DROUGHT, size)):
+        self._consecutive_skips[name] += 1
+        size = self._sizes[name] or MAX_CONSECUTIVE_SKIPS
+        if self._consecutive_skips[name] >= max(8, min(MAX_CONSECUTIVE_SKIPS, size)):
             raise ValueError(
-                f"{self._drought[name]} samples of {name!r} in a row could not be used, the last {skipped}; "
+                f"{self._consecutive_skips[name]} samples of {name!r} in a row could not be used, the last {skipped}; "
                 "give the stage a longer context or leave the corpus out of its mix"
             )
         if skipped.kind != "corrupt":
             return
         self._corrupt += 1
-        self._damaged.append(skipped.name)
-        if self._corrupt >= CORRUPT_LEAST and self._corrupt > CORRUPT_SHARE * self._draws:
+        self._last_corrupt.append(skipped.name)
+        if self._corrupt >= MIN_CORRUPT and self._corrupt > MAX_CORRUPT_SHARE * self._draws:
             raise ValueError(
-                f"{self._corrupt} of {self._draws} samples are damaged, more than {CORRUPT_SHARE:.0%}; the last "
-                f"{skipped}; build or copy these corpora again: {', '.join(self._damaged)}"
+                f"{self._corrupt} of {self._draws} samples are damaged, more than {MAX_CORRUPT_SHARE:.0%}; the last "
+                f"{skipped}; build or copy these corpora again: {', '.join(self._last_corrupt)}"
             )
 
-    def _make(self) -> Generator[Draw, None, None]:
-        """This process's draws from where its state is, by whoever makes them."""
+    def _start_draws(self) -> Generator[Draw, None, None]:
+        """Return an iterator over this process's draws from its state on, by workers, a thread or this process."""
         start, source = self._group, self.source
         if self._workers:
-            made = processes.draws(source, start, self._workers)
+            draws = processes.draws(source, start, self._workers)
         else:
-            made = (source[group] for group in count(start))
-        most = STEPS_AHEAD * self._batch_tokens // self._world
-        return _threaded(made, most) if self._ahead else made
+            draws = (source[group] for group in count(start))
+        max_tokens = PREFETCH_STEPS * self._batch_tokens // self._world
+        return _threaded(draws, max_tokens) if self._prefetch else draws
 
     def steps(self, number: int, *, ahead: bool = False) -> Generator[Step, None, None]:
-        """The next so many steps; `ahead`: a thread makes draws while one is in use. Close the iterator
-        (`contextlib.closing`) to end thread and worker processes early."""
+        """Yield the next `number` steps; with `ahead` a thread prefetches draws. Close the iterator
+        (`contextlib.closing`) to stop the thread and worker processes early."""
         self.close()
-        self._ahead = ahead
+        self._prefetch = ahead
         try:
             for _ in range(number):
                 yield self.step()
         finally:
-            self._ahead = False
+            self._prefetch = False
             self.close()
 
 
-def _threaded(draws: Generator[Draw, None, None], most: int) -> Generator[Draw, None, None]:
-    """The same draws, made by a thread until those that wait have `most` tokens."""
+def _threaded(draws: Generator[Draw, None, None], max_tokens: int) -> Generator[Draw, None, None]:
+    """Yield the draws from a thread that pauses while the waiting draws have `max_tokens` tokens or more."""
     ready: queue.SimpleQueue[Draw | BaseException] = queue.SimpleQueue()
-    room = threading.Condition()
-    waiting, stop = 0, False
+    changed = threading.Condition()
+    waiting_tokens, stop = 0, False
 
-    def has_room() -> bool:
-        return stop or waiting < most
+    def below_limit() -> bool:
+        return stop or waiting_tokens < max_tokens
 
     def work() -> None:
-        nonlocal waiting
+        nonlocal waiting_tokens
         try:
             with closing(draws):
                 for draw in draws:
-                    with room:
-                        waiting += max(1, draw.size.tokens)
+                    with changed:
+                        waiting_tokens += max(1, draw.size.tokens)
                         ready.put(draw)
-                        room.wait_for(has_room)
+                        changed.wait_for(below_limit)
                         if stop:
                             return
         except BaseException as error:
@@ -300,15 +299,15 @@ def _threaded(draws: Generator[Draw, None, None], most: int) -> Generator[Draw, 
     thread.start()
     try:
         while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            with room:
-                waiting -= max(1, item.size.tokens)
-                room.notify()
-            yield item
+            result = ready.get()
+            if isinstance(result, BaseException):
+                raise result
+            with changed:
+                waiting_tokens -= max(1, result.size.tokens)
+                changed.notify()
+            yield result
     finally:
-        with room:
+        with changed:
             stop = True
-            room.notify()
+            changed.notify()
         thread.join()

@@ -1,4 +1,4 @@
-"""People's own data -> samples: JSON lines or parquet, here or on the Hugging Face hub.
+"""Custom data -> samples: JSON lines or parquet, local or on the Hugging Face hub.
 
 A row has one of two forms, `messages` or columns::
 
@@ -7,14 +7,14 @@ A row has one of two forms, `messages` or columns::
                   {"role": "assistant", "content": "A cat."}]}
     {"image": "cat.png", "question": "What is this?", "answer": "A cat."}
 
-A picture or clip (`image`, `audio`; in columns also a list of them) is a path relative to the file, bytes, or the
-hub's {"bytes", "path"}; OpenAI's parts `image_url` and `input_audio` are read as well. A part without a value,
-{"type": "image"}, takes the next of the row's `images` or `audios`. A row of columns with clips alone and no question
-asks for a transcript. `id`, `licence` and `rejected` (the dispreferred answer, for DPO) may stand beside either form,
-OpenAI's `tools` beside messages, whose `tool_calls` are read too. Rows of our own shards are read as they are.
+Images and audio (`image`, `audio`; in columns also lists of them) are paths relative to the file, bytes, or the hub's
+{"bytes", "path"}; OpenAI's parts `image_url` and `input_audio` are read as well. A part without a value,
+{"type": "image"}, takes the next of the row's `images` or `audios`. The default question of a row of columns with audio
+only is a request for a transcript. Both forms may have `id`, `licence` and `rejected` (the dispreferred answer, for
+DPO); `messages` may have OpenAI's `tools` and `tool_calls`. Rows of polyphi's shards are read unchanged.
 
-All media are decoded once here, within the caps of `processing/media.py`, so that a bad row is told, by its line,
-before anything is trained.
+All media are decoded once here, within the limits of `processing/media.py`, so that a bad row is reported with its line
+before the training starts.
 
 >>> manifest = build(Path("runs/mine/data/cats"), ["cats.jsonl"])
 """
@@ -41,12 +41,12 @@ COLUMNS = (
     *("messages", "question", "answer", "image", "images", "audio", "audios"),
     *("rejected", "id", "licence", "tools"),
 )
-"""Those of a row that are read."""
+"""Columns of a row that are read."""
 HUB = "hf://"
-CONVERTED = "@refs%2Fconvert%2Fparquet"
-"""The branch of a data set on the hub that holds its automatic conversion to parquet."""
-ROWS_AT_ONCE = 16
-"""Rows of a parquet file in memory; each may hold megabytes of media."""
+CONVERTED_BRANCH = "@refs%2Fconvert%2Fparquet"
+"""The branch of a data set on the hub with its automatic conversion to parquet."""
+ROWS_PER_BATCH = 16
+"""Rows of a parquet file in memory at a time; each may hold megabytes of media."""
 
 
 def build(
@@ -57,9 +57,9 @@ def build(
     skip_bad: bool = False,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Write sources, one after the other, as the train split of the corpus `folder`, unless it was made from the very
-    same files; returns its manifest. `columns` maps our names to those of the rows. Raises ValueError for a row that
-    can't be used; with `skip_bad` such rows are counted and left out."""
+    """Write sources, in order, as the train split of the corpus `folder`, unless it was made from the same files, and
+    return its manifest. `columns` maps names of `COLUMNS` to those of the rows. Raises ValueError for an unusable row;
+    with `skip_bad` such rows are counted and left out."""
     columns = columns or {}
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ValueError(f"there is no column {unknown[0]!r}; expected one of {', '.join(COLUMNS)}")
@@ -73,38 +73,38 @@ def build(
         raise ValueError(
             f"{inside[0]} lies in {folder}, which this run writes; choose another folder for it with --out"
         )
-    bad: list[str] = []
-    found: Counter[type] = Counter()
-    unread: set[str] = set()
+    errors: list[str] = []
+    part_counts: Counter[type] = Counter()
+    unused_columns: set[str] = set()
 
     def samples() -> Iterator[Sample]:
-        done = 0
+        count = 0
         with progress.progress(f"reading {folder.name}", sum(map(_count, files))) as advance:
             for file in files:
                 root = None if file.startswith(HUB) else Path(file).parent
-                for place, row in _rows(file):
-                    done += 1
-                    advance(done, "")
+                for location, row in _rows(file):
+                    count += 1
+                    advance(count, "")
                     try:
-                        made, unknown = sample(row, place, root, columns)
+                        parsed, unknown = sample(row, location, root, columns)
                     except ValueError as error:
                         if not skip_bad:
                             raise ValueError(f"{error} (--skip-bad leaves such rows out)") from None
-                        bad.append(str(error))
+                        errors.append(str(error))
                         continue
-                    unread.update(unknown)
-                    found.update(type(part) for m in made.messages for part in m.parts)
-                    yield made
+                    unused_columns.update(unknown)
+                    part_counts.update(type(part) for m in parsed.messages for part in m.parts)
+                    yield parsed
 
     manifest = shards.write(split, samples(), pipeline=pipeline)
-    rest = f"; {len(bad)} left out, the first: {bad[0]}" if bad else ""
+    left_out = f"; {len(errors)} left out, the first: {errors[0]}" if errors else ""
     if not manifest["rows"]:
-        raise ValueError(f"{', '.join(sources)}: expected rows, found none{rest}")
+        raise ValueError(f"{', '.join(sources)}: expected rows, found none{left_out}")
     tell(
-        f"{folder.name}: {manifest['rows']} rows, {found[Image]} pictures, {found[Audio]} clips{rest}"
+        f"{folder.name}: {manifest['rows']} rows, {part_counts[Image]} pictures, {part_counts[Audio]} clips{left_out}"
     )
-    if unread:  # a misspelt `image` would be missed by nobody else
-        tell(f"  columns that are not read: {', '.join(sorted(unread))}")
+    if unused_columns:  # otherwise a misspelt `image` would go unnoticed
+        tell(f"  columns that are not read: {', '.join(sorted(unused_columns))}")
     return manifest
 
 
@@ -113,14 +113,14 @@ def read(
     columns: Mapping[str, str] | None = None,
     bad: Callable[[str], None] | None = None,
 ) -> Iterator[Sample]:
-    """The samples of sources, as `build` writes them. A row that can't be used is a ValueError, or told to `bad` and
-    left out."""
+    """Yield the samples of sources, as `build` writes them. An unusable row raises ValueError, or, with `bad`, is left
+    out and `bad` is called with the message."""
     for source in sources:
         for file in find(source):
             root = None if file.startswith(HUB) else Path(file).parent
-            for place, row in _rows(file):
+            for location, row in _rows(file):
                 try:
-                    yield sample(row, place, root, columns or {})[0]
+                    yield sample(row, location, root, columns or {})[0]
                 except ValueError as error:
                     if bad is None:
                         raise
@@ -128,56 +128,57 @@ def read(
 
 
 def _fingerprint(sources: Sequence[str], columns: Mapping[str, str]) -> str:
-    """Changes with the files that are named; media beside them, and the hub, are not looked at again."""
-    said: list[Any] = [sorted(columns.items()), *sources]
+    """Return a hash of the names, sizes and times of the files; their media and the hub are not included."""
+    parts: list[Any] = [sorted(columns.items()), *sources]
     for source in sources:
         if not source.startswith("hf:"):
             stats = [(file, Path(file).stat()) for file in find(source)]
-            said += [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+            parts += [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------ files
 
 
 def find(source: str) -> list[str]:
-    """The files of a source: a .jsonl or .parquet file, a folder of them, or on the hub `hf://datasets/owner/name`
-    (short: `hf:owner/name`), or parquet files inside it (`*` matches). Where some say train, only those are taken. A
-    data set without parquet files is read from the hub's own conversion. Raises ValueError where there is nothing."""
+    """Return the files of a source: a .jsonl or .parquet file, a folder of them, or on the hub
+    `hf://datasets/owner/name` (short: `hf:owner/name`) or parquet files inside it (with `*`). If some paths contain
+    "train", only those are returned. A data set without parquet files is read from the hub's conversion. Raises
+    ValueError without files."""
     if source.startswith("hf:"):
         return _find_on_hub(source)
     path = Path(source).expanduser()
     if path.is_file() and path.suffix in {".jsonl", ".parquet"}:
         return [str(path)]
-    found = [
+    files = [
         str(p)
         for kind in ("*.jsonl", "*.parquet")
         for p in sorted(path.rglob(kind))
-        # What a folder hides isn't data: where curation keeps what it dropped.
+        # Hidden folders aren't data: curation stores dropped rows there.
         if not any(part.startswith(".") for part in p.relative_to(path).parts)
     ]
-    if not found:
+    if not files:
         raise ValueError(
             f"{source}: expected a .jsonl or .parquet file, a folder of them, or hf://datasets/owner/name, found "
             f"{'none in that folder' if path.is_dir() else 'another file' if path.is_file() else 'nothing there'}"
         )
-    return _train_split(found, str(path))
+    return _train_split(files, str(path))
 
 
 def _find_on_hub(source: str) -> list[str]:
-    place = "datasets/" + source.removeprefix(HUB).removeprefix("hf:").removeprefix("datasets/")
+    path = "datasets/" + source.removeprefix(HUB).removeprefix("hf:").removeprefix("datasets/")
     try:
-        if place.endswith(".parquet"):
-            found = _hub().glob(place)
+        if path.endswith(".parquet"):
+            files = _hub().glob(path)
         else:
-            found = _hub().glob(f"{place}/**/*.parquet") or _hub().glob(
-                f"{place}{CONVERTED}/**/*.parquet"
+            files = _hub().glob(f"{path}/**/*.parquet") or _hub().glob(
+                f"{path}{CONVERTED_BRANCH}/**/*.parquet"
             )
     except Exception as error:  # the hub client raises a family of network and HTTP errors
         raise ValueError(f"{source} could not be read from the hub: {error}") from error
-    if not found:
+    if not files:
         raise ValueError(f"{source}: expected parquet files in that data set, found none")
-    return [HUB + path for path in _train_split(sorted(found), place)]
+    return [HUB + file for file in _train_split(sorted(files), path)]
 
 
 def _hub() -> Any:
@@ -187,8 +188,8 @@ def _hub() -> Any:
 
 
 def _train_split(files: list[str], under: str) -> list[str]:
-    said = re.compile(r"(^|[/._-])train([/._-]|$)")
-    return [file for file in files if said.search(file.removeprefix(under))] or files
+    train = re.compile(r"(^|[/._-])train([/._-]|$)")
+    return [file for file in files if train.search(file.removeprefix(under))] or files
 
 
 def _open(file: str) -> Any:
@@ -196,21 +197,21 @@ def _open(file: str) -> Any:
 
 
 def _count(file: str) -> int:
-    with _open(file) as opened:
+    with _open(file) as stream:
         if file.endswith(".parquet"):
-            return int(pq.ParquetFile(opened).metadata.num_rows)
-        return sum(bool(line.strip()) for line in opened)
+            return int(pq.ParquetFile(stream).metadata.num_rows)
+        return sum(bool(line.strip()) for line in stream)
 
 
 def _rows(file: str) -> Iterator[tuple[str, Any]]:
-    """(place for messages, a mapping or its JSON) of every row."""
-    with _open(file) as opened:
+    """Yield (location for error messages, a mapping or its JSON) of every row."""
+    with _open(file) as stream:
         if file.endswith(".parquet"):
-            batches = pq.ParquetFile(opened).iter_batches(ROWS_AT_ONCE)
+            batches = pq.ParquetFile(stream).iter_batches(ROWS_PER_BATCH)
             rows = (row for batch in batches for row in batch.to_pylist())
             yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows, 1))
         else:
-            for number, line in enumerate(opened, 1):
+            for number, line in enumerate(stream, 1):
                 if line.strip():
                     yield f"{file}, line {number}", line
 
@@ -219,55 +220,56 @@ def _rows(file: str) -> Iterator[tuple[str, Any]]:
 
 
 def sample(
-    row: Any, place: str, root: Path | None, columns: Mapping[str, str]
+    row: Any, location: str, root: Path | None, columns: Mapping[str, str]
 ) -> tuple[Sample, set[str]]:
-    """A row as a sample, and the columns that it has beside those that are read. Paths start at `root`; None forbids
-    them. Raises ValueError that names the place."""
+    """Return a row as a sample, and its columns that are not read. Paths are relative to `root`; None forbids them.
+    Raises ValueError with the location."""
     try:
         row = json.loads(row) if isinstance(row, bytes) else row
         if not isinstance(row, Mapping):
             raise ValueError(f"expected an object, found {type(row).__name__}")
         row = {name: value for name, value in row.items() if value is not None}
-        if missing := [theirs for theirs in columns.values() if theirs not in row]:
+        if missing := [column for column in columns.values() if column not in row]:
             raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")
-        row |= {ours: row[theirs] for ours, theirs in columns.items()}
+        row |= {name: row[column] for name, column in columns.items()}
         if set(SCHEMA.names) - OPTIONAL <= set(row):
-            made = Shards.parse(row)
-            for part in (part for message in made.messages for part in message.parts):
-                _whole(part, None)
-            _check(made.messages)
-            return made, set()
-        said = _conversation(row) if "messages" in row else _from_columns(row)
+            parsed = Shards.parse(row)
+            for part in (part for message in parsed.messages for part in message.parts):
+                _with_bytes(part, None)
+            _check(parsed.messages)
+            return parsed, set()
+        conversation = _conversation(row) if "messages" in row else _from_columns(row)
         messages = tuple(
-            Message(m.role, tuple(_whole(part, root) for part in m.parts), m.tools) for m in said
+            Message(m.role, tuple(_with_bytes(part, root) for part in m.parts), m.tools)
+            for m in conversation
         )
         _check(messages)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{place}: expected JSON, {error}") from None
+        raise ValueError(f"{location}: expected JSON, {error}") from None
     except (ValueError, TypeError, KeyError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{place}: {reason}") from None
+        raise ValueError(f"{location}: {reason}") from None
     meta = {"rejected": row["rejected"]} if "rejected" in row else {}
-    file, _, line = place.rpartition(", ")
+    file, _, line = location.rpartition(", ")
     id = str(row.get("id") or f"{Path(file).name}, {line}")
-    unread = set(row) - set(COLUMNS) - set(columns.values())
-    return Sample(id, messages, file, str(row.get("licence", "")), meta), unread
+    unused_columns = set(row) - set(COLUMNS) - set(columns.values())
+    return Sample(id, messages, file, str(row.get("licence", "")), meta), unused_columns
 
 
 def _conversation(row: Mapping[str, Any]) -> list[Message]:
-    said = row["messages"]
-    said = json.loads(said) if isinstance(said, str) else said
-    waiting = {kind: iter(_media(row, kind)) for kind in ("image", "audio")}
+    raw_messages = row["messages"]
+    raw_messages = json.loads(raw_messages) if isinstance(raw_messages, str) else raw_messages
+    media_parts = {kind: iter(_media(row, kind)) for kind in ("image", "audio")}
 
     def part(value: Any) -> Part:
         kind = value.get("type") if isinstance(value, Mapping) else None
-        if kind not in waiting:
+        if kind not in media_parts:
             return Message.parse({"role": "user", "content": [value]}).parts[0]
         if value.get(kind) is not None:
             return _medium(kind, value[kind])
-        if (found := next(waiting[kind], None)) is None:
+        if (media_part := next(media_parts[kind], None)) is None:
             raise ValueError(f"a part of type {kind} has no {kind}, and the row no {kind}s left")
-        return found
+        return media_part
 
     def message(value: Any) -> Message:
         if not isinstance(value, Mapping):
@@ -275,27 +277,29 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
         if not isinstance(value.get("content"), list):
             return Message.parse(value)
         parts = tuple(map(part, value["content"]))
-        around = Message.parse({**value, "content": ()})  # the role, and calls behind the parts
-        return Message(around.role, (*parts, *around.parts), around.tools)
+        rest = Message.parse({**value, "content": ()})  # the role, and calls behind the parts
+        return Message(rest.role, (*parts, *rest.parts), rest.tools)
 
-    messages = with_tools([message(value) for value in _answers_in_order(said)], row.get("tools"))
-    for kind, rest in waiting.items():
-        if next(rest, None) is not None:
+    messages = with_tools(
+        [message(value) for value in _answers_in_order(raw_messages)], row.get("tools")
+    )
+    for kind, remaining in media_parts.items():
+        if next(remaining, None) is not None:
             raise ValueError(f'more {kind}s than parts {{"type": "{kind}"}} that say where they go')
     return list(messages)
 
 
-def _answers_in_order(said: Sequence[Any]) -> list[Any]:
-    """The messages, with answers of tools in the order of their calls, for our template has no call ids."""
-    places: list[tuple[int, int]] = []  # (turn, place in it)
+def _answers_in_order(raw_messages: Sequence[Any]) -> list[Any]:
+    """Return the messages with answers of tools in the order of their calls: the chat template has no call ids."""
+    order: list[tuple[int, int]] = []  # (turn, position in it)
     turn, calls = 0, dict[Any, int]()
-    for value in said:
-        read = value if isinstance(value, Mapping) else {}
-        if (place := calls.get(read.get("tool_call_id"))) is None:
+    for value in raw_messages:
+        fields = value if isinstance(value, Mapping) else {}
+        if (position := calls.get(fields.get("tool_call_id"))) is None:
             turn += 1
-            calls = {call.get("id"): i for i, call in enumerate(read.get("tool_calls") or (), 1)}
-        places.append((turn, place or 0))
-    return [said[i] for i in sorted(range(len(said)), key=places.__getitem__)]
+            calls = {call.get("id"): i for i, call in enumerate(fields.get("tool_calls") or (), 1)}
+        order.append((turn, position or 0))
+    return [raw_messages[i] for i in sorted(range(len(raw_messages)), key=order.__getitem__)]
 
 
 def _from_columns(row: Mapping[str, Any]) -> list[Message]:
@@ -304,18 +308,18 @@ def _from_columns(row: Mapping[str, Any]) -> list[Message]:
             "expected `messages`, or `answer` with `question`, `image` or `audio`; found "
             f"{', '.join(row) or 'nothing'} (--columns answer=NAME says which column it is)"
         )
-    pictures, clips = _media(row, "image"), _media(row, "audio")
-    question = row.get("question", TRANSCRIBE if clips and not pictures else "")
-    asked = (*pictures, *clips, *((Text(question),) if question else ()))
-    return [Message("user", asked), Message.assistant(row["answer"])]
+    images, audios = _media(row, "image"), _media(row, "audio")
+    question = row.get("question", TRANSCRIBE if audios and not images else "")
+    parts = (*images, *audios, *((Text(question),) if question else ()))
+    return [Message("user", parts), Message.assistant(row["answer"])]
 
 
 def _media(row: Mapping[str, Any], kind: str) -> list[Part]:
-    """What stands in the columns `image` and `images`, or `audio` and `audios`."""
-    found: list[Part] = []
+    """Return the media of the columns `image` and `images`, or `audio` and `audios`."""
+    parts: list[Part] = []
     for value in (row[name] for name in (kind, f"{kind}s") if name in row):
-        found += [_medium(kind, v) for v in (value if isinstance(value, list) else [value])]
-    return found
+        parts += [_medium(kind, v) for v in (value if isinstance(value, list) else [value])]
+    return parts
 
 
 def _medium(kind: str, value: Any) -> Part:
@@ -326,8 +330,8 @@ def _medium(kind: str, value: Any) -> Part:
     return Image(value) if kind == "image" else Audio(value)
 
 
-def _whole(part: Part, root: Path | None) -> Part:
-    """The part with a picture or clip as bytes, which were decoded once to see whether they can be."""
+def _with_bytes(part: Part, root: Path | None) -> Part:
+    """Return the part with its media as bytes, after a test decoding. Raises ValueError if that fails."""
     if isinstance(part, Text):
         return part
     source = part.source
@@ -344,7 +348,7 @@ def _whole(part: Part, root: Path | None) -> Part:
 
 
 def _check(messages: Sequence[Message]) -> None:
-    """What training would stumble over later."""
+    """Raise ValueError for messages that training can't use."""
     for message in messages:
         if message.role not in (*ROLES, DOCUMENT):
             raise ValueError(f"unknown role {message.role!r}; expected one of {', '.join(ROLES)}")

@@ -1,8 +1,8 @@
-"""A preference sample as two rows: the conversation with the answer that is preferred, and with the one that isn't.
+"""A preference sample as two rows: the conversation with the preferred and with the dispreferred answer.
 
 user 17 23 asst 44 51 end | user 17 23 asst 60 end
-                ^^^^^^^^^                   ^^^^^^        only the last answer is supervised, whatever came before
-"""
+                ^^^^^^^^^                   ^^^^^^        only the last answer is supervised, in longer conversations
+                too"""
 
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ from polyphi.processing.processor import Processor
 def pair(
     sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
 ) -> list[Batch]:
-    """[chosen, rejected]. Raises `Unfit` where the sample has no `meta["rejected"]`, doesn't end in an answer, or
-    a row exceeds `context`."""
+    """Return [chosen, rejected]. Raises `Unfit` if the sample has no `meta["rejected"]` or doesn't end in an answer,
+    and `TooLong` if a row exceeds `context`."""
     rejected = sample.meta.get("rejected")
     if not isinstance(rejected, str) or not rejected:
         raise Unfit(
@@ -27,7 +27,7 @@ def pair(
         raise Unfit(
             f"sample {sample.id}: the last message must be the assistant's, found role {role!r}"
         )
-    made = [
+    rows = [
         processor.row(
             [*sample.prompt, answer], adapter=adapter, supervise="answers", context=context
         )
@@ -38,11 +38,11 @@ def pair(
         prompt = processor.row(sample.prompt, adapter=adapter, supervise="answers")
         assert prompt.supervised is not None
         earlier = len(prompt.supervised)
-    return [_answer_only(row, earlier) for row in made]
+    return [_answer_only(row, earlier) for row in rows]
 
 
 def _answer_only(row: Batch, earlier: int) -> Batch:
-    """The row without the labels of its first `earlier` supervised positions."""
+    """Return the row without the labels of its first `earlier` supervised positions."""
     assert row.labels is not None and row.supervised is not None
     labels = row.labels.index_fill(0, row.supervised[:earlier], IGNORE)
     return replace(row, labels=labels, supervised=row.supervised[earlier:])

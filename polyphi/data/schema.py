@@ -36,11 +36,11 @@ SCHEMA = pa.schema(
     ]
 )
 OPTIONAL = {"sha256"}
-"""Columns that shards may lack."""
+"""Columns that may be missing in shards."""
 
 
 def missing_fields(schema: Any, expected: Any, path: str = "") -> list[str]:
-    """Names of columns, and of fields inside them, that a schema lacks. How text and bytes are stored may differ."""
+    """Return the names of columns and of their fields that a schema lacks; types of text and bytes may differ."""
     missing = []
     for column in expected:
         name = path + column.name

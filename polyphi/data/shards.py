@@ -1,9 +1,9 @@
-"""Shards: parquet files that any Hub user can open, with a manifest that says what is in them and where it came from.
+"""Shards: parquet files that any Hub user can open, with a manifest of their contents and origin.
 
 A row has `id`, `messages` (role and typed parts, media by index), `media` (kind, bytes, mime, sha256), `source`,
 `licence`, `meta` (JSON) and its own `sha256`. A corpus is a folder of splits: `CORPUS/SPLIT/*.parquet` and
-`CORPUS/SPLIT/manifest.json`. It may lie on this machine or anywhere that fsspec reaches; then only the row groups that
-are asked for are fetched.
+`CORPUS/SPLIT/manifest.json`. It may be local or at any address that fsspec supports; then only the requested row groups
+are fetched.
 
 >>> write(Path("data/digits/train"), samples, pipeline="...")       # whole or absent
 >>> Shards("data/digits/train")[0].messages
@@ -40,11 +40,11 @@ MIME = {
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 64
 GROUP_BYTES = 4 << 20
-"""A row group ends at 64 rows or 4 MiB of media, whichever comes first: what is read, or fetched, for one sample."""
+"""A row group, the unit that is read or fetched for a sample, ends at 64 rows or 4 MiB of media, whichever is first."""
 CACHE_BYTES = 512 << 20
-"""Row groups that stay in memory per corpus and process."""
-FOOTERS_KEPT = 256
-"""Shards whose footers (where their row groups lie) stay in memory."""
+"""Bytes of row groups cached in memory per corpus and process."""
+MAX_CACHED_FOOTERS = 256
+"""Shards whose footers (offsets of row groups) are cached."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Sample:
 
 
 def document(id: str, text: str, source: str, licence: str, **meta: Any) -> Sample:
-    """A raw text as a sample."""
+    """Return a raw text as a sample."""
     return Sample(id, (Message("document", (Text(text),)),), source, licence, meta)
 
 
@@ -85,7 +85,7 @@ def _mime(data: bytes) -> str:
 
 
 def to_row(sample: Sample) -> dict[str, Any]:
-    """A sample as a row of `SCHEMA`. Raises ValueError where media aren't encoded bytes."""
+    """Return a sample as a row of `SCHEMA`. Raises ValueError if media aren't encoded bytes."""
     media: list[dict[str, Any]] = []
 
     def part(p: Part) -> dict[str, Any]:
@@ -126,19 +126,20 @@ def to_row(sample: Sample) -> dict[str, Any]:
 
 
 def row_hash(row: Mapping[str, Any]) -> str:
-    """SHA-256 of a row: of its JSON with sorted keys, in which `sha256` of each medium stands for its bytes."""
+    """Return the SHA-256 of a row's JSON with sorted keys, with the `sha256` of each medium instead of its bytes."""
     media = [{key: m[key] for key in ("kind", "mime", "sha256")} for m in row["media"]]
-    said = {key: value for key, value in row.items() if key != "sha256"} | {"media": media}
-    text = json.dumps(said, ensure_ascii=False, sort_keys=True)
+    content = {key: value for key, value in row.items() if key != "sha256"} | {"media": media}
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _check_media(row: Mapping[str, Any]) -> None:
     for number, medium in enumerate(row["media"]):
-        wanted = medium.get("sha256")
-        if wanted and (found := hashlib.sha256(medium["bytes"]).hexdigest()) != wanted:
+        expected = medium.get("sha256")
+        if expected and (actual := hashlib.sha256(medium["bytes"]).hexdigest()) != expected:
             raise ValueError(
-                f"sample {row['id']}: medium {number} is damaged: its bytes should have SHA-256 {wanted}, found {found}"
+                f"sample {row['id']}: medium {number} is damaged: its bytes should have SHA-256 {expected}, "
+                f"found {actual}"
             )
 
 
@@ -158,9 +159,8 @@ def _from_row(row: Mapping[str, Any]) -> Sample:
 def write(
     folder: Path, samples: Iterable[Sample], *, pipeline: str, parents: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write a split, whole or not at all, and return its manifest: rows, bytes and SHA-256 per shard, licences,
-    sources, the hash of the pipeline that made it, and the parents (manifest hashes) it came from. An existing split
-    is replaced."""
+    """Write a split atomically and return its manifest: rows, bytes and SHA-256 per shard, licences, sources, the hash
+    of the pipeline that made it, and its parents (manifest hashes). Replaces an existing split."""
     shards: list[dict[str, Any]] = []
     licences: Counter[str] = Counter()
     sources: Counter[str] = Counter()
@@ -192,24 +192,24 @@ def write(
 
 
 def join(folder: Path, parts: Sequence[Path]) -> dict[str, Any]:
-    """One split of several, in order, whole or not at all; returns its manifest. `parts` were made by one pipeline
-    from the same parents, and go away."""
+    """Join parts, in order, into one split atomically, delete them, and return its manifest. `parts` are from the same
+    pipeline and parents."""
     manifests = [json.loads((part / "manifest.json").read_text()) for part in parts]
-    joined: list[dict[str, Any]] = []
-    summed = {
+    shards: list[dict[str, Any]] = []
+    counts = {
         key: dict(sorted(sum((Counter(m[key]) for m in manifests), Counter()).items()))
         for key in ("licences", "sources")
     }
     with whole_folder(folder) as partial:
         for part, manifest in zip(parts, manifests, strict=True):
             for shard in manifest["shards"]:
-                # An empty split has a shard, too.
-                if shard["rows"] or (part == parts[-1] and not joined):
-                    name = f"{len(joined):05d}.parquet"
+                # An empty split also has a shard.
+                if shard["rows"] or (part == parts[-1] and not shards):
+                    name = f"{len(shards):05d}.parquet"
                     os.link(part / shard["file"], partial / name)
-                    joined.append(shard | {"file": name})
-        rows = sum(s["rows"] for s in joined)
-        manifest = manifests[0] | {"rows": rows, "shards": joined} | summed
+                    shards.append(shard | {"file": name})
+        rows = sum(s["rows"] for s in shards)
+        manifest = manifests[0] | {"rows": rows, "shards": shards} | counts
         _write_manifest(partial, manifest)
     for part in parts:
         shutil.rmtree(part)
@@ -222,7 +222,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> int:
-    """Write rows in groups; returns their bytes in memory."""
+    """Write rows in groups and return their bytes in memory."""
     size = 0
     with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=False) as writer:
         for group in _row_groups(rows):
@@ -234,35 +234,35 @@ def _write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> int:
 
 def _row_groups(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
-    room = GROUP_BYTES
+    remaining = GROUP_BYTES
     for row in rows:
         size = sum(len(m["bytes"]) for m in row["media"])
-        if group and (len(group) == ROWS_PER_GROUP or size > room):
+        if group and (len(group) == ROWS_PER_GROUP or size > remaining):
             yield group
-            group, room = [], GROUP_BYTES
+            group, remaining = [], GROUP_BYTES
         group.append(row)
-        room -= size
+        remaining -= size
     if group:
         yield group
 
 
-def place(folder: Path | str, *names: str) -> Path | str:
-    """A folder inside another, here (a path) or elsewhere (an address such as `hf://datasets/OWNER/NAME`)."""
+def join_path(folder: Path | str, *names: str) -> Path | str:
+    """Return the path of a subfolder or file of a local folder, or its address (such as
+    `hf://datasets/OWNER/NAME/...`)."""
     if "://" in str(folder):
         return "/".join((str(folder).rstrip("/"), *names))
     return Path(folder, *names)
 
 
 class Shards(Sequence[Sample]):
-    """Random access to a split. Rows are read by row group; the groups read last stay in memory, as Arrow tables.
+    """Random access to a split. Rows are read by row group; the last groups are cached as Arrow tables.
 
-    `folder` is a path, or an address that fsspec knows. Raises ValueError, which names the file, where there is no
-    manifest, where a shard is missing, truncated or lacks columns, and where an address needs a package that isn't
-    there.
+    `folder` is a path, or an address that fsspec supports. Raises ValueError with the name of the file if there is no
+    manifest, if a shard is missing, truncated or lacks columns, or if an address needs a missing package.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = place(folder)
+        self.folder = join_path(folder)
         self.manifest = self._read_manifest()
         self._starts = [0]
         for shard in self.manifest["shards"]:
@@ -272,7 +272,7 @@ class Shards(Sequence[Sample]):
         self._cached = 0  # bytes of `_groups`
 
     def __getstate__(self) -> dict[str, Any]:
-        """For worker processes: without what was read."""
+        """Return the state for worker processes, without caches."""
         return self.__dict__ | {
             "_footers": OrderedDict(),
             "_groups": OrderedDict(),
@@ -290,8 +290,8 @@ class Shards(Sequence[Sample]):
 
     @property
     def window(self) -> int:
-        """Neighbouring rows that may be read in any order without a row group being read twice: those that fill half
-        of the cache, or all (also where an older manifest doesn't say how large they are)."""
+        """Number of neighbouring rows that can be read in any order without reading a row group twice: those that fill
+        half of the cache, or all (also if an older manifest lacks their sizes)."""
         size = sum(shard.get("bytes", 0) for shard in self.manifest["shards"])
         if size <= CACHE_BYTES:
             return len(self)
@@ -299,34 +299,34 @@ class Shards(Sequence[Sample]):
         return max(1, rows // ROWS_PER_GROUP) * ROWS_PER_GROUP
 
     def sample(self, index: int) -> Sample:
-        """A row as a sample. Raises ValueError where the row is damaged (`parse`)."""
+        """Return a row as a sample. Raises ValueError if the row is damaged (`parse`)."""
         return self.parse(self.row(index))
 
     def id(self, index: int) -> str:
-        """The id of a row, also of a damaged one."""
+        """Return the id of a row, also of a damaged one."""
         table, row = self._locate(index)
         return str(table["id"][row].as_py())
 
     def row(self, index: int) -> dict[str, Any]:
-        """A row as it stands in the parquet file."""
+        """Return a row of the parquet file."""
         table, row = self._locate(index)
         values: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
         return values
 
     def _locate(self, index: int) -> tuple[pa.Table, int]:
-        """The row group that holds a row, and the row's number in it."""
+        """Return the row group of a row, and the row's number in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)} in {self.folder}")
         shard = bisect_right(self._starts, index) - 1
-        within = index - self._starts[shard]
+        offset = index - self._starts[shard]
         starts = self._footer(shard)[1]
-        group = bisect_right(starts, within) - 1
-        return self._group(shard, group), within - starts[group]
+        group = bisect_right(starts, offset) - 1
+        return self._group(shard, group), offset - starts[group]
 
     @staticmethod
     def parse(row: Mapping[str, Any]) -> Sample:
-        """A row as a sample. Raises ValueError where it isn't whole: media whose hash is another, broken JSON, parts
-        that name no medium."""
+        """Return a row as a sample. Raises ValueError if it is damaged: media with another hash, invalid JSON, parts
+        without their medium."""
         try:
             _check_media(row)
             return _from_row(row)
@@ -336,22 +336,23 @@ class Shards(Sequence[Sample]):
             ) from None
 
     def verify(self, samples: bool = False) -> None:
-        """Raise ValueError if a shard's bytes are not those the manifest names; with `samples`, also if a row or a
-        medium is not what its own hash says (older shards have none)."""
+        """Raise ValueError if a shard's hash differs from the manifest; with `samples`, also if that of a row or medium
+        differs from its `sha256` (older shards have none)."""
         for shard in self.manifest["shards"]:
-            with self._told(shard["file"]), self._open(shard["file"]) as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != shard["sha256"]:
+            with self._describe_damage(shard["file"]), self._open(shard["file"]) as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
+            if actual != shard["sha256"]:
                 raise ValueError(
-                    f"{place(self.folder, shard['file'])} is damaged: expected SHA-256 {shard['sha256']}, found {found}"
+                    f"{join_path(self.folder, shard['file'])} is damaged: expected SHA-256 {shard['sha256']}, "
+                    f"found {actual}"
                 )
         for index in range(len(self) if samples else 0):
             row = self.row(index)
             _check_media(row)
-            if row.get("sha256") and (found := row_hash(row)) != row["sha256"]:
+            if row.get("sha256") and (actual := row_hash(row)) != row["sha256"]:
                 raise ValueError(
                     f"row {index} ({row['id']}) of {self.folder} is damaged: expected SHA-256 {row['sha256']}, "
-                    f"found {found}"
+                    f"found {actual}"
                 )
 
     def _read_manifest(self) -> dict[str, Any]:
@@ -367,17 +368,17 @@ class Shards(Sequence[Sample]):
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{place(self.folder, 'manifest.json')}: expected the manifest that polyphi writes beside its shards, "
+                f"{join_path(self.folder, 'manifest.json')}: expected a manifest written by polyphi, "
                 f"found something else ({type(error).__name__}: {error})"
             ) from None
         return manifest
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
-        """An open file of this split."""
+        """Yield an open file of this split."""
         if isinstance(self.folder, Path):
-            with (self.folder / file).open("rb") as here:
-                yield here
+            with (self.folder / file).open("rb") as stream:
+                yield stream
             return
         import fsspec
 
@@ -387,52 +388,55 @@ class Shards(Sequence[Sample]):
             extra = 'pip install "polyphi[s3]"' if self.folder.startswith("s3") else "install it"
             raise ValueError(f"{self.folder} needs another package: {error}; {extra}") from None
         try:
-            # Arrow asks for whole column chunks: reading further ahead would fetch what nobody wants.
-            with system.open(f"{path}/{file}", "rb", cache_type="none") as far:
-                yield far
+            # Arrow requests whole column chunks: a read-ahead cache would fetch unused bytes.
+            with system.open(f"{path}/{file}", "rb", cache_type="none") as stream:
+                yield stream
         except (OSError, ValueError):
             raise
-        except Exception as error:  # each of those libraries has its own for a network that is away
+        except (
+            Exception
+        ) as error:  # each of those libraries has different exceptions for network errors
             raise OSError(
-                f"{place(self.folder, file)} can't be read ({type(error).__name__}: {error}); is the address right, "
-                "and the network there?"
+                f"{join_path(self.folder, file)} can't be read ({type(error).__name__}: {error}); check the address "
+                "and the network"
             ) from error
 
     @contextmanager
-    def _told(self, file: str) -> Iterator[None]:
-        """What is wrong with a shard, in words. Trouble on the way to it stays the OSError that it is."""
+    def _describe_damage(self, file: str) -> Iterator[None]:
+        """Replace errors of a damaged or missing shard by ValueError with an explanation; other OSErrors pass
+        through."""
         try:
             yield
         except FileNotFoundError:
             raise ValueError(
-                f"{place(self.folder, file)} is missing, though the manifest beside it names it; build or copy the "
+                f"{join_path(self.folder, file)} is missing, though it is in the manifest; build or copy the "
                 "corpus again"
             ) from None
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ValueError(
-                f"{place(self.folder, file)}: expected a whole parquet file, found a damaged or truncated one "
+                f"{join_path(self.folder, file)}: expected a whole parquet file, found a damaged or truncated one "
                 f"({str(error).splitlines()[0]}); build or copy the corpus again"
             ) from None
 
     def _footer(self, shard: int) -> tuple[Any, list[int]]:
-        """A shard's parquet metadata, and the first row of each of its row groups."""
+        """Return a shard's parquet metadata, and the first row of each of its row groups."""
         if shard not in self._footers:
             entry = self.manifest["shards"][shard]
-            with self._told(entry["file"]), self._open(entry["file"]) as file:
+            with self._describe_damage(entry["file"]), self._open(entry["file"]) as file:
                 metadata = pq.read_metadata(file)
-                if lacking := missing_fields(metadata.schema.to_arrow_schema(), SCHEMA):
+                if missing := missing_fields(metadata.schema.to_arrow_schema(), SCHEMA):
                     raise ValueError(
-                        f"{place(self.folder, entry['file'])} isn't a shard: it lacks {', '.join(lacking)}; expected "
-                        f"the columns {', '.join(SCHEMA.names)}"
+                        f"{join_path(self.folder, entry['file'])} isn't a shard: it lacks {', '.join(missing)}; "
+                        f"expected the columns {', '.join(SCHEMA.names)}"
                     )
             if metadata.num_rows != entry["rows"]:
                 raise ValueError(
-                    f"{place(self.folder, entry['file'])}: the manifest promises {entry['rows']} rows, found "
+                    f"{join_path(self.folder, entry['file'])}: expected {entry['rows']} rows as in the manifest, found "
                     f"{metadata.num_rows}; build or copy the corpus again"
                 )
             rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             self._footers[shard] = (metadata, [0, *accumulate(rows)][:-1])
-            if len(self._footers) > FOOTERS_KEPT:
+            if len(self._footers) > MAX_CACHED_FOOTERS:
                 self._footers.popitem(last=False)
         self._footers.move_to_end(shard)
         return self._footers[shard]
@@ -440,10 +444,10 @@ class Shards(Sequence[Sample]):
     def _group(self, shard: int, group: int) -> pa.Table:
         if (shard, group) not in self._groups:
             name = self.manifest["shards"][shard]["file"]
-            with self._told(name), self._open(name) as file:
-                # One request for neighbouring columns where a file lies far away.
-                far = not isinstance(self.folder, Path)
-                parquet = pq.ParquetFile(file, metadata=self._footer(shard)[0], pre_buffer=far)
+            with self._describe_damage(name), self._open(name) as file:
+                # One request for neighbouring columns of a remote file.
+                remote = not isinstance(self.folder, Path)
+                parquet = pq.ParquetFile(file, metadata=self._footer(shard)[0], pre_buffer=remote)
                 table = parquet.read_row_group(group)
             self._groups[shard, group] = table
             self._cached += table.nbytes

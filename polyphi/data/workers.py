@@ -1,8 +1,8 @@
-"""Rows made by worker processes, through grain: its random access over our order of draws, and its processes.
+"""Worker processes that make rows, with grain: random access to the order of draws in grain's processes.
 
-Worker w of N makes every N-th draw, and the draws come back in order. So the stream, and the one number that is its
-state, are the same for any N. Workers are fresh interpreters ("spawn"): a script that trains with workers keeps its
-work under `if __name__ == "__main__":`.
+Worker w of N makes every N-th draw, and the draws are returned in order. The stream and its state, one number, are
+therefore the same for any N. Workers are new interpreters ("spawn"): a script that trains with workers needs
+`if __name__ == "__main__":`.
 """
 
 import logging
@@ -23,22 +23,22 @@ from polyphi.batch import Batch
 from polyphi.data.draws import Draw, Draws
 
 DRAWS_AHEAD = 8
-"""Finished draws that wait per worker."""
+"""Prefetched draws per worker."""
 ENDLESS = 1 << 60
 STOPS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that a terminal or a scheduler sends to all processes at once."""
+"""Signals that a terminal or a scheduler sends to all processes of a group."""
 
 
 @dataclass(frozen=True)
-class _Parcel:
-    """A draw on its way between processes. Tensors travel as arrays: torch would pass each by a file descriptor, of
-    which there are too few."""
+class _PickledDraw:
+    """A draw in the form that is sent between processes. Tensors are sent as arrays: torch would use a file descriptor
+    for each and exceed their limit."""
 
     draw: Draw
     rows: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, draw: Draw) -> "_Parcel":
+    def of(cls, draw: Draw) -> "_PickledDraw":
         rows = [{f.name: _array(getattr(row, f.name)) for f in fields(Batch)} for row in draw.rows]
         return cls(replace(draw, rows=[]), rows)
 
@@ -59,8 +59,8 @@ def _tensor(value: Any) -> Any:
     return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
-class _From(Sequence[_Parcel]):
-    """The draws from a group on, as grain asks for them."""
+class _GrainSource(Sequence[_PickledDraw]):
+    """The draws from a group on, as a data source of grain."""
 
     def __init__(self, source: Draws, start: int) -> None:
         self._source = source
@@ -69,44 +69,44 @@ class _From(Sequence[_Parcel]):
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, index: int) -> _Parcel:  # type: ignore[override]
+    def __getitem__(self, index: int) -> _PickledDraw:  # type: ignore[override]
         try:
-            return _Parcel.of(self._source[self._start + index])
+            return _PickledDraw.of(self._source[self._start + index])
         except Exception as error:
             if type(error).__module__ == "builtins":
                 raise
-            # Others may not survive the way: then the parent would wait for ever.
+            # Other exceptions may fail to unpickle; the parent would then wait for ever.
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def draws(source: Draws, start: int, count: int) -> Generator[Draw, None, None]:
-    """`source[start]`, `source[start + 1]`, ... made by `count` processes. Close the iterator to end them; they also
-    end with this process, however it ends. What goes wrong in one is raised here. Raises ValueError where grain
-    isn't installed."""
+    """Yield `source[start]`, `source[start + 1]`, ... from `count` processes. Close the iterator to stop them; they
+    also stop when this process ends, even if killed. Their exceptions are raised here. Raises ValueError without
+    grain."""
     grain = _grain()
-    made = iter(
-        grain.MapDataset.source(_From(source, start))
+    iterator = iter(
+        grain.MapDataset.source(_GrainSource(source, start))
         .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         .mp_prefetch(grain.MultiprocessingOptions(count, DRAWS_AHEAD), _start_worker)
     )
     try:
-        # Ctrl-C is for this process, which ends the workers when its step is done. They inherit that it is held back;
-        # but Python's resource tracker, when it starts, lets it through again, so it starts first.
+        # This process handles Ctrl-C and stops the workers after its step. They inherit the blocked signals, but the
+        # start of Python's resource tracker unblocks them, so it is started first.
         resource_tracker.ensure_running()
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
-            parcel = next(made)
+            pickled = next(iterator)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
         while True:
-            yield parcel.open()
-            parcel = next(made)
+            yield pickled.open()
+            pickled = next(iterator)
     finally:
-        made.close()
+        iterator.close()
 
 
 def _grain() -> Any:
-    # It warns that its profiler can't be used without jax; nobody asked for that.
+    # Suppress its warning that the profiler needs jax.
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -136,8 +136,8 @@ def _end_with_parent() -> None:
 
 
 def default(device: torch.device) -> int:
-    """Workers where nobody said how many: none beside a CPU that trains; beside a GPU its share of the cores, at most
-    8, if grain is there."""
+    """Return the default number of workers: 0 for training on a CPU; for a GPU its share of the cores, at most 8, if
+    grain is installed."""
     import importlib.util
 
     if device.type == "cpu" or importlib.util.find_spec("grain") is None:

@@ -3,8 +3,8 @@
 >>> log_mel(np.zeros(16000, np.float32), 16000).shape        # one second
 torch.Size([98, 80])
 
-Frames are neither centred nor padded, each is pre-emphasised by itself, and energy is measured on the scale of 16-bit
-samples and floored at 1, so that silence is exactly 0. A clip at 8 kHz fills the lower half of the same spectrum.
+Frames are neither centred nor padded; pre-emphasis is applied per frame; energy is on the scale of 16-bit samples and
+floored at 1, so that silence is exactly 0. Audio at 8 kHz fills the lower half of the same spectrum.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polyphi.processing.media import MIN_RATE, check_rate
 
-RATE = 16_000  # Hz, what the encoder hears
+RATE = 16_000  # Hz, input of the encoder
 HALF_RATE = MIN_RATE  # Hz, telephone speech: same frames, upper half of the spectrum empty
 WINDOW = 400  # samples at 16 kHz: 25 ms
 HOP = 160  # samples at 16 kHz: 10 ms
@@ -29,16 +29,16 @@ TOP = 7690.0  # Hz, upper edge of the last filter
 PRE_EMPHASIS = 0.97
 FULL_SCALE = 32768.0  # of 16-bit samples
 FLOOR = 1.0  # of mel energy, on that scale
-CHUNK = 4096  # frames at a time: bounds memory at about 50 MB however long the clip
+CHUNK = 4096  # frames at a time: limits memory to about 50 MB for audio of any length
 ZERO_CROSSINGS = 10  # of the low-pass filter's sinc on each side, as in scipy's resample_poly
-KAISER_BETA = 5.0  # of its window, likewise
-DECIMATED = 8192  # samples computed at a time: 32 KB, so that sums stay in a core's cache
+KAISER_BETA = 5.0  # of its window, as in resample_poly
+DECIMATION_BLOCK = 8192  # samples computed at a time: 32 KB, so that sums stay in a core's cache
 
 
 def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray, " m"], int]:
-    """The audio at 16 or 8 kHz, and that rate in Hz. Rates from 16 kHz on become 16 kHz, lower ones 8 kHz.
+    """Return the audio at 16 or 8 kHz, and that rate in Hz. Rates from 16 kHz on become 16 kHz, lower ones 8 kHz.
 
-    Whole multiples of 16 kHz are decimated as the published processor does it, by
+    Multiples of 16 kHz are decimated as in the published processor, by
     `scipy.signal.resample_poly(wave, 1, rate // 16000)` (`_decimated`). Other rates go through soxr: the published
     processor takes 24 kHz for 16, 22.05 for 16 and 11.025 for 8 kHz. Raises `MediaError` below 8 kHz.
     """
@@ -48,13 +48,13 @@ def resample(wave: Float[np.ndarray, " n"], rate: int) -> tuple[Float[np.ndarray
     if rate % RATE == 0:
         return np.concatenate(list(_decimated([wave], rate // RATE))), target
     result = soxr.resample(wave, rate, target, quality="HQ")
-    # One sample at 44.1 kHz rounds to none at 16 kHz; audio that isn't empty stays so.
+    # One sample at 44.1 kHz rounds to zero samples at 16 kHz; the result must not be empty.
     return (result if len(result) else np.zeros(1, np.float32)), target
 
 
 def resampled_length(samples: int, rate: int) -> tuple[int, int]:
-    """How many samples `resample` returns for `samples` >= 1 at `rate`, and at which rate in Hz, without the audio.
-    Raises `MediaError` below 8 kHz."""
+    """Return the number of samples that `resample` returns for `samples` >= 1 at `rate`, and their rate in Hz. Raises
+    `MediaError` below 8 kHz."""
     target = _target(rate)
     if rate % RATE == 0:
         return -(-samples // (rate // RATE)), target  # resample_poly rounds up
@@ -68,7 +68,7 @@ def _target(rate: int) -> int:
 
 @cache
 def _low_pass(factor: int) -> Float[np.ndarray, " taps"]:
-    """The filter of `resample_poly(x, 1, factor)` for float32 input: a sinc of cutoff 1 / factor (of the Nyquist
+    """Return the filter of `resample_poly(x, 1, factor)` for float32 input: a sinc of cutoff 1 / factor (of the Nyquist
     frequency) times a Kaiser window, unit gain at 0 Hz, rounded from float64. It is symmetric and has
     2 * `ZERO_CROSSINGS` * factor + 1 taps."""
     half = ZERO_CROSSINGS * factor
@@ -80,19 +80,19 @@ def _low_pass(factor: int) -> Float[np.ndarray, " taps"]:
 
 
 def _decimated(blocks: Iterable[np.ndarray], factor: int) -> Iterator[Float[np.ndarray, " m"]]:
-    """`resample_poly(x, 1, factor)` of audio that comes in blocks: ceil(n / factor) samples in all.
+    """Yield `resample_poly(x, 1, factor)` of audio in blocks: ceil(n / factor) samples in all.
 
-    The signal is zero before its beginning and after its end. Only the samples that remain are computed. At most
-    `DECIMATED` of them are computed at a time, and beside the caller's block only the filter's length of input is
-    buffered. A sample doesn't depend on how the blocks are cut (`_filtered`).
+    The signal is zero before its beginning and after its end. Only output samples are computed, at most
+    `DECIMATION_BLOCK` at a time; the buffer holds only the filter's length of input besides the caller's block. The
+    result doesn't depend on the sizes of the blocks (`_filtered`).
     """
     taps = _low_pass(factor)
     half = len(taps) // 2
     buffer = np.zeros(half, np.float32)
     for block in blocks:
         samples = np.asarray(block, np.float32)
-        for start in range(0, len(samples), DECIMATED * factor):
-            buffer = np.concatenate([buffer, samples[start : start + DECIMATED * factor]])
+        for start in range(0, len(samples), DECIMATION_BLOCK * factor):
+            buffer = np.concatenate([buffer, samples[start : start + DECIMATION_BLOCK * factor]])
             out = _filtered(buffer, taps, factor)
             buffer = buffer[len(out) * factor :]
             yield out
@@ -102,9 +102,9 @@ def _decimated(blocks: Iterable[np.ndarray], factor: int) -> Iterator[Float[np.n
 def _filtered(
     x: Float[np.ndarray, " n"], taps: Float[np.ndarray, " taps"], factor: int
 ) -> Float[np.ndarray, " m"]:
-    """The sums of taps times neighbouring samples at every `factor`-th position where all of these lie within `x`.
+    """Return the sums of taps times neighbouring samples at every `factor`-th position with all of them in `x`.
 
-    The products of a sum are rounded to float32 and added one after the other, from the earliest sample to the latest.
+    The products of a sum are rounded to float32 and added in order, from the earliest sample to the latest.
     Where scipy's loop is compiled without fused multiply-add (x86-64), that is its order and the bits are the same.
     A matrix product would be faster, but its order of summation depends on the number of rows.
     """
@@ -124,34 +124,34 @@ def _filtered(
 
 
 def frames(samples: int, rate: int) -> int:
-    """Log-mel frames of a clip at 16 or 8 kHz: floor((N - 400) / 160) + 1 at 16 kHz, at least 1."""
+    """Return the number of log-mel frames of audio at 16 or 8 kHz: floor((N - 400) / 160) + 1 at 16 kHz, at least 1."""
     assert rate in (RATE, HALF_RATE), rate
     window, hop = WINDOW * rate // RATE, HOP * rate // RATE
     return max(0, samples - window) // hop + 1
 
 
 def nbytes(samples: int, rate: int) -> int:
-    """Bytes of the log-mel frames of a clip, float32. Raises `MediaError` below 8 kHz."""
+    """Return the bytes of the log-mel frames of audio, float32. Raises `MediaError` below 8 kHz."""
     return 4 * MELS * frames(*resampled_length(max(1, samples), rate))
 
 
 def log_mel(wave: Float[np.ndarray, " n"], rate: int) -> Float[Tensor, "F M"]:
-    """Natural log of the mel energies of a mono clip in [-1, 1], float32. Clips shorter than one window of 25 ms are
-    zero-padded to it (the published processor crashes); raises `ValueError` for an empty clip or a rate below 8
-    kHz."""
+    """Return the natural log of the mel energies of mono audio in [-1, 1], float32. Audio shorter than one window of
+    25 ms is zero-padded to it (the published processor crashes). Raises `ValueError` for empty audio or a rate below
+    8 kHz."""
     if wave.ndim != 1 or len(wave) == 0:
         raise ValueError(f"log_mel needs samples of shape [n] with n > 0, found {list(wave.shape)}")
     return log_mel_of([np.ascontiguousarray(wave, np.float32)], rate)
 
 
 def log_mel_of(blocks: Iterable[np.ndarray], rate: int) -> Float[Tensor, "F M"]:
-    """The same for a clip that comes in blocks, to the bit: of its samples no more than 41 s are held at a time."""
+    """Return the bit-identical result for audio in blocks; at most 41 s of samples are buffered."""
     return torch.cat([torch.from_numpy(mel) for mel in _mels(*resampled(blocks, rate))])
 
 
 def resampled(blocks: Iterable[np.ndarray], rate: int) -> tuple[Iterable[np.ndarray], int]:
-    """Audio that comes in blocks, at 16 or 8 kHz, and that rate in Hz. The blocks joined equal the result of `resample`
-    to the bit. Raises `MediaError` below 8 kHz."""
+    """Return audio in blocks at 16 or 8 kHz, and that rate in Hz. The joined blocks are bit-identical to the result of
+    `resample`. Raises `MediaError` below 8 kHz."""
     target = _target(rate)
     if rate == target:
         return blocks, target
@@ -169,25 +169,25 @@ def _resampled(
         count += len(out)
         yield out
     out = stream.resample_chunk(np.empty(0, np.float32), last=True)
-    # One sample at 44.1 kHz rounds to none at 16 kHz; audio that isn't empty stays so.
+    # One sample at 44.1 kHz rounds to zero samples at 16 kHz; the result must not be empty.
     yield out if count + len(out) else np.zeros(1, np.float32)
 
 
 def _mels(blocks: Iterable[np.ndarray], rate: int) -> Iterator[Float[np.ndarray, "F M"]]:
-    """Frames of a clip at 16 or 8 kHz, always as many at a time, however the blocks are cut: sums over
-    another number of rows may round otherwise."""
+    """Yield frames of audio at 16 or 8 kHz, the same number at a time for any sizes of blocks: sums over another number
+    of rows may be rounded differently."""
     window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))
     full = (CHUNK - 1) * hop + window
-    held, made = np.empty(0, np.float32), False
+    buffer, emitted = np.empty(0, np.float32), False
     for block in blocks:
-        held = np.concatenate([held, block])
-        while len(held) >= full:
-            yield _frames(held[:full], window, hop, fft)
-            held, made = held[CHUNK * hop :], True
-    if len(held) < window and not made:
-        held = np.pad(held, (0, window - len(held)))
-    if len(held) >= window:
-        yield _frames(held, window, hop, fft)
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) >= full:
+            yield _frames(buffer[:full], window, hop, fft)
+            buffer, emitted = buffer[CHUNK * hop :], True
+    if len(buffer) < window and not emitted:
+        buffer = np.pad(buffer, (0, window - len(buffer)))
+    if len(buffer) >= window:
+        yield _frames(buffer, window, hop, fft)
 
 
 def _frames(
@@ -198,25 +198,25 @@ def _frames(
     used = BINS if fft == FFT else fft // 2
     emphasised = np.empty(x.shape, np.float32)
     np.subtract(x[:, 1:], np.float32(PRE_EMPHASIS) * x[:, :-1], out=emphasised[:, 1:])
-    # The sample before a frame's first is taken to equal it, not to be the one before it in the clip.
+    # The sample before the first of a frame is assumed to be equal to it, not the previous one of the audio.
     emphasised[:, 0] = x[:, 0] - np.float32(PRE_EMPHASIS) * x[:, 0]
     emphasised *= np.float32(FULL_SCALE)
     spectrum = np.fft.rfft(emphasised * np.hamming(window), fft)[:, :used].astype(np.complex64)
     power = np.abs(spectrum) ** 2
-    # Without BLAS, whose idle threads took the encoder's cores for some 60 ms of a clip.
+    # Without BLAS: its idle threads occupied the encoder's cores for about 60 ms per clip.
     mels = [np.einsum("fb,b->f", power[:, bins], filter_) for bins, filter_ in _triangles(used)]
     return np.log(np.maximum(np.stack(mels, 1), np.float32(FLOOR)))
 
 
 @cache
 def _triangles(used: int) -> list[tuple[slice, Float[np.ndarray, " b"]]]:
-    """The filters over the first bins: where each isn't zero, and what it is there."""
-    found = []
+    """Return the filters over the first `used` bins: the nonzero range of each, and its values."""
+    filters = []
     for column in mel_filters()[:used].T:
-        where = np.flatnonzero(column)
-        bins = slice(where[0], where[-1] + 1) if len(where) else slice(0, 0)
-        found.append((bins, np.ascontiguousarray(column[bins])))
-    return found
+        nonzero = np.flatnonzero(column)
+        bins = slice(nonzero[0], nonzero[-1] + 1) if len(nonzero) else slice(0, 0)
+        filters.append((bins, np.ascontiguousarray(column[bins])))
+    return filters
 
 
 @cache
@@ -230,7 +230,7 @@ def mel_filters() -> Float[np.ndarray, "bins M"]:
     spacing = edges[1]
     last = int(
         TOP * FFT / RATE + 0.5
-    )  # 246, exclusive: the newer transformers let it leak into the last filter
+    )  # 246, exclusive: newer versions of transformers include it in the last filter
     bins = np.arange(BINS)
     height = 1.0 - np.abs(edges[None, 1:-1] - mel(bins * RATE / FFT)[:, None]) / spacing
     height[(bins < 1) | (bins >= last)] = 0.0

@@ -1,12 +1,12 @@
 """Photo -> crops: dynamic multi-crop (report 2.2.1; rules of the published processor).
 
->>> crops, view, masks, layout = cut(picture, plan(900, 500))               # a photo of 900 x 500
+>>> crops, view, masks, layout = cut(photo, plan(900, 500))                 # a photo of 900 x 500
 >>> crops.shape, (layout.crop_rows, layout.crop_cols), layout.tokens(16)
 (torch.Size([6, 3, 448, 448]), (2, 3), 1596)
 
-A picture is covered by as few crops as its size needs, so small pictures are not blown up to the largest grid; only
-when that takes more than `max_crops` is a grid chosen by aspect ratio. The picture is scaled to fit the grid, the rest
-is padded white and masked, and the whole is seen once more, squeezed into one crop, as the global view.
+An image is covered by as few crops as its size needs, so that small images are not scaled up to the largest grid. Only
+if that needs more than `max_crops` is the grid chosen by aspect ratio. The image is scaled to fit the grid, the rest is
+padded white and masked; the global view is the whole canvas scaled to one crop.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,16 @@ from polyphi.processing.media import MediaError
 
 CROP = 448  # pixels
 PATCH = 14  # pixels
-MAX_CROPS = 36  # besides the global view
-MIN_SIDE = 10  # pixels of a scaled picture: thinner ones are refused, as by the published processor
+MAX_CROPS = 36  # without the global view
+MIN_SIDE = (
+    10  # pixels of a scaled image: thinner ones raise an error, as in the published processor
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an image of `image_size` (width, height) is cut: its grid of crops, its scaled size, its patches that are not
-    all padding. Sizes and sides in pixels."""
+    """Layout of an image of `image_size` (width, height): its grid of crops, its scaled size, and its patches that are
+    not all padding. Sizes in pixels."""
 
     image_size: tuple[int, int]
     crop_rows: int
@@ -64,8 +66,8 @@ class Plan:
 
 
 class Cut(NamedTuple):
-    """A picture as crops, row by row, in 8 bits (`Batch.crops`). `view` is its global view, None for a picture of one
-    crop, which is its own; `masks` say of the view and the crops which patches are valid."""
+    """An image as crops, row by row, in 8 bits (`Batch.crops`). `view` is its global view, None for an image of one
+    crop, which is the view itself; `masks` mark the valid patches of the view and the crops."""
 
     crops: UInt8[Tensor, "n 3 C C"]
     view: Float[Tensor, "1 3 C C"] | None
@@ -76,7 +78,7 @@ class Cut(NamedTuple):
 def grid(
     width: int, height: int, crop_size: int = CROP, max_crops: int = MAX_CROPS
 ) -> tuple[int, int]:
-    """(columns, rows) of crops for a picture: just enough to cover it, or, if that is more than `max_crops`, those of
+    """Return (columns, rows) of crops: just enough to cover the image, or, if that is more than `max_crops`, those of
     the nearest aspect ratio."""
     cols, rows = -(-width // crop_size), -(-height // crop_size)
     return (
@@ -85,14 +87,16 @@ def grid(
 
 
 def nearest(width: int, height: int, crop_size: int, max_crops: int) -> tuple[int, int]:
-    """(columns, rows) of the nearest aspect ratio of all grids up to `max_crops`: InternVL2's rule. Of equally near
-    grids the larger is taken if the picture has over half its pixels."""
+    """Return (columns, rows) of the nearest aspect ratio of all grids up to `max_crops`: InternVL2's rule. Of equally
+    near grids the larger one is chosen if the image has over half its pixels."""
     pairs = ((i, j) for i in range(1, max_crops + 1) for j in range(1, max_crops // i + 1))
-    best, least = (1, 1), float("inf")
+    best, best_distance = (1, 1), float("inf")
     for i, j in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair)):
         distance = abs(width / height - i / j)
-        if distance < least or (distance == least and 2 * width * height > crop_size**2 * i * j):
-            best, least = (i, j), distance
+        if distance < best_distance or (
+            distance == best_distance and 2 * width * height > crop_size**2 * i * j
+        ):
+            best, best_distance = (i, j), distance
     return best
 
 
@@ -104,7 +108,8 @@ def plan(
     patch_size: int = PATCH,
     max_crops: int = MAX_CROPS,
 ) -> Plan:
-    """The plan of an image of `width` x `height` pixels. Raises `MediaError` if a scaled side is under 10 pixels."""
+    """Return the plan of an image of `width` x `height` pixels. Raises `MediaError` if a scaled side is under 10
+    pixels."""
     if crop_size % (2 * patch_size):
         raise ValueError(
             f"a crop is a whole number of 2 x 2 patches: {2 * patch_size} divides it, found {crop_size}"
@@ -149,27 +154,27 @@ def count_tokens(
     patch_size: int = PATCH,
     max_crops: int = MAX_CROPS,
 ) -> int:
-    """Tokens that a picture of that size costs, without its pixels."""
+    """Return the number of tokens of an image of this size."""
     return plan(
         width, height, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops
     ).tokens
 
 
-def cut(picture: Image.Image, p: Plan) -> Cut:
-    """The RGB picture as crops and global view, by the plan of its size."""
-    assert picture.mode == "RGB", picture.mode
-    assert picture.size == p.image_size, f"a plan for {p.image_size}, a picture of {picture.size}"
+def cut(image: Image.Image, p: Plan) -> Cut:
+    """Return the crops and the global view of an RGB image, by the plan of its size."""
+    assert image.mode == "RGB", image.mode
+    assert image.size == p.image_size, f"a plan for {p.image_size}, a picture of {image.size}"
     crop_size, patch_size = p.crop_size, p.patch_size
     # Pillow's own 8-bit bilinear filter (antialiased when shrinking): resizing tensors can miss it by a grey level.
-    scaled = np.asarray(picture.resize((p.width, p.height), Image.Resampling.BILINEAR))
+    scaled = np.asarray(image.resize((p.width, p.height), Image.Resampling.BILINEAR))
     canvas = np.full((p.crop_rows * crop_size, p.crop_cols * crop_size, 3), WHITE, np.uint8)
     canvas[: p.height, : p.width] = scaled
-    whole = torch.from_numpy(canvas).permute(2, 0, 1)
+    pixels = torch.from_numpy(canvas).permute(2, 0, 1)
     view = None
-    if p.crop_rows * p.crop_cols > 1:  # of one crop, interpolating gives it back to the bit
+    if p.crop_rows * p.crop_cols > 1:  # for one crop, interpolation would be the identity
         size = (crop_size, crop_size)
-        view = interpolate(normalized(whole)[None], size=size, mode="bicubic", align_corners=False)
-    crops = whole.reshape(3, p.crop_rows, crop_size, p.crop_cols, crop_size).permute(1, 3, 0, 2, 4)
+        view = interpolate(normalized(pixels)[None], size=size, mode="bicubic", align_corners=False)
+    crops = pixels.reshape(3, p.crop_rows, crop_size, p.crop_cols, crop_size).permute(1, 3, 0, 2, 4)
     side = crop_size // patch_size
     valid = torch.zeros(p.crop_rows * side, p.crop_cols * side, dtype=torch.bool)
     valid[: p.patch_rows, : p.patch_cols] = True

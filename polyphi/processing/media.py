@@ -1,12 +1,11 @@
-"""One way in for media: training, the command line and the server all decode pictures and clips here
-(videos: video.py).
+"""Decoding of media: training, the command line and the server decode images and audio here (videos: video.py).
 
->>> picture = decode_image("cat.png")                 # PIL, RGB
+>>> image = decode_image("cat.png")                   # PIL, RGB
 >>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
 
-What a file is, its first bytes say; its name is never looked at. Bytes, pixels and seconds are capped before or while
-decoding, so that a small file can't fill the memory. Every refusal is a `MediaError` of one line that says what was
-expected and what was found, and never what a decoder printed (that may hold addresses).
+The type of a file is determined by its first bytes, never by its name. Bytes, pixels and seconds are limited before or
+while decoding, so that a small file can't fill the memory. Every error is a `MediaError` of one line with what was
+expected and what was found, without messages of decoders (they may contain addresses).
 """
 
 import io
@@ -26,30 +25,26 @@ from PIL.Image import Image as Picture
 from polyphi.messages import MediaSource
 
 MAX_IMAGE_BYTES = 64 << 20
-MAX_IMAGE_PIXELS = (
-    89_478_485  # Pillow's own warning line, about 9,459 x 9,459: 256 MiB once decoded to RGB
-)
+MAX_IMAGE_PIXELS = 89_478_485  # Pillow's limit for warnings, about 9,459 x 9,459: 256 MiB in RGB
 MAX_AUDIO_BYTES = 256 << 20  # encoded, and again decoded
 MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests up to that length)
-MIN_RATE = 8_000  # Hz; the encoder reads no less (audio.py)
-MAX_RATE = 768_000  # Hz; above it a header is forged rather than recorded
+MIN_RATE = 8_000  # Hz; the lowest rate of the encoder (audio.py)
+MAX_RATE = 768_000  # Hz; a higher rate in a header isn't plausible
 MAX_CHANNELS = 16
-MAX_VALUES = 192_000  # a second of what a clip may last, all channels counted: stereo at 96 kHz
-MAX_PEAK = 100.0  # of full scale, 40 dB above it: float recordings may clip, integers stored as floats are an error
-SAMPLES_PER_BYTE = (
-    6_000  # of no format more: a FLAC frame of silence has 65,535 samples in 12 bytes
-)
-MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each is a walk over all pixels
-BLOCK = 1 << 18  # samples decoded between two looks at the caps
-SNIFFED = 512  # bytes that tell what a file is
+MAX_VALUES = 192_000  # per second of the maximum duration, over all channels: stereo at 96 kHz
+MAX_PEAK = 100.0  # of full scale, +40 dB: float recordings may exceed full scale; integers as floats are an error
+SAMPLES_PER_BYTE = 6_000  # maximum of all formats: FLAC silence has 65,535 samples in 12 bytes
+MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each is a pass over all pixels
+BLOCK = 1 << 18  # samples decoded between two checks of the limits
+SNIFF_BYTES = 512  # bytes that determine the type of a file
 
 AudioSource = MediaSource | tuple[np.ndarray, int]
 
 
 class MediaError(ValueError):
-    """A picture or a clip that is refused. `reason`: it is of an unknown "kind", above a cap of "size", or its
-    "content" is damaged, empty or unfit. Of a conversation `part` says what it is ("image", "audio") and `number`
-    which of these, from 0 (set by processor.py)."""
+    """An image or audio that can't be used. `reason`: an unknown "kind" of file, a "size" above a limit, or a damaged,
+    empty or unfit "content". In a conversation `part` is its type ("image", "audio") and `number` its index among
+    these, from 0 (set by processor.py)."""
 
     def __init__(
         self, message: str, reason: Literal["kind", "size", "content"] = "content"
@@ -62,7 +57,7 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class Caps:
-    """What a picture or a clip may be at most: bytes as encoded, pixels, seconds."""
+    """Limits of an image or audio: encoded bytes, pixels, seconds."""
 
     image_bytes: int = MAX_IMAGE_BYTES
     image_pixels: int = MAX_IMAGE_PIXELS
@@ -72,24 +67,25 @@ class Caps:
 
 _DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
 
-# what we say -> what Pillow says
-PICTURES = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
-CLIPS = ("WAV", "FLAC", "OGG", "MP3")
-# what we say -> what FFmpeg says: containers whose sound PyAV reads, where it is installed
-SOUNDTRACKS = {"M4A audio": "mov", "MP4": "mov", "WebM or Matroska": "matroska"}
+# our name -> Pillow's format
+IMAGE_FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
+AUDIO_FORMATS = ("WAV", "FLAC", "OGG", "MP3")
+# our name -> FFmpeg's format: containers whose audio is read with PyAV, if installed
+CONTAINER_FORMATS = {"M4A audio": "mov", "MP4": "mov", "WebM or Matroska": "matroska"}
 
 
 def sniff(data: bytes) -> str:
-    """What the first bytes say a file is: "PNG", "WAV", ..., "text", "nothing (0 bytes)" or "unknown data"."""
+    """Return the type of a file by its first bytes: "PNG", "WAV", ..., "text", "nothing (0 bytes)" or "unknown
+    data"."""
     if not data:
         return "nothing (0 bytes)"
     if data[:4] == b"RIFF" or data[:4] == b"RF64":
         return {b"WAVE": "WAV", b"WEBP": "WebP", b"AVI ": "AVI video"}.get(
             data[8:12], "unknown RIFF data"
         )
-    for magic, kind in _MAGIC:
+    for magic, file_type in _MAGIC:
         if data.startswith(magic):
-            return kind
+            return file_type
     if data[4:8] == b"ftyp":
         return {b"avif": "AVIF", b"heic": "HEIC", b"mif1": "HEIC", b"M4A ": "M4A audio"}.get(
             data[8:12], "MP4"
@@ -103,11 +99,11 @@ def sniff(data: bytes) -> str:
         and data[1] & 0x06
     ):
         return "MP3"
-    head = data[:SNIFFED]
+    head = data[:SNIFF_BYTES]
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else a character that our own cut split
+        if error.start < len(head) - 3:  # otherwise a character split at the end of `head`
             return "unknown data"
     return "unknown data" if b"\0" in head else "text"
 
@@ -134,19 +130,19 @@ _MAGIC = (
 def decode_image(
     source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> Picture:
-    """A picture as RGB: the first frame, alpha dropped, EXIF orientation left alone, as the published processor does.
+    """Return an image as RGB: the first frame, without alpha, EXIF orientation ignored, as in the published processor.
 
-    16-bit grey keeps its upper 8 bits (the published processor turns nearly all of it white). Raises `MediaError` for
-    a missing file, for bytes that are no PNG, JPEG, WebP, GIF or BMP, for damaged ones, and above either cap.
+    16-bit grey keeps its upper 8 bits (the published processor makes nearly all of it white). Raises `MediaError` for a
+    missing file, other formats than PNG, JPEG, WebP, GIF and BMP, damaged files, and above either limit.
     """
     file, name = _open_image(source, max_bytes, max_pixels)
-    picture: Picture = file
+    image: Picture = file
     try:
-        picture.load()
-        if picture.mode.startswith("I"):
-            picture = pil.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+        image.load()
+        if image.mode.startswith("I"):
+            image = pil.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         # Converting RGB to RGB would be a second copy.
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
         raise MediaError(
             f"{name}: the picture is damaged or truncated; expected a complete file"
@@ -156,7 +152,7 @@ def decode_image(
 def image_size(
     source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> tuple[int, int]:
-    """(width, height) in pixels as the header says, without decoding; raises as `decode_image` does."""
+    """Return (width, height) in pixels from the header, without decoding; raises as `decode_image` does."""
     return _open_image(source, max_bytes, max_pixels)[0].size
 
 
@@ -166,13 +162,12 @@ def decode_audio(
     max_bytes: int = MAX_AUDIO_BYTES,
     max_seconds: float = MAX_AUDIO_SECONDS,
 ) -> tuple[Float[np.ndarray, " n"], int]:
-    """A clip as mono float32 samples in [-1, 1] (the mean over its channels) and its rate in Hz.
+    """Return audio as mono float32 samples in [-1, 1] (the mean over its channels) and its rate in Hz.
 
-    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file (where PyAV is installed also M4A, MP4
-    and WebM), or `(samples, rate)` with samples [n] or [n, channels], of floats or of integers (divided by
-    their full scale). Raises `MediaError` for a missing file, other formats, damaged, empty or truncated ones, samples
-    that are not finite or beyond `MAX_PEAK`, and above a cap.
-    """
+    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file (with PyAV also M4A, MP4 and WebM), or
+    `(samples, rate)` with samples [n] or [n, channels], of floats or of integers (divided by their full scale). Raises
+    `MediaError` for a missing file, other formats, damaged, empty or truncated ones, samples that are not finite or
+    above `MAX_PEAK`, and above a limit."""
     if isinstance(source, tuple):
         return _from_array(source, max_seconds)
     stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
@@ -185,17 +180,17 @@ def decode_audio(
 
 
 class AudioStream:
-    """A clip block by block, for recordings that shouldn't stand in memory: what `decode_audio` gives, in pieces. Where
-    PyAV is installed (extra `video`), the sound of M4A, MP4 and WebM files too.
+    """Audio in blocks, for recordings that don't fit in memory: the result of `decode_audio` in pieces. With PyAV
+    (extra `video`) also the audio of M4A, MP4 and WebM files.
 
     >>> stream = AudioStream("lecture.flac", max_seconds=4 * 3600)
     >>> for block in stream: ...                     # float32 mono [n] in [-1, 1], n at most 2^18
 
-    `rate` is known at once, `announced` is the header's number of samples (compressed formats say it only nearly, some
-    not at all), and `seconds` counts what has been read. A path is read from the disk as it goes, without a cap on its
-    bytes unless `max_bytes` names one. Raises `MediaError` as `decode_audio` does: for what the header tells when it
-    is opened, for the rest while it is read; `max_seconds` also bounds the work (`MAX_VALUES`). Each iteration starts
-    anew.
+    `rate` is known at once, `announced` is the number of samples in the header (approximate for compressed formats,
+    2^60 or more if unknown), and `seconds` is the duration read so far. A path is read incrementally, without a limit
+    on its bytes unless `max_bytes` is given. Raises `MediaError` as `decode_audio` does: for errors in the header when
+    it is opened, for others while it is read; `max_seconds` also limits the work (`MAX_VALUES`). Each iteration starts
+    from the beginning.
     """
 
     def __init__(
@@ -211,21 +206,21 @@ class AudioStream:
             _check_array(source, max_seconds)
             self.rate, self.announced = int(source[1]), len(source[0])
             return
-        with _opened(source, max_bytes, "clip") as (file, self.name):
-            self.kind = sniff(file.read(SNIFFED))
-            if self.kind not in (*CLIPS, *SOUNDTRACKS):
+        with _open(source, max_bytes, "clip") as (file, self.name):
+            self.kind = sniff(file.read(SNIFF_BYTES))
+            if self.kind not in (*AUDIO_FORMATS, *CONTAINER_FORMATS):
                 raise MediaError(
                     f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.kind}", "kind"
                 )
             if self.kind == "WAV":
                 _check_wav(file, self.name)
             file.seek(0)
-            if self.kind in SOUNDTRACKS:
-                self._look_into(file)
+            if self.kind in CONTAINER_FORMATS:
+                self._read_container_header(file)
                 return
-            with self._decoder(file) as clip:
-                self.rate, self.announced = clip.samplerate, clip.frames
-            # A header with one wrong bit may promise years, which isn't audio that is too long.
+            with self._decoder(file) as audio:
+                self.rate, self.announced = audio.samplerate, audio.frames
+            # A header with one wrong bit may announce years: that is damage, not audio that is too long.
             size = file.seek(0, io.SEEK_END)
             if SAMPLES_PER_BYTE * size < self.announced < 2**60:
                 raise MediaError(
@@ -241,8 +236,10 @@ class AudioStream:
             self.seconds = len(wave) / self.rate
             return
         count = 0
-        with _opened(self.source, None, "clip") as (file, name):
-            for block in self._soundtrack(file) if self.kind in SOUNDTRACKS else self._clip(file):
+        with _open(self.source, None, "clip") as (file, name):
+            for block in (
+                self._soundtrack(file) if self.kind in CONTAINER_FORMATS else self._decoded(file)
+            ):
                 count += len(block)
                 self.seconds = count / self.rate
                 if count > self.max_seconds * self.rate:
@@ -250,19 +247,19 @@ class AudioStream:
                 yield _checked(block, name)
         if count == 0:
             raise MediaError(f"{name}: the {self.kind} clip is empty; expected samples, found 0")
-        # Compressed formats announce their length only nearly.
+        # The announced length of compressed formats is approximate.
         if count < 0.95 * self.announced < 2**60:
             raise MediaError(
                 f"{name}: the {self.kind} clip is truncated; expected {self.announced} samples, found {count}"
             )
 
     def _decoder(self, file: io.BufferedIOBase) -> soundfile.SoundFile:
-        try:  # libsndfile looks at the bytes; the name of the file plays no part
-            clip = soundfile.SoundFile(file)
+        try:  # libsndfile detects the format from the bytes
+            audio = soundfile.SoundFile(file)
         except _DECODER_ERRORS:
             raise MediaError(self._damaged()) from None
-        self._check_header(clip.samplerate, clip.channels)
-        return clip
+        self._check_header(audio.samplerate, audio.channels)
+        return audio
 
     def _check_header(self, rate: int, channels: int) -> None:
         if not (1 <= rate <= MAX_RATE and 1 <= channels <= MAX_CHANNELS):
@@ -271,18 +268,18 @@ class AudioStream:
             )
         check_rate(rate)
 
-    def _clip(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
-        """What libsndfile reads, channels averaged."""
-        with self._decoder(file) as clip:
-            size, values = max(1, BLOCK // clip.channels), 0
+    def _decoded(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+        """Yield blocks from libsndfile, channels averaged."""
+        with self._decoder(file) as audio:
+            size, values = max(1, BLOCK // audio.channels), 0
             while True:
                 try:
-                    block = clip.read(size, dtype="float32", always_2d=True)
+                    block = audio.read(size, dtype="float32", always_2d=True)
                 except _DECODER_ERRORS:
                     raise MediaError(self._damaged()) from None
                 if not len(block):
                     return
-                # An hour may claim 655,350 Hz and eight channels: few bytes, few seconds, and minutes of work.
+                # A short file may have 655,350 Hz and eight channels: few bytes and seconds, but minutes of work.
                 values += block.size
                 if values > self.max_seconds * MAX_VALUES:
                     raise MediaError(
@@ -290,10 +287,10 @@ class AudioStream:
                         "channels, found more; resample it first",
                         "size",
                     )
-                yield block[:, 0] if clip.channels == 1 else block.mean(axis=1, dtype=np.float32)
+                yield block[:, 0] if audio.channels == 1 else block.mean(axis=1, dtype=np.float32)
 
-    def _look_into(self, file: io.BufferedIOBase) -> None:
-        """Rate and length of a container's first sound."""
+    def _read_container_header(self, file: io.BufferedIOBase) -> None:
+        """Set rate and length of a container's first audio stream."""
         try:
             import av
         except ImportError:
@@ -302,28 +299,29 @@ class AudioStream:
                 "kind",
             ) from None
         try:
-            with av.open(file, "r", format=SOUNDTRACKS[self.kind]) as container:
+            with av.open(file, "r", format=CONTAINER_FORMATS[self.kind]) as container:
                 if not container.streams.audio:
                     raise MediaError(f"{self.name}: expected a sound, found a {self.kind} without")
                 track = container.streams.audio[0]
                 self.rate = track.codec_context.sample_rate
                 channels = track.codec_context.channels
-                known = container.duration  # microseconds
+                duration = container.duration  # microseconds
         except (*_DECODER_ERRORS, av.error.FFmpegError):
             raise MediaError(self._damaged()) from None
-        self.announced = round(known / 1e6 * self.rate) if known else 2**62
+        self.announced = round(duration / 1e6 * self.rate) if duration else 2**62
         self._check_header(self.rate, channels)
 
     def _soundtrack(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
-        """What PyAV reads of a container's first sound, channels averaged. Told its format, FFmpeg tries no other."""
+        """Yield blocks of a container's first audio stream from PyAV, channels averaged. With a fixed format FFmpeg
+        tries no other."""
         import av
 
         try:
-            with av.open(file, "r", format=SOUNDTRACKS[self.kind]) as container:
+            with av.open(file, "r", format=CONTAINER_FORMATS[self.kind]) as container:
                 track = container.streams.audio[0]
-                floats = av.AudioResampler("fltp", track.codec_context.layout, self.rate)
+                resampler = av.AudioResampler("fltp", track.codec_context.layout, self.rate)
                 for frame in container.decode(track):
-                    for part in floats.resample(frame):
+                    for part in resampler.resample(frame):
                         yield part.to_ndarray().mean(axis=0, dtype=np.float32)
         except (*_DECODER_ERRORS, av.error.FFmpegError):
             raise MediaError(self._damaged()) from None
@@ -340,41 +338,41 @@ def audio_size(
     max_bytes: int = MAX_AUDIO_BYTES,
     max_seconds: float = MAX_AUDIO_SECONDS,
 ) -> tuple[int, int]:
-    """(samples, rate in Hz) that `decode_audio` gives, from the header where that can be trusted. MP3 is decoded: what
-    it says of its length is a guess, and it may have been cut since. Damage inside a clip may go unseen."""
+    """Return (samples, rate in Hz) of the result of `decode_audio`, from the header if it is reliable. MP3 is decoded:
+    the length in its header is an estimate, and the file may be truncated. Damage inside the audio isn't detected."""
     stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
-    known = stream.kind in ("given", "WAV", "FLAC", "OGG")
-    if known and 0 < stream.announced <= max_seconds * stream.rate:
+    has_exact_header = stream.kind in ("given", "WAV", "FLAC", "OGG")
+    if has_exact_header and 0 < stream.announced <= max_seconds * stream.rate:
         return stream.announced, stream.rate
-    return sum(map(len, stream)), stream.rate  # or it says what is wrong
+    return sum(map(len, stream)), stream.rate  # raises MediaError for damaged audio
 
 
 def check_rate(rate: int) -> None:
-    """Raises `MediaError` for a rate below `MIN_RATE`, in the same words for a file, a stream and samples in memory."""
+    """Raise `MediaError` for a rate below `MIN_RATE`, with the same message for files, streams and arrays."""
     if rate < MIN_RATE:
         raise MediaError(
             f"clips need at least {MIN_RATE} Hz, found {rate} Hz; record or resample at {2 * MIN_RATE} Hz"
         )
 
 
-def read_within(source: MediaSource, limit: int, what: str) -> tuple[bytes, str]:
-    """(bytes, name for messages) of a file; reads no more than the limit and one byte. Raises MediaError beyond it, and
-    for a file that isn't there."""
-    with _opened(source, limit, what) as (file, name):
+def read_within(source: MediaSource, limit: int, media_type: str) -> tuple[bytes, str]:
+    """Return (bytes, name for messages) of a file; reads at most `limit` + 1 bytes. Raises MediaError above the limit
+    and for a missing file."""
+    with _open(source, limit, media_type) as (file, name):
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise MediaError(_too_many_bytes(name, what, limit), "size")
+        raise MediaError(_too_many_bytes(name, media_type, limit), "size")
     return data, name
 
 
 @contextmanager
-def _opened(
-    source: MediaSource, limit: int | None, what: str
+def _open(
+    source: MediaSource, limit: int | None, media_type: str
 ) -> Iterator[tuple[io.BufferedIOBase, str]]:
-    """A path or bytes as (open file, name for messages)."""
+    """Yield (open file, name for messages) of a path or bytes."""
     if isinstance(source, bytes | bytearray | memoryview):
         file: io.BufferedIOBase = io.BytesIO(source)
-        name, size = f"the given bytes of a {what}", len(source)
+        name, size = f"the given bytes of a {media_type}", len(source)
     elif isinstance(source, str | Path):
         path, name = Path(source), str(source)[:200]
         try:
@@ -386,68 +384,70 @@ def _opened(
         except OSError as error:
             raise MediaError(f"{name}: expected a readable file, found: {error.strerror}") from None
     else:
-        raise MediaError(f"expected a {what} as a path or as bytes, found {type(source).__name__}")
+        raise MediaError(
+            f"expected a {media_type} as a path or as bytes, found {type(source).__name__}"
+        )
     with file:
         if limit is not None and size > limit:
-            raise MediaError(_too_many_bytes(name, what, limit), "size")
+            raise MediaError(_too_many_bytes(name, media_type, limit), "size")
         yield file, name
 
 
-def _too_many_bytes(name: str, what: str, limit: int) -> str:
-    return f"{name}: a {what} may have {limit:,} bytes, found more"
+def _too_many_bytes(name: str, media_type: str, limit: int) -> str:
+    return f"{name}: a {media_type} may have {limit:,} bytes, found more"
 
 
 def _open_image(
     source: MediaSource, max_bytes: int, max_pixels: int
 ) -> tuple[ImageFile.ImageFile, str]:
-    """A picture whose header is read and whose size is within the cap, not decoded yet."""
+    """Return an image with its header read and its size checked, not decoded yet, and its name for messages."""
     data, name = read_within(source, max_bytes, "picture")
-    kind = sniff(data)
-    if kind not in PICTURES:
+    file_type = sniff(data)
+    if file_type not in IMAGE_FORMATS:
         raise MediaError(
-            f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {kind}", "kind"
+            f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {file_type}", "kind"
         )
-    if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+    if file_type == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise MediaError(f"{name}: a JPEG picture may have {MAX_SCANS} scans, found more", "size")
     try:
-        picture = pil.open(io.BytesIO(data), formats=[PICTURES[kind]])
+        image = pil.open(io.BytesIO(data), formats=[IMAGE_FORMATS[file_type]])
     except pil.DecompressionBombError:
         raise MediaError(
             f"{name}: a picture may have {max_pixels:,} pixels, found more than twice that", "size"
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError):
         raise MediaError(
-            f"{name}: the {kind} picture is damaged or truncated; expected a complete file"
+            f"{name}: the {file_type} picture is damaged or truncated; expected a complete file"
         ) from None
-    if picture.width * picture.height > max_pixels:
-        found = picture.width * picture.height
+    if image.width * image.height > max_pixels:
+        pixels = image.width * image.height
         raise MediaError(
-            f"{name}: a picture may have {max_pixels:,} pixels, found {found:,}; shrink it first",
+            f"{name}: a picture may have {max_pixels:,} pixels, found {pixels:,}; shrink it first",
             "size",
         )
-    return picture, name
+    return image, name
 
 
 def _check_wav(file: io.BufferedIOBase, name: str) -> None:
-    """libsndfile reads a cut WAV file to its end without a word, so its `data` chunk is held to what is there.
+    """Raise MediaError if the `data` chunk of a WAV file is truncated: libsndfile reads such files without an error.
 
-    Sizes 0 and 0xFFFFFFFF mean "unknown", as written by programs that stream.
+    Sizes 0 and 0xFFFFFFFF mean "unknown" and are written by streaming programs.
     """
-    at, end = 12, file.seek(0, io.SEEK_END)
-    while at + 8 <= end:
-        file.seek(at)
+    offset, end = 12, file.seek(0, io.SEEK_END)
+    while offset + 8 <= end:
+        file.seek(offset)
         chunk, size = file.read(4), int.from_bytes(file.read(4), "little")
-        at += 8
+        offset += 8
         if chunk == b"data":
-            found = end - at
-            if found == 0:
+            available = end - offset
+            if available == 0:
                 raise MediaError(f"{name}: the WAV clip is empty; expected samples, found 0")
-            if size not in (0, 0xFFFFFFFF) and found < size:
+            if size not in (0, 0xFFFFFFFF) and available < size:
                 raise MediaError(
-                    f"{name}: the WAV clip is truncated; its header promises {size} bytes, found {found}"
+                    f"{name}: the WAV clip is truncated; its header promises {size} bytes, found {available}"
                 )
             return
-        at += size + size % 2
+        offset += size + size % 2
     raise MediaError(f"{name}: the WAV clip is truncated; its header ends before the samples")
 
 
@@ -482,7 +482,7 @@ def _from_array(
 
 
 def _checked(wave: Float[np.ndarray, " n"], name: str) -> Float[np.ndarray, " n"]:
-    """The samples, if they are in range. Raises `MediaError` for NaN, infinity and what is far beyond full scale."""
+    """Return the samples. Raises `MediaError` for NaN, infinity and peaks above `MAX_PEAK`."""
     peak = float(np.abs(wave).max(initial=0.0))  # NaN if any sample is
     if not np.isfinite(peak):
         raise MediaError(f"{name}: samples must be finite, found NaN or infinity")

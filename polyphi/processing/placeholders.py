@@ -1,4 +1,4 @@
-"""Prompts written for the published model, whose text numbers its media: `<|image_1|>`, `<|audio_2|>`."""
+"""Prompts in the format of the published model, with numbered media: `<|image_1|>`, `<|audio_2|>`."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def parts(
     images: Sequence[Image | MediaSource] = (),
     audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = (),
 ) -> tuple[Part, ...]:
-    """The parts of a message from text with the published placeholders.
+    """Return the parts of a message from text with the published placeholders.
 
     >>> Message.user(*parts("<|image_1|>What is shown in this image?", images=["cat.png"]))
 
@@ -42,8 +42,8 @@ def parts(
             )
         if number in used[what]:
             raise ValueError(
-                f"{match[0]} stands twice in the text; list the {what} once for each of its places, with numbers "
-                "that follow"
+                f"{match[0]} occurs twice in the text; list the {what} once for each occurrence, with consecutive "
+                "numbers"
             )
         used[what].add(number)
         result += [Text(text[end : match.start()]), sources[what][number - 1]]
@@ -60,7 +60,7 @@ def parts(
 
 
 def _listed(values: Any, name: str) -> Sequence[Any]:
-    """A list of media; a path or bytes alone would be read character by character."""
+    """Return media as a list. Raises ValueError for a single path or bytes, which are sequences, too."""
     if isinstance(values, str | bytes | Path | Image | Audio):
         raise ValueError(f"{name}= is a list, found {type(values).__name__}; write [...] around it")
     return list(values)

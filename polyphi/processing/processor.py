@@ -1,11 +1,11 @@
-"""Messages -> `Batch`: text becomes ids, a picture a run of exactly as many placeholders as the projector will fill.
+"""Messages -> `Batch`: text becomes ids, an image a run of as many placeholders as the projector has outputs.
 
 >>> processor = Processor(tokenizer)
 >>> row = processor.row([Message.user(Image("cat.png"), Text("What is this?"))], generation_prompt=True)
 >>> row.adapters, len(row.image_slots) == row.images[0].tokens(16)
 (('vision',), True)
 
-Training and serving make their rows here, both of them. Sizes are plain numbers, so that no weights are needed.
+Training and serving both make their rows here. Sizes are plain numbers, so that no weights are needed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from PIL.Image import Image as Picture
+from PIL.Image import Image as PILImage
 from torch import Tensor
 
 from polyphi.batch import Batch, Clip, row
@@ -27,17 +27,17 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
 
 Supervise = Literal["answers", "all"]
-Source = Any  # an `Image` or `Audio`, or what these take: a path, bytes, or (samples, rate)
+MediaLike = Any  # an `Image` or `Audio`, or their source: a path, bytes, or (samples, rate)
 
 
 class TooLong(ValueError):
-    """A row has more tokens than the context holds. A loader may drop it; a person is told both numbers."""
+    """A row has more tokens than the context; the message has both numbers. A loader may leave the row out."""
 
 
 @dataclass(frozen=True)
 class Placeholder:
-    """An image or audio clip of a conversation, the `number`-th of its type from 0, and the tokens that it fills: an
-    image with the crop plan of the size in its header, a clip with its log-mel frames."""
+    """An image or audio of a conversation, its index `number` among those of its type, and its number of tokens: an
+    image with the crop plan for the size in its header, audio with its log-mel frames."""
 
     part: Image | Audio
     number: int
@@ -47,8 +47,8 @@ class Placeholder:
 
 
 class Processor:
-    """Makes rows. `crop_size` and `patch_size` in pixels; `max_crops` bounds a picture's crops, not counting its
-    global view. `caps` (which may be changed later) are what a picture or clip may be at most."""
+    """Makes rows. `crop_size` and `patch_size` are in pixels; `max_crops` limits an image's crops without its global
+    view. `caps` (which may be changed later) are the limits of an image or audio."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Processor:
         max_crops: int = image.MAX_CROPS,
         caps: Caps | None = None,
     ) -> None:
-        # Impossible sizes are refused now rather than at the first picture.
+        # Raise ValueError for invalid sizes now instead of at the first image.
         image.plan(1, 1, crop_size=crop_size, patch_size=patch_size, max_crops=max_crops)
         self.tokenizer = tokenizer
         self.crop_size = crop_size
@@ -68,7 +68,7 @@ class Processor:
 
     @property
     def cells(self) -> int:
-        """Pooled cells along a crop's side."""
+        """Pooled cells per side of a crop."""
         return self.crop_size // (2 * self.patch_size)
 
     def row(
@@ -83,18 +83,18 @@ class Processor:
         truncate: bool = False,
         trusted: bool | None = None,
     ) -> Batch:
-        """One conversation, or one document, as a `Batch` of one sequence.
+        """Return one conversation, or one document, as a `Batch` of one sequence.
 
         `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or "none" or None.
-        `supervise`: None (no labels), "answers" (the assistant's words and their `<|end|>`; a whole document) or "all"
-        (every token but the placeholders). `generation_prompt`: end in `<|assistant|>`. `max_crops`: a bound for all
-        pictures, beside the processor's own and what each asks for.
+        `supervise`: None (no labels), "answers" (the assistant's text and its `<|end|>`; a whole document) or "all"
+        (every token except the placeholders). `generation_prompt`: end in `<|assistant|>`. `max_crops`: a limit for all
+        images, in addition to the processor's and that of each image.
         `trusted`: whether tool-call marks in assistant messages are control tokens (template.py); by default only in
         training, that is, with `supervise`.
 
-        Raises `TooLong` (a `ValueError`) above `context` tokens, unless `truncate` and no picture or clip would be
-        cut; then the row says how many tokens it `lost`. Raises `MediaError` (a `ValueError`) for a picture or clip
-        that can't be read, with its number.
+        Raises `TooLong` (a `ValueError`) above `context` tokens, unless `truncate` and no image or audio would be
+        truncated; then the row's `lost` is the number of truncated tokens. Raises `MediaError` (a `ValueError`) with
+        its number for an unreadable image or audio.
         """
         if supervise not in (None, "answers", "all"):
             raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
@@ -104,35 +104,35 @@ class Processor:
             conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted
         )
         adapter = adapter_for(conversation) if adapter == "auto" else normalize_adapter(adapter)
-        bound = None if truncate else context
-        pieces = self._with_placeholders(self._encoded(parts, bound), max_crops, bound)
-        return self._join(pieces, adapter, supervise, context, truncate=truncate)
+        limit = None if truncate else context
+        pieces = self._with_placeholders(self._encode_parts(parts, limit), max_crops, limit)
+        return self._batch(pieces, adapter, supervise, context, truncate=truncate)
 
     def encode(
-        self, texts: Sequence[str], context: int | None = None, others: int = 0
+        self, texts: Sequence[str], context: int | None = None, other_tokens: int = 0
     ) -> list[list[int]]:
-        """The ids of texts that are to stand in one row, beside `others` tokens. Raises `TooLong` if all of them are
-        more than `context`: before anything is encoded where the texts' bytes say so, else as soon as there are so
-        many ids."""
+        """Return the ids of the texts of one row with `other_tokens` further tokens. Raises `TooLong` if the total
+        exceeds `context`: before encoding if a lower bound from the texts' bytes does, otherwise as soon as the ids
+        do."""
         if context is None:
             return [self.tokenizer.encode(text) for text in texts]
-        total = others
+        total = other_tokens
         # A character has at most 4 bytes, and a byte is at most one token.
-        if 4 * sum(map(len, texts)) + others > context:
+        if 4 * sum(map(len, texts)) + other_tokens > context:
             total += sum(map(self.tokenizer.min_tokens, texts))
         if total > context:
             raise TooLong(_too_long(f"at least {total}", context))
-        total, found = others, []
+        total, id_lists = other_tokens, []
         for text in texts:
             ids = self.tokenizer.encode(text, context - total)
             total += len(ids)
             if total > context:
                 raise TooLong(_too_long(f"at least {total}", context))
-            found.append(ids)
-        return found
+            id_lists.append(ids)
+        return id_lists
 
-    def _encoded(self, parts: Sequence[Piece | Words], context: int | None) -> list[Piece]:
-        """A conversation's texts as ids, each image and clip being at least one token."""
+    def _encode_parts(self, parts: Sequence[Piece | Words], context: int | None) -> list[Piece]:
+        """Return a conversation with encoded texts; each image and audio counts as at least one token."""
         texts = [part.text for part in parts if isinstance(part, Words)]
         ids = iter(self.encode(texts, context, len(parts) - len(texts)))
         return [
@@ -143,27 +143,27 @@ class Processor:
     def ids_row(
         self,
         ids: Sequence[int],
-        images: Sequence[Source] = (),
-        audios: Sequence[Source] = (),
+        images: Sequence[MediaLike] = (),
+        audios: Sequence[MediaLike] = (),
         adapter: str | None = "auto",
         *,
         context: int | None = None,
         max_crops: int | None = None,
     ) -> Batch:
-        """Given ids as a row. Each picture and clip has one placeholder among them, or already a run of as many as it
-        fills. Raises `ValueError` with both numbers if it is neither."""
+        """Return ids as a row. Each image and audio has either one placeholder in them, or a run of as many as its
+        tokens. Raises `ValueError` with both numbers otherwise."""
         if context is not None and len(ids) > context:
             raise TooLong(_too_long(f"at least {len(ids)}", context))
-        known = self.tokenizer.vocab_size
-        if bad := [i for i in ids if not 0 <= i < known]:
-            raise ValueError(f"ids lie between 0 and {known - 1}, found {bad[0]}")
-        kinds: tuple[tuple[int | None, list[Image | Audio]], ...] = (
+        vocab_size = self.tokenizer.vocab_size
+        if invalid := [i for i in ids if not 0 <= i < vocab_size]:
+            raise ValueError(f"ids lie between 0 and {vocab_size - 1}, found {invalid[0]}")
+        sources_by_id: tuple[tuple[int | None, list[Image | Audio]], ...] = (
             (self.tokenizer.image_id, [s if isinstance(s, Image) else Image(s) for s in images]),
             (self.tokenizer.audio_id, [s if isinstance(s, Audio) else Audio(s) for s in audios]),
         )
-        waiting: dict[int, Iterator[Placeholder]] = {}
-        run_of: dict[int, bool] = {}
-        for id, parts in kinds:
+        items_of: dict[int, Iterator[Placeholder]] = {}
+        is_expanded: dict[int, bool] = {}
+        for id, parts in sources_by_id:
             if id is None:
                 if parts:
                     raise ValueError(
@@ -171,39 +171,39 @@ class Processor:
                     )
                 continue
             items = [self.placeholder(part, max_crops, n) for n, part in enumerate(parts)]
-            found, count, filled = (
+            placeholders, count, tokens = (
                 sum(i == id for i in ids),
                 len(items),
                 sum(m.tokens for m in items),
             )
-            if found not in (count, filled):
+            if placeholders not in (count, tokens):
                 raise ValueError(
-                    f"{count} pictures or clips need {count} placeholders of id {id}, or {filled} once expanded; "
-                    f"found {found}"
+                    f"{count} pictures or clips need {count} placeholders of id {id}, or {tokens} once expanded; "
+                    f"found {placeholders}"
                 )
-            waiting[id], run_of[id] = iter(items), found != count
+            items_of[id], is_expanded[id] = iter(items), placeholders != count
         pieces: list[tuple[Piece, Placeholder | None]] = []
-        skip = 0
+        remaining = 0
         for id in ids:
-            if skip:
+            if remaining:
                 if id != pieces[-1][0].ids[0]:
                     raise ValueError(
-                        f"a run of placeholders of id {pieces[-1][0].ids[0]} ends {skip} too early"
+                        f"a run of placeholders of id {pieces[-1][0].ids[0]} ends {remaining} too early"
                     )
-                skip -= 1
-            elif id in waiting:
-                item = next(waiting[id])
+                remaining -= 1
+            elif id in items_of:
+                item = next(items_of[id])
                 pieces.append((Piece((id,), media=item.part), item))
-                skip = item.tokens - 1 if run_of[id] else 0
+                remaining = item.tokens - 1 if is_expanded[id] else 0
             else:
                 pieces.append((Piece((id,)), None))
-        if skip:
+        if remaining:
             raise ValueError(
-                f"the last run of placeholders of id {pieces[-1][0].ids[0]} ends {skip} too early"
+                f"the last run of placeholders of id {pieces[-1][0].ids[0]} ends {remaining} too early"
             )
         if adapter == "auto":
             adapter = "vision" if images else "speech" if audios else None
-        return self._join(pieces, normalize_adapter(adapter), None, context)
+        return self._batch(pieces, normalize_adapter(adapter), None, context)
 
     def count(
         self,
@@ -212,11 +212,11 @@ class Processor:
         generation_prompt: bool = True,
         max_crops: int | None = None,
     ) -> Tokens:
-        """Tokens of a conversation, before running anything: as many as its row will have. Of a picture or a clip only
-        the header is read, but of an MP3 clip and a video all."""
+        """Return the number of tokens of a conversation's row. Only the headers of images and audio are read, except
+        for MP3 and videos."""
         counts: dict[type, int] = {Image: 0, Audio: 0}
         text = 0
-        for part, tokens in self._measured(messages, generation_prompt, max_crops):
+        for part, tokens in self._parts_with_counts(messages, generation_prompt, max_crops):
             if isinstance(part, Words):
                 text += self.tokenizer.count(part.text)
             elif part.media is None:
@@ -232,24 +232,24 @@ class Processor:
         generation_prompt: bool = True,
         max_crops: int | None = None,
     ) -> list[int]:
-        """The ids of a conversation's row, each placeholder repeated as often as its image or clip has tokens. Media
-        are read as by `count`. Raises `MediaError` (a `ValueError`) for an image or clip that can't be read."""
+        """Return the ids of a conversation's row, with placeholders repeated for each token of their image or audio.
+        Media are read as in `count`. Raises `MediaError` (a `ValueError`) for an unreadable image or audio."""
         ids: list[int] = []
-        for part, tokens in self._measured(messages, generation_prompt, max_crops):
+        for part, tokens in self._parts_with_counts(messages, generation_prompt, max_crops):
             if isinstance(part, Words):
                 ids += self.tokenizer.encode(part.text)
             else:
                 ids += part.ids * tokens
         return ids
 
-    def _measured(
+    def _parts_with_counts(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         generation_prompt: bool,
         max_crops: int | None,
     ) -> Iterator[tuple[Piece | Words, int]]:
-        """The parts of a conversation, with how often each stands in its row: once, or as often as an image's or
-        clip's placeholder is repeated."""
+        """Yield the parts of a conversation with their count in its row: 1, or the number of placeholders of an image
+        or audio."""
         caps, counts = self.caps, {Image: 0, Audio: 0}
         for piece in script(
             expand_videos([Message.parse(m) for m in messages]),
@@ -265,7 +265,7 @@ class Processor:
             if isinstance(part, Image):
                 yield piece, self.placeholder(part, max_crops, number).tokens
                 continue
-            with _telling(part, number):
+            with _number_in_errors(part, number):
                 size = media.audio_size(
                     part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
                 )
@@ -273,15 +273,14 @@ class Processor:
             yield piece, tokens
 
     def media_bytes(self, messages: Sequence[Message], *, max_crops: int | None = None) -> int:
-        """Bytes that the crops and log-mel frames of a conversation's row will take (videos not counted), by the
-        headers of its images and clips; an MP3 header tells its length only nearly. Raises `MediaError` for an image or
-        a clip that can't be read."""
+        """Return the bytes of the crops and log-mel frames of a conversation's row (without videos), from the headers
+        of its images and audio; for MP3 they are approximate. Raises `MediaError` for an unreadable image or audio."""
         caps, total = self.caps, 0
         for number, part in enumerate(media_parts(messages, Image)):
-            with _telling(part, number):
+            with _number_in_errors(part, number):
                 total += self._plan(part, max_crops).nbytes
         for number, part in enumerate(media_parts(messages, Audio)):
-            with _telling(part, number):
+            with _number_in_errors(part, number):
                 stream = media.AudioStream(
                     part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
                 )
@@ -290,43 +289,43 @@ class Processor:
         return total
 
     def _plan(self, part: Image, max_crops: int | None) -> image.Plan:
-        """The crop plan of an image, by the size in its header; the least bound on its crops holds."""
-        bounds = [b for b in (self.max_crops, max_crops, part.most_crops) if b is not None]
+        """Return the crop plan of an image for the size in its header and the smallest limit on its crops."""
+        limits = [b for b in (self.max_crops, max_crops, part.most_crops) if b is not None]
         width, height = self.size(part)
         return image.plan(
             width,
             height,
             crop_size=self.crop_size,
             patch_size=self.patch_size,
-            max_crops=min(bounds),
+            max_crops=min(limits),
         )
 
     def _with_placeholders(
         self, pieces: Sequence[Piece], max_crops: int | None, context: int | None
     ) -> list[tuple[Piece, Placeholder | None]]:
-        """Pieces with their media. Nothing is decoded that can't fit the context: tokens of text and images are known
-        before, and audio clips are counted one by one."""
-        found: list[tuple[Piece, Placeholder | None]] = [(piece, None) for piece in pieces]
+        """Return the pieces with their placeholders. Media that exceed the context aren't decoded: the tokens of text
+        and images are known before, and audio is counted clip by clip."""
+        result: list[tuple[Piece, Placeholder | None]] = [(piece, None) for piece in pieces]
         total = sum(len(piece.ids) for piece in pieces if piece.media is None)
-        pictures, clips = (
-            [(i, p.media) for i, p in enumerate(pieces) if isinstance(p.media, kind)]
-            for kind in (Image, Audio)
+        image_parts, audio_parts = (
+            [(i, p.media) for i, p in enumerate(pieces) if isinstance(p.media, part_type)]
+            for part_type in (Image, Audio)
         )
-        order = [*enumerate(pictures), *enumerate(clips)]
-        for done, (number, (i, part)) in enumerate(order, 1):
+        order = [*enumerate(image_parts), *enumerate(audio_parts)]
+        for position, (number, (i, part)) in enumerate(order, 1):
             item = self.placeholder(part, max_crops, number)
-            found[i] = (pieces[i], item)
+            result[i] = (pieces[i], item)
             total += item.tokens
-            if context is not None and total > context and done < len(order):
+            if context is not None and total > context and position < len(order):
                 raise TooLong(_too_long(f"at least {total}", context))
-        return found
+        return result
 
     def placeholder(
         self, part: Image | Audio, max_crops: int | None, number: int = 0
     ) -> Placeholder:
-        """The tokens that an image or audio clip fills. Of an image only the header is read: its pixels are decoded
-        once the row is known to fit. A clip is decoded to log-mel frames."""
-        with _telling(part, number):
+        """Return the tokens of an image or audio. Only the header of an image is read: its pixels are decoded when the
+        row is known to fit. Audio is decoded to log-mel frames."""
+        with _number_in_errors(part, number):
             if isinstance(part, Image):
                 plan = self._plan(part, max_crops)
                 return Placeholder(part, number, plan.tokens, plan=plan)
@@ -340,20 +339,20 @@ class Processor:
             return Placeholder(part, number, Clip(len(mels), "").tokens, mels=mels)
 
     def size(self, part: Image) -> tuple[int, int]:
-        """Width and height of an image in pixels, by the header."""
+        """Return width and height of an image in pixels, from the header."""
         caps = self.caps
         return media.image_size(
             part.source, max_bytes=caps.image_bytes, max_pixels=caps.image_pixels
         )
 
-    def picture(self, part: Image) -> Picture:
-        """The decoded image, RGB, of the size that `size` says."""
+    def decoded_image(self, part: Image) -> PILImage:
+        """Return the decoded image, RGB, of the size returned by `size`."""
         caps = self.caps
         return media.decode_image(
             part.source, max_bytes=caps.image_bytes, max_pixels=caps.image_pixels
         )
 
-    def _join(
+    def _batch(
         self,
         pieces: Sequence[tuple[Piece, Placeholder | None]],
         adapter: str | None,
@@ -362,35 +361,35 @@ class Processor:
         *,
         truncate: bool = False,
     ) -> Batch:
-        """Pieces as one sequence: placeholders repeated, slots and labels noted, pixels and mels made."""
+        """Return pieces as one sequence: repeated placeholders, their slots, labels, crops and mels."""
         ids: list[int] = []
-        wanted: list[bool] = []
+        supervised: list[bool] = []
         slots: dict[type, list[int]] = {Image: [], Audio: []}
         for piece, item in pieces:
             if item is None:
                 ids += piece.ids
-                wanted += [piece.answer or supervise == "all"] * len(piece.ids)
+                supervised += [piece.answer or supervise == "all"] * len(piece.ids)
             else:
                 slots[type(item.part)] += range(len(ids), len(ids) + item.tokens)
                 ids += piece.ids * item.tokens
-                wanted += [False] * item.tokens
+                supervised += [False] * item.tokens
         lost = 0
         if context is not None and len(ids) > context:
             if not truncate or max((s[-1] for s in slots.values() if s), default=-1) >= context:
                 raise TooLong(_too_long(f"{len(ids)}", context))
             lost = len(ids) - context
-            ids, wanted = ids[:context], wanted[:context]
+            ids, supervised = ids[:context], supervised[:context]
         items = [item for _, item in pieces if item is not None]
         return row(
             ids,
-            supervise=wanted if supervise is not None else None,
+            supervise=supervised if supervise is not None else None,
             adapter=adapter,
             lost=lost,
             **self._pixels([m for m in items if isinstance(m.part, Image)], slots[Image]),
             **self._mels(
                 [m for m in items if isinstance(m.part, Audio)],
                 slots[Audio],
-                # A clip beside a picture goes through the projector trained with pictures, whatever the adapter.
+                # Audio with an image uses the projector trained with images, for any adapter.
                 "vision" if slots[Image] else "speech",
             ),
         )
@@ -399,10 +398,10 @@ class Processor:
         if not items:
             return {}
         cuts: list[image.Cut] = []
-        for m in items:  # one picture at a time stands in memory whole
+        for m in items:  # one decoded image in memory at a time
             assert isinstance(m.part, Image) and m.plan is not None
-            with _telling(m.part, m.number):
-                cuts.append(image.cut(self.picture(m.part), m.plan))
+            with _number_in_errors(m.part, m.number):
+                cuts.append(image.cut(self.decoded_image(m.part), m.plan))
         views = [cut.view for cut in cuts if cut.view is not None]
         return {
             "crops": torch.cat([cut.crops for cut in cuts]),
@@ -434,15 +433,17 @@ def _too_long(tokens: str, context: int) -> str:
 
 
 @contextmanager
-def _telling(part: Image | Audio, number: int) -> Iterator[None]:
-    """What is wrong with a picture or a clip says which one it is, and never what a library said."""
-    kind = "image" if isinstance(part, Image) else "audio"
+def _number_in_errors(part: Image | Audio, number: int) -> Iterator[None]:
+    """Add type and number of an image or audio to errors; messages of libraries are replaced."""
+    part_type = "image" if isinstance(part, Image) else "audio"
     try:
         yield
     except MediaError as error:
-        error.part, error.number = kind, number
+        error.part, error.number = part_type, number
         raise
     except ValueError as cause:
-        unread = MediaError(f"{kind} {number} of the conversation can't be read; is it damaged?")
-        unread.part, unread.number = kind, number
-        raise unread from cause
+        error_ = MediaError(
+            f"{part_type} {number} of the conversation can't be read; is it damaged?"
+        )
+        error_.part, error_.number = part_type, number
+        raise error_ from cause

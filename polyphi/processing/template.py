@@ -1,20 +1,20 @@
 """Conversation -> pieces of ids and text: the only place that emits control tokens.
 
-A conversation reads like this, the answer and its `<|end|>` being what is learnt (`^`)::
+A conversation has this form; the answer and its `<|end|>` are supervised (`^`)::
 
     <|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>Hello!<|end|><|endoftext|>
                                                             ^^^^^^^^^^^^^
 
 With a generation prompt it ends in `<|assistant|>` instead of `<|endoftext|>`. Tools go on a system message, as JSON
-text: `<|system|>CONTENT<|tool|>TOOLS<|/tool|><|end|>`. A picture or a clip becomes one placeholder where it stands;
-`processor.py` repeats it. Whitespace right after a control token is swallowed, as by the published tokenizer.
+text: `<|system|>CONTENT<|tool|>TOOLS<|/tool|><|end|>`. An image or audio becomes one placeholder at its position;
+`processor.py` repeats it. Whitespace right after a control token is removed, as in the published tokenizer.
 
-A message of role "document" stands alone: raw text, then `<|endoftext|>`, all of it learnt.
+A message of role "document" is a conversation of its own: raw text, then `<|endoftext|>`, all of it supervised.
 
 **Tool calls.** A model calls a tool by answering `<|tool_call|>[...]<|/tool_call|>`, two control tokens around JSON.
-Calls that come as such (`Calls`, from OpenAI's `tool_calls`) are told so again. Training data have them written out in
-the assistant's text; with `trusted=True` these two marks, in assistant messages only, become control tokens. Nothing
-else ever does, and without `trusted` not even these, because whoever sends a conversation may have made up its answers.
+Structured calls (`Calls`, from OpenAI's `tool_calls`) are rendered in this form. Training data contain the marks in the
+assistant's text; with `trusted=True` these two marks, in assistant messages only, become control tokens. No other text
+does, and without `trusted` not even these, because the answers in a client's conversation may be forged.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from polyphi.processing.vocabulary import END, END_OF_TEXT
 
 ROLES = ("system", "user", "assistant", "tool", "tool_response")
 DOCUMENT = "document"
-# What the published tokenizer takes for whitespace (Unicode White_Space; Python's own set also has U+001C to U+001F).
+# Whitespace of the published tokenizer (Unicode White_Space; Python's own set also has U+001C to U+001F).
 WHITESPACE = (
     "\t\n\v\f\r \x85\xa0\u1680"
     + "".join(map(chr, range(0x2000, 0x200B)))
@@ -36,7 +36,7 @@ WHITESPACE = (
 
 @dataclass(frozen=True)
 class Piece:
-    """Some ids. `answer`: they are the assistant's words, or a document's. `media`: what a placeholder stands for."""
+    """Token ids. `answer`: they belong to an answer or a document. `media`: the image or audio of a placeholder."""
 
     ids: tuple[int, ...]
     answer: bool = False
@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Words:
-    """Some text that isn't encoded yet. `answer` as in `Piece`."""
+    """Text that isn't encoded yet. `answer` as in `Piece`."""
 
     text: str
     answer: bool = False
@@ -58,11 +58,11 @@ def script(
     generation_prompt: bool = False,
     trusted: bool = False,
 ) -> list[Piece | Words]:
-    """The control tokens, placeholders and texts of a conversation, or of one document (with `generation_prompt`, to
-    be continued: no `<|endoftext|>`), before anything is encoded.
+    """Return the control tokens, placeholders and unencoded texts of a conversation or of one document (with
+    `generation_prompt` without `<|endoftext|>`, to be continued).
 
-    Raises `ValueError` for no messages, unknown roles, tools on any but a system message, and media that this
-    tokenizer has no placeholder for.
+    Raises `ValueError` for no messages, unknown roles, tools on another message than a system message, and media
+    without a placeholder in this tokenizer.
     """
     if not messages:
         raise ValueError("a conversation needs at least one message, found none")
@@ -98,14 +98,14 @@ def script(
 
 
 class _Writer:
-    """Collects pieces. Text is held back until a control token or placeholder comes: neighbouring texts are one."""
+    """Collects pieces. Text is buffered until the next control token or placeholder, to join adjacent texts."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._pieces: list[Piece | Words] = []
-        self._held: list[str] = []
-        self._held_answer = False
-        self._swallow = False
+        self._buffer: list[str] = []
+        self._buffer_is_answer = False
+        self._strip_next = False
 
     @property
     def pieces(self) -> list[Piece | Words]:
@@ -123,14 +123,14 @@ class _Writer:
 
     def text(self, text: str, *, answer: bool = False) -> None:
         if text:
-            assert not self._held or self._held_answer == answer
-            self._held.append(text)
-            self._held_answer = answer
+            assert not self._buffer or self._buffer_is_answer == answer
+            self._buffer.append(text)
+            self._buffer_is_answer = answer
 
     def control(self, token: str, *, answer: bool = False) -> None:
         self._flush()
         self._pieces.append(Piece((self._tokenizer.control(token),), answer))
-        self._swallow = self._tokenizer.swallows(token)
+        self._strip_next = self._tokenizer.strips_following_whitespace(token)
 
     def _media(self, part: Image | Audio | Video) -> None:
         assert not isinstance(part, Video), "a video is expanded first (video.py)"
@@ -141,10 +141,10 @@ class _Writer:
             )
         self._flush()
         self._pieces.append(Piece((id,), media=part))
-        self._swallow = False
+        self._strip_next = False
 
     def _calls(self, text: str) -> None:
-        """An assistant's text in which the two tool-call marks are control tokens."""
+        """Append an assistant's text in which the two tool-call marks are control tokens."""
         while text:
             at, mark = min(
                 (text.find(m) % (len(text) + 1), m) for m in (CALL, CALL_END)
@@ -156,9 +156,9 @@ class _Writer:
             text = text[at + len(mark) :]
 
     def _flush(self) -> None:
-        text, self._held = "".join(self._held), []
-        if self._swallow:
+        text, self._buffer = "".join(self._buffer), []
+        if self._strip_next:
             text = text.lstrip(WHITESPACE)
         if text:
-            self._pieces.append(Words(text, self._held_answer))
-            self._swallow = False
+            self._pieces.append(Words(text, self._buffer_is_answer))
+            self._strip_next = False

@@ -1,11 +1,11 @@
-"""Text <-> ids. What a person types never becomes a control token.
+"""Text <-> ids. Text of users never becomes a control token.
 
 >>> tokenizer = Tokenizer.load("model/tokenizer.json")
->>> tokenizer.encode("<|user|>") == [tokenizer.control("<|user|>")]      # ten or so ordinary tokens instead
+>>> tokenizer.encode("<|user|>") == [tokenizer.control("<|user|>")]      # about ten ordinary tokens instead
 False
 
-One `tokenizer.json` is read twice: whole, to decode, and without its added tokens, to encode. Turning off "special
-tokens" in a tokenizer would not do alone, for the tool tokens of Phi-4 are added tokens that are not special.
+One `tokenizer.json` is loaded twice: unchanged, to decode, and without its added tokens, to encode. Disabling "special
+tokens" isn't enough: the tool tokens of Phi-4 are added tokens that are not special.
 """
 
 import base64
@@ -36,24 +36,23 @@ from polyphi.processing.vocabulary import (
     REQUIRED,
     WORD_SPLIT,
     aligned,
-    byte_letters,
+    byte_characters,
     merges_of,
     pre_tokenizer,
     specification,
 )
 
-# Where both splits have a boundary whatever stands around: no alternative of theirs matches a space after anything but
-# whitespace, a line end or one of these marks after a letter or digit, a letter after a digit, or a digit after a
-# letter. The letters are ranges that haven't changed since Unicode 2.0: Python and the tokenizer may know different
-# versions.
-_SURE = "0-9A-Za-z\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+# Boundaries of all splits in any context: none of their alternatives matches a space after anything but whitespace, a
+# line end or one of these marks after a letter or digit, a letter after a digit, or a digit after a letter. The letters
+# are ranges unchanged since Unicode 2.0, because Python and the tokenizer may have different versions.
+_STABLE = "0-9A-Za-z\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
 BOUNDARY = re.compile(
-    rf"(?<=\S) |(?<=[{_SURE}])[\n\uff0c\u3002\u3001\uff01\uff1f]|(?<=[0-9])[A-Za-z]|(?<=[A-Za-z])[0-9]"
+    rf"(?<=\S) |(?<=[{_STABLE}])[\n\uff0c\u3002\u3001\uff01\uff1f]|(?<=[0-9])[A-Za-z]|(?<=[A-Za-z])[0-9]"
 )
-# Emoji and other signs, in no version of Unicode letters, digits, marks or spaces: the splits keep runs of them whole.
+# Emoji and other signs, in no version of Unicode letters, digits, marks or spaces: the splits don't divide their runs.
 SIGNS = "\U0001f300-\U0001faff"
 SLICE = 16_384
-"""Characters of a text that are encoded at once, or as many as stand before its next boundary."""
+"""Minimum number of characters that are encoded at once, up to the next boundary."""
 
 NO_TOKENIZER = (
     "text needs a tokenizer, but this model was loaded with tokenizer=None; give token ids, or load it with "
@@ -62,26 +61,25 @@ NO_TOKENIZER = (
 
 
 class Tokenizer:
-    """Byte-level BPE with Phi-4's control tokens. Made by `load`, `train` or `from_ranks`; finds ids by token text."""
+    """Byte-level BPE with Phi-4's control tokens, from `load`, `train` or `from_ranks`."""
 
     has_vocabulary = True
-    """Whether it encodes and decodes text (`NoTokenizer` doesn't)."""
+    """Whether it can encode and decode text (`NoTokenizer` can't)."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        """`spec` is the content of a `tokenizer.json`. Raises `ValueError` if it lacks the tokens every chat needs."""
+        """`spec` is the content of a `tokenizer.json`. Raises `ValueError` if it lacks a token needed for chats."""
         self._spec = spec
         self._controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
-        self._swallows = {t["content"] for t in spec.get("added_tokens") or () if t["rstrip"]}
+        self._stripping = {t["content"] for t in spec.get("added_tokens") or () if t["rstrip"]}
         if missing := [t for t in REQUIRED if t not in self._controls]:
             raise ValueError(
                 f"expected Phi-4's added tokens in tokenizer.json, found no {', '.join(missing)}"
             )
-        self._whole = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
 
     def _without_controls(self) -> dict[str, Any]:
-        """The same tokenizer that knows no added token. Their names also stand in the vocabulary, to hold their
-        ids."""
+        """Return the tokenizer without added tokens, neither in its list nor in its vocabulary."""
         model = self._spec["model"]
         vocabulary = {
             token: id for token, id in model["vocab"].items() if token not in self._controls
@@ -96,7 +94,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """From a `tokenizer.json` or the folder it lies in."""
+        """Load a `tokenizer.json` by its path or its folder."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
@@ -110,8 +108,7 @@ class Tokenizer:
             ) from None
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template), which transformers reads
-        too."""
+        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template), readable by transformers."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tokenizer.json").write_text(
@@ -139,43 +136,46 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, split: str = DIGIT_SPLIT) -> "Tokenizer":
-        """A vocabulary of `vocab_size` tokens in all (rounded up to a multiple of 64), learnt from `texts`: 256 bytes,
-        merges, and the control tokens last; smaller if the texts hold no more. Every digit is a token of its own; no
-        token crosses a boundary of `split`. Deterministic. Raises `ValueError` if there is no room for the bytes."""
-        wanted = aligned(vocab_size) - len(CONTROLS)
-        if wanted < 256:
+        """Train a vocabulary of `vocab_size` tokens in all (rounded up to a multiple of 64) on `texts`: 256 bytes,
+        merges, and the control tokens last; smaller if the texts have fewer merges. Every digit is a separate token; no
+        token crosses a boundary of `split`. Deterministic. Raises `ValueError` if `vocab_size` is too small for the
+        bytes."""
+        bpe_size = aligned(vocab_size) - len(CONTROLS)
+        if bpe_size < 256:
             raise ValueError(
                 f"a vocabulary has 256 bytes and {len(CONTROLS)} control tokens, found size {vocab_size}"
             )
-        learner = tokenizers.Tokenizer(models.BPE())
-        learner.pre_tokenizer = pre_tokenizer(split)
+        bpe = tokenizers.Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizer(split)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        learner.train_from_iterator(
+        bpe.train_from_iterator(
             texts,
-            trainers.BpeTrainer(vocab_size=wanted, initial_alphabet=alphabet, show_progress=False),
+            trainers.BpeTrainer(
+                vocab_size=bpe_size, initial_alphabet=alphabet, show_progress=False
+            ),
         )
-        model = json.loads(learner.to_str())["model"]
+        model = json.loads(bpe.to_str())["model"]
         ids = {token: len(model["vocab"]) + n for n, token in enumerate(CONTROLS)}
         return cls(specification(model["vocab"], model["merges"], split, ids))
 
     @classmethod
     def from_ranks(cls, path: str | Path) -> "Tokenizer":
-        """The published 200,064-token vocabulary, from a file of o200k_base ranks (a token in base64 and its rank per
-        line, as tiktoken keeps it). Takes some seconds, so `save` it. Raises `ValueError` if the file's SHA-256 isn't
-        the known one."""
+        """Return the published 200,064-token vocabulary from a file of o200k_base ranks (per line a token in base64 and
+        its rank, as in tiktoken). Takes some seconds, so `save` it. Raises `ValueError` if the file's SHA-256 isn't the
+        published one."""
         if not Path(path).is_file():
             raise ValueError(f"{path}: expected a file of o200k_base ranks, found nothing there")
         data = Path(path).read_bytes()
-        if (found := hashlib.sha256(data).hexdigest()) != O200K_SHA256:
+        if (digest := hashlib.sha256(data).hexdigest()) != O200K_SHA256:
             raise ValueError(
-                f"{path}: expected o200k_base ranks with SHA-256 {O200K_SHA256}, found {found}"
+                f"{path}: expected o200k_base ranks with SHA-256 {O200K_SHA256}, found {digest}"
             )
         pairs = (line.split() for line in data.splitlines() if line)
         ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
-        letters = byte_letters()
+        characters = byte_characters()
 
         def spell(token: bytes) -> str:
-            return "".join(letters[b] for b in token)
+            return "".join(characters[b] for b in token)
 
         vocabulary = {spell(token): rank for token, rank in ranks.items()}
         merges = [[spell(a), spell(b)] for a, b in merges_of(ranks)]
@@ -184,33 +184,33 @@ class Tokenizer:
         )
 
     def encode(self, text: str, limit: int | None = None) -> list[int]:
-        """Ids of plain text; never a control token, whatever the text says. Encoding stops once there are more than
-        `limit` ids: such a result is longer than `limit` and may not be whole. Raises ValueError for half a surrogate
-        pair (what "\\ud800" in JSON becomes), which is no text."""
+        """Return the ids of plain text, never control tokens. Encoding stops after more than `limit` ids: such a result
+        is longer than `limit` and may be incomplete. Raises ValueError for half a surrogate pair (from "\\ud800" in
+        JSON)."""
         ids: list[int] = []
-        for some in self.encode_slices(text):
-            ids += some
+        for chunk in self.encode_slices(text):
+            ids += chunk
             if limit is not None and len(ids) > limit:
                 break
         return ids
 
     def encode_slices(self, text: str) -> Iterator[list[int]]:
-        """The ids of `encode`, slice by slice. Other Python threads run while a slice is encoded."""
+        """Yield the ids of `encode`, slice by slice. Other Python threads can run while a slice is encoded."""
         for piece in self._slices(text):
             try:
-                # `encode` holds Python's global lock all the while, and is slower: it finds offsets too.
-                (found,) = self._plain.encode_batch_fast([piece], add_special_tokens=False)
+                # `encode` holds Python's global lock, and is slower because it also computes offsets.
+                (encoding,) = self._plain.encode_batch_fast([piece], add_special_tokens=False)
             except TypeError:
                 raise ValueError("expected Unicode text, found half of a surrogate pair") from None
-            yield found.ids
+            yield encoding.ids
 
     def count(self, text: str) -> int:
-        """The number of ids of a text, without keeping them."""
+        """Return the number of ids of a text without storing them."""
         return sum(map(len, self.encode_slices(text)))
 
     def min_tokens(self, text: str) -> int:
-        """A lower bound on the number of ids of a text, for the cost of counting its bytes; 0 for a vocabulary that
-        allows none.
+        """Return a lower bound on the number of ids of a text from the counts of its bytes; 0 for a vocabulary without
+        such a bound.
 
         A byte weighs 1/n where n is the length of the longest token that contains it. The bytes of a token of length
         m weigh at most m * 1/m = 1 together, so a text has at least as many tokens as its bytes weigh."""
@@ -218,9 +218,11 @@ class Tokenizer:
         if longest is None:
             return 0
         counts = np.zeros(256, np.int64)
-        for start in range(0, len(text), 1 << 16):  # in parts: other threads run between them
-            some = text[start : start + (1 << 16)].encode("utf-8", "surrogatepass")
-            counts += np.bincount(np.frombuffer(some, np.uint8), minlength=256)
+        for start in range(
+            0, len(text), 1 << 16
+        ):  # in parts, so that other threads can run in between
+            chunk = text[start : start + (1 << 16)].encode("utf-8", "surrogatepass")
+            counts += np.bincount(np.frombuffer(chunk, np.uint8), minlength=256)
         weights = (
             Fraction(count, length)
             for count, length in zip(counts.tolist(), longest, strict=True)
@@ -229,7 +231,7 @@ class Tokenizer:
         return ceil(sum(weights, Fraction()))
 
     def _slices(self, text: str) -> Iterator[str]:
-        """A text in pieces whose ids, joined, are those of the whole."""
+        """Yield slices of a text whose joined ids are those of the whole text."""
         start = 0
         while self._known_split and (end := self._boundary(text, start)) < len(text):
             yield text[start:end]
@@ -237,49 +239,49 @@ class Tokenizer:
         yield text[start:]
 
     def _boundary(self, text: str, start: int) -> int:
-        """Where a slice that begins at `start` may end, from `SLICE` characters on, or the text's end. It is looked for
-        in windows: a search holds Python's global lock."""
+        """Return a possible end of a slice from `start`, at least `SLICE` characters later, or the end of the text. The
+        search uses windows because it holds Python's global lock."""
         for window in range(start + SLICE, len(text), SLICE):
-            if found := BOUNDARY.search(text, window, window + SLICE):
-                return found.start()
+            if match := BOUNDARY.search(text, window, window + SLICE):
+                return match.start()
             if (inside := self._inside_run(text, start, window)) is not None:
                 return inside
         return len(text)
 
     def _inside_run(self, text: str, start: int, window: int) -> int | None:
-        """A place within a run of signs, near a window, where no token can reach across: none holds the bytes on both
-        sides. On each side the run has more bytes in its slice than any token, so that neither part is taken whole
-        where the run isn't (`ignore_merges`)."""
+        """Return an index within a run of signs near a window that no token crosses: none contains the bytes on both
+        sides. Both parts of the run have more bytes than any token, so that neither is a token by itself
+        (`ignore_merges`). None if there is no such index."""
         if self._longest_tokens is None:
             return None
         reach = max(self._longest_tokens) + 1
         run = re.compile(rf"[{SIGNS}]{{{2 * reach}}}")
-        found = run.search(text, max(start, window - reach), window + SLICE + reach)
-        if found is None:
+        match = run.search(text, max(start, window - reach), window + SLICE + reach)
+        if match is None:
             return None
-        inside = found.start() + reach
-        letters = byte_letters()
-        pair = letters[text[inside - 1].encode()[-1]] + letters[text[inside].encode()[0]]
+        inside = match.start() + reach
+        characters = byte_characters()
+        pair = characters[text[inside - 1].encode()[-1]] + characters[text[inside].encode()[0]]
         return None if pair in self._spelling else inside
 
     @cached_property
     def _spelling(self) -> str:
-        """All tokens of text, a line each: no byte is written as a line end."""
+        """All text tokens, one per line: no byte is represented by a line end."""
         return "\n".join(t for t in self._spec["model"]["vocab"] if t not in self._controls)
 
     @cached_property
     def _known_split(self) -> bool:
-        """Whether `BOUNDARY` holds for how this tokenizer splits text, and nothing changes the text before."""
+        """Whether `BOUNDARY` is valid for the pre-tokenizer, and no normalizer changes the text before."""
         if self._spec.get("normalizer") is not None or self._spec["model"].get("dropout"):
             return False
         step = self._spec.get("pre_tokenizer") or {}
         split, *rest = step.get("pretokenizers") or [step]
-        whole = (split.get("behavior"), split.get("invert")) in (
+        keeps_all_text = (split.get("behavior"), split.get("invert")) in (
             ("Isolated", False),
             ("Removed", True),  # the splits match every character, so nothing is removed
         )
         return (
-            whole
+            keeps_all_text
             and split.get("pattern")
             in ({"Regex": O200K_SPLIT}, {"Regex": DIGIT_SPLIT}, {"Regex": WORD_SPLIT})
             and [(s["type"], s.get("add_prefix_space"), s.get("use_regex")) for s in rest]
@@ -288,35 +290,35 @@ class Tokenizer:
 
     @cached_property
     def _longest_tokens(self) -> list[int] | None:
-        """The length in bytes of the longest token that contains each of the 256 bytes; None where tokens are
-        something else than runs of the text's own bytes."""
+        """The length in bytes of the longest token that contains each of the 256 bytes; None if tokens aren't
+        substrings of the text's bytes."""
         model = self._spec["model"]
         affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
         if not self._known_split or model.get("type", "BPE") != "BPE" or affixes:
             return None
         tokens = [token for token in model["vocab"] if token not in self._controls]
-        letters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
+        characters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
         lengths = lengths.repeat(lengths)
-        codes = [ord(letter) for letter in byte_letters()]
+        codes = [ord(character) for character in byte_characters()]
         longest = np.zeros(max(codes) + 1, np.int64)
-        known = letters < len(longest)
-        np.maximum.at(longest, letters[known], lengths[known])
-        found: list[int] = longest[codes].tolist()
-        return found if all(found) else None  # what isn't in the vocabulary is left out of the ids
+        is_byte = characters < len(longest)
+        np.maximum.at(longest, characters[is_byte], lengths[is_byte])
+        result: list[int] = longest[codes].tolist()
+        return result if all(result) else None  # bytes outside the vocabulary have no ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of ids; incomplete characters show as U+FFFD. `skip_special` leaves out control tokens except those of
-        tools, which the reader of a tool call needs."""
+        """Return the text of ids; incomplete characters are U+FFFD. `skip_special` leaves out control tokens except
+        those of tools, which are needed to parse tool calls."""
         if len(ids) <= SLICE:
-            return self._whole.decode(list(ids), skip_special_tokens=skip_special)
-        # `decode` holds Python's global lock all the while.
-        (text,) = self._whole.decode_batch([list(ids)], skip_special_tokens=skip_special)
+            return self._full.decode(list(ids), skip_special_tokens=skip_special)
+        # `decode` holds Python's global lock.
+        (text,) = self._full.decode_batch([list(ids)], skip_special_tokens=skip_special)
         return text
 
     def spelled(self) -> list[bytes | None]:
-        """The bytes of every id, up to `vocab_size`; None for control tokens and ids that mean nothing."""
-        bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+        """Return the bytes of every id, up to `vocab_size`; None for control tokens and unused ids."""
+        bytes_of = {character: byte for byte, character in enumerate(byte_characters())}
         words: list[bytes | None] = [None] * self.vocab_size
         for token, id in self._spec["model"]["vocab"].items():
             if token not in self._controls:
@@ -324,16 +326,17 @@ class Tokenizer:
         return words
 
     def control(self, token: str) -> int:
-        """Id of a control token, by its text. Raises `ValueError` if the tokenizer has none of that name."""
+        """Return the id of a control token by its text. Raises `ValueError` for an unknown one."""
         if token not in self._controls:
             raise ValueError(
                 f"this tokenizer has no control token {token!r}; it has {', '.join(self._controls)}"
             )
         return self._controls[token]
 
-    def swallows(self, token: str) -> bool:
-        """Whether whitespace right after this control token disappears, as in the published tokenizer (`rstrip`)."""
-        return token in self._swallows
+    def strips_following_whitespace(self, token: str) -> bool:
+        """Return whether whitespace right after a control token is removed, as in the published tokenizer
+        (`rstrip`)."""
+        return token in self._stripping
 
     @property
     def controls(self) -> dict[str, int]:
@@ -342,17 +345,17 @@ class Tokenizer:
 
     @property
     def image_id(self) -> int | None:
-        """The placeholder of pictures; None for a text-only tokenizer."""
+        """The placeholder of images; None for a text-only tokenizer."""
         return next((self._controls[t] for t in IMAGE_NAMES if t in self._controls), None)
 
     @property
     def audio_id(self) -> int | None:
-        """The placeholder of clips; None for a text-only tokenizer."""
+        """The placeholder of audio; None for a text-only tokenizer."""
         return next((self._controls[t] for t in AUDIO_NAMES if t in self._controls), None)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """What ends an answer: <|end|>, <|endoftext|>."""
+        """Ids that end an answer: <|end|>, <|endoftext|>."""
         return self._controls[END], self._controls[END_OF_TEXT]
 
     @property
@@ -363,8 +366,8 @@ class Tokenizer:
 
 
 class NoTokenizer(Tokenizer):
-    """The tokenizer of a model that works on token ids alone: it knows the ids that the model's configuration names.
-    Encoding, decoding and looking up control tokens raise ValueError."""
+    """The tokenizer of a model that is used with token ids only, with the ids of the model's configuration. Encoding,
+    decoding and the lookup of control tokens raise ValueError."""
 
     has_vocabulary = False
 
@@ -399,7 +402,7 @@ class NoTokenizer(Tokenizer):
 
     @property
     def controls(self) -> dict[str, int]:
-        """Empty: the names of control tokens aren't known."""
+        """Empty: the names of control tokens are unknown."""
         return {}
 
     def encode_slices(self, text: str) -> Iterator[list[int]]:

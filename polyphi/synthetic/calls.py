@@ -1,4 +1,4 @@
-"""Function calling by template: tools in the system message, a request, and the call as the model writes it.
+"""Function calling by template: tools in the system message, a request, and the call in the model's syntax.
 
 >>> call(Random(0), "train").answer
 '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Rome", "day": "Monday"}}]<|/tool_call|>'
@@ -29,7 +29,8 @@ _CITIES, _PEOPLE, _ROOMS, _DAYS = (
 
 @dataclass(frozen=True)
 class Tool:
-    """A function: what it does, its parameters' types, a way to draw arguments, and how people ask for it."""
+    """A function: its description, the types of its parameters, a function that draws arguments, and templates of
+    requests for it."""
 
     description: str
     parameters: Mapping[str, str]
@@ -97,7 +98,7 @@ TOOLS: dict[str, Tool] = {
 
 @dataclass(frozen=True)
 class Call:
-    """A request with the tools on offer (JSON) and the answer; `tool` is the right one's name, or "" for none."""
+    """A request with the available tools (JSON) and the answer; `tool` is the name of the fitting one, or ""."""
 
     tools: str
     question: str
@@ -106,8 +107,8 @@ class Call:
 
 
 def specification(names: list[str]) -> str:
-    """The JSON list that a system message carries, in the form of the published chat template."""
-    told = [
+    """Return the JSON list of tools for a system message, in the form of the published chat template."""
+    specifications = [
         {
             "name": n,
             "description": TOOLS[n].description,
@@ -115,22 +116,26 @@ def specification(names: list[str]) -> str:
         }
         for n in names
     ]
-    return json.dumps(told)
+    return json.dumps(specifications)
 
 
 def call(rng: Random, split: str, tool: str | None = None) -> Call:
-    """A random conversation, for the tool named ("" for none that fits), with arguments of this split."""
+    """Return a random conversation that needs `tool` ("": none of the available ones fits; None: a random choice), with
+    arguments of this split."""
     if tool is None:
         tool = rng.choice(sorted(TOOLS)) if rng.random() < 0.9 else ""
-    asked = tool or rng.choice(sorted(TOOLS))
+    requested = tool or rng.choice(sorted(TOOLS))
     while True:
-        arguments = TOOLS[asked].draw(rng)
-        if side(split, "call", asked, *arguments.values(), percent=15):
+        arguments = TOOLS[requested].draw(rng)
+        if side(split, "call", requested, *arguments.values(), percent=15):
             break
-    others = [n for n in sorted(TOOLS) if n != asked]
-    offered = rng.sample(others, 2) if not tool else [tool, rng.choice(others)]
-    rng.shuffle(offered)
+    others = [n for n in sorted(TOOLS) if n != requested]
+    tools = rng.sample(others, 2) if not tool else [tool, rng.choice(others)]
+    rng.shuffle(tools)
     answer = call_text([{"name": tool, "arguments": arguments}]) if tool else NO_TOOL
     return Call(
-        specification(offered), rng.choice(TOOLS[asked].requests).format(**arguments), answer, tool
+        specification(tools),
+        rng.choice(TOOLS[requested].requests).format(**arguments),
+        answer,
+        tool,
     )

@@ -1,12 +1,12 @@
-"""Short drawn videos: one shape, to which two or three things happen, in order.
+"""Short drawn videos: one shape and two or three events in order.
 
 >>> cartoon = draw(scene, "circle", "red", ("moves right", "grows", "turns blue"))
 >>> cartoon.summary()
 'A red circle moves right, then grows, then turns blue.'
->>> len(cartoon.frames), len(cartoon.seen())          # all of them, and one of before, between and after the events
+>>> len(cartoon.frames), len(cartoon.sampled_frames())    # all frames; one before, between and after the events
 (32, 4)
 
-`seen` takes the frames that `processing.video.decode_video` takes of a file.
+`sampled_frames` selects the same frames as `processing.video.decode_video` does in a file.
 """
 
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ MOVES: dict[str, tuple[int, int]] = {
 }
 SIZES: dict[str, int] = {"grows": 1, "shrinks": -1}
 PLAIN = (*MOVES, *SIZES)
-"""Events; besides them there is "turns COLOUR"."""
-EACH = 8
-"""Frames of a still time; each event takes the last two of one and the first two of the next."""
+"""Events without a colour; the other events are "turns COLOUR"."""
+FRAMES_PER_STATE = 8
+"""Frames per state; each event takes the last two of one state and the first two of the next."""
 SMALL, LARGE = 24, 52  # pixels of a shape's side
-NEAR, FAR = 30, SIDE - 30  # where a shape's middle may be
+NEAR, FAR = 30, SIDE - 30  # range of a shape's centre, pixels
 
 
 @dataclass(frozen=True)
 class State:
-    """How the shape is: its middle, its side (pixels) and its colour."""
+    """Centre, side (both in pixels) and colour of the shape."""
 
     x: float
     y: float
@@ -46,15 +46,15 @@ class State:
 
 @dataclass(frozen=True)
 class Cartoon:
-    """All frames, of `SIDE` x `SIDE` pixels, and what they show."""
+    """All frames (`SIDE` x `SIDE` pixels), the shape, its first colour and its events."""
 
     frames: tuple[Image.Image, ...]
     shape: str
     colour: str
     events: tuple[str, ...]
 
-    def seen(self) -> list[Image.Image]:
-        """One frame more than there are events, from the middles of equal parts of the time."""
+    def sampled_frames(self) -> list[Image.Image]:
+        """Return one frame more than there are events, each from the middle of an equal part of the video."""
         count = len(self.events) + 1
         return [self.frames[len(self.frames) * (2 * i + 1) // (2 * count)] for i in range(count)]
 
@@ -64,17 +64,17 @@ class Cartoon:
 
 
 def draw(scene: Scene, shape: str, colour: str, events: Sequence[str]) -> Cartoon:
-    """A video in which these events, all different, happen to a shape of that colour."""
+    """Draw a video of a shape of this colour with these events, all different."""
     tints = {c: scene.tint(c) for c in (colour, *(e[6:] for e in events if e not in PLAIN))}
     paper, turn = scene.paper(*(COLOUR_RGB[c] for c in tints)), scene.turn(shape, colour)
     states = [_start(scene, events, tints[colour])]
     for event in events:
         states.append(_after(states[-1], event, tints))
     frames = []
-    for i in range(EACH * len(states)):
-        # `at` counts still times; it stays at a whole number but for an event's four frames
-        still, within = divmod(i - EACH // 2, EACH)
-        at = still + min(1.0, max(0.0, (within - 1.5) / 4)) if still >= 0 else 0.0
+    for i in range(FRAMES_PER_STATE * len(states)):
+        # `at` is a position between states: a whole number except during the four frames of an event.
+        state, offset = divmod(i - FRAMES_PER_STATE // 2, FRAMES_PER_STATE)
+        at = state + min(1.0, max(0.0, (offset - 1.5) / 4)) if state >= 0 else 0.0
         before = min(int(at), len(states) - 1)
         after = min(before + 1, len(states) - 1)
         frames.append(
@@ -84,7 +84,7 @@ def draw(scene: Scene, shape: str, colour: str, events: Sequence[str]) -> Cartoo
 
 
 def _start(scene: Scene, events: Sequence[str], rgb: tuple[float, float, float]) -> State:
-    """Where the first move of each direction, and the first change of size, have room."""
+    """Return a first state that leaves space for the first move on each axis and the first change of size."""
 
     def first(axis: int) -> float:
         steps = [MOVES[e][axis] for e in events if e in MOVES and MOVES[e][axis]]
@@ -115,8 +115,8 @@ def _between(a: State, b: State, share: float) -> State:
 
 
 def _frame(state: State, shape: str, paper: images.RGB, turn: int) -> Image.Image:
-    picture, side = images.sheet((SIDE, SIDE), paper), round(state.side)
+    image, side = images.sheet((SIDE, SIDE), paper), round(state.side)
     corner = (round(state.x - side / 2), round(state.y - side / 2))
     red, green, blue = (round(v) for v in state.rgb)
-    images.stamp_shape(picture, shape, corner, side, (red, green, blue), turn=turn)
-    return picture
+    images.stamp_shape(image, shape, corner, side, (red, green, blue), turn=turn)
+    return image

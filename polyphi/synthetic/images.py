@@ -1,12 +1,12 @@
-"""Drawing with Pillow for training pictures: papers and inks, shapes, scanned digits, text; and what is held out.
+"""Drawing with Pillow for training images: backgrounds, inks, shapes, scanned digits and text; the held-out parts.
 
->>> picture = sheet((112, 112), (255, 255, 255))
->>> stamp_shape(picture, "star", (20, 20), 60, (220, 30, 30))
->>> png(picture)[:4]
+>>> image = sheet((112, 112), (255, 255, 255))
+>>> stamp_shape(image, "star", (20, 20), 60, (220, 30, 30))
+>>> png(image)[:4]
 b'\\x89PNG'
 
-The test split shows what training never did: scans (by number), font files, numbers, turns of a shape in a colour, and
-stamps (`polyphi.synthetic.stamps`). `polyphi.synthetic.scenes` throws the dice and makes samples of what is drawn here.
+Held out for the test split are scans (by number), font files, numbers, rotations of a shape in a colour, and stamps
+(`polyphi.synthetic.stamps`). `polyphi.synthetic.scenes` makes random choices and samples with these functions.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from polyphi.processing.grids import Named
+from polyphi.processing.grids import LabelledBox
 from polyphi.text import lexicon
 
 RGB = tuple[int, int, int]
@@ -34,31 +34,31 @@ PALE: tuple[RGB, ...] = (
     (222, 236, 250),
 )
 PAPERS: tuple[RGB, ...] = (*PALE, (70, 74, 82))
-"""Backgrounds: pale ones, and one dark."""
+"""Background colours: pale ones and one dark."""
 
 
 def bucket(key: str, buckets: int) -> int:
-    """A stable number from 0 to `buckets` - 1 for a key: splits must not move with Python's own hash."""
+    """Return a stable number from 0 to `buckets` - 1 for a key (Python's `hash` changes between processes)."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % buckets
 
 
 PAIRS = tuple((shape, colour) for shape in lexicon.SHAPES for colour in lexicon.COLOURS)
 TURNS = (-12, -6, 0, 6, 12)
-"""Degrees by which shapes are turned."""
+"""Rotations of shapes in degrees."""
 
 
 @cache
 def turns(split: str, shape: str, colour: str) -> tuple[int, ...]:
-    """The turns in which a split shows a shape of a colour: one of the five is held out for each pair. (Whole pairs
-    can't be held out: whoever sees the colour first has learned that the unseen shape never goes with it.)"""
-    unseen = TURNS[bucket(f"turn {colour} {shape}", len(TURNS))]
-    return tuple(turn for turn in TURNS if (turn == unseen) == (split == "test"))
+    """Return the rotations that a split uses for a shape of a colour: one of the five is held out for each pair. (Whole
+    pairs can't be held out: a model that sees the colour learns that the held-out shape never has it.)"""
+    test_turn = TURNS[bucket(f"turn {colour} {shape}", len(TURNS))]
+    return tuple(turn for turn in TURNS if (turn == test_turn) == (split == "test"))
 
 
 @cache
 def numbers(split: str) -> tuple[int, ...]:
-    """Numbers from 0 to 999 that a split may show: a quarter of those with two digits is held out, and a sixth of
-    those with three."""
+    """Return the numbers from 0 to 999 that a split may use: a quarter of those with two digits is held out, and a
+    sixth of those with three."""
     return tuple(
         n
         for n in range(1000)
@@ -80,7 +80,7 @@ FONTS = {
     ),
     "test": ("STIXGeneralBol", "DejaVuSerif-Bold", "cmr10", "cmss10", "cmtt10", "cmb10", "Aileron"),
 }
-"""Font files of each split: those inside matplotlib, and Aileron, Pillow's own."""
+"""Font files of each split: those of matplotlib, and Aileron, Pillow's default font."""
 ASCII_FONTS = {"cmr10", "cmss10", "cmtt10", "cmb10", "Aileron"}  # they lack accented letters
 
 
@@ -93,7 +93,7 @@ def _font_folder() -> Path:
 
 @lru_cache(512)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font by name and size in pixels. Raises `ValueError` for an unknown one."""
+    """Return a font by name and size in pixels. Raises `ValueError` if the name is unknown."""
     if name == "Aileron":
         return ImageFont.load_default(size)  # type: ignore[return-value]
     path = _font_folder() / f"{name}.ttf"
@@ -105,23 +105,23 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def fitting(name: str, text: str, width: float, largest: int) -> ImageFont.FreeTypeFont:
-    """The font in the largest size, up to `largest` pixels, in which `text` is at most `width` pixels wide."""
+    """Return the font in the largest size, up to `largest` pixels, in which `text` is at most `width` pixels wide."""
     wide = font(name, 32).getlength(text)
     return font(name, max(7, min(largest, int(32 * width / max(wide, 1)))))
 
 
 def write(
-    picture: Image.Image, text: str, face: ImageFont.FreeTypeFont, corner: tuple[int, int], ink: RGB
+    image: Image.Image, text: str, face: ImageFont.FreeTypeFont, corner: tuple[int, int], ink: RGB
 ) -> None:
-    """Render a line of text, the upper left corner of its ink at `corner`. Each of its characters is named."""
+    """Render a line of text with the upper left corner of its ink at `corner`, and annotate each character."""
     left, top, _, bottom = face.getbbox(text)
-    ImageDraw.Draw(picture).text((corner[0] - left, corner[1] - top), text, font=face, fill=ink)
+    ImageDraw.Draw(image).text((corner[0] - left, corner[1] - top), text, font=face, fill=ink)
     before = 0.0
     for i, character in enumerate(text):
         after = face.getlength(text[: i + 1])
         if not character.isspace():
-            name(
-                picture,
+            annotate(
+                image,
                 character,
                 (corner[0] - left + before, corner[1]),
                 (after - before, bottom - top),
@@ -130,52 +130,52 @@ def write(
 
 
 def write_line(
-    picture: Image.Image, text: str, face: ImageFont.FreeTypeFont, corner: tuple[int, int], ink: RGB
+    image: Image.Image, text: str, face: ImageFont.FreeTypeFont, corner: tuple[int, int], ink: RGB
 ) -> None:
-    """Render a line of several: its left edge and the top of the font's tallest letters at `corner`, so that the lines
-    of a page are even."""
-    ImageDraw.Draw(picture).text(corner, text, font=face, fill=ink, anchor="la")
+    """Render one of several lines: `corner` is its left edge and the top of the font's tallest letters, so that the
+    lines of a page are evenly spaced."""
+    ImageDraw.Draw(image).text(corner, text, font=face, fill=ink, anchor="la")
 
 
 def measure(text: str, face: ImageFont.FreeTypeFont) -> tuple[int, int]:
-    """(width, height) of a line's ink in pixels."""
+    """Return (width, height) of a line's ink in pixels."""
     left, top, right, bottom = face.getbbox(text)
     return math.ceil(right - left), math.ceil(bottom - top)
 
 
-def name(
-    picture: Image.Image, words: str, corner: tuple[float, float], size: tuple[float, float]
+def annotate(
+    image: Image.Image, label: str, corner: tuple[float, float], size: tuple[float, float]
 ) -> None:
-    """Note that a picture shows something in a box of (width, height) pixels at `corner`."""
-    (x, y), (wide, high), (width, height) = corner, size, picture.size
+    """Annotate an image with a labelled box of (width, height) pixels at `corner`."""
+    (x, y), (wide, high), (width, height) = corner, size, image.size
     box = x / width, y / height, (x + wide) / width, (y + high) / height
-    picture.info.setdefault("named", []).append((words, *(round(v, 3) for v in box)))
+    image.info.setdefault("named", []).append((label, *(round(v, 3) for v in box)))
 
 
-def named(picture: Image.Image) -> list[Named]:
-    """What has been noted of a picture."""
-    return list(picture.info.get("named", ()))
+def annotations(image: Image.Image) -> list[LabelledBox]:
+    """Return the labelled boxes of an image, coordinates as shares of its width and height."""
+    return list(image.info.get("named", ()))
 
 
 def sheet(size: tuple[int, int], paper: RGB) -> Image.Image:
-    """An empty picture of (width, height)."""
+    """Return an empty image of (width, height)."""
     return Image.new("RGB", size, paper)
 
 
-def png(picture: Image.Image) -> bytes:
-    """PNG bytes, compressed lightly: making shards should not wait for zlib."""
+def png(image: Image.Image) -> bytes:
+    """Return PNG bytes; low compression, because zlib would dominate the time to write shards."""
     out = io.BytesIO()
-    picture.save(out, "PNG", compress_level=1)
+    image.save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
 def contrast(a: RGB, b: RGB) -> float:
-    """How far two colours are apart in brightness, from 0 to 255; green counts most, as to the eye."""
+    """Return the difference in brightness of two colours, from 0 to 255, with luma weights."""
     return abs(0.3 * (a[0] - b[0]) + 0.59 * (a[1] - b[1]) + 0.11 * (a[2] - b[2]))
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners in the square from -1 to 1, y downwards. A circle and a heart are polygons of many corners."""
+    """Return the corners in the square from -1 to 1, y downwards. Circles and hearts are polygons of many corners."""
     turns = [2 * math.pi * i / 64 for i in range(64)]
     if shape == "circle":
         return [(math.cos(t), math.sin(t)) for t in turns]
@@ -219,7 +219,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 @lru_cache(4096)
 def shape_mask(shape: str, side: int, turn: int = 0) -> Image.Image:
-    """Coverage of a shape of `side` x `side` pixels, turned by `turn` degrees, smooth at its edge."""
+    """Return the antialiased mask of a shape, `side` x `side` pixels, rotated by `turn` degrees."""
     fine, angle = 4, math.radians(turn)
     c, s, r = math.cos(angle), math.sin(angle), side * fine / 2
     mask = Image.new("L", (side * fine, side * fine))
@@ -231,27 +231,27 @@ def shape_mask(shape: str, side: int, turn: int = 0) -> Image.Image:
 
 
 def stamp_shape(
-    picture: Image.Image,
+    image: Image.Image,
     shape: str,
     corner: tuple[int, int],
     side: int,
     colour: RGB,
     *,
     turn: int = 0,
-    words: str = "",
+    label: str = "",
 ) -> None:
-    """Draw a shape with its upper left corner at `corner`; it is named in `words`."""
-    picture.paste(colour, corner, shape_mask(shape, side, turn))
-    name(picture, words or shape, corner, (side, side))
+    """Draw a shape with its upper left corner at `corner`; its annotation is `label`, by default the shape."""
+    image.paste(colour, corner, shape_mask(shape, side, turn))
+    annotate(image, label or shape, corner, (side, side))
 
 
 SCANS = "scikit-learn-digits"
-TEST_SCANS = 5  # one scan in five is held out; the same hands wrote both parts
+TEST_SCANS = 5  # one scan in five is held out; both splits have the same writers
 
 
 @cache
 def scans() -> tuple[np.ndarray, np.ndarray]:
-    """(scans uint8 [1797 8 8], 255 = ink; labels int [1797]): digits written by hand, from scikit-learn."""
+    """Return (scans uint8 [1797 8 8], 255 = ink; labels int [1797]): handwritten digits from scikit-learn."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -260,7 +260,7 @@ def scans() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def scan_numbers(split: str, digit: int) -> tuple[int, ...]:
-    """Which scans of a digit belong to a split."""
+    """Return the indices of the scans of a digit that belong to a split."""
     return tuple(
         int(i)
         for i in np.flatnonzero(scans()[1] == digit)
@@ -269,7 +269,8 @@ def scan_numbers(split: str, digit: int) -> tuple[int, ...]:
 
 
 def scan_mask(number: int, side: int, turn: float = 0.0, strength: float = 1.0) -> Image.Image:
-    """A scan as coverage, `side` x `side` pixels, turned by `turn` degrees; `strength` up to 1 is how dark it is."""
+    """Return a scan as a mask, `side` x `side` pixels, rotated by `turn` degrees; `strength` is its opacity, up to
+    1."""
     mask = Image.fromarray(scans()[0][number]).resize((side, side), Image.Resampling.BICUBIC)
     if turn:
         mask = mask.rotate(turn, Image.Resampling.BILINEAR)
@@ -277,7 +278,7 @@ def scan_mask(number: int, side: int, turn: float = 0.0, strength: float = 1.0) 
 
 
 def stamp_digits(
-    picture: Image.Image,
+    image: Image.Image,
     numbers: Sequence[int],
     corner: tuple[int, int],
     side: int,
@@ -285,10 +286,10 @@ def stamp_digits(
     *,
     rng: random.Random,
 ) -> None:
-    """Scans side by side, a little up and down, each turned a little. Together they are `side` x 0.9 a digit wide."""
+    """Draw scans side by side, 0.9 x `side` pixels apart, each with a small random vertical shift and rotation."""
     strength = rng.uniform(0.75, 1.0)
     for i, number in enumerate(numbers):
         mask = scan_mask(number, side, rng.uniform(-8, 8), strength)
-        place = corner[0] + round(0.9 * side * i), corner[1] + rng.randint(-2, 2)
-        picture.paste(ink, place, mask)
-        name(picture, str(scans()[1][number]), place, (side, side))
+        position = corner[0] + round(0.9 * side * i), corner[1] + rng.randint(-2, 2)
+        image.paste(ink, position, mask)
+        annotate(image, str(scans()[1][number]), position, (side, side))

@@ -1,11 +1,11 @@
-"""Short questions with short answers, a family per skill, over the vocabulary that vision and speech share.
+"""Short questions with short answers, one family per skill, over the vocabulary shared with vision and speech.
 
->>> ask = families(work, "train")["number_words"]
->>> ask(Random(0))
-Ask("number_words", "Write 42 in German words.", "zweiundvierzig", "de", ...)
+>>> draw = families(work, "train")["number_words"]
+>>> draw(Random(0))
+QA("number_words", "Write 42 in German words.", "zweiundvierzig", "de", ...)
 
-A family draws from its own side of the split: what a question is about (a number in a language, a word and its target
-language, a pair of operands) is train's or test's, whatever words ask for it.
+The splits differ in content: the subject of a question (a number in a language, a word and its target language, a pair
+of operands) belongs to one split, in every wording.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,7 @@ from polyphi.curate.corpus import Work
 from polyphi.curate.text import fill, interleave, origin, rng_for, sentences, side
 from polyphi.data.shards import Sample
 from polyphi.messages import Message
+from polyphi.synthetic.number_questions import SUMS
 from polyphi.text.lexicon import (
     COLOURS,
     LANGUAGES,
@@ -29,8 +30,8 @@ from polyphi.text.lexicon import (
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A question, its answer, and the language of the answer; `to` where it is a translation."""
+class QA:
+    """A question, its answer, and the language of the answer; `to` is the target language of a translation."""
 
     task: str
     question: str
@@ -52,7 +53,7 @@ class Ask:
         )
 
 
-Family = Callable[[Random], Ask]
+Family = Callable[[Random], QA]
 
 SHARES = {
     "number_words": 15,
@@ -69,106 +70,106 @@ SHARES = {
     "sort": 4,
     "position": 3,
 }
-"""Family -> its share of the training rows; test rows are equal. More sums are in the corpus `sums`."""
+"""Family -> its share of the training rows; test rows are distributed equally. The corpus `sums` has more sums."""
 
-ENGLISH_SHARE = 0.4  # of the questions that any language can be asked in
+ENGLISH_SHARE = 0.4  # of the questions that exist in all languages
 NUMBER_WORDS_SHARE = 0.2  # of the texts to copy in training
 
 
-def held_number(split: str, n: int, words: str) -> bool:
-    """Whether the number and its words (not their language: "noventa" is said in two) belong to `split`; numbers up to
-    twenty are always train's."""
+def number_in_split(split: str, n: int, words: str) -> bool:
+    """Return whether a number and its words belong to `split`, in any language ("noventa" exists in two); numbers up to
+    twenty are always in train."""
     return split == "train" if n <= 20 else side(split, "number", n, words)
 
 
-def held_sum(split: str, a: int, sign: str, b: int) -> bool:
-    """Whether a sum belongs to `split`; those of two single digits are always train's, worked sums need them."""
+def sum_in_split(split: str, a: int, sign: str, b: int) -> bool:
+    """Return whether a sum belongs to `split`; sums of two single digits are always in train: worked sums need them."""
     pair = sorted((a, b)) if sign == "+" else (a, b)
     return split == "train" if max(a, b) < 10 else side(split, "sum", sign, *pair)
 
 
-def a_language(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> str:
-    """One of these, English most often."""
+def random_language(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> str:
+    """Return one of these languages, English most often."""
     return "en" if rng.random() < ENGLISH_SHARE else rng.choice(languages)
 
 
-def two_languages(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> list[str]:
-    """(source, target), unlike; English is mostly one of them."""
+def language_pair(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> list[str]:
+    """Return two different languages (source, target); in 70 % of the pairs one is English."""
     others = rng.sample([code for code in languages if code != "en"], 2)
     pair = ["en", others[0]] if rng.random() < 0.7 else others
     rng.shuffle(pair)
     return pair
 
 
-def until(draw: Callable[[], tuple | None]) -> tuple:
-    """The first draw that isn't None."""
-    while (found := draw()) is None:
+def first_valid(draw: Callable[[], tuple | None]) -> tuple:
+    """Return the first draw that isn't None."""
+    while (result := draw()) is None:
         pass
-    return found
+    return result
 
 
 def families(work: Work, split: str) -> dict[str, Family]:
-    """Family name -> a function that draws one question of this split."""
+    """Return family name -> a function that draws one question of this split."""
     codes = list(LANGUAGES)
     speech = {code: _sentences(code, work, split) for code in codes}
 
-    def number(rng: Random) -> Ask:
+    def number(rng: Random) -> QA:
         def draw() -> tuple | None:
-            n, language = rng.randrange(100), a_language(rng)
-            return (n, language) if held_number(split, n, number_words(n, language)) else None
+            n, language = rng.randrange(100), random_language(rng)
+            return (n, language) if number_in_split(split, n, number_words(n, language)) else None
 
         def draw_digits() -> tuple | None:
             digits = "".join(rng.choices("0123456789", k=rng.randrange(2, 6)))
-            return (digits, a_language(rng)) if side(split, "digits", digits) else None
+            return (digits, random_language(rng)) if side(split, "digits", digits) else None
 
         if rng.random() < 0.4:
-            digits, language = until(draw_digits)
-            return Ask("number_words", f"Write in digits: {digit_words(digits, language)}", digits)
-        n, language = until(draw)
+            digits, language = first_valid(draw_digits)
+            return QA("number_words", f"Write in digits: {digit_words(digits, language)}", digits)
+        n, language = first_valid(draw)
         words = number_words(n, language)
         if rng.random() < 0.5:
-            asked = rng.choice(("Write {} in {} words.", "What is {} in {}?")).format(
+            question = rng.choice(("Write {} in {} words.", "What is {} in {}?")).format(
                 n, LANGUAGES[language]
             )
-            return Ask("number_words", asked, words, language)
-        asked = rng.choice(("Write in digits: {}", "Which number is this? {}")).format(words)
-        return Ask("number_words", asked, str(n), "en")
+            return QA("number_words", question, words, language)
+        question = rng.choice(("Write in digits: {}", "Which number is this? {}")).format(words)
+        return QA("number_words", question, str(n), "en")
 
-    def translate(rng: Random) -> Ask:
+    def translate(rng: Random) -> QA:
         def draw() -> tuple | None:
-            word, (source, target) = rng.choice(_CONCEPTS), two_languages(rng, work.languages)
-            # The word, not its language, is held out: "orange" is the same question in three languages.
+            word, (source, target) = rng.choice(_CONCEPTS), language_pair(rng, work.languages)
+            # The word is held out without its language: "orange" is the same question in three languages.
             return (
                 (word, source, target)
                 if side(split, "word", lexicon()[word][source], target)
                 else None
             )
 
-        word, source, target = until(draw)
+        word, source, target = first_valid(draw)
         return _translation(
             "translate_words", lexicon()[word][source], lexicon()[word][target], target
         )
 
-    def translate_numbers(rng: Random) -> Ask:
-        source, target = two_languages(rng)
+    def translate_numbers(rng: Random) -> QA:
+        source, target = language_pair(rng)
 
         def draw() -> tuple | None:
             if rng.random() < 0.4:
                 n = rng.randrange(100)
-                right = held_number(split, n, number_words(n, source))
-                return (number_words(n, source), number_words(n, target)) if right else None
+                in_split = number_in_split(split, n, number_words(n, source))
+                return (number_words(n, source), number_words(n, target)) if in_split else None
             digits = "".join(rng.choices("0123456789", k=rng.randrange(2, 5)))
-            right = side(split, "digits", digits)
-            return (digit_words(digits, source), digit_words(digits, target)) if right else None
+            in_split = side(split, "digits", digits)
+            return (digit_words(digits, source), digit_words(digits, target)) if in_split else None
 
-        text, answer = until(draw)
+        text, answer = first_valid(draw)
         return _translation("translate_numbers", text, answer, target)
 
-    def copy(rng: Random) -> Ask:
-        text, language = copied(split, rng, work.languages)
-        return Ask("copy", f"{rng.choice(('Repeat', 'Copy'))}: {text}", text, language)
+    def copy(rng: Random) -> QA:
+        text, language = copy_text(split, rng, work.languages)
+        return QA("copy", f"{rng.choice(('Repeat', 'Copy'))}: {text}", text, language)
 
-    def count(rng: Random) -> Ask:
+    def count(rng: Random) -> QA:
         def draw() -> tuple | None:
             if rng.random() < 0.5:
                 few, between = rng.sample("0123456789", 3), ""
@@ -178,27 +179,28 @@ def families(work: Work, split: str) -> dict[str, Family]:
             text = between.join(items)
             return (text, what, items.count(what)) if side(split, "count", text) else None
 
-        text, what, n = until(draw)
-        return Ask("count", f"How many times is {what} in {text}?", str(n))
+        text, what, n = first_valid(draw)
+        return QA("count", f"How many times is {what} in {text}?", str(n))
 
-    def scene_count(rng: Random) -> Ask:
+    def scene_count(rng: Random) -> QA:
         return _scene(rng, split, counting=True)
 
-    def scene(rng: Random) -> Ask:
+    def scene(rng: Random) -> QA:
         return _scene(rng, split, counting=False)
 
-    def arithmetic(rng: Random) -> Ask:
+    def arithmetic(rng: Random) -> QA:
         def draw() -> tuple | None:
             a, b, sign = rng.randrange(1, 100), rng.randrange(1, 20), rng.choice("+-")
             value = a + b if sign == "+" else a - b
-            return (a, sign, b, value) if 0 <= value <= 99 and held_sum(split, a, sign, b) else None
+            valid = 0 <= value <= 99 and sum_in_split(split, a, sign, b)
+            return (a, sign, b, value) if valid else None
 
-        a, sign, b, value = until(draw)
-        language = a_language(rng, work.languages)
-        told = f"{a} {sign} {b}"
+        a, sign, b, value = first_valid(draw)
+        language = random_language(rng, work.languages)
+        expression = f"{a} {sign} {b}"
         if language == "en" and rng.random() < 0.3:
-            told = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
-        return Ask("arithmetic", _SUM[language].format(told), str(value), language)
+            expression = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
+        return QA("arithmetic", SUMS[language][0].format(expression), str(value), language)
 
     def pair(rng: Random) -> Callable[[], tuple | None]:
         def draw() -> tuple | None:
@@ -207,104 +209,72 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
         return draw
 
-    def compare(rng: Random) -> Ask:
-        a, b = until(pair(rng))
-        kind = rng.choice(("larger", "smaller"))
-        answer = max(a, b) if kind == "larger" else min(a, b)
-        return Ask("compare", f"Which is {kind}, {a} or {b}?", str(answer))
+    def compare(rng: Random) -> QA:
+        a, b = first_valid(pair(rng))
+        relation = rng.choice(("larger", "smaller"))
+        answer = max(a, b) if relation == "larger" else min(a, b)
+        return QA("compare", f"Which is {relation}, {a} or {b}?", str(answer))
 
-    def yes_no(rng: Random) -> Ask:
+    def yes_no(rng: Random) -> QA:
         if rng.random() < 0.3:
             a = rng.choice([n for n in range(100) if side(split, "parity", n, percent=20)])
-            kind = rng.choice(("even", "odd"))
-            return Ask(
-                "yes_no", f"Is {a} {kind}?", "yes" if (a % 2 == 0) == (kind == "even") else "no"
-            )
-        a, b = until(pair(rng))
-        kind = rng.choice(("larger", "smaller"))
-        return Ask(
-            "yes_no", f"Is {a} {kind} than {b}?", "yes" if (a > b) == (kind == "larger") else "no"
-        )
+            parity = rng.choice(("even", "odd"))
+            truth = (a % 2 == 0) == (parity == "even")
+            return QA("yes_no", f"Is {a} {parity}?", "yes" if truth else "no")
+        a, b = first_valid(pair(rng))
+        relation = rng.choice(("larger", "smaller"))
+        truth = (a > b) == (relation == "larger")
+        return QA("yes_no", f"Is {a} {relation} than {b}?", "yes" if truth else "no")
 
-    def language_id(rng: Random) -> Ask:
+    def language_id(rng: Random) -> QA:
         language = rng.choice(codes)
-        return Ask(
+        return QA(
             "language_id",
             f"Which language is this? {rng.choice(speech[language])}",
             LANGUAGES[language],
         )
 
-    def sort(rng: Random) -> Ask:
+    def sort(rng: Random) -> QA:
         def draw() -> tuple | None:
             digits = rng.sample("0123456789", rng.randrange(3, 5))
             return (digits,) if side(split, "sort", *digits) else None
 
-        (digits,) = until(draw)
+        (digits,) = first_valid(draw)
         if rng.random() < 0.3:
-            kind = rng.choice(("largest", "smallest"))
-            return Ask(
+            superlative = rng.choice(("largest", "smallest"))
+            return QA(
                 "sort",
-                f"Which is the {kind}? {''.join(digits)}",
-                (max if kind == "largest" else min)(digits),
+                f"Which is the {superlative}? {''.join(digits)}",
+                (max if superlative == "largest" else min)(digits),
             )
-        return Ask("sort", f"Sort from small to large: {''.join(digits)}", "".join(sorted(digits)))
+        return QA("sort", f"Sort from small to large: {''.join(digits)}", "".join(sorted(digits)))
 
-    def position(rng: Random) -> Ask:
+    def position(rng: Random) -> QA:
         def draw() -> tuple | None:
             words = rng.sample(_CONCEPTS, 3)
             return (words,) if side(split, "position", *words) else None
 
-        (words,) = until(draw)
-        place = rng.choice(("first", "second", "last"))
-        answer = words[{"first": 0, "second": 1, "last": -1}[place]]
-        return Ask("position", f"Which word is {place}? {' '.join(words)}", answer)
+        (words,) = first_valid(draw)
+        ordinal = rng.choice(("first", "second", "last"))
+        answer = words[{"first": 0, "second": 1, "last": -1}[ordinal]]
+        return QA("position", f"Which word is {ordinal}? {' '.join(words)}", answer)
 
-    made = [
-        number,
-        translate,
-        translate_numbers,
-        copy,
-        count,
-        scene_count,
-        scene,
-        arithmetic,
-        compare,
-        yes_no,
-    ]
-    return dict(zip(SHARES, [*made, language_id, sort, position], strict=True))
+    functions = [number, translate, translate_numbers, copy, count, scene_count, scene, arithmetic]
+    functions += [compare, yes_no, language_id, sort, position]
+    return dict(zip(SHARES, functions, strict=True))
 
 
 _CONCEPTS = [*COLOURS, *SHAPES, *(n for n in NOUNS if n not in COLOURS)]
-_SHORT_NOUNS = (
-    "cat",
-    "dog",
-    "cow",
-    "pig",
-    "bird",
-    "fish",
-    "car",
-    "sun",
-    "tree",
-    "book",
-    "hat",
-    "key",
-)
-_SUM = {
-    "en": "What is {}?",
-    "fr": "Combien font {} ?",
-    "de": "Was ist {}?",
-    "it": "Quanto fa {}?",
-    "pt": "Quanto é {}?",
-    "es": "¿Cuánto es {}?",
-    "zh": "{} 等于多少？",
-    "ja": "{} はいくつですか？",
-}
+_SHORT_NOUNS = ("cat", "dog", "cow", "pig", "bird", "fish")
+_SHORT_NOUNS += ("car", "sun", "tree", "book", "hat", "key")
 
 
-def copied(split: str, rng: Random, languages: Sequence[str], longest: int = 6) -> tuple[str, str]:
-    """(text, language) to copy: two and more digits written together, or words of a language; in training also number
-    words of all languages, whose tokens a model copies when it transcribes."""
-    language = a_language(rng, languages)
+def copy_text(
+    split: str, rng: Random, languages: Sequence[str], longest: int = 6
+) -> tuple[str, str]:
+    """Return (text, language) to copy: a string of two or more digits, or words of a language; in training also number
+    words of all languages, because transcription copies their tokens."""
+    language = random_language(rng, languages)
     number_text = split == "train" and rng.random() < NUMBER_WORDS_SHARE
     if number_text:
         language = rng.choice(list(LANGUAGES))
@@ -320,38 +290,38 @@ def copied(split: str, rng: Random, languages: Sequence[str], longest: int = 6) 
             text = " ".join(rng.choices(words, k=rng.randint(2, longest)))
         return (text,) if side(split, "copy", text) else None
 
-    (text,) = until(draw)
+    (text,) = first_valid(draw)
     return text, language
 
 
-def _translation(task: str, text: str, answer: str, target: str) -> Ask:
-    return Ask(task, f"Translate to {LANGUAGES[target]}: {text}", answer, target, target)
+def _translation(task: str, text: str, answer: str, target: str) -> QA:
+    return QA(task, f"Translate to {LANGUAGES[target]}: {text}", answer, target, target)
 
 
 def _sentences(language: str, work: Work, split: str) -> list[str]:
     rng = Random(f"{work.seed}:sentences:{language}:{split}")
-    found = list(islice(sentences(language, work, split, rng, 50), 300))
-    while len(found) < 60:  # without packages: words of the lexicon
+    texts = list(islice(sentences(language, work, split, rng, 50), 300))
+    while len(texts) < 60:  # fallback without packages: words of the lexicon
         words = " ".join(rng.sample([w[language] for w in lexicon().values()], 3))
         if side(split, "sentence", words):
-            found.append(words)
-    return found
+            texts.append(words)
+    return texts
 
 
 def plural(shape: str, n: int) -> str:
-    """The English name of `n` of a shape: "3 crosses" wants "crosses"."""
+    """Return the English name of a shape in the singular or plural for `n`: "crosses" for 3 and "cross"."""
     return shape if n == 1 else f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
-def several(count: int, colour: str, shape: str) -> str:
-    """One or more shapes in words: "a red circle", "three blue stars"."""
+def shape_phrase(count: int, colour: str, shape: str) -> str:
+    """Return one or more shapes in words: "a red circle", "three blue stars"."""
     if count == 1:
         return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
     return f"{number_words(count, 'en')} {colour} {plural(shape, count)}"
 
 
 DESCRIBE = ("Describe the picture.", "What does the picture show?")
-PLACES = {
+POSITIONS = {
     "left": "on the left",
     "right": "on the right",
     "top": "at the top",
@@ -359,9 +329,9 @@ PLACES = {
 }
 
 
-def _scene(rng: Random, split: str, counting: bool) -> Ask:
-    """A scene told as captions tell pictures, and one of the questions that are asked about pictures: a frozen language
-    model can only say of a picture what it has learned to say of words."""
+def _scene(rng: Random, split: str, counting: bool) -> QA:
+    """Return a question about a scene described in words, as captions and questions of the image corpora are: a frozen
+    language model can only answer questions about images that it can answer about text."""
     task = "scene_count" if counting else "scene"
     if not counting and rng.random() < 0.25:
         return _read(rng, split)
@@ -370,103 +340,112 @@ def _scene(rng: Random, split: str, counting: bool) -> Ask:
         groups = rng.choice((1, 1, 2, 2, 3)) if counting else rng.randrange(1, 4)
         shapes, colours = rng.sample(sorted(SHAPES), groups), rng.sample(sorted(COLOURS), groups)
         counts = [rng.randrange(1, 7 if groups == 1 else 5) for _ in range(groups)]
-        things = [several(*group) for group in zip(counts, colours, shapes, strict=True)]
-        told = " and ".join(things)
-        return (told, counts, colours, shapes) if side(split, "scene", told) else None
+        things = [shape_phrase(*group) for group in zip(counts, colours, shapes, strict=True)]
+        caption = " and ".join(things)
+        return (caption, counts, colours, shapes) if side(split, "scene", caption) else None
 
-    def placed() -> tuple | None:
-        (shape, other), (colour, tint) = (
+    def draw_placed() -> tuple | None:
+        (shape, other), (colour, other_colour) = (
             rng.sample(sorted(SHAPES), 2),
             rng.sample(sorted(COLOURS), 2),
         )
-        (place, away), alone = rng.sample(sorted(PLACES), 2), rng.random() < 0.5
-        told = f"{several(1, colour, shape)} {PLACES[place]}"
+        (position, other_position), alone = rng.sample(sorted(POSITIONS), 2), rng.random() < 0.5
+        caption = f"{shape_phrase(1, colour, shape)} {POSITIONS[position]}"
         if not alone:
-            told = f"{told} and {several(1, tint, other)} {PLACES[away]}"
-        return (told, shape, place) if side(split, "scene", told) else None
+            caption = (
+                f"{caption} and {shape_phrase(1, other_colour, other)} {POSITIONS[other_position]}"
+            )
+        return (caption, shape, position) if side(split, "scene", caption) else None
 
     if not counting and rng.random() < 0.25:
-        told, shape, place = until(placed)
-        asked = rng.choice((f"Where is the {shape}?", f"On which side is the {shape}?"))
-        return Ask(task, f"Scene: {told}.\n{asked}", place)
-    told, counts, colours, shapes = until(draw)
+        caption, shape, position = first_valid(draw_placed)
+        question = rng.choice((f"Where is the {shape}?", f"On which side is the {shape}?"))
+        return QA(task, f"Scene: {caption}.\n{question}", position)
+    caption, counts, colours, shapes = first_valid(draw)
     if not counting and rng.random() < 0.2:
-        return Ask(task, f"Scene: {told}.\n{rng.choice(DESCRIBE)}", told)
+        return QA(task, f"Scene: {caption}.\n{rng.choice(DESCRIBE)}", caption)
     at = rng.randrange(len(counts))
     n, colour, shape = counts[at], colours[at], shapes[at]
     many = plural(shape, 2)
     if counting:
-        asked = rng.choice(
+        question = rng.choice(
             (
                 f"How many {many} are there?",
                 f"Count the {many}.",
                 f"How many {colour} {many} are there?",
             )
         )
-        return Ask(task, f"Scene: {told}.\n{asked}", str(n))
+        return QA(task, f"Scene: {caption}.\n{question}", str(n))
     if len(set(counts)) > 1 and rng.random() < 0.3:
         most = colours[counts.index(max(counts))] if counts.count(max(counts)) == 1 else ""
         few = rng.choice([c for c, k in zip(colours, counts, strict=True) if k < max(counts)])
         if most:
             one, two = rng.sample([most, few], 2)
-            return Ask(
-                task, f"Scene: {told}.\nWhich colour is there more of, {one} or {two}?", most
+            return QA(
+                task, f"Scene: {caption}.\nWhich colour is there more of, {one} or {two}?", most
             )
-    kind = rng.randrange(3)
-    if kind == 0:
+    question_type = rng.randrange(3)
+    if question_type == 0:
         alone = ("What colour is this?", "Which colour do you see?", "Name the colour.")
-        asked = rng.choice(alone) if len(counts) == 1 else f"What colour is the {shape}?"
-        return Ask(task, f"Scene: {told}.\n{asked}", colour)
-    if kind == 1:
+        question = rng.choice(alone) if len(counts) == 1 else f"What colour is the {shape}?"
+        return QA(task, f"Scene: {caption}.\n{question}", colour)
+    if question_type == 1:
         alone = ("What shape is this?", "Which shape do you see?", "Name the shape.")
-        asked = rng.choice(alone) if len(counts) == 1 else f"Which shape is {colour}?"
-        return Ask(task, f"Scene: {told}.\n{asked}", shape)
+        question = rng.choice(alone) if len(counts) == 1 else f"Which shape is {colour}?"
+        return QA(task, f"Scene: {caption}.\n{question}", shape)
     truth = rng.random() < 0.5
     if not truth:
         colour = rng.choice(
             [c for c in (sorted(COLOURS) if rng.random() < 0.5 else colours) if c != colour]
             or [c for c in sorted(COLOURS) if c != colour]
         )
-    return Ask(
-        task, f"Scene: {told}.\nIs there {several(1, colour, shape)}?", "yes" if truth else "no"
+    return QA(
+        task,
+        f"Scene: {caption}.\nIs there {shape_phrase(1, colour, shape)}?",
+        "yes" if truth else "no",
     )
 
 
-def _read(rng: Random, split: str) -> Ask:
-    """What is written in a scene."""
+def _read(rng: Random, split: str) -> QA:
+    """Return a question about text or digits in a scene."""
 
     def draw() -> tuple | None:
-        kinds = ("digit", "digits", "digits", "number", "word")
-        kind = rng.choice(kinds if split == "train" else kinds[1:])  # ten digits can't be held out
-        if kind == "word":
+        contents = ("digit", "digits", "digits", "number", "word")
+        # There are only ten single digits: none is held out.
+        content = rng.choice(contents if split == "train" else contents[1:])
+        if content == "word":
             text = rng.choice(sorted(lexicon()))
         else:
-            text = "".join(rng.choices("0123456789", k=1 if kind == "digit" else rng.randint(2, 4)))
-        return (kind, text) if len(text) < 2 or side(split, "read", text) else None
+            text = "".join(
+                rng.choices("0123456789", k=1 if content == "digit" else rng.randint(2, 4))
+            )
+        return (content, text) if len(text) < 2 or side(split, "read", text) else None
 
-    kind, text = until(draw)
+    content, text = first_valid(draw)
     if rng.random() < 0.2:
-        return Ask(
-            "scene", f"Scene: the {kind} {text}.\n{rng.choice(DESCRIBE)}", f"the {kind} {text}"
+        return QA(
+            "scene",
+            f"Scene: the {content} {text}.\n{rng.choice(DESCRIBE)}",
+            f"the {content} {text}",
         )
-    asked = {
+    questions = {
         "digit": ("What digit is this?", "Which digit do you see?", "Read the digit."),
         "digits": ("What digits do you see?", "Which digits are these?", "Read the digits."),
         "number": ("What number is this?", "Which number do you see?", "Read the number."),
         "word": ("What word is this?", "Which word do you see?", "Read the word."),
-    }[kind]
-    return Ask("scene", f"Scene: the {kind} {text}.\n{rng.choice(asked)}", text)
+    }[content]
+    return QA("scene", f"Scene: the {content} {text}.\n{rng.choice(questions)}", text)
 
 
 def any_family(work: Work) -> Family:
-    """A function that draws one training question, of the families in the proportions of `SHARES`."""
+    """Return a function that draws one training question, with families in the proportions of `SHARES`."""
     draw = families(work, "train")
     names, weights = list(SHARES), list(SHARES.values())
     return lambda rng: draw[rng.choices(names, weights)[0]](rng)
 
 
-def training(work: Work, rng: Random) -> Iterator[Ask]:
-    """Endless training questions in the proportions of `SHARES`."""
+def training(work: Work, rng: Random) -> Iterator[QA]:
+    """Yield training questions without end, in the proportions of `SHARES`."""
     draw = any_family(work)
     while True:
         yield draw(rng)
@@ -475,7 +454,7 @@ def training(work: Work, rng: Random) -> Iterator[Ask]:
 def rows(
     corpus: str, work: Work, draw: Callable[[Work, str], Family]
 ) -> Iterator[tuple[str, Sample]]:
-    """(split, row) of every split, each row drawn by `draw(work, split)`: `Corpus.build`."""
+    """Yield (split, row) for every split, each row drawn by `draw(work, split)`: for `Corpus.build`."""
 
     def make(split: str, rng: Random) -> Iterator[Sample]:
         family = draw(work, split)
@@ -486,31 +465,34 @@ def rows(
 
 
 def fresh(corpus: str, work: Work, draw: Family) -> Callable[[int], Sample]:
-    """Training samples by number, each drawn by a generator of that number: `Corpus.fresh`."""
+    """Return number -> training sample, each drawn by a generator seeded with its number: for `Corpus.fresh`."""
     return lambda n: draw(rng_for(work, f"{corpus}:fresh:{n}")).sample(f"{corpus}-fresh-{n:06d}")
 
 
-def testing(work: Work, rng: Random, rows: int) -> Iterator[Ask]:
-    """About `rows` held-out questions, the same number of each family (or as many as there are), in turn, none twice,
-    answers balanced."""
+def testing(work: Work, rng: Random, rows: int) -> Iterator[QA]:
+    """Yield about `rows` held-out questions, the same number of each family (or as many as exist), families in turn,
+    without duplicates, answers balanced."""
     draw = families(work, "test")
-    each = -(-rows // len(draw))
-    picked = [balanced((draw[name](rng) for _ in range(12 * each + 60)), each) for name in draw]
-    yield from interleave([iter(asks) for asks in picked])
+    per_family = -(-rows // len(draw))
+    picked = [
+        balance_answers((draw[name](rng) for _ in range(12 * per_family + 60)), per_family)
+        for name in draw
+    ]
+    yield from interleave([iter(pairs) for pairs in picked])
 
 
-def balanced(candidates: Iterator[Ask], wanted: int) -> list[Ask]:
-    """`wanted` of the candidates (or as many as there are), questions unlike, each answer as often as any other."""
-    groups: dict[str, list[Ask]] = {}
-    seen: set[str] = set()
-    for ask in candidates:
-        if ask.question not in seen:
-            seen.add(ask.question)
-            groups.setdefault(ask.answer, []).append(ask)
-    picked: list[Ask] = []
-    while groups and len(picked) < wanted:
+def balance_answers(candidates: Iterator[QA], count: int) -> list[QA]:
+    """Return `count` candidates (or as many as exist) with different questions and answers in equal numbers."""
+    groups: dict[str, list[QA]] = {}
+    questions: set[str] = set()
+    for qa in candidates:
+        if qa.question not in questions:
+            questions.add(qa.question)
+            groups.setdefault(qa.answer, []).append(qa)
+    picked: list[QA] = []
+    while groups and len(picked) < count:
         for answer in list(groups):
             picked.append(groups[answer].pop())
             if not groups[answer]:
                 del groups[answer]
-    return picked[:wanted]
+    return picked[:count]

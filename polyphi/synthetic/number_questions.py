@@ -1,4 +1,4 @@
-"""Questions that are asked aloud: sums, comparisons, yes or no about numbers, each with its wording in text."""
+"""Spoken questions about numbers (sums, comparisons, yes or no), each with its written form."""
 
 from collections.abc import Mapping
 from random import Random
@@ -16,34 +16,39 @@ SUMS: Mapping[str, tuple[str, str, str, str]] = {
     "zh": ("{} 等于多少？", "{}等于多少？", "加", "减"),
     "ja": ("{} はいくつですか？", "{}はいくつですか？", "たす", "ひく"),
 }
-"""Language -> how a sum is asked, in writing and aloud."""
+"""Language -> the written and the spoken question for a sum, and the words for plus and minus."""
 
 
 def sum_question(rng: Random, language: str, value: int | None = None) -> tuple[str, str, int]:
-    """(written question, spoken question, value) of a sum or a difference of two digits: "What is 3 + 4?"; the text
-    corpora ask in the same words. `value` fixes the result (0 to 18)."""
+    """Return (written question, spoken question, value) for a sum or a difference of two digits: "What is 3 + 4?", in
+    the words of the text corpora. `value` fixes the result (0 to 18)."""
     while True:
         a, b, plus = rng.randrange(10), rng.randrange(10), rng.random() < 0.5
-        found = a + b if plus else a - b
-        if found >= 0 and (value is None or found == value):
+        result = a + b if plus else a - b
+        if result >= 0 and (value is None or result == value):
             break
     written_as, spoken_as, more, less = SUMS[language]
     words = f"{number_words(a, language)} {more if plus else less} {number_words(b, language)}"
-    return written_as.format(f"{a} {'+' if plus else '-'} {b}"), spoken_as.format(words), found
+    return written_as.format(f"{a} {'+' if plus else '-'} {b}"), spoken_as.format(words), result
 
 
-def comparison(rng: Random, kind: str = "") -> tuple[str, str, str]:
-    """(written question, spoken question, answer): "Which is larger, 2 or 9?", of numbers up to 20."""
+def comparison(rng: Random, relation: str = "") -> tuple[str, str, str]:
+    """Return (written question, spoken question, answer): "Which is larger, 2 or 9?", of numbers up to 20. `relation`
+    is "larger" or "smaller", by default a random one."""
     a, b = rng.sample(range(21), 2)
-    kind = kind or rng.choice(("larger", "smaller"))
-    says = "Which is {}, {} or {}?"
-    spoken = says.format(kind, number_words(a, "en"), number_words(b, "en"))
-    return says.format(kind, a, b), spoken, str(max(a, b) if kind == "larger" else min(a, b))
+    relation = relation or rng.choice(("larger", "smaller"))
+    template = "Which is {}, {} or {}?"
+    spoken = template.format(relation, number_words(a, "en"), number_words(b, "en"))
+    return (
+        template.format(relation, a, b),
+        spoken,
+        str(max(a, b) if relation == "larger" else min(a, b)),
+    )
 
 
 def yes_no_question(rng: Random, truth: bool) -> tuple[str, str, str]:
-    """(written question, spoken question, answer): "Is 7 larger than 4?", of numbers up to 20."""
-    kind = rng.choice(("larger", "smaller"))
-    a, b = sorted(rng.sample(range(21), 2), reverse=truth == (kind == "larger"))
-    spoken = f"Is {number_words(a, 'en')} {kind} than {number_words(b, 'en')}?"
-    return f"Is {a} {kind} than {b}?", spoken, "yes" if truth else "no"
+    """Return (written question, spoken question, answer): "Is 7 larger than 4?", of numbers up to 20."""
+    relation = rng.choice(("larger", "smaller"))
+    a, b = sorted(rng.sample(range(21), 2), reverse=truth == (relation == "larger"))
+    spoken = f"Is {number_words(a, 'en')} {relation} than {number_words(b, 'en')}?"
+    return f"Is {a} {relation} than {b}?", spoken, "yes" if truth else "no"

@@ -1,12 +1,11 @@
-"""Sentences with personal information planted in them, and look-alikes without any, in eight languages: what `pii.py`
-is measured on.
+"""Sentences with planted personal information, and look-alikes without any, in eight languages: test data of `pii.py`.
 
 >>> next(cases("en", 1, seed=0))
 ('I met Hannah Clarke at the station.', [('NAME', 6, 19)])
 
-The names are our own, not those of the gazetteers; some are of other countries than the sentence. Telephone numbers
-follow the formats people write and aren't checked to be in use. Spelled forms stand in half of the phone, card and
-e-mail sentences without capitals or full stops, as a recogniser writes them.
+The names are not taken from the gazetteers; some are of other countries than the sentence. Telephone numbers follow
+common formats and may not be in use. Half of the phone, card and e-mail sentences contain the spelled form, without
+capitals or full stops, as in transcripts of speech recognition.
 """
 
 import json
@@ -29,12 +28,12 @@ _SPOKEN: dict[str, list[str]] = _DATA["spoken"]  # phone, card, e-mail, "@", "."
 _PHONES: dict[str, list[str]] = _DATA["phones"]
 _LOOKALIKES: dict[str, list[str]] = _DATA["lookalikes"]
 FRESH: dict[str, list[str]] = _DATA["fresh"]
-"""Written when `pii.py` was done, and never used to better it: [KIND:what is planted]."""
+"""Sentences written after `pii.py` was finished and never used to improve it; planted values are [KIND:value]."""
 
 
 def cases(language: str, count: int, seed: int = 0) -> Iterator[tuple[str, list[Planted]]]:
-    """(sentence, what is planted in it as (kind, start, end)): `count` sentences of every kind, some spelled, and the
-    language's look-alikes once each, in which nothing is planted."""
+    """Yield (sentence, planted values as (kind, start, end)): `count` sentences of every kind, some spelled, then each
+    look-alike of the language once, without planted values."""
     rng = Random(f"{seed}:{language}")
     for kind, written in _WRITTEN[language].items():
         for _ in range(count):
@@ -48,10 +47,10 @@ def cases(language: str, count: int, seed: int = 0) -> Iterator[tuple[str, list[
 
 
 def fresh(language: str) -> Iterator[tuple[str, list[Planted]]]:
-    """The sentences of `FRESH`, each with what is planted in it."""
+    """Yield the sentences of `FRESH`, each with its planted values."""
     for marked in FRESH[language]:
         text, planted = "", list[Planted]()
-        # An odd piece is a kind, the one after it its value.
+        # re.split returns (text, kind, value) in turn.
         pieces = re.split(r"\[([A-Z]+):([^\]]+)\]", marked)
         for plain, kind, value in zip(
             pieces[::3], [*pieces[1::3], ""], [*pieces[2::3], ""], strict=True
@@ -68,8 +67,10 @@ def _spoken(kind: str, value: str, language: str) -> tuple[str, str]:
     if kind == "EMAIL":
         gap = "" if language in UNSPACED else " "
         return mail, value.replace("@", f"{gap}{at}{gap}").replace(".", f"{gap}{dot}{gap}")
-    said = digit_words(re.sub(r"\D", "", value), language)
-    return (phone if kind == "PHONE" else card), said.replace(" ", "") if language == "zh" else said
+    words = digit_words(re.sub(r"\D", "", value), language)
+    return (phone if kind == "PHONE" else card), words.replace(
+        " ", ""
+    ) if language == "zh" else words
 
 
 def _value(kind: str, language: str, rng: Random) -> str:
@@ -111,17 +112,17 @@ def measure(
     find: Callable[[str, str], Iterable[Planted]],
     sentences: Callable[[str], Iterable[tuple[str, list[Planted]]]],
 ) -> dict[tuple[str, str], Counter[str]]:
-    """(language, kind) -> how many were `planted`, `found` (covered whole by a finding of the kind), and how many
-    findings were `right` (touch one of the kind) and `wrong`. `find(text, language)`
-    gives (kind, start, end); `sentences(language)` is `fresh`, or `cases` with a count."""
+    """Return (language, kind) -> how many values were `planted` and `found` (covered whole by a finding of the kind),
+    and how many findings were `right` (overlap one of the kind) and `wrong`. `find(text, language)` returns
+    (kind, start, end); `sentences(language)` is `fresh`, or `cases` with a count."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for language in LANGUAGES:
         for text, planted in sentences(language):
-            found = list(find(text, language))
+            findings = list(find(text, language))
             for kind, start, end in planted:
-                hit = any(k == kind and a <= start and b >= end for k, a, b in found)
+                hit = any(k == kind and a <= start and b >= end for k, a, b in findings)
                 counts.setdefault((language, kind), Counter()).update(planted=1, found=int(hit))
-            for kind, start, end in found:
+            for kind, start, end in findings:
                 touches = any(k == kind and a < end and b > start for k, a, b in planted)
                 counts.setdefault((language, kind), Counter())["right" if touches else "wrong"] += 1
     return counts

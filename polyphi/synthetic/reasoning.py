@@ -1,4 +1,4 @@
-"""Problems whose solutions a rule can check, worked step by step: sums, chains, little stories, letters, comparisons.
+"""Problems with step-by-step solutions that rules can verify: sums, chains, word problems, letters, comparisons.
 
 >>> problem = draw(Random(0), "add", 3)
 >>> print(f"{problem.question}\\n{problem.solution}")
@@ -29,8 +29,8 @@ from polyphi.text.lexicon import NOUNS
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, the steps that solve it, and the answer. `level` is its difficulty: digits, or numbers in a
-    chain."""
+    """A question, the steps of its solution, and the answer. `level` is the difficulty: number of digits, or of
+    operations in a chain."""
 
     family: str
     level: int
@@ -58,10 +58,10 @@ SUMS = ("add", "subtract", "multiply", "chain", "compare")
 
 
 def draw(rng: Random, family: str | None = None, level: int | None = None) -> Problem:
-    """A random problem, of a random family and level unless given."""
+    """Return a random problem; `family` and `level` are random unless given."""
     family = family or rng.choice(sorted(FAMILIES))
     level = level or rng.choice(FAMILIES[family])
-    return _MAKERS[family](rng, level)
+    return _DRAW[family](rng, level)
 
 
 def _number(rng: Random, digits: int) -> int:
@@ -74,18 +74,18 @@ def _add(rng: Random, level: int) -> Problem:
 
 
 def addition_steps(a: int, b: int) -> list[str]:
-    """Column by column from the right: "7 + 5 = 12, write 2, carry 1."."""
-    steps, carry, top = [], 0, max(len(str(a)), len(str(b)))
-    for place in range(top):
-        x, y = a // 10**place % 10, b // 10**place % 10
+    """Return the steps of column addition from the right: "7 + 5 = 12, write 2, carry 1."."""
+    steps, carry, digit_count = [], 0, max(len(str(a)), len(str(b)))
+    for column in range(digit_count):
+        x, y = a // 10**column % 10, b // 10**column % 10
         total = x + y + carry
-        said = f"{x} + {y} + {carry} = {total}" if carry else f"{x} + {y} = {total}"
-        last = place == top - 1
+        equation = f"{x} + {y} + {carry} = {total}" if carry else f"{x} + {y} = {total}"
+        last = column == digit_count - 1
         carry = total // 10
         steps.append(
-            f"{said}, write {total}."
+            f"{equation}, write {total}."
             if last or not carry
-            else f"{said}, write {total % 10}, carry {carry}."
+            else f"{equation}, write {total % 10}, carry {carry}."
         )
     return steps
 
@@ -96,14 +96,16 @@ def _subtract(rng: Random, level: int) -> Problem:
 
 
 def subtraction_steps(a: int, b: int) -> list[str]:
-    """Column by column from the right, ten borrowed where needed: "13 - 7 = 6, write 6, borrow 1."."""
+    """Return the steps of column subtraction from the right: "13 - 7 = 6, write 6, borrow 1."."""
     steps, borrowed = [], 0
-    for place in range(len(str(a))):
-        x, y = a // 10**place % 10, b // 10**place % 10
+    for column in range(len(str(a))):
+        x, y = a // 10**column % 10, b // 10**column % 10
         borrow = int(x - y - borrowed < 0)
-        rest = x + 10 * borrow - y - borrowed
-        said = f"{x + 10 * borrow} - {y}" + (f" - {borrowed}" if borrowed else "")
-        steps.append(f"{said} = {rest}, write {rest}" + (", borrow 1." if borrow else "."))
+        difference = x + 10 * borrow - y - borrowed
+        equation = f"{x + 10 * borrow} - {y}" + (f" - {borrowed}" if borrowed else "")
+        steps.append(
+            f"{equation} = {difference}, write {difference}" + (", borrow 1." if borrow else ".")
+        )
         borrowed = borrow
     return steps
 
@@ -111,15 +113,15 @@ def subtraction_steps(a: int, b: int) -> list[str]:
 def _multiply(rng: Random, level: int) -> Problem:
     a, b = _number(rng, level), rng.randrange(2, 10)
     steps, carry = [], 0
-    for place in range(level):
-        x = a // 10**place % 10
+    for column in range(level):
+        x = a // 10**column % 10
         total = x * b + carry
-        said = f"{x} x {b} + {carry} = {total}" if carry else f"{x} x {b} = {total}"
-        last, carry = place == level - 1, total // 10
+        equation = f"{x} x {b} + {carry} = {total}" if carry else f"{x} x {b} = {total}"
+        last, carry = column == level - 1, total // 10
         steps.append(
-            f"{said}, write {total}."
+            f"{equation}, write {total}."
             if last or not carry
-            else f"{said}, write {total % 10}, carry {carry}."
+            else f"{equation}, write {total % 10}, carry {carry}."
         )
     return Problem("multiply", level, f"{a} x {b}", tuple(steps), a * b)
 
@@ -138,7 +140,7 @@ def _chain(rng: Random, level: int) -> Problem:
     return Problem("chain", level, question, tuple(steps), value)
 
 
-# Two changes to a number of things, told in each language; {a} there are, {b} come, {c} go.
+# Word problems with two changes to a number of things {x}: {a} at first, {b} added, {c} removed.
 _STORIES: dict[str, str] = {
     "en": "There are {a} {x} in a box. We add {b} and take away {c}. How many {x} are left?",
     "fr": "Il y a {a} {x} dans une boîte. On ajoute {b} et on enlève {c}. Combien de {x} reste-t-il ?",
@@ -149,7 +151,7 @@ _STORIES: dict[str, str] = {
     "zh": "盒子里有{a}个{x}。放进{b}个，拿走{c}个。还剩几个{x}？",
     "ja": "はこに{x}が{a}こあります。{b}こいれて、{c}ことります。{x}はなんこのこりますか？",
 }
-# Plurals that fit the gender and the counter of the story above.
+# Plurals that agree with the gender and the counter of the story above.
 _THINGS: dict[str, str] = {
     "en": "apples books balls eggs keys hats",
     "fr": "pommes livres ballons tasses clés fleurs",
@@ -173,7 +175,7 @@ def _story(rng: Random, level: int) -> Problem:
 
 def _letters(rng: Random, level: int) -> Problem:
     word = rng.choice([w for w in sorted(NOUNS) if len(w) >= 4])
-    # Repeated letters are the point; half of the questions ask for one.
+    # Most questions are about letters of the word, repeated ones more often.
     letter = rng.choice(sorted(word) if rng.random() < 0.7 else sorted(set(word) | set("aeos")))
     steps, count = [], 0
     for c in word:
@@ -192,7 +194,7 @@ def _compare(rng: Random, level: int) -> Problem:
     return Problem("compare", level, question, steps, max(sums[0][3], sums[1][3]))
 
 
-_MAKERS = {
+_DRAW = {
     "add": _add,
     "subtract": _subtract,
     "multiply": _multiply,
@@ -207,7 +209,7 @@ _ANSWER = re.compile(r"(?:^|\n)Answer: (\d+)\s*$")
 
 
 def _evaluate(expression: str) -> int:
-    """The value of numbers joined by +, - and x, products first."""
+    """Return the value of an expression with +, - and x, products first."""
     total = 0
     for sign, term in re.findall(r"(?:^|([-+]) )(\d+(?: x \d+)*)", expression):
         value = 1
@@ -218,20 +220,21 @@ def _evaluate(expression: str) -> int:
 
 
 def verify(problem: Problem, text: str) -> bool:
-    """Whether a worked solution is right: it ends in the right answer, and no equation in it is wrong."""
+    """Return whether a solution is right: it ends in the right answer and contains no wrong equation."""
     return verdict(problem, text).right
 
 
 def verdict(problem: Problem, text: str, free: bool = False) -> Verdict:
-    """`verify`, with the reason. Letters are told in our own words, or where it is `free` in any, but told."""
+    """Return the result of `verify` with the reason. Solutions of "letters" must be ours verbatim, or, if `free`, have
+    more than one line."""
     answer = _ANSWER.search(text)
     if not answer:
         return Verdict(False, 'it doesn\'t end in a line "Answer: " and a number')
     if int(answer[1]) != problem.answer:
         return Verdict(False, f"{answer[1]} is not right")
     if problem.family == "letters":
-        told = "\n" in text.strip() if free else text.strip() == problem.solution
-        return Verdict(told, f"the letters are {'told' if told else 'not told one by one'}")
+        complete = "\n" in text.strip() if free else text.strip() == problem.solution
+        return Verdict(complete, f"the letters are {'told' if complete else 'not told one by one'}")
     equations = _EQUATION.findall(text)
     for left, right in equations:
         if _evaluate(left) != int(right):
@@ -240,12 +243,12 @@ def verdict(problem: Problem, text: str, free: bool = False) -> Verdict:
 
 
 def corrupt(problem: Problem, rng: Random) -> str:
-    """A solution with one slip: a step's result is off by one or two, and so is the answer. Never passes `verify`."""
+    """Return a solution with one error: a step's result and the answer are off by one or two. `verify` rejects it."""
     steps = list(problem.steps)
     at = rng.randrange(len(steps))
     result = re.search(r"= (\d+)" if "=" in steps[at] else r"(\d+)", steps[at])
     assert result
-    # Never below zero, so that the slip always shows.
+    # Results stay at zero or above, so that the error is always visible.
     slip = rng.choice((-2, -1, 1, 2) if int(result[1]) >= 2 else (1, 2))
     if "=" in steps[at]:
         steps[at] = re.sub(r"= (\d+)", lambda m: f"= {int(m[1]) + slip}", steps[at])
@@ -263,26 +266,25 @@ def corrupt(problem: Problem, rng: Random) -> str:
     )
 
 
-def drawn(split: str, rng: Random) -> Iterator[Problem]:
-    """Endless random problems of a split, families in turn, in training sums twice as often as stories and letters;
-    none twice in a test split while there are new."""
-    seen: set[str] = set()
+def draw_problems(split: str, rng: Random) -> Iterator[Problem]:
+    """Yield random problems of a split without end, families in turn; in training sums come twice as often as stories
+    and letters. A test split has no duplicates as long as there are new problems."""
+    questions: set[str] = set()
     while True:
         for family in (*FAMILIES, *SUMS) if split == "train" else FAMILIES:
             for _ in range(200):
                 problem = draw(rng, family)
                 operands = re.findall(r"\d+", problem.question) or [problem.question]
-                fresh = split == "train" or problem.question not in seen
-                if fresh and side(
-                    split, "cot", *operands, percent=20 if family == "letters" else 10
-                ):
-                    seen.add(problem.question)
+                new = split == "train" or problem.question not in questions
+                if new and side(split, "cot", *operands, percent=20 if family == "letters" else 10):
+                    questions.add(problem.question)
                     yield problem
                     break
 
 
 def conversation(problem: Problem, solution: str) -> tuple[tuple[Message, ...], dict[str, object]]:
-    """A problem as a chat that asks for the steps, with its meta: sums are one task, stories and letters another."""
+    """Return a problem as a chat that requests the steps, and its meta: the task is "cot_story" for stories and
+    letters, else "cot_arithmetic"."""
     task = "cot_story" if problem.family in ("story", "letters") else "cot_arithmetic"
     meta = {
         "task": task,
@@ -297,28 +299,28 @@ def conversation(problem: Problem, solution: str) -> tuple[tuple[Message, ...], 
     ), meta
 
 
-# ------------------------------------------------------------------------------ a model's solutions
+# ------------------------------------------------------------------------------ solutions by a teacher model
 
-FORM = (
+TEACHER_FORMAT = (
     "Write short steps, each sum as an equation such as 3 + 4 = 7, "
     'and end with a line "Answer: " and the number.'
 )
-"""What a teacher is told, who doesn't know how our solutions look."""
-AT_ONCE = 32
-"""Problems put to a teacher together."""
-UNSOLVED = 256
-"""Problems in a row without a right solution, after which a teacher is of no use."""
+"""Format instructions for a teacher model."""
+TEACHER_BATCH = 32
+"""Problems per request to a teacher."""
+MAX_UNSOLVED = 256
+"""Consecutive problems without a right solution after which `teacher_solutions` stops with an error."""
 
 
-def posed(problem: Problem, id: str) -> judge.Problem:
-    """The problem for rejection sampling (judge.py): asked as a chat and verified by `verdict`."""
+def sampling_problem(problem: Problem, id: str) -> judge.Problem:
+    """Return the problem for rejection sampling (judge.py), as a chat and verified by `verdict`."""
     messages, meta = conversation(problem, "")
     return judge.Problem(
         id, messages[:1], partial(verdict, problem), "polyphi", SOURCES["polyphi"].licence, meta
     )
 
 
-def taught(
+def teacher_solutions(
     problems: Iterable[Problem],
     ask: judge.AskMany,
     name: str,
@@ -326,31 +328,31 @@ def taught(
     rounds: int = 2,
     check: judge.Ask | None = None,
 ) -> Iterator[tuple[Problem, str]]:
-    """Problems with a teacher's own solutions: wrong ones are fed back, so many `rounds`; what is never right is left
-    out. Right is what the rule says (`verdict`) and then, where there is one, a model that checks. Drawn anew for each
-    `name`.
+    """Yield problems with a teacher's solutions. Wrong ones are returned to the teacher for `rounds` rounds; problems
+    without a right solution are left out. A solution is right if `verdict` and, if given, the model `check` accept it.
+    Each `name` has its own random draws.
 
-    Raises ValueError where nothing is right for a long time.
+    Raises ValueError if `MAX_UNSOLVED` problems in a row have no right solution.
     """
-    coming, asked, unsolved = iter(problems), 0, 0
-    while batch := list(islice(coming, AT_ONCE)):
+    remaining, count, unsolved = iter(problems), 0, 0
+    while batch := list(islice(remaining, TEACHER_BATCH)):
         questions = []
         for problem in batch:
-            question = posed(problem, f"{name}-{asked:06d}")
-            prompt = (Message.user(f"{question.prompt[0].text}\n\n{FORM}"),)
+            question = sampling_problem(problem, f"{name}-{count:06d}")
+            prompt = (Message.user(f"{question.prompt[0].text}\n\n{TEACHER_FORMAT}"),)
             rule = partial(verdict, problem, free=True)
-            right = verifiers.every(rule, judge.judged(check, prompt)) if check else rule
-            questions.append(replace(question, prompt=prompt, verify=right))
-            asked += 1
+            verify = verifiers.every(rule, judge.judged(check, prompt)) if check else rule
+            questions.append(replace(question, prompt=prompt, verify=verify))
+            count += 1
         for problem, outcome in zip(
             batch, judge.solve_many(questions, ask, n=1, rounds=rounds), strict=True
         ):
             last = outcome.attempts[-1]
-            if last.verdict.right:
+            if last.verdict.verify:
                 unsolved = 0
                 yield problem, last.text.strip()
-            elif (unsolved := unsolved + 1) == UNSOLVED:
+            elif (unsolved := unsolved + 1) == MAX_UNSOLVED:
                 raise ValueError(
-                    f"{name}: the teacher solved none of {UNSOLVED} problems in a row; the last answer was wrong: "
+                    f"{name}: the teacher solved none of {MAX_UNSOLVED} problems in a row; the last answer was wrong: "
                     f"{last.verdict.reason}"
                 )

@@ -1,12 +1,12 @@
-"""Scenes: the dice that pictures are made with, and samples made of them.
+"""Scenes: the random choices of drawn images, and the samples made with them.
 
->>> def seen(scene: Scene) -> Made:
-...     colour = scene.answer(("red", "blue"))                       # in training by chance, in the test split in turn
-...     return asked(sheet((112, 112), COLOUR_RGB[colour]), "What colour is this?", colour)
->>> samples("colours", work, {"colour": (1, seen)})                  # yields (split, Sample)
->>> fresh("colours", work, {"colour": (1, seen)})(12)                # a training sample beside those of the split
+>>> def colour(scene: Scene) -> SceneSample:
+...     answer = scene.answer(("red", "blue"))                       # random in training, in turn in the test split
+...     return image_question(sheet((112, 112), COLOUR_RGB[answer]), "What colour is this?", answer)
+>>> samples("colours", work, {"colour": (1, colour)})                # yields (split, Sample)
+>>> fresh("colours", work, {"colour": (1, colour)})(12)              # a training sample that is not in the split
 
-A sample depends on the seed, its corpus, its split and its number alone.
+A sample depends only on the seed, its corpus, its split and its number.
 """
 
 import math
@@ -20,7 +20,7 @@ from PIL import Image
 from polyphi.curate.corpus import Work
 from polyphi.curate.sources import SOURCES
 from polyphi.data.shards import Sample
-from polyphi.messages import Image as Picture
+from polyphi.messages import Image as ImagePart
 from polyphi.messages import Message, Part
 from polyphi.synthetic.images import (
     ASCII_FONTS,
@@ -31,8 +31,8 @@ from polyphi.synthetic.images import (
     RGB,
     SCANS,
     SIDE,
+    annotations,
     contrast,
-    named,
     png,
     scan_numbers,
     stamp_shape,
@@ -42,13 +42,13 @@ from polyphi.synthetic.stamps import STAMPS, Album, Stamp
 from polyphi.text import lexicon
 
 OTHER_LANGUAGES = 0.2  # share of questions asked in a language other than English
-WIDE = 0.08  # share of pictures larger than one crop
+WIDE = 0.08  # share of images larger than one crop
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one sample is drawn with: its dice, its split, its number within its task, the stamps at hand, and the
-    languages of its questions."""
+    """The state that one sample is drawn with: random generator, split, number within its task, available stamps, and
+    languages of the questions."""
 
     rng: random.Random
     split: str
@@ -57,8 +57,8 @@ class Scene:
     languages: tuple[str, ...] = tuple(lexicon.LANGUAGES)
 
     def answer(self, answers: Sequence[Any], every: int = 1) -> Any:
-        """One of the answers: by chance in training; in the test split in turn, the next one after `every` samples, so
-        that answers are balanced."""
+        """Return one of the answers: a random one in training; in the test split in turn, the next one after `every`
+        samples, so that answers are balanced."""
         return (
             answers[self.index // every % len(answers)]
             if self.split == "test"
@@ -70,7 +70,7 @@ class Scene:
         return self.rng.choice(others) if self.rng.random() < share else "en"
 
     def size(self, share: float = WIDE) -> tuple[int, int]:
-        """(width, height): mostly one crop, now and then two or four."""
+        """Return (width, height): usually one crop, with probability `share` two or four."""
         return (
             self.rng.choice([(2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE)])
             if self.rng.random() < share
@@ -78,40 +78,40 @@ class Scene:
         )
 
     def paper(self, *colours: RGB) -> RGB:
-        """A background on which all these colours can be seen; without any a pale one, for writing."""
-        found = [p for p in PAPERS if all(math.dist(p, c) > 110 for c in colours)]
-        return self.rng.choice(found if colours else PALE)
+        """Return a background that contrasts with all `colours`; without any, a pale one for text."""
+        papers = [p for p in PAPERS if all(math.dist(p, c) > 110 for c in colours)]
+        return self.rng.choice(papers if colours else PALE)
 
     def ink(self, paper: RGB) -> RGB:
-        """A dark colour for pale paper, a bright one for dark paper."""
-        least = 0 if contrast(paper, (0, 0, 0)) > 128 else 150
-        r, g, b = (least + self.rng.randrange(105) for _ in range(3))
+        """Return a dark colour for pale paper, a bright one for dark paper."""
+        darkest = 0 if contrast(paper, (0, 0, 0)) > 128 else 150
+        r, g, b = (darkest + self.rng.randrange(105) for _ in range(3))
         return r, g, b
 
     def tint(self, colour: str) -> RGB:
-        """A colour of the lexicon, a little off."""
+        """Return a colour of the lexicon with a small random offset."""
         r, g, b = (
             min(255, max(0, v + self.rng.randint(-12, 12))) for v in lexicon.COLOUR_RGB[colour]
         )
         return r, g, b
 
     def turn(self, shape: str, colour: str) -> int:
-        """Degrees by which a shape of a colour is turned in this split."""
+        """Return a rotation in degrees that this split uses for a shape of a colour."""
         return self.rng.choice(turns(self.split, shape, colour))
 
     def pair(self) -> tuple[str, str]:
-        """A (shape, colour)."""
+        """Return a random (shape, colour)."""
         return self.rng.choice(PAIRS)
 
     def shape(
-        self, picture: Image.Image, shape: str, colour: str, corner: tuple[int, int], side: int
+        self, image: Image.Image, shape: str, colour: str, corner: tuple[int, int], side: int
     ) -> None:
-        """Draw a shape of a colour, a little off its tint, turned as the split allows; it is named "red star"."""
+        """Draw a shape with a random tint of a colour and a rotation of the split; its annotation is "red star"."""
         tint, turn = self.tint(colour), self.turn(shape, colour)
-        stamp_shape(picture, shape, corner, side, tint, turn=turn, words=f"{colour} {shape}")
+        stamp_shape(image, shape, corner, side, tint, turn=turn, label=f"{colour} {shape}")
 
     def font(self, text: str) -> str:
-        """A font of the split that has the letters of `text`."""
+        """Return a font of the split that has the characters of `text`."""
         plain = text.isascii()
         return self.rng.choice([f for f in FONTS[self.split] if plain or f not in ASCII_FONTS])
 
@@ -119,15 +119,15 @@ class Scene:
         return self.rng.choice(scan_numbers(self.split, digit))
 
     def stamp(self, kind: str | None = None) -> Stamp:
-        """A stamp of the split, of a kind if one is named."""
-        found = self.album.of(self.split, kind)
-        assert found, f"no {self.split} stamps of kind {kind}"
-        return self.rng.choice(found)
+        """Return a stamp of the split, of this kind unless it is None."""
+        stamps = self.album.of(self.split, kind)
+        assert stamps, f"no {self.split} stamps of kind {kind}"
+        return self.rng.choice(stamps)
 
     def corner(
         self, size: tuple[int, int], item: tuple[int, int], margin: int = 2
     ) -> tuple[int, int]:
-        """Where to put the upper left corner of an item of (width, height) so that it lies inside."""
+        """Return a random upper left corner for an item of (width, height) inside an image of `size`."""
         x, y = (
             self.rng.randint(min(margin, max(0, s - i)), max(margin, s - i - margin))
             for s, i in zip(size, item, strict=True)
@@ -137,7 +137,8 @@ class Scene:
     def scatter(
         self, count: int, side: int, size: tuple[int, int] = (SIDE, SIDE)
     ) -> list[tuple[int, int]]:
-        """Corners for `count` items of `side` pixels that don't overlap: each moved about within a cell of its own."""
+        """Return corners for `count` items of `side` pixels that don't overlap, each at random in its own grid cell.
+        Raises `ValueError` if they don't fit."""
         cols, rows = max(1, size[0] // (side + 3)), max(1, size[1] // (side + 3))
         if cols * rows < count:
             raise ValueError(
@@ -155,9 +156,9 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a maker hands back: the conversation, where its pictures come from (what shows a scan, a stamp or a page of
-    somebody's is theirs, the rest our own), its language, and what else to note."""
+class SceneSample:
+    """Result of a maker: the conversation, the source of its images (that of the scan, stamp or page in them, else
+    "polyphi"), its language, and further `meta`."""
 
     messages: tuple[Message, ...]
     source: str = "polyphi"
@@ -165,34 +166,34 @@ class Made:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def strictest(found: Sequence[str]) -> str:
-    """The source to name for something made of several: stamps before scans before our own renderings."""
-    return next((source for source in (STAMPS, SCANS) if source in found), "polyphi")
+def strictest_source(sources_used: Sequence[str]) -> str:
+    """Return the source with the strictest licence: stamps before scans before our own renderings."""
+    return next((source for source in (STAMPS, SCANS) if source in sources_used), "polyphi")
 
 
-def asked(
-    pictures: Image.Image | bytes | Sequence[Image.Image],
+def image_question(
+    images: Image.Image | bytes | Sequence[Image.Image],
     question: str,
     answer: object,
     source: str = "polyphi",
     language: str = "en",
     /,
     **meta: Any,
-) -> Made:
-    """A question about pictures, and its answer. Bytes are an encoded picture, such as a photo. `meta["named"]` says
-    for each drawn picture what it shows and where (`images.Named`)."""
-    if isinstance(pictures, bytes):
-        parts: list[Part | str] = [Picture(pictures)]
+) -> SceneSample:
+    """Return a question about images with its answer. Bytes are an encoded image, such as a photo. `meta["named"]`
+    holds the annotations of each drawn image (`grids.LabelledBox`)."""
+    if isinstance(images, bytes):
+        parts: list[Part | str] = [ImagePart(images)]
     else:
-        shown = [pictures] if isinstance(pictures, Image.Image) else pictures
-        parts = [Picture(png(p)) for p in shown]
-        meta["named"] = [[list(thing) for thing in named(p)] for p in shown]
-    return Made(
+        drawn_images = [images] if isinstance(images, Image.Image) else images
+        parts = [ImagePart(png(p)) for p in drawn_images]
+        meta["named"] = [[list(thing) for thing in annotations(p)] for p in drawn_images]
+    return SceneSample(
         (Message.user(*parts, question), Message.assistant(str(answer))), source, language, meta
     )
 
 
-Maker = Callable[[Scene], Made]
+Maker = Callable[[Scene], SceneSample]
 Makers = Mapping[str, tuple[float, Maker]]
 """Task -> (share of the training set, maker)."""
 
@@ -204,8 +205,8 @@ def samples(
     album: Album | None = None,
     tests: Sequence[str] = (),
 ) -> Iterator[tuple[str, Sample]]:
-    """(split, sample) of every split of `work`. In training makers are drawn by weight; in the test split they take
-    turns, only those named in `tests` if any is. `meta` names the task (the maker's name) and the language."""
+    """Yield (split, sample) for every split of `work`. Training draws makers by weight; the test split uses them in
+    turn, only those in `tests` if it isn't empty. `meta` holds the task (the maker's name) and the language."""
     for split, rows in work.rows.items():
         for i in range(rows):
             yield split, _sample(corpus, work, split, i, makers, album, tests)
@@ -214,7 +215,7 @@ def samples(
 def fresh(
     corpus: str, work: Work, makers: Makers, album: Album | None = None
 ) -> Callable[[int], Sample]:
-    """Training samples by number, endless, none of them a row of the training split: `Corpus.fresh`."""
+    """Return the generator for `Corpus.fresh`: number -> a training sample that is no row of the training split."""
     return lambda number: _sample(corpus, work, "fresh", number, makers, album)
 
 
@@ -227,7 +228,7 @@ def _sample(
     album: Album | None,
     tests: Sequence[str] = (),
 ) -> Sample:
-    """Sample `number` of a split, or of the "fresh" training samples."""
+    """Return sample `number` of a split, or of the "fresh" training samples."""
     side = "train" if split == "fresh" else split
     rng = random.Random(f"{work.seed} {corpus} {split} {number}")
     names = [name for name in makers if side == "train" or not tests or name in tests]
@@ -236,11 +237,11 @@ def _sample(
     else:
         task = names[number % len(names)]
     scene = Scene(rng, side, number // len(names), album or Album(), work.languages)
-    made = makers[task][1](scene)
+    drawn = makers[task][1](scene)
     return Sample(
         f"{corpus}-{split}-{number:06d}",
-        made.messages,
-        made.source,
-        SOURCES[made.source].licence,
-        {"task": task, "language": made.language, **made.meta},
+        drawn.messages,
+        drawn.source,
+        SOURCES[drawn.source].licence,
+        {"task": task, "language": drawn.language, **drawn.meta},
     )

@@ -1,4 +1,4 @@
-"""Slides drawn with Pillow: a title, points below it, and beside them a chart where one is given.
+"""Slides drawn with Pillow: a title, points below it, and optionally a chart beside them.
 
 >>> slide = draw(scene, "Train", ("red hat", "two birds"))
 >>> slide.title, slide.points[1]
@@ -15,15 +15,15 @@ from polyphi.synthetic.images import RGB, SIDE
 from polyphi.synthetic.scenes import Scene
 
 BANDS: tuple[RGB, ...] = ((32, 56, 100), (110, 34, 40), (30, 92, 70), (70, 48, 110), (60, 60, 64))
-"""Behind a title, or its ink."""
+"""Colours of titles or of the bands behind them."""
 WHITE: RGB = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Slide:
-    """A drawn slide and what stands on it."""
+    """A drawn slide with its text."""
 
-    picture: Image.Image
+    image: Image.Image
     title: str
     points: tuple[str, ...]
 
@@ -31,13 +31,13 @@ class Slide:
 def draw(
     scene: Scene, title: str, points: Sequence[str], chart: Image.Image | None = None
 ) -> Slide:
-    """A slide of one crop, or of two side by side where there is a chart, which must leave the title its room: at most
-    `SIDE` x `SIDE` - 28 pixels."""
+    """Draw a slide of one crop, or of two side by side if there is a chart. The chart has at most `SIDE` x `SIDE` - 28
+    pixels, below the title."""
     size = (SIDE, SIDE) if chart is None else (2 * SIDE, SIDE)
     accent, paper = scene.rng.choice(BANDS), scene.rng.choice(images.PALE)
     name, band = scene.font(title + "".join(points)), scene.rng.choice(("filled", "ruled", "bare"))
-    picture = images.sheet(size, paper)
-    pen = ImageDraw.Draw(picture)
+    image = images.sheet(size, paper)
+    pen = ImageDraw.Draw(image)
     if band == "filled":
         pen.rectangle([0, 0, size[0], 25], fill=accent)
     elif band == "ruled":
@@ -53,5 +53,5 @@ def draw(
         pen.ellipse([8, y - 2.5, 13, y + 2.5], fill=accent)
         pen.text((19, y), point, font=smaller, fill=(25, 25, 25), anchor="lm")
     if chart is not None:
-        picture.paste(chart, (size[0] - chart.width - 2, SIDE - chart.height - 1))
-    return Slide(picture, title, tuple(points))
+        image.paste(chart, (size[0] - chart.width - 2, SIDE - chart.height - 1))
+    return Slide(image, title, tuple(points))

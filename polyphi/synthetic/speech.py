@@ -1,12 +1,12 @@
-"""Spoken clips for training and testing: who speaks (split by speaker), recordings, joining, augmentation.
+"""Speech for training and testing: synthetic voices and recorded people (split by speaker), augmentation, samples.
 
->>> studio = Studio(work)
->>> speaker = studio.speaker("fr", "train", rng)
->>> clip = studio.say("sept deux neuf", speaker, rng)          # float32 mono at 16 kHz, augmented for training
->>> Audio(encode(clip))                                        # FLAC, 16 bits
+>>> tts = TTSSampler(work)
+>>> speaker = tts.speaker("fr", "train", rng)
+>>> wave = tts.synthesize("sept deux neuf", speaker, rng)      # float32 mono at 16 kHz, augmented for training
+>>> Audio(encode(wave))                                        # FLAC, 16 bits
 
-The test split is spoken by nobody of the training split: other espeak-ng variants ("espeak_unseen"), an engine that
-training never hears ("flite_slt") and other people ("recorded"). The recorded people and their roles are in `READERS`.
+The splits share no speaker. The test split has other espeak-ng variants ("espeak_unseen"), an engine that isn't used in
+training ("flite_slt") and other people ("recorded"). `READERS` lists the recorded people and their splits.
 """
 
 import re
@@ -41,15 +41,15 @@ from polyphi.synthetic.images import bucket
 from polyphi.synthetic.stamps import STAMP_FOLDER, STAMPS, held_out, read_captions
 from polyphi.text.lexicon import DIGIT_WORDS, LANGUAGES, lexicon
 
-# Who speaks ----------------------------------------------------------------------------------------------------------
+# Speakers ------------------------------------------------------------------------------------------------------------
 
 _FEMALE = {"f1", "f2", "f3", "f4", "f5", "Alicia", "Andrea", "Annie", "belinda", "linda"}
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """A synthetic voice. `group` is what test results are told apart by: "espeak_unseen" or "flite_slt" (training:
-    "espeak", "flite")."""
+    """A synthetic voice. Test results are reported by `group`: "espeak_unseen" or "flite_slt" (training: "espeak",
+    "flite")."""
 
     voice: Voice
     language: str
@@ -67,7 +67,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Reader:
-    """A recorded person who reads numbers: number -> file. `package` names the source."""
+    """A person whose readings of numbers are recorded: number -> file. `package` is the source."""
 
     name: str
     language: str
@@ -100,11 +100,11 @@ STAMP_DIGITS = {
     **{"": "en", "en_GB": "en", "zh_tw": "zh"},
     **{language: language for language in ("fr", "es", "de", "it", "ja", "pt")},
 }
-"""Ending of Tux Paint's spoken digits -> language; all of them are for training."""
+"""Suffix of Tux Paint's spoken digits -> language; all belong to the training split."""
 
 
 def _wideband() -> bool:
-    """Whether G.722 files can be read (PyAV, the `video` extra); otherwise the 8 kHz packages serve."""
+    """Return whether G.722 files are readable (PyAV, the `video` extra); otherwise the 8 kHz packages are used."""
     try:
         import av  # noqa: F401
     except ImportError:
@@ -113,32 +113,32 @@ def _wideband() -> bool:
 
 
 def readers(work: Work, split: str) -> list[Reader]:
-    """The recorded people of a split whose packages can be had, by rule: `digits/42.gsm` says forty-two."""
-    found = []
-    wide = _wideband()
-    for name, language, sex, where, package, folder, ending in READERS:
-        if where != split:
+    """Return the recorded people of a split whose packages are available; `digits/42.gsm` is the number 42."""
+    readers = []
+    wideband = _wideband()
+    for name, language, sex, reader_split, package, folder, ending in READERS:
+        if reader_split != split:
             continue
-        full = package if ending else f"{package}-{'g722' if wide else 'wav'}"
-        if root := unpack(full, work.cache, work.tell):
+        package_name = package if ending else f"{package}-{'g722' if wideband else 'wav'}"
+        if root := unpack(package_name, work.cache, work.tell):
             files = root / "usr/share/asterisk/sounds" / folder / "digits"
-            ending = ending or (".g722" if wide else ".wav")
+            ending = ending or (".g722" if wideband else ".wav")
             numbers = {n: p for n in range(100) if (p := files / f"{n}{ending}").exists()}
-            found.append(Reader(name, language, sex, split, full, numbers))
+            readers.append(Reader(name, language, sex, split, package_name, numbers))
     if split == "train" and (root := unpack(STAMPS, work.cache, work.tell)):
         files = root / STAMP_FOLDER / "symbols/math"
         for ending, language in STAMP_DIGITS.items():
             stem = "{}_" + ending if ending else "{}"
             numbers = {n: p for n in range(10) if (p := files / f"{stem.format(n)}.ogg").exists()}
             if len(numbers) >= 5:
-                found.append(
+                readers.append(
                     Reader(f"Tux Paint {ending or 'en'}", language, "", split, STAMPS, numbers)
                 )
-    return found
+    return readers
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedPhrase:
     """A recorded phrase with its transcript."""
 
     text: str
@@ -148,12 +148,12 @@ class Recording:
     id: str
 
 
-def captions(work: Work, split: str) -> list[Recording]:
-    """Spoken captions of Tux Paint's stamps in French, Spanish and English, of the split's stamps."""
+def captions(work: Work, split: str) -> list[RecordedPhrase]:
+    """Return the spoken captions (French, Spanish, English) of the split's stamps of Tux Paint."""
     root = unpack(STAMPS, work.cache, work.tell)
     if root is None:
         return []
-    folder, found = root / STAMP_FOLDER, []
+    folder, recordings = root / STAMP_FOLDER, []
     for ending, language in (("_desc_fr", "fr"), ("_desc_es", "es"), ("_desc", "en")):
         for path in sorted(folder.rglob(f"*{ending}.ogg")):
             stem = path.with_name(path.name.removesuffix(f"{ending}.ogg"))
@@ -165,31 +165,31 @@ def captions(work: Work, split: str) -> list[Recording]:
             ):
                 continue
             if caption := read_captions(text).get(language):
-                found.append(Recording(caption, language, path, STAMPS, id))
-    return found
+                recordings.append(RecordedPhrase(caption, language, path, STAMPS, id))
+    return recordings
 
 
-def effects(work: Work, split: str) -> list[Recording]:
-    """Recorded sounds of Tux Paint's stamps (animals, tools, instruments), of the split's stamps; `text` is the
+def effects(work: Work, split: str) -> list[RecordedPhrase]:
+    """Return the recorded sounds (animals, tools, instruments) of the split's stamps of Tux Paint; `text` is the
     English caption."""
     root = unpack(STAMPS, work.cache, work.tell)
     if root is None:
         return []
-    folder, found = root / STAMP_FOLDER, []
+    folder, recordings = root / STAMP_FOLDER, []
     for path in sorted(folder.rglob("*.ogg")):
         id = path.with_suffix("").relative_to(folder).as_posix()
         text = path.with_suffix(".txt")
-        spoken = "_desc" in path.name or id.startswith("symbols/") or not text.exists()
-        if not spoken and held_out(id) == (split == "test"):
-            found.append(
-                Recording(read_captions(text).get("en", path.stem), "en", path, STAMPS, id)
+        is_speech = "_desc" in path.name or id.startswith("symbols/") or not text.exists()
+        if not is_speech and held_out(id) == (split == "test"):
+            recordings.append(
+                RecordedPhrase(read_captions(text).get("en", path.stem), "en", path, STAMPS, id)
             )
-    return found
+    return recordings
 
 
 @lru_cache(4096)
 def load(path: Path) -> Wave:
-    """A recording at 16 kHz, trimmed; WAV, OGG, GSM (8 kHz) or G.722 (16 kHz) by its ending."""
+    """Return a recording, trimmed, at 16 kHz; WAV, OGG, GSM (8 kHz) or G.722 (16 kHz) by its suffix."""
     if path.suffix == ".gsm":
         wave, rate = soundfile.read(
             path, dtype="float32", format="RAW", subtype="GSM610", samplerate=8000, channels=1
@@ -216,25 +216,25 @@ def _g722(path: Path) -> Wave:
         )
 
 
-# The studio ----------------------------------------------------------------------------------------------------------
+# TTS -----------------------------------------------------------------------------------------------------------------
 
 
 SILENT_ENDS = 0.6
 """Share of training audio, times the strength of the augmentation, that begins and ends in silence, as recordings do.
-A recogniser trained on trimmed audio alone writes extra digits for silence (LOG.md)."""
+A recogniser trained only on trimmed audio outputs extra digits for silence (LOG.md)."""
 
 
-class Studio:
-    """Everyone who can speak here. A studio opens its own booth, so the same requests in the same order give the same
-    bytes. Engines that are missing are told once; where nobody can speak at all, `ValueError` says what to install.
-    `strength` is that of the augmentation of training clips."""
+class TTSSampler:
+    """Draws voices and synthesizes speech with the engines of this machine. Each sampler opens its own engines, so the
+    same requests in the same order give the same bytes. Missing engines are logged once. Raises `ValueError` if there
+    are neither engines nor recordings. `strength` is that of the augmentation of training audio."""
 
     def __init__(self, work: Work, strength: float = 0.5) -> None:
         self.work, self.booth, self.strength = work, Booth(), strength
         self.espeak, self.flite = (unavailable(engine) is None for engine in ("espeak-ng", "flite"))
         for engine in ("espeak-ng", "flite"):
-            if missing := unavailable(engine):
-                work.tell(f"skipped speech of {engine}: {missing}")
+            if reason := unavailable(engine):
+                work.tell(f"skipped speech of {engine}: {reason}")
         self._readers: dict[str, list[Reader]] = {}
         if not (self.espeak or self.flite or self.readers("train")):
             raise ValueError(
@@ -243,26 +243,26 @@ class Studio:
             )
 
     def readers(self, split: str, language: str = "") -> list[Reader]:
-        """Recorded readers of a split, of one language if it is given."""
+        """Return the recorded readers of a split, of one language if it is given."""
         if split not in self._readers:
             self._readers[split] = readers(self.work, split)
         return [r for r in self._readers[split] if language in ("", r.language)]
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Languages that an engine here can speak."""
+        """Languages that the installed engines support."""
         return tuple(LANGUAGES) if self.espeak else ("en",) if self.flite else ()
 
     def groups(self, language: str) -> tuple[str, ...]:
-        """The groups of synthetic test voices that speak a language here."""
+        """Return the groups of synthetic test voices available for a language."""
         espeak = ("espeak_unseen",) if self.espeak else ()
         return espeak + (("flite_slt",) if self.flite and language == "en" else ())
 
     def speaker(
         self, language: str, split: str, rng: Random, group: str = "", sex: str = ""
     ) -> Speaker:
-        """Somebody of the split who speaks the language; `group` picks the kind of test voice, `sex` "man" or "woman"
-        restricts to voices made as such."""
+        """Return a random voice of the split for a language. `group` selects the group of test voices, `sex` ("man" or
+        "woman") restricts the choice to voices of that kind."""
         if split == "test" and (group == "flite_slt" or (group == "" and not self.espeak)):
             return Speaker(Voice("flite", "en", "slt"), "en", "flite_slt", "woman")
         if not self.espeak:
@@ -276,8 +276,11 @@ class Studio:
             _sex(variants[0]) if sex else "",
         )
 
-    def say(self, text: str, speaker: Speaker, rng: Random, augmented: bool | None = None) -> Wave:
-        """The text, trimmed, at 16 kHz. Training voices (or `augmented`) vary in speed and pitch and are augmented."""
+    def synthesize(
+        self, text: str, speaker: Speaker, rng: Random, augmented: bool | None = None
+    ) -> Wave:
+        """Return the spoken text, trimmed, at 16 kHz. Training voices vary in speed and pitch. The audio is augmented
+        if `augmented`, by default for training voices."""
         training = speaker.group in ("espeak", "flite")
         voice = (
             varied(speaker.voice, rng)
@@ -292,15 +295,15 @@ class Studio:
     def read(
         self, numbers: Sequence[int], reader: Reader, rng: Random, augmented: bool | None = None
     ) -> Wave:
-        """Recorded numbers, one after the other with short pauses."""
+        """Return recorded numbers, joined with short pauses."""
         pauses = [rng.uniform(-0.06, 0.15) for _ in numbers[1:]]
         waves = [level(load(reader.numbers[n]), rng.uniform(1, 4)) for n in numbers]
-        return self.recorded(
+        return self.process(
             join(waves, pauses), rng, reader.split == "train" if augmented is None else augmented
         )
 
-    def recorded(self, wave: Wave, rng: Random, augmented: bool) -> Wave:
-        """A recording at 16 kHz as it goes into a shard."""
+    def process(self, wave: Wave, rng: Random, augmented: bool) -> Wave:
+        """Return a recording at 16 kHz, levelled or augmented, as stored in shards."""
         return self._finish(wave, RATE, rng, augmented)
 
     def _finish(self, wave: Wave, rate: int, rng: Random, augmented: bool) -> Wave:
@@ -311,18 +314,20 @@ class Studio:
         return level(resample(wave, rate), 3.0)
 
 
-class SilentStudio(Studio):
-    """A studio where every language is spoken and nobody is heard: for corpora that only need what is said."""
+class SilentTTSSampler(TTSSampler):
+    """A `TTSSampler` for every language that returns silence: for corpora that only need the texts."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.espeak, self.flite = work, True, True
 
     def readers(self, split: str, language: str = "") -> list[Reader]:
-        """Nobody is recorded."""
+        """Return an empty list: there are no recordings."""
         return []
 
-    def say(self, text: str, speaker: Speaker, rng: Random, augmented: bool | None = None) -> Wave:
-        """A moment of silence."""
+    def synthesize(
+        self, text: str, speaker: Speaker, rng: Random, augmented: bool | None = None
+    ) -> Wave:
+        """Return 10 ms of silence."""
         return np.zeros(RATE // 100, np.float32)
 
 
@@ -335,41 +340,41 @@ def _sex(variant: str) -> str:
 # Samples -------------------------------------------------------------------------------------------------------------
 
 
-def origin(speaker: Speaker | Reader | Recording | None) -> dict[str, str]:
-    """`source` and `licence` of a sample: the package of a recording; what engines say of our texts is our own."""
+def origin(speaker: Speaker | Reader | RecordedPhrase | None) -> dict[str, str]:
+    """Return `source` and `licence` of a sample: those of a recording's package, or ours for synthetic speech."""
     package = "polyphi" if speaker is None or isinstance(speaker, Speaker) else speaker.package
     return {"source": package, "licence": SOURCES[package].licence}
 
 
-def asked(
-    clip: Wave,
+def audio_sample(
+    wave: Wave,
     question: str,
     answer: str,
-    speaker: Speaker | Reader | Recording | None,
+    speaker: Speaker | Reader | RecordedPhrase | None,
     id: str = "",
     **meta: Any,
 ) -> Sample:
-    """A clip, the text beside it ("" for a spoken query) and the answer. `meta` must hold `task` and `language`, and
-    `heard` where something is said: what a perfect recogniser would write."""
-    parts = (Audio(encode(clip)), question) if question else (Audio(encode(clip)),)
+    """Return a sample of audio, the text with it ("" for a spoken query) and the answer. `meta` must hold `task` and
+    `language`, and, for speech, the reference transcript `heard`."""
+    parts = (Audio(encode(wave)), question) if question else (Audio(encode(wave)),)
     if isinstance(speaker, Speaker | Reader):
         meta = {"voice": speaker.group, "engine": speaker.engine, "speaker": speaker.name, **meta}
-    elif isinstance(speaker, Recording):
+    elif isinstance(speaker, RecordedPhrase):
         meta = {"voice": "recorded", "engine": "recorded", "speaker": speaker.package, **meta}
     messages = (Message.user(*parts), Message.assistant(answer))
     return Sample(
-        id, messages, meta={**meta, "seconds": round(len(clip) / RATE, 2)}, **origin(speaker)
+        id, messages, meta={**meta, "seconds": round(len(wave) / RATE, 2)}, **origin(speaker)
     )
 
 
 def chained(direct: Sample, transcript: str) -> Sample:
-    """A translation of a clip (`meta["to"]`) by chain of thought: its transcript, `<sep>`, then the translation."""
-    clip, prompt = direct.messages[0].parts[0], TRANSCRIBE_AND_TRANSLATE
+    """Return a translation sample (to `meta["to"]`) with chain of thought: transcript, `<sep>`, translation."""
+    audio, prompt = direct.messages[0].parts[0], TRANSCRIBE_AND_TRANSLATE
     return replace(
         direct,
         id=f"{direct.id}/cot",
         messages=(
-            Message.user(clip, prompt.format(LANGUAGES[direct.meta["to"]])),
+            Message.user(audio, prompt.format(LANGUAGES[direct.meta["to"]])),
             Message.assistant(f"{transcript} <sep> {direct.answer}"),
         ),
         meta={**direct.meta, "cot": True},
@@ -377,46 +382,46 @@ def chained(direct: Sample, transcript: str) -> Sample:
 
 
 def numbered(corpus: str, split: str, samples: Iterator[Sample]) -> Iterator[Sample]:
-    """The samples with ids: corpus, split and number."""
+    """Yield the samples with ids of corpus, split and number."""
     for i, sample in enumerate(samples):
         yield replace(sample, id=f"{corpus}-{split}-{i:06d}")
 
 
 LENGTHS = {1: 30, 2: 22, 3: 16, 4: 14, 5: 10, 6: 8}
-"""Digits of a string -> its share in training. Short ones lead a fresh recogniser off the plateau where it only
-counts."""
+"""Number of digits -> its share in training. Short strings lead an untrained recogniser off the plateau where it only
+outputs the right number of digits."""
 
 
 def digits(
     rng: Random, split: str, allowed: Sequence[int] = range(10), count: int = 0
 ) -> list[int]:
-    """A string of `count` digits of the split, or of a random number of them: of strings of two and more one in ten is
-    held out, whoever says it; training has single digits too."""
+    """Return `count` digits (0: a random number of them) of the split. One in ten strings of two or more digits is held
+    out, for every speaker; single digits are in both splits."""
     while True:
-        drawn = (
+        random_length = (
             rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
             if split == "train"
             else rng.randint(2, 6)
         )
-        length = count or drawn
-        found = [rng.choice(allowed) for _ in range(length)]
-        if length == 1 or (bucket(f"digits {found}", 10) == 0) == (split == "test"):
-            return found
+        length = count or random_length
+        digits = [rng.choice(allowed) for _ in range(length)]
+        if length == 1 or (bucket(f"digits {digits}", 10) == 0) == (split == "test"):
+            return digits
 
 
 def digit_text(numbers: Sequence[int], language: str, rng: Random) -> str:
-    """Digits in words as an engine shall say them: run together, or with commas, which slows it down."""
+    """Return digits in words for a TTS engine, with spaces, or with commas, which slow it down."""
     between = rng.choice((" ", " ", ", "))
     return between.join(DIGIT_WORDS[language][n] for n in numbers)
 
 
-def written(numbers: Sequence[int]) -> str:
-    """How digit strings are written in every language: "314", one token a digit."""
+def digit_string(numbers: Sequence[int]) -> str:
+    """Return the written form of digits in every language: "314", one token per digit."""
     return "".join(map(str, numbers))
 
 
 def speakable(text: str, longest: int = 100) -> bool:
-    """Whether a written question can be read out."""
+    """Return whether a written question is fit for speech synthesis."""
     return not unfit(text, longest)
 
 
@@ -438,15 +443,15 @@ _TOYS = {
     },
     **{"xmas_rabbit": "rabbit", "xmas_moon": "moon", "xmas_ball": "ball"},
 }
-"""KTuberling's names for its sounds -> English word of the lexicon."""
+"""KTuberling's names of its sounds -> English word of the lexicon."""
 
 
-def toys(work: Work) -> list[Recording]:
-    """Single nouns of the lexicon, spoken by KTuberling's volunteers: for testing only."""
+def toys(work: Work) -> list[RecordedPhrase]:
+    """Return recordings of single nouns of the lexicon by KTuberling's volunteers, for testing only."""
     root = unpack(KTUBERLING, work.cache, work.tell)
     if root is None:
         return []
-    folder, words, found = root / "usr/share/ktuberling/sounds", lexicon(), []
+    folder, words, recordings = root / "usr/share/ktuberling/sounds", lexicon(), []
     for language in LANGUAGES:
         theme = folder / f"{language}.soundtheme"
         lines = (
@@ -457,5 +462,7 @@ def toys(work: Work) -> list[Recording]:
         for name, file in lines:
             if name in _TOYS and (path := folder / file).exists():
                 text = words[_TOYS[name]][language]
-                found.append(Recording(text, language, path, KTUBERLING, f"{language} {name}"))
-    return found
+                recordings.append(
+                    RecordedPhrase(text, language, path, KTUBERLING, f"{language} {name}")
+                )
+    return recordings

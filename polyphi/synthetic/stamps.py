@@ -1,6 +1,6 @@
-"""Tux Paint's stamps: some 950 small pictures on transparent ground, with captions in eight languages.
+"""Tux Paint's stamps: some 950 small images with transparent backgrounds and captions in eight languages.
 
->>> album = load(work)                                  # empty, told in one line, where the package can't be had
+>>> album = load(work)                                  # empty, with one log line, if the package is unavailable
 >>> album.of("train", "bird")[0].captions["fr"]
 'une perruche Adélaïde'
 
@@ -25,13 +25,13 @@ from polyphi.text import lexicon
 
 STAMPS = "tuxpaint-stamps-default"
 STAMP_FOLDER = Path("usr/share/tuxpaint/stamps")
-LARGEST = 96  # pixels kept of a stamp's longer side
+LARGEST = 96  # maximum of a stamp's longer side in pixels
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 KINDS: dict[str, tuple[list[str], str]] = {
-    kind: (patterns, without) for kind, (patterns, without) in _DATA["kinds"].items()
+    kind: (patterns, exclude) for kind, (patterns, exclude) in _DATA["kinds"].items()
 }
-"""Kind of thing -> (patterns of stamp ids, what to leave out): what several stamps share, told apart at a glance."""
+"""Kind of object -> (patterns of stamp ids, pattern of exceptions); kinds are easy to tell apart."""
 KIND_WORDS: dict[str, lexicon.Words] = {
     **{kind: lexicon.NOUNS[kind] for kind in ("bird", "flower", "hat", "house", "ball")},
     **_DATA["kind_words"],
@@ -40,14 +40,15 @@ KIND_WORDS: dict[str, lexicon.Words] = {
 
 
 def held_out(stamp: str) -> bool:
-    """Whether a stamp, its caption, its recording and its sound belong to the test split of every corpus: one id in
-    eight. `stamp` is its path in the package without the ending. With this salt every kind has two or more."""
+    """Return whether a stamp, its caption, recording and sound belong to the test split of every corpus: one id in
+    eight. `stamp` is its path in the package without the suffix. With this salt every kind has at least two."""
     return bucket(f"stamp 2794 {stamp.removesuffix('_mirror')}", 8) == 0
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A picture on transparent ground. `id` is its path in the package without ".png"; `captions` go by language."""
+    """An image with a transparent background. `id` is its path in the package without ".png"; `captions` are by
+    language."""
 
     id: str
     path: Path
@@ -59,17 +60,17 @@ class Stamp:
         return "test" if held_out(self.id) else "train"
 
     def cutout(self, side: int) -> Image.Image:
-        """The stamp trimmed to what is opaque, its longer side `side` pixels, RGBA."""
+        """Return the stamp cropped to its opaque part, RGBA, its longer side `side` pixels."""
         whole = _cutout(self.path)
         scale = side / max(whole.size)
         size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
         return whole.resize(size, Image.Resampling.BILINEAR)
 
     def paper(self, rng: random.Random) -> RGB:
-        """A background on which the stamp can be seen."""
-        light = _lightness(self.path)
-        seen = [p for p in PAPERS if abs(contrast(p, (0, 0, 0)) - light) > 50] or list(PAPERS)
-        return rng.choice(seen)
+        """Return a background that contrasts with the stamp."""
+        lightness = _lightness(self.path)
+        papers = [p for p in PAPERS if abs(contrast(p, (0, 0, 0)) - lightness) > 50] or list(PAPERS)
+        return rng.choice(papers)
 
 
 @cache
@@ -83,7 +84,7 @@ def _cutout(path: Path) -> Image.Image:
 
 @cache
 def _lightness(path: Path) -> float:
-    """Mean brightness of the opaque part, 0 to 255."""
+    """Return the mean brightness of the opaque part, 0 to 255."""
     pixels = np.asarray(_cutout(path), np.float32)
     weights = pixels[..., 3]
     return float(
@@ -92,45 +93,45 @@ def _lightness(path: Path) -> float:
 
 
 CAPTION_LANGUAGES = {"zh": ("zh_CN",), "pt": ("pt_BR", "pt")}
-LONGEST_CAPTION = 40  # characters: longer ones tell stories, not what is seen
+LONGEST_CAPTION = 40  # characters: longer ones are stories, not descriptions
 _ARTICLES = tuple(_DATA["articles"])
 
 
 def _tidy(caption: str) -> str:
-    """Without the closing stop, and with a small first letter where it opens with an article."""
+    """Return a caption without the final full stop, and in lower case if its first word is an article."""
     caption = " ".join(caption.split()).rstrip(".。 ")
     return caption[0].lower() + caption[1:] if caption.startswith(_ARTICLES) else caption
 
 
 def read_captions(path: Path) -> dict[str, str]:
-    """Language -> caption, from a stamp's text file: English first, then a line `xx.utf8=...` per language. Long ones
-    are left out."""
+    """Return language -> caption from a stamp's text file: English first, then a line `xx.utf8=...` per language. Long
+    captions are left out."""
     first, *rest = path.read_text("utf-8", errors="replace").splitlines() or [""]
-    found = {"en": first}
+    captions = {"en": first}
     by_code = {m[1]: m[2] for line in rest if (m := re.match(r"(\w+)\.utf8=(.+)", line))}
     for language in lexicon.LANGUAGES:
         for code in CAPTION_LANGUAGES.get(language, (language,)):
-            if language != "en" and language not in found and by_code.get(code, "").strip():
-                found[language] = by_code[code]
-    tidy = {language: _tidy(text) for language, text in found.items() if text.strip()}
+            if language != "en" and language not in captions and by_code.get(code, "").strip():
+                captions[language] = by_code[code]
+    tidy = {language: _tidy(text) for language, text in captions.items() if text.strip()}
     return {language: text for language, text in tidy.items() if 0 < len(text) <= LONGEST_CAPTION}
 
 
 def _kind(stamp: str) -> str | None:
-    for kind, (patterns, without) in KINDS.items():
+    for kind, (patterns, exclude) in KINDS.items():
         if any(re.fullmatch(p, stamp) for p in patterns) and not (
-            without and re.search(without, stamp)
+            exclude and re.search(exclude, stamp)
         ):
             return kind
     return None
 
 
 class Album(Sequence[Stamp]):
-    """Stamps in the order of their ids, also by split and kind."""
+    """Stamps in the order of their ids, with subsets by split and kind."""
 
     def __init__(self, stamps: Sequence[Stamp] = ()) -> None:
         self._stamps = tuple(stamps)
-        self._found: dict[tuple[str, str | None], tuple[Stamp, ...]] = {}
+        self._subsets: dict[tuple[str, str | None], tuple[Stamp, ...]] = {}
 
     def __len__(self) -> int:
         return len(self._stamps)
@@ -142,27 +143,27 @@ class Album(Sequence[Stamp]):
         return iter(self._stamps)
 
     def of(self, split: str, kind: str | None = None) -> tuple[Stamp, ...]:
-        """The stamps of a split, of a kind if one is named."""
-        if (split, kind) not in self._found:
-            found = tuple(
+        """Return the stamps of a split, of this kind unless it is None."""
+        if (split, kind) not in self._subsets:
+            subset = tuple(
                 s for s in self._stamps if s.split == split and (kind is None or s.kind == kind)
             )
-            self._found[split, kind] = found
-        return self._found[split, kind]
+            self._subsets[split, kind] = subset
+        return self._subsets[split, kind]
 
 
 def load(work: Work) -> Album:
-    """Every stamp of the package, or none where it can't be had."""
+    """Return all stamps of the package, or an empty album if it is unavailable."""
     folder = sources.unpack(STAMPS, work.cache, work.tell)
     return Album() if folder is None else read(folder / STAMP_FOLDER)
 
 
 @cache
 def read(folder: Path) -> Album:
-    """The stamps below a folder; a mirrored copy is left out."""
-    found = []
+    """Return the stamps below a folder, without mirrored copies."""
+    stamps = []
     for path in sorted(folder.rglob("*.png")):
         text, id = path.with_suffix(".txt"), path.relative_to(folder).with_suffix("").as_posix()
         if not id.endswith("_mirror"):
-            found.append(Stamp(id, path, read_captions(text) if text.exists() else {}, _kind(id)))
-    return Album(found)
+            stamps.append(Stamp(id, path, read_captions(text) if text.exists() else {}, _kind(id)))
+    return Album(stamps)

@@ -1,4 +1,4 @@
-"""Tables drawn with Pillow, each with the cells it shows, so that questions about it have exact answers.
+"""Tables drawn with Pillow, each with its cells, so that questions about it have exact answers.
 
 >>> table = draw(scene, ("A", "B"), ("cat", "dog"), ((3, 5), (8, 2)))
 >>> table.cell("dog", "A"), table.highest("B"), table.text()
@@ -15,15 +15,20 @@ from polyphi.synthetic.images import RGB, SIDE
 from polyphi.synthetic.scenes import Scene
 
 RULE: RGB = (130, 130, 130)
-HEADS: tuple[RGB, ...] = ((214, 220, 232), (224, 214, 196), (206, 226, 208), (226, 226, 226))
-"""Behind the names of the columns."""
+HEADER_COLOURS: tuple[RGB, ...] = (
+    (214, 220, 232),
+    (224, 214, 196),
+    (206, 226, 208),
+    (226, 226, 226),
+)
+"""Backgrounds of the header row."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A drawn table and what it shows: `cells[i][j]` is of `rows[i]` and `columns[j]`."""
+    """A drawn table with its data: `cells[i][j]` belongs to `rows[i]` and `columns[j]`."""
 
-    picture: Image.Image
+    image: Image.Image
     columns: tuple[str, ...]
     rows: tuple[str, ...]
     cells: tuple[tuple[int, ...], ...]
@@ -32,11 +37,11 @@ class Table:
         return self.cells[self.rows.index(row)][self.columns.index(column)]
 
     def highest(self, column: str) -> str:
-        """The row with the largest number in a column."""
+        """Return the row with the largest number in a column."""
         return max(self.rows, key=lambda row: self.cell(row, column))
 
     def text(self) -> str:
-        """The names of the columns, then each row, from the top down."""
+        """Return the names of the columns, then each row, from top to bottom."""
         rows = (
             " ".join((row, *map(str, cells)))
             for row, cells in zip(self.rows, self.cells, strict=True)
@@ -51,22 +56,24 @@ def draw(
     cells: Sequence[Sequence[int]],
     size: tuple[int, int] = (SIDE, SIDE),
 ) -> Table:
-    """A table that fills the picture: names of rows to the left, of columns above; with a grid, with rules between the
+    """Draw a table that fills the image: row names on the left, column names above; with a grid, with rules between the
     rows, or with every other row shaded."""
     paper = scene.paper()
-    picture = images.sheet(size, paper)
-    pen, style = ImageDraw.Draw(picture), scene.rng.choice(("grid", "rules", "stripes"))
+    image = images.sheet(size, paper)
+    pen, style = ImageDraw.Draw(image), scene.rng.choice(("grid", "rules", "stripes"))
     name, ink = scene.font("".join((*columns, *rows))), scene.ink(paper)
     left, top = 3, 3
     wide, high = size[0] - 2 * left, (size[1] - 2 * top) / (len(rows) + 1)
-    first = wide * (0.42 if len(columns) > 2 else 0.46)  # the names of the rows need more room
+    first = wide * (0.42 if len(columns) > 2 else 0.46)  # row names are longer than numbers
     step = (wide - first) / len(columns)
     longest = max(rows, key=len)
     face = images.fitting(name, longest, first - 6, min(18, int(0.7 * high)))
-    head = images.fitting(name, max(columns, key=len), step - 4, min(18, int(0.7 * high)))
+    header_face = images.fitting(name, max(columns, key=len), step - 4, min(18, int(0.7 * high)))
     lines = [top + i * high for i in range(len(rows) + 2)]
     if scene.rng.random() < 0.6:
-        pen.rectangle([left, lines[0], left + wide, lines[1]], fill=scene.rng.choice(HEADS))
+        pen.rectangle(
+            [left, lines[0], left + wide, lines[1]], fill=scene.rng.choice(HEADER_COLOURS)
+        )
     if style == "stripes":
         for y in lines[1:-1:2]:
             pen.rectangle([left, y, left + wide, y + high], fill=tuple(v - 14 for v in paper))
@@ -79,10 +86,10 @@ def draw(
     pen.line([(left, lines[1]), (left + wide, lines[1])], fill=RULE, width=2)
     for j, column in enumerate(columns):
         x = left + first + (j + 0.5) * step
-        pen.text((x, lines[0] + high / 2), column, font=head, fill=ink, anchor="mm")
+        pen.text((x, lines[0] + high / 2), column, font=header_face, fill=ink, anchor="mm")
         for i in range(len(rows)):
             middle = (x, lines[i + 1] + high / 2)
             pen.text(middle, str(cells[i][j]), font=face, fill=ink, anchor="mm")
     for i, row in enumerate(rows):
         pen.text((left + 4, lines[i + 1] + high / 2), row, font=face, fill=ink, anchor="lm")
-    return Table(picture, tuple(columns), tuple(rows), tuple(tuple(row) for row in cells))
+    return Table(image, tuple(columns), tuple(rows), tuple(tuple(row) for row in cells))

@@ -26,7 +26,7 @@ from polyphi.batch import Batch, ImageLayout
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import image_word_slots
-from polyphi.processing.grids import EMPTY, ROW_END, Named, cells
+from polyphi.processing.grids import EMPTY, ROW_END, LabelledBox, cells
 from polyphi.processing.processor import Processor
 from polyphi.train.objective import Vocabulary
 
@@ -80,7 +80,7 @@ def in_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
     return replace(row, crops=None, views=None, crop_masks=None)
 
 
-def image_words(layout: ImageLayout, items: Sequence[Named], side: int) -> list[str]:
+def image_words(layout: ImageLayout, items: Sequence[LabelledBox], side: int) -> list[str]:
     """The words of every token of an image, in order (projector.py): the cells of its crops, row by row, then those of
     its global view; ROW_END for separators. Words for the side on which a thing lies ("left") are included where the
     encoder can see the whole image: not in one crop of several."""

@@ -46,9 +46,9 @@ class Guard:
 def nonfinite_samples(step: Step, loss_of: Callable[[list[Batch]], float]) -> list[str]:
     """Ids of the samples whose own loss isn't finite: each process computes its own samples, all return the same ids.
     Empty where all of several samples have such a loss: then the weights are the cause."""
-    own = list(zip(step.own_ids(), step.samples, strict=True)) or [("", step.spare())]
+    own = list(zip(step.own_ids(), step.samples, strict=True)) or [("", step.spare_rows())]
     names = []
-    for at in range(max(len(own), *map(len, step.others()), 0)):
+    for at in range(max(len(own), *map(len, step.other_sizes()), 0)):
         # With sharded layers every forward is a collective: processes with fewer samples repeat their last one.
         name, rows = own[min(at, len(own) - 1)]
         if not math.isfinite(loss_of(rows)) and name:

@@ -9,7 +9,7 @@ import rich
 
 from polyphi.batch import Batch
 from polyphi.data.fresh import Fresh
-from polyphi.data.packing import Room
+from polyphi.data.packing import Capacity
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime.precision import Choice, Requested
 from polyphi.runtime.progress import Tracker
@@ -70,6 +70,6 @@ class MachineOptions:
     background: bool = False
 
     @property
-    def pack_capacity(self) -> Room:
+    def pack_capacity(self) -> Capacity:
         """The bounds of a pack. Raises ValueError where one is below 1."""
-        return Room(self.micro_tokens, self.micro_crops, self.micro_frames)
+        return Capacity(self.micro_tokens, self.micro_crops, self.micro_frames)

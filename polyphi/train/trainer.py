@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from polyphi.batch import Batch, pack
 from polyphi.data.loader import Loader, Step
-from polyphi.data.packing import Pack, deal, whole
+from polyphi.data.packing import Pack, pack_step, single_pack
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime import distributed, progress
@@ -210,8 +210,8 @@ class Trainer:
     def _packs(self, data: Step) -> list[Pack]:
         """This process's packs of a step."""
         if self.stage.objective.whole_step:
-            return whole(data.samples, distributed.world())
-        return deal(data.samples, self._capacity, data.others(), data.spare())
+            return single_pack(data.samples, distributed.world())
+        return pack_step(data.samples, self._capacity, data.other_sizes(), data.spare_rows())
 
     def _log(self, data: Step, record: dict[str, Any]) -> dict[str, Any]:
         """Complete a step's record with its speeds and evaluation, and write it to the metrics and trackers."""

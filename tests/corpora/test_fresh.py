@@ -1,5 +1,5 @@
-"""Fresh samples of the corpora that have a generator: pure functions of their number, and no row of the shards. What
-questions are about is of the training side; for pictures test_vision.py tests that."""
+"""Fresh samples of corpora with a generator: pure functions of their number, disjoint from the shards, and about
+content of the training split (for images: test_vision.py)."""
 
 import importlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from polyphi.curate.text import side
 from polyphi.data.shards import Sample, row_hash, to_row
 from polyphi.stages import sizes
 from polyphi.synthetic import instructions
-from polyphi.synthetic.instructions import Ask
+from polyphi.synthetic.instructions import QA
 
 CORPORA: list[Corpus] = [
     importlib.import_module(f"polyphi.corpora.{name}").corpus for name in sizes.FRESH
@@ -26,7 +26,7 @@ CORPORA: list[Corpus] = [
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No package can be had."""
+    """Every package is unavailable."""
     monkeypatch.setattr(sources, "_fill", _refuse)
 
 
@@ -46,7 +46,7 @@ def split(corpus: Corpus, work: Work, name: str) -> list[Sample]:
 
 
 def content(sample: Sample) -> str:
-    """The hash of a sample but for its id."""
+    """Return the hash of a sample without its id."""
     return row_hash(to_row(replace(sample, id="")))
 
 
@@ -54,13 +54,15 @@ def content(sample: Sample) -> str:
 def test_a_sample_is_a_function_of_its_number(corpus: Corpus, work: Work) -> None:
     make, fingerprint = generator(corpus, work)
     samples = [make(n) for n in range(40)]
-    again, same = generator(corpus, replace(work, tell=print, models={"a": Random(0)}))
-    assert [again(n) for n in (39, 0, 7)] == [samples[n] for n in (39, 0, 7)]
-    elsewhere = cloudpickle.loads(cloudpickle.dumps(make))
-    assert [elsewhere(n) for n in (39, 0)] == [samples[n] for n in (39, 0)]
-    other, different = generator(corpus, replace(work, seed=1))
+    same_make, same_fingerprint = generator(
+        corpus, replace(work, tell=print, models={"a": Random(0)})
+    )
+    assert [same_make(n) for n in (39, 0, 7)] == [samples[n] for n in (39, 0, 7)]
+    unpickled = cloudpickle.loads(cloudpickle.dumps(make))
+    assert [unpickled(n) for n in (39, 0)] == [samples[n] for n in (39, 0)]
+    other, other_fingerprint = generator(corpus, replace(work, seed=1))
     assert [other(n) for n in range(40)] != samples
-    assert fingerprint == same != different
+    assert fingerprint == same_fingerprint != other_fingerprint
     ids = {s.id for s in samples}
     assert len(ids) == 40 and all(id.startswith(f"{corpus.name}-fresh-") for id in ids)
     rows = split(corpus, work, "train")
@@ -83,27 +85,27 @@ def test_the_fingerprint_changes_with_the_packages(
     assert without != with_help
 
 
-def sides(ask: Ask) -> Iterator[bool]:
-    """Whether what a question is about is held out."""
-    text = ask.question.partition(": ")[2]
-    if ask.task == "copy":
+def sides(qa: QA) -> Iterator[bool]:
+    """Yield whether the content of a question is held out."""
+    text = qa.question.partition(": ")[2]
+    if qa.task == "copy":
         yield side("test", "copy", text)
-    if ask.task == "sort" and ask.question.startswith("Sort"):
+    if qa.task == "sort" and qa.question.startswith("Sort"):
         yield side("test", "sort", *text)
-    if ask.task == "position":
-        yield side("test", "position", *ask.question.partition("? ")[2].split())
+    if qa.task == "position":
+        yield side("test", "position", *qa.question.partition("? ")[2].split())
 
 
 @pytest.mark.parametrize("name", ["copying", "instructions"])
 def test_questions_are_about_nothing_that_is_held_out(name: str, work: Work) -> None:
     corpus = next(c for c in CORPORA if c.name == name)
     make, _ = generator(corpus, work)
-    found = [
-        held
+    held_out = [
+        is_held_out
         for sample in map(make, range(3200))
-        for held in sides(Ask(sample.meta["task"], sample.prompt[0].text, sample.answer))
+        for is_held_out in sides(QA(sample.meta["task"], sample.prompt[0].text, sample.answer))
     ]
-    assert len(found) > 300 and not any(found)
+    assert len(held_out) > 300 and not any(held_out)
     test = instructions.testing(work, Random(0), 200)
-    questions = {ask.question for ask in islice(test, 200)}
+    questions = {qa.question for qa in islice(test, 200)}
     assert not questions & {make(n).prompt[0].text for n in range(3200)}

@@ -1,4 +1,4 @@
-"""Speech corpora: what a sample looks like, splits, balance, determinism, and what there is without engines."""
+"""Speech corpora: samples, splits, balance, determinism, and the result without engines."""
 
 import importlib
 import json
@@ -42,14 +42,14 @@ QUESTIONS = (
 
 @pytest.fixture(autouse=True)
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages can't be had, so that these tests run anywhere in seconds."""
+    """Packages are unavailable, so that these tests run anywhere in seconds."""
     for module in (speech, sources, stamps.sources):
         monkeypatch.setattr(module, "unpack", lambda name, cache, tell=print: None)
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
-    """With a corpus of pictures to ask about."""
+    """Return a workspace with an `image_qa` corpus."""
     pixel = b"\x89PNG not looked at"
 
     def picture(split: str, i: int) -> Sample:
@@ -75,10 +75,10 @@ def work(tmp_path: Path) -> Work:
 
 
 def built(name: str, work: Work) -> dict[str, list[Sample]]:
-    found: dict[str, list[Sample]] = {split: [] for split in work.rows}
+    samples: dict[str, list[Sample]] = {split: [] for split in work.rows}
     for split, sample in importlib.import_module(f"polyphi.corpora.{name}").corpus.build(work):
-        found[split].append(sample)
-    return found
+        samples[split].append(sample)
+    return samples
 
 
 def clips(sample: Sample) -> list[bytes]:
@@ -87,8 +87,8 @@ def clips(sample: Sample) -> list[bytes]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_are_clips_with_answers(name: str, work: Work) -> None:
-    found = built(name, work)
-    for split, samples in found.items():
+    splits = built(name, work)
+    for split, samples in splits.items():
         assert len(samples) == work.rows[split]
         assert len({s.id for s in samples}) == len(samples)
         for sample in samples:
@@ -102,10 +102,10 @@ def test_samples_are_clips_with_answers(name: str, work: Work) -> None:
             assert len(clips(sample)) == (sample.meta["task"] != "written_question")
     speakers = {
         s: {x.meta["speaker"] for x in samples if "speaker" in x.meta}
-        for s, samples in found.items()
+        for s, samples in splits.items()
     }
     assert not speakers["train"] & speakers["test"]
-    assert {x.meta.get("engine") for x in found["train"]} <= {"espeak-ng", None}
+    assert {x.meta.get("engine") for x in splits["train"]} <= {"espeak-ng", None}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,10 +116,10 @@ def test_the_same_seed_gives_the_same_samples(name: str, work: Work) -> None:
 
 
 def test_recognition_has_every_kind_and_voice(work: Work) -> None:
-    found = built("asr", replace(work, rows={"train": 240, "test": 48}))
-    assert {s.meta["task"] for s in found["train"]} == {"digits", "numbers", "words", "questions"}
-    assert all(s.prompt[-1].text == "Transcribe the audio clip into text." for s in found["train"])
-    groups = Counter((s.meta["task"], s.meta["voice"]) for s in found["test"])
+    splits = built("asr", replace(work, rows={"train": 240, "test": 48}))
+    assert {s.meta["task"] for s in splits["train"]} == {"digits", "numbers", "words", "questions"}
+    assert all(s.prompt[-1].text == "Transcribe the audio clip into text." for s in splits["train"])
+    groups = Counter((s.meta["task"], s.meta["voice"]) for s in splits["test"])
     voices = ("espeak_unseen",) + (("flite_slt",) if unavailable("flite") is None else ())
     assert set(groups) == {
         (t, v) for t in ("digits", "numbers", "words", "questions") for v in voices
@@ -127,9 +127,9 @@ def test_recognition_has_every_kind_and_voice(work: Work) -> None:
     assert max(groups.values()) - min(groups.values()) <= 8, (
         "groups take turns, so that few rows still hold all"
     )
-    digits = [s.answer for s in found["train"] if s.meta["task"] == "digits"]
+    digits = [s.answer for s in splits["train"] if s.meta["task"] == "digits"]
     assert all(a.isdigit() for a in digits), "digits are written '314'"
-    assert len({s.meta["language"] for s in found["train"]}) == 8
+    assert len({s.meta["language"] for s in splits["train"]}) == 8
 
 
 def test_both_forms_of_translation_share_a_clip(work: Work) -> None:
@@ -169,7 +169,7 @@ def test_half_of_the_spoken_requests_are_harmful(work: Work) -> None:
 
 
 def test_beeps_can_be_counted() -> None:
-    """The loud parts of a clip are as many as its answer says."""
+    """The number of loud parts of the audio is the answer."""
     module = importlib.import_module("polyphi.corpora.audio_understanding")
     for count in range(1, 6):
         sound = module.beep(module.Random(count), "test")
@@ -182,15 +182,15 @@ def test_beeps_can_be_counted() -> None:
 
 
 def test_questions_that_cannot_be_read_out_are_left_out(work: Work) -> None:
-    found = built("vision_speech", work)
-    for sample in found["train"]:
+    splits = built("vision_speech", work)
+    for sample in splits["train"]:
         kinds = [type(p) for p in sample.prompt[-1].parts]
         assert kinds == [Image, Audio] and sample.prompt[-1].text == ""
         assert sample.meta["question"] in QUESTIONS[:3] and sample.meta["filter"] == "none"
         french = sample.meta["question"].startswith("Quel")
         assert sample.meta["spoken"] == ("fr" if french else "en")
         assert f" {'fr' if french else 'en'}" in sample.meta["speaker"].replace("gmw/en", "en")
-    for spoken, written in zip(found["test"][::2], found["test"][1::2], strict=True):
+    for spoken, written in zip(splits["test"][::2], splits["test"][1::2], strict=True):
         assert (spoken.meta["task"], written.meta["task"]) == (
             "spoken_question",
             "written_question",
@@ -201,10 +201,12 @@ def test_questions_that_cannot_be_read_out_are_left_out(work: Work) -> None:
         assert written.prompt[-1].text == spoken.meta["question"] and not clips(written)
 
 
-def heard(told: list[str], recognise: Callable[[bytes], str] | None, work: Work) -> list[Sample]:
+def filtered_rows(
+    messages: list[str], recognise: Callable[[bytes], str] | None, work: Work
+) -> list[Sample]:
     models = {} if recognise is None else {"speech_0_aed": recognise}
     return built(
-        "vision_speech", replace(work, models=models, tell=told.append, rows={"train": 24})
+        "vision_speech", replace(work, models=models, tell=messages.append, rows={"train": 24})
     )["train"]
 
 
@@ -213,25 +215,25 @@ def test_a_good_recogniser_filters(work: Work, monkeypatch: pytest.MonkeyPatch) 
     texts: dict[bytes, str] = {}
     speak = vision_speech.speak
 
-    def noted(*args: object) -> vision_speech.Clip:
+    def speak_and_record(*args: object) -> vision_speech.SpokenQuestion:
         clip = speak(*args)  # type: ignore[arg-type]
         texts[clip.audio] = "" if clip.text.startswith("What digit") else clip.text
         return clip
 
-    monkeypatch.setattr(vision_speech, "speak", noted)
-    told: list[str] = []
-    train = heard(told, lambda audio: texts[audio], work)
+    monkeypatch.setattr(vision_speech, "speak", speak_and_record)
+    messages: list[str] = []
+    train = filtered_rows(messages, lambda audio: texts[audio], work)
     assert train and all("digit" not in s.meta["question"] for s in train)
     assert all(s.meta["wer"] == 0 and s.meta["filter"].startswith("word error rate") for s in train)
-    assert len(told) == 1 and "kept" in told[0]
+    assert len(messages) == 1 and "kept" in messages[0]
 
 
 def test_a_poor_recogniser_does_not_filter(work: Work) -> None:
     pytest.importorskip("jiwer")
-    told: list[str] = []
-    train = heard(told, lambda audio: "quite something else", work)
+    messages: list[str] = []
+    train = filtered_rows(messages, lambda audio: "quite something else", work)
     assert len(train) == 24 and all(s.meta["filter"] == "poor recogniser" for s in train)
-    assert len(told) == 1 and "not filtered" in told[0]
+    assert len(messages) == 1 and "not filtered" in messages[0]
 
 
 # Without engines
@@ -240,13 +242,13 @@ def test_a_poor_recogniser_does_not_filter(work: Work) -> None:
 def test_without_engines_recordings_still_serve_or_a_line_says_why(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    somebody = speech.Reader("somebody", "fr", "", "train", "asterisk-prompt-de", {})
+    messages: list[str] = []
+    reader = speech.Reader("somebody", "fr", "", "train", "asterisk-prompt-de", {})
     monkeypatch.setattr(speech, "unavailable", lambda engine: f"{engine} is not installed")
-    monkeypatch.setattr(speech, "readers", lambda work, split: [somebody])
+    monkeypatch.setattr(speech, "readers", lambda work, split: [reader])
     for name in ("sqa", "speech_summary", "audio_safety", "vision_speech"):
-        assert built(name, replace(work, tell=told.append)) == {"train": [], "test": []}
-    assert sum("apt install espeak-ng" in line for line in told) == 8
+        assert built(name, replace(work, tell=messages.append)) == {"train": [], "test": []}
+    assert sum("apt install espeak-ng" in line for line in messages) == 8
     monkeypatch.setattr(speech, "readers", lambda work, split: [])
     with pytest.raises(ValueError, match="apt install espeak-ng"):
         built("asr", work)

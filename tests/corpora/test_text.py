@@ -1,4 +1,4 @@
-"""Every text corpus at a handful of rows, on a machine that can download nothing, as at its poorest."""
+"""Every text corpus with a few rows, on a machine without network."""
 
 import hashlib
 import importlib
@@ -34,10 +34,10 @@ def corpus(name: str) -> Corpus:
     return importlib.import_module(f"polyphi.corpora.{name}").corpus
 
 
-def made(name: str, work: Work) -> dict:
-    """A corpus, after those that it is made from or held against."""
+def build_with_parents(name: str, work: Work) -> dict:
+    """Build a corpus after its parents."""
     for parent in corpus(name).corpora:
-        made(parent, work)
+        build_with_parents(parent, work)
     return build(corpus(name), work)
 
 
@@ -64,18 +64,18 @@ def work(tmp_path: Path) -> Work:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """A folder for tests that only read what they build: every corpus is built once, parents too."""
+    """Return a folder for tests that only read the corpora: each is built once, with its parents."""
     return in_folder(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """Another folder, in which every corpus is built a second time."""
+    """Return another folder, in which every corpus is built a second time."""
     return in_folder(tmp_path_factory.mktemp("again"))
 
 
 def manifests_of(name: str, work: Work) -> dict[str, dict]:
-    made(name, work)
+    build_with_parents(name, work)
     folders = {split: work.data / name / split for split in work.rows}
     return {s: json.loads((path / "manifest.json").read_text()) for s, path in folders.items()}
 
@@ -99,10 +99,10 @@ def test_corpus_builds_without_packages(name, shared):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_shards(name, shared, again):
-    """Parents are built again too."""
+    """Parents are rebuilt as well."""
 
     def digests(work: Work) -> list[str]:
-        made(name, work)
+        build_with_parents(name, work)
         return [
             hashlib.sha256(f.read_bytes()).hexdigest()
             for f in sorted((work.data / name).rglob("*.parquet"))
@@ -112,25 +112,25 @@ def test_same_seed_same_shards(name, shared, again):
 
 
 def test_long_documents_are_long(shared):
-    made("long_documents", shared)
+    build_with_parents("long_documents", shared)
     assert min(len(s.answer) for s in Shards(shared.data / "long_documents/train")) > 9_000
 
 
 class _Wrong:
-    """A reasoning model that answers everything wrongly, some at a time."""
+    """A reasoning model with batched requests whose answers are all wrong."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple] = []
+        self.requests: list[tuple] = []
 
     def generate_many(self, prompts: list, sampling: list[SamplingParams]) -> list[Completion]:
         assert all(s.temperature > 0 for s in sampling)
         assert all(p[-1].role == "user" for p in prompts)
-        self.asked += [(tuple(p), s.seed) for p, s in zip(prompts, sampling, strict=True)]
+        self.requests += [(tuple(p), s.seed) for p, s in zip(prompts, sampling, strict=True)]
         return [Completion("1 + 1 = 3.\nAnswer: 3") for _ in prompts]
 
 
 class _Learns(_Wrong):
-    """One that is wrong at first and right when its answer is fed back, but for every second problem."""
+    """A model whose first answers are wrong; the second answer is right for every other problem."""
 
     def __init__(self, solutions: dict[str, str]) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class _Learns(_Wrong):
 
 
 class _Right:
-    """One that only says the right solution, one prompt at a time."""
+    """A model without batching that always returns the right solution."""
 
     def __init__(self, solutions: dict[str, str]) -> None:
         self.solutions = solutions
@@ -156,15 +156,19 @@ class _Right:
 
 def test_reasoning_pairs_come_from_the_models_errors(work):
     def rows(model: object) -> list:
-        made = Work(work.rows, 0, work.cache, work.data, {"reasoning_2_sft": model}, work.tell)
+        workspace = Work(work.rows, 0, work.cache, work.data, {"reasoning_2_sft": model}, work.tell)
         return [
-            sample for split, sample in corpus("reasoning_pairs").build(made) if split == "train"
+            sample
+            for split, sample in corpus("reasoning_pairs").build(workspace)
+            if split == "train"
         ]
 
     model = _Wrong()
     wrong = rows(model)
-    assert [len(p) for p, _ in model.asked] == [1] * 3 + [3] * 3 + [1] * 10, "a quarter is fed back"
-    assert len({seed for _, seed in model.asked}) == 16
+    assert [len(p) for p, _ in model.requests] == [1] * 3 + [3] * 3 + [1] * 10, (
+        "a quarter is fed back"
+    )
+    assert len({seed for _, seed in model.requests}) == 16
     assert [s.meta["rejected_by"] for s in wrong] == ["model"] * 13 + ["rule"] * 13
     assert wrong[0].meta["rejected"] == "1 + 1 = 3.\nAnswer: 3"
     assert {s.meta.get("paired_by") for s in wrong[:13]} == {"known"}
@@ -182,37 +186,39 @@ def text_tasks() -> list[Benchmark]:
 
 
 def test_references_of_every_task_score_fully(work):
-    seen = set()
+    built = set()
     for task in text_tasks():
-        if task.corpus not in seen:
+        if task.corpus not in built:
             build(
                 corpus(task.corpus),
                 Work({"train": 1, "test": 80}, 0, work.cache, work.data, tell=work.tell),
             )
-            seen.add(task.corpus)
+            built.add(task.corpus)
         rows = select(task, Shards(work.data / task.corpus / "test"), None, 0)
         assert rows, task.name
         assert all(task.scorer(s.answer, s).value == 1.0 for s in rows), task.name
-        silent = ("overrefusal", "refusals", "tool_call")  # where silence may be right
-        assert not any(task.scorer("", s).value for s in rows if task.name not in silent)
+        may_be_silent = ("overrefusal", "refusals", "tool_call")  # where silence may be right
+        assert not any(task.scorer("", s).value for s in rows if task.name not in may_be_silent)
 
 
 @pytest.mark.parametrize("name", ["reasoning_sft", "reasoning_documents"])
 def test_a_teacher_s_chains_are_kept_where_they_are_right(name, work):
-    """It solves stories only, and of these each second one only when its wrong answer is fed back."""
+    """The teacher solves only stories, half of them only after its wrong answer is returned to it."""
 
     def ask(prompts: list, seeds: list[int]) -> list[str]:
-        said = []
+        answers = []
         for prompt, seed in zip(prompts, seeds, strict=True):
             question = prompt[0].text.removeprefix("Solve step by step: ").partition("\n")[0]
             numbers = re.findall(r"\d+", question)
             if len(numbers) != 3 or re.search(r"\d [-+x] \d", question):
-                said.append("I don't know.\nAnswer: 10000")
+                answers.append("I don't know.\nAnswer: 10000")
                 continue
             a, b, c = map(int, numbers)
             slip = len(prompt) == 1 and seed % 2
-            said.append(f"Seen: {a} + {b} - {c} = {a + b - c + slip}\nAnswer: {a + b - c + slip}")
-        return said
+            answers.append(
+                f"Seen: {a} + {b} - {c} = {a + b - c + slip}\nAnswer: {a + b - c + slip}"
+            )
+        return answers
 
     checked = []
 
@@ -220,12 +226,12 @@ def test_a_teacher_s_chains_are_kept_where_they_are_right(name, work):
         checked.append(messages[0].text)
         return "yes, it is"
 
-    made = list(importlib.import_module(f"polyphi.corpora.{name}").build(work, ask, check))
-    train = [sample for split, sample in made if split == "train"]
+    samples = list(importlib.import_module(f"polyphi.corpora.{name}").build(work, ask, check))
+    train = [sample for split, sample in samples if split == "train"]
     assert len(train) == work.rows["train"]
     assert all("Seen: " in s.answer and "I don't know" not in s.answer for s in train)
-    assert all("Seen: " in asked for asked in checked) and len(checked) >= len(train)
-    assert not [s for split, s in made if split == "test" and "Seen: " in s.answer]
+    assert all("Seen: " in prompt for prompt in checked) and len(checked) >= len(train)
+    assert not [s for split, s in samples if split == "test" and "Seen: " in s.answer]
 
 
 def test_a_teacher_that_is_never_right_is_no_teacher(work):

@@ -1,4 +1,4 @@
-"""Vision corpora: well-formed, balanced, the same each time, held-out things held out, with and without stamps."""
+"""Vision corpora: format, balance, determinism and disjoint splits, with and without stamps."""
 
 import io
 from collections import Counter
@@ -32,14 +32,14 @@ def no_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Help pages aren't fetched for a test; those that want some bring them."""
+    """Help pages are empty; tests that need some patch their own."""
     monkeypatch.setattr(ocr, "help_pages", lambda language, work: {})
 
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> stamps.Album:
     """Two stamps of every kind, one of each split."""
-    folder, found = tmp_path_factory.mktemp("stamps"), []
+    folder, album = tmp_path_factory.mktemp("stamps"), []
     for k, kind in enumerate(stamps.KINDS):
         names = (f"{kind}/{i}" for i in range(1000))
         chosen: dict[bool, str] = {}
@@ -51,12 +51,12 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> stamps.Album:
             path = folder / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
             Image.new("RGBA", (40, 30), (10 * k, 90, 200 - 10 * k, 255)).save(path)
-            found.append(
+            album.append(
                 stamps.Stamp(
                     name, path, {language: f"{kind} {language}" for language in LANGUAGES}, kind
                 )
             )
-    return stamps.Album(found)
+    return stamps.Album(album)
 
 
 @pytest.fixture
@@ -77,12 +77,12 @@ def large_tests(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(stamps, "load", lambda work: album)
             patch.setattr(ocr, "help_pages", lambda language, work: {})
-            return made(corpus, tmp_path_factory.mktemp(name), 0, 1056)["test"]
+            return build_splits(corpus, tmp_path_factory.mktemp(name), 0, 1056)["test"]
 
     return samples
 
 
-def made(
+def build_splits(
     corpus: Corpus, folder: Path, train: int = 150, test: int = 132, seed: int = 0
 ) -> dict[str, list[Sample]]:
     work = Work(
@@ -100,7 +100,7 @@ def made(
 
 @pytest.mark.parametrize("corpus", CORPORA, ids=lambda c: c.name)
 def test_samples_are_well_formed(corpus: Corpus, few_stamps: None, tmp_path: Path) -> None:
-    split = made(corpus, tmp_path)
+    split = build_splits(corpus, tmp_path)
     assert [len(s) for s in split.values()] == [150, 132]
     assert len({s.id for samples in split.values() for s in samples}) == 282
     for sample in split["train"] + split["test"]:
@@ -127,10 +127,10 @@ def test_samples_are_well_formed(corpus: Corpus, few_stamps: None, tmp_path: Pat
 def test_the_same_seed_gives_the_same_corpus(
     corpus: Corpus, no_stamps: None, tmp_path: Path
 ) -> None:
-    first, again = made(corpus, tmp_path, 30, 12), made(corpus, tmp_path, 30, 12)
+    first, again = build_splits(corpus, tmp_path, 30, 12), build_splits(corpus, tmp_path, 30, 12)
     assert first == again
-    assert first["train"] != made(corpus, tmp_path, 30, 12, seed=1)["train"]
-    assert made(corpus, tmp_path, 20, 6)["train"] == first["train"][:20], (
+    assert first["train"] != build_splits(corpus, tmp_path, 30, 12, seed=1)["train"]
+    assert build_splits(corpus, tmp_path, 20, 6)["train"] == first["train"][:20], (
         "a sample doesn't depend on how many there are"
     )
 
@@ -139,7 +139,7 @@ def test_the_same_seed_gives_the_same_corpus(
 def test_without_the_package_scans_and_renderings_remain(
     corpus: Corpus, no_stamps: None, tmp_path: Path
 ) -> None:
-    split = made(corpus, tmp_path, 60, 24)
+    split = build_splits(corpus, tmp_path, 60, 24)
     assert {s.source for samples in split.values() for s in samples} <= {
         "polyphi",
         "scikit-learn-digits",
@@ -170,7 +170,7 @@ def test_answers_of_the_test_split_are_balanced(
 
 
 def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) -> None:
-    split = made(image_qa.corpus, tmp_path, 600, 264)
+    split = build_splits(image_qa.corpus, tmp_path, 600, 264)
     for key in ("font", "stamp"):
         train, test = (
             {s.meta[key] for s in samples if key in s.meta} for samples in split.values()
@@ -182,27 +182,29 @@ def test_the_test_split_shows_unseen_things(few_stamps: None, tmp_path: Path) ->
 
 @pytest.mark.parametrize("module", [image_qa, captions, grounding, charts, multi_image])
 def test_pictures_say_what_they_show(module: Any, no_stamps: None, tmp_path: Path) -> None:
-    """What a picture says that it shows is what questions about it are answered by."""
-    for sample in made(module.corpus, tmp_path, 300, 0)["train"]:
+    """The annotations of an image contain the answers to its questions."""
+    for sample in build_splits(module.corpus, tmp_path, 300, 0)["train"]:
         pictures = media(sample.messages, Picture)
-        shown = sample.meta["named"]
-        assert len(shown) == len(pictures)
-        words = {word for picture in shown for words, *_ in picture for word in words.split()}
+        annotations = sample.meta["named"]
+        assert len(annotations) == len(pictures)
+        words = {word for picture in annotations for words, *_ in picture for word in words.split()}
         answer = sample.messages[1].text
         if sample.meta["task"] in ("colour", "shape") and sample.meta["language"] == "en":
             assert answer in words
         if sample.meta["task"] in ("digit", "digits", "number", "word"):
             assert set(answer) <= words, (answer, words)
-        boxes = [box for picture in shown for _, *box in picture]
+        boxes = [box for picture in annotations for _, *box in picture]
         assert all(-0.1 < x < 1.1 for box in boxes for x in box), boxes
 
 
 def test_every_turn_about_a_chart_fits_its_bars(no_stamps: None, tmp_path: Path) -> None:
-    charts_asked = [
-        s for s in made(image_qa.corpus, tmp_path, 300, 0)["train"] if s.meta["task"] == "chart"
+    chart_samples = [
+        s
+        for s in build_splits(image_qa.corpus, tmp_path, 300, 0)["train"]
+        if s.meta["task"] == "chart"
     ]
-    assert len(charts_asked) > 10 and max(len(s.messages) for s in charts_asked) == 8
-    for sample in charts_asked:
+    assert len(chart_samples) > 10 and max(len(s.messages) for s in chart_samples) == 8
+    for sample in chart_samples:
         bars = dict(words.split() for words, *_ in sample.meta["named"][0] if " " in words)
         ends = {
             **dict.fromkeys(("highest", "longest"), max(bars, key=lambda c: int(bars[c]))),
@@ -210,8 +212,8 @@ def test_every_turn_about_a_chart_fits_its_bars(no_stamps: None, tmp_path: Path)
         }
         for question, answer in zip(sample.messages[::2], sample.messages[1::2], strict=True):
             words = question.text.strip("?").split()
-            wanted = ends.get(words[-1]) or next(bars[w] for w in words if w in bars)
-            assert answer.text == wanted, (question.text, answer.text, bars)
+            expected = ends.get(words[-1]) or next(bars[w] for w in words if w in bars)
+            assert answer.text == expected, (question.text, answer.text, bars)
 
 
 @pytest.mark.parametrize(
@@ -236,17 +238,17 @@ def test_fresh_samples_show_nothing_that_is_held_out(
         assert "stamp" not in sample.meta or not stamps.held_out(sample.meta["stamp"])
         if sample.meta["task"] in ("number", "read_number"):
             assert int(sample.answer) in images.numbers("train")
-    test = made(corpus, tmp_path, 0, 132)["test"]
-    known = Index.of({corpus.name: test}, ("same bytes",)).digests
-    assert not known.keys() & {m["sha256"] for s in samples for m in to_row(s)["media"]}
+    test = build_splits(corpus, tmp_path, 0, 132)["test"]
+    test_digests = Index.of({corpus.name: test}, ("same bytes",)).digests
+    assert not test_digests.keys() & {m["sha256"] for s in samples for m in to_row(s)["media"]}
 
 
 def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_path: Path) -> None:
-    split = made(image_qa.corpus, tmp_path, 2000, 264)
-    asked = {s: [x for x in rows if x.meta["task"] == "request"] for s, rows in split.items()}
-    assert 10 <= len(asked["train"]) <= 100 and len(asked["test"]) == 24
-    assert sum(x.meta["refuse"] for x in asked["test"]) == 12
-    for x in asked["train"] + asked["test"]:
+    split = build_splits(image_qa.corpus, tmp_path, 2000, 264)
+    requests = {s: [x for x in rows if x.meta["task"] == "request"] for s, rows in split.items()}
+    assert 10 <= len(requests["train"]) <= 100 and len(requests["test"]) == 24
+    assert sum(x.meta["refuse"] for x in requests["test"]) == 12
+    for x in requests["train"] + requests["test"]:
         assert refuses(x.answer) == x.meta["refuse"], x.answer
         assert len(media(x.messages, Picture)) == 1
     questions = {
@@ -259,9 +261,9 @@ def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_p
 
 
 def test_a_named_place_is_where_the_thing_is(tmp_path: Path) -> None:
-    """The picture of a lone thing is empty outside the cell that the answer names."""
+    """An image of a single object is empty outside the cell in the answer."""
     checked = 0
-    for sample in made(grounding.corpus, tmp_path, 200, 0)["train"]:
+    for sample in build_splits(grounding.corpus, tmp_path, 200, 0)["train"]:
         with Image.open(io.BytesIO(media(sample.messages, Picture)[0].source)) as picture:
             paper, side = picture.getpixel((0, 0)), picture.width // grounding.GRID
             cells = {
@@ -289,30 +291,34 @@ def test_pages_to_read_are_help_of_the_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pages(language: str, work: Work) -> dict[str, text.Page]:
-        said = {n: f"{language} page {n} has five" for n in range(200)}
+        texts = {n: f"{language} page {n} has five" for n in range(200)}
         return {
             f"{n}.html": text.Page(
                 f"{n}.html",
                 "",
-                (("a", told), ("b", "too few"), ("c", "→ 字 x y"), ("d", "On every page.")),
+                (("a", page_text), ("b", "too few"), ("c", "→ 字 x y"), ("d", "On every page.")),
             )
-            for n, told in said.items()
+            for n, page_text in texts.items()
         }
 
     monkeypatch.setattr(ocr, "help_pages", pages)
-    split = made(ocr.corpus, tmp_path, 400, 60)
-    read = {name: [s for s in found if s.meta["layout"] == "page"] for name, found in split.items()}
-    assert len(read["test"]) == 20 and 10 < len(read["train"]) < 60
+    split = build_splits(ocr.corpus, tmp_path, 400, 60)
+    page_samples = {
+        name: [s for s in samples if s.meta["layout"] == "page"] for name, samples in split.items()
+    }
+    assert len(page_samples["test"]) == 20 and 10 < len(page_samples["train"]) < 60
     numbers = {}
-    for name, found in read.items():
-        for s in found:
+    for name, samples in page_samples.items():
+        for s in samples:
             assert s.source == sources.LIBREOFFICE[s.meta["language"]] and s.licence == "MPL-2.0"
             assert s.answer.startswith((f"{s.meta['language']} page ", "On every"))
             assert name == "train" or s.answer[:2] != "On"
-        numbers[name] = {s.answer.split()[2] for s in found if s.answer[:2] != "On"}
+        numbers[name] = {s.answer.split()[2] for s in samples if s.answer[:2] != "On"}
         assert all(text.side(name, f"{n}.html", percent=5) for n in numbers[name])
     assert numbers["test"] and numbers["train"] and not numbers["test"] & numbers["train"]
-    photos = {s.meta["task"]: media(s.messages, Picture)[0].source[:2] for s in read["test"]}
+    photos = {
+        s.meta["task"]: media(s.messages, Picture)[0].source[:2] for s in page_samples["test"]
+    }
     assert photos == {"read_page": b"\x89P", "read_photo": b"\xff\xd8"}
 
 
@@ -329,7 +335,7 @@ def test_a_corpus_becomes_shards(no_stamps: None, tmp_path: Path) -> None:
 
 
 def test_every_vision_task_finds_its_samples(few_stamps: None, tmp_path: Path) -> None:
-    tests = {corpus.name: made(corpus, tmp_path, 0, 48)["test"] for corpus in CORPORA}
+    tests = {corpus.name: build_splits(corpus, tmp_path, 0, 48)["test"] for corpus in CORPORA}
     for task in (t for t in find() if t.modality == "vision"):
         samples = [
             s

@@ -1,4 +1,4 @@
-"""Speech in words: tokens that stay what they are."""
+"""Transcripts as frames: the tokens of the text stay the same."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ TEXTS = (
 
 
 def once_each(text: str) -> str:
-    """Without spaces, and with a digit once where it is repeated."""
+    """Return the text without spaces and without repeated digits."""
     return re.sub(r"(\d)\1+", r"\1", text.replace(" ", ""))
 
 
@@ -37,13 +37,12 @@ def tokenizer() -> Tokenizer:
 def test_frames_hold_the_tokens_of_the_text_in_order(text: str, tokenizer: Tokenizer) -> None:
     blank = tokenizer.encode(f" {EMPTY}")
     for seed in range(20):
-        written = written_speech.frames(text, tokenizer, Random(seed))
-        ids = tokenizer.encode(written)
-        kept = tokenizer.decode([i for i in ids if i not in blank])
-        # A token that is held for two frames is written twice.
-        once = "".join(written_speech.pieces(text, tokenizer))
-        assert once == text
-        assert once_each(kept) == once_each(text), (kept, text)
+        frames = written_speech.frames(text, tokenizer, Random(seed))
+        ids = tokenizer.encode(frames)
+        text_without_blanks = tokenizer.decode([i for i in ids if i not in blank])
+        joined = "".join(written_speech.pieces(text, tokenizer))
+        assert joined == text
+        assert once_each(text_without_blanks) == once_each(text), (text_without_blanks, text)
         assert tokenizer.encode(" ") not in ([i] for i in ids), "no frame holds a space"
 
 
@@ -62,9 +61,9 @@ def test_a_spoken_question_in_words_keeps_its_picture(tokenizer: Tokenizer) -> N
     messages = (Message.user(Image(b"png"), "What is this?"), Message.assistant("red"))
     meta = {"task": "colour", "language": "en", "named": [[["red star", 0.0, 0.0, 1.0, 1.0]]]}
     row = Sample("1", messages, "polyphi", "MIT", meta)
-    asked = vision_speech.aloud(row, b"wav")
-    asked = replace(asked, meta={**meta, "heard": "What is this?"})
-    written = written_speech.heard(asked, tokenizer, Random(0))
+    spoken = vision_speech.with_spoken_question(row, b"wav")
+    spoken = replace(spoken, meta={**meta, "heard": "What is this?"})
+    written = written_speech.audio_as_frames(spoken, tokenizer, Random(0))
     picture, question = written.messages[0].parts
     assert picture == Image(b"png") and isinstance(question, Text)
     assert question.text.replace(f" {EMPTY}", "").startswith("What")

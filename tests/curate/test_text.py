@@ -14,7 +14,7 @@ from polyphi.curate.corpus import Work
 from polyphi.eval.scorers import refuses, tool_calls
 from polyphi.messages import CALL, CALL_END
 from polyphi.synthetic import calls, instructions
-from polyphi.synthetic.reasoning import FAMILIES, corrupt, draw, drawn, verify
+from polyphi.synthetic.reasoning import FAMILIES, corrupt, draw, draw_problems, verify
 from polyphi.text.lexicon import (
     COLOURS,
     LANGUAGES,
@@ -243,7 +243,9 @@ def test_a_wrong_step_is_caught_though_the_answer_is_right():
 
 
 def test_problems_of_the_splits_are_apart():
-    sides = {s: {p.question for p in islice(drawn(s, Random(0)), 400)} for s in ("train", "test")}
+    sides = {
+        s: {p.question for p in islice(draw_problems(s, Random(0)), 400)} for s in ("train", "test")
+    }
     assert not sides["train"] & sides["test"] and len(sides["test"]) > 300
 
 

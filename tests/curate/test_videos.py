@@ -50,8 +50,8 @@ def square(frame: Image.Image) -> tuple[float, float, float, np.ndarray]:
 def test_a_cartoon_shows_its_events_in_order_and_says_so() -> None:
     drawn = cartoon(*EVENTS)
     assert drawn.summary() == "A red square moves right, then grows, then turns blue."
-    assert len(drawn.frames) == 32 and len(drawn.seen()) == 4
-    a, b, c, d = (square(frame) for frame in drawn.seen())
+    assert len(drawn.frames) == 32 and len(drawn.sampled_frames()) == 4
+    a, b, c, d = (square(frame) for frame in drawn.sampled_frames())
     assert b[0] > a[0] + 40 and abs(b[1] - a[1]) < 2 and abs(b[2] - a[2]) < 2
     assert c[2] > 1.7 * b[2] and abs(c[0] - b[0]) < 2
     assert np.abs(d[3] - COLOUR_RGB["blue"]).max() < 20 < np.abs(c[3] - COLOUR_RGB["blue"]).max()
@@ -60,7 +60,7 @@ def test_a_cartoon_shows_its_events_in_order_and_says_so() -> None:
 
 @pytest.mark.parametrize("event", [*cartoons.PLAIN, "turns green"])
 def test_every_event_changes_what_it_says_and_nothing_else(event: str) -> None:
-    before, after = (square(f) for f in cartoon(event, seed=3).seen())
+    before, after = (square(f) for f in cartoon(event, seed=3).sampled_frames())
     changed = {name for name, a, b in zip("xys", before, after, strict=False) if abs(a - b) > 3} | (
         {"colour"} if np.abs(before[3] - after[3]).max() > 40 else set()
     )
@@ -87,7 +87,7 @@ def test_a_shape_stays_in_the_picture() -> None:
 def test_what_is_seen_of_a_cartoon_is_what_decoding_its_file_gives() -> None:
     drawn = cartoon(*EVENTS)
     decoded = decode_video(film(drawn.frames), frames=4)
-    for a, b in zip(drawn.seen(), decoded, strict=True):
+    for a, b in zip(drawn.sampled_frames(), decoded, strict=True):
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).mean() < 6
 
 

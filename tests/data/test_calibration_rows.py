@@ -1,4 +1,4 @@
-"""Rows to calibrate with."""
+"""Calibration rows."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def test_rows_are_spread_over_all_of_each_source(tmp_path: Path, processor: Proc
     counts = {"a": 40, "b": 3}
     sources = [corpus(tmp_path / c, [f"{c} {i}" for i in range(n)]) for c, n in counts.items()]
     rows = calibration.rows(processor, sources, number=8)
-    said = [processor.tokenizer.decode(row.ids.tolist()).split("<")[0] for row in rows]
-    assert said == ["a 0", "a 10", "a 20", "a 30", "b 0", "b 1", "b 2"]
+    texts = [processor.tokenizer.decode(row.ids.tolist()).split("<")[0] for row in rows]
+    assert texts == ["a 0", "a 10", "a 20", "a 30", "b 0", "b 1", "b 2"]
 
 
 def test_long_texts_are_cut_off(tmp_path: Path, processor: Processor) -> None:

@@ -1,5 +1,5 @@
-"""Fresh samples: drawn in order whatever the mix, the same however and by whomever they are reached; a sample that
-can't be made is reported like a damaged row."""
+"""Fresh samples: in order for any mix, the same for any access and process; a failed sample is reported as a damaged
+row."""
 
 from contextlib import closing
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from data.test_loader import as_row, group, make, packs, told
+from data.test_loader import as_row, contents, group, make, packs
 
 from polyphi.data import loader as module
 from polyphi.data import shards
@@ -77,7 +77,7 @@ def test_a_generator_that_gives_nothing_is_named(
             raise TooLong("too long")
         return as_row(corpus, sample)
 
-    monkeypatch.setattr(module, "LONGEST_DROUGHT", 12)
+    monkeypatch.setattr(module, "MAX_CONSECUTIVE_SKIPS", 12)
     loader = make(folder, only_a, **FRESH)
     with pytest.raises(ValueError, match=r"12 samples of 'b' .*the last b/fresh-00000011"):
         for _ in range(100):
@@ -91,7 +91,7 @@ def test_resumes_from_its_state(folder: Path) -> None:
         again = make(folder, **FRESH)
         again.restore(steps[done].draws, steps[done].corrupt)
         rest = [again.step() for _ in steps[done + 1 :]]
-        assert [told(step) for step in rest] == [told(step) for step in steps[done + 1 :]]
+        assert [contents(step) for step in rest] == [contents(step) for step in steps[done + 1 :]]
         assert [packs(step) for step in rest] == [packs(step) for step in steps[done + 1 :]]
 
 
@@ -116,10 +116,10 @@ def test_worker_processes_change_nothing(folder: Path) -> None:
     assert cloudpickle.loads(cloudpickle.dumps(fresh["b"])).sample(9) == letters(9)
     plain = make(folder, fresh=fresh)
     steps = [plain.step() for _ in range(6)]
-    with closing(make(folder, fresh=fresh, workers=2).steps(6)) as made:
-        found = list(made)
-    assert [told(step) for step in found] == [told(step) for step in steps]
-    assert [packs(step) for step in found] == [packs(step) for step in steps]
+    with closing(make(folder, fresh=fresh, workers=2).steps(6)) as iterator:
+        worker_steps = list(iterator)
+    assert [contents(step) for step in worker_steps] == [contents(step) for step in steps]
+    assert [packs(step) for step in worker_steps] == [packs(step) for step in steps]
 
 
 def test_the_manifests_say_which_corpus_is_fresh(folder: Path) -> None:

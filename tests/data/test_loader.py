@@ -1,5 +1,5 @@
-"""Steps: filled to the budget, resumed from one number, the same whoever makes the rows: this process, a thread,
-worker processes, or a group of processes."""
+"""Steps: filled to the budget, resumed from one number, the same for rows made by this process, a thread, worker
+processes, or a group of processes."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from polyphi.data import loader as module
 from polyphi.data import shards, workers
 from polyphi.data.draws import Draw, Skipped, Unfit
 from polyphi.data.loader import Group, Loader, Step
-from polyphi.data.packing import Pack, Room, Size, deal
+from polyphi.data.packing import Capacity, Pack, Size, pack_step
 from polyphi.data.shards import Sample, document
 from polyphi.processing.processor import TooLong
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def as_row(corpus: str, sample: Sample) -> list[Batch]:
     if len(sample.answer) > 8:
-        raise TooLong(f"{len(sample.answer)} letters, the context holds 8")
+        raise TooLong(f"{len(sample.answer)} characters, the context holds 8")
     if corpus == "b" and sample.id == "3":
         raise Unfit("no answer")
     if corpus == "a" and sample.id == "3":
@@ -61,17 +61,17 @@ def make(folder: Path, make_rows: Any = as_row, **options: Any) -> Loader:
     return Loader({"a": 2, "b": 1}, folder, make_rows, **{"batch_tokens": 20, "seed": 5, **options})
 
 
-def told(step: Step) -> tuple[Any, ...]:
-    """All that a step says."""
+def contents(step: Step) -> tuple[Any, ...]:
+    """Return all fields of a step except its rows."""
     return step.ids, step.sizes, step.draws, step.skipped, step.cut, step.lost, step.corrupt
 
 
 def packs(step: Step) -> list[list[int]]:
-    return [p.batch.ids.tolist() for p in dealt(step)]
+    return [p.batch.ids.tolist() for p in packs_of(step)]
 
 
-def dealt(step: Step) -> list[Pack]:
-    return deal(step.samples, Room(12, frames=60), step.others(), step.spare())
+def packs_of(step: Step) -> list[Pack]:
+    return pack_step(step.samples, Capacity(12, frames=60), step.other_sizes(), step.spare_rows())
 
 
 def test_steps_fill_the_budget_with_draws_in_a_row(folder: Path) -> None:
@@ -102,14 +102,14 @@ def test_resumes_from_its_state(folder: Path) -> None:
     steps = [loader.step() for _ in range(6)]
     again = make(folder)
     again.restore(steps[2].draws, steps[2].corrupt)
-    assert [told(again.step()) for _ in range(3)] == [told(step) for step in steps[3:]]
+    assert [contents(again.step()) for _ in range(3)] == [contents(step) for step in steps[3:]]
     assert again.state() == loader.state() == steps[-1].draws
 
 
 def test_the_thread_changes_nothing(folder: Path) -> None:
     plain = make(folder)
     with closing(make(folder).steps(8, ahead=True)) as ahead:
-        assert [told(step) for step in ahead] == [told(plain.step()) for _ in range(8)]
+        assert [contents(step) for step in ahead] == [contents(plain.step()) for _ in range(8)]
 
 
 def test_the_thread_ends_early_and_tells_errors(folder: Path) -> None:
@@ -197,15 +197,15 @@ def test_a_step_without_some_of_its_samples(folder: Path) -> None:
 
 
 def group(folder: Path, world: int, steps: int, start: int = 0, **options: Any) -> list[list[Step]]:
-    """Each process's steps; threads stand for processes."""
+    """Return each process's steps; threads simulate processes."""
     barrier = threading.Barrier(world)
-    said: dict[int, list[Draw]] = {}
+    draws_by_rank: dict[int, list[Draw]] = {}
 
     def one(rank: int) -> list[Step]:
         def exchange(mine: list[Draw]) -> list[list[Draw]]:
-            said[rank] = mine
+            draws_by_rank[rank] = mine
             barrier.wait(20)
-            everything = [said[r] for r in range(world)]
+            everything = [draws_by_rank[r] for r in range(world)]
             barrier.wait(20)
             return everything
 
@@ -231,13 +231,15 @@ def test_any_number_of_processes_sees_the_same_steps(
         for part in parts:
             assert (part.ids, part.sizes, part.draws) == (step.ids, step.sizes, step.draws)
             assert part.skipped == step.skipped and part.cut == step.cut
-            assert bool(part.samples) != bool(part.spare())
-        made = sorted(rows[0].ids.tolist() for part in parts for rows in part.samples)
-        assert made == sorted(rows[0].ids.tolist() for rows in step.samples), "each sample once"
-        assert len({len(dealt(part)) for part in parts}) == 1
+            assert bool(part.samples) != bool(part.spare_rows())
+        rows_of_parts = sorted(rows[0].ids.tolist() for part in parts for rows in part.samples)
+        assert rows_of_parts == sorted(rows[0].ids.tolist() for rows in step.samples), (
+            "each sample once"
+        )
+        assert len({len(packs_of(part)) for part in parts}) == 1
         less = [part.without(step.ids[:1]) for part in parts]
         if len(step.ids) > 1:
-            assert len({len(dealt(part)) for part in less}) == 1
+            assert len({len(packs_of(part)) for part in less}) == 1
 
 
 def test_no_rhythm_of_the_mix_gives_one_process_all_of_a_corpus(folder: Path) -> None:
@@ -266,18 +268,18 @@ def no_workers_left() -> Iterator[None]:
 def test_workers_change_nothing(folder: Path, count: int, no_workers_left: None) -> None:
     plain = make(folder)
     steps = [plain.step() for _ in range(12)]
-    with closing(make(folder, workers=count).steps(9)) as made:
-        found = list(made)
-    assert [told(step) for step in found] == [told(step) for step in steps[:9]]
-    assert [packs(step) for step in found] == [packs(step) for step in steps[:9]]
-    for ours, theirs in zip(steps, found, strict=False):
+    with closing(make(folder, workers=count).steps(9)) as iterator:
+        worker_steps = list(iterator)
+    assert [contents(step) for step in worker_steps] == [contents(step) for step in steps[:9]]
+    assert [packs(step) for step in worker_steps] == [packs(step) for step in steps[:9]]
+    for ours, theirs in zip(steps, worker_steps, strict=False):
         for one, other in zip(ours.samples, theirs.samples, strict=True):
             assert torch.equal(one[0].mels, other[0].mels) and one[0].clips == other[0].clips
             assert torch.equal(one[0].labels, other[0].labels) and one[0].bounds == other[0].bounds
     again = make(folder, workers=3 - count)  # and with another number of them
     again.restore(steps[4].draws, steps[4].corrupt)
-    with closing(again.steps(7, ahead=True)) as made:
-        assert [told(step) for step in made] == [told(step) for step in steps[5:]]
+    with closing(again.steps(7, ahead=True)) as iterator:
+        assert [contents(step) for step in iterator] == [contents(step) for step in steps[5:]]
 
 
 def test_an_error_in_a_worker_is_raised_here(folder: Path, no_workers_left: None) -> None:
@@ -342,11 +344,13 @@ def test_workers_end_with_their_parent(folder: Path, tmp_path: Path, number: int
         process.send_signal(number)
     else:
         os.killpg(process.pid, number)  # as a terminal or a scheduler does
-    _, said = process.communicate(timeout=40)
+    _, stderr = process.communicate(timeout=40)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
     if number == signal.SIGINT:
-        assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt"), said
+        assert stderr.count("Traceback") == 1 and stderr.rstrip().endswith("KeyboardInterrupt"), (
+            stderr
+        )
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""The order of draws: shares, epochs, and no memory of how one got there."""
+"""The order of draws: shares, epochs, random access."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""People's own data: both forms, JSON lines and parquet, and what is said about a bad row."""
+"""Custom data: both forms, JSON lines and parquet, and the errors for bad rows."""
 
 import io
 import json
@@ -21,14 +21,14 @@ from polyphi.messages import TRANSCRIBE, Audio, Image, Message, Text
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with a picture, a clip and a file that is neither."""
+    """Return a folder with an image, audio and a file that is neither."""
     PIL.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
     soundfile.write(tmp_path / "a.wav", np.zeros(800), 16000)
     (tmp_path / "b.png").write_text("no picture")
     return tmp_path
 
 
-def written(root: Path, *rows: Any, name: str = "mine.jsonl") -> Path:
+def write_rows(root: Path, *rows: Any, name: str = "mine.jsonl") -> Path:
     text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
     (root / name).write_text(text)
     return root / name
@@ -39,7 +39,7 @@ def read(source: Path | str, folder: Path, **options: Any) -> list[Sample]:
     return list(Shards(folder / "train"))
 
 
-def said(answer: str, *parts: Any) -> dict[str, Any]:
+def conversation(answer: str, *parts: Any) -> dict[str, Any]:
     user = {"role": "user", "content": list(parts)}
     return {"messages": [user, {"role": "assistant", "content": answer}]}
 
@@ -47,13 +47,13 @@ def said(answer: str, *parts: Any) -> dict[str, Any]:
 def test_both_forms_say_the_same(root: Path, tmp_path: Path) -> None:
     picture, clip = (root / "a.png").read_bytes(), (root / "a.wav").read_bytes()
     text = {"type": "text", "text": "what?"}
-    file = written(
+    file = write_rows(
         root,
         {"image": "a.png", "audio": "a.wav", "question": "what?", "answer": "red"},
-        said("red", {"type": "image", "image": "a.png"}, {"type": "audio", "audio": "a.wav"}, text),
-        {**said("red", {"type": "image"}, {"type": "audio"}, text),
+        conversation("red", {"type": "image", "image": "a.png"}, {"type": "audio", "audio": "a.wav"}, text),
+        {**conversation("red", {"type": "image"}, {"type": "audio"}, text),
          "images": [str(root / "a.png")], "audio": "a.wav"},
-        said("red", {"type": "image_url", "image_url": {"url": "a.png"}},
+        conversation("red", {"type": "image_url", "image_url": {"url": "a.png"}},
              {"type": "input_audio", "input_audio": {"path": "a.wav"}}, text),
     )  # fmt: skip
     expected = (
@@ -67,18 +67,18 @@ def test_both_forms_say_the_same(root: Path, tmp_path: Path) -> None:
 
 def test_calls_of_tools_are_read_as_the_model_writes_them(root: Path, tmp_path: Path) -> None:
     """OpenAI's form: tools beside the messages, calls as a field, answers by id in any order."""
-    asked = [
+    calls = [
         {"id": id, "type": "function", "function": {"name": "add", "arguments": f'{{"a": {a}}}'}}
         for id, a in (("x", 1), ("y", 2))
     ]
     tool = {"name": "add", "description": "Adds", "parameters": {"a": {"type": "int"}}}
-    file = written(
+    file = write_rows(
         root,
         {
             "tools": [{"type": "function", "function": tool}],
             "messages": [
                 {"role": "user", "content": [{"type": "image", "image": "a.png"}]},
-                {"role": "assistant", "content": None, "tool_calls": asked},
+                {"role": "assistant", "content": None, "tool_calls": calls},
                 {"role": "tool", "tool_call_id": "y", "content": "two"},
                 {"role": "tool", "tool_call_id": "x", "content": "one"},
                 {"role": "assistant", "content": [{"type": "text", "text": "One and two."}]},
@@ -87,7 +87,7 @@ def test_calls_of_tools_are_read_as_the_model_writes_them(root: Path, tmp_path: 
         {
             "messages": [
                 *[{"role": "user", "content": "?"}],
-                {"role": "assistant", "tool_calls": asked},
+                {"role": "assistant", "tool_calls": calls},
             ]
         },
     )
@@ -123,7 +123,7 @@ def test_our_own_shards_are_read(root: Path, tmp_path: Path) -> None:
 
 
 def test_what_stands_beside(root: Path, tmp_path: Path) -> None:
-    file = written(
+    file = write_rows(
         root,
         {"id": 7, "question": "1+1?", "answer": "2", "rejected": "3", "licence": "CC0"},
         "",
@@ -138,7 +138,7 @@ def test_what_stands_beside(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "message"),
     [
         ("{", "expected JSON"),
         ("[1]", "expected an object, found list"),
@@ -158,27 +158,30 @@ def test_what_stands_beside(root: Path, tmp_path: Path) -> None:
         ({"messages": [{"role": "human", "content": "?"}]}, "unknown role 'human'"),
         ({"messages": [{"content": "?"}]}, "needs a role"),
         ({"messages": ["hello"]}, "a message is an object with role and content, found 'hello'"),
-        (said("x", {"type": "image"}), "no images left"),
-        ({**said("x", {"type": "text", "text": "?"}), "image": "a.png"}, "more images than parts"),
-        (said("x", {"type": "film"}), "unknown part type 'film'"),
-        (said("x", {"type": "image_url", "image_url": "http://x/y.png"}), "remote media"),
+        (conversation("x", {"type": "image"}), "no images left"),
+        (
+            {**conversation("x", {"type": "text", "text": "?"}), "image": "a.png"},
+            "more images than parts",
+        ),
+        (conversation("x", {"type": "film"}), "unknown part type 'film'"),
+        (conversation("x", {"type": "image_url", "image_url": "http://x/y.png"}), "remote media"),
     ],
 )
-def test_a_bad_row_is_named(row: Any, says: str, root: Path, tmp_path: Path) -> None:
+def test_a_bad_row_is_named(row: Any, message: str, root: Path, tmp_path: Path) -> None:
     good = {"question": "1+1?", "answer": "2"}
-    file = written(root, good, row, good)
-    with pytest.raises(ValueError, match=f"mine.jsonl, line 2: .*{says}") as error:
+    file = write_rows(root, good, row, good)
+    with pytest.raises(ValueError, match=f"mine.jsonl, line 2: .*{message}") as error:
         read(file, tmp_path / "corpus")
     assert "--skip-bad" in str(error.value)
     assert not (tmp_path / "corpus/train").exists(), "nothing half"
-    told: list[str] = []
-    own.build(tmp_path / "corpus", [str(file)], skip_bad=True, tell=told.append)
+    messages: list[str] = []
+    own.build(tmp_path / "corpus", [str(file)], skip_bad=True, tell=messages.append)
     assert len(Shards(tmp_path / "corpus/train")) == 2
-    assert "2 rows, 0 pictures, 0 clips; 1 left out, the first: " in told[0]
+    assert "2 rows, 0 pictures, 0 clips; 1 left out, the first: " in messages[0]
 
 
 def parquet(root: Path, name: str = "train-0.parquet", rows: int = 20) -> Path:
-    """As the hub stores pictures and clips."""
+    """Write a file with images and audio as the hub stores them."""
     picture = {"bytes": (root / "a.png").read_bytes(), "path": "x.png"}
     clip = {"bytes": None, "path": "a.wav"}
     table = [
@@ -201,15 +204,18 @@ def test_parquet_with_columns_of_other_names(root: Path, tmp_path: Path) -> None
 
 
 def test_columns_that_are_not_read_are_named(root: Path, tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     source, names = str(parquet(root)), {"audio": "clip", "answer": "text"}
-    own.build(tmp_path / "corpus", [source], columns=names, tell=told.append)
-    assert told == ["corpus: 20 rows, 0 pictures, 20 clips", "  columns that are not read: photo"]
+    own.build(tmp_path / "corpus", [source], columns=names, tell=messages.append)
+    assert messages == [
+        "corpus: 20 rows, 0 pictures, 20 clips",
+        "  columns that are not read: photo",
+    ]
 
 
 def test_parquet_of_conversations(root: Path, tmp_path: Path) -> None:
     """Nested columns give every part every key, most of them null."""
-    row = said("red", {"type": "image", "text": None}, {"type": "text", "text": "what?"})
+    row = conversation("red", {"type": "image", "text": None}, {"type": "text", "text": "what?"})
     row["messages"][1]["content"] = [{"type": "text", "text": "red"}]
     row["images"] = [{"bytes": (root / "a.png").read_bytes(), "path": None}]
     pq.write_table(pa.Table.from_pylist([row]), root / "chat.parquet")
@@ -223,7 +229,7 @@ def test_a_folder_gives_its_train_split(root: Path, tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     line = {"question": "?", "answer": "x"}
     for name in ("constraints", "train-2", "train-1"):
-        written(folder, {**line, "id": name}, name=f"{name}.jsonl")
+        write_rows(folder, {**line, "id": name}, name=f"{name}.jsonl")
     assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["train-1", "train-2"]
     (folder / "train-1.jsonl").unlink(), (folder / "train-2.jsonl").unlink()
     assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["constraints"]
@@ -238,21 +244,21 @@ def test_no_data(source: str, root: Path, tmp_path: Path) -> None:
 
 def test_no_rows(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected rows, found none"):
-        read(written(root), tmp_path / "corpus")
+        read(write_rows(root), tmp_path / "corpus")
 
 
 def test_built_once_until_the_file_changes(root: Path, tmp_path: Path) -> None:
-    file = written(root, {"question": "?", "answer": "x"})
-    told: list[str] = []
+    file = write_rows(root, {"question": "?", "answer": "x"})
+    messages: list[str] = []
     for _ in range(2):
-        own.build(tmp_path / "corpus", [str(file)], tell=told.append)
-    assert len(told) == 1
-    written(root, {"question": "?", "answer": "x"}, {"question": "?", "answer": "y"})
-    assert own.build(tmp_path / "corpus", [str(file)], tell=told.append)["rows"] == 2
+        own.build(tmp_path / "corpus", [str(file)], tell=messages.append)
+    assert len(messages) == 1
+    write_rows(root, {"question": "?", "answer": "x"}, {"question": "?", "answer": "y"})
+    assert own.build(tmp_path / "corpus", [str(file)], tell=messages.append)["rows"] == 2
 
 
 class Hub:
-    """What is asked of huggingface_hub's file system, over a folder."""
+    """A fake of the used part of huggingface_hub's file system, over a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -267,18 +273,18 @@ class Hub:
 @pytest.fixture
 def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def put(folder: str) -> None:
-        place = root / "hub" / folder
-        place.mkdir(parents=True)
+        path = root / "hub" / folder
+        path.mkdir(parents=True)
         picture = {"bytes": (root / "a.png").read_bytes(), "path": "x.png"}
         for split in ("test", "train"):
             row = {"image": picture, "question": "?", "answer": split}
-            pq.write_table(pa.Table.from_pylist([row]), place / f"{split}-00000.parquet")
+            pq.write_table(pa.Table.from_pylist([row]), path / f"{split}-00000.parquet")
 
     monkeypatch.setattr(own, "_hub", lambda: Hub(root / "hub"))
     return put
 
 
-@pytest.mark.parametrize("folder", ["/data", f"{own.CONVERTED}/default"])
+@pytest.mark.parametrize("folder", ["/data", f"{own.CONVERTED_BRANCH}/default"])
 def test_the_hub(folder: str, hub: Callable[[str], None], tmp_path: Path) -> None:
     hub(f"datasets/me/cats{folder}")
     for i, source in enumerate(("hf://datasets/me/cats", "hf:me/cats")):
@@ -299,17 +305,17 @@ def test_the_hub_names_no_file_of_ours(
 ) -> None:
     hub("datasets/me/cats/data")
     row = {"image": {"bytes": None, "path": str(root / "a.png")}, "answer": "x"}
-    place = root / "hub/datasets/me/cats/data/train-00000.parquet"
-    pq.write_table(pa.Table.from_pylist([row]), place)
+    path = root / "hub/datasets/me/cats/data/train-00000.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), path)
     with pytest.raises(ValueError, match="expected bytes in a data set of the hub, found the path"):
         read("hf:me/cats", tmp_path / "corpus")
 
 
 def test_shards_are_taken_as_they_are(root: Path, tmp_path: Path) -> None:
-    """What curation made, preferences with pictures among it."""
-    shown = Message.user(Image((root / "a.png").read_bytes()), "How?")
+    """Shards of curation, with preferences that contain images."""
+    prompt = Message.user(Image((root / "a.png").read_bytes()), "How?")
     meta = {"rejected": "So.", "language": "en", "lineage": [{"step": "x"}]}
-    row = Sample("s1", (shown, Message.assistant("No.")), "mine", "MIT", meta)
+    row = Sample("s1", (prompt, Message.assistant("No.")), "mine", "MIT", meta)
     shards.write(root / "made" / "train", [row], pipeline="x")
     shards.write(root / "made" / "test", [row, row], pipeline="x")
     assert read(root / "made", tmp_path / "o") == [row], "the train split, unchanged"

@@ -1,4 +1,4 @@
-"""Shards: what is written is read again, here and far away, by any parquet reader; damage is told."""
+"""Shards: round trips, local and remote, any parquet reader, errors for damage."""
 
 import hashlib
 import io
@@ -33,8 +33,8 @@ def samples(count: int = 150) -> list[Sample]:
         if i % 3 == 0:
             return document(str(i), f"text {i} \u00e9", "here", "CC0", task="t")
         media: list[Any] = [Image(png(i)), *([Audio(b"RIFF" + bytes([i]))] if i % 2 else [])]
-        said = (Message.user(*media, f"what is {i}?"), Message.assistant(f"{i}"))
-        return Sample(str(i), said, "there", "MIT", {"rejected": "no", "n": i})
+        messages = (Message.user(*media, f"what is {i}?"), Message.assistant(f"{i}"))
+        return Sample(str(i), messages, "there", "MIT", {"rejected": "no", "n": i})
 
     return [one(i) for i in range(count)]
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def address(folder: Path) -> Iterator[str]:
-    """The same split in fsspec's memory."""
+    """Yield the address of the same split in fsspec's memory file system."""
     far = f"memory://{uuid.uuid4()}/c/train"
     system, path = fsspec.core.url_to_fs(far)
     system.put(str(folder) + "/", path + "/", recursive=True)
@@ -167,16 +167,16 @@ def test_older_shards_without_hashes_are_read(folder: Path) -> None:
         read.verify()
 
 
-@pytest.mark.parametrize("far", [False, True])
-def test_what_is_wrong_is_told(far: bool, folder: Path, address: str) -> None:
-    place = address if far else folder
-    system, path = fsspec.core.url_to_fs(str(place))
+@pytest.mark.parametrize("remote", [False, True])
+def test_errors_name_the_damage(remote: bool, folder: Path, address: str) -> None:
+    location = address if remote else folder
+    system, path = fsspec.core.url_to_fs(str(location))
 
     def replace(name: str, data: bytes) -> None:
         system.pipe_file(f"{path}/{name}", data)
 
     def first() -> Sample:
-        return Shards(place)[0]
+        return Shards(location)[0]
 
     whole = system.cat_file(f"{path}/00000.parquet")
     replace("00000.parquet", whole[: len(whole) // 2])
@@ -194,13 +194,13 @@ def test_what_is_wrong_is_told(far: bool, folder: Path, address: str) -> None:
     out = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(whole)).slice(0, 9), out)
     replace("00000.parquet", out.getvalue())
-    with pytest.raises(ValueError, match="the manifest promises 150 rows, found 9"):
+    with pytest.raises(ValueError, match=r"expected 150 rows .*found 9"):
         first()
     system.rm_file(f"{path}/00000.parquet")
-    with pytest.raises(ValueError, match=r"00000\.parquet is missing, though the manifest"):
+    with pytest.raises(ValueError, match=r"00000\.parquet is missing"):
         first()
     replace("manifest.json", b'{"rows": 3}')
-    with pytest.raises(ValueError, match="expected the manifest that polyphi writes"):
+    with pytest.raises(ValueError, match=r"manifest\.json: expected"):
         first()
     system.rm_file(f"{path}/manifest.json")
     with pytest.raises(ValueError, match=r"no shards at .* build the corpus first"):
@@ -225,9 +225,7 @@ def test_a_network_that_is_away_is_an_os_error(
         raise Away("no route")
 
     monkeypatch.setattr(fsspec.implementations.memory.MemoryFileSystem, "_open", away)
-    with pytest.raises(
-        OSError, match=r"manifest\.json can't be read \(Away: no route\); is the add"
-    ):
+    with pytest.raises(OSError, match=r"manifest\.json can't be read \(Away: no route\)"):
         Shards(address)
 
 

@@ -35,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def png() -> Callable[..., bytes]:
-    """Encoded bytes of a noisy picture of a given width and height."""
+    """Return a function that encodes a noise image of a width and height."""
 
     def make(width: int, height: int, seed: int = 0, format: str = "PNG") -> bytes:
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -50,7 +50,7 @@ def png() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def clip() -> Callable[..., bytes]:
-    """Encoded bytes of a noisy clip."""
+    """Return a function that encodes noise audio."""
 
     def make(
         samples: int,

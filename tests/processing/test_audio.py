@@ -1,4 +1,4 @@
-"""Frames are counted as published, short clips are padded, other rates are resampled."""
+"""Numbers of frames as published, padding of short audio, resampling of other rates."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -92,7 +92,7 @@ def test_a_tone_stays_where_it_is_at_other_rates(rate: int, target: int) -> None
     st.sampled_from([8000, 16000, 11025, 44100, 32000, 48000, 96000]),
 )
 def test_a_clip_in_blocks_gives_the_same_bits(samples: int, cuts: list[int], rate: int) -> None:
-    """However a clip is cut, it's resampled and framed as if it came whole."""
+    """Audio in blocks of any sizes has the same frames as in one piece."""
     wave = 0.1 * np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
     blocks = np.split(wave, sorted({cut % samples for cut in cuts} - {0}))
     whole, target = resample(wave, rate)
@@ -117,9 +117,9 @@ def test_whole_multiples_of_16_khz_are_resampled_as_published(rate: int) -> None
     signal = pytest.importorskip("scipy.signal")
     wave, factor = recording(3.0, rate), rate // 16000
     expected = signal.resample_poly(wave, 1, factor)
-    found, target = resample(wave, rate)
-    assert target == 16000 and found.dtype == expected.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7)
+    result, target = resample(wave, rate)
+    assert target == 16000 and result.dtype == expected.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-7)
     published = log_mel(expected, 16000)
     streamed = log_mel_of(np.array_split(wave, 17), rate)
     for ours in (log_mel(wave, rate), streamed):
@@ -134,9 +134,9 @@ def test_short_audio_is_resampled_as_published(samples: int, factor: int) -> Non
     signal = pytest.importorskip("scipy.signal")
     wave = np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
     expected = signal.resample_poly(wave, 1, factor)
-    found, _ = resample(wave, 16000 * factor)
-    assert len(found) == len(expected) == -(-samples // factor)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    result, _ = resample(wave, 16000 * factor)
+    assert len(result) == len(expected) == -(-samples // factor)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 6, 48])

@@ -360,13 +360,13 @@ def test_a_cut_mp3_is_measured_not_believed(clip: Make) -> None:
 
 def test_a_clip_that_has_no_length_says_why(clip: Make) -> None:
     whole = clip(1600)
-    for source, said in (
+    for source, message in (
         (whole[:1000], "truncated"),
         (clip(0), "empty"),
         (b"Dear Sir", "found text"),
         ((np.zeros(0, np.float32), 16000), "empty"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             audio_size(source)
     long = io.BytesIO()
     soundfile.write(long, np.zeros(8000 * 1801, np.int16), 8000, format="FLAC")

@@ -1,4 +1,4 @@
-"""Rows: exactly as many placeholders as the model will fill, labels only where asked for, limits with both numbers."""
+"""Rows: as many placeholders as the model has outputs, labels only if requested, errors with both numbers."""
 
 import base64
 from collections.abc import Callable
@@ -127,7 +127,7 @@ def test_rows_that_do_not_fit(processor: Processor, png: Make) -> None:
 def test_text_that_is_surely_too_long_is_not_encoded(
     processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All texts of a row count together; media are at least a token each."""
+    """The limit is for all texts of a row; each medium counts as at least one token."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("it was encoded")
@@ -188,7 +188,7 @@ def test_bytes_of_media_are_known_before_they_are_decoded(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("it was decoded")
 
-    monkeypatch.setattr(Processor, "picture", refuse)
+    monkeypatch.setattr(Processor, "decoded_image", refuse)
     monkeypatch.setattr(media.AudioStream, "__iter__", refuse)
     found = [processor.media_bytes(chat) for chat in chats]
     assert found == [row.nbytes - row.without_media().nbytes for row in rows]
@@ -418,7 +418,7 @@ def test_caps_can_be_set(tokenizer: Tokenizer, png: Make) -> None:
 def test_what_cannot_fit_is_not_decoded(
     processor: Processor, png: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures are counted by their headers; clips one after the other, until they are too many."""
+    """Images are counted from their headers, audio clip by clip until the limit is exceeded."""
     heard: list[object] = []
     stream = media.AudioStream
 

@@ -119,7 +119,7 @@ def test_runs_of_signs_are_cut_where_no_token_reaches(
 ) -> None:
     """Also where a token holds bytes of two signs, and where only a sign that is alone is a token of its own."""
     model = json.loads(json.dumps(tokenizer._spec["model"]))
-    letters = [module.byte_letters()[byte] for byte in "😀".encode()]
+    letters = [module.byte_characters()[byte] for byte in "😀".encode()]
     one, two = "".join(letters), letters[-1] + letters[0]
     for more, merges in ({}, []), ({two: 900}, [[letters[-1], letters[0]]]), ({one: 900}, []):
         spelt = {**model, "vocab": {**model["vocab"], **more}, "merges": model["merges"] + merges}
@@ -242,7 +242,8 @@ def test_control_tokens_by_name(tokenizer: Tokenizer) -> None:
         ValueError, match=r"no control token '<\|nobody\|>'; it has <\|endoftext\|>, "
     ):
         tokenizer.control("<|nobody|>")
-    assert tokenizer.swallows("<|user|>") and not tokenizer.swallows("<|endoftext10|>")
+    assert tokenizer.strips_following_whitespace("<|user|>")
+    assert not tokenizer.strips_following_whitespace("<|endoftext10|>")
 
 
 def test_decoding_leaves_the_tool_marks(tokenizer: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""Videos: which frames are taken, and what is refused with one clear line."""
+"""Videos: selected frames, and errors of one line."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from films import film
 from PIL import Image
 
-from polyphi.messages import Image as Shown
+from polyphi.messages import Image as ImagePart
 from polyphi.messages import Message, Text, Video
 from polyphi.processing import video
 from polyphi.processing.media import decode_image
@@ -19,7 +19,7 @@ Make = Callable[..., bytes]
 
 
 def numbers(frames: list[Image.Image], count: int) -> list[float]:
-    """Which frames of `film` these are, by their brightness."""
+    """Return the indices of frames of `film` by their brightness."""
     return [(np.asarray(f).mean() - 20) * (count - 1) / 200 for f in frames]
 
 
@@ -47,7 +47,7 @@ def test_a_short_video_gives_all_that_it_has() -> None:
 
 def test_what_is_no_video_is_refused_in_one_line(png: Make, tmp_path: Path) -> None:
     whole = film(40)
-    for source, said in (
+    for source, message in (
         (png(4, 4), "expected an MP4, WebM, Matroska or AVI video, found PNG"),
         (b"#EXTM3U\nfile:///etc/passwd", "found text"),
         (b"ffconcat version 1.0\nfile /etc/passwd", "found text"),
@@ -56,7 +56,7 @@ def test_what_is_no_video_is_refused_in_one_line(png: Make, tmp_path: Path) -> N
         (film(0, sound=True), "only sound"),
         (tmp_path / "none.mp4", "found nothing there"),
     ):
-        with pytest.raises(ValueError, match=said) as refused:
+        with pytest.raises(ValueError, match=message) as refused:
             decode_video(source)
         assert "\n" not in str(refused.value)
 
@@ -78,14 +78,14 @@ def test_damaged_videos_are_read_or_refused_and_nothing_else(format: str) -> Non
 
 def test_a_video_is_held_to_its_caps() -> None:
     whole = film(40)
-    for cap, said in (
+    for cap, message in (
         ({"max_bytes": 100}, "may have 100 bytes"),
         ({"max_pixels": 1000}, "may have 1,000 pixels, found 3,072"),
         ({"max_seconds": 2.0}, "may last 2 s, found 5.0 s"),
         ({"frames": 0}, "1 to 1024 frames, found 0"),
         ({"frames": 1025}, "1 to 1024 frames, found 1025"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             decode_video(whole, **cap)
 
 
@@ -104,11 +104,11 @@ def test_a_video_becomes_its_frames_where_it_stands(tmp_path: Path) -> None:
     assert first.parts[0] == before and first.parts[-1] == after
     assert second == Message.assistant("It.")
     frames = first.parts[1:-1]
-    assert all(isinstance(f, Shown) and (f.detail, f.max_crops) == ("low", 2) for f in frames)
+    assert all(isinstance(f, ImagePart) and (f.detail, f.max_crops) == ("low", 2) for f in frames)
     decoded = decode_video(tmp_path / "walk.mp4", frames=4)
     assert len(frames) == 4
-    for frame, wanted in zip(frames, decoded, strict=True):  # every pixel is kept
-        assert np.array_equal(np.asarray(decode_image(frame.source)), np.asarray(wanted))
+    for frame, expected in zip(frames, decoded, strict=True):  # every pixel is kept
+        assert np.array_equal(np.asarray(decode_image(frame.source)), np.asarray(expected))
 
 
 def test_without_pyav_a_video_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Speakers kept apart by split, recordings by rule, and clips cut, joined, augmented and encoded."""
+"""Speakers by split, recordings by file name, and audio that is trimmed, joined, augmented and encoded."""
 
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from polyphi.curate.waves import RATE, augment, encode, join, level, trim
 from polyphi.processing.media import decode_audio
 from polyphi.services.speech_synthesis import unavailable
 from polyphi.synthetic import number_questions, speech
-from polyphi.synthetic.speech import Reader, Studio
+from polyphi.synthetic.speech import Reader, TTSSampler
 from polyphi.text.lexicon import LANGUAGES
 
 needs_espeak = pytest.mark.skipif(
@@ -24,7 +24,7 @@ needs_espeak = pytest.mark.skipif(
 needs_flite = pytest.mark.skipif(unavailable("flite") is not None, reason="flite is not installed")
 
 
-SOMEBODY = Reader("somebody", "fr", "", "train", "asterisk-prompt-de", {})
+READER = Reader("somebody", "fr", "", "train", "asterisk-prompt-de", {})
 
 
 def tone(seconds: float, hertz: float = 440.0, rate: int = RATE) -> np.ndarray:
@@ -45,7 +45,7 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech, "unpack", lambda name, cache, tell: None)
 
 
-# Clips
+# Audio
 
 
 def test_clips_are_flac_of_16_khz_and_16_bits() -> None:
@@ -75,21 +75,21 @@ def test_join_puts_pauses_and_overlaps() -> None:
 )
 def test_augmentation_keeps_a_clip_a_clip(samples: int, rate: int, seed: int) -> None:
     wave = np.random.default_rng(1).standard_normal(samples).astype(np.float32)
-    heard = augment(wave, rate, np.random.default_rng(seed))
-    assert heard.dtype == np.float32 and heard.ndim == 1 and np.isfinite(heard).all()
-    assert np.abs(heard).max() <= 1.0
+    augmented = augment(wave, rate, np.random.default_rng(seed))
+    assert augmented.dtype == np.float32 and augmented.ndim == 1 and np.isfinite(augmented).all()
+    assert np.abs(augmented).max() <= 1.0
     assert (
         0.8 * samples * RATE / rate - 64
-        <= len(heard)
+        <= len(augmented)
         <= (1.25 * samples + 0.25 * rate) * RATE / rate + 64
     )
-    assert np.array_equal(heard, augment(wave, rate, np.random.default_rng(seed)))
+    assert np.array_equal(augmented, augment(wave, rate, np.random.default_rng(seed)))
 
 
 def test_augmentation_without_strength_only_resamples() -> None:
-    heard = augment(tone(1.0, rate=22050), 22050, np.random.default_rng(0), strength=0.0)
-    peak = np.abs(np.fft.rfft(heard)).argmax() * RATE / len(heard)
-    assert abs(len(heard) / RATE - 1) < 0.02 and abs(peak - 440) < 8
+    augmented = augment(tone(1.0, rate=22050), 22050, np.random.default_rng(0), strength=0.0)
+    peak = np.abs(np.fft.rfft(augmented)).argmax() * RATE / len(augmented)
+    assert abs(len(augmented) / RATE - 1) < 0.02 and abs(peak - 440) < 8
 
 
 def test_level_sets_the_peak() -> None:
@@ -97,7 +97,7 @@ def test_level_sets_the_peak() -> None:
     assert np.isfinite(level(np.zeros(10, np.float32), 3.0)).all()
 
 
-# Who speaks
+# Speakers
 
 
 def test_no_voice_and_no_person_is_on_both_sides() -> None:
@@ -116,56 +116,56 @@ def test_no_voice_and_no_person_is_on_both_sides() -> None:
 
 @needs_espeak
 def test_training_never_hears_flite_nor_a_test_variant(work: Work, no_packages: None) -> None:
-    studio, rng = Studio(work), Random(0)
+    tts, rng = TTSSampler(work), Random(0)
     for language in LANGUAGES:
         for _ in range(40):
-            speaker = studio.speaker(language, "train", rng)
+            speaker = tts.speaker(language, "train", rng)
             assert (
                 speaker.engine == "espeak-ng" and speaker.voice.variant in voices.VARIANTS["train"]
             )
-            speaker = studio.speaker(language, "test", rng, "espeak_unseen")
+            speaker = tts.speaker(language, "test", rng, "espeak_unseen")
             assert (
                 speaker.voice.variant in voices.VARIANTS["test"]
                 and speaker.group == "espeak_unseen"
             )
-    assert studio.languages == tuple(LANGUAGES)
-    assert studio.speaker("en", "train", rng, sex="woman").voice.variant in speech._FEMALE
+    assert tts.languages == tuple(LANGUAGES)
+    assert tts.speaker("en", "train", rng, sex="woman").voice.variant in speech._FEMALE
     if unavailable("flite") is None:
-        assert studio.speaker("en", "test", rng, "flite_slt").voice.variant == "slt"
+        assert tts.speaker("en", "test", rng, "flite_slt").voice.variant == "slt"
 
 
 @needs_espeak
 def test_some_training_audio_begins_and_ends_in_silence(work: Work, no_packages: None) -> None:
-    studio, rng = Studio(work, strength=0.5), Random(0)
-    speaker = studio.speaker("en", "train", rng)
+    tts, rng = TTSSampler(work, strength=0.5), Random(0)
+    speaker = tts.speaker("en", "train", rng)
     silences = []
     for _ in range(60):
-        clip = studio.say("seven", speaker, rng)
-        loud = np.flatnonzero(np.abs(clip) > 0.3)
-        silences.append((loud[0] / RATE, (len(clip) - loud[-1]) / RATE))
+        wave = tts.synthesize("seven", speaker, rng)
+        loud = np.flatnonzero(np.abs(wave) > 0.3)
+        silences.append((loud[0] / RATE, (len(wave) - loud[-1]) / RATE))
     before, after = zip(*silences, strict=True)
     assert 0.1 < sum(s > 0.3 for s in before) / 60 < 0.5 and max(before) < 1.0
     assert 0.1 < sum(s > 0.4 for s in after) / 60 < 0.5 and max(after) < 1.5
-    studio.strength = 0.0
-    assert all(len(studio.say("seven", speaker, rng)) < RATE for _ in range(10))
+    tts.strength = 0.0
+    assert all(len(tts.synthesize("seven", speaker, rng)) < RATE for _ in range(10))
 
 
 @needs_espeak
 def test_every_variant_and_accent_exists(work: Work, no_packages: None) -> None:
-    studio = Studio(work)
+    tts = TTSSampler(work)
     for variant in voices.VARIANTS["train"] + voices.VARIANTS["test"]:
-        studio.booth.speak("no", speech.Voice("espeak-ng", "it", variant))
+        tts.booth.speak("no", speech.Voice("espeak-ng", "it", variant))
     for accents in voices.ACCENTS.values():
         for accent in accents:
-            studio.booth.speak("no", speech.Voice("espeak-ng", accent, "m1"))
+            tts.booth.speak("no", speech.Voice("espeak-ng", accent, "m1"))
 
 
 @needs_espeak
 def test_the_same_seed_gives_the_same_bytes(work: Work, no_packages: None) -> None:
     def session() -> list[bytes]:
-        studio, rng = Studio(work), Random(5)
-        speakers = [studio.speaker(language, "train", rng) for language in LANGUAGES]
-        return [encode(studio.say("no", speaker, rng)) for speaker in speakers]
+        tts, rng = TTSSampler(work), Random(5)
+        speakers = [tts.speaker(language, "train", rng) for language in LANGUAGES]
+        return [encode(tts.synthesize("no", speaker, rng)) for speaker in speakers]
 
     assert session() == session()
 
@@ -177,14 +177,12 @@ def test_without_espeak_flite_speaks_english(
     monkeypatch.setattr(
         speech, "unavailable", lambda engine: "not here" if engine == "espeak-ng" else None
     )
-    studio, rng = Studio(work), Random(0)
+    tts, rng = TTSSampler(work), Random(0)
     assert (
-        studio.languages == ("en",)
-        and studio.groups("en") == ("flite_slt",)
-        and studio.groups("fr") == ()
+        tts.languages == ("en",) and tts.groups("en") == ("flite_slt",) and tts.groups("fr") == ()
     )
-    assert studio.speaker("en", "train", rng).voice.variant in voices.SPARE_FLITE
-    assert studio.speaker("en", "test", rng).group == "flite_slt"
+    assert tts.speaker("en", "train", rng).voice.variant in voices.SPARE_FLITE
+    assert tts.speaker("en", "test", rng).group == "flite_slt"
 
 
 def test_with_nobody_to_speak_it_says_what_to_install(
@@ -192,15 +190,17 @@ def test_with_nobody_to_speak_it_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(speech, "unavailable", lambda engine: f"{engine} is not installed")
     with pytest.raises(ValueError, match="apt install espeak-ng"):
-        Studio(work)
+        TTSSampler(work)
 
 
 def test_a_missing_engine_is_told_in_one_line(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr(speech, "unavailable", lambda engine: f"{engine} is not installed")
-    monkeypatch.setattr(speech, "readers", lambda work, split: [SOMEBODY])
-    Studio(Work(rows=work.rows, seed=0, cache=work.cache, data=work.data, tell=told.append))
-    assert told == [f"skipped speech of {e}: {e} is not installed" for e in ("espeak-ng", "flite")]
+    monkeypatch.setattr(speech, "readers", lambda work, split: [READER])
+    TTSSampler(Work(rows=work.rows, seed=0, cache=work.cache, data=work.data, tell=messages.append))
+    assert messages == [
+        f"skipped speech of {e}: {e} is not installed" for e in ("espeak-ng", "flite")
+    ]
 
 
 # Recordings
@@ -208,7 +208,7 @@ def test_a_missing_engine_is_told_in_one_line(work: Work, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Small fakes of the packages, with tones for speech."""
+    """Small synthetic fixtures of the packages, with tones for speech."""
     sounds = "usr/share/asterisk/sounds"
     for name, folder, ending in (
         ("asterisk-core-sounds-en-wav", "en_US_f_Allison", "wav"),
@@ -250,8 +250,8 @@ def test_recorded_numbers_are_known_by_their_file_names(work: Work, packages: Pa
     wave = speech.load(july.numbers[3])
     peak = np.abs(np.fft.rfft(wave)).argmax() * RATE / len(wave)
     assert 0.25 < len(wave) / RATE < 0.45 and abs(peak - 420) < 15, "8 kHz GSM is brought to 16 kHz"
-    clip = Studio(work).read([1, 2, 3], july, Random(0))
-    assert 0.8 < len(clip) / RATE < 1.4
+    wave = TTSSampler(work).read([1, 2, 3], july, Random(0))
+    assert 0.8 < len(wave) / RATE < 1.4
 
 
 def test_captions_and_effects_are_split_by_stamp(
@@ -266,7 +266,7 @@ def test_captions_and_effects_are_split_by_stamp(
 
 def test_without_packages_there_are_no_recordings(work: Work, no_packages: None) -> None:
     assert not any(
-        made(work, "train") for made in (speech.readers, speech.captions, speech.effects)
+        function(work, "train") for function in (speech.readers, speech.captions, speech.effects)
     )
     assert not speech.toys(work)
 
@@ -275,23 +275,23 @@ def test_without_packages_there_are_no_recordings(work: Work, no_packages: None)
 
 
 def test_digit_strings_of_the_test_split_are_never_trained_on() -> None:
-    seen = {
+    strings = {
         split: {tuple(speech.digits(Random(i), split)) for i in range(600)}
         for split in ("train", "test")
     }
-    assert not seen["train"] & seen["test"]
-    assert {len(d) for d in seen["test"]} == {2, 3, 4, 5, 6}
+    assert not strings["train"] & strings["test"]
+    assert {len(d) for d in strings["test"]} == {2, 3, 4, 5, 6}
 
 
 @pytest.mark.parametrize("language", list(LANGUAGES))
 def test_sums_are_right_in_every_language(language: str) -> None:
     for value in range(19):
-        written, spoken, found = number_questions.sum_question(Random(value), language, value)
+        written, spoken, result = number_questions.sum_question(Random(value), language, value)
         a, sign, b = next(
             written.split()[i - 1 : i + 2] for i, w in enumerate(written.split()) if w in "+-"
         )
         assert (
-            found
+            result
             == value
             == (int(a) + int(b.rstrip("?？")) if sign == "+" else int(a) - int(b.rstrip("?？")))
         )

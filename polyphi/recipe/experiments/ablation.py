@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from polyphi.data.draws import Unfit
-from polyphi.data.packing import Pack, Room, deal
+from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
 from polyphi.eval.benchmark import Benchmark
@@ -210,7 +210,7 @@ def _held_out(stage: Stage, budget: Budget, model: PhiModel, run: Run, corpus: s
         raise ValueError(
             f"no held-out row of {corpus} fits into the {budget.context} tokens of a row of {stage.name}"
         )
-    return deal(samples_rows, Room(8192))
+    return pack_step(samples_rows, Capacity(8192))
 
 
 # ------------------------------------------------------------------------------ results

@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader
-from polyphi.data.packing import Pack, Room, deal
+from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import write_json
@@ -201,7 +201,7 @@ def _held_out(
         seed=0,
         split="test",
     ).step()
-    packs = deal(step.samples, Room(8192))
+    packs = pack_step(step.samples, Capacity(8192))
     return lambda model: {"held_out_loss": mean_loss(stage.objective, model, packs, precision)}
 
 

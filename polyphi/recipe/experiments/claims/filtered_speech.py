@@ -12,11 +12,11 @@ from statistics import mean
 
 from polyphi import stages
 from polyphi.corpora import vision_speech
-from polyphi.corpora.vision_speech import Clip
+from polyphi.corpora.vision_speech import SpokenQuestion
 from polyphi.data import shards
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
 from polyphi.recipe.experiments.claims.laboratory import ClaimRunner
-from polyphi.synthetic.speech import Studio, numbered
+from polyphi.synthetic.speech import TTSSampler, numbered
 from polyphi.text.normalization import wer
 
 STAGE, TASK = "joint_1_vision_speech", "spoken_question"
@@ -25,17 +25,17 @@ VOICES = 6  # of each question; half of the clips are used
 ROWS = 2000
 
 
-def clips(runner: ClaimRunner) -> dict[str, list[Clip]]:
+def clips(runner: ClaimRunner) -> dict[str, list[SpokenQuestion]]:
     """Audio clips of each question in several voices, each with the recogniser's word error rate."""
     work = runner.run.work(vision_speech.corpus)
-    studio, rng = Studio(work), Random(f"{work.seed} C9")
-    if not studio.languages:
+    tts, rng = TTSSampler(work), Random(f"{work.seed} C9")
+    if not tts.languages:
         raise ValueError("C9 needs a speech engine: `apt install espeak-ng`")
     recognise = work.models[vision_speech.RECOGNISER]
     by_question = defaultdict(list)
     for text, language in vision_speech.spoken_questions(work, "train"):
-        for _ in range(VOICES if language in studio.languages else 0):
-            clip = vision_speech.speak(studio, text, language, "train", rng)
+        for _ in range(VOICES if language in tts.languages else 0):
+            clip = vision_speech.speak(tts, text, language, "train", rng)
             error = wer(clip.text, recognise(clip.audio), clip.language)
             by_question[text].append(replace(clip, error=round(error, 3)))
     return by_question
@@ -49,7 +49,7 @@ def corpora(runner: ClaimRunner) -> dict[str, Path]:
         return folders
     work = runner.run.work(vision_speech.corpus)
     by_question, rng = clips(runner), Random(f"{work.seed} C9 halves")
-    halves: dict[str, dict[str, list[Clip]]] = {
+    halves: dict[str, dict[str, list[SpokenQuestion]]] = {
         "filtered": {
             t: sorted(c, key=lambda c: c.error or 0.0)[: VOICES // 2]
             for t, c in by_question.items()
@@ -61,7 +61,7 @@ def corpora(runner: ClaimRunner) -> dict[str, Path]:
         runner.report(f"  {name}: {len(errors)} clips, mean word error rate {mean(errors):.0%}")
     pictures = [
         row
-        for row in vision_speech.written(work, "train", Studio(work), rng)
+        for row in vision_speech.written_questions(work, "train", TTSSampler(work), rng)
         if row.prompt[-1].text in by_question
     ][: min(ROWS, work.rows["train"])]
     voice = [rng.randrange(VOICES // 2) for _ in pictures]

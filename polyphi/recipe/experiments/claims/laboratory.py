@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from polyphi import stages
 from polyphi.batch import Batch, pack
-from polyphi.data.packing import Room, Size
+from polyphi.data.packing import Capacity, Size
 from polyphi.data.shards import Sample, Shards
 from polyphi.engine.engine import Engine
 from polyphi.eval.baselines import sample_vectors
@@ -160,7 +160,7 @@ class ClaimRunner:
             (s.id, row) for corpus, some in samples.items() for s in some for row in rows(corpus, s)
         ]
         correct, loss = {}, {}
-        for group in Room(PACK).groups([Size.of([row]) for _, row in id_rows]):
+        for group in Capacity(PACK).groups([Size.of([row]) for _, row in id_rows]):
             results = _exact_and_loss(arm.model, pack([id_rows[i][1] for i in group]))
             for i, (hit, nats, tokens) in zip(group, results, strict=True):
                 correct[id_rows[i][0]], loss[id_rows[i][0]] = [hit, 1.0], [nats, tokens]

@@ -28,7 +28,7 @@ from polyphi.recipe.experiments.claims.claim import (
     paired,
 )
 from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
-from polyphi.synthetic.scenes import Scene, asked
+from polyphi.synthetic.scenes import Scene, image_question
 from polyphi.train.stage import Mix, Stage
 
 STAGE = "vision_3_generative"
@@ -50,8 +50,8 @@ class ByAspect(Processor):
         cols, rows = image.nearest(*super().size(part), self.crop_size, MAX_CROPS)
         return cols * self.crop_size, rows * self.crop_size
 
-    def picture(self, part: Image) -> Picture.Image:
-        return super().picture(part).resize(self.size(part), Picture.Resampling.BILINEAR)
+    def decoded_image(self, part: Image) -> Picture.Image:
+        return super().decoded_image(part).resize(self.size(part), Picture.Resampling.BILINEAR)
 
 
 def sizes() -> Iterator[Effect]:
@@ -108,7 +108,7 @@ def _strip(split: str, index: int, seed: int) -> Sample:
     size = rng.randint(*STRIP[0]), rng.randint(*STRIP[1])
     value = rng.randrange(10, 100)
     picture, _ = draw_text(Scene(rng, split, index), str(value), size, size[1])
-    sample = asked(picture, "What number is this?", value)
+    sample = image_question(picture, "What number is this?", value)
     return Sample(
         f"C3-{split}-{index:06d}", sample.messages, sample.source, "MIT", {"task": "strip"}
     )
