@@ -95,7 +95,7 @@ def serve(
     )
     if prompts_gb is not None:
         settings = replace(settings, max_prepared_bytes=round(prompts_gb * 1e9))
-    run.check_open(settings, insecure)
+    run.check_exposed(settings, insecure)
     listening = run.bind(settings)
     if not port:
         settings = replace(settings, port=listening.getsockname()[1])

@@ -19,7 +19,7 @@ from polyphi.engine.media import Caps, MediaError
 from polyphi.messages import Audio, Image, Message, Part, Text
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.serve.fetch import refusal
+from polyphi.serve.fetch import media_api_error
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -91,7 +91,7 @@ def ask(processor: Processor, parts: list[Part]) -> str:
     try:
         row = processor.row([Message.user(*parts, Text("?"))], context=8000)
     except MediaError as error:
-        return f"{refusal(error, 'x').status} {error.part} {error.number}: {error}"
+        return f"{media_api_error(error, 'x').status} {error.part} {error.number}: {error}"
     except ValueError as error:
         return f"400: {error}"
     return f"200: {len(row)} tokens"

@@ -71,7 +71,7 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
     for path in (CHAT, "/tokenize"):
         yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
     with ExitStack() as places:
-        for number in range(server.places):
+        for number in range(server.capacity):
             places.enter_context(server.admit(Caller(bytes([number]))))
         for path in ADMITTED:
             yield 429, "POST", path, {**BODIES[path], "headers": KEY}

@@ -275,20 +275,20 @@ def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:
     """What the model says is given; the same from a stream and as a whole."""
     from polyphi.engine.tools import ToolParser
-    from polyphi.serve.chat import Said
-    from polyphi.serve.jobs import News
+    from polyphi.serve.chat import ParsedAnswer
+    from polyphi.serve.jobs import OutputDelta
 
     text = 'So: <|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]<|/tool_call|>'
     for parallel, names in ((True, ["a", "b"]), (False, ["a"])):
         for size in (1, 7, len(text)):
-            said = Said(ToolParser(), parallel)
+            said = ParsedAnswer(ToolParser(), parallel)
             pieces = [text[i : i + size] for i in range(0, len(text), size)]
             for number, piece in enumerate(pieces):
                 last = "stop" if number == len(pieces) - 1 else None
-                said.add(News(0, piece, (), last))
+                said.add(OutputDelta(0, piece, (), last))
             assert [call["function"]["name"] for call in said.message["tool_calls"]] == names
             assert said.message["content"] == "So: "
-            assert said.reason(News(0, "", (), "stop")) == "tool_calls"
+            assert said.reason(OutputDelta(0, "", (), "stop")) == "tool_calls"
 
 
 # Tools: what is called, what is content, and how an answer ends

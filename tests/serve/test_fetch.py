@@ -24,7 +24,7 @@ from PIL import Image as pil
 from polyphi.serve import addresses, fetch
 from polyphi.serve.addresses import is_public, parse
 from polyphi.serve.errors import ApiError
-from polyphi.serve.fetch import Held, Media
+from polyphi.serve.fetch import ByteBudget, Media
 from polyphi.serve.settings import Settings
 
 PARAM = "messages[0].content[1].image_url.url"
@@ -162,7 +162,7 @@ def refused(media: Media, url: str, status: int = 400, kind: str = "image") -> s
     return error.message
 
 
-NOTHING = "the picture could not be fetched from its address"
+NOTHING = "the image could not be fetched from its address"
 
 
 # Data URLs
@@ -192,8 +192,8 @@ def test_data_urls(url: str) -> None:
         ("data:image/png;base64,iVBORw0KGgö=", 400, "expected base64"),
         ("data:image/png;base64,\ud800", 400, "expected base64"),
         ("data:image/png,ö", 400, "ASCII"),
-        ("data:image/png;base64,", 415, "a PNG, JPEG, WebP, GIF or BMP picture"),
-        ("data:image/png,hello", 415, "a PNG, JPEG, WebP, GIF or BMP picture"),
+        ("data:image/png;base64,", 415, "a PNG, JPEG, WebP, GIF or BMP image"),
+        ("data:image/png,hello", 415, "a PNG, JPEG, WebP, GIF or BMP image"),
         ("ftp://media.example.org/a.png", 400, "data URL"),
         ("javascript:alert(1)", 400, "data URL"),
         ("a.png", 400, "data URL"),
@@ -224,7 +224,7 @@ def test_input_audio() -> None:
     clip = b"RIFF\0\0\0\0WAVEfmt "
     text = base64.b64encode(clip).decode()
     assert asyncio.run(media().input_audio(text, PARAM)) == clip
-    assert media().decoded(f" {text[:5]}\n{text[5:]}", PARAM, 100) == clip
+    assert media().decode_base64(f" {text[:5]}\n{text[5:]}", PARAM, 100) == clip
     for data, status in ((text[:-1], 400), ("Zm9v", 415), ("A" * 400, 413)):
         with pytest.raises(ApiError) as found:
             asyncio.run(media(max_audio_bytes=16).input_audio(data, PARAM))
@@ -450,10 +450,10 @@ def test_s2_a_name_is_looked_up_once_and_its_address_kept(net: Net) -> None:
 
 def test_the_systems_own_answer_is_judged_too() -> None:
     """Without a stub: `localhost` in any hosts file, and numbers that only the C library reads."""
-    found = addresses.look_up("localhost", 80)
+    found = addresses.resolve_host("localhost", 80)
     assert found and not any(map(is_public, found))
     with pytest.raises(OSError, match=r"."):
-        addresses.look_up("nothing.invalid", 80)
+        addresses.resolve_host("nothing.invalid", 80)
 
 
 def drip(connection: socket.socket) -> None:
@@ -585,10 +585,10 @@ def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> 
 
 
 def test_what_is_released_is_counted_no_more() -> None:
-    everything = Held(10)
-    one = Held(6, within=everything)
+    everything = ByteBudget(10)
+    one = ByteBudget(6, within=everything)
     assert one.take(5) is None and one.take(2) is one and everything.bytes == 5
-    assert Held(9, within=everything).take(6) is everything
+    assert ByteBudget(9, within=everything).take(6) is everything
     one.release()
     assert one.take(5) is None and everything.bytes == 0  # of a thread that came too late
 
@@ -669,7 +669,7 @@ def test_s3_files_are_refused_by_default(folder: Path) -> None:
 )
 def test_s3_ways_out_of_the_root(folder: Path, path: str) -> None:
     said = refused(media(local=folder / "root"), f"file://{folder}/{path}")
-    assert said == "expected a file below the folder of media, found none there"
+    assert "media folder" in said
 
 
 @pytest.mark.parametrize(
@@ -687,7 +687,7 @@ def test_s3_ways_out_of_the_root(folder: Path, path: str) -> None:
 )
 def test_s3_other_places(folder: Path, url: str) -> None:
     said = refused(media(local=folder / "root"), url.format(root=folder / "root"))
-    assert said == "expected a file below the folder of media, found none there"
+    assert "media folder" in said
 
 
 def test_s3_devices_and_unreadable_files() -> None:
@@ -716,9 +716,9 @@ def test_s3_files_are_capped(folder: Path) -> None:
 def test_addresses_are_taken_apart() -> None:
     found = parse("HTTPS://Media.Example.ORG:8443?q=ü#x")
     assert (found.scheme, found.host, found.port) == ("https", "media.example.org", 8443)
-    assert (found.target, found.written) == ("/?q=%C3%BC", "media.example.org:8443")
-    assert parse("http://1.2.3.4").written == "1.2.3.4"
-    assert parse(f"http://[{SIXTH}]/").written == f"[{SIXTH}]"
+    assert (found.target, found.authority) == ("/?q=%C3%BC", "media.example.org:8443")
+    assert parse("http://1.2.3.4").authority == "1.2.3.4"
+    assert parse(f"http://[{SIXTH}]/").authority == f"[{SIXTH}]"
     assert parse("https://xn--bcher-kva.example/a").host == "xn--bcher-kva.example"
     for bad in ("http://a.org/" + "a" * 5000, "http:/a.org/", "http:a.org", "http://a.org/ b"):
         with pytest.raises(ValueError, match=r"address"):

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from polyphi.serve.connection import protocol
 from polyphi.serve.errors import ApiError
-from polyphi.serve.guard import LARGE, REST, Bodies, Guard
+from polyphi.serve.guard import LARGE, PAUSE_FACTOR, Bodies, Guard
 from polyphi.serve.settings import Settings
 
 PLAIN = Settings("phi")
@@ -553,7 +553,9 @@ def test_s19_large_bodies_are_read_in_turns_that_leave_most_of_the_time_to_other
 
     asyncio.run(several())
     assert len(read) == 4
-    assert all(began - ended > 0.9 * REST * 0.02 for (_, ended), (began, _) in pairwise(read))
+    assert all(
+        began - ended > 0.9 * PAUSE_FACTOR * 0.02 for (_, ended), (began, _) in pairwise(read)
+    )
 
 
 @pytest.mark.parametrize(("size", "turns"), [(LARGE, 0), (LARGE + 1, 1)])
@@ -605,7 +607,7 @@ def test_a_client_that_leaves_gets_nothing_and_costs_nothing() -> None:
         await guard(scope, receive, send)
 
     asyncio.run(leave())
-    assert sent == [] and guard.bodies.bytes == 0 and not guard.bodies.coming
+    assert sent == [] and guard.bodies.bytes == 0 and not guard.bodies.receiving
 
 
 # Answers
@@ -1079,4 +1081,4 @@ def test_s19_the_largest_of_the_bodies_that_come_gives_way() -> None:
     for peer in (hoarder, small, first):
         peer.close()
     server.stop()
-    assert server.bodies.bytes == 0 and not server.bodies.coming
+    assert server.bodies.bytes == 0 and not server.bodies.receiving

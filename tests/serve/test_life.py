@@ -207,7 +207,7 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
     row = engine.prepare([Message.user("hi")], SamplingParams(500))
     ticket = Ticket(server, NOBODY)
     ticket.release()
-    asyncio.run(server.enter(ticket, [row], SamplingParams(500)))
+    asyncio.run(server.submit(ticket, [row], SamplingParams(500)))
     until(running.idle)
     assert server.admitted == 0 and engine.counters().tokens < 500
 

@@ -29,7 +29,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.errors import ApiError
-from polyphi.serve.fetch import Media, refusal
+from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.settings import Settings
 
 PARAM = "messages[0].content[0]"
@@ -58,7 +58,7 @@ def told(processor: Processor, data: bytes, kind: str = "image") -> int:
             processor.row([Message.user(part, "?")])
         except MediaError as error:
             assert (error.part, error.number) == (kind, 0)
-            raise refusal(error, PARAM) from None
+            raise media_api_error(error, PARAM) from None
     except ApiError as error:
         assert error.param == PARAM
         assert re.fullmatch(r"[\w ,.:;()<>?'-]{1,200}", error.message), error.message

@@ -101,7 +101,7 @@ def used(vllm_names: bool = False) -> Metrics:
     metrics.step(512)
     metrics.media_decoded("image", 0.2)
     metrics.media_rejected("unsupported_media_type")
-    metrics.heard(12.5)
+    metrics.audio_decoded(12.5)
     metrics.encoded("audio", 0.7)
     return metrics
 

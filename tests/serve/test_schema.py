@@ -15,7 +15,7 @@ from polyphi.serve.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    explained,
+    validation_error,
 )
 
 MODELS: dict[str, type[BaseModel]] = {
@@ -32,7 +32,7 @@ def error_of(model: type[BaseModel], body: Any) -> ApiError | None:
         model.model_validate(body)
     except ValidationError as error:
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
-        return explained(RequestValidationError(errors, body=body))
+        return validation_error(RequestValidationError(errors, body=body))
     return None
 
 
