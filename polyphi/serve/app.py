@@ -19,7 +19,7 @@ from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams, with_tools
 from polyphi.serve import chat, completions, page, speech
 from polyphi.serve.answers import EncodedJson
-from polyphi.serve.errors import OTHERS, ApiError, responses
+from polyphi.serve.errors import DEFAULT_RESPONSES, ApiError, responses
 from polyphi.serve.events import ClientGone
 from polyphi.serve.guard import Guard
 from polyphi.serve.schema import (
@@ -50,7 +50,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
-        responses={**responses(400, 403, 503), **OTHERS},
+        responses={**responses(400, 403, 503), **DEFAULT_RESPONSES},
     )
     app.state.server = server
     _errors(app)
