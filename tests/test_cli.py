@@ -163,9 +163,8 @@ def test_a_missing_extra_is_one_line_that_names_it() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert found.returncode == 1
-    assert found.stderr.splitlines() == [
-        'polyphi: this needs datatrove; `pip install "polyphi[curate]"` brings it'
-    ]
+    (line,) = found.stderr.splitlines()
+    assert "datatrove" in line and 'pip install "polyphi[curate]"' in line
 
 
 def test_a_question_may_be_piped_in(

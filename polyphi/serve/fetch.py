@@ -229,7 +229,7 @@ class Media:
                 return result
             try:
                 target = parse(
-                    urljoin(f"{address.scheme}://{address.written}{address.target}", result)
+                    urljoin(f"{address.scheme}://{address.authority}{address.target}", result)
                 )
             except ValueError:  # also InvalidAddress: the client didn't write this URL
                 raise _FetchFailed from None
