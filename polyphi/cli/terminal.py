@@ -311,7 +311,8 @@ class Terminal:
         tokens = self.phi.count([*self._expanded_messages(), *map(self._expanded, pending)])
         context = self.phi.context
         self.report(
-            f"{tokens.total:,} of {context:,} tokens: {tokens.text:,} text, {tokens.image:,} image, {tokens.audio:,} audio"
+            f"{tokens.total:,} of {context:,} tokens: {tokens.text:,} text, {tokens.image:,} image, "
+            f"{tokens.audio:,} audio"
         )
 
     def _set(self, argument: str) -> None:

@@ -95,12 +95,12 @@ def test_it_is_a_model_to_be_judged() -> None:
         *pieces, last = model.stream(HELLO)
         assert [p.text for p in pieces] == ["good ", "day ", "to ", "you"]
         assert last.finish_reason == "stop"
-        with pytest.raises(ValueError, match="can't tell the log-probability"):
+        with pytest.raises(ValueError, match="log-probability"):
             model.score(HELLO, "good")
         assert model.generate(HELLO, adapter="none").text == "good day to you"
         with pytest.raises(ValueError, match="found 'vision'"):
             model.generate(HELLO, adapter="vision")
-        with pytest.raises(ValueError, match="don't come piece by piece"):
+        with pytest.raises(ValueError, match="use generate"):
             next(iter(model.stream([Message.system("", tools='[{"name": "add"}]')])))
 
 
@@ -151,11 +151,11 @@ def test_speech_and_transcription() -> None:
 def test_what_is_no_clip_and_no_transcript() -> None:
     with Replay() as replay:
         replay.faults = ["garbage", (200, {}, b'{"txt": 1}'), (200, {}, b'{"choices": []}')]
-        with pytest.raises(ValueError, match=r"gave no clip; expected wav, found '<html"):
+        with pytest.raises(ValueError, match=r"expected wav, found '<html"):
             endpoint(replay).speech("seven")
-        with pytest.raises(ValueError, match="gave no transcript"):
+        with pytest.raises(ValueError, match="no transcript"):
             endpoint(replay).transcribe(WAV)
-        with pytest.raises(ValueError, match="gave no chat completion"):
+        with pytest.raises(ValueError, match="no chat completion"):
             endpoint(replay).chat(HELLO)
 
 
@@ -216,7 +216,7 @@ def test_it_gives_up_at_last() -> None:
 def test_errors_say_what_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEACHER_KEY", raising=False)
     with Replay({"hello": "hi"}, key="right") as replay:
-        with pytest.raises(ValueError, match="name the variable that holds it"):
+        with pytest.raises(ValueError, match="key_from"):
             endpoint(replay).chat(HELLO)
         with pytest.raises(ValueError, match="the variable TEACHER_KEY isn't set"):
             endpoint(replay, key_from="TEACHER_KEY").chat(HELLO)
@@ -225,7 +225,7 @@ def test_errors_say_what_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
             endpoint(replay, key_from="TEACHER_KEY").chat(HELLO)
         assert "wrong-one" not in str(error.value) and "***" in str(error.value)
         monkeypatch.setenv("TEACHER_KEY", "wro\nng")
-        with pytest.raises(ValueError, match="TEACHER_KEY holds characters that no key has") as bad:
+        with pytest.raises(ValueError, match="TEACHER_KEY contains characters") as bad:
             endpoint(replay, key_from="TEACHER_KEY").chat(HELLO)
         assert "wro" not in str(bad.value)
         monkeypatch.setenv("TEACHER_KEY", "right")

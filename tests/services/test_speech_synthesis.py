@@ -99,8 +99,8 @@ def test_any_command_that_writes_wav(tmp_path: object) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("/no/such/program {text}", "is not on this system"),
-        (f"{sys.executable} -c pass", "gave no readable audio"),
+        ("/no/such/program {text}", "/no/such/program"),
+        (f"{sys.executable} -c pass", "no readable audio"),
         (f"{sys.executable} -c 'raise SystemExit(3)'", "failed with code 3"),
     ],
 )
@@ -160,7 +160,7 @@ def test_what_cannot_be_said() -> None:
         Voice("command")
     with pytest.raises(ValueError, match="flite has no voice"):
         Voice("flite", "en", "bob")
-    with pytest.raises(ValueError, match=r"speed is 0\.3 to 3"):
+    with pytest.raises(ValueError, match=r"speed of 0\.3 to 3"):
         Voice(speed=9.0)
     with pytest.raises(ValueError, match="no text to speak"):
         speak("  ", Voice())
