@@ -281,7 +281,7 @@ def test_logits_file(folder: Path, media: tuple[Path, Path], tmp_path: Path) -> 
     assert torch.equal(first["ids"], second["ids"]) and torch.equal(
         first["logits"], second["logits"]
     )
-    for text, message in (("{", "not valid JSON"), ("3", "must hold a list of messages")):
+    for text, message in (("{", "not valid JSON"), ("3", "list of messages")):
         request.write_text(text)
         with pytest.raises(ValueError, match=message):
             write_logits(phi, request, tmp_path / "c.safetensors")

@@ -355,7 +355,7 @@ def test_an_origin_that_can_never_match_is_told_at_the_start(origin: str) -> Non
 
 @pytest.mark.parametrize("host", ["http://example.org", "example.org:80", "a b", ""])
 def test_a_host_that_can_never_match_is_told_at_the_start(host: str) -> None:
-    with pytest.raises(ValueError, match="name of a host"):
+    with pytest.raises(ValueError, match="host name"):
         Guard(app(PLAIN), replace(PLAIN, hosts=(host,)))
 
 
