@@ -316,7 +316,7 @@ def test_a_file_without_a_stage(text: str, says: str, tmp_path: Path) -> None:
         (["nowhere.py"], "expected a stage file, found nothing there"),
         (["a.py", "b.py"], "found a.py, b.py"),
         (["speech_2_post", "--data", "x.jsonl"], "speech_2_post"),
-        (["mine.py", "--columns", "answer"], "--columns"),
+        (["mine.py", "--columns", "answer"], "OURS=YOURS"),
     ],
 )
 def test_a_wrong_command_is_one_line(
