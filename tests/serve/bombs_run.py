@@ -103,16 +103,16 @@ def main() -> None:
     # What decoders and kernels take once and for all.
     warm = [Image(still(form, 500)) for form in ("PNG", "JPEG")]
     ask(processor, [*warm, Audio(silence(1, 44_100, format="FLAC"))])
-    found = {}
+    results = {}
     for name, (make, processor.caps) in BOMBS.items():
         parts = make()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = grown()["VmRSS"]
-        said = ask(processor, parts)
+        result = ask(processor, parts)
         size = max(len(part.source) for part in parts)
-        found[name] = {"said": said, "grown": grown()["VmHWM"] - before, "bytes": size}
-    found["libraries"] = sorted({"av", "torchvision", "cv2"} & set(sys.modules))
-    print(json.dumps(found))
+        results[name] = {"said": result, "grown": grown()["VmHWM"] - before, "bytes": size}
+    results["libraries"] = sorted({"av", "torchvision", "cv2"} & set(sys.modules))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,6 @@ def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F
 
 @pytest.fixture
 def running(engine: Engine) -> Iterator[Running]:
-    with serving(engine, Settings("tiny")) as found:
-        yield found
+    with serving(engine, Settings("tiny")) as server:
+        yield server
         assert not engine.counters().requests

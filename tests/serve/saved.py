@@ -27,9 +27,9 @@ def served(folder: Path, *options: str) -> Iterator[str]:
         assert process.stdout
         try:
             line = process.stdout.readline()
-            found = re.search(r"http://[\d.]+:\d+", line)
-            assert found, f"the server said {line!r}"
-            yield found[0]
+            match = re.search(r"http://[\d.]+:\d+", line)
+            assert match, f"the server said {line!r}"
+            yield match[0]
             process.terminate()
             assert process.wait(60) == 0
         finally:

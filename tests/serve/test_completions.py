@@ -25,15 +25,16 @@ def test_echo_tells_what_the_model_thinks_of_the_prompt(running: Running, client
         answer = client.completions.create(
             model="tiny", prompt=prompt, echo=True, logprobs=1, max_tokens=0
         )
-        told = answer.choices[0].logprobs
-        assert answer.choices[0].text == PROMPT and "".join(told.tokens) == PROMPT
-        assert told.token_logprobs[0] is None
-        assert told.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
-        for at, best in enumerate(told.top_logprobs[1:]):
+        logprobs = answer.choices[0].logprobs
+        assert answer.choices[0].text == PROMPT and "".join(logprobs.tokens) == PROMPT
+        assert logprobs.token_logprobs[0] is None
+        assert logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
+        for at, best in enumerate(logprobs.top_logprobs[1:]):
             assert max(best.values()) == pytest.approx(logs[at].max().item(), abs=1e-5)
         assert [
-            PROMPT[at : at + len(t)] for at, t in zip(told.text_offset, told.tokens, strict=True)
-        ] == list(told.tokens)
+            PROMPT[at : at + len(t)]
+            for at, t in zip(logprobs.text_offset, logprobs.tokens, strict=True)
+        ] == list(logprobs.tokens)
         assert answer.usage.completion_tokens == 0 and answer.usage.prompt_tokens == len(ids)
 
 
@@ -103,8 +104,8 @@ def test_s15_placeholders_come_from_media_only(running: Running, client: OpenAI)
     tokenizer = running.engine.processor.tokenizer
     with pytest.raises(BadRequestError):
         client.completions.create(model="tiny", prompt=[tokenizer.image_id], max_tokens=1)
-    said = "<|image|><|audio|><|system|><|end|><|endoftext10|>"
+    text = "<|image|><|audio|><|system|><|end|><|endoftext10|>"
     with running.client() as http:
-        ids = http.post("/tokenize", json={"prompt": said}).json()["tokens"]
+        ids = http.post("/tokenize", json={"prompt": text}).json()["tokens"]
         assert not set(ids) & set(tokenizer.controls.values())
-        assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": said}
+        assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": text}

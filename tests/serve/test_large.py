@@ -127,9 +127,9 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
         at_once.append(bytes(render(self, content)))
         return at_once[-1]
 
-    async def serialized(**given: Any) -> Any:
-        at_once.append(json.dumps(given["response_content"]).encode())
-        return await serialize(**given)
+    async def serialized(**values: Any) -> Any:
+        at_once.append(json.dumps(values["response_content"]).encode())
+        return await serialize(**values)
 
     monkeypatch.setattr(JSONResponse, "render", rendered)
     monkeypatch.setattr(routing, "serialize_response", serialized)
@@ -139,8 +139,10 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
     echo = {"prompt": prompts, "echo": True, "logprobs": 5, "max_tokens": 0}
     more = chat("the quick fox", logprobs=True, top_logprobs=20, max_tokens=600)
     with running.client() as client:
-        found = client.post("/tokenize", json={"prompt": text}).json()
-        assert found["tokens"] == ids and found["count"] == found["text_tokens"] == len(ids)
+        tokenized = client.post("/tokenize", json={"prompt": text}).json()
+        assert tokenized["tokens"] == ids and tokenized["count"] == tokenized["text_tokens"] == len(
+            ids
+        )
         assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": text}
         answer = client.post(COMPLETIONS, json=echo)
         assert int(answer.headers["content-length"]) == len(answer.content) > 100_000
@@ -149,13 +151,13 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
             assert choice["text"] == tokenizer.decode(prompt)
             scored = SamplingParams(max_tokens=0, prompt_logprobs=5)
             thought = engine.generate(prompt, sampling=scored).prompt_logprobs
-            told = choice["logprobs"]
-            assert len(told["tokens"]) == len(told["top_logprobs"]) == len(prompt)
-            assert told["token_logprobs"][1:] == pytest.approx(
+            logprobs = choice["logprobs"]
+            assert len(logprobs["tokens"]) == len(logprobs["top_logprobs"]) == len(prompt)
+            assert logprobs["token_logprobs"][1:] == pytest.approx(
                 [p.logprob for p in thought], abs=1e-5
             )
-        said = client.post(CHAT, json=more).json()["choices"][0]["logprobs"]["content"]
-        assert len(said) == 600 and all(len(one["top_logprobs"]) == 20 for one in said)
+        content = client.post(CHAT, json=more).json()["choices"][0]["logprobs"]["content"]
+        assert len(content) == 600 and all(len(one["top_logprobs"]) == 20 for one in content)
         assert client.post("/tokenize", json={"prompt": "a b"}).json()["count"] > 0
     assert at_once and max(map(len, at_once)) < 20_000
 
@@ -163,9 +165,9 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
 @pytest.fixture
 def short(engine: Engine) -> Iterator[Running]:
     """A server with memory for one picture at most."""
-    with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as found:
-        yield found
-        assert server(found).budget.bytes == 0
+    with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as running:
+        yield running
+        assert server(running).budget.bytes == 0
 
 
 def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
@@ -187,9 +189,9 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             lines = one.iter_lines()
             next(lines)
             until(lambda: len(decoded) == 2)
-            held = server(short).budget.bytes
-            assert 40_000 < held < 80_000
-            gauge = f'polyphi:prepared_bytes{{model_name="tiny"}} {float(held)}'
+            reserved = server(short).budget.bytes
+            assert 40_000 < reserved < 80_000
+            gauge = f'polyphi:prepared_bytes{{model_name="tiny"}} {float(reserved)}'
             assert gauge in client.get("/metrics").text
             refused = client.post(CHAT, json=seen)
             error = refused.json()["error"]
@@ -216,9 +218,9 @@ def test_a_stream_does_not_keep_the_body_that_asked_for_it(running: Running, pat
         next(lines)
         until(lambda: running.engine.counters().running > 0)
         gc.collect()
-        held = [o for o in gc.get_objects() if issubclass(type(o), HttpRequest | Sampling)]
-        assert {type(one) for one in held} >= {HttpRequest}
-        for one in held:
+        alive = [o for o in gc.get_objects() if issubclass(type(o), HttpRequest | Sampling)]
+        assert {type(one) for one in alive} >= {HttpRequest}
+        for one in alive:
             known = vars(one)
             assert not {"_body", "_json"} & known.keys() and not known.get("messages")
             assert not known.get("prompt")

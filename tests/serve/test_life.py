@@ -95,12 +95,12 @@ def test_r12_out_of_memory_fails_one_request(
         return run(runner, parts, memory)
 
     monkeypatch.setattr(type(engine.runner), "run", short)
-    found: dict[str, httpx2.Response] = {}
+    responses: dict[str, httpx2.Response] = {}
 
     def ask(name: str, text: str) -> None:
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": 30}
         with running.client() as client:
-            found[name] = client.post(PATH, json=body)
+            responses[name] = client.post(PATH, json=body)
 
     threads = [
         threading.Thread(target=ask, args=pair)
@@ -110,9 +110,9 @@ def test_r12_out_of_memory_fails_one_request(
         thread.start()
     for thread in threads:
         thread.join()
-    assert found["large"].status_code == 503
-    assert found["large"].json()["error"]["code"] == "out_of_memory"
-    assert found["small"].json()["choices"][0]["message"]["content"] == alone
+    assert responses["large"].status_code == 503
+    assert responses["large"].json()["error"]["code"] == "out_of_memory"
+    assert responses["small"].json()["choices"][0]["message"]["content"] == alone
     assert running.idle()
 
 
@@ -136,13 +136,13 @@ def test_a_failing_model_is_told_without_its_words(
 
 def test_it_finishes_what_is_under_way(engine: Engine) -> None:
     with serving(engine, Settings("tiny")) as running, running.client() as client:
-        found: list[httpx2.Response] = []
-        thread = threading.Thread(target=lambda: found.append(client.post(PATH, json=LONG)))
+        responses: list[httpx2.Response] = []
+        thread = threading.Thread(target=lambda: responses.append(client.post(PATH, json=LONG)))
         thread.start()
         until(lambda: engine.counters().blocks_held > 0)
         running.uvicorn.should_exit = True
         thread.join(30)
-        assert found[0].json()["usage"]["completion_tokens"] > 100
+        assert responses[0].json()["usage"]["completion_tokens"] > 100
 
 
 def test_together_as_alone(running: Running) -> None:
@@ -164,19 +164,19 @@ def test_together_as_alone(running: Running) -> None:
         ).text
         for b in bodies
     ]
-    found: list[str] = [""] * len(bodies)
+    texts: list[str] = [""] * len(bodies)
 
     def ask(number: int) -> None:
         with running.client() as client:
             answer = client.post(PATH, json=bodies[number]).json()
-        found[number] = answer["choices"][0]["message"]["content"]
+        texts[number] = answer["choices"][0]["message"]["content"]
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(bodies))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == alone
+    assert texts == alone
     assert torch.is_inference_mode_enabled() is False
 
 
@@ -185,8 +185,8 @@ def test_what_is_said_is_logged_only_where_that_was_asked_for(
 ) -> None:
     """However it is sent: whole, streamed, or as a completion of plain text."""
     caplog.set_level("INFO", logger="polyphi.serve")
-    for asked in (False, True):
-        with serving(engine, Settings("tiny", log_prompts=asked)) as running:
+    for log_prompts in (False, True):
+        with serving(engine, Settings("tiny", log_prompts=log_prompts)) as running:
             for path, body in (
                 (PATH, SHORT),
                 (PATH, {**SHORT, "stream": True}),
@@ -196,9 +196,9 @@ def test_what_is_said_is_logged_only_where_that_was_asked_for(
                 caplog.clear()
                 with running.client() as client:
                     assert client.post(path, json=body).status_code == 200
-                said = [r.getMessage() for r in caplog.records if r.name == "polyphi.serve"]
-                assert len(said) == (2 if asked else 0)
-                assert not asked or "1 + 2" in said[0]
+                lines = [r.getMessage() for r in caplog.records if r.name == "polyphi.serve"]
+                assert len(lines) == (2 if log_prompts else 0)
+                assert not log_prompts or "1 + 2" in lines[0]
 
 
 def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
@@ -216,17 +216,17 @@ def test_free_memory_goes_back_when_nobody_is_answered(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once after the last answer, not while the server rests."""
-    given: list[int] = []
+    calls: list[int] = []
     monkeypatch.setattr("polyphi.serve.server.TRIM_IDLE", 0.0)
     with serving(engine, Settings("tiny")) as running, running.client() as client:
         monkeypatch.setattr(
             "polyphi.serve.server.give_back",
-            lambda: given.append(client_server(running).admitted),
+            lambda: calls.append(client_server(running).admitted),
         )
         assert client.post(PATH, json=SHORT).status_code == 200
-        until(lambda: len(given) == 1)
+        until(lambda: len(calls) == 1)
         time.sleep(1.2)
-        assert given == [0]
+        assert calls == [0]
 
 
 def test_answers_are_not_held_back_to_fill_packets() -> None:

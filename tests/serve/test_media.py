@@ -108,7 +108,7 @@ def bombs() -> dict:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "result"),
     [
         ("a small picture", "200: 549 tokens"),
         ("40000 x 40000 pixels", "413 image 0: .*pixels, found more"),
@@ -116,21 +116,21 @@ def bombs() -> dict:
         ("scans", "413 image 0: .* 100 scans, found more"),
     ],
 )
-def test_s5_decompression_bombs_leave_memory_flat(bombs: dict, name: str, said: str) -> None:
+def test_s5_decompression_bombs_leave_memory_flat(bombs: dict, name: str, result: str) -> None:
     """4.8 GB in a PNG of 5 MB; 12 GB in 256 of them; a JPEG that is walked over 3000 times."""
-    found = bombs[name]
-    assert re.match(said, found["said"]), found["said"]
-    assert found["grown"] < 64 << 20
-    assert found["bytes"] < 6 << 20
+    report = bombs[name]
+    assert re.match(result, report["said"]), report["said"]
+    assert report["grown"] < 64 << 20
+    assert report["bytes"] < 6 << 20
 
 
 def test_s5_pictures_stand_in_memory_one_at_a_time(bombs: dict) -> None:
-    found = bombs["6 pictures, one at a time"]  # 64 MB each once decoded
-    assert found["said"] == "200: 3274 tokens" and found["grown"] < 200 << 20
+    report = bombs["6 pictures, one at a time"]  # 64 MB each once decoded
+    assert report["said"] == "200: 3274 tokens" and report["grown"] < 200 << 20
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "result"),
     [
         ("a long FLAC", "413 audio 0: .* may last 10 s, found 1"),
         ("a long Opus", "413 audio 0: .* may last 10 s, found 1"),
@@ -138,12 +138,12 @@ def test_s5_pictures_stand_in_memory_one_at_a_time(bombs: dict) -> None:
         ("more clips than fit", "400: the row has at least .*context holds 8000"),
     ],
 )
-def test_s8_audio_bombs_leave_memory_flat(bombs: dict, name: str, said: str) -> None:
+def test_s8_audio_bombs_leave_memory_flat(bombs: dict, name: str, result: str) -> None:
     """Minutes in few bytes; a rate and channels that make much work of few seconds; 256 clips for a short context."""
-    found = bombs[name]
-    assert re.match(said, found["said"]), found["said"]
-    assert found["grown"] < 32 << 20
-    assert found["bytes"] < 100_000
+    report = bombs[name]
+    assert re.match(result, report["said"]), report["said"]
+    assert report["grown"] < 32 << 20
+    assert report["bytes"] < 100_000
 
 
 def test_s6_no_other_decoder_is_even_loaded(bombs: dict) -> None:
@@ -272,9 +272,9 @@ def test_s6_other_formats_are_refused_by_their_bytes(processor: Processor, name:
     data = OTHERS[name]
     for kind in ("image", "audio"):
         assert told(processor, data, kind) == 415
-    with pytest.raises(MediaError) as found:  # where nobody looked before the engine
+    with pytest.raises(MediaError) as caught:  # where nobody looked before the engine
         processor.row([Message.user(Image(data), "?")])
-    assert found.value.reason == "kind"
+    assert caught.value.reason == "kind"
 
 
 def test_s6_pictures_and_clips_are_not_mixed_up(processor: Processor) -> None:
@@ -383,9 +383,9 @@ def test_s8_seconds_are_capped_on_every_way_in(engine: Engine, form: str) -> Non
         lambda: engine.processor.count(message),
     )
     for way in ways:
-        with pytest.raises(MediaError, match="may last 2 s") as found:
+        with pytest.raises(MediaError, match="may last 2 s") as caught:
             way()
-        assert (found.value.reason, found.value.part, found.value.number) == ("size", "audio", 0)
+        assert (caught.value.reason, caught.value.part, caught.value.number) == ("size", "audio", 0)
     engine.processor.caps = Caps(audio_bytes=len(data) - 1)
     for way in ways:
         with pytest.raises(MediaError, match="bytes, found more"):

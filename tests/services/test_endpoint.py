@@ -107,19 +107,19 @@ def test_it_is_a_model_to_be_judged() -> None:
 def test_tools_are_sent_and_what_is_called_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sent = Endpoint("http://127.0.0.1:9/v1", "m"), list[dict[str, object]]()
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
-    said = [
+    replies = [
         {"content": None, "tool_calls": [call]},
         {"content": "So: ", "tool_calls": [{"function": {"name": "add", "arguments": "{"}}]},
     ]
 
     def answer(path: str, tokens: int, json: dict[str, object]) -> object:
         sent.append(json)
-        return {"choices": [{"message": said[len(sent) - 1]}]}
+        return {"choices": [{"message": replies[len(sent) - 1]}]}
 
     monkeypatch.setattr(model, "_json", answer)
-    asked = with_tools([Message.user("What is 1 + 1?")], [{"name": "add"}])
-    assert model.generate(asked).text == call_text([call])
-    assert model.generate(asked).text.startswith("So: [{")
+    messages = with_tools([Message.user("What is 1 + 1?")], [{"name": "add"}])
+    assert model.generate(messages).text == call_text([call])
+    assert model.generate(messages).text.startswith("So: [{")
     assert sent[0]["tools"] == [{"type": "function", "function": {"name": "add"}}]
     assert sent[0]["messages"] == [{"role": "user", "content": "What is 1 + 1?"}]
 

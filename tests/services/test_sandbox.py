@@ -23,14 +23,14 @@ def processes_of_sandboxes() -> list[psutil.Process]:
     """But for those that tests beside us have started."""
     own = psutil.Process()
     beside = {p.pid for p in (own.parent() or own).children()} - {own.pid}
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
         if line == [sys.executable, "-s", "-P", "-B", "main.py"] or sandbox.__file__ in line:
             with suppress(psutil.NoSuchProcess):
                 if not beside & {p.pid for p in process.parents()}:
-                    found.append(process)
-    return found
+                    processes.append(process)
+    return processes
 
 
 def test_a_program_runs() -> None:
@@ -242,9 +242,9 @@ for path in ("/usr/x", "/x", os.path.dirname(os.__file__) + "/x"):
     except OSError as error: print(error.strerror)
 print(sorted(os.listdir("/")), os.listdir("."))
 """
-    said = run(code).stdout
-    assert "read" not in said and "wrote" not in said, said
-    assert "'usr'" in said and "['main.py']" in said
+    output = run(code).stdout
+    assert "read" not in output and "wrote" not in output, output
+    assert "'usr'" in output and "['main.py']" in output
 
 
 @isolated
@@ -314,9 +314,9 @@ def test_a_user_who_is_not_root_is_isolated_too(public_folder: Path) -> None:
 result = sandbox.run("import os; print(os.getuid(), os.listdir('/'))\\nwhile True: os.fork()")
 print(result.isolated, result.stdout, result.stderr)
 """
-    said = in_public_python(code, public_folder, user=65534)
-    assert said.startswith("True 65534 ['tmp', ") and "home" not in said
-    assert "BlockingIOError" in said
+    output = in_public_python(code, public_folder, user=65534)
+    assert output.startswith("True 65534 ['tmp', ") and "home" not in output
+    assert "BlockingIOError" in output
 
 
 def test_where_it_can_not_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
