@@ -118,8 +118,8 @@ class Net:
         self.lookups.append(host)
         if host not in self.names:
             raise socket.gaierror("no such host")
-        addresses = self.names[host]
-        return addresses.pop(0) if isinstance(addresses[0], list) else addresses
+        ips = self.names[host]
+        return ips.pop(0) if isinstance(ips[0], list) else ips
 
     async def connect(self, remote_host: str, remote_port: int, **options: object) -> object:
         self.connected.append((remote_host, remote_port))
