@@ -4,7 +4,7 @@ Large JSON is built and encoded in a separate thread, with encoder calls of a fe
 Python's global lock for a whole call, and all other threads wait for that lock.
 
 >>> writer = Writer()
->>> logprobs = await writer.built(lambda: lists_of(tokens), size=len(tokens))    # large ones in the thread
+>>> logprobs = await writer.build_part(lambda: lists_of(tokens), size=len(tokens))    # large ones in the thread
 >>> return await writer.response({"text": text, "logprobs": logprobs})
 """
 

@@ -2,7 +2,7 @@
 
 >>> with server.admit(server.caller(request)) as ticket:            # or 429
 ...     row, sampling = await server.prepare(ticket, messages, "auto", sampling)   # raises for errors
-...     (job,) = await server.enter(ticket, [row], sampling)
+...     (job,) = await server.submit(ticket, [row], sampling)
 ...     async for delta in job: ...                      # OutputDelta: number of the answer, text, finish reason
 
 `unless_disconnected` and `Events` notice when a client disconnects; the release of the ticket then ends its requests
