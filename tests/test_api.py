@@ -1,4 +1,4 @@
-"""The public surface: load, ask, transcribe, compare."""
+"""The public API: load, generate, transcribe, logits."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Bad input is one clear line and an exit code, never a traceback."""
+"""Invalid input gives one clear line and an exit code, never a traceback."""
 
 import errno
 import io
@@ -52,7 +52,7 @@ def test_a_wrong_argument_is_one_line(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random micro model with a tokenizer of its own."""
+    """A random micro model with its own tokenizer."""
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.model.multimodal import PhiModel
     from polyphi.processing.tokenizer import Tokenizer

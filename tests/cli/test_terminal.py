@@ -1,4 +1,4 @@
-"""The chat in a terminal: every command, what a mistake does (one line), and Ctrl-C."""
+"""The chat in a terminal: all commands, one-line errors, and Ctrl-C."""
 
 import io
 import json
@@ -44,7 +44,7 @@ CONTEXT = 1000
 
 
 class Scripted:
-    """A model that gives its answers in turn; an exception among their pieces is raised there."""
+    """A model with scripted answers; an exception among their deltas is raised."""
 
     config = SimpleNamespace(vision=True, audio=True, adapters={"vision": 1, "speech": 1})
     context = CONTEXT
@@ -85,7 +85,7 @@ class Scripted:
 
 
 def talk(phi: Any, *lines: Any, **options: Any) -> tuple[Terminal, str]:
-    """A conversation of these lines (an exception is raised by the keyboard), and all that was shown."""
+    """The terminal after these input lines (exceptions are raised by the input), and all output."""
     script, output = iter(lines), io.StringIO()
 
     def read(_: str) -> str:
@@ -288,7 +288,7 @@ def test_ctrl_c_keeps_what_was_said() -> None:
 
 
 def test_ctrl_c_outside_the_model_stops_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request is closed wherever the key is hit: here while a piece is being shown."""
+    """Ctrl-C closes the request at any time: here while a delta is being printed."""
     from polyphi.cli import terminal as module
 
     show = module.show
@@ -375,7 +375,7 @@ def test_one_answer() -> None:
 
 @pytest.fixture
 def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
-    """A model that talks without an end."""
+    """A model that never generates an end token."""
     tokenizer = Tokenizer.train(["the quick brown fox jumps"], vocab_size=384)
     config = fitted(tiny_config, tokenizer, max_position_embeddings=50_000)
     model, generator = PhiModel(config), torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""A real server around a tiny random model, in a thread of this process, and clients of it."""
+"""A real server with a tiny random model, in a thread of this process, and clients for it."""
 
 import threading
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
 
 
 def tiny_engine(config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811
-    """Answers of 2,048 tokens at most, prompt included."""
+    """A context of 2,048 tokens, prompt included."""
     return make_engine(fitted(config, tokenizer, max_position_embeddings=2048), tokenizer)
 
 

@@ -1,5 +1,5 @@
-"""A stand-in of the server for the page's tests: it serves the page, speaks the server's contract without a model, and
-keeps every request that it saw."""
+"""A fake server for the page's tests: it serves the page, implements the server's API without a model, and records
+every request."""
 
 import asyncio
 import json
@@ -97,7 +97,7 @@ AUDIO_FIELDS = {"file", "filename", "model", "response_format", "chunking_strate
 
 @dataclass
 class PageServer:
-    """`with PageServer() as server:` listens on a port of its own until the block ends."""
+    """`with PageServer() as server:` listens on a free port until the block ends."""
 
     props: dict[str, Any] = field(default_factory=lambda: json.loads(json.dumps(PROPS)))
     key: str | None = None
@@ -106,7 +106,7 @@ class PageServer:
     seen: list[tuple[str, str, Any]] = field(default_factory=list)
     """Method, path and body (JSON, or the fields of a form) of every request."""
     left: list[str] = field(default_factory=list)
-    """Paths of the requests whose client went away before they were answered."""
+    """Paths of the requests whose client disconnected before the answer."""
 
     def __enter__(self) -> Self:
         self.socket = socket.create_server(("127.0.0.1", 0))

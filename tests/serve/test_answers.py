@@ -1,4 +1,4 @@
-"""Answers in JSON: large ones are the same, but written in a thread, a few values at a time."""
+"""JSON responses: large ones are equal to small ones, but encoded in a thread, a few values at a time."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ VALUES = st.recursive(
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is large."""
+    """A limit at which every value is large."""
     monkeypatch.setattr(answers, "SMALL", 3)
     monkeypatch.setattr(answers, "CHARACTERS", 2)
     monkeypatch.setattr(answers, "CHUNK", 8)

@@ -1,4 +1,4 @@
-"""Memory for prompts: never more than there is, unless one is alone, and none is lost."""
+"""The memory budget for prompts: never exceeded, except by a single request, and fully released."""
 
 from hypothesis import given
 from hypothesis import strategies as st

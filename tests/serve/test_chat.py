@@ -273,7 +273,7 @@ def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
 
 
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:
-    """What the model says is given; the same from a stream and as a whole."""
+    """With a scripted model output, streamed and whole answers are equal."""
     from polyphi.engine.tools import ToolParser
     from polyphi.serve.chat import ParsedAnswer
     from polyphi.serve.jobs import OutputDelta
@@ -312,7 +312,7 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 
 @dataclass
 class Model:
-    """A server whose model writes `text` and its end, as far as a grammar allows it."""
+    """A server whose model generates `text` and the end token, as far as a grammar allows it."""
 
     running: Running
     text: str = ""

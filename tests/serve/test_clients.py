@@ -1,5 +1,5 @@
-"""What else people do with OpenAI's Python client: many at once, tasks cancelled, helpers for streams, tools and
-structured answers, errors by their class; and what harnesses ask that compare log-likelihoods."""
+"""Other uses of OpenAI's Python client: concurrent requests, cancelled tasks, helpers for streams, tools and structured
+output, error classes; and the requests of log-likelihood harnesses."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ async def until(true: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
-    """Text, picture, clip and both, streamed and not, in the engine's one batch."""
+    """Text, image, audio and both, streamed and not, in one batch of the engine."""
 
     async def ask(client: AsyncOpenAI, content: Any, stream: bool) -> str:
         wish: Any = {"messages": [{"role": "user", "content": content}], "max_tokens": 10}
@@ -78,7 +78,7 @@ def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> None:
-    """The client lives on: only the task's connection closes."""
+    """The client stays open: only the task's connection closes."""
     counters = running.engine.counters
 
     async def read(client: AsyncOpenAI) -> None:
@@ -182,7 +182,7 @@ def test_a_loop_of_tools_with_a_real_function(running: Running, client: OpenAI) 
 
 
 def conversation(message: Any, messages: list[Any], tool: Any) -> tuple[Message, ...]:
-    """The same conversation in our own words: what comes back from a client is what the model said."""
+    """The same conversation as `Message`s: the client returns exactly the model's output."""
     calls = [
         {"name": c.function.name, "arguments": c.function.arguments} for c in message.tool_calls
     ]
@@ -243,7 +243,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("ids", [False, True], ids=["text", "ids"])
 def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: bool) -> None:
-    """As lm-eval's local completions sum them: of the tokens behind the context, and whether each was the best."""
+    """As in lm-eval's local completions: the sum over the tokens after the context, and whether each is the most likely."""
     engine, encode = running.engine, running.engine.processor.tokenizer.encode
     contexts = [context for context, ends in PAIRS for _ in ends]
     ends = [end for _, some in PAIRS for end in some]
@@ -271,7 +271,7 @@ def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: 
 
 
 def test_perplexity_of_a_document(running: Running, client: OpenAI) -> None:
-    """Rolling log-likelihood: the prompt begins with the end of text, as documents do."""
+    """Rolling log-likelihood: the prompt begins with the end-of-text token, as documents do."""
     engine = running.engine
     ids = [engine.processor.tokenizer.eos_ids[-1], *engine.processor.tokenizer.encode("1 + 2 = 3")]
     answer = client.completions.create(
@@ -286,7 +286,7 @@ def test_perplexity_of_a_document(running: Running, client: OpenAI) -> None:
 
 
 def test_greedy_until_a_stop(client: OpenAI) -> None:
-    """As lm-eval's generate_until asks; the stop isn't part of the answer."""
+    """A request of lm-eval's generate_until; the stop string isn't part of the answer."""
     wish: Any = {"model": "tiny", "prompt": "1 + 2 =", "max_tokens": 24, "temperature": 0}
     whole = client.completions.create(**wish).choices[0].text
     stop = whole[5:7]

@@ -1,4 +1,4 @@
-"""Completions of plain text, as log-likelihood harnesses ask for them."""
+"""Completions of plain text, as log-likelihood harnesses request them."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_echo_before_an_answer(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_top_logprobs_contain_the_token_itself(client: OpenAI, count: int) -> None:
-    """In answers and in the echoed prompt: the most likely tokens, and the drawn one where it isn't among them."""
+    """In answers and in the echoed prompt: the most likely tokens, and the sampled one if it isn't among them."""
     options = dict(model="tiny", prompt=PROMPT, echo=True, max_tokens=12, temperature=1.5, seed=5)
     logprobs = client.completions.create(**options, logprobs=count).choices[0].logprobs
     assert logprobs.top_logprobs[0] is None and len(logprobs.tokens) > 12

@@ -1,6 +1,6 @@
-"""What a request names is brought within caps, or refused without a word about what is inside (threats S1 to S4, S9).
+"""Media of requests are loaded within size limits, or refused without revealing the inside (threats S1 to S4, S9).
 
-No test leaves this machine: where a name would lead outside, the connection is counted and turned to a server of ours.
+No test leaves this machine: connections to outside addresses are counted and redirected to a local server.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ def onward(where: str, status: str = "302 Found") -> bytes:
 
 
 class Server:
-    """Answers on a port of 127.0.0.1 what is written in `pages` (by path), and remembers what it was asked."""
+    """A server on a port of 127.0.0.1 that returns `pages` (by path) and records its requests."""
 
     def __init__(self, tls: bool = False) -> None:
         self.pages: dict[str, Page] = {}
@@ -151,7 +151,7 @@ def get(media: Media, url: str, kind: str = "image") -> bytes:
 
 
 def refused(media: Media, url: str, status: int = 400, kind: str = "image") -> str:
-    """The message, which never tells an address, a path or what a library said."""
+    """The error message, which contains no address, path or library output."""
     with pytest.raises(ApiError) as caught:
         get(media, url, kind)
     error = caught.value
@@ -315,7 +315,7 @@ def test_what_is_public() -> None:
 
 @pytest.mark.parametrize("place", INSIDE)
 def test_s1_addresses_of_the_inside_are_never_connected_to(net: Net, place: str) -> None:
-    """Neither as they are, nor behind a name, nor beside a public one, whatever the list allows."""
+    """Neither directly, nor behind a name, nor beside a public address, whatever the list allows."""
     trap = Server()
     net.names |= {
         "bad.example.org": [place],
@@ -432,7 +432,7 @@ def test_s1_proxies_and_credentials_of_the_environment_are_not_used(
 
 
 def test_s2_a_name_is_looked_up_once_and_its_address_kept(net: Net) -> None:
-    """A name that is public when it's judged and inside when it's connected to: there is no second look."""
+    """A name that is public when checked and internal when connected to: it is resolved only once."""
     net.server.pages = {"/a": page(), "/twice": onward("/a")}
     net.names["media.example.org"] = [[PUBLIC], ["127.0.0.1"], ["127.0.0.1"]]
     assert get(media(net, "*"), "http://media.example.org/a") == PICTURE
@@ -449,7 +449,7 @@ def test_s2_a_name_is_looked_up_once_and_its_address_kept(net: Net) -> None:
 
 
 def test_the_systems_own_answer_is_judged_too() -> None:
-    """Without a stub: `localhost` in any hosts file, and numbers that only the C library reads."""
+    """Without a stub: `localhost` in any hosts file, and number formats that only the C library parses."""
     ips = addresses.resolve_host("localhost", 80)
     assert ips and not any(map(is_public, ips))
     with pytest.raises(OSError, match=r"."):
@@ -550,7 +550,7 @@ def test_s4_few_are_fetched_at_once(net: Net, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> None:
-    """A thousand addresses of one small request are no way around the cap on bodies."""
+    """A thousand URLs in one small request don't bypass the limit on bodies."""
     net.server.pages = {"/a": page()}
     (tmp_path / "a.png").write_bytes(PICTURE)
     urls = ["http://media.example.org/a", f"file://{tmp_path}/a.png"]
@@ -595,7 +595,7 @@ def test_what_is_released_is_counted_no_more() -> None:
 
 
 def test_s9_nothing_is_told_of_what_is_inside(net: Net) -> None:
-    """A name that's unknown, one of the inside, a closed port, an error, another status: one answer."""
+    """An unknown name, an internal name, a closed port, an error, another status: the same message."""
     net.server.pages = {"/404": page(b"no", status="404 None"), "/500": page(status="500 Oh")}
     net.names["closed.example.org"] = [OTHER]
     net.closed = {OTHER}
@@ -619,7 +619,7 @@ def test_s9_nothing_is_told_of_what_is_inside(net: Net) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`root`, in which media may lie, beside a secret; all names lead to pictures, so that only the way is judged."""
+    """`root`, the media folder, beside a secret; all files are images, so that only the paths matter."""
     root = tmp_path / "root"
     (root / "deep" / "er").mkdir(parents=True)
     (tmp_path / "rootless").mkdir()

@@ -1,4 +1,4 @@
-"""Who may ask, for how long, and with how much (S19, S20, S21): through ASGI by hand, and on sockets of a uvicorn."""
+"""Checks of hosts, origins, keys, sizes and times (S19, S20, S21): through ASGI directly, and on sockets of uvicorn."""
 
 import asyncio
 import hmac
@@ -36,7 +36,7 @@ async def echo(request: Request) -> JSONResponse:
 
 
 class Panic(BaseException):
-    """As pyo3 raises for what panics in Rust."""
+    """Like the exception of pyo3 for a panic in Rust."""
 
 
 async def breaks(request: Request) -> JSONResponse:
@@ -119,7 +119,7 @@ def ask(
     host: str | None = "localhost:8000",
     guarded: Any = None,
 ) -> Answer:
-    """What a request as it comes out of the parser gets."""
+    """The response to a request in the form that the parser returns."""
     pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
     pairs += [("host", host)] if host is not None else []
     raw = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in pairs]
@@ -458,7 +458,7 @@ def test_s20_two_keys_at_once_are_refused() -> None:
 def test_s20_all_keys_are_compared_in_constant_time(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same comparisons of the same lengths, whichever key was given."""
+    """The same comparisons of the same lengths for every key."""
     seen: list[tuple[int, int]] = []
     compare = hmac.compare_digest
 
@@ -756,7 +756,7 @@ class Served:
 
 
 def heard(peer: socket.socket) -> bytes:
-    """All that comes until the other side hangs up."""
+    """All bytes until the other side disconnects."""
     parts = []
     try:
         while part := peer.recv(65536):
@@ -767,7 +767,7 @@ def heard(peer: socket.socket) -> bytes:
 
 
 def answers(peer: socket.socket, count: int = 1) -> bytes:
-    """What comes until so many small answers are whole."""
+    """The bytes until a number of small responses are complete."""
     got = b""
     while got.count(b"HTTP/1.1 ") < count or not got.endswith((b"}", b"page", b"slow")):
         part = peer.recv(65536)
@@ -1000,7 +1000,7 @@ def test_an_upgrade_is_answered_as_if_it_were_none(served: Served, upgrade: byte
 def test_s21_a_name_in_the_target_is_checked_as_the_host_is(
     served: Served, target: str, host: str | None, status: int
 ) -> None:
-    """Clients send such targets to a proxy: `GET http://name/path`. The name there counts more than the header."""
+    """Clients send such targets to a proxy: `GET http://name/path`. The name there takes precedence over the header."""
     named = f"host: {host}\r\n" if host else ""
     with served.dial(f"GET {target} HTTP/1.1\r\n{named}connection: close\r\n\r\n".encode()) as peer:
         got = heard(peer)
@@ -1036,7 +1036,7 @@ def test_what_breaks_in_mid_answer_closes_the_connection(served: Served) -> None
 
 
 def test_s19_idle_connections_give_way_to_requests(served: Served) -> None:
-    """Whoever holds every place without asking anything loses them, oldest first, and stops nobody."""
+    """Idle connections that use up the limit are closed, oldest first, and block no other client."""
     idlers = [served.dial(b"GET / HT") for _ in range(4)]
     receiving = served.dial(HEAD + b"content-length: 10\r\n\r\n")
     for _ in range(10):

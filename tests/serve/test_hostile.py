@@ -1,5 +1,5 @@
-"""Peers that mean no good: what they send is refused in the one shape of errors, holds nothing afterwards, and slows
-nobody else down. With the threats that have no file of their own (S10 to S18, S23, S25, S27, S28)."""
+"""Hostile clients: their requests get errors in the standard format, leave nothing behind, and slow no other client
+down. Includes the threats without a separate file (S10 to S18, S23, S25, S27, S28)."""
 
 import ast
 import gzip
@@ -47,7 +47,7 @@ def chat(**more: Any) -> bytes:
 
 
 def raw(field: str, value: str) -> bytes:
-    """A request in which one value is written as it is given, JSON or not."""
+    """A request in which one value is inserted verbatim, valid JSON or not."""
     return chat(**{field: "?"}).replace(b'"?"', value.encode())
 
 
@@ -220,7 +220,7 @@ FOLLOWED_OR_REFUSED: dict[str, bytes] = {
 
 
 def refused(answer: httpx2.Response) -> None:
-    """It is an error of the client's, in our shape and our words."""
+    """The response is a client error in the standard format, without library output."""
     assert 400 <= answer.status_code < 500, answer.text[:300]
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -230,7 +230,7 @@ def refused(answer: httpx2.Response) -> None:
 
 
 def well(running: Running, client: httpx2.Client) -> None:
-    """It answers, and nothing of what came before is held."""
+    """The server answers, and nothing of earlier requests is in memory."""
     assert running.idle()
     assert not running.uvicorn.config.app.state.server.admitted
     assert client.get("/health").status_code == 200
@@ -257,7 +257,7 @@ def all_refused(running: Running, bodies: dict[str, tuple[str, bytes]]) -> None:
 
 
 def test_s18_halves_of_surrogate_pairs_are_refused(running: Running) -> None:
-    """They are no text: nothing can encode them."""
+    """Lone surrogates are no text: they can't be encoded."""
     all_refused(running, HALVES)
 
 
@@ -342,7 +342,7 @@ def test_s11_s12_no_request_holds_a_tensor_and_no_checkpoint_a_pickle(
 
 
 def test_s11_headers_that_lie_are_refused(engine: Engine, tmp_path: Path) -> None:
-    """Of safetensors: lengths and offsets beyond the file, and headers that are none."""
+    """Safetensors with lengths and offsets beyond the file, and invalid headers."""
     file = save(engine, tmp_path / "model") / "model.safetensors"
     whole = file.read_bytes()
     size = int.from_bytes(whole[:8], "little")
@@ -522,7 +522,7 @@ def test_s16_a_megabyte_of_calls_in_under_a_tenth_of_a_second(name: str, size: i
 
 
 def test_s23_with_and_without_an_adapter_nothing_is_shared(running: Running) -> None:
-    """What the client is told of it; that the key holds the adapter's content is tested with the cache."""
+    """As the client sees it; tests of the cache check that the key contains the adapter's content."""
     long = [{"role": "user", "content": "the quick brown fox " * 12}]
 
     with running.client() as client:
@@ -609,7 +609,7 @@ def test_s27_an_archive_leads_nowhere_else(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_s27_what_grows_when_it_is_unpacked_is_cut_off(tmp_path: Path) -> None:
-    """200 MB of nothing in 200 kB."""
+    """200 MB of zeros in 200 kB."""
     with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
         for _ in range(200):
             file.write(b"a" * MB)
@@ -640,7 +640,7 @@ def test_s27_no_tar_is_ever_unpacked() -> None:
 def test_s19_hostile_peers_do_not_stop_others(
     tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Others get the answers that they get alone, and nothing is held when the peers have gone."""
+    """Other clients get the answers that they get alone, and nothing stays in memory after the hostile clients leave."""
     sizes = {"max_position_embeddings": 2048}
     folder = save(
         make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Large requests and answers: they are refused before they cost anything, and hold nobody up."""
+"""Large requests and answers: they are refused before they use resources, and delay no other client."""
 
 import gc
 import json
@@ -70,7 +70,7 @@ def test_texts_that_are_surely_too_long_are_refused_unread(
 
 
 def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[..., bool]):
-    """An event that large preparations wait for, and those that have begun."""
+    """An event that large preparations wait for, and the list of started ones."""
     go, begun = threading.Event(), []
     row = running.engine.row
 
@@ -88,7 +88,7 @@ def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[.
 def test_a_small_chat_does_not_wait_for_large_ones(
     running: Running, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """However many large ones are being prepared."""
+    """Independent of the number of large requests in preparation."""
     body = chat("the quick fox " * 3000) if kind == "text" else chat([image_part()])
     go, begun = held_up(running, monkeypatch, lambda messages: messages[0].text != "hi")
     answers: list[httpx2.Response] = []
@@ -118,7 +118,7 @@ def test_a_small_chat_does_not_wait_for_large_ones(
 def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are what they were, in pieces that another thread has written."""
+    """They are equal to small ones, in pieces that another thread has encoded."""
     engine = running.engine
     tokenizer = engine.processor.tokenizer
     render, serialize, at_once = JSONResponse.render, routing.serialize_response, []
@@ -164,7 +164,7 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
 
 @pytest.fixture
 def short(engine: Engine) -> Iterator[Running]:
-    """A server with memory for one picture at most."""
+    """A server with memory for at most one image."""
     with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as running:
         yield running
         assert server(running).budget.bytes == 0
@@ -207,7 +207,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_a_stream_does_not_keep_the_body_that_asked_for_it(running: Running, path: str) -> None:
-    """Its images are there as crops; the text that held them is gone when the first event comes."""
+    """Its images are kept as crops; the text of the request is freed before the first event."""
     body: dict[str, Any] = {"max_tokens": 1500, "stream": True}
     if path == CHAT:
         body |= chat([image_part(), {"type": "text", "text": "what?"}], **body)

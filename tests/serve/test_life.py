@@ -1,4 +1,4 @@
-"""Who comes, waits, hangs up and goes on; what is left afterwards: nothing."""
+"""The life of requests: queueing, disconnects, shutdown; nothing is left afterwards."""
 
 import asyncio
 import json
@@ -84,7 +84,7 @@ def test_a_full_queue_says_when_to_come_again(engine: Engine) -> None:
 def test_r12_out_of_memory_fails_one_request(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that asks most of a step ends; another gives the answer that it gives alone."""
+    """The request with the largest step fails; another one gets the same answer as alone."""
     engine = running.engine
     alone = engine.generate([Message.user("1 + 2")], sampling=SamplingParams(max_tokens=30)).text
     run = type(engine.runner).run
@@ -146,7 +146,7 @@ def test_it_finishes_what_is_under_way(engine: Engine) -> None:
 
 
 def test_together_as_alone(running: Running) -> None:
-    """Many at once, drawn and greedy, streamed and not: each gets what it gets alone."""
+    """Many requests at once, sampled and greedy, streamed and not: each gets the same answer as alone."""
     engine = running.engine
     bodies = [
         {
@@ -183,7 +183,7 @@ def test_together_as_alone(running: Running) -> None:
 def test_what_is_said_is_logged_only_where_that_was_asked_for(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However it is sent: whole, streamed, or as a completion of plain text."""
+    """For whole and streamed answers, and for completions of plain text."""
     caplog.set_level("INFO", logger="polyphi.serve")
     for log_prompts in (False, True):
         with serving(engine, Settings("tiny", log_prompts=log_prompts)) as running:
@@ -202,7 +202,7 @@ def test_what_is_said_is_logged_only_where_that_was_asked_for(
 
 
 def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
-    """Its place is given back before its answers have begun: they end as soon as they do."""
+    """The ticket is released before its jobs start: they end at once."""
     server, engine = client_server(running), running.engine
     row = engine.prepare([Message.user("hi")], SamplingParams(500))
     ticket = Ticket(server, NOBODY)
@@ -215,7 +215,7 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
 def test_free_memory_goes_back_when_nobody_is_answered(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once after the last answer, not while the server rests."""
+    """Once after the last answer, not while the server is idle."""
     calls: list[int] = []
     monkeypatch.setattr("polyphi.serve.server.TRIM_IDLE", 0.0)
     with serving(engine, Settings("tiny")) as running, running.client() as client:
@@ -230,6 +230,6 @@ def test_free_memory_goes_back_when_nobody_is_answered(
 
 
 def test_answers_are_not_held_back_to_fill_packets() -> None:
-    """Without its protocol's number asyncio leaves Nagle's algorithm on: 40 ms for every answer."""
+    """Without the protocol number asyncio leaves Nagle's algorithm on: 40 ms for every response."""
     with bind(Settings("phi", port=0)) as listening:
         assert listening.proto == socket.IPPROTO_TCP

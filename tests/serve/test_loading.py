@@ -1,4 +1,4 @@
-"""While the model loads: the port answers, says how far the load is, and checks requests as afterwards."""
+"""While the model loads: the port responds, returns the progress, and checks requests as afterwards."""
 
 import re
 import signal
@@ -29,7 +29,7 @@ SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 2}
 
 @dataclass
 class Load:
-    """A load that ends when the test says so: with an application, or with an exception."""
+    """A load that ends on the test's request, with an application or an exception."""
 
     result: FastAPI | Exception
     end: threading.Event = field(default_factory=threading.Event)

@@ -1,5 +1,5 @@
-"""Media of strangers: bombs, odd and damaged files, text that looks like control tokens, and caches that could mix up
-two of them (threats S5 to S9, S15, S22), from the bytes of a request to the engine's row."""
+"""Untrusted media: bombs, unusual and damaged files, text that looks like control tokens, and cache collisions (threats
+S5 to S9, S15, S22), from the bytes of a request to the engine's row."""
 
 import asyncio
 import base64
@@ -100,7 +100,7 @@ def patched(data: bytes, at: int, form: str, value: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def bombs() -> dict:
-    """All of them in one process of their own, weighed."""
+    """The results of all bombs, run in a separate process, with memory use."""
     run = [sys.executable, Path(__file__).with_name("bombs_run.py")]
     done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -117,7 +117,7 @@ def bombs() -> dict:
     ],
 )
 def test_s5_decompression_bombs_leave_memory_flat(bombs: dict, name: str, result: str) -> None:
-    """4.8 GB in a PNG of 5 MB; 12 GB in 256 of them; a JPEG that is walked over 3000 times."""
+    """4.8 GB in a PNG of 5 MB; 12 GB in 256 of them; a JPEG with 3000 scans."""
     report = bombs[name]
     assert re.match(result, report["said"]), report["said"]
     assert report["grown"] < 64 << 20
@@ -139,7 +139,7 @@ def test_s5_pictures_stand_in_memory_one_at_a_time(bombs: dict) -> None:
     ],
 )
 def test_s8_audio_bombs_leave_memory_flat(bombs: dict, name: str, result: str) -> None:
-    """Minutes in few bytes; a rate and channels that make much work of few seconds; 256 clips for a short context."""
+    """Minutes in few bytes; a rate and channels that make few seconds expensive; 256 clips for a short context."""
     report = bombs[name]
     assert re.match(result, report["said"]), report["said"]
     assert report["grown"] < 32 << 20
@@ -284,7 +284,7 @@ def test_s6_pictures_and_clips_are_not_mixed_up(processor: Processor) -> None:
 
 @pytest.mark.parametrize("name", ["TIFF", "PPM", "PDF", "FITS", "EPS", "JPEG 2000"])
 def test_s6_a_false_beginning_opens_no_other_decoder(processor: Processor, name: str) -> None:
-    """One decoder is asked, the one that the first bytes name."""
+    """Only one decoder is used, selected by the first bytes."""
     for magic in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBP"):
         assert told(processor, magic + OTHERS[name]) in (400, 413)
     for magic in (b"fLaC", b"OggS", b"RIFF\0\0\0\0WAVE", b"ID3"):
@@ -353,7 +353,7 @@ def test_s8_clips_of_every_kind(processor: Processor, data: bytes, status: int) 
 
 
 def test_s8_a_forged_rate_buys_nothing(engine: Engine) -> None:
-    """The rate in the header decides how long a clip is, so it also decides how much of it is heard."""
+    """The rate in the header determines the duration of a clip, and so how much of it is processed."""
     processor = engine.processor
     data = sound(np.zeros(160_000, np.float32), 16_000, "FLAC")
     rate = 655_350 << 4  # 20 bits at byte 18, then channels and bits of a sample
@@ -402,7 +402,7 @@ FORMS = {f: noise(f) for f in ("PNG", "JPEG", "GIF", "BMP", "WEBP")} | {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_s9_damaged_media_are_refused_in_our_words(processor: Processor, form: str) -> None:
-    """Bytes changed, cut out and put in, everywhere and above all in the head: an answer or one of our sentences."""
+    """Bytes changed, removed and inserted, mostly in the header: an answer or one of polyphi's own messages."""
     dice, kind = random.Random(form), "audio" if form in ("WAV", "FLAC", "OGG", "MP3") else "image"
     seen = set()
     for _ in range(30):
@@ -444,7 +444,7 @@ def processor(tokenizer: Tokenizer) -> Processor:
 
 
 def everywhere(text: str) -> list[Message]:
-    """All places of a conversation in which a client's words may stand."""
+    """All fields of a conversation that may contain a client's text."""
     call = {"function": {"name": text, "arguments": json.dumps({text: text})}}
     return [
         Message("system", (Text(text),), json.dumps([{"name": text, "description": text}])),
@@ -486,7 +486,7 @@ LONG = "abc xyz 123 qrs tuv " * 5
 
 
 def answered(engine: Engine, part: Image | Audio) -> tuple[int, int]:
-    """(media encoded so far, prompt tokens that were remembered) after a question about it."""
+    """(media encoded so far, cached prompt tokens) after a request about it."""
     done = engine.generate([Message.user(part, LONG)], sampling=SHORT)
     return engine.encoders.calls, done.cached
 
@@ -533,7 +533,7 @@ def test_s22_the_same_samples_at_another_rate_are_another_clip(engine: Engine) -
 
 
 def test_s22_one_pixel_makes_another_picture(engine: Engine) -> None:
-    """Keys are whole digests of all pixels: no sample of them, no few bits."""
+    """Keys are full digests of all pixels, not of a sample, and not truncated."""
     first = np.zeros((50, 50, 3), np.uint8)
     second = first.copy()
     second[-1, -1, 2] = 1
@@ -543,7 +543,7 @@ def test_s22_one_pixel_makes_another_picture(engine: Engine) -> None:
 
 
 def test_s22_a_picture_and_a_clip_never_share(engine: Engine) -> None:
-    """Nor does a clip beside a picture share with the same one alone: another projector heard it."""
+    """A clip beside an image doesn't share with the same clip alone: it uses another projector."""
     first = engine.generate([Message.user(clip(), LONG)], sampling=SHORT)
     both = engine.generate([Message.user(clip(), picture(), LONG)], sampling=SHORT)
     assert first.cached == both.cached == 0 and engine.encoders.calls == 3

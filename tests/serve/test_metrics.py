@@ -1,4 +1,4 @@
-"""What Prometheus reads, parsed as Prometheus' own library parses it."""
+"""The metrics, parsed with the Prometheus library."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +70,7 @@ OURS = {
 
 
 def read(metrics: Metrics) -> dict[str, float]:
-    """Values by the name of the series, labels but the model's in brackets."""
+    """Values by the name of the series, with labels except the model's in brackets."""
     body, kind = metrics.render()
     assert kind.startswith("text/plain; version=0.0.4")
     values = {}

@@ -1,4 +1,4 @@
-"""OpenAI's client for Node: the same answers as Python's, and nothing is held once it has gone away."""
+"""OpenAI's client for Node: the same answers as with Python, and nothing stays in memory after it disconnects."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The page in headless Chromium, against a stand-in server that keeps what it saw, and against the real one."""
+"""The page in headless Chromium, with a fake server that records requests, and with the real one."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ OPTIONS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage -
 
 
 class Page:
-    """The page as a reader uses it."""
+    """The page as a user operates it."""
 
     def __init__(self, profile: Path, downloads: Path) -> None:
         options = webdriver.ChromeOptions()
@@ -181,7 +181,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture
 def page(browser: Page) -> Iterator[Page]:
-    """Every server has a port of its own, so that no test finds what another one left in the browser."""
+    """Every server has its own port, so that no test sees browser data of another one."""
     yield browser
     entries = browser.console()
     browser.driver.get("about:blank")
@@ -299,7 +299,7 @@ def test_files_that_the_server_would_refuse_are_refused_here(
 
 @pytest.mark.long
 def test_sound_that_only_the_browser_reads_becomes_wav(page: Page, server: PageServer) -> None:
-    """A microphone's webm: what phones and browsers make, and the server doesn't read."""
+    """WebM audio, which phones and browsers record and the server doesn't decode."""
     page.open(server.url).ready()
     page.driver.execute_async_script(
         """const done = arguments[0];
@@ -499,7 +499,7 @@ def test_settings_go_with_the_request(page: Page, server: PageServer) -> None:
 
 
 def still_text(page: Page, server: PageServer) -> None:
-    """Nothing ran, nothing was fetched, no element came out of a text."""
+    """No script ran, nothing was fetched, and no text became an element."""
     with pytest.raises(WebDriverException):
         page.driver.switch_to.alert.accept()
     strange = page.run(
@@ -573,7 +573,7 @@ def test_s26_a_hostile_file_is_imported_as_text(page: Page, server: PageServer) 
 
 
 def test_dompurify_lets_nothing_else_through(page: Page, server: PageServer) -> None:
-    """The second guard: elements that text never becomes are removed, though the page's own code makes none of them."""
+    """The second protection: disallowed elements are removed, although the page's own code creates none."""
     page.open(server.url).ready()
     install(page)
     left = page.run(
@@ -587,7 +587,7 @@ def test_dompurify_lets_nothing_else_through(page: Page, server: PageServer) -> 
 
 
 def test_the_policy_holds_against_the_page_itself(page: Page, server: PageServer) -> None:
-    """The guard behind the guard: were HTML to come in, the browser would neither read nor run nor fetch it."""
+    """The last protection: the browser would neither parse injected HTML nor run or fetch anything from it."""
     page.open(server.url).ready()
     refused = page.driver.execute_async_script(
         """const done = arguments[0], refused = [];
@@ -1020,7 +1020,7 @@ TIME = """const [text, growing] = arguments, element = box(), begun = performanc
 
 
 def seconds(page: Page, text: str, step: int | None = None) -> float:
-    """How long a text takes to be shown at once, or in steps of so many characters."""
+    """The time to render a text at once, or in steps of a number of characters."""
     return page.run(TIME, text, step or len(text)) / 1000
 
 

@@ -1,4 +1,4 @@
-"""The page as it is served, without a browser: its policy, its labels, its colours, and that it asks nobody else."""
+"""The page as it is served, without a browser: its policy, labels and colours, and that it contacts no other host."""
 
 import base64
 import gzip

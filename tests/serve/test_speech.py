@@ -1,5 +1,5 @@
-"""Transcriptions and translations through the official client: they are the engine's, in every shape, and an upload
-leaves nothing behind however it ends."""
+"""Transcriptions and translations through the official client: the engine's results in every format; uploads leave
+nothing behind."""
 
 import asyncio
 import base64
@@ -60,7 +60,7 @@ CLIP = clip()
 
 @pytest.fixture
 def engine(engine: Engine) -> Engine:
-    """One whose answers end after some ten tokens, so that nothing is asked for again."""
+    """An engine whose answers end after about ten tokens, so that nothing is repeated."""
     weight = engine.model.decoder.embed_tokens.weight
     with torch.no_grad():
         for number in engine.processor.tokenizer.eos_ids:
@@ -379,7 +379,7 @@ def on_every_route(client: httpx2.Client, data: bytes) -> dict[str, httpx2.Respo
 
 
 def statuses(answers: dict[str, httpx2.Response]) -> set[int]:
-    """Those of the routes that decode, which may not fail later than with their status."""
+    """The answers of the routes that decode; they must fail with an HTTP status, not later."""
     for name, answer in answers.items():
         assert answer.status_code < 500, (name, answer.text)
         if answer.status_code == 200:
@@ -406,7 +406,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_s9_corrupt_audio_is_400_on_every_route(running: Running, form: str) -> None:
-    """Cut off, or with flipped bits: refused by all routes or by none, and never a failure of the server."""
+    """Truncated, or with flipped bits: refused by all routes or by none, and never a server error."""
     dice, whole = random.Random(form), FORMS[form]
     seen: set[int] = set()
     with running.client() as client:
@@ -452,7 +452,7 @@ def test_s9_one_wrong_bit_is_400_on_every_route(
 def test_a_rate_that_is_too_low_is_the_same_error_on_every_route(
     running: Running, samples: int
 ) -> None:
-    """However long such audio would be: 20,000 samples at 1 Hz are more than five hours."""
+    """Independent of the duration: 20,000 samples at 1 Hz are more than five hours."""
     file = io.BytesIO()
     soundfile.write(file, np.zeros(samples), 1, format="WAV")
     with running.client() as client:
@@ -486,7 +486,7 @@ def test_s9_a_failure_of_ours_says_no_more_than_that(
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """What lies in the folder of temporary files, or is still open of what lay there."""
+    """The files in the temporary folder, and open deleted ones."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def left() -> list[str]:
@@ -503,7 +503,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
 
 @pytest.fixture
 def large() -> bytes:
-    """A recording that goes to a file, twenty seconds of it."""
+    """A recording of twenty seconds that is stored in a file."""
     return clip(40, "WAV", subtype="FLOAT") + b"\0" * speech.IN_MEMORY
 
 
@@ -638,7 +638,7 @@ def narrow(engine: Engine) -> Iterator[Running]:
 
 
 def silence(seconds: int, rate: int = 16000) -> bytes:
-    """Some kilobytes a minute."""
+    """Some kilobytes per minute."""
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", rate, 1, "PCM_16", format="FLAC") as flac:
         for _ in range(0, seconds, 60):
@@ -717,7 +717,7 @@ with serving(engine, Settings("tiny", max_recording_seconds=3 * 3600)) as runnin
     ("minutes", "rate"), [(3, 192_000), pytest.param(150, 16_000, marks=pytest.mark.long)]
 )
 def test_s8_hours_of_audio_leave_memory_flat(tmp_path: Path, minutes: int, rate: int) -> None:
-    """Its samples are 132 or 549 MiB; sent are some kilobytes a minute."""
+    """The samples take 132 or 549 MiB; the upload has some kilobytes per minute."""
     path = tmp_path / "silence.flac"
     path.write_bytes(silence(minutes * 60, rate))
     tests = str(Path(__file__).parents[1])

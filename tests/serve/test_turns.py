@@ -1,4 +1,4 @@
-"""Clients take turns, and whoever is cancelled, waiting or just let in, loses no place."""
+"""Clients take turns, and cancelled work, waiting or just admitted, leaks no slot."""
 
 import asyncio
 import random

@@ -1,5 +1,5 @@
-"""The server from outside, by its own description: every route without a key (S20), and requests that nobody meant
-(S18): no 500, nothing told of the inside, alive afterwards."""
+"""The server from outside, from its OpenAPI description: every route without a key (S20), and generated requests (S18):
+no status 500, no internals in messages, alive afterwards."""
 
 import base64
 import contextlib
@@ -35,7 +35,7 @@ LEAK = re.compile(r"Traceback|0x[0-9a-f]{6}|/usr/|site-packages|\.py\b|polyphi/|
 
 @pytest.fixture
 def walked(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Iterator[Running]:
-    """A server whose requests are short, and which has to be alive in the end."""
+    """A server with short requests; it must be alive at the end."""
     limits = Settings("tiny", keys=KEYS, max_tokens=16, max_answers=2)
     with serving(tiny_engine(tiny_config, tokenizer), limits) as running:
         yield running
@@ -46,7 +46,7 @@ def walked(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Iterator[Running]:
 
 
 def check(answer: Any, sent: str = "") -> None:
-    """What is true of each answer (httpx's, or schemathesis's), whatever was `sent`."""
+    """Checks that hold for each response (httpx's or schemathesis's), whatever was `sent`."""
     status, text = answer.status_code, answer.text
     assert status < 500, f"{status}: {text}"
     leaks = [leak for leak in LEAK.findall(text) if leak not in sent]
@@ -60,7 +60,7 @@ def check(answer: Any, sent: str = "") -> None:
 
 
 def everything(routes: Sequence[BaseRoute]) -> set[tuple[str, str]]:
-    """(path, method) of all routes there are, described or not."""
+    """(path, method) of all routes, described or not."""
     routes: set[tuple[str, str]] = set()
     for route in routes:
         inner = getattr(route, "original_router", route)  # newer FastAPIs keep routers apart
@@ -148,7 +148,7 @@ def closed(schema: Any) -> Any:
 
 
 def bombard(walked: Running, examples: int) -> Counter[int]:
-    """Requests made from the server's own description, valid and not, to every operation; how many got which status."""
+    """Sends generated requests, valid and invalid, to every operation; returns the counts of the statuses."""
     statuses: Counter[int] = Counter()
     key = {"authorization": f"Bearer {KEYS[0]}"}
     with walked.client(KEYS[0]) as client, requests.Session() as session:
@@ -233,7 +233,7 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
 
 
 def rich() -> list[tuple[str, dict[str, Any]]]:
-    """Requests with everything else that a request may have."""
+    """Requests that use all other fields."""
     picture, clip = io.BytesIO(), io.BytesIO()
     PIL.Image.new("RGB", (60, 40)).save(picture, "PNG")
     soundfile.write(clip, numpy.zeros(4000, "float32"), 16000, format="WAV")
@@ -309,7 +309,7 @@ ODDER: list[Any] = [
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of a value and of all within it."""
+    """The paths of a value and of all values inside it."""
     yield at
     inner = (
         value.items()
@@ -323,7 +323,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def put(value: Any, at: tuple[Any, ...], new: Any) -> Any:
-    """The value with another one at a path."""
+    """A copy of the value with another one at a path."""
     if not at:
         return new
     copy = value.copy()
@@ -334,7 +334,7 @@ def put(value: Any, at: tuple[Any, ...], new: Any) -> Any:
 def spoil(
     walked: Running, requests: list[tuple[str, dict[str, Any]]], odd: list[Any]
 ) -> Counter[int]:
-    """Each field of some good requests replaced by each odd value; how many got which status."""
+    """Sends valid requests with each field replaced by each odd value; returns the counts of the statuses."""
     statuses: Counter[int] = Counter()
     wrong = []
     with walked.client(KEYS[0]) as client:

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint: what is sent, what comes back, what happens when it fails."""
+"""The client of OpenAI-compatible endpoints: requests, responses, and failures."""
 
 import base64
 import json
@@ -30,7 +30,7 @@ HELLO = [Message.user("hello")]
 
 
 class Clock:
-    """Time that passes only in `sleep`."""
+    """A clock that advances only in `sleep`."""
 
     def __init__(self) -> None:
         self.now, self.slept = 1000.0, []

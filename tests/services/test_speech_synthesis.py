@@ -111,7 +111,7 @@ def test_a_failing_command_is_one_clear_line(command: str, message: str) -> None
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, list[dict]]]:
-    """An OpenAI-compatible speech endpoint that answers with half a second of WAV, and what it was asked."""
+    """An OpenAI-compatible speech endpoint that returns half a second of WAV, and its recorded requests."""
     requests: list[dict] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
