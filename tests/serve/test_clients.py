@@ -243,7 +243,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("ids", [False, True], ids=["text", "ids"])
 def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: bool) -> None:
-    """As in lm-eval's local completions: the sum over the tokens after the context, and whether each is the most likely."""
+    """As in lm-eval's local completions: the sum over the tokens after the context, and whether each is the best."""
     engine, encode = running.engine, running.engine.processor.tokenizer.encode
     contexts = [context for context, ends in PAIRS for _ in ends]
     ends = [end for _, some in PAIRS for end in some]

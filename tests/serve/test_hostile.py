@@ -640,7 +640,7 @@ def test_s27_no_tar_is_ever_unpacked() -> None:
 def test_s19_hostile_peers_do_not_stop_others(
     tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Other clients get the answers that they get alone, and nothing stays in memory after the hostile clients leave."""
+    """Other clients get the answers that they get alone, and nothing stays in memory after the peers disconnect."""
     sizes = {"max_position_embeddings": 2048}
     folder = save(
         make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
