@@ -125,20 +125,20 @@ def eval_run(
         raise ValueError(
             "no data: use --data DIR (`polyphi eval check-data` lists the expected files), --data hub, or --mini"
         )
-    number, slash, total = shard.partition("/")
-    if not (slash and number.isdigit() and total.isdigit() and 1 <= int(number) <= int(total)):
-        raise ValueError(f"--shard: expected i/k with 1 <= i <= k, such as 2/8; found {shard!r}")
-    subject = evaluation.subject(model, quant=quant, device=device, key_from=key_from)
+    number, slash, of = shard.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise ValueError(f"--shard is i/k with 1 <= i <= k, such as 2/8; found {shard!r}")
+    own = evaluation.subject(model, quant=quant, device=device, key_from=key_from)
     rows = evaluation.measure(
-        subject,
+        own,
         suites,
-        out or evaluation.results(model, subject, suites),
+        out or evaluation.results(model, own, suites),
         data=None if mini else Data(None if data == "hub" else Path(str(data))),
         judges=judges or (),
         judge_key=judge_key_from,
         simulated_by=simulator,
         limit=limit,
-        shard=(int(number), int(total)),
+        shard=(int(number), int(of)),
         skip_missing=skip_missing,
         console=console,
     )
@@ -155,12 +155,12 @@ def eval_check_data(
     from polyphi.eval.sources import Data
     from polyphi.recipe import evaluation
 
-    benchmarks = suite(*suites or ("all",))
-    problems = evaluation.complaints(benchmarks, Data(None if data == "hub" else Path(data)))
-    for benchmark in benchmarks:
-        for message in problems.get(benchmark.name, ["as expected"]):
+    chosen = suite(*suites or ("all",))
+    wrong = evaluation.complaints(chosen, Data(None if data == "hub" else Path(data)))
+    for benchmark in chosen:
+        for message in wrong.get(benchmark.name, ["as expected"]):
             console.print(f"{benchmark.name}: {message}", highlight=False, soft_wrap=True)
-    if problems:
+    if wrong:
         raise typer.Exit(1)
 
 

@@ -43,16 +43,16 @@ def plan(
     if activations not in ("keep", "recompute"):
         raise ValueError(f"--activations: expected keep or recompute, found {activations!r}")
     on = cost.Switches(shard, micro_tokens, activations, context)  # type: ignore[arg-type]
-    stage_names, table = names or list(stages.ORDER), sizes.load(size)
+    chosen, table = names or list(stages.ORDER), sizes.load(size)
     if dry_run:
         from polyphi.planning.dry_run import told
 
-        for name in stage_names:
+        for name in chosen:
             console.print(told(cost.subject(name, table), shard, context), highlight=False)
         return
     plans = [
         planning.plan(name, table, devices, on, utilisation=utilisation, price=price)
-        for name in stage_names
+        for name in chosen
     ]
     if as_json:
         print(json.dumps([asdict(p) | {"cost": p.cost} for p in plans], indent=1))

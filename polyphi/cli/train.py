@@ -169,7 +169,7 @@ def train(
         from polyphi.recipe.finetune import finetune
 
         if len(names) > 1:
-            raise ValueError(f"expected one stage file, found {', '.join(names)}")
+            raise ValueError(f"expected one stage file at a time, found {', '.join(names)}")
         finetune(
             Path(names[0]),
             data or (),
@@ -194,8 +194,8 @@ def train(
 
     if model or data or columns or steps or batch_tokens:
         raise ValueError(
-            "--model, --data, --columns, --steps and --batch-tokens need a custom stage in a .py file; found the "
-            f"recipe's stage {names[0]}"
+            "--model, --data, --columns, --steps and --batch-tokens need a stage of your own, in a .py file; "
+            f"found the recipe's {names[0]}"
         )
     for name in names:
         stages.load(name)  # raises for a misspelt name before any training starts
@@ -217,7 +217,5 @@ def parse_pairs(columns: str | None) -> dict[str, str]:
     """The mapping in a text like `answer=text,audio=clip`."""
     pairs = [pair.partition("=") for pair in columns.split(",")] if columns else []
     if wrong := [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]:
-        raise ValueError(
-            f"--columns: expected OURS=YOURS,..., such as answer=text; found {wrong[0]!r}"
-        )
+        raise ValueError(f"--columns is OURS=YOURS,..., such as answer=text; found {wrong[0]!r}")
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}

@@ -314,9 +314,9 @@ def test_a_file_without_a_stage(text: str, says: str, tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["nowhere.py"], "expected a stage file, found nothing there"),
-        (["a.py", "b.py"], "found a.py, b.py"),
-        (["speech_2_post", "--data", "x.jsonl"], "speech_2_post"),
-        (["mine.py", "--columns", "answer"], "OURS=YOURS"),
+        (["a.py", "b.py"], "one stage file at a time"),
+        (["speech_2_post", "--data", "x.jsonl"], "a stage of your own, in a .py file"),
+        (["mine.py", "--columns", "answer"], "--columns is OURS=YOURS"),
     ],
 )
 def test_a_wrong_command_is_one_line(
