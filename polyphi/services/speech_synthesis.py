@@ -300,9 +300,8 @@ class _Flite:
         pointer = self._voice(voice.variant)
         features = ctypes.cast(pointer, ctypes.POINTER(_FliteVoice)).contents.features
         self.library.feat_set_float(features, b"duration_stretch", 1.0 / voice.speed)
-        self.library.srand(
-            1
-        )  # its noise comes from the C library's generator; seeded, so that it is reproducible
+        # The noise comes from the C library's generator, which is seeded to make the audio reproducible.
+        self.library.srand(1)
         result = self.library.flite_text_to_wave(text.encode(), pointer)
         if not result:
             raise ValueError(f"flite failed at {text[:60]!r}")
