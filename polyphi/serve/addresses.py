@@ -51,12 +51,14 @@ def parse(url: str) -> Address:
         raise InvalidAddress(
             "an address must not contain blanks, backslashes or control characters"
         )
-    scheme, _, rest = url.partition("://")
+    scheme, _, remainder = url.partition("://")
     scheme = scheme.lower()
     if scheme not in PORTS:
         raise InvalidAddress("expected an address that begins with http:// or https://")
-    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
-    authority, target = rest[:end], rest[end:].partition("#")[0]
+    authority_end = min(
+        (index for index in map(remainder.find, "/?#") if index >= 0), default=len(remainder)
+    )
+    authority, target = remainder[:authority_end], remainder[authority_end:].partition("#")[0]
     if "@" in authority:
         raise InvalidAddress("an address must not contain a user name or password")
     if not authority.isascii():  # before lower(), which maps KELVIN SIGN to ASCII k

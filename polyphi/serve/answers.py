@@ -60,9 +60,9 @@ def json_pieces(value: Any) -> Iterator[bytes]:
             yield _dumps(value[start : start + SMALL * CHARACTERS])[1:-1]
         yield b'"'
     elif isinstance(value, dict):
-        for number, (key, one) in enumerate(value.items()):
+        for number, (key, item) in enumerate(value.items()):
             yield (b"," if number else b"{") + _dumps(key) + b":"
-            yield from json_pieces(one)
+            yield from json_pieces(item)
         yield b"}"
     else:
         yield b"["
@@ -109,8 +109,8 @@ def _size(value: Any, limit: int = SMALL) -> int:
     if not isinstance(value, dict | list | tuple):
         return 1
     size = 1
-    for one in value.values() if isinstance(value, dict) else value:
-        size += _size(one, limit - size)
+    for item in value.values() if isinstance(value, dict) else value:
+        size += _size(item, limit - size)
         if size > limit:
             break
     return size

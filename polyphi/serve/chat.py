@@ -226,8 +226,10 @@ class ParsedAnswer:
 
     def reason(self, output: OutputDelta) -> str | None:
         """The finish reason: "tool_calls" if the answer stopped with complete calls, otherwise the engine's reason."""
-        called = self.calls and self.complete
-        return "tool_calls" if output.finish_reason == "stop" and called else output.finish_reason
+        has_calls = self.calls and self.complete
+        return (
+            "tool_calls" if output.finish_reason == "stop" and has_calls else output.finish_reason
+        )
 
 
 class Answer:

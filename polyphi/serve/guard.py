@@ -104,8 +104,8 @@ class Guard:
             (_digest(key.encode()), _digest(key.encode(), secret)) for key in settings.keys
         ]
         self.any_address = settings.host in WILDCARDS and not settings.hosts
-        own = set() if settings.host in WILDCARDS else {settings.host}
-        self.hosts = {_plain(name) for name in {*LOOPBACK_NAMES, *own, *settings.hosts}}
+        own_names = set() if settings.host in WILDCARDS else {settings.host}
+        self.hosts = {_plain(name) for name in {*LOOPBACK_NAMES, *own_names, *settings.hosts}}
         self.origins = {origin.rstrip("/").lower() for origin in settings.origins}
         self.bodies = Bodies(settings)
 
@@ -329,8 +329,8 @@ class Exchange:
             headers = [
                 (n, v) for n, v in message.get("headers", ()) if n.lower() != b"x-request-id"
             ]
-            named = {name.lower() for name, _ in headers}
-            headers += [(name, value) for name, value in SECURITY_HEADERS if name not in named]
+            present = {name.lower() for name, _ in headers}
+            headers += [(name, value) for name, value in SECURITY_HEADERS if name not in present]
             headers += [*self.cors, (b"x-request-id", self.id.encode())]
             message = {**message, "headers": headers}
             if self.body:

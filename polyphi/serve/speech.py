@@ -124,12 +124,12 @@ class Transcriber:
         def follow(text: str) -> None:
             loop.call_soon_threadsafe(texts.put_nowait, text)
 
-        def closed(done: "asyncio.Task[Transcript]") -> None:
+        def closed(task: "asyncio.Task[Transcript]") -> None:
             upload.file.close()
             ticket.release()
             decoded.set()
             texts.put_nowait(None)
-            self._record_end(request, ticket.admitted_at, done)
+            self._record_end(request, ticket.admitted_at, task)
 
         work = asyncio.create_task(
             self._transcript(upload, options, decoded, follow if options.form.stream else None)
