@@ -96,9 +96,9 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
         writer = Writer()
         try:
             small = await writer.response({"a": [1, 2]})
-            part = await writer.built(lambda: [threading.get_ident(), *range(10_000)], 10_000)
+            part = await writer.build_part(lambda: [threading.get_ident(), *range(10_000)], 10_000)
             large = await writer.response({"a": part, "b": [Noted("c")]})
-            assert await writer.built(lambda: [1], 1) == [1]
+            assert await writer.build_part(lambda: [1], 1) == [1]
             assert await writer.event({"a": 1}) == b'data: {"a": 1}\n\n'
             event = await writer.event({"a": part})
         finally:
