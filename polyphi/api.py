@@ -1,4 +1,4 @@
-"""A loaded model with everything one asks of it: `polyphi.load` and `Phi`.
+"""The Python API of a loaded model: `polyphi.load` and `Phi`.
 
 >>> phi = load("path/or/hub-id")
 >>> phi.generate([Message.user("Hello")]).text
@@ -39,8 +39,8 @@ from polyphi.transcription.longform import LONGEST_RECORDING
 
 
 class Phi:
-    """Model, tokenizer and processor. It has the `Generate` protocol (chat.py), so `polyphi.eval` can judge it.
-    `room` tells what it takes and leaves where it was loaded."""
+    """A model with its tokenizer and processor. It implements the `Generate` protocol (messages.py), so `polyphi.eval`
+    can evaluate it. `room`: a report of its memory use on the device."""
 
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
         self.engine = Engine(model, processor, **engine)
@@ -56,7 +56,7 @@ class Phi:
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and answer may have together: what the model reads, or there is memory for."""
+        """Maximum tokens of prompt and answer together: the model's context, or what the memory allows."""
         return self.engine.longest
 
     @property
@@ -65,7 +65,7 @@ class Phi:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer; a `NoTokenizer`, which refuses text, after `load(..., tokenizer=None)`."""
+        """The tokenizer; after `load(..., tokenizer=None)` a `NoTokenizer`, which raises for text."""
         return self.processor.tokenizer
 
     def generate(
@@ -80,8 +80,8 @@ class Phi:
         """The assistant's answer to `Message`s or OpenAI-style dicts, or the continuation of token ids.
 
         `messages` may be a sequence of ints, a tensor [n] or a `TokensPrompt`; ids get no generation prompt. `images`
-        and `audios` (what `Image` and `Audio` take, or these) go with ids and fill their placeholders in order, one
-        placeholder for each or a run of as many as it has tokens. `Completion.tokens` are the generated ids. `adapter`:
+        and `audios` (sources of `Image` and `Audio`, or these types) go with ids and fill their placeholders in order:
+        one placeholder for each, or as many as it has tokens. `Completion.tokens` are the generated ids. `adapter`:
         "auto" (images -> vision, audio alone -> speech, text -> none), the name of an adapter, or "none" or None.
 
         Raises ValueError for an unknown adapter, media that can't be read or that the model has no encoder for,
@@ -97,8 +97,9 @@ class Phi:
         sampling: SamplingParams | Sequence[SamplingParams] = GREEDY,
         adapter: str | None = "auto",
     ) -> list[Completion]:
-        """Answers to many conversations or prompts of token ids, decoded together; each is the one it would get alone.
-        `sampling` is one for all, or one for each. Ids with media are `TokensPrompt`s. Raises as `generate`."""
+        """Answers to many conversations or prompts of token ids, decoded in batches; each equals the result of
+        `generate`, which documents the errors. `sampling`: one for all, or one for each. Ids with media are
+        `TokensPrompt`s."""
         return self.engine.generate_many(conversations, sampling=sampling, adapter=adapter)
 
     def stream(
@@ -110,21 +111,21 @@ class Phi:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Iterator[Delta]:
-        """The answer in pieces, as it comes: their texts join to `generate`'s text, their `tokens` to its tokens.
-        Arguments and errors are those of `generate`; errors are raised before the first piece."""
+        """The streamed answer: the joined texts and `tokens` of the deltas equal those of `generate`. Arguments and
+        errors as of `generate`; errors are raised before the first delta."""
         prompt = parse_prompt(messages, images, audios)
         return self.engine.stream(prompt, sampling=sampling, adapter=adapter)
 
     def count(self, messages: Conversation) -> Tokens:
-        """Tokens of a conversation with the generation prompt, before anything runs: as many as `generate` will
-        report. Of pictures and of most clips only headers are read."""
+        """The number of tokens of a conversation with the generation prompt, without running the model: equal to
+        `generate`'s report. Only the headers of images and most audio files are read."""
         return self.processor.count(messages)
 
     def tokenize(self, messages: Conversation, *, generation_prompt: bool = True) -> list[int]:
-        """The token ids of a conversation, placeholders repeated as often as their images and clips have tokens.
+        """The token ids of a conversation, with placeholders repeated for each token of their image or audio.
 
-        `generate` of these ids, with the same images and audio clips in order, gives the answer of `messages`. Only the
-        headers of images and of WAV, FLAC and OGG clips are read; MP3 clips and videos are decoded. With
+        `generate` of these ids, with the same images and audio in order, gives the answer to `messages`. Only the
+        headers of images and of WAV, FLAC and OGG files are read; MP3 files and videos are decoded. With
         `generation_prompt` the ids end in `<|assistant|>`, without it in `<|endoftext|>`. Raises ValueError for media
         that can't be read and without a tokenizer.
         """
@@ -133,10 +134,10 @@ class Phi:
     def embed(
         self, part: Image | Audio, *, projector: Literal["speech", "vision"] = "speech"
     ) -> Float[Tensor, "n D"]:
-        """The projected embeddings of one image or audio clip, as the language model receives them in the place of its
-        placeholders: float32 [n D] on the CPU, n tokens of the model's width D.
+        """The projected embeddings of one image or audio clip, which replace its placeholders in the language model:
+        float32 [n D] on the CPU, n tokens of the model's width D.
 
-        A clip goes through the audio `projector` "speech", as in a conversation without images; beside an image the
+        Audio goes through the audio `projector` "speech", as in a conversation without images; beside an image the
         model uses the one named "vision". The engine's cache of encoder outputs is used and filled: an image that
         was just embedded isn't encoded again for an answer. Raises ValueError for other parts, media that can't be
         read, and where the model has no encoder for them.
@@ -167,18 +168,17 @@ class Phi:
         words: Literal["estimated", "aligned"] | None = None,
         max_seconds: float = LONGEST_RECORDING,
     ) -> Transcript:
-        """What a recording (path, bytes, or float32 samples and rate) says. `to` (a code such as "de", or a language's
-        name) asks for a translation; with `cot` the model writes the transcript first and translates after it, which
-        is better and gives both (report 2.2.2), otherwise the transcript stays empty.
+        """The transcript of a recording (path, bytes, or float32 samples and rate). `to` (a code such as "de", or a
+        language's name): translate into this language; with `cot` the model first writes the transcript and then
+        translates it, which is better and returns both (report 2.2.2); otherwise the transcript is empty.
 
-        Up to 30 minutes, or what the context holds, are heard at once, longer recordings in pieces cut at quiet points
-        (engine/longform.py). `window` asks for shorter pieces, in seconds: the times of segments are then as sure as
-        they are short. `words` asks for the times of words, "estimated" by letters over voiced time or "aligned" by
-        attention (engine/align.py). What is left out or doubtful stands in the transcript's `warnings`. With
-        `sampling` answers are taken as they come; without it they are greedy, and asked for again where they loop or
-        break off.
+        Up to 30 minutes, or what fits the context, are processed at once; longer recordings are cut at quiet points
+        (transcription/longform.py). `window`: maximum seconds of a segment; shorter segments have more precise times.
+        `words`: add word times, "estimated" from character counts over voiced time or "aligned" by attention
+        (transcription/align.py). The transcript's `warnings` list missing and doubtful parts. With `sampling` answers
+        are used as generated; without it decoding is greedy, and repeated where an answer loops or is cut off.
 
-        Prompts are the published ones. `adapter` as in `generate`. Raises ValueError for a language that the model
+        The prompts are the published ones. `adapter` as in `generate`. Raises ValueError for a language that the model
         wasn't trained for, and for a recording that can't be read or lasts more than `max_seconds` (a day).
         """
         return self.transcribe_many(
@@ -205,8 +205,8 @@ class Phi:
         max_seconds: float = LONGEST_RECORDING,
         tell: Callable[[float], None] = lambda seconds: None,
     ) -> list[Transcript]:
-        """`transcribe` of many recordings, answered together where they are short. `tell` hears how many seconds of
-        audio have just been finished. Raises ValueError if any of them can't be read."""
+        """`transcribe` of many recordings; short ones run in one batch. `tell` is called with the seconds of audio that
+        have just been finished. Raises ValueError if any recording can't be read."""
         task = longform.transcription(to, cot)
         task = replace(task, adapter=adapter, sampling=sampling, words=words)
         return longform.transcribe(
@@ -224,13 +224,12 @@ class Phi:
     ) -> tuple[Int[Tensor, " T"], Float[Tensor, "n V"]]:
         """(ids [T] after placeholder expansion, float32 logits [n V]), both on the CPU, for exact comparison.
 
-        n is T, or with `last` the number of last positions that logits are computed for (T where `last` is more): the
-        head and the last block's MLP then run for these alone. The published vocabulary takes 0.8 MB for each position.
-        With `last` matrix products have fewer rows and may sum in another order, so logits can differ in their last
-        bits.
+        n is T, or with `last` the number of last positions to compute logits for (at most T): the head and the last
+        block's MLP then run for these only. The published vocabulary takes 0.8 MB for each position. With `last`
+        matrix products have fewer rows and may sum in another order, so logits can differ in their last bits.
 
-        Messages get the generation prompt. Ids are taken as they are, with `images` and `audios` (what `Image` and
-        `Audio` take, or these) for their placeholders, in order; "auto" then looks at which of the two are given.
+        Messages get the generation prompt. Ids are used as they are, with `images` and `audios` (sources of `Image` and
+        `Audio`, or these types) for their placeholders, in order; "auto" then depends on which of the two are given.
         Raises ValueError as `generate`, and for `last` below 1.
         """
         prompt = parse_prompt(messages_or_ids, images, audios)
@@ -243,9 +242,8 @@ class Phi:
         last: int | None = None,
         adapter: str | None = "auto",
     ) -> list[tuple[Int[Tensor, "_"], Float[Tensor, "_ V"]]]:
-        """`logits` of many prompts (conversations, token ids, `TokensPrompt`s), in their order; short ones run together
-        in one forward. The results of all are in memory at once: give `last` where that suffices. Raises ValueError as
-        `logits`."""
+        """`logits` of many prompts (conversations, token ids, `TokensPrompt`s), in their order; short ones share one
+        forward. All results are in memory at once: use `last` where that suffices. Raises ValueError as `logits`."""
         ids: list[Tensor] = []
 
         def rows() -> Iterator[Batch]:
@@ -270,33 +268,32 @@ def load(
     kv: str | None = None,
     progress: Callable[[str, float | None], None] = lambda stage, share: None,
 ) -> Phi:
-    """A `Phi` from a checkpoint folder or a hub id, in any public layout (`model/weights.py`).
+    """A `Phi` from a checkpoint folder or a hub id, in any public layout (`checkpoints/names.py`).
 
-    `device`: "auto" takes CUDA where there is one, else Apple's MPS, else the CPU. `dtype`: "auto" keeps what is stored
-    where the device is fast in it, or takes float32 (placement.py); or a name such as "float32" or "bfloat16". `quant`:
-    None keeps every weight as it is; "int8" and "int4" quantise the decoder's base weights and the head (adapters and
-    all else in bfloat16), "int8-all" and "int4-all" adapters and encoders too (in 8 bits), "bf16" only lays out the
-    encoders for this CPU (`model/quantize.py`): such a model is for inference. A quantised checkpoint is what it is,
-    and needs none. `tokenizer`: "auto" loads the one in the checkpoint's folder; a path (of a tokenizer.json or its
-    folder) or a `Tokenizer` replaces it; None loads none, and the model then works on token ids alone: answers have
-    ids and no text, and whatever needs text raises ValueError. `together`: sequences that run at once; `cache_gb`:
-    memory for their keys and values (engine.py has the default); `kv`: "int8" keeps these in 8 bits, in half of the
-    memory (on a CPU). `progress`: called with the stage that begins ("checkpoint", where a hub id may be downloaded,
-    "tokenizer", "weights", "engine") and the share of it that is done, None where that can't be known; for "weights"
-    again and again, with the share of the tensors that are loaded. Raises ValueError, one clear message each, also
-    where the weights don't fit.
+    `device`: "auto" selects CUDA if available, else Apple's MPS, else the CPU. `dtype`: "auto" keeps the stored type if
+    the device is fast in it, else float32 (placement.py); or a name such as "float32" or "bfloat16". `quant`: None
+    keeps all weights; "int8" and "int4" quantize the decoder's base weights and the head (adapters and all else in
+    bfloat16), "int8-all" and "int4-all" also adapters and encoders (to int8), "bf16" only packs the encoders for this
+    CPU (`quantization/quantize.py`): such a model is for inference. A quantized checkpoint needs no `quant`.
+    `tokenizer`: "auto" loads the one in the checkpoint's folder; a path (of a tokenizer.json or its folder) or a
+    `Tokenizer` replaces it; None loads none, and the model then works on token ids only: answers have ids and no text,
+    and functions that need text raise ValueError. `together`: maximum batch size (sequences); `cache_gb`: memory of
+    the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
+    `progress`: called with the stage that begins ("checkpoint", which may download a hub id, "tokenizer", "weights",
+    "engine") and the share of it that is done, None where unknown; for "weights" repeatedly, with the share of loaded
+    tensors. Raises ValueError for invalid arguments and checkpoints, and if the weights don't fit.
     """
     progress("checkpoint", None)
     place = placement.choose(device)
     folder = locate(path_or_id)
-    made = read_quantization(folder)
+    stored_quant = read_quantization(folder)
     progress("tokenizer", None)
     vocabulary = _load_tokenizer(folder, tokenizer)
     requested = None if dtype == "auto" else as_dtype(dtype)
     stored, free = stored_types(folder), memory.free_memory(place)
     config = read_config(folder)
-    kind = requested or placement.choose_dtype(stored, place, free, config, quant or made)
-    if made:
+    kind = requested or placement.choose_dtype(stored, place, free, config, quant or stored_quant)
+    if stored_quant:
         needed = stored_bytes(folder)
     else:
         saved = quantize.saved_bytes(config, quant)
@@ -320,22 +317,22 @@ def load(
 
 
 def _load_tokenizer(folder: Path, tokenizer: str | Path | Tokenizer | None) -> Tokenizer | None:
-    """The tokenizer that `load` was given, or the one in the checkpoint's folder."""
+    """The tokenizer of the argument `tokenizer` of `load`, or the one in the checkpoint's folder."""
     if tokenizer is None or isinstance(tokenizer, Tokenizer):
         return tokenizer
     if tokenizer != "auto":
         return Tokenizer.load(tokenizer)
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
-            f"{folder}: expected a tokenizer.json beside the weights, found none; give load the path of one as "
-            "tokenizer=, or tokenizer=None to work on token ids alone"
+            f"{folder}: expected a tokenizer.json beside the weights, found none; pass the path of one to load as "
+            "tokenizer=, or tokenizer=None to work on token ids only"
         )
     return Tokenizer.load(folder)
 
 
 def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processor:
-    """The processor whose crops and placeholders fit a model; without a tokenizer, one for token ids alone. Raises
-    ValueError if tokenizer and model disagree."""
+    """The processor with a model's crop sizes and placeholders; without a tokenizer, for token ids only. Raises
+    ValueError if tokenizer and model don't match."""
     if tokenizer is None:
         tokenizer = NoTokenizer(
             config.decoder.vocab_size,
@@ -346,15 +343,15 @@ def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processo
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} ids, but the embedding only {config.decoder.vocab_size} rows; "
-            "they don't belong together"
+            "use the tokenizer of this checkpoint"
         )
-    for kind, part, found in (
+    for modality, config_id, tokenizer_id in (
         ("image", config.vision and config.vision.image_token_id, tokenizer.image_id),
         ("audio", config.audio and config.audio.audio_token_id, tokenizer.audio_id),
     ):
-        if part is not None and part != found:
+        if config_id is not None and config_id != tokenizer_id:
             raise ValueError(
-                f"config.json says the {kind} placeholder is id {part}, the tokenizer's is {found}"
+                f"the {modality} placeholder has id {config_id} in config.json, but {tokenizer_id} in the tokenizer"
             )
     if config.vision is None:
         return Processor(tokenizer)
@@ -364,10 +361,10 @@ def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processo
 
 
 def as_dtype(name: str | torch.dtype) -> torch.dtype:
-    """A type of weights by its name."""
-    found = name if isinstance(name, torch.dtype) else getattr(torch, name, None)
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
+    """The torch dtype with a name; raises ValueError for other than the supported ones."""
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
             f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', found {name!r}"
         )
-    return found
+    return dtype

@@ -1,10 +1,10 @@
-"""`Batch`: what the model eats. Packed tokens with no batch axis; training and serving run the same forward over it.
+"""`Batch`: the model's input. Packed tokens without a batch axis; training and serving run the same forward over it.
 
 Legend of tensor shapes, everywhere in polyphi:
 T packed tokens · S sequences · D width · H heads · K kv heads · V vocabulary · N crops · P patches · F frames ·
 M mel bins · R rank · C crop side in pixels · G patches along a crop's side · Q supervised positions · W global views
 
-A pack is read like this (two sequences, `.` not supervised)::
+An example of a pack (two sequences, `.` not supervised)::
 
     ids        user  17  23  asst  44  end | user  99  asst  51  end
     positions     0   1   2     3   4    5 |    0   1     2   3    4
@@ -12,8 +12,7 @@ A pack is read like this (two sequences, `.` not supervised)::
     bounds     (0, 6, 11)
 
 `labels[t]` is the id that position t must predict: already shifted, so that a row's last token can't leak into the
-next row.
-A row (one sample, tokenized) is simply a `Batch` of one sequence; `pack` joins rows.
+next row. A row (one sample, tokenized) is a `Batch` of one sequence; `pack` joins rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,13 +26,13 @@ IGNORE = -100
 WHITE = 255
 """The largest value of an 8-bit pixel."""
 MEAN = STD = 0.5
-"""By which pixels go from [0, 1] to [-1, 1]."""
+"""The normalization of pixels from [0, 1] to [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """One picture cut into crops: `crop_rows` x `crop_cols` crops of which `rows` x `cols` pooled cells are kept
-    (report 2.2.1). The encoder reads its global view first, then its crops row by row."""
+    """One image cut into crops: `crop_rows` x `crop_cols` crops, of which `rows` x `cols` pooled cells are kept (report
+    2.2.1). The encoder reads the global view first, then the crops row by row."""
 
     crop_rows: int
     crop_cols: int
@@ -46,15 +45,15 @@ class ImageLayout:
         return 1 + self.crop_rows * self.crop_cols
 
     def tokens(self, cells: int) -> int:
-        """Tokens of the picture when a crop pools to `cells` x `cells`: g(g+1) + 1 + R(C+1), 273 + R(C+1) at 448
+        """Tokens of the image when a crop pools to `cells` x `cells`: g(g+1) + 1 + R(C+1), 273 + R(C+1) at 448
         pixels."""
         return cells * (cells + 1) + 1 + self.rows * (self.cols + 1)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One audio clip: `frames` log-mel frames of 10 ms, heard through the audio projector `branch`
-    ("speech", or "vision" where the sequence also has an image)."""
+    """One audio clip: `frames` log-mel frames of 10 ms, projected by the audio projector `branch` ("speech", or
+    "vision" if the sequence also has an image)."""
 
     frames: int
     branch: str
@@ -67,8 +66,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """Images as the vision encoder gets them, in order: `crops`, `views` and `masks` (`crop_masks`) as in `Batch`, and
-    a layout per image."""
+    """The vision encoder's input images in order: `crops`, `views` and `masks` (`crop_masks`) as in `Batch`, and a
+    layout per image."""
 
     crops: Float[Tensor, "N 3 C C"] | UInt8[Tensor, "_ 3 C C"]
     views: Float[Tensor, "W 3 C C"] | None
@@ -92,7 +91,7 @@ class ImageInput:
         return sum(layout.crops for layout in self.layouts)
 
     def split(self) -> Iterator["ImageInput"]:
-        """Each image alone. No pixel is copied."""
+        """Each image as its own `ImageInput`, without copying pixels."""
         own_view = not self.crops.is_floating_point()
         start = at = view = 0
         for layout in self.layouts:
@@ -107,7 +106,7 @@ class ImageInput:
             start, at, view = start + layout.crops, at + pixels, view + views
 
     def float_crops(self) -> "ImageInput":
-        """The same images with crops as the encoder reads them: floats in [-1, 1], each image's global view before its
+        """The same images with crops in the encoder's format: floats in [-1, 1], each image's global view before its
         crops."""
         pixels = self.crops
         if pixels.is_floating_point():
@@ -135,7 +134,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class AudioInput:
-    """Audio clips as the audio encoder gets them, in order: the log-mel frames of all, and how many are whose."""
+    """The audio encoder's input clips in order: the log-mel frames of all, and the number of frames of each."""
 
     mels: Float[Tensor, "F M"]
     clips: tuple[Clip, ...]
@@ -147,7 +146,7 @@ class AudioInput:
         return cls(torch.cat([one.mels for one in inputs]), clips)
 
     def split(self) -> Iterator["AudioInput"]:
-        """Each clip alone. No frame is copied."""
+        """Each clip as its own `AudioInput`, without copying frames."""
         at = 0
         for clip in self.clips:
             yield AudioInput(self.mels[at : at + clip.frames], (clip,))
@@ -165,18 +164,18 @@ class Batch:
     `bounds` (host, S + 1 numbers from 0 to T) delimits sequences; `totals` (host, S) counts each sequence's tokens up
     to and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S)
     names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
-    tokens that the pictures of `images` and the clips of `clips` fill, in order. `lost` counts tokens that were cut
-    off at the context. `keys` (host, S or none) is what an objective knows sequences by.
+    tokens that `images` and `clips` fill, in order. `lost` counts tokens that were cut off at the context. `keys`
+    (host, S or none) identify sequences for an objective.
 
-    `cell_words` and `clip_words`, where a training objective wants them, say what images and clips stand for: (image,
+    `cell_words` and `clip_words`, if a training objective needs them, give the text of images and clips: (image,
     number among its tokens or patches, token id) and (clip, token id), the latter in the order of speech. Images
-    without `crops` are given in words.
+    without `crops` are represented by words only.
 
-    `crops` are what the vision encoder reads, floats in [-1, 1] with each picture's global view before its crops, or,
-    as `processing` makes them, 8-bit pixels without global views, a quarter of the bytes. Then `views` has the global
-    view of each picture of more than one crop: it is interpolated between pixels, so it has no 8-bit form. A picture
-    of one crop is its own view. `ImageInput.float_crops` makes the first form of the second. `crop_masks` has the
-    global views in either case.
+    `crops` are the vision encoder's input: floats in [-1, 1] with each image's global view before its crops, or, as
+    `processing` makes them, 8-bit pixels without global views, a quarter of the bytes. Then `views` has the global view
+    of each image of more than one crop: it is interpolated between pixels, so it has no 8-bit form. An image of one
+    crop is its own view. `ImageInput.float_crops` converts the second form to the first. `crop_masks` includes the
+    global views in both forms.
     """
 
     ids: Int[Tensor, " T"]
@@ -208,14 +207,14 @@ class Batch:
 
     @property
     def crop_count(self) -> int:
-        """Crops that the vision encoder reads, global views included; none of images in words."""
+        """Crops that the vision encoder reads, global views included; 0 for images that are represented by words."""
         if self.crops is None and self.cell_words is not None:
             return 0
         return sum(layout.crops for layout in self.images)
 
     @property
     def image_input(self) -> ImageInput:
-        """The images, which are not in words."""
+        """The images; they must have crops."""
         assert self.crops is not None and self.crop_masks is not None, "images without crops"
         return ImageInput(self.crops, self.views, self.crop_masks, self.images)
 
@@ -232,7 +231,7 @@ class Batch:
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
     def without_media(self) -> "Batch":
-        """The same without pixels and log-mel frames: what is known of a sequence once its media aren't needed."""
+        """The same batch without pixels and log-mel frames, for sequences whose media are already encoded."""
         return replace(self, crops=None, views=None, crop_masks=None, mels=None)
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -247,9 +246,9 @@ class Batch:
 def normalized(
     pixels: UInt8[Tensor, "*n"], out: Float[Tensor, "*n"] | None = None
 ) -> Float[Tensor, "*n"]:
-    """8-bit pixels as floats in [-1, 1], written to `out` if given. The same bits on every device."""
+    """8-bit pixels as floats in [-1, 1], written to `out` if given. The result is bitwise equal on all devices."""
     out = torch.empty_like(pixels, dtype=torch.float32) if out is None else out
-    # A tensor as the divisor: by a number, a GPU multiplies with its rounded inverse.
+    # The divisor is a tensor: for a number, a GPU would multiply by its rounded inverse.
     white = torch.full((), float(WHITE), device=pixels.device)
     return out.copy_(pixels).div_(white).sub_(MEAN).div_(STD)
 
@@ -261,14 +260,14 @@ def row(
     adapter: str | None = None,
     **media: object,
 ) -> Batch:
-    """One sample as a `Batch` of one sequence. `supervise[t]` says that token t is to be learned (so position t - 1
-    gets it as its label; token 0 can't be)."""
+    """One sample as a `Batch` of one sequence. `supervise[t]`: token t is supervised, as the label of position t - 1
+    (token 0 can't be)."""
     tokens = torch.tensor(ids, dtype=torch.long)
     labels = supervised = None
     if supervise is not None:
         labels = torch.full_like(tokens, IGNORE)
-        wanted = torch.tensor(supervise, dtype=torch.bool)[1:]
-        labels[:-1][wanted] = tokens[1:][wanted]
+        mask = torch.tensor(supervise, dtype=torch.bool)[1:]
+        labels[:-1][mask] = tokens[1:][mask]
         supervised = (labels != IGNORE).nonzero().flatten()
     return Batch(
         ids=tokens,
@@ -283,8 +282,8 @@ def row(
 
 
 def pack(rows: Sequence[Batch]) -> Batch:
-    """Several batches as one, sequences and media in order. The forward of a pack equals that of its rows one by
-    one."""
+    """Several batches joined into one, sequences and media in order. The forward of a pack equals that of its separate
+    rows."""
     if not rows:
         raise ValueError("cannot pack zero rows")
     starts = [0]
@@ -300,17 +299,17 @@ def pack(rows: Sequence[Batch]) -> Batch:
         return torch.cat(parts) if parts else None
 
     def words(name: str, media: str) -> Tensor | None:
-        """The words of all rows' media, whose numbers go on from row to row."""
-        parts, before = [], 0
+        """The words of all rows' media, numbered consecutively over the rows."""
+        parts, offset = [], 0
         for r in rows:
-            own = getattr(r, name)
-            if own is not None:
-                parts.append(torch.cat([own[:, :1] + before, own[:, 1:]], dim=1))
-            before += len(getattr(r, media))
+            values = getattr(r, name)
+            if values is not None:
+                parts.append(torch.cat([values[:, :1] + offset, values[:, 1:]], dim=1))
+            offset += len(getattr(r, media))
         return torch.cat(parts) if parts else None
 
-    kinds = {r.crops.dtype for r in rows if r.crops is not None}
-    assert len(kinds) < 2, f"a pack mixes crops of {kinds}"
+    dtypes = {r.crops.dtype for r in rows if r.crops is not None}
+    assert len(dtypes) < 2, f"a pack mixes crops of {dtypes}"
     labelled = [r.labels is not None for r in rows]
     assert all(labelled) or not any(labelled), "a pack mixes rows with and without labels"
     return Batch(

@@ -1,4 +1,4 @@
-"""The public surface: load, ask, transcribe, compare."""
+"""The public API: load, generate, transcribe, logits."""
 
 import json
 from collections.abc import Iterable
@@ -113,8 +113,8 @@ def test_counts_before_are_counts_after(folder: Path, media: tuple[Path, Path]) 
     ):
         cost = phi.count([Message.user(*parts_)])
         answer = phi.generate([Message.user(*parts_)], sampling=SamplingParams(max_tokens=1))
-        found = (answer.prompt_tokens, answer.image_tokens, answer.audio_tokens)
-        assert found == (cost.total, cost.image, cost.audio)
+        reported = (answer.prompt_tokens, answer.image_tokens, answer.audio_tokens)
+        assert reported == (cost.total, cost.image, cost.audio)
 
 
 def test_a_video_is_answered_as_its_frames(folder: Path) -> None:
@@ -201,16 +201,16 @@ def test_transcribe_uses_the_published_prompts(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phi = polyphi.load(folder)
-    asked: list[str] = []
+    prompts: list[str] = []
     wave = say([1], [0.1, 0.1])
     clip = tmp_path / "said.wav"
     soundfile.write(clip, wave, 16000)
 
     def answering(text: str, reason: str = "stop") -> None:
         def generate_many(conversations: Iterable[list[Message]], **_: object) -> list[Completion]:
-            said = [messages[0].text for messages in conversations]
-            asked.extend(said)
-            return [Completion(text, finish_reason=reason) for _ in said]
+            texts = [messages[0].text for messages in conversations]
+            prompts.extend(texts)
+            return [Completion(text, finish_reason=reason) for _ in texts]
 
         monkeypatch.setattr(phi.engine, "generate_many", generate_many)
 
@@ -227,7 +227,7 @@ def test_transcribe_uses_the_published_prompts(
     answering("hello <sep> hallo")
     said = phi.transcribe((wave, 16000), to="French", cot=True)
     assert (said.text, said.translation, said.warnings) == ("hello", "hallo", ())
-    assert asked == [
+    assert prompts == [
         "Transcribe the audio clip into text.",
         "Translate the audio to German.",
         "Transcribe the audio to text, and then translate the audio to French. "
@@ -252,12 +252,12 @@ def test_transcribe_fits_the_context(folder: Path) -> None:
     phi = polyphi.load(folder)
     wave = say(list(range(50)), [0.3] * 51)
     sampling = SamplingParams(max_tokens=20)
-    said = phi.transcribe((wave, 16000), sampling=sampling, words="estimated")
-    assert said.seconds == pytest.approx(len(wave) / 16000)
-    assert len(said.warnings) >= 2 and said.warnings[0].startswith("0:00.0 to ")
+    transcript = phi.transcribe((wave, 16000), sampling=sampling, words="estimated")
+    assert transcript.seconds == pytest.approx(len(wave) / 16000)
+    assert len(transcript.warnings) >= 2 and transcript.warnings[0].startswith("0:00.0 to ")
     assert phi.transcribe_many([(wave, 16000)] * 2, sampling=sampling, words="estimated") == [
-        said,
-        said,
+        transcript,
+        transcript,
     ]
 
 
@@ -281,7 +281,7 @@ def test_logits_file(folder: Path, media: tuple[Path, Path], tmp_path: Path) -> 
     assert torch.equal(first["ids"], second["ids"]) and torch.equal(
         first["logits"], second["logits"]
     )
-    for text, message in (("{", "not valid JSON"), ("3", "must hold a list of messages")):
+    for text, message in (("{", "not valid JSON"), ("3", "list of messages")):
         request.write_text(text)
         with pytest.raises(ValueError, match=message):
             write_logits(phi, request, tmp_path / "c.safetensors")

@@ -1,4 +1,4 @@
-"""Bad input is one clear line and an exit code, never a traceback."""
+"""Invalid input gives one clear line and an exit code, never a traceback."""
 
 import errno
 import io
@@ -52,7 +52,7 @@ def test_a_wrong_argument_is_one_line(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random micro model with a tokenizer of its own."""
+    """A random micro model with its own tokenizer."""
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.model.multimodal import PhiModel
     from polyphi.processing.tokenizer import Tokenizer
@@ -138,8 +138,8 @@ def test_bench_needs_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "polyphi" / "cli.py"))
-    code, told = run("bench", "train", capsys=capsys)
-    assert code == 2 and "clone the repository" in told
+    code, error = run("bench", "train", capsys=capsys)
+    assert code == 2 and "clone the repository" in error
 
 
 def test_a_benchmark_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,13 +159,12 @@ def test_a_missing_extra_is_one_line_that_names_it() -> None:
         "import sys; sys.modules['datatrove'] = None; "
         "from polyphi.cli import main; main(['curate', 'show'])"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert found.returncode == 1
-    assert found.stderr.splitlines() == [
-        'polyphi: this needs datatrove; `pip install "polyphi[curate]"` brings it'
-    ]
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
+    assert "datatrove" in line and 'pip install "polyphi[curate]"' in line
 
 
 def test_a_question_may_be_piped_in(
@@ -173,17 +172,17 @@ def test_a_question_may_be_piped_in(
 ) -> None:
     from polyphi.engine.engine import Engine
 
-    asked: list[str] = []
+    prompts: list[str] = []
     stream = Engine.stream
 
     def listening(self: Engine, messages: list, **options: object) -> object:
-        asked.append(messages[0].text)
+        prompts.append(messages[0].text)
         return stream(self, messages, **options)
 
     monkeypatch.setattr(Engine, "stream", listening)
     monkeypatch.setattr(sys, "stdin", io.StringIO("How much is 3 plus 4?\n"))
     cli.main(["chat", str(checkpoint), "--max-tokens", "2"])
-    assert asked == ["How much is 3 plus 4?"] and capsys.readouterr().err == ""
+    assert prompts == ["How much is 3 plus 4?"] and capsys.readouterr().err == ""
     monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
     code, error = run("chat", str(checkpoint), capsys=capsys)
     assert code == 2 and "nothing was piped in" in error
@@ -204,8 +203,8 @@ def test_ctrl_c_ends_one_answer_quietly(
     monkeypatch.setattr(Engine, "stream", stream)
     with pytest.raises(SystemExit) as stop:
         cli.main(["chat", str(checkpoint), "Tell me"])
-    shown = capsys.readouterr()
-    assert stop.value.code == 130 and shown.out == "Once upon\n" and shown.err == ""
+    captured = capsys.readouterr()
+    assert stop.value.code == 130 and captured.out == "Once upon\n" and captured.err == ""
 
 
 def test_a_quantised_export_is_loaded_without_being_asked_for(
@@ -220,16 +219,23 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
     assert "4 bits (adapters and encoders in 8)" in (out / "README.md").read_text()
     phi = polyphi.load(out)
     assert phi.model.quant == "int4-all" and "and int4-all" in str(phi.room)
-    asked = [Message.user("what is this ?")]
-    assert phi.generate(asked, sampling=SamplingParams(max_tokens=3)).tokens
+    messages = [Message.user("what is this ?")]
+    assert phi.generate(messages, sampling=SamplingParams(max_tokens=3)).tokens
     rows = tmp_path / "rows"
     shards.write(rows, [shards.document("1", "what is this ?", "us", "MIT")], pipeline="test")
-    given = ["export", str(checkpoint), "--calibrate", str(rows), "--out", str(tmp_path / "better")]
-    cli.main([*given, "--quant", "int4"])
+    command = [
+        "export",
+        str(checkpoint),
+        "--calibrate",
+        str(rows),
+        "--out",
+        str(tmp_path / "better"),
+    ]
+    cli.main([*command, "--quant", "int4"])
     assert polyphi.load(tmp_path / "better").model.quant == "int4"
     for arguments, says in (
-        (given, "are for a quantised checkpoint"),
-        ([*given, "--quant", "int8"], "calibration is for int4; int8 does without it"),
+        (command, "are for a quantised checkpoint"),
+        ([*command, "--quant", "int8"], "calibration is for int4; int8 does without it"),
         (["chat", str(out), "hello", "--quant", "int8"], "can't become int8: load it without"),
         (["export", str(out), "--out", str(tmp_path / "again")], "can't be saved"),
         (["export", str(out), "--out", str(tmp_path / "x"), "--merge", "speech"], "the whole one"),

@@ -42,11 +42,11 @@ def test_what_a_picture_asks_for(asked: dict[str, Any], most: int | None) -> Non
 @pytest.mark.parametrize(
     ("beside", "says"),
     [
-        ({"detail": "medium"}, "detail is auto, low or high, found 'medium'"),
-        ({"detail": ["low"]}, "detail is auto, low or high"),
-        ({"max_crops": 0}, "from 1 on, found 0"),
-        ({"max_crops": "4"}, "from 1 on, found '4'"),
-        ({"max_crops": True}, "from 1 on, found True"),
+        ({"detail": "medium"}, "found 'medium'"),
+        ({"detail": ["low"]}, "auto, low or high"),
+        ({"max_crops": 0}, "max_crops.*found 0"),
+        ({"max_crops": "4"}, "max_crops.*found '4'"),
+        ({"max_crops": True}, "max_crops.*found True"),
     ],
 )
 def test_bad_details_are_one_line(kind: str, beside: dict[str, Any], says: str) -> None:

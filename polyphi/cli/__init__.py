@@ -1,4 +1,4 @@
-"""The command line, one file per command. A wrong argument gives one line and exit code 2, a failed run exit code 1."""
+"""The command line, one file per command. Invalid arguments print one line and exit with 2, failed runs with 1."""
 
 import errno
 import logging
@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Worker processes (data/workers.py) import this file before grain, which would warn that it has no profiler.
+# Worker processes (data/workers.py) import this file before grain, which would otherwise warn about a missing profiler.
 logging.getLogger("absl").setLevel(logging.ERROR)
 app.command()(reproduce.reproduce)
 app.command()(train.train)
@@ -57,22 +57,26 @@ EXTRAS = {
     "sacrebleu": "eval",
     **dict.fromkeys(("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"), "serve"),
 }
-"""Package -> the extra that brings it."""
+"""Package -> the extra that installs it."""
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command line; errors that users can mend become one line."""
+    """Run the command line; errors that users can fix are printed as one line."""
     try:
-        if code := app(arguments, standalone_mode=False):  # what a verb gave `typer.Exit`
+        if code := app(
+            arguments, standalone_mode=False
+        ):  # the code that a command passed to `typer.Exit`
             sys.exit(code)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        lacking = (getattr(error, "name", None) or "").partition(".")[0]
-        if isinstance(error, ImportError) and lacking in EXTRAS:
-            extra = f'pip install "polyphi[{EXTRAS[lacking]}]"'
-            print(f"polyphi: this needs {lacking}; `{extra}` brings it", file=sys.stderr)
+        missing = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ImportError) and missing in EXTRAS:
+            extra = f'pip install "polyphi[{EXTRAS[missing]}]"'
+            print(
+                f"polyphi: this command needs {missing}; install it with `{extra}`", file=sys.stderr
+            )
             sys.exit(1)
         code = (
             2
@@ -81,15 +85,15 @@ def main(arguments: list[str] | None = None) -> Any:
             if isinstance(error, OSError | RuntimeError)
             else None
         )
-        if hasattr(error, "exit_code"):  # a usage error, which click words itself
-            said = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-            said = said.replace("Value error, ", "")
+        if hasattr(error, "exit_code"):  # a usage error with a message from click
+            message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+            message = message.replace("Value error, ", "")
             command = getattr(getattr(error, "ctx", None), "command_path", "polyphi")
-            print(f"polyphi: {said}. See `{command} --help`.", file=sys.stderr)
+            print(f"polyphi: {message}. See `{command} --help`.", file=sys.stderr)
             sys.exit(error.exit_code)
         if code is None:
             raise
-        full = getattr(error, "errno", None) == errno.ENOSPC
-        advice = "; free some space and run the same command again, nothing is lost" if full else ""
+        disk_full = getattr(error, "errno", None) == errno.ENOSPC
+        advice = "; free some space and run the same command again to resume" if disk_full else ""
         print(f"polyphi: {error}{advice}", file=sys.stderr)
         sys.exit(code)

@@ -1,4 +1,4 @@
-"""`polyphi claims`: the report's claims on a finished run."""
+"""`polyphi claims`: re-test the report's claims on a finished run."""
 
 from typing import Annotated
 
@@ -10,15 +10,15 @@ from polyphi.cli.options import NANO, PrecisionOption, RunOption, SizeOption, co
 def claims(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CLAIM...]", help="Claims, such as C4; all if none is named."),
+        typer.Argument(metavar="[CLAIM...]", help="Claims, such as C4; default: all."),
     ] = None,
     size: SizeOption = "nano",
     out: RunOption = NANO,
-    seeds: Annotated[int, typer.Option(help="How often an arm is trained.", min=1)] = 2,
+    seeds: Annotated[int, typer.Option(help="Training runs of each arm.", min=1)] = 2,
     seed: int = 0,
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Re-test the report's claims on a finished run; two of these at once share the work."""
+    """Re-test the report's claims on a finished run. Several processes on one run share the work."""
     from polyphi.recipe.experiments.claims import laboratory
     from polyphi.recipe.graph import Run
 

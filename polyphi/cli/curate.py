@@ -1,4 +1,4 @@
-"""`polyphi curate`: one corpus of a run."""
+"""`polyphi curate`: build a corpus of a run, or show its corpora."""
 
 from typing import Annotated, Literal
 
@@ -9,10 +9,10 @@ from polyphi.cli.options import NANO, RunOption, SizeOption, console
 
 def curate(
     corpus: Annotated[
-        str, typer.Argument(help="Name of a corpus, a Python file with your own, or `show`.")
+        str, typer.Argument(help="Name of a corpus, a Python file that defines one, or `show`.")
     ],
-    shown: Annotated[
-        str, typer.Argument(metavar="[CORPUS or SAMPLE]", help="What `show` explains.")
+    subject: Annotated[
+        str, typer.Argument(metavar="[CORPUS or SAMPLE]", help="Subject of `show`.")
     ] = "",
     size: SizeOption = "nano",
     out: RunOption = NANO,
@@ -20,24 +20,24 @@ def curate(
     executor: Annotated[
         Literal["local", "ray", "slurm"], typer.Option(help="Where tasks run.")
     ] = "local",
-    workers: Annotated[int, typer.Option(help="Tasks at a time.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Parallel tasks.", min=1)] = 1,
     slurm: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE for sbatch: partition, time ...")
     ] = None,
 ) -> None:
-    """Build one corpus of a run, or show what is there: all corpora, one, or where a sample comes from."""
+    """Build one corpus of a run, or show all corpora, one corpus, or the origin of a sample."""
     from polyphi.curate.pipeline import Machines
     from polyphi.recipe.corpora import show
     from polyphi.recipe.graph import Run
 
     run = Run(size, out, seed=seed, console=console)
     if corpus == "show":
-        show(run.data, shown, run.report)
+        show(run.data, subject, run.report)
         return
-    if shown:
-        raise ValueError(f"one corpus at a time, found {corpus} and {shown}")
+    if subject:
+        raise ValueError(f"expected one corpus, found {corpus} and {subject}")
     options = {
         key: int(value) if value.isdigit() else value
-        for key, _, value in (given.partition("=") for given in slurm or ())
+        for key, _, value in (pair.partition("=") for pair in slurm or ())
     }
     run.build(corpus, Machines(executor, workers, options))

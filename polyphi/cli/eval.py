@@ -1,4 +1,4 @@
-"""`polyphi eval`: measure a model, check data, read questions aloud, score recorded answers again."""
+"""`polyphi eval`: evaluate a model, check data, synthesise spoken questions, score recorded answers again."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from polyphi.cli.options import QuantOption, SizeOption, console
 
 
 class Group(TyperGroup):
-    """`eval MODEL ...` is `eval run MODEL ...`."""
+    """A command group in which `eval MODEL ...` means `eval run MODEL ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
@@ -22,14 +22,14 @@ class Group(TyperGroup):
 app = typer.Typer(
     name="eval",
     cls=Group,
-    help="Measure a model: polyphi eval MODEL --suite table4 --data DIR, or score recorded answers again.",
+    help="Evaluate a model: polyphi eval MODEL --suite table4 --data DIR, or score recorded answers again.",
     no_args_is_help=True,
 )
 SuiteOption = Annotated[
     list[str] | None,
     typer.Option(
         "--suite",
-        help="table1 to table15, section5, all, mini, a benchmark, or a file of one; may be repeated.",
+        help="table1 to table15, section5, all, mini, a benchmark, or a benchmark's file; repeatable.",
     ),
 ]
 DataOption = Annotated[
@@ -46,50 +46,52 @@ def eval_run(
         ),
     ],
     tasks: Annotated[
-        list[str] | None, typer.Argument(help="Without --suite: names of held-out tasks of a run.")
+        list[str] | None, typer.Argument(help="Without --suite: held-out tasks of a run.")
     ] = None,
     suites: SuiteOption = None,
     data: DataOption = None,
     mini: Annotated[
-        bool, typer.Option("--mini", help="A few synthetic samples in place of the data.")
+        bool, typer.Option("--mini", help="Use a few synthetic samples instead of the data.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; the same command goes on.")
+        Path | None, typer.Option(help="Folder for the results; the same command resumes.")
     ] = None,
     judges: Annotated[
         list[str] | None,
         typer.Option(
             "--judge",
-            help="Who gives points: http://host/v1#name, self, or azure:PROJECT; repeatable.",
+            help="Judge model: http://host/v1#name, self, or azure:PROJECT; repeatable.",
         ),
     ] = None,
     key_from: Annotated[
-        str | None, typer.Option(help="Variable that holds the key of an endpoint as MODEL.")
+        str | None,
+        typer.Option(help="Environment variable with the API key, if MODEL is an endpoint."),
     ] = None,
     judge_key_from: Annotated[
-        str | None, typer.Option(help="Variable that holds the judges' and the simulator's key.")
+        str | None,
+        typer.Option(help="Environment variable with the judges' and the simulator's API key."),
     ] = None,
     simulator: Annotated[
         str | None,
         typer.Option(
-            help="Who plays the user of adversarial dialogues: http://host/v1#name, or self."
+            help="Model that simulates the user in adversarial dialogues: http://host/v1#name, or self."
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Most samples of each row, the first ones.", min=1)
+        int | None, typer.Option(help="Maximum samples of each row (the first ones).", min=1)
     ] = None,
     shard: Annotated[
-        str, typer.Option(help="i/k: every k-th sample, from the i-th on, for one of k machines.")
+        str, typer.Option(help="i/k: every k-th sample from the i-th on, for one of k machines.")
     ] = "1/1",
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out benchmarks whose data aren't there.")
+        bool, typer.Option("--skip-missing", help="Skip benchmarks without data.")
     ] = False,
     size: SizeOption = "nano",
     seed: int = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quant: QuantOption = None,
 ) -> None:
-    """Measure MODEL on the report's benchmarks (--suite), or a run's models on its held-out rows."""
+    """Evaluate MODEL on the report's benchmarks (--suite), or a run's models on its held-out rows."""
     if not suites:
         from polyphi.recipe.graph import Run
 
@@ -99,7 +101,7 @@ def eval_run(
             )
         if not (Path(model) / "stages").is_dir():
             raise ValueError(
-                f"{model} is no run of `polyphi reproduce`; for other models say --suite table4 --data DIR, or "
+                f"{model} is no run of `polyphi reproduce`; for other models use --suite table4 --data DIR, or "
                 "--suite mini"
             )
         Run(size, Path(model), seed=seed, console=console).evaluate(*tasks or (), quant=quant)
@@ -109,9 +111,11 @@ def eval_run(
     from polyphi.recipe import evaluation
 
     if tasks:
-        raise ValueError(f"with --suite nothing else is named, found {tasks[0]!r}")
+        raise ValueError(
+            f"--suite can't be combined with tasks, found {tasks[0]!r}; leave one of them out"
+        )
     if "mini" in suites and data is not None:
-        raise ValueError(f"the suite mini has data of its own; leave out --data {data}")
+        raise ValueError(f"the suite mini has its own data; leave out --data {data}")
     mini = mini or "mini" in suites
     if "mini" in suites and (Path(model) / "stages").is_dir():
         from polyphi.recipe.graph import Run
@@ -119,8 +123,7 @@ def eval_run(
         Run(size, Path(model), seed=seed, console=console).evaluate(quant=quant)
     if not mini and data is None:
         raise ValueError(
-            "where are the data? --data DIR (`polyphi eval check-data` tells what it should hold), --data hub, or "
-            "--mini"
+            "no data: use --data DIR (`polyphi eval check-data` lists the expected files), --data hub, or --mini"
         )
     number, slash, of = shard.partition("/")
     if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
@@ -147,7 +150,7 @@ def eval_check_data(
     data: Annotated[str, typer.Argument(help="Folder that holds the public data, or `hub`.")],
     suites: SuiteOption = None,
 ) -> None:
-    """Say what of the benchmarks' data is missing or isn't as expected, and where it comes from."""
+    """List missing and unexpected data of the benchmarks, and the sources of the data."""
     from polyphi.eval.benchmark import suite
     from polyphi.eval.sources import Data
     from polyphi.recipe import evaluation
@@ -155,8 +158,8 @@ def eval_check_data(
     chosen = suite(*suites or ("all",))
     wrong = evaluation.data_problems(chosen, Data(None if data == "hub" else Path(data)))
     for benchmark in chosen:
-        for said in wrong.get(benchmark.name, ["as expected"]):
-            console.print(f"{benchmark.name}: {said}", highlight=False, soft_wrap=True)
+        for message in wrong.get(benchmark.name, ["as expected"]):
+            console.print(f"{benchmark.name}: {message}", highlight=False, soft_wrap=True)
     if wrong:
         raise typer.Exit(1)
 
@@ -164,35 +167,34 @@ def eval_check_data(
 @app.command("synthesise")
 def eval_synthesise(
     names: Annotated[
-        list[str], typer.Argument(help="Benchmarks whose questions are heard, or suites of them.")
+        list[str], typer.Argument(help="Benchmarks with spoken questions, or suites of them.")
     ],
     data: Annotated[
-        Path, typer.Option("--data", help="Folder of the data; the spoken sets come to lie in it.")
+        Path, typer.Option("--data", help="Folder of the data; the spoken sets are written to it.")
     ],
     texts: Annotated[
-        str | None, typer.Option(help="Folder of the text sets, or `hub`; --data otherwise.")
+        str | None, typer.Option(help="Folder of the text sets, or `hub`; default: --data.")
     ] = None,
     voices: Annotated[
         list[str] | None,
         typer.Option(
             "--voice",
-            help="espeak-ng:f2, flite:slt, http://host/v1#MODEL:VOICE or a command with {text}; may be repeated.",
+            help="espeak-ng:f2, flite:slt, http://host/v1#MODEL:VOICE or a command with {text}; repeatable.",
         ),
     ] = None,
     listener: Annotated[
-        str | None, typer.Option(help="Who writes down what clips say: http://host/v1#MODEL.")
+        str | None,
+        typer.Option(help="Speech recognition model that checks the audio: http://host/v1#MODEL."),
     ] = None,
     worst: Annotated[
         float,
-        typer.Option(
-            help="WER of a clip above which, with a listener, the other voices try.", min=0
-        ),
+        typer.Option(help="WER above which, with a listener, the other voices are tried.", min=0),
     ] = 0.3,
     key_from: Annotated[
-        str | None, typer.Option(help="Variable that holds the listener's key.")
+        str | None, typer.Option(help="Environment variable with the listener's API key.")
     ] = None,
 ) -> None:
-    """Read text questions aloud, for the benchmarks whose questions are heard; goes on where it stopped."""
+    """Synthesise speech for benchmarks with spoken questions. The same command resumes."""
     from polyphi.eval import read_aloud
     from polyphi.eval.sources import Data
 
@@ -200,7 +202,7 @@ def eval_synthesise(
         names,
         data,
         Data(None if texts == "hub" else Path(texts or data)),
-        voices=[read_aloud.voice_of(told) for told in voices or ("espeak-ng",)],
+        voices=[read_aloud.voice_of(name) for name in voices or ("espeak-ng",)],
         transcribe=read_aloud.listener(listener, key_from) if listener else None,
         worst=worst,
         console=console,
@@ -212,18 +214,16 @@ def eval_score(
     folder: Annotated[Path, typer.Argument(help="Folder with the per-sample .jsonl files.")],
     suites: Annotated[
         list[str] | None,
-        typer.Option(
-            "--suite", help="Files of benchmarks of your own among them; may be repeated."
-        ),
+        typer.Option("--suite", help="Files of custom benchmarks among them; repeatable."),
     ] = None,
 ) -> None:
     """Compute every score again from recorded answers, without the model."""
     if (folder / "model.json").exists():
         from polyphi.recipe.evaluation import rescored
 
-        found: list[Any] = [row.as_dict() for row in rescored(folder, suites or ())]
+        results: list[Any] = [row.as_dict() for row in rescored(folder, suites or ())]
     else:
         from polyphi.eval.baselines import rescore
 
-        found = rescore(folder)
-    print(json.dumps(found, indent=1, ensure_ascii=False))
+        results = rescore(folder)
+    print(json.dumps(results, indent=1, ensure_ascii=False))

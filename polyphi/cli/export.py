@@ -1,4 +1,4 @@
-"""`polyphi export`: a checkpoint in another layout or quantized."""
+"""`polyphi export`: write a checkpoint in another layout, or quantized."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,25 +14,28 @@ def export(
     layout: Annotated[str, typer.Option(help="native, original or mini.")] = "native",
     quant: Annotated[
         Literal["int8", "int4", "int8-all", "int4-all"] | None,
-        typer.Option(help="Quantise it, as --quant of others does, and store it so."),
+        typer.Option(help="Quantize as --quant of other commands does, and store the result."),
     ] = None,
     calibrate: Annotated[
         list[Path] | None,
-        typer.Option(help="Shards like what it will answer, to round 4 bits for; several times."),
+        typer.Option(help="Shards with typical requests, to calibrate int4 (GPTQ); repeatable."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; as stored if not given.")
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
     ] = None,
     merge: Annotated[
-        str | None, typer.Option(help="Fold this adapter into the base weights first, and drop it.")
+        str | None,
+        typer.Option(help="Merge this adapter into the base weights first, and remove it."),
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(help="Folder of an evaluation of it, whose tables go into the model card."),
+        typer.Option(
+            help="Folder of an evaluation of the model; its tables go into the model card."
+        ),
     ] = None,
 ) -> None:
-    """Write a checkpoint in one of the public layouts, or quantised in one of our own, with a model card. MODEL may
-    also be a .gguf file of Phi-4-mini, with its tokenizer beside it."""
+    """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card. MODEL may
+    also be a .gguf file of Phi-4-mini with its tokenizer beside it."""
     import tempfile
 
     from polyphi.api import as_dtype, make_processor
@@ -48,7 +51,7 @@ def export(
     if model.endswith(".gguf"):
         if merge or results or calibrate or layout not in ("native", "mini"):
             raise ValueError(
-                "of a GGUF --quant and --dtype are understood; export what was written once more"
+                "a GGUF file supports only --quant and --dtype; for other options export the written checkpoint again"
             )
         gguf.convert(model, out, quant=quant, dtype=as_dtype(dtype or "bfloat16"))
         console.print(f"wrote {out} ({quant or 'mini'}), the language model of {model}")
@@ -56,22 +59,22 @@ def export(
     folder = locate(model)
     text = model_card.card(folder, layout, source=model, merged=merge, results=results, quant=quant)
     cards = model_card.placed(text, out)
-    kind = as_dtype(dtype) if dtype else None
-    # merged in the type that is written: in float32 nothing is rounded
-    loaded = load_checkpoint(folder, dtype=kind if merge else None)
+    stored_dtype = as_dtype(dtype) if dtype else None
+    # merged in the dtype that is written; float32 rounds nothing
+    loaded = load_checkpoint(folder, dtype=stored_dtype if merge else None)
     if merge:
         loaded.merge_adapter(merge)
     rows: list[Batch] = []
     if calibrate:
         processor = make_processor(loaded.config, Tokenizer.load(folder))
         rows = calibration.rows(processor, [Shards(source) for source in calibrate])
-    with tempfile.TemporaryDirectory() as made:
-        for name, written in cards.items():
-            (Path(made) / name).write_text(written, encoding="utf-8")
-        beside = [*files_beside(folder, layout), *sorted(Path(made).iterdir())]
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, card in cards.items():
+            (Path(temporary) / name).write_text(card, encoding="utf-8")
+        files = [*files_beside(folder, layout), *sorted(Path(temporary).iterdir())]
         save_checkpoint(
-            loaded, out, layout, dtype=kind, quant=quant, calibration=rows, files=beside
+            loaded, out, layout, dtype=stored_dtype, quant=quant, calibration=rows, files=files
         )
     console.print(f"wrote {out} ({quant or layout}), its card in {list(cards)[-1]}")
     if len(cards) > 1:
-        console.print(f"{out / 'README.md'} is your own and stays as it was")
+        console.print(f"{out / 'README.md'} was edited and is unchanged")

@@ -1,4 +1,4 @@
-"""`polyphi inspect`: parameters of each part, or a file of logits for comparison."""
+"""`polyphi inspect`: the parameters of each part, or a file of logits for comparison."""
 
 import json
 from collections.abc import Sequence
@@ -19,21 +19,23 @@ if TYPE_CHECKING:
 def inspect(
     model: ModelArgument,
     logits: Annotated[
-        Path | None, typer.Option(help="A request.json whose logits to write.")
+        Path | None, typer.Option(help="A request.json; its logits are written to --out.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The .safetensors file for --logits.")] = None,
     quant: QuantOption = None,
 ) -> None:
-    """Parts and parameters beside the report's; with --logits, exact numbers for comparison."""
+    """Show parts and parameters beside the report's; with --logits, write exact logits for comparison."""
     import polyphi
     from polyphi.checkpoints.read import read_config
     from polyphi.model.parts import parts
 
     if (logits is None) != (out is None):
-        raise ValueError("--logits request.json and --out file.safetensors belong together")
+        raise ValueError(
+            "--logits request.json and --out file.safetensors need each other: give both"
+        )
     if logits is not None and out is not None:
         tokens, vocabulary = write_logits(polyphi.load(model, quant=quant), logits, out)
-        console.print(f"wrote {out}: {tokens} positions, {vocabulary} scores each", highlight=False)
+        console.print(f"wrote {out}: {tokens} positions, {vocabulary} logits each", highlight=False)
         return
     table = Table("part", "parameters", "report", box=None, padding=(0, 2))
     for part in parts(read_config(model)):
@@ -44,12 +46,11 @@ def inspect(
 
 
 def write_logits(phi: "Phi", request: str | Path, out: str | Path) -> tuple[int, int]:
-    """Runs a request; writes `ids` (after placeholder expansion) and `logits` (float32, every position) as
-    safetensors.
+    """Runs a request, writes `ids` (after placeholder expansion) and `logits` (float32, every position) as safetensors,
+    and returns the shape of the logits.
 
     `request` is a JSON file: an OpenAI-style list of messages (the generation prompt is added), with media as paths
-    relative to the file or data URLs, or `{"ids": [...], "images": [...], "audios": [...]}`. Returns the logits'
-    shape.
+    relative to the file or data URLs, or `{"ids": [...], "images": [...], "audios": [...]}`.
     """
     from safetensors.torch import save_file
 
@@ -71,12 +72,12 @@ def _read_request(path: Path) -> tuple[Sequence[Any], Sequence[Path], Sequence[P
     root = path.parent
     if isinstance(value, dict) and "ids" in value:
         images, audios = (
-            [root / name for name in value.get(kind, ())] for kind in ("images", "audios")
+            [root / name for name in value.get(key, ())] for key in ("images", "audios")
         )
         return value["ids"], images, audios
     messages = value.get("messages") if isinstance(value, dict) else value
     if not isinstance(messages, list):
         raise ValueError(
-            f"{path} must hold a list of messages, or an object with ids; found {type(value).__name__}"
+            f"{path}: expected a list of messages, or an object with ids; found {type(value).__name__}"
         )
     return [Message.parse(m, root) for m in messages], (), ()

@@ -11,35 +11,37 @@ from polyphi.cli.options import SizeOption, console
 
 def plan(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[STAGE...]", help="Stages; all without.")
+        list[str] | None, typer.Argument(metavar="[STAGE...]", help="Stages; default: all.")
     ] = None,
     size: SizeOption = "full",
     devices: Annotated[
         str, typer.Option(help="Number and name: A100, H100, H200, B200, L4 or cpu.")
     ] = "64xH100",
     shard: Annotated[
-        int, typer.Option(help="Devices that share the decoder's layers among them.")
+        int, typer.Option(help="Devices that the decoder's layers are sharded over.")
     ] = 1,
-    micro_tokens: Annotated[int, typer.Option(help="Tokens of a pack.")] = 8192,
+    micro_tokens: Annotated[int, typer.Option(help="Tokens of a pack (micro-batch).")] = 8192,
     activations: Annotated[str, typer.Option(help="keep or recompute.")] = "keep",
-    context: Annotated[int, typer.Option(help="Devices that share a pack of text.")] = 1,
+    context: Annotated[
+        int, typer.Option(help="Devices that a pack of text is split over (context parallelism).")
+    ] = 1,
     utilisation: Annotated[
         float, typer.Option(help="Share of the devices' peak that training reaches.")
     ] = 0.4,
-    price: Annotated[float | None, typer.Option(help="Of a device's hour.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list, for programs.")] = False,
+    price: Annotated[float | None, typer.Option(help="Price of a device per hour.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Take two steps on tensors without memory.")
+        bool, typer.Option("--dry-run", help="Run two steps on tensors without memory.")
     ] = False,
 ) -> None:
-    """What stages cost before they run: memory, FLOPs, communication, time, money."""
+    """Show the cost of stages in advance: memory, FLOPs, communication, time, money."""
     from polyphi import stages
     from polyphi.planning import cost
     from polyphi.planning import plan as planning
     from polyphi.stages import sizes
 
     if activations not in ("keep", "recompute"):
-        raise ValueError(f"activations are keep or recompute, found {activations!r}")
+        raise ValueError(f"--activations: expected keep or recompute, found {activations!r}")
     on = cost.Switches(shard, micro_tokens, activations, context)  # type: ignore[arg-type]
     chosen, table = names or list(stages.ORDER), sizes.load(size)
     if dry_run:

@@ -11,16 +11,14 @@ from polyphi.cli.options import PrecisionOption, console
 
 def reproduce(
     size: Annotated[str, typer.Argument(help="micro, nano, lab or full.")],
-    out: Annotated[
-        Path, typer.Option(help="Folder of the run; the same folder goes on where it stopped.")
-    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same folder resumes.")],
     seed: int = 0,
     precision: PrecisionOption = "auto",
     claims: Annotated[
-        bool, typer.Option("--claims", help="Then re-test the report's claims on it.")
+        bool, typer.Option("--claims", help="Re-test the report's claims afterwards.")
     ] = False,
 ) -> None:
-    """The whole recipe: data, tokenizer, sixteen stages, evaluation and a report page."""
+    """Run the whole recipe: data, tokenizer, sixteen stages, evaluation and a report page."""
     from polyphi.recipe.graph import Run
 
     run = Run(size, out, seed=seed, precision=precision, console=console)
@@ -32,5 +30,5 @@ def reproduce(
     summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
     console.print(
         f"\ncore    {summary['core_beats']} of {summary['core']} tasks beat their baselines\n"
-        f"report  {page}\ntalk    polyphi chat {out}\npage    polyphi serve {out}   then open its address"
+        f"report  {page}\ntalk    polyphi chat {out}\npage    polyphi serve {out}   then open its URL"
     )

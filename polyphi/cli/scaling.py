@@ -1,4 +1,4 @@
-"""`polyphi scaling`: the learning rate law of text 1."""
+"""`polyphi scaling`: the learning rate scaling law of text 1."""
 
 from typing import Annotated
 
@@ -10,12 +10,14 @@ from polyphi.cli.options import NANO, PrecisionOption, RunOption, SizeOption, co
 def scaling(
     size: SizeOption = "nano",
     out: RunOption = NANO,
-    seeds: Annotated[int, typer.Option(help="Runs of every length and rate.", min=1)] = 2,
+    seeds: Annotated[
+        int, typer.Option(help="Training runs for each length and learning rate.", min=1)
+    ] = 2,
     seed: int = 0,
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Measure the law of text 1's peak rate: best rates over runs of several lengths, B, a picture. Results stand in
-    the run's `scaling`."""
+    """Measure the scaling law of text 1's peak learning rate: best rates for several run lengths, the exponent B and a
+    plot. The results are written to the run's `scaling` folder."""
     from polyphi.recipe.graph import Run
 
     Run(size, out, seed=seed, precision=precision, console=console).scaling(seeds)

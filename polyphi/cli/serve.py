@@ -1,4 +1,4 @@
-"""`polyphi serve`: the HTTP server and its page."""
+"""`polyphi serve`: the HTTP server and its chat page."""
 
 import logging
 import sys
@@ -19,61 +19,64 @@ if TYPE_CHECKING:
 def serve(
     model: ModelArgument,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="What the model is called; its folder's name if not given.")
+        str | None, typer.Option(help="Name of the model; default: its folder's name.")
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="A key that requests need; may be repeated.", envvar="POLYPHI_API_KEY"),
+        typer.Option(help="An API key that requests need; repeatable.", envvar="POLYPHI_API_KEY"),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let others in without a key.")
+        bool, typer.Option("--insecure", help="Allow other machines without a key.")
     ] = False,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A name this server is reached by; may be repeated.")
+        list[str] | None, typer.Option(help="A host name of this server; repeatable.")
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="A web page that may ask, https://example.org.")
+        list[str] | None,
+        typer.Option(help="Allowed origin of web pages, such as https://example.org; repeatable."),
     ] = None,
     allow_remote: Annotated[
         list[str] | None,
-        typer.Option(help='A host that media are fetched from, "*.example.org"; none otherwise.'),
+        typer.Option(
+            help='A host that media may be fetched from, such as "*.example.org"; default: none.'
+        ),
     ] = None,
-    media_root: Annotated[
-        Path | None, typer.Option(help="A folder below which file:// media may lie.")
-    ] = None,
+    media_root: Annotated[Path | None, typer.Option(help="Folder for file:// media.")] = None,
     isolate_keys: Annotated[
-        bool, typer.Option("--isolate-keys", help="Keys don't share remembered beginnings.")
+        bool, typer.Option("--isolate-keys", help="API keys share no cached prefixes.")
     ] = False,
     vllm_metrics: Annotated[
-        bool, typer.Option("--vllm-metrics", help="Metrics by vLLM's names too.")
+        bool, typer.Option("--vllm-metrics", help="Export metrics under vLLM's names too.")
     ] = False,
     log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Write what is asked and answered to the log.")
+        bool, typer.Option("--log-prompts", help="Log prompts and answers.")
     ] = False,
     together: Annotated[
-        int, typer.Option(help="Sequences that run at once.", min=1, max=1024)
+        int, typer.Option(help="Maximum batch size (sequences).", min=1, max=1024)
     ] = 32,
     max_waiting: Annotated[
-        int, typer.Option(help="Requests that may wait; one more hears 429.", min=0)
+        int,
+        typer.Option(help="Maximum length of the queue; above it the server returns 429.", min=0),
     ] = 64,
     prompts_gb: Annotated[
         float | None,
         typer.Option(
-            help="Memory for all requests' prompts, images and audio included; 1 GiB.", min=0
+            help="Memory for the prompts of all requests, media included; default: 1 GiB.", min=0
         ),
     ] = None,
     cache_gb: Annotated[
-        float | None, typer.Option(help="Memory for keys and values; half of what is free at most.")
+        float | None,
+        typer.Option(help="Memory of the KV cache; default: at most half of the free memory."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
-    """Serve a model to OpenAI's clients, and to people with its own page."""
+    """Serve a model with an OpenAI-compatible API and a chat page."""
     from polyphi.serve import run
     from polyphi.serve.settings import Settings
 
@@ -95,7 +98,7 @@ def serve(
     )
     if prompts_gb is not None:
         settings = replace(settings, max_prepared_bytes=round(prompts_gb * 1e9))
-    run.check_open(settings, insecure)
+    run.check_exposed(settings, insecure)
     listening = run.bind(settings)
     if not port:
         settings = replace(settings, port=listening.getsockname()[1])
@@ -103,7 +106,7 @@ def serve(
     url = run.address(settings)
 
     def load(progress: "Progress") -> "FastAPI":
-        # Imported here: torch takes seconds, and the port answers meanwhile.
+        # Imported here: torch takes seconds, and the port responds meanwhile.
         import polyphi
         from polyphi.serve.app import create_app
 

@@ -1,13 +1,13 @@
-"""The conversation behind `polyphi chat`: what a person types, and what the model answers.
+"""The interactive conversation of `polyphi chat`: commands and messages of the user, and the model's answers.
 
 >>> Terminal(polyphi.load("runs/nano/model")).run()
 > /image cat.png
 cat.png: 1,596 tokens, with your next message
 > What is this?
 A cat.
-vision adapter · 1,607 tokens read (1,596 of pictures) · 3 written in 2.1 s, the first after 1.9 s, 1.4 a second
+vision adapter · 1,607 prompt tokens (1,596 image) · 3 tokens in 2.1 s, first after 1.9 s, 1.4 tokens/s
 
-A mistake is one line, and the conversation goes on. Ctrl-C stops an answer and keeps what was said of it.
+An error prints one line, and the conversation continues. Ctrl-C stops an answer and keeps the partial text.
 """
 
 import base64
@@ -46,21 +46,21 @@ from polyphi.processing.video import expand_videos
 from polyphi.services.endpoint import openai_part
 
 HELP = """\
-/image PATH [low|high] [CROPS]   a picture for your next message; low costs few tokens
-/audio PATH                      a clip
-/video PATH [low|high] [FRAMES]  a video, as 16 of its frames if you don't say how many
-/system TEXT                     what the model is to be; nothing takes it away
-/undo                            takes back what is attached, or else your last message and its answer
-/retry                           the last answer once more, drawn anew where temperature is above 0
-/clear                           a new conversation
-/count                           what the conversation costs in tokens
-/set [NAME VALUE]                shows or changes how answers are drawn: temperature, max_tokens, adapter ...
-/save FILE.json, /load FILE.json the conversation, as OpenAI's messages
+/image PATH [low|high] [CROPS]   attach an image to the next message; low needs few tokens
+/audio PATH                      attach an audio file
+/video PATH [low|high] [FRAMES]  attach a video, as 16 frames by default
+/system TEXT                     set the system message; without a text, remove it
+/undo                            remove the last attachment, or else your last message and its answer
+/retry                           generate the last answer again, with a new seed
+/clear                           start a new conversation
+/count                           count the tokens of the conversation
+/set [NAME VALUE]                show or change sampling parameters: temperature, max_tokens, adapter ...
+/save FILE.json, /load FILE.json write or read the conversation, as OpenAI's messages
 /help, /quit                     or Ctrl-D
-A line that ends in \\ goes on in the next one; lines between \"\"\" and \"\"\" are one message. An empty line sends
-what is attached. Ctrl-C stops an answer and keeps it as far as it came. Tab completes commands and paths."""
+A line that ends in \\ continues in the next one; lines between \"\"\" and \"\"\" are one message. An empty line sends
+the attachments. Ctrl-C stops an answer and keeps the partial text. Tab completes commands and paths."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What a model must not send to a terminal: it could move the cursor, or worse. Tabs and line ends may pass."""
+"""Control characters that a model must not send to a terminal. Tabs and line ends are allowed."""
 SETTINGS: dict[str, Any] = {
     f.name: f.type for f in fields(SamplingParams) if f.type in (int, float)
 }
@@ -69,7 +69,7 @@ QUOTES = '"""'
 
 
 class Terminal:
-    """One conversation. `read` asks for a line, as `input` does."""
+    """One conversation. `read` prompts for a line, as `input` does."""
 
     def __init__(
         self,
@@ -86,17 +86,17 @@ class Terminal:
         self.console = console or Console()
         self.read = read
         self.messages: list[Message] = []
-        self.attached: list[Part] = []
-        # A video is decoded once, not in every turn that still has it in its history.
+        self.attachments: list[Part] = []
+        # A video is decoded once, not for every turn of its conversation.
         self._expanded = lru_cache(maxsize=8)(lambda message: expand_videos([message])[0])
 
     def run(self) -> None:
         """Reads and answers until the input ends."""
         complete_with_tab([f"/{name}" for name in COMMANDS])
-        self.tell("/help tells what can be done here; Ctrl-D leaves")
+        self.report("/help lists the commands; Ctrl-D quits")
         while True:
             try:
-                line = self._message()
+                line = self._read_message()
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -108,25 +108,25 @@ class Terminal:
                     if name in ("quit", "exit"):
                         return
                     self.command(name, argument.strip())
-                elif line.strip() or self.attached:
-                    self.ask(line.strip())
+                elif line.strip() or self.attachments:
+                    self.send(line.strip())
             except KeyboardInterrupt:
                 self.console.print()
-                self.tell("stopped")
+                self.report("stopped")
             except OSError as error:
-                told = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
-                self.tell(told, "yellow")
+                message = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+                self.report(message, "yellow")
             except (ValueError, RuntimeError) as error:
-                self.tell(" ".join(str(error).split()), "yellow")
+                self.report(" ".join(str(error).split()), "yellow")
 
-    def tell(self, text: str, style: str = "dim") -> None:
-        """What the program says, as apart from the model."""
+    def report(self, text: str, style: str = "dim") -> None:
+        """Prints a line of the program, in another style than the model's text."""
         self.console.print(
             text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True
         )
 
-    def _message(self) -> str:
-        """A line, or several that are one."""
+    def _read_message(self) -> str:
+        """The next message: one line, or several joined lines."""
         line = self.read("> ")
         if line.startswith(QUOTES):
             line = line.removeprefix(QUOTES)
@@ -139,34 +139,34 @@ class Terminal:
 
     # ---- answers
 
-    def ask(self, text: str) -> None:
-        """A message, with what is attached, and its answer. Without an answer the message is taken back, and what was
-        attached waits for the next one."""
-        attached, self.attached = self.attached, []
-        self.messages.append(Message.user(*attached, *([text] if text else [])))
+    def send(self, text: str) -> None:
+        """Sends a message with the attachments and prints the answer. Without an answer the message is removed, and the
+        attachments stay for the next one."""
+        attachments, self.attachments = self.attachments, []
+        self.messages.append(Message.user(*attachments, *([text] if text else [])))
         answered = False
         try:
             answered = self._answer()
         finally:
             if not answered:
                 self.messages.pop()
-                self.attached = attached
+                self.attachments = attachments
 
     def _answer(self) -> bool:
-        """Streams the next answer into the conversation. False if it was stopped before it had begun."""
-        sent = self._sent()
-        cost = self.phi.count(sent)
+        """Streams the next answer into the conversation. Returns False if it was stopped before the first token."""
+        messages = self._expanded_messages()
+        tokens = self.phi.count(messages)
         context = self.phi.context
-        if cost.total >= context:
+        if tokens.total >= context:
             raise ValueError(
-                f"the conversation has {cost.total:,} tokens, {context:,} are the most; /undo or /clear makes room"
+                f"the conversation has {tokens.total:,} tokens, the context holds {context:,}; use /undo or /clear"
             )
         sampling = replace(
-            self.sampling, max_tokens=min(self.sampling.max_tokens, context - cost.total)
+            self.sampling, max_tokens=min(self.sampling.max_tokens, context - tokens.total)
         )
         start, first, text, last = time.perf_counter(), None, "", Delta("", "stopped")
         try:
-            deltas = self.phi.stream(sent, sampling=sampling, adapter=self.adapter)
+            deltas = self.phi.stream(messages, sampling=sampling, adapter=self.adapter)
             with closing(deltas):  # type: ignore[type-var]
                 for delta in deltas:
                     first = first or time.perf_counter()
@@ -177,84 +177,84 @@ class Terminal:
         seconds = time.perf_counter() - start
         self.console.print()
         if last.finish_reason == "stopped" and not text:
-            self.tell("stopped before the answer began; the message is taken back")
+            self.report("stopped before the answer began; the message was removed")
             return False
         self.messages.append(Message.assistant(text))
         media = [
-            f"{count:,} of {kind}"
-            for count, kind in ((cost.image, "pictures"), (cost.audio, "clips"))
+            f"{count:,} {name}"
+            for count, name in ((tokens.image, "image"), (tokens.audio, "audio"))
             if count
         ]
-        said = [
-            f"{self._adapter_used(sent) or 'no'} adapter",
-            f"{cost.total:,} tokens read" + (f" ({', '.join(media)})" if media else ""),
-            self._written(text, last, seconds, None if first is None else first - start),
+        status = [
+            f"{self._adapter_used(messages) or 'no'} adapter",
+            f"{tokens.total:,} prompt tokens" + (f" ({', '.join(media)})" if media else ""),
+            self._generation_stats(text, last, seconds, None if first is None else first - start),
         ]
         if last.finish_reason == "length":
-            said.append(f"cut at max_tokens {sampling.max_tokens:,}")
+            status.append(f"cut at max_tokens {sampling.max_tokens:,}")
         elif last.finish_reason != "stop":
-            said.append(str(last.finish_reason))
-        self.tell(" · ".join(said))
+            status.append(str(last.finish_reason))
+        self.report(" · ".join(status))
         return True
 
-    def _written(self, text: str, last: Delta, seconds: float, first: float | None) -> str:
-        """How much was answered, and how fast."""
-        if last.completion is None:  # a stopped answer: as the tokenizer would write it
+    def _generation_stats(self, text: str, last: Delta, seconds: float, first: float | None) -> str:
+        """The number of generated tokens and their speed."""
+        if last.completion is None:  # a stopped answer: count its text's tokens
             count = len(self.phi.tokenizer.encode(text))
-            told = f"about {count:,} written in {seconds:.1f} s"
+            stats = f"about {count:,} tokens in {seconds:.1f} s"
         else:
             count = len(last.completion.tokens)
-            told = f"{count:,} written in {seconds:.1f} s"
+            stats = f"{count:,} tokens in {seconds:.1f} s"
         if first is not None:
-            told += f", the first after {first:.1f} s"
+            stats += f", first after {first:.1f} s"
         rate = count / seconds
-        return f"{told}, {rate:,.0f} a second" if rate >= 10 else f"{told}, {rate:.1f} a second"
+        return f"{stats}, {rate:,.0f} tokens/s" if rate >= 10 else f"{stats}, {rate:.1f} tokens/s"
 
-    def _sent(self) -> list[Message]:
+    def _expanded_messages(self) -> list[Message]:
         return [self._expanded(m) if parts_of([m], Video) else m for m in self.messages]
 
     def _adapter_used(self, messages: Sequence[Message]) -> str | None:
         if self.adapter != "auto":
             return self.adapter
-        wanted = adapter_for(messages)
-        return wanted if wanted in self.phi.config.adapters else None
+        adapter = adapter_for(messages)
+        return adapter if adapter in self.phi.config.adapters else None
 
     # ---- commands
 
     def command(self, name: str, argument: str) -> None:
-        """One `/name argument`. Raises ValueError, in one line, for a wrong one."""
+        """Runs the command `/name argument`. Raises ValueError for an invalid one."""
         if name not in COMMANDS:
             raise ValueError(
-                f"there is no /{name}, /help shows what there is; a message may begin with a space"
+                f"unknown command /{name}; see /help. To send it as a message, begin with a space"
             )
         COMMANDS[name](self, argument)
 
-    def _attach(self, kind: type[Image] | type[Audio] | type[Video], argument: str) -> None:
+    def _attach(self, part_type: type[Image] | type[Audio] | type[Video], argument: str) -> None:
         path, words = _path(argument)
-        wanted: dict[str, Any] = {}
-        number = {Image: "max_crops", Video: "frames"}.get(kind)
+        options: dict[str, Any] = {}
+        option = {Image: "max_crops", Video: "frames"}.get(part_type)
         for word in words:
-            if number and word.isdecimal():
-                wanted[number] = int(word)
-            elif number and word in ("auto", "low", "high"):
-                wanted["detail"] = word
+            if option and word.isdecimal():
+                options[option] = int(word)
+            elif option and word in ("auto", "low", "high"):
+                options["detail"] = word
             else:
-                raise ValueError(f"{word!r} is not understood after a path; see /help")
-        encoder = self.phi.config.audio if kind is Audio else self.phi.config.vision
+                raise ValueError(f"unknown option {word!r} after the path; see /help")
+        encoder = self.phi.config.audio if part_type is Audio else self.phi.config.vision
         if encoder is None:
-            raise ValueError(f"this model has no encoder for /{kind.__name__.lower()}")
-        part = kind(path, **wanted)
-        shown = self._expanded(Message.user(part)) if kind is Video else Message.user(part)
-        for item in shown.parts:  # what is damaged is told now, not with the next message
+            raise ValueError(f"this model has no encoder for /{part_type.__name__.lower()}")
+        part = part_type(path, **options)
+        message = self._expanded(Message.user(part)) if part_type is Video else Message.user(part)
+        for item in message.parts:  # a damaged file raises now, not with the next message
             if isinstance(item, Image):
                 decode_image(item.source)
             elif isinstance(item, Audio):
                 decode_audio(item.source)
-        cost = self.phi.count([shown])
-        frames = f"{len(shown.parts)} frames, " if kind is Video else ""
-        self.attached.append(part)
-        self.tell(
-            f"{path.name}: {frames}{cost.image + cost.audio:,} tokens, with your next message"
+        tokens = self.phi.count([message])
+        frames = f"{len(message.parts)} frames, " if part_type is Video else ""
+        self.attachments.append(part)
+        self.report(
+            f"{path.name}: {frames}{tokens.image + tokens.audio:,} tokens, with your next message"
         )
 
     def _image(self, argument: str) -> None:
@@ -270,22 +270,22 @@ class Terminal:
         had = bool(self.messages) and self.messages[0].role == "system"
         tools = self.messages[0].tools if had else None
         self.messages[: int(had)] = [Message.system(argument, tools)] if argument or tools else []
-        self.tell("the system message is set" if argument else "there is no system message")
+        self.report("the system message is set" if argument else "there is no system message")
 
     def _undo(self, _: str) -> None:
-        if self.attached:
-            self.tell(f"{_name(self.attached.pop())} is attached no more")
+        if self.attachments:
+            self.report(f"removed the attachment {_name(self.attachments.pop())}")
             return
-        asked = [i for i, m in enumerate(self.messages) if m.role == "user"]
-        if not asked:
-            raise ValueError("there is nothing to take back")
-        said = self.messages[asked[-1]].text
-        del self.messages[asked[-1] :]
-        self.tell(f"taken back: {said[:60]!r}" + ("..." if len(said) > 60 else ""))
+        user_turns = [i for i, m in enumerate(self.messages) if m.role == "user"]
+        if not user_turns:
+            raise ValueError("there is no message to remove")
+        text = self.messages[user_turns[-1]].text
+        del self.messages[user_turns[-1] :]
+        self.report(f"removed: {text[:60]!r}" + ("..." if len(text) > 60 else ""))
 
     def _retry(self, _: str) -> None:
         if not any(m.role == "user" for m in self.messages):
-            raise ValueError("there is no answer yet; ask something first")
+            raise ValueError("there is no answer yet; send a message first")
         before = self.messages
         if before[-1].role == "assistant":
             self.messages = before[:-1]
@@ -298,71 +298,75 @@ class Terminal:
                 self.messages = before
 
     def _clear(self, _: str) -> None:
-        kept = [m for m in self.messages[:1] if m.role == "system"]
-        self.messages, self.attached = kept, []
-        self.tell("a new conversation" + (" with the same system message" if kept else ""))
+        system_messages = [m for m in self.messages[:1] if m.role == "system"]
+        self.messages, self.attachments = system_messages, []
+        self.report(
+            "a new conversation" + (" with the same system message" if system_messages else "")
+        )
 
     def _count(self, _: str) -> None:
-        waiting = [Message.user(*self.attached)] if self.attached else []
-        if not self.messages and not waiting:
+        pending = [Message.user(*self.attachments)] if self.attachments else []
+        if not self.messages and not pending:
             raise ValueError("there is no message yet")
-        cost = self.phi.count([*self._sent(), *map(self._expanded, waiting)])
+        tokens = self.phi.count([*self._expanded_messages(), *map(self._expanded, pending)])
         context = self.phi.context
-        self.tell(
-            f"{cost.total:,} of {context:,} tokens: text {cost.text:,}, pictures {cost.image:,}, clips {cost.audio:,}"
+        self.report(
+            f"{tokens.total:,} of {context:,} tokens: {tokens.text:,} text, {tokens.image:,} image, "
+            f"{tokens.audio:,} audio"
         )
 
     def _set(self, argument: str) -> None:
         name, _, value = argument.replace("=", " ").partition(" ")
         value = value.strip()
         if not name:
-            shown = [f"{key} {getattr(self.sampling, key)}" for key in SETTINGS]
-            self.tell(", ".join([*shown, f"adapter {self.adapter or 'none'}"]))
+            values = [f"{key} {getattr(self.sampling, key)}" for key in SETTINGS]
+            self.report(", ".join([*values, f"adapter {self.adapter or 'none'}"]))
             return
         if name == "adapter":
-            known = ["auto", "none", *self.phi.config.adapters]
-            if value not in known:
-                raise ValueError(f"adapter is one of {', '.join(known)}, found {value!r}")
+            names = ["auto", "none", *self.phi.config.adapters]
+            if value not in names:
+                raise ValueError(f"adapter: expected one of {', '.join(names)}, found {value!r}")
             self.adapter = None if value == "none" else value
         elif name in SETTINGS:
             try:
                 number: Any = SETTINGS[name](value)
             except ValueError:
-                raise ValueError(f"{name} is a number, found {value!r}") from None
+                raise ValueError(f"{name}: expected a number, found {value!r}") from None
             changed = replace(self.sampling, **{name: number})
             check(changed)
             self.sampling = changed
         else:
-            known = [*SETTINGS, "adapter"]
-            raise ValueError(f"there is no {name!r} to set; there are {', '.join(known)}")
-        self.tell(f"{name} is {value}")
+            names = [*SETTINGS, "adapter"]
+            raise ValueError(f"unknown setting {name!r}; expected one of {', '.join(names)}")
+        self.report(f"{name} is {value}")
 
     def _save(self, argument: str) -> None:
         if not argument:
             raise ValueError("/save needs the name of a file, such as talk.json")
         path, _ = _path(argument)
         if path.exists() and path.suffix != ".json":
-            raise ValueError(f"{path} is there already and no .json file; it stays as it is")
+            raise ValueError(f"{path} exists and is no .json file; choose another name")
         text = json.dumps([as_openai(m) for m in self.messages], ensure_ascii=False, indent=1)
         path.write_text(text + "\n", encoding="utf-8")
-        self.tell(f"{len(self.messages)} messages are in {path}")
+        self.report(f"{len(self.messages)} messages are in {path}")
 
     def _load(self, argument: str) -> None:
         path, _ = _path(argument)
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            said = value["messages"] if isinstance(value, dict) else value
-            self.messages = [Message.parse(m, path.parent, video=True) for m in said]
+            messages = value["messages"] if isinstance(value, dict) else value
+            self.messages = [Message.parse(m, path.parent, video=True) for m in messages]
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
-            raise ValueError(f"{path} holds no list of OpenAI's messages") from None
-        self.attached = []
-        waits = self.messages and self.messages[-1].role == "user"
-        self.tell(
-            f"{len(self.messages)} messages" + ("; /retry answers the last one" if waits else "")
+            raise ValueError(f"{path}: expected a list of OpenAI's messages") from None
+        self.attachments = []
+        unanswered = self.messages and self.messages[-1].role == "user"
+        self.report(
+            f"{len(self.messages)} messages"
+            + ("; /retry answers the last one" if unanswered else "")
         )
 
     def _help(self, _: str) -> None:
-        self.tell(HELP)
+        self.report(HELP)
 
 
 COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
@@ -382,7 +386,7 @@ COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
 
 
 def once(deltas: Iterator[Delta], console: Console) -> None:
-    """One answer, as it comes."""
+    """Prints one streamed answer."""
     with closing(deltas):  # type: ignore[type-var]
         for delta in deltas:
             show(console, delta.text)
@@ -390,21 +394,21 @@ def once(deltas: Iterator[Delta], console: Console) -> None:
 
 
 def show(console: Console, text: str) -> None:
-    """What a model says, to the letter, but for what a terminal would obey."""
+    """Prints a model's text unchanged, except for control characters."""
     console.file.write(CONTROL.sub("\ufffd", text))
     console.file.flush()
 
 
 def as_openai(message: Message) -> dict[str, Any]:
-    """A message as `Message.parse(..., video=True)` reads it back. Pictures and clips stand in it whole, so that it can
-    be sent anywhere; a video stays where it is."""
+    """The OpenAI dict of a message, for `Message.parse(..., video=True)`. Images and audio are embedded, so that the
+    file is complete; a video is stored as its path."""
     parts = [p for p in message.parts if p != Text("")]
-    written: dict[str, Any] = {"role": message.role}
+    result: dict[str, Any] = {"role": message.role}
     if all(isinstance(p, Text) for p in parts):
-        written["content"] = message.text
+        result["content"] = message.text
     else:
-        written["content"] = [_openai_part(p) for p in parts]
-    return written | ({"tools": message.tools} if message.tools else {})
+        result["content"] = [_openai_part(p) for p in parts]
+    return result | ({"tools": message.tools} if message.tools else {})
 
 
 def _openai_part(part: Part) -> dict[str, Any]:
@@ -414,26 +418,26 @@ def _openai_part(part: Part) -> dict[str, Any]:
         else:
             url = str(Path(part.source).resolve())
         value: dict[str, Any] = {"url": url, "frames": part.frames, "detail": part.detail}
-        written: dict[str, Any] = {"type": "video_url", "video_url": value}
+        result: dict[str, Any] = {"type": "video_url", "video_url": value}
     else:
-        written = openai_part(part)
-        value = written.get("image_url", {})
+        result = openai_part(part)
+        value = result.get("image_url", {})
     if isinstance(part, Image | Video) and part.max_crops is not None:
         value["max_crops"] = part.max_crops
-    return written
+    return result
 
 
 def _path(argument: str) -> tuple[Path, list[str]]:
-    """A path, and the words after it. It may have spaces, as it is, in quotes or as a shell escapes them."""
+    """A path and the words after it. The path may contain spaces, plain, in quotes or escaped as in a shell."""
     if not argument:
-        raise ValueError("which file? Its path is missing")
-    whole = Path(argument).expanduser()
-    if whole.exists():
-        return whole, []
+        raise ValueError("expected the path of a file, found none")
+    path = Path(argument).expanduser()
+    if path.exists():
+        return path, []
     try:
         first, *words = shlex.split(argument)
     except ValueError as error:
-        raise ValueError(f"{argument!r} is no path: {error}") from None
+        raise ValueError(f"{argument!r} is not a valid path: {error}") from None
     return Path(first).expanduser(), words
 
 
@@ -443,21 +447,21 @@ def _name(part: Part) -> str:
 
 
 def complete_with_tab(commands: Sequence[str]) -> None:
-    """Lines can be edited, earlier ones come back with the arrow keys, and Tab completes commands and paths."""
+    """Enables line editing, a history with the arrow keys, and completion of commands and paths with Tab."""
     if not sys.stdin.isatty():
         return
     try:
         import readline
-    except ImportError:  # Windows has none, and edits lines by itself
+    except ImportError:  # Windows has no readline; its console edits lines itself
         return
 
     def complete(text: str, state: int) -> str | None:
         if readline.get_begidx() == 0:
-            found = [f"{c} " for c in commands if c.startswith(text)]
+            matches = [f"{c} " for c in commands if c.startswith(text)]
         else:
             paths = glob.glob(glob.escape(str(Path(text).expanduser())) + "*") if text else []
-            found = [p + "/" if Path(p).is_dir() else p for p in sorted(paths)]
-        return found[state] if state < len(found) else None
+            matches = [p + "/" if Path(p).is_dir() else p for p in sorted(paths)]
+        return matches[state] if state < len(matches) else None
 
     readline.set_completer_delims(" \t\n")
     readline.set_completer(complete)

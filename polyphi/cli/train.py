@@ -1,4 +1,4 @@
-"""`polyphi train`: stages of the recipe, or a stage file with a public checkpoint."""
+"""`polyphi train`: train stages of the recipe, or a custom stage from a public checkpoint."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,51 +11,53 @@ from polyphi.cli.options import MACHINE, OWN, PrecisionOption, SizeOption, conso
 def train(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post, or a file of one."),
+        typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post, or a stage file."),
     ],
     size: SizeOption = "nano",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the run; runs/nano (or runs/NAME of an own stage) if not given."
+            help="Folder of the run; default: runs/nano, or runs/NAME for a custom stage."
         ),
     ] = None,
     seed: int = 0,
     precision: PrecisionOption = "auto",
     micro_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a pack: memory.", rich_help_panel=MACHINE)
+        int, typer.Option(help="Maximum tokens of a pack (micro-batch).", rich_help_panel=MACHINE)
     ] = 8192,
     micro_crops: Annotated[
         int | None,
         typer.Option(
-            help="Most crops of a pack; as many as its tokens bring if not given.",
+            help="Maximum crops of a pack; default: no separate limit.",
             rich_help_panel=MACHINE,
         ),
     ] = None,
     micro_frames: Annotated[
         int | None,
         typer.Option(
-            help="Most audio frames of 10 ms of a pack; likewise.", rich_help_panel=MACHINE
+            help="Maximum audio frames (10 ms) of a pack; default: no separate limit.",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that read and decode; if not given 0 on a CPU, some beside a GPU.",
+            help="Processes that read and decode data; default: 0 on a CPU, several with a GPU.",
             rich_help_panel=MACHINE,
         ),
     ] = None,
     shard: Annotated[
         int,
         typer.Option(
-            help="Parts to cut the decoder's layers into, over torchrun's processes.",
+            help="Shards of the decoder's layers, over torchrun's processes.",
             rich_help_panel=MACHINE,
         ),
     ] = 1,
     context: Annotated[
         int,
         typer.Option(
-            help="Processes to cut each pack of a long text over.", rich_help_panel=MACHINE
+            help="Processes to split each pack of long text over (context parallelism).",
+            rich_help_panel=MACHINE,
         ),
     ] = 1,
     activations: Annotated[
@@ -74,14 +76,14 @@ def train(
     background: Annotated[
         bool,
         typer.Option(
-            "--background", help="Write checkpoints beside the training.", rich_help_panel=MACHINE
+            "--background", help="Write checkpoints in the background.", rich_help_panel=MACHINE
         ),
     ] = False,
     deterministic: Annotated[
         bool,
         typer.Option(
             "--deterministic",
-            help="Only kernels that give the same bits always.",
+            help="Use only deterministic kernels.",
             rich_help_panel=MACHINE,
         ),
     ] = False,
@@ -95,55 +97,55 @@ def train(
     on_spike: Annotated[
         Literal["skip", "roll-back"],
         typer.Option(
-            help="skip a rejected step, or roll-back to the last checkpoint.",
+            help="skip the rejected step, or roll-back to the last checkpoint.",
             rich_help_panel=MACHINE,
         ),
     ] = "skip",
     watch_every: Annotated[
         int,
         typer.Option(
-            help="Steps between looks at the stage's held-out tasks; 0: none.",
+            help="Steps between evaluations of the stage's held-out tasks; 0: none.",
             rich_help_panel=MACHINE,
         ),
     ] = 0,
     track: Annotated[
         list[str] | None,
-        typer.Option(
-            help="tensorboard, trackio or wandb; may be repeated.", rich_help_panel=MACHINE
-        ),
+        typer.Option(help="tensorboard, trackio or wandb; repeatable.", rich_help_panel=MACHINE),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="the checkpoint to start from, folder or hub id.", rich_help_panel=OWN),
+        typer.Option(help="Checkpoint to start from: folder or hub id.", rich_help_panel=OWN),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help=".jsonl, .parquet, a folder or hf:owner/name; CORPUS=... of several.",
+            help=".jsonl, .parquet, a folder or hf:owner/name; CORPUS=... for several.",
             rich_help_panel=OWN,
         ),
     ] = None,
     columns: Annotated[
         str | None,
         typer.Option(
-            help="the data's names, answer=text,audio=clip; CORPUS.answer=... of several.",
+            help="Column names of the data, such as answer=text,audio=clip; CORPUS.answer=... for several.",
             rich_help_panel=OWN,
         ),
     ] = None,
     skip_bad: Annotated[
         bool,
-        typer.Option("--skip-bad", help="leave out rows that can't be used.", rich_help_panel=OWN),
+        typer.Option("--skip-bad", help="Skip invalid rows.", rich_help_panel=OWN),
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="in place of its own.", rich_help_panel=OWN)
+        int | None, typer.Option(min=1, help="Steps; default: the stage's.", rich_help_panel=OWN)
     ] = None,
     batch_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="tokens of a step, in place of its own.", rich_help_panel=OWN),
+        typer.Option(min=1, help="Tokens of a step; default: the stage's.", rich_help_panel=OWN),
     ] = None,
-    rate: Annotated[float, typer.Option(help="factor on its rates.", rich_help_panel=OWN)] = 1.0,
+    rate: Annotated[
+        float, typer.Option(help="Factor for the stage's learning rates.", rich_help_panel=OWN)
+    ] = 1.0,
 ) -> None:
-    """Stages of the recipe, after the corpora and parent stages that they need; or a stage of your own from a public
+    """Train stages of the recipe, after the corpora and parent stages that they need; or a custom stage from a public
     checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md)."""
     from polyphi.train.guard import Guard
     from polyphi.train.interrupt import record_interrupts
@@ -167,7 +169,7 @@ def train(
         from polyphi.recipe.finetune import finetune
 
         if len(names) > 1:
-            raise ValueError(f"one stage file at a time, found {', '.join(names)}")
+            raise ValueError(f"expected one stage file at a time, found {', '.join(names)}")
         finetune(
             Path(names[0]),
             data or (),
@@ -192,11 +194,11 @@ def train(
 
     if model or data or columns or steps or batch_tokens:
         raise ValueError(
-            "--model, --data, --columns, --steps and --batch-tokens are for a stage of your own, in a .py file; "
+            "--model, --data, --columns, --steps and --batch-tokens need a stage of your own, in a .py file; "
             f"found the recipe's {names[0]}"
         )
     for name in names:
-        stages.load(name)  # a misspelt name is told before the first hour of training
+        stages.load(name)  # raises for a misspelt name before any training starts
     run = Run(
         size,
         out or Path("runs/nano"),
@@ -212,7 +214,7 @@ def train(
 
 
 def parse_pairs(columns: str | None) -> dict[str, str]:
-    """`answer=text,audio=clip` as a mapping."""
+    """The mapping in a text like `answer=text,audio=clip`."""
     pairs = [pair.partition("=") for pair in columns.split(",")] if columns else []
     if wrong := [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]:
         raise ValueError(f"--columns is OURS=YOURS,..., such as answer=text; found {wrong[0]!r}")

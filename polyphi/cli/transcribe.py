@@ -1,4 +1,4 @@
-"""`polyphi transcribe`: transcripts and translations of audio files."""
+"""`polyphi transcribe`: transcribe and translate audio files."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console, s
 def transcribe(
     model: ModelArgument,
     files: Annotated[
-        list[str], typer.Argument(help='Audio files, folders, patterns such as "talks/*.mp3".')
+        list[str], typer.Argument(help='Audio files, folders, or patterns such as "talks/*.mp3".')
     ],
     to: Annotated[
         str | None, typer.Option(help="Translate into this language, such as German.")
@@ -20,39 +20,41 @@ def transcribe(
         bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the transcripts; the same command goes on.")
+        Path | None, typer.Option(help="Folder for the transcripts; the same command resumes.")
     ] = None,
     form: Annotated[
         Literal["text", "json", "verbose_json", "srt", "vtt"],
         typer.Option("--format", help="text, json, verbose_json, srt or vtt."),
     ] = "text",
     words: Annotated[
-        bool, typer.Option("--words", help="Times of words too, estimated from their letters.")
+        bool, typer.Option("--words", help="Add word times, estimated from character counts.")
     ] = False,
     aligned: Annotated[
         bool,
-        typer.Option("--aligned", help="Times of words by the model's attention; poor on nano."),
+        typer.Option(
+            "--aligned", help="Add word times from the model's attention; inaccurate on nano."
+        ),
     ] = False,
     window: Annotated[
         float | None,
-        typer.Option(help="Seconds heard at once, such as 30; as much as fits if not given."),
+        typer.Option(help="Maximum seconds of a segment, such as 30; default: as long as fits."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also files whose transcript is there already.")
+        bool, typer.Option("--force", help="Also transcribe files that have a transcript.")
     ] = False,
     adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
-    """Write down, or translate, what is said in recordings of any length."""
+    """Transcribe or translate recordings of any length."""
     import polyphi
     from polyphi.transcription.files import find, targets, transcribe_files
 
     if cot and to is None:
-        raise ValueError("--cot is for translation: give --to LANGUAGE as well")
+        raise ValueError("--cot needs a translation: add --to LANGUAGE")
     recordings = targets(find(files), out, form)
     if out is None and form != "text" and len(recordings) > 1:
-        raise ValueError(f"{len(recordings)} files as {form} need a folder: give --out DIR as well")
+        raise ValueError(f"{len(recordings)} files as {form} need a folder: add --out DIR")
     phi = polyphi.load(model, quant=quant, kv=kv)
     show_placement(phi)
     failed = transcribe_files(

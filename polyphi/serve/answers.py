@@ -1,11 +1,10 @@
-"""What answers have in common: how they are written, events of a stream, what they cost, what we tell beside OpenAI's
-fields.
+"""Responses: JSON encoding, server-sent events, usage counts, and the fields beyond OpenAI's.
 
-Large JSON is built and written in a thread of its own, by calls of the encoder for a few values each: the encoder holds
-Python's global lock for a whole call, and everybody else waits for that lock.
+Large JSON is built and encoded in a separate thread, with encoder calls of a few values each: the encoder holds
+Python's global lock for a whole call, and all other threads wait for that lock.
 
 >>> writer = Writer()
->>> logprobs = await writer.built(lambda: lists_of(tokens), size=len(tokens))    # in the thread if that is much
+>>> logprobs = await writer.build_part(lambda: lists_of(tokens), size=len(tokens))    # large ones in the thread
 >>> return await writer.response({"text": text, "logprobs": logprobs})
 """
 
@@ -26,32 +25,32 @@ from polyphi.messages import Completion
 
 T = TypeVar("T")
 SMALL = 2048
-"""Values that are built, or written by one call of the encoder: about a millisecond of work."""
+"""Maximum values that one encoder call encodes: about a millisecond of work."""
 CHARACTERS = 32
-"""Of a text that take about as long to write as a value."""
+"""Characters of a string that take about as long to encode as one value."""
 NUMBERS = frozenset({int, float, bool, type(None)})
-"""Types of values that are as small as a value is."""
+"""Types whose values count as one value each."""
 CHUNK = 64 << 10
-"""Bytes of an answer that are sent at once, or more."""
+"""Minimum bytes of a response that are sent at once."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """A value whose JSON is written already, in `pieces`."""
+class EncodedJson:
+    """A value whose JSON is already encoded, in `pieces`."""
 
     pieces: tuple[bytes, ...]
 
     @classmethod
-    def joined(cls, parts: Iterable[Sequence[Any]]) -> "Written":
-        """One list of the elements of several lists, each of which may go when the next one comes."""
+    def joined(cls, parts: Iterable[Sequence[Any]]) -> "EncodedJson":
+        """One list with the elements of all `parts`; only one part is in memory at a time."""
         inner = (piece for part in parts if part for piece in (b",", *_inner(part)))
         next(inner, None)  # the comma before the first one
         return cls((b"[", *_chunks(inner), b"]"))
 
 
 def json_pieces(value: Any) -> Iterator[bytes]:
-    """The JSON of a value in pieces, each of `SMALL` values or so; joined, what `JSONResponse` writes."""
-    if isinstance(value, Written):
+    """The JSON of a value in pieces of about `SMALL` values each; joined, they equal the output of `JSONResponse`."""
+    if isinstance(value, EncodedJson):
         yield from value.pieces
     elif _size(value) <= SMALL:
         yield _dumps(value)
@@ -61,9 +60,9 @@ def json_pieces(value: Any) -> Iterator[bytes]:
             yield _dumps(value[start : start + SMALL * CHARACTERS])[1:-1]
         yield b'"'
     elif isinstance(value, dict):
-        for number, (key, one) in enumerate(value.items()):
+        for number, (key, item) in enumerate(value.items()):
             yield (b"," if number else b"{") + _dumps(key) + b":"
-            yield from json_pieces(one)
+            yield from json_pieces(item)
         yield b"}"
     else:
         yield b"["
@@ -83,36 +82,36 @@ def _inner(elements: Sequence[Any]) -> Iterator[bytes]:
 
 
 def _groups(elements: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Elements that are written by one call of the encoder, or one that is large."""
+    """Groups of elements for one encoder call each; a large element is a group of one."""
     for start in range(0, len(elements), SMALL):
-        some = elements[start : start + SMALL]
-        if NUMBERS.issuperset(map(type, some)):
-            yield some
+        window = elements[start : start + SMALL]
+        if NUMBERS.issuperset(map(type, window)):
+            yield window
             continue
         group: list[Any] = []
         size = 0
-        for element in some:
-            own = _size(element)
-            if group and size + own > SMALL:
+        for element in window:
+            element_size = _size(element)
+            if group and size + element_size > SMALL:
                 yield group
                 group, size = [], 0
             group.append(element)
-            size += own
+            size += element_size
         yield group
 
 
-def _size(value: Any, most: int = SMALL) -> int:
-    """How many values there are in one, counted until they are more than `most`."""
-    if isinstance(value, Written):
-        return most + 1
+def _size(value: Any, limit: int = SMALL) -> int:
+    """The number of values inside `value`; counting stops above `limit`."""
+    if isinstance(value, EncodedJson):
+        return limit + 1
     if isinstance(value, str):
         return 1 + len(value) // CHARACTERS
     if not isinstance(value, dict | list | tuple):
         return 1
     size = 1
-    for one in value.values() if isinstance(value, dict) else value:
-        size += _size(one, most - size)
-        if size > most:
+    for item in value.values() if isinstance(value, dict) else value:
+        size += _size(item, limit - size)
+        if size > limit:
             break
     return size
 
@@ -122,7 +121,7 @@ def _dumps(value: Any) -> bytes:
 
 
 def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of at least `CHUNK`, but for the last."""
+    """The same bytes in pieces of at least `CHUNK` bytes, except the last."""
     chunk = bytearray()
     for piece in pieces:
         chunk += piece
@@ -134,7 +133,7 @@ def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class Writer:
-    """Builds and writes answers, small ones at once and large ones in a thread."""
+    """Builds and encodes responses: small ones directly, large ones in a thread."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "write answers")
@@ -142,31 +141,31 @@ class Writer:
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    async def built(self, build: Callable[[], T], size: int) -> T | Written:
-        """What `build` gives, a part of an answer with about `size` values; if that is much, written already."""
+    async def build_part(self, build: Callable[[], T], size: int) -> T | EncodedJson:
+        """The result of `build`, a part of a response with about `size` values; a large part comes already encoded."""
         if size <= SMALL:
             return build()
-        return await self.in_thread(lambda: Written(tuple(_chunks(json_pieces(build())))))
+        return await self.in_thread(lambda: EncodedJson(tuple(_chunks(json_pieces(build())))))
 
     async def response(self, value: Any) -> Response:
-        """An answer in JSON."""
+        """A JSON response."""
         if _size(value) <= SMALL:
             return JSONResponse(value)
-        return Large(await self.in_thread(lambda: deque(_chunks(json_pieces(value)))))
+        return ChunkedJson(await self.in_thread(lambda: deque(_chunks(json_pieces(value)))))
 
     async def event(self, value: Any) -> bytes:
-        """A server-sent event, whose JSON may be large."""
+        """A server-sent event; its JSON may be large."""
         if _size(value) <= SMALL:
             return event(value)
         return await self.in_thread(lambda: b"".join((b"data: ", *json_pieces(value), b"\n\n")))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Work on a large answer."""
+        """The result of `work`, run in the encoding thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-class Large(Response):
-    """JSON that is sent piece by piece, as fast as the client reads."""
+class ChunkedJson(Response):
+    """A JSON response that is sent piece by piece, as fast as the client reads."""
 
     media_type = "application/json"
 
@@ -175,8 +174,8 @@ class Large(Response):
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = {"status": self.status_code, "headers": self.raw_headers}
-        await send({"type": "http.response.start", **head})
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
         while self._pieces:
             piece = self._pieces.popleft()
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -188,8 +187,8 @@ def event(body: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 
-def head(prefix: str, object_type: str, model: str) -> dict[str, Any]:
-    """The fields that an answer, or each chunk of its stream, begins with."""
+def base_fields(prefix: str, object_type: str, model: str) -> dict[str, Any]:
+    """The fields at the beginning of a response and of each chunk of its stream."""
     return {
         "id": f"{prefix}-{secrets.token_hex(12)}",
         "object": object_type,
@@ -199,22 +198,24 @@ def head(prefix: str, object_type: str, model: str) -> dict[str, Any]:
 
 
 def usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:
-    """What the answers to some prompts cost, each prompt counted once."""
-    first = [some[0] for some in answers]
-    read = sum(c.prompt_tokens for c in first)
-    written = sum(len(c.tokens) for some in answers for c in some)
+    """The `usage` field for the answers to one or more prompts; each prompt counts once."""
+    first_completions = [completions[0] for completions in answers]
+    prompt_tokens = sum(completion.prompt_tokens for completion in first_completions)
+    completion_tokens = sum(
+        len(completion.tokens) for completions in answers for completion in completions
+    )
     return {
-        "prompt_tokens": read,
-        "completion_tokens": written,
-        "total_tokens": read + written,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": sum(c.cached for c in first),
-            "image_tokens": sum(c.image_tokens for c in first),
-            "audio_tokens": sum(c.audio_tokens for c in first),
+            "cached_tokens": sum(completion.cached for completion in first_completions),
+            "image_tokens": sum(completion.image_tokens for completion in first_completions),
+            "audio_tokens": sum(completion.audio_tokens for completion in first_completions),
         },
     }
 
 
-def besides(completions: Sequence[Completion]) -> dict[str, Any]:
-    """What we tell beside OpenAI's fields: the adapter that answered, and the LongRoPE tables."""
+def extra_fields(completions: Sequence[Completion]) -> dict[str, Any]:
+    """The fields beyond OpenAI's: the adapter that was used, and the LongRoPE tables."""
     return {"adapter": completions[0].adapter, "rope": completions[0].rope}

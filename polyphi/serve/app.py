@@ -1,4 +1,4 @@
-"""The server as an application: its routes, and one shape for everything that goes wrong.
+"""The server as an ASGI application: its routes, and one format for all errors.
 
 >>> app = create_app(engine, Settings("phi"))            # run by uvicorn, or `polyphi serve`
 """
@@ -18,11 +18,16 @@ from starlette.responses import JSONResponse, Response
 from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams, with_tools
 from polyphi.serve import chat, completions, page, speech
-from polyphi.serve.answers import Written
-from polyphi.serve.errors import OTHERS, ApiError, responses
-from polyphi.serve.events import Gone
+from polyphi.serve.answers import EncodedJson
+from polyphi.serve.errors import DEFAULT_RESPONSES, ApiError, responses
+from polyphi.serve.events import ClientGone
 from polyphi.serve.guard import Guard
-from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, explained, offered
+from polyphi.serve.schema import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    available_tools,
+    validation_error,
+)
 from polyphi.serve.server import LARGE, Server, is_large
 from polyphi.serve.settings import Settings
 
@@ -30,7 +35,7 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def create_app(engine: Engine, settings: Settings) -> FastAPI:
-    """The application around an engine. What it is asked, it is asked by OpenAI's routes (docs/server.md)."""
+    """The application that serves an engine over OpenAI's routes (docs/server.md)."""
     server = Server(engine, settings)
 
     @asynccontextmanager
@@ -45,7 +50,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
-        responses={**responses(400, 403, 503), **OTHERS},
+        responses={**responses(400, 403, 503), **DEFAULT_RESPONSES},
     )
     app.state.server = server
     _errors(app)
@@ -56,40 +61,42 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         app.include_router(routes(server), responses={**body, **responses(429)})
     app.include_router(_about(server), responses=keyed)
     app.include_router(_tokens(server), responses=body)
-    app.add_middleware(Guard, settings=settings)  # the last one added is passed first
+    app.add_middleware(Guard, settings=settings)  # the last one added runs first
     return app
 
 
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def told(request: HttpRequest, error: ApiError) -> Response:
+    async def api_error(request: HttpRequest, error: ApiError) -> Response:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:
-        return await told(request, explained(error))
+        return await api_error(request, validation_error(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: HttpRequest, error: HTTPException) -> Response:
         status, allowed = error.status_code, dict(error.headers or {})
-        said = {
-            404: "there is nothing at this address",
-            405: f"this address doesn't take {request.method}",
+        message = {
+            404: "there is no route at this address",
+            405: f"this address doesn't accept {request.method}",
         }.get(status, "the request can't be read")
-        return await told(request, ApiError(status, said, code=CODES.get(status), headers=allowed))
+        return await api_error(
+            request, ApiError(status, message, code=CODES.get(status), headers=allowed)
+        )
 
-    @app.exception_handler(Gone)
-    async def gone(request: HttpRequest, error: Gone) -> Response:
-        return Response(status_code=499)  # nobody hears it but the log
+    @app.exception_handler(ClientGone)
+    async def client_gone(request: HttpRequest, error: ClientGone) -> Response:
+        return Response(status_code=499)  # only for the log: the client has disconnected
 
 
 class Health(BaseModel):
-    """`stage`, `share` and `seconds` only while the model loads (loading.py)."""
+    """`stage`, `share` and `seconds` are only set while the model loads (loading.py)."""
 
     status: Literal["ok", "unavailable", "loading"]
     stage: str | None = None
     share: float | None = Field(
-        None, ge=0, le=1, description="Of the stage; null where it isn't known."
+        None, ge=0, le=1, description="Of the stage, from 0 to 1; null where it is unknown."
     )
     seconds: float | None = None
 
@@ -97,7 +104,7 @@ class Health(BaseModel):
 def _health(app: FastAPI, server: Server) -> None:
     """The routes that need no key."""
     not_yet: dict[int | str, dict[str, Any]] = {
-        503: {"model": Health, "description": "No, or not yet: the model is loading."}
+        503: {"model": Health, "description": "Not available, or the model is still loading."}
     }
 
     @app.get("/", include_in_schema=False)
@@ -109,7 +116,7 @@ def _health(app: FastAPI, server: Server) -> None:
 
     @app.get(
         "/live",
-        summary="Whether the process answers, also while the model loads",
+        summary="Whether the process responds, also while the model loads",
         response_model=Health,
     )
     async def live() -> Response:
@@ -117,7 +124,7 @@ def _health(app: FastAPI, server: Server) -> None:
 
     @app.get(
         "/health",
-        summary="Whether the server is alive",
+        summary="Whether the engine is running",
         response_model=Health,
         responses=not_yet,
     )
@@ -125,7 +132,10 @@ def _health(app: FastAPI, server: Server) -> None:
         return _status(server.alive)
 
     @app.get(
-        "/ready", summary="Whether it takes requests", response_model=Health, responses=not_yet
+        "/ready",
+        summary="Whether the server accepts requests",
+        response_model=Health,
+        responses=not_yet,
     )
     async def ready() -> Response:
         return _status(server.ready)
@@ -141,11 +151,11 @@ def _about(server: Server) -> APIRouter:
     config = engine.model.config
 
     @router.get("/version")
-    async def told_version() -> dict[str, str]:
+    async def server_version() -> dict[str, str]:
         return {"version": version("polyphi")}
 
     def model(name: str) -> dict[str, Any]:
-        found = {
+        return {
             "id": name,
             "object": "model",
             "created": server.started,
@@ -154,7 +164,6 @@ def _about(server: Server) -> APIRouter:
             "parent": None if name == settings.name else settings.name,
             "max_model_len": engine.longest,
         }
-        return found
 
     @router.get("/v1/models", summary="The model, and its adapters as models")
     async def models() -> dict[str, Any]:
@@ -163,19 +172,19 @@ def _about(server: Server) -> APIRouter:
 
     @router.get("/v1/models/{name:path}", responses=responses(404))
     async def one_model(name: str) -> dict[str, Any]:
-        if not name:  # of a request, an empty name means the server's model
+        if not name:  # in a request, an empty name means the server's model
             raise ApiError(
                 404, "expected the id of a model in the path", param="model", code="model_not_found"
             )
         server.adapter(name, "auto")
         return model(name)
 
-    @router.get("/metrics", summary="For Prometheus")
+    @router.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
-        body, kind = await server.in_thread(server.metrics.render)
-        return Response(body, headers={"content-type": kind})
+        body, content_type = await server.in_thread(server.metrics.render)
+        return Response(body, headers={"content-type": content_type})
 
-    @router.get("/props", summary="What the server can do and what it takes")
+    @router.get("/props", summary="Capabilities and limits of the server")
     async def props() -> dict[str, Any]:
         limits = (
             "max_image_bytes max_image_pixels max_audio_bytes max_audio_seconds max_recording_seconds "
@@ -205,52 +214,54 @@ def _tokens(server: Server) -> APIRouter:
 
     @router.post(
         "/tokenize",
-        summary="Tokens of a text or a conversation, before anything runs",
+        summary="Tokens of a text or a conversation, without running the model",
         responses=responses(429),
     )
-    async def tokenize(wanted: TokenizeRequest, request: HttpRequest) -> Response:
-        server.adapter(wanted.model, "auto")
-        if (wanted.prompt is None) == (wanted.messages is None):
-            raise ApiError(400, "expected either prompt or messages", param="prompt")
-        room = {"max_model_len": server.engine.longest}
-        if (prompt := wanted.prompt) is not None:
-            with server.explained("prompt"):
+    async def tokenize(body: TokenizeRequest, request: HttpRequest) -> Response:
+        server.adapter(body.model, "auto")
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(
+                400, "expected either prompt or messages, found both or neither", param="prompt"
+            )
+        limit = {"max_model_len": server.engine.longest}
+        if (prompt := body.prompt) is not None:
+            with server.api_errors("prompt"):
                 large = len(prompt) > LARGE
                 caller = server.caller(request)
                 ids, total = await server.in_turn(large, caller, _ids, server, prompt)
             count = {"text_tokens": total, "image_tokens": 0, "audio_tokens": 0}
-            return await server.answers.response({"tokens": ids, "count": total, **count, **room})
-        turns = wanted.messages or []
+            return await server.answers.response({"tokens": ids, "count": total, **count, **limit})
+        turns = body.messages or []
         with (
             server.admit(server.caller(request)) as ticket,
-            server.explained("messages", turns),
+            server.api_errors("messages", turns),
             server.media.request() as media,
         ):
             messages = await chat.conversation(server, media, turns)
-            messages = with_tools(messages, offered(wanted.tools or ()))
+            messages = with_tools(messages, available_tools(body.tools or ()))
             count_tokens = server.engine.processor.count
             large = is_large(messages)
-            found = await server.in_turn(large, ticket.caller, count_tokens, messages)
+            tokens = await server.in_turn(large, ticket.caller, count_tokens, messages)
         count = {
-            "text_tokens": found.text,
-            "image_tokens": found.image,
-            "audio_tokens": found.audio,
+            "text_tokens": tokens.text,
+            "image_tokens": tokens.image,
+            "audio_tokens": tokens.audio,
         }
-        return JSONResponse({"count": found.total, **count, **room})
+        return JSONResponse({"count": tokens.total, **count, **limit})
 
     @router.post("/detokenize", summary="The text of tokens")
-    async def detokenize(wanted: DetokenizeRequest, request: HttpRequest) -> Response:
-        server.adapter(wanted.model, "auto")
-        large = len(wanted.tokens) > LARGE
+    async def detokenize(body: DetokenizeRequest, request: HttpRequest) -> Response:
+        server.adapter(body.model, "auto")
+        large = len(body.tokens) > LARGE
         caller = server.caller(request)
-        text = await server.in_turn(large, caller, _text, server, wanted.tokens)
+        text = await server.in_turn(large, caller, _text, server, body.tokens)
         return await server.answers.response({"prompt": text})
 
     return router
 
 
-def _ids(server: Server, text: str) -> tuple[list[int] | Written, int]:
-    """The ids of a text, and how many they are. Those of a large text are written slice by slice."""
+def _ids(server: Server, text: str) -> tuple[list[int] | EncodedJson, int]:
+    """The ids of a text and their number. A large text is encoded slice by slice."""
     tokenizer, total = server.engine.processor.tokenizer, 0
     if len(text) <= LARGE:
         return (ids := tokenizer.encode(text)), len(ids)
@@ -261,15 +272,15 @@ def _ids(server: Server, text: str) -> tuple[list[int] | Written, int]:
             total += len(ids)
             yield ids
 
-    return Written.joined(slices()), total
+    return EncodedJson.joined(slices()), total
 
 
 def _text(server: Server, ids: Sequence[int]) -> str:
-    """The text of ids. Raises ApiError for ids that the vocabulary doesn't have."""
+    """The text of ids. Raises ApiError for ids outside the vocabulary."""
     tokenizer = server.engine.processor.tokenizer
-    known = tokenizer.vocab_size
-    if (bad := next((i for i in ids if not 0 <= i < known), None)) is not None:
+    size = tokenizer.vocab_size
+    if (bad := next((i for i in ids if not 0 <= i < size), None)) is not None:
         raise ApiError(
-            400, f"tokens: ids lie between 0 and {known - 1}, found {bad}", param="tokens"
+            400, f"tokens: expected ids between 0 and {size - 1}, found {bad}", param="tokens"
         )
     return tokenizer.decode(ids)

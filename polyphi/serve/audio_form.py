@@ -1,4 +1,4 @@
-"""Forms of the routes that take a recording: the file within caps, and its fields in OpenAI's words.
+"""Multipart forms of the audio routes: the file within its size limits, and OpenAI's fields.
 
 >>> fields, upload = await receive(request, max_bytes=25_000_000)
 >>> TranscriptionForm.parse(fields).response_format
@@ -23,16 +23,16 @@ from starlette.requests import Request as HttpRequest
 from polyphi.engine.sampling import MAX_TEMPERATURE
 from polyphi.messages import SamplingParams
 from polyphi.serve.errors import ApiError
-from polyphi.serve.events import Gone
-from polyphi.serve.schema import Fields, explained
+from polyphi.serve.events import ClientGone
+from polyphi.serve.schema import Fields, validation_error
 from polyphi.transcription import longform
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10
-"""Most fields of a form beside the file, and most bytes of each."""
+"""Maximum number of fields beside the file, and maximum bytes of each."""
 AROUND = 1 << 20
-"""Most bytes of a form beside its file."""
+"""Maximum bytes of a form beside its file."""
 UNSUPPORTED = ("keywords", "languages", "known_speaker_names", "known_speaker_references")
-"""OpenAI's fields that this model can't follow; ignoring them would give a wrong answer."""
+"""OpenAI's fields that this model can't support; to ignore them would give a wrong answer."""
 FILE = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG or MP3."}
 
 
@@ -55,23 +55,25 @@ def _temperature(value: str) -> float:
 
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Omitted = SkipJsonSchema[None]
-"""The value of a field that isn't in the form; a form can't say null."""
+"""The type of a field that isn't in the form; a form has no null."""
 
 
 def _misplaced(field: str, message: str) -> PydanticCustomError:
-    """The error of a field that the others don't allow."""
+    """The error for a field that the other fields don't allow."""
     return PydanticCustomError("misplaced_field", "{message}", {"field": field, "message": message})
 
 
 class AudioForm(Fields):
-    """The fields of both routes. Empty ones count as left out."""
+    """The fields of both routes. An empty field counts as absent."""
 
     model: str | Omitted = Field(None, description="The model, or one of its adapters.")
     adapter: str = "auto"
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: Annotated[float, BeforeValidator(_temperature)] = Field(0.0, ge=0)
     prompt: str = Field(
-        "", description="Only empty: the model takes none.", json_schema_extra={"maxLength": 0}
+        "",
+        description="Must be empty: the model accepts no prompt here.",
+        json_schema_extra={"maxLength": 0},
     )
     stream: Flag = False
     chunking_strategy: Literal["auto"] | Omitted = Field(None, description="Pieces of up to 30 s.")
@@ -82,12 +84,12 @@ class AudioForm(Fields):
     @model_validator(mode="after")
     def _check_shared(self) -> Self:
         if self.prompt:
-            message = "this model is asked by prompts of its own and takes no other; leave it out"
+            message = "this model uses its own prompts for audio and accepts no other; leave it out"
             raise _misplaced("prompt", message)
         if self.stream and self.response_format not in ("json", "text"):
             raise _misplaced(
                 "response_format",
-                f"a stream is json or text, found {self.response_format!r}; times are known at the end",
+                f"a stream is json or text, found {self.response_format!r}; times are only available at the end",
             )
         return self
 
@@ -108,11 +110,11 @@ class AudioForm(Fields):
 
     @classmethod
     def parse(cls, fields: Mapping[str, Sequence[str]]) -> Self:
-        """The form of these fields. Raises ApiError for an unknown field, one that comes twice, and a wrong value."""
+        """The form with these fields. Raises ApiError for an unknown field, a repeated field and a wrong value."""
         values: dict[str, str | list[str]] = {}
         for name, texts in fields.items():
             if name.startswith("chunking_strategy["):
-                message = "expected 'auto'; the cuts of a recording can't be tuned"
+                message = "expected 'auto'; the segmentation of a recording can't be configured"
                 raise ApiError(400, f"chunking_strategy: {message}", param="chunking_strategy")
             if name in UNSUPPORTED:
                 raise ApiError(400, f"{name} isn't supported; leave it out", param=name)
@@ -126,11 +128,11 @@ class AudioForm(Fields):
             return cls.model_validate(values)
         except ValidationError as error:
             errors = [{**e, "loc": ("body", *e["loc"][:1])} for e in error.errors()]
-            raise explained(RequestValidationError(errors)) from None
+            raise validation_error(RequestValidationError(errors)) from None
 
     @classmethod
-    def described(cls) -> dict[str, Any]:
-        """The form as OpenAPI describes a route's body."""
+    def openapi(cls) -> dict[str, Any]:
+        """The form as the request body of an OpenAPI description."""
         properties: dict[str, Any] = {"file": FILE}
         for name, field in cls.model_json_schema()["properties"].items():
             properties[name] = {k: v for k, v in field.items() if (k, v) != ("default", None)}
@@ -140,7 +142,8 @@ class AudioForm(Fields):
         return {"requestBody": {"required": True, "content": content}}
 
     def sampling(self, max_tokens: int) -> SamplingParams | None:
-        """Sampling parameters; None for temperature 0: greedy decoding, warmer where an answer loops (longform.py)."""
+        """Sampling parameters; None for temperature 0: greedy decoding, with a higher temperature where an answer loops
+        (longform.py)."""
         if self.temperature == 0:
             return None
         seed = secrets.randbits(62)
@@ -148,9 +151,11 @@ class AudioForm(Fields):
 
 
 class TranscriptionForm(AudioForm):
-    """What is said in a recording."""
+    """The form of a transcription request."""
 
-    language: str | Omitted = Field(None, description="Told back; the model hears which one it is.")
+    language: str | Omitted = Field(
+        None, description="Returned as is; the model detects the language itself."
+    )
     timestamp_granularities: list[Literal["word", "segment"]] = Field(["segment"])
     include: list[Literal["logprobs"]] = Field([])
 
@@ -160,10 +165,10 @@ class TranscriptionForm(AudioForm):
     def _check_formats(self) -> Self:
         granularities = "timestamp_granularities" in self.model_fields_set
         if granularities and self.response_format != "verbose_json":
-            message = "timestamp_granularities go with response_format verbose_json"
+            message = "timestamp_granularities require response_format verbose_json"
             raise _misplaced("timestamp_granularities", message)
         if self.include and self.response_format != "json":
-            raise _misplaced("include", "logprobs go with response_format json")
+            raise _misplaced("include", "logprobs require response_format json")
         return self
 
     @property
@@ -185,9 +190,9 @@ class TranscriptionForm(AudioForm):
 
 
 class TranslationForm(AudioForm):
-    """What is said in a recording, in another language."""
+    """The form of a translation request."""
 
-    to_language: str = Field("en", description="A code or a name.")
+    to_language: str = Field("en", description="The code or name of a language.")
     cot: Flag = Field(False, description="Write the transcript first, then translate it.")
 
     def task(self) -> tuple[longform.Task, str | None]:
@@ -196,28 +201,28 @@ class TranslationForm(AudioForm):
         return longform.transcription(language, self.cot), language
 
 
-def _language(field: str, called: str) -> str:
+def _language(field: str, name: str) -> str:
     try:
-        return longform.language(called)
+        return longform.language(name)
     except ValueError as error:
         raise ApiError(400, f"{field}: {error}", param=field) from None
 
 
 async def receive(request: HttpRequest, max_bytes: int) -> tuple[dict[str, list[str]], UploadFile]:
-    """The fields of a form, and its file. Raises ApiError for what is no such form, and above a cap."""
-    kind, _ = parse_options_header(request.headers.get("content-type"))
-    if kind != b"multipart/form-data":
+    """The fields of a form and its file. Raises ApiError for a malformed form and above a size limit."""
+    content_type, _ = parse_options_header(request.headers.get("content-type"))
+    if content_type != b"multipart/form-data":
         raise ApiError(415, "expected a form (multipart/form-data) with a file")
     too_large = ApiError(
         413, f"file: expected at most {max_bytes:,} bytes, found more", param="file"
     )
 
     async def chunks() -> AsyncIterator[bytes]:
-        left = max_bytes + AROUND
+        remaining = max_bytes + AROUND
         async with aclosing(request.stream()) as stream:
             async for chunk in stream:
-                left -= len(chunk)
-                if left < 0:
+                remaining -= len(chunk)
+                if remaining < 0:
                     raise too_large
                 yield chunk
 
@@ -236,24 +241,24 @@ async def receive(request: HttpRequest, max_bytes: int) -> tuple[dict[str, list[
             f"up to {MAX_FIELD:,} bytes",
         ) from None
     except ClientDisconnect:
-        raise Gone from None
+        raise ClientGone from None
     fields: dict[str, list[str]] = {}
     upload: UploadFile | None = None
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
-            upload, place = value, name
+            upload, field = value, name
         else:
             fields.setdefault(name.removesuffix("[]"), []).append(value)
     if upload is None:
-        raise ApiError(400, "file: expected the recording as a file", param="file")
-    wrong: ApiError | None = None
-    if place != "file":
-        wrong = ApiError(400, f"the file is called {place!r:.80}; expected 'file'", param="file")
+        raise ApiError(400, "file: expected the recording as a file, found none", param="file")
+    error: ApiError | None = None
+    if field != "file":
+        error = ApiError(400, f"the file's field is {field!r:.80}; expected 'file'", param="file")
     elif (upload.size or 0) > max_bytes:
-        wrong = too_large
+        error = too_large
     elif not upload.size:
-        wrong = ApiError(400, "file: expected a recording, found an empty file", param="file")
-    if wrong is not None:
+        error = ApiError(400, "file: expected a recording, found an empty file", param="file")
+    if error is not None:
         upload.file.close()
-        raise wrong
+        raise error
     return fields, upload

@@ -1,8 +1,8 @@
-"""How much memory the prompts of all requests may take: their images and audio are large.
+"""The memory budget for the prompts of all requests: their images and audio are large.
 
 >>> budget = Budget(1 << 30)
->>> share = budget.reserve(50_000_000)              # None where that is too much beside the others
->>> share.resize(48_123_456)                        # what it turned out to be
+>>> share = budget.reserve(50_000_000)              # None where too little is left
+>>> share.resize(48_123_456)                        # the actual size
 >>> share.release()
 """
 
@@ -10,8 +10,7 @@ import threading
 
 
 class Share:
-    """Bytes that one request holds, until it is released or the answers to all its `rows` have ended. May be used from
-    any thread."""
+    """The bytes reserved for one request, until release or the end of the answers to all its `rows`. Thread-safe."""
 
     def __init__(self, budget: "Budget", count: int, rows: int) -> None:
         self._budget = budget
@@ -20,12 +19,12 @@ class Share:
         self._released = False
 
     def resize(self, count: int) -> None:
-        """The bytes that the request holds now; nothing after its release."""
+        """Sets the bytes reserved for the request; does nothing after the release."""
         with self._budget.lock:
             self._resize(count)
 
     def row_ended(self) -> None:
-        """The answers to one of its rows have ended."""
+        """Records the end of the answers to one row; the last row releases the share."""
         with self._budget.lock:
             self._rows -= 1
             if not self._rows:
@@ -46,7 +45,7 @@ class Share:
 
 
 class Budget:
-    """At most `limit` bytes for all requests together; one alone may have more. `bytes`: held now."""
+    """At most `limit` bytes for all requests together; a single request may take more. `bytes`: reserved now."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -54,7 +53,7 @@ class Budget:
         self.lock = threading.Lock()
 
     def reserve(self, count: int, rows: int = 1) -> Share | None:
-        """A share of so many bytes, or None where others leave too few. A share of none is always there."""
+        """A share of `count` bytes, or None where other requests leave too few. `count` = 0 always succeeds."""
         with self.lock:
             if count and self.bytes and self.bytes + count > self.limit:
                 return None

@@ -1,7 +1,7 @@
-"""Chat completions: OpenAI's messages -> a conversation, and the model's answers -> OpenAI's answers.
+"""Chat completions: OpenAI's messages -> a conversation, and the model's answers -> OpenAI's responses.
 
-Streamed and whole answers are made of the same pieces: where tools are offered, the text of each answer runs through
-one parser of tool calls, so the deltas of a stream join to the message that comes without one.
+Streamed and whole answers use the same code: where tools are offered, the text of each answer goes through one parser
+of tool calls, so the joined deltas of a stream equal the message without streaming.
 """
 
 import json
@@ -30,11 +30,11 @@ from polyphi.messages import (
     with_calls,
     with_tools,
 )
-from polyphi.serve.answers import besides, head, usage
+from polyphi.serve.answers import base_fields, extra_fields, usage
 from polyphi.serve.errors import ApiError
-from polyphi.serve.events import Events, unless_gone
+from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.fetch import Media
-from polyphi.serve.jobs import Job, News
+from polyphi.serve.jobs import Job, OutputDelta
 from polyphi.serve.schema import (
     AudioPart,
     AudioUrlPart,
@@ -43,65 +43,65 @@ from polyphi.serve.schema import (
     NamedTool,
     RefusalPart,
     Turn,
-    offered,
+    available_tools,
 )
-from polyphi.serve.schema import Part as GivenPart
-from polyphi.serve.server import Server, forget_body
+from polyphi.serve.schema import Part as RequestPart
+from polyphi.serve.server import Server, release_body
 from polyphi.serve.streams import stream
 
 ROLES = {"developer": "system", "tool": "tool_response"}
 LOGPROB = 8
-"""Values of a token's log-probability, its bytes included."""
+"""JSON values of one token's log-probability entry, its bytes included."""
 
 
 def routes(server: Server) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", summary="An answer to a conversation")
-    async def chat_completions(wanted: ChatRequest, request: HttpRequest) -> Response:
-        adapter = server.adapter(wanted.model, wanted.adapter)
-        tools = offered(wanted.tools or (), wanted.tool_choice)
-        logprobs = (wanted.top_logprobs or 0) if wanted.logprobs else None
-        asked = wanted.sampling(
-            grammar=answer_grammar(wanted, tools),
-            max_tokens=wanted.wanted_tokens,
+    @router.post("/v1/chat/completions", summary="Answer a conversation")
+    async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
+        adapter = server.adapter(body.model, body.adapter)
+        tools = available_tools(body.tools or (), body.tool_choice)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        requested = body.sampling(
+            grammar=answer_grammar(body, tools),
+            max_tokens=body.token_limit,
             logprobs=logprobs,
         )
-        if tools and asked.grammar is None and wanted.parallel_tool_calls is False:
-            asked = replace(asked, stop_at_call=True)
+        if tools and requested.grammar is None and body.parallel_tool_calls is False:
+            requested = replace(requested, stop_at_call=True)
 
-        async def prepared() -> tuple[Batch, SamplingParams]:
-            sampling = await server.looked_at(ticket.caller, asked, wanted)
+        async def prepare_row() -> tuple[Batch, SamplingParams]:
+            sampling = await server.check_sampling(ticket.caller, requested, body)
             with server.media.request() as media:
-                messages = await conversation(server, media, wanted.messages)
-                server.note(request, [(m.role, m.text) for m in messages])
-                with server.explained("messages", wanted.messages):
+                messages = await conversation(server, media, body.messages)
+                server.log_prompt(request, [(m.role, m.text) for m in messages])
+                with server.api_errors("messages", body.messages):
                     return await server.prepare(
                         ticket, with_tools(messages, tools), adapter, sampling
                     )
 
         with server.admit(server.caller(request)) as ticket:
-            row, sampling = await unless_gone(request, prepared())
-            (job,) = await server.enter(ticket, [row], sampling)
-            del row  # its pixels go when the answers have ended
-            wanted.messages = []
-            forget_body(request)
-            answer = Answer(server, request, wanted, job, sampling, bool(tools))
-            if wanted.stream:
-                return Events(answer.events(), ticket.handed())
-            return await unless_gone(request, answer.whole())
+            row, sampling = await unless_disconnected(request, prepare_row())
+            (job,) = await server.submit(ticket, [row], sampling)
+            del row  # its pixels are freed when the answers have ended
+            body.messages = []
+            release_body(request)
+            answer = Answer(server, request, body, job, sampling, bool(tools))
+            if body.stream:
+                return Events(answer.events(), ticket.transfer())
+            return await unless_disconnected(request, answer.whole())
 
     return router
 
 
-def answer_grammar(wanted: ChatRequest, tools: Sequence[dict[str, Any]]) -> Grammar | None:
-    """The grammar of an answer: calls where `tool_choice` requires them, otherwise the response format, beside which
-    calls are possible where tools are offered. None for free text, in which calls are possible too."""
-    response = wanted.grammar()
-    required = wanted.tool_choice not in (None, "auto")
+def answer_grammar(body: ChatRequest, tools: Sequence[dict[str, Any]]) -> Grammar | None:
+    """The grammar of an answer: tool calls where `tool_choice` requires them; otherwise the response format, with tool
+    calls as an alternative where tools are offered. None for free text, which may also contain calls."""
+    response = body.grammar()
+    required = body.tool_choice not in (None, "auto")
     if not tools or (response is None and not required):
         return response
-    single = isinstance(wanted.tool_choice, NamedTool) or wanted.parallel_tool_calls is False
+    single = isinstance(body.tool_choice, NamedTool) or body.parallel_tool_calls is False
     return Grammar(
         "tools",
         json.dumps(tools),
@@ -111,23 +111,23 @@ def answer_grammar(wanted: ChatRequest, tools: Sequence[dict[str, Any]]) -> Gram
 
 
 async def conversation(server: Server, media: Media, turns: Sequence[Turn]) -> tuple[Message, ...]:
-    """OpenAI's messages as ours, with the bytes of all media there."""
+    """OpenAI's messages as `Message`s, with the bytes of all media loaded."""
     if len(turns) > server.settings.max_messages:
         raise ApiError(
             400,
-            f"a conversation has at most {server.settings.max_messages} messages, found {len(turns)}",
+            f"expected at most {server.settings.max_messages} messages in a conversation, found {len(turns)}",
             param="messages",
         )
-    given = sum(
+    media_parts = sum(
         part.type in ("image_url", "input_audio", "audio_url")
         for turn in turns
         if isinstance(turn.content, list)
         for part in turn.content
     )
-    if given > server.settings.max_parts:
+    if media_parts > server.settings.max_parts:
         raise ApiError(
             400,
-            f"a request has at most {server.settings.max_parts} pictures and clips, found {given}",
+            f"expected at most {server.settings.max_parts} images and audio clips in a request, found {media_parts}",
             param="messages",
         )
     return tuple([await _message(media, turn, f"messages[{i}]") for i, turn in enumerate(turns)])
@@ -143,25 +143,27 @@ async def _message(media: Media, turn: Turn, where: str) -> Message:
         if turn.role != "assistant":
             raise ApiError(
                 400,
-                f"{where}.tool_calls: only an assistant calls tools, found role {turn.role!r}",
+                f"{where}.tool_calls: expected role 'assistant' for tool calls, found {turn.role!r}",
                 param=f"{where}.tool_calls",
             )
         try:
-            called = with_calls(parts, [call.function.model_dump() for call in turn.tool_calls])
+            parts_with_calls = with_calls(
+                parts, [call.function.model_dump() for call in turn.tool_calls]
+            )
         except ValueError as error:
             where = f"{where}.tool_calls"
             raise ApiError(400, f"{where}: {error}", param=where) from None
-        return Message(turn.role, called)
+        return Message(turn.role, parts_with_calls)
     if turn.content is None:
         raise ApiError(400, f"{where}.content: expected text or parts", param=f"{where}.content")
     return Message(ROLES.get(turn.role, turn.role), tuple(parts))
 
 
-async def _part(media: Media, part: GivenPart, where: str) -> Part:
+async def _part(media: Media, part: RequestPart, where: str) -> Part:
     if isinstance(part, ImagePart):
-        asked = part.image_url
-        data = await media.image(asked.url, f"{where}.image_url.url")
-        return Image(data, asked.detail, asked.max_crops)
+        image = part.image_url
+        data = await media.image(image.url, f"{where}.image_url.url")
+        return Image(data, image.detail, image.max_crops)
     if isinstance(part, AudioPart):
         return Audio(await media.input_audio(part.input_audio.data, f"{where}.input_audio.data"))
     if isinstance(part, AudioUrlPart):
@@ -170,9 +172,9 @@ async def _part(media: Media, part: GivenPart, where: str) -> Part:
 
 
 @dataclass
-class Said:
-    """One answer while it comes: what its text turned out to be. Where calls aren't `parallel`, nothing after the first
-    is part of it. Where a call is `required`, it has no content."""
+class ParsedAnswer:
+    """One answer during generation, parsed into content and tool calls. Unless calls are `parallel`, everything after
+    the first call is dropped. Where a call is `required`, the answer has no content."""
 
     parser: ToolParser | GrammarToolParser | None
     parallel: bool = True
@@ -180,17 +182,17 @@ class Said:
     content: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     complete: bool = True
-    """Whether the last call is."""
+    """Whether the last call is complete."""
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
-    def add(self, news: News) -> list[dict[str, Any]]:
-        """The deltas of what came."""
-        parts: list[str | ToolCall] = [news.text] if news.text else []
+    def add(self, output: OutputDelta) -> list[dict[str, Any]]:
+        """The chat deltas of one output delta."""
+        parts: list[str | ToolCall] = [output.text] if output.text else []
         if self.parser is not None:
-            parts = self.parser.add(news.text)
-            if news.finish_reason:
+            parts = self.parser.add(output.text)
+            if output.finish_reason:
                 parts += self.parser.finish()
-        self.logprobs += news.logprobs
+        self.logprobs += output.logprobs
         deltas = []
         for part in parts:
             if self.calls and not self.parallel:
@@ -213,38 +215,40 @@ class Said:
 
     @property
     def no_content(self) -> str | None:
-        """The content of a delta or message that has none: null where a call is required."""
+        """The content of a delta or message without text: null where a call is required."""
         return None if self.required else ""
 
     @property
     def message(self) -> dict[str, Any]:
         content = self.content or (None if self.calls else self.no_content)
-        found: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        return {**found, "tool_calls": self.calls} if self.calls else found
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        return {**message, "tool_calls": self.calls} if self.calls else message
 
-    def reason(self, news: News) -> str | None:
-        """Why the answer ended: complete calls are a reason of their own, whatever comes after them."""
-        called = self.calls and self.complete
-        return "tool_calls" if news.finish_reason == "stop" and called else news.finish_reason
+    def reason(self, output: OutputDelta) -> str | None:
+        """The finish reason: "tool_calls" if the answer stopped with complete calls, otherwise the engine's reason."""
+        has_calls = self.calls and self.complete
+        return (
+            "tool_calls" if output.finish_reason == "stop" and has_calls else output.finish_reason
+        )
 
 
 class Answer:
-    """A job's answers in OpenAI's shapes. `tools`: whether any are offered."""
+    """A job's answers in OpenAI's format. `tools`: whether tools are offered."""
 
     def __init__(
         self,
         server: Server,
         request: HttpRequest,
-        wanted: ChatRequest,
+        body: ChatRequest,
         job: Job,
         sampling: SamplingParams,
         tools: bool,
     ) -> None:
-        self._server, self._request, self._wanted, self._job = server, request, wanted, job
+        self._server, self._request, self._body, self._job = server, request, body, job
         grammar = sampling.grammar if tools else None
         required = grammar is not None and grammar.alternative is None
-        self._said = [
-            Said(
+        self._parsed = [
+            ParsedAnswer(
                 _parser(grammar) if tools else None,
                 parallel=not sampling.stop_at_call,
                 required=required,
@@ -253,76 +257,85 @@ class Answer:
         ]
 
     def _head(self, object_type: str) -> dict[str, Any]:
-        return head("chatcmpl", object_type, self._wanted.model or self._server.settings.name)
+        return base_fields("chatcmpl", object_type, self._body.model or self._server.settings.name)
 
     def _completions(self) -> list[Completion]:
-        """What it all came to, once it has; told to the log where that was asked for."""
-        self._server.note(self._request, [said.message for said in self._said])
+        """The completions of the ended job; also logs the messages where that is enabled."""
+        self._server.log_prompt(self._request, [parsed.message for parsed in self._parsed])
         return self._job.answers()
 
-    def _logprobs(self, some: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if not self._wanted.logprobs:
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self._body.logprobs:
             return None
-        return {"content": [self._server.tokens.told(one) for one in some], "refusal": None}
+        return {
+            "content": [self._server.tokens.with_alternatives(token) for token in logprobs],
+            "refusal": None,
+        }
 
     async def whole(self) -> Response:
         reasons: dict[int, str | None] = {}
-        async for news in self._job:
-            said = self._said[news.number]
-            said.add(news)
-            if news.finish_reason:
-                reasons[news.number] = said.reason(news)
+        async for output in self._job:
+            parsed = self._parsed[output.number]
+            parsed.add(output)
+            if output.finish_reason:
+                reasons[output.number] = parsed.reason(output)
         completions = self._completions()
-        answers, top = self._server.answers, self._wanted.top_logprobs or 0
+        answers, top = self._server.answers, self._body.top_logprobs or 0
         choices = [
             {
                 "index": number,
-                "message": said.message,
-                "logprobs": await answers.built(
-                    partial(self._logprobs, said.logprobs), LOGPROB * len(said.logprobs) * (1 + top)
+                "message": parsed.message,
+                "logprobs": await answers.build_part(
+                    partial(self._logprobs, parsed.logprobs),
+                    LOGPROB * len(parsed.logprobs) * (1 + top),
                 ),
                 "finish_reason": reasons[number],
             }
-            for number, said in enumerate(self._said)
+            for number, parsed in enumerate(self._parsed)
         ]
         start = self._head("chat.completion")
         return await answers.response(
-            {**start, "choices": choices, "usage": usage([completions]), **besides(completions)}
+            {
+                **start,
+                "choices": choices,
+                "usage": usage([completions]),
+                **extra_fields(completions),
+            }
         )
 
     def events(self) -> AsyncIterator[bytes]:
-        """The answers as a stream."""
+        """The answers as server-sent events."""
         start = self._head("chat.completion.chunk")
 
         def last() -> dict[str, Any]:
             return {**start, "choices": [], "usage": usage([self._completions()])}
 
-        return stream(self._chunks(start), last, self._wanted.stream_options)
+        return stream(self._chunks(start), last, self._body.stream_options)
 
     async def _chunks(self, start: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """Chunks that begin with `start`, which gets what is known of an answer once it has ended."""
+        """Chunks that begin with `start`; when an answer ends, its adapter and rope are added to `start`."""
 
         def chunk(number: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
             choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
             return {**start, "choices": [{**choice, **more}]}
 
-        for number, said in enumerate(self._said):
-            yield chunk(number, {"role": "assistant", "content": said.no_content})
-        async for news in self._job:
-            said = self._said[news.number]
-            deltas = said.add(news)
-            if news.logprobs and self._wanted.logprobs and not deltas:
-                deltas = [{} if said.required else {"content": ""}]
+        for number, parsed in enumerate(self._parsed):
+            yield chunk(number, {"role": "assistant", "content": parsed.no_content})
+        async for output in self._job:
+            parsed = self._parsed[output.number]
+            deltas = parsed.add(output)
+            if output.logprobs and self._body.logprobs and not deltas:
+                deltas = [{} if parsed.required else {"content": ""}]
             for i, delta in enumerate(deltas):
-                logprobs = self._logprobs(news.logprobs) if not i else None
-                yield chunk(news.number, delta, logprobs=logprobs)
-            if news.finish_reason:
-                start |= besides([self._job.requests[news.number].completion()])
-                yield chunk(news.number, {}, finish_reason=said.reason(news))
+                logprobs = self._logprobs(output.logprobs) if not i else None
+                yield chunk(output.number, delta, logprobs=logprobs)
+            if output.finish_reason:
+                start |= extra_fields([self._job.requests[output.number].completion()])
+                yield chunk(output.number, {}, finish_reason=parsed.reason(output))
 
 
 def _parser(grammar: Grammar | None) -> ToolParser | GrammarToolParser:
-    """What reads an answer that may call tools: free text, or one of a grammar of tools."""
+    """The parser of an answer that may call tools: of free text, or of a tool grammar's output."""
     if grammar is None:
         return ToolParser()
     return GrammarToolParser(alternative=grammar.alternative is not None)

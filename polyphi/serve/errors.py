@@ -1,4 +1,4 @@
-"""What goes wrong, in the one shape that clients know: `{"error": {"message", "type", "param", "code"}}`.
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
 
 >>> raise ApiError(400, "temperature must be from 0 to 100, found -1", param="temperature")
 """
@@ -15,9 +15,9 @@ TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class ApiError(Exception):
-    """A request that gets `status` and this message instead of an answer. `param` is the dotted path of the part that
-    is wrong (`messages[1].content[0].image_url.url`), `code` a word that programs look at. Messages go to strangers:
-    they never hold a path, an address or what a library printed."""
+    """An error response with `status` and a message. `param`: dotted path of the invalid part
+    (`messages[1].content[0].image_url.url`); `code`: a stable identifier for programs. Messages go to untrusted
+    clients: they never contain a file path, an address or a library's output."""
 
     def __init__(
         self,
@@ -34,17 +34,17 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        kind = TYPES.get(self.status, kind)
-        found = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": found}
+        type_ = "server_error" if self.status >= 500 else "invalid_request_error"
+        type_ = TYPES.get(self.status, type_)
+        fields = {"message": self.message, "type": type_, "param": self.param, "code": self.code}
+        return {"error": fields}
 
 
 class Problem(BaseModel):
     message: str
     type: str = Field(examples=["invalid_request_error"])
-    param: str | None = Field(description="The path of the part that is wrong.")
-    code: str | None = Field(description="A word for programs.")
+    param: str | None = Field(description="Dotted path of the invalid part.")
+    code: str | None = Field(description="A stable identifier for programs.")
 
 
 class ErrorResponse(BaseModel):
@@ -53,32 +53,32 @@ class ErrorResponse(BaseModel):
     error: Problem
 
 
-MEANINGS = {
-    400: "The request can't be read, or a value in it is wrong; `param` names it.",
-    401: "A key of this server is needed.",
-    403: "The server isn't called by this name, or the page of another origin may not ask.",
-    404: "There is no such model.",
-    413: "The body, or something in it, is too large.",
-    415: "The body is of another type, or an image or audio in it is.",
-    429: "As many requests wait as may; `Retry-After` says when to come again.",
-    503: "The model is loading, the server is stopping, or it is short of memory.",
+DESCRIPTIONS = {
+    400: "The request can't be parsed, or a value in it is invalid; `param` names it.",
+    401: "An API key of this server is required.",
+    403: "The Host header doesn't name this server, or the origin of the web page isn't allowed.",
+    404: "The model doesn't exist.",
+    413: "The body, or a part of it, is too large.",
+    415: "The body, or an image or audio in it, has an unsupported type.",
+    429: "The request queue is full; `Retry-After` says when to retry.",
+    503: "The model is loading, or the server is stopping or out of memory.",
 }
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Errors that a route returns, as FastAPI describes them in /openapi.json."""
+    """The error responses of a route, in FastAPI's form for /openapi.json."""
     return {
-        status: {"model": ErrorResponse, "description": MEANINGS[status]} for status in statuses
+        status: {"model": ErrorResponse, "description": DESCRIPTIONS[status]} for status in statuses
     }
 
 
-OTHERS: dict[int | str, dict[str, Any]] = {
+DEFAULT_RESPONSES: dict[int | str, dict[str, Any]] = {
     "default": {"model": ErrorResponse, "description": "Any other error."}
 }
 
 
-def failed(error: Exception) -> ApiError:
-    """What a client may know of an error that ended its request."""
+def as_api_error(error: Exception) -> ApiError:
+    """The ApiError that a client receives for an error that ended its request."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, OutOfMemory):
@@ -87,4 +87,4 @@ def failed(error: Exception) -> ApiError:
         return ApiError(500, str(error), code="not_finite")
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
-    return ApiError(500, "the model failed; the server's log says why", code="model_failed")
+    return ApiError(500, "the model failed; the server's log has the reason", code="model_failed")

@@ -1,4 +1,4 @@
-"""Answers to clients that may hang up: server-sent events, and work that ends with its client."""
+"""Responses to clients that may disconnect: server-sent events, and work that is cancelled on disconnect."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -11,32 +11,35 @@ from starlette.types import Receive, Scope, Send
 T = TypeVar("T")
 
 
-class Gone(Exception):
-    """The client has hung up."""
+class ClientGone(Exception):
+    """The client has disconnected."""
 
 
-async def gone(receive: Receive) -> None:
-    """Returns when the client has hung up; the request's body has been read."""
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has disconnected; the request's body must have been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives; raises Gone, and cancels it, if the client hangs up before."""
-    task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))
+async def unless_disconnected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. If the client disconnects first, cancels it and raises ClientGone."""
+    task, disconnect = (
+        asyncio.ensure_future(work),
+        asyncio.ensure_future(disconnected(request.receive)),
+    )
     try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Gone
+            raise ClientGone
         return task.result()
     finally:
         task.cancel()
-        left.cancel()
+        disconnect.cancel()
 
 
 class Events(Response):
-    """Server-sent events as they come. `close` is called when all were sent, the client has hung up (also before the
-    first event), or something failed."""
+    """A stream of server-sent events. `close` is called when all were sent, the client has disconnected (also before
+    the first event), or an error occurred."""
 
     media_type = "text/event-stream"
 
@@ -48,14 +51,14 @@ class Events(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
-        left = asyncio.ensure_future(gone(receive))
+        disconnect = asyncio.ensure_future(disconnected(receive))
         try:
-            await asyncio.wait({sending, left}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
         finally:
             sending.cancel()
-            left.cancel()
+            disconnect.cancel()
             self._close()
 
     async def _send(self, send: Send) -> None:

@@ -1,16 +1,16 @@
-"""What a request names as a picture or a clip -> its bytes, within caps.
+"""Load the images and audio that a request refers to, within size limits.
 
 >>> media = Media(settings)
->>> with media.request() as named:               # all that one request names, together within caps of its own
-...     data = await named.image("data:image/png;base64,iVBORw0...", "messages[0].content[1].image_url.url")
+>>> with media.request() as request_media:               # all media of one request, within its total limit
+...     data = await request_media.image("data:image/png;base64,iVBORw0...", "messages[0].content[1].image_url.url")
 
-Three kinds of address: data URLs; http(s) where the server was started with `remote` hosts; files where it was given a
-`local` folder. Whoever sends an address is taken for an enemy who wants to reach what only this machine can reach:
+Three types of URL: data URLs; http(s) where the server was started with `remote` hosts; files where it was started with
+a `local` folder. Senders of URLs are assumed to be hostile and to want access to what only this machine can reach:
 
-- A host must be on the list, in plain spelling, and all its addresses public. They are looked up once, and the very
-  address that was judged is connected to. A redirect is judged like a new address.
+- A host must be on the list, in plain form, and all its IP addresses public. They are resolved once, and the
+  connection goes to exactly the address that was checked. A redirect is checked like a new URL.
 - A file is opened folder by folder below the root, without following any link, and must be a regular file.
-- Why an address gave nothing is not told apart, so that no answer says whether something inside was there.
+- All failed fetches return the same error, so that no response reveals whether something exists inside the network.
 """
 
 import asyncio
@@ -35,34 +35,34 @@ from polyphi.engine.media import MediaError, is_audio, is_image
 from polyphi.serve.addresses import (
     PORTS,
     Address,
-    WrongAddress,
+    InvalidAddress,
     _as_ip,
     is_public,
-    look_up,
     parse,
+    resolve_host,
 )
 from polyphi.serve.errors import ApiError
 from polyphi.serve.settings import Settings
 
-Kind = Literal["image", "audio"]
-WORDS: dict[str, str] = {"image": "picture", "audio": "clip"}
+Modality = Literal["image", "audio"]
+NAMES: dict[str, str] = {"image": "image", "audio": "audio"}
 EXPECTED: dict[str, str] = {
-    "image": "a PNG, JPEG, WebP, GIF or BMP picture",
-    "audio": "a WAV, FLAC, OGG or MP3 clip",
+    "image": "a PNG, JPEG, WebP, GIF or BMP image",
+    "audio": "a WAV, FLAC, OGG or MP3 audio file",
 }
 
 REDIRECTS = 5
 FETCHES = 16
-"""Addresses fetched at once, for all requests."""
+"""URLs fetched at once, for all requests."""
 CONNECT_SECONDS = 5.0
-"""For one of a host's addresses; the next one is tried then."""
+"""Connection timeout of one of a host's IP addresses, after which the next one is tried."""
 ADDRESSES = 4
-"""Of a host, tried in their order."""
+"""Maximum IP addresses of a host that are tried, in their order."""
 Resolve = Callable[[str, int], Sequence[str]]
 
 
 class Media:
-    """One for a server; safe to use from all requests of one event loop. `resolve` and `tls` are there for tests."""
+    """The media loader of a server, shared by all requests of one event loop. Tests replace `resolve` and `tls`."""
 
     def __init__(
         self,
@@ -72,178 +72,176 @@ class Media:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.settings = settings
-        self._resolve, self._tls = resolve or look_up, tls
-        self._turns = asyncio.Semaphore(FETCHES)
-        # Threads of their own: name servers that don't answer must not take those that others work in.
+        self._resolve, self._tls = resolve or resolve_host, tls
+        self._fetch_slots = asyncio.Semaphore(FETCHES)
+        # Dedicated threads: name servers that don't answer must not block the shared ones.
         self._resolvers = ThreadPoolExecutor(FETCHES, "look up hosts")
-        self._all = Held(settings.max_bodies_bytes)
-        self._own: Held | None = None
+        self._total = ByteBudget(settings.max_bodies_bytes)
+        self._request_budget: ByteBudget | None = None
         if settings.remote:
             self._tls = tls or httpx2.create_ssl_context(trust_env=False)
-            logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every address
+            logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every URL
 
     @contextmanager
     def request(self) -> "Iterator[Media]":
-        """The same for one request: what it has fetched and read is at most `max_body_bytes`, as if it had been sent,
-        and counts among what all requests hold until this ends."""
-        one = copy(self)
-        one._own = Held(self.settings.max_body_bytes, within=self._all)
+        """A loader for one request: it loads at most `max_body_bytes` in total, and its bytes count towards the limit
+        of all requests until the context ends."""
+        media = copy(self)
+        media._request_budget = ByteBudget(self.settings.max_body_bytes, within=self._total)
         try:
-            yield one
+            yield media
         finally:
-            one._own.release()
+            media._request_budget.release()
 
     def close(self) -> None:
         self._resolvers.shutdown(wait=False, cancel_futures=True)
 
     async def image(self, url: str, param: str) -> bytes:
-        """The picture at a data:, http(s):// or file:// address. Raises ApiError: 400 for an address that is wrong,
-        refused or gives nothing, 413 above a cap, 415 for bytes that are no picture."""
-        return await self._at(url, "image", param)
+        """The bytes of the image at a data:, http(s):// or file:// URL. Raises ApiError: 400 for an invalid or refused
+        URL or a failed fetch, 413 above a limit, 415 for bytes that are no image."""
+        return await self._load(url, "image", param)
 
     async def audio(self, url: str, param: str) -> bytes:
-        """The clip at such an address; raises as `image` does."""
-        return await self._at(url, "audio", param)
+        """The bytes of the audio at a URL; raises as `image` does."""
+        return await self._load(url, "audio", param)
 
     async def input_audio(self, data: str, param: str) -> bytes:
-        """The clip in base64 that an `input_audio` part holds; raises as `image` does."""
+        """The bytes of an `input_audio` part in base64; raises as `image` does."""
         limit = self.settings.max_audio_bytes
-        return checked(await asyncio.to_thread(self.decoded, data, param, limit), "audio", param)
+        return check_media(
+            await asyncio.to_thread(self.decode_base64, data, param, limit), "audio", param
+        )
 
-    def decoded(self, data: str, param: str, limit: int) -> bytes:
-        """Base64 as bytes: the standard alphabet with its padding; white space may stand anywhere. Raises ApiError 400,
-        and 413 for more than `limit` bytes."""
+    def decode_base64(self, data: str, param: str, limit: int) -> bytes:
+        """The bytes of a base64 text: standard alphabet with padding; white space is allowed anywhere. Raises ApiError
+        400, and 413 for more than `limit` bytes."""
         try:
             plain = data.encode("ascii").translate(None, b" \t\r\n\f")
             if len(plain) > (limit + 2) // 3 * 4:
                 raise _too_large(limit, param)
-            found = base64.b64decode(plain, validate=True)
+            decoded = base64.b64decode(plain, validate=True)
         except (UnicodeEncodeError, binascii.Error):
             raise ApiError(
                 400, "expected base64 (A-Z, a-z, 0-9, +, / and = at the end)", param=param
             ) from None
-        if len(found) > limit:
+        if len(decoded) > limit:
             raise _too_large(limit, param)
-        return found
+        return decoded
 
-    async def _at(self, url: str, kind: Kind, param: str) -> bytes:
+    async def _load(self, url: str, modality: Modality, param: str) -> bytes:
         settings = self.settings
-        limit = settings.max_image_bytes if kind == "image" else settings.max_audio_bytes
+        limit = settings.max_image_bytes if modality == "image" else settings.max_audio_bytes
         scheme = url[:8].partition(":")[0].lower()
         if scheme == "data":
-            data = await asyncio.to_thread(self._inline, url, param, limit)
+            data = await asyncio.to_thread(self._data_url, url, param, limit)
         elif scheme in PORTS:
-            data = await self._remote(url, kind, param, limit)
+            data = await self._fetch(url, modality, param, limit)
         elif scheme == "file":
-            data = await asyncio.to_thread(self._local, url, param, limit)
+            data = await asyncio.to_thread(self._read_file, url, param, limit)
         else:
             raise ApiError(
                 400,
-                f"expected the {WORDS[kind]} as a data URL (data:...;base64,...) or an http(s) address",
+                f"expected the {NAMES[modality]} as a data URL (data:...;base64,...) or an http(s) address",
                 param=param,
             )
-        return checked(data, kind, param)
+        return check_media(data, modality, param)
 
-    def _inline(self, url: str, param: str, limit: int) -> bytes:
-        """A data URL's bytes. What it says of their kind is not believed, so not read either."""
+    def _data_url(self, url: str, param: str, limit: int) -> bytes:
+        """The bytes of a data URL. Its media type is ignored; `check_media` looks at the bytes."""
         head, comma, body = url.partition(",")
         if not comma:
             raise ApiError(400, "expected a data URL with a comma before its data", param=param)
         if head.strip().lower().endswith(";base64"):
             if "%" in body:
-                body = _unquoted(body, param).decode("latin-1")
-            return self.decoded(body, param, limit)
+                body = _unquote(body, param).decode("latin-1")
+            return self.decode_base64(body, param, limit)
         if len(body) > 3 * limit:
             raise _too_large(limit, param)
-        data = _unquoted(body, param)
+        data = _unquote(body, param)
         if len(data) > limit:
             raise _too_large(limit, param)
         return data
 
-    def _take(self, count: int, param: str) -> None:
-        """Counts bytes that came from outside the request."""
-        full = self._own.take(count) if self._own else None
-        if full is self._own and full is not None:
+    def _count_bytes(self, count: int, param: str) -> None:
+        """Counts bytes that were loaded from outside the request; raises ApiError above a limit."""
+        exceeded = self._request_budget.take(count) if self._request_budget else None
+        if exceeded is self._request_budget and exceeded is not None:
             raise ApiError(
                 413,
-                f"expected at most {full.limit:,} bytes in all media of a request, found more",
+                f"expected at most {exceeded.limit:,} bytes in all media of a request, found more",
                 param=param,
             )
-        if full is not None:
+        if exceeded is not None:
             raise ApiError(
                 429,
-                "the server holds as many media as it may; try again later",
+                "the memory for media of all requests is full; try again later",
                 param=param,
                 headers={"Retry-After": "5"},
             )
 
     # Files
 
-    def _local(self, url: str, param: str, limit: int) -> bytes:
+    def _read_file(self, url: str, param: str, limit: int) -> bytes:
         root = self.settings.local
         if root is None:
-            raise ApiError(
-                400, "this server reads no files of its own; send a data URL instead", param=param
-            )
+            raise ApiError(400, "this server reads no files; send a data URL instead", param=param)
         parts = _below(root, url)
         try:
             descriptor = _open(root, parts) if parts else None
-        except (OSError, ValueError):  # the latter for a name with a NUL
+        except (OSError, ValueError):  # ValueError: a name with a NUL
             descriptor = None
         if descriptor is None:
-            raise ApiError(
-                400, "expected a file below the folder of media, found none there", param=param
-            )
+            raise ApiError(400, "expected a file below the media folder, found none", param=param)
         with open(descriptor, "rb", buffering=0) as file:
             size = os.fstat(descriptor).st_size
             if size > limit:
                 raise _too_large(limit, param)
-            self._take(size, param)
+            self._count_bytes(size, param)
             return file.read(size)
 
     # Hosts
 
-    async def _remote(self, url: str, kind: Kind, param: str, limit: int) -> bytes:
+    async def _fetch(self, url: str, modality: Modality, param: str, limit: int) -> bytes:
         if not self.settings.remote:
             raise ApiError(
                 400,
-                f"this server fetches nothing from other hosts; send the {WORDS[kind]} as a data URL "
+                f"this server fetches nothing from other hosts; send the {NAMES[modality]} as a data URL "
                 "(data:...;base64,...)",
                 param=param,
             )
         try:
-            async with asyncio.timeout(self.settings.fetch_seconds), self._turns:
-                return await self._follow(parse(url), param, limit)
-        except WrongAddress as wrong:
-            raise ApiError(400, str(wrong), param=param) from None
-        except (_Nothing, TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL):
+            async with asyncio.timeout(self.settings.fetch_seconds), self._fetch_slots:
+                return await self._follow_redirects(parse(url), param, limit)
+        except InvalidAddress as error:
+            raise ApiError(400, str(error), param=param) from None
+        except (_FetchFailed, TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL):
             raise ApiError(
-                400, f"the {WORDS[kind]} could not be fetched from its address", param=param
+                400, f"the {NAMES[modality]} could not be fetched from its address", param=param
             ) from None
 
-    async def _follow(self, address: Address, param: str, limit: int) -> bytes:
-        """The bytes at an address, or where it sends us. Each stop is judged anew."""
+    async def _follow_redirects(self, address: Address, param: str, limit: int) -> bytes:
+        """The bytes at a URL, after up to `REDIRECTS` redirects. Each target is checked like a new URL."""
         for _ in range(REDIRECTS + 1):
-            if not self._listed(address):
-                raise WrongAddress("this server doesn't fetch from that host (or port)")
-            found = await self._get(address, await self._addresses(address), param, limit)
-            if isinstance(found, bytes):
-                return found
+            if not self._is_allowed(address):
+                raise InvalidAddress("this server doesn't fetch from that host (or port)")
+            result = await self._get(address, await self._addresses(address), param, limit)
+            if isinstance(result, bytes):
+                return result
             try:
-                onward = parse(
-                    urljoin(f"{address.scheme}://{address.written}{address.target}", found)
+                target = parse(
+                    urljoin(f"{address.scheme}://{address.authority}{address.target}", result)
                 )
-            except ValueError:  # also WrongAddress: who sent the address didn't write this one
-                raise _Nothing from None
-            usual = address.port == PORTS[address.scheme] and onward.port == PORTS[onward.scheme]
-            if not (usual or onward.port == address.port) or not self._listed(onward):
-                raise _Nothing
-            if (address.scheme, onward.scheme) == ("https", "http"):
-                raise _Nothing
-            address = onward
-        raise _Nothing
+            except ValueError:  # also InvalidAddress: the client didn't write this URL
+                raise _FetchFailed from None
+            usual = address.port == PORTS[address.scheme] and target.port == PORTS[target.scheme]
+            if not (usual or target.port == address.port) or not self._is_allowed(target):
+                raise _FetchFailed
+            if (address.scheme, target.scheme) == ("https", "http"):
+                raise _FetchFailed
+            address = target
+        raise _FetchFailed
 
-    def _listed(self, address: Address) -> bool:
+    def _is_allowed(self, address: Address) -> bool:
         for entry in self.settings.remote:
             name, colon, port = entry.lower().rpartition(":")
             if not colon or not port.isdigit():
@@ -255,94 +253,94 @@ class Media:
         return False
 
     async def _addresses(self, address: Address) -> list[str]:
-        """Where that host is: looked up once, and nothing at all if any of it isn't public."""
+        """The IP addresses of a host, resolved once. Raises _FetchFailed if any of them isn't public."""
         if _as_ip(address.host) is not None:
-            found: Sequence[str] = [address.host]
+            ips: Sequence[str] = [address.host]
         else:
             loop = asyncio.get_running_loop()
             try:
-                found = await loop.run_in_executor(
+                ips = await loop.run_in_executor(
                     self._resolvers, self._resolve, address.host, address.port
                 )
             except (OSError, UnicodeError):
-                raise _Nothing from None
-        if not found or not all(map(is_public, found)):
-            raise _Nothing
-        return list(found)[:ADDRESSES]
+                raise _FetchFailed from None
+        if not ips or not all(map(is_public, ips)):
+            raise _FetchFailed
+        return list(ips)[:ADDRESSES]
 
     async def _get(
-        self, address: Address, places: Sequence[str], param: str, limit: int
+        self, address: Address, ips: Sequence[str], param: str, limit: int
     ) -> bytes | str:
-        """The bytes there, or the address of a redirect. The name is used for TLS and the Host header only."""
+        """The bytes at a URL, or the URL of a redirect. The name is only used for TLS and the Host header."""
         assert self._tls
         timeout = httpx2.Timeout(self.settings.fetch_seconds, connect=CONNECT_SECONDS)
         headers = {
-            "host": address.written,
+            "host": address.authority,
             "accept": "*/*",
             "accept-encoding": "identity",
             "user-agent": "polyphi",
             "connection": "close",
         }
-        # A client for each stop: no connection, cookie or proxy of anybody else.
+        # A new client for each URL: no shared connection, cookie or proxy.
         async with httpx2.AsyncClient(
             verify=self._tls, trust_env=False, follow_redirects=False, timeout=timeout
         ) as client:
-            for place in places:
-                where = f"[{place}]" if ":" in place else place
-                url = f"{address.scheme}://{where}:{address.port}{address.target}"
-                asked = client.build_request(
+            for ip in ips:
+                host = f"[{ip}]" if ":" in ip else ip
+                url = f"{address.scheme}://{host}:{address.port}{address.target}"
+                request = client.build_request(
                     "GET", url, headers=headers, extensions={"sni_hostname": address.host}
                 )
                 try:
-                    response = await client.send(asked, stream=True)
+                    response = await client.send(request, stream=True)
                 except (httpx2.ConnectError, httpx2.ConnectTimeout):
                     continue
                 try:
-                    return await self._answer(response, param, limit)
+                    return await self._body(response, param, limit)
                 finally:
                     await response.aclose()
-        raise _Nothing
+        raise _FetchFailed
 
-    async def _answer(self, response: httpx2.Response, param: str, limit: int) -> bytes | str:
-        onward = response.headers.get("location")
-        if onward and response.status_code in (301, 302, 303, 307, 308):
-            return onward
+    async def _body(self, response: httpx2.Response, param: str, limit: int) -> bytes | str:
+        location = response.headers.get("location")
+        if location and response.status_code in (301, 302, 303, 307, 308):
+            return location
         if response.status_code != 200:
-            raise _Nothing
-        # Asked for plain bytes; what comes packed anyway may unpack to anything.
+            raise _FetchFailed
+        # The request excludes compression; a compressed body could decompress to any size.
         if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise _Nothing
-        promised = response.headers.get("content-length", "0")
-        if promised.isdigit() and int(promised) > limit:
+            raise _FetchFailed
+        length = response.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > limit:
             raise _too_large(limit, param)
         data = bytearray()
         async for chunk in response.aiter_raw():
             if len(data) + len(chunk) > limit:
                 raise _too_large(limit, param)
-            self._take(len(chunk), param)
+            self._count_bytes(len(chunk), param)
             data += chunk
         return bytes(data)
 
 
-class Held:
-    """Bytes in hand, at most `limit`, and those of all others `within` which they count."""
+class ByteBudget:
+    """A budget of at most `limit` bytes in memory. Its bytes also count towards the budget `within`."""
 
-    def __init__(self, limit: int, within: "Held | None" = None) -> None:
+    def __init__(self, limit: int, within: "ByteBudget | None" = None) -> None:
         self.limit, self.within, self.bytes = limit, within, 0
         self._lock: threading.Lock = within._lock if within else threading.Lock()
         self._released = False
 
-    def take(self, count: int) -> "Held | None":
-        """Counts so many more; if that is too much, nothing is counted and who is full comes back."""
+    def take(self, count: int) -> "ByteBudget | None":
+        """Adds `count` bytes. If they exceed a limit, adds nothing and returns the budget that is full."""
         with self._lock:
-            if self._released:  # by a request that has ended; its thread will see
+            if self._released:  # the request has ended; its thread stops soon
                 return None
-            counting = [self, *([self.within] if self.within else [])]
-            for held in counting:
-                if held.bytes + count > held.limit:
-                    return held
-            for held in counting:
-                held.bytes += count
+            budgets = [self, *([self.within] if self.within else [])]
+            for budget in budgets:
+                if budget.bytes + count > budget.limit:
+                    return budget
+            for budget in budgets:
+                budget.bytes += count
             return None
 
     def release(self) -> None:
@@ -352,19 +350,19 @@ class Held:
                 self.within.bytes -= self.bytes
 
 
-class _Nothing(Exception):
-    """An address that gave nothing, for whatever reason."""
+class _FetchFailed(Exception):
+    """A fetch failed, for any reason."""
 
 
-def checked(data: bytes, kind: Kind, param: str) -> bytes:
-    """The same bytes if they begin like a picture or a clip; raises ApiError 415 otherwise."""
-    if not (is_image if kind == "image" else is_audio)(data):
-        raise ApiError(415, f"expected {EXPECTED[kind]}, found something else", param=param)
+def check_media(data: bytes, modality: Modality, param: str) -> bytes:
+    """The same bytes if they begin like an image or audio file; raises ApiError 415 otherwise."""
+    if not (is_image if modality == "image" else is_audio)(data):
+        raise ApiError(415, f"expected {EXPECTED[modality]}, found something else", param=param)
     return data
 
 
-def refusal(error: MediaError, param: str) -> ApiError:
-    """What the engine found wrong with a picture or clip that was sent as bytes, as an answer."""
+def media_api_error(error: MediaError, param: str) -> ApiError:
+    """The ApiError for the engine's error about an image or audio."""
     status = {"kind": 415, "size": 413}.get(error.reason, 400)
     return ApiError(status, str(error), param=param)
 
@@ -373,7 +371,7 @@ def _too_large(limit: int, param: str) -> ApiError:
     return ApiError(413, f"expected at most {limit:,} bytes, found more", param=param)
 
 
-def _unquoted(text: str, param: str) -> bytes:
+def _unquote(text: str, param: str) -> bytes:
     """Percent-encoded ASCII as bytes."""
     if not text.isascii():
         raise ApiError(400, "expected a data URL in ASCII; percent-encode the rest", param=param)
@@ -381,9 +379,9 @@ def _unquoted(text: str, param: str) -> bytes:
 
 
 def _below(root: Path, url: str) -> list[str]:
-    """The names from `root` down to the file of a file:// address; none for an address of any other place."""
-    place, _, path = url[len("file:") :].removeprefix("//").partition("/")
-    if place or "?" in path or "#" in path:
+    """The path components from `root` to the file of a file:// URL; empty for a URL outside `root`."""
+    host, _, path = url[len("file:") :].removeprefix("//").partition("/")
+    if host or "?" in path or "#" in path:
         return []
     try:
         parts = [unquote_to_bytes(part).decode() for part in path.split("/")]
@@ -392,21 +390,21 @@ def _below(root: Path, url: str) -> list[str]:
     if any(p in ("", ".", "..") or "/" in p for p in parts):
         return []
     for base in (root.absolute(), root.resolve()):
-        above = base.parts[1:]
-        if tuple(parts[: len(above)]) == above:
-            return parts[len(above) :]
+        prefix = base.parts[1:]
+        if tuple(parts[: len(prefix)]) == prefix:
+            return parts[len(prefix) :]
     return []
 
 
 def _open(root: Path, parts: Sequence[str]) -> int | None:
-    """A descriptor of a regular file: each name is opened within its folder, and none may be a link."""
+    """A descriptor of a regular file, None for another type. Each component is opened in its folder, without links."""
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in parts[:-1]:
             inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = inner
-        # Without O_NONBLOCK a named pipe would make us wait for its writer.
+        # Without O_NONBLOCK, open() of a named pipe would wait for its writer.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
         descriptor = os.open(parts[-1], flags, dir_fd=folder)
     finally:

@@ -1,11 +1,11 @@
-"""What every request passes before anything else: who may ask, for how long, and with how much.
+"""Checks of every request before routing: host, origin, API key, size and time.
 
->>> app.add_middleware(Guard, settings=settings)       # the last one added is the first one passed
+>>> app.add_middleware(Guard, settings=settings)       # the last one added runs first
 
-`Guard` sees whole heads: names (Host, against DNS rebinding), pages (Origin, against forged requests and CORS), keys,
-sizes and the time of bodies. Where room for bodies runs out, whoever holds most of it gives way: so a hostile peer
-loses its own place and not that of others; and large bodies are read in turns that leave most of the time to others.
-What comes before a head is whole is bounded by connection.py.
+`Guard` checks complete headers: Host (against DNS rebinding), Origin (against forged requests, and for CORS), API keys,
+body sizes and times. When the memory for bodies is full, the largest unfinished body is dropped, so that a hostile peer
+loses its own request. Large bodies are parsed one at a time with pauses, which leaves time for other requests.
+connection.py has the limits that apply before headers are complete.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ log = logging.getLogger("polyphi.serve")
 access = logging.getLogger("polyphi.serve.access")
 
 PUBLIC = frozenset({"/", "/health", "/ready", "/live"})
-"""Paths that need no key: written exactly so, and only to read."""
-OWN_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Paths that need no key, for GET and HEAD only; compared exactly."""
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
-"""Addresses to listen on that mean all of the machine's."""
+"""Listen addresses that stand for all of the machine's addresses."""
 BODIES = frozenset({"application/json", "multipart/form-data"})
-ONCE = frozenset(
+SINGLE_HEADERS = frozenset(
     {b"host", b"origin", b"content-type", b"content-length", b"authorization", b"x-api-key"}
 )
-"""Headers that decide something here: of two, somebody in front may have read the other one."""
+"""Headers that must occur once: of two values, a proxy in front may have used the other one."""
 PORTS = {b"http": "80", b"https": "443"}
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 NAME = re.compile(r"\[[0-9a-f:.]+\]|[a-z0-9._-]+")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?/?")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 HEADER_NAMES = re.compile(rb"[A-Za-z0-9-]+(?: *, *[A-Za-z0-9-]+)*")
-SECURITY = (
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -52,18 +52,18 @@ SECURITY = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
-"""Of every answer that doesn't say otherwise itself."""
+"""Default headers of every response; a response may set its own value."""
 
 LARGE = 16 << 10
-"""Bytes above which a body is read in its turn."""
-REST = 3
-"""Times as long as the reading of one took, nothing else that is large is read."""
+"""Bytes above which a body counts as large and waits for its turn."""
+PAUSE_FACTOR = 3
+"""After a large body was parsed, the pause until the next one, as a multiple of the time it took."""
 
 Headers = list[tuple[bytes, bytes]]
 
 
 def envelope(error: ApiError, request_id: str) -> tuple[int, Headers, bytes]:
-    """An error as (status, headers, body) of an answer."""
+    """(status, headers, body) of the response for an error."""
     body = json.dumps(error.body).encode()
     headers = [
         (b"content-type", b"application/json"),
@@ -79,21 +79,19 @@ def new_id() -> str:
 
 
 class Guard:
-    """Lets through to `app` what the settings allow, its body already whole, and answers the rest itself.
+    """ASGI middleware that passes allowed requests to `app` with their complete body, and answers all others itself.
 
-    The app finds in `scope["state"]` (`request.state`): `request_id`, and `tenant`, bytes that differ between API keys
-    (b"" where none are needed) and tell nothing about them.
+    It sets in `scope["state"]` (`request.state`): `request_id`, and `tenant`, bytes that differ between API keys (b""
+    where none are needed) and reveal nothing about them.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         for key in settings.keys:
             if not key or key != key.strip():
-                raise ValueError("an API key must not be empty or have space around it")
+                raise ValueError("an API key must not be empty or have leading or trailing spaces")
         for name in settings.hosts:
             if name != "*" and not _is_address(name) and not NAME.fullmatch(name.lower()):
-                raise ValueError(
-                    f"expected the name of a host without scheme and port, found {name!r}"
-                )
+                raise ValueError(f"expected a host name without scheme and port, found {name!r}")
         for origin in settings.origins:
             if origin not in {"*", "null"} and not ORIGIN.fullmatch(origin.lower()):
                 raise ValueError(
@@ -106,8 +104,8 @@ class Guard:
             (_digest(key.encode()), _digest(key.encode(), secret)) for key in settings.keys
         ]
         self.any_address = settings.host in WILDCARDS and not settings.hosts
-        own = set() if settings.host in WILDCARDS else {settings.host}
-        self.hosts = {_plain(name) for name in {*OWN_NAMES, *own, *settings.hosts}}
+        own_names = set() if settings.host in WILDCARDS else {settings.host}
+        self.hosts = {_plain(name) for name in {*LOOPBACK_NAMES, *own_names, *settings.hosts}}
         self.origins = {origin.rstrip("/").lower() for origin in settings.origins}
         self.bodies = Bodies(settings)
 
@@ -116,46 +114,47 @@ class Guard:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             await Exchange(self, scope, receive, send).run()
-        else:  # no other protocol is spoken here
+        else:  # no other protocol is supported
             await send({"type": "websocket.close", "code": 1008})
 
 
 class Exchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
         self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
-        self.began = time.monotonic()
+        self.started_at = time.monotonic()
         self.headers: dict[bytes, bytes] = {}
-        given = [value for name, value in scope["headers"] if name.lower() == b"x-request-id"]
-        harmless = len(given) == 1 and REQUEST_ID.fullmatch(given[0])
-        self.id = given[0].decode() if harmless else new_id()
+        request_ids = [value for name, value in scope["headers"] if name.lower() == b"x-request-id"]
+        valid = len(request_ids) == 1 and REQUEST_ID.fullmatch(request_ids[0])
+        self.id = request_ids[0].decode() if valid else new_id()
         self.cors: Headers = []
         self.body: Body | None = None
         self.status: int | None = None
-        self.ended = self.gone = False
+        self.ended = self.disconnected = False
 
     async def run(self) -> None:
         try:
-            await self._pass()
+            await self._handle()
         except ApiError as error:
-            await self._fail(error)
+            await self._send_error(error)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # what panics in Rust is no Exception
+        except BaseException as error:  # a panic of a Rust library is no Exception
             log.error("request %s failed", self.id, exc_info=error)
-            await self._fail(ApiError(500, f"the server failed; its log has more under {self.id}"))
+            failure = ApiError(500, f"the server failed; its log has details under {self.id}")
+            await self._send_error(failure)
         finally:
             if self.body:
                 self.body.free()
             path = self.scope.get("raw_path") or self.scope["path"].encode()
-            shown = quote(path[:200], safe="/%")  # what can't forge a line
-            status = 499 if self.gone and not self.ended else self.status or 500
-            ms = (time.monotonic() - self.began) * 1000
-            access.info("%s %s %d %.1f ms %s", self.scope["method"], shown, status, ms, self.id)
+            log_path = quote(path[:200], safe="/%")  # escaped, so that it can't forge a log line
+            status = 499 if self.disconnected and not self.ended else self.status or 500
+            ms = (time.monotonic() - self.started_at) * 1000
+            access.info("%s %s %d %.1f ms %s", self.scope["method"], log_path, status, ms, self.id)
 
-    async def _pass(self) -> None:
-        self._check_head()
+    async def _handle(self) -> None:
+        self._check_headers()
         self._check_host()
         if (origin := self.headers.get(b"origin")) is not None:
             self._check_origin(origin.decode("latin-1").lower())
@@ -168,46 +167,46 @@ class Exchange:
         tenant = self._check_key()
         self.scope.setdefault("state", {}).update(request_id=self.id, tenant=tenant)
         self._check_body()
-        self.body = await self.guard.bodies.read(self._declared(), self._receive)
+        self.body = await self.guard.bodies.read(self._declared_length(), self._receive)
         if self.body is None:
-            self.gone = True
+            self.disconnected = True
             return
         scope = self.scope
-        if scope["method"] == "HEAD":  # answered as GET; uvicorn leaves the body out
+        if scope["method"] == "HEAD":  # handled as GET; uvicorn omits the body
             scope = {**scope, "method": "GET"}
         await self.guard.app(scope, self.receive, self.send)
-        if self.status is None and not self.gone:
-            raise RuntimeError("the app gave no answer")
+        if self.status is None and not self.disconnected:
+            raise RuntimeError("the app sent no response")
 
-    def _check_head(self) -> None:
+    def _check_headers(self) -> None:
         size = len(self.scope.get("raw_path") or b"") + len(self.scope.get("query_string", b""))
         for name, value in self.scope["headers"]:
             size += len(name) + len(value) + len(b": \r\n")
             name = name.lower()
-            if name in ONCE and name in self.headers:
-                raise ApiError(400, f"the header {name.decode()} must be sent once, found more")
+            if name in SINGLE_HEADERS and name in self.headers:
+                raise ApiError(400, f"expected the header {name.decode()} once, found more")
             self.headers[name] = value
         if size > (cap := self.guard.settings.max_header_bytes):
-            raise too_long_a_head(cap)
+            raise headers_too_long(cap)
 
     def _check_host(self) -> None:
-        """Only names that are this server's: a page that makes its own name point here would pass for the same
-        origin. A request target with a name in it counts more than the Host header (RFC 9112, 3.2.2), so both must be
-        the server's, and the same."""
+        """Allows only this server's names: otherwise a page whose own name resolves to this server would count as the
+        same origin. A name in the request target takes precedence over the Host header (RFC 9112, 3.2.2), so both must
+        be this server's and equal."""
         target = self.scope.get("extensions", {}).get("target")
         if target is None:
             self._check_name(self.headers.get(b"host", b""))
             return
         scheme, _, name = target["origin"].lower().partition(b"://")
         if scheme not in PORTS:
-            raise ApiError(400, "expected a path or an http(s) address as the target of a request")
+            raise ApiError(400, "expected a path or an http(s) URL as the request target")
         host = self.headers.setdefault(b"host", name)
         self._check_name(name)
         self._check_name(host)
         if _authority(name, scheme) != _authority(host, scheme):
             raise ApiError(
                 400,
-                "the target of the request and its Host header name different servers; send a path, or the same name",
+                "the request target and the Host header name different servers; send a path, or the same name in both",
             )
 
     def _check_name(self, host: bytes) -> None:
@@ -219,16 +218,15 @@ class Exchange:
             or (self.guard.any_address and _is_address(name))
         ):
             return
-        meant = "its IP address or localhost" if self.guard.any_address else "localhost"
+        expected = "its IP address or localhost" if self.guard.any_address else "localhost"
         raise ApiError(
             403,
-            f"the Host header must name this server: call it by {meant}, or start it with --allow-host NAME for each "
-            "other name it is called by",
+            f"the Host header must name this server: use {expected}, or start the server with --allow-host NAME",
             code="host_not_allowed",
         )
 
     def _check_origin(self, origin: str) -> None:
-        """Browsers say which page asks: this server's own, or one that was allowed."""
+        """Allows this server's own page and the configured origins."""
         allowed = self.guard.origins
         if "*" in allowed:
             self.cors = [(b"access-control-allow-origin", b"*")]
@@ -238,28 +236,28 @@ class Exchange:
                 (b"vary", b"Origin"),
             ]
         else:
-            scheme, _, place = origin.partition("://")
+            scheme, _, authority = origin.partition("://")
             port = {"http": ":80", "https": ":443"}.get(scheme)
             host = self.headers[b"host"].decode("latin-1").lower()
-            if port is None or place.removesuffix(port) != host.removesuffix(port):
+            if port is None or authority.removesuffix(port) != host.removesuffix(port):
                 raise ApiError(
                     403,
-                    "a web page of another origin asked; to allow it start the server with --allow-origin ORIGIN",
+                    "the web page has another origin; to allow it, start the server with --allow-origin ORIGIN",
                     code="origin_not_allowed",
                 )
             return
         self.cors.append((b"access-control-expose-headers", b"x-request-id, retry-after"))
 
     async def _preflight(self) -> None:
-        """What a page of an allowed origin may send; never cookies. (One of the own origin needs no leave.)"""
+        """Answers a CORS preflight: what pages of allowed origins may send, never cookies."""
         headers: Headers = []
         if self.cors:
-            wanted = self.headers.get(b"access-control-request-headers", b"")
+            requested = self.headers.get(b"access-control-request-headers", b"")
             headers = [
                 (b"access-control-allow-methods", b"GET, POST"),
                 (
                     b"access-control-allow-headers",
-                    wanted if HEADER_NAMES.fullmatch(wanted) else b"",
+                    requested if HEADER_NAMES.fullmatch(requested) else b"",
                 ),
                 (b"access-control-max-age", b"600"),
             ]
@@ -267,34 +265,34 @@ class Exchange:
         await self.send({"type": "http.response.body"})
 
     def _check_key(self) -> bytes:
-        """The tenant whose key was given. All keys are compared, digests of one length, each in constant time."""
+        """The tenant of the request's API key. Compares equally long digests of all keys, each in constant time."""
         if not self.guard.keys:
             return b""
         if self.scope["path"] in PUBLIC and self.scope["method"] in {"GET", "HEAD"}:
             return b""
-        scheme, _, given = self.headers.get(b"authorization", b"").partition(b" ")
+        scheme, _, credential = self.headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            given = self.headers.get(b"x-api-key", b"")
-        digest, tenant = _digest(given.strip()), b""
+            credential = self.headers.get(b"x-api-key", b"")
+        digest, tenant = _digest(credential.strip()), b""
         for key, name in self.guard.keys:
             if hmac.compare_digest(digest, key):
                 tenant = name
         if not tenant:
             raise ApiError(
                 401,
-                "an API key of this server is needed: Authorization: Bearer KEY",
+                "expected an API key of this server: Authorization: Bearer KEY",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return tenant
 
     def _check_body(self) -> None:
-        """A page can make a browser post plain text and URL-encoded forms anywhere without asking first."""
-        coming = b"transfer-encoding" in self.headers or self._declared()
-        if self.scope["method"] != "POST" and not coming:
+        """Checks Content-Type: web pages can post plain text and URL-encoded forms anywhere without a preflight."""
+        has_body = b"transfer-encoding" in self.headers or self._declared_length()
+        if self.scope["method"] != "POST" and not has_body:
             return
-        kind = self.headers.get(b"content-type", b"").decode("latin-1")
-        if kind.partition(";")[0].strip().lower() not in BODIES:
+        content_type = self.headers.get(b"content-type", b"").decode("latin-1")
+        if content_type.partition(";")[0].strip().lower() not in BODIES:
             raise ApiError(
                 415,
                 f"Content-Type must be {' or '.join(sorted(BODIES))}",
@@ -303,17 +301,17 @@ class Exchange:
         if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise ApiError(415, "bodies must be sent without Content-Encoding")
 
-    def _declared(self) -> int | None:
-        """Bytes that the body is said to have."""
-        said = self.headers.get(b"content-length")
-        if said is None or b"transfer-encoding" in self.headers:
+    def _declared_length(self) -> int | None:
+        """The bytes of the body according to Content-Length, None without it."""
+        length = self.headers.get(b"content-length")
+        if length is None or b"transfer-encoding" in self.headers:
             return None
-        if not said.isdigit() or len(said) > 18:
+        if not length.isdigit() or len(length) > 18:
             raise ApiError(400, "Content-Length must be a number of bytes")
-        return int(said)
+        return int(length)
 
     async def receive(self) -> Message:
-        """What the app reads: the body that has come, then nothing until the client has gone."""
+        """The app's `receive`: the pieces of the body, then the disconnect of the client."""
         assert self.body is not None
         if self.body.pieces:
             if len(self.body.pieces) == 1 and self.body.bytes > LARGE:
@@ -322,7 +320,7 @@ class Exchange:
             return {"type": "http.request", "body": piece, "more_body": bool(self.body.pieces)}
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self.ended:
-            self.gone = True
+            self.disconnected = True
         return message
 
     async def send(self, message: Message) -> None:
@@ -331,8 +329,8 @@ class Exchange:
             headers = [
                 (n, v) for n, v in message.get("headers", ()) if n.lower() != b"x-request-id"
             ]
-            named = {name.lower() for name, _ in headers}
-            headers += [(name, value) for name, value in SECURITY if name not in named]
+            present = {name.lower() for name, _ in headers}
+            headers += [(name, value) for name, value in SECURITY_HEADERS if name not in present]
             headers += [*self.cors, (b"x-request-id", self.id.encode())]
             message = {**message, "headers": headers}
             if self.body:
@@ -341,8 +339,8 @@ class Exchange:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.ended = True
 
-    async def _fail(self, error: ApiError) -> None:
-        """Answers with an error. Where an answer has begun already, returning without its end closes the connection."""
+    async def _send_error(self, error: ApiError) -> None:
+        """Sends an error response; if a response has already started, returning without its end closes the socket."""
         if self.status is None:
             status, headers, body = envelope(error, self.id)
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -350,25 +348,25 @@ class Exchange:
 
 
 class Bodies:
-    """All bodies in memory, from their first byte until their answer begins (the app has read and checked them then).
+    """All bodies in memory, from their first byte until their response starts (the app has then read and checked them).
 
-    When they are too many bytes together, the largest one that is still on its way gives way.
+    Above `max_bodies_bytes` in total, the largest body that is still being received is dropped.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.bytes = 0
-        self.coming: set[Body] = set()
+        self.receiving: set[Body] = set()
         self._turn = asyncio.Lock()
         self._free = 0.0  # when the next large body may be read
 
     async def read(self, declared: int | None, receive: Receive) -> "Body | None":
-        """The body, or None if the client went away first. Raises ApiError if it is too large, too slow or not as long
-        as declared, or if there is no room."""
+        """The body, or None if the client disconnected first. Raises ApiError if it is too large, too slow or not as
+        long as declared, or if the memory for bodies is full."""
         cap, body = self.settings.max_body_bytes, Body(self)
         if declared is not None and declared > cap:
-            raise ApiError(413, f"a body must have at most {cap} bytes, found {declared}")
-        self.coming.add(body)
+            raise ApiError(413, f"expected a body of at most {cap} bytes, found {declared}")
+        self.receiving.add(body)
         try:
             async with asyncio.timeout(self.settings.body_seconds) as body.clock:
                 more = True
@@ -377,34 +375,36 @@ class Bodies:
                     if message["type"] == "http.disconnect":
                         body.free()
                         return None
-                    if body.crowded_out:
-                        raise no_room()
+                    if body.evicted:
+                        raise over_capacity()
                     body.add(message.get("body", b""))
                     more = message.get("more_body", False)
                     if body.bytes > cap:
-                        raise ApiError(413, f"a body must have at most {cap} bytes, found more")
+                        raise ApiError(413, f"expected a body of at most {cap} bytes, found more")
                     if declared is not None and (body.bytes > declared or not more):
                         _check_length(declared, body.bytes)
                     if self.bytes > self.settings.max_bodies_bytes:
-                        self._make_room(body)
+                        self._evict_largest(body)
         except BaseException as error:
             body.free()
             if not isinstance(error, TimeoutError):
                 raise
-            if body.crowded_out:
-                raise no_room() from None
+            if body.evicted:
+                raise over_capacity() from None
             seconds = self.settings.body_seconds
             raise ApiError(
-                408, f"the body must come within {seconds:g} s", headers={"Connection": "close"}
+                408,
+                f"expected the whole body within {seconds:g} s",
+                headers={"Connection": "close"},
             ) from None
         finally:
-            self.coming.discard(body)
+            self.receiving.discard(body)
         return body
 
     async def turn(self) -> None:
-        """Returns when a large body may be read, which whoever awaits this must do at once: its app parses and checks
-        it without a pause, in the thread that serves everybody. However many come, that thread spends at most one
-        part in 1 + REST on them."""
+        """Returns when a large body may be parsed; the caller must then do so at once. The app parses and checks it
+        without a pause, in the thread of the event loop. That thread spends at most 1 / (1 + PAUSE_FACTOR) of its time
+        on large bodies."""
         loop = asyncio.get_running_loop()
         await self._turn.acquire()
         try:
@@ -412,63 +412,65 @@ class Bodies:
         except BaseException:
             self._turn.release()
             raise
-        loop.call_soon(self._read, loop.time())  # runs when the body has been read
+        loop.call_soon(self._finish_turn, loop.time())  # runs after the body was parsed
 
-    def _read(self, began: float) -> None:
+    def _finish_turn(self, started_at: float) -> None:
         now = asyncio.get_running_loop().time()
-        self._free = now + REST * (now - began)
+        self._free = now + PAUSE_FACTOR * (now - started_at)
         self._turn.release()
 
-    def _make_room(self, newest: "Body") -> None:
+    def _evict_largest(self, newest: "Body") -> None:
         while self.bytes > self.settings.max_bodies_bytes:
-            largest = max(self.coming, key=lambda body: body.bytes)
+            largest = max(self.receiving, key=lambda body: body.bytes)
             if largest is newest:
-                raise no_room()
+                raise over_capacity()
             assert largest.clock is not None
-            largest.crowded_out = True
+            largest.evicted = True
             largest.free()
             largest.clock.reschedule(asyncio.get_running_loop().time())
 
 
 class Body:
-    """The bytes of one request as they came."""
+    """The received bytes of one request's body."""
 
-    def __init__(self, all_of_them: Bodies) -> None:
-        self._all = all_of_them
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
         self.bytes = 0
         self.pieces: deque[bytes] = deque()
         self.clock: asyncio.Timeout | None = None
-        self.crowded_out = False
+        self.evicted = False
 
     def add(self, piece: bytes) -> None:
-        if piece or not self.pieces:  # the app hears of an empty body too
+        if piece or not self.pieces:  # the app receives an empty body too
             self.pieces.append(piece)
         self.bytes += len(piece)
-        self._all.bytes += len(piece)
+        self._bodies.bytes += len(piece)
 
     def free(self) -> None:
-        """It counts no more; what the app hasn't read of it is gone."""
-        self._all.bytes -= self.bytes
+        """Releases the memory; pieces that the app hasn't read are dropped."""
+        self._bodies.bytes -= self.bytes
         self.bytes = 0
         self.pieces.clear()
 
 
-def too_long_a_head(cap: int) -> ApiError:
-    message = f"the head of a request must have at most {cap} bytes, found more"
+def headers_too_long(cap: int) -> ApiError:
+    message = f"expected request headers of at most {cap} bytes, found more"
     return ApiError(431, message, headers={"Connection": "close"})
 
 
-def no_room() -> ApiError:
+def over_capacity() -> ApiError:
     return ApiError(
-        503, "the server is receiving as much as it can; come again", headers={"Retry-After": "1"}
+        503,
+        "the server's capacity for connections or bodies is used up; try again later",
+        headers={"Retry-After": "1"},
     )
 
 
-def _check_length(declared: int, found: int) -> None:
-    if found != declared:
+def _check_length(declared: int, received: int) -> None:
+    if received != declared:
         raise ApiError(
             400,
-            f"the body must have the {declared} bytes that Content-Length says, found {found}",
+            f"expected a body of {declared} bytes (Content-Length), found {received}",
             headers={"Connection": "close"},
         )
 
@@ -478,14 +480,14 @@ def _digest(key: bytes, secret: bytes = b"") -> bytes:
 
 
 def _authority(host: bytes, scheme: bytes) -> tuple[str, str]:
-    """The name and port of a Host header that was checked, or of a target like it."""
+    """The name and port of a valid Host header or target."""
     match = HOST.fullmatch(host.decode("latin-1").lower())
     assert match
     return _plain(match[1]), match[2] or PORTS[scheme]
 
 
 def _plain(name: str) -> str:
-    """A host's name in one of the ways to write it: no brackets, no root dot, addresses in short."""
+    """A host name in canonical form: no brackets, no root dot, IP addresses in short form."""
     name = name.strip("[]").lower().removesuffix(".")
     return str(ipaddress.ip_address(name)) if _is_address(name) else name
 

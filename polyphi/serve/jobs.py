@@ -13,13 +13,13 @@ from polyphi.messages import (
     TokenLogprob,
 )
 from polyphi.serve.budget import Share
-from polyphi.serve.errors import ApiError, failed
+from polyphi.serve.errors import ApiError, as_api_error
 from polyphi.serve.metrics import Metrics, Times
 
 
 @dataclass(frozen=True)
-class News:
-    """What came of answer `number`: text, its tokens' log-probabilities, and how it ended if it did."""
+class OutputDelta:
+    """New output of answer `number`: text, its tokens' log-probabilities, and the finish reason at its end."""
 
     number: int
     text: str
@@ -29,8 +29,8 @@ class News:
 
 
 class Job:
-    """The answers to one row while they come, as an iterator of `News` that ends when all have ended. `share` is the
-    memory that their request has for its rows."""
+    """The answers to one row, as an asynchronous iterator of `OutputDelta` that ends when all have ended. `share`: the
+    memory reserved for the request's rows."""
 
     def __init__(
         self,
@@ -42,22 +42,23 @@ class Job:
         self.requests = requests
         self.share: Share | None = None
         self._engine, self._metrics, self._loop = engine, metrics, loop
-        self._news: asyncio.Queue[News] = asyncio.Queue()
-        self._looking = threading.Lock()
-        self._told = [0] * len(requests)  # log-probabilities passed on
-        self._tokens, self._seen = [0] * len(requests), [0.0] * len(requests)
-        self._open = set(range(len(requests)))
-        self._left = len(requests)
+        self._deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
+        self._lock = threading.Lock()
+        self._logprobs_sent = [0] * len(requests)  # log-probabilities sent so far
+        self._token_counts, self._last_token_at = [0] * len(requests), [0.0] * len(requests)
+        self._running = set(range(len(requests)))
+        self._unfinished = len(requests)
 
-    def look(self) -> bool:
-        """Passes on what is new, from a thread that may wait for the engine; whether anything is still to come."""
-        with self._looking:
-            return self._look()
+    def poll(self) -> bool:
+        """Sends new output to the event loop, from a thread that may wait for the engine. Returns whether any answer is
+        still running."""
+        with self._lock:
+            return self._poll()
 
-    def _look(self) -> bool:
-        if not self._open:
+    def _poll(self) -> bool:
+        if not self._running:
             return False
-        for number in sorted(self._open):
+        for number in sorted(self._running):
             request, error = self.requests[number], None
             try:
                 text, reason = self._engine.output_delta(request)
@@ -65,27 +66,29 @@ class Job:
                 text, reason, error = "", "error", failure
             logprobs: tuple[TokenLogprob, ...] = ()
             if request.sampling.logprobs is not None and error is None and request.tokens:
-                logprobs = tuple(request.sampler.logprobs[self._told[number] : len(request.tokens)])
-                self._told[number] += len(logprobs)
-            self._count(number, reason)
+                logprobs = tuple(
+                    request.sampler.logprobs[self._logprobs_sent[number] : len(request.tokens)]
+                )
+                self._logprobs_sent[number] += len(logprobs)
+            self._update_metrics(number, reason)
             if reason:
-                self._open.discard(number)
+                self._running.discard(number)
             if text or reason or logprobs:
-                news = News(number, text, logprobs, reason, error)
-                self._loop.call_soon_threadsafe(self._news.put_nowait, news)
-        if not self._open and self.share is not None:
+                delta = OutputDelta(number, text, logprobs, reason, error)
+                self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+        if not self._running and self.share is not None:
             self.share.row_ended()
-        return bool(self._open)
+        return bool(self._running)
 
-    def _count(self, number: int, reason: str | None) -> None:
-        """Tells the metrics of an answer's new tokens, and of its end."""
+    def _update_metrics(self, number: int, reason: str | None) -> None:
+        """Updates the metrics with an answer's new tokens and its end."""
         request, metrics, now = self.requests[number], self._metrics, time.monotonic()
-        new = len(request.tokens) - self._tokens[number]
-        if new and self._tokens[number]:
+        new = len(request.tokens) - self._token_counts[number]
+        if new and self._token_counts[number]:
             for _ in range(new):
-                metrics.token((now - self._seen[number]) / new)
+                metrics.token((now - self._last_token_at[number]) / new)
         if new:
-            self._tokens[number], self._seen[number] = len(request.tokens), now
+            self._token_counts[number], self._last_token_at[number] = len(request.tokens), now
         if reason:
             metrics.finished(
                 Times(request.arrived, request.started, request.first, now),
@@ -95,16 +98,16 @@ class Job:
                 generated=len(request.tokens),
             )
 
-    async def __aiter__(self) -> AsyncIterator[News]:
-        while self._left:
-            news = await self._news.get()
-            self._left -= news.finish_reason is not None
-            if news.error is not None:
-                raise failed(news.error)
-            if news.finish_reason == "abort":
+    async def __aiter__(self) -> AsyncIterator[OutputDelta]:
+        while self._unfinished:
+            delta = await self._deltas.get()
+            self._unfinished -= delta.finish_reason is not None
+            if delta.error is not None:
+                raise as_api_error(delta.error)
+            if delta.finish_reason == "abort":
                 raise ApiError(503, "the server is stopping; try again", code="stopping")
-            yield news
+            yield delta
 
     def answers(self) -> list[Completion]:
-        """All answers, once all have ended."""
+        """The completions of all answers; all must have ended."""
         return [request.completion() for request in self.requests]

@@ -1,4 +1,4 @@
-"""The application that answers while the model loads, and hands over to the loaded one.
+"""The application that serves while the model loads, and then passes requests to the loaded one.
 
 >>> loading = Loading(load, settings)            # load(progress) returns the application, in another thread
 >>> uvicorn.Server(configured(loading, settings)).run(sockets=[listening])      # run.py
@@ -24,19 +24,19 @@ from polyphi.serve.guard import Guard
 from polyphi.serve.settings import Settings
 
 RETRY_AFTER = {"Retry-After": "5"}
-"""Seconds until a client should ask again."""
+"""Seconds after which a client should retry."""
 
 
 class Progress:
-    """How far a load is. The thread that loads updates it, the thread that answers reads it."""
+    """The progress of a load. The loading thread updates it, the server's thread reads it."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._state: tuple[str, float | None] = "starting", None
 
     def update(self, stage: str, share: float | None = None) -> None:
-        """Set the stage, and the share of it that is done: 0 to 1, or None where that can't be known."""
-        self._state = stage, share  # one assignment: a reader never sees half of it
+        """Set the stage, and the share of it that is done: 0 to 1, or None where it is unknown."""
+        self._state = stage, share  # one assignment, so that readers never see a partial update
 
     @property
     def body(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Loading:
     def _run(self, loop: asyncio.AbstractEventLoop, loaded: asyncio.Event) -> None:
         try:
             self._loaded = self._load(self._progress)
-            # What is loaded stays: collections of garbage, which stop all threads, needn't walk through it.
+            # Loaded objects stay alive: without them, garbage collections, which stop all threads, are shorter.
             gc.collect()
             gc.freeze()
         except BaseException as error:  # a panic of a Rust library is no Exception
@@ -124,7 +124,7 @@ class Loading:
         else:
             raise ApiError(
                 503,
-                "the model is loading; GET /ready returns the progress, and 200 when requests are answered",
+                "the model is loading; GET /ready returns the progress, and status 200 when the server is ready",
                 code="loading",
                 headers=RETRY_AFTER,
             )

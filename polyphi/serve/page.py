@@ -1,12 +1,12 @@
-"""The chat page: the files of `ui/` as one document, and the headers that keep it to itself.
+"""The chat page: the files of `ui/` as one HTML document, and its security headers.
 
 >>> HEADERS["Content-Security-Policy"][:19]
 "default-src 'none';"
 
-The policy names the one script and the one style by their hashes, so that nothing else on the page can ever run, and
-lets it talk to this server only. `require-trusted-types-for` has the browser refuse every way of reading text as HTML.
+The policy allows one script and one style by their hashes, so that nothing else on the page can run, and connections to
+this server only. With `require-trusted-types-for` the browser refuses to parse text as HTML.
 
-The script begins with the libraries of `ui/vendor`: unmodified files of npm packages, which `vendor.json` there pins.
+The script begins with the libraries of `ui/vendor`: unmodified files of npm packages, pinned in `vendor.json` there.
 """
 
 import base64
@@ -31,11 +31,11 @@ SCRIPTS = (
     "transcribe.js",
     "main.js",
 )
-"""The page's own scripts, in their order in the page, where they follow the libraries; together they are one module."""
+"""The page's own scripts in their order; they follow the libraries, and all form one module."""
 
 
 def _source(text: str) -> str:
-    """How a policy names an inline script or style: by the hash of what is between its tags."""
+    """The CSP source of an inline script or style: the hash of the text between its tags."""
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
@@ -45,17 +45,19 @@ def _page() -> tuple[bytes, str]:
     libraries = [UI / "vendor" / Path(library["path"]).name for library in LIBRARIES]
     scripts = [*libraries, *(UI / name for name in SCRIPTS)]
     script = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
-    assert not re.search(r"(?i)</?script[\s/>]", script), "the browser would end the script there"
+    assert not re.search(r"(?i)</?script[\s/>]", script), (
+        "a script tag inside the script would end it"
+    )
     page = (UI / "index.html").read_text(encoding="utf-8")
-    for empty, full in (
+    for tag, filled in (
         ("<style></style>", f"<style>{style}</style>"),
         ('<script type="module"></script>', f'<script type="module">{script}</script>'),
     ):
-        assert page.count(empty) == 1, f"index.html needs one {empty}"
-        page = page.replace(empty, full)
+        assert page.count(tag) == 1, f"index.html needs one {tag}"
+        page = page.replace(tag, filled)
     policy = {
         "default-src": "'none'",
-        # Pages have no other way to a recorder (AudioWorklet) than a module that they make themselves.
+        # Recording needs an AudioWorklet, whose module the page can only load from a blob: URL.
         "script-src": f"{_source(script)} blob:",
         "style-src": _source(style),
         "img-src": "data: blob:",

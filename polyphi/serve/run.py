@@ -1,8 +1,8 @@
-"""`polyphi serve`: uvicorn around the application, from a socket that answers before the model is loaded (loading.py)
-to a stop that loses nothing.
+"""`polyphi serve`: uvicorn around the application, from a socket that responds before the model is loaded (loading.py)
+to a graceful stop.
 
-Asked to stop (SIGTERM, Ctrl-C), the server takes no more requests, finishes those under way for up to
-`Settings.drain_seconds`, and ends; asked again, at once. Asked during the load, it ends at once.
+On SIGTERM or Ctrl-C the server accepts no more requests, finishes running ones for up to `Settings.drain_seconds`, and
+ends. On a second signal, or during the load, it ends at once.
 """
 
 import errno
@@ -24,44 +24,44 @@ from polyphi.serve.connection import protocol
 from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.settings import Settings
 
-SWITCH = 0.0005
-"""Seconds after which a thread that runs Python gives way. A step gives Python's global lock up and takes it again
-hundreds of times; with Python's own 5 ms, a thread that writes a large answer would delay each of them by as much."""
+SWITCH_INTERVAL = 0.0005
+"""Python's thread switch interval in seconds. A step releases and acquires Python's global lock hundreds of times; with
+the default of 5 ms, a thread that encodes a large response would delay it by as much each time."""
 
 
 def bind(settings: Settings) -> socket.socket:
-    """The socket to serve on. Raises ValueError if another program has it, or the address isn't this machine's."""
+    """The socket to serve on. Raises ValueError if the port is in use or the address isn't this machine's."""
     try:
-        family, kind, protocol_number, _, address = socket.getaddrinfo(
+        family, socket_type, protocol_number, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        # With its protocol's number, by which asyncio knows that it may turn Nagle's delays (40 ms) off.
-        found = socket.socket(family, kind, protocol_number)
+        # With the protocol number, asyncio disables Nagle's algorithm (delays of 40 ms).
+        listener = socket.socket(family, socket_type, protocol_number)
     except OSError:
-        raise ValueError(f"--host {settings.host}: no address of this machine") from None
+        raise ValueError(f"--host {settings.host}: expected an address of this machine") from None
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-        found.listen(2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
     except OSError as error:
-        found.close()
+        listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ValueError(
-                f"port {settings.port} of {settings.host} is taken, maybe by another polyphi serve; stop that one, "
-                "or choose another with --port"
+                f"port {settings.port} of {settings.host} is in use, maybe by another polyphi serve; stop that one, "
+                "or choose another port with --port"
             ) from None
         reason = error.strerror or "it can't be bound"
         raise ValueError(f"{settings.host}:{settings.port}: {reason}") from None
-    return found
+    return listener
 
 
-def check_open(settings: Settings, insecure: bool) -> None:
-    """Raises ValueError if strangers could reach a server that asks for no key."""
+def check_exposed(settings: Settings, insecure: bool) -> None:
+    """Raises ValueError if other machines could reach a server that requires no API key."""
     if settings.keys or insecure or _is_loopback(settings.host):
         return
     raise ValueError(
-        f"--host {settings.host} can be reached by others, but no key is asked for; give one with --api-key or "
-        "POLYPHI_API_KEY, or say --insecure"
+        f"--host {settings.host} can be reached from other machines, but no API key is set; set one with --api-key or "
+        "POLYPHI_API_KEY, or use --insecure"
     )
 
 
@@ -73,7 +73,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class Drain(uvicorn.Server):
-    """uvicorn's server, which informs the application when it is asked to stop, and stops when the load fails."""
+    """uvicorn's server; it also marks the application as draining on a stop signal, and stops when the load fails."""
 
     def __init__(self, config: uvicorn.Config, loading: Loading) -> None:
         super().__init__(config)
@@ -88,7 +88,7 @@ class Drain(uvicorn.Server):
         return await super().on_tick(counter) or self._loading.error is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Before the model is loaded no request is under way: what is still being received is not waited for."""
+        """Shuts down; before the model is loaded no request is running, so connections are closed at once."""
         if self._loading.app is None:
             for server in self.servers:
                 server.close()
@@ -97,8 +97,8 @@ class Drain(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def configured(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    """uvicorn as it is run here: with bounds of its own (guard.py), and silent about itself."""
+def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """The configuration of uvicorn: with the limits of connection.py, and without uvicorn's own log and headers."""
     return uvicorn.Config(
         app,
         http=protocol(settings),
@@ -118,26 +118,26 @@ def serve(
     listening: socket.socket,
     ready: Callable[[], None],
 ) -> None:
-    """Load the application and answer until the server is asked to stop. `load` runs in a thread, `ready` is called
-    when it is done. Raises what the load raises. Stopped during the load, the process ends here with status 0."""
+    """Load the application and serve until a stop signal. `load` runs in a thread; `ready` is called after it. Raises
+    the exception of the load. On a stop signal during the load, the process ends here with status 0."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    sys.setswitchinterval(SWITCH)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     keep_large_blocks_apart()
     loading = Loading(load, settings, ready)
-    server = Drain(configured(loading, settings), loading)
-    for sign in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done
-        signal.signal(sign, server.handle_exit)
+    server = Drain(uvicorn_config(loading, settings), loading)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at the end
+        signal.signal(signal_number, server.handle_exit)
     server.run(sockets=[listening])
     if loading.error is not None:
         raise loading.error
     if loading.app is None:
-        # Python's own end would free what the thread that loads is still using.
+        # Python's normal exit would free objects that the loading thread is still using.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
 def address(settings: Settings) -> str:
-    """Where a browser on this machine finds it."""
+    """The URL of the server for a browser on this machine."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"

@@ -1,8 +1,8 @@
-"""What clients may ask, in OpenAI's words: each request as a model that refuses what it doesn't know.
+"""The request bodies in OpenAI's format, as pydantic models that reject unknown fields.
 
-Fields of OpenAI's that can't change an answer of this model (`user`, `store`, ...) are taken and ignored; any other
-unknown field is refused with the nearest known name, for a misspelt wish that is quietly left out is a wrong answer.
-Values are checked where they mean something: sampling in engine/sampling.py, media in fetch.py.
+OpenAI's fields that can't change an answer of this model (`user`, `store`, ...) are accepted and ignored. Any other
+unknown field is an error that suggests the nearest known name, because to ignore a misspelt option would give a wrong
+answer. Values are checked where they are used: sampling in engine/sampling.py, media in fetch.py.
 """
 
 import json
@@ -20,15 +20,15 @@ from pydantic_core import PydanticCustomError
 from polyphi.messages import Grammar, SamplingParams, functions
 from polyphi.serve.errors import ApiError
 
-HALF = re.compile(r"[\ud800-\udfff]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 MAX_TEXT = 4_000_000
-"""Characters of one text."""
+"""Maximum characters of one text."""
 MAX_OBJECTS = 20_000
-"""JSON objects of one body: checking so many takes a few tenths of a second."""
-CHECKED = frozenset({str, dict, list})
-"""JSON's types of which there are elements to look into; a list of numbers is passed over."""
+"""Maximum JSON objects of one body: to check that many takes a few tenths of a second."""
+CONTAINERS = frozenset({str, dict, list})
+"""Types of list elements that are checked; a list of numbers is skipped."""
 FAST = Field(fail_fast=True)
-"""Of lists: the first wrong element ends the check. A million errors would take minutes and gigabytes."""
+"""For lists: the first invalid element ends the check. A million errors would take minutes and gigabytes."""
 
 
 class Fields(BaseModel):
@@ -49,8 +49,8 @@ class Fields(BaseModel):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             for name in value:
                 if name not in known and name not in cls.ignored:
-                    near = get_close_matches(str(name), known, 1)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    matches = get_close_matches(str(name), known, 1)
+                    hint = f"; did you mean {matches[0]!r}?" if matches else ""
                     raise PydanticCustomError(
                         "unknown_field",
                         "unknown field {name}{hint}",
@@ -60,26 +60,27 @@ class Fields(BaseModel):
 
 
 class Body(Fields):
-    """A whole request. What can't be encoded is no text, wherever in it it stands."""
+    """A whole request body. Rejects strings that can't be encoded as UTF-8, at any depth."""
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_halves(cls, value: Any) -> Any:
-        left, objects = [value], 0
-        while left:
-            some = left.pop()
-            if isinstance(some, str):
-                if not some.isascii() and HALF.search(some):
+    def _refuse_surrogates(cls, value: Any) -> Any:
+        stack, objects = [value], 0
+        while stack:
+            item = stack.pop()
+            if isinstance(item, str):
+                if not item.isascii() and SURROGATE.search(item):
                     raise PydanticCustomError(
-                        "no_text", "half of a surrogate pair (\\ud800 to \\udfff alone) is no text"
+                        "no_text",
+                        "expected text, found half of a surrogate pair (\\ud800 to \\udfff alone)",
                     )
-            elif isinstance(some, dict):
+            elif isinstance(item, dict):
                 objects += 1
                 if objects > MAX_OBJECTS:
                     raise ApiError(400, f"a body has at most {MAX_OBJECTS} objects, found more")
-                left += [*some.keys(), *some.values()]
-            elif isinstance(some, list) and not CHECKED.isdisjoint(map(type, some)):
-                left += some
+                stack += [*item.keys(), *item.values()]
+            elif isinstance(item, list) and not CONTAINERS.isdisjoint(map(type, item)):
+                stack += item
         return value
 
 
@@ -89,7 +90,7 @@ PARTS = {
     type_: f"<{type_}>" for type_ in ("text", "image_url", "input_audio", "audio_url", "refusal")
 }
 TAGS = frozenset({STRING, LIST, OBJECT, BOOLEAN, STRINGS, TOKENS, TOKEN_LISTS, *PARTS.values()})
-"""Names of the members of unions. pydantic puts them into the path of an error, where `dotted` leaves them out."""
+"""Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
 
 
 def _json_type(value: Any) -> str | None:
@@ -109,7 +110,7 @@ def _part_type(value: Any) -> str | None:
 
 
 def _one_of(choose: Callable[[Any], str | None], expected: str) -> Discriminator:
-    """A union of which `choose` names the member to check a value against: so an error is of that member alone."""
+    """The discriminator of a union: `choose` names the member to check a value against; errors are about it alone."""
     return Discriminator(
         choose, custom_error_type="no_member", custom_error_message=f"expected {expected}"
     )
@@ -134,7 +135,7 @@ class ImagePart(Fields):
 class InputAudio(Fields):
     data: str
     format: str | None = Field(
-        default=None, description="Not looked at: what a clip is, its bytes say.", max_length=40
+        default=None, description="Ignored: the format is detected from the bytes.", max_length=40
     )
 
 
@@ -168,7 +169,7 @@ Part = Annotated[
 
 
 class Function(Fields):
-    ignored = frozenset({"parsed_arguments"})  # OpenAI's helpers put it on answers
+    ignored = frozenset({"parsed_arguments"})  # OpenAI's client adds it to parsed answers
 
     name: str = Field(max_length=256)
     arguments: str = Field(default="{}", max_length=MAX_TEXT)
@@ -183,7 +184,7 @@ class Call(Fields):
 
 
 class Turn(Fields):
-    """A message. What other servers put on their answers is ignored when it comes back."""
+    """A message. Fields that other servers add to their answers are ignored."""
 
     ignored = frozenset(
         [
@@ -265,16 +266,16 @@ Number = float | None
 
 
 def _needs(field: str, other: str) -> PydanticCustomError:
-    """The error of a field that means nothing without another one."""
+    """The error for a field that requires another one."""
     return PydanticCustomError(
         "misplaced_field",
-        "{field} only goes with {other}: true; set {other}, or leave {field} out",
+        "{field} requires {other}: true; set {other}, or leave {field} out",
         {"field": field, "other": other},
     )
 
 
 class Sampling(Body):
-    """What both kinds of completions may ask of how tokens are drawn. Left out, answers are greedy."""
+    """The sampling fields of both completion routes. Without them, decoding is greedy."""
 
     ignored = IGNORED
 
@@ -311,8 +312,8 @@ class Sampling(Body):
     def sampling(
         self, *, grammar: Grammar | None, max_tokens: int | None, logprobs: int | None
     ) -> SamplingParams:
-        """The wishes as the engine takes them. Without a length `max_tokens` is 0, without a seed there is one of its
-        own. Raises ApiError for what can't be granted."""
+        """The fields as `SamplingParams`. Without a length `max_tokens` is 0, without a seed a random one is drawn.
+        Raises ApiError for unsupported values."""
         if self.logit_bias:
             raise ApiError(400, "logit_bias isn't supported; leave it out", param="logit_bias")
         if max_tokens is not None and max_tokens < 1:
@@ -320,30 +321,34 @@ class Sampling(Body):
         names = (
             "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty n"
         )
-        given = {name: getattr(self, name) for name in names.split()}
+        values = {name: getattr(self, name) for name in names.split()}
         return SamplingParams(
             max_tokens=max_tokens or 0,
             seed=secrets.randbits(62) if self.seed is None else self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             grammar=grammar,
             logprobs=logprobs,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in values.items() if value is not None},
         )
 
     def grammar(self) -> Grammar | None:
-        """What `response_format` asks for."""
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
+        """The grammar of `response_format`, None for free text."""
+        response = self.response_format
+        if response is None or response.type == "text":
             return None
-        if wanted.type == "json_object":
+        if response.type == "json_object":
             return Grammar("json", '{"type": "object"}')
-        if wanted.type == "regex":
-            if wanted.regex is None:
-                raise ApiError(400, "expected the expression", param="response_format.regex")
-            return Grammar("regex", wanted.regex)
-        if wanted.json_schema is None:
-            raise ApiError(400, "expected a JSON schema", param="response_format.json_schema")
-        return Grammar("json", json.dumps(wanted.json_schema.schema_))
+        if response.type == "regex":
+            if response.regex is None:
+                raise ApiError(
+                    400, "expected a regular expression, found none", param="response_format.regex"
+                )
+            return Grammar("regex", response.regex)
+        if response.json_schema is None:
+            raise ApiError(
+                400, "expected a JSON schema, found none", param="response_format.json_schema"
+            )
+        return Grammar("json", json.dumps(response.json_schema.schema_))
 
 
 class ChatRequest(Sampling):
@@ -371,20 +376,20 @@ class ChatRequest(Sampling):
         return self
 
     @property
-    def wanted_tokens(self) -> int | None:
+    def token_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-def offered(
+def available_tools(
     tools: Sequence[Tool], choice: Literal["none", "auto", "required"] | NamedTool | None = None
 ) -> list[dict[str, Any]]:
-    """The functions that may be called. Raises ApiError for what is no tool, two tools of one name, or a choice that
-    isn't among them."""
+    """The functions that the model may call. Raises ApiError for an invalid tool, two tools with one name, or a choice
+    that isn't among the tools."""
     try:
-        found = functions([tool.function for tool in tools]) or []
+        available = functions([tool.function for tool in tools]) or []
     except ValueError as error:
         raise ApiError(400, str(error), param="tools") from None
-    for name, count in Counter(tool["name"] for tool in found).most_common(1):
+    for name, count in Counter(tool["name"] for tool in available).most_common(1):
         if count > 1:
             raise ApiError(
                 400,
@@ -394,12 +399,14 @@ def offered(
             )
     if choice == "none":
         return []
-    if choice == "required" and not found:
-        raise ApiError(400, "tool_choice is 'required', but there are no tools", param="tools")
+    if choice == "required" and not available:
+        raise ApiError(
+            400, "tool_choice is 'required', but the request has no tools", param="tools"
+        )
     if not isinstance(choice, NamedTool):
-        return found
-    if named := [tool for tool in found if tool["name"] == choice.function.name]:
-        return named
+        return available
+    if matches := [tool for tool in available if tool["name"] == choice.function.name]:
+        return matches
     raise ApiError(
         400,
         f"tool_choice names {choice.function.name!r:.80}, which is not among the tools",
@@ -436,13 +443,13 @@ class DetokenizeRequest(Body):
     tokens: list[int] = Field(max_length=1_000_000, fail_fast=True)
 
 
-def explained(error: RequestValidationError) -> ApiError:
-    """The error that a client receives for a body that doesn't fit the schema, with the path of the part at fault."""
+def validation_error(error: RequestValidationError) -> ApiError:
+    """The ApiError for a body that doesn't match the schema, with the path of the invalid part."""
     errors = [([step for step in e["loc"] if step not in TAGS], e) for e in error.errors()]
     path, detail = max(errors, key=lambda pair: len(pair[0]))
     type_, message = str(detail["type"]), str(detail["msg"]).replace("Input should be", "expected")
     if type_ == "json_invalid":
-        return ApiError(400, "the body is no JSON", code="invalid_json")
+        return ApiError(400, "expected a JSON body", code="invalid_json")
     param = dotted(path[1:])  # without "body", "path" or "query"
     if type_ in ("unknown_field", "misplaced_field"):
         param = ".".join(filter(None, [param, detail["ctx"]["field"]]))
@@ -454,7 +461,7 @@ def explained(error: RequestValidationError) -> ApiError:
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """The path of a part of a body in one string: `messages[1].content[0].image_url.url`."""
+    """The path of a part of a body as one string: `messages[1].content[0].image_url.url`."""
     steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
     return "".join(steps).removeprefix(".")
 

@@ -1,12 +1,12 @@
-"""The engine behind the routes: one thread steps it for everybody, handlers wait for what it says.
+"""The engine behind the routes: one thread steps it for all requests, and handlers wait for its output.
 
 >>> with server.admit(server.caller(request)) as ticket:            # or 429
-...     row, sampling = await server.prepare(messages, "auto", asked)   # what is wrong is told here
-...     (job,) = await server.enter(ticket, [row], sampling)
-...     async for news in job: ...                       # (number of the answer, text, finish reason)
+...     row, sampling = await server.prepare(ticket, messages, "auto", sampling)   # raises for errors
+...     (job,) = await server.submit(ticket, [row], sampling)
+...     async for delta in job: ...                      # OutputDelta: number of the answer, text, finish reason
 
-Whoever goes away is noticed by `unless_gone` and by `Events`; the ticket's release then frees what its requests hold
-within a step. Nothing here waits for the engine in the thread that serves connections.
+`unless_disconnected` and `Events` notice when a client disconnects; the release of the ticket then ends its requests
+within a step. Nothing here waits for the engine in the event loop's thread.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ from polyphi.messages import (
 from polyphi.runtime.heap import give_back
 from polyphi.serve.answers import Writer
 from polyphi.serve.budget import Budget, Share
-from polyphi.serve.errors import ApiError, failed
-from polyphi.serve.fetch import Media, refusal
+from polyphi.serve.errors import ApiError, as_api_error
+from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling, Turn
@@ -52,50 +52,49 @@ from polyphi.serve.turns import Turns
 
 log = logging.getLogger("polyphi.serve")
 T = TypeVar("T")
-FRAMES_A_SECOND = 100
-"""Of log-mel."""
-PREPARING = 4
-"""Threads that prepare small requests, and do other short work."""
-LARGE_PREPARING = max(1, min(4, (os.cpu_count() or 1) // 4))
-"""Threads that prepare large requests: few, so that most processors are left to steps and to others."""
+FRAMES_PER_SECOND = 100
+"""Log-mel frames per second of audio."""
+SMALL_THREADS = 4
+"""Threads for small requests and other short work."""
+LARGE_THREADS = max(1, min(4, (os.cpu_count() or 1) // 4))
+"""Threads for large requests: few, so that most cores remain for steps and other work."""
 TRIM_IDLE, TRIM_BUSY = 5.0, 60.0
-"""Seconds at least between two times that free memory goes back to the system: while nobody is being answered, and
-while somebody is."""
+"""Minimum seconds between two returns of free memory to the system: without running requests, and with them."""
 LARGE = 32 << 10
-"""Characters of text, or token ids, from which on a request is large; one with images or audio is in any case."""
+"""Characters of text, or token ids, above which a request is large; one with images or audio always is."""
 
 
 class Ticket:
-    """A place among the requests that are admitted, until it is released; with it end its jobs, within a step.
+    """The slot of an admitted request, until its release, which also ends its jobs within a step.
 
-    A `with` block releases it, unless it was `handed` on to whoever sends the answer.
+    The end of a `with` block releases it, unless `transfer` was called.
     """
 
     def __init__(self, server: "Server", caller: Caller) -> None:
         self.caller = caller
-        self.began = time.monotonic()
+        self.admitted_at = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
         self._share: Share | None = None
-        self._released = self._handed = False
+        self._released = self._transferred = False
 
     def reserve(self, count: int, rows: int = 1) -> Share:
-        """Memory for the rows of this request, until their answers have ended. Raises ApiError 429 where other requests
-        leave too little."""
+        """Reserves memory for the rows of this request, until their answers have ended. Raises ApiError 429 where other
+        requests leave too little."""
         self._share = share = self._server.reserve(count, rows)
-        if self._released:  # whoever asked went away while the rows were made
+        if self._released:  # the client disconnected while the rows were prepared
             share.release()
         return share
 
     def add(self, job: Job) -> None:
         job.share = self._share
         self._jobs.append(job)
-        if self._released:  # whoever asked went away while it was made
+        if self._released:  # the client disconnected while the job was created
             self._server.drop(job)
 
-    def handed(self) -> Callable[[], None]:
-        """What releases it, from now on."""
-        self._handed = True
+    def transfer(self) -> Callable[[], None]:
+        """The function that releases the ticket; the end of the `with` block no longer does."""
+        self._transferred = True
         return self.release
 
     def release(self) -> None:
@@ -111,12 +110,12 @@ class Ticket:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None or not self._handed:
+        if kind is not None or not self._transferred:
             self.release()
 
 
 class Server:
-    """An engine with its settings, and who is being answered. `start` and `close` belong to the app's life."""
+    """An engine with its settings and the admitted requests. The app's lifespan calls `start` and `close`."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
@@ -127,18 +126,18 @@ class Server:
         self.started = int(time.time())
         self.draining = False
         self._tickets: set[Ticket] = set()
-        self._seconds = 1.0  # that a request took lately
+        self._seconds = 1.0  # moving average of a request's duration
         self._jobs: set[Job] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.answers = Writer()
         self.budget = Budget(settings.max_prepared_bytes)
-        self._preparing = ThreadPoolExecutor(PREPARING, "prepare")
-        self._preparing_large = ThreadPoolExecutor(LARGE_PREPARING, "prepare large")
-        self._turns = Turns(LARGE_PREPARING)
-        self._heap_used = False  # since free memory was last given back, at `_trimmed`
+        self._small_pool = ThreadPoolExecutor(SMALL_THREADS, "prepare")
+        self._large_pool = ThreadPoolExecutor(LARGE_THREADS, "prepare large")
+        self._turns = Turns(LARGE_THREADS)
+        self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
-        self._dropping = ThreadPoolExecutor(1, "drop")
+        self._abort_pool = ThreadPoolExecutor(1, "drop")
         engine.processor.caps = Caps(
             settings.max_image_bytes,
             settings.max_image_pixels,
@@ -150,23 +149,23 @@ class Server:
     def start(self) -> None:
         self.engine.core.on_step = self.metrics.step
         self._thread.start()
-        if self.structured:  # the first grammar would wait seconds for its view of the vocabulary
-            self._preparing.submit(
+        if self.structured:  # otherwise the first grammar waits seconds for the tokenizer's trie
+            self._small_pool.submit(
                 Matcher, Grammar("json", "true"), self.engine.processor.tokenizer
             )
 
     def close(self) -> None:
-        """Ends all that is still under way and the thread that steps."""
+        """Aborts all running requests and stops the engine thread and the pools."""
         self.draining = True
         for job in list(self._jobs):
             for request in job.requests:
                 self.engine.abort(request)
-        self._look(None)
+        self._poll_jobs(None)
         self._stop.set()
         self._thread.join()
-        self._preparing.shutdown(cancel_futures=True)
-        self._preparing_large.shutdown(cancel_futures=True)
-        self._dropping.shutdown()
+        self._small_pool.shutdown(cancel_futures=True)
+        self._large_pool.shutdown(cancel_futures=True)
+        self._abort_pool.shutdown()
         self.answers.close()
         self.media.close()
 
@@ -180,25 +179,25 @@ class Server:
 
     @property
     def structured(self) -> bool:
-        """Whether answers can be held to a form."""
+        """Whether structured output is available."""
         return find_spec("llguidance") is not None
 
     def _run(self) -> None:
-        self.engine.run(self._stop, self._look)
+        self.engine.run(self._stop, self._poll_jobs)
 
-    def _look(self, error: BaseException | None) -> None:
+    def _poll_jobs(self, error: BaseException | None) -> None:
         if error is not None:
             log.error("a step failed", exc_info=error)
         for job in list(self._jobs):
             try:
-                more = job.look()
-            except Exception as failure:  # one job's trouble must not end the thread that steps
-                log.error("a job can't be told its news", exc_info=failure)
-                more = False
-            if not more:
+                running = job.poll()
+            except Exception as exception:  # an error in one job must not end the engine thread
+                log.error("the output of a job could not be delivered", exc_info=exception)
+                running = False
+            if not running:
                 self._jobs.discard(job)
-        least = TRIM_BUSY if self._tickets else TRIM_IDLE
-        if self._heap_used and time.monotonic() - self._trimmed > least:
+        interval = TRIM_BUSY if self._tickets else TRIM_IDLE
+        if self._heap_used and time.monotonic() - self._trimmed > interval:
             self._heap_used, self._trimmed = False, time.monotonic()
             give_back()
 
@@ -208,33 +207,37 @@ class Server:
         return Load(counters, waiting, self.budget.bytes)
 
     @property
-    def places(self) -> int:
-        """Requests that may be under way or wait at once."""
+    def capacity(self) -> int:
+        """Maximum number of requests that run or wait at once."""
         return self.engine.scheduler.max_num_seqs + self.settings.max_waiting
 
     @property
-    def share(self) -> int:
-        """Of these, those that one client may have: some are left for others."""
-        return max(1, self.places - self.places // 4)
+    def client_capacity(self) -> int:
+        """Maximum number of requests of one client: a quarter of the capacity remains for others."""
+        return max(1, self.capacity - self.capacity // 4)
 
     @property
     def admitted(self) -> int:
         return len(self._tickets)
 
     def admit(self, caller: Caller) -> Ticket:
-        """A place for a request, to be released; raises ApiError where there is none, or the client has its share: 429
-        with a guess of when, or 503 when the server is stopping."""
+        """A ticket for a request. Raises ApiError 429 with the estimated waiting time where the server or the client is
+        at its limit, and 503 when the server is stopping."""
         if self.draining:
-            raise ApiError(503, "the server is stopping; try another", code="stopping")
+            raise ApiError(
+                503,
+                "the server is stopping; try another server or try again later",
+                code="stopping",
+            )
         own = sum(ticket.caller.client == caller.client for ticket in self._tickets)
-        if self.admitted >= self.places or own >= self.share:
-            who = "this server takes" if self.admitted >= self.places else "one client may have"
-            count = self.admitted if self.admitted >= self.places else own
+        if self.admitted >= self.capacity or own >= self.client_capacity:
+            limit = "this server" if self.admitted >= self.capacity else "one client"
+            count = self.admitted if self.admitted >= self.capacity else own
             wait = max(1, round(self._seconds * count / self.engine.scheduler.max_num_seqs))
             raise ApiError(
                 429,
-                f"{count} requests are waiting or being answered, which is all that {who}; try again "
-                f"in about {min(wait, 600)} s",
+                f"{count} requests are running or waiting, which is the limit of {limit}; try again in about "
+                f"{min(wait, 600)} s",
                 code="queue_full",
                 headers={"Retry-After": str(min(wait, 600))},
             )
@@ -244,16 +247,16 @@ class Server:
 
     def release(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
-        self._seconds += 0.1 * (time.monotonic() - ticket.began - self._seconds)
+        self._seconds += 0.1 * (time.monotonic() - ticket.admitted_at - self._seconds)
 
     def reserve(self, count: int, rows: int) -> Share:
-        """Memory for a request's rows; raises ApiError 429 where others leave too little."""
+        """Reserves memory for a request's rows. Raises ApiError 429 where other requests leave too little."""
         if (share := self.budget.reserve(count, rows)) is None:
             wait = min(600, max(1, round(self._seconds)))
             raise ApiError(
                 429,
-                f"the prompt of this request takes about {count / MIB:,.1f} MiB of memory; prompts may have "
-                f"{self.budget.limit / MIB:,.1f} MiB, of which other requests hold {self.budget.bytes / MIB:,.1f}; try "
+                f"the prompt of this request takes about {count / MIB:,.1f} MiB of memory; all prompts may use "
+                f"{self.budget.limit / MIB:,.1f} MiB, of which {self.budget.bytes / MIB:,.1f} are in use; try "
                 f"again in about {wait} s, or with fewer images or less audio",
                 code="memory_full",
                 headers={"Retry-After": str(wait)},
@@ -261,99 +264,102 @@ class Server:
         return share
 
     def adapter(self, model: str | None, adapter: str | None) -> str | None:
-        """The adapter that a request asks for: by its model's name, or by ours in `adapter`. Raises ApiError for a
-        model that isn't here."""
+        """The adapter of a request, from its `model` or its `adapter` field. Raises ApiError for an unknown model or
+        adapter."""
         have = self.engine.model.config.adapters
         if model in (None, "", self.settings.name):
             adapter = normalize_adapter(adapter)
             if adapter not in ("auto", None, *have):
-                known = ", ".join(["'auto'", "'none'", "null", *map(repr, have)])
+                expected = ", ".join(["'auto'", "'none'", "null", *map(repr, have)])
                 raise ApiError(
-                    400, f"adapter: expected {known}, found {adapter!r:.80}", param="adapter"
+                    400, f"adapter: expected {expected}, found {adapter!r:.80}", param="adapter"
                 )
             return adapter
         if model not in have:
-            known = ", ".join([self.settings.name, *have])
+            expected = ", ".join([self.settings.name, *have])
             raise ApiError(
                 404,
-                f"there is no model {model!r:.80} here; expected one of {known}",
+                f"unknown model {model!r:.80}; expected one of {expected}",
                 param="model",
                 code="model_not_found",
             )
         if adapter not in ("auto", model):
             raise ApiError(
-                400, f"model asks for {model!r}, adapter for {adapter!r:.80}", param="adapter"
+                400,
+                f"model selects the adapter {model!r}, adapter selects {adapter!r:.80}; leave one of them out",
+                param="adapter",
             )
         return model
 
-    async def looked_at(
-        self, caller: Caller, asked: SamplingParams, wanted: Sampling
+    async def check_sampling(
+        self, caller: Caller, sampling: SamplingParams, body: Sampling
     ) -> SamplingParams:
-        """Sampling whose values mean something and whose grammar can be followed; raises ApiError otherwise. An answer
-        of no given length has `max_tokens` 0 until `prepare`."""
-        if asked.n > self.settings.max_answers:
+        """The same sampling parameters. Raises ApiError for invalid values and unsupported grammars. Without a
+        requested length `max_tokens` is 0 until `prepare`."""
+        if sampling.n > self.settings.max_answers:
             raise ApiError(
-                400, f"n: expected at most {self.settings.max_answers}, found {asked.n}", param="n"
+                400,
+                f"n: expected at most {self.settings.max_answers}, found {sampling.n}",
+                param="n",
             )
         try:
-            looked = replace(asked, max_tokens=asked.max_tokens or 1)
-            large = len(asked.grammar.text) > LARGE if asked.grammar else False
-            await self.in_turn(large, caller, self.engine.check_sampling, looked)
+            probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
+            large = len(sampling.grammar.text) > LARGE if sampling.grammar else False
+            await self.in_turn(large, caller, self.engine.check_sampling, probe)
         except ValueError as error:
-            fields = type(wanted).model_fields
-            named = next((word for word in str(error).split() if word in fields), None)
+            fields = type(body).model_fields
+            field = next((word for word in str(error).split() if word in fields), None)
             raise ApiError(
-                400, str(error), param=named or ("response_format" if asked.grammar else None)
+                400, str(error), param=field or ("response_format" if sampling.grammar else None)
             ) from None
-        return asked
+        return sampling
 
     @contextmanager
-    def explained(self, param: str, turns: Sequence[Turn] = ()) -> Iterator[None]:
-        """Turns what the engine finds wrong with a request into an error that a client understands; `turns` tell where
-        the part stands that is wrong."""
+    def api_errors(self, param: str, turns: Sequence[Turn] = ()) -> Iterator[None]:
+        """Converts the engine's exceptions about a request into ApiErrors; `turns` give the path of an invalid media
+        part."""
         try:
             yield
         except MediaError as error:
-            places = places_of(turns, error.part or "")
-            where = places[error.number] if error.number is not None and places else param
-            raise refusal(error, where) from None
+            paths = media_paths(turns, error.part or "")
+            path = paths[error.number] if error.number is not None and paths else param
+            raise media_api_error(error, path) from None
         except ValueError as error:
-            long = any(said in str(error) for said in ("at most", "context holds"))
+            long = any(phrase in str(error) for phrase in ("at most", "context holds"))
             code = "context_length_exceeded" if long else None
             raise ApiError(400, str(error), param=param, code=code) from None
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise
-            said = "there was not enough memory to read this request; try a smaller one, or again later"
-            raise failed(OutOfMemory(said)) from None
+            message = "there was not enough memory to prepare this request; try a smaller one, or try again later"
+            raise as_api_error(OutOfMemory(message)) from None
 
-    def note(self, request: HttpRequest, said: object) -> None:
-        """Writes what was asked or answered to the log, where that was asked for; texts only, no media."""
+    def log_prompt(self, request: HttpRequest, content: object) -> None:
+        """Logs prompts and answers if `Settings.log_prompts` is set; texts only, no media."""
         if self.settings.log_prompts:
-            told = json.dumps(said, ensure_ascii=False)
-            log.info("%s %s", request.state.request_id, told)
+            text = json.dumps(content, ensure_ascii=False)
+            log.info("%s %s", request.state.request_id, text)
 
     def caller(self, request: HttpRequest) -> Caller:
-        """Who asks: a key's owner, or else an address (of IPv6 the network that a customer gets)."""
+        """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
         if ":" in address:
             address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
         return Caller(tenant or address.encode(), tenant if self.settings.isolate else b"")
 
-    async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """Work that takes a while, in one of a few threads."""
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """The result of `work`, run in one of a few threads."""
         self._heap_used = True
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *given)
+        return await asyncio.get_running_loop().run_in_executor(self._small_pool, work, *args)
 
-    async def in_turn(self, large: bool, caller: Caller, work: Callable[..., T], *given: Any) -> T:
-        """The same, but `large` work in threads of its own, for which callers take turns: small work never waits for
-        it."""
+    async def in_turn(self, large: bool, caller: Caller, work: Callable[..., T], *args: Any) -> T:
+        """The same, with `large` work in separate threads, which clients use in turn: small work never waits for it."""
         self._heap_used = True
         if not large:
-            return await self.in_thread(work, *given)
+            return await self.in_thread(work, *args)
         async with self._turns.turn(caller.client):
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._preparing_large, work, *given)
+            return await loop.run_in_executor(self._large_pool, work, *args)
 
     async def prepare(
         self,
@@ -362,11 +368,11 @@ class Server:
         adapter: str | None,
         sampling: SamplingParams,
     ) -> tuple[Batch, SamplingParams]:
-        """The row of a conversation, and the sampling with the answer's length filled in. Raises ValueError for what is
-        wrong with them, and ApiError 429 where there is no memory for the row."""
+        """The row of a conversation, and the sampling with `max_tokens` set. Raises ValueError for invalid ones, and
+        ApiError 429 where there is no memory for the row."""
         large = is_large(messages)
-        given = ticket, messages, adapter, sampling
-        return await self.in_turn(large, ticket.caller, self._prepare, *given)
+        args = ticket, messages, adapter, sampling
+        return await self.in_turn(large, ticket.caller, self._prepare, *args)
 
     def _prepare(
         self,
@@ -375,9 +381,9 @@ class Server:
         adapter: str | None,
         sampling: SamplingParams,
     ) -> tuple[Batch, SamplingParams]:
-        began = time.monotonic()
+        started_at = time.monotonic()
         try:
-            # Before anything is decoded: 64 rows of many images are more than a machine has.
+            # Before media are decoded: 64 rows of many images would exceed the machine's memory.
             share = ticket.reserve(self.engine.processor.media_bytes(messages))
             row = self.engine.row(messages, adapter=adapter, context=self.engine.longest)
         except MediaError as error:
@@ -385,48 +391,50 @@ class Server:
             raise
         share.resize(row.nbytes)
         if row.images or row.clips:
-            kind = "image" if not row.clips else "audio" if not row.images else "mixed"
-            self.metrics.media_decoded(kind, time.monotonic() - began)
-            self.metrics.heard(sum(clip.frames for clip in row.clips) / FRAMES_A_SECOND)
-        return row, self.bounded(row, sampling)
+            media_type = "image" if not row.clips else "audio" if not row.images else "mixed"
+            self.metrics.media_decoded(media_type, time.monotonic() - started_at)
+            self.metrics.audio_decoded(sum(clip.frames for clip in row.clips) / FRAMES_PER_SECOND)
+        return row, self.fit_sampling(row, sampling)
 
-    def bounded(self, row: Batch, sampling: SamplingParams) -> SamplingParams:
-        """Sampling that fits a row: an answer of no given length (0) gets what is left, up to the server's bound."""
+    def fit_sampling(self, row: Batch, sampling: SamplingParams) -> SamplingParams:
+        """Sampling that fits a row: `max_tokens` 0 becomes the rest of the context, up to the server's limit."""
         if sampling.max_tokens == 0:
-            left = self.engine.longest - len(row)
-            sampling = replace(sampling, max_tokens=max(1, min(left, self.settings.max_tokens)))
+            available = self.engine.longest - len(row)
+            sampling = replace(
+                sampling, max_tokens=max(1, min(available, self.settings.max_tokens))
+            )
         self.engine.check_row(row, sampling)
         return sampling
 
-    async def enter(
+    async def submit(
         self, ticket: Ticket, rows: Sequence[Batch], sampling: SamplingParams
     ) -> list[Job]:
-        """The answers to each row begin to come; all were looked at by `prepare`. They end with the ticket."""
+        """Starts the generation for each row, which `prepare` has checked. The jobs end with the ticket."""
         loop = asyncio.get_running_loop()
-        return await self.in_thread(self._enter, ticket, rows, sampling, loop)
+        return await self.in_thread(self._submit, ticket, rows, sampling, loop)
 
-    def _enter(
+    def _submit(
         self,
         ticket: Ticket,
         rows: Sequence[Batch],
         sampling: SamplingParams,
         loop: asyncio.AbstractEventLoop,
     ) -> list[Job]:
-        entered = self.engine.enter_all(rows, sampling, caller=ticket.caller)
-        jobs = [Job(self.engine, self.metrics, requests, loop) for requests in entered]
+        requests_by_row = self.engine.enter_all(rows, sampling, caller=ticket.caller)
+        jobs = [Job(self.engine, self.metrics, requests, loop) for requests in requests_by_row]
         for row, job in zip(rows, jobs, strict=True):
             ticket.add(job)
             for _ in job.requests:
                 self.metrics.arrived(row.adapters[0])
             self._jobs.add(job)
-            if not job.look():  # it may have ended before anybody looked
+            if not job.poll():  # it may have ended before the first poll
                 self._jobs.discard(job)
         return jobs
 
     def drop(self, job: Job) -> None:
-        """Ends a job's requests without waiting."""
+        """Aborts a job's requests without waiting."""
         if job.requests and any(request.finish_reason is None for request in job.requests):
-            self._dropping.submit(self._abort, job.requests)
+            self._abort_pool.submit(self._abort, job.requests)
 
     def _abort(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -434,27 +442,27 @@ class Server:
 
 
 def is_large(messages: Sequence[Message]) -> bool:
-    """Whether a conversation takes long to prepare: it has media, or much text."""
+    """Whether a conversation is expensive to prepare: it has media, or much text."""
     parts = [part for message in messages for part in message.parts]
     size = sum(len(part.text) for part in parts if isinstance(part, Text))
     size += sum(len(message.tools or "") for message in messages)
     return size > LARGE or not all(isinstance(part, Text) for part in parts)
 
 
-def places_of(turns: Sequence[Turn], kind: str) -> list[str]:
-    """Where the pictures ("image") or clips ("audio") of a conversation stand, in their order."""
-    kinds = {"image": {"image_url": "url"}, "audio": {"input_audio": "data", "audio_url": "url"}}
+def media_paths(turns: Sequence[Turn], modality: str) -> list[str]:
+    """The paths of a conversation's images ("image") or audio ("audio"), in their order."""
+    fields = {"image": {"image_url": "url"}, "audio": {"input_audio": "data", "audio_url": "url"}}
     return [
-        f"messages[{i}].content[{j}].{part.type}.{kinds[kind][part.type]}"
+        f"messages[{i}].content[{j}].{part.type}.{fields[modality][part.type]}"
         for i, turn in enumerate(turns)
         if isinstance(turn.content, list)
         for j, part in enumerate(turn.content)
-        if part.type in kinds.get(kind, ())
+        if part.type in fields.get(modality, ())
     ]
 
 
-def forget_body(request: HttpRequest) -> None:
-    """Lets go of the body of a request whose prompt is prepared: Starlette keeps it, as bytes and as JSON, until the
-    last event of a stream has been sent."""
+def release_body(request: HttpRequest) -> None:
+    """Frees the body of a request whose prompt is prepared: Starlette keeps it, as bytes and as JSON, until the last
+    event of a stream has been sent."""
     for name in ("_body", "_json"):
         vars(request).pop(name, None)

@@ -1,4 +1,4 @@
-"""What a server may do and how much of it, as `polyphi serve` was told; the defaults are the safe ones."""
+"""The settings and limits of a server, from the options of `polyphi serve`. The defaults are safe."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +8,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Settings:
-    """`name`: what the model is called in answers. `keys`: API keys of which every request needs one (none: no key).
-    `hosts`: names besides this machine's own that a Host header may hold. `origins`: web pages that may ask.
+    """`name`: the model's name in responses. `keys`: API keys, of which every request needs one (empty: no key needed).
+    `hosts`: names that a Host header may contain beside this machine's own. `origins`: origins of web pages that may
+    send requests.
 
-    `remote`: hosts that media are fetched from ("*.example.org" all below it, "*" any public one; on a port of its own
-    with ":8443" behind); none: never.
-    `local`: folder below which `file://` media may lie; None: never.
+    `remote`: hosts that media may be fetched from ("*.example.org": all subdomains, "*": any public host; with ":8443"
+    appended for another port); empty: none.
+    `local`: folder below which `file://` media may be read; None: none.
     """
 
     name: str
@@ -25,37 +26,37 @@ class Settings:
     remote: tuple[str, ...] = ()
     local: Path | None = None
     isolate: bool = False
-    """Whether what is remembered of one key's requests stays with that key."""
+    """Whether each API key has a separate prefix cache and encoder cache."""
     vllm_names: bool = False
-    """Whether metrics are told by vLLM's names too."""
+    """Whether metrics are also exported under vLLM's names."""
     log_prompts: bool = False
 
     max_header_bytes: int = 32 << 10
     max_body_bytes: int = 100 * MIB
     max_bodies_bytes: int = 512 * MIB
-    """Of all requests in memory until their answers begin."""
+    """Of all requests, each until its response starts."""
     max_connections: int = 512
     header_seconds: float = 10.0
-    """In which the whole head of a request must come."""
+    """Time limit for the complete headers of a request."""
     body_seconds: float = 120.0
-    """In which a body must come, and that a client may leave an answer unread."""
+    """Time limit for a body, and for a client to read a bufferful of a response."""
     max_messages: int = 2048
     max_parts: int = 256
-    """Pictures and clips of a request."""
+    """Images and audio clips of a request."""
     max_image_bytes: int = 20 * MIB
     max_image_pixels: int = 89_478_485
     max_audio_bytes: int = 64 * MIB
     max_audio_seconds: float = 1800.0
     max_recording_seconds: float = 4 * 3600.0
-    """Of a transcription."""
+    """Of a recording to transcribe."""
     fetch_seconds: float = 20.0
     max_answers: int = 8
     max_tokens: int = 16_384
-    """Of an answer, at most what the context leaves."""
+    """Of an answer; the context may leave fewer."""
     max_prepared_bytes: int = 1024 * MIB
-    """Of the prompts of all requests, waiting or being answered: token ids, crops and log-mel frames. A request that
-    is alone may take more; otherwise one more is told to come again (429)."""
+    """Of the prompts of all running and waiting requests: token ids, crops and log-mel frames. A single request may
+    take more; otherwise the server returns 429 above it."""
     max_waiting: int = 64
-    """Requests that may wait for their turn; one more is told to come again (429)."""
+    """Requests that may wait in the queue; the server returns 429 above it."""
     drain_seconds: float = 60.0
-    """That requests under way are given when the server is asked to stop."""
+    """Time for running requests to finish after a stop signal."""

@@ -1,6 +1,6 @@
 """Streamed answers: chunks as server-sent events, then the usage where it was requested, then `[DONE]`.
 
->>> Events(stream(chunks(), last, wanted.stream_options), ticket.handed())
+>>> Events(stream(chunks(), last, body.stream_options), ticket.transfer())
 """
 
 import asyncio
@@ -20,8 +20,8 @@ async def stream(
     last: Callable[[], dict[str, Any]],
     options: StreamOptions | None,
 ) -> AsyncIterator[bytes]:
-    """The events of a stream. `last()`, called once all chunks have come, is the chunk with the usage. An ApiError
-    among the chunks is the stream's last event."""
+    """The events of a stream. `last()`, called after all chunks, returns the chunk with the usage. An ApiError from
+    `chunks` becomes the stream's last event."""
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
@@ -35,7 +35,7 @@ async def stream(
 
 
 async def merged(sources: Sequence[AsyncIterable[T]]) -> AsyncGenerator[tuple[int, T]]:
-    """(number of the source, value) of several sources, as the values come. An error of one ends all."""
+    """(number of the source, value) of several sources, in order of arrival. An exception of one source ends all."""
     queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
 
     async def listen(number: int, source: AsyncIterable[T]) -> None:

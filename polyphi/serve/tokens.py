@@ -1,4 +1,4 @@
-"""Tokens as clients see them: text, bytes and log-probabilities."""
+"""Tokens in the API's format: text, bytes and log-probabilities."""
 
 from functools import cached_property
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ from polyphi.messages import TokenLogprob
 
 
 class Vocabulary(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that `Tokens` uses."""
 
     @property
     def controls(self) -> dict[str, int]: ...
@@ -16,7 +16,7 @@ class Vocabulary(Protocol):
 
 
 class Tokens:
-    """What each id of a vocabulary is written as."""
+    """The text and bytes of each id of a vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -29,19 +29,19 @@ class Tokens:
         return words
 
     def bytes(self, id: int) -> bytes:
-        """A token's bytes, which may end inside a letter; a control token's name."""
+        """A token's bytes, which may end inside a character; for a control token its name."""
         return self._bytes[id]
 
     def text(self, id: int) -> str:
         return self._bytes[id].decode(errors="replace")
 
-    def told(self, said: TokenLogprob) -> dict[str, Any]:
-        """A token of an answer in the shape of chat completions."""
-        top = [self.one(token, logprob) for token, logprob in said.top]
-        return {**self.one(said.token, said.logprob), "top_logprobs": top}
+    def with_alternatives(self, result: TokenLogprob) -> dict[str, Any]:
+        """A token's log-probability and its top alternatives, in the format of chat completions."""
+        top = [self.entry(token, logprob) for token, logprob in result.top]
+        return {**self.entry(result.token, result.logprob), "top_logprobs": top}
 
-    def one(self, id: int, logprob: float) -> dict[str, Any]:
-        """A token without those that could have stood in its place."""
+    def entry(self, id: int, logprob: float) -> dict[str, Any]:
+        """A token's log-probability without alternatives."""
         return {
             "token": self.text(id),
             "logprob": finite(logprob),
@@ -50,5 +50,5 @@ class Tokens:
 
 
 def finite(logprob: float) -> float:
-    """JSON has neither infinity nor NaN; -9999 is what clients know for "impossible"."""
+    """The log-probability, at least -9999, which OpenAI uses for "impossible": JSON has neither infinity nor NaN."""
     return logprob if logprob > -9999.0 else -9999.0

@@ -1,4 +1,4 @@
-"""Places for large work, which clients take by turns: sixty large requests of one don't delay another's first.
+"""Slots for large work, shared fairly between clients: sixty large requests of one client don't delay another's first.
 
 >>> turns = Turns(1)
 >>> async with turns.turn(b"client"): ...
@@ -11,39 +11,39 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """At most `places` pieces of work at once; those that wait are let in client by client, of a client in order."""
+    """At most `slots` pieces of work at once. Waiting clients take turns (round robin), each client's work in order."""
 
-    def __init__(self, places: int) -> None:
-        self._free = places
-        # The client whose turn comes next is the first.
+    def __init__(self, slots: int) -> None:
+        self._free_slots = slots
+        # The next client is the first.
         self._waiting: OrderedDict[bytes, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
     async def turn(self, client: bytes) -> AsyncIterator[None]:
-        """Waits for a place, and holds it."""
-        if self._free:
-            self._free -= 1
+        """Waits for a slot, and occupies it inside the context."""
+        if self._free_slots:
+            self._free_slots -= 1
         else:
-            mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(client, deque()).append(mine)
+            slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(client, deque()).append(slot)
             try:
-                await mine
+                await slot
             except asyncio.CancelledError:
-                if mine.done() and not mine.cancelled():  # it had just got its place
-                    self._pass_on()
+                if slot.done() and not slot.cancelled():  # cancelled just after it got its slot
+                    self._release()
                 raise
         try:
             yield
         finally:
-            self._pass_on()
+            self._release()
 
-    def _pass_on(self) -> None:
+    def _release(self) -> None:
         while self._waiting:
             client, queue = self._waiting.popitem(last=False)
             first = queue.popleft()
             if queue:
                 self._waiting[client] = queue
-            if not first.done():  # who was cancelled waits no more
+            if not first.done():  # skip cancelled waiters
                 first.set_result(None)
                 return
-        self._free += 1
+        self._free_slots += 1

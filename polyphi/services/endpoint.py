@@ -1,12 +1,12 @@
-"""A client of any OpenAI-compatible endpoint: chat with text, pictures and clips, speech, transcription.
+"""A client of any OpenAI-compatible endpoint: chat with text, images and audio, speech synthesis, transcription.
 
 >>> teacher = Endpoint("http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
 >>> teacher.chat([Message.user(Image("cat.png"), Text("What is this?"))]).text
 'A cat.'
 
-It is a `Generate` (polyphi/messages.py), so it can be judged as our own model can, except where log-probabilities are
-asked for. Requests wait their turn (`Pace`), and are sent again when the server is busy, fails or can't be reached.
-The key is read from an environment variable when a request is sent, and stands in no message, file or `repr`.
+It implements `Generate` (polyphi/messages.py), so it can be evaluated like polyphi's own models, except on tasks that
+need log-probabilities. Requests respect rate limits (`Pace`), and are retried if the server is busy, fails or can't be
+reached. The key is read from an environment variable for each request, and appears in no message, file or `repr`.
 """
 
 import base64
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 GREEDY = SamplingParams()
 MINUTE = 60.0
 CONNECT_SECONDS = 10.0
-LONGEST_WAIT = 300.0
-"""Seconds between two attempts; a server that asks for more has a quota that waiting won't mend."""
+MAX_WAIT = 300.0
+"""Maximum seconds between two attempts; a server that requests more has probably exhausted a quota."""
 _FORMATS = {
     b"\x89PNG": "png",
     b"\xff\xd8\xff": "jpeg",
@@ -61,22 +61,22 @@ _FORMATS = {
 
 
 class Rejected(ValueError):
-    """The endpoint works, but won't answer this request: too long, a medium it can't read, a content filter."""
+    """The endpoint refuses this request: it is too long, has unreadable media, or a content filter blocks it."""
 
 
 class Pace:
-    """When the next request may be sent: at most so many requests and tokens in any 60 seconds (None: no bound).
+    """A rate limiter: at most `requests` requests and `tokens` tokens in any 60 seconds (None: no limit).
 
-    `reserve` gives turns in the order of calling and looks at no clock: `now` and its answer are seconds."""
+    `reserve` assigns times in the order of its calls and reads no clock: `now` and its result are in seconds."""
 
     def __init__(self, requests: int | None = None, tokens: int | None = None) -> None:
         self.requests, self.tokens = requests or inf, tokens or inf
-        self._sent: deque[tuple[float, int]] = deque()  # (when, tokens), the latest minute's
+        self._sent: deque[tuple[float, int]] = deque()  # (time, tokens) of the last minute
         self._sum, self._earliest = 0, -inf
         self._lock = threading.Lock()
 
     def reserve(self, tokens: int, now: float) -> float:
-        """When a request of so many tokens may be sent."""
+        """The time at which a request of `tokens` tokens may be sent."""
         if tokens > self.tokens:
             raise ValueError(
                 f"a request of about {tokens} tokens can never be sent at {self.tokens} tokens a minute; "
@@ -98,26 +98,25 @@ class Pace:
             return when
 
     def hold(self, until: float) -> None:
-        """Nothing more is sent before: the server asked for a rest."""
+        """Sends no further request before the time `until`, for a server's Retry-After."""
         with self._lock:
             self._earliest = max(self._earliest, until)
 
 
 def rough_tokens(messages: Sequence[Message]) -> int:
-    """Tokens of a prompt, guessed: a token for 4 bytes of UTF-8, 4 for each message, 1000 for a picture or clip. Enough
-    to keep a pace; give a tokenizer's own count where money hangs on it."""
+    """An estimate of a prompt's tokens: one for 4 bytes of UTF-8, 4 for each message, 1000 for an image or audio. Good
+    enough for rate limits; use a tokenizer's count for costs."""
     parts = [p for m in messages for p in m.parts]
-    letters = sum(len(p.text.encode()) for p in parts if isinstance(p, Text))
+    characters = sum(len(p.text.encode()) for p in parts if isinstance(p, Text))
     media = sum(not isinstance(p, Text) for p in parts)
-    return 4 * len(messages) + (letters + 3) // 4 + 1000 * media
+    return 4 * len(messages) + (characters + 3) // 4 + 1000 * media
 
 
 class Endpoint:
-    """`where` is the address that ends in "/v1"; `key_from` names the environment variable that holds the key, if one
-    is needed. At most `concurrency` requests are under way at once, from however many threads. `extra` is added to the
-    body of every chat request ({"reasoning_effort": "low"}); a value of None takes a field away, for servers that know
-    `max_completion_tokens` only, say. `seconds` is the longest silence of a server; `clock` and `sleep` are there for
-    tests."""
+    """A client of one model at one endpoint. `where`: the URL that ends in "/v1"; `key_from`: the environment variable
+    with the API key, if one is needed. At most `concurrency` requests run at once, over all threads. `extra` is added
+    to the body of every chat request ({"reasoning_effort": "low"}); a value of None removes a field, for example for
+    servers that accept only `max_completion_tokens`. `seconds`: read timeout; `clock` and `sleep`: for tests."""
 
     def __init__(
         self,
@@ -137,17 +136,17 @@ class Endpoint:
     ) -> None:
         if not where.startswith(("http://", "https://")):
             raise ValueError(
-                f"an endpoint's address starts with http:// or https://, found {where!r}"
+                f"expected an endpoint's address that starts with http:// or https://, found {where!r}"
             )
         if attempts < 1 or concurrency < 1:
             raise ValueError(
-                f"attempts and concurrency are 1 or more, found {attempts} and {concurrency}"
+                f"expected attempts and concurrency of at least 1, found {attempts} and {concurrency}"
             )
         self.where, self.model, self.key_from = where.rstrip("/"), model, key_from
         self.extra, self.seconds, self.attempts = dict(extra or {}), seconds, attempts
         self.count, self.clock, self.sleep = count, clock, sleep
         self.pace = Pace(requests_per_minute, tokens_per_minute)
-        self._turns = threading.Semaphore(concurrency)
+        self._slots = threading.Semaphore(concurrency)
         self._client = _open_client(seconds)
 
     def __repr__(self) -> str:
@@ -155,7 +154,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """Who answers: the model, and the settings that change what it says."""
+        """The model with the settings that change its answers."""
         return (
             f"{self.model} {json.dumps(self.extra, sort_keys=True)}" if self.extra else self.model
         )
@@ -167,28 +166,28 @@ class Endpoint:
         sampling: SamplingParams = GREEDY,
         schema: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """The answer; as JSON text where a JSON schema is given. Raises `Rejected` where the endpoint won't answer this
-        request, `ValueError` for all that would befall others too: no endpoint, no key, no such model."""
+        """The answer; with a JSON schema, as JSON text. Raises `Rejected` if the endpoint refuses this request, and
+        `ValueError` for errors that would affect all requests: no endpoint, no key, an unknown model."""
         body = self._body(messages, sampling, schema)
         answer = self._json("/chat/completions", self._tokens(messages, sampling), json=body)
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
-            told, why = choice["message"], choice.get("finish_reason")
+            message, finish_reason = choice["message"], choice.get("finish_reason")
             return Completion(
-                _with_calls(told.get("content") or "", told.get("tool_calls") or ()),
-                finish_reason=why or "stop",
+                _with_calls(message.get("content") or "", message.get("tool_calls") or ()),
+                finish_reason=finish_reason or "stop",
                 prompt_tokens=int(usage.get("prompt_tokens") or 0),
             )
         except (KeyError, IndexError, TypeError, AttributeError):
             raise ValueError(
-                f"{self.where} gave no chat completion; expected choices[0].message.content, "
+                f"{self.where} returned no chat completion; expected choices[0].message.content, "
                 f"found {json.dumps(answer)[:200]}"
             ) from None
 
     def speech(
         self, text: str, *, voice: str = "default", form: str = "wav", speed: float = 1.0
     ) -> bytes:
-        """The text, spoken: an encoded clip of the form asked for ("wav", "flac", "mp3", ...)."""
+        """The text as speech: encoded audio in the format `form` ("wav", "flac", "mp3", ...)."""
         body = {"model": self.model, "input": text, "voice": voice, "response_format": form}
         if speed != 1.0:
             body |= {"speed": speed}  # type: ignore[dict-item]
@@ -196,24 +195,23 @@ class Endpoint:
         with self._answer("/audio/speech", tokens, json=body) as response:
             data = response.read()
         if not data or data[:1] in b"{<":
-            raise ValueError(
-                f"{self.where} gave no clip; expected {form}, found {self._hide(data[:80].decode(errors='replace'))!r}"
-            )
+            start = self._mask_key(data[:80].decode(errors="replace"))
+            raise ValueError(f"{self.where} returned no audio; expected {form}, found {start!r}")
         return data
 
     def transcribe(self, clip: bytes, *, language: str | None = None) -> str:
-        """What is said in an encoded clip (WAV, FLAC, OGG, MP3)."""
+        """The transcript of encoded audio (WAV, FLAC, OGG, MP3)."""
         form = {"model": self.model, "response_format": "json"}
         form |= {"language": language} if language else {}
         files = {"file": (f"clip.{_format(clip, 'wav')}", clip)}
         answer = self._json("/audio/transcriptions", 0, data=form, files=files)
         if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
             raise ValueError(
-                f"{self.where} gave no transcript; expected {{'text': ...}}, found {json.dumps(answer)[:200]}"
+                f"{self.where} returned no transcript; expected {{'text': ...}}, found {json.dumps(answer)[:200]}"
             )
         return answer["text"]
 
-    # As a `Generate`. An endpoint has one model, so "auto" and None are the only adapters.
+    # The methods of `Generate`. An endpoint has one model, so "auto" and None are the only adapters.
 
     def generate(
         self,
@@ -232,33 +230,31 @@ class Endpoint:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Iterator[Delta]:
-        """The answer as it comes. Sent again only as long as nothing has come."""
+        """The streamed answer. The request is retried only before the first output."""
         _no_adapter(adapter)
         if any(m.tools for m in messages):
-            raise ValueError(
-                "calls of tools don't come piece by piece from an endpoint; use generate"
-            )
+            raise ValueError("tool calls can't be streamed from an endpoint; use generate")
         body = self._body(messages, sampling, None) | {"stream": True}
-        tokens, why = self._tokens(messages, sampling), None
+        tokens, finish_reason = self._tokens(messages, sampling), None
         with self._answer("/chat/completions", tokens, json=body) as response:
             for line in response.iter_lines():
                 data = line.removeprefix("data:").strip()
                 if not line.startswith("data:") or data == "[DONE]":
                     continue
                 for choice in self._parse(data).get("choices", ()):
-                    why = choice.get("finish_reason") or why
+                    finish_reason = choice.get("finish_reason") or finish_reason
                     if text := choice.get("delta", {}).get("content"):
                         yield Delta(text)
-        if why is None:
-            raise ValueError(f"{self.where} broke off in the middle of an answer; ask again")
-        yield Delta("", why)
+        if finish_reason is None:
+            raise ValueError(f"{self.where} broke off in the middle of an answer; try again")
+        yield Delta("", finish_reason)
 
     def score(
         self, messages: Sequence[Message], continuation: str, *, adapter: str | None = "auto"
     ) -> list[float]:
         raise ValueError(
-            "an OpenAI-compatible endpoint can't tell the log-probability of a given answer; "
-            "use a task that is judged by what the model says"
+            "an OpenAI-compatible endpoint can't return the log-probability of a given answer; "
+            "use a task that is scored on generated text"
         )
 
     # Sending
@@ -284,17 +280,17 @@ class Endpoint:
             return json.loads(text)
         except json.JSONDecodeError:
             raise ValueError(
-                f"{self.where} answered something that isn't JSON: {self._hide(text[:120])!r}; "
-                "is it the address of an OpenAI-compatible API, up to and with /v1?"
+                f"{self.where} returned something that isn't JSON: {self._mask_key(text[:120])!r}; "
+                "is it the address of an OpenAI-compatible API, including /v1?"
             ) from None
 
     @contextmanager
     def _answer(self, path: str, tokens: int, **content: Any) -> "Iterator[httpx2.Response]":
-        """The response to a POST, once it is a good one, its head read and its body still to come."""
+        """The successful response to a POST; its headers are read, its body isn't."""
         import httpx2
 
-        with self._turns:
-            response = self._insist(path, tokens, content)
+        with self._slots:
+            response = self._send_with_retries(path, tokens, content)
             try:
                 yield response
             except httpx2.RequestError as error:
@@ -304,14 +300,16 @@ class Endpoint:
             finally:
                 response.close()
 
-    def _insist(self, path: str, tokens: int, content: dict[str, Any]) -> "httpx2.Response":
+    def _send_with_retries(
+        self, path: str, tokens: int, content: dict[str, Any]
+    ) -> "httpx2.Response":
         import httpx2
 
         for attempt in range(1, self.attempts + 1):
             when = self.pace.reserve(tokens, self.clock())
             if (wait := when - self.clock()) > 0:
                 self.sleep(wait)
-            rest = min(LONGEST_WAIT, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+            delay = min(MAX_WAIT, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
             headers = {"Authorization": f"Bearer {key}"} if (key := self._key()) else {}
             streamed = bool(content.get("json", {}).get("stream"))
             request = self._client.build_request(
@@ -320,59 +318,61 @@ class Endpoint:
             try:
                 response = self._client.send(request, stream=True)
                 if not (streamed and response.is_success):
-                    response.read()  # a connection cut here is tried again too
+                    response.read()  # a connection cut here is retried too
             except httpx2.RequestError as error:
-                why = self._hide(str(error)) or type(error).__name__
-                trouble = f"{self.where} can't be reached: {why}"
+                reason = self._mask_key(str(error)) or type(error).__name__
+                problem = f"{self.where} can't be reached: {reason}"
             else:
                 if response.is_success:
                     return response
-                trouble = self._judge(response)
-                asked = _retry_after(response.headers.get("retry-after"))
-                if asked > LONGEST_WAIT:
+                problem = self._check_status(response)
+                retry_after = _retry_after(response.headers.get("retry-after"))
+                if retry_after > MAX_WAIT:
                     raise ValueError(
-                        f"{trouble}; it asks to come back in {asked:.0f} s: is a quota used up?"
+                        f"{problem}; it asks to come back in {retry_after:.0f} s: is a quota used up?"
                     )
-                rest = max(rest, asked)
-                if asked:
-                    self.pace.hold(self.clock() + asked)
+                delay = max(delay, retry_after)
+                if retry_after:
+                    self.pace.hold(self.clock() + retry_after)
             if attempt < self.attempts:
-                self.sleep(rest)
-        raise ValueError(f"{trouble}; gave up after {self.attempts} attempts")
+                self.sleep(delay)
+        raise ValueError(f"{problem}; gave up after {self.attempts} attempts")
 
-    def _judge(self, response: "httpx2.Response") -> str:
-        """What went wrong, where another attempt may help; raises where it can't."""
-        code, said = response.status_code, self._hide(_said(response.text))
-        trouble = f"{self.where} answered {code}: {said}"
+    def _check_status(self, response: "httpx2.Response") -> str:
+        """The description of an error that a retry may fix; raises for all other errors."""
+        code, message = response.status_code, self._mask_key(_error_message(response.text))
+        problem = f"{self.where} answered {code}: {message}"
         if code in (401, 403):
             if not self.key_from:
                 raise ValueError(
-                    f"{trouble}; it wants a key: name the variable that holds it, key_from='...'"
+                    f"{problem}; it needs a key: name the environment variable that holds it, key_from='...'"
                 )
             state = "is refused" if self._key() else "isn't set"
-            raise ValueError(f"{trouble}; the key in the variable {self.key_from} {state}")
+            raise ValueError(f"{problem}; the key in the variable {self.key_from} {state}")
         if code == 404:
             raise ValueError(
-                f"{trouble}; is {self.model!r} a model it serves, and {self.where!r} its address up to /v1?"
+                f"{problem}; is {self.model!r} a model it serves, and {self.where!r} its address up to /v1?"
             )
         if code in (408, 425) or code >= 500:
-            return trouble
+            return problem
         if code == 429:
             if "insufficient_quota" in response.text:
-                raise ValueError(f"{trouble}; its quota is used up")
-            return trouble
+                raise ValueError(f"{problem}; its quota is used up")
+            return problem
         if code in (400, 413, 415, 422):
-            raise Rejected(trouble)
-        raise ValueError(f"{trouble}; expected 200")
+            raise Rejected(problem)
+        raise ValueError(f"{problem}; expected 200")
 
-    def _hide(self, text: str) -> str:
-        """Servers may quote the key in their complaints."""
+    def _mask_key(self, text: str) -> str:
+        """The text with the API key masked: servers may quote it in error messages."""
         return text.replace(key, "***") if (key := self._key()) else text
 
     def _key(self) -> str:
         key = os.environ.get(self.key_from, "").strip() if self.key_from else ""
         if not (key.isascii() and (not key or key.isprintable())):
-            raise ValueError(f"the variable {self.key_from} holds characters that no key has")
+            raise ValueError(
+                f"the variable {self.key_from} contains characters that no API key has"
+            )
         return key
 
 
@@ -383,7 +383,7 @@ def _open_client(seconds: float) -> "httpx2.Client":
         raise ValueError(
             "an endpoint needs the package httpx2; install it with `pip install 'polyphi[curate]'`"
         ) from None
-    # No redirects, which would carry the key elsewhere; as many connections as there are turns.
+    # No redirects, which would send the key elsewhere; `concurrency` limits the connections.
     return httpx2.Client(
         timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
         limits=httpx2.Limits(max_connections=None),
@@ -393,12 +393,12 @@ def _open_client(seconds: float) -> "httpx2.Client":
 def _no_adapter(adapter: str | None) -> None:
     if adapter not in ("auto", None, "none"):
         raise ValueError(
-            f"an endpoint chooses its adapters itself; expected 'auto' or None, found {adapter!r}"
+            f"an endpoint selects its adapters itself; expected 'auto' or None, found {adapter!r}"
         )
 
 
-def _said(text: str) -> str:
-    """The message of an error's body."""
+def _error_message(text: str) -> str:
+    """The message in the body of an error response."""
     try:
         error = json.loads(text)["error"]
         return str(error["message"] if isinstance(error, dict) else error)[:300]
@@ -407,7 +407,7 @@ def _said(text: str) -> str:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds of a Retry-After header, which holds seconds or a date; 0 where there is none."""
+    """The seconds of a Retry-After header, which has seconds or a date; 0 without one."""
     if not value:
         return 0.0
     try:
@@ -425,8 +425,8 @@ def chat_body(
     sampling: SamplingParams,
     schema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The body of a chat request as OpenAI's API has it, without the model. `top_k`, which only some servers know, is
-    sent where it is set."""
+    """The body of a chat request in OpenAI's format, without the model. `top_k`, which only some servers support, is
+    included if it is set."""
     body: dict[str, Any] = {
         "messages": [_message(m) for m in messages if m.parts],
         "max_tokens": sampling.max_tokens,
@@ -447,10 +447,10 @@ def chat_body(
 
 
 def _with_calls(text: str, calls: Sequence[Any]) -> str:
-    """What a model said, the tools that it called at its end as models themselves write them."""
+    """The text of an answer followed by its tool calls, in the format in which models write calls."""
     try:
         return text + call_text(calls) if calls else text
-    except ValueError:  # arguments that are no JSON
+    except ValueError:  # the arguments aren't JSON
         return text + json.dumps(calls, ensure_ascii=False)
 
 
@@ -461,12 +461,12 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def openai_part(part: Part) -> dict[str, Any]:
-    """A part as OpenAI's interface has it, media whole. Raises ValueError for a video and a missing file."""
+    """A part in OpenAI's format with embedded media. Raises ValueError for a video and a missing file."""
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
     if isinstance(part, Video):
-        raise ValueError("videos aren't sent to an endpoint; expected some of its frames as Images")
-    data = _encoded(part)
+        raise ValueError("an endpoint accepts no videos; send some of the frames as Images")
+    data = _media_bytes(part)
     text = base64.b64encode(data).decode()
     if isinstance(part, Image):
         url = {"url": f"data:image/{_format(data, 'png')};base64,{text}"}
@@ -476,7 +476,7 @@ def openai_part(part: Part) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": text, "format": _format(data, "wav")}}
 
 
-def _encoded(part: Image | Audio) -> bytes:
+def _media_bytes(part: Image | Audio) -> bytes:
     if isinstance(part.source, bytes):
         return part.source
     if isinstance(part.source, tuple):
@@ -492,7 +492,7 @@ def _encoded(part: Image | Audio) -> bytes:
     return path.read_bytes()
 
 
-def _format(data: bytes, otherwise: str) -> str:
+def _format(data: bytes, default: str) -> str:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    return next((name for magic, name in _FORMATS.items() if data.startswith(magic)), otherwise)
+    return next((name for magic, name in _FORMATS.items() if data.startswith(magic)), default)

@@ -1,4 +1,4 @@
-"""Runs code that nobody has read: Python that a model wrote, in processes that see and reach next to nothing.
+"""Run untrusted Python code, such as a model's, in processes with almost no access to the machine.
 
 >>> run("print(6 * 7)").stdout
 '42\\n'
@@ -7,18 +7,18 @@
 
     this process -> launcher (this file, as a script) -> first process of the namespaces -> the code
 
-**What is prevented** (Linux namespaces, no package needed; root becomes a user that owns nothing): any network, the
-loopback included; seeing, signalling or tracing processes outside; files other than the system's libraries and this
-Python with its packages, all read-only; the environment of this process; processes that live on after the run, however
-they detach; more than the `Limits`.
+**Prevented** (by Linux namespaces, without further packages; root becomes a user that owns no files): all network
+access, including loopback; seeing, signalling or tracing processes outside; files other than the system's libraries and
+this Python with its packages, which are read-only; access to this process's environment; processes that outlive the
+run, however they detach; exceeding the `Limits`.
 
-**What is not**: the code reads every installed package. Memory that no process maps (a memfd, System V segments, full
-pipes) counts towards no limit while it runs. It uses the kernel as any program does (no filter of system calls), so
-that a hole in the kernel is a hole here. Code from people who mean harm belongs into a virtual machine.
+**Not prevented**: the code can read every installed package. Memory that no process maps (a memfd, System V segments,
+full pipes) counts towards no limit during the run. The code can use all system calls (there is no filter), so a
+vulnerability of the kernel is one of this sandbox. Run deliberately malicious code in a virtual machine.
 
-Where the kernel, or a container's own filter, has no namespaces for us, `run` refuses, unless `weak=True`: then there
-are limits, an empty environment, a folder of its own and, inside Python, a hook that forbids sockets, signals and
-other programs. It reads what its user reads, and code that is made to get around a hook will.
+Where the kernel or a container's filter allows no namespaces, `run` raises, unless `weak=True`: then there are limits,
+an empty environment, a temporary folder and, inside Python, a hook that forbids sockets, signals and other programs.
+The code can then read its user's files, and malicious code can get around the hook.
 """
 
 import ctypes
@@ -38,12 +38,12 @@ from typing import Any, Literal
 
 Ended = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
-"""What programs need to start, beside this Python."""
+"""Paths that programs need to start, beside this Python."""
 BOX = "/box"
-"""Where the code works and may write."""
+"""The working folder of the code, and the only writable one."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
 FIRST_UID = 1 << 30
-"""Root's children become user `FIRST_UID` + process id: one that owns no file and has no other process."""
+"""Run by root, the code gets user id `FIRST_UID` + process id: a user without files and other processes."""
 NOBODY = 65534
 SLACK = 96 << 20  # bytes that the launcher and an empty Python take
 
@@ -56,8 +56,9 @@ _DEATH_SIGNAL, _DUMPABLE, _NO_NEW_PRIVILEGES = 1, 4, 38
 
 @dataclass(frozen=True)
 class Limits:
-    """`seconds` by the clock and `cpu_seconds` of each process; bytes of memory (of each process, and watched over
-    all), of each file, of all files, of stdout and stderr; processes and threads; open files of each process."""
+    """Limits of a run: `seconds` of wall time and `cpu_seconds` of each process; bytes of memory (of each process, and
+    monitored over all), of each file, of all files, of stdout and stderr; number of processes and threads; open files
+    of each process."""
 
     seconds: float = 10.0
     cpu_seconds: int = 10
@@ -71,8 +72,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out. `ended`: "ok" (exit code 0), "error" (another), "timeout", "memory", "output" (too much of it), or
-    "killed" by a signal. `exit` is None where we ended it. `isolated`: in namespaces, not only within limits."""
+    """The result of a run. `ended`: "ok" (exit code 0), "error" (another code), "timeout", "memory", "output" (too
+    much), or "killed" by a signal. `exit` is None if the run was stopped. `isolated`: whether it ran in namespaces."""
 
     stdout: str
     stderr: str
@@ -90,21 +91,21 @@ def run(
     weak: bool = False,
     python: Path | None = None,
 ) -> Result:
-    """Run `code` as a program. Raises ValueError where it can't be isolated and `weak` doesn't allow less. `python` is
-    the interpreter of a virtual environment whose packages it may use, instead of this Python's."""
-    why = unavailable()
-    if why and not weak:
+    """Run `code` as a program and return its result. Raises ValueError if it can't be isolated and `weak` is False.
+    `python`: interpreter of a virtual environment whose packages the code may use, instead of this Python's."""
+    reason = unavailable()
+    if reason and not weak:
         raise ValueError(
-            f"code can't be isolated on this machine ({why}): expected a Linux kernel, or container, that allows "
+            f"code can't be isolated on this machine ({reason}): expected a Linux kernel, or container, that allows "
             "namespaces (for Docker: --security-opt seccomp=unconfined, or --privileged); weak=True runs it with "
-            "limits alone, which is no protection from code that means harm"
+            "limits only, which doesn't protect against malicious code"
         )
-    return _run(code, stdin, limits, isolated=not why, python=python)
+    return _run(code, stdin, limits, isolated=not reason, python=python)
 
 
 @cache
 def unavailable() -> str | None:
-    """Why code can't be isolated here, or None. Tried once per process."""
+    """The reason why code can't be isolated on this machine, or None. Tested once per process."""
     try:
         _run("", "", Limits(), isolated=True)
     except OSError as error:
@@ -117,20 +118,20 @@ def _run(
 ) -> Result:
     with (
         tempfile.TemporaryDirectory(prefix="polyphi-", ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as stdin_file,
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
     ):
         for name in ("root", "box"):
             Path(folder, name).mkdir()
         Path(folder, "box", "main.py").write_text(code, encoding="utf-8", errors="replace")
-        if not isolated:  # another user works there
+        if not isolated:  # the code runs as another user
             Path(folder).chmod(0o711)
             Path(folder, "box").chmod(0o777)
-        given.write(stdin.encode(errors="replace"))
-        given.seek(0)
+        stdin_file.write(stdin.encode(errors="replace"))
+        stdin_file.seek(0)
         reading, writing = os.pipe()
-        order = {
+        job = {
             "folder": folder,
             "limits": asdict(limits),
             "isolated": isolated,
@@ -140,8 +141,8 @@ def _run(
         }
         started = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", __file__, json.dumps(order)],
-            stdin=given,
+            [sys.executable, "-I", "-S", "-B", __file__, json.dumps(job)],
+            stdin=stdin_file,
             stdout=out,
             stderr=err,
             env={},
@@ -156,20 +157,22 @@ def _run(
         finally:
             _end(process, isolated)
             with open(reading, "rb") as pipe:
-                told = pipe.read()
+                pipe_data = pipe.read()
         seconds = time.monotonic() - started
         texts = [_text(file, limits.output_bytes) for file in (out, err)]
-        full = sum(os.fstat(file.fileno()).st_size for file in (out, err)) > limits.output_bytes
-    report: dict[str, Any] = json.loads(told.partition(b"\n")[0] or b"{}")
+        output_full = (
+            sum(os.fstat(file.fileno()).st_size for file in (out, err)) > limits.output_bytes
+        )
+    report: dict[str, Any] = json.loads(pipe_data.partition(b"\n")[0] or b"{}")
     if "failed" in report:
         raise OSError(report["failed"])
     exit = report.get("exit") if stopped is None else None
-    ended = stopped or ("output" if full else _how(exit, texts[1]))
+    ended = stopped or ("output" if output_full else _end_reason(exit, texts[1]))
     return Result(texts[0], texts[1], exit, ended, seconds, isolated)
 
 
 def _prefixes(python: Path | None) -> list[str]:
-    """The folders that a Python lives in."""
+    """The installation folders of a Python interpreter."""
     if python is None:
         return [sys.base_prefix, sys.prefix]
     return [str(python.resolve().parents[1]), str(python.absolute().parents[1])]
@@ -178,16 +181,16 @@ def _prefixes(python: Path | None) -> list[str]:
 def _watch(
     process: subprocess.Popen[bytes], deadline: float, limits: Limits, outputs: tuple[Any, ...]
 ) -> Ended | None:
-    """Wait; why it must be stopped, or None when it ended by itself."""
-    looked = time.monotonic()
+    """Waits for the process. Returns the reason to stop it, or None when it ended by itself."""
+    last_check = time.monotonic()
     while process.poll() is None:
         now = time.monotonic()
         if now > deadline:
             return "timeout"
         if sum(os.fstat(file.fileno()).st_size for file in outputs) > limits.output_bytes:
             return "output"
-        if now - looked > 0.1:
-            looked = now
+        if now - last_check > 0.1:
+            last_check = now
             if _memory(process.pid) > limits.memory_bytes + SLACK:
                 return "memory"
         time.sleep(0.005)
@@ -195,7 +198,7 @@ def _watch(
 
 
 def _memory(pid: int) -> int:
-    """Resident bytes of a process and all below it."""
+    """Resident bytes of a process and its descendants."""
     import psutil
 
     total = 0
@@ -203,14 +206,14 @@ def _memory(pid: int) -> int:
         top = psutil.Process(pid)
         for process in (top, *top.children(recursive=True)):
             total += process.memory_info().rss
-    except psutil.Error:  # one that is just ending
+    except psutil.Error:  # a process that is just ending
         pass
     return total
 
 
 def _end(process: subprocess.Popen[bytes], isolated: bool) -> None:
-    """After this no process of it is alive: the launcher, asked to end, kills the namespace's first one, and the kernel
-    the rest before the launcher hears of it."""
+    """Ends all processes of a run: on SIGTERM the launcher kills the namespace's first process, and the kernel kills
+    the others before the launcher's wait returns."""
     if isolated and process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -226,7 +229,7 @@ def _text(file: Any, limit: int) -> str:
     return text
 
 
-def _how(exit: int | None, stderr: str) -> Ended:
+def _end_reason(exit: int | None, stderr: str) -> Ended:
     if exit == 0:
         return "ok"
     if exit == -signal.SIGXCPU:
@@ -239,7 +242,7 @@ def _how(exit: int | None, stderr: str) -> Ended:
 
 # ------------------------------------------------------------------------------ the launcher
 
-# Runs inside Python where there are no namespaces.
+# The program that runs the code where there are no namespaces.
 _GUARD = """
 import sys
 def _guard(event, _, forbidden=("socket.", "os.kill", "os.fork", "os.exec", "os.posix_spawn", "os.system",
@@ -254,12 +257,12 @@ exec(_code, {"__name__": "__main__"})
 """
 
 
-def _launch(order: dict[str, Any]) -> None:
-    """In the launcher: make the namespaces, become nobody, start the code, report how it ended."""
-    report, isolated = order["report"], order["isolated"]
+def _launch(job: dict[str, Any]) -> None:
+    """In the launcher: enters the namespaces, drops privileges, starts the code, and reports its exit code."""
+    report, isolated = job["report"], job["isolated"]
     os.set_inheritable(report, False)
     _prctl(_DEATH_SIGNAL, signal.SIGKILL)
-    box = Path(order["folder"], "box")
+    box = Path(job["folder"], "box")
     code, user = (box / "main.py").read_bytes(), FIRST_UID + os.getpid()
     if isolated:
         _enter_namespaces()
@@ -267,32 +270,32 @@ def _launch(order: dict[str, Any]) -> None:
             signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
             os.waitpid(first, 0)
             return
-        _private_root(f"{order['folder']}/root", order["readable"], order["limits"]["disk_bytes"])
+        _private_root(f"{job['folder']}/root", job["readable"], job["limits"]["disk_bytes"])
         box = Path(BOX)
         (box / "main.py").write_bytes(code)
     os.chdir(box)
     if os.geteuid() == 0:
-        _become(user)
+        _drop_privileges(user)
     _prctl(_DEATH_SIGNAL, signal.SIGKILL)  # a change of user clears it
     _prctl(_NO_NEW_PRIVILEGES, 1)
-    _prctl(_DUMPABLE, 0)  # nobody traces this process or reads its memory
+    _prctl(_DUMPABLE, 0)  # no tracing of this process, no reading of its memory
     worker = os.fork()
     if not worker:
-        _start(order, str(box))
+        _exec_code(job, str(box))
     while (ended := os.wait())[0] != worker:  # the first process inherits orphans
         pass
     os.write(report, _line(exit=os.waitstatus_to_exitcode(ended[1])))
 
 
-def _line(**told: Any) -> bytes:
-    """A report; the first one counts."""
-    return json.dumps(told).encode() + b"\n"
+def _line(**fields: Any) -> bytes:
+    """A report as a line of JSON; only the first line is used."""
+    return json.dumps(fields).encode() + b"\n"
 
 
-def _start(order: dict[str, Any], home: str) -> None:
-    """Become the code."""
-    limits = order["limits"]
-    for what, value in (
+def _exec_code(job: dict[str, Any], home: str) -> None:
+    """Sets the resource limits and executes the code."""
+    limits = job["limits"]
+    for resource_type, value in (
         (resource.RLIMIT_CPU, limits["cpu_seconds"]),
         (resource.RLIMIT_AS, limits["memory_bytes"]),
         (resource.RLIMIT_FSIZE, max(limits["file_bytes"], limits["output_bytes"] + 1)),
@@ -300,16 +303,22 @@ def _start(order: dict[str, Any], home: str) -> None:
         (resource.RLIMIT_NPROC, limits["processes"] + 2),
         (resource.RLIMIT_CORE, 0),
     ):
-        # CPU time: a second between the signal and the kill, or there would be no telling it from other kills.
-        most = resource.getrlimit(what)[1]
-        most = value + 1 if most == resource.RLIM_INFINITY else min(most, value + 1)
+        # CPU time: one second between SIGXCPU and SIGKILL, to distinguish it from other kills.
+        hard_limit = resource.getrlimit(resource_type)[1]
+        hard_limit = (
+            value + 1 if hard_limit == resource.RLIM_INFINITY else min(hard_limit, value + 1)
+        )
         resource.setrlimit(
-            what, (min(value, most), most if what == resource.RLIMIT_CPU else min(value, most))
+            resource_type,
+            (
+                min(value, hard_limit),
+                hard_limit if resource_type == resource.RLIMIT_CPU else min(value, hard_limit),
+            ),
         )
     environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    program = ["main.py"] if order["isolated"] else ["-c", _GUARD]
-    python = order["python"]
+    program = ["main.py"] if job["isolated"] else ["-c", _GUARD]
+    python = job["python"]
     os.execve(python, [python, "-s", "-P", "-B", *program], environment)
 
 
@@ -326,7 +335,7 @@ def _enter_namespaces() -> None:
 
 
 def _private_root(root: str, readable: list[str], disk_bytes: int) -> None:
-    """A new root that holds what is readable, read-only, and a box to write in, in memory."""
+    """Switches to a new root with the readable paths, read-only, and a writable box in memory."""
     _mount("none", "/", None, _REC | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NOSUID_NODEV, "mode=755,size=1m")
     bound: list[str] = []
@@ -336,14 +345,14 @@ def _private_root(root: str, readable: list[str], disk_bytes: int) -> None:
         if os.path.islink(path):
             os.symlink(os.readlink(path), root + path)
         elif os.path.exists(path):
-            _make_place(path, root + path)
+            _make_mount_point(path, root + path)
             _mount(path, root + path, None, _BIND | _REC)
             bound.append(path)
     for name in DEVICES:
-        _make_place(f"/dev/{name}", f"{root}/dev/{name}")
-    os.symlink(BOX, f"{root}/dev/shm")  # for multiprocessing's locks
+        _make_mount_point(f"/dev/{name}", f"{root}/dev/{name}")
+    os.symlink(BOX, f"{root}/dev/shm")  # for locks of multiprocessing
     os.mkdir(root + BOX)
-    if not os.path.lexists(f"{root}/tmp"):  # this Python may lie there
+    if not os.path.lexists(f"{root}/tmp"):  # this Python may be installed there
         os.symlink(BOX, f"{root}/tmp")
     attributes = (ctypes.c_uint64 * 4)(_READ_ONLY | _NOSUID_NODEV, 0, 0, 0)
     numbers = [
@@ -358,8 +367,8 @@ def _private_root(root: str, readable: list[str], disk_bytes: int) -> None:
     _call("umount2", b".", _DETACH)
 
 
-def _make_place(source: str, target: str) -> None:
-    """An empty folder or file, to mount another on."""
+def _make_mount_point(source: str, target: str) -> None:
+    """Creates an empty folder or file as a mount point."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:
@@ -367,30 +376,32 @@ def _make_place(source: str, target: str) -> None:
         Path(target).touch()
 
 
-def _become(user: int) -> None:
+def _drop_privileges(user: int) -> None:
     os.setgroups([])
     try:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    except OSError:  # a container that maps few users
+    except OSError:  # in a container that maps few user ids
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def _mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
+def _mount(
+    source: str, target: str, file_system: str | None, flags: int, options: str = ""
+) -> None:
     _call(
         "mount",
-        *(source.encode(), target.encode(), kind.encode() if kind else None),
+        *(source.encode(), target.encode(), file_system.encode() if file_system else None),
         *(ctypes.c_ulong(flags), options.encode()),
     )
 
 
-def _prctl(what: int, value: int) -> None:
-    _call("prctl", what, ctypes.c_ulong(value), *(ctypes.c_ulong(0),) * 3)
+def _prctl(option: int, value: int) -> None:
+    _call("prctl", option, ctypes.c_ulong(value), *(ctypes.c_ulong(0),) * 3)
 
 
 def _call(name: str, *arguments: Any) -> None:
-    """A function of the C library; raises OSError where it fails."""
+    """Calls a function of the C library; raises OSError if it fails."""
     function = getattr(ctypes.CDLL(None, use_errno=True), name, None)
     if function is None:
         raise OSError(f"this system has no {name}")
@@ -400,9 +411,9 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 if __name__ == "__main__":
-    _order = json.loads(sys.argv[1])
+    _job = json.loads(sys.argv[1])
     try:
-        _launch(_order)
+        _launch(_job)
     except BaseException as _error:
-        os.write(_order["report"], _line(failed=str(_error)))
+        os.write(_job["report"], _line(failed=str(_error)))
     os._exit(0)

@@ -1,10 +1,10 @@
-"""Text -> speech, by engines not ours: espeak-ng, flite, any command that writes WAV, any OpenAI-compatible endpoint.
+"""Text to speech with external engines: espeak-ng, flite, any command that writes WAV, any OpenAI-compatible endpoint.
 
 >>> wave, rate = speak("seven two nine", Voice("espeak-ng", "en", "f2"))       # float32 mono [n] in [-1, 1], Hz
 
-espeak-ng and flite are loaded as shared libraries, because a process for each clip costs more than the speech; where
-only the command is there, it is used. A `Booth` holds engines of its own: what espeak-ng says depends a little on what
-it said before, so whoever wants the same bytes again opens a new booth and says the same things in the same order.
+espeak-ng and flite are loaded as shared libraries, because a process for each text costs more than the synthesis; if
+only the command is installed, it is used. A `Booth` has separate engines: espeak-ng's output depends slightly on its
+previous texts, so reproducible audio needs a new `Booth` and the same texts in the same order.
 """
 
 import _ctypes
@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float
 
 ENGINES = ("espeak-ng", "flite", "command", "endpoint")
-SECONDS = 60.0  # how long a command or an endpoint may take for one clip
+SECONDS = 60.0  # timeout of a command or an endpoint for one text
 
 ESPEAK_LANGUAGES = {
     "en": "en-us",
@@ -41,10 +41,10 @@ ESPEAK_LANGUAGES = {
     "pt": "pt-br",
     "es": "es",
 }
-"""Language -> espeak-ng's voice for it; other names ("en-gb", "es-419") pass as they are. `ja` reads only kana."""
+"""Language -> espeak-ng's voice; other names ("en-gb", "es-419") are used as they are. `ja` reads only kana."""
 FLITE_VOICES = ("slt", "rms", "awb", "kal16", "kal")
 ESPEAK_WORDS_PER_MINUTE = 175  # espeak-ng's normal speed
-_FIX = {
+_INSTALL = {
     "espeak-ng": "install it with `apt install espeak-ng`",
     "flite": "install it with `apt install flite`",
 }
@@ -52,13 +52,13 @@ _FIX = {
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks. `variant` is espeak-ng's ("f2", "m3", "" for the plain voice), flite's voice ("slt") or an
-    endpoint's voice name. `speed` is relative to the engine's normal; `pitch` is espeak-ng's, 0 to 99 with 50 as
-    normal.
+    """A voice of an engine. `variant`: espeak-ng's variant ("f2", "m3", "" for the plain voice), flite's voice ("slt")
+    or an endpoint's voice name. `speed` is relative to the engine's normal speed; `pitch` is espeak-ng's, 0 to 99 with
+    50 as normal.
 
-    `where` is the command of engine "command" (`{text}` and `{language}` are filled in; it writes WAV to its standard
-    output), or the base address of engine "endpoint" (".../v1"), whose model is `model`. An endpoint's key is read
-    from POLYPHI_SPEECH_KEY."""
+    `where`: the command of engine "command" (`{text}` and `{language}` are replaced; it writes WAV to standard output),
+    or the base URL of engine "endpoint" (".../v1"), whose model is `model`. An endpoint's API key is read from
+    POLYPHI_SPEECH_KEY."""
 
     engine: str = "espeak-ng"
     language: str = "en"
@@ -75,7 +75,7 @@ class Voice:
             )
         if not 0.3 <= self.speed <= 3.0 or not 0 <= self.pitch <= 99:
             raise ValueError(
-                f"a voice's speed is 0.3 to 3 and its pitch 0 to 99, found {self.speed} and {self.pitch}"
+                f"expected a voice's speed of 0.3 to 3 and pitch of 0 to 99, found {self.speed} and {self.pitch}"
             )
         if self.engine in ("command", "endpoint") and not self.where:
             raise ValueError(
@@ -92,19 +92,19 @@ class _Engine(Protocol):
 
 
 class Booth:
-    """Engines of one's own, opened when first asked for. Safe to use from several threads, one clip at a time."""
+    """A set of engines, each opened on first use. Thread-safe; synthesises one text at a time."""
 
     def __init__(self) -> None:
         self._engines: dict[str, _Engine] = {}
         self._lock = threading.Lock()
 
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
-        """The text as (float32 mono samples in [-1, 1], rate in Hz), silence at its ends as the engine leaves it.
+        """The speech as (float32 mono samples in [-1, 1], rate in Hz), including the engine's silence at both ends.
 
         Raises `ValueError` for empty text, an engine that is not installed, an unknown voice, and for an engine that
-        fails or says nothing."""
+        fails or returns no audio."""
         if not text.strip():
-            raise ValueError("there is no text to speak; expected at least one word")
+            raise ValueError("expected a text with at least one word, found no text to speak")
         with self._lock:
             if voice.engine not in self._engines:
                 if missing := unavailable(voice.engine):
@@ -113,12 +113,12 @@ class Booth:
             wave, rate = self._engines[voice.engine].speak(text, voice)
         if len(wave) == 0:
             raise ValueError(
-                f"{voice.engine} made no sound of {text[:60]!r} as {voice.language!r} {voice.variant!r}"
+                f"{voice.engine} returned no audio for {text[:60]!r} as {voice.language!r} {voice.variant!r}"
             )
         return wave, rate
 
     def close(self) -> None:
-        """Gives back what the engines hold; asked again, the booth opens new ones."""
+        """Releases the engines; the next call of `speak` opens new ones."""
         with self._lock:
             for engine in self._engines.values():
                 if isinstance(engine, _Espeak):
@@ -132,16 +132,16 @@ def _booth() -> Booth:
 
 
 def speak(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
-    """`Booth.speak` of a booth that all callers share: fine for a clip, not for bytes that must be the same again."""
+    """`Booth.speak` of a shared `Booth`: for single texts, not for reproducible audio."""
     return _booth().speak(text, voice)
 
 
 def unavailable(engine: str) -> str | None:
-    """None if the engine can be used here, otherwise one line that says what is missing and how to get it."""
+    """None if the engine is available, otherwise a line with the missing part and how to install it."""
     if engine not in ENGINES:
         return f"unknown speech engine {engine!r}; expected one of {', '.join(ENGINES)}"
-    if engine in _FIX and not _library(engine) and not shutil.which(engine):
-        return f"{engine} is not installed: neither its shared library nor its command is here; {_FIX[engine]}"
+    if engine in _INSTALL and not _library(engine) and not shutil.which(engine):
+        return f"{engine} is not installed: neither its shared library nor its command is here; {_INSTALL[engine]}"
     return None
 
 
@@ -167,8 +167,8 @@ def _library(engine: str) -> ctypes.CDLL | None:
 
 
 def _private_copy(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The same library with state of its own: loaders share by file, so a copied file is another library. Where that
-    isn't possible (no /proc, temporary files not executable) the shared one does."""
+    """A second instance of the library with separate state: loaders share state by file, so a copied file is another
+    library. Returns the shared one if that isn't possible (no /proc, temporary files not executable)."""
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
         path = next(line.split(maxsplit=5)[5] for line in maps if "/libespeak-ng.so" in line)
@@ -179,7 +179,7 @@ def _private_copy(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 class _Espeak:
-    """libespeak-ng, told to hand over samples instead of playing them. 22,050 Hz."""
+    """libespeak-ng in the mode that returns samples instead of playing them. 22,050 Hz."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.shared, self.library = library, _private_copy(library)
@@ -189,17 +189,17 @@ class _Espeak:
                 "espeak-ng can't find its data; try `apt install --reinstall espeak-ng-data`"
             )
         if seed := getattr(self.library, "espeak_ng_SetRandSeed", None):
-            seed(ctypes.c_long(1))  # else breathy voices take their noise from the clock
-        self._heard: list[bytes] = []
+            seed(ctypes.c_long(1))  # otherwise the noise of breathy voices depends on the clock
+        self._chunks: list[bytes] = []
 
         @_CALLBACK
-        def hear(samples: int, count: int, _: int) -> int:
+        def on_samples(samples: int, count: int, _: int) -> int:
             if samples and count:
-                self._heard.append(ctypes.string_at(samples, 2 * count))
+                self._chunks.append(ctypes.string_at(samples, 2 * count))
             return 0
 
-        self._hear = hear  # kept: the library calls it as long as it lives
-        self.library.espeak_SetSynthCallback(hear)
+        self._callback = on_samples  # a reference, since the library keeps calling it
+        self.library.espeak_SetSynthCallback(on_samples)
         self._voice = ""
 
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
@@ -212,17 +212,17 @@ class _Espeak:
             self._voice = name
         self.library.espeak_SetParameter(_RATE, round(ESPEAK_WORDS_PER_MINUTE * voice.speed), 0)
         self.library.espeak_SetParameter(_PITCH, voice.pitch, 0)
-        self._heard.clear()
+        self._chunks.clear()
         data = text.encode() + b"\0"
         if (
             self.library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 0, 0, _UTF8, None, None)
             != 0
         ):
             raise ValueError(f"espeak-ng failed at {text[:60]!r}")
-        return _float(np.frombuffer(b"".join(self._heard), np.int16)), self.rate
+        return _float(np.frombuffer(b"".join(self._chunks), np.int16)), self.rate
 
     def close(self) -> None:
-        """Unloads the library, if it is a copy of one's own: each holds more than a megabyte."""
+        """Unloads the library if it is a private copy: each takes more than a megabyte."""
         if self.library is not self.shared:
             self.library.espeak_Terminate()
             _ctypes.dlclose(self.library._handle)
@@ -278,7 +278,7 @@ class _Flite:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name in ("libflite.so.1", "libflite_cmulex.so.1", "libflite_usenglish.so.1"):
-            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)  # voices look their parts up among global symbols
+            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)  # voices look up global symbols
         self.library = library
         library.flite_init()
         library.flite_text_to_wave.restype = ctypes.POINTER(_FliteWave)
@@ -300,15 +300,14 @@ class _Flite:
         pointer = self._voice(voice.variant)
         features = ctypes.cast(pointer, ctypes.POINTER(_FliteVoice)).contents.features
         self.library.feat_set_float(features, b"duration_stretch", 1.0 / voice.speed)
-        self.library.srand(
-            1
-        )  # its noise comes from the C library's generator; the same text shall be the same clip
-        made = self.library.flite_text_to_wave(text.encode(), pointer)
-        if not made:
+        # The noise comes from the C library's generator, which is seeded to make the audio reproducible.
+        self.library.srand(1)
+        result = self.library.flite_text_to_wave(text.encode(), pointer)
+        if not result:
             raise ValueError(f"flite failed at {text[:60]!r}")
-        samples = np.ctypeslib.as_array(made.contents.samples, (made.contents.count,))
-        wave, rate = _float(samples), made.contents.rate
-        self.library.delete_wave(made)
+        samples = np.ctypeslib.as_array(result.contents.samples, (result.contents.count,))
+        wave, rate = _float(samples), result.contents.rate
+        self.library.delete_wave(result)
         return wave, rate
 
 
@@ -340,23 +339,25 @@ def _run(command: list[str]) -> tuple[Float[np.ndarray, " n"], int]:
 
 def _output(command: list[str]) -> bytes:
     try:
-        done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+        process = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     except FileNotFoundError:
-        raise ValueError(f"the speech command {command[0]!r} is not on this system") from None
+        raise ValueError(
+            f"the speech command {command[0]!r} is not installed on this system"
+        ) from None
     except subprocess.TimeoutExpired:
         raise ValueError(
-            f"the speech command {command[0]!r} took more than {SECONDS:g} s for one clip"
+            f"the speech command {command[0]!r} took more than {SECONDS:g} s for one text"
         ) from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+    if process.returncode:
+        lines = process.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise ValueError(
-            f"the speech command {command[0]!r} failed with code {done.returncode}: {said[-1][:160]}"
+            f"the speech command {command[0]!r} failed with code {process.returncode}: {lines[-1][:160]}"
         )
-    return done.stdout
+    return process.stdout
 
 
 class _Endpoint:
-    """`POST {where}/audio/speech`, as OpenAI's API has it, asked for WAV."""
+    """`POST {where}/audio/speech` of OpenAI's API, with WAV as the response format."""
 
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
         body = {
@@ -373,14 +374,14 @@ class _Endpoint:
         address = voice.where.rstrip("/") + "/audio/speech"
         if not address.startswith(("http://", "https://")):
             raise ValueError(
-                f"a speech endpoint's address starts with http:// or https://, found {voice.where!r}"
+                f"expected a speech endpoint's address that starts with http:// or https://, found {voice.where!r}"
             )
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=SECONDS) as response:
                 return _decode(response.read(), address)
         except urllib.error.HTTPError as error:
-            raise ValueError(f"{address} answered {error.code}; expected a WAV clip") from None
+            raise ValueError(f"{address} answered {error.code}; expected WAV audio") from None
         except OSError as error:
             raise ValueError(
                 f"{address} can't be reached: {getattr(error, 'reason', error)}"
@@ -394,7 +395,7 @@ def _decode(data: bytes, name: str) -> tuple[Float[np.ndarray, " n"], int]:
         wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError):
         raise ValueError(
-            f"{name} gave no readable audio; expected WAV, found {len(data)} bytes"
+            f"{name} returned no readable audio; expected WAV, found {len(data)} bytes"
         ) from None
     return wave.mean(axis=1, dtype=np.float32), rate
 

@@ -1,4 +1,4 @@
-"""Verifiers: rules that say whether an answer is right, and why not.
+"""Verifiers: functions that check whether an answer is right, with a reason.
 
 >>> number(12)("3 + 9 = 12\\nAnswer: 12").right
 True
@@ -17,8 +17,8 @@ LIMITS = sandbox.Limits()
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an answer is right, and why. The model reads the reason when it answers anew, so it never tells what
-    would have been right."""
+    """Whether an answer is right, and the reason. The model sees the reason before a new attempt, so it never contains
+    the right answer."""
 
     right: bool
     reason: str
@@ -26,12 +26,12 @@ class Verdict:
 
 Verify = Callable[[str], Verdict]
 READ = 4000
-"""Characters at the end of an answer that math-verify reads: it logs what takes it too long."""
+"""Maximum characters at the end of an answer that math-verify parses: it logs texts that take too long."""
 
 
 def final(text: str) -> str:
-    """What an answer ends in: the last \\boxed{...}, else what follows the last "Answer:" in its line, else its last
-    line."""
+    """The final answer in a text: the last \\boxed{...}, else the text after the last "Answer:" in its line, else the
+    last line."""
     at = text.rfind("\\boxed{")
     if at >= 0:
         start, depth = at + len("\\boxed{"), 1
@@ -45,17 +45,17 @@ def final(text: str) -> str:
     return last.strip()
 
 
-def exact(*wanted: str) -> Verify:
-    """The end of the answer (`final`) is one of `wanted`, whatever its case, white space and final stop."""
+def exact(*expected: str) -> Verify:
+    """Checks that the final answer (`final`) is one of `expected`, ignoring case, white space and a final stop."""
 
     def plain(text: str) -> str:
         return " ".join(text.casefold().split()).strip(" .!。")
 
-    allowed = {plain(text) for text in wanted}
+    allowed = {plain(text) for text in expected}
 
     def verify(text: str) -> Verdict:
-        found = final(text)
-        return verdict_on(plain(found) in allowed, found)
+        answer = final(text)
+        return verdict_on(plain(answer) in allowed, answer)
 
     return verify
 
@@ -63,27 +63,27 @@ def exact(*wanted: str) -> Verify:
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
 
-def number(wanted: int | float | str, tolerance: float = 0.0) -> Verify:
-    """The last number at the end of the answer (`final`) is `wanted`, within `tolerance`: 1,234 and 1234.0 are equal,
-    and so are 1/2 and 0.5."""
-    target = Fraction(str(wanted))
+def number(expected: int | float | str, tolerance: float = 0.0) -> Verify:
+    """Checks that the last number of the final answer (`final`) is `expected`, within `tolerance`: 1,234 and 1234.0 are
+    equal, and so are 1/2 and 0.5."""
+    target = Fraction(str(expected))
 
     def verify(text: str) -> Verdict:
-        found = _NUMBER.findall(final(text).replace("\u2212", "-")[-1000:])
-        if not found:
+        numbers = _NUMBER.findall(final(text).replace("\u2212", "-")[-1000:])
+        if not numbers:
             return Verdict(False, "it doesn't end in a number")
         try:
-            value = Fraction(found[-1].replace(",", ""))
+            value = Fraction(numbers[-1].replace(",", ""))
         except (ValueError, ZeroDivisionError):
-            return Verdict(False, f"{found[-1]} is no number")
-        return verdict_on(abs(value - target) <= Fraction(str(tolerance)), found[-1])
+            return Verdict(False, f"{numbers[-1]} is no number")
+        return verdict_on(abs(value - target) <= Fraction(str(tolerance)), numbers[-1])
 
     return verify
 
 
-def mathematics(wanted: str) -> Verify:
-    """The answer equals `wanted`, mathematically (math-verify): LaTeX or plain, an expression, a set, an interval.
-    Main thread only: math-verify stops long computations by a signal."""
+def mathematics(expected: str) -> Verify:
+    """Checks that the answer equals `expected` mathematically (math-verify): LaTeX or plain text, an expression, a set,
+    an interval. Main thread only: math-verify stops long computations by a signal."""
     try:
         from math_verify import parse
         from math_verify import verify as equal
@@ -91,24 +91,24 @@ def mathematics(wanted: str) -> Verify:
         raise ValueError(
             "verifying mathematics needs math-verify, which is not installed; pip install 'polyphi[curate]'"
         ) from None
-    # Without dollars only the last number of a formula would be read.
-    gold = parse(wanted if "$" in wanted or "\\boxed" in wanted else f"${wanted}$")
+    # Without dollar signs math-verify parses only the last number of a formula.
+    gold = parse(expected if "$" in expected or "\\boxed" in expected else f"${expected}$")
     if not gold:
         raise ValueError(
-            f"expected a mathematical expression as the right answer, found {wanted!r}"
+            f"expected a mathematical expression as the right answer, found {expected!r}"
         )
 
     def verify(text: str) -> Verdict:
-        found = parse(text[-READ:])
-        if not found:
+        parsed = parse(text[-READ:])
+        if not parsed:
             return Verdict(False, "no mathematical answer can be read in it")
-        return verdict_on(equal(gold, found), str(found[-1]))
+        return verdict_on(equal(gold, parsed), str(parsed[-1]))
 
     return verify
 
 
 def program(text: str) -> str:
-    """The code in an answer: its last fenced block, or all of it where there is none."""
+    """The code in an answer: its last fenced block, or the whole text without one."""
     blocks = re.findall(
         r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL | re.IGNORECASE
     )
@@ -116,15 +116,15 @@ def program(text: str) -> str:
 
 
 def tests(asserts: str, limits: sandbox.Limits = LIMITS, *, weak: bool = False) -> Verify:
-    """The answer's code runs, and then `asserts` after it in the same process, to their end. An early exit is no pass;
-    code that looks for what tells the end could still fake it: where that matters, use `outputs`."""
-    done = hashlib.sha256(asserts.encode()).hexdigest()
+    """Checks that the answer's code and then `asserts` run to the end, in one process. An early exit fails. Code that
+    searches for the end marker could fake a pass: where that matters, use `outputs`."""
+    end_marker = hashlib.sha256(asserts.encode()).hexdigest()
 
     def verify(text: str) -> Verdict:
-        code = f"{program(text)}\n\n{asserts}\n\nprint()\nprint({done!r})\n"
+        code = f"{program(text)}\n\n{asserts}\n\nprint()\nprint({end_marker!r})\n"
         result = sandbox.run(code, limits=limits, weak=weak)
         if result.ended == "ok":
-            if result.stdout.rstrip().endswith(done):
+            if result.stdout.rstrip().endswith(end_marker):
                 return Verdict(True, "its code passes all tests")
             return Verdict(False, "its code ends before the tests do")
         return Verdict(False, _failure(result))
@@ -138,20 +138,20 @@ def outputs(
     *,
     weak: bool = False,
 ) -> Verify:
-    """For each (input, output) the answer's code, given the input on stdin, prints the output (white space at the ends
-    of lines and of all aside). The right output never enters the sandbox."""
+    """Checks for each (input, output) that the answer's code prints the output for the input on stdin, ignoring white
+    space at the ends of lines and of the text. The right output never enters the sandbox."""
 
     def plain(text: str) -> list[str]:
         return [line.rstrip() for line in text.rstrip().split("\n")]
 
     def verify(text: str) -> Verdict:
-        for given, wanted in cases:
-            result = sandbox.run(program(text), stdin=given, limits=limits, weak=weak)
+        for stdin, expected in cases:
+            result = sandbox.run(program(text), stdin=stdin, limits=limits, weak=weak)
             if result.ended != "ok":
                 return Verdict(False, _failure(result))
-            if plain(result.stdout) != plain(wanted):
+            if plain(result.stdout) != plain(expected):
                 return Verdict(
-                    False, f"for the input {given!r:.200} its code prints {result.stdout!r:.200}"
+                    False, f"for the input {stdin!r:.200} its code prints {result.stdout!r:.200}"
                 )
         return Verdict(True, f"its code prints what it should for {len(cases)} inputs")
 
@@ -170,12 +170,12 @@ def _failure(result: sandbox.Result) -> str:
 
 
 def every(*verifiers: Verify) -> Verify:
-    """Right where all say so, asked in order; the first that doesn't gives the reason."""
+    """Checks with all verifiers in order; the first failure gives the reason."""
     assert verifiers
 
     def verify(text: str) -> Verdict:
-        for one in verifiers:
-            verdict = one(text)
+        for verifier in verifiers:
+            verdict = verifier(text)
             if not verdict.right:
                 break
         return verdict
@@ -183,6 +183,6 @@ def every(*verifiers: Verify) -> Verify:
     return verify
 
 
-def verdict_on(right: bool, found: str) -> Verdict:
-    """The verdict of a comparison, with what was compared."""
-    return Verdict(right, f"{found!r:.200} is {'right' if right else 'not right'}")
+def verdict_on(right: bool, answer: str) -> Verdict:
+    """The verdict of a comparison, with the compared answer as the reason."""
+    return Verdict(right, f"{answer!r:.200} is {'right' if right else 'not right'}")

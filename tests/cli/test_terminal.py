@@ -1,4 +1,4 @@
-"""The chat in a terminal: every command, what a mistake does (one line), and Ctrl-C."""
+"""The chat in a terminal: all commands, one-line errors, and Ctrl-C."""
 
 import io
 import json
@@ -44,7 +44,7 @@ CONTEXT = 1000
 
 
 class Scripted:
-    """A model that gives its answers in turn; an exception among their pieces is raised there."""
+    """A model with scripted answers; an exception among their deltas is raised."""
 
     config = SimpleNamespace(vision=True, audio=True, adapters={"vision": 1, "speech": 1})
     context = CONTEXT
@@ -52,7 +52,7 @@ class Scripted:
 
     def __init__(self, *answers: Any) -> None:
         self.answers = iter(answers)
-        self.asked: list[tuple[list[Message], SamplingParams, str | None]] = []
+        self.requests: list[tuple[list[Message], SamplingParams, str | None]] = []
         self.closed = 0
 
     def count(self, messages: Sequence[Message]) -> Tokens:
@@ -66,7 +66,7 @@ class Scripted:
     def stream(
         self, messages: Sequence[Message], *, sampling: SamplingParams, adapter: str | None
     ) -> Iterator[Delta]:
-        self.asked.append((list(messages), sampling, adapter))
+        self.requests.append((list(messages), sampling, adapter))
         answer = next(self.answers)
         if isinstance(answer, Exception):
             raise answer
@@ -85,8 +85,8 @@ class Scripted:
 
 
 def talk(phi: Any, *lines: Any, **options: Any) -> tuple[Terminal, str]:
-    """A conversation of these lines (an exception is raised by the keyboard), and all that was shown."""
-    script, shown = iter(lines), io.StringIO()
+    """The terminal after these input lines (exceptions are raised by the input), and all output."""
+    script, output = iter(lines), io.StringIO()
 
     def read(_: str) -> str:
         line = next(script, None)
@@ -96,10 +96,10 @@ def talk(phi: Any, *lines: Any, **options: Any) -> tuple[Terminal, str]:
             raise line
         return line
 
-    terminal = Terminal(phi, console=Console(file=shown, width=200), read=read, **options)
+    terminal = Terminal(phi, console=Console(file=output, width=200), read=read, **options)
     terminal.run()
-    assert "Traceback" not in shown.getvalue()
-    return terminal, shown.getvalue()
+    assert "Traceback" not in output.getvalue()
+    return terminal, output.getvalue()
 
 
 @pytest.fixture
@@ -123,11 +123,14 @@ def film(tmp_path: Path) -> Path:
 
 def test_a_conversation_is_kept_and_told() -> None:
     phi = Scripted(["Hello ", "there"], "Fine")
-    terminal, shown = talk(phi, "Hi", "", "  How are you?  ")
-    said = [Message.user("Hi"), Message.assistant("Hello there"), Message.user("How are you?")]
-    assert phi.asked[1][0] == said and terminal.messages == [*said, Message.assistant("Fine")]
-    assert "Hello there\n" in shown and "no adapter · 1 tokens read · 2 written in" in shown
-    assert "6 tokens read" in shown and "Fine\n" in shown
+    terminal, output = talk(phi, "Hi", "", "  How are you?  ")
+    expected = [Message.user("Hi"), Message.assistant("Hello there"), Message.user("How are you?")]
+    assert phi.requests[1][0] == expected and terminal.messages == [
+        *expected,
+        Message.assistant("Fine"),
+    ]
+    assert "Hello there\n" in output and "no adapter · 1 prompt tokens · 2 tokens in" in output
+    assert "6 prompt tokens" in output and "Fine\n" in output
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_messages_of_several_lines(lines: list[str], message: str) -> None:
 
 def test_media_go_with_the_next_message(photo: Path, speech: Path, film: Path) -> None:
     phi = Scripted("a", "b", "c")
-    terminal, shown = talk(
+    terminal, output = talk(
         phi,
         f"/image {photo}",
         f"/image '{photo}' low",
@@ -168,10 +171,10 @@ def test_media_go_with_the_next_message(photo: Path, speech: Path, film: Path) -
     )
     assert second.parts == (Audio(speech),)
     assert third.parts == (Video(film, 3, "low"), Text("And?"))
-    frames = phi.asked[2][0][-1].parts[:-1]  # the model is sent what it can see
+    frames = phi.requests[2][0][-1].parts[:-1]  # the model is sent what it can see
     assert len(frames) == 3 and all(isinstance(f, Image) and f.detail == "low" for f in frames)
-    assert "vision adapter · 128 tokens read (120 of pictures, 7 of clips)" in shown
-    assert "walk.mp4: 3 frames, 30 tokens, with your next message" in shown
+    assert "vision adapter · 128 prompt tokens (120 image, 7 audio)" in output
+    assert "walk.mp4: 3 frames, 30 tokens, with your next message" in output
 
 
 def test_a_video_is_decoded_once(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,14 +188,14 @@ def test_a_video_is_decoded_once(film: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_undo_retry_clear_and_system(photo: Path) -> None:
     phi = Scripted("one", "two", "two again", "three")
-    terminal, shown = talk(
+    terminal, output = talk(
         phi, "/system Be brief.", "A", "B", "/retry", f"/image {photo}", "/undo", "/undo", "C"
     )
     system = Message.system("Be brief.")
-    assert phi.asked[2][0] == phi.asked[1][0] and phi.asked[2][0][0] == system
-    assert phi.asked[2][1].seed == phi.asked[1][1].seed + 1
+    assert phi.requests[2][0] == phi.requests[1][0] and phi.requests[2][0][0] == system
+    assert phi.requests[2][1].seed == phi.requests[1][1].seed + 1
     assert [m.text for m in terminal.messages] == ["Be brief.", "A", "one", "C", "three"]
-    assert "my cat.png is attached no more" in shown and "taken back: 'B'" in shown
+    assert "attachment my cat.png" in output and "removed: 'B'" in output
     terminal.command("clear", "")
     assert terminal.messages == [system]
     terminal.command("system", "")
@@ -201,7 +204,7 @@ def test_undo_retry_clear_and_system(photo: Path) -> None:
 
 def test_settings_reach_the_model() -> None:
     phi = Scripted("a", "b")
-    _, shown = talk(
+    _, output = talk(
         phi,
         "/set temperature 0.7",
         "/set max_tokens=50",
@@ -211,31 +214,31 @@ def test_settings_reach_the_model() -> None:
         "/set adapter none",
         "B",
     )
-    assert phi.asked[0][1] == SamplingParams(max_tokens=50, temperature=0.7)
-    assert [adapter for _, _, adapter in phi.asked] == ["speech", None]
-    assert "max_tokens 50, temperature 0.7" in shown and "speech adapter" in shown
+    assert phi.requests[0][1] == SamplingParams(max_tokens=50, temperature=0.7)
+    assert [adapter for _, _, adapter in phi.requests] == ["speech", None]
+    assert "max_tokens 50, temperature 0.7" in output and "speech adapter" in output
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("/nothing", "there is no /nothing"),
-        ("/image", "which file?"),
+        ("/nothing", "/nothing"),
+        ("/image", "path of a file"),
         ("/image none.png", "none.png: expected a file, found nothing there"),
-        ("/image 'none", "is no path"),
+        ("/image 'none", "'none"),
         ("/image a.wav", "found text"),
-        ("/audio a.wav loud", "'loud' is not understood"),
+        ("/audio a.wav loud", "'loud'"),
         ("/video a.wav", "expected an MP4"),
-        ("/image a.wav 0", "from 1 on, found 0"),
-        ("/set temperature warm", "temperature is a number, found 'warm'"),
+        ("/image a.wav 0", "found 0"),
+        ("/set temperature warm", "temperature: expected a number, found 'warm'"),
         ("/set temperature -1", "temperature"),
-        ("/set colour red", "there is no 'colour' to set"),
-        ("/set adapter medical", "adapter is one of auto, none, vision, speech"),
+        ("/set colour red", "'colour'"),
+        ("/set adapter medical", "auto, none, vision, speech"),
         ("/save", "needs the name of a file"),
-        ("/save a.wav", "is there already and no .json"),
+        ("/save a.wav", "no .json"),
         ("/load none.json", "none.json: No such file"),
-        ("/load a.wav", "holds no list of OpenAI's messages"),
-        ("/undo", "nothing to take back"),
+        ("/load a.wav", "list of OpenAI's messages"),
+        ("/undo", "no message"),
         ("/retry", "no answer yet"),
         ("/count", "no message yet"),
     ],
@@ -245,47 +248,47 @@ def test_a_mistake_is_one_line_and_the_chat_goes_on(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.wav").write_text("not a clip")
-    terminal, shown = talk(Scripted("still here"), line, "Hi")
-    told = shown.splitlines()[1]
-    assert says in told and shown.splitlines()[2] == "still here"
-    assert len(terminal.messages) == 2 and not terminal.attached
+    terminal, output = talk(Scripted("still here"), line, "Hi")
+    message = output.splitlines()[1]
+    assert says in message and output.splitlines()[2] == "still here"
+    assert len(terminal.messages) == 2 and not terminal.attachments
     assert (tmp_path / "a.wav").read_text() == "not a clip"
 
 
 def test_a_model_without_eyes_says_so(photo: Path) -> None:
     phi = Scripted()
     phi.config = SimpleNamespace(vision=None, audio=None, adapters={})
-    _, shown = talk(phi, f"/image {photo}")
-    assert "this model has no encoder for /image" in shown
+    _, output = talk(phi, f"/image {photo}")
+    assert "this model has no encoder for /image" in output
 
 
 def test_a_message_that_fails_is_taken_back(photo: Path) -> None:
     for wrong in (ValueError("too\nlong"), RuntimeError("out of memory"), OSError("gone")):
         phi = Scripted(wrong, "better")
-        terminal, shown = talk(phi, f"/image {photo}", "What?", "Again?")
+        terminal, output = talk(phi, f"/image {photo}", "What?", "Again?")
         assert [m.text for m in terminal.messages] == ["Again?", "better"]
         assert terminal.messages[0].parts[0] == Image(photo)  # what was attached has waited
-        assert " ".join(str(wrong).split()) in shown.splitlines()
+        assert " ".join(str(wrong).split()) in output.splitlines()
 
 
 def test_answers_fit_into_the_context() -> None:
     phi = Scripted("a")
     long = "word " * (CONTEXT - 10)
-    terminal, shown = talk(phi, long, "word " * 20)
-    assert phi.asked[0][1].max_tokens == 10
-    assert len(phi.asked) == 1 and len(terminal.messages) == 2
-    assert "the conversation has 1,011 tokens, 1,000 are the most" in shown
+    terminal, output = talk(phi, long, "word " * 20)
+    assert phi.requests[0][1].max_tokens == 10
+    assert len(phi.requests) == 1 and len(terminal.messages) == 2
+    assert "1,011 tokens" in output and "1,000" in output
 
 
 def test_ctrl_c_keeps_what_was_said() -> None:
     phi = Scripted(["Once upon", " a time", KeyboardInterrupt()], "Sorry.")
-    terminal, shown = talk(phi, "Tell me", KeyboardInterrupt(), "Stop")
+    terminal, output = talk(phi, "Tell me", KeyboardInterrupt(), "Stop")
     assert [m.text for m in terminal.messages] == ["Tell me", "Once upon a time", "Stop", "Sorry."]
-    assert "about 4 written" in shown and "· stopped" in shown and phi.closed == 2
+    assert "about 4 tokens" in output and "· stopped" in output and phi.closed == 2
 
 
 def test_ctrl_c_outside_the_model_stops_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The request is closed wherever the key is hit: here while a piece is being shown."""
+    """Ctrl-C closes the request at any time: here while a delta is being printed."""
     from polyphi.cli import terminal as module
 
     show = module.show
@@ -303,21 +306,21 @@ def test_ctrl_c_outside_the_model_stops_it_too(monkeypatch: pytest.MonkeyPatch) 
 
 def test_ctrl_c_before_the_answer_takes_the_message_back(photo: Path) -> None:
     phi = Scripted([KeyboardInterrupt()], "Yes")
-    terminal, shown = talk(phi, f"/image {photo}", "What?", "Now?")
+    terminal, output = talk(phi, f"/image {photo}", "What?", "Now?")
     assert [m.text for m in terminal.messages] == ["Now?", "Yes"]
     assert terminal.messages[0].parts[0] == Image(photo)
-    assert "stopped before the answer began" in shown
+    assert "stopped before the answer began" in output
     phi = Scripted("Yes", [KeyboardInterrupt()])
     terminal, _ = talk(phi, "Now?", "/retry")
     assert [m.text for m in terminal.messages] == ["Now?", "Yes"]  # the old answer stays
 
 
 def test_what_a_model_says_moves_no_cursor() -> None:
-    _, shown = talk(
+    _, output = talk(
         Scripted("a\x1b[2Jb\x07\x9b1A\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e"), "Hi"
     )
-    assert "a\ufffd[2Jb\ufffd\ufffd1A\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e\n" in shown
-    assert "\x1b[2J" not in shown
+    assert "a\ufffd[2Jb\ufffd\ufffd1A\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e\n" in output
+    assert "\x1b[2J" not in output
 
 
 def test_a_saved_conversation_comes_back(photo: Path, speech: Path, film: Path) -> None:
@@ -337,8 +340,8 @@ def test_a_saved_conversation_comes_back(photo: Path, speech: Path, film: Path) 
     written = json.loads(file.read_text())
     assert [m["role"] for m in written] == [m.role for m in before.messages]
     photo.unlink()  # pictures and clips stand in the file
-    after, shown = talk(Scripted("three"), f"/load {file}", "Go on")
-    assert "5 messages" in shown
+    after, output = talk(Scripted("three"), f"/load {file}", "Go on")
+    assert "5 messages" in output
     for old, new in zip(before.messages, after.messages, strict=False):
         assert [type(p) for p in new.parts] == [type(p) for p in old.parts]
         assert new.text == old.text and new.role == old.role
@@ -346,8 +349,8 @@ def test_a_saved_conversation_comes_back(photo: Path, speech: Path, film: Path) 
     assert low.detail == "low" and few.max_crops == 3 and clip.source == speech.read_bytes()
     assert after.messages[3].parts[0] == Video(film.resolve(), 2, "high")
     file.write_text(json.dumps({"messages": written[:2]}))
-    after, shown = talk(Scripted("answer"), f"/load {file}", "/retry")
-    assert "/retry answers the last one" in shown
+    after, output = talk(Scripted("answer"), f"/load {file}", "/retry")
+    assert "/retry answers the last one" in output
     assert after.messages[-1] == Message.assistant("answer")
 
 
@@ -361,10 +364,10 @@ def test_saved_tools_and_bytes_are_read_back() -> None:
 
 
 def test_one_answer() -> None:
-    shown = io.StringIO()
+    output = io.StringIO()
     phi = Scripted(["a", "b"])
-    once(phi.stream([], sampling=SamplingParams(), adapter=None), Console(file=shown))
-    assert shown.getvalue() == "ab\n" and phi.closed == 1
+    once(phi.stream([], sampling=SamplingParams(), adapter=None), Console(file=output))
+    assert output.getvalue() == "ab\n" and phi.closed == 1
 
 
 # ---- the real thing
@@ -372,7 +375,7 @@ def test_one_answer() -> None:
 
 @pytest.fixture
 def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
-    """A model that talks without an end."""
+    """A model that never generates an end token."""
     tokenizer = Tokenizer.train(["the quick brown fox jumps"], vocab_size=384)
     config = fitted(tiny_config, tokenizer, max_position_embeddings=50_000)
     model, generator = PhiModel(config), torch.Generator().manual_seed(0)
@@ -389,7 +392,7 @@ def folder(tiny_config: ModelConfig, tmp_path: Path) -> Path:
 
 def test_a_real_model(folder: Path, photo: Path, speech: Path) -> None:
     phi = polyphi.load(folder)
-    terminal, shown = talk(
+    terminal, output = talk(
         phi,
         f"/image '{photo}' low",
         f"/audio {speech}",
@@ -400,11 +403,11 @@ def test_a_real_model(folder: Path, photo: Path, speech: Path) -> None:
     )
     first = phi.generate(terminal.messages[:1], sampling=SamplingParams(max_tokens=8))
     assert terminal.messages[1] == Message.assistant(first.text) and len(terminal.messages) == 4
-    wanted = (
-        f"vision adapter · {first.prompt_tokens} tokens read ({first.image_tokens} of pictures, "
-        f"{first.audio_tokens} of clips) · 8 written in "
+    status = (
+        f"vision adapter · {first.prompt_tokens} prompt tokens ({first.image_tokens} image, "
+        f"{first.audio_tokens} audio) · 8 tokens in "
     )
-    assert wanted in shown and "cut at max_tokens 8" in shown
+    assert status in output and "cut at max_tokens 8" in output
 
 
 def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
@@ -425,32 +428,32 @@ def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
         env=os.environ | {"PYTHONPATH": root, "TERM": "dumb", "COLUMNS": "200"},
     )
     os.close(theirs)
-    shown = ""
+    output = ""
 
     def until(text: str) -> str:
         """What is shown from here to a text."""
-        nonlocal shown
+        nonlocal output
         deadline = time.monotonic() + 60
-        while text not in shown:
-            assert time.monotonic() < deadline, f"no {text!r} in {shown!r}"
+        while text not in output:
+            assert time.monotonic() < deadline, f"no {text!r} in {output!r}"
             if select.select([ours], [], [], 1)[0]:
-                shown += os.read(ours, 4096).decode(errors="replace")
-        found, _, shown = shown.partition(text)
-        return found
+                output += os.read(ours, 4096).decode(errors="replace")
+        before, _, output = output.partition(text)
+        return before
 
     try:
         assert "tokens of context" in until("> ")
         os.write(ours, b"Tell me everything\n")
         until("everything")
         until("\n")
-        while len(shown) < 30:  # the answer is under way
-            shown += os.read(ours, 4096).decode(errors="replace")
+        while len(output) < 30:  # the answer is under way
+            output += os.read(ours, 4096).decode(errors="replace")
         process.send_signal(signal.SIGINT)
         assert "about " in until("stopped")
         until("> ")
         os.write(ours, b"/count\n")
-        told = until("of 50,000 tokens")
-        assert int(told.split()[-1].replace(",", "")) < 45_000
+        count = until("of 50,000 tokens")
+        assert int(count.split()[-1].replace(",", "")) < 45_000
         until("> ")
         os.write(ours, b"\x04")
         assert process.wait(20) == 0

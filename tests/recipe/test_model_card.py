@@ -141,7 +141,7 @@ def test_export_writes_it_and_keeps_a_users_card(
     cli.main(command)
     assert "My own" in (out / "README.md").read_text()
     assert (out / "README.polyphi.md").read_text() == first
-    assert "stays as it was" in capsys.readouterr().out.replace("\n", " ")
+    assert "is unchanged" in capsys.readouterr().out.replace("\n", " ")
     (out / "README.polyphi.md").write_text("mine too")
     with pytest.raises(SystemExit):
         cli.main(command)

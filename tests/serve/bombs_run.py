@@ -1,7 +1,6 @@
-"""Bombs, weighed: python bombs_run.py
+"""Memory use of decompression bombs: python bombs_run.py
 
-Prints for each what a request with such media was told and by how many bytes the process grew at most meanwhile, as one
-JSON object.
+Prints one JSON object with, for each bomb, the result of a request with it and the peak growth of the process in bytes.
 """
 
 import io
@@ -19,7 +18,7 @@ from polyphi.engine.media import Caps, MediaError
 from polyphi.messages import Audio, Image, Message, Part, Text
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.serve.fetch import refusal
+from polyphi.serve.fetch import media_api_error
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -28,7 +27,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def zeros(count: int) -> bytes:
-    """A zlib stream of so many zeros: one compressed MiB again and again."""
+    """A zlib stream of zeros, made from one repeated compressed MiB."""
     packer, step = zlib.compressobj(9, zlib.DEFLATED, -15), 1 << 20
     block = packer.compress(bytes(step)) + packer.flush(zlib.Z_FULL_FLUSH)
     last = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -38,7 +37,7 @@ def zeros(count: int) -> bytes:
 
 
 def png(width: int, height: int) -> bytes:
-    """A complete black PNG of any size, made without its pixels."""
+    """A complete black PNG of any size, made without allocating its pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zeros((1 + 3 * width) * height)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -60,7 +59,7 @@ def silence(seconds: int, rate: int, channels: int = 1, **form: str) -> bytes:
 
 
 def scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan comes so many times."""
+    """A progressive JPEG whose last scan is repeated."""
     data = still("JPEG", 2000, progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + data[-2:]
@@ -82,7 +81,7 @@ BOMBS = {
 
 
 def grown() -> dict[str, int]:
-    """Resident bytes now and at the most so far."""
+    """Resident bytes: current and peak."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {key: 1024 * int(lines[key].split()[0]) for key in ("VmRSS", "VmHWM")}
 
@@ -91,7 +90,7 @@ def ask(processor: Processor, parts: list[Part]) -> str:
     try:
         row = processor.row([Message.user(*parts, Text("?"))], context=8000)
     except MediaError as error:
-        return f"{refusal(error, 'x').status} {error.part} {error.number}: {error}"
+        return f"{media_api_error(error, 'x').status} {error.part} {error.number}: {error}"
     except ValueError as error:
         return f"400: {error}"
     return f"200: {len(row)} tokens"
@@ -103,16 +102,16 @@ def main() -> None:
     # What decoders and kernels take once and for all.
     warm = [Image(still(form, 500)) for form in ("PNG", "JPEG")]
     ask(processor, [*warm, Audio(silence(1, 44_100, format="FLAC"))])
-    found = {}
+    results = {}
     for name, (make, processor.caps) in BOMBS.items():
         parts = make()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = grown()["VmRSS"]
-        said = ask(processor, parts)
+        result = ask(processor, parts)
         size = max(len(part.source) for part in parts)
-        found[name] = {"said": said, "grown": grown()["VmHWM"] - before, "bytes": size}
-    found["libraries"] = sorted({"av", "torchvision", "cv2"} & set(sys.modules))
-    print(json.dumps(found))
+        results[name] = {"said": result, "grown": grown()["VmHWM"] - before, "bytes": size}
+    results["libraries"] = sorted({"av", "torchvision", "cv2"} & set(sys.modules))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real server around a tiny random model, in a thread of this process, and clients of it."""
+"""A real server with a tiny random model, in a thread of this process, and clients for it."""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.app import create_app
-from polyphi.serve.run import bind, configured
+from polyphi.serve.run import bind, uvicorn_config
 from polyphi.serve.settings import Settings
 
 
@@ -42,7 +42,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
     app = create_app(engine, settings)
     listening = bind(replace(settings, port=0))
     port = listening.getsockname()[1]
-    server = uvicorn.Server(configured(app, settings))
+    server = uvicorn.Server(uvicorn_config(app, settings))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -56,7 +56,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
 
 
 def tiny_engine(config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811
-    """Answers of 2,048 tokens at most, prompt included."""
+    """A context of 2,048 tokens, prompt included."""
     return make_engine(fitted(config, tokenizer, max_position_embeddings=2048), tokenizer)
 
 
@@ -67,6 +67,6 @@ def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F
 
 @pytest.fixture
 def running(engine: Engine) -> Iterator[Running]:
-    with serving(engine, Settings("tiny")) as found:
-        yield found
+    with serving(engine, Settings("tiny")) as server:
+        yield server
         assert not engine.counters().requests

@@ -1,5 +1,5 @@
-"""A stand-in of the server for the page's tests: it serves the page, speaks the server's contract without a model, and
-keeps every request that it saw."""
+"""A fake server for the page's tests: it serves the page, implements the server's API without a model, and records
+every request."""
 
 import asyncio
 import json
@@ -97,7 +97,7 @@ AUDIO_FIELDS = {"file", "filename", "model", "response_format", "chunking_strate
 
 @dataclass
 class PageServer:
-    """`with PageServer() as server:` listens on a port of its own until the block ends."""
+    """`with PageServer() as server:` listens on a free port until the block ends."""
 
     props: dict[str, Any] = field(default_factory=lambda: json.loads(json.dumps(PROPS)))
     key: str | None = None
@@ -106,7 +106,7 @@ class PageServer:
     seen: list[tuple[str, str, Any]] = field(default_factory=list)
     """Method, path and body (JSON, or the fields of a form) of every request."""
     left: list[str] = field(default_factory=list)
-    """Paths of the requests whose client went away before they were answered."""
+    """Paths of the requests whose client disconnected before the answer."""
 
     def __enter__(self) -> Self:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -143,8 +143,8 @@ class PageServer:
                 form = await request.form()
                 body: Any = {}
                 for name, value in form.multi_items():
-                    told = await value.read() if hasattr(value, "read") else value
-                    body[name] = f"{body[name]},{told}" if name in body else told
+                    content = await value.read() if hasattr(value, "read") else value
+                    body[name] = f"{body[name]},{content}" if name in body else content
                 body["filename"] = getattr(form.get("file"), "filename", None)
             else:
                 raw = await request.body()
@@ -171,16 +171,21 @@ class PageServer:
         own = {"to_language", "cot"} if "translations" in path else {"timestamp_granularities[]"}
         if strange := body.keys() - AUDIO_FIELDS - own:
             return _error(400, f"unknown field {min(strange)!r}", param=min(strange))
-        found: dict[str, Any] = {"language": "unknown", "duration": 1.25, "warnings": []}
+        transcript: dict[str, Any] = {"language": "unknown", "duration": 1.25, "warnings": []}
         segment: dict[str, Any] = {"id": 0, "start": 0.0, "end": 1.25, "source": "window"}
         if "transcriptions" in path:
             return JSONResponse(
-                {**found, "text": SAID, "segments": [{**segment, "text": SAID}], "words": WORDS}
+                {
+                    **transcript,
+                    "text": SAID,
+                    "segments": [{**segment, "text": SAID}],
+                    "words": WORDS,
+                }
             )
         segment["text"] = TRANSLATION
         if body.get("cot"):
-            found["transcript"] = segment["transcript"] = SAID
-        return JSONResponse({**found, "text": TRANSLATION, "segments": [segment]})
+            transcript["transcript"] = segment["transcript"] = SAID
+        return JSONResponse({**transcript, "text": TRANSLATION, "segments": [segment]})
 
     def _tokens(self, body: dict[str, Any]) -> dict[str, int]:
         texts = [body["prompt"]] if "prompt" in body else []
@@ -197,12 +202,14 @@ class PageServer:
 
     async def _chat(self, request: Request, body: dict[str, Any]) -> Response:
         content = body["messages"][-1]["content"]
-        said = content if isinstance(content, str) else content[-1].get("text", "")
-        if "refuse" in said:
+        prompt = content if isinstance(content, str) else content[-1].get("text", "")
+        if "refuse" in prompt:
             param = "messages[0].content[0].image_url.url"
             return _error(400, "this <b>picture</b> can't be read", param=param)
         counts = self._tokens(body)
-        answer = {"rich": RICH, "hostile": HOSTILE}.get(said.split(" ")[0], f"You said: {said} 🙂é")
+        answer = {"rich": RICH, "hostile": HOSTILE}.get(
+            prompt.split(" ")[0], f"You said: {prompt} 🙂é"
+        )
         usage = {
             "prompt_tokens": counts["count"],
             "completion_tokens": len(answer) // 4,
@@ -225,7 +232,7 @@ class PageServer:
                 return chunk(choices=[{"index": 0, "delta": values, "finish_reason": finish}])
 
             try:
-                if "never" in said:
+                if "never" in prompt:
                     await asyncio.sleep(3600)
                 yield delta(role="assistant", content="")
                 for at in range(0, len(answer), 6):
@@ -233,8 +240,8 @@ class PageServer:
                     # Letters of several bytes may be cut in two on their way.
                     for half in (piece[: len(piece) // 2], piece[len(piece) // 2 :]):
                         yield half
-                        await asyncio.sleep(self.pace * (60 if "slowly" in said else 1) / 2)
-                    if "break" in said:
+                        await asyncio.sleep(self.pace * (60 if "slowly" in prompt else 1) / 2)
+                    if "break" in prompt:
                         failure = {"message": "out of memory", "type": "server_error"}
                         yield f"data: {json.dumps({'error': failure})}\n\n".encode()
                         return

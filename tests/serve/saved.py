@@ -1,4 +1,4 @@
-"""A tiny model in a folder, and `polyphi serve` around it as a process of its own."""
+"""A tiny model in a folder, and `polyphi serve` with it as a separate process."""
 
 import re
 import subprocess
@@ -21,15 +21,15 @@ def save(engine: Engine, folder: Path) -> Path:
 
 @contextmanager
 def served(folder: Path, *options: str) -> Iterator[str]:
-    """The address of a server in another process, which is told to stop afterwards and must end well."""
+    """The URL of a server in another process, which is stopped afterwards and must exit with status 0."""
     command = [sys.executable, "-m", "polyphi.cli", "serve", str(folder), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
             line = process.stdout.readline()
-            found = re.search(r"http://[\d.]+:\d+", line)
-            assert found, f"the server said {line!r}"
-            yield found[0]
+            match = re.search(r"http://[\d.]+:\d+", line)
+            assert match, f"the server said {line!r}"
+            yield match[0]
             process.terminate()
             assert process.wait(60) == 0
         finally:

@@ -1,4 +1,4 @@
-"""Answers in JSON: large ones are the same, but written in a thread, a few values at a time."""
+"""JSON responses: large ones are equal to small ones, but encoded in a thread, a few values at a time."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from starlette.responses import JSONResponse
 
 from polyphi.serve import answers
-from polyphi.serve.answers import Large, Writer, Written, json_pieces
+from polyphi.serve.answers import ChunkedJson, EncodedJson, Writer, json_pieces
 
 SCALARS = st.one_of(
     st.none(),
@@ -33,7 +33,7 @@ VALUES = st.recursive(
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is large."""
+    """A limit at which every value is large."""
     monkeypatch.setattr(answers, "SMALL", 3)
     monkeypatch.setattr(answers, "CHARACTERS", 2)
     monkeypatch.setattr(answers, "CHUNK", 8)
@@ -45,7 +45,7 @@ def test_pieces_are_the_json_of_the_whole(value: Any) -> None:
     whole = bytes(JSONResponse(value).body)
     assert b"".join(json_pieces(value)) == whole
     assert b"".join(answers._chunks(json_pieces(value))) == whole
-    nested = {"a": [value, Written(tuple(json_pieces(value))), 1], "b": value}
+    nested = {"a": [value, EncodedJson(tuple(json_pieces(value))), 1], "b": value}
     assert b"".join(json_pieces(nested)) == bytes(
         JSONResponse({"a": [value, value, 1], "b": value}).body
     )
@@ -54,7 +54,7 @@ def test_pieces_are_the_json_of_the_whole(value: Any) -> None:
 @pytest.mark.usefixtures("tiny")
 @given(st.lists(st.lists(VALUES, max_size=6), max_size=4))
 def test_lists_are_joined(parts: list[list[Any]]) -> None:
-    joined = Written.joined(iter(parts))
+    joined = EncodedJson.joined(iter(parts))
     whole = [one for part in parts for one in part]
     assert b"".join(json_pieces(joined)) == bytes(JSONResponse(whole).body)
 
@@ -96,9 +96,9 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
         writer = Writer()
         try:
             small = await writer.response({"a": [1, 2]})
-            part = await writer.built(lambda: [threading.get_ident(), *range(10_000)], 10_000)
+            part = await writer.build_part(lambda: [threading.get_ident(), *range(10_000)], 10_000)
             large = await writer.response({"a": part, "b": [Noted("c")]})
-            assert await writer.built(lambda: [1], 1) == [1]
+            assert await writer.build_part(lambda: [1], 1) == [1]
             assert await writer.event({"a": 1}) == b'data: {"a": 1}\n\n'
             event = await writer.event({"a": part})
         finally:
@@ -106,7 +106,7 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
         return small, large, event
 
     small, large, event = asyncio.run(answer())
-    assert type(small) is JSONResponse and isinstance(large, Large)
+    assert type(small) is JSONResponse and isinstance(large, ChunkedJson)
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:

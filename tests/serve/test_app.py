@@ -1,4 +1,4 @@
-"""What /openapi.json promises is what comes."""
+"""The responses match /openapi.json."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -47,7 +47,7 @@ def schema_of(response: dict[str, Any]) -> str:
 
 
 def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]]:
-    """(status, method, path, request) of errors that come."""
+    """(status, method, path, request) of requests that return errors."""
     for path in ("/v1/models", "/v1/models/tiny", "/props", "/version", "/metrics"):
         yield 401, "GET", path, {"headers": {"authorization": "Bearer wrong"}}
         yield 403, "GET", path, {"headers": {**KEY, "host": "evil.example"}}
@@ -71,7 +71,7 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
     for path in (CHAT, "/tokenize"):
         yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
     with ExitStack() as places:
-        for number in range(server.places):
+        for number in range(server.capacity):
             places.enter_context(server.admit(Caller(bytes([number]))))
         for path in ADMITTED:
             yield 429, "POST", path, {**BODIES[path], "headers": KEY}

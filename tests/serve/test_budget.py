@@ -1,4 +1,4 @@
-"""Memory for prompts: never more than there is, unless one is alone, and none is lost."""
+"""The memory budget for prompts: never exceeded, except by a single request, and fully released."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,30 +15,30 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_what_is_held_is_the_sum_of_the_shares(steps: list[tuple[str, int, int]]) -> None:
-    budget, held = Budget(100), dict[Share, int]()
-    gone: list[Share] = []
+    budget, reserved = Budget(100), dict[Share, int]()
+    released: list[Share] = []
     for step, count, which in steps:
-        shares = list(held)
+        shares = list(reserved)
         if step == "reserve":
             share = budget.reserve(count)
-            fits = not count or not sum(held.values()) or sum(held.values()) + count <= 100
+            fits = not count or not sum(reserved.values()) or sum(reserved.values()) + count <= 100
             assert (share is not None) == fits
             if share is not None:
-                held[share] = count
+                reserved[share] = count
         elif shares:
             share = shares[which % len(shares)]
             if step == "resize":
                 share.resize(count)
-                held[share] = count
+                reserved[share] = count
             else:
                 share.release()
-                gone.append(share)
-                del held[share]
-        for share in gone:  # what ended stays so
+                released.append(share)
+                del reserved[share]
+        for share in released:  # what ended stays so
             share.resize(count)
             share.release()
-        assert budget.bytes == sum(held.values())
-    for share in held:
+        assert budget.bytes == sum(reserved.values())
+    for share in reserved:
         share.release()
     assert budget.bytes == 0
 

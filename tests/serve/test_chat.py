@@ -166,10 +166,10 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
     whole = client.chat.completions.create(**wish)
     assert len({c.message.content for c in whole.choices}) > 1
     for choice in whole.choices:
-        told = choice.logprobs.content
-        raw = b"".join(bytes(t.bytes) for t in told)
+        tokens = choice.logprobs.content
+        raw = b"".join(bytes(t.bytes) for t in tokens)
         assert raw.decode(errors="replace") == choice.message.content
-        assert all(len(t.top_logprobs) == 2 and t.logprob <= 0 for t in told)
+        assert all(len(t.top_logprobs) == 2 and t.logprob <= 0 for t in tokens)
     texts, counts = ["", "", ""], [0, 0, 0]
     for chunk in client.chat.completions.create(**wish, stream=True):
         choice = chunk.choices[0]
@@ -180,7 +180,7 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "param", "said"),
+    ("wish", "param", "message"),
     [
         ({"temperature": -1}, "temperature", "at least 0|from 0"),
         ({"temperature": "hot"}, "temperature", "valid number"),
@@ -249,14 +249,14 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
     ],
 )
 def test_what_is_wrong_is_told_by_its_path(
-    client: OpenAI, wish: dict, param: str, said: str
+    client: OpenAI, wish: dict, param: str, message: str
 ) -> None:
-    given = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **wish}
-    with pytest.raises(BadRequestError, match=said) as caught:
-        client.chat.completions.create(**given)
+    fields = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **wish}
+    with pytest.raises(BadRequestError, match=message) as caught:
+        client.chat.completions.create(**fields)
     assert caught.value.param == param and caught.value.type == "invalid_request_error"
     with pytest.raises(BadRequestError):  # before the first event of a stream
-        client.chat.completions.create(**given, stream=True)
+        client.chat.completions.create(**fields, stream=True)
 
 
 def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
@@ -273,22 +273,22 @@ def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
 
 
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:
-    """What the model says is given; the same from a stream and as a whole."""
+    """With a scripted model output, streamed and whole answers are equal."""
     from polyphi.engine.tools import ToolParser
-    from polyphi.serve.chat import Said
-    from polyphi.serve.jobs import News
+    from polyphi.serve.chat import ParsedAnswer
+    from polyphi.serve.jobs import OutputDelta
 
     text = 'So: <|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]<|/tool_call|>'
     for parallel, names in ((True, ["a", "b"]), (False, ["a"])):
         for size in (1, 7, len(text)):
-            said = Said(ToolParser(), parallel)
+            answer = ParsedAnswer(ToolParser(), parallel)
             pieces = [text[i : i + size] for i in range(0, len(text), size)]
             for number, piece in enumerate(pieces):
                 last = "stop" if number == len(pieces) - 1 else None
-                said.add(News(0, piece, (), last))
-            assert [call["function"]["name"] for call in said.message["tool_calls"]] == names
-            assert said.message["content"] == "So: "
-            assert said.reason(News(0, "", (), "stop")) == "tool_calls"
+                answer.add(OutputDelta(0, piece, (), last))
+            assert [call["function"]["name"] for call in answer.message["tool_calls"]] == names
+            assert answer.message["content"] == "So: "
+            assert answer.reason(OutputDelta(0, "", (), "stop")) == "tool_calls"
 
 
 # Tools: what is called, what is content, and how an answer ends
@@ -312,7 +312,7 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 
 @dataclass
 class Model:
-    """A server whose model writes `text` and its end, as far as a grammar allows it."""
+    """A server whose model generates `text` and the end token, as far as a grammar allows it."""
 
     running: Running
     text: str = ""
@@ -403,9 +403,9 @@ def test_the_model_chooses_between_tools_and_the_response_format(
 @pytest.mark.parametrize("choice", ["required", NAMED])
 def test_a_required_call_beside_a_response_format(model: Model, choice: Any) -> None:
     model.text = CALLS
-    found = outcome(model.answer(tool_choice=choice, response_format=SCHEMA)[0])
+    result = outcome(model.answer(tool_choice=choice, response_format=SCHEMA)[0])
     calls = BOTH_CALLS if choice == "required" else BOTH_CALLS[:1]
-    assert found == (None, calls, "tool_calls")
+    assert result == (None, calls, "tool_calls")
 
 
 @pytest.mark.parametrize("logprobs", [False, True])
@@ -433,10 +433,10 @@ def test_a_required_call_has_no_content(model: Model, logprobs: bool) -> None:
 
 def test_a_named_choice_gives_one_call(model: Model) -> None:
     model.text = CALLS.replace(NOW, WEATHER)
-    found = outcome(model.answer(tool_choice="required")[0])
-    assert found == (None, BOTH_CALLS[:1] * 2, "tool_calls")
-    found = outcome(model.answer(tool_choice=NAMED)[0])
-    assert found == (None, BOTH_CALLS[:1], "tool_calls")
+    result = outcome(model.answer(tool_choice="required")[0])
+    assert result == (None, BOTH_CALLS[:1] * 2, "tool_calls")
+    result = outcome(model.answer(tool_choice=NAMED)[0])
+    assert result == (None, BOTH_CALLS[:1], "tool_calls")
 
 
 @pytest.mark.parametrize("response_format", [None, SCHEMA])
@@ -456,9 +456,9 @@ def test_without_parallel_calls_generation_ends_after_the_first(
 
 def test_text_before_the_only_call_stays(model: Model) -> None:
     model.text = f"So: {CALLS} and so on"
-    found, tokens = model.answer(parallel_tool_calls=False, logprobs=True)
-    assert outcome(found) == ("So: ", BOTH_CALLS[:1], "tool_calls")
-    assert len(found["logprobs"]["content"]) == tokens
+    choice, tokens = model.answer(parallel_tool_calls=False, logprobs=True)
+    assert outcome(choice) == ("So: ", BOTH_CALLS[:1], "tool_calls")
+    assert len(choice["logprobs"]["content"]) == tokens
     assert outcome(model.answer()[0]) == ("So:  and so on", BOTH_CALLS, "tool_calls")
     model.text = "No call."
     assert outcome(model.answer(parallel_tool_calls=False)[0]) == ("No call.", [], "stop")
@@ -475,19 +475,19 @@ def test_a_call_that_meets_max_tokens_has_its_arguments_as_far_as_they_came(
     assert outcome(whole) == (None, BOTH_CALLS[:1], "tool_calls")
     lengths = set()
     for most in range(1, tokens, 9):
-        found, drawn = model.answer(max_tokens=most, **fields)
-        content, calls, reason = outcome(found)
+        choice, drawn = model.answer(max_tokens=most, **fields)
+        content, calls, reason = outcome(choice)
         assert (content, reason, drawn) == (None, "length", most)
         assert [name for name, _ in calls] in ([], ["weather"])
         for _, arguments in calls:
             assert BOTH_CALLS[0][1].startswith(arguments)
             lengths.add(len(arguments))
-        if "tool_calls" not in found["message"] and "tool_choice" in fields:
-            assert found["message"]["content"] is None
+        if "tool_calls" not in choice["message"] and "tool_choice" in fields:
+            assert choice["message"]["content"] is None
     assert len(lengths) > 1, "the arguments are never cut off"
 
 
 def test_a_stop_string_within_a_call_leaves_it_incomplete(model: Model) -> None:
     model.text = CALLS
-    found = outcome(model.answer(tool_choice="required", stop=["ome"])[0])
-    assert found == (None, [("weather", '{"city": "R')], "stop")
+    result = outcome(model.answer(tool_choice="required", stop=["ome"])[0])
+    assert result == (None, [("weather", '{"city": "R')], "stop")

@@ -1,5 +1,5 @@
-"""What else people do with OpenAI's Python client: many at once, tasks cancelled, helpers for streams, tools and
-structured answers, errors by their class; and what harnesses ask that compare log-likelihoods."""
+"""Other uses of OpenAI's Python client: concurrent requests, cancelled tasks, helpers for streams, tools and structured
+output, error classes; and the requests of log-likelihood harnesses."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ async def until(true: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
-    """Text, picture, clip and both, streamed and not, in the engine's one batch."""
+    """Text, image, audio and both, streamed and not, in one batch of the engine."""
 
     async def ask(client: AsyncOpenAI, content: Any, stream: bool) -> str:
         wish: Any = {"messages": [{"role": "user", "content": content}], "max_tokens": 10}
@@ -78,7 +78,7 @@ def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> None:
-    """The client lives on: only the task's connection closes."""
+    """The client stays open: only the task's connection closes."""
     counters = running.engine.counters
 
     async def read(client: AsyncOpenAI) -> None:
@@ -102,9 +102,9 @@ def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> 
 
     asyncio.run(cancelled())
     with running.client() as http:
-        told = http.get("/metrics").text
+        metrics = http.get("/metrics").text
     # It ended because of that, not because all was said.
-    assert 'request_success_total{finished_reason="abort",model_name="tiny"} 1.0' in told
+    assert 'request_success_total{finished_reason="abort",model_name="tiny"} 1.0' in metrics
 
 
 def test_raw_and_streaming_responses(client: OpenAI) -> None:
@@ -129,8 +129,8 @@ def test_parse_gives_an_object_of_the_asked_class(client: OpenAI) -> None:
     answer = client.chat.completions.parse(
         model="tiny", messages=FOX, response_format=Weather, max_tokens=400
     )
-    found = answer.choices[0].message.parsed
-    assert isinstance(found, Weather) and found.city in ("Rome", "Oslo")
+    parsed = answer.choices[0].message.parsed
+    assert isinstance(parsed, Weather) and parsed.city in ("Rome", "Oslo")
     with pytest.raises(LengthFinishReasonError):
         client.chat.completions.parse(
             model="tiny", messages=FOX, response_format=Weather, max_tokens=3
@@ -143,15 +143,15 @@ def test_the_stream_helper_tells_events(client: OpenAI) -> None:
     with client.chat.completions.stream(**wish, logprobs=True) as stream:
         events = list(stream)
         final = stream.current_completion_snapshot  # the helper raises for answers of "length"
-    said = [e for e in events if e.type == "content.delta"]
-    assert "".join(e.delta for e in said) == said[-1].snapshot == text
+    deltas = [e for e in events if e.type == "content.delta"]
+    assert "".join(e.delta for e in deltas) == deltas[-1].snapshot == text
     assert [e.content for e in events if e.type == "content.done"] == [text]
     assert final.choices[0].message.content == text
     assert len(final.choices[0].logprobs.content) == 8
     with client.chat.completions.stream(
         model="tiny", messages=FOX, response_format=Weather, max_tokens=400
-    ) as held:
-        (done,) = [e for e in held if e.type == "content.done"]
+    ) as stream:
+        (done,) = [e for e in stream if e.type == "content.done"]
     assert isinstance(done.parsed, Weather)
 
 
@@ -167,22 +167,22 @@ def test_a_loop_of_tools_with_a_real_function(running: Running, client: OpenAI) 
         **wish, messages=messages, tool_choice="required", seed=3
     ) as stream:
         called = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
-        said = stream.get_final_completion().choices[0]
-    assert said.finish_reason == "tool_calls" and called
-    messages.append(said.message.model_dump(exclude_none=True))
-    for event, call in zip(called, said.message.tool_calls or (), strict=True):
-        asked = call.function.parsed_arguments
-        assert isinstance(asked, Weather) and event.parsed_arguments == asked
-        result = weather(**asked.model_dump())
+        choice = stream.get_final_completion().choices[0]
+    assert choice.finish_reason == "tool_calls" and called
+    messages.append(choice.message.model_dump(exclude_none=True))
+    for event, call in zip(called, choice.message.tool_calls or (), strict=True):
+        arguments = call.function.parsed_arguments
+        assert isinstance(arguments, Weather) and event.parsed_arguments == arguments
+        result = weather(**arguments.model_dump())
         messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
     final = client.chat.completions.create(**{**wish, "max_tokens": 4}, messages=messages)
-    ours = running.engine.processor.count(conversation(said.message, messages, tool))
+    ours = running.engine.processor.count(conversation(choice.message, messages, tool))
     assert final.usage is not None and final.usage.prompt_tokens == ours.total
     assert final.choices[0].finish_reason == "length"
 
 
 def conversation(message: Any, messages: list[Any], tool: Any) -> tuple[Message, ...]:
-    """The same conversation in our own words: what comes back from a client is what the model said."""
+    """The same conversation as `Message`s: the client returns exactly the model's output."""
     calls = [
         {"name": c.function.name, "arguments": c.function.arguments} for c in message.tool_calls
     ]
@@ -196,9 +196,9 @@ def conversation(message: Any, messages: list[Any], tool: Any) -> tuple[Message,
 
 def test_models_by_name(client: OpenAI) -> None:
     for name in ("tiny", "vision", "speech"):
-        found = client.models.retrieve(name)
-        assert (found.id, found.object, found.owned_by) == (name, "model", "polyphi")
-        assert found.model_extra["max_model_len"] == 2048
+        model = client.models.retrieve(name)
+        assert (model.id, model.object, model.owned_by) == (name, "model", "polyphi")
+        assert model.model_extra["max_model_len"] == 2048
     assert client.models.retrieve("vision").model_extra["parent"] == "tiny"
     for strange in ("gpt-4", "org/gpt-4", "../tiny"):
         with pytest.raises(NotFoundError) as caught:
@@ -243,7 +243,7 @@ PAIRS = [
 
 @pytest.mark.parametrize("ids", [False, True], ids=["text", "ids"])
 def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: bool) -> None:
-    """As lm-eval's local completions sum them: of the tokens behind the context, and whether each was the best."""
+    """As in lm-eval's local completions: the sum over the tokens after the context, and whether each is the best."""
     engine, encode = running.engine, running.engine.processor.tokenizer.encode
     contexts = [context for context, ends in PAIRS for _ in ends]
     ends = [end for _, some in PAIRS for end in some]
@@ -254,39 +254,39 @@ def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: 
     answer = client.completions.create(model="tiny", prompt=prompts, **wish)
     assert [c.index for c in answer.choices] == list(range(len(ends)))
     for choice, context, text, row in zip(answer.choices, contexts, texts, rows, strict=True):
-        told, at = choice.logprobs, len(encode(context))
-        assert told is not None and told.token_logprobs and told.top_logprobs
-        given = row if ids else encode(text)
+        logprobs, at = choice.logprobs, len(encode(context))
+        assert logprobs is not None and logprobs.token_logprobs and logprobs.top_logprobs
+        prompt = row if ids else encode(text)
         scored = SamplingParams(max_tokens=0, prompt_logprobs=0)
-        ours = engine.generate(given, sampling=scored).prompt_logprobs
-        assert sum(told.token_logprobs[at:]) == pytest.approx(
+        ours = engine.generate(prompt, sampling=scored).prompt_logprobs
+        assert sum(logprobs.token_logprobs[at:]) == pytest.approx(
             sum(p.logprob for p in ours[at - 1 :]), abs=1e-4
         )
-        best = engine.logits(engine.ids_row(given))[at - 1 : -1].argmax(-1).tolist() == given[at:]
+        best = engine.logits(engine.ids_row(prompt))[at - 1 : -1].argmax(-1).tolist() == prompt[at:]
         greedy = all(
             token == max(top, key=lambda t: top[t])
-            for token, top in zip(told.tokens[at:], told.top_logprobs[at:], strict=True)
+            for token, top in zip(logprobs.tokens[at:], logprobs.top_logprobs[at:], strict=True)
         )
         assert greedy == best
 
 
 def test_perplexity_of_a_document(running: Running, client: OpenAI) -> None:
-    """Rolling log-likelihood: the prompt begins with the end of text, as documents do."""
+    """Rolling log-likelihood: the prompt begins with the end-of-text token, as documents do."""
     engine = running.engine
     ids = [engine.processor.tokenizer.eos_ids[-1], *engine.processor.tokenizer.encode("1 + 2 = 3")]
     answer = client.completions.create(
         model="tiny", prompt=ids, echo=True, max_tokens=0, logprobs=1
     )
-    told = answer.choices[0].logprobs
-    assert told is not None and told.token_logprobs
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None and logprobs.token_logprobs
     logs = engine.logits(engine.ids_row(ids)).log_softmax(-1)
     total = sum(logs[i, token].item() for i, token in enumerate(ids[1:]))
-    assert sum(told.token_logprobs[1:]) == pytest.approx(total, abs=1e-4)
+    assert sum(logprobs.token_logprobs[1:]) == pytest.approx(total, abs=1e-4)
     assert math.isfinite(total) and total < -1
 
 
 def test_greedy_until_a_stop(client: OpenAI) -> None:
-    """As lm-eval's generate_until asks; the stop isn't part of the answer."""
+    """A request of lm-eval's generate_until; the stop string isn't part of the answer."""
     wish: Any = {"model": "tiny", "prompt": "1 + 2 =", "max_tokens": 24, "temperature": 0}
     whole = client.completions.create(**wish).choices[0].text
     stop = whole[5:7]

@@ -1,4 +1,4 @@
-"""Completions of plain text, as log-likelihood harnesses ask for them."""
+"""Completions of plain text, as log-likelihood harnesses request them."""
 
 import math
 
@@ -25,15 +25,16 @@ def test_echo_tells_what_the_model_thinks_of_the_prompt(running: Running, client
         answer = client.completions.create(
             model="tiny", prompt=prompt, echo=True, logprobs=1, max_tokens=0
         )
-        told = answer.choices[0].logprobs
-        assert answer.choices[0].text == PROMPT and "".join(told.tokens) == PROMPT
-        assert told.token_logprobs[0] is None
-        assert told.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
-        for at, best in enumerate(told.top_logprobs[1:]):
+        logprobs = answer.choices[0].logprobs
+        assert answer.choices[0].text == PROMPT and "".join(logprobs.tokens) == PROMPT
+        assert logprobs.token_logprobs[0] is None
+        assert logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-5)
+        for at, best in enumerate(logprobs.top_logprobs[1:]):
             assert max(best.values()) == pytest.approx(logs[at].max().item(), abs=1e-5)
         assert [
-            PROMPT[at : at + len(t)] for at, t in zip(told.text_offset, told.tokens, strict=True)
-        ] == list(told.tokens)
+            PROMPT[at : at + len(t)]
+            for at, t in zip(logprobs.text_offset, logprobs.tokens, strict=True)
+        ] == list(logprobs.tokens)
         assert answer.usage.completion_tokens == 0 and answer.usage.prompt_tokens == len(ids)
 
 
@@ -60,7 +61,7 @@ def test_echo_before_an_answer(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_top_logprobs_contain_the_token_itself(client: OpenAI, count: int) -> None:
-    """In answers and in the echoed prompt: the most likely tokens, and the drawn one where it isn't among them."""
+    """In answers and in the echoed prompt: the most likely tokens, and the sampled one if it isn't among them."""
     options = dict(model="tiny", prompt=PROMPT, echo=True, max_tokens=12, temperature=1.5, seed=5)
     logprobs = client.completions.create(**options, logprobs=count).choices[0].logprobs
     assert logprobs.top_logprobs[0] is None and len(logprobs.tokens) > 12
@@ -103,8 +104,8 @@ def test_s15_placeholders_come_from_media_only(running: Running, client: OpenAI)
     tokenizer = running.engine.processor.tokenizer
     with pytest.raises(BadRequestError):
         client.completions.create(model="tiny", prompt=[tokenizer.image_id], max_tokens=1)
-    said = "<|image|><|audio|><|system|><|end|><|endoftext10|>"
+    text = "<|image|><|audio|><|system|><|end|><|endoftext10|>"
     with running.client() as http:
-        ids = http.post("/tokenize", json={"prompt": said}).json()["tokens"]
+        ids = http.post("/tokenize", json={"prompt": text}).json()["tokens"]
         assert not set(ids) & set(tokenizer.controls.values())
-        assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": said}
+        assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": text}

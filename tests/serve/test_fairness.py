@@ -1,4 +1,4 @@
-"""Nobody stalls the others, and no answer is NaN, over HTTP; tests/engine/test_scheduler.py has the engine's share."""
+"""Over HTTP, no request stalls others, and no answer is NaN; tests/engine/test_scheduler.py tests the engine."""
 
 import base64
 import io
@@ -67,7 +67,7 @@ def test_a_client_leaves_places_to_others(engine: Engine) -> None:
 
 
 def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> None:
-    """They are computed in chunks beside it, and end within a step of their client's leaving."""
+    """Their prompts are computed in chunks beside it, and end within a step after their client disconnects."""
     engine = running.engine
     engine.scheduler._chunk = engine.scheduler._prefill = 64
     ids = [[260 + (7 * i + j) % 60 for j in range(1800)] for i in range(60)]

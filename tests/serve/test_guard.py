@@ -1,4 +1,4 @@
-"""Who may ask, for how long, and with how much (S19, S20, S21): through ASGI by hand, and on sockets of a uvicorn."""
+"""Checks of hosts, origins, keys, sizes and times (S19, S20, S21): through ASGI directly, and on sockets of uvicorn."""
 
 import asyncio
 import hmac
@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from polyphi.serve.connection import protocol
 from polyphi.serve.errors import ApiError
-from polyphi.serve.guard import LARGE, REST, Bodies, Guard
+from polyphi.serve.guard import LARGE, PAUSE_FACTOR, Bodies, Guard
 from polyphi.serve.settings import Settings
 
 PLAIN = Settings("phi")
@@ -36,7 +36,7 @@ async def echo(request: Request) -> JSONResponse:
 
 
 class Panic(BaseException):
-    """As pyo3 raises for what panics in Rust."""
+    """Like the exception of pyo3 for a panic in Rust."""
 
 
 async def breaks(request: Request) -> JSONResponse:
@@ -92,9 +92,9 @@ ROUTES = [
 
 
 def app(settings: Settings) -> Starlette:
-    made = Starlette(routes=ROUTES)
-    made.add_middleware(Guard, settings=settings)
-    return made
+    application = Starlette(routes=ROUTES)
+    application.add_middleware(Guard, settings=settings)
+    return application
 
 
 @dataclass
@@ -105,9 +105,9 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        found = json.loads(self.body)["error"]
-        assert set(found) == {"message", "type", "param", "code"}
-        return found
+        fields = json.loads(self.body)["error"]
+        assert set(fields) == {"message", "type", "param", "code"}
+        return fields
 
 
 def ask(
@@ -119,7 +119,7 @@ def ask(
     host: str | None = "localhost:8000",
     guarded: Any = None,
 ) -> Answer:
-    """What a request as it comes out of the parser gets."""
+    """The response to a request in the form that the parser returns."""
     pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
     pairs += [("host", host)] if host is not None else []
     raw = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in pairs]
@@ -150,8 +150,8 @@ def ask(
     names = [n.decode().lower() for n, _ in sent[0]["headers"]]
     once = [n for n in names if n != "vary"]
     assert len(once) == len(set(once))
-    found = {n.decode().lower(): v.decode("latin-1") for n, v in sent[0]["headers"]}
-    return Answer(sent[0]["status"], found, b"".join(m.get("body", b"") for m in sent[1:]))
+    received = {n.decode().lower(): v.decode("latin-1") for n, v in sent[0]["headers"]}
+    return Answer(sent[0]["status"], received, b"".join(m.get("body", b"") for m in sent[1:]))
 
 
 def post(
@@ -211,11 +211,11 @@ def test_s21_two_host_headers_are_refused() -> None:
 
 
 def test_s21_names_given_are_answered_and_those_only() -> None:
-    given = replace(PLAIN, hosts=("Chat.Example.org", "fd00::7"))
-    assert ask(given, host="chat.example.org:8443").status == 200
-    assert ask(given, host="[FD00:0::7]:80").status == 200
-    assert ask(given, host="localhost").status == 200
-    assert ask(given, host="www.chat.example.org").status == 403
+    settings = replace(PLAIN, hosts=("Chat.Example.org", "fd00::7"))
+    assert ask(settings, host="chat.example.org:8443").status == 200
+    assert ask(settings, host="[FD00:0::7]:80").status == 200
+    assert ask(settings, host="localhost").status == 200
+    assert ask(settings, host="www.chat.example.org").status == 403
     assert ask(replace(PLAIN, hosts=("*",)), host="anything.example").status == 200
     assert ask(replace(PLAIN, host="192.168.0.7"), host="192.168.0.7:8000").status == 200
     assert ask(replace(PLAIN, host="gpu.lan"), host="gpu.lan").status == 200
@@ -270,15 +270,15 @@ def test_s21_the_own_page_may_ask_and_gets_no_cors() -> None:
 def test_s21_a_page_that_was_allowed_may_ask_from_elsewhere() -> None:
     allowed = replace(PLAIN, origins=("https://Chat.Example.org/",), keys=("k",))
     origin = {"origin": "https://chat.example.org"}
-    wanted = "authorization, content-type, x-stainless-os"
+    requested = "authorization, content-type, x-stainless-os"
     preflight = {
         "access-control-request-method": "POST",
-        "access-control-request-headers": wanted,
+        "access-control-request-headers": requested,
     }
     answer = ask(allowed, method="OPTIONS", headers={**origin, **preflight})
     assert answer.status == 204 and answer.body == b""
     assert answer.headers["access-control-allow-origin"] == origin["origin"]
-    assert answer.headers["access-control-allow-headers"] == wanted
+    assert answer.headers["access-control-allow-headers"] == requested
     assert answer.headers["vary"] == "Origin"
     answer = post(allowed, {**origin, "authorization": "Bearer k"})
     assert answer.status == 200
@@ -355,7 +355,7 @@ def test_an_origin_that_can_never_match_is_told_at_the_start(origin: str) -> Non
 
 @pytest.mark.parametrize("host", ["http://example.org", "example.org:80", "a b", ""])
 def test_a_host_that_can_never_match_is_told_at_the_start(host: str) -> None:
-    with pytest.raises(ValueError, match="name of a host"):
+    with pytest.raises(ValueError, match="host name"):
         Guard(app(PLAIN), replace(PLAIN, hosts=(host,)))
 
 
@@ -398,9 +398,9 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 @pytest.mark.parametrize("method", METHODS)
 def test_s20_every_path_and_method_needs_a_key(method: str) -> None:
     for path in PATHS:
-        for given in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}):
-            answer = ask(KEYED, path, method, {**JSON, **given})
-            assert answer.status == 401, (method, path, given)
+        for credentials in ({}, {"authorization": "Bearer wrong"}, {"x-api-key": "wrong"}):
+            answer = ask(KEYED, path, method, {**JSON, **credentials})
+            assert answer.status == 401, (method, path, credentials)
             assert answer.error["code"] == "invalid_api_key"
             assert answer.error["type"] == "authentication_error"
             assert answer.headers["www-authenticate"] == "Bearer"
@@ -417,17 +417,17 @@ def test_s20_only_the_public_paths_are_read_without_a_key() -> None:
 @pytest.mark.parametrize("key", ["first-key", "last-key", "schlüssel-é"])
 def test_s20_each_key_opens_by_either_header(key: str) -> None:
     raw = key.encode().decode("latin-1")  # as UTF-8 looks in a header
-    for given in (
+    for credentials in (
         {"authorization": f"Bearer {raw}"},
         {"authorization": f"bearer  {raw}"},
         {"x-api-key": raw},
         {"authorization": "Basic abc", "x-api-key": raw},
     ):
-        assert ask(KEYED, headers=given).status == 200, given
+        assert ask(KEYED, headers=credentials).status == 200, credentials
 
 
 @pytest.mark.parametrize(
-    "given",
+    "credentials",
     [
         {"authorization": ""},
         {"authorization": "Bearer"},
@@ -445,8 +445,8 @@ def test_s20_each_key_opens_by_either_header(key: str) -> None:
         {"cookie": "first-key"},
     ],
 )
-def test_s20_anything_else_does_not(given: dict[str, str]) -> None:
-    assert ask(KEYED, headers=given).status == 401
+def test_s20_anything_else_does_not(credentials: dict[str, str]) -> None:
+    assert ask(KEYED, headers=credentials).status == 401
 
 
 def test_s20_two_keys_at_once_are_refused() -> None:
@@ -454,11 +454,11 @@ def test_s20_two_keys_at_once_are_refused() -> None:
     assert ask(KEYED, headers=pair).status == 400
 
 
-@pytest.mark.parametrize("given", ["first-key", "last-key", "wrong", ""])
+@pytest.mark.parametrize("key", ["first-key", "last-key", "wrong", ""])
 def test_s20_all_keys_are_compared_in_constant_time(
-    given: str, monkeypatch: pytest.MonkeyPatch
+    key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same comparisons of the same lengths, whichever key was given."""
+    """The same comparisons of the same lengths for every key."""
     seen: list[tuple[int, int]] = []
     compare = hmac.compare_digest
 
@@ -467,7 +467,7 @@ def test_s20_all_keys_are_compared_in_constant_time(
         return compare(a, b)
 
     monkeypatch.setattr(hmac, "compare_digest", watched)
-    ask(KEYED, headers={"authorization": f"Bearer {given}"})
+    ask(KEYED, headers={"authorization": f"Bearer {key}"})
     assert seen == [(32, 32)] * 3
 
 
@@ -522,18 +522,18 @@ def test_s19_a_big_body_is_refused_before_it_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", ["-1", "+2", "2.0", "0x2", "1e1", " 2", "2 2", "٢", "9" * 5000, ""]
+    "length", ["-1", "+2", "2.0", "0x2", "1e1", " 2", "2 2", "٢", "9" * 5000, ""]
 )
-def test_s19_a_length_that_is_no_number_is_refused(said: str) -> None:
-    sent = {**JSON, "content-length": said.encode().decode("latin-1")}
+def test_s19_a_length_that_is_no_number_is_refused(length: str) -> None:
+    sent = {**JSON, "content-length": length.encode().decode("latin-1")}
     assert ask(replace(SMALL, max_header_bytes=9000), method="POST", headers=sent).status == 400
 
 
-@pytest.mark.parametrize("said", ["1", "3", "999"])
-def test_s19_a_length_that_is_not_true_is_refused(said: str) -> None:
-    answer = post(SMALL, {"content-length": said}, body=b"{}")
-    assert answer.status == 400 and said in answer.error["message"]
-    assert post(SMALL, {"content-length": said}, body=[b"{", b"}"]).status == 400
+@pytest.mark.parametrize("length", ["1", "3", "999"])
+def test_s19_a_length_that_is_not_true_is_refused(length: str) -> None:
+    answer = post(SMALL, {"content-length": length}, body=b"{}")
+    assert answer.status == 400 and length in answer.error["message"]
+    assert post(SMALL, {"content-length": length}, body=[b"{", b"}"]).status == 400
 
 
 def test_s19_large_bodies_are_read_in_turns_that_leave_most_of_the_time_to_others() -> None:
@@ -546,14 +546,16 @@ def test_s19_large_bodies_are_read_in_turns_that_leave_most_of_the_time_to_other
         read.append((began, time.monotonic()))
 
     async def several() -> None:
-        first, gone, *others = [asyncio.create_task(reads()) for _ in range(5)]
+        first, cancelled, *others = [asyncio.create_task(reads()) for _ in range(5)]
         await first
-        gone.cancel()  # whoever leaves the queue holds up nobody
+        cancelled.cancel()  # whoever leaves the queue holds up nobody
         await asyncio.gather(*others)
 
     asyncio.run(several())
     assert len(read) == 4
-    assert all(began - ended > 0.9 * REST * 0.02 for (_, ended), (began, _) in pairwise(read))
+    assert all(
+        began - ended > 0.9 * PAUSE_FACTOR * 0.02 for (_, ended), (began, _) in pairwise(read)
+    )
 
 
 @pytest.mark.parametrize(("size", "turns"), [(LARGE, 0), (LARGE + 1, 1)])
@@ -605,7 +607,7 @@ def test_a_client_that_leaves_gets_nothing_and_costs_nothing() -> None:
         await guard(scope, receive, send)
 
     asyncio.run(leave())
-    assert sent == [] and guard.bodies.bytes == 0 and not guard.bodies.coming
+    assert sent == [] and guard.bodies.bytes == 0 and not guard.bodies.receiving
 
 
 # Answers
@@ -623,8 +625,8 @@ def test_every_answer_has_the_headers_of_a_careful_server() -> None:
 
 def test_a_request_keeps_its_id_if_it_is_harmless() -> None:
     assert ask(headers={"x-request-id": "my-id_1.2"}).headers["x-request-id"] == "my-id_1.2"
-    for given in ("", "a b", "a" * 65, "<script>", "a\nb", "é"):
-        answer = ask(headers={"x-request-id": given})
+    for request_id in ("", "a b", "a" * 65, "<script>", "a\nb", "é"):
+        answer = ask(headers={"x-request-id": request_id})
         assert answer.headers["x-request-id"].startswith("req-")
         assert json.loads(answer.body)["id"] == answer.headers["x-request-id"]
     assert ask().headers["x-request-id"] != ask().headers["x-request-id"]
@@ -735,9 +737,9 @@ class Served:
         assert not self.thread.is_alive()
 
     def dial(self, data: bytes = b"") -> socket.socket:
-        made = socket.create_connection(("127.0.0.1", self.port), timeout=5)
-        made.sendall(data)
-        return made
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+        connection.sendall(data)
+        return connection
 
     def alive(self) -> bool:
         with self.dial(
@@ -754,7 +756,7 @@ class Served:
 
 
 def heard(peer: socket.socket) -> bytes:
-    """All that comes until the other side hangs up."""
+    """All bytes until the other side disconnects."""
     parts = []
     try:
         while part := peer.recv(65536):
@@ -765,7 +767,7 @@ def heard(peer: socket.socket) -> bytes:
 
 
 def answers(peer: socket.socket, count: int = 1) -> bytes:
-    """What comes until so many small answers are whole."""
+    """The bytes until a number of small responses are complete."""
     got = b""
     while got.count(b"HTTP/1.1 ") < count or not got.endswith((b"}", b"page", b"slow")):
         part = peer.recv(65536)
@@ -998,7 +1000,7 @@ def test_an_upgrade_is_answered_as_if_it_were_none(served: Served, upgrade: byte
 def test_s21_a_name_in_the_target_is_checked_as_the_host_is(
     served: Served, target: str, host: str | None, status: int
 ) -> None:
-    """Clients send such targets to a proxy: `GET http://name/path`. The name there counts more than the header."""
+    """Clients send such targets to a proxy: `GET http://name/path`. The name there takes precedence over the header."""
     named = f"host: {host}\r\n" if host else ""
     with served.dial(f"GET {target} HTTP/1.1\r\n{named}connection: close\r\n\r\n".encode()) as peer:
         got = heard(peer)
@@ -1034,7 +1036,7 @@ def test_what_breaks_in_mid_answer_closes_the_connection(served: Served) -> None
 
 
 def test_s19_idle_connections_give_way_to_requests(served: Served) -> None:
-    """Whoever holds every place without asking anything loses them, oldest first, and stops nobody."""
+    """Idle connections that use up the limit are closed, oldest first, and block no other client."""
     idlers = [served.dial(b"GET / HT") for _ in range(4)]
     receiving = served.dial(HEAD + b"content-length: 10\r\n\r\n")
     for _ in range(10):
@@ -1079,4 +1081,4 @@ def test_s19_the_largest_of_the_bodies_that_come_gives_way() -> None:
     for peer in (hoarder, small, first):
         peer.close()
     server.stop()
-    assert server.bodies.bytes == 0 and not server.bodies.coming
+    assert server.bodies.bytes == 0 and not server.bodies.receiving

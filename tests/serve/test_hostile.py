@@ -1,5 +1,5 @@
-"""Peers that mean no good: what they send is refused in the one shape of errors, holds nothing afterwards, and slows
-nobody else down. With the threats that have no file of their own (S10 to S18, S23, S25, S27, S28)."""
+"""Hostile clients: their requests get errors in the standard format, leave nothing behind, and slow no other client
+down. Includes the threats without a separate file (S10 to S18, S23, S25, S27, S28)."""
 
 import ast
 import gzip
@@ -47,7 +47,7 @@ def chat(**more: Any) -> bytes:
 
 
 def raw(field: str, value: str) -> bytes:
-    """A request in which one value is written as it is given, JSON or not."""
+    """A request in which one value is inserted verbatim, valid JSON or not."""
     return chat(**{field: "?"}).replace(b'"?"', value.encode())
 
 
@@ -220,7 +220,7 @@ FOLLOWED_OR_REFUSED: dict[str, bytes] = {
 
 
 def refused(answer: httpx2.Response) -> None:
-    """It is an error of the client's, in our shape and our words."""
+    """The response is a client error in the standard format, without library output."""
     assert 400 <= answer.status_code < 500, answer.text[:300]
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -230,7 +230,7 @@ def refused(answer: httpx2.Response) -> None:
 
 
 def well(running: Running, client: httpx2.Client) -> None:
-    """It answers, and nothing of what came before is held."""
+    """The server answers, and nothing of earlier requests is in memory."""
     assert running.idle()
     assert not running.uvicorn.config.app.state.server.admitted
     assert client.get("/health").status_code == 200
@@ -253,11 +253,11 @@ def all_refused(running: Running, bodies: dict[str, tuple[str, bytes]]) -> None:
             except (AssertionError, httpx2.HTTPError) as error:
                 wrong[name] = f"{type(error).__name__} {error}"[:300]
         well(running, client)
-    assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
+    assert not wrong, "\n".join(f"{name}: {message}" for name, message in wrong.items())
 
 
 def test_s18_halves_of_surrogate_pairs_are_refused(running: Running) -> None:
-    """They are no text: nothing can encode them."""
+    """Lone surrogates are no text: they can't be encoded."""
     all_refused(running, HALVES)
 
 
@@ -284,7 +284,7 @@ DANGEROUS = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudp
 def dangers(code: str) -> list[str]:
     """What in a module runs code that data bring: imports that unpickle, and calls that do so where they aren't told
     not to."""
-    found = []
+    calls = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = (
@@ -292,27 +292,30 @@ def dangers(code: str) -> list[str]:
                 if isinstance(node, ast.Import)
                 else [node.module or ""]
             )
-            found += [name for name in names if name.split(".")[0] in DANGEROUS]
+            calls += [name for name in names if name.split(".")[0] in DANGEROUS]
         if not isinstance(node, ast.Call):
             continue
-        name, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
-        if name == "torch.load" and given.get("weights_only") != "True":
-            found.append(name)
-        if name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
-            found.append(name)
+        name, keywords = (
+            ast.unparse(node.func),
+            {k.arg: ast.unparse(k.value) for k in node.keywords},
+        )
+        if name == "torch.load" and keywords.get("weights_only") != "True":
+            calls.append(name)
+        if name in ("np.load", "numpy.load") and keywords.get("allow_pickle", "False") != "False":
+            calls.append(name)
         unsafe = name.startswith(("yaml.", "pickle.")) and name != "yaml.safe_load"
         if name in ("eval", "exec", "__import__") or unsafe:
-            found.append(name)
-    return found
+            calls.append(name)
+    return calls
 
 
 def test_s10_nothing_runs_code_that_data_bring() -> None:
     """The sandbox alone runs code, and only inside its walls: of what is sent there, `trial.py` is a part. A benchmark
     that is published as pickles reads them as text, numbers, lists and dicts alone (its own test shows that)."""
     code = {str(p.relative_to(PACKAGE)): p.read_text() for p in PACKAGE.rglob("*.py")}
-    found = {name: said for name, text in code.items() if (said := dangers(text))}
+    calls = {name: dangerous for name, text in code.items() if (dangerous := dangers(text))}
     known = {"sandbox.py", "eval/trial.py", "eval/benchmarks/text/livecodebench.py"}
-    assert set(found) <= known, found
+    assert set(calls) <= known, calls
     assert len(code) > 100
     wrong = "import pickle\ntorch.load(f)\nnp.load(f, allow_pickle=True)\neval(x)\nyaml.load(f)"
     assert dangers(wrong) == ["pickle", "torch.load", "np.load", "eval", "yaml.load"]
@@ -339,7 +342,7 @@ def test_s11_s12_no_request_holds_a_tensor_and_no_checkpoint_a_pickle(
 
 
 def test_s11_headers_that_lie_are_refused(engine: Engine, tmp_path: Path) -> None:
-    """Of safetensors: lengths and offsets beyond the file, and headers that are none."""
+    """Safetensors with lengths and offsets beyond the file, and invalid headers."""
     file = save(engine, tmp_path / "model") / "model.safetensors"
     whole = file.read_bytes()
     size = int.from_bytes(whole[:8], "little")
@@ -362,9 +365,9 @@ def test_s11_headers_that_lie_are_refused(engine: Engine, tmp_path: Path) -> Non
     ]
     for lie in lies:
         file.write_bytes(lie)
-        with pytest.raises(ValueError) as told:
+        with pytest.raises(ValueError) as caught:
             polyphi.load(file.parent, device="cpu")
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
     file.write_bytes(whole)
     polyphi.load(file.parent, device="cpu")
 
@@ -376,18 +379,18 @@ def test_s13_a_poisoned_config_imports_nothing(engine: Engine, tmp_path: Path) -
         (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: ...\n")
     for file in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
         path = folder / file
-        said = json.loads(path.read_text()) if path.exists() else {}
-        said["auto_map"] = {
+        config = json.loads(path.read_text()) if path.exists() else {}
+        config["auto_map"] = {
             "AutoConfig": "modeling_evil.Evil",
             "AutoModelForCausalLM": "modeling_evil.Evil",
             "AutoTokenizer": ["tokenization_evil.Evil", None],
             "AutoProcessor": "processing_evil.Evil",
         }
-        said |= {"trust_remote_code": True, "tokenizer_class": "Evil", "processor_class": "Evil"}
-        path.write_text(json.dumps(said))
+        config |= {"trust_remote_code": True, "tokenizer_class": "Evil", "processor_class": "Evil"}
+        path.write_text(json.dumps(config))
     phi = polyphi.load(folder, device="cpu")
-    asked = polyphi.SamplingParams(max_tokens=2)
-    assert len(phi.generate([polyphi.Message.user("hi")], sampling=asked).tokens) == 2
+    sampling = polyphi.SamplingParams(max_tokens=2)
+    assert len(phi.generate([polyphi.Message.user("hi")], sampling=sampling).tokens) == 2
     assert not ran.exists()
     assert not [name for name in sys.modules if name.endswith("_evil")]
 
@@ -490,10 +493,10 @@ def test_s16_hostile_calls_in_pieces_are_what_they_are_whole(name: str) -> None:
     text = TOOL_TEXTS[name][: MB // 20]
     content, calls = parse_calls(text)
     parser = ToolParser()
-    told = [part for at in range(0, len(text), 7000) for part in parser.add(text[at : at + 7000])]
-    told += parser.finish()
-    assert [part for part in told if not isinstance(part, str)] == calls
-    assert "".join(part for part in told if isinstance(part, str)) == content
+    parsed = [part for at in range(0, len(text), 7000) for part in parser.add(text[at : at + 7000])]
+    parsed += parser.finish()
+    assert [part for part in parsed if not isinstance(part, str)] == calls
+    assert "".join(part for part in parsed if isinstance(part, str)) == content
 
 
 @pytest.mark.long
@@ -519,7 +522,7 @@ def test_s16_a_megabyte_of_calls_in_under_a_tenth_of_a_second(name: str, size: i
 
 
 def test_s23_with_and_without_an_adapter_nothing_is_shared(running: Running) -> None:
-    """What the client is told of it; that the key holds the adapter's content is tested with the cache."""
+    """As the client sees it; tests of the cache check that the key contains the adapter's content."""
     long = [{"role": "user", "content": "the quick brown fox " * 12}]
 
     with running.client() as client:
@@ -545,14 +548,14 @@ def test_s25_prompts_are_in_no_log_and_no_file(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     caplog.set_level(logging.DEBUG)
     secret, key = "xyzzy plugh", "sk-secret"
-    said: list[Any] = [
+    messages: list[Any] = [
         {"role": "user", "content": [{"type": "text", "text": secret}, image_part()]}
     ]
     wishes = [
-        (CHAT, {"messages": said, "max_tokens": 3}),
-        (CHAT, {"messages": said, "max_tokens": 3, "stream": True}),
-        (CHAT, {"messages": said, "max_tokens": 3, "temperature": secret}),
-        (CHAT, {"messages": said, secret: 1}),
+        (CHAT, {"messages": messages, "max_tokens": 3}),
+        (CHAT, {"messages": messages, "max_tokens": 3, "stream": True}),
+        (CHAT, {"messages": messages, "max_tokens": 3, "temperature": secret}),
+        (CHAT, {"messages": messages, secret: 1}),
         (COMPLETIONS, {"prompt": secret, "max_tokens": 3}),
         ("/tokenize", {"prompt": secret}),
     ]
@@ -606,17 +609,17 @@ def test_s27_an_archive_leads_nowhere_else(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_s27_what_grows_when_it_is_unpacked_is_cut_off(tmp_path: Path) -> None:
-    """200 MB of nothing in 200 kB."""
+    """200 MB of zeros in 200 kB."""
     with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
         for _ in range(200):
             file.write(b"a" * MB)
     assert (tmp_path / "a.txt.gz").stat().st_size < MB
-    told: list[str] = []
+    reports: list[str] = []
     tracemalloc.start()
-    found = list(pages.read([tmp_path], source="s", licence="CC0-1.0", tell=told.append))
+    documents = list(pages.read([tmp_path], source="s", licence="CC0-1.0", tell=reports.append))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert not found and "at most 20,971,520 bytes" in told[0]
+    assert not documents and "at most 20,971,520 bytes" in reports[0]
     assert peak < 80 * MB
 
 
@@ -637,7 +640,7 @@ def test_s27_no_tar_is_ever_unpacked() -> None:
 def test_s19_hostile_peers_do_not_stop_others(
     tiny_config: ModelConfig, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    """Others get the answers that they get alone, and nothing is held when the peers have gone."""
+    """Other clients get the answers that they get alone, and nothing stays in memory after the peers disconnect."""
     sizes = {"max_position_embeddings": 2048}
     folder = save(
         make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
@@ -662,9 +665,9 @@ def test_s19_hostile_peers_do_not_stop_others(
 
 
 def at_rest(client: httpx2.Client) -> bool:
-    told = client.get("/metrics").text
+    metrics = client.get("/metrics").text
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-    return all(f'polyphi:{name}{{model_name="model"}} 0.0' in told for name in names)
+    return all(f'polyphi:{name}{{model_name="model"}} 0.0' in metrics for name in names)
 
 
 def until(true: Callable[[], bool], seconds: float = 60) -> None:

@@ -1,4 +1,4 @@
-"""Large requests and answers: they are refused before they cost anything, and hold nobody up."""
+"""Large requests and answers: they are refused before they use resources, and delay no other client."""
 
 import gc
 import json
@@ -70,7 +70,7 @@ def test_texts_that_are_surely_too_long_are_refused_unread(
 
 
 def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[..., bool]):
-    """An event that large preparations wait for, and those that have begun."""
+    """An event that large preparations wait for, and the list of started ones."""
     go, begun = threading.Event(), []
     row = running.engine.row
 
@@ -88,7 +88,7 @@ def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[.
 def test_a_small_chat_does_not_wait_for_large_ones(
     running: Running, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """However many large ones are being prepared."""
+    """Independent of the number of large requests in preparation."""
     body = chat("the quick fox " * 3000) if kind == "text" else chat([image_part()])
     go, begun = held_up(running, monkeypatch, lambda messages: messages[0].text != "hi")
     answers: list[httpx2.Response] = []
@@ -118,7 +118,7 @@ def test_a_small_chat_does_not_wait_for_large_ones(
 def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are what they were, in pieces that another thread has written."""
+    """They are equal to small ones, in pieces that another thread has encoded."""
     engine = running.engine
     tokenizer = engine.processor.tokenizer
     render, serialize, at_once = JSONResponse.render, routing.serialize_response, []
@@ -127,9 +127,9 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
         at_once.append(bytes(render(self, content)))
         return at_once[-1]
 
-    async def serialized(**given: Any) -> Any:
-        at_once.append(json.dumps(given["response_content"]).encode())
-        return await serialize(**given)
+    async def serialized(**values: Any) -> Any:
+        at_once.append(json.dumps(values["response_content"]).encode())
+        return await serialize(**values)
 
     monkeypatch.setattr(JSONResponse, "render", rendered)
     monkeypatch.setattr(routing, "serialize_response", serialized)
@@ -139,8 +139,10 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
     echo = {"prompt": prompts, "echo": True, "logprobs": 5, "max_tokens": 0}
     more = chat("the quick fox", logprobs=True, top_logprobs=20, max_tokens=600)
     with running.client() as client:
-        found = client.post("/tokenize", json={"prompt": text}).json()
-        assert found["tokens"] == ids and found["count"] == found["text_tokens"] == len(ids)
+        tokenized = client.post("/tokenize", json={"prompt": text}).json()
+        assert tokenized["tokens"] == ids and tokenized["count"] == tokenized["text_tokens"] == len(
+            ids
+        )
         assert client.post("/detokenize", json={"tokens": ids}).json() == {"prompt": text}
         answer = client.post(COMPLETIONS, json=echo)
         assert int(answer.headers["content-length"]) == len(answer.content) > 100_000
@@ -149,23 +151,23 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
             assert choice["text"] == tokenizer.decode(prompt)
             scored = SamplingParams(max_tokens=0, prompt_logprobs=5)
             thought = engine.generate(prompt, sampling=scored).prompt_logprobs
-            told = choice["logprobs"]
-            assert len(told["tokens"]) == len(told["top_logprobs"]) == len(prompt)
-            assert told["token_logprobs"][1:] == pytest.approx(
+            logprobs = choice["logprobs"]
+            assert len(logprobs["tokens"]) == len(logprobs["top_logprobs"]) == len(prompt)
+            assert logprobs["token_logprobs"][1:] == pytest.approx(
                 [p.logprob for p in thought], abs=1e-5
             )
-        said = client.post(CHAT, json=more).json()["choices"][0]["logprobs"]["content"]
-        assert len(said) == 600 and all(len(one["top_logprobs"]) == 20 for one in said)
+        content = client.post(CHAT, json=more).json()["choices"][0]["logprobs"]["content"]
+        assert len(content) == 600 and all(len(one["top_logprobs"]) == 20 for one in content)
         assert client.post("/tokenize", json={"prompt": "a b"}).json()["count"] > 0
     assert at_once and max(map(len, at_once)) < 20_000
 
 
 @pytest.fixture
 def short(engine: Engine) -> Iterator[Running]:
-    """A server with memory for one picture at most."""
-    with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as found:
-        yield found
-        assert server(found).budget.bytes == 0
+    """A server with memory for at most one image."""
+    with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as running:
+        yield running
+        assert server(running).budget.bytes == 0
 
 
 def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
@@ -187,9 +189,9 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             lines = one.iter_lines()
             next(lines)
             until(lambda: len(decoded) == 2)
-            held = server(short).budget.bytes
-            assert 40_000 < held < 80_000
-            gauge = f'polyphi:prepared_bytes{{model_name="tiny"}} {float(held)}'
+            reserved = server(short).budget.bytes
+            assert 40_000 < reserved < 80_000
+            gauge = f'polyphi:prepared_bytes{{model_name="tiny"}} {float(reserved)}'
             assert gauge in client.get("/metrics").text
             refused = client.post(CHAT, json=seen)
             error = refused.json()["error"]
@@ -205,7 +207,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_a_stream_does_not_keep_the_body_that_asked_for_it(running: Running, path: str) -> None:
-    """Its images are there as crops; the text that held them is gone when the first event comes."""
+    """Its images are kept as crops; the text of the request is freed before the first event."""
     body: dict[str, Any] = {"max_tokens": 1500, "stream": True}
     if path == CHAT:
         body |= chat([image_part(), {"type": "text", "text": "what?"}], **body)
@@ -216,9 +218,9 @@ def test_a_stream_does_not_keep_the_body_that_asked_for_it(running: Running, pat
         next(lines)
         until(lambda: running.engine.counters().running > 0)
         gc.collect()
-        held = [o for o in gc.get_objects() if issubclass(type(o), HttpRequest | Sampling)]
-        assert {type(one) for one in held} >= {HttpRequest}
-        for one in held:
+        alive = [o for o in gc.get_objects() if issubclass(type(o), HttpRequest | Sampling)]
+        assert {type(one) for one in alive} >= {HttpRequest}
+        for one in alive:
             known = vars(one)
             assert not {"_body", "_json"} & known.keys() and not known.get("messages")
             assert not known.get("prompt")

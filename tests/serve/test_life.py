@@ -1,4 +1,4 @@
-"""Who comes, waits, hangs up and goes on; what is left afterwards: nothing."""
+"""The life of requests: queueing, disconnects, shutdown; nothing is left afterwards."""
 
 import asyncio
 import json
@@ -84,7 +84,7 @@ def test_a_full_queue_says_when_to_come_again(engine: Engine) -> None:
 def test_r12_out_of_memory_fails_one_request(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that asks most of a step ends; another gives the answer that it gives alone."""
+    """The request with the largest step fails; another one gets the same answer as alone."""
     engine = running.engine
     alone = engine.generate([Message.user("1 + 2")], sampling=SamplingParams(max_tokens=30)).text
     run = type(engine.runner).run
@@ -95,12 +95,12 @@ def test_r12_out_of_memory_fails_one_request(
         return run(runner, parts, memory)
 
     monkeypatch.setattr(type(engine.runner), "run", short)
-    found: dict[str, httpx2.Response] = {}
+    responses: dict[str, httpx2.Response] = {}
 
     def ask(name: str, text: str) -> None:
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": 30}
         with running.client() as client:
-            found[name] = client.post(PATH, json=body)
+            responses[name] = client.post(PATH, json=body)
 
     threads = [
         threading.Thread(target=ask, args=pair)
@@ -110,9 +110,9 @@ def test_r12_out_of_memory_fails_one_request(
         thread.start()
     for thread in threads:
         thread.join()
-    assert found["large"].status_code == 503
-    assert found["large"].json()["error"]["code"] == "out_of_memory"
-    assert found["small"].json()["choices"][0]["message"]["content"] == alone
+    assert responses["large"].status_code == 503
+    assert responses["large"].json()["error"]["code"] == "out_of_memory"
+    assert responses["small"].json()["choices"][0]["message"]["content"] == alone
     assert running.idle()
 
 
@@ -136,17 +136,17 @@ def test_a_failing_model_is_told_without_its_words(
 
 def test_it_finishes_what_is_under_way(engine: Engine) -> None:
     with serving(engine, Settings("tiny")) as running, running.client() as client:
-        found: list[httpx2.Response] = []
-        thread = threading.Thread(target=lambda: found.append(client.post(PATH, json=LONG)))
+        responses: list[httpx2.Response] = []
+        thread = threading.Thread(target=lambda: responses.append(client.post(PATH, json=LONG)))
         thread.start()
         until(lambda: engine.counters().blocks_in_use > 0)
         running.uvicorn.should_exit = True
         thread.join(30)
-        assert found[0].json()["usage"]["completion_tokens"] > 100
+        assert responses[0].json()["usage"]["completion_tokens"] > 100
 
 
 def test_together_as_alone(running: Running) -> None:
-    """Many at once, drawn and greedy, streamed and not: each gets what it gets alone."""
+    """Many requests at once, sampled and greedy, streamed and not: each gets the same answer as alone."""
     engine = running.engine
     bodies = [
         {
@@ -164,29 +164,29 @@ def test_together_as_alone(running: Running) -> None:
         ).text
         for b in bodies
     ]
-    found: list[str] = [""] * len(bodies)
+    texts: list[str] = [""] * len(bodies)
 
     def ask(number: int) -> None:
         with running.client() as client:
             answer = client.post(PATH, json=bodies[number]).json()
-        found[number] = answer["choices"][0]["message"]["content"]
+        texts[number] = answer["choices"][0]["message"]["content"]
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(bodies))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == alone
+    assert texts == alone
     assert torch.is_inference_mode_enabled() is False
 
 
 def test_what_is_said_is_logged_only_where_that_was_asked_for(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However it is sent: whole, streamed, or as a completion of plain text."""
+    """For whole and streamed answers, and for completions of plain text."""
     caplog.set_level("INFO", logger="polyphi.serve")
-    for asked in (False, True):
-        with serving(engine, Settings("tiny", log_prompts=asked)) as running:
+    for log_prompts in (False, True):
+        with serving(engine, Settings("tiny", log_prompts=log_prompts)) as running:
             for path, body in (
                 (PATH, SHORT),
                 (PATH, {**SHORT, "stream": True}),
@@ -196,18 +196,18 @@ def test_what_is_said_is_logged_only_where_that_was_asked_for(
                 caplog.clear()
                 with running.client() as client:
                     assert client.post(path, json=body).status_code == 200
-                said = [r.getMessage() for r in caplog.records if r.name == "polyphi.serve"]
-                assert len(said) == (2 if asked else 0)
-                assert not asked or "1 + 2" in said[0]
+                lines = [r.getMessage() for r in caplog.records if r.name == "polyphi.serve"]
+                assert len(lines) == (2 if log_prompts else 0)
+                assert not log_prompts or "1 + 2" in lines[0]
 
 
 def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
-    """Its place is given back before its answers have begun: they end as soon as they do."""
+    """The ticket is released before its jobs start: they end at once."""
     server, engine = client_server(running), running.engine
     row = engine.prepare([Message.user("hi")], SamplingParams(500))
     ticket = Ticket(server, NOBODY)
     ticket.release()
-    asyncio.run(server.enter(ticket, [row], SamplingParams(500)))
+    asyncio.run(server.submit(ticket, [row], SamplingParams(500)))
     until(running.idle)
     assert server.admitted == 0 and engine.counters().tokens < 500
 
@@ -215,21 +215,21 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
 def test_free_memory_goes_back_when_nobody_is_answered(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once after the last answer, not while the server rests."""
-    given: list[int] = []
+    """Once after the last answer, not while the server is idle."""
+    calls: list[int] = []
     monkeypatch.setattr("polyphi.serve.server.TRIM_IDLE", 0.0)
     with serving(engine, Settings("tiny")) as running, running.client() as client:
         monkeypatch.setattr(
             "polyphi.serve.server.give_back",
-            lambda: given.append(client_server(running).admitted),
+            lambda: calls.append(client_server(running).admitted),
         )
         assert client.post(PATH, json=SHORT).status_code == 200
-        until(lambda: len(given) == 1)
+        until(lambda: len(calls) == 1)
         time.sleep(1.2)
-        assert given == [0]
+        assert calls == [0]
 
 
 def test_answers_are_not_held_back_to_fill_packets() -> None:
-    """Without its protocol's number asyncio leaves Nagle's algorithm on: 40 ms for every answer."""
+    """Without the protocol number asyncio leaves Nagle's algorithm on: 40 ms for every response."""
     with bind(Settings("phi", port=0)) as listening:
         assert listening.proto == socket.IPPROTO_TCP

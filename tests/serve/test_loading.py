@@ -1,4 +1,4 @@
-"""While the model loads: the port answers, says how far the load is, and checks requests as afterwards."""
+"""While the model loads: the port responds, returns the progress, and checks requests as afterwards."""
 
 import re
 import signal
@@ -20,7 +20,7 @@ from serve.saved import save
 from polyphi.engine.engine import Engine
 from polyphi.serve.app import create_app
 from polyphi.serve.loading import Loading, Progress
-from polyphi.serve.run import Drain, bind, configured
+from polyphi.serve.run import Drain, bind, uvicorn_config
 from polyphi.serve.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -29,7 +29,7 @@ SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 2}
 
 @dataclass
 class Load:
-    """A load that ends when the test says so: with an application, or with an exception."""
+    """A load that ends on the test's request, with an application or an exception."""
 
     result: FastAPI | Exception
     end: threading.Event = field(default_factory=threading.Event)
@@ -73,7 +73,7 @@ def loading(result: FastAPI | Exception, settings: Settings) -> Iterator[Port]:
     reports: list[str] = []
     load = Load(result)
     front = Loading(load, settings, lambda: reports.append("ready"))
-    server = Drain(configured(front, settings), front)
+    server = Drain(uvicorn_config(front, settings), front)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     number = listening.getsockname()[1]
     thread.start()

@@ -1,5 +1,5 @@
-"""Media of strangers: bombs, odd and damaged files, text that looks like control tokens, and caches that could mix up
-two of them (threats S5 to S9, S15, S22), from the bytes of a request to the engine's row."""
+"""Untrusted media: bombs, unusual and damaged files, text that looks like control tokens, and cache collisions (threats
+S5 to S9, S15, S22), from the bytes of a request to the engine's row."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.errors import ApiError
-from polyphi.serve.fetch import Media, refusal
+from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.settings import Settings
 
 PARAM = "messages[0].content[0]"
@@ -58,7 +58,7 @@ def told(processor: Processor, data: bytes, kind: str = "image") -> int:
             processor.row([Message.user(part, "?")])
         except MediaError as error:
             assert (error.part, error.number) == (kind, 0)
-            raise refusal(error, PARAM) from None
+            raise media_api_error(error, PARAM) from None
     except ApiError as error:
         assert error.param == PARAM
         assert re.fullmatch(r"[\w ,.:;()<>?'-]{1,200}", error.message), error.message
@@ -100,7 +100,7 @@ def patched(data: bytes, at: int, form: str, value: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def bombs() -> dict:
-    """All of them in one process of their own, weighed."""
+    """The results of all bombs, run in a separate process, with memory use."""
     run = [sys.executable, Path(__file__).with_name("bombs_run.py")]
     done = subprocess.run(run, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -108,7 +108,7 @@ def bombs() -> dict:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "result"),
     [
         ("a small picture", "200: 549 tokens"),
         ("40000 x 40000 pixels", "413 image 0: .*pixels, found more"),
@@ -116,21 +116,21 @@ def bombs() -> dict:
         ("scans", "413 image 0: .* 100 scans, found more"),
     ],
 )
-def test_s5_decompression_bombs_leave_memory_flat(bombs: dict, name: str, said: str) -> None:
-    """4.8 GB in a PNG of 5 MB; 12 GB in 256 of them; a JPEG that is walked over 3000 times."""
-    found = bombs[name]
-    assert re.match(said, found["said"]), found["said"]
-    assert found["grown"] < 64 << 20
-    assert found["bytes"] < 6 << 20
+def test_s5_decompression_bombs_leave_memory_flat(bombs: dict, name: str, result: str) -> None:
+    """4.8 GB in a PNG of 5 MB; 12 GB in 256 of them; a JPEG with 3000 scans."""
+    report = bombs[name]
+    assert re.match(result, report["said"]), report["said"]
+    assert report["grown"] < 64 << 20
+    assert report["bytes"] < 6 << 20
 
 
 def test_s5_pictures_stand_in_memory_one_at_a_time(bombs: dict) -> None:
-    found = bombs["6 pictures, one at a time"]  # 64 MB each once decoded
-    assert found["said"] == "200: 3274 tokens" and found["grown"] < 200 << 20
+    report = bombs["6 pictures, one at a time"]  # 64 MB each once decoded
+    assert report["said"] == "200: 3274 tokens" and report["grown"] < 200 << 20
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "result"),
     [
         ("a long FLAC", "413 audio 0: .* may last 10 s, found 1"),
         ("a long Opus", "413 audio 0: .* may last 10 s, found 1"),
@@ -138,12 +138,12 @@ def test_s5_pictures_stand_in_memory_one_at_a_time(bombs: dict) -> None:
         ("more clips than fit", "400: the row has at least .*context holds 8000"),
     ],
 )
-def test_s8_audio_bombs_leave_memory_flat(bombs: dict, name: str, said: str) -> None:
-    """Minutes in few bytes; a rate and channels that make much work of few seconds; 256 clips for a short context."""
-    found = bombs[name]
-    assert re.match(said, found["said"]), found["said"]
-    assert found["grown"] < 32 << 20
-    assert found["bytes"] < 100_000
+def test_s8_audio_bombs_leave_memory_flat(bombs: dict, name: str, result: str) -> None:
+    """Minutes in few bytes; a rate and channels that make few seconds expensive; 256 clips for a short context."""
+    report = bombs[name]
+    assert re.match(result, report["said"]), report["said"]
+    assert report["grown"] < 32 << 20
+    assert report["bytes"] < 100_000
 
 
 def test_s6_no_other_decoder_is_even_loaded(bombs: dict) -> None:
@@ -272,9 +272,9 @@ def test_s6_other_formats_are_refused_by_their_bytes(processor: Processor, name:
     data = OTHERS[name]
     for kind in ("image", "audio"):
         assert told(processor, data, kind) == 415
-    with pytest.raises(MediaError) as found:  # where nobody looked before the engine
+    with pytest.raises(MediaError) as caught:  # where nobody looked before the engine
         processor.row([Message.user(Image(data), "?")])
-    assert found.value.reason == "kind"
+    assert caught.value.reason == "kind"
 
 
 def test_s6_pictures_and_clips_are_not_mixed_up(processor: Processor) -> None:
@@ -284,7 +284,7 @@ def test_s6_pictures_and_clips_are_not_mixed_up(processor: Processor) -> None:
 
 @pytest.mark.parametrize("name", ["TIFF", "PPM", "PDF", "FITS", "EPS", "JPEG 2000"])
 def test_s6_a_false_beginning_opens_no_other_decoder(processor: Processor, name: str) -> None:
-    """One decoder is asked, the one that the first bytes name."""
+    """Only one decoder is used, selected by the first bytes."""
     for magic in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBP"):
         assert told(processor, magic + OTHERS[name]) in (400, 413)
     for magic in (b"fLaC", b"OggS", b"RIFF\0\0\0\0WAVE", b"ID3"):
@@ -353,7 +353,7 @@ def test_s8_clips_of_every_kind(processor: Processor, data: bytes, status: int) 
 
 
 def test_s8_a_forged_rate_buys_nothing(engine: Engine) -> None:
-    """The rate in the header decides how long a clip is, so it also decides how much of it is heard."""
+    """The rate in the header determines the duration of a clip, and so how much of it is processed."""
     processor = engine.processor
     data = sound(np.zeros(160_000, np.float32), 16_000, "FLAC")
     rate = 655_350 << 4  # 20 bits at byte 18, then channels and bits of a sample
@@ -383,9 +383,9 @@ def test_s8_seconds_are_capped_on_every_way_in(engine: Engine, form: str) -> Non
         lambda: engine.processor.count(message),
     )
     for way in ways:
-        with pytest.raises(MediaError, match="may last 2 s") as found:
+        with pytest.raises(MediaError, match="may last 2 s") as caught:
             way()
-        assert (found.value.reason, found.value.part, found.value.number) == ("size", "audio", 0)
+        assert (caught.value.reason, caught.value.part, caught.value.number) == ("size", "audio", 0)
     engine.processor.caps = Caps(audio_bytes=len(data) - 1)
     for way in ways:
         with pytest.raises(MediaError, match="bytes, found more"):
@@ -402,7 +402,7 @@ FORMS = {f: noise(f) for f in ("PNG", "JPEG", "GIF", "BMP", "WEBP")} | {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_s9_damaged_media_are_refused_in_our_words(processor: Processor, form: str) -> None:
-    """Bytes changed, cut out and put in, everywhere and above all in the head: an answer or one of our sentences."""
+    """Bytes changed, removed and inserted, mostly in the header: an answer or one of polyphi's own messages."""
     dice, kind = random.Random(form), "audio" if form in ("WAV", "FLAC", "OGG", "MP3") else "image"
     seen = set()
     for _ in range(30):
@@ -444,7 +444,7 @@ def processor(tokenizer: Tokenizer) -> Processor:
 
 
 def everywhere(text: str) -> list[Message]:
-    """All places of a conversation in which a client's words may stand."""
+    """All fields of a conversation that may contain a client's text."""
     call = {"function": {"name": text, "arguments": json.dumps({text: text})}}
     return [
         Message("system", (Text(text),), json.dumps([{"name": text, "description": text}])),
@@ -486,7 +486,7 @@ LONG = "abc xyz 123 qrs tuv " * 5
 
 
 def answered(engine: Engine, part: Image | Audio) -> tuple[int, int]:
-    """(media encoded so far, prompt tokens that were remembered) after a question about it."""
+    """(media encoded so far, cached prompt tokens) after a request about it."""
     done = engine.generate([Message.user(part, LONG)], sampling=SHORT)
     return engine.encoders.calls, done.cached
 
@@ -533,7 +533,7 @@ def test_s22_the_same_samples_at_another_rate_are_another_clip(engine: Engine) -
 
 
 def test_s22_one_pixel_makes_another_picture(engine: Engine) -> None:
-    """Keys are whole digests of all pixels: no sample of them, no few bits."""
+    """Keys are full digests of all pixels, not of a sample, and not truncated."""
     first = np.zeros((50, 50, 3), np.uint8)
     second = first.copy()
     second[-1, -1, 2] = 1
@@ -543,7 +543,7 @@ def test_s22_one_pixel_makes_another_picture(engine: Engine) -> None:
 
 
 def test_s22_a_picture_and_a_clip_never_share(engine: Engine) -> None:
-    """Nor does a clip beside a picture share with the same one alone: another projector heard it."""
+    """A clip beside an image doesn't share with the same clip alone: it uses another projector."""
     first = engine.generate([Message.user(clip(), LONG)], sampling=SHORT)
     both = engine.generate([Message.user(clip(), picture(), LONG)], sampling=SHORT)
     assert first.cached == both.cached == 0 and engine.encoders.calls == 3

@@ -1,4 +1,4 @@
-"""What Prometheus reads, parsed as Prometheus' own library parses it."""
+"""The metrics, parsed with the Prometheus library."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -70,19 +70,19 @@ OURS = {
 
 
 def read(metrics: Metrics) -> dict[str, float]:
-    """Values by the name of the series, labels but the model's in brackets."""
+    """Values by the name of the series, with labels except the model's in brackets."""
     body, kind = metrics.render()
     assert kind.startswith("text/plain; version=0.0.4")
-    found = {}
+    values = {}
     for family in text_string_to_metric_families(body.decode()):
         for sample in family.samples:
             labels = dict(sample.labels)
             assert labels.pop("model_name") == "phi"
-            shown = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
-            key = f"{sample.name}[{shown}]" if shown else sample.name
-            assert key not in found
-            found[key] = sample.value
-    return found
+            label_text = ",".join(f"{k}={v}" for k, v in sorted(labels.items()))
+            key = f"{sample.name}[{label_text}]" if label_text else sample.name
+            assert key not in values
+            values[key] = sample.value
+    return values
 
 
 def names(metrics: Metrics) -> set[str]:
@@ -101,7 +101,7 @@ def used(vllm_names: bool = False) -> Metrics:
     metrics.step(512)
     metrics.media_decoded("image", 0.2)
     metrics.media_rejected("unsupported_media_type")
-    metrics.heard(12.5)
+    metrics.audio_decoded(12.5)
     metrics.encoded("audio", 0.7)
     return metrics
 
@@ -111,8 +111,8 @@ def test_all_names_are_there() -> None:
 
 
 def test_events_become_the_right_numbers() -> None:
-    found = {n.removeprefix("polyphi:"): v for n, v in read(used()).items()}
-    wanted = {
+    values = {n.removeprefix("polyphi:"): v for n, v in read(used()).items()}
+    expected = {
         "adapter_requests_total[adapter=vision]": 2,
         "adapter_requests_total[adapter=none]": 1,
         "request_success_total[finished_reason=stop]": 1,
@@ -149,15 +149,15 @@ def test_events_become_the_right_numbers() -> None:
         "mm_cache_queries_total": 6,
         "mm_cache_hits_total": 4,
     }
-    assert {name: found.get(name) for name in wanted} == pytest.approx(wanted)
-    assert not any("created" in name for name in found)
+    assert {name: values.get(name) for name in expected} == pytest.approx(expected)
+    assert not any("created" in name for name in values)
 
 
 def test_vllms_names_have_the_same_values_and_ours_are_not_among_them() -> None:
-    found = read(used(vllm_names=True))
-    ours = {n.removeprefix("polyphi:"): v for n, v in found.items() if n.startswith("polyphi:")}
-    vllms = {n.removeprefix("vllm:"): v for n, v in found.items() if n.startswith("vllm:")}
-    assert len(ours) + len(vllms) == len(found) and ours == {
+    values = read(used(vllm_names=True))
+    ours = {n.removeprefix("polyphi:"): v for n, v in values.items() if n.startswith("polyphi:")}
+    vllms = {n.removeprefix("vllm:"): v for n, v in values.items() if n.startswith("vllm:")}
+    assert len(ours) + len(vllms) == len(values) and ours == {
         n.removeprefix("polyphi:"): v for n, v in read(used()).items()
     }
     assert vllms and vllms.items() <= ours.items()
@@ -202,9 +202,9 @@ def test_threads_may_tell_at_once() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    found = read(metrics)
-    assert found["polyphi:iteration_tokens_total_count"] == 2000
-    assert found["polyphi:adapter_requests_total[adapter=speech]"] == 2000
+    values = read(metrics)
+    assert values["polyphi:iteration_tokens_total_count"] == 2000
+    assert values["polyphi:adapter_requests_total[adapter=speech]"] == 2000
 
 
 def test_every_step_of_the_engine_is_one_observation_of_its_tokens(

@@ -1,4 +1,4 @@
-"""OpenAI's client for Node: the same answers as Python's, and nothing is held once it has gone away."""
+"""OpenAI's client for Node: the same answers as with Python, and nothing stays in memory after it disconnects."""
 
 import base64
 import json
@@ -32,9 +32,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node and npm are not installed: OpenAI's Node client can't be tried")
-    said = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
-    if int(said.strip().lstrip("v").split(".")[0]) < 20:
-        pytest.skip(f"OpenAI's Node client needs Node 20 or newer, found {said.strip()}")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(version.strip().lstrip("v").split(".")[0]) < 20:
+        pytest.skip(f"OpenAI's Node client needs Node 20 or newer, found {version.strip()}")
     folder = tmp_path_factory.mktemp("node")
     install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", PACKAGE]
     done = subprocess.run(
@@ -60,7 +60,7 @@ def engines(engine: Engine) -> dict[str, Any]:
         "audio": [Message.user(clip(), "say it")],
     }
     sampling = SamplingParams(max_tokens=12)
-    return {kind: engine.generate(said, sampling=sampling) for kind, said in ours.items()}
+    return {kind: engine.generate(messages, sampling=sampling) for kind, messages in ours.items()}
 
 
 def test_the_node_client(running: Running, place: Path) -> None:
@@ -70,21 +70,21 @@ def test_the_node_client(running: Running, place: Path) -> None:
     def ended() -> float:
         """Answers that were left before their end, as the server counts them."""
         with running.client() as http:
-            told = [
+            message = [
                 line.rsplit(" ", 1)[1]
                 for line in http.get("/metrics").text.splitlines()
                 if "request_success_total" in line and 'finished_reason="abort"' in line
             ]
-        return sum(map(float, told))
+        return sum(map(float, message))
 
-    given = {
+    settings = {
         "url": running.url,
         "image": base64.b64encode(picture().source).decode(),
         "audio": audio_part()["input_audio"]["data"],
         "recording": base64.b64encode(CLIP).decode(),
     }
-    (place / "given.json").write_text(json.dumps(given))
-    found: dict[str, list[dict]] = {}
+    (place / "given.json").write_text(json.dumps(settings))
+    results: dict[str, list[dict]] = {}
     process = subprocess.Popen(
         ["node", SCRIPT.name, "given.json"],
         cwd=place,
@@ -97,14 +97,14 @@ def test_the_node_client(running: Running, place: Path) -> None:
         assert process.stdout and process.stdin and process.stderr
         try:
             for line in process.stdout:
-                told = json.loads(line)
-                step = told.pop("step")
-                found.setdefault(step, []).append(told)
+                message = json.loads(line)
+                step = message.pop("step")
+                results.setdefault(step, []).append(message)
                 if step in ("streams", "waits"):
                     until(lambda: engine.counters().blocks_in_use > 0)
                 elif step.startswith("left"):
                     until(running.idle)  # while the client lives on and its connections are open
-                    until(lambda: ended() == len(found.get("waits", ())) + 1)
+                    until(lambda: ended() == len(results.get("waits", ())) + 1)
                 else:
                     continue
                 process.stdin.write("go on\n")
@@ -114,12 +114,12 @@ def test_the_node_client(running: Running, place: Path) -> None:
             process.kill()
 
     for kind, its in expected.items():
-        (told,) = found[kind]
-        assert told["text"] == told["streamed"]["text"] == its.text, kind
-        assert told["adapter"] == its.adapter
-        assert told["streamed"]["pieces"] > 3
+        (message,) = results[kind]
+        assert message["text"] == message["streamed"]["text"] == its.text, kind
+        assert message["adapter"] == its.adapter
+        assert message["streamed"]["pieces"] > 3
         # How much was remembered depends on who came before; all else is the same.
-        whole, streamed = told["usage"], told["streamed"]["usage"]
+        whole, streamed = message["usage"], message["streamed"]["usage"]
         for usage in (whole, streamed):
             usage["prompt_tokens_details"].pop("cached_tokens")
         assert whole == streamed
@@ -128,34 +128,36 @@ def test_the_node_client(running: Running, place: Path) -> None:
             "image_tokens": its.image_tokens,
             "audio_tokens": its.audio_tokens,
         }
-    _, call, result, *_ = found["tools"][0]["messages"]
+    _, call, result, *_ = results["tools"][0]["messages"]
     assert json.loads(call["tool_calls"][0]["function"]["arguments"]) == {"city": "Rome"}
     assert result["tool_call_id"] == call["tool_calls"][0]["id"]
     assert result["role"] == "tool" and result["content"] == "20 degrees in Rome"
-    assert found["json_schema"][0]["parsed"] == {"city": "Rome"}
+    assert results["json_schema"][0]["parsed"] == {"city": "Rome"}
 
-    (heard,) = longform.transcribe(engine, [CLIP], longform.transcription())
-    answer = found["transcription"][0]["answer"]
-    assert answer["text"] == heard.text and heard.text
-    assert answer["usage"]["total_tokens"] == heard.prompt_tokens + heard.answer_tokens
-    *deltas, done = found["transcription stream"][0]["events"]
+    (transcript,) = longform.transcribe(engine, [CLIP], longform.transcription())
+    answer = results["transcription"][0]["answer"]
+    assert answer["text"] == transcript.text and transcript.text
+    assert answer["usage"]["total_tokens"] == transcript.prompt_tokens + transcript.answer_tokens
+    *deltas, done = results["transcription stream"][0]["events"]
     assert done["type"] == "transcript.text.done"
     assert "".join(e["delta"] for e in deltas) == done["text"]
     (english,) = longform.transcribe(engine, [CLIP], longform.transcription("en"))
-    assert found["translation"][0]["answer"]["text"] == english.translation and english.translation
+    assert (
+        results["translation"][0]["answer"]["text"] == english.translation and english.translation
+    )
 
     where = "messages[0].content[0].image_url.url"
-    for told in found["bad part"]:
-        assert told["status"] in (400, 415) and told["param"] == where
-        assert told["type"] == "invalid_request_error"
-    for told in found["bad model"]:
-        assert told == {
+    for message in results["bad part"]:
+        assert message["status"] in (400, 415) and message["param"] == where
+        assert message["type"] == "invalid_request_error"
+    for message in results["bad model"]:
+        assert message == {
             "kind": "NotFoundError",
             "status": 404,
             "code": "model_not_found",
             "param": "model",
             "type": "invalid_request_error",
         }
-    assert len(found["bad part"]) == len(found["bad model"]) == 2, "streamed and not"
-    assert found["left a stream"] == [{"aborted": True}]
-    assert found["left an answer"] == [{"kind": "APIUserAbortError"}]
+    assert len(results["bad part"]) == len(results["bad model"]) == 2, "streamed and not"
+    assert results["left a stream"] == [{"aborted": True}]
+    assert results["left an answer"] == [{"kind": "APIUserAbortError"}]

@@ -1,4 +1,4 @@
-"""The page as it is served, without a browser: its policy, its labels, its colours, and that it asks nobody else."""
+"""The page as it is served, without a browser: its policy, labels and colours, and that it contacts no other host."""
 
 import base64
 import gzip
@@ -51,7 +51,7 @@ OUTLINE = Outline().elements
 
 
 def attributes(tag: str) -> list[dict[str, str | None]]:
-    return [found for name, found, _ in OUTLINE if name == tag]
+    return [values for name, values, _ in OUTLINE if name == tag]
 
 
 @pytest.mark.parametrize("tag", ["script", "style"])
@@ -87,15 +87,15 @@ def test_the_page_names_no_other_place() -> None:
     }
     assert set(re.findall(addresses, TEXT)) <= namespaces | named
     assert not re.search(r"url\(|@import", STYLE)
-    for tag, found, _ in OUTLINE:
+    for tag, values, _ in OUTLINE:
         for name in ("src", "href", "action", "srcset", "data"):
-            value = found.get(name) or "#"
+            value = values.get(name) or "#"
             assert value.startswith(("#", "data:image/svg+xml")), f"{tag} has {name}={value}"
 
 
 def test_nothing_in_the_page_needs_what_the_policy_forbids() -> None:
-    for tag, found, _ in OUTLINE:
-        assert "style" not in found and not any(name.startswith("on") for name in found), tag
+    for tag, values, _ in OUTLINE:
+        assert "style" not in values and not any(name.startswith("on") for name in values), tag
     assert "</script" not in SCRIPT and "<!--" not in SCRIPT and "</style" not in STYLE
 
 
@@ -132,33 +132,35 @@ def test_the_compressed_page_is_the_page() -> None:
 
 
 def test_what_the_scripts_look_for_is_there() -> None:
-    ids = [found["id"] for _, found, _ in OUTLINE if "id" in found]
+    ids = [values["id"] for _, values, _ in OUTLINE if "id" in values]
     assert len(ids) == len(set(ids))
-    wanted = set(re.findall(r"\$\(\"([\w-]+)\"\)", SCRIPT))
+    referenced = set(re.findall(r"\$\(\"([\w-]+)\"\)", SCRIPT))
     for name in ("chat", "speech"):
-        wanted |= {part.replace("${name}", name) for part in re.findall(r"\$\(`(.+?)`\)", SCRIPT)}
-    wanted = {name for name in wanted if "${" not in name}
-    assert wanted and wanted <= set(ids)
+        referenced |= {
+            part.replace("${name}", name) for part in re.findall(r"\$\(`(.+?)`\)", SCRIPT)
+        }
+    referenced = {name for name in referenced if "${" not in name}
+    assert referenced and referenced <= set(ids)
     icons = set(re.findall(r"icon(?:Button)?\(\s*\"([\w-]+)\"", SCRIPT))
     icons |= set(re.findall(r"idea\(\"(\w+)\"", SCRIPT))
     assert icons and {f"i-{name}" for name in icons} <= set(ids)
-    for found in attributes("use"):
-        assert (found["href"] or "")[1:] in ids
+    for values in attributes("use"):
+        assert (values["href"] or "")[1:] in ids
 
 
 def test_everything_that_can_be_used_has_a_name() -> None:
-    labelled = {found.get("for") for found in attributes("label")}
-    for tag, found, text in OUTLINE:
-        named = found.get("aria-label") or found.get("aria-labelledby") or found.get("title")
+    labelled = {values.get("for") for values in attributes("label")}
+    for tag, values, text in OUTLINE:
+        named = values.get("aria-label") or values.get("aria-labelledby") or values.get("title")
         if tag == "button":
-            assert named or "".join(text).strip(), f"a button without a name: {found}"
+            assert named or "".join(text).strip(), f"a button without a name: {values}"
         elif tag in ("input", "select", "textarea"):
-            around = "label" in (found["in"] or "").split()
-            assert named or around or found.get("id") in labelled, f"no label: {found}"
-        elif tag in ("dialog", "nav", "aside", "audio", "main") or found.get("role") == "group":
+            around = "label" in (values["in"] or "").split()
+            assert named or around or values.get("id") in labelled, f"no label: {values}"
+        elif tag in ("dialog", "nav", "aside", "audio", "main") or values.get("role") == "group":
             assert named, f"{tag} without a name"
         elif tag == "img":
-            assert "alt" in found
+            assert "alt" in values
 
 
 def luminance(colour: str) -> float:

@@ -1,4 +1,4 @@
-"""The example on a local Ray cluster: what clients see is what a server without Ray says."""
+"""The example on a local Ray cluster: clients get the same answers as from a server without Ray."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What is wrong with a request is named by the path that the client wrote, whatever the schema is made of."""
+"""Errors name the invalid part of a request by the client's path, independent of unions in the schema."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from polyphi.serve.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    explained,
+    validation_error,
 )
 
 MODELS: dict[str, type[BaseModel]] = {
@@ -27,12 +27,12 @@ MODELS: dict[str, type[BaseModel]] = {
 
 
 def error_of(model: type[BaseModel], body: Any) -> ApiError | None:
-    """What a client receives for a body; None if nothing is wrong with it."""
+    """The error that a client receives for a body; None if the body is valid."""
     try:
         model.model_validate(body)
     except ValidationError as error:
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
-        return explained(RequestValidationError(errors, body=body))
+        return validation_error(RequestValidationError(errors, body=body))
     return None
 
 
@@ -121,7 +121,7 @@ def exists(body: Any, path: list[str | int]) -> bool:
 
 
 def test_every_path_of_an_error_stands_in_the_body() -> None:
-    """But for its last name, which may be missing there."""
+    """Except for the last name of a path, which may be missing."""
     count = 0
     for path, body in [*SIMPLE, *rich()]:
         for at in places(body):
@@ -139,7 +139,7 @@ def test_every_path_of_an_error_stands_in_the_body() -> None:
 
 
 def unions(schema: Any) -> Iterator[list[Any]]:
-    """The members of all unions of a JSON schema that pydantic tries one after the other, null left out."""
+    """The members of all unions without discriminator in a JSON schema, except null."""
     if isinstance(schema, dict):
         if "anyOf" in schema:
             yield [member for member in schema["anyOf"] if member != {"type": "null"}]
@@ -152,6 +152,6 @@ def unions(schema: Any) -> Iterator[list[Any]]:
 
 @pytest.mark.parametrize("model", MODELS.values())
 def test_every_union_chooses_its_member_by_the_value(model: type[BaseModel]) -> None:
-    """Else an error is of all members at once, and pydantic puts their names into its path."""
+    """Without one, an error lists all members, with their names in the path."""
     members = list(unions(model.model_json_schema()))
     assert members and all(len(some) == 1 for some in members)

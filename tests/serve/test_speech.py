@@ -1,5 +1,5 @@
-"""Transcriptions and translations through the official client: they are the engine's, in every shape, and an upload
-leaves nothing behind however it ends."""
+"""Transcriptions and translations through the official client: the engine's results in every format; uploads leave
+nothing behind."""
 
 import asyncio
 import base64
@@ -40,7 +40,7 @@ from polyphi.engine.request import Caller
 from polyphi.messages import Transcript
 from polyphi.serve import audio_form, speech
 from polyphi.serve.errors import ApiError
-from polyphi.serve.events import Gone
+from polyphi.serve.events import ClientGone
 from polyphi.serve.settings import Settings
 from polyphi.transcription import longform, subtitles
 from polyphi.transcription.longform import transcription
@@ -60,7 +60,7 @@ CLIP = clip()
 
 @pytest.fixture
 def engine(engine: Engine) -> Engine:
-    """One whose answers end after some ten tokens, so that nothing is asked for again."""
+    """An engine whose answers end after about ten tokens, so that nothing is repeated."""
     weight = engine.model.decoder.embed_tokens.weight
     with torch.no_grad():
         for number in engine.processor.tokenizer.eos_ids:
@@ -76,96 +76,96 @@ def client(running: Running) -> OpenAI:
     return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
 
 
-def heard(engine: Engine, task: Any = None, window: float | None = None) -> Transcript:
-    (found,) = longform.transcribe(engine, [CLIP], task or transcription(), window=window)
-    return found
+def engine_transcript(engine: Engine, task: Any = None, window: float | None = None) -> Transcript:
+    (transcript,) = longform.transcribe(engine, [CLIP], task or transcription(), window=window)
+    return transcript
 
 
-def spent(found: Transcript) -> dict[str, Any]:
+def spent(transcript: Transcript) -> dict[str, Any]:
     return {
         "type": "tokens",
-        "input_tokens": found.prompt_tokens,
+        "input_tokens": transcript.prompt_tokens,
         "input_token_details": {
-            "text_tokens": found.prompt_tokens - found.audio_tokens,
-            "audio_tokens": found.audio_tokens,
+            "text_tokens": transcript.prompt_tokens - transcript.audio_tokens,
+            "audio_tokens": transcript.audio_tokens,
         },
-        "output_tokens": found.answer_tokens,
-        "total_tokens": found.prompt_tokens + found.answer_tokens,
+        "output_tokens": transcript.answer_tokens,
+        "total_tokens": transcript.prompt_tokens + transcript.answer_tokens,
     }
 
 
 def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI) -> None:
     timed = longform.replace(transcription(), words="estimated")
-    expected = heard(running.engine, timed)
+    expected = engine_transcript(running.engine, timed)
     ask: Callable[..., Any] = client.audio.transcriptions.create
-    given: dict[str, Any] = {"file": ("clip", CLIP), "model": "tiny"}
-    answer = ask(**given)
+    fields: dict[str, Any] = {"file": ("clip", CLIP), "model": "tiny"}
+    answer = ask(**fields)
     assert answer.text == expected.text and expected.text
     assert answer.usage.to_dict() == spent(expected) and answer.usage.input_tokens > 20
     assert answer.model_extra["adapter"] == "speech"
     assert answer.model_extra.get("warnings", []) == list(expected.warnings)
-    assert ask(**given, response_format="text") == expected.text + "\n"
+    assert ask(**fields, response_format="text") == expected.text + "\n"
     for form in ("srt", "vtt"):
-        assert ask(**given, response_format=form) == subtitles.write(expected, form)
+        assert ask(**fields, response_format=form) == subtitles.write(expected, form)
     wish = {"response_format": "verbose_json", "language": "EN"}
-    both = ask(**given, **wish, timestamp_granularities=["word", "segment"])
+    both = ask(**fields, **wish, timestamp_granularities=["word", "segment"])
     assert (both.language, both.duration) == ("english", round(expected.seconds, 3))
     assert both.usage.to_dict() == {"type": "duration", "seconds": both.duration}
-    for found, segment in zip(both.segments, expected.segments, strict=True):
-        assert (found.start, found.end) == (round(segment.start, 3), round(segment.end, 3))
-        assert found.text == segment.text and found.tokens == list(segment.tokens)
-        assert found.avg_logprob == pytest.approx(segment.avg_logprob)
-        assert found.temperature == segment.temperature and found.compression_ratio > 0
-        assert "no_speech_prob" not in found.to_dict() and found.source == segment.source
+    for received, segment in zip(both.segments, expected.segments, strict=True):
+        assert (received.start, received.end) == (round(segment.start, 3), round(segment.end, 3))
+        assert received.text == segment.text and received.tokens == list(segment.tokens)
+        assert received.avg_logprob == pytest.approx(segment.avg_logprob)
+        assert received.temperature == segment.temperature and received.compression_ratio > 0
+        assert "no_speech_prob" not in received.to_dict() and received.source == segment.source
     for word, its in zip(both.words, expected.words, strict=True):
         assert (word.word, word.start) == (its.text, round(its.start, 3))
-    plain = ask(**given, response_format="verbose_json")
+    plain = ask(**fields, response_format="verbose_json")
     assert plain.language == "unknown" and plain.words is None and plain.segments
-    only = ask(**given, response_format="verbose_json", timestamp_granularities=["word"])
+    only = ask(**fields, response_format="verbose_json", timestamp_granularities=["word"])
     assert only.segments is None and only.words
-    assert client.audio.transcriptions.with_raw_response.create(**given).status_code == 200
+    assert client.audio.transcriptions.with_raw_response.create(**fields).status_code == 200
     assert running.idle()
 
 
 def test_what_was_heard_is_counted(running: Running, client: OpenAI) -> None:
-    found = client.audio.transcriptions.create(file=CLIP, model="tiny")
+    answer = client.audio.transcriptions.create(file=CLIP, model="tiny")
     with pytest.raises(APIStatusError):
         client.audio.transcriptions.create(file=b"Dear Sir", model="tiny")
     with pytest.raises(APIStatusError):
         client.audio.transcriptions.create(file=damaged()["cut wav"], model="tiny")
     with running.client() as plain:
-        told = dict(
+        metrics = dict(
             line.rsplit(" ", 1)
             for line in plain.get("/metrics").text.splitlines()
             if line.startswith("polyphi:")
         )
     one = '{model_name="tiny"}'
-    assert float(told[f"polyphi:audio_seconds_total{one}"]) == pytest.approx(2.2)
-    assert float(told[f"polyphi:prompt_tokens_total{one}"]) == found.usage.input_tokens
-    assert float(told[f"polyphi:generation_tokens_total{one}"]) == found.usage.output_tokens
+    assert float(metrics[f"polyphi:audio_seconds_total{one}"]) == pytest.approx(2.2)
+    assert float(metrics[f"polyphi:prompt_tokens_total{one}"]) == answer.usage.input_tokens
+    assert float(metrics[f"polyphi:generation_tokens_total{one}"]) == answer.usage.output_tokens
     ended = 'polyphi:request_success_total{finished_reason="stop",model_name="tiny"}'
-    assert float(told[ended]) == 1
-    assert float(told['polyphi:adapter_requests_total{adapter="speech",model_name="tiny"}']) == 1
+    assert float(metrics[ended]) == 1
+    assert float(metrics['polyphi:adapter_requests_total{adapter="speech",model_name="tiny"}']) == 1
     refused = 'polyphi:media_rejected_total{model_name="tiny",reason="content"}'
-    assert float(told[refused]) == 1
+    assert float(metrics[refused]) == 1
 
 
 def test_log_probabilities_are_of_the_text(client: OpenAI) -> None:
     wish: dict[str, Any] = {"file": CLIP, "model": "tiny", "include": ["logprobs"]}
     answer = client.audio.transcriptions.create(**wish)
-    said = b"".join(bytes(map(int, t.bytes)) for t in answer.logprobs).decode(errors="replace")
-    assert said.split() == answer.text.split()
+    text = b"".join(bytes(map(int, t.bytes)) for t in answer.logprobs).decode(errors="replace")
+    assert text.split() == answer.text.split()
     assert all(t.logprob <= 0 and t.token for t in answer.logprobs)
     *_, done = client.audio.transcriptions.create(**wish, stream=True)
-    told = [t.logprob for t in answer.logprobs]
-    assert [t.logprob for t in done.logprobs] == pytest.approx(told, abs=1e-3)
+    logprobs = [t.logprob for t in answer.logprobs]
+    assert [t.logprob for t in done.logprobs] == pytest.approx(logprobs, abs=1e-3)
 
 
 def test_a_stream_joins_to_the_answer(
     running: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speech, "WINDOW", 1.0)
-    expected = heard(running.engine, window=1.0)
+    expected = engine_transcript(running.engine, window=1.0)
     wish: dict[str, Any] = {"file": CLIP, "model": "tiny"}
     *deltas, done = client.audio.transcriptions.create(**wish, stream=True)
     assert {e.type for e in deltas} == {"transcript.text.delta"} and len(deltas) > 1
@@ -182,14 +182,14 @@ def test_a_stream_joins_to_the_answer(
 
 
 def test_translations(running: Running, client: OpenAI) -> None:
-    given: dict[str, Any] = {"file": CLIP, "model": "tiny"}
+    fields: dict[str, Any] = {"file": CLIP, "model": "tiny"}
     ask: Callable[..., Any] = client.audio.translations.create
-    expected = heard(running.engine, transcription("en"))
-    assert ask(**given).text == expected.translation and expected.translation
-    verbose = ask(**given, response_format="verbose_json")
+    expected = engine_transcript(running.engine, transcription("en"))
+    assert ask(**fields).text == expected.translation and expected.translation
+    verbose = ask(**fields, response_format="verbose_json")
     assert (verbose.language, verbose.text) == ("english", expected.translation)
-    both = heard(running.engine, transcription("de", True))
-    answer = ask(**given, extra_body={"to_language": "german", "cot": True})
+    both = engine_transcript(running.engine, transcription("de", True))
+    answer = ask(**fields, extra_body={"to_language": "german", "cot": True})
     assert answer.text == (both.translation or "" if both.translation is not None else both.text)
     assert answer.model_extra["usage"] == spent(both)
 
@@ -198,16 +198,18 @@ def test_a_translation_has_its_transcript_beside_it(
     client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment = longform_segment("good day", "guten Tag")
-    made = Transcript("good day", 1.0, "guten Tag", ("doubtful",), (segment,), adapter="speech")
-    monkeypatch.setattr(longform, "transcribe", lambda *_, **__: [made])
-    given: dict[str, Any] = {"file": CLIP, "model": "tiny", "extra_body": {"cot": True}}
+    transcript = Transcript(
+        "good day", 1.0, "guten Tag", ("doubtful",), (segment,), adapter="speech"
+    )
+    monkeypatch.setattr(longform, "transcribe", lambda *_, **__: [transcript])
+    fields: dict[str, Any] = {"file": CLIP, "model": "tiny", "extra_body": {"cot": True}}
     ask: Callable[..., Any] = client.audio.translations.create
-    answer = ask(**given)
+    answer = ask(**fields)
     assert answer.text == "guten Tag"
     assert answer.model_extra["transcript"] == "good day"
     assert answer.model_extra["warnings"] == ["doubtful"]
-    assert ask(**given, response_format="text") == "guten Tag\n"
-    verbose = ask(**given, response_format="verbose_json")
+    assert ask(**fields, response_format="text") == "guten Tag\n"
+    verbose = ask(**fields, response_format="verbose_json")
     assert (verbose.text, verbose.model_extra["transcript"]) == ("guten Tag", "good day")
     assert verbose.segments[0].text == "guten Tag"
 
@@ -224,9 +226,9 @@ def test_temperature_is_how_it_is_drawn(client: OpenAI) -> None:
             file=CLIP, model="tiny", temperature=temperature, response_format="verbose_json"
         )
 
-    found = [ask(1.0) for _ in range(2)]
-    assert found[0].text != found[1].text, "each request has a seed of its own"
-    assert {s.temperature for f in found for s in f.segments} == {1.0}
+    transcripts = [ask(1.0) for _ in range(2)]
+    assert transcripts[0].text != transcripts[1].text, "each request has a seed of its own"
+    assert {s.temperature for f in transcripts for s in f.segments} == {1.0}
     assert ask(0).text == ask(0).text
 
 
@@ -236,7 +238,7 @@ WRONG = [
     ({"timestamp_granularities": ["word"]}, "timestamp_granularities", "verbose_json"),
     ({"include": ["logprobs"], "response_format": "text"}, "include", "json"),
     ({"language": "tlh"}, "language", "unknown language 'tlh'.*de \\(German\\)"),
-    ({"prompt": "Names: Ann"}, "prompt", "prompts of its own"),
+    ({"prompt": "Names: Ann"}, "prompt", "prompt"),
     ({"temperature": -1}, "temperature", "from 0 to 100"),
     ({"temperature": "nan"}, "temperature", "from 0 to 100"),
     ({"temperature": "hot"}, "temperature", "from 0 to 100"),
@@ -253,10 +255,10 @@ WRONG = [
 
 
 def test_what_is_wrong_is_told_by_its_field(running: Running, client: OpenAI) -> None:
-    for wish, param, said in WRONG:
-        given = {"file": CLIP, "model": "tiny", **wish}
-        with pytest.raises(BadRequestError, match=said) as caught:
-            client.audio.transcriptions.create(**given)
+    for wish, param, message in WRONG:
+        fields = {"file": CLIP, "model": "tiny", **wish}
+        with pytest.raises(BadRequestError, match=message) as caught:
+            client.audio.transcriptions.create(**fields)
         assert caught.value.param == param, wish
         assert caught.value.type == "invalid_request_error"
     with pytest.raises(NotFoundError) as missing:
@@ -273,8 +275,8 @@ def test_what_is_wrong_is_told_by_its_field(running: Running, client: OpenAI) ->
 def test_a_form_that_is_none(running: Running) -> None:
     with running.client() as plain:
 
-        def post(**given: Any) -> tuple[int, dict[str, Any]]:
-            answer = plain.post("/v1/audio/transcriptions", **given)
+        def post(**options: Any) -> tuple[int, dict[str, Any]]:
+            answer = plain.post("/v1/audio/transcriptions", **options)
             return answer.status_code, answer.json()["error"]
 
         assert post(json={"file": "x"})[0] == 415
@@ -293,8 +295,8 @@ def test_a_form_that_is_none(running: Running) -> None:
 def test_s19_many_parts_and_large_fields_are_refused(running: Running) -> None:
     with running.client() as plain:
 
-        def post(**given: Any) -> int:
-            return plain.post("/v1/audio/transcriptions", **given).status_code
+        def post(**options: Any) -> int:
+            return plain.post("/v1/audio/transcriptions", **options).status_code
 
         many = {f"x{n}": "1" for n in range(audio_form.MAX_FIELDS + 1)}
         assert post(files={"file": CLIP}, data=many) == 400
@@ -308,8 +310,8 @@ def test_s19_many_parts_and_large_fields_are_refused(running: Running) -> None:
 def test_s15_a_file_name_says_nothing(running: Running, client: OpenAI) -> None:
     expected = client.audio.transcriptions.create(file=CLIP, model="tiny")
     for name in ("<|system|>.wav", "../../etc/passwd", "a.mp4\x00.wav", "<|audio_1|>", "ä.webm"):
-        found = client.audio.transcriptions.create(file=(name, CLIP, "video/mp4"), model="tiny")
-        assert (found.text, found.usage) == (expected.text, expected.usage)
+        answer = client.audio.transcriptions.create(file=(name, CLIP, "video/mp4"), model="tiny")
+        assert (answer.text, answer.usage) == (expected.text, expected.usage)
 
 
 NOT_AUDIO = {
@@ -346,8 +348,8 @@ def test_s9_what_is_no_recording_gets_a_message_without_internals(client: OpenAI
                 client.audio.transcriptions.create(file=data, model="tiny", stream=stream)
             error = caught.value
             assert (error.status_code, error.param) == (status, "file"), data[:20]
-            told = error.response.text
-            assert not [w for w in ("0x", "/tmp", "polyphi-", "Error", "sndfile") if w in told]
+            text = error.response.text
+            assert not [w for w in ("0x", "/tmp", "polyphi-", "Error", "sndfile") if w in text]
 
 
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
@@ -377,7 +379,7 @@ def on_every_route(client: httpx2.Client, data: bytes) -> dict[str, httpx2.Respo
 
 
 def statuses(answers: dict[str, httpx2.Response]) -> set[int]:
-    """Those of the routes that decode, which may not fail later than with their status."""
+    """The answers of the routes that decode; they must fail with an HTTP status, not later."""
     for name, answer in answers.items():
         assert answer.status_code < 500, (name, answer.text)
         if answer.status_code == 200:
@@ -404,7 +406,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_s9_corrupt_audio_is_400_on_every_route(running: Running, form: str) -> None:
-    """Cut off, or with flipped bits: refused by all routes or by none, and never a failure of the server."""
+    """Truncated, or with flipped bits: refused by all routes or by none, and never a server error."""
     dice, whole = random.Random(form), FORMS[form]
     seen: set[int] = set()
     with running.client() as client:
@@ -450,7 +452,7 @@ def test_s9_one_wrong_bit_is_400_on_every_route(
 def test_a_rate_that_is_too_low_is_the_same_error_on_every_route(
     running: Running, samples: int
 ) -> None:
-    """However long such audio would be: 20,000 samples at 1 Hz are more than five hours."""
+    """Independent of the duration: 20,000 samples at 1 Hz are more than five hours."""
     file = io.BytesIO()
     soundfile.write(file, np.zeros(samples), 1, format="WAV")
     with running.client() as client:
@@ -468,8 +470,8 @@ def test_a_rate_that_is_too_low_is_the_same_error_on_every_route(
 def test_s9_a_failure_of_ours_says_no_more_than_that(
     running: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: Any, **given: Any) -> Any:
-        given["tell"](0.0)
+    def broken(*_: Any, **options: Any) -> Any:
+        options["on_progress"](0.0)
         raise RuntimeError("secret at 0x7f00")
 
     monkeypatch.setattr(longform, "transcribe", broken)
@@ -484,7 +486,7 @@ def test_s9_a_failure_of_ours_says_no_more_than_that(
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """What lies in the folder of temporary files, or is still open of what lay there."""
+    """The files in the temporary folder, and open deleted ones."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def left() -> list[str]:
@@ -501,7 +503,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
 
 @pytest.fixture
 def large() -> bytes:
-    """A recording that goes to a file, twenty seconds of it."""
+    """A recording of twenty seconds that is stored in a file."""
     return clip(40, "WAV", subtype="FLOAT") + b"\0" * speech.IN_MEMORY
 
 
@@ -522,11 +524,11 @@ def test_s25_uploads_are_private_and_gone_afterwards(
     seen: list[tuple[int, list[str]]] = []
     real = longform.transcribe
 
-    def watched(engine: Engine, sources: Any, *given: Any, **named: Any) -> Any:
+    def watched(engine: Engine, sources: Any, *args: Any, **named: Any) -> Any:
         (path,) = sources
         seen.append((path.stat().st_mode & 0o777, temporary()))
         named["window"] = 10.0
-        return real(engine, sources, *given, **named)
+        return real(engine, sources, *args, **named)
 
     monkeypatch.setattr(longform, "transcribe", watched)
     client.audio.transcriptions.create(file=large, model="tiny")
@@ -566,7 +568,7 @@ def test_s25_a_broken_upload_is_gone(
 
     kind = [(b"content-type", b"multipart/form-data; boundary=B")]
     request = HttpRequest({"type": "http", "headers": kind}, receive)  # type: ignore[arg-type]
-    with pytest.raises((Gone, ApiError)):
+    with pytest.raises((ClientGone, ApiError)):
         asyncio.run(audio_form.receive(request, 4_000_000))
     assert seen[1] and not temporary()
 
@@ -618,7 +620,7 @@ def test_who_hangs_up_frees_everything(
 
 def test_a_full_queue_says_when_to_come_again(running: Running, client: OpenAI) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
-    tickets = [server.admit(Caller(bytes([i]))) for i in range(server.places)]
+    tickets = [server.admit(Caller(bytes([i]))) for i in range(server.capacity)]
     with pytest.raises(RateLimitError) as caught:
         client.audio.transcriptions.create(file=CLIP, model="tiny")
     assert int(caught.value.response.headers["retry-after"]) >= 1
@@ -631,12 +633,12 @@ def test_a_full_queue_says_when_to_come_again(running: Running, client: OpenAI) 
 @pytest.fixture
 def narrow(engine: Engine) -> Iterator[Running]:
     settings = Settings("tiny", max_audio_bytes=200_000, max_recording_seconds=30)
-    with serving(engine, settings) as found:
-        yield found
+    with serving(engine, settings) as running:
+        yield running
 
 
 def silence(seconds: int, rate: int = 16000) -> bytes:
-    """Some kilobytes a minute."""
+    """Some kilobytes per minute."""
     file = io.BytesIO()
     with soundfile.SoundFile(file, "w", rate, 1, "PCM_16", format="FLAC") as flac:
         for _ in range(0, seconds, 60):
@@ -656,17 +658,17 @@ def test_s8_large_and_long_recordings_are_refused(narrow: Running) -> None:
         for fields in ({}, {"stream": "true"}):
             assert post(CLIP[:100] + bytes(200_000), **fields)[0] == 413
             assert post(bytes(200_000 + 2 * audio_form.AROUND), **fields)[0] == 413
-            status, told = post(file.getvalue(), **fields)  # its header tells
-            assert status == 413 and "may last 30 s" in told
+            status, error = post(file.getvalue(), **fields)  # its header tells
+            assert status == 413 and "may last 30 s" in error
 
 
 def test_pieces_are_no_longer_than_clips_may_be(engine: Engine) -> None:
     with serving(engine, Settings("tiny", max_audio_seconds=1.0)) as running:
         client = OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-        found = client.audio.transcriptions.create(
+        answer = client.audio.transcriptions.create(
             file=CLIP, model="tiny", response_format="verbose_json"
         )
-        assert len({segment.seek for segment in found.segments}) > 1
+        assert len({segment.seek for segment in answer.segments}) > 1
 
 
 def test_s8_samples_are_counted_while_they_are_decoded(
@@ -715,7 +717,7 @@ with serving(engine, Settings("tiny", max_recording_seconds=3 * 3600)) as runnin
     ("minutes", "rate"), [(3, 192_000), pytest.param(150, 16_000, marks=pytest.mark.long)]
 )
 def test_s8_hours_of_audio_leave_memory_flat(tmp_path: Path, minutes: int, rate: int) -> None:
-    """Its samples are 132 or 549 MiB; sent are some kilobytes a minute."""
+    """The samples take 132 or 549 MiB; the upload has some kilobytes per minute."""
     path = tmp_path / "silence.flac"
     path.write_bytes(silence(minutes * 60, rate))
     tests = str(Path(__file__).parents[1])
@@ -724,8 +726,8 @@ def test_s8_hours_of_audio_leave_memory_flat(tmp_path: Path, minutes: int, rate:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    figures, told = done.stdout.strip().split("\n")
+    figures, summary = done.stdout.strip().split("\n")
     grown, status = map(int, figures.split())
-    assert status == 200 and json.loads(told)["text"] == ""
-    assert "silence" in json.loads(told)["warnings"][0]
+    assert status == 200 and json.loads(summary)["text"] == ""
+    assert "silence" in json.loads(summary)["warnings"][0]
     assert grown < 60, f"{grown} MiB more"

@@ -1,4 +1,4 @@
-"""Streams of chunks as server-sent events, and several sources as one."""
+"""Streams of chunks as server-sent events, and the merge of several sources."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Clients take turns, and whoever is cancelled, waiting or just let in, loses no place."""
+"""Clients take turns, and cancelled work, waiting or just admitted, leaks no slot."""
 
 import asyncio
 import random
@@ -52,7 +52,7 @@ def test_cancelled_work_loses_no_place(seed: int) -> None:
                 dice.choice(tasks).cancel()
             await asyncio.sleep(0)
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
-        assert turns._free == 2 and not turns._waiting
+        assert turns._free_slots == 2 and not turns._waiting
         assert done == sum(not task.cancelled() for task in tasks)
 
     asyncio.run(all_of_them())

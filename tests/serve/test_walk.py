@@ -1,5 +1,5 @@
-"""The server from outside, by its own description: every route without a key (S20), and requests that nobody meant
-(S18): no 500, nothing told of the inside, alive afterwards."""
+"""The server from outside, from its OpenAPI description: every route without a key (S20), and generated requests (S18):
+no status 500, no internals in messages, alive afterwards."""
 
 import base64
 import contextlib
@@ -35,18 +35,18 @@ LEAK = re.compile(r"Traceback|0x[0-9a-f]{6}|/usr/|site-packages|\.py\b|polyphi/|
 
 @pytest.fixture
 def walked(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Iterator[Running]:
-    """A server whose requests are short, and which has to be alive in the end."""
+    """A server with short requests; it must be alive at the end."""
     limits = Settings("tiny", keys=KEYS, max_tokens=16, max_answers=2)
-    with serving(tiny_engine(tiny_config, tokenizer), limits) as found:
-        yield found
-        with found.client(KEYS[1]) as client:
+    with serving(tiny_engine(tiny_config, tokenizer), limits) as running:
+        yield running
+        with running.client(KEYS[1]) as client:
             assert client.get("/health").status_code == 200
             body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
             assert client.post("/v1/chat/completions", json=body).status_code == 200
 
 
 def check(answer: Any, sent: str = "") -> None:
-    """What is true of each answer (httpx's, or schemathesis's), whatever was `sent`."""
+    """Checks that hold for each response (httpx's or schemathesis's), whatever was `sent`."""
     status, text = answer.status_code, answer.text
     assert status < 500, f"{status}: {text}"
     leaks = [leak for leak in LEAK.findall(text) if leak not in sent]
@@ -60,16 +60,16 @@ def check(answer: Any, sent: str = "") -> None:
 
 
 def everything(routes: Sequence[BaseRoute]) -> set[tuple[str, str]]:
-    """(path, method) of all routes there are, described or not."""
-    found: set[tuple[str, str]] = set()
+    """(path, method) of all routes, described or not."""
+    routes: set[tuple[str, str]] = set()
     for route in routes:
         inner = getattr(route, "original_router", route)  # newer FastAPIs keep routers apart
         if hasattr(inner, "routes"):
-            found |= everything(inner.routes)
+            routes |= everything(inner.routes)
             continue
         path = re.sub(r"\{[^}]*\}", "x", route.path)  # type: ignore[attr-defined]
-        found |= {(path, method) for method in route.methods}  # type: ignore[attr-defined]
-    return found
+        routes |= {(path, method) for method in route.methods}  # type: ignore[attr-defined]
+    return routes
 
 
 def test_s20_every_route_needs_a_key(walked: Running) -> None:
@@ -141,15 +141,15 @@ def closed(schema: Any) -> Any:
         return [closed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: closed(value) for key, value in schema.items()}
-    if isinstance(found.get("properties"), dict) and found.get("type") == "object":
-        found.setdefault("additionalProperties", False)
-    return found
+    fields = {key: closed(value) for key, value in schema.items()}
+    if isinstance(fields.get("properties"), dict) and fields.get("type") == "object":
+        fields.setdefault("additionalProperties", False)
+    return fields
 
 
 def bombard(walked: Running, examples: int) -> Counter[int]:
-    """Requests made from the server's own description, valid and not, to every operation; how many got which status."""
-    told: Counter[int] = Counter()
+    """Sends generated requests, valid and invalid, to every operation; returns the counts of the statuses."""
+    statuses: Counter[int] = Counter()
     key = {"authorization": f"Bearer {KEYS[0]}"}
     with walked.client(KEYS[0]) as client, requests.Session() as session:
         described = closed(client.get("/openapi.json").json())
@@ -173,7 +173,7 @@ def bombard(walked: Running, examples: int) -> Counter[int]:
                     answer = case.call(
                         base_url=walked.url, session=session, headers=key, timeout=30
                     )
-                    told[answer.status_code] += 1
+                    statuses[answer.status_code] += 1
                     assert str(answer.status_code) in case.operation.definition.raw["responses"]
                     check(
                         answer, f"{case.path_parameters} {case.body!r} {case.query} {case.method}"
@@ -181,18 +181,18 @@ def bombard(walked: Running, examples: int) -> Counter[int]:
 
                 with contextlib.suppress(Unsatisfiable):  # nothing about it can be wrong
                     one()
-    return told
+    return statuses
 
 
 def test_s18_requests_that_nobody_meant_short(walked: Running) -> None:
-    told = bombard(walked, 2)
-    assert told[200] > 5 and told[400] > 10
+    statuses = bombard(walked, 2)
+    assert statuses[200] > 5 and statuses[400] > 10
 
 
 @pytest.mark.long
 def test_s18_requests_that_nobody_meant(walked: Running) -> None:
-    told = bombard(walked, 80)
-    assert told[200] > 20 and told[400] > 300
+    statuses = bombard(walked, 80)
+    assert statuses[200] > 20 and statuses[400] > 300
 
 
 TOOL = {
@@ -233,18 +233,24 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
 
 
 def rich() -> list[tuple[str, dict[str, Any]]]:
-    """Requests with everything else that a request may have."""
+    """Requests that use all other fields."""
     picture, clip = io.BytesIO(), io.BytesIO()
     PIL.Image.new("RGB", (60, 40)).save(picture, "PNG")
     soundfile.write(clip, numpy.zeros(4000, "float32"), 16000, format="WAV")
-    shown, heard = (base64.b64encode(made.getvalue()).decode() for made in (picture, clip))
+    image_data, audio_data = (
+        base64.b64encode(file.getvalue()).decode() for file in (picture, clip)
+    )
     parts = [
         {"type": "text", "text": "hi"},
         {
             "type": "image_url",
-            "image_url": {"url": f"data:image/png;base64,{shown}", "detail": "low", "max_crops": 1},
+            "image_url": {
+                "url": f"data:image/png;base64,{image_data}",
+                "detail": "low",
+                "max_crops": 1,
+            },
         },
-        {"type": "input_audio", "input_audio": {"data": heard, "format": "wav"}},
+        {"type": "input_audio", "input_audio": {"data": audio_data, "format": "wav"}},
     ]
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     turns = [
@@ -253,19 +259,19 @@ def rich() -> list[tuple[str, dict[str, Any]]]:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "r", "tool_call_id": "c"},
     ]
-    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
     chat = "/v1/chat/completions"
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
     named = {"type": "function", "function": {"name": "f"}}
     return [
-        (chat, {**asked, "messages": [{"role": "user", "content": parts}]}),
-        (chat, {**asked, "messages": turns, "tools": [TOOL], "tool_choice": "auto"}),
-        (chat, {**asked, "tools": [TOOL], "tool_choice": named}),
-        (chat, {**asked, "response_format": schema, "stream": True}),
-        (chat, {**asked, "response_format": {"type": "regex", "regex": "a+"}}),
+        (chat, {**body, "messages": [{"role": "user", "content": parts}]}),
+        (chat, {**body, "messages": turns, "tools": [TOOL], "tool_choice": "auto"}),
+        (chat, {**body, "tools": [TOOL], "tool_choice": named}),
+        (chat, {**body, "response_format": schema, "stream": True}),
+        (chat, {**body, "response_format": {"type": "regex", "regex": "a+"}}),
         ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2, "stream": True}),
         ("/v1/completions", {"prompt": [[5], [6]], "max_tokens": 0, "logprobs": 1, "echo": True}),
-        ("/tokenize", {"messages": asked["messages"], "tools": [TOOL]}),
+        ("/tokenize", {"messages": body["messages"], "tools": [TOOL]}),
     ]
 
 
@@ -303,7 +309,7 @@ ODDER: list[Any] = [
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of a value and of all within it."""
+    """The paths of a value and of all values inside it."""
     yield at
     inner = (
         value.items()
@@ -317,20 +323,22 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def put(value: Any, at: tuple[Any, ...], new: Any) -> Any:
-    """The value with another one at a path."""
+    """A copy of the value with another one at a path."""
     if not at:
         return new
-    found = value.copy()
-    found[at[0]] = put(value[at[0]], at[1:], new)
-    return found
+    copy = value.copy()
+    copy[at[0]] = put(value[at[0]], at[1:], new)
+    return copy
 
 
-def spoil(walked: Running, asked: list[tuple[str, dict[str, Any]]], odd: list[Any]) -> Counter[int]:
-    """Each field of some good requests replaced by each odd value; how many got which status."""
-    told: Counter[int] = Counter()
+def spoil(
+    walked: Running, requests: list[tuple[str, dict[str, Any]]], odd: list[Any]
+) -> Counter[int]:
+    """Sends valid requests with each field replaced by each odd value; returns the counts of the statuses."""
+    statuses: Counter[int] = Counter()
     wrong = []
     with walked.client(KEYS[0]) as client:
-        for path, body in asked:
+        for path, body in requests:
             assert client.post(path, json=body).status_code == 200, path
             for at in places(body):
                 for new in odd:
@@ -338,21 +346,21 @@ def spoil(walked: Running, asked: list[tuple[str, dict[str, Any]]], odd: list[An
                     answer = client.post(
                         path, content=sent, headers={"content-type": "application/json"}
                     )
-                    told[answer.status_code] += 1
+                    statuses[answer.status_code] += 1
                     try:
                         check(answer, sent)
                     except AssertionError as error:
                         wrong.append(f"{path} {at} {new!r:.40}: {error}")
     assert not wrong, "\n".join(wrong[:20])
-    return told
+    return statuses
 
 
 def test_s18_every_field_may_be_odd_short(walked: Running) -> None:
-    told = spoil(walked, SIMPLE, ODD)
-    assert told[200] > 20 and told[400] > 80
+    statuses = spoil(walked, SIMPLE, ODD)
+    assert statuses[200] > 20 and statuses[400] > 80
 
 
 @pytest.mark.long
 def test_s18_every_field_may_be_odd(walked: Running) -> None:
-    told = spoil(walked, [*SIMPLE, *rich()], [*ODD, *ODDER])
-    assert told[200] > 500 and told[400] > 2000
+    statuses = spoil(walked, [*SIMPLE, *rich()], [*ODD, *ODDER])
+    assert statuses[200] > 500 and statuses[400] > 2000

@@ -1,4 +1,4 @@
-"""Hostile programs: what each tries must not work, and must be told."""
+"""Hostile programs: each attempt must fail and be reported."""
 
 import os
 import subprocess
@@ -20,17 +20,17 @@ QUICK = Limits(seconds=5.0, cpu_seconds=2)
 
 
 def processes_of_sandboxes() -> list[psutil.Process]:
-    """But for those that tests beside us have started."""
+    """The processes of sandboxes, except those of concurrent tests."""
     own = psutil.Process()
     beside = {p.pid for p in (own.parent() or own).children()} - {own.pid}
-    found = []
+    processes = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
         if line == [sys.executable, "-s", "-P", "-B", "main.py"] or sandbox.__file__ in line:
             with suppress(psutil.NoSuchProcess):
                 if not beside & {p.pid for p in process.parents()}:
-                    found.append(process)
-    return found
+                    processes.append(process)
+    return processes
 
 
 def test_a_program_runs() -> None:
@@ -149,7 +149,7 @@ print("bye")
 
 @isolated
 def test_nothing_outlives_whoever_started_it(tmp_path: Path) -> None:
-    """Not even one that is killed and can clean up nothing."""
+    """Not even if it is killed and can't clean up."""
     code = (
         "from polyphi.services.sandbox import Limits, run; "
         "run('import time; time.sleep(60)', limits=Limits(seconds=60))"
@@ -174,7 +174,7 @@ def test_nothing_outlives_whoever_started_it(tmp_path: Path) -> None:
 
 @isolated
 def test_memory_of_its_own_file_systems_is_none() -> None:
-    """A user namespace inside gives the right to mount, but without /proc no user who may write there."""
+    """A nested user namespace permits mounts, but without /proc no user can write there."""
     code = """
 import ctypes
 libc = ctypes.CDLL(None)
@@ -242,9 +242,9 @@ for path in ("/usr/x", "/x", os.path.dirname(os.__file__) + "/x"):
     except OSError as error: print(error.strerror)
 print(sorted(os.listdir("/")), os.listdir("."))
 """
-    said = run(code).stdout
-    assert "read" not in said and "wrote" not in said, said
-    assert "'usr'" in said and "['main.py']" in said
+    output = run(code).stdout
+    assert "read" not in output and "wrote" not in output, output
+    assert "'usr'" in output and "['main.py']" in output
 
 
 @isolated
@@ -269,14 +269,14 @@ def test_nothing_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
-    """A folder that any user may read; pytest's own are private."""
+    """A folder that any user may read; pytest's folders are private."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
 
 def public_python() -> str:
-    """A Python that any user may start; this one may be private to root."""
+    """A Python that any user may run; this one may be private to root."""
     for path in (Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()):
         if path.is_file() and all(p.stat().st_mode & 5 == 5 for p in (path, *path.parents)):
             version = subprocess.check_output(
@@ -294,7 +294,7 @@ sandbox = sys.modules["sandbox"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sandbox)
 sandbox._memory = lambda pid: 0
 """
-"""The leaf by itself, for a Python that has no psutil."""
+"""Loads the module alone, for a Python without psutil."""
 
 
 def in_public_python(code: str, folder: Path, user: int) -> str:
@@ -309,14 +309,14 @@ def in_public_python(code: str, folder: Path, user: int) -> str:
 @isolated
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 def test_a_user_who_is_not_root_is_isolated_too(public_folder: Path) -> None:
-    """With a user namespace, which root does without."""
+    """With a user namespace, which root doesn't need."""
     code = """
 result = sandbox.run("import os; print(os.getuid(), os.listdir('/'))\\nwhile True: os.fork()")
 print(result.isolated, result.stdout, result.stderr)
 """
-    said = in_public_python(code, public_folder, user=65534)
-    assert said.startswith("True 65534 ['tmp', ") and "home" not in said
-    assert "BlockingIOError" in said
+    output = in_public_python(code, public_folder, user=65534)
+    assert output.startswith("True 65534 ['tmp', ") and "home" not in output
+    assert "BlockingIOError" in output
 
 
 def test_where_it_can_not_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:

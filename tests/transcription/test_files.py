@@ -168,5 +168,5 @@ def test_the_command_line(
     assert len(list(out.rglob("*.srt"))) == 4
     with pytest.raises(SystemExit) as stop:
         cli.main(["transcribe", model, str(talks), "--format", "vtt"])
-    assert stop.value.code == 2 and "give --out DIR" in capsys.readouterr().err
+    assert stop.value.code == 2 and "--out DIR" in capsys.readouterr().err
     cli.main(["transcribe", model, str(talks / "a.wav"), "--to", "German", "--cot"])

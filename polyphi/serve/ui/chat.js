@@ -1,12 +1,12 @@
-// The conversation: its tree on the page, the message box, and answers as they come.
+// The conversation: its messages on the page, the message box, and streamed answers.
 
 let conversations = [];
 let current = newConversation();
 let attachments = []; // media of the message being written
-let editing = null; // the node that the message being written takes the place of
-const drafts = new Map(); // conversation id -> what was being written in it
+let editing = null; // the node that the message being written replaces
+const drafts = new Map(); // conversation id -> its unsent message
 const running = new Map(); // conversation id -> {controller, node}
-const addresses = new Map(); // media id -> its blob: URL, while it is shown
+const mediaUrls = new Map(); // media id -> its blob: URL, while the conversation is open
 const CURRENT_KEY = "polyphi.current";
 
 async function save(conversation) {
@@ -15,7 +15,7 @@ async function save(conversation) {
   try {
     await put("conversations", conversation);
   } catch {
-    toast("The browser has no room left for this conversation: export it, or delete others.");
+    toast("The browser's storage is full: export this conversation, or delete others.");
   }
 }
 
@@ -23,7 +23,7 @@ function titleOf(conversation) {
   if (conversation.title) return conversation.title;
   const first = Object.values(conversation.nodes).find((node) => node.role === "user");
   if (!first) return "New conversation";
-  return first.text.trim().replace(/\s+/g, " ").slice(0, 80) || "Without words";
+  return first.text.trim().replace(/\s+/g, " ").slice(0, 80) || "Message without text";
 }
 
 // ---------------------------------------------------------------- opening
@@ -36,8 +36,8 @@ function openConversation(conversation) {
   ({ attachments, editing } = draft);
   $("draft").value = draft.text;
   $("system").value = current.system;
-  for (const url of addresses.values()) URL.revokeObjectURL(url);
-  addresses.clear();
+  for (const url of mediaUrls.values()) URL.revokeObjectURL(url);
+  mediaUrls.clear();
   renderConversation();
   renderHistory();
   renderDraft();
@@ -51,13 +51,13 @@ function startConversation() {
   $("draft").focus();
 }
 
-async function addressOf(id) {
-  if (!addresses.has(id)) {
+async function mediaUrl(id) {
+  if (!mediaUrls.has(id)) {
     const media = await loadMedia(id);
     if (!media) return null;
-    if (!addresses.has(id)) addresses.set(id, URL.createObjectURL(media.blob));
+    if (!mediaUrls.has(id)) mediaUrls.set(id, URL.createObjectURL(media.blob));
   }
-  return addresses.get(id);
+  return mediaUrls.get(id);
 }
 
 // ---------------------------------------------------------------- messages
@@ -87,11 +87,11 @@ function messageElement(node) {
     node.text || !own ? body : null,
   );
   if (!own) renderAnswer(element, node);
-  element.append(footOf(node));
+  element.append(footerElement(node));
   return element;
 }
 
-/** The text of an answer and what is to be said about it; called again as it grows. */
+/** Renders the text of an answer and its note; called repeatedly while the answer grows. */
 function renderAnswer(element, node) {
   const body = element.querySelector(".markdown");
   const busy = running.get(current.id)?.node === node;
@@ -99,11 +99,11 @@ function renderAnswer(element, node) {
   renderMarkdown(body, node.text, busy);
   body.classList.toggle("waiting", busy && !node.text);
   element.querySelector(":scope > .note")?.remove();
-  const note = busy ? null : noteOf(node);
+  const note = busy ? null : noteElement(node);
   if (note) body.after(note);
 }
 
-function noteOf(node) {
+function noteElement(node) {
   if (node.error) {
     return h(
       "div",
@@ -112,22 +112,22 @@ function noteOf(node) {
       h("button", { class: "plain", onclick: () => regenerate(node) }, "Try again"),
     );
   }
-  const said = {
-    stop: node.text ? null : "The model had nothing to say.",
-    length: "The answer reached its longest length. A larger one can be set in the settings.",
+  const text = {
+    stop: node.text ? null : "The model returned an empty answer.",
+    length: "The answer reached its maximum length. You can raise the limit in the settings.",
     stopped: node.text ? "Stopped." : "Stopped before the first word.",
-    abort: "The server ended this answer early.",
-    null: "The page was closed before this answer was whole.",
+    abort: "The server aborted this answer.",
+    null: "The page was closed before this answer was complete.",
   }[node.end];
-  return said ? h("p", { class: "note" }, said) : null;
+  return text ? h("p", { class: "note" }, text) : null;
 }
 
 function mediaElement(id) {
   const holder = h("div", { class: "medium" });
   loadMedia(id).then(async (media) => {
-    if (!media) return holder.replaceChildren(h("span", { class: "chip" }, "No longer kept"));
+    if (!media) return holder.replaceChildren(h("span", { class: "chip" }, "No longer stored"));
     const { kind, name, width, height } = media;
-    const src = await addressOf(id);
+    const src = await mediaUrl(id);
     if (kind === "audio") {
       const player = h("audio", { controls: true, preload: "metadata", src, "aria-label": name });
       return holder.replaceChildren(h("span", { class: "name" }, name), player);
@@ -145,25 +145,25 @@ function enlarge(url, name) {
   $("picture-dialog").showModal();
 }
 
-function footOf(node) {
+function footerElement(node) {
   const siblings = current.nodes[node.parent].children;
-  const place = siblings.indexOf(node.id);
-  const turn = (step) => {
-    current.nodes[node.parent].chosen = siblings[place + step];
+  const index = siblings.indexOf(node.id);
+  const switchVersion = (step) => {
+    current.nodes[node.parent].chosen = siblings[index + step];
     save(current);
     renderConversation();
-    focusAction(siblings[place + step], step < 0 ? "Earlier version" : "Later version");
+    focusAction(siblings[index + step], step < 0 ? "Earlier version" : "Later version");
   };
   const busy = running.has(current.id);
   const own = node.role === "user";
   const versions = h(
     "span",
     { class: "turn", role: "group", "aria-label": "Versions of this message" },
-    iconButton("left", "Earlier version", () => turn(-1), { disabled: busy || place === 0 }),
-    h("span", { class: "place" }, `${place + 1}/${siblings.length}`),
-    iconButton("right", "Later version", () => turn(1), { disabled: busy || place === siblings.length - 1 }),
+    iconButton("left", "Earlier version", () => switchVersion(-1), { disabled: busy || index === 0 }),
+    h("span", { class: "place" }, `${index + 1}/${siblings.length}`),
+    iconButton("right", "Later version", () => switchVersion(1), { disabled: busy || index === siblings.length - 1 }),
   );
-  const again = () => (own ? answer(current, node.id) : regenerate(node));
+  const retry = () => (own ? answer(current, node.id) : regenerate(node));
   return h(
     "footer",
     { class: "foot" },
@@ -171,7 +171,7 @@ function footOf(node) {
     node.text && iconButton("copy", "Copy", ({ currentTarget }) => copyText(node.text, currentTarget)),
     own && iconButton("edit", "Edit", () => startEditing(node), { disabled: busy }),
     (own ? !node.children.length : !node.error) &&
-      iconButton("again", own ? "Answer this" : "Regenerate", again, { disabled: busy }),
+      iconButton("again", own ? "Answer this" : "Regenerate", retry, { disabled: busy }),
     iconButton("trash", "Delete this and what follows", () => deleteNode(node), { disabled: busy }),
     !own && node.stats && statsElement(node.stats),
   );
@@ -191,16 +191,16 @@ function mediaTokens(image, audio) {
 }
 
 function statsElement(stats) {
-  const of = mediaTokens(stats.image, stats.audio);
+  const media = mediaTokens(stats.image, stats.audio);
   const parts = [
     stats.rate && `${stats.rate < 10 ? stats.rate.toFixed(1) : Math.round(stats.rate)} tokens/s`,
     stats.completion !== undefined && `${number.format(stats.completion)} out`,
-    stats.prompt !== undefined && `${number.format(stats.prompt)} in${of}`,
+    stats.prompt !== undefined && `${number.format(stats.prompt)} in${media}`,
     stats.adapter !== undefined && (stats.adapter ? `${stats.adapter} adapter` : "no adapter"),
   ].filter(Boolean);
   const more = [
     stats.first !== undefined && `first token after ${stats.first.toFixed(2)} s`,
-    stats.cached && `${number.format(stats.cached)} prompt tokens remembered`,
+    stats.cached && `${number.format(stats.cached)} prompt tokens cached`,
     stats.seed !== undefined && `seed ${stats.seed}`,
   ].filter(Boolean);
   return h("span", { class: "stats", title: more.join("\n") }, parts.join(" · "));
@@ -222,7 +222,7 @@ function deleteNode(node) {
 
 // ---------------------------------------------------------------- answering
 
-/** What is sent of a path: OpenAI's messages, media as base64 before the words that go with them. */
+/** OpenAI's messages for a path of nodes; media as base64 before the text of their message. */
 async function messagesOf(conversation, path) {
   const messages = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
   for (const node of path) {
@@ -250,7 +250,7 @@ async function partOf({ kind, type, blob }) {
 
 function regenerate(node) {
   if (running.has(current.id)) return;
-  // An answer that never came is no version to go back to.
+  // An empty answer isn't kept as a version.
   if (!node.text && !node.children.length) removeNode(current, node.id);
   answer(current, node.parent);
 }
@@ -259,34 +259,34 @@ async function answer(conversation, parent) {
   const node = addNode(conversation, parent, { role: "assistant", end: null, stats: null, error: null });
   const controller = new AbortController();
   running.set(conversation.id, { controller, node });
-  const onpage = () => conversation === current;
+  const isShown = () => conversation === current;
   renderConversation();
   renderHistory();
   follow(true);
   announce("Answering");
-  const begun = performance.now();
+  const startedAt = performance.now();
   const seed = sampling.seed ?? crypto.getRandomValues(new Uint32Array(1))[0] >>> 1;
   const timing = { first: null, last: null };
-  let saved = begun;
+  let saved = startedAt;
   try {
     await save(conversation);
     const path = pathOf(conversation, parent);
-    const { adapter, ...drawing } = sampling;
+    const { adapter, ...samplingFields } = sampling;
     const json = {
       model: props.model,
       messages: await messagesOf(conversation, path),
       stream: true,
       stream_options: { include_usage: true },
-      ...drawing,
+      ...samplingFields,
       seed,
       ...(adapter === undefined ? {} : { adapter }),
     };
     controller.signal.throwIfAborted();
     const response = await request("/v1/chat/completions", { json, signal: controller.signal });
-    let whole = false;
+    let complete = false;
     for await (const event of events(response)) {
       if (event === null) {
-        whole = true;
+        complete = true;
         break;
       }
       if (event.error) throw new ServerError(500, event.error);
@@ -298,28 +298,28 @@ async function answer(conversation, parent) {
       timing.last = performance.now();
       timing.first ??= timing.last;
       node.text += choice.delta.content;
-      if (onpage()) paint(node);
+      if (isShown()) paint(node);
       if (timing.last - saved > 1500) {
         saved = timing.last;
         save(conversation);
       }
     }
-    if (!whole) throw new Error("The answer broke off: the connection to the server was lost.");
+    if (!complete) throw new Error("The answer is incomplete: the connection to the server was lost.");
     node.end ??= "stop";
   } catch (error) {
     node.end = controller.signal.aborted ? "stopped" : "error";
     if (!controller.signal.aborted) node.error = ServerError.lines(error);
   }
   if (timing.first) {
-    node.stats = { ...node.stats, seed, first: (timing.first - begun) / 1000 };
-    // The first token was waited for with the prompt; the rate is that of the others.
+    node.stats = { ...node.stats, seed, first: (timing.first - startedAt) / 1000 };
+    // The time to the first token includes the prompt; the rate counts the other tokens.
     const seconds = (timing.last - timing.first) / 1000;
     if (node.stats.completion > 1 && seconds > 0) node.stats.rate = (node.stats.completion - 1) / seconds;
   }
   running.delete(conversation.id);
   await save(conversation);
   renderHistory();
-  if (!onpage()) return;
+  if (!isShown()) return;
   const focused = document.activeElement === $("stop");
   finishOnPage(node);
   if (focused) $("draft").focus();
@@ -337,23 +337,23 @@ function usageOf(usage) {
   };
 }
 
-let painting = 0;
-let cost = 0; // ms that showing it took the last time
+let paintTimer = 0;
+let paintMs = 0; // ms that the last rendering took
 
-/** Show what has come of an answer, soon: once in a frame, or less often where it takes long, so that the page stays quick. */
+/** Schedules the rendering of a growing answer: once per frame, or less often where rendering is slow. */
 function paint(node) {
-  if (painting) return;
-  painting = setTimeout(
+  if (paintTimer) return;
+  paintTimer = setTimeout(
     () => {
-      painting = 0;
+      paintTimer = 0;
       const element = document.querySelector(`[data-id="${node.id}"]`);
       if (!element || running.get(current.id)?.node !== node) return;
-      const begun = performance.now();
+      const startedAt = performance.now();
       renderAnswer(element, node);
       follow(false);
-      cost = performance.now() - begun;
+      paintMs = performance.now() - startedAt;
     },
-    Math.min(1000, 16 + 4 * cost),
+    Math.min(1000, 16 + 4 * paintMs),
   );
 }
 
@@ -362,7 +362,7 @@ function finishOnPage(node) {
   if (!element) return renderConversation();
   renderAnswer(element, node);
   for (const other of $("log").children)
-    other.querySelector(".foot").replaceWith(footOf(current.nodes[other.dataset.id]));
+    other.querySelector(".foot").replaceWith(footerElement(current.nodes[other.dataset.id]));
   renderButtons();
   follow(false);
 }
@@ -373,7 +373,7 @@ function stopAnswer() {
 
 let following = true;
 
-/** Keep the end in sight, unless the reader has scrolled away from it. */
+/** Scrolls to the end, unless the reader has scrolled away from it. */
 function follow(always) {
   if (always) following = true;
   if (following) $("messages").scrollTop = $("messages").scrollHeight;
@@ -386,7 +386,7 @@ function listenScrolling() {
     $("to-end").hidden = following;
   });
   $("to-end").addEventListener("click", () => follow(true));
-  // The message box grows and the keyboard of a phone comes: the end stays in sight.
+  // The end stays visible when the message box grows or a phone's keyboard opens.
   new ResizeObserver(() => follow(false)).observe($("messages"));
 }
 
@@ -420,12 +420,12 @@ function attachmentElement(media) {
   });
   const src = (media.url ??= URL.createObjectURL(blob));
   const player = { controls: true, preload: "metadata", src, "aria-label": name };
-  const shown = kind === "image" ? h("img", { src, alt: "" }) : h("audio", player);
+  const preview = kind === "image" ? h("img", { src, alt: "" }) : h("audio", player);
   const label = kind === "audio" && seconds ? `${name} · ${clock(seconds)}` : name;
-  return h("li", { class: kind }, shown, h("span", { class: "name", title: name }, label), remove);
+  return h("li", { class: kind }, preview, h("span", { class: "name", title: name }, label), remove);
 }
 
-/** The box is as high as its text, up to the height that its style allows. */
+/** Sets the height of the box to that of its text, up to the maximum in the style sheet. */
 function grow() {
   const box = $("draft");
   box.style.height = "auto";
@@ -436,7 +436,7 @@ async function attach(files) {
   for (const file of files) {
     try {
       if (attachments.length >= props.limits.max_parts)
-        throw new Error(`A message takes up to ${props.limits.max_parts} pictures and clips.`);
+        throw new Error(`A message may contain up to ${props.limits.max_parts} pictures and audio files.`);
       attachments = [...attachments, await readFile(file, props.limits.max_audio_seconds)];
       announce(`${file.name} added`);
     } catch (error) {
@@ -477,7 +477,7 @@ async function send() {
     conversation: conversation.id,
   }));
   for (const { url } of attachments) URL.revokeObjectURL(url);
-  // A conversation without words is called by its first file.
+  // A conversation without text gets the name of its first file.
   if (!text && parent === "root" && !conversation.title) conversation.title = media[0].name.replace(/\.\w+$/, "");
   editing = null;
   attachments = [];
@@ -486,7 +486,7 @@ async function send() {
   try {
     for (const one of media) await put("media", one);
   } catch {
-    toast("The browser has no room left for this file; it is sent, but won't be here after a reload.");
+    toast("The browser's storage is full: this file is sent, but it will be missing after a reload.");
   }
   renderDraft();
   await answer(conversation, node.id);
@@ -496,7 +496,7 @@ async function send() {
 
 let countTimer = 0;
 let counting = null;
-let before = { key: null, tokens: null }; // the count of what doesn't change while one types
+let cachedCount = { key: null, tokens: null }; // the count of the part that doesn't change while the user types
 
 function countSoon() {
   clearTimeout(countTimer);
@@ -508,18 +508,18 @@ function countSoon() {
   countTimer = setTimeout(count, 350);
 }
 
-/** Tokens of the message being written with all that goes before it. Media are sent for counting once, not for every letter. */
+/** Shows the tokens of the unsent message with all messages before it. Media are sent once, not for each keystroke. */
 async function count() {
   counting = new AbortController();
   const { signal } = counting;
   const text = $("draft").value.trim();
   const path = editing ? pathOf(current, current.nodes[editing].parent) : pathOf(current);
-  const ask = async (json) => (await request("/tokenize", { json, signal })).json();
+  const tokenize = async (json) => (await request("/tokenize", { json, signal })).json();
   try {
-    let found;
+    let result;
     const messages = await messagesOf(current, path);
     if (!attachments.length && !path.some(({ media }) => media?.length)) {
-      found = await ask({ messages: [...messages, { role: "user", content: text }] });
+      result = await tokenize({ messages: [...messages, { role: "user", content: text }] });
     } else {
       const key = JSON.stringify([
         current.id,
@@ -527,22 +527,22 @@ async function count() {
         path.map(({ id }) => id),
         attachments.map(({ url }) => url),
       ]);
-      if (before.key !== key) {
+      if (cachedCount.key !== key) {
         const last = attachments.length ? [{ role: "user", content: await contentOf("", attachments) }] : [];
-        before = { key, tokens: await ask({ messages: [...messages, ...last] }) };
+        cachedCount = { key, tokens: await tokenize({ messages: [...messages, ...last] }) };
       }
-      found = { ...before.tokens };
-      if (text) found.count += (await ask({ prompt: text })).count;
+      result = { ...cachedCount.tokens };
+      if (text) result.count += (await tokenize({ prompt: text })).count;
     }
-    const most = found.max_model_len;
-    const over = found.count >= most;
+    const limit = result.max_model_len;
+    const over = result.count >= limit;
     $("count").classList.toggle("over", over);
     $("count").textContent = over
-      ? `${number.format(found.count)} tokens: more than the model's ${number.format(most)}`
-      : `${number.format(found.count)} tokens`;
-    const of = mediaTokens(found.image_tokens, found.audio_tokens);
-    if (!over) $("count").append(h("span", { class: "of" }, of));
-    $("count").title = `Of the whole conversation with this message; the model reads up to ${number.format(most)}.`;
+      ? `${number.format(result.count)} tokens: more than the model's ${number.format(limit)}`
+      : `${number.format(result.count)} tokens`;
+    const media = mediaTokens(result.image_tokens, result.audio_tokens);
+    if (!over) $("count").append(h("span", { class: "of" }, media));
+    $("count").title = `Of the whole conversation with this message; the model reads up to ${number.format(limit)}.`;
   } catch (error) {
     if (!signal.aborted) $("count").textContent = error instanceof ServerError ? error.message : "";
   }
@@ -552,7 +552,7 @@ function listenDraft() {
   const box = $("draft");
   box.addEventListener("input", () => (grow(), renderButtons(), countSoon()));
   box.addEventListener("keydown", (event) => {
-    // On a touch keyboard Enter begins a new line, as everywhere there.
+    // On a touch keyboard Enter inserts a new line.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || matchMedia("(pointer: coarse)").matches) return;
     event.preventDefault();
     send();

@@ -1,10 +1,10 @@
-// Small ways to build elements. Text is only ever set as text: nothing in this page parses HTML.
+// Helpers to build elements. Text is only set as text: nothing in this page parses HTML.
 
 const $ = (id) => document.getElementById(id);
 
 function h(tag, attributes, ...children) {
   const element = document.createElement(tag);
-  if (tag === "button") element.type = "button"; // by default it would send a form
+  if (tag === "button") element.type = "button"; // the default type would submit a form
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -18,27 +18,27 @@ function h(tag, attributes, ...children) {
 const SVG = "http://www.w3.org/2000/svg";
 
 function icon(name) {
-  const picture = document.createElementNS(SVG, "svg");
-  picture.setAttribute("class", "icon");
-  picture.setAttribute("aria-hidden", "true");
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
   const use = document.createElementNS(SVG, "use");
   use.setAttribute("href", `#i-${name}`);
-  picture.append(use);
-  return picture;
+  svg.append(use);
+  return svg;
 }
 
 function iconButton(name, label, onclick, extra) {
   return h("button", { class: "tool", "aria-label": label, title: label, onclick, ...extra }, icon(name));
 }
 
-/** Tell a screen reader, and nobody else. */
+/** Announces a text to screen readers only. */
 function announce(text) {
   $("announcer").textContent = text;
 }
 
 let toastTimer = 0;
 
-/** A line at the foot of the page for a while, with a button where something can be done about it. */
+/** Shows a message at the bottom of the page for a few seconds, with an optional action button. */
 function toast(text, action, onaction) {
   const button = action && h("button", { class: "link", onclick: () => (hideToast(), onaction()) }, action);
   $("toast").replaceChildren(h("span", null, text), button ?? "");
@@ -55,7 +55,7 @@ async function copyText(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // Plain http on another machine has no clipboard API: the old way still works there.
+    // Pages over plain http have no clipboard API: execCommand still works there.
     const area = h("textarea", { class: "offscreen", value: text });
     document.body.append(area);
     area.select();

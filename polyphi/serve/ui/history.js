@@ -1,28 +1,28 @@
 // The list of conversations: search, rename, delete, export, import.
 
 function renderHistory() {
-  const wanted = $("search").value.trim().toLowerCase();
-  const found = conversations
+  const query = $("search").value.trim().toLowerCase();
+  const matching = conversations
     .filter((conversation) => conversation.nodes.root.children.length)
-    .filter((conversation) => !wanted || matches(conversation, wanted))
+    .filter((conversation) => !query || matches(conversation, query))
     .sort((a, b) => b.updated - a.updated);
   const groups = new Map();
-  for (const conversation of found) {
+  for (const conversation of matching) {
     const age = dayOf(conversation.updated);
     groups.set(age, [...(groups.get(age) ?? []), conversation]);
   }
   $("history").replaceChildren(
-    ...[...groups].flatMap(([age, members]) => [h("h3", null, age), h("ul", null, members.map(historyItem))]),
+    ...[...groups].flatMap(([age, group]) => [h("h3", null, age), h("ul", null, group.map(historyItem))]),
   );
-  $("history-none").hidden = found.length > 0;
-  $("history-none").textContent = wanted ? "Nothing found." : "Conversations stay in this browser and appear here.";
+  $("history-none").hidden = matching.length > 0;
+  $("history-none").textContent = query ? "No matches." : "Conversations stay in this browser and appear here.";
   $("export").disabled = !conversations.length;
 }
 
-function matches(conversation, wanted) {
+function matches(conversation, query) {
   return (
-    titleOf(conversation).toLowerCase().includes(wanted) ||
-    Object.values(conversation.nodes).some(({ text }) => text?.toLowerCase().includes(wanted))
+    titleOf(conversation).toLowerCase().includes(query) ||
+    Object.values(conversation.nodes).some(({ text }) => text?.toLowerCase().includes(query))
   );
 }
 
@@ -33,32 +33,32 @@ function dayOf(time) {
 
 function historyItem(conversation) {
   const title = titleOf(conversation);
-  const shown = conversation === current;
+  const isCurrent = conversation === current;
   const onclick = () => (showTab("chat"), openConversation(conversation), closeDrawer());
   const open = h(
     "button",
-    { class: "open", title, "aria-current": shown ? "true" : null, onclick },
+    { class: "open", title, "aria-current": isCurrent ? "true" : null, onclick },
     running.has(conversation.id) && h("span", { class: "pulse", role: "img", "aria-label": "answering" }),
     h("span", { class: "name" }, title),
   );
-  const acts = h(
+  const actions = h(
     "span",
     { class: "acts" },
     iconButton("edit", `Rename ${title}`, () => rename(item, conversation)),
     iconButton("download", `Export ${title}`, () => exportConversations([conversation])),
     iconButton("trash", `Delete ${title}`, () => removeWithUndo(conversation)),
   );
-  const item = h("li", { class: shown ? "item current" : "item" }, open, acts);
+  const item = h("li", { class: isCurrent ? "item current" : "item" }, open, actions);
   return item;
 }
 
 function rename(item, conversation) {
   const field = h("input", { type: "text", value: titleOf(conversation), "aria-label": "New name", maxlength: 200 });
-  let done = false;
-  const finish = async (keep) => {
-    if (done) return;
-    done = true;
-    if (keep && field.value.trim()) {
+  let finished = false;
+  const finish = async (accept) => {
+    if (finished) return;
+    finished = true;
+    if (accept && field.value.trim()) {
       conversation.title = field.value.trim();
       await put("conversations", conversation);
     }
@@ -93,19 +93,19 @@ async function removeWithUndo(conversation) {
   });
 }
 
-async function exportConversations(chosen) {
+async function exportConversations(selected) {
   const day = new Date().toISOString().slice(0, 10);
-  download(`polyphi-${day}.json`, "application/json", await exportText(chosen));
+  download(`polyphi-${day}.json`, "application/json", await exportText(selected));
 }
 
 async function importFile(file) {
   try {
-    const read = await importText(await file.text());
-    conversations.push(...read);
+    const imported = await importText(await file.text());
+    conversations.push(...imported);
     renderHistory();
-    toast(read.length === 1 ? "One conversation imported." : `${read.length} conversations imported.`);
+    toast(imported.length === 1 ? "One conversation imported." : `${imported.length} conversations imported.`);
     showTab("chat");
-    openConversation(read[0]);
+    openConversation(imported[0]);
   } catch (error) {
     toast(error.message);
   }

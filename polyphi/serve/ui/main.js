@@ -19,10 +19,10 @@ let tab = "chat";
 function showTab(name) {
   tab = name;
   for (const other of ["chat", "speech"]) {
-    const chosen = other === name;
-    $(`tab-${other}`).setAttribute("aria-selected", String(chosen));
-    $(`tab-${other}`).tabIndex = chosen ? 0 : -1;
-    $(`panel-${other}`).hidden = !chosen;
+    const selected = other === name;
+    $(`tab-${other}`).setAttribute("aria-selected", String(selected));
+    $(`tab-${other}`).tabIndex = selected ? 0 : -1;
+    $(`panel-${other}`).hidden = !selected;
   }
   $("settings-open").hidden = name !== "chat";
   renderTitle();
@@ -35,7 +35,7 @@ const narrow = matchMedia("(max-width: 760px)");
 
 function setDrawer(open) {
   document.body.classList.toggle("drawer", open);
-  // What is out of sight is out of reach of the Tab key too.
+  // A hidden drawer can't be reached with the Tab key.
   $("sidebar").inert = narrow.matches && !open;
   $("veil").hidden = !(open && narrow.matches);
   $("menu").setAttribute("aria-expanded", String(open));
@@ -46,7 +46,7 @@ const closeDrawer = () => setDrawer(!narrow.matches);
 function setSettings(open) {
   $("settings").hidden = !open;
   $("settings-open").setAttribute("aria-expanded", String(open));
-  // On a phone the text field would call up the keyboard.
+  // On a phone, focus on the text field would open the keyboard.
   if (open) (narrow.matches ? $("settings-close") : $("system")).focus();
 }
 
@@ -91,29 +91,29 @@ function onEscape() {
   }
 }
 
-/** Files may be dropped anywhere on the page: they go to the tab that is shown. */
+/** Accepts files dropped anywhere on the page, for the active tab. */
 function listenDrops() {
-  const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-  let inside = 0;
+  const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  let depth = 0;
   addEventListener("dragenter", (event) => {
-    if (!holdsFiles(event)) return;
-    inside++;
+    if (!hasFiles(event)) return;
+    depth++;
     $("drop").hidden = false;
   });
   addEventListener("dragleave", (event) => {
-    if (holdsFiles(event) && --inside <= 0) $("drop").hidden = true;
+    if (hasFiles(event) && --depth <= 0) $("drop").hidden = true;
   });
-  addEventListener("dragover", (event) => holdsFiles(event) && event.preventDefault());
+  addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
   addEventListener("drop", (event) => {
-    if (!holdsFiles(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
-    inside = 0;
+    depth = 0;
     $("drop").hidden = true;
     const files = [...event.dataTransfer.files];
     if (!props || !files.length) return;
     if (files.length === 1 && /\.json$/i.test(files[0].name)) importFile(files[0]);
     else if (tab === "chat") attach(files);
-    else chooseClip(files[0]);
+    else chooseRecording(files[0]);
   });
 }
 
@@ -144,7 +144,7 @@ function listenPage() {
   $("key-forget").addEventListener("click", () => {
     forgetKey();
     $("help-dialog").close();
-    toast("The API key is forgotten.");
+    toast("The API key was deleted from this browser.");
   });
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", ({ target }) => target === dialog && dialog.close());
@@ -152,7 +152,7 @@ function listenPage() {
   }
   addEventListener("keydown", onKey);
   addEventListener("visibilitychange", refresh);
-  // An answer under way is kept as far as it has come.
+  // Unfinished answers are saved as they are.
   addEventListener("pagehide", () =>
     running.forEach(({ node }, id) => {
       const conversation = conversations.find((one) => one.id === id);
@@ -161,36 +161,36 @@ function listenPage() {
   );
 }
 
-/** The words with which an empty conversation begins, by what the model can do. */
+/** Renders the start screen according to the model's modalities. */
 function renderEmpty() {
   const { image, audio } = props.modalities;
   $("empty-can").textContent =
     image && audio
-      ? "It reads text, sees pictures and hears speech."
+      ? "This model accepts text, pictures and speech."
       : image
-        ? "It reads text and sees pictures."
+        ? "This model accepts text and pictures."
         : audio
-          ? "It reads text and hears speech."
-          : "It reads and writes text.";
+          ? "This model accepts text and speech."
+          : "This model accepts text.";
   const idea = (name, label, act) => h("button", { class: "idea", onclick: act }, icon(name), label);
   const ideas = [
     image && idea("image", "Ask about a picture", () => $("files").click()),
-    audio && canRecord() && idea("mic", "Say something", () => $("mic").click()),
+    audio && canRecord() && idea("mic", "Record a message", () => $("mic").click()),
     audio && idea("wave", "Transcribe a recording", () => (showTab("speech"), $("speech-pick").focus())),
   ];
   $("ideas").replaceChildren(...ideas.filter(Boolean));
 }
 
-/** What another tab has changed meanwhile. */
+/** Loads changes that another tab has made. */
 async function refresh() {
   if (document.hidden || running.size || !booted || !database) return;
-  const found = await loadConversations();
-  const place = found.findIndex(({ id }) => id === current.id);
-  if (place >= 0 && found[place].updated > current.updated) {
-    current = found[place];
+  const stored = await loadConversations();
+  const index = stored.findIndex(({ id }) => id === current.id);
+  if (index >= 0 && stored[index].updated > current.updated) {
+    current = stored[index];
     renderConversation();
-  } else if (place >= 0) found[place] = current;
-  conversations = found;
+  } else if (index >= 0) stored[index] = current;
+  conversations = stored;
   renderHistory();
 }
 
@@ -212,7 +212,7 @@ async function start() {
   listenPage();
   $("offline-again").addEventListener("click", boot);
   await openStore().catch(() =>
-    toast("This browser keeps nothing for this page: conversations are lost when it is closed."),
+    toast("This browser stores no data for this page: conversations are lost when the page is closed."),
   );
   await boot();
 }
@@ -232,7 +232,7 @@ async function boot() {
     $("mic").disabled = true;
     $("mic").title = "Recording needs https, or the server on this machine";
   }
-  readSampling();
+  loadSampling();
   renderSettings();
   renderEmpty();
   listenSettings();

@@ -1,17 +1,17 @@
-// Markdown as elements. The text comes from a model and may hold anything. The libraries in vendor/ do the parsing:
-// markdown-it reads Markdown, Temml turns TeX into MathML, highlight.js colours code. Elements are built from their
+// Markdown to elements. The text comes from a model and is untrusted. The libraries in vendor/ do the parsing:
+// markdown-it parses Markdown, Temml converts TeX to MathML, highlight.js highlights code. Elements are built from their
 // tokens and trees, never from HTML, so a tag in a text stays text. DOMPurify then checks every element and attribute.
 //
-// Four promises are kept here, because the libraries don't:
-// - The time to show a text is linear in its length, also while it grows (renderMarkdown, coloured, formulaElement).
-// - Elements are nested at most DEEPEST levels, and deeper text is still shown: markdown-it drops it, and Temml has no limit.
+// This file ensures four properties that the libraries don't:
+// - The time to show a text is linear in its length, also while it grows (renderMarkdown, highlighted, formulaElement).
+// - Elements are nested at most MAX_DEPTH levels, and deeper text is still shown: markdown-it drops it, and Temml has no limit.
 // - Links lead only to absolute http, https and mailto addresses, and images become links (linkElement).
 // - The page's policy stays without a single Trusted Types policy, which DOMPurify needs to parse HTML; it runs in place.
 
-const DEEPEST = 24; // nested elements; of a formula 60
-const LONGEST_FORMULA = 4000; // characters
-const LONGEST_COLOURED = 60_000; // characters of a code block
-const COLOURING = 300; // ms that one call of renderMarkdown may begin to colour code for
+const MAX_DEPTH = 24; // levels of nested elements; 60 in a formula
+const MAX_FORMULA = 4000; // characters
+const MAX_HIGHLIGHTED = 60_000; // characters of a code block
+const HIGHLIGHT_MS = 300; // ms after which a call of renderMarkdown starts no more highlighting
 
 // ---------------------------------------------------------------- parsing
 
@@ -19,10 +19,10 @@ const COLOURING = 300; // ms that one call of renderMarkdown may begin to colour
 // "lheading" (a list that begins after a paragraph would be a heading for a moment) and "code" (indented text is prose).
 const markdown = markdownit({ breaks: true, linkify: true }).disable(["entity", "reference", "lheading", "code"]);
 markdown.linkify.set({ fuzzyLink: false, fuzzyEmail: false }).add("ftp:", null).add("//", null);
-markdown.validateLink = () => true; // linkElement decides, and shows the address of what is no link
+markdown.validateLink = () => true; // linkElement decides, and shows invalid addresses as text
 markdown.normalizeLink = markdown.normalizeLinkText = (address) => address; // linkElement leaves it to the browser's URL
 
-// CommonMark asks for a space or punctuation outside of "**" next to punctuation, which Chinese and Japanese don't have.
+// CommonMark requires a space or punctuation outside of "**" next to punctuation, which Chinese and Japanese don't have.
 markdown.inline.State = class extends markdown.inline.State {
   scanDelims(start, canSplitWord) {
     const run = super.scanDelims(start, canSplitWord);
@@ -61,7 +61,7 @@ function formulaAt(state) {
   if (src[pos] !== "$" || /^[\s$]?$/.test(src[pos + 1] ?? "")) return null;
   for (let end = indexOf(state, "$", pos + 1), tries = 0; end < Infinity && tries < 8; tries++) {
     if (src[end - 1] !== "\\") {
-      // Prices are no formulas: what closes one has no space before it and no digit after it.
+      // Prices are no formulas: a closing $ has no space before it and no digit after it.
       if (/\s/.test(src[end - 1]) || /\d/.test(src[end + 1] ?? "")) return null;
       return { source: src.slice(pos + 1, end), display: false, end: end + 1 };
     }
@@ -84,7 +84,7 @@ function formulaBlock(state, start, end, silent) {
   const open = state.src.slice(from, from + 2);
   if (open !== "$$" && open !== "\\[") return false;
   const close = indexOf(state, CLOSES[open], from + 2);
-  if (close - from > LONGEST_FORMULA) return false;
+  if (close - from > MAX_FORMULA) return false;
   let line = start;
   while (state.eMarks[line] < close) {
     line++;
@@ -99,9 +99,9 @@ function formulaBlock(state, start, end, silent) {
   return true;
 }
 
-/** What lies deeper than DEEPEST becomes paragraphs of text. */
+/** Renders blocks deeper than MAX_DEPTH as paragraphs of text. */
 function deepBlock(state, start, end, silent) {
-  if (silent || state.level < DEEPEST) return false;
+  if (silent || state.level < MAX_DEPTH) return false;
   let line = start + 1;
   while (line < end && !state.isEmpty(line) && state.sCount[line] >= state.blkIndent) line++;
   state.push("paragraph_open", "p", 1);
@@ -116,7 +116,7 @@ function deepBlock(state, start, end, silent) {
 markdown.block.ruler.before("table", "formula", formulaBlock, { alt: ["paragraph", "blockquote", "list"] });
 markdown.block.ruler.before("formula", "deep", deepBlock);
 
-/** The top-level blocks of a text, each with the part of the text it was made of. Joined, these parts are the text. */
+/** The top-level blocks of a text, each with its source. The joined sources equal the text. */
 function blocksOf(text) {
   const lines = [0];
   for (let end = text.indexOf("\n"); end >= 0; end = text.indexOf("\n", end + 1)) lines.push(end + 1);
@@ -134,16 +134,16 @@ function blocksOf(text) {
 
 /** Append the elements of markdown-it's tokens to `root`. */
 function appendTokens(root, tokens, depth) {
-  const open = []; // {element, token}: what is open, innermost last; too deep or hidden ones share their parent's element
+  const open = []; // open {element, token}, innermost last; hidden or too deep ones share their parent's element
   for (const token of tokens) {
     const parent = open.at(-1)?.element ?? root;
     if (token.nesting > 0) {
-      const element = token.hidden || depth + open.length > DEEPEST ? parent : openElement(token);
+      const element = token.hidden || depth + open.length > MAX_DEPTH ? parent : openElement(token);
       if (element !== parent) parent.append(element);
       open.push({ element, parent, token });
     } else if (token.nesting < 0) closeElement(open.pop());
     else if (token.type === "inline") appendInline(parent, token, depth + open.length);
-    else parent.append(leafOf(token));
+    else parent.append(leafElement(token));
   }
 }
 
@@ -185,7 +185,7 @@ function appendInline(parent, token, depth) {
   if (!token.children.length) parent.append(token.content);
 }
 
-function leafOf(token) {
+function leafElement(token) {
   switch (token.type) {
     case "softbreak":
     case "hardbreak":
@@ -212,15 +212,15 @@ function safeAddress(address) {
   return ["http:", "https:", "mailto:"].includes(url?.protocol) ? url : null;
 }
 
-/** A link that shows where it leads; plain text where that's nowhere to go. */
+/** A link that shows its host; plain text for an address that isn't allowed. */
 function linkElement(target, label, text) {
   const url = safeAddress(target);
   if (!url)
     return h("span", null, label, target && !target.includes(text) && !text.includes(target) ? ` (${target})` : "");
-  const place = url.protocol === "mailto:" ? url.pathname : url.host;
-  const shown = text.includes(place) ? null : h("span", { class: "place" }, ` (${place})`);
+  const destination = url.protocol === "mailto:" ? url.pathname : url.host;
+  const suffix = text.includes(destination) ? null : h("span", { class: "place" }, ` (${destination})`);
   const rel = "noopener noreferrer nofollow";
-  return h("a", { href: url.href, target: "_blank", rel, title: url.href }, label, shown);
+  return h("a", { href: url.href, target: "_blank", rel, title: url.href }, label, suffix);
 }
 
 // ---------------------------------------------------------------- formulas
@@ -234,10 +234,10 @@ const DEFINITION =
 const deeperThan = (levels, element) =>
   levels < 0 || [...element.children].some((child) => deeperThan(levels - 1, child));
 
-/** A formula as a <math> element; as code where Temml doesn't know it or where it is too long or too deep. */
+/** A formula as a <math> element; as code where Temml doesn't support it, or where it is too long or too deep. */
 function formulaElement(source, display) {
   try {
-    if (source.length > LONGEST_FORMULA || DEFINITION.test(source)) throw new Error("not read");
+    if (source.length > MAX_FORMULA || DEFINITION.test(source)) throw new Error("unsupported");
     const rows = display && source.includes("\\\\") && !source.includes("\\begin");
     const environment = source.includes("&") ? "aligned" : "gathered";
     const box = h("div");
@@ -264,18 +264,18 @@ function codeElement(code, language) {
     "figure",
     { class: "code" },
     h("div", { class: "codehead" }, h("span", null, language.slice(0, 40) || "text")),
-    h("pre", { tabindex: "0", "aria-label": `Code, ${language || "text"}` }, h("code", null, coloured(code, language))),
+    h("pre", { tabindex: "0", "aria-label": `Code, ${language || "text"}` }, h("code", null, highlighted(code, language))),
   );
 }
 
-/** Code with its tokens in spans, as far as the time for it goes. Some of highlight.js' grammars take quadratic time,
- * in the length of lines or in that of the code: code with long lines isn't coloured, and other code in pieces. */
-function coloured(code, language) {
-  if (!hljs.getLanguage(language) || code.length > LONGEST_COLOURED || /[^\n]{501}/.test(code)) return code;
+/** Code with its tokens in spans, within a time limit. Some of highlight.js' grammars take quadratic time,
+ * in the length of lines or in that of the code: code with long lines isn't highlighted, and other code in pieces. */
+function highlighted(code, language) {
+  if (!hljs.getLanguage(language) || code.length > MAX_HIGHLIGHTED || /[^\n]{501}/.test(code)) return code;
   return (code.match(/[^]{1,8000}(?:\n|$)/g) ?? []).flatMap((piece) => {
     if (performance.now() > deadline) return piece;
     try {
-      return spans(hljs.highlight(piece, { language, ignoreIllegals: true })._emitter.root.children, DEEPEST);
+      return spans(hljs.highlight(piece, { language, ignoreIllegals: true })._emitter.root.children, MAX_DEPTH);
     } catch {
       return piece;
     }
@@ -301,7 +301,7 @@ function copyButton(code) {
 DOMPurify.setConfig({
   IN_PLACE: true,
   TRUSTED_TYPES_POLICY: null,
-  SAFE_FOR_XML: false, // it removes text such as "<b>", which here is never read as HTML again
+  SAFE_FOR_XML: false, // it would remove text such as "<b>", which is never parsed as HTML here
   USE_PROFILES: { mathMl: true },
   ADD_TAGS: `a blockquote br code del div em figure h3 h4 h5 h6 hr input li ol p pre span strong table tbody td th thead
     tr ul`.split(/\s+/),
@@ -311,8 +311,8 @@ DOMPurify.setConfig({
   ALLOWED_URI_REGEXP: /^(?:(?:https?|mailto):|[^a-z]|[a-z+.-]+(?:[^a-z+.:-]|$))/i,
 });
 
-/** The elements of blocks, checked. All in one call of DOMPurify: each leaves an iterator, which every later removal of
- * an element on the page updates until it is collected. */
+/** The sanitized elements of blocks. One call of DOMPurify for all: each call leaves an iterator, which every later
+ * removal of an element on the page updates until it is collected. */
 function elementsOf(blocks) {
   const box = h("div");
   for (const { tokens } of blocks) appendTokens(box, tokens, 0);
@@ -323,15 +323,15 @@ function elementsOf(blocks) {
   return elements;
 }
 
-const shown = new WeakMap(); // element -> {sources of its blocks, settled, read, length (all in characters), cost in ms}
+const rendered = new WeakMap(); // element -> {sources of its blocks, settled, read, length (all in characters), cost in ms}
 
 /**
- * Show `text` in `element`. Blocks that stayed as they were are left alone. While a text grows, only its last block is
- * read again, and one that takes long only when it has grown by a fifth: until then the new text is appended as it is.
+ * Renders `text` in `element`. Unchanged blocks are kept. While a text grows, only its last block is parsed again; a
+ * slow one only after it has grown by a fifth, and until then new text is appended unformatted.
  */
 function renderMarkdown(element, text, growing = false) {
   text = text.replace(/\r\n?/g, "\n");
-  const before = shown.get(element) ?? { sources: [], settled: 0, read: 0, length: 0, cost: 0 };
+  const before = rendered.get(element) ?? { sources: [], settled: 0, read: 0, length: 0, cost: 0 };
   const settled = growing ? before.settled : 0;
   if (growing && before.cost > 50 && text.length - settled < 1.2 * before.read) {
     const last = element.lastElementChild;
@@ -339,16 +339,16 @@ function renderMarkdown(element, text, growing = false) {
     before.length = text.length;
     return;
   }
-  const begun = performance.now();
-  deadline = begun + COLOURING;
+  const startedAt = performance.now();
+  deadline = startedAt + HIGHLIGHT_MS;
   const first = growing ? Math.max(0, before.sources.length - 1) : 0;
   const blocks = blocksOf(text.slice(settled));
   const same = blocks.findIndex(({ source }, i) => source !== before.sources[first + i]);
-  const kept = first + (same < 0 ? blocks.length : same);
-  while (element.childNodes.length > kept) element.lastChild.remove();
-  element.append(elementsOf(blocks.slice(kept - first)));
+  const unchanged = first + (same < 0 ? blocks.length : same);
+  while (element.childNodes.length > unchanged) element.lastChild.remove();
+  element.append(elementsOf(blocks.slice(unchanged - first)));
   const sources = [...before.sources.slice(0, first), ...blocks.map(({ source }) => source)];
   const read = blocks.at(-1)?.source.length ?? 0;
-  const cost = read && performance.now() - begun;
-  shown.set(element, { sources, settled: read ? text.length - read : settled, read, length: text.length, cost });
+  const cost = read && performance.now() - startedAt;
+  rendered.set(element, { sources, settled: read ? text.length - read : settled, read, length: text.length, cost });
 }

@@ -1,10 +1,10 @@
-// Pictures and clips on their way in: files, and the microphone.
+// Input of pictures and audio: from files and the microphone.
 
-const WAV_RATE = 16_000; // Hz, what the model hears
+const WAV_RATE = 16_000; // Hz, the model's sample rate
 
 // ---------------------------------------------------------------- files
 
-/** What the bytes are; names and types that a system gives are not asked. */
+/** The MIME type according to the bytes, null if unknown; the file's name and type are ignored. */
 function sniff(bytes) {
   const ascii = (from, to) => String.fromCharCode(...bytes.slice(from, to));
   if (bytes[0] === 0x89 && ascii(1, 4) === "PNG") return "image/png";
@@ -20,62 +20,62 @@ function sniff(bytes) {
 }
 
 /**
- * A file as `{kind, name, type, blob, width, height, seconds}`, checked against the server's limits; raises an Error
- * with one line for the reader. Sound that only the browser can read (m4a, webm) becomes WAV here.
+ * A file as `{kind, name, type, blob, width, height, seconds}`, checked against the server's limits. Throws an Error
+ * with a message for the user. Audio that only the browser can decode (m4a, webm) is converted to WAV.
  */
 async function readFile(file, longest) {
   const name = file.name || "file";
   if (!file.size) throw new Error(`${name} is empty.`);
   const type = sniff(new Uint8Array(await file.slice(0, 16).arrayBuffer()));
-  if (type?.startsWith("image/")) return readPicture(file, name, type);
-  if (type) return readClip(file, name, type, longest);
+  if (type?.startsWith("image/")) return readImage(file, name, type);
+  if (type) return readAudio(file, name, type, longest);
   if (/^(?:audio|video)\//.test(file.type)) {
-    if (file.size > props.limits.max_audio_bytes) throw tooBig(name, file.size, props.limits.max_audio_bytes);
+    if (file.size > props.limits.max_audio_bytes) throw tooLarge(name, file.size, props.limits.max_audio_bytes);
     const samples = await decode(await file.arrayBuffer()).catch(() => null);
-    if (samples) return readClip(wav(samples), name.replace(/\.\w+$/, "") + ".wav", "audio/wav", longest);
+    if (samples) return readAudio(wav(samples), name.replace(/\.\w+$/, "") + ".wav", "audio/wav", longest);
   }
-  throw new Error(`${name} can't be read here: pictures are PNG, JPEG, WebP, GIF or BMP, clips WAV, FLAC, OGG or MP3.`);
+  throw new Error(`${name} can't be read: use PNG, JPEG, WebP, GIF or BMP for pictures, and WAV, FLAC, OGG or MP3 for audio.`);
 }
 
-function tooBig(name, size, limit) {
-  return new Error(`${name} has ${megabytes(size)}; the server takes up to ${megabytes(limit)}.`);
+function tooLarge(name, size, limit) {
+  return new Error(`${name} has ${megabytes(size)}; the server accepts up to ${megabytes(limit)}.`);
 }
 
-async function readPicture(file, name, type) {
-  if (!props.modalities.image) throw new Error(`${name}: this model sees no pictures.`);
-  const { max_image_bytes: most, max_image_pixels: pixels } = props.limits;
-  if (file.size > most) throw tooBig(name, file.size, most);
+async function readImage(file, name, type) {
+  if (!props.modalities.image) throw new Error(`${name}: this model doesn't support pictures.`);
+  const { max_image_bytes: maxBytes, max_image_pixels: maxPixels } = props.limits;
+  if (file.size > maxBytes) throw tooLarge(name, file.size, maxBytes);
   const blob = new Blob([file], { type });
-  const picture = new Image();
-  picture.src = URL.createObjectURL(blob);
+  const image = new Image();
+  image.src = URL.createObjectURL(blob);
   try {
-    await picture.decode();
+    await image.decode();
   } catch {
-    throw new Error(`${name} is damaged: it can't be shown.`);
+    throw new Error(`${name} is damaged: it can't be decoded.`);
   } finally {
-    URL.revokeObjectURL(picture.src);
+    URL.revokeObjectURL(image.src);
   }
-  const { naturalWidth: width, naturalHeight: height } = picture;
-  if (width * height > pixels) {
+  const { naturalWidth: width, naturalHeight: height } = image;
+  if (width * height > maxPixels) {
     throw new Error(
-      `${name} has ${number.format(width * height)} pixels; the server takes up to ${number.format(pixels)}.`,
+      `${name} has ${number.format(width * height)} pixels; the server accepts up to ${number.format(maxPixels)}.`,
     );
   }
   return { kind: "image", name, type, blob, width, height };
 }
 
-async function readClip(file, name, type, longest) {
-  if (!props.modalities.audio) throw new Error(`${name}: this model hears no sound.`);
-  const { max_audio_bytes: most } = props.limits;
-  if (file.size > most) throw tooBig(name, file.size, most);
+async function readAudio(file, name, type, longest) {
+  if (!props.modalities.audio) throw new Error(`${name}: this model doesn't support audio.`);
+  const { max_audio_bytes: maxBytes } = props.limits;
+  if (file.size > maxBytes) throw tooLarge(name, file.size, maxBytes);
   const blob = new Blob([file], { type });
   const seconds = await lengthOf(blob);
   if (seconds && seconds > longest)
-    throw new Error(`${name} lasts ${clock(seconds)}; the server takes up to ${clock(longest)}.`);
+    throw new Error(`${name} lasts ${clock(seconds)}; the server accepts up to ${clock(longest)}.`);
   return { kind: "audio", name, type, blob, seconds };
 }
 
-/** Seconds of a clip; null where the browser can't tell. */
+/** The duration of an audio blob in seconds; null where it is unknown. */
 function lengthOf(blob) {
   return new Promise((resolve) => {
     const player = new Audio();
@@ -90,7 +90,7 @@ function lengthOf(blob) {
   });
 }
 
-/** Any sound that the browser reads as mono samples at `WAV_RATE`. */
+/** Mono samples at `WAV_RATE` of any audio that the browser can decode. */
 async function decode(bytes) {
   const sound = await new OfflineAudioContext(1, 1, WAV_RATE).decodeAudioData(bytes);
   const mono = new Float32Array(sound.length);
@@ -104,7 +104,7 @@ async function decode(bytes) {
 /** Mono samples in [-1, 1] as a 16-bit WAV file at `WAV_RATE`. */
 function wav(samples) {
   const pcm = Int16Array.from(samples, (sample) => Math.round(Math.max(-1, Math.min(1, sample)) * 32767));
-  // The format: PCM, one channel; samples and bytes a second; bytes and bits of a sample.
+  // The format: PCM, one channel; samples and bytes per second; bytes and bits per sample.
   const format = [Uint16Array.of(1, 1), Uint32Array.of(WAV_RATE, 2 * WAV_RATE), Uint16Array.of(2, 16)];
   const head = ["RIFF", Uint32Array.of(36 + pcm.byteLength), "WAVEfmt ", Uint32Array.of(16), ...format];
   return new Blob([...head, "data", Uint32Array.of(pcm.byteLength), pcm], { type: "audio/wav" });
@@ -112,7 +112,7 @@ function wav(samples) {
 
 // ---------------------------------------------------------------- the microphone
 
-/** Runs where sound is heard: blocks of 128 samples, gathered to messages of 1,024 (64 ms), which is often enough. */
+/** The audio worklet: collects blocks of 128 samples into messages of 1,024 (64 ms). */
 const WORKLET = `registerProcessor("recorder", class extends AudioWorkletProcessor {
   filled = 0;
   block = new Float32Array(1024);
@@ -129,7 +129,7 @@ const WORKLET = `registerProcessor("recorder", class extends AudioWorkletProcess
   }
 });`;
 
-/** One recording: `start`, then `finish` for a WAV file or `cancel` for nothing. `onlevel(level, seconds)` is told on the way. */
+/** One recording: `start`, then `finish` for a WAV blob or `cancel` to discard it. Calls `onlevel(level, seconds)`. */
 class Recorder {
   chunks = [];
   samples = 0;
@@ -146,18 +146,18 @@ class Recorder {
       this.context = new AudioContext({ sampleRate: WAV_RATE });
       this.source = this.context.createMediaStreamSource(this.stream);
     } catch {
-      // Firefox joins no microphone to a context of another rate; the samples are brought to ours at the end.
+      // Firefox connects no microphone to a context with another rate; `finish` resamples.
       this.context?.close();
       this.context = new AudioContext();
       this.source = this.context.createMediaStreamSource(this.stream);
     }
     this.sink = await this.tap();
     this.source.connect(this.sink);
-    // Nothing is heard of it: a gain of zero keeps the graph running without an echo.
+    // A gain of zero keeps the graph running without an echo.
     const silent = this.context.createGain();
     silent.gain.value = 0;
     this.sink.connect(silent).connect(this.context.destination);
-    this.context.resume(); // not waited for: without a loudspeaker it may stay pending
+    this.context.resume(); // not awaited: without a loudspeaker it may stay pending
   }
 
   async tap() {
@@ -186,7 +186,7 @@ class Recorder {
     this.samples += chunk.length;
     let sum = 0;
     for (const sample of chunk) sum += sample * sample;
-    // From -60 dB (0) to 0 dB (1), falling slowly so that the eye can follow.
+    // From -60 dB (0) to 0 dB (1); the meter falls slowly.
     const loud = Math.max(0, 1 + Math.log10(Math.sqrt(sum / chunk.length) + 1e-9) / 3);
     this.level = Math.max(loud, (this.level ?? 0) * 0.8);
     this.onlevel(this.level, this.seconds);
@@ -218,20 +218,20 @@ class Recorder {
 }
 
 /**
- * Record into the panel `name` ("chat" or "speech": a meter, a timer, a stop and a cancel button); resolves with a WAV
- * file, or with null when the reader cancels or there is no microphone.
+ * Records with the panel `name` ("chat" or "speech": a meter, a timer, a stop and a cancel button). Resolves with a WAV
+ * file, or with null when the user cancels or there is no microphone.
  */
 async function record(name, longest) {
   const panel = $(`${name}-recording`);
-  let settle;
-  const decided = new Promise((resolve) => (settle = resolve));
+  let resolveDecision;
+  const decision = new Promise((resolve) => (resolveDecision = resolve));
   const recorder = new Recorder(
     (level, seconds) => {
       $(`${name}-level`).style.width = `${Math.round(100 * level)}%`;
       $(`${name}-timer`).textContent = clock(seconds);
     },
     longest,
-    () => settle(true),
+    () => resolveDecision(true),
   );
   try {
     await recorder.start();
@@ -239,7 +239,7 @@ async function record(name, longest) {
     recorder.cancel();
     toast(
       error.name === "NotAllowedError"
-        ? "The browser was not allowed to use the microphone."
+        ? "The browser has no permission to use the microphone."
         : "No microphone was found.",
     );
     return null;
@@ -247,16 +247,16 @@ async function record(name, longest) {
   $(`${name}-timer`).textContent = clock(0);
   panel.hidden = false;
   panel.closest(".recordable").classList.add("recording");
-  $(`${name}-record-stop`).onclick = () => settle(true);
-  $(`${name}-record-cancel`).onclick = () => settle(false);
+  $(`${name}-record-stop`).onclick = () => resolveDecision(true);
+  $(`${name}-record-cancel`).onclick = () => resolveDecision(false);
   $(`${name}-record-stop`).focus();
   announce("Recording");
-  const keep = await decided;
+  const accepted = await decision;
   panel.hidden = true;
   panel.closest(".recordable").classList.remove("recording");
-  if (!keep || !recorder.samples) {
+  if (!accepted || !recorder.samples) {
     recorder.cancel();
-    if (keep) toast("The microphone gave no sound.");
+    if (accepted) toast("The microphone recorded no sound.");
     return null;
   }
   const time = new Date().toTimeString().slice(0, 5).replace(":", ".");

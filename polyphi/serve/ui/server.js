@@ -1,6 +1,6 @@
-// Talking to the server that this page came from, and to no other.
+// Requests to the server that this page was loaded from, and to no other.
 
-let props = null; // what GET /props told: the model, what it can see and hear, limits, defaults
+let props = null; // the response of GET /props: model, modalities, limits, defaults
 
 class ServerError extends Error {
   constructor(status, error, retryAfter) {
@@ -11,7 +11,7 @@ class ServerError extends Error {
     this.retryAfter = retryAfter;
   }
 
-  /** In words for the reader: the message, the part of the request that it is about, when to come again. */
+  /** The lines shown for an error: the message, the invalid part of the request, and when to try again. */
   static lines(error) {
     if (error instanceof ServerError) {
       const lines = [error.message];
@@ -20,20 +20,20 @@ class ServerError extends Error {
       return lines;
     }
     if (error instanceof TypeError) return ["The server can't be reached. Is it still running?"];
-    return [error.message || "Something went wrong in the page."];
+    return [error.message || "The page failed with an unknown error."];
   }
 }
 
 // ---------------------------------------------------------------- the key
 
 const KEY = "polyphi.key";
-let asking = null;
+let keyPrompt = null;
 
 const apiKey = () => sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
 
-/** Ask for the key once, however many requests wait for it; null when the reader doesn't give one. */
+/** Prompts for the key, once for all waiting requests; resolves with null when the user cancels. */
 function askKey() {
-  asking ??= new Promise((resolve) => {
+  keyPrompt ??= new Promise((resolve) => {
     const dialog = $("key-dialog");
     $("key-wrong").hidden = apiKey() === null;
     $("key-input").value = "";
@@ -41,7 +41,7 @@ function askKey() {
     dialog.addEventListener(
       "close",
       () => {
-        asking = null;
+        keyPrompt = null;
         const key = $("key-input").value.trim();
         $("key-input").value = "";
         if (dialog.returnValue !== "ok" || !key) return resolve(null);
@@ -53,7 +53,7 @@ function askKey() {
     );
     dialog.showModal();
   });
-  return asking;
+  return keyPrompt;
 }
 
 function forgetKey() {
@@ -63,7 +63,7 @@ function forgetKey() {
 
 // ---------------------------------------------------------------- requests
 
-/** A response whose status is good; anything else is thrown as a `ServerError`. `json` or `form` is what is sent. */
+/** The response of a request with the body `json` or `form`; throws a `ServerError` unless the status is 2xx. */
 async function request(path, { json, form, signal } = {}) {
   for (;;) {
     const key = apiKey();
@@ -71,10 +71,10 @@ async function request(path, { json, form, signal } = {}) {
     if (key) headers.Authorization = `Bearer ${key}`;
     if (json !== undefined) headers["Content-Type"] = "application/json";
     const body = form ?? (json === undefined ? undefined : JSON.stringify(json));
-    const most = props?.limits.max_body_bytes;
-    if (most && json !== undefined && body.length > most) {
+    const limit = props?.limits.max_body_bytes;
+    if (limit && json !== undefined && body.length > limit) {
       throw new Error(
-        `With its pictures and clips this conversation has ${megabytes(body.length)}; the server takes up to ${megabytes(most)}.`,
+        `With its pictures and audio this conversation has ${megabytes(body.length)}; the server accepts up to ${megabytes(limit)}.`,
       );
     }
     const response = await fetch(path, {
@@ -94,7 +94,7 @@ async function request(path, { json, form, signal } = {}) {
   }
 }
 
-/** The events of a stream, each parsed; "[DONE]" comes as null. Letters cut in two by the network are kept whole. */
+/** The parsed events of a stream; null for "[DONE]". Characters split between network packets are decoded correctly. */
 async function* events(response) {
   const reader = response.body.getReader();
   const decoder = new TextDecoder();
@@ -103,7 +103,7 @@ async function* events(response) {
     for (;;) {
       const { value, done } = await reader.read();
       rest += done ? decoder.decode() : decoder.decode(value, { stream: true });
-      // A CR at the very end may be half of a CR LF.
+      // A CR at the end may be the first half of a CR LF.
       const lines = rest.split(/\r\n|\n|\r(?=[^])/);
       rest = done ? "" : lines.pop();
       for (const line of lines) {

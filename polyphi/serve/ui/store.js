@@ -1,7 +1,7 @@
-// What is kept in this browser (IndexedDB) and nowhere else: conversations, and the media in them.
+// The data stored in this browser (IndexedDB) and nowhere else: conversations and their media.
 //
 // A conversation is a tree: `nodes[id] = {id, parent, role, text, media: [id], children: [id], chosen: id, ...}` under
-// a node "root"; the path of chosen children is what is shown and sent.
+// a node "root"; the path of chosen children is shown and sent.
 
 const FILE_FORMAT = "polyphi-conversations";
 const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
@@ -9,7 +9,7 @@ const AUDIO_TYPES = ["audio/wav", "audio/flac", "audio/ogg", "audio/mpeg"];
 
 let database = null;
 
-function settled(request) {
+function requestResult(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
@@ -22,53 +22,54 @@ async function openStore() {
     opening.result.createObjectStore("conversations", { keyPath: "id" });
     opening.result.createObjectStore("media", { keyPath: "id" }).createIndex("conversation", "conversation");
   };
-  database = await settled(opening);
+  database = await requestResult(opening);
 }
 
-/** Where the browser keeps nothing for this page (some private windows), it works all the same until it is closed. */
-const kept = { conversations: new Map(), media: new Map() };
+/** In-memory copy: without IndexedDB (some private windows) the page works until it is closed. */
+const cache = { conversations: new Map(), media: new Map() };
 
 async function put(name, value) {
-  kept[name].set(value.id, value);
+  cache[name].set(value.id, value);
   if (!database) return;
-  const change = database.transaction(name, "readwrite");
-  change.objectStore(name).put(value);
+  const transaction = database.transaction(name, "readwrite");
+  transaction.objectStore(name).put(value);
   await new Promise((resolve, reject) => {
-    change.oncomplete = resolve;
-    change.onabort = () => reject(change.error);
+    transaction.oncomplete = resolve;
+    transaction.onabort = () => reject(transaction.error);
   });
 }
 
 async function loadConversations() {
   if (database) {
-    kept.conversations.clear();
-    for (const found of await settled(database.transaction("conversations").objectStore("conversations").getAll())) {
-      kept.conversations.set(found.id, found);
+    cache.conversations.clear();
+    const stored = database.transaction("conversations").objectStore("conversations").getAll();
+    for (const conversation of await requestResult(stored)) {
+      cache.conversations.set(conversation.id, conversation);
     }
   }
-  return [...kept.conversations.values()];
+  return [...cache.conversations.values()];
 }
 
 async function loadMedia(id) {
-  if (kept.media.has(id)) return kept.media.get(id);
-  const found = database && (await settled(database.transaction("media").objectStore("media").get(id)));
-  if (found) kept.media.set(id, found);
-  return found ?? null;
+  if (cache.media.has(id)) return cache.media.get(id);
+  const media = database && (await requestResult(database.transaction("media").objectStore("media").get(id)));
+  if (media) cache.media.set(id, media);
+  return media ?? null;
 }
 
-/** Forget a conversation and its media; returns them, so that it can be undone. */
+/** Deletes a conversation and its media; returns the media, for undo. */
 async function removeConversation(conversation) {
   const media = [];
   for (const id of mediaIds(conversation)) {
-    const found = await loadMedia(id);
-    if (found) media.push(found);
+    const one = await loadMedia(id);
+    if (one) media.push(one);
   }
-  kept.conversations.delete(conversation.id);
-  for (const { id } of media) kept.media.delete(id);
+  cache.conversations.delete(conversation.id);
+  for (const { id } of media) cache.media.delete(id);
   if (database) {
-    const change = database.transaction(["conversations", "media"], "readwrite");
-    change.objectStore("conversations").delete(conversation.id);
-    for (const { id } of media) change.objectStore("media").delete(id);
+    const transaction = database.transaction(["conversations", "media"], "readwrite");
+    transaction.objectStore("conversations").delete(conversation.id);
+    for (const { id } of media) transaction.objectStore("media").delete(id);
   }
   return media;
 }
@@ -97,7 +98,7 @@ function addNode(conversation, parent, values) {
   return node;
 }
 
-/** The nodes that are shown, from the first message to the last; or those down to `last`. */
+/** The nodes of the visible path, from the first message to the last; or the path to the node `last`. */
 function pathOf(conversation, last = null) {
   const path = [];
   if (last) {
@@ -112,16 +113,16 @@ function pathOf(conversation, last = null) {
   return path;
 }
 
-/** Take a node and all that follows it out of the tree; a sibling takes its place. */
+/** Removes a node and its descendants; a sibling becomes the chosen child. */
 function removeNode(conversation, id) {
   const { parent } = conversation.nodes[id];
-  const above = conversation.nodes[parent];
-  const place = above.children.indexOf(id);
-  above.children.splice(place, 1);
-  if (above.chosen === id) above.chosen = above.children[Math.max(0, place - 1)] ?? null;
-  const gone = [id];
-  for (const next of gone) {
-    gone.push(...conversation.nodes[next].children);
+  const parentNode = conversation.nodes[parent];
+  const index = parentNode.children.indexOf(id);
+  parentNode.children.splice(index, 1);
+  if (parentNode.chosen === id) parentNode.chosen = parentNode.children[Math.max(0, index - 1)] ?? null;
+  const removed = [id];
+  for (const next of removed) {
+    removed.push(...conversation.nodes[next].children);
     delete conversation.nodes[next];
   }
 }
@@ -140,44 +141,44 @@ function base64Of(blob) {
 async function exportText(conversations) {
   const media = [];
   for (const id of new Set(conversations.flatMap(mediaIds))) {
-    const found = await loadMedia(id);
-    if (found) {
-      const { blob, ...rest } = found;
-      media.push({ ...rest, data: await base64Of(blob) });
+    const entry = await loadMedia(id);
+    if (entry) {
+      const { blob, ...fields } = entry;
+      media.push({ ...fields, data: await base64Of(blob) });
     }
   }
   return JSON.stringify({ format: FILE_FORMAT, version: 1, exported: new Date().toISOString(), conversations, media });
 }
 
 /**
- * Read an export. Files come from anywhere, so every field is made anew from what it should be, under new ids, and what
- * doesn't fit is left out; raises an Error with a line for the reader where nothing fits.
+ * Imports an exported file and returns its conversations. Files are untrusted: every field is checked and copied under
+ * new ids, and invalid ones are dropped. Throws an Error with a message for the user where nothing is valid.
  */
 async function importText(source) {
   let file;
   try {
     file = JSON.parse(source);
   } catch {
-    throw new Error("That file holds no JSON.");
+    throw new Error("That file contains no JSON.");
   }
   if (file?.format !== FILE_FORMAT || !Array.isArray(file.conversations)) {
-    throw new Error("That file holds no conversations that were exported here.");
+    throw new Error("That file contains no exported polyphi conversations.");
   }
   const text = (value) => (typeof value === "string" ? value : "");
   const count = (value) => (Number.isFinite(value) ? value : null);
   const list = (value) => (Array.isArray(value) ? value : []);
 
-  const found = new Map();
+  const mediaById = new Map();
   for (const one of list(file.media)) {
     const types = one?.kind === "image" ? IMAGE_TYPES : one?.kind === "audio" ? AUDIO_TYPES : [];
     if (!types.includes(one?.type) || typeof one.id !== "string") continue;
     let bytes;
     try {
-      bytes = Uint8Array.from(atob(text(one.data)), (letter) => letter.charCodeAt(0));
+      bytes = Uint8Array.from(atob(text(one.data)), (character) => character.charCodeAt(0));
     } catch {
-      continue; // no base64
+      continue; // invalid base64
     }
-    found.set(one.id, {
+    mediaById.set(one.id, {
       id: newId(),
       kind: one.kind,
       name: text(one.name).slice(0, 300),
@@ -189,7 +190,7 @@ async function importText(source) {
     });
   }
 
-  const read = [];
+  const imported = [];
   for (const old of file.conversations) {
     if (typeof old?.nodes !== "object" || !old.nodes?.root) continue;
     const fresh = newConversation();
@@ -197,39 +198,39 @@ async function importText(source) {
     fresh.system = text(old.system);
     fresh.created = count(old.created) ?? fresh.created;
     fresh.updated = count(old.updated) ?? fresh.updated;
-    const seen = new Set(["root"]);
+    const visited = new Set(["root"]);
     const walk = [["root", "root"]];
     for (const [from, to] of walk) {
       let chosen = null;
       for (const id of list(old.nodes[from].children)) {
         const node = typeof id === "string" && Object.hasOwn(old.nodes, id) ? old.nodes[id] : null;
-        if (seen.has(id) || !["user", "assistant"].includes(node?.role)) continue;
-        seen.add(id);
-        const media = list(node.media).flatMap((one) => found.get(one) ?? []);
+        if (visited.has(id) || !["user", "assistant"].includes(node?.role)) continue;
+        visited.add(id);
+        const media = list(node.media).flatMap((one) => mediaById.get(one) ?? []);
         for (const one of media) one.conversation = fresh.id;
         const error = node.error ? list(node.error).filter((line) => typeof line === "string") : null;
         const ending = { end: text(node.end) || null, stats: statsOf(node.stats), error };
-        const made = addNode(fresh, to, {
+        const added = addNode(fresh, to, {
           role: node.role,
           text: text(node.text),
           created: count(node.created) ?? Date.now(),
           media: media.map((one) => one.id),
           ...(node.role === "assistant" ? ending : {}),
         });
-        if (id === old.nodes[from].chosen) chosen = made.id;
-        walk.push([id, made.id]);
+        if (id === old.nodes[from].chosen) chosen = added.id;
+        walk.push([id, added.id]);
       }
       if (chosen) fresh.nodes[to].chosen = chosen;
     }
-    read.push(fresh);
+    imported.push(fresh);
   }
-  if (!read.length) throw new Error("That file holds no conversations.");
-  for (const one of found.values()) if (one.conversation) await put("media", one);
-  for (const one of read) await put("conversations", one);
-  return read;
+  if (!imported.length) throw new Error("That file contains no conversations.");
+  for (const one of mediaById.values()) if (one.conversation) await put("media", one);
+  for (const one of imported) await put("conversations", one);
+  return imported;
 }
 
-/** The figures of an answer, and nothing else that may stand in their place. */
+/** The valid statistics of an answer; other fields are dropped. */
 function statsOf(value) {
   if (!value || typeof value !== "object") return null;
   const stats = {};

@@ -1,15 +1,15 @@
-// The tab that writes down what was said, with times, and translates it.
+// The transcription tab: transcripts with times, translations and subtitles.
 
-let clip = null; // {name, blob, url, seconds}
-let transcript = null; // what the server answered
-let transcribing = null; // the AbortController of the request under way
+let recording = null; // {name, blob, url, seconds}
+let transcript = null; // the server's response, as transcriptOf returns it
+let transcribing = null; // the AbortController of the running request
 
-async function chooseClip(file) {
+async function chooseRecording(file) {
   try {
-    const read = await readFile(file, props.limits.max_recording_seconds);
-    if (read.kind !== "audio") throw new Error(`${read.name} is a picture; here a recording is wanted.`);
-    if (clip) URL.revokeObjectURL(clip.url);
-    clip = { ...read, url: URL.createObjectURL(read.blob) };
+    const loaded = await readFile(file, props.limits.max_recording_seconds);
+    if (loaded.kind !== "audio") throw new Error(`${loaded.name} is a picture; choose an audio file.`);
+    if (recording) URL.revokeObjectURL(recording.url);
+    recording = { ...loaded, url: URL.createObjectURL(loaded.blob) };
     transcript = null;
     renderTranscribe();
     $("speech-start").focus();
@@ -19,17 +19,17 @@ async function chooseClip(file) {
 }
 
 function renderTranscribe() {
-  $("speech-none").hidden = Boolean(clip);
-  $("speech-clip").hidden = !clip;
+  $("speech-none").hidden = Boolean(recording);
+  $("speech-clip").hidden = !recording;
   $("speech-start").hidden = Boolean(transcribing);
-  $("speech-start").disabled = !clip;
+  $("speech-start").disabled = !recording;
   $("speech-stop").hidden = !transcribing;
   $("speech-busy").hidden = !transcribing;
   $("speech-start-label").textContent = $("speech-to").value ? "Translate" : "Transcribe";
   $("speech-cot-row").hidden = !$("speech-to").value;
-  if (clip) {
-    $("speech-name").textContent = clip.seconds ? `${clip.name} · ${clock(clip.seconds)}` : clip.name;
-    if ($("speech-player").src !== clip.url) $("speech-player").src = clip.url;
+  if (recording) {
+    $("speech-name").textContent = recording.seconds ? `${recording.name} · ${clock(recording.seconds)}` : recording.name;
+    if ($("speech-player").src !== recording.url) $("speech-player").src = recording.url;
   }
   $("speech-result").hidden = !transcript;
   if (!transcript) return;
@@ -38,7 +38,7 @@ function renderTranscribe() {
   $("segments").replaceChildren(...lines.map(segmentElement));
   $("speech-text").hidden = lines.length > 0;
   $("speech-times").hidden = !lines.length;
-  $("speech-text").textContent = transcript.text || "Nothing was said.";
+  $("speech-text").textContent = transcript.text || "No speech was detected.";
 }
 
 function segmentElement({ start, end, text, translation }) {
@@ -47,41 +47,41 @@ function segmentElement({ start, end, text, translation }) {
     player.currentTime = start;
     player.play().catch(() => {});
   };
-  const below = translation && h("span", { class: "translation", dir: "auto" }, translation);
-  const said = h("span", { class: "said", dir: "auto" }, text, below);
+  const translationElement = translation && h("span", { class: "translation", dir: "auto" }, translation);
+  const textElement = h("span", { class: "said", dir: "auto" }, text, translationElement);
   const label = `Play from ${clock(start)}: ${text}`;
   const attributes = { class: "segment", "data-start": start, "data-end": end, "aria-label": label, onclick };
-  return h("li", null, h("button", attributes, h("span", { class: "time" }, clock(start)), said));
+  return h("li", null, h("button", attributes, h("span", { class: "time" }, clock(start)), textElement));
 }
 
 async function transcribe() {
-  if (!clip || transcribing) return;
+  if (!recording || transcribing) return;
   const to = $("speech-to").value;
   const cot = Boolean(to) && $("speech-cot").checked;
   const form = new FormData();
-  form.append("file", clip.blob, clip.name);
+  form.append("file", recording.blob, recording.name);
   form.append("model", props.model);
   form.append("response_format", "verbose_json");
-  form.append("chunking_strategy", "auto"); // pieces of up to 30 s: their times are those of the sound
+  form.append("chunking_strategy", "auto"); // segments of up to 30 s, with times from the audio
   if (to) form.append("to_language", to);
   else for (const part of ["segment", "word"]) form.append("timestamp_granularities[]", part);
   if (cot) form.append("cot", "true");
   transcribing = new AbortController();
   transcript = null;
   $("speech-error").hidden = true;
-  const begun = performance.now();
-  const tick = () => ($("speech-elapsed").textContent = clock((performance.now() - begun) / 1000));
+  const startedAt = performance.now();
+  const tick = () => ($("speech-elapsed").textContent = clock((performance.now() - startedAt) / 1000));
   tick();
   const timer = setInterval(tick, 500);
   renderTranscribe();
-  announce("Listening to the recording");
+  announce("Transcribing the recording");
   try {
     const response = await request(to ? "/v1/audio/translations" : "/v1/audio/transcriptions", {
       form,
       signal: transcribing.signal,
     });
     transcript = transcriptOf(await response.json());
-    announce("The transcript is here");
+    announce("The transcript is ready");
   } catch (error) {
     if (!transcribing.signal.aborted) {
       $("speech-error").replaceChildren(...ServerError.lines(error).map((line) => h("p", null, line)));
@@ -95,17 +95,17 @@ async function transcribe() {
 }
 
 /**
- * What the server answered, as lines with times. It hears pieces of up to 30 s; their sentences are what one looks for,
- * so a piece is cut into them. Where a piece has both transcript and translation it stays whole on the page, since
- * sentences of two languages don't pair; its subtitles are those of the translation.
+ * The server's response as lines with times. The server returns segments of up to 30 s, which are split into sentences.
+ * A segment with both transcript and translation stays whole on the page, since sentences of two languages don't pair;
+ * its subtitles show the translation.
  */
 function transcriptOf(answer) {
   const words = answer.words ?? [];
-  const pieces = (answer.segments ?? []).map(({ start, end, text, transcript: said }) => ({
+  const pieces = (answer.segments ?? []).map(({ start, end, text, transcript: original }) => ({
     start,
     end,
     text: String(text).trim(),
-    said: said?.trim() || null,
+    original: original?.trim() || null,
   }));
   const cues = pieces.flatMap((piece) =>
     sentencesOf(
@@ -113,82 +113,84 @@ function transcriptOf(answer) {
       words.filter((word) => word.start >= piece.start && word.end <= piece.end),
     ),
   );
-  const both = pieces.some(({ said }) => said);
+  const both = pieces.some(({ original }) => original);
   const lines = both
-    ? pieces.map(({ start, end, text, said }) => ({ start, end, text: said ?? text, translation: said ? text : null }))
+    ? pieces.map(({ start, end, text, original }) => {
+        return { start, end, text: original ?? text, translation: original ? text : null };
+      })
     : cues;
   return { text: (answer.text ?? "").trim(), lines, cues, warnings: answer.warnings ?? [] };
 }
 
-const CUE = { letters: 84, seconds: 7 }; // two lines of subtitles, as broadcasters have them
-const LETTER = "\\p{sc=Han}\\p{sc=Hiragana}\\p{sc=Katakana}\\p{sc=Thai}";
-const TOKEN = new RegExp(`[${LETTER}]|[^\\s${LETTER}]+`, "gu"); // a word, or a letter where no spaces are written
+const CUE = { characters: 84, seconds: 7 }; // two lines of subtitles, as broadcasters use
+const UNSPACED = "\\p{sc=Han}\\p{sc=Hiragana}\\p{sc=Katakana}\\p{sc=Thai}";
+const TOKEN = new RegExp(`[${UNSPACED}]|[^\\s${UNSPACED}]+`, "gu"); // a word, or a character in scripts without spaces
 const SENTENCE_END = /[.!?…。！？]["'”’»)\]]*$/;
 
-/** The sentences of a piece (parts of them, where they are long), timed by the server's words, else by their letters. */
+/** The sentences of a segment (long ones in parts), timed by the server's words, or else by character count. */
 function sentencesOf({ start, end, text }, words) {
-  const tokens = timedTokens(text, words) ?? byLetters(text, start, end);
-  const found = [];
+  const tokens = timedTokens(text, words) ?? timedByCharacters(text, start, end);
+  const sentences = [];
   let from = 0;
   tokens.forEach((token, i) => {
     const next = tokens[i + 1];
-    const long = next && (next.to - tokens[from].at > CUE.letters || next.end - tokens[from].start > CUE.seconds);
+    const long = next && (next.to - tokens[from].at > CUE.characters || next.end - tokens[from].start > CUE.seconds);
     if (next && !long && !SENTENCE_END.test(text.slice(token.at, token.to))) return;
-    found.push({ start: tokens[from].start, end: token.end, text: text.slice(tokens[from].at, token.to) });
+    sentences.push({ start: tokens[from].start, end: token.end, text: text.slice(tokens[from].at, token.to) });
     from = i + 1;
   });
-  return found;
+  return sentences;
 }
 
-/** Where each word stands in the text, `at` to `to`, with its times; null where the words aren't those of the text. */
+/** The position of each word in the text, `at` to `to`, with its times; null if the words don't match the text. */
 function timedTokens(text, words) {
   const tokens = [];
   let at = 0;
   for (const { word, start, end } of words) {
-    const found = text.indexOf(word, at);
-    if (found < 0 || text.slice(at, found).trim()) return null;
-    at = found + word.length;
-    tokens.push({ at: found, to: at, start, end });
+    const index = text.indexOf(word, at);
+    if (index < 0 || text.slice(at, index).trim()) return null;
+    at = index + word.length;
+    tokens.push({ at: index, to: at, start, end });
   }
   return words.length && !text.slice(at).trim() ? tokens : null;
 }
 
-function byLetters(text, start, end) {
+function timedByCharacters(text, start, end) {
   const tokens = [...text.matchAll(TOKEN)];
-  const all = tokens.reduce((sum, [token]) => sum + token.length, 0);
-  let before = 0;
+  const total = tokens.reduce((sum, [token]) => sum + token.length, 0);
+  let position = 0;
   return tokens.map(({ 0: token, index }) => {
-    const time = (letters) => start + ((end - start) * letters) / all;
-    before += token.length;
-    return { at: index, to: index + token.length, start: time(before - token.length), end: time(before) };
+    const time = (count) => start + ((end - start) * count) / total;
+    position += token.length;
+    return { at: index, to: index + token.length, start: time(position - token.length), end: time(position) };
   });
 }
 
 // ---------------------------------------------------------------- files
 
 /** Seconds as 00:01:02,345 (SubRip) or 00:01:02.345 (WebVTT). */
-function stamp(seconds, mark) {
+function timestamp(seconds, separator) {
   const ms = Math.round(seconds * 1000);
   const two = (value) => String(Math.floor(value)).padStart(2, "0");
-  return `${two(ms / 3_600_000)}:${two((ms / 60_000) % 60)}:${two((ms / 1000) % 60)}${mark}${String(ms % 1000).padStart(3, "0")}`;
+  return `${two(ms / 3_600_000)}:${two((ms / 60_000) % 60)}:${two((ms / 1000) % 60)}${separator}${String(ms % 1000).padStart(3, "0")}`;
 }
 
-/** A cue on one line or two; an arrow within would be read as times. */
-function onScreen(text) {
+/** A cue on one or two lines; an arrow inside would be parsed as times. */
+function cueText(text) {
   const line = text.replace(/\s+/g, " ").replace(/-{2,}>/g, "→");
-  const middle = line.length > CUE.letters / 2 ? line.lastIndexOf(" ", CUE.letters / 2) : -1;
+  const middle = line.length > CUE.characters / 2 ? line.lastIndexOf(" ", CUE.characters / 2) : -1;
   return middle > 0 ? `${line.slice(0, middle)}\n${line.slice(middle + 1)}` : line;
 }
 
 function srt({ cues }) {
   return cues
-    .map(({ start, end, text }, i) => `${i + 1}\n${stamp(start, ",")} --> ${stamp(end, ",")}\n${onScreen(text)}\n`)
+    .map(({ start, end, text }, i) => `${i + 1}\n${timestamp(start, ",")} --> ${timestamp(end, ",")}\n${cueText(text)}\n`)
     .join("\n");
 }
 
 function vtt({ cues }) {
   const safe = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  return `WEBVTT\n\n${cues.map(({ start, end, text }) => `${stamp(start, ".")} --> ${stamp(end, ".")}\n${safe(onScreen(text))}\n`).join("\n")}`;
+  return `WEBVTT\n\n${cues.map(({ start, end, text }) => `${timestamp(start, ".")} --> ${timestamp(end, ".")}\n${safe(cueText(text))}\n`).join("\n")}`;
 }
 
 function plainText({ text, lines }) {
@@ -207,20 +209,20 @@ function listenTranscribe() {
   $("speech-pick").addEventListener("click", () => $("speech-file").click());
   $("speech-change").addEventListener("click", () => $("speech-file").click());
   $("speech-file").addEventListener("change", ({ target }) => {
-    if (target.files[0]) chooseClip(target.files[0]);
+    if (target.files[0]) chooseRecording(target.files[0]);
     target.value = "";
   });
   for (const id of ["speech-record", "speech-record-again"]) {
     $(id).hidden = !canRecord();
     $(id).addEventListener("click", async () => {
       const file = await record("speech", props.limits.max_recording_seconds);
-      if (file) await chooseClip(file);
+      if (file) await chooseRecording(file);
     });
   }
   $("speech-start").addEventListener("click", transcribe);
   $("speech-stop").addEventListener("click", () => transcribing?.abort());
   $("speech-copy").addEventListener("click", ({ currentTarget }) => copyText(plainText(transcript), currentTarget));
-  const name = () => clip.name.replace(/\.\w+$/, "");
+  const name = () => recording.name.replace(/\.\w+$/, "");
   $("speech-srt").addEventListener("click", () => download(`${name()}.srt`, "application/x-subrip", srt(transcript)));
   $("speech-vtt").addEventListener("click", () => download(`${name()}.vtt`, "text/vtt", vtt(transcript)));
   $("speech-txt").addEventListener("click", () => download(`${name()}.txt`, "text/plain", plainText(transcript)));
