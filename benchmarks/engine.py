@@ -399,7 +399,7 @@ def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row],
         table = tables[id(model)]
         table.length, end = start, start + len(part)
         batch = row(part.tolist())
-        batch = replace(batch, positions=batch.positions + start, totals=(end,))
+        batch = replace(batch, positions=batch.positions + start, seq_lens=(end,))
         hidden = model(batch, StepCache(memories[id(model)], [table], [len(part)]))
         return model.logits(hidden[-1:]).float()
 

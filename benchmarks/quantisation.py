@@ -93,8 +93,10 @@ def answered(phi: Phi, asked: Sequence[tuple[tuple[Message, ...], int]]) -> list
         prompt = phi.engine.row(messages)
         ids = torch.cat([prompt.ids, torch.tensor(answer.tokens, dtype=prompt.ids.dtype)])
         positions = torch.arange(len(ids))
-        bounds = (0, len(ids))
-        row = replace(prompt, ids=ids, positions=positions, bounds=bounds, totals=(len(ids),))
+        cu_seqlens = (0, len(ids))
+        row = replace(
+            prompt, ids=ids, positions=positions, cu_seqlens=cu_seqlens, seq_lens=(len(ids),)
+        )
         out.append(replace(row, labels=None, keys=(str(len(prompt)),)))
     return out
 

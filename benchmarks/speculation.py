@@ -176,7 +176,7 @@ def stepper(kind: str, layers: int) -> Callable[[int], object]:
     def step(tokens: int) -> object:
         held.length = HELD
         batch = row(list(range(tokens)))
-        batch = replace(batch, positions=batch.positions + HELD, totals=(HELD + tokens,))
+        batch = replace(batch, positions=batch.positions + HELD, seq_lens=(HELD + tokens,))
         hidden = model(batch, StepCache(memory, [held], [tokens]))
         return model.logits(hidden).float().argmax(-1)
 

@@ -9,7 +9,7 @@ An example of a pack (two sequences, `.` not supervised)::
     ids        user  17  23  asst  44  end | user  99  asst  51  end
     positions     0   1   2     3   4    5 |    0   1     2   3    4
     labels        .   .   .    44 end    . |    .   .    51 end    .
-    bounds     (0, 6, 11)
+    cu_seqlens     (0, 6, 11)
 
 `labels[t]` is the id that position t must predict: already shifted, so that a row's last token can't leak into the
 next row. A row (one sample, tokenized) is a `Batch` of one sequence; `pack` joins rows.
@@ -161,9 +161,9 @@ class AudioInput:
 class Batch:
     """Packed sequences and their media.
 
-    `bounds` (host, S + 1 numbers from 0 to T) delimits sequences; `totals` (host, S) counts each sequence's tokens up
-    to and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters` (host, S)
-    names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
+    `cu_seqlens` (host, S + 1 numbers from 0 to T) delimits sequences; `seq_lens` (host, S) counts each sequence's tokens
+    up to and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters`
+    (host, S) names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
     tokens that `images` and `clips` fill, in order. `lost` counts tokens that were cut off at the context. `keys`
     (host, S or none) identify sequences for an objective.
 
@@ -180,8 +180,8 @@ class Batch:
 
     ids: Int[Tensor, " T"]
     positions: Int[Tensor, " T"]
-    bounds: tuple[int, ...]
-    totals: tuple[int, ...]
+    cu_seqlens: tuple[int, ...]
+    seq_lens: tuple[int, ...]
     adapters: tuple[str | None, ...]
     labels: Int[Tensor, " T"] | None = None
     supervised: Int[Tensor, " Q"] | None = None
@@ -200,10 +200,10 @@ class Batch:
 
     @property
     def sequences(self) -> int:
-        return len(self.bounds) - 1
+        return len(self.cu_seqlens) - 1
 
     def __len__(self) -> int:
-        return self.bounds[-1]
+        return self.cu_seqlens[-1]
 
     @property
     def crop_count(self) -> int:
@@ -272,8 +272,8 @@ def row(
     return Batch(
         ids=tokens,
         positions=torch.arange(len(tokens)),
-        bounds=(0, len(tokens)),
-        totals=(len(tokens),),
+        cu_seqlens=(0, len(tokens)),
+        seq_lens=(len(tokens),),
         adapters=(adapter,),
         labels=labels,
         supervised=supervised,
@@ -315,11 +315,11 @@ def pack(rows: Sequence[Batch]) -> Batch:
     return Batch(
         ids=torch.cat([r.ids for r in rows]),
         positions=torch.cat([r.positions for r in rows]),
-        bounds=(
+        cu_seqlens=(
             0,
-            *(start + b for r, start in zip(rows, starts, strict=False) for b in r.bounds[1:]),
+            *(start + b for r, start in zip(rows, starts, strict=False) for b in r.cu_seqlens[1:]),
         ),
-        totals=tuple(t for r in rows for t in r.totals),
+        seq_lens=tuple(t for r in rows for t in r.seq_lens),
         adapters=tuple(a for r in rows for a in r.adapters),
         labels=cat("labels"),
         supervised=cat("supervised", shift=True),

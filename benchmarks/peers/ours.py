@@ -45,7 +45,7 @@ class Language:
         rows = []
         for some, table in zip(ids, tables, strict=True):
             new, end = row(some.tolist()), table.length + len(some)
-            rows.append(replace(new, positions=new.positions + table.length, totals=(end,)))
+            rows.append(replace(new, positions=new.positions + table.length, seq_lens=(end,)))
         sequences, each = ids.shape
         batch, cache = pack(rows), StepCache(self.memory, tables, [each] * sequences)
         last = torch.arange(each - 1, ids.numel(), each) if each > 1 else None

@@ -31,7 +31,7 @@ from polyphi.kernels.attention import BlockLayout, KVLayer
 from polyphi.model.attention import (
     Piece,
     continued_attention,
-    cu_seqlens,
+    cumulative_lengths,
     last_token_attention,
     varlen_attention,
     varlen_supported,
@@ -301,8 +301,8 @@ class StepCache:
             every = [r for table, end in zip(tables, ends, strict=True) for r in table.rows(0, end)]
             self._gathered = (
                 torch.tensor(every, device=device),
-                cu_seqlens(new, device),
-                cu_seqlens(ends, device),
+                cumulative_lengths(new, device),
+                cumulative_lengths(ends, device),
             )
 
     def attend(
@@ -311,7 +311,7 @@ class StepCache:
         q: Float[Tensor, "T H d"],
         k: Float[Tensor, "T K d"],
         v: Float[Tensor, "T K d"],
-        bounds: Sequence[int],
+        cu_seqlens: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
         cached = self._memory.layers[layer]
         if self._layout is not None and attention.supports(q, k, v, cached):

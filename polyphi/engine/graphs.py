@@ -51,7 +51,7 @@ class StepMemory:
         q: Float[Tensor, "T H d"],
         k: Float[Tensor, "T K d"],
         v: Float[Tensor, "T K d"],
-        bounds: Sequence[int],
+        cu_seqlens: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
         step, (keys, values, *_) = self._step, self._memory.layers[layer]
         keys.index_copy_(0, step.rows, k.to(keys.dtype))
@@ -78,8 +78,8 @@ class DecodeGraphs:
         self._graphs: OrderedDict[tuple, tuple[Step, Callable[[], Tensor]]] = OrderedDict()
 
     @torch.inference_mode()
-    def run(self, parts: Sequence[StepPart], totals: Sequence[int]) -> Float[Tensor, "S V"]:
-        """Float32 logits after each part's single token. `totals` choose LongRoPE tables (batch.py)."""
+    def run(self, parts: Sequence[StepPart], seq_lens: Sequence[int]) -> Float[Tensor, "S V"]:
+        """Float32 logits after each part's single token. `seq_lens` choose LongRoPE tables (batch.py)."""
         order = sorted(range(len(parts)), key=lambda i: str(parts[i].request.adapter))
         sequences = 1 << (len(parts) - 1).bit_length()
         longest = max(part.start + 1 for part in parts)
@@ -91,8 +91,8 @@ class DecodeGraphs:
                 [*(parts[i].request.ids[parts[i].start] for i in order), *[0] * padding]
             ),
             positions=torch.tensor([*(parts[i].start for i in order), *[0] * padding]),
-            bounds=tuple(range(sequences + 1)),
-            totals=(*(totals[i] for i in order), *[1] * padding),
+            cu_seqlens=tuple(range(sequences + 1)),
+            seq_lens=(*(seq_lens[i] for i in order), *[1] * padding),
             adapters=adapters,
         )
         key = (sequences, width, adapters)
@@ -144,7 +144,7 @@ class DecodeGraphs:
             step.cos,
             step.sin,
             routes(batch, decoder.adapters.keys(), device),
-            batch.bounds,
+            batch.cu_seqlens,
             StepMemory(self.memory, step),
         )
 

@@ -45,8 +45,8 @@ def extend(prompt: Batch, tokens: Sequence[int]) -> Batch:
             [prompt.ids, torch.tensor(tokens, dtype=prompt.ids.dtype, device=prompt.ids.device)]
         ),
         positions=torch.arange(length, device=prompt.positions.device),
-        bounds=(0, length),
-        totals=(length,),
+        cu_seqlens=(0, length),
+        seq_lens=(length,),
     )
 
 
@@ -77,17 +77,17 @@ class Runner:
         """Run the parts and advance the `length` of their block tables."""
         if self.device.type == "cuda" and all(_is_decode(part) for part in parts):
             return self._replayed(parts, memory)
-        batch, bounds = self._batch(parts)
-        x = self._embedded(batch, parts, bounds)
+        batch, cu_seqlens = self._batch(parts)
+        x = self._embedded(batch, parts, cu_seqlens)
         cache = StepCache(memory, [p.request.table for p in parts], [p.size for p in parts])
         sampled = [
             list(range(end - len(p.draft_tokens) - 1, end)) if p.samples else []
-            for p, end in zip(parts, bounds[1:], strict=True)
+            for p, end in zip(parts, cu_seqlens[1:], strict=True)
         ]
         # The position before a token predicts it.
         scored = [
             [first + number - 1 - p.start for number in p.scored_tokens]
-            for p, first in zip(parts, bounds, strict=False)
+            for p, first in zip(parts, cu_seqlens, strict=False)
         ]
         rows = [row for some in (*sampled, *scored) for row in some]
         indices = None
@@ -139,27 +139,27 @@ class Runner:
     def _batch(self, parts: Sequence[StepPart]) -> tuple[Batch, list[int]]:
         ids: list[int] = []
         positions: list[int] = []
-        bounds = [0]
+        cu_seqlens = [0]
         for part in parts:
             ids += part.request.ids[part.start : part.start + part.new]
             ids += part.draft_tokens
             positions += range(part.start, part.start + part.size)
-            bounds.append(len(ids))
+            cu_seqlens.append(len(ids))
         batch = Batch(
             ids=torch.tensor(ids),
             positions=torch.tensor(positions),
-            bounds=tuple(bounds),
-            totals=tuple(self.rope_length(p.request) for p in parts),
+            cu_seqlens=tuple(cu_seqlens),
+            seq_lens=tuple(self.rope_length(p.request) for p in parts),
             adapters=tuple(p.request.adapter for p in parts),
         )
-        return batch.to(self.device), bounds
+        return batch.to(self.device), cu_seqlens
 
     def _embedded(
-        self, batch: Batch, parts: Sequence[StepPart], bounds: Sequence[int]
+        self, batch: Batch, parts: Sequence[StepPart], cu_seqlens: Sequence[int]
     ) -> Float[Tensor, "T D"]:
         slots: list[int] = []
         features: list[Tensor] = []
-        for part, first in zip(parts, bounds, strict=False):
+        for part, first in zip(parts, cu_seqlens, strict=False):
             end = part.start + part.new
             for item in part.request.items:
                 low, high = max(item.start, part.start), min(item.end, end)

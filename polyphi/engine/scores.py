@@ -86,7 +86,7 @@ def _score_group(runner: Runner, group: Sequence[tuple[Batch, Sequence[int]]]) -
     return [
         # The position before a token predicts it.
         [t.logprob for t in logprobs(runner.model, hidden[end - len(a) - 1 : end - 1], a)]
-        for (_, a), end in zip(group, batch.bounds[1:], strict=True)
+        for (_, a), end in zip(group, batch.cu_seqlens[1:], strict=True)
     ]
 
 
@@ -113,7 +113,7 @@ def _logits_group(
     sizes = [len(one) if last is None else min(last, len(one)) for one in group]
     indices = None
     if last is not None:
-        ends = zip(batch.bounds[1:], sizes, strict=True)
+        ends = zip(batch.cu_seqlens[1:], sizes, strict=True)
         indices = [index for end, size in ends for index in range(end - size, end)]
     with torch.inference_mode():
         hidden = runner.hidden(batch, indices).split(sizes)

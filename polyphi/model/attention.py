@@ -42,7 +42,7 @@ class KVCache(Protocol):
         q: Float[Tensor, "T H d"],
         k: Float[Tensor, "T K d"],
         v: Float[Tensor, "T K d"],
-        bounds: Sequence[int],
+        cu_seqlens: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
         """Store the new keys (already rotated) and values of a pack, and attend: every new token sees the cached tokens
         of its sequence and the new ones up to itself."""
@@ -64,11 +64,11 @@ def packed_attention(
     q: Float[Tensor, "T H d"],
     k: Float[Tensor, "T K d"],
     v: Float[Tensor, "T K d"],
-    bounds: Sequence[int],
+    cu_seqlens: Sequence[int],
 ) -> Float[Tensor, "T H d"]:
-    """Grouped-query causal attention, sequence by sequence (`bounds` as in `Batch`): kv head j serves the query heads
-    j H/K to (j + 1) H/K - 1, logits are scaled by 1/sqrt(d)."""
-    lengths = [end - start for start, end in pairwise(bounds)]
+    """Grouped-query causal attention, sequence by sequence (`cu_seqlens` as in `Batch`): kv head j serves the query
+    heads j H/K to (j + 1) H/K - 1, logits are scaled by 1/sqrt(d)."""
+    lengths = [end - start for start, end in pairwise(cu_seqlens)]
     if not q.is_cuda and len(lengths) > 1:
         return _grouped(q, k, v, lengths)
     # `split` rather than slices: its gradient is one concatenation, a slice's is a whole pack of zeros per sequence.
@@ -85,7 +85,7 @@ def ragged_attention(
     the bottom right."""
     if varlen_supported(q):
         sizes = [len(k) for k in keys]
-        starts = [cu_seqlens(n, q.device) for n in (lengths, sizes)]
+        starts = [cumulative_lengths(n, q.device) for n in (lengths, sizes)]
         k, v = torch.cat(list(keys)), torch.cat(list(values))
         return varlen_attention(q, k, v, starts[0], starts[1], max(lengths), max(sizes))
     parts = [_causal(*three) for three in zip(q.split(list(lengths)), keys, values, strict=True)]
@@ -216,10 +216,10 @@ def _groups(lengths: tuple[int, ...]) -> tuple[tuple[_Group, ...], Int[Tensor, "
     return tuple(groups), torch.from_numpy(index)
 
 
-def padding(bounds: Sequence[int]) -> int:
+def padding(cu_seqlens: Sequence[int]) -> int:
     """Number of padding tokens that the CPU's attention computes for a pack: sequences of similar length are batched,
     and the shorter ones padded. On a GPU, and for a single sequence, there is no padding."""
-    lengths = tuple(end - start for start, end in pairwise(bounds))
+    lengths = tuple(end - start for start, end in pairwise(cu_seqlens))
     if len(lengths) < 2:
         return 0
     groups, index = _groups(lengths)
@@ -322,7 +322,7 @@ def varlen_attention(
     return out
 
 
-def cu_seqlens(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " S1"]:
+def cumulative_lengths(lengths: Sequence[int], device: torch.device) -> Int[Tensor, " S1"]:
     """cu_seqlens of sequences of these lengths: where each starts in a pack, and where the last one ends."""
     total = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return total.to(device, non_blocking=True)

@@ -44,7 +44,7 @@ class Shared:
     cos: Float[Tensor, "T 1 pairs"]
     sin: Float[Tensor, "T 1 pairs"]
     routes: Sequence[Route]
-    bounds: Sequence[int]
+    cu_seqlens: Sequence[int]
     cache: KVCache | None
 
 
@@ -84,9 +84,9 @@ class Attention(nn.Module):
         rotated, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(rotated, shared.cos, shared.sin).split((self.heads, self.kv_heads), dim=1)
         if shared.cache is None:
-            out = packed_attention(q, k, v, shared.bounds)
+            out = packed_attention(q, k, v, shared.cu_seqlens)
         else:
-            out = shared.cache.attend(layer, q, k, v, shared.bounds)
+            out = shared.cache.attend(layer, q, k, v, shared.cu_seqlens)
         return out.reshape(len(qkv), -1)
 
 
@@ -183,7 +183,9 @@ class Decoder(nn.Module):
     def shared(self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None) -> Shared:
         """The inputs that all layers share for a batch. Raises ValueError as `forward` does."""
         cos, sin = self.rope(batch, working_dtype(x))
-        return Shared(cos, sin, routes(batch, self.adapters.keys(), x.device), batch.bounds, cache)
+        return Shared(
+            cos, sin, routes(batch, self.adapters.keys(), x.device), batch.cu_seqlens, cache
+        )
 
     def logits(self, hidden: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]:
         """Logits of the next token, in the model's dtype (the loss converts them to float32)."""

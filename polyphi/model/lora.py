@@ -66,7 +66,7 @@ def routes(batch: Batch, available: Collection[str], device: torch.device) -> li
 
 
 def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
-    spans = zip(batch.adapters, pairwise(batch.bounds), strict=True)
+    spans = zip(batch.adapters, pairwise(batch.cu_seqlens), strict=True)
     return torch.cat([torch.arange(*span) for name, span in spans if name == adapter])
 
 

@@ -51,15 +51,15 @@ class LongRope:
     def __call__(
         self, batch: Batch, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "T 1 pairs"], Float[Tensor, "T 1 pairs"]]:
-        """(cos, sin), scaled. Sequence s uses the long table if and only if `totals[s]` exceeds `switch`, whatever else
-        is in its pack."""
+        """(cos, sin), scaled. Sequence s uses the long table if and only if `seq_lens[s]` exceeds `switch`, whatever
+        else is in its pack."""
         device = batch.positions.device
         table = self.frequencies(device)
-        long = [int(total > self.switch) for total in batch.totals]
+        long = [int(total > self.switch) for total in batch.seq_lens]
         if len(set(long)) == 1:
             frequencies = table[long[0]]
         else:
-            spans = pairwise(batch.bounds)
+            spans = pairwise(batch.cu_seqlens)
             rows = [
                 row
                 for row, (start, end) in zip(long, spans, strict=True)

@@ -228,7 +228,7 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
     """The amounts of batches."""
     amounts: Work = Counter()
     for batch in batches:
-        lengths = [end - start for start, end in pairwise(batch.bounds)]
+        lengths = [end - start for start, end in pairwise(batch.cu_seqlens)]
         amounts["tokens"] += len(batch)
         amounts["sequences"] += len(lengths)
         amounts["pairs"] += sum(n * (n + 1) // 2 for n in lengths)

@@ -32,7 +32,7 @@ def calibrate(
         cos_sin = decoder.rope(row, working_dtype(x))
         states.append(x)
         shared.append(
-            Shared(*cos_sin, routes(row, decoder.adapters.keys(), x.device), row.bounds, None)
+            Shared(*cos_sin, routes(row, decoder.adapters.keys(), x.device), row.cu_seqlens, None)
         )
     for number, layer in enumerate(decoder.layers):
         sums = {m: _Sum(m) for m in layer.modules() if isinstance(m, LoraLinear)}

@@ -192,7 +192,7 @@ class AttentionDecoder:
             mels = augment(mels, batch.clips, self.warp, self.masks, self.widest)
         frames = model.audio.encoder(mels, batch.clips)
         labels = batch.labels.index_select(0, batch.supervised)
-        cu_seqlens = torch.tensor(batch.bounds, device=labels.device)
+        cu_seqlens = torch.tensor(batch.cu_seqlens, device=labels.device)
         edges = torch.searchsorted(batch.supervised, cu_seqlens).tolist()
         targets = labels.split([end - start for start, end in pairwise(edges)])
 

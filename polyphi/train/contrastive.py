@@ -105,7 +105,7 @@ def caption_embeddings(model: PhiModel, batch: Batch) -> Float[Tensor, "S 2D"]:
         states = (model(captions), model.decoder.embed_tokens(batch.ids))
         # Hidden states of a language model share a large common part; normalization keeps it from hiding differences.
         tokens = torch.cat([F.layer_norm(x.float(), x.shape[-1:]) for x in states], dim=-1)
-    lengths = torch.tensor([end - start for start, end in pairwise(batch.bounds)]).to(
+    lengths = torch.tensor([end - start for start, end in pairwise(batch.cu_seqlens)]).to(
         tokens.device, non_blocking=True
     )
     caption_index = torch.repeat_interleave(lengths, output_size=len(batch))
@@ -118,7 +118,7 @@ def same_caption(batch: Batch) -> Bool[Tensor, "S S"]:
     ids = batch.ids.tolist()
     index_of: dict[tuple[int, ...], int] = {}
     indices = torch.tensor(
-        [index_of.setdefault(tuple(ids[a:b]), len(index_of)) for a, b in pairwise(batch.bounds)]
+        [index_of.setdefault(tuple(ids[a:b]), len(index_of)) for a, b in pairwise(batch.cu_seqlens)]
     )
     indices = indices.to(batch.ids.device, non_blocking=True)
     return indices[:, None] == indices[None, :]

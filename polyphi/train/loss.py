@@ -197,5 +197,5 @@ def by_modality(batch: Batch, losses: Float[Tensor, " Q"]) -> dict[str, tuple[Te
 
 def owners(batch: Batch, positions: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Index of the sequence that each position of a pack belongs to."""
-    ends = torch.tensor(batch.bounds[1:]).to(positions.device, non_blocking=True)
+    ends = torch.tensor(batch.cu_seqlens[1:]).to(positions.device, non_blocking=True)
     return torch.searchsorted(ends, positions, right=True)

@@ -152,7 +152,7 @@ class Context:
             )
         self._edges = [len(batch) * i // parts for i in range(parts + 1)]
         start, end = self._edges[rank : rank + 2]
-        spans = list(pairwise(batch.bounds))
+        spans = list(pairwise(batch.cu_seqlens))
         overlapping = [s for s, (a, b) in enumerate(spans) if a < end and b > start]
         self._starts = [spans[s][0] for s in overlapping]
         supervised = batch.supervised
@@ -162,8 +162,8 @@ class Context:
             batch,
             ids=batch.ids[start:end],
             positions=batch.positions[start:end],
-            bounds=(0, *(min(spans[s][1], end) - start for s in overlapping)),
-            totals=tuple(batch.totals[s] for s in overlapping),
+            cu_seqlens=(0, *(min(spans[s][1], end) - start for s in overlapping)),
+            seq_lens=tuple(batch.seq_lens[s] for s in overlapping),
             adapters=tuple(batch.adapters[s] for s in overlapping),
             labels=None if batch.labels is None else batch.labels[start:end],
             supervised=supervised,
@@ -179,12 +179,12 @@ class Context:
         q: Float[Tensor, "T H d"],
         k: Float[Tensor, "T K d"],
         v: Float[Tensor, "T K d"],
-        bounds: Sequence[int],
+        cu_seqlens: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
         """Attention by the cache protocol of `model/attention.py`; the earlier tokens of a sequence are gathered from
         the other processes."""
         whole = self._gather(torch.stack([k, v], dim=1))
-        lengths = [end - start for start, end in pairwise(bounds)]
+        lengths = [end - start for start, end in pairwise(cu_seqlens)]
         keys, values, end = [], [], self._edges[self.mesh.get_local_rank()]
         for start, length in zip(self._starts, lengths, strict=True):
             end += length

@@ -83,7 +83,7 @@ class StageLoss:
             if flops is not None:
                 values["flops"] = flops(item.batch) / parts
             if device.type == "cpu":
-                padded = padding(batch.bounds)
+                padded = padding(batch.cu_seqlens)
                 values["padding"] = (padded, padded + len(batch))
             values["crops"] = batch.crop_count
             for key, field in (("supervised", batch.supervised), ("frames", batch.mels)):

@@ -64,11 +64,11 @@ class AudioAttention:
         q: Float[Tensor, "T H d"],
         k: Float[Tensor, "T K d"],
         v: Float[Tensor, "T K d"],
-        bounds: Sequence[int],
+        cu_seqlens: Sequence[int],
     ) -> Float[Tensor, "T H d"]:
         """The cache protocol of `model/attention.py`: records queries and keys, and attends without a cache."""
         self.layers.append((q[self._predicting], k[self._slots]))
-        return packed_attention(q, k, v, bounds)
+        return packed_attention(q, k, v, cu_seqlens)
 
     def __len__(self) -> int:
         return sum(queries.shape[1] for queries, _ in self.layers)

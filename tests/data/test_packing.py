@@ -52,7 +52,7 @@ def added(sizes: list[Size]) -> Size:
 def test_the_largest_first_each_where_it_fits_best() -> None:
     samples = [sample(3, 3), sample(4), sample(20), sample(2), sample(5, 2)]
     packs = pack_step(samples, Capacity(10))
-    assert [p.batch.bounds for p in packs] == [(0, 3, 6, 10), (0, 20), (0, 2, 7, 9)]
+    assert [p.batch.cu_seqlens for p in packs] == [(0, 3, 6, 10), (0, 20), (0, 2, 7, 9)]
     assert [p.empty for p in packs] == pytest.approx([0.0, 0.0, 0.1])
 
 
@@ -95,7 +95,9 @@ def test_processes_share_a_step(sizes: list[Size], capacity: Capacity, world: in
 def test_the_rows_of_a_sample_stay_together() -> None:
     pairs = [sample(i, i + 1) for i in range(1, 9)]
     for pack in pack_step(pairs, Capacity(20)):
-        lengths = [b - a for a, b in zip(pack.batch.bounds, pack.batch.bounds[1:], strict=False)]
+        lengths = [
+            b - a for a, b in zip(pack.batch.cu_seqlens, pack.batch.cu_seqlens[1:], strict=False)
+        ]
         assert all(b == a + 1 for a, b in zip(lengths[::2], lengths[1::2], strict=True))
 
 

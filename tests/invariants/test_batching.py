@@ -145,9 +145,9 @@ class GrowingCache:
         self.held[layer, sequence] = (k, v)
         return k, v
 
-    def attend(self, layer, q, k, v, bounds, live=None):
+    def attend(self, layer, q, k, v, cu_seqlens, live=None):
         """`live` are the sequences of the batch, all of them if it isn't given."""
-        lengths = [end - start for start, end in pairwise(bounds)]
+        lengths = [end - start for start, end in pairwise(cu_seqlens)]
         live = range(len(lengths)) if live is None else live
         parts = zip(live, k.split(lengths), v.split(lengths), strict=True)
         held = [self.update(layer, s, *pair) for s, *pair in parts]
@@ -160,7 +160,7 @@ def part(batch: Batch, start: int, end: int) -> Batch:
         batch,
         ids=batch.ids[start:end],
         positions=batch.positions[start:end],
-        bounds=(0, end - start),
+        cu_seqlens=(0, end - start),
     )
 
 
@@ -170,7 +170,7 @@ def part(batch: Batch, start: int, end: int) -> Batch:
 def test_cached_equals_uncached(model, lengths, seed):
     """Text in pieces of random size, single tokens among them, several sequences side by side.
 
-    `totals` is the final length throughout: a sequence that crosses the LongRoPE switch must be run again, which is the
+    `seq_lens` is the final length throughout: a sequence that crosses the LongRoPE switch must be run again, which is the
     engine's work."""
     dice = random.Random(seed)
     rows = [
@@ -206,13 +206,13 @@ def test_cached_media_prompt_equals_uncached(model, tiny_config):
         prompt,
         ids=torch.cat([prompt.ids, torch.tensor(tail)]),
         positions=torch.arange(len(prompt) + 3),
-        bounds=(0, len(prompt) + 3),
-        totals=(len(prompt) + 3,),
+        cu_seqlens=(0, len(prompt) + 3),
+        seq_lens=(len(prompt) + 3,),
     )
     cache = GrowingCache()
-    hidden = [model(replace(prompt, totals=whole.totals), cache)]
+    hidden = [model(replace(prompt, seq_lens=whole.seq_lens), cache)]
     for i, token in enumerate(tail):
-        step = replace(row([token], adapter=prompt.adapters[0]), totals=whole.totals)
+        step = replace(row([token], adapter=prompt.adapters[0]), seq_lens=whole.seq_lens)
         hidden.append(model(replace(step, positions=torch.tensor([len(prompt) + i])), cache))
     torch.testing.assert_close(torch.cat(hidden), model(whole), atol=ROUNDING, rtol=0)
 

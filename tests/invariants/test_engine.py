@@ -136,7 +136,7 @@ def alone(engine: Engine, one: Asked, count: int) -> torch.Tensor:
     rows = []
     with torch.no_grad():
         by_table = {
-            total: engine.model.logits(engine.model(replace(whole, totals=(total,))))
+            total: engine.model.logits(engine.model(replace(whole, seq_lens=(total,))))
             for total in (1, switch + 1)
         }
     for number in range(count):

@@ -46,14 +46,14 @@ def cut(cached: tuple[torch.Tensor, torch.Tensor], at: list[int]) -> list[tuple]
 
 @pytest.mark.parametrize("heads, kv_heads", [(6, 2), (4, 4), (3, 1)])
 def test_sequences_see_themselves_only(heads, kv_heads):
-    bounds = (0, 5, 6, 20, 21)
+    cu_seqlens = (0, 5, 6, 20, 21)
     q, k, v = (
         noise(21, heads, 8, seed=0),
         noise(21, kv_heads, 8, seed=1),
         noise(21, kv_heads, 8, seed=2),
     )
-    result = packed_attention(q, k, v, bounds)
-    expected = np.concatenate([formula(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(bounds)])
+    result = packed_attention(q, k, v, cu_seqlens)
+    expected = np.concatenate([formula(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(cu_seqlens)])
     np.testing.assert_allclose(result.numpy(), expected, atol=ROUNDING, rtol=0)
 
 
@@ -102,9 +102,9 @@ def test_the_varlen_kernel_gets_equal_arguments(monkeypatch):
 
 
 def test_gradients():
-    bounds = (0, 3, 4, 9)
+    cu_seqlens = (0, 3, 4, 9)
     inputs = [noise(9, n, 4, seed=i).double().requires_grad_() for i, n in enumerate((4, 2, 2))]
-    assert torch.autograd.gradcheck(lambda *x: packed_attention(*x, bounds), inputs)
+    assert torch.autograd.gradcheck(lambda *x: packed_attention(*x, cu_seqlens), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

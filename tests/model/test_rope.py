@@ -31,7 +31,7 @@ def test_each_sequence_of_a_pack_has_its_table(tiny_config):
 def test_the_switch_counts_cached_tokens(tiny_config):
     """One new token at position 64 after 64 cached ones: 65 in all, so the long table."""
     rope = LongRope(tiny_config.decoder)
-    step = replace(row([1]), positions=torch.tensor([64]), totals=(65,))
+    step = replace(row([1]), positions=torch.tensor([64]), seq_lens=(65,))
     whole = rope(row([1] * 65), torch.float32)
     for one, all_ in zip(rope(step, torch.float32), whole, strict=True):
         assert torch.equal(one[0], all_[64])

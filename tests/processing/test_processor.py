@@ -44,8 +44,8 @@ def test_a_picture_fills_its_placeholders(processor: Processor, png: Make) -> No
     assert row.views.shape == (1, 3, 56, 56) and row.crop_masks.shape == (3, 4, 4)
     assert (
         row.adapters == ("vision",)
-        and row.bounds == (0, len(row.ids))
-        and row.totals == (len(row.ids),)
+        and row.cu_seqlens == (0, len(row.ids))
+        and row.seq_lens == (len(row.ids),)
     )
     assert row.labels is None and row.mels is None and row.clips == () and row.audio_slots is None
 

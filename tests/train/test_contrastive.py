@@ -82,7 +82,7 @@ def test_loss_is_the_formula(model: PhiModel, processor: Processor) -> None:
 
     with torch.no_grad():
         texts = []
-        for start, end in zip(batch.bounds[:-1], batch.bounds[1:], strict=True):
+        for start, end in zip(batch.cu_seqlens[:-1], batch.cu_seqlens[1:], strict=True):
             ids = batch.ids[start:end]
             alone = Batch(ids, torch.arange(len(ids)), (0, len(ids)), (len(ids),), (None,))
             states = (model(alone), model.decoder.embed_tokens.weight[ids])

@@ -68,9 +68,9 @@ def test_it_is_the_attention_of_the_forward(
     inputs = []
     plain = model_attention.packed_attention
 
-    def watched(q, k, v, bounds, **options):
+    def watched(q, k, v, cu_seqlens, **options):
         inputs.append((q, k))
-        return plain(q, k, v, bounds, **options)
+        return plain(q, k, v, cu_seqlens, **options)
 
     monkeypatch.setattr("polyphi.model.decoder.packed_attention", watched)
     with torch.inference_mode():

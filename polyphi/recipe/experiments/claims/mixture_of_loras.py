@@ -105,7 +105,7 @@ class CrossAttended(PhiModel):
             of_token = owners(batch, torch.arange(len(x)))
             mask = of_token[:, None] == of_picture
         cos, sin = self.decoder.rope(batch, working_dtype(x))
-        shared = Shared(cos, sin, [], batch.bounds, None)
+        shared = Shared(cos, sin, [], batch.cu_seqlens, None)
         for number, layer in enumerate(self.decoder.layers):
             if batch.images and number % EVERY == 0:
                 x = self.cross[number // EVERY](x, pictures.to(x.dtype), mask)
