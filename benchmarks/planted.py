@@ -30,7 +30,7 @@ from polyphi.curate.waves import encode, resample
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
-from polyphi.services.speech_synthesis import Booth, Voice, unavailable
+from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi.synthetic import planted
 from polyphi.synthetic.images import png
 from polyphi.synthetic.speech import speakable
@@ -187,7 +187,7 @@ def transcripts() -> Iterator[str]:
         " ".join(s.split()[:10]) for s in leaks.manual() if s.replace(" ", "")[:60].isalpha()
     ]
     random.Random(6).shuffle(sentences)
-    booth, judge, rng = Booth(), WordErrors(pocketsphinx(), 0.4), random.Random(7)
+    tts_pool, judge, rng = TTSPool(), WordErrors(pocketsphinx(), 0.4), random.Random(7)
     dropped: dict[str, list[bool]] = {
         "another clip's": [],
         "half of the longer words replaced": [],
@@ -201,7 +201,7 @@ def transcripts() -> Iterator[str]:
             "right": said,
         }[kind]
         voice = Voice("flite", "en", ("slt", "rms", "awb")[i % 3])
-        wave = resample(*booth.speak(said, voice))
+        wave = resample(*tts_pool.speak(said, voice))
         messages = (Message.user(Audio(encode(wave))), Message.assistant(written))
         known = {"language": "en", "engine": "flite"}
         found = judge.filter(document(Sample(str(i), messages, "", "", known)))

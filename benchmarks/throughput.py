@@ -39,7 +39,7 @@ from polyphi.curate.transcripts import WordErrors, pocketsphinx
 from polyphi.curate.waves import RATE, encode, resample
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Message
-from polyphi.services.speech_synthesis import Booth, Voice, unavailable
+from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi.text.lexicon import LANGUAGES
 
 TASKS = 8
@@ -84,10 +84,10 @@ def spoken(work: Work) -> Iterator[tuple[str, Sample]]:
     engine, names = (
         ("espeak-ng", ("f2", "m3")) if unavailable("flite") else ("flite", ("slt", "rms"))
     )
-    booth, sentences = Booth(), leaks.manual()
+    tts_pool, sentences = TTSPool(), leaks.manual()
     for i in range(part, work.seed, of):  # the seed is the number of clips
         said = " ".join(sentences[i % len(sentences)].split()[:12])
-        wave = resample(*booth.speak(said, Voice(engine, "en", names[i % 2])))
+        wave = resample(*tts_pool.speak(said, Voice(engine, "en", names[i % 2])))
         messages = (Message.user(Audio(encode(wave)), "Transcribe."), Message.assistant(said))
         known = {"language": "en", "engine": engine, "seconds": len(wave) / RATE}
         yield split, Sample(f"{i}", messages, "benchmark", "MIT", known)

@@ -44,7 +44,7 @@ class Phi:
 
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
         self.engine = Engine(model, processor, **engine)
-        self.room: MemoryReport | None = None
+        self.memory: MemoryReport | None = None
 
     @property
     def model(self) -> PhiModel:
@@ -312,7 +312,7 @@ def load(
     phi = Phi(
         model, make_processor(model.config, vocabulary), max_num_seqs=together, memory=cache, kv=kv
     )
-    phi.room = placement.memory_report(model, free, place, phi.engine.capacity, kv)
+    phi.memory = placement.memory_report(model, free, place, phi.engine.capacity, kv)
     return phi
 
 

@@ -161,11 +161,11 @@ class AudioInput:
 class Batch:
     """Packed sequences and their media.
 
-    `cu_seqlens` (host, S + 1 numbers from 0 to T) delimits sequences; `seq_lens` (host, S) counts each sequence's tokens
-    up to and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters`
-    (host, S) names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the placeholder
-    tokens that `images` and `clips` fill, in order. `lost` counts tokens that were cut off at the context. `keys`
-    (host, S or none) identify sequences for an objective.
+    `cu_seqlens` (host, S + 1 numbers from 0 to T) delimits sequences; `seq_lens` (host, S) counts each sequence's
+    tokens up to and including this batch, cached ones too: it decides the LongRoPE table of that sequence. `adapters`
+    (host, S) names each sequence's LoRA or None. `image_slots` and `audio_slots` are the positions in `ids` of the
+    placeholder tokens that `images` and `clips` fill, in order. `lost` counts tokens that were cut off at the
+    context. `keys` (host, S or none) identify sequences for an objective.
 
     `cell_words` and `clip_words`, if a training objective needs them, give the text of images and clips: (image,
     number among its tokens or patches, token id) and (clip, token id), the latter in the order of speech. Images

@@ -74,10 +74,10 @@ def test_load_tells_its_room_and_refuses_early(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phi = polyphi.load(folder, device="cpu")
-    assert phi.room and phi.room.tokens == phi.config.decoder.max_position_embeddings
+    assert phi.memory and phi.memory.tokens == phi.config.decoder.max_position_embeddings
     sizes = stored_types(folder)
-    assert sum(sizes.values()) * 4 == placement.size(sizes, None) == phi.room.weights
-    monkeypatch.setattr(memory, "free_memory", lambda device: phi.room.weights - 1)
+    assert sum(sizes.values()) * 4 == placement.size(sizes, None) == phi.memory.weights
+    monkeypatch.setattr(memory, "free_memory", lambda device: phi.memory.weights - 1)
     monkeypatch.setattr(api, "load_checkpoint", None)  # nothing is read before it is known to fit
     with pytest.raises(ValueError, match=r"weights take .* free;"):
         polyphi.load(folder)

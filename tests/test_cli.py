@@ -218,7 +218,7 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
     cli.main(["export", str(checkpoint), "--out", str(out), "--quant", "int4-all"])
     assert "4 bits (adapters and encoders in 8)" in (out / "README.md").read_text()
     phi = polyphi.load(out)
-    assert phi.model.quant == "int4-all" and "and int4-all" in str(phi.room)
+    assert phi.model.quant == "int4-all" and "and int4-all" in str(phi.memory)
     messages = [Message.user("what is this ?")]
     assert phi.generate(messages, sampling=SamplingParams(max_tokens=3)).tokens
     rows = tmp_path / "rows"

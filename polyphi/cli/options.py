@@ -37,4 +37,4 @@ ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a
 def show_placement(phi: Any) -> None:
     """Print a model's device and memory use, if standard error is a terminal."""
     if sys.stderr.isatty():
-        print(f"polyphi: {phi.room}", file=sys.stderr)
+        print(f"polyphi: {phi.memory}", file=sys.stderr)

@@ -119,7 +119,7 @@ def serve(
             kv=kv,
             progress=progress.update,
         )
-        print(f"polyphi: {phi.room}", file=sys.stderr)
+        print(f"polyphi: {phi.memory}", file=sys.stderr)
         return create_app(phi.engine, settings)
 
     def ready() -> None:

@@ -92,7 +92,7 @@ def recording(tts: TTSSampler, work: Work, split: str, rng: Random) -> Sample | 
         chain.from_iterable(map(paragraphs, paths)),
         [p.voice for p in speakers],
         seconds=rng.uniform(LONG_SECONDS, work.seconds),
-        booth=tts.booth,
+        tts_pool=tts.tts_pool,
     )
     topics = "\n".join(headings[text] for text in recorded.paragraphs if text in headings)
     meta = {

@@ -27,7 +27,7 @@ from polyphi.curate.voices import ACCENTS, SPARE_FLITE, VARIANTS, unfit, varied
 from polyphi.curate.waves import RATE, Wave, augment, encode, level, resample, trim
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, Part, media
-from polyphi.services.speech_synthesis import Booth, Voice, unavailable
+from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi.text.lexicon import LANGUAGES
 from polyphi.text.scripts import has_kanji
 
@@ -115,7 +115,7 @@ class ReadAloud(BaseFilter):
     ) -> None:
         super().__init__()
         self._voices, self._longest, self._seed, self._strength = voices, longest, seed, strength
-        self._booth: Booth | None = None  # opened by the process that reads
+        self._tts_pool: TTSPool | None = None  # opened by the process that reads
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Return True, or False with the reason."""
@@ -137,11 +137,11 @@ class ReadAloud(BaseFilter):
         return True
 
     def _speak(self, text: str, reading: Reading, rng: Random, training: bool) -> Wave:
-        self._booth = self._booth or Booth()
+        self._tts_pool = self._tts_pool or TTSPool()
         voice = reading.voice
         if training and voice.engine in ("espeak-ng", "flite"):
             voice = varied(voice, rng)
-        wave, rate = self._booth.speak(text, voice)
+        wave, rate = self._tts_pool.speak(text, voice)
         wave, numpy_rng = trim(wave, rate), np.random.default_rng(rng.getrandbits(64))
         if training:
             return augment(wave, rate, numpy_rng, self._strength)

@@ -24,7 +24,7 @@ from polyphi.curate.read_aloud import Cast
 from polyphi.curate.voices import unfit
 from polyphi.curate.waves import RATE, level, resample, trim
 from polyphi.messages import TRANSCRIBE, Audio, Message
-from polyphi.services.speech_synthesis import Booth, Voice
+from polyphi.services.speech_synthesis import TTSPool, Voice
 
 LONGEST = 1800.0
 """Seconds: 30 minutes are 22,500 tokens (report 2.2.1)."""
@@ -48,15 +48,15 @@ def record(
     voices: Sequence[Voice],
     *,
     seconds: float = LONGEST,
-    booth: Booth | None = None,
+    tts_pool: TTSPool | None = None,
 ) -> Recording:
     """Return a recording of paragraphs read by each voice in turn, up to the last that ends within `seconds`. Raises
     ValueError if not even the first does, or there is none."""
-    booth, out, spoken = booth or Booth(), io.BytesIO(), list[str]()
+    tts_pool, out, spoken = tts_pool or TTSPool(), io.BytesIO(), list[str]()
     pause, frames = np.zeros(int(PAUSE * RATE), np.float32), 0
     with soundfile.SoundFile(out, "w", RATE, 1, format="FLAC", subtype="PCM_16") as file:
         for text in paragraphs:
-            wave, rate = booth.speak(text, voices[len(spoken) % len(voices)])
+            wave, rate = tts_pool.speak(text, voices[len(spoken) % len(voices)])
             wave = level(resample(trim(wave, rate), rate), 3.0)
             before = len(pause) if spoken else 0
             if frames + before + len(wave) > seconds * RATE:
@@ -94,7 +94,7 @@ class ReadPages(BaseFilter):
             )
         self._voices, self._longest, self._shortest = voices, longest, shortest
         self._people, self._seed = people, seed
-        self._booth: Booth | None = None  # opened by the process that reads
+        self._tts_pool: TTSPool | None = None  # opened by the process that reads
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """Return True, or False with the reason."""
@@ -108,9 +108,9 @@ class ReadPages(BaseFilter):
         readable = [p for p in paragraphs if not unfit(p, LONGEST_PARAGRAPH)]
         if not readable:
             return False, "unfit to be read: no paragraph of plain words"
-        self._booth = self._booth or Booth()
+        self._tts_pool = self._tts_pool or TTSPool()
         recording = record(
-            readable, [r.voice for r in people], seconds=self._longest, booth=self._booth
+            readable, [r.voice for r in people], seconds=self._longest, tts_pool=self._tts_pool
         )
         if recording.seconds < self._shortest:
             return False, "too short"

@@ -1,7 +1,7 @@
 """The device and dtype of a model, and the tokens of context that fit in memory.
 
 >>> device = choose("auto")                      # CUDA if available, else Apple's MPS, else the CPU
->>> print(load("path/or/hub-id").room)
+>>> print(load("path/or/hub-id").memory)
 cpu with 2 threads, bfloat16: 11.1 GB of weights leave 5.1 GB of 16.2 GB free, up to 38,536 of 131,072 tokens of context
 
 No decision depends on a processor's name: runtime/precision.py measures whether a device is fast in a 16-bit dtype.

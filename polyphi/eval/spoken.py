@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyphi.messages import Audio, Message, Part, Text
-from polyphi.services.speech_synthesis import Booth, Voice
+from polyphi.services.speech_synthesis import TTSPool, Voice
 
 RATE = 16_000
 LETTERS = "ABCDEFGHIJ"
@@ -31,11 +31,11 @@ def spoken(
     import soxr
 
     voice = voice or Voice(language=language)
-    booth = Booth()  # one for each clip: what espeak-ng says depends on what it said before
+    tts_pool = TTSPool()  # one for each clip: what espeak-ng says depends on what it said before
     try:
-        wave, rate = booth.speak(_readable(text, language, voice), voice)
+        wave, rate = tts_pool.speak(_readable(text, language, voice), voice)
     finally:
-        booth.close()
+        tts_pool.close()
     file = io.BytesIO()
     samples = soxr.resample(wave, rate, RATE) if rate != RATE else wave
     subtype = "MPEG_LAYER_III" if kind == "MP3" else "PCM_16"

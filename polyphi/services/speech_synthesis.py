@@ -3,8 +3,8 @@
 >>> wave, rate = speak("seven two nine", Voice("espeak-ng", "en", "f2"))       # float32 mono [n] in [-1, 1], Hz
 
 espeak-ng and flite are loaded as shared libraries, because a process for each text costs more than the synthesis; if
-only the command is installed, it is used. A `Booth` has separate engines: espeak-ng's output depends slightly on its
-previous texts, so reproducible audio needs a new `Booth` and the same texts in the same order.
+only the command is installed, it is used. A `TTSPool` has separate engines: espeak-ng's output depends slightly on its
+previous texts, so reproducible audio needs a new `TTSPool` and the same texts in the same order.
 """
 
 import _ctypes
@@ -91,7 +91,7 @@ class _Engine(Protocol):
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]: ...
 
 
-class Booth:
+class TTSPool:
     """A set of engines, each opened on first use. Thread-safe; synthesises one text at a time."""
 
     def __init__(self) -> None:
@@ -127,13 +127,13 @@ class Booth:
 
 
 @cache
-def _booth() -> Booth:
-    return Booth()
+def _tts_pool() -> TTSPool:
+    return TTSPool()
 
 
 def speak(text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
-    """`Booth.speak` of a shared `Booth`: for single texts, not for reproducible audio."""
-    return _booth().speak(text, voice)
+    """`TTSPool.speak` of a shared `TTSPool`: for single texts, not for reproducible audio."""
+    return _tts_pool().speak(text, voice)
 
 
 def unavailable(engine: str) -> str | None:

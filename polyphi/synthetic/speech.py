@@ -36,7 +36,7 @@ from polyphi.curate.waves import (
 )
 from polyphi.data.shards import Sample
 from polyphi.messages import TRANSCRIBE_AND_TRANSLATE, Audio, Message
-from polyphi.services.speech_synthesis import Booth, Voice, unavailable
+from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi.synthetic.images import bucket
 from polyphi.synthetic.stamps import STAMP_FOLDER, STAMPS, held_out, read_captions
 from polyphi.text.lexicon import DIGIT_WORDS, LANGUAGES, lexicon
@@ -230,7 +230,7 @@ class TTSSampler:
     are neither engines nor recordings. `strength` is that of the augmentation of training audio."""
 
     def __init__(self, work: Work, strength: float = 0.5) -> None:
-        self.work, self.booth, self.strength = work, Booth(), strength
+        self.work, self.tts_pool, self.strength = work, TTSPool(), strength
         self.espeak, self.flite = (unavailable(engine) is None for engine in ("espeak-ng", "flite"))
         for engine in ("espeak-ng", "flite"):
             if reason := unavailable(engine):
@@ -287,7 +287,7 @@ class TTSSampler:
             if training
             else replace(speaker.voice, speed=rng.uniform(0.9, 1.1), pitch=50)
         )
-        wave, rate = self.booth.speak(text, voice)
+        wave, rate = self.tts_pool.speak(text, voice)
         return self._finish(
             trim(wave, rate), rate, rng, training if augmented is None else augmented
         )

@@ -40,17 +40,17 @@ def test_half_an_hour_is_one_clip_in_little_memory(tmp_path: Path) -> None:
 import json, re, sys, time
 from pathlib import Path
 from polyphi.curate.recordings import record
-from polyphi.services.speech_synthesis import Booth, Voice
+from polyphi.services.speech_synthesis import TTSPool, Voice
 
 def peak():
     # getrusage's peak is that of the process that started this one, too.
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1000
 
-booth, story = Booth(), ({STORY!r}.format(i % 900) for i in range(10_000))
+tts_pool, story = TTSPool(), ({STORY!r}.format(i % 900) for i in range(10_000))
 voices = [Voice(variant="m1"), Voice(variant="f2")]
-record(story, voices, seconds=120, booth=booth)
+record(story, voices, seconds=120, tts_pool=tts_pool)
 before, begun = peak(), time.perf_counter()
-made = record(story, voices, booth=booth)
+made = record(story, voices, tts_pool=tts_pool)
 took = time.perf_counter() - begun
 Path(sys.argv[1]).write_bytes(made.audio)
 print(json.dumps([made.seconds, took, peak() - before, len(made.paragraphs)]))

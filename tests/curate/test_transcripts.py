@@ -128,10 +128,10 @@ def test_pocketsphinx_distinguishes_flites_transcripts(capsys) -> None:
         "the green house at the end of the street is old",
         "she read the letter twice before she answered",
     ]
-    booth = speech_synthesis.Booth()
+    tts_pool = speech_synthesis.TTSPool()
 
     def spoken(i: int, written: str) -> Sample:
-        wave, rate = booth.speak(texts[i], speech_synthesis.Voice("flite", "en", "rms"))
+        wave, rate = tts_pool.speak(texts[i], speech_synthesis.Voice("flite", "en", "rms"))
         meta = {"language": "en", "engine": "flite"}
         messages = (Message.user(Audio(encode(resample(wave, rate)))), Message.assistant(written))
         return Sample(str(i), messages, "here", "MIT", meta)

@@ -19,7 +19,7 @@ from polyphi.eval.read_aloud import SpeechCache, synthesise, voice_of
 from polyphi.eval.sources import Data, Missing
 from polyphi.eval.spoken import with_options
 from polyphi.messages import Audio, Image, Message, Text
-from polyphi.services.speech_synthesis import Booth, Voice
+from polyphi.services.speech_synthesis import TTSPool, Voice
 
 ROWS: list[Mapping[str, Any]] = [
     {"id": "a", "text": "One.", "answer": "1"},
@@ -33,7 +33,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
     """What engines were asked to say, and by whom; they answer with a short tone."""
     asked: list[tuple[str, str]] = []
 
-    class Booth:
+    class TTSPool:
         def close(self) -> None:
             pass
 
@@ -43,7 +43,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
                 raise KeyboardInterrupt
             return np.full(4000, 0.1, np.float32), 16_000
 
-    monkeypatch.setattr(spoken, "Booth", Booth)
+    monkeypatch.setattr(spoken, "TTSPool", TTSPool)
     spoken.spoken.cache_clear()
     yield asked
     spoken.spoken.cache_clear()
@@ -205,11 +205,11 @@ def test_a_clip_is_the_same_whatever_was_said_before() -> None:
 
 
 def test_a_closed_booth_opens_again() -> None:
-    booth = Booth()
-    first, _ = booth.speak("hello", Voice())
-    booth.close()
-    again, _ = booth.speak("hello", Voice())
-    booth.close()
+    tts_pool = TTSPool()
+    first, _ = tts_pool.speak("hello", Voice())
+    tts_pool.close()
+    again, _ = tts_pool.speak("hello", Voice())
+    tts_pool.close()
     assert (first == again).all()
 
 

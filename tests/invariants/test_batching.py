@@ -170,8 +170,8 @@ def part(batch: Batch, start: int, end: int) -> Batch:
 def test_cached_equals_uncached(model, lengths, seed):
     """Text in pieces of random size, single tokens among them, several sequences side by side.
 
-    `seq_lens` is the final length throughout: a sequence that crosses the LongRoPE switch must be run again, which is the
-    engine's work."""
+    `seq_lens` is the final length throughout: a sequence that crosses the LongRoPE switch must be run again, which
+    is the engine's work."""
     dice = random.Random(seed)
     rows = [
         row([dice.randrange(20, 1000) for _ in range(n)], adapter=adapter)

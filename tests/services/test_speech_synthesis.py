@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from polyphi.services import speech_synthesis
-from polyphi.services.speech_synthesis import Booth, Voice, speak, unavailable
+from polyphi.services.speech_synthesis import TTSPool, Voice, speak, unavailable
 
 needs_espeak = pytest.mark.skipif(
     unavailable("espeak-ng") is not None, reason="espeak-ng is not installed"
@@ -43,9 +43,9 @@ def test_espeak_speaks(language: str, text: str) -> None:
 @needs_espeak
 def test_a_new_booth_says_the_same_bytes_whatever_was_said_elsewhere() -> None:
     def session() -> list[np.ndarray]:
-        booth = Booth()
+        tts_pool = TTSPool()
         return [
-            booth.speak(t, Voice("espeak-ng", "en", v))[0]
+            tts_pool.speak(t, Voice("espeak-ng", "en", v))[0]
             for t in ("one", "two")
             for v in ("f1", "m3", "f5")
         ]
@@ -58,27 +58,27 @@ def test_a_new_booth_says_the_same_bytes_whatever_was_said_elsewhere() -> None:
 
 @needs_espeak
 def test_speed_and_pitch_change_the_clip() -> None:
-    booth = Booth()
-    slow, fast = (booth.speak("seven two nine", Voice(speed=s))[0] for s in (0.8, 1.5))
+    tts_pool = TTSPool()
+    slow, fast = (tts_pool.speak("seven two nine", Voice(speed=s))[0] for s in (0.8, 1.5))
     assert len(slow) > 1.2 * len(fast)
-    low, high = (booth.speak("seven two nine", Voice(pitch=p))[0] for p in (10, 90))
+    low, high = (tts_pool.speak("seven two nine", Voice(pitch=p))[0] for p in (10, 90))
     assert not np.array_equal(low, high)
 
 
 @needs_espeak
 def test_the_command_says_what_the_library_says() -> None:
     wave, rate = speech_synthesis._EspeakCommand().speak("seven", Voice("espeak-ng", "en", "m1"))
-    ours, our_rate = Booth().speak("seven", Voice("espeak-ng", "en", "m1"))
+    ours, our_rate = TTSPool().speak("seven", Voice("espeak-ng", "en", "m1"))
     assert rate == our_rate and abs(len(wave) - len(ours)) < 0.05 * rate + 0.35 * rate
 
 
 @needs_flite
 def test_flite_speaks_the_same_again_and_faster() -> None:
-    booth = Booth()
-    first, rate = booth.speak("seven two", Voice("flite", "en", "slt"))
+    tts_pool = TTSPool()
+    first, rate = tts_pool.speak("seven two", Voice("flite", "en", "slt"))
     assert rate == 16000
-    assert np.array_equal(first, booth.speak("seven two", Voice("flite", "en", "slt"))[0])
-    assert len(booth.speak("seven two", Voice("flite", "en", "slt", speed=1.5))[0]) < 0.8 * len(
+    assert np.array_equal(first, tts_pool.speak("seven two", Voice("flite", "en", "slt"))[0])
+    assert len(tts_pool.speak("seven two", Voice("flite", "en", "slt", speed=1.5))[0]) < 0.8 * len(
         first
     )
     wave, _ = speech_synthesis._FliteCommand().speak("seven two", Voice("flite", "en", "slt"))
@@ -177,4 +177,4 @@ def test_a_missing_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(speech_synthesis.shutil, "which", lambda name: None)
     assert unavailable("flite") and "apt install flite" in str(unavailable("flite"))
     with pytest.raises(ValueError, match="apt install espeak-ng"):
-        Booth().speak("hello", Voice())
+        TTSPool().speak("hello", Voice())

@@ -154,10 +154,10 @@ def test_some_training_audio_begins_and_ends_in_silence(work: Work, no_packages:
 def test_every_variant_and_accent_exists(work: Work, no_packages: None) -> None:
     tts = TTSSampler(work)
     for variant in voices.VARIANTS["train"] + voices.VARIANTS["test"]:
-        tts.booth.speak("no", speech.Voice("espeak-ng", "it", variant))
+        tts.tts_pool.speak("no", speech.Voice("espeak-ng", "it", variant))
     for accents in voices.ACCENTS.values():
         for accent in accents:
-            tts.booth.speak("no", speech.Voice("espeak-ng", accent, "m1"))
+            tts.tts_pool.speak("no", speech.Voice("espeak-ng", accent, "m1"))
 
 
 @needs_espeak
