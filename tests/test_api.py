@@ -88,7 +88,7 @@ def test_load_tells_its_room_and_refuses_early(
     save_checkpoint(phi.model, folder, dtype=torch.bfloat16)
     phi.tokenizer.save(folder)
     assert polyphi.load(folder).model.decoder.norm.weight.dtype == torch.float32
-    assert polyphi.load(folder, dtype="bfloat16").room.dtype.startswith("bfloat16")
+    assert polyphi.load(folder, dtype="bfloat16").memory.dtype.startswith("bfloat16")
 
 
 @pytest.mark.parametrize("quant", [None, "int8"])

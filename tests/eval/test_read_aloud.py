@@ -204,7 +204,7 @@ def test_a_clip_is_the_same_whatever_was_said_before() -> None:
     assert spoken.spoken("How many legs has a fly?") != first
 
 
-def test_a_closed_booth_opens_again() -> None:
+def test_a_closed_pool_opens_again() -> None:
     tts_pool = TTSPool()
     first, _ = tts_pool.speak("hello", Voice())
     tts_pool.close()

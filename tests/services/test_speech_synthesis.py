@@ -41,7 +41,7 @@ def test_espeak_speaks(language: str, text: str) -> None:
 
 
 @needs_espeak
-def test_a_new_booth_says_the_same_bytes_whatever_was_said_elsewhere() -> None:
+def test_a_new_pool_gives_the_same_bytes_whatever_ran_before() -> None:
     def session() -> list[np.ndarray]:
         tts_pool = TTSPool()
         return [
