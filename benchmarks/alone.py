@@ -19,6 +19,7 @@ from rich.console import Console
 import polyphi
 from polyphi.api import Phi
 from polyphi.engine.engine import Engine
+from polyphi.engine.results import accept
 from polyphi.engine.runner import extend
 from polyphi.eval.heldout import find
 from polyphi.messages import SamplingParams
@@ -28,17 +29,21 @@ console = Console(stderr=True)
 
 
 class Watched(Engine):
-    """Keeps the largest logit of every token drawn."""
+    """Stores the logits of every sampled token."""
 
     def __init__(self, phi: Phi) -> None:
         super().__init__(phi.model, phi.processor, chunk=96, prefill=700)
-        self.rows: dict[int, list[torch.Tensor]] = {}
+        self.sampled_logits: dict[int, list[torch.Tensor]] = {}
+        self.core.accept = self._accept
 
-    def _accept(self, part, rows, finite, best) -> None:
+    def _accept(self, part, output, finite, best) -> None:
         before = len(part.request.tokens)
-        super()._accept(part, rows, finite, best)
-        drawn = len(part.request.tokens) - before
-        self.rows.setdefault(id(part.request), []).extend(rows[:drawn].clone())
+        accept(part, output, finite, best)
+        if output.logits is not None:
+            sampled = len(part.request.tokens) - before
+            self.sampled_logits.setdefault(id(part.request), []).extend(
+                output.logits[:sampled].clone()
+            )
 
 
 def compare(phi: Phi, asked: Sequence[tuple], draft: int = 4) -> tuple[int, int, float, float]:
@@ -53,10 +58,10 @@ def compare(phi: Phi, asked: Sequence[tuple], draft: int = 4) -> tuple[int, int,
         engine.step(in_order=True)
     tokens, flips, margin, apart = 0, 0, 0.0, 0.0
     for request, (messages, _) in zip(requests, asked, strict=True):
-        found = engine.rows.get(id(request))
+        found = engine.sampled_logits.get(id(request))
         if not found:
             continue
-        prompt = engine.row(messages)  # the request has let go of its pictures and clips
+        prompt = engine.rows.row(messages)  # the request has let go of its pictures and clips
         start = len(prompt)
         row = extend(prompt, request.tokens)
         alone = engine.logits(row)[start - 1 : -1]

@@ -33,7 +33,6 @@ from types import ModuleType
 import torch
 from engine import random_model
 from sidebyside import console
-from torch import Tensor
 
 import polyphi
 from polyphi.api import make_processor
@@ -41,6 +40,8 @@ from polyphi.batch import row
 from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import DRAFT, Engine
+from polyphi.engine.results import accept
+from polyphi.engine.runner import PartOutput
 from polyphi.engine.scheduler import StepPart
 from polyphi.eval.baselines import select
 from polyphi.eval.heldout import find
@@ -98,13 +99,16 @@ class Counting(Engine):
         super().__init__(model, processor, max_num_seqs=1)
         self.right: Sequence[int] | None = None
         self.told: Told | None = None
+        self.core.accept = self._accept
 
-    def _accept(self, part: StepPart, rows: Tensor, finite: list[bool], best: list[int]) -> None:
+    def _accept(
+        self, part: StepPart, output: PartOutput, finite: Sequence[bool], best: Sequence[int]
+    ) -> None:
         request = part.request
         before = len(request.tokens)
-        if self.right is not None:
-            best = list(self.right[before : before + len(rows)])
-        super()._accept(part, rows, finite, best)
+        if self.right is not None and output.logits is not None:
+            best = list(self.right[before : before + len(output.logits)])
+        accept(part, output, finite, best)
         drawn = len(request.tokens) - before + (request.finish_reason == "stop")
         if self.told is not None and request.prefilled and before:
             self.told.steps += 1

@@ -92,6 +92,8 @@ class Core:
         self.steps = self.tokens = 0
         self.on_step: Callable[[int], None] = lambda tokens: None
         """Called after each step with its number of tokens, by the thread that runs the step."""
+        self.accept = accept
+        """Gives a request the tokens of a step; a measurement can wrap it."""
         self._memory: Memory | None = None  # allocated for the first request
         self._arriving: list[Request] = []
         self._lock = threading.RLock()
@@ -307,7 +309,7 @@ class Core:
         finite, best = finite_rows(logits), argmax_rows(parts, logits)
         self.scheduler.record_time(parts, time.monotonic() - began)
         for number, (part, output) in enumerate(zip(parts, outputs, strict=True)):
-            accept(part, output, finite[number], best[number])
+            self.accept(part, output, finite[number], best[number])
             if self.prefix_cache:
                 root = self.prefixes.root(part.request)
                 part.request.table.register(part.request.block_hashes(root))

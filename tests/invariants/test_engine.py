@@ -15,6 +15,7 @@ from engine.conftest import clip, fitted, make_engine, picture
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Request
+from polyphi.engine.results import accept
 from polyphi.engine.runner import extend
 from polyphi.messages import Audio, Image, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
@@ -28,19 +29,22 @@ DOUBLE = 1e-12
 
 
 class Watched(Engine):
-    """Keeps the logits that every token was drawn from."""
+    """Stores the logits of every sampled token."""
 
-    def __init__(self, *given, **options) -> None:
-        super().__init__(*given, **options)
-        self.rows: dict[Request, list[torch.Tensor]] = {}
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.sampled_logits: dict[Request, list[torch.Tensor]] = {}
+        self.core.accept = self._accept
 
-    def _accept(self, part, rows, finite, best) -> None:
-        before = len(part.request.tokens), part.request.finish_reason
-        super()._accept(part, rows, finite, best)
-        drawn = len(part.request.tokens) - before[0]
-        # A token that ends the answer isn't kept among its tokens; its logits are.
-        drawn += part.request.finish_reason == "stop" and len(rows) > drawn
-        self.rows.setdefault(part.request, []).extend(rows[:drawn])
+    def _accept(self, part, output, finite, best) -> None:
+        before = len(part.request.tokens)
+        accept(part, output, finite, best)
+        if output.logits is None:
+            return
+        sampled = len(part.request.tokens) - before
+        # A token that ends the answer isn't among its tokens; its logits are stored.
+        sampled += part.request.finish_reason == "stop" and len(output.logits) > sampled
+        self.sampled_logits.setdefault(part.request, []).extend(output.logits[:sampled])
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +128,7 @@ def played(engine: Watched, dice: random.Random, count: int, longest: float = 50
 
 def alone(engine: Engine, one: Asked, count: int) -> torch.Tensor:
     """[count V]: the logits of each token of the answer, from whole forwards without a cache."""
-    prompt = engine.row(one.messages)
+    prompt = engine.rows.row(one.messages)
     tokens = (
         one.request.tokens[: count - 1]
         if count > len(one.request.tokens)
@@ -150,7 +154,7 @@ def held_against_the_model(engine: Watched, asked: list[Asked], rounding: float)
     """Logits equal; tokens equal but for ties within the rounding. Returns how many such ties there were."""
     ties = checked = 0
     for one in asked:
-        rows = engine.rows.get(one.request, [])
+        rows = engine.sampled_logits.get(one.request, [])
         if not rows:
             assert one.request.finish_reason == "abort" or "memory" in str(one.request.error)
             continue
@@ -200,7 +204,7 @@ def test_what_the_property_test_meets(engine: Engine) -> None:
     asked = played(scarce, dice, 40, longest=2.0)
     held_against_the_model(scarce, asked, ROUNDING)
     assert scarce.counters().preemptions > 0
-    assert sum(a.request.cached or 0 for a in asked) > 0
+    assert sum(a.request.cached_tokens or 0 for a in asked) > 0
     assert {a.request.finish_reason for a in asked} >= {"length", "abort"}
     assert any("short" in a.request.ropes and "long" in a.request.ropes for a in asked)
     adapters = {a.request.adapter for a in asked if a.request.finish_reason != "abort"}
@@ -227,7 +231,7 @@ def test_text_is_bit_for_bit_what_the_language_model_says(
         ]
         while any(not r.finish_reason for r in requests):
             watched.step(in_order=True)
-        found[adapter] = [torch.stack(watched.rows[r]) for r in requests]
+        found[adapter] = [torch.stack(watched.sampled_logits[r]) for r in requests]
     for number in (0, 2):
         assert torch.equal(found["auto"][number], found[None][number])
     for number in (1, 3):
