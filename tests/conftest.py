@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms' tests."""
+"""Fixtures shared by the tests of all packages."""
 
 import os
 import signal

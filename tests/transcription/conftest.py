@@ -1,0 +1,3 @@
+from engine.conftest import engine, tokenizer
+
+__all__ = ["engine", "tokenizer"]
