@@ -265,7 +265,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
 
 _CONCEPTS = [*COLOURS, *SHAPES, *(n for n in NOUNS if n not in COLOURS)]
-_SHORT_NOUNS = ("cat", "dog", "cow", "pig", "bird", "fish")
+_SHORT_NOUNS: tuple[str, ...] = ("cat", "dog", "cow", "pig", "bird", "fish")
 _SHORT_NOUNS += ("car", "sun", "tree", "book", "hat", "key")
 
 

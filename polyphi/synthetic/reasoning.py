@@ -348,7 +348,7 @@ def teacher_solutions(
             batch, judge.solve_many(questions, ask, n=1, rounds=rounds), strict=True
         ):
             last = outcome.attempts[-1]
-            if last.verdict.verify:
+            if last.verdict.right:
                 unsolved = 0
                 yield problem, last.text.strip()
             elif (unsolved := unsolved + 1) == MAX_UNSOLVED:
