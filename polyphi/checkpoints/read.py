@@ -1,4 +1,4 @@
-"""Reading checkpoints in any of the three public layouts, or in the quantised one (docs/engine.md).
+"""Reading checkpoints in any of the three public layouts, or in the quantised one (docs/quantisation.md).
 
 # the layout is detected; the configuration is read from config.json and tensor shapes
 >>> model = load_checkpoint("path/to/folder")
