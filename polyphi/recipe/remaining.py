@@ -20,22 +20,22 @@ from polyphi.train.resume import MANIFEST, METRICS
 EVERY = 60.0
 """Seconds between two reports."""
 NANO = {
-    "text_1_pretrain": 336,
-    "text_2_long": 26,
-    "text_3_post": 393,
-    "text_4_align": 24,
-    "reasoning_1_pretrain": 55,
-    "reasoning_2_sft": 219,
-    "reasoning_3_dpo": 12,
-    "vision_0_encoder": 291,
-    "vision_1_align": 30,
-    "vision_2_joint": 40,
-    "vision_3_generative": 358,
-    "vision_4_multiframe": 66,
-    "speech_0_aed": 521,
-    "speech_1_pretrain": 105,
-    "speech_2_post": 359,
-    "joint_1_vision_speech": 206,
+    "text_1_pretrain": 395,
+    "text_2_long": 29,
+    "text_3_post": 506,
+    "text_4_align": 32,
+    "reasoning_1_pretrain": 74,
+    "reasoning_2_sft": 259,
+    "reasoning_3_dpo": 14,
+    "vision_0_encoder": 413,
+    "vision_1_align": 38,
+    "vision_2_joint": 50,
+    "vision_3_generative": 450,
+    "vision_4_multiframe": 86,
+    "speech_0_aed": 618,
+    "speech_1_pretrain": 120,
+    "speech_2_post": 413,
+    "joint_1_vision_speech": 242,
 }
 """Seconds of each stage, without its corpora, beside another one on two cores of a Zen 4 (docs/numbers.md)."""
 AFTERWARDS = 0.05
