@@ -5,7 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 # Make libraries use what a CPU with AVX2, and nothing newer, has.
-AVX2_TESTS := tests/test_avx2.py tests/kernels tests/model tests/parity tests/engine tests/test_phi.py $(wildcard tests/runtime)
+AVX2_TESTS := tests/test_avx2.py tests/kernels tests/quantization tests/model tests/parity tests/engine tests/runtime tests/test_api.py
 AVX2 := env $(shell grep -v '^\#' tests/avx2.env)
 
 .PHONY: nano reproduce test test-all test-avx2 lint setup clean

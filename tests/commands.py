@@ -7,7 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def told(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def completed(
+    *command: str, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """A command's end and what it printed, errors among it; `environment` beside our own."""
     return subprocess.run(
         command,

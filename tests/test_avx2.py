@@ -6,7 +6,7 @@ from pathlib import Path
 
 import allowed_skips
 import pytest
-from commands import ROOT, trajectory
+from commands import ROOT, completed
 from train import small
 
 pytestmark = pytest.mark.skipif(
@@ -16,19 +16,19 @@ EMULATION = {**allowed_skips.emulation(), "OMP_NUM_THREADS": "1", "PYTHONPATH": 
 TESTS = (
     "tests/kernels/test_half.py",
     "tests/kernels/test_linear.py::test_the_largest_sums_fit",
-    "tests/kernels/test_linear.py::test_paths_differ_by_nothing",
-    "tests/model/test_eightbit.py",
-    "tests/model/test_quantize.py::test_a_kernel_adds_integers_or_is_passed_over",
-    "tests/model/test_quantize.py::test_the_chosen_kernel_adds_integers",
-    "tests/model/test_quantize.py::test_four_bits_are_close",
-    "tests/model/test_quantize.py::test_four_bits_of_torch_are_close_at_any_number_of_tokens",
-    "tests/model/test_quantize.py::test_four_bits_are_unpacked_only_where_their_order_is_known",
+    "tests/kernels/test_linear.py::test_paths_agree",
+    "tests/quantization/test_eightbit.py",
+    "tests/quantization/test_quantize.py::test_a_kernel_adds_integers_or_is_passed_over",
+    "tests/quantization/test_quantize.py::test_the_chosen_kernel_adds_integers",
+    "tests/quantization/test_quantize.py::test_four_bits_are_close",
+    "tests/quantization/test_quantize.py::test_four_bits_of_torch_are_close_at_any_number_of_tokens",
+    "tests/quantization/test_quantize.py::test_four_bits_are_unpacked_only_in_the_expected_layout",
 )
 PROBE = """
 import torch
 from polyphi import kernels
 from polyphi.kernels import half
-from polyphi.model import fewbits
+from polyphi.quantization import fewbits
 print(torch.backends.cpu.get_cpu_capability(), fewbits._kernel("cpu").__name__, kernels.path(), half.needed(), sep=",")
 """
 
@@ -37,12 +37,12 @@ def test_tests_of_kernels_pass() -> None:
     """Only the plugin of hypothesis is loaded: others import for seconds."""
     options = ("-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin")
     command = (sys.executable, "-m", "pytest", *options, *TESTS)
-    result = trajectory(*command, **EMULATION, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    result = completed(*command, **EMULATION, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert result.returncode == 0, result.stdout
 
 
 def test_nothing_newer_than_avx2_is_used() -> None:
-    result = trajectory(sys.executable, "-c", PROBE, **EMULATION)
+    result = completed(sys.executable, "-c", PROBE, **EMULATION)
     assert result.stdout.strip().split(",") == ["AVX2", "Plain", "AVX2", "True"]
 
 
@@ -51,7 +51,7 @@ def test_training_makes_the_same_losses(tmp_path: Path) -> None:
     data = small.write_corpora(tmp_path / "data")
     command = (str(ROOT / "tests/train/small.py"), str(tmp_path / "avx2"), str(data))
     environment = {**EMULATION, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    result = trajectory(sys.executable, *command, "--steps", "2", **environment)
+    result = completed(sys.executable, *command, "--steps", "2", **environment)
     assert result.returncode == 0, result.stdout
     small.run(tmp_path / "here", data, budget=small.replace(small.BUDGET, steps=2))
     emulated, here = (small.trajectory(tmp_path / name) for name in ("avx2", "here"))

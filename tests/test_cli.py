@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from polyphi import cli
+from polyphi.cli import bench
 
 
 def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -137,7 +138,7 @@ def test_a_full_disk_is_one_line_with_advice(
 def test_bench_needs_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "polyphi" / "cli.py"))
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "polyphi" / "cli" / "bench.py"))
     code, error = run("bench", "train", capsys=capsys)
     assert code == 2 and "clone the repository" in error
 
@@ -149,7 +150,7 @@ def test_a_benchmark_has_options_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         started.append(command)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(cli.subprocess, "run", note)
+    monkeypatch.setattr(bench.subprocess, "run", note)
     cli.main(["bench", "kernels", "--layers", "8", "--json", "--only", "decode"])
     assert started[0][2:] == ["--repeats", "3", "--json", "--layers", "8", "--only", "decode"]
 
@@ -238,7 +239,10 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
         ([*command, "--quant", "int8"], "calibration is for int4; int8 does without it"),
         (["chat", str(out), "hello", "--quant", "int8"], "can't become int8: load it without"),
         (["export", str(out), "--out", str(tmp_path / "again")], "can't be saved"),
-        (["export", str(out), "--out", str(tmp_path / "x"), "--merge", "speech"], "the whole one"),
+        (
+            ["export", str(out), "--out", str(tmp_path / "x"), "--merge", "speech"],
+            "quantise the saved",
+        ),
     ):
         code, error = run(*arguments, capsys=capsys)
         assert code in (1, 2) and says in error and len(error.strip().splitlines()) == 1

@@ -54,7 +54,7 @@ def test_the_wrong_table_is_noticed(models):
     reference, model = models
     ids = tokens(64)
     batch = row(ids)
-    object.__setattr__(batch, "totals", (65,))
+    object.__setattr__(batch, "seq_lens", (65,))
     assert (
         model.logits(model(batch)) - reference_logits(reference, ids)
     ).abs().max() > 1000 * ROUNDING
@@ -71,7 +71,7 @@ def test_published_rotary_tables(total):
     cos, sin = reference(torch.zeros(1), positions[None])
     batch = row([0] * len(positions))
     object.__setattr__(batch, "positions", positions)
-    object.__setattr__(batch, "totals", (total,))
+    object.__setattr__(batch, "seq_lens", (total,))
     found = [torch.cat([x, x], dim=-1)[:, 0] for x in LongRope(config)(batch, torch.float32)]
     # Exactly: one bit of an inverse frequency is 8e-3 radians at position 131,071.
     assert torch.equal(found[0], cos[0]) and torch.equal(found[1], sin[0])
