@@ -6,7 +6,7 @@ from pathlib import Path
 
 import allowed_skips
 import pytest
-from commands import told
+from commands import completed
 
 CONFTEST = f"""
 import sys
@@ -76,7 +76,7 @@ def session(folder: Path, *arguments: str, **files: str) -> subprocess.Completed
         (folder / f"test_{name}.py").write_text(text)
     options = ("-q", "-p", "xdist", "-p", "no:cacheprovider", "--rootdir", str(folder), *arguments)
     command = (sys.executable, "-m", "pytest", *options)
-    return told(*command, cwd=folder, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    return completed(*command, cwd=folder, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 
 
 def test_listed_reasons_pass(tmp_path: Path) -> None:

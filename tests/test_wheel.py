@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from commands import ROOT, told
+from commands import ROOT, completed
 
 NEWEST = (2, 28)
 """glibc of the manylinux that wheels are made for, which torch's own ask for."""
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.long
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    done = told(*command, cwd=cwd, **environment)
+    done = completed(*command, cwd=cwd, **environment)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
 
@@ -106,7 +106,7 @@ def test_without_a_compiler_the_wheel_works_and_says_what_is_missing(
     none = {name: "/there/is/no/compiler" for name in ("CC", "CXX", "LDSHARED")}
     folder = unpacked(built("wheel", source, tmp_path, **none), tmp_path / "installed")
     assert not list(folder.glob("**/*.so"))
-    told = run(sys.executable, "-c", RUN, cwd=folder)
-    assert told == "they weren't built: there was no C++ compiler when polyphi was installed\n"
+    completed = run(sys.executable, "-c", RUN, cwd=folder)
+    assert completed == "they weren't built: there was no C++ compiler when polyphi was installed\n"
     help_ = run(sys.executable, "-m", "polyphi.cli", "--help", cwd=folder)
     assert "transcribe" in help_

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, told
+from commands import ROOT, completed
 
 # "undefined" doesn't include casts of floats out of range.
 SANITIZERS = "-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
@@ -26,7 +26,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "polyphi", folder / "polyphi", ignore=built)
     flags = f"{SANITIZERS} -g -fno-omit-frame-pointer"
     command = [sys.executable, "setup.py", "build_ext", "--force", "--build-lib", str(folder)]
-    done = told(
+    done = completed(
         *command,
         "--build-temp",
         str(folder / "objects"),
@@ -41,10 +41,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_sanitized(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python with the preloaded sanitizers on the copy."""
     libraries = [
-        told("g++", f"-print-file-name={name}").stdout.strip()
+        completed("g++", f"-print-file-name={name}").stdout.strip()
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
-    return told(
+    return completed(
         sys.executable,
         *arguments,
         cwd=folder,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import told
+from commands import completed
 
 
 @pytest.mark.long
@@ -17,7 +17,7 @@ def test_two_processes_train_a_recipe_stage(micro_run: Path, tmp_path: Path) -> 
     shutil.rmtree(out / "stages" / "text_1_pretrain")
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     verb = ("-m", "polyphi.cli", "train", "text_1_pretrain", "--size", "micro", "--out", str(out))
-    result = told(*torchrun, *verb, OMP_NUM_THREADS="1")
+    result = completed(*torchrun, *verb, OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stdout
     manifest = json.loads((out / "stages" / "text_1_pretrain" / "manifest.json").read_text())
     assert manifest["precision"] == "fp32"
