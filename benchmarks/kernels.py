@@ -26,7 +26,7 @@ OpenVINO ignore these variables and use every instruction that the CPU has.
 Limits are measured in the same run, between turns: for decode the rate of reading memory (bytes of weights that a step
 of ours needs), for prefill that of int8 products, for a first token both kinds of products: the encoders' in bfloat16
 or float32, what is faster (in int8 where they are in 8 bits), the decoder's in int8. A row's peer is the best one;
-`prefill` and `first token` tell the worse of their two lengths or media.
+`prefill` and `first token` report the worse of their two lengths or media.
 """
 
 import argparse
@@ -543,7 +543,7 @@ def worst(rows: Sequence[Row]) -> list[Row]:
     return made
 
 
-def tell(measured_: Sequence[Measured], rows: Sequence[Row], out: Console) -> None:
+def print_rows(measured_: Sequence[Measured], rows: Sequence[Row], out: Console) -> None:
     """All sides of every row, and the parts of first tokens."""
     of = {peer.name: peer.engine for peer in PEERS}
     columns: dict[
@@ -627,7 +627,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if as_asked := bool(rows and given.json):
         print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in [*rows, *worst(rows)]]))
     if rows:
-        tell(made, rows, Console(stderr=as_asked, width=max(160, console.width)))
+        print_rows(made, rows, Console(stderr=as_asked, width=max(160, console.width)))
 
 
 if __name__ == "__main__":

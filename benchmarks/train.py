@@ -157,7 +157,7 @@ def written(work: Work, folder: Path) -> list[dict[str, Any]]:
     for made in (copying.corpus, instructions.corpus, code.corpus):
         rows = {"train": 2000 if made.name != "code" else 200}
         corpora.build(
-            made, corpora.Work(rows, seed=0, cache=cache, data=folder, tell=console.print)
+            made, corpora.Work(rows, seed=0, cache=cache, data=folder, report=console.print)
         )
     texts = (
         message.text

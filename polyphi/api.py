@@ -203,14 +203,19 @@ class Phi:
         window: float | None = None,
         words: Literal["estimated", "aligned"] | None = None,
         max_seconds: float = LONGEST_RECORDING,
-        tell: Callable[[float], None] = lambda seconds: None,
+        on_progress: Callable[[float], None] = lambda seconds: None,
     ) -> list[Transcript]:
-        """`transcribe` of many recordings; short ones run in one batch. `tell` is called with the seconds of audio that
-        have just been finished. Raises ValueError if any recording can't be read."""
+        """`transcribe` of many recordings; short ones run in one batch. `on_progress` is called with the seconds of
+        audio that have just been finished. Raises ValueError if any recording can't be read."""
         task = longform.transcription(to, cot)
         task = replace(task, adapter=adapter, sampling=sampling, words=words)
         return longform.transcribe(
-            self.engine, audios, task, window=window, max_seconds=max_seconds, on_progress=tell
+            self.engine,
+            audios,
+            task,
+            window=window,
+            max_seconds=max_seconds,
+            on_progress=on_progress,
         )
 
     def logits(

@@ -3,7 +3,8 @@
 import errno
 import logging
 import sys
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 
@@ -28,11 +29,29 @@ app = typer.Typer(
     name="polyphi",
     help="Phi-4-Mini and Phi-4-Multimodal, end to end: one frozen language model, a mixture of LoRAs, every modality.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 # Worker processes (data/workers.py) import this file before grain, which would otherwise warn about a missing profiler.
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def print_version(requested: bool) -> None:
+    """Print the version and exit."""
+    if requested:
+        print(f"polyphi {metadata.version('polyphi')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(reproduce.reproduce)
 app.command()(train.train)
 app.command()(scaling.scaling)

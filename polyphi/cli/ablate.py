@@ -27,7 +27,13 @@ def ablate(
     precision: PrecisionOption = "auto",
 ) -> None:
     """Train a stage with other mixes and compare the held-out loss of every corpus. The results are written to the
-    run's `ablation` folder."""
+    run's `ablation` folder.
+
+    \b
+    Examples:
+      polyphi ablate text_3_post --mix code=2,math=1 --seeds 2
+      polyphi ablate text_3_post --leave-one-out --task arithmetic
+    """
     from polyphi.recipe.experiments import ablation
     from polyphi.recipe.graph import Run
     from polyphi.stages import sizes

@@ -15,7 +15,12 @@ def bench(
     repeats: Annotated[int, typer.Option(help="Measurements of each side.", min=1)] = 3,
 ) -> None:
     """Benchmark against public peers in one run; needs a checkout and an idle machine. Other options are passed to the
-    benchmark (`python benchmarks/NAME.py --help`)."""
+    benchmark (`python benchmarks/NAME.py --help`).
+
+    \b
+    Examples:
+      polyphi bench engine --json
+    """
     folder = Path(__file__).parents[2] / "benchmarks"
     if not folder.exists():
         raise ValueError(

@@ -31,13 +31,19 @@ def chat(
     kv: KvOption = None,
 ) -> None:
     """Chat with a model, or answer a single prompt: PROMPT, or standard input if it is piped. By default, the message's
-    modalities select the adapter."""
+    modalities select the adapter.
+
+    \b
+    Examples:
+      polyphi chat runs/nano/model
+      polyphi chat runs/nano/model "Which digit is it?" --image digit.png
+      polyphi chat runs/nano/mini --temperature 0.7
+    """
     import polyphi
     from polyphi.cli import terminal
     from polyphi.messages import Audio, Image, Message, Part, SamplingParams, Video
 
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
-    adapter_name = None if adapter == "none" else adapter
     parts: list[Part | str] = [
         *(Image(p, detail) for p in image or ()),
         *(Audio(p) for p in audio or ()),
@@ -52,11 +58,11 @@ def chat(
     phi = polyphi.load(model, quant=quant, kv=kv)
     show_placement(phi)
     if prompt is None and not parts:
-        terminal.Terminal(phi, sampling, adapter_name, console=console).run()
+        terminal.Terminal(phi, sampling, adapter, console=console).run()
         return
     messages = [Message.user(*parts, *([prompt] if prompt else []))]
     try:
-        terminal.once(phi.stream(messages, sampling=sampling, adapter=adapter_name), console)
+        terminal.once(phi.stream(messages, sampling=sampling, adapter=adapter), console)
     except KeyboardInterrupt:
         console.print()
         raise typer.Exit(130) from None

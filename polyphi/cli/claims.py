@@ -18,7 +18,13 @@ def claims(
     seed: int = 0,
     precision: PrecisionOption = "auto",
 ) -> None:
-    """Re-test the report's claims on a finished run. Several processes on one run share the work."""
+    """Re-test the report's claims on a finished run. Several processes on one run share the work.
+
+    \b
+    Examples:
+      polyphi claims --out runs/nano
+      polyphi claims C4 C9 --seeds 3
+    """
     from polyphi.recipe.experiments.claims import laboratory
     from polyphi.recipe.graph import Run
 

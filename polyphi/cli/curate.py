@@ -25,7 +25,14 @@ def curate(
         list[str] | None, typer.Option(help="KEY=VALUE for sbatch: partition, time ...")
     ] = None,
 ) -> None:
-    """Build one corpus of a run, or show all corpora, one corpus, or the origin of a sample."""
+    """Build one corpus of a run, or show all corpora, one corpus, or the origin of a sample.
+
+    \b
+    Examples:
+      polyphi curate sqa --out runs/nano
+      polyphi curate show
+      polyphi curate show sqa
+    """
     from polyphi.curate.pipeline import Machines
     from polyphi.recipe.corpora import show
     from polyphi.recipe.graph import Run

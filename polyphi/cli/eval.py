@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from polyphi.cli.options import QuantOption, SizeOption, console
+from polyphi.cli.options import MACHINE, QuantOption, SizeOption, console
 
 
 class Group(TyperGroup):
@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Evaluate a model: polyphi eval MODEL --suite table4 --data DIR, or score recorded answers again.",
     no_args_is_help=True,
 )
+OTHER_MODELS = "Judges, the simulator, and keys"
 SuiteOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -56,42 +57,64 @@ def eval_run(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results; the same command resumes.")
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum samples of each row (the first ones).", min=1)
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Skip benchmarks without data.")
+    ] = False,
+    quant: QuantOption = None,
+    size: SizeOption = "nano",
+    seed: int = 0,
     judges: Annotated[
         list[str] | None,
         typer.Option(
             "--judge",
             help="Judge model: http://host/v1#name, self, or azure:PROJECT; repeatable.",
+            rich_help_panel=OTHER_MODELS,
         ),
-    ] = None,
-    key_from: Annotated[
-        str | None,
-        typer.Option(help="Environment variable with the API key, if MODEL is an endpoint."),
-    ] = None,
-    judge_key_from: Annotated[
-        str | None,
-        typer.Option(help="Environment variable with the judges' and the simulator's API key."),
     ] = None,
     simulator: Annotated[
         str | None,
         typer.Option(
-            help="Model that simulates the user in adversarial dialogues: http://host/v1#name, or self."
+            help="Model that simulates the user in adversarial dialogues: http://host/v1#name, or self.",
+            rich_help_panel=OTHER_MODELS,
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Maximum samples of each row (the first ones).", min=1)
+    key_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Environment variable with the API key, if MODEL is an endpoint.",
+            rich_help_panel=OTHER_MODELS,
+        ),
     ] = None,
+    judge_key_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Environment variable with the judges' and the simulator's API key.",
+            rich_help_panel=OTHER_MODELS,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=MACHINE)
+    ] = "auto",
     shard: Annotated[
-        str, typer.Option(help="i/k: every k-th sample from the i-th on, for one of k machines.")
+        str,
+        typer.Option(
+            help="i/k: every k-th sample from the i-th on, for one of k machines.",
+            rich_help_panel=MACHINE,
+        ),
     ] = "1/1",
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Skip benchmarks without data.")
-    ] = False,
-    size: SizeOption = "nano",
-    seed: int = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    quant: QuantOption = None,
 ) -> None:
-    """Evaluate MODEL on the report's benchmarks (--suite), or a run's models on its held-out rows."""
+    """Evaluate MODEL on the report's benchmarks (--suite), or a run's models on its held-out rows.
+
+    \b
+    Examples:
+      polyphi eval runs/nano
+      polyphi eval runs/nano/model --suite mini
+      polyphi eval microsoft/Phi-4-mini-instruct --suite table4 --data hub --out results
+      polyphi eval http://localhost:8000/v1#model --suite table1 --data public
+    """
     if not suites:
         from polyphi.recipe.graph import Run
 
@@ -150,7 +173,12 @@ def eval_check_data(
     data: Annotated[str, typer.Argument(help="Folder that holds the public data, or `hub`.")],
     suites: SuiteOption = None,
 ) -> None:
-    """List missing and unexpected data of the benchmarks, and the sources of the data."""
+    """List missing and unexpected data of the benchmarks, and the sources of the data.
+
+    \b
+    Examples:
+      polyphi eval check-data public --suite table4
+    """
     from polyphi.eval.benchmark import suite
     from polyphi.eval.sources import Data
     from polyphi.recipe import evaluation
@@ -194,7 +222,12 @@ def eval_synthesise(
         str | None, typer.Option(help="Environment variable with the listener's API key.")
     ] = None,
 ) -> None:
-    """Synthesise speech for benchmarks with spoken questions. The same command resumes."""
+    """Synthesise speech for benchmarks with spoken questions. The same command resumes.
+
+    \b
+    Examples:
+      polyphi eval synthesise mmmlu_spoken --data public --voice espeak-ng:f2 --voice flite:slt
+    """
     from polyphi.eval import read_aloud
     from polyphi.eval.sources import Data
 
@@ -217,7 +250,12 @@ def eval_score(
         typer.Option("--suite", help="Files of custom benchmarks among them; repeatable."),
     ] = None,
 ) -> None:
-    """Compute every score again from recorded answers, without the model."""
+    """Compute every score again from recorded answers, without the model.
+
+    \b
+    Examples:
+      polyphi eval score runs/nano/eval
+    """
     if (folder / "model.json").exists():
         from polyphi.recipe.evaluation import rescored
 

@@ -35,7 +35,13 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card. MODEL may
-    also be a .gguf file of Phi-4-mini with its tokenizer beside it."""
+    also be a .gguf file of Phi-4-mini with its tokenizer beside it.
+
+    \b
+    Examples:
+      polyphi export runs/nano/model --out exported --layout original
+      polyphi export runs/nano/model --out exported --quant int4
+    """
     import tempfile
 
     from polyphi.api import as_dtype, make_processor

@@ -24,7 +24,13 @@ def inspect(
     out: Annotated[Path | None, typer.Option(help="The .safetensors file for --logits.")] = None,
     quant: QuantOption = None,
 ) -> None:
-    """Show parts and parameters beside the report's; with --logits, write exact logits for comparison."""
+    """Show parts and parameters beside the report's; with --logits, write exact logits for comparison.
+
+    \b
+    Examples:
+      polyphi inspect runs/nano/model
+      polyphi inspect runs/nano/model --logits request.json --out logits.safetensors
+    """
     import polyphi
     from polyphi.checkpoints.read import read_config
     from polyphi.model.parts import parts

@@ -34,7 +34,14 @@ def plan(
         bool, typer.Option("--dry-run", help="Run two steps on tensors without memory.")
     ] = False,
 ) -> None:
-    """Show the cost of stages in advance: memory, FLOPs, communication, time, money."""
+    """Show the cost of stages in advance: memory, FLOPs, communication, time, money.
+
+    \b
+    Examples:
+      polyphi plan
+      polyphi plan vision_3_generative --devices 8xH100 --activations recompute
+      polyphi plan text_1_pretrain --size nano --devices 1xcpu --json
+    """
     from polyphi import stages
     from polyphi.planning import cost
     from polyphi.planning import plan as planning

@@ -18,7 +18,13 @@ def reproduce(
         bool, typer.Option("--claims", help="Re-test the report's claims afterwards.")
     ] = False,
 ) -> None:
-    """Run the whole recipe: data, tokenizer, sixteen stages, evaluation and a report page."""
+    """Run the whole recipe: data, tokenizer, sixteen stages, evaluation and a report page.
+
+    \b
+    Examples:
+      polyphi reproduce nano --out runs/nano
+      polyphi reproduce nano --out runs/nano --claims
+    """
     from polyphi.recipe.graph import Run
 
     run = Run(size, out, seed=seed, precision=precision, console=console)

@@ -17,7 +17,12 @@ def scaling(
     precision: PrecisionOption = "auto",
 ) -> None:
     """Measure the scaling law of text 1's peak learning rate: best rates for several run lengths, the exponent B and a
-    plot. The results are written to the run's `scaling` folder."""
+    plot. The results are written to the run's `scaling` folder.
+
+    \b
+    Examples:
+      polyphi scaling --out runs/nano --seeds 3
+    """
     from polyphi.recipe.graph import Run
 
     Run(size, out, seed=seed, precision=precision, console=console).scaling(seeds)

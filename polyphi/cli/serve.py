@@ -10,6 +10,8 @@ import typer
 
 from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console
 
+ACCESS, LOAD = "Access and logs", "Load and memory"
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
@@ -29,54 +31,87 @@ def serve(
         list[str] | None,
         typer.Option(help="An API key that requests need; repeatable.", envvar="POLYPHI_API_KEY"),
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    quant: QuantOption = None,
+    kv: KvOption = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow other machines without a key.")
+        bool,
+        typer.Option(
+            "--insecure", help="Allow other machines without a key.", rich_help_panel=ACCESS
+        ),
+    ] = False,
+    isolate_keys: Annotated[
+        bool,
+        typer.Option(
+            "--isolate-keys", help="API keys share no cached prefixes.", rich_help_panel=ACCESS
+        ),
     ] = False,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="A host name of this server; repeatable.")
+        list[str] | None,
+        typer.Option(help="A host name of this server; repeatable.", rich_help_panel=ACCESS),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(help="Allowed origin of web pages, such as https://example.org; repeatable."),
+        typer.Option(
+            help="Allowed origin of web pages, such as https://example.org; repeatable.",
+            rich_help_panel=ACCESS,
+        ),
     ] = None,
     allow_remote: Annotated[
         list[str] | None,
         typer.Option(
-            help='A host that media may be fetched from, such as "*.example.org"; default: none.'
+            help='A host that media may be fetched from, such as "*.example.org"; default: none.',
+            rich_help_panel=ACCESS,
         ),
     ] = None,
-    media_root: Annotated[Path | None, typer.Option(help="Folder for file:// media.")] = None,
-    isolate_keys: Annotated[
-        bool, typer.Option("--isolate-keys", help="API keys share no cached prefixes.")
+    media_root: Annotated[
+        Path | None, typer.Option(help="Folder for file:// media.", rich_help_panel=ACCESS)
+    ] = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Log prompts and answers.", rich_help_panel=ACCESS)
     ] = False,
     vllm_metrics: Annotated[
-        bool, typer.Option("--vllm-metrics", help="Export metrics under vLLM's names too.")
-    ] = False,
-    log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Log prompts and answers.")
+        bool,
+        typer.Option(
+            "--vllm-metrics", help="Export metrics under vLLM's names too.", rich_help_panel=ACCESS
+        ),
     ] = False,
     together: Annotated[
-        int, typer.Option(help="Maximum batch size (sequences).", min=1, max=1024)
+        int,
+        typer.Option(help="Maximum batch size (sequences).", min=1, max=1024, rich_help_panel=LOAD),
     ] = 32,
     max_waiting: Annotated[
         int,
-        typer.Option(help="Maximum length of the queue; above it the server returns 429.", min=0),
+        typer.Option(
+            help="Maximum length of the queue; above it the server returns 429.",
+            min=0,
+            rich_help_panel=LOAD,
+        ),
     ] = 64,
     prompts_gb: Annotated[
         float | None,
         typer.Option(
-            help="Memory for the prompts of all requests, media included; default: 1 GiB.", min=0
+            help="Memory for the prompts of all requests, media included; default: 1 GiB.",
+            min=0,
+            rich_help_panel=LOAD,
         ),
     ] = None,
     cache_gb: Annotated[
         float | None,
-        typer.Option(help="Memory of the KV cache; default: at most half of the free memory."),
+        typer.Option(
+            help="Memory of the KV cache; default: at most half of the free memory.",
+            rich_help_panel=LOAD,
+        ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    quant: QuantOption = None,
-    kv: KvOption = None,
 ) -> None:
-    """Serve a model with an OpenAI-compatible API and a chat page."""
+    """Serve a model with an OpenAI-compatible API and a chat page.
+
+    \b
+    Examples:
+      polyphi serve runs/nano
+      polyphi serve microsoft/Phi-4-multimodal-instruct --quant int8
+      polyphi serve runs/nano --host 0.0.0.0 --api-key SECRET
+    """
     from polyphi.serve import run
     from polyphi.serve.settings import Settings
 

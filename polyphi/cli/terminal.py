@@ -326,7 +326,7 @@ class Terminal:
             names = ["auto", "none", *self.phi.config.adapters]
             if value not in names:
                 raise ValueError(f"adapter: expected one of {', '.join(names)}, found {value!r}")
-            self.adapter = None if value == "none" else value
+            self.adapter = normalize_adapter(value)
         elif name in SETTINGS:
             try:
                 number: Any = SETTINGS[name](value)

@@ -146,7 +146,14 @@ def train(
     ] = 1.0,
 ) -> None:
     """Train stages of the recipe, after the corpora and parent stages that they need; or a custom stage from a public
-    checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md)."""
+    checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md).
+
+    \b
+    Examples:
+      polyphi train vision_3_generative --out runs/nano
+      polyphi train speech_2_post --size micro --out runs/micro
+      polyphi train examples/finetune_vision.py --model runs/nano/model --data rows.jsonl
+    """
     from polyphi.train.guard import Guard
     from polyphi.train.interrupt import record_interrupts
     from polyphi.train.options import MachineOptions, TrainOptions

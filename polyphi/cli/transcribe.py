@@ -46,7 +46,14 @@ def transcribe(
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
-    """Transcribe or translate recordings of any length."""
+    """Transcribe or translate recordings of any length.
+
+    \b
+    Examples:
+      polyphi transcribe runs/nano/model talk.wav
+      polyphi transcribe runs/nano/model talks/ --out transcripts --format srt --words
+      polyphi transcribe runs/nano/model talk.wav --to German --cot
+    """
     import polyphi
     from polyphi.transcription.files import find, targets, transcribe_files
 
@@ -63,7 +70,7 @@ def transcribe(
         form=form,
         to=to,
         cot=cot,
-        adapter=None if adapter == "none" else adapter,
+        adapter=adapter,
         words="aligned" if aligned else "estimated" if words else None,
         window=window,
         force=force,

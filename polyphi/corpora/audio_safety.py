@@ -22,7 +22,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         tts = TTSSampler(work)
         if not tts.languages:
-            work.tell(
+            work.report(
                 "skipped spoken requests: no speech engine is installed; `apt install espeak-ng`"
             )
             return iter(())

@@ -48,7 +48,7 @@ def build(
 
     yield from fill(work, "reasoning_documents", make)
     if removed:
-        work.tell(f"reasoning_documents: {removed} drafts with a wrong step removed")
+        work.report(f"reasoning_documents: {removed} drafts with a wrong step removed")
 
 
 # Only verbatim matches: other instances of a template aren't leaks.

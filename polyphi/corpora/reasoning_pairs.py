@@ -38,7 +38,7 @@ SAMPLING = SamplingParams(max_tokens=160, temperature=1.0)
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     model = work.models.get(STAGE)
     if model is None:
-        work.tell(f"reasoning_pairs: no {STAGE} to sample from; slips by rule only")
+        work.report(f"reasoning_pairs: no {STAGE} to sample from; slips by rule only")
 
     def make(split: str, rng: Random) -> Iterator[Sample]:
         problems = list(islice(draw_problems(split, rng), work.rows[split]))
@@ -79,7 +79,7 @@ def sample(model: Any, problems: list[Problem], work: Work) -> list[judge.Outcom
     ]
     counts = judge.count(outcomes)
     wrong = len(outcomes) - counts.get("right at round 0", 0)
-    work.tell(
+    work.report(
         f"reasoning_pairs: {wrong} of {len(outcomes)} sampled answers were wrong and are dispreferred; "
         f"of {with_feedback} problems {counts.get('right at round 1', 0)} were right when the model tried again"
     )

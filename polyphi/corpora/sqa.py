@@ -106,7 +106,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         sampler = QuestionSampler(work, split, rng)
         if not sampler.tts.languages:
-            work.tell(
+            work.report(
                 "skipped spoken questions: no speech engine is installed; `apt install espeak-ng`"
             )
             return iter(())

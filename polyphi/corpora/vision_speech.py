@@ -95,7 +95,7 @@ def filter_by_wer(
     """Return the clips with a word error rate up to `MAX_WER`, and the filter: "none", "poor recogniser", or the limit
     (without a usable recogniser all clips are returned)."""
     if recognise is None:
-        work.tell("vision_speech: no recogniser, clips are not filtered")
+        work.report("vision_speech: no recogniser, clips are not filtered")
         return clips, "none"
 
     def measure(clip: SpokenQuestion) -> SpokenQuestion:
@@ -104,14 +104,14 @@ def filter_by_wer(
     probe = [measure(clip) for clip in rng.sample(clips, min(PROBE_CLIPS, len(clips)))]
     median_error = median(clip.error or 0.0 for clip in probe)
     if median_error > USABLE:
-        work.tell(
+        work.report(
             f"vision_speech: the recogniser's median word error rate is {median_error:.0%} on {len(probe)} clips, "
             f"above {USABLE:.0%}: clips are not filtered"
         )
         return clips, "poor recogniser"
     measured = [measure(clip) for clip in clips]
     accepted = [clip for clip in measured if (clip.error or 0.0) <= MAX_WER]
-    work.tell(
+    work.report(
         f"vision_speech: kept {len(accepted)} of {len(clips)} clips with a word error rate up to {MAX_WER:.0%} "
         f"(median {median_error:.0%})"
     )
@@ -184,7 +184,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         tts = TTSSampler(work)
         if not tts.languages:
-            work.tell(
+            work.report(
                 "skipped spoken questions about pictures: no speech engine is installed; `apt install espeak-ng`"
             )
             return iter(())

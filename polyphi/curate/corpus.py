@@ -34,7 +34,7 @@ FIRST = 64
 class Work:
     """The inputs of a corpus build. `rows` bounds each split, or each part of it; `cache` holds downloaded packages;
     `data` is the folder of corpora (so that one may be built from another); `models` are the models of parent stages:
-    a callable from audio bytes to text for a recogniser, a `Generate` for a language model. `tell` receives progress
+    a callable from audio bytes to text for a recogniser, a `Generate` for a language model. `report` receives progress
     messages. With several tasks each builds its `part`: (number, count). `seconds` is the longest audio clip that fits
     the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
     `languages`, including English, are those of questions and words; digits and numbers are in all eight."""
@@ -44,11 +44,16 @@ class Work:
     cache: Path
     data: Path
     models: Mapping[str, Any] = field(default_factory=dict)
-    tell: Callable[[str], None] = print
+    report: Callable[[str], None] = print
     part: tuple[int, int] = (0, 1)
     seconds: float = 30.0
     tokenizer: Path | None = None
     languages: tuple[str, ...] = tuple(LANGUAGES)
+
+    @property
+    def tell(self) -> Callable[[str], None]:
+        """`report`, as corpus files for earlier versions call it."""
+        return self.report
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def generator(corpus: Corpus, work: Work) -> tuple[Callable[[int], Sample], str]
     """Return a function from number to fresh sample, and its hash: of `fingerprint` and of the first samples, which
     differ if a package is missing. The function can be sent to other processes."""
     assert corpus.fresh is not None, f"{corpus.name} has no generator of fresh samples"
-    make = corpus.fresh(replace(work, tell=print, models={}))
+    make = corpus.fresh(replace(work, report=print, models={}))
     first = [row_hash(to_row(make(n))) for n in range(FIRST)]
     text = json.dumps([fingerprint(corpus, work), first])
     return make, hashlib.sha256(text.encode()).hexdigest()
@@ -151,7 +156,7 @@ def build(
     folder = work.data / corpus.name
     if corpus.stages:
         machines = Machines()
-    task_work = work if machines == Machines() else replace(work, tell=print, models={})
+    task_work = work if machines == Machines() else replace(work, report=print, models={})
     manifests = {split: folder / split / "manifest.json" for split in work.rows}
     hashed = fingerprint(corpus, work)
     for split in sorted(work.rows, key=lambda name: name == "train"):

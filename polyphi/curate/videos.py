@@ -36,7 +36,7 @@ def read(
     frames: int = FRAMES,
     cap: int = CAP,
     part: tuple[int, int] = (0, 1),
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Iterator[Sample]:
     """Yield a sample for each row of a JSON lines file, or for each video of a folder with a text beside it; for `part`
     (i, n) every n-th from the i-th. Rows that can't be read are reported and skipped. Raises ValueError if there is
@@ -55,7 +55,7 @@ def read(
             parsed = json.loads(row) if isinstance(row, str) else row
             yield _sample(parsed, name, root, frames, cap, source, licence)
         except (ValueError, OSError, RecursionError) as error:
-            tell(f"  skipped {name}: {error}")
+            report(f"  skipped {name}: {error}")
     if not rows_read:
         raise ValueError(
             f"nothing to read at {path}: expected videos ({', '.join(ENDINGS)}) with a .txt of their name, or rows"

@@ -55,7 +55,7 @@ def build(
     *,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write sources, in order, as the train split of the corpus `folder`, unless it was made from the same files, and
     return its manifest. `columns` maps names of `COLUMNS` to those of the rows. Raises ValueError for an unusable row;
@@ -100,11 +100,11 @@ def build(
     left_out = f"; {len(errors)} left out, the first: {errors[0]}" if errors else ""
     if not manifest["rows"]:
         raise ValueError(f"{', '.join(sources)}: expected rows, found none{left_out}")
-    tell(
+    report(
         f"{folder.name}: {manifest['rows']} rows, {part_counts[Image]} pictures, {part_counts[Audio]} clips{left_out}"
     )
     if unused_columns:  # otherwise a misspelt `image` would go unnoticed
-        tell(f"  columns that are not read: {', '.join(sorted(unused_columns))}")
+        report(f"  columns that are not read: {', '.join(sorted(unused_columns))}")
     return manifest
 
 

@@ -115,7 +115,7 @@ def finetune(
                 corpus_sources,
                 columns=named[corpus],
                 skip_bad=skip_bad,
-                tell=options.report,
+                report=options.report,
             )
     distributed.wait()
     train(

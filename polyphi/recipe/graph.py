@@ -224,7 +224,7 @@ class Run:
             cache=self.cache,
             data=self.data,
             models=StageModels(corpus.stages, self.stage_model),
-            tell=self.report,
+            report=self.report,
             seconds=self.size.seconds,
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
             languages=self.size.languages,

@@ -185,14 +185,14 @@ class Transcriber:
         stop = threading.Event()
         run: asyncio.Future[Transcript] | None = None
 
-        def tell(seconds: float) -> None:
+        def on_progress(seconds: float) -> None:
             loop.call_soon_threadsafe(decoded.set)
 
         async with self._slots:
             try:
                 async with self._decode_slots:
                     run = loop.run_in_executor(
-                        self._threads, self._transcribe, upload, options, tell, follow, stop
+                        self._threads, self._transcribe, upload, options, on_progress, follow, stop
                     )
                     run.add_done_callback(lambda _: decoded.set())
                     await decoded.wait()
@@ -228,7 +228,7 @@ class Transcriber:
         self,
         upload: UploadFile,
         options: Options,
-        tell: Callable[[float], None],
+        on_progress: Callable[[float], None],
         follow: Callable[[str], None] | None,
         stop: threading.Event,
     ) -> Transcript:
@@ -244,7 +244,7 @@ class Transcriber:
                     window=options.window,
                     caller=options.caller,
                     max_seconds=self._server.settings.max_recording_seconds,
-                    on_progress=tell,
+                    on_progress=on_progress,
                     on_text=follow,
                     stop=stop,
                 )

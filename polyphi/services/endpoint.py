@@ -37,6 +37,7 @@ from polyphi.messages import (
     Video,
     call_text,
     functions,
+    normalize_adapter,
 )
 
 if TYPE_CHECKING:
@@ -391,7 +392,7 @@ def _open_client(seconds: float) -> "httpx2.Client":
 
 
 def _no_adapter(adapter: str | None) -> None:
-    if adapter not in ("auto", None, "none"):
+    if normalize_adapter(adapter) not in ("auto", None):
         raise ValueError(
             f"an endpoint selects its adapters itself; expected 'auto' or None, found {adapter!r}"
         )

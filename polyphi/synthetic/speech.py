@@ -120,12 +120,12 @@ def readers(work: Work, split: str) -> list[Reader]:
         if reader_split != split:
             continue
         package_name = package if ending else f"{package}-{'g722' if wideband else 'wav'}"
-        if root := unpack(package_name, work.cache, work.tell):
+        if root := unpack(package_name, work.cache, work.report):
             files = root / "usr/share/asterisk/sounds" / folder / "digits"
             ending = ending or (".g722" if wideband else ".wav")
             numbers = {n: p for n in range(100) if (p := files / f"{n}{ending}").exists()}
             readers.append(Reader(name, language, sex, split, package_name, numbers))
-    if split == "train" and (root := unpack(STAMPS, work.cache, work.tell)):
+    if split == "train" and (root := unpack(STAMPS, work.cache, work.report)):
         files = root / STAMP_FOLDER / "symbols/math"
         for ending, language in STAMP_DIGITS.items():
             stem = "{}_" + ending if ending else "{}"
@@ -150,7 +150,7 @@ class RecordedPhrase:
 
 def captions(work: Work, split: str) -> list[RecordedPhrase]:
     """Return the spoken captions (French, Spanish, English) of the split's stamps of Tux Paint."""
-    root = unpack(STAMPS, work.cache, work.tell)
+    root = unpack(STAMPS, work.cache, work.report)
     if root is None:
         return []
     folder, recordings = root / STAMP_FOLDER, []
@@ -172,7 +172,7 @@ def captions(work: Work, split: str) -> list[RecordedPhrase]:
 def effects(work: Work, split: str) -> list[RecordedPhrase]:
     """Return the recorded sounds (animals, tools, instruments) of the split's stamps of Tux Paint; `text` is the
     English caption."""
-    root = unpack(STAMPS, work.cache, work.tell)
+    root = unpack(STAMPS, work.cache, work.report)
     if root is None:
         return []
     folder, recordings = root / STAMP_FOLDER, []
@@ -234,7 +234,7 @@ class TTSSampler:
         self.espeak, self.flite = (unavailable(engine) is None for engine in ("espeak-ng", "flite"))
         for engine in ("espeak-ng", "flite"):
             if reason := unavailable(engine):
-                work.tell(f"skipped speech of {engine}: {reason}")
+                work.report(f"skipped speech of {engine}: {reason}")
         self._readers: dict[str, list[Reader]] = {}
         if not (self.espeak or self.flite or self.readers("train")):
             raise ValueError(
@@ -448,7 +448,7 @@ _TOYS = {
 
 def toys(work: Work) -> list[RecordedPhrase]:
     """Return recordings of single nouns of the lexicon by KTuberling's volunteers, for testing only."""
-    root = unpack(KTUBERLING, work.cache, work.tell)
+    root = unpack(KTUBERLING, work.cache, work.report)
     if root is None:
         return []
     folder, words, recordings = root / "usr/share/ktuberling/sounds", lexicon(), []

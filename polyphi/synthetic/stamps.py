@@ -154,7 +154,7 @@ class Album(Sequence[Stamp]):
 
 def load(work: Work) -> Album:
     """Return all stamps of the package, or an empty album if it is unavailable."""
-    folder = sources.unpack(STAMPS, work.cache, work.tell)
+    folder = sources.unpack(STAMPS, work.cache, work.report)
     return Album() if folder is None else read(folder / STAMP_FOLDER)
 
 

@@ -37,7 +37,11 @@ def _refuse(*_: object) -> None:
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
     return Work(
-        {"train": 40, "test": 20}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None
+        {"train": 40, "test": 20},
+        0,
+        tmp_path / "cache",
+        tmp_path / "data",
+        report=lambda line: None,
     )
 
 
@@ -55,7 +59,7 @@ def test_a_sample_is_a_function_of_its_number(corpus: Corpus, work: Work) -> Non
     make, fingerprint = generator(corpus, work)
     samples = [make(n) for n in range(40)]
     same_make, same_fingerprint = generator(
-        corpus, replace(work, tell=print, models={"a": Random(0)})
+        corpus, replace(work, report=print, models={"a": Random(0)})
     )
     assert [same_make(n) for n in (39, 0, 7)] == [samples[n] for n in (39, 0, 7)]
     unpickled = cloudpickle.loads(cloudpickle.dumps(make))

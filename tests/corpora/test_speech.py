@@ -44,7 +44,7 @@ QUESTIONS = (
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages are unavailable, so that these tests run anywhere in seconds."""
     for module in (speech, sources, stamps.sources):
-        monkeypatch.setattr(module, "unpack", lambda name, cache, tell=print: None)
+        monkeypatch.setattr(module, "unpack", lambda name, cache, report=print: None)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def work(tmp_path: Path) -> Work:
         seed=1,
         cache=tmp_path,
         data=tmp_path,
-        tell=lambda text: None,
+        report=lambda text: None,
     )
 
 
@@ -206,7 +206,7 @@ def filtered_rows(
 ) -> list[Sample]:
     models = {} if recognise is None else {"speech_0_aed": recognise}
     return built(
-        "vision_speech", replace(work, models=models, tell=messages.append, rows={"train": 24})
+        "vision_speech", replace(work, models=models, report=messages.append, rows={"train": 24})
     )["train"]
 
 
@@ -247,7 +247,7 @@ def test_without_engines_recordings_still_serve_or_a_line_says_why(
     monkeypatch.setattr(speech, "unavailable", lambda engine: f"{engine} is not installed")
     monkeypatch.setattr(speech, "readers", lambda work, split: [reader])
     for name in ("sqa", "speech_summary", "audio_safety", "vision_speech"):
-        assert built(name, replace(work, tell=messages.append)) == {"train": [], "test": []}
+        assert built(name, replace(work, report=messages.append)) == {"train": [], "test": []}
     assert sum("apt install espeak-ng" in line for line in messages) == 8
     monkeypatch.setattr(speech, "readers", lambda work, split: [])
     with pytest.raises(ValueError, match="apt install espeak-ng"):

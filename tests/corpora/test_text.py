@@ -53,7 +53,7 @@ def offline() -> Iterator[None]:
 
 def in_folder(folder: Path) -> Work:
     return Work(
-        {"train": 26, "test": 14}, 0, folder / "cache", folder / "data", tell=lambda line: None
+        {"train": 26, "test": 14}, 0, folder / "cache", folder / "data", report=lambda line: None
     )
 
 
@@ -156,7 +156,9 @@ class _Right:
 
 def test_reasoning_pairs_come_from_the_models_errors(work):
     def rows(model: object) -> list:
-        workspace = Work(work.rows, 0, work.cache, work.data, {"reasoning_2_sft": model}, work.tell)
+        workspace = Work(
+            work.rows, 0, work.cache, work.data, {"reasoning_2_sft": model}, work.report
+        )
         return [
             sample
             for split, sample in corpus("reasoning_pairs").build(workspace)
@@ -191,7 +193,7 @@ def test_references_of_every_task_score_fully(work):
         if task.corpus not in built:
             build(
                 corpus(task.corpus),
-                Work({"train": 1, "test": 80}, 0, work.cache, work.data, tell=work.tell),
+                Work({"train": 1, "test": 80}, 0, work.cache, work.data, report=work.report),
             )
             built.add(task.corpus)
         rows = select(task, Shards(work.data / task.corpus / "test"), None, 0)

@@ -27,7 +27,7 @@ CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, ima
 
 @pytest.fixture
 def no_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "unpack", lambda name, cache, tell=print: None)
+    monkeypatch.setattr(sources, "unpack", lambda name, cache, report=print: None)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def build_splits(
         seed=seed,
         cache=folder,
         data=folder,
-        tell=lambda line: None,
+        report=lambda line: None,
     )
     split: dict[str, list[Sample]] = {"train": [], "test": []}
     for name, sample in corpus.build(work):
@@ -230,7 +230,7 @@ def test_fresh_samples_show_nothing_that_is_held_out(
 
     record(scenes, "scan_numbers")
     record(scenes, "turns")
-    make, _ = generator(corpus, Work({"train": 0}, 0, tmp_path, tmp_path, tell=lambda line: None))
+    make, _ = generator(corpus, Work({"train": 0}, 0, tmp_path, tmp_path, report=lambda line: None))
     samples = [make(n) for n in range(300)]
     assert splits <= {"train"}
     for sample in samples:
@@ -324,7 +324,11 @@ def test_pages_to_read_are_help_of_the_split(
 
 def test_a_corpus_becomes_shards(no_stamps: None, tmp_path: Path) -> None:
     work = Work(
-        rows={"train": 12, "test": 4}, seed=0, cache=tmp_path, data=tmp_path, tell=lambda line: None
+        rows={"train": 12, "test": 4},
+        seed=0,
+        cache=tmp_path,
+        data=tmp_path,
+        report=lambda line: None,
     )
     manifests = build(image_qa.corpus, work)
     assert manifests["train"]["rows"] == 12 and set(manifests["train"]["licences"]) <= {

@@ -141,7 +141,7 @@ def test_a_damaged_file_is_reported_and_skipped(
     (tmp_path / name).write_bytes(content)
     (tmp_path / "z.txt").write_text("whole")
     messages: list[str] = []
-    samples = of(tmp_path, tell=messages.append)
+    samples = of(tmp_path, report=messages.append)
     assert samples[-1].answer == "whole"
     assert len(messages) == 1 and name in messages[0] and reason in messages[0]
 

@@ -52,7 +52,12 @@ def test_a_folder_of_pdfs_becomes_rows(tmp_path: Path) -> None:
     messages: list[str] = []
     rows = list(
         pdf_pages.read(
-            [tmp_path], source="mine", licence="CC0-1.0", longest=10, side=300, tell=messages.append
+            [tmp_path],
+            source="mine",
+            licence="CC0-1.0",
+            longest=10,
+            side=300,
+            report=messages.append,
         )
     )
     assert [(r.answer, r.meta["file"], r.meta["page"]) for r in rows] == [
@@ -62,12 +67,16 @@ def test_a_folder_of_pdfs_becomes_rows(tmp_path: Path) -> None:
     assert len(messages) == 1 and "c.pdf" in messages[0]
     assert rows[0].source == "mine" and rows[0].prompt[0].text == "Read the page."
     parts = [
-        list(pdf_pages.read([tmp_path], source="m", licence="l", part=(i, 2), tell=messages.append))
+        list(
+            pdf_pages.read([tmp_path], source="m", licence="l", part=(i, 2), report=messages.append)
+        )
         for i in (0, 1)
     ]
     assert [len(p) for p in parts] == [2, 1], "files are distributed"
     photos = [
-        list(pdf_pages.read([tmp_path], source="m", licence="l", photos=True, tell=messages.append))
+        list(
+            pdf_pages.read([tmp_path], source="m", licence="l", photos=True, report=messages.append)
+        )
         for _ in "ab"
     ]
     assert photos[0] == photos[1] != rows, "a page's photo is always the same"

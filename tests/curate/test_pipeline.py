@@ -86,7 +86,7 @@ def test_training_is_held_against_held_out_samples_and_loses_duplicates_across_t
 
 
 def test_spare_samples_fill_up_to_the_rows_asked_for(tmp_path: Path) -> None:
-    here = Work({"train": 8}, 0, tmp_path, tmp_path / "data", tell=print)
+    here = Work({"train": 8}, 0, tmp_path, tmp_path / "data", report=print)
     corpus.build(Corpus("spared", numbers, steps=even, spare=1.0), here)
     assert [s.id for s in Shards(here.data / "spared" / "train")] == [
         str(i) for i in range(0, 16, 2)

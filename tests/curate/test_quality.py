@@ -25,7 +25,7 @@ def refuse(*_: object) -> None:
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     """Return a `Work` on a machine without network: requests and word-shuffled docstrings are available."""
     monkeypatch.setattr(sources, "_fill", refuse)
-    return Work({"train": 1}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None)
+    return Work({"train": 1}, 0, tmp_path / "cache", tmp_path / "data", report=lambda line: None)
 
 
 def requests(work: Work, split: str) -> list[Labelled]:

@@ -156,7 +156,7 @@ def test_long_rows_hold_long_recordings(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(speech_summary, "help_pages", lambda language, work: pages)
     monkeypatch.setattr(speech_summary, "LONG_EVERY", 2)
     monkeypatch.setattr(speech_summary, "LONG_SECONDS", 60.0)
-    work = Work({"train": 2}, 0, tmp_path, tmp_path, tell=lambda line: None, seconds=90.0)
+    work = Work({"train": 2}, 0, tmp_path, tmp_path, report=lambda line: None, seconds=90.0)
     short, long = (s for _, s in speech_summary.corpus.build(work))
     assert short.meta["task"] == "speech_summary" and short.meta["seconds"] < 20
     topics = long.answer.split("\n")

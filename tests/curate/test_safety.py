@@ -40,8 +40,8 @@ def test_the_example_speaks_eight_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("polyphi.curate.sources.unpack", lambda name, cache, tell=print: None)
-    monkeypatch.setattr("polyphi.curate.text.unpack", lambda name, cache, tell=print: None)
+    monkeypatch.setattr("polyphi.curate.sources.unpack", lambda name, cache, report=print: None)
+    monkeypatch.setattr("polyphi.curate.text.unpack", lambda name, cache, report=print: None)
     prompts = [f"Finding {i}?" for i in range(99)]
     mine = [p for p in prompts if side("train", "feedback", p)][:2]
     for prompt, language, answered in zip(mine, ("en", "fr"), ("Sure.", "LOST."), strict=True):

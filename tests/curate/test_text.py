@@ -31,7 +31,11 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     """Return a `Work` on a machine without network."""
     monkeypatch.setattr(sources, "_fill", _refuse)
     return Work(
-        {"train": 20, "test": 10}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None
+        {"train": 20, "test": 10},
+        0,
+        tmp_path / "cache",
+        tmp_path / "data",
+        report=lambda line: None,
     )
 
 
@@ -165,7 +169,7 @@ def help_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
             (root / f"shared/{number}.html").write_text(html, encoding="utf-8")
         (cache / f"libreoffice-help-{name}/SOURCE.json").write_text("{}")
     monkeypatch.setattr(sources, "_fill", _refuse)
-    return Work({"train": 20, "test": 10}, 0, cache, tmp_path / "data", tell=lambda line: None)
+    return Work({"train": 20, "test": 10}, 0, cache, tmp_path / "data", report=lambda line: None)
 
 
 def test_help_pages_leave_out_untranslated_text_and_code(help_folder):

@@ -48,7 +48,7 @@ def test_a_corpus_of_clean_text(tmp_path: Path) -> None:
             Personal(),
         ]
 
-    work = Work({"train": 10}, 0, tmp_path / "cache", tmp_path / "data", tell=lambda line: None)
+    work = Work({"train": 10}, 0, tmp_path / "cache", tmp_path / "data", report=lambda line: None)
     corpus.build(Corpus("clean", build=pages, steps=steps), work)
     samples = {one.id: one for one in Shards(tmp_path / "data" / "clean" / "train")}
     assert set(samples) == {"kept", "kept-ja"}

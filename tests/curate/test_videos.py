@@ -105,7 +105,7 @@ def test_a_folder_of_videos_with_texts_becomes_rows(tmp_path: Path) -> None:
     (tmp_path / "c.mp4").write_bytes(film(drawn.frames))  # without a text
     messages: list[str] = []
     (row,) = videos.read(
-        tmp_path, source="mine", licence="CC0-1.0", frames=4, cap=64, tell=messages.append
+        tmp_path, source="mine", licence="CC0-1.0", frames=4, cap=64, report=messages.append
     )
     assert row.answer == drawn.summary() and row.prompt[0].text == videos.QUESTION
     assert [(f.size, f.format) for f in frames_of(row)] == [((64, 64), "JPEG")] * 4
@@ -135,7 +135,7 @@ def test_rows_name_their_videos(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\nno JSON\n")
     messages: list[str] = []
-    samples = list(videos.read(file, source="m", licence="l", frames=2, tell=messages.append))
+    samples = list(videos.read(file, source="m", licence="l", frames=2, report=messages.append))
     assert [s.id for s in samples] == ["first", "rows.jsonl, line 2", "rows.jsonl, line 3"]
     assert [s.answer for s in samples] == ["It grows. <video>", "A square.", "To the right."]
     assert [len(frames_of(s)) for s in samples] == [2, 2, 2]
@@ -152,7 +152,7 @@ def test_rows_name_their_videos(tmp_path: Path) -> None:
     parts = [
         [
             s.id
-            for s in videos.read(file, source="m", licence="l", part=(i, 2), tell=messages.append)
+            for s in videos.read(file, source="m", licence="l", part=(i, 2), report=messages.append)
         ]
         for i in (0, 1)
     ]

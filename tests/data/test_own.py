@@ -35,7 +35,7 @@ def write_rows(root: Path, *rows: Any, name: str = "mine.jsonl") -> Path:
 
 
 def read(source: Path | str, folder: Path, **options: Any) -> list[Sample]:
-    own.build(folder, [str(source)], tell=lambda _: None, **options)
+    own.build(folder, [str(source)], report=lambda _: None, **options)
     return list(Shards(folder / "train"))
 
 
@@ -175,7 +175,7 @@ def test_a_bad_row_is_named(row: Any, message: str, root: Path, tmp_path: Path) 
     assert "--skip-bad" in str(error.value)
     assert not (tmp_path / "corpus/train").exists(), "nothing half"
     messages: list[str] = []
-    own.build(tmp_path / "corpus", [str(file)], skip_bad=True, tell=messages.append)
+    own.build(tmp_path / "corpus", [str(file)], skip_bad=True, report=messages.append)
     assert len(Shards(tmp_path / "corpus/train")) == 2
     assert "2 rows, 0 pictures, 0 clips; 1 left out, the first: " in messages[0]
 
@@ -206,7 +206,7 @@ def test_parquet_with_columns_of_other_names(root: Path, tmp_path: Path) -> None
 def test_columns_that_are_not_read_are_named(root: Path, tmp_path: Path) -> None:
     messages: list[str] = []
     source, names = str(parquet(root)), {"audio": "clip", "answer": "text"}
-    own.build(tmp_path / "corpus", [source], columns=names, tell=messages.append)
+    own.build(tmp_path / "corpus", [source], columns=names, report=messages.append)
     assert messages == [
         "corpus: 20 rows, 0 pictures, 20 clips",
         "  columns that are not read: photo",
@@ -251,10 +251,10 @@ def test_built_once_until_the_file_changes(root: Path, tmp_path: Path) -> None:
     file = write_rows(root, {"question": "?", "answer": "x"})
     messages: list[str] = []
     for _ in range(2):
-        own.build(tmp_path / "corpus", [str(file)], tell=messages.append)
+        own.build(tmp_path / "corpus", [str(file)], report=messages.append)
     assert len(messages) == 1
     write_rows(root, {"question": "?", "answer": "x"}, {"question": "?", "answer": "y"})
-    assert own.build(tmp_path / "corpus", [str(file)], tell=messages.append)["rows"] == 2
+    assert own.build(tmp_path / "corpus", [str(file)], report=messages.append)["rows"] == 2
 
 
 class Hub:

@@ -616,7 +616,7 @@ def test_s27_what_grows_when_it_is_unpacked_is_cut_off(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt.gz").stat().st_size < MB
     reports: list[str] = []
     tracemalloc.start()
-    documents = list(pages.read([tmp_path], source="s", licence="CC0-1.0", tell=reports.append))
+    documents = list(pages.read([tmp_path], source="s", licence="CC0-1.0", report=reports.append))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert not documents and "at most 20,971,520 bytes" in reports[0]

@@ -36,13 +36,17 @@ def tone(seconds: float, hertz: float = 440.0, rate: int = RATE) -> np.ndarray:
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
     return Work(
-        rows={"train": 8, "test": 8}, seed=3, cache=tmp_path, data=tmp_path, tell=lambda text: None
+        rows={"train": 8, "test": 8},
+        seed=3,
+        cache=tmp_path,
+        data=tmp_path,
+        report=lambda text: None,
     )
 
 
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech, "unpack", lambda name, cache, tell: None)
+    monkeypatch.setattr(speech, "unpack", lambda name, cache, report: None)
 
 
 # Audio
@@ -197,7 +201,9 @@ def test_a_missing_engine_is_told_in_one_line(work: Work, monkeypatch: pytest.Mo
     messages: list[str] = []
     monkeypatch.setattr(speech, "unavailable", lambda engine: f"{engine} is not installed")
     monkeypatch.setattr(speech, "readers", lambda work, split: [READER])
-    TTSSampler(Work(rows=work.rows, seed=0, cache=work.cache, data=work.data, tell=messages.append))
+    TTSSampler(
+        Work(rows=work.rows, seed=0, cache=work.cache, data=work.data, report=messages.append)
+    )
     assert messages == [
         f"skipped speech of {e}: {e} is not installed" for e in ("espeak-ng", "flite")
     ]
@@ -231,7 +237,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for ending in (".ogg", "_desc_fr.ogg"):
             soundfile.write(path.with_name(path.name + ending), tone(0.5, 300, 22050), 22050)
     monkeypatch.setattr(
-        speech, "unpack", lambda name, cache, tell: p if (p := tmp_path / name).exists() else None
+        speech, "unpack", lambda name, cache, report: p if (p := tmp_path / name).exists() else None
     )
     monkeypatch.setattr(speech, "_wideband", lambda: False)
     return tmp_path
