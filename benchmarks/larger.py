@@ -48,7 +48,7 @@ DECODER = DecoderConfig(
 STAGE = Stage(
     name="larger",
     start={},
-    learn={"decoder.*": 1.5e-3},
+    trainable={"decoder.*": 1.5e-3},
     data=Mix({"pages": 1}),
     objective=NextToken(),
     schedule=Schedule(warmup=0.03, decay="linear", decay_share=0.5, floor=0.02),

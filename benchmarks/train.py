@@ -230,7 +230,7 @@ def write(work: Work, folder: Path) -> None:
     )
     steps = [[int(id.removeprefix("rows/")) for id in places.step().ids] for _ in range(work.steps)]
     torch.save(made, folder / "rows.pt")
-    rate = max(stages.load(work.stage).learn.values())
+    rate = max(stages.load(work.stage).trainable.values())
     told = {**for_peer(work), "rate": rate, "steps": steps}
     (folder / "work.json").write_text(json.dumps(told))
 

@@ -15,7 +15,7 @@ from polyphi.train.stage import Mix, Schedule, Stage
 stage = Stage(
     name="desk",
     start={"*": "hf:microsoft/Phi-4-multimodal-instruct"},  # --model takes its place
-    learn={
+    trainable={
         "decoder.*.lora.vision.*": 5e-5,
         "vision.projector.*": 1e-5,
         "decoder.*.lora.speech.*": 1e-4,

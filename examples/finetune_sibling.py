@@ -18,7 +18,7 @@ stage = Stage(
     start={"*": "hf:microsoft/Phi-4-multimodal-instruct"},  # --model takes its place
     # a copy of vision, rank 256; a fresh, smaller one is AdapterConfig(rank=32, alpha=64.0) of polyphi.model.config
     adapters={"medical": "vision"},
-    learn={"decoder.*.lora.medical.*": 5e-5},
+    trainable={"decoder.*.lora.medical.*": 5e-5},
     data=Mix({"scans": 1}, adapter={"scans": "medical"}),
     objective=NextToken(max_crops=16),
     schedule=Schedule(warmup=0.05, decay="linear"),

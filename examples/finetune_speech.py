@@ -16,7 +16,7 @@ stage = Stage(
     name="calls",
     start={"*": "hf:microsoft/Phi-4-multimodal-instruct"},  # --model takes its place
     # as in the report's speech post-training (2.2.2); add "audio.encoder.*": 1e-5 for voices far from it
-    learn={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
+    trainable={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
     data=Mix({"calls": 1}),
     objective=NextToken(),
     schedule=Schedule(warmup=0.05, decay="linear"),

@@ -16,7 +16,7 @@ stage = Stage(
     name="receipts",
     start={"*": "hf:microsoft/Phi-4-multimodal-instruct"},  # --model takes its place
     # half the rates of the report's last vision stage [ours]; the encoder rests
-    learn={"decoder.*.lora.vision.*": 5e-5, "vision.projector.*": 1e-5},
+    trainable={"decoder.*.lora.vision.*": 5e-5, "vision.projector.*": 1e-5},
     data=Mix({"receipts": 1}),
     objective=NextToken(max_crops=16),  # a crop is 448 pixels square and about 256 tokens
     schedule=Schedule(warmup=0.05, decay="linear"),

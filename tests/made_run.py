@@ -144,7 +144,7 @@ def make_run(out: Path, n: int = 40, steps: int = 300) -> Path:
                 "rate": rate,
                 "from": [stage.start.get("*", "fresh")],
             }
-            for i, (glob, rate) in enumerate(stage.learn.items())
+            for i, (glob, rate) in enumerate(stage.trainable.items())
         ]
         manifest = {
             "stage": name, "parents": {p: 3 for p in stage.parents}, "who_learns": learned,

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from polyphi.batch import Batch, Clip, row
+from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.vocabulary import VocabularyOnly
@@ -100,7 +101,7 @@ class MatrixGroup(NamedTuple):
 
 
 def stage_model(name: str, size: Size) -> StageModel:
-    """The model of a stage at a size. Raises ValueError where a glob of `learn`, `start` or `copy` matches nothing."""
+    """The model of a stage at a size. Raises ValueError if a glob of the stage matches nothing."""
     stage = size.stage(name)
     config = lineage.configuration(stage, size.model, None)
     with torch.device("meta"):
@@ -232,6 +233,7 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
         amounts["tokens"] += len(batch)
         amounts["sequences"] += len(lengths)
         amounts["pairs"] += sum(n * (n + 1) // 2 for n in lengths)
+        amounts["explicit pairs"] += sum(n * n for n in lengths if n <= MAX_EXPLICIT)
         amounts["supervised"] += 0 if batch.supervised is None else len(batch.supervised)
         amounts["crops"] += batch.crop_count
         amounts["picture tokens"] += 0 if batch.image_slots is None else len(batch.image_slots)
@@ -350,6 +352,11 @@ class Switches:
     context: int = 1
 
 
+LOGIT_BYTES = 4 + 2
+"""Stored per head and pair of query and key by explicit attention, the CPU's for short sequences: probabilities in
+float32 and bf16."""
+
+
 def layer_bytes(
     target: StageModel, part: str, adapter: str | None = None, cpu: bool = False
 ) -> float:
@@ -378,7 +385,10 @@ def layer_bytes(
         return total
     if part == "vision":
         assert vision is not None
-        return 24 * vision.hidden_size + 4 * vision.intermediate_size
+        patches = vision.grid**2
+        explicit = cpu and patches <= MAX_EXPLICIT
+        stored = LOGIT_BYTES * vision.num_attention_heads * patches * explicit
+        return 24 * vision.hidden_size + 4 * vision.intermediate_size + stored
     assert audio is not None
     # The attention bias is trainable, so the CPU stores the attention logits; here of a clip of 15 s.
     logits = 3 * audio.num_attention_heads * 188 * cpu
@@ -445,6 +455,9 @@ def memory(
             count * between + row_bytes if recompute else count * row_bytes
         )
 
+    if cpu and target.decoder == "backward":
+        stored = LOGIT_BYTES * d.num_attention_heads * amounts["explicit pairs"]
+        parts["activations"] += stored * (1 if recompute else d.num_hidden_layers)
     others = (on.context - 1) * amounts["tokens"] * key_bytes(target)
     parts["activations"] += others * (1 if recompute else d.num_hidden_layers)
 

@@ -131,7 +131,7 @@ def dry_run(
 ) -> DryRunResult:
     """Take `steps` steps of a stage, each with all `packs`, as the last process of `world`; with `shard` equal to
     `world` the decoder's layers are sharded over all; `context` processes share each pack. Raises ValueError for shards
-    where adapters are trainable, and RuntimeError where a glob of `learn` gets no gradient or a frozen tensor gets
+    where adapters are trainable, and RuntimeError where a glob of `trainable` gets no gradient or a frozen tensor gets
     one."""
     if shard not in (1, world):
         raise ValueError(

@@ -2,8 +2,8 @@
 
     polyphi train my_stage.py --model microsoft/Phi-4-multimodal-instruct --data mine.jsonl --out runs/mine
 
-The file defines a `Stage`, like those of the recipe. Parameters that its `learn` doesn't match keep their values and
-dtype, which the hashes in the manifest prove; trained parameters are float32. The folder then holds::
+The file defines a `Stage`, like those of the recipe. Parameters that its `trainable` doesn't match keep their values
+and dtype, which the hashes in the manifest prove; trained parameters are float32. The folder then holds::
 
     DIR/data/CORPUS/train/      own data as shards
     DIR/{manifest.json,metrics.jsonl,loss.png}
@@ -40,7 +40,7 @@ from polyphi.runtime.precision import Choice, pinned, products
 from polyphi.train.loop import train
 from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.resume import choose_precision
-from polyphi.train.stage import Budget, Stage, claim
+from polyphi.train.stage import Budget, Stage
 
 
 def finetune(
@@ -62,8 +62,8 @@ def finetune(
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the learning
-    rates of `learn`) replace the values of the stage. `track` names trackers (progress.py); they and the origins of the
-    weights replace those of `options`. Where the precision of `options` is "auto" and none is recorded in `out`,
+    rates of `trainable`) replace the values of the stage. `track` names trackers (progress.py); they and the origins of
+    the weights replace those of `options`. Where the precision of `options` is "auto" and none is recorded in `out`,
     float32, which also casts frozen weights, is chosen only if they fit into free memory. The same call resumes an
     interrupted one.
 
@@ -90,7 +90,7 @@ def finetune(
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
-    trainable = claim(stage.learn, [n for n, _ in model.named_parameters()])
+    trainable = stage.learning_rates(n for n, _ in model.named_parameters())
     _check_routes(stage, model, trainable)
     batch = batch_tokens or stage.batch_tokens
     choice = choose_precision(

@@ -323,7 +323,7 @@ class Run:
     def _train(self, stage: Stage, config: ModelConfig, out: Path) -> None:
         model, origins = lineage.assemble(stage, config, self.runs, self.seed)
         adapters_only = not any(
-            glob.startswith("decoder.") and ".lora." not in glob for glob in stage.learn
+            glob.startswith("decoder.") and ".lora." not in glob for glob in stage.trainable
         )
         before = frozen_text.text_logits(model, self.processor) if adapters_only else None
         target = cost.stage_model(stage.name, self.size)

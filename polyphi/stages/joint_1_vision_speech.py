@@ -19,7 +19,7 @@ stage = Stage(
     copy={
         "audio.projector.vision.*": "audio.projector.speech.*"
     },  # [ours] the second projector starts as a copy of the first
-    learn={"decoder.*.lora.vision.*": 5e-5, "vision.*": 1e-5},
+    trainable={"decoder.*.lora.vision.*": 5e-5, "vision.*": 1e-5},
     data=Mix(
         {"vision_speech": 55, "image_qa": 25, "multi_image": 8, "instructions": 12},
         adapter={"instructions": "vision"},

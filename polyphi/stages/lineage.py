@@ -50,7 +50,7 @@ def origin(name: str, stage: Stage) -> Origin:
     if (pattern := _longest_match(stage.start, name)) is None:
         return Origin(None, name)
     parent = stages.load(stage.start[pattern])
-    if _longest_match(parent.learn, name) is not None and _part(name) in {
+    if _longest_match(parent.trainable, name) is not None and _part(name) in {
         "decoder",
         *parts(parent),
     }:
@@ -60,13 +60,15 @@ def origin(name: str, stage: Stage) -> Origin:
 
 def after(name: str) -> Stage:
     """A stage without trainable parameters that starts from the end of `name`, for exports and evaluations."""
-    return replace(stages.load(name), name=f"after_{name}", start={"*": name}, learn={}, copy={})
+    return replace(
+        stages.load(name), name=f"after_{name}", start={"*": name}, trainable={}, copy={}
+    )
 
 
 def parts(stage: Stage) -> set[str]:
     """The parts of a stage's model besides the decoder: "vision", "audio", "lora.vision", "lora.speech"."""
     names: set[str] = set()
-    for glob in (*stage.learn, *stage.start):
+    for glob in (*stage.trainable, *stage.start):
         names |= {part for part in ("vision", "audio") if glob.startswith(part + ".")}
         names |= {
             f"lora.{adapter}" for adapter in ("vision", "speech") if f".lora.{adapter}." in glob

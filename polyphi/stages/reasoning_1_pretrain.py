@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="reasoning_1_pretrain",
     start={"*": "text_4_align"},
-    learn={"decoder.*": 5e-5},
+    trainable={"decoder.*": 5e-5},
     data=Mix({"reasoning_documents": 90, "math": 10}),
     objective=NextToken(),
     context=16_384,

@@ -73,7 +73,7 @@ class Size:
         if stage.name == "text_1_pretrain" and self.name in LAWS:
             law = LAWS[self.name]["through"]
             peak = law["factor"] * (budget.steps * budget.batch_tokens) ** law["exponent"]
-            budget = replace(budget, rate=peak / max(stage.learn.values()))
+            budget = replace(budget, rate=peak / max(stage.trainable.values()))
         return budget
 
 

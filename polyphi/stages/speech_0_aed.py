@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Schedule, Stage
 stage = Stage(
     name="speech_0_aed",
     start={},  # it needs no language model
-    learn={"audio.encoder.*": 5e-4, "objective.*": 5e-4},
+    trainable={"audio.encoder.*": 5e-4, "objective.*": 5e-4},
     data=Mix({"asr": 1}, curriculum=("asr",)),
     objective=AttentionDecoder(),
     schedule=Schedule(decay="linear", decay_share=0.5),

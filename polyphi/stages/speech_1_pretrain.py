@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="speech_1_pretrain",
     start={"*": "text_4_align", "audio.encoder.*": "speech_0_aed"},
-    learn={"audio.encoder.*": 4e-5, "audio.projector.speech.*": 4e-5},
+    trainable={"audio.encoder.*": 4e-5, "audio.projector.speech.*": 4e-5},
     data=Mix({"asr": 1}),
     objective=NextToken(align=0.5),  # [ours] align
     context=2048,

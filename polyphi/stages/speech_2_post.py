@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="speech_2_post",
     start={"*": "speech_1_pretrain"},
-    learn={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
+    trainable={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
     data=Mix(
         {
             "asr": 28,

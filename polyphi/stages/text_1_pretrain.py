@@ -13,7 +13,7 @@ stage = Stage(
     name="text_1_pretrain",
     start={},
     # [ours] the report gives the law LR*(D) = B * D^-0.32, not its B
-    learn={"decoder.*": 4e-4},
+    trainable={"decoder.*": 4e-4},
     # [ours] shares of samples; a document has dozens of times the tokens of an answer. Copying starts first, since all
     # other tasks need it; documents start late: a small model trained on them from the start hardly learns to copy
     # (LOG.md)

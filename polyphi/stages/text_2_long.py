@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="text_2_long",
     start={"*": "text_1_pretrain"},
-    learn={"decoder.*": 1e-4},
+    trainable={"decoder.*": 1e-4},
     data=Mix({"long_documents": 60, "documents": 20, "math": 10, "translation": 10}),
     objective=NextToken(),
     context=131_072,

@@ -23,7 +23,7 @@ SMALL = {
 stage = Stage(
     name="text_3_post",
     start={"*": "text_2_long"},
-    learn={"decoder.*": 2e-5},
+    trainable={"decoder.*": 2e-5},
     # [ours] shares of samples
     data=Mix({"instructions": 84, "tools": 6, "summaries": 2, "fim": 3, "preferences": 5}),
     small=Mix(

@@ -13,7 +13,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="vision_0_encoder",
     start={"*": "text_1_pretrain"},
-    learn={"vision.encoder.*": 1e-5, "objective.*": 2e-5},
+    trainable={"vision.encoder.*": 1e-5, "objective.*": 2e-5},
     data=Mix({"captions": 1}),
     objective=Contrastive(naming=1.0),  # [ours] naming
     context=512,

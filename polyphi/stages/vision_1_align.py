@@ -11,7 +11,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="vision_1_align",
     start={"*": "vision_0_encoder", "decoder.*": "text_4_align"},
-    learn={"vision.projector.*": 1e-3},
+    trainable={"vision.projector.*": 1e-3},
     data=Mix({"captions": 1}),
     objective=NextToken(align=1.0),  # [ours] align
     context=4096,

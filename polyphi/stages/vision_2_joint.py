@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="vision_2_joint",
     start={"*": "vision_1_align"},
-    learn={"vision.*": 1e-4},
+    trainable={"vision.*": 1e-4},
     data=Mix(
         {"captions": 55, "interleaved": 4, "grounding": 8, "ocr": 25, "charts": 8}
     ),  # [ours] shares

@@ -13,7 +13,7 @@ stage = Stage(
     name="vision_3_generative",
     start={"*": "vision_2_joint"},
     # [ours] learning rates: that of the fresh adapter is five times that of the encoder
-    learn={"decoder.*.lora.vision.*": 1e-4, "vision.*": 2e-5},
+    trainable={"decoder.*.lora.vision.*": 1e-4, "vision.*": 2e-5},
     data=Mix(
         {"image_qa": 87, "ocr": 5, "instructions": 8}, adapter={"instructions": "vision"}
     ),  # [ours] shares

@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="vision_4_multiframe",
     start={"*": "vision_3_generative"},
-    learn={"decoder.*.lora.vision.*": 5e-5, "vision.projector.*": 2e-5},
+    trainable={"decoder.*.lora.vision.*": 5e-5, "vision.projector.*": 2e-5},
     data=Mix(
         {"multi_image": 45, "image_qa": 47, "instructions": 8}, adapter={"instructions": "vision"}
     ),  # [ours] shares

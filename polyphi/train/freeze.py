@@ -1,7 +1,7 @@
 """Trainable and frozen parameters of a stage.
 
-A parameter that no glob of `learn` matches is frozen. The first step checks that every trainable group has a gradient;
-the SHA-256 of every frozen tensor is compared before and after the stage.
+A parameter that no glob of `trainable` matches is frozen. The first step checks that every trainable group has a
+gradient; the SHA-256 of every frozen tensor is compared before and after the stage.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.runtime import distributed
 from polyphi.train import checkpoint, parallel
 from polyphi.train.optim import groups
-from polyphi.train.stage import Budget, Stage, claim
+from polyphi.train.stage import Budget, Stage
 
 
 def named(model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
@@ -27,9 +27,10 @@ def named(model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
 
 
 def freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
-    """All parameters by name; those that `learn` matches require gradients, the others don't."""
+    """All parameters by name; those that `trainable` matches require gradients, the others don't. Raises ValueError if
+    the stage trains nothing, or if a glob matches nothing."""
     parameters = named(model, module)
-    chosen = claim(stage.learn, parameters)
+    chosen = stage.learning_rates(parameters)
     for name, p in parameters.items():
         p.requires_grad_(name in chosen)
         p.grad = None
@@ -70,14 +71,14 @@ def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.d
 def trainable_rows(
     stage: Stage, budget: Budget, parameters: dict[str, Tensor], origins: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """One row per glob of `learn`, and one for all frozen parameters: number of parameters, peak learning rate, stages
-    that their weights come from. The manifest holds the rows as `who_learns`."""
+    """One row per glob of `trainable`, and one for all frozen parameters: number of parameters, peak learning rate,
+    stages that their weights come from. The manifest holds the rows as `who_learns`."""
     rows = []
     chosen = groups(stage, parameters)
     claimed = {name for names in chosen.values() for name in names}
     for glob, names in [*chosen.items(), ("(frozen)", [n for n in parameters if n not in claimed])]:
         sources = sorted({origins.get(n, "fresh") for n in names})
-        lr = stage.learn[glob] * budget.rate if glob in stage.learn else 0.0
+        lr = stage.trainable[glob] * budget.rate if glob in stage.trainable else 0.0
         rows.append(
             {
                 "module": glob,

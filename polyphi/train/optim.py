@@ -1,4 +1,4 @@
-"""AdamW, and Muon where a size sets it, over the parameter groups of a stage's `learn`: each glob has a peak learning
+"""AdamW, and Muon where a size sets it, over the groups of a stage's `trainable`: each glob has a peak learning
 rate."""
 
 import re
@@ -15,8 +15,10 @@ from polyphi.train.stage import Budget, Stage, claim
 def groups(stage: Stage, parameters: dict[str, Tensor]) -> dict[str, list[str]]:
     """The parameters of each glob; where several match, the longest glob counts. Raises ValueError if a glob matches
     nothing."""
-    owner = claim({glob: glob for glob in stage.learn}, parameters)
-    return {glob: [name for name in parameters if owner.get(name) == glob] for glob in stage.learn}
+    owner = claim({glob: glob for glob in stage.trainable}, parameters)
+    return {
+        glob: [name for name in parameters if owner.get(name) == glob] for glob in stage.trainable
+    }
 
 
 NOT_LAYERS = re.compile(r"embed|\.(tokens|positions|probe|ctc|words|cells|lora)\b")
@@ -44,7 +46,7 @@ def optimiser(
         if any(isinstance(parameters[n], DTensor) for n in layers):
             raise ValueError("Muon needs whole matrices, found sharded ones; train without --shard")
         if layers:
-            peak = stage.learn[glob] * budget.muon
+            peak = stage.trainable[glob] * budget.muon
             by_muon = [parameters[n] for n in layers]
             muon_groups.append({"params": by_muon, "lr": 0.0, "peak": peak, "glob": glob})
         others = [parameters[n] for n in names if n not in layers]
@@ -60,7 +62,7 @@ def optimiser(
                     {
                         "params": chosen,
                         "lr": 0.0,
-                        "peak": stage.learn[glob] * budget.rate,
+                        "peak": stage.trainable[glob] * budget.rate,
                         "weight_decay": decay,
                         "glob": glob,
                     }

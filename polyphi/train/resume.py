@@ -40,7 +40,7 @@ def identity(
         "budget": dataclasses.asdict(budget),
         "seed": seed,
         "precision": precision,
-        "learn": dict(stage.learn),
+        "learn": dict(stage.trainable),
         "mix": dict(stage.data.weights),
         "adapter": dict(stage.data.adapter),
         "curriculum": stage.data.curriculum,

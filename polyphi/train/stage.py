@@ -5,20 +5,20 @@ A stage file reads aloud::
     stage = Stage(
         name="speech_2_post",
         start={"*": "speech_1_pretrain"},
-        learn={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
+        trainable={"audio.projector.speech.*": 1e-4, "decoder.*.lora.speech.*": 1e-4},
         data=Mix({"asr": 28, "ast": 28, "sqa": 26, "summary": 1, "audio_understanding": 17}),
         objective=NextToken(),
         ...
     )
 
-`learn` maps globs of parameter names to peak learning rates: a parameter that no glob matches is frozen. `Budget` holds
-the values that depend on the size (steps, tokens per step, length of a row, factor on the learning rates).
+`trainable` maps globs of parameter names to peak learning rates: a parameter that no glob matches is frozen. `Budget`
+holds the values that depend on the size (steps, tokens per step, length of a row, factor on the learning rates).
 """
 
 import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal
 
 from polyphi.model.config import AdapterConfig
@@ -83,7 +83,7 @@ class Schedule:
 @dataclass(frozen=True)
 class Budget:
     """Values of a stage that depend on the size. `context` bounds a row's tokens, `batch_tokens` a step's. `rate`
-    multiplies the learning rates of `learn` (small models need larger ones); `muon`, if it isn't 0, those of the
+    multiplies the learning rates of `trainable` (small models need larger ones); `muon`, if it isn't 0, those of the
     matrices of layers, which are then trained by Muon instead of AdamW (muon.py)."""
 
     steps: int
@@ -93,17 +93,17 @@ class Budget:
     muon: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of the recipe (report 2.2.2), or a user's own. `objective` is one of NextToken, DPO, Contrastive,
     AttentionDecoder. `adapters` adds adapters to those of the start weights: a rank and alpha for a fresh one, or the
     name of the one to copy. If `ema` isn't 0, the exported tensors are averages over the steps, in which each step's
     weights count `ema` times as much as those of the next. `small` is the mix of the sizes below `full`, where it
-    differs from `data` [ours]."""
+    differs from `data` [ours]. `learn` is the name that `trainable` had in stage files for earlier versions."""
 
     name: str
     start: Mapping[str, str]
-    learn: Mapping[str, float]
+    trainable: Mapping[str, float] = field(default_factory=dict)
     data: Mix
     objective: Objective
     schedule: Schedule = Schedule()
@@ -118,10 +118,25 @@ class Stage:
     adapters: Mapping[str, AdapterConfig | str] = field(default_factory=dict)
     watch: tuple[str, ...] = ()
     small: Mix | None = None
+    learn: InitVar[Mapping[str, float] | None] = None
+
+    def __post_init__(self, learn: Mapping[str, float] | None) -> None:
+        if learn is not None:
+            object.__setattr__(self, "trainable", learn)
 
     @property
     def parents(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.start.values()))
+
+    def learning_rates(self, names: Iterable[str]) -> dict[str, float]:
+        """Trained parameters among `names` -> peak learning rates. Raises ValueError if the stage trains nothing, or if
+        a glob matches nothing."""
+        if not self.trainable:
+            raise ValueError(
+                f"stage {self.name}: expected `trainable`, globs of parameter names with peak learning rates, such as "
+                "{'vision.*': 1e-4}; found none"
+            )
+        return claim(self.trainable, names)
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

@@ -79,7 +79,7 @@ class TrainState:
         if self.rejected_steps > MAX_REJECTED or self.rejected_in_a_row >= MAX_REJECTED_IN_A_ROW:
             raise Diverged(
                 f"{stage}: the gradient norm is {norm:.3g} at step {self.step}; {self.rejected_steps} steps were "
-                f"rejected, {self.rejected_in_a_row} in a row; lower the learning rates of `learn`, or look at the "
+                f"rejected, {self.rejected_in_a_row} in a row; lower the learning rates of `trainable`, or look at the "
                 f"samples: {_first_ids(data.ids)}"
             )
 
@@ -89,7 +89,7 @@ class TrainState:
         if len(self.quarantined) > MAX_QUARANTINED:
             raise Diverged(
                 f"{stage}: {len(self.quarantined)} samples have a loss that isn't finite, so the weights or the "
-                f"learning rates of `learn` are the cause: {_first_ids(self.quarantined)}"
+                f"learning rates of `trainable` are the cause: {_first_ids(self.quarantined)}"
             )
 
     def rolled_back(self, stored: "TrainState") -> "TrainState":

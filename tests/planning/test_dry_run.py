@@ -45,7 +45,7 @@ def test_a_stage_takes_two_steps(name: str, size: sizes.Size) -> None:
     shard = 8 if target.trains("decoder.norm") else 1
     result = dry_run(target, [batch, batch], world=8, shard=shard)
     assert result.steps == 2
-    assert {glob for glob, *_ in result.groups} == set(target.stage.learn)
+    assert {glob for glob, *_ in result.groups} == set(target.stage.trainable)
     if shard == 1:
         assert sum(size for _, size, *_ in result.groups) == target.size(target.trainable)
     done = cost.work([batch], target.config)

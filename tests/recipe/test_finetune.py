@@ -28,7 +28,7 @@ SIBLING = Stage(
     name="sibling",
     start={},
     adapters={"medical": AdapterConfig(rank=3, alpha=6.0, dropout=0.2)},
-    learn={"decoder.*.lora.medical.*": 1e-2, "audio.projector.speech.*": 1e-2},
+    trainable={"decoder.*.lora.medical.*": 1e-2, "audio.projector.speech.*": 1e-2},
     data=Mix({"pictures": 1, "clips": 1}, adapter={"pictures": "medical"}),
     objective=NextToken(),
     schedule=Schedule(decay="constant"),
@@ -39,7 +39,7 @@ SIBLING = Stage(
 QUIET = TrainOptions(report=lambda _: None)
 TEXT = replace(
     SIBLING,
-    learn={"decoder.*.lora.medical.*": 1e-2},
+    trainable={"decoder.*.lora.medical.*": 1e-2},
     data=Mix({"words": 1}, adapter={"words": "medical"}),
 )
 
@@ -106,7 +106,7 @@ def test_any_part_of_a_bfloat16_checkpoint_learns(
     both = {"image": "0.png", "audio": "0.wav", "answer": "red"}
     (place / "data/both.jsonl").write_text(f"{json.dumps(both)}\n" * 8)
     mix = Mix({"both": 1} if "vision" in glob else {"clips": 1})
-    out = run(replace(SIBLING, learn={glob: 1e-2}, adapters={}, data=mix, steps=2), model=model)
+    out = run(replace(SIBLING, trainable={glob: 1e-2}, adapters={}, data=mix, steps=2), model=model)
     before, after = state(place / model), state(out / "model")
     assert any(not torch.equal(before[n], after[n]) for n in before)
 
@@ -157,7 +157,7 @@ def test_a_finished_run_is_only_exported_again(run: Callable[..., Path]) -> None
 def test_an_adapter_may_start_as_a_copy(run: Callable[..., Path], place: Path) -> None:
     """With a learning rate of 0 it stays equal to the original."""
     stage = replace(
-        SIBLING, adapters={"medical": "vision"}, learn={"decoder.*.lora.medical.*": 0.0}
+        SIBLING, adapters={"medical": "vision"}, trainable={"decoder.*.lora.medical.*": 0.0}
     )
     out = run(stage, precision="fp32")
     phi = polyphi.load(out / "model")
@@ -241,9 +241,10 @@ def test_an_adapter_is_chosen_by_name(
     ("change", "message"),
     [
         (
-            {"learn": {"decoder.*.lora.medicla.*": 1e-3}},
+            {"trainable": {"decoder.*.lora.medicla.*": 1e-3}},
             "matches no parameter; the nearest name is",
         ),
+        ({"trainable": {}}, "expected `trainable`"),
         ({"start": {"vision.*": "x"}}, "expected one checkpoint in `start`"),
         ({"start": {}}, "no checkpoint in `start`; give --model"),
         ({"start": {"*": "no/where/here"}}, "expected a checkpoint folder or a hub id"),

@@ -25,25 +25,27 @@ def test_there_are_sixteen_in_an_order_where_parents_come_first() -> None:
     "name", [n for n in stages.ORDER if n.split("_")[0] in ("vision", "speech", "joint")]
 )
 def test_the_language_model_itself_never_learns_after_alignment(name: str) -> None:
-    assert not [g for g in EVERY[name].learn if g.startswith("decoder.") and ".lora." not in g]
+    assert not [g for g in EVERY[name].trainable if g.startswith("decoder.") and ".lora." not in g]
 
 
 def test_the_rates_and_steps_that_the_report_gives() -> None:
-    assert EVERY["speech_1_pretrain"].learn == {
+    assert EVERY["speech_1_pretrain"].trainable == {
         "audio.encoder.*": 4e-5,
         "audio.projector.speech.*": 4e-5,
     }
     assert EVERY["speech_1_pretrain"].steps == EVERY["speech_2_post"].steps == 50_000
-    assert EVERY["speech_2_post"].learn == {
+    assert EVERY["speech_2_post"].trainable == {
         "audio.projector.speech.*": 1e-4,
         "decoder.*.lora.speech.*": 1e-4,
     }
     assert EVERY["vision_4_multiframe"].context == 65_536
-    assert set(EVERY["vision_1_align"].learn) == {"vision.projector.*"}
+    assert set(EVERY["vision_1_align"].trainable) == {"vision.projector.*"}
 
 
 def test_the_joint_stage_keeps_audio_frozen() -> None:
-    assert not [g for g in EVERY["joint_1_vision_speech"].learn if "audio" in g or "speech" in g]
+    assert not [
+        g for g in EVERY["joint_1_vision_speech"].trainable if "audio" in g or "speech" in g
+    ]
 
 
 @pytest.mark.parametrize("size", ["micro", "nano", "lab"])

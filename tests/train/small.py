@@ -46,14 +46,14 @@ BUDGET = Budget(steps=4, batch_tokens=200, context=120, rate=1.0)
 LANGUAGE = Stage(
     name="language",
     start={},
-    learn={"decoder.*": 1e-3},
+    trainable={"decoder.*": 1e-3},
     data=Mix({"documents": 2.0, "questions": 1.0}),
     objective=NextToken(),
 )
 EVERYTHING = Stage(
     name="everything",
     start={},
-    learn={
+    trainable={
         "vision.projector.*": 1e-3,
         "audio.encoder.*": 1e-3,
         "audio.projector.speech.*": 1e-3,

@@ -13,7 +13,7 @@ from polyphi.train.features import Features, cached_features
 LONG = replace(BUDGET, steps=8)
 FROZEN = replace(
     EVERYTHING,
-    learn={n: lr for n, lr in EVERYTHING.learn.items() if ".encoder." not in n},
+    trainable={n: lr for n, lr in EVERYTHING.trainable.items() if ".encoder." not in n},
 )
 
 

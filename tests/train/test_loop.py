@@ -37,7 +37,7 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
     assert all(torch.equal(after[name], tensor) for name, tensor in trained.items())
     assert all(first == last for first, last in manifest["frozen"].values())
     assert set(manifest["frozen"]) | set(trained) == set(model.state_dict())
-    assert [row["module"] for row in manifest["who_learns"]] == [*EVERYTHING.learn, "(frozen)"]
+    assert [row["module"] for row in manifest["who_learns"]] == [*EVERYTHING.trainable, "(frozen)"]
     assert sum(row["parameters"] for row in manifest["who_learns"]) == sum(
         p.numel() for p in model.parameters()
     )
@@ -47,7 +47,7 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
     assert json.loads((tmp_path / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "checkpoints").exists()
-    assert messages and messages[0].row_count == len(EVERYTHING.learn) + 1
+    assert messages and messages[0].row_count == len(EVERYTHING.trainable) + 1
 
     # A second call trains nothing and loads the tensors.
     fresh = make_model(make_processor())
@@ -232,7 +232,7 @@ def test_trackers_get_every_record(corpora: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "corpus", "learn"),
+    ("objective", "corpus", "trainable"),
     [
         (DPO(), "questions", ["decoder.*"]),
         (Contrastive(width=16), "pictures", ["vision.encoder.*", "objective.*"]),
@@ -240,15 +240,18 @@ def test_trackers_get_every_record(corpora: Path, tmp_path: Path) -> None:
     ],
 )
 def test_other_objectives_fit_the_loop(
-    objective, corpus: str, learn: list[str], corpora: Path, tmp_path: Path
+    objective, corpus: str, trainable: list[str], corpora: Path, tmp_path: Path
 ) -> None:
     stage = replace(
-        EVERYTHING, data=Mix({corpus: 1}), objective=objective, learn=dict.fromkeys(learn, 1e-3)
+        EVERYTHING,
+        data=Mix({corpus: 1}),
+        objective=objective,
+        trainable=dict.fromkeys(trainable, 1e-3),
     )
     manifest = run(tmp_path, corpora, stage, TWO)
     assert manifest["steps"] == 2
     trained = load_file(tmp_path / "trained.safetensors")
-    assert any(name.startswith("objective.") for name in trained) == ("objective.*" in learn)
+    assert any(name.startswith("objective.") for name in trained) == ("objective.*" in trainable)
 
 
 def test_the_code_revision_is_a_hash_of_the_sources() -> None:
@@ -256,9 +259,9 @@ def test_the_code_revision_is_a_hash_of_the_sources() -> None:
 
 
 def test_contrastive_steps_are_never_cut(corpora: Path, tmp_path: Path) -> None:
-    learn = {"vision.encoder.*": 1e-3, "objective.*": 1e-3}
+    trainable = {"vision.encoder.*": 1e-3, "objective.*": 1e-3}
     stage = replace(
-        EVERYTHING, data=Mix({"pictures": 1}), objective=Contrastive(width=16), learn=learn
+        EVERYTHING, data=Mix({"pictures": 1}), objective=Contrastive(width=16), trainable=trainable
     )
     for micro_tokens in (1000, 1):
         run(tmp_path / str(micro_tokens), corpora, stage, TWO, micro_tokens=micro_tokens)
@@ -274,7 +277,7 @@ def test_a_damaged_image_is_skipped_named_and_counted(corpora: Path, tmp_path: P
         samples[4], messages=(replace(user, parts=(half, *user.parts[1:])), answer)
     )
     shards.write(folder, samples, pipeline="test")
-    stage = replace(EVERYTHING, data=Mix({"pictures": 1.0}), learn={"vision.projector.*": 1e-3})
+    stage = replace(EVERYTHING, data=Mix({"pictures": 1.0}), trainable={"vision.projector.*": 1e-3})
     manifest = run(tmp_path / "out", tmp_path / "data", stage)
     lines = [
         json.loads(line)

@@ -52,7 +52,7 @@ def parameters() -> dict[str, nn.Parameter]:
 STAGE = Stage(
     name="s",
     start={},
-    learn={"decoder.*": 1e-3, "vision.*": 1e-4, "objective.*": 1e-3},
+    trainable={"decoder.*": 1e-3, "vision.*": 1e-4, "objective.*": 1e-3},
     data=Mix({"a": 1}),
     objective=NextToken(),
 )

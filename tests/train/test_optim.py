@@ -1,4 +1,6 @@
-"""Groups of the optimiser follow `learn`."""
+"""Groups of the optimiser follow `trainable`."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +11,14 @@ from polyphi.train.optim import groups, optimiser, set_lr
 from polyphi.train.stage import Budget, Mix, Stage
 
 
-def stage(learn: dict[str, float]) -> Stage:
+def stage(trainable: dict[str, float]) -> Stage:
     return Stage(
-        name="s", start={}, learn=learn, data=Mix({"a": 1}), objective=NextToken(), weight_decay=0.1
+        name="s",
+        start={},
+        trainable=trainable,
+        data=Mix({"a": 1}),
+        objective=NextToken(),
+        weight_decay=0.1,
     )
 
 
@@ -23,13 +30,20 @@ PARAMETERS = {
 }
 
 
+def test_a_stage_file_of_an_earlier_version_says_learn() -> None:
+    globs = {"vision.*": 1e-4}
+    old = Stage(name="s", start={}, learn=globs, data=Mix({"a": 1}), objective=NextToken())
+    assert old.trainable == globs
+    assert replace(old, steps=3).trainable == globs
+
+
 def test_the_longest_glob_wins_and_only_matrices_decay() -> None:
-    learn = {"vision.*": 1e-4, "vision.projector.*": 1e-3}
-    assert groups(stage(learn), PARAMETERS) == {
+    trainable = {"vision.*": 1e-4, "vision.projector.*": 1e-3}
+    assert groups(stage(trainable), PARAMETERS) == {
         "vision.*": ["vision.encoder.weight", "vision.encoder.bias"],
         "vision.projector.*": ["vision.projector.weight"],
     }
-    param_groups = optimiser(stage(learn), PARAMETERS, Budget(1, 1, 1, rate=2.0)).param_groups
+    param_groups = optimiser(stage(trainable), PARAMETERS, Budget(1, 1, 1, rate=2.0)).param_groups
     assert [(g["glob"], g["peak"], g["weight_decay"], len(g["params"])) for g in param_groups] == [
         ("vision.*", 2e-4, 0.1, 1),
         ("vision.*", 2e-4, 0.0, 1),

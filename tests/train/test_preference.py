@@ -114,13 +114,13 @@ def test_loss_is_the_formula(
 def test_pairs_about_pictures_and_clips(corpus: str, corpora: Path, tmp_path: Path) -> None:
     """Fresh adapters act like none: both references give the same losses, at first and during training."""
     adapter = {"pictures": "vision", "sounds": "speech"}[corpus]
-    learn = {f"decoder.*.lora.{adapter}.*": 3e-2}
+    trainable = {f"decoder.*.lora.{adapter}.*": 3e-2}
     references = ("start", "adapters off")
     for reference in references:
         stage = replace(
             EVERYTHING,
             data=Mix({corpus: 1}),
-            learn=learn,
+            trainable=trainable,
             objective=DPO(nll=0.0, reference=reference),
         )
         run(tmp_path / reference, corpora, stage, replace(BUDGET, steps=16))

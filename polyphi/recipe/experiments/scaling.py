@@ -96,7 +96,7 @@ def sweep(
     late start join after the same share of a shorter run. The search for each D begins at the best rate of the D (or
     seed) before and ends when the best rate has `REACH` neighbours on both sides. Raises ValueError as `train` does.
     """
-    stage_peak = max(stage.learn.values())
+    stage_peak = max(stage.trainable.values())
     choice = _precision(precision, out, make_model, budget)
     measure = _held_out(stage, budget, processor, data, choice.precision)
     points: dict[tuple[int, int, int], Point] = {}

@@ -142,8 +142,10 @@ def _stage(folder: Path, name: str) -> dict[str, Any]:
     declared = stages.load(name)
     records = _records(folder / "metrics.jsonl")
     points = _points(records)
-    learned = [row for row in manifest.get("who_learns", ()) if row["module"] in declared.learn]
-    learned = learned or [{"module": glob, "rate": rate} for glob, rate in declared.learn.items()]
+    learned = [row for row in manifest.get("who_learns", ()) if row["module"] in declared.trainable]
+    learned = learned or [
+        {"module": glob, "rate": rate} for glob, rate in declared.trainable.items()
+    ]
     frozen = _frozen(manifest)
     tenth = max(1, len(points) // 20)
     return {

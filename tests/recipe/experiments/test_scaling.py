@@ -155,7 +155,7 @@ def test_a_run_that_diverges_counts_as_infinitely_bad(
 
     monkeypatch.setattr(scaling, "train", diverges)
     points, _ = run(data, tmp_path, seeds=1)
-    assert {p.rate > STAGE.learn["decoder.*"] for p in points if math.isinf(p.loss)} == {True}
+    assert {p.rate > STAGE.trainable["decoder.*"] for p in points if math.isinf(p.loss)} == {True}
 
 
 def test_a_fit_is_drawn(tmp_path: Path) -> None:

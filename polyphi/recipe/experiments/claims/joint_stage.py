@@ -21,7 +21,7 @@ MARGIN = 2.0  # points
 
 def before(runner: ClaimRunner) -> Arm:
     """The model before the joint stage."""
-    stage = replace(stages.load(STAGE), learn={})
+    stage = replace(stages.load(STAGE), trainable={})
     config = lineage.configuration(stages.load(STAGE), runner.run.size.model, runner.run.tokenizer)
     model, _ = lineage.assemble(stage, config, runner.run.runs, runner.run.seed)
     return Arm(f"before_{STAGE}", model.eval(), runner.run.runs / "vision_4_multiframe" / MANIFEST)

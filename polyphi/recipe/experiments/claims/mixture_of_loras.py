@@ -148,14 +148,14 @@ def designs(runner: ClaimRunner) -> dict[str, tuple[Stage, list[Arm]]]:
     text = stages.load("text_3_post")
     assert isinstance(stage.objective, NextToken)
     # The budget multiplies learning rates; the product must be the language model's post-training learning rate.
-    whole = max(text.learn.values()) * runner.budget(text).rate / runner.budget(stage).rate
-    vision = {glob: rate for glob, rate in stage.learn.items() if glob.startswith("vision.")}
-    fresh = max(stage.learn.values())
+    whole = max(text.trainable.values()) * runner.budget(text).rate / runner.budget(stage).rate
+    vision = {glob: rate for glob, rate in stage.trainable.items() if glob.startswith("vision.")}
+    fresh = max(stage.trainable.values())
     mix = replace(stage.data, adapter={})
-    full = replace(stage, learn={"decoder.*": whole, **vision}, data=mix)
+    full = replace(stage, trainable={"decoder.*": whole, **vision}, data=mix)
     cross = replace(
         stage,
-        learn={"cross.*": fresh, **vision},
+        trainable={"cross.*": fresh, **vision},
         data=mix,
         objective=SinglePlaceholder(max_crops=stage.objective.max_crops),
     )
