@@ -1,7 +1,7 @@
 """The cost of a stage's step: FLOPs, bytes of memory and bytes sent, computed from rows and images.
 
 All numbers are computed from the model, built on the meta device, its trainable parameters and the content of a batch.
-Where there is no batch, typical samples of `ROWS` are used.
+Where there is no batch, typical samples (example_rows.py) are used.
 """
 
 import fnmatch
@@ -11,20 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import ceil
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
-from polyphi.batch import Batch, Clip, row
+from polyphi.batch import Batch
 from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.vocabulary import VocabularyOnly
-from polyphi.processing import image
 from polyphi.stages import lineage
 from polyphi.stages.sizes import Size
 from polyphi.train.aed import AttentionDecoder
-from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive
+from polyphi.train.contrastive import Contrastive
 from polyphi.train.loss import CHUNK_LOGITS
 from polyphi.train.optim import groups
 from polyphi.train.preference import DPO
@@ -119,106 +118,7 @@ def stage_model(name: str, size: Size) -> StageModel:
 
 HEAD = "decoder.embed_tokens.*"
 
-# ------------------------------------------------------------------------------ content of a batch
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sample of a corpus at full size: tokens of the text, of which the last `supervised` are supervised (None:
-    all, a document), images (width, height in pixels) and an audio clip (seconds)."""
-
-    text: int
-    supervised: int | None = None
-    pictures: tuple[tuple[int, int], ...] = ()
-    seconds: float = 0.0
-
-
-# [ours] The report gives only upper bounds: 1344 x 1344 in vision pre-training (3.2), 30 s of sound and 30 minutes for
-# summaries (2.2.2). Summaries have their longest clip here, for the memory; other corpora have one of medium length.
-ROWS = {
-    "documents": Row(1500),
-    "code": Row(1500),
-    "math": Row(1500),
-    "copying": Row(200, 100),
-    "translation": Row(300),
-    "long_documents": Row(131_072),
-    "instructions": Row(500, 350),
-    "sums": Row(500, 350),
-    "written_speech": Row(300, 100),
-    "tools": Row(600, 100),
-    "summaries": Row(1800, 150),
-    "fim": Row(900, 100),
-    "preferences": Row(500, 350),
-    "reasoning_documents": Row(4000),
-    "reasoning_sft": Row(6000, 5800),
-    "reasoning_pairs": Row(6000, 5800),
-    "captions": Row(60, 50, ((896, 672),)),
-    "interleaved": Row(900, 880, ((672, 448),) * 3),
-    "grounding": Row(100, 60, ((896, 672),)),
-    "ocr": Row(900, 880, ((1344, 1344),)),
-    "charts": Row(100, 60, ((896, 672),)),
-    "image_qa": Row(160, 100, ((1344, 1008),)),
-    "multi_image": Row(200, 120, ((896, 672),) * 8),
-    "asr": Row(70, 50, seconds=15),
-    "ast": Row(90, 60, seconds=15),
-    "sqa": Row(130, 120, seconds=10),
-    "speech_summary": Row(250, 220, seconds=1800),
-    "audio_understanding": Row(80, 60, seconds=15),
-    "audio_safety": Row(80, 60, seconds=10),
-    "vision_speech": Row(130, 100, ((1344, 1008),), seconds=8),
-}
-
-
-def example_rows(target: StageModel, corpus: str) -> list[Batch]:
-    """The rows that one sample of a corpus, with the lengths of `ROWS`, becomes in a stage; images are scaled with the
-    size of a crop."""
-    stage, config, sample, media = target.stage, target.config, ROWS[corpus], dict[str, Any]()
-    before = 0
-    vision, contrastive = config.vision, isinstance(stage.objective, Contrastive)
-    in_words = corpus in stage.data.in_words
-    if in_words:
-        vision = target.vision
-    if sample.pictures and vision is not None:
-        side, patch = vision.crop_size, vision.patch_size
-        max_crops = getattr(stage.objective, "max_crops", None) or vision.max_crops
-        sizes = [tuple(round(n * side / image.CROP) for n in size) for size in sample.pictures]
-        layouts = (
-            [GLOBAL_VIEW]
-            if contrastive
-            else [
-                image.plan(w, h, crop_size=side, patch_size=patch, max_crops=max_crops).layout
-                for w, h in sizes
-            ]
-        )
-        before = 0 if contrastive else sum(layout.tokens(vision.cells) for layout in layouts)
-    if sample.pictures and vision is not None and not in_words:  # words are embedded like text
-        crops = sum(layout.crops for layout in layouts)
-        media = {
-            "images": tuple(layouts),
-            "image_slots": None if contrastive else torch.arange(before),
-            "crops": torch.zeros(crops, 3, side, side),
-            "crop_masks": torch.ones(crops, vision.grid, vision.grid, dtype=torch.bool),
-        }
-    if sample.seconds and config.audio is not None:
-        clip = Clip(round(100 * sample.seconds), "vision" if media else "speech")
-        media |= {
-            "clips": (clip,),
-            "mels": torch.zeros(clip.frames, config.audio.input_size),
-            "audio_slots": torch.arange(before, before + clip.tokens),
-        }
-        before += clip.tokens
-    length = max(before + 2, min(before + sample.text, target.budget.context))
-    supervised = min(length - 1, sample.text if sample.supervised is None else sample.supervised)
-    adapter = stage.data.adapter.get(
-        corpus, "vision" if sample.pictures else "speech" if sample.seconds else None
-    )
-    example = row(
-        [0] * length,
-        supervise=[t >= length - supervised for t in range(length)],
-        adapter=adapter if adapter in config.adapters else None,
-        **media,
-    )
-    return [example] * (2 if isinstance(stage.objective, DPO) else 1)
+# ------------------------------------------------------------------------------ amounts of a batch
 
 
 Work = Counter[str]

@@ -25,7 +25,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from polyphi.batch import Batch, pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning.cost import StageModel, example_rows
+from polyphi.planning.cost import StageModel
+from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.runtime import distributed
 from polyphi.train import parallel

@@ -20,7 +20,6 @@ from rich.table import Table
 from polyphi.planning.cost import (
     StageModel,
     Switches,
-    example_rows,
     flops,
     memory,
     precomputes_reference,
@@ -29,6 +28,7 @@ from polyphi.planning.cost import (
     traffic,
     work,
 )
+from polyphi.planning.example_rows import example_rows
 from polyphi.stages.sizes import Size
 
 # ------------------------------------------------------------------------------ devices

@@ -15,6 +15,7 @@ from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.planning.dry_run import Meter, reference_of
+from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.stages import sizes
 from polyphi.train import parallel
@@ -59,7 +60,7 @@ def main(name: str) -> None:
     corpora = [
         c for c in target.stage.data.weights if c != "speech_summary"
     ]  # half an hour of sound
-    rows = [row for corpus in corpora for row in cost.example_rows(target, corpus)]
+    rows = [row for corpus in corpora for row in example_rows(target, corpus)]
     batch = pack(rows * max(1, 1200 // sum(map(len, rows))))
     # The peak is that of the last pack, beside the gradients and the optimizer's state that packs before it left. In a
     # text stage any row leaves those of all parameters, so the others may be short: bfloat16 is slow on older CPUs.

@@ -19,6 +19,7 @@ from polyphi.batch import pack
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.planning.dry_run import reference_of
+from polyphi.planning.example_rows import ROWS, example_rows
 from polyphi.stages import lineage, sizes
 from polyphi.train.stage import Budget
 
@@ -34,7 +35,7 @@ def test_flops_are_torchs(name: str) -> None:
     blank tape between clips and the first layer's gradient, which text under an adapter doesn't ask for: 2 %."""
     target = replace(cost.stage_model(name, sizes.MICRO), budget=Budget(2, 512, 200))
     corpus = next(c for c in target.stage.data.weights if c != "speech_summary")
-    batch = pack(cost.example_rows(target, corpus) * 3)
+    batch = pack(example_rows(target, corpus) * 3)
     model = PhiModel(target.config).train()
     model.initialise(0)
     for key, p in model.named_parameters():
@@ -112,9 +113,7 @@ def test_the_parts_have_the_reports_sizes() -> None:
 
 def test_work_of_a_pack_is_that_of_its_rows() -> None:
     target = cost.stage_model("joint_1_vision_speech", sizes.MICRO)
-    rows = [
-        row for corpus in target.stage.data.weights for row in cost.example_rows(target, corpus)
-    ]
+    rows = [row for corpus in target.stage.data.weights for row in example_rows(target, corpus)]
     assert cost.work([pack(rows)], target.config) == cost.work(rows, target.config)
 
 
@@ -130,9 +129,7 @@ def test_a_frozen_matrix_costs_two_thirds() -> None:
 @pytest.mark.parametrize("name", ["text_1_pretrain", "vision_3_generative", "speech_1_pretrain"])
 def test_switches_take_memory_away(name: str) -> None:
     target = cost.stage_model(name, sizes.FULL)
-    rows = [
-        row for corpus in target.stage.data.weights for row in cost.example_rows(target, corpus)
-    ]
+    rows = [row for corpus in target.stage.data.weights for row in example_rows(target, corpus)]
     done = cost.work(rows, target.config)
 
     def peak(on: cost.Switches) -> float:
@@ -145,4 +142,4 @@ def test_switches_take_memory_away(name: str) -> None:
 
 
 def test_every_corpus_has_an_example() -> None:
-    assert set(cost.ROWS) == set(sizes.CORPORA)
+    assert set(ROWS) == set(sizes.CORPORA)

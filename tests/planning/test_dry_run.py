@@ -10,6 +10,7 @@ from polyphi import stages
 from polyphi.batch import pack
 from polyphi.planning import cost
 from polyphi.planning.dry_run import Meter, dry_run
+from polyphi.planning.example_rows import example_rows
 from polyphi.stages import sizes
 
 QUICK = [("vision_1_align", sizes.FULL), ("text_3_post", sizes.LAB)]
@@ -41,7 +42,7 @@ def test_a_stage_takes_two_steps(name: str, size: sizes.Size) -> None:
     context = min(target.budget.context, 2000)  # only the lists of positions get longer with it
     target = replace(target, budget=replace(target.budget, context=context))
     corpora = [c for c in target.stage.data.weights if c != "speech_summary"]
-    batch = pack([row for corpus in corpora for row in cost.example_rows(target, corpus)])
+    batch = pack([row for corpus in corpora for row in example_rows(target, corpus)])
     shard = 8 if target.trains("decoder.norm") else 1
     result = dry_run(target, [batch, batch], world=8, shard=shard)
     assert result.steps == 2
@@ -60,7 +61,7 @@ def test_a_pack_over_eight_processes_takes_what_is_planned() -> None:
     """3 % more are counted: the masks of the CPU's attention, where a part of a row sees the parts before it."""
     target = cost.stage_model("text_2_long", sizes.LAB)
     target = replace(target, budget=replace(target.budget, context=8192))
-    batch = pack(cost.example_rows(target, "long_documents"))
+    batch = pack(example_rows(target, "long_documents"))
     result = dry_run(target, [batch, batch], world=8, context=8)
     part = cost.scaled(cost.work([batch], target.config), 1 / 8)
     planned = cost.memory(target, part, cost.Switches(context=8), world=8, cpu=True)
