@@ -25,8 +25,8 @@ def claims(
       polyphi claims --out runs/nano
       polyphi claims C4 C9 --seeds 3
     """
-    from polyphi.recipe.experiments.claims import laboratory
+    from polyphi.recipe.experiments.claims import runner
     from polyphi.recipe.graph import Run
 
     run = Run(size, out, seed=seed, precision=precision, console=console)
-    laboratory.run_claims(run, names or (), seeds)
+    runner.run_claims(run, names or (), seeds)

@@ -30,9 +30,9 @@ def reproduce(
     run = Run(size, out, seed=seed, precision=precision, console=console)
     page = run.reproduce()
     if claims:
-        from polyphi.recipe.experiments.claims import laboratory
+        from polyphi.recipe.experiments.claims import runner
 
-        laboratory.run_all_claims(run)
+        runner.run_all_claims(run)
     summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
     console.print(
         f"\ncore    {summary['core_beats']} of {summary['core']} tasks beat their baselines\n"

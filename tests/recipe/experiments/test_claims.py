@@ -18,7 +18,7 @@ from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
-from polyphi.recipe.experiments.claims import laboratory, mixture_of_loras, multi_crop
+from polyphi.recipe.experiments.claims import runner, mixture_of_loras, multi_crop
 from polyphi.recipe.experiments.claims.claim import Effect, contrast, find, finding, paired
 from polyphi.recipe.report import page
 from polyphi.train.loss import owners
@@ -104,7 +104,7 @@ def test_samples_are_paired_by_id() -> None:
 
 def test_there_are_ten_claims_and_an_unknown_name_is_refused() -> None:
     assert [c.name for c in find()] == [f"C{i}" for i in range(1, 11)]
-    assert set(laboratory.ORDER) == {c.name for c in find()}
+    assert set(runner.ORDER) == {c.name for c in find()}
     assert [c.name for c in find("c7")] == ["C7"]
     with pytest.raises(ValueError, match="C11; the claims are C1, C2"):
         find("C11")
@@ -187,7 +187,7 @@ def test_an_exact_answer_is_that_of_greedy_decoding(processor: Processor) -> Non
     wrong[start] = (wrong[start] + 1) % processor.tokenizer.vocab_size
     both = pack([batch, replace(batch, labels=wrong)])
     assert owners(both, both.supervised).tolist() == [0] * 4 + [1] * 4
-    (hit, _, tokens), (miss, *_) = laboratory._exact_and_loss(engine.model, both)
+    (hit, _, tokens), (miss, *_) = runner._exact_and_loss(engine.model, both)
     assert (hit, miss, tokens) == (1.0, 0.0, 4.0)
 
 
@@ -200,7 +200,7 @@ def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"lacks text_1_pretrain, .*`polyphi reproduce micro --out"
     ):
-        laboratory.run_claims(Run("micro", tmp_path / "run"))
+        runner.run_claims(Run("micro", tmp_path / "run"))
 
 
 def test_the_page_shows_results(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_ten_claims_on_a_micro_run(tmp_path: Path) -> None:
 
     run = Run("micro", tmp_path / "run", precision="fp32")
     run.reproduce()
-    laboratory.run_all_claims(run, seeds=2)
+    runner.run_all_claims(run, seeds=2)
     folder = run.out / "claims"
     results = {p.stem: json.loads(p.read_text()) for p in folder.glob("C*.json")}
     assert set(results) == {c.name for c in find()}
@@ -235,7 +235,7 @@ def test_ten_claims_on_a_micro_run(tmp_path: Path) -> None:
     assert results["C3"]["verdict"] in ("holds", "undecided")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("manifest.json")}
     (folder / "C2.json").unlink()
-    laboratory.run_claims(run, ["C2"], seeds=2)  # existing arms aren't trained again
+    runner.run_claims(run, ["C2"], seeds=2)  # existing arms aren't trained again
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("manifest.json")} == before
     again = json.loads((folder / "C2.json").read_text())
     assert again["effects"] == results["C2"]["effects"]

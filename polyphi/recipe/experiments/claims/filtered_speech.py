@@ -15,7 +15,7 @@ from polyphi.corpora import vision_speech
 from polyphi.corpora.vision_speech import SpokenQuestion
 from polyphi.data import shards
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import ClaimRunner
+from polyphi.recipe.experiments.claims.runner import ClaimRunner
 from polyphi.synthetic.speech import TTSSampler, numbered
 from polyphi.text.normalization import wer
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from polyphi import stages
 from polyphi.eval.heldout import find
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
+from polyphi.recipe.experiments.claims.runner import Arm, ClaimRunner
 from polyphi.stages import lineage
 from polyphi.train.resume import MANIFEST
 

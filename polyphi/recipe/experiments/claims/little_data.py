@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from polyphi import stages
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
+from polyphi.recipe.experiments.claims.runner import Arm, ClaimRunner
 
 STAGE, TASK, CORPUS = "speech_2_post", "speech_summary", "speech_summary"
 SHARE = 0.25  # of the stage's steps

@@ -21,7 +21,7 @@ from polyphi.model.decoder import RMSNorm, Shared
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, Vectors, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
+from polyphi.recipe.experiments.claims.runner import Arm, ClaimRunner
 from polyphi.train.loss import NextToken, owners
 from polyphi.train.stage import Stage
 

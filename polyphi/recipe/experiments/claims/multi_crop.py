@@ -27,7 +27,7 @@ from polyphi.recipe.experiments.claims.claim import (
     from_draws,
     paired,
 )
-from polyphi.recipe.experiments.claims.laboratory import Arm, ClaimRunner
+from polyphi.recipe.experiments.claims.runner import Arm, ClaimRunner
 from polyphi.synthetic.scenes import Scene, image_question
 from polyphi.train.stage import Mix, Stage
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, detectable
-from polyphi.recipe.experiments.claims.laboratory import ClaimRunner
+from polyphi.recipe.experiments.claims.runner import ClaimRunner
 from polyphi.recipe.experiments.scaling import EXPONENT
 
 NEAR = 0.16  # half of the report's exponent

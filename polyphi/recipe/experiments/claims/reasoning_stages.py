@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import ClaimRunner
+from polyphi.recipe.experiments.claims.runner import ClaimRunner
 
 TASKS = ("cot_arithmetic", "cot_story")
 STAGES = ("reasoning_1_pretrain", "reasoning_2_sft", "reasoning_3_dpo")

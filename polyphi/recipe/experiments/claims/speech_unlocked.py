@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from polyphi.eval.heldout import find
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import ClaimRunner
+from polyphi.recipe.experiments.claims.runner import ClaimRunner
 
 TRANSCRIBED = "asr_digits"
 LIMIT = 60  # held-out samples of a task

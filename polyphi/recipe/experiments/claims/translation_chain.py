@@ -6,7 +6,7 @@ polyphi claims C5 --out runs/nano
 from collections.abc import Iterator
 
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
-from polyphi.recipe.experiments.claims.laboratory import ClaimRunner
+from polyphi.recipe.experiments.claims.runner import ClaimRunner
 
 DIRECT, CHAIN = "ast_direct", "ast_cot"
 
