@@ -18,7 +18,7 @@ from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
-from polyphi.recipe.experiments.claims import runner, mixture_of_loras, multi_crop
+from polyphi.recipe.experiments.claims import mixture_of_loras, multi_crop, runner
 from polyphi.recipe.experiments.claims.claim import Effect, contrast, find, finding, paired
 from polyphi.recipe.report import page
 from polyphi.train.loss import owners
