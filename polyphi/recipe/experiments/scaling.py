@@ -34,7 +34,7 @@ from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.checkpoint import write_tensors
 from polyphi.train.guard import Diverged
-from polyphi.train.loop import code_revision, train
+from polyphi.train.loop import code_revision, row_maker, train
 from polyphi.train.objective import Objective
 from polyphi.train.options import Report, TrainOptions
 from polyphi.train.resume import MANIFEST, METRICS, TRAINED, choose_precision
@@ -190,19 +190,25 @@ def _order(losses: Sequence[float]) -> tuple[int, float]:
 def _held_out(
     stage: Stage, budget: Budget, processor: Processor, data: Path, precision: str
 ) -> Callable[[PhiModel], dict[str, float]]:
-    """A function that returns a model's loss per supervised token on fixed rows of the mix's test splits."""
-    step = Loader(
-        stage.data.weights,
-        data,
-        lambda corpus, sample: stage.objective.rows(
-            sample, processor, budget.context, stage.data.adapter.get(corpus, "auto")
-        ),
-        batch_tokens=HELD_OUT_TOKENS,
-        seed=0,
-        split="test",
-    ).step()
-    packs = pack_step(step.samples, Capacity(8192))
-    return lambda model: {"held_out_loss": mean_loss(stage.objective, model, packs, precision)}
+    """A function that returns a model's loss per supervised token on fixed rows of the mix's test splits, made as in
+    training."""
+
+    packs: list[Pack] = []  # equal for all models of the sweep, so the first one makes them
+
+    def measure(model: PhiModel) -> dict[str, float]:
+        if not packs:
+            step = Loader(
+                stage.data.weights,
+                data,
+                row_maker(stage, budget, model, processor),
+                batch_tokens=HELD_OUT_TOKENS,
+                seed=0,
+                split="test",
+            ).step()
+            packs.extend(pack_step(step.samples, Capacity(8192)))
+        return {"held_out_loss": mean_loss(stage.objective, model, packs, precision)}
+
+    return measure
 
 
 def mean_loss(
