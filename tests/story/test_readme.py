@@ -24,7 +24,7 @@ ELSEWHERE = {
     "polyphi claims --out runs/nano": "minutes (tests/recipe)",
     "polyphi eval runs/nano --suite mini": "a minute (tests/eval)",
 }
-PUBLIC = ("microsoft/", "MODEL", "http://", "/data", "runs/calls", "raw")
+PUBLIC = ("microsoft/", "MODEL", "http://", " /data", "runs/calls", "raw")
 """What a command needs that isn't here: public weights, a server, public data, own data."""
 
 
