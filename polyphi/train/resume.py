@@ -118,11 +118,16 @@ def choose_precision(
 def same_run(identity: Mapping[str, Any], before: Mapping[str, Any], out: Path) -> None:
     """Raise ValueError where a run differs from the one that `out` holds."""
     for key, value in identity.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"{out} holds a run made with {key} {before.get(key)!r}, now it is {value!r}; "
-                "use another folder, or remove that one to start the stage again"
-            )
+        old = before.get(key)
+        if old == value:
+            continue
+        if isinstance(old, Mapping) and isinstance(value, Mapping):  # only what differs
+            keys = [k for k in {**old, **value} if old.get(k) != value.get(k)]
+            old, value = ({k: m[k] for k in keys if k in m} for m in (old, value))
+        raise ValueError(
+            f"{out} holds a run made with {key} {old!r}, now it is {value!r}; "
+            "use another folder, or remove that one to start the stage again"
+        )
 
 
 def must_continue(
