@@ -13,7 +13,7 @@ def test_an_interpreter_that_is_not_there_is_named(
 ) -> None:
     monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path))
     lacking = Environment("old", ("numpy==1.21.2",), interpreter="python1.5")
-    assert "needs python1.5" in str(lacking.unable()) and not lacking.ready
+    assert "needs python1.5" in str(lacking.unavailable()) and not lacking.ready
     with pytest.raises(ValueError, match=r"python1\.5, which isn't on this machine"):
         lacking.python()
 

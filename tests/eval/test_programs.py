@@ -11,15 +11,15 @@ import pytest
 
 from polyphi.eval import programs
 from polyphi.eval.fixtures.write import write
-from polyphi.eval.programs import Trial, Verdict, extracted, judged, longest_program
+from polyphi.eval.programs import Trial, Verdict, extract_program, longest_program, run_trials
 from polyphi.eval.sources import read_rows
-from polyphi.eval.trial import alike, pack, printed_alike, unpack
+from polyphi.eval.trial import outputs_equal, pack, printed_equal, unpack
 from polyphi.services import sandbox
 
 isolated = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
 )
-SAID = '{\\"found\\": {\\"passed\\": true}, \\"why\\": \\"\\"}'
+SAID = '{\\"results\\": {\\"passed\\": true}, \\"why\\": \\"\\"}'
 FORGERIES = {
     "leaves with success": "import os\nos._exit(0)",
     "leaves as it loads": "raise SystemExit(0)",
@@ -71,7 +71,7 @@ def asserts(code: str, tests: str = "assert f(1) == 2  # SECRET", **more: Any) -
 
 @isolated
 def test_right_code_passes_and_wrong_code_fails() -> None:
-    found = judged(
+    found = run_trials(
         [
             asserts("def f(x): return x + 1"),
             asserts("def f(x): return x"),
@@ -87,14 +87,14 @@ def test_right_code_passes_and_wrong_code_fails() -> None:
 @isolated
 @pytest.mark.parametrize("kind", FORGERIES)
 def test_no_verdict_is_forged(kind: str) -> None:
-    (verdict,) = judged([asserts(FORGERIES[kind])])
+    (verdict,) = run_trials([asserts(FORGERIES[kind])])
     assert not verdict.passed, verdict
 
 
 @isolated
 def test_hostile_code_is_stopped() -> None:
     began = time.monotonic()
-    found = judged(
+    found = run_trials(
         [
             asserts("while True: pass"),
             asserts("def f(x):\n    while True: pass"),
@@ -128,7 +128,7 @@ def test_plain_data_and_the_codes_own_classes_cross() -> None:
         "assert big() == 10**5000 and math.pi > 3\n"
         "try: bad()\nexcept KeyError: pass\nelse: assert False\n"
     )
-    (verdict,) = judged([asserts(code, tests)])
+    (verdict,) = run_trials([asserts(code, tests)])
     assert verdict == Verdict({"passed": True})
 
 
@@ -147,8 +147,8 @@ def test_outputs_are_those_of_the_reference() -> None:
         "def f(x): return 3 // x",
         "def f(x): return 1.0",
     ]
-    found = judged([Trial(code, tests) for code in codes])
-    assert [v.found for v in found] == [
+    found = run_trials([Trial(code, tests) for code in codes])
+    assert [v.results for v in found] == [
         {"base": True, "plus": True},
         {"base": True, "plus": False},
         {"base": True, "plus": False},
@@ -169,7 +169,7 @@ def test_programs_are_judged_by_what_they_print() -> None:
         "import os\nos._exit(0)",
         "raise ValueError",
     ]
-    found = judged([Trial(code, tests) for code in codes])
+    found = run_trials([Trial(code, tests) for code in codes])
     assert [v.passed for v in found] == [True, True, True, False, False, False, False]
 
 
@@ -185,7 +185,7 @@ def test_unit_tests_in_the_codes_process_must_all_run() -> None:
         "import unittest\ndef f(x): raise unittest.SkipTest",
         "class TestCases: pass\ndef f(x): return 3",
     ]
-    assert [v.passed for v in judged([Trial(c, told) for c in codes])] == [True] + [False] * 5
+    assert [v.passed for v in run_trials([Trial(c, told) for c in codes])] == [True] + [False] * 5
 
 
 def test_nothing_is_run_where_code_cannot_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,8 +193,8 @@ def test_nothing_is_run_where_code_cannot_be_isolated(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sandbox, "run", lambda *a, **k: pytest.fail("it ran"))
     monkeypatch.delenv(programs.UNPROTECTED, raising=False)
     with pytest.raises(ValueError, match=r"can't isolate that .unshare: Operation not permitted"):
-        judged([asserts("def f(x): return 2")])
-    assert programs.unable() is not None
+        run_trials([asserts("def f(x): return 2")])
+    assert programs.unavailable() is not None
 
 
 def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) 
             check=True,
         )
         told = json.loads(done.stdout)
-        assert told["found"].get("passed", False) is passes, (each.code, told)
+        assert told["results"].get("passed", False) is passes, (each.code, told)
 
 
 def test_the_program_of_an_answer_is_its_longest_run_of_python() -> None:
@@ -226,19 +226,21 @@ def test_the_program_of_an_answer_is_its_longest_run_of_python() -> None:
     code = f"import re\n\n{helper}\n\ndef f(x):\n    return helper(x)"
     answer = f"Sure! Here it is:\n\n```python\n{code}\n\nprint(f(1))\n```\n\nIt calls `helper`."
     assert longest_program(answer).strip() == f"{code}\n\nprint(f(1))"
-    assert extracted(answer, "f").split("\n")[0] == "import re"
-    assert "print" not in extracted(answer, "f") and "def helper" in extracted(answer, "f")
+    assert extract_program(answer, "f").split("\n")[0] == "import re"
+    assert "print" not in extract_program(answer, "f") and "def helper" in extract_program(
+        answer, "f"
+    )
     assert (
-        extracted("def f(x):\n    return 1\n\ndef g(x):\n    return 2", "f")
+        extract_program("def f(x):\n    return 1\n\ndef g(x):\n    return 2", "f")
         == "def f(x):\n    return 1"
     )
-    assert extracted("", "f") == "" and extracted("no code", "f") == "no code"
+    assert extract_program("", "f") == "" and extract_program("no code", "f") == "no code"
 
 
 def test_an_answer_without_end_is_read_quickly() -> None:
     began = time.process_time()
     for text in ("x " * 500_000, "[{(" * 333_333, "x = 1\n" * 150_000, "(\n" * 900, '"""\n' * 901):
-        extracted(text, "f")
+        extract_program(text, "f")
         programs.blocks(text)
     assert time.process_time() - began < 60
 
@@ -249,9 +251,11 @@ def test_more_generous_readings_put_the_prompt_in_front() -> None:
 
     prompt = 'import math\n\ndef f(x):\n    """Root."""\n'
     sample = Sample("s", (Message.assistant(""),), "", "", {"entry": "f", "prompt": prompt})
-    body, *_ = programs.generous("```python\nreturn math.sqrt(x)\n```", sample)
+    body, *_ = programs.lenient_programs("```python\nreturn math.sqrt(x)\n```", sample)
     assert body.startswith(prompt.rstrip()) and body.endswith("    return math.sqrt(x)")
-    first, *_ = programs.generous("```python\ndef f(x):\n    return math.sqrt(x)\n```", sample)
+    first, *_ = programs.lenient_programs(
+        "```python\ndef f(x):\n    return math.sqrt(x)\n```", sample
+    )
     assert first.startswith("import math")
 
 
@@ -274,16 +278,20 @@ def test_values_cross_as_they_are() -> None:
 
 
 def test_comparisons_are_evalpluses() -> None:
-    assert alike(1.0000001, 1.0, {"tolerance": 0}, []) and not alike(1.1, 1.0, {"tolerance": 0}, [])
-    assert alike([1.0, 2.0], [1.0, 2.0000001], {}, []) and not alike((1.0,), [1.1], {}, [])
-    assert alike([2, 1, 1], [1, 2], {"rule": "set"}, []) and not alike(
+    assert outputs_equal(1.0000001, 1.0, {"tolerance": 0}, []) and not outputs_equal(
+        1.1, 1.0, {"tolerance": 0}, []
+    )
+    assert outputs_equal([1.0, 2.0], [1.0, 2.0000001], {}, []) and not outputs_equal(
+        (1.0,), [1.1], {}, []
+    )
+    assert outputs_equal([2, 1, 1], [1, 2], {"rule": "set"}, []) and not outputs_equal(
         [2], [1], {"rule": "set"}, []
     )
-    assert alike(True, "match", {"rule": "something"}, []) and not alike(
+    assert outputs_equal(True, "match", {"rule": "something"}, []) and not outputs_equal(
         None, "m", {"rule": "something"}, []
     )
-    assert alike(-0.5, 0, {"rule": "root", "tolerance": 1e-4}, [[1, 2]])
-    assert printed_alike("1.0 2\n", "1 2") and not printed_alike("1\n2", "1 2")
+    assert outputs_equal(-0.5, 0, {"rule": "root", "tolerance": 1e-4}, [[1, 2]])
+    assert printed_equal("1.0 2\n", "1 2") and not printed_equal("1\n2", "1 2")
 
 
 def test_the_fixtures_problems_have_the_results_that_they_say(tmp_path: Path) -> None:

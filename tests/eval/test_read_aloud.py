@@ -44,9 +44,9 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
             return np.full(4000, 0.1, np.float32), 16_000
 
     monkeypatch.setattr(spoken, "TTSPool", TTSPool)
-    spoken.spoken.cache_clear()
+    spoken.synthesize.cache_clear()
     yield asked
-    spoken.spoken.cache_clear()
+    spoken.synthesize.cache_clear()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -197,11 +197,11 @@ def test_texts_that_are_missing_and_benchmarks_without_are_told(tmp_path: Path) 
 
 
 def test_a_clip_is_the_same_whatever_was_said_before() -> None:
-    first = spoken.spoken("How many legs has a spider?")
-    spoken.spoken("おはよう", "ja", Voice(language="ja", variant="f2"))
-    spoken.spoken("Something else.")
-    assert spoken.spoken("How many legs has a spider?") == first
-    assert spoken.spoken("How many legs has a fly?") != first
+    first = spoken.synthesize("How many legs has a spider?")
+    spoken.synthesize("おはよう", "ja", Voice(language="ja", variant="f2"))
+    spoken.synthesize("Something else.")
+    assert spoken.synthesize("How many legs has a spider?") == first
+    assert spoken.synthesize("How many legs has a fly?") != first
 
 
 def test_a_closed_pool_opens_again() -> None:
@@ -217,7 +217,7 @@ def test_models_hear_and_judges_read() -> None:
     picture = Image(b"picture")
     talk = [
         Message.system("Be kind."),
-        Message.user(picture, spoken.Spoken(b"clip", "Hello"), Text("!")),
+        Message.user(picture, spoken.SpokenText(b"clip", "Hello"), Text("!")),
         Message.assistant("Hi."),
     ]
     assert spoken.audio_only(talk)[1] == Message.user(picture, Audio(b"clip"), Text("!"))

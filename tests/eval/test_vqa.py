@@ -28,7 +28,7 @@ def seen(score: Score) -> tuple[float, float]:
 
 def test_pictures_come_first_and_options_have_letters() -> None:
     image = Image(b"x")
-    message = vqa.ask(vqa.lettered("Which?", ["red", "blue"]), [image], vqa.CHOOSE)
+    message = vqa.ask(vqa.with_options("Which?", ["red", "blue"]), [image], vqa.CHOOSE)
     assert message.parts == (image, Text(f"Which?\nA. red\nB. blue\n{vqa.CHOOSE}"))
 
 
@@ -174,7 +174,7 @@ def test_anls(answer: str, references: list[str], value: float, lenient: float) 
     ],
 )
 def test_answers_as_evalai_leaves_them(text: str, left: str) -> None:
-    assert vqa.processed(text) == left
+    assert vqa.evalai_normalize(text) == left
 
 
 def test_vqa_accuracy_leaves_each_person_out() -> None:

@@ -84,7 +84,7 @@ def test_cells_that_the_text_lost_are_marked() -> None:
 
 def test_every_row_of_ours_has_a_place_in_the_report() -> None:
     for row in (row for b in benchmarks() for row in b.rows if row.table):
-        label, column = tables()[row.table].place({"label": row.label, "column": row.column})
+        label, column = tables()[row.table].cell({"label": row.label, "column": row.column})
         assert label in tables()[row.table].labels and column in tables()[row.table].columns
 
 
@@ -93,8 +93,8 @@ def test_models_of_table_9_are_its_columns() -> None:
     reasoning = "Phi-4-Mini (reasoning trained) 3.8B"
     assert table.labels == ("AIME 2024", "MATH-500", "GPQA Diamond") and table.phi == "Phi-4-Mini"
     assert table.value("MATH-500", reasoning) == 90.4
-    turned = table.place({"label": reasoning, "column": "MATH-500"})
-    assert turned == table.place({"label": "MATH-500", "column": reasoning})
+    cell = table.cell({"label": reasoning, "column": "MATH-500"})
+    assert cell == table.cell({"label": "MATH-500", "column": reasoning})
 
 
 # Ours ---------------------------------------------------------------------------------------------

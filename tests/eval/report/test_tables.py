@@ -230,7 +230,7 @@ def test_figures_say_in_words_what_they_show() -> None:
 
 
 def test_bars_are_in_order_and_to_scale() -> None:
-    own = figures.ours(TOLD)
+    own = figures.own_scores(TOLD)
     drawn = figures.bars("Table 3", "ASR WER OpenASR", own)
     widths = [
         float(w) for w in re.findall(r'class="bar \w+" x="\d+" y="\d+" width="([\d.]+)"', drawn)
@@ -242,7 +242,7 @@ def test_bars_are_in_order_and_to_scale() -> None:
 
 
 def test_bars_of_other_data_are_marked() -> None:
-    own = figures.ours(TOLD)
+    own = figures.own_scores(TOLD)
     assert " *</text>" in figures.bars("Table 2", "ShareGPT4o_AI2D", own)
     assert " *" not in figures.bars("Table 6", "MT-Bench turn-1", own)
     assert "* stands where" in figures.page(TOLD)

@@ -235,7 +235,7 @@ def test_prompts_with_clips_of_their_own_are_not_spoken_anew(tmp_path: Path) -> 
 
 def test_attributes_are_asked_for_in_hundreds_of_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        sensitive_attributes, "spoken", lambda text, voice: repr((text, voice)).encode()
+        sensitive_attributes, "synthesize", lambda text, voice: repr((text, voice)).encode()
     )
     found = list(sensitive_attributes.load(Data(None)))
     assert len(found) == 576 and len({s.id for s in found}) == 576
