@@ -145,7 +145,7 @@ def mean_rate(field: str) -> Statistic:
             groups.setdefault(str(meta[field]), []).append(vector("rate", score))
         result = measure_mean("rate", [np.array(group) for group in groups.values()], seed)
         as_printed = np.mean([rounded(float(np.mean(group, 0)[0])) for group in groups.values()])
-        remark = f"{100 * as_printed:.2f} % if each rate is first rounded to whole per cent"
+        remark = f"{100 * as_printed:.2f} % where each rate is rounded to whole per cent first"
         return *result, remark
 
     return statistic

@@ -96,7 +96,7 @@ def test_missing_data_are_named_with_where_they_come_from(
     [
         ("benchmark = 3", "expected `benchmark = Benchmark"),
         ("1 / 0", "ZeroDivisionError"),
-        (None, "found nothing there"),
+        (None, "found no such file"),
         ("from polyphi.eval.benchmarks.vision.chartqa import benchmark", "already"),
     ],
 )

@@ -14,7 +14,7 @@ def test_an_interpreter_that_is_not_there_is_named(
     monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path))
     lacking = Environment("old", ("numpy==1.21.2",), interpreter="python1.5")
     assert "needs python1.5" in str(lacking.unavailable()) and not lacking.ready
-    with pytest.raises(ValueError, match=r"python1\.5, which isn't on this machine"):
+    with pytest.raises(ValueError, match=r"needs python1\.5"):
         lacking.python()
 
 
@@ -24,7 +24,7 @@ def test_what_pip_says_is_told_and_nothing_is_left(
 ) -> None:
     monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path))
     wrong = Environment("wrong", (str(tmp_path / "nothing-here"),), dependencies=False)
-    with pytest.raises(ValueError, match=r"environment of wrong couldn't be made .*nothing-here"):
+    with pytest.raises(ValueError, match=r"environment of wrong .*nothing-here"):
         wrong.python(lambda line: None)
     assert not wrong.folder.exists()
 

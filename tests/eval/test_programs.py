@@ -273,7 +273,7 @@ def test_values_cross_as_they_are() -> None:
         float("inf"),
     ]
     assert unpack(json.loads(json.dumps(pack(values))), lambda n: None) == values
-    with pytest.raises(TypeError, match="can't be given"):
+    with pytest.raises(TypeError, match="found object"):
         pack(object())
 
 

@@ -163,13 +163,13 @@ def test_numbers_are_in_the_reports_unit_and_place(page: str) -> None:
 
 
 def test_what_one_has_to_know_of_a_number_stands_below_it(page: str) -> None:
-    assert "lenient reading 83.0" in cells(page, "ChartQA (test)")[0]
+    assert "lenient score 83.0" in cells(page, "ChartQA (test)")[0]
     assert "4 answers cut" in cells(page, "DocVQA (test)")[0]
     assert "2 not answered" in cells(page, "DocVQA (test)")[0]
     assert "RTFx 31.4" in cells(page, "OpenASR AMI")[0]
     assert "at most 50 a row" in cells(page, "ShareGPT4o_AI2D")[5]
     assert "judge: gpt-4-0613" in cells(page, "MT-Bench turn-1")[0]
-    assert "7 without readable points" in cells(page, "AMI overall")[0]
+    assert "7 without points" in cells(page, "AMI overall")[0]
     assert cells(page, "AMI overall")[1:4] == ["–", "6.29", "–"]
 
 
@@ -177,7 +177,7 @@ def test_what_was_not_measured_says_why(page: str) -> None:
     assert cells(page, "Golden3 overall")[6] == "private"
     assert cells(page, "BLINK")[6] == "left out"
     assert cells(page, "MMMU (val)")[6] == "not measured"
-    assert cells(page, "Average")[6] == "parts are missing"
+    assert cells(page, "Average")[6] == "rows are missing"
     assert "x.parquet &lt;missing&gt;" in page
     assert "rank correlation" in page and "-0.25" in page
 
@@ -245,7 +245,7 @@ def test_bars_of_other_data_are_marked() -> None:
     own = figures.own_scores(TOLD)
     assert " *</text>" in figures.bars("Table 2", "ShareGPT4o_AI2D", own)
     assert " *" not in figures.bars("Table 6", "MT-Bench turn-1", own)
-    assert "* stands where" in figures.page(TOLD)
+    assert "* marks scores" in figures.page(TOLD)
 
 
 def test_the_size_of_a_model_is_in_its_name() -> None:
