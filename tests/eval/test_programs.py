@@ -19,20 +19,20 @@ from polyphi.services import sandbox
 isolated = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
 )
-SAID = '{\\"results\\": {\\"passed\\": true}, \\"why\\": \\"\\"}'
+VERDICT = '{\\"results\\": {\\"passed\\": true}, \\"why\\": \\"\\"}'
 FORGERIES = {
     "leaves with success": "import os\nos._exit(0)",
     "leaves as it loads": "raise SystemExit(0)",
     "leaves in the call": "import os\ndef f(x): os._exit(0)",
     "stops all by an exception": "def f(x): raise SystemExit(0)",
-    "prints the verdict": f'print("{SAID}")\ndef f(x): print("{SAID}")',
+    "prints the verdict": f'print("{VERDICT}")\ndef f(x): print("{VERDICT}")',
     "writes the verdict to every file that is open": (
-        f'import os\nfor n in range(256):\n    try: os.write(n, b"{SAID}\\n")\n    except OSError: pass\n'
+        f'import os\nfor n in range(256):\n    try: os.write(n, b"{VERDICT}\\n")\n    except OSError: pass\n'
         "os._exit(0)"
     ),
     "answers for itself": (
-        'import json, os\ntold = json.dumps(["ok", {"f": None}]).encode()\nfor n in range(3, 64):\n'
-        '    try: os.write(n, len(told).to_bytes(8, "big") + told)\n    except OSError: pass\nos._exit(0)'
+        'import json, os\ndata = json.dumps(["ok", {"f": None}]).encode()\nfor n in range(3, 64):\n'
+        '    try: os.write(n, len(data).to_bytes(8, "big") + data)\n    except OSError: pass\nos._exit(0)'
     ),
     "is equal to everything": (
         "class Any:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n"
@@ -71,7 +71,7 @@ def asserts(code: str, tests: str = "assert f(1) == 2  # SECRET", **more: Any) -
 
 @isolated
 def test_right_code_passes_and_wrong_code_fails() -> None:
-    found = run_trials(
+    verdicts = run_trials(
         [
             asserts("def f(x): return x + 1"),
             asserts("def f(x): return x"),
@@ -80,8 +80,8 @@ def test_right_code_passes_and_wrong_code_fails() -> None:
             asserts(""),
         ]
     )
-    assert [v.passed for v in found] == [True, False, False, False, False]
-    assert found[1].why.startswith("AssertionError") and found[3].why == "no program"
+    assert [v.passed for v in verdicts] == [True, False, False, False, False]
+    assert verdicts[1].why.startswith("AssertionError") and verdicts[3].why == "no program"
 
 
 @isolated
@@ -94,7 +94,7 @@ def test_no_verdict_is_forged(kind: str) -> None:
 @isolated
 def test_hostile_code_is_stopped() -> None:
     began = time.monotonic()
-    found = run_trials(
+    verdicts = run_trials(
         [
             asserts("while True: pass"),
             asserts("def f(x):\n    while True: pass"),
@@ -108,12 +108,12 @@ def test_hostile_code_is_stopped() -> None:
             asserts("while True:\n    print('x' * 10**6)"),
         ]
     )
-    assert not any(v.passed for v in found)
+    assert not any(v.passed for v in verdicts)
     assert time.monotonic() - began < 120
 
 
 @isolated
-def test_plain_data_and_the_codes_own_classes_cross() -> None:
+def test_plain_data_and_classes_pass_between_processes() -> None:
     code = (
         "import math\nclass Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\n"
         "def total(pairs): return sum(p.a + p.b for p in pairs)\n"
@@ -147,8 +147,8 @@ def test_outputs_are_those_of_the_reference() -> None:
         "def f(x): return 3 // x",
         "def f(x): return 1.0",
     ]
-    found = run_trials([Trial(code, tests) for code in codes])
-    assert [v.results for v in found] == [
+    verdicts = run_trials([Trial(code, tests) for code in codes])
+    assert [v.results for v in verdicts] == [
         {"base": True, "plus": True},
         {"base": True, "plus": False},
         {"base": True, "plus": False},
@@ -169,14 +169,14 @@ def test_programs_are_judged_by_what_they_print() -> None:
         "import os\nos._exit(0)",
         "raise ValueError",
     ]
-    found = run_trials([Trial(code, tests) for code in codes])
-    assert [v.passed for v in found] == [True, True, True, False, False, False, False]
+    verdicts = run_trials([Trial(code, tests) for code in codes])
+    assert [v.passed for v in verdicts] == [True, True, True, False, False, False, False]
 
 
 @isolated
 def test_unit_tests_in_the_codes_process_must_all_run() -> None:
     tests = "import unittest\nclass TestCases(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n"
-    told = {"kind": "unittest", "tests": tests, "count": 1, "seconds": 5.0}
+    settings = {"kind": "unittest", "tests": tests, "count": 1, "seconds": 5.0}
     codes = [
         "def f(x): return 2",
         "def f(x): return 3",
@@ -185,7 +185,9 @@ def test_unit_tests_in_the_codes_process_must_all_run() -> None:
         "import unittest\ndef f(x): raise unittest.SkipTest",
         "class TestCases: pass\ndef f(x): return 3",
     ]
-    assert [v.passed for v in run_trials([Trial(c, told) for c in codes])] == [True] + [False] * 5
+    assert [v.passed for v in run_trials([Trial(c, settings) for c in codes])] == [True] + [
+        False
+    ] * 5
 
 
 def test_nothing_is_run_where_code_cannot_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +199,8 @@ def test_nothing_is_run_where_code_cannot_be_isolated(monkeypatch: pytest.Monkey
     assert programs.unavailable() is not None
 
 
-def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) -> None:
-    """As the sandbox runs it without namespaces, behind its hook."""
+def test_without_a_second_process_all_runs_in_one(tmp_path: Path) -> None:
+    """The program runs as in the sandbox without namespaces, with its audit hook."""
     cases = {"kind": "cases", "cases": [{"input": "2", "output": "4"}], "entry": None, "seconds": 6}
     trials = [
         (asserts("def f(x):\n    print(x)\n    return x + 1"), True),
@@ -209,7 +211,7 @@ def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) 
     ]
     (tmp_path / "main.py").write_text(programs.sandboxed_program())
     for each, passes in trials:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", sandbox._GUARD],
             input=each.stdin(),
             cwd=tmp_path,
@@ -217,8 +219,8 @@ def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) 
             text=True,
             check=True,
         )
-        told = json.loads(done.stdout)
-        assert told["results"].get("passed", False) is passes, (each.code, told)
+        verdict = json.loads(process.stdout)
+        assert verdict["results"].get("passed", False) is passes, (each.code, verdict)
 
 
 def test_the_program_of_an_answer_is_its_longest_run_of_python() -> None:
@@ -245,7 +247,7 @@ def test_an_answer_without_end_is_read_quickly() -> None:
     assert time.process_time() - began < 60
 
 
-def test_more_generous_readings_put_the_prompt_in_front() -> None:
+def test_lenient_programs_include_the_prompt() -> None:
     from polyphi.data.shards import Sample
     from polyphi.messages import Message
 
@@ -259,7 +261,7 @@ def test_more_generous_readings_put_the_prompt_in_front() -> None:
     assert first.startswith("import math")
 
 
-def test_values_cross_as_they_are() -> None:
+def test_values_are_packed_and_unpacked() -> None:
     values = [
         None,
         True,

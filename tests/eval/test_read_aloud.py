@@ -190,9 +190,7 @@ def test_the_command_reads_a_benchmarks_questions_aloud(
 def test_texts_that_are_missing_and_benchmarks_without_are_told(tmp_path: Path) -> None:
     with pytest.raises(Missing, match=r"question.jsonl is missing; mt_bench comes from FastChat"):
         read_aloud.read_aloud(["mtbench_spoken"], tmp_path, Data(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"mmau: .* use some of .*mmmlu_spoken"
-    ):
+    with pytest.raises(ValueError, match=r"mmau: .* use some of .*mmmlu_spoken"):
         read_aloud.read_aloud(["mmau"], tmp_path, Data(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Goals beside scores, as people read them."""
+"""Goals in the texts of held-out results."""
 
 from typing import Any
 
