@@ -169,8 +169,8 @@ def relaxed(answer: str, sample: Sample) -> Score:
     factor, punctuation matters). Lenient: a word of the answer is, or it contains the reference."""
     text, accepted = answer.strip(), references(sample)
     right = max(_relaxed(text, reference) for reference in accepted)
-    words = [text, *text[:MAX_CHARACTERS].split()]
-    words = {word.strip(MARKS + "$").replace(",", "") for word in words}
+    parts = [text, *text[:MAX_CHARACTERS].split()]
+    words = {part.strip(MARKS + "$").replace(",", "") for part in parts}
     lenient = [_relaxed(word, reference) for word in words for reference in accepted]
     lenient += [float(contains_phrase(plain(reference), plain(text))) for reference in accepted]
     return Score(right, text, {LENIENT: max([right, *lenient])})

@@ -199,8 +199,8 @@ def averaged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         if row["table"] and row["score"] is not None:
             table = tables()[row["table"]]
-            label, column = table.cell(row)
-            other = None if column == table.phi else column
+            label, name = table.cell(row)
+            other = None if name == table.phi else name
             groups[row["judge"], other].setdefault((row["table"], label), row)
     result = []
     for (judge, column), parts in groups.items():
