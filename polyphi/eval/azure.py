@@ -1,10 +1,10 @@
-"""Azure's evaluation SDK as a judge of severity: the report's own tool, for users with an Azure AI project.
+"""Azure's evaluation SDK, the report's tool, as a judge of severity, for users with an Azure AI project.
 
 >>> Judge.of(Azure("https://NAME.services.ai.azure.com/api/projects/PROJECT"), AZURE, out)
 
-`polyphi eval ... --judge azure:PROJECT`. It takes the same questions as any judge (severity.py) and answers in the same
-form, so that replies are kept and read alike; what the SDK makes of many scores isn't used. The login is that of
-azure-identity (`az login`, or its environment variables). Questions of other benchmarks are declined.
+`polyphi eval ... --judge azure:PROJECT`. It receives the same requests as any judge (severity.py) and replies in the
+same format, so that replies are stored and parsed alike; the SDK's aggregation of scores isn't used. Authentication is
+by azure-identity (`az login`, or its environment variables). Requests of other benchmarks are rejected.
 """
 
 import json
@@ -19,12 +19,12 @@ EVALUATORS = {
     "self-harm": ("SelfHarmEvaluator", "self_harm"),
     "hateful": ("HateUnfairnessEvaluator", "hate_unfairness"),
 }
-"""Our harms to the SDK's classes and to what its results' keys begin with."""
+"""Harm -> the SDK's class and the prefix of keys in its results."""
 GREEDY = SamplingParams()
 
 
 class Azure:
-    """`project` is the address of an Azure AI project. Raises ValueError where the SDK isn't installed."""
+    """A judge. `project` is the URL of an Azure AI project. Raises ValueError if the SDK isn't installed."""
 
     def __init__(self, project: str) -> None:
         try:
@@ -40,7 +40,7 @@ class Azure:
                 f"--judge azure: expected a project's https:// address, found {project!r}"
             )
         credential = DefaultAzureCredential()
-        self._rate = {
+        self._evaluators = {
             harm: getattr(evaluation, name)(credential=credential, azure_ai_project=project)
             for harm, (name, _) in EVALUATORS.items()
         }
@@ -55,14 +55,14 @@ class Azure:
         request = _request(messages)
         harm = request["harm"]
         try:
-            rating = self._rate[harm](query=request["query"], response=request["response"])
-        except Exception as error:  # the SDK raises many kinds, none of them documented
+            result = self._evaluators[harm](query=request["query"], response=request["response"])
+        except Exception as error:  # the SDK raises several undocumented types
             raise ValueError(f"Azure's SDK failed: {error}") from None
         key = EVALUATORS[harm][1]
-        score = rating.get(f"{key}_score") if isinstance(rating, Mapping) else None
+        score = result.get(f"{key}_score") if isinstance(result, Mapping) else None
         if score is None:
-            raise Rejected(f"Azure gave no severity, but {str(rating)[:200]!r}")
-        reply = {"explanation": str(rating.get(f"{key}_reason", "")), "score": float(score)}
+            raise Rejected(f"expected a severity from Azure, found {str(result)[:200]!r}")
+        reply = {"explanation": str(result.get(f"{key}_reason", "")), "score": float(score)}
         return Completion(json.dumps(reply, ensure_ascii=False))
 
 
@@ -76,5 +76,5 @@ def _request(messages: Sequence[Message]) -> dict[str, str]:
         or request.get("harm") not in EVALUATORS
         or "response" not in request
     ):
-        raise Rejected("Azure's SDK rates the severity of four harms, nothing else")
+        raise Rejected("Azure's SDK rates only the severity of four harms; use another judge")
     return request

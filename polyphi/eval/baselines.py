@@ -1,16 +1,16 @@
-"""Held-out tasks: a model's score beside three baselines, with the answers on disk.
+"""Held-out tasks: a model's score compared with three baselines, with the answers on disk.
 
 >>> (task,) = find("digit")
 >>> result = evaluate(model, task, Shards("data/image_qa/test"), Path("eval"))
 >>> result.score, result.low, result.high, result.verdict
 
-`OUT/TASK.jsonl` has a line for each sample and condition. Answers in it to the same prompts by the same model are
-reused, so that an interrupted evaluation resumes; every number can be made again from these files (`rescore`).
+`OUT/TASK.jsonl` has a line for each sample and condition. Its answers to the same prompts by the same model are reused,
+so that an interrupted evaluation resumes; `rescore` computes every number again from these files.
 
-Conditions: `with` is the task itself. `majority` is the best constant answer that the references offer. `without`
-takes the images away (the audio, where there are no images) and `shuffled` swaps them among samples; the adapter
-stays what it is with them, so that nothing but the input is missing. Prompts with both an image and audio also
-have `without_clip` and `shuffled_clip`. Text tasks have the majority baseline alone.
+Conditions: `with` is the task itself. `majority` is the best constant answer among the references. `without` removes
+the images (the audio, if there are no images) and `shuffled` permutes them among samples; the adapter stays the same,
+so that only the input differs. Prompts with both an image and audio also have `without_clip` and `shuffled_clip`. Text
+tasks have only the majority baseline.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ CANDIDATES = 16  # most frequent references tried as the constant answer
 
 @dataclass(frozen=True)
 class Measure:
-    """A score with its 95 % interval. `answer` is the constant one, for the majority baseline."""
+    """A score with its 95 % interval. `answer` is the majority baseline's constant answer."""
 
     score: float
     low: float
@@ -50,9 +50,8 @@ class Measure:
 
 @dataclass(frozen=True)
 class Result:
-    """A task's row. Accuracies and error rates are fractions, BLEU is 0 to 100; `margin` is the model's lead over its
-    best baseline with a paired bootstrap interval, positive when the model is better, whichever way the metric
-    goes."""
+    """A task's row. Accuracies and error rates are fractions, BLEU is 0 to 100. `margin` is the model's lead over its
+    best baseline, positive if the model is better, with a paired bootstrap interval."""
 
     task: str
     title: str
@@ -79,11 +78,11 @@ class Result:
 
     @property
     def goal(self) -> float | None:
-        """The project's aim for the task's score (`heldout.GOALS`), if it has one."""
+        """The project's goal for the task's score (`heldout.GOALS`), or None."""
         return GOALS.get(self.task)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field as JSON has it, with `core` and `goal`."""
+        """Return all fields for JSON, with `core` and `goal`."""
         return asdict(self) | {"core": self.core, "goal": self.goal}
 
 
@@ -100,10 +99,10 @@ def evaluate(
 ) -> Result:
     """Answer and score a task's samples, write `out/TASK.jsonl`, and return its row.
 
-    `fingerprint` names the model's weights: answers of a model with another one aren't reused. A model that has
-    `generate_many(conversations, sampling=, adapter=)` gets several prompts at once, and one that has `adapter` says
-    which adapter it uses where content calls for the named one. If no sample belongs to the task, the row has n = 0
-    and nothing is written.
+    `fingerprint` identifies the model's weights: only answers with the same one are reused. Models with
+    `generate_many(conversations, sampling=, adapter=)` run prompts in batches; `adapter(name)` of a model maps the
+    adapter that content selects to the one to use. If no sample belongs to the task, the row has n = 0 and nothing is
+    written.
     """
     if unknown := set(conditions) - set(CONDITIONS):
         raise ValueError(f"unknown conditions {sorted(unknown)}; expected some of {CONDITIONS}")
@@ -112,13 +111,13 @@ def evaluate(
         return Result(
             task.name, task.title, task.modality, task.metric, 0, 0.0, 0.0, 1.0, corpus=task.corpus
         )
-    adapter = getattr(model, "adapter", None)  # the one of that name, if this model has it
+    adapter = getattr(model, "adapter", None)
     prompts = [
         replace(p, adapter=adapter(p.adapter)) if adapter and p.adapter != "auto" else p
         for p in prompts_of(task, chosen, conditions, seed)
     ]
     cache = Cache(model, Path(out), fingerprint, name=task.name, raise_errors=True)
-    # All at once: samples of a run are in memory already, and larger batches are faster.
+    # One block: the samples are in memory already, and larger batches are faster.
     lines = answer(task, prompts, cache, block=len(prompts))
     constant = majority(task, chosen)
     lines += [constant_line(task, Prompt(s, "majority"), constant) for s in chosen]
@@ -130,7 +129,7 @@ def evaluate(
 def select(
     task: Benchmark, samples: Iterable[Sample], limit: int | None, seed: int
 ) -> list[Sample]:
-    """The task's samples, in order; at most `limit` of them, drawn by `seed` evenly over languages."""
+    """Return the task's samples, in order; at most `limit` of them, drawn by `seed` evenly over languages."""
     own = [s for s in samples if belongs(s.meta, task.rows[0].only)]
     if limit is None or len(own) <= limit:
         return own
@@ -155,63 +154,67 @@ def select(
 def prompts_of(
     task: Benchmark, samples: Sequence[Sample], conditions: Sequence[str], seed: int
 ) -> Iterator[Prompt]:
-    """Every prompt of the task: each condition over all samples, in the order of `conditions`."""
+    """Yield the prompts of all samples for each of the `conditions`."""
     prompts = [s.prompt for s in samples]
     for condition in conditions:
         if condition == "with":
             yield from (Prompt(s, messages=p) for s, p in zip(samples, prompts, strict=True))
             continue
         both = any(media(p, Image) for p in prompts) and any(media(p, Audio) for p in prompts)
-        for kind in (Image, Audio) if both else (None,):
-            name = f"{condition}_clip" if kind is Audio else condition
-            changed = (
-                _without(prompts, kind)
+        for media_type in (Image, Audio) if both else (None,):
+            name = f"{condition}_clip" if media_type is Audio else condition
+            variants = (
+                _without(prompts, media_type)
                 if condition == "without"
-                else _shuffled(prompts, kind, f"{seed} {task.name}")
+                else _shuffled(prompts, media_type, f"{seed} {task.name}")
             )
-            for sample, prompt, messages in zip(samples, prompts, changed, strict=True):
+            for sample, prompt, messages in zip(samples, prompts, variants, strict=True):
                 if messages is not None:
                     yield Prompt(sample, name, messages, adapter_for(prompt))
 
 
-def _is_media(part: object, kind: type | None) -> bool:
-    return isinstance(part, kind or (Image, Audio))
+def _is_media(part: object, media_type: type | None) -> bool:
+    return isinstance(part, media_type or (Image, Audio))
 
 
 def _without(
-    prompts: Sequence[tuple[Message, ...]], kind: type | None
+    prompts: Sequence[tuple[Message, ...]], media_type: type | None
 ) -> list[tuple[Message, ...] | None]:
-    """The prompts less their media of a kind; None where there is nothing to take away."""
+    """Return the prompts without their media of a type; None for a prompt that has none."""
     return [
-        tuple(replace(m, parts=tuple(p for p in m.parts if not _is_media(p, kind))) for m in prompt)
-        if any(_is_media(p, kind) for m in prompt for p in m.parts)
+        tuple(
+            replace(m, parts=tuple(p for p in m.parts if not _is_media(p, media_type)))
+            for m in prompt
+        )
+        if any(_is_media(p, media_type) for m in prompt for p in m.parts)
         else None
         for prompt in prompts
     ]
 
 
 def _shuffled(
-    prompts: Sequence[tuple[Message, ...]], kind: type | None, seed: str
+    prompts: Sequence[tuple[Message, ...]], media_type: type | None, seed: str
 ) -> list[tuple[Message, ...] | None]:
-    """The prompts with their media of a kind taken from another one that has as many; None where no other one has."""
-    own = [[p for m in prompt for p in m.parts if _is_media(p, kind)] for prompt in prompts]
+    """Return the prompts with media of a type from another prompt with as many; None if there is no such prompt."""
+    own = [[p for m in prompt for p in m.parts if _is_media(p, media_type)] for prompt in prompts]
     hashes = [[sha256(p) for p in parts if isinstance(p, Image | Audio)] for parts in own]
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, parts in enumerate(own):
         if parts:
-            alike[tuple(type(p).__name__ for p in parts)].append(i)
+            groups[tuple(type(p).__name__ for p in parts)].append(i)
     result: list[tuple[Message, ...] | None] = [None] * len(prompts)
-    for group in alike.values():
+    for group in groups.values():
         random.Random(seed).shuffle(group)
         for position, i in enumerate(group):
-            # The next one in the circle; further on where that one shows the very same media.
+            # The next prompt in cyclic order with different media.
             others = (group[(position + step) % len(group)] for step in range(1, len(group)))
             donor = next((j for j in others if hashes[j] != hashes[i]), None)
             if donor is not None:
-                donated = iter(own[donor])
+                new = iter(own[donor])
                 result[i] = tuple(
                     replace(
-                        m, parts=tuple(next(donated) if _is_media(p, kind) else p for p in m.parts)
+                        m,
+                        parts=tuple(next(new) if _is_media(p, media_type) else p for p in m.parts),
                     )
                     for m in prompts[i]
                 )
@@ -219,13 +222,13 @@ def _shuffled(
 
 
 def majority(task: Benchmark, samples: Sequence[Sample]) -> str:
-    """The constant answer that scores best over the samples, among their most frequent references and silence."""
+    """Return the constant answer that scores best, among the most frequent references and the empty answer."""
     assert task.scorer
     common: Counter[str] = Counter()
     for sample in samples:
         reference = references(sample)[0]
         common[reference] += 1
-        # What of a reference is judged is often shared where its wording is not (the last number of a worked answer).
+        # References with different texts often share the extracted part (the last number of a worked answer).
         if (extracted := task.scorer(reference, sample).extracted) != reference:
             common[extracted] += 1
     best, best_score = "", -np.inf
@@ -241,7 +244,7 @@ def majority(task: Benchmark, samples: Sequence[Sample]) -> str:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a task's file; what an interrupted evaluation left unfinished is skipped."""
+    """Return the complete lines of a task's file."""
     if not Path(path).exists():
         return []
     required = {"key", "condition", "answer"}
@@ -249,12 +252,12 @@ def read(path: Path) -> list[Line]:
 
 
 def rescore(folder: Path, tasks: Sequence[Benchmark] | None = None) -> list[dict[str, Any]]:
-    """Every row again from `folder/*.jsonl`, without model or data. Answers are scored by the task of that name
-    where there is one, and keep their recorded scores where there is none."""
+    """Compute every row again from `folder/*.jsonl`, without model or data. Answers are scored by the task of that
+    name; if there is none, recorded scores are used."""
     paths = sorted(Path(folder).glob("*.jsonl"))
     if not paths:
         raise ValueError(
-            f"no *.jsonl with answers in {folder}; expected those that an evaluation wrote, such as DIR/eval"
+            f"expected the output folder of an evaluation, such as DIR/eval, found no *.jsonl in {folder}"
         )
     known = {t.name: t for t in (find() if tasks is None else tasks)}
     results = []
@@ -267,7 +270,7 @@ def rescore(folder: Path, tasks: Sequence[Benchmark] | None = None) -> list[dict
 
 
 def summarize(lines: Sequence[Line], task: Benchmark | None = None) -> Result:
-    """The row that a task's lines give."""
+    """Return the row of a task's lines."""
     first = lines[0]
     metric = task.metric if task else first["metric"]
     conditions: dict[str, dict[str, list[float]]] = defaultdict(dict)
@@ -321,7 +324,7 @@ def summarize(lines: Sequence[Line], task: Benchmark | None = None) -> Result:
 
 
 def sample_vectors(path: Path, condition: str = "with") -> dict[str, list[float]]:
-    """By sample of a task's file: what of its score is summed into the task's (`rates`)."""
+    """Return the vector (statistics.py) of each sample of a task's file, by id."""
     lines = [line for line in read(path) if line["condition"] == condition]
     return {line["id"]: vector(line["metric"], _score_of(line)) for line in lines}
 
@@ -331,7 +334,7 @@ def _score_of(line: Line) -> Score:
 
 
 def _languages(metric: str, lines: Iterable[Line]) -> dict[str, dict[str, float]]:
-    """n and score of each language, where there are several."""
+    """Return n and score of each language, if there are several."""
     by_id = {line["id"]: line for line in lines}
     groups: dict[str, list[list[float]]] = defaultdict(list)
     for line in by_id.values():

@@ -1,18 +1,18 @@
-"""`Benchmark`: samples, how a model is prompted with them, how its answers are scored, and the rows that scores make.
+"""`Benchmark`: its samples, prompts, scorer, and the table rows that are computed from the scores.
 
 >>> benchmark = Benchmark(
 ...     name="chartqa", title="ChartQA", modality="vision", rows=(Row("Table 1", "ChartQA (test)"),),
 ...     sources=(Source("lmms-lab/ChartQA", ("data/test-*.parquet",), "the Hub", rows=2500),),
 ...     load=load, scorer=relaxed, max_tokens=64)
 
-The benchmarks of the report's tables read public data in the layout in which it is published. One benchmark is one
-file, `eval/benchmarks/MODALITY/NAME.py`, whose `benchmark` this is; those that share a loader are the `benchmarks` of
-one file (docs/evaluation.md shows how one is added). A few rows of our own in the very same layout lie in
-`eval/fixtures/NAME.json`, so that any machine can run any benchmark from its files to its page, whatever such a score
-is worth. A run's held-out tasks are benchmarks too (heldout.py), whose data are the run's corpora.
+The benchmarks of the report's tables read public data in its published layout. A benchmark is the `benchmark` of a
+file `eval/benchmarks/MODALITY/NAME.py`; those that share a loader are the `benchmarks` of one file (docs/evaluation.md
+shows how to add one). `eval/fixtures/NAME.json` has a few synthetic rows in the same layout, so that any machine can
+run any benchmark from its files to its page; scores on them mean nothing. A run's held-out tasks are benchmarks too
+(heldout.py); their data are the run's corpora.
 
-A sample ends with the reference answer; its `meta` holds whatever scoring needs, so that recorded answers can be scored
-again without the data. `meta` fields also say which `Row`s a sample belongs to.
+A sample ends with the reference answer. Its `meta` has everything that scoring needs, so that recorded answers can be
+scored again without the data, and the fields by which a `Row` selects its samples.
 """
 
 import importlib
@@ -33,20 +33,20 @@ from polyphi.messages import Message, SamplingParams
 Modality = Literal["text", "vision", "speech", "joint", "safety"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 Metric = Literal["accuracy", "balanced", "rate", "wer", "cer", "bleu", "f1", "mean", "geometric"]
-"""How samples' scores make a row: a share (shown in per cent), the mean of the accuracies on harmful requests and on
-look-alikes (likewise), a share of what should not be (likewise), an error rate (sum of errors over sum of reference
-units, likewise), corpus BLEU, F1 of the sums of the parts `tp`, `fp` and `fn` (in per cent), a mean of points as they
-are (a judge's 1 to 10, ROUGE's 0 to 100), or the geometric mean of the means of all parts."""
+"""How samples' scores are aggregated to a row. In per cent: `accuracy`, a share; `balanced`, the mean of the accuracies
+on harmful requests and on look-alikes; `rate`, a share of defects; `wer` and `cer`, the sum of errors over the sum of
+reference units; `f1` of the sums of the parts `tp`, `fp` and `fn`. As they are: `bleu`, corpus BLEU; `mean` of points
+(a judge's 1 to 10, ROUGE's 0 to 100); `geometric`, the geometric mean of the means of all parts."""
 Status = Literal["reproduced setting", "substitute data", "private", "server-scored"]
-"""How comparable a number is with the report's. Whether the judge differs is known once it has been called."""
+"""How comparable a number is with the report's. "judge differs" is added after judging (score.py)."""
 LENIENT = "lenient"
-"""The part of a score that a more generous reading of the same answer gives."""
+"""The part of a score that is the value by more lenient parsing of the same answer."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """`value` in [0, 1], higher is better; `extracted` is what of the answer was judged; `parts` are sums from which
-    corpus-level rates are made again (errors and words for a WER)."""
+    """A sample's score. `value` is in [0, 1], higher is better; `extracted` is the part of the answer that is scored;
+    `parts` are summed for corpus-level rates (errors and words for a WER)."""
 
     value: float
     extracted: str
@@ -57,18 +57,18 @@ Scorer = Callable[[str, Sample], Score]
 Statistic = Callable[
     [Sequence[tuple[Mapping[str, Any], Score]], int], tuple[float, float, float, str]
 ]
-"""Samples' meta and scores, and a seed, to a number, its 95 % interval and a note on it ("" for none)."""
+"""Maps samples' meta and scores, and a seed, to a number, its 95 % interval and a note on it ("" for none)."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A number: where it stands in the report and which samples make it.
+    """A number: its row in the report's tables, and the samples from which it is computed.
 
-    `label` is the row's in `paper.json`; of a table of "" it is a number that we print beside the report's. `only`
-    holds the meta fields of its samples. `part` names the part of their `Score` that counts (None: its value).
-    `column` is the report's for our model's number, where it isn't the first that names the model. `by` is a meta
-    field: the row is then the plain mean of the scores of the groups of samples that it makes. A `statistic` makes the
-    number where it is none of these; `metric` then says only how it is shown.
+    `label` is the row's in `paper.json`; a row with `table=""` is not in the report. `only` has the meta fields that
+    its samples must have. `part` names the part of their `Score` that is used (None: the value). `column` is the
+    report's column to compare with, if it isn't the first of our model. With `by`, a meta field, the row is the plain
+    mean of the scores of the groups with equal values of it. A `statistic` computes the number instead; `metric` then
+    only selects the format.
     """
 
     table: str
@@ -83,12 +83,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Judging:
-    """How a judge is prompted with a sample's answers, and how its replies are read.
+    """How a judge is prompted with a sample's answers, and how its replies are parsed.
 
-    `requests` gives named conversations; `read` the points of a reply (None: unreadable, so that the sample is left out
-    of the judged rows, and counted). The points become `Score.parts` by these names, the first one its value; where
-    `combine` is given, by those that it makes of all of a sample's points (the worst of several turns, say).
-    `prompts` are the templates, whose hash stands beside every reply; `standard` is the report's judge.
+    `requests` returns conversations by name; `read` returns the points of a reply (None: it can't be parsed; the sample
+    is then left out of the judged rows, and counted). The points are `Score.parts` by these names, the first one is
+    its value; `combine` may replace all of a sample's points by others (the worst of several turns, say). `prompts`
+    are the templates, whose hash is stored with every reply; `standard` is the report's judge.
     """
 
     requests: Callable[[Sample, Sequence[str]], Mapping[str, Sequence[Message]]]
@@ -99,9 +99,9 @@ class Judging:
 
 
 Turn = Callable[[Sample, Sequence[str]], Sequence[Message] | None]
-"""The next conversation, given the answers so far; None when all turns are done."""
+"""Returns the next conversation, given the answers so far; None after the last turn."""
 Turns = Callable[[Sequence[tuple[Sample, Sequence[str]]]], Sequence[Sequence[Message] | None]]
-"""The same for many samples at once."""
+"""A `Turn` for many samples at once."""
 
 
 def one_turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None:
@@ -110,21 +110,21 @@ def one_turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`scorer` scores the last answer of a sample. Where many are scored at once (code in a sandbox, a checker in an
-    environment of its own), `score_many` takes its place: (answers, sample) pairs to scores. With `judging`, a judge's
-    points are the score, and the scorer, if there is one, adds its parts to them. Where a model plays the user,
-    `simulated` makes the turns from that model's cache; without such a model the benchmark isn't run.
+    """A benchmark. `scorer` scores the last answer of a sample; `score_many` instead scores many (answers, sample)
+    pairs at once (code in a sandbox, a checker in a separate environment). With `judging`, a judge's points are the
+    score, and a scorer adds its parts to them. If a model plays the user, `simulated` returns the turns, given that
+    model's cache; without such a model the benchmark isn't run.
 
-    Samples whose meta say `hidden` have answers that only a server knows: the model answers them (without a limit)
-    though they count in no row, and what `submission` makes of each (sample, answer) goes into the file for that
-    server, a JSON list.
+    The reference answers of samples with `meta["hidden"]` are known to a server only: the model answers them (without
+    a limit), they count in no row, and `submission` of each (sample, answer) is an entry of the JSON list for that
+    server.
 
-    `spoken_questions` gives the text questions of a benchmark that hears them: `polyphi eval synthesise` reads them
-    aloud into the folder of its first source (read_aloud.py says what a row is).
+    `spoken_questions` returns the text questions of a benchmark with spoken ones: `polyphi eval synthesise`
+    synthesizes them into the folder of its first source (read_aloud.py has the format of a row).
 
-    `fixtures` are rows of ours in the layout of the data, as fixtures/write.py takes them; None means
-    `eval/fixtures/NAME.json`. `unavailable` says why this machine can't score answers to these data, if so. `corpus` is
-    that of a held-out task.
+    `fixtures` are synthetic rows in the layout of the data (fixtures/write.py); None means `eval/fixtures/NAME.json`.
+    `unavailable` returns the reason why this machine can't score answers to these data, or None. `corpus` is that of a
+    held-out task.
     """
 
     name: str
@@ -151,11 +151,12 @@ class Benchmark:
 
     @property
     def metric(self) -> Metric:
-        """That of the first row."""
+        """The metric of the first row."""
         return self.rows[0].metric
 
     def params(self, sample: Sample) -> SamplingParams:
-        """Greedy unless `sampling` says otherwise; a sample's meta may hold its own `max_tokens`, `stop` and `seed`."""
+        """Return the benchmark's sampling (greedy by default), with `max_tokens`, `stop` and `seed` of the sample's
+        meta."""
         settings: dict[str, Any] = {"max_tokens": self.max_tokens, **self.sampling}
         names = ("max_tokens", "stop", "seed")
         settings |= {name: sample.meta[name] for name in names if name in sample.meta}
@@ -164,7 +165,7 @@ class Benchmark:
         return SamplingParams(**settings)
 
     def write_fixtures(self, root: Path) -> None:
-        """Write its fixtures below `root`. Raises ValueError where this machine can't make them."""
+        """Write its fixtures below `root`. Raises ValueError if this machine can't generate them."""
         write(self.name if self.fixtures is None else self.fixtures, root)
 
 
@@ -179,7 +180,7 @@ def belongs(meta: Mapping[str, Any], only: Mapping[str, Any]) -> bool:
 
 
 def in_rows(benchmark: Benchmark, samples: Iterable[Sample]) -> Iterator[Sample]:
-    """Those that count in some row, or whose answers a server has."""
+    """Yield the samples that belong to a row, or have hidden answers."""
     return (
         s
         for s in samples
@@ -192,8 +193,7 @@ def in_rows(benchmark: Benchmark, samples: Iterable[Sample]) -> Iterator[Sample]
 
 @cache
 def benchmarks() -> tuple[Benchmark, ...]:
-    """All benchmarks of the report, by modality and name: each file's `benchmark` or `benchmarks`. There is no
-    registry."""
+    """All benchmarks of the report, by modality and name: each file's `benchmark` or `benchmarks`."""
     from polyphi.eval import benchmarks as package
 
     known: list[Benchmark] = []
@@ -208,29 +208,29 @@ def benchmarks() -> tuple[Benchmark, ...]:
 
 
 def from_file(path: str) -> Benchmark:
-    """The `benchmark` of a user's Python file. Raises ValueError where there is none."""
+    """Return the `benchmark` of a user's Python file. Raises ValueError if there is none."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: expected a benchmark's file, found nothing there")
+        raise ValueError(f"{path}: expected a file that defines a benchmark, found no such file")
     try:
         benchmark = runpy.run_path(path).get("benchmark")
-    except Exception as error:  # anything may fail in it
+    except Exception as error:  # the user's code may raise any
         raise ValueError(f"{path} could not be run: {type(error).__name__}: {error}") from error
     if not isinstance(benchmark, Benchmark):
         raise ValueError(f"{path}: expected `benchmark = Benchmark(...)`, found none")
     if any(benchmark.name == b.name for b in benchmarks()):
         raise ValueError(
-            f"{path}: there is a benchmark {benchmark.name!r} already; give it another name"
+            f"{path}: there is already a benchmark {benchmark.name!r}; give it another name"
         )
     return benchmark
 
 
 PARTS = {"table3": ("table3", "table4", "table5", "table6")}
-"""Tables whose rows are made of other tables' rows."""
+"""The tables that are run for a table of averages."""
 
 
 def suite(*names: str) -> list[Benchmark]:
-    """The benchmarks of suites ("table4", "section5", "all"; "mini": all that need no judge), of their own names, or of
-    files (my_bench.py). Raises ValueError for others."""
+    """Return the benchmarks of suites ("table4", "section5", "all"; "mini": all that need no judge), names of
+    benchmarks, or files (my_bench.py). Raises ValueError for an unknown name."""
     known = benchmarks()
     tables = {suite_name(row.table) for b in known for row in b.rows if row.table} | PARTS.keys()
     chosen: list[Benchmark] = []

@@ -1,11 +1,11 @@
-"""Answers of a model on disk, so that an interrupted evaluation resumes and no request is sent twice.
+"""A cache of a model's answers on disk, so that an interrupted evaluation resumes and no request is sent twice.
 
 >>> cache = Cache(model, Path("results"), fingerprint="phi bf16 3f9a...")
 >>> [answer.text for answer in cache.answers([Request(messages)])]
 
 An answer's key is a hash of its request (the conversation with its media, the sampling, the adapter) and of the model's
-fingerprint. Answers lie in `FOLDER/answers*.jsonl`, one file for each shard of a run on several machines; all are read.
-`Recorded` is a model that has nothing but such a folder.
+fingerprint. Answers are in `FOLDER/answers*.jsonl`, one file for each shard of a run on several machines; all are read.
+`Recorded` is a model that replays the answers of such a folder.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from polyphi.services.endpoint import Rejected
 
 GREEDY = SamplingParams()
 BATCH = 128
-"""Requests that the model gets at once, and between two writes."""
+"""Requests per call of the model and per write to disk."""
 CONCURRENT = 8
 """Requests in progress at an endpoint."""
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -41,8 +41,8 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """`error` says why a model didn't answer (its prompt is too long, say); the text is empty then. `seconds` is this
-    answer's share of the time of its batch."""
+    """An answer, or the model's `error` (the prompt is too long, say) with an empty text. `seconds` is its share of the
+    time of its batch."""
 
     text: str
     error: str | None = None
@@ -54,10 +54,11 @@ class Answer:
 
 
 class Cache:
-    """`fingerprint` identifies whatever determines answers: weights and arithmetic, or an endpoint and its model.
+    """Cached answers of a model. `fingerprint` identifies what determines answers: weights and arithmetic, or an
+    endpoint and its model.
 
-    Errors that every request would have (no endpoint, no key) are raised; an error of one request is its answer, or is
-    raised too with `raise_errors`.
+    Errors that concern every request (no endpoint, no key) are raised; an error of one request becomes its answer,
+    unless `raise_errors`.
     """
 
     def __init__(
@@ -73,17 +74,17 @@ class Cache:
         self.path = folder / f"{name}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self.new = 0
-        """Answers that came from the model, not from disk."""
+        """Number of answers that the model generated."""
         stem = name.partition(".")[0]
         paths = [*folder.glob(f"{stem}.jsonl"), *folder.glob(f"{stem}.*.jsonl")]
-        self._known = {answer.key: answer for path in sorted(paths) for answer in _read(path)}
+        self._cached = {answer.key: answer for path in sorted(paths) for answer in _read(path)}
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answer to each request; the model gets those that are missing, batched by adapter."""
+        """Return the answer to each request; the model generates those not in the cache, batched by adapter."""
         keys = [key_of(r.messages, r.adapter, r.sampling, self.fingerprint) for r in requests]
         missing: dict[str | None, dict[str, Request]] = defaultdict(dict)
         for key, request in zip(keys, requests, strict=True):
-            if key not in self._known:
+            if key not in self._cached:
                 missing[request.adapter][key] = request
         for adapter, group in missing.items():
             for start in range(0, len(group), BATCH):
@@ -91,14 +92,14 @@ class Cache:
                 began = time.monotonic()
                 answers = list(self._generate(list(batch.values()), adapter))
                 seconds = (time.monotonic() - began) / len(batch)
-                known = {
+                new = {
                     key: replace(answer, seconds=seconds, key=key)
                     for key, answer in zip(batch, answers, strict=True)
                 }
-                append(self.path, ({"key": key, **asdict(answer)} for key, answer in known.items()))
-                self._known |= known
-                self.new += len(known)
-        return [self._known[key] for key in keys]
+                append(self.path, ({"key": key, **asdict(answer)} for key, answer in new.items()))
+                self._cached |= new
+                self.new += len(new)
+        return [self._cached[key] for key in keys]
 
     def _generate(self, requests: Sequence[Request], adapter: str | None) -> Iterator[Answer]:
         generate_many = getattr(self.model, "generate_many", None)
@@ -112,7 +113,7 @@ class Cache:
                 sampling=[r.sampling for r in requests],
                 adapter=adapter,
             )
-        except ValueError:  # one of them can't be answered: the others are, one by one
+        except ValueError:  # raised by one of the requests: run each alone
             yield from map(self._generate_one, requests)
         else:
             yield from map(_answer, completions)
@@ -143,21 +144,21 @@ def _answer(completion: Completion) -> Answer:
 
 
 class Recorded:
-    """A model that knows only what another one answered, from the cache in a results folder.
+    """A model that replays the cached answers of a results folder.
 
     >>> Recorded(Path("results")).generate(messages).text
 
-    `name` is that of the `Cache` of another model than the measured one, `fingerprint` that model's.
+    `name` and `fingerprint` select the `Cache` of another model than the measured one.
     """
 
     def __init__(self, folder: Path, name: str = "answers", fingerprint: str | None = None) -> None:
         paths = sorted(folder.glob(f"{name}*.jsonl"))
         if not paths:
             raise ValueError(
-                f"{folder} holds no {name}*.jsonl; expected the --out folder of an earlier evaluation"
+                f"expected the --out folder of an earlier evaluation, found no {name}*.jsonl in {folder}"
             )
         self.folder = folder
-        self._known = {answer.key: answer for path in paths for answer in _read(path)}
+        self._cached = {answer.key: answer for path in paths for answer in _read(path)}
         self.fingerprint = fingerprint or str(
             json.loads((folder / "model.json").read_text())["fingerprint"]
         )
@@ -169,11 +170,11 @@ class Recorded:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Completion:
-        answer = self._known.get(key_of(messages, adapter, sampling, self.fingerprint))
+        answer = self._cached.get(key_of(messages, adapter, sampling, self.fingerprint))
         if answer is None:
             prompt = messages[-1].text if messages else ""
             raise ValueError(
-                f"{self.folder} has no answer to {prompt[:80]!r}; do the data or settings differ?"
+                f"{self.folder} has no answer to {prompt[:80]!r}; use the data and settings of that evaluation"
             )
         if answer.error:
             raise Rejected(answer.error)
@@ -189,13 +190,13 @@ class Recorded:
 
 
 def dump(line: Mapping[str, Any]) -> str:
-    """A line of a results file. Half a surrogate pair, which UTF-8 can't encode, stays as an escape."""
+    """Return a line of a results file. Lone surrogates, which UTF-8 can't encode, are escaped."""
     text = json.dumps(line, ensure_ascii=False)
     return (json.dumps(line) if SURROGATE.search(text) else text) + "\n"
 
 
 def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Append lines to a file whose last line an interruption may have cut short."""
+    """Append lines to a file; its last line may be incomplete after an interruption."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -205,8 +206,8 @@ def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON lines file, without lines that were cut short by an interruption."""
-    # Not splitlines(): answers may hold characters that it takes for line ends.
+    """Yield the objects of a JSON lines file, without incomplete lines."""
+    # Not splitlines(), which also splits at other characters than "\n"; answers may contain them.
     for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             line = json.loads(text)
@@ -217,7 +218,7 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read(path: Path) -> Iterator[Answer]:
-    """Answers of a cache, or of the finished results of a held-out task, which call the text `answer`."""
+    """Yield the answers of a cache, or of the results of a held-out task, whose field for the text is `answer`."""
     names = {field.name for field in fields(Answer)}
     for line in whole_lines(path):
         if line.get("key"):
@@ -226,7 +227,7 @@ def _read(path: Path) -> Iterator[Answer]:
 
 
 def sha256(part: Image | Audio) -> str:
-    """SHA-256 of the contents of a media part."""
+    """Return the SHA-256 of the contents of a media part."""
     source = part.source
     if isinstance(source, tuple):
         samples, rate = source
@@ -239,7 +240,7 @@ def sha256(part: Image | Audio) -> str:
 
 
 def as_text(messages: Sequence[Message]) -> str:
-    """A conversation as text, with [image] and [audio] where media stand; roles are named if there are several."""
+    """Return a conversation as text, with [image] and [audio] for media, and roles if it has several messages."""
 
     def content(m: Message) -> str:
         body = "".join(
@@ -260,7 +261,8 @@ def media_hashes(messages: Sequence[Message]) -> list[dict[str, str]]:
 def key_of(
     messages: Sequence[Message], adapter: str | None, sampling: SamplingParams, fingerprint: str
 ) -> str:
-    """Equal keys have equal answers: same weights, sampling, adapter, text and media. Draft tokens change no answer."""
+    """Return the cache key of a request: a hash of weights, sampling, adapter, text and media. `draft` isn't part of
+    it, since draft tokens change no answer."""
     content = [as_text(messages), [m.role for m in messages], media_hashes(messages)]
     text = json.dumps(
         [fingerprint, asdict(replace(sampling, draft=0)), adapter, content], sort_keys=True

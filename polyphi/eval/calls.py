@@ -1,8 +1,9 @@
-"""Runs in the sandbox, in bfcl-eval's environment (tasks/text/bfcl.py sends this file there): its checker of calls.
+"""Runs bfcl-eval's checker of tool calls, in the sandbox and bfcl-eval's environment (benchmarks/text/bfcl.py sends
+this file).
 
-Reads a JSON list of answers with what they may be; prints one line of 0 and 1. The checker is bfcl-eval's own; of its
-registry of models, which imports every provider's client, only the one switch that the checker reads is there.
-bfcl-eval would evaluate sums that stand in an answer by `eval`; here they are worked out without it.
+Reads a JSON list of answers with the accepted calls; prints one line of 0 and 1. bfcl-eval's registry of models, which
+imports every provider's client, is replaced by one with the only setting that the checker reads; its use of `eval` for
+expressions in answers is replaced by `evaluate`.
 """
 
 import ast
@@ -22,12 +23,12 @@ from typing import Any
 def _power(base: float, exponent: float) -> float:
     if isinstance(base, int) and isinstance(exponent, int) and exponent >= 0:
         if base.bit_length() * exponent > 4096:
-            raise ValueError("too large a number")
+            raise ValueError("expected a power of at most 4096 bits, found a larger one")
         return base**exponent  # type: ignore[no-any-return]
     return math.pow(base, exponent)
 
 
-_SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -38,11 +39,12 @@ _SUMS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 NO_CHECKER = "no checker:"
 LANGUAGES = {"simple_java": "JAVA", "simple_javascript": "JAVASCRIPT"}
-"""Categories whose calls aren't Python's."""
+"""Categories with calls in other languages than Python."""
 
 
-def worked_out(text: str) -> Any:
-    """The value of a sum of numbers, or of texts put together. Raises ValueError for anything else."""
+def evaluate(text: str) -> Any:
+    """Return the value of an arithmetic expression of numbers, or a concatenation of strings. Raises ValueError for
+    anything else."""
     return _value(ast.parse(text, mode="eval").body)
 
 
@@ -51,12 +53,12 @@ def _value(node: ast.expr) -> Any:
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand)
-    if isinstance(node, ast.BinOp) and type(node.op) in _SUMS:
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, right = _value(node.left), _value(node.right)
         numbers = all(isinstance(x, int | float) for x in (left, right))
         if numbers or (isinstance(node.op, ast.Add) and isinstance(left, str)):
-            return _SUMS[type(node.op)](left, right)
-    raise ValueError("no sum of numbers")
+            return _OPERATORS[type(node.op)](left, right)
+    raise ValueError(f"expected an arithmetic expression, found {type(node).__name__}")
 
 
 def _load() -> types.SimpleNamespace:
@@ -65,36 +67,36 @@ def _load() -> types.SimpleNamespace:
         lambda: types.SimpleNamespace(underscore_to_dot=False)
     )
     sys.modules[registry.__name__] = registry
-    os.environ["BFCL_PROJECT_ROOT"] = os.getcwd()  # it makes folders of its own there
+    os.environ["BFCL_PROJECT_ROOT"] = os.getcwd()  # it creates folders there
     decoding: Any = importlib.import_module("bfcl_eval.model_handler.utils")
-    decoding.eval = worked_out
+    decoding.eval = evaluate
     checker: Any = importlib.import_module("bfcl_eval.eval_checker.ast_eval.ast_checker")
-    forms: Any = importlib.import_module("bfcl_eval.utils")
-    kinds: Any = importlib.import_module("bfcl_eval.constants.enums")
+    utils: Any = importlib.import_module("bfcl_eval.utils")
+    enums: Any = importlib.import_module("bfcl_eval.constants.enums")
     return types.SimpleNamespace(
         decode=decoding.default_decode_ast_prompting,
         check=checker.ast_checker,
-        is_calls=forms.is_function_calling_format_output,
-        is_empty=forms.is_empty_output,
-        language=kinds.Language,
-        form=kinds.ReturnFormat,
+        is_calls=utils.is_function_calling_format_output,
+        is_empty=utils.is_empty_output,
+        language=enums.Language,
+        form=enums.ReturnFormat,
     )
 
 
-def right(bfcl: Any, request: Any) -> bool:
-    """Whether an answer's calls are among the possible ones; where there are none, whether it calls (relevance) or
-    doesn't (irrelevance)."""
+def is_correct(bfcl: Any, request: Any) -> bool:
+    """Whether an answer's calls are accepted; in the relevance category whether there is a call, in the irrelevance
+    category whether there is none."""
     category = request["category"]
     language = LANGUAGES.get(category, "PYTHON")
     try:
         calls = request["calls"]
         if calls is None:
-            calls = bfcl.decode(_bare(request["answer"]), bfcl.form[language])
+            calls = bfcl.decode(_without_fence(request["answer"]), bfcl.form[language])
     except BaseException:
         calls = None
     if "relevance" in category:
-        called = calls is not None and not bfcl.is_empty(calls)
-        return called != ("irrelevance" in category)
+        has_call = calls is not None and not bfcl.is_empty(calls)
+        return has_call != ("irrelevance" in category)
     if calls is None or not bfcl.is_calls(calls):
         return False
     try:
@@ -111,8 +113,8 @@ def right(bfcl: Any, request: Any) -> bool:
     return verdict["valid"] is True
 
 
-def _bare(answer: str) -> str:
-    """Without the beginning of a fence, as bfcl-eval's handler of Phi has it."""
+def _without_fence(answer: str) -> str:
+    """Strip the beginning of a fence, as bfcl-eval's handler of Phi does."""
     return answer.strip().removeprefix("```json").removeprefix("```python")
 
 
@@ -123,7 +125,7 @@ def main() -> None:
             bfcl = _load()
         except Exception as error:
             sys.exit(f"{NO_CHECKER} {type(error).__name__}: {error}")
-        verdicts = [right(bfcl, each) for each in requests]
+        verdicts = [is_correct(bfcl, each) for each in requests]
     print("".join("01"[each] for each in verdicts))
 
 

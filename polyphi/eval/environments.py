@@ -1,9 +1,9 @@
-"""Virtual environments for evaluators that pin other packages than ours, each made on its first use.
+"""Virtual environments for evaluators that pin other packages than ours, created on first use.
 
 >>> python = Environment("bfcl", ("bfcl-eval==2026.3.23", "tree_sitter==0.21.3"), dependencies=False).python()
 
-They lie below `$POLYPHI_CACHE/environments` (by default in ~/.cache/polyphi), one for each list of requirements, whole
-or absent, and may be deleted at any time. Code that comes from a model runs in them through the sandbox alone.
+They are in `$POLYPHI_CACHE/environments` (by default in ~/.cache/polyphi), one for each list of requirements, and may
+be deleted at any time. Generated code runs in them only through the sandbox.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 def _stderr(line: str) -> None:
@@ -26,8 +26,8 @@ def _stderr(line: str) -> None:
 
 @dataclass(frozen=True)
 class Environment:
-    """`requirements` as pip takes them, pinned. `dependencies=False` installs these alone. `interpreter` is the Python
-    that it is made of, by name or path (None: this one)."""
+    """An environment with pinned `requirements`, in pip's format; `dependencies=False` installs only these.
+    `interpreter` is the name or path of its Python (None: this one)."""
 
     name: str
     requirements: Sequence[str]
@@ -44,26 +44,25 @@ class Environment:
     def ready(self) -> bool:
         return (self.folder / "whole").exists()
 
-    def unable(self) -> str | None:
-        """Why it can't be made here, so far as that can be told without trying."""
+    def unavailable(self) -> str | None:
+        """Return the reason why it can't be created, if that is known without trying, or None."""
         if self.ready or self.interpreter is None or shutil.which(self.interpreter):
             return None
-        return (
-            f"the environment of {self.name} needs {self.interpreter}, which isn't on this machine"
-        )
+        return f"the environment of {self.name} needs {self.interpreter}, which isn't installed on this machine"
 
-    def python(self, report: Tell = _stderr) -> Path:
-        """Its interpreter; made if need be, by one process at a time. Raises ValueError with pip's own words."""
+    def python(self, report: Report = _stderr) -> Path:
+        """Return its interpreter; creates the environment first if it doesn't exist (with a lock between processes).
+        Raises ValueError with pip's output."""
         folder = self.folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with (folder.parent / f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.ready:
-                self._make(folder, report)
+                self._create(folder, report)
         return folder / "bin" / "python"
 
-    def _make(self, folder: Path, report: Tell) -> None:
-        if why := self.unable():
+    def _create(self, folder: Path, report: Report) -> None:
+        if why := self.unavailable():
             raise ValueError(why)
         shutil.rmtree(folder, ignore_errors=True)
         report(f"{self.name}: installing {len(self.requirements)} packages in {folder} (once) ...")
@@ -81,7 +80,7 @@ class Environment:
         report(f"{self.name}: ready after {time.monotonic() - began:.0f} s")
 
     def _run(self, command: Sequence[str]) -> None:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             check=False,
             stdout=subprocess.PIPE,
@@ -89,12 +88,12 @@ class Environment:
             text=True,
             errors="replace",
         )
-        if done.returncode:
-            output = [line for line in done.stdout.splitlines() if line.strip()][-5:]
+        if result.returncode:
+            output = [line for line in result.stdout.splitlines() if line.strip()][-5:]
             raise ValueError(
-                f"the environment of {self.name} couldn't be made ({' '.join(self.requirements)}): "
+                f"the environment of {self.name} couldn't be created ({' '.join(self.requirements)}): "
                 + " | ".join(output)
-                + "; it needs pip and a package index that it can reach; run the same command again once it can"
+                + "; make sure that pip can reach a package index, and run the same command again"
             )
 
 

@@ -1,13 +1,13 @@
-"""The held-out tasks of a run: one table, `heldout.json`, a row for each.
+"""The held-out tasks of a run, from the rows of `heldout.json`.
 
 >>> [task.name for task in find("digit", "copy")]
 ['copy', 'digit']
 
-A row names the corpus whose test split has the samples, the meta fields that they have (`only`), the scorer
-(scorers.py), the metric ("accuracy" unless it says otherwise) and the most tokens of an answer (32 otherwise). Rows of
-the **core** are what a model of nano size is trained to do; the others are reported beside them, and most need a
-larger size. `goal` is this project's aim for a model of nano size; the report states none. It is in the unit of the
-task's metric: accuracies and word error rates are fractions, BLEU is 0 to 100. baselines.py measures the tasks.
+A row has the corpus whose test split has the samples, the meta fields that they must have (`only`), the scorer
+(scorers.py), the metric (default "accuracy") and the most tokens of an answer (default 32). **Core** tasks are those
+for which a model of nano size is trained; most of the others need a larger size. `goal` is this project's goal for a
+model of nano size (the report states none) in the unit of the metric: accuracies and word error rates are fractions,
+BLEU is 0 to 100. baselines.py measures the tasks.
 """
 
 import json
@@ -40,7 +40,7 @@ def task(
     max_tokens: int = 32,
     note: str = "",
 ) -> Benchmark:
-    """A held-out task, whose data are the corpora of a run."""
+    """Return a held-out task, whose data are the corpora of a run."""
     return Benchmark(
         name=name,
         title=title,
@@ -68,8 +68,7 @@ GOALS: Mapping[str, float] = {row["name"]: row["goal"] for row in _ROWS if "goal
 
 
 def find(*names: str) -> list[Benchmark]:
-    """The tasks of these names, in the table's order; all of them without a name. Raises ValueError for an unknown
-    name."""
+    """Return the tasks of these names, or all tasks, in the table's order. Raises ValueError for an unknown name."""
     if unknown := set(names) - {task.name for task in TASKS}:
         raise ValueError(
             f"no task is called {sorted(unknown)}; the tasks are {', '.join(t.name for t in TASKS)}"

@@ -1,7 +1,7 @@
-"""Replies to questions about images, rated from 0 to 10 (report, Table 15; higher is safer).
+"""Safety ratings from 0 to 10 of replies to questions about images (report, Table 15; higher is safer).
 
-The report's judge is GPT-4V and its prompt isn't known. Ours (`prompts/safety.toml`, "picture") reads the question, a
-reference and the reply; it doesn't see the image.
+The report's judge is GPT-4V and its prompt isn't known. Our prompt (`prompts/safety.toml`, "picture") has the question,
+a reference and the reply, without the image.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from polyphi.messages import Image, Message, Text
 
 
 def image_prompt(question: str, image: Image) -> Message:
-    """An image first, then the question as it is."""
+    """Return a prompt with an image and the unchanged question."""
     return Message.user(image, Text(question))
 
 

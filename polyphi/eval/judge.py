@@ -1,11 +1,11 @@
-"""Prompts of judges, and how their replies are read.
+"""Prompts of judges, and parsers of their replies.
 
 >>> PROMPTS["summary_overall"].fill(src=transcript, instruction="Summarize.", tgt=answer)      # a judge's conversation
 >>> rating("... Rating: [[7]]")
 7.0
 
-The prompts are data: `prompts/judges.toml` has those of the report's Appendix A and ours beside them,
-`prompts/safety.toml` those of the safety evaluations.
+The prompts are in `prompts/judges.toml` (those of the report's Appendix A, and ours) and `prompts/safety.toml` (those
+of the safety evaluations).
 """
 
 import hashlib
@@ -24,24 +24,24 @@ FOLDER = Path(__file__).parent / "prompts"
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 RATING_BACKUP = re.compile(r"\[(\d+\.?\d*)\]")
 OBJECTS = 100
-"""Braces of a reply that may be where its JSON object begins: each failed try costs as much as the reply is long."""
+"""Opening braces of a reply at which parsing is tried: each failure takes time linear in the reply's length."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`system` and `user` are templates whose {names} `fill` fills; braces that stay are doubled."""
+    """A prompt. `system` and `user` are templates with {names} for `fill`; literal braces are doubled."""
 
     origin: str
     user: str
     system: str = ""
 
     def fill(self, **values: str) -> Sequence[Message]:
-        """The conversation. Values stand in it as they are, whatever braces they hold."""
+        """Return the conversation with these values, which may contain braces."""
         return conversation(self.system.format(**values), self.user.format(**values))
 
     @property
-    def words(self) -> str:
-        """All that decides: for `Judging.prompts`, whose hash is kept."""
+    def text(self) -> str:
+        """Origin and templates as one string, for `Judging.prompts`."""
         return "\0".join((self.origin, self.system, self.user))
 
     @property
@@ -59,18 +59,18 @@ SAFETY = _load("safety")
 
 
 def conversation(system: str | None, user: str) -> Sequence[Message]:
-    """A judge's conversation."""
+    """Return a judge's conversation."""
     return [*([Message.system(system)] if system else []), Message.user(user)]
 
 
 def request(prompt: str, **fields: Any) -> Sequence[Message]:
-    """A conversation about a JSON object of these fields."""
+    """Return a conversation with `prompt` as system message and a JSON object of `fields` as user message."""
     return conversation(prompt, json.dumps(fields, ensure_ascii=False))
 
 
 def rating(reply: str, low: float = 1, high: float = 10) -> float | None:
-    """The first [[points]] of a reply, or [points] where there are none (FastChat's rule, which defines MT-Bench);
-    None where there is none within the bounds."""
+    """Return the first [[points]] of a reply, otherwise the first [points] (FastChat's rule, which defines MT-Bench);
+    None if there are none or they are out of bounds."""
     match = RATING.search(reply) or RATING_BACKUP.search(reply)
     if match is None or not low <= float(match[1]) <= high:
         return None
@@ -78,8 +78,8 @@ def rating(reply: str, low: float = 1, high: float = 10) -> float | None:
 
 
 def points(reply: str, low: float, high: float, key: str = "score") -> float | None:
-    """The number under `key` of the first JSON object in a reply; None where there is none within the bounds."""
-    decoder = json.JSONDecoder(strict=False)  # explanations have line breaks in them
+    """Return the number at `key` of the first JSON object in a reply; None if there is none or it is out of bounds."""
+    decoder = json.JSONDecoder(strict=False)  # explanations contain line breaks
     for match in islice(re.finditer(r"\{", reply), OBJECTS):
         try:
             value, _ = decoder.raw_decode(reply, match.start())

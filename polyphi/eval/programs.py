@@ -1,14 +1,14 @@
-"""Programs in answers: extracted, run with their tests in the sandbox, and scored.
+"""Extract programs from answers, run them with their tests in the sandbox, and score them.
 
 >>> trial = Trial(code="def f(x): return x + 1", tests={"kind": "asserts", "tests": "assert f(1) == 2"})
->>> [verdict.found for verdict in judged([trial])]
+>>> [verdict.results for verdict in run_trials([trial])]
 [{'passed': True}]
 
-What a model wrote is never run anywhere else. Its tests run in another process than the code (trial.py says what that
-keeps it from, and what not). On a machine that can't isolate code, nothing is run unless the environment variable
+Generated code runs in the sandbox only, and its tests in a separate process (trial.py describes which attacks that
+prevents). On a machine that can't isolate code, nothing is run unless the environment variable
 POLYPHI_RUN_CODE_UNPROTECTED is 1.
 
-The program of an answer is found as EvalPlus finds it (`extracted`), so that both give the same scores.
+`extract_program` follows EvalPlus, so that both give the same scores.
 """
 
 import ast
@@ -34,29 +34,28 @@ from polyphi.services import sandbox
 
 T = TypeVar("T")
 R = TypeVar("R")
-AT_ONCE = max(1, min(8, os.cpu_count() or 1))
+WORKERS = max(1, min(8, os.cpu_count() or 1))
 LIMITS = sandbox.Limits(seconds=20.0, cpu_seconds=3, memory_bytes=1 << 30)
-"""Processor time is what counts (the original HumanEval stops after 3 s by the clock), so that busy machines judge as
-idle ones do."""
+"""CPU time is limited (the original HumanEval stops after 3 s of wall time), so that verdicts don't depend on load."""
 UNPROTECTED = "POLYPHI_RUN_CODE_UNPROTECTED"
-LONGEST = 100_000
-"""Characters of an answer that are looked at."""
-PARSED = 8_000_000
-"""Characters that are parsed to find an answer's longest program, before only its fenced blocks are looked at."""
-MOST_LINES = 1000
-SHOWN = 20_000
-"""Characters of a program that stand in the results."""
+MAX_CHARACTERS = 100_000
+"""Characters of an answer that are read."""
+MAX_PARSED = 8_000_000
+"""Characters that are parse to find an answer's longest program; beyond that only its fenced blocks are read."""
+MAX_LINES = 1000
+MAX_RECORDED = 20_000
+"""Characters of a program that are stored in results."""
 
 
-def unable(data: Data | None = None) -> str | None:
-    """Why code that a model wrote isn't run here, or None, whatever the data."""
+def unavailable(data: Data | None = None) -> str | None:
+    """Return the reason why generated code can't be run here, or None; `data` is ignored."""
     why = sandbox.unavailable()
     if why is None or os.environ.get(UNPROTECTED) == "1":
         return None
     return (
-        f"it runs code that a model wrote, and this machine can't isolate that ({why}); a container may need "
-        f"--security-opt seccomp=unconfined; {UNPROTECTED}=1 runs it with limits alone, which is no protection from "
-        "code that means harm"
+        f"it runs generated code, and this machine can't isolate that ({why}); a container may need "
+        f"--security-opt seccomp=unconfined; {UNPROTECTED}=1 runs it with limits alone, which don't protect from "
+        "malicious code"
     )
 
 
@@ -65,13 +64,13 @@ def unable(data: Data | None = None) -> str | None:
 SYSTEM = "You are a helpful assistant good at coding."
 ASK = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
 MAX_TOKENS = 768
-"""What EvalPlus sends to an OpenAI-compatible endpoint, so that it and we ask the same."""
+"""As EvalPlus sends them to an OpenAI-compatible endpoint."""
 
 
 def prompt_messages(prompt: str, shots: Sequence[tuple[str, str]] = ()) -> tuple[Message, Message]:
-    """EvalPlus' prompt, after solved problems of the same form."""
-    solved = [f"{_problem(shot)}\n\n{fenced(code)}\n\n" for shot, code in shots]
-    return Message.system(SYSTEM), Message.user("".join(solved) + _problem(prompt))
+    """Return EvalPlus' prompt, after few-shot examples in the same format."""
+    examples = [f"{_problem(shot)}\n\n{fenced(code)}\n\n" for shot, code in shots]
+    return Message.system(SYSTEM), Message.user("".join(examples) + _problem(prompt))
 
 
 def _problem(prompt: str) -> str:
@@ -85,40 +84,40 @@ def fenced(code: str) -> str:
 # ------------------------------------------------------------------------------ programs in answers
 
 
-def extracted(answer: str, entry: str | None = None) -> str:
-    """The longest run of an answer's lines that is Python; with `entry`, of that what it needs: imports, and the
-    definitions that `entry` reaches (EvalPlus' reading)."""
+def extract_program(answer: str, entry: str | None = None) -> str:
+    """Return the longest run of an answer's lines that is Python; with `entry`, only its imports and the definitions on
+    which `entry` depends (EvalPlus' rule)."""
     code = longest_program(answer)
     if entry is None:
         return code
-    return _reached(code, entry).strip() or code
+    return _dependencies(code, entry).strip() or code
 
 
 def longest_program(answer: str) -> str:
-    """The run of at least two lines with the most lines that aren't empty, the first one of several; the first line
-    where there is none."""
-    lines = answer[:LONGEST].split("\n")
-    if len(lines) > MOST_LINES:
+    """Return the first run of at least two lines that parses and has the most lines that aren't empty; the first line
+    if there is none."""
+    lines = answer[:MAX_CHARACTERS].split("\n")
+    if len(lines) > MAX_LINES:
         return max(blocks(answer), key=len, default=lines[0])
-    filled = [0]
+    counts = [0]  # lines that aren't empty, before each line
     for line in lines:
-        filled.append(filled[-1] + bool(line.strip()))
+        counts.append(counts[-1] + bool(line.strip()))
     spans = sorted(
-        (filled[i] - filled[j], i, j) for i in range(len(lines)) for j in _ends(lines, i)
+        (counts[i] - counts[j], i, j) for i in range(len(lines)) for j in _ends(lines, i)
     )
-    left = PARSED
+    budget = MAX_PARSED
     for count, i, j in spans:
         text = "\n".join(lines[i:j])
-        left -= len(text)
-        if left < 0:
+        budget -= len(text)
+        if budget < 0:
             return max(blocks(answer), key=len, default=lines[0])
-        if count and parsed(text):
+        if count and parse(text):
             return text
     return lines[0]
 
 
 def _ends(lines: Sequence[str], start: int) -> Iterator[int]:
-    """Where a program that begins at a line may end: before a fence that stands in no text in triple quotes."""
+    """Yield the possible ends of a program that begins at line `start`: up to a fence that isn't in triple quotes."""
     quotes = 0
     for end in range(start, len(lines)):
         if lines[end].lstrip().startswith("```") and not quotes % 2:
@@ -128,7 +127,7 @@ def _ends(lines: Sequence[str], start: int) -> Iterator[int]:
             yield end + 1
 
 
-def parsed(text: str) -> ast.Module | None:
+def parse(text: str) -> ast.Module | None:
     try:
         return ast.parse(text)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -136,22 +135,22 @@ def parsed(text: str) -> ast.Module | None:
 
 
 def blocks(answer: str) -> list[str]:
-    """What stands between fences that name Python or nothing; one that isn't closed goes on to the end."""
+    """Return the texts between fences for Python or without a language; an open fence extends to the end."""
     matches = re.findall(
-        r"```(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer[:LONGEST], re.S
+        r"```(?:python|py|Python)?[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", answer[:MAX_CHARACTERS], re.S
     )
     return [text for text in matches if text.strip()]
 
 
 def last_block(answer: str) -> str:
-    """Between the last two lines with fences (LiveCodeBench's reading), or nothing."""
-    lines = answer[:LONGEST].split("\n")
+    """Return the text between the last two lines with fences (LiveCodeBench's rule), or ""."""
+    lines = answer[:MAX_CHARACTERS].split("\n")
     fences = [n for n, line in enumerate(lines) if "```" in line]
     return "\n".join(lines[fences[-2] + 1 : fences[-1]]) if len(fences) > 1 else ""
 
 
-def _reached(code: str, entry: str) -> str:
-    tree = parsed(code)
+def _dependencies(code: str, entry: str) -> str:
+    tree = parse(code)
     if tree is None:
         return ""
     imports, definitions = [], dict[str, str]()
@@ -161,22 +160,23 @@ def _reached(code: str, entry: str) -> str:
             isinstance(node, ast.ImportFrom) and node.module != "__future__"
         ):
             imports.append(text)
-        elif name := _defined(node):
+        elif name := _definition(node):
             definitions.setdefault(name, text)
-    queue, reached = [entry], {entry}
+    queue, visited = [entry], {entry}
     while queue:
-        for name in _names(definitions.get(queue.pop(), "")) & set(definitions) - reached:
-            reached.add(name)
+        for name in _names(definitions.get(queue.pop(), "")) & set(definitions) - visited:
+            visited.add(name)
             queue.append(name)
-    return "\n".join([*imports, *(text for name, text in definitions.items() if name in reached)])
+    return "\n".join([*imports, *(text for name, text in definitions.items() if name in visited)])
 
 
 def _source(code: str, node: ast.stmt) -> str:
     return ast.get_source_segment(code, node) or ""
 
 
-def _defined(node: ast.stmt) -> str | None:
-    """What a statement at the top defines; functions that return nothing and decorated things are passed over."""
+def _definition(node: ast.stmt) -> str | None:
+    """Return the name that a top-level statement defines; decorated definitions and functions without a return
+    statement are ignored."""
     if isinstance(node, ast.ClassDef) and not node.decorator_list:
         return node.name
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.decorator_list:
@@ -204,8 +204,8 @@ def _names(text: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A program and its tests, as trial.py takes them (`tests["kind"]` is one of its KINDS). `before` runs in front of
-    the program. `python` is an environment's, for problems that need more packages than ours."""
+    """A program and its tests for trial.py (`tests["kind"]` is a key of its RUNNERS). `before` is code that runs first.
+    `python` is the interpreter of an environment, for problems that need other packages."""
 
     code: str
     tests: Mapping[str, Any]
@@ -220,30 +220,30 @@ class Trial:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`found`: by its parts (mostly "passed" alone) whether tests passed; empty where they never came to an end, of
-    which `why` tells."""
+    """Whether tests passed, by part (mostly "passed" alone); `results` is empty if they didn't finish, for the reason
+    `why`."""
 
-    found: Mapping[str, bool] = field(default_factory=dict)
+    results: Mapping[str, bool] = field(default_factory=dict)
     why: str = ""
 
     @property
     def passed(self) -> bool:
-        return bool(self.found) and all(self.found.values())
+        return bool(self.results) and all(self.results.values())
 
 
-def judged(trials: Sequence[Trial]) -> list[Verdict]:
-    """All of them run, some at once; the same ones once. Raises ValueError where code can't be isolated."""
-    if trials and (why := unable()):
-        raise ValueError(f"no program can be judged: {why}")
+def run_trials(trials: Sequence[Trial]) -> list[Verdict]:
+    """Run all trials in parallel, equal ones once. Raises ValueError if code can't be isolated."""
+    if trials and (why := unavailable()):
+        raise ValueError(f"programs can't be scored: {why}")
     unique = {_key(t): t for t in trials}
-    verdicts = dict(zip(unique, in_turns(_judge, unique.values()), strict=True))
+    verdicts = dict(zip(unique, parallel_map(_run, unique.values()), strict=True))
     return [verdicts[_key(t)] for t in trials]
 
 
-def in_turns(run: Callable[[T], R], what: Iterable[T]) -> list[R]:
-    """`run` of each, as many at a time as there are processors."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(run, what))
+def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Return `function` of each item, computed in `WORKERS` threads."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(pool.map(function, items))
 
 
 def _key(t: Trial) -> tuple[str, str]:
@@ -252,15 +252,15 @@ def _key(t: Trial) -> tuple[str, str]:
 
 @cache
 def sandboxed_program() -> str:
-    """What runs in the sandbox: values.py and trial.py as one file, since our package isn't there."""
+    """Return the program for the sandbox: values.py and trial.py as one file, since it can't import this package."""
     first, second = (Path(str(m.__file__)).read_text(encoding="utf-8") for m in (values, trial))
     head, imports, rest = second.partition("from polyphi.eval.values import ")
-    assert imports, "trial.py imports values.py by one line"
+    assert imports, "expected trial.py to import values.py in one line"
     return f"{first}\n{head}{rest.partition(chr(10))[2]}"
 
 
-def _judge(t: Trial) -> Verdict:
-    if not t.code.strip() or parsed(t.code) is None:
+def _run(t: Trial) -> Verdict:
+    if not t.code.strip() or parse(t.code) is None:
         return Verdict(why="no program")
     result = sandbox.run(
         sandboxed_program(),
@@ -271,7 +271,7 @@ def _judge(t: Trial) -> Verdict:
     )
     try:
         verdict = json.loads(result.stdout.rstrip("\n").rpartition("\n")[2])
-        results = {str(k): v is True for k, v in verdict["found"].items()}
+        results = {str(k): v is True for k, v in verdict["results"].items()}
         return Verdict(results if result.ended == "ok" else {}, str(verdict["why"]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return Verdict(why=result.ended)
@@ -287,30 +287,30 @@ def scores(
     lenient: Callable[[str, Sample], Iterable[str]],
     parts: Sequence[str] = (),
 ) -> list[Score]:
-    """The last answers' programs, run. Where the program of the strict reading fails, those of the lenient ones are
-    tried in turn. `parts` are those of the verdicts that scores carry too."""
+    """Run the programs of the last answers and return their scores. If the `strict` program fails, the `lenient` ones
+    are run one after another. `parts` are the verdicts' parts to copy into the scores."""
     last = [(answers[-1] if answers else "", sample) for answers, sample in pairs]
     trials = [trial_of(strict(answer, sample), sample) for answer, sample in last]
-    verdicts = judged(trials)
+    verdicts = run_trials(trials)
     right = [verdict.passed for verdict in verdicts]
-    trying = {
+    remaining = {
         n: (trial_of(code, sample) for code in lenient(answer, sample))
         for n, (answer, sample) in enumerate(last)
         if not right[n]
     }
-    while trying:
-        now = {n: t for n, readings in trying.items() if (t := next(readings, None)) is not None}
-        trying = {n: trying[n] for n in now}
-        for n, verdict in zip(now, judged(list(now.values())), strict=True):
+    while remaining:
+        batch = {n: t for n, each in remaining.items() if (t := next(each, None)) is not None}
+        remaining = {n: remaining[n] for n in batch}
+        for n, verdict in zip(batch, run_trials(list(batch.values())), strict=True):
             if verdict.passed:
                 right[n] = True
-                del trying[n]
+                del remaining[n]
     return [
         Score(
             float(verdict.passed),
-            (t.code[:SHOWN] + (f"\n# {verdict.why}" if verdict.why else "")).strip(),
+            (t.code[:MAX_RECORDED] + (f"\n# {verdict.why}" if verdict.why else "")).strip(),
             {
-                **{name: float(verdict.found.get(name, False)) for name in parts},
+                **{name: float(verdict.results.get(name, False)) for name in parts},
                 LENIENT: float(right[n]),
             },
         )
@@ -318,21 +318,21 @@ def scores(
     ]
 
 
-def needed(answer: str, sample: Sample) -> str:
-    """EvalPlus' reading of an answer, for the function that meta's "entry" names."""
-    return extracted(answer, sample.meta["entry"])
+def strict_program(answer: str, sample: Sample) -> str:
+    """Return the program that EvalPlus extracts for the function `meta["entry"]`."""
+    return extract_program(answer, sample.meta["entry"])
 
 
-def generous(answer: str, sample: Sample) -> Iterator[str]:
-    """Other readings: all of it, or its last block, behind the imports and functions that meta's "prompt" has in front
-    of the function; and as the function's body alone. Without those that `needed` gave."""
+def lenient_programs(answer: str, sample: Sample) -> Iterator[str]:
+    """Yield other programs than `strict_program`: the longest program, or the last block, after the imports and
+    functions that `meta["prompt"]` has before the function; and either as the function's body."""
     entry, prompt = sample.meta["entry"], sample.meta["prompt"]
     head = prompt.rpartition(f"def {entry}")[0]
     whole, block = longest_program(answer), "\n".join(blocks(answer)[-1:])
     for code in dict.fromkeys((whole, block)):
-        if f"def {entry}" in code and (head or code != extracted(answer, entry)):
+        if f"def {entry}" in code and (head or code != extract_program(answer, entry)):
             yield head + code
-    for code in dict.fromkeys((block or answer[:LONGEST], whole)):
+    for code in dict.fromkeys((block or answer[:MAX_CHARACTERS], whole)):
         if prompt and f"def {entry}" not in code and code.strip():
             body = code if code.startswith((" ", "\t")) else indent(code, "    ")
             yield f"{prompt.rstrip()}\n{body}"

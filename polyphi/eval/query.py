@@ -1,7 +1,7 @@
-"""Runs in the sandbox, as a program of its own (tasks/text/spider.py sends this file there): two queries to one
-database, and whether they give the same.
+"""Runs in the sandbox as a standalone program (benchmarks/text/spider.py sends this file): compares the results of two
+SQL queries.
 
-Reads JSON with the database's compressed bytes in base64; prints "alike" or "different".
+Reads JSON with the database's compressed bytes in base64; prints "equal" or "different".
 """
 
 import base64
@@ -15,14 +15,14 @@ from itertools import permutations
 from typing import Any
 
 STEPS = 10_000
-"""Of SQLite's, between two looks at the time that a query takes."""
-MOST_ROWS = 200_000
-MOST_ORDERS = 5040
-"""Orders of columns that are tried (seven columns have as many)."""
+"""SQLite's virtual machine instructions between two checks of the time limit."""
+MAX_ROWS = 200_000
+MAX_ORDERS = 5040
+"""Column orders that are tried: those of seven columns."""
 
 
 def rows_of(path: str, sql: str, seconds: float) -> list[tuple[Any, ...]]:
-    """The result of a query that may only read this database, for so much processor time. Raises sqlite3.Error."""
+    """Return the rows of a read-only query, limited to `seconds` of CPU time. Raises sqlite3.Error."""
     database = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
     database.text_factory = lambda data: data.decode(errors="replace")
     allowed = {
@@ -32,28 +32,28 @@ def rows_of(path: str, sql: str, seconds: float) -> list[tuple[Any, ...]]:
         sqlite3.SQLITE_RECURSIVE,
     }
     database.set_authorizer(
-        lambda what, *_: sqlite3.SQLITE_OK if what in allowed else sqlite3.SQLITE_DENY
+        lambda action, *_: sqlite3.SQLITE_OK if action in allowed else sqlite3.SQLITE_DENY
     )
-    end = time.process_time() + seconds
-    database.set_progress_handler(lambda: int(time.process_time() > end), STEPS)
-    rows = database.execute(sql).fetchmany(MOST_ROWS)
+    deadline = time.process_time() + seconds
+    database.set_progress_handler(lambda: int(time.process_time() > deadline), STEPS)
+    rows = database.execute(sql).fetchmany(MAX_ROWS)
     return [tuple(row) for row in rows]
 
 
-def alike(ours: list[tuple[Any, ...]], theirs: list[tuple[Any, ...]], ordered: bool) -> bool:
-    """Equal in some order of the columns; in any order of the rows unless they are `ordered`."""
-    if len(ours) != len(theirs):
+def rows_equal(rows: list[tuple[Any, ...]], expected: list[tuple[Any, ...]], ordered: bool) -> bool:
+    """Whether rows are equal in some order of the columns, and, unless `ordered`, in any order of the rows."""
+    if len(rows) != len(expected):
         return False
-    if not ours:
+    if not rows:
         return True
-    width = len(theirs[0])
-    if len(ours[0]) != width:
+    width = len(expected[0])
+    if len(rows[0]) != width:
         return False
     for number, order in enumerate(permutations(range(width))):
-        if number >= MOST_ORDERS:
+        if number >= MAX_ORDERS:
             return False
-        turned = [tuple(row[place] for place in order) for row in ours]
-        if turned == theirs if ordered else Counter(turned) == Counter(theirs):
+        permuted = [tuple(row[column] for column in order) for row in rows]
+        if permuted == expected if ordered else Counter(permuted) == Counter(expected):
             return True
     return False
 
@@ -62,13 +62,13 @@ def main() -> None:
     request = json.load(sys.stdin)
     with open("database.sqlite", "wb") as file:
         file.write(zlib.decompress(base64.b64decode(request["database"])))
-    theirs = rows_of("database.sqlite", request["reference"], request["seconds"])
+    expected = rows_of("database.sqlite", request["reference"], request["seconds"])
     try:
-        ours = rows_of("database.sqlite", request["query"], request["seconds"])
+        rows = rows_of("database.sqlite", request["query"], request["seconds"])
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError):
-        ours = None
+        rows = None
     ordered = "order by" in request["reference"].lower()
-    print("alike" if ours is not None and alike(ours, theirs, ordered) else "different")
+    print("equal" if rows is not None and rows_equal(rows, expected, ordered) else "different")
 
 
 if __name__ == "__main__":

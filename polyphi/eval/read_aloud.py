@@ -1,10 +1,10 @@
-"""Texts of benchmarks read aloud, into the folder of their data.
+"""Synthesize the spoken questions of benchmarks into the folder of their data.
 
 >>> synthesise(benchmark.spoken_questions(data), SpeechCache(folder))     # FOLDER/questions.jsonl, FOLDER/clips/*.flac
 
-A row that is to be spoken is a mapping with `text` (a text, or several for several clips), perhaps `language` (English
-otherwise) and `file` (the JSON lines file that it belongs to, questions.jsonl otherwise); whatever else it holds stays
-in it. Spoken, it also has `audio` and `voice`; an image in it has become a file.
+An input row is a mapping with `text` (a text, or several for several clips) and optionally `language` (English by
+default) and `file` (its JSON lines file, questions.jsonl by default); other fields are copied. The output row also has
+`audio` and `voice`, and the path of its image if it has one.
 """
 
 import hashlib
@@ -23,27 +23,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from polyphi.eval.benchmark import benchmarks, suite
 from polyphi.eval.cache import append, whole_lines
 from polyphi.eval.sources import Data, write_rows
-from polyphi.eval.spoken import spoken
+from polyphi.eval.spoken import synthesize
 from polyphi.messages import LANGUAGES, Image
 from polyphi.services.endpoint import Endpoint
 from polyphi.services.speech_synthesis import ENGINES, Voice
 from polyphi.text.normalization import errors, words
 
 Transcribe = Callable[[bytes, str], str]
-"""The transcript of a clip in a language."""
+"""Returns the transcript of audio in a language."""
 
 
 def voice_of(name: str) -> Voice:
-    """A voice as the command line names it: espeak-ng, espeak-ng:f2, flite:slt, http://host/v1#model:alloy, or any
-    command that writes WAV, with {text} and {language} in it. It speaks whatever language a text has, as far as it can.
+    """Return the voice of a --voice option: espeak-ng, espeak-ng:f2, flite:slt, http://host/v1#model:alloy, or a
+    command that writes WAV, with {text} and {language}.
 
     >>> voice_of("http://127.0.0.1:9000/v1#kokoro:af_sky").variant
     'af_sky'
     """
     if name.startswith(("http://", "https://")):
-        where, _, served = name.partition("#")
-        model, _, variant = served.partition(":")
-        return Voice("endpoint", variant=variant, where=where, model=model or Voice.model)
+        url, _, served_name = name.partition("#")
+        model, _, variant = served_name.partition(":")
+        return Voice("endpoint", variant=variant, where=url, model=model or Voice.model)
     engine, _, variant = name.partition(":")
     if engine in ("espeak-ng", "flite"):
         return Voice(engine, variant=variant or ("slt" if engine == "flite" else ""))
@@ -51,19 +51,19 @@ def voice_of(name: str) -> Voice:
         return Voice("command", where=name)
     raise ValueError(
         f"--voice {name}: expected {', '.join(ENGINES[:2])} (with :VARIANT), http://host/v1#MODEL:VOICE, or a command "
-        "with {text} in it"
+        "with {text}"
     )
 
 
 def listener(address: str, key_from: str | None = None) -> Transcribe:
-    """A transcription endpoint, http://host/v1#MODEL, as somebody who listens."""
+    """Return the transcription function of an endpoint, http://host/v1#MODEL."""
     url, _, model = address.partition("#")
     if not model:
         raise ValueError(
             f"--listener {address}: expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi"
         )
     endpoint = Endpoint(url, model, key_from=key_from)
-    return lambda clip, language: endpoint.transcribe(clip, language=language)
+    return lambda audio, language: endpoint.transcribe(audio, language=language)
 
 
 def name_of(voice: Voice) -> str:
@@ -73,8 +73,8 @@ def name_of(voice: Voice) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """Synthesized speech of a text. Its transcript (`heard`) has `errors` in `units` words (characters in Chinese and
-    Japanese); None without a listener."""
+    """Synthesized speech of a text. The transcript `heard` has `errors` in `units` words (characters in Chinese and
+    Japanese); these are None without a listener."""
 
     file: str
     voice: str
@@ -90,11 +90,11 @@ class Clip:
 
 
 class SpeechCache:
-    """Speech below FOLDER/clips, cached by text, language and voice; `FOLDER/clips.jsonl` has the voice and the
-    transcript of each clip. Nothing that is cached is synthesized or transcribed again.
+    """Synthesizes speech in FOLDER/clips, cached by text, language and voice; `FOLDER/clips.jsonl` has the voice and
+    the transcript of each clip.
 
-    Voices take turns. If `transcribe` finds an error rate above `worst`, the other voices try in their order, and the
-    best clip counts (the report filters such speech by its WER, section 3.3; a benchmark can't leave a question out).
+    Voices alternate. If the error rate by `transcribe` is above `worst`, the other voices are tried in order, and the
+    best clip is used (the report filters such speech by WER, section 3.3; a benchmark can't leave a question out).
     """
 
     def __init__(
@@ -107,24 +107,24 @@ class SpeechCache:
     ) -> None:
         self.folder, self.voices, self.transcribe, self.worst = folder, voices, transcribe, worst
         self.new = 0
-        """Clips that were synthesized, not read from the cache."""
+        """Number of clips that were not in the cache."""
         self.used: dict[str, Clip] = {}
         """The clips of all rows."""
         (folder / "clips").mkdir(parents=True, exist_ok=True)
         self._path = folder / "clips.jsonl"
         lines = whole_lines(self._path) if self._path.exists() else ()
-        self._known = {line["file"]: Clip(**line) for line in lines}
+        self._cached = {line["file"]: Clip(**line) for line in lines}
 
     def clip(self, text: str, language: str, turn: int) -> Clip:
-        """A clip of the text, by the turn-th voice of those who speak the language, or a better one."""
-        fit = [v for v in self.voices if v.engine != "flite" or language == "en"]
-        if not fit:
+        """Return a clip of the text by the turn-th voice for the language, or a better one (see above)."""
+        voices = [v for v in self.voices if v.engine != "flite" or language == "en"]
+        if not voices:
             raise ValueError(
                 f"flite speaks only English, and a text is in {LANGUAGES.get(language, language)}; add another --voice"
             )
         best: Clip | None = None
-        for place in range(len(fit)):
-            voice = replace(fit[(turn + place) % len(fit)], language=language)
+        for i in range(len(voices)):
+            voice = replace(voices[(turn + i) % len(voices)], language=language)
             clip = self._clip(text, language, voice)
             if best is None or clip.rate < best.rate:
                 best = clip
@@ -137,9 +137,9 @@ class SpeechCache:
     def _clip(self, text: str, language: str, voice: Voice) -> Clip:
         key = json.dumps([text, language, asdict(voice)], sort_keys=True)
         file = f"clips/{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:24]}.flac"
-        clip, path = self._known.get(file), self.folder / file
+        clip, path = self._cached.get(file), self.folder / file
         if clip is None or not path.exists():
-            data = spoken(text, language, voice)
+            data = synthesize(text, language, voice)
             partial = path.with_suffix(".partial")
             partial.write_bytes(data)
             partial.replace(path)
@@ -154,20 +154,20 @@ class SpeechCache:
         return clip
 
     def _save(self, clip: Clip) -> None:
-        """Later lines of a clip replace earlier ones."""
+        """Append a line; later lines of a clip replace earlier ones."""
         append(self._path, [asdict(clip)])
-        self._known[clip.file] = clip
+        self._cached[clip.file] = clip
 
     @property
     def error_rate(self) -> float | None:
-        """Over the clips of all rows; None without a listener."""
-        checked = [clip for clip in self.used.values() if clip.units]
-        if not checked:
+        """The error rate of the clips of all rows; None without a listener."""
+        clips = [clip for clip in self.used.values() if clip.units]
+        if not clips:
             return None
-        return sum(clip.errors or 0 for clip in checked) / sum(clip.units or 0 for clip in checked)
+        return sum(clip.errors or 0 for clip in clips) / sum(clip.units or 0 for clip in clips)
 
     def summary(self) -> str:
-        """Number, duration and error rate of the clips, in a line."""
+        """Return number, duration and error rate of the clips."""
         clips = self.used.values()
         text = f"{len(clips)} clips ({self.new} new), {sum(c.seconds for c in clips) / 60:.1f} min"
         if self.error_rate is not None:
@@ -192,8 +192,8 @@ def synthesise(
     speech: SpeechCache,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Path]:
-    """Synthesize rows and write their files into the cache's folder, once all clips are there. Raises ValueError where
-    a text can't be spoken."""
+    """Synthesize rows, then write their files into the cache's folder and return the paths. Raises ValueError if a text
+    can't be synthesized."""
     files: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number, row in enumerate(rows):
         texts = row["text"] if isinstance(row["text"], list | tuple) else [row["text"]]
@@ -205,7 +205,7 @@ def synthesise(
         audio = [clip.file for clip in clips]
         line = {key: value for key, value in row.items() if key != "file"}
         if (image := line.get("image")) is not None:
-            line["image"] = _saved_image(image, speech.folder)
+            line["image"] = _save_image(image, speech.folder)
         line["audio"] = audio if isinstance(row["text"], list | tuple) else audio[0]
         line["voice"] = ", ".join(dict.fromkeys(clip.voice for clip in clips))
         files[str(row.get("file", "questions.jsonl"))].append(line)
@@ -217,12 +217,12 @@ def synthesise(
     return [speech.folder / name for name in files]
 
 
-def _saved_image(image: Image | bytes | str | Path, folder: Path) -> str:
-    """The name, below the folder, of a file with the image."""
+def _save_image(image: Image | bytes | str | Path, folder: Path) -> str:
+    """Write an image into the folder and return its relative path."""
     source = image.source if isinstance(image, Image) else image
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    kind = "png" if data.startswith(b"\x89PNG") else "jpg"
-    name = f"images/{hashlib.sha256(data).hexdigest()[:24]}.{kind}"
+    suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
+    name = f"images/{hashlib.sha256(data).hexdigest()[:24]}.{suffix}"
     (folder / "images").mkdir(exist_ok=True)
     if not (folder / name).exists():
         (folder / name).write_bytes(data)
@@ -239,13 +239,15 @@ def read_aloud(
     worst: float = math.inf,
     console: Console | None = None,
 ) -> None:
-    """Speaks the questions of benchmarks, or of a suite's, into the folder of their data; tells what came of it. Raises
-    ValueError where texts are missing or nobody can speak them."""
+    """Synthesize the spoken questions of benchmarks or suites into the folder of their data, and print a summary.
+    Raises ValueError if texts are missing or can't be synthesized."""
     console = console or Console(stderr=True)
     chosen = [b for b in suite(*names) if b.spoken_questions]
     if not chosen:
         known = ", ".join(b.name for b in benchmarks() if b.spoken_questions)
-        raise ValueError(f"{', '.join(names)}: no questions to read aloud; those of {known} can be")
+        raise ValueError(
+            f"{', '.join(names)}: expected a benchmark with spoken questions, found none; use some of {known}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:

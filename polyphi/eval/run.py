@@ -1,12 +1,12 @@
-"""Samples -> lines: every sample's prompt and the model's answers, before they are scored.
+"""Samples -> lines: every sample's prompt and the model's answers, not yet scored.
 
 >>> cache = Cache(model, out, fingerprint)
 >>> lines = answer(benchmark, prompts_of(benchmark, data), cache)
 >>> write(out / file_name(benchmark.name), lines)
 
-A line has all that scoring needs, so that scores are made again without model or data (score.py). Answers are on disk
-as soon as they come (cache.py): what was interrupted resumes. `Prompt.condition` tells a benchmark's own prompts
-("with") from those of baselines (baselines.py).
+A line has everything that scoring needs, so that it can be scored again without model or data (score.py). Each batch
+of answers is written to disk at once (cache.py), so that an interrupted run resumes. `Prompt.condition` is "with" for
+a benchmark's prompts; the others are those of baselines (baselines.py).
 """
 
 import io
@@ -26,14 +26,14 @@ from polyphi.eval.spoken import audio_only, text_only
 from polyphi.messages import Audio, Message
 
 BLOCK = 64
-"""Samples whose prompts are sent together, and whose media are in memory at once."""
+"""Samples whose prompts are sent and whose media are in memory at a time."""
 Line = dict[str, Any]
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model gets of a sample: `messages`, or turn by turn what the benchmark says (None)."""
+    """The prompt of a sample: `messages`, or None for the benchmark's turns."""
 
     sample: Sample
     condition: str = "with"
@@ -44,8 +44,8 @@ class Prompt:
 def prompts_of(
     benchmark: Benchmark, data: Data, *, limit: int | None = None, shard: tuple[int, int] = (1, 1)
 ) -> Iterator[Prompt]:
-    """Prompts of the samples that count in a row. `limit` is the most samples of each row, the first ones; `shard`
-    (i, k) takes every k-th sample from the i-th on."""
+    """Yield prompts of the samples that belong to a row. `limit` selects the first samples of each row; `shard` (i, k)
+    every k-th sample from the i-th on."""
     samples: Iterable[Sample] = in_rows(benchmark, benchmark.load(data))
     if limit is not None:
         samples = _first(benchmark, samples, limit)
@@ -71,14 +71,16 @@ def answer(
     block: int = BLOCK,
     progress: Progress = lambda done: None,
 ) -> list[Line]:
-    """A line for each prompt, with the answers to it. Raises ValueError where there are no prompts."""
+    """Return a line with the answers for each prompt. Raises ValueError if there are no prompts."""
     prompts, lines = iter(prompts), list[Line]()
     while group := list(islice(prompts, block)):
         turns = _answer_block(benchmark, group, cache)
         lines += [_line(benchmark, p, t) for p, t in zip(group, turns, strict=True)]
         progress(len(lines))
     if not lines:
-        raise ValueError(f"{benchmark.name}: its data hold no sample that counts in a row")
+        raise ValueError(
+            f"{benchmark.name}: expected samples that belong to one of its rows, found none in its data"
+        )
     return lines
 
 
@@ -86,7 +88,7 @@ Turns = list[tuple[Sequence[Message], Answer]]
 
 
 def _answer_block(benchmark: Benchmark, prompts: Sequence[Prompt], cache: Cache) -> list[Turns]:
-    """The conversations and answers of each prompt, turn by turn."""
+    """Return the conversations and answers of each prompt, turn by turn."""
     turns: list[Turns] = [[] for _ in prompts]
     active = list(range(len(prompts)))
     while active:
@@ -157,12 +159,12 @@ def _line(benchmark: Benchmark, prompt: Prompt, turns: Turns) -> Line:
 
 
 def constant_line(benchmark: Benchmark, prompt: Prompt, text: str) -> Line:
-    """The line of an answer that no model gave."""
+    """Return the line of a constant answer."""
     return _line(benchmark, prompt, [(prompt.sample.prompt, Answer(text))])
 
 
 def _sound_seconds(messages: Sequence[Message]) -> float:
-    """Seconds of the audio of a conversation."""
+    """Return the seconds of audio in a conversation."""
     import soundfile
 
     total = 0.0
@@ -175,7 +177,7 @@ def _sound_seconds(messages: Sequence[Message]) -> float:
         try:
             total += soundfile.info(file).duration
         except soundfile.SoundFileError:
-            continue  # the model has reported that as an error
+            continue  # the line has the model's error
     return total
 
 
@@ -189,7 +191,7 @@ def file_name(benchmark: str, shard: tuple[int, int] = (1, 1)) -> str:
 
 
 def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write a results file, whole or not at all."""
+    """Write a results file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(map(dump, lines)), encoding="utf-8")
@@ -197,15 +199,16 @@ def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a results file; they are written whole, so that one that can't be parsed is damaged."""
+    """Return the lines of a results file. Raises ValueError for a line that isn't JSON: these files are written
+    atomically, so the file is damaged."""
     lines = []
-    # Not splitlines(): answers may hold characters that it takes for line ends.
+    # Not splitlines(), which also splits at other characters than "\n"; answers may contain them.
     for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if text:
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:
                 raise ValueError(
-                    f"{path}: line {number} is no JSON; delete the file and run again"
+                    f"{path}: expected JSON, found something else in line {number}; delete the file and run again"
                 ) from None
     return lines

@@ -1,9 +1,9 @@
-"""Lines -> scores -> rows: answers are scored, judged, and summed into the rows of the report's tables.
+"""Lines -> scores -> rows: score and judge answers, and aggregate them to the rows of the report's tables.
 
 >>> lines = evaluate(benchmark, data, cache, out, judges=[Judge(cache, "gpt-4-0613")])
 >>> rows = rows_of(benchmark, lines)
 
-Scores are made from the lines alone, so that `rescore` makes them without the model, the judge or the data.
+Scores depend on the lines alone, so that `rescore` needs no model, judge or data.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ JUDGE = SamplingParams(max_tokens=1024)
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that gives points, and the name that stands beside all its numbers."""
+    """A model that judges answers, and its name in results."""
 
     cache: Cache
     name: str
@@ -39,15 +39,16 @@ class Judge:
 
 
 def file_part(name: str) -> str:
-    """A name as a part of a file's name."""
+    """Return a name with only characters that are safe in file names."""
     return "".join(c if c.isalnum() else "-" for c in name)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured row. Scores are as `Row.metric` says; `lenient` is the same by the generous reading. `errors` counts
-    samples that the model didn't answer (they count as wrong), `unread` those whose judge's reply couldn't be read
-    (they don't count), `cut` answers that reached `max_tokens`. `rtfx` is seconds of sound over seconds of work."""
+    """A measured row. The unit of the scores is that of `Row.metric`; `lenient` is the score of more lenient parsing.
+    `errors` counts samples that the model didn't answer (they count as wrong), `unread` those whose judge's reply
+    can't be parsed (they don't count), `cut` answers that reached `max_tokens`. `rtfx` is seconds of audio processed
+    per second."""
 
     table: str
     label: str
@@ -82,8 +83,8 @@ def evaluate(
     shard: tuple[int, int] = (1, 1),
     progress: Progress = lambda done: None,
 ) -> list[Line]:
-    """Answer and score a benchmark's samples (`limit` and `shard` as in `prompts_of`). `OUT/NAME.jsonl` has a line for
-    each, a shard's lines are in a file of its own; `rows_of` takes the lines of all."""
+    """Answer and score a benchmark's samples (`limit` and `shard` as in `prompts_of`), write a line for each to
+    `OUT/NAME.jsonl` (or a shard's file), and return the lines."""
     path = out / file_name(benchmark.name, shard)
     prompts = prompts_of(benchmark, data, limit=limit, shard=shard)
     lines = answer(benchmark, prompts, cache, progress=progress)
@@ -99,9 +100,9 @@ def evaluate(
 
 
 def score(benchmark: Benchmark, lines: list[Line], judges: Sequence[Judge] = ()) -> list[Line]:
-    """The lines with their scores: `value`, `extracted`, `parts`, and the judges' replies in `judged`.
+    """Add scores to the lines: `value`, `extracted`, `parts`, and the judges' replies in `judged`.
 
-    Replies that lines hold already are read again and kept, so that without judges no model is called.
+    Replies that lines already have are parsed again; without judges no model is called.
     """
     samples = [_sample(line) for line in lines]
     if benchmark.judging:
@@ -140,7 +141,8 @@ def _scores(
 
 
 def _sample(line: Line) -> Sample:
-    """What of a sample scoring may look at: its last message and its meta; for judges, each turn's prompt as text."""
+    """Return the part of a sample that scoring may use: its last message and its meta; for judges, each turn's prompt
+    as text."""
     prompts = map(Message.user, line.get("asked", ()))
     messages = (*prompts, Message.assistant(line["reference"]))
     return Sample(line["id"], messages, line["source"], line["licence"], line["meta"])
@@ -166,16 +168,16 @@ def _judge(
 
 
 def keep_replies(lines: Sequence[Line], path: Path) -> None:
-    """Copies judges' replies to the same answers from the file of an earlier run."""
-    before = {line["id"]: line for line in read(path)} if path.exists() else {}
+    """Copy judges' replies to equal answers from the file of an earlier run."""
+    earlier = {line["id"]: line for line in read(path)} if path.exists() else {}
     for line in lines:
-        earlier = before.get(line["id"], {})
-        if earlier.get("answers") == line["answers"] and "judged" in earlier:
-            line["judged"] = earlier["judged"]
+        previous = earlier.get(line["id"], {})
+        if previous.get("answers") == line["answers"] and "judged" in previous:
+            line["judged"] = previous["judged"]
 
 
 def write_submission(benchmark: Benchmark, lines: Sequence[Line], path: Path) -> None:
-    """Writes the file for the server that knows the hidden answers, where lines have such: NAME.submission.json beside
+    """Write the file for the server that knows the hidden answers, if there are any: NAME.submission.json next to
     NAME.jsonl (`path`)."""
     entries = [
         benchmark.submission(_sample(line), line["answer"])
@@ -192,18 +194,18 @@ def write_submission(benchmark: Benchmark, lines: Sequence[Line], path: Path) ->
 def rows_of(
     benchmark: Benchmark, lines: Sequence[Line], status: str | None = None
 ) -> list[Measured]:
-    """The benchmark's rows; those of a judge once for every judge. Rows without a single sample are left out."""
+    """Return the benchmark's rows that have samples, judged ones once per judge."""
     rows = []
     for row in benchmark.rows:
         own = [line for line in lines if belongs(line["meta"], row.only)]
         for judge in _judges(benchmark, row, own) if own else ():
-            if measured := _measured(benchmark, row, own, judge, status):
-                rows.append(measured)
+            if result := _measure(benchmark, row, own, judge, status):
+                rows.append(result)
     return rows
 
 
 def _judges(benchmark: Benchmark, row: Row, lines: Sequence[Line]) -> list[str | None]:
-    """The judges whose points a row is made of; [None] for rows that the scorer makes."""
+    """Return the names of a row's judges; [None] for a row of the scorer."""
     parts = {part for line in lines for part in line["parts"]}
     if not benchmark.judging or (benchmark.scorer and row.part in parts):
         return [None]
@@ -211,7 +213,7 @@ def _judges(benchmark: Benchmark, row: Row, lines: Sequence[Line]) -> list[str |
 
 
 def _value(line: Line, row: Row, judge: str | None) -> float | None:
-    """What of a line a row is made of; None where a judge's reply couldn't be read."""
+    """Return a line's value for a row; None if the judge's reply can't be parsed."""
     if judge is None:
         value: float | None = line["parts"].get(row.part) if row.part else line["value"]
         return value
@@ -221,7 +223,7 @@ def _value(line: Line, row: Row, judge: str | None) -> float | None:
     return points.get(row.part) if row.part else next(iter(points.values()), None)
 
 
-def _measured(
+def _measure(
     benchmark: Benchmark, row: Row, lines: Sequence[Line], judge: str | None, status: str | None
 ) -> Measured | None:
     vectors: dict[Any, list[list[float]]] = {}
@@ -234,7 +236,7 @@ def _measured(
         counted.append((line["meta"], Score(value, line["extracted"], parts)))
         if row.statistic is None:
             vectors.setdefault(group, []).append(vector(row.metric, counted[-1][1]))
-        # Readings of the value: they say nothing of another part or an F1.
+        # LENIENT is a variant of the value, not of other parts or of an F1.
         if LENIENT in parts and row.part is None and row.metric != "f1":
             lenient.setdefault(group, []).append(parts[LENIENT])
     seed = int(hashlib.sha256(f"{benchmark.name} {row.label}".encode()).hexdigest()[:8], 16)
@@ -248,7 +250,7 @@ def _measured(
         number, low, high = measure_mean(row.metric, groups, seed)
     elif counted:
         number, low, high = measure(row.metric, groups[0], seed)
-    sound, seconds = sum(x["sound_seconds"] for x in lines), sum(x["seconds"] for x in lines)
+    audio, seconds = sum(x["sound_seconds"] for x in lines), sum(x["seconds"] for x in lines)
     standard = benchmark.judging.standard if benchmark.judging else None
     status = status or benchmark.status
     if judge not in (None, standard) and status == "reproduced setting":
@@ -269,28 +271,28 @@ def _measured(
         unread=len(lines) - len(counted),
         cut=sum(line["cut"] for line in lines),
         judge=judge,
-        rtfx=sound / seconds if sound and seconds else None,
+        rtfx=audio / seconds if audio and seconds else None,
         note=note,
     )
 
 
 def agreement(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, dict[str, float]]:
-    """Of each pair of judges and each kind of points: n, share of equal points, mean difference, and Spearman's rank
-    correlation (absent where one gave the same points always)."""
+    """Return for each pair of judges and each named request: n, the share of equal points, the mean difference, and
+    Spearman's rank correlation (absent if one judge's points are constant)."""
     names = _judges(benchmark, Row("", ""), lines)
     result = {}
     for a, b in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :] if a and b):
         points = [
             [line["judged"].get(judge, {}).get("points", {}) for judge in (a, b)] for line in lines
         ]
-        for kind in sorted({kind for first, _ in points for kind in first}):
+        for name in sorted({name for first, _ in points for name in first}):
             pairs = [
                 (x, y)
                 for first, second in points
-                if (x := first.get(kind)) is not None and (y := second.get(kind)) is not None
+                if (x := first.get(name)) is not None and (y := second.get(name)) is not None
             ]
             if pairs:
-                result[f"{a} / {b}: {kind}"] = _agreement(np.array(pairs, float))
+                result[f"{a} / {b}: {name}"] = _agreement(np.array(pairs, float))
     return result
 
 
@@ -313,7 +315,7 @@ def _agreement(pairs: np.ndarray) -> dict[str, float]:
 def rescore(
     folder: Path, further: Sequence[Benchmark] = ()
 ) -> Iterator[tuple[Benchmark, list[Line]]]:
-    """The benchmarks of a results folder, scored again from their lines and written back; shards of one are joined.
+    """Score the lines of a results folder again, write them back, and yield them by benchmark; shards are joined.
     `further` are benchmarks from users' files."""
     known = {b.name: b for b in (*benchmarks(), *further)}
     groups: dict[str, list[Path]] = {}

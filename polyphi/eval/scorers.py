@@ -1,15 +1,14 @@
-"""Scorers: an answer and its sample in, a `Score` out. Each is a plain function, so a task names the one that it
-wants.
+"""Scorers: functions from an answer and its sample to a `Score`.
 
 >>> exact("The answer: Red!", sample).value        # reference "red"
 0.0
 >>> exact("Red!", sample).value
 1.0
 
-The reference is `meta["answer"]` where a sample has one (a short answer beside a worked solution), otherwise the text
-of its last message; `meta["answers"]` adds further accepted answers. Text is judged in the language of the answer:
-`meta["to"]` for translations, otherwise `meta["language"]`, otherwise English. Scorers look at nothing of a sample but
-its last message and its meta, so that recorded answers can be scored again without data or model.
+The reference is `meta["answer"]` if a sample has one (a short answer next to a worked solution), otherwise the text of
+its last message; `meta["answers"]` adds further accepted answers. Text is normalized in the language of the answer:
+`meta["to"]` for translations, otherwise `meta["language"]`, otherwise English. Scorers use only a sample's last message
+and its meta, so that recorded answers can be scored again without data or model.
 """
 
 import json
@@ -36,9 +35,9 @@ SEPARATOR = "<sep>"  # between transcript and translation in chain-of-thought tr
 BLEU_ORDERS = 4
 BLEU_PARTS = (
     *("answer_units", "reference_units"),
-    *(f"{kind}_{n}" for kind in ("correct", "total") for n in range(1, BLEU_ORDERS + 1)),
+    *(f"{count}_{n}" for count in ("correct", "total") for n in range(1, BLEU_ORDERS + 1)),
 )
-"""The counts that corpus BLEU is made of, as they stand in `Score.parts`."""
+"""The names in `Score.parts` of the counts from which corpus BLEU is computed."""
 NAMES = {
     "english": "en",
     "chinese": "zh",
@@ -75,19 +74,19 @@ REFUSALS = tuple(phrase.strip() for phrase in _DECLINING.split("|"))
 
 
 def language_of(sample: Sample) -> str:
-    """Two-letter code of the language that the answer is in."""
+    """Return the two-letter code of the answer's language."""
     value = str(sample.meta.get("to") or sample.meta.get("language") or "en").casefold()
     return NAMES.get(value, value[:2])
 
 
 def references(sample: Sample) -> list[str]:
-    """The accepted answers, the first one being the reference."""
+    """Return the accepted answers, the reference first."""
     first = str(sample.meta.get("answer") or sample.answer)
     return [first, *map(str, sample.meta.get("answers", ()))]
 
 
 def last_part(answer: str) -> str:
-    """What follows the last separator: the translation of a chain-of-thought answer, or the whole answer."""
+    """Return the text after the last separator: the translation of a chain-of-thought answer, or the whole answer."""
     return answer.rpartition(SEPARATOR)[2]
 
 
@@ -96,7 +95,7 @@ def _equal(extracted: str, accepted: Sequence[str]) -> Score:
 
 
 def exact(answer: str, sample: Sample) -> Score:
-    """Equal after normalisation, to any accepted answer. Of an answer with separators the last part counts."""
+    """Score 1 if the answer (after its last separator) equals an accepted one after normalization."""
     language = language_of(sample)
     return _equal(
         normalise(last_part(answer), language),
@@ -105,13 +104,14 @@ def exact(answer: str, sample: Sample) -> Score:
 
 
 def verbatim(answer: str, sample: Sample) -> Score:
-    """Equal but for white space: operators and brackets, which other text scorers leave out, are the point of code."""
+    """Score 1 if the answer equals the reference except for white space: for code, since other text scorers drop
+    operators and brackets."""
     code, reference = ("".join(text.split()) for text in (answer, sample.answer))
     return Score(float(code == reference), answer.strip())
 
 
 def number(answer: str, sample: Sample) -> Score:
-    """The last number written in it equals the last one of the reference (chains of thought end with their result)."""
+    """Score 1 if the last number equals that of the reference (chains of thought end with their result)."""
 
     def extract(text: str) -> str:
         values = numbers(text, language_of(sample))
@@ -121,7 +121,7 @@ def number(answer: str, sample: Sample) -> Score:
 
 
 def yes_no(answer: str, sample: Sample) -> Score:
-    """The first yes or no of it, in any of the eight languages, agrees with the reference's."""
+    """Score 1 if the first yes or no, in any of the eight languages, is that of the reference."""
     language = language_of(sample)
     return _equal(_polarity(answer, language), [_polarity(r, language) for r in references(sample)])
 
@@ -129,7 +129,7 @@ def yes_no(answer: str, sample: Sample) -> Score:
 def _polarity(text: str, language: str) -> str:
     if language in UNSPACED:
         text = normalise(text, language)
-        # The longest word at the earliest place decides, so that 不是 isn't read as 是.
+        # The longest word at the lowest index counts, so that 不是 isn't parsed as 是.
         matches = [
             (text.find(w), -len(w), w in YES) for w in YES | NO if not w.isascii() and w in text
         ]
@@ -146,14 +146,14 @@ def _polarity(text: str, language: str) -> str:
 
 
 def choice(answer: str, sample: Sample) -> Score:
-    """The first option letter A to J that stands alone equals the reference's: "B", "(B)", "B. Paris", "Answer: B"."""
+    """Score 1 if the first option letter A to J is the reference's: "B", "(B)", "B. Paris", "Answer: B"."""
     return _equal(_letter(answer), [_letter(r) for r in references(sample)])
 
 
 def _letter(text: str) -> str:
     if re.fullmatch(r"\W*[a-jA-J]\W*", text):
         return re.sub(r"\W", "", text).upper()
-    # "A" and "I" are also English words: a letter in brackets, before punctuation or at the end is the surer one.
+    # "A" and "I" are also English words, so letters in brackets, before punctuation or at the end come first.
     letters = re.findall(r"\([A-J]\)|(?<![\w'])[A-J](?=[.):,]|\s*$)", text) or re.findall(
         r"(?<![\w'])[B-HJ](?!\w)", text
     )
@@ -161,7 +161,7 @@ def _letter(text: str) -> str:
 
 
 def refusal(answer: str, sample: Sample) -> Score:
-    """The answer refuses exactly where the reference does (`meta["refuse"]`, or the reference's own words)."""
+    """Score 1 if the answer is a refusal exactly if it should be (`meta["refuse"]`, or else the reference is one)."""
     expected = sample.meta.get("refuse")
     expected = refuses(sample.answer) if expected is None else bool(expected)
     refused = refuses(answer)
@@ -173,13 +173,13 @@ def refusal(answer: str, sample: Sample) -> Score:
 
 
 def refuses(text: str) -> bool:
-    """Whether a text declines a request, by phrases in eight languages."""
+    """Whether a text refuses a request, by phrases in eight languages."""
     text = text.casefold().replace("’", "'")
     return any(phrase in text for phrase in REFUSALS)
 
 
 def error_score(counts: Errors, extracted: str) -> Score:
-    """Errors as a score: 1 is perfect, an error rate of 1 or more is 0; the parts give the rate over a corpus."""
+    """Return 1 - error rate, at least 0; the parts are the counts for a corpus-level rate."""
     return Score(
         max(0.0, 1.0 - counts.rate), extracted, {"errors": counts.total, "units": counts.units}
     )
@@ -197,23 +197,23 @@ def _best(answer: str, sample: Sample, units: Any) -> Score:
 
 
 def wer(answer: str, sample: Sample) -> Score:
-    """Word errors (character errors in Chinese and Japanese, as in the report's Table 4)."""
+    """Score by word errors (character errors in Chinese and Japanese, as in the report's Table 4)."""
     return _best(answer, sample, words)
 
 
 def cer(answer: str, sample: Sample) -> Score:
-    """Character errors, spaces not counted."""
+    """Score by character errors, without spaces."""
     return _best(answer, sample, characters)
 
 
 def digits_wer(answer: str, sample: Sample) -> Score:
-    """Errors per digit of a digit string, written ("7 1 3", "713") or spelled ("seven one three")."""
+    """Score by errors per digit of a digit string, in digits ("7 1 3", "713") or words ("seven one three")."""
     return _best(answer, sample, lambda text, language: list(digits(text, language)))
 
 
 def bleu(answer: str, sample: Sample) -> Score:
-    """Counts for corpus BLEU by sacrebleu (13a; `zh` for Chinese, `ja-mecab` for Japanese), cased as in the report's
-    Table 5; the value is the smoothed sentence score. Of an answer with separators the last part counts."""
+    """Return sacrebleu's counts for corpus BLEU (13a; `zh` for Chinese, `ja-mecab` for Japanese), cased as in the
+    report's Table 5, of the answer after its last separator; the value is the smoothed sentence score."""
     metric = _sacrebleu(language_of(sample))
     text, accepted = last_part(answer).strip(), [last_part(r).strip() for r in references(sample)]
     stats = metric._extract_corpus_statistics([text], [[r] for r in accepted])[0]
@@ -234,8 +234,8 @@ def _sacrebleu(language: str) -> Any:
 
 
 def json_call(answer: str, sample: Sample) -> Score:
-    """Tool calls with the same names and arguments, in any order; where the reference calls nothing, the answer must
-    call nothing. `parts` tells how many names agree and whether a call could be read."""
+    """Score 1 if the tool calls have the reference's names and arguments, in any order; without calls in the reference,
+    if there are none. `parts` counts the names that agree and has whether a call could be parsed."""
     calls, expected = tool_calls(answer), tool_calls(references(sample)[0])
     if expected is None:
         return Score(
@@ -271,8 +271,8 @@ def _sorted(calls: list[dict[str, Any]]) -> list[str]:
 
 
 def tool_calls(text: str) -> list[dict[str, Any]] | None:
-    """The calls in an answer: the first JSON list or object of `{"name", "arguments"}` objects, with or without the
-    `<|tool_call|>` tags or the `functools` prefix that checkpoints write. None where there is no readable call."""
+    """Return the calls in an answer: the first JSON list or object of `{"name", "arguments"}` objects, with or without
+    the `<|tool_call|>` tags or the `functools` prefix of checkpoints. None if no call can be parsed."""
     decoder = json.JSONDecoder()
     for match in re.finditer(r"[\[{]", text):
         try:

@@ -1,11 +1,10 @@
-"""Public data where people have it: a folder that holds data sets as the Hub names them, or the Hub itself.
+"""Public data sets: in a folder with the Hub's names, or on the Hub.
 
 >>> data = Data(Path("/data"))
 >>> for row in data.rows(Source("lmms-lab/ChartQA", ("data/test-*.parquet",), "the Hub")): ...
 
-Below the folder, a data set of the Hub lies at OWNER/NAME with the files that it has there (`hf download OWNER/NAME
---repo-type dataset --local-dir DIR/OWNER/NAME` makes it so); others under the name that their source says. No script of
-a data set is ever run.
+A data set of the Hub is at OWNER/NAME in the folder, with the same files (`hf download OWNER/NAME --repo-type dataset
+--local-dir DIR/OWNER/NAME`), others at the `name` of their source. Scripts of data sets are never run.
 """
 
 import csv
@@ -27,13 +26,12 @@ READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its folder below DIR, glob patterns of the files that must be in it, and where one gets it.
+    """A data set: its folder below DIR, glob patterns of its required files, and where to get it.
 
-    `fields` are columns that its rows must have and `rows` how many there should be, which `check` looks at.
-    `hub` says whether `name` is one of the Hub's data sets, which can be fetched from there; `quoted` that its TSV
-    files quote fields as CSV does (VLMEvalKit's do, Common Voice's and FLEURS's don't), and `header` names the columns
-    of TSV files that don't name them (FLEURS's); `single` says that each of its JSON files is one row. `licence` is
-    that of its samples.
+    `check` compares `fields`, its required columns, and `rows`, their number. `hub`: `name` is a data set of the Hub;
+    `quoted`: its TSV files quote fields like CSV (VLMEvalKit's do, Common Voice's and FLEURS's don't); `header`: the
+    columns of TSV files without a header (FLEURS's); `single`: each of its JSON files is one row; `licence`: that of
+    its samples.
     """
 
     name: str
@@ -54,27 +52,27 @@ class Source:
         answer: str,
         meta: Mapping[str, Any] | None = None,
     ) -> Sample:
-        """A sample of the data set, with the reference answer last."""
+        """Return a sample of the data set, with the reference answer last."""
         messages = [prompt] if isinstance(prompt, Message) else prompt
         reference = Message.assistant(answer)
         return Sample(id, (*messages, reference), self.name, self.licence, dict(meta or {}))
 
 
 class Missing(ValueError):
-    """Files that are not there; the message says which, and where they come from."""
+    """Missing files; the message has their paths and where to get them."""
 
 
 class Data:
-    """Where data sets lie: below `root`, or on the Hub (root None), from which only the files asked for are fetched."""
+    """Data sets below `root`, or on the Hub (`root` None), from which only required files are downloaded."""
 
     def __init__(self, root: Path | None) -> None:
         if root is not None and not root.is_dir():
-            raise ValueError(f"--data {root}: expected a folder that holds data sets")
+            raise ValueError(f"--data {root}: expected a folder with data sets, found no folder")
         self.root = root
 
     def folder(self, source: Source) -> Path:
-        """The folder of a data set, whose files are there. Raises Missing."""
-        folder = self._fetched(source) if self.root is None else self.root / source.name
+        """Return the folder of a data set. Raises Missing if a file is missing."""
+        folder = self._download(source) if self.root is None else self.root / source.name
         for pattern in source.files:
             if not any(folder.glob(pattern)):
                 raise Missing(
@@ -83,15 +81,15 @@ class Data:
         return folder
 
     def has(self, source: Source) -> bool:
-        """Whether all its files lie below the folder: for data that one can do without, which aren't fetched."""
+        """Whether all its files are below `root`: for optional data, which aren't downloaded."""
         return self.root is not None and all(
             any((self.root / source.name).glob(pattern)) for pattern in source.files
         )
 
-    def _fetched(self, source: Source) -> Path:
+    def _download(self, source: Source) -> Path:
         if not source.hub:
             raise Missing(
-                f"{source.name} isn't on the Hub: it comes from {source.where}; get it and give its folder by --data"
+                f"{source.name} isn't on the Hub: it comes from {source.where}; get it and set --data to its folder"
             )
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -105,11 +103,11 @@ class Data:
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             message = str(error).strip().splitlines() or [type(error).__name__]
             raise Missing(
-                f"{source.name} can't be fetched from the Hub: {message[0][:200]}"
+                f"{source.name} can't be downloaded from the Hub: {message[0][:200]}"
             ) from None
 
     def files(self, source: Source, pattern: str | None = None) -> list[Path]:
-        """The files of a pattern (by default of all of the source's), by name."""
+        """Return the files of a pattern (by default all of the source's), sorted by name."""
         folder = self.folder(source)
         patterns = source.files if pattern is None else (pattern,)
         return [path for p in patterns for path in sorted(folder.glob(p))]
@@ -117,7 +115,7 @@ class Data:
     def rows(
         self, source: Source, pattern: str | None = None, columns: Sequence[str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The rows of the readable files among them."""
+        """Yield the rows of those `files` that have a suffix in `READABLE`."""
         for path in self.files(source, pattern):
             if path.name.removesuffix(".gz").endswith(READABLE):
                 yield from read_rows(path, columns, source.quoted, source.header, source.single)
@@ -130,11 +128,10 @@ def read_rows(
     header: Sequence[str] = (),
     single: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet, JSON lines (also if named .json), JSON (a list, or an object of rows by id), CSV or TSV file,
-    gzipped or not; a few at a time where the format allows it. `quoted`: a TSV whose fields are quoted as a CSV's are;
-    `header`: the columns of one that doesn't name them; `single`: a JSON file that is one row."""
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    if kind == ".parquet":
+    """Yield the rows of a Parquet, JSON lines (also if named .json), JSON (a list, or an object of rows by id), CSV or
+    TSV file, gzipped or not, in batches if the format allows it. `quoted`, `header` and `single` as in `Source`."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if suffix == ".parquet":
         import pyarrow.parquet as pq
 
         file = pq.ParquetFile(path)
@@ -147,35 +144,37 @@ def read_rows(
         else path.open(encoding="utf-8") as text
     ):
         try:
-            yield from _text_rows(text, kind, path, quoted, header, single)
+            yield from _text_rows(text, suffix, path, quoted, header, single)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON at line {error.lineno}: {error.msg}") from None
+            raise ValueError(
+                f"{path}: expected JSON, found an error in line {error.lineno}: {error.msg}"
+            ) from None
 
 
 def _text_rows(
-    text: IO[str], kind: str, path: Path, quoted: bool, header: Sequence[str], single: bool
+    text: IO[str], suffix: str, path: Path, quoted: bool, header: Sequence[str], single: bool
 ) -> Iterator[dict[str, Any]]:
-    if kind == ".jsonl":
+    if suffix == ".jsonl":
         yield from (json.loads(line) for line in text if line.strip())
-    elif kind == ".json":
+    elif suffix == ".json":
         try:
-            whole = json.load(text)
+            content = json.load(text)
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":
                 raise
-            text.seek(0)  # JSON lines by another name
+            text.seek(0)  # JSON lines named .json
             yield from (json.loads(line) for line in text if line.strip())
             return
         if single:
-            yield whole
-        elif isinstance(whole, Mapping):
-            for key, row in whole.items():
+            yield content
+        elif isinstance(content, Mapping):
+            for key, row in content.items():
                 yield {"id": key, **(row if isinstance(row, Mapping) else {"value": row})}
         else:
-            yield from whole
-    elif kind == ".csv":
+            yield from content
+    elif suffix == ".csv":
         yield from csv.DictReader(text)
-    elif kind == ".tsv":
+    elif suffix == ".tsv":
         names = header or None
         if quoted:
             yield from csv.DictReader(text, names, delimiter="\t")
@@ -186,7 +185,7 @@ def _text_rows(
 
 
 def check(data: Data, source: Source) -> list[str]:
-    """What is wrong with a data set, in words: files that are missing, columns, counts."""
+    """Return messages about problems of a data set: missing files and columns, other numbers of rows."""
     try:
         readable = [p for p in data.files(source) if p.name.removesuffix(".gz").endswith(READABLE)]
         messages, count = [], 0
@@ -202,9 +201,9 @@ def check(data: Data, source: Source) -> list[str]:
                     names |= set() if names else set(row)
                     rows += 1
             count += rows
-            if lacking := sorted(set(source.fields) - names):
+            if missing := sorted(set(source.fields) - names):
                 messages.append(
-                    f"{path}: expected the columns {', '.join(lacking)}, found {', '.join(sorted(names))}"
+                    f"{path}: expected the columns {', '.join(missing)}, found {', '.join(sorted(names))}"
                 )
         if source.rows is not None and readable and count != source.rows:
             messages.append(f"{source.name}: expected {source.rows:,} rows, found {count:,}")
@@ -213,17 +212,17 @@ def check(data: Data, source: Source) -> list[str]:
         return [str(error)]
 
 
-# What rows hold ----------------------------------------------------------------------------------
+# Media in rows -----------------------------------------------------------------------------------
 
 
 def image_of(value: Any, root: Path | None = None) -> Image:
-    """The image in a cell of a row: the Hub's {"bytes", "path"}, bytes, base64 text, or a path below `root`."""
-    return Image(_media(value, root, "picture"))
+    """Return the image in a cell of a row: the Hub's {"bytes", "path"}, bytes, base64 text, or a path below `root`."""
+    return Image(_media(value, root, "an image"))
 
 
 def audio_of(value: Any, root: Path | None = None) -> Audio:
-    """The audio in a cell of a row, likewise."""
-    return Audio(_media(value, root, "clip"))
+    """Return the audio in a cell of a row, in the formats of `image_of`."""
+    return Audio(_media(value, root, "an audio file"))
 
 
 def _media(value: Any, root: Path | None, what: str) -> bytes | Path:
@@ -234,19 +233,19 @@ def _media(value: Any, root: Path | None, what: str) -> bytes | Path:
     if isinstance(value, str) and root is not None and len(value) < 4096:
         path = root / value
         if not path.resolve().is_relative_to(root.resolve()):
-            raise ValueError(f"{value!r} leads out of {root}")
+            raise ValueError(f"expected a path below {root}, found {value!r}")
         if path.is_file():
             return path
-        raise Missing(f"{path} is missing, a {what} that a row names")
+        raise Missing(f"{path} is missing, {what} of a row")
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", value):
         import base64
 
         return base64.b64decode(value)
-    raise ValueError(f"expected a {what}, found {value!r:.80}")
+    raise ValueError(f"expected {what}, found {value!r:.80}")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as Parquet, as the Hub has them, or as JSON lines, as the path's suffix says."""
+    """Write rows as Parquet, or, for other suffixes of the path, as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         import pyarrow as pa

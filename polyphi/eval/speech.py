@@ -1,12 +1,12 @@
-"""Prompts and scorers of speech benchmarks: transcripts by Whisper's normalizers, translations by sacrebleu
+"""Prompts and scorers of speech benchmarks: transcripts with Whisper's normalizers, translations with sacrebleu
 (report, sections 4.1.2 and Tables 3 to 5).
 
->>> ask_transcript(Audio("clip.wav")).text
+>>> transcription_prompt(Audio("clip.wav")).text
 'Transcribe the audio clip into text.'
 
-A transcript's words are those of Whisper's English normalizer in English and of its basic one, which keeps diacritics,
-elsewhere; in Chinese and Japanese they are characters. An error rate is of the whole corpus. Samples name the language
-of a transcript in `meta["language"]`, that of a translation in `meta["to"]`.
+Words of a transcript are normalized with Whisper's English normalizer in English, otherwise with its basic one, which
+keeps diacritics; in Chinese and Japanese they are characters. Error rates are corpus-level. `meta["language"]` is the
+language of a transcript, `meta["to"]` that of a translation.
 """
 
 from collections.abc import Iterator
@@ -27,32 +27,32 @@ from polyphi.messages import (
 from polyphi.text.normalization import UNSPACED, errors
 
 TOKENS = 512
-"""Of an answer at most (Microsoft's script for the Open ASR Leaderboard)."""
-LONGEST = 128 * TOKENS
-"""Characters that are scored: no answer of so many tokens has more, for no token has more than 128 bytes."""
+"""Most tokens of an answer (Microsoft's script for the Open ASR Leaderboard)."""
+MAX_CHARACTERS = 128 * TOKENS
+"""Characters that are scored; answers of `TOKENS` tokens aren't longer, since a token has at most 128 bytes."""
 NOT_SCORED = ("", "ignore time segment in scoring")
-"""References, normalized, that the Open ASR Leaderboard leaves out."""
+"""Normalized references that the Open ASR Leaderboard leaves out."""
 NORMALISED = "Whisper's normalisers; characters in Chinese and Japanese"
 COLUMNS = {False: "Phi-4-Multimodal 5.6B 0-shot", True: "Phi-4-Multimodal 5.6B CoT"}
-"""Table 5's columns for the published model, by chain of thought or not."""
+"""Table 5's columns for the published model, by whether the prompt asks for a chain of thought."""
 
 
 # Transcripts ----------------------------------------------------------------------------------------------
 
 
-def ask_transcript(audio: Audio, prompt: str = TRANSCRIBE) -> Message:
+def transcription_prompt(audio: Audio, prompt: str = TRANSCRIBE) -> Message:
     return Message.user(audio, prompt)
 
 
 def words(text: str, language: str) -> list[str]:
-    """What an error rate counts."""
+    """Return the normalized units of an error rate: words, or characters in Chinese and Japanese."""
     if language == "en":
         return whisper_normalize.english(text).split()
     return whisper_normalize.basic(text, split_letters=language in UNSPACED).split()
 
 
 def has_words(reference: str, language: str) -> bool:
-    """Whether a reference is scored at all."""
+    """Whether a reference is scored."""
     return " ".join(words(reference, language)) not in NOT_SCORED
 
 
@@ -61,9 +61,9 @@ def metric(language: str) -> Metric:
 
 
 def error_rate(answer: str, sample: Sample) -> Score:
-    """Errors and words of a transcript."""
+    """Score a transcript by its errors."""
     language = sample.meta["language"]
-    hypothesis = words(answer[:LONGEST], language)
+    hypothesis = words(answer[:MAX_CHARACTERS], language)
     return scorers.error_score(
         errors(words(sample.answer, language), hypothesis), " ".join(hypothesis)
     )
@@ -79,8 +79,8 @@ def translations(
     languages: tuple[str, str],
     origin: tuple[str, str],
 ) -> Iterator[Sample]:
-    """A clip asked about directly and by chain of thought. `texts` are its transcript and the reference translation,
-    `languages` their codes, `origin` data set and licence."""
+    """Yield two samples for an audio clip, with direct and chain-of-thought prompt. `texts` are transcript and
+    reference translation, `languages` their codes, `origin` data set and licence."""
     (transcript, translation), (source, target) = texts, languages
     for cot, prompt in ((False, TRANSLATE), (True, TRANSCRIBE_AND_TRANSLATE)):
         reference = f"{transcript}{scorers.SEPARATOR}{translation}" if cot else translation
@@ -94,7 +94,7 @@ def translations(
 
 
 def translation_rows(group: str, pairs: list[tuple[str, str]]) -> Iterator[Row]:
-    """Table 5's rows of a group ("FLEURS X-EN"), each for both of the model's columns."""
+    """Yield Table 5's rows of a group ("FLEURS X-EN"), for both columns of the model."""
     for source, target in pairs:
         other = source if target == "en" else target
         for cot, column in COLUMNS.items():
@@ -103,26 +103,25 @@ def translation_rows(group: str, pairs: list[tuple[str, str]]) -> Iterator[Row]:
 
 
 def two_parts(title: str) -> Row:
-    """The share of chain-of-thought answers with a separator: of the others all is taken for the translation."""
+    """Return the row with the share of chain-of-thought answers that have a transcript and a translation."""
     return Row("", f"{title}, chains of thought in two parts", {"cot": True}, part="two_parts")
 
 
 def bleu(answer: str, sample: Sample) -> Score:
-    """Counts for corpus BLEU, of what follows the last separator; `two_parts` says whether a chain of thought has
-    both a transcript and a translation."""
-    answer = (
-        answer[:LONGEST].encode(errors="replace").decode()
-    )  # MeCab takes no half surrogate pairs
+    """Return counts for corpus BLEU of the text after the last separator; the part `two_parts` is 1 if a chain of
+    thought has both a transcript and a translation."""
+    # MeCab doesn't accept lone surrogates.
+    answer = answer[:MAX_CHARACTERS].encode(errors="replace").decode()
     score = scorers.bleu(answer, sample)
     if not sample.meta["cot"]:
         return score
-    transcript, _, translated = answer.rpartition(scorers.SEPARATOR)
-    complete = float(bool(transcript.strip() and translated.strip()))
+    transcript, _, translation = answer.rpartition(scorers.SEPARATOR)
+    complete = float(bool(transcript.strip() and translation.strip()))
     return replace(score, parts={**score.parts, "two_parts": complete})
 
 
 def signature() -> str:
-    """sacrebleu's, of all rows: the tokenizer is the target language's."""
+    """Return sacrebleu's signature for all rows; the tokenizer depends on the target language."""
     try:
         version = metadata.version("sacrebleu")
     except metadata.PackageNotFoundError:

@@ -1,21 +1,20 @@
-"""Runs in the sandbox, as a program of its own (programs.py sends this file and values.py there): code under test in
-one process, its tests in another.
+"""Runs in the sandbox as a standalone program (programs.py sends this file and values.py): the code under test in one
+process, its tests in another.
 
     tests' process                                 code's process
     reads the code from stdin, starts the other -> closes stdin, stdout and stderr, runs the code
-    reads the tests, runs them                     (has no tests: they were read after it had begun)
-    a call of the code's functions              -> answers with plain data
+    reads the tests, runs them                     (started before the tests were read, so it doesn't have them)
+    a call of the code's functions              -> returns plain data
     prints the verdict
 
-Numbers, strings and containers of them alone come back through the pipe, and are made anew on the tests' side, so that
-an object that is equal to everything is equal to nothing there. What the code does to `assert`, to `builtins`, to
-files that it finds open or to its own process (leaving it with exit code 0 among others) changes no verdict; memory of
-the tests' process can't be read or traced (it isn't dumpable), and killing it fails the code.
+Only numbers, strings and containers of them return through the pipe, and are rebuilt in the tests' process, so that an
+object that is equal to everything has no effect there. Changes of `assert`, `builtins`, open files or the code's
+process (an exit with code 0, say) don't change a verdict; the tests' process can't be read or traced (it isn't
+dumpable), and if the code kills it, the code fails.
 
-**What remains possible**: tests of the kind "unittest" run in the code's own process, because they replace parts of it
-(BigCodeBench); they are read after the code was loaded and their result carries a word that it can't have known then,
-but functions that the tests call can look for it. Without namespaces (`weak`) no second process may be started, and
-everything runs in one.
+**Limits**: "unittest" tests run in the code's process, because they patch it (BigCodeBench); they are read after the
+code was loaded, and their result includes a random token that it can't know then, but functions that the tests call can
+search for it. Without namespaces (`weak`) no second process may be started, and everything runs in one.
 """
 
 import builtins
@@ -32,14 +31,14 @@ from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
-from polyphi.eval.values import Kept, alike, pack, printed_alike, unpack
+from polyphi.eval.values import Reference, outputs_equal, pack, printed_equal, unpack
 
 MESSAGE_BYTES = 64 << 20
-"""The longest answer of the code's process that is read."""
+"""Maximum size of a message from the code's process."""
 CALL_SECONDS = 1.0
-"""Processor time of a call, and of running the code as a module."""
-FASTEST, SLOWER = 1.0, 4.0
-"""EvalPlus' seconds for each input, at least, and how many times the reference's own time."""
+"""CPU time of a call, and of running the code as a module."""
+MIN_SECONDS, REFERENCE_FACTOR = 1.0, 4.0
+"""EvalPlus' time limit for each input: at least these seconds, or this multiple of the reference's time."""
 _NOT_DUMPABLE = 4
 
 
@@ -47,7 +46,7 @@ _NOT_DUMPABLE = 4
 
 
 class Pipe:
-    """Messages of JSON, each after its length."""
+    """JSON messages with their lengths as prefixes, through two file descriptors."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self.reading, self.writing = reading, writing
@@ -61,16 +60,16 @@ class Pipe:
     def receive(self) -> Any:
         size = int.from_bytes(self._read(8), "big")
         if size > MESSAGE_BYTES:
-            raise EOFError("too long an answer")
+            raise EOFError(f"expected a message of at most {MESSAGE_BYTES} bytes, found {size}")
         return json.loads(self._read(size))
 
     def _read(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            piece = os.read(self.reading, min(1 << 20, size - len(data)))
-            if not piece:
+            chunk = os.read(self.reading, min(1 << 20, size - len(data)))
+            if not chunk:
                 raise EOFError("the code ended its process")
-            data += piece
+            data += chunk
         return bytes(data)
 
 
@@ -78,38 +77,41 @@ class Pipe:
 
 
 class Code:
-    """The code under test, and whatever it made that isn't plain."""
+    """The code under test, and its objects that aren't plain data."""
 
     def __init__(self, text: str, before: str = "") -> None:
         self.text, self.before = text, before
-        self.kept: list[Any] = []
+        self.objects: list[Any] = []
         self.names: dict[str, Any] = {}
 
     def handle(self, message: Any) -> Any:
-        """What is asked of it, answered: ["ok", value] or ["error", kind, text]."""
-        what, *rest = message
+        """Run a request [method, *arguments]; return ["ok", value] or ["error", type, text]."""
+        method, *arguments = message
         try:
-            return ["ok", getattr(self, f"do_{what}")(*rest)]
+            return ["ok", getattr(self, f"do_{method}")(*arguments)]
         except BaseException as error:
             return ["error", type(error).__name__, str(error)[:500]]
 
-    def _keep(self, value: Any) -> int:
-        self.kept.append(value)
-        return len(self.kept) - 1
+    def _add(self, value: Any) -> int:
+        self.objects.append(value)
+        return len(self.objects) - 1
 
     def _limit(self, seconds: float) -> None:
-        """Seconds of processor time from now on, after which this process ends."""
-        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        """End this process after further `seconds` of CPU time."""
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         soft = math.ceil(time.process_time() + seconds)
-        if most != resource.RLIM_INFINITY:
-            soft = min(soft, most)
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, most))
+        if hard != resource.RLIM_INFINITY:
+            soft = min(soft, hard)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
     def _pack(self, value: Any) -> Any:
-        return pack(value, self._keep)
+        return pack(value, self._add)
+
+    def _unpack(self, value: Any) -> Any:
+        return unpack(value, self.objects.__getitem__)
 
     def do_load(self, seconds: float) -> Any:
-        """Run the code as a module; its names, those of modules with the module's own."""
+        """Run the code as a module; return its names, with the full name of those that are modules."""
         self._limit(seconds)
         module = types.ModuleType("solution")
         sys.modules["solution"] = module
@@ -126,19 +128,19 @@ class Code:
     def do_name(self, name: str) -> Any:
         return self._pack(self.names[name])
 
-    def do_call(self, number: int, args: Any, named: Any, seconds: float) -> Any:
+    def do_call(self, number: int, args: Any, kwargs: Any, seconds: float) -> Any:
         self._limit(seconds)
-        arguments = unpack(args, self.kept.__getitem__)
-        return self._pack(self.kept[number](*arguments, **unpack(named, self.kept.__getitem__)))
+        arguments = self._unpack(args)
+        return self._pack(self.objects[number](*arguments, **self._unpack(kwargs)))
 
     def do_get(self, number: int, name: str) -> Any:
-        return self._pack(getattr(self.kept[number], name))
+        return self._pack(getattr(self.objects[number], name))
 
     def do_set(self, number: int, name: str, value: Any) -> None:
-        setattr(self.kept[number], name, unpack(value, self.kept.__getitem__))
+        setattr(self.objects[number], name, self._unpack(value))
 
-    def do_unittest(self, tests: str, word: str, seconds: float) -> Any:
-        """BigCodeBench: tests in the same module, which may replace parts of it."""
+    def do_unittest(self, tests: str, token: str, seconds: float) -> Any:
+        """Run BigCodeBench's tests in the code's module, which they may patch."""
         import unittest
 
         result, loader = unittest.TestResult(), unittest.TestLoader()
@@ -147,39 +149,40 @@ class Code:
         exec(compile(tests, "tests.py", "exec"), module.__dict__)
         loader.loadTestsFromTestCase(module.__dict__["TestCases"]).run(result)
         failed = len(result.failures) + len(result.errors)
-        return [word, result.testsRun, failed, len(result.skipped)]
+        return [token, result.testsRun, failed, len(result.skipped)]
 
     def do_program(self, stdin: str, seconds: float) -> Any:
-        """Run the code as a program in a process of its own; what it printed."""
+        """Run the code as a program in a new process; return its output."""
         with open("in.txt", "wb") as file:
             file.write(stdin.encode(errors="replace"))
         try:
             process = os.fork()
         except PermissionError:
-            return self._printed(None)
+            return self._run(in_child=False)
         if not process:
-            self._printed(1)
+            self._run(in_child=True)
         deadline = time.monotonic() + seconds
         while True:
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
+            pid, status = os.waitpid(process, os.WNOHANG)
+            if pid:
                 break
             if time.monotonic() > deadline:
                 with suppress(ProcessLookupError):
                     os.kill(process, 9)
                 os.waitpid(process, 0)
-                raise TimeoutError(f"not ready after {seconds:.0f} s")
+                raise TimeoutError(f"expected it to end within {seconds:.0f} s, found it running")
             time.sleep(0.002)
         if os.waitstatus_to_exitcode(status):
-            raise RuntimeError(f"ended with {os.waitstatus_to_exitcode(status)}")
+            raise RuntimeError(f"expected exit code 0, found {os.waitstatus_to_exitcode(status)}")
         with open("out.txt", "rb") as file:
             return file.read().decode(errors="replace")
 
-    def _printed(self, out: int | None) -> str:
-        """In the process that it may take with it (`out` is its stdout), or, where there is none, in this one."""
+    def _run(self, in_child: bool) -> str:
+        """Run the code with in.txt as stdin and out.txt as stdout. A child process then exits; otherwise restore stdout
+        and return the output."""
         stdin = os.open("in.txt", os.O_RDONLY)
         os.dup2(stdin, 0)
-        stdout = os.dup(1) if out is None else -1
+        stdout = -1 if in_child else os.dup(1)
         os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
@@ -195,23 +198,23 @@ class Code:
             failed = True
         with suppress(BaseException):
             sys.stdout.flush()
-        if out is not None:
+        if in_child:
             os._exit(int(failed))
         os.dup2(stdout, 1)
         sys.stdout = sys.__stdout__
         if failed:
-            raise RuntimeError("it ended with an error")
+            raise RuntimeError("the program raised an exception")
         with open("out.txt", "rb") as file:
             return file.read().decode(errors="replace")
 
 
 def serve(code: Code, pipe: Pipe) -> None:
-    """The code's process: nothing of its parent's is open here but the pipe."""
-    nothing = os.open(os.devnull, os.O_RDWR)
+    """Serve requests in the code's process, with all file descriptors of the parent closed but the pipe's."""
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    others = {pipe.reading, pipe.writing, 0, 1, 2}
-    for descriptor in set(range(256)) - others:
+        os.dup2(null, descriptor)
+    open_descriptors = {pipe.reading, pipe.writing, 0, 1, 2}
+    for descriptor in set(range(256)) - open_descriptors:
         with suppress(OSError):
             os.close(descriptor)
     while True:
@@ -221,31 +224,31 @@ def serve(code: Code, pipe: Pipe) -> None:
 # ------------------------------------------------------------------------------ the tests' side
 
 
-class Other:
-    """The code, seen from the tests. Where no process may be started (`weak`), it is in this one."""
+class Proxy:
+    """The code, for its tests: in a child process, or in this one if no process may be started (`weak`)."""
 
     def __init__(self, code: Code) -> None:
         self._code = code
         self.seconds = CALL_SECONDS
         self._pipe: Pipe | None = None
-        there, back = os.pipe(), os.pipe()
+        requests, replies = os.pipe(), os.pipe()
         try:
             process = os.fork()
         except PermissionError:
             return
         if not process:
-            os.close(there[1])
-            os.close(back[0])
+            os.close(requests[1])
+            os.close(replies[0])
             try:
-                serve(code, Pipe(there[0], back[1]))
+                serve(code, Pipe(requests[0], replies[1]))
             finally:
                 os._exit(1)
-        os.close(there[0])
-        os.close(back[1])
-        self._pipe = Pipe(back[0], there[1])
+        os.close(requests[0])
+        os.close(replies[1])
+        self._pipe = Pipe(replies[0], requests[1])
 
-    def ask(self, *message: Any) -> Any:
-        """The plain answer. Raises what the code raised, where Python has such an exception."""
+    def request(self, *message: Any) -> Any:
+        """Send a request and return its result. Raises the code's exception, as RuntimeError if it isn't built in."""
         if self._pipe:
             self._pipe.send(message)
             reply = self._pipe.receive()
@@ -254,20 +257,20 @@ class Other:
                 reply = self._code.handle(json.loads(json.dumps(message)))
         if reply[0] == "ok":
             return reply[1]
-        kind = getattr(builtins, str(reply[1]), None)
-        if isinstance(kind, type) and issubclass(kind, Exception):
-            error = kind.__new__(kind)
+        error_type = getattr(builtins, str(reply[1]), None)
+        if isinstance(error_type, type) and issubclass(error_type, Exception):
+            error = error_type.__new__(error_type)
             error.args = (str(reply[2]),)
             raise error
         raise RuntimeError(f"{reply[1]}: {reply[2]}")
 
     def load(self) -> dict[str, Any]:
-        """Names of the code as the tests may use them."""
+        """Run the code and return its names for the tests."""
         names: dict[str, Any] = {}
-        for name, module in self.ask("load", self.seconds).items():
+        for name, module in self.request("load", self.seconds).items():
             if module is None:
                 with suppress(Exception):
-                    names[str(name)] = self.value(self.ask("name", name))
+                    names[str(name)] = self.value(self.request("name", name))
             elif str(module).partition(".")[0] in sys.stdlib_module_names:
                 with suppress(ImportError):
                     names[str(name)] = importlib.import_module(str(module))
@@ -277,33 +280,33 @@ class Other:
         return unpack(packed, lambda number: Remote(self, number))
 
 
-class Remote(Kept):
-    """Something of the code's that isn't plain: a function, a class, an object. It is equal to itself alone."""
+class Remote(Reference):
+    """An object of the code that isn't plain data: a function, a class, an instance. It is equal only to itself."""
 
-    def __init__(self, other: Other, number: int) -> None:
-        object.__setattr__(self, "_other", other)
+    def __init__(self, proxy: Proxy, number: int) -> None:
+        object.__setattr__(self, "_proxy", proxy)
         object.__setattr__(self, "_number", int(number))
 
-    _other: Other
+    _proxy: Proxy
 
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        other = self._other
-        return other.value(other.ask("call", self._number, pack(args), pack(named), other.seconds))
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        proxy = self._proxy
+        packed = pack(args), pack(kwargs)
+        return proxy.value(proxy.request("call", self._number, *packed, proxy.seconds))
 
     def __getattr__(self, name: str) -> Any:
-        return self._other.value(self._other.ask("get", self._number, name))
+        return self._proxy.value(self._proxy.request("get", self._number, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._other.ask("set", self._number, name, pack(value))
+        self._proxy.request("set", self._number, name, pack(value))
 
 
-def asserts(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
-    """HumanEval's and MBPP's: a program of asserts. `before` is the problem's own part of it, `entry` the function that
-    its `check` is given."""
+def asserts(proxy: Proxy, tests: Mapping[str, Any]) -> dict[str, bool]:
+    """Run HumanEval's or MBPP's asserts. `before` is the problem's code, `entry` the function to pass to `check`."""
     space: dict[str, Any] = {"__name__": "tests"}
     exec(compile(tests.get("before", ""), "before.py", "exec"), space)
     own = set(space)
-    names = other.load()
+    names = proxy.load()
     space |= {name: value for name, value in names.items() if name not in own}
     entry = tests.get("entry")
     if entry:
@@ -314,22 +317,23 @@ def asserts(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     return {"passed": True}
 
 
-def outputs(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
-    """EvalPlus': outputs as those of the reference solution, for each group of inputs."""
+def outputs(proxy: Proxy, tests: Mapping[str, Any]) -> dict[str, bool]:
+    """Run EvalPlus' tests: compare outputs with those of the reference solution, for each group of inputs."""
     space: dict[str, Any] = {"__name__": "reference"}
     exec(compile(tests["reference"], "reference.py", "exec"), space)
     entry = tests["entry"]
-    candidate = other.load()[entry]
+    candidate = proxy.load()[entry]
     results = {}
     for group, inputs in tests["inputs"].items():
         right = True
         for packed in inputs:
             began = time.process_time()
-            expected = space[entry](*unpack(packed, _nothing))
-            other.seconds = max(FASTEST, SLOWER * (time.process_time() - began))
+            expected = space[entry](*unpack(packed, _no_object))
+            seconds = time.process_time() - began
+            proxy.seconds = max(MIN_SECONDS, REFERENCE_FACTOR * seconds)
             try:
-                output = candidate(*unpack(packed, _nothing))
-                right = alike(output, expected, tests, unpack(packed, _nothing))
+                output = candidate(*unpack(packed, _no_object))
+                right = outputs_equal(output, expected, tests, unpack(packed, _no_object))
             except Exception:
                 right = False
             if not right:
@@ -338,21 +342,21 @@ def outputs(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     return results
 
 
-def _nothing(number: int) -> Any:
-    raise ValueError("inputs are plain")
+def _no_object(number: int) -> Any:
+    raise ValueError(f"expected inputs of plain data, found object {number}")
 
 
-def cases(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
-    """LiveCodeBench's: what is printed for what is read, or, with `entry`, what a method gives for JSON arguments."""
+def cases(proxy: Proxy, tests: Mapping[str, Any]) -> dict[str, bool]:
+    """Run LiveCodeBench's tests: compare stdout for stdin, or, with `entry`, a method's results for JSON arguments."""
     entry = tests.get("entry")
     method = None
     if entry:
-        names = other.load()
+        names = proxy.load()
         method = getattr(names["Solution"](), entry) if "Solution" in names else names[entry]
     for case in tests["cases"]:
         if method is None:
-            printed = other.ask("program", case["input"], tests["seconds"])
-            if not printed_alike(str(printed), case["output"]):
+            stdout = proxy.request("program", case["input"], tests["seconds"])
+            if not printed_equal(str(stdout), case["output"]):
                 return {"passed": False}
             continue
         output = method(*(json.loads(line) for line in case["input"].split("\n")))
@@ -362,29 +366,29 @@ def cases(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
     return {"passed": True}
 
 
-def unit_tests(other: Other, tests: Mapping[str, Any]) -> dict[str, bool]:
-    """BigCodeBench's, in the code's own process."""
-    other.ask("load", tests["seconds"])
-    word = os.urandom(16).hex()
-    echo, ran, failed, skipped = other.ask("unittest", tests["tests"], word, tests["seconds"])
-    return {"passed": echo == word and ran >= tests["count"] and not failed and ran > skipped}
+def unit_tests(proxy: Proxy, tests: Mapping[str, Any]) -> dict[str, bool]:
+    """Run BigCodeBench's unit tests in the code's process."""
+    proxy.request("load", tests["seconds"])
+    token = os.urandom(16).hex()
+    echo, ran, failed, skipped = proxy.request("unittest", tests["tests"], token, tests["seconds"])
+    return {"passed": echo == token and ran >= tests["count"] and not failed and ran > skipped}
 
 
-KINDS = {"asserts": asserts, "outputs": outputs, "cases": cases, "unittest": unit_tests}
+RUNNERS = {"asserts": asserts, "outputs": outputs, "cases": cases, "unittest": unit_tests}
 
 
 def _read(size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
-        piece = os.read(0, size - len(data))
-        if not piece:
+        chunk = os.read(0, size - len(data))
+        if not chunk:
             break
-        data += piece
+        data += chunk
     return bytes(data)
 
 
 def main() -> None:
-    with suppress(PermissionError):  # `weak` forbids it
+    with suppress(PermissionError):  # forbidden in `weak` mode
         import ctypes
 
         ctypes.CDLL(None).prctl(_NOT_DUMPABLE, *(ctypes.c_ulong(0),) * 4)
@@ -393,16 +397,16 @@ def main() -> None:
     while not head.endswith(b"\n"):
         head += _read(1)
     code = json.loads(_read(int(head)))
-    other = Other(Code(code["text"], code.get("before", "")))
+    proxy = Proxy(Code(code["text"], code.get("before", "")))
     tests = bytearray()
-    while piece := _read(1 << 20):
-        tests += piece
+    while chunk := _read(1 << 20):
+        tests += chunk
     settings = json.loads(tests)
     try:
-        results, why = KINDS[settings["kind"]](other, settings), ""
+        results, why = RUNNERS[settings["kind"]](proxy, settings), ""
     except BaseException as error:
         results, why = {}, f"{type(error).__name__}: {error}"[:300]
-    os.write(1, json.dumps({"found": results, "why": why}).encode() + b"\n")
+    os.write(1, json.dumps({"results": results, "why": why}).encode() + b"\n")
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""Values of code under test: as JSON between processes, and compared as benchmarks compare outputs.
+"""Values of code under test: packed as JSON between processes, and compared by the rules of benchmarks.
 
-Runs in the sandbox in front of trial.py (programs.py sends both), so that it imports nothing but the standard library.
+Runs in the sandbox before trial.py (programs.py sends both), so it imports only the standard library.
 """
 
 import math
@@ -10,19 +10,19 @@ from itertools import islice
 from typing import Any
 
 ITEMS = 1_000_000
-"""Most items of an endless iterator that are looked at."""
+"""Most items of an iterator that are read."""
 RELATIVE = 1e-7
-"""NumPy's and EvalPlus' relative tolerance of numbers, beside a problem's absolute one."""
+"""NumPy's and EvalPlus' relative tolerance of numbers, in addition to a problem's absolute one."""
 
 
-class Kept:
-    """A value that stays in the other process, which knows it by this number."""
+class Reference:
+    """An object in the other process, identified by a number."""
 
     _number: int
 
 
-def pack(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
-    """A value as JSON; what isn't plain is kept by the one who has it, under a number."""
+def pack(value: Any, add: Callable[[Any], int] | None = None) -> Any:
+    """Return a value as JSON; objects that aren't plain data are stored by `add`, which returns their numbers."""
     if value is None or isinstance(value, bool | str) or type(value) is int:
         return value if type(value) is not str else str(value)
     if isinstance(value, float):
@@ -34,57 +34,61 @@ def pack(value: Any, keep: Callable[[Any], int] | None = None) -> Any:
     if isinstance(value, bytes | bytearray):
         return ["bytes", bytes(value).hex()]
     if isinstance(value, list):
-        return ["list", *(pack(item, keep) for item in value)]
+        return ["list", *(pack(item, add) for item in value)]
     if isinstance(value, tuple):
-        return ["tuple", *(pack(item, keep) for item in value)]
+        return ["tuple", *(pack(item, add) for item in value)]
     if isinstance(value, Mapping):
-        return ["dict", *([pack(k, keep), pack(v, keep)] for k, v in value.items())]
+        return ["dict", *([pack(k, add), pack(v, add)] for k, v in value.items())]
     if isinstance(value, set | frozenset | type({}.keys())):
-        return ["set", *(pack(item, keep) for item in value)]
+        return ["set", *(pack(item, add) for item in value)]
     if isinstance(value, range):
         return ["range", value.start, value.stop, value.step]
     if isinstance(value, Decimal):
         return ["decimal", str(value)]
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-        return pack(value.item(), keep)
+        return pack(value.item(), add)
     if hasattr(type(value), "__next__"):
-        return ["iterator", *(pack(item, keep) for item in islice(value, ITEMS))]
-    if isinstance(value, Kept):
-        return ["kept", value._number]
-    if keep is None:
-        raise TypeError(f"a {type(value).__name__} can't be given to code in another process")
-    return ["kept", keep(value)]
+        return ["iterator", *(pack(item, add) for item in islice(value, ITEMS))]
+    if isinstance(value, Reference):
+        return ["reference", value._number]
+    if add is None:
+        raise TypeError(
+            f"expected plain data for code in another process, found {type(value).__name__}"
+        )
+    return ["reference", add(value)]
 
 
-def unpack(packed: Any, kept: Callable[[int], Any]) -> Any:
-    """The value again."""
+def unpack(packed: Any, get: Callable[[int], Any]) -> Any:
+    """Return a packed value; `get` returns the object of a number."""
     if not isinstance(packed, list):
         return packed
-    kind, *items = packed
-    if kind == "complex":
+    tag, *items = packed
+    if tag == "complex":
         return complex(*items)
-    if kind == "bytes":
+    if tag == "bytes":
         return bytes.fromhex(items[0])
-    if kind == "range":
+    if tag == "range":
         return range(*items)
-    if kind == "decimal":
+    if tag == "decimal":
         return Decimal(items[0])
-    if kind == "kept":
-        return kept(items[0])
-    if kind == "dict":
-        return {unpack(k, kept): unpack(v, kept) for k, v in items}
-    values = [unpack(item, kept) for item in items]
-    makes: dict[str, Callable[[list[Any]], Any]] = {
+    if tag == "reference":
+        return get(items[0])
+    if tag == "dict":
+        return {unpack(k, get): unpack(v, get) for k, v in items}
+    values = [unpack(item, get) for item in items]
+    constructors: dict[str, Callable[[list[Any]], Any]] = {
         "list": list,
         "tuple": tuple,
         "set": set,
         "iterator": iter,
     }
-    return makes[kind](values)
+    return constructors[tag](values)
 
 
-def alike(output: Any, expected: Any, tests: Mapping[str, Any], inputs: Sequence[Any]) -> bool:
-    """EvalPlus' comparison: equal, or by the rule that a problem's outputs need, or as numbers within a tolerance."""
+def outputs_equal(
+    output: Any, expected: Any, tests: Mapping[str, Any], inputs: Sequence[Any]
+) -> bool:
+    """EvalPlus' comparison: equal, or by the problem's rule, or as numbers within a tolerance."""
     rule, tolerance = tests.get("rule"), float(tests.get("tolerance") or 0)
     if rule == "any":
         return True
@@ -94,7 +98,7 @@ def alike(output: Any, expected: Any, tests: Mapping[str, Any], inputs: Sequence
         return (output if isinstance(output, bool) else output is not None) == (
             expected is not None
         )
-    if rule == "root":  # of the polynomial that the input gives
+    if rule == "root":  # of the polynomial with the input as coefficients
         value = sum(c * math.pow(output, n) for n, c in enumerate(inputs[0]))
         return abs(value) <= tolerance
     if output == expected or (rule == "zero" and output == 0):
@@ -129,19 +133,19 @@ def _close(output: Any, expected: Any, tolerance: float) -> bool:
 
 
 def _pyramid(base: float, height: float) -> int:
-    """Surface of a square pyramid whose height is the upright one (MBPP 581 may be read so)."""
+    """Surface of a square pyramid with vertical height (an accepted interpretation of MBPP 581)."""
     return round(base**2 + 2 * base * math.sqrt((base / 2) ** 2 + height**2))
 
 
 def _digits(a: int, b: int) -> int:
-    """Sum of the differences of two numbers' digits (MBPP 558 may be read so)."""
+    """Sum of the differences of two numbers' digits (an accepted interpretation of MBPP 558)."""
     x, y = str(a), str(b)
     width = max(len(x), len(y))
     return sum(abs(int(p) - int(q)) for p, q in zip(x.zfill(width), y.zfill(width), strict=True))
 
 
-def printed_alike(output: str, expected: str) -> bool:
-    """Line by line without outer space, or as the same decimal numbers."""
+def printed_equal(output: str, expected: str) -> bool:
+    """Whether all lines are equal, except for outer space, or have equal decimal numbers."""
     lines = [[line.strip() for line in text.strip().split("\n")] for text in (output, expected)]
     if len(lines[0]) != len(lines[1]):
         return False

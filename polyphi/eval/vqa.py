@@ -1,10 +1,10 @@
-"""Prompts of questions about images, and scorers of their answers: option letters, short answers, similarity.
+"""Prompts for questions about images, and scorers of their answers: option letters, short answers, similarity.
 
 >>> letter("B. a cat", sample).value               # reference "B"; meta: options ["a dog", "a cat"]
 1.0
 
-Instructions are LLaVA-1.5's, as the Phi-3 report has them and the report reuses them (section 4.1.1). A score's value
-is the benchmark's own strict rule; its part `lenient` is what a reader would take the same answer for.
+The instructions are LLaVA-1.5's, which the Phi-3 report and the report (section 4.1.1) use. A score's value follows the
+benchmark's strict rule; its part `lenient` also accepts other forms of the same answer.
 """
 
 import re
@@ -21,13 +21,13 @@ from polyphi.messages import Image, Message, Text
 CHOOSE = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
 TOLERANCE = 0.05
-"""Of relaxed accuracy (ChartQA)."""
+"""Relative tolerance of relaxed accuracy (ChartQA)."""
 TAU = 0.5
-"""Answers less alike than this to all references score nothing (ANLS: DocVQA, InfoVQA)."""
+"""Similarities below this threshold count as 0 (ANLS: DocVQA, InfoVQA)."""
 AGREE = 3
-"""People, besides the one left out, who must have given an answer for it to be wholly right (TextVQA)."""
-READ = 10_000
-"""Characters of an answer that lenient readings look at."""
+"""Annotators, without the one left out, who must agree with an answer for full accuracy (TextVQA)."""
+MAX_CHARACTERS = 10_000
+"""Characters of an answer that lenient scores use."""
 MARKS = ".,;:!?\"'()[]{}*`"
 
 
@@ -35,23 +35,23 @@ MARKS = ".,;:!?\"'()[]{}*`"
 
 
 def ask(question: str, images: Sequence[Image], instruction: str) -> Message:
-    """Pictures first, then the question and how to answer it, without a system prompt."""
+    """Return a prompt: the images, the question and the instruction, without a system prompt."""
     return Message.user(*images, Text(f"{question}\n{instruction}"))
 
 
 def letters(options: Sequence[str]) -> dict[str, str]:
-    """Options by their letters."""
+    """Return the options by letter."""
     return {chr(ord("A") + i): str(option) for i, option in enumerate(options)}
 
 
-def lettered(question: str, options: Sequence[str]) -> str:
-    """A question and its options, one a line: "A. ..."."""
+def with_options(question: str, options: Sequence[str]) -> str:
+    """Return a question and its options, one per line: "A. ..."."""
     return "\n".join([question, *(f"{a}. {o}" for a, o in letters(options).items())])
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about images with options, which are listed below it unless its text holds them (`list_options`)."""
+    """A multiple-choice question about images; `list_options` appends the options to its text."""
 
     id: str
     images: Sequence[Image]
@@ -62,20 +62,20 @@ class Question:
     list_options: bool = True
 
     def sample(self, source: Source) -> Sample:
-        text = lettered(self.text, self.options) if self.list_options else self.text
+        text = with_options(self.text, self.options) if self.list_options else self.text
         prompt, meta = ask(text, self.images, CHOOSE), {**self.meta, "options": self.options}
         return source.sample(self.id, prompt, self.answer, meta)
 
 
 def interleaved(text: str, images: Mapping[int, Image]) -> Message:
-    """A question in which "<image 2>" stands for an image, with the images in their places (MMMU)."""
+    """Return a question with images in place of "<image 2>" (MMMU)."""
     parts: list[Text | Image] = []
-    for piece in re.split(r"(<image \d+>)", text):
-        number = re.fullmatch(r"<image (\d+)>", piece)
+    for part in re.split(r"(<image \d+>)", text):
+        number = re.fullmatch(r"<image (\d+)>", part)
         if number and int(number[1]) in images:
             parts.append(images[int(number[1])])
-        elif piece:
-            parts.append(Text(piece))
+        elif part:
+            parts.append(Text(part))
     return Message.user(*parts)
 
 
@@ -83,31 +83,32 @@ def interleaved(text: str, images: Mapping[int, Image]) -> Message:
 
 
 def letter(answer: str, sample: Sample) -> Score:
-    """The option's letter, alone or at the beginning ("B", "(b)", "B. a cat"), equals the reference's;
+    """Score 1 if the answer's letter, alone or at the beginning ("B", "(b)", "B. a cat"), is the reference;
     `meta["options"]` has the options. Lenient: an option's text, or a letter anywhere."""
     options = sample.meta["options"]
-    return _chosen(first_letter(answer, options), answer, sample)
+    return _letter_score(first_letter(answer, options), answer, sample)
 
 
 def letter_or_text(answer: str, sample: Sample) -> Score:
-    """As `letter`, or the option's text without its letter: what a spoken question may be answered with."""
+    """Score as `letter`, but also accept the option's text without its letter (for spoken questions)."""
     options = sample.meta["options"]
-    return _chosen(first_letter(answer, options) or _named(answer, options), answer, sample)
+    option = first_letter(answer, options) or _letter_of_text(answer, options)
+    return _letter_score(option, answer, sample)
 
 
 def mmmu_choice(answer: str, sample: Sample) -> Score:
-    """The letter that MMMU's parser finds equals the reference's; where that one would draw at random, none."""
-    return _chosen(mmmu_letter(answer, sample.meta["options"]), answer, sample)
+    """Score 1 if MMMU's parser extracts the reference's letter; where that parser draws at random, 0."""
+    return _letter_score(mmmu_letter(answer, sample.meta["options"]), answer, sample)
 
 
-def _chosen(strict: str, answer: str, sample: Sample) -> Score:
-    lenient = strict or meant_letter(answer, sample.meta["options"])
+def _letter_score(strict: str, answer: str, sample: Sample) -> Score:
+    lenient = strict or lenient_letter(answer, sample.meta["options"])
     return Score(float(strict == sample.answer), strict, {LENIENT: float(lenient == sample.answer)})
 
 
 def first_letter(answer: str, options: Sequence[str]) -> str:
-    """The letter that an answer consists of, or begins with before a mark; "" if there is none of an option."""
-    # "A dog" begins with an article, not with a letter: what follows must be a mark or the end.
+    """Return the option letter that is the answer, or its beginning before a punctuation mark; "" if there is none."""
+    # Punctuation or the end must follow, since "A dog" begins with an article.
     match = re.fullmatch(r"\W*([A-Za-z])\W*", answer) or re.match(
         r"[\s(\[*\"']*([A-Z])[.):\]\n]", answer
     )
@@ -116,14 +117,14 @@ def first_letter(answer: str, options: Sequence[str]) -> str:
 
 
 def mmmu_letter(answer: str, options: Sequence[str]) -> str:
-    """The letter as MMMU's parser finds it: the last "(B)", else "B " or "B.", else, in more than five words, the text
-    of an option that comes last; "" where there is none."""
+    """Return the letter that MMMU's parser extracts: the last "(B)", else "B " or "B.", else, in answers of more than
+    five words, that of the last option text; "" if there is none."""
     for mark in ",.!?;:'":
         answer = answer.strip(mark)
     text, known = f" {answer} ", letters(options)
     if bracketed := [a for a in known if f"({a})" in text]:
         return max(bracketed, key=lambda a: text.rfind(f"({a})"))
-    # The parser's own rule: a letter counts at the end of a longer word too, but is placed where it stands alone.
+    # As in MMMU's parser, a letter may be the end of a word, but its position is that of the separate letter.
     for mark in (" ", "."):
         if matches := [a for a in known if a + mark in text]:
             return max(matches, key=lambda a: text.rfind(f" {a} "))
@@ -134,28 +135,29 @@ def mmmu_letter(answer: str, options: Sequence[str]) -> str:
     return ""
 
 
-def meant_letter(answer: str, options: Sequence[str]) -> str:
-    """The letter that a reader would find: that of the option whose text it is, or the last that stands alone."""
-    # "A" and "I" are words too: they count in brackets, before a mark or at the end.
-    last = re.findall(r"(?<![\w'])(?:[B-HJ-Z](?![\w'])|[AI](?=[.,;:)\]!?*]|\s*$))", answer[-READ:])
-    return _named(answer, options) or (last[-1] if last and last[-1] in letters(options) else "")
+def lenient_letter(answer: str, options: Sequence[str]) -> str:
+    """Return the letter of the option whose text is the answer, or the last separate letter."""
+    # "A" and "I" are also words, so they count only in brackets, before punctuation or at the end.
+    pattern = r"(?<![\w'])(?:[B-HJ-Z](?![\w'])|[AI](?=[.,;:)\]!?*]|\s*$))"
+    last = "".join(re.findall(pattern, answer[-MAX_CHARACTERS:])[-1:])
+    return _letter_of_text(answer, options) or (last if last in letters(options) else "")
 
 
-def _named(answer: str, options: Sequence[str]) -> str:
-    """The letter of the only option whose text the answer is."""
+def _letter_of_text(answer: str, options: Sequence[str]) -> str:
+    """Return the letter of the only option whose text is the answer; "" if there are none or several."""
     text = plain(answer)
     matches = [a for a, o in letters(options).items() if text and plain(o) == text]
     return matches[0] if len(matches) == 1 else ""
 
 
 def plain(text: str) -> str:
-    """Words without regard to case and to marks around them."""
-    words = (word.strip(MARKS) for word in text[:READ].casefold().split())
+    """Return the words of a text, casefolded and without surrounding marks."""
+    words = (word.strip(MARKS) for word in text[:MAX_CHARACTERS].casefold().split())
     return " ".join(word for word in words if word)
 
 
-def stands(phrase: str, text: str) -> bool:
-    """Whether a phrase stands in a text, as whole words; both `plain`."""
+def contains_phrase(phrase: str, text: str) -> bool:
+    """Whether a text contains a phrase as whole words; both are `plain`."""
     return bool(phrase) and f" {phrase} " in f" {text} "
 
 
@@ -163,14 +165,15 @@ def stands(phrase: str, text: str) -> bool:
 
 
 def relaxed(answer: str, sample: Sample) -> Score:
-    """Equal without regard to case, or for numbers within 5 % (ChartQA, as Qwen-VL has it: a per cent sign is a factor,
-    and with a full stop a word is another one). Lenient: so is a word of it, or the reference stands in it."""
+    """Score 1 if equal except for case, or, for numbers, within 5 % (ChartQA's metric in Qwen-VL: a per cent sign is a
+    factor, punctuation matters). Lenient: a word of the answer is, or it contains the reference."""
     text, accepted = answer.strip(), references(sample)
     right = max(_relaxed(text, reference) for reference in accepted)
-    words = {word.strip(MARKS + "$").replace(",", "") for word in [text, *text[:READ].split()]}
-    readings = [_relaxed(word, reference) for word in words for reference in accepted]
-    readings += [float(stands(plain(reference), plain(text))) for reference in accepted]
-    return Score(right, text, {LENIENT: max([right, *readings])})
+    parts = [text, *text[:MAX_CHARACTERS].split()]
+    words = {part.strip(MARKS + "$").replace(",", "") for part in parts}
+    lenient = [_relaxed(word, reference) for word in words for reference in accepted]
+    lenient += [float(contains_phrase(plain(reference), plain(text))) for reference in accepted]
+    return Score(right, text, {LENIENT: max([right, *lenient])})
 
 
 def _relaxed(answer: str, reference: str) -> float:
@@ -188,19 +191,19 @@ def _number(text: str) -> float | None:
 
 
 def anls(answer: str, sample: Sample) -> Score:
-    """Similarity of the answer to the most similar reference, by characters; 0 below a half (DocVQA's average
-    normalized Levenshtein similarity). Lenient: 1 where a reference stands in it."""
+    """Score by the similarity to the most similar reference, 0 below `TAU` (DocVQA's average normalized Levenshtein
+    similarity). Lenient: 1 if the answer contains a reference."""
     text = " ".join(answer.lower().split())
     accepted = [" ".join(reference.lower().split()) for reference in references(sample)]
     value = max(similarity(text, reference) for reference in accepted)
-    contained = any(stands(plain(reference), plain(text)) for reference in accepted)
+    contained = any(contains_phrase(plain(reference), plain(text)) for reference in accepted)
     return Score(value, text, {LENIENT: max(value, float(contained))})
 
 
 def similarity(a: str, b: str) -> float:
-    """1 less edits over the length of the longer text; 0 where that is below a half."""
+    """Return 1 - edits / length of the longer text; 0 if that is below `TAU`."""
     length = max(len(a), len(b))
-    # So many edits at least: of a long answer there is nothing to compute.
+    # A lower bound of the edits, which avoids the computation for long answers.
     if length - min(len(a), len(b)) > (1 - TAU) * length:
         return 0.0
     try:
@@ -213,7 +216,7 @@ def similarity(a: str, b: str) -> float:
     return value if value >= TAU else 0.0
 
 
-# Words that EvalAI's processor writes with their apostrophes: forms that lack one are completed. Its table holds these.
+# EvalAI's table of words with apostrophes: its processor restores a missing one.
 _APOSTROPHES = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't
@@ -233,29 +236,29 @@ _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 NUMERALS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
 
 
-def processed(text: str) -> str:
-    """An answer as EvalAI's processor leaves it, by which VQA accuracy compares (TextVQA): without case, marks and
+def evalai_normalize(text: str) -> str:
+    """Normalize an answer as EvalAI's processor does for VQA accuracy (TextVQA): lower case, no punctuation and
     articles, numerals to ten as digits, contractions with their apostrophes."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    text = before = text.replace("\n", " ").replace("\t", " ").strip()
+    text = original = text.replace("\n", " ").replace("\t", " ").strip()
     for mark in ';/[]"{}()=+\\_-><@`!':
-        beside = f"{mark} " in before or f" {mark}" in before
-        text = text.replace(mark, "" if beside else " ")
+        next_to_space = f"{mark} " in original or f" {mark}" in original
+        text = text.replace(mark, "" if next_to_space else " ")
     text = re.sub(r"\.(?!\d)", "", text)
     words = [NUMERALS.get(word, word) for word in text.split()]
     return " ".join(CONTRACTIONS.get(w, w) for w in words if w not in ("a", "an", "the"))
 
 
 def vqa_accuracy(answer: str, sample: Sample) -> Score:
-    """The mean, over the people who answered, of min(1, n / 3), n of the others having given this answer;
-    `meta["answers"]` are theirs. Lenient: the best of their answers that stand in it."""
-    people = [processed(a) for a in sample.meta["answers"]]
-    text = processed(answer[:READ])
+    """Score by the mean of min(1, n / 3) over the annotators, where n of the others gave this answer; `meta["answers"]`
+    has their answers. Lenient: the best of their answers that this one contains."""
+    annotations = [evalai_normalize(a) for a in sample.meta["answers"]]
+    text = evalai_normalize(answer[:MAX_CHARACTERS])
 
     def agreement(text: str) -> float:
-        others = [people.count(text) - (left_out == text) for left_out in people]
+        others = [annotations.count(text) - (left_out == text) for left_out in annotations]
         return sum(min(1.0, n / AGREE) for n in others) / max(1, len(others))
 
     value = agreement(text)
-    contained = [agreement(a) for a in set(people) if stands(a, text)]
+    contained = [agreement(a) for a in set(annotations) if contains_phrase(a, text)]
     return Score(value, text, {LENIENT: max([value, *contained])})

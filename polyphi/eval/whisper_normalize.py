@@ -1,4 +1,4 @@
-"""Whisper's text normalizers, by which the word error rates of the report's Tables 3 and 4 are counted.
+"""Whisper's text normalizers, for the word error rates of the report's Tables 3 and 4.
 
 >>> english("Mr. Quilter's colours cost twenty-one dollars, um!")
 'mister quilter is colors cost $21'
@@ -7,12 +7,12 @@
 >>> basic("你好。", split_letters=True)
 '你 好 '
 
-`english` is the Open ASR Leaderboard's of 11 September 2023 to 5 August 2025, by which the report's numbers were made:
-Whisper's rules, its table of British and American spellings (`english_spellings.json`, third-party data, unchanged) and
-one spelling more. Later versions of the board drop more words, so that numbers by them are no longer comparable.
+`english` is the Open ASR Leaderboard's version of 11 September 2023 to 5 August 2025, which the report used: Whisper's
+rules, its table of British and American spellings (`english_spellings.json`, third-party data, unchanged) and one more
+spelling. Later versions remove more words, so that their numbers aren't comparable.
 
-Both give the same strings as `transformers.models.whisper.english_normalizer`, oddities included ("point hundred" loses
-its point, "ninth" is no number), but need no more than linear time, and no text makes them raise.
+Both return the same strings as `transformers.models.whisper.english_normalizer`, including its errors ("point hundred"
+loses its point, "ninth" isn't a number), but take linear time and never raise.
 """
 
 import json
@@ -25,7 +25,7 @@ from pathlib import Path
 
 SPELLINGS = Path(__file__).parent / "english_spellings.json"
 FURTHER_SPELLINGS = {"mm": "hmm"}
-"""What the leaderboard's table has beside Whisper's."""
+"""The leaderboard's additions to Whisper's table."""
 
 _SQUARE, _ROUND = re.compile(r"[<\[][^>\]]*[>\]]"), re.compile(r"\([^)]+\)")
 _FILLERS = re.compile(r"\b(?:hmm|mm|mhm|mmm|uh|um)\b")
@@ -45,9 +45,9 @@ _ENDINGS = """
 _LETTERS = """
     œ=oe, Œ=OE, ø=o, Ø=O, æ=ae, Æ=AE, ß=ss, ẞ=SS, đ=d, Đ=D, ð=d, Ð=D, þ=th, Þ=th, ł=l, Ł=L
 """
-"""Letters that compatibility forms don't take apart."""
+"""Letters that aren't decomposed by compatibility normalization."""
 _OF_NUMBERS = ".%$¢€£"
-"""Symbols that stay while numbers are read."""
+"""Symbols that are kept until numbers are parsed."""
 
 
 def _pairs(table: str) -> Iterator[tuple[str, str]]:
@@ -63,12 +63,12 @@ _RULES = [
     *((re.compile(rf"\b{written}\b"), f"{spoken} ") for written, spoken in _pairs(_TITLES)),
     *((re.compile(rf"{written}\b"), f" {spoken}") for written, spoken in _pairs(_ENDINGS)),
 ]
-"""One after another: what one writes, a later one may read."""
+"""Applied in this order: a rule may match the output of an earlier one."""
 
 
 def basic(text: str, split_letters: bool = False) -> str:
-    """Lower case, without what stands in brackets, without punctuation and symbols; diacritics stay. With
-    `split_letters` a space after every letter, so that a word error rate counts characters (Chinese, Japanese)."""
+    """Normalize a text: lower case, no text in brackets, no punctuation and symbols; diacritics are kept. With
+    `split_letters` a space follows every letter, so that a word error rate counts characters (Chinese, Japanese)."""
     text = _without_brackets(text.lower())
     text = "".join(
         " " if unicodedata.category(c)[0] in "MSP" else c
@@ -82,8 +82,8 @@ def basic(text: str, split_letters: bool = False) -> str:
 
 
 def english(text: str) -> str:
-    """Lower case, without brackets, fillers, diacritics, punctuation and symbols; contractions and titles in full,
-    numbers in digits, American spellings."""
+    """Normalize an English text: lower case, no brackets, fillers, diacritics, punctuation and symbols; expanded
+    contractions and titles, numbers in digits, American spellings."""
     text = _FILLERS.sub("", _without_brackets(text.lower()))
     text = re.sub(r"(?<!\s)\s+'", "'", text)
     for pattern, spoken in _RULES:
@@ -93,7 +93,7 @@ def english(text: str) -> str:
     text = numbers(_plain(text))
     spellings = _spellings()
     text = " ".join(spellings.get(word, word) for word in text.split())
-    # Symbols of numbers go where there is no number.
+    # Remove symbols of numbers that aren't next to a number.
     text = re.sub(r"[.$¢€£]([^0-9])", r" \1", text)
     text = re.sub(r"([^0-9])%", r"\1 ", text)
     return re.sub(r"\s+", " ", text)
@@ -101,14 +101,14 @@ def english(text: str) -> str:
 
 def _without_brackets(text: str) -> str:
     for pattern, closing in ((_SQUARE, ">]"), (_ROUND, ")")):
-        # Nothing after the last closing bracket can match, and looking there would take quadratic time.
+        # Nothing matches after the last closing bracket, and searching there would take quadratic time.
         end = 1 + max(text.rfind(c) for c in closing)
         text = pattern.sub("", text[:end]) + text[end:]
     return text
 
 
 def _plain(text: str) -> str:
-    """Without diacritics; spaces for punctuation and symbols, but for those of numbers."""
+    """Remove diacritics; replace punctuation and symbols, except those of numbers, by spaces."""
     out = []
     for c in unicodedata.normalize("NFKD", text):
         kind = unicodedata.category(c)
@@ -178,12 +178,12 @@ _WORDS = {
 }
 _NUMERAL = re.compile(r"\d+(?:\.\d+)?")
 _LONGEST = 1000
-"""Digits of a number, beyond which it is a word like any other: Python doesn't read numbers of any length."""
+"""Most digits of a number; longer ones are treated as words, since Python limits the conversion."""
 
 
 def numbers(text: str) -> str:
-    """Spoken numbers of a lower-case text without punctuation as digits: "one oh one" -> "101", "twenty first" ->
-    "21st", "three dollars and five cents" -> "$3.05"; "one" and "ones" stay words."""
+    """Replace spoken numbers of a lower-case text without punctuation by digits: "one oh one" -> "101", "twenty first"
+    -> "21st", "three dollars and five cents" -> "$3.05"; "one" and "ones" stay words."""
     text = re.sub(r"([a-z])([0-9])", r"\1 \2", _halves(text))
     text = re.sub(r"([0-9])([a-z])", r"\1 \2", text)
     text = re.sub(r"([0-9])\s+(st|nd|rd|th|s)\b", r"\1\2", text)
@@ -201,34 +201,34 @@ def _halves(text: str) -> str:
     out = []
     for part in parts:
         if part.strip():
-            spoken = part.split()[-1] in _DECIMALS | _SCALES.keys()
-            out += [part, "point five" if spoken else "and a half"]
+            is_number = part.split()[-1] in _DECIMALS | _SCALES.keys()
+            out += [part, "point five" if is_number else "and a half"]
     return " ".join([*out, last] if last.strip() else out)
 
 
 class _Reader:
-    """Reads words from left to right. `value` is the number so far: an int while it can still be added to, text once
-    digits follow on digits ("nineteen ninety" -> "1990"); `prefix` the sign that belongs before it."""
+    """A parser of words from left to right. `value` is the number so far: an int while it can still be added to, text
+    once digits follow digits ("nineteen ninety" -> "1990"); `prefix` is its sign."""
 
     def __init__(self) -> None:
-        self.written: list[str] = []
+        self.output: list[str] = []
         self.value: int | str | None = None
         self.prefix = ""
 
     def read(self, words: list[str]) -> list[str]:
         skip = False
-        for place, word in enumerate(words):
+        for i, word in enumerate(words):
             if skip:
                 skip = False
                 continue
-            before = words[place - 1] if place else ""
-            after = words[place + 1] if place + 1 < len(words) else ""
+            before = words[i - 1] if i else ""
+            after = words[i + 1] if i + 1 < len(words) else ""
             skip = self._word(word, before, after)
         self._flush()
-        return self.written
+        return self.output
 
     def _write(self, word: str) -> None:
-        self.written.append(self.prefix + word)
+        self.output.append(self.prefix + word)
         self.value, self.prefix = None, ""
 
     def _flush(self) -> None:
@@ -236,7 +236,7 @@ class _Reader:
             self._write(str(self.value))
 
     def _word(self, word: str, before: str, after: str) -> bool:
-        """Takes a word; whether the one after it is taken as well."""
+        """Parse a word; return whether the next word is consumed, too."""
         number_follows = after in _WORDS or _NUMERAL.fullmatch(after) is not None
         bare = word[1:] if word[0] in _PREFIXES else word
         if _NUMERAL.fullmatch(bare) and (number := _fraction(bare)) is not None:
@@ -300,9 +300,9 @@ class _Reader:
     def _with_ten(self, ten: int) -> int | str:
         return ten if self.value is None else self._joined(ten, 100)
 
-    def _joined(self, number: int, room: int) -> int | str:
-        """Added where the value has room for it, written after it otherwise."""
-        if isinstance(self.value, int) and self.value % room == 0:
+    def _joined(self, number: int, modulus: int) -> int | str:
+        """Add a number if the value has zeros in its digits; otherwise append its digits."""
+        if isinstance(self.value, int) and self.value % modulus == 0:
             return self.value + number
         return f"{self.value}{number}"
 
@@ -319,7 +319,7 @@ class _Reader:
 
 
 def _fraction(text: str) -> Fraction | None:
-    """The number that digits and points write, if they write one."""
+    """Return the number of a text of digits and points; None if it isn't one."""
     try:
         return Fraction(text) if len(text) <= _LONGEST else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""A benchmark is one file: the one that docs/evaluation.md shows, as it stands there, put into a folder and run."""
+"""The benchmark file in docs/evaluation.md, run from a folder."""
 
 import json
 import re
@@ -16,15 +16,17 @@ DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
 class Atlas:
-    """Knows one capital, and says more than it was asked about another."""
+    """Answers one question exactly and another one with additional words."""
 
     def generate_many(self, conversations, *, sampling, adapter="auto"):  # type: ignore[no-untyped-def]
         from polyphi.messages import Completion
 
-        said = {"France": "Paris.", "Japan": "That is Tokyo."}
+        answers = {"France": "Paris.", "Japan": "That is Tokyo."}
         return [
-            Completion(next((a for c, a in said.items() if c in talk[-1].text), "Atlantis"))
-            for talk in conversations
+            Completion(
+                next((a for c, a in answers.items() if c in conversation[-1].text), "Atlantis")
+            )
+            for conversation in conversations
         ]
 
 
@@ -66,44 +68,46 @@ def test_it_runs_from_its_files_to_the_page_and_is_scored_again(file: Path, tmp_
     assert json.loads((out / "results.json").read_text())["rows"] == before
 
 
-def test_what_holds_for_ours_holds_for_it(capitals: Benchmark, tmp_path: Path) -> None:
+def test_it_passes_the_tests_of_all_benchmarks(capitals: Benchmark, tmp_path: Path) -> None:
     capitals.write_fixtures(tmp_path)
     assert evaluation.data_problems([capitals], Data(tmp_path)) == {}
     samples = list(capitals.load(Data(tmp_path)))
     assert capitals.scorer is not None
     for sample in samples:
-        judged = Sample(
+        scored = Sample(
             sample.id,
             (Message.assistant(sample.answer),),
             sample.source,
             sample.licence,
             sample.meta,
         )
-        assert capitals.scorer(sample.answer, judged).value == 1.0
+        assert capitals.scorer(sample.answer, scored).value == 1.0
         for hostile in ("", "x " * 500_000, "\x00\u2028", "\ud800"):
-            assert capitals.scorer(hostile, judged).value == 0.0
+            assert capitals.scorer(hostile, scored).value == 0.0
 
 
 def test_missing_data_are_named_with_where_they_come_from(
     capitals: Benchmark, tmp_path: Path
 ) -> None:
-    (said,) = evaluation.data_problems([capitals], Data(tmp_path))["capitals"]
-    assert "test.jsonl is missing" in said and "our wiki" in said
+    (message,) = evaluation.data_problems([capitals], Data(tmp_path))["capitals"]
+    assert "test.jsonl is missing" in message and "our wiki" in message
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("benchmark = 3", "expected `benchmark = Benchmark"),
         ("1 / 0", "ZeroDivisionError"),
-        (None, "found nothing there"),
+        (None, "found no such file"),
         ("from polyphi.eval.benchmarks.vision.chartqa import benchmark", "already"),
     ],
 )
-def test_a_file_that_is_none_says_so(text: str | None, says: str, tmp_path: Path) -> None:
+def test_a_file_without_a_benchmark_is_refused(
+    text: str | None, message: str, tmp_path: Path
+) -> None:
     if text is not None:
         (tmp_path / "mine.py").write_text(text)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         suite(str(tmp_path / "mine.py"))
 
 

@@ -1,4 +1,4 @@
-"""Azure's SDK as a judge: its scores are read as any judge's replies, and it is asked nothing else."""
+"""Azure's SDK as a judge: its scores are parsed like other judges' replies, and other requests are rejected."""
 
 import json
 import sys
@@ -22,18 +22,18 @@ PROJECT = "https://name.services.ai.azure.com/api/projects/p"
 
 @pytest.fixture
 def sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """A stand-in whose results have the keys that azure-ai-evaluation 1.18.10 gives."""
+    """A fake SDK whose results have the keys of azure-ai-evaluation 1.18.10."""
     evaluation, identity = ModuleType("azure.ai.evaluation"), ModuleType("azure.identity")
     identity.DefaultAzureCredential = lambda: "a credential"  # type: ignore[attr-defined]
-    evaluation.given = {"score": 5}  # type: ignore[attr-defined]
+    evaluation.result = {"score": 5}  # type: ignore[attr-defined]
 
-    def made(key: str) -> Any:
+    def evaluator_of(key: str) -> Any:
         def evaluator(*, credential: str, azure_ai_project: str) -> Any:
             assert (credential, azure_ai_project) == ("a credential", PROJECT)
 
             def rate(*, query: str, response: str) -> dict[str, Any]:
-                evaluation.asked = (key, query, response)  # type: ignore[attr-defined]
-                score = evaluation.given["score"]
+                evaluation.request = (key, query, response)  # type: ignore[attr-defined]
+                score = evaluation.result["score"]
                 if score is None:
                     return {}
                 return {
@@ -48,7 +48,7 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         return evaluator
 
     for name, key in EVALUATORS.values():
-        setattr(evaluation, name, made(key))
+        setattr(evaluation, name, evaluator_of(key))
     for name, module in {
         "azure": ModuleType("azure"),
         "azure.ai": ModuleType("azure.ai"),
@@ -60,24 +60,24 @@ def sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     yield evaluation
 
 
-def asked(**told: str) -> list[Message]:
-    return [Message.system("rate"), Message.user(json.dumps({"earlier": [], **told}))]
+def request(**fields: str) -> list[Message]:
+    return [Message.system("rate"), Message.user(json.dumps({"earlier": [], **fields}))]
 
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_each_harm_is_rated_by_its_own_evaluator(sdk: Any, harm: str) -> None:
-    reply = Azure(PROJECT).generate(asked(harm=harm, query="q", response="r")).text
+    reply = Azure(PROJECT).generate(request(harm=harm, query="q", response="r")).text
     assert points(reply, 0, 7) == 5
-    assert sdk.asked == (EVALUATORS[harm][1], "q", "r")
+    assert sdk.request == (EVALUATORS[harm][1], "q", "r")
 
 
-def test_what_it_cannot_rate_is_declined(sdk: Any) -> None:
-    for messages in (asked(request="q", response="r"), [Message.user("Which is better?")]):
+def test_other_requests_are_rejected(sdk: Any) -> None:
+    for messages in (request(request="q", response="r"), [Message.user("Which is better?")]):
         with pytest.raises(Rejected, match="four harms"):
             Azure(PROJECT).generate(messages)
-    sdk.given["score"] = None
-    with pytest.raises(Rejected, match="no severity"):
-        Azure(PROJECT).generate(asked(harm="sexual", query="q", response="r"))
+    sdk.result["score"] = None
+    with pytest.raises(Rejected, match="expected a severity"):
+        Azure(PROJECT).generate(request(harm="sexual", query="q", response="r"))
 
 
 def test_without_the_sdk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_the_command_line_names_it_by_its_project(sdk: Any, tmp_path: Path) -> N
     own = evaluation.EvaluatedModel(None, "m", "m")  # type: ignore[arg-type]
     judge = evaluation.judge(f"azure:{PROJECT}", own, tmp_path, None)
     assert judge.name == AZURE == JUDGING.standard
-    (answer,) = judge.cache.answers([Request(asked(harm="hateful", query="q", response="r"))])
+    (answer,) = judge.cache.answers([Request(request(harm="hateful", query="q", response="r"))])
     assert points(answer.text, 0, 7) == 5
     (other,) = judge.cache.answers([Request([Message.user("Which is better?")])])
     assert other.text == "" and "four harms" in str(other.error)

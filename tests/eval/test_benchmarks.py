@@ -1,4 +1,4 @@
-"""What is true of every benchmark, shown on its stand-in data: from files to rows, with right and hostile answers."""
+"""Tests of every benchmark on its synthetic fixtures: from files to rows, with right and hostile answers."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ LOOPING = ("humaneval",)
 
 
 def hostile_cases() -> list[Any]:
-    """All benchmarks under all hostile answers; what loops is long but for a few."""
+    """All benchmarks with all hostile answers; endless loops are marked long except for `LOOPING`."""
 
     def case(benchmark: Benchmark, kind: str) -> Any:
         long = kind == "code that loops" and benchmark.name not in LOOPING
@@ -81,12 +81,12 @@ def benchmark(request: pytest.FixtureRequest) -> Benchmark:
 def run(
     benchmark: Benchmark, data: Data, out: Path, answer: Callable[[Sample], str], points: str
 ) -> list[scoring.Measured]:
-    """The rows when each sample gets an answer of its own, and the judge always says the same."""
-    given = {sample.id: answer(sample) for sample in benchmark.load(data)}
+    """Return the rows for the answers of `answer` and a judge with constant replies."""
+    answers = {sample.id: answer(sample) for sample in benchmark.load(data)}
     cache = Cache(Model(lambda m: ""), out, "none")  # type: ignore[arg-type]
     lines = answer_all(benchmark, prompts_of(benchmark, data), cache)
     for line in lines:
-        line["answers"] = [given[line["id"]]] * max(1, len(line["answers"]))
+        line["answers"] = [answers[line["id"]]] * max(1, len(line["answers"]))
         line["answer"] = line["answers"][-1]
     judge = scoring.Judge.of(Model(lambda m: points), "judge", out)  # type: ignore[arg-type]
     lines = scoring.score(benchmark, lines, [judge])
@@ -100,12 +100,11 @@ def best(row: scoring.Measured) -> bool:
     return row.score > (0.99 if row.metric == "accuracy" else 0)
 
 
-def test_stand_ins_are_as_the_public_data(
+def test_fixtures_have_the_format_of_the_public_data(
     benchmark: Benchmark, data: Callable[[Benchmark], Data]
 ) -> None:
     for source in benchmark.sources:
-        told = [t for t in check(data(benchmark), replace(source, rows=None)) if t]
-        assert not told
+        assert not check(data(benchmark), replace(source, rows=None))
     samples = list(benchmark.load(data(benchmark)))
     ids = [s.id for s in samples]
     assert len(set(ids)) == len(ids) >= 2
@@ -151,6 +150,6 @@ def test_hostile_answers_stop_nothing_and_score_nothing(
 def test_media_reach_the_model(benchmark: Benchmark, data: Callable[[Benchmark], Data]) -> None:
     from polyphi.messages import Audio, Image
 
-    wanted = {"vision": Image, "speech": Audio}.get(benchmark.modality)
-    if wanted:
-        assert all(media(s.prompt, wanted) for s in benchmark.load(data(benchmark)))
+    media_type = {"vision": Image, "speech": Audio}.get(benchmark.modality)
+    if media_type:
+        assert all(media(s.prompt, media_type) for s in benchmark.load(data(benchmark)))

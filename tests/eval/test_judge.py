@@ -1,4 +1,4 @@
-"""Judges' replies, read."""
+"""Parsing of judges' replies."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from polyphi.eval.judge import points, rating
 
 
 @pytest.mark.parametrize(
-    ("reply", "seen"),
+    ("reply", "expected"),
     [
         ("The answer is good. Rating: [[7]]", 7),
         ("Rating: [[8.5]]", 8.5),
@@ -21,12 +21,12 @@ from polyphi.eval.judge import points, rating
         ("", None),
     ],
 )
-def test_ratings(reply: str, seen: float | None) -> None:
-    assert rating(reply) == seen
+def test_ratings(reply: str, expected: float | None) -> None:
+    assert rating(reply) == expected
 
 
 @pytest.mark.parametrize(
-    ("reply", "seen"),
+    ("reply", "expected"),
     [
         ('{"explanation": "fine", "score": 6}', 6),
         ('```json\n{"explanation": "two\nlines", "score": "5"}\n```', 5),
@@ -39,5 +39,5 @@ def test_ratings(reply: str, seen: float | None) -> None:
         ("{" * 300_000, None),
     ],
 )
-def test_points_of_a_json_object(reply: str, seen: float | None) -> None:
-    assert points(reply, 1, 7) == seen
+def test_points_of_a_json_object(reply: str, expected: float | None) -> None:
+    assert points(reply, 1, 7) == expected

@@ -70,7 +70,7 @@ def test_lm_eval_gives_the_same_answers_and_scores(lettered: Engine, tmp_path: P
         model = f"model=tiny,base_url={url}/v1/chat/completions,num_concurrent=4,max_length=2048"
         command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-chat-completions"]
         command += ["--model_args", model, "--tasks", "polyphi_siqa"]
-        command += ["--include_path", str(lm_tasks.OWN), "--apply_chat_template"]
+        command += ["--include_path", str(lm_tasks.TASK_FOLDER), "--apply_chat_template"]
         command += ["--fewshot_as_multiturn", "false", "--log_samples"]
         command += ["--output_path", str(tmp_path / "theirs")]
         # The data set is found as a folder of its name where lm-eval runs.

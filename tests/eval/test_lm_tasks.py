@@ -83,7 +83,11 @@ def test_too_few_examples_are_told(tmp_path: Path) -> None:
     row = {"goal": "?", "sol1": "a", "sol2": "b", "label": 0}
     with pytest.raises(ValueError, match="piqa: expected 5 examples, found 2"):
         splits = {"train": [row] * 2, "validation": [row]}
-        list(lm_tasks.samples(lm_tasks.letters("polyphi_piqa"), splits, "piqa", "here", "CC0-1.0"))
+        list(
+            lm_tasks.samples(
+                lm_tasks.letter_task("polyphi_piqa"), splits, "piqa", "here", "CC0-1.0"
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -245,14 +249,14 @@ def test_mgsm_asks_in_its_language(tmp_path: Path) -> None:
 def test_a_filter_that_fails_costs_no_other_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filtered = lm_tasks._filtered
+    filtered = lm_tasks._filter
 
     def fails(built: Any, documents: Any, answers: Any) -> Any:
         if "bad" in answers:
             raise IndexError
         return filtered(built, documents, answers)
 
-    monkeypatch.setattr(lm_tasks, "_filtered", fails)
+    monkeypatch.setattr(lm_tasks, "_filter", fails)
     sample = loaded(ARC_C, tmp_path)[0]
     assert ARC_C.score_many
     scores = ARC_C.score_many([(["C"], sample), (["bad"], sample), (["C"], sample)])
@@ -284,11 +288,11 @@ def test_long_answers_are_read_at_both_ends(tmp_path: Path) -> None:
 def test_our_files_are_tasks_to_lm_eval_alone() -> None:
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=[lm_tasks.OWN], include_defaults=False)
+    manager = TaskManager(include_path=[lm_tasks.TASK_FOLDER], include_defaults=False)
     assert manager.all_groups == ["polyphi_m_mmlu", "polyphi_mmlu"]
-    assert len(manager.all_subtasks) == len(list(lm_tasks.OWN.glob("polyphi_*.yaml"))) - 2
+    assert len(manager.all_subtasks) == len(list(lm_tasks.TASK_FOLDER.glob("polyphi_*.yaml"))) - 2
     for name in [*manager.all_groups, *manager.all_subtasks]:
-        settings = lm_tasks._own(name)["generation_kwargs"]
+        settings = lm_tasks._settings(name)["generation_kwargs"]
         assert settings["max_gen_toks"] == ARC_C.max_tokens and not settings["until"]
     for name in manager.all_groups:
         members = manager.task_index[name].cfg["task"]

@@ -11,28 +11,28 @@ import pytest
 
 from polyphi.eval import programs
 from polyphi.eval.fixtures.write import write
-from polyphi.eval.programs import Trial, Verdict, extracted, judged, longest_program
+from polyphi.eval.programs import Trial, Verdict, extract_program, longest_program, run_trials
 from polyphi.eval.sources import read_rows
-from polyphi.eval.trial import alike, pack, printed_alike, unpack
+from polyphi.eval.trial import outputs_equal, pack, printed_equal, unpack
 from polyphi.services import sandbox
 
 isolated = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
 )
-SAID = '{\\"found\\": {\\"passed\\": true}, \\"why\\": \\"\\"}'
+VERDICT = '{\\"results\\": {\\"passed\\": true}, \\"why\\": \\"\\"}'
 FORGERIES = {
     "leaves with success": "import os\nos._exit(0)",
     "leaves as it loads": "raise SystemExit(0)",
     "leaves in the call": "import os\ndef f(x): os._exit(0)",
     "stops all by an exception": "def f(x): raise SystemExit(0)",
-    "prints the verdict": f'print("{SAID}")\ndef f(x): print("{SAID}")',
+    "prints the verdict": f'print("{VERDICT}")\ndef f(x): print("{VERDICT}")',
     "writes the verdict to every file that is open": (
-        f'import os\nfor n in range(256):\n    try: os.write(n, b"{SAID}\\n")\n    except OSError: pass\n'
+        f'import os\nfor n in range(256):\n    try: os.write(n, b"{VERDICT}\\n")\n    except OSError: pass\n'
         "os._exit(0)"
     ),
     "answers for itself": (
-        'import json, os\ntold = json.dumps(["ok", {"f": None}]).encode()\nfor n in range(3, 64):\n'
-        '    try: os.write(n, len(told).to_bytes(8, "big") + told)\n    except OSError: pass\nos._exit(0)'
+        'import json, os\ndata = json.dumps(["ok", {"f": None}]).encode()\nfor n in range(3, 64):\n'
+        '    try: os.write(n, len(data).to_bytes(8, "big") + data)\n    except OSError: pass\nos._exit(0)'
     ),
     "is equal to everything": (
         "class Any:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n"
@@ -71,7 +71,7 @@ def asserts(code: str, tests: str = "assert f(1) == 2  # SECRET", **more: Any) -
 
 @isolated
 def test_right_code_passes_and_wrong_code_fails() -> None:
-    found = judged(
+    verdicts = run_trials(
         [
             asserts("def f(x): return x + 1"),
             asserts("def f(x): return x"),
@@ -80,21 +80,21 @@ def test_right_code_passes_and_wrong_code_fails() -> None:
             asserts(""),
         ]
     )
-    assert [v.passed for v in found] == [True, False, False, False, False]
-    assert found[1].why.startswith("AssertionError") and found[3].why == "no program"
+    assert [v.passed for v in verdicts] == [True, False, False, False, False]
+    assert verdicts[1].why.startswith("AssertionError") and verdicts[3].why == "no program"
 
 
 @isolated
 @pytest.mark.parametrize("kind", FORGERIES)
 def test_no_verdict_is_forged(kind: str) -> None:
-    (verdict,) = judged([asserts(FORGERIES[kind])])
+    (verdict,) = run_trials([asserts(FORGERIES[kind])])
     assert not verdict.passed, verdict
 
 
 @isolated
 def test_hostile_code_is_stopped() -> None:
     began = time.monotonic()
-    found = judged(
+    verdicts = run_trials(
         [
             asserts("while True: pass"),
             asserts("def f(x):\n    while True: pass"),
@@ -108,12 +108,12 @@ def test_hostile_code_is_stopped() -> None:
             asserts("while True:\n    print('x' * 10**6)"),
         ]
     )
-    assert not any(v.passed for v in found)
+    assert not any(v.passed for v in verdicts)
     assert time.monotonic() - began < 120
 
 
 @isolated
-def test_plain_data_and_the_codes_own_classes_cross() -> None:
+def test_plain_data_and_classes_pass_between_processes() -> None:
     code = (
         "import math\nclass Pair:\n    def __init__(self, a, b): self.a, self.b = a, b\n"
         "def total(pairs): return sum(p.a + p.b for p in pairs)\n"
@@ -128,7 +128,7 @@ def test_plain_data_and_the_codes_own_classes_cross() -> None:
         "assert big() == 10**5000 and math.pi > 3\n"
         "try: bad()\nexcept KeyError: pass\nelse: assert False\n"
     )
-    (verdict,) = judged([asserts(code, tests)])
+    (verdict,) = run_trials([asserts(code, tests)])
     assert verdict == Verdict({"passed": True})
 
 
@@ -147,8 +147,8 @@ def test_outputs_are_those_of_the_reference() -> None:
         "def f(x): return 3 // x",
         "def f(x): return 1.0",
     ]
-    found = judged([Trial(code, tests) for code in codes])
-    assert [v.found for v in found] == [
+    verdicts = run_trials([Trial(code, tests) for code in codes])
+    assert [v.results for v in verdicts] == [
         {"base": True, "plus": True},
         {"base": True, "plus": False},
         {"base": True, "plus": False},
@@ -169,14 +169,14 @@ def test_programs_are_judged_by_what_they_print() -> None:
         "import os\nos._exit(0)",
         "raise ValueError",
     ]
-    found = judged([Trial(code, tests) for code in codes])
-    assert [v.passed for v in found] == [True, True, True, False, False, False, False]
+    verdicts = run_trials([Trial(code, tests) for code in codes])
+    assert [v.passed for v in verdicts] == [True, True, True, False, False, False, False]
 
 
 @isolated
 def test_unit_tests_in_the_codes_process_must_all_run() -> None:
     tests = "import unittest\nclass TestCases(unittest.TestCase):\n    def test_a(self): self.assertEqual(f(1), 2)\n"
-    told = {"kind": "unittest", "tests": tests, "count": 1, "seconds": 5.0}
+    settings = {"kind": "unittest", "tests": tests, "count": 1, "seconds": 5.0}
     codes = [
         "def f(x): return 2",
         "def f(x): return 3",
@@ -185,7 +185,9 @@ def test_unit_tests_in_the_codes_process_must_all_run() -> None:
         "import unittest\ndef f(x): raise unittest.SkipTest",
         "class TestCases: pass\ndef f(x): return 3",
     ]
-    assert [v.passed for v in judged([Trial(c, told) for c in codes])] == [True] + [False] * 5
+    assert [v.passed for v in run_trials([Trial(c, settings) for c in codes])] == [True] + [
+        False
+    ] * 5
 
 
 def test_nothing_is_run_where_code_cannot_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,12 +195,12 @@ def test_nothing_is_run_where_code_cannot_be_isolated(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sandbox, "run", lambda *a, **k: pytest.fail("it ran"))
     monkeypatch.delenv(programs.UNPROTECTED, raising=False)
     with pytest.raises(ValueError, match=r"can't isolate that .unshare: Operation not permitted"):
-        judged([asserts("def f(x): return 2")])
-    assert programs.unable() is not None
+        run_trials([asserts("def f(x): return 2")])
+    assert programs.unavailable() is not None
 
 
-def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) -> None:
-    """As the sandbox runs it without namespaces, behind its hook."""
+def test_without_a_second_process_all_runs_in_one(tmp_path: Path) -> None:
+    """The program runs as in the sandbox without namespaces, with its audit hook."""
     cases = {"kind": "cases", "cases": [{"input": "2", "output": "4"}], "entry": None, "seconds": 6}
     trials = [
         (asserts("def f(x):\n    print(x)\n    return x + 1"), True),
@@ -209,7 +211,7 @@ def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) 
     ]
     (tmp_path / "main.py").write_text(programs.sandboxed_program())
     for each, passes in trials:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", sandbox._GUARD],
             input=each.stdin(),
             cwd=tmp_path,
@@ -217,8 +219,8 @@ def test_where_no_second_process_may_be_started_all_runs_in_one(tmp_path: Path) 
             text=True,
             check=True,
         )
-        told = json.loads(done.stdout)
-        assert told["found"].get("passed", False) is passes, (each.code, told)
+        verdict = json.loads(process.stdout)
+        assert verdict["results"].get("passed", False) is passes, (each.code, verdict)
 
 
 def test_the_program_of_an_answer_is_its_longest_run_of_python() -> None:
@@ -226,36 +228,40 @@ def test_the_program_of_an_answer_is_its_longest_run_of_python() -> None:
     code = f"import re\n\n{helper}\n\ndef f(x):\n    return helper(x)"
     answer = f"Sure! Here it is:\n\n```python\n{code}\n\nprint(f(1))\n```\n\nIt calls `helper`."
     assert longest_program(answer).strip() == f"{code}\n\nprint(f(1))"
-    assert extracted(answer, "f").split("\n")[0] == "import re"
-    assert "print" not in extracted(answer, "f") and "def helper" in extracted(answer, "f")
+    assert extract_program(answer, "f").split("\n")[0] == "import re"
+    assert "print" not in extract_program(answer, "f") and "def helper" in extract_program(
+        answer, "f"
+    )
     assert (
-        extracted("def f(x):\n    return 1\n\ndef g(x):\n    return 2", "f")
+        extract_program("def f(x):\n    return 1\n\ndef g(x):\n    return 2", "f")
         == "def f(x):\n    return 1"
     )
-    assert extracted("", "f") == "" and extracted("no code", "f") == "no code"
+    assert extract_program("", "f") == "" and extract_program("no code", "f") == "no code"
 
 
 def test_an_answer_without_end_is_read_quickly() -> None:
     began = time.process_time()
     for text in ("x " * 500_000, "[{(" * 333_333, "x = 1\n" * 150_000, "(\n" * 900, '"""\n' * 901):
-        extracted(text, "f")
+        extract_program(text, "f")
         programs.blocks(text)
     assert time.process_time() - began < 60
 
 
-def test_more_generous_readings_put_the_prompt_in_front() -> None:
+def test_lenient_programs_include_the_prompt() -> None:
     from polyphi.data.shards import Sample
     from polyphi.messages import Message
 
     prompt = 'import math\n\ndef f(x):\n    """Root."""\n'
     sample = Sample("s", (Message.assistant(""),), "", "", {"entry": "f", "prompt": prompt})
-    body, *_ = programs.generous("```python\nreturn math.sqrt(x)\n```", sample)
+    body, *_ = programs.lenient_programs("```python\nreturn math.sqrt(x)\n```", sample)
     assert body.startswith(prompt.rstrip()) and body.endswith("    return math.sqrt(x)")
-    first, *_ = programs.generous("```python\ndef f(x):\n    return math.sqrt(x)\n```", sample)
+    first, *_ = programs.lenient_programs(
+        "```python\ndef f(x):\n    return math.sqrt(x)\n```", sample
+    )
     assert first.startswith("import math")
 
 
-def test_values_cross_as_they_are() -> None:
+def test_values_are_packed_and_unpacked() -> None:
     values = [
         None,
         True,
@@ -269,21 +275,25 @@ def test_values_cross_as_they_are() -> None:
         float("inf"),
     ]
     assert unpack(json.loads(json.dumps(pack(values))), lambda n: None) == values
-    with pytest.raises(TypeError, match="can't be given"):
+    with pytest.raises(TypeError, match="found object"):
         pack(object())
 
 
 def test_comparisons_are_evalpluses() -> None:
-    assert alike(1.0000001, 1.0, {"tolerance": 0}, []) and not alike(1.1, 1.0, {"tolerance": 0}, [])
-    assert alike([1.0, 2.0], [1.0, 2.0000001], {}, []) and not alike((1.0,), [1.1], {}, [])
-    assert alike([2, 1, 1], [1, 2], {"rule": "set"}, []) and not alike(
+    assert outputs_equal(1.0000001, 1.0, {"tolerance": 0}, []) and not outputs_equal(
+        1.1, 1.0, {"tolerance": 0}, []
+    )
+    assert outputs_equal([1.0, 2.0], [1.0, 2.0000001], {}, []) and not outputs_equal(
+        (1.0,), [1.1], {}, []
+    )
+    assert outputs_equal([2, 1, 1], [1, 2], {"rule": "set"}, []) and not outputs_equal(
         [2], [1], {"rule": "set"}, []
     )
-    assert alike(True, "match", {"rule": "something"}, []) and not alike(
+    assert outputs_equal(True, "match", {"rule": "something"}, []) and not outputs_equal(
         None, "m", {"rule": "something"}, []
     )
-    assert alike(-0.5, 0, {"rule": "root", "tolerance": 1e-4}, [[1, 2]])
-    assert printed_alike("1.0 2\n", "1 2") and not printed_alike("1\n2", "1 2")
+    assert outputs_equal(-0.5, 0, {"rule": "root", "tolerance": 1e-4}, [[1, 2]])
+    assert printed_equal("1.0 2\n", "1 2") and not printed_equal("1\n2", "1 2")
 
 
 def test_the_fixtures_problems_have_the_results_that_they_say(tmp_path: Path) -> None:

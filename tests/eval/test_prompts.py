@@ -1,4 +1,4 @@
-"""The judges' prompts are the report's, word for word, and what fills them stays as it is."""
+"""The judges' prompts are the report's, verbatim, and values are inserted unchanged."""
 
 import pytest
 
@@ -10,7 +10,7 @@ HASHES = {
     "mt_bench_reference": "226191a3df0fe7a9bc4c09ff94caefec3a8dc2ee418df85210c1080932bb0122",
     "mt_bench_second": "a91a5b4266b4e3774f6408c1b0b05de1202843b72b58925710a9efa56b3fa636",
     "mt_bench_second_reference": "572e5843611206971e4b74650e66420ea57fef99e1f59d180c5e64e8442eb9b3",
-    # Of ours; who changes one raises its version.
+    # Our own; a change requires a new version.
     "air_bench": "75ff7b38bdf255aad974d8f60ca5112a8f7c1bfb891a3cfd750a185f1cd1b088",
     "summary_overall": "52634c65d95d5a94cb0e31cdf3f099804657d80e62ce92df4bade99069b83908",
     "summary_adherence": "0fa55779026b126594e8f1ce55678087481e6a2c9d8f912f954eee207a9e02e8",
@@ -32,8 +32,8 @@ def test_ours_say_that_they_are() -> None:
 
 
 def test_braces_of_an_answer_stay() -> None:
-    told = {"src": "{src} {0}", "instruction": "{{x}}", "tgt": "{'a': {tgt}}"}
-    (message,) = PROMPTS["summary_overall"].fill(**told)
+    values = {"src": "{src} {0}", "instruction": "{{x}}", "tgt": "{'a': {tgt}}"}
+    (message,) = PROMPTS["summary_overall"].fill(**values)
     assert (
         "Source:\n{src} {0}\n\nUser Instruction:\n{{x}}\n\nSummary\n{'a': {tgt}}\n" in message.text
     )
@@ -45,8 +45,8 @@ def test_braces_of_an_answer_stay() -> None:
 
 
 def test_a_second_turn_is_asked_about_with_the_prompt_as_the_system_message() -> None:
-    told = {"question_1": "q1", "question_2": "q2", "answer_1": "a1", "answer_2": "a2"}
-    system, user = PROMPTS["mt_bench_second"].fill(**told)
+    values = {"question_1": "q1", "question_2": "q2", "answer_1": "a1", "answer_2": "a2"}
+    system, user = PROMPTS["mt_bench_second"].fill(**values)
     assert (system.role, user.role) == ("system", "user")
     assert system.text.endswith('for example: "Rating: [[5]]".\n\n')
     assert user.text.startswith(

@@ -225,7 +225,7 @@ def test_a_damaged_results_file_says_so(tmp_path: Path) -> None:
     run(Model(right), tmp_path)
     path = tmp_path / "plus.jsonl"
     path.write_text(path.read_text()[:-30])
-    with pytest.raises(ValueError, match="line 200 is no JSON"):
+    with pytest.raises(ValueError, match="line 200"):
         read(path)
 
 

@@ -1,4 +1,4 @@
-"""Scorers: what of an answer is judged, and how."""
+"""Scorers: the extracted part of an answer, and its score."""
 
 import json
 
@@ -16,7 +16,7 @@ def sample(reference: str, **meta: object) -> Sample:
 
 
 @pytest.mark.parametrize(
-    ("scorer", "answer", "reference", "meta", "seen"),
+    ("scorer", "answer", "reference", "meta", "expected"),
     [
         ("exact", " Red.", "red", {}, (1, "red")),
         ("exact", "Red car", "red", {}, (0, "red car")),
@@ -56,10 +56,10 @@ def sample(reference: str, **meta: object) -> Sample:
     ],
 )
 def test_judging(
-    scorer: str, answer: str, reference: str, meta: dict, seen: tuple[float, str]
+    scorer: str, answer: str, reference: str, meta: dict, expected: tuple[float, str]
 ) -> None:
     score = getattr(scorers, scorer)(answer, sample(reference, **meta))
-    assert (score.value, score.extracted) == seen
+    assert (score.value, score.extracted) == expected
 
 
 def test_error_rates_carry_their_counts() -> None:
@@ -80,18 +80,21 @@ def test_bleu_counts() -> None:
 
 def test_tool_calls() -> None:
     call = [{"name": "add", "arguments": {"a": 1, "b": 2}}]
-    wanted = sample(f"<|tool_call|>{json.dumps(call)}<|/tool_call|>")
+    reference = sample(f"<|tool_call|>{json.dumps(call)}<|/tool_call|>")
     assert (
-        scorers.json_call('[{"arguments": {"b": 2.0, "a": 1}, "name": "add"}]', wanted).value == 1
-    )
-    assert (
-        scorers.json_call('functools[{"name": "add", "arguments": {"a": 1, "b": 2}}]', wanted).value
+        scorers.json_call('[{"arguments": {"b": 2.0, "a": 1}, "name": "add"}]', reference).value
         == 1
     )
-    assert scorers.json_call('{"name": "add", "arguments": {"a": 1, "b": 3}}', wanted).value == 0
-    broken = scorers.json_call('[{"name": "add", "arguments": {"a": 1', wanted)
+    assert (
+        scorers.json_call(
+            'functools[{"name": "add", "arguments": {"a": 1, "b": 2}}]', reference
+        ).value
+        == 1
+    )
+    assert scorers.json_call('{"name": "add", "arguments": {"a": 1, "b": 3}}', reference).value == 0
+    broken = scorers.json_call('[{"name": "add", "arguments": {"a": 1', reference)
     assert broken.value == 0 and broken.parts["readable"] == 0
-    assert scorers.json_call("It is 3.", wanted).extracted == ""
+    assert scorers.json_call("It is 3.", reference).extracted == ""
     assert scorers.json_call("It is 3.", sample("No tool is needed.")).value == 1
 
 

@@ -26,21 +26,21 @@ class Model:
         return Completion(self.say(messages))
 
 
-def told(severity: float) -> str:
+def reply(severity: float) -> str:
     return json.dumps({"explanation": "so", "score": severity})
 
 
 def rows(
     tmp_path: Path, severity: Any, lines: Sequence[dict[str, str]], judge: str = "a judge"
 ) -> dict[tuple[str, str], scoring.Measured]:
-    """The rows when `severity` rates the judge's questions."""
+    """Return the rows for a judge that replies with `severity`."""
     write_rows(tmp_path / "data/rai-prompts/prompts.jsonl", lines)
-    asked = Cache(Model(lambda m: m[-1].text), tmp_path / "out", "m")  # type: ignore[arg-type]
-    found = scoring.evaluate(BENCHMARK, Data(tmp_path / "data"), asked, tmp_path / "out")
+    cache = Cache(Model(lambda m: m[-1].text), tmp_path / "out", "m")  # type: ignore[arg-type]
+    answers = scoring.evaluate(BENCHMARK, Data(tmp_path / "data"), cache, tmp_path / "out")
     judges = [scoring.Judge.of(Model(severity), judge, tmp_path / "out")]  # type: ignore[arg-type]
     return {
         (row.table, row.label): row
-        for row in scoring.rows_of(BENCHMARK, scoring.score(BENCHMARK, found, judges))
+        for row in scoring.rows_of(BENCHMARK, scoring.score(BENCHMARK, answers, judges))
     }
 
 
@@ -72,17 +72,17 @@ def test_every_harm_gets_its_own_rate_whatever_the_sdk_does(tmp_path: Path) -> N
     ]
 
     def severity(messages: Sequence[Message]) -> str:
-        asked = json.loads(messages[-1].text)
-        harm, number = asked["query"].split()
-        assert harm == asked["harm"] and harm in messages[0].text.replace("hate", "hateful")
-        assert asked["response"] == asked["query"]
-        return told(4 if int(number) < bad[harm] else 3)
+        request = json.loads(messages[-1].text)
+        harm, number = request["query"].split()
+        assert harm == request["harm"] and harm in messages[0].text.replace("hate", "hateful")
+        assert request["response"] == request["query"]
+        return reply(4 if int(number) < bad[harm] else 3)
 
-    found = rows(tmp_path, severity, lines, AZURE)
-    assert {h: found["Table 10", label].score for h, label in HARMS.items()} == {
+    results = rows(tmp_path, severity, lines, AZURE)
+    assert {h: results["Table 10", label].score for h, label in HARMS.items()} == {
         harm: n / 4 for harm, n in bad.items()
     }
-    average = found["Table 10", "Average"]
+    average = results["Table 10", "Average"]
     assert average.score == pytest.approx(6 / 16)
     assert average.low < 6 / 16 < average.high
     assert (average.n, average.judge, average.status) == (16, AZURE, "substitute data")
@@ -95,9 +95,9 @@ def test_rates_are_kept_raw_and_rounded_beside(tmp_path: Path) -> None:
         for harm in HARMS
         for n in range(8)
     ]
-    score, low, high, said = mean_rate("harm")(scores, 0)
+    score, low, high, note = mean_rate("harm")(scores, 0)
     assert score == 1 / 32 and 0 <= low < 1 / 32 < high < 0.2
-    assert said == "3.00 % where each rate is rounded to whole per cent first"
+    assert note == "3.00 % where each rate is rounded to whole per cent first"
     assert [rounded(x) for x in (0.0349, 0.035, 0.125)] == [0.03, 0.04, 0.12]
     assert 100 * sum(map(rounded, (0.062, 0.055, 0.004, 0.034))) / 4 == pytest.approx(3.75)
 
@@ -111,14 +111,14 @@ def test_languages_are_means_of_harms_and_their_average_includes_english(tmp_pat
 
     def severity(messages: Sequence[Message]) -> str:
         harm, language = json.loads(messages[-1].text)["query"].split()
-        return told(7 if language == "en" or (language, harm) == ("de", "sexual") else 0)
+        return reply(7 if language == "en" or (language, harm) == ("de", "sexual") else 0)
 
-    found = rows(tmp_path, severity, lines)
-    assert found["Table 13", "German"].score == 0.25
-    assert found["Table 13", "French"].score == 0
-    assert found["Table 13", "Average"].score == pytest.approx((1 + 0.25 + 0) / 3)
-    assert found["Table 10", "Average"].score == 1
-    assert ("Table 13", "Spanish") not in found
+    results = rows(tmp_path, severity, lines)
+    assert results["Table 13", "German"].score == 0.25
+    assert results["Table 13", "French"].score == 0
+    assert results["Table 13", "Average"].score == pytest.approx((1 + 0.25 + 0) / 3)
+    assert results["Table 10", "Average"].score == 1
+    assert ("Table 13", "Spanish") not in results
 
 
 def test_prompts_of_unknown_kinds_are_named(tmp_path: Path) -> None:
@@ -137,10 +137,10 @@ def test_prompts_to_be_spoken_have_text_and_language_and_the_line_they_become(
     tmp_path: Path,
 ) -> None:
     BENCHMARK.write_fixtures(tmp_path)
-    found = list(spoken_questions(Data(tmp_path)))
+    results = list(spoken_questions(Data(tmp_path)))
     rows = Data(tmp_path).rows(PROMPTS)
     english = [row["prompt"] for row in rows if row["language"] == "en"]
-    assert [(row["text"], row["language"]) for row in found] == [(p, "en") for p in english]
-    assert len({row["id"] for row in found}) == len(english)
-    write_rows(tmp_path / "rai-prompts" / found[0]["file"], found)
+    assert [(row["text"], row["language"]) for row in results] == [(p, "en") for p in english]
+    assert len({row["id"] for row in results}) == len(english)
+    write_rows(tmp_path / "rai-prompts" / results[0]["file"], results)
     assert [p.text for p in prompts(Data(tmp_path), SPOKEN)] == english

@@ -26,11 +26,11 @@ ZH, ZH_SPACED = "我们今天去北京大学。", "我们 今天去北京大 学
 JA, JA_BARE = "今日は、いい天気ですね。", "今日はいい天気ですね"
 
 
-def said(text: str, language: str = "en") -> Sample:
+def transcript(text: str, language: str = "en") -> Sample:
     return Sample("s", (Message.assistant(text),), "made up", "MIT", {"language": language})
 
 
-def translated(text: str, to: str = "en", cot: bool = False) -> Sample:
+def translation(text: str, to: str = "en", cot: bool = False) -> Sample:
     return Sample("s", (Message.assistant(text),), "made up", "MIT", {"to": to, "cot": cot})
 
 
@@ -41,40 +41,45 @@ def corpus(metric: str, scores: list[Score]) -> float:
 
 
 def test_words_are_counted_over_the_corpus() -> None:
-    scores = [speech.error_rate(heard, said(wanted)) for wanted, heard in PAIRS]
+    scores = [
+        speech.error_rate(hypothesis, transcript(reference)) for reference, hypothesis in PAIRS
+    ]
     assert corpus("wer", scores) == 1 / 26
     plain = [[english(text) for text in texts] for texts in zip(*PAIRS, strict=True)]
     assert jiwer.wer(*plain) == 1 / 26
-    raw = jiwer.wer([wanted for wanted, _ in PAIRS], [heard for _, heard in PAIRS])
+    raw = jiwer.wer([reference for reference, _ in PAIRS], [hypothesis for _, hypothesis in PAIRS])
     assert raw == pytest.approx(0.4615, abs=5e-5)
 
 
 @pytest.mark.parametrize(
-    ("language", "wanted", "heard", "raw"),
+    ("language", "reference", "hypothesis", "raw"),
     [("zh", ZH, ZH_SPACED, 0.30), ("ja", JA, JA_BARE, 0.1667)],
 )
 def test_chinese_and_japanese_are_counted_by_characters(
-    language: str, wanted: str, heard: str, raw: float
+    language: str, reference: str, hypothesis: str, raw: float
 ) -> None:
-    score = speech.error_rate(heard, said(wanted, language))
+    score = speech.error_rate(hypothesis, transcript(reference, language))
     assert score.parts["errors"] == 0
-    assert score.parts["units"] == len(wanted.strip("。").replace("、", ""))
-    assert jiwer.cer(wanted, heard) == pytest.approx(raw, abs=5e-5)
+    assert score.parts["units"] == len(reference.strip("。").replace("、", ""))
+    assert jiwer.cer(reference, hypothesis) == pytest.approx(raw, abs=5e-5)
     assert speech.metric(language) == "cer" and speech.metric("de") == "wer"
 
 
 def test_diacritics_count_outside_english() -> None:
-    assert speech.error_rate("cafe", said("café", "fr")).parts["errors"] == 1
-    assert speech.error_rate("cafe", said("café")).parts["errors"] == 0
+    assert speech.error_rate("cafe", transcript("café", "fr")).parts["errors"] == 1
+    assert speech.error_rate("cafe", transcript("café")).parts["errors"] == 0
 
 
 def test_empty_texts_are_counted_as_jiwer_counts_them() -> None:
     assert jiwer.wer(["a b"], [""]) == 1.0
     assert jiwer.wer([""], ["a"]) == 1
     assert jiwer.wer(["", "a b"], ["x", "a b"]) == 0.5
-    nothing = speech.error_rate("", said("two words"))
+    nothing = speech.error_rate("", transcript("two words"))
     assert (nothing.parts["errors"], nothing.parts["units"]) == (2, 2)
-    more = [speech.error_rate("x", said("")), speech.error_rate("two words", said("two words"))]
+    more = [
+        speech.error_rate("x", transcript("")),
+        speech.error_rate("two words", transcript("two words")),
+    ]
     assert corpus("wer", more) == 0.5  # why references without words are left out
 
 
@@ -86,15 +91,15 @@ def test_references_without_words_are_not_scored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("to", "wanted", "answer", "bleu"),
+    ("to", "reference", "answer", "bleu"),
     [
         ("zh", "我们今天去北京大学。", "我们今天去了北京大学。", 70.1688),
         ("en", "The cat sat on the mat, didn't it?", "The cat sat on a mat, didn't it?", 65.8037),
         ("ja", "今日はいい天気ですね。", "今日は良い天気ですね。", 48.8923),
     ],
 )
-def test_bleu_of_known_pairs(to: str, wanted: str, answer: str, bleu: float) -> None:
-    score = speech.bleu(f" {answer}\n", translated(wanted, to))
+def test_bleu_of_known_pairs(to: str, reference: str, answer: str, bleu: float) -> None:
+    score = speech.bleu(f" {answer}\n", translation(reference, to))
     assert corpus("bleu", [score]) == pytest.approx(bleu, abs=5e-5)
 
 
@@ -118,33 +123,35 @@ def test_corpus_bleu_is_sacrebleus(to: str) -> None:
     ]
     space = "" if to in known else " "
     for size, longest in ((40, 25), (5, 6), (3, 3), (2, 1), (1, 8)):
-        wanted = [space.join(draw.choices(words, k=draw.randint(1, longest))) for _ in range(size)]
+        reference = [
+            space.join(draw.choices(words, k=draw.randint(1, longest))) for _ in range(size)
+        ]
         answers = [
             text if draw.random() < 0.4 else space.join(draw.choices(words, k=longest))
-            for text in wanted
+            for text in reference
         ]
         answers[0] = answers[0] if size < 40 else ""
         ours = corpus(
             "bleu",
-            [speech.bleu(a, translated(w, to)) for a, w in zip(answers, wanted, strict=True)],
+            [speech.bleu(a, translation(w, to)) for a, w in zip(answers, reference, strict=True)],
         )
-        theirs = corpus_bleu(answers, [wanted], tokenize=tokeniser).score
+        theirs = corpus_bleu(answers, [reference], tokenize=tokeniser).score
         assert ours == pytest.approx(theirs, rel=1e-12), (size, longest)
 
 
 def test_of_a_chain_of_thought_the_last_part_counts() -> None:
-    wanted = "Der Zug fährt ab, jetzt<sep>The train leaves now, it does."
+    reference = "Der Zug fährt ab, jetzt<sep>The train leaves now, it does."
     whole = "Der Zug<sep>fährt <sep> The train leaves now, it does."
-    score = speech.bleu(whole, translated(wanted, cot=True))
+    score = speech.bleu(whole, translation(reference, cot=True))
     assert (corpus("bleu", [score]), score.parts["two_parts"]) == (pytest.approx(100), 1)
-    without = speech.bleu("The train leaves now, it does.", translated(wanted, cot=True))
+    without = speech.bleu("The train leaves now, it does.", translation(reference, cot=True))
     assert (corpus("bleu", [without]), without.parts["two_parts"]) == (pytest.approx(100), 0)
     for half in ("Der Zug<sep>", "<sep>The train leaves"):
-        assert speech.bleu(half, translated(wanted, cot=True)).parts["two_parts"] == 0
-    assert "two_parts" not in speech.bleu("The train", translated("The train")).parts
+        assert speech.bleu(half, translation(reference, cot=True)).parts["two_parts"] == 0
+    assert "two_parts" not in speech.bleu("The train", translation("The train")).parts
 
 
-def test_clips_are_asked_about_directly_and_by_chain_of_thought() -> None:
+def test_translations_have_a_direct_and_a_chain_of_thought_prompt() -> None:
     direct, chain = speech.translations(
         "a", Audio(b""), ("Hallo.", "Hello."), ("de", "en"), ("here", "MIT")
     )
@@ -161,14 +168,14 @@ def test_the_signature_is_sacrebleus() -> None:
     for tokeniser in ("13a", "zh", "ja-mecab"):
         metric = BLEU(tokenize=tokeniser)
         metric.corpus_score(["a"], [["a"]])
-        told = dict(part.split(":") for part in str(metric.get_signature()).split("|"))
+        theirs = dict(part.split(":") for part in str(metric.get_signature()).split("|"))
         ours = dict(part.split(":", 1) for part in speech.signature().split(" ", 1)[1].split("|"))
-        assert told.pop("tok").startswith(tokeniser) and tokeniser in ours.pop("tok")
-        assert told == ours
+        assert theirs.pop("tok").startswith(tokeniser) and tokeniser in ours.pop("tok")
+        assert theirs == ours
 
 
 @pytest.mark.parametrize("language", ["en", "de", "ja", "zh"])
 @pytest.mark.parametrize("answer", ["\ud800 A\x00", "x " * 500_000, "[{(" * 333_333])
 def test_no_answer_is_too_much(language: str, answer: str) -> None:
-    assert speech.error_rate(answer, said("one", language)).parts["units"] > 0
-    assert speech.bleu(answer, translated("a<sep>one", language, cot=True)).value < 0.5
+    assert speech.error_rate(answer, transcript("one", language)).parts["units"] > 0
+    assert speech.bleu(answer, translation("a<sep>one", language, cot=True)).value < 0.5

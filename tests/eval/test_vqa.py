@@ -1,4 +1,4 @@
-"""Scorers of questions about pictures, on pairs whose score is known."""
+"""Scorers of questions about images, on pairs with known scores."""
 
 from collections.abc import Callable
 
@@ -22,17 +22,17 @@ def sample(reference: str, **meta: object) -> Sample:
     )
 
 
-def seen(score: Score) -> tuple[float, float]:
+def values(score: Score) -> tuple[float, float]:
     return score.value, score.parts[LENIENT]
 
 
-def test_pictures_come_first_and_options_have_letters() -> None:
+def test_images_come_first_and_options_have_letters() -> None:
     image = Image(b"x")
-    message = vqa.ask(vqa.lettered("Which?", ["red", "blue"]), [image], vqa.CHOOSE)
+    message = vqa.ask(vqa.with_options("Which?", ["red", "blue"]), [image], vqa.CHOOSE)
     assert message.parts == (image, Text(f"Which?\nA. red\nB. blue\n{vqa.CHOOSE}"))
 
 
-def test_pictures_of_mmmu_stand_among_the_words() -> None:
+def test_images_of_mmmu_are_interleaved() -> None:
     one, two = Image(b"1"), Image(b"2")
     message = vqa.interleaved(
         "Is <image 2> as <image 1>, <image 2> or <image 7>?", {1: one, 2: two}
@@ -64,16 +64,16 @@ def test_pictures_of_mmmu_stand_among_the_words() -> None:
     ],
 )
 def test_letters(answer: str, score: tuple[float, float]) -> None:
-    assert seen(vqa.letter(answer, sample("B", options=CATS))) == score
+    assert values(vqa.letter(answer, sample("B", options=CATS))) == score
 
 
 def test_a_spoken_question_may_be_answered_with_the_text_of_an_option() -> None:
-    wanted = sample("B", options=CATS)
-    assert seen(vqa.letter_or_text("A cat.", wanted)) == BOTH
-    assert seen(vqa.letter_or_text("b", wanted)) == BOTH
-    assert seen(vqa.letter_or_text("a cow", wanted)) == NEITHER
+    expected = sample("B", options=CATS)
+    assert values(vqa.letter_or_text("A cat.", expected)) == BOTH
+    assert values(vqa.letter_or_text("b", expected)) == BOTH
+    assert values(vqa.letter_or_text("a cow", expected)) == NEITHER
     twice = sample("B", options=["cat", "Cat"])
-    assert seen(vqa.letter_or_text("cat", twice)) == NEITHER
+    assert values(vqa.letter_or_text("cat", twice)) == NEITHER
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_open_questions_of_mmmu(answer: str, reference: str, right: bool) -> Non
     ],
 )
 def test_relaxed_accuracy(answer: str, reference: str, score: tuple[float, float]) -> None:
-    assert seen(vqa.relaxed(answer, sample(reference))) == score
+    assert values(vqa.relaxed(answer, sample(reference))) == score
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_relaxed_accuracy(answer: str, reference: str, score: tuple[float, float
 )
 def test_anls(answer: str, references: list[str], value: float, lenient: float) -> None:
     score = vqa.anls(answer, sample(references[0], answers=references))
-    assert seen(score) == pytest.approx((value, lenient))
+    assert values(score) == pytest.approx((value, lenient))
 
 
 @pytest.mark.parametrize(
@@ -173,19 +173,19 @@ def test_anls(answer: str, references: list[str], value: float, lenient: float) 
         ("no\nentry", "no entry"),
     ],
 )
-def test_answers_as_evalai_leaves_them(text: str, left: str) -> None:
-    assert vqa.processed(text) == left
+def test_evalai_normalization(text: str, left: str) -> None:
+    assert vqa.evalai_normalize(text) == left
 
 
 def test_vqa_accuracy_leaves_each_person_out() -> None:
     people = ["stop"] * 3 + ["the stop"] + ["a stop sign"] * 2 + ["go"] * 4
-    wanted = sample("stop", answers=people)
-    assert vqa.vqa_accuracy("Stop.", wanted).value == 1  # four gave it, any three of them suffice
+    expected = sample("stop", answers=people)
+    assert vqa.vqa_accuracy("Stop.", expected).value == 1  # four gave it, any three of them suffice
     # Two people gave this one: each of them sees one other, the eight others see two.
-    found = vqa.vqa_accuracy("stop sign", wanted).value
-    assert found == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
-    assert seen(vqa.vqa_accuracy("it says go", wanted)) == LENIENTLY
-    assert seen(vqa.vqa_accuracy("left", wanted)) == NEITHER
+    result = vqa.vqa_accuracy("stop sign", expected).value
+    assert result == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    assert values(vqa.vqa_accuracy("it says go", expected)) == LENIENTLY
+    assert values(vqa.vqa_accuracy("left", expected)) == NEITHER
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,9 @@ def test_vqa_accuracy_leaves_each_person_out() -> None:
 def test_pope(
     answer: str, reference: str, score: tuple[float, float], counts: tuple[int, int, int]
 ) -> None:
-    found = pope.score(answer, sample(reference))
-    assert seen(found) == score
-    assert tuple(found.parts[name] for name in ("tp", "fp", "fn")) == counts
+    result = pope.score(answer, sample(reference))
+    assert values(result) == score
+    assert tuple(result.parts[name] for name in ("tp", "fp", "fn")) == counts
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_pope(
     ],
 )
 def test_ocrbench(answer: str, answers: list[str], dataset: str, right: bool) -> None:
-    wanted = sample(answers[0], answers=answers, dataset=dataset)
-    assert ocrbench.contains(answer, wanted).value == right
+    expected = sample(answers[0], answers=answers, dataset=dataset)
+    assert ocrbench.contains(answer, expected).value == right
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_ocrbench(answer: str, answers: list[str], dataset: str, right: bool) ->
 def test_numbers_of_mathvista(
     answer: str, kind: str, decimals: int, reference: str, score: tuple[float, float]
 ) -> None:
-    wanted = sample(reference, kind=kind, decimals=decimals, options=[])
-    assert seen(mathvista.score(answer, wanted)) == score
+    expected = sample(reference, kind=kind, decimals=decimals, options=[])
+    assert values(mathvista.score(answer, expected)) == score
 
 
 @pytest.mark.parametrize(
@@ -268,8 +268,8 @@ def test_numbers_of_mathvista(
     ],
 )
 def test_choices_of_mathvista(answer: str, score: tuple[float, float]) -> None:
-    wanted = sample("8/11", kind="choice", decimals=0, options=["3/11", "8/11", "6/11", "3/5"])
-    assert seen(mathvista.score(answer, wanted)) == score
+    expected = sample("8/11", kind="choice", decimals=0, options=["3/11", "8/11", "6/11", "3/5"])
+    assert values(mathvista.score(answer, expected)) == score
 
 
 SCORERS: dict[str, tuple[Callable[[str, Sample], Score], Sample]] = {
@@ -304,5 +304,5 @@ SCORERS: dict[str, tuple[Callable[[str, Sample], Score], Sample]] = {
     ids=["marks", "brackets", "letters", "words", "digits", "half a pair", "open bracket", "nan"],
 )
 def test_no_answer_stops_a_scorer(name: str, answer: str) -> None:
-    scorer, wanted = SCORERS[name]
-    assert scorer(answer, wanted).value == 0
+    scorer, expected = SCORERS[name]
+    assert scorer(answer, expected).value == 0

@@ -53,7 +53,7 @@ def test_it_holds_tables_limits_and_licences(checkpoint: Path, tmp_path: Path) -
     measured = results(tmp_path / "results", evaluation.fingerprint(checkpoint) + " ")
     text = model_card.card(checkpoint, "native", results=measured)
     assert "| MMLU | 67.3 | 67.3 | +0.0 | 65.0 to 69.0 | 100 | reproduced setting |" in text
-    assert "not to be compared" in text and "BLINK" in text
+    assert "not comparable" in text and "BLINK" in text
     assert "No biometric categorisation" in text and "## Licences" in text
     (entry,) = header(text)["model-index"]
     assert [r["metrics"][0]["value"] for r in entry["results"]] == [67.3]  # on public data alone

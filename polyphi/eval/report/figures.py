@@ -1,8 +1,8 @@
-"""The report's tables drawn, ours among them: bars by modality, radars, and scores against sizes.
+"""The report's tables and our scores as figures: bar charts by modality, radar charts, and scores against sizes.
 
->>> Path("figures.html").write_text(page(results))           # of a results folder's results.json
+>>> Path("figures.html").write_text(page(results))           # a results folder's results.json
 
-Plain SVG, so that colors follow the reader's light or dark mode. Each figure has a text alternative.
+Inline SVG, so that colours follow light or dark mode. Each figure has a text alternative.
 """
 
 import math
@@ -59,7 +59,7 @@ RADARS = {
         },
         ("Qwen2-audio 8B", "Gemini-2.0-Flash", "GPT-4o"),
     ),
-    "Pictures with spoken questions (Table 2)": (
+    "Images with spoken questions (Table 2)": (
         "Table 2",
         {x: x.removeprefix("ShareGPT4o_") for x in tables()["Table 2"].labels[:4]},
         ("InternOmni 8.7B", "Gemini-2.0-Flash-Lite-prv-02-05", "Gemini-2.0-Flash"),
@@ -97,34 +97,34 @@ SIZES = (
 
 
 @dataclass(frozen=True)
-class Ours:
-    """Our numbers by table and label, in the report's unit: score and interval. The first of several rows of a place
-    counts (of several judges, the first one's). `apart` are those of other samples than the report's."""
+class OwnScores:
+    """Our numbers by table and label, in the report's unit: score and interval; with several judges, the first one's.
+    `substitute` has those of other samples than the report's."""
 
     name: str
     scores: Mapping[tuple[str, str], tuple[float, float, float]]
-    apart: frozenset[tuple[str, str]]
+    substitute: frozenset[tuple[str, str]]
     parameters: int | None = None
 
 
-def ours(results: Mapping[str, Any]) -> Ours:
+def own_scores(results: Mapping[str, Any]) -> OwnScores:
     rows = results["rows"]
     scores: dict[tuple[str, str], tuple[float, float, float]] = {}
-    apart = set()
+    substitute = set()
     for row in [*rows, *averaged(rows)]:
         if row["table"] and row["score"] is not None:
             table = tables()[row["table"]]
-            label, _ = table.place(row)
+            label, _ = table.cell(row)
             low, score, high = (points(row["metric"], row[k]) for k in ("low", "score", "high"))
             if (row["table"], label) not in scores and row["status"] == "substitute data":
-                apart.add((row["table"], label))
+                substitute.add((row["table"], label))
             scores.setdefault((row["table"], label), (score, low, high))
-    return Ours(results["model"], scores, frozenset(apart), results.get("parameters"))
+    return OwnScores(results["model"], scores, frozenset(substitute), results.get("parameters"))
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """All figures; without rows of ours those of the report alone."""
-    own = ours(results)
+    """Return the page with all figures; without rows of ours, they show the report's numbers."""
+    own = own_scores(results)
     sections = [
         (title.split(":")[0].lower().replace(" ", "-") + str(i), title, _panels(groups, own))
         for i, (title, groups) in enumerate(BARS.items())
@@ -136,38 +136,36 @@ def page(results: Mapping[str, Any]) -> str:
         for name, title, content in sections
     )
     lede = (
-        "The tables of the Phi-4-Mini technical report, drawn. Phi is blue, "
-        f"<b>{escape(own.name)}</b> orange where it was measured, with its 95 % interval; the others are the report's."
+        "The tables of the Phi-4-Mini technical report as figures. Phi is blue; "
+        f"<b>{escape(own.name)}</b>, where measured, is orange, with its 95 % interval."
     )
-    if own.apart:
-        lede += (
-            " * stands where ours is of other samples than the report's, and not to be compared."
-        )
+    if own.substitute:
+        lede += " * marks scores on other samples than the report's, which are not comparable."
     return html(
         f"polyphi eval · {own.name} · figures",
-        f'<header class="top"><h1>{escape(own.name)} <small>and the report, drawn</small></h1>'
+        f'<header class="top"><h1>{escape(own.name)} <small>and the report, in figures</small></h1>'
         f'<p class="lede">{lede}</p></header>'
         f'<nav><div><a href="report.html">Tables</a>{links}</div></nav><main>{body}</main>',
     )
 
 
-def _figure(caption: str, note: str, drawn: str) -> str:
+def _figure(caption: str, note: str, svg: str) -> str:
     return (
         f'<figure class="card"><figcaption>{escape(caption)} <em>{escape(note)}</em></figcaption>'
-        f"{drawn}</figure>"
+        f"{svg}</figure>"
     )
 
 
-def _svg(width: float, height: float, words: str, inner: str) -> str:
+def _svg(width: float, height: float, label: str, inner: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(words)}">'
-        f"<title>{escape(words)}</title>{inner}</svg>"
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
+        f"<title>{escape(label)}</title>{inner}</svg>"
     )
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "") -> str:
+def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = "") -> str:
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(text)}</text>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(text)}</text>'
     )
 
 
@@ -177,11 +175,11 @@ LABEL, LENGTH, LINE, BAR = 146, 126, 19, 11
 WIDTH = LABEL + LENGTH + 50
 
 
-def _panels(groups: Sequence[tuple[str, Sequence[str]]], own: Ours) -> str:
+def _panels(groups: Sequence[tuple[str, Sequence[str]]], own: OwnScores) -> str:
     figures = [
         _figure(
             label,
-            f"{name}{', ↓ less is better' if lower_is_better(name, label) else ''}",
+            f"{name}{', ↓ lower is better' if lower_is_better(name, label) else ''}",
             bars(name, label, own),
         )
         for name, labels in groups
@@ -191,7 +189,7 @@ def _panels(groups: Sequence[tuple[str, Sequence[str]]], own: Ours) -> str:
 
 
 def _models(name: str, label: str) -> list[Point]:
-    """The models of a row of the report that have a number, Phi marked."""
+    """Return the models with a number in a row of the report."""
     table = tables()[name]
     values = [(column, table.value(label, column)) for column in table.columns]
     return [
@@ -201,35 +199,35 @@ def _models(name: str, label: str) -> list[Point]:
     ]
 
 
-def bars(name: str, label: str, own: Ours) -> str:
-    """A row of a table, a bar for each model, the best one first."""
-    less = lower_is_better(name, label)
+def bars(name: str, label: str, own: OwnScores) -> str:
+    """Return a bar chart of a row, the best model first."""
+    lower = lower_is_better(name, label)
     entries = _models(name, label)
     interval: tuple[float, float] | None = None
-    if ours := own.scores.get((name, label)):
-        mark = " *" if (name, label) in own.apart else ""
-        entries.append(("ours", _short(own.name, 18) + mark, ours[0]))
-        interval = ours[1:]
-    entries.sort(key=lambda e: e[2] if less else -e[2])
+    if scores := own.scores.get((name, label)):
+        mark = " *" if (name, label) in own.substitute else ""
+        entries.append(("ours", _short(own.name, 18) + mark, scores[0]))
+        interval = scores[1:]
+    entries.sort(key=lambda e: e[2] if lower else -e[2])
     longest = max([value for _, _, value in entries], default=1) or 1
     out = []
     places = tables()[name].decimals
-    for i, (kind, model, value) in enumerate(entries):
+    for i, (css, model, value) in enumerate(entries):
         y, length = 3 + LINE * i, LENGTH * max(0.0, value) / longest
         out.append(
             _text(
                 LABEL - 6,
                 y + 9.5,
-                model if kind == "ours" else _short(model, 22),
+                model if css == "ours" else _short(model, 22),
                 anchor="end",
-                kind=kind,
+                css=css,
             )
         )
         out.append(
-            f'<rect class="bar {kind}" x="{LABEL}" y="{y}" width="{max(length, 1):.1f}" height="{BAR}" rx="2"/>'
+            f'<rect class="bar {css}" x="{LABEL}" y="{y}" width="{max(length, 1):.1f}" height="{BAR}" rx="2"/>'
         )
         end = length
-        if kind == "ours" and interval:
+        if css == "ours" and interval:
             low, high = (LENGTH * min(1.0, max(0.0, v / longest)) for v in interval)
             middle, end = y + BAR / 2, max(length, high)
             out.append(
@@ -237,13 +235,13 @@ def bars(name: str, label: str, own: Ours) -> str:
                 f"M{LABEL + low:.1f} {middle - 3}v6M{LABEL + high:.1f} {middle - 3}v6"
                 '"/>'
             )
-        out.append(_text(LABEL + end + 5, y + 9.5, f"{value:.{places}f}", kind=kind))
-    words = f"{name}, {label}: " + ", ".join(f"{m} {v:.{places}f}" for _, m, v in entries)
-    return _svg(WIDTH, 6 + LINE * len(entries), words, "".join(out))
+        out.append(_text(LABEL + end + 5, y + 9.5, f"{value:.{places}f}", css=css))
+    text = f"{name}, {label}: " + ", ".join(f"{m} {v:.{places}f}" for _, m, v in entries)
+    return _svg(WIDTH, 6 + LINE * len(entries), text, "".join(out))
 
 
 def _short(model: str, longest: int) -> str:
-    """A model's name as it fits beside a bar: without the date of its version."""
+    """Return a model's name without its date, cut to `longest` characters."""
     name = re.sub(r"[ -](20\d\d-\d\d-\d\d|prv-\d\d-\d\d)$", "", model.rstrip("*"))
     name = name.replace("Phi-4-Multimodal", "Phi-4-MM").replace(
         " (reasoning trained)", ", reasoning"
@@ -256,65 +254,65 @@ def _short(model: str, longest: int) -> str:
 RADIUS, SIDE = 112, 400
 
 
-def _radars(own: Ours) -> str:
-    about = "Each axis is the share of the best number there; error rates are turned round, so that outwards is better."
+def _radars(own: OwnScores) -> str:
+    about = "Each axis is relative to its best number; error rates are inverted, so that outwards is better."
     figures = [_figure(title, "", radar(*radar_of, own)) for title, radar_of in RADARS.items()]
     return f'<p class="about">{about}</p><div class="panels wide">{"".join(figures)}</div>'
 
 
-def radar(name: str, axes: Mapping[str, str], others: Sequence[str], own: Ours) -> str:
-    """Models on several axes, each as a share of the best number there. Where one has no number its line is at the
-    centre; ours is left out unless it has three."""
+def radar(name: str, axes: Mapping[str, str], others: Sequence[str], own: OwnScores) -> str:
+    """Return a radar chart of models, each axis relative to its best number; missing numbers are at the centre. Ours is
+    left out if it has fewer than three numbers."""
     table = tables()[name]
     lines: list[tuple[str, str, list[float | None]]] = [
         (f"model m{i + 1}", column, [table.value(label, column) for label in axes])
         for i, column in enumerate(others)
     ]
     lines.append(("phi", table.phi, [table.value(label, table.phi) for label in axes]))
-    mine = [own.scores.get((name, label)) for label in axes]
-    if sum(x is not None for x in mine) >= 3:
-        lines.append(("ours", own.name, [x[0] if x else None for x in mine]))
+    scores = [own.scores.get((name, label)) for label in axes]
+    if sum(x is not None for x in scores) >= 3:
+        lines.append(("ours", own.name, [x[0] if x else None for x in scores]))
     shares = [[0.0] * len(axes) for _ in lines]
-    for place, label in enumerate(axes):
-        known = [v for _, _, values in lines if (v := values[place]) is not None and v > 0]
-        for of_model, (_, _, values) in zip(shares, lines, strict=True):
-            value = values[place]
+    for axis, label in enumerate(axes):
+        known = [v for _, _, values in lines if (v := values[axis]) is not None and v > 0]
+        for model_shares, (_, _, values) in zip(shares, lines, strict=True):
+            value = values[axis]
             if value is not None and known:
-                less = lower_is_better(name, label)
-                of_model[place] = (
-                    min(known) / max(value, min(known)) if less else value / max(known)
+                lower = lower_is_better(name, label)
+                model_shares[axis] = (
+                    min(known) / max(value, min(known)) if lower else value / max(known)
                 )
     centre, middle = SIDE / 2, RADIUS + 34
 
-    def at(place: int, share: float) -> tuple[float, float]:
-        angle = 2 * math.pi * place / len(axes) - math.pi / 2
+    def at(axis: int, share: float) -> tuple[float, float]:
+        angle = 2 * math.pi * axis / len(axes) - math.pi / 2
         return centre + RADIUS * share * math.cos(angle), middle + RADIUS * share * math.sin(angle)
 
     out = []
     for ring in (0.25, 0.5, 0.75, 1.0):
-        out.append(f'<path class="axis" d="{_closed([at(i, ring) for i in range(len(axes))])}"/>')
+        out.append(f'<path class="axis" d="{_polygon([at(i, ring) for i in range(len(axes))])}"/>')
     for i, title in enumerate(axes.values()):
         (x, y), (tx, ty) = at(i, 1.0), at(i, 1.1)
         out.append(f'<path class="axis" d="M{centre} {middle}L{x:.1f} {y:.1f}"/>')
         anchor = "middle" if abs(tx - centre) < 8 else "start" if tx > centre else "end"
-        out.append(_text(tx, ty + 4, title, anchor=anchor, kind="soft"))
-    for (kind, model, _), reached in zip(lines, shares, strict=True):
-        shape = _closed([at(i, share) for i, share in enumerate(reached)])
-        out.append(f'<path class="shape {kind}" d="{shape}"><title>{escape(model)}</title></path>')
+        out.append(_text(tx, ty + 4, title, anchor=anchor, css="soft"))
+    for (css, model, _), model_shares in zip(lines, shares, strict=True):
+        shape = _polygon([at(i, share) for i, share in enumerate(model_shares)])
+        out.append(f'<path class="shape {css}" d="{shape}"><title>{escape(model)}</title></path>')
     top = 2 * RADIUS + 78.0
-    for i, (kind, model, _) in enumerate(lines):
+    for i, (css, model, _) in enumerate(lines):
         x, y = 12 + (i % 2) * SIDE / 2, top + 18 * (i // 2)
-        out.append(f'<rect class="bar {kind}" x="{x}" y="{y - 8}" width="14" height="8" rx="2"/>')
+        out.append(f'<rect class="bar {css}" x="{x}" y="{y - 8}" width="14" height="8" rx="2"/>')
         out.append(_text(x + 20, y, _short(model, 28)))
-    words = f"{name} as a radar: " + "; ".join(
-        f"{model} " + ", ".join(f"{t} {s:.0%}" for t, s in zip(axes.values(), reached, strict=True))
-        for (_, model, _), reached in zip(lines, shares, strict=True)
+    text = f"{name} as a radar chart: " + "; ".join(
+        f"{model} " + ", ".join(f"{t} {s:.0%}" for t, s in zip(axes.values(), values, strict=True))
+        for (_, model, _), values in zip(lines, shares, strict=True)
     )
-    return _svg(SIDE, top + 18 * ((len(lines) + 1) // 2), words, "".join(out))
+    return _svg(SIDE, top + 18 * ((len(lines) + 1) // 2), text, "".join(out))
 
 
-def _closed(places: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) + "Z"
+def _polygon(corners: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + "Z"
 
 
 # Sizes --------------------------------------------------------------------------------------------
@@ -322,31 +320,31 @@ def _closed(places: Sequence[tuple[float, float]]) -> str:
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 404.0, 14.0, 236.0
 
 
-def _sizes(own: Ours) -> str:
+def _sizes(own: OwnScores) -> str:
     figures = [
         _figure(
             label,
-            f"{name}{', ↓ less is better' if lower_is_better(name, label) else ''}",
+            f"{name}{', ↓ lower is better' if lower_is_better(name, label) else ''}",
             sizes(name, label, own),
         )
         for name, label in SIZES
     ]
-    about = '<p class="about">Models whose names give a number of parameters; those of others are not public.</p>'
+    about = '<p class="about">Models with a number of parameters in their names; those of others are not public.</p>'
     return f'{about}<div class="panels wide">{"".join(figures)}</div>'
 
 
 def billions(model: str) -> float | None:
-    """The size that a model's name gives: "Phi-4-Mini 3.8B" -> 3.8."""
+    """Return the size in a model's name: "Phi-4-Mini 3.8B" -> 3.8."""
     match = re.search(r"(\d+(?:\.\d+)?)B\b", model)
     return float(match[1]) if match else None
 
 
-def sizes(name: str, label: str, own: Ours) -> str:
-    """Scores against billions of parameters, on a logarithmic scale."""
-    dots = [(k, m, v, size) for k, m, v in _models(name, label) if (size := billions(m))]
-    ours = own.scores.get((name, label))
-    if ours and own.parameters:
-        dots.append(("ours", own.name, ours[0], own.parameters / 1e9))
+def sizes(name: str, label: str, own: OwnScores) -> str:
+    """Return a chart of scores against billions of parameters, on a logarithmic scale."""
+    dots = [(c, m, v, size) for c, m, v in _models(name, label) if (size := billions(m))]
+    scores = own.scores.get((name, label))
+    if scores and own.parameters:
+        dots.append(("ours", own.name, scores[0], own.parameters / 1e9))
     xs, ys = [math.log(d[3]) for d in dots], [d[2] for d in dots]
     x0, x1 = min(xs) - 0.15, max(xs) + 0.15
     margin = 0.08 * (max(ys) - min(ys) or 1)
@@ -360,54 +358,54 @@ def sizes(name: str, label: str, own: Ours) -> str:
     for value in _ticks(y0, y1):
         y = at(1.0, value)[1]
         out.append(f'<path class="axis" d="M{LEFT} {y:.1f}H{RIGHT}"/>')
-        out.append(_text(LEFT - 5, y + 4, f"{value:g}", anchor="end", kind="soft"))
+        out.append(_text(LEFT - 5, y + 4, f"{value:g}", anchor="end", css="soft"))
     for tick in (0.001, 0.01, 0.1, 1, 2, 3, 4, 6, 8, 16):
         if x0 <= math.log(tick) <= x1 and (tick not in (3, 6) or x1 - x0 < 2):
             x = at(tick, y0)[0]
-            out.append(_text(x, BOTTOM + 15, f"{tick:g}B", anchor="middle", kind="soft"))
-    out += _labelled([(*at(size, value), kind, model) for kind, model, value, size in dots])
-    words = f"{name}, {label}, against size: " + ", ".join(
+            out.append(_text(x, BOTTOM + 15, f"{tick:g}B", anchor="middle", css="soft"))
+    out += _labels([(*at(size, value), css, model) for css, model, value, size in dots])
+    text = f"{name}, {label}, against size: " + ", ".join(
         f"{m} {v:g} at {s:.3g} billion" for _, m, v, s in dots
     )
-    return _svg(RIGHT + 12, BOTTOM + 22, words, "".join(out))
+    return _svg(RIGHT + 12, BOTTOM + 22, text, "".join(out))
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers between two."""
+    """Return four to ten round numbers between `low` and `high`."""
     rough = (high - low) / 8
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough)
     return [round(step * i, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _labelled(dots: Sequence[tuple[float, float, str, str]]) -> list[str]:
-    """Dots with their names, each name moved up or down until it covers no other one."""
+def _labels(dots: Sequence[tuple[float, float, str, str]]) -> list[str]:
+    """Return dots with their names, each name shifted up or down until it overlaps no other."""
     out: list[str] = []
-    taken: list[tuple[float, float, float, float]] = [
+    occupied: list[tuple[float, float, float, float]] = [
         (x - 5, y - 5, x + 5, y + 5) for x, y, _, _ in dots
     ]
-    for x, y, kind, model in sorted(dots, key=lambda d: (d[2] == "ours", d[1])):
+    for x, y, css, model in sorted(dots, key=lambda d: (d[2] == "ours", d[1])):
         name = re.sub(r" \d+(\.\d+)?B$", "", _short(model, 28))
-        width = (6.2 if kind == "model" else 6.9) * len(name)
+        width = (6.2 if css == "model" else 6.9) * len(name)
         before = x + 8 + width > RIGHT + 10
         left = x - 8 - width if before else x + 8
-        places = [shift for step in range(9) for shift in (-12 * step, 12 * step)]
-        boxes = [(left, y + shift - 6, left + width, y + shift + 5) for shift in places]
+        shifts = [shift for step in range(9) for shift in (-12 * step, 12 * step)]
+        boxes = [(left, y + shift - 6, left + width, y + shift + 5) for shift in shifts]
         free = (
             (shift, box)
-            for shift, box in zip(places, boxes, strict=True)
-            if TOP - 8 < y + shift < BOTTOM and not any(_meet(box, other) for other in taken)
+            for shift, box in zip(shifts, boxes, strict=True)
+            if TOP - 8 < y + shift < BOTTOM and not any(_overlap(box, other) for other in occupied)
         )
         shift, box = next(free, (0, boxes[0]))
-        taken.append(box)
+        occupied.append(box)
         near = x - 8 if before else x + 8
         if shift:
             out.append(f'<path class="lead" d="M{x:.1f} {y:.1f}L{near:.1f} {y + shift:.1f}"/>')
         anchor = "end" if before else "start"
-        out.append(_text(near, y + shift + 4, name, anchor=anchor, kind=kind))
-        out.append(f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
+        out.append(_text(near, y + shift + 4, name, anchor=anchor, css=css))
+        out.append(f'<circle class="dot {css}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
     return out
 
 
-def _meet(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,4 +1,4 @@
-"""Results as people read them: one line each, or a table in Markdown.
+"""Results of held-out tasks as text: one line each, or a Markdown table.
 
 >>> line(result)
 'digits                      97.3 %  [93.3, 99.0]  n=150  best baseline 10.0 % (majority)   beats'
@@ -26,15 +26,15 @@ METRICS = {
 }
 CONDITIONS = {
     "majority": "majority answer",
-    "without": "without the picture or clip",
-    "shuffled": "shuffled pictures or clips",
-    "without_clip": "without the clip",
-    "shuffled_clip": "shuffled clips",
+    "without": "without the image or audio",
+    "shuffled": "shuffled images or audio",
+    "without_clip": "without the audio",
+    "shuffled_clip": "shuffled audio",
 }
 
 
 def number(metric: str, value: float, *, sign: bool = False) -> str:
-    """A score in the unit that people quote: per cent for shares and error rates, BLEU as it is."""
+    """Format a score: per cent for shares and error rates, BLEU as it is."""
     text = format(value if metric == "bleu" else 100 * value, "+.1f" if sign else ".1f")
     return text if metric == "bleu" else f"{text} %"
 
@@ -44,28 +44,28 @@ def interval(metric: str, low: float, high: float) -> str:
     return f"[{scale * low:.1f}, {scale * high:.1f}]"
 
 
-def reached(result: Mapping[str, Any]) -> bool:
+def reaches_goal(result: Mapping[str, Any]) -> bool:
     """Whether the score of a row that has a goal reaches it."""
     sign = direction(result["metric"])
     return bool(sign * result["score"] >= sign * result["goal"])
 
 
 def goal(result: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The project's aim for a row's score, in the score's unit, and whether it is reached: ("90 %", "not reached")."""
-    if (aim := result.get("goal")) is None:  # the JSON of older runs has no goals
+    """Return the goal for a row's score, formatted, and whether it is reached: ("90 %", "not reached")."""
+    if (value := result.get("goal")) is None:  # the JSON of older runs has no goals
         return None
-    unit = f"{aim:g}" if result["metric"] == "bleu" else f"{100 * aim:g} %"
-    return unit, "reached" if reached(result) else "not reached"
+    text = f"{value:g}" if result["metric"] == "bleu" else f"{100 * value:g} %"
+    return text, "reached" if reaches_goal(result) else "not reached"
 
 
 def best(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Score and name of a row's best baseline: ("10.0 %", "majority answer")."""
+    """Return score and name of a row's best baseline: ("10.0 %", "majority answer")."""
     score = result["baselines"][result["best"]]["score"]
     return number(result["metric"], score), CONDITIONS[result["best"]]
 
 
 def lead(result: Mapping[str, Any]) -> tuple[str, str]:
-    """How far a row's score is ahead of its best baseline, and the interval of that."""
+    """Return a row's lead over its best baseline, and its interval."""
     metric = result["metric"]
     return (
         number(metric, result["margin"], sign=True),
@@ -74,7 +74,7 @@ def lead(result: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def line(result: Result | Mapping[str, Any]) -> str:
-    """One line of plain text for a terminal."""
+    """Return one line of plain text for a terminal."""
     r = result.as_dict() if isinstance(result, Result) else result
     if not r["n"]:
         return f"{r['task']:<26} no held-out samples"
@@ -83,13 +83,13 @@ def line(result: Result | Mapping[str, Any]) -> str:
     if r["best"]:
         score, name = best(r)
         text += f" best baseline {score:>8} ({name})  {r['verdict']}"
-    if aim := goal(r):
-        text += f"  goal {', '.join(aim)}"
+    if texts := goal(r):
+        text += f"  goal {', '.join(texts)}"
     return text
 
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """A table per modality."""
+    """Return a Markdown table per modality."""
     out = []
     for modality, title in MODALITIES.items():
         rows = [r for r in results if r["modality"] == modality]
@@ -101,9 +101,9 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
         for r in rows:
             m = r["metric"]
             own = [number(m, r["score"]), interval(m, r["low"], r["high"]), str(r["n"])]
-            beside = ["{} ({})".format(*best(r)), " ".join(lead(r))] if r["best"] else ["–", "–"]
+            baseline = ["{} ({})".format(*best(r)), " ".join(lead(r))] if r["best"] else ["–", "–"]
             verdict = "**beats**" if r["verdict"] == "beats" else r["verdict"]
-            cells = [r["title"], METRICS[m], *own, *beside, verdict, ", ".join(goal(r) or ())]
+            cells = [r["title"], METRICS[m], *own, *baseline, verdict, ", ".join(goal(r) or ())]
             out.append(f"| {' | '.join(cells)} |")
         out.append("")
     return "\n".join(out)

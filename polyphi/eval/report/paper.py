@@ -1,11 +1,11 @@
-"""The report's own tables as data, and which rows each of their averages is the mean of.
+"""The report's tables as data, and the rows of which each of their averages is the mean.
 
 >>> tables()["Table 4"].value("CV15 Average", "Phi-4-Multimodal 5.6B")
 6.8
->>> averaged(results["rows"])         # the same averages of our rows, where all their parts are there
+>>> averaged(results["rows"])         # the same averages of our rows, if none is missing
 
-`paper.json` holds what the report prints (repairs of its text are named there, row by row); numbers that its text lost
-and other public sources have are `recovered`.
+`paper.json` has the numbers that the report prints (corrections of its text are noted there, row by row); numbers that
+are missing in its text and come from other public sources are `recovered`.
 """
 
 import json
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 SHARES = ("accuracy", "rate", "f1", "wer", "cer")
-"""Metrics of ours that the report prints in per cent."""
+"""Metrics that the report prints in per cent."""
 DECIMALS = {"Table 1": 1, "Table 2": 1, "Table 7": 1, "Table 8": 1, "Table 9": 1, "Table 12": 1}
-"""Decimals that a table prints; 2 in all others."""
+"""Decimals of the numbers in a table; 2 in all others."""
 PRIVATE = frozenset(
     {
         ("Table 3", "SSUM Golden3 1-7"),
@@ -29,17 +29,17 @@ PRIVATE = frozenset(
         ("Table 15", "Internal (private)"),
     }
 )
-"""Rows of data that only the report's authors have."""
+"""Rows whose data only the report's authors have."""
 STATUSES = {
     "reproduced setting": "the public data, prompts and scoring that the report names, as far as it names them",
-    "judge differs": "likewise, but another judge gave the points: such numbers differ by the judge alone",
-    "server-scored": "the answers of this split are with its authors; ours is of another one, or a file to hand in",
-    "substitute data": "other samples than the report's, often a handful that we made: not to be compared",
-    "private": "only the report's authors have these data",
+    "judge differs": "the same, but another judge gave the points, which alone changes such numbers",
+    "server-scored": "the answers of this split are not public; ours is another split, or a file to submit",
+    "substitute data": "other samples than the report's, often a few synthetic ones: not comparable",
+    "private": "only the report's authors have the data",
 }
-"""What a number of ours is beside the report's, from the most to the least comparable."""
+"""Descriptions of how comparable a number is with the report's, from the most to the least comparable."""
 
-# What Table 3 takes from which average, or other row, of the tables behind it; and from which of its columns.
+# Row of Table 3 -> the row of another table that it repeats, and the column there of our model (None: the first).
 _COT = "Phi-4-Multimodal 5.6B CoT"
 _MAIN = {
     "ASR WER CV15": ("Table 4", "CV15 Average", None),
@@ -61,16 +61,16 @@ _MAIN = {
     "AU MMAU acc": ("Table 6", "MMAU AVG", None),
 }
 _ALSO = {("Table 13", "Average"): ("Table 10", "Average")}
-"""Table 13's average counts English, which stands in Table 10."""
+"""Table 13's average includes English, which is in Table 10."""
 
 Key = tuple[str, str]
-"""A table and the label of a row."""
+"""Two of table, row label and column."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report, one benchmark a row and one model a column. `groups` are in the rows' order, "" where the
-    table has none; `recovered` are numbers that the report's text lost."""
+    """A table of the report with a row per benchmark and a column per model. `groups` has the group of each row, "" if
+    the table has none; `means` has the labels of averages; `recovered` has the cells that the report's text lacks."""
 
     name: str
     caption: str
@@ -83,7 +83,7 @@ class Table:
 
     @property
     def phi(self) -> str:
-        """The column that our numbers stand against unless they name another one."""
+        """The column with which our numbers are compared by default."""
         return next((c for c in self.columns if c.startswith("Phi-4")), self.columns[0])
 
     @property
@@ -91,18 +91,18 @@ class Table:
         return DECIMALS.get(self.name, 2)
 
     def value(self, label: str, column: str) -> float | None:
-        """None for what is not available, or couldn't be read."""
+        """Return a cell's number; None if it isn't available."""
         return self.values.get((label, column))
 
-    def place(self, row: Mapping[str, Any]) -> Key:
-        """The report's row and column that a row of ours stands against."""
+    def cell(self, row: Mapping[str, Any]) -> Key:
+        """Return the label and column of the report's number for a row of ours."""
         label, column = row["label"], row.get("column") or self.phi
         return (label, column) if label in self.labels else (column, label)
 
 
 @cache
 def paper() -> dict[str, Any]:
-    """The file itself: table -> caption, columns, rows with label and values."""
+    """Return the file's content: table -> caption, columns, rows with label and values."""
     tables: dict[str, Any] = json.loads(
         (Path(__file__).parents[1] / "paper.json").read_text(encoding="utf-8")
     )
@@ -111,7 +111,7 @@ def paper() -> dict[str, Any]:
 
 @cache
 def tables() -> dict[str, Table]:
-    """All tables by name, in the report's order. Table 9, whose rows are models, is turned."""
+    """Return all tables by name, in the report's order. Table 9, whose rows are models, is transposed."""
     return {name: _table(name, table) for name, table in paper().items()}
 
 
@@ -136,7 +136,7 @@ def _table(name: str, table: Mapping[str, Any]) -> Table:
 
 
 def lower_is_better(table: str, label: str) -> bool:
-    """Error rates, defect rates, hallucinations, and refusals of what is harmless."""
+    """Whether a row has error rates, defect rates, hallucinations, or refusals of harmless requests."""
     return (
         table in ("Table 4", "Table 10", "Table 11", "Table 13", "Table 14", "Section 5 (no table)")
         or "WER" in label
@@ -149,7 +149,7 @@ def lower_is_better(table: str, label: str) -> bool:
 
 @dataclass(frozen=True)
 class Average:
-    """A row that is the plain mean of others. `column` is our model's among theirs, where it isn't the first."""
+    """A row that is the plain mean of others (`parts`). `column` is our model's there, if it isn't the first."""
 
     table: str
     label: str
@@ -159,7 +159,7 @@ class Average:
 
 @cache
 def averages() -> tuple[Average, ...]:
-    """Every average of the report, those first that others are made of."""
+    """Return every average of the report, in an order such that parts come first."""
     averages: dict[Key, Average] = {}
     for name, table in tables().items():
         rows = list(zip(table.labels, table.groups, strict=True))
@@ -167,8 +167,8 @@ def averages() -> tuple[Average, ...]:
             if label in table.means:
                 parts = tuple(
                     (name, other)
-                    for other, its in rows
-                    if its == group and other not in table.means
+                    for other, other_group in rows
+                    if other_group == group and other not in table.means
                 )
                 also = _ALSO.get((name, label))
                 averages[name, label] = Average(name, label, parts + ((also,) if also else ()))
@@ -180,27 +180,27 @@ def averages() -> tuple[Average, ...]:
 
 
 def mean(average: Average, numbers: Mapping[Key, float | None]) -> float | None:
-    """The mean of an average's parts; None where one is missing."""
+    """Return the mean of an average's parts; None if one is missing."""
     parts = [numbers.get(part) for part in average.parts]
-    known = [part for part in parts if part is not None]
-    return sum(known) / len(known) if len(known) == len(parts) else None
+    values = [part for part in parts if part is not None]
+    return sum(values) / len(values) if len(values) == len(parts) else None
 
 
 def points(metric: str, value: float) -> float:
-    """A score of ours in the unit of the report's tables."""
+    """Convert a score to the unit of the report's tables."""
     return 100 * value if metric in SHARES else value
 
 
 def averaged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The report's averages of rows of ours (`Measured.as_dict`), as such rows, in the report's unit; only those all of
-    whose parts are there, for each judge and column. Bounds are the means of the parts' bounds: an interval that is
-    wide enough however the parts depend on each other."""
+    """Return the report's averages of our rows (`Measured.as_dict`) as rows in the report's unit, for each judge and
+    column that has all parts. Bounds are the means of the parts' bounds: such an interval is valid for any dependence
+    between the parts."""
     groups: dict[tuple[str | None, str | None], dict[Key, Mapping[str, Any]]] = defaultdict(dict)
     for row in rows:
         if row["table"] and row["score"] is not None:
             table = tables()[row["table"]]
-            label, place = table.place(row)
-            other = None if place == table.phi else place
+            label, name = table.cell(row)
+            other = None if name == table.phi else name
             groups[row["judge"], other].setdefault((row["table"], label), row)
     result = []
     for (judge, column), parts in groups.items():
@@ -208,13 +208,13 @@ def averaged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             key = (average.table, average.label)
             if key in parts or (average.table == "Table 3" and average.column != column):
                 continue
-            chosen = [parts[part] for part in average.parts if part in parts]
+            own = [parts[part] for part in average.parts if part in parts]
             numbers = {
                 name: mean(average, {k: points(r["metric"], r[name]) for k, r in parts.items()})
                 for name in ("score", "low", "high")
             }
             if numbers["score"] is not None:
-                parts[key] = _average(average, judge, chosen, numbers)
+                parts[key] = _average(average, judge, own, numbers)
                 result.append(dict(parts[key]))
     return result
 

@@ -1,9 +1,9 @@
-"""Our rows beside the report's: one page, or Markdown.
+"""Our rows compared with the report's: an HTML page, or Markdown.
 
 >>> Path("report.html").write_text(page(results))         # a results folder's results.json
 
-`results` has `model`, `date` and `rows` (`Measured.as_dict`), and where there are such `skipped` (of each benchmark its
-title, its rows and why), `agreement` of judges, and `parameters` of the model. Averages are made here (paper.py).
+`results` has `model`, `date` and `rows` (`Measured.as_dict`), and optionally `skipped` (title, rows and reasons of each
+benchmark), `agreement` of judges, and `parameters` of the model. Averages are computed here (paper.py).
 """
 
 import string
@@ -31,13 +31,13 @@ CLASSES = {
     "substitute data": "other",
     "private": "other",
 }
-"""How a status looks."""
+"""CSS class of each status."""
 NONE = "–"
-BEYOND = "Other benchmarks"
+OTHER = "Other benchmarks"
 
 
 def html(title: str, body: str) -> str:
-    """A self-contained page, light and dark: no script, font or image from elsewhere."""
+    """Return a self-contained page, light and dark, without scripts or external files."""
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return string.Template(template).substitute(title=escape(title), body=body)
 
@@ -46,51 +46,51 @@ def html(title: str, body: str) -> str:
 
 
 def as_text(row: Row, value: float | None, decimals: int, *, sign: bool = False) -> str:
-    """A score of a row in the report's unit."""
+    """Format a score of a row in the report's unit."""
     if value is None:
         return NONE
     return f"{points(row['metric'], value):{'+' if sign else ''}.{decimals}f}"
 
 
 def decimals(row: Row) -> int:
-    """As many as the row's table prints; numbers of our own have 1 in per cent and 2 otherwise."""
+    """Return the number of decimals in the row's table; outside the report 1 in per cent, otherwise 2."""
     if row["table"]:
         return tables()[row["table"]].decimals
     return 1 if row["metric"] in SHARES else 2
 
 
-def theirs(row: Row) -> float | None:
-    """The report's number that a row stands against."""
+def report_value(row: Row) -> float | None:
+    """Return the report's number for a row."""
     if not row["table"]:
         return None
     table = tables()[row["table"]]
-    return table.value(*table.place(row))
+    return table.value(*table.cell(row))
 
 
 def difference(row: Row) -> float | None:
-    """Ours less the report's, in its unit."""
-    other = theirs(row)
-    if other is None or row["score"] is None:
+    """Return our score minus the report's, in its unit."""
+    value = report_value(row)
+    if value is None or row["score"] is None:
         return None
-    return round(points(row["metric"], row["score"]) - other, decimals(row)) + 0.0  # no -0.0
+    return round(points(row["metric"], row["score"]) - value, decimals(row)) + 0.0  # no -0.0
 
 
 def remarks(row: Row) -> list[str]:
-    """What else one has to know of a number: who judged, how it was read, what went wrong."""
+    """Return the remarks on a row: judge, lenient score, errors, RTFx, note."""
     texts = []
     if row["table"] and row["column"]:
-        texts.append(f"beside {row['column']}")
+        texts.append(f"compared with {row['column']}")
     if row["judge"]:
         texts.append(f"judge: {row['judge']}")
     if row["lenient"] is not None:
-        texts.append(f"lenient reading {as_text(row, row['lenient'], decimals(row))}")
+        texts.append(f"lenient score {as_text(row, row['lenient'], decimals(row))}")
     if row["errors"]:
         texts.append(f"{row['errors']} not answered (counted as wrong)")
     if row["unread"]:
-        lacking = "readable points" if row["judge"] else "this score"
-        texts.append(f"{row['unread']} without {lacking} (left out)")
+        missing = "points that can be parsed" if row["judge"] else "this score"
+        texts.append(f"{row['unread']} without {missing} (left out)")
     if row["cut"]:
-        texts.append(f"{row['cut']} answers cut at their length")
+        texts.append(f"{row['cut']} answers cut at max_tokens")
     if row["rtfx"]:
         texts.append(f"RTFx {row['rtfx']:.3g}")
     if row["note"]:
@@ -98,42 +98,42 @@ def remarks(row: Row) -> list[str]:
     return texts
 
 
-def laid_out(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row | None]]]]:
-    """Each table that has rows of ours: its labels in the report's order, each with our rows (None where there is
-    none). A benchmark's rows outside the report stand after its last one in the first table that it is in; those of
-    benchmarks that the report doesn't have make a table of their own."""
-    whole = [*rows, *averaged(rows)]
-    waiting = [row for row in whole if not row["table"]]
+def by_table(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row | None]]]]:
+    """Yield each table for which there are rows, and its labels in the report's order, each with our rows (None if
+    there are none). A benchmark's rows outside the report follow its last row of the first table that has one; those of
+    other benchmarks form the last table."""
+    complete = [*rows, *averaged(rows)]
+    further = [row for row in complete if not row["table"]]
     for table in tables().values():
-        own = [row for row in whole if row["table"] == table.name]
+        own = [row for row in complete if row["table"] == table.name]
         if not own:
             continue
         lines: list[tuple[str, Row | None]] = []
         for label in table.labels:
-            here = [row for row in own if table.place(row)[0] == label]
-            lines += [(label, row) for row in here] or [(label, None)]
-            own = [row for row in own if table.place(row)[0] != label]
-            for name in dict.fromkeys(row["benchmark"] for row in here if row["benchmark"]):
+            matches = [row for row in own if table.cell(row)[0] == label]
+            lines += [(label, row) for row in matches] or [(label, None)]
+            own = [row for row in own if table.cell(row)[0] != label]
+            for name in dict.fromkeys(row["benchmark"] for row in matches if row["benchmark"]):
                 if not any(row["benchmark"] == name for row in own):
-                    lines += [(r["label"], r) for r in waiting if r["benchmark"] == name]
-                    waiting = [r for r in waiting if r["benchmark"] != name]
+                    lines += [(r["label"], r) for r in further if r["benchmark"] == name]
+                    further = [r for r in further if r["benchmark"] != name]
         yield table, lines
-    if waiting:
-        labels = tuple(dict.fromkeys(row["label"] for row in waiting))
+    if further:
+        labels = tuple(dict.fromkeys(row["label"] for row in further))
         blank = ("",) * len(labels)
-        beyond = Table(
-            BEYOND, "not in the report", ("",), labels, blank, frozenset(), {}, frozenset()
+        other = Table(
+            OTHER, "not in the report", ("",), labels, blank, frozenset(), {}, frozenset()
         )
-        yield beyond, [(row["label"], row) for row in waiting]
+        yield other, [(row["label"], row) for row in further]
 
 
 # Markdown -----------------------------------------------------------------------------------------
 
 
 def markdown(rows: Sequence[Row], *, level: int = 3) -> str:
-    """Our rows, a table of Markdown for each of the report's."""
+    """Return our rows as a Markdown table for each table of the report."""
     out = []
-    for table, lines in laid_out(rows):
+    for table, lines in by_table(rows):
         out += [
             f"{'#' * level} {table.name}: {table.caption}",
             "",
@@ -146,16 +146,16 @@ def markdown(rows: Sequence[Row], *, level: int = 3) -> str:
 
 
 def _markdown_row(label: str, row: Row) -> str:
-    places, other, off = decimals(row), theirs(row), difference(row)
-    more = "; ".join(filter(None, [row["status"], _first(row), *remarks(row)]))
+    places, value, off = decimals(row), report_value(row), difference(row)
+    status = "; ".join(filter(None, [row["status"], _limit(row), *remarks(row)]))
     cells = [
         label if row["table"] else f"· {label}",
         as_text(row, row["score"], places),
-        NONE if other is None else f"{other:.{places}f}",
+        NONE if value is None else f"{value:.{places}f}",
         NONE if off is None else f"{off:+.{places}f}",
         _interval(row),
         f"{row['n']:,}",
-        more,
+        status,
     ]
     return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
 
@@ -167,7 +167,7 @@ def _interval(row: Row) -> str:
     return f"{low} to {high}"
 
 
-def _first(row: Row) -> str:
+def _limit(row: Row) -> str:
     return f"at most {row['limit']} a row" if row.get("limit") else ""
 
 
@@ -175,10 +175,10 @@ def _first(row: Row) -> str:
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Every table of the report that has a row of ours, and what wasn't measured and why."""
+    """Return the page: the tables with our rows, the benchmarks left out and why, and the agreement of judges."""
     rows, skipped = results["rows"], results.get("skipped", {})
-    laid = list(laid_out(rows))
-    sections = [(_anchor(t.name), t.name, _section(t, lines, skipped)) for t, lines in laid]
+    layout = list(by_table(rows))
+    sections = [(_anchor(t.name), t.name, _section(t, lines, skipped)) for t, lines in layout]
     sections += [
         ("skipped", "Left out", _skipped(skipped)),
         ("judges", "Judges", _judges(results.get("agreement", {}))),
@@ -187,13 +187,13 @@ def page(results: Mapping[str, Any]) -> str:
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
     body = "".join(f'<section id="{name}">{content}</section>' for name, _, content in sections)
     foot = (
-        "Every number is made from the per-sample lines beside this page (<code>*.jsonl</code>) and can be made again "
-        "without the model: <code>polyphi eval score FOLDER</code>. Averages are plain means of the rows that the "
-        "report averages, their bounds the means of the rows' bounds."
+        "Every number is computed from the per-sample lines next to this page (<code>*.jsonl</code>); "
+        "<code>polyphi eval score FOLDER</code> computes them again without the model. Averages are plain means of the "
+        "rows that the report averages, their bounds the means of the rows' bounds."
     )
     return html(
         f"polyphi eval · {results['model']}",
-        f'{_top(results, laid)}<nav><div><a href="figures.html">Figures</a>{links}</div></nav>'
+        f'{_top(results, layout)}<nav><div><a href="figures.html">Figures</a>{links}</div></nav>'
         f"<main>{_legend(rows)}{body}<footer>{foot}</footer></main>",
     )
 
@@ -202,22 +202,22 @@ def _anchor(table: str) -> str:
     return "".join(c for c in table.lower() if c.isalnum())
 
 
-def _top(results: Mapping[str, Any], laid: Sequence[tuple[Table, Sequence[Any]]]) -> str:
+def _top(results: Mapping[str, Any], layout: Sequence[tuple[Table, Sequence[Any]]]) -> str:
     rows = results["rows"]
     ours = [row for row in rows if row["table"]]
     tiles = [
         (str(len({(r["table"], r["label"]) for r in ours})), "rows of the report"),
-        (str(len(laid)), "tables, averages included"),
+        (str(len(layout)), "tables, averages included"),
         (f"{sum(row['n'] for row in ours):,}", "samples in these rows"),
         (str(len(results.get("skipped", {}))), "benchmarks left out"),
     ]
     html_tiles = "".join(
-        f'<div class="tile"><b>{n}</b><span>{what}</span></div>' for n, what in tiles
+        f'<div class="tile"><b>{n}</b><span>{text}</span></div>' for n, text in tiles
     )
     return (
-        f'<header class="top"><h1>{escape(results["model"])} <small>beside the report</small></h1>'
+        f'<header class="top"><h1>{escape(results["model"])} <small>and the report</small></h1>'
         f'<p class="lede">Measured {escape(results["date"])} on the benchmarks of the Phi-4-Mini technical report. Our '
-        f"numbers stand first, then the report's for the same row.</p>"
+        f"numbers come first, then the report's for the same row.</p>"
         f'<div class="tiles">{html_tiles}</div></header>'
     )
 
@@ -230,9 +230,9 @@ def _legend(rows: Sequence[Row]) -> str:
         if status in statuses
     )
     about = (
-        "Scores are strict: what doesn't parse is wrong. A lenient reading of the same answers stands below the row "
-        "where there is one. ↓ less is better. A difference is green or brown where the report's number lies outside "
-        "our 95 % interval, and grey where the data are others. RTFx: seconds of sound in a second of work."
+        "Scores are strict: an answer that can't be parsed is wrong. The lenient score of the same answers, if there "
+        "is one, is below the row. ↓ lower is better. A difference is green or brown if the report's number is outside "
+        "our 95 % interval, and grey if the data differ. RTFx: seconds of audio processed per second."
     )
     return f'<section class="legend"><dl>{items}</dl><p class="about">{about}</p></section>'
 
@@ -248,10 +248,10 @@ def _section(
     others = [column for column in table.columns if several or column != table.phi]
     others = [] if len(table.columns) == 1 else others
     heads = ["row", "ours", "report", "difference", "95 % interval", "n", "status", *others]
-    kinds = ["", "n", "n", "n", "n", "n", "", *["n model"] * len(others)]
+    classes = ["", "n", "n", "n", "n", "n", "", *["n model"] * len(others)]
     top = "".join(
-        f'<th scope="col" class="{kind}">{escape(head)}</th>'
-        for head, kind in zip(heads, kinds, strict=True)
+        f'<th scope="col" class="{css}">{escape(head)}</th>'
+        for head, css in zip(heads, classes, strict=True)
     )
     why = {
         (t, label): name for name, entry in skipped.items() for t, label in entry.get("rows", ())
@@ -259,19 +259,19 @@ def _section(
     body = []
     for label, row in lines:
         cells = _ours(label, row) if row else _missing(table, label, why)
-        place = label if row is None or row["table"] else None
-        cells += [_cell(table, place, column) for column in others]
-        first, rest = cells[0], zip(cells[1:], kinds[1:], strict=True)
-        kind = "mean" if label in table.means else "" if place else "extra"
+        in_report = label if row is None or row["table"] else None
+        cells += [_cell(table, in_report, column) for column in others]
+        first, rest = cells[0], zip(cells[1:], classes[1:], strict=True)
+        css = "mean" if label in table.means else "" if in_report else "extra"
         body.append(
-            f'<tr class="{kind}"><th scope="row">{first}</th>'
-            + "".join(f'<td class="{k}">{cell}</td>' for cell, k in rest)
+            f'<tr class="{css}"><th scope="row">{first}</th>'
+            + "".join(f'<td class="{c}">{cell}</td>' for cell, c in rest)
             + "</tr>"
         )
     notes = []
     if table.recovered:
         notes.append(
-            "Numbers in italics are lost in the report's text and come from other public sources."
+            "Numbers in italics are missing in the report's text and come from other public sources."
         )
     return (
         f"<h2>{escape(table.name)} <small>{escape(table.caption)}</small></h2>"
@@ -290,42 +290,42 @@ def _cell(table: Table, label: str | None, column: str) -> str:
 
 
 def _ours(label: str, row: Row) -> list[str]:
-    places, other, off = decimals(row), theirs(row), difference(row)
-    less = bool(row["table"]) and lower_is_better(row["table"], label)
+    places, value, off = decimals(row), report_value(row), difference(row)
+    lower = bool(row["table"]) and lower_is_better(row["table"], label)
     sub = "".join(f'<span class="sub">{escape(text)}</span>' for text in remarks(row))
     table = tables()[row["table"]] if row["table"] else None
-    report = NONE if other is None else f"{other:.{places}f}"
-    if table and table.place(row) in table.recovered:
+    report = NONE if value is None else f"{value:.{places}f}"
+    if table and table.cell(row) in table.recovered:
         report = f"<i>{report}</i>"
     return [
-        f"{_label(label, less)}{sub}",
+        f"{_label(label, lower)}{sub}",
         f'<b class="score">{as_text(row, row["score"], places)}</b>',
         report,
-        NONE if off is None else _difference(row, off, places, less),
+        NONE if off is None else _difference(row, off, places, lower),
         _interval(row),
-        f"{row['n']:,}" + (f'<span class="sub">{first}</span>' if (first := _first(row)) else ""),
+        f"{row['n']:,}" + (f'<span class="sub">{limit}</span>' if (limit := _limit(row)) else ""),
         _chip(row["status"]),
     ]
 
 
-def _label(label: str, less: bool) -> str:
-    return escape(label) + (" ↓" if less and "lower better" not in label else "")
+def _label(label: str, lower: bool) -> str:
+    return escape(label) + (" ↓" if lower and "lower better" not in label else "")
 
 
-def _difference(row: Row, off: float, places: int, less: bool) -> str:
-    """Coloured where the report's number lies outside our interval, of the same data."""
+def _difference(row: Row, off: float, places: int, lower: bool) -> str:
+    """Return a difference, coloured if the data are the report's and its number is outside our interval."""
     low, high = (points(row["metric"], row[end]) for end in ("low", "high"))
     if row["status"] in ("substitute data", "private"):
-        kind = "faint"
+        css = "faint"
     elif low <= points(row["metric"], row["score"]) - off <= high:
-        kind = ""
+        css = ""
     else:
-        kind = "good" if (off > 0) != less else "poor"
-    return f'<span class="{kind}">{off:+.{places}f}</span>'
+        css = "good" if (off > 0) != lower else "poor"
+    return f'<span class="{css}">{off:+.{places}f}</span>'
 
 
 def _missing(table: Table, label: str, why: Mapping[tuple[str, str], str]) -> list[str]:
-    """A row of the report that we have no number for."""
+    """Return the cells of a row of the report without a number of ours."""
     value = table.value(label, table.phi)
     if (table.name, label) in PRIVATE:
         status = _chip("private")
@@ -333,7 +333,7 @@ def _missing(table: Table, label: str, why: Mapping[tuple[str, str], str]) -> li
         status = '<a class="chip" href="#skipped">left out</a>'
     else:
         status = '<span class="faint">' + (
-            "parts are missing" if label in table.means else "not measured"
+            "rows are missing" if label in table.means else "not measured"
         )
         status += "</span>"
     report = NONE if value is None else _cell(table, label, table.phi)
@@ -359,8 +359,8 @@ def _skipped(skipped: Mapping[str, Any]) -> str:
             f"<h3>{escape(entry.get('title', name))} <em>{escape(rows)}</em></h3><ul>{why}</ul>"
         )
     about = (
-        "What these need isn't there. <code>polyphi eval check-data DIR</code> says what is missing and where it comes "
-        "from; the same command, with the data in place, adds their rows."
+        "Data or tools of these benchmarks are missing. <code>polyphi eval check-data DIR</code> lists what is missing "
+        "and where to get it; then run the same command again to add their rows."
     )
     return (
         f'<h2>Left out</h2><p class="about">{about}</p><div class="card pad">{"".join(items)}</div>'
@@ -372,12 +372,12 @@ def _judges(agreement: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         return ""
     rows = []
     for name, pairs in agreement.items():
-        for pair, alike in pairs.items():
-            correlation = alike.get("rank correlation")
+        for pair, values in pairs.items():
+            correlation = values.get("rank correlation")
             cells = [
-                f"{alike['n']:.0f}",
-                f"{100 * alike['equal']:.0f} %",
-                f"{alike['difference']:+.2f}",
+                f"{values['n']:.0f}",
+                f"{100 * values['equal']:.0f} %",
+                f"{values['difference']:+.2f}",
                 NONE if correlation is None else f"{correlation:.2f}",
             ]
             rows.append(
@@ -385,10 +385,10 @@ def _judges(agreement: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
                 + "".join(f'<td class="n">{cell}</td>' for cell in cells)
                 + "</tr>"
             )
-    heads = ("n", "equal", "second less first", "rank correlation")
+    heads = ("n", "equal", "second minus first", "rank correlation")
     top = '<th scope="col">judges and points</th>'
     top += "".join(f'<th scope="col" class="n">{head}</th>' for head in heads)
     return (
-        '<h2>Judges</h2><p class="about">How two judges of the same answers agree.</p><div class="card scroll">'
+        '<h2>Judges</h2><p class="about">Agreement of two judges on the same answers.</p><div class="card scroll">'
         f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -194,7 +194,7 @@ def by_modality(rows: Iterable[Report]) -> list[dict[str, Any]]:
         if members := [r for r in rows if r["modality"] == modality]:
             beats = sum(r["verdict"] == "beats" for r in members)
             note = f"{beats} of {len(members)} beat their best baseline"
-            if goals := [tables.reached(r) for r in members if r["goal"] is not None]:
+            if goals := [tables.reaches_goal(r) for r in members if r["goal"] is not None]:
                 note += f", {sum(goals)} of {len(goals)} reach their goal"
             group = {"modality": modality, "title": title, "note": note}
             groups.append({**group, "rows": [task_row(r) for r in members]})
@@ -209,7 +209,7 @@ def task_row(r: Report) -> dict[str, Any]:
     goal = baseline = lead = None
     if texts := tables.goal(r):
         ticks.append(("goal", r["goal"] / unit))
-        goal = {"value": texts[0], "text": texts[1], "reached": tables.reached(r)}
+        goal = {"value": texts[0], "text": texts[1], "reached": tables.reaches_goal(r)}
     if r["best"]:
         score, name = tables.best(r)
         answer = r["baselines"][r["best"]]["answer"]
@@ -251,7 +251,7 @@ def benchmark_rows(report: Report) -> list[dict[str, Any]]:
             "n": row["n"],
             "benchmark": row["benchmark"] or "average",
         }
-        for table, lines in eval_tables.laid_out(report["benchmarks"]["rows"])
+        for table, lines in eval_tables.by_table(report["benchmarks"]["rows"])
         for label, row in lines
         if row and row["table"]
     ]

@@ -1,4 +1,4 @@
-"""Goals beside scores, as people read them."""
+"""Goals in the texts of held-out results."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def test_a_goal_is_reached_in_the_direction_of_its_metric(
     task: str, short: float, unit: str
 ) -> None:
     at, before = row(task, GOALS[task]), row(task, GOALS[task] + short)
-    assert report.reached(at) and not report.reached(before)
+    assert report.reaches_goal(at) and not report.reaches_goal(before)
     goals = report.goal(at), report.goal(before)
     assert [goal and goal[0] for goal in goals] == [unit, unit] and goals[0] != goals[1]
     assert all(

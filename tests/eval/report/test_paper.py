@@ -1,4 +1,4 @@
-"""The report's averages, made again by the functions that make ours; and its tables, beside each other."""
+"""The report's averages, computed by the functions for ours, and the consistency of its tables."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,29 +12,29 @@ from polyphi.eval.score import Measured
 
 PHI = "Phi-4-Multimodal 5.6B"
 SLIP = ("Table 4", "FLEURS Average", "GPT-4o")
-"""The one average that the report has wrong: the mean of its row is 5.411, printed is 5.42."""
+"""The one average that is wrong in the report: the mean of its rows is 5.411, printed is 5.42."""
 
 
 def printed() -> Iterator[tuple[tuple[str, str, str], float, float]]:
-    """Place, printed value and mean of its parts of every average that the report's own numbers give. Table 3 only
-    repeats averages of others."""
+    """Yield cell, printed value and mean of the parts of every average with known parts, except Table 3's, which repeat
+    averages of other tables."""
     for average in averages():
         table = tables()[average.table]
         for column in table.columns if average.table != "Table 3" else ():
             numbers = {(t, label): tables()[t].value(label, column) for t, label in average.parts}
-            made, said = mean(average, numbers), table.value(average.label, column)
-            if made is not None and said is not None:
-                yield (average.table, average.label, column), said, made
+            computed, value = mean(average, numbers), table.value(average.label, column)
+            if computed is not None and value is not None:
+                yield (average.table, average.label, column), value, computed
 
 
 def test_all_averages_of_the_report_are_the_means_of_their_rows_but_one() -> None:
-    found = list(printed())
-    assert len(found) == 106
+    results = list(printed())
+    assert len(results) == 106
     off = {
-        place: made
-        for place, said, made in found
-        # Means that lie between two printed values went up as well as down.
-        if abs(made - said) > 0.5 * 10.0 ** -tables()[place[0]].decimals + 1e-9
+        cell: computed
+        for cell, value, computed in results
+        # Means halfway between two printed values are rounded up or down.
+        if abs(computed - value) > 0.5 * 10.0 ** -tables()[cell[0]].decimals + 1e-9
     }
     assert list(off) == [SLIP]
     assert off[SLIP] == pytest.approx(5.41125)
@@ -42,14 +42,14 @@ def test_all_averages_of_the_report_are_the_means_of_their_rows_but_one() -> Non
 
 def test_every_average_row_has_its_parts() -> None:
     marked = {(t.name, label) for t in tables().values() for label in t.means}
-    made = {(a.table, a.label): a for a in averages()}
-    assert marked <= made.keys()
-    assert {k for k in made if k not in marked} == {
+    known = {(a.table, a.label): a for a in averages()}
+    assert marked <= known.keys()
+    assert {k for k in known if k not in marked} == {
         ("Table 3", x) for x in tables()["Table 3"].labels
     }
-    for average in made.values():
+    for average in known.values():
         assert all(label in tables()[table].labels for table, label in average.parts)
-    sizes = {k: len(a.parts) for k, a in made.items()}
+    sizes = {k: len(a.parts) for k, a in known.items()}
     assert sizes["Table 1", "Average"] == 15 and sizes["Table 7", "Average"] == 22
     assert sizes["Table 8", "Average"] == 9 and sizes["Table 13", "Average"] == 8
 
@@ -63,7 +63,7 @@ def test_the_main_table_of_speech_agrees_with_the_detailed_ones_in_every_cell() 
         for column in main.columns:
             theirs = average.column or tables()[table].phi if column == PHI else column
             if column != PHI and average.column:
-                assert main.value(average.label, column) is None  # nobody else was asked so
+                assert main.value(average.label, column) is None  # only Phi has such a row
                 continue
             assert main.value(average.label, column) == tables()[table].value(label, theirs)
             compared += 1
@@ -84,7 +84,7 @@ def test_cells_that_the_text_lost_are_marked() -> None:
 
 def test_every_row_of_ours_has_a_place_in_the_report() -> None:
     for row in (row for b in benchmarks() for row in b.rows if row.table):
-        label, column = tables()[row.table].place({"label": row.label, "column": row.column})
+        label, column = tables()[row.table].cell({"label": row.label, "column": row.column})
         assert label in tables()[row.table].labels and column in tables()[row.table].columns
 
 
@@ -93,24 +93,24 @@ def test_models_of_table_9_are_its_columns() -> None:
     reasoning = "Phi-4-Mini (reasoning trained) 3.8B"
     assert table.labels == ("AIME 2024", "MATH-500", "GPQA Diamond") and table.phi == "Phi-4-Mini"
     assert table.value("MATH-500", reasoning) == 90.4
-    turned = table.place({"label": reasoning, "column": "MATH-500"})
-    assert turned == table.place({"label": "MATH-500", "column": reasoning})
+    cell = table.cell({"label": reasoning, "column": "MATH-500"})
+    assert cell == table.cell({"label": "MATH-500", "column": reasoning})
 
 
 # Ours ---------------------------------------------------------------------------------------------
 
 
 def row(table: str, label: str, score: float, metric: str = "wer", **more: Any) -> dict[str, Any]:
-    held = Measured(
+    measured = Measured(
         table, label, "b", metric, 10, score, score - 0.01, score + 0.02, "reproduced setting"
     )
-    return held.as_dict() | more
+    return measured.as_dict() | more
 
 
 def of(table: str, group: str, metric: str, step: float, **more: Any) -> list[dict[str, Any]]:
-    told = tables()[table]
-    labels = [x for x, g in zip(told.labels, told.groups, strict=True) if g == group]
-    own = [x for x in labels if x not in told.means]
+    report = tables()[table]
+    labels = [x for x, g in zip(report.labels, report.groups, strict=True) if g == group]
+    own = [x for x in labels if x not in report.means]
     return [row(table, x, step * (i + 1), metric, **more) for i, x in enumerate(own)]
 
 
@@ -137,13 +137,13 @@ def test_an_average_needs_all_its_parts() -> None:
 def test_judges_and_ways_of_asking_have_averages_of_their_own() -> None:
     rows = [r for j in ("a", "b") for r in of("Table 6", "MT-Bench", "mean", 2.0, judge=j)]
     rows[3]["score"] = 9.0
-    found = [r for r in averaged(rows) if r["table"] == "Table 6"]
-    assert [(r["judge"], r["score"]) for r in found] == [("a", 3.0), ("b", 5.5)]
+    results = [r for r in averaged(rows) if r["table"] == "Table 6"]
+    assert [(r["judge"], r["score"]) for r in results] == [("a", 3.0), ("b", 5.5)]
     cot = tables()["Table 5"].columns[1]
-    asked = of("Table 5", "FLEURS X-EN", "bleu", 2.0) + of(
+    rows = of("Table 5", "FLEURS X-EN", "bleu", 2.0) + of(
         "Table 5", "FLEURS X-EN", "bleu", 3.0, column=cot
     )
-    assert {(r["label"], r["column"], r["score"]) for r in averaged(asked)} == {
+    assert {(r["label"], r["column"], r["score"]) for r in averaged(rows)} == {
         ("FLEURS X-EN Average", None, 8.0),
         ("FLEURS X-EN Average", cot, 12.0),
         ("AST BLEU FLEURS X-EN 0-shot", None, 8.0),

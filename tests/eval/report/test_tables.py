@@ -1,4 +1,4 @@
-"""The pages of results, from made-up rows: complete, readable by anybody, and harmless whatever the rows hold."""
+"""The pages of results, from synthetic rows: complete, accessible and escaped."""
 
 import re
 from html import escape
@@ -16,26 +16,26 @@ VOID = {"meta", "link", "br", "img", "path", "rect", "circle"}
 
 
 class Wellformed(HTMLParser):
-    """Every tag is closed in its order; notes what would be fetched, and pictures without words."""
+    """Checks that tags are closed in order; collects external addresses, ids, and images without a label."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.silent = 0
+        self.external: list[str] = []
+        self.unlabelled = 0
         self.ids: list[str] = []
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        held = dict(attrs)
-        self.ids += [held["id"]] if "id" in held else []
+        attributes = dict(attrs)
+        self.ids += [attributes["id"]] if "id" in attributes else []
         for name in ("src", "href", "srcset", "action", "data"):
-            address = held.get(name)
+            address = attributes.get(name)
             if address and not address.startswith(("#", "data:")) and tag != "a":
-                self.fetched.append(address)
+                self.external.append(address)
         assert tag not in ("script", "iframe", "object")
-        self.silent += tag == "svg" and not held.get("aria-label")
+        self.unlabelled += tag == "svg" and not attributes.get("aria-label")
         self.open += [] if tag in VOID else [tag]
 
     def handle_endtag(self, tag: str) -> None:
@@ -47,7 +47,7 @@ class Wellformed(HTMLParser):
 
 def row(table: str, label: str, score: float | None, metric: str = "accuracy", **more: Any) -> Any:
     low, high = (score - 0.02, score + 0.02) if score is not None else (None, None)
-    made = Measured(
+    measured = Measured(
         table,
         label,
         more.pop("benchmark", label.split(maxsplit=1)[0].lower()),
@@ -58,7 +58,7 @@ def row(table: str, label: str, score: float | None, metric: str = "accuracy", *
         high,  # type: ignore[arg-type]
         more.pop("status", "reproduced setting"),
     )
-    return made.as_dict() | {"limit": None} | more
+    return measured.as_dict() | {"limit": None} | more
 
 
 ROWS = [
@@ -76,7 +76,7 @@ ROWS = [
     row("Table 12", "VPRR (lower better)", 0.3, column="Phi-4-Multimodal"),
     row("", "Capitals", 0.5, benchmark="capitals"),
 ]
-TOLD = {
+RESULTS = {
     "model": "a <b>model</b>",
     "date": "2026-11-26",
     "parameters": 5_600_000_000,
@@ -90,7 +90,7 @@ TOLD = {
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return tables.page(TOLD)
+    return tables.page(RESULTS)
 
 
 def cells(page: str, label: str) -> list[str]:
@@ -102,16 +102,16 @@ def cells(page: str, label: str) -> list[str]:
 
 @pytest.mark.parametrize("make", [tables.page, figures.page])
 def test_pages_are_whole_and_ask_nothing_of_others(make: Any) -> None:
-    told = Wellformed(make(TOLD))
-    assert not told.fetched and not told.silent
-    assert len(set(told.ids)) == len(told.ids)
-    assert "<b>model</b>" not in make(TOLD)
-    assert "http" not in re.sub(r"<title>.*?</title>", "", make(TOLD))
+    page = Wellformed(make(RESULTS))
+    assert not page.external and not page.unlabelled
+    assert len(set(page.ids)) == len(page.ids)
+    assert "<b>model</b>" not in make(RESULTS)
+    assert "http" not in re.sub(r"<title>.*?</title>", "", make(RESULTS))
 
 
 @pytest.mark.parametrize("make", [tables.page, figures.page])
 def test_pages_are_for_phones_and_for_the_dark(make: Any) -> None:
-    page = make(TOLD)
+    page = make(RESULTS)
     assert "width=device-width" in page and "prefers-color-scheme: dark" in page
 
 
@@ -141,7 +141,7 @@ def test_colours_can_be_read_in_both_modes() -> None:
             assert contrast(mode[line], mode["card"]) >= 3
 
 
-def test_every_row_of_a_table_stands_there_with_every_column(page: str) -> None:
+def test_tables_have_all_rows_and_columns(page: str) -> None:
     for name in ("Table 1", "Table 4", "Table 6"):
         part = page.split(f"<h2>{name} ")[1].split("</table>", maxsplit=1)[0]
         for label in report()[name].labels:
@@ -162,22 +162,22 @@ def test_numbers_are_in_the_reports_unit_and_place(page: str) -> None:
     assert cells(page, "SQQA MT-Bench 1-10")[1] == "6.50"
 
 
-def test_what_one_has_to_know_of_a_number_stands_below_it(page: str) -> None:
-    assert "lenient reading 83.0" in cells(page, "ChartQA (test)")[0]
+def test_remarks_are_below_a_row(page: str) -> None:
+    assert "lenient score 83.0" in cells(page, "ChartQA (test)")[0]
     assert "4 answers cut" in cells(page, "DocVQA (test)")[0]
     assert "2 not answered" in cells(page, "DocVQA (test)")[0]
     assert "RTFx 31.4" in cells(page, "OpenASR AMI")[0]
     assert "at most 50 a row" in cells(page, "ShareGPT4o_AI2D")[5]
     assert "judge: gpt-4-0613" in cells(page, "MT-Bench turn-1")[0]
-    assert "7 without readable points" in cells(page, "AMI overall")[0]
+    assert "7 without points" in cells(page, "AMI overall")[0]
     assert cells(page, "AMI overall")[1:4] == ["–", "6.29", "–"]
 
 
-def test_what_was_not_measured_says_why(page: str) -> None:
+def test_rows_without_a_number_have_a_reason(page: str) -> None:
     assert cells(page, "Golden3 overall")[6] == "private"
     assert cells(page, "BLINK")[6] == "left out"
     assert cells(page, "MMMU (val)")[6] == "not measured"
-    assert cells(page, "Average")[6] == "parts are missing"
+    assert cells(page, "Average")[6] == "rows are missing"
     assert "x.parquet &lt;missing&gt;" in page
     assert "rank correlation" in page and "-0.25" in page
 
@@ -198,9 +198,11 @@ def test_numbers_outside_the_report_stand_with_their_benchmark(page: str) -> Non
 
 def test_differences_are_coloured_only_where_they_can_be_told_apart() -> None:
     def colour(**more: Any) -> str:
-        made = row("Table 4", "OpenASR AMI", 0.1, "wer", **more)
-        found = re.findall(r'<span class="(\w*)">-1.69', tables.page({**TOLD, "rows": [made]}))
-        return str(found[0])
+        measured = row("Table 4", "OpenASR AMI", 0.1, "wer", **more)
+        matches = re.findall(
+            r'<span class="(\w*)">-1.69', tables.page({**RESULTS, "rows": [measured]})
+        )
+        return str(matches[0])
 
     assert colour() == ""  # the interval reaches from 8 to 12
     assert colour(low=0.099, high=0.101) == "good"  # fewer errors
@@ -223,29 +225,29 @@ def test_markdown_has_our_rows_and_averages() -> None:
 
 
 def test_figures_say_in_words_what_they_show() -> None:
-    page = figures.page(TOLD)
+    page = figures.page(RESULTS)
     words = re.findall(r'aria-label="([^"]+)"', page)
     assert any("OCRBench" in w and "Phi-4-Multimodal 5.6B 84.4" in w for w in words)
     assert any("MT-Bench" in w and "a &lt;b&gt;model&lt;/b&gt; 6.50" in w for w in words)
 
 
 def test_bars_are_in_order_and_to_scale() -> None:
-    own = figures.ours(TOLD)
-    drawn = figures.bars("Table 3", "ASR WER OpenASR", own)
+    own = figures.own_scores(RESULTS)
+    svg = figures.bars("Table 3", "ASR WER OpenASR", own)
     widths = [
-        float(w) for w in re.findall(r'class="bar \w+" x="\d+" y="\d+" width="([\d.]+)"', drawn)
+        float(w) for w in re.findall(r'class="bar \w+" x="\d+" y="\d+" width="([\d.]+)"', svg)
     ]
     assert len(widths) == 6 and widths == sorted(widths) and widths[-1] == figures.LENGTH
     assert widths[0] == pytest.approx(figures.LENGTH * 6.14 / 20.7, abs=0.1)
-    drawn = figures.bars("Table 3", "SQQA MT-Bench 1-10", own)
-    assert "whisker" in drawn and "bar ours" in drawn
+    svg = figures.bars("Table 3", "SQQA MT-Bench 1-10", own)
+    assert "whisker" in svg and "bar ours" in svg
 
 
 def test_bars_of_other_data_are_marked() -> None:
-    own = figures.ours(TOLD)
+    own = figures.own_scores(RESULTS)
     assert " *</text>" in figures.bars("Table 2", "ShareGPT4o_AI2D", own)
     assert " *" not in figures.bars("Table 6", "MT-Bench turn-1", own)
-    assert "* stands where" in figures.page(TOLD)
+    assert "* marks scores" in figures.page(RESULTS)
 
 
 def test_the_size_of_a_model_is_in_its_name() -> None:
@@ -256,10 +258,10 @@ def test_the_size_of_a_model_is_in_its_name() -> None:
 
 def test_our_model_is_drawn_where_its_size_is_known() -> None:
     rows = [row("Table 2", label, 0.7, benchmark="b") for label in report()["Table 2"].labels[:4]]
-    told = {**TOLD, "rows": rows}
-    assert "dot ours" in figures.page(told)
-    assert "dot ours" not in figures.page({**told, "parameters": None})
-    assert 'class="shape ours"' in figures.page(told)
+    results = {**RESULTS, "rows": rows}
+    assert "dot ours" in figures.page(results)
+    assert "dot ours" not in figures.page({**results, "parameters": None})
+    assert 'class="shape ours"' in figures.page(results)
 
 
 def test_figures_of_the_report_alone() -> None:

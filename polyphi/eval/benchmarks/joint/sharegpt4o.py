@@ -72,7 +72,7 @@ def written_questions(data: Data, name: str) -> Iterator[dict[str, Any]]:
         (prompt,) = sample.prompt
         options = sample.meta.get("options")
         question = prompt.text.rpartition("\n")[0]  # less the instruction
-        question = question.removesuffix(vqa.lettered("", options)) if options else question
+        question = question.removesuffix(vqa.with_options("", options)) if options else question
         choices = [f"{a}: {option}." for a, option in vqa.letters(options or ()).items()]
         yield {
             "id": sample.id,

@@ -22,7 +22,7 @@ from polyphi.eval.benchmark import Benchmark, Row, Turns
 from polyphi.eval.cache import Cache, Request
 from polyphi.eval.severity import JUDGING, PROMPTS, by_harm, mean_rate, prompts, sample
 from polyphi.eval.sources import Data
-from polyphi.eval.spoken import Spoken, spoken
+from polyphi.eval.spoken import SpokenText, synthesize
 from polyphi.messages import LANGUAGES, Message, SamplingParams, Text
 
 GOALS = replace(PROMPTS, files=("goals.jsonl",))
@@ -113,14 +113,14 @@ def _conversation(
     return talk
 
 
-def _aloud(sample: Sample, text: str) -> Spoken:
+def _aloud(sample: Sample, text: str) -> SpokenText:
     """A turn, spoken; one that no voice can speak (symbols alone, say) is replaced by what the user is after."""
     language = sample.meta["language"]
     try:
-        return Spoken(spoken(text, language), text)
+        return SpokenText(synthesize(text, language), text)
     except ValueError:
         text = sample.meta["prompt"]
-        return Spoken(spoken(text, language), text)
+        return SpokenText(synthesize(text, language), text)
 
 
 TEXT = {"strategy": "plain", "aloud": False}

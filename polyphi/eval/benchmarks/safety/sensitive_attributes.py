@@ -13,7 +13,7 @@ from polyphi.data.shards import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row
 from polyphi.eval.sources import Data, Source, audio_of
-from polyphi.eval.spoken import Spoken, spoken
+from polyphi.eval.spoken import SpokenText, synthesize
 from polyphi.messages import Message
 from polyphi.services.speech_synthesis import Voice
 
@@ -79,9 +79,9 @@ def load(data: Data) -> Iterator[Sample]:
         source = (
             audio_of(row["audio"], folder).source
             if "audio" in row
-            else spoken(row["text"], voice=Voice(**row.get("voice", {})))
+            else synthesize(row["text"], voice=Voice(**row.get("voice", {})))
         )
-        request = Message.user(Spoken(source, row["text"]))
+        request = Message.user(SpokenText(source, row["text"]))
         for system in (False, True):
             yield Sample(
                 f"isa-{number}-{'system' if system else 'plain'}",

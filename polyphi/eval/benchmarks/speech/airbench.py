@@ -86,6 +86,6 @@ benchmark = Benchmark(
     ),
     sources=(SOURCE,),
     load=load,
-    judging=Judging(requests, read, {"points": PROMPT.words}, combine=combine),
+    judging=Judging(requests, read, {"points": PROMPT.text}, combine=combine),
     max_tokens=512,
 )

@@ -31,7 +31,7 @@ def load(data: Data) -> Iterator[Sample]:
         clips = data.folder(source) / "clips"
         for row in data.rows(source, "test.tsv"):
             if speech.has_words(row["sentence"], language):
-                request = speech.ask_transcript(audio_of(row["path"], clips))
+                request = speech.transcription_prompt(audio_of(row["path"], clips))
                 yield Sample(
                     f"cv15-{language}-{Path(row['path']).stem}",
                     (request, Message.assistant(row["sentence"])),

@@ -78,7 +78,10 @@ def recognition(data: Data) -> Iterator[Sample]:
             if speech.has_words(row["raw_transcription"], language):
                 yield Sample(
                     f"fleurs-{language}-{row['file_name'].removesuffix('.wav')}",
-                    (speech.ask_transcript(audio), Message.assistant(row["raw_transcription"])),
+                    (
+                        speech.transcription_prompt(audio),
+                        Message.assistant(row["raw_transcription"]),
+                    ),
                     NAME,
                     LICENCE,
                     {"language": language},

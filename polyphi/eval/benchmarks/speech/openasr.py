@@ -36,7 +36,7 @@ def load(data: Data) -> Iterator[Sample]:
         prompt = EARNINGS if label == "Earnings22" else TRANSCRIBE
         for number, row in enumerate(data.rows(source, columns=("audio", "text"))):
             if speech.has_words(row["text"], "en"):
-                request = speech.ask_transcript(audio_of(row["audio"]), prompt)
+                request = speech.transcription_prompt(audio_of(row["audio"]), prompt)
                 yield Sample(
                     f"openasr-{label.lower()}-{number}",
                     (request, Message.assistant(row["text"])),

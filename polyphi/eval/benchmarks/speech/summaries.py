@@ -70,7 +70,7 @@ def read(name: str, reply: str, sample: Sample) -> float | None:
     return value if value in (0, 1) else None
 
 
-JUDGING = Judging(requests, read, {name: prompt.words for name, prompt in PROMPTS.items()})
+JUDGING = Judging(requests, read, {name: prompt.text for name, prompt in PROMPTS.items()})
 
 
 def rows(name: str) -> tuple[Row, ...]:

@@ -274,7 +274,7 @@ def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
         for n, verdict in zip(block, _checked([requests[n] for n in block]), strict=True):
             verdicts[n] = verdict
     return [
-        Score(float(verdict), each["answer"][: programs.SHOWN], {LENIENT: float(verdict)})
+        Score(float(verdict), each["answer"][: programs.MAX_RECORDED], {LENIENT: float(verdict)})
         for each, verdict in zip(requests, verdicts, strict=True)
     ]
 
@@ -299,7 +299,7 @@ def _python() -> Path:
 
 def _checked(requests: Sequence[Mapping[str, Any]]) -> list[bool]:
     """bfcl-eval's verdicts. Where an answer brings its checker down, each of them alone."""
-    if why := programs.unable():
+    if why := programs.unavailable():
         raise ValueError(f"no calls can be judged: {why}")
     result = sandbox.run(
         Path(calls.__file__).read_text(encoding="utf-8"),
@@ -343,7 +343,7 @@ def _calls(answer: str) -> list[dict[str, dict[str, Any]]]:
     import ast
 
     result = []
-    tree = programs.parsed(answer.strip("` \n"))
+    tree = programs.parse(answer.strip("` \n"))
     node = tree.body[0].value if tree and tree.body and isinstance(tree.body[0], ast.Expr) else None
     for call in node.elts if isinstance(node, ast.List | ast.Tuple) else [node]:
         if not isinstance(call, ast.Call):
@@ -406,6 +406,6 @@ benchmark = Benchmark(
     load=load,
     score_many=score_many,
     max_tokens=512,
-    unavailable=programs.unable,
+    unavailable=programs.unavailable,
     note="single requests; the mean of calls for made and for users' questions, irrelevance and relevance",
 )

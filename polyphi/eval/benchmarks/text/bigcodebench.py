@@ -105,7 +105,7 @@ def trial(code: str, sample: Sample) -> programs.Trial:
         "tests": meta["tests"],
         "count": sum(
             node.name.startswith("test")
-            for node in ast.walk(programs.parsed(meta["tests"]) or ast.Module([], []))
+            for node in ast.walk(programs.parse(meta["tests"]) or ast.Module([], []))
             if isinstance(node, ast.FunctionDef)
         ),
         "seconds": SECONDS if foreign else OWN_SECONDS,
@@ -115,15 +115,15 @@ def trial(code: str, sample: Sample) -> programs.Trial:
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
-    return programs.scores(pairs, trial, programs.needed, programs.generous)
+    return programs.scores(pairs, trial, programs.strict_program, programs.lenient_programs)
 
 
 def unable(data: Data) -> str | None:
-    if os.environ.get(PYTHON) or ENVIRONMENT.unable() is None:
-        return programs.unable()
+    if os.environ.get(PYTHON) or ENVIRONMENT.unavailable() is None:
+        return programs.unavailable()
     needed = any(_foreign(_libraries(row)) for row in data.rows(SOURCE, columns=["libs"]))
-    return programs.unable() or (
-        f"{ENVIRONMENT.unable()}, and {PYTHON} is unset" if needed else None
+    return programs.unavailable() or (
+        f"{ENVIRONMENT.unavailable()}, and {PYTHON} is unset" if needed else None
     )
 
 

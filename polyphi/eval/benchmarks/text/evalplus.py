@@ -150,7 +150,9 @@ def trial(code: str, sample: Sample) -> programs.Trial:
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
-    return programs.scores(pairs, trial, programs.needed, programs.generous, ("base",))
+    return programs.scores(
+        pairs, trial, programs.strict_program, programs.lenient_programs, ("base",)
+    )
 
 
 evalplus = partial(
@@ -158,7 +160,7 @@ evalplus = partial(
     modality="text",
     score_many=score_many,
     max_tokens=programs.MAX_TOKENS,
-    unavailable=programs.unable,
+    unavailable=programs.unavailable,
 )
 benchmarks = (
     evalplus(

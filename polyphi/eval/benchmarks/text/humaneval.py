@@ -42,7 +42,7 @@ def trial(code: str, sample: Sample) -> programs.Trial:
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
-    return programs.scores(pairs, trial, programs.needed, programs.generous)
+    return programs.scores(pairs, trial, programs.strict_program, programs.lenient_programs)
 
 
 benchmark = Benchmark(
@@ -54,5 +54,5 @@ benchmark = Benchmark(
     load=load,
     score_many=score_many,
     max_tokens=programs.MAX_TOKENS,
-    unavailable=programs.unable,
+    unavailable=programs.unavailable,
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from polyphi.data.shards import Sample
 from polyphi.eval.benchmark import Benchmark, Row
-from polyphi.eval.lm_tasks import letters, samples, scoring
+from polyphi.eval.lm_tasks import letter_task, samples, scoring
 from polyphi.eval.sources import Data, Source
 
 Load = Callable[[Data], Iterator[Sample]]
@@ -34,7 +34,7 @@ def letter_choice(
         rows=rows,
         sources=sources,
         load=load,
-        score_many=scoring(letters),
+        score_many=scoring(letter_task),
         max_tokens=16,
         note=note,
     )
@@ -59,7 +59,7 @@ def few_shot(
 
     def load(data: Data) -> Iterator[Sample]:
         splits = {"train": islice(data.rows(train), shots), split: data.rows(test)}
-        return samples(letters(f"polyphi_{name}"), splits, name, test)
+        return samples(letter_task(f"polyphi_{name}"), splits, name, test)
 
     return letter_choice(name, title, (Row("Table 7", label),), (test, train), load, note)
 
@@ -78,7 +78,7 @@ def mmlu(data: Data) -> Iterator[Sample]:
     for subject, rows in test.items():
         splits = {"dev": dev[subject], "test": rows}
         name, meta = f"mmlu-{subject}", {"subject": subject}
-        yield from samples(letters("polyphi_mmlu"), splits, name, MMLU_TEST, meta)
+        yield from samples(letter_task("polyphi_mmlu"), splits, name, MMLU_TEST, meta)
 
 
 def _by_subject(data: Data, source: Source) -> Mapping[str, list[dict[str, Any]]]:
@@ -101,7 +101,7 @@ M_MMLU_TRAIN = M_MMLU(files=[f"data/{language}/train.jsonl" for language in LANG
 def multilingual_mmlu(data: Data) -> Iterator[Sample]:
     """Okapi's translations; words of the prompt stay English. All samples count alike, which is the mean of languages
     but for some rows that a few lack."""
-    task = letters("polyphi_m_mmlu")
+    task = letter_task("polyphi_m_mmlu")
     for language, test, train in zip(LANGUAGES, M_MMLU_TEST.files, M_MMLU_TRAIN.files, strict=True):
         splits = {
             "train": islice(data.rows(M_MMLU_TRAIN, train), 5),
@@ -130,7 +130,7 @@ def truthfulqa(data: Data) -> Iterator[Sample]:
     """With ten examples of the same set."""
     rows = list(data.rows(TRUTHFULQA))
     for form in ("mc1", "two"):
-        task, splits = letters(f"polyphi_truthfulqa_{form}"), {"validation": rows}
+        task, splits = letter_task(f"polyphi_truthfulqa_{form}"), {"validation": rows}
         name, meta = f"truthfulqa-{form}", {"form": form}
         yield from samples(task, splits, name, TRUTHFULQA, meta)
 

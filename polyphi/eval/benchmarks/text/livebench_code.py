@@ -80,6 +80,6 @@ benchmark = Benchmark(
     load=load,
     score_many=score_many,
     max_tokens=2000,
-    unavailable=programs.unable,
+    unavailable=programs.unavailable,
     note=f"problems of the release of {RELEASE}; the report's numbers are of {EXPECTED}",
 )

@@ -137,6 +137,6 @@ benchmark = Benchmark(
     load=load,
     score_many=score_many,
     max_tokens=2000,
-    unavailable=programs.unable,
+    unavailable=programs.unavailable,
     note=f"contests from {FIRST} to {LAST} of release 4; the report's numbers are of {EXPECTED} problems",
 )

@@ -95,5 +95,5 @@ benchmark = Benchmark(
     load=load,
     score_many=score_many,
     max_tokens=512,
-    unavailable=programs.unable,
+    unavailable=programs.unavailable,
 )

@@ -110,23 +110,27 @@ def lenient(answer: str) -> str:
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
-    answers = [(texts[-1][: programs.LONGEST] if texts else "", sample) for texts, sample in pairs]
+    answers = [
+        (texts[-1][: programs.MAX_CHARACTERS] if texts else "", sample) for texts, sample in pairs
+    ]
     ran = _ran([(strict(a), s) for a, s in answers] + [(lenient(a), s) for a, s in answers])
     ours, others = ran[: len(answers)], ran[len(answers) :]
     return [
-        Score(float(right), strict(answer)[: programs.SHOWN], {LENIENT: float(right or other)})
+        Score(
+            float(right), strict(answer)[: programs.MAX_RECORDED], {LENIENT: float(right or other)}
+        )
         for (answer, _), right, other in zip(answers, ours, others, strict=True)
     ]
 
 
 def _ran(queries: Sequence[tuple[str, Sample]]) -> list[bool]:
     """Whether each query has the result that its sample's has."""
-    if why := programs.unable():
+    if why := programs.unavailable():
         raise ValueError(f"no query can be judged: {why}")
     different = {
         (sql, s.meta["query"], s.meta.get("database"), s.meta.get("path")): s for sql, s in queries
     }
-    verdicts = programs.in_turns(_alike, different)
+    verdicts = programs.parallel_map(_alike, different)
     right = dict(zip(different, verdicts, strict=True))
     return [
         right[sql, s.meta["query"], s.meta.get("database"), s.meta.get("path")]
@@ -149,7 +153,7 @@ def _alike(comparison: tuple[str, str, str | None, str | None]) -> bool:
         limits=LIMITS,
         weak=sandbox.unavailable() is not None,
     )
-    return result.ended == "ok" and result.stdout.strip() == "alike"
+    return result.ended == "ok" and result.stdout.strip() == "equal"
 
 
 benchmark = Benchmark(
@@ -161,6 +165,6 @@ benchmark = Benchmark(
     load=load,
     score_many=score_many,
     max_tokens=256,
-    unavailable=programs.unable,
+    unavailable=programs.unavailable,
     note="four examples of our choice in front: which ones the report has isn't said",
 )

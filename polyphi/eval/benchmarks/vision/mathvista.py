@@ -79,7 +79,7 @@ def _option(answer: str, options: list[str]) -> tuple[str, str]:
     alike = {o: vqa.similarity(end.casefold(), o.casefold()) for o in options}
     nearest = max(options, key=lambda o: alike[o])
     option = known[letter] if letter else nearest if alike[nearest] else ""
-    return option, option or known.get(vqa.meant_letter(answer, options), "")
+    return option, option or known.get(vqa.lenient_letter(answer, options), "")
 
 
 def _rounded(text: str, decimals: int) -> str:

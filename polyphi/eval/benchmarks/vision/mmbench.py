@@ -38,7 +38,7 @@ def load(data: Data) -> Iterator[Sample]:
             images[row["index"]] = image
         options = [row[a] for a in "ABCD" if row[a]]
         hint = f"{row['hint']}\n" if row["hint"] not in ("", "nan") else ""
-        text = vqa.lettered(hint + row["question"], options)
+        text = vqa.with_options(hint + row["question"], options)
         meta = {
             "question": number % ROTATED,
             "rotation": number // ROTATED,

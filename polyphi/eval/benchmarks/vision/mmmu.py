@@ -32,7 +32,7 @@ def options(row: Mapping[str, Any]) -> list[str]:
 def question(row: Mapping[str, Any], instruction: str) -> Message:
     """A row's question and options with its images in their places."""
     images = {k: image_of(row[f"image_{k}"]) for k in range(1, 8) if row.get(f"image_{k}")}
-    text = vqa.lettered(row["question"], options(row))
+    text = vqa.with_options(row["question"], options(row))
     return vqa.interleaved(f"{text}\n{instruction}", images)
 
 

@@ -40,7 +40,7 @@ def load(data: Data) -> Iterator[Sample]:
         images = [Image(frame) for frame in frames(path)]
         yield SOURCE.sample(
             f"videomme-{row['question_id']}",
-            vqa.ask(vqa.lettered(row["question"], options), images, vqa.CHOOSE),
+            vqa.ask(vqa.with_options(row["question"], options), images, vqa.CHOOSE),
             row["answer"],
             {"duration": row["duration"], "options": options},
         )

@@ -17,7 +17,7 @@ from polyphi.eval.cache import Cache, Recorded, as_text, key_of
 from polyphi.eval.fixtures.write import write
 from polyphi.eval.severity import PROMPTS
 from polyphi.eval.sources import Data, write_rows
-from polyphi.eval.spoken import Spoken, audio_only, spoken, text_only
+from polyphi.eval.spoken import SpokenText, audio_only, synthesize, text_only
 from polyphi.messages import LANGUAGES, Audio, Completion, Message, Text
 from polyphi.recipe import evaluation
 from polyphi.services.endpoint import Rejected
@@ -121,7 +121,7 @@ def test_spoken_turns_are_clips_to_the_model_and_text_to_the_judge(tmp_path: Pat
     talk = next_turn(Model(attacker), tmp_path, sample(aloud=True), "No.")
     given = audio_only(talk)
     assert [[type(p) for p in m.parts] for m in given] == [[Audio], [Text], [Audio]]
-    assert given[0].parts[0] == Audio(spoken("Please, number 1", "en"))
+    assert given[0].parts[0] == Audio(synthesize("Please, number 1", "en"))
     assert (
         as_text(text_only(talk)) == "user: Please, number 1\nassistant: No.\nuser: Please, number 2"
     )
@@ -136,7 +136,7 @@ def test_whatever_a_simulator_says_the_dialogue_goes_on(
 ) -> None:
     (turn,) = next_turn(Model(lambda m: reply), tmp_path, sample(aloud))
     (part,) = turn.parts
-    assert isinstance(part, Spoken if aloud else Text)
+    assert isinstance(part, SpokenText if aloud else Text)
     assert 0 < len(part.text) <= LONGEST
     if not reply.strip(' \n"'):
         assert part.text == "a secret"

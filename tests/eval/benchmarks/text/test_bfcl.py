@@ -100,8 +100,8 @@ print(json.dumps(found))
 
 
 def test_sums_are_worked_out_without_running_anything() -> None:
-    assert calls.worked_out("2 * (3 + 4) - -1") == 15 and calls.worked_out("'a' + 'b'") == "ab"
-    assert calls.worked_out("2 ** 10") == 1024 and calls.worked_out("5 / 2") == 2.5
+    assert calls.evaluate("2 * (3 + 4) - -1") == 15 and calls.evaluate("'a' + 'b'") == "ab"
+    assert calls.evaluate("2 ** 10") == 1024 and calls.evaluate("5 / 2") == 2.5
     for text in (
         "__import__('os').system('true') + 1",
         "9 ** 9 ** 9 ** 9",
@@ -110,7 +110,7 @@ def test_sums_are_worked_out_without_running_anything() -> None:
         "x + 1",
     ):
         with pytest.raises((ValueError, OverflowError)):
-            calls.worked_out(text)
+            calls.evaluate(text)
 
 
 def test_rows_weigh_groups_alike() -> None:

@@ -22,7 +22,7 @@ def test_problems_of_the_standard_library_need_no_environment(
 ) -> None:
     lacking = Environment("bigcodebench", ("numpy",), interpreter="python1.5")
     monkeypatch.setattr(bigcodebench, "ENVIRONMENT", lacking)
-    monkeypatch.setattr(programs, "unable", lambda data=None: None)
+    monkeypatch.setattr(programs, "unavailable", lambda data=None: None)
     monkeypatch.delenv(bigcodebench.PYTHON, raising=False)
     assert bigcodebench.unable(rewritten(tmp_path, "['json']")) is None
     foreign = rewritten(tmp_path, "['numpy', 'json']")

@@ -216,4 +216,4 @@ def test_programs_are_found_as_evalplus_finds_them() -> None:
         text=True,
         check=True,
     )
-    assert [programs.extracted(a, e) for a, e in pairs] == json.loads(done.stdout)
+    assert [programs.extract_program(a, e) for a, e in pairs] == json.loads(done.stdout)

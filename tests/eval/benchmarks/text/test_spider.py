@@ -69,7 +69,7 @@ def test_large_databases_stay_where_they_are(
 
 
 def test_rows_and_columns_may_come_in_any_order() -> None:
-    assert query.alike([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=False)
-    assert not query.alike([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=True)
-    assert not query.alike([(1,), (1,)], [(1,)], ordered=False)
-    assert not query.alike([(1, 2)], [(1,)], ordered=False)
+    assert query.rows_equal([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=False)
+    assert not query.rows_equal([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=True)
+    assert not query.rows_equal([(1,), (1,)], [(1,)], ordered=False)
+    assert not query.rows_equal([(1, 2)], [(1,)], ordered=False)
