@@ -67,13 +67,13 @@ def media() -> Iterator[str]:
 
 
 def pii() -> Iterator[str]:
-    """All languages together; written, and as transcripts spell it. What is wrongly found is counted for the kind."""
+    """All languages; written, and as in transcripts. Each false positive counts for the entity type of the finding."""
 
     def only(spelled: bool) -> Callable[[str], Iterable[tuple[str, list[planted.Planted]]]]:
         def sentences(code: str) -> Iterator[tuple[str, list[planted.Planted]]]:
             for said, what in planted.cases(code, 100, seed=3):
                 values = "".join(said[start:end] for _, start, end in what)
-                named = any(kind == "NAME" for kind, _, _ in what)
+                named = any(entity_type == "NAME" for entity_type, _, _ in what)
                 written = named or any(c in "@0123456789" for c in values)
                 if not what or written != spelled:
                     yield said, what
@@ -83,12 +83,12 @@ def pii() -> Iterator[str]:
     sources = (("written", only(False)), ("in transcripts", only(True)), ("fresh", planted.fresh))
     for name, sentences in sources:
         counts = planted.measure(curation.spans, sentences)
-        for kind in curation.KINDS:
-            n = sum((counts[key] for key in counts if key[1] == kind), Counter[str]())
+        for entity_type in curation.ENTITY_TYPES:
+            n = sum((counts[key] for key in counts if key[1] == entity_type), Counter[str]())
             if n["planted"]:
                 precision = n["right"] / max(1, n["right"] + n["wrong"])
                 found = f"{n['found'] / n['planted']:.2f} | - | - | {precision:.2f}"
-                yield f"| {kind}, {name} | {n['planted']} | {found} |"
+                yield f"| {entity_type}, {name} | {n['planted']} | {found} |"
 
 
 def language() -> Iterator[str]:

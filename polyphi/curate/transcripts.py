@@ -4,7 +4,7 @@
     seven nine      seven nine      0 %         kept
     seven nine      two red dogs    150 %       dropped: "word error rate 150 %"
 
-A recogniser that doesn't understand a kind of speech would filter at random. Its known limits are part of it: for
+A recogniser that doesn't understand some type of speech would filter at random. Its known limits are part of it: for
 unsuitable speech the filter raises an error that names the clip. Without known limits, `measure` it first on clips
 with certain text.
 """

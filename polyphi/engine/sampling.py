@@ -4,7 +4,7 @@
 >>> sampler.draw(logits)                         # the next token; the next call is the next position
 
 A sampler depends on its request and the logits alone: it has its own generator and takes one number from it for each
-token. So an answer is the same beside other requests, and with or without draft tokens.
+token. So an answer is the same in any batch, and with or without draft tokens.
 """
 
 from collections import Counter
