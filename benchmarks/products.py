@@ -5,8 +5,8 @@
 
 The work is the four products of one decoder layer (3.84 G parameters have 32), by 1, 8 and 256 tokens. Weights of
 several layers take turns, so that each product reads its own from memory, as decoding does. Sides alternate, products
-one after another; medians are reported. The limit is the rate of reading memory, measured between them, where few
-tokens are needed (bytes of weights that ours reads in its time), and of matrix products in bfloat16, or in float32 where
+one after another; medians are reported. The limit is the rate of reading memory (measured between them) where few
+tokens are needed (bytes of weights that ours reads in its time), and of matrix products in bfloat16, or float32 where
 that is faster, where many are. torch's plain linear has the faster of the two precisions too.
 """
 

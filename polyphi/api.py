@@ -297,9 +297,8 @@ def load(
     requested = None if dtype == "auto" else as_dtype(dtype)
     stored, free = stored_types(folder), memory.free_memory(target)
     config = read_config(folder)
-    weight_dtype = requested or placement.choose_dtype(
-        stored, target, free, config, quant or stored_quant
-    )
+    scheme = quant or stored_quant
+    weight_dtype = requested or placement.choose_dtype(stored, target, free, config, scheme)
     if stored_quant:
         needed = stored_bytes(folder)
     else:

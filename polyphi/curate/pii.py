@@ -109,22 +109,20 @@ class Finding:
 def find(
     text: str,
     language: str,
-    entity_types: Sequence[str] = ENTITY_TYPES,
+    types: Sequence[str] = ENTITY_TYPES,
     recognise: Recognise | None = None,
 ) -> list[Finding]:
     """Return the personal information of a text, in order, without overlaps. In languages other than the eight: no
     names, no spelled forms, and only telephone numbers with a plus. Raises ValueError for unknown entity types."""
-    if unknown := set(entity_types) - set(ENTITY_TYPES):
-        raise ValueError(
-            f"expected entity types among {', '.join(ENTITY_TYPES)}, found {sorted(unknown)}"
-        )
+    if unknown := set(types) - set(ENTITY_TYPES):
+        raise ValueError(f"expected types of {', '.join(ENTITY_TYPES)}, found {sorted(unknown)}")
     candidates = [*_patterns(text, language)]
-    if "NAME" in entity_types:
+    if "NAME" in types:
         candidates += [Finding("NAME", a, b, _plain(text[a:b])) for a, b in names(text, language)]
     if recognise is not None:
         candidates += [Finding(k, a, b, _plain(text[a:b])) for a, b, k in recognise(text)]
     ranked = sorted(
-        (f for f in candidates if f.entity_type in entity_types),
+        (f for f in candidates if f.entity_type in types),
         key=lambda f: (ENTITY_TYPES.index(f.entity_type), f.start - f.end, f.start),
     )
     findings: list[
@@ -306,13 +304,13 @@ def _faker(language: str) -> Any:
 def remove(
     text: str,
     language: str,
-    entity_types: Sequence[str] = ENTITY_TYPES,
+    types: Sequence[str] = ENTITY_TYPES,
     fake: Fakes | None = None,
     recognise: Recognise | None = None,
 ) -> tuple[str, Counter[str]]:
     """Return the text with `[TYPE]`, or a fake, instead of each finding; and the number of findings per type."""
     pieces, at, counts = [], 0, Counter[str]()
-    for f in find(text, language, entity_types, recognise):
+    for f in find(text, language, types, recognise):
         pieces += [text[at : f.start], fake(f, language) if fake else f"[{f.entity_type}]"]
         at = f.end
         counts[f.entity_type] += 1
@@ -353,7 +351,7 @@ class Personal(BaseFilter):
     def __init__(
         self,
         action: Literal["replace", "drop"] = "replace",
-        entity_types: Sequence[str] = ENTITY_TYPES,
+        types: Sequence[str] = ENTITY_TYPES,
         fake: Fakes | None = None,
         recognise: Recognise | None = None,
         exclusion_writer: DiskWriter | None = None,
@@ -361,8 +359,8 @@ class Personal(BaseFilter):
         super().__init__(exclusion_writer)
         if action not in ("replace", "drop"):
             raise ValueError(f"expected the action 'replace' or 'drop', found {action!r}")
-        find("", "en", entity_types)  # raises for unknown entity types
-        self._drop, self._entity_types = action == "drop", tuple(entity_types)
+        find("", "en", types)  # raises for unknown entity types
+        self._drop, self._types = action == "drop", tuple(types)
         self._fake, self._recognise = fake, recognise
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
@@ -370,9 +368,7 @@ class Personal(BaseFilter):
         language, counts = language_of(doc), Counter[str]()
 
         def clean(text: str) -> str:
-            cleaned, removed = remove(
-                text, language, self._entity_types, self._fake, self._recognise
-            )
+            cleaned, removed = remove(text, language, self._types, self._fake, self._recognise)
             counts.update(removed)
             return text if self._drop else cleaned
 

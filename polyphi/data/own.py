@@ -268,9 +268,7 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
         if value.get(modality) is not None:
             return _medium(modality, value[modality])
         if (media_part := next(media_parts[modality], None)) is None:
-            raise ValueError(
-                f"found a part of type {modality} without {modality}, and the row has no {modality}s left"
-            )
+            raise ValueError(f"a part of type {modality} without {modality}, no {modality}s left")
         return media_part
 
     def message(value: Any) -> Message:
@@ -287,9 +285,7 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
     )
     for modality, remaining in media_parts.items():
         if next(remaining, None) is not None:
-            raise ValueError(
-                f'more {modality}s than parts {{"type": "{modality}"}} that say where they go'
-            )
+            raise ValueError(f'more {modality}s than parts {{"type": "{modality}"}} for them')
     return list(messages)
 
 

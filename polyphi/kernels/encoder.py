@@ -168,10 +168,8 @@ def activate_bf16(activation: str, raw: Raw, isa: int = -1) -> Float[Tensor, "T 
     return y
 
 
-def _run_activation(
-    activation: str, raw: Raw, out: tuple[int | None, ...], width: int, isa: int
-) -> None:
-    index = ACTIVATIONS.index(activation)
+def _run_activation(name: str, raw: Raw, out: tuple[int | None, ...], width: int, isa: int) -> None:
+    index = ACTIVATIONS.index(name)
     _activate()(isa, index, *raw.addresses(), *out, len(raw.y), width, *_pool())
 
 

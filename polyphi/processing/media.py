@@ -302,9 +302,7 @@ class AudioStream:
         try:
             with av.open(file, "r", format=CONTAINER_FORMATS[self.format]) as container:
                 if not container.streams.audio:
-                    raise MediaError(
-                        f"{self.name}: expected a sound, found a {self.format} without"
-                    )
+                    raise MediaError(f"{self.name}: expected sound, found a {self.format} without")
                 track = container.streams.audio[0]
                 self.rate = track.codec_context.sample_rate
                 channels = track.codec_context.channels

@@ -119,14 +119,10 @@ def measure(
     for language in LANGUAGES:
         for text, planted in sentences(language):
             findings = list(find(text, language))
-            for entity_type, start, end in planted:
-                hit = any(k == entity_type and a <= start and b >= end for k, a, b in findings)
-                counts.setdefault((language, entity_type), Counter()).update(
-                    planted=1, found=int(hit)
-                )
-            for entity_type, start, end in findings:
-                touches = any(k == entity_type and a < end and b > start for k, a, b in planted)
-                counts.setdefault((language, entity_type), Counter())[
-                    "right" if touches else "wrong"
-                ] += 1
+            for name, start, end in planted:
+                hit = any(k == name and a <= start and b >= end for k, a, b in findings)
+                counts.setdefault((language, name), Counter()).update(planted=1, found=int(hit))
+            for name, start, end in findings:
+                touches = any(k == name and a < end and b > start for k, a, b in planted)
+                counts.setdefault((language, name), Counter())["right" if touches else "wrong"] += 1
     return counts

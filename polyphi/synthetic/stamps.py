@@ -146,9 +146,7 @@ class Album(Sequence[Stamp]):
         """Return the stamps of a split, of this category unless it is None."""
         if (split, category) not in self._subsets:
             subset = tuple(
-                s
-                for s in self._stamps
-                if s.split == split and (category is None or s.category == category)
+                s for s in self._stamps if s.split == split and category in (None, s.category)
             )
             self._subsets[split, category] = subset
         return self._subsets[split, category]

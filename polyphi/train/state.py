@@ -62,9 +62,8 @@ class TrainState:
         self.seconds += seconds
         counts = Counter({key: record[key] for key in COUNTED})
         counts.update({"samples": len(data.ids), "skipped": len(data.skipped)})
-        counts.update(
-            {"cut": data.cut, "corrupt": sum(s.category == "corrupt" for s in data.skipped)}
-        )
+        corrupt = sum(s.category == "corrupt" for s in data.skipped)
+        counts.update({"cut": data.cut, "corrupt": corrupt})
         counts.update(f"skipped {skipped.corpus}" for skipped in data.skipped)
         for key, value in counts.items():
             self.counters[key] = self.counters.get(key, 0) + value

@@ -106,9 +106,9 @@ def test_a_value_is_the_same_however_it_is_written() -> None:
 def test_placeholders_and_counts() -> None:
     text = "Call me: 415-555-2671, or write to ada@lovelace.org"
     assert remove(text, "en") == ("Call me: [PHONE], or write to [EMAIL]", {"PHONE": 1, "EMAIL": 1})
-    assert remove(text, "en", entity_types=("EMAIL",))[0].endswith("2671, or write to [EMAIL]")
+    assert remove(text, "en", types=("EMAIL",))[0].endswith("2671, or write to [EMAIL]")
     with pytest.raises(ValueError, match="found \\['AGE'\\]"):
-        remove(text, "en", entity_types=("AGE",))
+        remove(text, "en", types=("AGE",))
 
 
 def test_fakes_are_consistent_and_reach_nobody() -> None:
@@ -178,7 +178,7 @@ def test_the_step_drops_where_it_is_told_to() -> None:
     one = raw("Mail ada@lovelace.org", language="en")
     assert Personal("drop").filter(one) == (False, "pii_EMAIL")
     assert one.text == "Mail ada@lovelace.org"
-    assert Personal("drop", entity_types=("IBAN",)).filter(one) is True
+    assert Personal("drop", types=("IBAN",)).filter(one) is True
     with pytest.raises(ValueError, match="found 'hide'"):
         Personal("hide")  # type: ignore[arg-type]
 
