@@ -222,9 +222,9 @@ def test_layout_is_recognised_without_a_model_type(
     for layout in LAYOUTS:
         save_checkpoint(filled(tiny_config), tmp_path / layout, layout)
         path = tmp_path / layout / "config.json"
-        said = json.loads(path.read_text())
-        del said["model_type"]
-        path.write_text(json.dumps(said))
+        settings = json.loads(path.read_text())
+        del settings["model_type"]
+        path.write_text(json.dumps(settings))
         assert _open(tmp_path / layout)[0] == layout
 
 

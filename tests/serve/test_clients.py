@@ -71,8 +71,8 @@ def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
             alone = [await ask(client, *job) for job in jobs]
             return alone, await asyncio.gather(*(ask(client, *job) for job in jobs))
 
-    alone, together = asyncio.run(all_of_them())
-    assert together == alone and len(set(alone)) == len(CONTENTS)
+    alone, batched = asyncio.run(all_of_them())
+    assert batched == alone and len(set(alone)) == len(CONTENTS)
     assert running.idle()
 
 

@@ -590,22 +590,22 @@ def test_s27_an_archive_leads_nowhere_else(tmp_path: Path, monkeypatch: pytest.M
         link = zipfile.ZipInfo("link")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    place, digest = tmp_path / "inner" / "place", hashlib.sha256(wheel.getvalue()).hexdigest()
-    place.mkdir(parents=True)
+    target, digest = tmp_path / "inner" / "place", hashlib.sha256(wheel.getvalue()).hexdigest()
+    target.mkdir(parents=True)
 
     def download(source: Any, partial: Path) -> Path:
         (partial / "x.whl").write_bytes(wheel.getvalue())
         return partial / "x.whl"
 
     monkeypatch.setattr(sources, "_download_wheel", download)
-    sources._fill(sources.Source("x", "wheel", "", "", "", sha256=digest), place, tmp_path)
-    outside = {p.name for p in tmp_path.rglob("*") if place not in p.parents} - {"inner", "place"}
+    sources._fill(sources.Source("x", "wheel", "", "", "", sha256=digest), target, tmp_path)
+    outside = {p.name for p in tmp_path.rglob("*") if target not in p.parents} - {"inner", "place"}
     assert not outside
-    assert not [p for p in place.rglob("*") if p.is_symlink()]
-    assert (place / "in/side").read_text() == "x"
+    assert not [p for p in target.rglob("*") if p.is_symlink()]
+    assert (target / "in/side").read_text() == "x"
     forged = sources.Source("x", "wheel", "", "", "", sha256="0" * 64)
     with pytest.raises(sources.Unavailable, match="SHA-256"):
-        sources._fill(forged, place, tmp_path)
+        sources._fill(forged, target, tmp_path)
 
 
 def test_s27_what_grows_when_it_is_unpacked_is_cut_off(tmp_path: Path) -> None:
