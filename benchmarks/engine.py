@@ -1,10 +1,10 @@
-"""The model and the engine beside transformers' own classes, on the same random weights at the published size:
+"""The model and the engine against transformers' own classes, on the same random weights at the published size:
 
 - decode: one sequence, the tokens after a prompt of 256 (Phi3ForCausalLM with its cache)
 - prefill: that prompt
 - conformer, siglip: a clip of 30 s; a crop of 448 pixels (Phi4Multimodal's encoders with their default attention)
 - mixed batch: eight requests (text, image, audio) in one batch, against the same one after another
-- clip (`--parts clip`): a clip of 30 s through encoder and speech projector, for each `quant`, beside transformers
+- clip (`--parts clip`): a clip of 30 s through encoder and speech projector, for each `quant`, against transformers
 - transcription (`--parts transcription`): the whole transcription of a 30 s clip by the engine alone, in int8-all
 
     polyphi bench engine [--json]
@@ -74,11 +74,11 @@ CONTRACT = PARTS[:3]
 DECODER = "-decoder"
 """Ends the number of layers that the decoder alone is cut to."""
 CUT = 8
-"""Layers of a decoder that doesn't fit into memory beside its peer."""
+"""Layers of a decoder that doesn't fit into memory with its peer."""
 CACHE = 500_000_000
 """Bytes of keys and values for a transcription."""
 BUFFERS = 1.5e9
-"""Bytes of caches and activations beside the weights."""
+"""Bytes of caches and activations in addition to the weights."""
 
 
 @dataclass(frozen=True)
@@ -313,8 +313,8 @@ def endless(config: ModelConfig) -> tuple[ModelConfig, Tokenizer]:
 
 
 def read_per_token(model: PhiModel) -> int:
-    """Bytes of weights that a decoded token needs: all of the decoder's, but for an embedding beside a head of its
-    own."""
+    """Bytes of weights that a decoded token needs: all of the decoder's, but for an embedding where there is a
+    separate head."""
     decoder = model.decoder
     all_bytes = sum(quantized.nbytes(t) for t in tensors(decoder))
     table = decoder.embed_tokens.weight
@@ -729,7 +729,7 @@ def mixed(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], l
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The model and the engine beside transformers.")
+    parser = argparse.ArgumentParser(description="The model and the engine against transformers.")
     parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, help="of every tower; all without")

@@ -1,4 +1,4 @@
-"""A model on what no generator of ours made, as people bring it: ten drawings and ten recordings, asked on the chat
+"""A model on what no generator of ours made, as people bring it: ten drawings and ten recordings, sent on the chat
 page in Chromium, and how many answers are right.
 
 python benchmarks/foreign.py runs/nano --out foreign.png    # needs espeak-ng, chromium and chromium-driver

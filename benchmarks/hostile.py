@@ -1,4 +1,4 @@
-"""A client beside others that stall the server: how long do its greetings take, and is all given back afterwards?
+"""A client among others that stall the server: how long do its greetings take, and is all memory freed afterwards?
 
     python benchmarks/hostile.py runs/nano/model [--attacks texts scores] [--greetings 20] [--json hostile.json]
 
@@ -246,12 +246,12 @@ async def attack(name: str, port: int) -> None:
     await asyncio.gather(*tasks)
 
 
-# ---------------------------------------------------------------------- the client beside them
+# ---------------------------------------------------------------------- the client during attacks
 
 
 @dataclass
 class Beside:
-    """What was measured beside an attack: seconds of greetings and of /health, seconds until none of its requests was
+    """Measurements during an attack: seconds of greetings and of /health, seconds until none of its requests was
     held and until memory was back (None: not within the time), and resident bytes before, at most and afterwards."""
 
     attack: str
@@ -358,7 +358,7 @@ async def beside(client: Any, process: Any, port: int, found: Beside, count: int
 
 
 async def measured(model: str, names: list[str], count: int) -> tuple[Beside, list[Beside]]:
-    """Greetings alone, and beside each attack."""
+    """Greetings alone, and during each attack."""
     import httpx2
     import psutil
     from load import server
@@ -369,7 +369,7 @@ async def measured(model: str, names: list[str], count: int) -> tuple[Beside, li
             while (await client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.2)
             # The first of all are slower, and some memory is taken when it is first used and kept: keys and values,
-            # what kernels write to, encoder outputs that are remembered.
+            # what kernels write to, cached encoder outputs.
             prompts = long_prompts(99, (await client.get("/props")).json()["context"])
             await client.post(COMPLETIONS, json={"prompt": prompts, "max_tokens": 1})
             for name in names:
@@ -410,7 +410,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("model", nargs="?")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    parser.add_argument("--greetings", type=int, default=20, help="alone and beside each attack")
+    parser.add_argument("--greetings", type=int, default=20, help="alone and during each attack")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--attack", choices=ATTACKS, help="only attack the server on --port")
     parser.add_argument("--port", type=int)

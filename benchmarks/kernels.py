@@ -3,7 +3,7 @@
 - decode: one sequence, and eight at once, behind prompts of 256 tokens
 - prefill: 256 and 2,048 tokens
 - first token: a picture (1280x720, JPEG) and a clip (30 s, WAV) on the model of 5.6 G parameters, from their bytes
-- products: the matrix products of one layer beside torch's kernels (products.py), separately
+- products: the matrix products of one layer against torch's kernels (products.py), separately
 
     polyphi bench kernels --setup            environments for the peers, in .venv/.peers, once
     polyphi bench kernels [--json] [--layers 8] [--only decode] [--parts language media products]
@@ -15,7 +15,7 @@ The choice is for prompts and media: one token at a time may take a little less 
 CPU without bfloat16 instructions. All have the same threads and take turns with ours, an idle one computes nothing;
 medians are reported. Before that all compute the same logits, but for the error of their bits. The checkpoints and
 what the peers make of them are kept in the cache (`POLYPHI_CACHE`), some 60 GB at full size. Sides that don't fit into
-memory at once take turns with ours in groups. Where transformers computes in float32 and its weights don't fit beside
+memory at once take turns with ours in groups. Where transformers computes in float32 and its weights don't fit with
 ours (15 GB of the language model, 22 GB of the whole one), the decoder is cut to 8 layers of full width, the encoders
 stay whole, and its name says so. `--layers` overrides this: `--layers 8` cuts the encoders too, `--layers 8 --whole-
 encoders` the decoder alone.
@@ -454,7 +454,7 @@ def fitting(
     args: argparse.Namespace, config: ModelConfig, schemes: Sequence[str]
 ) -> tuple[str, Transformers]:
     """How many layers the model has (`engine.Size.at`), and transformers: the decoder is cut where no number of layers
-    is requested and transformers doesn't fit in float32 beside ours."""
+    is requested and transformers doesn't fit in float32 with ours."""
     library: Transformers = args.library
     if args.layers is not None:
         return f"{args.layers}{engine.DECODER if args.whole_encoders else ''}", library
@@ -495,7 +495,7 @@ def language(
     made: dict[str, Measured] = {}
     for scheme in schemes if works else ():
         for names in grouped(config, scheme, available, library, psutil.virtual_memory().available):
-            console.print(f"[bold]{scheme}[/bold], beside {', '.join(names)}", highlight=False)
+            console.print(f"[bold]{scheme}[/bold], against {', '.join(names)}", highlight=False)
             with started([scheme, *names], folder, depth, threads, "language", library) as sides:
                 if library.name in sides:
                     same_work(sides, ERROR[scheme], library.name)
@@ -506,7 +506,7 @@ def language(
 
 
 def joined(one: Measured, other: Measured) -> Measured:
-    """The same work beside other peers; turns of ours count in both."""
+    """The same work against other peers; turns of ours count in both."""
     ours = {one.scheme: one.turns[one.scheme] + other.turns[one.scheme]}
     return replace(one, turns=one.turns | other.turns | ours, rates=one.rates + other.rates)
 
@@ -521,7 +521,7 @@ def multimodal(
         checkpoint(config, folder, scheme, "native")
         if args.prepare:
             continue
-        console.print(f"[bold]{scheme}[/bold], media, beside {library.name}", highlight=False)
+        console.print(f"[bold]{scheme}[/bold], media, against {library.name}", highlight=False)
         names = [scheme, library.name]
         with started(names, folder, depth, threads, "multimodal", library) as sides:
             made += take_turns(works, sides, scheme, args.repeats)

@@ -482,9 +482,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument(
-        "--attacks", nargs="+", default=[], help="of hostile.py, beside the clients"
-    )
+    parser.add_argument("--attacks", nargs="+", default=[], help="of hostile.py, during the load")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("options", nargs="*", help="for polyphi serve, behind --")

@@ -1,5 +1,5 @@
 """How much memory the 5.6 billion parameter model takes at 4 and 8 bits, from a bfloat16 checkpoint that is quantised
-while it loads and from a quantised one, beside the limits that we set ourselves.
+while it loads and from a quantised one, against the limits that we set ourselves.
 
     python benchmarks/memory.py --at FOLDER [--kinds int4 int4-all]
 

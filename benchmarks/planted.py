@@ -2,7 +2,7 @@
 
     python benchmarks/planted.py [--only text media pii language duplicates transcripts broken unfit]
 
-Rows: how many were planted and the share found (recall), how many innocents stood beside them and the share that was
+Rows: how many were planted and the share found (recall), how many innocents were among them and the share that was
 taken for planted ones, and of all that was found the share that was planted (precision; "-" where copies and
 innocents are counted in rows of their own). `benchmarks/leaks.py` and `polyphi/synthetic/planted.py` make the material.
 """

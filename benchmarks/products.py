@@ -1,4 +1,4 @@
-"""Linear layers of the published size, in 4 and 8 bits, beside torch's.
+"""Linear layers of the published size, in 4 and 8 bits, against torch's.
 
     python benchmarks/products.py [--repeats 3] [--json]
     polyphi bench kernels --parts products

@@ -151,7 +151,7 @@ def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
 
 def written(work: Work, folder: Path) -> list[dict[str, Any]]:
     """Rows of text 1's corpora in its proportions, code standing for all pages; by a separate tokenizer. (A help
-    page is as long as a whole step: beside it a padded batch would be almost empty.)"""
+    page is as long as a whole step: with it a padded batch would be almost empty.)"""
     mix = {"copying": 40, "instructions": 57.4, "code": 0.6}
     cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
     for made in (copying.corpus, instructions.corpus, code.corpus):

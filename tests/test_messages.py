@@ -1,4 +1,4 @@
-"""Messages and their parts: what may be asked of a picture or a video, and what is refused in one line."""
+"""Messages and their parts: options of images and videos, and errors of one line."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The Python of docs/reasoning.md runs as it stands; only the model and the server are stand-ins."""
+"""The Python of docs/reasoning.md runs as it stands; only the model and the server are synthetic fixtures."""
 
 import http.server
 import json
@@ -89,4 +89,4 @@ def test_the_page_runs(
     assert len(made) == 12 and {s.meta["family"] for s in made} == {"add"}
     so_far = len(requests)
     again = [sample for split, sample in names["build"](work) if split == "train"]
-    assert again == made and len(requests) == so_far, "nothing is asked twice"
+    assert again == made and len(requests) == so_far, "no request is sent twice"

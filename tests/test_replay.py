@@ -14,7 +14,7 @@ from polyphi.recipe import evaluation
 
 
 class Says:
-    """A model whose answers are of what it is asked, right now and then."""
+    """A model whose answers depend on the prompt; some are right."""
 
     def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
         text = as_text(messages)
@@ -26,7 +26,7 @@ class Says:
 
 
 def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> None:
-    """All benchmarks with their judge, from stand-ins to the page, then again from nothing but what was said."""
+    """All benchmarks with their judge, from synthetic data to the page, then again from recorded answers alone."""
     first = evaluation.EvaluatedModel(Says(), "says", "f")  # type: ignore[arg-type]
     rows = evaluation.measure(
         first, ("all",), tmp_path / "first", data=None, judges=("self",), limit=1

@@ -35,7 +35,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 
 
 def built(kind: str, source: Path, out: Path, **environment: str) -> Path:
-    """What the package's own build makes of a folder: an "sdist" or a "wheel". What it leaves there is nobody's."""
+    """What the package's own build makes of a folder: an "sdist" or a "wheel". What it leaves there is ignored."""
     source = shutil.copytree(source, out / "source")
     code = f"import setuptools.build_meta as b; print(b.build_{kind}({str(out)!r}))"
     return out / run(sys.executable, "-c", code, cwd=source, **environment).splitlines()[-1]

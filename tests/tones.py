@@ -1,4 +1,4 @@
-"""Speech that a test can understand: each word is a tone of its own pitch, and `heard` reads words off samples."""
+"""Speech that a test can understand: each word is a tone with its own pitch, and `heard` reads words off samples."""
 
 from collections.abc import Sequence
 

@@ -23,7 +23,7 @@ PARTICIPLES = set(
     ]
 )
 MOST_PARTICIPLES = 6
-"""Where the participle is the precise word: `kept` rows of a filter beside dropped ones, for example."""
+"""Where the participle is the precise word: `kept` rows of a filter against dropped ones, for example."""
 
 
 def names(path: Path) -> list[str]:

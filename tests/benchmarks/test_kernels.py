@@ -1,4 +1,4 @@
-"""The benchmark of kernels beside other engines, with sides that only pretend, and ours at a size of milliseconds."""
+"""The benchmark of kernels against other engines, with simulated sides, and ours at a size of milliseconds."""
 
 import importlib.util
 import json

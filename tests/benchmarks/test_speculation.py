@@ -1,4 +1,4 @@
-"""The benchmark of guesses, on a tiny model: it gives the answers that it is told to, and counts what came true."""
+"""The benchmark of speculative decoding, on a tiny model: it gives the given answers and counts accepted tokens."""
 
 import importlib.util
 import random

@@ -1,4 +1,4 @@
-"""Whatever happens beside a request, it gets the answer of the model alone.
+"""Whatever other requests do, each gets the answer of the model alone.
 
 Random requests of every modality run in an engine short of everything (memory, `max_num_seqs`, tokens of a step)
 while neighbours are aborted. Each one's logits, token by token, are compared with one forward of prompt and answer
@@ -62,7 +62,7 @@ def conversation(
     dice: random.Random, earlier: list[list[Message]], longest: float
 ) -> list[Message]:
     """Text, 1 to 3 pictures of odd sizes, 1 or 2 clips of 0.1 to `longest` seconds, in any order; now and then what
-    was said before, and more."""
+    was sent before, and more."""
     text = lambda most: " ".join(dice.choices(WORDS, k=dice.randrange(1, most)))  # noqa: E731
     if earlier and dice.random() < 0.4:
         return [*dice.choice(earlier), Message.assistant(text(8)), Message.user(text(8))]

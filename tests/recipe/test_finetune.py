@@ -1,4 +1,4 @@
-"""Fine-tuning a published checkpoint: resumable, siblings, precision, layouts, and what is said about mistakes."""
+"""Fine-tuning a published checkpoint: resumable, siblings, precision, layouts, and error messages."""
 
 import json
 import os

@@ -29,7 +29,7 @@ from polyphi.serve.settings import Settings
 
 PARAM = "messages[0].content[1].image_url.url"
 PUBLIC, OTHER, SIXTH = "93.184.216.34", "151.101.1.140", "2606:2800:220:1:248:1893:25c8:1946"
-PEM = Path(__file__).with_name("media_example_org.pem")  # a key of nobody, for these tests
+PEM = Path(__file__).with_name("media_example_org.pem")  # an unused key, for these tests
 
 
 def encoded(form: str = "PNG", side: int = 8) -> bytes:
@@ -315,7 +315,7 @@ def test_what_is_public() -> None:
 
 @pytest.mark.parametrize("host", INSIDE)
 def test_s1_addresses_of_the_inside_are_never_connected_to(net: Net, host: str) -> None:
-    """Neither directly, nor behind a name, nor beside a public address, whatever the list allows."""
+    """Neither directly, nor behind a name, nor with a public address, whatever the list allows."""
     trap = Server()
     net.names |= {
         "bad.example.org": [host],
@@ -581,7 +581,7 @@ def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> 
                     results.append(error.status)
             return results
 
-    for _ in range(2):  # what the first ones held is free again
+    for _ in range(2):  # what the first ones reserved is free again
         assert asyncio.run(ask()) == [413, 413, 200, 200, 429]
 
 

@@ -518,7 +518,7 @@ def test_s16_a_megabyte_of_calls_in_under_a_tenth_of_a_second(name: str, size: i
     assert min(seconds) < 0.1
 
 
-# S23: adapters don't share what is remembered
+# S23: adapters don't share cached prefixes
 
 
 def test_s23_with_and_without_an_adapter_nothing_is_shared(running: Running) -> None:
@@ -536,10 +536,10 @@ def test_s23_with_and_without_an_adapter_nothing_is_shared(running: Running) -> 
             assert cached(adapter=adapter) == 0, adapter
         again = [cached(adapter=adapter) for adapter in (None, "speech", "vision")]
         assert min(again) >= 32 and len(set(again)) == 1
-        assert cached(model="speech") == again[0], "the same adapter, asked for as a model"
+        assert cached(model="speech") == again[0], "the same adapter, requested as a model"
 
 
-# S25: nothing stays of what was asked
+# S25: nothing stays of requests
 
 
 def test_s25_prompts_are_in_no_log_and_no_file(

@@ -47,7 +47,7 @@ def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
 
 
 def status_of(processor: Processor, data: bytes, kind: str = "image") -> int:
-    """The status with which a picture or a clip is answered. What is said of a refused one holds no address, no path
+    """The status with which a picture or a clip is answered. The error of a refused one has no address, no path
     and nothing of a library."""
     server = Media(Settings("phi"))
     url = "data:;base64," + base64.b64encode(data).decode()
@@ -272,7 +272,7 @@ def test_s6_other_formats_are_refused_by_their_bytes(processor: Processor, name:
     data = OTHERS[name]
     for kind in ("image", "audio"):
         assert status_of(processor, data, kind) == 415
-    with pytest.raises(MediaError) as caught:  # where nobody looked before the engine
+    with pytest.raises(MediaError) as caught:  # where nothing checked it before the engine
         processor.row([Message.user(Image(data), "?")])
     assert caught.value.reason == "format"
 
@@ -392,7 +392,7 @@ def test_s8_seconds_are_capped_on_every_way_in(engine: Engine, form: str) -> Non
             way()
 
 
-# What is said of them
+# Error messages
 
 FORMS = {f: noise(f) for f in ("PNG", "JPEG", "GIF", "BMP", "WEBP")} | {
     f: sound(0.1 * np.random.default_rng(0).standard_normal(3000), form=f)
@@ -543,7 +543,7 @@ def test_s22_one_pixel_makes_another_picture(engine: Engine) -> None:
 
 
 def test_s22_a_picture_and_a_clip_never_share(engine: Engine) -> None:
-    """A clip beside an image doesn't share with the same clip alone: it uses another projector."""
+    """A clip with an image doesn't share with the same clip alone: it uses another projector."""
     first = engine.generate([Message.user(clip(), LONG)], sampling=SHORT)
     both = engine.generate([Message.user(clip(), picture(), LONG)], sampling=SHORT)
     assert first.cached == both.cached == 0 and engine.encoders.calls == 3

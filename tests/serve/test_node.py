@@ -118,7 +118,7 @@ def test_the_node_client(running: Running, folder: Path) -> None:
         assert message["text"] == message["streamed"]["text"] == its.text, kind
         assert message["adapter"] == its.adapter
         assert message["streamed"]["pieces"] > 3
-        # How much was remembered depends on who came before; all else is the same.
+        # How much was cached depends on earlier requests; all else is the same.
         whole, streamed = message["usage"], message["streamed"]["usage"]
         for usage in (whole, streamed):
             usage["prompt_tokens_details"].pop("cached_tokens")

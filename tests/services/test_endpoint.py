@@ -260,7 +260,7 @@ def test_no_minute_holds_more_requests_or_tokens_than_allowed() -> None:
     for start, _ in sent:
         minute = [n for when, n in sent if start <= when < start + MINUTE]
         assert len(minute) <= 7 and sum(minute) <= 1000
-    # No slower than it has to be: whoever waited could not have gone a moment before.
+    # No slower than needed: a request that waited could not have been sent earlier.
     for i, (when, size) in enumerate(sent):
         before = [n for w, n in sent[:i] if when - 0.01 - MINUTE < w]
         waited = when > 3.0 * (i // 5 + 1)
@@ -291,4 +291,4 @@ def test_no_more_than_the_concurrency_is_under_way() -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: model.chat(HELLO), range(16)))
         assert replay.most_under_way == 3
-        assert json.dumps(replay.requests[0])  # what it was asked is plain JSON
+        assert json.dumps(replay.requests[0])  # requests are plain JSON
