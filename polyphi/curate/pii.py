@@ -125,9 +125,7 @@ def find(
         (f for f in candidates if f.entity_type in types),
         key=lambda f: (ENTITY_TYPES.index(f.entity_type), f.start - f.end, f.start),
     )
-    findings: list[
-        Finding
-    ] = []  # sorted by position, which is unique because findings don't overlap
+    findings: list[Finding] = []  # sorted by position, unique as findings don't overlap
     for one in ranked:
         at = bisect_left(findings, one.start, key=lambda f: f.start)
         if (at == 0 or findings[at - 1].end <= one.start) and (

@@ -100,9 +100,8 @@ def _word_errors(recogniser: Recogniser, clip: Sample) -> tuple[float, str]:
     """Return (word error rate, the recogniser's text). Raises ValueError if the recogniser is unfit for such speech, or
     the sample hasn't one clip."""
     language, engine = clip.meta.get("language", "en"), clip.meta.get("engine", "")
-    language = clip.meta.get(
-        "spoken", language
-    )  # for a question about an image, `language` is the answer's
+    # Of a question about an image `language` is the answer's.
+    language = clip.meta.get("spoken", language)
     if reason := recogniser.refuses(language, engine):
         raise ValueError(f"{reason}: sample {clip.id} can't be judged; choose another recogniser")
     audio = [p.source for m in clip.messages for p in m.parts if isinstance(p, Audio)]

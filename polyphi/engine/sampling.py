@@ -166,9 +166,8 @@ class Sampler:
         total = float(cumulative[-1])
         at = torch.rand((), generator=self._generator, dtype=torch.float64) * total
         chosen = int(torch.searchsorted(cumulative, at, right=True))
-        last = int(
-            torch.searchsorted(cumulative, cumulative[-1])
-        )  # rounding must not exceed the end
+        # Rounding must not exceed the end.
+        last = int(torch.searchsorted(cumulative, cumulative[-1]))
         return int(ids[min(chosen, last)])
 
     def _penalise(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:

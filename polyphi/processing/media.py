@@ -42,12 +42,12 @@ AudioSource = MediaSource | tuple[np.ndarray, int]
 
 
 class MediaError(ValueError):
-    """An image or audio that can't be used. `reason`: an unknown file "format", a "size" above a limit, or a damaged,
+    """An image or audio that can't be used. `reason`: an unknown "kind" of file, a "size" above a limit, or a damaged,
     empty or unfit "content". In a conversation `part` is its type ("image", "audio") and `number` its index among
     these, from 0 (set by processor.py)."""
 
     def __init__(
-        self, message: str, reason: Literal["format", "size", "content"] = "content"
+        self, message: str, reason: Literal["kind", "size", "content"] = "content"
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -211,7 +211,7 @@ class AudioStream:
             if self.format not in (*AUDIO_FORMATS, *CONTAINER_FORMATS):
                 raise MediaError(
                     f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.format}",
-                    "format",
+                    "kind",
                 )
             if self.format == "WAV":
                 _check_wav(file, self.name)
@@ -297,7 +297,7 @@ class AudioStream:
         except ImportError:
             raise MediaError(
                 f"{self.name}: {self.format} needs PyAV; `pip install av`, or convert it to WAV, FLAC, OGG or MP3",
-                "format",
+                "kind",
             ) from None
         try:
             with av.open(file, "r", format=CONTAINER_FORMATS[self.format]) as container:
@@ -406,7 +406,7 @@ def _open_image(
     file_type = sniff(data)
     if file_type not in IMAGE_FORMATS:
         raise MediaError(
-            f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {file_type}", "format"
+            f"{name}: expected a PNG, JPEG, WebP, GIF or BMP picture, found {file_type}", "kind"
         )
     if file_type == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise MediaError(f"{name}: a JPEG picture may have {MAX_SCANS} scans, found more", "size")

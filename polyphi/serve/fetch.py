@@ -363,7 +363,7 @@ def check_media(data: bytes, modality: Modality, param: str) -> bytes:
 
 def media_api_error(error: MediaError, param: str) -> ApiError:
     """The ApiError for the engine's error about an image or audio."""
-    status = {"format": 415, "size": 413}.get(error.reason, 400)
+    status = {"kind": 415, "size": 413}.get(error.reason, 400)
     return ApiError(status, str(error), param=param)
 
 

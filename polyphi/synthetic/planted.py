@@ -68,9 +68,8 @@ def _spoken(entity_type: str, value: str, language: str) -> tuple[str, str]:
         gap = "" if language in UNSPACED else " "
         return mail, value.replace("@", f"{gap}{at}{gap}").replace(".", f"{gap}{dot}{gap}")
     words = digit_words(re.sub(r"\D", "", value), language)
-    return (phone if entity_type == "PHONE" else card), words.replace(
-        " ", ""
-    ) if language == "zh" else words
+    words = words.replace(" ", "") if language == "zh" else words
+    return (phone if entity_type == "PHONE" else card), words
 
 
 def _value(entity_type: str, language: str, rng: Random) -> str:

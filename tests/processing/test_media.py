@@ -376,8 +376,8 @@ def test_a_clip_that_has_no_length_says_why(clip: Make) -> None:
 
 def test_refusals_say_why(png: Make, clip: Make) -> None:
     for refuse, reason in (
-        (lambda: decode_image(b"%PDF-1.7"), "format"),
-        (lambda: decode_audio(png(4, 4)), "format"),
+        (lambda: decode_image(b"%PDF-1.7"), "kind"),
+        (lambda: decode_audio(png(4, 4)), "kind"),
         (lambda: decode_image(png(20, 20), max_pixels=100), "size"),
         (lambda: decode_image(png(20, 20), max_bytes=100), "size"),
         (lambda: image_size(png(20, 20), max_pixels=100), "size"),

@@ -389,7 +389,7 @@ def test_a_bad_part_says_which_one_it_is(processor: Processor, png: Make) -> Non
     assert (found.value.part, found.value.number, found.value.reason) == ("image", 1, "content")
     with pytest.raises(MediaError) as found:
         processor.count([Message.user(good, Image(b"no"), slow)])
-    assert (found.value.part, found.value.number, found.value.reason) == ("image", 1, "format")
+    assert (found.value.part, found.value.number, found.value.reason) == ("image", 1, "kind")
 
 
 def test_a_librarys_words_do_not_get_out(

@@ -274,7 +274,7 @@ def test_s6_other_formats_are_refused_by_their_bytes(processor: Processor, name:
         assert status_of(processor, data, kind) == 415
     with pytest.raises(MediaError) as caught:  # where nothing checked it before the engine
         processor.row([Message.user(Image(data), "?")])
-    assert caught.value.reason == "format"
+    assert caught.value.reason == "kind"
 
 
 def test_s6_pictures_and_clips_are_not_mixed_up(processor: Processor) -> None:
