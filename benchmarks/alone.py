@@ -1,9 +1,9 @@
 """How often rounding changes a greedy token because of who else is in the batch: a finished run's prompts, all
-together in an engine with small chunks and guesses, against each one alone and without a cache.
+batched in an engine with small chunks and draft tokens, against each one alone and without a cache.
 
     python benchmarks/alone.py runs/nano [--prompts 4] [--tasks digit asr_digits ...]
 
-Prints a table in Markdown for float32, bfloat16 and int8: of all tokens drawn together, the share where the model alone
+Prints a table in Markdown for float32, bfloat16 and int8: of all tokens of the batch, the share where the model alone
 prefers another one after the same tokens (flips); the largest margin between its two best there; and how far apart
 single logits are.
 """
@@ -24,7 +24,7 @@ from polyphi.engine.runner import extend
 from polyphi.eval.heldout import find
 from polyphi.messages import SamplingParams
 
-KINDS = {"float32": {"dtype": "float32"}, "bf16": {"quant": "bf16"}, "int8": {"quant": "int8"}}
+PRECISIONS = {"float32": {"dtype": "float32"}, "bf16": {"quant": "bf16"}, "int8": {"quant": "int8"}}
 console = Console(stderr=True)
 
 
@@ -46,26 +46,28 @@ class Watched(Engine):
             )
 
 
-def compare(phi: Phi, asked: Sequence[tuple], draft: int = 4) -> tuple[int, int, float, float]:
+def compare(
+    phi: Phi, conversations: Sequence[tuple], draft: int = 4
+) -> tuple[int, int, float, float]:
     """(tokens, flips, largest margin of a flip, largest difference of a logit)."""
     engine = Watched(phi)
-    wishes = [SamplingParams(max_tokens=most, draft=draft) for _, most in asked]
+    sampling = [SamplingParams(max_tokens=most, draft=draft) for _, most in conversations]
     requests = [
-        engine.submit(messages, sampling=wish)
-        for (messages, _), wish in zip(asked, wishes, strict=True)
+        engine.submit(messages, sampling=params)
+        for (messages, _), params in zip(conversations, sampling, strict=True)
     ]
     while any(not request.finish_reason for request in requests):
         engine.step(in_order=True)
     tokens, flips, margin, apart = 0, 0, 0.0, 0.0
-    for request, (messages, _) in zip(requests, asked, strict=True):
-        found = engine.sampled_logits.get(id(request))
-        if not found:
+    for request, (messages, _) in zip(requests, conversations, strict=True):
+        batched = engine.sampled_logits.get(id(request))
+        if not batched:
             continue
         prompt = engine.rows.row(messages)  # the request has let go of its pictures and clips
         start = len(prompt)
         row = extend(prompt, request.tokens)
         alone = engine.logits(row)[start - 1 : -1]
-        apart = max(apart, float((torch.stack(found) - alone).abs().max()))
+        apart = max(apart, float((torch.stack(batched) - alone).abs().max()))
         for token, logits in zip(request.tokens, alone, strict=True):
             if token != int(logits.argmax()):
                 flips += 1
@@ -81,21 +83,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="of each task")
     parser.add_argument("--tasks", nargs="+", default=[])
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     tasks = [
         task
-        for task in find(*given.tasks)
+        for task in find(*args.tasks)
         if not task.corpus.startswith("reasoning")
-        and (given.run / "data" / task.corpus / "test").exists()
+        and (args.run / "data" / task.corpus / "test").exists()
     ]
-    asked = prompts(tasks, given.run, given.prompts)
+    conversations = prompts(tasks, args.run, args.prompts)
     print(
         "| arithmetic | tokens | flips | largest margin of a flip | largest difference of a logit |"
     )
     print("|---|---|---|---|---|")
-    for name, options in KINDS.items():
-        phi = polyphi.load(given.run / "model", **options)
-        tokens, flips, margin, apart = compare(phi, asked)
+    for name, options in PRECISIONS.items():
+        phi = polyphi.load(args.run / "model", **options)
+        tokens, flips, margin, apart = compare(phi, conversations)
         print(
             f"| {name} | {tokens} | {flips} ({flips / max(1, tokens):.2%}) | {margin:.2g} | {apart:.2g} |"
         )

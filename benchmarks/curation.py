@@ -20,7 +20,7 @@ from random import Random
 from polyphi.curate import labels
 from polyphi.curate.corpus import Work
 from polyphi.curate.language import identify
-from polyphi.curate.pii import KINDS, find
+from polyphi.curate.pii import ENTITY_TYPES, find
 from polyphi.curate.quality import Classifier, measure, table, train
 from polyphi.curate.rules import judge
 from polyphi.curate.text import documents, help_pages, shuffled
@@ -80,30 +80,30 @@ def quality() -> None:
 
 def spans(text: str, code: str) -> Iterable[planted.Planted]:
     """What is found in a text, as planted cases name it."""
-    return ((f.kind, f.start, f.end) for f in find(text, code))
+    return ((f.entity_type, f.start, f.end) for f in find(text, code))
 
 
 def pii() -> None:
     """Planted cases of seeds that no test has, then what is found in help pages, where there is next to none."""
     counts = planted.measure(spans, lambda code: planted.cases(code, 200, seed=2))
     print("precision / recall |", " | ".join(LANGUAGES))
-    for kind in KINDS:
+    for entity_type in ENTITY_TYPES:
         cells = []
         for code in LANGUAGES:
-            n = counts[code, kind]
+            n = counts[code, entity_type]
             precision = n["right"] / max(1, n["right"] + n["wrong"])
             cells.append(f"{precision:.2f} / {n['found'] / n['planted']:.2f}")
-        print(f"{kind} |", " | ".join(cells))
+        print(f"{entity_type} |", " | ".join(cells))
     found = planted.measure(spans, planted.fresh)
     print("fresh sentences, all languages:")
-    for kind in KINDS:
-        n = sum((found[key] for key in found if key[1] == kind), Counter[str]())
-        print(f"{kind}: {n['found']} of {n['planted']} covered whole, {n['wrong']} wrong")
+    for entity_type in ENTITY_TYPES:
+        n = sum((found[key] for key in found if key[1] == entity_type), Counter[str]())
+        print(f"{entity_type}: {n['found']} of {n['planted']} covered whole, {n['wrong']} wrong")
     for code in LANGUAGES:
         texts = paragraphs(code, 4000)
         size = sum(len(t.encode()) for t in texts) / 1e6
-        kinds = Counter(f.kind for t in texts for f in find(t, code))
-        print(f"{code}: {size:.2f} MB of help pages, found {dict(kinds)}")
+        types = Counter(f.entity_type for t in texts for f in find(t, code))
+        print(f"{code}: {size:.2f} MB of help pages, found {dict(types)}")
 
 
 def speed() -> None:

@@ -1,10 +1,10 @@
-"""The model and the engine beside transformers' own classes, on the same random weights at the published size:
+"""The model and the engine against transformers' own classes, on the same random weights at the published size:
 
 - decode: one sequence, the tokens after a prompt of 256 (Phi3ForCausalLM with its cache)
 - prefill: that prompt
 - conformer, siglip: a clip of 30 s; a crop of 448 pixels (Phi4Multimodal's encoders with their default attention)
-- mixed batch: eight requests (text, picture, clip) together, beside the same one after another
-- clip (`--parts clip`): a clip of 30 s through encoder and speech projector, for each `quant`, beside transformers
+- mixed batch: eight requests (text, image, audio) in one batch, against the same one after another
+- clip (`--parts clip`): a clip of 30 s through encoder and speech projector, for each `quant`, against transformers
 - transcription (`--parts transcription`): the whole transcription of a 30 s clip by the engine alone, in int8-all
 
     polyphi bench engine [--json]
@@ -74,11 +74,11 @@ CONTRACT = PARTS[:3]
 DECODER = "-decoder"
 """Ends the number of layers that the decoder alone is cut to."""
 CUT = 8
-"""Layers of a decoder that doesn't fit into memory beside its peer."""
+"""Layers of a decoder that doesn't fit into memory with its peer."""
 CACHE = 500_000_000
 """Bytes of keys and values for a transcription."""
 BUFFERS = 1.5e9
-"""Bytes of caches and activations beside the weights."""
+"""Bytes of caches and activations in addition to the weights."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from (*model.parameters(), *model.buffers(), *quantized.other_tensors(model))
 
 
-def held(model: nn.Module) -> float:
+def weight_gib(model: nn.Module) -> float:
     """GiB of a model's tensors, each counted once."""
     once = {id(t) if t.is_mkldnn else t.data_ptr(): quantized.nbytes(t) for t in tensors(model)}
     return sum(once.values()) / 2**30
@@ -302,7 +302,7 @@ def language(config: ModelConfig) -> ModelConfig:
 
 def endless(config: ModelConfig) -> tuple[ModelConfig, Tokenizer]:
     """The same model, whose answers are all as long as they may be, with a small tokenizer."""
-    tokenizer = Tokenizer.train(SAYINGS, vocab_size=384)
+    tokenizer = Tokenizer.train(PHRASES, vocab_size=384)
     assert config.vision is not None and config.audio is not None
     return replace(
         config,
@@ -313,8 +313,8 @@ def endless(config: ModelConfig) -> tuple[ModelConfig, Tokenizer]:
 
 
 def read_per_token(model: PhiModel) -> int:
-    """Bytes of weights that a decoded token needs: all of the decoder's, but for an embedding beside a head of its
-    own."""
+    """Bytes of weights that a decoded token needs: all of the decoder's, but for an embedding where there is a
+    separate head."""
     decoder = model.decoder
     all_bytes = sum(quantized.nbytes(t) for t in tensors(decoder))
     table = decoder.embed_tokens.weight
@@ -336,8 +336,8 @@ def paired(
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     rates = {name: per / statistics.median(s) for name, s in seconds.items()}
-    told = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
-    console.print(f"  {told}", highlight=False)
+    text = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
+    console.print(f"  {text}", highlight=False)
     return rates
 
 
@@ -389,8 +389,8 @@ def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row],
     blocks = -(-len(ids) // BLOCK)
     memories, tables = {}, {}
     for model in (ours, small):
-        place = torch.device("cpu")
-        memories[id(model)] = Memory(config.decoder, blocks, torch.bfloat16, place)
+        device = torch.device("cpu")
+        memories[id(model)] = Memory(config.decoder, blocks, torch.bfloat16, device)
         tables[id(model)] = BlockTable(BlockPool(blocks))
         tables[id(model)].grow(len(ids))
 
@@ -436,8 +436,8 @@ def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row],
                 began = time.perf_counter()
                 peer_run(name, more[:1], start + step)
                 seconds.setdefault(name, []).append(time.perf_counter() - began)
-        told = ", ".join(f"{name} {min(s):.3g} s" for name, s in seconds.items())
-        console.print(f"  a token of the peer takes: {told}", highlight=False)
+        text = ", ".join(f"{name} {min(s):.3g} s" for name, s in seconds.items())
+        console.print(f"  a token of the peer takes: {text}", highlight=False)
         return min(seconds, key=lambda name: min(seconds[name]))
 
     def decode(step: Callable[[Tensor, int], Tensor]) -> Callable[[], None]:
@@ -477,9 +477,9 @@ def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row],
         share = fill[kind] * flops / most
         work = f"prefill {kind}"
         rows.append(Row(work, fill[kind], fill["peer"], names["prefill"], "tok/s", share))
-    size_of_peer = held(peers[library.precision])
+    size_of_peer = weight_gib(peers[library.precision])
     others = [
-        Row(f"decoder's weights, {kind}", held(model), size_of_peer, library.name, "GiB")
+        Row(f"decoder's weights, {kind}", weight_gib(model), size_of_peer, library.name, "GiB")
         for kind, model in (("bf16", ours), ("int8", small))
     ]
     return rows, others
@@ -568,7 +568,7 @@ def encoders(size: Size, repeats: int, library: Transformers) -> tuple[list[Row]
         with FlopCounterMode(display=False) as counter:
             sides["peer"]()
         flops[name] = counter.get_total_flops()
-    # It runs SigLIP's last layer, and a head that reads all patches once, for nobody.
+    # It runs SigLIP's last layer, and a head that reads all patches once, whose output is unused.
     layers = len(vision.layers)
     flops["siglip"] *= (layers - 1) / layers
     first = {kind: work().float() for kind, work in works["conformer"].items()}
@@ -584,8 +584,8 @@ def encoders(size: Size, repeats: int, library: Transformers) -> tuple[list[Row]
             label, where = (name, rows) if kind == "bf16" else (f"{name} int8", others)
             where.append(Row(label, rates[kind], rates["peer"], library.name, unit, share))
     others += [
-        Row("conformer's weights", held(audio), held(ears), library.name, "GiB"),
-        Row("siglip's weights", held(vision), held(eyes), library.name, "GiB"),
+        Row("conformer's weights", weight_gib(audio), weight_gib(ears), library.name, "GiB"),
+        Row("siglip's weights", weight_gib(vision), weight_gib(eyes), library.name, "GiB"),
     ]
     return rows, others
 
@@ -685,7 +685,7 @@ def in_gigabytes(model: PhiModel) -> str:
 
 
 QUESTION = "what do you see"
-SAYINGS = [QUESTION, "what do you hear", "the quick brown fox", "1 + 2 = 3"]
+PHRASES = [QUESTION, "what do you hear", "the quick brown fox", "1 + 2 = 3"]
 
 
 def requests(size: Size, side: int) -> list[list[Message]]:
@@ -695,41 +695,41 @@ def requests(size: Size, side: int) -> list[list[Message]]:
     file = io.BytesIO()
     Picture.fromarray(noise).save(file, "PNG")
     wave = 0.1 * rng.standard_normal(size.frames * 160 // 6).astype(np.float32)  # 5 s of 30
-    texts = [[Message.user(Text(f"{SAYINGS[2]} {n} " * 10))] for n in range(4)]
-    seen = [[Message.user(Image(file.getvalue()), Text(f"{SAYINGS[0]} {n}"))] for n in range(2)]
-    heard = [[Message.user(Audio((wave, 16_000)), Text(f"{SAYINGS[1]} {n}"))] for n in range(2)]
+    texts = [[Message.user(Text(f"{PHRASES[2]} {n} " * 10))] for n in range(4)]
+    seen = [[Message.user(Image(file.getvalue()), Text(f"{PHRASES[0]} {n}"))] for n in range(2)]
+    heard = [[Message.user(Audio((wave, 16_000)), Text(f"{PHRASES[1]} {n}"))] for n in range(2)]
     return [*texts, *seen, *heard]
 
 
 def mixed(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:
-    """Requests of all kinds in one batch, beside the same one after another."""
+    """Requests of text, images and audio in one batch, against the same one after another."""
     config, tokenizer = endless(size.config)
     assert config.vision is not None
     model = quantize(random_model(config), "bf16")
     processor = make_processor(config, tokenizer)
-    asked, sampling = (
+    conversations, sampling = (
         requests(size, config.vision.crop_size),
         SamplingParams(max_tokens=size.answer),
     )
 
-    def together() -> int:
-        """Tokens of all answers, by an engine that remembers nothing."""
-        done = Engine(model, processor).generate_many(asked, sampling=sampling)
+    def one_batch() -> int:
+        """Tokens of all answers, by an engine with empty caches."""
+        done = Engine(model, processor).generate_many(conversations, sampling=sampling)
         return sum(len(answer.tokens) for answer in done)
 
     def one_by_one() -> None:
         engine = Engine(model, processor)
-        for messages in asked:
+        for messages in conversations:
             engine.generate(messages, sampling=sampling)
 
-    rates = paired({"together": together, "one by one": one_by_one}, repeats, together())
+    rates = paired({"one batch": one_batch, "one by one": one_by_one}, repeats, one_batch())
     name = "polyphi, one after another"
-    row_ = Row("mixed batch", rates["together"], rates["one by one"], name, "tok/s", None)
+    row_ = Row("mixed batch", rates["one batch"], rates["one by one"], name, "tok/s", None)
     return [row_], []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The model and the engine beside transformers.")
+    parser = argparse.ArgumentParser(description="The model and the engine against transformers.")
     parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, help="of every tower; all without")
@@ -741,17 +741,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default="auto",
         help="precision of transformers; auto is the one that is faster on this machine",
     )
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         version("transformers")
     except PackageNotFoundError as error:
         parser.error(
             f"the peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}"
         )
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    size = Size().cut(given.layers)
-    library = choose_transformers(placement.products(size.config), given.peer_dtype)
+    size = Size().cut(args.layers)
+    library = choose_transformers(placement.products(size.config), args.peer_dtype)
     works = {
         "decoder": decoder,
         "encoders": encoders,
@@ -761,14 +761,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     rows, others = [], []
     with torch.inference_mode():
-        for part in given.parts:
+        for part in args.parts:
             console.print(f"[bold]{part}[/bold]")
-            whole = part != "decoder" or given.layers is not None
+            whole = part != "decoder" or args.layers is not None
             sized, peer = (size, library) if whole else fitting(size, library)
-            part_rows, part_others = works[part](sized, given.repeats, peer)
+            part_rows, part_others = works[part](sized, args.repeats, peer)
             rows += part_rows
             others += part_others
-    show(rows, as_json=given.json, others=others)
+    show(rows, as_json=args.json, others=others)
 
 
 if __name__ == "__main__":

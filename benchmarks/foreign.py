@@ -1,9 +1,9 @@
-"""A model on what no generator of ours made, as people bring it: ten drawings and ten recordings, asked on the chat
+"""A model on what no generator of ours made, as people bring it: ten drawings and ten recordings, sent on the chat
 page in Chromium, and how many answers are right.
 
 python benchmarks/foreign.py runs/nano --out foreign.png    # needs espeak-ng, chromium and chromium-driver
 
-Five digits and five shapes are drawn by the browser, stroke by stroke; ten numbers come through a microphone, said by
+Five digits and five shapes are drawn by the browser, stroke by stroke; ten numbers come through a microphone, spoken by
 espeak-ng's voices of accents and variants that are in no list of polyphi. The picture shows all of them with their
 answers.
 """
@@ -70,7 +70,7 @@ SPOKEN = {
     "75": "en-gb-x-gbcwmd+benjamin",
     "90": "en-029+gustave",
 }
-"""What is said -> espeak-ng's accent and variant. Digits apart are written together, a number in words."""
+"""Spoken number -> espeak-ng's accent and variant. Digits apart are written together, a number in words."""
 WORDS = {
     "21": "twenty-one",
     "48": "forty-eight",
@@ -81,12 +81,12 @@ WORDS = {
 
 
 class Page:
-    """The chat page in a browser of its own, which hears `speech` (a WAV file) through its microphone."""
+    """The chat page in a separate browser, whose microphone plays `speech` (a WAV file)."""
 
     def __init__(self, url: str, folder: Path, speech: Path | None = None) -> None:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
-        told = [
+        arguments = [
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",
@@ -96,8 +96,8 @@ class Page:
             f"--user-data-dir={folder}",
         ]
         if speech is not None:
-            told.append(f"--use-file-for-fake-audio-capture={speech}%noloop")
-        for option in told:
+            arguments.append(f"--use-file-for-fake-audio-capture={speech}%noloop")
+        for option in arguments:
             options.add_argument(option)
         self.driver = webdriver.Chrome(
             options, webdriver.ChromeService(shutil.which("chromedriver"))
@@ -196,21 +196,21 @@ def opened(url: str, speech: Path | None = None) -> Iterator[Page]:
 
 
 def plain(text: str) -> str:
-    """Letters and digits, small."""
+    """Letters and digits, in lower case."""
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def drawings(url: str) -> Iterator[tuple[Image.Image, str, str, str]]:
-    """(picture, question, what is right, answer) of each drawing."""
-    asked = [
+    """(image, question, expected answer, answer) of each drawing."""
+    questions = [
         (path, "#20242c", False, "What digit is this?", digit) for digit, path in STROKES.items()
     ]
     for number, ((shape, colour), path) in enumerate(SHAPES.items()):
         question, right = (
             ("What shape is this?", shape) if number % 2 else ("What colour is this?", colour)
         )
-        asked.append((path, PAINT[colour], True, question, right))
-    for path, ink, filled, question, right in asked:
+        questions.append((path, PAINT[colour], True, question, right))
+    for path, ink, filled, question, right in questions:
         with opened(url) as page:
             data = page.drawn(path, ink, filled=filled)
             page.attach("drawing.png", data)
@@ -218,14 +218,14 @@ def drawings(url: str) -> Iterator[tuple[Image.Image, str, str, str]]:
 
 
 def recordings(url: str) -> Iterator[tuple[str, str, str, str]]:
-    """(voice, words said, what is right, transcript) of each recording."""
-    for said, voice in SPOKEN.items():
+    """(voice, spoken words, expected text, transcript) of each recording."""
+    for digits, voice in SPOKEN.items():
         accent, _, variant = voice.partition("+")
         known = {name.lower() for names in VARIANTS.values() for name in names}
         assert accent not in ACCENTS["en"] and variant.lower() not in known, f"{voice} is ours"
         with tempfile.TemporaryDirectory() as folder:
-            clip = Path(folder) / "said.wav"
-            words = WORDS.get(said, said)
+            clip = Path(folder) / "speech.wav"
+            words = WORDS.get(digits, digits)
             # A moment of silence before, as a microphone has it.
             spoken = [
                 "espeak-ng",
@@ -240,40 +240,40 @@ def recordings(url: str) -> Iterator[tuple[str, str, str, str]]:
             seconds = 1.0 + 0.5 * len(words.split())
             with opened(url, clip) as page:
                 page.record(seconds)
-                yield voice, words, WORDS.get(said, said.replace(" ", "")), page.ask(TRANSCRIBE)
+                yield voice, words, WORDS.get(digits, digits.replace(" ", "")), page.ask(TRANSCRIBE)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("model", type=Path)
     options.add_argument("--out", type=Path, help="a picture of all drawings and answers")
-    given = options.parse_args()
+    args = options.parse_args()
     figure = Figure(figsize=(11, 6.2))
-    places = iter(figure.subplots(4, 5).flat)
+    subplots = iter(figure.subplots(4, 5).flat)
     right = {"drawings": 0, "recordings": 0}
-    with served(given.model) as url:
-        for picture, question, wanted, answer in drawings(url):
-            good = plain(answer) == plain(wanted)
+    with served(args.model) as url:
+        for picture, question, expected, answer in drawings(url):
+            good = plain(answer) == plain(expected)
             right["drawings"] += good
-            place = next(places)
-            place.imshow(picture)
-            place.set_title(
+            axes = next(subplots)
+            axes.imshow(picture)
+            axes.set_title(
                 f"{question}\n{answer[:24]}", fontsize=8, color="green" if good else "red"
             )
-            print(f"{question:<22}{wanted:<10}{answer[:40]}", flush=True)
-        for voice, words, wanted, answer in recordings(url):
-            good = plain(answer) == plain(wanted)
+            print(f"{question:<22}{expected:<10}{answer[:40]}", flush=True)
+        for voice, words, expected, answer in recordings(url):
+            good = plain(answer) == plain(expected)
             right["recordings"] += good
-            told = f"{voice}\nsays: {words}\n{answer[:24]}"
-            next(places).text(
-                0.5, 0.5, told, ha="center", fontsize=8, color="green" if good else "red"
+            caption = f"{voice}\nsays: {words}\n{answer[:24]}"
+            next(subplots).text(
+                0.5, 0.5, caption, ha="center", fontsize=8, color="green" if good else "red"
             )
             print(f"{voice:<28}{words:<14}{answer[:40]}", flush=True)
-    for place in figure.axes:
-        place.axis("off")
-    if given.out:
+    for axes in figure.axes:
+        axes.axis("off")
+    if args.out:
         figure.tight_layout()
-        figure.savefig(given.out, dpi=110)
+        figure.savefig(args.out, dpi=110)
     print(f"right: {right['drawings']} of 10 drawings, {right['recordings']} of 10 recordings")
 
 

@@ -1,23 +1,23 @@
-"""A client beside others that stall the server: how long do its greetings take, and is all given back afterwards?
+"""A client among others that stall the server: how long do its greetings take, and is all memory freed afterwards?
 
     python benchmarks/hostile.py runs/nano/model [--attacks texts scores] [--greetings 20] [--json hostile.json]
 
-Starts `polyphi serve` on a free port. Each attack runs in a process of its own, from another address of this machine
-(127.0.0.2), over and over until the greetings beside it are done:
+Starts `polyphi serve` on a free port. Each attack runs in its own process, from another address of this machine
+(127.0.0.2), over and over until the concurrent greetings are done:
 
 | attack | what it sends |
 |---|---|
-| connections | 50 whose heads drip, 20 whose bodies never come, 2 streams that nobody reads, 3 senders of hard bodies |
+| connections | 50 whose headers arrive slowly, 20 whose bodies never come, 2 unread streams, 3 senders of hard bodies |
 | texts | 4 chats of 3.9 million emoji |
 | scores | 6 calls for the log-probabilities of 16 prompts of 8,000 tokens (or of what the context holds) |
-| tokens | 2 calls of /tokenize with 3.9 million letters |
+| tokens | 2 calls of /tokenize with 3.9 million characters |
 | media | 4 chats with a picture of 36 crops or a clip of ten minutes, a new one each time |
 | queue | 60 chats with long answers |
 
-A greeting (a chat with an answer of 8 tokens) is sent every half second, alone and then beside each attack, and
-/health is asked five times a second. Aims: the median greeting takes at most the larger of three times what it takes
-alone and 0.5 s; /health always answers within 0.2 s; half a second after the attackers have left no request of theirs
-is held; a minute after, memory is back. The exit code is 1 if one is missed.
+A greeting (a chat with an answer of 8 tokens) is sent every half second, alone and then during each attack, and
+/health is requested five times a second. Aims: the median greeting takes at most the larger of three times its time
+alone and 0.5 s; /health always answers within 0.2 s; half a second after the attackers have left none of their
+requests is in progress; a minute after, memory is back. The exit code is 1 if one is missed.
 
     python benchmarks/hostile.py --attack texts --port PORT        # that process, until it is ended
 """
@@ -225,7 +225,7 @@ async def context(port: int) -> int:
 
 
 async def again(peer: Callable[[int, int], Awaitable[None]], port: int, number: int) -> None:
-    """Whoever is thrown out comes back."""
+    """A client that is disconnected reconnects."""
     while True:
         try:
             await peer(port, number)
@@ -246,12 +246,12 @@ async def attack(name: str, port: int) -> None:
     await asyncio.gather(*tasks)
 
 
-# ---------------------------------------------------------------------- the client beside them
+# ---------------------------------------------------------------------- the client during attacks
 
 
 @dataclass
 class Beside:
-    """What was measured beside an attack: seconds of greetings and of /health, seconds until none of its requests was
+    """Measurements during an attack: seconds of greetings and of /health, seconds until none of its requests was
     held and until memory was back (None: not within the time), and resident bytes before, at most and afterwards."""
 
     attack: str
@@ -282,14 +282,14 @@ class Beside:
 
 @contextmanager
 def attacked(port: int, *names: str) -> Iterator[None]:
-    """The attacks go on while this lasts, each in a process of its own."""
+    """The attacks run while the block runs, each in its own process."""
     command = [sys.executable, __file__, "--port", str(port), "--attack"]
     processes = [subprocess.Popen([*command, n], stdout=subprocess.PIPE) for n in names]
     try:
         for process in processes:
             assert process.stdout and process.stdout.readline() == b"ready\n"
         yield
-        assert all(process.poll() is None for process in processes), "they went on all the time"
+        assert all(process.poll() is None for process in processes), "an attack ended early"
     finally:
         for process in processes:
             process.kill()
@@ -332,9 +332,9 @@ async def beside(client: Any, process: Any, port: int, found: Beside, count: int
             await asyncio.sleep(0.05)
 
     async def gauge(*names: str) -> float:
-        told = (await client.get("/metrics")).text.splitlines()
-        wanted = tuple(f"polyphi:{name}" for name in names)
-        return sum(float(line.rsplit(" ", 1)[1]) for line in told if line.startswith(wanted))
+        lines = (await client.get("/metrics")).text.splitlines()
+        prefixes = tuple(f"polyphi:{name}" for name in names)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(prefixes))
 
     watching = asyncio.ensure_future(watch())
     with attacked(port, found.attack):
@@ -358,7 +358,7 @@ async def beside(client: Any, process: Any, port: int, found: Beside, count: int
 
 
 async def measured(model: str, names: list[str], count: int) -> tuple[Beside, list[Beside]]:
-    """Greetings alone, and beside each attack."""
+    """Greetings alone, and during each attack."""
     import httpx2
     import psutil
     from load import server
@@ -369,7 +369,7 @@ async def measured(model: str, names: list[str], count: int) -> tuple[Beside, li
             while (await client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.2)
             # The first of all are slower, and some memory is taken when it is first used and kept: keys and values,
-            # what kernels write to, encoder outputs that are remembered.
+            # what kernels write to, cached encoder outputs.
             prompts = long_prompts(99, (await client.get("/props")).json()["context"])
             await client.post(COMPLETIONS, json={"prompt": prompts, "max_tokens": 1})
             for name in names:
@@ -410,7 +410,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("model", nargs="?")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    parser.add_argument("--greetings", type=int, default=20, help="alone and beside each attack")
+    parser.add_argument("--greetings", type=int, default=20, help="alone and during each attack")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--attack", choices=ATTACKS, help="only attack the server on --port")
     parser.add_argument("--port", type=int)

@@ -1,21 +1,21 @@
-"""Our kernels at work beside other engines, on the same random weights at the published size:
+"""Our kernels against other engines, on the same random weights at the published size:
 
 - decode: one sequence, and eight at once, behind prompts of 256 tokens
 - prefill: 256 and 2,048 tokens
 - first token: a picture (1280x720, JPEG) and a clip (30 s, WAV) on the model of 5.6 G parameters, from their bytes
-- products: the matrix products of one layer beside torch's kernels (products.py), told apart
+- products: the matrix products of one layer against torch's kernels (products.py), separately
 
     polyphi bench kernels --setup            environments for the peers, in .venv/.peers, once
     polyphi bench kernels [--json] [--layers 8] [--only decode] [--parts language media products]
 
-Peers, each in an environment and a process of its own (peers/): llama.cpp, OpenVINO GenAI, onnxruntime-genai, and
+Peers, each in its own environment and process (peers/): llama.cpp, OpenVINO GenAI, onnxruntime-genai, and
 transformers, which is the only one that runs the multimodal model. It computes in the precision in which it is fastest
 on this machine, bfloat16 or float32 (`sidebyside.fastest_precision`); the run prints which, and the peer's name has it.
 The choice is for prompts and media: one token at a time may take a little less time in bfloat16 than in float32 on a
 CPU without bfloat16 instructions. All have the same threads and take turns with ours, an idle one computes nothing;
-what is told are medians. Before that all compute the same logits, but for the error of their bits. The checkpoints and
+medians are reported. Before that all compute the same logits, but for the error of their bits. The checkpoints and
 what the peers make of them are kept in the cache (`POLYPHI_CACHE`), some 60 GB at full size. Sides that don't fit into
-memory together take turns with ours in groups. Where transformers computes in float32 and its weights don't fit beside
+memory at once take turns with ours in groups. Where transformers computes in float32 and its weights don't fit with
 ours (15 GB of the language model, 22 GB of the whole one), the decoder is cut to 8 layers of full width, the encoders
 stay whole, and its name says so. `--layers` overrides this: `--layers 8` cuts the encoders too, `--layers 8 --whole-
 encoders` the decoder alone.
@@ -62,12 +62,12 @@ from polyphi.model.multimodal import PhiModel
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE.parent / ".venv" / ".peers"
-KINDS = ("int4", "int8", "int4-all", "int8-all")
+SCHEMES = ("int4", "int8", "int4-all", "int8-all")
 """Ours. Encoders and adapters, which words alone don't need, are in 8 bits too in the last two."""
 PARTS = ("language", "media", "products")
 OURS = "polyphi"
-ROOM = 2e9
-"""Bytes of contexts and buffers beside the weights."""
+BUFFERS = 2e9
+"""Bytes of contexts and buffers in addition to the weights."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Peer:
     the cache, and the bits that a weight takes of its memory."""
 
     engine: str
-    kind: str
+    scheme: str
     format: str
     script: str
     environment: str
@@ -151,7 +151,7 @@ class Process:
             text=True,
         )
         self.facts = self.answer()
-        """What it told when it was ready."""
+        """The facts that it reported when it was ready."""
 
     def answer(self) -> dict[str, Any]:
         """Its next line. Raises RuntimeError if it ended instead."""
@@ -189,7 +189,7 @@ def command(
 ) -> list[object]:
     """How the side of that name starts."""
     scripts = HERE / "peers"
-    if name in KINDS:
+    if name in SCHEMES:
         return [sys.executable, scripts / "ours.py", folder / name, threads, what]
     if library is not None and name == library.name:
         script = scripts / "transformers_phi.py"
@@ -223,10 +223,10 @@ def started(
 def setup() -> None:
     """Environments of all peers."""
     for name in dict.fromkeys(peer.environment for peer in PEERS):
-        place = ENVIRONMENTS / name
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        wanted = HERE / "peers" / f"requirements-{name}.txt"
-        subprocess.run([place / "bin" / "pip", "install", "-r", wanted], check=True)
+        path = ENVIRONMENTS / name
+        subprocess.run([sys.executable, "-m", "venv", path], check=True)
+        requirements = HERE / "peers" / f"requirements-{name}.txt"
+        subprocess.run([path / "bin" / "pip", "install", "-r", requirements], check=True)
 
 
 def checkpoint(config: ModelConfig, folder: Path, quant: str | None, layout: str) -> None:
@@ -243,13 +243,13 @@ def checkpoint(config: ModelConfig, folder: Path, quant: str | None, layout: str
 
 
 def prepare(
-    config: ModelConfig, folder: Path, threads: int, engines: Sequence[str], kinds: Sequence[str]
+    config: ModelConfig, folder: Path, threads: int, engines: Sequence[str], schemes: Sequence[str]
 ) -> list[Peer]:
     """The checkpoints, and what each peer makes of them; the peers that can run."""
-    for kind in kinds:
-        checkpoint(config, folder, kind, "mini")
+    for scheme in schemes:
+        checkpoint(config, folder, scheme, "mini")
     checkpoint(config, folder, None, "mini")
-    able = []
+    available = []
     for peer in (p for p in PEERS if p.engine in engines):
         if not (ENVIRONMENTS / peer.environment / "bin" / "python").exists():
             console.print(
@@ -263,10 +263,10 @@ def prepare(
                 console.print(f"making {peer.keeps}", highlight=False)
                 start = command(peer.name, folder, "all", threads, "language")
                 Process(peer.name, start, threads).close()
-            able.append(peer)
+            available.append(peer)
         except RuntimeError as error:
             console.print(f"[yellow]{peer.name} is left out[/yellow]: {error}", highlight=False)
-    return able
+    return available
 
 
 # ------------------------------------------------------------------------------ limits
@@ -300,10 +300,10 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 def least_seconds(
     work: Work,
-    kind: str,
+    scheme: str,
     config: ModelConfig,
     read: int,
-    told: Mapping[str, float],
+    turn: Mapping[str, float],
     rates: Limits,
 ) -> float:
     """That a turn takes at the machine's limit: `read` bytes of weights a step, or operations of products. Of the
@@ -311,12 +311,12 @@ def least_seconds(
     if work.name.startswith("decode"):
         return int(work.command.split()[2]) * read / rates.read
     d, size = config.decoder, parameters(config)
-    tokens = told.get("tokens", work.amount)
+    tokens = turn.get("tokens", work.amount)
     attention = 2 * tokens * d.hidden_size * d.num_hidden_layers  # half of a square, twice
     least = 2 * (tokens * (size["layers"] + attention / 2) + size["head"]) / rates.int8
-    if "positions" in told:
-        encoders = rates.int8 if kind.endswith("-all") else rates.bf16
-        least += 2 * told["positions"] * size[work.name.split()[-1]] / encoders
+    if "positions" in turn:
+        encoders = rates.int8 if scheme.endswith("-all") else rates.bf16
+        least += 2 * turn["positions"] * size[work.name.split()[-1]] / encoders
     return least
 
 
@@ -328,7 +328,7 @@ class Measured:
     """Of one work at some bits: each side's turns, and what the machine gave meanwhile."""
 
     work: Work
-    kind: str
+    scheme: str
     turns: dict[str, list[dict[str, float]]]
     rates: list[Limits]
     read: int
@@ -341,7 +341,7 @@ class Measured:
 
     @property
     def peers(self) -> list[str]:
-        return [name for name in self.turns if name != self.kind]
+        return [name for name in self.turns if name != self.scheme]
 
     def parts(self) -> list[str]:
         """Of a first token: what each side's seconds went into."""
@@ -349,7 +349,7 @@ class Measured:
             return []
         named = ("media", "encoders", "prefill")
         return [
-            f"{self.work.name} {self.kind}, {OURS if side == self.kind else side}: "
+            f"{self.work.name} {self.scheme}, {OURS if side == self.scheme else side}: "
             + ", ".join(f"{part} {self.median(side, part):.2f} s" for part in named)
             for side in self.turns
         ]
@@ -359,31 +359,31 @@ class Measured:
         rates = Limits(
             *(statistics.median(getattr(r, f.name) for r in self.rates) for f in fields(Limits))
         )
-        told = self.turns[self.kind][0]
-        least = least_seconds(self.work, self.kind, config, self.read, told, rates)
+        turn = self.turns[self.scheme][0]
+        least = least_seconds(self.work, self.scheme, config, self.read, turn, rates)
         return Row(
-            f"{self.work.name} {self.kind}",
-            self.rate(self.kind),
+            f"{self.work.name} {self.scheme}",
+            self.rate(self.scheme),
             self.rate(best),
             best,
             self.work.unit,
-            least / self.median(self.kind),
+            least / self.median(self.scheme),
         )
 
 
 def media(folder: Path, seed: int) -> dict[str, Path]:
-    """A picture and a clip that nobody has seen."""
+    """A new image and a new audio file."""
     random = np.random.default_rng(seed)
-    places = {"picture": folder / f"{seed}.jpg", "clip": folder / f"{seed}.wav"}
+    paths = {"picture": folder / f"{seed}.jpg", "clip": folder / f"{seed}.wav"}
     coarse = Picture.fromarray(random.integers(0, 256, (45, 80, 3), dtype=np.uint8))
-    coarse.resize((1280, 720)).save(places["picture"])
+    coarse.resize((1280, 720)).save(paths["picture"])
     wave = 0.1 * random.standard_normal(30 * 16_000)
-    soundfile.write(places["clip"], wave, 16_000)
-    return places
+    soundfile.write(paths["clip"], wave, 16_000)
+    return paths
 
 
 def take_turns(
-    works: Sequence[Work], sides: Mapping[str, Process], kind: str, repeats: int
+    works: Sequence[Work], sides: Mapping[str, Process], scheme: str, repeats: int
 ) -> list[Measured]:
     """Each work by all sides, one after another, `repeats` times after a turn that isn't timed."""
     made = []
@@ -392,32 +392,32 @@ def take_turns(
             turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
             rates = []
             for repeat in range(repeats + 1):
-                given = media(Path(name), repeat) if "{" in work.command else {}
+                args = media(Path(name), repeat) if "{" in work.command else {}
                 for side, process in sides.items():
-                    told = process.turn(work.command.format(**given))
+                    turn = process.turn(work.command.format(**args))
                     if repeat:
-                        turns[side].append(told)
+                        turns[side].append(turn)
                 if repeat:
                     rates.append(measured())
-            found = Measured(work, kind, turns, rates, sides[kind].facts["bytes"])
-            told = ", ".join(f"{side} {found.rate(side):.3g}" for side in sides)
-            console.print(f"  {work.name}, {work.unit}: {told}", highlight=False)
-            for parts in found.parts():
+            result = Measured(work, scheme, turns, rates, sides[scheme].facts["bytes"])
+            text = ", ".join(f"{side} {result.rate(side):.3g}" for side in sides)
+            console.print(f"  {work.name}, {work.unit}: {text}", highlight=False)
+            for parts in result.parts():
                 console.print(f"  {parts}", highlight=False)
-            made.append(found)
+            made.append(result)
     return made
 
 
 def same_work(sides: Mapping[str, Process], most: float, reference: str) -> None:
     """All sides have the logits of `reference` (transformers) behind 64 ids, but for what their bits cost."""
-    found = {}
+    result = {}
     with tempfile.TemporaryDirectory() as name:
         for side, process in sides.items():
-            file = Path(name) / f"{len(found)}.npy"
+            file = Path(name) / f"{len(result)}.npy"
             process.turn(f"logits {file} 64")
-            found[side] = np.load(file)
-    whole = found[reference]
-    for side, logits in found.items():
+            result[side] = np.load(file)
+    whole = result[reference]
+    for side, logits in result.items():
         off = float(np.linalg.norm(logits - whole) / np.linalg.norm(whole))
         console.print(f"  {side}: logits are {off:.3f} off", highlight=False)
         if not off < most:
@@ -428,43 +428,43 @@ def same_work(sides: Mapping[str, Process], most: float, reference: str) -> None
 
 
 def grouped(
-    config: ModelConfig, kind: str, peers: Sequence[Peer], library: Transformers, free: float
+    config: ModelConfig, scheme: str, peers: Sequence[Peer], library: Transformers, free: float
 ) -> list[list[str]]:
-    """Peers at these bits and transformers, in groups that fit into memory beside ours."""
+    """Peers at these bits and transformers, in groups that fit into memory with ours."""
     weights_ = sum(parameters(config)[part] for part in ("layers", "head"))
-    wanted = {library.name: 8.0 * library.dtype.itemsize} | {
-        p.name: p.bits for p in peers if p.kind == kind
+    bits_of = {library.name: 8.0 * library.dtype.itemsize} | {
+        p.name: p.bits for p in peers if p.scheme == scheme
     }
-    bits = {"int4": 4.5, "int8": 8.0}[kind]
+    bits = {"int4": 4.5, "int8": 8.0}[scheme]
     head = 2 * parameters(config)["head"]
-    room = free - weights_ * bits / 8 - head - 2 * ROOM
+    budget = free - weights_ * bits / 8 - head - 2 * BUFFERS
     groups: list[list[str]] = []
     left = 0.0
-    for name, each in wanted.items():
-        size = weights_ * each / 8 + ROOM / 2
+    for name, each in bits_of.items():
+        size = weights_ * each / 8 + BUFFERS / 2
         if not groups or size > left:
             groups.append([])
-            left = room
+            left = budget
         groups[-1].append(name)
         left -= size
     return groups
 
 
 def fitting(
-    given: argparse.Namespace, config: ModelConfig, kinds: Sequence[str]
+    args: argparse.Namespace, config: ModelConfig, schemes: Sequence[str]
 ) -> tuple[str, Transformers]:
     """How many layers the model has (`engine.Size.at`), and transformers: the decoder is cut where no number of layers
-    is requested and transformers doesn't fit in float32 beside ours."""
-    library: Transformers = given.library
-    if given.layers is not None:
-        return f"{given.layers}{engine.DECODER if given.whole_encoders else ''}", library
-    if library.precision == "bf16" or not kinds:
+    is requested and transformers doesn't fit in float32 with ours."""
+    library: Transformers = args.library
+    if args.layers is not None:
+        return f"{args.layers}{engine.DECODER if args.whole_encoders else ''}", library
+    if library.precision == "bf16" or not schemes:
         return "all", library
     size = parameters(config)
     count, encoders = engine.parameters(config), size.get("picture", 0) + size.get("clip", 0)
-    in_8_bits = any(kind.startswith("int8") for kind in kinds)
+    in_8_bits = any(scheme.startswith("int8") for scheme in schemes)
     ours = count * (1.05 if in_8_bits else 0.6) + encoders  # which are in 8 bits or in bfloat16
-    needed, free = count * library.dtype.itemsize + ours + ROOM, free_memory(torch.device("cpu"))
+    needed, free = count * library.dtype.itemsize + ours + BUFFERS, free_memory(torch.device("cpu"))
     if needed <= free:
         return "all", library
     console.print(
@@ -484,62 +484,62 @@ def cached(what: str, depth: str) -> Path:
 
 
 def language(
-    given: argparse.Namespace, works: Sequence[Work], threads: int
+    args: argparse.Namespace, works: Sequence[Work], threads: int
 ) -> tuple[list[Measured], ModelConfig]:
-    kinds = [kind for kind in given.kinds if not kind.endswith("-all")]
-    depth, library = fitting(given, engine.language(engine.Size().config), kinds)
+    schemes = [scheme for scheme in args.kinds if not scheme.endswith("-all")]
+    depth, library = fitting(args, engine.language(engine.Size().config), schemes)
     depth = depth.removesuffix(engine.DECODER)
     config = engine.language(engine.Size().at(depth).config)
     folder = cached("language", depth)
-    able = prepare(config, folder, threads, given.peers, kinds) if kinds else []
+    available = prepare(config, folder, threads, args.peers, schemes) if schemes else []
     made: dict[str, Measured] = {}
-    for kind in kinds if works else ():
-        for names in grouped(config, kind, able, library, psutil.virtual_memory().available):
-            console.print(f"[bold]{kind}[/bold], beside {', '.join(names)}", highlight=False)
-            with started([kind, *names], folder, depth, threads, "language", library) as sides:
+    for scheme in schemes if works else ():
+        for names in grouped(config, scheme, available, library, psutil.virtual_memory().available):
+            console.print(f"[bold]{scheme}[/bold], against {', '.join(names)}", highlight=False)
+            with started([scheme, *names], folder, depth, threads, "language", library) as sides:
                 if library.name in sides:
-                    same_work(sides, ERROR[kind], library.name)
-                for found in take_turns(works, sides, kind, given.repeats):
-                    key = f"{found.work.name} {kind}"
-                    made[key] = joined(made[key], found) if key in made else found
+                    same_work(sides, ERROR[scheme], library.name)
+                for result in take_turns(works, sides, scheme, args.repeats):
+                    key = f"{result.work.name} {scheme}"
+                    made[key] = joined(made[key], result) if key in made else result
     return list(made.values()), config
 
 
 def joined(one: Measured, other: Measured) -> Measured:
-    """The same work beside other peers; turns of ours count in both."""
-    ours = {one.kind: one.turns[one.kind] + other.turns[one.kind]}
+    """The same work against other peers; turns of ours count in both."""
+    ours = {one.scheme: one.turns[one.scheme] + other.turns[one.scheme]}
     return replace(one, turns=one.turns | other.turns | ours, rates=one.rates + other.rates)
 
 
 def multimodal(
-    given: argparse.Namespace, works: Sequence[Work], threads: int
+    args: argparse.Namespace, works: Sequence[Work], threads: int
 ) -> tuple[list[Measured], ModelConfig]:
-    depth, library = fitting(given, engine.Size().config, given.kinds)
+    depth, library = fitting(args, engine.Size().config, args.kinds)
     config, _ = engine.endless(engine.Size().at(depth).config)
     folder, made = cached("multimodal", depth), []
-    for kind in given.kinds:
-        checkpoint(config, folder, kind, "native")
-        if given.prepare:
+    for scheme in args.kinds:
+        checkpoint(config, folder, scheme, "native")
+        if args.prepare:
             continue
-        console.print(f"[bold]{kind}[/bold], media, beside {library.name}", highlight=False)
-        names = [kind, library.name]
+        console.print(f"[bold]{scheme}[/bold], media, against {library.name}", highlight=False)
+        names = [scheme, library.name]
         with started(names, folder, depth, threads, "multimodal", library) as sides:
-            made += take_turns(works, sides, kind, given.repeats)
+            made += take_turns(works, sides, scheme, args.repeats)
     return made, config
 
 
-# ------------------------------------------------------------------------------ told
+# ------------------------------------------------------------------------------ report
 
 
 def worst(rows: Sequence[Row]) -> list[Row]:
     """For each name that stands for two rows, the one with the lower ratio, under that name."""
-    found = {row.work: row for row in rows}
+    result = {row.work: row for row in rows}
     made = []
-    for kind in KINDS:
+    for scheme in SCHEMES:
         for name, parts in WORST.items():
-            both = [found[f"{part} {kind}"] for part in parts if f"{part} {kind}" in found]
+            both = [result[f"{part} {scheme}"] for part in parts if f"{part} {scheme}" in result]
             if len(both) == len(parts):
-                made.append(replace(min(both, key=lambda row: row.ratio), work=f"{name} {kind}"))
+                made.append(replace(min(both, key=lambda row: row.ratio), work=f"{name} {scheme}"))
     return made
 
 
@@ -564,19 +564,21 @@ def print_rows(measured_: Sequence[Measured], rows: Sequence[Row], out: Console)
         table.add_row(row.work, row.unit, f"{row.ours:.3g}", *cells, ratio, share)
     out.print(table)
     for m in measured_:
-        for told in m.parts():
-            out.print(told, highlight=False)
-    found = {f"{m.work.name} {m.kind}": m for m in measured_}
-    for kind in KINDS:
-        one, eight = found.get(f"decode {kind}"), found.get(f"decode 8 sequences {kind}")
+        for line in m.parts():
+            out.print(line, highlight=False)
+    result = {f"{m.work.name} {m.scheme}": m for m in measured_}
+    for scheme in SCHEMES:
+        one, eight = result.get(f"decode {scheme}"), result.get(f"decode 8 sequences {scheme}")
         if one and eight:
-            times = eight.rate(kind) / one.rate(kind)
-            out.print(f"8 sequences decode {times:.2f} times one's tokens, {kind}", highlight=False)
+            times = eight.rate(scheme) / one.rate(scheme)
+            out.print(
+                f"8 sequences decode {times:.2f} times one's tokens, {scheme}", highlight=False
+            )
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of the command line. Exits where transformers or PEFT is missing."""
-    parser = argparse.ArgumentParser(description="Our kernels at work beside other engines.")
+    parser = argparse.ArgumentParser(description="Our kernels against other engines.")
     parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, help="of every tower; all without")
@@ -590,44 +592,44 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="precision of transformers; auto is the one that is faster on this machine",
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=SCHEMES, default=SCHEMES)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS[:2])
     known = [w.name for w in (*LANGUAGE, *MEDIA)]
     parser.add_argument("--only", nargs="+", choices=known, default=known, help="works")
     parser.add_argument("--peers", nargs="*", choices=ENGINES, default=ENGINES)
     parser.add_argument("--prepare", action="store_true", help="only make what the peers load")
     parser.add_argument("--setup", action="store_true", help="only make the peers' environments")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         version("transformers"), version("peft")
     except PackageNotFoundError as error:
         parser.error(f"a peer needs {error.name}: pip install -r {HERE / 'peers/requirements.txt'}")
-    return given
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parse(arguments)
-    if given.setup:
+    args = parse(arguments)
+    if args.setup:
         setup()
         return
-    threads = given.threads
+    threads = args.threads
     torch.set_num_threads(threads)
-    given.library = choose_transformers(placement.products(engine.Size().config), given.peer_dtype)
-    if "products" in given.parts:
-        show(products.compare(given.repeats, given.library), as_json=given.json)
+    args.library = choose_transformers(placement.products(engine.Size().config), args.peer_dtype)
+    if "products" in args.parts:
+        show(products.compare(args.repeats, args.library), as_json=args.json)
     made: list[Measured] = []
     rows: list[Row] = []
     for part, all_works, run in (("language", LANGUAGE, language), ("media", MEDIA, multimodal)):
-        works = [w for w in all_works if w.name in given.only]
-        if part not in given.parts or not (works or given.prepare):
+        works = [w for w in all_works if w.name in args.only]
+        if part not in args.parts or not (works or args.prepare):
             continue
-        found, config = run(given, [] if given.prepare else works, threads)
-        made += found
-        rows += [m.row(config) for m in found]
-    if as_asked := bool(rows and given.json):
+        result, config = run(args, [] if args.prepare else works, threads)
+        made += result
+        rows += [m.row(config) for m in result]
+    if as_json := bool(rows and args.json):
         print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in [*rows, *worst(rows)]]))
     if rows:
-        print_rows(made, rows, Console(stderr=as_asked, width=max(160, console.width)))
+        print_rows(made, rows, Console(stderr=as_json, width=max(160, console.width)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 LibreOffice's help in two languages (Debian packages, downloaded and unpacked, never installed), the nano run's
 tokenizer, random weights, AdamW for 3 million tokens. Half an hour of one core; the same
-command goes on where an interrupted one stopped. DIR/model is the checkpoint, DIR/data/held_out/test text of pages
+command resumes an interrupted one. DIR/model is the checkpoint, DIR/data/held_out/test text of pages
 that it hasn't seen.
 """
 
@@ -81,10 +81,10 @@ def write_text(folder: Path, cache: Path) -> None:
     print("{:,} rows of {:,} characters; {} rows held out".format(*counts))
 
 
-def write_start(folder: Path, tokenizer: Tokenizer, place: Path) -> None:
+def write_start(folder: Path, tokenizer: Tokenizer, source: Path) -> None:
     model = PhiModel(ModelConfig(DECODER, vision=None, audio=None, adapters={}))
     model.initialise(seed=0)
-    files = [place / "tokenizer.json", place / "tokenizer_config.json"]
+    files = [source / "tokenizer.json", source / "tokenizer_config.json"]
     save_checkpoint(model, folder, "mini", dtype=torch.bfloat16, files=files)
 
 
@@ -94,23 +94,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path("runs/nano/tokenizer"))
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "polyphi")
     parser.add_argument("--steps", type=int, default=STAGE.steps)
-    given = parser.parse_args(arguments)
-    start = given.out / "start"
-    if not start.exists() and not (given.tokenizer / "tokenizer.json").is_file():
+    args = parser.parse_args(arguments)
+    start = args.out / "start"
+    if not start.exists() and not (args.tokenizer / "tokenizer.json").is_file():
         parser.error(
-            f"expected a tokenizer in {given.tokenizer}, found none: name one with --tokenizer, or run `make nano`"
+            f"expected a tokenizer in {args.tokenizer}, found none: name one with --tokenizer, or run `make nano`"
         )
-    text = given.out / "data"
+    text = args.out / "data"
     if not (text / "held_out" / "test").exists():
-        write_text(text, given.cache)
+        write_text(text, args.cache)
     if not start.exists():
-        write_start(start, Tokenizer.load(given.tokenizer), given.tokenizer)
+        write_start(start, Tokenizer.load(args.tokenizer), args.tokenizer)
     finetune(
         STAGE,
         [str(text / "text" / "train")],
-        given.out,
+        args.out,
         checkpoint=start,
-        steps=given.steps,
+        steps=args.steps,
     )
 
 

@@ -1,10 +1,10 @@
-"""How many leaked evaluation items and near-duplicates curation finds, and how many innocents it flags, by kind.
+"""How many leaked evaluation items and near-duplicates curation finds, and how many innocents it flags, by type.
 
 python benchmarks/leaks.py [--items 60] [--seed 0] [--only text image audio]
 
 The material makes itself: sentences of Python's own manual and word problems; tiles of scikit-learn's photographs and
 drawn scenes; sentences that espeak-ng or flite say (melodies where neither is installed). Of each item copies are made
-that differ as leaks do; neighbours are as like the items as innocents get. Prints one JSON object per kind: the share
+that differ as leaks do; neighbours are as like the items as innocents get. Prints one JSON object per type: the share
 of copies found (recall), or of neighbours flagged.
 """
 
@@ -91,7 +91,7 @@ VOCABULARY = sorted({w for s in manual() for w in s.split() if w.isalpha() and l
 
 
 def reordered(text: str, rng: random.Random) -> str:
-    """Clauses change places."""
+    """Reorder the clauses."""
     clauses = re.split(r"(?<=[,;.])\s+|\s+(?=and |which |that |when |if )", text)
     if len(clauses) == 1:
         half = len(text.split()) // 2
@@ -143,18 +143,18 @@ def photographs(rng: random.Random, count: int) -> list[Image.Image]:
 def drawn(rng: random.Random, number: int) -> Image.Image:
     """A scene: shapes, a chart, a word, or digits written by hand, in turn."""
     scene = Scene(rng, "train", number)
-    kind = number % 4
-    if kind == 0:
+    scene_type = number % 4
+    if scene_type == 0:
         paper = scene.paper(*lexicon.COLOUR_RGB.values())
         picture = sheet((SIDE, SIDE), paper)
         for corner in scene.scatter(rng.randint(2, 5), 30):
             shape, colour = scene.pair()
             scene.shape(picture, shape, colour, corner, 30)
         return picture
-    if kind == 1:
+    if scene_type == 1:
         values = [rng.randint(1, 9) for _ in range(4)]
         return charts.columns(scene, rng.sample("ABCDEFG", 4), values).image
-    if kind == 2:
+    if scene_type == 2:
         return draw_text(scene, rng.choice(lexicon_words()), (SIDE, SIDE), 36)[0]
     return draw_digits(scene, [rng.randrange(10) for _ in range(3)], (SIDE, SIDE))
 
@@ -214,7 +214,7 @@ def voices() -> list[Voice]:
     return [v for v in found if unavailable(v.engine) is None]
 
 
-def said(text: str, voice: Voice | None) -> np.ndarray:
+def read_aloud(text: str, voice: Voice | None) -> np.ndarray:
     """A sentence as float32 samples at 16 kHz; without engines a melody that the sentence determines."""
     from polyphi.processing.audio import resample
 
@@ -277,7 +277,7 @@ def raised(semitones: float) -> Change:
 
 
 def shifted(wave: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Later by an odd time, without its beginning and its end."""
+    """Later by an odd time, without its start and its end."""
     cut = len(wave) // 8
     lead = np.zeros(rng.randint(5000, 30_000), np.float32)
     return np.concatenate([lead, wave[cut:-cut], lead])
@@ -313,7 +313,7 @@ def wav(wave: np.ndarray) -> bytes:
 
 
 def sample(name: str, content: Any) -> Sample:
-    """A text, a picture or a clip as a sample of its own."""
+    """A text, an image or audio as a sample."""
     if isinstance(content, str):
         part: Any = content
     elif isinstance(content, Image.Image):
@@ -336,7 +336,7 @@ def measure(
     is the mean chance that the dedup run fuses a copy with its item, from the likeness of their shingles."""
     index = Index.of({"set": [sample(str(i), k) for i, k in enumerate(known)]})
     shingles = [set(likeness.shingles(document(sample("", k))).tolist()) for k in known]
-    started, asked = time.monotonic(), 0
+    started, queries = time.monotonic(), 0
 
     def like(a: set[int], b: set[int]) -> float:
         return len(a & b) / max(1, len(a | b))
@@ -352,7 +352,7 @@ def measure(
             wrong += bool(who - {str(i)})
             own = set(likeness.shingles(document(sample("", copy))).tolist())
             chances.append(likeness.chance(like(own, shingles[i])))
-        asked += len(known)
+        queries += len(known)
         yield dict(
             modality=modality,
             copies=name,
@@ -368,7 +368,7 @@ def measure(
             flagged += bool(index.find(document(sample("other", content))))
             own = set(likeness.shingles(document(sample("", content))).tolist())
             fused += max(likeness.chance(like(own, s)) for s in shingles)
-        asked += len(innocent)
+        queries += len(innocent)
         yield dict(
             modality=modality,
             neighbours=name,
@@ -376,7 +376,7 @@ def measure(
             flagged=round(flagged / len(innocent), 4),
             duplicates=round(fused / len(innocent), 4),
         )
-    seconds = (time.monotonic() - started) / asked
+    seconds = (time.monotonic() - started) / queries
     yield {"modality": modality, "known": len(known), "milliseconds_each": round(1000 * seconds, 1)}
 
 
@@ -407,8 +407,8 @@ def pictures(items: int, seed: int) -> Iterator[dict[str, Any]]:
     half = len(tiles) // 2
     scenes = [drawn(rng, i) for i in range(4 * items)]
     neighbours = {"other photographs": tiles[half:]}
-    for kind, name in enumerate(("shapes", "charts", "words", "digits")):
-        neighbours[f"other scenes: {name}"] = scenes[items:][kind::4]
+    for scene_type, name in enumerate(("shapes", "charts", "words", "digits")):
+        neighbours[f"other scenes: {name}"] = scenes[items:][scene_type::4]
     yield from measure(
         "image", tiles[:half] + scenes[:items], PICTURE_CHANGES, neighbours, PICTURES, seed
     )
@@ -419,15 +419,15 @@ def clips(items: int, seed: int) -> Iterator[dict[str, Any]]:
     sentences = [" ".join(s.split()[:12]) for s in manual()]
     rng.shuffle(sentences)
     who: list[Any] = list(voices()) or [None]
-    known = [said(s, who[i % len(who)]) for i, s in enumerate(sentences[:items])]
-    other = [said(s, who[i % len(who)]) for i, s in enumerate(sentences[items : 4 * items])]
+    known = [read_aloud(s, who[i % len(who)]) for i, s in enumerate(sentences[:items])]
+    other = [read_aloud(s, who[i % len(who)]) for i, s in enumerate(sentences[items : 4 * items])]
     mixed = [
-        said(f"{' '.join(s.split()[:4])} {' '.join(t.split()[4:])}", who[i % len(who)])
+        read_aloud(f"{' '.join(s.split()[:4])} {' '.join(t.split()[4:])}", who[i % len(who)])
         for i, (s, t) in enumerate(
             zip(sentences[:items], sentences[4 * items : 5 * items], strict=True)
         )
     ]
-    again = [said(s, who[(i + 1) % len(who)]) for i, s in enumerate(sentences[:items])]
+    again = [read_aloud(s, who[(i + 1) % len(who)]) for i, s in enumerate(sentences[:items])]
     neighbours = {
         "same voices, other sentences": other,
         "same voices, a third of the words the same": mixed,
@@ -446,14 +446,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=["text", "image", "audio"])
     parser.add_argument("--out", type=Path, help="also write the rows to this JSONL file")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     rows = []
-    for name in asked.only:
-        for row in MAKERS[name](asked.items, asked.seed):
+    for name in args.only:
+        for row in MAKERS[name](args.items, args.seed):
             print(json.dumps(row, ensure_ascii=False), flush=True)
             rows.append(row)
-    if asked.out:
-        asked.out.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    if args.out:
+        args.out.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mixed load on a server in another process: is nothing lost, nothing held, memory flat?
+"""Mixed load on a server in another process: no lost requests, no leaked resources, constant memory?
 
     python benchmarks/load.py runs/nano/model [--minutes 30] [--clients 8] [--seed 0] [--json load.json]
     python benchmarks/load.py runs/nano/model --attacks texts scores tokens media queue connections
@@ -6,11 +6,11 @@
 Starts `polyphi serve` on a free port and asks it from this process over loopback: chats (text, picture, clip, both),
 streamed or not, completions with echo, transcriptions, counts of tokens; one in eight prompts is long. Of all requests
 15 % are given up at a random moment (if they haven't been answered before) and 10 % are broken: media cut off or of
-another kind, JSON that is none. With `--attacks`, those of hostile.py go on beside them from another address. Before
-the end all clients pause, and the server's counters must be back at nothing; then they go on, and it is told to stop
+another type, invalid JSON. With `--attacks`, those of hostile.py run at the same time from another address. Before
+the end all clients pause, and the server's counters must be back at zero; then they resume, and it is stopped
 (SIGTERM) while requests are under way. A request that was not given up, and was sent before the stop, must end with a
 whole answer or an error in our shape; one that ends without is lost. Memory is the server's resident set, looked at
-every 10 seconds. Ends with 1 if anything was lost, wrong or held.
+every 10 seconds. Ends with 1 if anything was lost, wrong or not released.
 """
 
 import argparse
@@ -108,7 +108,7 @@ class Pool:
     """What requests are made of; the same for the same seed."""
 
     rng: Random
-    letters_a_token: float = 3.0
+    characters_per_token: float = 3.0
     context: int = 2048
     pictures: list[bytes] = field(default_factory=list)
     clips: list[bytes] = field(default_factory=list)
@@ -120,8 +120,8 @@ class Pool:
             height = round(width * self.rng.uniform(0.3, 3))  # long, thin ones are refused
             small = pixels.integers(0, 256, (8, 8, 3), np.uint8)
             file = io.BytesIO()
-            kind = ("PNG", "JPEG", "WEBP")[n % 3]
-            Image.fromarray(small).resize((width, height)).save(file, kind)
+            image_format = ("PNG", "JPEG", "WEBP")[n % 3]
+            Image.fromarray(small).resize((width, height)).save(file, image_format)
             self.pictures.append(file.getvalue())
         for n in range(8):
             file = io.BytesIO()
@@ -131,11 +131,11 @@ class Pool:
 
     def text(self, tokens: int) -> str:
         """About so many tokens of words."""
-        said, letters = [], 0
-        while letters < tokens * self.letters_a_token:
-            said.append(self.rng.choice(WORDS))
-            letters += len(said[-1]) + 1
-        return " ".join(said)
+        words, characters = [], 0
+        while characters < tokens * self.characters_per_token:
+            words.append(self.rng.choice(WORDS))
+            characters += len(words[-1]) + 1
+        return " ".join(words)
 
 
 def voice(seconds: float, pitch: float) -> np.ndarray:
@@ -146,47 +146,47 @@ def voice(seconds: float, pitch: float) -> np.ndarray:
 
 
 @dataclass
-class Asked:
-    """A request: its path, what is given to the client, whether the answer is streamed."""
+class Planned:
+    """A request: its path, the client's options, whether the answer is streamed."""
 
     path: str
-    given: dict[str, Any]
+    options: dict[str, Any]
     stream: bool
     broken: bool = False
 
 
-def made(kind: str, pool: Pool) -> Asked:
+def plan(task: str, pool: Pool) -> Planned:
     rng = pool.rng
-    stream = kind.endswith("stream")
+    stream = task.endswith("stream")
     tokens = rng.randint(3, 40)
     if rng.random() < LONG:
         tokens = round(min(pool.context, 8192) * rng.uniform(0.2, 0.5))
-    if kind.startswith("transcription"):
+    if task.startswith("transcription"):
         clip = broken_bytes(rng.choice(pool.clips), rng) if (bad := rng.random() < BROKEN) else None
         data = {"response_format": "json" if stream else rng.choice(["json", "text", "srt"])}
         if stream:
             data["stream"] = "true"
-        given = {"files": {"file": ("clip", clip or rng.choice(pool.clips))}, "data": data}
-        return Asked("/v1/audio/transcriptions", given, stream, bad)
-    if kind == "tokenize":
+        options = {"files": {"file": ("clip", clip or rng.choice(pool.clips))}, "data": data}
+        return Planned("/v1/audio/transcriptions", options, stream, bad)
+    if task == "tokenize":
         body: dict[str, Any] = {"prompt": pool.text(tokens)}
         path = "/tokenize"
-    elif kind in ("completion", "echo"):
+    elif task in ("completion", "echo"):
         path = "/v1/completions"
         body = {"prompt": pool.text(tokens), "max_tokens": rng.randint(4, 48), "logprobs": 1}
-        if kind == "echo":
+        if task == "echo":
             body |= {"echo": True, "max_tokens": 0}
     else:
         path, content = "/v1/chat/completions", [{"type": "text", "text": pool.text(tokens)}]
         bad = rng.random() < BROKEN
-        if kind.split(maxsplit=1)[0] in ("picture", "both"):
+        if task.split(maxsplit=1)[0] in ("picture", "both"):
             data = rng.choice(pool.pictures)
             data = broken_bytes(data, rng) if bad else data
             url = "data:application/octet-stream;base64," + base64.b64encode(data).decode()
             content.insert(0, {"type": "image_url", "image_url": {"url": url}})
-        if kind.split(maxsplit=1)[0] in ("clip", "both"):
+        if task.split(maxsplit=1)[0] in ("clip", "both"):
             data = rng.choice(pool.clips)
-            data = broken_bytes(data, rng) if bad and kind != "both" else data
+            data = broken_bytes(data, rng) if bad and task != "both" else data
             sound = {"data": base64.b64encode(data).decode(), "format": "wav"}
             content.append({"type": "input_audio", "input_audio": sound})
         body = {
@@ -196,7 +196,7 @@ def made(kind: str, pool: Pool) -> Asked:
             "stream": stream,
         }
         if len(content) > 1:
-            return Asked(path, {"json": body}, stream, bad)
+            return Planned(path, {"json": body}, stream, bad)
     if rng.random() < BROKEN:
         whole = json.dumps(body)
         at = rng.randrange(1, len(whole))
@@ -204,8 +204,8 @@ def made(kind: str, pool: Pool) -> Asked:
             [whole[:at], whole + "}", json.dumps(body | {"temprature": 1}), "[" * at]
         )
         head = {"content-type": "application/json"}
-        return Asked(path, {"content": wrong.encode(), "headers": head}, stream, True)
-    return Asked(path, {"json": body}, stream)
+        return Planned(path, {"content": wrong.encode(), "headers": head}, stream, True)
+    return Planned(path, {"json": body}, stream)
 
 
 def broken_bytes(data: bytes, rng: Random) -> bytes:
@@ -217,55 +217,57 @@ def broken_bytes(data: bytes, rng: Random) -> bytes:
 
 @dataclass
 class Outcome:
-    kind: str
-    how: str
+    task: str
+    end: str
     """whole, refused (an error in our shape), given up, lost, wrong, not taken (sent after the stop)."""
     status: int | None
     seconds: float
     first: float | None = None
     """Seconds to the first words of a stream."""
-    said: str = ""
+    message: str = ""
 
 
-async def ask(client: httpx2.AsyncClient, kind: str, asked: Asked) -> Outcome:
+async def ask(client: httpx2.AsyncClient, task: str, request: Planned) -> Outcome:
     began = time.monotonic()
     first: float | None = None
-    async with client.stream("POST", asked.path, **asked.given) as answer:
+    async with client.stream("POST", request.path, **request.options) as answer:
         status, body = answer.status_code, b""
         async for piece in answer.aiter_bytes():
             body += piece
             if first is None and (b'"content": "' in piece or b'"delta": "' in piece):
                 first = time.monotonic() - began
-    how, said = judged(asked, status, body)
-    streamed = asked.stream and how == "whole"
-    return Outcome(kind, how, status, time.monotonic() - began, first if streamed else None, said)
+    end, message = judge(request, status, body)
+    streamed = request.stream and end == "whole"
+    return Outcome(
+        task, end, status, time.monotonic() - began, first if streamed else None, message
+    )
 
 
-def judged(asked: Asked, status: int, body: bytes) -> tuple[str, str]:
+def judge(request: Planned, status: int, body: bytes) -> tuple[str, str]:
     """How a request ended, and what is wrong with that."""
     text = body.decode(errors="replace")
     if status != 200:
         error = json.loads(text).get("error", {}) if text.startswith("{") else {}
         if set(error) != {"message", "type", "param", "code"}:
             return "wrong", f"{status} without our shape: {text[:200]}"
-        expected = 400 <= status < 500 if asked.broken else status in (429, 503)
+        expected = 400 <= status < 500 if request.broken else status in (429, 503)
         return ("refused", "") if expected else ("wrong", f"{status}: {error['message'][:200]}")
-    if asked.broken:
+    if request.broken:
         return "wrong", f"a broken request was answered: {text[:200]}"
-    if not asked.stream:
+    if not request.stream:
         return (
             ("whole", "")
-            if text.strip() or asked.path.startswith("/v1/audio")
+            if text.strip() or request.path.startswith("/v1/audio")
             else ("lost", "empty")
         )
     *_, last = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     if last == "[DONE]" or '"transcript.text.done"' in last:
         return "whole", ""
     if '"error"' in last:
-        found = json.loads(last)["error"]
+        result = json.loads(last)["error"]
         return (
             ("refused", "")
-            if found.get("code") in ("stopping", "out_of_memory")
+            if result.get("code") in ("stopping", "out_of_memory")
             else ("wrong", last[:200])
         )
     return "lost", f"a stream that ends with {last[:100]}"
@@ -283,33 +285,33 @@ class Load:
 
     async def run(self, number: int, pool: Pool) -> None:
         rng = pool.rng
-        kinds, shares = list(SHARES), list(SHARES.values())
+        tasks, shares = list(SHARES), list(SHARES.values())
         async with httpx2.AsyncClient(base_url=self.url, timeout=600, trust_env=False) as client:
             while self.stopped is None:
                 await self.going.wait()
                 if self.stopped is not None:
                     break
-                (kind,) = rng.choices(kinds, shares)
-                asked = made(kind, pool)
+                (task,) = rng.choices(tasks, shares)
+                request = plan(task, pool)
                 leave = rng.choice(LEAVE) * rng.random() if rng.random() < GIVEN_UP else None
                 began = time.monotonic()
                 self.under_way += 1
                 try:
                     async with asyncio.timeout(leave):
-                        self.outcomes.append(await ask(client, kind, asked))
+                        self.outcomes.append(await ask(client, task, request))
                 except TimeoutError:
-                    self.outcomes.append(Outcome(kind, "given up", None, time.monotonic() - began))
+                    self.outcomes.append(Outcome(task, "given up", None, time.monotonic() - began))
                 except httpx2.HTTPError as error:
                     # A connection that the server closes at the very moment we send on it is no answer lost only if
                     # we sent after the stop.
                     late = self.stopped is not None and began > self.stopped
-                    how = "not taken" if late else "lost"
+                    end = "not taken" if late else "lost"
                     spent = time.monotonic() - began
-                    self.outcomes.append(Outcome(kind, how, None, spent, said=repr(error)[:200]))
+                    self.outcomes.append(Outcome(task, end, None, spent, message=repr(error)[:200]))
                 except Exception as error:
                     spent = time.monotonic() - began
                     self.outcomes.append(
-                        Outcome(kind, "wrong", None, spent, said=repr(error)[:200])
+                        Outcome(task, "wrong", None, spent, message=repr(error)[:200])
                     )
                 finally:
                     self.under_way -= 1
@@ -317,15 +319,15 @@ class Load:
 
 async def gauges(client: httpx2.AsyncClient) -> dict[str, float]:
     """The server's own counters, labels left out."""
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for line in (await client.get("/metrics")).text.splitlines():
         if line.startswith("polyphi:") and "_bucket" not in line:
             name = re.split(r"[{ ]", line, maxsplit=1)[0].removeprefix("polyphi:")
-            found[name] = found.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
-    return found
+            result[name] = result.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+    return result
 
 
-async def watched(pid: int, samples: list[int]) -> None:
+async def watch_memory(pid: int, samples: list[int]) -> None:
     process = psutil.Process(pid)
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         samples.append(process.memory_info().rss)
@@ -348,10 +350,10 @@ def server(model: str, options: list[str]) -> Iterator[tuple[subprocess.Popen[st
             )
         try:
             assert process.stdout
-            found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
-            if found is None:
+            result = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
+            if result is None:
                 raise SystemExit(f"the server didn't start: {log.read_text()[-2000:]}")
-            yield process, found[0], log
+            yield process, result[0], log
         finally:
             process.kill()
             process.wait()
@@ -374,7 +376,7 @@ async def loaded(
             Pool(Random(f"{args.seed} {n}"), len(sample) / count, props["context"])
             for n in range(args.clients)
         ]
-        watch = asyncio.create_task(watched(process.pid, memory))
+        watch = asyncio.create_task(watch_memory(process.pid, memory))
         clients = [asyncio.create_task(load.run(n, pool)) for n, pool in enumerate(pools)]
         began = time.monotonic()
         load.going.set()
@@ -385,7 +387,7 @@ async def loaded(
             await asyncio.sleep(0.05)
         seconds = time.monotonic() - began
         await asyncio.sleep(PAUSE)
-        held = await gauges(client)
+        counters = await gauges(client)
         load.going.set()
         await asyncio.sleep(AFTER)
     under_way = load.under_way
@@ -395,7 +397,7 @@ async def loaded(
     drained = time.monotonic() - load.stopped
     code = await asyncio.to_thread(process.wait, 120)
     watch.cancel()
-    return report(load.outcomes, memory, held, seconds) | {
+    return report(load.outcomes, memory, counters, seconds) | {
         "under way at the stop": under_way,
         "seconds to the end": drained,
         "exit code": code,
@@ -403,14 +405,14 @@ async def loaded(
 
 
 def report(
-    outcomes: list[Outcome], memory: list[int], held: dict[str, float], seconds: float
+    outcomes: list[Outcome], memory: list[int], counters: dict[str, float], seconds: float
 ) -> dict[str, Any]:
     third = max(1, len(memory) // 3)
     latencies = {}
-    for kind in SHARES:
-        whole = [o for o in outcomes if o.kind == kind and o.how == "whole"]
+    for task in SHARES:
+        whole = [o for o in outcomes if o.task == task and o.end == "whole"]
         firsts = [o.first for o in whole if o.first is not None]
-        latencies[kind] = {
+        latencies[task] = {
             "whole": len(whole),
             "seconds": quantiles([o.seconds for o in whole]),
             "first": quantiles(firsts),
@@ -418,14 +420,16 @@ def report(
     return {
         "requests": len(outcomes),
         "seconds": seconds,
-        "by end": dict(Counter(o.how for o in outcomes)),
-        "by status": dict(Counter(str(o.status or o.how) for o in outcomes)),
-        "lost or wrong": [[o.kind, o.how, o.said] for o in outcomes if o.how in ("lost", "wrong")],
+        "by end": dict(Counter(o.end for o in outcomes)),
+        "by status": dict(Counter(str(o.status or o.end) for o in outcomes)),
+        "lost or wrong": [
+            [o.task, o.end, o.message] for o in outcomes if o.end in ("lost", "wrong")
+        ],
         "latencies": latencies,
-        "tokens read a second": held["prompt_tokens_total"] / seconds,
-        "tokens written a second": held["generation_tokens_total"] / seconds,
+        "tokens read a second": counters["prompt_tokens_total"] / seconds,
+        "tokens written a second": counters["generation_tokens_total"] / seconds,
         "held": {
-            name: held[name]
+            name: counters[name]
             for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
         },
         "memory": {
@@ -433,7 +437,7 @@ def report(
             "first third": statistics.median(memory[:third]),
             "last third": statistics.median(memory[-third:]),
             "peak": max(memory),
-            "remembered of media": held["encoder_remembered_bytes"],
+            "remembered of media": counters["encoder_remembered_bytes"],
             "looks": memory,
         },
     }
@@ -445,32 +449,32 @@ def quantiles(values: list[float]) -> dict[str, float] | None:
     return {"p50": statistics.median(values), "p95": float(np.quantile(values, 0.95))}
 
 
-def show(found: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     console = Console()
     table = Table("asked", "whole answers", "p50 s", "p95 s", "first p50 s", "first p95 s")
-    for kind, its in found["latencies"].items():
-        row = [kind, str(its["whole"])]
+    for task, its in result["latencies"].items():
+        row = [task, str(its["whole"])]
         for part in (its["seconds"], its["first"]):
             row += [f"{part[q]:.2f}" if part else "" for q in ("p50", "p95")]
         table.add_row(*row)
     console.print(table)
     facts = Table(show_header=False)
     for name in ("requests", "by end", "by status", "held", "under way at the stop", "exit code"):
-        facts.add_row(name, str(found[name]))
+        facts.add_row(name, str(result[name]))
     facts.add_row(
-        "seconds", f"{found['seconds']:.0f}; {found['seconds to the end']:.1f} after the stop"
+        "seconds", f"{result['seconds']:.0f}; {result['seconds to the end']:.1f} after the stop"
     )
     facts.add_row(
         "tokens a second",
-        f"{found['tokens read a second']:.1f} read, {found['tokens written a second']:.1f} written",
+        f"{result['tokens read a second']:.1f} read, {result['tokens written a second']:.1f} written",
     )
     shown = ", ".join(
-        f"{name} {value / 2**20:.0f}" for name, value in found["memory"].items() if name != "looks"
+        f"{name} {value / 2**20:.0f}" for name, value in result["memory"].items() if name != "looks"
     )
-    facts.add_row("memory, MiB", f"{shown} ({len(found['memory']['looks'])} looks)")
+    facts.add_row("memory, MiB", f"{shown} ({len(result['memory']['looks'])} looks)")
     console.print(facts)
-    for kind, how, said in found["lost or wrong"][:20]:
-        console.print(f"[red]{how}[/] {kind}: {said}", highlight=False)
+    for task, end, message in result["lost or wrong"][:20]:
+        console.print(f"[red]{end}[/] {task}: {message}", highlight=False)
 
 
 def main() -> None:
@@ -478,21 +482,19 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument(
-        "--attacks", nargs="+", default=[], help="of hostile.py, beside the clients"
-    )
+    parser.add_argument("--attacks", nargs="+", default=[], help="of hostile.py, during the load")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("options", nargs="*", help="for polyphi serve, behind --")
     args = parser.parse_args()
     with server(args.model, args.options) as (process, url, log):
-        found = asyncio.run(loaded(process, url, args))
+        result = asyncio.run(loaded(process, url, args))
         errors = [line for line in log.read_text().splitlines() if "Traceback" in line]
-    found["tracebacks in the log"] = len(errors)
+    result["tracebacks in the log"] = len(errors)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
-    show(found)
-    bad = found["lost or wrong"] or any(found["held"].values()) or found["exit code"] or errors
+        args.json.write_text(json.dumps(result, indent=1))
+    show(result)
+    bad = result["lost or wrong"] or any(result["held"].values()) or result["exit code"] or errors
     sys.exit(1 if bad else 0)
 
 

@@ -7,8 +7,8 @@
 
 The recording is made of Tux Paint's spoken captions, real people at home in many languages, joined with pauses of half
 a second (hours before the first comes again); where that package can't be had, of sentences by espeak-ng or flite. Each
-measurement is a process of its own: "more memory" is its peak (Linux: `VmHWM`) less what it held before the recording
-was opened. Answers of random weights mean nothing and are held to 64 tokens a piece.
+measurement has its own process: "more memory" is its peak (Linux: `VmHWM`) less its memory before the recording
+was opened. Answers of random weights mean nothing and are limited to 64 tokens a piece.
 """
 
 import argparse
@@ -144,8 +144,8 @@ def measure(part: str, minutes: list[float]) -> list[dict[str, float]]:
             path = Path(folder) / "long.wav"
             record(path, length)
             command = [sys.executable, __file__, part, "--child", str(path)]
-            told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            rows.append({"minutes": length, **json.loads(told.splitlines()[-1])})
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            rows.append({"minutes": length, **json.loads(output.splitlines()[-1])})
             print(json.dumps(rows[-1]), file=sys.stderr)
     return rows
 
@@ -185,18 +185,18 @@ def words(model: str | None) -> None:
     table = Table("voice", "way", "mean error", "90 % within", "evenly spread words")
     for engine in (e for e in ("espeak-ng", "flite") if not unavailable(e)):
         errors: dict[str, list[float]] = {"estimated": [], "aligned": [], "even": []}
-        for wave, said, truth in spoken_words(engine):
+        for wave, spoken, truth in spoken_words(engine):
             sound = silence.measure(AudioStream((wave, RATE)))
-            guess = np.array(estimated(sound, Piece(0.0, sound.seconds), said))
-            errors["estimated"] += np.abs(guess - truth).ravel().tolist()
-            borders = np.linspace(0, sound.seconds, len(said) + 1)
+            times_ = np.array(estimated(sound, Piece(0.0, sound.seconds), spoken))
+            errors["estimated"] += np.abs(times_ - truth).ravel().tolist()
+            borders = np.linspace(0, sound.seconds, len(spoken) + 1)
             even = np.stack([borders[:-1], borders[1:]], axis=1)
             errors["even"] += np.abs(even - truth).ravel().tolist()
             if phi is None:
                 continue
             prompt = "Transcribe the audio clip into text."
             row = phi.engine.row([Message.user(Audio((wave, RATE)), prompt)])
-            text = " ".join(said)
+            text = " ".join(spoken)
             tokens = phi.tokenizer.encode(text)
             times, spans = align(phi.model, row, tokens), token_spans(phi.tokenizer, tokens)
             for (a, b), right in zip(word_spans(text), truth, strict=True):

@@ -1,13 +1,13 @@
 """How much memory the 5.6 billion parameter model takes at 4 and 8 bits, from a bfloat16 checkpoint that is quantised
-while it loads and from a quantised one, beside the limits that we set ourselves.
+while it loads and from a quantised one, against the limits that we set ourselves.
 
     python benchmarks/memory.py --at FOLDER [--kinds int4 int4-all]
 
-A checkpoint of the published size with random weights is written once (11 GB), the quantised ones beside it. Each
-measurement is a process of its own, which loads a model and answers three short prompts, so that both encoders and both
-adapters are used: words alone, with a picture, with a clip. Told is the most that it held at once (Linux: `VmHWM`),
+A checkpoint of the published size with random weights is written once (11 GB), the quantised ones next to it. Each
+measurement has its own process, which loads a model and answers three short prompts, so that both encoders and both
+adapters are used: words alone, with a picture, with a clip. Reported is its peak memory (Linux: `VmHWM`),
 while loading or answering, less the keys and values of its prompts; and, where its own sampling of /proc saw most while
-it answered, the parts of that: memory of its own (`RssAnon`), and pages of files that are mapped (`RssFile`, which make
+it answered, the parts of that: private memory (`RssAnon`), and pages of files that are mapped (`RssFile`, which make
 way when others need memory). Torch's libraries and Python are in it, 0.25 GB.
 """
 
@@ -82,10 +82,10 @@ class Watch(threading.Thread):
 
     @staticmethod
     def now() -> tuple[int, int]:
-        """Bytes of its own, and mapped."""
+        """Private and mapped bytes."""
         lines = Path("/proc/self/status").read_text().splitlines()
-        told = dict(line.split(":", 1) for line in lines)
-        own, mapped = (int(told[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+        fields = dict(line.split(":", 1) for line in lines)
+        own, mapped = (int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
         return own, mapped
 
     def run(self) -> None:
@@ -104,7 +104,7 @@ def child(folder: Path, quant: str | None) -> dict[str, float]:
     start = time.perf_counter()
     phi = polyphi.load(folder, quant=quant)
     loaded, after, stands = time.perf_counter() - start, peak_bytes(), watch.now()
-    watch.most = 0  # its parts are told of answering
+    watch.most = 0  # its parts are reported for answering
     picture = Picture.fromarray(np.random.default_rng(0).integers(0, 255, (448, 448, 3), np.uint8))
     picture.save(folder.parent / "picture.png")
     clip = (0.1 * np.random.default_rng(0).standard_normal(5 * 16_000).astype(np.float32), 16_000)
@@ -112,8 +112,8 @@ def child(folder: Path, quant: str | None) -> dict[str, float]:
     tokens = 0
     start = time.perf_counter()
     for parts in ((), (Image(folder.parent / "picture.png"),), (Audio(clip),)):
-        told = phi.generate([Message.user(*parts, "what is this ?")], sampling=sampling)
-        tokens += told.prompt_tokens + len(told.tokens)
+        answer = phi.generate([Message.user(*parts, "what is this ?")], sampling=sampling)
+        tokens += answer.prompt_tokens + len(answer.tokens)
     answered = time.perf_counter() - start
     cache = tokens * token_bytes(phi.config.decoder, torch.bfloat16)
     return {
@@ -138,8 +138,8 @@ def measure(folder: Path, quant: str | None) -> dict[str, float]:
         "--child",
         *([quant] if quant else []),
     ]
-    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(told.splitlines()[-1])
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def show(rows: Sequence[tuple[str, str, dict[str, float]]]) -> None:
@@ -147,12 +147,12 @@ def show(rows: Sequence[tuple[str, str, dict[str, float]]]) -> None:
         "| weights | from | most, GB | limit | own | mapped | while loading | to load, s |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for kind, source, row in rows:
+    for scheme, source, row in rows:
         most, own, mapped, loading = (
             f"{row[key] / 1e9:.2f}" for key in ("most", "own", "mapped", "loading")
         )
         seconds = f"{row['load_seconds']:.0f}"
-        cells = (kind, source, most, str(LIMITS[kind] or ""), own, mapped, loading, seconds)
+        cells = (scheme, source, most, str(LIMITS[scheme] or ""), own, mapped, loading, seconds)
         lines.append(f"| {' | '.join(cells)} |")
     print("\n".join(lines))
 
@@ -162,23 +162,23 @@ def main() -> None:
     parser.add_argument("--at", type=Path, required=True, help="folder for the checkpoints")
     parser.add_argument("--kinds", nargs="+", default=list(LIMITS), choices=LIMITS)
     parser.add_argument("--child", nargs="?", const="", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child is not None:
-        print(json.dumps(child(given.at, given.child or None)))
+    args = parser.parse_args()
+    if args.child is not None:
+        print(json.dumps(child(args.at, args.child or None)))
         return
-    whole = given.at / "bf16"
+    whole = args.at / "bf16"
     if not whole.exists():
-        given.at.mkdir(parents=True, exist_ok=True)
+        args.at.mkdir(parents=True, exist_ok=True)
         build(whole)
     rows = []
-    for kind in given.kinds:
-        rows.append((kind, "bfloat16", measure(whole, kind)))
-        console.print(f"{kind} from bfloat16: {rows[-1][2]}", highlight=False)
-        if not (given.at / kind).exists():
+    for scheme in args.kinds:
+        rows.append((scheme, "bfloat16", measure(whole, scheme)))
+        console.print(f"{scheme} from bfloat16: {rows[-1][2]}", highlight=False)
+        if not (args.at / scheme).exists():
             files = files_beside(whole, QUANTISED)
-            save_checkpoint(load_checkpoint(whole), given.at / kind, quant=kind, files=files)
-        rows.append((kind, "its own", measure(given.at / kind, None)))
-        console.print(f"{kind} from its own: {rows[-1][2]}", highlight=False)
+            save_checkpoint(load_checkpoint(whole), args.at / scheme, quant=scheme, files=files)
+        rows.append((scheme, "its own", measure(args.at / scheme, None)))
+        console.print(f"{scheme} from its own: {rows[-1][2]}", highlight=False)
     show(rows)
 
 

@@ -4,9 +4,9 @@
         --calibrate runs/larger/data/text/train [--rows 100]
 
 Prints two tables in Markdown. The first rounds weights alone and computes in float32, so that ways of rounding can be
-told apart: the decoder's linears, and its head, in 8 bits, and in 4 bits at the nearest levels, searched, and
+separately: the decoder's linears, and its head, in 8 bits, and in 4 bits at the nearest levels, searched, and
 calibrated (model/rounding.py). The second is what runs: `--quant` of each kind, activations rounded as the kernels do,
-bfloat16. Both are held against the checkpoint in float32: the mean Kullback-Leibler divergence of the next token's
+bfloat16. Both are compared with the checkpoint in float32: the mean Kullback-Leibler divergence of the next token's
 distribution from its own, in nats, and the share of positions where another token comes first (flips). Of
 conversations the answers are measured, of documents every token.
 
@@ -47,27 +47,27 @@ ROUNDED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "4, searched": lambda weight, hessian: four_bits(weight).weight(),
     "4, calibrated": lambda weight, hessian: four_bits(weight, hessian).weight(),
 }
-KINDS = ("bf16", "int8", "int4", "int4, calibrated")
+SCHEMES = ("bf16", "int8", "int4", "int4, calibrated")
 
 
 class Reader:
-    """The text, and what the whole model says of it."""
+    """The text, and the whole model's log-probabilities of it."""
 
     def __init__(self, phi: Phi, text: Sequence[Shards], most: int) -> None:
         make = partial(phi.processor.row, supervise="answers", context=1024, truncate=True)
         samples = [shards[i] for shards in text for i in range(min(most, len(shards)))]
         self.rows = [make(sample.messages) for sample in samples]
-        self.whole = list(self.said(phi.model))
+        self.whole = list(self.log_probabilities(phi.model))
 
     @torch.inference_mode()
-    def said(self, model: PhiModel) -> Iterator[Tensor]:
+    def log_probabilities(self, model: PhiModel) -> Iterator[Tensor]:
         """Log-probabilities of all tokens at the supervised positions of each row."""
         for row in self.rows:
             yield model.logits(model(row)[row.supervised]).float().log_softmax(-1)
 
     def line(self, model: PhiModel, *names: str) -> str:
         loss, divergence, flips, positions = 0.0, 0.0, 0, 0
-        for row, p, q in zip(self.rows, self.whole, self.said(model), strict=True):
+        for row, p, q in zip(self.rows, self.whole, self.log_probabilities(model), strict=True):
             loss -= float(q.gather(1, row.labels[row.supervised][:, None]).sum())
             divergence += float((p.exp() * (p - q)).sum())
             flips += int((p.argmax(-1) != q.argmax(-1)).sum())
@@ -103,12 +103,12 @@ def tables(
     for bits in list(ROUNDED)[1:]:
         yield reader.line(rounded(load(dtype="float32").model, rows, "as stored", bits), "", bits)
     yield "\n| quant | perplexity | KL, nats | flips |\n|---|---|---|---|"
-    for kind in KINDS:
-        if kind in ("bf16", "int8", "int4"):
-            model = load(quant=kind).model
+    for scheme in SCHEMES:
+        if scheme in ("bf16", "int8", "int4"):
+            model = load(quant=scheme).model
         else:
             model = quantize(load(dtype="bfloat16").model, "int4", rows)
-        yield reader.line(model, kind)
+        yield reader.line(model, scheme)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,9 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("text", type=Path, nargs="+", help="folders of shards")
     parser.add_argument("--calibrate", type=Path, nargs="+", required=True, help="others")
     parser.add_argument("--rows", type=int, default=100, help="of each text")
-    given = parser.parse_args(arguments)
-    text, sources = (list(map(Shards, folders)) for folders in (given.text, given.calibrate))
-    for line in tables(given.model, text, sources, given.rows):
+    args = parser.parse_args(arguments)
+    text, sources = (list(map(Shards, folders)) for folders in (args.text, args.calibrate))
+    for line in tables(args.model, text, sources, args.rows):
         print(line, flush=True)
 
 

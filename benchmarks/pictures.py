@@ -83,25 +83,29 @@ def planted(rows: Sequence[Sample]) -> list[tuple[Sample, bool]]:
     """Captions of which every fifth is another picture's, of the same task and language; whether it is."""
     rng, found = random.Random(0), []
     for i, one in enumerate(rows):
-        like = [r for r in rows if r.answer != one.answer and _kind(r) == _kind(one)]
+        like = [
+            r
+            for r in rows
+            if r.answer != one.answer and _task_and_language(r) == _task_and_language(one)
+        ]
         if wrong := i % 5 == 0 and bool(like):
-            told = Message.assistant(rng.choice(like).answer)
-            one = replace(one, messages=(*one.prompt, told))
+            caption = Message.assistant(rng.choice(like).answer)
+            one = replace(one, messages=(*one.prompt, caption))
         found.append((one, wrong))
     return found
 
 
-def _kind(one: Sample) -> tuple[str, str]:
+def _task_and_language(one: Sample) -> tuple[str, str]:
     return one.meta["task"], one.meta["language"]
 
 
 def similarity(out: Path) -> None:
     """Precision and recall of `Matching` on planted captions of the test split, by task and threshold."""
     run = Run("nano", out)
-    asked = run.stage_model("vision_0_encoder")
+    similarity_of = run.stage_model("vision_0_encoder")
     pairs = planted(list(Shards(run.data / "captions" / "test")))
-    scored = [(asked(decode_image(data), told), wrong, one.meta["task"])
-              for one, wrong in pairs for data, told in captions(one)]  # fmt: skip
+    scored = [(similarity_of(decode_image(data), caption), wrong, one.meta["task"])
+              for one, wrong in pairs for data, caption in captions(one)]  # fmt: skip
     for task in sorted({task for *_, task in scored}):
         right = np.array([score for score, wrong, of in scored if of == task and not wrong])
         wrong = np.array([score for score, wrong, of in scored if of == task and wrong])

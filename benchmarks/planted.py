@@ -2,7 +2,7 @@
 
     python benchmarks/planted.py [--only text media pii language duplicates transcripts broken unfit]
 
-Rows: how many were planted and the share found (recall), how many innocents stood beside them and the share that was
+Rows: how many were planted and the share found (recall), how many innocents were among them and the share that was
 taken for planted ones, and of all that was found the share that was planted (precision; "-" where copies and
 innocents are counted in rows of their own). `benchmarks/leaks.py` and `polyphi/synthetic/planted.py` make the material.
 """
@@ -37,24 +37,24 @@ from polyphi.synthetic.speech import speakable
 from polyphi.text.lexicon import LANGUAGES
 
 
-def row(kind: str, planted: int, found: int, innocents: int = 0, flagged: int = 0) -> str:
+def row(name: str, planted: int, found: int, innocents: int = 0, flagged: int = 0) -> str:
     """A line of the table."""
     recall = f"{found / planted:.2f}" if planted else "-"
     alarms = f"{flagged / innocents:.3f}" if innocents else "-"
     precision = f"{found / (found + flagged):.2f}" if innocents and found else "-"
-    told = [kind, planted or "-", recall, innocents or "-", alarms, precision]
-    return f"| {' | '.join(map(str, told))} |"
+    cells = [name, planted or "-", recall, innocents or "-", alarms, precision]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def leaked(modality: str) -> Iterator[str]:
     """Copies of evaluation items, changed as leaks are, and innocents like them."""
-    for told in leaks.MAKERS[modality](60, 1):
-        n, of = told.get("n", 0), {"text": "text", "image": "picture", "audio": "clip"}[modality]
-        if "copies" in told:
-            yield row(f"leaked {of}: {told['copies']}", n, round(n * told["recall"]))
-        elif "neighbours" in told:
-            flagged = round(n * told["flagged"])
-            yield row(f"no leak, {of}: {told['neighbours']}", 0, 0, n, flagged)
+    for result in leaks.MAKERS[modality](60, 1):
+        n, of = result.get("n", 0), {"text": "text", "image": "picture", "audio": "clip"}[modality]
+        if "copies" in result:
+            yield row(f"leaked {of}: {result['copies']}", n, round(n * result["recall"]))
+        elif "neighbours" in result:
+            flagged = round(n * result["flagged"])
+            yield row(f"no leak, {of}: {result['neighbours']}", 0, 0, n, flagged)
 
 
 def text() -> Iterator[str]:
@@ -67,28 +67,28 @@ def media() -> Iterator[str]:
 
 
 def pii() -> Iterator[str]:
-    """All languages together; written, and as transcripts spell it. What is wrongly found is counted for the kind."""
+    """All languages; written, and as in transcripts. Each false positive counts for the entity type of the finding."""
 
     def only(spelled: bool) -> Callable[[str], Iterable[tuple[str, list[planted.Planted]]]]:
         def sentences(code: str) -> Iterator[tuple[str, list[planted.Planted]]]:
-            for said, what in planted.cases(code, 100, seed=3):
-                values = "".join(said[start:end] for _, start, end in what)
-                named = any(kind == "NAME" for kind, _, _ in what)
+            for sentence, what in planted.cases(code, 100, seed=3):
+                values = "".join(sentence[start:end] for _, start, end in what)
+                named = any(entity_type == "NAME" for entity_type, _, _ in what)
                 written = named or any(c in "@0123456789" for c in values)
                 if not what or written != spelled:
-                    yield said, what
+                    yield sentence, what
 
         return sentences
 
     sources = (("written", only(False)), ("in transcripts", only(True)), ("fresh", planted.fresh))
     for name, sentences in sources:
         counts = planted.measure(curation.spans, sentences)
-        for kind in curation.KINDS:
-            n = sum((counts[key] for key in counts if key[1] == kind), Counter[str]())
+        for entity_type in curation.ENTITY_TYPES:
+            n = sum((counts[key] for key in counts if key[1] == entity_type), Counter[str]())
             if n["planted"]:
                 precision = n["right"] / max(1, n["right"] + n["wrong"])
                 found = f"{n['found'] / n['planted']:.2f} | - | - | {precision:.2f}"
-                yield f"| {kind}, {name} | {n['planted']} | {found} |"
+                yield f"| {entity_type}, {name} | {n['planted']} | {found} |"
 
 
 def language() -> Iterator[str]:
@@ -97,9 +97,9 @@ def language() -> Iterator[str]:
     for name, most in (("900 characters", 900), ("80 characters", 80)):
         wrong, right = [], []
         for i, code in enumerate(codes):
-            for said in curation.prose(code, 100):
-                for told, kept in ((code, right), (codes[i - 1], wrong)):
-                    sample = shards.document("", said[:most], "", "", language=told)
+            for paragraph in curation.prose(code, 100):
+                for label, kept in ((code, right), (codes[i - 1], wrong)):
+                    sample = shards.document("", paragraph[:most], "", "", language=label)
                     kept.append(Language().filter(document(sample)) is True)
         yield row(
             f"text in another language, {name}",
@@ -155,7 +155,9 @@ def duplicates() -> Iterator[str]:
     tiles = leaks.photographs(rng, 1000)
     drawn = [leaks.drawn(rng, i) for i in range(40)]
     voices = leaks.voices() or [None]
-    clips = [leaks.said(s[:80], voices[i % len(voices)]) for i, s in enumerate(sentences[:60])]
+    clips = [
+        leaks.read_aloud(s[:80], voices[i % len(voices)]) for i, s in enumerate(sentences[:60])
+    ]
     cases: list[tuple[str, list[Any], leaks.Change, Likeness]] = [
         ("text, every 60th word another", texts, every(60), TEXTS),
         ("text, every 30th word another", texts, every(30), TEXTS),
@@ -193,30 +195,30 @@ def transcripts() -> Iterator[str]:
         "half of the longer words replaced": [],
         "right": [],
     }
-    for i, said in enumerate(sentences[:40]):
+    for i, sentence in enumerate(sentences[:40]):
         kind = ("another clip's", "half of the longer words replaced", "right", "right")[i % 4]
         written = {
             "another clip's": sentences[i - 1],
-            "half of the longer words replaced": leaks.reworded(0.5)(said, rng),
-            "right": said,
+            "half of the longer words replaced": leaks.reworded(0.5)(sentence, rng),
+            "right": sentence,
         }[kind]
         voice = Voice("flite", "en", ("slt", "rms", "awb")[i % 3])
-        wave = resample(*tts_pool.speak(said, voice))
+        wave = resample(*tts_pool.speak(sentence, voice))
         messages = (Message.user(Audio(encode(wave))), Message.assistant(written))
         known = {"language": "en", "engine": "flite"}
         found = judge.filter(document(Sample(str(i), messages, "", "", known)))
         dropped[kind].append(found is not True)
     right = dropped.pop("right")
     for kind, found in dropped.items():
-        told = (len(found), sum(found), len(right), sum(right))
-        yield row(f"transcript: {kind} (WER filter at 0.4)", *told)
+        counts = (len(found), sum(found), len(right), sum(right))
+        yield row(f"transcript: {kind} (WER filter at 0.4)", *counts)
 
 
 def broken() -> Iterator[str]:
-    """Pictures and clips cut short, emptied, overwritten, or of a kind that isn't known; whole ones beside them."""
+    """Pictures and clips cut short, emptied, overwritten, or of an unknown format; and whole ones."""
     rng = random.Random(8)
     pictures = [leaks.drawn(rng, i) for i in range(40)]
-    tone = leaks.said("one two three", None)
+    tone = leaks.read_aloud("one two three", None)
 
     def jpeg(picture: Any) -> bytes:
         out = io.BytesIO()
@@ -278,7 +280,7 @@ UNFIT = {
 
 
 def unfit() -> Iterator[str]:
-    """Queries that nobody can read out, and questions of the nano run's kind."""
+    """Queries that can't be read aloud, and questions like those of the nano run."""
     fit = [s for s in leaks.manual() if len(s) < 100 and not set("`_*[]{}<>/=#@&|\\") & set(s)]
     fit += [f"How many {w} are there?" for w in leaks.lexicon_words()[:60]]
     flagged = sum(not speakable(s) for s in fit)
@@ -294,9 +296,9 @@ def main() -> None:
     parts = {part.__name__: part for part in PARTS}
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--only", nargs="*", choices=list(parts), default=list(parts))
-    asked = parser.parse_args()
+    args = parser.parse_args()
     print("| planted | n | recall | innocents | flagged | precision |\n|---|---|---|---|---|---|")
-    for name in asked.only:
+    for name in args.only:
         for line in parts[name]():
             print(line, flush=True)
 

@@ -1,12 +1,12 @@
-"""Linear layers of the published size, in 4 and 8 bits, beside torch's.
+"""Linear layers of the published size, in 4 and 8 bits, against torch's.
 
     python benchmarks/products.py [--repeats 3] [--json]
     polyphi bench kernels --parts products
 
 The work is the four products of one decoder layer (3.84 G parameters have 32), by 1, 8 and 256 tokens. Weights of
 several layers take turns, so that each product reads its own from memory, as decoding does. Sides alternate, products
-one after another; told are medians. The limit is the rate of reading memory, measured between them, where few tokens
-are asked for (bytes of weights that ours reads in its time), and of matrix products in bfloat16, or in float32 where
+one after another; medians are reported. The limit is the rate of reading memory (measured between them) where few
+tokens are needed (bytes of weights that ours reads in its time), and of matrix products in bfloat16, or float32 where
 that is faster, where many are. torch's plain linear has the faster of the two precisions too.
 """
 
@@ -94,31 +94,31 @@ def seconds(layers: list[list[Callable[[Tensor], Tensor]]], tokens: int, rounds:
 
 
 def compare(repeats: int, library: Transformers) -> list[Row]:
-    """A row for each number of tokens, kind and other kernel."""
-    if said := kernels.missing():
-        raise SystemExit(f"no kernels to measure: {said}")
+    """A row for each number of tokens, scheme and other kernel."""
+    if reason := kernels.missing():
+        raise SystemExit(f"no kernels to measure: {reason}")
     console.print(f"{kernels.path()}, {torch.get_num_threads()} threads", highlight=False)
     rows = []
     sides = SIDES | {f"torch {library.precision}": torch_linear(library.dtype)}
-    held = {name: [layer(make) for _ in range(LAYERS)] for name, make in sides.items()}
+    modules = {name: [layer(make) for _ in range(LAYERS)] for name, make in sides.items()}
     weights = sum(outputs * inputs for outputs, inputs in SHAPES.values())
     for tokens in TOKENS:
         took: dict[str, list[float]] = {name: [] for name in sides}
         limits = []
         rounds = 4 if tokens < 64 else 1
         for name in sides:
-            seconds(held[name], tokens, 1)
+            seconds(modules[name], tokens, 1)
         for _ in range(repeats):
             limits.append(read_rate() if tokens < 64 else product_limit(1.0)[0])
-            for name, layers in held.items():
+            for name, layers in modules.items():
                 took[name].append(seconds(layers, tokens, rounds))
-        for kind, bits in (("int4", 4.5), ("int8", 8)):
-            ours = statistics.median(took[kind])
+        for scheme, bits in (("int4", 4.5), ("int8", 8)):
+            ours = statistics.median(took[scheme])
             work = weights * bits / 8 if tokens < 64 else 2 * weights * tokens
             share = work / ours / statistics.median(limits)
             for name in list(sides)[2:]:
                 theirs = statistics.median(took[name])
-                what = f"{kind}, {tokens} token{'s' * (tokens > 1)}, beside {name}"
+                what = f"{scheme}, {tokens} token{'s' * (tokens > 1)}, beside {name}"
                 rows.append(Row(what, tokens / ours, tokens / theirs, name, "tokens/s", share))
     return rows
 

@@ -36,15 +36,15 @@ from polyphi.eval.sources import Data
 from polyphi.messages import Message, SamplingParams
 from polyphi.quantization.quantize import quantize
 
-KINDS = ("int8", "int4", "int4 calibrated", "int8-all", "int4-all", "int4-all stored")
+VARIANTS = ("int8", "int4", "int4 calibrated", "int8-all", "int4-all", "int4-all stored")
 PROMPTS = 4
 """Samples of a task that are compared token by token."""
 console = Console(stderr=True)
 
 
-def loaded(model: Path, kind: str, corpora: Sequence[Path] = ()) -> Phi:
-    """A model in a kind: "stored" ones by way of a quantised checkpoint, "calibrated" ones on rows of these corpora."""
-    quant, _, how = kind.partition(" ")
+def loaded(model: Path, variant: str, corpora: Sequence[Path] = ()) -> Phi:
+    """A model in a variant: "stored" from a quantised checkpoint, "calibrated" on rows of these corpora."""
+    quant, _, how = variant.partition(" ")
     if not how:
         return polyphi.load(model, quant=quant)
     if how == "calibrated":
@@ -78,17 +78,17 @@ def prompts(
     tasks: Sequence[Benchmark], run: Path, number: int = PROMPTS
 ) -> list[tuple[tuple[Message, ...], int]]:
     """Conversations of all tasks, each with the most tokens of its answer."""
-    found = []
+    results = []
     for task in tasks:
         samples = select(task, task.load(Data(run / "data")), number, seed=1)
-        found += [(sample.prompt, task.max_tokens) for sample in samples]
-    return found
+        results += [(sample.prompt, task.max_tokens) for sample in samples]
+    return results
 
 
-def answered(phi: Phi, asked: Sequence[tuple[tuple[Message, ...], int]]) -> list[Batch]:
+def answered(phi: Phi, conversations: Sequence[tuple[tuple[Message, ...], int]]) -> list[Batch]:
     """Prompts with the model's own greedy answers behind them."""
     out = []
-    for messages, most in asked:
+    for messages, most in conversations:
         answer = phi.generate(messages, sampling=SamplingParams(max_tokens=most))
         prompt = phi.engine.row(messages)
         ids = torch.cat([prompt.ids, torch.tensor(answer.tokens, dtype=prompt.ids.dtype)])
@@ -123,10 +123,10 @@ def compare(whole: Phi, other: Phi, rows: Sequence[Batch]) -> tuple[float, float
 def table(
     results: dict[str, dict[str, Result]], apart: dict[str, tuple[float, float]]
 ) -> list[str]:
-    kinds = list(apart)
+    variants = list(apart)
     lines = [
-        f"| task | metric | n | bf16 (95 %) | {' | '.join(kinds)} |",
-        "|---|---|---|---|" + "---|" * len(kinds),
+        f"| task | metric | n | bf16 (95 %) | {' | '.join(variants)} |",
+        "|---|---|---|---|" + "---|" * len(variants),
     ]
     for name, whole in results["bf16"].items():
         if not whole.n:
@@ -136,16 +136,16 @@ def table(
             for x in (
                 whole.low,
                 whole.high,
-                *(results[kind][name].score for kind in ("bf16", *kinds)),
+                *(results[variant][name].score for variant in ("bf16", *variants)),
             )
         )
         first = f"{cells[0]} ({low} to {high})"
         lines.append(f"| {name} | {whole.metric} | {whole.n} | {' | '.join([first, *cells[1:]])} |")
-    for label, place, form in (
+    for label, index, form in (
         ("KL from bf16, nats", 0, "{:.5f}"),
         ("greedy tokens that flip", 1, "{:.2%}"),
     ):
-        cells = [form.format(apart[kind][place]) for kind in kinds]
+        cells = [form.format(apart[variant][index]) for variant in variants]
         lines.append(f"| {label} | | | | {' | '.join(cells)} |")
     return lines
 
@@ -155,25 +155,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--rows", type=int, default=30, help="of each task")
     parser.add_argument("--tasks", nargs="+", default=[])
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    given = parser.parse_args(arguments)
-    data = given.run / "data"
+    parser.add_argument("--kinds", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    args = parser.parse_args(arguments)
+    data = args.run / "data"
     tasks = [
         task
-        for task in find(*given.tasks)
+        for task in find(*args.tasks)
         if not task.corpus.startswith("reasoning") and (data / task.corpus / "test").exists()
     ]
     if not tasks:
         parser.error(f"{data} holds no held-out rows of these tasks")
-    kinds = ("bf16", *given.kinds)
+    variants = ("bf16", *args.kinds)
     corpora = [data / corpus / "train" for corpus in sorted({task.corpus for task in tasks})]
-    models = {kind: loaded(given.run / "model", kind, corpora) for kind in kinds}
+    models = {variant: loaded(args.run / "model", variant, corpora) for variant in variants}
     results = {}
-    for kind, phi in models.items():
-        results[kind] = scores(phi, tasks, given.run, given.rows)
-        console.print(f"{kind}: {len(tasks)} tasks measured", highlight=False)
-    rows = answered(models["bf16"], prompts(tasks, given.run))
-    apart = {kind: compare(models["bf16"], models[kind], rows) for kind in given.kinds}
+    for variant, phi in models.items():
+        results[variant] = scores(phi, tasks, args.run, args.rows)
+        console.print(f"{variant}: {len(tasks)} tasks measured", highlight=False)
+    rows = answered(models["bf16"], prompts(tasks, args.run))
+    apart = {variant: compare(models["bf16"], models[variant], rows) for variant in args.kinds}
     print("\n".join(table(results, apart)))
 
 

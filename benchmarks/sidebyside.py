@@ -1,7 +1,7 @@
 """What every benchmark shares: rows, alternating repeats, the machine's own limit, the precision of transformers.
 
-Each side of a comparison runs in a process of its own and prints one JSON object as its last line. Sides take turns
-(ours, peer, ours, peer ...), so that a noisy minute falls on both; what is told are medians.
+Each side of a comparison runs in its own process and prints one JSON object as its last line. Sides take turns
+(ours, peer, ours, peer ...), so that a noisy minute falls on both; the reported values are medians.
 """
 
 import json
@@ -111,8 +111,8 @@ def choose_transformers(
 def alternate(
     sides: Mapping[str, Sequence[str | Path]], repeats: int, threads: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """The commands of `sides` in turn, `repeats` times; what each told. Raises RuntimeError if one fails."""
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    """The commands of `sides` in turn, `repeats` times; the results of each. Raises RuntimeError if one fails."""
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -136,18 +136,18 @@ def alternate(
                     else "see above"
                 )
                 raise RuntimeError(f"{name} ended with code {done.returncode}: {why}")
-            told[name].append(json.loads(done.stdout.splitlines()[-1]))
+            results[name].append(json.loads(done.stdout.splitlines()[-1]))
             seconds = time.monotonic() - start
             console.print(f"  {name}, {repeat + 1} of {repeats}: {seconds:.0f} s", highlight=False)
-    return told
+    return results
 
 
-def median(told: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.median(t[key] for t in told)
+def median(results: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.median(t[key] for t in results)
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held, since it began (Linux: `VmHWM`)."""
+    """The peak memory of this process (Linux: `VmHWM`)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -175,7 +175,7 @@ def product_limit(seconds: float = 2.0) -> tuple[float, precision.Precision]:
 
 
 def show(rows: Sequence[Row], *, as_json: bool, others: Sequence[Row] = ()) -> None:
-    """The rows on stdout, as a table or as one JSON list; `others` are told beside them, never in the list."""
+    """The rows on stdout, as a table or as one JSON list; `others` are added to the table, never to the list."""
     if as_json:
         print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in rows]))
     table = Table(

@@ -1,21 +1,21 @@
-"""What guesses (polyphi/engine/speculate.py) spare: how many come true on real tasks, what a step of more tokens costs,
-and how much sooner answers are there.
+"""Speculative decoding (polyphi/engine/speculate.py): draft tokens accepted on real tasks, the cost of a step of more
+tokens, and the speed of answers.
 
     python benchmarks/speculation.py cost [--kinds int4 int8 bf16] [--layers 8]
     python benchmarks/speculation.py tasks runs/nano [--rows 12] [--kind bf16]
     python benchmarks/speculation.py texts runs/nano --ranks o200k_base.tiktoken [--rows 6] [--kind int4] [--layers 6]
 
 - cost: the time of a decode step of one sequence by its tokens, at the published width with random weights. Two depths
-  are measured, and 32 layers told from the layers between them.
-- tasks: a finished run's model answers its own held-out samples, one at a time, with and without guesses. Its prompts
-  are remembered from a turn before, so that times are of decoding.
+  are measured, and 32 layers extrapolated from the layers between them.
+- tasks: a finished run's model answers its own held-out samples one by one, with and without draft tokens. The prompts
+  are cached from a turn before, so that times are of decoding.
 - texts: a model of the published width, random weights and few layers is made to give the right answers of real tasks
   (each step's forward, head and choice are run, then the right token is taken): pages read off and text and code
   rewritten, out of this checkout and Python's library, and samples of a run's tasks. Tokens are the published ones.
 
-Tables are in Markdown. "guessed" counts guesses that were run, "right" those that were kept, of those that were run;
+Tables are in Markdown. "drafted" counts draft tokens that were run, "accepted" is the share of them that was kept;
 "tokens per step" is what an answer's forwards gave on average, without its first token, which prefill gives. Speed is
-with guesses over without, medians of turns that alternate.
+with draft tokens over without, medians of turns that alternate.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from polyphi.quantization.quantize import SCHEMES, quantize
 
 LAYERS = 32
 TOKENS = (1, 2, 4, 8, 12, 16)
-HELD = 256
+CONTEXT = 256
 """Tokens of the sequence before a step."""
 WORKS = {
     "pages and words read off": ("ocr", "read_page", "read_word", "table", "slide", "stamp"),
@@ -67,22 +67,22 @@ WORKS = {
     "code filled in": ("fim_stdlib",),
     "requests and refusals": ("pictured_requests", "spoken_requests", "refusal", "overrefusal"),
 }
-"""Tasks of a run that are told together."""
+"""Tasks of a run that are reported as one row."""
 REPLAYED = ("speech translated by chain of thought", "summaries", "reasoning", "tool calls")
 
 
 @dataclass
-class Told:
-    """What was counted of some answers, and the seconds that they took in each turn."""
+class Counts:
+    """Counts of some answers, and the seconds that they took in each turn."""
 
     answers: int = 0
     tokens: int = 0
     steps: int = 0
     """In which a token was drawn, but each answer's first."""
-    guessed: int = 0
+    drafted: int = 0
     right: int = 0
     changed: int = 0
-    """Answers that guesses made another, by rounding."""
+    """Answers that draft tokens changed, by rounding."""
     seconds: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
 
     @property
@@ -98,7 +98,7 @@ class Counting(Engine):
     def __init__(self, model: PhiModel, processor: Processor) -> None:
         super().__init__(model, processor, max_num_seqs=1)
         self.right: Sequence[int] | None = None
-        self.told: Told | None = None
+        self.counts: Counts | None = None
         self.core.accept = self._accept
 
     def _accept(
@@ -110,50 +110,50 @@ class Counting(Engine):
             best = list(self.right[before : before + len(output.logits)])
         accept(part, output, finite, best)
         drawn = len(request.tokens) - before + (request.finish_reason == "stop")
-        if self.told is not None and request.prefilled and before:
-            self.told.steps += 1
-            self.told.tokens += drawn
-            self.told.guessed += len(part.draft_tokens)
-            self.told.right += drawn - 1
+        if self.counts is not None and request.prefilled and before:
+            self.counts.steps += 1
+            self.counts.tokens += drawn
+            self.counts.drafted += len(part.draft_tokens)
+            self.counts.right += drawn - 1
 
 
 def compare(
     engine: Counting,
-    asked: Sequence[tuple[Sequence[Message], int, Sequence[int] | None]],
+    prompts: Sequence[tuple[Sequence[Message], int, Sequence[int] | None]],
     turns: int,
-) -> Told:
-    """Answers of at most so many tokens, the model's own or those given, with and without guesses."""
-    told = Told(answers=len(asked))
+) -> Counts:
+    """Answers of at most so many tokens, the model's own or the given ones, with and without draft tokens."""
+    counts = Counts(answers=len(prompts))
     answers: dict[bool, list[tuple[int, ...]]] = {}
     for turn in range(-1, turns):
-        for guesses in (False, True):
-            engine.told = told if guesses and turn == turns - 1 else None
-            given, took = [], 0.0
-            for messages, most, right in asked:
-                draft = DRAFT if guesses else 0
+        for speculative in (False, True):
+            engine.counts = counts if speculative and turn == turns - 1 else None
+            outputs, took = [], 0.0
+            for messages, most, right in prompts:
+                draft = DRAFT if speculative else 0
                 sampling = SamplingParams(max_tokens=most, draft=draft)
-                if turn < 0 and guesses:
-                    continue  # prompts are remembered by now
+                if turn < 0 and speculative:
+                    continue  # prompts are cached by now
                 engine.right = right
                 began = time.perf_counter()
-                given.append(engine.generate(messages, sampling=sampling).tokens)
+                outputs.append(engine.generate(messages, sampling=sampling).tokens)
                 took += time.perf_counter() - began
             if turn >= 0:
-                told.seconds[guesses].append(took)
-                answers[guesses] = given
-    told.changed = sum(a != b for a, b in zip(answers[False], answers[True], strict=True))
-    return told
+                counts.seconds[speculative].append(took)
+                answers[speculative] = outputs
+    counts.changed = sum(a != b for a, b in zip(answers[False], answers[True], strict=True))
+    return counts
 
 
-def table(found: Mapping[str, Told]) -> str:
+def table(results: Mapping[str, Counts]) -> str:
     lines = [
-        "| task | answers | tokens | guessed | right | tokens per step | speed | answers changed |",
+        "| task | answers | tokens | drafted | accepted | tokens per step | speed | answers changed |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, t in found.items():
-        right = f"{t.right / t.guessed:.0%}" if t.guessed else "-"
+    for name, t in results.items():
+        right = f"{t.right / t.drafted:.0%}" if t.drafted else "-"
         lines.append(
-            f"| {name} | {t.answers} | {t.tokens} | {t.guessed} | {right} | "
+            f"| {name} | {t.answers} | {t.tokens} | {t.drafted} | {right} | "
             f"{t.tokens / max(t.steps, 1):.2f} | {t.speed:.2f} | {t.changed} |"
         )
     return "\n".join(lines)
@@ -169,19 +169,19 @@ def published(layers: int) -> ModelConfig:
     return replace(c, decoder=decoder, vision=None, audio=None, adapters={})
 
 
-def stepper(kind: str, layers: int) -> Callable[[int], object]:
+def stepper(precision: str, layers: int) -> Callable[[int], object]:
     """Runs a step of so many tokens behind `HELD` others."""
-    config, blocks = published(layers), -(-(HELD + max(TOKENS)) // BLOCK)
-    model = quantize(random_model(config), kind)
+    config, blocks = published(layers), -(-(CONTEXT + max(TOKENS)) // BLOCK)
+    model = quantize(random_model(config), precision)
     memory = Memory(config.decoder, blocks, torch.bfloat16, torch.device("cpu"))
-    held = BlockTable(BlockPool(blocks))
-    held.grow(HELD + max(TOKENS))
+    block_table = BlockTable(BlockPool(blocks))
+    block_table.grow(CONTEXT + max(TOKENS))
 
     def step(tokens: int) -> object:
-        held.length = HELD
+        block_table.length = CONTEXT
         batch = row(list(range(tokens)))
-        batch = replace(batch, positions=batch.positions + HELD, seq_lens=(HELD + tokens,))
-        hidden = model(batch, StepCache(memory, [held], [tokens]))
+        batch = replace(batch, positions=batch.positions + CONTEXT, seq_lens=(CONTEXT + tokens,))
+        hidden = model(batch, StepCache(memory, [block_table], [tokens]))
         return model.logits(hidden).float().argmax(-1)
 
     return step
@@ -193,8 +193,8 @@ def cost(kinds: Sequence[str], layers: int, turns: int) -> str:
         f"|{'---|' * (len(TOKENS) + 1)}",
     ]
     few = 2
-    for kind in kinds:
-        steps = {depth: stepper(kind, depth) for depth in (few, layers)}
+    for precision in kinds:
+        steps = {depth: stepper(precision, depth) for depth in (few, layers)}
         took: dict[tuple[int, int], list[float]] = {}
         for turn in range(turns + 1):
             for depth, step in steps.items():
@@ -209,7 +209,7 @@ def cost(kinds: Sequence[str], layers: int, turns: int) -> str:
             layer = (medians[layers, tokens] - medians[few, tokens]) / (layers - few)
             whole.append(medians[few, tokens] + (LAYERS - few) * layer)
         cells = [f"{seconds * 1e3:.0f} ms ({seconds / whole[0]:.2f})" for seconds in whole]
-        lines.append(f"| {kind} | {' | '.join(cells)} |")
+        lines.append(f"| {precision} | {' | '.join(cells)} |")
         del steps
     return "\n".join(lines)
 
@@ -222,28 +222,28 @@ def samples(run: Path, rows: int) -> Iterator[tuple[str, str, list]]:
     tasks = {task.name: task for task in find()}
     for work, names in WORKS.items():
         there = [tasks[n] for n in names if (run / "data" / tasks[n].corpus / "test").exists()]
-        found = [
+        results = [
             (sample, task.max_tokens)
             for task in there
             for sample in select(task, Shards(run / "data" / task.corpus / "test"), rows, seed=1)
         ]
-        if found:
+        if results:
             folder = "reasoning" if there[0].corpus.startswith("reasoning") else "model"
-            yield work, folder, found
+            yield work, folder, results
 
 
-def tasks(run: Path, rows: int, kind: str, turns: int) -> str:
+def tasks(run: Path, rows: int, precision: str, turns: int) -> str:
     engines: dict[str, Counting] = {}
-    found = {}
+    results = {}
     for work, folder, pairs in samples(run, rows):
         if folder not in engines:
-            precision = {"dtype": kind} if kind == "float32" else {"quant": kind}
-            phi = polyphi.load(run / folder, **precision)
+            options = {"dtype": precision} if precision == "float32" else {"quant": precision}
+            phi = polyphi.load(run / folder, **options)
             engines[folder] = Counting(phi.model, phi.processor)
-        asked = [(sample.prompt, most, None) for sample, most in pairs]
-        found[work] = compare(engines[folder], asked, turns)
-        console.print(f"{work}: {found[work].speed:.2f}", highlight=False)
-    return table(found)
+        prompts = [(sample.prompt, most, None) for sample, most in pairs]
+        results[work] = compare(engines[folder], prompts, turns)
+        console.print(f"{work}: {results[work].speed:.2f}", highlight=False)
+    return table(results)
 
 
 # ------------------------------------------------------------------------------ texts
@@ -253,7 +253,7 @@ Pair = tuple[list[Message], str]
 
 
 def pages(rows: int, rng: random.Random) -> tuple[list[Pair], list[Pair]]:
-    """Pages of the documentation read off, and corrected where a few letters were swapped."""
+    """Pages of the documentation read off, and corrected where a few characters were swapped."""
     folder = Path(__file__).parents[1] / "docs"
     text = [p for f in sorted(folder.glob("*.md")) for p in re.split(r"\n\n+", f.read_text())]
     text = [p for p in text if 400 < len(p) < 1200]
@@ -270,7 +270,7 @@ def pages(rows: int, rng: random.Random) -> tuple[list[Pair], list[Pair]]:
 
 def code(rows: int, modules: Sequence[ModuleType]) -> list[Pair]:
     """Functions of Python's library in which an argument gets another name."""
-    found = []
+    results = []
     for module in modules:
         for name, function in inspect.getmembers(module, inspect.isfunction):
             source = textwrap.dedent(inspect.getsource(function))
@@ -279,17 +279,17 @@ def code(rows: int, modules: Sequence[ModuleType]) -> list[Pair]:
                 old = arguments[0]
                 new = re.sub(rf"\b{old}\b", f"the_{old}", source)
                 ask = f"Rename `{old}` of `{name}` to `the_{old}`:\n```python\n{source}```"
-                found.append(([Message.user(ask)], f"```python\n{new}```"))
-    return found[:rows]
+                results.append(([Message.user(ask)], f"```python\n{new}```"))
+    return results[:rows]
 
 
-def texts(run: Path, ranks: Path, rows: int, kind: str, layers: int, turns: int) -> str:
+def texts(run: Path, ranks: Path, rows: int, precision: str, layers: int, turns: int) -> str:
     import calendar
     import statistics as numbers
 
     tokenizer = Tokenizer.from_ranks(ranks)
     config = published(layers)
-    engine = Counting(quantize(random_model(config), kind), make_processor(config, tokenizer))
+    engine = Counting(quantize(random_model(config), precision), make_processor(config, tokenizer))
     read, corrected = pages(rows, random.Random(0))
     works: dict[str, list[Pair]] = {
         "documentation read off": read,
@@ -299,19 +299,19 @@ def texts(run: Path, ranks: Path, rows: int, kind: str, layers: int, turns: int)
     for work, _, pairs in samples(run, rows):
         if work in REPLAYED:
             works[work] = [(without_media(s.prompt), s.answer) for s, _ in pairs]
-    found = {}
-    for work, said in works.items():
-        asked = []
-        for messages, answer in said:
+    results = {}
+    for work, pairs in works.items():
+        prompts = []
+        for messages, answer in pairs:
             right = tokenizer.encode(answer)
-            asked.append((messages, len(right), right))
-        found[work] = compare(engine, asked, turns)
-        console.print(f"{work}: {found[work].speed:.2f}", highlight=False)
-    return table(found)
+            prompts.append((messages, len(right), right))
+        results[work] = compare(engine, prompts, turns)
+        console.print(f"{work}: {results[work].speed:.2f}", highlight=False)
+    return table(results)
 
 
 def without_media(messages: Sequence[Message]) -> list[Message]:
-    """Nothing can be guessed from pictures and clips, and a random model sees none."""
+    """Images and audio provide no draft tokens, and a random model doesn't use them."""
     return [replace(m, parts=tuple(p for p in m.parts if isinstance(p, Text))) for m in messages]
 
 
@@ -325,19 +325,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--ranks", type=Path, help="file of o200k_base ranks")
-    given = parser.parse_args(arguments)
-    if given.part != "cost" and given.run is None:
-        parser.error(f"{given.part} asks a finished run's tasks: give its folder")
-    if given.part == "texts" and given.ranks is None:
+    args = parser.parse_args(arguments)
+    if args.part != "cost" and args.run is None:
+        parser.error(f"{args.part} needs a finished run's tasks: give its folder")
+    if args.part == "texts" and args.ranks is None:
         parser.error("texts are counted in the published tokens: give --ranks o200k_base.tiktoken")
     with torch.inference_mode():
-        if given.part == "cost":
-            print(cost(given.kinds, given.layers, given.turns))
-        elif given.part == "tasks":
-            print(tasks(given.run, given.rows, given.kind, given.turns))
+        if args.part == "cost":
+            print(cost(args.kinds, args.layers, args.turns))
+        elif args.part == "tasks":
+            print(tasks(args.run, args.rows, args.kind, args.turns))
         else:
-            options = (given.rows, given.kind, given.layers, given.turns)
-            print(texts(given.run, given.ranks, *options))
+            options = (args.rows, args.kind, args.layers, args.turns)
+            print(texts(args.run, args.ranks, *options))
 
 
 if __name__ == "__main__":

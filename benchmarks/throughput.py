@@ -5,7 +5,7 @@
 
 Text: JSON lines of prose in eight languages go through language, rules, quality, personal information, held-out
 samples and near duplicates. Speech: flite reads sentences aloud (espeak-ng where there is no flite), with and without
-pocketsphinx listening. Each run is a process of its own; its memory is the proportional set size (PSS) of all its
+pocketsphinx listening. Each run has its own process; its memory is the proportional set size (PSS) of all its
 processes, looked at ten times a second.
 """
 
@@ -48,29 +48,29 @@ ASPECTS = ("educational", "scientific", "toxicity", "obscurity")
 
 def raw(folder: Path, megabytes: float) -> None:
     """JSON lines in `TASKS` files and one to hold out: documents of eight paragraphs of help pages drawn at random, one
-    in twenty said twice."""
+    in twenty repeated."""
     rng = Random(0)
     every = {code: curation.paragraphs(code, 4000) for code in LANGUAGES}
     folder.mkdir(parents=True)
     files = [(folder / f"{n}.jsonl").open("w") for n in range(TASKS)]
-    held, written, line = (folder.parent / "held.jsonl").open("w"), 0, ""
+    held_out_file, written, line = (folder.parent / "held.jsonl").open("w"), 0, ""
     for number, code in enumerate(cycle(every)):
         if rng.random() > 0.05 or not line:
             text = "\n".join(rng.sample(every[code], 8))
             line = json.dumps({"text": text, "language": code}, ensure_ascii=False) + "\n"
-        (held if number < 200 else files[number % TASKS]).write(line)
+        (held_out_file if number < 200 else files[number % TASKS]).write(line)
         written += len(text.encode())
         if written > megabytes * 1e6:
             break
-    for file in (*files, held):
+    for file in (*files, held_out_file):
         file.close()
 
 
 def documents(work: Work) -> Iterator[tuple[str, Sample]]:
     (split,) = work.rows
-    place = work.cache / ("raw" if split == "train" else "held.jsonl")
+    path = work.cache / ("raw" if split == "train" else "held.jsonl")
     part = work.part if split == "train" else (0, 1)
-    for sample in pages.read([place], source="benchmark", licence="MIT", part=part):
+    for sample in pages.read([path], source="benchmark", licence="MIT", part=part):
         yield split, sample
 
 
@@ -86,9 +86,9 @@ def spoken(work: Work) -> Iterator[tuple[str, Sample]]:
     )
     tts_pool, sentences = TTSPool(), leaks.manual()
     for i in range(part, work.seed, of):  # the seed is the number of clips
-        said = " ".join(sentences[i % len(sentences)].split()[:12])
-        wave = resample(*tts_pool.speak(said, Voice(engine, "en", names[i % 2])))
-        messages = (Message.user(Audio(encode(wave)), "Transcribe."), Message.assistant(said))
+        sentence = " ".join(sentences[i % len(sentences)].split()[:12])
+        wave = resample(*tts_pool.speak(sentence, Voice(engine, "en", names[i % 2])))
+        messages = (Message.user(Audio(encode(wave)), "Transcribe."), Message.assistant(sentence))
         known = {"language": "en", "engine": engine, "seconds": len(wave) / RATE}
         yield split, Sample(f"{i}", messages, "benchmark", "MIT", known)
 
@@ -166,11 +166,11 @@ def speech(clips: int, workers: list[int]) -> None:
     for name in ("spoken", "spoken and heard"):
         for n in workers:
             with tempfile.TemporaryDirectory() as folder:
-                place = Path(folder)
-                work = Work({"train": 10**9}, clips, place, place / "data")
+                root = Path(folder)
+                work = Work({"train": 10**9}, clips, root, root / "data")
                 seconds, peak = measure(name, work, n)
                 kept = [
-                    s.meta["seconds"] for s in Shards(place / "data" / CORPORA[name].name / "train")
+                    s.meta["seconds"] for s in Shards(root / "data" / CORPORA[name].name / "train")
                 ]
                 audio = sum(kept) * clips / max(1, len(kept))
                 print(
@@ -186,11 +186,11 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, nargs="*", default=[1.0, 10.0])
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
-    asked = parser.parse_args()
-    if asked.what == "text":
-        text(asked.megabytes, asked.workers)
+    args = parser.parse_args()
+    if args.what == "text":
+        text(args.megabytes, args.workers)
     else:
-        speech(asked.clips, asked.workers)
+        speech(args.clips, args.workers)
 
 
 if __name__ == "__main__":

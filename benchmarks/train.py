@@ -1,16 +1,16 @@
-"""Training beside a plain transformers + PEFT loop (peers/transformers_peft.py), on the same rows in the same steps:
+"""Training against a plain transformers + PEFT loop (peers/transformers_peft.py), on the same rows in the same steps:
 
-- vision: what vision 3 learns (LoRA, encoder, projector) in the report's model at a quarter of every width and depth,
+- vision: what vision 3 trains (LoRA, encoder, projector) in the report's model at a quarter of every width and depth,
   its vocabulary of 200,064 whole: a decoder of 768 x 8
-- speech: what speech 2 learns (LoRA, projector) in the same model
+- speech: what speech 2 trains (LoRA, projector) in the same model
 - text: the whole language model of nano, on rows of text 1's corpora
 
     polyphi bench train [--json]
 
 Ours is `polyphi.train.loop.train` as a stage runs it, its end with hashes and files included in the peak of memory.
-Speed is supervised tokens per second after the first step, memory the most that a process held; both sides have the
+Speed is supervised tokens per second after the first step, memory the peak of a process; both sides have the
 same threads and AdamW. Ours trains in the precision that `polyphi train` chooses on this machine
-(polyphi/runtime/precision.py), the peer in the one that a short run of its own finds faster. [ours] The lengths of
+(polyphi/runtime/precision.py), the peer in the one that is faster in a short run. [ours] The lengths of
 questions, answers, pictures and clips: about 6 % and 13 % of the padded positions are supervised, as in instruction
 data of these kinds.
 """
@@ -87,7 +87,7 @@ PICTURES = ((448, 448), (300, 700), (640, 480), (896, 448))
 
 @dataclass(frozen=True)
 class Work:
-    """One comparison. `adapter` is the one that learns ("" for the whole language model); `steps` counts the first,
+    """One comparison. `adapter` is the trained one ("" for the whole language model); `steps` counts the first,
     which is not timed."""
 
     name: str
@@ -150,8 +150,8 @@ def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
 
 
 def written(work: Work, folder: Path) -> list[dict[str, Any]]:
-    """Rows of text 1's corpora in its proportions, code standing for all pages; by a tokenizer of their own. (A help
-    page is as long as a whole step: beside it a padded batch would be almost empty.)"""
+    """Rows of text 1's corpora in its proportions, code standing for all pages; by a separate tokenizer. (A help
+    page is as long as a whole step: with it a padded batch would be almost empty.)"""
     mix = {"copying": 40, "instructions": 57.4, "code": 0.6}
     cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
     for made in (copying.corpus, instructions.corpus, code.corpus):
@@ -214,7 +214,7 @@ def stage_of(work: Work, batches: Sequence[Batch]) -> Stage:
 
 
 def write(work: Work, folder: Path) -> None:
-    """For both sides: `rows.pt`, `work.json` (sizes, rate, rows of each step) and `rows`, a corpus of their places."""
+    """For both sides: `rows.pt`, `work.json` (sizes, rate, rows of each step) and `rows`, a corpus of their indices."""
     made = (
         spoken_or_seen(work, 10 * work.steps) if work.adapter else written(work, folder / "corpora")
     )
@@ -231,12 +231,12 @@ def write(work: Work, folder: Path) -> None:
     steps = [[int(id.removeprefix("rows/")) for id in places.step().ids] for _ in range(work.steps)]
     torch.save(made, folder / "rows.pt")
     rate = max(stages.load(work.stage).trainable.values())
-    told = {**for_peer(work), "rate": rate, "steps": steps}
-    (folder / "work.json").write_text(json.dumps(told))
+    settings = {**for_peer(work), "rate": rate, "steps": steps}
+    (folder / "work.json").write_text(json.dumps(settings))
 
 
 def for_peer(work: Work) -> dict[str, Any]:
-    """The model's sizes in the peer's words."""
+    """The model's configuration in the names of the peer."""
     d, v, a = work.config.decoder, work.config.vision, work.config.audio
     decoder = asdict(d)
     factors = {k: list(decoder.pop(k)) for k in ("short_factor", "long_factor")}
@@ -246,26 +246,26 @@ def for_peer(work: Work) -> dict[str, Any]:
         "tie_word_embeddings": True,
         "eos_token_id": d.bos_token_id,
     }
-    told: dict[str, Any] = {"decoder": decoder, "adapter": work.adapter}
+    settings: dict[str, Any] = {"decoder": decoder, "adapter": work.adapter}
     if v is None or a is None:
-        return told
+        return settings
     vision = {**asdict(v), "image_size": v.crop_size}
     audio = asdict(a)
     vision.pop("max_crops")
     for key in ("window", "input_size", "time_reduction", "kernel_size"):
         audio.pop(key)  # the library's defaults are the same
     adapter = work.config.adapters[work.adapter]
-    learn = {
+    trainable = {
         "vision": ["*.lora_?.vision.*", "*.image_embed.*"],
         "speech": ["*.lora_?.speech.*", "*.audio_embed.*_for_speech.*"],
     }
     lora = {"r": adapter.rank, "lora_alpha": adapter.alpha, "lora_dropout": adapter.dropout}
     return {
-        **told,
+        **settings,
         "vision": vision,
         "audio": audio,
         "lora": lora,
-        "learn": learn[work.adapter],
+        "learn": trainable[work.adapter],
     }
 
 
@@ -358,20 +358,20 @@ def compare(
         peer_in = peer_precision(peer, threads)
         peer += ["--precision", peer_in.precision]
         console.print(f"  ours in {ours_in}; the peer in {peer_in}", highlight=False)
-        told = alternate(
+        results = alternate(
             {"ours": us, "peer": peer, "peer, short head": [*peer, "--head", "supervised"]},
             repeats,
             threads,
         )
         counted = alternate({"ours, counting": [*us, "--flops"]}, 1, threads)["ours, counting"][0]
-    same_work(told)
-    share = counted["flops_per_step"] / median(told["ours"], "seconds_per_step") / limit
+    same_work(results)
+    share = counted["flops_per_step"] / median(results["ours"], "seconds_per_step") / limit
     kinds = [("speed", "supervised tokens/s", share)]
     if work.adapter:
         kinds.append(("memory", "GiB", None))
     made: list[list[Row]] = []
     for side, label in (("peer", ""), ("peer, short head", ", the peer's head on labels only")):
-        medians = {k: (median(told["ours"], k), median(told[side], k)) for k, *_ in kinds}
+        medians = {k: (median(results["ours"], k), median(results[side], k)) for k, *_ in kinds}
         made.append(
             [
                 Row(f"{work.name} {key}{label}", *medians[key], peer_name, unit, limit_share)
@@ -381,27 +381,27 @@ def compare(
     return made[0], made[1]
 
 
-def same_work(told: dict[str, list[dict[str, Any]]]) -> None:
-    """Both sides learn as many parameters from as many tokens and begin at the loss of a model that knows nothing."""
-    ours, peer = told["ours"][0], told["peer"][0]
+def same_work(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Check that both sides train as many parameters on as many tokens, and start at the loss of an untrained model."""
+    ours, peer = results["ours"][0], results["peer"][0]
     for key in ("trainable", "supervised"):
         assert ours[key] == peer[key], f"{key}: ours {ours[key]}, the peer's {peer[key]}"
     assert abs(ours["losses"][0] - peer["losses"][0]) < 0.3, (ours["losses"], peer["losses"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Training beside a plain transformers loop.")
+    parser = argparse.ArgumentParser(description="Training against a plain transformers loop.")
     parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--side", choices=[w.name for w in WORKS], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--flops", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="auto", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.side:
-        work = next(w for w in WORKS if w.name == given.side)
-        told = ours(work, given.folder, count_flops=given.flops, dtype=given.precision)
-        print(json.dumps(told))
+    args = parser.parse_args(arguments)
+    if args.side:
+        work = next(w for w in WORKS if w.name == args.side)
+        result = ours(work, args.folder, count_flops=args.flops, dtype=args.precision)
+        print(json.dumps(result))
         return
     try:
         peer = f"transformers {version('transformers')} + peft {version('peft')}"
@@ -416,10 +416,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(f"{threads} threads, matrix products at {rates}")
     rows, others = [], []
     for work in WORKS:
-        ours_and_peer, ours_and_short = compare(work, given.repeats, threads, limits, peer)
+        ours_and_peer, ours_and_short = compare(work, args.repeats, threads, limits, peer)
         rows += ours_and_peer
         others += ours_and_short
-    show(rows, as_json=given.json, others=others)
+    show(rows, as_json=args.json, others=others)
 
 
 if __name__ == "__main__":

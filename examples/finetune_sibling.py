@@ -1,4 +1,4 @@
-"""A sibling: a third adapter with a name of its own, beside vision and speech, which stay untouched.
+"""A sibling: a third adapter with its own name, in addition to vision and speech, which stay unchanged.
 
     polyphi train examples/finetune_sibling.py --data scans.jsonl --out runs/medical
     polyphi chat runs/medical/model --image scan.png --adapter medical "What does it show?"

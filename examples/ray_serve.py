@@ -1,4 +1,4 @@
-"""The server on a Ray cluster: replicas that grow and shrink with what is asked, each with the model in its own memory.
+"""The server on a Ray cluster: replicas that grow and shrink with the load, each with the model in its own memory.
 
     pip install "polyphi[serve,ray]"
     python examples/ray_serve.py runs/nano/model                              # on this machine, at port 8000
@@ -23,7 +23,7 @@ TOGETHER = 32
 
 
 def app(args: dict[str, str]) -> Application:
-    """`args`: model, and as wanted most (replicas), cpus and gpus (of each), host, key."""
+    """`args`: model, and optionally most (replicas), cpus and gpus (of each), host, key."""
     hosts, keys = (tuple(filter(None, [args.get(name)])) for name in ("host", "key"))
     settings = Settings(Path(args["model"]).name, hosts=hosts, keys=keys)
 

@@ -40,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `Phi` bring torch and the whole model; they are imported when first asked for."""
+    """`load` and `Phi` bring torch and the whole model; they are imported at the first access."""
     if name in {"load", "Phi"}:
         from polyphi import api
 

@@ -40,7 +40,7 @@ from polyphi.transcription.longform import LONGEST_RECORDING
 
 class Phi:
     """A model with its tokenizer and processor. It implements the `Generate` protocol (messages.py), so `polyphi.eval`
-    can evaluate it. `room`: a report of its memory use on the device."""
+    can evaluate it. `memory`: a report of its memory use on the device."""
 
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
         self.engine = Engine(model, processor, **engine)
@@ -137,7 +137,7 @@ class Phi:
         """The projected embeddings of one image or audio clip, which replace its placeholders in the language model:
         float32 [n D] on the CPU, n tokens of the model's width D.
 
-        Audio goes through the audio `projector` "speech", as in a conversation without images; beside an image the
+        Audio goes through the audio `projector` "speech", as in a conversation without images; with an image the
         model uses the one named "vision". The engine's cache of encoder outputs is used and filled: an image that
         was just embedded isn't encoded again for an answer. Raises ValueError for other parts, media that can't be
         read, and where the model has no encoder for them.
@@ -289,26 +289,27 @@ def load(
     tensors. Raises ValueError for invalid arguments and checkpoints, and if the weights don't fit.
     """
     progress("checkpoint", None)
-    place = placement.choose(device)
+    target = placement.choose(device)
     folder = locate(path_or_id)
     stored_quant = read_quantization(folder)
     progress("tokenizer", None)
     vocabulary = _load_tokenizer(folder, tokenizer)
     requested = None if dtype == "auto" else as_dtype(dtype)
-    stored, free = stored_types(folder), memory.free_memory(place)
+    stored, free = stored_types(folder), memory.free_memory(target)
     config = read_config(folder)
-    kind = requested or placement.choose_dtype(stored, place, free, config, quant or stored_quant)
+    scheme = quant or stored_quant
+    weight_dtype = requested or placement.choose_dtype(stored, target, free, config, scheme)
     if stored_quant:
         needed = stored_bytes(folder)
     else:
         saved = quantize.saved_bytes(config, quant)
-        needed = max(0, placement.size(stored, kind) - saved)
-    placement.check_fits(needed, free, place)
+        needed = max(0, placement.size(stored, weight_dtype) - saved)
+    placement.check_fits(needed, free, target)
     progress("weights", 0.0)
     model = load_checkpoint(
         folder,
-        device=place,
-        dtype=kind,
+        device=target,
+        dtype=weight_dtype,
         quant=quant,
         progress=lambda share: progress("weights", share),
     )
@@ -317,7 +318,7 @@ def load(
     phi = Phi(
         model, make_processor(model.config, vocabulary), max_num_seqs=together, memory=cache, kv=kv
     )
-    phi.memory = placement.memory_report(model, free, place, phi.engine.capacity, kv)
+    phi.memory = placement.memory_report(model, free, target, phi.engine.capacity, kv)
     return phi
 
 
@@ -329,7 +330,7 @@ def _load_tokenizer(folder: Path, tokenizer: str | Path | Tokenizer | None) -> T
         return Tokenizer.load(tokenizer)
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
-            f"{folder}: expected a tokenizer.json beside the weights, found none; pass the path of one to load as "
+            f"{folder}: expected a tokenizer.json next to the weights, found none; pass the path of one to load as "
             "tokenizer=, or tokenizer=None to work on token ids only"
         )
     return Tokenizer.load(folder)

@@ -60,9 +60,9 @@ Detail = Literal["auto", "low", "high"]
 class Image:
     """An image: a path, or the encoded bytes of a PNG, JPEG, WebP or GIF file.
 
-    `detail` is OpenAI's: "low" uses one crop beside the global view, which needs few tokens; "high" and "auto" use as
-    many crops as the image needs, up to the model's maximum. `max_crops` sets another maximum; above the model's it has
-    no effect. Shards of training data store neither.
+    `detail` is OpenAI's: "low" uses one crop and the global view, which need few tokens; "high" and "auto" use
+    as many crops as the image needs, up to the model's maximum. `max_crops` sets another maximum; above the model's it
+    has no effect. Shards of training data store neither.
     """
 
     source: MediaSource
@@ -281,9 +281,9 @@ def _parse_source(url: str, root: Path | None) -> MediaSource:
     return path if root is None or path.is_absolute() else root / path
 
 
-def media(messages: Sequence[Message], kind: type) -> list[Any]:
-    """All parts of the type `kind` (`Image`, `Audio`, `Video`) in a conversation, in order."""
-    return [p for m in messages for p in m.parts if isinstance(p, kind)]
+def media(messages: Sequence[Message], part_type: type) -> list[Any]:
+    """All parts of the type `part_type` (`Image`, `Audio`, `Video`) in a conversation, in order."""
+    return [p for m in messages for p in m.parts if isinstance(p, part_type)]
 
 
 def adapter_for(messages: Sequence[Message]) -> str | None:

@@ -1,6 +1,6 @@
 """A session fails if a test was skipped for a reason that `allowed_skips.toml` doesn't list.
 
-A parity test that is skipped because a package is missing tests nothing, and nobody sees it. So every reason is listed
+A parity test that is skipped because a package is missing tests nothing, unnoticed. So every reason is listed
 once, with the machines that it is allowed on.
 """
 

@@ -63,11 +63,11 @@ def write_data(folder: Path, rows: int = 12) -> None:
             lines["pictures"].append({"image": f"{i}.png", "question": question, "answer": colour})
         else:
             content = [{"type": "image", "image": f"{i}.png"}, {"type": "text", "text": question}]
-            said = [
+            messages = [
                 {"role": "user", "content": content},
                 {"role": "assistant", "content": colour},
             ]
-            lines["pictures"].append({"messages": said})
+            lines["pictures"].append({"messages": messages})
         lines["clips"].append({"audio": f"{i}.wav", "answer": pitch})
         lines["words"].append({"question": f"say {colour}", "answer": colour})
     for name, found in lines.items():

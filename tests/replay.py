@@ -1,4 +1,4 @@
-"""A local endpoint that answers from recorded pairs, counts what it is asked and fails on demand."""
+"""A local endpoint that answers from recorded pairs, records its requests and fails on demand."""
 
 import base64
 import hashlib
@@ -33,7 +33,7 @@ class Replay:
         self.chats, self.clips, self.transcripts, self.key = chats, clips, transcripts, key
         self.seconds = seconds
         self.faults: list[Any] = []
-        self.asked: list[dict[str, Any]] = []  # bodies, in the order of coming
+        self.requests: list[dict[str, Any]] = []  # bodies, in order of arrival
         self.under_way, self.most_under_way = 0, 0
         self.open: list[http.server.BaseHTTPRequestHandler] = []
         self.lock = threading.Lock()
@@ -62,7 +62,7 @@ class Replay:
         path = handler.path.removeprefix("/v1")
         body = {"file": data} if path == "/audio/transcriptions" else json.loads(data)
         with self.lock:
-            self.asked.append(body)
+            self.requests.append(body)
             self.under_way += 1
             self.open.append(handler)
             self.most_under_way = max(self.most_under_way, self.under_way)
@@ -70,12 +70,12 @@ class Replay:
         try:
             self.give(handler, path, body, fault)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # whoever asked is gone
+            pass  # the client has disconnected
         finally:
             self.ended(handler)
 
     def ended(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-        """Before its last byte is sent: whoever has that may ask again at once."""
+        """Before its last byte is sent: a client that has it may send another request at once."""
         with self.lock:
             if handler in self.open:
                 self.open.remove(handler)
@@ -96,8 +96,8 @@ class Replay:
         elif isinstance(fault, tuple):
             status, headers, content = fault
         elif self.key and given != self.key:
-            said = {"error": {"message": f"Incorrect API key provided: {given}"}}
-            status, content = 401, json.dumps(said).encode()
+            error = {"error": {"message": f"Incorrect API key provided: {given}"}}
+            status, content = 401, json.dumps(error).encode()
         elif fault == "garbage":
             content = b"<html>Welcome</html>"
         elif path == "/chat/completions":
@@ -116,10 +116,10 @@ class Replay:
         handler.wfile.write(content[: len(content) // 2] if fault in ("half", "torn") else content)
 
     def chat(self, body: dict[str, Any]) -> tuple[int, bytes]:
-        said = " ".join(seen(part) for m in body["messages"] for part in _parts(m))
-        answer = next((a for piece, a in self.chats.items() if piece in said), None)
+        text = " ".join(seen(part) for m in body["messages"] for part in _parts(m))
+        answer = next((a for piece, a in self.chats.items() if piece in text), None)
         if answer is None:
-            error = {"error": {"message": f"nothing is recorded for {said[:80]!r}"}}
+            error = {"error": {"message": f"nothing is recorded for {text[:80]!r}"}}
             return 400, json.dumps(error).encode()
         if isinstance(answer, Mapping):
             answer = json.dumps(answer)

@@ -215,18 +215,18 @@ def test_transcribe_uses_the_published_prompts(
         monkeypatch.setattr(phi.engine, "generate_many", generate_many)
 
     answering(" hello there ")
-    said = phi.transcribe(clip)
-    assert (said.text, said.translation, said.seconds, said.warnings) == (
+    transcript = phi.transcribe(clip)
+    assert (transcript.text, transcript.translation, transcript.seconds, transcript.warnings) == (
         "hello there",
         None,
         0.5,
         (),
     )
-    said = phi.transcribe(clip.read_bytes(), to="de")
-    assert (said.text, said.translation) == ("", "hello there")
+    transcript = phi.transcribe(clip.read_bytes(), to="de")
+    assert (transcript.text, transcript.translation) == ("", "hello there")
     answering("hello <sep> hallo")
-    said = phi.transcribe((wave, 16000), to="French", cot=True)
-    assert (said.text, said.translation, said.warnings) == ("hello", "hallo", ())
+    transcript = phi.transcribe((wave, 16000), to="French", cot=True)
+    assert (transcript.text, transcript.translation, transcript.warnings) == ("hello", "hallo", ())
     assert prompts == [
         "Transcribe the audio clip into text.",
         "Translate the audio to German.",
@@ -234,9 +234,9 @@ def test_transcribe_uses_the_published_prompts(
         "Use <sep> as a separator between the original transcript and the translation.",
     ]
     answering("hello", "length")
-    said = phi.transcribe(clip, to="de", cot=True)
-    assert said.translation is None
-    assert len(said.warnings) == 2
+    transcript = phi.transcribe(clip, to="de", cot=True)
+    assert transcript.translation is None
+    assert len(transcript.warnings) == 2
     assert "written in Latin" in phi.transcribe(clip, to="ja").warnings[-1]
     with pytest.raises(ValueError, match="unknown language 'tlh'"):
         phi.transcribe(clip, to="tlh")

@@ -27,13 +27,13 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both public layouts of a tiny model in bfloat16, and data."""
-    place = tmp_path_factory.mktemp("published")
+    source = tmp_path_factory.mktemp("published")
     for layout in ("original", "native"):
-        published.write(place / layout, layout)
-    published.write_data(place / "data")
-    return place
+        published.write(source / layout, layout)
+    published.write_data(source / "data")
+    return source
 
 
 def test_every_example_is_here() -> None:
@@ -42,12 +42,12 @@ def test_every_example_is_here() -> None:
 
 @pytest.mark.parametrize("layout", ["original", "native"])
 @pytest.mark.parametrize("name", CASES)
-def test_example(name: str, layout: str, place: Path, tmp_path: Path) -> None:
+def test_example(name: str, layout: str, source: Path, tmp_path: Path) -> None:
     corpora, learning = CASES[name]
-    command = ["train", str(EXAMPLES / f"{name}.py"), "--model", str(place / layout)]
+    command = ["train", str(EXAMPLES / f"{name}.py"), "--model", str(source / layout)]
     for corpus, files in corpora.items():
         for file in files.split():
-            command += ["--data", f"{corpus}={place / 'data' / file}"]
+            command += ["--data", f"{corpus}={source / 'data' / file}"]
     # a tiny model needs larger rates
     command += ["--out", str(tmp_path), "--steps", "10", "--batch-tokens", "200", "--rate", "200"]
     cli.main(command)
@@ -56,7 +56,7 @@ def test_example(name: str, layout: str, place: Path, tmp_path: Path) -> None:
 
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert all(before == after for before, after in manifest["frozen"].values())
-    before, after = (load_checkpoint(p).state_dict() for p in (place / layout, tmp_path / "model"))
+    before, after = (load_checkpoint(p).state_dict() for p in (source / layout, tmp_path / "model"))
     changed = {n for n in after if n not in before or not torch.equal(before[n], after[n])}
     assert {part for n in changed for part in learning if part in n} == set(learning)
     assert all(any(part in n for part in learning) for n in changed)
@@ -67,7 +67,7 @@ def test_example(name: str, layout: str, place: Path, tmp_path: Path) -> None:
 
     phi = polyphi.load(tmp_path / "model")
     adapter = "medical" if "medical" in phi.config.adapters else "auto"
-    picture, clip = Image(place / "data/1.png"), Audio(place / "data/1.wav")
+    picture, clip = Image(source / "data/1.png"), Audio(source / "data/1.wav")
     for media in ((picture,), (clip,), (picture, clip), ()):
         messages = [Message.user(*media, "which colour is it")]
         answer = phi.generate(messages, sampling=SamplingParams(max_tokens=4), adapter=adapter)

@@ -40,11 +40,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {"image": f"photo{i}.png", "question": f"which colour is it {i}", "answer": "red"}
         photos.append(row)
     PIL.open(desk / "photo3.png").save(desk / "copy.jpg", quality=90)
-    said = {"answer": "blue, says anna.smith@example.com"}
+    answer_ = {"answer": "blue, says anna.smith@example.com"}
     receipts = [
         *photos,
         {**photos[3], "image": "copy.jpg"},
-        {**photos[4], **said},
+        {**photos[4], **answer_},
         {"image": "nowhere.png", "question": "which colour is it", "answer": "red"},
     ]
     for name, rows in {
@@ -71,7 +71,7 @@ def test_the_page_runs(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(desk)
-    told: dict[str, str] = {}
+    output: dict[str, str] = {}
     for command in commands():
         options = []
         if command[0] == "train":
@@ -79,8 +79,8 @@ def test_the_page_runs(
         if command[0] == "chat":
             options = ["--max-tokens", "4"]
         cli.main([*command, *options])
-        told[" ".join(command)] = capsys.readouterr().out
-    assert [c.split()[0] for c in told].count("train") == 3
+        output[" ".join(command)] = capsys.readouterr().out
+    assert [c.split()[0] for c in output].count("train") == 3
 
     kept = {s.id: s for s in Shards("runs/desk/data/desk/train")}
     kept |= {s.id: s for s in Shards("runs/desk/data/desk/test")}
@@ -92,7 +92,7 @@ def test_the_page_runs(
     assert len(kept) == 24 + 24 - 1 + 1, "all others, and one more question about photo 4"
     asked = kept[line("receipts", 26)].answer
     assert asked.startswith("blue, says ") and "@" in asked and "anna.smith" not in asked
-    assert "Decontamination: total" in told["curate show desk --out runs/desk"]
+    assert "Decontamination: total" in output["curate show desk --out runs/desk"]
     for name in ("calls", "adapter", "medical"):
         assert read_layout(Path("runs") / name / "model") == "native"
     assert not read_config("single").adapters.get("medical")

@@ -1,4 +1,4 @@
-"""Messages and their parts: what may be asked of a picture or a video, and what is refused in one line."""
+"""Messages and their parts: options of images and videos, and errors of one line."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def test_details_of_openai_parts_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "most"),
+    ("options", "most"),
     [
         ({}, None),
         ({"detail": "high"}, None),
@@ -34,8 +34,8 @@ def test_details_of_openai_parts_are_kept() -> None:
         ({"detail": "low", "max_crops": 9}, 9),
     ],
 )
-def test_what_a_picture_asks_for(asked: dict[str, Any], most: int | None) -> None:
-    assert Image("a.png", **asked).most_crops == most
+def test_what_a_picture_asks_for(options: dict[str, Any], most: int | None) -> None:
+    assert Image("a.png", **options).most_crops == most
 
 
 @pytest.mark.parametrize("kind", ["image_url", "video_url"])

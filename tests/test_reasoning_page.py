@@ -1,4 +1,4 @@
-"""The Python of docs/reasoning.md runs as it stands; only the model and the server are stand-ins."""
+"""The Python of docs/reasoning.md runs as it stands; only the model and the server are synthetic fixtures."""
 
 import http.server
 import json
@@ -21,12 +21,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "reasoning.md"
 class Slow:
     """Is right about the first sum, but for its first answer; about others it is wrong."""
 
-    asked = 0
+    count = 0
 
     def generate(self, messages: Any, *, sampling: SamplingParams) -> Completion:
         assert sampling.temperature == 1.0
-        self.asked += 1
-        return Completion(f"Draw {sampling.seed}.\nAnswer: {622 if self.asked == 1 else 632}")
+        self.count += 1
+        return Completion(f"Draw {sampling.seed}.\nAnswer: {622 if self.count == 1 else 632}")
 
 
 def solution(question: str) -> str:
@@ -38,13 +38,13 @@ def solution(question: str) -> str:
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[Any]]]:
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            said = solution(asked[-1]["messages"][0]["content"])
-            answer = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+            requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            text = solution(requests[-1]["messages"][0]["content"])
+            answer = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
@@ -55,7 +55,7 @@ def server() -> Iterator[tuple[str, list[Any]]]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_address[1]}", asked
+        yield f"http://127.0.0.1:{running.server_address[1]}", requests
         running.shutdown()
 
 
@@ -75,11 +75,11 @@ def test_the_page_runs(
     assert {s.answer.split()[-1] for s in right if s.id.startswith("sum-1")} == {"632"}
     assert any(s.meta["rejected"].endswith("622") for s in pairs)
 
-    address, asked = server
+    address, requests = server
     assert "http://localhost:8000" in remote
     exec(remote.replace("http://localhost:8000", address), names)
-    assert names["outcome"].solved and len(asked) == 8
-    assert len({body["seed"] for body in asked}) == 8
+    assert names["outcome"].solved and len(requests) == 8
+    assert len({body["seed"] for body in requests}) == 8
 
     names = {}
     exec(corpus.replace("http://localhost:8000", address), names)
@@ -87,6 +87,6 @@ def test_the_page_runs(
     work = Work({"train": 1_000_000, "test": 1_000}, 0, tmp_path / "cache", tmp_path / "data")
     made = [sample for split, sample in names["build"](work) if split == "train"]
     assert len(made) == 12 and {s.meta["family"] for s in made} == {"add"}
-    so_far = len(asked)
+    so_far = len(requests)
     again = [sample for split, sample in names["build"](work) if split == "train"]
-    assert again == made and len(asked) == so_far, "nothing is asked twice"
+    assert again == made and len(requests) == so_far, "no request is sent twice"

@@ -14,19 +14,19 @@ from polyphi.recipe import evaluation
 
 
 class Says:
-    """A model whose answers are of what it is asked, right now and then."""
+    """A model whose answers depend on the prompt; some are right."""
 
     def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        said = as_text(messages)
-        kinds = ("A", "yes", "42", "[[7]]", '{"score": 3}', f"{len(said)} letters: {said[:40]}")
-        return Completion(kinds[zlib.crc32(said.encode(errors="replace")) % len(kinds)], (1, 2))
+        text = as_text(messages)
+        kinds = ("A", "yes", "42", "[[7]]", '{"score": 3}', f"{len(text)} letters: {text[:40]}")
+        return Completion(kinds[zlib.crc32(text.encode(errors="replace")) % len(kinds)], (1, 2))
 
     def generate_many(self, conversations: Sequence[Any], **_: Any) -> list[Completion]:
         return [self.generate(c) for c in conversations]
 
 
 def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> None:
-    """All benchmarks with their judge, from stand-ins to the page, then again from nothing but what was said."""
+    """All benchmarks with their judge, from synthetic data to the page, then again from recorded answers alone."""
     first = evaluation.EvaluatedModel(Says(), "says", "f")  # type: ignore[arg-type]
     rows = evaluation.measure(
         first, ("all",), tmp_path / "first", data=None, judges=("self",), limit=1
@@ -38,10 +38,10 @@ def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> 
     assert {row.benchmark for row in rows} == {b.name for b in benchmarks()}
     assert {row.table for row in rows} - {""} >= {f"Table {n}" for n in (1, 2, *range(4, 16))}
 
-    def told(rows: Sequence[Any]) -> list[Any]:
+    def comparable(rows: Sequence[Any]) -> list[Any]:
         return [json.dumps(replace(row, rtfx=None).as_dict()) for row in rows]
 
-    assert told(again) == told(rows)
-    assert told(evaluation.rescored(tmp_path / "second")) == told(rows)
+    assert comparable(again) == comparable(rows)
+    assert comparable(evaluation.rescored(tmp_path / "second")) == comparable(rows)
     pages = [(tmp_path / name / "report.html").read_text() for name in ("first", "second")]
     assert len(pages[0]) > 50_000 and "Table 15" in pages[0]

@@ -412,10 +412,10 @@ def test_placeholders_and_media_must_match(text: str, media: dict, match: str) -
 
 
 def test_parts_are_answered(phi: polyphi.Phi, media: tuple[Path, Path]) -> None:
-    said = parts("<|image_1|><|audio_1|>what?", images=[media[0]], audios=[media[1]])
+    content = parts("<|image_1|><|audio_1|>what?", images=[media[0]], audios=[media[1]])
     expected = [Message.user(Image(media[0]), Audio(media[1]), "what?")]
-    assert [Message.user(*said)] == expected
-    assert phi.generate([Message.user(*said)], sampling=EIGHT).adapter == "vision"
+    assert [Message.user(*content)] == expected
+    assert phi.generate([Message.user(*content)], sampling=EIGHT).adapter == "vision"
 
 
 def test_the_page_shows_what_works(

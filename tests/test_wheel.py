@@ -35,7 +35,7 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 
 
 def built(kind: str, source: Path, out: Path, **environment: str) -> Path:
-    """What the package's own build makes of a folder: an "sdist" or a "wheel". What it leaves there is nobody's."""
+    """What the package's own build makes of a folder: an "sdist" or a "wheel". What it leaves there is ignored."""
     source = shutil.copytree(source, out / "source")
     code = f"import setuptools.build_meta as b; print(b.build_{kind}({str(out)!r}))"
     return out / run(sys.executable, "-c", code, cwd=source, **environment).splitlines()[-1]
@@ -93,8 +93,8 @@ def test_its_library_asks_for_no_newer_system_than_torch_does(source: Path, tmp_
     system = r"lib(c|m|stdc\+\+|gcc_s|pthread)\.so\.\d+|ld-linux.*"
     assert all(re.fullmatch(system, name) for name in needed), needed
     symbols = run("objdump", "-T", library, cwd=tmp_path)
-    asked = {tuple(map(int, v)) for v in re.findall(r"\(GLIBC_(\d+)\.(\d+)", symbols)}
-    assert asked and max(asked) <= NEWEST, asked
+    required = {tuple(map(int, v)) for v in re.findall(r"\(GLIBC_(\d+)\.(\d+)", symbols)}
+    assert required and max(required) <= NEWEST, required
     # GCC 8, of manylinux_2_28's system, has 3.4.25.
     counts = {int(v) for v in re.findall(r"\(GLIBCXX_3\.4\.(\d+)\)", symbols)}
     assert max(counts, default=0) <= 25, counts

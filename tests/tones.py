@@ -1,4 +1,4 @@
-"""Speech that a test can understand: each word is a tone of its own pitch, and `heard` reads words off samples."""
+"""Speech that a test can understand: each word is a tone with its own pitch, and `heard` reads words off samples."""
 
 from collections.abc import Sequence
 
@@ -29,12 +29,12 @@ def heard(wave: np.ndarray, rate: int) -> list[str]:
     step = rate // 100
     loud = np.abs(wave[: len(wave) // step * step]).reshape(-1, step).max(axis=1) > 0.02
     edges = np.flatnonzero(np.diff(loud.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-    said = []
+    words = []
     for first, last in edges * step:
         if last - first < 0.9 * WORD * rate:
-            said.append(PARTLY)
+            words.append(PARTLY)
             continue
         middle = wave[first:last] * np.hanning(last - first)
         pitch = np.abs(np.fft.rfft(middle, 1 << 15)).argmax() * rate / (1 << 15)
-        said.append(f"w{round((pitch - LOWEST) / STEP)}")
-    return said
+        words.append(f"w{round((pitch - LOWEST) / STEP)}")
+    return words

@@ -48,11 +48,11 @@ def checkpoint(folder: Path):
         data = np.memmap(file, dtype=np.uint8, mode="r")
         size = int(data[:8].view(np.uint64)[0])
         header = json.loads(bytes(data[8 : 8 + size]))
-        for name, told in header.items():
+        for name, entry in header.items():
             if name != "__metadata__":
-                assert told["dtype"] == "BF16", f"{name}: expected BF16, found {told['dtype']}"
-                first, last = (8 + size + offset for offset in told["data_offsets"])
-                yield name, told["shape"], data[first:last]
+                assert entry["dtype"] == "BF16", f"{name}: expected BF16, found {entry['dtype']}"
+                first, last = (8 + size + offset for offset in entry["data_offsets"])
+                yield name, entry["shape"], data[first:last]
 
 
 def write(folder: Path, target: Path) -> None:

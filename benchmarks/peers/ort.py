@@ -36,8 +36,8 @@ class OnnxRuntime:
             )
         )
         self.model = genai.Model(config)
-        told = json.loads((folder / "genai_config.json").read_text())
-        self.vocabulary = told["model"]["vocab_size"]
+        config_ = json.loads((folder / "genai_config.json").read_text())
+        self.vocabulary = config_["model"]["vocab_size"]
 
     def generator(self, ids: np.ndarray) -> genai.Generator:
         """With the ids [S T] in its cache."""
@@ -55,7 +55,7 @@ class OnnxRuntime:
     logits = prefill
 
     def decode(self, prompts: np.ndarray, more: np.ndarray) -> float:
-        """Greedy, tokens of its own: the first is known from the prompt."""
+        """Greedy, on its own tokens: the first is known from the prompt."""
         made = self.generator(prompts)
         made.generate_next_token()
         start = time.perf_counter()

@@ -34,7 +34,7 @@ LINEARS = r"model\.layers\.\d+\.((self_attn\.(qkv|o)_proj)|(mlp\.(gate_up|down)_
 
 
 def build(work: dict[str, Any]) -> Any:
-    """The library's model with fresh weights; what learns requires gradients, all else is frozen."""
+    """The library's model with fresh weights; trainable parameters require gradients, all others are frozen."""
     torch.manual_seed(0)
     if not work["adapter"]:
         return Phi3ForCausalLM(Phi3Config(**work["decoder"]))
@@ -90,9 +90,9 @@ def supervised_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """The mean loss with the head on labelled positions only."""
     labels = batch.pop("labels")
     hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
-    wanted = labels[:, 1:] != -100
-    logits = model.lm_head(hidden[wanted]).float()
-    return F.cross_entropy(logits, labels[:, 1:][wanted])
+    supervised = labels[:, 1:] != -100
+    logits = model.lm_head(hidden[supervised]).float()
+    return F.cross_entropy(logits, labels[:, 1:][supervised])
 
 
 def main() -> None:
@@ -101,21 +101,21 @@ def main() -> None:
     parser.add_argument("--head", choices=("all", "supervised"), default="all")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--steps", type=int)
-    given = parser.parse_args()
-    work = json.loads((given.folder / "work.json").read_text())
-    stored = torch.load(given.folder / "rows.pt", weights_only=True)
+    args = parser.parse_args()
+    work = json.loads((args.folder / "work.json").read_text())
+    stored = torch.load(args.folder / "rows.pt", weights_only=True)
     model = build(work).train()
     learned = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(
         learned, lr=work["rate"], betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
     seconds, supervised, losses = 0.0, 0, []
-    for number, places in enumerate(work["steps"][: given.steps]):
+    for number, places in enumerate(work["steps"][: args.steps]):
         start = time.perf_counter()
         batch = collate([stored[place] for place in places], work)
         count = int((batch["labels"] != -100).sum())
-        with torch.autocast("cpu", torch.bfloat16, enabled=given.precision == "bf16"):
-            short = given.head == "supervised"
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+            short = args.head == "supervised"
             loss = supervised_loss(model, batch) if short else model(**batch, use_cache=False).loss
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)

@@ -103,7 +103,7 @@ def multimodal(model: PhiModel) -> Any:
 
 
 def peft_name(name: str) -> str:
-    """A tensor of the native layout by the name that it has beside adapters."""
+    """A tensor of the native layout by the name that it has in a model with adapters."""
     if found := re.fullmatch(r"(\w+)-lora/(.*)\.(lora_[AB])\.weight", name):
         return f"{found[2]}.{found[3]}.{found[1]}.weight"
     return re.sub(f"({ADAPTED})\\.weight", r"\1.base_layer.weight", name)

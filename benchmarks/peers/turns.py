@@ -1,4 +1,4 @@
-"""One side of a comparison in a process of its own: it makes its model once, then takes turns.
+"""One side of a comparison in its own process: it makes its model once, then takes turns.
 
 Every line on standard input is a command, answered by one line of JSON:
 
@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 PROMPT, SEQUENCES, STEPS, LONGEST = 256, 8, 64, 2048
-"""Tokens of context behind which is decoded; the most sequences, steps and tokens that are asked for."""
+"""Context length before decoding; maximum sequences, steps and tokens of a command."""
 
 
 class Side(Protocol):
@@ -36,8 +36,8 @@ class Side(Protocol):
         """Run the ids from an empty cache, up to the logits of the last."""
 
     def decode(self, prompts: np.ndarray, more: np.ndarray) -> float:
-        """Seconds of `more` [S K] behind the prompts [S 256], whose own time isn't counted. Who can't be told what to
-        decode takes tokens of its own."""
+        """Seconds of `more` [S K] behind the prompts [S 256], whose own time isn't counted. A side that can't decode
+        given tokens samples its own."""
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Those [V] behind the ids."""

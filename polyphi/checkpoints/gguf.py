@@ -50,11 +50,11 @@ def convert(
     with another model, without a tokenizer in its folder, or without the `gguf` package."""
     source = Path(source)
     fields, tensors = _open(source)
-    beside = [source.parent / name for name in TOKENIZER_FILES]
-    files = [path for path in beside if path.is_file()]
+    paths = [source.parent / name for name in TOKENIZER_FILES]
+    files = [path for path in paths if path.is_file()]
     if not (source.parent / "tokenizer.json").is_file():
         raise ValueError(
-            f"expected tokenizer.json beside {source}: the vocabulary of a GGUF isn't used; copy the tokenizer's files "
+            f"expected tokenizer.json next to {source}: the vocabulary of a GGUF isn't used; copy the tokenizer files "
             "of the original checkpoint to its folder"
         )
     config = _config(source, fields, tensors)

@@ -118,7 +118,7 @@ def load_checkpoint(
         names_of.setdefault(entry.ours, []).append(name)
 
     def pieces(ours: str) -> dict[str, Tensor]:
-        """The stored pieces of a tensor, by the last part of their names; each has a mapping of its own, which is
+        """The stored pieces of a tensor, by the last part of their names; each has its own mapping, which is
         released with it."""
         return {name.rpartition(".")[2]: _read(stored[name]) for name in names_of[ours]}
 
@@ -209,7 +209,7 @@ def read_quantization(source: str | Path) -> str | None:
         )
     if settings.get("format") != FORMAT or settings.get("kind") not in quantize.STORED:
         raise ValueError(
-            f"{folder} has weights of kind {settings.get('kind')!r} in version {settings.get('format')!r} of the "
+            f"{folder} has weights of the scheme {settings.get('kind')!r} in version {settings.get('format')!r} of the "
             f"quantised layout; this version of polyphi reads {', '.join(quantize.STORED)} in version {FORMAT}: "
             "install a newer one, or export the checkpoint again"
         )

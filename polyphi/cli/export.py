@@ -35,7 +35,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card. MODEL may
-    also be a .gguf file of Phi-4-mini with its tokenizer beside it.
+    also be a .gguf file of Phi-4-mini with its tokenizer next to it.
 
     \b
     Examples:

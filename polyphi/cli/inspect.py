@@ -24,7 +24,7 @@ def inspect(
     out: Annotated[Path | None, typer.Option(help="The .safetensors file for --logits.")] = None,
     quant: QuantOption = None,
 ) -> None:
-    """Show parts and parameters beside the report's; with --logits, write exact logits for comparison.
+    """Show parts and parameters next to the report's; with --logits, write exact logits for comparison.
 
     \b
     Examples:

@@ -51,23 +51,23 @@ class TranslationSampler:
         )
 
     def phrase(self, source: str, target: str) -> tuple[str, str, str, str]:
-        """Return (kind, transcript, spoken text, translation)."""
+        """Return (form, transcript, spoken text, translation)."""
         in_lexicon = {source, target} <= set(self.languages)
-        kind = self.rng.choice(
+        form = self.rng.choice(
             ("digits", "digits", "numbers", "words" if in_lexicon else "numbers")
         )
-        if kind == "digits":
+        if form == "digits":
             numbers = speech.digits(self.rng, self.split)
             transcript = speech.digit_string(numbers)
             spoken = speech.digit_text(numbers, source, self.rng)
-            return kind, transcript, spoken, digit_words(transcript.replace(" ", ""), target)
-        if kind == "numbers":
+            return form, transcript, spoken, digit_words(transcript.replace(" ", ""), target)
+        if form == "numbers":
             n = self.rng.randint(10, 99)
-            return kind, number_words(n, source), number_words(n, source), number_words(n, target)
+            return form, number_words(n, source), number_words(n, source), number_words(n, target)
         words = self.rng.sample(list(lexicon().values()), self.rng.randint(1, 3))
         source_words = [w[source] for w in words]
         return (
-            kind,
+            form,
             " ".join(source_words),
             ", ".join(source_words),
             " ".join(w[target] for w in words),
@@ -78,11 +78,11 @@ class TranslationSampler:
             target = self.target(source)
         else:
             source, target = self.direction()
-        kind, transcript, spoken, translation = self.phrase(source, target)
+        form, transcript, spoken, translation = self.phrase(source, target)
         speaker = self.tts.speaker(source, self.split, self.rng, group)
         wave = self.tts.synthesize(spoken, speaker, self.rng)
         return direct_and_chained(
-            wave, speaker, transcript, translation, target, language=source, kind=kind
+            wave, speaker, transcript, translation, target, language=source, kind=form
         )
 
     def recorded_speech(self) -> tuple[Sample, Sample] | None:

@@ -33,7 +33,7 @@ from polyphi.synthetic.scenes import (
     image_question,
     samples,
 )
-from polyphi.synthetic.stamps import KIND_WORDS, KINDS, STAMPS, Album
+from polyphi.synthetic.stamps import CATEGORIES, CATEGORY_WORDS, STAMPS, Album
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS, SHAPES, lexicon
 
 PROMPTS: dict[str, tuple[str, ...]] = {
@@ -148,12 +148,12 @@ def text(scene: Scene) -> CaptionedImage:
 
 def captioned_stamp(scene: Scene) -> CaptionedImage:
     """Return a stamp with its caption in one of eight languages, half of the time in English; in training one caption
-    in four is the stamp's kind."""
+    in four is the stamp's category."""
     language = scene.answer(scene.languages) if scene.split == "test" else scene.language(0.5)
     if scene.split == "train" and scene.rng.random() < 0.25:
-        kind = scene.rng.choice(list(KINDS))
-        stamp = scene.stamp(kind)
-        caption = a(kind) if language == "en" else KIND_WORDS[kind][language]
+        category = scene.rng.choice(list(CATEGORIES))
+        stamp = scene.stamp(category)
+        caption = a(category) if language == "en" else CATEGORY_WORDS[category][language]
     else:
         stamp = scene.rng.choice([s for s in scene.album.of(scene.split) if language in s.captions])
         caption = stamp.captions[language]

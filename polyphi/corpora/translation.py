@@ -39,12 +39,12 @@ def words(split: str, rng: Random, source: str, target: str) -> str:
     lines: list[str] = []
     concepts = lexicon()
     while len(lines) < LINES:
-        kind = rng.random()
-        if kind < 0.5:
+        draw = rng.random()
+        if draw < 0.5:
             words = concepts[rng.choice(sorted(concepts))]
             if side(split, "word", words[source], target):
                 lines.append(f"{words[source]} = {words[target]}")
-        elif kind < 0.8:
+        elif draw < 0.8:
             n = rng.randrange(100)
             one, other = number_words(n, source), number_words(n, target)
             if split != "train" or (

@@ -18,7 +18,7 @@ from datatrove.data import Document, Media
 
 from polyphi.data.shards import Sample, Shards, to_row
 
-KINDS = {"image": 0, "audio": 1}
+MEDIA_TYPES = {"image": 0, "audio": 1}
 """Values of `Media.type`, a number without a meaning in datatrove."""
 
 
@@ -28,7 +28,7 @@ def document(sample: Sample, split: str = "train") -> Document:
     media = [
         Media(
             id=m["sha256"],
-            type=KINDS[m["kind"]],
+            type=MEDIA_TYPES[m["kind"]],
             url="",
             media_bytes=m["bytes"],
             metadata={"kind": m["kind"], "mime": m["mime"]},

@@ -426,7 +426,7 @@ def inside(root: Path, name: str) -> Path:
     if not path.is_relative_to(root.resolve()):
         raise ValueError(f"expected a path inside the row's folder, found {name}")
     if not path.is_file():
-        raise ValueError(f"there is no file {name} beside the row's")
+        raise ValueError(f"there is no file {name} next to the row's")
     return path
 
 

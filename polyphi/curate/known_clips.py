@@ -127,9 +127,9 @@ class Clips:
         lag = np.floor((time - own[own_index, 0] * tempo) / NEAR).astype(np.int64)
         vote = item.astype(np.int64) * (1 << 32) + lag + (1 << 31)
         unique, votes = np.unique(vote, return_counts=True)
-        beside = np.flatnonzero(np.diff(unique) == 1)
+        adjacent = np.flatnonzero(np.diff(unique) == 1)
         both = votes.copy()  # votes on the boundary between two lags count for the lower one
-        both[beside] += votes[beside + 1]
+        both[adjacent] += votes[adjacent + 1]
         matches = []
         for i in np.flatnonzero(both >= FEWEST):
             number, start = divmod(int(unique[i]), 1 << 32)

@@ -54,8 +54,8 @@ def peaks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "p 2"]:
     frame, bin = frame[keep], bin[keep]
     around = [strength[frame, bin + d] for d in (-1, 0, 1)]
     pitch = 12 * np.log2((low + bin + _summit(*around)) * hertz / LOWEST)
-    beside = [strength[frame + d, bin] for d in (-1, 0, 1)]
-    return np.stack([frame + _summit(*beside), pitch], 1).astype(np.float32)
+    neighbours = [strength[frame + d, bin] for d in (-1, 0, 1)]
+    return np.stack([frame + _summit(*neighbours), pitch], 1).astype(np.float32)
 
 
 def _strongest(frame: np.ndarray, strength: np.ndarray, seconds: float) -> np.ndarray:

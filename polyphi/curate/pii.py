@@ -5,7 +5,7 @@
 >>> remove("write to ada@lovelace.org", "en", fake=Fakes(seed=0))[0]     # the same address gets the same fake
 'write to jennifer96@example.net'
 
-    kind    how it is recognised
+    type    how it is recognised
     EMAIL   pattern; in transcripts "ada dot lovelace at example dot com" (`spoken.py`)
     IBAN    pattern, country's layout and check digits (python-stdnum)
     CARD    13 to 19 digits, an issuer's prefix, Luhn's check digit; also spelled
@@ -17,7 +17,7 @@
 Why these libraries: presidio-analyzer has good pattern recognisers, but each install of it installs spaCy and its
 numerics (21 packages), and its names need a spaCy model, so it isn't a dependency; `spacy_names` takes the user's
 model. datatrove's PIIFormatter finds addresses only, none in Chinese or Japanese (its pattern needs a word boundary
-before them), takes 1.2.3.4 out of version 1.2.3.4.5, and returns no kinds to count.
+before them), takes 1.2.3.4 out of version 1.2.3.4.5, and returns no types to count.
 
 For recall and precision on planted cases see `benchmarks/curation.py pii` and docs/numbers.md. Images and recordings
 are not searched.
@@ -44,7 +44,7 @@ from polyphi.curate.language import language_of
 from polyphi.curate.names import names
 from polyphi.text.scripts import UNSPACED
 
-KINDS = ("EMAIL", "IBAN", "CARD", "IP", "PHONE", "NAME")
+ENTITY_TYPES = ("EMAIL", "IBAN", "CARD", "IP", "PHONE", "NAME")
 """In order of precedence: of two that overlap the first is kept."""
 REGIONS = {
     "en": ("US", "GB"),
@@ -93,38 +93,39 @@ BEFORE = 32
 """Characters before a number in which a cue is searched for."""
 
 Recognise = Callable[[str], Iterable[tuple[int, int, str]]]
-"""Returns (start, end, kind) of what a recogniser finds in a text."""
+"""Returns (start, end, entity type) of what a recogniser finds in a text."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`text[start:end]` is of a kind; `value` is independent of the spelling ("+14155552671", spelled or not)."""
+    """`text[start:end]` is an entity; `value` is independent of the spelling ("+14155552671", spelled or not)."""
 
-    kind: str
+    entity_type: str
     start: int
     end: int
     value: str
 
 
 def find(
-    text: str, language: str, kinds: Sequence[str] = KINDS, recognise: Recognise | None = None
+    text: str,
+    language: str,
+    types: Sequence[str] = ENTITY_TYPES,
+    recognise: Recognise | None = None,
 ) -> list[Finding]:
     """Return the personal information of a text, in order, without overlaps. In languages other than the eight: no
-    names, no spelled forms, and only telephone numbers with a plus. Raises ValueError for unknown kinds."""
-    if unknown := set(kinds) - set(KINDS):
-        raise ValueError(f"expected kinds of {', '.join(KINDS)}, found {sorted(unknown)}")
+    names, no spelled forms, and only telephone numbers with a plus. Raises ValueError for unknown entity types."""
+    if unknown := set(types) - set(ENTITY_TYPES):
+        raise ValueError(f"expected types of {', '.join(ENTITY_TYPES)}, found {sorted(unknown)}")
     candidates = [*_patterns(text, language)]
-    if "NAME" in kinds:
+    if "NAME" in types:
         candidates += [Finding("NAME", a, b, _plain(text[a:b])) for a, b in names(text, language)]
     if recognise is not None:
         candidates += [Finding(k, a, b, _plain(text[a:b])) for a, b, k in recognise(text)]
     ranked = sorted(
-        (f for f in candidates if f.kind in kinds),
-        key=lambda f: (KINDS.index(f.kind), f.start - f.end, f.start),
+        (f for f in candidates if f.entity_type in types),
+        key=lambda f: (ENTITY_TYPES.index(f.entity_type), f.start - f.end, f.start),
     )
-    findings: list[
-        Finding
-    ] = []  # sorted by position, which is unique because findings don't overlap
+    findings: list[Finding] = []  # sorted by position, unique as findings don't overlap
     for one in ranked:
         at = bisect_left(findings, one.start, key=lambda f: f.start)
         if (at == 0 or findings[at - 1].end <= one.start) and (
@@ -239,25 +240,25 @@ class Fakes:
 
     They can't reach a real person: addresses at example.com, .net and .org, telephone numbers 555-01xx, IP addresses
     from the ranges reserved for documentation, generated cards and IBANs with valid check digits, names of Faker's.
-    Some kinds have few fakes (2,000 telephone numbers), so two values may share one.
+    Some entity types have few fakes (2,000 telephone numbers), so two values may share one.
     """
 
     seed: int = 0
 
     def __call__(self, finding: Finding, language: str) -> str:
         """Return the replacement of a finding; a name in the language."""
-        key = f"{self.seed}\x1f{finding.kind}\x1f{finding.value}"
-        faker = _faker(language if finding.kind == "NAME" else "en")
+        key = f"{self.seed}\x1f{finding.entity_type}\x1f{finding.value}"
+        faker = _faker(language if finding.entity_type == "NAME" else "en")
         faker.seed_instance(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()))
-        if finding.kind == "EMAIL":
+        if finding.entity_type == "EMAIL":
             return str(faker.safe_email())
-        if finding.kind == "PHONE":
+        if finding.entity_type == "PHONE":
             return f"+1 {faker.random.choice(_AREAS)}-555-01{faker.random.randrange(100):02d}"
-        if finding.kind == "CARD":
+        if finding.entity_type == "CARD":
             return str(faker.credit_card_number("visa16"))
-        if finding.kind == "IBAN":
+        if finding.entity_type == "IBAN":
             return str(faker.iban())
-        if finding.kind == "IP":
+        if finding.entity_type == "IP":
             number = faker.random.randrange(1, 255)
             return f"2001:db8::{number:x}" if ":" in finding.value else f"192.0.2.{number}"
         if language in UNSPACED:
@@ -301,16 +302,16 @@ def _faker(language: str) -> Any:
 def remove(
     text: str,
     language: str,
-    kinds: Sequence[str] = KINDS,
+    types: Sequence[str] = ENTITY_TYPES,
     fake: Fakes | None = None,
     recognise: Recognise | None = None,
 ) -> tuple[str, Counter[str]]:
-    """Return the text with `[KIND]`, or a fake, in place of each finding; and the number of findings per kind."""
+    """Return the text with `[TYPE]`, or a fake, instead of each finding; and the number of findings per type."""
     pieces, at, counts = [], 0, Counter[str]()
-    for f in find(text, language, kinds, recognise):
-        pieces += [text[at : f.start], fake(f, language) if fake else f"[{f.kind}]"]
+    for f in find(text, language, types, recognise):
+        pieces += [text[at : f.start], fake(f, language) if fake else f"[{f.entity_type}]"]
         at = f.end
-        counts[f.kind] += 1
+        counts[f.entity_type] += 1
     return "".join((*pieces, text[at:])), counts
 
 
@@ -340,15 +341,15 @@ def spacy_names(path: Path) -> Recognise:
 
 class Personal(BaseFilter):
     """Removes personal information from every text of a document, or drops documents that have any (`action="drop"`,
-    reason `pii_KIND`, the first kind in order of precedence). Notes the number of each kind. The language is that
-    which the step `Language` found, or `meta["language"]`."""
+    reason `pii_TYPE`, the first entity type in order of precedence). Notes the number of each entity type. The language
+    is that of the step `Language`, or `meta["language"]`."""
 
     name, type = "Personal", "FILTER"
 
     def __init__(
         self,
         action: Literal["replace", "drop"] = "replace",
-        kinds: Sequence[str] = KINDS,
+        types: Sequence[str] = ENTITY_TYPES,
         fake: Fakes | None = None,
         recognise: Recognise | None = None,
         exclusion_writer: DiskWriter | None = None,
@@ -356,8 +357,8 @@ class Personal(BaseFilter):
         super().__init__(exclusion_writer)
         if action not in ("replace", "drop"):
             raise ValueError(f"expected the action 'replace' or 'drop', found {action!r}")
-        find("", "en", kinds)  # raises for unknown kinds
-        self._drop, self._kinds = action == "drop", tuple(kinds)
+        find("", "en", types)  # raises for unknown entity types
+        self._drop, self._types = action == "drop", tuple(types)
         self._fake, self._recognise = fake, recognise
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
@@ -365,12 +366,12 @@ class Personal(BaseFilter):
         language, counts = language_of(doc), Counter[str]()
 
         def clean(text: str) -> str:
-            cleaned, removed = remove(text, language, self._kinds, self._fake, self._recognise)
+            cleaned, removed = remove(text, language, self._types, self._fake, self._recognise)
             counts.update(removed)
             return text if self._drop else cleaned
 
         edit(doc, clean)
-        note(doc, "pii", **{kind: counts[kind] for kind in KINDS if counts[kind]})
+        note(doc, "pii", **{name: counts[name] for name in ENTITY_TYPES if counts[name]})
         if self._drop and counts:
-            return False, f"pii_{next(kind for kind in KINDS if counts[kind])}"
+            return False, f"pii_{next(name for name in ENTITY_TYPES if counts[name])}"
         return True

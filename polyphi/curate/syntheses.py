@@ -1,4 +1,4 @@
-"""The report's synthetic data: a prompt and a verifier for each kind of synthesis.
+"""The report's synthetic data: a prompt and a verifier for each task.
 
     PASSAGE_TEXT      a passage -> a new text that teaches the same (2.3, 3.1.1)
     CAPTION           an image -> its description (3.2)

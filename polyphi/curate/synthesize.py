@@ -211,9 +211,8 @@ def _in_order(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(
-            cancel_futures=True
-        )  # requests that are already sent are waited for and stored
+        # Requests that are already sent are waited for and stored.
+        pool.shutdown(cancel_futures=True)
 
 
 def _synthesize_one(synthesis: Synthesis, sample: Sample, answers: Answers) -> Outcome:

@@ -104,7 +104,7 @@ _lock = threading.Lock()
 def help_pages(language: str, work: Work) -> dict[str, Page]:
     """Return the translated pages of a language by path; empty if the package isn't available. Excluded are code,
     untranslated paragraphs (English text in another language's page), and paragraphs of Chinese and Japanese pages that
-    are mostly Latin letters (untranslated with a word changed, or formulas). Cached beside the package and in
+    are mostly Latin letters (untranslated with a word changed, or formulas). Cached next to the package and in
     memory."""
     key = (language, str(work.cache))
     with _lock:

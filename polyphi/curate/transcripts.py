@@ -4,7 +4,7 @@
     seven nine      seven nine      0 %         kept
     seven nine      two red dogs    150 %       dropped: "word error rate 150 %"
 
-A recogniser that doesn't understand a kind of speech would filter at random. Its known limits are part of it: for
+A recogniser that doesn't understand some type of speech would filter at random. Its known limits are part of it: for
 unsuitable speech the filter raises an error that names the clip. Without known limits, `measure` it first on clips
 with certain text.
 """
@@ -100,9 +100,8 @@ def _word_errors(recogniser: Recogniser, clip: Sample) -> tuple[float, str]:
     """Return (word error rate, the recogniser's text). Raises ValueError if the recogniser is unfit for such speech, or
     the sample hasn't one clip."""
     language, engine = clip.meta.get("language", "en"), clip.meta.get("engine", "")
-    language = clip.meta.get(
-        "spoken", language
-    )  # for a question about an image, `language` is the answer's
+    # Of a question about an image `language` is the answer's.
+    language = clip.meta.get("spoken", language)
     if reason := recogniser.refuses(language, engine):
         raise ValueError(f"{reason}: sample {clip.id} can't be judged; choose another recogniser")
     audio = [p.source for m in clip.messages for p in m.parts if isinstance(p, Audio)]

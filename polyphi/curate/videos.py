@@ -2,7 +2,7 @@
 
     clips/                     a folder: each video with a text file of the same name
       walk.mp4  walk.txt         "A dog walks along the river."
-    clips/rows.jsonl           or rows beside the videos, each with one of
+    clips/rows.jsonl           or rows next to the videos, each with one of
       {"video": "walk.mp4", "caption": "A dog walks along the river."}
       {"video": "walk.mp4", "question": "Who walks?", "answer": "A dog."}
       {"video": "walk.mp4", "conversations": [{"from": "human", "value": "<video>\\nWho walks?"}, {"from": "gpt", ...}]}
@@ -38,8 +38,8 @@ def read(
     part: tuple[int, int] = (0, 1),
     report: Callable[[str], None] = print,
 ) -> Iterator[Sample]:
-    """Yield a sample for each row of a JSON lines file, or for each video of a folder with a text beside it; for `part`
-    (i, n) every n-th from the i-th. Rows that can't be read are reported and skipped. Raises ValueError if there is
+    """Yield a sample for each row of a JSON lines file, or for each video of a folder with a text; for `part` (i, n)
+    every n-th from the i-th. Rows that can't be read are reported and skipped. Raises ValueError if there is
     nothing to read."""
     if not path.exists():
         raise ValueError(f"nothing to read at {path}: expected a folder of videos, or JSON lines")

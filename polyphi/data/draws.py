@@ -29,7 +29,7 @@ class Skipped:
 
     corpus: str
     id: str
-    kind: Literal["corrupt", "too_long", "unfit"]
+    category: Literal["corrupt", "too_long", "unfit"]
     reason: str
 
     @property
@@ -93,14 +93,14 @@ class Draws:
         corpus, index = self._order.draw(number)
         source = self._sources[corpus]
         id = source.id(index)
-        kind: Literal["corrupt", "too_long", "unfit"]
+        category: Literal["corrupt", "too_long", "unfit"]
         try:
             rows = self._make_rows(corpus, source.sample(index))
             return Draw(corpus, id, rows, Size.of(rows), sum(r.lost for r in rows))
         except TooLong as error:
-            kind, reason = "too_long", str(error)
+            category, reason = "too_long", str(error)
         except Unfit as error:
-            kind, reason = "unfit", str(error)
+            category, reason = "unfit", str(error)
         except ValueError as error:
-            kind, reason = "corrupt", str(error)
-        return Draw(corpus, id, [], skipped=Skipped(corpus, id, kind, reason))
+            category, reason = "corrupt", str(error)
+        return Draw(corpus, id, [], skipped=Skipped(corpus, id, category, reason))

@@ -239,7 +239,7 @@ class Loader:
                 f"{self._consecutive_skips[name]} samples of {name!r} in a row could not be used, the last {skipped}; "
                 "give the stage a longer context or leave the corpus out of its mix"
             )
-        if skipped.kind != "corrupt":
+        if skipped.category != "corrupt":
             return
         self._corrupt += 1
         self._last_corrupt.append(skipped.name)

@@ -152,8 +152,8 @@ def find(source: str) -> list[str]:
         return [str(path)]
     files = [
         str(p)
-        for kind in ("*.jsonl", "*.parquet")
-        for p in sorted(path.rglob(kind))
+        for pattern in ("*.jsonl", "*.parquet")
+        for p in sorted(path.rglob(pattern))
         # Hidden folders aren't data: curation stores dropped rows there.
         if not any(part.startswith(".") for part in p.relative_to(path).parts)
     ]
@@ -259,16 +259,16 @@ def sample(
 def _conversation(row: Mapping[str, Any]) -> list[Message]:
     raw_messages = row["messages"]
     raw_messages = json.loads(raw_messages) if isinstance(raw_messages, str) else raw_messages
-    media_parts = {kind: iter(_media(row, kind)) for kind in ("image", "audio")}
+    media_parts = {modality: iter(_media(row, modality)) for modality in ("image", "audio")}
 
     def part(value: Any) -> Part:
-        kind = value.get("type") if isinstance(value, Mapping) else None
-        if kind not in media_parts:
+        modality = value.get("type") if isinstance(value, Mapping) else None
+        if modality not in media_parts:
             return Message.parse({"role": "user", "content": [value]}).parts[0]
-        if value.get(kind) is not None:
-            return _medium(kind, value[kind])
-        if (media_part := next(media_parts[kind], None)) is None:
-            raise ValueError(f"a part of type {kind} has no {kind}, and the row no {kind}s left")
+        if value.get(modality) is not None:
+            return _medium(modality, value[modality])
+        if (media_part := next(media_parts[modality], None)) is None:
+            raise ValueError(f"a part of type {modality} without {modality}, no {modality}s left")
         return media_part
 
     def message(value: Any) -> Message:
@@ -283,9 +283,9 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
     messages = with_tools(
         [message(value) for value in _answers_in_order(raw_messages)], row.get("tools")
     )
-    for kind, remaining in media_parts.items():
+    for modality, remaining in media_parts.items():
         if next(remaining, None) is not None:
-            raise ValueError(f'more {kind}s than parts {{"type": "{kind}"}} that say where they go')
+            raise ValueError(f'more {modality}s than parts {{"type": "{modality}"}} for them')
     return list(messages)
 
 
@@ -314,20 +314,20 @@ def _from_columns(row: Mapping[str, Any]) -> list[Message]:
     return [Message("user", parts), Message.assistant(row["answer"])]
 
 
-def _media(row: Mapping[str, Any], kind: str) -> list[Part]:
+def _media(row: Mapping[str, Any], modality: str) -> list[Part]:
     """Return the media of the columns `image` and `images`, or `audio` and `audios`."""
     parts: list[Part] = []
-    for value in (row[name] for name in (kind, f"{kind}s") if name in row):
-        parts += [_medium(kind, v) for v in (value if isinstance(value, list) else [value])]
+    for value in (row[name] for name in (modality, f"{modality}s") if name in row):
+        parts += [_medium(modality, v) for v in (value if isinstance(value, list) else [value])]
     return parts
 
 
-def _medium(kind: str, value: Any) -> Part:
+def _medium(modality: str, value: Any) -> Part:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, bytes | str):
-        raise ValueError(f"expected a path or bytes as {kind}, found {type(value).__name__}")
-    return Image(value) if kind == "image" else Audio(value)
+        raise ValueError(f"expected a path or bytes as {modality}, found {type(value).__name__}")
+    return Image(value) if modality == "image" else Audio(value)
 
 
 def _with_bytes(part: Part, root: Path | None) -> Part:

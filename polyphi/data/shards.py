@@ -99,16 +99,16 @@ def to_row(sample: Sample) -> dict[str, Any]:
             raise ValueError(
                 f"sample {sample.id}: media in shards are encoded bytes, found {type(p.source).__name__}"
             )
-        kind = "image" if isinstance(p, Image) else "audio"
+        modality = "image" if isinstance(p, Image) else "audio"
         media.append(
             {
-                "kind": kind,
+                "kind": modality,
                 "bytes": p.source,
                 "mime": _mime(p.source),
                 "sha256": hashlib.sha256(p.source).hexdigest(),
             }
         )
-        return {"type": kind, "text": None, "media": len(media) - 1}
+        return {"type": modality, "text": None, "media": len(media) - 1}
 
     messages = [
         {"role": m.role, "parts": [part(p) for p in m.parts], "tools": m.tools}

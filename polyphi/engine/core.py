@@ -271,8 +271,8 @@ class Core:
     def _end_out_of_memory(self, request: Request) -> None:
         """Ends a request for which there is no memory."""
         request.error = OutOfMemory(
-            f"not enough memory for this request of {len(request)} tokens beside the others; send a shorter one, or "
-            "try again later"
+            f"not enough memory for this request of {len(request)} tokens in addition to the others; send a "
+            "shorter one, or try again later"
         )
         self._end(request, "error")
 

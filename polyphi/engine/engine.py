@@ -7,7 +7,7 @@
 
 Internally a request is submitted and steps run until it is finished; a program may do the same::
 
-    request = engine.submit(messages)            # its media are decoded in threads beside the steps
+    request = engine.submit(messages)            # its media are decoded in threads during the steps
     while not request.finish_reason:
         engine.step()
     engine.abort(request)                        # at any time, from any thread; frees its resources
@@ -245,7 +245,7 @@ class Engine:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Request:
-        """A request that the next steps answer. Text is tokenized here; media are decoded in threads beside the steps,
+        """A request that the next steps answer. Text is tokenized here; media are decoded in threads during the steps,
         and `request.row` raises their errors. Raises ValueError as `generate` does."""
         (request,) = self._submit_all(
             messages, replace(sampling, n=1), adapter, NOBODY, next(self._groups)

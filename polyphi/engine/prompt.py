@@ -27,7 +27,7 @@ def parse_prompt(
     """A prompt as messages, or as token ids with the `images` and `audios` of their placeholders.
 
     Raises ValueError for an empty prompt, for text, for ids that are no whole numbers or have more than one dimension,
-    and for `images` or `audios` beside messages or a `TokensPrompt`, which hold their media themselves.
+    and for `images` or `audios` in addition to messages or a `TokensPrompt`, which have their own media.
     """
     if isinstance(prompt, TokensPrompt):
         if images or audios:

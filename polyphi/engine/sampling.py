@@ -4,7 +4,7 @@
 >>> sampler.draw(logits)                         # the next token; the next call is the next position
 
 A sampler depends on its request and the logits alone: it has its own generator and takes one number from it for each
-token. So an answer is the same beside other requests, and with or without draft tokens.
+token. So an answer is the same in any batch, and with or without draft tokens.
 """
 
 from collections import Counter
@@ -166,9 +166,8 @@ class Sampler:
         total = float(cumulative[-1])
         at = torch.rand((), generator=self._generator, dtype=torch.float64) * total
         chosen = int(torch.searchsorted(cumulative, at, right=True))
-        last = int(
-            torch.searchsorted(cumulative, cumulative[-1])
-        )  # rounding must not exceed the end
+        # Rounding must not exceed the end.
+        last = int(torch.searchsorted(cumulative, cumulative[-1]))
         return int(ids[min(chosen, last)])
 
     def _penalise(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:

@@ -2,7 +2,7 @@
 
 A step continues all running requests: one token each (more with draft tokens), or a chunk of a prompt. **Prompts share
 a step**: its prompt tokens are divided evenly between clients, and those of a client between its groups of requests
-(one group per call), so that a short prompt takes a step or two beside any number of long ones; within a group requests
+(one group per call), so that a short prompt takes a step or two with any number of long ones; within a group requests
 run in order. Admission is fair too: the client with the fewest running requests is next, of equal ones the one that was
 admitted least recently, and likewise its groups. A client or group with more than its share is preempted.
 

@@ -94,8 +94,8 @@ def logits_rows(
     runner: Runner, rows: Iterable[Batch], most: int, last: int | None = None
 ) -> Iterator[Float[Tensor, "n V"]]:
     """Float32 logits of each row, on the CPU: at every position, or at the `last` ones. A forward has at most
-    `most` tokens, or one longer row; the head is computed row by row, so that beside the results only one row's logits
-    are in memory."""
+    `most` tokens, or one longer row; the head is computed row by row, so that only one row's logits are in memory in
+    addition to the results."""
     group: list[Batch] = []
     for new in rows:
         if group and sum(map(len, group)) + len(new) > most:

@@ -33,7 +33,7 @@ from polyphi.messages import CALL, CALL_END
 FUNCTOOLS = "functools["
 STARTS = (CALL, FUNCTOOLS)
 MAX_STEPS = 10_000
-"""In an answer: starts of calls, brackets opened after them and members of what may be calls, together."""
+"""In an answer: starts of calls, brackets opened after them and members of what may be calls, in total."""
 MAX_DEPTH, MAX_DIGITS, MAX_SPACES = 64, 400, 64
 """In calls: brackets within each other; digits of a number before its point, after it or in its exponent; spaces before
 the closing mark."""

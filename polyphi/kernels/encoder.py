@@ -152,25 +152,25 @@ def add(
     return y
 
 
-def activate(kind: str, raw: Raw, isa: int = -1) -> Rows:
-    """The activation `kind` of a product, as int8 rows."""
-    width = raw.y.shape[1] // (2 if kind == "gated" else 1)
+def activate(activation: str, raw: Raw, isa: int = -1) -> Rows:
+    """The `activation` of a product, as int8 rows."""
+    width = raw.y.shape[1] // (2 if activation == "gated" else 1)
     out = _rows(len(raw.y), width)
-    _run_activation(kind, raw, (*(t.data_ptr() for t in out), None), width, isa)
+    _run_activation(activation, raw, (*(t.data_ptr() for t in out), None), width, isa)
     return out
 
 
-def activate_bf16(kind: str, raw: Raw, isa: int = -1) -> Float[Tensor, "T D"]:
-    """The activation `kind` of a product, in bfloat16."""
-    width = raw.y.shape[1] // (2 if kind == "gated" else 1)
+def activate_bf16(activation: str, raw: Raw, isa: int = -1) -> Float[Tensor, "T D"]:
+    """The `activation` of a product, in bfloat16."""
+    width = raw.y.shape[1] // (2 if activation == "gated" else 1)
     y = torch.empty(len(raw.y), width, dtype=torch.bfloat16)
-    _run_activation(kind, raw, (None, None, y.data_ptr()), width, isa)
+    _run_activation(activation, raw, (None, None, y.data_ptr()), width, isa)
     return y
 
 
-def _run_activation(kind: str, raw: Raw, out: tuple[int | None, ...], width: int, isa: int) -> None:
-    number_ = ACTIVATIONS.index(kind)
-    _activate()(isa, number_, *raw.addresses(), *out, len(raw.y), width, *_pool())
+def _run_activation(name: str, raw: Raw, out: tuple[int | None, ...], width: int, isa: int) -> None:
+    index = ACTIVATIONS.index(name)
+    _activate()(isa, index, *raw.addresses(), *out, len(raw.y), width, *_pool())
 
 
 def causal(
@@ -198,7 +198,7 @@ def strided(
 ) -> Rows | Float[Tensor, "T D"]:
     """A depthwise 3 x 3 convolution of stride 2 and padding 1 after relu, as int8 rows or in bfloat16, a row for each
     output time and band (half as many as in the input, rounded up). `source` is a product with T * bands rows, or
-    float32 (frames, weight, bias) of a first convolution of the same kind over one channel. Input times whose
+    float32 (frames, weight, bias) of a first convolution of the same form over one channel. Input times whose
     `occupied` is False are zero."""
     times, width = len(occupied), weight.shape[1]
     if isinstance(source, Raw):

@@ -19,7 +19,7 @@ from polyphi.kernels.native import count, function, number, pointer, pool, real
 GROUP = 32
 """Inputs that share a scale and a zero in 4 bits."""
 PANEL = 32
-"""Outputs of a panel; weights are padded to whole panels."""
+"""Outputs of a panel of packed weights; weights are padded to whole panels."""
 
 MANY = 128
 """Tokens from which on weights of 4 bits are unpacked to int8 for a product, with a scale per output, where that is

@@ -120,9 +120,9 @@ class LowRank(nn.Module):
 def dropout(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
     """Dropout: each value is 0 with probability `p`, else 1 / (1 - p) times as large.
 
-    A CPU is slow to draw a number per value; where few are dropped it is quicker to draw which. So many places as a
-    Poisson distribution of mean -n ln(1 - p) says, each anywhere: then a value is hit at least once with probability p,
-    whatever happens to the others.
+    A CPU is slow to draw a number per value; where few are dropped it is faster to draw their indices. The number of
+    indices is Poisson-distributed with mean -n ln(1 - p), each index is uniform: then a value is drawn at least once
+    with probability p, independently of the others.
     """
     if x.is_cuda or p > 0.1:
         return F.dropout(x, p)

@@ -256,11 +256,11 @@ def context_shardable(target: StageModel) -> bool:
 
 
 def changes(
-    target: StageModel, on: Switches, world: int, kind: str
+    target: StageModel, on: Switches, world: int, device: str
 ) -> Iterator[tuple[str, Switches, int, str]]:
     """(options as text, switches, number of devices, device) of all other settings, single and combined."""
-    larger = [n for n in DEVICES if DEVICES[n].memory > DEVICES[kind].memory]
-    devices = [(world, kind, "")]
+    larger = [n for n in DEVICES if DEVICES[n].memory > DEVICES[device].memory]
+    devices = [(world, device, "")]
     devices += [(world, n, f"--devices {world}x{n}") for n in sorted(larger, key=_memory)]
     shards = _doubled(on.shard, MAX_SHARDS if shardable(target) else 0)
     contexts = _doubled(on.context, MAX_CONTEXT if context_shardable(target) else 0)
@@ -297,8 +297,8 @@ def _doubled(start: int, limit: int) -> list[int]:
     return [start, *(start << n for n in range(1, 10) if start << n <= limit)]
 
 
-def _memory(kind: str) -> float:
-    return DEVICES[kind].memory
+def _memory(device: str) -> float:
+    return DEVICES[device].memory
 
 
 MAX_SHARDS, MAX_CONTEXT = 512, 64
@@ -357,9 +357,9 @@ def _details(p: Plan) -> Iterator[Table | str]:
         yield "would fit with  " + (
             "\n           or  ".join(p.advice) or "no combination of options"
         )
-    forward = ", ".join(f"{kind} {n:.3g}" for kind, n in p.flops.items())
+    forward = ", ".join(f"{modality} {n:.3g}" for modality, n in p.flops.items())
     yield f"FLOPs of a step: {sum(p.flops.values()):.3g} ({forward}); of the stage: {p.total:.3g}"
-    sent = ", ".join(f"{kind} {n / 1e9:,.1f} GB" for kind, n in p.traffic.items())
+    sent = ", ".join(f"{operation} {n / 1e9:,.1f} GB" for operation, n in p.traffic.items())
     yield f"sent by a device in a step: {sent}"
     cost = "" if p.cost is None else f", cost {p.cost:,.0f}"
     yield (

@@ -228,9 +228,8 @@ def mel_filters() -> Float[np.ndarray, "bins M"]:
 
     edges = np.linspace(0.0, mel(np.array([TOP]))[0], MELS + 2)
     spacing = edges[1]
-    last = int(
-        TOP * FFT / RATE + 0.5
-    )  # 246, exclusive: newer versions of transformers include it in the last filter
+    # 246, exclusive: newer versions of transformers include it in the last filter.
+    last = int(TOP * FFT / RATE + 0.5)
     bins = np.arange(BINS)
     height = 1.0 - np.abs(edges[None, 1:-1] - mel(bins * RATE / FFT)[:, None]) / spacing
     height[(bins < 1) | (bins >= last)] = 0.0

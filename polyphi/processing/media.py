@@ -201,21 +201,22 @@ class AudioStream:
         max_seconds: float = MAX_AUDIO_SECONDS,
     ) -> None:
         self.source, self.max_seconds, self.seconds = source, max_seconds, 0.0
-        self.name, self.kind = "the given samples", "given"
+        self.name, self.format = "the given samples", "given"
         if isinstance(source, tuple):
             _check_array(source, max_seconds)
             self.rate, self.announced = int(source[1]), len(source[0])
             return
         with _open(source, max_bytes, "clip") as (file, self.name):
-            self.kind = sniff(file.read(SNIFF_BYTES))
-            if self.kind not in (*AUDIO_FORMATS, *CONTAINER_FORMATS):
+            self.format = sniff(file.read(SNIFF_BYTES))
+            if self.format not in (*AUDIO_FORMATS, *CONTAINER_FORMATS):
                 raise MediaError(
-                    f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.kind}", "kind"
+                    f"{self.name}: expected a WAV, FLAC, OGG or MP3 clip, found {self.format}",
+                    "kind",
                 )
-            if self.kind == "WAV":
+            if self.format == "WAV":
                 _check_wav(file, self.name)
             file.seek(0)
-            if self.kind in CONTAINER_FORMATS:
+            if self.format in CONTAINER_FORMATS:
                 self._read_container_header(file)
                 return
             with self._decoder(file) as audio:
@@ -224,7 +225,7 @@ class AudioStream:
             size = file.seek(0, io.SEEK_END)
             if SAMPLES_PER_BYTE * size < self.announced < 2**60:
                 raise MediaError(
-                    f"{self.name}: the {self.kind} clip is truncated; its header promises {self.announced} samples, "
+                    f"{self.name}: the {self.format} clip is truncated; its header promises {self.announced} samples, "
                     f"more than {size} bytes can hold"
                 )
 
@@ -238,7 +239,7 @@ class AudioStream:
         count = 0
         with _open(self.source, None, "clip") as (file, name):
             for block in (
-                self._soundtrack(file) if self.kind in CONTAINER_FORMATS else self._decoded(file)
+                self._soundtrack(file) if self.format in CONTAINER_FORMATS else self._decoded(file)
             ):
                 count += len(block)
                 self.seconds = count / self.rate
@@ -246,11 +247,11 @@ class AudioStream:
                     raise MediaError(_too_long(name, self.seconds, self.max_seconds), "size")
                 yield _checked(block, name)
         if count == 0:
-            raise MediaError(f"{name}: the {self.kind} clip is empty; expected samples, found 0")
+            raise MediaError(f"{name}: the {self.format} clip is empty; expected samples, found 0")
         # The announced length of compressed formats is approximate.
         if count < 0.95 * self.announced < 2**60:
             raise MediaError(
-                f"{name}: the {self.kind} clip is truncated; expected {self.announced} samples, found {count}"
+                f"{name}: the {self.format} clip is truncated; expected {self.announced} samples, found {count}"
             )
 
     def _decoder(self, file: io.BufferedIOBase) -> soundfile.SoundFile:
@@ -295,13 +296,13 @@ class AudioStream:
             import av
         except ImportError:
             raise MediaError(
-                f"{self.name}: {self.kind} needs PyAV; `pip install av`, or convert it to WAV, FLAC, OGG or MP3",
+                f"{self.name}: {self.format} needs PyAV; `pip install av`, or convert it to WAV, FLAC, OGG or MP3",
                 "kind",
             ) from None
         try:
-            with av.open(file, "r", format=CONTAINER_FORMATS[self.kind]) as container:
+            with av.open(file, "r", format=CONTAINER_FORMATS[self.format]) as container:
                 if not container.streams.audio:
-                    raise MediaError(f"{self.name}: expected a sound, found a {self.kind} without")
+                    raise MediaError(f"{self.name}: expected sound, found a {self.format} without")
                 track = container.streams.audio[0]
                 self.rate = track.codec_context.sample_rate
                 channels = track.codec_context.channels
@@ -317,7 +318,7 @@ class AudioStream:
         import av
 
         try:
-            with av.open(file, "r", format=CONTAINER_FORMATS[self.kind]) as container:
+            with av.open(file, "r", format=CONTAINER_FORMATS[self.format]) as container:
                 track = container.streams.audio[0]
                 resampler = av.AudioResampler("fltp", track.codec_context.layout, self.rate)
                 for frame in container.decode(track):
@@ -328,7 +329,7 @@ class AudioStream:
 
     def _damaged(self) -> str:
         return (
-            f"{self.name}: the {self.kind} clip is damaged or truncated; expected a complete file"
+            f"{self.name}: the {self.format} clip is damaged or truncated; expected a complete file"
         )
 
 
@@ -341,7 +342,7 @@ def audio_size(
     """Return (samples, rate in Hz) of the result of `decode_audio`, from the header if it is reliable. MP3 is decoded:
     the length in its header is an estimate, and the file may be truncated. Damage inside the audio isn't detected."""
     stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
-    has_exact_header = stream.kind in ("given", "WAV", "FLAC", "OGG")
+    has_exact_header = stream.format in ("given", "WAV", "FLAC", "OGG")
     if has_exact_header and 0 < stream.announced <= max_seconds * stream.rate:
         return stream.announced, stream.rate
     return sum(map(len, stream)), stream.rate  # raises MediaError for damaged audio

@@ -9,7 +9,7 @@ With a generation prompt it ends in `<|assistant|>` instead of `<|endoftext|>`. 
 text: `<|system|>CONTENT<|tool|>TOOLS<|/tool|><|end|>`. An image or audio becomes one placeholder at its position;
 `processor.py` repeats it. Whitespace right after a control token is removed, as in the published tokenizer.
 
-A message of role "document" is a conversation of its own: raw text, then `<|endoftext|>`, all of it supervised.
+A message of role "document" is a separate conversation: raw text, then `<|endoftext|>`, all of it supervised.
 
 **Tool calls.** A model calls a tool by answering `<|tool_call|>[...]<|/tool_call|>`, two control tokens around JSON.
 Structured calls (`Calls`, from OpenAI's `tool_calls`) are rendered in this form. Training data contain the marks in the

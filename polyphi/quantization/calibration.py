@@ -24,7 +24,7 @@ def calibrate(
     model: PhiModel, rows: Sequence[Batch], put: Callable[[LoraLinear, Tensor], None]
 ) -> Float[Tensor, "D D"]:
     """Call `put` with each of the decoder's linears and the sum of x x' over its inputs x in float32; returns the sum
-    of the head's inputs. Memory beside the model: the rows' hidden states and one layer's sums."""
+    of the head's inputs. Memory in addition to the model: the rows' hidden states and one layer's sums."""
     decoder, states, shared = model.decoder, [], []
     for batch in rows:
         row = batch.to(decoder.device)

@@ -14,7 +14,7 @@
 Norms, biases and convolutions keep their dtype, and so do adapters and projectors except in the last two schemes; a
 batch can mix adapters in all of them. The head is a quantised copy, and the lookup of embeddings stays exact: of a
 checkpoint that is memory-mapped only the embeddings that are read take memory, so the total still falls. A quantised
-checkpoint (checkpoints/) has no embeddings beside the head's rows, which are then used for the lookup.
+checkpoint (checkpoints/) has no embeddings other than the head's rows, which are then used for the lookup.
 
 Scales of activations are per token, so a token's result doesn't depend on its neighbours in the batch. In int8 all sums
 are of integers, exact in any order. In int4 a batch of 128 tokens and more is multiplied by weights unpacked to int8

@@ -203,7 +203,7 @@ def _base(source: str | None, manifest: Mapping[str, Any] | None) -> str | None:
 
 def _description(folder: Path, layout: str, base: str | None, quant: str | None) -> str:
     layout_text = {
-        "native": "the layout of transformers, with `vision-lora/` and `speech-lora/` beside it",
+        "native": "the layout of transformers, with `vision-lora/` and `speech-lora/` next to it",
         "original": "Microsoft's layout of Phi-4-multimodal",
         "mini": "the language model alone, in the layout of Phi-4-mini",
     }[layout]

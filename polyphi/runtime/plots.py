@@ -1,6 +1,6 @@
 """Plots as PNG files.
 
->>> with panels(Path("loss.png"), size=(6, 3.2)) as (figure, (axes,)):
+>>> with subplots(Path("loss.png"), size=(6, 3.2)) as (figure, (axes,)):
 ...     axes.plot(steps, losses)
 """
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def panels(
+def subplots(
     path: Path, count: int = 1, *, size: tuple[float, float], dpi: int = 120, **options: Any
 ) -> Iterator[tuple["Figure", list["Axes"]]]:
-    """(figure, its panels side by side), written to `path` when the block ends. `size` is in inches; `options` are
+    """(figure, its axes side by side), written to `path` when the block ends. `size` is in inches; `options` are
     those of matplotlib's `Figure.subplots`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     axes = list(figure.subplots(1, count, squeeze=False, **options)[0])
     yield figure, axes
-    for panel in axes:
-        panel.spines[["top", "right"]].set_visible(False)
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=dpi)

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 
 from polyphi.runtime.files import write_whole
-from polyphi.runtime.plots import panels
+from polyphi.runtime.plots import subplots
 
 Tracker = Callable[[int, Mapping[str, Any]], None]
 """Called with the number of a step and its record."""
@@ -136,7 +136,7 @@ def plot_loss(records: list[dict[str, Any]], path: Path, title: str) -> None:
     for loss in losses:
         value = loss if value is None else 0.9 * value + 0.1 * loss
         smooth.append(value)
-    with panels(path, size=(6, 3.2), dpi=110) as (_, (axes,)):
+    with subplots(path, size=(6, 3.2), dpi=110) as (_, (axes,)):
         axes.plot(steps, losses, color="#b9c3d6", linewidth=1)
         axes.plot(steps, smooth, color="#2f5fb3", linewidth=1.8)
         axes.set(title=title, xlabel="step", ylabel="loss")

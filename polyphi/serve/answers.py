@@ -188,7 +188,7 @@ def event(body: dict[str, Any]) -> bytes:
 
 
 def base_fields(prefix: str, object_type: str, model: str) -> dict[str, Any]:
-    """The fields at the beginning of a response and of each chunk of its stream."""
+    """The first fields of a response and of each chunk of its stream."""
     return {
         "id": f"{prefix}-{secrets.token_hex(12)}",
         "object": object_type,

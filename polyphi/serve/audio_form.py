@@ -28,9 +28,9 @@ from polyphi.serve.schema import Fields, validation_error
 from polyphi.transcription import longform
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10
-"""Maximum number of fields beside the file, and maximum bytes of each."""
+"""Maximum number of fields in addition to the file, and maximum bytes of each."""
 AROUND = 1 << 20
-"""Maximum bytes of a form beside its file."""
+"""Maximum bytes of a form in addition to its file."""
 UNSUPPORTED = ("keywords", "languages", "known_speaker_names", "known_speaker_references")
 """OpenAI's fields that this model can't support; to ignore them would give a wrong answer."""
 FILE = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG or MP3."}

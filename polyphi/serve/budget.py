@@ -45,7 +45,7 @@ class Share:
 
 
 class Budget:
-    """At most `limit` bytes for all requests together; a single request may take more. `bytes`: reserved now."""
+    """At most `limit` bytes in total for all requests; a single request may take more. `bytes`: reserved now."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -193,9 +193,9 @@ class Metrics(Collector):
         """Records an engine step and its tokens: prompt tokens, last sampled tokens and draft tokens."""
         self._step.observe(tokens)
 
-    def media_decoded(self, kind: str, seconds: float) -> None:
-        """Records the time to decode media; `kind`: "image", "audio" or "mixed"."""
-        self._decoding.labels(self.model, kind).observe(seconds)
+    def media_decoded(self, modality: str, seconds: float) -> None:
+        """Records the time to decode media; `modality`: "image", "audio" or "mixed"."""
+        self._decoding.labels(self.model, modality).observe(seconds)
 
     def media_rejected(self, reason: str) -> None:
         """Counts a rejected image or audio. `reason`: one of few words, such as an error's `code`."""
@@ -205,9 +205,9 @@ class Metrics(Collector):
         """Counts decoded audio."""
         self._audio.inc(seconds)
 
-    def encoded(self, kind: str, seconds: float) -> None:
-        """Records the run time of an encoder; `kind`: "image" or "audio"."""
-        self._encoding.labels(self.model, kind).observe(seconds)
+    def encoded(self, modality: str, seconds: float) -> None:
+        """Records the run time of an encoder; `modality`: "image" or "audio"."""
+        self._encoding.labels(self.model, modality).observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """All metric families, for the Prometheus library."""

@@ -109,8 +109,8 @@ class Ticket:
     def __enter__(self) -> "Ticket":
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None or not self._transferred:
+    def __exit__(self, error_type: object, *_: object) -> None:
+        if error_type is not None or not self._transferred:
             self.release()
 
 

@@ -9,8 +9,8 @@ MIB = 1 << 20
 @dataclass(frozen=True)
 class Settings:
     """`name`: the model's name in responses. `keys`: API keys, of which every request needs one (empty: no key needed).
-    `hosts`: names that a Host header may contain beside this machine's own. `origins`: origins of web pages that may
-    send requests.
+    `hosts`: names that a Host header may contain in addition to this machine's. `origins`: origins of web pages that
+    may send requests.
 
     `remote`: hosts that media may be fetched from ("*.example.org": all subdomains, "*": any public host; with ":8443"
     appended for another port); empty: none.

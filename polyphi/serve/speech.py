@@ -299,7 +299,7 @@ class Transcriber:
         yield await self._server.answers.event(done)
 
     async def _extra_fields(self, transcript: Transcript, options: Options) -> dict[str, Any]:
-        """The fields of a JSON response beside its text."""
+        """The fields of a JSON response other than its text."""
         fields: dict[str, Any] = {
             "usage": {
                 "type": "tokens",

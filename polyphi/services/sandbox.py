@@ -38,7 +38,7 @@ from typing import Any, Literal
 
 Ended = Literal["ok", "error", "timeout", "memory", "output", "killed"]
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
-"""Paths that programs need to start, beside this Python."""
+"""Paths that programs need to start, in addition to this Python."""
 BOX = "/box"
 """The working folder of the code, and the only writable one."""
 DEVICES = ("null", "zero", "full", "random", "urandom")

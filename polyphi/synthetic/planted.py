@@ -28,20 +28,20 @@ _SPOKEN: dict[str, list[str]] = _DATA["spoken"]  # phone, card, e-mail, "@", "."
 _PHONES: dict[str, list[str]] = _DATA["phones"]
 _LOOKALIKES: dict[str, list[str]] = _DATA["lookalikes"]
 FRESH: dict[str, list[str]] = _DATA["fresh"]
-"""Sentences written after `pii.py` was finished and never used to improve it; planted values are [KIND:value]."""
+"""Sentences written after `pii.py` was finished and never used to improve it; planted values are [TYPE:value]."""
 
 
 def cases(language: str, count: int, seed: int = 0) -> Iterator[tuple[str, list[Planted]]]:
-    """Yield (sentence, planted values as (kind, start, end)): `count` sentences of every kind, some spelled, then each
-    look-alike of the language once, without planted values."""
+    """Yield (sentence, planted values: (entity type, start, end)): `count` sentences of every type, some spelled, then
+    each look-alike of the language once, without planted values."""
     rng = Random(f"{seed}:{language}")
-    for kind, written in _WRITTEN[language].items():
+    for entity_type, written in _WRITTEN[language].items():
         for _ in range(count):
-            frame, value = rng.choice(written), _value(kind, language, rng)
-            if kind in ("PHONE", "CARD", "EMAIL") and rng.random() < 0.5:
-                frame, value = _spoken(kind, value, language)
+            frame, value = rng.choice(written), _value(entity_type, language, rng)
+            if entity_type in ("PHONE", "CARD", "EMAIL") and rng.random() < 0.5:
+                frame, value = _spoken(entity_type, value, language)
             at = frame.index("{}")
-            yield frame.format(value), [(kind, at, at + len(value))]
+            yield frame.format(value), [(entity_type, at, at + len(value))]
     for text in _LOOKALIKES[language]:
         yield text, []
 
@@ -50,45 +50,44 @@ def fresh(language: str) -> Iterator[tuple[str, list[Planted]]]:
     """Yield the sentences of `FRESH`, each with its planted values."""
     for marked in FRESH[language]:
         text, planted = "", list[Planted]()
-        # re.split returns (text, kind, value) in turn.
+        # re.split returns (text, entity type, value) in turn.
         pieces = re.split(r"\[([A-Z]+):([^\]]+)\]", marked)
-        for plain, kind, value in zip(
+        for plain, entity_type, value in zip(
             pieces[::3], [*pieces[1::3], ""], [*pieces[2::3], ""], strict=True
         ):
             text += plain
-            if kind:
-                planted.append((kind, len(text), len(text) + len(value)))
+            if entity_type:
+                planted.append((entity_type, len(text), len(text) + len(value)))
             text += value
         yield text, planted
 
 
-def _spoken(kind: str, value: str, language: str) -> tuple[str, str]:
+def _spoken(entity_type: str, value: str, language: str) -> tuple[str, str]:
     phone, card, mail, at, dot = _SPOKEN[language]
-    if kind == "EMAIL":
+    if entity_type == "EMAIL":
         gap = "" if language in UNSPACED else " "
         return mail, value.replace("@", f"{gap}{at}{gap}").replace(".", f"{gap}{dot}{gap}")
     words = digit_words(re.sub(r"\D", "", value), language)
-    return (phone if kind == "PHONE" else card), words.replace(
-        " ", ""
-    ) if language == "zh" else words
+    words = words.replace(" ", "") if language == "zh" else words
+    return (phone if entity_type == "PHONE" else card), words
 
 
-def _value(kind: str, language: str, rng: Random) -> str:
-    if kind == "NAME":
+def _value(entity_type: str, language: str, rng: Random) -> str:
+    if entity_type == "NAME":
         return rng.choice(NAMES[language])
-    if kind == "EMAIL":
+    if entity_type == "EMAIL":
         user = rng.choice(("anna", "j.smith", "tanaka", "luc.martin", "wei88", "ana.costa"))
         site = rng.choice(("example", "mailbox", "unikoeln", "posta"))
         return f"{user}@{site}.{rng.choice(('com', 'de', 'org', 'jp'))}"
-    if kind == "PHONE":
+    if entity_type == "PHONE":
         shape = rng.choice(_PHONES[language])
         return "".join(str(rng.randrange(10)) if c == "#" else c for c in shape)
-    if kind == "IP":
+    if entity_type == "IP":
         return ".".join(
             str(rng.choice((81, 93, 151, 203)) if i == 0 else rng.randrange(20, 250))
             for i in range(4)
         )
-    if kind == "CARD":
+    if entity_type == "CARD":
         return _card(rng)
     from stdnum import iban
 
@@ -112,17 +111,17 @@ def measure(
     find: Callable[[str, str], Iterable[Planted]],
     sentences: Callable[[str], Iterable[tuple[str, list[Planted]]]],
 ) -> dict[tuple[str, str], Counter[str]]:
-    """Return (language, kind) -> how many values were `planted` and `found` (covered whole by a finding of the kind),
-    and how many findings were `right` (overlap one of the kind) and `wrong`. `find(text, language)` returns
-    (kind, start, end); `sentences(language)` is `fresh`, or `cases` with a count."""
+    """Return (language, entity type) -> how many values were `planted` and `found` (covered whole by a finding of the
+    type), and how many findings were `right` (overlap one of the type) and `wrong`. `find(text, language)` returns
+    (entity type, start, end); `sentences(language)` is `fresh`, or `cases` with a count."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for language in LANGUAGES:
         for text, planted in sentences(language):
             findings = list(find(text, language))
-            for kind, start, end in planted:
-                hit = any(k == kind and a <= start and b >= end for k, a, b in findings)
-                counts.setdefault((language, kind), Counter()).update(planted=1, found=int(hit))
-            for kind, start, end in findings:
-                touches = any(k == kind and a < end and b > start for k, a, b in planted)
-                counts.setdefault((language, kind), Counter())["right" if touches else "wrong"] += 1
+            for name, start, end in planted:
+                hit = any(k == name and a <= start and b >= end for k, a, b in findings)
+                counts.setdefault((language, name), Counter()).update(planted=1, found=int(hit))
+            for name, start, end in findings:
+                touches = any(k == name and a < end and b > start for k, a, b in planted)
+                counts.setdefault((language, name), Counter())["right" if touches else "wrong"] += 1
     return counts

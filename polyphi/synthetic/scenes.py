@@ -118,10 +118,10 @@ class Scene:
     def scan(self, digit: int) -> int:
         return self.rng.choice(scan_numbers(self.split, digit))
 
-    def stamp(self, kind: str | None = None) -> Stamp:
-        """Return a stamp of the split, of this kind unless it is None."""
-        stamps = self.album.of(self.split, kind)
-        assert stamps, f"no {self.split} stamps of kind {kind}"
+    def stamp(self, category: str | None = None) -> Stamp:
+        """Return a stamp of the split, of this category unless it is None."""
+        stamps = self.album.of(self.split, category)
+        assert stamps, f"no {self.split} stamps of category {category}"
         return self.rng.choice(stamps)
 
     def corner(

@@ -1,4 +1,4 @@
-"""Slides drawn with Pillow: a title, points below it, and optionally a chart beside them.
+"""Slides drawn with Pillow: a title, points below it, and optionally a chart next to them.
 
 >>> slide = draw(scene, "Train", ("red hat", "two birds"))
 >>> slide.title, slide.points[1]

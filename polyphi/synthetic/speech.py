@@ -262,7 +262,7 @@ class TTSSampler:
         self, language: str, split: str, rng: Random, group: str = "", sex: str = ""
     ) -> Speaker:
         """Return a random voice of the split for a language. `group` selects the group of test voices, `sex` ("man" or
-        "woman") restricts the choice to voices of that kind."""
+        "woman") restricts the choice to those voices."""
         if split == "test" and (group == "flite_slt" or (group == "" and not self.espeak)):
             return Speaker(Voice("flite", "en", "slt"), "en", "flite_slt", "woman")
         if not self.espeak:

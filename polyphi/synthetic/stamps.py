@@ -28,20 +28,20 @@ STAMP_FOLDER = Path("usr/share/tuxpaint/stamps")
 LARGEST = 96  # maximum of a stamp's longer side in pixels
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-KINDS: dict[str, tuple[list[str], str]] = {
-    kind: (patterns, exclude) for kind, (patterns, exclude) in _DATA["kinds"].items()
+CATEGORIES: dict[str, tuple[list[str], str]] = {
+    category: (patterns, exclude) for category, (patterns, exclude) in _DATA["kinds"].items()
 }
-"""Kind of object -> (patterns of stamp ids, pattern of exceptions); kinds are easy to tell apart."""
-KIND_WORDS: dict[str, lexicon.Words] = {
-    **{kind: lexicon.NOUNS[kind] for kind in ("bird", "flower", "hat", "house", "ball")},
+"""Category of an object -> (patterns of stamp ids, pattern of exceptions); categories are easy to tell apart."""
+CATEGORY_WORDS: dict[str, lexicon.Words] = {
+    **{name: lexicon.NOUNS[name] for name in ("bird", "flower", "hat", "house", "ball")},
     **_DATA["kind_words"],
 }
-"""Kind -> its word in each language."""
+"""Category -> its word in each language."""
 
 
 def held_out(stamp: str) -> bool:
     """Return whether a stamp, its caption, recording and sound belong to the test split of every corpus: one id in
-    eight. `stamp` is its path in the package without the suffix. With this salt every kind has at least two."""
+    eight. `stamp` is its path in the package without the suffix. With this salt every category has at least two."""
     return bucket(f"stamp 2794 {stamp.removesuffix('_mirror')}", 8) == 0
 
 
@@ -53,7 +53,7 @@ class Stamp:
     id: str
     path: Path
     captions: Mapping[str, str] = field(compare=False)
-    kind: str | None
+    category: str | None
 
     @property
     def split(self) -> str:
@@ -117,17 +117,17 @@ def read_captions(path: Path) -> dict[str, str]:
     return {language: text for language, text in tidy.items() if 0 < len(text) <= LONGEST_CAPTION}
 
 
-def _kind(stamp: str) -> str | None:
-    for kind, (patterns, exclude) in KINDS.items():
+def _category(stamp: str) -> str | None:
+    for category, (patterns, exclude) in CATEGORIES.items():
         if any(re.fullmatch(p, stamp) for p in patterns) and not (
             exclude and re.search(exclude, stamp)
         ):
-            return kind
+            return category
     return None
 
 
 class Album(Sequence[Stamp]):
-    """Stamps in the order of their ids, with subsets by split and kind."""
+    """Stamps in the order of their ids, with subsets by split and category."""
 
     def __init__(self, stamps: Sequence[Stamp] = ()) -> None:
         self._stamps = tuple(stamps)
@@ -142,14 +142,14 @@ class Album(Sequence[Stamp]):
     def __iter__(self) -> Iterator[Stamp]:
         return iter(self._stamps)
 
-    def of(self, split: str, kind: str | None = None) -> tuple[Stamp, ...]:
-        """Return the stamps of a split, of this kind unless it is None."""
-        if (split, kind) not in self._subsets:
+    def of(self, split: str, category: str | None = None) -> tuple[Stamp, ...]:
+        """Return the stamps of a split, of this category unless it is None."""
+        if (split, category) not in self._subsets:
             subset = tuple(
-                s for s in self._stamps if s.split == split and (kind is None or s.kind == kind)
+                s for s in self._stamps if s.split == split and category in (None, s.category)
             )
-            self._subsets[split, kind] = subset
-        return self._subsets[split, kind]
+            self._subsets[split, category] = subset
+        return self._subsets[split, category]
 
 
 def load(work: Work) -> Album:
@@ -165,5 +165,6 @@ def read(folder: Path) -> Album:
     for path in sorted(folder.rglob("*.png")):
         text, id = path.with_suffix(".txt"), path.relative_to(folder).with_suffix("").as_posix()
         if not id.endswith("_mirror"):
-            stamps.append(Stamp(id, path, read_captions(text) if text.exists() else {}, _kind(id)))
+            captions = read_captions(text) if text.exists() else {}
+            stamps.append(Stamp(id, path, captions, _category(id)))
     return Album(stamps)

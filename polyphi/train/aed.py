@@ -1,5 +1,5 @@
 """Speech recognition as the audio encoder's first training: an auxiliary attention decoder predicts the transcript
-(speech_0_aed; report 2.2.2), and a CTC loss beside it stabilises the first steps [ours].
+(speech_0_aed; report 2.2.2), and an additional CTC loss stabilises the first steps [ours].
 
     mels -> Conformer -> frames -+-> decoder (causal, attends to the frames) -> cross-entropy on transcript + <|end|>
                                  +-> linear over vocabulary + blank          -> CTC on transcript

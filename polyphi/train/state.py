@@ -1,4 +1,4 @@
-"""`TrainState`: how far a run is, saved with every checkpoint beside weights, averages and optimizer moments."""
+"""`TrainState`: how far a run is, saved in every checkpoint with weights, averages and optimizer moments."""
 
 import dataclasses
 from collections import Counter
@@ -62,7 +62,8 @@ class TrainState:
         self.seconds += seconds
         counts = Counter({key: record[key] for key in COUNTED})
         counts.update({"samples": len(data.ids), "skipped": len(data.skipped)})
-        counts.update({"cut": data.cut, "corrupt": sum(s.kind == "corrupt" for s in data.skipped)})
+        corrupt = sum(s.category == "corrupt" for s in data.skipped)
+        counts.update({"cut": data.cut, "corrupt": corrupt})
         counts.update(f"skipped {skipped.corpus}" for skipped in data.skipped)
         for key, value in counts.items():
             self.counters[key] = self.counters.get(key, 0) + value

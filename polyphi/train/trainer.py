@@ -188,7 +188,7 @@ class Trainer:
             if f"skipped {corpus}" not in self.state.counters:
                 self.options.report(f"  skips samples of {corpus}, the first: {first}")
         for skipped in data.skipped:
-            if skipped.kind == "corrupt":
+            if skipped.category == "corrupt":
                 self._write_quarantine(id=skipped.name, reason=skipped.reason)
         return data.without(self.state.quarantined)
 

@@ -156,7 +156,7 @@ class Usage:
 
 
 def longest_piece(engine: Engine, task: Task, window: float | None = None) -> float:
-    """Most seconds of a piece: 30 minutes, `window`, or what fits in the context beside prompt and answer. Raises
+    """Most seconds of a piece: 30 minutes, `window`, or what fits in the context with prompt and answer. Raises
     ValueError if that is less than a second."""
     if window is not None and not window >= 1:
         raise ValueError(f"a window has at least 1 s, found {window:g} s")
@@ -164,7 +164,7 @@ def longest_piece(engine: Engine, task: Task, window: float | None = None) -> fl
     most = available / (AUDIO_TOKENS + TEXT_TOKENS * (2 if task.texts == "both" else 1))
     if most < 1:
         raise ValueError(
-            f"a context of {engine.longest} tokens is too short for a second of audio beside the prompt and an answer "
+            f"a context of {engine.longest} tokens is too short for a second of audio with the prompt and an answer "
             f"of {ANSWER} tokens; load the model with a longer one"
         )
     return min(most, LONGEST, window or LONGEST)
@@ -348,7 +348,7 @@ def _prompt_tokens(engine: Engine, task: Task) -> int:
 
 
 def _available(engine: Engine, task: Task, job: Job) -> int:
-    """Tokens of the context beside prompt and audio."""
+    """Tokens of the context that prompt and audio leave."""
     return engine.longest - _prompt_tokens(engine, task) - job.audio_tokens
 
 

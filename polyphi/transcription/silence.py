@@ -7,7 +7,7 @@
 A frame of 25 ms, one every 10 ms, is voiced if it is
 
 - louder than -80 dB of full scale, than the loudest frames less 50 dB, and, in recordings of 5 s and more, than the
-  noise around it (the tenth percentile of 30 s, or of the 30 s beside them if that is less) by 4 dB: hum, hiss and fans
+  noise around it (the tenth percentile of 30 s, or of an adjacent 30 s if that is less) by 4 dB: hum, hiss and fans
   have a constant level, speech never has for long;
 - less flat than noise: the geometric mean of eleven bands from 300 to 3400 Hz is below 0.75 of their arithmetic mean.
 

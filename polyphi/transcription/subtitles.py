@@ -55,7 +55,7 @@ def json(transcript: Transcript) -> str:
 
 def verbose(transcript: Transcript, language: str = "unknown") -> dict[str, Any]:
     """OpenAI's `verbose_json` with a `source` of each time, and `warnings`. Of a translation `text` is the translation,
-    with the `transcript` beside it if the model wrote one; then the probabilities are those of the transcript. The
+    and has a `transcript` if the model wrote one; then the probabilities are those of the transcript. The
     language isn't detected: it is the argument. Unmeasured values (`no_speech_prob`) are left out."""
     translation = transcript.translation
     result: dict[str, Any] = {

@@ -23,7 +23,7 @@ PARTICIPLES = set(
     ]
 )
 MOST_PARTICIPLES = 6
-"""Where the participle is the precise word: `kept` rows of a filter beside dropped ones, for example."""
+"""Where the participle is the precise word: `kept` rows of a filter against dropped ones, for example."""
 
 
 def names(path: Path) -> list[str]:
@@ -40,10 +40,10 @@ def names(path: Path) -> list[str]:
 
 
 def test_values_are_not_named_by_participles() -> None:
-    places = [
+    occurrences = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in sorted(ROOT.rglob("*.py"))
         for name in names(path)
         if name.strip("_") in PARTICIPLES
     ]
-    assert len(places) <= MOST_PARTICIPLES, "\n".join(places)
+    assert len(occurrences) <= MOST_PARTICIPLES, "\n".join(occurrences)

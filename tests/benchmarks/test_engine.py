@@ -52,11 +52,11 @@ def test_every_row_is_told(
     monkeypatch.setattr(bench, "Size", lambda: tiny)
     monkeypatch.setattr(bench.torch, "set_num_threads", lambda n: None)
     bench.main(["--json", "--repeats", "1", "--peer-dtype", precision])
-    told = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
     works = "decode bf16, decode int8, prefill bf16, prefill int8, conformer, siglip, mixed batch"
-    assert told.keys() == set(works.split(", "))
-    assert all(row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in told.values())
-    peers = {row["peer_name"] for work, row in told.items() if work != "mixed batch"}
+    assert rows.keys() == set(works.split(", "))
+    assert all(row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in rows.values())
+    peers = {row["peer_name"] for work, row in rows.items() if work != "mixed batch"}
     assert peers == {f"transformers {version('transformers')} {precision}"}
 
 
@@ -149,7 +149,7 @@ def test_weights_are_counted_once_and_fall(bench, tiny) -> None:
     config = replace(tiny.config, vision=None, audio=None, adapters={})
     model = bench.random_model(config)
     whole = sum(p.numel() for p in model.parameters())
-    assert bench.held(model) * 2**30 == 2 * whole == bench.read_per_token(model)
+    assert bench.weight_gib(model) * 2**30 == 2 * whole == bench.read_per_token(model)
     layers = sum(p.numel() for p in model.decoder.layers.parameters() if p.dim() > 1)
     with torch.no_grad():
         quantize(model, "int8")

@@ -1,4 +1,4 @@
-"""The benchmark of kernels beside other engines, with sides that only pretend, and ours at a size of milliseconds."""
+"""The benchmark of kernels against other engines, with simulated sides, and ours at a size of milliseconds."""
 
 import importlib.util
 import json
@@ -97,18 +97,18 @@ def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_every_row_is_told_with_the_best_peer(bench, pretend, capsys) -> None:
     bench.main(["--json", "--repeats", "1", "--layers", "1", "--peer-dtype", "bf16"])
-    told = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
     words = ("decode", "decode 8 sequences", "prefill", "prefill 256", "prefill 2048")
     seen = ("first token", "first token picture", "first token clip")
     expected = {f"{name} {kind}" for name in words for kind in ("int4", "int8")}
-    assert told.keys() == expected | {f"{name} {kind}" for name in seen for kind in bench.KINDS}
-    assert all(row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in told.values())
-    decode = told["decode int4"]
+    assert rows.keys() == expected | {f"{name} {kind}" for name in seen for kind in bench.SCHEMES}
+    assert all(row["ratio"] == pytest.approx(row["ours"] / row["peer"]) for row in rows.values())
+    decode = rows["decode int4"]
     assert (decode["ours"], decode["peer"]) == (pytest.approx(1000), pytest.approx(250))
     assert decode["peer_name"] != LIBRARY.format("bf16")
     # a step of ours reads 1,000 bytes in 1 ms, and could read 1 GB in a second
     assert decode["limit_share"] == pytest.approx(1e-3)
-    assert told["first token clip int8"]["peer_name"] == LIBRARY.format("bf16")
+    assert rows["first token clip int8"]["peer_name"] == LIBRARY.format("bf16")
 
 
 def test_transformers_in_float32_is_a_process_in_float32(
@@ -120,9 +120,9 @@ def test_transformers_in_float32_is_a_process_in_float32(
 
     def fitting(free: float, *options: str) -> tuple[str, str]:
         monkeypatch.setattr(bench, "free_memory", lambda device: free)
-        given = bench.parse(["--kinds", "int8-all", *options])
-        given.library = library
-        depth, peer = bench.fitting(given, config, given.kinds)
+        args = bench.parse(["--kinds", "int8-all", *options])
+        args.library = library
+        depth, peer = bench.fitting(args, config, args.kinds)
         return depth, peer.name
 
     name = LIBRARY.format("fp32")
@@ -232,8 +232,8 @@ def test_our_side_computes_what_the_model_does(
     ids = np.random.default_rng(0).integers(0, side.vocabulary, 300)
     with torch.inference_mode():
         model = side.model
-        wanted = model.logits(model(row(ids.tolist()))[-1:]).float()[0].numpy()
-    np.testing.assert_allclose(side.logits(ids), wanted, rtol=0.05, atol=0.05)
+        expected = model.logits(model(row(ids.tolist()))[-1:]).float()[0].numpy()
+    np.testing.assert_allclose(side.logits(ids), expected, rtol=0.05, atol=0.05)
     assert side.decode(ids[None, :256].repeat(3, 0), ids[None, :2].repeat(3, 0)) > 0
     assert side.pool.in_use == 0
 
@@ -249,8 +249,8 @@ def test_transformers_holds_our_multimodal_tensors(
     ours = bench.engine.random_model(config)
     peer = theirs.multimodal(ours)
     theirs.use(peer, "speech")
-    held = {t.data_ptr() for t in peer.state_dict().values()}
-    assert {t.data_ptr() for t in ours.state_dict().values()} <= held
+    pointers = {t.data_ptr() for t in peer.state_dict().values()}
+    assert {t.data_ptr() for t in ours.state_dict().values()} <= pointers
 
 
 def test_a_checkpoint_becomes_gguf(

@@ -67,23 +67,25 @@ def test_a_table_of_a_run(script, run: Path, capsys: pytest.CaptureFixture[str])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| arithmetic | accuracy | 3 |")
     assert lines[3].startswith("| KL from bf16")
-    assert all(line.count("|") == 5 + len(script.KINDS) for line in lines)
+    assert all(line.count("|") == 5 + len(script.VARIANTS) for line in lines)
 
 
 def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight(
     script, run: Path
 ) -> None:
     whole = polyphi.load(run / "model", quant="bf16")
-    asked = [((Message.user(f"what is {n} ?"),), 6) for n in range(3)]
-    rows = script.answered(whole, asked)
+    conversations = [((Message.user(f"what is {n} ?"),), 6) for n in range(3)]
+    rows = script.answered(whole, conversations)
     # its own answers are what comes first, so not one token flips
     assert script.compare(whole, whole, rows) == (0.0, 0.0)
     start = int(rows[0].keys[0])
     first = script.log_probabilities(whole, rows[0]).argmax(-1)
     assert torch.equal(first[: len(rows[0]) - start], rows[0].ids[start:])
     corpora = [run / "data" / "instructions" / "train"]
-    models = {kind: script.loaded(run / "model", kind, corpora) for kind in script.KINDS}
-    far = {kind: script.compare(whole, model, rows)[0] for kind, model in models.items()}
+    models = {
+        variant: script.loaded(run / "model", variant, corpora) for variant in script.VARIANTS
+    }
+    far = {variant: script.compare(whole, model, rows)[0] for variant, model in models.items()}
     assert 0 < far["int8"] < far["int4"]
     assert far["int4-all"] != far["int4-all stored"], "embeddings are the head's rows there"
 
@@ -101,7 +103,7 @@ def test_tables_of_a_checkpoint_and_a_text(
     assert known["as stored", ""] == pytest.approx(0, abs=1e-5)
     assert known["8", ""] < known["4, calibrated", ""] < known["4, searched", ""]
     assert known["", "8"] < known["", "4, calibrated"] < known["", "4, searched"]
-    assert [row[0].strip() for row in rows if len(row) == 4] == ["quant", "---", *script.KINDS]
+    assert [row[0].strip() for row in rows if len(row) == 4] == ["quant", "---", *script.SCHEMES]
 
 
 def test_flips_of_a_batch(

@@ -1,4 +1,4 @@
-"""The benchmark of guesses, on a tiny model: it gives the answers that it is told to, and counts what came true."""
+"""The benchmark of speculative decoding, on a tiny model: it gives the given answers and counts accepted tokens."""
 
 import importlib.util
 import random
@@ -30,18 +30,18 @@ def script(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_right_answers_are_given_and_counted(script, tiny_config: ModelConfig) -> None:
     tokenizer = Tokenizer.train(SAYINGS, vocab_size=384)
-    held = make_engine(fitted(tiny_config, tokenizer), tokenizer)
-    engine = script.Counting(held.model, held.processor)
+    original = make_engine(fitted(tiny_config, tokenizer), tokenizer)
+    engine = script.Counting(original.model, original.processor)
     text = f"{SAYINGS[0]}. {SAYINGS[1]}. " * 2
     right = tokenizer.encode(text)
-    asked = [([Message.user("Read.")], len(right), right), ([Message.user("1 + 2")], 9, None)]
-    told = script.compare(engine, asked, turns=1)
-    assert told.answers == 2 and told.changed == 0
-    assert told.tokens == len(right) - 1 + 9 - 1
-    assert told.tokens == told.steps + told.right
-    assert told.guessed >= told.right > len(right) // 4  # its second half is its first
-    rows = script.table({"text": told}).splitlines()
-    assert rows[2].startswith(f"| text | 2 | {told.tokens} | {told.guessed} | ")
+    prompts = [([Message.user("Read.")], len(right), right), ([Message.user("1 + 2")], 9, None)]
+    counts = script.compare(engine, prompts, turns=1)
+    assert counts.answers == 2 and counts.changed == 0
+    assert counts.tokens == len(right) - 1 + 9 - 1
+    assert counts.tokens == counts.steps + counts.right
+    assert counts.drafted >= counts.right > len(right) // 4  # its second half is its first
+    rows = script.table({"text": counts}).splitlines()
+    assert rows[2].startswith(f"| text | 2 | {counts.tokens} | {counts.drafted} | ")
     assert len({row.count("|") for row in rows}) == 1
 
 
@@ -49,8 +49,8 @@ def test_real_texts_are_there_with_their_right_answers(script) -> None:
     read, corrected = script.pages(3, random.Random(0))
     assert len(read) == len(corrected) == 3
     for messages, right in corrected:
-        said = messages[0].text.split("\n", 1)[1]
-        assert said != right and sorted(said) == sorted(right)
+        text = messages[0].text.split("\n", 1)[1]
+        assert text != right and sorted(text) == sorted(right)
     import textwrap
 
     for messages, right in script.code(2, [textwrap]):

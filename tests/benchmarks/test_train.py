@@ -39,14 +39,14 @@ def test_both_sides_do_the_same_work(
     assert 0 < sum(len(stored[place]["ids"]) for place in first) <= 400
 
     script = BENCHMARKS / "peers" / "transformers_peft.py"
-    told = train.alternate(
+    results = train.alternate(
         {"peer": [script, tmp_path], "short": [script, tmp_path, "--head", "supervised"]}, 1, 1
     )
-    told["ours"] = [train.ours(work, tmp_path)]
-    train.same_work(told)
+    results["ours"] = [train.ours(work, tmp_path)]
+    train.same_work(results)
     # The peer's two heads differ in nothing but the positions without a label.
     torch.testing.assert_close(
-        told["peer"][0]["losses"][0], told["short"][0]["losses"][0], atol=2e-3, rtol=0
+        results["peer"][0]["losses"][0], results["short"][0]["losses"][0], atol=2e-3, rtol=0
     )
     counted = train.ours(work, tmp_path, count_flops=True)
     assert counted["flops_per_step"] > 1e6
@@ -64,8 +64,8 @@ def test_a_row_is_supervised_where_it_answers(train, tiny_config: ModelConfig) -
 def test_rows_are_told_as_one_list(train, capsys: pytest.CaptureFixture[str]) -> None:
     row = train.Row("vision speed", 3.0, 2.0, "a peer", "tokens/s", 0.5)
     train.show([row], as_json=True, others=[replace(row, peer_name="another")])
-    (told,) = json.loads(capsys.readouterr().out)
-    assert told == {
+    (results,) = json.loads(capsys.readouterr().out)
+    assert results == {
         "work": "vision speed",
         "ours": 3.0,
         "peer": 2.0,

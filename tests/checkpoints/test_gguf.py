@@ -140,6 +140,6 @@ def test_other_files_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> No
             gguf.convert(path, out)
     path.write_bytes(data)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"expected tokenizer\.json beside"):
+    with pytest.raises(ValueError, match=r"expected tokenizer\.json next to"):
         gguf.convert(path, out)
     assert not out.exists()

@@ -38,10 +38,10 @@ def no_help(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> stamps.Album:
-    """Two stamps of every kind, one of each split."""
+    """Two stamps of every category, one of each split."""
     folder, album = tmp_path_factory.mktemp("stamps"), []
-    for k, kind in enumerate(stamps.KINDS):
-        names = (f"{kind}/{i}" for i in range(1000))
+    for k, category in enumerate(stamps.CATEGORIES):
+        names = (f"{category}/{i}" for i in range(1000))
         chosen: dict[bool, str] = {}
         for name in names:
             chosen.setdefault(stamps.held_out(name), name)
@@ -53,7 +53,10 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> stamps.Album:
             Image.new("RGBA", (40, 30), (10 * k, 90, 200 - 10 * k, 255)).save(path)
             album.append(
                 stamps.Stamp(
-                    name, path, {language: f"{kind} {language}" for language in LANGUAGES}, kind
+                    name,
+                    path,
+                    {language: f"{category} {language}" for language in LANGUAGES},
+                    category,
                 )
             )
     return stamps.Album(album)

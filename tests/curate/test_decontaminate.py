@@ -231,7 +231,7 @@ def sentences(leaks: ModuleType) -> list[np.ndarray]:
     """Twenty clips of some four seconds, by each voice in turn."""
     texts = [" ".join(s.split()[:12]) for s in leaks.manual()[:200:10]]
     voices = leaks.voices() or [None]
-    return [leaks.said(s, voices[i % len(voices)]) for i, s in enumerate(texts)]
+    return [leaks.read_aloud(s, voices[i % len(voices)]) for i, s in enumerate(texts)]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ class Read:
 def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) -> None:
     rng = random.Random(0)
     (tile,) = leaks.photographs(rng, 1)
-    clip = leaks.said(
+    clip = leaks.read_aloud(
         "the quick brown fox jumps over the lazy dog again", (leaks.voices() or [None])[0]
     )
     shards.write(

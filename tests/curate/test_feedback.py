@@ -68,7 +68,7 @@ def test_findings_become_pairs_and_answers(tmp_path: Path) -> None:
         (GOOD | {"prompt": " "}, "`prompt` is empty, and no image or audio"),
         (GOOD | {"harmful": False}, "`expected` is missing"),
         (GOOD | {"answered": REFUSAL["en"]}, "are the same"),
-        (GOOD | {"image": "no.png"}, "`image`: there is no file no.png beside"),
+        (GOOD | {"image": "no.png"}, "`image`: there is no file no.png next to"),
         (GOOD | {"image": "../x.png"}, "`image`: expected a path inside the row's folder"),
         (GOOD | {"audio": "feedback.jsonl"}, "expected a WAV, FLAC, OGG or MP3 clip, found text"),
     ],

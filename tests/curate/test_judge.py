@@ -31,7 +31,7 @@ def problem(id: str = "seven", expected: int = 7) -> Problem:
 
 
 class Script:
-    """Returns the given answers in order, whatever the request; records the requests in `asked`."""
+    """Returns the given answers in order, whatever the request; records the requests."""
 
     def __init__(self, *answers: str) -> None:
         self.answers, self.requests = list(answers), []

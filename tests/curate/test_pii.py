@@ -11,7 +11,7 @@ from curate.test_language import raw
 
 from polyphi.curate import pii
 from polyphi.curate.documents import document, sample
-from polyphi.curate.pii import KINDS, Fakes, Personal, find, remove, spacy_names
+from polyphi.curate.pii import ENTITY_TYPES, Fakes, Personal, find, remove, spacy_names
 from polyphi.data import shards
 from polyphi.messages import Message, Text
 from polyphi.synthetic import planted
@@ -19,39 +19,41 @@ from polyphi.text.lexicon import LANGUAGES
 
 
 def spans(text: str, language: str) -> list[tuple[str, int, int]]:
-    return [(f.kind, f.start, f.end) for f in find(text, language)]
+    return [(f.entity_type, f.start, f.end) for f in find(text, language)]
 
 
-def kinds(text: str, language: str) -> list[str]:
-    return [f"{f.kind} {text[f.start : f.end]}" for f in find(text, language)]
+def entities(text: str, language: str) -> list[str]:
+    return [f"{f.entity_type} {text[f.start : f.end]}" for f in find(text, language)]
 
 
 def test_planted_cases_are_found() -> None:
     """Floors below the recall and precision that docs/numbers.md reports."""
     counts = planted.measure(spans, lambda code: planted.cases(code, 16, seed=1))
-    assert set(counts) >= {(language, kind) for language in LANGUAGES for kind in KINDS}
+    assert set(counts) >= {(code, name) for code in LANGUAGES for name in ENTITY_TYPES}
     least = {"NAME": 0.35, "PHONE": 0.75}
-    for (language, kind), n in counts.items():
+    for (language, entity_type), n in counts.items():
         recall = n["found"] / n["planted"]
-        assert recall >= least.get(kind, 0.9), f"{kind} in {language}: {recall:.2f} found"
+        assert recall >= least.get(entity_type, 0.9), (
+            f"{entity_type} in {language}: {recall:.2f} found"
+        )
         precision = n["right"] / max(1, n["right"] + n["wrong"])
-        assert precision >= 0.8, f"{kind} in {language}: {precision:.2f} right"
+        assert precision >= 0.8, f"{entity_type} in {language}: {precision:.2f} right"
 
 
 def test_fresh_sentences() -> None:
     """Sentences without a template, on which nothing was tuned: about half of the names are found."""
     counts = planted.measure(spans, planted.fresh)
     assert sum(n["wrong"] for n in counts.values()) <= 2
-    for kind, least in {"EMAIL": 0.8, "IBAN": 0.8, "PHONE": 0.6, "NAME": 0.4}.items():
-        some = [n for (_, k), n in counts.items() if k == kind]
-        assert sum(n["found"] for n in some) >= least * sum(n["planted"] for n in some), kind
+    for entity_type, least in {"EMAIL": 0.8, "IBAN": 0.8, "PHONE": 0.6, "NAME": 0.4}.items():
+        some = [n for (_, k), n in counts.items() if k == entity_type]
+        assert sum(n["found"] for n in some) >= least * sum(n["planted"] for n in some), entity_type
 
 
 def test_planted_spans() -> None:
     for language in LANGUAGES:
         for text, spans_ in planted.cases(language, 4):
-            for kind, start, end in spans_:
-                assert text[start:end] and kind in KINDS
+            for entity_type, start, end in spans_:
+                assert text[start:end] and entity_type in ENTITY_TYPES
                 assert not text[start:end].startswith(" ") and "{" not in text
         fresh = list(planted.fresh(language))
         assert sum(len(spans_) for _, spans_ in fresh) >= 4
@@ -72,22 +74,22 @@ def test_planted_spans() -> None:
     ],
 )
 def test_look_alikes_are_left(language: str, text: str) -> None:
-    assert kinds(text, language) == []
+    assert entities(text, language) == []
 
 
 def test_written_forms() -> None:
     text = "ada@lovelace.org, DE89 3704 0044 0532 0130 00 AND 4111-1111-1111-1111, 2001:4860:4860::8888"
-    assert kinds(text, "en") == [
+    assert entities(text, "en") == [
         "EMAIL ada@lovelace.org",
         "IBAN DE89 3704 0044 0532 0130 00",
         "CARD 4111-1111-1111-1111",
         "IP 2001:4860:4860::8888",
     ]
-    assert kinds("邮箱zhang@example.cn，电话13812345678", "zh") == [
+    assert entities("邮箱zhang@example.cn，电话13812345678", "zh") == [
         "EMAIL zhang@example.cn",
         "PHONE 13812345678",
     ]
-    assert kinds("Zadzwoń: +48 22 560 51 00", "pl") == ["PHONE +48 22 560 51 00"]
+    assert entities("Zadzwoń: +48 22 560 51 00", "pl") == ["PHONE +48 22 560 51 00"]
 
 
 def test_a_value_is_the_same_however_it_is_written() -> None:
@@ -104,9 +106,9 @@ def test_a_value_is_the_same_however_it_is_written() -> None:
 def test_placeholders_and_counts() -> None:
     text = "Call me: 415-555-2671, or write to ada@lovelace.org"
     assert remove(text, "en") == ("Call me: [PHONE], or write to [EMAIL]", {"PHONE": 1, "EMAIL": 1})
-    assert remove(text, "en", kinds=("EMAIL",))[0].endswith("2671, or write to [EMAIL]")
+    assert remove(text, "en", types=("EMAIL",))[0].endswith("2671, or write to [EMAIL]")
     with pytest.raises(ValueError, match="found \\['AGE'\\]"):
-        remove(text, "en", kinds=("AGE",))
+        remove(text, "en", types=("AGE",))
 
 
 def test_fakes_are_consistent_and_reach_nobody() -> None:
@@ -119,7 +121,7 @@ def test_fakes_are_consistent_and_reach_nobody() -> None:
     faked = remove(text, "en", fake=Fakes(0))[0]
     # Fakes are valid cards and IBANs, but unassigned numbers and addresses.
     assert "-555-01" in faked and "192.0.2." in faked
-    assert [k for k in kinds(faked, "en") if not k.startswith("PHONE")] == [
+    assert [k for k in entities(faked, "en") if not k.startswith("PHONE")] == [
         f"CARD {faked.split()[-3]}",
         f"IBAN {faked.split()[-2]}",
     ]
@@ -176,7 +178,7 @@ def test_the_step_drops_where_it_is_told_to() -> None:
     one = raw("Mail ada@lovelace.org", language="en")
     assert Personal("drop").filter(one) == (False, "pii_EMAIL")
     assert one.text == "Mail ada@lovelace.org"
-    assert Personal("drop", kinds=("IBAN",)).filter(one) is True
+    assert Personal("drop", types=("IBAN",)).filter(one) is True
     with pytest.raises(ValueError, match="found 'hide'"):
         Personal("hide")  # type: ignore[arg-type]
 

@@ -143,7 +143,7 @@ def test_an_endpoint_and_a_command_read(tmp_path: Path) -> None:
             [Voice("command", where=command)],
         )
         by_split = built(ROWS[:1], tmp_path, [ReadAloud(voices)])
-        assert [body["voice"] for body in replay.asked] == ["ann"]
+        assert [body["voice"] for body in replay.requests] == ["ann"]
     assert by_split["train"][0].meta["engine"] == "endpoint"
     assert (
         by_split["test"][0].meta["engine"] == "command"
@@ -168,7 +168,7 @@ def test_an_endpoint_judges_what_was_read(tmp_path: Path) -> None:
             "m", lambda clip, language: endpoint.transcribe(clip, language=language)
         )
         by_split = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(recogniser, 0.35)])
-        assert len(replay.asked) == 4
+        assert len(replay.requests) == 4
     assert [s.id for s in by_split["train"]] == [s.id for s in by_split["test"]] == ["fit"]
 
 

@@ -118,7 +118,7 @@ def test_a_page_becomes_a_recording_and_a_teacher_sums_it_up(tmp_path: Path) -> 
         for name, used in (("read", steps[:1]), ("told", steps)):
             corpus_ = Corpus(name, build, steps=lambda work, used=used: used)
             corpus.build(corpus_, Work({"train": 9, "test": 9}, 0, tmp_path, tmp_path / "data"))
-        assert isinstance(replay.asked[0]["messages"][0]["content"], str), (
+        assert isinstance(replay.requests[0]["messages"][0]["content"], str), (
             "the teacher receives text"
         )
     for split in ("train", "test"):

@@ -55,15 +55,15 @@ def test_the_example_speaks_eight_languages(
         example.write_text(code.replace("http://127.0.0.1:8000/v1", replay.where))
         command[1] = str(example)
         cli.main(command)
-        sent = len(replay.asked)
+        sent = len(replay.requests)
         cli.main(command)
-        assert len(replay.asked) == sent, "an existing corpus is not rebuilt"
+        assert len(replay.requests) == sent, "an existing corpus is not rebuilt"
         data = tmp_path / "mine" / "data"
         rows = list(Shards(data / "safety" / "train"))
         more = {"prompt": mine[0], "language": "en", "harmful": True, "answered": "Of course."}
         feedback.append(Path("feedback.jsonl"), more)
         cli.main(command)
-        assert len(replay.asked) == sent + 2 * (len(LANGUAGES) - 1), "there and back"
+        assert len(replay.requests) == sent + 2 * (len(LANGUAGES) - 1), "there and back"
         after = len(Shards(data / "safety" / "train"))
     english = [s for s in Shards(data / "preferences" / "train") if s.meta["language"] == "en"]
     by_language = {code: [s for s in rows if s.meta["language"] == code] for code in LANGUAGES}

@@ -32,7 +32,7 @@ def run(
         estimated = estimate(synthesis, [source], model, tmp_path, price=(1, 1))
         samples = synthesize(synthesis, [source], model, tmp_path)
         shards.write(tmp_path / "out", samples, pipeline="test")
-        assert estimated.requests == 1 and len(replay.asked) <= estimated.requests_at_most
+        assert estimated.requests == 1 and len(replay.requests) <= estimated.requests_at_most
     refused = (tmp_path / f"{synthesis.name}.refused.jsonl").read_text().splitlines()
     samples = list(Shards(tmp_path / "out"))
     assert all(s.licence == source.licence and s.id.startswith(source.id) for s in samples)
@@ -56,7 +56,7 @@ def test_a_passage_becomes_a_new_text(tmp_path: Path) -> None:
     text = " ".join(f"On step{i} the kettle sings louder." for i in range(12))
     [sample], refused, replay = run(syntheses.PASSAGE_TEXT, PASSAGE, {"{100}": text}, tmp_path)
     assert sample.messages == (Message("document", (Text(text),)),) and not refused
-    assert "Water boils at {100} degrees" in replay.asked[0]["messages"][0]["content"]
+    assert "Water boils at {100} degrees" in replay.requests[0]["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_questions_about_speech_are_answered_in_it(tmp_path: Path) -> None:
         "speaks of its transcript",
     ]
     assert isinstance(
-        replay.asked[0]["messages"][0]["content"], str
+        replay.requests[0]["messages"][0]["content"], str
     )  # the teacher isn't sent the clip
 
 
@@ -157,7 +157,9 @@ def test_a_spoken_question_is_answered(tmp_path: Path) -> None:
     [sample], _, replay = run(syntheses.SPOKEN_ANSWER, question_clip, chats, tmp_path)
     assert sample.messages == (Message.user(Audio(WAV)), Message.assistant("Goethe did."))
     assert (
-        sample.meta["question"] == replay.asked[0]["messages"][0]["content"] == "Who wrote Faust?"
+        sample.meta["question"]
+        == replay.requests[0]["messages"][0]["content"]
+        == "Who wrote Faust?"
     )
 
 
@@ -226,7 +228,7 @@ def test_questions_about_sounds_come_from_what_is_known_of_them(tmp_path: Path) 
     qa = pairs(Which_animal="A dog", Which_tags_are_there="dog")
     samples, refused, replay = run(syntheses.AUDIO_QA, source, {"rain": {"pairs": qa}}, tmp_path)
     assert qa_pairs(samples) == [("Which animal?", "A dog")] and refused == ["speaks of its tags"]
-    assert "secret" not in replay.asked[0]["messages"][0]["content"]
+    assert "secret" not in replay.requests[0]["messages"][0]["content"]
 
 
 def test_reasoning_is_resampled_until_it_arrives(tmp_path: Path) -> None:
@@ -289,8 +291,11 @@ def test_a_translation_is_translated_back(tmp_path: Path) -> None:
     assert sample.meta["rejected"] == GERMAN[2] and sample.meta["language"] == "de"
     score = chrf(back, [*(m.text for m in UNSAFE.messages), UNSAFE.meta["rejected"]])
     assert 60 < score < 100 and sample.meta["lineage"][0]["chrf"] == round(score, 2)
-    assert ["natural German" in b["messages"][0]["content"] for b in replay.asked] == [True, False]
-    assert "into natural English" in replay.asked[1]["messages"][0]["content"]
+    assert ["natural German" in b["messages"][0]["content"] for b in replay.requests] == [
+        True,
+        False,
+    ]
+    assert "into natural English" in replay.requests[1]["messages"][0]["content"]
 
 
 @pytest.mark.parametrize(

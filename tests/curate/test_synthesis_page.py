@@ -34,7 +34,7 @@ def test_the_example_runs(
         code = example.replace("http://127.0.0.1:8000/v1", replay.where)
         for _ in range(2):
             exec(compile(code, str(PAGE), "exec"), {"__name__": "example"})
-        assert len(replay.asked) == 3 and replay.asked[0]["model"] == "some-model"
+        assert len(replay.requests) == 3 and replay.requests[0]["model"] == "some-model"
     output = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"3 requests, 0\.00\d\d at most", output[0])
     assert output[1:] == ["2 captions", "0 requests, 0.0000 at most", "2 captions"]

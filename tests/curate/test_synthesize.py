@@ -119,7 +119,7 @@ list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), 
 """
     with Replay(CHATS, seconds=0.05) as replay:
         run = subprocess.Popen([sys.executable, "-c", program, replay.where, str(tmp_path / "a")])
-        while len(replay.asked) < 20:
+        while len(replay.requests) < 20:
             assert run.poll() is None, "the run ended before it could be killed"
             time.sleep(0.005)
         os.kill(run.pid, signal.SIGKILL)
@@ -129,17 +129,17 @@ list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), 
             json.loads(p.read_text())["request"]["messages"][0]["parts"][0]["text"]
             for p in (tmp_path / "a" / "answers").rglob("[0-9a-f]*.json")
         }
-        before = len(replay.asked)
+        before = len(replay.requests)
         assert before - 3 <= len(cached_prompts) < N - 1  # all but the requests in flight
         after = written(
             tmp_path / "out", synthesize(ECHO, sources(), teacher(replay), tmp_path / "a")
         )
-        again = {body["messages"][0]["content"] for body in replay.asked[before:]}
+        again = {body["messages"][0]["content"] for body in replay.requests[before:]}
         assert not again & cached_prompts and len(again) == N - 1 - len(cached_prompts)
-        assert len(replay.asked) - before == len(again)
-        before = len(replay.asked)
+        assert len(replay.requests) - before == len(again)
+        before = len(replay.requests)
         written(tmp_path / "third", synthesize(ECHO, sources(), teacher(replay), tmp_path / "a"))
-        assert len(replay.asked) == before
+        assert len(replay.requests) == before
         whole = written(
             tmp_path / "whole", synthesize(ECHO, sources(), teacher(replay), tmp_path / "b")
         )
@@ -152,7 +152,7 @@ def test_equal_sources_are_asked_about_once(tmp_path: Path) -> None:
     twins = [replace(s, id=f"{s.id}-{k}") for k in range(4) for s in sources(3)]
     with Replay(CHATS, seconds=0.02) as replay:
         list(synthesize(ECHO, twins, teacher(replay), tmp_path, concurrency=8))
-        assert max(Counter(b["messages"][0]["content"] for b in replay.asked).values()) == 1
+        assert max(Counter(b["messages"][0]["content"] for b in replay.requests).values()) == 1
 
 
 def test_sources_are_read_as_they_are_needed(tmp_path: Path) -> None:
@@ -175,10 +175,10 @@ def test_another_model_or_setting_is_asked_anew(tmp_path: Path) -> None:
     with Replay(CHATS) as replay:
         for number, settings in enumerate(({}, {"extra": {"effort": "low"}}, {})):
             list(synthesize(ECHO, sources(3), teacher(replay, **settings), tmp_path))
-            assert len(replay.asked) == (3, 6, 6)[number]
+            assert len(replay.requests) == (3, 6, 6)[number]
         other = replace(ECHO, sampling=SamplingParams(temperature=0.1))
         list(synthesize(other, sources(3), teacher(replay), tmp_path))
-        assert len(replay.asked) == 9
+        assert len(replay.requests) == 9
 
 
 def test_an_endpoint_that_goes_away_ends_the_run_and_keeps_what_came(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_an_endpoint_that_goes_away_ends_the_run_and_keeps_what_came(tmp_path: P
             list(synthesize(ECHO, sources(), teacher(replay), tmp_path, concurrency=2))
         assert not (tmp_path / "echo.refused.jsonl").exists()
         replay.faults.clear()
-        replay.asked.clear()
+        replay.requests.clear()
         list(synthesize(ECHO, sources(), teacher(replay), tmp_path))
-        assert len(replay.asked) == N - 1 - 10
+        assert len(replay.requests) == N - 1 - 10
 
 
 FORM = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
@@ -230,9 +230,9 @@ def test_a_request_that_is_rejected_or_cut_off_is_one_refusal(tmp_path: Path) ->
     with Replay({"number 0 ": "zero"}) as replay:
         replay.faults = [(200, {}, json.dumps(cut).encode())]
         assert not list(synthesize(ECHO, sources(3), teacher(replay), tmp_path, concurrency=1))
-        assert len(replay.asked) == 3
+        assert len(replay.requests) == 3
         list(synthesize(ECHO, sources(3), teacher(replay), tmp_path))
-        assert len(replay.asked) == 3
+        assert len(replay.requests) == 3
     reasons = [
         json.loads(line)["reason"]
         for line in (tmp_path / "echo.refused.jsonl").read_text().splitlines()
@@ -245,7 +245,7 @@ def test_a_refused_answer_is_asked_for_again_with_another_seed(tmp_path: Path) -
     patient = replace(ECHO, tries=3, verify=lambda s, text: "" if text == "right" else "wrong")
     with Replay({"number 0 ": ["no", "right"], "number 1 ": ["a", "b", "c"]}) as replay:
         [sample] = synthesize(patient, sources(2), teacher(replay), tmp_path, concurrency=1)
-        assert [b["seed"] for b in replay.asked] == [0, 1, 0, 1, 2]
+        assert [b["seed"] for b in replay.requests] == [0, 1, 0, 1, 2]
     assert (sample.id, sample.answer) == ("s0/echo/0", "right")
     assert len((tmp_path / "echo.refused.jsonl").read_text().splitlines()) == 4
 
@@ -258,11 +258,11 @@ def test_the_estimate_is_what_is_then_asked(tmp_path: Path) -> None:
     with Replay(CHATS) as replay:
         model = teacher(replay)
         estimated = estimate(ECHO, twins, model, tmp_path, price=(2.0, 10.0), count=count)
-        assert not replay.asked and not list(tmp_path.iterdir())
+        assert not replay.requests and not list(tmp_path.iterdir())
         list(synthesize(ECHO, twins, model, tmp_path))
-        sent = sum(len(b["messages"][0]["content"].split()) for b in replay.asked)
-        bound = sum(b["max_tokens"] for b in replay.asked)
-        assert estimated.requests == estimated.requests_at_most == len(replay.asked) == N - 1
+        sent = sum(len(b["messages"][0]["content"].split()) for b in replay.requests)
+        bound = sum(b["max_tokens"] for b in replay.requests)
+        assert estimated.requests == estimated.requests_at_most == len(replay.requests) == N - 1
         assert estimated.prompt_tokens == estimated.prompt_tokens_at_most == sent
         assert estimated.answer_tokens_at_most == bound
         assert estimated.cost_at_most == pytest.approx((2 * sent + 10 * bound) / 1e6)
@@ -279,7 +279,7 @@ def test_the_estimate_bounds_what_resampling_may_ask(tmp_path: Path) -> None:
         estimated = estimate(patient, sources(2), teacher(replay), tmp_path, price=(1, 1))
         assert (estimated.requests, estimated.requests_at_most) == (1, 3)
         list(synthesize(patient, sources(2), teacher(replay), tmp_path))
-        assert len(replay.asked) == 5
+        assert len(replay.requests) == 5
 
 
 def test_the_key_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +289,7 @@ def test_the_key_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         # The server quotes the key when it rejects one request.
         replay.faults = [(400, {}, b'{"error": {"message": "sk-very-secret can\'t ask this"}}')]
         written(tmp_path / "out", synthesize(ECHO, sources(9), model, tmp_path / "work"))
-        assert len(replay.asked) == 8
+        assert len(replay.requests) == 8
     written_files = files(tmp_path)
     assert (
         len(written_files) == 8 + 1 + 2
@@ -361,7 +361,7 @@ def test_answers_are_kept_where_files_cannot_be_linked(
     with Replay(CHATS) as replay:
         for _ in range(2):
             assert len(list(synthesize(ECHO, sources(4), teacher(replay), tmp_path))) == 3
-        assert len(replay.asked) == 4
+        assert len(replay.requests) == 4
 
 
 def test_a_step_of_a_corpus(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
         )
         work = Work({"train": 100, "test": 3}, 0, tmp_path / "cache", tmp_path / "data")
         manifests = build_corpus(corpus, work)
-        assert len(replay.asked) == 11  # those of the test split are cached by then
+        assert len(replay.requests) == 11  # those of the test split are cached by then
     train, test = (list(Shards(tmp_path / "data" / "taught" / s)) for s in ("train", "test"))
     # The parts of the tasks, in order.
     assert [s.id for s in train] == [f"s{i}/echo/0" for i in (0, 2, 6, 8, 3, 9, 11)]

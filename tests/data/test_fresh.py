@@ -109,11 +109,11 @@ def test_any_number_of_processes_sees_the_same_steps(folder: Path, world: int) -
 def test_worker_processes_change_nothing(folder: Path) -> None:
     words = {"letter": "x"}  # a generator may hold what it draws from
 
-    def letters(number: int) -> Sample:
+    def sample_of(number: int) -> Sample:
         return document(str(number), words["letter"] * (1 + number % 7), "", "")
 
-    fresh = {"b": Fresh(letters, "one")}
-    assert cloudpickle.loads(cloudpickle.dumps(fresh["b"])).sample(9) == letters(9)
+    fresh = {"b": Fresh(sample_of, "one")}
+    assert cloudpickle.loads(cloudpickle.dumps(fresh["b"])).sample(9) == sample_of(9)
     plain = make(folder, fresh=fresh)
     steps = [plain.step() for _ in range(6)]
     with closing(make(folder, fresh=fresh, workers=2).steps(6)) as iterator:

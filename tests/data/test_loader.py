@@ -89,12 +89,12 @@ def test_samples_that_are_left_out_are_told_by_kind(folder: Path) -> None:
     loader = make(folder)
     steps = [loader.step() for _ in range(12)]
     skipped = [one for step in steps for one in step.skipped]
-    kinds = {one.kind for one in skipped}
-    assert kinds == {"too_long", "unfit", "corrupt"}
+    categories = {one.category for one in skipped}
+    assert categories == {"too_long", "unfit", "corrupt"}
     assert Skipped("a", "3", "corrupt", "damaged") in skipped
     assert Skipped("b", "3", "unfit", "no answer") in skipped
     assert str(skipped[0]) == f"{skipped[0].corpus}/{skipped[0].id}: {skipped[0].reason}"
-    assert steps[-1].corrupt == sum(one.kind == "corrupt" for one in skipped)
+    assert steps[-1].corrupt == sum(one.category == "corrupt" for one in skipped)
 
 
 def test_resumes_from_its_state(folder: Path) -> None:

@@ -66,7 +66,7 @@ def test_both_forms_say_the_same(root: Path, tmp_path: Path) -> None:
 
 
 def test_calls_of_tools_are_read_as_the_model_writes_them(root: Path, tmp_path: Path) -> None:
-    """OpenAI's form: tools beside the messages, calls as a field, answers by id in any order."""
+    """OpenAI's form: tools next to the messages, calls as a field, answers by id in any order."""
     calls = [
         {"id": id, "type": "function", "function": {"name": "add", "arguments": f'{{"a": {a}}}'}}
         for id, a in (("x", 1), ("y", 2))

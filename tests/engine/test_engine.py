@@ -342,7 +342,7 @@ def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
 
 @pytest.mark.parametrize("chunk", [5, 512])
 def test_prompt_logprobs(engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks, beside others, with or without an answer: equal to one forward without a cache."""
+    """In chunks, in a batch, with or without an answer: equal to one forward without a cache."""
     messages = [Message.user("the quick brown fox jumps over the lazy dog", picture())]
     row = engine.row(messages)
     logs = engine.logits(row).log_softmax(-1)
@@ -397,7 +397,7 @@ SAMPLINGS = {
 def test_output_that_is_not_finite_ends_that_request_alone(
     engine: Engine, name: str, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For all kinds of sampling; a request beside it and one after it get the answers that they get alone."""
+    """For all sampling parameters; a request in the same batch and one after it get the answers that they get alone."""
     good, wrong = [Message.user("1 + 2")], [Message.user("größer")]
     alone = engine.generate(good, sampling=SAMPLINGS["greedy"])
     poison = engine.processor.tokenizer.encode("größer")[0]

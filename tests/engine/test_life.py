@@ -331,7 +331,7 @@ def test_a_model_that_fails_ends_all_requests(
 @pytest.mark.parametrize("chunk", [1000, 4000])
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 def test_the_real_switch(tiny_config, tokenizer, chunk: int, extra: int) -> None:
-    """Prompts of 4,095, 4,096 and 4,097 tokens, alone and beside others, and decoding across the border."""
+    """Prompts of 4,095, 4,096 and 4,097 tokens, alone and in a batch, and decoding across the border."""
     switch = {"max_position_embeddings": 8192, "original_max_position_embeddings": 4096}
     config = fitted(tiny_config, tokenizer, **switch)
     engine = make_engine(config, tokenizer)

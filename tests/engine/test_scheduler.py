@@ -1,4 +1,4 @@
-"""Scheduling: short prompts beside long ones, fairness between clients, and encoders between steps."""
+"""Scheduling: short prompts with long ones, fairness between clients, and encoders between steps."""
 
 import pytest
 from engine.conftest import clip, picture

@@ -368,7 +368,7 @@ def test_an_answer_that_is_cut_off_is_the_beginning_of_a_right_one() -> None:
 
 
 def test_the_engine_under_a_grammar(engine: Engine) -> None:
-    """Greedy and sampled, with draft tokens and without, beside others; complete answers stop without an end token."""
+    """Greedy and sampled, with draft tokens and without, in a batch; complete answers stop without an end token."""
     messages = [Message.user("the dog")]
     for name, heat in (("enum", 0.0), ("references", 1.5)):
         grammar = Grammar("json", json.dumps(SCHEMAS[name]))

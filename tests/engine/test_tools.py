@@ -241,7 +241,7 @@ HOSTILE = [
     *((CALL + "[{", unit) for unit in ('"a":1,', '"name":"f",', '"\\u0061":"",')),
     (CALL + "[", '{"name":"f","arguments":{}},'),
     (CALL + "[" + " " * 20_000, CALL + "{"),
-    (CALL + '[{"' + CALL + '[{",":', "1,"),  # two that go on together
+    (CALL + '[{"' + CALL + '[{",":', "1,"),  # two that continue alike
 ]
 """(prefix, unit): texts that repeat a unit after a prefix."""
 

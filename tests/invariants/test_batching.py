@@ -1,4 +1,4 @@
-"""A batch is only a way to compute: every sequence gives what it gives alone, cached or not, whoever its neighbours."""
+"""A batch is only a way to compute: every sequence gives what it gives alone, cached or not, in any batch."""
 
 import random
 from dataclasses import replace
@@ -104,13 +104,13 @@ def test_pack_equals_each_alone_forward_and_gradients(model, tiny_config, seed):
         sum(lengths), tiny_config.decoder.hidden_size, generator=generator, dtype=torch.float64
     )
 
-    together = model(pack(rows))
-    (together * weights).sum().backward()
+    batched = model(pack(rows))
+    (batched * weights).sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
     for alone, found, weight in zip(
-        rows, together.split(lengths), weights.split(lengths), strict=True
+        rows, batched.split(lengths), weights.split(lengths), strict=True
     ):
         hidden = model(alone)
         torch.testing.assert_close(found, hidden, atol=DOUBLE, rtol=0)
@@ -136,13 +136,13 @@ class GrowingCache:
     """The simplest cache: concatenate."""
 
     def __init__(self) -> None:
-        self.held: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.cache: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def update(self, layer, sequence, k, v):
-        if (layer, sequence) in self.held:
-            before = self.held[layer, sequence]
+        if (layer, sequence) in self.cache:
+            before = self.cache[layer, sequence]
             k, v = torch.cat([before[0], k]), torch.cat([before[1], v])
-        self.held[layer, sequence] = (k, v)
+        self.cache[layer, sequence] = (k, v)
         return k, v
 
     def attend(self, layer, q, k, v, cu_seqlens, live=None):
@@ -150,8 +150,8 @@ class GrowingCache:
         lengths = [end - start for start, end in pairwise(cu_seqlens)]
         live = range(len(lengths)) if live is None else live
         parts = zip(live, k.split(lengths), v.split(lengths), strict=True)
-        held = [self.update(layer, s, *pair) for s, *pair in parts]
-        return ragged_attention(q, *zip(*held, strict=True), lengths)
+        cache = [self.update(layer, s, *pair) for s, *pair in parts]
+        return ragged_attention(q, *zip(*cache, strict=True), lengths)
 
 
 def part(batch: Batch, start: int, end: int) -> Batch:

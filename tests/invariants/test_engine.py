@@ -1,7 +1,7 @@
-"""Whatever happens beside a request, it gets the answer of the model alone.
+"""Whatever other requests do, each gets the answer of the model alone.
 
-Random requests of every kind run together in an engine that is short of everything (memory, places, tokens of a step)
-while neighbours are aborted. Each one's logits, token by token, are held against one forward of prompt and answer
+Random requests of every modality run in an engine short of everything (memory, `max_num_seqs`, tokens of a step)
+while neighbours are aborted. Each one's logits, token by token, are compared with one forward of prompt and answer
 without a cache, with the LongRoPE table of that token's length; all blocks come back.
 """
 
@@ -62,7 +62,7 @@ def conversation(
     dice: random.Random, earlier: list[list[Message]], longest: float
 ) -> list[Message]:
     """Text, 1 to 3 pictures of odd sizes, 1 or 2 clips of 0.1 to `longest` seconds, in any order; now and then what
-    was said before, and more."""
+    was sent before, and more."""
     text = lambda most: " ".join(dice.choices(WORDS, k=dice.randrange(1, most)))  # noqa: E731
     if earlier and dice.random() < 0.4:
         return [*dice.choice(earlier), Message.assistant(text(8)), Message.user(text(8))]
@@ -84,7 +84,7 @@ def conversation(
 
 
 @dataclass
-class Asked:
+class Tracked:
     messages: list[Message]
     sampling: SamplingParams
     request: Request
@@ -92,15 +92,17 @@ class Asked:
     seen: list[str] = field(default_factory=list)
 
 
-def played(engine: Watched, dice: random.Random, count: int, longest: float = 50.0) -> list[Asked]:
+def played(
+    engine: Watched, dice: random.Random, count: int, longest: float = 50.0
+) -> list[Tracked]:
     """Requests that come while others run, some of them aborted in whatever phase they are."""
-    asked: list[Asked] = []
+    requests: list[Tracked] = []
     waiting = count
     step = 0
-    while waiting or any(not a.request.finish_reason for a in asked):
-        if waiting and (dice.random() < 0.3 or all(a.request.finish_reason for a in asked)):
+    while waiting or any(not a.request.finish_reason for a in requests):
+        if waiting and (dice.random() < 0.3 or all(a.request.finish_reason for a in requests)):
             waiting -= 1
-            messages = conversation(dice, [a.messages for a in asked], longest)
+            messages = conversation(dice, [a.messages for a in requests], longest)
             sampling = SamplingParams(
                 max_tokens=dice.randrange(1, 60),
                 temperature=dice.choice([0.0, 0.0, 1.0]),
@@ -109,8 +111,8 @@ def played(engine: Watched, dice: random.Random, count: int, longest: float = 50
                 rope=dice.choice(["dynamic", "dynamic", "bound"]),
             )
             request = engine.submit(messages, sampling=sampling)
-            asked.append(
-                Asked(
+            requests.append(
+                Tracked(
                     messages,
                     sampling,
                     request,
@@ -119,14 +121,14 @@ def played(engine: Watched, dice: random.Random, count: int, longest: float = 50
             )
         engine.step(in_order=dice.random() < 0.5)
         step += 1
-        for one in asked:
+        for one in requests:
             one.seen.append(one.request.phase)
             if one.aborted_at is not None and step >= one.aborted_at:
                 engine.abort(one.request)
-    return asked
+    return requests
 
 
-def alone(engine: Engine, one: Asked, count: int) -> torch.Tensor:
+def alone(engine: Engine, one: Tracked, count: int) -> torch.Tensor:
     """[count V]: the logits of each token of the answer, from whole forwards without a cache."""
     prompt = engine.rows.row(one.messages)
     tokens = (
@@ -150,10 +152,10 @@ def alone(engine: Engine, one: Asked, count: int) -> torch.Tensor:
     return torch.stack(rows).float()
 
 
-def held_against_the_model(engine: Watched, asked: list[Asked], rounding: float) -> int:
+def compare_with_the_model(engine: Watched, requests: list[Tracked], rounding: float) -> int:
     """Logits equal; tokens equal but for ties within the rounding. Returns how many such ties there were."""
     ties = checked = 0
-    for one in asked:
+    for one in requests:
         rows = engine.sampled_logits.get(one.request, [])
         if not rows:
             assert one.request.finish_reason == "abort" or "memory" in str(one.request.error)
@@ -189,25 +191,25 @@ def test_every_request_gets_what_it_gets_alone(engine: Engine, seed: int) -> Non
         prefill=dice.choice([20, 100, 2048]),
         encoder_cache=dice.choice([0, 40_000, 10**7]),
     )
-    asked = played(scarce, dice, 16, longest)
-    held_against_the_model(scarce, asked, DOUBLE if double else ROUNDING)
+    requests = played(scarce, dice, 16, longest)
+    compare_with_the_model(scarce, requests, DOUBLE if double else ROUNDING)
     after = scarce.counters()
     assert (after.blocks_in_use, after.requests) == (0, 0)
     assert scarce.pool.available == scarce.pool.size
 
 
 def test_what_the_property_test_meets(engine: Engine) -> None:
-    """It would prove little if nobody were preempted, remembered, cut into chunks or guessed right."""
+    """It would prove little without preemptions, cached prefixes, chunks and accepted draft tokens."""
     dice = random.Random(1)
     memory = 20 * 32 * 2 * 2 * 2 * 16 * 4
     scarce = Watched(engine.model, engine.processor, memory=memory, chunk=17, prefill=100)
-    asked = played(scarce, dice, 40, longest=2.0)
-    held_against_the_model(scarce, asked, ROUNDING)
+    requests = played(scarce, dice, 40, longest=2.0)
+    compare_with_the_model(scarce, requests, ROUNDING)
     assert scarce.counters().preemptions > 0
-    assert sum(a.request.cached_tokens or 0 for a in asked) > 0
-    assert {a.request.finish_reason for a in asked} >= {"length", "abort"}
-    assert any("short" in a.request.ropes and "long" in a.request.ropes for a in asked)
-    adapters = {a.request.adapter for a in asked if a.request.finish_reason != "abort"}
+    assert sum(a.request.cached_tokens or 0 for a in requests) > 0
+    assert {a.request.finish_reason for a in requests} >= {"length", "abort"}
+    assert any("short" in a.request.ropes and "long" in a.request.ropes for a in requests)
+    adapters = {a.request.adapter for a in requests if a.request.finish_reason != "abort"}
     assert adapters == {None, "vision", "speech"}
 
 

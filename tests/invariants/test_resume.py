@@ -149,7 +149,7 @@ def test_preferences_keep_the_reference_of_the_start(corpora: Path, tmp_path: Pa
 
 
 def test_fresh_samples(corpora: Path, tmp_path: Path) -> None:
-    """A run with fresh samples goes on with those that come next; one with another generator is refused."""
+    """A run with fresh samples resumes with the next ones; one with another generator is refused."""
     fresh = {"questions": Fresh(small.fresh_question, "one")}
     options = {**OFTEN, "fresh": fresh}
     manifest = run(tmp_path / "straight", corpora, budget=SIX, **options)

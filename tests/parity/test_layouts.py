@@ -162,7 +162,7 @@ def test_transformers_and_peft_read_our_native(tiny_config: ModelConfig, tmp_pat
 
 @pytest.mark.parametrize("layout", ["native", "mini"])
 def test_peft_reads_a_sibling(tiny_config: ModelConfig, tmp_path: Path, layout: str) -> None:
-    """A third adapter beside the two, or beside the language model alone."""
+    """A third adapter in addition to the two, or with the language model alone."""
     if layout == "mini":
         tiny_config = ModelConfig(tiny_config.decoder, None, None, {})
     medical = {"medical": AdapterConfig(3, 9.0, 0.1)}
@@ -222,9 +222,9 @@ def test_layout_is_recognised_without_a_model_type(
     for layout in LAYOUTS:
         save_checkpoint(filled(tiny_config), tmp_path / layout, layout)
         path = tmp_path / layout / "config.json"
-        said = json.loads(path.read_text())
-        del said["model_type"]
-        path.write_text(json.dumps(said))
+        settings = json.loads(path.read_text())
+        del settings["model_type"]
+        path.write_text(json.dumps(settings))
         assert _open(tmp_path / layout)[0] == layout
 
 

@@ -83,7 +83,7 @@ def test_memory_is_that_of_a_process(name: str) -> None:
 
 @pytest.mark.parametrize("name", stages.ORDER)
 def test_a_full_size_builds_and_every_tensor_has_its_origin(name: str) -> None:
-    """On the meta device; globs that match nothing raise. What a parent is said to have learned it has, in that
+    """On the meta device; globs that match nothing raise. What a parent is declared to have trained it has, in that
     shape."""
     target = cost.stage_model(name, sizes.FULL)
     assert target.trainable

@@ -81,8 +81,8 @@ def test_the_answer_is_supervised_and_nothing_else(processor: Processor, png: Ma
     ]
     chat.append(Message.assistant("Yes."))
     row = processor.row(chat, supervise="answers")
-    wanted = row.labels[row.labels != IGNORE]
-    assert processor.tokenizer.decode(wanted.tolist()) == "A dog.<|end|>Yes.<|end|>"
+    expected = row.labels[row.labels != IGNORE]
+    assert processor.tokenizer.decode(expected.tolist()) == "A dog.<|end|>Yes.<|end|>"
     assert row.supervised.tolist() == (row.labels != IGNORE).nonzero().flatten().tolist()
     assert (row.labels[row.supervised] == row.ids[row.supervised + 1]).all()
     everything = processor.row(chat, supervise="all")
@@ -212,8 +212,8 @@ def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> No
 
 
 def test_a_picture_asks_for_its_own_crops(processor: Processor, png: Make) -> None:
-    def crops(**asked: object) -> int:
-        return processor.row([Message.user(Image(png(300, 200), **asked))]).images[0].crops
+    def crops(**options: object) -> int:
+        return processor.row([Message.user(Image(png(300, 200), **options))]).images[0].crops
 
     assert crops() == crops(detail="auto") == crops(detail="high") == crops(max_crops=99) == 7
     assert crops(detail="low") == crops(max_crops=1) == 2
@@ -350,7 +350,7 @@ def test_slots_are_as_many_as_the_model_fills(
     assert cost.total == len(row) == cost.text + cost.image + cost.audio
     assert cost.image == (0 if row.image_slots is None else len(row.image_slots))
     assert cost.audio == (0 if row.audio_slots is None else len(row.audio_slots))
-    for slots, id, wanted in (
+    for slots, id, expected in (
         (
             row.image_slots,
             processor.tokenizer.image_id,
@@ -358,7 +358,7 @@ def test_slots_are_as_many_as_the_model_fills(
         ),
         (row.audio_slots, processor.tokenizer.audio_id, sum(c.tokens for c in row.clips)),
     ):
-        assert (0 if slots is None else len(slots)) == wanted == (row.ids == id).sum()
+        assert (0 if slots is None else len(slots)) == expected == (row.ids == id).sum()
         assert slots is None or (row.ids[slots] == id).all()
     if row.images:
         assert len(row.image_input.float_crops().crops) == len(row.crop_masks) == row.crop_count

@@ -119,9 +119,9 @@ def test_runs_of_signs_are_cut_where_no_token_reaches(
 ) -> None:
     """Also where a token holds bytes of two signs, and where only a sign that is alone is a token of its own."""
     model = json.loads(json.dumps(tokenizer._spec["model"]))
-    letters = [module.byte_characters()[byte] for byte in "😀".encode()]
-    one, two = "".join(letters), letters[-1] + letters[0]
-    for more, merges in ({}, []), ({two: 900}, [[letters[-1], letters[0]]]), ({one: 900}, []):
+    characters = [module.byte_characters()[byte] for byte in "😀".encode()]
+    one, two = "".join(characters), characters[-1] + characters[0]
+    for more, merges in ({}, []), ({two: 900}, [[characters[-1], characters[0]]]), ({one: 900}, []):
         spelt = {**model, "vocab": {**model["vocab"], **more}, "merges": model["merges"] + merges}
         changed = respelt(tokenizer, pre_tokenizer=SPLITS[split], model=spelt)
         with pytest.MonkeyPatch.context() as patch:

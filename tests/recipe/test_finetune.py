@@ -1,4 +1,4 @@
-"""Fine-tuning a published checkpoint: resumable, siblings, precision, layouts, and what is said about mistakes."""
+"""Fine-tuning a published checkpoint: resumable, siblings, precision, layouts, and error messages."""
 
 import json
 import os
@@ -45,25 +45,25 @@ TEXT = replace(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints in float32 and bfloat16, and data."""
-    place = tmp_path_factory.mktemp("published")
-    published.write(place / "original", "original", torch.float32)
-    published.write(place / "native", "native")
-    published.write(place / "mini", "mini", torch.float32)
-    published.write_data(place / "data")
-    return place
+    source = tmp_path_factory.mktemp("published")
+    published.write(source / "original", "original", torch.float32)
+    published.write(source / "native", "native")
+    published.write(source / "mini", "mini", torch.float32)
+    published.write_data(source / "data")
+    return source
 
 
 @pytest.fixture
-def run(place: Path, tmp_path: Path) -> Callable[..., Path]:
+def run(source: Path, tmp_path: Path) -> Callable[..., Path]:
     def run(
         stage: Stage = SIBLING, out: str = "run", model: str = "original", **options: Any
     ) -> Path:
-        data = [f"{n}={place / 'data' / n}.jsonl" for n in stage.data.weights]
+        data = [f"{n}={source / 'data' / n}.jsonl" for n in stage.data.weights]
         names = {field.name for field in fields(TrainOptions)} & set(options)
         train = replace(QUIET, **{name: options.pop(name) for name in names})
-        options = {"checkpoint": place / model, "options": train, **options}
+        options = {"checkpoint": source / model, "options": train, **options}
         finetune(stage, data, tmp_path / out, **options)
         return tmp_path / out
 
@@ -77,10 +77,10 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("model", ["original", "native"])
 def test_what_rests_comes_out_as_it_went_in(
-    model: str, precision: str, run: Callable[..., Path], place: Path
+    model: str, precision: str, run: Callable[..., Path], source: Path
 ) -> None:
     out = run(model=model, precision=precision)
-    before, after = state(place / model), state(out / "model")
+    before, after = state(source / model), state(out / "model")
     learned = {n for n in after if ".medical." in n or n.startswith("audio.projector.speech.")}
     assert set(load_file(out / "trained.safetensors")) == learned
     assert set(after) - set(before) == {n for n in learned if ".medical." in n}
@@ -90,7 +90,7 @@ def test_what_rests_comes_out_as_it_went_in(
     assert read_layout(out / "model") == "native", "the original one has no room for it"
     adapter = SIBLING.adapters["medical"]
     assert read_config(out / "model").adapters["medical"] == adapter
-    assert json.loads((out / "manifest.json").read_text())["parents"][str(place / model)] > 50
+    assert json.loads((out / "manifest.json").read_text())["parents"][str(source / model)] > 50
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_what_rests_comes_out_as_it_went_in(
     ],
 )
 def test_any_part_of_a_bfloat16_checkpoint_learns(
-    model: str, glob: str, run: Callable[..., Path], tmp_path: Path, place: Path
+    model: str, glob: str, run: Callable[..., Path], tmp_path: Path, source: Path
 ) -> None:
     both = {"image": "0.png", "audio": "0.wav", "answer": "red"}
-    (place / "data/both.jsonl").write_text(f"{json.dumps(both)}\n" * 8)
+    (source / "data/both.jsonl").write_text(f"{json.dumps(both)}\n" * 8)
     mix = Mix({"both": 1} if "vision" in glob else {"clips": 1})
     out = run(replace(SIBLING, trainable={glob: 1e-2}, adapters={}, data=mix, steps=2), model=model)
-    before, after = state(place / model), state(out / "model")
+    before, after = state(source / model), state(out / "model")
     assert any(not torch.equal(before[n], after[n]) for n in before)
 
 
@@ -154,23 +154,23 @@ def test_a_finished_run_is_only_exported_again(run: Callable[..., Path]) -> None
         run(replace(SIBLING, adapters={"medical": AdapterConfig(3, 7.0, 0.2)}))
 
 
-def test_an_adapter_may_start_as_a_copy(run: Callable[..., Path], place: Path) -> None:
+def test_an_adapter_may_start_as_a_copy(run: Callable[..., Path], source: Path) -> None:
     """With a learning rate of 0 it stays equal to the original."""
     stage = replace(
         SIBLING, adapters={"medical": "vision"}, trainable={"decoder.*.lora.medical.*": 0.0}
     )
     out = run(stage, precision="fp32")
     phi = polyphi.load(out / "model")
-    messages = [Message.user(Image(place / "data/1.png"), "which colour is it")]
+    messages = [Message.user(Image(source / "data/1.png"), "which colour is it")]
     one, two = (phi.logits(messages, adapter=a)[1] for a in ("vision", "medical"))
     assert torch.equal(one, two)
 
 
-def test_text_answers_are_untouched(run: Callable[..., Path], place: Path) -> None:
+def test_text_answers_are_untouched(run: Callable[..., Path], source: Path) -> None:
     out = run(TEXT, precision="fp32")
     messages = [Message.user("say red")]
     before, after = (
-        polyphi.load(p).logits(messages)[1] for p in (place / "original", out / "model")
+        polyphi.load(p).logits(messages)[1] for p in (source / "original", out / "model")
     )
     assert torch.equal(before, after)
     with_it = polyphi.load(out / "model").logits(messages, adapter="medical")[1]
@@ -192,7 +192,7 @@ def test_phi_4_mini_with_an_adapter_beside_it(run: Callable[..., Path], tmp_path
 
 
 def test_merging_on_the_command_line(
-    run: Callable[..., Path], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Path], source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In float32 within 1e-5 on logits of scale 10: the same sums in another order."""
     out = run(precision="fp32")
@@ -209,7 +209,7 @@ def test_merging_on_the_command_line(
     cli.main(command)
     one, two = polyphi.load(model), polyphi.load(merged)
     assert set(two.config.adapters) == {"vision", "speech"}
-    messages = [Message.user(Image(place / "data/1.png"), "which colour is it")]
+    messages = [Message.user(Image(source / "data/1.png"), "which colour is it")]
     for before, after in (("medical", None), ("vision", "vision"), ("speech", "speech")):
         expected, actual = (
             one.logits(messages, adapter=before)[1],
@@ -219,16 +219,16 @@ def test_merging_on_the_command_line(
 
 
 def test_an_adapter_is_chosen_by_name(
-    run: Callable[..., Path], place: Path, capsys: pytest.CaptureFixture[str]
+    run: Callable[..., Path], source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, picture = str(run() / "model"), str(place / "data/1.png")
+    model, picture = str(run() / "model"), str(source / "data/1.png")
     cli.main(
         ["chat", model, "colour?", "--image", picture, "--adapter", "medical", "--max-tokens", "2"]
     )
     assert capsys.readouterr().err == ""
     for verb in (
         ["chat", model, "colour?", "--image", picture],
-        ["transcribe", model, str(place / "data/1.wav")],
+        ["transcribe", model, str(source / "data/1.wav")],
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main([*verb, "--adapter", "medicine"])
@@ -265,28 +265,28 @@ def test_an_adapter_is_chosen_by_name(
     ],
 )
 def test_mistakes_raise_errors_before_anything_is_written(
-    change: dict[str, Any], message: str, place: Path, tmp_path: Path
+    change: dict[str, Any], message: str, source: Path, tmp_path: Path
 ) -> None:
     stage = replace(SIBLING, **change)
-    model = None if "start" in change else place / "original"
+    model = None if "start" in change else source / "original"
     names = [n for n in stage.data.weights if n != "films"]
-    data = [f"{n}={place / 'data' / n}.jsonl" for n in names]
+    data = [f"{n}={source / 'data' / n}.jsonl" for n in names]
     with pytest.raises(ValueError, match=message):
         finetune(stage, data, tmp_path / "run", checkpoint=model, options=QUIET)
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_could_be_any_corpus(place: Path, tmp_path: Path) -> None:
+def test_data_that_could_be_any_corpus(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"2 corpora; .*, such as --data pictures="):
-        finetune(SIBLING, ["x.jsonl"], tmp_path, checkpoint=place / "original")
+        finetune(SIBLING, ["x.jsonl"], tmp_path, checkpoint=source / "original")
 
 
-def test_columns_of_one_corpus(run: Callable[..., Path], place: Path, tmp_path: Path) -> None:
-    renamed = (place / "data/clips.jsonl").read_text().replace("answer", "sentence")
-    (place / "data/renamed.jsonl").write_text(renamed)
-    data = [f"pictures={place / 'data/pictures.jsonl'}", f"clips={place / 'data/renamed.jsonl'}"]
+def test_columns_of_one_corpus(run: Callable[..., Path], source: Path, tmp_path: Path) -> None:
+    renamed = (source / "data/clips.jsonl").read_text().replace("answer", "sentence")
+    (source / "data/renamed.jsonl").write_text(renamed)
+    data = [f"pictures={source / 'data/pictures.jsonl'}", f"clips={source / 'data/renamed.jsonl'}"]
     names = {"clips.answer": "sentence"}
-    options = {"checkpoint": place / "original", "options": QUIET, "steps": 1}
+    options = {"checkpoint": source / "original", "options": QUIET, "steps": 1}
     finetune(SIBLING, data, tmp_path / "run", columns=names, **options)
     with pytest.raises(
         ValueError, match=r"clip\.answer=sentence: clip is no corpus of the mix; it has"

@@ -109,7 +109,7 @@ def main() -> None:
         before = grown()["VmRSS"]
         result = ask(processor, parts)
         size = max(len(part.source) for part in parts)
-        results[name] = {"said": result, "grown": grown()["VmHWM"] - before, "bytes": size}
+        results[name] = {"result": result, "grown": grown()["VmHWM"] - before, "bytes": size}
     results["libraries"] = sorted({"av", "torchvision", "cv2"} & set(sys.modules))
     print(json.dumps(results))
 

@@ -32,7 +32,7 @@ class Running:
         return httpx2.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
     def idle(self) -> bool:
-        """Whether nothing is under way and nothing is held."""
+        """Whether no request is in progress and nothing is reserved."""
         counters = self.engine.counters()
         return counters.requests == 0 and counters.blocks_in_use == 0
 

@@ -28,7 +28,7 @@ def served(folder: Path, *options: str) -> Iterator[str]:
         try:
             line = process.stdout.readline()
             match = re.search(r"http://[\d.]+:\d+", line)
-            assert match, f"the server said {line!r}"
+            assert match, f"the server printed {line!r}"
             yield match[0]
             process.terminate()
             assert process.wait(60) == 0

@@ -70,9 +70,9 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
     message["content"][0]["image_url"]["url"] = "data:;base64,QUJD"  # type: ignore[index]
     for path in (CHAT, "/tokenize"):
         yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
-    with ExitStack() as places:
+    with ExitStack() as stack:
         for number in range(server.capacity):
-            places.enter_context(server.admit(Caller(bytes([number]))))
+            stack.enter_context(server.admit(Caller(bytes([number]))))
         for path in ADMITTED:
             yield 429, "POST", path, {**BODIES[path], "headers": KEY}
     server.draining = True

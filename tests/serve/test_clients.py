@@ -71,8 +71,8 @@ def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
             alone = [await ask(client, *job) for job in jobs]
             return alone, await asyncio.gather(*(ask(client, *job) for job in jobs))
 
-    alone, together = asyncio.run(all_of_them())
-    assert together == alone and len(set(alone)) == len(CONTENTS)
+    alone, batched = asyncio.run(all_of_them())
+    assert batched == alone and len(set(alone)) == len(CONTENTS)
     assert running.idle()
 
 
@@ -103,7 +103,7 @@ def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> 
     asyncio.run(cancelled())
     with running.client() as http:
         metrics = http.get("/metrics").text
-    # It ended because of that, not because all was said.
+    # It ended because of that, not because the answer was complete.
     assert 'request_success_total{finished_reason="abort",model_name="tiny"} 1.0' in metrics
 
 
@@ -233,7 +233,7 @@ def test_errors_are_of_their_class(engine: Engine) -> None:
         assert long.value.code == "context_length_exceeded" and long.value.param == "messages"
 
 
-# Harnesses that compare log-likelihoods send context and continuation as one prompt, echoed, with nothing to be said.
+# Harnesses that compare log-likelihoods send context and continuation as one prompt, echoed, without new tokens.
 
 PAIRS = [
     ("1 + 2 =", [" 3", " the", " größer"]),

@@ -67,7 +67,7 @@ def test_a_client_leaves_places_to_others(engine: Engine) -> None:
 
 
 def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> None:
-    """Their prompts are computed in chunks beside it, and end within a step after their client disconnects."""
+    """Their prompts are computed in chunks at the same time, and end within a step after their client disconnects."""
     engine = running.engine
     engine.scheduler._chunk = engine.scheduler._prefill = 64
     ids = [[260 + (7 * i + j) % 60 for j in range(1800)] for i in range(60)]

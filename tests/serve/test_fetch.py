@@ -29,7 +29,7 @@ from polyphi.serve.settings import Settings
 
 PARAM = "messages[0].content[1].image_url.url"
 PUBLIC, OTHER, SIXTH = "93.184.216.34", "151.101.1.140", "2606:2800:220:1:248:1893:25c8:1946"
-PEM = Path(__file__).with_name("media_example_org.pem")  # a key of nobody, for these tests
+PEM = Path(__file__).with_name("media_example_org.pem")  # an unused key, for these tests
 
 
 def encoded(form: str = "PNG", side: int = 8) -> bytes:
@@ -310,20 +310,20 @@ INSIDE = [
 
 def test_what_is_public() -> None:
     assert all(map(is_public, (PUBLIC, OTHER, SIXTH, "1.1.1.1", "2a00:1450:4001:82a::200e")))
-    assert [place for place in INSIDE if is_public(place)] == []
+    assert [host for host in INSIDE if is_public(host)] == []
 
 
-@pytest.mark.parametrize("place", INSIDE)
-def test_s1_addresses_of_the_inside_are_never_connected_to(net: Net, place: str) -> None:
-    """Neither directly, nor behind a name, nor beside a public address, whatever the list allows."""
+@pytest.mark.parametrize("host", INSIDE)
+def test_s1_addresses_of_the_inside_are_never_connected_to(net: Net, host: str) -> None:
+    """Neither directly, nor behind a name, nor with a public address, whatever the list allows."""
     trap = Server()
     net.names |= {
-        "bad.example.org": [place],
-        "mixed.example.org": [PUBLIC, place],
-        "late.example.org": [place, PUBLIC],
+        "bad.example.org": [host],
+        "mixed.example.org": [PUBLIC, host],
+        "late.example.org": [host, PUBLIC],
     }
-    loader = media(net, "*", f"*:{trap.port}", place, f"{place}:{trap.port}", "bad.example.org")
-    written = f"[{place}]" if ":" in place else place
+    loader = media(net, "*", f"*:{trap.port}", host, f"{host}:{trap.port}", "bad.example.org")
+    written = f"[{host}]" if ":" in host else host
     for port in ("", f":{trap.port}"):
         refused(loader, f"http://{written}{port}/latest/meta-data/")
         for name in ("bad", "mixed", "late"):
@@ -335,7 +335,7 @@ def test_s1_addresses_of_the_inside_are_never_connected_to(net: Net, place: str)
 
 
 @pytest.mark.parametrize(
-    "place",
+    "host",
     [
         *("2130706433", "0x7f000001", "017700000001", "0x7f.1", "0177.0.0.1", "127.1", "127.0.1"),
         *("127.0.0.1.", "0127.0.0.1", "127.0.0.256", "127.0.0.0x1", "1.2.3.4.5", "media.5"),
@@ -363,9 +363,9 @@ def test_s1_addresses_of_the_inside_are_never_connected_to(net: Net, place: str)
         *("[fe80::1%25eth0]", "[::ffff:127.0.0.1%1]", "media.exa\u00admple.org", "a\u200b.org"),
     ],
 )
-def test_s1_odd_hosts_are_not_even_looked_up(net: Net, place: str) -> None:
+def test_s1_odd_hosts_are_not_even_looked_up(net: Net, host: str) -> None:
     for scheme in ("http", "https"):
-        refused(media(net, "*", place), f"{scheme}://{place}/a.png")
+        refused(media(net, "*", host), f"{scheme}://{host}/a.png")
     assert not net.lookups and not net.connected
 
 
@@ -581,7 +581,7 @@ def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> 
                     results.append(error.status)
             return results
 
-    for _ in range(2):  # what the first ones held is free again
+    for _ in range(2):  # what the first ones reserved is free again
         assert asyncio.run(ask()) == [413, 413, 200, 200, 429]
 
 

@@ -479,7 +479,9 @@ def test_s24_tenants_differ_and_do_not_tell_their_key() -> None:
         return json.loads(answer.body)["tenant"]
 
     assert tenant("first-key") == tenant("first-key") != tenant("last-key")
-    assert tenant("first-key") != tenant("first-key", other)  # a guess can't be checked elsewhere
+    assert tenant("first-key") != tenant(
+        "first-key", other
+    )  # a guessed key can't be checked elsewhere
     assert json.loads(ask().body)["tenant"] == ""
 
 
@@ -548,7 +550,7 @@ def test_s19_large_bodies_are_read_in_turns_that_leave_most_of_the_time_to_other
     async def several() -> None:
         first, cancelled, *others = [asyncio.create_task(reads()) for _ in range(5)]
         await first
-        cancelled.cancel()  # whoever leaves the queue holds up nobody
+        cancelled.cancel()  # a request that leaves the queue delays no other
         await asyncio.gather(*others)
 
     asyncio.run(several())

@@ -518,7 +518,7 @@ def test_s16_a_megabyte_of_calls_in_under_a_tenth_of_a_second(name: str, size: i
     assert min(seconds) < 0.1
 
 
-# S23: adapters don't share what is remembered
+# S23: adapters don't share cached prefixes
 
 
 def test_s23_with_and_without_an_adapter_nothing_is_shared(running: Running) -> None:
@@ -536,10 +536,10 @@ def test_s23_with_and_without_an_adapter_nothing_is_shared(running: Running) -> 
             assert cached(adapter=adapter) == 0, adapter
         again = [cached(adapter=adapter) for adapter in (None, "speech", "vision")]
         assert min(again) >= 32 and len(set(again)) == 1
-        assert cached(model="speech") == again[0], "the same adapter, asked for as a model"
+        assert cached(model="speech") == again[0], "the same adapter, requested as a model"
 
 
-# S25: nothing stays of what was asked
+# S25: nothing stays of requests
 
 
 def test_s25_prompts_are_in_no_log_and_no_file(
@@ -590,22 +590,22 @@ def test_s27_an_archive_leads_nowhere_else(tmp_path: Path, monkeypatch: pytest.M
         link = zipfile.ZipInfo("link")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    place, digest = tmp_path / "inner" / "place", hashlib.sha256(wheel.getvalue()).hexdigest()
-    place.mkdir(parents=True)
+    target, digest = tmp_path / "inner" / "place", hashlib.sha256(wheel.getvalue()).hexdigest()
+    target.mkdir(parents=True)
 
     def download(source: Any, partial: Path) -> Path:
         (partial / "x.whl").write_bytes(wheel.getvalue())
         return partial / "x.whl"
 
     monkeypatch.setattr(sources, "_download_wheel", download)
-    sources._fill(sources.Source("x", "wheel", "", "", "", sha256=digest), place, tmp_path)
-    outside = {p.name for p in tmp_path.rglob("*") if place not in p.parents} - {"inner", "place"}
+    sources._fill(sources.Source("x", "wheel", "", "", "", sha256=digest), target, tmp_path)
+    outside = {p.name for p in tmp_path.rglob("*") if target not in p.parents} - {"inner", "place"}
     assert not outside
-    assert not [p for p in place.rglob("*") if p.is_symlink()]
-    assert (place / "in/side").read_text() == "x"
+    assert not [p for p in target.rglob("*") if p.is_symlink()]
+    assert (target / "in/side").read_text() == "x"
     forged = sources.Source("x", "wheel", "", "", "", sha256="0" * 64)
     with pytest.raises(sources.Unavailable, match="SHA-256"):
-        sources._fill(forged, place, tmp_path)
+        sources._fill(forged, target, tmp_path)
 
 
 def test_s27_what_grows_when_it_is_unpacked_is_cut_off(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
     return make_engine(fitted(tiny_config, tokenizer), tokenizer)
 
 
-def told(processor: Processor, data: bytes, kind: str = "image") -> int:
-    """The status with which a picture or a clip is answered. What is said of a refused one holds no address, no path
+def status_of(processor: Processor, data: bytes, kind: str = "image") -> int:
+    """The status with which a picture or a clip is answered. The error of a refused one has no address, no path
     and nothing of a library."""
     server = Media(Settings("phi"))
     url = "data:;base64," + base64.b64encode(data).decode()
@@ -119,14 +119,14 @@ def bombs() -> dict:
 def test_s5_decompression_bombs_leave_memory_flat(bombs: dict, name: str, result: str) -> None:
     """4.8 GB in a PNG of 5 MB; 12 GB in 256 of them; a JPEG with 3000 scans."""
     report = bombs[name]
-    assert re.match(result, report["said"]), report["said"]
+    assert re.match(result, report["result"]), report["result"]
     assert report["grown"] < 64 << 20
     assert report["bytes"] < 6 << 20
 
 
 def test_s5_pictures_stand_in_memory_one_at_a_time(bombs: dict) -> None:
     report = bombs["6 pictures, one at a time"]  # 64 MB each once decoded
-    assert report["said"] == "200: 3274 tokens" and report["grown"] < 200 << 20
+    assert report["result"] == "200: 3274 tokens" and report["grown"] < 200 << 20
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_s5_pictures_stand_in_memory_one_at_a_time(bombs: dict) -> None:
 def test_s8_audio_bombs_leave_memory_flat(bombs: dict, name: str, result: str) -> None:
     """Minutes in few bytes; a rate and channels that make few seconds expensive; 256 clips for a short context."""
     report = bombs[name]
-    assert re.match(result, report["said"]), report["said"]
+    assert re.match(result, report["result"]), report["result"]
     assert report["grown"] < 32 << 20
     assert report["bytes"] < 100_000
 
@@ -154,11 +154,11 @@ def test_s5_caps_are_the_settings(engine: Engine) -> None:
     processor = engine.processor
     for caps in (Caps(image_pixels=2399), Caps(image_bytes=50)):
         processor.caps = caps
-        assert told(processor, noise("PNG")) == 413
+        assert status_of(processor, noise("PNG")) == 413
         with pytest.raises(MediaError):  # and what only counts tokens looks too
             processor.count([Message.user(Image(noise("PNG")))])
     processor.caps = Caps(image_pixels=2400)
-    assert told(processor, noise("PNG")) == 200
+    assert status_of(processor, noise("PNG")) == 200
 
 
 def frames(form: str, **options) -> bytes:
@@ -216,7 +216,7 @@ def gif_of_another_size(width: int, height: int) -> bytes:
     ],
 )
 def test_s5_pictures_of_every_kind(processor: Processor, data: bytes, status: int) -> None:
-    assert told(processor, data) == status
+    assert status_of(processor, data) == status
 
 
 def text_bomb() -> bytes:
@@ -229,7 +229,7 @@ def text_bomb() -> bytes:
 
 
 def test_s5_comments_are_no_way_in(processor: Processor) -> None:
-    assert told(processor, text_bomb()) == 400
+    assert status_of(processor, text_bomb()) == 400
 
 
 # What is decoded at all
@@ -271,24 +271,24 @@ OTHERS = {
 def test_s6_other_formats_are_refused_by_their_bytes(processor: Processor, name: str) -> None:
     data = OTHERS[name]
     for kind in ("image", "audio"):
-        assert told(processor, data, kind) == 415
-    with pytest.raises(MediaError) as caught:  # where nobody looked before the engine
+        assert status_of(processor, data, kind) == 415
+    with pytest.raises(MediaError) as caught:  # where nothing checked it before the engine
         processor.row([Message.user(Image(data), "?")])
     assert caught.value.reason == "kind"
 
 
 def test_s6_pictures_and_clips_are_not_mixed_up(processor: Processor) -> None:
-    assert told(processor, noise("PNG"), "audio") == 415
-    assert told(processor, sound(SILENCE), "image") == 415
+    assert status_of(processor, noise("PNG"), "audio") == 415
+    assert status_of(processor, sound(SILENCE), "image") == 415
 
 
 @pytest.mark.parametrize("name", ["TIFF", "PPM", "PDF", "FITS", "EPS", "JPEG 2000"])
 def test_s6_a_false_beginning_opens_no_other_decoder(processor: Processor, name: str) -> None:
     """Only one decoder is used, selected by the first bytes."""
     for magic in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"RIFF\0\0\0\0WEBP"):
-        assert told(processor, magic + OTHERS[name]) in (400, 413)
+        assert status_of(processor, magic + OTHERS[name]) in (400, 413)
     for magic in (b"fLaC", b"OggS", b"RIFF\0\0\0\0WAVE", b"ID3"):
-        assert told(processor, magic + OTHERS[name], "audio") == 400
+        assert status_of(processor, magic + OTHERS[name], "audio") == 400
 
 
 # Odd sizes
@@ -305,7 +305,7 @@ def test_s6_a_false_beginning_opens_no_other_decoder(processor: Processor, name:
 def test_s7_degenerate_pictures(
     processor: Processor, form: str, width: int, height: int, status: int
 ) -> None:
-    assert told(processor, still(form, width, height)) == status
+    assert status_of(processor, still(form, width, height)) == status
 
 
 def test_s7_the_smallest_pictures_are_answered(engine: Engine) -> None:
@@ -313,7 +313,7 @@ def test_s7_the_smallest_pictures_are_answered(engine: Engine) -> None:
     pictures = [Image(still("PNG", *size)) for size in ((1, 1), (1, 5), (5, 1))]
     answers = engine.generate_many([[Message.user(p, "?")] for p in pictures], sampling=SHORT)
     assert all(a.tokens and a.image_tokens for a in answers)
-    assert told(processor, b"") == 415
+    assert status_of(processor, b"") == 415
 
 
 # Clips
@@ -349,7 +349,7 @@ def test_s7_the_smallest_pictures_are_answered(engine: Engine) -> None:
     ],
 )
 def test_s8_clips_of_every_kind(processor: Processor, data: bytes, status: int) -> None:
-    assert told(processor, data, "audio") == status
+    assert status_of(processor, data, "audio") == status
 
 
 def test_s8_a_forged_rate_buys_nothing(engine: Engine) -> None:
@@ -364,7 +364,7 @@ def test_s8_a_forged_rate_buys_nothing(engine: Engine) -> None:
     processor.caps = Caps(audio_seconds=5)
     with pytest.raises(MediaError, match="may last 5 s"):
         engine.row([Message.user(Audio(data))])
-    assert told(processor, forged, "audio") in (200, 400)
+    assert status_of(processor, forged, "audio") in (200, 400)
     tokens = processor.count([Message.user(Audio(sound(SILENCE, 655_350, "FLAC")))])
     assert tokens.audio == 1
 
@@ -392,7 +392,7 @@ def test_s8_seconds_are_capped_on_every_way_in(engine: Engine, form: str) -> Non
             way()
 
 
-# What is said of them
+# Error messages
 
 FORMS = {f: noise(f) for f in ("PNG", "JPEG", "GIF", "BMP", "WEBP")} | {
     f: sound(0.1 * np.random.default_rng(0).standard_normal(3000), form=f)
@@ -418,7 +418,7 @@ def test_s9_damaged_media_are_refused_in_our_words(processor: Processor, form: s
                     del data[at : at + dice.randrange(40)]
                 case _:
                     data[at:at] = dice.randbytes(dice.randrange(40))
-        seen.add(told(processor, bytes(data), kind))
+        seen.add(status_of(processor, bytes(data), kind))
     assert seen <= {200, 400, 413, 415} and 400 in seen
 
 
@@ -543,7 +543,7 @@ def test_s22_one_pixel_makes_another_picture(engine: Engine) -> None:
 
 
 def test_s22_a_picture_and_a_clip_never_share(engine: Engine) -> None:
-    """A clip beside an image doesn't share with the same clip alone: it uses another projector."""
+    """A clip with an image doesn't share with the same clip alone: it uses another projector."""
     first = engine.generate([Message.user(clip(), LONG)], sampling=SHORT)
     both = engine.generate([Message.user(clip(), picture(), LONG)], sampling=SHORT)
     assert first.cached == both.cached == 0 and engine.encoders.calls == 3

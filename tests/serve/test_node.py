@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package and the script."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
@@ -63,7 +63,7 @@ def engines(engine: Engine) -> dict[str, Any]:
     return {kind: engine.generate(messages, sampling=sampling) for kind, messages in ours.items()}
 
 
-def test_the_node_client(running: Running, place: Path) -> None:
+def test_the_node_client(running: Running, folder: Path) -> None:
     engine = running.engine
     expected = engines(engine)
 
@@ -83,11 +83,11 @@ def test_the_node_client(running: Running, place: Path) -> None:
         "audio": audio_part()["input_audio"]["data"],
         "recording": base64.b64encode(CLIP).decode(),
     }
-    (place / "given.json").write_text(json.dumps(settings))
+    (folder / "given.json").write_text(json.dumps(settings))
     results: dict[str, list[dict]] = {}
     process = subprocess.Popen(
         ["node", SCRIPT.name, "given.json"],
-        cwd=place,
+        cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -118,7 +118,7 @@ def test_the_node_client(running: Running, place: Path) -> None:
         assert message["text"] == message["streamed"]["text"] == its.text, kind
         assert message["adapter"] == its.adapter
         assert message["streamed"]["pieces"] > 3
-        # How much was remembered depends on who came before; all else is the same.
+        # How much was cached depends on earlier requests; all else is the same.
         whole, streamed = message["usage"], message["streamed"]["usage"]
         for usage in (whole, streamed):
             usage["prompt_tokens_details"].pop("cached_tokens")

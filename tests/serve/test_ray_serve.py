@@ -81,7 +81,7 @@ def test_a_replica_answers_as_a_server_does(engine: Engine, url: str) -> None:
         assert "".join(p.choices[0].delta.content or "" for p in pieces) == expected.text
 
     with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
-        # Words come as they are said, not when all is.
+        # Words arrive as they are generated, not at the end.
         body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1500, "stream": True}
         began = time.monotonic()
         with http.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -91,7 +91,7 @@ def test_a_replica_answers_as_a_server_does(engine: Engine, url: str) -> None:
             assert sum(1 for _ in lines) > 100
         assert first < 0.5 * (time.monotonic() - began)
 
-        # Who leaves, in a stream or before an answer, frees what he held.
+        # A client that disconnects, in a stream or before an answer, frees its resources.
         with http.stream("POST", "/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)

@@ -227,7 +227,7 @@ def test_temperature_is_how_it_is_drawn(client: OpenAI) -> None:
         )
 
     transcripts = [ask(1.0) for _ in range(2)]
-    assert transcripts[0].text != transcripts[1].text, "each request has a seed of its own"
+    assert transcripts[0].text != transcripts[1].text, "each request has its own seed"
     assert {s.temperature for f in transcripts for s in f.segments} == {1.0}
     assert ask(0).text == ask(0).text
 

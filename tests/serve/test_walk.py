@@ -129,7 +129,7 @@ def test_head_has_the_status_and_headers_of_get_and_no_body(walked: Running) -> 
             assert set(head.headers) == set(get.headers), path
             named = set(get.headers) - own
             assert [head.headers[n] for n in named] == [get.headers[n] for n in named], path
-            if path != "/metrics":  # it grows with what was asked before
+            if path != "/metrics":  # it grows with earlier requests
                 assert head.headers["content-length"] == get.headers["content-length"], path
     with walked.client() as client:
         assert client.head("/health").status_code == 200

@@ -63,7 +63,7 @@ def test_text_pictures_and_clips_go_as_openai_has_them(tmp_path: Path) -> None:
         answer = endpoint(replay, extra={"effort": "low", "top_p": None}).chat(
             messages, sampling=sampling, schema={"type": "string"}
         )
-        [body] = replay.asked
+        [body] = replay.requests
     assert (answer.text, answer.finish_reason, answer.prompt_tokens) == ("A dog.", "stop", 7)
     sent = body.pop("messages")
     form = {"name": "answer", "schema": {"type": "string"}, "strict": True}
@@ -135,7 +135,7 @@ def test_speech_and_transcription() -> None:
     with Replay(clips={"seven": WAV}, transcripts={WAV: "seven"}) as replay:
         model = endpoint(replay)
         assert model.speech("seven", voice="anna", speed=1.5) == WAV
-        assert replay.asked[0] == {
+        assert replay.requests[0] == {
             "model": "m",
             "input": "seven",
             "voice": "anna",
@@ -144,8 +144,8 @@ def test_speech_and_transcription() -> None:
         }
         replay.faults = ["half"]
         assert model.transcribe(WAV, language="en") == "seven"  # after a cut connection
-    assert b'name="language"\r\n\r\nen' in replay.asked[1]["file"]
-    assert b'filename="clip.wav"' in replay.asked[1]["file"]
+    assert b'name="language"\r\n\r\nen' in replay.requests[1]["file"]
+    assert b'filename="clip.wav"' in replay.requests[1]["file"]
 
 
 def test_what_is_no_clip_and_no_transcript() -> None:
@@ -165,7 +165,7 @@ def test_a_passing_trouble_is_waited_out_longer_each_time(fault: object) -> None
     with Replay({"hello": "hi"}) as replay:
         replay.faults = [fault] * 3
         assert endpoint(replay, clock).chat(HELLO).text == "hi"
-        assert len(replay.asked) == 4
+        assert len(replay.requests) == 4
     assert [0.5 * 2**i <= s <= 2**i for i, s in enumerate(clock.slept)] == [True] * 3
 
 
@@ -173,7 +173,7 @@ def test_silence_is_a_trouble_too() -> None:
     with Replay({"hello": "hi"}) as replay:
         replay.faults = [1.5]
         assert endpoint(replay, seconds=0.5).chat(HELLO).text == "hi"
-        assert len(replay.asked) == 2
+        assert len(replay.requests) == 2
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -202,7 +202,7 @@ def test_a_server_that_wants_an_hour_is_not_waited_for() -> None:
         replay.faults = [(429, {}, b'{"error": {"message": "no", "code": "insufficient_quota"}}')]
         with pytest.raises(ValueError, match="quota is used up"):
             endpoint(replay, clock).chat(HELLO)
-        assert len(replay.asked) == 2 and not clock.slept
+        assert len(replay.requests) == 2 and not clock.slept
 
 
 def test_it_gives_up_at_last() -> None:
@@ -210,7 +210,7 @@ def test_it_gives_up_at_last() -> None:
         replay.faults = [500] * 9
         with pytest.raises(ValueError, match="answered 500: on demand; gave up after 3 attempts"):
             endpoint(replay, attempts=3).chat(HELLO)
-        assert len(replay.asked) == 3
+        assert len(replay.requests) == 3
 
 
 def test_errors_say_what_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +260,7 @@ def test_no_minute_holds_more_requests_or_tokens_than_allowed() -> None:
     for start, _ in sent:
         minute = [n for when, n in sent if start <= when < start + MINUTE]
         assert len(minute) <= 7 and sum(minute) <= 1000
-    # No slower than it has to be: whoever waited could not have gone a moment before.
+    # No slower than needed: a request that waited could not have been sent earlier.
     for i, (when, size) in enumerate(sent):
         before = [n for w, n in sent[:i] if when - 0.01 - MINUTE < w]
         waited = when > 3.0 * (i // 5 + 1)
@@ -276,7 +276,7 @@ def test_the_pace_holds_from_many_threads_without_real_waiting() -> None:
         model = endpoint(replay, clock, requests_per_minute=4, concurrency=1)
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda _: model.chat(HELLO), range(12)))
-        assert len(replay.asked) == 12
+        assert len(replay.requests) == 12
     assert clock.now - 1000 == pytest.approx(2 * MINUTE)
     with Replay({"hello": "hi"}) as replay:
         model = endpoint(replay, clock, tokens_per_minute=300, count=lambda messages: 44)
@@ -291,4 +291,4 @@ def test_no_more_than_the_concurrency_is_under_way() -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: model.chat(HELLO), range(16)))
         assert replay.most_under_way == 3
-        assert json.dumps(replay.asked[0])  # what it was asked is plain JSON
+        assert json.dumps(replay.requests[0])  # requests are plain JSON

@@ -1,4 +1,4 @@
-"""The committed fits of the peak rate follow from the runs that stand beside them."""
+"""The committed fits of the peak learning rate follow from the runs next to them."""
 
 import json
 import math

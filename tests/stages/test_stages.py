@@ -1,4 +1,4 @@
-"""The sixteen stages say what the report says (sections 2.2.2 and 3): who learns, from what, at which rates."""
+"""The sixteen stages are those of the report (2.2.2 and 3): trainable parameters, data, learning rates."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""The whole recipe at micro size: every stage, an interrupted run that goes on, a model that loads and answers."""
+"""The whole recipe at micro size: every stage, an interrupted run that resumes, a model that loads and answers."""
 
 import json
 import os

@@ -211,7 +211,7 @@ def test_stamps_are_read_with_captions_kinds_and_splits(tmp_path: Path) -> None:
         "zh": "一只猫头鹰",
         "pt": "uma coruja",
     }
-    assert owl.kind == "bird" and album.of(owl.split, "bird") == (owl,)
+    assert owl.category == "bird" and album.of(owl.split, "bird") == (owl,)
     assert owl.cutout(40).size == (40, 20), "trimmed to what is opaque"
     assert all(max(owl.paper(random.Random(i))) < 230 for i in range(9)), (
         "a white owl is not put on white paper"
@@ -222,4 +222,4 @@ def test_stamps_are_read_with_captions_kinds_and_splits(tmp_path: Path) -> None:
 
 
 def test_every_kind_has_a_word_in_every_language() -> None:
-    assert all(set(stamps.KIND_WORDS[kind]) == set(LANGUAGES) for kind in stamps.KINDS)
+    assert all(set(stamps.CATEGORY_WORDS[name]) == set(LANGUAGES) for name in stamps.CATEGORIES)

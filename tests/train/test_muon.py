@@ -1,4 +1,4 @@
-"""Muon: torch's own in float32, orthogonal updates, one optimizer with AdamW beside it."""
+"""Muon: torch's own in float32, orthogonal updates, one optimizer with AdamW."""
 
 import pytest
 import torch

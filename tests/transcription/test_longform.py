@@ -30,7 +30,7 @@ TOKENIZER = Tokenizer.train(["w1 w2 w3 <sep>"], vocab_size=384)
 
 
 class ToneEngine(Engine):
-    """Replaces the engine with a decoder of the clips' tones. `answer` may change its answers; `asked` records
+    """Replaces the engine with a decoder of the clips' tones. `answer` may change its answers; `requests` records
     (seconds, sampling) of each clip, `batches` the sizes of the calls."""
 
     context = 4096  # type: ignore[assignment]
@@ -39,7 +39,7 @@ class ToneEngine(Engine):
     def __init__(self, context: int = 4096, answer: Any = None) -> None:
         self.context, self.answer = context, answer  # type: ignore[misc]
         self.processor = Processor(TOKENIZER)
-        self.asked: list[tuple[float, SamplingParams]] = []
+        self.requests: list[tuple[float, SamplingParams]] = []
         self.batches: list[int] = []
 
     def generate_many(
@@ -50,7 +50,7 @@ class ToneEngine(Engine):
             if stop.is_set():
                 raise Stopped
             wave, rate = messages[0].parts[0].source
-            self.asked.append((len(wave) / rate, its))
+            self.requests.append((len(wave) / rate, its))
             text = " ".join(heard(wave, rate))
             tokens = tuple(TOKENIZER.encode(text))
             answer = Completion(text, tokens, logprobs=tuple(TokenLogprob(t, -0.5) for t in tokens))
@@ -76,7 +76,7 @@ def test_pieces_join_to_all_words(numbers: list[int], pauses: list[float], windo
     wave = say(numbers, [0.2, *pauses])
     engine = ToneEngine()
     (transcript,) = transcribe(engine, [(wave, 16000)], TASK, window=window)
-    assert max(seconds for seconds, _ in engine.asked) <= window + 0.01
+    assert max(seconds for seconds, _ in engine.requests) <= window + 0.01
     if any("overlapping" in w for w in transcript.warnings):
         assert set(transcript.text.split()) >= {f"w{n}" for n in numbers}
     else:
@@ -132,7 +132,7 @@ def test_long_silences_are_left_out_with_a_warning() -> None:
     wave = say([1, 2, 3, 4], [15.0, 0.1, 20.0, 0.1, 12.0])
     engine = ToneEngine()
     (transcript,) = transcribe(engine, [(wave, 16000)], TASK)
-    assert transcript.text == "w1 w2 w3 w4" and sum(s for s, _ in engine.asked) < 6
+    assert transcript.text == "w1 w2 w3 w4" and sum(s for s, _ in engine.requests) < 6
     assert len(transcript.warnings) == 3 and transcript.warnings[0].startswith("0:00.0 to 0:14.")
     assert [round(s.start) for s in transcript.segments] == [15, 36]
     assert {s.source for s in transcript.segments} == {"window"}
@@ -143,7 +143,7 @@ def test_silence_and_hiss_are_not_transcribed() -> None:
     hiss = 0.1 * np.random.default_rng(0).standard_normal(16000 * 3).astype(np.float32)
     for wave in (np.zeros(16000 * 3, np.float32), hiss):
         (transcript,) = transcribe(engine, [(wave, 16000)], TASK)
-        assert (transcript.text, transcript.segments) == ("", ()) and not engine.asked
+        assert (transcript.text, transcript.segments) == ("", ()) and not engine.requests
         (warning,) = transcript.warnings
         assert warning.startswith("0:00.0 to 0:03.0: silence")
 
@@ -171,19 +171,19 @@ def test_a_loop_is_retried_at_higher_temperatures() -> None:
     engine = ToneEngine(answer=loop)
     (transcript,) = transcribe(engine, [(say([1, 2, 3], [0.1] * 4), 16000)], TASK)
     assert transcript.text == "w1 w2 w3" and transcript.warnings == ()
-    assert [its.temperature for _, its in engine.asked] == [0.0, 0.2, 0.4]
+    assert [its.temperature for _, its in engine.requests] == [0.0, 0.2, 0.4]
     assert transcript.segments[0].temperature == 0.4
 
 
 def test_a_loop_that_remains_has_a_warning() -> None:
     engine = ToneEngine(answer=lambda answer, *_: replace(answer, text="thank you " * 20))
     (transcript,) = transcribe(engine, [(say([1, 2, 3], [0.1] * 4), 16000)], TASK)
-    assert len(engine.asked) == 5
+    assert len(engine.requests) == 5
     assert transcript.warnings[0].startswith("0:00.0 to 0:01.3: the answer repeats itself")
-    engine.asked.clear()
+    engine.requests.clear()
     own = replace(TASK, sampling=SamplingParams(max_tokens=9))  # without retries
     (transcript,) = transcribe(engine, [(say([1, 2, 3], [0.1] * 4), 16000)], own)
-    assert len(engine.asked) == 1 and "repeats itself" in transcript.warnings[0]
+    assert len(engine.requests) == 1 and "repeats itself" in transcript.warnings[0]
 
 
 def test_a_long_loop_is_split_in_halves() -> None:
@@ -195,7 +195,7 @@ def test_a_long_loop_is_split_in_halves() -> None:
     engine = ToneEngine(answer=looping)
     (transcript,) = transcribe(engine, [(wave, 16000)], TASK)
     assert transcript.text == words(numbers) and transcript.warnings == ()
-    assert round(engine.asked[0][0]) == 86 and len(engine.asked) == 3
+    assert round(engine.requests[0][0]) == 86 and len(engine.requests) == 3
 
 
 def test_a_truncated_answer_gets_more_tokens_then_halves_then_a_warning() -> None:
@@ -210,7 +210,7 @@ def test_a_truncated_answer_gets_more_tokens_then_halves_then_a_warning() -> Non
     engine = ToneEngine(answer=short)
     (transcript,) = transcribe(engine, [(say(numbers, [0.1] + [0.6] * 25), 16000)], TASK)
     assert transcript.text == words(numbers) and transcript.warnings == ()
-    budgets = [its.max_tokens for _, its in engine.asked]
+    budgets = [its.max_tokens for _, its in engine.requests]
     assert budgets[1] == 2 * budgets[0] and len(budgets) > 3
     never = ToneEngine(
         answer=lambda a, *_: replace(a, finish_reason="length", tokens=(1,) * 7, logprobs=())
@@ -227,10 +227,10 @@ def test_pieces_fit_the_context() -> None:
         limit = longest_piece(engine, task)
         transcribe(engine, [(say(list(range(60)), [0.1] * 61), 16000)], task)
         prompt = engine.processor.count([longform.Message.user(TASK.prompt)]).total
-        for seconds, its in engine.asked:
+        for seconds, its in engine.requests:
             assert seconds <= limit + 0.01
             assert prompt + int(np.ceil(seconds * 12.5)) + its.max_tokens <= 400
-        engine.asked.clear()
+        engine.requests.clear()
     assert longest_piece(ToneEngine(context=131072), TASK) == 1800
     assert longest_piece(ToneEngine(context=131072), TASK, 30.0) == 30
     with pytest.raises(ValueError, match="a context of 80 tokens"):
@@ -383,11 +383,11 @@ def test_stop_ends_at_the_next_block_or_step() -> None:
     engine = ToneEngine(answer=lambda answer, *_: stop.set() or answer)
     with pytest.raises(Stopped):
         transcribe(engine, [(say(list(range(40)), [0.5] * 41), 16000)], TASK, window=5.0, stop=stop)
-    assert len(engine.asked) == 1
-    engine.asked.clear()
+    assert len(engine.requests) == 1
+    engine.requests.clear()
     with pytest.raises(Stopped):  # while it is measured
         transcribe(engine, [(np.zeros(16000 * 60, np.float32), 16000)], TASK, stop=stop)
-    assert not engine.asked
+    assert not engine.requests
 
 
 def test_a_recording_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,10 +432,10 @@ def test_tokens_belong_to_segments_and_all_answers_are_counted() -> None:
     ]
     assert all(len(s.tokens) == len(s.logprobs) for s in transcript.segments)
     assert {s.seek for s in transcript.segments} == {0.0}
-    asked = len(engine.asked)
-    assert asked == 3 and transcript.adapter == "speech"
-    assert (transcript.prompt_tokens, transcript.audio_tokens) == (9 * asked, 5 * asked)
-    assert transcript.answer_tokens == asked * sum(len(s.tokens) for s in transcript.segments)
+    requests = len(engine.requests)
+    assert requests == 3 and transcript.adapter == "speech"
+    assert (transcript.prompt_tokens, transcript.audio_tokens) == (9 * requests, 5 * requests)
+    assert transcript.answer_tokens == requests * sum(len(s.tokens) for s in transcript.segments)
 
 
 def test_cached_prefixes_are_separate_by_salt(engine: Engine) -> None:

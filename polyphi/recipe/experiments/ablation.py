@@ -33,7 +33,7 @@ from polyphi.recipe.experiments import scaling
 from polyphi.recipe.experiments.trial import score, trial
 from polyphi.recipe.graph import Run
 from polyphi.runtime.files import sha256, write_json
-from polyphi.runtime.plots import panels
+from polyphi.runtime.plots import subplots
 from polyphi.stages import sizes
 from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import NextToken
@@ -278,13 +278,13 @@ def markdown(table: Mapping[str, Any]) -> str:
 
 
 def draw(table: Mapping[str, Any], path: Path) -> None:
-    """Differences of all losses with their intervals, an arm in each panel, as a PNG."""
+    """Differences of all losses with their intervals, one arm per subplot, as a PNG."""
     others = [arm for arm in table["arms"] if arm != OWN]
     if not others:
         return
     rows = [what for what in table["arms"][OWN] if what.startswith("loss ")][::-1]
     size = (2 + 2.2 * len(others), 1 + 0.3 * len(rows))
-    with panels(path, len(others), size=size, sharey=True) as (figure, every):
+    with subplots(path, len(others), size=size, sharey=True) as (figure, every):
         for axes, arm in zip(every, others, strict=True):
             for y, what in enumerate(rows):
                 row = table["arms"][arm][what]

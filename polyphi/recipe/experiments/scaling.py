@@ -6,7 +6,7 @@ Bjorck et al., arXiv 2409.19913). In this file "rate" is a peak learning rate.
         -> B with the report's exponent; B and exponent both free; 95 % intervals by bootstrap over the runs
         -> the law that the stage uses: the report's exponent, through the best rate of the longest runs
 
-Each run is a folder of its own, so the same command resumes an interrupted sweep.
+Each run has its own folder, so the same command resumes an interrupted sweep.
 """
 
 import math
@@ -29,7 +29,7 @@ from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import write_json
-from polyphi.runtime.plots import panels
+from polyphi.runtime.plots import subplots
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.checkpoint import write_tensors
@@ -345,7 +345,7 @@ def draw(fit: Mapping[str, Any], path: Path) -> None:
     from matplotlib import colormaps
 
     colours = colormaps["viridis"](np.linspace(0.1, 0.85, len(fit["best"])))
-    with panels(path, 2, size=(10, 3.8)) as (_, (left, right)):
+    with subplots(path, 2, size=(10, 3.8)) as (_, (left, right)):
         for best, colour in zip(fit["best"], colours, strict=True):
             runs = [r for r in fit["runs"] if r[0] == best["tokens"] and r[3] is not None]
             rates = sorted({r[1] for r in runs})

@@ -161,8 +161,8 @@ def _stage(folder: Path, name: str) -> dict[str, Any]:
         "seconds": manifest.get("seconds"),
         "speed": _speed(manifest),
         "waste": {
-            kind: round(sum(r[kind] for r in records) / len(records), 4) if records else None
-            for kind in ("padding", "blank")
+            name: round(sum(r[name] for r in records) / len(records), 4) if records else None
+            for name in ("padding", "blank")
         },
         "loss_first": _mean([p[1] for p in points[:tenth]]),
         "loss_last": _mean([p[1] for p in points[-tenth:]]),

@@ -144,9 +144,9 @@ def test_cross_attention_keeps_text_and_attends_to_its_own_images(
     with torch.inference_mode():
         plain = replace(text, adapters=(None,))
         assert torch.equal(crossed(text), PhiModel.forward(crossed, plain))
-        together = crossed(pack([text, picture, other]))
+        packed = crossed(pack([text, picture, other]))
         alone = torch.cat([crossed(row) for row in (text, picture, other)])
-        assert torch.allclose(together, alone, atol=1e-5)  # as packs equal rows elsewhere
+        assert torch.allclose(packed, alone, atol=1e-5)  # as packs equal rows elsewhere
         swapped = replace(picture, crops=other.crops, views=other.views)
         assert not torch.allclose(crossed(swapped), crossed(picture), atol=1e-5)
 

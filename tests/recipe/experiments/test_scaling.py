@@ -1,4 +1,4 @@
-"""The law of the peak rate: a planted law is found, its interval is honest, a sweep goes on where it stopped."""
+"""The law of the peak learning rate: a planted law is found, its interval is honest, a sweep resumes."""
 
 import json
 import math

@@ -47,10 +47,10 @@ def test_examples_come_first_then_the_core_then_the_rest(run: Path) -> None:
         assert row["core"] == (row["task"] in {task.name for task in CORE})
         assert f"<td>{row['title']}<" in content["core" if row["core"] else "beyond"]
     # As many rows in Markdown, the core's before all others.
-    places = {row["task"]: text.index(f"\n| {row['title']} |") for row in report["tasks"]}
-    last = max(places[row["task"]] for row in report["tasks"] if row["core"])
-    assert all(places[row["task"]] > last for row in report["tasks"] if not row["core"])
-    assert text.index(report["examples"][0]["title"]) < min(places.values())
+    offsets = {row["task"]: text.index(f"\n| {row['title']} |") for row in report["tasks"]}
+    last = max(offsets[row["task"]] for row in report["tasks"] if row["core"])
+    assert all(offsets[row["task"]] > last for row in report["tasks"] if not row["core"])
+    assert text.index(report["examples"][0]["title"]) < min(offsets.values())
 
 
 def test_goals_are_shown_with_the_scores(run: Path) -> None:

@@ -38,7 +38,7 @@ SIDES = (28, 56, 84, 112, 168, 224, 280, 336, 448)  # pixels of pictures that on
 STRIP = (
     (84, 112),
     (22, 28),
-)  # pixels: widths and heights of small pictures of text, beside crops of 112
+)  # pixels: widths and heights of small pictures of text; crops have 112
 ROWS = {"train": 2000, "test": 300}
 MARGIN = 3.0  # points
 
