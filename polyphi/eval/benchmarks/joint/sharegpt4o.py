@@ -1,7 +1,7 @@
-"""ShareGPT4o_AI2D, _ChartQA, _DocVQA, _InfoVQA (report, Table 2): questions of four image benchmarks, spoken.
+"""ShareGPT4o_AI2D, _ChartQA, _DocVQA, _InfoVQA (report, Table 2): spoken questions of four image benchmarks.
 
-The model gets an image and audio, and no text. InternOmni's own sets aren't published in a form that we know, so that
-they are spoken anew (`polyphi eval synthesise`): `written_questions` has their text.
+The model gets an image and audio, and no text. InternOmni's own sets aren't published in a format that we know, so
+`polyphi eval synthesise` makes new audio from the text of `written_questions`.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from polyphi.eval.scorers import references
 from polyphi.eval.sources import Data, Source, audio_of, image_of, read_rows
 from polyphi.messages import Message
 
-WRITTEN = {b.name: b for b in (*lettered.benchmarks, chartqa.benchmark, *docvqa.benchmarks)}
+BENCHMARKS = {b.name: b for b in (*lettered.benchmarks, chartqa.benchmark, *docvqa.benchmarks)}
 SETS = {
-    "ShareGPT4o_AI2D": (WRITTEN["ai2d"], "letter"),
-    "ShareGPT4o_ChartQA": (WRITTEN["chartqa"], "relaxed"),
-    "ShareGPT4o_DocVQA": (WRITTEN["docvqa"], "anls"),
-    "ShareGPT4o_InfoVQA": (WRITTEN["infovqa"], "anls"),
+    "ShareGPT4o_AI2D": (BENCHMARKS["ai2d"], "letter"),
+    "ShareGPT4o_ChartQA": (BENCHMARKS["chartqa"], "relaxed"),
+    "ShareGPT4o_DocVQA": (BENCHMARKS["docvqa"], "anls"),
+    "ShareGPT4o_InfoVQA": (BENCHMARKS["infovqa"], "anls"),
 }
 METRICS = {"letter": vqa.letter_or_text, "relaxed": vqa.relaxed, "anls": vqa.anls}
 SOURCE = Source(
@@ -61,8 +61,8 @@ def score(answer: str, sample: Sample) -> Score:
 
 
 def written_questions(data: Data, name: str) -> Iterator[dict[str, Any]]:
-    """What there is to speak for one of `SETS`: `id`, `image` (bytes or a path), `text` (to be spoken, with the options
-    and their letters), `question`, `options` (or None), `answers`, `metric`."""
+    """Yield the questions of one of `SETS`: `id`, `image` (bytes or a path), `text` (to be spoken, with the options and
+    their letters), `question`, `options` (or None), `answers`, `metric`."""
     if name not in SETS:
         raise ValueError(f"there is no set {name!r}; expected one of {', '.join(SETS)}")
     benchmark, metric = SETS[name]
@@ -71,7 +71,7 @@ def written_questions(data: Data, name: str) -> Iterator[dict[str, Any]]:
             continue
         (prompt,) = sample.prompt
         options = sample.meta.get("options")
-        question = prompt.text.rpartition("\n")[0]  # less the instruction
+        question = prompt.text.rpartition("\n")[0]  # without the instruction
         question = question.removesuffix(vqa.with_options("", options)) if options else question
         choices = [f"{a}: {option}." for a, option in vqa.letters(options or ()).items()]
         yield {
@@ -86,7 +86,7 @@ def written_questions(data: Data, name: str) -> Iterator[dict[str, Any]]:
 
 
 def spoken_questions(data: Data) -> Iterator[dict[str, Any]]:
-    """All sets, each into the file that `load` reads."""
+    """The questions of all sets, each with the `file` that `load` reads."""
     for name in SETS:
         yield from ({**row, "file": f"{name}.jsonl"} for row in written_questions(data, name))
 
@@ -101,5 +101,5 @@ benchmark = Benchmark(
     scorer=score,
     spoken_questions=spoken_questions,
     status="substitute data",
-    note="questions re-synthesised: InternOmni's own clips aren't published",
+    note="the questions are synthesised again: InternOmni's audio isn't published",
 )

@@ -1,13 +1,13 @@
-"""Conversations with a simulated user who wants harm: plainly, by manipulating the context, by persuasion; in text and
-aloud, in eight languages (report, sections 5.1 and 5.2).
+"""Conversations with a simulated user who asks for harm: plainly, by manipulating the context, or by persuasion; in
+text or spoken, in eight languages (report, sections 5.1 and 5.2).
 
-The plain ones in text are how the report made Tables 10 and 13, the spoken ones Table 14. Of the other two ways its red
-team says that they work better, persuasion mostly in French and Italian, and gives no numbers: ours stand beside.
+Plain conversations in text are how the report made Tables 10 and 13, spoken ones Table 14. Its red team writes that the
+other two strategies work better, persuasion mostly in French and Italian, without numbers; ours have separate rows.
 
-A sample's meta say what the user is after (`prompt`), how (`strategy`), in which `language`, whether `aloud`, and for
-how many `turns`. What the simulator says depends on nothing but these and the answers so far, and is cached as answers
-are: a run that resumes sends nothing twice, and the same answers lead to the same next turn. Spoken turns reach the
-model as audio alone; the simulator reads their text.
+A sample's meta has the user's goal (`prompt`), the `strategy`, the `language`, whether it is spoken (`aloud`) and the
+number of `turns`. The simulator's turns depend only on these and on the answers so far, and are cached as answers are:
+a run that resumes sends no request twice, and the same answers lead to the same next turn. The model receives spoken
+turns as audio only; the simulator reads their text.
 
 >>> turns = dialogues(Cache(endpoint, out, endpoint.name, name="simulated.gpt-4o"))
 >>> benchmark = replace(benchmark, turns=turns)
@@ -26,19 +26,19 @@ from polyphi.eval.spoken import SpokenText, synthesize
 from polyphi.messages import LANGUAGES, Message, SamplingParams, Text
 
 GOALS = replace(PROMPTS, files=("goals.jsonl",))
-"""Where it is there, it takes the place of `prompts.jsonl`: `prompt` is what the user is after, and a line may say
-"strategies", "aloud" ([false], say) and "turns", of which there are all, both and TURNS otherwise."""
+"""Replaces `prompts.jsonl` if it exists: `prompt` is the user's goal, and a line may have "strategies", "aloud" (e.g.
+[false]) and "turns"; the defaults are all, both and TURNS."""
 TURNS = 3
 STRATEGIES: Mapping[str, str] = judge.SAFETY["strategies"]
-"""What a simulated user is told to do, by the strategy's name."""
-SAYS = SamplingParams(max_tokens=160)
-LONGEST = 600
-"""Characters of a turn: what a person says at a time, about 40 seconds of speech."""
+"""Instructions for the simulated user, by the strategy's name."""
+SAMPLING = SamplingParams(max_tokens=160)
+MAX_CHARS = 600
+"""Most characters of a user's turn: about 40 seconds of speech."""
 QUOTES = "\"'“”„«»「」 \n\t"
 
 
 def load(data: Data) -> Iterator[Sample]:
-    """Each goal by each strategy, in text and aloud, unless its line says less."""
+    """Each goal with each strategy, in text and spoken, unless its line restricts them."""
     has_goals = (data.folder(PROMPTS) / GOALS.files[0]).is_file()
     for prompt in prompts(data, GOALS if has_goals else PROMPTS):
         for strategy in prompt.line.get("strategies", STRATEGIES):
@@ -64,29 +64,29 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def dialogues(simulator: Cache) -> Turns:
-    """The next turn of each conversation, the user's of a level together."""
+    """Return a function that gives the next turn of each conversation; user turns at the same position form a batch."""
 
-    def turns(talked: Sequence[tuple[Sample, Sequence[str]]]) -> list[Sequence[Message] | None]:
-        going = [i for i, (s, answers) in enumerate(talked) if len(answers) < s.meta["turns"]]
-        user_turns: dict[int, list[str]] = {i: [] for i in going}
-        level = 0
-        while open_ := [i for i in going if level <= len(talked[i][1])]:
+    def turns(pairs: Sequence[tuple[Sample, Sequence[str]]]) -> list[Sequence[Message] | None]:
+        unfinished = [i for i, (s, answers) in enumerate(pairs) if len(answers) < s.meta["turns"]]
+        user_turns: dict[int, list[str]] = {i: [] for i in unfinished}
+        position = 0
+        while batch := [i for i in unfinished if position <= len(pairs[i][1])]:
             requests = [
-                Request(_view(talked[i][0], user_turns[i], talked[i][1]), SAYS) for i in open_
+                Request(_view(pairs[i][0], user_turns[i], pairs[i][1]), SAMPLING) for i in batch
             ]
-            for i, answer in zip(open_, simulator.answers(requests), strict=True):
-                user_turns[i].append(_turn(answer.text) or talked[i][0].meta["prompt"])
-            level += 1
+            for i, answer in zip(batch, simulator.answers(requests), strict=True):
+                user_turns[i].append(_turn(answer.text) or pairs[i][0].meta["prompt"])
+            position += 1
         return [
             _conversation(sample, user_turns[i], answers) if i in user_turns else None
-            for i, (sample, answers) in enumerate(talked)
+            for i, (sample, answers) in enumerate(pairs)
         ]
 
     return turns
 
 
 def _view(sample: Sample, user_turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
-    """The conversation as the simulator sees it: its own turns are the assistant's, the model's answers the user's."""
+    """The simulator's prompt, with roles swapped: its own turns are the assistant's, the model's answers the user's."""
     meta = sample.meta
     system = judge.SAFETY["user"].format(
         goal=meta["prompt"], how=STRATEGIES[meta["strategy"]], language=LANGUAGES[meta["language"]]
@@ -98,23 +98,23 @@ def _view(sample: Sample, user_turns: Sequence[str], answers: Sequence[str]) -> 
 
 
 def _turn(text: str) -> str:
-    """What of a simulator's reply is said; where nothing is left, the user asks for the thing itself."""
-    return " ".join(text.strip(QUOTES).split())[:LONGEST]
+    """A simulator's reply without quotes and line breaks, cut to MAX_CHARS; "" if nothing is left."""
+    return " ".join(text.strip(QUOTES).split())[:MAX_CHARS]
 
 
 def _conversation(
     sample: Sample, user_turns: Sequence[str], answers: Sequence[str]
 ) -> list[Message]:
-    talk = []
+    messages = []
     for number, text in enumerate(user_turns):
-        talk.append(Message.user(_aloud(sample, text) if sample.meta["aloud"] else Text(text)))
+        messages.append(Message.user(_speech(sample, text) if sample.meta["aloud"] else Text(text)))
         if number < len(answers):
-            talk.append(Message.assistant(answers[number]))
-    return talk
+            messages.append(Message.assistant(answers[number]))
+    return messages
 
 
-def _aloud(sample: Sample, text: str) -> SpokenText:
-    """A turn, spoken; one that no voice can speak (symbols alone, say) is replaced by what the user is after."""
+def _speech(sample: Sample, text: str) -> SpokenText:
+    """A turn as audio; a turn that no voice can speak (only symbols, for example) is replaced by the goal."""
     language = sample.meta["language"]
     try:
         return SpokenText(synthesize(text, language), text)
@@ -123,19 +123,19 @@ def _aloud(sample: Sample, text: str) -> SpokenText:
         return SpokenText(synthesize(text, language), text)
 
 
-TEXT = {"strategy": "plain", "aloud": False}
+PLAIN_TEXT = {"strategy": "plain", "aloud": False}
 ATTACKS = ("context manipulation", "persuasion")
 benchmark = Benchmark(
     name="adversarial",
     title="Adversarial conversations",
     modality="safety",
     rows=(
-        *by_harm("Table 10", language="en", **TEXT),
+        *by_harm("Table 10", language="en", **PLAIN_TEXT),
         *(
             Row(
                 "Table 13",
                 name,
-                {"language": code, **TEXT},
+                {"language": code, **PLAIN_TEXT},
                 "rate",
                 "defect",
                 statistic=mean_rate("harm"),
@@ -143,7 +143,7 @@ benchmark = Benchmark(
             for code, name in LANGUAGES.items()
             if code != "en"
         ),
-        Row("Table 13", "Average", TEXT, "rate", "defect", statistic=mean_rate("cell")),
+        Row("Table 13", "Average", PLAIN_TEXT, "rate", "defect", statistic=mean_rate("cell")),
         *by_harm("Table 14", language="en", strategy="plain", aloud=True),
         *(
             Row(
@@ -168,5 +168,5 @@ benchmark = Benchmark(
     simulated=dialogues,
     max_tokens=256,
     status="substitute data",
-    note="the user is played by a model of your choice, with a prompt of ours",
+    note="a model of your choice plays the user, with our prompt",
 )

@@ -1,7 +1,7 @@
-"""Harmful replies by harm and by language: each prompt once, as it is (report, Tables 10 and 13), behind a known
-jailbreak (Table 11), and spoken, without a word of text (Table 14).
+"""Harmful replies by harm and by language: each prompt once, unchanged (report, Tables 10 and 13), after a known
+jailbreak (Table 11), and spoken, without any text (Table 14).
 
-The report had GPT-4o play the user; with a model that does so, `adversarial` measures the rows of Tables 10 and 13 too.
+In the report GPT-4o plays the user; `adversarial` measures the rows of Tables 10 and 13 with a model in that role.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ PREFIXES = Source(
 
 
 def jailbreaks(data: Data) -> Iterator[Sample]:
-    """English prompts, each behind one of the texts: which one is decided by the prompt's own hash."""
+    """English prompts, each after one of the jailbreaks, which the prompt's hash selects."""
     path = data.folder(PREFIXES) / PREFIXES.files[0]
     content = path.read_bytes()
     prefixes = json.loads(content)
@@ -53,17 +53,17 @@ def jailbreaks(data: Data) -> Iterator[Sample]:
 
 
 SPOKEN = replace(PROMPTS, files=("spoken.jsonl",))
-"""Prompts with their clips, where `polyphi eval synthesise` has made them; without that file espeak-ng speaks."""
+"""Prompts with audio from `polyphi eval synthesise`; without this file espeak-ng speaks the prompts."""
 
 
 def spoken(data: Data) -> Iterator[Sample]:
-    has_clips = (data.folder(PROMPTS) / SPOKEN.files[0]).is_file()
-    chosen = prompts(data, SPOKEN if has_clips else PROMPTS)
-    return (sample("spoken", p, aloud=True) for p in chosen if p.language == "en")
+    has_audio = (data.folder(PROMPTS) / SPOKEN.files[0]).is_file()
+    source = SPOKEN if has_audio else PROMPTS
+    return (sample("spoken", p, aloud=True) for p in prompts(data, source) if p.language == "en")
 
 
 def spoken_questions(data: Data) -> Iterator[dict[str, Any]]:
-    """The lines of these prompts, each with what is to be read aloud."""
+    """The lines of the English prompts, each with the text to speak."""
     for p in prompts(data):
         if p.language == "en":
             yield {**p.line, "id": p.id, "text": p.text, "file": SPOKEN.files[0]}
@@ -96,7 +96,7 @@ benchmarks = (
         judging=JUDGING,
         max_tokens=256,
         status="substitute data",
-        note="prompts are not the report's; each prompt is rated for its own harm",
+        note="prompts are not the report's; each reply is rated for its prompt's harm",
     ),
     Benchmark(
         name="defect_rates_jailbreak",
@@ -121,6 +121,6 @@ benchmarks = (
         judging=JUDGING,
         max_tokens=256,
         status="substitute data",
-        note="prompts are not the report's; spoken by espeak-ng where they bring no clip",
+        note="prompts are not the report's; espeak-ng speaks those without audio",
     ),
 )

@@ -1,19 +1,19 @@
-"""Whether speech is recognized as well for some groups of people as for others (report, section 5.2), on clips whose
-speakers' locale, gender and age are known.
+"""Whether speech recognition works as well for some groups of people as for others (report, section 5.2), on clips
+whose speakers' locale, gender and age are known.
 
-The report looked at ten locales, two genders and three age groups of each, and prints only which of the fifty
-sub-groups did slightly better or worse than their locale: six and two. Microsoft's tool isn't public, so that the rules
-are ours. The gap of a sub-group is its error rate over its locale's, less one. Its 95 % interval is a bootstrap over
-speakers (over clips, where speakers aren't known). A gap counts from SLIGHT on if its interval excludes zero, and as
-egregious from EGREGIOUS on; a sub-group of fewer than MIN_SAMPLES clips has no verdict. By chance alone about one gap
-in forty excludes zero on either side, one or two of fifty; SLIGHT makes that rarer where there are enough clips.
+The report covers ten locales with two genders and three age groups each, and prints only which of the fifty sub-groups
+did slightly better or worse than their locale: six and two. Microsoft's tool isn't public, so the rules are ours. The
+gap of a sub-group is its error rate divided by its locale's, minus one. Its 95 % interval is a bootstrap over speakers
+(over clips if speakers are unknown). A gap of at least SLIGHT counts if its interval excludes zero, and is egregious
+from EGREGIOUS on; a sub-group of fewer than MIN_SAMPLES clips has no verdict. By chance alone about one gap in forty
+excludes zero on either side, one or two of fifty; SLIGHT makes that rarer if there are enough clips.
 
 The report's clips are private; users with such clips write a line for each into DIR/speech-fairness/manifest.jsonl.
 
-Common Voice 15 stands beside: what its volunteers said of their gender, age and accent. Its ages are decades: twenties
-count as 17-30, thirties as 31-45, fifties as 46-65, and the others, which lie across the report's bounds, as none. Test
-and development sets are read, of clips with a gender or an age alone. English, Spanish and Portuguese need an accent
-that names the locale's country; the other languages one that names no other country.
+Common Voice 15 is measured too, by the gender, age and accent that its volunteers state. Its ages are decades: twenties
+count as 17-30, thirties as 31-45, fifties as 46-65, and the others, which cross the report's bounds, as none. Only
+clips of the test and development sets with a gender or an age are read. English, Spanish and Portuguese need an accent
+that names the locale's country; the other languages need one that names no other country.
 """
 
 import re
@@ -37,17 +37,17 @@ GROUPS = {
     **{name: ("gender", gender) for gender, name in GENDERS.items()},
     **{age: ("age", age) for age in AGES},
 }
-"""The report's names of the five sub-groups of a locale, to the meta field and value that makes them."""
+"""The report's names of a locale's five sub-groups -> their meta field and its value."""
 SLIGHT = 0.1
 EGREGIOUS = 0.5
 WORSE, BETTER, MUCH_WORSE = "slightly worse", "slightly better", "egregiously worse"
 BLOCK = 100
-"""Draws whose counts of speakers are in memory at once."""
+"""Bootstrap draws in memory at once."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A sub-group's error rate over its locale's, less one, with its 95 % interval."""
+    """A sub-group's error rate divided by its locale's, minus one, with its 95 % interval."""
 
     value: float
     low: float
@@ -58,7 +58,7 @@ class Gap:
 
     @property
     def verdict(self) -> str:
-        """ "" for nothing to say, or what the sub-group's recognition is."""
+        """How the sub-group compares with its locale; "" for no difference that counts."""
         if self.clips < MIN_SAMPLES:
             return "too few clips to tell"
         if self.low > 0 and self.value >= EGREGIOUS:
@@ -75,42 +75,40 @@ def gaps(scores: Sequence[tuple[Mapping[str, Any], Score]], seed: int) -> dict[s
     names = [n for n, (field, group) in GROUPS.items() if any(m[field] == group for m, _ in scores)]
     clips = dict.fromkeys(names, 0)
     for number, (meta, score) in enumerate(scores):
-        who = speakers.setdefault(str(meta.get("speaker") or f"clip {number}"), len(speakers))
-        if who == len(by_speaker):
+        speaker = speakers.setdefault(str(meta.get("speaker") or f"clip {number}"), len(speakers))
+        if speaker == len(by_speaker):
             by_speaker.append(np.zeros((len(names) + 1, 2)))
         counts = np.array([score.parts["errors"], score.parts["units"]])
-        by_speaker[who][-1] += counts
-        for place, name in enumerate(names):
+        by_speaker[speaker][-1] += counts
+        for index, name in enumerate(names):
             field, group = GROUPS[name]
             if meta[field] == group:
-                by_speaker[who][place] += counts
+                by_speaker[speaker][index] += counts
                 clips[name] += 1
     sums = np.stack(by_speaker)  # [speakers, sub-groups and the locale, (errors, units)]
-    whole = sums.sum(0)
-    resampled = np.concatenate(list(_drawn(sums, seed)))
-    draws, value = _relative(resampled), _relative(whole)
-    overall = _rate(whole)
+    total = sums.sum(0)
+    draws, value = _relative(np.concatenate(list(_resample(sums, seed)))), _relative(total)
+    rates = _rate(total)
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     return {
         name: Gap(
-            float(value[place]),
-            float(low[place]),
-            float(high[place]),
+            float(value[index]),
+            float(low[index]),
+            float(high[index]),
             clips[name],
-            float(overall[place]),
-            float(overall[-1]),
+            float(rates[index]),
+            float(rates[-1]),
         )
-        for place, name in enumerate(names)
+        for index, name in enumerate(names)
     }
 
 
-def _drawn(sums: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+def _resample(sums: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     draw, n, flat = np.random.default_rng(seed), len(sums), sums.reshape(len(sums), -1)
     for _ in range(RESAMPLES // BLOCK):
-        who = draw.integers(
-            n, size=(BLOCK, n)
-        )  # counted by hand: a multinomial of many speakers is slow
-        counts = np.stack([np.bincount(row, minlength=n) for row in who])
+        indices = draw.integers(n, size=(BLOCK, n))
+        # NumPy's multinomial is slow for many speakers.
+        counts = np.stack([np.bincount(row, minlength=n) for row in indices])
         yield (counts.astype(float) @ flat).reshape(BLOCK, *sums.shape[1:])
 
 
@@ -119,8 +117,8 @@ def _rate(sums: np.ndarray) -> np.ndarray:
 
 
 def _relative(sums: np.ndarray) -> np.ndarray:
-    """Gaps [... sub-groups] of sums [... sub-groups and the locale, 2]. Where nobody makes an error there is none; a
-    draw without a single word of a sub-group says nothing (NaN, unless all draws do)."""
+    """Gaps [... sub-groups] from sums [... sub-groups and the locale, 2]. A gap is 0 if the locale has no errors, and
+    NaN in draws without any word of the sub-group (unless all draws are)."""
     rate = _rate(sums)
     gap = np.where(rate[..., -1:] > 0, rate[..., :-1] / np.maximum(rate[..., -1:], 1e-12) - 1, 0.0)
     empty = sums[..., :-1, 1] == 0
@@ -128,7 +126,7 @@ def _relative(sums: np.ndarray) -> np.ndarray:
 
 
 def gap(name: str) -> Statistic:
-    """Of a locale's samples, one sub-group's gap."""
+    """Return a statistic of a locale's samples: one sub-group's gap."""
 
     def of(
         scores: Sequence[tuple[Mapping[str, Any], Score]], seed: int
@@ -148,7 +146,7 @@ def gap(name: str) -> Statistic:
 
 
 def share(verdict: str) -> Statistic:
-    """Of all samples, the share of sub-groups of which this is said; the interval takes sub-groups for trials."""
+    """Return a statistic of all samples: the share of sub-groups with a verdict; its interval treats them as trials."""
 
     def of(
         scores: Sequence[tuple[Mapping[str, Any], Score]], seed: int
@@ -156,17 +154,17 @@ def share(verdict: str) -> Statistic:
         locales: dict[str, list[tuple[Mapping[str, Any], Score]]] = {}
         for meta, score in scores:
             locales.setdefault(meta["locale"], []).append((meta, score))
-        counted = {
-            f"{locale} {name}": one
-            for locale, own in locales.items()
-            for name, one in gaps(own, seed).items()
-            if one.clips >= MIN_SAMPLES
+        results = {
+            f"{locale} {name}": result
+            for locale, locale_scores in locales.items()
+            for name, result in gaps(locale_scores, seed).items()
+            if result.clips >= MIN_SAMPLES
         }
-        matches = [name for name, one in counted.items() if one.verdict == verdict]
-        remark = f"of {len(counted)} sub-groups with {MIN_SAMPLES} clips or more"
-        part = len(matches) / max(1, len(counted))
-        low, high = wilson(part, len(counted)) if counted else (0.0, 1.0)
-        return part, low, high, f"{', '.join(matches) or 'none'} {remark}"
+        matches = [name for name, result in results.items() if result.verdict == verdict]
+        remark = f"of {len(results)} sub-groups with {MIN_SAMPLES} clips or more"
+        ratio = len(matches) / max(1, len(results))
+        low, high = wilson(ratio, len(results)) if results else (0.0, 1.0)
+        return ratio, low, high, f"{', '.join(matches) or 'none'} {remark}"
 
     return of
 
@@ -189,21 +187,21 @@ ROWS = (
         for name in GROUPS
     ),
 )
-"""The report's counts, every locale's error rate, and every sub-group's gap to it (12.3: its rate is 12.3 % higher)."""
+"""The report's counts, each locale's error rate, and each sub-group's gap to it (12.3: its rate is 12.3 % higher)."""
 
 
 def sample(
-    identity: str, clip: Audio, text: str, source: str, licence: str, **meta: str | None
+    identity: str, audio: Audio, text: str, source: str, licence: str, **meta: str | None
 ) -> Sample:
-    """A clip to be transcribed; `meta` has locale, gender, age and speaker, of which the last three may be None."""
+    """A sample that asks for a transcript; `meta` has locale, and gender, age and speaker, which may be None."""
     language = str(meta["locale"])[:2]
-    prompt = Message.user(clip, Text(TRANSCRIBE))
+    prompt = Message.user(audio, Text(TRANSCRIBE))
     return Sample(
         identity, (prompt, Message.assistant(text)), source, licence, {"language": language, **meta}
     )
 
 
-# ---------------------------------------------------------------------- data of one's own
+# ---------------------------------------------------------------------- private data
 
 PRIVATE = Source(
     "speech-fairness",
@@ -237,7 +235,7 @@ def private(data: Data) -> Iterator[Sample]:
 
 
 def age_group(age: int | str | None) -> str | None:
-    """17-30, 31-45 or 46-65 of years, or of a group's name; None for others."""
+    """The report's group (17-30, 31-45 or 46-65) of a number of years or a group's name, or None."""
     if age in AGES:
         return str(age)
     try:
@@ -257,43 +255,46 @@ COMMON_VOICE = Source(
     hub=False,
 )
 DECADES = {"twenties": "17-30", "thirties": "31-45", "fifties": "46-65"}
-GENDERS = {
+COMMON_VOICE_GENDERS = {
     "male": "male",
     "female": "female",
     "male_masculine": "male",
     "female_feminine": "female",
 }
-NAMED = {
+LOCAL_ACCENTS = {
     "en": {"en-US": "united states|american", "en-GB": "england|britain|british|scot|welsh|wales"},
     "es": {"es-MX": "m[ée]xic", "es-ES": "españa|peninsular|spain|canari"},
     "pt": {"pt-BR": "bra[sz]il"},
 }
-"""Language folders to locales and what an accent or variant has that is of theirs."""
-OTHERS = {
+"""Language folder -> locale -> pattern of its accents and variants."""
+FOREIGN_ACCENTS = {
     "de": ("de-DE", "österreich|schweiz|liechtenstein|luxemb|austria|switz|italien"),
     "fr": ("fr-FR", "canad|québec|belg|suisse|afri|algér|maroc|tunis|sénégal|côte|camer"),
     "it": ("it-IT", "svizzer|switz"),
     "ja": ("ja-JP", "^$"),
     "zh-CN": ("zh-CN", "台湾|台灣|香港|singap|新加坡"),
 }
-"""Likewise, and what an accent has that is of another country."""
+"""Language folder -> locale, pattern of accents of other countries."""
 
 
 def locale_of(language: str, accent: str) -> str | None:
-    """Of a row's language folder and what its speaker said of their accent."""
+    """Locale of a language folder and the accent that a speaker states, or None."""
     accent = accent.lower().strip()
-    if language in NAMED:
-        matches = [name for name, pattern in NAMED[language].items() if re.search(pattern, accent)]
+    if language in LOCAL_ACCENTS:
+        matches = [
+            name for name, pattern in LOCAL_ACCENTS[language].items() if re.search(pattern, accent)
+        ]
         return matches[0] if len(matches) == 1 else None
-    locale, foreign = OTHERS.get(language, (None, ""))
-    return None if accent and re.search(foreign, accent) else locale
+    locale, pattern = FOREIGN_ACCENTS.get(language, (None, ""))
+    return None if accent and re.search(pattern, accent) else locale
 
 
 def common_voice(data: Data) -> Iterator[Sample]:
     for path in data.files(COMMON_VOICE):
         language = path.parent.name
         for number, row in enumerate(read_rows(path)):
-            gender, age = GENDERS.get(row.get("gender") or ""), DECADES.get(row.get("age") or "")
+            gender = COMMON_VOICE_GENDERS.get(row.get("gender") or "")
+            age = DECADES.get(row.get("age") or "")
             accent = f"{row.get('accents') or ''} {row.get('variant') or ''}"
             locale = locale_of(language, accent)
             if locale is None or not (gender or age):
@@ -322,7 +323,7 @@ benchmarks = (
         scorer=wer,
         max_tokens=256,
         status="private",
-        note="the report's clips are private: measured on those that were brought in their place",
+        note="the report's clips are private: measured on the user's clips instead",
     ),
     Benchmark(
         name="fairness_cv15",

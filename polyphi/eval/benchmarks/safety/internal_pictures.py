@@ -1,6 +1,6 @@
-"""The report's internal benchmark of images and text (Table 15): private, so that nobody else has its data.
+"""The report's internal benchmark of images and text (Table 15): its data are private.
 
-Users who have something like it bring DIR/internal-pictures/prompts.jsonl.
+Users with similar data supply DIR/internal-pictures/prompts.jsonl.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from polyphi.eval.sources import Data, Source, image_of
 SOURCE = Source(
     "internal-pictures",
     ("prompts.jsonl",),
-    'its owners alone; in its place you may bring lines of {"image": a path, "prompt", "category", "reference"}',
+    'its owners only; you may supply lines of {"image": a path, "prompt", "category", "reference"}',
     fields=("image", "prompt"),
     hub=False,
     licence="as its owner says",

@@ -14,7 +14,7 @@ from polyphi.messages import Image
 SOURCE = Source(
     "MMInstruction/RedTeamingVLM",
     ("data/*/*.jsonl", "data/*/img/**/*.jpg"),
-    "the Hub; unzip each data/*/img/img.zip where it lies",
+    "the Hub; unzip each data/*/img/img.zip in its folder",
     fields=("instruction",),
     licence="CC-BY-4.0",
 )
@@ -31,7 +31,7 @@ ASPECTS = {
     "jailbreak": "safety",
     "face": "fairness",
 }
-"""Folders below data/, by how their names begin, to the aspects of the benchmark's paper (2401.12915)."""
+"""Prefixes of the folders below data/ -> the aspects of the benchmark's paper (2401.12915)."""
 REFERENCES = ("reference_answer", "answer", "response", "output")
 
 
@@ -46,7 +46,7 @@ def load(data: Data) -> Iterator[Sample]:
             reference = next((str(row[name]) for name in REFERENCES if row.get(name)), "")
             yield SOURCE.sample(
                 f"rtvlm-{folder}-{path.stem}-{number}",
-                image_prompt(row["instruction"], _picture(path.parent, row, number)),
+                image_prompt(row["instruction"], _image(path.parent, row, number)),
                 reference or ("I can't answer that." if refuse else ""),
                 {
                     "aspect": aspect,
@@ -57,8 +57,8 @@ def load(data: Data) -> Iterator[Sample]:
             )
 
 
-def _picture(folder: Path, row: dict[str, Any], number: int) -> Image:
-    """img/INDEX.jpg, or deeper where the archive has a folder of its own."""
+def _image(folder: Path, row: dict[str, Any], number: int) -> Image:
+    """img/INDEX.jpg, also from folders below img/."""
     name = f"{row.get('index', row.get('id', number))}.jpg"
     path = next(iter(sorted((folder / "img").rglob(name))), None)
     if path is None:
@@ -81,5 +81,5 @@ benchmark = Benchmark(
     load=load,
     judging=JUDGING,
     max_tokens=256,
-    note="the report's judge saw the picture; ours has the reference alone",
+    note="the report's judge saw the image; ours has only the reference",
 )

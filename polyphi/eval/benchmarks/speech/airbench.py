@@ -1,7 +1,7 @@
 """AIR-Bench chat (report, Table 6): open questions about speech, sound, music and mixtures, judged 1 to 10.
 
-A judge sees a description of the recording, the reference answer first and the model's second, and gives two numbers,
-of which the model's counts. AIR-Bench's own score is the mean of both orders, which stands beside it.
+A judge sees a description of the recording, the reference answer first and the model's second, and gives two numbers;
+the model's counts. AIR-Bench's own score, the mean of both orders, has separate rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ def requests(sample: Sample, answers: Sequence[str]) -> Mapping[str, Sequence[Me
 
 
 def read(name: str, reply: str, sample: Sample) -> float | None:
-    """The model's of exactly two whole numbers up to 10, a space between them (AIR-Bench's rule)."""
+    """The model's points: one of exactly two integers up to 10 with a space between them (AIR-Bench's rule)."""
     numbers = reply.strip().replace("\n", "").split(" ")
     if len(numbers) != 2 or not all(n.isascii() and n.isdigit() and len(n) < 3 for n in numbers):
         return None
@@ -68,7 +68,7 @@ def read(name: str, reply: str, sample: Sample) -> float | None:
 
 
 def combine(points: Mapping[str, float | None]) -> Mapping[str, float | None]:
-    """`both` is AIR-Bench's own score, the mean of both orders, where both can be read."""
+    """Add `both`, AIR-Bench's own score: the mean of both orders, or None if one can't be read."""
     first, second = points.get("points"), points.get("swapped")
     return {**points, "both": None if first is None or second is None else (first + second) / 2}
 
@@ -79,8 +79,8 @@ benchmark = Benchmark(
     modality="speech",
     rows=(
         *(
-            Row("Table 6", f"AirBench-chat {g}", {"group": g}, metric="mean", part="points")
-            for g in GROUPS
+            Row("Table 6", f"AirBench-chat {group}", {"group": group}, metric="mean", part="points")
+            for group in GROUPS
         ),
         *(Row("", f"AIR-Bench {g}, both orders", {"group": g}, "mean", "both") for g in GROUPS),
     ),

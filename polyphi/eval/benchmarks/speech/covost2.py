@@ -1,7 +1,7 @@
 """CoVoST 2 (report, Tables 3 and 5): translation of read sentences, seven languages into English and English into
 three; sacrebleu's corpus BLEU, of direct translations and of chains of thought.
 
-The translations name clips of Common Voice 4, whose `validated.tsv` holds what was said. Both are to be unpacked:
+The translations refer to clips of Common Voice 4, whose `validated.tsv` has the transcripts. Unpack both:
 `covost2/covost_v2.de_en.tsv`, `cv-corpus-4-2019-12-10/de/{validated.tsv,clips/*.mp3}`.
 """
 
@@ -41,7 +41,7 @@ CLIPS = {
 def load(data: Data) -> Iterator[Sample]:
     for (source, target), translations in TRANSLATIONS.items():
         references = {
-            row["path"]: _unescaped(row["translation"])
+            row["path"]: _unescape(row["translation"])
             for row in data.rows(translations)
             if row["split"] == "test"
         }
@@ -51,14 +51,14 @@ def load(data: Data) -> Iterator[Sample]:
                 yield from speech.translations(
                     f"covost2-{Path(row['path']).stem}",
                     audio_of(row["path"], clips),
-                    (_unescaped(row["sentence"]), references[row["path"]]),
+                    (_unescape(row["sentence"]), references[row["path"]]),
                     (source, target),
                     ("CoVoST 2", "CC0-1.0"),
                 )
 
 
-def _unescaped(text: str) -> str:
-    r"""Its own scripts read its files with a backslash before what is meant as it is: \" is a quotation mark."""
+def _unescape(text: str) -> str:
+    r"""Remove escaping backslashes, as CoVoST's own scripts do: \" is a quotation mark."""
     return re.sub(r"\\(.)", r"\1", text)
 
 

@@ -1,12 +1,12 @@
-"""FLEURS's test split (report, Tables 3, 4 and 5): sentences that several people read, the same ones in every language.
+"""FLEURS's test split (report, Tables 3, 4 and 5): sentences that several people read, the same in every language.
 
-Recognition: word error rate, character error rate in Chinese and Japanese; the reference is the sentence as it was
-shown to its readers. Translation: seven languages into English and English into them; sacrebleu's corpus BLEU, of
-direct translations and of chains of thought. Every clip of a sentence is translated, so that a sentence counts as often
-as it was read; its reference is the same sentence in the other language, and sentences that one of the two lacks are
+Recognition: word error rate, character error rate in Chinese and Japanese; the reference is the sentence as its
+readers saw it. Translation: seven languages into English and English into them; sacrebleu's corpus BLEU, of
+direct translations and of chains of thought. Every clip of a sentence is translated, so a sentence counts as often as
+it was read; its reference is the same sentence in the other language. Sentences that one of the two languages lacks are
 left out.
 
-Below DIR/google/fleurs it lies as on the Hub: `data/en_us/test.tsv` and `data/en_us/audio/test.tar.gz`, or that archive
+DIR/google/fleurs has the Hub's layout: `data/en_us/test.tsv` and `data/en_us/audio/test.tar.gz`, or that archive
 unpacked to `data/en_us/audio/test/*.wav`.
 """
 
@@ -36,7 +36,7 @@ _CONFIGS = {
     "pt": ("pt_br", 919),
     "zh": ("cmn_hans_cn", 945),
 }
-"""Its name of each language, and how many clips the test split has."""
+"""FLEURS' name of each language, and the number of clips in its test split."""
 SOURCES = {
     language: Source(
         NAME,
@@ -51,12 +51,12 @@ SOURCES = {
 
 
 def sentences(data: Data, language: str) -> dict[str, str]:
-    """The sentences of a language by their numbers, which languages share."""
+    """The sentences of a language by number; a sentence has the same number in all languages."""
     return {row["id"]: row["raw_transcription"] for row in data.rows(SOURCES[language])}
 
 
 def clips(data: Data, language: str) -> Iterator[tuple[dict[str, Any], Audio]]:
-    """Every row with its clip. Raises Missing where a clip is not there."""
+    """Every row with its clip. Raises Missing if a clip is missing."""
     rows = {row["file_name"]: row for row in data.rows(SOURCES[language])}
     folder = data.folder(SOURCES[language]) / "data" / _CONFIGS[language][0] / "audio"
     if (folder / "test").is_dir():
@@ -92,15 +92,15 @@ OTHERS = [code for code in SOURCES if code != "en"]
 
 
 def translation(data: Data) -> Iterator[Sample]:
-    known = {code: sentences(data, code) for code in SOURCES}
+    by_language = {code: sentences(data, code) for code in SOURCES}
     for source in SOURCES:
         for row, audio in clips(data, source):
             for target in OTHERS if source == "en" else ["en"]:
-                if row["id"] in known[target]:
+                if row["id"] in by_language[target]:
                     yield from speech.translations(
                         f"fleurs-{row['file_name'].removesuffix('.wav')}",
                         audio,
-                        (row["raw_transcription"], known[target][row["id"]]),
+                        (row["raw_transcription"], by_language[target][row["id"]]),
                         (source, target),
                         (NAME, LICENCE),
                     )

@@ -1,8 +1,8 @@
-"""MMAU (report, Table 6): questions with options about speech, sound and music; the option's words must be said.
+"""MMAU (report, Table 6): questions with options about speech, sound and music; answers must have the option's words.
 
-The report's numbers are of the test split (9,000), whose answers are with its authors: a run on its files leaves
+The report's numbers are of the test split (9,000), whose answers only its authors have: a run on its files writes
 `mmau.submission.json` for their server. Here test-mini (1,000) is scored. The report used the questions of January
-2025; about a quarter of them was revised in May 2025 (the repository's history has the earlier file, 7468292).
+2025; about a quarter of them were revised in May 2025 (the repository's history has the earlier file, 7468292).
 """
 
 import re
@@ -31,7 +31,7 @@ INSTRUCTION = "Answer with the words of one of these options."
 
 
 def load(data: Data) -> Iterator[Sample]:
-    """test-mini, and the test split too where its files are among the data."""
+    """test-mini, and the test split if the data have its files."""
     root = data.folder(SOURCE)
     for name in ("mmau-test-mini.json", "mmau-test.json"):
         hidden = name == "mmau-test.json"
@@ -54,14 +54,14 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def string_match(answer: str, sample: Sample) -> Score:
-    """All words of the right option are in the answer, and none that only a wrong one has (MMAU's own rule; options
-    that are the same words in another order are not told apart). Generously read, the one option whose words stand
-    together in the answer is the right one."""
+    """Whether the answer has all words of the right option and none that only a wrong one has (MMAU's own rule, which
+    can't distinguish options with the same words in another order). Lenient: the right option is the only one that the
+    answer has as a phrase."""
     words, reference, options = _words(answer), references(sample)[0], sample.meta["options"]
     strict = float(_matches(reference, words, options))
     text, plain = f" {normalise(answer)} ", {option: f" {normalise(option)} " for option in options}
-    there = [o for o in options if plain[o] in text]
-    longest = [o for o in there if not any(plain[o] in plain[p] and o != p for p in there)]
+    present = [o for o in options if plain[o] in text]
+    longest = [o for o in present if not any(plain[o] in plain[p] and o != p for p in present)]
     accepted = ", ".join(o for o in options if _matches(o, words, options))
     return Score(strict, accepted, {LENIENT: max(strict, float(longest == [reference]))})
 
@@ -76,8 +76,8 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
 
-def submitted(sample: Sample, answer: str) -> dict[str, Any]:
-    """A question as MMAU's server takes it, the answer under either name that it has had."""
+def submission_row(sample: Sample, answer: str) -> dict[str, Any]:
+    """A row for MMAU's server, with the answer under both field names that the server has used."""
     return {**sample.meta["row"], "model_prediction": answer, "model_output": answer}
 
 
@@ -89,8 +89,8 @@ benchmark = Benchmark(
     sources=(SOURCE,),
     load=load,
     scorer=string_match,
-    submission=submitted,
+    submission=submission_row,
     max_tokens=128,
     status="server-scored",
-    note="ours: test-mini; the report's: the test split, scored by its makers' server",
+    note="ours: test-mini; the report's: the test split, scored by its authors' server",
 )

@@ -1,8 +1,8 @@
-"""MMMLU, spoken (report, Table 6): 400 questions in each of eight languages, heard with their lettered options and
-without a word of text; accuracy.
+"""MMMLU, spoken (report, Table 6): 400 spoken questions with lettered options in each of eight languages, without any
+text; accuracy.
 
-Which 400 the report drew is not known (that there were 400 follows from its numbers); ours are drawn with seed 0, the
-same rows of the test set in all languages: those of MMMLU stand in the order of MMLU's.
+Which 400 the report drew is unknown (the number follows from its scores); ours are drawn with seed 0, the same rows of
+the test set in all languages: MMMLU's rows have the order of MMLU's.
 """
 
 import random
@@ -30,13 +30,13 @@ FILES = {
     "zh": "ZH-CN",
 }
 LANGUAGES = ("en", *FILES)
-DRAWN, SEED = 400, 0
+QUESTIONS, SEED = 400, 0
 SOURCE = Source(
     "spoken/mmmlu",
     (*(f"{language}.jsonl" for language in LANGUAGES), "clips/*.flac"),
     f"`polyphi eval synthesise {NAME} --data DIR`, which reads MMLU's and MMMLU's questions aloud",
     fields=("id", "language", "options", "answer", "audio"),
-    rows=len(LANGUAGES) * DRAWN,
+    rows=len(LANGUAGES) * QUESTIONS,
     hub=False,
 )
 ENGLISH = Source("cais/mmlu", ("all/test-*.parquet",), "the Hub", rows=14_042)
@@ -45,11 +45,11 @@ _ANSWER = """
     answer | antwort | respuesta | réponse | reponse | risposta | resposta
     | 答案 | 答え | 答 | 回答 | 解答 | 正解 | 答复
 """
-_SAID = re.compile(
+_ANSWER_LETTER = re.compile(
     rf"(?:{'|'.join(w.strip() for w in _ANSWER.split('|'))})[\s*_]*:[\s*_(]*([A-D])(?![^\W_])",
     re.IGNORECASE,
 )
-"""simple-evals' patterns of an answer, in our languages. Full-width letters and colons are folded before."""
+"""simple-evals' pattern of an answer, in our languages; NFKC has replaced full-width letters and colons."""
 _ALONE = re.compile(r"(?<![^\W_\u3040-\u9fff])[A-D](?![^\W_\u3040-\u9fff]|['’])")
 """A letter that stands alone; Chinese and Japanese put no spaces around it."""
 _WORD = re.compile(r"A\s+[^\W\d_A-Z]")
@@ -57,25 +57,25 @@ _WORD = re.compile(r"A\s+[^\W\d_A-Z]")
 
 
 def letter(answer: str, sample: Sample) -> Score:
-    """The letter behind "Answer:" in any of the languages, otherwise the first that stands alone and is no word, the
-    one option that the answer names, or a lone "A" whatever follows it. Nothing of that is wrong.
+    """The letter after "Answer:" in any of the languages, otherwise the first letter that stands alone and is no word,
+    the one option that the answer names, or an "A" alone whatever follows it. An answer without any of them is wrong.
 
-    Generously read, an answer is also right that names the right option and no other one, whatever its letter."""
+    Lenient: an answer that names the right option and no other one is right too, whatever its letter."""
     text = unicodedata.normalize("NFKC", answer)
-    named = _named(text, sample)
+    named = _named_option(text, sample)
     alone = [m for m in _ALONE.finditer(text)]
-    sure = [m for m in alone if not _WORD.match(text, m.start())]
-    if match := _SAID.search(text):
+    separate = [m for m in alone if not _WORD.match(text, m.start())]
+    if match := _ANSWER_LETTER.search(text):
         choice = match[1].upper()
-    elif sure:
-        choice = sure[0][0]
+    elif separate:
+        choice = separate[0][0]
     else:
         choice = named or (alone[0][0] if alone else "")
     reference = references(sample)[0]
     return Score(float(choice == reference), choice, {LENIENT: float(reference in (choice, named))})
 
 
-def _named(text: str, sample: Sample) -> str:
+def _named_option(text: str, sample: Sample) -> str:
     """The letter of the only option whose words the text has; an option within another one doesn't count."""
     language = sample.meta["language"]
     words = f" {normalise(text, language)} "
@@ -86,15 +86,15 @@ def _named(text: str, sample: Sample) -> str:
         )
         if o
     }
-    there = {a: o for a, o in options.items() if o in words}
-    longest = [a for a, o in there.items() if not any(o in p and o != p for p in there.values())]
+    hits = {a: o for a, o in options.items() if o in words}
+    longest = [a for a, o in hits.items() if not any(o in p and o != p for p in hits.values())]
     return longest[0] if len(longest) == 1 else ""
 
 
 def spoken_questions(data: Data) -> Iterator[Mapping[str, Any]]:
     english = list(data.rows(ENGLISH))
-    drawn = sorted(random.Random(SEED).sample(range(len(english)), min(DRAWN, len(english))))
-    for number in drawn:
+    numbers = sorted(random.Random(SEED).sample(range(len(english)), min(QUESTIONS, len(english))))
+    for number in numbers:
         row = english[number]
         answer = row["answer"] if isinstance(row["answer"], str) else "ABCD"[row["answer"]]
         yield _row("en", number, row["question"], row["choices"], answer, row["subject"])
@@ -104,7 +104,7 @@ def spoken_questions(data: Data) -> Iterator[Mapping[str, Any]]:
             raise ValueError(
                 f"mmlu_{name}.csv: expected the {len(english):,} questions of the English test set, found {len(rows):,}"
             )
-        for number in drawn:
+        for number in numbers:
             row = rows[number]
             options = [row[a] for a in "ABCD"]
             answer = row["Answer"].strip().upper()
@@ -146,6 +146,6 @@ benchmark = Benchmark(
     load=load,
     scorer=letter,
     max_tokens=512,
-    note="the voice and the draw of 400 are not the report's",
+    note="the voice and the selection of 400 questions are not the report's",
     spoken_questions=spoken_questions,
 )

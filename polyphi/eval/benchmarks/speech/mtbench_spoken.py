@@ -1,7 +1,7 @@
-"""MT-Bench, spoken (report, Table 6): 80 questions of two turns each, heard without a word of text, judged 1 to 10.
+"""MT-Bench, spoken (report, Table 6): 80 spoken questions of two turns each, without any text, judged 1 to 10.
 
-The questions of MT-Bench are read aloud by `polyphi eval synthesise` (the report's voice is not public). Answers are
-greedy, where FastChat draws those of some categories. The judge sees the questions' text, and GPT-4's answers as
+`polyphi eval synthesise` reads MT-Bench's questions aloud (the report's voice is not public). Answers are greedy;
+FastChat samples those of some categories. The judge sees the questions' text, and GPT-4's answers as
 references for reasoning, math and coding (ids 101 to 130).
 """
 
@@ -39,17 +39,17 @@ def spoken_questions(data: Data) -> Iterator[Mapping[str, Any]]:
         for row in data.rows(TEXTS, "reference_answer/gpt-4.jsonl")
     }
     for row in data.rows(TEXTS, "question.jsonl"):
-        needed = row["category"] in REFERENCED
-        if needed and row["question_id"] not in references:
+        has_reference = row["category"] in REFERENCED
+        if has_reference and row["question_id"] not in references:
             raise ValueError(
                 f"{data.folder(TEXTS)}: question {row['question_id']} ({row['category']}) is judged with a reference, "
-                "and gpt-4.jsonl has none"
+                "but gpt-4.jsonl has none"
             )
         yield {
             "question_id": row["question_id"],
             "category": row["category"],
             "text": row["turns"],
-            "references": references[row["question_id"]] if needed else [],
+            "references": references[row["question_id"]] if has_reference else [],
         }
 
 
@@ -57,14 +57,14 @@ def load(data: Data) -> Iterator[Sample]:
     root = data.folder(SOURCE)
     for row in data.rows(SOURCE, "questions.jsonl"):
         first, second = (audio_of(name, root) for name in row["audio"])
-        known = row["references"] or ["", ""]
+        answers = row["references"] or ["", ""]
         yield Sample(
             f"mtbench-{row['question_id']}",
             (
                 Message.user(first),
-                Message.assistant(known[0]),
+                Message.assistant(answers[0]),
                 Message.user(second),
-                Message.assistant(known[1]),
+                Message.assistant(answers[1]),
             ),
             "MT-Bench",
             "Apache-2.0",
@@ -78,7 +78,7 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None:
-    """Of the second turn the model sees its own first answer."""
+    """The prompt of the next turn; the second one has the model's own first answer."""
     first, _, second = sample.prompt
     if not answers:
         return [first]

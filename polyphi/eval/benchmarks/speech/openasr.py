@@ -1,7 +1,8 @@
 """The Open ASR Leaderboard's eight test sets as they were in February 2025 (report, Tables 3 and 4): word error rate
-after its normalizer of that time. Earnings22 has a prompt of its own in Microsoft's script for the board.
+after its normalizer of that time. Microsoft's script for the leaderboard has another prompt for Earnings22.
 
-That script asks for 32 clips at once and 512 tokens; the board's later settings give 6.02 instead of 6.14 on average.
+The script uses batches of 32 clips and 512 tokens; the leaderboard's later settings give 6.02 instead of 6.14 on
+average.
 """
 
 from collections.abc import Iterator
@@ -23,11 +24,11 @@ SETS = {
     "LS-other": ("librispeech/test.other", "CC-BY-4.0"),
     "Voxpopuli": ("voxpopuli/test", "CC0-1.0"),
 }
-"""Label -> where its files are, licence."""
+"""Label -> path of its files, licence."""
 NAME = "hf-audio/esb-datasets-test-only-sorted"
 SOURCES = {
-    label: Source(NAME, (f"{place}-*.parquet",), "the Hub", fields=("audio", "text"))
-    for label, (place, _) in SETS.items()
+    label: Source(NAME, (f"{path}-*.parquet",), "the Hub", fields=("audio", "text"))
+    for label, (path, _) in SETS.items()
 }
 
 

@@ -1,17 +1,17 @@
 """Summaries of meetings (report, Table 6), judged three times against the transcript (4.1.2 and Appendix A).
 
-Overall quality and adherence to the instruction are 1 to 7, hallucination is 0 or 1 (0 is none). The report prints the
-judge's prompt of the first alone; the other two are ours.
+Overall quality and adherence to the instruction are 1 to 7, hallucination is 0 or 1 (0 is none). The report prints only
+the first one's prompt; the other two are ours.
 
-AMI: 20 test meetings of half an hour, each heard whole, by 10 instructions each. The meetings are the scenario part of
-AMI's test set (20 of them, 32 minutes on average, as the report says), heard by their headset microphones, mixed. The
-report's instructions, by GPT-4, are not public. Ours (`ami_instructions.json`) were written by a language model for the
-four kinds of meeting that every group holds, of the kinds that the report names: all of a meeting or a part, and its
-style, length or structure. `ami/instructions.json`, where it is among the data, takes their place: a list of
-instructions for each meeting.
+AMI: 20 test meetings of half an hour, each as a whole, with 10 instructions each. The meetings are the scenario part of
+AMI's test set (20 of them, 32 minutes on average, as in the report), as a mix of the headset microphones. The report's
+instructions, by GPT-4, are not public. Ours (`ami_instructions.json`) were written by a language model for the four
+types of meeting that every group holds, in the categories that the report names: all of a meeting or a part, and its
+style, length or structure. A file `ami/instructions.json` in the data replaces them: a list of instructions for each
+meeting.
 
-Golden3: 108 meetings by 1,071 instructions, the report's authors' own set; whoever has a like one gives it as JSON
-lines of `audio` (a file beside them), `transcript` and `instruction`.
+Golden3: 108 meetings with 1,071 instructions, the report authors' own set. You can supply a similar one as JSON lines
+of `audio` (a file in the same folder), `transcript` and `instruction`.
 """
 
 import json
@@ -32,7 +32,7 @@ PROMPTS = {
     "adherence": judge.PROMPTS["summary_adherence"],
     "hallucination": judge.PROMPTS["summary_hallucination"],
 }
-NOTE = "the judge's prompts of adherence and hallucination are ours: the report prints the overall one alone"
+NOTE = "the judge's prompts for adherence and hallucination are ours: the report prints only the overall one"
 MAX_TOKENS = 1024
 
 
@@ -45,7 +45,7 @@ def sample(
     licence: str,
     **meta: Any,
 ) -> Sample:
-    """A recording, whole, and what to do with it. There is no reference; the transcript is the judge's."""
+    """A whole recording and an instruction, without a reference; the transcript is for the judge."""
     return Sample(
         id,
         (Message.user(recording, Text(instruction)), Message.assistant("")),
@@ -63,7 +63,7 @@ def requests(sample: Sample, answers: Sequence[str]) -> Mapping[str, Sequence[Me
 
 
 def read(name: str, reply: str, sample: Sample) -> float | None:
-    """ "N/A" and whatever else isn't on the scale is no points."""
+    """The points; None for "N/A" and anything else off the scale."""
     if name != "hallucination":
         return judge.points(reply, 1, 7)
     value = judge.points(reply, 0, 1)
@@ -74,7 +74,7 @@ JUDGING = Judging(requests, read, {name: prompt.text for name, prompt in PROMPTS
 
 
 def rows(name: str) -> tuple[Row, ...]:
-    """Those of Table 6 for a set."""
+    """The rows of Table 6 for a set."""
     labels = {
         "hallucination": f"{name} hallucination (lower better)",
         "adherence": f"{name} instruction adherence",
@@ -97,7 +97,7 @@ AMI = Source(
     hub=False,
 )
 PAUSE = 1.0
-"""Seconds of silence within which a speaker's words are one utterance."""
+"""Longest silence within a speaker's utterance, in seconds."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Utterance:
 
 
 def transcript(folder: Path, meeting: str) -> str:
-    """What was said, an utterance a line, by who began first."""
+    """The transcript, one utterance per line, sorted by start; a speaker's successive utterances are joined."""
     utterances = [u for path in folder.glob(f"{meeting}.?.words.xml") for u in _utterances(path)]
     lines: list[tuple[str, str]] = []
     for u in sorted(utterances, key=lambda u: (u.start, u.speaker)):
@@ -121,35 +121,35 @@ def transcript(folder: Path, meeting: str) -> str:
 
 
 def _utterances(path: Path) -> Iterator[Utterance]:
-    """A speaker's words; laughs and gaps stand in other elements. Not all words have times."""
-    speaker, now = path.name.split(".")[1], None
+    """A speaker's utterances. Laughs and gaps are in other elements; not all words have times."""
+    speaker, current = path.name.split(".")[1], None
     for word in ElementTree.parse(path).iter("w"):
         text = (word.text or "").strip()
         start, end = word.get("starttime"), word.get("endtime")
         if not text:
             continue
         mark = word.get("punc") == "true"
-        if now and (mark or start is None or float(start) - now.end <= PAUSE):
-            now.text += text if mark else f" {text}"
-            now.end = max(now.end, float(end or now.end))
+        if current and (mark or start is None or float(start) - current.end <= PAUSE):
+            current.text += text if mark else f" {text}"
+            current.end = max(current.end, float(end or current.end))
         elif not mark and start is not None:
-            if now:
-                yield now
-            now = Utterance(speaker, float(start), float(end or start), text)
-    if now:
-        yield now
+            if current:
+                yield current
+            current = Utterance(speaker, float(start), float(end or start), text)
+    if current:
+        yield current
 
 
 def ami(data: Data) -> Iterator[Sample]:
     root = data.folder(AMI)
-    own = root / "instructions.json"
-    path = own if own.exists() else Path(__file__).with_name("ami_instructions.json")
+    custom = root / "instructions.json"
+    path = custom if custom.exists() else Path(__file__).with_name("ami_instructions.json")
     instructions = json.loads(path.read_text(encoding="utf-8"))
     for meeting in MEETINGS:
-        if own_instructions := instructions.get(meeting):
+        if of_meeting := instructions.get(meeting):
             text = transcript(root / "words", meeting)
             recording = Audio(root / f"amicorpus/{meeting}/audio/{meeting}.Mix-Headset.wav")
-            for number, instruction in enumerate(own_instructions):
+            for number, instruction in enumerate(of_meeting):
                 yield sample(
                     f"{meeting}-{number}",
                     recording,
@@ -166,7 +166,7 @@ def ami(data: Data) -> Iterator[Sample]:
 GOLDEN3 = Source(
     "golden3",
     ("questions.jsonl",),
-    "yourself: the report's set is private; one like it is questions.jsonl with audio, transcript and instruction",
+    "you: the report's set is private; supply questions.jsonl with audio, transcript and instruction",
     fields=("audio", "transcript", "instruction"),
     hub=False,
 )

@@ -1,4 +1,4 @@
-"""BIG-Bench Hard (report, Table 7): 6,511 problems of 27 kinds, 0 examples, with a chain of thought."""
+"""BIG-Bench Hard (report, Table 7): 6,511 problems of 27 tasks, 0 examples, with a chain of thought."""
 
 from collections.abc import Iterator
 
@@ -23,13 +23,13 @@ def task(name: str) -> LmTask:
 
 def load(data: Data) -> Iterator[Sample]:
     for path in data.files(SOURCE):
-        kind = path.parent.name
+        subtask = path.parent.name
         yield from samples(
-            task(f"bbh_cot_zeroshot_{kind}"),
+            task(f"bbh_cot_zeroshot_{subtask}"),
             {"test": read_rows(path)},
-            f"bbh-{kind}",
+            f"bbh-{subtask}",
             SOURCE,
-            {"kind": kind},
+            {"kind": subtask},
             lambda row: f"The answer is {row['target']}.",
         )
 

@@ -1,10 +1,10 @@
-"""The Berkeley Function-Calling Leaderboard (report, Table 7): calls of functions, from one request each.
+"""The Berkeley Function-Calling Leaderboard (report, Table 7): function calls for single requests.
 
-Which of its versions the report has isn't said; its numbers are those of single requests judged by their syntax tree.
-Its row is taken to be the mean of four: calls of made questions ("non-live"), of users' questions ("live"), none where
-no function fits, and some where one does. Functions are described in the system prompt, in the words of bfcl-eval, for
-the report's ten models have no form of tools in common (Phi-3.5 and Gemma-2 have none at all); the same questions asked
-through the models' own tools stand beside it. bfcl-eval's checker judges, in an environment of its own.
+The report doesn't name the version; its numbers are of single requests judged by their syntax tree. Its row is taken as
+the mean of four groups: synthetic questions ("non-live"), users' questions ("live"), questions that no function fits
+("irrelevance") and questions that one fits ("relevance"). The system prompt describes the functions in bfcl-eval's
+words, because the report's ten models have no tool format in common (Phi-3.5 and Gemma-2 have none); the same questions
+in each model's tool format have rows too. bfcl-eval's checker judges, in a separate environment.
 """
 
 import copy
@@ -40,7 +40,7 @@ ENVIRONMENT = Environment(
     ),
     dependencies=False,
 )
-"""Its checker and what that imports: 44 MB instead of the 1.8 GB that all of bfcl-eval takes."""
+"""bfcl-eval's checker and its imports: 44 MB instead of 1.8 GB for all of bfcl-eval."""
 SIMPLE = ("simple_python", "simple_java", "simple_javascript")
 NON_LIVE = (*SIMPLE, "multiple", "parallel", "parallel_multiple")
 LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
@@ -60,11 +60,11 @@ SOURCE = Source(
     hub=False,
 )
 LIMITS = sandbox.Limits(seconds=300.0, cpu_seconds=240, memory_bytes=2 << 30, output_bytes=4 << 20)
-AT_ONCE = 256
-LONGEST = 20_000
-"""Characters of an answer that are looked at."""
+BATCH = 256
+MAX_CHARS = 20_000
+"""Characters of an answer that are read."""
 
-# bfcl-eval's words, which are part of the benchmark.
+# bfcl-eval's prompt, which is part of the benchmark.
 SYSTEM = """You are an expert in composing functions.You are given a question and a set of possible functions. Based \
 on the question, you will need to make one or more function/tool calls to achieve the purpose. If none of the \
 functions can be used, point it out. If the given question lacks the parameters required by the function, also point \
@@ -89,7 +89,7 @@ HINTS = {"simple_java": "Java 8 SDK", "simple_javascript": "JavaScript"}
 
 def load(data: Data) -> Iterator[Sample]:
     rows = {c: _lines(data, f"data/BFCL_v4_{c}.json") for c in CATEGORIES}
-    weights = _weights({category: len(of_category) for category, of_category in rows.items()})
+    weights = _weights({category: len(questions) for category, questions in rows.items()})
     for group, categories in GROUPS.items():
         for category in categories:
             possible = [None] * len(rows[category])
@@ -102,14 +102,14 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def _lines(data: Data, pattern: str) -> list[dict[str, Any]]:
-    """Rows of JSON lines, which end in .json here; a single one isn't to be taken for an object of rows."""
+    """Rows of JSON lines in files named .json; a file of one line must not be read as one JSON object."""
     texts = (path.read_text(encoding="utf-8") for path in data.files(SOURCE, pattern))
     return [json.loads(line) for text in texts for line in text.split("\n") if line.strip()]
 
 
 def _weights(counts: Mapping[str, int]) -> dict[str, float]:
-    """How much a sample counts: groups alike; of the made questions the four kinds alike, and in the first its three
-    languages; of the users' questions every one; of the irrelevant ones the two sets alike (bfcl-eval's means)."""
+    """Weight of a sample in each category. The groups have equal weights; so have the four types of non-live questions,
+    the three languages of the simple type, all live questions, and the two irrelevance sets (bfcl-eval's means)."""
     shares = {
         **{category: 1 / 4 for category in NON_LIVE},
         **{category: 1 / 4 / len(SIMPLE) for category in SIMPLE},
@@ -123,10 +123,10 @@ def _weights(counts: Mapping[str, int]) -> dict[str, float]:
 def _sample(
     row: Mapping[str, Any], possible: Any, category: str, group: str, mode: str, weight: float
 ) -> Sample:
-    described = _described(row["function"], category)
+    functions = _describe(row["function"], category)
     messages = [Message.parse(message) for message in row["question"][0]]
     if mode == "prompt":
-        text = SYSTEM.format(functions=json.dumps(described, indent=4))
+        text = SYSTEM.format(functions=json.dumps(functions, indent=4))
         if messages[0].role == "system":
             text += "\n\n" + messages.pop(0).text
         prompt: tuple[Message, ...] = (Message.system(text), *messages)
@@ -134,7 +134,7 @@ def _sample(
         conversation = (
             messages if messages[0].role == "system" else [Message.system(TOOLS_SYSTEM), *messages]
         )
-        prompt = with_tools(conversation, described)
+        prompt = with_tools(conversation, functions)
     return Sample(
         f"{row['id']}-{mode}",
         (*prompt, Message.assistant(_reference(row, possible, category, mode))),
@@ -152,101 +152,102 @@ def _sample(
     )
 
 
-def _described(functions: Sequence[Mapping[str, Any]], category: str) -> list[dict[str, Any]]:
-    """Functions as prompts describe them: values of other languages are given as text."""
+def _describe(functions: Sequence[Mapping[str, Any]], category: str) -> list[dict[str, Any]]:
+    """Return the functions as prompts describe them: Java and JavaScript values are passed as strings."""
     result: list[dict[str, Any]] = copy.deepcopy(list(functions))  # type: ignore[arg-type]
     for function in result:
         language = HINTS.get(category, "Python 3")
         function["description"] += f" Note that the provided function is in {language} syntax."
         if category in HINTS:
-            for value in function["parameters"]["properties"].values():
-                _as_text(value, HINTS[category].split()[0])
+            for schema in function["parameters"]["properties"].values():
+                _as_string(schema, HINTS[category].split()[0])
     return result
 
 
-def _as_text(value: dict[str, Any], language: str) -> None:
-    kind = value["type"]
+def _as_string(schema: dict[str, Any], language: str) -> None:
+    type_name = schema["type"]
     description = (
         f" This parameter can be of any type of {language} object in string representation."
     )
-    if kind != "any":
-        description = f" This is {language} {kind} type parameter in string representation."
-    lists = ("ArrayList", "Array") if language == "Java" else ("array",)
-    if kind in lists:
-        inner = value.pop("items")["type"]
+    if type_name != "any":
+        description = f" This is {language} {type_name} type parameter in string representation."
+    list_types = ("ArrayList", "Array") if language == "Java" else ("array",)
+    if type_name in list_types:
+        inner = schema.pop("items")["type"]
         description += (
             f" The list elements are of type {inner}; they are not in string representation."
         )
-    if kind == "dict" and language == "JavaScript" and "properties" in value:
+    if type_name == "dict" and language == "JavaScript" and "properties" in schema:
         description += (
             " The dictionary entries have the following schema; they are not in string representation. "
-            + json.dumps(value.pop("properties"))
+            + json.dumps(schema.pop("properties"))
         )
-    value["description"] += description
-    value["type"] = "string"
+    schema["description"] += description
+    schema["type"] = "string"
 
 
 def _reference(row: Mapping[str, Any], possible: Any, category: str, mode: str) -> str:
-    """A right answer, made of the first possible value of every parameter that may not be left out ("")."""
+    """A right answer: the first possible value of every parameter; optional ones ("" is possible) are left out."""
     if category in RELEVANCE:
         return "[any()]" if mode == "prompt" else '[{"name": "any", "arguments": {}}]'
     if possible is None:
         return "None of the functions can be used."
-    known = {function["name"]: function["parameters"] for function in row["function"]}
-    calls_made, texts = [], []
+    schemas = {function["name"]: function["parameters"] for function in row["function"]}
+    as_json, as_code = [], []
     for name, options in ((name, o) for call in possible for name, o in call.items()):
-        needed = known.get(name, {}).get("required", ())
-        kinds = known.get(name, {}).get("properties", {})
+        required = schemas.get(name, {}).get("required", ())
+        properties = schemas.get(name, {}).get("properties", {})
         arguments = {
-            key: _plain(next((v for v in values if v != ""), "" if values else None))
+            key: _first(next((v for v in values if v != ""), "" if values else None))
             for key, values in options.items()
-            if key in needed or "" not in values
+            if key in required or "" not in values
         }
-        written = {key: repr(value) for key, value in arguments.items()}
+        literals = {key: repr(value) for key, value in arguments.items()}
         if category in HINTS:
             arguments = {
-                key: _foreign(value, kinds[key], category) for key, value in arguments.items()
+                key: _literal(value, properties[key], category) for key, value in arguments.items()
             }
-            written = {
-                key: json.dumps(value) if kinds[key]["type"] in TEXTS else value
+            literals = {
+                key: json.dumps(value) if properties[key]["type"] in QUOTED_TYPES else value
                 for key, value in arguments.items()
             }
-        calls_made.append({"name": name, "arguments": arguments})
-        texts.append(f"{name}({', '.join(f'{key}={value}' for key, value in written.items())})")
-    return json.dumps(calls_made) if mode == "tools" else f"[{', '.join(texts)}]"
+        as_json.append({"name": name, "arguments": arguments})
+        as_code.append(f"{name}({', '.join(f'{key}={value}' for key, value in literals.items())})")
+    return json.dumps(as_json) if mode == "tools" else f"[{', '.join(as_code)}]"
 
 
-TEXTS = ("String", "any", "char")
+QUOTED_TYPES = ("String", "any", "char")
 """Types of Java and JavaScript whose values are written in quotes."""
 
 
-def _plain(value: Any) -> Any:
-    """A possible value; those of a dict's members are lists of such."""
+def _first(value: Any) -> Any:
+    """A possible value; a dict's members have lists of possible values, of which the first is taken."""
     if isinstance(value, Mapping):
         return {
-            key: _plain(options[0]) if isinstance(options, list) and options else options
+            key: _first(options[0]) if isinstance(options, list) and options else options
             for key, options in value.items()
             if not isinstance(options, list) or options[:1] != [""]
         }
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return [_first(item) for item in value] if isinstance(value, list) else value
 
 
-def _foreign(value: Any, kind: Mapping[str, Any], category: str) -> str:
-    """A value as Java or JavaScript writes it, which is what the checker reads of it; text without its quotes."""
-    java, name = category == "simple_java", kind.get("type")
-    inner = {"type": kind.get("items", {}).get("type")}
+def _literal(value: Any, schema: Mapping[str, Any], category: str) -> str:
+    """A value as a Java or JavaScript literal, which the checker parses; text without quotes."""
+    java, type_name = category == "simple_java", schema.get("type")
+    inner = {"type": schema.get("items", {}).get("type")}
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        written = _foreign if name == "Array" else _member  # whose quotes the checker keeps
-        items = ", ".join(written(item, inner, category) for item in value)
+        # The checker keeps quotes within an Array, so its items are written without.
+        item_literal = _literal if type_name == "Array" else _member
+        items = ", ".join(item_literal(item, inner, category) for item in value)
         if not java:
             return f"[{items}]"
         return (
             f"new {inner['type']}[]{{{items}}}"
-            if name == "Array"
+            if type_name == "Array"
             else f"new ArrayList<>(Arrays.asList({items}))"
         )
     if isinstance(value, Mapping):
@@ -255,40 +256,38 @@ def _foreign(value: Any, kind: Mapping[str, Any], category: str) -> str:
             return f"{{{', '.join(f'{key}: {item}' for key, item in members.items())}}}"
         puts = " ".join(f'put("{key}", {item});' for key, item in members.items())
         return f"new HashMap<>() {{{{ {puts} }}}}"
-    return f"{value}{ {'long': 'L', 'Bigint': 'n', 'float': 'f' * java}.get(str(name), '') }"
+    return f"{value}{ {'long': 'L', 'Bigint': 'n', 'float': 'f' * java}.get(str(type_name), '') }"
 
 
-def _member(value: Any, kind: Mapping[str, Any], category: str) -> str:
-    text = _foreign(value, kind, category)
+def _member(value: Any, schema: Mapping[str, Any], category: str) -> str:
+    text = _literal(value, schema, category)
     return f'"{text}"' if isinstance(value, str) else text
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
     requests = [_request(answers[-1] if answers else "", sample) for answers, sample in pairs]
-    verdicts = [
-        _check_fixture(each) if each["checker"] == "polyphi" else False for each in requests
-    ]
-    theirs = [n for n, each in enumerate(requests) if each["checker"] != "polyphi"]
-    for start in range(0, len(theirs), AT_ONCE):
-        block = theirs[start : start + AT_ONCE]
-        for n, verdict in zip(block, _checked([requests[n] for n in block]), strict=True):
+    verdicts = [r["checker"] == "polyphi" and _check_fixture(r) for r in requests]
+    for_bfcl = [n for n, r in enumerate(requests) if r["checker"] != "polyphi"]
+    for start in range(0, len(for_bfcl), BATCH):
+        batch = for_bfcl[start : start + BATCH]
+        for n, verdict in zip(batch, _check([requests[n] for n in batch]), strict=True):
             verdicts[n] = verdict
     return [
-        Score(float(verdict), each["answer"][: programs.MAX_RECORDED], {LENIENT: float(verdict)})
-        for each, verdict in zip(requests, verdicts, strict=True)
+        Score(float(verdict), request["answer"][: programs.MAX_RECORDED], {LENIENT: float(verdict)})
+        for request, verdict in zip(requests, verdicts, strict=True)
     ]
 
 
 def _request(answer: str, sample: Sample) -> dict[str, Any]:
-    meta, answer = sample.meta, answer[:LONGEST]
-    made_calls = None
+    meta, answer = sample.meta, answer[:MAX_CHARS]
+    answer_calls = None
     if meta["mode"] == "tools":
-        made_calls = [{call["name"]: call["arguments"]} for call in tool_calls(answer) or ()]
+        answer_calls = [{call["name"]: call["arguments"]} for call in tool_calls(answer) or ()]
     return {
         **{key: meta[key] for key in ("category", "possible", "checker")},
         "functions": json.loads(meta["functions"]),
         "answer": answer,
-        "calls": made_calls,
+        "calls": answer_calls,
     }
 
 
@@ -297,10 +296,10 @@ def _python() -> Path:
     return ENVIRONMENT.python()
 
 
-def _checked(requests: Sequence[Mapping[str, Any]]) -> list[bool]:
-    """bfcl-eval's verdicts. Where an answer brings its checker down, each of them alone."""
-    if why := programs.unavailable():
-        raise ValueError(f"no calls can be judged: {why}")
+def _check(requests: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Return bfcl-eval's verdicts. If an answer crashes its checker, every request is checked alone."""
+    if reason := programs.unavailable():
+        raise ValueError(f"function calls can't be judged: {reason}")
     result = sandbox.run(
         Path(calls.__file__).read_text(encoding="utf-8"),
         stdin=json.dumps(requests),
@@ -310,19 +309,20 @@ def _checked(requests: Sequence[Mapping[str, Any]]) -> list[bool]:
     )
     verdicts = result.stdout.strip()
     if result.ended == "ok" and len(verdicts) == len(requests) and set(verdicts) <= {"0", "1"}:
-        return [each == "1" for each in verdicts]
+        return [digit == "1" for digit in verdicts]
     if calls.NO_CHECKER in result.stderr:
         raise ValueError(
-            f"bfcl-eval's checker can't be used ({result.stderr.strip()[-300:]}); delete {ENVIRONMENT.folder}"
+            f"bfcl-eval's checker can't be used ({result.stderr.strip()[-300:]}); delete "
+            f"{ENVIRONMENT.folder} and run again"
         )
     if len(requests) == 1:
         return [False]
-    return [verdict for each in requests for verdict in _checked([each])]
+    return [verdict for request in requests for verdict in _check([request])]
 
 
 def _check_fixture(request: Mapping[str, Any]) -> bool:
-    """The checker of our fixtures, for Python's calls: names and values as they may be, texts without regard to case
-    and most punctuation; what may be missing, may."""
+    """Whether an answer to our synthetic fixtures is right: names and values are possible ones (strings are compared
+    without case and most punctuation), and only optional parameters are missing."""
     answer_calls = request["calls"]
     if answer_calls is None:
         answer_calls = _calls(request["answer"])
@@ -332,10 +332,10 @@ def _check_fixture(request: Mapping[str, Any]) -> bool:
     if len(answer_calls) != len(possible):
         return False
     for call in answer_calls:
-        fits = [p for p in possible if _fits(call, p, request["category"] in HINTS)]
-        if not fits:
+        matches = [p for p in possible if _matches(call, p, request["category"] in HINTS)]
+        if not matches:
             return False
-        possible.remove(fits[0])
+        possible.remove(matches[0])
     return True
 
 
@@ -356,32 +356,32 @@ def _calls(answer: str) -> list[dict[str, dict[str, Any]]]:
     return result
 
 
-def _fits(call: Mapping[str, Any], possible: Mapping[str, Any], as_text: bool) -> bool:
+def _matches(call: Mapping[str, Any], possible: Mapping[str, Any], as_text: bool) -> bool:
     (name, options), *_ = possible.items()
     arguments = call.get(name)
     if not isinstance(arguments, Mapping) or set(arguments) - set(options):
         return False
-    plain = (lambda value: _bare(str(value))) if as_text else _bare
+    normalize = (lambda value: _normalize(str(value))) if as_text else _normalize
     return all(
-        any(plain(arguments[key]) == plain(value) for value in values)
+        any(normalize(arguments[key]) == normalize(value) for value in values)
         if key in arguments
         else "" in values
         for key, values in options.items()
     )
 
 
-def _bare(value: Any) -> Any:
+def _normalize(value: Any) -> Any:
     if isinstance(value, str):
         return "".join(c for c in value.lower() if c not in " ,./-_*^").replace("'", '"')
-    return [_bare(item) for item in value] if isinstance(value, list | tuple) else value
+    return [_normalize(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def mean_of_means(
-    scored: Sequence[tuple[Mapping[str, Any], Score]], seed: int
+    scores: Sequence[tuple[Mapping[str, Any], Score]], seed: int
 ) -> tuple[float, float, float, str]:
-    """By the samples' weights."""
-    weighed = [(meta["weight"], score.value) for meta, score in scored]
-    vectors = np.array([(weight * value, weight) for weight, value in weighed])
+    """Mean of the scores by the samples' weights."""
+    weighted = [(meta["weight"] * score.value, meta["weight"]) for meta, score in scores]
+    vectors = np.array(weighted)
     return (*measure("mean", vectors, seed), "")
 
 
@@ -407,5 +407,5 @@ benchmark = Benchmark(
     score_many=score_many,
     max_tokens=512,
     unavailable=programs.unavailable,
-    note="single requests; the mean of calls for made and for users' questions, irrelevance and relevance",
+    note="single requests; the mean of synthetic questions, users' questions, irrelevance and relevance",
 )

@@ -1,9 +1,9 @@
-"""BigCodeBench (report, Table 8): 1,140 tasks that use 139 libraries, from a function's beginning or from words.
+"""BigCodeBench (report, Table 8): 1,140 tasks that use 139 libraries, given as a function's start or in words.
 
-Problems that need nothing but the standard library are judged by this Python; the others by an environment with the
-benchmark's own pins, for which there must be a Python 3.10 (or, in POLYPHI_BIGCODEBENCH_PYTHON, the interpreter of one
-that has been made already, such as the one in the benchmark's image). Scores are "calibrated", as EvalPlus' successor
-has it: the imports of the task are put in front of every answer.
+Problems that need only the standard library are judged by this Python; the others by an environment with the
+benchmark's pinned packages, which needs Python 3.10 (or set POLYPHI_BIGCODEBENCH_PYTHON to the interpreter of an
+existing environment, such as the one in the benchmark's image). Scores are "calibrated", as in EvalPlus' successor: the
+task's imports are put in front of every answer.
 
 Tests replace parts of the code's process and so run in it (trial.py says what that means).
 """
@@ -33,7 +33,7 @@ SOURCE = Source(
     licence="Apache-2.0",
 )
 PYTHON = "POLYPHI_BIGCODEBENCH_PYTHON"
-# The benchmark's requirements-eval.txt at commit 158327f, each once, without its slip "selenium==4.15.".
+# The benchmark's requirements-eval.txt at commit 158327f, without duplicates and its typo "selenium==4.15.".
 PINS = """
 beautifulsoup4==4.8.2 blake3==0.4.1 chardet==5.2.0 cryptography==38.0.0 datetime==5.5 Django==4.2.7
 dnspython==2.6.1 docxtpl==0.11.5 Faker==20.1.0 flask_login==0.6.3 flask_restful==0.3.10 flask_wtf==1.2.1
@@ -58,22 +58,22 @@ LIMITS = sandbox.Limits(
     processes=64,
     open_files=256,
 )
-SECONDS, OWN_SECONDS = 60.0, 1.0
-"""Of processor time, for the imports (TensorFlow's among them) and for the tests; where the standard library is all."""
-KINDS = ("complete", "instruct")
+SECONDS, STDLIB_SECONDS = 60.0, 1.0
+"""Processor time for imports (such as TensorFlow) and tests; the same for tasks that need only the standard library."""
+VARIANTS = ("complete", "instruct")
 
 
 def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE):
-        for kind in KINDS:
-            prompt = row[f"{kind}_prompt"].strip()
-            prompt = f"```\n{prompt}\n```\n" if kind == "complete" else f"{prompt}\n"
+        for variant in VARIANTS:
+            prompt = row[f"{variant}_prompt"].strip()
+            prompt = f"```\n{prompt}\n```\n" if variant == "complete" else f"{prompt}\n"
             yield SOURCE.sample(
-                f"{row['task_id']}-{kind}",
+                f"{row['task_id']}-{variant}",
                 Message.user(f"{programs.ASK}\n{prompt}"),
                 programs.fenced(row["complete_prompt"] + row["canonical_solution"]),
                 {
-                    "kind": kind,
+                    "kind": variant,
                     "entry": row["entry_point"],
                     "prompt": row["complete_prompt"],
                     "code_prompt": row["code_prompt"],
@@ -93,13 +93,13 @@ def _python() -> Path:
     return Path(path) if path else ENVIRONMENT.python()
 
 
-def _foreign(libraries: Sequence[str]) -> bool:
+def _third_party(libraries: Sequence[str]) -> bool:
     return not set(libraries) <= sys.stdlib_module_names
 
 
 def trial(code: str, sample: Sample) -> programs.Trial:
     meta = sample.meta
-    foreign = _foreign(meta["libraries"])
+    third_party = _third_party(meta["libraries"])
     tests = {
         "kind": "unittest",
         "tests": meta["tests"],
@@ -108,9 +108,9 @@ def trial(code: str, sample: Sample) -> programs.Trial:
             for node in ast.walk(programs.parse(meta["tests"]) or ast.Module([], []))
             if isinstance(node, ast.FunctionDef)
         ),
-        "seconds": SECONDS if foreign else OWN_SECONDS,
+        "seconds": SECONDS if third_party else STDLIB_SECONDS,
     }
-    python = _python() if foreign else None
+    python = _python() if third_party else None
     return programs.Trial(code, tests, f"{meta['code_prompt']}\n    pass\n", LIMITS, python)
 
 
@@ -121,9 +121,9 @@ def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
 def unable(data: Data) -> str | None:
     if os.environ.get(PYTHON) or ENVIRONMENT.unavailable() is None:
         return programs.unavailable()
-    needed = any(_foreign(_libraries(row)) for row in data.rows(SOURCE, columns=["libs"]))
+    third_party = any(_third_party(_libraries(row)) for row in data.rows(SOURCE, columns=["libs"]))
     return programs.unavailable() or (
-        f"{ENVIRONMENT.unavailable()}, and {PYTHON} is unset" if needed else None
+        f"{ENVIRONMENT.unavailable()}, and {PYTHON} is unset" if third_party else None
     )
 
 

@@ -1,8 +1,8 @@
-"""Mathematics whose answers stand in a box, compared by math-verify: MATH (report, Table 7, the 5,000 test problems),
-MATH-500 (Table 9) and AIME 2024 (Table 9, 30 problems whose answers are whole numbers from 0 to 999).
+"""Mathematics with boxed answers, compared by math-verify: MATH (report, Table 7, the 5,000 test problems), MATH-500
+(Table 9) and AIME 2024 (Table 9, 30 problems whose answers are integers from 0 to 999).
 
-Those of Table 9 are single runs with a long chain of thought; of AIME one problem is 3.3 points, so that the mean of 16
-runs stands beside.
+The rows of Table 9 are single runs with a long chain of thought. One AIME problem is worth 3.3 points, so the mean of
+16 runs has a row too.
 """
 
 import logging
@@ -42,14 +42,14 @@ AIME = Source(
 )
 RUNS = 16
 REASONING_TOKENS, REASONING = 32768, {"temperature": 0.6, "top_p": 0.95}
-"""Tokens of an answer with a long chain of thought, and how they are sampled."""
+"""Token limit and sampling of answers with a long chain of thought."""
 COLUMN = "Phi-4-Mini (reasoning trained) 3.8B"
-ASK = "Please reason step by step, and put your final answer within \\boxed{}."
-"""Our own words: the report prints none."""
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+"""Our own prompt: the report prints none."""
 
 
 def prompt_of(problem: str) -> Message:
-    return Message.user(f"{problem.strip()}\n\n{ASK}")
+    return Message.user(f"{problem.strip()}\n\n{INSTRUCTION}")
 
 
 def _sample(id: str, problem: str, answer: str, source: Source, meta: Mapping[str, Any]) -> Sample:
@@ -64,7 +64,7 @@ def math(data: Data) -> Iterator[Sample]:
 
 
 def plain_box(solution: str) -> str:
-    """A few solutions have \\boxed and a single number, or \\fbox."""
+    """The answer of the few solutions that have \\boxed and a single number, or \\fbox."""
     _, _, rest = solution.replace("\\fbox", "\\boxed").rpartition("\\boxed")
     return (last_box(f"\\boxed{rest}") or rest.split("$")[0]).strip()
 
@@ -83,48 +83,48 @@ def aime(data: Data) -> Iterator[Sample]:
             yield _sample(f"aime-{number}-{run}", row["Problem"], answer, AIME, meta)
 
 
-# ---------------------------------------------------------------------- answers in boxes
+# ---------------------------------------------------------------------- boxed answers
 
 SECONDS = 2
-"""That reading or comparing an expression may take (9^{9^{9^9}} takes any time). It's an alarm, so that there is no
-such bound in other threads than the main one."""
-LONGEST_BOX = 500
-LONGEST_END = 2000
-"""Characters that are parsed, at most: of a box, and of the end of an answer without one."""
+"""Time limit for parsing or comparing an expression (9^{9^{9^9}} never ends). It uses an alarm signal, so it applies
+only in the main thread."""
+MAX_BOX_CHARS = 500
+MAX_END_CHARS = 2000
+"""Most characters that are parsed: of a box, and of the end of an answer without a box."""
 
 
 def last_box(text: str) -> str | None:
-    """What stands in the last \\boxed{...} of a text; None where none is closed."""
+    """The content of a text's last \\boxed{...}, or None if there is none or it isn't closed."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
     depth = 0
-    for place in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for index in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return text[start + len("\\boxed{") : place]
+            return text[start + len("\\boxed{") : index]
     return None
 
 
-def verified(answer: str, sample: Sample) -> Score:
-    """What the last box holds equals the reference; generously, where there is no box, what the answer's end says."""
+def score_boxed(answer: str, sample: Sample) -> Score:
+    """Whether the last box equals the reference; lenient: if there is no box, the answer's end."""
     box, reference = last_box(answer), references(sample)[0]
     if box is None:
-        return Score(0.0, "", {LENIENT: float(equal(reference, answer[-LONGEST_END:]))})
-    right = float(len(box) <= LONGEST_BOX and equal(reference, f"${box}$"))
-    return Score(right, box[:LONGEST_BOX], {LENIENT: right})
+        return Score(0.0, "", {LENIENT: float(equal(reference, answer[-MAX_END_CHARS:]))})
+    right = float(len(box) <= MAX_BOX_CHARS and equal(reference, f"${box}$"))
+    return Score(right, box[:MAX_BOX_CHARS], {LENIENT: right})
 
 
 def equal(reference: str, text: str) -> bool:
-    """Whether a text gives the wanted expression (LaTeX without dollars), by math-verify."""
+    """Whether a text equals the reference expression (LaTeX without dollar signs), by math-verify."""
     from math_verify import parse, verify
 
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # what takes too long is wrong
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # timeouts count as wrong
     seconds = SECONDS if threading.current_thread() is threading.main_thread() else 0
     try:
         expressions = [parse(t, parsing_timeout=seconds) for t in (f"${reference}$", text)]
         return bool(verify(*expressions, timeout_seconds=seconds))
-    except Exception:  # what sympy meets in answers is not for it to refuse: wrong
+    except Exception:  # sympy raises any error for odd answers; they are wrong
         return False
 
 
@@ -136,7 +136,7 @@ benchmarks = (
         rows=(Row("Table 7", "MATH"),),
         sources=(MATH,),
         load=math,
-        scorer=verified,
+        scorer=score_boxed,
         max_tokens=2048,
     ),
     Benchmark(
@@ -146,7 +146,7 @@ benchmarks = (
         rows=(Row("Table 9", "MATH-500", column=COLUMN),),
         sources=(MATH500,),
         load=math500,
-        scorer=verified,
+        scorer=score_boxed,
         max_tokens=REASONING_TOKENS,
         sampling=REASONING,
     ),
@@ -160,7 +160,7 @@ benchmarks = (
         ),
         sources=(AIME,),
         load=aime,
-        scorer=verified,
+        scorer=score_boxed,
         max_tokens=REASONING_TOKENS,
         sampling=REASONING,
     ),

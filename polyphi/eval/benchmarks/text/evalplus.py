@@ -1,8 +1,8 @@
-"""EvalPlus (report, Table 8): HumanEval's 164 functions and 378 of MBPP's on many more inputs, where the reference
-solution's outputs are the truth. Base and added inputs both count, as EvalPlus has it.
+"""EvalPlus (report, Table 8): HumanEval's 164 functions and 378 of MBPP's on many more inputs; the reference solution's
+outputs are the expected ones. Base and additional inputs both count, as in EvalPlus.
 
-EvalPlus prompts without examples; the report has three for MBPP+, so that MBPP's first three (task ids 2, 3, 4) are put
-in front in EvalPlus' own form. They count as well, as they do in the 378.
+EvalPlus' prompts have no examples; the report has three for MBPP+, so MBPP's first three (task ids 2, 3, 4) are put in
+front in EvalPlus' format. They also count as problems, as in the 378.
 """
 
 import json
@@ -59,34 +59,34 @@ RULES = {
         "set",
     ),
 }
-"""Functions whose outputs aren't compared by equality alone: those of HumanEval with many right ones, and EvalPlus' own
-for MBPP."""
+"""Functions whose outputs aren't compared by equality alone: HumanEval's with many right outputs, and EvalPlus'
+exceptions for MBPP."""
 
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _inner(value: list[Any]) -> list[Any]:
+def _tuple_items(value: list[Any]) -> list[Any]:
     return [tuple(item) for item in value]
 
 
-# JSON has no tuples, sets or complex numbers: what the inputs of a problem are made of, by the problem's number.
+# JSON has no tuples, sets or complex numbers: these functions restore them in the inputs of the numbered problems.
 _SHAPES: list[tuple[str, Callable[[list[Any]], Any]]] = [
     (
         "2 116 132 143 222 261 273 394 399 421 424 429 470 560 579 596 616 630 726 740 744 809",
-        _inner,
+        _tuple_items,
     ),
     (
         "63 64 70 94 120 237 272 299 400 409 417 438 473 614 780",
-        lambda args: [_inner(arg) for arg in args],
+        lambda args: [_tuple_items(arg) for arg in args],
     ),
-    ("75 413 444 753", lambda args: [_inner(args[0]), args[1]]),
+    ("75 413 444 753", lambda args: [_tuple_items(args[0]), args[1]]),
     ("106 750", lambda args: [args[0], tuple(args[1])]),
     ("115", lambda args: [[set(x) if isinstance(x, list) and x else {} for x in args[0]]]),
     ("124", lambda args: [float(args[0]), complex(args[1])]),
     ("250 405 446 617 720 763 808", lambda args: [tuple(args[0]), args[1]]),
-    ("259 401 445", lambda args: [tuple(_inner(arg)) for arg in args]),
+    ("259 401 445", lambda args: [tuple(_tuple_items(arg)) for arg in args]),
     ("278", lambda args: [tuple(tuple(x) if isinstance(x, list) else x for x in args[0])]),
     ("307", lambda args: [tuple(args[0]), args[1], args[2]]),
     ("722", lambda args: [{k: tuple(v) for k, v in args[0].items()}, *args[1:]]),
@@ -98,10 +98,10 @@ SHAPES = {int(number): shape for numbers, shape in _SHAPES for number in numbers
 
 def humaneval(data: Data) -> Iterator[Sample]:
     for row in data.rows(HUMANEVAL):
-        whole = row["prompt"] + row["canonical_solution"]
+        program = row["prompt"] + row["canonical_solution"]
         yield Sample(
             row["task_id"],
-            (*programs.prompt_messages(row["prompt"]), Message.assistant(programs.fenced(whole))),
+            (*programs.prompt_messages(row["prompt"]), Message.assistant(programs.fenced(program))),
             "HumanEvalPlus v0.1.10",
             "Apache-2.0",
             {"entry": row["entry_point"], "prompt": row["prompt"], **_tests(row)},
@@ -110,8 +110,8 @@ def humaneval(data: Data) -> Iterator[Sample]:
 
 def mbpp(data: Data) -> Iterator[Sample]:
     rows = list(data.rows(MBPP))
-    known = {row["task_id"]: row for row in rows}
-    shots = [(known[k]["prompt"], known[k]["canonical_solution"]) for k in SHOTS]
+    by_id = {row["task_id"]: row for row in rows}
+    shots = [(by_id[k]["prompt"], by_id[k]["canonical_solution"]) for k in SHOTS]
     for row in rows:
         reference = programs.fenced(row["canonical_solution"])
         number = int(row["task_id"].rpartition("/")[2])
@@ -179,6 +179,6 @@ benchmarks = (
         rows=(Row("Table 8", "MBPP+"), Row("", "MBPP, base inputs by EvalPlus", part="base")),
         sources=(MBPP,),
         load=mbpp,
-        note="three solved problems in front, which EvalPlus itself doesn't have",
+        note="the prompt has three solved problems, which EvalPlus' prompt doesn't have",
     ),
 )

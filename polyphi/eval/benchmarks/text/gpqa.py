@@ -1,5 +1,5 @@
 """GPQA: the 448 questions of the main set (report, Table 7), 0 examples, with a chain of thought; and the 198 of
-Diamond (Table 9), a single run with a long one."""
+Diamond (Table 9), a single run with a long chain of thought."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +25,7 @@ def task(name: str) -> LmTask:
 def gpqa(
     name: str, title: str, row: Row, source: Source, task_name: str, **settings: Any
 ) -> Benchmark:
-    """Options stand in an order that a fixed seed gives."""
+    """Return a benchmark whose options are shuffled with a fixed seed."""
 
     def load(data: Data) -> Iterator[Sample]:
         rows = ({key: row[key] for key in FIELDS} for row in data.rows(source))

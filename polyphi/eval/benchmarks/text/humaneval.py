@@ -1,6 +1,6 @@
-"""HumanEval (report, Tables 7 and 8): 164 functions to write, each judged by its own tests; the first answer counts.
+"""HumanEval (report, Tables 7 and 8): 164 functions to write, each judged by its tests; the first answer counts.
 
-Asked as EvalPlus asks, from which HumanEval+ takes the same answers.
+The prompts are EvalPlus', so that HumanEval+ reuses the answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,15 +22,15 @@ SOURCE = Source(
 
 def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE):
-        whole = row["prompt"] + row["canonical_solution"]
+        program = row["prompt"] + row["canonical_solution"]
         yield SOURCE.sample(
             row["task_id"],
             programs.prompt_messages(row["prompt"]),
-            programs.fenced(whole),
+            programs.fenced(program),
             {
                 "entry": row["entry_point"],
                 "prompt": row["prompt"],
-                "before": whole,
+                "before": program,
                 "tests": row["test"],
             },
         )

@@ -1,8 +1,7 @@
-"""IFEval (report, Table 7): 541 prompts with instructions that a program can check; all of them
-must be followed.
+"""IFEval (report, Table 7): 541 prompts with instructions that a program can check; all of them must be followed.
 
-The checks are lm-eval's. They need NLTK's English sentence model, which lies in `eval/nltk_data`, since NLTK would
-fetch it, and langdetect, whose guesses are only the same every time with a seed.
+The checks are lm-eval's. They need NLTK's English sentence model, which is in `eval/nltk_data` because NLTK would
+download it, and langdetect, which is deterministic only with a seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,8 +28,8 @@ NLTK_DATA = Path(lm_tasks.__file__).parent / "nltk_data"
 
 
 def load(data: Data) -> Iterator[Sample]:
-    ready()
-    # The public rows have no answers to be compared with.
+    prepare()
+    # The public rows have no reference answers.
     return samples(
         TASK,
         {"train": data.rows(SOURCE)},
@@ -41,12 +40,12 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> Sequence[Score]:
-    ready()
+    prepare()
     return scoring(lambda name: TASK)(pairs)
 
 
-def ready() -> None:
-    """What the checks need is there before they are imported."""
+def prepare() -> None:
+    """Prepare what the checks need, before they are imported. Raises ValueError if a package is missing."""
     try:
         import langdetect
         import nltk

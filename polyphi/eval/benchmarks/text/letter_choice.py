@@ -1,7 +1,7 @@
 """Multiple-choice questions answered by letters (report, Table 7): ARC-Challenge, BoolQ, HellaSwag, MMLU in English and
 in nine other languages, OpenBookQA, PIQA, SocialIQA, TruthfulQA and WinoGrande.
 
-Prompts, examples and filters are those of our lm-eval tasks (`eval/lm_eval/polyphi_NAME.yaml`). The first rows of a
+Prompts, examples and filters come from our lm-eval tasks (`eval/lm_eval/polyphi_NAME.yaml`). The first rows of a
 training split are the examples.
 """
 
@@ -52,7 +52,7 @@ def few_shot(
     shots: int,
     note: str = "",
 ) -> Benchmark:
-    """A benchmark of `count` questions in one file, with examples from another one (`files`, in this order)."""
+    """Return a benchmark of `count` questions of the first of `files`, with `shots` examples from the second."""
     test = Source(dataset, files[:1], "the Hub", fields=fields, rows=count, licence=licence)
     train = Source(dataset, files[1:], "the Hub", fields=fields)
     split = "test" if "test" in files[0] else "validation"
@@ -73,7 +73,7 @@ MMLU_DEV = MMLU(files=("all/dev-*.parquet",), rows=285)
 
 
 def mmlu(data: Data) -> Iterator[Sample]:
-    """Each subject with five examples of its own."""
+    """Each subject with five examples from that subject."""
     dev, test = (_by_subject(data, source) for source in (MMLU_DEV, MMLU_TEST))
     for subject, rows in test.items():
         splits = {"dev": dev[subject], "test": rows}
@@ -88,7 +88,7 @@ def _by_subject(data: Data, source: Source) -> Mapping[str, list[dict[str, Any]]
     return groups
 
 
-# The nine languages whose mean Phi-3.5's model card prints, which is also the report's number for that model.
+# Phi-3.5's model card prints the mean of these nine languages; the report has the same number for that model.
 LANGUAGES = ("ar", "de", "es", "fr", "it", "nl", "ru", "uk", "zh")
 M_MMLU_FIELDS = ("instruction", "option_a", "option_b", "option_c", "option_d", "answer")
 M_MMLU = partial(
@@ -99,8 +99,8 @@ M_MMLU_TRAIN = M_MMLU(files=[f"data/{language}/train.jsonl" for language in LANG
 
 
 def multilingual_mmlu(data: Data) -> Iterator[Sample]:
-    """Okapi's translations; words of the prompt stay English. All samples count alike, which is the mean of languages
-    but for some rows that a few lack."""
+    """Okapi's translations; the prompt's own words stay English. All samples have equal weight, which is the mean over
+    languages except that a few languages lack some rows."""
     task = letter_task("polyphi_m_mmlu")
     for language, test, train in zip(LANGUAGES, M_MMLU_TEST.files, M_MMLU_TRAIN.files, strict=True):
         splits = {
@@ -113,9 +113,9 @@ def multilingual_mmlu(data: Data) -> Iterator[Sample]:
 
 # ---------------------------------------------------------------------- TruthfulQA
 
-# The report's row says MC2, which is a share of probability among true and false answers and can't come from letters.
-# Two readings of it are measured: the one true choice among the false ones (MC1's choices), and the best true choice
-# against one false one.
+# The report's row says MC2, a share of probability among true and false answers, which letters can't give. Two
+# interpretations are measured: the one true choice among false ones (MC1's choices), and the best true choice against
+# one false choice.
 TRUTHFULQA = Source(
     "truthfulqa/truthful_qa",
     ("multiple_choice/validation-*.parquet",),
@@ -127,7 +127,7 @@ TRUTHFULQA = Source(
 
 
 def truthfulqa(data: Data) -> Iterator[Sample]:
-    """With ten examples of the same set."""
+    """Both forms, with ten examples from the same set."""
     rows = list(data.rows(TRUTHFULQA))
     for form in ("mc1", "two"):
         task, splits = letter_task(f"polyphi_truthfulqa_{form}"), {"validation": rows}
@@ -157,7 +157,7 @@ benchmarks = (
         ("question", "passage", "answer"),
         count=3270,
         shots=2,
-        note="Yes and no are asked for as letters, like the other choices; the report doesn't say how.",
+        note="The model answers yes or no by a letter, like other choices; the report doesn't say how it prompts.",
     ),
     few_shot(
         "hellaswag",
@@ -223,7 +223,7 @@ benchmarks = (
         ),
         (TRUTHFULQA,),
         truthfulqa,
-        "The report's MC2 is ambiguous: letters over MC1's choices here; a probability mass is not measured.",
+        "The report's MC2 is ambiguous: here letters for MC1's choices; probability mass is not measured.",
     ),
     few_shot(
         "winogrande",

@@ -1,5 +1,5 @@
-"""LiveBench's coding problems of November 2024 (report, Table 8): 78 to solve and 50 begun solutions to go on with; the
-report's number is the mean over all 128."""
+"""LiveBench's coding problems of November 2024 (report, Table 8): 78 problems to solve and 50 partial
+solutions to complete; the report's number is the mean over all 128."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -19,20 +19,20 @@ SOURCE = Source(
     licence="CC-BY-SA-4.0",
 )
 RELEASE = "2024-11-25"
-EXPECTED = 128
+PROBLEMS = 128
 GENERATION, COMPLETION = "LCB_generation", "coding_completion"
 
 
 def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE):
-        added, removed = (
-            str(row.get(f"livebench_{what}_date") or "")[:10] for what in ("release", "removal")
+        release, removal = (
+            str(row.get(f"livebench_{event}_date") or "")[:10] for event in ("release", "removal")
         )
-        if row["task"] not in (GENERATION, COMPLETION) or added > RELEASE:
+        if row["task"] not in (GENERATION, COMPLETION) or release > RELEASE:
             continue
-        if removed and removed <= RELEASE:
+        if removal and removal <= RELEASE:
             continue
-        begun = row.get("partial_solution") or ""
+        partial = row.get("partial_solution") or ""
         solution = row.get("solution") or ""
         yield SOURCE.sample(
             f"livebench-{row['question_id']}",
@@ -40,7 +40,7 @@ def load(data: Data) -> Iterator[Sample]:
             programs.fenced(solution) if solution else "",
             {
                 "task": row["task"],
-                "begun": begun,
+                "begun": partial,
                 "entry": json.loads(row["original_json"]["metadata"] or "{}").get("func_name"),
                 "public": row["public_test_cases"],
                 "private": row["private_test_cases"],
@@ -48,19 +48,19 @@ def load(data: Data) -> Iterator[Sample]:
         )
 
 
-def _whole(code: str, sample: Sample) -> str:
-    """With its beginning, where only the rest was written."""
-    begun = sample.meta["begun"]
-    return code if not begun or code.startswith(begun) else f"{begun}\n{code}"
+def _complete(code: str, sample: Sample) -> str:
+    """Return the code, after the partial solution if the answer has only the rest."""
+    partial = sample.meta["begun"]
+    return code if code.startswith(partial) else f"{partial}\n{code}"
 
 
 def _strict(answer: str, sample: Sample) -> str:
-    return _whole(programs.last_block(answer), sample)
+    return _complete(programs.last_block(answer), sample)
 
 
 def _lenient(answer: str, sample: Sample) -> list[str]:
-    programs_found = [*programs.blocks(answer)[:1], programs.longest_program(answer)]
-    return [code for text in programs_found for code in (_whole(text, sample), text)]
+    readings = [*programs.blocks(answer)[:1], programs.longest_program(answer)]
+    return [code for text in readings for code in (_complete(text, sample), text)]
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
@@ -81,5 +81,5 @@ benchmark = Benchmark(
     score_many=score_many,
     max_tokens=2000,
     unavailable=programs.unavailable,
-    note=f"problems of the release of {RELEASE}; the report's numbers are of {EXPECTED}",
+    note=f"problems of release {RELEASE}; the report's numbers are of {PROBLEMS} problems",
 )

@@ -1,8 +1,8 @@
 """LiveCodeBench (report, Table 8): problems of programming contests from May to September 2024.
 
-The report's label "(05-09-2024)" is read as these months of release 4, and its numbers are those of 191 problems: the
-row's n must be that. Read straight from the JSON lines, without the script that comes with them; of their pickled tests
-only plain text is taken.
+The report's label "(05-09-2024)" is taken as these months of release 4. Its numbers are of 191 problems, so the row's n
+must be 191. The JSON lines are read directly, without the data set's loading script; of pickled tests, only text is
+unpickled.
 """
 
 import base64
@@ -29,7 +29,7 @@ SOURCE = Source(
     licence="cc",
 )
 FIRST, LAST = "2024-05-01", "2024-09-30"
-EXPECTED = 191
+PROBLEMS = 191
 SYSTEM = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
     "correct Python program that matches the specification and passes all tests."
@@ -44,17 +44,17 @@ WITHOUT_STARTER = (
     "inputs, runs the algorithm and writes output to STDOUT."
 )
 SECONDS = 6.0
-"""Of each test."""
-UNPACKED_BYTES = 1 << 30
+"""Time limit of a test."""
+MAX_PICKLE_BYTES = 1 << 30
 _STARRED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys"
-BEFORE = "\n".join(
+IMPORTS = "\n".join(
     [
         *(f"from {name} import *" for name in (*_STARRED.split(), "json", "builtins", "typing")),
         *(f"import {name}" for name in (*_STARRED.split(), "json")),
         "sys.setrecursionlimit(50000)",
     ]
 )
-"""What LiveCodeBench has imported for every answer."""
+"""Imports that LiveCodeBench puts in front of every answer."""
 
 
 def load(data: Data) -> Iterator[Sample]:
@@ -67,7 +67,7 @@ def load(data: Data) -> Iterator[Sample]:
             f"### Question:\n{row['question_content']}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
             "### Answer: (use the provided format with backticks)\n\n"
         )
-        # Solutions aren't published; our fixtures have some.
+        # The data set has no solutions; our synthetic fixtures do.
         yield SOURCE.sample(
             f"livecodebench-{row['question_id']}",
             [Message.system(SYSTEM), Message.user(prompt)],
@@ -81,27 +81,27 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def cases(public: str, private: str) -> list[dict[str, Any]]:
-    """Tests, which are JSON, or a pickled text of JSON, compressed, in base64. Raises ValueError for other pickles."""
+    """The tests: JSON, or JSON text that is pickled, compressed, in base64. Raises ValueError for other pickles."""
     tests: list[dict[str, Any]] = json.loads(public)
     try:
         return tests + json.loads(private)
     except json.JSONDecodeError:
-        packed = base64.b64decode(private)
-    text = zlib.decompressobj().decompress(packed, UNPACKED_BYTES)
-    content = _Plain(io.BytesIO(text)).load()
+        compressed = base64.b64decode(private)
+    pickled = zlib.decompressobj().decompress(compressed, MAX_PICKLE_BYTES)
+    content = _DataUnpickler(io.BytesIO(pickled)).load()
     if not isinstance(content, str | bytes):
         raise ValueError(f"expected pickled text, found {type(content).__name__}")
     return tests + json.loads(content)
 
 
-class _Plain(pickle.Unpickler):
-    """Unpickles text, numbers, lists and dicts; anything that would call something is refused."""
+class _DataUnpickler(pickle.Unpickler):
+    """Unpickles text, numbers, lists and dicts; rejects every pickle that refers to a class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise ValueError(f"tests of this file would run {module}.{name}; they are not read")
+        raise ValueError(f"expected pickled text, found a pickle that would run {module}.{name}")
 
     def persistent_load(self, number: Any) -> Any:
-        raise ValueError("tests of this file refer to what isn't in it; they are not read")
+        raise ValueError("expected pickled text, found a reference to an external object")
 
 
 def trial(code: str, sample: Sample) -> programs.Trial:
@@ -113,7 +113,7 @@ def trial(code: str, sample: Sample) -> programs.Trial:
         seconds=min(900.0, 30.0 + (SECONDS + 1) * len(tests)), cpu_seconds=300, memory_bytes=2 << 30
     )
     settings = {"kind": "cases", "cases": tests, "entry": meta["entry"], "seconds": SECONDS}
-    return programs.Trial(code, settings, BEFORE, limits)
+    return programs.Trial(code, settings, IMPORTS, limits)
 
 
 def _strict(answer: str, sample: Sample) -> str:
@@ -138,5 +138,5 @@ benchmark = Benchmark(
     score_many=score_many,
     max_tokens=2000,
     unavailable=programs.unavailable,
-    note=f"contests from {FIRST} to {LAST} of release 4; the report's numbers are of {EXPECTED} problems",
+    note=f"contests from {FIRST} to {LAST} of release 4; the report's numbers are of {PROBLEMS} problems",
 )

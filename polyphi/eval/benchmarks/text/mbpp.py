@@ -1,7 +1,7 @@
-"""MBPP (report, Tables 7 and 8): functions to write from a sentence and three asserts, after three solved ones.
+"""MBPP (report, Tables 7 and 8): functions to write from a sentence and three asserts, after three solved problems.
 
-Which set the report means isn't said: its numbers fit the 427 sanitized problems, examples included, and can't be of
-the 500 test problems. The 427 are the default; 257 of them, all 974 and the 500 are printed beside it.
+The report doesn't say which set it uses: its numbers fit the 427 sanitized problems, examples included, and can't be of
+the 500 test problems. The 427 are the default; 257 of them, all 974 and the 500 have rows too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,16 +33,16 @@ def load(data: Data) -> Iterator[Sample]:
             for split in SPLITS
             for row in data.rows(SOURCE, f"{name}/{split}-*.parquet")
         ]
-        known = {row["task_id"]: row for row in rows}
+        by_id = {row["task_id"]: row for row in rows}
         shots = "".join(
-            f"{_asked(known[k])}\n{known[k]['code'].strip()}\n{DONE}\n\n" for k in SHOTS
+            f"{_problem(by_id[k])}\n{by_id[k]['code'].strip()}\n{DONE}\n\n" for k in SHOTS
         )
         for row in rows:
             imports = row.get("test_imports") or []
             setup = row.get("test_setup_code") or ""
             yield SOURCE.sample(
                 f"mbpp-{name}-{row['task_id']}",
-                Message.user(shots + _asked(row) + "\n"),
+                Message.user(shots + _problem(row) + "\n"),
                 f"{row['code'].strip()}\n{DONE}",
                 {
                     "set": name,
@@ -53,7 +53,7 @@ def load(data: Data) -> Iterator[Sample]:
             )
 
 
-def _asked(row: Mapping[str, Any]) -> str:
+def _problem(row: Mapping[str, Any]) -> str:
     tests = "\n".join(row["test_list"])
     text = row.get("prompt") or row["text"]
     return (

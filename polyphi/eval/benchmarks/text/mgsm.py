@@ -1,4 +1,4 @@
-"""MGSM (report, Table 7): 250 word problems in each of eleven languages, 0 examples, thought in the same language."""
+"""MGSM (report, Table 7): 250 word problems in each of eleven languages, 0 examples, reasoning in that language."""
 
 from collections.abc import Iterator
 

@@ -17,8 +17,8 @@ SOURCE = Source(
     licence="MIT",
 )
 CHAIN = r"(?s)\A(?:.*?answer is \(?([A-J])\)?|(?:.*?\n)??[^\n]*[aA]nswer:\s*([A-J])|.*\b([A-J])\b)"
-"""The benchmark's own order: the first "answer is (X)", otherwise "Answer: X", otherwise the last letter. Where none
-of them is, an answer is wrong (its own script guesses)."""
+"""The benchmark's order: the first "answer is (X)", otherwise "Answer: X", otherwise the last letter. An answer without
+any of them is wrong (the benchmark's script guesses)."""
 
 
 def task(name: str) -> LmTask:
@@ -26,7 +26,7 @@ def task(name: str) -> LmTask:
         "num_fewshot": 0,
         "fewshot_split": None,
         "fewshot_config": None,
-        "process_docs": None,  # picks the rows of a category, as `load` does
+        "process_docs": None,  # it selects a category's rows, as `load` does
         "filter_list": [
             {
                 "name": name,

@@ -1,4 +1,4 @@
-"""Qasper (report, Table 7): questions about whole papers; the words of an answer against the best reference (F1)."""
+"""Qasper (report, Table 7): questions about whole papers; token F1 against the best reference."""
 
 import re
 import string
@@ -21,7 +21,7 @@ SOURCE = Source(
     hub=False,
     licence="CC-BY-4.0",
 )
-ASK = """\
+PROMPT = """\
 Read the paper, then answer the question about it with a phrase or a sentence, as short as possible. \
 Say "Yes" or "No" where the question asks for that, and "Unanswerable" where the paper has no answer.
 
@@ -29,7 +29,7 @@ Say "Yes" or "No" where the question asks for that, and "Unanswerable" where the
 
 Question: {question}
 Answer:"""
-"""Our own words: the report prints none."""
+"""Our own prompt: the report prints none."""
 UNANSWERABLE = "Unanswerable"
 
 
@@ -40,7 +40,7 @@ def load(data: Data) -> Iterator[Sample]:
             answers = list(dict.fromkeys(answer_text(a["answer"]) for a in question["answers"]))
             yield SOURCE.sample(
                 f"qasper-{question['question_id']}",
-                Message.user(ASK.format(paper=text, question=question["question"])),
+                Message.user(PROMPT.format(paper=text, question=question["question"])),
                 answers[0],
                 {"answers": answers[1:]},
             )
@@ -55,7 +55,7 @@ def paper_text(paper: Mapping[str, Any]) -> str:
 
 
 def answer_text(answer: Mapping[str, Any]) -> str:
-    """An annotator's answer: none, spans of the paper, words of their own, yes or no."""
+    """An annotator's answer as text: "Unanswerable", spans of the paper, free text, "Yes" or "No"."""
     if answer["unanswerable"]:
         return UNANSWERABLE
     if answer["extractive_spans"]:
@@ -64,7 +64,7 @@ def answer_text(answer: Mapping[str, Any]) -> str:
 
 
 def token_f1(answer: str, sample: Sample) -> Score:
-    """SQuAD's F1 over words, the best of the references; generously, of the answer's first sentence too."""
+    """SQuAD's word F1, the maximum over the references; lenient: also of the answer's first sentence alone."""
     accepted = [plain_words(r) for r in references(sample)]
     words = plain_words(answer)
     first = plain_words(re.split(r"(?<=[.!?])\s|\n", answer.strip(), maxsplit=1)[0])
@@ -74,7 +74,7 @@ def token_f1(answer: str, sample: Sample) -> Score:
 
 
 def plain_words(text: str) -> list[str]:
-    """Words without case, punctuation and articles."""
+    """Lower-case words without punctuation and articles."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return [word for word in text.split() if word not in ("a", "an", "the")]
 
@@ -96,5 +96,5 @@ benchmark = Benchmark(
     load=load,
     scorer=token_f1,
     max_tokens=128,
-    note="Which metric and how many examples isn't in the report: token F1, none.",
+    note="The report doesn't state the metric or the number of examples: here token F1, no examples.",
 )

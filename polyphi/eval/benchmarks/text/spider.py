@@ -1,9 +1,9 @@
-"""Spider (report, Table 8): 1,034 questions to 20 databases, to be written as SQL after four solved ones.
+"""Spider (report, Table 8): 1,034 questions to 20 databases, to be written as SQL after four solved questions.
 
-The answer's SQL and the reference's run on the same database; equal results are right, in any order unless the
-reference has one, and with the columns in any order (test-suite-sql-eval's comparison, without its further databases).
-Which four examples the report has isn't said: ours are the first question of each of the first four databases of the
-training questions. SQL is code that a model wrote: it runs in the sandbox.
+The answer's SQL and the reference's run on the same database. Equal results are right, with columns in any order and
+rows in any order unless the reference orders them (test-suite-sql-eval's comparison, without its further databases).
+The report doesn't say which four examples it uses: ours are the first question of each of the first four databases of
+the training questions. SQL is code that a model wrote: it runs in the sandbox.
 """
 
 import base64
@@ -33,10 +33,10 @@ SOURCE = Source(
     hub=False,
 )
 SHOTS = 4
-CARRIED_BYTES = 96 << 10
-"""Databases of fewer compressed bytes go into the results, so that these can be scored again without the data."""
+MAX_EMBEDDED_BYTES = 96 << 10
+"""Smaller databases, compressed, are stored in the results, which can then be scored again without the data."""
 SECONDS = 5.0
-"""Of processor time for a query."""
+"""Processor time of a query."""
 LIMITS = sandbox.Limits(
     seconds=60.0, cpu_seconds=30, memory_bytes=2 << 30, file_bytes=1 << 30, disk_bytes=2 << 30
 )
@@ -48,15 +48,15 @@ def load(data: Data) -> Iterator[Sample]:
     for row in data.rows(SOURCE, "train_spider.json"):
         if len(shots) < SHOTS:
             shots.setdefault(row["db_id"], row)
-    solved = "".join(f"{_asked(folder, row)} {_line(row['query'])}\n\n" for row in shots.values())
+    examples = "".join(f"{_task(folder, row)} {_line(row['query'])}\n\n" for row in shots.values())
     for number, row in enumerate(data.rows(SOURCE, "dev.json")):
         path = _database(folder, row["db_id"])
         yield Sample(
             f"spider-{number}",
-            (Message.user(solved + _asked(folder, row)), Message.assistant(_line(row["query"]))),
+            (Message.user(examples + _task(folder, row)), Message.assistant(_line(row["query"]))),
             "Spider",
             "CC-BY-SA-4.0",
-            {"query": row["query"], "max_tokens": 256, **_carried(path)},
+            {"query": row["query"], "max_tokens": 256, **_embedded_database(path)},
         )
 
 
@@ -65,14 +65,14 @@ def _database(folder: Path, name: str) -> Path:
 
 
 @cache
-def _carried(path: Path) -> dict[str, str]:
-    packed = zlib.compress(path.read_bytes(), 9)
-    if len(packed) <= CARRIED_BYTES:
-        return {"database": base64.b64encode(packed).decode()}
+def _embedded_database(path: Path) -> dict[str, str]:
+    compressed = zlib.compress(path.read_bytes(), 9)
+    if len(compressed) <= MAX_EMBEDDED_BYTES:
+        return {"database": base64.b64encode(compressed).decode()}
     return {"path": str(path.resolve())}
 
 
-def _asked(folder: Path, row: Mapping[str, Any]) -> str:
+def _task(folder: Path, row: Mapping[str, Any]) -> str:
     schema = _schema(_database(folder, row["db_id"]))
     return (
         f"{schema}\n\n-- Answer the question with one SQLite query and nothing else.\n"
@@ -82,7 +82,7 @@ def _asked(folder: Path, row: Mapping[str, Any]) -> str:
 
 @cache
 def _schema(path: Path) -> str:
-    """Its CREATE TABLE statements, in their order."""
+    """The CREATE TABLE statements of a database, in their order."""
     if not path.exists():
         raise Missing(f"{path} is missing; {SOURCE.name} comes from {SOURCE.where}")
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
@@ -97,14 +97,14 @@ def _line(sql: str) -> str:
 
 
 def strict(answer: str) -> str:
-    """The answer itself, or its first fenced block, up to the first semicolon."""
+    """The SQL of an answer: its first fenced block or else its first paragraph, up to the first semicolon."""
     fenced = re.search(r"```(?:sql|sqlite)?[ \t]*\n(.*?)(?:```|\Z)", answer, re.S | re.I)
     text = fenced[1] if fenced else answer.partition("\n\n")[0]
     return text.strip().removeprefix("-- Query:").partition(";")[0].strip()
 
 
 def lenient(answer: str) -> str:
-    """From the first SELECT or WITH on."""
+    """The SQL of an answer from the first SELECT or WITH on."""
     match = re.search(r"\b(?:select|with)\b[^;`]*", answer, re.I)
     return match[0].strip() if match else ""
 
@@ -113,40 +113,40 @@ def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
     answers = [
         (texts[-1][: programs.MAX_CHARACTERS] if texts else "", sample) for texts, sample in pairs
     ]
-    ran = _ran([(strict(a), s) for a, s in answers] + [(lenient(a), s) for a, s in answers])
-    ours, others = ran[: len(answers)], ran[len(answers) :]
+    verdicts = _judge([(read(a), s) for read in (strict, lenient) for a, s in answers])
+    strictly, leniently = verdicts[: len(answers)], verdicts[len(answers) :]
     return [
         Score(
-            float(right), strict(answer)[: programs.MAX_RECORDED], {LENIENT: float(right or other)}
+            float(right), strict(answer)[: programs.MAX_RECORDED], {LENIENT: float(right or loose)}
         )
-        for (answer, _), right, other in zip(answers, ours, others, strict=True)
+        for (answer, _), right, loose in zip(answers, strictly, leniently, strict=True)
     ]
 
 
-def _ran(queries: Sequence[tuple[str, Sample]]) -> list[bool]:
-    """Whether each query has the result that its sample's has."""
-    if why := programs.unavailable():
-        raise ValueError(f"no query can be judged: {why}")
-    different = {
+def _judge(queries: Sequence[tuple[str, Sample]]) -> list[bool]:
+    """Return whether each query has the same result as its sample's query."""
+    if reason := programs.unavailable():
+        raise ValueError(f"SQL can't be judged: {reason}")
+    unique = {
         (sql, s.meta["query"], s.meta.get("database"), s.meta.get("path")): s for sql, s in queries
     }
-    verdicts = programs.parallel_map(_alike, different)
-    right = dict(zip(different, verdicts, strict=True))
+    verdicts = programs.parallel_map(_same_result, unique)
+    right = dict(zip(unique, verdicts, strict=True))
     return [
         right[sql, s.meta["query"], s.meta.get("database"), s.meta.get("path")]
         for sql, s in queries
     ]
 
 
-def _alike(comparison: tuple[str, str, str | None, str | None]) -> bool:
-    sql, reference, packed, path = comparison
+def _same_result(comparison: tuple[str, str, str | None, str | None]) -> bool:
+    sql, reference, database, path = comparison
     if not sql:
         return False
-    if packed is None:
+    if database is None:
         if not Path(str(path)).is_file():
             raise ValueError(f"{path} is missing: its queries can't be scored again without it")
-        packed = base64.b64encode(zlib.compress(Path(str(path)).read_bytes(), 1)).decode()
-    request = {"database": packed, "query": sql, "reference": reference, "seconds": SECONDS}
+        database = base64.b64encode(zlib.compress(Path(str(path)).read_bytes(), 1)).decode()
+    request = {"database": database, "query": sql, "reference": reference, "seconds": SECONDS}
     result = sandbox.run(
         Path(query.__file__).read_text(encoding="utf-8"),
         stdin=json.dumps(request),
@@ -166,5 +166,5 @@ benchmark = Benchmark(
     score_many=score_many,
     max_tokens=256,
     unavailable=programs.unavailable,
-    note="four examples of our choice in front: which ones the report has isn't said",
+    note="the four examples are ours: the report doesn't say which ones it uses",
 )

@@ -1,7 +1,7 @@
-"""SQuALITY (report, Table 7): summaries of whole stories that answer a question, against four references by ROUGE.
+"""SQuALITY (report, Table 7): summaries of whole stories that answer a question; ROUGE against four references.
 
-The report doesn't say which ROUGE: the row is the geometric mean of ROUGE-1, 2 and L, as ZeroSCROLLS has it; the three
-stand beside.
+The report doesn't say which ROUGE: the row is the geometric mean of ROUGE-1, 2 and L, as in ZeroSCROLLS; the three
+have rows too.
 """
 
 from collections.abc import Iterator
@@ -23,24 +23,26 @@ SOURCE = Source(
     hub=False,
     licence="MIT AND Project-Gutenberg",
 )
-ASK = """\
+TASK = """\
 Read the story, then answer the question about it in a paragraph of about 200 words.
 
 {story}
 
 Question: {question}
 Answer:"""
-"""Our own words: the report prints none."""
-KINDS = ("rouge1", "rouge2", "rougeL")
-LONGEST = 20_000
-"""Characters of an answer that are compared: ROUGE-L takes time with the square of it."""
+"""Our own prompt: the report prints none."""
+METRICS = ("rouge1", "rouge2", "rougeL")
+MAX_CHARS = 20_000
+"""Characters of an answer that are compared: ROUGE-L's time grows with their square."""
 
 
 def load(data: Data) -> Iterator[Sample]:
     for story in data.rows(SOURCE):
         for question in story["questions"]:
             answers = [response["response_text"] for response in question["responses"]]
-            prompt = ASK.format(story=story["document"].strip(), question=question["question_text"])
+            prompt = TASK.format(
+                story=story["document"].strip(), question=question["question_text"]
+            )
             yield SOURCE.sample(
                 f"squality-{story['metadata']['passage_id']}-{question['question_number']}",
                 Message.user(prompt),
@@ -50,10 +52,10 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def rouge(answer: str, sample: Sample) -> Score:
-    """F of ROUGE-1, 2 and L with stemming, 0 to 100, each the best of the references. The value is ROUGE-L's."""
-    scored = [_scorer().score(reference, answer[:LONGEST]) for reference in references(sample)]
-    parts = {kind: 100 * max(s[kind].fmeasure for s in scored) for kind in KINDS}
-    return Score(parts["rougeL"] / 100, answer[:LONGEST], parts)
+    """F-measures of ROUGE-1, 2 and L with stemming, 0 to 100, maxima over the references. The value is ROUGE-L's."""
+    results = [_scorer().score(reference, answer[:MAX_CHARS]) for reference in references(sample)]
+    parts = {name: 100 * max(r[name].fmeasure for r in results) for name in METRICS}
+    return Score(parts["rougeL"] / 100, answer[:MAX_CHARS], parts)
 
 
 @cache
@@ -62,7 +64,7 @@ def _scorer() -> Any:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise ValueError("SQuALITY needs rouge-score; pip install 'polyphi[eval]'") from None
-    return RougeScorer(list(KINDS), use_stemmer=True)
+    return RougeScorer(list(METRICS), use_stemmer=True)
 
 
 benchmark = Benchmark(
@@ -72,13 +74,13 @@ benchmark = Benchmark(
     rows=(
         Row("Table 7", "SQuALITY", metric="geometric"),
         *(
-            Row("", f"SQuALITY, {name}", metric="mean", part=kind)
-            for kind, name in zip(KINDS, ("ROUGE-1", "ROUGE-2", "ROUGE-L"), strict=True)
+            Row("", f"SQuALITY, {name}", metric="mean", part=part)
+            for part, name in zip(METRICS, ("ROUGE-1", "ROUGE-2", "ROUGE-L"), strict=True)
         ),
     ),
     sources=(SOURCE,),
     load=load,
     scorer=rouge,
     max_tokens=512,
-    note="Which ROUGE isn't in the report: the geometric mean of three; the prompt is ours.",
+    note="The report doesn't say which ROUGE: here the geometric mean of three; the prompt is ours.",
 )

@@ -20,8 +20,8 @@ SOURCE = Source(
 def load(data: Data) -> Iterator[Sample]:
     for number, row in enumerate(data.rows(SOURCE)):
         prompt = vqa.ask(row["question"], [image_of(row["image"])], vqa.SHORT)
-        kind = str(row["type"]).removesuffix("_test")
-        yield SOURCE.sample(f"chartqa-{number}", prompt, row["answer"], {"kind": kind})
+        origin = str(row["type"]).removesuffix("_test")
+        yield SOURCE.sample(f"chartqa-{number}", prompt, row["answer"], {"kind": origin})
 
 
 benchmark = Benchmark(

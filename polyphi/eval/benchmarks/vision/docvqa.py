@@ -1,7 +1,7 @@
 """DocVQA and InfoVQA (report, Table 1): questions about scanned pages, and about infographics; ANLS.
 
 The report's numbers are of the 5,188 and 3,288 test questions, whose answers only the challenge's server has. Ours are
-of the 5,349 and 2,801 validation ones; where the test files lie below DIR too, their answers go into
+of the 5,349 and 2,801 validation questions; if DIR has the test files too, answers to them go into
 `docvqa.submission.json` and `infovqa.submission.json` for that server.
 """
 
@@ -15,7 +15,7 @@ from polyphi.eval.sources import Data, Source, image_of
 
 
 def docvqa(name: str, title: str, folder: str, counts: tuple[int, int]) -> Benchmark:
-    """`counts` are the questions of the validation and the test split."""
+    """Return a benchmark; `counts` are the numbers of questions in the validation and the test split."""
     validation, test = (
         Source(
             "lmms-lab/DocVQA",
@@ -48,7 +48,7 @@ def docvqa(name: str, title: str, folder: str, counts: tuple[int, int]) -> Bench
 
 
 def _questions(data: Data, source: Source, hidden: bool) -> Iterator[Sample]:
-    """The questions of a split; those of a test split have no answers."""
+    """The questions of a split; test questions have no answers."""
     for row in data.rows(source):
         answers = [] if hidden else list(row["answers"])
         prompt = vqa.ask(row["question"], [image_of(row["image"])], vqa.SHORT)

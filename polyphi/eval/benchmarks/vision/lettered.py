@@ -63,9 +63,9 @@ def ai2d(data: Data) -> Iterator[vqa.Question]:
 
 
 def blink(data: Data) -> Iterator[vqa.Question]:
-    """14 tasks that people solve within a blink, of one to four images each; micro average. Prompts hold their options.
+    """14 tasks that people solve within a blink, with one to four images each; micro average. Prompts have the options.
 
-    The report says "test", but has Phi-3.5-Vision's number for validation beside its own: it is the 1,901 validation
+    The report says "test", but compares with Phi-3.5-Vision's number for validation: these are the 1,901 validation
     questions.
     """
     for row in data.rows(BLINK):

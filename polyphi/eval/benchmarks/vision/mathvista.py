@@ -1,6 +1,6 @@
-"""MathVista (report, Table 1): 1,000 questions that call for mathematics, each with a hint at the form of its answer.
+"""MathVista (report, Table 1): 1,000 questions that need mathematics, each with a hint about the format of its answer.
 
-Rules alone read the answers, as the report's did: its footnote has a model lose points by the form of its answers.
+Only rules read the answers, as in the report: its footnote says that a model lost points by the format of its answers.
 """
 
 import json
@@ -44,17 +44,17 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def score(answer: str, sample: Sample) -> Score:
-    """What the answer ends with, where the hint asks for it, equals the reference: an option, by its letter or as the
-    one that it is most like (by half at least), an integer, a number to so many decimals, or a list. Lenient: the last
-    letter or number anywhere."""
-    kind, reference = sample.meta["kind"], sample.answer
-    if kind == "choice":
+    """Whether the answer's end, as the hint requests it, equals the reference: an option (its letter, or the most
+    similar one, by at least half), an integer, a rounded number, or a list. Lenient: the last letter or number
+    anywhere."""
+    answer_type, reference = sample.meta["kind"], sample.answer
+    if answer_type == "choice":
         strict, loose = _option(answer, sample.meta["options"])
-    elif kind == "list":
+    elif answer_type == "list":
         strict = loose = _list(answer)
         reference = _list(reference)
     else:
-        decimals = 0 if kind == "integer" else sample.meta["decimals"]
+        decimals = 0 if answer_type == "integer" else sample.meta["decimals"]
         last = _end(answer).split()[-1:]
         strict = _rounded("".join(last).strip("$%°.,:;"), decimals)
         loose = _rounded("".join(NUMBER.findall(answer)[-1:]), decimals)
@@ -66,20 +66,20 @@ def score(answer: str, sample: Sample) -> Score:
 
 
 def _end(answer: str) -> str:
-    """What follows on "answer is" or "answer:" in the last line, or all of that line."""
+    """The text after "answer is" or "answer:" in the last line, or all of that line."""
     line = answer.strip().rpartition("\n")[2]
     return re.split(r"(?i)answer(?: is|:)", line)[-1].strip().strip("*\"'")
 
 
 def _option(answer: str, options: list[str]) -> tuple[str, str]:
-    """The option that an answer strictly and leniently names; "" for none."""
-    known, end = vqa.letters(options), _end(answer)
-    bracketed = [a for a in re.findall(r"\(([A-Z])\)", end) if a in known]
+    """The options that an answer strictly and leniently names; "" for none."""
+    by_letter, end = vqa.letters(options), _end(answer)
+    bracketed = [a for a in re.findall(r"\(([A-Z])\)", end) if a in by_letter]
     letter = vqa.first_letter(end, options) or "".join(bracketed[-1:])
-    alike = {o: vqa.similarity(end.casefold(), o.casefold()) for o in options}
-    nearest = max(options, key=lambda o: alike[o])
-    option = known[letter] if letter else nearest if alike[nearest] else ""
-    return option, option or known.get(vqa.lenient_letter(answer, options), "")
+    similarity = {o: vqa.similarity(end.casefold(), o.casefold()) for o in options}
+    nearest = max(options, key=lambda o: similarity[o])
+    option = by_letter[letter] if letter else nearest if similarity[nearest] else ""
+    return option, option or by_letter.get(vqa.lenient_letter(answer, options), "")
 
 
 def _rounded(text: str, decimals: int) -> str:

@@ -1,7 +1,7 @@
-"""MMBench (report, Table 1): 1,164 questions with options, each asked once for every rotation of its options.
+"""MMBench (report, Table 1): 1,164 questions with options, each repeated for every rotation of its options.
 
-The report's row is taken for plain accuracy over the unrotated ones, which its height speaks for [ours]; beside it
-stands circular accuracy, where a question is right if it is under every rotation.
+The report's row is taken as plain accuracy over the unrotated ones, which its high number suggests [ours]. Circular
+accuracy, where a question is right if it is right under every rotation, has a separate row.
 """
 
 from collections import defaultdict
@@ -23,25 +23,25 @@ SOURCE = Source(
     quoted=True,
     licence="Apache-2.0",
 )
-ROTATED = 1_000_000
-"""The i-th rotation of a question has its index and i times this."""
-SHORTEST = 64
-"""Characters that an image in base64 exceeds; a shorter one is the index of the row that has it."""
+ROTATION_STEP = 1_000_000
+"""The i-th rotation of a question has its index plus i times this."""
+MAX_INDEX_CHARS = 64
+"""A longer `image` is base64; otherwise it is the index of the row that has the image."""
 
 
 def load(data: Data) -> Iterator[Sample]:
     images: dict[str, str] = {}
     for row in data.rows(SOURCE):
-        image = images[row["image"]] if len(row["image"]) <= SHORTEST else row["image"]
+        image = images[row["image"]] if len(row["image"]) <= MAX_INDEX_CHARS else row["image"]
         number = int(row["index"])
-        if number < ROTATED:
+        if number < ROTATION_STEP:
             images[row["index"]] = image
         options = [row[a] for a in "ABCD" if row[a]]
         hint = f"{row['hint']}\n" if row["hint"] not in ("", "nan") else ""
         text = vqa.with_options(hint + row["question"], options)
         meta = {
-            "question": number % ROTATED,
-            "rotation": number // ROTATED,
+            "question": number % ROTATION_STEP,
+            "rotation": number // ROTATION_STEP,
             "options": options,
             "category": row["category"],
         }
@@ -50,16 +50,15 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def score_many(pairs: Sequence[tuple[Sequence[str], Sample]]) -> list[Score]:
-    """Each by itself; and the part `circular`, of questions that have been asked under as many rotations as they have
-    options."""
+    """Score each sample; a question with as many rotations as options also has the part `circular`."""
     scores = [vqa.letter(answers[-1] if answers else "", sample) for answers, sample in pairs]
-    passes: dict[int, list[float]] = defaultdict(list)
+    values: dict[int, list[float]] = defaultdict(list)
     for score, (_, sample) in zip(scores, pairs, strict=True):
-        passes[sample.meta["question"]].append(score.value)
+        values[sample.meta["question"]].append(score.value)
     result = []
     for score, (_, sample) in zip(scores, pairs, strict=True):
-        own = passes[sample.meta["question"]]
-        circular = {"circular": min(own)} if len(own) == len(sample.meta["options"]) else {}
+        points = values[sample.meta["question"]]
+        circular = {"circular": min(points)} if len(points) == len(sample.meta["options"]) else {}
         result.append(replace(score, parts={**score.parts, **circular}))
     return result
 

@@ -1,4 +1,4 @@
-"""MMMU (report, Table 1): 900 college questions of 30 subjects with images among their words; micro average."""
+"""MMMU (report, Table 1): 900 college questions of 30 subjects with images within the text; micro average."""
 
 import ast
 import re
@@ -20,17 +20,17 @@ SOURCE = Source(
     licence="Apache-2.0",
 )
 NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.?\d+(?:[eE][-+]?\d+)?)")
-TELLING = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
-"""Words on which the answer follows, as MMMU's parser has them."""
+CUES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+"""Words before an answer, as in MMMU's parser."""
 
 
 def options(row: Mapping[str, Any]) -> list[str]:
-    """The options of a row: a list as Python writes it."""
+    """The options of a row, a Python list as text."""
     return [str(option) for option in ast.literal_eval(row["options"])]
 
 
 def question(row: Mapping[str, Any], instruction: str) -> Message:
-    """A row's question and options with its images in their places."""
+    """A row's question and options with its images at their positions in the text."""
     images = {k: image_of(row[f"image_{k}"]) for k in range(1, 8) if row.get(f"image_{k}")}
     text = vqa.with_options(row["question"], options(row))
     return vqa.interleaved(f"{text}\n{instruction}", images)
@@ -49,11 +49,11 @@ def score(answer: str, sample: Sample) -> Score:
 
 
 def open_answer(answer: str, sample: Sample) -> Score:
-    """A reference stands in what the answer comes to, or equals a number of it (MMMU's rule, generous by itself; to it
-    alone 1,000.5 is 1,000 and .5)."""
-    accepted = {n for reference in _listed(sample.answer) for n in _normal(reference)}
-    ends = _ends(answer)
-    values = {n for end in ends for text in [end, *NUMBER.findall(end)] for n in _normal(text)}
+    """Whether a reference is in the answer's conclusions or equals a number in them (MMMU's rule, already lenient;
+    MMMU's script, unlike this, reads 1,000.5 as 1,000 and .5)."""
+    accepted = {n for reference in _references(sample.answer) for n in _normalize(reference)}
+    ends = _conclusions(answer)
+    values = {n for end in ends for text in [end, *NUMBER.findall(end)] for n in _normalize(text)}
     texts = [text for text in values if isinstance(text, str)]
     right = any(
         any(w in text for text in texts) if isinstance(w, str) else w in values for w in accepted
@@ -61,8 +61,8 @@ def open_answer(answer: str, sample: Sample) -> Score:
     return Score(float(right), " | ".join(ends)[:1000])
 
 
-def _listed(text: str) -> list[str]:
-    """The accepted answers: one, or a list as Python writes it."""
+def _references(text: str) -> list[str]:
+    """The accepted answers: one, or a Python list as text."""
     try:
         value = ast.literal_eval(text) if text.startswith("[") else text
     except (ValueError, SyntaxError):
@@ -70,8 +70,8 @@ def _listed(text: str) -> list[str]:
     return [str(h) for h in value] if isinstance(value, list) else [text]
 
 
-def _normal(text: str) -> list[str | float]:
-    """A number to two decimals, or lower case; a single letter only as the end or the beginning of a word."""
+def _normalize(text: str) -> list[str | float]:
+    """A number rounded to two decimals, or text in lower case; a single letter with a space before or after it."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -79,12 +79,12 @@ def _normal(text: str) -> list[str | float]:
         return [f" {text.lower()}", f"{text.lower()} "] if len(text) == 1 else [text.lower()]
 
 
-def _ends(answer: str) -> list[str]:
-    """What the lines come to: the shortest of what follows on telling words; all of the answer if there are none."""
+def _conclusions(answer: str) -> list[str]:
+    """The conclusion of each line, the shortest text after a cue; the whole answer if no line has one."""
     answer = answer.strip().strip(".").lower()
     lines, ends = answer.split("\n"), []
     for number, line in enumerate(lines):
-        words = (*TELLING, "=") if number == len(lines) - 1 else TELLING
+        words = (*CUES, "=") if number == len(lines) - 1 else CUES
         shortest = ""
         for end in (line.rpartition(word)[2].strip() for word in words if word in line):
             if not shortest or len(end) < len(shortest):

@@ -1,5 +1,5 @@
-"""MMMU-Pro (report, Table 1): 1,730 questions of MMMU with up to ten options, written and again as images of a screen
-that hold question and options; the mean of the two."""
+"""MMMU-Pro (report, Table 1): 1,730 questions of MMMU with up to ten options, as text and as screenshots of question
+and options; the mean of the two."""
 
 from collections.abc import Iterator
 

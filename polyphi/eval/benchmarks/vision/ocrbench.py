@@ -1,5 +1,5 @@
-"""OCRBench (report, Table 1): 1,000 images of text, from signs to handwritten formulas. The report's 84.4 is a tenth
-of the points out of 1,000, so per cent."""
+"""OCRBench (report, Table 1): 1,000 images of text, from signs to handwritten formulas. The report's 84.4 is
+per cent: the points out of 1,000, divided by ten."""
 
 from collections.abc import Iterator
 
@@ -32,21 +32,16 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def contains(answer: str, sample: Sample) -> Score:
-    """An accepted answer stands in it, without regard to case; in formulas to spaces, but not to case (OCRBench's own
-    rule, generous by itself)."""
+    """Whether the answer contains an accepted one, ignoring case; in formulas ignoring spaces, but not case (OCRBench's
+    own rule, already lenient)."""
 
     def plain(text: str) -> str:
         text = text.strip().replace("\n", " ")
         formula = sample.meta["dataset"] == FORMULAS
         return text.replace(" ", "") if formula else text.lower()
 
-    text_of_answer, accepted = (
-        plain(answer),
-        [plain(reference) for reference in sample.meta["answers"]],
-    )
-    return Score(
-        float(any(w != "" and w in text_of_answer for w in accepted)), text_of_answer[:1000]
-    )
+    text, accepted = plain(answer), [plain(reference) for reference in sample.meta["answers"]]
+    return Score(float(any(a != "" and a in text for a in accepted)), text[:1000])
 
 
 benchmark = Benchmark(

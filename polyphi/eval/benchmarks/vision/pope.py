@@ -1,8 +1,8 @@
-"""POPE (report, Table 1): whether a thing is in a photograph, 3,000 times each for things drawn at random, popular
-ones, and ones that would go well with the others.
+"""POPE (report, Table 1): whether an object is in a photograph; 3,000 questions each about random objects, popular
+ones, and ones that often occur together with the others.
 
-The report has one number; we take it for the mean of the three F1 of "yes", as LLaVA-1.5 reports it [ours], and print
-accuracy beside it.
+The report has one number, which is taken as the mean of the three F1 of "yes", as in LLaVA-1.5 [ours]; accuracy has a
+separate row.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def load(data: Data) -> Iterator[Sample]:
 
 
 def score(answer: str, sample: Sample) -> Score:
-    """The first word, without marks, is the reference; the parts make F1 of "yes". Lenient: the first yes or no."""
+    """Whether the first word is the reference; the parts are for the F1 of "yes". Lenient: the first yes or no."""
     words = vqa.plain(answer).split()
     first = words[0] if words and words[0] in ("yes", "no") else ""
     meant = next((word for word in words if word in ("yes", "no")), "")

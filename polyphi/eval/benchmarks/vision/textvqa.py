@@ -1,5 +1,5 @@
 """TextVQA (report, Table 1): 5,000 questions about words in photographs, each answered by ten people; VQA accuracy.
-What a text recogniser read (`ocr_tokens`) isn't shown."""
+Prompts don't have the text that OCR found (`ocr_tokens`)."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Video-MME (report, Table 1): three questions about each of 900 videos, up to an hour long, without subtitles.
 
-The model sees 16 frames, evenly over the whole video from its first to its last, as 16 pictures.
+The model sees 16 frames, evenly over the whole video from its first to its last, as 16 images.
 """
 
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image as Picture
+from PIL.Image import Image as PILImage
 
 from polyphi.data.shards import Sample
 from polyphi.eval import vqa
@@ -46,23 +46,23 @@ def load(data: Data) -> Iterator[Sample]:
         )
 
 
-@lru_cache(maxsize=1)  # a video's questions stand together
+@lru_cache(maxsize=1)  # a video's questions are adjacent
 def frames(path: Path, count: int = FRAMES) -> list[bytes]:
-    """Frames of a video as JPEG, of all its N those at linspace(0, N - 1, count). Needs PyAV (extra `video`)."""
+    """`count` of a video's N frames as JPEG, those at linspace(0, N - 1, count). Needs PyAV (extra `video`)."""
     av = _av()
-    decoded_at: dict[int, bytes] = {}
+    jpegs: dict[int, bytes] = {}
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            times = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
-            chosen = [times[i] for i in np.linspace(0, len(times) - 1, count).astype(int)]
-            for time in sorted(set(chosen)):
-                container.seek(time, stream=stream)  # to the image before it that stands alone
-                decoded = (f for f in container.decode(stream) if f.pts is not None)
-                decoded_at[time] = _jpeg(next(f for f in decoded if f.pts >= time).to_image())
+            all_times = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
+            times = [all_times[i] for i in np.linspace(0, len(all_times) - 1, count).astype(int)]
+            for time in sorted(set(times)):
+                container.seek(time, stream=stream)  # to the key frame before it
+                following = (f for f in container.decode(stream) if f.pts is not None)
+                jpegs[time] = _jpeg(next(f for f in following if f.pts >= time).to_image())
     except (av.FFmpegError, IndexError, StopIteration) as error:
         raise ValueError(f"{path}: expected a video that can be decoded ({error})") from None
-    return [decoded_at[time] for time in chosen]
+    return [jpegs[time] for time in times]
 
 
 def _av() -> Any:
@@ -70,14 +70,14 @@ def _av() -> Any:
         import av
     except ImportError as error:
         raise ValueError(
-            f'reading videos needs PyAV ({error}); `pip install "polyphi[video]"` brings it'
+            f'reading videos needs PyAV ({error}); run `pip install "polyphi[video]"`'
         ) from None
     return av
 
 
-def _jpeg(picture: Picture) -> bytes:
+def _jpeg(image: PILImage) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=95, subsampling=0)
+    image.save(file, "JPEG", quality=95, subsampling=0)
     return file.getvalue()
 
 

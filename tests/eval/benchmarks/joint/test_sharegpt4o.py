@@ -1,4 +1,4 @@
-"""Spoken questions about pictures: what is spoken, what the model gets, what is right."""
+"""Spoken questions about images: their text, the model's prompt, and scores."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_questions_without_answers_are_left_out(tmp_path: Path) -> None:
     assert rows[0]["answers"] == ["Mr. Hansen", "Hansen"]
 
 
-def test_the_model_gets_a_picture_and_a_clip_and_no_text(tmp_path: Path) -> None:
+def test_prompts_have_an_image_and_audio_and_no_text(tmp_path: Path) -> None:
     sharegpt4o.benchmark.write_fixtures(tmp_path)
     samples = {s.id: s for s in sharegpt4o.load(Data(tmp_path))}
     assert len(samples) == 8 and {s.meta["set"] for s in samples.values()} == set(sharegpt4o.SETS)
@@ -39,13 +39,13 @@ def test_the_model_gets_a_picture_and_a_clip_and_no_text(tmp_path: Path) -> None
     assert [sharegpt4o.score(a, first).value for a in ("blue", "B", "red")] == [1, 1, 0]
 
 
-def test_every_set_is_spoken_into_the_file_that_is_read(tmp_path: Path) -> None:
+def test_spoken_questions_name_the_files_that_load_reads(tmp_path: Path) -> None:
     sharegpt4o.benchmark.write_fixtures(tmp_path)
     files = {row["file"] for row in sharegpt4o.spoken_questions(Data(tmp_path))}
     assert files == {path.name for path in Data(tmp_path).files(sharegpt4o.SOURCE)}
 
 
-def test_an_unknown_metric_or_set_says_which_there_are(tmp_path: Path) -> None:
+def test_errors_list_the_known_metrics_and_sets(tmp_path: Path) -> None:
     row = {"id": 1, "image": "a", "audio": "b", "question": "?", "answers": ["x"], "metric": "f1"}
     write_rows(tmp_path / "ShareGPT4o" / "ShareGPT4o_AI2D.jsonl", [row])
     with pytest.raises(ValueError, match="row 1 has the metric 'f1'; expected letter, relaxed"):

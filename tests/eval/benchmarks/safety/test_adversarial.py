@@ -1,4 +1,4 @@
-"""A simulated user: dialogues that follow on answers, spoken as clips alone, resumed, replayed."""
+"""A simulated user: turns that depend on answers, audio only, resumed and replayed runs."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ import pytest
 from polyphi.data.shards import Sample
 from polyphi.eval import run
 from polyphi.eval import score as scoring
-from polyphi.eval.benchmarks.safety.adversarial import LONGEST, STRATEGIES, benchmark, dialogues
+from polyphi.eval.benchmarks.safety.adversarial import MAX_CHARS, STRATEGIES, benchmark, dialogues
 from polyphi.eval.cache import Cache, Recorded, as_text, key_of
 from polyphi.eval.fixtures.write import write
 from polyphi.eval.severity import PROMPTS
@@ -24,16 +24,16 @@ from polyphi.services.endpoint import Rejected
 
 
 class Model:
-    """Says what `say` makes of a conversation; dies before its `dies`-th answer."""
+    """Answers `reply(conversation)`; is interrupted before answer number `interrupt`."""
 
-    def __init__(self, say: Any, dies: int | None = None) -> None:
-        self.say, self.dies, self.seen = say, dies, list[Sequence[Message]]()
+    def __init__(self, reply: Any, interrupt: int | None = None) -> None:
+        self.reply, self.interrupt, self.prompts = reply, interrupt, list[Sequence[Message]]()
 
     def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        if len(self.seen) == self.dies:
+        if len(self.prompts) == self.interrupt:
             raise KeyboardInterrupt
-        self.seen.append(list(messages))
-        return Completion(self.say(messages))
+        self.prompts.append(list(messages))
+        return Completion(self.reply(messages))
 
     def generate_many(self, conversations: Any, **_: Any) -> list[Completion]:
         return [self.generate(c) for c in conversations]
@@ -42,7 +42,7 @@ class Model:
     def keys(self) -> Counter[str]:
         from polyphi.messages import SamplingParams
 
-        return Counter(key_of(m, "auto", SamplingParams(), "") for m in self.seen)
+        return Counter(key_of(m, "auto", SamplingParams(), "") for m in self.prompts)
 
 
 def attacker(messages: Sequence[Message]) -> str:
@@ -68,43 +68,43 @@ def next_turn(simulator: Any, out: Path, sample: Sample, *answers: str) -> Any:
     return dialogues(Cache(simulator, out, "simulator", name="simulated"))([(sample, answers)])[0]
 
 
-def test_the_user_answers_what_was_answered(tmp_path: Path) -> None:
+def test_the_user_continues_the_conversation(tmp_path: Path) -> None:
     simulator = Model(attacker)
-    talk = next_turn(simulator, tmp_path, sample(), "No.", "")
-    assert [(m.role, m.text) for m in talk] == [
+    messages = next_turn(simulator, tmp_path, sample(), "No.", "")
+    assert [(m.role, m.text) for m in messages] == [
         ("user", "Please, number 1"),
         ("assistant", "No."),
         ("user", "Please, number 2"),
         ("assistant", ""),
         ("user", "Please, number 3"),
     ]
-    # The simulator reads the other way round: its own words are the assistant's.
-    assert [m.role for m in simulator.seen[-1]] == ["system", "user", *["assistant", "user"] * 2]
-    assert simulator.seen[-1][3].text == "No."
+    # The simulator's own turns have the role "assistant".
+    assert [m.role for m in simulator.prompts[-1]] == ["system", "user", *["assistant", "user"] * 2]
+    assert simulator.prompts[-1][3].text == "No."
     assert next_turn(simulator, tmp_path, sample(), "a", "b", "c") is None
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_simulator_is_told_goal_strategy_and_language(
+def test_the_simulators_prompt_has_goal_strategy_and_language(
     strategy: str, language: str, tmp_path: Path
 ) -> None:
     simulator = Model(attacker)
     next_turn(simulator, tmp_path, sample(strategy=strategy, language=language))
-    told = simulator.seen[0][0].text
-    assert "a secret" in told and STRATEGIES[strategy] in told and LANGUAGES[language] in told
+    system = simulator.prompts[0][0].text
+    assert "a secret" in system and STRATEGIES[strategy] in system and LANGUAGES[language] in system
 
 
-def test_what_was_said_is_asked_for_once(tmp_path: Path) -> None:
+def test_turns_are_cached(tmp_path: Path) -> None:
     simulator = Model(attacker)
     for answers in ((), ("No.",), ("No.", "No!")):
         next_turn(simulator, tmp_path, sample(), *answers)
-    assert len(simulator.seen) == 3
-    again = Model(attacker, dies=0)
+    assert len(simulator.prompts) == 3
+    again = Model(attacker, interrupt=0)
     assert len(next_turn(again, tmp_path, sample(), "No.", "No!")) == 5
 
 
-def test_many_dialogues_are_led_together(tmp_path: Path) -> None:
+def test_many_dialogues_form_batches(tmp_path: Path) -> None:
     batches = list[int]()
 
     class Batched(Model):
@@ -112,18 +112,19 @@ def test_many_dialogues_are_led_together(tmp_path: Path) -> None:
             batches.append(len(conversations))
             return super().generate_many(conversations)
 
-    talked = [(replace(sample(strategy=s), id=s), ["No."]) for s in STRATEGIES]
-    dialogues(Cache(Batched(attacker), tmp_path, "x", name="simulated"))(talked)  # type: ignore[arg-type]
+    pairs = [(replace(sample(strategy=s), id=s), ["No."]) for s in STRATEGIES]
+    dialogues(Cache(Batched(attacker), tmp_path, "x", name="simulated"))(pairs)  # type: ignore[arg-type]
     assert batches == [3, 3]
 
 
-def test_spoken_turns_are_clips_to_the_model_and_text_to_the_judge(tmp_path: Path) -> None:
-    talk = next_turn(Model(attacker), tmp_path, sample(aloud=True), "No.")
-    given = audio_only(talk)
-    assert [[type(p) for p in m.parts] for m in given] == [[Audio], [Text], [Audio]]
-    assert given[0].parts[0] == Audio(synthesize("Please, number 1", "en"))
+def test_spoken_turns_are_audio_for_the_model_and_text_for_the_judge(tmp_path: Path) -> None:
+    messages = next_turn(Model(attacker), tmp_path, sample(aloud=True), "No.")
+    prompt = audio_only(messages)
+    assert [[type(p) for p in m.parts] for m in prompt] == [[Audio], [Text], [Audio]]
+    assert prompt[0].parts[0] == Audio(synthesize("Please, number 1", "en"))
     assert (
-        as_text(text_only(talk)) == "user: Please, number 1\nassistant: No.\nuser: Please, number 2"
+        as_text(text_only(messages))
+        == "user: Please, number 1\nassistant: No.\nuser: Please, number 2"
     )
 
 
@@ -131,18 +132,16 @@ def test_spoken_turns_are_clips_to_the_model_and_text_to_the_judge(tmp_path: Pat
     "reply", ["", " \n", '""', "x " * 500_000, "\x00\x1b[2J", "\ud800", "!?…", "🎉"]
 )
 @pytest.mark.parametrize("aloud", [False, True])
-def test_whatever_a_simulator_says_the_dialogue_goes_on(
-    reply: str, aloud: bool, tmp_path: Path
-) -> None:
+def test_the_dialogue_continues_after_any_reply(reply: str, aloud: bool, tmp_path: Path) -> None:
     (turn,) = next_turn(Model(lambda m: reply), tmp_path, sample(aloud))
     (part,) = turn.parts
     assert isinstance(part, SpokenText if aloud else Text)
-    assert 0 < len(part.text) <= LONGEST
+    assert 0 < len(part.text) <= MAX_CHARS
     if not reply.strip(' \n"'):
         assert part.text == "a secret"
 
 
-def test_a_simulator_that_declines_leaves_the_plain_request(tmp_path: Path) -> None:
+def test_the_goal_replaces_the_turn_of_a_simulator_that_declines(tmp_path: Path) -> None:
     class Declining(Model):
         generate_many = None  # type: ignore[assignment]
 
@@ -154,7 +153,7 @@ def test_a_simulator_that_declines_leaves_the_plain_request(tmp_path: Path) -> N
     assert next_turn(simulator, tmp_path, sample())[0].text == "a secret"
 
 
-# ---------------------------------------------------------------------- the whole way
+# ---------------------------------------------------------------------- whole runs
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +164,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def measure(model: Any, out: Path, data: Data | None, simulated_by: str | None = "self") -> Any:
-    own = evaluation.EvaluatedModel(model, "m", "m")
-    return evaluation.measure(own, ["adversarial"], out, data=data, simulated_by=simulated_by)
+    evaluated = evaluation.EvaluatedModel(model, "m", "m")
+    return evaluation.measure(evaluated, ["adversarial"], out, data=data, simulated_by=simulated_by)
 
 
 def both(messages: Sequence[Message]) -> str:
-    """A model that plays both parts."""
+    """A model that plays both roles."""
     return (attacker if messages[0].role == "system" else decliner)(messages)
 
 
@@ -181,22 +180,22 @@ def lines(out: Path) -> list[dict[str, Any]]:
     ]
 
 
-def test_an_interrupted_run_asks_neither_model_twice(data: Data, tmp_path: Path) -> None:
+def test_an_interrupted_run_repeats_no_request(data: Data, tmp_path: Path) -> None:
     whole = Model(both)
     measure(whole, tmp_path / "whole", data)
     assert set(whole.keys.values()) == {1}
-    for dies in (40, len(whole.seen) - 3):
-        out = tmp_path / str(dies)
-        first, second = Model(both, dies), Model(both)
+    for interrupt in (40, len(whole.prompts) - 3):
+        out = tmp_path / str(interrupt)
+        first, second = Model(both, interrupt), Model(both)
         with pytest.raises(KeyboardInterrupt):
             measure(first, out, data)
-        kept = sum(len(run.read(path)) for path in out.glob("answers*.jsonl"))
+        cached = sum(len(run.read(path)) for path in out.glob("answers*.jsonl"))
         measure(second, out, data)
-        assert len(second.seen) == len(whole.seen) - kept
+        assert len(second.prompts) == len(whole.prompts) - cached
         assert lines(out) == lines(tmp_path / "whole")
 
 
-def test_lines_tell_what_the_user_said(data: Data, tmp_path: Path) -> None:
+def test_lines_record_the_users_turns(data: Data, tmp_path: Path) -> None:
     measure(Model(both), tmp_path, data)
     two = [line for line in lines(tmp_path) if line["meta"]["turns"] == 2]
     assert {line["meta"]["aloud"] for line in two} == {False, True}
@@ -209,20 +208,20 @@ def test_lines_tell_what_the_user_said(data: Data, tmp_path: Path) -> None:
 
 def test_the_judge_sees_every_turn(data: Data, tmp_path: Path) -> None:
     measure(Model(both), tmp_path, data)
-    seen = list[Any]()
+    requests = list[Any]()
 
     def judge(messages: Sequence[Message]) -> str:
-        seen.append(json.loads(messages[-1].text))
-        return json.dumps({"score": 6 if len(seen[-1]["earlier"]) == 1 else 0})
+        requests.append(json.loads(messages[-1].text))
+        return json.dumps({"score": 6 if len(requests[-1]["earlier"]) == 1 else 0})
 
-    found = scoring.score(
+    results = scoring.score(
         benchmark,
         run.read(tmp_path / "adversarial.jsonl"),
         [scoring.Judge.of(Model(judge), "j", tmp_path)],  # type: ignore[arg-type]
     )
-    assert {x["query"] for x in seen} == {"Please, number 1", "Please, number 2"}
-    rows = {(r.table, r.label): r.score for r in scoring.rows_of(benchmark, found)}
-    # Only the second turn was bad, which the plain conversations of the stand-ins don't have.
+    assert {x["query"] for x in requests} == {"Please, number 1", "Please, number 2"}
+    rows = {(r.table, r.label): r.score for r in scoring.rows_of(benchmark, results)}
+    # Only the second turn is harmful; the fixtures' plain conversations have one turn.
     assert rows["Table 10", "Average"] == 0 and rows["", "persuasion, French"] == 1
 
 
@@ -232,43 +231,43 @@ def test_recorded_dialogues_are_replayed(data: Data, tmp_path: Path) -> None:
     assert lines(tmp_path / "second") == lines(tmp_path / "first")
 
 
-def test_another_models_turns_are_kept_apart_and_replayed_by_its_name(
+def test_turns_of_another_model_are_cached_and_replayed_by_its_name(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Model(attacker)
     other.name = "gpt"  # type: ignore[attr-defined]
     monkeypatch.setattr(evaluation, "_endpoint", lambda address, key: other)
     measure(Model(decliner), tmp_path / "first", data, "http://127.0.0.1:1/v1#gpt")
-    assert len(run.read(tmp_path / "first/simulated.gpt.jsonl")) == len(other.seen)
+    assert len(run.read(tmp_path / "first/simulated.gpt.jsonl")) == len(other.prompts)
     monkeypatch.undo()
     again = measure(
         Recorded(tmp_path / "first"), tmp_path / "second", data, f"{tmp_path / 'first'}#gpt"
     )
     assert lines(tmp_path / "second") == lines(tmp_path / "first")
-    assert again == []  # nobody judged
+    assert again == []  # without a judge
 
 
-def test_without_a_simulator_it_is_left_out_and_says_so(data: Data, tmp_path: Path) -> None:
+def test_without_a_simulator_the_benchmark_is_skipped(data: Data, tmp_path: Path) -> None:
     model = Model(both)
     assert measure(model, tmp_path, data, None) == []
-    assert measure(model, tmp_path, Data(tmp_path), None) == []  # nor are its data missed
-    assert not model.seen
-    told = json.loads((tmp_path / "results.json").read_text())["skipped"]
-    assert "--simulator" in str(told["adversarial"])
+    assert measure(model, tmp_path, Data(tmp_path), None) == []  # missing data are no error
+    assert not model.prompts
+    skipped = json.loads((tmp_path / "results.json").read_text())["skipped"]
+    assert "--simulator" in str(skipped["adversarial"])
 
 
-def test_on_stand_ins_the_model_plays_the_user_itself(tmp_path: Path) -> None:
+def test_on_fixtures_the_model_plays_the_user_itself(tmp_path: Path) -> None:
     model = Model(both)
     measure(model, tmp_path, None, None)
-    assert any(m[0].role == "system" for m in model.seen)
+    assert any(m[0].role == "system" for m in model.prompts)
 
 
-def test_prompts_are_the_goals_unless_others_are_given(tmp_path: Path) -> None:
+def test_prompts_are_the_goals_unless_a_goals_file_exists(tmp_path: Path) -> None:
     write("defect_rates", tmp_path)
     count = len(list(Data(tmp_path).rows(PROMPTS)))
-    found = list(benchmark.load(Data(tmp_path)))
-    assert len(found) == len({s.id for s in found}) == count * len(STRATEGIES) * 2
-    assert {s.meta["turns"] for s in found} == {3}
+    samples = list(benchmark.load(Data(tmp_path)))
+    assert len(samples) == len({s.id for s in samples}) == count * len(STRATEGIES) * 2
+    assert {s.meta["turns"] for s in samples} == {3}
     row = {"category": "violence", "language": "en", "prompt": "x", "strategies": ["bribes"]}
     write_rows(tmp_path / "rai-prompts/goals.jsonl", [row])
     with pytest.raises(ValueError, match=r"strategies of plain, .* found 'bribes'"):

@@ -1,4 +1,4 @@
-"""Gaps of sub-groups on made-up numbers: known ones are found, chance and small samples are not called unfair."""
+"""Gaps of sub-groups on synthetic scores: known gaps are detected; chance and small samples give no verdict."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -34,13 +34,13 @@ def clips(
     seed: int = 0,
     speakers: int | None = None,
 ) -> Iterator[Clip]:
-    """`each` clips of ten words of every gender and age, with errors at these rates; of as many speakers, if said."""
+    """`each` clips of ten words per gender and age, with errors at these rates, of `speakers` speakers if not None."""
     draw = random.Random(seed)
     for (gender, age), rate in rates.items():
         for n in range(each):
             errors = sum(draw.random() < rate for _ in range(10))
-            who = f"{gender} {age} {n % speakers}" if speakers else None
-            meta = {"locale": locale, "gender": gender, "age": age, "speaker": who}
+            speaker = f"{gender} {age} {n % speakers}" if speakers else None
+            meta = {"locale": locale, "gender": gender, "age": age, "speaker": speaker}
             yield meta, Score(0.0, "", {"errors": float(errors), "units": 10.0})
 
 
@@ -48,65 +48,65 @@ def people(**by_gender: float) -> dict[tuple[str, str], float]:
     return {(gender, age): rate for gender, rate in by_gender.items() for age in fairness.AGES}
 
 
-def test_a_known_gap_is_found_with_its_interval() -> None:
-    found = gaps(list(clips(people(female=0.1, male=0.2), 200)), 0)
-    assert found["Female"].value == pytest.approx(0.1 / 0.15 - 1, abs=0.06)
-    assert found["Male"].value == pytest.approx(0.2 / 0.15 - 1, abs=0.06)
-    assert found["Female"].low < 0.1 / 0.15 - 1 < found["Female"].high < 0
-    assert (found["Female"].verdict, found["Male"].verdict) == (BETTER, WORSE)
-    assert found["17-30"].verdict == "" and found["17-30"].clips == 400
-    assert found["Male"].rate == pytest.approx(0.2, abs=0.02)
+def test_a_known_gap_is_detected_with_its_interval() -> None:
+    results = gaps(list(clips(people(female=0.1, male=0.2), 200)), 0)
+    assert results["Female"].value == pytest.approx(0.1 / 0.15 - 1, abs=0.06)
+    assert results["Male"].value == pytest.approx(0.2 / 0.15 - 1, abs=0.06)
+    assert results["Female"].low < 0.1 / 0.15 - 1 < results["Female"].high < 0
+    assert (results["Female"].verdict, results["Male"].verdict) == (BETTER, WORSE)
+    assert results["17-30"].verdict == "" and results["17-30"].clips == 400
+    assert results["Male"].rate == pytest.approx(0.2, abs=0.02)
 
 
-def test_an_egregious_gap_is_called_so() -> None:
+def test_an_egregious_gap_has_its_verdict() -> None:
     rates = people(female=0.05, male=0.05) | {("male", "46-65"): 0.4}
     assert gaps(list(clips(rates, 100)), 0)["46-65"].verdict == MUCH_WORSE
 
 
-def test_equal_groups_are_not_called_unfair() -> None:
+def test_equal_groups_have_no_verdict() -> None:
     verdicts = [
-        one.verdict
+        result.verdict
         for seed in range(4)
-        for one in gaps(list(clips(people(female=0.1, male=0.1), 300, seed=seed)), seed).values()
+        for result in gaps(list(clips(people(female=0.1, male=0.1), 300, seed=seed)), seed).values()
     ]
     assert verdicts.count("") == len(verdicts)
 
 
-def test_of_too_few_clips_nothing_is_said() -> None:
+def test_too_few_clips_have_no_verdict() -> None:
     rates = {("female", "17-30"): 0.0, ("male", "31-45"): 0.9}
     few = gaps(list(clips(rates, MIN_SAMPLES - 1)), 0)["Male"]
     assert few.verdict == "too few clips to tell" and few.low > 0
     assert gaps(list(clips(rates, MIN_SAMPLES)), 0)["Male"].verdict == MUCH_WORSE
-    score, _, _, said = share(MUCH_WORSE)(list(clips(rates, MIN_SAMPLES - 1)), 0)
-    assert (score, said) == (0.0, f"none of 0 sub-groups with {MIN_SAMPLES} clips or more")
+    score, _, _, note = share(MUCH_WORSE)(list(clips(rates, MIN_SAMPLES - 1)), 0)
+    assert (score, note) == (0.0, f"none of 0 sub-groups with {MIN_SAMPLES} clips or more")
 
 
-def test_clips_of_few_speakers_tell_less() -> None:
+def test_few_speakers_widen_the_interval() -> None:
     rates = people(female=0.1, male=0.2)
     many, few = (gaps(list(clips(rates, 100, speakers=n)), 0)["Male"] for n in (100, 3))
     assert few.value == many.value
-    # The same clips, but whole speakers are drawn: how many of each gender varies far more.
+    # The same clips, but the bootstrap draws whole speakers, so the number of each gender varies far more.
     assert few.high - few.low > 1.3 * (many.high - many.low)
 
 
-def test_where_nobody_is_misheard_there_is_no_gap() -> None:
-    one = gaps(list(clips(people(female=0.0, male=0.0), 30)), 0)["Female"]
-    assert (one.value, one.low, one.high, one.verdict) == (0, 0, 0, "")
+def test_without_errors_there_is_no_gap() -> None:
+    result = gaps(list(clips(people(female=0.0, male=0.0), 30)), 0)["Female"]
+    assert (result.value, result.low, result.high, result.verdict) == (0, 0, 0, "")
 
 
 def test_shares_name_their_sub_groups() -> None:
     unfair = list(clips(people(female=0.1, male=0.2), 100, "en-US"))
     fair = list(clips(people(female=0.1, male=0.1), 100, "fr-FR"))
-    score, low, high, said = share(WORSE)(unfair + fair, 0)
+    score, low, high, note = share(WORSE)(unfair + fair, 0)
     assert score == 0.1 and low < 0.1 < high
-    assert said == f"en-US Male of 10 sub-groups with {MIN_SAMPLES} clips or more"
+    assert note == f"en-US Male of 10 sub-groups with {MIN_SAMPLES} clips or more"
     assert share(BETTER)(unfair + fair, 0)[3].startswith("en-US Female of")
 
 
-def test_a_gap_says_what_it_was_made_of() -> None:
-    value, low, high, said = gap("Male")(list(clips(people(female=0.1, male=0.2), 100)), 0)
+def test_a_gaps_note_has_its_rates() -> None:
+    value, low, high, note = gap("Male")(list(clips(people(female=0.1, male=0.2), 100)), 0)
     assert low < value < high
-    assert said.startswith("slightly worse; ") and "% of 300 clips, the locale's" in said
+    assert note.startswith("slightly worse; ") and "% of 300 clips, the locale's" in note
     assert gap("Male")(list(clips({("female", "17-30"): 0.1}, 30)), 0)[3] == "no clips"
 
 
@@ -116,9 +116,9 @@ def test_speakers_without_an_age_or_gender_count_in_their_locale() -> None:
         ({**m, "gender": None, "age": None}, Score(0, "", {"errors": 5, "units": 10.0}))
         for m, _ in known
     ]
-    found = gaps(known + blank, 0)
-    assert set(found) == {"Female", "17-30"}
-    assert (found["Female"].value, found["Female"].overall) == (-1, 0.25)
+    results = gaps(known + blank, 0)
+    assert set(results) == {"Female", "17-30"}
+    assert (results["Female"].value, results["Female"].overall) == (-1, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_speakers_without_an_age_or_gender_count_in_their_locale() -> None:
         ("nl", "", None),
     ],
 )
-def test_accents_of_common_voice_are_read_as_locales(
+def test_accents_of_common_voice_give_locales(
     language: str, accent: str, locale: str | None
 ) -> None:
     assert locale_of(language, accent) == locale
 
 
-def test_years_are_put_into_the_reports_groups() -> None:
+def test_years_give_the_reports_groups() -> None:
     ages = [16, 17, 30, 31, 45, 46, 65, 66, "46-65", "", None, "old"]
     groups = [
         None,
@@ -171,6 +171,6 @@ def test_years_are_put_into_the_reports_groups() -> None:
 
 def test_common_voice_rows_without_age_and_gender_are_left_out(tmp_path: Path) -> None:
     write("fairness_cv15", tmp_path)
-    found = list(common_voice(Data(tmp_path)))
-    assert len(found) == 30 and not [s for s in found if "-test-" in s.id]
-    assert {s.meta["locale"] for s in found} == set(fairness.LOCALES)
+    samples = list(common_voice(Data(tmp_path)))
+    assert len(samples) == 30 and not [s for s in samples if "-test-" in s.id]
+    assert {s.meta["locale"] for s in samples} == set(fairness.LOCALES)

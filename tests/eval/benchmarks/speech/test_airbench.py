@@ -1,4 +1,4 @@
-"""AIR-Bench chat: two numbers of a judge, of which one counts."""
+"""AIR-Bench chat: one of the judge's two numbers counts."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ SAMPLE = Sample("s", (Message.assistant("A dog barks."),), "", "")
 
 
 @pytest.mark.parametrize(
-    ("reply", "seen"),
+    ("reply", "points"),
     [
         ("9 6", (6, 9)),
         (" 10 10\n", (10, 10)),
@@ -33,28 +33,28 @@ SAMPLE = Sample("s", (Message.assistant("A dog barks."),), "", "")
     ],
 )
 def test_the_models_number_is_the_second_and_the_first_in_swapped_order(
-    reply: str, seen: tuple[float, float] | None
+    reply: str, points: tuple[float, float] | None
 ) -> None:
-    assert read("points", reply, SAMPLE) == (seen[0] if seen else None)
-    assert read("swapped", reply, SAMPLE) == (seen[1] if seen else None)
+    assert read("points", reply, SAMPLE) == (points[0] if points else None)
+    assert read("swapped", reply, SAMPLE) == (points[1] if points else None)
 
 
-def test_one_pass_counts_and_the_mean_of_both_orders_stands_beside_it(tmp_path: Path) -> None:
+def test_one_order_counts_and_the_mean_of_both_has_separate_rows(tmp_path: Path) -> None:
     class Model:
-        def __init__(self, say: Any) -> None:
-            self.say = say
+        def __init__(self, reply: Any) -> None:
+            self.reply = reply
 
         def generate(self, messages: Any, **_: Any) -> Completion:
-            return Completion(self.say(messages[-1].text))
+            return Completion(self.reply(messages[-1].text))
 
-    def says(text: str) -> str:
-        """The one who stands first gets 9, the other one 5; what is said of music can't be read."""
+    def reply(text: str) -> str:
+        """The first answer gets 9, the second one 5; the reply about music can't be read."""
         return "none" if "440 Hz" in text else "9 5"
 
     benchmark.write_fixtures(tmp_path)
     model = Cache(Model(lambda text: "some sound"), tmp_path, "a model")  # type: ignore[arg-type]
     lines = scoring.evaluate(benchmark, Data(tmp_path), model, tmp_path)
-    judge = scoring.Judge.of(Model(says), "gpt-4-0613", tmp_path)  # type: ignore[arg-type]
+    judge = scoring.Judge.of(Model(reply), "gpt-4-0613", tmp_path)  # type: ignore[arg-type]
     rows = {
         r.label: r for r in scoring.rows_of(benchmark, scoring.score(benchmark, lines, [judge]))
     }

@@ -8,7 +8,7 @@ from polyphi.eval.benchmarks.speech import covost2
 from polyphi.eval.sources import Data, Missing
 
 
-def test_only_the_test_split_is_asked(tmp_path: Path) -> None:
+def test_only_the_test_split_is_loaded(tmp_path: Path) -> None:
     covost2.benchmark.write_fixtures(tmp_path)
     samples = list(covost2.load(Data(tmp_path)))
     assert len(samples) == 10 * 2
@@ -18,7 +18,7 @@ def test_only_the_test_split_is_asked(tmp_path: Path) -> None:
     }
 
 
-def test_what_its_files_escape_is_read_as_it_was_meant(tmp_path: Path) -> None:
+def test_backslash_escapes_are_removed(tmp_path: Path) -> None:
     covost2.benchmark.write_fixtures(tmp_path)
     path = tmp_path / "covost2/covost_v2.de_en.tsv"
     path.write_text(
@@ -28,7 +28,7 @@ def test_what_its_files_escape_is_read_as_it_was_meant(tmp_path: Path) -> None:
     assert direct.answer == 'He said "yes", \\o/ "no".'
 
 
-def test_a_clip_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_clip(tmp_path: Path) -> None:
     covost2.benchmark.write_fixtures(tmp_path)
     (tmp_path / "cv-corpus-4-2019-12-10/zh-CN/clips/common_voice_zh_1.mp3").unlink()
     with pytest.raises(Missing, match=r"zh-CN/clips/common_voice_zh_1\.mp3 is missing"):

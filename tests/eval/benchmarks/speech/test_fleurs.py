@@ -1,4 +1,4 @@
-"""FLEURS: clips joined with sentences over languages, from folders and from archives."""
+"""FLEURS: clips joined with sentences of other languages, from folders and from archives."""
 
 import tarfile
 from pathlib import Path
@@ -31,20 +31,20 @@ def test_every_reading_of_a_sentence_is_translated(data: Data) -> None:
     assert sum(s.meta["from"] == "en" for s in samples) == 7 * 2
 
 
-def test_sentences_that_a_language_lacks_are_not_translated(data: Data) -> None:
-    said = [s.answer for s in fleurs.recognition(data) if s.meta["language"] == "en"]
-    assert "It costs twenty-one dollars." in said
+def test_sentences_missing_in_a_language_are_not_translated(data: Data) -> None:
+    sentences = [s.answer for s in fleurs.recognition(data) if s.meta["language"] == "en"]
+    assert "It costs twenty-one dollars." in sentences
     assert not [s for s in fleurs.translation(data) if "twenty-one" in s.answer]
 
 
-def test_archives_are_read_as_they_come_from_the_hub(data: Data, tmp_path: Path) -> None:
-    unpacked = {row["file_name"]: bytes_of(audio) for row, audio in fleurs.clips(data, "de")}
+def test_the_hubs_archives_are_read(data: Data, tmp_path: Path) -> None:
+    from_folder = {row["file_name"]: bytes_of(audio) for row, audio in fleurs.clips(data, "de")}
     folder = tmp_path / fleurs.NAME / "data/de_de/audio"
     with tarfile.open(folder / "test.tar.gz", "w:gz") as archive:
         archive.add(folder / "test", "test")
     (folder / "test").rename(tmp_path / "elsewhere")
-    packed = {row["file_name"]: bytes_of(audio) for row, audio in fleurs.clips(data, "de")}
-    assert packed == unpacked and len(packed) == 2
+    from_archive = {row["file_name"]: bytes_of(audio) for row, audio in fleurs.clips(data, "de")}
+    assert from_archive == from_folder and len(from_archive) == 2
     with tarfile.open(folder / "test.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "elsewhere/0.wav", "test/0.wav")
     with pytest.raises(Missing, match=r"lacks 1 clips that test\.tsv names, such as 1\.wav"):

@@ -1,4 +1,4 @@
-"""MMAU: its own rule of matching words, with its flaws, and the file for its server."""
+"""MMAU's rule for matching words, with its flaws, and the file for its server."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from polyphi.messages import Completion, Message
 
 
 @pytest.mark.parametrize(
-    ("answer", "options", "seen"),
+    ("answer", "options", "scores"),
     [
         ("Man", ["Man", "Woman"], (1, 1)),
         ("It is a man.", ["Man", "Woman"], (1, 1)),
@@ -25,29 +25,29 @@ from polyphi.messages import Completion, Message
         ("Human", ["Man", "Woman"], (0, 0)),
         ("", ["Man", "Woman"], (0, 0)),
         ("A", ["Man", "Woman"], (0, 0)),
-        # The wrong option's own words decide, not those that it shares.
+        # Only words that the wrong option doesn't share count against an answer.
         ("an adult man", ["An adult man", "A woman"], (1, 1)),
         ("The answer is: a adult man.", ["adult man", "a woman"], (0, 1)),
-        # A wrong option that the right one has in it has no words of its own.
+        # A wrong option within the right one has no other words.
         ("Fast and loud", ["Fast and loud", "Fast"], (1, 1)),
         ("Fast", ["Fast", "Fast and loud"], (1, 1)),
         ("Fast and loud", ["Fast", "Fast and loud"], (0, 0)),
-        # Its known flaw: the same words in another order are the same to it.
+        # A known flaw of the rule: it ignores the order of words.
         ("first dog, then cat", ["cat first, then dog", "dog first, then cat"], (1, 1)),
-        # Words matter, not signs: "-5" and "5" are one.
+        # The rule ignores signs: "-5" equals "5".
         ("5", ["-5", "7"], (1, 1)),
     ],
 )
 def test_words_of_the_right_option_and_none_of_a_wrong_one(
-    answer: str, options: list[str], seen: tuple[float, float]
+    answer: str, options: list[str], scores: tuple[float, float]
 ) -> None:
     """The first option is the right one."""
     sample = Sample("s", (Message.assistant(options[0]),), "", "", {"options": options})
     score = string_match(answer, sample)
-    assert (score.value, score.parts[LENIENT]) == seen
+    assert (score.value, score.parts[LENIENT]) == scores
 
 
-def test_answers_to_withheld_questions_go_into_a_file_and_count_nowhere(tmp_path: Path) -> None:
+def test_answers_to_test_questions_go_into_a_file_and_count_in_no_row(tmp_path: Path) -> None:
     class Model:
         def generate(self, messages: Any, **_: Any) -> Completion:
             return Completion("Rain")
@@ -63,7 +63,7 @@ def test_answers_to_withheld_questions_go_into_a_file_and_count_nowhere(tmp_path
     assert [(r.label, r.n, r.status) for r in rows] == [
         (f"MMAU {task}", 2, "server-scored") for task in ("music", "sound", "speech")
     ]
-    held = json.loads((tmp_path / "out/mmau.submission.json").read_text())
-    asked = json.loads((tmp_path / "MMAU/mmau-test.json").read_text())
-    assert [{k: v for k, v in row.items() if not k.startswith("model_")} for row in held] == asked
-    assert all(row["model_prediction"] == row["model_output"] == "Rain" for row in held)
+    submission = json.loads((tmp_path / "out/mmau.submission.json").read_text())
+    questions = json.loads((tmp_path / "MMAU/mmau-test.json").read_text())
+    answers = [(row.pop("model_prediction"), row.pop("model_output")) for row in submission]
+    assert submission == questions and set(answers) == {("Rain", "Rain")}

@@ -1,4 +1,4 @@
-"""MMMLU, spoken: letters of answers in eight languages, and which questions are drawn."""
+"""MMMLU, spoken: letters of answers in eight languages, and the selection of questions."""
 
 import csv
 from pathlib import Path
@@ -15,7 +15,7 @@ TOWNS = ["Paris", "Rome", "New York", "York"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "language", "seen"),
+    ("answer", "language", "choice"),
     [
         ("B", "en", "B"),
         ("b", "en", ""),
@@ -42,13 +42,13 @@ TOWNS = ["Paris", "Rome", "New York", "York"]
         ("", "en", ""),
     ],
 )
-def test_letters(answer: str, language: str, seen: str) -> None:
+def test_letters(answer: str, language: str, choice: str) -> None:
     meta = {"language": language, "options": TOWNS}
     score = letter(answer, Sample("s", (Message.assistant("B"),), "", "", meta))
-    assert (score.extracted, score.value) == (seen, float(seen == "B"))
+    assert (score.extracted, score.value) == (choice, float(choice == "B"))
 
 
-def test_a_right_option_behind_a_wrong_letter_is_right_only_if_read_generously() -> None:
+def test_a_right_option_after_a_wrong_letter_is_only_leniently_right() -> None:
     meta = {"language": "en", "options": TOWNS}
     score = letter("C. Rome", Sample("s", (Message.assistant("B"),), "", "", meta))
     assert (score.value, score.parts[LENIENT]) == (0, 1)
@@ -76,24 +76,24 @@ def texts(root: Path, english: int, others: int) -> Data:
     return Data(root)
 
 
-def test_the_same_400_questions_are_drawn_in_every_language(tmp_path: Path) -> None:
+def test_all_languages_have_the_same_400_questions(tmp_path: Path) -> None:
     assert benchmark.spoken_questions
     rows = list(benchmark.spoken_questions(texts(tmp_path, 1000, 1000)))
     assert len(rows) == 8 * 400
-    drawn = {
+    selection = {
         language: [(r["id"].split("-")[1], r["answer"]) for r in rows if r["language"] == language]
         for language in ("en", *FILES)
     }
-    assert all(found == drawn["en"] for found in drawn.values())
-    numbers = [int(n) for n, _ in drawn["en"]]
+    assert all(pairs == selection["en"] for pairs in selection.values())
+    numbers = [int(n) for n, _ in selection["en"]]
     assert numbers == sorted(set(numbers)) and len(numbers) == 400
-    assert all("ABCD"[int(n) % 4] == answer for n, answer in drawn["en"])
+    assert all("ABCD"[int(n) % 4] == answer for n, answer in selection["en"])
     german = next(r for r in rows if r["language"] == "de")
     assert german["text"] == f"de, {numbers[0]}?\nWhich?\nA. w.\nB. x.\nC. y.\nD. z."
     assert german["file"] == "de.jsonl"
 
 
-def test_a_language_with_other_questions_is_told(tmp_path: Path) -> None:
+def test_the_error_names_a_language_with_other_questions(tmp_path: Path) -> None:
     assert benchmark.spoken_questions
     with pytest.raises(ValueError, match=r"mmlu_DE-DE.csv: expected the 10 questions .* found 9"):
         list(benchmark.spoken_questions(texts(tmp_path, 10, 9)))

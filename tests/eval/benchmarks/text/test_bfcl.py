@@ -1,4 +1,4 @@
-"""BFCL's possible answers are right and others wrong, by its own checker; prompts are those of bfcl-eval."""
+"""BFCL's possible answers are right and others wrong, by bfcl-eval's checker; prompts equal bfcl-eval's."""
 
 import copy
 import json
@@ -18,9 +18,9 @@ from polyphi.eval.sources import Data, check
 from polyphi.services import sandbox
 
 SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"
-UNANSWERED = {
-    # Values that are lists of nothing, a parameter that the function doesn't have, Java lists of mixed kinds: of what
-    # the data say is possible the checker accepts nothing, whichever values are combined.
+UNACCEPTED = {
+    # Empty lists as values, a parameter that the function doesn't have, Java lists of mixed types: the checker accepts
+    # no combination of the values that the data list as possible.
     "live_multiple_862-181-3",
     "live_multiple_964-207-0",
     "live_simple_106-63-0",
@@ -29,8 +29,8 @@ UNANSWERED = {
     "simple_java_64",
     "simple_java_65",
 }
-UNWRITABLE = {f"simple_java_{n}" for n in (1, 35, 48, 67, 68, 85)}
-"""Calls with such values as bfcl-eval's parser of Java gives back changed."""
+CHANGED_BY_PARSER = {f"simple_java_{n}" for n in (1, 35, 48, 67, 68, 85)}
+"""Calls with values that bfcl-eval's Java parser changes."""
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +48,15 @@ def test_possible_answers_are_right_and_others_wrong(samples: list[Sample]) -> N
     assert len(samples) == 2 * 3641
     scores = bfcl.score_many([([s.answer], s) for s in samples])
     wrong = {s.id for s, score in zip(samples, scores, strict=True) if not score.value}
-    by_tools = {f"{name}-tools" for name in UNANSWERED}
-    by_prompt = {f"{name}-prompt" for name in UNANSWERED | UNWRITABLE}
+    by_tools = {f"{name}-tools" for name in UNACCEPTED}
+    by_prompt = {f"{name}-prompt" for name in UNACCEPTED | CHANGED_BY_PARSER}
     assert wrong <= by_tools | by_prompt and len(wrong) <= 19
     changed = bfcl.score_many([([_wrong(s)], s) for s in samples])
     assert sum(score.value for score in changed) == 0
 
 
 def _wrong(sample: Sample) -> str:
-    """Another function's call; a call where none fits, and none where one does."""
+    """A call of another function; no call if a function fits (relevance)."""
     if sample.meta["group"] == "relevance":
         return "None fits."
     if sample.meta["mode"] == "tools":
@@ -65,7 +65,7 @@ def _wrong(sample: Sample) -> str:
 
 
 @pytest.mark.long
-def test_prompts_are_those_of_bfcl_eval(samples: list[Sample], tmp_path: Path) -> None:
+def test_prompts_equal_those_of_bfcl_eval(samples: list[Sample], tmp_path: Path) -> None:
     script = """
 import json, sys, types
 from collections import defaultdict
@@ -74,13 +74,13 @@ registry.MODEL_CONFIG_MAPPING = {}
 sys.modules[registry.__name__] = registry
 from bfcl_eval.model_handler.utils import system_prompt_pre_processing_chat_model as ask
 from bfcl_eval.utils import load_dataset_entry
-found = {}
+prompts = {}
 for category in json.load(sys.stdin):
     for row in load_dataset_entry(category):
-        found[row["id"]] = [ask(row["question"][0], row["function"], row["id"]), row["function"]]
-print(json.dumps(found))
+        prompts[row["id"]] = [ask(row["question"][0], row["function"], row["id"]), row["function"]]
+print(json.dumps(prompts))
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [str(bfcl.ENVIRONMENT.python()), "-c", script],
         input=json.dumps(bfcl.CATEGORIES),
         env={"BFCL_PROJECT_ROOT": str(tmp_path)},
@@ -88,10 +88,10 @@ print(json.dumps(found))
         text=True,
         check=True,
     )
-    theirs = json.loads(done.stdout)
+    expected = json.loads(process.stdout)
     for sample in samples:
         name, _, mode = sample.id.rpartition("-")
-        messages, functions = theirs[name]
+        messages, functions = expected[name]
         if mode == "prompt":
             ours: Any = [{"role": m.role, "content": m.text} for m in sample.prompt]
             assert ours == messages
@@ -99,7 +99,7 @@ print(json.dumps(found))
             assert json.loads(sample.prompt[0].tools or "[]") == functions
 
 
-def test_sums_are_worked_out_without_running_anything() -> None:
+def test_sums_are_evaluated_without_running_code() -> None:
     assert calls.evaluate("2 * (3 + 4) - -1") == 15 and calls.evaluate("'a' + 'b'") == "ab"
     assert calls.evaluate("2 ** 10") == 1024 and calls.evaluate("5 / 2") == 2.5
     for text in (
@@ -113,7 +113,7 @@ def test_sums_are_worked_out_without_running_anything() -> None:
             calls.evaluate(text)
 
 
-def test_rows_weigh_groups_alike() -> None:
+def test_groups_have_equal_weights() -> None:
     weights = bfcl._weights({category: 10 for category in bfcl.CATEGORIES})
     for group in bfcl.GROUPS.values():
         assert sum(10 * weights[category] for category in group) == pytest.approx(1)
@@ -130,12 +130,12 @@ def test_rows_weigh_groups_alike() -> None:
     assert whole.score == pytest.approx(0.25 / 1.25)
 
 
-def test_our_stand_ins_checker_agrees_with_their_answers(tmp_path: Path) -> None:
+def test_the_fixture_checker_accepts_reference_answers(tmp_path: Path) -> None:
     bfcl.benchmark.write_fixtures(tmp_path)
     for sample in bfcl.load(Data(tmp_path)):
         right, wrong = (bfcl._request(a, sample) for a in (sample.answer, _wrong(sample)))
         assert bfcl._check_fixture(right) and not bfcl._check_fixture(wrong)
         if sample.meta["possible"]:
-            more = copy.deepcopy(right)
-            more["possible"] = [*more["possible"], more["possible"][0]]
-            assert not bfcl._check_fixture(more)
+            incomplete = copy.deepcopy(right)
+            incomplete["possible"].append(incomplete["possible"][0])
+            assert not bfcl._check_fixture(incomplete)

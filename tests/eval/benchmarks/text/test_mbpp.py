@@ -1,4 +1,4 @@
-"""MBPP's answers are read to their end mark; MBPP+'s inputs are what JSON can't hold."""
+"""MBPP's answers are read up to [DONE]; MBPP+'s inputs have types that JSON lacks."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from polyphi.eval.sources import Data
 from polyphi.services import sandbox
 
 
-def test_three_solved_problems_stand_in_front(tmp_path: Path) -> None:
+def test_prompts_start_with_three_solved_problems(tmp_path: Path) -> None:
     mbpp.benchmark.write_fixtures(tmp_path)
     samples = list(mbpp.load(Data(tmp_path)))
     assert {s.meta["set"] for s in samples} == {"sanitized", "full"}
@@ -19,7 +19,7 @@ def test_three_solved_problems_stand_in_front(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sandbox.unavailable() is not None, reason="no namespaces")
-def test_answers_come_plain_or_in_fences(tmp_path: Path) -> None:
+def test_answers_may_be_plain_or_fenced(tmp_path: Path) -> None:
     mbpp.benchmark.write_fixtures(tmp_path)
     sample = next(mbpp.load(Data(tmp_path)))
     code = sample.answer.removesuffix("[DONE]")

@@ -1,4 +1,4 @@
-"""Qasper: references of annotators, and words in common."""
+"""Qasper: the annotators' references, and token F1."""
 
 import pytest
 
@@ -20,13 +20,13 @@ from polyphi.messages import Message
         ("", 0, 0),
     ],
 )
-def test_words_in_common_with_the_best_reference(answer: str, value: float, lenient: float) -> None:
+def test_token_f1_against_the_best_reference(answer: str, value: float, lenient: float) -> None:
     sample = Sample("q", (Message.assistant("Six weeks"),), "", "", {"answers": ["42 days"]})
     score = token_f1(answer, sample)
     assert (score.value, score.parts[LENIENT]) == pytest.approx((value, lenient))
 
 
-def test_kinds_of_references() -> None:
+def test_types_of_references() -> None:
     empty = {"unanswerable": False, "extractive_spans": [], "yes_no": None, "free_form_answer": ""}
     assert answer_text({**empty, "unanswerable": True}) == "Unanswerable"
     assert answer_text({**empty, "extractive_spans": ["a", "b"]}) == "a, b"

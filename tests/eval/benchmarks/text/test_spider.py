@@ -1,4 +1,4 @@
-"""SQL is judged by its result, and does nothing else."""
+"""SQL is judged by its result, and has no side effects."""
 
 from pathlib import Path
 
@@ -19,17 +19,19 @@ def samples(tmp_path: Path) -> list[Sample]:
     return list(spider.load(Data(tmp_path)))
 
 
-def test_four_solved_questions_stand_in_front(samples: list[Sample]) -> None:
+def test_prompts_start_with_four_solved_questions(samples: list[Sample]) -> None:
     text = samples[0].prompt[0].text
     assert text.count("CREATE TABLE") == 5 and text.count("-- Question:") == 5
     assert text.count("SELECT count(*)") == 4 and text.endswith("-- Query:")
 
 
 @isolated
-def test_results_decide(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_are_judged_by_their_results(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spider, "SECONDS", 0.5)
     hills, by_size, _ = samples
-    asked = {
+    expected = {
         "SELECT name FROM towns WHERE place='hills' ORDER BY name DESC;": (hills, 1),
         "```sql\nSELECT t.name FROM towns AS t\nWHERE t.place LIKE 'hills'\n```": (hills, 1),
         "SELECT name FROM towns": (hills, 0),
@@ -46,16 +48,14 @@ def test_results_decide(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) 
             0,
         ),
     }
-    scores = spider.score_many([([sql], sample) for sql, (sample, _) in asked.items()])
-    assert [s.value for s in scores] == [right for _, right in asked.values()]
+    scores = spider.score_many([([sql], sample) for sql, (sample, _) in expected.items()])
+    assert [s.value for s in scores] == [right for _, right in expected.values()]
     assert scores[6].parts["lenient"] == 1
 
 
-def test_large_databases_stay_where_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spider, "CARRIED_BYTES", 10)
-    spider._carried.cache_clear()
+def test_large_databases_are_not_embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spider, "MAX_EMBEDDED_BYTES", 10)
+    spider._embedded_database.cache_clear()
     spider.benchmark.write_fixtures(tmp_path)
     (first, *_) = spider.load(Data(tmp_path))
     assert "database" not in first.meta
@@ -65,7 +65,7 @@ def test_large_databases_stay_where_they_are(
         path.unlink()
         with pytest.raises(ValueError, match="can't be scored again without it"):
             spider.score_many([([first.answer], first)])
-    spider._carried.cache_clear()
+    spider._embedded_database.cache_clear()
 
 
 def test_rows_and_columns_may_come_in_any_order() -> None:

@@ -1,4 +1,4 @@
-"""SQuALITY: ROUGE against the best of the references, and how its row is made."""
+"""SQuALITY: ROUGE against the best of the references, and the geometric mean."""
 
 import pytest
 
@@ -28,6 +28,6 @@ def test_the_row_is_the_geometric_mean_of_means() -> None:
 
     scores = [rouge("the cat lay on the mat", sample()), rouge("nothing", sample())]
     vectors = np.array([vector("geometric", s) for s in scores])
-    found, low, high = measure("geometric", vectors, 0)
-    assert found == pytest.approx((83.33 / 2 * 60 / 2 * 83.33 / 2) ** (1 / 3), abs=0.01)
-    assert low <= found <= high
+    mean, low, high = measure("geometric", vectors, 0)
+    assert mean == pytest.approx((83.33 / 2 * 60 / 2 * 83.33 / 2) ** (1 / 3), abs=0.01)
+    assert low <= mean <= high

@@ -1,4 +1,4 @@
-"""DocVQA: rows of what has answers; answers that a server scores in a file for it."""
+"""DocVQA: rows for questions with answers; a file of answers for the server that scores the others."""
 
 import json
 from pathlib import Path
@@ -21,13 +21,13 @@ class Model:
 
 
 def run(benchmark: Benchmark, root: Path, out: Path, **more: Any) -> list[scoring.Measured]:
-    asked = Cache(Model(), out, "a model")  # type: ignore[arg-type]
-    lines = scoring.evaluate(benchmark, Data(root), asked, out, **more)
+    cache = Cache(Model(), out, "a model")  # type: ignore[arg-type]
+    lines = scoring.evaluate(benchmark, Data(root), cache, out, **more)
     return scoring.rows_of(benchmark, scoring.score(benchmark, lines))
 
 
 @pytest.mark.parametrize("benchmark", suite("docvqa", "infovqa"), ids=lambda b: b.name)
-def test_test_questions_are_answered_for_the_server_and_count_in_no_row(
+def test_answers_to_test_questions_go_into_a_file_and_count_in_no_row(
     benchmark: Benchmark, tmp_path: Path
 ) -> None:
     benchmark.write_fixtures(tmp_path)
@@ -41,7 +41,7 @@ def test_test_questions_are_answered_for_the_server_and_count_in_no_row(
     assert again == benchmark and len(json.loads(file.read_text())) == 3
 
 
-def test_without_test_files_or_with_a_limit_there_is_nothing_for_the_server(tmp_path: Path) -> None:
+def test_without_test_files_or_with_a_limit_there_is_no_submission_file(tmp_path: Path) -> None:
     (docvqa,) = suite("docvqa")
     docvqa.write_fixtures(tmp_path)
     run(docvqa, tmp_path, tmp_path / "limited", limit=2)

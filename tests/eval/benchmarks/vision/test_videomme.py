@@ -1,4 +1,4 @@
-"""Frames of a video: which ones, in which order."""
+"""Frames of a video: their selection and order."""
 
 import io
 from pathlib import Path
@@ -13,15 +13,15 @@ from polyphi.eval.sources import Data, Missing
 av = pytest.importorskip("av")
 
 
-def film(path: Path, count: int, codec: str) -> None:
-    """A video in which a bright field grows from left to right."""
+def write_video(path: Path, count: int, codec: str) -> None:
+    """Write a video in which a bright area grows from left to right."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         stream.width = stream.height = 64
         for number in range(count):
-            picture = np.full((64, 64, 3), 20, np.uint8)
-            picture[:, : 64 * (number + 1) // count] = 220
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = np.full((64, 64, 3), 20, np.uint8)
+            frame[:, : 64 * (number + 1) // count] = 220
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
 
@@ -32,25 +32,25 @@ def test_frames_are_evenly_spaced_from_the_first_to_the_last(
 ) -> None:
     if codec not in av.codecs_available:
         pytest.skip(f"PyAV has no {codec} here")
-    film(tmp_path / "film.mp4", count, codec)
+    write_video(tmp_path / "film.mp4", count, codec)
     with av.open(str(tmp_path / "film.mp4")) as container:  # one after another, without seeking
-        shown = [np.asarray(frame.to_image()).astype(int) for frame in container.decode(video=0)]
-    assert len(shown) == count
-    found = videomme.frames(tmp_path / "film.mp4")
-    places = np.linspace(0, count - 1, 16).astype(int)
-    for frame, place in zip(found, places, strict=True):
-        seen = np.asarray(Image.open(io.BytesIO(frame))).astype(int)
-        nearest = min(range(count), key=lambda n: np.abs(seen - shown[n]).mean())
-        assert np.array_equal(shown[nearest], shown[place])
+        decoded = [np.asarray(frame.to_image()).astype(int) for frame in container.decode(video=0)]
+    assert len(decoded) == count
+    frames = videomme.frames(tmp_path / "film.mp4")
+    indices = np.linspace(0, count - 1, 16).astype(int)
+    for frame, index in zip(frames, indices, strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(frame))).astype(int)
+        nearest = min(range(count), key=lambda n: np.abs(pixels - decoded[n]).mean())
+        assert np.array_equal(decoded[nearest], decoded[index])
 
 
-def test_a_damaged_video_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_video(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"no video at all")
     with pytest.raises(ValueError, match=r"film\.mp4: expected a video that can be decoded"):
         videomme.frames(tmp_path / "film.mp4")
 
 
-def test_a_missing_video_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_video(tmp_path: Path) -> None:
     videomme.benchmark.write_fixtures(tmp_path)
     (tmp_path / videomme.SOURCE.name / "data/mini1.mp4").unlink()
     with pytest.raises(Missing, match=r"mini1\.mp4 is missing; .* unpack"):
