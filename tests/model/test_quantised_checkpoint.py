@@ -203,7 +203,7 @@ def test_foreign_quantisation_and_newer_layouts_are_refused(whole: Path) -> None
     folder = quantised(whole, "int8")
     for fields, message in (
         ({"format": 2}, "version 2 of the quantised layout"),
-        ({"format": 1, "kind": "int2"}, "kind 'int2'"),
+        ({"format": 1, "kind": "int2"}, "'int2'"),
         ({"quant_method": "gptq"}, "quantization method 'gptq'"),
     ):
         changed(folder, **fields)
