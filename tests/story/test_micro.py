@@ -115,9 +115,9 @@ def test_interrupted_in_every_stage_it_ends_the_same(run: Path, tmp_path: Path, 
 SLOW = """
 import time
 
-from polyphi import logs
+from polyphi.runtime.progress import Metrics
 
-write = logs.Metrics.write
+write = Metrics.write
 
 
 def slowly(self, record):
@@ -125,7 +125,7 @@ def slowly(self, record):
     time.sleep(0.3)
 
 
-logs.Metrics.write = slowly
+Metrics.write = slowly
 """
 """Every Python process that finds this rests after each step, so that it can be met there."""
 
