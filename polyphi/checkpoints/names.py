@@ -105,7 +105,7 @@ RENAMES = (
     Rename("audio.projector.speech.down", f"{AUDIO}.audio_projection.speech.2", f"{AUDIO}.down_proj_for_speech",
            "likewise"),
     Rename("audio.projector.vision.up", f"{AUDIO}.audio_projection.vision.0", f"{AUDIO}.up_proj_for_vision_speech",
-           "likewise; the branch of clips beside a picture"),
+           "likewise; the branch of audio in sequences with an image"),
     Rename("audio.projector.vision.down",
            f"{AUDIO}.audio_projection.vision.2", f"{AUDIO}.down_proj_for_vision_speech", "likewise"),
 )

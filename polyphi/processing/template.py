@@ -70,7 +70,7 @@ def script(
     if any(m.role == DOCUMENT for m in messages):
         if len(messages) > 1:
             raise ValueError(
-                f"a document stands alone, found {len(messages)} messages beside or including it"
+                f"expected a document as the only message, found {len(messages)} messages"
             )
         writer.parts(messages[0], answer=True)
         if not generation_prompt:

@@ -85,6 +85,12 @@ def test_training_is_held_against_held_out_samples_and_loses_duplicates_across_t
         held_out(replace(here, rows={"train": 1}), "near", "instructions")
 
 
+def test_a_corpus_file_of_an_earlier_version_reports_by_tell(tmp_path: Path) -> None:
+    lines: list[str] = []
+    Work({"train": 1}, 0, tmp_path, tmp_path, report=lines.append).tell("skipped")
+    assert lines == ["skipped"]
+
+
 def test_spare_samples_fill_up_to_the_rows_asked_for(tmp_path: Path) -> None:
     here = Work({"train": 8}, 0, tmp_path, tmp_path / "data", report=print)
     corpus.build(Corpus("spared", numbers, steps=even, spare=1.0), here)

@@ -105,7 +105,7 @@ def test_a_document_stands_alone_and_is_all_learnt(tokenizer: Tokenizer) -> None
     assert text(document, tokenizer) == "  Once <|end|><|endoftext|>" == learnt(document, tokenizer)
     assert ids(document, tokenizer).count(tokenizer.control("<|end|>")) == 0
     assert text(document, tokenizer, generation_prompt=True) == "  Once <|end|>"
-    with pytest.raises(ValueError, match="a document stands alone, found 2"):
+    with pytest.raises(ValueError, match="found 2 messages"):
         render([*document, Message.user("Hi")], tokenizer)
 
 

@@ -93,7 +93,7 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
         for name, folder in corpora(runner).items()
     }
     yield contrast(
-        "spoken questions, filtered less unfiltered",
+        "spoken questions, filtered minus unfiltered",
         ("accuracy", paired(scores["unfiltered"], scores["filtered"])),
     )
 
