@@ -22,8 +22,8 @@ PARTICIPLES = set(
         "heard",
     ]
 )
-MOST_PARTICIPLES = 6
-"""Where the participle is the precise word: `kept` rows of a filter against dropped ones, for example."""
+ALLOWED = {"eval/read_aloud.py: heard"}
+"""`heard` is a field of files that earlier versions wrote."""
 
 
 def names(path: Path) -> list[str]:
@@ -40,10 +40,10 @@ def names(path: Path) -> list[str]:
 
 
 def test_values_are_not_named_by_participles() -> None:
-    occurrences = [
-        f"{path.relative_to(ROOT)}: {name}"
-        for path in sorted(ROOT.rglob("*.py"))
+    participles = {
+        f"{path.relative_to(ROOT).as_posix()}: {name}"
+        for path in ROOT.rglob("*.py")
         for name in names(path)
         if name.strip("_") in PARTICIPLES
-    ]
-    assert len(occurrences) <= MOST_PARTICIPLES, "\n".join(occurrences)
+    }
+    assert participles <= ALLOWED

@@ -34,7 +34,7 @@ def score(answer: str, sample: Sample) -> Score:
     """Whether the first word is the reference; the parts are for the F1 of "yes". Lenient: the first yes or no."""
     words = vqa.plain(answer).split()
     first = words[0] if words and words[0] in ("yes", "no") else ""
-    meant = next((word for word in words if word in ("yes", "no")), "")
+    lenient = next((word for word in words if word in ("yes", "no")), "")
     yes = sample.answer == "yes"
     counts = {
         "tp": float(yes and first == "yes"),
@@ -42,7 +42,7 @@ def score(answer: str, sample: Sample) -> Score:
         "fn": float(yes and first != "yes"),
     }
     return Score(
-        float(first == sample.answer), first, {**counts, LENIENT: float(meant == sample.answer)}
+        float(first == sample.answer), first, {**counts, LENIENT: float(lenient == sample.answer)}
     )
 
 
