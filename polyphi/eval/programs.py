@@ -41,7 +41,7 @@ UNPROTECTED = "POLYPHI_RUN_CODE_UNPROTECTED"
 MAX_CHARACTERS = 100_000
 """Characters of an answer that are read."""
 MAX_PARSED = 8_000_000
-"""Characters that are parse to find an answer's longest program; beyond that only its fenced blocks are read."""
+"""Characters that are parsed to find an answer's longest program; beyond that only its fenced blocks are read."""
 MAX_LINES = 1000
 MAX_RECORDED = 20_000
 """Characters of a program that are stored in results."""
