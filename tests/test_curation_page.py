@@ -3,7 +3,9 @@
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -11,7 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageStat
 
 from polyphi import cli
-from polyphi.data.shards import Shards
+from polyphi.curate import corpus, quality
+from polyphi.curate.corpus import Work
+from polyphi.data.shards import Sample, Shards, document
 from polyphi.messages import Image as Picture
 from polyphi.messages import media
 
@@ -55,6 +59,34 @@ def blocks(section: str) -> list[str]:
 
 def run(code: str) -> None:
     exec(compile(code, str(PAGE), "exec"), {"__name__": "example"})
+
+
+def test_the_page_s_steps_filter_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of the page on text: other languages are dropped, addresses replaced. The classifier likes dogs."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        quality.Labelled(text, "en", aspect, (aspect == "educational") == ("Dogs" in text))
+        for aspect in ("educational", "toxicity")
+        for text in ("Dogs like to run and play.", "Buy cheap watches here now.")
+    ]
+    quality.save(quality.train(lambda: rows * 8, epochs=4), Path("quality"))
+    (code,) = blocks("Pipeline steps")
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code, str(PAGE), "exec"), names)
+    texts = [
+        DOGS.format(number=1),
+        "Les chiens vivent avec les hommes depuis des milliers d'années. " * 8,
+    ]
+
+    def build(work: Work) -> Iterator[tuple[str, Sample]]:
+        for number, text in enumerate(texts):
+            yield "train", document(str(number), text, "mine", "CC0-1.0", language="en")
+
+    work = Work({"train": 2}, 0, tmp_path / "cache", tmp_path / "data", report=print)
+    corpus.build(corpus.Corpus("steps", build, steps=names["steps"]), work)
+    (sample,) = Shards(tmp_path / "data" / "steps" / "train")
+    assert sample.id == "0" and "anna.smith" not in sample.answer
+    assert {step["step"] for step in sample.meta["lineage"]} >= {"language", "quality", "pii"}
 
 
 def test_the_page_s_image_filters_make_a_corpus(
