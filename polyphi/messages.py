@@ -80,8 +80,8 @@ class Image:
 
 @dataclass(frozen=True)
 class Audio:
-    """An audio clip: a path, the encoded bytes of a WAV, FLAC, OGG or MP3 file, or (float32 samples [n] in [-1, 1],
-    rate in Hz)."""
+    """An audio clip: a path, the encoded bytes of a WAV, FLAC, OGG or MP3 file (with PyAV also M4A, MP4, WebM, AAC
+    and AMR), or (float32 samples [n] in [-1, 1], rate in Hz)."""
 
     source: MediaSource | tuple[np.ndarray, int]
 
@@ -148,15 +148,12 @@ class Message:
         cls,
         value: "Message | Mapping[str, Any]",
         root: Path | None = None,
-        *,
-        video: bool = False,
     ) -> "Message":
         """The `Message` of an OpenAI-style dict; a `Message` is returned unchanged.
 
         Parts may be `text`, `image_url` (a path or a base64 data URL, with `detail` and polyphi's `max_crops`),
-        `input_audio` (base64 `data`, or `path`) and, only with `video=True`, `video_url` (likewise, with polyphi's
-        `frames`): a server decodes no videos of untrusted clients. Relative paths are resolved against `root`. Remote
-        URLs raise ValueError: only the server fetches media.
+        `input_audio` (base64 `data`, or `path`) and `video_url` (as images, with polyphi's `frames`). Relative paths
+        are resolved against `root`. Remote URLs raise ValueError: only the server fetches media.
         `tool_calls` are appended to the text in the model's format; a tool's response to one (role "tool" with a
         `tool_call_id`) gets the model's role "tool_response".
         """
@@ -171,7 +168,7 @@ class Message:
         if role == "tool" and "tool_call_id" in value:
             role = "tool_response"
         if calls := value.get("tool_calls"):
-            parts = cls.parse({"role": role, "content": content or ()}, root, video=video).parts
+            parts = cls.parse({"role": role, "content": content or ()}, root).parts
             return cls(role, with_calls(parts, calls, role), tools)
         if isinstance(content, str):
             return cls(role, (Text(content),), tools)
@@ -179,14 +176,14 @@ class Message:
             raise ValueError(
                 f"message content must be text or a list of parts, found {type(content).__name__}"
             )
-        return cls(role, tuple(_parse_part(p, root, video) for p in content), tools)
+        return cls(role, tuple(_parse_part(p, root) for p in content), tools)
 
 
-def _parse_part(part: Any, root: Path | None, video: bool) -> Part:
+def _parse_part(part: Any, root: Path | None) -> Part:
     part_type = part.get("type") if isinstance(part, Mapping) else None
     if part_type == "text":
         return Text(part["text"])
-    if part_type == "image_url" or (part_type == "video_url" and video):
+    if part_type in ("image_url", "video_url"):
         url = part[part_type]
         url = url if isinstance(url, Mapping) else {"url": url}
         source = _parse_source(url["url"], root)
@@ -202,11 +199,9 @@ def _parse_part(part: Any, root: Path | None, video: bool) -> Part:
         return Audio(
             base64.b64decode(clip["data"]) if "data" in clip else _parse_source(clip["path"], root)
         )
-    if part_type == "video_url":
-        raise ValueError(
-            "videos aren't decoded here; send some of the frames as image_url parts, in their order"
-        )
-    raise ValueError(f"unknown part type {part_type!r}; expected text, image_url or input_audio")
+    raise ValueError(
+        f"unknown part type {part_type!r}; expected text, image_url, input_audio or video_url"
+    )
 
 
 def tool_call(value: Any) -> dict[str, Any]:

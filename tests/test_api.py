@@ -1,5 +1,6 @@
 """The public API: load, generate, transcribe, logits."""
 
+import base64
 import json
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -125,8 +126,10 @@ def test_a_video_is_answered_as_its_frames(folder: Path) -> None:
     assert answer.adapter == "vision"
     assert answer.image_tokens == phi.count(seen).image > 0
     assert phi.generate(expand_videos(seen), sampling=two).tokens == answer.tokens
-    with pytest.raises(ValueError, match="videos aren't decoded here"):
-        phi.generate([{"role": "user", "content": [{"type": "video_url", "video_url": "a"}]}])
+    url = {"url": "data:;base64," + base64.b64encode(film(16)).decode(), "frames": 3}
+    parts = [{"type": "video_url", "video_url": url}, {"type": "text", "text": "what?"}]
+    parsed = phi.generate([{"role": "user", "content": parts}], sampling=two)
+    assert parsed.tokens == answer.tokens
     with pytest.raises(ValueError, match="found text"):
         phi.stream([Message.user(polyphi.Video(b"Dear Sir"))])
     phi.model.vision = None

@@ -52,22 +52,20 @@ def test_what_a_picture_asks_for(options: dict[str, Any], most: int | None) -> N
 def test_bad_details_are_one_line(kind: str, beside: dict[str, Any], says: str) -> None:
     # the second kind of error where types are checked
     with pytest.raises((ValueError, TypeError), match=f"{says}|Type-check") as refused:
-        Message.parse(asking(kind, **beside), video=True)
+        Message.parse(asking(kind, **beside))
     assert "Type-check" in str(refused.value) or "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("frames", [0, -1, 2.5, None, True])
 def test_a_video_has_at_least_one_frame(frames: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"at least one frame|Type-check"):
-        Message.parse(asking("video_url", frames=frames), video=True)
+        Message.parse(asking("video_url", frames=frames))
 
 
-def test_videos_are_parsed_only_where_asked_for() -> None:
+def test_videos_have_a_number_of_frames() -> None:
     given = asking("video_url", frames=8, detail="low")
-    assert Message.parse(given, video=True).parts == (Video(Path("a.bin"), 8, "low"),)
-    assert Message.parse(asking("video_url"), video=True).parts == (Video(Path("a.bin")),)
-    with pytest.raises(ValueError, match="videos aren't decoded here"):
-        Message.parse(given)
+    assert Message.parse(given).parts == (Video(Path("a.bin"), 8, "low"),)
+    assert Message.parse(asking("video_url")).parts == (Video(Path("a.bin")),)
 
 
 def test_a_video_calls_for_the_vision_adapter() -> None:

@@ -355,7 +355,7 @@ class Terminal:
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
             messages = value["messages"] if isinstance(value, dict) else value
-            self.messages = [Message.parse(m, path.parent, video=True) for m in messages]
+            self.messages = [Message.parse(m, path.parent) for m in messages]
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError):
             raise ValueError(f"{path}: expected a list of OpenAI's messages") from None
         self.attachments = []
@@ -400,7 +400,7 @@ def show(console: Console, text: str) -> None:
 
 
 def as_openai(message: Message) -> dict[str, Any]:
-    """The OpenAI dict of a message, for `Message.parse(..., video=True)`. Images and audio are embedded, so that the
+    """The OpenAI dict of a message, for `Message.parse`. Images and audio are embedded, so that the
     file is complete; a video is stored as its path."""
     parts = [p for p in message.parts if p != Text("")]
     result: dict[str, Any] = {"role": message.role}

@@ -38,6 +38,7 @@ from polyphi.messages import (
     with_tools,
 )
 from polyphi.processing import media
+from polyphi.processing.file_types import sniff
 from polyphi.processing.template import ROLES
 
 SPEAKERS = {
@@ -220,7 +221,7 @@ def _openai_part(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
     data = _bytes(part)
-    text, media_format = base64.b64encode(data).decode(), media.sniff(data)
+    text, media_format = base64.b64encode(data).decode(), sniff(data)
     if isinstance(part, Image):
         url = f"data:image/{media_format.lower()};base64,{text}"
         return {"type": "image_url", "image_url": {"url": url}}

@@ -1,15 +1,31 @@
 """Media for a server: file formats by their first bytes, without decoding, and the limits and error of decoding.
 
->>> is_image(data), is_audio(data)
-(True, False)
+>>> is_image(data), is_audio(data), is_video(data)
+(True, False, False)
 
-Containers whose audio needs FFmpeg (M4A, MP4, WebM) are not accepted as audio: opening one also opens its video
-decoders, which must not read untrusted bytes.
+WAV, FLAC, OGG and MP3 are decoded in the server's process. All other audio and videos need FFmpeg, in a process that is
+isolated where `isolation_missing` returns None (processing/decoder.py).
 """
 
-from polyphi.processing.media import AUDIO_FORMATS, IMAGE_FORMATS, Caps, MediaError, sniff
+from polyphi.processing.decoder import unavailable as isolation_missing
+from polyphi.processing.file_types import (
+    AUDIO_FORMATS,
+    CONTAINER_FORMATS,
+    IMAGE_FORMATS,
+    VIDEO_FORMATS,
+    sniff,
+)
+from polyphi.processing.media import MAX_FRAME_PIXELS, Caps, MediaError
 
-__all__ = ["Caps", "MediaError", "is_audio", "is_image"]
+__all__ = [
+    "MAX_FRAME_PIXELS",
+    "Caps",
+    "MediaError",
+    "is_audio",
+    "is_image",
+    "is_video",
+    "isolation_missing",
+]
 
 
 def is_image(data: bytes) -> bool:
@@ -17,6 +33,13 @@ def is_image(data: bytes) -> bool:
     return sniff(data) in IMAGE_FORMATS
 
 
-def is_audio(data: bytes) -> bool:
-    """Whether the first bytes are those of a WAV, FLAC, OGG or MP3 file."""
-    return sniff(data) in AUDIO_FORMATS
+def is_audio(data: bytes, *, containers: bool = False) -> bool:
+    """Whether the first bytes are those of a WAV, FLAC, OGG or MP3 file, or with `containers` of an M4A, MP4, WebM, AAC
+    or AMR file."""
+    file_type = sniff(data)
+    return file_type in AUDIO_FORMATS or (containers and file_type in CONTAINER_FORMATS)
+
+
+def is_video(data: bytes) -> bool:
+    """Whether the first bytes are those of an MP4, WebM, Matroska or AVI file."""
+    return sniff(data) in VIDEO_FORMATS

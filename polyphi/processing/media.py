@@ -3,7 +3,8 @@
 >>> image = decode_image("cat.png")                   # PIL, RGB
 >>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
 
-The type of a file is determined by its first bytes, never by its name. Bytes, pixels and seconds are limited before or
+The type of a file is determined by its first bytes, never by its name. WAV, FLAC, OGG and MP3 are decoded here, other
+audio in a process of its own (decoder.py). Bytes, pixels and seconds are limited before or
 while decoding, so that a small file can't fill the memory. Every error is a `MediaError` of one line with what was
 expected and what was found, without messages of decoders (they may contain addresses).
 """
@@ -23,6 +24,15 @@ from PIL import ImageFile
 from PIL.Image import Image as Picture
 
 from polyphi.messages import MediaSource
+from polyphi.processing import decoder
+from polyphi.processing.decoder import DecoderError, Stop
+from polyphi.processing.file_types import (
+    AUDIO_FORMATS,
+    CONTAINER_FORMATS,
+    IMAGE_FORMATS,
+    SNIFF_BYTES,
+    sniff,
+)
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's limit for warnings, about 9,459 x 9,459: 256 MiB in RGB
@@ -36,18 +46,23 @@ MAX_PEAK = 100.0  # of full scale, +40 dB: float recordings may exceed full scal
 SAMPLES_PER_BYTE = 6_000  # maximum of all formats: FLAC silence has 65,535 samples in 12 bytes
 MAX_SCANS = 100  # of a JPEG; progressive ones have about ten, and each is a pass over all pixels
 BLOCK = 1 << 18  # samples decoded between two checks of the limits
-SNIFF_BYTES = 512  # bytes that determine the type of a file
+MAX_VIDEO_BYTES = 512 << 20
+MAX_VIDEO_SECONDS = 4 * 3600.0  # [ours]
+MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
+MAX_FRAMES = 1024  # of one video [ours]; the report trains on up to 64k tokens of them
+MAX_VIDEO_PIXELS = 1 << 27  # of all selected frames [ours]: 64 of 1920 x 1080, 400 MB decoded
 
 AudioSource = MediaSource | tuple[np.ndarray, int]
 
 
 class MediaError(ValueError):
-    """An image or audio that can't be used. `reason`: an unknown "kind" of file, a "size" above a limit, or a damaged,
-    empty or unfit "content". In a conversation `part` is its type ("image", "audio") and `number` its index among
-    these, from 0 (set by processor.py)."""
+    """An image, audio or video that can't be used. `reason`: an unknown "kind" of file, a "size" above a limit, a
+    damaged, empty or unfit "content", or a process of the "decoder" that crashed or exceeded its limits. In a
+    conversation `part` is its type ("image", "audio", "video") and `number` its index among these, from 0 (set by
+    processor.py)."""
 
     def __init__(
-        self, message: str, reason: Literal["kind", "size", "content"] = "content"
+        self, message: str, reason: Literal["kind", "size", "content", "decoder"] = "content"
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -57,74 +72,22 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class Caps:
-    """Limits of an image or audio: encoded bytes, pixels, seconds."""
+    """Limits of an image, audio or video: encoded bytes, pixels, seconds, frames. `video_pixels` are those of all
+    selected frames of a video."""
 
     image_bytes: int = MAX_IMAGE_BYTES
     image_pixels: int = MAX_IMAGE_PIXELS
     audio_bytes: int = MAX_AUDIO_BYTES
     audio_seconds: float = MAX_AUDIO_SECONDS
+    video_bytes: int = MAX_VIDEO_BYTES
+    video_seconds: float = MAX_VIDEO_SECONDS
+    video_frames: int = MAX_FRAMES
+    video_pixels: int = MAX_VIDEO_PIXELS
+    frame_pixels: int = MAX_FRAME_PIXELS
 
 
+CAPS = Caps()
 _DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
-
-# our name -> Pillow's format
-IMAGE_FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
-AUDIO_FORMATS = ("WAV", "FLAC", "OGG", "MP3")
-# our name -> FFmpeg's format: containers whose audio is read with PyAV, if installed
-CONTAINER_FORMATS = {"M4A audio": "mov", "MP4": "mov", "WebM or Matroska": "matroska"}
-
-
-def sniff(data: bytes) -> str:
-    """Return the type of a file by its first bytes: "PNG", "WAV", ..., "text", "nothing (0 bytes)" or "unknown
-    data"."""
-    if not data:
-        return "nothing (0 bytes)"
-    if data[:4] == b"RIFF" or data[:4] == b"RF64":
-        return {b"WAVE": "WAV", b"WEBP": "WebP", b"AVI ": "AVI video"}.get(
-            data[8:12], "unknown RIFF data"
-        )
-    for magic, file_type in _MAGIC:
-        if data.startswith(magic):
-            return file_type
-    if data[4:8] == b"ftyp":
-        return {b"avif": "AVIF", b"heic": "HEIC", b"mif1": "HEIC", b"M4A ": "M4A audio"}.get(
-            data[8:12], "MP4"
-        )
-    # An MPEG audio frame: eleven set bits, then a version and a layer that are not the reserved ones.
-    if (
-        len(data) > 2
-        and data[0] == 0xFF
-        and data[1] & 0xE0 == 0xE0
-        and data[1] & 0x18 != 0x08
-        and data[1] & 0x06
-    ):
-        return "MP3"
-    head = data[:SNIFF_BYTES]
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # otherwise a character split at the end of `head`
-            return "unknown data"
-    return "unknown data" if b"\0" in head else "text"
-
-
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"fLaC", "FLAC"),
-    (b"OggS", "OGG"),
-    (b"ID3", "MP3"),
-    (b"\x1aE\xdf\xa3", "WebM or Matroska"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"%PDF", "PDF"),
-    (b"PK\x03\x04", "ZIP"),
-    (b"FORM", "AIFF"),
-    (b"\x1f\x8b", "gzip"),
-)
 
 
 def decode_image(
@@ -164,10 +127,10 @@ def decode_audio(
 ) -> tuple[Float[np.ndarray, " n"], int]:
     """Return audio as mono float32 samples in [-1, 1] (the mean over its channels) and its rate in Hz.
 
-    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file (with PyAV also M4A, MP4 and WebM), or
-    `(samples, rate)` with samples [n] or [n, channels], of floats or of integers (divided by their full scale). Raises
-    `MediaError` for a missing file, other formats, damaged, empty or truncated ones, samples that are not finite or
-    above `MAX_PEAK`, and above a limit."""
+    `source` is a path, the bytes of a WAV, FLAC, OGG (Vorbis, Opus) or MP3 file (with PyAV also M4A, MP4, WebM, AAC and
+    AMR), or `(samples, rate)` with samples [n] or [n, channels], of floats or of integers (divided by their full
+    scale). Raises `MediaError` for a missing file, other formats, damaged, empty or truncated ones, samples that are
+    not finite or above `MAX_PEAK`, and above a limit."""
     if isinstance(source, tuple):
         return _from_array(source, max_seconds)
     stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
@@ -181,7 +144,8 @@ def decode_audio(
 
 class AudioStream:
     """Audio in blocks, for recordings that don't fit in memory: the result of `decode_audio` in pieces. With PyAV
-    (extra `video`) also the audio of M4A, MP4 and WebM files.
+    (extra `video`) also the audio of M4A, MP4, WebM, AAC and AMR files. With `stop`, waiting for a block of these ends
+    as soon as it returns True, with a `MediaError`.
 
     >>> stream = AudioStream("lecture.flac", max_seconds=4 * 3600)
     >>> for block in stream: ...                     # float32 mono [n] in [-1, 1], n at most 2^18
@@ -199,14 +163,16 @@ class AudioStream:
         *,
         max_bytes: int | None = None,
         max_seconds: float = MAX_AUDIO_SECONDS,
+        stop: Stop | None = None,
     ) -> None:
         self.source, self.max_seconds, self.seconds = source, max_seconds, 0.0
+        self._stop = stop
         self.name, self.format = "the given samples", "given"
         if isinstance(source, tuple):
             _check_array(source, max_seconds)
             self.rate, self.announced = int(source[1]), len(source[0])
             return
-        with _open(source, max_bytes, "clip") as (file, self.name):
+        with open_media(source, max_bytes, "clip") as (file, self.name):
             self.format = sniff(file.read(SNIFF_BYTES))
             if self.format not in (*AUDIO_FORMATS, *CONTAINER_FORMATS):
                 raise MediaError(
@@ -237,10 +203,8 @@ class AudioStream:
             self.seconds = len(wave) / self.rate
             return
         count = 0
-        with _open(self.source, None, "clip") as (file, name):
-            for block in (
-                self._soundtrack(file) if self.format in CONTAINER_FORMATS else self._decoded(file)
-            ):
+        with open_media(self.source, None, "clip") as (file, name):
+            for block in self._decoded(file):
                 count += len(block)
                 self.seconds = count / self.rate
                 if count > self.max_seconds * self.rate:
@@ -270,9 +234,23 @@ class AudioStream:
         check_rate(rate)
 
     def _decoded(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
-        """Yield blocks from libsndfile, channels averaged."""
+        """Yield blocks, channels averaged."""
+        is_container, values = self.format in CONTAINER_FORMATS, 0
+        for block in self._container_blocks(file) if is_container else self._file_blocks(file):
+            # A short file may have 655,350 Hz and eight channels: few bytes and seconds, but minutes of work.
+            values += block.size
+            if values > self.max_seconds * MAX_VALUES:
+                raise MediaError(
+                    f"{self.name}: a clip may have {self.max_seconds * MAX_VALUES:,.0f} values over all its "
+                    "channels, found more; resample it first",
+                    "size",
+                )
+            yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+
+    def _file_blocks(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+        """Yield blocks [n, channels] from libsndfile."""
         with self._decoder(file) as audio:
-            size, values = max(1, BLOCK // audio.channels), 0
+            size = max(1, BLOCK // audio.channels)
             while True:
                 try:
                     block = audio.read(size, dtype="float32", always_2d=True)
@@ -280,57 +258,65 @@ class AudioStream:
                     raise MediaError(self._damaged()) from None
                 if not len(block):
                     return
-                # A short file may have 655,350 Hz and eight channels: few bytes and seconds, but minutes of work.
-                values += block.size
-                if values > self.max_seconds * MAX_VALUES:
-                    raise MediaError(
-                        f"{self.name}: a clip may have {self.max_seconds * MAX_VALUES:,.0f} values over all its "
-                        "channels, found more; resample it first",
-                        "size",
-                    )
-                yield block[:, 0] if audio.channels == 1 else block.mean(axis=1, dtype=np.float32)
+                yield block
 
     def _read_container_header(self, file: io.BufferedIOBase) -> None:
         """Set rate and length of a container's first audio stream."""
-        try:
-            import av
-        except ImportError:
-            raise MediaError(
-                f"{self.name}: {self.format} needs PyAV; `pip install av`, or convert it to WAV, FLAC, OGG or MP3",
-                "kind",
-            ) from None
-        try:
-            with av.open(file, "r", format=CONTAINER_FORMATS[self.format]) as container:
-                if not container.streams.audio:
-                    raise MediaError(f"{self.name}: expected sound, found a {self.format} without")
-                track = container.streams.audio[0]
-                self.rate = track.codec_context.sample_rate
-                channels = track.codec_context.channels
-                duration = container.duration  # microseconds
-        except (*_DECODER_ERRORS, av.error.FFmpegError):
-            raise MediaError(self._damaged()) from None
-        self.announced = round(duration / 1e6 * self.rate) if duration else 2**62
+        with self._decoder_errors():
+            self.rate, channels, samples = decoder.audio_header(
+                file,
+                CONTAINER_FORMATS[self.format],
+                max_seconds=self.max_seconds,
+                stop=self._stop,
+            )
+        self.announced = samples or 2**62
         self._check_header(self.rate, channels)
 
-    def _soundtrack(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
-        """Yield blocks of a container's first audio stream from PyAV, channels averaged. With a fixed format FFmpeg
-        tries no other."""
-        import av
+    def _container_blocks(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+        with self._decoder_errors():
+            yield from decoder.audio_blocks(
+                file,
+                CONTAINER_FORMATS[self.format],
+                max_seconds=self.max_seconds,
+                stop=self._stop,
+            )
 
+    @contextmanager
+    def _decoder_errors(self) -> Iterator[None]:
         try:
-            with av.open(file, "r", format=CONTAINER_FORMATS[self.format]) as container:
-                track = container.streams.audio[0]
-                resampler = av.AudioResampler("fltp", track.codec_context.layout, self.rate)
-                for frame in container.decode(track):
-                    for part in resampler.resample(frame):
-                        yield part.to_ndarray().mean(axis=0, dtype=np.float32)
-        except (*_DECODER_ERRORS, av.error.FFmpegError):
-            raise MediaError(self._damaged()) from None
+            yield
+        except DecoderError as error:
+            raise decoder_media_error(error, self.name, self.format) from None
 
     def _damaged(self) -> str:
         return (
             f"{self.name}: the {self.format} clip is damaged or truncated; expected a complete file"
         )
+
+
+def decoder_media_error(error: DecoderError, name: str, file_type: str) -> MediaError:
+    """The `MediaError` for an error of the decoder's process."""
+    if error.error == "missing":
+        return MediaError(
+            f'{name}: {file_type} needs PyAV; `pip install "polyphi[video]"` brings it, or convert it to WAV, FLAC, '
+            "OGG or MP3",
+            "kind",
+        )
+    if error.error in ("crashed", "time", "memory", "stopped"):
+        cause = {
+            "crashed": "its decoder failed; expected a file by an ordinary program",
+            "time": "it takes too long; expected a file that is decoded faster than it plays",
+            "memory": "it takes too much memory; expected a file by an ordinary program",
+            "stopped": "the request has ended",
+        }[error.error]
+        return MediaError(f"{name}: the {file_type} can't be decoded: {cause}", "decoder")
+    message = {
+        "no_audio": f"expected sound, found a {file_type} without",
+        "no_video": "expected a video with pictures, found only sound",
+        "codec": "it has an encoding that isn't known here; convert it to AAC or Opus (sound) or H.264 first",
+        "empty": f"the {file_type} is damaged or empty; expected frames, found 0",
+    }.get(error.error, f"the {file_type} is damaged or truncated; expected a complete file")
+    return MediaError(f"{name}: {message}")
 
 
 def audio_size(
@@ -359,7 +345,7 @@ def check_rate(rate: int) -> None:
 def read_within(source: MediaSource, limit: int, media_type: str) -> tuple[bytes, str]:
     """Return (bytes, name for messages) of a file; reads at most `limit` + 1 bytes. Raises MediaError above the limit
     and for a missing file."""
-    with _open(source, limit, media_type) as (file, name):
+    with open_media(source, limit, media_type) as (file, name):
         data = file.read(limit + 1)
     if len(data) > limit:
         raise MediaError(_too_many_bytes(name, media_type, limit), "size")
@@ -367,10 +353,11 @@ def read_within(source: MediaSource, limit: int, media_type: str) -> tuple[bytes
 
 
 @contextmanager
-def _open(
+def open_media(
     source: MediaSource, limit: int | None, media_type: str
 ) -> Iterator[tuple[io.BufferedIOBase, str]]:
-    """Yield (open file, name for messages) of a path or bytes."""
+    """Yield (open file, name for messages) of a path or bytes. Raises MediaError above `limit` bytes and for a missing
+    file."""
     if isinstance(source, bytes | bytearray | memoryview):
         file: io.BufferedIOBase = io.BytesIO(source)
         name, size = f"the given bytes of a {media_type}", len(source)

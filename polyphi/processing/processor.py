@@ -21,6 +21,7 @@ from polyphi.batch import Batch, Clip, row
 from polyphi.messages import Audio, Image, Message, Tokens, adapter_for, normalize_adapter
 from polyphi.messages import media as media_parts
 from polyphi.processing import audio, image, media
+from polyphi.processing.decoder import Stop
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.template import Piece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ class Placeholder:
 
 class Processor:
     """Makes rows. `crop_size` and `patch_size` are in pixels; `max_crops` limits an image's crops without its global
-    view. `caps` (which may be changed later) are the limits of an image or audio."""
+    view. `caps` (which may be changed later) are the limits of an image, audio or video."""
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class Processor:
         """
         if supervise not in (None, "answers", "all"):
             raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
-        conversation = expand_videos([Message.parse(m) for m in messages])
+        conversation = self.expand([Message.parse(m) for m in messages])
         trusted = supervise is not None if trusted is None else trusted
         parts = script(
             conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted
@@ -107,6 +108,13 @@ class Processor:
         limit = None if truncate else context
         pieces = self._with_placeholders(self._encode_parts(parts, limit), max_crops, limit)
         return self._batch(pieces, adapter, supervise, context, truncate=truncate)
+
+    def expand(
+        self, messages: Sequence[Message], caps: Caps | None = None, stop: Stop | None = None
+    ) -> list[Message]:
+        """Return a conversation with each `Video` replaced by its frames (video.py), within `caps` or the processor's.
+        Raises `MediaError` with the number of the video; also soon after `stop` returns True."""
+        return expand_videos(messages, caps or self.caps, stop)
 
     def encode(
         self, texts: Sequence[str], context: int | None = None, other_tokens: int = 0
@@ -252,7 +260,7 @@ class Processor:
         or audio."""
         caps, counts = self.caps, {Image: 0, Audio: 0}
         for piece in script(
-            expand_videos([Message.parse(m) for m in messages]),
+            self.expand([Message.parse(m) for m in messages]),
             self.tokenizer,
             generation_prompt=generation_prompt,
         ):

@@ -3,38 +3,40 @@
 >>> frames = decode_video("walk.mp4", frames=16)      # 16 PIL images, RGB, one for each sixteenth of its time
 >>> expand_videos([Message.user(Video("walk.mp4"), "What happens?")])
 
-Limits and errors are as in media.py. The server reads no videos: clients send frames as images.
+Limits and errors are as in media.py. A process of its own decodes them (decoder.py).
 """
 
 import io
-from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
+from PIL import Image as pil
 from PIL.Image import Image as Picture
 
 from polyphi.messages import Image, MediaSource, Message, Part, Video
-from polyphi.processing.media import read_within, sniff
-
-MAX_VIDEO_BYTES = 512 << 20
-MAX_VIDEO_SECONDS = 4 * 3600.0  # [ours]
-MAX_FRAME_PIXELS = 4096 * 2304  # of one frame [ours]: "4K" and a little more
-MAX_FRAMES = 1024  # of one video [ours]; the report trains on up to 64k tokens of them
-MAX_VIDEO_PIXELS = 1 << 27  # of all selected frames [ours]: 64 of 1920 x 1080, 400 MB decoded
-# our name -> FFmpeg's format
-FORMATS = {"MP4": "mov", "WebM or Matroska": "matroska", "AVI video": "avi"}
+from polyphi.processing.decoder import DecoderError, Stop, video_frames
+from polyphi.processing.file_types import SNIFF_BYTES, VIDEO_FORMATS, sniff
+from polyphi.processing.media import CAPS, Caps, MediaError, decoder_media_error, open_media
 
 
-def expand_videos(messages: Sequence[Message]) -> list[Message]:
-    """Return the conversation with each `Video` replaced by its frames, in order, as `Image`s. Raises ValueError as
-    `decode_video` does, and if the frames have too many pixels in all."""
+def expand_videos(
+    messages: Sequence[Message], caps: Caps = CAPS, stop: Stop | None = None
+) -> list[Message]:
+    """Return the conversation with each `Video` replaced by its frames, in order, as `Image`s. Raises `MediaError` (a
+    ValueError) as `decode_video` does, with the number of the video."""
+    number = -1
 
     def expand(part: Part) -> tuple[Part, ...]:
+        nonlocal number
         if not isinstance(part, Video):
             return (part,)
-        frames = decode_video(part.source, frames=part.frames)
-        return tuple(Image(_bmp(frame), part.detail, part.max_crops) for frame in frames)
+        number += 1
+        try:
+            images = _decoded(part.source, part.frames, caps, stop)
+            return tuple(Image(_bmp(image), part.detail, part.max_crops) for image in images)
+        except MediaError as error:
+            error.part, error.number = "video", number
+            raise
 
     return [replace(m, parts=tuple(p for part in m.parts for p in expand(part))) for m in messages]
 
@@ -47,102 +49,52 @@ def _bmp(image: Picture) -> bytes:
 
 
 def decode_video(
-    source: MediaSource,
-    *,
-    frames: int = 16,
-    max_bytes: int = MAX_VIDEO_BYTES,
-    max_pixels: int = MAX_FRAME_PIXELS,
-    max_seconds: float = MAX_VIDEO_SECONDS,
+    source: MediaSource, *, frames: int = 16, caps: Caps = CAPS, stop: Stop | None = None
 ) -> list[Picture]:
     """Return up to `frames` frames as RGB, in order, one from the middle of each of `frames` equal parts of the time
     (16, uniformly, as in the report for VideoMME; section 4.1.1). A shorter video gives all its frames.
 
     Times are those of the packets, because headers may be wrong. A rotation in the file is ignored. Needs PyAV (extra
-    `video`). Raises `ValueError` for other formats than MP4, WebM, Matroska and AVI, for damaged files, for a video
-    without a video stream, and above a limit.
+    `video`). Raises `MediaError` (a ValueError) for other formats than MP4, WebM, Matroska and AVI, for damaged files,
+    for a video without a video stream, and above a limit of `caps`; also soon after `stop` returns True.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError(
-            f'reading video needs PyAV ({error}); `pip install "polyphi[video]"` brings it'
-        ) from None
-    if not 1 <= frames <= MAX_FRAMES:
-        raise ValueError(f"a video is read as 1 to {MAX_FRAMES} frames, found {frames}")
-    data, name = read_within(source, max_bytes, "video")
-    if (file_type := sniff(data)) not in FORMATS:
-        raise ValueError(f"{name}: expected an MP4, WebM, Matroska or AVI video, found {file_type}")
-    try:
-        # With a fixed format FFmpeg tries no other: some formats open files and addresses named in the bytes.
-        with av.open(io.BytesIO(data), format=FORMATS[file_type]) as container:
-            if not container.streams.video:
-                raise _Rejected("expected a video with pictures, found only sound")
-            images = _frames(container, container.streams.video[0], frames, max_pixels, max_seconds)
-    except _Rejected as error:
-        raise ValueError(f"{name}: {error}") from None
-    except (av.error.FFmpegError, OSError, ValueError, EOFError):
-        raise ValueError(
-            f"{name}: the {file_type} is damaged or truncated; expected a complete file"
-        ) from None
-    if not images:
-        raise ValueError(f"{name}: the {file_type} is damaged or empty; expected frames, found 0")
-    return images
+    return list(_decoded(source, frames, caps, stop))
 
 
-def _frames(
-    container: Any, stream: Any, count: int, max_pixels: int, max_seconds: float
-) -> list[Picture]:
-    """Return the frames of an open video: packets are read once for their times, then selected frames are decoded."""
-    if stream.codec_context is None:
-        raise _Rejected("it has an encoding that isn't known here; convert it to H.264 first")
-    _check_frame(stream.codec_context, max_pixels)
-    packets = [
-        (p.dts if p.pts is None else p.pts, p.is_keyframe, p.duration or 0)  # AVI may lack the one
-        for p in container.demux(stream)
-        if (p.pts is not None or p.dts is not None) and not p.is_discard
-    ]
-    if not packets:
-        return []
-    times = sorted(pts for pts, _, _ in packets)
-    keys = sorted(pts for pts, key, _ in packets if key)
-    start, end = times[0], max(pts + duration for pts, _, duration in packets)
-    seconds = float((end - start) * stream.time_base)
-    if seconds > max_seconds:
-        raise _Rejected(f"a video may last {max_seconds:g} s, found {seconds:.1f} s; cut it first")
-    middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
-    selected = sorted({times[bisect_right(times, middle) - 1] for middle in middles})
-    images: list[Picture] = []
-    decoder, last = None, start - 1
-    for pts in selected:
-        # Decode from the last key frame before it, unless decoding is past that already.
-        key_index = bisect_right(keys, pts) - 1
-        if decoder is None or (key_index >= 0 and keys[key_index] > last):
-            container.seek(keys[key_index] if key_index >= 0 else start, stream=stream)
-            decoder = container.decode(stream)
-        for frame in decoder:
-            _check_frame(frame, max_pixels)
-            if (pixels := frame.width * frame.height * len(selected)) > MAX_VIDEO_PIXELS:
-                raise _Rejected(
-                    f"{len(selected)} frames of {frame.width} x {frame.height} have {pixels:,} pixels, "
-                    f"{MAX_VIDEO_PIXELS:,} can be taken; ask for fewer frames or shrink the video"
-                )
-            last = frame.pts if frame.pts is not None else last
-            if frame.pts is not None and frame.pts >= pts:
-                images.append(frame.to_image())
-                break
-    if len(images) < 0.75 * len(selected):  # a few may be missing: some packets are never shown
-        raise _Rejected(
-            f"the video is damaged or truncated; expected {len(selected)} frames, found {len(images)}"
+def _decoded(source: MediaSource, frames: int, caps: Caps, stop: Stop | None) -> Iterator[Picture]:
+    if not 1 <= frames <= caps.video_frames:
+        raise MediaError(
+            f"a video is read as 1 to {caps.video_frames} frames, found {frames}", "size"
         )
-    return images
-
-
-def _check_frame(of: Any, max_pixels: int) -> None:
-    if of.width * of.height > max_pixels:
-        raise _Rejected(
-            f"a frame may have {max_pixels:,} pixels, found {of.width * of.height:,}; shrink it"
+    with open_media(source, caps.video_bytes, "video") as (file, name):
+        file_type = sniff(file.read(SNIFF_BYTES))
+        if file_type not in VIDEO_FORMATS:
+            raise MediaError(
+                f"{name}: expected an MP4, WebM, Matroska or AVI video, found {file_type}", "kind"
+            )
+        decoded = video_frames(
+            file,
+            VIDEO_FORMATS[file_type],
+            frames=frames,
+            max_pixels=caps.frame_pixels,
+            max_video_pixels=caps.video_pixels,
+            max_seconds=caps.video_seconds,
+            stop=stop,
         )
+        try:
+            for width, height, rows in decoded:
+                yield pil.frombytes("RGB", (width, height), rows)
+        except DecoderError as error:
+            if (message := _above_limit(error, caps)) is not None:
+                raise MediaError(f"{name}: {message}", "size") from None
+            raise decoder_media_error(error, name, file_type) from None
 
 
-class _Rejected(Exception):
-    """An error of ours inside a decoder's `try`."""
+def _above_limit(error: DecoderError, caps: Caps) -> str | None:
+    value = error.value or 0
+    return {
+        "pixels": f"a frame may have {caps.frame_pixels:,} pixels, found {value:,.0f}; shrink it",
+        "video_pixels": f"the frames of a video may have {caps.video_pixels:,} pixels in all, found {value:,.0f}; ask "
+        "for fewer frames or shrink the video",
+        "seconds": f"a video may last {caps.video_seconds:g} s, found {value:.1f} s; cut it first",
+    }.get(error.error)

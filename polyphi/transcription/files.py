@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import Message, Transcript
-from polyphi.processing.media import AUDIO_FORMATS, SNIFF_BYTES, AudioStream, sniff
+from polyphi.processing.file_types import AUDIO_FORMATS, SNIFF_BYTES, sniff
+from polyphi.processing.media import AudioStream
 from polyphi.runtime.files import write_whole
 from polyphi.transcription import longform, subtitles
 
@@ -62,7 +63,7 @@ def find(names: Sequence[str]) -> list[tuple[Path, Path]]:
 
 def _is_audio(path: Path) -> bool:
     with path.open("rb") as file:
-        return sniff(file.read(SNIFF_BYTES)) in AUDIO_FORMATS
+        return sniff(file.read(SNIFF_BYTES)) in (*AUDIO_FORMATS, "M4A audio", "AAC", "AMR")
 
 
 def targets(files: Sequence[tuple[Path, Path]], out: Path | None, form: str) -> list[Recording]:

@@ -16,6 +16,7 @@ answer gets twice the tokens, then the piece is halved. Numbers are ours where n
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -107,8 +108,9 @@ class StoppableStream(AudioStream):
     does, and if the header states that it is too long."""
 
     def __init__(self, source: AudioSource, max_seconds: float, stop: threading.Event) -> None:
-        super().__init__(source, max_seconds=max_seconds)
-        self._stop = stop
+        self._stopped = stop
+        with self._ending():
+            super().__init__(source, max_seconds=max_seconds, stop=stop.is_set)
         # Some headers have no length, and those of compressed formats are only approximate.
         if max_seconds * 1.05 < (stated := self.announced / self.rate) and self.announced < 2**60:
             raise MediaError(
@@ -117,10 +119,21 @@ class StoppableStream(AudioStream):
             )
 
     def __iter__(self) -> Iterator[Float[np.ndarray, " n"]]:
-        for block in super().__iter__():
-            if self._stop.is_set():
-                raise Stopped
-            yield block
+        with self._ending():
+            for block in super().__iter__():
+                if self._stopped.is_set():
+                    raise Stopped
+                yield block
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Raise `Stopped` for an error after `stop` is set."""
+        try:
+            yield
+        except MediaError:
+            if self._stopped.is_set():
+                raise Stopped from None
+            raise
 
 
 @dataclass

@@ -180,8 +180,8 @@ def test_media_go_with_the_next_message(photo: Path, speech: Path, film: Path) -
 def test_a_video_is_decoded_once(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from polyphi.processing import video
 
-    decoded, decode = [], video.decode_video
-    monkeypatch.setattr(video, "decode_video", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    decoded, decode = [], video.video_frames
+    monkeypatch.setattr(video, "video_frames", lambda *a, **k: decoded.append(1) or decode(*a, **k))
     talk(Scripted("a", "b", "c"), f"/video {film} 2", "What?", "/count", "Why?", "/retry")
     assert len(decoded) == 2  # when it is attached, and in its message
 
@@ -360,7 +360,7 @@ def test_saved_tools_and_bytes_are_read_back() -> None:
         Message.user(Video(b"bytes", 4, "low", 2), "x"),
         Message.assistant(""),
     ]
-    assert [Message.parse(as_openai(m), video=True) for m in messages] == messages
+    assert [Message.parse(as_openai(m)) for m in messages] == messages
 
 
 def test_one_answer() -> None:

@@ -13,13 +13,13 @@ from films import film
 from PIL import Image
 
 from polyphi.processing import media
+from polyphi.processing.file_types import sniff
 from polyphi.processing.media import (
     AudioStream,
     audio_size,
     decode_audio,
     decode_image,
     image_size,
-    sniff,
 )
 
 Make = Callable[..., bytes]

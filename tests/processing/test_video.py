@@ -11,8 +11,7 @@ from PIL import Image
 
 from polyphi.messages import Image as ImagePart
 from polyphi.messages import Message, Text, Video
-from polyphi.processing import video
-from polyphi.processing.media import decode_image
+from polyphi.processing.media import Caps, MediaError, decode_image
 from polyphi.processing.video import decode_video, expand_videos
 
 Make = Callable[..., bytes]
@@ -78,22 +77,18 @@ def test_damaged_videos_are_read_or_refused_and_nothing_else(format: str) -> Non
 
 def test_a_video_is_held_to_its_caps() -> None:
     whole = film(40)
-    for cap, message in (
-        ({"max_bytes": 100}, "may have 100 bytes"),
-        ({"max_pixels": 1000}, "may have 1,000 pixels, found 3,072"),
-        ({"max_seconds": 2.0}, "may last 2 s, found 5.0 s"),
-        ({"frames": 0}, "1 to 1024 frames, found 0"),
-        ({"frames": 1025}, "1 to 1024 frames, found 1025"),
+    for caps, frames, message in (
+        (Caps(video_bytes=100), 4, "may have 100 bytes"),
+        (Caps(frame_pixels=1000), 4, "may have 1,000 pixels, found 3,072"),
+        (Caps(video_seconds=2.0), 4, "may last 2 s, found 5.0 s"),
+        (Caps(), 0, "1 to 1024 frames, found 0"),
+        (Caps(video_frames=8), 9, "1 to 8 frames, found 9"),
+        (Caps(video_pixels=4 * 64 * 48), 5, "12,288 pixels in all, found 15,360"),
     ):
-        with pytest.raises(ValueError, match=message):
-            decode_video(whole, **cap)
-
-
-def test_all_frames_together_are_held_to_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "MAX_VIDEO_PIXELS", 4 * 64 * 48)
-    assert len(decode_video(film(40), frames=4)) == 4
-    with pytest.raises(ValueError, match=r"5 frames of 64 x 48 have 15,360 pixels, 12,288 can"):
-        decode_video(film(40), frames=5)
+        with pytest.raises(MediaError, match=message) as refused:
+            decode_video(whole, frames=frames, caps=caps)
+        assert refused.value.reason == "size"
+    assert len(decode_video(film(40), frames=4, caps=Caps(video_pixels=4 * 64 * 48))) == 4
 
 
 def test_a_video_becomes_its_frames_where_it_stands(tmp_path: Path) -> None:
@@ -112,7 +107,8 @@ def test_a_video_becomes_its_frames_where_it_stands(tmp_path: Path) -> None:
 
 
 def test_without_pyav_a_video_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = film(1)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r'pip install "polyphi\[video\]"') as refused:
-        decode_video(b"")
+        decode_video(whole)
     assert "\n" not in str(refused.value)

@@ -1,0 +1,325 @@
+"""The program of the decoder's process: FFmpeg (PyAV) on one file of an untrusted sender. decoder.py starts it.
+
+    stdin: the file, opened for reading         argv: the job as JSON         stdout: messages
+
+Each message is a line of JSON; with "bytes": n, n bytes follow. An audio job sends {"rate", "channels", "samples"},
+blocks of interleaved float32 samples, and {"end": true}; a video job sends each frame as {"width", "height", "bytes"}
+with its RGB rows, and {"end": true}. {"error": NAME, "found": n} ends a job that can't be done.
+
+Before the first byte of the file is read, the process gives up what it doesn't need (`seal`): memory and CPU time are
+limited, and the kernel refuses all system calls except those for reading, writing, memory and time. It can't open a
+file or a socket, start a process, or send a signal. It imports no package but PyAV.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import struct
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pkgutil import walk_packages
+from typing import Any
+
+CHUNK = 1 << 18  # bytes of samples in a message
+MAX_STREAMS = 64  # of a container
+CODECS = (
+    *("aac", "alac", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "flac", "mp3"),
+    *("mp3float", "opus", "libopus", "vorbis", "libvorbis", "pcm_f32le", "pcm_s16be", "pcm_s16le"),
+    *("pcm_s24le", "av1", "libdav1d", "h263", "h264", "hevc", "libvpx", "libvpx-vp9", "mjpeg"),
+    *("mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "prores", "theora", "vp8", "vp9"),
+)
+"""Names of FFmpeg's decoders that may be used."""
+
+# Allowed system calls, with their numbers on x86-64 and on AArch64.
+_CALLS = {
+    "read": (0, 63),
+    "write": (1, 64),
+    "close": (3, 57),
+    "fstat": (5, 80),
+    "lseek": (8, 62),
+    "pread64": (17, 67),
+    "mmap": (9, 222),
+    "mprotect": (10, 226),
+    "munmap": (11, 215),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "brk": (12, 214),
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "restart_syscall": (219, 128),
+    "sched_yield": (24, 124),
+    "futex": (202, 98),
+    "clock_gettime": (228, 113),
+    "getrandom": (318, 278),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+}
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF: load a word, jump if equal, return
+_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # results of a filter; 1 is EPERM
+_DUMPABLE, _SECCOMP, _NO_NEW_PRIVILEGES = 4, 22, 38  # of prctl
+
+
+class Rejected(Exception):
+    """A file that isn't decoded: the error's name, and the value that exceeds a limit."""
+
+    def __init__(self, error: str, value: float | None = None) -> None:
+        super().__init__(error)
+        self.error, self.value = error, value
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    sys.path.append(job["packages"])
+    import av
+
+    for module in walk_packages(av.__path__, "av."):
+        # PyAV imports some of them late, when no file can be opened any more.
+        if module.name not in ("av.__main__", "av.datasets"):
+            import_module(module.name)
+    with suppress(OSError):
+        os.nice(5)  # steps of the engine come first
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # without memory, the kernel ends this process and no other
+    sealed = seal(job["memory_bytes"], job["cpu_seconds"])
+    if job["task"] == "probe":
+        _send({"sealed": sealed, "isolated": sealed and _is_isolated(job["memory_bytes"])})
+        return
+    try:
+        {"audio": audio, "video": video}[job["task"]](job)
+        _send({"end": True})
+    except Rejected as error:
+        _send({"error": error.error, "found": error.value})
+    except MemoryError:  # also FFmpeg's
+        _send({"error": "memory"})
+    except BrokenPipeError:  # nobody reads any more
+        pass
+    except Exception:  # FFmpeg's errors, and any of PyAV about values that it doesn't expect
+        _send({"error": "damaged"})
+
+
+# ------------------------------------------------------------------------------ isolation
+
+
+def seal(memory_bytes: int, cpu_seconds: int) -> bool:
+    """Set the limits of this process, and filter its system calls. Returns whether the filter is in place: only on
+    Linux, on x86-64 and AArch64."""
+    for kind, limit in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, cpu_seconds),  # SIGXCPU, and a second later SIGKILL
+        (resource.RLIMIT_NOFILE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with suppress(ValueError, OSError):  # some systems don't have them all
+            resource.setrlimit(kind, (limit, limit + (kind == resource.RLIMIT_CPU)))
+    machine = os.uname().machine
+    if sys.platform != "linux" or machine not in _ARCHITECTURES or struct.calcsize("P") != 8:
+        return False
+    numbers = [call[list(_ARCHITECTURES).index(machine)] for call in _CALLS.values()]
+    program = [
+        (_LOAD, 0, 0, 4),  # the architecture
+        (_EQUAL, 1, 0, _ARCHITECTURES[machine]),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, 0),  # the number of the system call
+        *((_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)),
+        (_RETURN, 0, 0, _REFUSE),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+    instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in program))
+    filter_ = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxP", len(program), ctypes.addressof(instructions))
+    )
+    return (
+        _prctl(_DUMPABLE, 0)
+        and _prctl(_NO_NEW_PRIVILEGES, 1)
+        and _prctl(_SECCOMP, 2, ctypes.addressof(filter_))
+    )
+
+
+def _prctl(option: int, value: int, address: int = 0) -> bool:
+    arguments = [ctypes.c_ulong(argument) for argument in (value, address, 0, 0)]
+    return ctypes.CDLL(None).prctl(option, *arguments) == 0
+
+
+def _is_isolated(memory_bytes: int) -> bool:
+    """Whether the kernel refuses to open a file and to start a process, and gives no more memory than allowed."""
+    for attempt in (lambda: os.open("/", os.O_RDONLY), os.fork, lambda: os.kill(os.getpid(), 0)):
+        try:
+            attempt()
+            return False
+        except OSError:
+            pass
+    try:
+        bytes(memory_bytes)
+        return False
+    except MemoryError:
+        return True
+
+
+# ------------------------------------------------------------------------------ decoding
+
+
+def _send(message: dict[str, Any], data: bytes | bytearray = b"") -> None:
+    if data:
+        message["bytes"] = len(data)
+    parts = json.dumps(message).encode() + b"\n", data
+    for part in parts:
+        view = memoryview(part)
+        while view:
+            view = view[os.write(1, view) :]
+
+
+def _open(job: dict[str, Any]) -> Any:
+    """The container. With a fixed format FFmpeg tries no other: some formats open files and addresses named in the
+    bytes."""
+    import av
+
+    options = {
+        "codec_whitelist": ",".join(CODECS),
+        "format_whitelist": job["format"],
+        "protocol_whitelist": "none",
+        "max_streams": str(MAX_STREAMS),
+        "max_pixels": str(job.get("max_pixels", 1)),
+        "threads": "1",
+    }
+    file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 (the container reads it)
+    file.seek(0)
+    return av.open(file, "r", format=job["format"], options=options, metadata_errors="ignore")
+
+
+def _decoder(stream: Any) -> Any:
+    """The codec context of a stream that may be decoded."""
+    context = stream.codec_context
+    if context is None or context.codec.name not in CODECS:
+        raise Rejected("codec")
+    context.thread_count = 1
+    return context
+
+
+def audio(job: dict[str, Any]) -> None:
+    """Send the header of a container's first audio stream, and unless the job has "header" its samples."""
+    with _open(job) as container:
+        if not container.streams.audio:
+            raise Rejected("no_audio")
+        stream = container.streams.audio[0]
+        context = _decoder(stream)
+        # A damaged file may change them later.
+        rate, channels, layout = context.sample_rate, context.channels, context.layout
+        if not (rate and channels):
+            raise Rejected("damaged")
+        header = {"rate": rate, "channels": channels}
+        if job["header"]:
+            _send({**header, "samples": _length(container, stream, rate)})
+            return
+        _send(header)
+        buffer = bytearray()
+        for block in _samples(container.decode(stream), layout, rate):
+            buffer += memoryview(block.planes[0])[: 4 * block.samples * channels]
+            if len(buffer) >= CHUNK:
+                _send({}, buffer)
+                buffer = bytearray()
+        if buffer:
+            _send({}, buffer)
+
+
+def _length(container: Any, stream: Any, rate: int) -> int | None:
+    """The number of samples of an audio stream by the container's header; of its packets where the header doesn't have
+    it, or only that of another stream. None if unknown."""
+    if stream.duration:  # MP4
+        return round(stream.duration * stream.time_base * rate)
+    # Of formats without a header, FFmpeg estimates the duration from the bit rate.
+    has_header = container.format.name.startswith("matroska")
+    if container.duration and has_header and len(container.streams) == 1:
+        return round(container.duration * rate / 1_000_000)
+    ticks = sum(packet.duration or 0 for packet in container.demux(stream))
+    return round(ticks * stream.time_base * rate) or None
+
+
+def _samples(frames: Iterator[Any], layout: Any, rate: int) -> Iterator[Any]:
+    """Yield the frames as interleaved float32 samples of this layout and rate, which damaged and chained files
+    change."""
+    import av
+
+    resampler, current = None, None
+    for frame in frames:
+        properties = frame.format.name, frame.layout.name, frame.sample_rate
+        if resampler is None or properties != current:
+            if resampler is not None:
+                yield from filter(None, resampler.resample(None))
+            resampler, current = av.AudioResampler("flt", layout, rate), properties
+        yield from resampler.resample(frame)
+    if resampler is not None:
+        yield from filter(None, resampler.resample(None))
+
+
+def video(job: dict[str, Any]) -> None:
+    """Send the selected frames of a container's first video stream. Packets are read once for their times, then
+    selected frames are decoded."""
+    with _open(job) as container:
+        if not container.streams.video:
+            raise Rejected("no_video")
+        stream = container.streams.video[0]
+        _check_frame(_decoder(stream), job)
+        packets = [
+            (
+                p.dts if p.pts is None else p.pts,
+                p.is_keyframe,
+                p.duration or 0,
+            )  # AVI may lack the one
+            for p in container.demux(stream)
+            if (p.pts is not None or p.dts is not None) and not p.is_discard
+        ]
+        if not packets:
+            raise Rejected("empty")
+        times = sorted(pts for pts, _, _ in packets)
+        keys = sorted(pts for pts, key, _ in packets if key)
+        start, end = times[0], max(pts + duration for pts, _, duration in packets)
+        if (seconds := float((end - start) * stream.time_base)) > job["max_seconds"]:
+            raise Rejected("seconds", seconds)
+        count = job["frames"]
+        middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
+        selected = sorted({times[bisect_right(times, middle) - 1] for middle in middles})
+        decoder, last, sent = None, start - 1, 0
+        for pts in selected:
+            # Decode from the last key frame before it, unless decoding is past that already.
+            key_index = bisect_right(keys, pts) - 1
+            if decoder is None or (key_index >= 0 and keys[key_index] > last):
+                container.seek(keys[key_index] if key_index >= 0 else start, stream=stream)
+                decoder = container.decode(stream)
+            for frame in decoder:
+                _check_frame(frame, job)
+                if (pixels := frame.width * frame.height * len(selected)) > job["max_video_pixels"]:
+                    raise Rejected("video_pixels", pixels)
+                last = frame.pts if frame.pts is not None else last
+                if frame.pts is not None and frame.pts >= pts:
+                    _send({"width": frame.width, "height": frame.height}, _rgb(frame))
+                    sent += 1
+                    break
+        if sent < 0.75 * len(selected):  # a few may be missing: some packets are never shown
+            raise Rejected("empty" if not sent else "damaged")
+
+
+def _check_frame(of: Any, job: dict[str, Any]) -> None:
+    if (pixels := of.width * of.height) > job["max_pixels"]:
+        raise Rejected("pixels", pixels)
+
+
+def _rgb(frame: Any) -> bytes:
+    """The rows of a frame in RGB, without padding."""
+    try:
+        frame = frame.reformat(format="rgb24", threads=1)
+    except TypeError:  # an older PyAV, which starts no threads
+        frame = frame.reformat(format="rgb24")
+    rows, row, stride = memoryview(frame.planes[0]), 3 * frame.width, frame.planes[0].line_size
+    return b"".join(rows[y * stride : y * stride + row] for y in range(frame.height))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The type of a file by its first bytes; its name is never used.
+
+>>> sniff(b"fLaC...")
+'FLAC'
+"""
+
+SNIFF_BYTES = 512  # that determine the type of a file
+# our name -> Pillow's format
+IMAGE_FORMATS = {"PNG": "PNG", "JPEG": "JPEG", "WebP": "WEBP", "GIF": "GIF", "BMP": "BMP"}
+AUDIO_FORMATS = ("WAV", "FLAC", "OGG", "MP3")
+# our name -> FFmpeg's format: what is decoded with PyAV, if installed
+CONTAINER_FORMATS = {
+    "M4A audio": "mov",
+    "MP4": "mov",
+    "WebM or Matroska": "matroska",
+    "AAC": "aac",
+    "AMR": "amr",
+}
+VIDEO_FORMATS = {"MP4": "mov", "WebM or Matroska": "matroska", "AVI video": "avi"}
+
+
+def sniff(data: bytes) -> str:
+    """Return the type of a file by its first bytes: "PNG", "WAV", ..., "text", "nothing (0 bytes)" or "unknown
+    data"."""
+    if not data:
+        return "nothing (0 bytes)"
+    if data[:4] == b"RIFF" or data[:4] == b"RF64":
+        return {b"WAVE": "WAV", b"WEBP": "WebP", b"AVI ": "AVI video"}.get(
+            data[8:12], "unknown RIFF data"
+        )
+    for magic, file_type in _MAGIC:
+        if data.startswith(magic):
+            return file_type
+    if data[4:8] == b"ftyp":
+        return {b"avif": "AVIF", b"heic": "HEIC", b"mif1": "HEIC", b"M4A ": "M4A audio"}.get(
+            data[8:12], "MP4"
+        )
+    # A frame of AAC: twelve set bits, a version, and the layer 0.
+    if data[0] == 0xFF and len(data) > 2 and data[1] & 0xF6 == 0xF0:
+        return "AAC"
+    # An MPEG audio frame: eleven set bits, then a version and a layer that are not the reserved ones.
+    if (
+        len(data) > 2
+        and data[0] == 0xFF
+        and data[1] & 0xE0 == 0xE0
+        and data[1] & 0x18 != 0x08
+        and data[1] & 0x06
+    ):
+        return "MP3"
+    head = data[:SNIFF_BYTES]
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # otherwise a character split at the end of `head`
+            return "unknown data"
+    return "unknown data" if b"\0" in head else "text"
+
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"fLaC", "FLAC"),
+    (b"OggS", "OGG"),
+    (b"ID3", "MP3"),
+    (b"\x1aE\xdf\xa3", "WebM or Matroska"),
+    (b"#!AMR", "AMR"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"%PDF", "PDF"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"FORM", "AIFF"),
+    (b"\x1f\x8b", "gzip"),
+)
