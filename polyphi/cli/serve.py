@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +68,14 @@ def serve(
     media_root: Annotated[
         Path | None, typer.Option(help="Folder for file:// media.", rich_help_panel=ACCESS)
     ] = None,
+    containers: Annotated[
+        bool | None,
+        typer.Option(
+            help="Accept videos and M4A, MP4, WebM, AAC and AMR audio; default: where their decoder can be isolated.",
+            show_default=False,
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log prompts and answers.", rich_help_panel=ACCESS)
     ] = False,
@@ -115,6 +124,8 @@ def serve(
     from polyphi.serve import run
     from polyphi.serve.settings import Settings
 
+    if containers and find_spec("av") is None:
+        raise ValueError('--containers needs PyAV; `pip install "polyphi[video]"` brings it')
     if media_root is not None and not media_root.is_dir():
         raise ValueError(f"--media-root {media_root}: expected a folder")
     settings = Settings(
@@ -126,6 +137,7 @@ def serve(
         origins=tuple(allow_origin or ()),
         remote=tuple(allow_remote or ()),
         local=media_root,
+        containers=containers,
         isolate=isolate_keys,
         vllm_names=vllm_metrics,
         log_prompts=log_prompts,

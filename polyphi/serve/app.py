@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams, with_tools
-from polyphi.serve import chat, completions, page, speech
+from polyphi.serve import chat, completions, page, speech, videos
 from polyphi.serve.answers import EncodedJson
 from polyphi.serve.errors import DEFAULT_RESPONSES, ApiError, responses
 from polyphi.serve.events import ClientGone
@@ -188,7 +188,7 @@ def _about(server: Server) -> APIRouter:
     async def props() -> dict[str, Any]:
         limits = (
             "max_image_bytes max_image_pixels max_audio_bytes max_audio_seconds max_recording_seconds "
-            "max_body_bytes max_parts max_answers max_tokens"
+            "max_video_bytes max_video_seconds max_video_frames max_body_bytes max_parts max_answers max_tokens"
         )
         defaults = SamplingParams()
         sampling = (
@@ -196,7 +196,12 @@ def _about(server: Server) -> APIRouter:
         )
         return {
             "model": settings.name,
-            "modalities": {"image": config.vision is not None, "audio": config.audio is not None},
+            "modalities": {
+                "image": config.vision is not None,
+                "audio": config.audio is not None,
+                "video": config.vision is not None and server.media.containers,
+            },
+            "containers": server.media.containers,
             "adapters": list(config.adapters),
             "context": engine.longest,
             "languages": dict(LANGUAGES),
@@ -239,9 +244,8 @@ def _tokens(server: Server) -> APIRouter:
         ):
             messages = await chat.conversation(server, media, turns)
             messages = with_tools(messages, available_tools(body.tools or ()))
-            count_tokens = server.engine.processor.count
-            large = is_large(messages)
-            tokens = await server.in_turn(large, ticket.caller, count_tokens, messages)
+            args = videos.count, server.engine, messages
+            tokens = await server.in_turn(is_large(messages), ticket.caller, *args)
         count = {
             "text_tokens": tokens.text,
             "image_tokens": tokens.image,

@@ -33,7 +33,11 @@ AROUND = 1 << 20
 """Maximum bytes of a form in addition to its file."""
 UNSUPPORTED = ("keywords", "languages", "known_speaker_names", "known_speaker_references")
 """OpenAI's fields that this model can't support; to ignore them would give a wrong answer."""
-FILE = {"type": "string", "format": "binary", "description": "WAV, FLAC, OGG or MP3."}
+FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": "WAV, FLAC, OGG or MP3; usually also M4A, MP4, WebM, AAC and AMR.",
+}
 
 
 def _flag(value: str) -> bool:

@@ -27,6 +27,7 @@ from polyphi.messages import (
     SamplingParams,
     Text,
     TokenLogprob,
+    Video,
     with_calls,
     with_tools,
 )
@@ -43,6 +44,7 @@ from polyphi.serve.schema import (
     NamedTool,
     RefusalPart,
     Turn,
+    VideoPart,
     available_tools,
 )
 from polyphi.serve.schema import Part as RequestPart
@@ -118,18 +120,19 @@ async def conversation(server: Server, media: Media, turns: Sequence[Turn]) -> t
             f"expected at most {server.settings.max_messages} messages in a conversation, found {len(turns)}",
             param="messages",
         )
-    media_parts = sum(
-        part.type in ("image_url", "input_audio", "audio_url")
-        for turn in turns
-        if isinstance(turn.content, list)
-        for part in turn.content
-    )
-    if media_parts > server.settings.max_parts:
-        raise ApiError(
-            400,
-            f"expected at most {server.settings.max_parts} images and audio clips in a request, found {media_parts}",
-            param="messages",
-        )
+    parts = [part for turn in turns if isinstance(turn.content, list) for part in turn.content]
+    frames = sum(part.video_url.frames for part in parts if isinstance(part, VideoPart))
+    clips = sum(isinstance(part, ImagePart | AudioPart | AudioUrlPart) for part in parts)
+    for count, limit, name in (
+        (frames, server.settings.max_video_frames, "frames of videos"),
+        (frames + clips, server.settings.max_parts, "images, audio clips and frames of videos"),
+    ):
+        if count > limit:
+            raise ApiError(
+                400,
+                f"expected at most {limit} {name} in a request, found {count}",
+                param="messages",
+            )
     return tuple([await _message(media, turn, f"messages[{i}]") for i, turn in enumerate(turns)])
 
 
@@ -168,6 +171,10 @@ async def _part(media: Media, part: RequestPart, where: str) -> Part:
         return Audio(await media.input_audio(part.input_audio.data, f"{where}.input_audio.data"))
     if isinstance(part, AudioUrlPart):
         return Audio(await media.audio(part.audio_url.url, f"{where}.audio_url.url"))
+    if isinstance(part, VideoPart):
+        video = part.video_url
+        data = await media.video(video.url, f"{where}.video_url.url")
+        return Video(data, video.frames, video.detail, video.max_crops)
     return Text(part.refusal if isinstance(part, RefusalPart) else part.text)
 
 

@@ -1,4 +1,4 @@
-"""Load the images and audio that a request refers to, within size limits.
+"""Load the images, audio and videos that a request refers to, within size limits.
 
 >>> media = Media(settings)
 >>> with media.request() as request_media:               # all media of one request, within its total limit
@@ -31,7 +31,7 @@ from urllib.parse import unquote_to_bytes, urljoin
 
 import httpx2
 
-from polyphi.engine.media import MediaError, is_audio, is_image
+from polyphi.engine.media import MediaError, is_audio, is_image, is_video, isolation_missing
 from polyphi.serve.addresses import (
     PORTS,
     Address,
@@ -44,12 +44,14 @@ from polyphi.serve.addresses import (
 from polyphi.serve.errors import ApiError
 from polyphi.serve.settings import Settings
 
-Modality = Literal["image", "audio"]
-NAMES: dict[str, str] = {"image": "image", "audio": "audio"}
+log = logging.getLogger("polyphi.serve")
+Modality = Literal["image", "audio", "video"]
 EXPECTED: dict[str, str] = {
     "image": "a PNG, JPEG, WebP, GIF or BMP image",
     "audio": "a WAV, FLAC, OGG or MP3 audio file",
+    "video": "an MP4, WebM, Matroska or AVI video",
 }
+EXPECTED_CONTAINERS = "a WAV, FLAC, OGG, MP3, M4A, MP4, WebM, AAC or AMR audio file"
 
 REDIRECTS = 5
 FETCHES = 16
@@ -78,6 +80,12 @@ class Media:
         self._resolvers = ThreadPoolExecutor(FETCHES, "look up hosts")
         self._total = ByteBudget(settings.max_bodies_bytes)
         self._request_budget: ByteBudget | None = None
+        reason = isolation_missing()
+        self.containers = reason is None if settings.containers is None else settings.containers
+        """Whether audio and videos that FFmpeg decodes are accepted."""
+        if reason is not None and settings.containers is not False:
+            state = "accepted" if self.containers else "refused"
+            log.warning("M4A, MP4, WebM, AAC, AMR and videos are %s: %s", state, reason)
         if settings.remote:
             self._tls = tls or httpx2.create_ssl_context(trust_env=False)
             logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every URL
@@ -105,12 +113,33 @@ class Media:
         """The bytes of the audio at a URL; raises as `image` does."""
         return await self._load(url, "audio", param)
 
+    async def video(self, url: str, param: str) -> bytes:
+        """The bytes of the video at a URL; raises as `image` does."""
+        if not self.containers:
+            raise ApiError(
+                415,
+                "this server decodes no videos; send some of the frames as image_url parts, in their order",
+                param=param,
+            )
+        return await self._load(url, "video", param)
+
     async def input_audio(self, data: str, param: str) -> bytes:
         """The bytes of an `input_audio` part in base64; raises as `image` does."""
         limit = self.settings.max_audio_bytes
-        return check_media(
-            await asyncio.to_thread(self.decode_base64, data, param, limit), "audio", param
-        )
+        decoded = await asyncio.to_thread(self.decode_base64, data, param, limit)
+        return self.check(decoded, "audio", param)
+
+    def check(self, data: bytes, modality: Modality, param: str) -> bytes:
+        """The same bytes if they begin like a file of an accepted format; raises ApiError 415 otherwise."""
+        expected = EXPECTED[modality]
+        if modality == "audio":
+            accepted = is_audio(data, containers=self.containers)
+            expected = EXPECTED_CONTAINERS if self.containers else expected
+        else:
+            accepted = (is_image if modality == "image" else is_video)(data)
+        if not accepted:
+            raise ApiError(415, f"expected {expected}, found something else", param=param)
+        return data
 
     def decode_base64(self, data: str, param: str, limit: int) -> bytes:
         """The bytes of a base64 text: standard alphabet with padding; white space is allowed anywhere. Raises ApiError
@@ -129,8 +158,7 @@ class Media:
         return decoded
 
     async def _load(self, url: str, modality: Modality, param: str) -> bytes:
-        settings = self.settings
-        limit = settings.max_image_bytes if modality == "image" else settings.max_audio_bytes
+        limit: int = getattr(self.settings, f"max_{modality}_bytes")
         scheme = url[:8].partition(":")[0].lower()
         if scheme == "data":
             data = await asyncio.to_thread(self._data_url, url, param, limit)
@@ -141,13 +169,13 @@ class Media:
         else:
             raise ApiError(
                 400,
-                f"expected the {NAMES[modality]} as a data URL (data:...;base64,...) or an http(s) address",
+                f"expected the {modality} as a data URL (data:...;base64,...) or an http(s) address",
                 param=param,
             )
-        return check_media(data, modality, param)
+        return self.check(data, modality, param)
 
     def _data_url(self, url: str, param: str, limit: int) -> bytes:
-        """The bytes of a data URL. Its media type is ignored; `check_media` looks at the bytes."""
+        """The bytes of a data URL. Its media type is ignored; `check` looks at the bytes."""
         head, comma, body = url.partition(",")
         if not comma:
             raise ApiError(400, "expected a data URL with a comma before its data", param=param)
@@ -205,7 +233,7 @@ class Media:
         if not self.settings.remote:
             raise ApiError(
                 400,
-                f"this server fetches nothing from other hosts; send the {NAMES[modality]} as a data URL "
+                f"this server fetches nothing from other hosts; send the {modality} as a data URL "
                 "(data:...;base64,...)",
                 param=param,
             )
@@ -216,7 +244,7 @@ class Media:
             raise ApiError(400, str(error), param=param) from None
         except (_FetchFailed, TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL):
             raise ApiError(
-                400, f"the {NAMES[modality]} could not be fetched from its address", param=param
+                400, f"the {modality} could not be fetched from its address", param=param
             ) from None
 
     async def _follow_redirects(self, address: Address, param: str, limit: int) -> bytes:
@@ -354,17 +382,11 @@ class _FetchFailed(Exception):
     """A fetch failed, for any reason."""
 
 
-def check_media(data: bytes, modality: Modality, param: str) -> bytes:
-    """The same bytes if they begin like an image or audio file; raises ApiError 415 otherwise."""
-    if not (is_image if modality == "image" else is_audio)(data):
-        raise ApiError(415, f"expected {EXPECTED[modality]}, found something else", param=param)
-    return data
-
-
 def media_api_error(error: MediaError, param: str) -> ApiError:
-    """The ApiError for the engine's error about an image or audio."""
+    """The ApiError for the engine's error about an image, audio or video."""
     status = {"kind": 415, "size": 413}.get(error.reason, 400)
-    return ApiError(status, str(error), param=param)
+    code = "media_not_decoded" if error.reason == "decoder" else None
+    return ApiError(status, str(error), param=param, code=code)
 
 
 def _too_large(limit: int, param: str) -> ApiError:

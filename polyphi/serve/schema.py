@@ -87,7 +87,8 @@ class Body(Fields):
 STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
 STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
 PARTS = {
-    type_: f"<{type_}>" for type_ in ("text", "image_url", "input_audio", "audio_url", "refusal")
+    type_: f"<{type_}>"
+    for type_ in ("text", "image_url", "input_audio", "audio_url", "video_url", "refusal")
 }
 TAGS = frozenset({STRING, LIST, OBJECT, BOOLEAN, STRINGS, TOKENS, TOKEN_LISTS, *PARTS.values()})
 """Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
@@ -153,6 +154,18 @@ class AudioUrlPart(Fields):
     audio_url: AudioUrl
 
 
+class VideoUrl(Fields):
+    url: str
+    frames: int = Field(default=16, ge=1, le=1024, description="Evenly spaced in time.")
+    detail: Literal["auto", "low", "high"] = "auto"
+    max_crops: int | None = Field(default=None, ge=1, le=256)
+
+
+class VideoPart(Fields):
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
 class RefusalPart(Fields):
     type: Literal["refusal"]
     refusal: str = Field(max_length=MAX_TEXT)
@@ -163,6 +176,7 @@ Part = Annotated[
     | Annotated[ImagePart, Tag(PARTS["image_url"])]
     | Annotated[AudioPart, Tag(PARTS["input_audio"])]
     | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
+    | Annotated[VideoPart, Tag(PARTS["video_url"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])],
     _one_of(_part_type, f"a part with a type of {', '.join(PARTS)}"),
 ]

@@ -27,7 +27,7 @@ from starlette.requests import Request as HttpRequest
 
 from polyphi.batch import Batch
 from polyphi.engine.engine import Engine
-from polyphi.engine.media import Caps, MediaError
+from polyphi.engine.media import MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.structured import Matcher
@@ -49,6 +49,7 @@ from polyphi.serve.schema import Sampling, Turn
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
+from polyphi.serve.videos import caps, frames_of
 
 log = logging.getLogger("polyphi.serve")
 T = TypeVar("T")
@@ -77,6 +78,10 @@ class Ticket:
         self._jobs: list[Job] = []
         self._share: Share | None = None
         self._released = self._transferred = False
+
+    @property
+    def released(self) -> bool:
+        return self._released
 
     def reserve(self, count: int, rows: int = 1) -> Share:
         """Reserves memory for the rows of this request, until their answers have ended. Raises ApiError 429 where other
@@ -138,12 +143,7 @@ class Server:
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
-        engine.processor.caps = Caps(
-            settings.max_image_bytes,
-            settings.max_image_pixels,
-            settings.max_audio_bytes,
-            settings.max_audio_seconds,
-        )
+        engine.processor.caps = caps(settings)
         engine.encoders.on_encode = self.metrics.encoded
 
     def start(self) -> None:
@@ -383,9 +383,10 @@ class Server:
     ) -> tuple[Batch, SamplingParams]:
         started_at = time.monotonic()
         try:
-            # Before media are decoded: 64 rows of many images would exceed the machine's memory.
-            share = ticket.reserve(self.engine.processor.media_bytes(messages))
-            row = self.engine.row(messages, adapter=adapter, context=self.engine.longest)
+            with frames_of(self.engine, messages, lambda: ticket.released) as expanded:
+                # Before media are decoded: 64 rows of many images would exceed the machine's memory.
+                share = ticket.reserve(self.engine.processor.media_bytes(expanded))
+                row = self.engine.row(expanded, adapter=adapter, context=self.engine.longest)
         except MediaError as error:
             self.metrics.media_rejected(error.reason)
             raise
@@ -450,8 +451,12 @@ def is_large(messages: Sequence[Message]) -> bool:
 
 
 def media_paths(turns: Sequence[Turn], modality: str) -> list[str]:
-    """The paths of a conversation's images ("image") or audio ("audio"), in their order."""
-    fields = {"image": {"image_url": "url"}, "audio": {"input_audio": "data", "audio_url": "url"}}
+    """The paths of a conversation's images ("image"), audio ("audio") or videos ("video"), in their order."""
+    fields = {
+        "image": {"image_url": "url"},
+        "audio": {"input_audio": "data", "audio_url": "url"},
+        "video": {"video_url": "url"},
+    }
     return [
         f"messages[{i}].content[{j}].{part.type}.{fields[modality][part.type]}"
         for i, turn in enumerate(turns)

@@ -25,6 +25,9 @@ class Settings:
     origins: tuple[str, ...] = ()
     remote: tuple[str, ...] = ()
     local: Path | None = None
+    containers: bool | None = None
+    """Whether M4A, MP4, WebM, AAC and AMR audio and videos are accepted. None: where their decoder can be isolated
+    (processing/decoder.py)."""
     isolate: bool = False
     """Whether each API key has a separate prefix cache and encoder cache."""
     vllm_names: bool = False
@@ -42,11 +45,17 @@ class Settings:
     """Time limit for a body, and for a client to read a bufferful of a response."""
     max_messages: int = 2048
     max_parts: int = 256
-    """Images and audio clips of a request."""
+    """Images, audio clips and frames of videos of a request."""
     max_image_bytes: int = 20 * MIB
     max_image_pixels: int = 89_478_485
     max_audio_bytes: int = 64 * MIB
     max_audio_seconds: float = 1800.0
+    max_video_bytes: int = 64 * MIB
+    max_video_seconds: float = 3600.0
+    max_video_frames: int = 64
+    """Of all videos of a request."""
+    max_video_pixels: int = 1 << 26
+    """Of all these frames: 192 MiB decoded."""
     max_recording_seconds: float = 4 * 3600.0
     """Of a recording to transcribe."""
     fetch_seconds: float = 20.0

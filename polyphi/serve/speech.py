@@ -33,7 +33,7 @@ from polyphi.serve.answers import event
 from polyphi.serve.audio_form import TranscriptionForm, TranslationForm, receive
 from polyphi.serve.errors import ApiError, as_api_error
 from polyphi.serve.events import Events, unless_disconnected
-from polyphi.serve.fetch import check_media, media_api_error
+from polyphi.serve.fetch import media_api_error
 from polyphi.serve.metrics import Times
 from polyphi.serve.server import Server
 from polyphi.serve.tokens import Tokens
@@ -112,7 +112,8 @@ class Transcriber:
         fields, upload = await receive(request, self._server.settings.max_audio_bytes)
         try:
             options = self._options(request, form_type.parse(fields))
-            await _check_audio(upload)
+            self._server.media.check(await upload.read(512), "audio", "file")
+            await upload.seek(0)
             ticket = self._server.admit(options.caller)
         except BaseException:
             upload.file.close()
@@ -363,8 +364,3 @@ def _verbose(transcript: Transcript, options: Options) -> dict[str, Any]:
 
 async def _outcome(work: "asyncio.Task[Transcript]") -> Transcript:
     return await work
-
-
-async def _check_audio(upload: UploadFile) -> None:
-    check_media(await upload.read(512), "audio", "file")
-    await upload.seek(0)

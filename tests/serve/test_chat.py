@@ -203,8 +203,8 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "video_url"}]}]},
-            "messages[0].content[0]",
-            "expected",
+            "messages[0].content[0].video_url",
+            "required",
         ),
         ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
         (

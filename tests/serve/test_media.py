@@ -49,7 +49,7 @@ def engine(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:
 def status_of(processor: Processor, data: bytes, kind: str = "image") -> int:
     """The status with which a picture or a clip is answered. The error of a refused one has no address, no path
     and nothing of a library."""
-    server = Media(Settings("phi"))
+    server = Media(Settings("phi", containers=False))
     url = "data:;base64," + base64.b64encode(data).decode()
     try:
         try:

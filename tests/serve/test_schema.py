@@ -73,6 +73,10 @@ HERE, SCHEMA = "messages[0].content", "response_format.json_schema.schema"
             f"{HERE}[0].image_url.image_url",
         ),
         (content([{"type": "text", "text": "a"}, {"type": "refusal"}]), f"{HERE}[1].refusal"),
+        (
+            content([{"type": "video_url", "video_url": {"url": "a", "frames": 0}}]),
+            f"{HERE}[0].video_url.frames",
+        ),
         (chat(stop={}), "stop"),
         (chat(stop={"str": 1}), "stop"),
         (chat(stop=["a", 5]), "stop[1]"),

@@ -317,8 +317,6 @@ def test_s15_a_file_name_says_nothing(running: Running, client: OpenAI) -> None:
 NOT_AUDIO = {
     "text": b"Dear Sir or Madam, ",
     "picture": b"\x89PNG\r\n\x1a\n" + b"\0" * 99,
-    "webm": b"\x1a\x45\xdf\xa3" + b"\0" * 99,
-    "m4a": b"\0\0\0\x20ftypM4A " + b"\0" * 99,
     "zip": b"PK\3\4" + b"\0" * 99,
 }
 
@@ -337,6 +335,8 @@ def damaged() -> dict[str, bytes]:
         "slow": wav[:24] + (4000).to_bytes(4, "little") + wav[28:],
         "noise": CLIP[:50] + np.random.default_rng(0).bytes(5000),
         "mp3": b"ID3" + b"\0" * 500,
+        "webm": b"\x1a\x45\xdf\xa3" + b"\0" * 99,
+        "m4a": b"\0\0\0\x20ftypM4A " + b"\0" * 99,
     }
 
 
