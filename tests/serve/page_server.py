@@ -67,7 +67,8 @@ $\\href{javascript:alert(1)}{x}$ $$\\unknown{<script>alert(1)</script>}$$
 
 PROPS: dict[str, Any] = {
     "model": "phi-mock",
-    "modalities": {"image": True, "audio": True},
+    "modalities": {"image": True, "audio": True, "video": True},
+    "containers": True,
     "adapters": ["vision", "speech"],
     "context": 131072,
     "languages": {"de": "German", "en": "English", "fr": "French", "ja": "Japanese"},

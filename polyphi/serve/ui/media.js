@@ -16,19 +16,23 @@ function sniff(bytes) {
   if (ascii(0, 4) === "fLaC") return "audio/flac";
   if (ascii(0, 4) === "OggS") return "audio/ogg";
   if (ascii(0, 3) === "ID3" || (bytes[0] === 0xff && (bytes[1] & 0xe6) === 0xe2)) return "audio/mpeg";
+  if (ascii(0, 4) === "\x1aE\xdf\xa3") return "audio/webm";
+  if (ascii(4, 8) === "ftyp") return "audio/mp4";
+  if (bytes[0] === 0xff && (bytes[1] & 0xf6) === 0xf0) return "audio/aac";
+  if (ascii(0, 5) === "#!AMR") return "audio/amr";
   return null;
 }
 
 /**
  * A file as `{kind, name, type, blob, width, height, seconds}`, checked against the server's limits. Throws an Error
- * with a message for the user. Audio that only the browser can decode (m4a, webm) is converted to WAV.
+ * with a message for the user. Audio that the browser can decode and the server can't is converted to WAV.
  */
 async function readFile(file, longest) {
   const name = file.name || "file";
   if (!file.size) throw new Error(`${name} is empty.`);
   const type = sniff(new Uint8Array(await file.slice(0, 16).arrayBuffer()));
   if (type?.startsWith("image/")) return readImage(file, name, type);
-  if (type) return readAudio(file, name, type, longest);
+  if (type && (props.containers || !CONTAINER_TYPES.includes(type))) return readAudio(file, name, type, longest);
   if (/^(?:audio|video)\//.test(file.type)) {
     if (file.size > props.limits.max_audio_bytes) throw tooLarge(name, file.size, props.limits.max_audio_bytes);
     const samples = await decode(await file.arrayBuffer()).catch(() => null);
@@ -69,7 +73,7 @@ async function readAudio(file, name, type, longest) {
   const { max_audio_bytes: maxBytes } = props.limits;
   if (file.size > maxBytes) throw tooLarge(name, file.size, maxBytes);
   const blob = new Blob([file], { type });
-  const seconds = await lengthOf(blob);
+  const seconds = file.seconds ?? (await lengthOf(blob)); // what a browser records doesn't say how long it is
   if (seconds && seconds > longest)
     throw new Error(`${name} lasts ${clock(seconds)}; the server accepts up to ${clock(longest)}.`);
   return { kind: "audio", name, type, blob, seconds };
@@ -112,27 +116,11 @@ function wav(samples) {
 
 // ---------------------------------------------------------------- the microphone
 
-/** The audio worklet: collects blocks of 128 samples into messages of 1,024 (64 ms). */
-const WORKLET = `registerProcessor("recorder", class extends AudioWorkletProcessor {
-  filled = 0;
-  block = new Float32Array(1024);
-
-  process([[samples]]) {
-    if (!samples) return true;
-    this.block.set(samples, this.filled);
-    this.filled += samples.length;
-    if (this.filled === this.block.length) {
-      this.port.postMessage(this.block);
-      this.filled = 0;
-    }
-    return true;
-  }
-});`;
-
-/** One recording: `start`, then `finish` for a WAV blob or `cancel` to discard it. Calls `onlevel(level, seconds)`. */
+/** One recording: `start`, then `finish` for a file or `cancel` to discard it. Calls `onlevel(level, seconds)`. */
 class Recorder {
   chunks = [];
-  samples = 0;
+  seconds = 0;
+  level = 0;
 
   constructor(onlevel, longest, onfull) {
     Object.assign(this, { onlevel, longest, onfull });
@@ -142,83 +130,50 @@ class Recorder {
     this.stream = await navigator.mediaDevices.getUserMedia({
       audio: { channelCount: 1, noiseSuppression: true, autoGainControl: true },
     });
-    try {
-      this.context = new AudioContext({ sampleRate: WAV_RATE });
-      this.source = this.context.createMediaStreamSource(this.stream);
-    } catch {
-      // Firefox connects no microphone to a context with another rate; `finish` resamples.
-      this.context?.close();
-      this.context = new AudioContext();
-      this.source = this.context.createMediaStreamSource(this.stream);
-    }
-    this.sink = await this.tap();
-    this.source.connect(this.sink);
-    // A gain of zero keeps the graph running without an echo.
-    const silent = this.context.createGain();
-    silent.gain.value = 0;
-    this.sink.connect(silent).connect(this.context.destination);
+    this.context = new AudioContext();
+    this.analyser = this.context.createAnalyser();
+    this.context.createMediaStreamSource(this.stream).connect(this.analyser);
     this.context.resume(); // not awaited: without a loudspeaker it may stay pending
+    this.recorder = new MediaRecorder(this.stream);
+    this.recorder.ondataavailable = ({ data }) => this.chunks.push(data);
+    this.recorder.start();
+    const began = performance.now();
+    this.timer = setInterval(() => this.measure((performance.now() - began) / 1000), 64);
   }
 
-  async tap() {
-    const module = URL.createObjectURL(new Blob([WORKLET], { type: "text/javascript" }));
-    try {
-      await this.context.audioWorklet.addModule(module);
-      const node = new AudioWorkletNode(this.context, "recorder");
-      node.port.onmessage = ({ data }) => this.take(data);
-      return node;
-    } catch {
-      const node = this.context.createScriptProcessor(4096, 1, 1);
-      node.onaudioprocess = ({ inputBuffer }) => this.take(inputBuffer.getChannelData(0).slice());
-      return node;
-    } finally {
-      URL.revokeObjectURL(module);
-    }
-  }
-
-  get seconds() {
-    return this.samples / this.context.sampleRate;
-  }
-
-  take(chunk) {
-    if (this.done) return;
-    this.chunks.push(chunk);
-    this.samples += chunk.length;
+  measure(seconds) {
+    const samples = new Float32Array(this.analyser.fftSize);
+    this.analyser.getFloatTimeDomainData(samples);
     let sum = 0;
-    for (const sample of chunk) sum += sample * sample;
+    for (const sample of samples) sum += sample * sample;
     // From -60 dB (0) to 0 dB (1); the meter falls slowly.
-    const loud = Math.max(0, 1 + Math.log10(Math.sqrt(sum / chunk.length) + 1e-9) / 3);
-    this.level = Math.max(loud, (this.level ?? 0) * 0.8);
-    this.onlevel(this.level, this.seconds);
-    if (this.seconds >= this.longest) this.onfull();
+    const loud = Math.max(0, 1 + Math.log10(Math.sqrt(sum / samples.length) + 1e-9) / 3);
+    this.level = Math.max(loud, this.level * 0.8);
+    this.seconds = seconds;
+    this.onlevel(this.level, seconds);
+    if (seconds >= this.longest) this.onfull();
   }
 
   cancel() {
-    this.done = true;
+    clearInterval(this.timer);
     this.stream?.getTracks().forEach((track) => track.stop());
-    this.source?.disconnect();
-    this.sink?.disconnect();
     return this.context?.close();
   }
 
-  async finish() {
-    const rate = this.context.sampleRate;
+  /** The recording in the browser's format: WebM, MP4 or OGG. */
+  async finish(name) {
+    const stopped = new Promise((resolve) => (this.recorder.onstop = resolve));
+    this.recorder.stop();
+    await stopped;
     this.cancel();
-    const samples = new Float32Array(await new Blob(this.chunks).arrayBuffer());
-    if (rate === WAV_RATE || !samples.length) return wav(samples);
-    const offline = new OfflineAudioContext(1, Math.ceil((samples.length * WAV_RATE) / rate), WAV_RATE);
-    const buffer = offline.createBuffer(1, samples.length, rate);
-    buffer.copyToChannel(samples, 0);
-    const source = offline.createBufferSource();
-    source.buffer = buffer;
-    source.connect(offline.destination);
-    source.start();
-    return wav((await offline.startRendering()).getChannelData(0));
+    const type = this.recorder.mimeType.split(";")[0];
+    const file = new File(this.chunks, `${name}.${type.slice(6)}`, { type });
+    return Object.assign(file, { seconds: this.seconds });
   }
 }
 
 /**
- * Records with the panel `name` ("chat" or "speech": a meter, a timer, a stop and a cancel button). Resolves with a WAV
+ * Records with the panel `name` ("chat" or "speech": a meter, a timer, a stop and a cancel button). Resolves with a
  * file, or with null when the user cancels or there is no microphone.
  */
 async function record(name, longest) {
@@ -254,13 +209,15 @@ async function record(name, longest) {
   const accepted = await decision;
   panel.hidden = true;
   panel.closest(".recordable").classList.remove("recording");
-  if (!accepted || !recorder.samples) {
+  if (!accepted) {
     recorder.cancel();
-    if (accepted) toast("The microphone recorded no sound.");
     return null;
   }
   const time = new Date().toTimeString().slice(0, 5).replace(":", ".");
-  return new File([await recorder.finish()], `Recording ${time}.wav`, { type: "audio/wav" });
+  const file = await recorder.finish(`Recording ${time}`);
+  if (file.size) return file;
+  toast("The microphone recorded no sound.");
+  return null;
 }
 
-const canRecord = () => Boolean(navigator.mediaDevices?.getUserMedia && window.AudioContext);
+const canRecord = () => Boolean(navigator.mediaDevices?.getUserMedia && window.MediaRecorder);

@@ -5,7 +5,8 @@
 
 const FILE_FORMAT = "polyphi-conversations";
 const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
-const AUDIO_TYPES = ["audio/wav", "audio/flac", "audio/ogg", "audio/mpeg"];
+const CONTAINER_TYPES = ["audio/webm", "audio/mp4", "audio/aac", "audio/amr"]; // accepted with `props.containers`
+const AUDIO_TYPES = ["audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", ...CONTAINER_TYPES];
 
 let database = null;
 
