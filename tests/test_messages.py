@@ -62,12 +62,12 @@ def test_a_video_has_at_least_one_frame(frames: Any) -> None:
         Message.parse(asking("video_url", frames=frames), video=True)
 
 
-def test_videos_are_parsed_only_where_asked_for() -> None:
-    given = asking("video_url", frames=8, detail="low")
-    assert Message.parse(given, video=True).parts == (Video(Path("a.bin"), 8, "low"),)
+def test_videos_are_parsed_only_if_requested() -> None:
+    message = asking("video_url", frames=8, detail="low")
+    assert Message.parse(message, video=True).parts == (Video(Path("a.bin"), 8, "low"),)
     assert Message.parse(asking("video_url"), video=True).parts == (Video(Path("a.bin")),)
     with pytest.raises(ValueError, match="videos aren't decoded here"):
-        Message.parse(given)
+        Message.parse(message)
 
 
 def test_a_video_calls_for_the_vision_adapter() -> None:

@@ -161,8 +161,8 @@ def compare_with_the_model(engine: Watched, requests: list[Tracked], rounding: f
             assert one.request.finish_reason == "abort" or "memory" in str(one.request.error)
             continue
         expected = alone(engine, one, len(rows))
-        found = torch.stack(rows)
-        torch.testing.assert_close(found, expected.to(found), atol=rounding, rtol=0)
+        logits = torch.stack(rows)
+        torch.testing.assert_close(logits, expected.to(logits), atol=rounding, rtol=0)
         checked += len(rows)
         if one.sampling.temperature == 0:
             for token, row in zip(one.request.tokens, expected, strict=False):
@@ -224,7 +224,7 @@ def test_text_is_bit_for_bit_what_the_language_model_says(
         [Message.user("1 + 2 = 3 und größer")],
         [Message.user(clip(2.0), "say it")],
     ]
-    found = {}
+    logits = {}
     for adapter in ("auto", None):
         watched = Watched(engine.model, engine.processor)
         requests = [
@@ -233,8 +233,8 @@ def test_text_is_bit_for_bit_what_the_language_model_says(
         ]
         while any(not r.finish_reason for r in requests):
             watched.step(in_order=True)
-        found[adapter] = [torch.stack(watched.sampled_logits[r]) for r in requests]
+        logits[adapter] = [torch.stack(watched.sampled_logits[r]) for r in requests]
     for number in (0, 2):
-        assert torch.equal(found["auto"][number], found[None][number])
+        assert torch.equal(logits["auto"][number], logits[None][number])
     for number in (1, 3):
-        assert not torch.equal(found["auto"][number], found[None][number])
+        assert not torch.equal(logits["auto"][number], logits[None][number])
