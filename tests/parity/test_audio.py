@@ -26,8 +26,8 @@ def test_windows_of_500_features(models, features, dropped):
     reference, model = models
     mels = oracle.mels(8 * features - dropped, seed=features)
     expected = reference.model.embed_tokens_extend.audio_embed.encoder(mels[None], None)[0]
-    features = model.audio.encoder(mels, [Clip(len(mels), "speech")])
-    torch.testing.assert_close(features, expected, atol=ROUNDING, rtol=0)
+    encoded = model.audio.encoder(mels, [Clip(len(mels), "speech")])
+    torch.testing.assert_close(encoded, expected, atol=ROUNDING, rtol=0)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 7, 8, 9, 15, 16, 17, 98, 351])
