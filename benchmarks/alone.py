@@ -1,4 +1,4 @@
-"""How often rounding changes a greedy token because of who else is in the batch: a finished run's prompts, all
+"""How often rounding changes a greedy token because of other requests in the batch: a finished run's prompts, all
 batched in an engine with small chunks and draft tokens, against each one alone and without a cache.
 
     python benchmarks/alone.py runs/nano [--prompts 4] [--tasks digit asr_digits ...]
@@ -63,7 +63,7 @@ def compare(
         batched = engine.sampled_logits.get(id(request))
         if not batched:
             continue
-        prompt = engine.rows.row(messages)  # the request has let go of its pictures and clips
+        prompt = engine.rows.row(messages)  # the request no longer holds its pictures and clips
         start = len(prompt)
         row = extend(prompt, request.tokens)
         alone = engine.logits(row)[start - 1 : -1]

@@ -1,9 +1,9 @@
-"""What the curation of text finds, misses and costs:
+"""Accuracy and speed of the curation of text:
 
     python benchmarks/curation.py language     # accuracy by language and length, on paragraphs of help pages
-    python benchmarks/curation.py rules        # how much of help pages each rule drops
+    python benchmarks/curation.py rules        # share of help pages that each rule drops
     python benchmarks/curation.py quality      # precision and recall by aspect and language, on the packages' labels
-    python benchmarks/curation.py pii          # precision and recall on planted cases; findings per MB of help pages
+    python benchmarks/curation.py pii          # precision and recall on planted cases; findings in help pages
     python benchmarks/curation.py speed        # MB/s of each step on one core
 
 Data packages are downloaded into ~/.cache/polyphi at first use.
@@ -32,35 +32,39 @@ LENGTHS = ((10, 20), (20, 50), (50, 100), (100, 300), (300, 10_000))
 
 
 def paragraphs(language: str, most: int) -> list[str]:
-    """Different paragraphs of help pages, mixed."""
+    """Distinct paragraphs of help pages, shuffled."""
     every = {t for page in help_pages(language, WORK).values() for _, t in page.paragraphs}
     return shuffled(sorted(every), Random(0))[:most]
 
 
 def prose(language: str, most: int) -> list[str]:
-    """Runs of help pages."""
+    """Excerpts of help pages."""
     return [t for _, t in islice(documents(language, WORK, "train", Random(0)), most)]
 
 
 def language() -> None:
-    """Share of paragraphs whose language is found, and that the filter would keep (score of 0.65 or more)."""
+    """Share of paragraphs whose language is identified, and share that the filter would keep (score >= 0.65)."""
     print("| language |", " | ".join(f"{a}-{b}" for a, b in LENGTHS), "| (characters)")
     for code in LANGUAGES:
         cells = []
         mine = paragraphs(code, 100_000)
         for low, high in LENGTHS:
             some = [t for t in mine if low <= len(t) < high and any(map(str.isalpha, t))][:1000]
-            found = [identify(t) for t in some]
-            right = sum(c == code for c, _ in found) / max(1, len(some))
-            kept = sum(c == code and s >= 0.65 for c, s in found) / max(1, len(some))
-            wrong = sum(c != code and c in LANGUAGES and s >= 0.65 for c, s in found)
-            cells.append(f"{right:.3f} ({kept:.3f}, {wrong / max(1, len(some)):.3f}) n={len(some)}")
+            results = [identify(t) for t in some]
+            right = sum(c == code for c, _ in results) / max(1, len(some))
+            confident = sum(c == code and s >= 0.65 for c, s in results) / max(1, len(some))
+            wrong = sum(c != code and c in LANGUAGES and s >= 0.65 for c, s in results)
+            cells.append(
+                f"{right:.3f} ({confident:.3f}, {wrong / max(1, len(some)):.3f}) n={len(some)}"
+            )
         print(f"| {code} |", " | ".join(cells), "|")
-    print("found (found and sure, sure of another of the eight) n = paragraphs")
+    print(
+        "identified (with a score of 0.65 or more, another of the eight with such a score) n = paragraphs"
+    )
 
 
 def rules() -> None:
-    """Share of 400 runs of help pages that each rule drops."""
+    """Share of 400 excerpts of help pages that each rule drops."""
     for code in LANGUAGES:
         texts = prose(code, 400)
         dropped = Counter(judge(t, code)[0] or "kept" for t in texts)
@@ -79,12 +83,13 @@ def quality() -> None:
 
 
 def spans(text: str, code: str) -> Iterable[planted.Planted]:
-    """What is found in a text, as planted cases name it."""
+    """Findings in a text as (entity type, start, end), the form of planted cases."""
     return ((f.entity_type, f.start, f.end) for f in find(text, code))
 
 
 def pii() -> None:
-    """Planted cases of seeds that no test has, then what is found in help pages, where there is next to none."""
+    """Precision and recall on planted cases of seeds that no test uses, then the findings in help pages, which contain
+    almost no personal information."""
     counts = planted.measure(spans, lambda code: planted.cases(code, 200, seed=2))
     print("precision / recall |", " | ".join(LANGUAGES))
     for entity_type in ENTITY_TYPES:
@@ -94,10 +99,10 @@ def pii() -> None:
             precision = n["right"] / max(1, n["right"] + n["wrong"])
             cells.append(f"{precision:.2f} / {n['found'] / n['planted']:.2f}")
         print(f"{entity_type} |", " | ".join(cells))
-    found = planted.measure(spans, planted.fresh)
+    counts = planted.measure(spans, planted.fresh)
     print("fresh sentences, all languages:")
     for entity_type in ENTITY_TYPES:
-        n = sum((found[key] for key in found if key[1] == entity_type), Counter[str]())
+        n = sum((counts[key] for key in counts if key[1] == entity_type), Counter[str]())
         print(f"{entity_type}: {n['found']} of {n['planted']} covered whole, {n['wrong']} wrong")
     for code in LANGUAGES:
         texts = paragraphs(code, 4000)
@@ -107,7 +112,7 @@ def pii() -> None:
 
 
 def speed() -> None:
-    """MB of UTF-8 per second, the best of three rounds over 200 runs of help pages."""
+    """MB of UTF-8 per second, the best of three rounds over 200 excerpts of help pages."""
     judged = _trained()
     steps: dict[str, Callable[[str, str], object]] = {
         "language": lambda text, code: identify(text),

@@ -72,7 +72,7 @@ PARTS = ("decoder", "encoders", "mixed", "clip", "transcription")
 CONTRACT = PARTS[:3]
 """The parts whose rows are in the JSON list; they run by default."""
 DECODER = "-decoder"
-"""Ends the number of layers that the decoder alone is cut to."""
+"""Suffix of a number of layers that the decoder alone is cut to."""
 CUT = 8
 """Layers of a decoder that doesn't fit into memory with its peer."""
 CACHE = 500_000_000
@@ -406,7 +406,7 @@ def decoder(size: Size, repeats: int, library: Transformers) -> tuple[list[Row],
     caches: dict[str, Any] = {}
 
     def peer_run(name: str, part: Tensor, start: int) -> Tensor:
-        """The same by the peer in that precision."""
+        """The same logits by the peer in that precision."""
         if start == 0:
             caches[name] = None
         elif surplus := caches[name].get_seq_length() - start:
@@ -525,7 +525,7 @@ def random_model_on(model: PhiModel) -> PhiModel:
 
 
 def same_work(ours: Tensor, peer: Tensor, most: float) -> None:
-    """Both sides compute the same, but for rounding."""
+    """Check that both sides compute the same within `most`, relative to the peer's norm."""
     off = float((ours - peer).norm() / peer.norm())
     assert off < most, f"ours and the peer's result differ by {off:.3f} of its size"
 
@@ -696,9 +696,9 @@ def requests(size: Size, side: int) -> list[list[Message]]:
     Picture.fromarray(noise).save(file, "PNG")
     wave = 0.1 * rng.standard_normal(size.frames * 160 // 6).astype(np.float32)  # 5 s of 30
     texts = [[Message.user(Text(f"{PHRASES[2]} {n} " * 10))] for n in range(4)]
-    seen = [[Message.user(Image(file.getvalue()), Text(f"{PHRASES[0]} {n}"))] for n in range(2)]
-    heard = [[Message.user(Audio((wave, 16_000)), Text(f"{PHRASES[1]} {n}"))] for n in range(2)]
-    return [*texts, *seen, *heard]
+    pictured = [[Message.user(Image(file.getvalue()), Text(f"{PHRASES[0]} {n}"))] for n in range(2)]
+    spoken = [[Message.user(Audio((wave, 16_000)), Text(f"{PHRASES[1]} {n}"))] for n in range(2)]
+    return [*texts, *pictured, *spoken]
 
 
 def mixed(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], list[Row]]:

@@ -1,5 +1,5 @@
-"""A model on what no generator of ours made, as people bring it: ten drawings and ten recordings, sent on the chat
-page in Chromium, and how many answers are right.
+"""Accuracy of a model on inputs that none of our generators made: ten drawings and ten recordings, sent on the chat
+page in Chromium.
 
 python benchmarks/foreign.py runs/nano --out foreign.png    # needs espeak-ng, chromium and chromium-driver
 
@@ -146,7 +146,7 @@ class Page:
         self.until(lambda: len(self.all("#attachments li")) == 1, "the picture")
 
     def record(self, seconds: float) -> None:
-        """So long a recording from the microphone."""
+        """Record from the microphone for `seconds`."""
         self.all("#mic")[0].click()
         self.until(lambda: self.all("#chat-timer")[0].text, "the recorder")
         time.sleep(seconds)
@@ -154,7 +154,7 @@ class Page:
         self.until(lambda: len(self.all("#attachments li")) == 1, "the recording")
 
     def ask(self, question: str) -> str:
-        """The answer to a first message, with what is attached."""
+        """The answer to a first message with the attached files."""
         self.all("#draft")[0].send_keys(question)
         self.all("#send")[0].click()
         self.until(
@@ -196,7 +196,7 @@ def opened(url: str, speech: Path | None = None) -> Iterator[Page]:
 
 
 def plain(text: str) -> str:
-    """Letters and digits, in lower case."""
+    """The text's letters and digits, in lower case."""
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 

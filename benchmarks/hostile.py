@@ -14,12 +14,12 @@ Starts `polyphi serve` on a free port. Each attack runs in its own process, from
 | media | 4 chats with a picture of 36 crops or a clip of ten minutes, a new one each time |
 | queue | 60 chats with long answers |
 
-A greeting (a chat with an answer of 8 tokens) is sent every half second, alone and then during each attack, and
-/health is requested five times a second. Aims: the median greeting takes at most the larger of three times its time
-alone and 0.5 s; /health always answers within 0.2 s; half a second after the attackers have left none of their
-requests is in progress; a minute after, memory is back. The exit code is 1 if one is missed.
+A greeting (a chat with an answer of 8 tokens) is sent every half second, alone and then during each attack, and /health
+is requested five times a second. Aims: the median greeting takes at most the larger of three times its time alone and
+0.5 s; /health always answers within 0.2 s; half a second after the attackers have disconnected, none of their requests
+is in progress; within a minute memory is released. The exit code is 1 if an aim is missed.
 
-    python benchmarks/hostile.py --attack texts --port PORT        # that process, until it is ended
+    python benchmarks/hostile.py --attack texts --port PORT        # one attack, until it is stopped
 """
 
 import argparse
@@ -43,15 +43,16 @@ CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/token
 DRIPPING, HALF, UNREAD, SENDING = 50, 20, 2, 3
 ATTACKERS = "127.0.0.2"
 EVERY, HEALTH = 0.5, 0.2
-"""Seconds between greetings and between looks at /health."""
+"""Seconds between greetings and between requests of /health."""
 LEAST = b'"max_tokens": 2'
-HELD = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-TIMES, SECONDS, LONGEST_HEALTH, GONE, BACK = 3.0, 0.5, 0.2, 0.5, 60.0
-"""The aims: of a greeting's time alone, or seconds; seconds of /health; until requests are gone; until memory is."""
+IN_USE = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+TIMES, SECONDS, LONGEST_HEALTH, RELEASED, BACK = 3.0, 0.5, 0.2, 0.5, 60.0
+"""The aims: a greeting's time as a multiple of its time alone, or in seconds; seconds of /health; seconds until no
+request is in progress, and until memory is released."""
 WARM = 5.0
 """Seconds of each attack before anything is measured."""
 MORE = 1.1
-"""Memory counts as given back below this many times what it was before, encoder outputs that are kept left out."""
+"""Memory counts as released below this many times what it was before, cached encoder outputs excluded."""
 
 
 def chat(content: Any = "hi", **more: Any) -> bytes:
@@ -112,7 +113,7 @@ async def half(port: int, number: int) -> None:
 
 
 async def unread(port: int, number: int) -> None:
-    """The system's buffers fill, then the server's."""
+    """A client that doesn't read its stream: the system's buffers fill, then the server's."""
     _, writer = await connected(port, limit=1)
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     body = chat(str(number), stream=True).replace(LEAST, b'"max_tokens": 1500')
@@ -122,9 +123,9 @@ async def unread(port: int, number: int) -> None:
 
 
 async def sends(port: int, number: int) -> None:
-    made = odd_bodies()
+    bodies = odd_bodies()
     while True:
-        for body in made[number % len(made) :]:
+        for body in bodies[number % len(bodies) :]:
             reader, writer = await connected(port)
             writer.write(HEAD.format(CHAT, len(body)).encode() + body)
             begun.add(f"sends {number}")
@@ -134,8 +135,8 @@ async def sends(port: int, number: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def asks(port: int, path: str, body: bytes) -> None:
-    """One request; returns once all of its answer has come, which may be a refusal."""
+async def post(port: int, path: str, body: bytes) -> None:
+    """Send one request and wait for its whole answer, which may be an error."""
     reader, writer = await connected(port)
     try:
         head = HEAD.format(path, len(body)).replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")
@@ -152,7 +153,7 @@ async def texts(port: int, number: int) -> None:
     body = chat("\N{GRINNING FACE}" * 3_900_000)
     while True:
         begun.add(f"texts {number}")
-        await asks(port, CHAT, body)
+        await post(port, CHAT, body)
 
 
 def long_prompts(seed: int, context: int) -> list[list[int]]:
@@ -163,17 +164,17 @@ def long_prompts(seed: int, context: int) -> list[list[int]]:
 
 async def scores(port: int, number: int) -> None:
     ids = long_prompts(number, await context(port))
-    wish = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}
+    request = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}
     while True:
         begun.add(f"scores {number}")
-        await asks(port, COMPLETIONS, json.dumps(wish).encode())
+        await post(port, COMPLETIONS, json.dumps(request).encode())
 
 
 async def tokens(port: int, number: int) -> None:
     body = json.dumps({"prompt": "the quick brown fox " * 195_000}).encode()
     while True:
         begun.add(f"tokens {number}")
-        await asks(port, TOKENIZE, body)
+        await post(port, TOKENIZE, body)
 
 
 async def media(port: int, number: int) -> None:
@@ -195,14 +196,14 @@ async def media(port: int, number: int) -> None:
             data = base64.b64encode(file.getvalue()).decode()
             part = {"type": "input_audio", "input_audio": {"data": data, "format": "flac"}}
         begun.add(f"media {number}")
-        await asks(port, CHAT, chat([part]))
+        await post(port, CHAT, chat([part]))
 
 
 async def queue(port: int, number: int) -> None:
     body = chat(f"Tell me story {number}").replace(LEAST, b'"max_tokens": 900')
     while True:
         begun.add(f"queue {number}")
-        await asks(port, CHAT, body)
+        await post(port, CHAT, body)
 
 
 Attack = dict[Callable[[int, int], Awaitable[None]], int]
@@ -225,7 +226,7 @@ async def context(port: int) -> int:
 
 
 async def again(peer: Callable[[int, int], Awaitable[None]], port: int, number: int) -> None:
-    """A client that is disconnected reconnects."""
+    """Run a client, and start it again whenever it is disconnected."""
     while True:
         try:
             await peer(port, number)
@@ -234,7 +235,7 @@ async def again(peer: Callable[[int, int], Awaitable[None]], port: int, number: 
 
 
 async def attack(name: str, port: int) -> None:
-    """All its peers at once. Says "ready" when each has begun."""
+    """Run all clients of an attack at once. Prints "ready" when each has begun."""
     tasks = [
         asyncio.ensure_future(again(peer, port, number))
         for peer, count in ATTACKS[name].items()
@@ -251,8 +252,9 @@ async def attack(name: str, port: int) -> None:
 
 @dataclass
 class Beside:
-    """Measurements during an attack: seconds of greetings and of /health, seconds until none of its requests was
-    held and until memory was back (None: not within the time), and resident bytes before, at most and afterwards."""
+    """Measurements during an attack: seconds of greetings and of /health, seconds until none of its requests was in
+    progress (`gone`) and until memory was released (`back`; None: not in time), and resident bytes before, at most and
+    afterwards."""
 
     attack: str
     greetings: list[float] = field(default_factory=list)
@@ -273,8 +275,8 @@ class Beside:
             for what, missed in (
                 (f"greeting {self.median:.2f} s of {most:.2f}", self.median > most),
                 (f"/health {max(self.health):.2f} s", max(self.health) > LONGEST_HEALTH),
-                ("requests held", self.gone is None),
-                ("memory", self.back is None),
+                ("requests in progress", self.gone is None),
+                ("memory not released", self.back is None),
             )
             if missed
         ]
@@ -282,7 +284,7 @@ class Beside:
 
 @contextmanager
 def attacked(port: int, *names: str) -> Iterator[None]:
-    """The attacks run while the block runs, each in its own process."""
+    """Run the attacks while the block runs, each in its own process."""
     command = [sys.executable, __file__, "--port", str(port), "--attack"]
     processes = [subprocess.Popen([*command, n], stdout=subprocess.PIPE) for n in names]
     try:
@@ -296,39 +298,41 @@ def attacked(port: int, *names: str) -> Iterator[None]:
             process.wait()
 
 
-async def greeted(client: Any, count: int, found: Beside) -> None:
-    """Greetings, one every half second whether the last one is answered or not, and /health meanwhile."""
+async def greet(client: Any, count: int, result: Beside) -> None:
+    """Send a greeting every half second, whether the last one is answered or not, and request /health meanwhile."""
 
-    async def greet(number: int) -> None:
+    async def send(number: int) -> None:
         began = time.monotonic()
         content = chat(f"{number} hello").replace(LEAST, b'"max_tokens": 8')
         answer = await client.post(
             CHAT, content=content, headers={"content-type": "application/json"}
         )
         assert answer.status_code == 200, answer.text
-        found.greetings.append(time.monotonic() - began)
+        result.greetings.append(time.monotonic() - began)
 
     async def look() -> None:
         while True:
             began = time.monotonic()
             answer = await client.get("/health")
             assert answer.status_code == 200, answer.text
-            found.health.append(time.monotonic() - began)
+            result.health.append(time.monotonic() - began)
             await asyncio.sleep(HEALTH)
 
     looking = asyncio.ensure_future(look())
     tasks = []
     for number in range(count):
-        tasks.append(asyncio.ensure_future(greet(number)))
+        tasks.append(asyncio.ensure_future(send(number)))
         await asyncio.sleep(EVERY)
     await asyncio.gather(*tasks)
     looking.cancel()
 
 
-async def beside(client: Any, process: Any, port: int, found: Beside, count: int) -> Beside:
+async def beside(client: Any, process: Any, port: int, result: Beside, count: int) -> Beside:
+    """Send greetings during the attack `result.attack`, then wait until its requests and memory are released."""
+
     async def watch() -> None:
         while True:
-            found.memory[1] = max(found.memory[1], process.memory_info().rss)
+            result.memory[1] = max(result.memory[1], process.memory_info().rss)
             await asyncio.sleep(0.05)
 
     async def gauge(*names: str) -> float:
@@ -337,28 +341,28 @@ async def beside(client: Any, process: Any, port: int, found: Beside, count: int
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(prefixes))
 
     watching = asyncio.ensure_future(watch())
-    with attacked(port, found.attack):
+    with attacked(port, result.attack):
         await asyncio.sleep(2)
-        await greeted(client, count, found)
+        await greet(client, count, result)
     watching.cancel()
-    left = time.monotonic()
-    while found.gone is None and time.monotonic() - left < BACK:
-        if not await gauge(*HELD):
-            found.gone = time.monotonic() - left
+    ended = time.monotonic()
+    while result.gone is None and time.monotonic() - ended < BACK:
+        if not await gauge(*IN_USE):
+            result.gone = time.monotonic() - ended
         await asyncio.sleep(0.02)
-    if found.gone is not None and found.gone > GONE:
-        found.gone = None
-    while found.back is None and time.monotonic() - left < BACK:
-        kept = await gauge("encoder_remembered_bytes")
-        if process.memory_info().rss - kept < MORE * found.memory[0]:
-            found.back = time.monotonic() - left
+    if result.gone is not None and result.gone > RELEASED:
+        result.gone = None
+    while result.back is None and time.monotonic() - ended < BACK:
+        cached = await gauge("encoder_remembered_bytes")
+        if process.memory_info().rss - cached < MORE * result.memory[0]:
+            result.back = time.monotonic() - ended
         await asyncio.sleep(0.5)
-    found.memory.append(process.memory_info().rss)
-    return found
+    result.memory.append(process.memory_info().rss)
+    return result
 
 
 async def measured(model: str, names: list[str], count: int) -> tuple[Beside, list[Beside]]:
-    """Greetings alone, and during each attack."""
+    """The results of greetings alone, and of greetings during each attack."""
     import httpx2
     import psutil
     from load import server
@@ -368,39 +372,39 @@ async def measured(model: str, names: list[str], count: int) -> tuple[Beside, li
         async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
             while (await client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.2)
-            # The first of all are slower, and some memory is taken when it is first used and kept: keys and values,
-            # what kernels write to, cached encoder outputs.
+            # The first requests are slower, and some memory is allocated at first use and stays allocated: keys and
+            # values, output buffers of kernels, cached encoder outputs.
             prompts = long_prompts(99, (await client.get("/props")).json()["context"])
             await client.post(COMPLETIONS, json={"prompt": prompts, "max_tokens": 1})
             for name in names:
                 with attacked(port, name):
                     await asyncio.sleep(WARM)
-            await greeted(client, 10, Beside("warm"))
+            await greet(client, 10, Beside("warm"))
             alone = Beside("alone")
-            await greeted(client, count, alone)
+            await greet(client, count, alone)
             before = process.memory_info().rss
-            found = [
+            results = [
                 await beside(client, process, port, Beside(name, memory=[before] * 2), count)
                 for name in names
             ]
-    return alone, found
+    return alone, results
 
 
-def shown(alone: Beside, found: list[Beside]) -> str:
+def report(alone: Beside, results: list[Beside]) -> str:
     rows = [
         f"alone: greeting {1000 * alone.median:.0f} ms, /health {1000 * max(alone.health):.0f} ms"
     ]
-    for one in found:
-        gone, back = (
+    for result in results:
+        released, back = (
             "not in time" if seconds is None else f"{seconds:.1f} s"
-            for seconds in (one.gone, one.back)
+            for seconds in (result.gone, result.back)
         )
-        memory = " -> ".join(f"{size / 2**20:.0f}" for size in one.memory)
-        missed = one.missed(alone.median)
+        memory = " -> ".join(f"{size / 2**20:.0f}" for size in result.memory)
+        missed = result.missed(alone.median)
         rows.append(
-            f"{one.attack}: greeting {1000 * one.median:.0f} ms ({one.median / alone.median:.1f}x, slowest "
-            f"{1000 * max(one.greetings):.0f}), /health {1000 * max(one.health):.0f} ms, requests gone after {gone}, "
-            f"memory {memory} MiB, back after {back}"
+            f"{result.attack}: greeting {1000 * result.median:.0f} ms ({result.median / alone.median:.1f}x, slowest "
+            f"{1000 * max(result.greetings):.0f}), /health {1000 * max(result.health):.0f} ms, "
+            f"no request in progress after {released}, memory {memory} MiB, released after {back}"
             + (f"; MISSED: {', '.join(missed)}" if missed else "")
         )
     return "\n".join(rows)
@@ -419,11 +423,11 @@ def main() -> None:
         asyncio.run(attack(args.attack, args.port))
     if args.model is None:
         parser.error("expected a model")
-    alone, found = asyncio.run(measured(args.model, args.attacks, args.greetings))
-    print(shown(alone, found))
+    alone, results = asyncio.run(measured(args.model, args.attacks, args.greetings))
+    print(report(alone, results))
     if args.json:
-        args.json.write_text(json.dumps([asdict(one) for one in (alone, *found)], indent=1))
-    sys.exit(1 if any(one.missed(alone.median) for one in found) else 0)
+        args.json.write_text(json.dumps([asdict(one) for one in (alone, *results)], indent=1))
+    sys.exit(1 if any(one.missed(alone.median) for one in results) else 0)
 
 
 if __name__ == "__main__":

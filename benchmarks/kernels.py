@@ -8,17 +8,17 @@
     polyphi bench kernels --setup            environments for the peers, in .venv/.peers, once
     polyphi bench kernels [--json] [--layers 8] [--only decode] [--parts language media products]
 
-Peers, each in its own environment and process (peers/): llama.cpp, OpenVINO GenAI, onnxruntime-genai, and
-transformers, which is the only one that runs the multimodal model. It computes in the precision in which it is fastest
-on this machine, bfloat16 or float32 (`sidebyside.fastest_precision`); the run prints which, and the peer's name has it.
-The choice is for prompts and media: one token at a time may take a little less time in bfloat16 than in float32 on a
-CPU without bfloat16 instructions. All have the same threads and take turns with ours, an idle one computes nothing;
-medians are reported. Before that all compute the same logits, but for the error of their bits. The checkpoints and
-what the peers make of them are kept in the cache (`POLYPHI_CACHE`), some 60 GB at full size. Sides that don't fit into
-memory at once take turns with ours in groups. Where transformers computes in float32 and its weights don't fit with
-ours (15 GB of the language model, 22 GB of the whole one), the decoder is cut to 8 layers of full width, the encoders
-stay whole, and its name says so. `--layers` overrides this: `--layers 8` cuts the encoders too, `--layers 8 --whole-
-encoders` the decoder alone.
+Peers, each in its own environment and process (peers/): llama.cpp, OpenVINO GenAI, onnxruntime-genai, and transformers,
+which is the only one that runs the multimodal model. It computes in the precision in which it is fastest on this
+machine, bfloat16 or float32 (`sidebyside.fastest_precision`); the run prints which, and the peer's name has it. The
+choice is for prompts and media: one token at a time may take a little less time in bfloat16 than in float32 on a CPU
+without bfloat16 instructions. All have the same threads and take turns with ours, an idle one computes nothing; medians
+are reported. Before that the run checks that all compute the same logits, within the error of their bits. The
+checkpoints and the files that peers convert them to are stored in the cache (`POLYPHI_CACHE`), about 60 GB at full
+size. Sides that don't fit into memory at once take turns with ours in groups. Where transformers computes in float32
+and its weights don't fit with ours (15 GB of the language model, 22 GB of the whole one), the decoder is cut to 8
+layers of full width, the encoders stay whole, and its name says so. `--layers` overrides this: `--layers 8` cuts the
+encoders too, `--layers 8 --whole-encoders` the decoder alone.
 
 A CPU with AVX2 alone is emulated as engine.py says; peers' processes inherit the environment, but llama.cpp and
 OpenVINO ignore these variables and use every instruction that the CPU has.
@@ -72,15 +72,15 @@ BUFFERS = 2e9
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine at some bits, which it calls `format`: its script and environment (peers/), the file that it keeps in
-    the cache, and the bits that a weight takes of its memory."""
+    """An engine with a quantization format: its script and environment (peers/), the name of its file in the cache, and
+    the bits of memory per weight."""
 
     engine: str
     scheme: str
     format: str
     script: str
     environment: str
-    keeps: str
+    file: str
     bits: float
 
     @property
@@ -99,7 +99,7 @@ PEERS = (
     Peer(ONNX, "int4", "int4", "ort.py", "onnxruntime", "onnxruntime-int4", 6),
 )
 ERROR = {"int4": 1.2, "int8": 0.3}
-"""How far logits may be off, relative to their size: random weights magnify what rounding costs, with every layer."""
+"""The largest relative error of logits: random weights magnify rounding errors with every layer."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ WORST = {"prefill": ("prefill 256", "prefill 2048"), "first token": tuple(w.name
 
 
 class Process:
-    """A side under way."""
+    """The process of a side."""
 
     def __init__(self, name: str, command: Sequence[object], threads: int) -> None:
         self.name = name
@@ -151,7 +151,7 @@ class Process:
             text=True,
         )
         self.facts = self.answer()
-        """The facts that it reported when it was ready."""
+        """The object that it reported when it was ready."""
 
     def answer(self) -> dict[str, Any]:
         """Its next line. Raises RuntimeError if it ended instead."""
@@ -161,7 +161,7 @@ class Process:
         code = self.process.wait()
         self.log.seek(0)
         why = (
-            "killed, most likely for want of memory"
+            "killed, most likely because memory ran out"
             if code == -9
             else "\n".join(self.log.read().splitlines()[-5:])
         )
@@ -187,7 +187,7 @@ def command(
     what: str,
     library: Transformers | None = None,
 ) -> list[object]:
-    """How the side of that name starts."""
+    """The command that starts the side of that name."""
     scripts = HERE / "peers"
     if name in SCHEMES:
         return [sys.executable, scripts / "ours.py", folder / name, threads, what]
@@ -230,22 +230,22 @@ def setup() -> None:
 
 
 def checkpoint(config: ModelConfig, folder: Path, quant: str | None, layout: str) -> None:
-    """A random model, in bfloat16 or quantised, if it isn't there."""
+    """Write a random model, in bfloat16 or quantised, unless it exists."""
     target = folder / (quant or "checkpoint")
     if target.exists():
         return
     console.print(f"making {target}", highlight=False)
-    made = target.with_suffix(".part")
-    save_checkpoint(engine.random_model(config), made, layout, files=[], quant=quant)
+    partial = target.with_suffix(".part")
+    save_checkpoint(engine.random_model(config), partial, layout, files=[], quant=quant)
     _, tokenizer = engine.endless(engine.Size().config)
-    tokenizer.save(made)
-    made.rename(target)
+    tokenizer.save(partial)
+    partial.rename(target)
 
 
 def prepare(
     config: ModelConfig, folder: Path, threads: int, engines: Sequence[str], schemes: Sequence[str]
 ) -> list[Peer]:
-    """The checkpoints, and what each peer makes of them; the peers that can run."""
+    """Write the checkpoints and each peer's converted files; return the peers that can run."""
     for scheme in schemes:
         checkpoint(config, folder, scheme, "mini")
     checkpoint(config, folder, None, "mini")
@@ -259,8 +259,8 @@ def prepare(
             )
             continue
         try:
-            if not (folder / peer.keeps).exists():
-                console.print(f"making {peer.keeps}", highlight=False)
+            if not (folder / peer.file).exists():
+                console.print(f"making {peer.file}", highlight=False)
                 start = command(peer.name, folder, "all", threads, "language")
                 Process(peer.name, start, threads).close()
             available.append(peer)
@@ -306,8 +306,8 @@ def least_seconds(
     turn: Mapping[str, float],
     rates: Limits,
 ) -> float:
-    """That a turn takes at the machine's limit: `read` bytes of weights a step, or operations of products. Of the
-    attention of encoders nothing is counted."""
+    """The seconds that a turn takes at the machine's limit: `read` bytes of weights a step, or operations of products.
+    The attention of encoders isn't counted."""
     if work.name.startswith("decode"):
         return int(work.command.split()[2]) * read / rates.read
     d, size = config.decoder, parameters(config)
@@ -325,7 +325,7 @@ def least_seconds(
 
 @dataclass
 class Measured:
-    """Of one work at some bits: each side's turns, and what the machine gave meanwhile."""
+    """One work in one scheme: each side's turns, and the machine's limits measured between them."""
 
     work: Work
     scheme: str
@@ -344,7 +344,7 @@ class Measured:
         return [name for name in self.turns if name != self.scheme]
 
     def parts(self) -> list[str]:
-        """Of a first token: what each side's seconds went into."""
+        """For a first token: the parts of each side's seconds."""
         if self.work not in MEDIA:
             return []
         named = ("media", "encoders", "prefill")
@@ -386,7 +386,7 @@ def take_turns(
     works: Sequence[Work], sides: Mapping[str, Process], scheme: str, repeats: int
 ) -> list[Measured]:
     """Each work by all sides, one after another, `repeats` times after a turn that isn't timed."""
-    made = []
+    results = []
     with tempfile.TemporaryDirectory() as name:
         for work in works:
             turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -404,12 +404,12 @@ def take_turns(
             console.print(f"  {work.name}, {work.unit}: {text}", highlight=False)
             for parts in result.parts():
                 console.print(f"  {parts}", highlight=False)
-            made.append(result)
-    return made
+            results.append(result)
+    return results
 
 
 def same_work(sides: Mapping[str, Process], most: float, reference: str) -> None:
-    """All sides have the logits of `reference` (transformers) behind 64 ids, but for what their bits cost."""
+    """Check that all sides have the logits of `reference` (transformers) after 64 ids, within `most` of its norm."""
     result = {}
     with tempfile.TemporaryDirectory() as name:
         for side, process in sides.items():
@@ -453,8 +453,8 @@ def grouped(
 def fitting(
     args: argparse.Namespace, config: ModelConfig, schemes: Sequence[str]
 ) -> tuple[str, Transformers]:
-    """How many layers the model has (`engine.Size.at`), and transformers: the decoder is cut where no number of layers
-    is requested and transformers doesn't fit in float32 with ours."""
+    """The depth of the model (`engine.Size.at`), and transformers: the decoder is cut if no number of layers is
+    requested and transformers doesn't fit into memory in float32 with ours."""
     library: Transformers = args.library
     if args.layers is not None:
         return f"{args.layers}{engine.DECODER if args.whole_encoders else ''}", library
@@ -476,7 +476,7 @@ def fitting(
 
 
 def cached(what: str, depth: str) -> Path:
-    """The folder of a size's checkpoints."""
+    """The folder of the checkpoints of a size."""
     cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
     folder = cache / "bench" / f"{what}-{'full' if depth == 'all' else depth}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -492,7 +492,7 @@ def language(
     config = engine.language(engine.Size().at(depth).config)
     folder = cached("language", depth)
     available = prepare(config, folder, threads, args.peers, schemes) if schemes else []
-    made: dict[str, Measured] = {}
+    results: dict[str, Measured] = {}
     for scheme in schemes if works else ():
         for names in grouped(config, scheme, available, library, psutil.virtual_memory().available):
             console.print(f"[bold]{scheme}[/bold], against {', '.join(names)}", highlight=False)
@@ -501,8 +501,8 @@ def language(
                     same_work(sides, ERROR[scheme], library.name)
                 for result in take_turns(works, sides, scheme, args.repeats):
                     key = f"{result.work.name} {scheme}"
-                    made[key] = joined(made[key], result) if key in made else result
-    return list(made.values()), config
+                    results[key] = joined(results[key], result) if key in results else result
+    return list(results.values()), config
 
 
 def joined(one: Measured, other: Measured) -> Measured:
@@ -516,7 +516,7 @@ def multimodal(
 ) -> tuple[list[Measured], ModelConfig]:
     depth, library = fitting(args, engine.Size().config, args.kinds)
     config, _ = engine.endless(engine.Size().at(depth).config)
-    folder, made = cached("multimodal", depth), []
+    folder, results = cached("multimodal", depth), []
     for scheme in args.kinds:
         checkpoint(config, folder, scheme, "native")
         if args.prepare:
@@ -524,8 +524,8 @@ def multimodal(
         console.print(f"[bold]{scheme}[/bold], media, against {library.name}", highlight=False)
         names = [scheme, library.name]
         with started(names, folder, depth, threads, "multimodal", library) as sides:
-            made += take_turns(works, sides, scheme, args.repeats)
-    return made, config
+            results += take_turns(works, sides, scheme, args.repeats)
+    return results, config
 
 
 # ------------------------------------------------------------------------------ report
@@ -533,14 +533,16 @@ def multimodal(
 
 def worst(rows: Sequence[Row]) -> list[Row]:
     """For each name that stands for two rows, the one with the lower ratio, under that name."""
-    result = {row.work: row for row in rows}
-    made = []
+    by_name = {row.work: row for row in rows}
+    worst_rows = []
     for scheme in SCHEMES:
         for name, parts in WORST.items():
-            both = [result[f"{part} {scheme}"] for part in parts if f"{part} {scheme}" in result]
+            both = [by_name[f"{part} {scheme}"] for part in parts if f"{part} {scheme}" in by_name]
             if len(both) == len(parts):
-                made.append(replace(min(both, key=lambda row: row.ratio), work=f"{name} {scheme}"))
-    return made
+                worst_rows.append(
+                    replace(min(both, key=lambda row: row.ratio), work=f"{name} {scheme}")
+                )
+    return worst_rows
 
 
 def print_rows(measured_: Sequence[Measured], rows: Sequence[Row], out: Console) -> None:
@@ -597,7 +599,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     known = [w.name for w in (*LANGUAGE, *MEDIA)]
     parser.add_argument("--only", nargs="+", choices=known, default=known, help="works")
     parser.add_argument("--peers", nargs="*", choices=ENGINES, default=ENGINES)
-    parser.add_argument("--prepare", action="store_true", help="only make what the peers load")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only write the files that the peers load"
+    )
     parser.add_argument("--setup", action="store_true", help="only make the peers' environments")
     args = parser.parse_args(arguments)
     try:
@@ -617,19 +621,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.library = choose_transformers(placement.products(engine.Size().config), args.peer_dtype)
     if "products" in args.parts:
         show(products.compare(args.repeats, args.library), as_json=args.json)
-    made: list[Measured] = []
+    results: list[Measured] = []
     rows: list[Row] = []
     for part, all_works, run in (("language", LANGUAGE, language), ("media", MEDIA, multimodal)):
         works = [w for w in all_works if w.name in args.only]
         if part not in args.parts or not (works or args.prepare):
             continue
         result, config = run(args, [] if args.prepare else works, threads)
-        made += result
+        results += result
         rows += [m.row(config) for m in result]
     if as_json := bool(rows and args.json):
         print(json.dumps([{**asdict(row), "ratio": row.ratio} for row in [*rows, *worst(rows)]]))
     if rows:
-        print_rows(made, rows, Console(stderr=as_json, width=max(160, console.width)))
+        print_rows(results, rows, Console(stderr=as_json, width=max(160, console.width)))
 
 
 if __name__ == "__main__":

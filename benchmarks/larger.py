@@ -1,4 +1,4 @@
-"""A language model of 17 million parameters, trained on real text: so that what rounding its weights costs can be seen.
+"""A language model of 17 million parameters, trained on real text, to measure the error of rounding its weights.
 
     python benchmarks/larger.py runs/larger
     python benchmarks/perplexity.py runs/larger/model runs/larger/data/held_out/test \\
@@ -6,8 +6,8 @@
 
 LibreOffice's help in two languages (Debian packages, downloaded and unpacked, never installed), the nano run's
 tokenizer, random weights, AdamW for 3 million tokens. Half an hour of one core; the same
-command resumes an interrupted one. DIR/model is the checkpoint, DIR/data/held_out/test text of pages
-that it hasn't seen.
+command resumes an interrupted one. DIR/model is the checkpoint, DIR/data/held_out/test holds text of
+pages that aren't in its training data.
 """
 
 import argparse
@@ -60,11 +60,11 @@ STAGE = Stage(
 
 
 def samples(work: Work, split: str) -> Iterator[Sample]:
-    """Runs of a page's prose, the languages in turn."""
+    """Excerpts of each page's prose, the languages in turn."""
 
     def one(language: str) -> Iterator[Sample]:
-        found = documents(language, work, split, Random(f"{split} {language}"))
-        for i, (path, text) in enumerate(found):
+        texts = documents(language, work, split, Random(f"{split} {language}"))
+        for i, (path, text) in enumerate(texts):
             yield document(
                 f"{split}-{language}-{i:06d}", text, **origin(LIBREOFFICE[language]), page=path
             )

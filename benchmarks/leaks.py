@@ -1,11 +1,11 @@
-"""How many leaked evaluation items and near-duplicates curation finds, and how many innocents it flags, by type.
+"""Share of leaked evaluation items and near-duplicates that curation finds, and of unrelated items that it flags.
 
 python benchmarks/leaks.py [--items 60] [--seed 0] [--only text image audio]
 
-The material makes itself: sentences of Python's own manual and word problems; tiles of scikit-learn's photographs and
-drawn scenes; sentences that espeak-ng or flite say (melodies where neither is installed). Of each item copies are made
-that differ as leaks do; neighbours are as like the items as innocents get. Prints one JSON object per type: the share
-of copies found (recall), or of neighbours flagged.
+The material is generated: sentences of Python's own manual and word problems; tiles of scikit-learn's photographs and
+drawn scenes; sentences that espeak-ng or flite say (melodies if neither is installed). Each item is copied with changes
+that are typical of leaks; neighbours are unrelated items that are as similar as possible. Prints one JSON object per
+type: the share of copies found (recall), or of neighbours flagged.
 """
 
 import argparse
@@ -43,12 +43,12 @@ Change = Callable[[Any, random.Random], Any]
 
 
 def manual() -> list[str]:
-    """Sentences of 14 to 45 words of Python's manual, as the interpreter brings it."""
+    """Sentences of 14 to 45 words of Python's manual, as the interpreter ships it."""
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name] for name in sorted(topics))
-    found = [" ".join(s.split()) for s in re.findall(r"[A-Z][^.\n]*(?:\n[^.\n]+)*\.", text)]
-    return list(dict.fromkeys(s for s in found if 14 <= len(s.split()) <= 45))
+    sentences = [" ".join(s.split()) for s in re.findall(r"[A-Z][^.\n]*(?:\n[^.\n]+)*\.", text)]
+    return list(dict.fromkeys(s for s in sentences if 14 <= len(s.split()) <= 45))
 
 
 PROBLEMS = (
@@ -74,7 +74,7 @@ def problem(template: str, rng: random.Random) -> str:
 
 
 def reworded(share: float) -> Change:
-    """Every so many of the longer words is another one, as synonyms are; every tenth short word is left out."""
+    """Replace `share` of the longer words with random words, in place of synonyms, and drop every tenth short word."""
 
     def change(text: str, rng: random.Random) -> str:
         words = text.split()
@@ -100,7 +100,7 @@ def reordered(text: str, rng: random.Random) -> str:
 
 
 def padded(text: str, rng: random.Random) -> str:
-    """A word more after every sixth."""
+    """Insert a word after every sixth word."""
     words = text.split()
     for i in range(6, len(words), 7):
         words.insert(i, rng.choice(("really", "often", "here", "indeed", "perhaps")))
@@ -176,7 +176,7 @@ def resized(factor: float) -> Change:
 
 
 def cropped(least: float, most: float) -> Change:
-    """Each side cut by so much, then made as large as before and compressed."""
+    """Cut off `least` to `most` of each side, then resize to the original size and compress."""
 
     def change(picture: Image.Image, rng: random.Random) -> Image.Image:
         w, h = picture.size
@@ -209,9 +209,9 @@ PICTURE_CHANGES: dict[str, Change] = {
 
 
 def voices() -> list[Voice]:
-    found = [Voice("espeak-ng", "en", v) for v in ("f2", "m3", "")]
-    found += [Voice("flite", "en", v) for v in ("slt", "rms")]
-    return [v for v in found if unavailable(v.engine) is None]
+    candidates = [Voice("espeak-ng", "en", v) for v in ("f2", "m3", "")]
+    candidates += [Voice("flite", "en", v) for v in ("slt", "rms")]
+    return [v for v in candidates if unavailable(v.engine) is None]
 
 
 def read_aloud(text: str, voice: Voice | None) -> np.ndarray:
@@ -239,7 +239,7 @@ def noisy(decibels: float) -> Change:
 
 
 def played(semitones: float) -> Change:
-    """Faster and higher, as a tape."""
+    """Play faster and at a higher pitch, like a tape."""
 
     def change(wave: np.ndarray, rng: random.Random) -> np.ndarray:
         import soxr
@@ -271,13 +271,13 @@ def stretched(wave: np.ndarray, factor: float) -> np.ndarray:
 
 
 def raised(semitones: float) -> Change:
-    """Higher at the same speed."""
+    """Raise the pitch at the same speed."""
     ratio = 2 ** (semitones / 12)
     return lambda wave, rng: played(semitones)(stretched(wave, ratio), rng)
 
 
 def shifted(wave: np.ndarray, rng: random.Random) -> np.ndarray:
-    """Later by an odd time, without its start and its end."""
+    """Delay by a random time, with the start and the end cut off."""
     cut = len(wave) // 8
     lead = np.zeros(rng.randint(5000, 30_000), np.float32)
     return np.concatenate([lead, wave[cut:-cut], lead])
@@ -332,8 +332,9 @@ def measure(
     seed: int,
     around: Callable[[Any, random.Random], Any] = lambda content, rng: content,
 ) -> Iterator[dict[str, Any]]:
-    """Index the known, look for their copies and for innocents; `around` hides a copy in its surroundings. `duplicates`
-    is the mean chance that the dedup run fuses a copy with its item, from the likeness of their shingles."""
+    """Index the known items, then look up their copies and the neighbours; `around` embeds a copy in other content.
+    `duplicates` is the mean probability that the dedup run fuses a copy with its item, from the similarity of their
+    shingles."""
     index = Index.of({"set": [sample(str(i), k) for i, k in enumerate(known)]})
     shingles = [set(likeness.shingles(document(sample("", k))).tolist()) for k in known]
     started, queries = time.monotonic(), 0
@@ -343,13 +344,13 @@ def measure(
 
     for name, change in changes.items():
         rng = random.Random(f"{seed} {name}")
-        found = wrong = 0
+        matched = wrong = 0
         chances = []
         for i, content in enumerate(known):
             copy = change(content, rng)
-            who = {f.item for f in index.find(document(sample("copy", around(copy, rng))))}
-            found += str(i) in who
-            wrong += bool(who - {str(i)})
+            items = {f.item for f in index.find(document(sample("copy", around(copy, rng))))}
+            matched += str(i) in items
+            wrong += bool(items - {str(i)})
             own = set(likeness.shingles(document(sample("", copy))).tolist())
             chances.append(likeness.chance(like(own, shingles[i])))
         queries += len(known)
@@ -357,7 +358,7 @@ def measure(
             modality=modality,
             copies=name,
             n=len(known),
-            recall=round(found / len(known), 3),
+            recall=round(matched / len(known), 3),
             other_items=round(wrong / len(known), 3),
             duplicates=round(float(np.mean(chances)), 3),
         )
@@ -433,8 +434,8 @@ def clips(items: int, seed: int) -> Iterator[dict[str, Any]]:
         "same voices, a third of the words the same": mixed,
         "the same sentences by other voices": again if len(who) > 1 else [],
     }
-    kept = {name: n for name, n in neighbours.items() if n}
-    yield from measure("audio", known, CLIP_CHANGES, kept, CLIPS, seed)
+    neighbours = {name: n for name, n in neighbours.items() if n}
+    yield from measure("audio", known, CLIP_CHANGES, neighbours, CLIPS, seed)
 
 
 MAKERS = {"text": texts, "image": pictures, "audio": clips}

@@ -3,14 +3,14 @@
     python benchmarks/load.py runs/nano/model [--minutes 30] [--clients 8] [--seed 0] [--json load.json]
     python benchmarks/load.py runs/nano/model --attacks texts scores tokens media queue connections
 
-Starts `polyphi serve` on a free port and asks it from this process over loopback: chats (text, picture, clip, both),
-streamed or not, completions with echo, transcriptions, counts of tokens; one in eight prompts is long. Of all requests
-15 % are given up at a random moment (if they haven't been answered before) and 10 % are broken: media cut off or of
-another type, invalid JSON. With `--attacks`, those of hostile.py run at the same time from another address. Before
-the end all clients pause, and the server's counters must be back at zero; then they resume, and it is stopped
-(SIGTERM) while requests are under way. A request that was not given up, and was sent before the stop, must end with a
-whole answer or an error in our shape; one that ends without is lost. Memory is the server's resident set, looked at
-every 10 seconds. Ends with 1 if anything was lost, wrong or not released.
+Starts `polyphi serve` on a free port and sends it requests from this process over loopback: chats (text, picture, clip,
+both), streamed or not, completions with echo, transcriptions, counts of tokens; one in eight prompts is long. Of all
+requests 15 % are cancelled at a random moment (unless they have been answered before) and 10 % are broken: media cut
+off or of another type, invalid JSON. With `--attacks`, those of hostile.py run at the same time from another address.
+Before the end all clients pause, and the server's counters must be back at zero; then they resume, and it is stopped
+(SIGTERM) while requests are under way. A request that was not cancelled, and was sent before the stop, must end with a
+whole answer or an error in our shape; otherwise it counts as lost. Memory is the server's resident set, sampled every
+10 seconds. The exit code is 1 if anything was lost, wrong or not released.
 """
 
 import argparse
@@ -44,9 +44,9 @@ from rich.table import Table
 
 GIVEN_UP, BROKEN, LONG = 0.15, 0.10, 0.125
 EVERY = 10.0
-"""Seconds between two looks at memory."""
+"""Seconds between two samples of memory."""
 LEAVE = (0.01, 0.1, 1.0, 3.0)
-"""Seconds within which a request is given up."""
+"""Seconds within which a request is cancelled."""
 PAUSE = 3.0
 AFTER = 4.0
 """Seconds of load between the pause and the stop."""
@@ -105,7 +105,7 @@ SHARES = {
 
 @dataclass
 class Pool:
-    """What requests are made of; the same for the same seed."""
+    """Texts, pictures and clips for requests; the same for the same seed."""
 
     rng: Random
     characters_per_token: float = 3.0
@@ -139,7 +139,7 @@ class Pool:
 
 
 def voice(seconds: float, pitch: float) -> np.ndarray:
-    """Something that isn't taken for silence: a voiced hum with syllables."""
+    """A voiced hum with syllables, which the silence detector takes for speech."""
     at = np.arange(int(16000 * seconds)) / 16000
     hum = sum(np.sin(2 * np.pi * pitch * k * at) / k for k in range(1, 12))
     return (0.15 * hum * (0.6 + 0.4 * np.sin(2 * np.pi * 4 * at))).astype(np.float32)
@@ -244,7 +244,7 @@ async def ask(client: httpx2.AsyncClient, task: str, request: Planned) -> Outcom
 
 
 def judge(request: Planned, status: int, body: bytes) -> tuple[str, str]:
-    """How a request ended, and what is wrong with that."""
+    """How a request ended, and a message if that is wrong."""
     text = body.decode(errors="replace")
     if status != 200:
         error = json.loads(text).get("error", {}) if text.startswith("{") else {}
@@ -274,7 +274,7 @@ def judge(request: Planned, status: int, body: bytes) -> tuple[str, str]:
 
 
 class Load:
-    """N clients, each asking one thing after another."""
+    """N clients, each of which sends one request after another."""
 
     def __init__(self, url: str, seed: int, clients: int) -> None:
         self.url, self.seed, self.clients = url, seed, clients
@@ -302,8 +302,8 @@ class Load:
                 except TimeoutError:
                     self.outcomes.append(Outcome(task, "given up", None, time.monotonic() - began))
                 except httpx2.HTTPError as error:
-                    # A connection that the server closes at the very moment we send on it is no answer lost only if
-                    # we sent after the stop.
+                    # A request on a connection that the server closes at the same moment isn't lost if it was sent
+                    # after the stop.
                     late = self.stopped is not None and began > self.stopped
                     end = "not taken" if late else "lost"
                     spent = time.monotonic() - began
@@ -451,7 +451,7 @@ def quantiles(values: list[float]) -> dict[str, float] | None:
 
 def show(result: dict[str, Any]) -> None:
     console = Console()
-    table = Table("asked", "whole answers", "p50 s", "p95 s", "first p50 s", "first p95 s")
+    table = Table("task", "whole answers", "p50 s", "p95 s", "first p50 s", "first p95 s")
     for task, its in result["latencies"].items():
         row = [task, str(its["whole"])]
         for part in (its["seconds"], its["first"]):
@@ -468,10 +468,10 @@ def show(result: dict[str, Any]) -> None:
         "tokens a second",
         f"{result['tokens read a second']:.1f} read, {result['tokens written a second']:.1f} written",
     )
-    shown = ", ".join(
+    sizes = ", ".join(
         f"{name} {value / 2**20:.0f}" for name, value in result["memory"].items() if name != "looks"
     )
-    facts.add_row("memory, MiB", f"{shown} ({len(result['memory']['looks'])} looks)")
+    facts.add_row("memory, MiB", f"{sizes} ({len(result['memory']['looks'])} looks)")
     console.print(facts)
     for task, end, message in result["lost or wrong"][:20]:
         console.print(f"[red]{end}[/] {task}: {message}", highlight=False)

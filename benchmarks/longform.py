@@ -1,12 +1,12 @@
-"""Long recordings: is memory flat, is the time of a minute of audio constant, how far off are the times of words?
+"""Long recordings: is memory flat, is the time of a minute of audio constant, how large are the errors of word times?
 
     python benchmarks/longform.py encoder [--minutes 5 10 20 30]     # full-size Conformer, bfloat16, random weights
-    python benchmarks/longform.py model [--minutes 5 10 20 30]       # nano-size model, the whole way from file to text
+    python benchmarks/longform.py model [--minutes 5 10 20 30]       # nano-size model, the whole path from file to text
     python benchmarks/longform.py pieces [--minutes 60 180]          # the same in pieces of 10 minutes
     python benchmarks/longform.py words [--model runs/nano/model]    # error of word times where they are known
 
 The recording is made of Tux Paint's spoken captions, real people at home in many languages, joined with pauses of half
-a second (hours before the first comes again); where that package can't be had, of sentences by espeak-ng or flite. Each
+a second (hours before the first comes again); if that package isn't available, of sentences by espeak-ng or flite. Each
 measurement has its own process: "more memory" is its peak (Linux: `VmHWM`) less its memory before the recording
 was opened. Answers of random weights mean nothing and are limited to 64 tokens a piece.
 """
@@ -106,16 +106,16 @@ def tower() -> AudioTower:
     """The published size of encoder and projectors, random weights."""
     with torch.device("meta"):
         empty = AudioTower(AudioConfig(), 3072).to(torch.bfloat16)
-    found = empty.to_empty(device="cpu").eval()
+    audio = empty.to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for tensor in found.state_dict().values():
+        for tensor in audio.state_dict().values():
             tensor.copy_(0.02 * torch.randn(tensor.shape, generator=generator))
-    return found
+    return audio
 
 
 def child(part: str, path: Path) -> dict[str, float]:
-    """One measurement: bytes more than before the recording was opened, seconds, tokens heard."""
+    """One measurement: bytes more than before the recording was opened, seconds, audio tokens."""
     torch.set_grad_enabled(False)
     if part == "encoder":
         audio = tower()
@@ -127,12 +127,12 @@ def child(part: str, path: Path) -> dict[str, float]:
     else:
         phi = nano()
         before, start = peak_bytes(), time.perf_counter()
-        found = phi.transcribe(
+        transcript = phi.transcribe(
             path,
             sampling=SamplingParams(max_tokens=64),
             window=600.0 if part == "pieces" else None,
         )
-        tokens = round(found.seconds * 12.5)
+        tokens = round(transcript.seconds * 12.5)
     seconds = time.perf_counter() - start
     return {"bytes": peak_bytes() - before, "before": before, "seconds": seconds, "tokens": tokens}
 
@@ -180,7 +180,7 @@ def spoken_words(engine: str) -> Iterator[tuple[np.ndarray, list[str], np.ndarra
 
 
 def words(model: str | None) -> None:
-    """Mean and 90th percentile of how far off starts and ends are, the words given."""
+    """Print the mean and the 90th percentile of the errors of word starts and ends, for known words."""
     phi = polyphi.load(model) if model else None
     table = Table("voice", "way", "mean error", "90 % within", "evenly spread words")
     for engine in (e for e in ("espeak-ng", "flite") if not unavailable(e)):
@@ -203,12 +203,12 @@ def words(model: str | None) -> None:
                 mine = [t for t, (x, y) in zip(times, spans, strict=True) if x < b and y > a]
                 errors["aligned"] += np.abs(np.array([mine[0][0], mine[-1][1]]) - right).tolist()
         for way in ("estimated", "aligned"):
-            if found := errors[way]:
+            if differences := errors[way]:
                 table.add_row(
                     engine,
                     way,
-                    f"{np.mean(found):.2f} s",
-                    f"{np.percentile(found, 90):.2f} s",
+                    f"{np.mean(differences):.2f} s",
+                    f"{np.percentile(differences, 90):.2f} s",
                     f"{np.mean(errors['even']):.2f} s",
                 )
     Console(width=100).print(table)
@@ -220,13 +220,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="*")
     parser.add_argument("--model")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        print(json.dumps(child(given.part, given.child)))
-    elif given.part == "words":
-        words(given.model)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(args.part, args.child)))
+    elif args.part == "words":
+        words(args.model)
     else:
-        show(given.part, measure(given.part, given.minutes or list(MINUTES[given.part])))
+        show(args.part, measure(args.part, args.minutes or list(MINUTES[args.part])))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """How much memory the 5.6 billion parameter model takes at 4 and 8 bits, from a bfloat16 checkpoint that is quantised
-while it loads and from a quantised one, against the limits that we set ourselves.
+while it loads and from a quantised one, against our own limits.
 
     python benchmarks/memory.py --at FOLDER [--kinds int4 int4-all]
 
 A checkpoint of the published size with random weights is written once (11 GB), the quantised ones next to it. Each
 measurement has its own process, which loads a model and answers three short prompts, so that both encoders and both
 adapters are used: words alone, with a picture, with a clip. Reported is its peak memory (Linux: `VmHWM`),
-while loading or answering, less the keys and values of its prompts; and, where its own sampling of /proc saw most while
-it answered, the parts of that: private memory (`RssAnon`), and pages of files that are mapped (`RssFile`, which make
-way when others need memory). Torch's libraries and Python are in it, 0.25 GB.
+while loading or answering, less the keys and values of its prompts; and, at the largest sample of /proc while it
+answered, its parts: private memory (`RssAnon`), and pages of mapped files (`RssFile`, which the system frees when other
+processes need memory). Torch's libraries and Python are included, 0.25 GB.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from polyphi.processing.tokenizer import Tokenizer
 LIMITS = {"int4": 6.2, "int4-all": 4.6, "int8": 7.8, "int8-all": None}
 """GB, without keys and values."""
 EVERY = 0.005
-"""Seconds between two looks at /proc."""
+"""Seconds between two samples of /proc."""
 console = Console(stderr=True)
 
 
@@ -74,7 +74,7 @@ def build(folder: Path) -> None:
 
 
 class Watch(threading.Thread):
-    """The parts of this process's memory, as they were when they were most."""
+    """The parts of this process's memory at the largest sample."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -97,7 +97,7 @@ class Watch(threading.Thread):
 
 
 def child(folder: Path, quant: str | None) -> dict[str, float]:
-    """Loads and answers; bytes and seconds."""
+    """Load the model and answer; return bytes and seconds."""
     watch = Watch()
     watch.start()
     bare = watch.now()

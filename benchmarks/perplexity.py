@@ -1,14 +1,14 @@
-"""What fewer bits cost a language model: perplexity, KL and flips of any checkpoint on any text.
+"""Loss of quality in fewer bits: perplexity, KL and flips of any checkpoint on any text.
 
     python benchmarks/perplexity.py runs/larger/model runs/larger/data/held_out/test \\
         --calibrate runs/larger/data/text/train [--rows 100]
 
 Prints two tables in Markdown. The first rounds weights alone and computes in float32, so that ways of rounding can be
-separately: the decoder's linears, and its head, in 8 bits, and in 4 bits at the nearest levels, searched, and
-calibrated (model/rounding.py). The second is what runs: `--quant` of each kind, activations rounded as the kernels do,
-bfloat16. Both are compared with the checkpoint in float32: the mean Kullback-Leibler divergence of the next token's
-distribution from its own, in nats, and the share of positions where another token comes first (flips). Of
-conversations the answers are measured, of documents every token.
+compared separately: the decoder's linears, and its head, in 8 bits, and in 4 bits at the nearest levels, searched, and
+calibrated (model/rounding.py). The second is of the quantised model as it runs: each value of `--quant`, activations
+rounded as the kernels do, bfloat16. Both are compared with the checkpoint in float32: the mean Kullback-Leibler
+divergence of the next token's distribution from its own, in nats, and the share of positions where another token comes
+first (flips). In conversations the answers are measured, in documents every token.
 
 `benchmarks/larger.py` trains a checkpoint for it; of the nano run, runs/nano/data/instructions/test is such a text.
 """

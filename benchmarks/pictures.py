@@ -1,7 +1,7 @@
-"""What pictures, pages and videos cost to curate, on one core, and which wrong captions our own similarity finds:
+"""Cost of curating pictures, pages and videos on one core, and recall of wrong captions by our own similarity:
 
-OMP_NUM_THREADS=1 python benchmarks/pictures.py              # each line the best of three rounds over what is drawn
-OMP_NUM_THREADS=1 python benchmarks/pictures.py runs/nano    # of captions, every fifth planted; needs vision_0
+OMP_NUM_THREADS=1 python benchmarks/pictures.py              # each line is the best of three rounds over drawn pictures
+OMP_NUM_THREADS=1 python benchmarks/pictures.py runs/nano    # captions, every fifth one wrong; needs vision_0
 """
 
 import io
@@ -80,8 +80,8 @@ def best(what: str, unit: str, count: float, work: Callable[[], object]) -> None
 
 
 def planted(rows: Sequence[Sample]) -> list[tuple[Sample, bool]]:
-    """Captions of which every fifth is another picture's, of the same task and language; whether it is."""
-    rng, found = random.Random(0), []
+    """Pairs of a caption and whether it is wrong: every fifth is another picture's, of the same task and language."""
+    rng, pairs = random.Random(0), []
     for i, one in enumerate(rows):
         like = [
             r
@@ -91,8 +91,8 @@ def planted(rows: Sequence[Sample]) -> list[tuple[Sample, bool]]:
         if wrong := i % 5 == 0 and bool(like):
             caption = Message.assistant(rng.choice(like).answer)
             one = replace(one, messages=(*one.prompt, caption))
-        found.append((one, wrong))
-    return found
+        pairs.append((one, wrong))
+    return pairs
 
 
 def _task_and_language(one: Sample) -> tuple[str, str]:

@@ -1,10 +1,10 @@
-"""Everything that curation shall find, planted among what it shall leave alone: one table of what it found.
+"""Recall and false positives of all curation filters on planted cases, as one table.
 
     python benchmarks/planted.py [--only text media pii language duplicates transcripts broken unfit]
 
-Rows: how many were planted and the share found (recall), how many innocents were among them and the share that was
-taken for planted ones, and of all that was found the share that was planted (precision; "-" where copies and
-innocents are counted in rows of their own). `benchmarks/leaks.py` and `polyphi/synthetic/planted.py` make the material.
+Columns: the number of planted cases and the share found (recall), the number of innocents, which shouldn't be flagged,
+and the share flagged, and the share of planted cases among all that was flagged (precision; "-" where copies and
+innocents have separate rows). `benchmarks/leaks.py` and `polyphi/synthetic/planted.py` generate the material.
 """
 
 import argparse
@@ -37,17 +37,17 @@ from polyphi.synthetic.speech import speakable
 from polyphi.text.lexicon import LANGUAGES
 
 
-def row(name: str, planted: int, found: int, innocents: int = 0, flagged: int = 0) -> str:
+def row(name: str, planted: int, matched: int, innocents: int = 0, flagged: int = 0) -> str:
     """A line of the table."""
-    recall = f"{found / planted:.2f}" if planted else "-"
+    recall = f"{matched / planted:.2f}" if planted else "-"
     alarms = f"{flagged / innocents:.3f}" if innocents else "-"
-    precision = f"{found / (found + flagged):.2f}" if innocents and found else "-"
+    precision = f"{matched / (matched + flagged):.2f}" if innocents and matched else "-"
     cells = [name, planted or "-", recall, innocents or "-", alarms, precision]
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def leaked(modality: str) -> Iterator[str]:
-    """Copies of evaluation items, changed as leaks are, and innocents like them."""
+    """Changed copies of evaluation items, and innocents that resemble them."""
     for result in leaks.MAKERS[modality](60, 1):
         n, of = result.get("n", 0), {"text": "text", "image": "picture", "audio": "clip"}[modality]
         if "copies" in result:
@@ -67,7 +67,8 @@ def media() -> Iterator[str]:
 
 
 def pii() -> Iterator[str]:
-    """All languages; written, and as in transcripts. Each false positive counts for the entity type of the finding."""
+    """Personal information in all languages; written, and as in transcripts. Each false positive counts for the entity
+    type of the finding."""
 
     def only(spelled: bool) -> Callable[[str], Iterable[tuple[str, list[planted.Planted]]]]:
         def sentences(code: str) -> Iterator[tuple[str, list[planted.Planted]]]:
@@ -87,20 +88,20 @@ def pii() -> Iterator[str]:
             n = sum((counts[key] for key in counts if key[1] == entity_type), Counter[str]())
             if n["planted"]:
                 precision = n["right"] / max(1, n["right"] + n["wrong"])
-                found = f"{n['found'] / n['planted']:.2f} | - | - | {precision:.2f}"
-                yield f"| {entity_type}, {name} | {n['planted']} | {found} |"
+                cells = f"{n['found'] / n['planted']:.2f} | - | - | {precision:.2f}"
+                yield f"| {entity_type}, {name} | {n['planted']} | {cells} |"
 
 
 def language() -> Iterator[str]:
-    """Help pages under a wrong language's name, and under their own."""
+    """Help pages labelled with a wrong language, and with their own."""
     codes = list(LANGUAGES)
     for name, most in (("900 characters", 900), ("80 characters", 80)):
         wrong, right = [], []
         for i, code in enumerate(codes):
             for paragraph in curation.prose(code, 100):
-                for label, kept in ((code, right), (codes[i - 1], wrong)):
+                for label, results in ((code, right), (codes[i - 1], wrong)):
                     sample = shards.document("", paragraph[:most], "", "", language=label)
-                    kept.append(Language().filter(document(sample)) is True)
+                    results.append(Language().filter(document(sample)) is True)
         yield row(
             f"text in another language, {name}",
             *(len(wrong), wrong.count(False), len(right), right.count(False)),
@@ -108,26 +109,26 @@ def language() -> Iterator[str]:
 
 
 class Read(PipelineStep):
-    """Documents that are there already."""
+    """A pipeline step that yields the documents of a list."""
 
-    def __init__(self, found: list[Document]) -> None:
+    def __init__(self, documents: list[Document]) -> None:
         super().__init__()
-        self.found = found
+        self.documents = documents
 
     def __deepcopy__(self, memo: Any) -> "Read":
         return self
 
     def run(self, data: object, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        yield from self.found
+        yield from self.documents
 
 
-class Keep:
-    """Ids of the documents that come here."""
+class CollectIds:
+    """A pipeline step that collects the ids of its documents."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
 
-    def __deepcopy__(self, memo: Any) -> "Keep":
+    def __deepcopy__(self, memo: Any) -> "CollectIds":
         return self
 
     def __call__(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
@@ -135,7 +136,7 @@ class Keep:
 
 
 def every(step: int) -> leaks.Change:
-    """A word in so many is another one."""
+    """Replace every `step`-th word with a random word."""
 
     def change(text: str, rng: random.Random) -> str:
         words = text.split()
@@ -146,8 +147,8 @@ def every(step: int) -> leaks.Change:
 
 
 def duplicates() -> Iterator[str]:
-    """Copies among their originals and others, by the whole MinHash run: of each pair one must go, of the others
-    none."""
+    """Copies among their originals and other samples, by the whole MinHash run: it must drop one of each pair, and none
+    of the others."""
     rng = random.Random(5)
     sentences = leaks.manual()
     rng.shuffle(sentences)
@@ -168,19 +169,19 @@ def duplicates() -> Iterator[str]:
     ]
     for name, known, change, likeness in cases:
         half = len(known) // 2
-        made = [leaks.sample(f"own-{i}", k) for i, k in enumerate(known)]
-        made += [leaks.sample(f"copy-{i}", change(k, rng)) for i, k in enumerate(known[:half])]
-        kept = Keep()
+        samples = [leaks.sample(f"own-{i}", k) for i, k in enumerate(known)]
+        samples += [leaks.sample(f"copy-{i}", change(k, rng)) for i, k in enumerate(known[:half])]
+        collected = CollectIds()
         with tempfile.TemporaryDirectory() as folder:
-            deduplicate(likeness, [Read([document(s) for s in made])], [kept], Path(folder))
-        there = Counter(id.partition("-")[2] for id in kept.ids)
-        found = sum(there[str(i)] == 1 for i in range(half))
-        lost = sum(there[str(i)] == 0 for i in range(half, len(known)))
-        yield row(f"duplicate {name}", half, found, len(known) - half, lost)
+            deduplicate(likeness, [Read([document(s) for s in samples])], [collected], Path(folder))
+        remaining = Counter(id.partition("-")[2] for id in collected.ids)
+        matched = sum(remaining[str(i)] == 1 for i in range(half))
+        lost = sum(remaining[str(i)] == 0 for i in range(half, len(known)))
+        yield row(f"duplicate {name}", half, matched, len(known) - half, lost)
 
 
 def transcripts() -> Iterator[str]:
-    """Clips by flite, heard by pocketsphinx: of every four transcripts one is another clip's, one has half of its
+    """Clips by flite, transcribed by pocketsphinx: of every four transcripts one is another clip's, one has half of its
     longer words replaced, and two are right."""
     if missing := unavailable("flite"):
         yield f"| mislabelled transcripts: {missing} | - | - | - | - | - |"
@@ -206,11 +207,11 @@ def transcripts() -> Iterator[str]:
         wave = resample(*tts_pool.speak(sentence, voice))
         messages = (Message.user(Audio(encode(wave))), Message.assistant(written))
         known = {"language": "en", "engine": "flite"}
-        found = judge.filter(document(Sample(str(i), messages, "", "", known)))
-        dropped[kind].append(found is not True)
+        result = judge.filter(document(Sample(str(i), messages, "", "", known)))
+        dropped[kind].append(result is not True)
     right = dropped.pop("right")
-    for kind, found in dropped.items():
-        counts = (len(found), sum(found), len(right), sum(right))
+    for kind, results in dropped.items():
+        counts = (len(results), sum(results), len(right), sum(right))
         yield row(f"transcript: {kind} (WER filter at 0.4)", *counts)
 
 
@@ -247,8 +248,8 @@ def broken() -> Iterator[str]:
     for kind, files in whole.items():
         flagged = sum(drops(kind, data) for data in files)
         for name, change in changes.items():
-            found = sum(drops(kind, change(data)) for data in files)
-            yield row(f"broken {kind}: {name}", len(files), found, len(files), flagged)
+            matched = sum(drops(kind, change(data)) for data in files)
+            yield row(f"broken {kind}: {name}", len(files), matched, len(files), flagged)
 
 
 UNFIT = {
@@ -285,8 +286,8 @@ def unfit() -> Iterator[str]:
     fit += [f"How many {w} are there?" for w in leaks.lexicon_words()[:60]]
     flagged = sum(not speakable(s) for s in fit)
     for name, queries in UNFIT.items():
-        found = sum(not speakable(q) for q in queries)
-        yield row(f"unfit to speak: {name}", len(queries), found, len(fit), flagged)
+        matched = sum(not speakable(q) for q in queries)
+        yield row(f"unfit to speak: {name}", len(queries), matched, len(fit), flagged)
 
 
 PARTS = (text, media, pii, language, duplicates, transcripts, broken, unfit)

@@ -43,15 +43,15 @@ def layer(make: Callable[[Tensor], Callable[[Tensor], Tensor]]) -> list[Callable
 
 
 def onednn(weight: Tensor) -> PerToken:
-    """oneDNN's product of int8, as where our kernels are missing."""
+    """oneDNN's product of int8, the fallback where our kernels are missing."""
     scale = weight.abs().amax(1).float() / 127
     return PerToken(OneDnn((weight / scale[:, None]).round().to(torch.int8), scale))
 
 
 def torch_int4(weight: Tensor) -> Int4Pack:
-    """torch's product in 4 bits, as where our kernels are missing."""
-    found = nearest(weight)
-    return Int4Pack(found.four, found.row)
+    """torch's product in 4 bits, the fallback where our kernels are missing."""
+    rounded = nearest(weight)
+    return Int4Pack(rounded.four, rounded.row)
 
 
 SIDES: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
@@ -83,12 +83,14 @@ def read_rate() -> float:
 
 
 def seconds(layers: list[list[Callable[[Tensor], Tensor]]], tokens: int, rounds: int) -> float:
-    """Of one layer's products, in so many rounds over all layers."""
-    given = [torch.randn(tokens, inputs, dtype=torch.bfloat16) for _, inputs in SHAPES.values()]
+    """Seconds of one layer's products, in `rounds` rounds over all layers."""
+    activations = [
+        torch.randn(tokens, inputs, dtype=torch.bfloat16) for _, inputs in SHAPES.values()
+    ]
     began = time.perf_counter()
     for _ in range(rounds):
         for products in layers:
-            for product, x in zip(products, given, strict=True):
+            for product, x in zip(products, activations, strict=True):
                 product(x)
     return (time.perf_counter() - began) / (rounds * len(layers))
 

@@ -1,8 +1,8 @@
-"""What fewer bits cost in quality: a finished run's own evaluation, at bfloat16 and quantised.
+"""Loss of quality in fewer bits: a finished run's own evaluation, at bfloat16 and quantised.
 
     python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...] [--kinds int8 int4-all ...]
 
-Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and what it becomes in 8 and 4 bits,
+Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and its score in 8 and 4 bits,
 rounded for training rows of the tasks' corpora ("calibrated"), with adapters and encoders whole or in 8 bits ("-all"),
 and of a quantised checkpoint ("stored"), whose embeddings are the head's rows; then, over the prompts of all tasks, the
 mean Kullback-Leibler divergence of the next token's distribution from bfloat16's, in nats, and the share of positions
@@ -59,7 +59,7 @@ def loaded(model: Path, variant: str, corpora: Sequence[Path] = ()) -> Phi:
 
 
 def scores(phi: Phi, tasks: Sequence[Benchmark], run: Path, rows: int) -> dict[str, Result]:
-    """Each task's row; answers are kept nowhere."""
+    """Each task's result; answers aren't stored."""
     with tempfile.TemporaryDirectory() as out:
         return {
             task.name: evaluate(
@@ -77,7 +77,7 @@ def scores(phi: Phi, tasks: Sequence[Benchmark], run: Path, rows: int) -> dict[s
 def prompts(
     tasks: Sequence[Benchmark], run: Path, number: int = PROMPTS
 ) -> list[tuple[tuple[Message, ...], int]]:
-    """Conversations of all tasks, each with the most tokens of its answer."""
+    """Conversations of all tasks, each with `max_tokens` of its answer."""
     results = []
     for task in tasks:
         samples = select(task, task.load(Data(run / "data")), number, seed=1)
@@ -103,7 +103,7 @@ def answered(phi: Phi, conversations: Sequence[tuple[tuple[Message, ...], int]])
 
 @torch.inference_mode()
 def log_probabilities(phi: Phi, row: Batch) -> torch.Tensor:
-    """Of every token at every position that answers, in float32."""
+    """Log-probabilities of all tokens at every position of the answer, in float32."""
     start = int(row.keys[0])
     hidden = phi.model(row)[start - 1 :]
     return phi.model.logits(hidden).float().log_softmax(-1)

@@ -1,7 +1,7 @@
-"""What every benchmark shares: rows, alternating repeats, the machine's own limit, the precision of transformers.
+"""Code that all benchmarks share: rows, alternating repeats, the machine's own limit, the precision of transformers.
 
 Each side of a comparison runs in its own process and prints one JSON object as its last line. Sides take turns
-(ours, peer, ours, peer ...), so that a noisy minute falls on both; the reported values are medians.
+(ours, peer, ours, peer ...), so that noise affects both; the reported values are medians.
 """
 
 import json
@@ -111,7 +111,8 @@ def choose_transformers(
 def alternate(
     sides: Mapping[str, Sequence[str | Path]], repeats: int, threads: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """The commands of `sides` in turn, `repeats` times; the results of each. Raises RuntimeError if one fails."""
+    """Run the commands of `sides` in turn, `repeats` times; return the results of each. Raises RuntimeError if one
+    fails."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     environment = {
         **os.environ,
@@ -131,7 +132,7 @@ def alternate(
             )
             if done.returncode:
                 why = (
-                    "killed, most likely for want of memory"
+                    "killed, most likely because memory ran out"
                     if done.returncode == -9
                     else "see above"
                 )

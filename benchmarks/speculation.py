@@ -9,13 +9,13 @@ tokens, and the speed of answers.
   are measured, and 32 layers extrapolated from the layers between them.
 - tasks: a finished run's model answers its own held-out samples one by one, with and without draft tokens. The prompts
   are cached from a turn before, so that times are of decoding.
-- texts: a model of the published width, random weights and few layers is made to give the right answers of real tasks
-  (each step's forward, head and choice are run, then the right token is taken): pages read off and text and code
-  rewritten, out of this checkout and Python's library, and samples of a run's tasks. Tokens are the published ones.
+- texts: a model of the published width, random weights and few layers is forced to give the right answers of real
+  tasks (each step's forward, head and sampling are run, then replaced by the right token): pages transcribed, text and
+  code rewritten, from this checkout and Python's library, and samples of a run's tasks. Tokens are the published ones.
 
-Tables are in Markdown. "drafted" counts draft tokens that were run, "accepted" is the share of them that was kept;
-"tokens per step" is what an answer's forwards gave on average, without its first token, which prefill gives. Speed is
-with draft tokens over without, medians of turns that alternate.
+Tables are in Markdown. "drafted" counts draft tokens that were run, "accepted" is the share of them that was accepted;
+"tokens per step" is the mean number of tokens per forward of an answer, without its first token, which prefill gives.
+Speed is with draft tokens over without, medians of turns that alternate.
 """
 
 import argparse
@@ -78,7 +78,7 @@ class Counts:
     answers: int = 0
     tokens: int = 0
     steps: int = 0
-    """In which a token was drawn, but each answer's first."""
+    """Steps that sampled a token, without each answer's first."""
     drafted: int = 0
     right: int = 0
     changed: int = 0
@@ -92,8 +92,8 @@ class Counts:
 
 
 class Counting(Engine):
-    """An engine for one sequence at a time that counts. `right`, where it isn't None, is the answer that it is made to
-    give."""
+    """An engine for one sequence at a time that counts tokens and steps. `right`, unless it is None, is the answer that
+    it is forced to give."""
 
     def __init__(self, model: PhiModel, processor: Processor) -> None:
         super().__init__(model, processor, max_num_seqs=1)
@@ -122,7 +122,7 @@ def compare(
     prompts: Sequence[tuple[Sequence[Message], int, Sequence[int] | None]],
     turns: int,
 ) -> Counts:
-    """Answers of at most so many tokens, the model's own or the given ones, with and without draft tokens."""
+    """Generate answers, the model's own or the given ones, with and without draft tokens, and count."""
     counts = Counts(answers=len(prompts))
     answers: dict[bool, list[tuple[int, ...]]] = {}
     for turn in range(-1, turns):
@@ -170,7 +170,7 @@ def published(layers: int) -> ModelConfig:
 
 
 def stepper(precision: str, layers: int) -> Callable[[int], object]:
-    """Runs a step of so many tokens behind `HELD` others."""
+    """A function that runs a step of some tokens after `CONTEXT` others."""
     config, blocks = published(layers), -(-(CONTEXT + max(TOKENS)) // BLOCK)
     model = quantize(random_model(config), precision)
     memory = Memory(config.decoder, blocks, torch.bfloat16, torch.device("cpu"))
@@ -253,7 +253,7 @@ Pair = tuple[list[Message], str]
 
 
 def pages(rows: int, rng: random.Random) -> tuple[list[Pair], list[Pair]]:
-    """Pages of the documentation read off, and corrected where a few characters were swapped."""
+    """Pages of the documentation to transcribe, and pages with a few swapped characters to correct."""
     folder = Path(__file__).parents[1] / "docs"
     text = [p for f in sorted(folder.glob("*.md")) for p in re.split(r"\n\n+", f.read_text())]
     text = [p for p in text if 400 < len(p) < 1200]

@@ -1,12 +1,12 @@
-"""How fast curation is, with one worker and two, and what memory it takes when there is ten times as much:
+"""Speed of curation with one worker and two, and its memory for ten times as much data:
 
     python benchmarks/throughput.py text [--megabytes 1 10] [--workers 1 2]     # MB of UTF-8 per second, read to shards
     python benchmarks/throughput.py speech [--clips 200] [--workers 1 2]        # hours of audio per hour
 
 Text: JSON lines of prose in eight languages go through language, rules, quality, personal information, held-out
 samples and near duplicates. Speech: flite reads sentences aloud (espeak-ng where there is no flite), with and without
-pocketsphinx listening. Each run has its own process; its memory is the proportional set size (PSS) of all its
-processes, looked at ten times a second.
+transcription by pocketsphinx. Each run has its own process; its memory is the proportional set size (PSS) of all its
+processes, sampled ten times a second.
 """
 
 import argparse
@@ -47,7 +47,7 @@ ASPECTS = ("educational", "scientific", "toxicity", "obscurity")
 
 
 def raw(folder: Path, megabytes: float) -> None:
-    """JSON lines in `TASKS` files and one to hold out: documents of eight paragraphs of help pages drawn at random, one
+    """Write JSON lines in `TASKS` files and one held-out file: documents of eight random paragraphs of help pages, one
     in twenty repeated."""
     rng = Random(0)
     every = {code: curation.paragraphs(code, 4000) for code in LANGUAGES}
@@ -93,7 +93,7 @@ def spoken(work: Work) -> Iterator[tuple[str, Sample]]:
         yield split, Sample(f"{i}", messages, "benchmark", "MIT", known)
 
 
-def heard(work: Work) -> list[PipelineStep]:
+def transcript_steps(work: Work) -> list[PipelineStep]:
     return [WordErrors(pocketsphinx(), 0.6)]
 
 
@@ -102,28 +102,29 @@ CORPORA = {
         "text", documents, steps=text_steps, across=(partial(deduplicate, TEXTS),), tasks=TASKS
     ),
     "spoken": Corpus("spoken", spoken, tasks=TASKS),
-    "spoken and heard": Corpus("heard", spoken, steps=heard, tasks=TASKS),
+    "spoken and heard": Corpus("heard", spoken, steps=transcript_steps, tasks=TASKS),
 }
 
 
-def made(name: str, work: Work, workers: int) -> None:
+def build(name: str, work: Work, workers: int) -> None:
+    """Build a corpus in this process."""
     corpus.build(CORPORA[name], work, Machines(workers=workers))
 
 
 def measure(name: str, work: Work, workers: int) -> tuple[float, float]:
     """(seconds, peak in MB) of a process that builds a corpus."""
-    process = multiprocessing.get_context("spawn").Process(target=made, args=(name, work, workers))
+    process = multiprocessing.get_context("spawn").Process(target=build, args=(name, work, workers))
     started, peak = time.monotonic(), 0
     process.start()
     root = psutil.Process(process.pid)
     while process.is_alive():
-        taken = 0
+        memory = 0
         for one in [root, *_children(root)]:
             try:
-                taken += one.memory_full_info().pss
+                memory += one.memory_full_info().pss
             except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                continue  # it had come to its end
-        peak = max(peak, taken)
+                continue  # the process has ended
+        peak = max(peak, memory)
         process.join(0.1)
     if process.exitcode:
         sys.exit(f"the run ended with status {process.exitcode}")
@@ -138,7 +139,7 @@ def _children(root: psutil.Process) -> list[psutil.Process]:
 
 
 def text(megabytes: list[float], workers: list[int]) -> None:
-    # Heads of zeros keep every document, and cost what trained ones do.
+    # Heads of zeros keep every document, and take as long as trained ones.
     heads = {
         (code, aspect): np.zeros(BUCKETS + 1, np.float32)
         for code in LANGUAGES
@@ -154,10 +155,10 @@ def text(megabytes: list[float], workers: list[int]) -> None:
                 data = Path(folder) / f"data-{n}"
                 work = Work({"train": 10**9, "test": 200}, 0, Path(folder), data)
                 seconds, peak = measure("text", work, n)
-                kept = len(Shards(data / "text" / "train"))
+                documents_kept = len(Shards(data / "text" / "train"))
                 print(
                     f"text, {bytes / 1e6:.1f} MB, {n} workers: {bytes / 1e6 / seconds:.3f} MB/s in {seconds:.0f} s, "
-                    f"peak {peak:.0f} MB, {kept} documents kept",
+                    f"peak {peak:.0f} MB, {documents_kept} documents kept",
                     flush=True,
                 )
 
@@ -169,13 +170,13 @@ def speech(clips: int, workers: list[int]) -> None:
                 root = Path(folder)
                 work = Work({"train": 10**9}, clips, root, root / "data")
                 seconds, peak = measure(name, work, n)
-                kept = [
+                durations = [
                     s.meta["seconds"] for s in Shards(root / "data" / CORPORA[name].name / "train")
                 ]
-                audio = sum(kept) * clips / max(1, len(kept))
+                audio = sum(durations) * clips / max(1, len(durations))
                 print(
                     f"{name}, {clips} clips, {audio / 60:.1f} minutes, {n} workers: {audio / seconds:.0f} hours "
-                    f"per hour in {seconds:.0f} s, peak {peak:.0f} MB, {len(kept)} clips kept",
+                    f"per hour in {seconds:.0f} s, peak {peak:.0f} MB, {len(durations)} clips kept",
                     flush=True,
                 )
 

@@ -1,8 +1,8 @@
 """Training against a plain transformers + PEFT loop (peers/transformers_peft.py), on the same rows in the same steps:
 
-- vision: what vision 3 trains (LoRA, encoder, projector) in the report's model at a quarter of every width and depth,
-  its vocabulary of 200,064 whole: a decoder of 768 x 8
-- speech: what speech 2 trains (LoRA, projector) in the same model
+- vision: the parameters that vision 3 trains (LoRA, encoder, projector) in the report's model at a quarter of every
+  width and depth, its vocabulary of 200,064 whole: a decoder of 768 x 8
+- speech: the parameters that speech 2 trains (LoRA, projector) in the same model
 - text: the whole language model of nano, on rows of text 1's corpora
 
     polyphi bench train [--json]
@@ -154,10 +154,10 @@ def written(work: Work, folder: Path) -> list[dict[str, Any]]:
     page is as long as a whole step: with it a padded batch would be almost empty.)"""
     mix = {"copying": 40, "instructions": 57.4, "code": 0.6}
     cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
-    for made in (copying.corpus, instructions.corpus, code.corpus):
-        rows = {"train": 2000 if made.name != "code" else 200}
+    for corpus in (copying.corpus, instructions.corpus, code.corpus):
+        rows = {"train": 2000 if corpus.name != "code" else 200}
         corpora.build(
-            made, corpora.Work(rows, seed=0, cache=cache, data=folder, report=console.print)
+            corpus, corpora.Work(rows, seed=0, cache=cache, data=folder, report=console.print)
         )
     texts = (
         message.text
@@ -185,23 +185,23 @@ def written(work: Work, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def as_batch(made: dict[str, Any], work: Work) -> Batch:
-    """A row as polyphi has it."""
+def as_batch(sample: dict[str, Any], work: Work) -> Batch:
+    """A row as a `Batch` of polyphi."""
     media: dict[str, Any] = {}
-    slots = torch.arange(len(made["ids"]))
-    if "crops" in made:
-        layout = ImageLayout(*made["image"])
+    slots = torch.arange(len(sample["ids"]))
+    if "crops" in sample:
+        layout = ImageLayout(*sample["image"])
         assert work.config.vision is not None
-        media = {"crops": made["crops"], "crop_masks": made["crop_masks"], "images": (layout,)}
+        media = {"crops": sample["crops"], "crop_masks": sample["crop_masks"], "images": (layout,)}
         media["image_slots"] = slots[: layout.tokens(work.config.vision.cells)]
-    if "mels" in made:
-        clip = Clip(len(made["mels"]), "speech")
-        media = {"mels": made["mels"], "clips": (clip,), "audio_slots": slots[: clip.tokens]}
-    return row(made["ids"], supervise=made["supervise"], adapter=work.adapter or None, **media)
+    if "mels" in sample:
+        clip = Clip(len(sample["mels"]), "speech")
+        media = {"mels": sample["mels"], "clips": (clip,), "audio_slots": slots[: clip.tokens]}
+    return row(sample["ids"], supervise=sample["supervise"], adapter=work.adapter or None, **media)
 
 
 def stage_of(work: Work, batches: Sequence[Batch]) -> Stage:
-    """The stage, on rows that were made before, in their order."""
+    """The stage with `batches` as its data, in their order."""
 
     class Prepared(NextToken):
         def rows(
@@ -214,22 +214,23 @@ def stage_of(work: Work, batches: Sequence[Batch]) -> Stage:
 
 
 def write(work: Work, folder: Path) -> None:
-    """For both sides: `rows.pt`, `work.json` (sizes, rate, rows of each step) and `rows`, a corpus of their indices."""
-    made = (
+    """Write the files for both sides: `rows.pt`, `work.json` (sizes, learning rate, rows of each step) and `rows`, a
+    corpus of their indices."""
+    rows = (
         spoken_or_seen(work, 10 * work.steps) if work.adapter else written(work, folder / "corpora")
     )
-    stubs = [shards.document(str(i), "", "", "") for i in range(len(made))]
+    stubs = [shards.document(str(i), "", "", "") for i in range(len(rows))]
     shards.write(folder / "rows" / "train", stubs, pipeline="benchmark")
-    places = Loader(
+    loader = Loader(
         {"rows": 1.0},
         folder,
-        lambda _, sample: [as_batch(made[int(sample.id)], work)],
+        lambda _, sample: [as_batch(rows[int(sample.id)], work)],
         batch_tokens=work.batch_tokens,
         seed=0,
         curriculum=("rows",),
     )
-    steps = [[int(id.removeprefix("rows/")) for id in places.step().ids] for _ in range(work.steps)]
-    torch.save(made, folder / "rows.pt")
+    steps = [[int(id.removeprefix("rows/")) for id in loader.step().ids] for _ in range(work.steps)]
+    torch.save(rows, folder / "rows.pt")
     rate = max(stages.load(work.stage).trainable.values())
     settings = {**for_peer(work), "rate": rate, "steps": steps}
     (folder / "work.json").write_text(json.dumps(settings))
@@ -273,7 +274,7 @@ def for_peer(work: Work) -> dict[str, Any]:
 
 
 def configuration(work: Work) -> ModelConfig:
-    """What the stage's model is made of."""
+    """The configuration of the stage's model."""
     if not work.adapter:
         return work.config
     return replace(
@@ -291,9 +292,9 @@ def ours(
     count_flops: bool = False,
     dtype: precision.Requested = "auto",
 ) -> dict[str, Any]:
-    """Train as a stage does; what `sidebyside.alternate` reads."""
+    """Train as a stage does; return the object that `sidebyside.alternate` reads."""
     rows = torch.load(folder / "rows.pt", weights_only=True)
-    batches = [as_batch(made, work) for made in rows]
+    batches = [as_batch(sample, work) for sample in rows]
     model = PhiModel(configuration(work))
     model.initialise(0)
     budget = Budget(work.steps, work.batch_tokens, work.batch_tokens)
@@ -369,16 +370,16 @@ def compare(
     kinds = [("speed", "supervised tokens/s", share)]
     if work.adapter:
         kinds.append(("memory", "GiB", None))
-    made: list[list[Row]] = []
+    tables: list[list[Row]] = []
     for side, label in (("peer", ""), ("peer, short head", ", the peer's head on labels only")):
         medians = {k: (median(results["ours"], k), median(results[side], k)) for k, *_ in kinds}
-        made.append(
+        tables.append(
             [
                 Row(f"{work.name} {key}{label}", *medians[key], peer_name, unit, limit_share)
                 for key, unit, limit_share in kinds
             ]
         )
-    return made[0], made[1]
+    return tables[0], tables[1]
 
 
 def same_work(results: dict[str, list[dict[str, Any]]]) -> None:

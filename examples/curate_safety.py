@@ -1,5 +1,5 @@
-"""Safety preferences in all eight languages: the recipe's English pairs and what a red team found, translated by a
-teacher and translated back to check (report 5.1). One task a language; what loses its meaning is kept aside.
+"""Safety preferences in all eight languages: the recipe's English pairs and a red team's findings, translated by a
+teacher and translated back to check (report 5.1). One task per language; pairs that lose their meaning are quarantined.
 
     polyphi curate examples/curate_safety.py --out runs/nano --workers 8
     polyphi curate show safety --out runs/nano
@@ -18,8 +18,8 @@ from polyphi.services.endpoint import Endpoint
 from polyphi.text.lexicon import LANGUAGES
 
 TEACHER = partial(Endpoint, "http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
-AT_LEAST = 50.0  # chrF of each text when it is back; look at what is refused, then choose
-FOUND = Path("feedback.jsonl")
+AT_LEAST = 50.0  # chrF of each text translated back; inspect the rejected ones, then choose
+FINDINGS = Path("feedback.jsonl")
 
 
 def pairs(work: Work, split: str) -> Iterator[Sample]:
@@ -27,15 +27,15 @@ def pairs(work: Work, split: str) -> Iterator[Sample]:
     for sample in Shards(work.data / "preferences" / split):
         if sample.meta["language"] == "en":
             yield sample
-    if FOUND.exists():
-        found = feedback.read(FOUND)
-        yield from feedback.pairs(f for f in found if side(split, "feedback", f.prompt))
+    if FINDINGS.exists():
+        findings = feedback.read(FINDINGS)
+        yield from feedback.pairs(f for f in findings if side(split, "feedback", f.prompt))
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     (split,) = work.rows
     number, of = work.part if split == "train" else (0, 1)  # the test split is one task
-    made = in_languages(
+    translations = in_languages(
         partial(pairs, work, split),
         list(LANGUAGES)[number::of],
         TEACHER(),
@@ -43,7 +43,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
         at_least=AT_LEAST,
         suffix=split,
     )
-    return ((split, sample) for sample in made)
+    return ((split, sample) for sample in translations)
 
 
-corpus = Corpus("safety", build, corpora=("preferences",), tasks=len(LANGUAGES), files=(FOUND,))
+corpus = Corpus("safety", build, corpora=("preferences",), tasks=len(LANGUAGES), files=(FINDINGS,))

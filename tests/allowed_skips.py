@@ -30,10 +30,10 @@ def emulation() -> dict[str, str]:
 def cpu_has(*features: str) -> bool:
     """Whether Linux reports one of these features of the CPU. False on other systems."""
     try:
-        found = re.search(r"(?m)^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text())
+        flags = re.search(r"(?m)^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text())
     except OSError:
         return False
-    return bool(found and set(features) & set(found[1].split()))
+    return bool(flags and set(features) & set(flags[1].split()))
 
 
 MACHINES: dict[str, Callable[[], bool]] = {

@@ -9,6 +9,5 @@ from polyphi.processing import image
 
 def cut(picture: Image.Image, **sizes: int) -> tuple[torch.Tensor, torch.Tensor, ImageLayout]:
     """(crops in [-1, 1], the global view first, then row by row; masks of valid patches; layout)."""
-    made = image.cut(picture, image.plan(*picture.size, **sizes))
-    seen = ImageInput(made.crops, made.view, made.masks, (made.layout,))
-    return seen.float_crops().crops, made.masks, made.layout
+    crops, view, masks, layout = image.cut(picture, image.plan(*picture.size, **sizes))
+    return ImageInput(crops, view, masks, (layout,)).float_crops().crops, masks, layout

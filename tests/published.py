@@ -70,5 +70,5 @@ def write_data(folder: Path, rows: int = 12) -> None:
             lines["pictures"].append({"messages": messages})
         lines["clips"].append({"audio": f"{i}.wav", "answer": pitch})
         lines["words"].append({"question": f"say {colour}", "answer": colour})
-    for name, found in lines.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+    for name, samples in lines.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in samples))

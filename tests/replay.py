@@ -17,9 +17,9 @@ class Replay:
     """`chats` maps a piece of a prompt, or the SHA-256 of a picture or clip in it, to the answer; a list holds an
     answer for each seed, a mapping is sent as JSON. `clips` maps a text to its speech, `transcripts` a clip to text.
 
-    `faults` are taken one by one, before anything is answered: an int is a status, (status, headers, body), "cut" (the
+    `faults` are applied one by one, each to one request: an int is a status, (status, headers, body), "cut" (the
     connection breaks before the head), "half" (in the middle of the body), "torn" (likewise, of an error), "garbage"
-    (not JSON) or a float (seconds of silence). With a `key`, others are refused, and quoted."""
+    (not JSON) or a float (seconds of silence). With a `key`, other keys are rejected with an error that quotes them."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Replay:
         self, handler: http.server.BaseHTTPRequestHandler, path: str, body: Any, fault: Any
     ) -> None:
         time.sleep(fault if isinstance(fault, float) else self.seconds)
-        given = handler.headers.get("Authorization", "").removeprefix("Bearer ")
+        key = handler.headers.get("Authorization", "").removeprefix("Bearer ")
         status, headers, content = 200, {}, b""
         if fault == "cut":
             handler.connection.close()
@@ -95,8 +95,8 @@ class Replay:
             content = json.dumps({"error": {"message": "on demand"}}).encode()
         elif isinstance(fault, tuple):
             status, headers, content = fault
-        elif self.key and given != self.key:
-            error = {"error": {"message": f"Incorrect API key provided: {given}"}}
+        elif self.key and key != self.key:
+            error = {"error": {"message": f"Incorrect API key provided: {key}"}}
             status, content = 401, json.dumps(error).encode()
         elif fault == "garbage":
             content = b"<html>Welcome</html>"

@@ -40,14 +40,14 @@ def test_the_example_makes_clean_shards(
     (raw / "bad.jsonl").write_text(json.dumps({"text": "x " * 200, "url": "u"}))
     monkeypatch.chdir(tmp_path)
     cli.main(["curate", str(EXAMPLE), "--out", "mine", "--size", "micro", "--workers", "2"])
-    kept = list(Shards(tmp_path / "mine" / "data" / "pages" / "train"))
-    assert len(kept) >= 20 and all("anna.smith" not in s.answer for s in kept)
-    assert {step["step"] for step in kept[0].meta["lineage"]} >= {"language"}
+    samples = list(Shards(tmp_path / "mine" / "data" / "pages" / "train"))
+    assert len(samples) >= 20 and all("anna.smith" not in s.answer for s in samples)
+    assert {step["step"] for step in samples[0].meta["lineage"]} >= {"language"}
     capsys.readouterr()
     cli.main(["curate", "show", "pages", "--out", "mine", "--size", "micro"])
     card = capsys.readouterr().out
     assert "my crawl" in card and "CC-BY-4.0" in card and "dropped" in card
-    cli.main(["curate", "show", f"pages/{kept[0].id}", "--out", "mine", "--size", "micro"])
+    cli.main(["curate", "show", f"pages/{samples[0].id}", "--out", "mine", "--size", "micro"])
     assert "in train" in capsys.readouterr().out
 
 
@@ -118,11 +118,11 @@ def test_the_page_s_image_filters_make_a_corpus(
     (tmp_path / "pairs.py").write_text(mine + code)
     monkeypatch.chdir(tmp_path)
     cli.main(["curate", "pairs.py", "--out", "mine", "--size", "micro"])
-    (kept,) = Shards(tmp_path / "mine" / "data" / "pairs" / "train")
-    assert kept.id == "good"
-    with Image.open(io.BytesIO(media(kept.messages, Picture)[0].source)) as opened:
+    (sample,) = Shards(tmp_path / "mine" / "data" / "pairs" / "train")
+    assert sample.id == "good"
+    with Image.open(io.BytesIO(media(sample.messages, Picture)[0].source)) as opened:
         assert opened.size == (1344, 1344)
-    assert [s["step"] for s in kept.meta["lineage"]] == ["sizes", "shrink", "safe", "matching"]
+    assert [s["step"] for s in sample.meta["lineage"]] == ["sizes", "shrink", "safe", "matching"]
     for name, reason in (
         ("tiny", "too small"),
         ("unsafe", "unsafe"),

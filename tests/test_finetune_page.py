@@ -82,16 +82,16 @@ def test_the_page_runs(
         output[" ".join(command)] = capsys.readouterr().out
     assert [c.split()[0] for c in output].count("train") == 3
 
-    kept = {s.id: s for s in Shards("runs/desk/data/desk/train")}
-    kept |= {s.id: s for s in Shards("runs/desk/data/desk/test")}
+    samples = {s.id: s for s in Shards("runs/desk/data/desk/train")}
+    samples |= {s.id: s for s in Shards("runs/desk/data/desk/test")}
     line = "{}.jsonl, line {}".format
-    assert not {line("receipts", 4), line("receipts", 25)} <= set(kept), "one of two alike"
-    assert line("receipts", 6) not in kept, "it will be measured on"
+    assert not {line("receipts", 4), line("receipts", 25)} <= set(samples), "one of two alike"
+    assert line("receipts", 6) not in samples, "it is in the evaluation set"
     assert "nowhere.png" in Path("bad_rows.txt").read_text()
-    assert not {line("calls", 1), line("calls", 25)} <= set(kept), "the same clip twice"
-    assert len(kept) == 24 + 24 - 1 + 1, "all others, and one more question about photo 4"
-    asked = kept[line("receipts", 26)].answer
-    assert asked.startswith("blue, says ") and "@" in asked and "anna.smith" not in asked
+    assert not {line("calls", 1), line("calls", 25)} <= set(samples), "the same clip twice"
+    assert len(samples) == 24 + 24 - 1 + 1, "all others, and one more question about photo 4"
+    answer = samples[line("receipts", 26)].answer
+    assert answer.startswith("blue, says ") and "@" in answer and "anna.smith" not in answer
     assert "Decontamination: total" in output["curate show desk --out runs/desk"]
     for name in ("calls", "adapter", "medical"):
         assert read_layout(Path("runs") / name / "model") == "native"

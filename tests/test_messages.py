@@ -63,8 +63,8 @@ def test_a_video_has_at_least_one_frame(frames: Any) -> None:
 
 
 def test_videos_have_a_number_of_frames() -> None:
-    given = asking("video_url", frames=8, detail="low")
-    assert Message.parse(given).parts == (Video(Path("a.bin"), 8, "low"),)
+    message = asking("video_url", frames=8, detail="low")
+    assert Message.parse(message).parts == (Video(Path("a.bin"), 8, "low"),)
     assert Message.parse(asking("video_url")).parts == (Video(Path("a.bin")),)
 
 

@@ -1,4 +1,4 @@
-"""The Python of docs/reasoning.md runs as it stands; only the model and the server are synthetic fixtures."""
+"""The Python of docs/reasoning.md runs unchanged; only the model and the server are synthetic fixtures."""
 
 import http.server
 import json
@@ -31,9 +31,9 @@ class Slow:
 
 def solution(question: str) -> str:
     """Sums of two numbers are solved; the answer to everything else is 632."""
-    found = re.match(r"Solve step by step: (\d+) \+ (\d+)\n", question)
-    total = int(found[1]) + int(found[2]) if found else 632
-    return f"{found[0][20:-1]} = {total}\nAnswer: {total}" if found else "Answer: 632"
+    match = re.match(r"Solve step by step: (\d+) \+ (\d+)\n", question)
+    total = int(match[1]) + int(match[2]) if match else 632
+    return f"{match[0][20:-1]} = {total}\nAnswer: {total}" if match else "Answer: 632"
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_the_page_runs(
     exec(corpus.replace("http://localhost:8000", address), names)
     names["ROWS"] = {"train": 12, "test": 2}
     work = Work({"train": 1_000_000, "test": 1_000}, 0, tmp_path / "cache", tmp_path / "data")
-    made = [sample for split, sample in names["build"](work) if split == "train"]
-    assert len(made) == 12 and {s.meta["family"] for s in made} == {"add"}
+    samples = [sample for split, sample in names["build"](work) if split == "train"]
+    assert len(samples) == 12 and {s.meta["family"] for s in samples} == {"add"}
     so_far = len(requests)
     again = [sample for split, sample in names["build"](work) if split == "train"]
-    assert again == made and len(requests) == so_far, "no request is sent twice"
+    assert again == samples and len(requests) == so_far, "no request is sent twice"

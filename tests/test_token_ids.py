@@ -120,8 +120,8 @@ def test_media_keep_their_settings_beside_ids(phi: polyphi.Phi, media: tuple[Pat
     samples = (np.zeros(8000, np.float32), 16000)
     answer = phi.generate(ids, [small], sampling=EIGHT)
     assert answer == phi.generate(messages, sampling=EIGHT)
-    heard = phi.generate([phi.tokenizer.audio_id], audios=[Audio(samples)], sampling=EIGHT)
-    assert heard == phi.generate([phi.tokenizer.audio_id], audios=[samples], sampling=EIGHT)
+    answer = phi.generate([phi.tokenizer.audio_id], audios=[Audio(samples)], sampling=EIGHT)
+    assert answer == phi.generate([phi.tokenizer.audio_id], audios=[samples], sampling=EIGHT)
 
 
 def test_tokenize_reads_headers_only(
@@ -210,7 +210,7 @@ def test_logits_of_many_equal_one_by_one(
 def test_logits_of_many_run_together(phi: polyphi.Phi) -> None:
     calls = []
     hidden = phi.engine.runner.hidden
-    phi.engine.runner.hidden = lambda *given: calls.append(len(given[0])) or hidden(*given)
+    phi.engine.runner.hidden = lambda *args: calls.append(len(args[0])) or hidden(*args)
     phi.logits_many([[1, 2, 3], [4, 5]], last=1)
     assert calls == [5]
     phi.engine.scorer.most = 4
@@ -299,8 +299,8 @@ def test_a_model_without_tokenizer_works_on_ids(
     assert torch.equal(bare.embed(Image(media[0])), phi.embed(Image(media[0])))
     sampled = SamplingParams(max_tokens=8, temperature=1.0, seed=3, logprobs=2, n=2)
     expected = phi.generate(ids, images, audios, sampling=sampled)
-    found = bare.generate(ids, images, audios, sampling=sampled)
-    assert [c.tokens for c in (found, *found.others)] == [
+    completion = bare.generate(ids, images, audios, sampling=sampled)
+    assert [c.tokens for c in (completion, *completion.others)] == [
         c.tokens for c in (expected, *expected.others)
     ]
 
@@ -371,8 +371,8 @@ def test_none_is_a_name_too(phi: polyphi.Phi, media: tuple[Path, Path]) -> None:
     assert phi.processor.row(messages, adapter="none").adapters == (None,)
     assert phi.processor.ids_row(ids, images, audios, "none").adapters == (None,)
     wave = (np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32), 16000)
-    heard = [phi.transcribe(wave, sampling=EIGHT, adapter=name) for name in ("none", None)]
-    assert heard[0] == heard[1] and heard[0].adapter is None
+    transcripts = [phi.transcribe(wave, sampling=EIGHT, adapter=name) for name in ("none", None)]
+    assert transcripts[0] == transcripts[1] and transcripts[0].adapter is None
     with pytest.raises(ValueError, match="unknown adapter 'nothing'"):
         phi.generate(messages, adapter="nothing")
 

@@ -1,4 +1,4 @@
-"""Speech that a test can understand: each word is a tone with its own pitch, and `heard` reads words off samples."""
+"""Speech that a test can decode: each word is a tone with its own pitch; `decode_words` reads the words of samples."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def say(
     return (wave + noise * np.random.default_rng(0).standard_normal(len(wave))).astype(np.float32)
 
 
-def heard(wave: np.ndarray, rate: int) -> list[str]:
+def decode_words(wave: np.ndarray, rate: int) -> list[str]:
     """The words in some samples, those that are cut short as `PARTLY`."""
     step = rate // 100
     loud = np.abs(wave[: len(wave) // step * step]).reshape(-1, step).max(axis=1) > 0.02

@@ -36,19 +36,19 @@ class GenAI:
             max_new_tokens=tokens, ignore_eos=True, do_sample=False
         )
         ones = openvino.Tensor(np.ones(prompts.shape, dtype=np.int64))
-        given = openvino_genai.TokenizedInputs(openvino.Tensor(prompts.astype(np.int64)), ones)
-        return self.pipeline.generate(given, config).perf_metrics
+        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(prompts.astype(np.int64)), ones)
+        return self.pipeline.generate(inputs, config).perf_metrics
 
     def prefill(self, ids: np.ndarray) -> None:
         self.generate(ids[None], 1)
 
     def decode(self, prompts: np.ndarray, more: np.ndarray) -> float:
         steps = more.shape[1]
-        made = self.generate(prompts, steps + 1).raw_metrics.token_infer_durations  # in us
-        return sum(made[1:]) / 1e6
+        durations = self.generate(prompts, steps + 1).raw_metrics.token_infer_durations  # in us
+        return sum(durations[1:]) / 1e6
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
-        """By the exported model itself, since the pipeline keeps its logits; gone before the pipeline stands."""
+        """By the exported model, since the pipeline doesn't return logits; it is freed before the pipeline is built."""
         model = openvino.Core().compile_model(
             self.folder / "openvino_model.xml", "CPU", {"INFERENCE_NUM_THREADS": self.threads}
         )
@@ -68,12 +68,12 @@ class GenAI:
 def main(checkpoint: str, work: str, kind: str, threads: str) -> None:
     folder = Path(work) / f"openvino-{kind}"
     if not folder.exists():
-        made = folder.with_suffix(".part")
+        partial = folder.with_suffix(".part")
         command = [Path(sys.executable).with_name("optimum-cli"), "export", "openvino"]
         command += ["--model", checkpoint, "--task", "text-generation-with-past"]
-        command += ["--weight-format", kind, *FORMAT[kind], made]
+        command += ["--weight-format", kind, *FORMAT[kind], partial]
         subprocess.run(command, check=True, stdout=sys.stderr)
-        made.rename(folder)
+        partial.rename(folder)
     take_turns(GenAI(folder, int(threads)))
 
 

@@ -5,7 +5,7 @@
 The first turn of a KIND writes WORK/KIND.gguf: the weights in bfloat16 by gguf's writer, then quantised by
 llama.cpp's own `llama_model_quantize`. Its Q4_0 keeps the tied embedding, which is the head, in Q6_K; `Q4_0-pure` has
 4 bits everywhere. Contexts are llama.cpp's defaults but for their lengths: flash attention is its own choice, keys and
-values are float16, weights are repacked for the CPU as it likes.
+values are float16, weights are repacked for the CPU by its own choice.
 """
 
 import ctypes
@@ -98,10 +98,12 @@ def quantise(source: Path, target: Path, kind: str, threads: int) -> None:
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.pure = KINDS[kind]
     params.nthread = threads
-    made = target.with_suffix(".part")
-    if llama.llama_model_quantize(str(source).encode(), str(made).encode(), ctypes.byref(params)):
+    partial = target.with_suffix(".part")
+    if llama.llama_model_quantize(
+        str(source).encode(), str(partial).encode(), ctypes.byref(params)
+    ):
         raise RuntimeError(f"llama.cpp could not quantise {source} to {kind}")
-    made.rename(target)
+    partial.rename(target)
 
 
 class Llama:
@@ -139,8 +141,8 @@ class Llama:
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         llama.llama_memory_clear(llama.llama_get_memory(self.single), False)
         self.run(self.single, ids[None], 0)
-        found = llama.llama_get_logits_ith(self.single, -1)
-        return np.ctypeslib.as_array(found, (self.vocabulary,)).copy()
+        logits = llama.llama_get_logits_ith(self.single, -1)
+        return np.ctypeslib.as_array(logits, (self.vocabulary,)).copy()
 
     logits = prefill
 
@@ -162,9 +164,9 @@ def main(checkpoint: str, work: str, kind: str, threads: str) -> None:
     whole, file = Path(work) / "bf16.gguf", Path(work) / f"{kind}.gguf"
     if not file.exists():
         if not whole.exists():
-            made = whole.with_suffix(".part")
-            write(Path(checkpoint), made)
-            made.rename(whole)
+            partial = whole.with_suffix(".part")
+            write(Path(checkpoint), partial)
+            partial.rename(whole)
         quantise(whole, file, kind, int(threads))
     take_turns(Llama(file, int(threads)))
 

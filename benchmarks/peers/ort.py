@@ -45,9 +45,9 @@ class OnnxRuntime:
         params.set_search_options(
             batch_size=len(ids), max_length=ids.shape[1] + STEPS, min_length=0, do_sample=False
         )
-        made = genai.Generator(self.model, params)
-        made.append_tokens(ids.astype(np.int32))
-        return made
+        generator = genai.Generator(self.model, params)
+        generator.append_tokens(ids.astype(np.int32))
+        return generator
 
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         return self.generator(ids[None]).get_logits().reshape(-1, self.vocabulary)[-1]
@@ -56,22 +56,22 @@ class OnnxRuntime:
 
     def decode(self, prompts: np.ndarray, more: np.ndarray) -> float:
         """Greedy, on its own tokens: the first is known from the prompt."""
-        made = self.generator(prompts)
-        made.generate_next_token()
+        generator = self.generator(prompts)
+        generator.generate_next_token()
         start = time.perf_counter()
         for _ in range(more.shape[1]):
-            made.generate_next_token()
+            generator.generate_next_token()
         return time.perf_counter() - start
 
 
 def main(checkpoint: str, work: str, kind: str, threads: str) -> None:
     folder = Path(work) / f"onnxruntime-{kind}"
     if not folder.exists():
-        made = folder.with_suffix(".part")
+        partial = folder.with_suffix(".part")
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint]
-        command += ["-o", str(made), "-p", kind, "-e", "cpu", "-c", str(made) + "-cache"]
+        command += ["-o", str(partial), "-p", kind, "-e", "cpu", "-c", str(partial) + "-cache"]
         subprocess.run(command, check=True, stdout=sys.stderr)
-        made.rename(folder)
+        partial.rename(folder)
     take_turns(OnnxRuntime(folder, int(threads)))
 
 

@@ -1,4 +1,4 @@
-"""polyphi itself, as one of the sides.
+"""polyphi as one of the sides.
 
 python ours.py CHECKPOINT THREADS WHAT      a quantised one; WHAT: language or multimodal
 """
@@ -35,10 +35,10 @@ class Language:
         self.pool = BlockPool(blocks)
 
     def tables(self, sequences: int, tokens: int) -> list[BlockTable]:
-        made = [BlockTable(self.pool) for _ in range(sequences)]
-        for table in made:
+        tables = [BlockTable(self.pool) for _ in range(sequences)]
+        for table in tables:
             table.grow(tokens)
-        return made
+        return tables
 
     def run(self, ids: torch.Tensor, tables: list[BlockTable]) -> torch.Tensor:
         """Logits [S V] behind ids [S T], whose predecessors are in the cache."""
@@ -58,9 +58,9 @@ class Language:
     def prefill(self, ids: np.ndarray) -> np.ndarray:
         tables = self.tables(1, len(ids))
         for some in torch.from_numpy(ids).split(CHUNK):  # as the engine reads a prompt
-            found = self.run(some[None], tables)
+            logits = self.run(some[None], tables)
         tables[0].clear()
-        return found[0].numpy()
+        return logits[0].numpy()
 
     logits = prefill
 
@@ -97,14 +97,14 @@ class Multimodal:
         self.took, positions = dict.fromkeys(self.took, 0.0), 0
         read = self.engine.processor.row
 
-        def timed(*given: Any, **named: Any) -> Batch:
+        def timed(*args: Any, **kwargs: Any) -> Batch:
             start = time.perf_counter()
-            made = read(*given, **named)
+            batch = read(*args, **kwargs)
             self.add("media", time.perf_counter() - start)
             nonlocal positions
-            crops, mels = made.crop_masks, made.mels
+            crops, mels = batch.crop_masks, batch.mels
             positions = crops.numel() if crops is not None else len(mels) // 8
-            return made
+            return batch
 
         self.engine.processor.row = timed  # type: ignore[method-assign]
         start = time.perf_counter()

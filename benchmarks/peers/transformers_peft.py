@@ -105,20 +105,20 @@ def main() -> None:
     work = json.loads((args.folder / "work.json").read_text())
     stored = torch.load(args.folder / "rows.pt", weights_only=True)
     model = build(work).train()
-    learned = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(
-        learned, lr=work["rate"], betas=(0.9, 0.95), weight_decay=0.01, fused=True
+        trainable, lr=work["rate"], betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )
     seconds, supervised, losses = 0.0, 0, []
-    for number, places in enumerate(work["steps"][: args.steps]):
+    for number, indices in enumerate(work["steps"][: args.steps]):
         start = time.perf_counter()
-        batch = collate([stored[place] for place in places], work)
+        batch = collate([stored[index] for index in indices], work)
         count = int((batch["labels"] != -100).sum())
         with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
             short = args.head == "supervised"
             loss = supervised_loss(model, batch) if short else model(**batch, use_cache=False).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
+        nn.utils.clip_grad_norm_(trainable, 1.0)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
         losses.append(loss.item())
@@ -133,7 +133,7 @@ def main() -> None:
                 "speed": supervised / seconds,
                 "memory": peak_bytes() / 2**30,
                 "losses": losses,
-                "trainable": sum(p.numel() for p in learned),
+                "trainable": sum(p.numel() for p in trainable),
             }
         )
     )

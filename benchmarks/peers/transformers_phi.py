@@ -42,9 +42,9 @@ class Language:
     def run(self, ids: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
         """Logits [S V] behind ids [S T], and the cache."""
         out = self.model.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        # The last rows by themselves: of `logits_to_keep=1` and weights that want no gradient, as these, torch 2.13
-        # makes a product over a view with odd strides, which takes 58 times as long. A model as it is loaded is
-        # spared that, and so is this comparison.
+        # The last rows by themselves: of `logits_to_keep=1` and weights without gradients, as here, torch 2.13
+        # computes a product over a view with odd strides, which takes 58 times as long. A model as it is loaded
+        # doesn't take that path, so this comparison avoids it too.
         last = out.last_hidden_state[:, -1].contiguous()
         return self.model.lm_head(last).float(), out.past_key_values
 
@@ -104,8 +104,8 @@ def multimodal(model: PhiModel) -> Any:
 
 def peft_name(name: str) -> str:
     """A tensor of the native layout by the name that it has in a model with adapters."""
-    if found := re.fullmatch(r"(\w+)-lora/(.*)\.(lora_[AB])\.weight", name):
-        return f"{found[2]}.{found[3]}.{found[1]}.weight"
+    if match := re.fullmatch(r"(\w+)-lora/(.*)\.(lora_[AB])\.weight", name):
+        return f"{match[2]}.{match[3]}.{match[1]}.weight"
     return re.sub(f"({ADAPTED})\\.weight", r"\1.base_layer.weight", name)
 
 
@@ -156,14 +156,16 @@ class Multimodal:
         if kind == "picture":
             seen = self.look(Picture.open(io.BytesIO(data)).convert("RGB"), return_tensors="pt")
             seen.pop("num_img_tokens")
-            given = dict(seen)
-            given["image_pixel_values"] = given["image_pixel_values"].to(self.dtype)
+            media_inputs = dict(seen)
+            media_inputs["image_pixel_values"] = media_inputs["image_pixel_values"].to(self.dtype)
         else:
             wave, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-            given = dict(self.listen(wave, sampling_rate=rate, return_tensors="pt"))
-            given["audio_input_features"] = given["audio_input_features"].to(self.dtype)
+            media_inputs = dict(self.listen(wave, sampling_rate=rate, return_tensors="pt"))
+            media_inputs["audio_input_features"] = media_inputs["audio_input_features"].to(
+                self.dtype
+            )
         read = time.perf_counter() - start
-        out = self.model.model(input_ids=ids, use_cache=True, **given)
+        out = self.model.model(input_ids=ids, use_cache=True, **media_inputs)
         self.model.lm_head(out.last_hidden_state[:, -1].contiguous()).argmax(-1).item()
         whole = time.perf_counter() - start
         return {

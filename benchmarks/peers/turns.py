@@ -1,4 +1,4 @@
-"""One side of a comparison in its own process: it makes its model once, then takes turns.
+"""One side of a comparison in its own process: it builds its model once, then runs commands.
 
 Every line on standard input is a command, answered by one line of JSON:
 
@@ -40,16 +40,16 @@ class Side(Protocol):
         given tokens samples its own."""
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
-        """Those [V] behind the ids."""
+        """The logits [V] after the ids."""
 
     def first(self, kind: str, file: Path) -> dict[str, float]:
-        """The parts of the way from a file's bytes to the first token, and the prompt's tokens."""
+        """Seconds of the parts between a file's bytes and the first token, and the prompt's tokens."""
 
 
 def take_turns(side: Side) -> None:
     """Answer commands until standard input ends or says `quit`."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever libraries print goes elsewhere
+    os.dup2(2, 1)  # output of libraries goes to standard error
     random = np.random.default_rng(0)
     shared = np.random.default_rng(1).integers(0, side.vocabulary, LONGEST)
 
@@ -83,7 +83,7 @@ def take_turns(side: Side) -> None:
     }
     print(json.dumps({"bytes": getattr(side, "bytes", 0)}), file=answers)
     for line in sys.stdin:
-        name, *given = line.split()
+        name, *arguments = line.split()
         if name == "quit":
             break
-        print(json.dumps(commands[name](*given)), file=answers)
+        print(json.dumps(commands[name](*arguments)), file=answers)

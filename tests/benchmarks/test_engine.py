@@ -1,4 +1,4 @@
-"""The engine's benchmark at a size of milliseconds: both sides compute the same, and every row is there."""
+"""The engine's benchmark at a tiny size: both sides compute the same, and all rows are printed."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch):
-    """The script, by a name that isn't the tests' own."""
+    """The script, imported under a name that doesn't collide with the tests'."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     spec = importlib.util.spec_from_file_location("benchmark_engine", BENCHMARKS / "engine.py")
     module = importlib.util.module_from_spec(spec)
@@ -31,17 +31,17 @@ def bench(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def tiny(bench, tiny_config: ModelConfig):
     assert tiny_config.vision is not None
-    room = {"max_position_embeddings": 4096, "original_max_position_embeddings": 2048}
+    lengths = {"max_position_embeddings": 4096, "original_max_position_embeddings": 2048}
     config = replace(
         tiny_config,
-        decoder=replace(tiny_config.decoder, **room),
+        decoder=replace(tiny_config.decoder, **lengths),
         vision=replace(tiny_config.vision, crop_size=448),
     )
     return bench.Size(config, prompt=24, tokens=2, frames=400, answer=2, transcript=5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_every_row_is_told(
+def test_every_row_is_printed(
     bench,
     tiny,
     precision: str,
@@ -141,8 +141,8 @@ def test_a_decoder_that_does_not_fit_is_cut(bench, monkeypatch: pytest.MonkeyPat
 def test_rows_without_a_peer_are_shown(bench, capsys: pytest.CaptureFixture[str]) -> None:
     row = bench.Row("a", 2.0, float("nan"), "none", "clips/s")
     bench.show([], as_json=False, others=[row, replace(row, peer=4.0, peer_name="other")])
-    shown = capsys.readouterr().out
-    assert "0.50 / -" in shown and "0.50 / 0.25" in shown and "peer: other" in shown
+    output = capsys.readouterr().out
+    assert "0.50 / -" in output and "0.50 / 0.25" in output and "peer: other" in output
 
 
 def test_weights_are_counted_once_and_fall(bench, tiny) -> None:

@@ -59,7 +59,7 @@ def loaded(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType
 def bench(monkeypatch: pytest.MonkeyPatch):
     for folder in (BENCHMARKS, BENCHMARKS / "peers"):
         monkeypatch.syspath_prepend(str(folder))
-    for name in BESIDE:  # a test of another room may hold one of these names
+    for name in BESIDE:  # another test may have imported a module of such a name
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield loaded("benchmark_kernels", BENCHMARKS / "kernels.py", monkeypatch)
     for name in BESIDE:
@@ -68,7 +68,7 @@ def bench(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Every side is a pretender: seconds of a token, and what its logits are."""
+    """Replace every side with a fake one: seconds per token, and its logits."""
     script = tmp_path / "pretender.py"
     script.write_text(PRETENDER)
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS / "peers"))
@@ -95,7 +95,7 @@ def pretend(bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return command
 
 
-def test_every_row_is_told_with_the_best_peer(bench, pretend, capsys) -> None:
+def test_every_row_is_printed_with_the_best_peer(bench, pretend, capsys) -> None:
     bench.main(["--json", "--repeats", "1", "--layers", "1", "--peer-dtype", "bf16"])
     rows = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
     words = ("decode", "decode 8 sequences", "prefill", "prefill 256", "prefill 2048")
@@ -264,10 +264,10 @@ def test_a_checkpoint_becomes_gguf(
     save_checkpoint(model, tmp_path / "checkpoint", "mini", files=[])
     llama.write(tmp_path / "checkpoint", tmp_path / "bf16.gguf")
     read = gguf.GGUFReader(tmp_path / "bf16.gguf")
-    found = {tensor.name: tensor for tensor in read.tensors}
-    assert len(found) == 6 * config.decoder.num_hidden_layers + 4
-    raw = torch.from_numpy(found["blk.0.ffn_down.weight"].data.copy()).view(torch.bfloat16)
+    tensors = {tensor.name: tensor for tensor in read.tensors}
+    assert len(tensors) == 6 * config.decoder.num_hidden_layers + 4
+    raw = torch.from_numpy(tensors["blk.0.ffn_down.weight"].data.copy()).view(torch.bfloat16)
     assert torch.equal(raw, model.decoder.layers[0].mlp.down_proj.weight)
-    assert np.allclose(found["rope_factors_long.weight"].data, config.decoder.long_factor)
+    assert np.allclose(tensors["rope_factors_long.weight"].data, config.decoder.long_factor)
     scale = read.fields["phi3.rope.scaling.attn_factor"].contents()
     assert scale == pytest.approx(config.decoder.rope_scale)

@@ -54,14 +54,14 @@ def test_both_sides_do_the_same_work(
 
 def test_a_row_is_supervised_where_it_answers(train, tiny_config: ModelConfig) -> None:
     work = replace(train.WORKS[1], config=tiny_config)
-    for made in train.spoken_or_seen(work, 3):
-        batch = train.as_batch(made, work)
-        assert len(batch.supervised) == sum(made["supervise"]) > 0
+    for sample in train.spoken_or_seen(work, 3):
+        batch = train.as_batch(sample, work)
+        assert len(batch.supervised) == sum(sample["supervise"]) > 0
         assert batch.adapters == ("speech",)
         assert len(batch.audio_slots) == batch.clips[0].tokens
 
 
-def test_rows_are_told_as_one_list(train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_printed_as_one_json_list(train, capsys: pytest.CaptureFixture[str]) -> None:
     row = train.Row("vision speed", 3.0, 2.0, "a peer", "tokens/s", 0.5)
     train.show([row], as_json=True, others=[replace(row, peer_name="another")])
     (results,) = json.loads(capsys.readouterr().out)

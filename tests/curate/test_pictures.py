@@ -145,7 +145,7 @@ def test_a_score_that_is_no_number_lets_nothing_through() -> None:
     assert broken.filter(captioned) == (False, "caption doesn't match")
 
 
-def test_in_a_pipeline_what_is_dropped_stays_aside_with_its_reason(tmp_path: Path) -> None:
+def test_dropped_samples_of_a_pipeline_are_stored_with_their_reasons(tmp_path: Path) -> None:
     def rows() -> Iterator[Sample]:
         yield row(picture(2688, 1344), id="large")
         yield row(picture(20, 90), id="small")
@@ -156,7 +156,7 @@ def test_in_a_pipeline_what_is_dropped_stays_aside_with_its_reason(tmp_path: Pat
     steps: list[PipelineStep] = [
         Sizes(),
         Shrink(),
-        Safe(lambda shown: float(shown.width == 90), classifier="ninety"),
+        Safe(lambda image: float(image.width == 90), classifier="ninety"),
     ]
     pipeline.run(tmp_path / "train", [rows], steps, Machines(), pipeline="p" * 16)
     samples = {s.id: s for s in Shards(tmp_path / "train")}

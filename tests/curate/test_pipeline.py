@@ -62,15 +62,15 @@ NEAR = Corpus(
 )
 
 
-def test_training_is_held_against_held_out_samples_and_loses_duplicates_across_tasks(
+def test_held_out_samples_and_duplicates_across_tasks_are_removed_from_training(
     tmp_path: Path,
 ) -> None:
     here = work(tmp_path, 20)
     corpus.build(NEAR, here)
     folder = here.data / "near"
-    kept = [s.id for s in Shards(folder / "train")]
+    ids = [s.id for s in Shards(folder / "train")]
     own = {s.id.rpartition("-")[2] for s in Shards(folder / "train")}
-    assert len(kept) == 9 and own == {str(i) for i in range(10) if i != 3}
+    assert len(ids) == 9 and own == {str(i) for i in range(10) if i != 3}
     assert len(Shards(folder / "test")) == 5
     card = cards.card(folder)
     assert (
@@ -78,9 +78,9 @@ def test_training_is_held_against_held_out_samples_and_loses_duplicates_across_t
     )
     assert "dropped by Decontaminate: known text" in cards.explain(folder, "train-0-3")
     pairs = [(f"train-0-{i}", f"train-1-{i}") for i in range(8) if i != 3]
-    assert all((one in kept) != (other in kept) for one, other in pairs)
-    lost = next(id for pair in pairs for id in pair if id not in kept)
-    assert "dropped by Duplicates-0" in cards.explain(folder, lost)
+    assert all((one in ids) != (other in ids) for one, other in pairs)
+    dropped = next(id for pair in pairs for id in pair if id not in ids)
+    assert "dropped by Duplicates-0" in cards.explain(folder, dropped)
     with pytest.raises(ValueError, match=r"near .*instructions"):
         held_out(replace(here, rows={"train": 1}), "near", "instructions")
 
@@ -91,7 +91,7 @@ def test_a_corpus_file_of_an_earlier_version_reports_by_tell(tmp_path: Path) -> 
     assert lines == ["skipped"]
 
 
-def test_spare_samples_fill_up_to_the_rows_asked_for(tmp_path: Path) -> None:
+def test_spare_samples_fill_up_to_the_requested_rows(tmp_path: Path) -> None:
     here = Work({"train": 8}, 0, tmp_path, tmp_path / "data", report=print)
     corpus.build(Corpus("spared", numbers, steps=even, spare=1.0), here)
     assert [s.id for s in Shards(here.data / "spared" / "train")] == [
@@ -146,20 +146,20 @@ def test_tasks_make_parts_that_are_joined_in_order(workers: int, tmp_path: Path)
     assert len(Shards(here.data / "parts" / "test")) == 5
 
 
-def test_a_pipeline_makes_what_the_recipe_says(tmp_path: Path) -> None:
+def test_a_pipeline_writes_the_samples_of_the_recipe(tmp_path: Path) -> None:
     here = work(tmp_path)
     corpus.build(charts.corpus, here)
     whole = [sample for split, sample in charts.corpus.build(here) if split == "train"]
     assert list(Shards(here.data / "charts" / "train")) == whole
 
 
-def test_what_is_dropped_is_kept_with_the_reason(tmp_path: Path) -> None:
+def test_dropped_samples_are_stored_with_the_reason(tmp_path: Path) -> None:
     here = work(tmp_path, 20)
     corpus.build(NUMBERS, here)
     folder = here.data / "numbers"
-    kept = list(Shards(folder / "train"))
-    assert [s.id for s in kept] == [str(i) for i in range(0, 20, 2)]
-    assert kept[1].meta["lineage"] == [{"step": "even", "number": 2}]
+    samples = list(Shards(folder / "train"))
+    assert [s.id for s in samples] == [str(i) for i in range(0, 20, 2)]
+    assert samples[1].meta["lineage"] == [{"step": "even", "number": 2}]
     print_ = corpus.fingerprint(NUMBERS, here)
     reader, steps, written = pipeline.counts(folder / "train", print_)
     assert (reader["documents"], written["documents"]) == (20, 10)

@@ -76,7 +76,7 @@ def test_wrong_transcripts_are_found(mistakes: float) -> None:
     assert precision >= 0.97 and recall >= 0.85  # measured: 100, 100, 100 and 90 to 95 %
 
 
-def test_what_was_heard_stays_with_the_sample(tmp_path: Path) -> None:
+def test_transcripts_are_stored_with_the_sample(tmp_path: Path) -> None:
     samples = planted(20)
     corpus_ = Corpus(
         "spoken",
@@ -141,10 +141,10 @@ def test_pocketsphinx_distinguishes_flites_transcripts(capsys) -> None:
     # Right and wrong texts have the same six recordings.
     recogniser = replace(pocketsphinx(), transcribe=cache(pocketsphinx().transcribe))
     judge = WordErrors(recogniser, 0.4)
-    kept = [judge.filter(document(s)) is True for s in right]
+    accepted = [judge.filter(document(s)) is True for s in right]
     caught = [judge.filter(document(s)) is not True for s in wrong]
     rate = measure(recogniser, right)
     with capsys.disabled():
-        counted = f"kept {sum(kept)} of 6 right, caught {sum(caught)} of 6 wrong"
+        counted = f"kept {sum(accepted)} of 6 right, caught {sum(caught)} of 6 wrong"
         print(f"\npocketsphinx on flite rms: median word error rate {rate:.0%}, {counted}")
-    assert sum(kept) >= 5 and all(caught)
+    assert sum(accepted) >= 5 and all(caught)

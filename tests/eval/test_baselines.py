@@ -1,4 +1,4 @@
-"""The runner, with models whose right score is known."""
+"""Baselines of held-out tasks, with models whose score is known."""
 
 import json
 from collections.abc import Sequence
@@ -35,19 +35,19 @@ def picture_question(i: int) -> Sample:
 
 
 class Sighted:
-    """Answers with the colour that the picture's bytes name, "red" without a picture; counts what it is asked."""
+    """Answers with the colour that the picture's bytes name, "red" without a picture; records its requests."""
 
     def __init__(self, fail_after: int | None = None) -> None:
-        self.asked: list[tuple[bool, str | None]] = []
+        self.requests: list[tuple[bool, str | None]] = []  # (whether it has a picture, adapter)
         self.fail_after = fail_after
 
     def generate(
         self, messages: Sequence[Message], *, sampling: Any = None, adapter: str | None = "auto"
     ) -> Completion:
-        if self.fail_after is not None and len(self.asked) >= self.fail_after:
+        if self.fail_after is not None and len(self.requests) >= self.fail_after:
             raise KeyboardInterrupt
         pictures = media(messages, Image)
-        self.asked.append((bool(pictures), adapter))
+        self.requests.append((bool(pictures), adapter))
         return Completion(pictures[0].source.split()[0].decode() if pictures else "red")
 
 
@@ -62,22 +62,22 @@ def test_a_model_that_looks_beats_every_baseline(tmp_path: Path) -> None:
     assert result.baselines["shuffled"].score < 0.5
     assert result.margin_low > 0 and result.low > 0.9
     assert set(result.languages) == {"en", "fr"}
-    # Only the input is missing in the baselines: the adapter stays that of a question with a picture.
-    assert {a for shown, a in model.asked if not shown} == {"vision"}
+    # Only the input is missing in the baselines: the adapter is still that of a question with a picture.
+    assert {adapter for pictured, adapter in model.requests if not pictured} == {"vision"}
     assert "beats" in report.line(result) and "100.0 %" in report.markdown([result.as_dict()])
 
 
-def test_a_blind_model_does_not(tmp_path: Path) -> None:
+def test_a_model_that_ignores_the_picture_does_not_beat_them(tmp_path: Path) -> None:
     blind = SimpleNamespace(generate=lambda messages, sampling, adapter: Completion("red"))
     result = baselines.evaluate(blind, TASK, SAMPLES, tmp_path)
     assert (result.score, result.margin, result.verdict) == (0.25, 0.0, "doesn't")
 
 
-def test_too_few_samples_beat_nothing(tmp_path: Path) -> None:
+def test_too_few_samples_beat_no_baseline(tmp_path: Path) -> None:
     assert baselines.evaluate(Sighted(), TASK, SAMPLES[:8], tmp_path).verdict == "doesn't"
 
 
-def test_answers_are_kept_and_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+def test_answers_are_saved_and_an_interrupted_run_resumes(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         baselines.evaluate(Sighted(fail_after=100), TASK, SAMPLES, tmp_path)
     path = tmp_path / "colour.jsonl"
@@ -85,16 +85,16 @@ def test_answers_are_kept_and_an_interrupted_run_goes_on(tmp_path: Path) -> None
         f.write('{"cut short')
     again = Sighted()
     result = baselines.evaluate(again, TASK, SAMPLES, tmp_path)
-    # Without a picture all questions are the same one, so that it is asked once.
-    assert len(again.asked) == 161 - 80 and result.score == 1.0
+    # Without a picture all questions are equal, so one request is sent.
+    assert len(again.requests) == 161 - 80 and result.score == 1.0
     idle = Sighted()
-    assert baselines.evaluate(idle, TASK, SAMPLES, tmp_path) == result and not idle.asked
+    assert baselines.evaluate(idle, TASK, SAMPLES, tmp_path) == result and not idle.requests
     other = Sighted()
     baselines.evaluate(other, TASK, SAMPLES, tmp_path, fingerprint="other weights")
-    assert len(other.asked) == 161
+    assert len(other.requests) == 161
 
 
-def test_scores_come_again_from_the_lines(tmp_path: Path) -> None:
+def test_scores_are_recomputed_from_the_lines(tmp_path: Path) -> None:
     result = baselines.evaluate(Sighted(), TASK, SAMPLES, tmp_path)
     assert (
         baselines.rescore(tmp_path, [TASK])
@@ -131,15 +131,15 @@ def test_a_spoken_question_about_a_picture_has_baselines_for_both() -> None:
         )
         for i in range(3)
     ]
-    asked = list(baselines.prompts_of(spoken, samples, baselines.CONDITIONS, seed=0))
-    assert {q.condition for q in asked} == {
+    prompts = list(baselines.prompts_of(spoken, samples, baselines.CONDITIONS, seed=0))
+    assert {q.condition for q in prompts} == {
         "with",
         "without",
         "shuffled",
         "without_clip",
         "shuffled_clip",
     }
-    for q in asked:
+    for q in prompts:
         assert q.adapter == ("auto" if q.condition == "with" else adapter_for(q.sample.prompt))
         images, clips = media(q.messages, Image), media(q.messages, Audio)
         assert len(images) == (q.condition != "without") and len(clips) == (
@@ -200,11 +200,11 @@ def test_corpus_bleu_is_sacrebleus() -> None:
     for use in (pairs, pairs[1:], pairs[2:], pairs[1:2]):
         samples = [Sample("s", (Message.assistant(r),), "m", "MIT") for _, r in use]
         scores = [scorers.bleu(a, s) for (a, _), s in zip(use, samples, strict=True)]
-        found = statistics.rates(
+        bleu = statistics.rates(
             "bleu", np.array([statistics.vector("bleu", s) for s in scores]).sum(0)
         )
         theirs = BLEU().corpus_score([a for a, _ in use], [[r for _, r in use]])
-        assert float(found) == pytest.approx(theirs.score, rel=1e-12)
+        assert float(bleu) == pytest.approx(theirs.score, rel=1e-12)
 
 
 def test_intervals() -> None:
@@ -228,7 +228,7 @@ def test_shards_can_be_evaluated(tmp_path: Path) -> None:
     assert (result.n, result.score) == (40, 1.0)
 
 
-def test_models_that_batch_are_asked_for_many(tmp_path: Path) -> None:
+def test_models_with_generate_many_receive_batches(tmp_path: Path) -> None:
     sizes = []
 
     class Many(Sighted):

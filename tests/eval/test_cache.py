@@ -1,4 +1,4 @@
-"""The cache of answers: what is sent to the model, what is read from disk, which errors are answers."""
+"""The cache of answers: requests sent to the model, answers read from disk, errors stored as answers."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def test_a_refused_request_is_an_answer_unless_errors_are_raised(tmp_path: Path)
         strict.answers([request("long")])
 
 
-def test_answers_in_the_file_of_a_held_out_task_are_known(tmp_path: Path) -> None:
+def test_answers_in_the_file_of_a_held_out_task_are_reused(tmp_path: Path) -> None:
     cache = Cache(Echo(), tmp_path, "m", name="digit")  # type: ignore[arg-type]
     (answer,) = cache.answers([request("7")])
     line = {"task": "digit", "condition": "with", "answer": "7", "key": answer.key}
@@ -67,7 +67,7 @@ def test_answers_in_the_file_of_a_held_out_task_are_known(tmp_path: Path) -> Non
     assert silent.answers([request("7")])[0].text == "7"
 
 
-def test_a_line_that_was_cut_short_is_ended(tmp_path: Path) -> None:
+def test_a_truncated_line_is_skipped_and_the_next_one_starts_on_a_new_line(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     append(path, [{"n": 1}])
     with path.open("a") as file:

@@ -1,4 +1,4 @@
-"""lm-eval as a client of our server, on a task file of ours, gives the score of our own run within a process."""
+"""lm-eval as a client of our server, with our task files, gives the score of our own in-process evaluation."""
 
 import json
 import os
@@ -31,12 +31,12 @@ ROWS = 40
 
 @pytest.fixture
 def lettered(tiny_config: ModelConfig, tokenizer: Tokenizer) -> Engine:  # noqa: F811
-    """A random model that says little but letters and marks, so that some of its answers are right."""
+    """A random model that generates mostly letters and punctuation, so that some of its answers are right."""
     engine = make_engine(fitted(tiny_config, tokenizer, max_position_embeddings=2048), tokenizer)
-    said = {tokenizer.encode(text)[-1] for text in ("A", "B", "C", ".", " ")}
+    likely = {tokenizer.encode(text)[-1] for text in ("A", "B", "C", ".", " ")}
     with torch.no_grad():
         rows = engine.model.decoder.embed_tokens.weight
-        rows[[i for i in range(len(rows)) if i not in said]] *= 0.05
+        rows[[i for i in range(len(rows)) if i not in likely]] *= 0.05
     return engine
 
 
@@ -59,9 +59,9 @@ def data(root: Path) -> Data:
 
 @pytest.mark.long
 def test_lm_eval_gives_the_same_answers_and_scores(lettered: Engine, tmp_path: Path) -> None:
-    held, folder = data(tmp_path / "data"), save(lettered, tmp_path / "model")
+    dataset, folder = data(tmp_path / "data"), save(lettered, tmp_path / "model")
     phi = polyphi.load(str(folder), device="cpu")
-    lines = scoring.evaluate(SIQA, held, Cache(phi, tmp_path, "tiny"), tmp_path)
+    lines = scoring.evaluate(SIQA, dataset, Cache(phi, tmp_path, "tiny"), tmp_path)
     (row,) = scoring.rows_of(SIQA, scoring.score(SIQA, lines))
     assert 0 < row.score < 1 and len({line["answer"] for line in lines}) > 3
 
@@ -84,8 +84,8 @@ def test_lm_eval_gives_the_same_answers_and_scores(lettered: Engine, tmp_path: P
             check=False,
         )
     assert done.returncode == 0, done.stderr[-3000:]
-    (told,) = (tmp_path / "theirs").rglob("results_*.json")
-    theirs = json.loads(told.read_text())["results"]["polyphi_siqa"]
+    (path,) = (tmp_path / "theirs").rglob("results_*.json")
+    theirs = json.loads(path.read_text())["results"]["polyphi_siqa"]
     assert theirs["exact_match,first-letter"] == pytest.approx(row.score)
     assert theirs["exact_match,any-letter"] == pytest.approx(
         sum(line["parts"]["any-letter"] for line in lines) / ROWS
@@ -127,7 +127,7 @@ metric_list: [{{metric: acc}}]
 
 @pytest.mark.long
 def test_log_likelihoods_beside_chats_give_our_own_score(lettered: Engine, tmp_path: Path) -> None:
-    """16 prompts a call, beside two clients that chat all the time; all go on."""
+    """16 prompts per call while two clients chat all the time: all requests are answered."""
     rows = choices(tmp_path / "choices.jsonl")
     folder = save(lettered, tmp_path / "model")
     (tmp_path / "tasks").mkdir()
@@ -138,8 +138,8 @@ def test_log_likelihoods_beside_chats_give_our_own_score(lettered: Engine, tmp_p
     for question, end in pairs:
         ids, start = encode(question + end), len(encode(question))
         scored = SamplingParams(max_tokens=0, prompt_logprobs=0)
-        told = lettered.generate(ids, sampling=scored, adapter=None).prompt_logprobs
-        sums.append(sum(one.logprob for one in told[start - 1 :]))
+        logprobs = lettered.generate(ids, sampling=scored, adapter=None).prompt_logprobs
+        sums.append(sum(token.logprob for token in logprobs[start - 1 :]))
     best = [max(range(3), key=sums[3 * n : 3 * n + 3].__getitem__) for n in range(ROWS)]
     ours = sum(b == row["right"] for b, row in zip(best, rows, strict=True)) / ROWS
 
@@ -164,7 +164,7 @@ def test_log_likelihoods_beside_chats_give_our_own_score(lettered: Engine, tmp_p
         command += ["--model_args", model, "--tasks", "choices", "--batch_size", "16"]
         command += ["--include_path", str(tmp_path / "tasks")]
         command += ["--output_path", str(tmp_path / "theirs")]
-        told = subprocess.run(
+        process = subprocess.run(
             command,
             env=os.environ | offline,
             capture_output=True,
@@ -175,7 +175,7 @@ def test_log_likelihoods_beside_chats_give_our_own_score(lettered: Engine, tmp_p
         done.set()
         for thread in threads:
             thread.join()
-    assert told.returncode == 0, told.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     (path,) = (tmp_path / "theirs").rglob("results_*.json")
     theirs = json.loads(path.read_text())["results"]["choices"]["acc,none"]
     assert 0 < ours < 1 and theirs == pytest.approx(ours)

@@ -1,4 +1,4 @@
-"""lm-eval's tasks, asked by our runner: what is asked, and what of answers is read."""
+"""lm-eval's tasks in our runner: prompts, and the parsing of answers."""
 
 import random
 import subprocess
@@ -75,11 +75,11 @@ def test_examples_are_the_first_ones_and_stay_the_same(tmp_path: Path) -> None:
 
 def test_hellaswag_is_cleaned(tmp_path: Path) -> None:
     text = loaded(HELLASWAG, tmp_path)[0].prompt[0].text
-    asked = "Question:\nWriting: Day 5. Somebody thinks of a letter. Then the person\nOptions:\nA. fetches a broom.\n"
-    assert asked in text
+    context = "Question:\nWriting: Day 5. Somebody thinks of a letter. Then the person\n"
+    assert context + "Options:\nA. fetches a broom.\n" in text
 
 
-def test_too_few_examples_are_told(tmp_path: Path) -> None:
+def test_too_few_examples_raise_an_error(tmp_path: Path) -> None:
     row = {"goal": "?", "sol1": "a", "sol2": "b", "label": 0}
     with pytest.raises(ValueError, match="piqa: expected 5 examples, found 2"):
         splits = {"train": [row] * 2, "validation": [row]}
@@ -110,10 +110,12 @@ def test_too_few_examples_are_told(tmp_path: Path) -> None:
         ("", 0, 0),
     ],
 )
-def test_letters_are_read(answer: str, strict: float, lenient: float, tmp_path: Path) -> None:
-    found = score(ARC_C, loaded(ARC_C, tmp_path)[0], answer)
-    assert (found.value, found.parts[LENIENT]) == (strict, lenient)
-    assert found.extracted in ("C", "A", "[invalid]")
+def test_answer_letters_are_parsed(
+    answer: str, strict: float, lenient: float, tmp_path: Path
+) -> None:
+    result = score(ARC_C, loaded(ARC_C, tmp_path)[0], answer)
+    assert (result.value, result.parts[LENIENT]) == (strict, lenient)
+    assert result.extracted in ("C", "A", "[invalid]")
 
 
 @pytest.mark.parametrize(
@@ -130,12 +132,12 @@ def test_letters_are_read(answer: str, strict: float, lenient: float, tmp_path: 
         ("no idea", 0, 0),
     ],
 )
-def test_mmlu_pro_reads_by_its_chain(
+def test_mmlu_pro_tries_its_filters_in_order(
     answer: str, chain: float, first: float, tmp_path: Path
 ) -> None:
     sample = next(s for s in loaded(MMLU_PRO, tmp_path) if s.meta["document"]["answer"] == "B")
-    found = score(MMLU_PRO, sample, answer)
-    assert (found.value, found.parts["first"]) == (chain, first)
+    result = score(MMLU_PRO, sample, answer)
+    assert (result.value, result.parts["first"]) == (chain, first)
 
 
 def test_mmlu_pro_asks_without_examples_and_lets_answers_be_long(tmp_path: Path) -> None:
@@ -168,11 +170,11 @@ def test_gpqa_reads_the_last_choice(answer: str, value: float, tmp_path: Path) -
         assert score(GPQA, sample, f"({letter}) or ({other})").value == 0
 
 
-def test_gpqa_stands_in_the_same_order_every_time(tmp_path: Path) -> None:
+def test_gpqa_choices_have_the_same_order_in_every_run(tmp_path: Path) -> None:
     random.seed(1)
     before = random.getstate()
     first = loaded(GPQA, tmp_path)
-    assert random.getstate() == before, "others' random numbers are left alone"
+    assert random.getstate() == before, "the global random state is unchanged"
     random.seed(2)
     assert loaded(GPQA, tmp_path) == first
     assert len({s.answer for s in first}) > 1
@@ -191,7 +193,9 @@ def test_the_true_choice_of_truthfulqa_is_not_always_the_first(tmp_path: Path) -
             ]
             assert line.partition(". ")[2] == sample.meta["document"]["mc1_targets"]["choices"][0]
             question = sample.meta["document"]["question"]
-            assert sample.prompt[0].text.count(f"{question}\n") == 1, "it is no example of itself"
+            assert sample.prompt[0].text.count(f"{question}\n") == 1, (
+                "the question isn't among its own examples"
+            )
 
 
 @pytest.mark.parametrize(
@@ -210,8 +214,8 @@ def test_gsm8k_reads_the_last_number(
     sample = loaded(GSM8K, tmp_path)[0]
     assert sample.prompt[0].text.count("Q: ") == 9
     assert GSM8K.params(sample).stop == ()
-    found = score(GSM8K, sample, answer)
-    assert (found.value, found.parts["strict-match"]) == (value, strict)
+    result = score(GSM8K, sample, answer)
+    assert (result.value, result.parts["strict-match"]) == (value, strict)
     assert score(GSM8K, loaded(GSM8K, tmp_path)[3], "1,680").value == 1
 
 
@@ -230,7 +234,7 @@ def test_gsm8k_reads_the_last_number(
         ("dyck_languages", "It is closed by ) ]", 1),
     ],
 )
-def test_bbh_reads_each_kind_in_its_way(
+def test_bbh_reads_each_kind_by_its_own_rule(
     kind: str, answer: str, value: float, tmp_path: Path
 ) -> None:
     sample = next(s for s in loaded(BBH, tmp_path) if s.meta["kind"] == kind)
@@ -264,7 +268,7 @@ def test_a_filter_that_fails_costs_no_other_score(
     assert scores[1].parts == {"any-letter": 0, LENIENT: 0}
 
 
-def test_what_fails_for_every_answer_is_raised(
+def test_an_error_for_every_answer_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lm_eval.api.task import ConfigurableTask

@@ -1,4 +1,4 @@
-"""Questions read aloud: kept by text and voice, gone on with, listened to."""
+"""Questions read aloud: clips cached by text and voice, interrupted runs resumed, clips checked by a transcriber."""
 
 import io
 import json
@@ -29,23 +29,23 @@ ROWS: list[Mapping[str, Any]] = [
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
-    """What engines were asked to say, and by whom; they answer with a short tone."""
-    asked: list[tuple[str, str]] = []
+def speech_requests(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]]]:
+    """The (text, voice) pairs that engines receive; they answer with a short tone."""
+    requests: list[tuple[str, str]] = []
 
     class TTSPool:
         def close(self) -> None:
             pass
 
         def speak(self, text: str, voice: Voice) -> tuple[np.ndarray, int]:
-            asked.append((text, f"{voice.language} {voice.variant}"))
+            requests.append((text, f"{voice.language} {voice.variant}"))
             if text == "stop":
                 raise KeyboardInterrupt
             return np.full(4000, 0.1, np.float32), 16_000
 
     monkeypatch.setattr(spoken, "TTSPool", TTSPool)
     spoken.synthesize.cache_clear()
-    yield asked
+    yield requests
     spoken.synthesize.cache_clear()
 
 
@@ -53,76 +53,85 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_rows_keep_what_they_hold_and_get_clips(tmp_path: Path, said: list[Any]) -> None:
+def test_rows_keep_their_fields_and_get_clips(tmp_path: Path, speech_requests: list[Any]) -> None:
     paths = synthesise(ROWS, SpeechCache(tmp_path))
     assert [p.name for p in paths] == ["questions.jsonl", "de.jsonl"]
     first, second = lines(tmp_path / "questions.jsonl")
     assert (first["answer"], first["voice"], len(second["audio"])) == ("1", "espeak-ng", 2)
     for file in (first["audio"], *second["audio"], lines(tmp_path / "de.jsonl")[0]["audio"]):
         assert soundfile.info(tmp_path / file).samplerate == 16_000
-    assert said[-1] == ("Vier.", "de ")
+    assert speech_requests[-1] == ("Vier.", "de ")
 
 
-def test_what_was_said_is_not_said_again(tmp_path: Path, said: list[Any]) -> None:
+def test_a_text_is_not_synthesised_twice(tmp_path: Path, speech_requests: list[Any]) -> None:
     with pytest.raises(KeyboardInterrupt):
         synthesise([*ROWS[:2], {"text": "stop"}], SpeechCache(tmp_path))
     assert not (tmp_path / "questions.jsonl").exists()
     with (tmp_path / "clips.jsonl").open("a") as file:
         file.write('{"file": "clips/cut')
-    synthesise(ROWS, studio := SpeechCache(tmp_path))
-    assert [text for text, _ in said] == ["One.", "Two.", "And three?", "stop", "Vier."]
-    assert studio.new == 1 and len(studio.used) == 4
-    synthesise(ROWS, studio := SpeechCache(tmp_path))
-    assert studio.new == 0 and len(said) == 5
+    synthesise(ROWS, cache := SpeechCache(tmp_path))
+    assert [text for text, _ in speech_requests] == ["One.", "Two.", "And three?", "stop", "Vier."]
+    assert cache.new == 1 and len(cache.used) == 4
+    synthesise(ROWS, cache := SpeechCache(tmp_path))
+    assert cache.new == 0 and len(speech_requests) == 5
     next((tmp_path / "clips").glob("*.flac")).unlink()
-    synthesise(ROWS, studio := SpeechCache(tmp_path))
-    assert studio.new == 1
+    synthesise(ROWS, cache := SpeechCache(tmp_path))
+    assert cache.new == 1
 
 
-def test_voices_take_turns_and_flite_speaks_english_only(tmp_path: Path, said: list[Any]) -> None:
+def test_voices_take_turns_and_flite_speaks_english_only(
+    tmp_path: Path, speech_requests: list[Any]
+) -> None:
     voices = [voice_of("espeak-ng:f2"), voice_of("flite:slt")]
     rows = [{"text": f"Text {n}."} for n in range(4)] + [{"text": "Fünf.", "language": "de"}]
     synthesise(rows, SpeechCache(tmp_path, voices))
-    assert [who for _, who in said] == ["en f2", "en slt", "en f2", "en slt", "de f2"]
+    assert [voice for _, voice in speech_requests] == [
+        "en f2",
+        "en slt",
+        "en f2",
+        "en slt",
+        "de f2",
+    ]
     with pytest.raises(ValueError, match=r"question 0: flite speaks only English.*German"):
         synthesise(rows[-1:], SpeechCache(tmp_path, voices[1:]))
 
 
-def test_a_clip_that_is_not_understood_is_tried_by_the_other_voices(
-    tmp_path: Path, said: list[Any]
+def test_a_clip_with_a_high_word_error_rate_is_tried_in_the_other_voices(
+    tmp_path: Path, speech_requests: list[Any]
 ) -> None:
-    heard: list[str] = []
+    languages: list[str] = []
     answers = {"f1": "something else entirely", "f2": "One two tree", "f3": "nothing at all here"}
 
-    def hear(clip: bytes, language: str) -> str:
+    def transcribe(clip: bytes, language: str) -> str:
         assert soundfile.read(io.BytesIO(clip))[1] == 16_000
-        heard.append(language)
-        return answers[said[-1][1].split()[1]]
+        languages.append(language)
+        return answers[speech_requests[-1][1].split()[1]]
 
     voices = [replace(Voice(), variant=variant) for variant in answers]
     rows = [{"text": "One two three."}]
-    studio = SpeechCache(tmp_path, voices, transcribe=hear, worst=0.35)
-    synthesise(rows, studio)
-    assert [who for _, who in said] == ["en f1", "en f2"] and heard == ["en", "en"]
-    assert studio.error_rate == pytest.approx(1 / 3)
+    cache = SpeechCache(tmp_path, voices, transcribe=transcribe, worst=0.35)
+    synthesise(rows, cache)
+    assert [voice for _, voice in speech_requests] == ["en f1", "en f2"]
+    assert languages == ["en", "en"]
+    assert cache.error_rate == pytest.approx(1 / 3)
     assert lines(tmp_path / "questions.jsonl")[0]["voice"] == "espeak-ng f2"
-    # With a stricter bound the third one tries, and the best one still is the second.
-    studio = SpeechCache(tmp_path, voices, transcribe=hear, worst=0.1)
-    synthesise(rows, studio)
-    assert [who for _, who in said][2:] == ["en f3"] and len(heard) == 3
+    # With a stricter bound the third voice is tried too, and the second one is still the best.
+    cache = SpeechCache(tmp_path, voices, transcribe=transcribe, worst=0.1)
+    synthesise(rows, cache)
+    assert [voice for _, voice in speech_requests][2:] == ["en f3"] and len(languages) == 3
     assert lines(tmp_path / "questions.jsonl")[0]["voice"] == "espeak-ng f2"
-    assert "WER 33.3 % (1 clips above 10 %)" in studio.summary()
+    assert "WER 33.3 % (1 clips above 10 %)" in cache.summary()
 
 
-def test_pictures_become_files(tmp_path: Path, said: list[Any]) -> None:
+def test_pictures_become_files(tmp_path: Path, speech_requests: list[Any]) -> None:
     (tmp_path / "picture").write_bytes(b"\xff\xd8\xff1")
-    shown = [Image(b"\x89PNG1"), b"\x89PNG1", tmp_path / "picture"]
+    images = [Image(b"\x89PNG1"), b"\x89PNG1", tmp_path / "picture"]
     synthesise(
-        [{"text": "What?", "image": image} for image in shown], SpeechCache(tmp_path / "set")
+        [{"text": "What?", "image": image} for image in images], SpeechCache(tmp_path / "set")
     )
-    found = [row["image"] for row in lines(tmp_path / "set/questions.jsonl")]
-    assert found[0] == found[1] != found[2] and found[2].endswith(".jpg")
-    assert (tmp_path / "set" / found[0]).read_bytes() == b"\x89PNG1"
+    paths = [row["image"] for row in lines(tmp_path / "set/questions.jsonl")]
+    assert paths[0] == paths[1] != paths[2] and paths[2].endswith(".jpg")
+    assert (tmp_path / "set" / paths[0]).read_bytes() == b"\x89PNG1"
 
 
 def test_options_are_read_with_their_letters() -> None:
@@ -130,7 +139,7 @@ def test_options_are_read_with_their_letters() -> None:
     assert with_options("どれ", ["赤"]) == "どれ.\nA. 赤."
 
 
-def test_voices_are_told_in_a_word() -> None:
+def test_voices_are_parsed_from_one_argument() -> None:
     assert voice_of("espeak-ng") == Voice()
     assert voice_of("flite") == Voice("flite", variant="slt")
     assert voice_of("http://h/v1#tts-1:alloy") == Voice(
@@ -180,21 +189,21 @@ def test_the_command_reads_a_benchmarks_questions_aloud(
     command = ["eval", "synthesise", "mtbench_spoken", "--data", str(tmp_path / "data")]
     command += ["--texts", str(tmp_path / "texts"), "--listener", f"{transcriber}#ears"]
     cli.main(command)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "mtbench_spoken: 4 clips (4 new)" in told and "WER" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "mtbench_spoken: 4 clips (4 new)" in output and "WER" in output
     assert len(list(mtbench_spoken.load(Data(tmp_path / "data")))) == 2
-    held = lines(tmp_path / "data/spoken/mtbench/clips.jsonl")
-    assert held[-1]["heard"] == "Say hello."
+    clips = lines(tmp_path / "data/spoken/mtbench/clips.jsonl")
+    assert clips[-1]["heard"] == "Say hello."
 
 
-def test_texts_that_are_missing_and_benchmarks_without_are_told(tmp_path: Path) -> None:
+def test_missing_texts_and_benchmarks_without_texts_raise_errors(tmp_path: Path) -> None:
     with pytest.raises(Missing, match=r"question.jsonl is missing; mt_bench comes from FastChat"):
         read_aloud.read_aloud(["mtbench_spoken"], tmp_path, Data(tmp_path))
     with pytest.raises(ValueError, match=r"mmau: .* use some of .*mmmlu_spoken"):
         read_aloud.read_aloud(["mmau"], tmp_path, Data(tmp_path))
 
 
-def test_a_clip_is_the_same_whatever_was_said_before() -> None:
+def test_a_clip_does_not_depend_on_earlier_clips() -> None:
     first = spoken.synthesize("How many legs has a spider?")
     spoken.synthesize("おはよう", "ja", Voice(language="ja", variant="f2"))
     spoken.synthesize("Something else.")
@@ -211,7 +220,7 @@ def test_a_closed_pool_opens_again() -> None:
     assert (first == again).all()
 
 
-def test_models_hear_and_judges_read() -> None:
+def test_models_receive_audio_and_judges_text() -> None:
     picture = Image(b"picture")
     talk = [
         Message.system("Be kind."),

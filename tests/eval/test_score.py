@@ -1,4 +1,4 @@
-"""Benchmarks from samples to rows: resumable, judged, shared out, and scored again from their lines alone."""
+"""Benchmarks from samples to rows: resumed, judged, sharded, and rescored from their lines."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,18 +21,18 @@ from polyphi.services.endpoint import Rejected
 
 
 class Model:
-    """Answers with what `say` gives; dies before its `dies`-th answer."""
+    """Answers with `answer(messages)` and records the prompts; raises KeyboardInterrupt after `limit` answers."""
 
-    def __init__(self, say: Any, dies: int | None = None) -> None:
-        self.say, self.dies, self.asked = say, dies, list[str]()
+    def __init__(self, answer: Any, limit: int | None = None) -> None:
+        self.answer, self.limit, self.prompts = answer, limit, list[str]()
 
     def generate(
         self, messages: Sequence[Message], *, sampling: Any = None, adapter: Any = "auto"
     ) -> Completion:
-        if len(self.asked) == self.dies:
+        if len(self.prompts) == self.limit:
             raise KeyboardInterrupt
-        self.asked.append(messages[-1].text)
-        return Completion(self.say(messages), (1, 2))
+        self.prompts.append(messages[-1].text)
+        return Completion(self.answer(messages), (1, 2))
 
     def generate_many(
         self, conversations: Any, *, sampling: Any, adapter: Any = "auto"
@@ -71,8 +71,8 @@ def right(messages: Sequence[Message]) -> str:
 def run(
     model: Any, out: Path, benchmark: Benchmark = BENCHMARK, **more: Any
 ) -> list[scoring.Measured]:
-    asked = Cache(model, out, "a model", name=more.pop("name", "answers"))
-    lines = scoring.evaluate(benchmark, Data(None), asked, out, **more)
+    cache = Cache(model, out, "a model", name=more.pop("name", "answers"))
+    lines = scoring.evaluate(benchmark, Data(None), cache, out, **more)
     return scoring.rows_of(benchmark, scoring.score(benchmark, lines))
 
 
@@ -84,24 +84,23 @@ def test_rows_are_made_of_their_samples(tmp_path: Path) -> None:
     assert german.status == "reproduced setting"
 
 
-def test_an_interrupted_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_and_sends_no_prompt_twice(tmp_path: Path) -> None:
     whole = run(Model(right), tmp_path / "whole")
-    first = Model(right, dies=100)
+    first = Model(right, limit=100)
     with pytest.raises(KeyboardInterrupt):
         run(first, tmp_path / "cut")
     with (tmp_path / "cut" / "answers.jsonl").open("a") as file:
         file.write('{"key": "cut in the mid')
     second = Model(right)
-    found = run(second, tmp_path / "cut")
-    kept = (
-        len((tmp_path / "cut" / "answers.jsonl").read_text().splitlines()) - 1 - len(second.asked)
-    )
-    assert kept == BLOCK  # what was on disk when the first one died
-    assert sorted(first.asked[:kept] + second.asked) == sorted(f"{n} + 1?" for n in range(200))
-    assert [replace(r, rtfx=None) for r in found] == [replace(r, rtfx=None) for r in whole]
+    resumed = run(second, tmp_path / "cut")
+    answers = (tmp_path / "cut" / "answers.jsonl").read_text().splitlines()
+    saved = len(answers) - 1 - len(second.prompts)
+    assert saved == BLOCK  # answers on disk when the first run was interrupted
+    assert sorted(first.prompts[:saved] + second.prompts) == sorted(f"{n} + 1?" for n in range(200))
+    assert [replace(r, rtfx=None) for r in resumed] == [replace(r, rtfx=None) for r in whole]
     third = Model(right)
     run(third, tmp_path / "cut")
-    assert not third.asked
+    assert not third.prompts
 
 
 def test_shards_make_the_whole(tmp_path: Path) -> None:
@@ -120,16 +119,16 @@ def test_shards_make_the_whole(tmp_path: Path) -> None:
 def test_limits_are_by_row(tmp_path: Path) -> None:
     model = Model(right)
     assert [r.n for r in run(model, tmp_path, limit=7)] == [7, 7, 14]
-    assert len(model.asked) == 14
+    assert len(model.prompts) == 14
 
 
-def test_a_request_that_is_refused_counts_as_wrong_and_is_told(tmp_path: Path) -> None:
-    def says(messages: Sequence[Message]) -> str:
+def test_a_refused_request_counts_as_wrong_and_its_error_is_recorded(tmp_path: Path) -> None:
+    def answer(messages: Sequence[Message]) -> str:
         if messages[-1].text == "3 + 1?":
             raise ValueError("the prompt has 9 tokens, the context holds 8")
         return right(messages)
 
-    english, _, _ = run(Model(says), tmp_path)
+    english, _, _ = run(Model(answer), tmp_path)
     assert (english.n, english.errors, english.score) == (100, 1, 0.99)
     line = next(x for x in read(tmp_path / "plus.jsonl") if x["id"] == "s-3")
     assert line["error"] == "the prompt has 9 tokens, the context holds 8"
@@ -154,13 +153,13 @@ def test_recorded_answers_give_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "first" / "model.json").write_text(
         json.dumps({"name": "m", "fingerprint": "a model"})
     )
-    found = run(Recorded(tmp_path / "first"), tmp_path / "second")
-    assert [(r.n, r.score) for r in found] == [(r.n, r.score) for r in whole]
+    rescored = run(Recorded(tmp_path / "first"), tmp_path / "second")
+    assert [(r.n, r.score) for r in rescored] == [(r.n, r.score) for r in whole]
     with pytest.raises(ValueError, match="has no answer to '0 \\+ 1\\?'"):
         run(Recorded(tmp_path / "first"), tmp_path / "third", replace(BENCHMARK, max_tokens=3))
 
 
-def test_turns_follow_on_answers(tmp_path: Path) -> None:
+def test_a_turn_contains_the_answers_before_it(tmp_path: Path) -> None:
     def turn(sample: Sample, answers: Sequence[str]) -> Sequence[Message] | None:
         if len(answers) == 2:
             return None
@@ -183,7 +182,7 @@ JUDGING = Judging(
 )
 
 
-def test_judges_give_points_and_are_asked_once(tmp_path: Path) -> None:
+def test_judges_give_points_and_receive_each_request_once(tmp_path: Path) -> None:
     benchmark = replace(
         BENCHMARK,
         scorer=None,
@@ -191,14 +190,14 @@ def test_judges_give_points_and_are_asked_once(tmp_path: Path) -> None:
         rows=(Row("Table 6", "MT-Bench turn-1", metric="mean", part="points"),),
     )
 
-    def says(messages: Sequence[Message]) -> str:
+    def reply(messages: Sequence[Message]) -> str:
         n = int(messages[-1].text.split(":")[0].removeprefix("s-"))
         return "I can't say" if n == 9 else f"Rating: [[{1 + n % 2 * 4}]]"
 
     lines = scoring.evaluate(
         benchmark, Data(None), Cache(Model(right), tmp_path, "m"), tmp_path, limit=20
     )
-    first, second = Model(says), Model(lambda m: "[[3]]")
+    first, second = Model(reply), Model(lambda m: "[[3]]")
     judges = [
         scoring.Judge.of(m, n, tmp_path) for m, n in ((first, "gpt-4-0613"), (second, "other"))
     ]  # type: ignore[arg-type]
@@ -208,20 +207,22 @@ def test_judges_give_points_and_are_asked_once(tmp_path: Path) -> None:
     assert (one.status, other.status) == ("reproduced setting", "judge differs")
     (pair,) = scoring.agreement(benchmark, lines).values()
     assert pair["n"] == 19 and pair["equal"] == 0
-    # The replies stand in the lines: nobody is asked to score them again.
-    count = len(first.asked)
+    # The lines contain the replies: scoring them again sends no request to a judge.
+    count = len(first.prompts)
     lines = json.loads(json.dumps(lines))
     assert scoring.rows_of(benchmark, scoring.score(benchmark, lines))[0] == one
-    assert len(first.asked) == count == 20
-    scoring.score(benchmark, lines, [scoring.Judge.of(Model(says, dies=0), "gpt-4-0613", tmp_path)])  # type: ignore[arg-type]
-    # Nor does a later run without judges lose them.
+    assert len(first.prompts) == count == 20
+    scoring.score(
+        benchmark, lines, [scoring.Judge.of(Model(reply, limit=0), "gpt-4-0613", tmp_path)]
+    )  # type: ignore[arg-type]
+    # A later run without judges preserves them.
     write(tmp_path / "plus.jsonl", lines)
-    asked = Cache(Model(right, dies=0), tmp_path, "m")
-    again = scoring.evaluate(benchmark, Data(None), asked, tmp_path, limit=20)
+    cache = Cache(Model(right, limit=0), tmp_path, "m")
+    again = scoring.evaluate(benchmark, Data(None), cache, tmp_path, limit=20)
     assert scoring.rows_of(benchmark, scoring.score(benchmark, again))[0] == one
 
 
-def test_a_damaged_results_file_says_so(tmp_path: Path) -> None:
+def test_a_damaged_results_file_raises_an_error_with_its_line(tmp_path: Path) -> None:
     run(Model(right), tmp_path)
     path = tmp_path / "plus.jsonl"
     path.write_text(path.read_text()[:-30])
@@ -251,34 +252,38 @@ def test_a_row_may_be_the_mean_of_its_groups(tmp_path: Path) -> None:
     assert mean.low < 0.65 and mean.high > 0.85  # as uncertain as the smaller group
 
 
-def test_f1_is_of_sums(tmp_path: Path) -> None:
+def test_f1_is_computed_from_summed_counts(tmp_path: Path) -> None:
     def score(answer: str, sample: Sample) -> Score:
-        yes, said = sample.meta["language"] == "en", int(answer) % 3 == 0
-        counts = {"tp": yes and said, "fp": said and not yes, "fn": yes and not said}
+        label, predicted = sample.meta["language"] == "en", int(answer) % 3 == 0
+        counts = {
+            "tp": label and predicted,
+            "fp": predicted and not label,
+            "fn": label and not predicted,
+        }
         parts = {name: float(count) for name, count in counts.items()}
-        return Score(float(yes == said), answer, {**parts, LENIENT: 1.0})
+        return Score(float(label == predicted), answer, {**parts, LENIENT: 1.0})
 
     rows = (Row("", "F1", metric="f1"), Row("", "right"))
     benchmark = replace(BENCHMARK, scorer=score, rows=rows)
-    found, share = run(Model(lambda m: m[-1].text.split()[0]), tmp_path, benchmark)
+    f1, share = run(Model(lambda m: m[-1].text.split()[0]), tmp_path, benchmark)
     tp = sum(n % 3 == 0 for n in range(1, 200, 2))
     fp = sum(n % 3 == 0 for n in range(0, 200, 2))
-    assert found.score == 2 * tp / (2 * tp + fp + (100 - tp))
-    assert found.low < found.score < found.high
-    assert (found.lenient, share.lenient) == (None, 1.0)
+    assert f1.score == 2 * tp / (2 * tp + fp + (100 - tp))
+    assert f1.low < f1.score < f1.high
+    assert (f1.lenient, share.lenient) == (None, 1.0)
 
 
-def test_answers_that_no_encoding_holds_are_kept_as_they_are(tmp_path: Path) -> None:
-    said = "\ud800 A\u2028\x00"
-    first, second = Model(lambda m: said), Model(lambda m: "never asked")
+def test_answers_that_cannot_be_encoded_are_stored_unchanged(tmp_path: Path) -> None:
+    text = "\ud800 A\u2028\x00"
+    first, second = Model(lambda m: text), Model(lambda m: "never sent")
     run(first, tmp_path, limit=2)
     run(second, tmp_path, limit=2)
-    assert not second.asked
-    assert {line["answer"] for line in read(tmp_path / "plus.jsonl")} == {said}
+    assert not second.prompts
+    assert {line["answer"] for line in read(tmp_path / "plus.jsonl")} == {text}
 
 
 def test_means_by_group_weigh_groups_alike(tmp_path: Path) -> None:
-    """English ones are right three times in three, German ones once in two: all of one language change nothing."""
+    """All English answers are right and half of the German ones: the number of samples per language doesn't matter."""
     lines = scoring.evaluate(
         BENCHMARK, Data(None), Cache(Model(right), tmp_path, "m"), tmp_path, limit=100
     )
@@ -291,7 +296,7 @@ def test_means_by_group_weigh_groups_alike(tmp_path: Path) -> None:
     assert every.score < 0.6
 
 
-def test_a_rows_own_statistic_takes_meta_and_scores(tmp_path: Path) -> None:
+def test_a_custom_statistic_of_a_row_receives_meta_and_scores(tmp_path: Path) -> None:
     def most(scores: Any, seed: int) -> tuple[float, float, float, str]:
         return max(score.value for _, score in scores), 0.0, 1.0, f"of {scores[0][0]['language']}"
 
@@ -301,24 +306,24 @@ def test_a_rows_own_statistic_takes_meta_and_scores(tmp_path: Path) -> None:
 
 
 def test_turns_are_made_for_many_samples_at_once(tmp_path: Path) -> None:
-    seen = list[int]()
+    batch_sizes = list[int]()
 
     def turns(talked: Sequence[tuple[Sample, Sequence[str]]]) -> list[Sequence[Message] | None]:
-        seen.append(len(talked))
+        batch_sizes.append(len(talked))
         return [None if answers else sample.prompt for sample, answers in talked]
 
-    found = run(Model(right), tmp_path, replace(BENCHMARK, turns=turns))
-    assert [r.score for r in found] == [1.0, 0.5, 0.75]
-    assert seen == [64, 64, 64, 64, 64, 64, 8, 8]
+    results = run(Model(right), tmp_path, replace(BENCHMARK, turns=turns))
+    assert [r.score for r in results] == [1.0, 0.5, 0.75]
+    assert batch_sizes == [64, 64, 64, 64, 64, 64, 8, 8]
 
 
-def test_points_of_several_questions_are_summed_as_the_benchmark_says(tmp_path: Path) -> None:
+def test_points_of_several_requests_are_combined_by_the_benchmark(tmp_path: Path) -> None:
     judging = replace(JUDGING, combine=lambda points: {"double": 2 * (points["points"] or 0)})
     benchmark = replace(
         BENCHMARK, scorer=None, judging=judging, rows=(Row("", "x", metric="mean", part="double"),)
     )
-    asked = Cache(Model(right), tmp_path, "m")
-    lines = scoring.evaluate(benchmark, Data(None), asked, tmp_path, limit=4)
+    cache = Cache(Model(right), tmp_path, "m")
+    lines = scoring.evaluate(benchmark, Data(None), cache, tmp_path, limit=4)
     judge = scoring.Judge.of(Model(lambda m: "[[3]]"), "j", tmp_path)  # type: ignore[arg-type]
     lines = scoring.score(benchmark, lines, [judge])
     assert scoring.rows_of(benchmark, lines)[0].score == 6

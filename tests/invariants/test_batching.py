@@ -109,11 +109,11 @@ def test_pack_equals_each_alone_forward_and_gradients(model, tiny_config, seed):
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
 
-    for alone, found, weight in zip(
+    for alone, output, weight in zip(
         rows, batched.split(lengths), weights.split(lengths), strict=True
     ):
         hidden = model(alone)
-        torch.testing.assert_close(found, hidden, atol=DOUBLE, rtol=0)
+        torch.testing.assert_close(output, hidden, atol=DOUBLE, rtol=0)
         (hidden * weight).sum().backward()  # gradients of all rows add up
 
     added = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -192,8 +192,8 @@ def test_cached_equals_uncached(model, lengths, seed):
         ):
             pieces[s].append(hidden)
         done = ends
-    for alone, found in zip(rows, pieces, strict=True):
-        torch.testing.assert_close(torch.cat(found), model(alone), atol=ROUNDING, rtol=0)
+    for alone, cached in zip(rows, pieces, strict=True):
+        torch.testing.assert_close(torch.cat(cached), model(alone), atol=ROUNDING, rtol=0)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ def model(tiny_config) -> PhiModel:
     return model.eval()
 
 
-def seen(adapter: str | None = "vision") -> Batch:
+def image_row(adapter: str | None = "vision") -> Batch:
     layout = ImageLayout(1, 2, 2, 3)
     n = layout.tokens(2)
     return row(
@@ -32,7 +32,7 @@ def seen(adapter: str | None = "vision") -> Batch:
     )
 
 
-def heard(branch: str = "speech", frames: int = 37) -> Batch:
+def audio_row(branch: str = "speech", frames: int = 37) -> Batch:
     clip = Clip(frames, branch)
     mels = torch.randn(frames, 80, generator=torch.Generator().manual_seed(0))
     slots = torch.arange(1, 1 + clip.tokens)
@@ -56,7 +56,7 @@ def test_an_image_of_one_crop_is_encoded_once(model, monkeypatch):
             image_slots=torch.arange(1, 1 + n),
         )
 
-    batch = pack([picture(other, crop), picture(crop, crop), seen()])
+    batch = pack([picture(other, crop), picture(crop, crop), image_row()])
     slices, calls = type(model.vision.encoder).slices, []
 
     def counting(self, crops, masks):
@@ -72,16 +72,16 @@ def test_an_image_of_one_crop_is_encoded_once(model, monkeypatch):
 
 
 def test_placeholders_and_features_must_agree(model):
-    batch = seen()
+    batch = image_row()
     with pytest.raises(ValueError, match=r"14 image placeholder tokens.* 15 tokens"):
         model(replace(batch, image_slots=batch.image_slots[:-1]))
     with pytest.raises(ValueError, match=r"0 audio placeholder tokens.* 5 tokens"):
-        model(replace(heard(), audio_slots=None))
+        model(replace(audio_row(), audio_slots=None))
 
 
 @torch.no_grad()
 def test_features_replace_the_placeholders(model):
-    batch = pack([heard(), seen()])
+    batch = pack([audio_row(), image_row()])
     x = model.embed(batch)
     assert torch.equal(x[batch.image_slots], model.image_tokens(batch))
     assert torch.equal(x[batch.audio_slots], model.audio_tokens(batch))
@@ -100,9 +100,9 @@ def test_a_model_without_towers(tiny_config):
     mini.initialise()
     assert mini(row([1, 2, 3])).shape == (3, 96) and mini.unused() == frozenset()
     with pytest.raises(ValueError, match="1 images, but this model has no vision tower"):
-        mini(seen(None))
+        mini(image_row(None))
     with pytest.raises(ValueError, match="1 audio clips, but this model has no audio encoder"):
-        mini(heard())
+        mini(audio_row())
     with pytest.raises(ValueError, match=r"adapter vision .*: none"):
         mini(row([1], adapter="vision"))
 
@@ -125,7 +125,7 @@ def test_published_sizes():
 
 
 def test_every_used_parameter_has_a_gradient_and_no_other(model):
-    batch = pack([seen(), heard("speech"), heard("vision"), row([1, 2])])
+    batch = pack([image_row(), audio_row("speech"), audio_row("vision"), row([1, 2])])
     with torch.no_grad():  # B starts at zero, which would hide A
         for name, p in model.named_parameters():
             if name.endswith(".b"):
@@ -158,7 +158,7 @@ def test_all_weights_are_initialised(tiny_config):
 
 @torch.no_grad()
 def test_a_fresh_model_predicts_uniformly(model, tiny_config):
-    batch = pack([seen(), heard(), row(list(range(100, 160)))])
+    batch = pack([image_row(), audio_row(), row(list(range(100, 160)))])
     logits = model.logits(model(batch))
     surprise = F.cross_entropy(logits, torch.randint(0, 1000, (len(batch),)))
     assert surprise == pytest.approx(math.log(1000), abs=0.2)
@@ -169,7 +169,7 @@ def test_a_fresh_model_predicts_uniformly(model, tiny_config):
 def test_training_under_autocast(model):
     """bfloat16 products, float32 weights, gradients and norms. Eight bits of mantissa through two layers: measured 0.03
     on hidden states of spread 1."""
-    batch = pack([seen(), heard(), row([1, 2, 3])])
+    batch = pack([image_row(), audio_row(), row([1, 2, 3])])
     exact = model(batch)
     model.train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -187,7 +187,7 @@ def test_training_under_autocast(model):
 
 @torch.no_grad()
 def test_bfloat16_weights(model):
-    batch = pack([seen(), heard(), heard(frames=4100), row([1, 2, 3])])
+    batch = pack([image_row(), audio_row(), audio_row(frames=4100), row([1, 2, 3])])
     exact = model(batch)
     hidden = model.to(torch.bfloat16)(batch)
     assert hidden.dtype == torch.bfloat16
@@ -195,7 +195,7 @@ def test_bfloat16_weights(model):
 
 
 def test_shapes_on_the_meta_device(model):
-    batch = pack([seen(), heard(), row([1, 2, 3])])
+    batch = pack([image_row(), audio_row(), row([1, 2, 3])])
     hidden = model.to("meta")(batch.to("meta"))
     assert model.logits(hidden).shape == (len(batch), 1000)
 
@@ -212,7 +212,7 @@ def adapted(model: PhiModel) -> PhiModel:
 
 def logits(model: PhiModel, adapter: str | None) -> torch.Tensor:
     with torch.no_grad():
-        return model.logits(model(seen(adapter)))
+        return model.logits(model(image_row(adapter)))
 
 
 def test_a_fresh_adapter_changes_nothing(model, tiny_config):

@@ -52,14 +52,14 @@ if __name__ == "__main__":
     parser.add_argument(
         "--tokenizer", type=Path, help="folder whose tokenizer files are copied beside the weights"
     )
-    given = parser.parse_args()
-    files = [given.tokenizer / name for name in TOKENIZER_FILES] if given.tokenizer else []
+    args = parser.parse_args()
+    files = [args.tokenizer / name for name in TOKENIZER_FILES] if args.tokenizer else []
     there = tuple(f for f in files if f.is_file())
     make(
         ModelConfig(),
-        given.out,
-        given.layout,
-        shard_bytes=given.shard_bytes,
-        seed=given.seed,
+        args.out,
+        args.layout,
+        shard_bytes=args.shard_bytes,
+        seed=args.seed,
         files=there,
     )

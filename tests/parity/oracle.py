@@ -182,10 +182,10 @@ def ours(reference: nn.Module, config: ModelConfig) -> PhiModel:
         config = replace(config, vision=None, audio=None, adapters={})
     model = PhiModel(config)
     target = model.state_dict()
-    given = {our_name(n): t for n, t in reference.state_dict().items() if n != "lm_head.weight"}
-    assert given.keys() == target.keys(), sorted(given.keys() ^ target.keys())
+    state = {our_name(n): t for n, t in reference.state_dict().items() if n != "lm_head.weight"}
+    assert state.keys() == target.keys(), sorted(state.keys() ^ target.keys())
     model.load_state_dict(
-        {name: tensor.reshape(target[name].shape) for name, tensor in given.items()}
+        {name: tensor.reshape(target[name].shape) for name, tensor in state.items()}
     )
     return model.eval()
 
@@ -227,8 +227,8 @@ def request(
         n = layout.tokens(v.cells)
         image_slots += range(len(ids), len(ids) + n)
         ids += [v.image_token_id] * n
-    heard = tuple(Clip(len(m), "vision" if pictures else "speech") for m in clips)
-    for clip in heard:
+    clip_layouts = tuple(Clip(len(m), "vision" if pictures else "speech") for m in clips)
+    for clip in clip_layouts:
         audio_slots += range(len(ids), len(ids) + clip.tokens)
         ids += [a.audio_token_id] * clip.tokens
     media: dict = {}
@@ -240,7 +240,9 @@ def request(
             image_slots=torch.tensor(image_slots),
         )
     if clips:
-        media |= dict(mels=torch.cat(clips), clips=heard, audio_slots=torch.tensor(audio_slots))
+        media |= dict(
+            mels=torch.cat(clips), clips=clip_layouts, audio_slots=torch.tensor(audio_slots)
+        )
     return row([*ids, *text], adapter=adapter, **media)
 
 

@@ -26,8 +26,8 @@ def test_windows_of_500_features(models, features, dropped):
     reference, model = models
     mels = oracle.mels(8 * features - dropped, seed=features)
     expected = reference.model.embed_tokens_extend.audio_embed.encoder(mels[None], None)[0]
-    found = model.audio.encoder(mels, [Clip(len(mels), "speech")])
-    torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=0)
+    encoded = model.audio.encoder(mels, [Clip(len(mels), "speech")])
+    torch.testing.assert_close(encoded, expected, atol=ROUNDING, rtol=0)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 7, 8, 9, 15, 16, 17, 98, 351])
@@ -36,8 +36,8 @@ def test_short_clips(models, frames):
     reference, model = models
     mels = oracle.mels(frames, seed=frames)
     expected = reference.model.embed_tokens_extend.audio_embed.encoder(mels[None], None)[0]
-    found = model.audio.encoder(mels, [Clip(frames, "speech")])
-    torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=0)
+    features = model.audio.encoder(mels, [Clip(frames, "speech")])
+    torch.testing.assert_close(features, expected, atol=ROUNDING, rtol=0)
 
 
 class Formulas:
@@ -151,13 +151,13 @@ def test_packed_clips_against_plain_formulas(models, tiny_config):
     a = tiny_config.audio
     formulas = Formulas(model.audio.encoder.state_dict(), a.num_attention_heads, a.num_blocks)
     # Long among short, one frame among thousands, equal lengths, and padding in the last window only.
-    heard = [
+    mels = [
         oracle.mels(frames, seed=frames) for frames in (41, 1, 4001, 300, 300, 9, 4000, 320, 8123)
     ]
-    clips = [Clip(len(m), "speech") for m in heard]
-    found = model.audio.encoder(torch.cat(heard), clips).numpy()
-    expected = np.concatenate([formulas.encode(m.numpy()) for m in heard])
-    np.testing.assert_allclose(found, expected, atol=ROUNDING, rtol=0)
+    clips = [Clip(len(m), "speech") for m in mels]
+    features = model.audio.encoder(torch.cat(mels), clips).numpy()
+    expected = np.concatenate([formulas.encode(m.numpy()) for m in mels])
+    np.testing.assert_allclose(features, expected, atol=ROUNDING, rtol=0)
 
 
 @torch.no_grad()
@@ -169,8 +169,8 @@ def test_a_swapped_relative_distance_is_noticed(models, tiny_config):
     weights[name] = weights[name].flip(0)
     formulas = Formulas(weights, a.num_attention_heads, a.num_blocks)
     mels = oracle.mels(300, seed=1)
-    found = model.audio.encoder(mels, [Clip(300, "speech")]).numpy()
-    assert np.abs(found - formulas.encode(mels.numpy())).max() > 1000 * ROUNDING
+    features = model.audio.encoder(mels, [Clip(300, "speech")]).numpy()
+    assert np.abs(features - formulas.encode(mels.numpy())).max() > 1000 * ROUNDING
 
 
 @pytest.mark.parametrize("branch", ["speech", "vision"])
@@ -188,5 +188,5 @@ def test_projectors(models, tiny_config, branch):
         torch.tensor([clip.tokens]),
         audio_projection_mode=branch,
     )[0]
-    found = model.audio.projector(model.audio.encoder(mels, [clip]), [clip])
-    torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=0)
+    tokens = model.audio.projector(model.audio.encoder(mels, [clip]), [clip])
+    torch.testing.assert_close(tokens, expected, atol=ROUNDING, rtol=0)

@@ -35,8 +35,8 @@ def reference_logits(reference, ids: list[int]) -> torch.Tensor:
 def test_logits_around_the_switch_of_64_tokens(models, length):
     reference, model = models
     ids = tokens(length)
-    found = model.logits(model(row(ids)))
-    torch.testing.assert_close(found, reference_logits(reference, ids), atol=ROUNDING, rtol=0)
+    logits = model.logits(model(row(ids)))
+    torch.testing.assert_close(logits, reference_logits(reference, ids), atol=ROUNDING, rtol=0)
 
 
 @torch.no_grad()
@@ -44,9 +44,9 @@ def test_each_sequence_of_a_pack_reads_its_own_table(models):
     # transformers has one table per call; polyphi's rule is that a sequence gives what it gives alone.
     reference, model = models
     rows = [tokens(n) for n in (64, 65, 10, 130)]
-    found = model.logits(model(pack([row(ids) for ids in rows])))
+    logits = model.logits(model(pack([row(ids) for ids in rows])))
     expected = torch.cat([reference_logits(reference, ids) for ids in rows])
-    torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(logits, expected, atol=ROUNDING, rtol=0)
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ def test_published_rotary_tables(total):
     batch = row([0] * len(positions))
     object.__setattr__(batch, "positions", positions)
     object.__setattr__(batch, "seq_lens", (total,))
-    found = [torch.cat([x, x], dim=-1)[:, 0] for x in LongRope(config)(batch, torch.float32)]
+    tables = [torch.cat([x, x], dim=-1)[:, 0] for x in LongRope(config)(batch, torch.float32)]
     # Exactly: one bit of an inverse frequency is 8e-3 radians at position 131,071.
-    assert torch.equal(found[0], cos[0]) and torch.equal(found[1], sin[0])
+    assert torch.equal(tables[0], cos[0]) and torch.equal(tables[1], sin[0])
     assert config.rope_scale == pytest.approx((17 / 12) ** 0.5, abs=1e-12)

@@ -175,12 +175,14 @@ def test_peft_reads_a_sibling(tiny_config: ModelConfig, tmp_path: Path, layout: 
     assert not any(info.values()), info
     bare = ours(model, some_ids(30))
     with torch.no_grad():
-        found = theirs(input_ids=some_ids(30)[None], use_cache=False).logits[0]
-        torch.testing.assert_close(bare, found, atol=TOLERANCE, rtol=0)
+        expected = theirs(input_ids=some_ids(30)[None], use_cache=False).logits[0]
+        torch.testing.assert_close(bare, expected, atol=TOLERANCE, rtol=0)
         wrapped = peft.PeftModel.from_pretrained(theirs, tmp_path / layout / "medical-lora").eval()
-        found = wrapped(input_ids=some_ids(30)[None], use_cache=False).logits[0]
-    torch.testing.assert_close(ours(model, some_ids(30), "medical"), found, atol=TOLERANCE, rtol=0)
-    assert (found - bare).abs().max() > 100 * TOLERANCE
+        expected = wrapped(input_ids=some_ids(30)[None], use_cache=False).logits[0]
+    torch.testing.assert_close(
+        ours(model, some_ids(30), "medical"), expected, atol=TOLERANCE, rtol=0
+    )
+    assert (expected - bare).abs().max() > 100 * TOLERANCE
     again = load_checkpoint(tmp_path / layout)
     assert same(model, again) and again.config == model.config
 

@@ -68,9 +68,9 @@ def test_filters() -> None:
 def test_the_published_formula(samples: int, rate: int) -> None:
     wave = speech_like(samples, rate)
     expected = published(wave, rate)
-    found = log_mel(wave, rate).numpy()
-    assert found.shape == expected.shape and found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+    features = log_mel(wave, rate).numpy()
+    assert features.shape == expected.shape and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("samples", [400, 1000, 48000])

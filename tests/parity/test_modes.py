@@ -18,8 +18,8 @@ def models(tiny_config):
 def agree(models, config, batch) -> float:
     reference, model = models
     with torch.no_grad():
-        found = model.logits(model(batch))
-    return (found - oracle.reference_logits(reference, config, batch)).abs().max().item()
+        logits = model.logits(model(batch))
+    return (logits - oracle.reference_logits(reference, config, batch)).abs().max().item()
 
 
 @pytest.mark.parametrize("adapter", [None, "vision", "speech"])

@@ -60,10 +60,10 @@ def test_pixels_are_those_of_the_published_recipe(width: int, height: int, crop:
     crops, _, layout = cut(picture, crop_size=crop)
     whole, view = published(picture, layout.crop_cols, layout.crop_rows, crop)
     torch.testing.assert_close(crops[0], view, atol=1e-5, rtol=0)
-    for n, found in enumerate(crops[1:]):
+    for n, pixels in enumerate(crops[1:]):
         top, left = crop * (n // layout.crop_cols), crop * (n % layout.crop_cols)
         torch.testing.assert_close(
-            found, whole[:, top : top + crop, left : left + crop], atol=1e-6, rtol=0
+            pixels, whole[:, top : top + crop, left : left + crop], atol=1e-6, rtol=0
         )
 
 

@@ -1,4 +1,4 @@
-"""The vision tower and its projector against transformers, at masks of every shape and at the real geometry."""
+"""The vision tower and its projector against transformers, for masks of every shape and the published geometry."""
 
 from dataclasses import replace
 
@@ -71,9 +71,9 @@ def test_patch_features_and_image_tokens(models, tiny_config, shape):
     crops, masks, layout = oracle.picture(tiny_config, *shape, seed=3)
     vision = reference.model.embed_tokens_extend.image_embed
     expected = vision.img_processor(crops, patch_attention_mask=masks, output_hidden_states=True)
-    found = model.vision.encoder(crops, masks)
+    features = model.vision.encoder(crops, masks)
     # Padded patches too: half-empty cells of the pooling average them in.
-    torch.testing.assert_close(found, expected.hidden_states[-2], atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(features, expected.hidden_states[-2], atol=ROUNDING, rtol=0)
     torch.testing.assert_close(
         model.vision.encoder.pooled(crops, masks), expected.pooler_output, atol=ROUNDING, rtol=0
     )
@@ -88,7 +88,7 @@ def test_patch_features_and_image_tokens(models, tiny_config, shape):
         masks[None].float(),
     )[0]
     torch.testing.assert_close(
-        model.vision.projector(found, [layout]), tokens, atol=ROUNDING, rtol=0
+        model.vision.projector(features, [layout]), tokens, atol=ROUNDING, rtol=0
     )
 
 
@@ -103,5 +103,5 @@ def test_real_geometry(tiny_config):
     cut = oracle.picture(config, (2, 3), (53, 96), seed=3)
     batch = oracle.request(config, pictures=(cut,), adapter="vision")
     assert len(batch.image_slots) == 1596
-    found, expected = model.logits(model(batch)), oracle.reference_logits(reference, config, batch)
-    torch.testing.assert_close(found, expected, atol=LOGITS, rtol=0)
+    logits, expected = model.logits(model(batch)), oracle.reference_logits(reference, config, batch)
+    torch.testing.assert_close(logits, expected, atol=LOGITS, rtol=0)

@@ -1,4 +1,4 @@
-"""The plan of crops holds for every size of picture and crop; pixels land where the plan says."""
+"""The plan of crops is valid for every size of picture and crop; pixels are where the plan puts them."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def test_a_small_picture_is_blown_up_to_one_crop() -> None:
     )
 
 
-def test_pixels_and_masks_land_where_the_plan_says() -> None:
+def test_pixels_and_masks_follow_the_plan() -> None:
     """Crops of 56 x 56 pixels, 4 x 4 patches; a picture of 100 x 40 fills 112 x 44 pixels: 8 x 4 patches, some cut."""
     p = plan(100, 40, crop_size=56)
     assert (p.crop_cols, p.crop_rows, p.width, p.height, p.patch_cols, p.patch_rows) == (
@@ -156,14 +156,14 @@ def test_the_floats_are_those_of_the_whole_picture_cut(
         assert torch.equal(crop, whole[:, top : top + 56, left : left + 56])
 
 
-def test_pictures_of_a_pack_are_taken_apart_again() -> None:
-    def seen(width: int, height: int):
+def test_packed_pictures_are_split_again() -> None:
+    def image_row(width: int, height: int):
         pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
-        made = image.cut(Image.fromarray(pixels), plan(width, height, crop_size=56, max_crops=6))
-        media = {"crops": made.crops, "views": made.view, "crop_masks": made.masks}
-        return row([0], **media, images=(made.layout,))
+        sizes = plan(width, height, crop_size=56, max_crops=6)
+        crops, view, masks, layout = image.cut(Image.fromarray(pixels), sizes)
+        return row([0], crops=crops, views=view, crop_masks=masks, images=(layout,))
 
-    rows = [seen(*size) for size in ((56, 56), (100, 40), (20, 20), (150, 100))]
+    rows = [image_row(*size) for size in ((56, 56), (100, 40), (20, 20), (150, 100))]
     packed = pack(rows)
     assert packed.crops.dtype == torch.uint8 and len(packed.crops) == 1 + 2 + 1 + 6
     assert len(packed.views) == 2 and packed.crop_count == len(packed.crop_masks) == 14

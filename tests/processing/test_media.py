@@ -85,7 +85,7 @@ def test_exif_orientation_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "found"),
+    ("name", "data", "kind"),
     [
         ("photo.png", b"hello, I am a letter", "text"),
         ("photo.png", b"", "nothing"),
@@ -95,10 +95,12 @@ def test_exif_orientation_is_left_alone() -> None:
         ("photo.heic", b"\0\0\0\x18ftypheic", "HEIC"),
     ],
 )
-def test_what_is_no_picture_is_named(name: str, data: bytes, found: str, tmp_path: Path) -> None:
+def test_data_that_is_no_picture_is_named_in_the_error(
+    name: str, data: bytes, kind: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=f"{name}: expected a PNG, JPEG, .*, found {found}"):
+    with pytest.raises(ValueError, match=f"{name}: expected a PNG, JPEG, .*, found {kind}"):
         decode_image(path)
 
 
@@ -211,8 +213,8 @@ def test_a_stream_brings_the_same_samples(
 @pytest.mark.parametrize(
     ("format", "codec"), [("ipod", "aac"), ("mp4", "aac"), ("webm", "libopus")]
 )
-def test_soundtracks_are_heard(format: str, codec: str) -> None:
-    """What phones and browsers record, whatever it's called; the tone is where it was."""
+def test_soundtracks_are_decoded(format: str, codec: str) -> None:
+    """Formats that phones and browsers record, under any file name; the tone keeps its frequency."""
     import av
 
     out, rate = io.BytesIO(), 48000
@@ -225,8 +227,8 @@ def test_soundtracks_are_heard(format: str, codec: str) -> None:
             frame.sample_rate, frame.pts = rate, start
             container.mux(track.encode(frame))
         container.mux(track.encode(None))
-    wave, found = decode_audio(out.getvalue())
-    assert found == rate and abs(len(wave) - rate) < 3000
+    wave, decoded_rate = decode_audio(out.getvalue())
+    assert decoded_rate == rate and abs(len(wave) - rate) < 3000
     spectrum = np.abs(np.fft.rfft(wave[5000:45000]))
     assert abs(spectrum.argmax() * rate / 40000 - 440) < 2
     with pytest.raises(ValueError, match=r"damaged or truncated|truncated; expected|without"):
@@ -339,14 +341,14 @@ def test_forged_headers_and_bad_samples_are_refused(clip: Make) -> None:
     ("format", "subtype"),
     [("WAV", None), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)],
 )
-def test_a_clip_says_its_length(
+def test_the_length_of_a_clip_is_read_without_decoding(
     clip: Make, format: str, subtype: str | None, rate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rate = 48000 if (subtype, rate) == ("OPUS", 44100) else rate  # Opus knows no 44.1 kHz
     for samples in (1, 399, 20011):
         data = clip(samples, rate, 2, format, subtype)
-        wave, found = decode_audio(data)
-        assert audio_size(data) == (len(wave), found) == (samples, rate)
+        wave, decoded_rate = decode_audio(data)
+        assert audio_size(data) == (len(wave), decoded_rate) == (samples, rate)
     if format != "MP3":  # and it does so without being decoded
         monkeypatch.setattr(media, "decode_audio", None)
         assert audio_size(data) == (20011, rate)
@@ -374,7 +376,7 @@ def test_a_clip_that_has_no_length_says_why(clip: Make) -> None:
         audio_size(long.getvalue())
 
 
-def test_refusals_say_why(png: Make, clip: Make) -> None:
+def test_errors_name_their_reason(png: Make, clip: Make) -> None:
     for refuse, reason in (
         (lambda: decode_image(b"%PDF-1.7"), "kind"),
         (lambda: decode_audio(png(4, 4)), "kind"),
@@ -387,9 +389,9 @@ def test_refusals_say_why(png: Make, clip: Make) -> None:
         (lambda: decode_image(png(20, 20)[:-40]), "content"),
         (lambda: decode_audio(clip(0)), "content"),
     ):
-        with pytest.raises(media.MediaError) as found:
+        with pytest.raises(media.MediaError) as error:
             refuse()
-        assert (found.value.reason, found.value.part) == (reason, None)
+        assert (error.value.reason, error.value.part) == (reason, None)
 
 
 def test_work_is_capped_whatever_the_rate(clip: Make) -> None:

@@ -190,9 +190,9 @@ def test_bytes_of_media_are_known_before_they_are_decoded(
 
     monkeypatch.setattr(Processor, "decoded_image", refuse)
     monkeypatch.setattr(media.AudioStream, "__iter__", refuse)
-    found = [processor.media_bytes(chat) for chat in chats]
-    assert found == [row.nbytes - row.without_media().nbytes for row in rows]
-    assert found[0] == found[2] > found[1] == 0
+    sizes = [processor.media_bytes(chat) for chat in chats]
+    assert sizes == [row.nbytes - row.without_media().nbytes for row in rows]
+    assert sizes[0] == sizes[2] > sizes[1] == 0
     with pytest.raises(MediaError) as caught:
         processor.media_bytes([Message.user(Image(png(56, 56)), Image(b"no image"))])
     assert (caught.value.part, caught.value.number) == ("image", 1)
@@ -244,9 +244,9 @@ def test_a_video_is_its_frames(processor: Processor) -> None:
     assert brightness == sorted(brightness) and brightness[-1] > brightness[0] + 0.5
     low = processor.row([Message.user(Video(walk, frames=2, detail="low"))])
     assert [i.crops for i in low.images] == [2, 2]
-    shown = processor.row(expand_videos(chat), generation_prompt=True)
-    assert shown.ids.equal(row.ids) and shown.crops.equal(row.crops)
-    assert shown.views.equal(row.views)
+    frames_row = processor.row(expand_videos(chat), generation_prompt=True)
+    assert frames_row.ids.equal(row.ids) and frames_row.crops.equal(row.crops)
+    assert frames_row.views.equal(row.views)
 
 
 def test_openai_style_messages_are_read(processor: Processor) -> None:
@@ -369,39 +369,39 @@ def test_slots_are_as_many_as_the_model_fills(
     assert len(both) == 2 * len(row) and torch.equal(both.ids, row.ids.repeat(2))
 
 
-def test_a_bad_part_says_which_one_it_is(processor: Processor, png: Make) -> None:
-    """Of its kind, from 0, in a conversation, among given ids, and when it's only counted."""
-    good, heard = Image(png(56, 56)), sound(1600)
+def test_an_error_names_the_bad_part(processor: Processor, png: Make) -> None:
+    """By its type and its index among parts of that type, in a conversation, among given ids, and in `count`."""
+    good, audio = Image(png(56, 56)), sound(1600)
     cut, slow = Image(png(56, 56)[:-30]), sound(1600, 4000)
     id = processor.tokenizer.image_id
     for parts, kind, number in (
-        ((good, heard, cut, good), "image", 1),
+        ((good, audio, cut, good), "image", 1),
         ((cut, slow), "audio", 0),  # clips are decoded before pictures
-        ((heard, good, heard, slow), "audio", 2),
-        ((good, Image(b"no"), heard), "image", 1),
+        ((audio, good, audio, slow), "audio", 2),
+        ((good, Image(b"no"), audio), "image", 1),
     ):
         talk = [Message.user(part) for part in parts]
-        with pytest.raises(MediaError) as found:
+        with pytest.raises(MediaError) as error:
             processor.row(talk)
-        assert (found.value.part, found.value.number) == (kind, number)
-    with pytest.raises(MediaError) as found:
+        assert (error.value.part, error.value.number) == (kind, number)
+    with pytest.raises(MediaError) as error:
         processor.ids_row([id, id], images=[good.source, cut.source])
-    assert (found.value.part, found.value.number, found.value.reason) == ("image", 1, "content")
-    with pytest.raises(MediaError) as found:
+    assert (error.value.part, error.value.number, error.value.reason) == ("image", 1, "content")
+    with pytest.raises(MediaError) as error:
         processor.count([Message.user(good, Image(b"no"), slow)])
-    assert (found.value.part, found.value.number, found.value.reason) == ("image", 1, "kind")
+    assert (error.value.part, error.value.number, error.value.reason) == ("image", 1, "kind")
 
 
-def test_a_librarys_words_do_not_get_out(
+def test_error_messages_of_libraries_are_not_exposed(
     processor: Processor, png: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ValueError("object at 0x7f0000")
 
     monkeypatch.setattr(media, "decode_image", broken)
-    with pytest.raises(MediaError, match=r"^image 0 of the conversation can't be read") as found:
+    with pytest.raises(MediaError, match=r"^image 0 of the conversation can't be read") as error:
         processor.row([Message.user(Image(png(56, 56)))])
-    assert found.value.part == "image" and "0x7f" in str(found.value.__cause__)
+    assert error.value.part == "image" and "0x7f" in str(error.value.__cause__)
 
 
 def test_caps_can_be_set(tokenizer: Tokenizer, png: Make) -> None:
@@ -410,27 +410,27 @@ def test_caps_can_be_set(tokenizer: Tokenizer, png: Make) -> None:
     small.caps = Caps(image_pixels=2999, audio_seconds=1)
     for part in (Image(png(50, 60)), sound(16001)):
         for ask in (small.row, small.count):
-            with pytest.raises(MediaError, match=r"pixels|may last 1 s") as found:
+            with pytest.raises(MediaError, match=r"pixels|may last 1 s") as error:
                 ask([Message.user(part)])
-            assert found.value.reason == "size"
+            assert error.value.reason == "size"
 
 
-def test_what_cannot_fit_is_not_decoded(
+def test_media_that_cannot_fit_are_not_decoded(
     processor: Processor, png: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images are counted from their headers, audio clip by clip until the limit is exceeded."""
-    heard: list[object] = []
+    sources: list[object] = []
     stream = media.AudioStream
 
     def listen(source: object, **caps: object) -> media.AudioStream:
-        heard.append(source)
+        sources.append(source)
         return stream(source, **caps)
 
     monkeypatch.setattr(media, "AudioStream", listen)
     monkeypatch.setattr(media, "decode_image", None)
     with pytest.raises(TooLong, match=r"row has at least \d+ tokens, the context holds 20"):
         processor.row([Message.user(Image(png(100, 40)), sound(16000), "Hi")] * 9, context=20)
-    assert heard == []
+    assert sources == []
     with pytest.raises(TooLong, match=r"row has at least 40 tokens, the context holds 29"):
         processor.row([Message("document", (sound(16000),) * 9)], context=29)
-    assert len(heard) == 3
+    assert len(sources) == 3

@@ -91,7 +91,7 @@ def test_neighbouring_texts_are_one_text(tokenizer: Tokenizer) -> None:
 def test_whitespace_after_a_control_token_is_swallowed(tokenizer: Tokenizer) -> None:
     spaced = [Message.user("\n ", "\u3000Hi \n"), Message.assistant("  ")]
     assert text(spaced, tokenizer) == "<|user|>Hi \n<|end|><|assistant|><|end|><|endoftext|>"
-    # Placeholders do not swallow it, and what stands before one is swallowed by the role's token.
+    # Placeholders don't strip it, and whitespace before one is stripped by the role's token.
     assert text([Message.user(" ", Image(b""), "\nHi")], tokenizer) == (
         "<|user|><|endoftext10|>\nHi<|end|><|endoftext|>"
     )
@@ -100,7 +100,7 @@ def test_whitespace_after_a_control_token_is_swallowed(tokenizer: Tokenizer) -> 
     )  # whitespace to Python, not to them
 
 
-def test_a_document_stands_alone_and_is_all_learnt(tokenizer: Tokenizer) -> None:
+def test_a_document_has_no_roles_and_is_fully_supervised(tokenizer: Tokenizer) -> None:
     document = [Message("document", (Text("  Once <|end|>"),))]
     assert text(document, tokenizer) == "  Once <|end|><|endoftext|>" == learnt(document, tokenizer)
     assert ids(document, tokenizer).count(tokenizer.control("<|end|>")) == 0
@@ -143,10 +143,10 @@ def test_text_never_adds_a_control_token(
     expected = [t for role, _ in turns for t in (f"<|{role}|>", "<|end|>")]
     expected.append("<|assistant|>" if generation_prompt else "<|endoftext|>")
     controls = set(tokenizer.controls.values())
-    found = [
+    actual = [
         i for i in ids(messages, tokenizer, generation_prompt=generation_prompt) if i in controls
     ]
-    assert found == [tokenizer.control(t) for t in expected]
+    assert actual == [tokenizer.control(t) for t in expected]
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ def run(micro_run: Path) -> Path:
     return micro_run
 
 
-def test_it_leaves_what_it_promises(run: Path) -> None:
-    made = ("report.html", "report.json", "model", "mini", "reasoning", "recogniser")
-    for name in (*made, "benchmarks/report.html", "benchmarks/figures.html"):
+def test_a_run_writes_its_files(run: Path) -> None:
+    names = ("report.html", "report.json", "model", "mini", "reasoning", "recogniser")
+    for name in (*names, "benchmarks/report.html", "benchmarks/figures.html"):
         assert (run / name).exists(), name
     for stage in stages.ORDER:
         assert (run / "stages" / stage / "manifest.json").exists(), stage
@@ -37,7 +37,7 @@ def test_the_language_model_stayed_frozen(run: Path) -> None:
         s for s in stages.ORDER if s.split("_")[0] in ("vision", "speech", "joint")
     }
     assert all(e["logits_sha256_before"] == e["logits_sha256_after"] for e in entries)
-    # Speech 0 and vision 0 run beside the language model's training: one holds a fresh one, the other that of text 1.
+    # Speech 0 and vision 0 run while the language model is trained: one contains a fresh one, the other that of text 1.
     beside = ("speech_0_aed", "vision_0_encoder")
     others = {e["logits_sha256_after"] for e in entries if e["stage"] not in beside}
     assert len(others) == 1

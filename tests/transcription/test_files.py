@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import soundfile
 from rich.console import Console
-from tones import heard, say
+from tones import decode_words, say
 
 from polyphi import cli
 from polyphi.api import Phi, load
@@ -44,7 +44,7 @@ def phi(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Phi:
 
     def generate_many(conversations: Any, **_: object) -> list[Completion]:
         clips = [messages[0].parts[0].source for messages in conversations]
-        return [Completion(" ".join(heard(*clip))) for clip in clips]
+        return [Completion(" ".join(decode_words(*clip))) for clip in clips]
 
     monkeypatch.setattr(phi.engine, "generate_many", generate_many)
     return phi

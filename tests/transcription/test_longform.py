@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tones import WORD, heard, say
+from tones import WORD, decode_words, say
 
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.request import Caller
@@ -51,7 +51,7 @@ class ToneEngine(Engine):
                 raise Stopped
             wave, rate = messages[0].parts[0].source
             self.requests.append((len(wave) / rate, its))
-            text = " ".join(heard(wave, rate))
+            text = " ".join(decode_words(wave, rate))
             tokens = tuple(TOKENIZER.encode(text))
             answer = Completion(text, tokens, logprobs=tuple(TokenLogprob(t, -0.5) for t in tokens))
             answers.append(self.answer(answer, its, len(wave) / rate) if self.answer else answer)

@@ -2,18 +2,18 @@
 
 >>> Path("figures.html").write_text(page(results))           # a results folder's results.json
 
-Inline SVG, so that colours follow light or dark mode. Each figure has a text alternative.
+This module has the geometry; `templates/charts.html` draws it as inline SVG, so that colours follow light or dark mode.
+Each figure has a text alternative.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from polyphi.eval.report.paper import averaged, lower_is_better, points, tables
-from polyphi.eval.report.tables import html
+from polyphi.eval.report.tables import TEMPLATES
 
 Row = Mapping[str, Any]
 Point = tuple[str, str, float]
@@ -122,70 +122,48 @@ def own_scores(results: Mapping[str, Any]) -> OwnScores:
     return OwnScores(results["model"], scores, frozenset(substitute), results.get("parameters"))
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A chart: its caption and note, its text alternative, the size of its drawing, and what is drawn."""
+
+    caption: str
+    note: str
+    text: str
+    width: float
+    height: float
+    drawing: "Sequence[Bar] | Radar | Scatter"
+
+
 def page(results: Mapping[str, Any]) -> str:
     """Return the page with all figures; without rows of ours, they show the report's numbers."""
     own = own_scores(results)
     sections = [
-        (title.split(":")[0].lower().replace(" ", "-") + str(i), title, _panels(groups, own))
+        (
+            title.split(":")[0].lower().replace(" ", "-") + str(i),
+            title,
+            [bars(name, label, own) for name, labels in groups for label in labels],
+        )
         for i, (title, groups) in enumerate(BARS.items())
     ]
-    sections += [("radar", "Radar", _radars(own)), ("size", "Score and size", _sizes(own))]
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    body = "".join(
-        f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>'
-        for name, title, content in sections
-    )
-    lede = (
-        "The tables of the Phi-4-Mini technical report as figures. Phi is blue; "
-        f"<b>{escape(own.name)}</b>, where measured, is orange, with its 95 % interval."
-    )
-    if own.substitute:
-        lede += " * marks scores on other samples than the report's, which are not comparable."
-    return html(
-        f"polyphi eval · {own.name} · figures",
-        f'<header class="top"><h1>{escape(own.name)} <small>and the report, in figures</small></h1>'
-        f'<p class="lede">{lede}</p></header>'
-        f'<nav><div><a href="report.html">Tables</a>{links}</div></nav><main>{body}</main>',
-    )
-
-
-def _figure(caption: str, note: str, svg: str) -> str:
     return (
-        f'<figure class="card"><figcaption>{escape(caption)} <em>{escape(note)}</em></figcaption>'
-        f"{svg}</figure>"
+        TEMPLATES.get_template("figures.html").render(
+            own=own,
+            sections=sections,
+            radars=[radar(title, *content, own) for title, content in RADARS.items()],
+            sizes=[sizes(name, label, own) for name, label in SIZES],
+        )
+        + "\n"
     )
 
 
-def _svg(width: float, height: float, label: str, inner: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
-        f"<title>{escape(label)}</title>{inner}</svg>"
-    )
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = "") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(text)}</text>'
-    )
+def _note(name: str, label: str) -> str:
+    return f"{name}{', ↓ lower is better' if lower_is_better(name, label) else ''}"
 
 
 # Bars ---------------------------------------------------------------------------------------------
 
-LABEL, LENGTH, LINE, BAR = 146, 126, 19, 11
+LABEL, LENGTH, LINE = 146, 126, 19
 WIDTH = LABEL + LENGTH + 50
-
-
-def _panels(groups: Sequence[tuple[str, Sequence[str]]], own: OwnScores) -> str:
-    figures = [
-        _figure(
-            label,
-            f"{name}{', ↓ lower is better' if lower_is_better(name, label) else ''}",
-            bars(name, label, own),
-        )
-        for name, labels in groups
-        for label in labels
-    ]
-    return f'<div class="panels">{"".join(figures)}</div>'
 
 
 def _models(name: str, label: str) -> list[Point]:
@@ -199,45 +177,39 @@ def _models(name: str, label: str) -> list[Point]:
     ]
 
 
-def bars(name: str, label: str, own: OwnScores) -> str:
+@dataclass(frozen=True)
+class Bar:
+    """A model's bar: its length, and the lengths at the bounds of our interval."""
+
+    css: str
+    name: str
+    number: str
+    length: float
+    interval: Sequence[float]
+
+
+def bars(name: str, label: str, own: OwnScores) -> Figure:
     """Return a bar chart of a row, the best model first."""
-    lower = lower_is_better(name, label)
+    lower, places = lower_is_better(name, label), tables()[name].decimals
     entries = _models(name, label)
-    interval: tuple[float, float] | None = None
+    interval: Sequence[float] = ()
     if scores := own.scores.get((name, label)):
         mark = " *" if (name, label) in own.substitute else ""
         entries.append(("ours", _short(own.name, 18) + mark, scores[0]))
         interval = scores[1:]
     entries.sort(key=lambda e: e[2] if lower else -e[2])
     longest = max([value for _, _, value in entries], default=1) or 1
-    out = []
-    places = tables()[name].decimals
-    for i, (css, model, value) in enumerate(entries):
-        y, length = 3 + LINE * i, LENGTH * max(0.0, value) / longest
-        out.append(
-            _text(
-                LABEL - 6,
-                y + 9.5,
-                model if css == "ours" else _short(model, 22),
-                anchor="end",
-                css=css,
-            )
-        )
-        out.append(
-            f'<rect class="bar {css}" x="{LABEL}" y="{y}" width="{max(length, 1):.1f}" height="{BAR}" rx="2"/>'
-        )
-        end = length
-        if css == "ours" and interval:
-            low, high = (LENGTH * min(1.0, max(0.0, v / longest)) for v in interval)
-            middle, end = y + BAR / 2, max(length, high)
-            out.append(
-                f'<path class="whisker" d="M{LABEL + low:.1f} {middle}H{LABEL + high:.1f}'
-                f"M{LABEL + low:.1f} {middle - 3}v6M{LABEL + high:.1f} {middle - 3}v6"
-                '"/>'
-            )
-        out.append(_text(LABEL + end + 5, y + 9.5, f"{value:.{places}f}", css=css))
+
+    def scaled(value: float) -> float:
+        return LENGTH * min(longest, max(0.0, value)) / longest
+
+    drawing = []
+    for css, model, value in entries:
+        short, bounds = (model, interval) if css == "ours" else (_short(model, 22), ())
+        number = f"{value:.{places}f}"
+        drawing.append(Bar(css, short, number, scaled(value), [scaled(bound) for bound in bounds]))
     text = f"{name}, {label}: " + ", ".join(f"{m} {v:.{places}f}" for _, m, v in entries)
-    return _svg(WIDTH, 6 + LINE * len(entries), text, "".join(out))
+    return Figure(label, _note(name, label), text, WIDTH, 6 + LINE * len(entries), drawing)
 
 
 def _short(model: str, longest: int) -> str:
@@ -252,15 +224,22 @@ def _short(model: str, longest: int) -> str:
 # Radars -------------------------------------------------------------------------------------------
 
 RADIUS, SIDE = 112, 400
+NAMES = 2 * RADIUS + 78
 
 
-def _radars(own: OwnScores) -> str:
-    about = "Each axis is relative to its best number; error rates are inverted, so that outwards is better."
-    figures = [_figure(title, "", radar(*radar_of, own)) for title, radar_of in RADARS.items()]
-    return f'<p class="about">{about}</p><div class="panels wide">{"".join(figures)}</div>'
+@dataclass(frozen=True)
+class Radar:
+    """The paths of the rings; of each axis the path, and the position, alignment and text of its title; of each model
+    the CSS class, path, name and short name."""
+
+    rings: Sequence[str]
+    axes: Sequence[tuple[str, float, float, str, str]]
+    shapes: Sequence[tuple[str, str, str, str]]
 
 
-def radar(name: str, axes: Mapping[str, str], others: Sequence[str], own: OwnScores) -> str:
+def radar(
+    caption: str, name: str, axes: Mapping[str, str], others: Sequence[str], own: OwnScores
+) -> Figure:
     """Return a radar chart of models, each axis relative to its best number; missing numbers are at the centre. Ours is
     left out if it has fewer than three numbers."""
     table = tables()[name]
@@ -288,27 +267,29 @@ def radar(name: str, axes: Mapping[str, str], others: Sequence[str], own: OwnSco
         angle = 2 * math.pi * axis / len(axes) - math.pi / 2
         return centre + RADIUS * share * math.cos(angle), middle + RADIUS * share * math.sin(angle)
 
-    out = []
-    for ring in (0.25, 0.5, 0.75, 1.0):
-        out.append(f'<path class="axis" d="{_polygon([at(i, ring) for i in range(len(axes))])}"/>')
+    titles = []
     for i, title in enumerate(axes.values()):
         (x, y), (tx, ty) = at(i, 1.0), at(i, 1.1)
-        out.append(f'<path class="axis" d="M{centre} {middle}L{x:.1f} {y:.1f}"/>')
         anchor = "middle" if abs(tx - centre) < 8 else "start" if tx > centre else "end"
-        out.append(_text(tx, ty + 4, title, anchor=anchor, css="soft"))
-    for (css, model, _), model_shares in zip(lines, shares, strict=True):
-        shape = _polygon([at(i, share) for i, share in enumerate(model_shares)])
-        out.append(f'<path class="shape {css}" d="{shape}"><title>{escape(model)}</title></path>')
-    top = 2 * RADIUS + 78.0
-    for i, (css, model, _) in enumerate(lines):
-        x, y = 12 + (i % 2) * SIDE / 2, top + 18 * (i // 2)
-        out.append(f'<rect class="bar {css}" x="{x}" y="{y - 8}" width="14" height="8" rx="2"/>')
-        out.append(_text(x + 20, y, _short(model, 28)))
+        titles.append((f"M{centre} {middle}L{x:.1f} {y:.1f}", tx, ty + 4, anchor, title))
+    drawing = Radar(
+        [_polygon([at(i, ring) for i in range(len(axes))]) for ring in (0.25, 0.5, 0.75, 1.0)],
+        titles,
+        [
+            (
+                css,
+                _polygon([at(i, share) for i, share in enumerate(values)]),
+                model,
+                _short(model, 28),
+            )
+            for (css, model, _), values in zip(lines, shares, strict=True)
+        ],
+    )
     text = f"{name} as a radar chart: " + "; ".join(
         f"{model} " + ", ".join(f"{t} {s:.0%}" for t, s in zip(axes.values(), values, strict=True))
         for (_, model, _), values in zip(lines, shares, strict=True)
     )
-    return _svg(SIDE, top + 18 * ((len(lines) + 1) // 2), text, "".join(out))
+    return Figure(caption, "", text, SIDE, NAMES + 18 * ((len(lines) + 1) // 2), drawing)
 
 
 def _polygon(corners: Sequence[tuple[float, float]]) -> str:
@@ -317,20 +298,29 @@ def _polygon(corners: Sequence[tuple[float, float]]) -> str:
 
 # Sizes --------------------------------------------------------------------------------------------
 
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 404.0, 14.0, 236.0
+LEFT, RIGHT, TOP, BOTTOM = 44, 404, 14, 236
 
 
-def _sizes(own: OwnScores) -> str:
-    figures = [
-        _figure(
-            label,
-            f"{name}{', ↓ lower is better' if lower_is_better(name, label) else ''}",
-            sizes(name, label, own),
-        )
-        for name, label in SIZES
-    ]
-    about = '<p class="about">Models with a number of parameters in their names; those of others are not public.</p>'
-    return f'{about}<div class="panels wide">{"".join(figures)}</div>'
+@dataclass(frozen=True)
+class Dot:
+    """A model's dot, and its name with its position and alignment."""
+
+    css: str
+    x: float
+    y: float
+    name: str
+    name_x: float
+    name_y: float
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The models' dots, and the ticks of scores (y) and sizes (x): position and number."""
+
+    scores: Sequence[tuple[float, str]]
+    sizes: Sequence[tuple[float, str]]
+    dots: Sequence[Dot]
 
 
 def billions(model: str) -> float | None:
@@ -339,7 +329,7 @@ def billions(model: str) -> float | None:
     return float(match[1]) if match else None
 
 
-def sizes(name: str, label: str, own: OwnScores) -> str:
+def sizes(name: str, label: str, own: OwnScores) -> Figure:
     """Return a chart of scores against billions of parameters, on a logarithmic scale."""
     dots = [(c, m, v, size) for c, m, v in _models(name, label) if (size := billions(m))]
     scores = own.scores.get((name, label))
@@ -354,20 +344,19 @@ def sizes(name: str, label: str, own: OwnScores) -> str:
         x = LEFT + (RIGHT - LEFT) * (math.log(size) - x0) / (x1 - x0)
         return x, BOTTOM - (BOTTOM - TOP) * (value - y0) / (y1 - y0)
 
-    out = [f'<path class="axis" d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"/>']
-    for value in _ticks(y0, y1):
-        y = at(1.0, value)[1]
-        out.append(f'<path class="axis" d="M{LEFT} {y:.1f}H{RIGHT}"/>')
-        out.append(_text(LEFT - 5, y + 4, f"{value:g}", anchor="end", css="soft"))
-    for tick in (0.001, 0.01, 0.1, 1, 2, 3, 4, 6, 8, 16):
-        if x0 <= math.log(tick) <= x1 and (tick not in (3, 6) or x1 - x0 < 2):
-            x = at(tick, y0)[0]
-            out.append(_text(x, BOTTOM + 15, f"{tick:g}B", anchor="middle", css="soft"))
-    out += _labels([(*at(size, value), css, model) for css, model, value, size in dots])
+    drawing = Scatter(
+        [(at(1.0, value)[1], f"{value:g}") for value in _ticks(y0, y1)],
+        [
+            (at(tick, y0)[0], f"{tick:g}")
+            for tick in (0.001, 0.01, 0.1, 1, 2, 3, 4, 6, 8, 16)
+            if x0 <= math.log(tick) <= x1 and (tick not in (3, 6) or x1 - x0 < 2)
+        ],
+        _dots([(*at(size, value), css, model) for css, model, value, size in dots]),
+    )
     text = f"{name}, {label}, against size: " + ", ".join(
         f"{m} {v:g} at {s:.3g} billion" for _, m, v, s in dots
     )
-    return _svg(RIGHT + 12, BOTTOM + 22, text, "".join(out))
+    return Figure(label, _note(name, label), text, RIGHT + 12, BOTTOM + 22, drawing)
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -378,9 +367,9 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(step * i, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _labels(dots: Sequence[tuple[float, float, str, str]]) -> list[str]:
+def _dots(dots: Sequence[tuple[float, float, str, str]]) -> list[Dot]:
     """Return dots with their names, each name shifted up or down until it overlaps no other."""
-    out: list[str] = []
+    out: list[Dot] = []
     occupied: list[tuple[float, float, float, float]] = [
         (x - 5, y - 5, x + 5, y + 5) for x, y, _, _ in dots
     ]
@@ -398,14 +387,15 @@ def _labels(dots: Sequence[tuple[float, float, str, str]]) -> list[str]:
         )
         shift, box = next(free, (0, boxes[0]))
         occupied.append(box)
-        near = x - 8 if before else x + 8
-        if shift:
-            out.append(f'<path class="lead" d="M{x:.1f} {y:.1f}L{near:.1f} {y + shift:.1f}"/>')
-        anchor = "end" if before else "start"
-        out.append(_text(near, y + shift + 4, name, anchor=anchor, css=css))
-        out.append(f'<circle class="dot {css}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
+        near, anchor = (x - 8, "end") if before else (x + 8, "start")
+        out.append(Dot(css, x, y, name, near, y + shift, anchor))
     return out
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+TEMPLATES.globals.update(
+    LABEL=LABEL, LINE=LINE, NAMES=NAMES, LEFT=LEFT, RIGHT=RIGHT, TOP=TOP, BOTTOM=BOTTOM
+)

@@ -6,10 +6,8 @@
 benchmark), `agreement` of judges, and `parameters` of the model. Averages are computed here (paper.py).
 """
 
-import string
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from polyphi.eval.report.paper import (
@@ -22,6 +20,7 @@ from polyphi.eval.report.paper import (
     points,
     tables,
 )
+from polyphi.eval.report.rendering import environment
 
 Row = Mapping[str, Any]
 CLASSES = {
@@ -34,22 +33,17 @@ CLASSES = {
 """CSS class of each status."""
 NONE = "–"
 OTHER = "Other benchmarks"
-
-
-def html(title: str, body: str) -> str:
-    """Return a self-contained page, light and dark, without scripts or external files."""
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return string.Template(template).substitute(title=escape(title), body=body)
+TEMPLATES = environment("polyphi.eval.report")
 
 
 # One row ------------------------------------------------------------------------------------------
 
 
-def as_text(row: Row, value: float | None, decimals: int, *, sign: bool = False) -> str:
+def as_text(row: Row, value: float | None, decimals: int) -> str:
     """Format a score of a row in the report's unit."""
     if value is None:
         return NONE
-    return f"{points(row['metric'], value):{'+' if sign else ''}.{decimals}f}"
+    return f"{points(row['metric'], value):.{decimals}f}"
 
 
 def decimals(row: Row) -> int:
@@ -57,22 +51,6 @@ def decimals(row: Row) -> int:
     if row["table"]:
         return tables()[row["table"]].decimals
     return 1 if row["metric"] in SHARES else 2
-
-
-def report_value(row: Row) -> float | None:
-    """Return the report's number for a row."""
-    if not row["table"]:
-        return None
-    table = tables()[row["table"]]
-    return table.value(*table.cell(row))
-
-
-def difference(row: Row) -> float | None:
-    """Return our score minus the report's, in its unit."""
-    value = report_value(row)
-    if value is None or row["score"] is None:
-        return None
-    return round(points(row["metric"], row["score"]) - value, decimals(row)) + 0.0  # no -0.0
 
 
 def remarks(row: Row) -> list[str]:
@@ -127,6 +105,101 @@ def by_table(rows: Sequence[Row]) -> Iterator[tuple[Table, list[tuple[str, Row |
         yield other, [(row["label"], row) for row in further]
 
 
+# A line of a table ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the report as text, and whether it is recovered (paper.py)."""
+
+    text: str = NONE
+    recovered: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table as the texts of its cells: a row of ours (`measured`), or a row of the report without one,
+    whose `status` is the reason. `others` has the report's numbers of other models."""
+
+    css: str
+    label: str
+    arrow: str
+    report: Cell
+    others: Sequence[Cell]
+    status: str
+    measured: bool = False
+    remarks: Sequence[str] = ()
+    score: str = NONE
+    difference: str = NONE
+    difference_css: str | None = None
+    interval: str = NONE
+    n: str = NONE
+    limit: str = ""
+
+
+def _line(
+    table: Table,
+    label: str,
+    row: Row | None,
+    others: Sequence[str] = (),
+    skipped: frozenset[tuple[str, str]] = frozenset(),
+) -> Line:
+    """Return the line of a label; `others` are columns of the report, `skipped` rows of benchmarks left out."""
+    in_report = row is None or bool(row["table"])
+    lower = in_report and lower_is_better(table.name, label)
+    key = table.cell(row) if row else (label, table.phi)
+    status = row["status"] if row else _reason(table, label, skipped)
+    line = Line(
+        css="extra" if not in_report else "mean" if label in table.means else "",
+        label=label,
+        arrow=" ↓" if lower and "lower better" not in label else "",
+        report=_cell(table, key) if in_report else Cell(),
+        others=[_cell(table, (label, name)) if in_report else Cell() for name in others],
+        status=status,
+    )
+    if row is None:
+        return line
+    line = replace(
+        line,
+        measured=True,
+        remarks=remarks(row),
+        n=f"{row['n']:,}",
+        limit=f"at most {row['limit']} a row" if row.get("limit") else "",
+    )
+    if row["score"] is None:
+        return line
+    places = decimals(row)
+    low, score, high = (points(row["metric"], row[end]) for end in ("low", "score", "high"))
+    line = replace(
+        line, score=f"{score:.{places}f}", interval=f"{low:.{places}f} to {high:.{places}f}"
+    )
+    value = table.value(*key) if in_report else None
+    if value is None:
+        return line
+    difference = round(score - value, places) + 0.0  # no -0.0
+    if status in ("substitute data", "private"):
+        css = "faint"
+    elif low <= score - difference <= high:
+        css = ""
+    else:
+        css = "good" if (difference > 0) != lower else "poor"
+    return replace(line, difference=f"{difference:+.{places}f}", difference_css=css)
+
+
+def _cell(table: Table, key: tuple[str, str]) -> Cell:
+    value = table.value(*key)
+    return Cell() if value is None else Cell(f"{value:.{table.decimals}f}", key in table.recovered)
+
+
+def _reason(table: Table, label: str, skipped: frozenset[tuple[str, str]]) -> str:
+    """Return why a row of the report has no number of ours."""
+    if (table.name, label) in PRIVATE:
+        return "private"
+    if (table.name, label) in skipped:
+        return "left out"
+    return "rows are missing" if label in table.means else "not measured"
+
+
 # Markdown -----------------------------------------------------------------------------------------
 
 
@@ -140,255 +213,73 @@ def markdown(rows: Sequence[Row], *, level: int = 3) -> str:
             "| row | ours | report | difference | 95 % interval | n | status |",
             "|---|---:|---:|---:|---|---:|---|",
         ]
-        out += [_markdown_row(label, row) for label, row in lines if row is not None]
+        out += [_markdown_row(_line(table, label, row)) for label, row in lines if row is not None]
         out.append("")
     return "\n".join(out)
 
 
-def _markdown_row(label: str, row: Row) -> str:
-    places, value, off = decimals(row), report_value(row), difference(row)
-    status = "; ".join(filter(None, [row["status"], _limit(row), *remarks(row)]))
+def _markdown_row(line: Line) -> str:
     cells = [
-        label if row["table"] else f"· {label}",
-        as_text(row, row["score"], places),
-        NONE if value is None else f"{value:.{places}f}",
-        NONE if off is None else f"{off:+.{places}f}",
-        _interval(row),
-        f"{row['n']:,}",
-        status,
+        f"· {line.label}" if line.css == "extra" else line.label,
+        line.score,
+        line.report.text,
+        line.difference,
+        line.interval,
+        line.n,
+        "; ".join(filter(None, [line.status, line.limit, *line.remarks])),
     ]
     return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
-
-
-def _interval(row: Row) -> str:
-    if row["score"] is None:
-        return NONE
-    low, high = (as_text(row, row[end], decimals(row)) for end in ("low", "high"))
-    return f"{low} to {high}"
-
-
-def _limit(row: Row) -> str:
-    return f"at most {row['limit']} a row" if row.get("limit") else ""
 
 
 # The page -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table of the page: its id, the columns of other models, its lines."""
+
+    table: Table
+    anchor: str
+    others: Sequence[str]
+    lines: Sequence[Line]
+
+
 def page(results: Mapping[str, Any]) -> str:
     """Return the page: the tables with our rows, the benchmarks left out and why, and the agreement of judges."""
     rows, skipped = results["rows"], results.get("skipped", {})
-    layout = list(by_table(rows))
-    sections = [(_anchor(t.name), t.name, _section(t, lines, skipped)) for t, lines in layout]
-    sections += [
-        ("skipped", "Left out", _skipped(skipped)),
-        ("judges", "Judges", _judges(results.get("agreement", {}))),
-    ]
-    sections = [s for s in sections if s[2]]
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    body = "".join(f'<section id="{name}">{content}</section>' for name, _, content in sections)
-    foot = (
-        "Every number is computed from the per-sample lines next to this page (<code>*.jsonl</code>); "
-        "<code>polyphi eval score FOLDER</code> computes them again without the model. Averages are plain means of the "
-        "rows that the report averages, their bounds the means of the rows' bounds."
-    )
-    return html(
-        f"polyphi eval · {results['model']}",
-        f'{_top(results, layout)}<nav><div><a href="figures.html">Figures</a>{links}</div></nav>'
-        f"<main>{_legend(rows)}{body}<footer>{foot}</footer></main>",
-    )
-
-
-def _anchor(table: str) -> str:
-    return "".join(c for c in table.lower() if c.isalnum())
-
-
-def _top(results: Mapping[str, Any], layout: Sequence[tuple[Table, Sequence[Any]]]) -> str:
-    rows = results["rows"]
+    sections = [_section(table, lines, skipped) for table, lines in by_table(rows)]
     ours = [row for row in rows if row["table"]]
-    tiles = [
-        (str(len({(r["table"], r["label"]) for r in ours})), "rows of the report"),
-        (str(len(layout)), "tables, averages included"),
-        (f"{sum(row['n'] for row in ours):,}", "samples in these rows"),
-        (str(len(results.get("skipped", {}))), "benchmarks left out"),
-    ]
-    html_tiles = "".join(
-        f'<div class="tile"><b>{n}</b><span>{text}</span></div>' for n, text in tiles
-    )
-    return (
-        f'<header class="top"><h1>{escape(results["model"])} <small>and the report</small></h1>'
-        f'<p class="lede">Measured {escape(results["date"])} on the benchmarks of the Phi-4-Mini technical report. Our '
-        f"numbers come first, then the report's for the same row.</p>"
-        f'<div class="tiles">{html_tiles}</div></header>'
-    )
-
-
-def _legend(rows: Sequence[Row]) -> str:
     statuses = {row["status"] for row in rows} | {"private"}
-    items = "".join(
-        f"<dt>{_chip(status)}</dt><dd>{escape(text)}</dd>"
-        for status, text in STATUSES.items()
-        if status in statuses
+    return (
+        TEMPLATES.get_template("tables.html").render(
+            model=results["model"],
+            date=results["date"],
+            tiles=[
+                (len({(row["table"], row["label"]) for row in ours}), "rows of the report"),
+                (len(sections), "tables, averages included"),
+                (f"{sum(row['n'] for row in ours):,}", "samples in these rows"),
+                (len(skipped), "benchmarks left out"),
+            ],
+            statuses={status: text for status, text in STATUSES.items() if status in statuses},
+            classes=CLASSES,
+            sections=sections,
+            skipped=skipped,
+            agreement=results.get("agreement", {}),
+        )
+        + "\n"
     )
-    about = (
-        "Scores are strict: an answer that can't be parsed is wrong. The lenient score of the same answers, if there "
-        "is one, is below the row. ↓ lower is better. A difference is green or brown if the report's number is outside "
-        "our 95 % interval, and grey if the data differ. RTFx: seconds of audio processed per second."
-    )
-    return f'<section class="legend"><dl>{items}</dl><p class="about">{about}</p></section>'
-
-
-def _chip(status: str) -> str:
-    return f'<span class="chip {CLASSES.get(status, "")}">{escape(status)}</span>'
 
 
 def _section(
     table: Table, lines: Sequence[tuple[str, Row | None]], skipped: Mapping[str, Any]
-) -> str:
+) -> Section:
     several = sum(column.startswith("Phi-4") for column in table.columns) > 1
     others = [column for column in table.columns if several or column != table.phi]
     others = [] if len(table.columns) == 1 else others
-    heads = ["row", "ours", "report", "difference", "95 % interval", "n", "status", *others]
-    classes = ["", "n", "n", "n", "n", "n", "", *["n model"] * len(others)]
-    top = "".join(
-        f'<th scope="col" class="{css}">{escape(head)}</th>'
-        for head, css in zip(heads, classes, strict=True)
-    )
-    why = {
-        (t, label): name for name, entry in skipped.items() for t, label in entry.get("rows", ())
-    }
-    body = []
-    for label, row in lines:
-        cells = _ours(label, row) if row else _missing(table, label, why)
-        in_report = label if row is None or row["table"] else None
-        cells += [_cell(table, in_report, column) for column in others]
-        first, rest = cells[0], zip(cells[1:], classes[1:], strict=True)
-        css = "mean" if label in table.means else "" if in_report else "extra"
-        body.append(
-            f'<tr class="{css}"><th scope="row">{first}</th>'
-            + "".join(f'<td class="{c}">{cell}</td>' for cell, c in rest)
-            + "</tr>"
-        )
-    notes = []
-    if table.recovered:
-        notes.append(
-            "Numbers in italics are missing in the report's text and come from other public sources."
-        )
-    return (
-        f"<h2>{escape(table.name)} <small>{escape(table.caption)}</small></h2>"
-        f'<div class="card scroll" tabindex="0" role="region" aria-label="{escape(table.name)}"><table>'
-        f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-        + "".join(f'<p class="about">{note}</p>' for note in notes)
-    )
-
-
-def _cell(table: Table, label: str | None, column: str) -> str:
-    value = table.value(label, column) if label else None
-    if value is None:
-        return NONE
-    text = f"{value:.{table.decimals}f}"
-    return f"<i>{text}</i>" if (label, column) in table.recovered else text
-
-
-def _ours(label: str, row: Row) -> list[str]:
-    places, value, off = decimals(row), report_value(row), difference(row)
-    lower = bool(row["table"]) and lower_is_better(row["table"], label)
-    sub = "".join(f'<span class="sub">{escape(text)}</span>' for text in remarks(row))
-    table = tables()[row["table"]] if row["table"] else None
-    report = NONE if value is None else f"{value:.{places}f}"
-    if table and table.cell(row) in table.recovered:
-        report = f"<i>{report}</i>"
-    return [
-        f"{_label(label, lower)}{sub}",
-        f'<b class="score">{as_text(row, row["score"], places)}</b>',
-        report,
-        NONE if off is None else _difference(row, off, places, lower),
-        _interval(row),
-        f"{row['n']:,}" + (f'<span class="sub">{limit}</span>' if (limit := _limit(row)) else ""),
-        _chip(row["status"]),
-    ]
-
-
-def _label(label: str, lower: bool) -> str:
-    return escape(label) + (" ↓" if lower and "lower better" not in label else "")
-
-
-def _difference(row: Row, off: float, places: int, lower: bool) -> str:
-    """Return a difference, coloured if the data are the report's and its number is outside our interval."""
-    low, high = (points(row["metric"], row[end]) for end in ("low", "high"))
-    if row["status"] in ("substitute data", "private"):
-        css = "faint"
-    elif low <= points(row["metric"], row["score"]) - off <= high:
-        css = ""
-    else:
-        css = "good" if (off > 0) != lower else "poor"
-    return f'<span class="{css}">{off:+.{places}f}</span>'
-
-
-def _missing(table: Table, label: str, why: Mapping[tuple[str, str], str]) -> list[str]:
-    """Return the cells of a row of the report without a number of ours."""
-    value = table.value(label, table.phi)
-    if (table.name, label) in PRIVATE:
-        status = _chip("private")
-    elif (table.name, label) in why:
-        status = '<a class="chip" href="#skipped">left out</a>'
-    else:
-        status = '<span class="faint">' + (
-            "rows are missing" if label in table.means else "not measured"
-        )
-        status += "</span>"
-    report = NONE if value is None else _cell(table, label, table.phi)
-    return [
-        _label(label, lower_is_better(table.name, label)),
-        NONE,
-        report,
-        NONE,
-        NONE,
-        NONE,
-        status,
-    ]
-
-
-def _skipped(skipped: Mapping[str, Any]) -> str:
-    if not skipped:
-        return ""
-    items = []
-    for name, entry in skipped.items():
-        rows = ", ".join(f"{table}: {label}" for table, label in entry.get("rows", ()) if table)
-        why = "".join(f"<li>{escape(text)}</li>" for text in entry["why"])
-        items.append(
-            f"<h3>{escape(entry.get('title', name))} <em>{escape(rows)}</em></h3><ul>{why}</ul>"
-        )
-    about = (
-        "Data or tools of these benchmarks are missing. <code>polyphi eval check-data DIR</code> lists what is missing "
-        "and where to get it; then run the same command again to add their rows."
-    )
-    return (
-        f'<h2>Left out</h2><p class="about">{about}</p><div class="card pad">{"".join(items)}</div>'
-    )
-
-
-def _judges(agreement: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    if not agreement:
-        return ""
-    rows = []
-    for name, pairs in agreement.items():
-        for pair, values in pairs.items():
-            correlation = values.get("rank correlation")
-            cells = [
-                f"{values['n']:.0f}",
-                f"{100 * values['equal']:.0f} %",
-                f"{values['difference']:+.2f}",
-                NONE if correlation is None else f"{correlation:.2f}",
-            ]
-            rows.append(
-                f'<tr><th scope="row">{escape(name)}<span class="sub">{escape(pair)}</span></th>'
-                + "".join(f'<td class="n">{cell}</td>' for cell in cells)
-                + "</tr>"
-            )
-    heads = ("n", "equal", "second minus first", "rank correlation")
-    top = '<th scope="col">judges and points</th>'
-    top += "".join(f'<th scope="col" class="n">{head}</th>' for head in heads)
-    return (
-        '<h2>Judges</h2><p class="about">Agreement of two judges on the same answers.</p><div class="card scroll">'
-        f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    left_out = frozenset((t, label) for e in skipped.values() for t, label in e.get("rows", ()))
+    return Section(
+        table,
+        "".join(c for c in table.name.lower() if c.isalnum()),
+        others,
+        [_line(table, label, row, others, left_out) for label, row in lines],
     )

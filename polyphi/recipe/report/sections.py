@@ -10,11 +10,11 @@ import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from polyphi.eval.report import heldout as tables
 from polyphi.eval.report import tables as eval_tables
+from polyphi.eval.report.rendering import environment
 from polyphi.recipe.report import drawing
 
 Report = Mapping[str, Any]
@@ -263,13 +263,7 @@ def step_seconds(report: Report) -> dict[str, float]:
     return {step: time for step, time in seconds.items() if step != "total"}
 
 
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("polyphi.recipe.report"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-)
+TEMPLATES = environment("polyphi.recipe.report")
 TEMPLATES.filters.update(
     count=count,
     dropped=dropped,
