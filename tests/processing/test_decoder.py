@@ -169,7 +169,9 @@ def test_streams_of_other_types_are_ignored() -> None:
         decode_video(out.getvalue())
 
 
-@pytest.mark.parametrize("head", [b"\xff\xf1P", b"#!AMR\n", b"\x1aE\xdf\xa3", b"\0\0\0\x20ftypM4A "])
+@pytest.mark.parametrize(
+    "head", [b"\xff\xf1P", b"#!AMR\n", b"\x1aE\xdf\xa3", b"\0\0\0\x20ftypM4A "]
+)
 @pytest.mark.parametrize("rest", [bytes(100), b"\xff" * 100, b""])
 def test_a_header_alone_is_damaged(head: bytes, rest: bytes) -> None:
     with pytest.raises(MediaError) as error:
