@@ -14,11 +14,10 @@ from polyphi.messages import (
     Message,
     SamplingParams,
     Text,
-    TokensPrompt,
     Transcript,
     Video,
 )
-from polyphi.processing.placeholders import parts
+from polyphi.processing.placeholders import TokensPrompt, parts
 
 if TYPE_CHECKING:
     from polyphi.api import Phi, load

@@ -295,17 +295,6 @@ def normalize_adapter(adapter: str | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class TokensPrompt:
-    """A prompt of token ids. `images` and `audios` fill the placeholders among the ids, in order: each has one
-    placeholder, or as many as it has tokens. They are sources (a path, bytes, (samples, rate)), or `Image`s and
-    `Audio`s."""
-
-    ids: Sequence[int]
-    images: Sequence[Image | MediaSource] = ()
-    audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = ()
-
-
-@dataclass(frozen=True)
 class Tokens:
     """The token counts of a conversation; `text` includes control tokens."""
 
@@ -320,14 +309,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Grammar:
-    """The required form of an answer. `kind`: "json" (`text` is a JSON schema), "regex" (the whole answer matches it)
-    or "tools" (a JSON list of tools: the answer is calls of them).
+    """The required form of an answer. `kind`: "json" (`text` is a JSON schema), "regex" (the whole answer matches it),
+    "ebnf" (a context-free grammar in Lark or GBNF, engine/structured.py) or "tools" (a JSON list of tools: the answer
+    is calls of them).
 
     Only for "tools": `max_calls` limits the number of calls in the answer; with an `alternative` of another kind the
     model chooses between calls and an answer of that form.
     """
 
-    kind: Literal["json", "regex", "tools"]
+    kind: Literal["json", "regex", "ebnf", "tools"]
     text: str
     max_calls: int | None = None
     alternative: "Grammar | None" = None
@@ -335,12 +325,16 @@ class Grammar:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Sampling parameters. Temperature 0 is greedy. `stop` strings end the answer and are not part of it; with
-    `stop_at_call` the first complete tool call ends it too (engine/tools.py) and is part of it.
+    """Sampling parameters. Temperature 0 is greedy. `stop` strings and `stop_token_ids` end the answer and are not part
+    of it, unless `include_stop` is set; with `stop_at_call` the first complete tool call ends it too (engine/tools.py)
+    and is part of it. `min_tokens`: neither an end token nor a stop string ends the answer before. `ignore_eos`: end
+    tokens don't end it. A grammar takes precedence over both: an answer always ends where its grammar does.
 
     `min_p` drops tokens below this fraction of the highest probability. `repetition_penalty` divides (logits above 0)
     or multiplies (below) the logit of every token of prompt and answer; `presence_penalty` (once) and
-    `frequency_penalty` (for each occurrence) are subtracted for tokens of the answer. `logprobs`: return the
+    `frequency_penalty` (for each occurrence) are subtracted for tokens of the answer. `logit_bias`: pairs of a token id
+    and a number from -100 to 100 that is added to its logit. `skip_special_tokens`: whether control tokens that the
+    model samples are left out of the text (those of tool calls never are). `logprobs`: return the
     log-probability of each token and of this many most likely ones; `prompt_logprobs`: the same for the prompt's
     tokens; with it `max_tokens` may be 0. `n` answers are sampled, the i-th with seed + i. `draft`: maximum draft
     tokens per step of speculative decoding from prompt and answer, which never changes the answer; "auto": the engine
@@ -365,6 +359,12 @@ class SamplingParams:
     rope: Literal["dynamic", "bound"] = "dynamic"
     prompt_logprobs: int | None = None
     stop_at_call: bool = False
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,7 @@ class Completion:
     """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is "" if
     the model has no tokenizer. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the prefix
     cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but the
-    first."""
+    first. `stop_reason`: the stop string or the id of `stop_token_ids` that ended the answer, otherwise None."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -408,6 +408,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     others: tuple["Completion", ...] = ()
+    stop_reason: str | int | None = None
 
 
 TimeSource = Literal["window", "aligned", "estimated"]
@@ -430,7 +431,8 @@ class Segment:
     """A segment of speech from `start` to `end` in seconds with its text (the translation if only that was requested;
     with both, the translation is in `translation`). `tokens`: the model's tokens of `text`; `logprobs`: their natural
     log-probabilities, empty if not recorded; `avg_logprob`: the mean of these; `temperature`: the one they were sampled
-    at; `seek`: start of the window of the recording that was transcribed, in seconds."""
+    at; `seek`: start of the window of the recording that was transcribed, in seconds; `silence`: the share of its time
+    without speech (transcription/silence.py)."""
 
     start: float
     end: float
@@ -442,6 +444,7 @@ class Segment:
     seek: float = 0.0
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
+    silence: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="Name of the model; default: its folder's name.")
     ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="A further name of the model; repeatable.")
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="An API key that requests need; repeatable.", envvar="POLYPHI_API_KEY"),
@@ -130,6 +133,7 @@ def serve(
         raise ValueError(f"--media-root {media_root}: expected a folder")
     settings = Settings(
         name or Path(model).expanduser().resolve().name,
+        aliases=tuple(alias or ()),
         host=host,
         port=port,
         keys=tuple(key for key in api_key or () if key),

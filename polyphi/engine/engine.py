@@ -49,11 +49,11 @@ from polyphi.messages import (
     Image,
     Message,
     SamplingParams,
-    TokensPrompt,
     Video,
     media,
 )
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor
 from polyphi.quantization import quantize
 

@@ -7,14 +7,18 @@
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from polyphi.messages import Message, TokensPrompt
+from polyphi.messages import Message
+from polyphi.processing.placeholders import TokensPrompt
 
+PromptEnd = Literal["generation_prompt", "final_message", "end_of_text"]
+"""The end of a conversation that the model continues: `<|assistant|>`, so that it answers; the text of the final
+message, which it continues; or `<|endoftext|>`, the end of the document."""
 Conversation = Sequence[Message | Mapping[str, Any]]
 """`Message`s or OpenAI-style dicts."""
 Prompt = Conversation | Sequence[int] | Int[Tensor, "_"] | Int[np.ndarray, "_"] | TokensPrompt

@@ -20,6 +20,7 @@ from polyphi.engine.tools import ToolCall, ToolParser
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.processing.tokenizer import Tokenizer
 
+GREEDY = SamplingParams()
 UNFINISHED = "\ufffd"
 """The decoder's output for a character whose last bytes are missing."""
 
@@ -27,23 +28,26 @@ UNFINISHED = "\ufffd"
 class AnswerText:
     """Tokens -> text that is final; always "" without a tokenizer's vocabulary.
 
-    >>> text = AnswerText(tokenizer, stop=("END",))
+    >>> text = AnswerText(tokenizer, SamplingParams(stop=("END",)))
     >>> text.add(token)                          # the text that is final now, often ""
     >>> text.finish()                            # the rest, where no stop string came
+    >>> text.stop_string                         # the stop string that came, or None
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
-        self.stopped = False
+    def __init__(self, tokenizer: Tokenizer, sampling: SamplingParams = GREEDY) -> None:
+        self.stop_string: str | None = None
         self._tokenizer = tokenizer
-        self._stop = stop
+        self._sampling = sampling
+        self._length = 0  # tokens
         self._undecoded: list[int] = []  # tokens whose text ends inside a character
         self._pending = ""  # text that may be the start of a stop string
 
     def add(self, token: int) -> str:
         if not self._tokenizer.has_vocabulary:
             return ""
+        self._length += 1
         self._undecoded.append(token)
-        text = self._tokenizer.decode(self._undecoded, skip_special=True)
+        text = self._decode()
         if text.endswith(UNFINISHED):
             return ""
         self._undecoded = []
@@ -51,27 +55,36 @@ class AnswerText:
 
     def finish(self) -> str:
         """The remaining text; an incomplete character becomes U+FFFD."""
-        text = self._tokenizer.decode(self._undecoded, skip_special=True) if self._undecoded else ""
+        text = self._decode() if self._undecoded else ""
         self._undecoded = []
         return self._release(text, last=True)
 
+    def _decode(self) -> str:
+        skip_special = self._sampling.skip_special_tokens
+        return self._tokenizer.decode(self._undecoded, skip_special=skip_special)
+
     def _release(self, text: str, last: bool) -> str:
-        if self.stopped:
+        if self.stop_string is not None:
             return ""
+        if self._length <= self._sampling.min_tokens:  # no stop string may begin in this text
+            return text
         text = self._pending + text
-        matches = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        stops = self._sampling.stop
+        matches = [(at + len(s), at, s) for s in stops if (at := text.find(s)) >= 0]
         if matches:  # the one that ends first, and of those that end there the longest
-            self.stopped, self._pending = True, ""
-            return text[: min(matches)[1]]
+            end, start, self.stop_string = min(matches)
+            self._pending = ""
+            return text[: end if self._sampling.include_stop else start]
         keep = 0 if last else self._possible_start(text)
         self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]
 
     def _possible_start(self, text: str) -> int:
         """Length of the longest suffix of `text` that is a prefix of a stop string."""
-        longest = max((len(s) for s in self._stop), default=1) - 1
+        stops = self._sampling.stop
+        longest = max((len(s) for s in stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
-            if any(s.startswith(text[-length:]) for s in self._stop):
+            if any(s.startswith(text[-length:]) for s in stops):
                 return length
         return 0
 
@@ -110,6 +123,8 @@ class Request:
     """The number of the call that submitted it; requests of one call share it."""
     phase: Phase = "decoding media"
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    """The stop string or the id of `stop_token_ids` that ended it."""
     error: Exception | None = None
     tokens: list[int] = field(default_factory=list)
     ropes: list[str] = field(default_factory=list)
@@ -140,7 +155,7 @@ class Request:
         self.lookup = None
         if self.draft:
             self.lookup = PromptLookup(self.ids, never=self.tokenizer.controls.values())
-        self._text = AnswerText(self.tokenizer, self.sampling.stop)
+        self._text = AnswerText(self.tokenizer, self.sampling)
         self._calls = ToolParser() if self.sampling.stop_at_call else None
         self._hashes: dict[str, list[bytes]] = {}
         self.phase = "waiting"
@@ -211,24 +226,33 @@ class Request:
     def accept(self, token: int) -> None:
         """Append a sampled token, and the text that becomes final with it to `pieces`."""
         self.first = self.first or time.monotonic()
-        if token in self.tokenizer.eos_ids:
-            self.finish_reason = "stop"
-            delta = self._text.finish()
-        else:
+        delta = ""
+        early = len(self.tokens) < self.sampling.min_tokens
+        is_stop = token in self.sampling.stop_token_ids and not early
+        if is_stop:
+            self.stop_reason = token
+        is_end = is_stop or (token in self.tokenizer.eos_ids and self._ends_at_eos)
+        if not is_end or (is_stop and self.sampling.include_stop):
             self.tokens.append(token)
             self.ids.append(token)
             if self.lookup:
                 self.lookup.add(token)
             delta = self._text.add(token)
-            complete = self.sampler.finished
-            at_limit = len(self.tokens) == self.sampling.max_tokens
-            if not self._text.stopped and (complete or at_limit):
-                delta += self._text.finish()
-                self.finish_reason = "stop" if complete else "length"
+        complete = is_end or self.sampler.finished
+        at_limit = len(self.tokens) == self.sampling.max_tokens
+        if self._text.stop_string is None and (complete or at_limit):
+            delta += self._text.finish()
+            self.finish_reason = "stop" if complete else "length"
         calls = self._calls.add(delta) if self._calls else []
-        if self._text.stopped or any(isinstance(part, ToolCall) for part in calls):
+        if self._text.stop_string is not None:
+            self.stop_reason, self.finish_reason = self._text.stop_string, "stop"
+        if any(isinstance(part, ToolCall) for part in calls):
             self.finish_reason = "stop"
         self.pieces.append(delta)
+
+    @property
+    def _ends_at_eos(self) -> bool:
+        return not self.sampling.ignore_eos or self.sampling.grammar is not None
 
     def completion(self) -> Completion:
         """The answer of a finished request."""
@@ -246,4 +270,5 @@ class Request:
             cached=self.cached_tokens or 0,
             logprobs=tuple(self.sampler.logprobs[: len(self.tokens)]),
             prompt_logprobs=tuple(self.prompt_logprobs),
+            stop_reason=self.stop_reason,
         )

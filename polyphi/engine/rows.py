@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from polyphi.batch import Batch
-from polyphi.engine.prompt import Prompt, parse_prompt
+from polyphi.engine.prompt import Prompt, PromptEnd, parse_prompt
 from polyphi.engine.sampling import check
 from polyphi.engine.structured import Matcher
 from polyphi.messages import (
     Audio,
     Image,
     SamplingParams,
-    TokensPrompt,
     Video,
     adapter_for,
     media,
     normalize_adapter,
 )
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import NO_TOKENIZER
 
@@ -33,10 +33,15 @@ class Rows:
         self.model, self.processor = model, processor
 
     def row(
-        self, messages: Prompt, *, adapter: str | None = "auto", context: int | None = None
+        self,
+        messages: Prompt,
+        *,
+        adapter: str | None = "auto",
+        context: int | None = None,
+        end: PromptEnd = "generation_prompt",
     ) -> Batch:
-        """The row of a prompt: messages with the generation prompt, ids as they are. Raises ValueError above `context`
-        tokens (default: the model's context); a prompt that is certainly too long is neither tokenized nor decoded."""
+        """The row of a prompt: messages with this `end`, ids as they are. Raises ValueError above `context` tokens
+        (default: the model's context); a prompt that is certainly too long is neither tokenized nor decoded."""
         parsed = parse_prompt(messages)
         context = self.context if context is None else context
         if isinstance(parsed, TokensPrompt):
@@ -45,7 +50,13 @@ class Rows:
         visual = (*media(parsed, Image), *media(parsed, Video))
         self._check_media(len(visual), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
-        return self.processor.row(parsed, adapter=chosen, generation_prompt=True, context=context)
+        return self.processor.row(
+            parsed,
+            adapter=chosen,
+            generation_prompt=end == "generation_prompt",
+            continue_final=end == "final_message",
+            context=context,
+        )
 
     def ids_row(
         self,
@@ -68,9 +79,14 @@ class Rows:
         return self.model.config.decoder.max_position_embeddings
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        """Raises ValueError for invalid values, for a grammar that no answer fits, and for stop strings, `stop_at_call`
-        or a grammar without a tokenizer."""
+        """Raises ValueError for invalid values, for ids outside the vocabulary, for a grammar that no answer fits, and
+        for stop strings, `stop_at_call` or a grammar without a tokenizer."""
         check(sampling)
+        size = self.processor.tokenizer.vocab_size
+        biased = [token for token, _ in sampling.logit_bias]
+        for name, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", biased)):
+            if (highest := max(ids, default=0)) >= size:
+                raise ValueError(f"{name} has ids from 0 to {size - 1}, found {highest}")
         if (sampling.stop or sampling.stop_at_call) and not self.processor.tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
         if sampling.grammar is not None:

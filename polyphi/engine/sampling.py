@@ -23,6 +23,8 @@ from polyphi.processing.tokenizer import Tokenizer
 
 MAX_ANSWERS, MAX_LOGPROBS, MAX_DRAFT = 128, 20, 16
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
+MAX_BIAS, MAX_BIASED = 100.0, 1024
+"""Of `logit_bias`: the largest number, and tokens."""
 MAX_TEMPERATURE, MAX_REPETITION = 100.0, 100.0
 MIN_TEMPERATURE = 1e-5
 """At this temperature and below sampling is greedy: some clients send a tiny number for 0."""
@@ -54,6 +56,9 @@ def check(sampling: SamplingParams) -> None:
     if s.rope not in ("dynamic", "bound"):
         raise ValueError(f"rope must be 'dynamic' or 'bound', found {s.rope!r:.80}")
     _check_stops(s.stop)
+    _check_token_ids("stop_token_ids", s.stop_token_ids, MAX_STOPS)
+    _whole("min_tokens", s.min_tokens, 0)
+    _check_bias(s.logit_bias)
     if s.grammar is not None:
         _check_grammar("grammar", s.grammar)
         structured.compiled(s.grammar)
@@ -102,10 +107,30 @@ def _check_stops(stops: object) -> None:
         )
 
 
+def _check_bias(pairs: Any) -> None:
+    if not isinstance(pairs, tuple | list) or not all(
+        isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs
+    ):
+        raise ValueError(f"logit_bias is a list of (token id, number), found {pairs!r:.80}")
+    _check_token_ids("logit_bias", [token for token, _ in pairs], MAX_BIASED)
+    for _, bias in pairs:
+        _number("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
+
+
+def _check_token_ids(name: str, ids: Any, most: int) -> None:
+    if not isinstance(ids, tuple | list):
+        raise ValueError(f"{name} is a list of token ids, found {ids!r:.80}")
+    if len(ids) > most:
+        raise ValueError(f"{name} has at most {most} tokens, found {len(ids)}")
+    for token in ids:
+        _whole(name, token, 0)
+
+
 class Sampler:
-    """Samples one request's tokens. `plain`: greedy without penalties, grammar and logprobs, so that the engine can
-    compute the argmax of many such requests at once and only `accept` it. `logprobs` has an entry for each sampled
-    token, the end token included. `finished`: the grammar allows no further token, so no end token is needed.
+    """Samples one request's tokens. `plain`: the token is the argmax of the model's own logits and nothing else is
+    recorded, so that the engine can compute the argmax of many such requests at once and only `accept` it. `logprobs`
+    has an entry for each sampled token, the end token included. `finished`: the grammar allows no further token, so no
+    end token is needed.
 
     Raises ValueError for invalid values, for a grammar that no answer fits, and in `draw` for a grammar that has become
     too complex; that ends this request only. Logits must be finite; the engine checks them (`results.NotFinite`).
@@ -126,15 +151,26 @@ class Sampler:
         self._matcher: structured.Matcher | None = None
         if sampling.grammar is not None:
             self._matcher = structured.Matcher(sampling.grammar, tokenizer)
+        self._biased = torch.tensor([token for token, _ in sampling.logit_bias], dtype=torch.long)
+        self._biases = torch.tensor([float(bias) for _, bias in sampling.logit_bias])
+        # Without a grammar, `ignore_eos` lets end tokens be sampled; nothing can follow the end of a grammar.
+        self._eos_ids = list(tokenizer.eos_ids)
+        self._mask_eos = sampling.ignore_eos and self._matcher is not None
+        self._early_ids = list(sampling.stop_token_ids)
+        if not sampling.ignore_eos or self._mask_eos:
+            self._early_ids += self._eos_ids
         self.plain = (
             self._greedy
             and not self._penalised
+            and not sampling.logit_bias
+            and not sampling.min_tokens
             and self._matcher is None
             and sampling.logprobs is None
         )
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._prompt_ids = set(prompt_ids)
         self._counts: Counter[int] = Counter()  # of the sampled tokens
+        self._length = 0  # sampled tokens
 
     @property
     def finished(self) -> bool:
@@ -144,9 +180,11 @@ class Sampler:
     def draw(self, logits: Float[Tensor, " V"]) -> int:
         """Sample the next token; updates the counts, the grammar and `logprobs`."""
         raw = logits.float()
-        logits = self._penalise(raw) if self._penalised else raw
+        logits = self._bias(raw) if self.sampling.logit_bias else raw
+        logits = self._penalise(logits) if self._penalised else logits
         if self._matcher is not None:
             logits = self._matcher.mask(logits)
+        logits = self._without_end(logits)
         token = int(logits.argmax()) if self._greedy else self._pick(logits)
         if self.sampling.logprobs is not None:
             self.logprobs.append(_logprob(raw, token, self.sampling.logprobs))
@@ -158,6 +196,24 @@ class Sampler:
         if self._matcher is not None:
             self._matcher.accept(token)
         self._counts[token] += 1
+        self._length += 1
+
+    def _bias(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        device = logits.device
+        return logits.index_add(0, self._biased.to(device), self._biases.to(device))
+
+    def _without_end(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
+        """The logits with minus infinity for tokens that would end the answer too early, unless a grammar allows no
+        others."""
+        if self._length < self.sampling.min_tokens:
+            ids = self._early_ids
+        elif self._mask_eos:
+            ids = self._eos_ids
+        else:
+            return logits
+        masked = logits.clone()
+        masked[ids] = -torch.inf
+        return logits if self._matcher is not None and bool(masked.isneginf().all()) else masked
 
     def _pick(self, logits: Float[Tensor, " V"]) -> int:
         """Inverse transform sampling: one number in [0, 1) selects from the cumulative probabilities."""

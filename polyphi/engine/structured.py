@@ -1,4 +1,5 @@
-r"""Constrained decoding by llguidance: answers that follow a JSON schema, a regular expression, or a list of tools.
+r"""Constrained decoding by llguidance: answers that follow a JSON schema, a regular expression, a context-free grammar
+or a list of tools.
 
 >>> matcher = Matcher(Grammar("json", '{"enum": ["yes", "no"]}'), tokenizer)
 >>> masked = matcher.mask(logits)                # minus infinity for tokens that the grammar forbids
@@ -11,6 +12,10 @@ allowed.
 **Expressions** have the syntax of Rust's regex crate and match the whole answer: no look-around, no back-references;
 `\d` is 0 to 9.
 
+**Context-free grammars** are in llguidance's form of Lark, with the rule `start`, or in GBNF, the EBNF of llama.cpp,
+with the rule `root`; the latter have `::=`, and are converted. Rules of characters only become terminals, which match
+as much as they can.
+
 **Whitespace.** Between two JSON tokens the grammar allows nothing, one space, or one newline with indentation, so that
 a model can write compact or pretty-printed JSON, but spends few tokens on whitespace. Indentation is up to 4 spaces in
 steps of 2, or one tab, for each level that the schema describes. No whitespace is allowed before or after the answer.
@@ -19,6 +24,7 @@ steps of 2, or one tab, for each level that the schema describes. No whitespace 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -33,8 +39,10 @@ from polyphi.messages import CALL, CALL_END, Grammar, functions
 from polyphi.processing.tokenizer import Tokenizer
 
 MAX_CHARACTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
-"""Of a schema or a list of tools: characters and nested brackets; characters of a regular expression; tools; calls in
-one answer."""
+"""Of a schema or a list of tools: characters and nested brackets; characters of a regular expression or a context-free
+grammar; tools; calls in one answer."""
+MAX_RULES = 500
+"""Of a grammar in GBNF, whose conversion takes time quadratic in it."""
 MAX_LEVELS = 8
 """Levels of indentation where a schema doesn't limit the depth of an answer."""
 CALL_LEVELS = 2
@@ -73,6 +81,14 @@ class Matcher:
             _vocabulary(tokenizer), compiled(grammar, marks), log_level=0, limits=_limits()
         )
         self._bits = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
+        # A context-free grammar can name control tokens.
+        allowed = {CALL, CALL_END} if grammar.kind == "tools" else set()
+        forbidden = [
+            id
+            for name, id in tokenizer.controls.items()
+            if name not in allowed and id not in tokenizer.eos_ids
+        ]
+        self._forbidden = torch.tensor(forbidden, dtype=torch.long)
         self._fill()
 
     @property
@@ -103,6 +119,9 @@ class Matcher:
         self._raise_errors()
         bits = packed[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)) & 1
         self._bits = bits.flatten()[: len(self._bits)].bool()
+        self._bits[self._forbidden] = False
+        if not self._bits.any():
+            raise ValueError("no answer fits this grammar: it requires control tokens")
         self._filled = True
 
     def _raise_errors(self) -> None:
@@ -154,7 +173,34 @@ def compiled(grammar: Grammar, marks: bool = True) -> str:
         result = str(matcher.grammar_from_lark(f"start: {_expression(grammar.text)}"))
         _check(result, what)
         return result
-    raise ValueError(f"grammar kind must be 'json', 'regex' or 'tools', found {grammar.kind!r:.80}")
+    if grammar.kind == "ebnf":
+        result = str(matcher.grammar_from_lark(_lark(grammar.text)))
+        _check(result, "this grammar")
+        return result
+    raise ValueError(
+        f"grammar kind must be 'json', 'regex', 'ebnf' or 'tools', found {grammar.kind!r:.80}"
+    )
+
+
+def _lark(text: str) -> str:
+    """A context-free grammar in Lark."""
+    if len(text) > MAX_REGEX:
+        raise ValueError(f"a grammar has at most {MAX_REGEX} characters, found {len(text)}")
+    if (rules := text.count("::=")) == 0:
+        return text
+    if rules > MAX_RULES:
+        raise ValueError(f"a grammar in GBNF has at most {MAX_RULES} rules, found {rules}")
+    if re.search(r"\\[uU]", text):  # the conversion drops zeros of their codes
+        raise ValueError(
+            "a grammar in GBNF can't have the escapes \\u and \\U here; write the characters themselves"
+        )
+    _llguidance()
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        return gbnf_to_lark(text)
+    except Exception as error:  # `Exception` itself, and RecursionError, among others
+        raise ValueError(f"this grammar in GBNF can't be read: {_one_line(str(error))}") from None
 
 
 def _schema(text: str) -> Any:
@@ -236,9 +282,9 @@ def _tools(grammar: Grammar, marks: bool) -> str:
 
 def _alternative(grammar: Grammar) -> str:
     """The alternative to calls, as a part of a Lark rule."""
-    if grammar.kind == "tools":
+    if grammar.kind not in ("json", "regex"):
         raise ValueError(
-            "the alternative to calls must be of kind 'json' or 'regex', found 'tools'"
+            f"the alternative to calls must be of kind 'json' or 'regex', found {grammar.kind!r:.80}"
         )
     compiled(grammar)  # raises for an invalid one
     if grammar.kind == "regex":

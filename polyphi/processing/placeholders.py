@@ -1,7 +1,9 @@
-"""Prompts in the format of the published model, with numbered media: `<|image_1|>`, `<|audio_2|>`."""
+"""Prompts with placeholders of media: texts in the format of the published model, `<|image_1|>` and `<|audio_2|>`, and
+token ids."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,17 @@ import numpy as np
 from polyphi.messages import Audio, Image, MediaSource, Part, Text
 
 _PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
+
+
+@dataclass(frozen=True)
+class TokensPrompt:
+    """A prompt of token ids. `images` and `audios` fill the placeholders among the ids, in order: each has one
+    placeholder, or as many as it has tokens. They are sources (a path, bytes, (samples, rate)), or `Image`s and
+    `Audio`s."""
+
+    ids: Sequence[int]
+    images: Sequence[Image | MediaSource] = ()
+    audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = ()
 
 
 def parts(

@@ -18,7 +18,15 @@ from PIL.Image import Image as PILImage
 from torch import Tensor
 
 from polyphi.batch import Batch, Clip, row
-from polyphi.messages import Audio, Image, Message, Tokens, adapter_for, normalize_adapter
+from polyphi.messages import (
+    Audio,
+    Image,
+    Message,
+    Text,
+    Tokens,
+    adapter_for,
+    normalize_adapter,
+)
 from polyphi.messages import media as media_parts
 from polyphi.processing import audio, image, media
 from polyphi.processing.decoder import Stop
@@ -79,6 +87,7 @@ class Processor:
         adapter: str | None = "auto",
         supervise: Supervise | None = None,
         generation_prompt: bool = False,
+        continue_final: bool = False,
         context: int | None = None,
         max_crops: int | None = None,
         truncate: bool = False,
@@ -88,8 +97,9 @@ class Processor:
 
         `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or "none" or None.
         `supervise`: None (no labels), "answers" (the assistant's text and its `<|end|>`; a whole document) or "all"
-        (every token except the placeholders). `generation_prompt`: end in `<|assistant|>`. `max_crops`: a limit for all
-        images, in addition to the processor's and that of each image.
+        (every token except the placeholders). `generation_prompt`: end in `<|assistant|>`; `continue_final`: end
+        within the final message. `max_crops`: a limit for all images, in addition to the processor's and that of each
+        image.
         `trusted`: whether tool-call marks in assistant messages are control tokens (template.py); by default only in
         training, that is, with `supervise`.
 
@@ -102,7 +112,11 @@ class Processor:
         conversation = self.expand([Message.parse(m) for m in messages])
         trusted = supervise is not None if trusted is None else trusted
         parts = script(
-            conversation, self.tokenizer, generation_prompt=generation_prompt, trusted=trusted
+            conversation,
+            self.tokenizer,
+            generation_prompt=generation_prompt,
+            continue_final=continue_final,
+            trusted=trusted,
         )
         adapter = adapter_for(conversation) if adapter == "auto" else normalize_adapter(adapter)
         limit = None if truncate else context
@@ -224,7 +238,8 @@ class Processor:
         for MP3 and videos."""
         counts: dict[type, int] = {Image: 0, Audio: 0}
         text = 0
-        for part, tokens in self._parts_with_counts(messages, generation_prompt, max_crops):
+        parts = self._parts_with_counts(messages, generation_prompt, False, max_crops)
+        for part, tokens in parts:
             if isinstance(part, Words):
                 text += self.tokenizer.count(part.text)
             elif part.media is None:
@@ -242,18 +257,33 @@ class Processor:
     ) -> list[int]:
         """Return the ids of a conversation's row, with placeholders repeated for each token of their image or audio.
         Media are read as in `count`. Raises `MediaError` (a `ValueError`) for an unreadable image or audio."""
-        ids: list[int] = []
-        for part, tokens in self._parts_with_counts(messages, generation_prompt, max_crops):
+        slices = self.token_slices(
+            messages, generation_prompt=generation_prompt, max_crops=max_crops
+        )
+        return [id for _, ids in slices for id in ids]
+
+    def token_slices(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        generation_prompt: bool = True,
+        continue_final: bool = False,
+        max_crops: int | None = None,
+    ) -> Iterator[tuple[type, list[int]]]:
+        """Yield (`Text`, `Image` or `Audio`, ids) of slices of a conversation's row, which join to `tokenize`'s ids: of
+        a long text, only a slice is in memory at a time."""
+        parts = self._parts_with_counts(messages, generation_prompt, continue_final, max_crops)
+        for part, tokens in parts:
             if isinstance(part, Words):
-                ids += self.tokenizer.encode(part.text)
+                yield from ((Text, ids) for ids in self.tokenizer.encode_slices(part.text))
             else:
-                ids += part.ids * tokens
-        return ids
+                yield (Text if part.media is None else type(part.media)), list(part.ids) * tokens
 
     def _parts_with_counts(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         generation_prompt: bool,
+        continue_final: bool,
         max_crops: int | None,
     ) -> Iterator[tuple[Piece | Words, int]]:
         """Yield the parts of a conversation with their count in its row: 1, or the number of placeholders of an image
@@ -263,6 +293,7 @@ class Processor:
             self.expand([Message.parse(m) for m in messages]),
             self.tokenizer,
             generation_prompt=generation_prompt,
+            continue_final=continue_final,
         ):
             part = piece.media if isinstance(piece, Piece) else None
             if part is None:

@@ -5,7 +5,8 @@ A conversation has this form; the answer and its `<|end|>` are supervised (`^`):
     <|system|>Be brief.<|end|><|user|>Hi<|end|><|assistant|>Hello!<|end|><|endoftext|>
                                                             ^^^^^^^^^^^^^
 
-With a generation prompt it ends in `<|assistant|>` instead of `<|endoftext|>`. Tools go on a system message, as JSON
+With a generation prompt it ends in `<|assistant|>` instead of `<|endoftext|>`; a final message that is to be continued
+has no end at all. Tools go on a system message, as JSON
 text: `<|system|>CONTENT<|tool|>TOOLS<|/tool|><|end|>`. An image or audio becomes one placeholder at its position;
 `processor.py` repeats it. Whitespace right after a control token is removed, as in the published tokenizer.
 
@@ -56,10 +57,11 @@ def script(
     tokenizer: Tokenizer,
     *,
     generation_prompt: bool = False,
+    continue_final: bool = False,
     trusted: bool = False,
 ) -> list[Piece | Words]:
     """Return the control tokens, placeholders and unencoded texts of a conversation or of one document (with
-    `generation_prompt` without `<|endoftext|>`, to be continued).
+    `generation_prompt` without `<|endoftext|>`, to be continued). `continue_final`: end within the final message.
 
     Raises `ValueError` for no messages, unknown roles, tools on another message than a system message, and media
     without a placeholder in this tokenizer.
@@ -92,6 +94,8 @@ def script(
             writer.control("<|tool|>")
             writer.text(message.tools)
             writer.control("<|/tool|>")
+        if continue_final and message is messages[-1]:
+            return writer.pieces
         writer.control(END, answer=answer)
     writer.control("<|assistant|>" if generation_prompt else END_OF_TEXT)
     return writer.pieces

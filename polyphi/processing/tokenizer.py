@@ -114,11 +114,17 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text(
             json.dumps(self._spec, ensure_ascii=False), encoding="utf-8"
         )
+        text = json.dumps(self.config, ensure_ascii=False, indent=2, sort_keys=True)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of `tokenizer_config.json`."""
         added = {
             str(t["id"]): {k: v for k, v in t.items() if k != "id"}
             for t in self._spec["added_tokens"]
         }
-        config = {
+        return {
             "add_bos_token": False,
             "add_prefix_space": False,
             "added_tokens_decoder": added,
@@ -131,8 +137,6 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "unk_token": END_OF_TEXT,
         }
-        text = json.dumps(config, ensure_ascii=False, indent=2, sort_keys=True)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, split: str = DIGIT_SPLIT) -> "Tokenizer":
@@ -415,6 +419,10 @@ class NoTokenizer(Tokenizer):
         raise ValueError(NO_TOKENIZER)
 
     def spelled(self) -> list[bytes | None]:
+        raise ValueError(NO_TOKENIZER)
+
+    @property
+    def config(self) -> dict[str, Any]:
         raise ValueError(NO_TOKENIZER)
 
     def control(self, token: str) -> int:

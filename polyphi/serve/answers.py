@@ -197,6 +197,15 @@ def base_fields(prefix: str, object_type: str, model: str) -> dict[str, Any]:
     }
 
 
+def token_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """The counts of the `usage` field."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
 def usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:
     """The `usage` field for the answers to one or more prompts; each prompt counts once."""
     first_completions = [completions[0] for completions in answers]
@@ -205,9 +214,7 @@ def usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:
         len(completion.tokens) for completions in answers for completion in completions
     )
     return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
+        **token_usage(prompt_tokens, completion_tokens),
         "prompt_tokens_details": {
             "cached_tokens": sum(completion.cached for completion in first_completions),
             "image_tokens": sum(completion.image_tokens for completion in first_completions),

@@ -3,7 +3,7 @@
 >>> app = create_app(engine, Settings("phi"))            # run by uvicorn, or `polyphi serve`
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Literal
@@ -16,19 +16,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.engine import Engine
-from polyphi.messages import LANGUAGES, SamplingParams, with_tools
-from polyphi.serve import chat, completions, page, speech, videos
-from polyphi.serve.answers import EncodedJson
+from polyphi.messages import LANGUAGES, SamplingParams
+from polyphi.serve import chat, completions, page, speech, tokenize
 from polyphi.serve.errors import DEFAULT_RESPONSES, ApiError, responses
 from polyphi.serve.events import ClientGone
+from polyphi.serve.fields import validation_error
 from polyphi.serve.guard import Guard
-from polyphi.serve.schema import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    available_tools,
-    validation_error,
-)
-from polyphi.serve.server import LARGE, Server, is_large
+from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -60,7 +54,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     for routes in (chat.routes, completions.routes, speech.routes):
         app.include_router(routes(server), responses={**body, **responses(429)})
     app.include_router(_about(server), responses=keyed)
-    app.include_router(_tokens(server), responses=body)
+    app.include_router(tokenize.routes(server), responses=body)
     app.add_middleware(Guard, settings=settings)  # the last one added runs first
     return app
 
@@ -161,13 +155,13 @@ def _about(server: Server) -> APIRouter:
             "created": server.started,
             "owned_by": "polyphi",
             "root": settings.name,
-            "parent": None if name == settings.name else settings.name,
+            "parent": None if name in (settings.name, *settings.aliases) else settings.name,
             "max_model_len": engine.longest,
         }
 
-    @router.get("/v1/models", summary="The model, and its adapters as models")
+    @router.get("/v1/models", summary="The model under all its names, and its adapters as models")
     async def models() -> dict[str, Any]:
-        names = [settings.name, *config.adapters]
+        names = [settings.name, *settings.aliases, *config.adapters]
         return {"object": "list", "data": [model(name) for name in names]}
 
     @router.get("/v1/models/{name:path}", responses=responses(404))
@@ -178,6 +172,11 @@ def _about(server: Server) -> APIRouter:
             )
         server.adapter(name, "auto")
         return model(name)
+
+    @router.get("/tokenizer_info", summary="The tokenizer's settings and the chat template")
+    async def tokenizer_info() -> dict[str, Any]:
+        with server.api_errors("model"):
+            return engine.processor.tokenizer.config
 
     @router.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
@@ -212,79 +211,3 @@ def _about(server: Server) -> APIRouter:
         }
 
     return router
-
-
-def _tokens(server: Server) -> APIRouter:
-    router = APIRouter()
-
-    @router.post(
-        "/tokenize",
-        summary="Tokens of a text or a conversation, without running the model",
-        responses=responses(429),
-    )
-    async def tokenize(body: TokenizeRequest, request: HttpRequest) -> Response:
-        server.adapter(body.model, "auto")
-        if (body.prompt is None) == (body.messages is None):
-            raise ApiError(
-                400, "expected either prompt or messages, found both or neither", param="prompt"
-            )
-        limit = {"max_model_len": server.engine.longest}
-        if (prompt := body.prompt) is not None:
-            with server.api_errors("prompt"):
-                large = len(prompt) > LARGE
-                caller = server.caller(request)
-                ids, total = await server.in_turn(large, caller, _ids, server, prompt)
-            count = {"text_tokens": total, "image_tokens": 0, "audio_tokens": 0}
-            return await server.answers.response({"tokens": ids, "count": total, **count, **limit})
-        turns = body.messages or []
-        with (
-            server.admit(server.caller(request)) as ticket,
-            server.api_errors("messages", turns),
-            server.media.request() as media,
-        ):
-            messages = await chat.conversation(server, media, turns)
-            messages = with_tools(messages, available_tools(body.tools or ()))
-            args = videos.count, server.engine, messages
-            tokens = await server.in_turn(is_large(messages), ticket.caller, *args)
-        count = {
-            "text_tokens": tokens.text,
-            "image_tokens": tokens.image,
-            "audio_tokens": tokens.audio,
-        }
-        return JSONResponse({"count": tokens.total, **count, **limit})
-
-    @router.post("/detokenize", summary="The text of tokens")
-    async def detokenize(body: DetokenizeRequest, request: HttpRequest) -> Response:
-        server.adapter(body.model, "auto")
-        large = len(body.tokens) > LARGE
-        caller = server.caller(request)
-        text = await server.in_turn(large, caller, _text, server, body.tokens)
-        return await server.answers.response({"prompt": text})
-
-    return router
-
-
-def _ids(server: Server, text: str) -> tuple[list[int] | EncodedJson, int]:
-    """The ids of a text and their number. A large text is encoded slice by slice."""
-    tokenizer, total = server.engine.processor.tokenizer, 0
-    if len(text) <= LARGE:
-        return (ids := tokenizer.encode(text)), len(ids)
-
-    def slices() -> Iterator[list[int]]:
-        nonlocal total
-        for ids in tokenizer.encode_slices(text):
-            total += len(ids)
-            yield ids
-
-    return EncodedJson.joined(slices()), total
-
-
-def _text(server: Server, ids: Sequence[int]) -> str:
-    """The text of ids. Raises ApiError for ids outside the vocabulary."""
-    tokenizer = server.engine.processor.tokenizer
-    size = tokenizer.vocab_size
-    if (bad := next((i for i in ids if not 0 <= i < size), None)) is not None:
-        raise ApiError(
-            400, f"tokens: expected ids between 0 and {size - 1}, found {bad}", param="tokens"
-        )
-    return tokenizer.decode(ids)

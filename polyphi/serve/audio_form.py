@@ -24,15 +24,36 @@ from polyphi.engine.sampling import MAX_TEMPERATURE
 from polyphi.messages import SamplingParams
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import ClientGone
-from polyphi.serve.schema import Fields, validation_error
+from polyphi.serve.fields import Fields, Refused, validation_error
 from polyphi.transcription import longform
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10
 """Maximum number of fields in addition to the file, and maximum bytes of each."""
 AROUND = 1 << 20
 """Maximum bytes of a form in addition to its file."""
-UNSUPPORTED = ("keywords", "languages", "known_speaker_names", "known_speaker_references")
-"""OpenAI's fields that this model can't support; to ignore them would give a wrong answer."""
+MAX_TEMPERATURES = 8
+"""Of one form: the first one and those of retries."""
+MAX_SEED = 2**63 - 1
+ZERO, ONE = ("0", "0.0"), ("1", "1.0")
+REFUSED: Refused = {
+    "diarize": ("false",),
+    "frequency_penalty": ZERO,
+    "hotwords": (),
+    "keywords": (),
+    "known_speaker_names": (),
+    "known_speaker_references": (),
+    "languages": (),
+    "max_completion_tokens": (),
+    "min_p": ZERO,
+    "n": ("1",),
+    "presence_penalty": ZERO,
+    "repetition_penalty": ONE,
+    "top_k": ("0", "-1"),
+    "top_p": ONE,
+    "use_beam_search": ("false",),
+}
+"""Fields of OpenAI's and other servers that this server doesn't have, with the values that don't use them; to ignore
+others would give a wrong transcript."""
 FILE = {
     "type": "string",
     "format": "binary",
@@ -44,6 +65,17 @@ def _flag(value: str) -> bool:
     if value.lower() not in ("true", "false", "1", "0"):
         raise PydanticCustomError("flag", "expected true or false")
     return value.lower() in ("true", "1")
+
+
+def _seed(value: str) -> int:
+    try:
+        number = int(value[:40])
+    except ValueError:
+        number = MAX_SEED + 1
+    if abs(number) > MAX_SEED:
+        limits = {"highest": MAX_SEED}
+        raise PydanticCustomError("seed", "expected a whole number up to {highest}", limits)
+    return number
 
 
 def _temperature(value: str) -> float:
@@ -73,23 +105,25 @@ class AudioForm(Fields):
     model: str | Omitted = Field(None, description="The model, or one of its adapters.")
     adapter: str = "auto"
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
-    temperature: Annotated[float, BeforeValidator(_temperature)] = Field(0.0, ge=0)
+    temperature: list[Annotated[float, BeforeValidator(_temperature), Field(ge=0)]] = Field(
+        [0.0],
+        max_length=MAX_TEMPERATURES,
+        description="Several: those of the first try and of each retry.",
+    )
+    seed: Annotated[int, BeforeValidator(_seed)] | Omitted = None
     prompt: str = Field(
-        "",
-        description="Must be empty: the model accepts no prompt here.",
-        json_schema_extra={"maxLength": 0},
+        "", description="A hint that is ignored, with a warning: the model has its own prompts."
     )
     stream: Flag = False
     chunking_strategy: Literal["auto"] | Omitted = Field(None, description="Pieces of up to 30 s.")
 
-    lists: ClassVar[Sequence[str]] = ()
+    ignored = frozenset({"stream_continuous_usage_stats", "stream_include_usage", "user"})
+    refused: ClassVar[Refused] = REFUSED
+    lists: ClassVar[Sequence[str]] = ("temperature",)
     """Fields that may come more than once."""
 
     @model_validator(mode="after")
     def _check_shared(self) -> Self:
-        if self.prompt:
-            message = "this model uses its own prompts for audio and accepts no other; leave it out"
-            raise _misplaced("prompt", message)
         if self.stream and self.response_format not in ("json", "text"):
             raise _misplaced(
                 "response_format",
@@ -120,10 +154,9 @@ class AudioForm(Fields):
             if name.startswith("chunking_strategy["):
                 message = "expected 'auto'; the segmentation of a recording can't be configured"
                 raise ApiError(400, f"chunking_strategy: {message}", param="chunking_strategy")
-            if name in UNSUPPORTED:
-                raise ApiError(400, f"{name} isn't supported; leave it out", param=name)
             if name in cls.lists:
-                values[name] = list(texts)
+                if several := [text for text in map(str.strip, texts) if text]:
+                    values[name] = several
             elif len(texts) > 1 and name in cls.model_fields:
                 raise ApiError(400, f"{name}: expected once, found {len(texts)} times", param=name)
             elif texts[0].strip() or name not in cls.model_fields:
@@ -146,12 +179,17 @@ class AudioForm(Fields):
         return {"requestBody": {"required": True, "content": content}}
 
     def sampling(self, max_tokens: int) -> SamplingParams | None:
-        """Sampling parameters; None for temperature 0: greedy decoding, with a higher temperature where an answer loops
-        (longform.py)."""
-        if self.temperature == 0:
+        """Sampling parameters; None for temperature 0, greedy decoding with a higher temperature where an answer loops
+        (longform.py), and for several temperatures."""
+        if self.temperature == [0] or len(self.temperature) > 1:
             return None
-        seed = secrets.randbits(62)
-        return SamplingParams(max_tokens, self.temperature, seed=seed, logprobs=0)
+        seed = secrets.randbits(62) if self.seed is None else self.seed
+        return SamplingParams(max_tokens, self.temperature[0], seed=seed, logprobs=0)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The temperatures of the first try and of each retry."""
+        return tuple(self.temperature) if len(self.temperature) > 1 else longform.TEMPERATURES
 
 
 class TranscriptionForm(AudioForm):
@@ -163,7 +201,7 @@ class TranscriptionForm(AudioForm):
     timestamp_granularities: list[Literal["word", "segment"]] = Field(["segment"])
     include: list[Literal["logprobs"]] = Field([])
 
-    lists = ("timestamp_granularities", "include")
+    lists = (*AudioForm.lists, "timestamp_granularities", "include")
 
     @model_validator(mode="after")
     def _check_formats(self) -> Self:

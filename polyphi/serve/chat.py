@@ -31,11 +31,12 @@ from polyphi.messages import (
     with_calls,
     with_tools,
 )
-from polyphi.serve.answers import base_fields, extra_fields, usage
+from polyphi.serve.answers import base_fields, extra_fields, token_usage, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.fetch import Media
 from polyphi.serve.jobs import Job, OutputDelta
+from polyphi.serve.prompts import prompt_fields
 from polyphi.serve.schema import (
     AudioPart,
     AudioUrlPart,
@@ -46,6 +47,7 @@ from polyphi.serve.schema import (
     Turn,
     VideoPart,
     available_tools,
+    prompt_end,
 )
 from polyphi.serve.schema import Part as RequestPart
 from polyphi.serve.server import Server, release_body
@@ -63,6 +65,7 @@ def routes(server: Server) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
         adapter = server.adapter(body.model, body.adapter)
         tools = available_tools(body.tools or (), body.tool_choice)
+        end = prompt_end(body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         requested = body.sampling(
             grammar=answer_grammar(body, tools),
@@ -79,7 +82,7 @@ def routes(server: Server) -> APIRouter:
                 server.log_prompt(request, [(m.role, m.text) for m in messages])
                 with server.api_errors("messages", body.messages):
                     return await server.prepare(
-                        ticket, with_tools(messages, tools), adapter, sampling
+                        ticket, with_tools(messages, tools), adapter, sampling, end
                     )
 
         with server.admit(server.caller(request)) as ticket:
@@ -100,7 +103,7 @@ def answer_grammar(body: ChatRequest, tools: Sequence[dict[str, Any]]) -> Gramma
     """The grammar of an answer: tool calls where `tool_choice` requires them; otherwise the response format, with tool
     calls as an alternative where tools are offered. None for free text, which may also contain calls."""
     response = body.grammar()
-    required = body.tool_choice not in (None, "auto")
+    required = body.tool_mode == "required"
     if not tools or (response is None and not required):
         return response
     single = isinstance(body.tool_choice, NamedTool) or body.parallel_tool_calls is False
@@ -297,16 +300,24 @@ class Answer:
                     LOGPROB * len(parsed.logprobs) * (1 + top),
                 ),
                 "finish_reason": reasons[number],
+                "stop_reason": completions[number].stop_reason,
+                **(
+                    {"token_ids": completions[number].tokens} if self._body.return_token_ids else {}
+                ),
             }
             for number, parsed in enumerate(self._parsed)
         ]
         start = self._head("chat.completion")
+        prompt = await prompt_fields(
+            answers, self._server.tokens, self._job, self._body, completions[0].prompt_logprobs
+        )
         return await answers.response(
             {
                 **start,
                 "choices": choices,
                 "usage": usage([completions]),
                 **extra_fields(completions),
+                **prompt,
             }
         )
 
@@ -317,7 +328,13 @@ class Answer:
         def last() -> dict[str, Any]:
             return {**start, "choices": [], "usage": usage([self._completions()])}
 
-        return stream(self._chunks(start), last, self._body.stream_options)
+        return stream(
+            self._server.answers,
+            self._chunks(start),
+            last,
+            self._body.stream_options,
+            lambda: token_usage(*self._job.usage),
+        )
 
     async def _chunks(self, start: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """Chunks that begin with `start`; when an answer ends, its adapter and rope are added to `start`."""
@@ -326,19 +343,28 @@ class Answer:
             choice = {"index": number, "delta": delta, "logprobs": None, "finish_reason": None}
             return {**start, "choices": [{**choice, **more}]}
 
+        body = self._body
+        prompt = await prompt_fields(self._server.answers, self._server.tokens, self._job, body)
         for number, parsed in enumerate(self._parsed):
-            yield chunk(number, {"role": "assistant", "content": parsed.no_content})
+            yield {**chunk(number, {"role": "assistant", "content": parsed.no_content}), **prompt}
+            prompt = {}
         async for output in self._job:
             parsed = self._parsed[output.number]
             deltas = parsed.add(output)
-            if output.logprobs and self._body.logprobs and not deltas:
+            if ((output.logprobs and body.logprobs) or body.return_token_ids) and not deltas:
                 deltas = [{} if parsed.required else {"content": ""}]
             for i, delta in enumerate(deltas):
-                logprobs = self._logprobs(output.logprobs) if not i else None
-                yield chunk(output.number, delta, logprobs=logprobs)
+                more: dict[str, Any] = {"logprobs": None if i else self._logprobs(output.logprobs)}
+                if body.return_token_ids:
+                    more["token_ids"] = [] if i else output.tokens
+                yield chunk(output.number, delta, **more)
             if output.finish_reason:
                 start |= extra_fields([self._job.requests[output.number].completion()])
-                yield chunk(output.number, {}, finish_reason=parsed.reason(output))
+                reasons = {
+                    "finish_reason": parsed.reason(output),
+                    "stop_reason": output.stop_reason,
+                }
+                yield chunk(output.number, {}, **reasons)
 
 
 def _parser(grammar: Grammar | None) -> ToolParser | GrammarToolParser:

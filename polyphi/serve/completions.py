@@ -4,7 +4,6 @@ A prompt is text without a template, or token ids. `echo` puts the prompt before
 returns the log-probabilities of the prompt's tokens; with `max_tokens: 0` only the prompt is returned.
 """
 
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -18,10 +17,11 @@ from starlette.responses import Response
 from polyphi.batch import Batch
 from polyphi.engine.request import Caller
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
-from polyphi.serve.answers import base_fields, usage
+from polyphi.serve.answers import base_fields, token_usage, usage
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.jobs import Job
+from polyphi.serve.prompts import prompt_fields
 from polyphi.serve.schema import CompletionRequest
 from polyphi.serve.server import LARGE, Server, release_body
 from polyphi.serve.streams import merged, stream
@@ -36,10 +36,6 @@ def routes(server: Server) -> APIRouter:
     @router.post("/v1/completions", summary="Continue a text")
     async def completions(body: CompletionRequest, request: HttpRequest) -> Response:
         adapter = server.adapter(body.model, body.adapter)
-        if body.suffix:
-            raise ApiError(400, "suffix isn't supported; leave it out", param="suffix")
-        if body.stream and body.echo:
-            raise ApiError(400, "echo can't be combined with stream; leave one out", param="echo")
         prompt_only = body.max_tokens == 0
         if prompt_only and not body.echo:
             raise ApiError(400, "max_tokens: 0 requires echo: true", param="max_tokens")
@@ -52,18 +48,23 @@ def routes(server: Server) -> APIRouter:
             sampling = await server.check_sampling(ticket.caller, requested, body)
             rows = await _rows(server, ticket.caller, body.prompt, adapter)
             ticket.reserve(sum(row.nbytes for row in rows), len(rows))
-            if body.echo:
-                sampling = replace(sampling, prompt_logprobs=body.logprobs)
+            if body.echo and body.logprobs is not None:
+                most = max(body.logprobs, body.prompt_logprobs or 0)
+                sampling = replace(sampling, prompt_logprobs=most)
             with server.api_errors("prompt"):
                 await server.in_thread(lambda: [server.fit_sampling(row, sampling) for row in rows])
             server.log_prompt(request, body.prompt)
             body.prompt = ""
             release_body(request)
             answer = Answer(server, request, body, sampling, rows)
-            if prompt_only and body.logprobs is None:
+            if prompt_only and sampling.prompt_logprobs is None and not body.return_token_ids:
+                if body.stream:
+                    return Events(answer.echo_events(), ticket.transfer())
                 return await unless_disconnected(request, answer.echo_only())
             if prompt_only:
-                sampling = replace(sampling, max_tokens=0, n=1)
+                sampling = replace(
+                    sampling, max_tokens=0, n=1, prompt_logprobs=sampling.prompt_logprobs or 0
+                )
             jobs = await server.submit(ticket, rows, sampling)
             if body.stream:
                 return Events(answer.events(jobs), ticket.transfer())
@@ -114,32 +115,48 @@ class Answer:
 
     async def echo_only(self) -> Response:
         """A response with the prompts only."""
-        choices: list[Any] = []
-        for row in self._rows:
-            choices.append(
-                await self._choice_part(len(choices), await self._text(row), [], "length")
-            )
-        count = sum(len(row) for row in self._rows)
-        cost = {"prompt_tokens": count, "completion_tokens": 0, "total_tokens": count}
-        body = {**self._head, "choices": choices, "usage": cost}
+        choices = [await self._echo(number, row) for number, row in enumerate(self._rows)]
+        body = {**self._head, "choices": choices, "usage": self._echo_usage}
         return await self._server.answers.response(body)
+
+    def echo_events(self) -> AsyncIterator[bytes]:
+        """The prompts only, as a stream."""
+
+        async def chunks() -> AsyncGenerator[dict[str, Any]]:
+            for number, row in enumerate(self._rows):
+                yield {**self._head, "choices": [await self._echo(number, row)]}
+
+        def last() -> dict[str, Any]:
+            return {**self._head, "choices": [], "usage": self._echo_usage}
+
+        options, writer = self._body.stream_options, self._server.answers
+        return stream(writer, chunks(), last, options, lambda: self._echo_usage)
+
+    async def _echo(self, number: int, row: Batch) -> Any:
+        return await self._choice_part(number, await self._text(row), (), reason="length")
+
+    @property
+    def _echo_usage(self) -> dict[str, Any]:
+        return token_usage(sum(map(len, self._rows)), 0)
 
     async def whole(self, jobs: Sequence[Job]) -> Response:
         choices: list[Any] = []
         for row, job in zip(self._rows, jobs, strict=True):
             async for _ in job:
                 pass
-            answers = job.answers()
             before = await self._text(row) if self._body.echo else ""
-            # The first token has no log-probability.
-            prompt_entries: list[TokenLogprob | int] = []
-            if self._body.echo:
-                prompt_entries = [int(row.ids[0]), *answers[0].prompt_logprobs]
-            for completion in answers:
-                entries = [*prompt_entries, *completion.logprobs]
-                reason = completion.finish_reason
+            echoed = self._echoed_entries(row, job)
+            prompt = await self._prompt_fields(job)
+            for completion in job.answers():
+                more = {"stop_reason": completion.stop_reason, **prompt}
+                if self._body.return_token_ids:
+                    more["token_ids"] = completion.tokens
                 choice = await self._choice_part(
-                    len(choices), before + completion.text, entries, reason
+                    len(choices),
+                    before + completion.text,
+                    [*echoed, *completion.logprobs],
+                    reason=completion.finish_reason,
+                    more=more,
                 )
                 choices.append(choice)
         body = {**self._head, "choices": choices, "usage": usage(self._completions(jobs))}
@@ -151,18 +168,60 @@ class Answer:
         def last() -> dict[str, Any]:
             return {**self._head, "choices": [], "usage": usage(self._completions(jobs))}
 
-        return stream(self._chunks(jobs), last, self._body.stream_options)
+        def usage_so_far() -> dict[str, Any]:
+            prompts, answers = zip(*(job.usage for job in jobs), strict=True)
+            return token_usage(sum(prompts), sum(answers))
+
+        options, writer = self._body.stream_options, self._server.answers
+        return stream(writer, self._chunks(jobs), last, options, usage_so_far)
 
     async def _chunks(self, jobs: Sequence[Job]) -> AsyncGenerator[dict[str, Any]]:
-        """The deltas of all answers, as the engine produces them."""
-        lengths: Counter[int] = Counter()  # characters of each answer so far
+        """The deltas of all answers, as the engine produces them; with `echo` after a chunk with the prompt."""
+        body, tokens = self._body, self._server.tokens
+        lengths: dict[int, int] = {}  # characters of each answer so far
         async with aclosing(merged(jobs)) as pieces:
             async for number, output in pieces:
                 index = number * self._sampling.n + output.number
-                logprobs, at = list(output.logprobs), lengths[index]
-                choice = self._choice(index, output.text, logprobs, output.finish_reason, at)
-                lengths[index] += sum(len(self._server.tokens.text(p.token)) for p in logprobs)
-                yield {**self._head, "choices": [choice]}
+                more: dict[str, Any] = {}
+                if index not in lengths:
+                    row, lengths[index] = self._rows[number], 0
+                    more = await self._prompt_fields(jobs[number])
+                    if body.echo:
+                        echoed = self._echoed_entries(row, jobs[number])
+                        text = await self._text(row)
+                        choice = await self._choice_part(index, text, echoed, more=more)
+                        yield {**self._head, "choices": [choice]}
+                        ids = row.ids.tolist() if echoed else ()
+                        lengths[index], more = sum(len(tokens.text(id)) for id in ids), {}
+                if body.return_token_ids:
+                    more["token_ids"] = output.tokens
+                yield {
+                    **self._head,
+                    "choices": [
+                        self._choice(
+                            index,
+                            output.text,
+                            output.logprobs,
+                            reason=output.finish_reason,
+                            at=lengths[index],
+                            more={"stop_reason": output.stop_reason, **more},
+                        )
+                    ],
+                }
+                lengths[index] += sum(len(tokens.text(entry.token)) for entry in output.logprobs)
+
+    async def _prompt_fields(self, job: Job) -> dict[str, Any]:
+        logprobs = job.requests[0].prompt_logprobs
+        return await prompt_fields(
+            self._server.answers, self._server.tokens, job, self._body, logprobs
+        )
+
+    def _echoed_entries(self, row: Batch, job: Job) -> list[TokenLogprob | int]:
+        """The log-probabilities of an echoed prompt, if they are requested; the first token has none."""
+        if not self._body.echo or self._body.logprobs is None:
+            return []
+        logprobs, count = job.requests[0].prompt_logprobs, self._body.logprobs
+        return [int(row.ids[0]), *(replace(entry, top=entry.top[:count]) for entry in logprobs)]
 
     def _completions(self, jobs: Sequence[Job]) -> list[list[Completion]]:
         """The completions of the ended jobs; also logs their texts where that is enabled."""
@@ -176,11 +235,17 @@ class Answer:
         return await self._server.in_turn(len(row) > LARGE, caller, decode, row.ids.tolist())
 
     async def _choice_part(
-        self, index: int, text: str, entries: Sequence[TokenLogprob | int], reason: str | None
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[TokenLogprob | int],
+        *,
+        reason: str | None = None,
+        more: dict[str, Any] | None = None,
     ) -> Any:
         """A choice; a large one comes already encoded."""
         size = len(entries) * (4 + (self._body.logprobs or 0))
-        build = partial(self._choice, index, text, entries, reason)
+        build = partial(self._choice, index, text, entries, reason=reason, more=more or {})
         return await self._server.answers.build_part(build, size)
 
     def _choice(
@@ -188,11 +253,14 @@ class Answer:
         index: int,
         text: str,
         entries: Sequence[TokenLogprob | int],
+        *,
         reason: str | None,
+        more: dict[str, Any],
         at: int = 0,
     ) -> dict[str, Any]:
         logprobs = None if self._body.logprobs is None else self._logprobs(entries, at)
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return {**choice, "stop_reason": None, **more}
 
     def _logprobs(self, entries: Sequence[TokenLogprob | int], at: int) -> dict[str, Any]:
         """OpenAI's four lists. `at`: offset of the first of these tokens in the answer's text."""

@@ -19,18 +19,21 @@ from polyphi.serve.metrics import Metrics, Times
 
 @dataclass(frozen=True)
 class OutputDelta:
-    """New output of answer `number`: text, its tokens' log-probabilities, and the finish reason at its end."""
+    """New output of answer `number`: text, its tokens and their log-probabilities, and at its end the finish reason and
+    the stop string or token."""
 
     number: int
     text: str
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: str | None
     error: Exception | None = None
+    tokens: tuple[int, ...] = ()
+    stop_reason: str | int | None = None
 
 
 class Job:
     """The answers to one row, as an asynchronous iterator of `OutputDelta` that ends when all have ended. `share`: the
-    memory reserved for the request's rows."""
+    memory reserved for the request's rows; `delivered_tokens`: those of the deltas so far."""
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Job:
     ) -> None:
         self.requests = requests
         self.share: Share | None = None
+        self.delivered_tokens = 0
         self._engine, self._metrics, self._loop = engine, metrics, loop
         self._deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
         self._lock = threading.Lock()
@@ -70,25 +74,27 @@ class Job:
                     request.sampler.logprobs[self._logprobs_sent[number] : len(request.tokens)]
                 )
                 self._logprobs_sent[number] += len(logprobs)
-            self._update_metrics(number, reason)
+            tokens = tuple(request.tokens[self._token_counts[number] :])
+            self._update_metrics(number, len(tokens), reason)
             if reason:
                 self._running.discard(number)
-            if text or reason or logprobs:
-                delta = OutputDelta(number, text, logprobs, reason, error)
+            if text or reason or tokens:
+                stop_reason = request.stop_reason if reason else None
+                delta = OutputDelta(number, text, logprobs, reason, error, tokens, stop_reason)
                 self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
         if not self._running and self.share is not None:
             self.share.row_ended()
         return bool(self._running)
 
-    def _update_metrics(self, number: int, reason: str | None) -> None:
-        """Updates the metrics with an answer's new tokens and its end."""
+    def _update_metrics(self, number: int, new: int, reason: str | None) -> None:
+        """Updates the metrics with the number of an answer's new tokens and its end."""
         request, metrics, now = self.requests[number], self._metrics, time.monotonic()
-        new = len(request.tokens) - self._token_counts[number]
         if new and self._token_counts[number]:
             for _ in range(new):
                 metrics.token((now - self._last_token_at[number]) / new)
         if new:
-            self._token_counts[number], self._last_token_at[number] = len(request.tokens), now
+            self._token_counts[number] += new
+            self._last_token_at[number] = now
         if reason:
             metrics.finished(
                 Times(request.arrived, request.started, request.first, now),
@@ -106,8 +112,19 @@ class Job:
                 raise as_api_error(delta.error)
             if delta.finish_reason == "abort":
                 raise ApiError(503, "the server is stopping; try again", code="stopping")
+            self.delivered_tokens += len(delta.tokens)
             yield delta
 
     def answers(self) -> list[Completion]:
         """The completions of all answers; all must have ended."""
         return [request.completion() for request in self.requests]
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        ids: list[int] = self.requests[0].row.result().ids.tolist()
+        return ids
+
+    @property
+    def usage(self) -> tuple[int, int]:
+        """Tokens of the prompt, and of the answers so far."""
+        return len(self.requests[0].row.result()), self.delivered_tokens

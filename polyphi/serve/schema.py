@@ -1,106 +1,44 @@
-"""The request bodies in OpenAI's format, as pydantic models that reject unknown fields.
+"""The request bodies in OpenAI's format, as pydantic models that reject unknown fields (fields.py).
 
-OpenAI's fields that can't change an answer of this model (`user`, `store`, ...) are accepted and ignored. Any other
-unknown field is an error that suggests the nearest known name, because to ignore a misspelt option would give a wrong
-answer. Values are checked where they are used: sampling in engine/sampling.py, media in fetch.py.
+Values are checked where they are used: sampling in engine/sampling.py, media in fetch.py. docs/fields.md lists every
+field of every route; tests/serve/test_fields.py sends each one.
 """
 
-import json
-import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, Tag, model_validator
 
+from polyphi.engine.prompt import PromptEnd
 from polyphi.messages import Grammar, SamplingParams, functions
 from polyphi.serve.errors import ApiError
+from polyphi.serve.extensions import Extensions, TemplateOptions
+from polyphi.serve.fields import (
+    FAST,
+    LIST,
+    MAX_TEXT,
+    OBJECT,
+    STRING,
+    Body,
+    Fields,
+    Refused,
+    json_type,
+    needs,
+    one_of,
+)
 
-SURROGATE = re.compile(r"[\ud800-\udfff]")
-MAX_TEXT = 4_000_000
-"""Maximum characters of one text."""
-MAX_OBJECTS = 20_000
-"""Maximum JSON objects of one body: to check that many takes a few tenths of a second."""
-CONTAINERS = frozenset({str, dict, list})
-"""Types of list elements that are checked; a list of numbers is skipped."""
-FAST = Field(fail_fast=True)
-"""For lists: the first invalid element ends the check. A million errors would take minutes and gigabytes."""
-
-
-class Fields(BaseModel):
-    """An object whose fields are all known."""
-
-    model_config = ConfigDict(
-        strict=True,
-        extra="ignore",
-        protected_namespaces=(),
-        json_schema_extra={"additionalProperties": False},
-    )
-    ignored: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            known = {field.alias or name for name, field in cls.model_fields.items()}
-            for name in value:
-                if name not in known and name not in cls.ignored:
-                    matches = get_close_matches(str(name), known, 1)
-                    hint = f"; did you mean {matches[0]!r}?" if matches else ""
-                    raise PydanticCustomError(
-                        "unknown_field",
-                        "unknown field {name}{hint}",
-                        {"name": repr(str(name))[:80], "hint": hint, "field": str(name)[:80]},
-                    )
-        return value
-
-
-class Body(Fields):
-    """A whole request body. Rejects strings that can't be encoded as UTF-8, at any depth."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_surrogates(cls, value: Any) -> Any:
-        stack, objects = [value], 0
-        while stack:
-            item = stack.pop()
-            if isinstance(item, str):
-                if not item.isascii() and SURROGATE.search(item):
-                    raise PydanticCustomError(
-                        "no_text",
-                        "expected text, found half of a surrogate pair (\\ud800 to \\udfff alone)",
-                    )
-            elif isinstance(item, dict):
-                objects += 1
-                if objects > MAX_OBJECTS:
-                    raise ApiError(400, f"a body has at most {MAX_OBJECTS} objects, found more")
-                stack += [*item.keys(), *item.values()]
-            elif isinstance(item, list) and not CONTAINERS.isdisjoint(map(type, item)):
-                stack += item
-        return value
-
-
-STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
 STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
 PARTS = {
     type_: f"<{type_}>"
     for type_ in ("text", "image_url", "input_audio", "audio_url", "video_url", "refusal")
 }
-TAGS = frozenset({STRING, LIST, OBJECT, BOOLEAN, STRINGS, TOKENS, TOKEN_LISTS, *PARTS.values()})
-"""Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
-
-
-def _json_type(value: Any) -> str | None:
-    return {str: STRING, list: LIST, dict: OBJECT, bool: BOOLEAN}.get(type(value))
 
 
 def _prompt_type(value: Any) -> str | None:
     if not isinstance(value, list):
-        return _json_type(value)
+        return json_type(value)
     first = type(value[0]) if value else str
     return {int: TOKENS, list: TOKEN_LISTS}.get(first, STRINGS)
 
@@ -110,14 +48,13 @@ def _part_type(value: Any) -> str | None:
     return PARTS.get(type_) if isinstance(type_, str) else None
 
 
-def _one_of(choose: Callable[[Any], str | None], expected: str) -> Discriminator:
-    """The discriminator of a union: `choose` names the member to check a value against; errors are about it alone."""
-    return Discriminator(
-        choose, custom_error_type="no_member", custom_error_message=f"expected {expected}"
-    )
+class PartFields(Fields):
+    """A part of a message. Hints for caches of other servers are ignored."""
+
+    ignored = frozenset({"cache_control", "prompt_cache_breakpoint", "uuid"})
 
 
-class TextPart(Fields):
+class TextPart(PartFields):
     type: Literal["text"]
     text: str = Field(max_length=MAX_TEXT)
 
@@ -128,7 +65,7 @@ class ImageUrl(Fields):
     max_crops: int | None = Field(default=None, ge=1, le=256)
 
 
-class ImagePart(Fields):
+class ImagePart(PartFields):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -140,7 +77,7 @@ class InputAudio(Fields):
     )
 
 
-class AudioPart(Fields):
+class AudioPart(PartFields):
     type: Literal["input_audio"]
     input_audio: InputAudio
 
@@ -149,7 +86,7 @@ class AudioUrl(Fields):
     url: str
 
 
-class AudioUrlPart(Fields):
+class AudioUrlPart(PartFields):
     type: Literal["audio_url"]
     audio_url: AudioUrl
 
@@ -161,12 +98,12 @@ class VideoUrl(Fields):
     max_crops: int | None = Field(default=None, ge=1, le=256)
 
 
-class VideoPart(Fields):
+class VideoPart(PartFields):
     type: Literal["video_url"]
     video_url: VideoUrl
 
 
-class RefusalPart(Fields):
+class RefusalPart(PartFields):
     type: Literal["refusal"]
     refusal: str = Field(max_length=MAX_TEXT)
 
@@ -178,47 +115,66 @@ Part = Annotated[
     | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
     | Annotated[VideoPart, Tag(PARTS["video_url"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])],
-    _one_of(_part_type, f"a part with a type of {', '.join(PARTS)}"),
+    one_of(_part_type, f"a part with a type of {', '.join(PARTS)}"),
 ]
 
 
-class Function(Fields):
-    ignored = frozenset({"parsed_arguments"})  # OpenAI's client adds it to parsed answers
+class HistoryFields(Fields):
+    """An object of an earlier answer. Clients and servers add fields to it, which don't belong to the prompt."""
 
+    @classmethod
+    def ignores_unknown(cls, value: Mapping[str, Any]) -> bool:
+        return True
+
+
+class Function(HistoryFields):
     name: str = Field(max_length=256)
     arguments: str = Field(default="{}", max_length=MAX_TEXT)
 
 
-class Call(Fields):
-    ignored = frozenset({"index"})
-
+class Call(HistoryFields):
     id: str | None = Field(default=None, max_length=256)
     type: Literal["function"] = "function"
     function: Function
 
 
 class Turn(Fields):
-    """A message. Fields that other servers add to their answers are ignored."""
+    """A message. Fields that servers and clients add to earlier answers are ignored."""
 
     ignored = frozenset(
         [
-            "name",
-            "refusal",
-            "audio",
             "annotations",
-            "function_call",
-            "reasoning_content",
-            "reasoning",
+            "artifact",
+            "cache_control",
+            "id",
+            "is_error",
+            "metadata",
+            "name",
             "parsed",
+            "reasoning",
+            "reasoning_content",
+            "refusal",
+            "status",
+            "timestamp",
         ]
     )
+    refused: ClassVar[Refused] = {
+        "audio": (),
+        "function_call": (),
+        "partial": (False,),  # `continue_final_message` under other names
+        "prefix": (False,),
+    }
+
+    @classmethod
+    def ignores_unknown(cls, value: Mapping[str, Any]) -> bool:
+        return value.get("role") == "assistant"
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
         Annotated[
             Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
             | Annotated[list[Part], FAST, Tag(LIST)],
-            _one_of(_json_type, "a text or a list of parts"),
+            one_of(json_type, "a text or a list of parts"),
         ]
         | None
     ) = None
@@ -226,29 +182,9 @@ class Turn(Fields):
     tool_call_id: str | None = Field(default=None, max_length=256)
 
 
-class JsonSchema(Fields):
-    name: str | None = Field(default=None, max_length=256)
-    description: str | None = None
-    schema_: Annotated[
-        Annotated[dict[str, Any], Tag(OBJECT)] | Annotated[bool, Tag(BOOLEAN)],
-        _one_of(_json_type, "a JSON schema: an object, true or false"),
-    ] = Field(alias="schema", default=True)
-    strict: bool | None = None
-
-
-class ResponseFormat(Fields):
-    type: Literal["text", "json_object", "json_schema", "regex"]
-    json_schema: JsonSchema | None = None
-    regex: str | None = None
-
-
-class StreamOptions(Fields):
-    ignored = frozenset({"include_obfuscation"})
-
-    include_usage: bool = False
-
-
 class Tool(Fields):
+    ignored = frozenset({"cache_control"})
+
     type: Literal["function"]
     function: dict[str, Any]
 
@@ -262,78 +198,74 @@ class NamedTool(Fields):
     function: NamedFunction
 
 
-IGNORED = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "reasoning_effort",
-        "verbosity",
-        "prediction",
-    }
-)
-Number = float | None
+class ToolSelection(Fields):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(max_length=128)
 
 
-def _needs(field: str, other: str) -> PydanticCustomError:
-    """The error for a field that requires another one."""
-    return PydanticCustomError(
-        "misplaced_field",
-        "{field} requires {other}: true; set {other}, or leave {field} out",
-        {"field": field, "other": other},
-    )
+class AllowedTools(Fields):
+    """A choice among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolSelection
 
 
-class Sampling(Body):
+ALLOWED_TOOLS = "<allowed_tools>"
+
+
+def _choice_type(value: Any) -> str | None:
+    is_allowed = isinstance(value, dict) and value.get("type") == "allowed_tools"
+    return ALLOWED_TOOLS if is_allowed else json_type(value)
+
+
+ToolMode = Literal["none", "auto", "required"]
+ToolChoice = Annotated[
+    Annotated[ToolMode, Tag(STRING)]
+    | Annotated[NamedTool, Tag(OBJECT)]
+    | Annotated[AllowedTools, Tag(ALLOWED_TOOLS)],
+    one_of(
+        _choice_type, "'none', 'auto', 'required' or an object that names a function or several"
+    ),
+]
+
+
+class Sampling(Extensions):
     """The sampling fields of both completion routes. Without them, decoding is greedy."""
-
-    ignored = IGNORED
 
     model: str | None = Field(default=None, max_length=512)
     adapter: str | None = Field(default="auto", max_length=256)
-    temperature: Number = None
-    top_p: Number = None
-    top_k: int | None = None
-    min_p: Number = None
-    repetition_penalty: Number = None
-    presence_penalty: Number = None
-    frequency_penalty: Number = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     stop: (
         Annotated[
             Annotated[str, Field(max_length=256), Tag(STRING)]
             | Annotated[list[str], FAST, Tag(LIST)],
-            _one_of(_json_type, "a text or a list of texts"),
+            one_of(json_type, "a text or a list of texts"),
         ]
         | None
     ) = None
     n: int | None = None
     logit_bias: dict[str, float] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = None
-
-    @model_validator(mode="after")
-    def _refuse_options_without_stream(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise _needs("stream_options", "stream")
-        return self
 
     def sampling(
         self, *, grammar: Grammar | None, max_tokens: int | None, logprobs: int | None
     ) -> SamplingParams:
         """The fields as `SamplingParams`. Without a length `max_tokens` is 0, without a seed a random one is drawn.
         Raises ApiError for unsupported values."""
-        if self.logit_bias:
-            raise ApiError(400, "logit_bias isn't supported; leave it out", param="logit_bias")
         if max_tokens is not None and max_tokens < 1:
             raise ApiError(400, "max_tokens: expected at least 1", param="max_tokens")
+        if max_tokens is not None and (self.min_tokens or 0) > max_tokens:
+            raise ApiError(
+                400,
+                f"min_tokens: expected at most max_tokens, {max_tokens}, found {self.min_tokens}",
+                param="min_tokens",
+            )
         names = (
-            "temperature top_p top_k min_p repetition_penalty presence_penalty frequency_penalty n"
+            "temperature top_p min_p repetition_penalty presence_penalty frequency_penalty n min_tokens ignore_eos "
+            "skip_special_tokens prompt_logprobs"
         )
         values = {name: getattr(self, name) for name in names.split()}
         return SamplingParams(
@@ -342,60 +274,69 @@ class Sampling(Body):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             grammar=grammar,
             logprobs=logprobs,
+            top_k=0 if self.top_k == -1 else self.top_k or 0,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            include_stop=bool(self.include_stop_str_in_output),
+            logit_bias=tuple(map(_bias, (self.logit_bias or {}).items())),
             **{name: value for name, value in values.items() if value is not None},
         )
 
-    def grammar(self) -> Grammar | None:
-        """The grammar of `response_format`, None for free text."""
-        response = self.response_format
-        if response is None or response.type == "text":
-            return None
-        if response.type == "json_object":
-            return Grammar("json", '{"type": "object"}')
-        if response.type == "regex":
-            if response.regex is None:
-                raise ApiError(
-                    400, "expected a regular expression, found none", param="response_format.regex"
-                )
-            return Grammar("regex", response.regex)
-        if response.json_schema is None:
-            raise ApiError(
-                400, "expected a JSON schema, found none", param="response_format.json_schema"
-            )
-        return Grammar("json", json.dumps(response.json_schema.schema_))
+
+def _bias(pair: tuple[str, float]) -> tuple[int, float]:
+    """A token id and the number that is added to its logit."""
+    name, bias = pair
+    if not (name.isascii() and name.isdecimal() and len(name) < 10 and str(int(name)) == name):
+        raise ApiError(
+            400, f"logit_bias: expected token ids as names, found {name!r:.80}", param="logit_bias"
+        )
+    return int(name), bias
 
 
 class ChatRequest(Sampling):
+    ignored = Sampling.ignored | {"separate_reasoning", "stream_reasoning"}
+    refused: ClassVar[Refused] = {
+        **Sampling.refused,
+        "audio": (),
+        "chat_template": (),
+        "echo": (False,),
+        "function_call": ("auto", "none"),
+        "functions": ([],),
+        "web_search_options": (),
+    }
+
     messages: list[Turn] = Field(min_length=1, fail_fast=True)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = Field(default=None, max_length=128)
-    tool_choice: (
-        Annotated[
-            Annotated[Literal["none", "auto", "required"], Tag(STRING)]
-            | Annotated[NamedTool, Tag(OBJECT)],
-            _one_of(_json_type, "'none', 'auto', 'required' or an object that names a function"),
-        ]
-        | None
-    ) = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: Annotated[list[Literal["text"]], FAST] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
     @model_validator(mode="after")
     def _refuse_top_without_logprobs(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise _needs("top_logprobs", "logprobs")
+            raise needs("top_logprobs", "logprobs")
         return self
 
     @property
     def token_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
+    @property
+    def tool_mode(self) -> ToolMode:
+        """Whether the answer may have or must have tool calls."""
+        if isinstance(self.tool_choice, AllowedTools):
+            return self.tool_choice.allowed_tools.mode
+        return "required" if isinstance(self.tool_choice, NamedTool) else self.tool_choice or "auto"
+
 
 def available_tools(
-    tools: Sequence[Tool], choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: Sequence[Tool], choice: ToolMode | NamedTool | AllowedTools | None = None
 ) -> list[dict[str, Any]]:
     """The functions that the model may call. Raises ApiError for an invalid tool, two tools with one name, or a choice
     that isn't among the tools."""
@@ -413,19 +354,25 @@ def available_tools(
             )
     if choice == "none":
         return []
+    param, names = "", list[str]()
+    if isinstance(choice, NamedTool):
+        param, names = "tool_choice.function.name", [choice.function.name]
+    elif isinstance(choice, AllowedTools):
+        param = "tool_choice.allowed_tools.tools"
+        names = [tool.function.name for tool in choice.allowed_tools.tools]
+        choice = choice.allowed_tools.mode
+    known = {tool["name"] for tool in available}
+    if unknown := next((name for name in names if name not in known), None):
+        raise ApiError(
+            400, f"{param} names {unknown!r:.80}, which is not among the tools", param=param
+        )
+    if param:
+        available = [tool for tool in available if tool["name"] in names]
     if choice == "required" and not available:
         raise ApiError(
-            400, "tool_choice is 'required', but the request has no tools", param="tools"
+            400, "tool_choice requires a call, but the request has no tools", param=param or "tools"
         )
-    if not isinstance(choice, NamedTool):
-        return available
-    if matches := [tool for tool in available if tool["name"] == choice.function.name]:
-        return matches
-    raise ApiError(
-        400,
-        f"tool_choice names {choice.function.name!r:.80}, which is not among the tools",
-        param="tool_choice.function.name",
-    )
+    return available
 
 
 Ids = Annotated[list[int], FAST]
@@ -437,19 +384,25 @@ class CompletionRequest(Sampling):
         | Annotated[list[str], Field(max_length=MAX_TEXT, fail_fast=True), Tag(STRINGS)]
         | Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKENS)]
         | Annotated[list[Ids], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKEN_LISTS)],
-        _one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
+        one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
     ] = ""
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
-    suffix: str | None = None
 
 
 class TokenizeRequest(Body):
+    ignored = frozenset({"add_special_tokens"})
+    refused: ClassVar[Refused] = {"chat_template": (), "mm_processor_kwargs": ({},)}
+
     model: str | None = None
     prompt: str | None = Field(default=None, max_length=MAX_TEXT)
     messages: Annotated[list[Turn], FAST] | None = Field(default=None, min_length=1)
     tools: list[Tool] | None = Field(default=None, max_length=128)
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
 
 class DetokenizeRequest(Body):
@@ -457,32 +410,24 @@ class DetokenizeRequest(Body):
     tokens: list[int] = Field(max_length=1_000_000, fail_fast=True)
 
 
-def validation_error(error: RequestValidationError) -> ApiError:
-    """The ApiError for a body that doesn't match the schema, with the path of the invalid part."""
-    errors = [([step for step in e["loc"] if step not in TAGS], e) for e in error.errors()]
-    path, detail = max(errors, key=lambda pair: len(pair[0]))
-    type_, message = str(detail["type"]), str(detail["msg"]).replace("Input should be", "expected")
-    if type_ == "json_invalid":
-        return ApiError(400, "expected a JSON body", code="invalid_json")
-    param = dotted(path[1:])  # without "body", "path" or "query"
-    if type_ in ("unknown_field", "misplaced_field"):
-        param = ".".join(filter(None, [param, detail["ctx"]["field"]]))
-    if type_ in ("model_type", "model_attributes_type", "dict_type"):
-        message = "expected an object"
-    if type_ not in ("unknown_field", "misplaced_field", "missing", "no_text"):
-        message += f", found {_short(detail.get('input'))}"
-    return ApiError(400, f"{param}: {message}" if param else message, param=param or None)
-
-
-def dotted(path: Sequence[str | int]) -> str:
-    """The path of a part of a body as one string: `messages[1].content[0].image_url.url`."""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
-    return "".join(steps).removeprefix(".")
-
-
-def _short(value: Any) -> str:
-    if value is None or isinstance(value, bool | int | float):
-        return repr(value)[:40]
-    if isinstance(value, str):
-        return repr(value) if len(value) <= 40 else f"a text of {len(value)} characters"
-    return "an object" if isinstance(value, dict) else "a list"
+def prompt_end(body: ChatRequest | TokenizeRequest) -> PromptEnd:
+    """How the prompt of a conversation ends. Raises ApiError for an answer to continue with a generation prompt."""
+    options = body.chat_template_kwargs or TemplateOptions()
+    prompt, more = body.add_generation_prompt, body.continue_final_message
+    prompt = options.add_generation_prompt if prompt is None else prompt
+    more = options.continue_final_message if more is None else more
+    if more and prompt:
+        raise ApiError(
+            400,
+            "continue_final_message and add_generation_prompt exclude each other; set one of them to false",
+            param="continue_final_message",
+        )
+    if more and (last := (body.messages or ())[-1:]) and last[0].role != "assistant":
+        raise ApiError(
+            400,
+            f"continue_final_message requires an assistant's message at the end, found one of role {last[0].role!r}",
+            param="continue_final_message",
+        )
+    if more:
+        return "final_message"
+    return "end_of_text" if prompt is False else "generation_prompt"

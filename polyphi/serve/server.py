@@ -29,6 +29,7 @@ from polyphi.batch import Batch
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
+from polyphi.engine.prompt import PromptEnd
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.structured import Matcher
 from polyphi.messages import (
@@ -123,6 +124,10 @@ class Server:
     """An engine with its settings and the admitted requests. The app's lifespan calls `start` and `close`."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
+        if ambiguous := set(settings.aliases) & {settings.name, *engine.model.config.adapters, ""}:
+            raise ValueError(
+                f"--alias {ambiguous.pop()!r}: expected a name that neither the model nor one of its adapters has"
+            )
         self.engine = engine
         self.settings = settings
         self.media = Media(settings)
@@ -267,7 +272,7 @@ class Server:
         """The adapter of a request, from its `model` or its `adapter` field. Raises ApiError for an unknown model or
         adapter."""
         have = self.engine.model.config.adapters
-        if model in (None, "", self.settings.name):
+        if model in (None, "", self.settings.name, *self.settings.aliases):
             adapter = normalize_adapter(adapter)
             if adapter not in ("auto", None, *have):
                 expected = ", ".join(["'auto'", "'none'", "null", *map(repr, have)])
@@ -276,7 +281,7 @@ class Server:
                 )
             return adapter
         if model not in have:
-            expected = ", ".join([self.settings.name, *have])
+            expected = ", ".join([self.settings.name, *self.settings.aliases, *have])
             raise ApiError(
                 404,
                 f"unknown model {model!r:.80}; expected one of {expected}",
@@ -302,16 +307,21 @@ class Server:
                 f"n: expected at most {self.settings.max_answers}, found {sampling.n}",
                 param="n",
             )
+        probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
         try:
-            probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
-            large = len(sampling.grammar.text) > LARGE if sampling.grammar else False
-            await self.in_turn(large, caller, self.engine.check_sampling, probe)
+            await self.in_thread(self.engine.check_sampling, replace(probe, grammar=None))
         except ValueError as error:
             fields = type(body).model_fields
             field = next((word for word in str(error).split() if word in fields), None)
-            raise ApiError(
-                400, str(error), param=field or ("response_format" if sampling.grammar else None)
-            ) from None
+            raise ApiError(400, str(error), param=field) from None
+        if sampling.grammar is not None:
+            large = len(sampling.grammar.text) > LARGE
+            try:
+                await self.in_turn(large, caller, self.engine.check_sampling, probe)
+            except ValueError as error:
+                of_tools = "tools" in str(error).split()
+                param = "tools" if of_tools else body.format_field
+                raise ApiError(400, str(error), param=param) from None
         return sampling
 
     @contextmanager
@@ -367,11 +377,12 @@ class Server:
         messages: Sequence[Message],
         adapter: str | None,
         sampling: SamplingParams,
+        end: PromptEnd = "generation_prompt",
     ) -> tuple[Batch, SamplingParams]:
         """The row of a conversation, and the sampling with `max_tokens` set. Raises ValueError for invalid ones, and
         ApiError 429 where there is no memory for the row."""
         large = is_large(messages)
-        args = ticket, messages, adapter, sampling
+        args = ticket, messages, adapter, sampling, end
         return await self.in_turn(large, ticket.caller, self._prepare, *args)
 
     def _prepare(
@@ -380,13 +391,15 @@ class Server:
         messages: Sequence[Message],
         adapter: str | None,
         sampling: SamplingParams,
+        end: PromptEnd,
     ) -> tuple[Batch, SamplingParams]:
         started_at = time.monotonic()
         try:
             with frames_of(self.engine, messages, lambda: ticket.released) as expanded:
                 # Before media are decoded: 64 rows of many images would exceed the machine's memory.
                 share = ticket.reserve(self.engine.processor.media_bytes(expanded))
-                row = self.engine.row(expanded, adapter=adapter, context=self.engine.longest)
+                longest = self.engine.longest
+                row = self.engine.row(expanded, adapter=adapter, context=longest, end=end)
         except MediaError as error:
             self.metrics.media_rejected(error.reason)
             raise

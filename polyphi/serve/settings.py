@@ -18,6 +18,8 @@ class Settings:
     """
 
     name: str
+    aliases: tuple[str, ...] = ()
+    """Further names of the model."""
     host: str = "127.0.0.1"
     port: int = 8000
     keys: tuple[str, ...] = ()

@@ -50,6 +50,7 @@ WINDOW = 30.0
 the first segment has been transcribed; shorter segments would have less context and overlap more often."""
 VALUES = 8
 """Maximum JSON values of a response per token: a log-probability with bytes, or a word with its times."""
+PROMPT_WARNING = "the prompt was ignored: this model transcribes with its own prompts"
 IN_MEMORY = 1 << 20
 """Maximum bytes of an upload that is kept in memory instead of a file."""
 
@@ -163,6 +164,8 @@ class Transcriber:
             ),
             sampling=form.sampling(settings.max_tokens),
             words="estimated" if timed else None,
+            temperatures=form.temperatures,
+            seed=form.seed or 0,
         )
         pieces = form.stream or form.chunking_strategy is not None
         longest = max(1.0, settings.max_audio_seconds - 0.1)  # segments may be rounded up
@@ -249,7 +252,8 @@ class Transcriber:
                     on_text=follow,
                     stop=stop,
                 )
-                return transcript
+                warnings = (PROMPT_WARNING,) if options.form.prompt else ()
+                return replace(transcript, warnings=(*warnings, *transcript.warnings))
         except Stopped:
             raise
         except ValueError as error:

@@ -1,6 +1,6 @@
 """Streamed answers: chunks as server-sent events, then the usage where it was requested, then `[DONE]`.
 
->>> Events(stream(chunks(), last, body.stream_options), ticket.transfer())
+>>> Events(stream(writer, chunks(), last, body.stream_options, usage), ticket.transfer())
 """
 
 import asyncio
@@ -8,27 +8,32 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from polyphi.serve.answers import event
+from polyphi.serve.answers import Writer, event
 from polyphi.serve.errors import ApiError
-from polyphi.serve.schema import StreamOptions
+from polyphi.serve.extensions import StreamOptions
 
 T = TypeVar("T")
 
 
 async def stream(
+    writer: Writer,
     chunks: AsyncGenerator[dict[str, Any]],
     last: Callable[[], dict[str, Any]],
     options: StreamOptions | None,
+    usage_so_far: Callable[[], dict[str, Any]],
 ) -> AsyncIterator[bytes]:
-    """The events of a stream. `last()`, called after all chunks, returns the chunk with the usage. An ApiError from
-    `chunks` becomes the stream's last event."""
+    """The events of a stream. `last()`, called after all chunks, returns the chunk with the usage. `usage_so_far`: the
+    usage of each chunk, where it is requested. An ApiError from `chunks` becomes the stream's last event."""
+    options = options or StreamOptions()
+    continuous = options.include_usage and options.continuous_usage_stats
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
-                yield event(chunk)
-        usage = last()
-        if options is not None and options.include_usage:
-            yield event(usage)
+                usage = {"usage": usage_so_far()} if continuous else {}
+                yield await writer.event({**chunk, **usage})
+        final = last()
+        if options.include_usage:
+            yield event(final)
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield event(error.body)

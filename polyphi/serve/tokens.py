@@ -1,5 +1,6 @@
 """Tokens in the API's format: text, bytes and log-probabilities."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -39,6 +40,27 @@ class Tokens:
         """A token's log-probability and its top alternatives, in the format of chat completions."""
         top = [self.entry(token, logprob) for token, logprob in result.top]
         return {**self.entry(result.token, result.logprob), "top_logprobs": top}
+
+    def prompt_logprobs(
+        self, ids: Sequence[int], results: Sequence[TokenLogprob], count: int
+    ) -> list[dict[str, dict[str, Any]] | None]:
+        """The log-probabilities of a prompt's tokens in vLLM's format: null for the first one, then by id the token
+        and the `count` likeliest ones. A rank is only known for these."""
+        entries: list[dict[str, dict[str, Any]] | None] = [None] * min(1, len(ids))
+        for result in results:
+            ranked = {id: (logprob, i) for i, (id, logprob) in enumerate(result.top[:count], 1)}
+            own = {result.token: (result.logprob, None)}
+            entries.append(
+                {
+                    str(id): {
+                        "logprob": finite(logprob),
+                        "rank": rank,
+                        "decoded_token": self.text(id),
+                    }
+                    for id, (logprob, rank) in {**own, **ranked}.items()
+                }
+            )
+        return entries
 
     def entry(self, id: int, logprob: float) -> dict[str, Any]:
         """A token's log-probability without alternatives."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import MAX_FRAME_PIXELS, Caps, MediaError
-from polyphi.messages import Image, Message, Part, Tokens, Video
+from polyphi.messages import Image, Message, Part, Video
 from polyphi.serve.settings import Settings
 
 
@@ -68,9 +68,3 @@ def frames_of(
         if error.part == "image" and error.number is not None:
             error.part, error.number = origins[error.number]
         raise
-
-
-def count(engine: Engine, messages: Sequence[Message]) -> Tokens:
-    """The tokens of a conversation. Videos are decoded: their number of frames isn't in the header."""
-    with frames_of(engine, messages) as expanded:
-        return engine.processor.count(expanded)

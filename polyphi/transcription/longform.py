@@ -63,9 +63,10 @@ MAX_STREAMED_BATCH = 8  # pieces of a batch while the text is streamed
 @dataclass(frozen=True)
 class Task:
     """The request for every piece. `texts`: the content of an answer, with `<sep>` between "both"; `script`: the
-    expected script of the last text ("" for any). With `sampling` there are no retries; its `max_tokens` apply to
-    each piece, with a budget of at most 8 tokens a second. `words`: how to compute the times of words, by characters
-    over voiced time or by attention; None for none."""
+    expected script of the last text ("" for any). `temperatures`: of the first try and of each retry, with `seed` and
+    the following ones. With `sampling` there are no retries; its `max_tokens` apply to each piece, with a budget of at
+    most 8 tokens a second. `words`: how to compute the times of words, by characters over voiced time or by attention;
+    None for none."""
 
     prompt: str
     texts: Literal["transcript", "translation", "both"] = "transcript"
@@ -73,6 +74,8 @@ class Task:
     adapter: str | None = "auto"
     sampling: SamplingParams | None = None
     words: Literal["estimated", "aligned"] | None = None
+    temperatures: tuple[float, ...] = TEMPERATURES
+    seed: int = 0
 
 
 def transcription(to: str | None = None, cot: bool = False) -> Task:
@@ -403,8 +406,8 @@ def _generate(
             return replace(task.sampling, max_tokens=most)
         return SamplingParams(
             max_tokens=_budget(engine, task, job),
-            temperature=TEMPERATURES[job.tries],
-            seed=job.tries,
+            temperature=task.temperatures[job.tries],
+            seed=task.seed + job.tries,
             logprobs=0,
         )
 
@@ -420,11 +423,11 @@ def _generate(
 def _evaluate(engine: Engine, sound: Sound, task: Task, job: Job, answer: Completion) -> list[Job]:
     """Jobs that replace this one (retries or halves); [] if the job's best answer is final."""
     loops, truncated = repetition(answer.text), answer.finish_reason == "length"
-    temperature = task.sampling.temperature if task.sampling else TEMPERATURES[job.tries]
+    temperature = task.sampling.temperature if task.sampling else task.temperatures[job.tries]
     if job.best is None or loops < repetition(job.best.answer.text):
         job.best = PieceAnswer(job.piece, answer, temperature)
     if task.sampling is None:
-        if loops and job.piece.seconds <= HALVED and job.tries + 1 < len(TEMPERATURES):
+        if loops and job.piece.seconds <= HALVED and job.tries + 1 < len(task.temperatures):
             job.tries += 1
             return [job]
         can_grow = _budget(engine, task, job) < _available(engine, task, job)
@@ -435,7 +438,9 @@ def _evaluate(engine: Engine, sound: Sound, task: Task, job: Job, answer: Comple
             return [Job(job.recording, piece) for piece in halves(sound, job.piece)]
     best, doubts = job.best.answer, []
     if repetition(best.text):
-        retries = "" if task.sampling else f" at every temperature from 0 to {TEMPERATURES[-1]}"
+        retried = task.sampling is None and len(task.temperatures) > 1
+        temperatures = f"{task.temperatures[0]:g} to {task.temperatures[-1]:g}"
+        retries = f" at every temperature from {temperatures}" if retried else ""
         doubts.append(f"the answer repeats itself{retries}; speech may be missing")
     if best.finish_reason == "length":
         doubts.append(

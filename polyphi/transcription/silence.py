@@ -133,6 +133,14 @@ def silences(
     return [(start, end) for start, end in gaps if end - start >= at_least and end > start]
 
 
+def silent_share(speech: Sequence[tuple[float, float]], start: float, end: float) -> float:
+    """The share of the time from `start` to `end` outside ranges of speech, from 0 to 1; of no time, of its point."""
+    if end <= start:
+        return float(not any(a <= start <= b for a, b in speech))
+    voiced = sum(max(0.0, min(b, end) - max(a, start)) for a, b in speech)
+    return min(1.0, max(0.0, 1.0 - voiced / (end - start)))
+
+
 def quietest_point(sound: Sound, start: float, end: float) -> float:
     """The middle of the quietest 0.2 s from `start` to `end`, in seconds; of equally quiet ones the latest."""
     first = max(0, round(start / FRAME))

@@ -56,7 +56,8 @@ def json(transcript: Transcript) -> str:
 def verbose(transcript: Transcript, language: str = "unknown") -> dict[str, Any]:
     """OpenAI's `verbose_json` with a `source` of each time, and `warnings`. Of a translation `text` is the translation,
     and has a `transcript` if the model wrote one; then the probabilities are those of the transcript. The
-    language isn't detected: it is the argument. Unmeasured values (`no_speech_prob`) are left out."""
+    language isn't detected: it is the argument. `no_speech_prob` is the share of a segment's time in which the voice
+    activity detector (silence.py) finds no speech; the model estimates none."""
     translation = transcript.translation
     result: dict[str, Any] = {
         "task": "transcribe" if translation is None else "translate",
@@ -84,6 +85,8 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 3),
         "source": segment.source,
     }
+    if segment.silence is not None:
+        result["no_speech_prob"] = round(segment.silence, 3)
     if segment.avg_logprob is not None:
         result["avg_logprob"] = segment.avg_logprob
     if segment.translation is None:

@@ -15,7 +15,13 @@ import numpy as np
 
 from polyphi.messages import Completion, Segment, TimeSource, Transcript, Word
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.transcription.silence import Sound, silences, speech_ranges, voiced_shares
+from polyphi.transcription.silence import (
+    Sound,
+    silences,
+    silent_share,
+    speech_ranges,
+    voiced_shares,
+)
 from polyphi.transcription.words import (
     join_texts,
     script,
@@ -221,7 +227,8 @@ def _segments(
     tokenizer: Tokenizer, sound: Sound, first: Sequence[_PieceText], second: Sequence[_PieceText]
 ) -> tuple[tuple[Segment, ...], tuple[Word, ...]]:
     """Segments and words in order of time, without overlaps."""
-    starts = np.array([start for start, _ in speech_ranges(sound)])
+    speech = speech_ranges(sound)
+    starts = np.array([start for start, _ in speech])
     segments: list[Segment] = []
     words: list[Word] = []
     latest = 0.0
@@ -256,6 +263,7 @@ def _segments(
                     seek=part.answer.piece.start,
                     tokens=tuple(answer.tokens[n] for n in mine),
                     logprobs=logs,
+                    silence=silent_share(speech, group[0][2], group[-1][3]),
                 )
             )
             before = end

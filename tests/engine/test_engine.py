@@ -381,6 +381,90 @@ def test_prompt_logprobs_of_a_preempted_request(engine: Engine) -> None:
     assert [t.logprob for t in result] == pytest.approx([t.logprob for t in whole], abs=1e-5)
 
 
+def ends(engine: Engine, messages: list[Message]) -> dict[str, SamplingParams]:
+    """Sampling parameters that decide where an answer ends; the model likes its end tokens and repeats itself."""
+    end, other = engine.processor.tokenizer.eos_ids
+    base = SamplingParams(max_tokens=24, logit_bias=((end, 6.0),), temperature=1.0, seed=2)
+    tokens = engine.generate(messages, sampling=replace(base, ignore_eos=True)).tokens
+    text = engine.processor.tokenizer.decode([t for t in tokens if t not in (end, other)])
+    return {
+        "end": base,
+        "ignored": replace(base, ignore_eos=True),
+        "min_tokens": replace(base, min_tokens=9),
+        "token": replace(base, ignore_eos=True, stop_token_ids=(tokens[11], 5)),
+        "included token": replace(
+            base, ignore_eos=True, stop_token_ids=(tokens[11],), include_stop=True
+        ),
+        "string": replace(base, ignore_eos=True, stop=(text[3],), min_tokens=2),
+        "included string": replace(base, ignore_eos=True, stop=(text[3],), include_stop=True),
+        "grammar": replace(base, grammar=Grammar("regex", "(ab|c){2,30}"), min_tokens=12),
+        "plain": SamplingParams(max_tokens=24, ignore_eos=True, stop_token_ids=(end,)),
+        "greedy": SamplingParams(max_tokens=24, min_tokens=20, stop=(text[3], text[5])),
+    }
+
+
+def test_the_end_of_an_answer_depends_on_its_request_alone(engine: Engine) -> None:
+    """With draft tokens, cached prefixes, in a batch and as a stream."""
+    with torch.no_grad():  # answers repeat themselves, so that drafts are accepted
+        engine.model.decoder.embed_tokens.weight[60:] *= 0.01
+    messages = [Message.user("the quick brown fox")]
+    samplings = ends(engine, messages)
+    alone = {}
+    for name, sampling in samplings.items():
+        bare = Engine(engine.model, engine.processor, prefix_cache=False)
+        alone[name] = bare.generate(messages, sampling=replace(sampling, draft=0))
+        for draft in (0, 6):
+            before = engine.counters().steps
+            same = engine.generate(messages, sampling=replace(sampling, draft=draft))
+            assert same == alone[name], (name, draft)
+            if draft and name in ("plain", "greedy"):
+                assert engine.counters().steps - before < len(same.tokens), "no draft was accepted"
+        pieces = list(engine.stream(messages, sampling=sampling))
+        assert "".join(piece.text for piece in pieces) == alone[name].text
+        assert tuple(t for piece in pieces for t in piece.tokens) == alone[name].tokens
+    drafted = [replace(sampling, draft=4) for sampling in samplings.values()]
+    batch = engine.generate_many([messages] * len(drafted), sampling=drafted)
+    assert batch == list(alone.values())
+
+
+def test_where_an_answer_ends(engine: Engine) -> None:
+    messages = [Message.user("the quick brown fox")]
+    tokenizer, samplings = engine.processor.tokenizer, ends(engine, messages)
+    a = {name: engine.generate(messages, sampling=s) for name, s in samplings.items()}
+    whole = a["ignored"]
+    assert len(whole.tokens) == 24 and whole.finish_reason == "length"
+    eos = [i for i, token in enumerate(whole.tokens) if token in tokenizer.eos_ids]
+    assert eos and not any(name in whole.text for name in tokenizer.controls)
+    assert a["end"].tokens == whole.tokens[: eos[0]]
+    assert (a["end"].finish_reason, a["end"].stop_reason) == ("stop", None)
+    assert len(a["min_tokens"].tokens) >= 9 > len(a["end"].tokens)
+    assert not set(a["min_tokens"].tokens) & set(tokenizer.eos_ids)
+    stop = whole.tokens[11]
+    at = min(whole.tokens.index(t) for t in samplings["token"].stop_token_ids if t in whole.tokens)
+    assert a["token"].tokens == whole.tokens[:at]
+    assert (a["token"].finish_reason, a["token"].stop_reason) == ("stop", whole.tokens[at])
+    assert a["included token"].tokens == whole.tokens[: whole.tokens.index(stop) + 1]
+    assert a["included token"].stop_reason == stop
+    (word,) = samplings["included string"].stop
+    assert a["included string"].text == whole.text[: whole.text.index(word) + 1]
+    assert (a["included string"].finish_reason, a["included string"].stop_reason) == ("stop", word)
+    assert len(a["string"].tokens) >= 2 and not a["string"].text.endswith(word)
+    assert len(a["grammar"].tokens) >= 12
+
+
+@pytest.mark.parametrize("field", ["stop_token_ids", "logit_bias"])
+def test_ids_outside_the_vocabulary_are_refused(engine: Engine, field: str) -> None:
+    size = engine.processor.tokenizer.vocab_size
+    for token, valid in ((size - 1, True), (size, False)):
+        value = (token,) if field == "stop_token_ids" else ((token, 1.0),)
+        sampling = SamplingParams(**{field: value, "max_tokens": 1})  # type: ignore[arg-type]
+        if valid:
+            engine.generate([Message.user("hi")], sampling=sampling)
+            continue
+        with pytest.raises(ValueError, match=field):
+            engine.generate([Message.user("hi")], sampling=sampling)
+
+
 SAMPLINGS = {
     "greedy": SamplingParams(max_tokens=3),
     "sampled": SamplingParams(max_tokens=3, temperature=1.0, seed=1),

@@ -4,6 +4,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from polyphi.engine.request import AnswerText
+from polyphi.messages import SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
 BYTES = Tokenizer.train(
@@ -27,11 +28,12 @@ def expected(text: str, stops: tuple[str, ...]) -> str:
     st.lists(st.text(alphabet="ab<>sep é日", min_size=1, max_size=4), max_size=3).map(tuple),
 )
 def test_pieces_join_to_the_text_before_the_first_stop(text: str, stops: tuple[str, ...]) -> None:
-    answer = AnswerText(BYTES, stops)
+    answer = AnswerText(BYTES, SamplingParams(stop=stops))
     pieces = [answer.add(token) for token in BYTES.encode(text)]
     pieces.append(answer.finish())
     assert "".join(pieces) == expected(text, stops)
-    assert answer.stopped == (expected(text, stops) != text or any(text.endswith(s) for s in stops))
+    stopped = expected(text, stops) != text or any(text.endswith(s) for s in stops)
+    assert (answer.stop_string in stops) == stopped
     assert all("\ufffd" not in piece for piece in pieces)
 
 
@@ -52,18 +54,18 @@ def test_any_tokens_at_all_join_to_their_decoding(tokens: list[int]) -> None:
 def test_how_a_text_is_cut_into_tokens_does_not_move_its_stop(
     tokens: list[int], stops: tuple[str, ...]
 ) -> None:
-    answer = AnswerText(WORDS, stops)
+    answer = AnswerText(WORDS, SamplingParams(stop=stops))
     pieces = [answer.add(token) for token in tokens]
     text = WORDS.decode(tokens, skip_special=True)
     assert "".join([*pieces, answer.finish()]) == expected(text, stops)
 
 
 def test_the_start_of_a_stop_string_is_held_back() -> None:
-    answer = AnswerText(BYTES, ("<sep>",))
+    answer = AnswerText(BYTES, SamplingParams(stop=("<sep>",)))
     pieces = [answer.add(token) for token in BYTES.encode("a<se")]
     assert "".join(pieces) == "a"
     assert answer.add(BYTES.encode("b")[0]) == "<seb"
-    assert not answer.stopped
+    assert answer.stop_string is None
 
 
 def test_a_character_is_returned_when_it_is_complete() -> None:
@@ -74,3 +76,35 @@ def test_a_character_is_returned_when_it_is_complete() -> None:
     answer = AnswerText(BYTES)
     assert [answer.add(t) for t in tokens[:2]] == ["", ""]
     assert answer.finish() == "\ufffd"
+
+
+@given(
+    SNIPPETS,
+    st.lists(st.text(alphabet="ab<>sep é日", min_size=1, max_size=4), max_size=3).map(tuple),
+)
+def test_an_included_stop_string_ends_the_text(text: str, stops: tuple[str, ...]) -> None:
+    answer = AnswerText(BYTES, SamplingParams(stop=stops, include_stop=True))
+    pieces = [answer.add(token) for token in BYTES.encode(text)]
+    pieces.append(answer.finish())
+    assert "".join(pieces) == expected(text, stops) + (answer.stop_string or "")
+
+
+@given(SNIPPETS, st.integers(0, 14))
+def test_the_text_of_the_first_tokens_has_no_stop_string(text: str, count: int) -> None:
+    """With `min_tokens`: the search begins after them, at the next whole character."""
+    stops = ("a", "é")
+    tokens = BYTES.encode(text)
+    while BYTES.decode(tokens[:count]).endswith("\ufffd"):
+        count += 1
+    answer = AnswerText(BYTES, SamplingParams(stop=stops, min_tokens=count))
+    pieces = [answer.add(token) for token in tokens]
+    pieces.append(answer.finish())
+    before = BYTES.decode(tokens[:count])
+    assert "".join(pieces) == before + expected(text[len(before) :], stops)
+
+
+def test_control_tokens_are_part_of_the_text_on_request() -> None:
+    tokens = [*BYTES.encode("a"), BYTES.control("<|user|>"), *BYTES.encode("b")]
+    for skip, text in ((True, "ab"), (False, "a<|user|>b")):
+        answer = AnswerText(BYTES, SamplingParams(skip_special_tokens=skip))
+        assert "".join([*map(answer.add, tokens), answer.finish()]) == text

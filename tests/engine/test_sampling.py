@@ -144,6 +144,54 @@ def test_logprobs_are_the_models_own(scores: list[float], count: int) -> None:
     assert [x for _, x in entry.top] == pytest.approx([scores[i] - total for i in order], abs=1e-4)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-8, 8, width=16), min_size=4, max_size=4),
+    st.dictionaries(st.integers(0, 3), st.sampled_from([-100.0, -2.5, 0.0, 3.5, 100.0])),
+)
+def test_a_bias_is_added_to_its_logit(scores: list[float], bias: dict[int, float]) -> None:
+    expected = [score + bias.get(token, 0.0) for token, score in enumerate(scores)]
+    assume_clear(expected, SamplingParams(temperature=1.0))
+    best = max(range(4), key=expected.__getitem__)
+    draws = sampler(logit_bias=tuple(bias.items()), logprobs=0)
+    for _ in range(2):  # at every position
+        assert draws.draw(torch.tensor(scores)) == best
+    raw = torch.tensor(scores).log_softmax(-1)[best].item()
+    assert draws.logprobs[0].logprob == pytest.approx(raw, abs=1e-4), "before the bias"
+
+
+EOS = TOKENIZER.eos_ids[0]
+
+
+def with_end(best: int = 5) -> Tensor:
+    """Logits of which the end token's is the largest, and another one's the second."""
+    logits = torch.zeros(TOKENIZER.vocab_size)
+    logits[[EOS, best]] = torch.tensor([9.0, 7.0])
+    return logits
+
+
+@pytest.mark.parametrize("heat", [0.0, 1.0])
+def test_min_tokens_come_before_the_end(heat: float) -> None:
+    draws = sampler(min_tokens=3, stop_token_ids=(6,), temperature=heat, logit_bias=((EOS, 50.0),))
+    tokens = [draws.draw(with_end()) for _ in range(4)]
+    assert not {EOS, 6} & set(tokens[:3]) and tokens[3] == EOS
+
+
+def test_a_grammar_ends_before_min_tokens_and_with_ignored_end_tokens() -> None:
+    """Where it allows other tokens, an end token is not among them."""
+    for ends in ({"min_tokens": 8}, {"ignore_eos": True}):
+        draws = sampler(grammar=Grammar("regex", "(yes){1,3}"), **ends)
+        answer = []
+        while not draws.finished:
+            answer.append(draws.draw(with_end()))
+        assert TOKENIZER.decode(answer) == "yes" * 3
+    draws = sampler(grammar=Grammar("regex", "(yes){1,3}"))
+    answer = [draws.draw(with_end())]
+    while answer[-1] != EOS:
+        answer.append(draws.draw(with_end()))
+    assert TOKENIZER.decode(answer, skip_special=True) == "yes"
+
+
 def test_greedy_is_the_largest_and_the_first_of_equal_ones() -> None:
     assert sampler().draw(LOGITS) == 1
     assert sampler().draw(torch.tensor([0.0, 3.0, 3.0])) == 1
@@ -159,8 +207,11 @@ def test_plain_samplers() -> None:
         {"frequency_penalty": 0.1},
         {"repetition_penalty": 1.1},
         {"grammar": Grammar("regex", "yes")},
+        {"logit_bias": ((3, 1.0),)},
+        {"min_tokens": 1},
     ):
         assert not sampler(**values).plain
+    assert sampler(ignore_eos=True, stop_token_ids=(3,)).plain
     assert not sampler().finished
 
 
@@ -247,6 +298,10 @@ INVALID: list[dict[str, Any]] = [
     *({"rope": v} for v in ("short", None)),
     *({"stop": v} for v in ("END", ("",), ("a", ""), (1,), ("x",) * 17, ("y" * 257,), None)),
     *({"grammar": v} for v in ("json", {"type": "object"})),
+    *({"min_tokens": v} for v in (-1, 1.5, None)),
+    *({"stop_token_ids": v} for v in (5, (-1,), (1.0,), "ab", (1,) * 17, None)),
+    *({"logit_bias": v} for v in ({1: 2.0}, ((1, 101.0),), ((-1, 1.0),), ((1, math.nan),), (1, 2))),
+    {"logit_bias": tuple((token, 1.0) for token in range(1025))},
 ]
 
 

@@ -242,6 +242,34 @@ def test_an_expression_is_matched_from_end_to_end(expression: str) -> None:
     assert len(set(answers)) > 1
 
 
+LARK = 'start: "a" b*\nb: "b" | "[" b "]"'
+GBNF = 'root ::= "a" inner*\ninner ::= "b" | "[" inner "]"  # nested\n'
+
+
+def is_nested(text: str) -> bool:
+    """Whether a text is an "a", then any number of "b" in brackets."""
+    while (shorter := text.replace("[b]", "b")) != text:
+        text = shorter
+    return re.fullmatch("ab*", text) is not None
+
+
+@pytest.mark.parametrize("grammar", [LARK, GBNF])
+def test_a_context_free_grammar_is_followed(grammar: str) -> None:
+    for seed in range(6):
+        tokens = drawn(Grammar("ebnf", grammar), seed, most=40)
+        assert is_nested(TOKENIZER.decode(tokens, skip_special=True)) or len(tokens) == 40
+    for text in ("a", "ab[[b]]b", "a[b", "b", "ab]"):
+        assert follows(Grammar("ebnf", grammar), text) == is_nested(text)
+
+
+def test_a_grammar_can_not_force_control_tokens() -> None:
+    user, a = TOKENIZER.control("<|user|>"), TOKENIZER.encode("a")[0]
+    with pytest.raises(ValueError, match="control tokens"):
+        Matcher(Grammar("ebnf", 'start: <|user|> "a"'), TOKENIZER)
+    matcher = Matcher(Grammar("ebnf", f'start: "a" | <[{user}]> "b"'), TOKENIZER)
+    assert matcher.mask(torch.zeros(TOKENIZER.vocab_size)).isfinite().nonzero().tolist() == [[a]]
+
+
 def test_calls_of_tools() -> None:
     by_name = {(t := tool.get("function", tool))["name"]: t for tool in TOOLS}
     called = set()
@@ -443,7 +471,16 @@ WRONG = [
         "parameters of 'f'",
     ),
     ("tools", '{"name": "f"}', "list of tools"),
-    ("lark", "start: /x/", "'json', 'regex' or 'tools'"),
+    ("lark", "start: /x/", "'json', 'regex', 'ebnf' or 'tools'"),
+    ("ebnf", "", "Empty grammar"),
+    ("ebnf", "start: other", "other"),
+    ("ebnf", "start: " + "(" * 5000, "too deeply nested"),
+    ("ebnf", 'start: "' + "x" * 10_000, "10000"),
+    ("ebnf", 'root ::= "a" other', "'other' not found"),
+    ("ebnf", 'other ::= "a"', "No 'root' rule"),
+    ("ebnf", "root ::= " + "(" * 5000 + '"a"', "can't be read"),
+    ("ebnf", r'root ::= "\u0041"', "the characters themselves"),
+    ("ebnf", 'root ::= "a"\n' * 501, "at most 500 rules, found 501"),
 ]
 ONE_TOOL, WORD = '[{"name": "now"}]', Grammar("regex", "[a-z]+")
 WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
@@ -452,6 +489,7 @@ WRONG_TOOLS: list[tuple[dict[str, Any], str]] = [
     ({"max_calls": 1.5}, "max_calls must be a whole number"),
     ({"alternative": "[a-z]+"}, "alternative must be a Grammar"),
     ({"alternative": Grammar("tools", ONE_TOOL)}, "'json' or 'regex', found 'tools'"),
+    ({"alternative": Grammar("ebnf", 'start: "a"')}, "'json' or 'regex', found 'ebnf'"),
     ({"alternative": Grammar("regex", "(")}, "unclosed"),
     ({"alternative": Grammar("json", '{"enum": []}')}, "Unsatisfiable"),
     ({"alternative": Grammar("json", "[1]")}, "an object, true or false"),
@@ -492,7 +530,7 @@ def test_bounds_hold_while_an_answer_is_written() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(max_size=30), st.sampled_from(["json", "regex", "tools"]))
+@given(st.text(max_size=30), st.sampled_from(["json", "regex", "ebnf", "tools"]))
 def test_any_text_as_a_grammar_compiles_or_raises_value_error(text: str, kind: Any) -> None:
     try:
         Matcher(Grammar(kind, text), TOKENIZER)

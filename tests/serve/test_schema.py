@@ -10,12 +10,12 @@ from pydantic import BaseModel, ValidationError
 from serve.test_walk import ODD, ODDER, SIMPLE, places, put, rich
 
 from polyphi.serve.errors import ApiError
+from polyphi.serve.fields import validation_error
 from polyphi.serve.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    validation_error,
 )
 
 MODELS: dict[str, type[BaseModel]] = {

@@ -116,7 +116,8 @@ def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI)
         assert received.text == segment.text and received.tokens == list(segment.tokens)
         assert received.avg_logprob == pytest.approx(segment.avg_logprob)
         assert received.temperature == segment.temperature and received.compression_ratio > 0
-        assert "no_speech_prob" not in received.to_dict() and received.source == segment.source
+        assert received.no_speech_prob == pytest.approx(segment.silence, abs=1e-3)
+        assert received.source == segment.source
     for word, its in zip(both.words, expected.words, strict=True):
         assert (word.word, word.start) == (its.text, round(its.start, 3))
     plain = ask(**fields, response_format="verbose_json")
@@ -232,13 +233,40 @@ def test_temperature_is_how_it_is_drawn(client: OpenAI) -> None:
     assert ask(0).text == ask(0).text
 
 
+def test_a_seed_and_several_temperatures(client: OpenAI) -> None:
+    def ask(**fields: Any) -> Any:
+        return client.audio.transcriptions.create(
+            file=CLIP, model="tiny", response_format="verbose_json", extra_body=fields
+        )
+
+    drawn = [ask(temperature=1.0, seed=seed).text for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {s.temperature for s in ask(temperature=["1.0", "0.5"]).segments} <= {1.0, 0.5}
+    assert {s.temperature for s in ask(temperature=["0"]).segments} <= set(longform.TEMPERATURES)
+
+
+def test_a_prompt_is_a_hint_that_is_ignored_with_a_warning(client: OpenAI) -> None:
+    for form in ("json", "verbose_json"):
+        plain, hinted = (
+            client.audio.transcriptions.create(
+                file=CLIP, model="tiny", response_format=form, **prompt
+            )
+            for prompt in ({}, {"prompt": "Names: Ann"})
+        )
+        assert hinted.text == plain.text
+        warnings = [answer.model_extra.get("warnings", []) for answer in (plain, hinted)]
+        assert [text for text in warnings[1] if text not in warnings[0]] == [speech.PROMPT_WARNING]
+
+
 WRONG = [
     ({"response_format": "diarized_json"}, "response_format", "'json', 'text', 'srt'"),
     ({"timestamp_granularities": ["phone"]}, "timestamp_granularities", "'word' or 'segment'"),
     ({"timestamp_granularities": ["word"]}, "timestamp_granularities", "verbose_json"),
     ({"include": ["logprobs"], "response_format": "text"}, "include", "json"),
     ({"language": "tlh"}, "language", "unknown language 'tlh'.*de \\(German\\)"),
-    ({"prompt": "Names: Ann"}, "prompt", "prompt"),
+    ({"extra_body": {"seed": "one"}}, "seed", "whole number"),
+    ({"extra_body": {"temperature": ["0"] * 9}}, "temperature", "at most 8"),
+    ({"extra_body": {"top_p": 0.5}}, "top_p", "isn't supported"),
     ({"temperature": -1}, "temperature", "from 0 to 100"),
     ({"temperature": "nan"}, "temperature", "from 0 to 100"),
     ({"temperature": "hot"}, "temperature", "from 0 to 100"),

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from polyphi.serve.answers import Writer
 from polyphi.serve.errors import ApiError
-from polyphi.serve.schema import StreamOptions
+from polyphi.serve.extensions import StreamOptions
 from polyphi.serve.streams import merged, stream
 
 
@@ -26,7 +27,11 @@ async def source(values: list[Any], closed: list[Any] | None = None) -> AsyncGen
 
 def events(values: list[Any], options: StreamOptions | None) -> list[Any]:
     async def collect() -> list[bytes]:
-        return [e async for e in stream(source(values), lambda: {"usage": 1}, options)]
+        writer, last, so_far = Writer(), lambda: {"usage": 1}, lambda: {"so far": 1}
+        try:
+            return [e async for e in stream(writer, source(values), last, options, so_far)]
+        finally:
+            writer.close()
 
     texts = [e.decode().removeprefix("data: ").strip() for e in asyncio.run(collect())]
     return [text if text == "[DONE]" else json.loads(text) for text in texts]
@@ -37,6 +42,13 @@ def test_the_usage_comes_where_it_was_requested(include: bool | None) -> None:
     options = None if include is None else StreamOptions(include_usage=include)
     expected = [{"n": 1}, {"n": 2}, *([{"usage": 1}] if include else []), "[DONE]"]
     assert events([{"n": 1}, {"n": 2}], options) == expected
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_each_chunk_has_the_usage_so_far_where_it_was_requested(include: bool) -> None:
+    options = StreamOptions(include_usage=include, continuous_usage_stats=True)
+    usage = {"usage": {"so far": 1}} if include else {}
+    assert events([{"n": 1}, {"n": 2}], options)[:2] == [{"n": 1, **usage}, {"n": 2, **usage}]
 
 
 def test_an_error_is_the_last_event() -> None:

@@ -220,16 +220,24 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
             "seed": 1,
             "stop": ["z"],
             "n": 1,
-            "logit_bias": {},
+            "logit_bias": {"5": 1.0},
+            "min_tokens": 1,
+            "ignore_eos": True,
+            "stop_token_ids": [6],
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+            "return_token_ids": True,
+            "add_generation_prompt": True,
+            "chat_template_kwargs": {"enable_thinking": False},
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
             "logprobs": True,
             "top_logprobs": 2,
             "user": "u",
         },
     ),
     ("/v1/completions", {"prompt": "hi", "max_tokens": 1, "logprobs": 1, "echo": True}),
-    ("/tokenize", {"prompt": "hi"}),
+    ("/tokenize", {"prompt": "hi", "return_token_strs": True}),
     ("/detokenize", {"tokens": [5, 6]}),
 ]
 
@@ -265,7 +273,23 @@ def rich() -> list[tuple[str, dict[str, Any]]]:
     chat = "/v1/chat/completions"
     schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
     named = {"type": "function", "function": {"name": "f"}}
+    some = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [named]}}
+    open_turns = [*body["messages"], {"role": "assistant", "content": "a", "extra": {"b": [1]}}]
+    forms: list[dict[str, Any]] = [
+        {"structured_outputs": {"choice": ["a", "b"]}},
+        {"structured_outputs": {"json": SCHEMA}},
+        {"guided_json": {"type": "object"}},
+        {"guided_choice": ["a"]},
+        {"ebnf": 'root ::= "a"'},
+        {"grammar": 'start: "a" | "b"'},
+    ]
     return [
+        *((chat, {**body, **form}) for form in forms),
+        (chat, {**body, "tools": [TOOL], "tool_choice": some}),
+        (chat, {**body, "messages": open_turns, "continue_final_message": True}),
+        (chat, {**body, "prompt_logprobs": 1}),
+        ("/v1/completions", {"prompt": "a", "echo": True, "stream": True, "logprobs": 1}),
+        ("/tokenize", {"messages": open_turns, "continue_final_message": True}),
         (chat, {**body, "messages": [{"role": "user", "content": parts}]}),
         (chat, {**body, "messages": turns, "tools": [TOOL], "tool_choice": "auto"}),
         (chat, {**body, "tools": [TOOL], "tool_choice": named}),

@@ -1,0 +1,116 @@
+"""Fields beyond OpenAI's that clients of vLLM, SGLang and others send to both completion routes.
+
+docs/fields.md says of each what it does here.
+"""
+
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from polyphi.serve.fields import Fields, Refused, needs
+from polyphi.serve.formats import FormatFields
+
+IGNORED = frozenset(
+    [
+        # OpenAI's
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "verbosity",
+        "prediction",
+        # of other servers
+        "add_special_tokens",  # no special tokens are added to a prompt here
+        "cache_control",
+        "cache_prompt",
+        "early_stopping",  # of beam search
+        "guided_decoding_backend",
+        "include_reasoning",
+        "priority",
+        "provider",
+        "request_id",
+        "rid",
+        "spaces_between_special_tokens",  # of tokenizers without bytes
+        "thinking_token_budget",
+        "transforms",
+    ]
+)
+REFUSED: Refused = {
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_salt": (),
+    "custom_logit_processor": (),
+    "documents": ([],),
+    "guided_whitespace_pattern": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "lora_path": (),
+    "mm_processor_kwargs": ({},),
+    "moderation": (),
+    "prompt_embeds": (),
+    "return_hidden_states": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "session_params": (),
+    "structural_tag": (),
+    "suffix": ("",),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "vllm_xargs": (),
+}
+
+
+class StreamOptions(Fields):
+    ignored = frozenset({"include_obfuscation"})
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class TemplateOptions(Fields):
+    """The variables of the chat template that a request may set (`chat_template_kwargs`). Those that select a form of
+    reasoning don't exist in every model's template."""
+
+    ignored = frozenset(["enable_thinking", "thinking", "thinking_budget", "reasoning_effort"])
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+
+class Extensions(FormatFields):
+    """The fields of both routes that OpenAI's API doesn't have."""
+
+    ignored = IGNORED
+    refused: ClassVar[Refused] = REFUSED
+
+    top_k: int | None = Field(default=None, description="0 and -1: no limit.")
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = Field(default=None, fail_fast=True)
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    return_token_ids: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise needs("stream_options", "stream")
+        if self.stream and self.prompt_logprobs is not None:
+            raise PydanticCustomError(
+                "misplaced_field",
+                "prompt_logprobs aren't streamed; leave stream out",
+                {"field": "prompt_logprobs"},
+            )
+        return self

@@ -1,0 +1,180 @@
+"""Objects of request bodies as pydantic models: all fields are known, ignored or refused.
+
+A field that can't change the answer is ignored. One that would give a wrong answer when ignored is refused: an option
+that this server doesn't have, or a misspelt one. A null is never refused.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from polyphi.serve.errors import ApiError
+
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+MAX_TEXT = 4_000_000
+"""Maximum characters of one text."""
+MAX_OBJECTS, MAX_NAMES = 20_000, 100_000
+"""Maximum JSON objects of one body, and names in them: to check that many takes a few tenths of a second."""
+CONTAINERS = frozenset({str, dict, list})
+"""Types of list elements that are checked; a list of numbers is skipped."""
+FAST = Field(fail_fast=True)
+"""For lists: the first invalid element ends the check. A million errors would take minutes and gigabytes."""
+
+
+Refused = Mapping[str, tuple[Any, ...]]
+"""Fields of options that this server doesn't have, with the values that don't use them."""
+
+
+class Fields(BaseModel):
+    """An object whose fields are all known."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="ignore",
+        protected_namespaces=(),
+        json_schema_extra={"additionalProperties": False},
+    )
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """Fields that can't change the answer."""
+    refused: ClassVar[Refused] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name, inner in value.items():
+            if name in known or name in cls.ignored or inner is None:
+                continue
+            if name in cls.refused:
+                if inner in cls.refused[name]:
+                    continue
+                raise PydanticCustomError(
+                    "unsupported_field", "isn't supported; leave it out", {"field": name}
+                )
+            if cls.ignores_unknown(value) and not any(_is_misspelling(name, n) for n in known):
+                continue
+            matches = get_close_matches(name, known, 1)
+            hint = f"; did you mean {matches[0]!r}?" if matches else ""
+            raise PydanticCustomError(
+                "unknown_field",
+                "unknown field {name}{hint}",
+                {"name": repr(name)[:80], "hint": hint, "field": name[:80]},
+            )
+        return value
+
+    @classmethod
+    def ignores_unknown(cls, value: Mapping[str, Any]) -> bool:
+        """Whether unknown fields of this object are ignored, unless they look like a misspelt known one."""
+        return False
+
+
+class Body(Fields):
+    """A whole request body. Rejects strings that can't be encoded as UTF-8, at any depth."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_surrogates(cls, value: Any) -> Any:
+        stack, objects, names = [value], 0, 0
+        while stack:
+            item = stack.pop()
+            if isinstance(item, str):
+                if not item.isascii() and SURROGATE.search(item):
+                    raise PydanticCustomError(
+                        "no_text",
+                        "expected text, found half of a surrogate pair (\\ud800 to \\udfff alone)",
+                    )
+            elif isinstance(item, dict):
+                objects, names = objects + 1, names + len(item)
+                for count, most, what in (
+                    (objects, MAX_OBJECTS, "objects"),
+                    (names, MAX_NAMES, "names in objects"),
+                ):
+                    if count > most:
+                        raise ApiError(400, f"a body has at most {most} {what}, found more")
+                stack += [*item.keys(), *item.values()]
+            elif isinstance(item, list) and not CONTAINERS.isdisjoint(map(type, item)):
+                stack += item
+        return value
+
+
+def _is_misspelling(name: str, known: str) -> bool:
+    """Whether a name differs from a known one by a character: another, missing, additional or swapped one. Fast, since
+    a body may have very many names."""
+    if abs(len(name) - len(known)) > 1:
+        return False
+    pairs = enumerate(zip(name, known, strict=False))
+    start = next((i for i, (a, b) in pairs if a != b), min(len(name), len(known)))
+    a, b = name[start:], known[start:]
+    swapped = a[2:] == b[2:] and a[:2] == b[1::-1]
+    return a[1:] == b[1:] or a[1:] == b or a == b[1:] or swapped
+
+
+STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
+"""Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
+
+
+def json_type(value: Any) -> str | None:
+    return {str: STRING, list: LIST, dict: OBJECT, bool: BOOLEAN}.get(type(value))
+
+
+def one_of(choose: Callable[[Any], str | None], expected: str) -> Discriminator:
+    """The discriminator of a union: `choose` names the member to check a value against; errors are about it alone."""
+    return Discriminator(
+        choose, custom_error_type="no_member", custom_error_message=f"expected {expected}"
+    )
+
+
+FIELD_ERRORS = ("unknown_field", "misplaced_field", "unsupported_field")
+"""Types of errors about a field of an object, which they name."""
+
+
+def needs(field: str, other: str) -> PydanticCustomError:
+    """The error for a field that requires another one."""
+    return PydanticCustomError(
+        "misplaced_field",
+        "{field} requires {other}: true; set {other}, or leave {field} out",
+        {"field": field, "other": other},
+    )
+
+
+def validation_error(error: RequestValidationError) -> ApiError:
+    """The ApiError for a body that doesn't match the schema, with the path of the invalid part."""
+    errors = [([step for step in e["loc"] if not _is_tag(step)], e) for e in error.errors()]
+    path, detail = max(errors, key=lambda pair: len(pair[0]))
+    type_, message = str(detail["type"]), str(detail["msg"]).replace("Input should be", "expected")
+    if type_ == "json_invalid":
+        return ApiError(400, "expected a JSON body", code="invalid_json")
+    param = dotted(path[1:])  # without "body", "path" or "query"
+    if type_ in FIELD_ERRORS:
+        param = ".".join(filter(None, [param, detail["ctx"]["field"]]))
+    if type_ in ("model_type", "model_attributes_type", "dict_type"):
+        message = "expected an object"
+    if type_ not in (*FIELD_ERRORS, "missing", "no_text"):
+        message += f", found {_short(detail.get('input'))}"
+    return ApiError(400, f"{param}: {message}" if param else message, param=param or None)
+
+
+def _is_tag(step: str | int) -> bool:
+    """Whether a step of an error's path is the name of a union's member, such as `STRING`."""
+    return isinstance(step, str) and step.startswith("<") and step.endswith(">")
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """The path of a part of a body as one string: `messages[1].content[0].image_url.url`."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
+    return "".join(steps).removeprefix(".")
+
+
+def _short(value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)[:40]
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 40 else f"a text of {len(value)} characters"
+    return "an object" if isinstance(value, dict) else "a list"
