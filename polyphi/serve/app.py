@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams, with_tools
-from polyphi.serve import chat, completions, page, speech
+from polyphi.serve import chat, completions, page, realtime, speech
 from polyphi.serve.answers import EncodedJson
 from polyphi.serve.errors import DEFAULT_RESPONSES, ApiError, responses
 from polyphi.serve.events import ClientGone
@@ -59,6 +59,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     body = {**keyed, **responses(404, 413, 415)}
     for routes in (chat.routes, completions.routes, speech.routes):
         app.include_router(routes(server), responses={**body, **responses(429)})
+    app.include_router(realtime.routes(server))
     app.include_router(_about(server), responses=keyed)
     app.include_router(_tokens(server), responses=body)
     app.add_middleware(Guard, settings=settings)  # the last one added runs first

@@ -38,6 +38,7 @@ from polyphi.transcription.silence import (
     frame_sizes,
     speech_ranges,
 )
+from polyphi.transcription.transcript import text_of
 from polyphi.transcription.words import agreement, repetition
 
 TICK = 10  # frames between two decisions of the detector
@@ -135,11 +136,6 @@ class BufferFull(ValueError):
 
 class TooShort(ValueError):
     """Less audio than a piece must have."""
-
-
-def text_of(transcript: Transcript) -> str:
-    """The translation of a translation task, otherwise the transcript's text."""
-    return transcript.text if transcript.translation is None else transcript.translation
 
 
 class Detector:
@@ -269,7 +265,7 @@ class Live:
                     self._open = self._item(self._begin)
             else:
                 self._detector.add(samples)
-                while self._detector.tick():
+                while not self._stop.is_set() and self._detector.tick():
                     self._decide(self._detector)
             self._changed.notify_all()
 
@@ -306,15 +302,15 @@ class Live:
         self._thread.join()
 
     def stop(self) -> None:
-        """Ends the session without waiting; what is being generated ends within a step of the engine."""
-        with self._changed:
-            self._stop.set()
-            self._stop_hypothesis.set()
-            self._changed.notify_all()
+        """Stops what is being generated, within a step of the engine, and returns at once; `close` must follow."""
+        self._stop.set()  # before the other event, which `_close_item` replaces
+        self._stop_hypothesis.set()
 
     def close(self) -> None:
         """Ends the session, and returns when its thread has ended."""
         self.stop()
+        with self._changed:
+            self._changed.notify_all()
         self._thread.join()
 
     def _item(self, start: int) -> Item:
@@ -406,10 +402,10 @@ class Live:
                     return item, item.samples, committed_at, self._stop
                 if self._finishing:
                     return None
-                item, count = self._open, self._end - self._begin
-                if item and self._end >= item.next_hypothesis and count <= LONGEST * self.rate:
+                opened, count = self._open, self._end - self._begin
+                if opened and self._end >= opened.next_hypothesis and count <= LONGEST * self.rate:
                     samples = np.frombuffer(bytes(self._audio), "<i2")
-                    return item, samples, None, self._stop_hypothesis
+                    return opened, samples, None, self._stop_hypothesis
                 self._changed.wait()
             return None
 
