@@ -101,9 +101,14 @@ async function decode(bytes) {
   return mono;
 }
 
+/** Samples in [-1, 1] as 16-bit integers. */
+function pcm16(samples) {
+  return Int16Array.from(samples, (sample) => Math.round(Math.max(-1, Math.min(1, sample)) * 32767));
+}
+
 /** Mono samples in [-1, 1] as a 16-bit WAV file at `WAV_RATE`. */
 function wav(samples) {
-  const pcm = Int16Array.from(samples, (sample) => Math.round(Math.max(-1, Math.min(1, sample)) * 32767));
+  const pcm = pcm16(samples);
   // The format: PCM, one channel; samples and bytes per second; bytes and bits per sample.
   const format = [Uint16Array.of(1, 1), Uint32Array.of(WAV_RATE, 2 * WAV_RATE), Uint16Array.of(2, 16)];
   const head = ["RIFF", Uint32Array.of(36 + pcm.byteLength), "WAVEfmt ", Uint32Array.of(16), ...format];
@@ -129,24 +134,31 @@ const WORKLET = `registerProcessor("recorder", class extends AudioWorkletProcess
   }
 });`;
 
-/** One recording: `start`, then `finish` for a WAV blob or `cancel` to discard it. Calls `onlevel(level, seconds)`. */
-class Recorder {
-  chunks = [];
-  samples = 0;
+/**
+ * The microphone from `start` to `stop`. Calls `onchunk(samples, level)` with mono samples at `rate`, 1,024 or so at a
+ * time, and with a level from 0 (-60 dB) to 1 for a meter. A browser may have another `rate` than the requested one.
+ */
+class Microphone {
+  level = 0;
 
-  constructor(onlevel, longest, onfull) {
-    Object.assign(this, { onlevel, longest, onfull });
+  constructor(rate, onchunk) {
+    Object.assign(this, { requested: rate, onchunk });
+  }
+
+  get rate() {
+    return this.context.sampleRate;
   }
 
   async start() {
     this.stream = await navigator.mediaDevices.getUserMedia({
       audio: { channelCount: 1, noiseSuppression: true, autoGainControl: true },
     });
+    if (this.stopped) return this.release();
     try {
-      this.context = new AudioContext({ sampleRate: WAV_RATE });
+      this.context = new AudioContext({ sampleRate: this.requested });
       this.source = this.context.createMediaStreamSource(this.stream);
     } catch {
-      // Firefox connects no microphone to a context with another rate; `finish` resamples.
+      // Firefox connects no microphone to a context with another rate.
       this.context?.close();
       this.context = new AudioContext();
       this.source = this.context.createMediaStreamSource(this.stream);
@@ -176,33 +188,61 @@ class Recorder {
     }
   }
 
-  get seconds() {
-    return this.samples / this.context.sampleRate;
-  }
-
   take(chunk) {
-    if (this.done) return;
-    this.chunks.push(chunk);
-    this.samples += chunk.length;
+    if (this.stopped) return;
     let sum = 0;
     for (const sample of chunk) sum += sample * sample;
-    // From -60 dB (0) to 0 dB (1); the meter falls slowly.
     const loud = Math.max(0, 1 + Math.log10(Math.sqrt(sum / chunk.length) + 1e-9) / 3);
-    this.level = Math.max(loud, (this.level ?? 0) * 0.8);
-    this.onlevel(this.level, this.seconds);
-    if (this.seconds >= this.longest) this.onfull();
+    this.level = Math.max(loud, this.level * 0.8); // the meter falls slowly
+    this.onchunk(chunk, this.level);
   }
 
-  cancel() {
-    this.done = true;
+  stop() {
+    if (this.stopped) return;
+    this.stopped = true;
+    this.release();
+  }
+
+  release() {
     this.stream?.getTracks().forEach((track) => track.stop());
     this.source?.disconnect();
     this.sink?.disconnect();
-    return this.context?.close();
+    this.context?.close();
+  }
+
+  /** A message for the user about an error of `start`. */
+  static problem(error) {
+    return error.name === "NotAllowedError"
+      ? "The browser has no permission to use the microphone."
+      : "No microphone was found.";
+  }
+}
+
+/** One recording: `start`, then `finish` for a WAV blob or `cancel` to discard it. Calls `onlevel(level, seconds)`. */
+class Recorder {
+  chunks = [];
+  samples = 0;
+
+  constructor(onlevel, longest, onfull) {
+    this.microphone = new Microphone(WAV_RATE, (chunk, level) => {
+      this.chunks.push(chunk);
+      this.samples += chunk.length;
+      const seconds = this.samples / this.microphone.rate;
+      onlevel(level, seconds);
+      if (seconds >= longest) onfull();
+    });
+  }
+
+  start() {
+    return this.microphone.start();
+  }
+
+  cancel() {
+    this.microphone.stop();
   }
 
   async finish() {
-    const rate = this.context.sampleRate;
+    const { rate } = this.microphone;
     this.cancel();
     const samples = new Float32Array(await new Blob(this.chunks).arrayBuffer());
     if (rate === WAV_RATE || !samples.length) return wav(samples);
@@ -237,11 +277,7 @@ async function record(name, longest) {
     await recorder.start();
   } catch (error) {
     recorder.cancel();
-    toast(
-      error.name === "NotAllowedError"
-        ? "The browser has no permission to use the microphone."
-        : "No microphone was found.",
-    );
+    toast(Microphone.problem(error));
     return null;
   }
   $(`${name}-timer`).textContent = clock(0);
