@@ -11,8 +11,9 @@ from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console, s
 def transcribe(
     model: ModelArgument,
     files: Annotated[
-        list[str], typer.Argument(help='Audio files, folders, or patterns such as "talks/*.mp3".')
-    ],
+        list[str] | None,
+        typer.Argument(help='Audio files, folders, or patterns such as "talks/*.mp3".'),
+    ] = None,
     to: Annotated[
         str | None, typer.Option(help="Translate into this language, such as German.")
     ] = None,
@@ -42,6 +43,16 @@ def transcribe(
     force: Annotated[
         bool, typer.Option("--force", help="Also transcribe files that have a transcript.")
     ] = False,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Captions of the microphone, or of audio from a pipe (-): WAV or 16-bit samples.",
+        ),
+    ] = False,
+    rate: Annotated[
+        int, typer.Option(help="With --live -: samples a second, unless the audio is WAV.")
+    ] = 16000,
     adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
@@ -53,12 +64,37 @@ def transcribe(
       polyphi transcribe runs/nano/model talk.wav
       polyphi transcribe runs/nano/model talks/ --out transcripts --format srt --words
       polyphi transcribe runs/nano/model talk.wav --to German --cot
+      polyphi transcribe runs/nano/model --live
+      arecord -q -f S16_LE -r 16000 -c 1 | polyphi transcribe runs/nano/model --live -
     """
     import polyphi
+    from polyphi.cli.captions import transcribe_live
+    from polyphi.transcription.capture import sound_devices
     from polyphi.transcription.files import find, targets, transcribe_files
 
     if cot and to is None:
         raise ValueError("--cot needs a translation: add --to LANGUAGE")
+    if live:
+        if files not in (None, [], ["-"]):
+            raise ValueError(
+                "--live reads the microphone, or - for a pipe; leave --live out to transcribe files"
+            )
+        if cot or out or words or aligned or form != "text":
+            raise ValueError(
+                "--live prints text only: leave out --cot, --out, --words, --aligned and --format"
+            )
+        source = "-" if files else None
+        if source is None:
+            sound_devices()  # an error before the model is loaded
+        phi = polyphi.load(model, quant=quant, kv=kv)
+        show_placement(phi)
+        if not transcribe_live(
+            phi.engine, source, raw_rate=rate, to=to, adapter=adapter, console=console
+        ):
+            raise typer.Exit(1)
+        return
+    if not files:
+        raise ValueError("expected audio files, folders or patterns, or --live")
     recordings = targets(find(files), out, form)
     if out is None and form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {form} need a folder: add --out DIR")

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams
-from polyphi.serve import chat, completions, page, speech, tokenize
+from polyphi.serve import chat, completions, page, realtime, speech, tokenize
 from polyphi.serve.errors import DEFAULT_RESPONSES, ApiError, responses
 from polyphi.serve.events import ClientGone
 from polyphi.serve.fields import validation_error
@@ -53,6 +53,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     body = {**keyed, **responses(404, 413, 415)}
     for routes in (chat.routes, completions.routes, speech.routes):
         app.include_router(routes(server), responses={**body, **responses(429)})
+    app.include_router(realtime.routes(server))
     app.include_router(_about(server), responses=keyed)
     app.include_router(tokenize.routes(server), responses=body)
     app.add_middleware(Guard, settings=settings)  # the last one added runs first

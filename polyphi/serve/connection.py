@@ -1,7 +1,7 @@
-"""Limits that uvicorn's protocol lacks: for slow or endless headers, endless framing, unread responses, and the number
+"""Limits that uvicorn's protocols lack: for slow or endless headers, endless framing, unread responses, and the number
 of connections.
 
->>> uvicorn.Config(app, http=protocol(settings), ws="none", access_log=False, server_header=False)
+>>> uvicorn.Config(app, http=protocol(settings), ws=socket_protocol(settings), access_log=False, server_header=False)
 
 At the limit of connections, the one that has been open longest without a complete request is closed: so a hostile peer
 loses its own connection and not those of others. guard.py checks complete headers.
@@ -14,7 +14,10 @@ from http import HTTPStatus
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
 
+from polyphi.serve.bodies import over_capacity
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import (
     SECURITY_HEADERS,
@@ -22,12 +25,15 @@ from polyphi.serve.guard import (
     envelope,
     headers_too_long,
     new_id,
-    over_capacity,
 )
 from polyphi.serve.settings import Settings
 
 ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)(.*)", re.DOTALL)
 """A request target in absolute form, as sent to proxies: `http://name:port` and the path. guard.py checks the name."""
+REALTIME = b"/v1/realtime"
+"""The path that can be upgraded to a WebSocket."""
+MAX_FRAGMENTS = 1024
+"""Frames of one message; they may be empty, so a limit on bytes is none on their number."""
 
 
 class Connection(HttpToolsProtocol):
@@ -108,7 +114,7 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+            self._upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
             self._refuse(ApiError(400, "expected an HTTP/1.1 request"))
@@ -120,16 +126,36 @@ class Connection(HttpToolsProtocol):
         if not self._busy and self._framing_bytes > (cap := self.settings.max_header_bytes):
             self._refuse(headers_too_long(cap))
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Parses a request with an Upgrade header again without that header: no other protocol is supported. (Java's
-        client offers HTTP/2 this way with every request, and llhttp would treat the body as the other protocol's.)"""
+    def _upgrade(self, rest: bytes) -> None:
+        """Handles a request with an Upgrade header. Only the route for live audio is a WebSocket: others are parsed
+        again without that header. (Java's client offers HTTP/2 this way with every request, and llhttp would treat the
+        body as the other protocol's.)"""
         method = self.parser.get_method()
+        path = self.url.partition(b"?")[0]
+        if method == b"GET" and path == REALTIME and self._should_upgrade():
+            self._open_socket(rest)
+            return
         if method == b"CONNECT":
             self._refuse(ApiError(400, "CONNECT isn't supported: this server is not a proxy"))
             return
         lines = [method + b" " + self.url + b" HTTP/1.1"]
         lines += [n + b": " + v for n, v in self.headers if n not in (b"upgrade", b"connection")]
         self.data_received(b"\r\n".join([*lines, b"", rest]))
+
+    def _open_socket(self, rest: bytes) -> None:
+        """Passes the connection to a `Socket`."""
+        if rest:
+            self._refuse(ApiError(400, "expected nothing after the headers of a WebSocket request"))
+            return
+        self._stop_read_timer()
+        if self._write_timer:
+            self._write_timer.cancel()
+        self.scope["method"] = "GET"  # `on_headers_complete` ignores upgrades
+        self.handle_websocket_upgrade()
+        socket = self.transport.get_protocol()
+        if isinstance(socket, Socket) and not socket.handshake_initiated:
+            # uvicorn ignores headers that the library can't read, and waits for others.
+            self._refuse(ApiError(400, "the headers of the WebSocket request can't be read"))
 
     def _close_after_response(self) -> None:
         """Discards further input, and closes the connection after the current response."""
@@ -217,6 +243,60 @@ class Connection(HttpToolsProtocol):
         if self._write_timer:
             self._write_timer.cancel()
         self._write_timer = None
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """uvicorn's protocol for WebSockets with limits: on frames of one message, on the time for a client to read a
+    bufferful of events, and on the bytes (such as replies to pings) that a client doesn't read while it sends."""
+
+    settings: Settings
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._write_timer: TimerHandle | None = None
+        self._close_timer: TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._write_timer, self._close_timer):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        if not self.disconnected:  # until the peer has read the rest
+            self._close_timer = self._abort_later()
+
+    def _abort_later(self) -> TimerHandle:
+        return self.loop.call_later(self.settings.body_seconds, self.transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.get_write_buffer_size() > self.settings.max_live_event_bytes:
+            self.transport.abort()
+            return
+        super().data_received(data)
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "too many frames")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self._abort_later()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer:
+            self._write_timer.cancel()
+        self._write_timer = None
+
+
+def socket_protocol(settings: Settings) -> type[Socket]:
+    """The protocol class for the `ws` argument of a `uvicorn.Config`."""
+    return type("Socket", (Socket,), {"settings": settings})
 
 
 def protocol(settings: Settings) -> type[Connection]:

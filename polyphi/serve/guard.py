@@ -1,10 +1,9 @@
-"""Checks of every request before routing: host, origin, API key, size and time.
+"""Checks of every request, and of every WebSocket, before routing: host, origin, API key, size and time.
 
 >>> app.add_middleware(Guard, settings=settings)       # the last one added runs first
 
 `Guard` checks complete headers: Host (against DNS rebinding), Origin (against forged requests, and for CORS), API keys,
-body sizes and times. When the memory for bodies is full, the largest unfinished body is dropped, so that a hostile peer
-loses its own request. Large bodies are parsed one at a time with pauses, which leaves time for other requests.
+body sizes and times (bodies.py). Of a WebSocket it checks the opening request; realtime.py limits what follows.
 connection.py has the limits that apply before headers are complete.
 """
 
@@ -17,11 +16,11 @@ import logging
 import re
 import secrets
 import time
-from collections import deque
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polyphi.serve.bodies import LARGE, Bodies, Body
 from polyphi.serve.errors import ApiError
 from polyphi.serve.settings import Settings
 
@@ -43,6 +42,8 @@ HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
 NAME = re.compile(r"\[[0-9a-f:.]+\]|[a-z0-9._-]+")
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?/?")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+SUBPROTOCOL_KEY = "openai-insecure-api-key."
+"""Prefix of the subprotocol with which pages send their key, as in OpenAI's API."""
 HEADER_NAMES = re.compile(rb"[A-Za-z0-9-]+(?: *, *[A-Za-z0-9-]+)*")
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -53,11 +54,6 @@ SECURITY_HEADERS = (
     (b"cache-control", b"no-store"),
 )
 """Default headers of every response; a response may set its own value."""
-
-LARGE = 16 << 10
-"""Bytes above which a body counts as large and waits for its turn."""
-PAUSE_FACTOR = 3
-"""After a large body was parsed, the pause until the next one, as a multiple of the time it took."""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -112,18 +108,18 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":
+        else:
             await Exchange(self, scope, receive, send).run()
-        else:  # no other protocol is supported
-            await send({"type": "websocket.close", "code": 1008})
 
 
 class Exchange:
-    """One request and its response."""
+    """One request and its response, or one WebSocket."""
 
     def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
         self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
         self.started_at = time.monotonic()
+        self.socket = scope["type"] == "websocket"
+        self.method: str = "WS" if self.socket else scope["method"]
         self.headers: dict[bytes, bytes] = {}
         request_ids = [value for name, value in scope["headers"] if name.lower() == b"x-request-id"]
         valid = len(request_ids) == 1 and REQUEST_ID.fullmatch(request_ids[0])
@@ -151,28 +147,28 @@ class Exchange:
             log_path = quote(path[:200], safe="/%")  # escaped, so that it can't forge a log line
             status = 499 if self.disconnected and not self.ended else self.status or 500
             ms = (time.monotonic() - self.started_at) * 1000
-            access.info("%s %s %d %.1f ms %s", self.scope["method"], log_path, status, ms, self.id)
+            access.info("%s %s %d %.1f ms %s", self.method, log_path, status, ms, self.id)
 
     async def _handle(self) -> None:
         self._check_headers()
         self._check_host()
         if (origin := self.headers.get(b"origin")) is not None:
             self._check_origin(origin.decode("latin-1").lower())
-            if (
-                self.scope["method"] == "OPTIONS"
-                and b"access-control-request-method" in self.headers
-            ):
+            if self.method == "OPTIONS" and b"access-control-request-method" in self.headers:
                 await self._preflight()
                 return
         tenant = self._check_key()
         self.scope.setdefault("state", {}).update(request_id=self.id, tenant=tenant)
+        if self.socket:
+            await self.guard.app(self.scope, self._receive, self.send_socket)
+            return
         self._check_body()
         self.body = await self.guard.bodies.read(self._declared_length(), self._receive)
         if self.body is None:
             self.disconnected = True
             return
         scope = self.scope
-        if scope["method"] == "HEAD":  # handled as GET; uvicorn omits the body
+        if self.method == "HEAD":  # handled as GET; uvicorn omits the body
             scope = {**scope, "method": "GET"}
         await self.guard.app(scope, self.receive, self.send)
         if self.status is None and not self.disconnected:
@@ -268,11 +264,11 @@ class Exchange:
         """The tenant of the request's API key. Compares equally long digests of all keys, each in constant time."""
         if not self.guard.keys:
             return b""
-        if self.scope["path"] in PUBLIC and self.scope["method"] in {"GET", "HEAD"}:
+        if self.scope["path"] in PUBLIC and self.method in {"GET", "HEAD"}:
             return b""
         scheme, _, credential = self.headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            credential = self.headers.get(b"x-api-key", b"")
+            credential = self.headers.get(b"x-api-key", self._subprotocol_key())
         digest, tenant = _digest(credential.strip()), b""
         for key, name in self.guard.keys:
             if hmac.compare_digest(digest, key):
@@ -286,10 +282,17 @@ class Exchange:
             )
         return tenant
 
+    def _subprotocol_key(self) -> bytes:
+        """The API key among the subprotocols of a WebSocket: pages can't set its headers."""
+        for name in self.scope.get("subprotocols", ()):
+            if name.startswith(SUBPROTOCOL_KEY):
+                return name.removeprefix(SUBPROTOCOL_KEY).encode()
+        return b""
+
     def _check_body(self) -> None:
         """Checks Content-Type: web pages can post plain text and URL-encoded forms anywhere without a preflight."""
         has_body = b"transfer-encoding" in self.headers or self._declared_length()
-        if self.scope["method"] != "POST" and not has_body:
+        if self.method != "POST" and not has_body:
             return
         content_type = self.headers.get(b"content-type", b"").decode("latin-1")
         if content_type.partition(";")[0].strip().lower() not in BODIES:
@@ -339,140 +342,38 @@ class Exchange:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.ended = True
 
+    async def send_socket(self, message: Message) -> None:
+        """The `send` of the app of a WebSocket."""
+        if self.status is None:
+            first = message["type"]
+            self.status = {"websocket.accept": 101, "websocket.close": 403}.get(first)
+            self.status = self.status or message["status"]
+            if first != "websocket.close":
+                headers = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+                message = {**message, "headers": headers}
+        await self._send(message)
+
     async def _send_error(self, error: ApiError) -> None:
         """Sends an error response; if a response has already started, returning without its end closes the socket."""
-        if self.status is None:
-            status, headers, body = envelope(error, self.id)
+        if self.status is not None:
+            return
+        status, headers, body = envelope(error, self.id)
+        if self.socket:
+            self.status = status
+            if "websocket.http.response" not in self.scope.get("extensions", {}):
+                await self._send({"type": "websocket.close", "code": 1008})
+                return
+            start = {"type": "websocket.http.response.start", "status": status}
+            await self._send({**start, "headers": [*headers, *SECURITY_HEADERS]})
+            await self._send({"type": "websocket.http.response.body", "body": body})
+        else:
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
             await self.send({"type": "http.response.body", "body": body})
-
-
-class Bodies:
-    """All bodies in memory, from their first byte until their response starts (the app has then read and checked them).
-
-    Above `max_bodies_bytes` in total, the largest body that is still being received is dropped.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.bytes = 0
-        self.receiving: set[Body] = set()
-        self._turn = asyncio.Lock()
-        self._free = 0.0  # when the next large body may be read
-
-    async def read(self, declared: int | None, receive: Receive) -> "Body | None":
-        """The body, or None if the client disconnected first. Raises ApiError if it is too large, too slow or not as
-        long as declared, or if the memory for bodies is full."""
-        cap, body = self.settings.max_body_bytes, Body(self)
-        if declared is not None and declared > cap:
-            raise ApiError(413, f"expected a body of at most {cap} bytes, found {declared}")
-        self.receiving.add(body)
-        try:
-            async with asyncio.timeout(self.settings.body_seconds) as body.clock:
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        body.free()
-                        return None
-                    if body.evicted:
-                        raise over_capacity()
-                    body.add(message.get("body", b""))
-                    more = message.get("more_body", False)
-                    if body.bytes > cap:
-                        raise ApiError(413, f"expected a body of at most {cap} bytes, found more")
-                    if declared is not None and (body.bytes > declared or not more):
-                        _check_length(declared, body.bytes)
-                    if self.bytes > self.settings.max_bodies_bytes:
-                        self._evict_largest(body)
-        except BaseException as error:
-            body.free()
-            if not isinstance(error, TimeoutError):
-                raise
-            if body.evicted:
-                raise over_capacity() from None
-            seconds = self.settings.body_seconds
-            raise ApiError(
-                408,
-                f"expected the whole body within {seconds:g} s",
-                headers={"Connection": "close"},
-            ) from None
-        finally:
-            self.receiving.discard(body)
-        return body
-
-    async def turn(self) -> None:
-        """Returns when a large body may be parsed; the caller must then do so at once. The app parses and checks it
-        without a pause, in the thread of the event loop. That thread spends at most 1 / (1 + PAUSE_FACTOR) of its time
-        on large bodies."""
-        loop = asyncio.get_running_loop()
-        await self._turn.acquire()
-        try:
-            await asyncio.sleep(self._free - loop.time())
-        except BaseException:
-            self._turn.release()
-            raise
-        loop.call_soon(self._finish_turn, loop.time())  # runs after the body was parsed
-
-    def _finish_turn(self, started_at: float) -> None:
-        now = asyncio.get_running_loop().time()
-        self._free = now + PAUSE_FACTOR * (now - started_at)
-        self._turn.release()
-
-    def _evict_largest(self, newest: "Body") -> None:
-        while self.bytes > self.settings.max_bodies_bytes:
-            largest = max(self.receiving, key=lambda body: body.bytes)
-            if largest is newest:
-                raise over_capacity()
-            assert largest.clock is not None
-            largest.evicted = True
-            largest.free()
-            largest.clock.reschedule(asyncio.get_running_loop().time())
-
-
-class Body:
-    """The received bytes of one request's body."""
-
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
-        self.bytes = 0
-        self.pieces: deque[bytes] = deque()
-        self.clock: asyncio.Timeout | None = None
-        self.evicted = False
-
-    def add(self, piece: bytes) -> None:
-        if piece or not self.pieces:  # the app receives an empty body too
-            self.pieces.append(piece)
-        self.bytes += len(piece)
-        self._bodies.bytes += len(piece)
-
-    def free(self) -> None:
-        """Releases the memory; pieces that the app hasn't read are dropped."""
-        self._bodies.bytes -= self.bytes
-        self.bytes = 0
-        self.pieces.clear()
 
 
 def headers_too_long(cap: int) -> ApiError:
     message = f"expected request headers of at most {cap} bytes, found more"
     return ApiError(431, message, headers={"Connection": "close"})
-
-
-def over_capacity() -> ApiError:
-    return ApiError(
-        503,
-        "the server's capacity for connections or bodies is used up; try again later",
-        headers={"Retry-After": "1"},
-    )
-
-
-def _check_length(declared: int, received: int) -> None:
-    if received != declared:
-        raise ApiError(
-            400,
-            f"expected a body of {declared} bytes (Content-Length), found {received}",
-            headers={"Connection": "close"},
-        )
 
 
 def _digest(key: bytes, secret: bytes = b"") -> bytes:

@@ -116,7 +116,7 @@ class Loading:
             loop.call_soon_threadsafe(loaded.set)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"] if scope["method"] == "GET" else ""
+        path = scope["path"] if scope.get("method") == "GET" else ""
         if path == "/live":
             response = JSONResponse({"status": "ok"})
         elif path in ("/health", "/ready"):

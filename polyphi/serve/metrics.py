@@ -69,6 +69,7 @@ NOT_IN_VLLM = (
     "kv_cache_blocks",
     "engine_",
     "prepared_",
+    "live_",
 )
 """Prefixes of the names that vLLM doesn't have."""
 
@@ -86,12 +87,13 @@ class Times:
 
 @dataclass(frozen=True)
 class Load:
-    """The current load: the engine's counters, the number of waiting requests (also outside the engine), and the bytes
-    of all requests' prompts."""
+    """The current load: the engine's counters, the number of waiting requests (also outside the engine), the bytes of
+    all requests' prompts, and the sessions of live transcription."""
 
     counters: Counters
     waiting: int
     prepared_bytes: int
+    live_sessions: int = 0
 
 
 class Metrics(Collector):
@@ -151,6 +153,12 @@ class Metrics(Collector):
         self._decoding = seconds("media_decode", "Time to decode an image or audio.", "kind")
         self._rejected = counter("media_rejected", "Images and audio rejected.", "reason")
         self._audio = counter("audio_seconds", "Seconds of audio decoded.").labels(**one)
+        self._live = seconds("live_transcript", "From a live item's end to its transcript.").labels(
+            **one
+        )
+        self._revised = counter(
+            "live_revisions", "Transcripts that didn't begin with the partial text before them."
+        ).labels(**one)
         self._encoding = seconds("encoder", "Time to encode the images or audio of a step.", "kind")
 
     def arrived(self, adapter: str | None) -> None:
@@ -184,6 +192,12 @@ class Metrics(Collector):
         self.audio_decoded(seconds)
         self._prompt.inc(prompt)
         self._generated.inc(generated)
+
+    def live_completed(self, seconds: float, revised: bool) -> None:
+        """Records the transcript of an item of a live session. `seconds`: since its end; `revised`: whether it
+        contradicts the partial text."""
+        self._live.observe(seconds)
+        self._revised.inc(revised)
 
     def token(self, seconds: float) -> None:
         """Records the time between two tokens of an answer."""
@@ -238,6 +252,7 @@ class Metrics(Collector):
                 load.prepared_bytes,
                 "Bytes of the prompts of all requests: ids, crops, log-mel frames.",
             ),
+            "live_sessions": (load.live_sessions, "Open sessions of live transcription."),
         }
         counters: dict[str, tuple[int, str]] = {
             "num_preemptions": (

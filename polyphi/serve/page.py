@@ -29,6 +29,7 @@ SCRIPTS = (
     "chat.js",
     "history.js",
     "transcribe.js",
+    "live.js",
     "main.js",
 )
 """The page's own scripts in their order; they follow the libraries, and all form one module."""

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from polyphi.runtime.heap import keep_large_blocks_apart
-from polyphi.serve.connection import protocol
+from polyphi.serve.connection import protocol, socket_protocol
 from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.settings import Settings
 
@@ -102,7 +102,9 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=protocol(settings),
-        ws="none",
+        ws=socket_protocol(settings),
+        ws_max_size=settings.max_live_event_bytes,
+        ws_per_message_deflate=False,  # a small message could expand to a large one
         log_config=None,
         access_log=False,
         server_header=False,

@@ -23,7 +23,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from starlette.requests import Request as HttpRequest
+from starlette.requests import HTTPConnection
 
 from polyphi.batch import Batch
 from polyphi.engine.engine import Engine
@@ -72,8 +72,8 @@ class Ticket:
     The end of a `with` block releases it, unless `transfer` was called.
     """
 
-    def __init__(self, server: "Server", caller: Caller) -> None:
-        self.caller = caller
+    def __init__(self, server: "Server", caller: Caller, live: bool) -> None:
+        self.caller, self.live = caller, live
         self.admitted_at = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
@@ -208,8 +208,8 @@ class Server:
 
     def _load(self) -> Load:
         counters = self.engine.counters()
-        waiting = max(0, self.admitted - counters.running)
-        return Load(counters, waiting, self.budget.bytes)
+        waiting = max(0, self.admitted - self.live_sessions - counters.running)
+        return Load(counters, waiting, self.budget.bytes, self.live_sessions)
 
     @property
     def capacity(self) -> int:
@@ -225,15 +225,17 @@ class Server:
     def admitted(self) -> int:
         return len(self._tickets)
 
-    def admit(self, caller: Caller) -> Ticket:
-        """A ticket for a request. Raises ApiError 429 with the estimated waiting time where the server or the client is
-        at its limit, and 503 when the server is stopping."""
+    def admit(self, caller: Caller, live: bool = False) -> Ticket:
+        """A ticket for a request or, with `live`, for a session of live transcription. Raises ApiError 429 with the
+        estimated waiting time where the server or the client is at its limit, and 503 when the server is stopping."""
         if self.draining:
             raise ApiError(
                 503,
                 "the server is stopping; try another server or try again later",
                 code="stopping",
             )
+        if live:
+            self._check_live(caller)
         own = sum(ticket.caller.client == caller.client for ticket in self._tickets)
         if self.admitted >= self.capacity or own >= self.client_capacity:
             limit = "this server" if self.admitted >= self.capacity else "one client"
@@ -246,12 +248,31 @@ class Server:
                 code="queue_full",
                 headers={"Retry-After": str(min(wait, 600))},
             )
-        ticket = Ticket(self, caller)
+        ticket = Ticket(self, caller, live)
         self._tickets.add(ticket)
         return ticket
 
+    @property
+    def live_sessions(self) -> int:
+        return sum(ticket.live for ticket in self._tickets)
+
+    def _check_live(self, caller: Caller) -> None:
+        """Raises ApiError 429 if all sessions of live transcription are in use; a quarter remains for other clients."""
+        limit = self.settings.max_live_sessions
+        own = sum(ticket.live and ticket.caller.client == caller.client for ticket in self._tickets)
+        if self.live_sessions >= limit or own >= max(1, limit - limit // 4):
+            raise ApiError(
+                429,
+                f"{self.live_sessions} sessions of live transcription are open, {own} of them by this client; at most "
+                f"{limit} may be, {max(1, limit - limit // 4)} by one client; try again later",
+                code="too_many_sessions",
+                headers={"Retry-After": "60"},
+            )
+
     def release(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
+        if ticket.live:  # its duration says nothing about the time that a request takes
+            return
         self._seconds += 0.1 * (time.monotonic() - ticket.admitted_at - self._seconds)
 
     def reserve(self, count: int, rows: int) -> Share:
@@ -344,13 +365,13 @@ class Server:
             message = "there was not enough memory to prepare this request; try a smaller one, or try again later"
             raise as_api_error(OutOfMemory(message)) from None
 
-    def log_prompt(self, request: HttpRequest, content: object) -> None:
+    def log_prompt(self, request: HTTPConnection, content: object) -> None:
         """Logs prompts and answers if `Settings.log_prompts` is set; texts only, no media."""
         if self.settings.log_prompts:
             text = json.dumps(content, ensure_ascii=False)
             log.info("%s %s", request.state.request_id, text)
 
-    def caller(self, request: HttpRequest) -> Caller:
+    def caller(self, request: HTTPConnection) -> Caller:
         """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
         if ":" in address:
@@ -479,7 +500,7 @@ def media_paths(turns: Sequence[Turn], modality: str) -> list[str]:
     ]
 
 
-def release_body(request: HttpRequest) -> None:
+def release_body(request: HTTPConnection) -> None:
     """Frees the body of a request whose prompt is prepared: Starlette keeps it, as bytes and as JSON, until the last
     event of a stream has been sent."""
     for name in ("_body", "_json"):

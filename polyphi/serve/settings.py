@@ -69,5 +69,15 @@ class Settings:
     take more; otherwise the server returns 429 above it."""
     max_waiting: int = 64
     """Requests that may wait in the queue; the server returns 429 above it."""
+    max_live_sessions: int = 32
+    """Sessions of live transcription; one client may have three quarters of them."""
+    max_live_event_bytes: int = 4 * MIB
+    """Of a message to a session: 60 s of audio."""
+    max_live_buffer_seconds: float = 300.0
+    """Of audio that waits for its transcript in a session."""
+    live_idle_seconds: float = 120.0
+    """Time without a message after which a session ends."""
+    live_seconds: float = 3600.0
+    """Time after which a session ends."""
     drain_seconds: float = 60.0
     """Time for running requests to finish after a stop signal."""

@@ -36,8 +36,10 @@ from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.fetch import media_api_error
 from polyphi.serve.metrics import Times
 from polyphi.serve.server import Server
+from polyphi.serve.settings import Settings
 from polyphi.serve.tokens import Tokens
 from polyphi.transcription import longform, subtitles
+from polyphi.transcription.transcript import text_of
 
 log = logging.getLogger("polyphi.serve")
 RECORDINGS = 8
@@ -168,12 +170,12 @@ class Transcriber:
             seed=form.seed or 0,
         )
         pieces = form.stream or form.chunking_strategy is not None
-        longest = max(1.0, settings.max_audio_seconds - 0.1)  # segments may be rounded up
+        longest = longest_segment(settings)
         return Options(
             form,
             task,
             (language or "unknown").lower(),
-            min(WINDOW if pieces else longform.LONGEST, longest),
+            min(WINDOW, longest) if pieces else longest,
             self._server.caller(request),
         )
 
@@ -226,7 +228,7 @@ class Transcriber:
                 prompt=transcript.prompt_tokens,
                 generated=transcript.answer_tokens,
             )
-            self._server.log_prompt(request, {"text": _text(transcript)})
+            self._server.log_prompt(request, {"text": text_of(transcript)})
 
     def _transcribe(
         self,
@@ -277,7 +279,7 @@ class Transcriber:
                 )
             )
         if options.form.response_format == "text":
-            return PlainTextResponse(_text(transcript) + "\n")
+            return PlainTextResponse(text_of(transcript) + "\n")
         text = await answers.in_thread(
             partial(subtitles.write, transcript, options.form.response_format)
         )
@@ -285,7 +287,7 @@ class Transcriber:
 
     async def _json(self, transcript: Transcript, options: Options) -> dict[str, Any]:
         """The fields of a JSON response and of a stream's last event."""
-        return {"text": _text(transcript), **await self._extra_fields(transcript, options)}
+        return {"text": text_of(transcript), **await self._extra_fields(transcript, options)}
 
     async def _events(
         self,
@@ -306,22 +308,13 @@ class Transcriber:
     async def _extra_fields(self, transcript: Transcript, options: Options) -> dict[str, Any]:
         """The fields of a JSON response other than its text."""
         fields: dict[str, Any] = {
-            "usage": {
-                "type": "tokens",
-                "input_tokens": transcript.prompt_tokens,
-                "input_token_details": {
-                    "text_tokens": transcript.prompt_tokens - transcript.audio_tokens,
-                    "audio_tokens": transcript.audio_tokens,
-                },
-                "output_tokens": transcript.answer_tokens,
-                "total_tokens": transcript.prompt_tokens + transcript.answer_tokens,
-            },
+            "usage": usage(transcript),
             "adapter": transcript.adapter,
         }
         if transcript.translation is not None and transcript.text:
             fields["transcript"] = transcript.text
         if options.form.logprobs:
-            build = partial(_logprobs, self._server.tokens, transcript)
+            build = partial(logprobs, self._server.tokens, transcript)
             size = VALUES * transcript.answer_tokens
             fields["logprobs"] = await self._server.answers.build_part(build, size)
         if transcript.warnings:
@@ -342,12 +335,26 @@ def _stored(upload: UploadFile) -> Iterator[bytes | Path]:
         yield Path(file.name)
 
 
-def _text(transcript: Transcript) -> str:
-    """The translation of a translation task, otherwise the transcript's text."""
-    return transcript.text if transcript.translation is None else transcript.translation
+def longest_segment(settings: Settings) -> float:
+    """Maximum seconds of a segment. Segments may be rounded up to the next sample."""
+    return min(longform.LONGEST, max(1.0, settings.max_audio_seconds - 0.1))
 
 
-def _logprobs(tokens: Tokens, transcript: Transcript) -> list[dict[str, Any]]:
+def usage(transcript: Transcript) -> dict[str, Any]:
+    """The tokens of a transcription."""
+    return {
+        "type": "tokens",
+        "input_tokens": transcript.prompt_tokens,
+        "input_token_details": {
+            "text_tokens": transcript.prompt_tokens - transcript.audio_tokens,
+            "audio_tokens": transcript.audio_tokens,
+        },
+        "output_tokens": transcript.answer_tokens,
+        "total_tokens": transcript.prompt_tokens + transcript.answer_tokens,
+    }
+
+
+def logprobs(tokens: Tokens, transcript: Transcript) -> list[dict[str, Any]]:
     return [
         tokens.entry(token, logprob)
         for segment in transcript.segments

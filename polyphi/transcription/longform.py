@@ -196,7 +196,7 @@ def cut(sound: Sound, limit: float) -> list[Piece]:
         overlaps = False
         while end - start > limit:
             latest = start + limit - min(TAIL, limit / 10)
-            at, in_speech = _cut_point(sound, latest - min(SEARCH, limit / 2), latest)
+            at, in_speech = cut_point(sound, latest - min(SEARCH, limit / 2), latest)
             pieces.append(Piece(start, at, overlaps))
             overlaps = in_speech
             start = at - (min(OVERLAP, limit / 10) if overlaps else 0.0)
@@ -207,12 +207,12 @@ def cut(sound: Sound, limit: float) -> list[Piece]:
 def halves(sound: Sound, piece: Piece) -> tuple[Piece, Piece]:
     """The two halves of a piece, cut at the quietest point of its middle third."""
     third = piece.seconds / 3
-    at, overlaps = _cut_point(sound, piece.start + third, piece.end - third)
+    at, overlaps = cut_point(sound, piece.start + third, piece.end - third)
     start = at - (min(OVERLAP, piece.seconds / 10) if overlaps else 0.0)
     return Piece(piece.start, at, piece.overlaps), Piece(start, piece.end, overlaps)
 
 
-def _cut_point(sound: Sound, start: float, end: float) -> tuple[float, bool]:
+def cut_point(sound: Sound, start: float, end: float) -> tuple[float, bool]:
     """(the best cut between `start` and `end`, whether it is in speech): the middle of the longest pause, or without
     pauses of the quietest 0.2 s."""
     inside = [(max(a, start), min(b, end)) for a, b in sound.pauses if a < end and b > start]

@@ -45,6 +45,8 @@ class Sound:
     level: Float[np.ndarray, " F"]
     flatness: Float[np.ndarray, " F"]
     seconds: float
+    above_noise: float = ABOVE_NOISE
+    """dB by which a voiced frame is louder than the noise around it."""
 
     @cached_property
     def voiced(self) -> Bool[np.ndarray, " F"]:
@@ -60,7 +62,9 @@ class Sound:
             if len(noise) > 1 and len(level) % wide < wide // 2:
                 noise[-1] = noise[-2]  # too short for an estimate
             near = [min(noise[max(0, i - 1) : i + 2]) for i in range(len(noise))]
-            threshold = np.maximum(threshold, np.repeat(near, wide)[: len(level)] + ABOVE_NOISE)
+            threshold = np.maximum(
+                threshold, np.repeat(near, wide)[: len(level)] + self.above_noise
+            )
         return (level > threshold) & (self.flatness < FLAT)
 
     @cached_property
@@ -73,35 +77,38 @@ def measure(stream: AudioStream) -> Sound:
     """The features of a recording, which is read once. Raises `ValueError` as the stream does, and for rates below
     8 kHz."""
     blocks, rate = resampled(stream, stream.rate)
-    window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))
-    levels: list[np.ndarray] = []
-    flats: list[np.ndarray] = []
+    window, hop, _ = frame_sizes(rate)
+    frames: list[tuple[np.ndarray, np.ndarray]] = []
     buffer, samples = np.empty(0, np.float32), 0
     for block in blocks:
         samples += len(block)
         buffer = np.concatenate([buffer, block])
         while len(buffer) >= (CHUNK - 1) * hop + window:
-            _add_frames(buffer[: (CHUNK - 1) * hop + window], window, hop, fft, levels, flats)
+            frames.append(features(buffer[: (CHUNK - 1) * hop + window], rate))
             buffer = buffer[CHUNK * hop :]
-    if len(buffer) >= window or not levels:
-        rest = np.pad(buffer, (0, max(0, window - len(buffer))))
-        _add_frames(rest, window, hop, fft, levels, flats)
-    return Sound(np.concatenate(levels), np.concatenate(flats), samples / rate)
+    if len(buffer) >= window or not frames:
+        frames.append(features(np.pad(buffer, (0, max(0, window - len(buffer)))), rate))
+    level, flatness = (np.concatenate(values) for values in zip(*frames, strict=True))
+    return Sound(level, flatness, samples / rate)
 
 
-def _add_frames(
-    wave: np.ndarray,
-    window: int,
-    hop: int,
-    fft: int,
-    levels: list[np.ndarray],
-    flats: list[np.ndarray],
-) -> None:
+def frame_sizes(rate: int) -> tuple[int, int, int]:
+    """(samples of a frame, samples from one frame to the next, size of its Fourier transform)."""
+    window, hop, fft = (size * rate // RATE for size in (WINDOW, HOP, FFT))
+    return window, hop, fft
+
+
+def features(
+    wave: Float[np.ndarray, " n"], rate: int
+) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, " F"]]:
+    """(level, flatness) of the whole frames of some samples, as in `Sound`."""
+    window, hop, fft = frame_sizes(rate)
     frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
-    levels.append(10 * np.log10(np.square(frames).mean(axis=1) + 1e-10).astype(np.float32))
+    level = 10 * np.log10(np.square(frames).mean(axis=1) + 1e-10).astype(np.float32)
     power = np.abs(np.fft.rfft(frames * np.hanning(window), fft)[:, slice(*BAND)]) ** 2
     bands = power.reshape(len(frames), BANDS, -1).mean(axis=2) + 1e-12
-    flats.append((np.exp(np.log(bands).mean(axis=1)) / bands.mean(axis=1)).astype(np.float32))
+    flatness = np.exp(np.log(bands).mean(axis=1)) / bands.mean(axis=1)
+    return level, flatness.astype(np.float32)
 
 
 def speech_ranges(sound: Sound, pause: float = 0.0) -> list[tuple[float, float]]:

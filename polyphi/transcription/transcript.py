@@ -132,6 +132,11 @@ def join(
     return Transcript(whole, sound.seconds, None, warnings, segments, timed_words)
 
 
+def text_of(transcript: Transcript) -> str:
+    """The translation of a translation task, otherwise the transcript's text."""
+    return transcript.text if transcript.translation is None else transcript.translation
+
+
 class StreamedText:
     """The final text of a recording while its pieces are transcribed: the transcript, or the translation if requested.
     Its deltas join to the text of `join`.

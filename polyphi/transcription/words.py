@@ -62,6 +62,16 @@ def stable_prefix(left: str) -> str:
     return left[: next((start for start, _ in word_spans(left)[-MAX_MANGLED:]), 0)]
 
 
+def agreement(left: str, right: str) -> str:
+    """The longest common prefix of two texts that ends with a whole word of both."""
+    end = 0
+    for (_, i), (_, j) in zip(word_spans(left), word_spans(right), strict=False):
+        if left[end:i] != right[end:j]:
+            break
+        end = i
+    return left[:end]
+
+
 def join_texts(left: str, right: str) -> str:
     """Two texts concatenated, with a space if their scripts have one."""
     left, right = left.rstrip(), right.strip()

@@ -19,9 +19,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from polyphi.serve.bodies import LARGE, PAUSE_FACTOR, Bodies
 from polyphi.serve.connection import protocol
 from polyphi.serve.errors import ApiError
-from polyphi.serve.guard import LARGE, PAUSE_FACTOR, Bodies, Guard
+from polyphi.serve.guard import Guard
 from polyphi.serve.settings import Settings
 
 PLAIN = Settings("phi")
@@ -691,7 +692,7 @@ def test_s25_the_access_log_has_no_query_header_or_body(caplog: pytest.LogCaptur
     assert caplog.records[-1].getMessage().startswith("GET /a%0D%0Aforged%20line 404 ")
 
 
-def test_other_protocols_are_not_spoken() -> None:
+def test_s21_a_websocket_of_another_page_is_refused() -> None:
     sent: list[Any] = []
 
     async def dial() -> None:
@@ -701,7 +702,9 @@ def test_other_protocols_are_not_spoken() -> None:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        await Guard(app(PLAIN), PLAIN)({"type": "websocket", "path": "/"}, receive, send)
+        sent_headers = [(b"host", b"localhost"), (b"origin", b"http://evil.example")]
+        scope = {"type": "websocket", "path": "/", "headers": sent_headers}
+        await Guard(app(PLAIN), PLAIN)(scope, receive, send)
 
     asyncio.run(dial())
     assert sent == [{"type": "websocket.close", "code": 1008}]

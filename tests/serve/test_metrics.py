@@ -66,6 +66,9 @@ OURS = {
     "kv_cache_blocks_remembered",
     "engine_steps",
     "prepared_bytes",
+    "live_sessions",
+    "live_transcript_seconds",
+    "live_revisions",
 }
 
 
@@ -103,6 +106,8 @@ def used(vllm_names: bool = False) -> Metrics:
     metrics.media_rejected("unsupported_media_type")
     metrics.audio_decoded(12.5)
     metrics.encoded("audio", 0.7)
+    metrics.live_completed(0.5, revised=True)
+    metrics.live_completed(0.25, revised=False)
     return metrics
 
 
@@ -115,6 +120,8 @@ def test_events_become_the_right_numbers() -> None:
     expected = {
         "adapter_requests_total[adapter=vision]": 2,
         "adapter_requests_total[adapter=none]": 1,
+        "live_transcript_seconds_sum": 0.75,
+        "live_revisions_total": 1,
         "request_success_total[finished_reason=stop]": 1,
         "request_success_total[finished_reason=abort]": 2,
         "prompt_tokens_total": 340,

@@ -39,10 +39,10 @@ OPTIONS = """--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage -
 class Page:
     """The page as a user operates it."""
 
-    def __init__(self, profile: Path, downloads: Path) -> None:
+    def __init__(self, profile: Path, downloads: Path, *more: str) -> None:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
-        for option in (*OPTIONS.split(), f"--user-data-dir={profile}"):
+        for option in (*OPTIONS.split(), f"--user-data-dir={profile}", *more):
             options.add_argument(option)
         options.add_experimental_option(
             "prefs", {"download.default_directory": str(downloads), "download.prompt": False}
@@ -791,7 +791,7 @@ def test_controls_follow_what_the_model_can(page: Page) -> None:
     with PageServer() as server:
         server.props["modalities"] = {"image": False, "audio": False}
         page.open(server.url).ready()
-        for hidden in ("#attach", "#mic", "#tab-speech"):
+        for hidden in ("#attach", "#mic", "#tab-speech", "#tab-live"):
             assert not page.find(hidden).is_displayed()
         page.drop("a.png", png())
         assert page.toast().startswith("a.png: ")

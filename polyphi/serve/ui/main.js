@@ -14,11 +14,12 @@ function setTheme(theme) {
   $("theme").onclick = () => setTheme(next);
 }
 
+const TABS = ["chat", "speech", "live"];
 let tab = "chat";
 
 function showTab(name) {
   tab = name;
-  for (const other of ["chat", "speech"]) {
+  for (const other of TABS) {
     const selected = other === name;
     $(`tab-${other}`).setAttribute("aria-selected", String(selected));
     $(`tab-${other}`).tabIndex = selected ? 0 : -1;
@@ -79,6 +80,7 @@ function onEscape() {
   else if (!$("speech-recording").hidden) $("speech-record-cancel").click();
   else if (narrow.matches && document.body.classList.contains("drawer")) closeDrawer();
   else if (tab === "speech" && transcribing) transcribing.abort();
+  else if (tab === "live" && live) live.finish();
   else if (tab === "chat" && running.has(current.id)) stopAnswer();
   else if (editing) cancelEditing();
   else if (!$("settings").hidden) {
@@ -113,18 +115,22 @@ function listenDrops() {
     if (!props || !files.length) return;
     if (files.length === 1 && /\.json$/i.test(files[0].name)) importFile(files[0]);
     else if (tab === "chat") attach(files);
-    else chooseRecording(files[0]);
+    else {
+      showTab("speech");
+      chooseRecording(files[0]);
+    }
   });
 }
 
 // ---------------------------------------------------------------- the start
 
 function listenPage() {
-  for (const name of ["chat", "speech"]) {
+  for (const [number, name] of TABS.entries()) {
     $(`tab-${name}`).addEventListener("click", () => showTab(name));
     $(`tab-${name}`).addEventListener("keydown", ({ key }) => {
       if (key !== "ArrowLeft" && key !== "ArrowRight") return;
-      showTab(name === "chat" ? "speech" : "chat");
+      const next = TABS.length + number + (key === "ArrowRight" ? 1 : -1);
+      showTab(TABS[next % TABS.length]);
       $(`tab-${tab}`).focus();
     });
   }
@@ -226,7 +232,7 @@ async function boot() {
   $("model").title =
     `${props.model} · ${number.format(props.context)} tokens of context${props.version ? ` · polyphi ${props.version}` : ""}`;
   const { image, audio } = props.modalities;
-  $("tab-speech").hidden = !audio;
+  $("tab-speech").hidden = $("tab-live").hidden = !audio;
   $("files").accept = [...(image ? IMAGE_TYPES : []), ...(audio ? ["audio/*"] : [])].join(",");
   if (!canRecord()) {
     $("mic").disabled = true;
@@ -240,6 +246,7 @@ async function boot() {
   listenDraft();
   listenHistory();
   listenTranscribe();
+  listenLive();
   listenDrops();
   conversations = await loadConversations().catch(() => []);
   const last = conversations.find(({ id }) => id === localStorage.getItem(CURRENT_KEY));

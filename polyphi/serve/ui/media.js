@@ -105,9 +105,14 @@ async function decode(bytes) {
   return mono;
 }
 
+/** Samples in [-1, 1] as 16-bit integers. */
+function pcm16(samples) {
+  return Int16Array.from(samples, (sample) => Math.round(Math.max(-1, Math.min(1, sample)) * 32767));
+}
+
 /** Mono samples in [-1, 1] as a 16-bit WAV file at `WAV_RATE`. */
 function wav(samples) {
-  const pcm = Int16Array.from(samples, (sample) => Math.round(Math.max(-1, Math.min(1, sample)) * 32767));
+  const pcm = pcm16(samples);
   // The format: PCM, one channel; samples and bytes per second; bytes and bits per sample.
   const format = [Uint16Array.of(1, 1), Uint32Array.of(WAV_RATE, 2 * WAV_RATE), Uint16Array.of(2, 16)];
   const head = ["RIFF", Uint32Array.of(36 + pcm.byteLength), "WAVEfmt ", Uint32Array.of(16), ...format];
@@ -116,48 +121,129 @@ function wav(samples) {
 
 // ---------------------------------------------------------------- the microphone
 
-/** One recording: `start`, then `finish` for a file or `cancel` to discard it. Calls `onlevel(level, seconds)`. */
-class Recorder {
-  chunks = [];
-  seconds = 0;
+/** The audio worklet: collects blocks of 128 samples into messages of 1,024 (64 ms). */
+const WORKLET = `registerProcessor("recorder", class extends AudioWorkletProcessor {
+  filled = 0;
+  block = new Float32Array(1024);
+
+  process([[samples]]) {
+    if (!samples) return true;
+    this.block.set(samples, this.filled);
+    this.filled += samples.length;
+    if (this.filled === this.block.length) {
+      this.port.postMessage(this.block);
+      this.filled = 0;
+    }
+    return true;
+  }
+});`;
+
+/**
+ * The microphone from `start` to `stop`. Calls `onchunk(samples, level)` with mono samples at `rate`, 1,024 or so at a
+ * time, and with a level from 0 (-60 dB) to 1 for a meter. A browser may have another `rate` than the requested one.
+ */
+class Microphone {
   level = 0;
 
-  constructor(onlevel, longest, onfull) {
-    Object.assign(this, { onlevel, longest, onfull });
+  constructor(rate, onchunk) {
+    Object.assign(this, { requested: rate, onchunk });
+  }
+
+  get rate() {
+    return this.context.sampleRate;
   }
 
   async start() {
     this.stream = await navigator.mediaDevices.getUserMedia({
       audio: { channelCount: 1, noiseSuppression: true, autoGainControl: true },
     });
-    this.context = new AudioContext();
-    this.analyser = this.context.createAnalyser();
-    this.context.createMediaStreamSource(this.stream).connect(this.analyser);
+    if (this.stopped) return this.release();
+    try {
+      this.context = new AudioContext({ sampleRate: this.requested });
+      this.source = this.context.createMediaStreamSource(this.stream);
+    } catch {
+      // Firefox connects no microphone to a context with another rate.
+      this.context?.close();
+      this.context = new AudioContext();
+      this.source = this.context.createMediaStreamSource(this.stream);
+    }
+    this.sink = await this.tap();
+    this.source.connect(this.sink);
+    // A gain of zero keeps the graph running without an echo.
+    const silent = this.context.createGain();
+    silent.gain.value = 0;
+    this.sink.connect(silent).connect(this.context.destination);
     this.context.resume(); // not awaited: without a loudspeaker it may stay pending
-    this.recorder = new MediaRecorder(this.stream);
-    this.recorder.ondataavailable = ({ data }) => this.chunks.push(data);
-    this.recorder.start();
-    const began = performance.now();
-    this.timer = setInterval(() => this.measure((performance.now() - began) / 1000), 64);
   }
 
-  measure(seconds) {
-    const samples = new Float32Array(this.analyser.fftSize);
-    this.analyser.getFloatTimeDomainData(samples);
+  async tap() {
+    const module = URL.createObjectURL(new Blob([WORKLET], { type: "text/javascript" }));
+    try {
+      await this.context.audioWorklet.addModule(module);
+      const node = new AudioWorkletNode(this.context, "recorder");
+      node.port.onmessage = ({ data }) => this.take(data);
+      return node;
+    } catch {
+      const node = this.context.createScriptProcessor(4096, 1, 1);
+      node.onaudioprocess = ({ inputBuffer }) => this.take(inputBuffer.getChannelData(0).slice());
+      return node;
+    } finally {
+      URL.revokeObjectURL(module);
+    }
+  }
+
+  take(chunk) {
+    if (this.stopped) return;
     let sum = 0;
-    for (const sample of samples) sum += sample * sample;
-    // From -60 dB (0) to 0 dB (1); the meter falls slowly.
-    const loud = Math.max(0, 1 + Math.log10(Math.sqrt(sum / samples.length) + 1e-9) / 3);
-    this.level = Math.max(loud, this.level * 0.8);
-    this.seconds = seconds;
-    this.onlevel(this.level, seconds);
-    if (seconds >= this.longest) this.onfull();
+    for (const sample of chunk) sum += sample * sample;
+    const loud = Math.max(0, 1 + Math.log10(Math.sqrt(sum / chunk.length) + 1e-9) / 3);
+    this.level = Math.max(loud, this.level * 0.8); // the meter falls slowly
+    this.onchunk(chunk, this.level);
+  }
+
+  stop() {
+    if (this.stopped) return;
+    this.stopped = true;
+    this.release();
+  }
+
+  release() {
+    this.stream?.getTracks().forEach((track) => track.stop());
+    this.source?.disconnect();
+    this.sink?.disconnect();
+    this.context?.close();
+  }
+
+  /** A message for the user about an error of `start`. */
+  static problem(error) {
+    return error.name === "NotAllowedError"
+      ? "The browser has no permission to use the microphone."
+      : "No microphone was found.";
+  }
+}
+
+/** One recording: `start`, then `finish` for a file or `cancel` to discard it. Calls `onlevel(level, seconds)`. */
+class Recorder {
+  chunks = [];
+  seconds = 0;
+
+  constructor(onlevel, longest, onfull) {
+    this.microphone = new Microphone(WAV_RATE, (chunk, level) => {
+      this.seconds += chunk.length / this.microphone.rate;
+      onlevel(level, this.seconds);
+      if (this.seconds >= longest) onfull();
+    });
+  }
+
+  async start() {
+    await this.microphone.start();
+    this.recorder = new MediaRecorder(this.microphone.stream);
+    this.recorder.ondataavailable = ({ data }) => this.chunks.push(data);
+    this.recorder.start();
   }
 
   cancel() {
-    clearInterval(this.timer);
-    this.stream?.getTracks().forEach((track) => track.stop());
-    return this.context?.close();
+    this.microphone.stop();
   }
 
   /** The recording in the browser's format: WebM, MP4 or OGG. */
@@ -192,11 +278,7 @@ async function record(name, longest) {
     await recorder.start();
   } catch (error) {
     recorder.cancel();
-    toast(
-      error.name === "NotAllowedError"
-        ? "The browser has no permission to use the microphone."
-        : "No microphone was found.",
-    );
+    toast(Microphone.problem(error));
     return null;
   }
   $(`${name}-timer`).textContent = clock(0);

@@ -1,0 +1,68 @@
+"""`polyphi transcribe --live`: what is printed for the events of a live transcription."""
+
+import io
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tones import say
+from transcription.test_longform import ToneEngine
+
+from polyphi import cli
+from polyphi.cli.captions import transcribe_live
+from polyphi.messages import Completion
+
+TALK = np.round(32767 * say(range(5), [0.8, 0.1, 0.1, 1.2, 0.1, 1.0], 16000)).astype("<i2")
+
+
+def printed(
+    monkeypatch: pytest.MonkeyPatch, engine: ToneEngine, terminal: bool = False
+) -> tuple[bool, str]:
+    stdin = io.TextIOWrapper(io.BytesIO(TALK.tobytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=40)
+    done = transcribe_live(engine, "-", raw_rate=16000, to=None, adapter="auto", console=console)
+    return done, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_each_transcript_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert printed(monkeypatch, ToneEngine()) == (True, "w0 w1 w2\nw3 w4\n")
+
+
+def test_a_terminal_has_the_same_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    done, text = printed(monkeypatch, ToneEngine(), terminal=True)
+    assert done and "w0 w1 w2\n" in text and "w3 w4\n" in text
+
+
+def test_a_part_that_fails_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Fails(ToneEngine):
+        def generate_many(self, conversations: Any, **options: Any) -> list[Completion]:
+            completions = super().generate_many(conversations, **options)
+            if "w3" in completions[0].text:
+                raise RuntimeError("broken")
+            return completions
+
+    assert printed(monkeypatch, Fails()) == (False, "w0 w1 w2\n")
+    assert "broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["x", "y.wav", "--live"],
+        ["x", "--live", "-", "--cot", "--to", "German"],
+        ["x", "--live", "-", "--out", "folder"],
+        ["x", "--live", "-", "--format", "srt"],
+        ["x"],
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["transcribe", *arguments])
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
