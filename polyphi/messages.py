@@ -329,8 +329,7 @@ class Grammar:
     or "tools" (a JSON list of tools: the answer is calls of them).
 
     Only for "tools": `max_calls` limits the number of calls in the answer; with an `alternative` of another kind the
-    model chooses between calls and an answer of that form.
-    """
+    model chooses between calls and an answer of that form."""
 
     kind: Literal["json", "regex", "tools"]
     text: str
@@ -341,17 +340,16 @@ class Grammar:
 @dataclass(frozen=True)
 class SamplingParams:
     """Sampling parameters. Temperature 0 is greedy. `stop` strings end the answer and are not part of it; with
-    `stop_at_call` the first complete tool call ends it too (engine/tools.py) and is part of it.
-
-    `min_p` drops tokens below this fraction of the highest probability. `repetition_penalty` divides (logits above 0)
-    or multiplies (below) the logit of every token of prompt and answer; `presence_penalty` (once) and
-    `frequency_penalty` (for each occurrence) are subtracted for tokens of the answer. `logprobs`: return the
-    log-probability of each token and of this many most likely ones; `prompt_logprobs`: the same for the prompt's
-    tokens; with it `max_tokens` may be 0. `n` answers are sampled, the i-th with seed + i. `draft`: maximum draft
-    tokens per step of speculative decoding from prompt and answer, which never changes the answer; "auto": the engine
-    decides. `rope`: "dynamic" recomputes a sequence that grows past the LongRoPE switch with the long table, as the
-    published code does; "bound" selects the table for prompt and `max_tokens` together from the start.
-    """
+    `stop_at_call` the first complete tool call ends it too (engine/tools.py) and is part of it. `min_p` drops tokens
+    below this fraction of the highest probability. `repetition_penalty` divides (logits above 0) or multiplies (below)
+    the logit of every token of prompt and answer; `presence_penalty` (once) and `frequency_penalty` (for each
+    occurrence) are subtracted for tokens of the answer. `logprobs`: return the log-probability of each token and of
+    this many most likely ones; `prompt_logprobs`: the same for the prompt's tokens; with it `max_tokens` may be 0. `n`
+    answers are sampled, the i-th with seed + i. `draft`: maximum draft tokens per step of speculative decoding from
+    prompt and answer, which never changes the answer; "auto": the engine decides. `rope`: "dynamic" recomputes a
+    sequence that grows past the LongRoPE switch with the long table, as the published code does; "bound" selects the
+    table for prompt and `max_tokens` together from the start. `reasoning`: the answer may begin with
+    `<think>...</think>` (engine/reasoning.py), closed after `reasoning_budget` tokens."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -370,6 +368,8 @@ class SamplingParams:
     rope: Literal["dynamic", "bound"] = "dynamic"
     prompt_logprobs: int | None = None
     stop_at_call: bool = False
+    reasoning: bool = False
+    reasoning_budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -398,8 +398,9 @@ class Delta:
 class Completion:
     """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is "" if
     the model has no tokenizer. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the prefix
-    cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but the
-    first."""
+    cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but the first.
+    `reasoning_tokens`: those of a `<think>` block, with `SamplingParams.reasoning`. `stop_reason`: the stop string that
+    ended the answer."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -413,6 +414,8 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     others: tuple["Completion", ...] = ()
+    reasoning_tokens: int = 0
+    stop_reason: str | int | None = None
 
 
 TimeSource = Literal["window", "aligned", "estimated"]

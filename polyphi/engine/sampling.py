@@ -7,7 +7,7 @@ A sampler depends on its request and the logits alone: it has its own generator 
 token. So an answer is the same in any batch, and with or without draft tokens.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -54,6 +54,12 @@ def check(sampling: SamplingParams) -> None:
     if s.rope not in ("dynamic", "bound"):
         raise ValueError(f"rope must be 'dynamic' or 'bound', found {s.rope!r:.80}")
     _check_stops(s.stop)
+    if s.reasoning_budget is not None:
+        _whole("reasoning_budget", s.reasoning_budget, 0)
+        if not s.reasoning:
+            raise ValueError("reasoning_budget requires reasoning=True")
+    if s.reasoning and s.grammar is not None:
+        raise ValueError("an answer by a grammar has no reasoning; leave one of them out")
     if s.grammar is not None:
         _check_grammar("grammar", s.grammar)
         structured.compiled(s.grammar)
@@ -131,7 +137,9 @@ class Sampler:
             and not self._penalised
             and self._matcher is None
             and sampling.logprobs is None
+            and sampling.reasoning_budget is None
         )
+        self._forced: deque[int] = deque()  # the next tokens, whatever the logits
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._prompt_ids = set(prompt_ids)
         self._counts: Counter[int] = Counter()  # of the sampled tokens
@@ -147,17 +155,24 @@ class Sampler:
         logits = self._penalise(raw) if self._penalised else raw
         if self._matcher is not None:
             logits = self._matcher.mask(logits)
-        token = int(logits.argmax()) if self._greedy else self._pick(logits)
+        token = self._forced.popleft() if self._forced else self._choose(logits)
         if self.sampling.logprobs is not None:
             self.logprobs.append(_logprob(raw, token, self.sampling.logprobs))
         self.accept(token)
         return token
+
+    def force(self, tokens: Sequence[int]) -> None:
+        """Set the next tokens; not with a grammar, and only where `plain` is False."""
+        self._forced.extend(tokens)
 
     def accept(self, token: int) -> None:
         """Record a sampled token; `draw` calls it itself."""
         if self._matcher is not None:
             self._matcher.accept(token)
         self._counts[token] += 1
+
+    def _choose(self, logits: Float[Tensor, " V"]) -> int:
+        return int(logits.argmax()) if self._greedy else self._pick(logits)
 
     def _pick(self, logits: Float[Tensor, " V"]) -> int:
         """Inverse transform sampling: one number in [0, 1) selects from the cumulative probabilities."""
