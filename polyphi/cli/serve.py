@@ -4,7 +4,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -34,6 +34,13 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
+    reasoning: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            help="Separate <think>...</think> from answers; auto: if the checkpoint's chat template mentions it, or "
+            "its name contains 'reasoning'."
+        ),
+    ] = "auto",
     insecure: Annotated[
         bool,
         typer.Option(
@@ -96,6 +103,14 @@ def serve(
             rich_help_panel=LOAD,
         ),
     ] = None,
+    store_mb: Annotated[
+        int,
+        typer.Option(
+            help="Memory for stored responses (/v1/responses) in MiB; 0 stores none.",
+            min=0,
+            rich_help_panel=LOAD,
+        ),
+    ] = 256,
     cache_gb: Annotated[
         float | None,
         typer.Option(
@@ -113,7 +128,7 @@ def serve(
       polyphi serve runs/nano --host 0.0.0.0 --api-key SECRET
     """
     from polyphi.serve import run
-    from polyphi.serve.settings import Settings
+    from polyphi.serve.settings import MIB, Settings
 
     if media_root is not None and not media_root.is_dir():
         raise ValueError(f"--media-root {media_root}: expected a folder")
@@ -130,6 +145,7 @@ def serve(
         vllm_names=vllm_metrics,
         log_prompts=log_prompts,
         max_waiting=max_waiting,
+        max_stored_bytes=store_mb * MIB,
     )
     if prompts_gb is not None:
         settings = replace(settings, max_prepared_bytes=round(prompts_gb * 1e9))
@@ -155,7 +171,8 @@ def serve(
             progress=progress.update,
         )
         print(f"polyphi: {phi.memory}", file=sys.stderr)
-        return create_app(phi.engine, settings)
+        reasons = phi.reasoning if reasoning == "auto" else reasoning == "on"
+        return create_app(phi.engine, replace(settings, reasoning=reasons))
 
     def ready() -> None:
         console.print(f"{settings.name} at {url} (page), {url}/v1 (clients)", highlight=False)

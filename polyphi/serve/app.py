@@ -16,20 +16,26 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.engine import Engine
-from polyphi.messages import LANGUAGES, SamplingParams, with_tools
-from polyphi.serve import chat, completions, page, speech
+from polyphi.messages import LANGUAGES, SamplingParams
+from polyphi.serve import anthropic, chat, completions, page, speech, stored
+from polyphi.serve import responses as responses_api
 from polyphi.serve.answers import EncodedJson
-from polyphi.serve.errors import DEFAULT_RESPONSES, ApiError, responses
-from polyphi.serve.events import ClientGone
-from polyphi.serve.guard import Guard
-from polyphi.serve.schema import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    available_tools,
-    validation_error,
+from polyphi.serve.conversation import chat_turns
+from polyphi.serve.errors import (
+    AnthropicErrorResponse,
+    ApiError,
+    body_for,
+    default_response,
+    responses,
 )
-from polyphi.serve.server import LARGE, Server, is_large
+from polyphi.serve.events import ClientGone
+from polyphi.serve.fields import validation_error
+from polyphi.serve.generation import count_tokens
+from polyphi.serve.guard import Guard
+from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, available_tools
+from polyphi.serve.server import LARGE, Server
 from polyphi.serve.settings import Settings
+from polyphi.serve.store import ResponseStore
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -50,15 +56,30 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
-        responses={**responses(400, 403, 503), **DEFAULT_RESPONSES},
+        responses={**responses(400, 403, 503), **default_response()},
     )
     app.state.server = server
     _errors(app)
     _health(app, server)
     keyed = responses(401) if settings.keys else {}
     body = {**keyed, **responses(404, 413, 415)}
-    for routes in (chat.routes, completions.routes, speech.routes):
-        app.include_router(routes(server), responses={**body, **responses(429)})
+    store = ResponseStore(settings.max_stored_bytes)
+    for router in (
+        chat.routes(server),
+        responses_api.routes(server, store),
+        completions.routes(server),
+        speech.routes(server),
+    ):
+        app.include_router(router, responses={**body, **responses(429)})
+    app.include_router(stored.routes(server, store), responses={**keyed, **responses(404)})
+    of_anthropic = [400, *([401] if settings.keys else []), 403, 404, 413, 415, 429, 503]
+    app.include_router(
+        anthropic.routes(server),
+        responses={
+            **responses(*of_anthropic, model=AnthropicErrorResponse),
+            **default_response(AnthropicErrorResponse),
+        },
+    )
     app.include_router(_about(server), responses=keyed)
     app.include_router(_tokens(server), responses=body)
     app.add_middleware(Guard, settings=settings)  # the last one added runs first
@@ -68,7 +89,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: HttpRequest, error: ApiError) -> Response:
-        return JSONResponse(error.body, error.status, error.headers)
+        return JSONResponse(body_for(error, request.url.path), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:
@@ -203,6 +224,7 @@ def _about(server: Server) -> APIRouter:
             "limits": {name: getattr(settings, name) for name in limits.split()},
             "sampling": {name: getattr(defaults, name) for name in sampling.split()},
             "structured": server.structured,
+            "reasoning": settings.reasoning,
             "version": version("polyphi"),
         }
 
@@ -231,17 +253,9 @@ def _tokens(server: Server) -> APIRouter:
                 ids, total = await server.in_turn(large, caller, _ids, server, prompt)
             count = {"text_tokens": total, "image_tokens": 0, "audio_tokens": 0}
             return await server.answers.response({"tokens": ids, "count": total, **count, **limit})
-        turns = body.messages or []
-        with (
-            server.admit(server.caller(request)) as ticket,
-            server.api_errors("messages", turns),
-            server.media.request() as media,
-        ):
-            messages = await chat.conversation(server, media, turns)
-            messages = with_tools(messages, available_tools(body.tools or ()))
-            count_tokens = server.engine.processor.count
-            large = is_large(messages)
-            tokens = await server.in_turn(large, ticket.caller, count_tokens, messages)
+        turns = chat_turns(body.messages or ())
+        tools = available_tools(body.tools or ())
+        tokens = await count_tokens(server, request, turns, tools, "messages")
         count = {
             "text_tokens": tokens.text,
             "image_tokens": tokens.image,

@@ -24,7 +24,7 @@ from polyphi.engine.sampling import MAX_TEMPERATURE
 from polyphi.messages import SamplingParams
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import ClientGone
-from polyphi.serve.schema import Fields, validation_error
+from polyphi.serve.fields import Fields, validation_error
 from polyphi.transcription import longform
 
 MAX_FIELDS, MAX_FIELD = 32, 16 << 10

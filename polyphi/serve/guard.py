@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyphi.serve.errors import ApiError
+from polyphi.serve.errors import ApiError, body_for
 from polyphi.serve.settings import Settings
 
 log = logging.getLogger("polyphi.serve")
@@ -62,9 +62,9 @@ PAUSE_FACTOR = 3
 Headers = list[tuple[bytes, bytes]]
 
 
-def envelope(error: ApiError, request_id: str) -> tuple[int, Headers, bytes]:
-    """(status, headers, body) of the response for an error."""
-    body = json.dumps(error.body).encode()
+def envelope(error: ApiError, request_id: str, path: str = "") -> tuple[int, Headers, bytes]:
+    """(status, headers, body) of the response for an error of the API at a path."""
+    body = json.dumps(body_for(error, path)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -254,7 +254,7 @@ class Exchange:
         if self.cors:
             requested = self.headers.get(b"access-control-request-headers", b"")
             headers = [
-                (b"access-control-allow-methods", b"GET, POST"),
+                (b"access-control-allow-methods", b"GET, POST, DELETE"),
                 (
                     b"access-control-allow-headers",
                     requested if HEADER_NAMES.fullmatch(requested) else b"",
@@ -342,7 +342,7 @@ class Exchange:
     async def _send_error(self, error: ApiError) -> None:
         """Sends an error response; if a response has already started, returning without its end closes the socket."""
         if self.status is None:
-            status, headers, body = envelope(error, self.id)
+            status, headers, body = envelope(error, self.id, self.scope["path"])
             await self.send({"type": "http.response.start", "status": status, "headers": headers})
             await self.send({"type": "http.response.body", "body": body})
 

@@ -44,7 +44,6 @@ class Job:
         self._engine, self._metrics, self._loop = engine, metrics, loop
         self._deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
         self._lock = threading.Lock()
-        self._logprobs_sent = [0] * len(requests)  # log-probabilities sent so far
         self._token_counts, self._last_token_at = [0] * len(requests), [0.0] * len(requests)
         self._running = set(range(len(requests)))
         self._unfinished = len(requests)
@@ -61,24 +60,35 @@ class Job:
         for number in sorted(self._running):
             request, error = self.requests[number], None
             try:
-                text, reason = self._engine.output_delta(request)
+                pieces, reason = self._engine.output_pieces(request)
             except Exception as failure:
-                text, reason, error = "", "error", failure
-            logprobs: tuple[TokenLogprob, ...] = ()
-            if request.sampling.logprobs is not None and error is None and request.tokens:
-                logprobs = tuple(
-                    request.sampler.logprobs[self._logprobs_sent[number] : len(request.tokens)]
-                )
-                self._logprobs_sent[number] += len(logprobs)
+                pieces, reason, error = [], "error", failure
             self._update_metrics(number, reason)
             if reason:
                 self._running.discard(number)
-            if text or reason or logprobs:
-                delta = OutputDelta(number, text, logprobs, reason, error)
-                self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+            parts = self._parts(request, pieces)
+            for i, (text, logprobs) in enumerate(parts):
+                last = reason if i == len(parts) - 1 else None
+                if text or last or logprobs:
+                    delta = OutputDelta(number, text, logprobs, last, error)
+                    self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
         if not self._running and self.share is not None:
             self.share.row_ended()
         return bool(self._running)
+
+    def _parts(
+        self, request: Request, pieces: Sequence[str]
+    ) -> list[tuple[str, tuple[TokenLogprob, ...]]]:
+        """New text, joined; where log-probabilities are requested, the text of each token with its own one. So they
+        belong to the same text in every run, however many tokens a step has."""
+        if request.sampling.logprobs is None or not pieces:
+            return [("".join(pieces), ())]
+        first = request.delivered - len(pieces)
+        count = len(request.tokens)  # an end token has a piece, but no entry
+        return [
+            (text, (request.sampler.logprobs[i],) if i < count else ())
+            for i, text in enumerate(pieces, first)
+        ]
 
     def _update_metrics(self, number: int, reason: str | None) -> None:
         """Updates the metrics with an answer's new tokens and its end."""

@@ -6,100 +6,38 @@ answer. Values are checked where they are used: sampling in engine/sampling.py, 
 """
 
 import json
-import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, Tag, model_validator
 
 from polyphi.messages import Grammar, SamplingParams, functions
 from polyphi.serve.errors import ApiError
+from polyphi.serve.fields import (
+    BOOLEAN,
+    FAST,
+    LIST,
+    MAX_TEXT,
+    OBJECT,
+    STRING,
+    Body,
+    Fields,
+    json_type,
+    needs,
+    one_of,
+)
 
-SURROGATE = re.compile(r"[\ud800-\udfff]")
-MAX_TEXT = 4_000_000
-"""Maximum characters of one text."""
-MAX_OBJECTS = 20_000
-"""Maximum JSON objects of one body: to check that many takes a few tenths of a second."""
-CONTAINERS = frozenset({str, dict, list})
-"""Types of list elements that are checked; a list of numbers is skipped."""
-FAST = Field(fail_fast=True)
-"""For lists: the first invalid element ends the check. A million errors would take minutes and gigabytes."""
-
-
-class Fields(BaseModel):
-    """An object whose fields are all known."""
-
-    model_config = ConfigDict(
-        strict=True,
-        extra="ignore",
-        protected_namespaces=(),
-        json_schema_extra={"additionalProperties": False},
-    )
-    ignored: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            known = {field.alias or name for name, field in cls.model_fields.items()}
-            for name in value:
-                if name not in known and name not in cls.ignored:
-                    matches = get_close_matches(str(name), known, 1)
-                    hint = f"; did you mean {matches[0]!r}?" if matches else ""
-                    raise PydanticCustomError(
-                        "unknown_field",
-                        "unknown field {name}{hint}",
-                        {"name": repr(str(name))[:80], "hint": hint, "field": str(name)[:80]},
-                    )
-        return value
-
-
-class Body(Fields):
-    """A whole request body. Rejects strings that can't be encoded as UTF-8, at any depth."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_surrogates(cls, value: Any) -> Any:
-        stack, objects = [value], 0
-        while stack:
-            item = stack.pop()
-            if isinstance(item, str):
-                if not item.isascii() and SURROGATE.search(item):
-                    raise PydanticCustomError(
-                        "no_text",
-                        "expected text, found half of a surrogate pair (\\ud800 to \\udfff alone)",
-                    )
-            elif isinstance(item, dict):
-                objects += 1
-                if objects > MAX_OBJECTS:
-                    raise ApiError(400, f"a body has at most {MAX_OBJECTS} objects, found more")
-                stack += [*item.keys(), *item.values()]
-            elif isinstance(item, list) and not CONTAINERS.isdisjoint(map(type, item)):
-                stack += item
-        return value
-
-
-STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
 STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
 PARTS = {
     type_: f"<{type_}>" for type_ in ("text", "image_url", "input_audio", "audio_url", "refusal")
 }
-TAGS = frozenset({STRING, LIST, OBJECT, BOOLEAN, STRINGS, TOKENS, TOKEN_LISTS, *PARTS.values()})
-"""Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
-
-
-def _json_type(value: Any) -> str | None:
-    return {str: STRING, list: LIST, dict: OBJECT, bool: BOOLEAN}.get(type(value))
 
 
 def _prompt_type(value: Any) -> str | None:
     if not isinstance(value, list):
-        return _json_type(value)
+        return json_type(value)
     first = type(value[0]) if value else str
     return {int: TOKENS, list: TOKEN_LISTS}.get(first, STRINGS)
 
@@ -107,13 +45,6 @@ def _prompt_type(value: Any) -> str | None:
 def _part_type(value: Any) -> str | None:
     type_ = value.get("type") if isinstance(value, dict) else None
     return PARTS.get(type_) if isinstance(type_, str) else None
-
-
-def _one_of(choose: Callable[[Any], str | None], expected: str) -> Discriminator:
-    """The discriminator of a union: `choose` names the member to check a value against; errors are about it alone."""
-    return Discriminator(
-        choose, custom_error_type="no_member", custom_error_message=f"expected {expected}"
-    )
 
 
 class TextPart(Fields):
@@ -164,7 +95,7 @@ Part = Annotated[
     | Annotated[AudioPart, Tag(PARTS["input_audio"])]
     | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])],
-    _one_of(_part_type, f"a part with a type of {', '.join(PARTS)}"),
+    one_of(_part_type, f"a part with a type of {', '.join(PARTS)}"),
 ]
 
 
@@ -204,7 +135,7 @@ class Turn(Fields):
         Annotated[
             Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
             | Annotated[list[Part], FAST, Tag(LIST)],
-            _one_of(_json_type, "a text or a list of parts"),
+            one_of(json_type, "a text or a list of parts"),
         ]
         | None
     ) = None
@@ -217,7 +148,7 @@ class JsonSchema(Fields):
     description: str | None = None
     schema_: Annotated[
         Annotated[dict[str, Any], Tag(OBJECT)] | Annotated[bool, Tag(BOOLEAN)],
-        _one_of(_json_type, "a JSON schema: an object, true or false"),
+        one_of(json_type, "a JSON schema: an object, true or false"),
     ] = Field(alias="schema", default=True)
     strict: bool | None = None
 
@@ -263,21 +194,15 @@ IGNORED = frozenset(
     }
 )
 Number = float | None
-
-
-def _needs(field: str, other: str) -> PydanticCustomError:
-    """The error for a field that requires another one."""
-    return PydanticCustomError(
-        "misplaced_field",
-        "{field} requires {other}: true; set {other}, or leave {field} out",
-        {"field": field, "other": other},
-    )
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class Sampling(Body):
-    """The sampling fields of both completion routes. Without them, decoding is greedy."""
+    """The sampling fields of all routes that generate text. Without them, decoding is greedy. `names`: of fields that
+    have another name than in `SamplingParams`."""
 
     ignored = IGNORED
+    names: ClassVar[dict[str, str]] = {"grammar": "response_format"}
 
     model: str | None = Field(default=None, max_length=512)
     adapter: str | None = Field(default="auto", max_length=256)
@@ -293,7 +218,7 @@ class Sampling(Body):
         Annotated[
             Annotated[str, Field(max_length=256), Tag(STRING)]
             | Annotated[list[str], FAST, Tag(LIST)],
-            _one_of(_json_type, "a text or a list of texts"),
+            one_of(json_type, "a text or a list of texts"),
         ]
         | None
     ) = None
@@ -306,7 +231,7 @@ class Sampling(Body):
     @model_validator(mode="after")
     def _refuse_options_without_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise _needs("stream_options", "stream")
+            raise needs("stream_options", "stream")
         return self
 
     def sampling(
@@ -362,17 +287,19 @@ class ChatRequest(Sampling):
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag(STRING)]
             | Annotated[NamedTool, Tag(OBJECT)],
-            _one_of(_json_type, "'none', 'auto', 'required' or an object that names a function"),
+            one_of(json_type, "'none', 'auto', 'required' or an object that names a function"),
         ]
         | None
     ) = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0)
     modalities: Annotated[list[Literal["text"]], FAST] | None = None
 
     @model_validator(mode="after")
     def _refuse_top_without_logprobs(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise _needs("top_logprobs", "logprobs")
+            raise needs("top_logprobs", "logprobs")
         return self
 
     @property
@@ -423,7 +350,7 @@ class CompletionRequest(Sampling):
         | Annotated[list[str], Field(max_length=MAX_TEXT, fail_fast=True), Tag(STRINGS)]
         | Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKENS)]
         | Annotated[list[Ids], Field(max_length=MAX_TEXT, fail_fast=True), Tag(TOKEN_LISTS)],
-        _one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
+        one_of(_prompt_type, "a text, a list of texts, token ids or lists of token ids"),
     ] = ""
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -441,34 +368,3 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     model: str | None = None
     tokens: list[int] = Field(max_length=1_000_000, fail_fast=True)
-
-
-def validation_error(error: RequestValidationError) -> ApiError:
-    """The ApiError for a body that doesn't match the schema, with the path of the invalid part."""
-    errors = [([step for step in e["loc"] if step not in TAGS], e) for e in error.errors()]
-    path, detail = max(errors, key=lambda pair: len(pair[0]))
-    type_, message = str(detail["type"]), str(detail["msg"]).replace("Input should be", "expected")
-    if type_ == "json_invalid":
-        return ApiError(400, "expected a JSON body", code="invalid_json")
-    param = dotted(path[1:])  # without "body", "path" or "query"
-    if type_ in ("unknown_field", "misplaced_field"):
-        param = ".".join(filter(None, [param, detail["ctx"]["field"]]))
-    if type_ in ("model_type", "model_attributes_type", "dict_type"):
-        message = "expected an object"
-    if type_ not in ("unknown_field", "misplaced_field", "missing", "no_text"):
-        message += f", found {_short(detail.get('input'))}"
-    return ApiError(400, f"{param}: {message}" if param else message, param=param or None)
-
-
-def dotted(path: Sequence[str | int]) -> str:
-    """The path of a part of a body as one string: `messages[1].content[0].image_url.url`."""
-    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in path]
-    return "".join(steps).removeprefix(".")
-
-
-def _short(value: Any) -> str:
-    if value is None or isinstance(value, bool | int | float):
-        return repr(value)[:40]
-    if isinstance(value, str):
-        return repr(value) if len(value) <= 40 else f"a text of {len(value)} characters"
-    return "an object" if isinstance(value, dict) else "a list"

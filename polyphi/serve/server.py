@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -41,11 +41,12 @@ from polyphi.messages import (
 from polyphi.runtime.heap import give_back
 from polyphi.serve.answers import Writer
 from polyphi.serve.budget import Budget, Share
+from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error
 from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
-from polyphi.serve.schema import Sampling, Turn
+from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
@@ -307,15 +308,19 @@ class Server:
             large = len(sampling.grammar.text) > LARGE if sampling.grammar else False
             await self.in_turn(large, caller, self.engine.check_sampling, probe)
         except ValueError as error:
-            fields = type(body).model_fields
-            field = next((word for word in str(error).split() if word in fields), None)
+            known = {field.name for field in fields(SamplingParams)} | {"tools"}
+            words = [word for word in str(error).split() if word in known]
+            named = [body.names.get(word, word) for word in words]
+            field = next((name for name in named if name in type(body).model_fields), None)
             raise ApiError(
-                400, str(error), param=field or ("response_format" if sampling.grammar else None)
+                400,
+                str(error),
+                param=field or (body.names["grammar"] if sampling.grammar else None),
             ) from None
         return sampling
 
     @contextmanager
-    def api_errors(self, param: str, turns: Sequence[Turn] = ()) -> Iterator[None]:
+    def api_errors(self, param: str, turns: Sequence[InputTurn] = ()) -> Iterator[None]:
         """Converts the engine's exceptions about a request into ApiErrors; `turns` give the path of an invalid media
         part."""
         try:
@@ -447,18 +452,6 @@ def is_large(messages: Sequence[Message]) -> bool:
     size = sum(len(part.text) for part in parts if isinstance(part, Text))
     size += sum(len(message.tools or "") for message in messages)
     return size > LARGE or not all(isinstance(part, Text) for part in parts)
-
-
-def media_paths(turns: Sequence[Turn], modality: str) -> list[str]:
-    """The paths of a conversation's images ("image") or audio ("audio"), in their order."""
-    fields = {"image": {"image_url": "url"}, "audio": {"input_audio": "data", "audio_url": "url"}}
-    return [
-        f"messages[{i}].content[{j}].{part.type}.{fields[modality][part.type]}"
-        for i, turn in enumerate(turns)
-        if isinstance(turn.content, list)
-        for j, part in enumerate(turn.content)
-        if part.type in fields.get(modality, ())
-    ]
 
 
 def release_body(request: HttpRequest) -> None:

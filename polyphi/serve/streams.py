@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from polyphi.serve.answers import event
+from polyphi.serve.answers import Writer, event
 from polyphi.serve.errors import ApiError
 from polyphi.serve.schema import StreamOptions
 
@@ -32,6 +32,21 @@ async def stream(
         yield b"data: [DONE]\n\n"
     except ApiError as error:
         yield event(error.body)
+
+
+async def named_stream(
+    writer: Writer,
+    events: AsyncGenerator[dict[str, Any]],
+    failure: Callable[[ApiError], dict[str, Any]],
+) -> AsyncIterator[bytes]:
+    """Events that are named by their `type`. `failure` returns the last event for an ApiError from `events`."""
+    try:
+        async with aclosing(events):
+            async for value in events:
+                yield await writer.event(value, value["type"])
+    except ApiError as error:
+        value = failure(error)
+        yield await writer.event(value, value["type"])
 
 
 async def merged(sources: Sequence[AsyncIterable[T]]) -> AsyncGenerator[tuple[int, T]]:

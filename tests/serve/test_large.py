@@ -22,8 +22,8 @@ from polyphi.messages import SamplingParams
 from polyphi.processing import media
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.errors import ApiError
+from polyphi.serve.fields import Body
 from polyphi.serve.schema import (
-    Body,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
