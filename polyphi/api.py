@@ -18,6 +18,7 @@ from polyphi.batch import Batch
 from polyphi.checkpoints.read import (
     load_checkpoint,
     locate,
+    read_chat_template,
     read_config,
     read_quantization,
     stored_bytes,
@@ -27,6 +28,7 @@ from polyphi.engine import memory, placement
 from polyphi.engine.engine import GREEDY, MAX_NUM_SEQS, Engine
 from polyphi.engine.placement import MemoryReport
 from polyphi.engine.prompt import Conversation, Prompt, parse_prompt
+from polyphi.engine.reasoning import THINK
 from polyphi.messages import Audio, Completion, Delta, Image, SamplingParams, Tokens, Transcript
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -40,11 +42,13 @@ from polyphi.transcription.longform import LONGEST_RECORDING
 
 class Phi:
     """A model with its tokenizer and processor. It implements the `Generate` protocol (messages.py), so `polyphi.eval`
-    can evaluate it. `memory`: a report of its memory use on the device."""
+    can evaluate it. `memory`: a report of its memory use on the device. `reasoning`: whether answers may begin with
+    `<think>...</think>`, by the checkpoint's chat template or its name."""
 
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
         self.engine = Engine(model, processor, **engine)
         self.memory: MemoryReport | None = None
+        self.reasoning = False
 
     @property
     def model(self) -> PhiModel:
@@ -319,6 +323,9 @@ def load(
         model, make_processor(model.config, vocabulary), max_num_seqs=together, memory=cache, kv=kv
     )
     phi.memory = placement.memory_report(model, free, target, phi.engine.capacity, kv)
+    # The template of Phi-4-mini-reasoning doesn't mention the marks that the model writes.
+    named = "reasoning" in Path(path_or_id).name.lower()
+    phi.reasoning = named or THINK in read_chat_template(folder)
     return phi
 
 

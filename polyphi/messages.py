@@ -314,8 +314,7 @@ class Grammar:
     is calls of them).
 
     Only for "tools": `max_calls` limits the number of calls in the answer; with an `alternative` of another kind the
-    model chooses between calls and an answer of that form.
-    """
+    model chooses between calls and an answer of that form."""
 
     kind: Literal["json", "regex", "ebnf", "tools"]
     text: str
@@ -340,7 +339,9 @@ class SamplingParams:
     tokens per step of speculative decoding from prompt and answer, which never changes the answer; "auto": the engine
     decides. `rope`: "dynamic" recomputes a sequence that grows past the LongRoPE switch with the long table, as the
     published code does; "bound" selects the table for prompt and `max_tokens` together from the start.
-    """
+
+    `reasoning`: the answer may begin with `<think>...</think>` (engine/reasoning.py), closed after `reasoning_budget`
+    tokens."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -365,6 +366,8 @@ class SamplingParams:
     include_stop: bool = False
     skip_special_tokens: bool = True
     logit_bias: tuple[tuple[int, float], ...] = ()
+    reasoning: bool = False
+    reasoning_budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -394,7 +397,8 @@ class Completion:
     """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is "" if
     the model has no tokenizer. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the prefix
     cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but the
-    first. `stop_reason`: the stop string or the id of `stop_token_ids` that ended the answer, otherwise None."""
+    first. `reasoning_tokens`: those of a `<think>` block, with `SamplingParams.reasoning`. `stop_reason`: the stop
+    string or the id of `stop_token_ids` that ended the answer, otherwise None."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -408,6 +412,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     others: tuple["Completion", ...] = ()
+    reasoning_tokens: int = 0
     stop_reason: str | int | None = None
 
 

@@ -62,7 +62,8 @@ def chat(
         return
     messages = [Message.user(*parts, *([prompt] if prompt else []))]
     try:
-        terminal.once(phi.stream(messages, sampling=sampling, adapter=adapter), console)
+        deltas = phi.stream(messages, sampling=sampling, adapter=adapter)
+        terminal.once(deltas, console, reasoning=phi.reasoning)
     except KeyboardInterrupt:
         console.print()
         raise typer.Exit(130) from None

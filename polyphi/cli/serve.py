@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -38,6 +38,13 @@ def serve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
+    reasoning: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            help="Separate <think>...</think> from answers; auto: if the checkpoint's chat template mentions it, or "
+            "its name contains 'reasoning'."
+        ),
+    ] = "auto",
     insecure: Annotated[
         bool,
         typer.Option(
@@ -108,6 +115,14 @@ def serve(
             rich_help_panel=LOAD,
         ),
     ] = None,
+    store_mb: Annotated[
+        int,
+        typer.Option(
+            help="Memory for stored responses (/v1/responses) in MiB; 0 stores none.",
+            min=0,
+            rich_help_panel=LOAD,
+        ),
+    ] = 256,
     cache_gb: Annotated[
         float | None,
         typer.Option(
@@ -125,7 +140,7 @@ def serve(
       polyphi serve runs/nano --host 0.0.0.0 --api-key SECRET
     """
     from polyphi.serve import run
-    from polyphi.serve.settings import Settings
+    from polyphi.serve.settings import MIB, Settings
 
     if containers and find_spec("av") is None:
         raise ValueError('--containers needs PyAV; `pip install "polyphi[video]"` brings it')
@@ -146,6 +161,7 @@ def serve(
         vllm_names=vllm_metrics,
         log_prompts=log_prompts,
         max_waiting=max_waiting,
+        max_stored_bytes=store_mb * MIB,
     )
     if prompts_gb is not None:
         settings = replace(settings, max_prepared_bytes=round(prompts_gb * 1e9))
@@ -171,7 +187,8 @@ def serve(
             progress=progress.update,
         )
         print(f"polyphi: {phi.memory}", file=sys.stderr)
-        return create_app(phi.engine, settings)
+        reasons = phi.reasoning if reasoning == "auto" else reasoning == "on"
+        return create_app(phi.engine, replace(settings, reasoning=reasons))
 
     def ready() -> None:
         console.print(f"{settings.name} at {url} (page), {url}/v1 (clients)", highlight=False)

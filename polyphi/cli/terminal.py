@@ -27,6 +27,7 @@ from typing import Any
 from rich.console import Console
 
 from polyphi.api import Phi
+from polyphi.engine.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.sampling import check
 from polyphi.messages import (
     Audio,
@@ -164,6 +165,7 @@ class Terminal:
         sampling = replace(
             self.sampling, max_tokens=min(self.sampling.max_tokens, context - tokens.total)
         )
+        printer = AnswerPrinter(self.console, reasoning=self.phi.reasoning)
         start, first, text, last = time.perf_counter(), None, "", Delta("", "stopped")
         try:
             deltas = self.phi.stream(messages, sampling=sampling, adapter=self.adapter)
@@ -171,7 +173,7 @@ class Terminal:
                 for delta in deltas:
                     first = first or time.perf_counter()
                     text, last = text + delta.text, delta
-                    show(self.console, delta.text)
+                    printer.add(delta)
         except KeyboardInterrupt:
             last = Delta("", "stopped")
         seconds = time.perf_counter() - start
@@ -179,7 +181,7 @@ class Terminal:
         if last.finish_reason == "stopped" and not text:
             self.report("stopped before the answer began; the message was removed")
             return False
-        self.messages.append(Message.assistant(text))
+        self.messages.append(Message.assistant(printer.content))
         media = [
             f"{count:,} {name}"
             for count, name in ((tokens.image, "image"), (tokens.audio, "audio"))
@@ -385,12 +387,39 @@ COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
 }
 
 
-def once(deltas: Iterator[Delta], console: Console) -> None:
+def once(deltas: Iterator[Delta], console: Console, *, reasoning: bool = False) -> None:
     """Prints one streamed answer."""
+    printer = AnswerPrinter(console, reasoning=reasoning)
     with closing(deltas):  # type: ignore[type-var]
         for delta in deltas:
-            show(console, delta.text)
+            printer.add(delta)
     console.print()
+
+
+class AnswerPrinter:
+    """Prints the deltas of an answer. `content`: its text so far; with `reasoning`, a `<think>` block isn't part of it,
+    and is printed in dim letters."""
+
+    def __init__(self, console: Console, *, reasoning: bool) -> None:
+        self.content = ""
+        self._console = console
+        self._parser = ReasoningParser() if reasoning else None
+        self._after_reasoning = False
+
+    def add(self, delta: Delta) -> None:
+        parts: list[Reasoning | str] = [delta.text]
+        if self._parser is not None:
+            parts = self._parser.add(delta.text)
+            parts += self._parser.finish() if delta.finish_reason else []
+        for part in parts:
+            if isinstance(part, Reasoning):
+                text = CONTROL.sub("\ufffd", part.text)
+                self._console.out(text, style="dim", highlight=False, end="")
+                self._after_reasoning = True
+                continue
+            show(self._console, "\n\n" + part if self._after_reasoning else part)
+            self.content += part
+            self._after_reasoning = False
 
 
 def show(console: Console, text: str) -> None:

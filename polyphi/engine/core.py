@@ -122,12 +122,17 @@ class Core:
 
     def output_delta(self, request: Request) -> tuple[str, str | None]:
         """(text since the last call, finish reason or None). Raises the error that ended the request."""
+        pieces, reason = self.output_pieces(request)
+        return "".join(pieces), reason
+
+    def output_pieces(self, request: Request) -> tuple[list[str], str | None]:
+        """`output_delta` with the text of each token apart; an end token has a piece too."""
         with self.turn():
             if request.error is not None:
                 raise request.error
             pieces = request.pieces[request.delivered :]
             request.delivered += len(pieces)
-            return "".join(pieces), request.finish_reason
+            return pieces, request.finish_reason
 
     def enter(
         self,

@@ -125,7 +125,7 @@ class Engine:
         )
         self.runner, self.scheduler, self.pool = core.runner, core.scheduler, core.pool
         self.encoders, self.counters = core.encoders, core.counters
-        self.output_delta = core.output_delta
+        self.output_delta, self.output_pieces = core.output_delta, core.output_pieces
         self.run, self.step, self.abort = core.run, core.step, core.abort
         self.rows = rows = Rows(model, processor)
         self.row, self.ids_row, self.check_sampling = rows.row, rows.ids_row, rows.check_sampling

@@ -14,6 +14,7 @@ from torch import Tensor
 from polyphi.batch import Batch
 from polyphi.engine.cache import BLOCK, BlockTable, block_hash
 from polyphi.engine.encoders import Item, items
+from polyphi.engine.reasoning import CLOSING, ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
 from polyphi.engine.tools import ToolCall, ToolParser
@@ -41,6 +42,10 @@ class AnswerText:
         self._length = 0  # tokens
         self._undecoded: list[int] = []  # tokens whose text ends inside a character
         self._pending = ""  # text that may be the start of a stop string
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop_string is not None
 
     def add(self, token: int) -> str:
         if not self._tokenizer.has_vocabulary:
@@ -157,6 +162,12 @@ class Request:
             self.lookup = PromptLookup(self.ids, never=self.tokenizer.controls.values())
         self._text = AnswerText(self.tokenizer, self.sampling)
         self._calls = ToolParser() if self.sampling.stop_at_call else None
+        self._reasoning: ReasoningParser | None = None
+        self._counter: ReasoningCounter | None = None
+        if self.sampling.reasoning:
+            self._reasoning = ReasoningParser()
+            decode = AnswerText(self.tokenizer).add
+            self._counter = ReasoningCounter(decode, self.sampling.reasoning_budget)
         self._hashes: dict[str, list[bytes]] = {}
         self.phase = "waiting"
 
@@ -237,22 +248,30 @@ class Request:
             self.ids.append(token)
             if self.lookup:
                 self.lookup.add(token)
+            if self._counter and self._counter.add(token):
+                self.sampler.force(self.tokenizer.encode(CLOSING))
             delta = self._text.add(token)
         complete = is_end or self.sampler.finished
         at_limit = len(self.tokens) == self.sampling.max_tokens
-        if self._text.stop_string is None and (complete or at_limit):
+        if not self._text.stopped and (complete or at_limit):
             delta += self._text.finish()
             self.finish_reason = "stop" if complete else "length"
-        calls = self._calls.add(delta) if self._calls else []
-        if self._text.stop_string is not None:
+        has_call = self._calls is not None and self._has_call(self._calls, delta)
+        if self._text.stopped:
             self.stop_reason, self.finish_reason = self._text.stop_string, "stop"
-        if any(isinstance(part, ToolCall) for part in calls):
+        elif has_call:
             self.finish_reason = "stop"
         self.pieces.append(delta)
 
     @property
     def _ends_at_eos(self) -> bool:
         return not self.sampling.ignore_eos or self.sampling.grammar is not None
+
+    def _has_call(self, parser: ToolParser, delta: str) -> bool:
+        """Whether a call is complete with a text delta; text in the reasoning is no call."""
+        parts = self._reasoning.add(delta) if self._reasoning else [delta]
+        content = "".join(part for part in parts if isinstance(part, str))
+        return any(isinstance(part, ToolCall) for part in parser.add(content))
 
     def completion(self) -> Completion:
         """The answer of a finished request."""
@@ -270,5 +289,6 @@ class Request:
             cached=self.cached_tokens or 0,
             logprobs=tuple(self.sampler.logprobs[: len(self.tokens)]),
             prompt_logprobs=tuple(self.prompt_logprobs),
+            reasoning_tokens=self._counter.tokens if self._counter else 0,
             stop_reason=self.stop_reason,
         )

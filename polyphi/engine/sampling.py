@@ -7,7 +7,7 @@ A sampler depends on its request and the logits alone: it has its own generator 
 token. So an answer is the same in any batch, and with or without draft tokens.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -59,6 +59,12 @@ def check(sampling: SamplingParams) -> None:
     _check_token_ids("stop_token_ids", s.stop_token_ids, MAX_STOPS)
     _whole("min_tokens", s.min_tokens, 0)
     _check_bias(s.logit_bias)
+    if s.reasoning_budget is not None:
+        _whole("reasoning_budget", s.reasoning_budget, 0)
+        if not s.reasoning:
+            raise ValueError("reasoning_budget requires reasoning=True")
+    if s.reasoning and s.grammar is not None:
+        raise ValueError("an answer by a grammar has no reasoning; leave one of them out")
     if s.grammar is not None:
         _check_grammar("grammar", s.grammar)
         structured.compiled(s.grammar)
@@ -166,7 +172,9 @@ class Sampler:
             and not sampling.min_tokens
             and self._matcher is None
             and sampling.logprobs is None
+            and sampling.reasoning_budget is None
         )
+        self._forced: deque[int] = deque()  # the next tokens, whatever the logits
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._prompt_ids = set(prompt_ids)
         self._counts: Counter[int] = Counter()  # of the sampled tokens
@@ -185,11 +193,15 @@ class Sampler:
         if self._matcher is not None:
             logits = self._matcher.mask(logits)
         logits = self._without_end(logits)
-        token = int(logits.argmax()) if self._greedy else self._pick(logits)
+        token = self._forced.popleft() if self._forced else self._choose(logits)
         if self.sampling.logprobs is not None:
             self.logprobs.append(_logprob(raw, token, self.sampling.logprobs))
         self.accept(token)
         return token
+
+    def force(self, tokens: Sequence[int]) -> None:
+        """Set the next tokens; not with a grammar, and only where `plain` is False."""
+        self._forced.extend(tokens)
 
     def accept(self, token: int) -> None:
         """Record a sampled token; `draw` calls it itself."""
@@ -214,6 +226,9 @@ class Sampler:
         masked = logits.clone()
         masked[ids] = -torch.inf
         return logits if self._matcher is not None and bool(masked.isneginf().all()) else masked
+
+    def _choose(self, logits: Float[Tensor, " V"]) -> int:
+        return int(logits.argmax()) if self._greedy else self._pick(logits)
 
     def _pick(self, logits: Float[Tensor, " V"]) -> int:
         """Inverse transform sampling: one number in [0, 1) selects from the cumulative probabilities."""

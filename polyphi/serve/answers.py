@@ -153,11 +153,18 @@ class Writer:
             return JSONResponse(value)
         return ChunkedJson(await self.in_thread(lambda: deque(_chunks(json_pieces(value)))))
 
-    async def event(self, value: Any) -> bytes:
+    async def event(self, value: Any, name: str | None = None) -> bytes:
         """A server-sent event; its JSON may be large."""
         if _size(value) <= SMALL:
-            return event(value)
-        return await self.in_thread(lambda: b"".join((b"data: ", *json_pieces(value), b"\n\n")))
+            return event(value, name)
+        start = _event_start(name)
+        return await self.in_thread(lambda: b"".join((start, *json_pieces(value), b"\n\n")))
+
+    async def encoded(self, value: Any) -> bytes:
+        """A value as JSON."""
+        if _size(value) <= SMALL:
+            return _dumps(value)
+        return await self.in_thread(lambda: b"".join(json_pieces(value)))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """The result of `work`, run in the encoding thread."""
@@ -182,9 +189,13 @@ class ChunkedJson(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def event(body: dict[str, Any]) -> bytes:
+def event(body: dict[str, Any], name: str | None = None) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+    return _event_start(name) + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _event_start(name: str | None) -> bytes:
+    return f"event: {name}\ndata: ".encode() if name else b"data: "
 
 
 def base_fields(prefix: str, object_type: str, model: str) -> dict[str, Any]:
@@ -213,8 +224,12 @@ def usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:
     completion_tokens = sum(
         len(completion.tokens) for completions in answers for completion in completions
     )
+    reasoning_tokens = sum(
+        completion.reasoning_tokens for completions in answers for completion in completions
+    )
     return {
         **token_usage(prompt_tokens, completion_tokens),
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "prompt_tokens_details": {
             "cached_tokens": sum(completion.cached for completion in first_completions),
             "image_tokens": sum(completion.image_tokens for completion in first_completions),

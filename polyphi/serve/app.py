@@ -17,13 +17,21 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams
-from polyphi.serve import chat, completions, page, realtime, speech, tokenize
-from polyphi.serve.errors import DEFAULT_RESPONSES, ApiError, responses
+from polyphi.serve import anthropic, chat, completions, page, realtime, speech, stored, tokenize
+from polyphi.serve import responses as responses_api
+from polyphi.serve.errors import (
+    AnthropicErrorResponse,
+    ApiError,
+    body_for,
+    default_response,
+    responses,
+)
 from polyphi.serve.events import ClientGone
 from polyphi.serve.fields import validation_error
 from polyphi.serve.guard import Guard
 from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
+from polyphi.serve.store import ResponseStore
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -44,16 +52,31 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         lifespan=life,
         docs_url=None,
         redoc_url=None,
-        responses={**responses(400, 403, 503), **DEFAULT_RESPONSES},
+        responses={**responses(400, 403, 503), **default_response()},
     )
     app.state.server = server
     _errors(app)
     _health(app, server)
     keyed = responses(401) if settings.keys else {}
     body = {**keyed, **responses(404, 413, 415)}
-    for routes in (chat.routes, completions.routes, speech.routes):
-        app.include_router(routes(server), responses={**body, **responses(429)})
+    store = ResponseStore(settings.max_stored_bytes)
+    for router in (
+        chat.routes(server),
+        responses_api.routes(server, store),
+        completions.routes(server),
+        speech.routes(server),
+    ):
+        app.include_router(router, responses={**body, **responses(429)})
     app.include_router(realtime.routes(server))
+    app.include_router(stored.routes(server, store), responses={**keyed, **responses(404)})
+    of_anthropic = [400, *([401] if settings.keys else []), 403, 404, 413, 415, 429, 503]
+    app.include_router(
+        anthropic.routes(server),
+        responses={
+            **responses(*of_anthropic, model=AnthropicErrorResponse),
+            **default_response(AnthropicErrorResponse),
+        },
+    )
     app.include_router(_about(server), responses=keyed)
     app.include_router(tokenize.routes(server), responses=body)
     app.add_middleware(Guard, settings=settings)  # the last one added runs first
@@ -63,7 +86,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: HttpRequest, error: ApiError) -> Response:
-        return JSONResponse(error.body, error.status, error.headers)
+        return JSONResponse(body_for(error, request.url.path), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:
@@ -208,6 +231,7 @@ def _about(server: Server) -> APIRouter:
             "limits": {name: getattr(settings, name) for name in limits.split()},
             "sampling": {name: getattr(defaults, name) for name in sampling.split()},
             "structured": server.structured,
+            "reasoning": settings.reasoning,
             "version": version("polyphi"),
         }
 

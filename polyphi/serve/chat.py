@@ -1,13 +1,7 @@
-"""Chat completions: OpenAI's messages -> a conversation, and the model's answers -> OpenAI's responses.
+"""Chat completions: OpenAI's messages -> a conversation, and the model's answers -> OpenAI's format."""
 
-Streamed and whole answers use the same code: where tools are offered, the text of each answer goes through one parser
-of tool calls, so the joined deltas of a stream equal the message without streaming.
-"""
-
-import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,45 +9,19 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyphi.batch import Batch
-from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser
-from polyphi.messages import (
-    Audio,
-    Completion,
-    Grammar,
-    Image,
-    Message,
-    Part,
-    SamplingParams,
-    Text,
-    TokenLogprob,
-    Video,
-    with_calls,
-    with_tools,
-)
+from polyphi.engine.reasoning import Reasoning
+from polyphi.engine.tools import ToolCall
+from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import base_fields, extra_fields, token_usage, usage
-from polyphi.serve.errors import ApiError
-from polyphi.serve.events import Events, unless_disconnected
-from polyphi.serve.fetch import Media
+from polyphi.serve.conversation import chat_turns
+from polyphi.serve.generation import CallRules, Generation, answer, with_reasoning, with_rules
 from polyphi.serve.jobs import Job, OutputDelta
+from polyphi.serve.output import Output, OutputPart
 from polyphi.serve.prompts import prompt_fields
-from polyphi.serve.schema import (
-    AudioPart,
-    AudioUrlPart,
-    ChatRequest,
-    ImagePart,
-    NamedTool,
-    RefusalPart,
-    Turn,
-    VideoPart,
-    available_tools,
-    prompt_end,
-)
-from polyphi.serve.schema import Part as RequestPart
-from polyphi.serve.server import Server, release_body
+from polyphi.serve.schema import ChatRequest, NamedTool, available_tools, prompt_end
+from polyphi.serve.server import Server
 from polyphi.serve.streams import stream
 
-ROLES = {"developer": "system", "tool": "tool_response"}
 LOGPROB = 8
 """JSON values of one token's log-probability entry, its bytes included."""
 
@@ -63,183 +31,87 @@ def routes(server: Server) -> APIRouter:
 
     @router.post("/v1/chat/completions", summary="Answer a conversation")
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
-        adapter = server.adapter(body.model, body.adapter)
-        tools = available_tools(body.tools or (), body.tool_choice)
-        end = prompt_end(body)
-        logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        requested = body.sampling(
-            grammar=answer_grammar(body, tools),
-            max_tokens=body.token_limit,
-            logprobs=logprobs,
-        )
-        if tools and requested.grammar is None and body.parallel_tool_calls is False:
-            requested = replace(requested, stop_at_call=True)
+        generation = chat_generation(server, body)
+        offered = bool(generation.tools)
 
-        async def prepare_row() -> tuple[Batch, SamplingParams]:
-            sampling = await server.check_sampling(ticket.caller, requested, body)
-            with server.media.request() as media:
-                messages = await conversation(server, media, body.messages)
-                server.log_prompt(request, [(m.role, m.text) for m in messages])
-                with server.api_errors("messages", body.messages):
-                    return await server.prepare(
-                        ticket, with_tools(messages, tools), adapter, sampling, end
-                    )
-
-        with server.admit(server.caller(request)) as ticket:
-            row, sampling = await unless_disconnected(request, prepare_row())
-            (job,) = await server.submit(ticket, [row], sampling)
-            del row  # its pixels are freed when the answers have ended
+        def formatted(job: Job, sampling: SamplingParams) -> Answer:
             body.messages = []
-            release_body(request)
-            answer = Answer(server, request, body, job, sampling, bool(tools))
-            if body.stream:
-                return Events(answer.events(), ticket.transfer())
-            return await unless_disconnected(request, answer.whole())
+            return Answer(server, request, body, job, sampling, offered)
+
+        return await answer(server, request, generation, formatted, stream=body.stream)
 
     return router
 
 
-def answer_grammar(body: ChatRequest, tools: Sequence[dict[str, Any]]) -> Grammar | None:
-    """The grammar of an answer: tool calls where `tool_choice` requires them; otherwise the response format, with tool
-    calls as an alternative where tools are offered. None for free text, which may also contain calls."""
-    response = body.grammar()
-    required = body.tool_mode == "required"
-    if not tools or (response is None and not required):
-        return response
-    single = isinstance(body.tool_choice, NamedTool) or body.parallel_tool_calls is False
-    return Grammar(
-        "tools",
-        json.dumps(tools),
-        max_calls=1 if single else None,
-        alternative=None if required else response,
+def chat_generation(server: Server, body: ChatRequest) -> Generation:
+    """The conversation to answer and its options. Raises ApiError for invalid ones."""
+    adapter = server.adapter(body.model, body.adapter)
+    tools = available_tools(body.tools or (), body.tool_choice)
+    sampling = body.sampling(
+        grammar=None,
+        max_tokens=body.token_limit,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    rules = CallRules(
+        required=body.tool_mode == "required",
+        single=isinstance(body.tool_choice, NamedTool) or body.parallel_tool_calls is False,
+    )
+    sampling = with_reasoning(
+        with_rules(sampling, tools, body.grammar(), rules),
+        server.settings.reasoning,
+        body.reasoning_effort,
+        body.thinking_token_budget,
+    )
+    turns, end = chat_turns(body.messages), prompt_end(body)
+    return Generation(turns, tools, adapter, sampling, body, "messages", end)
 
 
-async def conversation(server: Server, media: Media, turns: Sequence[Turn]) -> tuple[Message, ...]:
-    """OpenAI's messages as `Message`s, with the bytes of all media loaded."""
-    if len(turns) > server.settings.max_messages:
-        raise ApiError(
-            400,
-            f"expected at most {server.settings.max_messages} messages in a conversation, found {len(turns)}",
-            param="messages",
-        )
-    parts = [part for turn in turns if isinstance(turn.content, list) for part in turn.content]
-    frames = sum(part.video_url.frames for part in parts if isinstance(part, VideoPart))
-    clips = sum(isinstance(part, ImagePart | AudioPart | AudioUrlPart) for part in parts)
-    for count, limit, name in (
-        (frames, server.settings.max_video_frames, "frames of videos"),
-        (frames + clips, server.settings.max_parts, "images, audio clips and frames of videos"),
-    ):
-        if count > limit:
-            raise ApiError(
-                400,
-                f"expected at most {limit} {name} in a request, found {count}",
-                param="messages",
-            )
-    return tuple([await _message(media, turn, f"messages[{i}]") for i, turn in enumerate(turns)])
+class Message:
+    """One answer as a message in OpenAI's format, during generation."""
 
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self._calls: list[dict[str, Any]] = []
 
-async def _message(media: Media, turn: Turn, where: str) -> Message:
-    parts: list[Part] = []
-    if isinstance(turn.content, str):
-        parts.append(Text(turn.content))
-    for number, part in enumerate(turn.content if isinstance(turn.content, list) else ()):
-        parts.append(await _part(media, part, f"{where}.content[{number}]"))
-    if turn.tool_calls:
-        if turn.role != "assistant":
-            raise ApiError(
-                400,
-                f"{where}.tool_calls: expected role 'assistant' for tool calls, found {turn.role!r}",
-                param=f"{where}.tool_calls",
-            )
-        try:
-            parts_with_calls = with_calls(
-                parts, [call.function.model_dump() for call in turn.tool_calls]
-            )
-        except ValueError as error:
-            where = f"{where}.tool_calls"
-            raise ApiError(400, f"{where}: {error}", param=where) from None
-        return Message(turn.role, parts_with_calls)
-    if turn.content is None:
-        raise ApiError(400, f"{where}.content: expected text or parts", param=f"{where}.content")
-    return Message(ROLES.get(turn.role, turn.role), tuple(parts))
-
-
-async def _part(media: Media, part: RequestPart, where: str) -> Part:
-    if isinstance(part, ImagePart):
-        image = part.image_url
-        data = await media.image(image.url, f"{where}.image_url.url")
-        return Image(data, image.detail, image.max_crops)
-    if isinstance(part, AudioPart):
-        return Audio(await media.input_audio(part.input_audio.data, f"{where}.input_audio.data"))
-    if isinstance(part, AudioUrlPart):
-        return Audio(await media.audio(part.audio_url.url, f"{where}.audio_url.url"))
-    if isinstance(part, VideoPart):
-        video = part.video_url
-        data = await media.video(video.url, f"{where}.video_url.url")
-        return Video(data, video.frames, video.detail, video.max_crops)
-    return Text(part.refusal if isinstance(part, RefusalPart) else part.text)
-
-
-@dataclass
-class ParsedAnswer:
-    """One answer during generation, parsed into content and tool calls. Unless calls are `parallel`, everything after
-    the first call is dropped. Where a call is `required`, the answer has no content."""
-
-    parser: ToolParser | GrammarToolParser | None
-    parallel: bool = True
-    required: bool = False
-    content: str = ""
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    complete: bool = True
-    """Whether the last call is complete."""
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-    def add(self, output: OutputDelta) -> list[dict[str, Any]]:
+    def add(self, delta: OutputDelta) -> list[dict[str, Any]]:
         """The chat deltas of one output delta."""
-        parts: list[str | ToolCall] = [output.text] if output.text else []
-        if self.parser is not None:
-            parts = self.parser.add(output.text)
-            if output.finish_reason:
-                parts += self.parser.finish()
-        self.logprobs += output.logprobs
-        deltas = []
-        for part in parts:
-            if self.calls and not self.parallel:
-                break
-            deltas.append(self._delta(part))
-        return deltas
+        return [self._delta(part) for part in self.output.add(delta)]
 
-    def _delta(self, part: str | ToolCall) -> dict[str, Any]:
+    def _delta(self, part: OutputPart) -> dict[str, Any]:
         if isinstance(part, str):
-            self.content += part
             return {"content": part}
-        call = {
-            "id": f"call_{secrets.token_hex(12)}",
-            "type": "function",
-            "function": {"name": part.name, "arguments": part.arguments},
-        }
-        self.calls.append(call)
-        self.complete = part.complete
-        return {"tool_calls": [{"index": len(self.calls) - 1, **call}]}
+        if isinstance(part, Reasoning):
+            return _reasoning(part.text)
+        call = _call(part)
+        self._calls.append(call)
+        return {"tool_calls": [{"index": len(self._calls) - 1, **call}]}
 
     @property
     def no_content(self) -> str | None:
         """The content of a delta or message without text: null where a call is required."""
-        return None if self.required else ""
+        return None if self.output.required else ""
 
     @property
-    def message(self) -> dict[str, Any]:
-        content = self.content or (None if self.calls else self.no_content)
+    def whole(self) -> dict[str, Any]:
+        reasoning, calls = self.output.reasoning, self._calls
+        content = self.output.content or (None if calls or reasoning else self.no_content)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        return {**message, "tool_calls": self.calls} if self.calls else message
+        if reasoning:
+            message |= _reasoning(reasoning)
+        return {**message, "tool_calls": calls} if calls else message
 
-    def reason(self, output: OutputDelta) -> str | None:
-        """The finish reason: "tool_calls" if the answer stopped with complete calls, otherwise the engine's reason."""
-        has_calls = self.calls and self.complete
-        return (
-            "tool_calls" if output.finish_reason == "stop" and has_calls else output.finish_reason
-        )
+
+def _reasoning(text: str) -> dict[str, str]:
+    """The fields of a message or delta with reasoning: clients read one of two names."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
 class Answer:
@@ -255,23 +127,14 @@ class Answer:
         tools: bool,
     ) -> None:
         self._server, self._request, self._body, self._job = server, request, body, job
-        grammar = sampling.grammar if tools else None
-        required = grammar is not None and grammar.alternative is None
-        self._parsed = [
-            ParsedAnswer(
-                _parser(grammar) if tools else None,
-                parallel=not sampling.stop_at_call,
-                required=required,
-            )
-            for _ in job.requests
-        ]
+        self._messages = [Message(Output(sampling, tools=tools)) for _ in job.requests]
 
     def _head(self, object_type: str) -> dict[str, Any]:
         return base_fields("chatcmpl", object_type, self._body.model or self._server.settings.name)
 
     def _completions(self) -> list[Completion]:
         """The completions of the ended job; also logs the messages where that is enabled."""
-        self._server.log_prompt(self._request, [parsed.message for parsed in self._parsed])
+        self._server.log_prompt(self._request, [message.whole for message in self._messages])
         return self._job.answers()
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
@@ -283,29 +146,25 @@ class Answer:
         }
 
     async def whole(self) -> Response:
-        reasons: dict[int, str | None] = {}
-        async for output in self._job:
-            parsed = self._parsed[output.number]
-            parsed.add(output)
-            if output.finish_reason:
-                reasons[output.number] = parsed.reason(output)
+        async for delta in self._job:
+            self._messages[delta.number].add(delta)
         completions = self._completions()
         answers, top = self._server.answers, self._body.top_logprobs or 0
         choices = [
             {
                 "index": number,
-                "message": parsed.message,
+                "message": message.whole,
                 "logprobs": await answers.build_part(
-                    partial(self._logprobs, parsed.logprobs),
-                    LOGPROB * len(parsed.logprobs) * (1 + top),
+                    partial(self._logprobs, completion.logprobs),
+                    LOGPROB * len(completion.logprobs) * (1 + top),
                 ),
-                "finish_reason": reasons[number],
-                "stop_reason": completions[number].stop_reason,
-                **(
-                    {"token_ids": completions[number].tokens} if self._body.return_token_ids else {}
-                ),
+                "finish_reason": message.output.finish_reason,
+                "stop_reason": completion.stop_reason,
+                **({"token_ids": completion.tokens} if self._body.return_token_ids else {}),
             }
-            for number, parsed in enumerate(self._parsed)
+            for number, (message, completion) in enumerate(
+                zip(self._messages, completions, strict=True)
+            )
         ]
         start = self._head("chat.completion")
         prompt = await prompt_fields(
@@ -345,14 +204,14 @@ class Answer:
 
         body = self._body
         prompt = await prompt_fields(self._server.answers, self._server.tokens, self._job, body)
-        for number, parsed in enumerate(self._parsed):
-            yield {**chunk(number, {"role": "assistant", "content": parsed.no_content}), **prompt}
+        for number, message in enumerate(self._messages):
+            yield {**chunk(number, {"role": "assistant", "content": message.no_content}), **prompt}
             prompt = {}
         async for output in self._job:
-            parsed = self._parsed[output.number]
-            deltas = parsed.add(output)
+            message = self._messages[output.number]
+            deltas = message.add(output)
             if ((output.logprobs and body.logprobs) or body.return_token_ids) and not deltas:
-                deltas = [{} if parsed.required else {"content": ""}]
+                deltas = [{} if message.output.required else {"content": ""}]
             for i, delta in enumerate(deltas):
                 more: dict[str, Any] = {"logprobs": None if i else self._logprobs(output.logprobs)}
                 if body.return_token_ids:
@@ -361,14 +220,7 @@ class Answer:
             if output.finish_reason:
                 start |= extra_fields([self._job.requests[output.number].completion()])
                 reasons = {
-                    "finish_reason": parsed.reason(output),
+                    "finish_reason": message.output.finish_reason,
                     "stop_reason": output.stop_reason,
                 }
                 yield chunk(output.number, {}, **reasons)
-
-
-def _parser(grammar: Grammar | None) -> ToolParser | GrammarToolParser:
-    """The parser of an answer that may call tools: of free text, or of a tool grammar's output."""
-    if grammar is None:
-        return ToolParser()
-    return GrammarToolParser(alternative=grammar.alternative is not None)

@@ -1,10 +1,10 @@
-"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
+"""Errors in OpenAI's format, `{"error": {"message", "type", "param", "code"}}`, and on Anthropic's routes in theirs.
 
 >>> raise ApiError(400, "temperature must be from 0 to 100, found -1", param="temperature")
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -40,6 +40,30 @@ class ApiError(Exception):
         return {"error": fields}
 
 
+ANTHROPIC = "/v1/messages"
+"""The path of Anthropic's routes, whose errors have another format."""
+ANTHROPIC_TYPES = {
+    **TYPES,
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+
+
+def anthropic_body(error: ApiError) -> dict[str, Any]:
+    """An error in Anthropic's format: `{"type": "error", "error": {"type", "message", ...}}`."""
+    default = "api_error" if error.status >= 500 else "invalid_request_error"
+    fields = {**error.body["error"], "type": ANTHROPIC_TYPES.get(error.status, default)}
+    return {"type": "error", "error": fields}
+
+
+def body_for(error: ApiError, path: str) -> dict[str, Any]:
+    """The body of an error in the format of the API at a path."""
+    is_anthropic = path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/")
+    return anthropic_body(error) if is_anthropic else error.body
+
+
 class Problem(BaseModel):
     message: str
     type: str = Field(examples=["invalid_request_error"])
@@ -53,11 +77,17 @@ class ErrorResponse(BaseModel):
     error: Problem
 
 
+class AnthropicErrorResponse(ErrorResponse):
+    """The body of every error of Anthropic's routes."""
+
+    type: Literal["error"]
+
+
 DESCRIPTIONS = {
     400: "The request can't be parsed, or a value in it is invalid; `param` names it.",
     401: "An API key of this server is required.",
     403: "The Host header doesn't name this server, or the origin of the web page isn't allowed.",
-    404: "The model doesn't exist.",
+    404: "The model, or the stored response, doesn't exist.",
     413: "The body, or a part of it, is too large.",
     415: "The body, or an image or audio in it, has an unsupported type.",
     429: "The request queue is full; `Retry-After` says when to retry.",
@@ -65,16 +95,15 @@ DESCRIPTIONS = {
 }
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def responses(
+    *statuses: int, model: type[ErrorResponse] = ErrorResponse
+) -> dict[int | str, dict[str, Any]]:
     """The error responses of a route, in FastAPI's form for /openapi.json."""
-    return {
-        status: {"model": ErrorResponse, "description": DESCRIPTIONS[status]} for status in statuses
-    }
+    return {status: {"model": model, "description": DESCRIPTIONS[status]} for status in statuses}
 
 
-DEFAULT_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {"model": ErrorResponse, "description": "Any other error."}
-}
+def default_response(model: type[ErrorResponse] = ErrorResponse) -> dict[int | str, dict[str, Any]]:
+    return {"default": {"model": model, "description": "Any other error."}}
 
 
 def as_api_error(error: Exception) -> ApiError:

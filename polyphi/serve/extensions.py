@@ -22,7 +22,6 @@ IGNORED = frozenset(
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
-        "reasoning_effort",
         "verbosity",
         "prediction",
         # of other servers
@@ -31,13 +30,11 @@ IGNORED = frozenset(
         "cache_prompt",
         "early_stopping",  # of beam search
         "guided_decoding_backend",
-        "include_reasoning",
         "priority",
         "provider",
         "request_id",
         "rid",
         "spaces_between_special_tokens",  # of tokenizers without bytes
-        "thinking_token_budget",
         "transforms",
     ]
 )

@@ -7,10 +7,10 @@ that this server doesn't have, or a misspelt one. A null is never refused.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from polyphi.serve.errors import ApiError
@@ -42,6 +42,7 @@ class Fields(BaseModel):
     ignored: ClassVar[frozenset[str]] = frozenset()
     """Fields that can't change the answer."""
     refused: ClassVar[Refused] = {}
+    """May name fields of a base class that a route doesn't have."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,7 +51,7 @@ class Fields(BaseModel):
             return value
         known = {field.alias or name for name, field in cls.model_fields.items()}
         for name, inner in value.items():
-            if name in known or name in cls.ignored or inner is None:
+            if inner is None:
                 continue
             if name in cls.refused:
                 if inner in cls.refused[name]:
@@ -58,6 +59,8 @@ class Fields(BaseModel):
                 raise PydanticCustomError(
                     "unsupported_field", "isn't supported; leave it out", {"field": name}
                 )
+            if name in known or name in cls.ignored:
+                continue
             if cls.ignores_unknown(value) and not any(_is_misspelling(name, n) for n in known):
                 continue
             matches = get_close_matches(name, known, 1)
@@ -118,6 +121,27 @@ def _is_misspelling(name: str, known: str) -> bool:
 
 STRING, LIST, OBJECT, BOOLEAN = "<string>", "<list>", "<object>", "<boolean>"
 """Names of union members. pydantic includes them in the path of an error; `validation_error` removes them."""
+
+
+MAX_DEPTH = 64
+"""Maximum nested objects and lists in JSON that becomes part of a prompt or a response."""
+
+
+def check_depth(value: Any) -> Any:
+    """The value. Raises a validation error for one that is nested too deeply."""
+    level, depth = [value], -1
+    while level:
+        inner = [i for v in level for i in (v.values() if isinstance(v, dict) else v)]
+        level = [value for value in inner if isinstance(value, dict | list)]
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise PydanticCustomError(
+                "too_deep", "expected JSON nested at most {depth} deep", {"depth": MAX_DEPTH}
+            )
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_depth)]
 
 
 def json_type(value: Any) -> str | None:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polyphi.serve.bodies import LARGE, Bodies, Body
-from polyphi.serve.errors import ApiError
+from polyphi.serve.errors import ApiError, body_for
 from polyphi.serve.settings import Settings
 
 log = logging.getLogger("polyphi.serve")
@@ -58,9 +58,9 @@ SECURITY_HEADERS = (
 Headers = list[tuple[bytes, bytes]]
 
 
-def envelope(error: ApiError, request_id: str) -> tuple[int, Headers, bytes]:
-    """(status, headers, body) of the response for an error."""
-    body = json.dumps(error.body).encode()
+def envelope(error: ApiError, request_id: str, path: str = "") -> tuple[int, Headers, bytes]:
+    """(status, headers, body) of the response for an error of the API at a path."""
+    body = json.dumps(body_for(error, path)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -250,7 +250,7 @@ class Exchange:
         if self.cors:
             requested = self.headers.get(b"access-control-request-headers", b"")
             headers = [
-                (b"access-control-allow-methods", b"GET, POST"),
+                (b"access-control-allow-methods", b"GET, POST, DELETE"),
                 (
                     b"access-control-allow-headers",
                     requested if HEADER_NAMES.fullmatch(requested) else b"",
@@ -357,7 +357,7 @@ class Exchange:
         """Sends an error response; if a response has already started, returning without its end closes the socket."""
         if self.status is not None:
             return
-        status, headers, body = envelope(error, self.id)
+        status, headers, body = envelope(error, self.id, self.scope["path"])
         if self.socket:
             self.status = status
             if "websocket.http.response" not in self.scope.get("extensions", {}):

@@ -48,7 +48,6 @@ class Job:
         self._engine, self._metrics, self._loop = engine, metrics, loop
         self._deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
         self._lock = threading.Lock()
-        self._logprobs_sent = [0] * len(requests)  # log-probabilities sent so far
         self._token_counts, self._last_token_at = [0] * len(requests), [0.0] * len(requests)
         self._running = set(range(len(requests)))
         self._unfinished = len(requests)
@@ -65,26 +64,38 @@ class Job:
         for number in sorted(self._running):
             request, error = self.requests[number], None
             try:
-                text, reason = self._engine.output_delta(request)
+                pieces, reason = self._engine.output_pieces(request)
             except Exception as failure:
-                text, reason, error = "", "error", failure
-            logprobs: tuple[TokenLogprob, ...] = ()
-            if request.sampling.logprobs is not None and error is None and request.tokens:
-                logprobs = tuple(
-                    request.sampler.logprobs[self._logprobs_sent[number] : len(request.tokens)]
-                )
-                self._logprobs_sent[number] += len(logprobs)
-            tokens = tuple(request.tokens[self._token_counts[number] :])
+                pieces, reason, error = [], "error", failure
+            first = request.delivered - len(pieces)
+            tokens = tuple(request.tokens[first : request.delivered])  # an end token isn't in it
             self._update_metrics(number, len(tokens), reason)
             if reason:
                 self._running.discard(number)
-            if text or reason or tokens:
-                stop_reason = request.stop_reason if reason else None
-                delta = OutputDelta(number, text, logprobs, reason, error, tokens, stop_reason)
-                self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+            parts = self._parts(request, pieces, tokens)
+            for i, (text, own, logprobs) in enumerate(parts):
+                last = reason if i == len(parts) - 1 else None
+                if text or last or own:
+                    stop_reason = request.stop_reason if last else None
+                    delta = OutputDelta(number, text, logprobs, last, error, own, stop_reason)
+                    self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
         if not self._running and self.share is not None:
             self.share.row_ended()
         return bool(self._running)
+
+    def _parts(
+        self, request: Request, pieces: Sequence[str], tokens: tuple[int, ...]
+    ) -> list[tuple[str, tuple[int, ...], tuple[TokenLogprob, ...]]]:
+        """New text, joined, and its tokens; where log-probabilities are requested, the text of each token with its own
+        one. So they belong to the same text in every run, however many tokens a step has."""
+        if request.sampling.logprobs is None or not pieces:
+            return [("".join(pieces), tokens, ())]
+        first = request.delivered - len(pieces)
+        logprobs = tuple(request.sampler.logprobs[first : first + len(tokens)])
+        return [
+            (text, tokens[i : i + 1], logprobs[i : i + 1])  # an end token has a piece, but no entry
+            for i, text in enumerate(pieces)
+        ]
 
     def _update_metrics(self, number: int, new: int, reason: str | None) -> None:
         """Updates the metrics with the number of an answer's new tokens and its end."""

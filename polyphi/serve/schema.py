@@ -7,6 +7,7 @@ field of every route; tests/serve/test_fields.py sends each one.
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
@@ -229,8 +230,14 @@ ToolChoice = Annotated[
 ]
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class Sampling(Extensions):
-    """The sampling fields of both completion routes. Without them, decoding is greedy."""
+    """The sampling fields of all routes that generate text. Without them, decoding is greedy. `names`: of fields that
+    have another name than in `SamplingParams`."""
+
+    names: ClassVar[Mapping[str, str]] = {}
 
     model: str | None = Field(default=None, max_length=512)
     adapter: str | None = Field(default="auto", max_length=256)
@@ -281,6 +288,12 @@ class Sampling(Extensions):
             **{name: value for name, value in values.items() if value is not None},
         )
 
+    def sampling_field(self, message: str) -> str | None:
+        """The field that an error about sampling parameters names."""
+        parameters = {field.name for field in fields(SamplingParams)}
+        named = [self.names.get(word, word) for word in message.split() if word in parameters]
+        return next((name for name in named if name in type(self).model_fields), None)
+
 
 def _bias(pair: tuple[str, float]) -> tuple[int, float]:
     """A token id and the number that is added to its logit."""
@@ -293,7 +306,7 @@ def _bias(pair: tuple[str, float]) -> tuple[int, float]:
 
 
 class ChatRequest(Sampling):
-    ignored = Sampling.ignored | {"separate_reasoning", "stream_reasoning"}
+    ignored = Sampling.ignored | {"include_reasoning", "separate_reasoning", "stream_reasoning"}
     refused: ClassVar[Refused] = {
         **Sampling.refused,
         "audio": (),
@@ -312,6 +325,8 @@ class ChatRequest(Sampling):
     tools: list[Tool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0)
     modalities: Annotated[list[Literal["text"]], FAST] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -361,13 +376,8 @@ def available_tools(
         param = "tool_choice.allowed_tools.tools"
         names = [tool.function.name for tool in choice.allowed_tools.tools]
         choice = choice.allowed_tools.mode
-    known = {tool["name"] for tool in available}
-    if unknown := next((name for name in names if name not in known), None):
-        raise ApiError(
-            400, f"{param} names {unknown!r:.80}, which is not among the tools", param=param
-        )
     if param:
-        available = [tool for tool in available if tool["name"] in names]
+        available = selected_tools(available, names, param)
     if choice == "required" and not available:
         raise ApiError(
             400, "tool_choice requires a call, but the request has no tools", param=param or "tools"
@@ -375,10 +385,24 @@ def available_tools(
     return available
 
 
+def selected_tools(
+    tools: Sequence[dict[str, Any]], names: Sequence[str], param: str
+) -> list[dict[str, Any]]:
+    """The tools with these names. Raises ApiError for a name that none of them has; `param`: the field with it."""
+    known = {tool["name"] for tool in tools}
+    if unknown := next((name for name in names if name not in known), None):
+        raise ApiError(
+            400, f"{param} names {unknown!r:.80}, which is not among the tools", param=param
+        )
+    return [tool for tool in tools if tool["name"] in set(names)]
+
+
 Ids = Annotated[list[int], FAST]
 
 
 class CompletionRequest(Sampling):
+    ignored = Sampling.ignored | {"include_reasoning", "reasoning_effort", "thinking_token_budget"}
+
     prompt: Annotated[
         Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
         | Annotated[list[str], Field(max_length=MAX_TEXT, fail_fast=True), Tag(STRINGS)]

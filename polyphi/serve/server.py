@@ -42,11 +42,12 @@ from polyphi.messages import (
 from polyphi.runtime.heap import give_back
 from polyphi.serve.answers import Writer
 from polyphi.serve.budget import Budget, Share
+from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error
 from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
-from polyphi.serve.schema import Sampling, Turn
+from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
@@ -332,9 +333,7 @@ class Server:
         try:
             await self.in_thread(self.engine.check_sampling, replace(probe, grammar=None))
         except ValueError as error:
-            fields = type(body).model_fields
-            field = next((word for word in str(error).split() if word in fields), None)
-            raise ApiError(400, str(error), param=field) from None
+            raise ApiError(400, str(error), param=body.sampling_field(str(error))) from None
         if sampling.grammar is not None:
             large = len(sampling.grammar.text) > LARGE
             try:
@@ -346,7 +345,7 @@ class Server:
         return sampling
 
     @contextmanager
-    def api_errors(self, param: str, turns: Sequence[Turn] = ()) -> Iterator[None]:
+    def api_errors(self, param: str, turns: Sequence[InputTurn] = ()) -> Iterator[None]:
         """Converts the engine's exceptions about a request into ApiErrors; `turns` give the path of an invalid media
         part."""
         try:
@@ -482,22 +481,6 @@ def is_large(messages: Sequence[Message]) -> bool:
     size = sum(len(part.text) for part in parts if isinstance(part, Text))
     size += sum(len(message.tools or "") for message in messages)
     return size > LARGE or not all(isinstance(part, Text) for part in parts)
-
-
-def media_paths(turns: Sequence[Turn], modality: str) -> list[str]:
-    """The paths of a conversation's images ("image"), audio ("audio") or videos ("video"), in their order."""
-    fields = {
-        "image": {"image_url": "url"},
-        "audio": {"input_audio": "data", "audio_url": "url"},
-        "video": {"video_url": "url"},
-    }
-    return [
-        f"messages[{i}].content[{j}].{part.type}.{fields[modality][part.type]}"
-        for i, turn in enumerate(turns)
-        if isinstance(turn.content, list)
-        for j, part in enumerate(turn.content)
-        if part.type in fields.get(modality, ())
-    ]
 
 
 def release_body(request: HTTPConnection) -> None:

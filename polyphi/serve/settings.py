@@ -35,6 +35,8 @@ class Settings:
     vllm_names: bool = False
     """Whether metrics are also exported under vLLM's names."""
     log_prompts: bool = False
+    reasoning: bool = False
+    """Whether answers may begin with `<think>...</think>`, which is then separated from their content."""
 
     max_header_bytes: int = 32 << 10
     max_body_bytes: int = 100 * MIB
@@ -67,6 +69,8 @@ class Settings:
     max_prepared_bytes: int = 1024 * MIB
     """Of the prompts of all running and waiting requests: token ids, crops and log-mel frames. A single request may
     take more; otherwise the server returns 429 above it."""
+    max_stored_bytes: int = 256 * MIB
+    """Of the responses that are stored for later requests (store.py); 0: none are."""
     max_waiting: int = 64
     """Requests that may wait in the queue; the server returns 429 above it."""
     max_live_sessions: int = 32

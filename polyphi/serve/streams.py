@@ -39,6 +39,21 @@ async def stream(
         yield event(error.body)
 
 
+async def named_stream(
+    writer: Writer,
+    events: AsyncGenerator[dict[str, Any]],
+    failure: Callable[[ApiError], dict[str, Any]],
+) -> AsyncIterator[bytes]:
+    """Events that are named by their `type`. `failure` returns the last event for an ApiError from `events`."""
+    try:
+        async with aclosing(events):
+            async for value in events:
+                yield await writer.event(value, value["type"])
+    except ApiError as error:
+        value = failure(error)
+        yield await writer.event(value, value["type"])
+
+
 async def merged(sources: Sequence[AsyncIterable[T]]) -> AsyncGenerator[tuple[int, T]]:
     """(number of the source, value) of several sources, in order of arrival. An exception of one source ends all."""
     queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()

@@ -11,8 +11,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from polyphi.messages import Audio, Image, Text, with_tools
-from polyphi.serve import chat
 from polyphi.serve.answers import EncodedJson
+from polyphi.serve.conversation import chat_turns, conversation
 from polyphi.serve.errors import ApiError, responses
 from polyphi.serve.fields import MAX_TEXT
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, available_tools, prompt_end
@@ -45,13 +45,13 @@ def routes(server: Server) -> APIRouter:
                 large, caller = len(prompt) > LARGE, server.caller(request)
                 result = await server.in_turn(large, caller, _collect, server, texts, strings)
             return await server.answers.response(result.fields(server))
-        turns, end = body.messages or [], prompt_end(body)
+        turns, end = chat_turns(body.messages or ()), prompt_end(body)
         with (
             server.admit(server.caller(request)) as ticket,
             server.api_errors("messages", turns),
             server.media.request() as media,
         ):
-            messages = await chat.conversation(server, media, turns)
+            messages = await conversation(media, turns, server.settings, "messages")
             messages = with_tools(messages, available_tools(body.tools or ()))
 
             def slices() -> Iterator[tuple[type, Sequence[int]]]:

@@ -48,6 +48,7 @@ class Scripted:
 
     config = SimpleNamespace(vision=True, audio=True, adapters={"vision": 1, "speech": 1})
     context = CONTEXT
+    reasoning = False
     tokenizer = SimpleNamespace(encode=str.split)
 
     def __init__(self, *answers: Any) -> None:
@@ -131,6 +132,16 @@ def test_a_conversation_is_kept_and_told() -> None:
     ]
     assert "Hello there\n" in output and "no adapter · 1 prompt tokens · 2 tokens in" in output
     assert "6 prompt tokens" in output and "Fine\n" in output
+
+
+def test_reasoning_is_printed_and_left_out_of_the_history() -> None:
+    phi = Scripted(["<thi", "nk>one", " two</think>\n", "three"], "four")
+    phi.reasoning = True
+    terminal, output = talk(phi, "hi", "and?")
+    assert "one two\n\nthree" in output and "think>" not in output
+    assert [m.text for m in terminal.messages] == ["hi", "three", "and?", "four"]
+    plain, output = talk(Scripted("<think>one</think>two"), "hi")
+    assert plain.messages[1].text == "<think>one</think>two"
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,9 @@ class PageServer:
                 if "never" in prompt:
                     await asyncio.sleep(3600)
                 yield delta(role="assistant", content="")
+                if "think" in prompt:
+                    for piece in ("one <b>and", "</b> two"):
+                        yield delta(reasoning_content=piece, reasoning=piece)
                 for at in range(0, len(answer), 6):
                     piece = delta(content=answer[at : at + 6])
                     # Letters of several bytes may be cut in two on their way.

@@ -285,21 +285,22 @@ def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
 
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:
     """With a scripted model output, streamed and whole answers are equal."""
-    from polyphi.engine.tools import ToolParser
-    from polyphi.serve.chat import ParsedAnswer
+    from polyphi.serve.chat import Message as ChatMessage
     from polyphi.serve.jobs import OutputDelta
+    from polyphi.serve.output import Output
 
     text = 'So: <|tool_call|>[{"name": "a", "arguments": {}}, {"name": "b", "arguments": {}}]<|/tool_call|>'
     for parallel, names in ((True, ["a", "b"]), (False, ["a"])):
         for size in (1, 7, len(text)):
-            answer = ParsedAnswer(ToolParser(), parallel)
+            sampling = SamplingParams(stop_at_call=not parallel)
+            answer = ChatMessage(Output(sampling, tools=True))
             pieces = [text[i : i + size] for i in range(0, len(text), size)]
             for number, piece in enumerate(pieces):
                 last = "stop" if number == len(pieces) - 1 else None
                 answer.add(OutputDelta(0, piece, (), last))
-            assert [call["function"]["name"] for call in answer.message["tool_calls"]] == names
-            assert answer.message["content"] == "So: "
-            assert answer.reason(OutputDelta(0, "", (), "stop")) == "tool_calls"
+            assert [call["function"]["name"] for call in answer.whole["tool_calls"]] == names
+            assert answer.whole["content"] == "So: "
+            assert answer.output.finish_reason == "tool_calls"
 
 
 # Tools: what is called, what is content, and how an answer ends

@@ -323,6 +323,26 @@ def test_sound_that_only_the_browser_reads_becomes_wav(page: Page, server: PageS
         assert recording.getframerate() == 16000 and recording.getnframes() > 4000
 
 
+def test_reasoning_is_folded_and_not_sent_back(page: Page, server: PageServer) -> None:
+    page.open(server.url).ready()
+    page.write("think")
+    assert page.send() == "You said: think 🙂é"
+    (details,) = page.all("details.reasoning")
+    assert not details.get_attribute("open")
+    page.click("details.reasoning summary")
+    assert page.texts("details.reasoning .text") == ["one <b>and</b> two"]
+    page.write("and?")
+    page.send()
+    assert [turn["content"] for turn in chats(server)[1]["messages"]] == [
+        "think",
+        "You said: think 🙂é",
+        "and?",
+    ]
+    page.open(server.url).ready()
+    page.click("details.reasoning summary")
+    assert page.texts("details.reasoning .text") == ["one <b>and</b> two"]
+
+
 def test_stop_before_the_first_token(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     page.write("never answer")

@@ -9,20 +9,21 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from serve.test_walk import ODD, ODDER, SIMPLE, places, put, rich
 
+from polyphi.serve.anthropic_schema import CountTokensRequest, MessagesRequest
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fields import validation_error
-from polyphi.serve.schema import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from polyphi.serve.responses_schema import ResponsesRequest
+from polyphi.serve.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 MODELS: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/v1/responses": ResponsesRequest,
+    "/v1/responses/input_tokens": ResponsesRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
 }
 
 

@@ -237,6 +237,31 @@ SIMPLE: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("/v1/completions", {"prompt": "hi", "max_tokens": 1, "logprobs": 1, "echo": True}),
+    (
+        "/v1/responses",
+        {
+            "input": [{"role": "user", "content": "hi"}],
+            "instructions": "be brief",
+            "max_output_tokens": 1,
+            "metadata": {"a": "b"},
+            "store": True,
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 1,
+            "reasoning": {"effort": "low", "summary": "auto"},
+            "stream": True,
+        },
+    ),
+    (
+        "/v1/messages",
+        {
+            "messages": [{"role": "user", "content": "hi"}],
+            "system": "be brief",
+            "max_tokens": 1,
+            "stop_sequences": ["z"],
+            "thinking": {"type": "enabled", "budget_tokens": 1},
+            "stream": True,
+        },
+    ),
     ("/tokenize", {"prompt": "hi", "return_token_strs": True}),
     ("/detokenize", {"tokens": [5, 6]}),
 ]
@@ -298,6 +323,60 @@ def rich() -> list[tuple[str, dict[str, Any]]]:
         ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 2, "stream": True}),
         ("/v1/completions", {"prompt": [[5], [6]], "max_tokens": 0, "logprobs": 1, "echo": True}),
         ("/tokenize", {"messages": body["messages"], "tools": [TOOL]}),
+        *rich_items(image_data, audio_data),
+        *rich_blocks(image_data),
+    ]
+
+
+def rich_items(image: str, audio: str) -> list[tuple[str, dict[str, Any]]]:
+    """Requests of the Responses API."""
+    content = [
+        {"type": "input_text", "text": "hi"},
+        {"type": "input_image", "image_url": f"data:image/png;base64,{image}", "detail": "low"},
+        {"type": "input_audio", "input_audio": {"data": audio, "format": "wav"}},
+    ]
+    items = [
+        {"type": "message", "role": "developer", "content": "s"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
+        {"type": "reasoning", "id": "r", "summary": []},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "r"},
+    ]
+    body: dict[str, Any] = {"input": "hi", "max_output_tokens": 2}
+    function = {"type": "function", **TOOL["function"], "strict": True}
+    named = {"type": "function", "name": "f"}
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [named]}
+    format_ = {"type": "json_schema", "name": "a", "schema": SCHEMA}
+    path = "/v1/responses"
+    return [
+        (path, {**body, "input": [{"role": "user", "content": content}], "store": False}),
+        (path, {**body, "input": items, "tools": [function], "tool_choice": named}),
+        (path, {**body, "tools": [function], "tool_choice": allowed}),
+        (path, {**body, "text": {"format": format_}, "parallel_tool_calls": False}),
+        (f"{path}/input_tokens", {"input": "hi", "tools": [function]}),
+    ]
+
+
+def rich_blocks(image: str) -> list[tuple[str, dict[str, Any]]]:
+    """Requests of the Messages API."""
+    source = {"type": "base64", "media_type": "image/png", "data": image}
+    use = {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}}
+    result = {"type": "tool_result", "tool_use_id": "c", "content": "r", "is_error": False}
+    messages = [
+        {"role": "user", "content": [{"type": "image", "source": source}]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "a"}, use]},
+        {"role": "user", "content": [result, {"type": "text", "text": "hi"}]},
+    ]
+    function = {"name": "f", "description": "d", "input_schema": SCHEMA}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    choice = {"type": "tool", "name": "f", "disable_parallel_tool_use": True}
+    config = {"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "low"}
+    path = "/v1/messages"
+    return [
+        (path, {**body, "messages": messages}),
+        (path, {**body, "tools": [function], "tool_choice": choice}),
+        (path, {**body, "output_config": config}),
+        (f"{path}/count_tokens", {"messages": body["messages"], "tools": [function]}),
     ]
 
 

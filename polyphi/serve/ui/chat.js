@@ -96,11 +96,22 @@ function renderAnswer(element, node) {
   const body = element.querySelector(".markdown");
   const busy = running.get(current.id)?.node === node;
   element.setAttribute("aria-busy", String(busy));
+  if (node.reasoning) renderReasoning(body, node.reasoning);
   renderMarkdown(body, node.text, busy);
   body.classList.toggle("waiting", busy && !node.text);
   element.querySelector(":scope > .note")?.remove();
   const note = busy ? null : noteElement(node);
   if (note) body.after(note);
+}
+
+/** Shows the reasoning before the text of an answer, folded until the reader opens it. */
+function renderReasoning(body, text) {
+  let details = body.previousElementSibling;
+  if (!details?.matches(".reasoning")) {
+    details = h("details", { class: "reasoning" }, h("summary", null, "Reasoning"), h("div", { class: "text", dir: "auto" }));
+    body.before(details);
+  }
+  details.lastElementChild.textContent = text;
 }
 
 function noteElement(node) {
@@ -294,10 +305,12 @@ async function answer(conversation, parent) {
       if (event.adapter !== undefined) node.stats = { ...node.stats, adapter: event.adapter ?? "" };
       const choice = event.choices?.[0];
       if (choice?.finish_reason) node.end = choice.finish_reason;
-      if (!choice?.delta?.content) continue;
+      const { content, reasoning_content: reasoning } = choice?.delta ?? {};
+      if (!content && !reasoning) continue;
       timing.last = performance.now();
       timing.first ??= timing.last;
-      node.text += choice.delta.content;
+      if (reasoning) node.reasoning = (node.reasoning ?? "") + reasoning;
+      node.text += content ?? "";
       if (isShown()) paint(node);
       if (timing.last - saved > 1500) {
         saved = timing.last;

@@ -211,6 +211,7 @@ async function importText(source) {
         for (const one of media) one.conversation = fresh.id;
         const error = node.error ? list(node.error).filter((line) => typeof line === "string") : null;
         const ending = { end: text(node.end) || null, stats: statsOf(node.stats), error };
+        if (text(node.reasoning)) ending.reasoning = node.reasoning;
         const added = addNode(fresh, to, {
           role: node.role,
           text: text(node.text),

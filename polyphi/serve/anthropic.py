@@ -1,0 +1,217 @@
+"""Anthropic's Messages API: its messages -> a conversation, and the model's answer -> content blocks."""
+
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from polyphi.engine.reasoning import Reasoning
+from polyphi.engine.tools import ToolCall
+from polyphi.messages import Completion, SamplingParams
+from polyphi.serve.answers import EncodedJson, extra_fields
+from polyphi.serve.anthropic_schema import (
+    CountTokensRequest,
+    MessagesRequest,
+    functions_of,
+    message_turns,
+)
+from polyphi.serve.errors import ApiError, anthropic_body
+from polyphi.serve.generation import (
+    CallRules,
+    Generation,
+    answer,
+    count_tokens,
+    with_reasoning,
+    with_rules,
+)
+from polyphi.serve.jobs import Job
+from polyphi.serve.output import Output, OutputPart
+from polyphi.serve.schema import Tool, available_tools, selected_tools
+from polyphi.serve.server import Server
+from polyphi.serve.streams import named_stream
+
+Event = dict[str, Any]
+BlockType = Literal["thinking", "text"]
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+def routes(server: Server) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/messages", summary="Answer a conversation in Anthropic's format")
+    async def messages(body: MessagesRequest, request: HttpRequest) -> Response:
+        generation = _generation(server, body)
+        offered = bool(generation.tools)
+
+        def formatted(job: Job, sampling: SamplingParams) -> Answer:
+            body.messages = []
+            return Answer(server, request, body, job, Output(sampling, tools=offered))
+
+        return await answer(server, request, generation, formatted, stream=body.stream)
+
+    @router.post("/v1/messages/count_tokens", summary="Count the tokens of a conversation")
+    async def count(body: CountTokensRequest, request: HttpRequest) -> Response:
+        server.adapter(body.model, body.adapter)
+        turns, (tools, _) = message_turns(body), _tools(body)
+        tokens = await count_tokens(server, request, turns, tools, "messages")
+        return JSONResponse({"input_tokens": tokens.total})
+
+    return router
+
+
+def _generation(server: Server, body: MessagesRequest) -> Generation:
+    """The conversation to answer and its options. Raises ApiError for invalid ones."""
+    adapter = server.adapter(body.model, body.adapter)
+    tools, rules = _tools(body)
+    sampling = body.sampling(grammar=None, max_tokens=body.max_tokens, logprobs=None)
+    sampling = with_reasoning(
+        with_rules(
+            replace(sampling, stop=tuple(body.stop_sequences or ())), tools, body.grammar(), rules
+        ),
+        server.settings.reasoning,
+        body.output_config.effort if body.output_config else None,
+        body.reasoning_budget,
+    )
+    return Generation(message_turns(body), tools, adapter, sampling, body, "messages")
+
+
+def _tools(body: CountTokensRequest) -> tuple[list[dict[str, Any]], CallRules]:
+    """The functions that the model may call, and how."""
+    choice = body.tool_choice
+    functions = [Tool(type="function", function=one) for one in functions_of(body.tools)]
+    if choice is None:
+        return available_tools(functions), CallRules()
+    if choice.type != "tool":
+        mode: Literal["none", "auto", "required"] = (
+            "required" if choice.type == "any" else choice.type
+        )
+        rules = CallRules(mode == "required", choice.disable_parallel_tool_use)
+        return available_tools(functions, mode), rules
+    if choice.name is None:
+        raise ApiError(400, "tool_choice: expected the name of a tool", param="tool_choice.name")
+    tools = selected_tools(available_tools(functions), [choice.name], "tool_choice.name")
+    return tools, CallRules(required=True, single=True)
+
+
+class Blocks:
+    """The content blocks of one answer, and the events of their growth. A call that is cut off is left out, because its
+    input isn't valid."""
+
+    def __init__(self) -> None:
+        self.blocks: list[dict[str, Any]] = []
+        self._open: BlockType | None = None  # the type of the last block, while it grows
+        self._texts: list[str] = []
+
+    def add(self, parts: list[OutputPart]) -> list[Event]:
+        events: list[Event] = []
+        for part in parts:
+            if isinstance(part, ToolCall):
+                events += [*self.close(), *(self._call(part) if part.complete else ())]
+                continue
+            type_: BlockType = "thinking" if isinstance(part, Reasoning) else "text"
+            if self._open != type_:
+                events += [*self.close(), self._start(type_)]
+            text = part.text if isinstance(part, Reasoning) else part
+            self._texts.append(text)
+            events.append(self._delta({"type": f"{type_}_delta", type_: text}))
+        return events
+
+    def close(self) -> list[Event]:
+        """The events that end the open block."""
+        if self._open is None:
+            return []
+        self.blocks[-1] = {**self.blocks[-1], self._open: "".join(self._texts)}
+        self._open = None
+        return [self._event("stop")]
+
+    def _event(self, name: str, **fields: Any) -> Event:
+        return {"type": f"content_block_{name}", "index": len(self.blocks) - 1, **fields}
+
+    def _start(self, type_: BlockType) -> Event:
+        block = {"type": type_, type_: ""}
+        self.blocks.append({**block, "signature": ""} if type_ == "thinking" else block)
+        self._open, self._texts = type_, []
+        return self._event("start", content_block=self.blocks[-1])
+
+    def _delta(self, delta: dict[str, Any]) -> Event:
+        return self._event("delta", delta=delta)
+
+    def _call(self, call: ToolCall) -> list[Event]:
+        block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": call.name}
+        # The arguments are JSON already, and parsing could change them: 1e999 is infinite.
+        self.blocks.append({**block, "input": EncodedJson((call.arguments.encode(),))})
+        return [
+            self._event("start", content_block={**block, "input": {}}),
+            self._delta({"type": "input_json_delta", "partial_json": call.arguments}),
+            self._event("stop"),
+        ]
+
+
+class Answer:
+    """A job's answer as a message in Anthropic's format."""
+
+    def __init__(
+        self, server: Server, request: HttpRequest, body: MessagesRequest, job: Job, output: Output
+    ) -> None:
+        self._server, self._request, self._job = server, request, job
+        self._output, self._blocks = output, Blocks()
+        self._head: dict[str, Any] = {
+            "id": f"msg_{secrets.token_hex(12)}",
+            "type": "message",
+            "role": "assistant",
+            "model": body.model or server.settings.name,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+        }
+
+    def _ended(self) -> tuple[dict[str, Any], dict[str, Any], Completion]:
+        """(stop reason and stop sequence, usage, completion) of the ended answer."""
+        (completion,) = self._job.answers()
+        texts = [block for block in self._blocks.blocks if block["type"] != "tool_use"]
+        self._server.log_prompt(self._request, texts)
+        reason = STOP_REASONS[self._output.finish_reason or "stop"]
+        sequence = completion.stop_reason
+        if sequence is not None and reason == "end_turn":
+            reason = "stop_sequence"
+        return {"stop_reason": reason, "stop_sequence": sequence}, _usage(completion), completion
+
+    async def whole(self) -> Response:
+        async for delta in self._job:
+            self._blocks.add(self._output.add(delta))
+        self._blocks.close()
+        stop, usage, completion = self._ended()
+        message = {**self._head, "content": self._blocks.blocks, **stop, "usage": usage}
+        return await self._server.answers.response({**message, **extra_fields([completion])})
+
+    def events(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
+        return named_stream(self._server.answers, self._events(), anthropic_body)
+
+    async def _events(self) -> AsyncGenerator[Event]:
+        prompt_tokens = len(self._job.requests[0].row.result())
+        counts = {"input_tokens": prompt_tokens, "output_tokens": 0}
+        yield {"type": "message_start", "message": {**self._head, "usage": counts}}
+        yield {"type": "ping"}
+        async for delta in self._job:
+            for event in self._blocks.add(self._output.add(delta)):
+                yield event
+        for event in self._blocks.close():
+            yield event
+        stop, usage, completion = self._ended()
+        yield {"type": "message_delta", "delta": stop, "usage": usage, **extra_fields([completion])}
+        yield {"type": "message_stop"}
+
+
+def _usage(completion: Completion) -> dict[str, Any]:
+    return {
+        "input_tokens": completion.prompt_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "output_tokens": len(completion.tokens),
+        "output_tokens_details": {"thinking_tokens": completion.reasoning_tokens},
+    }

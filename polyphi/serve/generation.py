@@ -1,0 +1,142 @@
+"""One path for the three APIs that answer conversations: each translates its body to a `Generation`, and formats the
+outputs of its job.
+
+>>> return await answer(server, request, generation, lambda job, sampling: ChatAnswer(...), stream=True)
+"""
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from polyphi.batch import Batch
+from polyphi.engine.prompt import PromptEnd
+from polyphi.messages import Grammar, SamplingParams, Tokens, with_tools
+from polyphi.serve.conversation import InputTurn, conversation
+from polyphi.serve.events import Events, unless_disconnected
+from polyphi.serve.jobs import Job
+from polyphi.serve.schema import Sampling
+from polyphi.serve.server import Server, Ticket, is_large, release_body
+
+
+@dataclass
+class Generation:
+    """A conversation to answer: its `turns`, the functions in `tools`, an adapter, and sampling whose `max_tokens` is 0
+    where the request has none. `param`: the request's field with the turns, for errors; `body`: the request; `end`: how
+    the prompt ends."""
+
+    turns: Sequence[InputTurn]
+    tools: list[dict[str, Any]]
+    adapter: str | None
+    sampling: SamplingParams
+    body: Sampling
+    param: str
+    end: PromptEnd = "generation_prompt"
+
+
+class Answer(Protocol):
+    """The outputs of a job in the format of an API."""
+
+    async def whole(self) -> Response: ...
+
+    def events(self) -> AsyncIterator[bytes]:
+        """Server-sent events."""
+        ...
+
+
+@dataclass(frozen=True)
+class CallRules:
+    """Which tool calls an answer may have: at least one if `required`, at most one if `single`."""
+
+    required: bool = False
+    single: bool = False
+
+
+def with_rules(
+    sampling: SamplingParams,
+    tools: Sequence[dict[str, Any]],
+    response: Grammar | None,
+    rules: CallRules,
+) -> SamplingParams:
+    """Sampling with the grammar of the answer: tool calls where they are required; otherwise the form `response`, with
+    tool calls as an alternative where tools are offered. No grammar for free text, which may also contain calls."""
+    if not tools or (response is None and not rules.required):
+        stop_at_call = bool(tools) and response is None and rules.single
+        return replace(sampling, grammar=response, stop_at_call=stop_at_call)
+    grammar = Grammar(
+        "tools",
+        json.dumps(tools),
+        max_calls=1 if rules.single else None,
+        alternative=None if rules.required else response,
+    )
+    return replace(sampling, grammar=grammar)
+
+
+def with_reasoning(
+    sampling: SamplingParams, enabled: bool, effort: str | None, budget: int | None
+) -> SamplingParams:
+    """Sampling with the reasoning of a model that has it (`enabled`), unless a grammar determines the answer from its
+    first token on. Effort "none" closes its block at once; no other effort has an effect."""
+    if not enabled or sampling.grammar is not None:
+        return sampling
+    return replace(sampling, reasoning=True, reasoning_budget=0 if effort == "none" else budget)
+
+
+async def answer(
+    server: Server,
+    request: HttpRequest,
+    generation: Generation,
+    formatted: Callable[[Job, SamplingParams], Answer],
+    *,
+    stream: bool | None,
+) -> Response:
+    """The response to a request. `formatted` also frees the request's copy of the conversation."""
+    with server.admit(server.caller(request)) as ticket:
+        row, sampling = await unless_disconnected(
+            request, _prepare(server, request, ticket, generation)
+        )
+        (job,) = await server.submit(ticket, [row], sampling)
+        del row  # its pixels are freed when the answers have ended
+        generation.turns = ()
+        result = formatted(job, sampling)
+        release_body(request)
+        if stream:
+            return Events(result.events(), ticket.transfer())
+        return await unless_disconnected(request, result.whole())
+
+
+async def _prepare(
+    server: Server, request: HttpRequest, ticket: Ticket, generation: Generation
+) -> tuple[Batch, SamplingParams]:
+    turns, param = generation.turns, generation.param
+    sampling = await server.check_sampling(ticket.caller, generation.sampling, generation.body)
+    with server.media.request() as media:
+        messages = await conversation(media, turns, server.settings, param)
+        server.log_prompt(request, [(m.role, m.text) for m in messages])
+        messages = with_tools(messages, generation.tools)
+        with server.api_errors(param, turns):
+            return await server.prepare(
+                ticket, messages, generation.adapter, sampling, generation.end
+            )
+
+
+async def count_tokens(
+    server: Server,
+    request: HttpRequest,
+    turns: Sequence[InputTurn],
+    tools: Sequence[dict[str, Any]],
+    param: str,
+) -> Tokens:
+    """The tokens of a prompt, without running the model; of media only the headers are read."""
+    with (
+        server.admit(server.caller(request)) as ticket,
+        server.api_errors(param, turns),
+        server.media.request() as media,
+    ):
+        messages = await conversation(media, turns, server.settings, param)
+        messages = with_tools(messages, list(tools))
+        count = server.engine.processor.count
+        return await server.in_turn(is_large(messages), ticket.caller, count, messages)

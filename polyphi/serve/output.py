@@ -1,0 +1,84 @@
+"""An answer during generation: its text -> reasoning, content and tool calls, and its finish reason.
+
+>>> output = Output(sampling, tools=True)
+>>> async for delta in job:
+...     for part in output.add(delta): ...       # Reasoning, str (content) or ToolCall, each one final
+
+All APIs format these parts (chat.py, responses.py, anthropic.py). Streamed and whole answers use the same code, so the
+joined deltas of a stream equal the whole answer.
+"""
+
+from collections.abc import Iterable
+
+from polyphi.engine.reasoning import Reasoning, ReasoningParser
+from polyphi.engine.tools import GrammarToolParser, ToolCall, ToolParser
+from polyphi.messages import Grammar, SamplingParams
+from polyphi.serve.jobs import OutputDelta
+
+OutputPart = Reasoning | str | ToolCall
+
+
+class Output:
+    """One answer. `tools`: whether tools are offered. With `sampling.stop_at_call`, everything after the first call is
+    dropped. `required`: the answer is calls without content. `finish_reason`: of the ended answer, "tool_calls" if it
+    stopped with complete calls, otherwise the engine's."""
+
+    def __init__(self, sampling: SamplingParams, *, tools: bool) -> None:
+        grammar = sampling.grammar if tools else None
+        self.required = grammar is not None and grammar.alternative is None
+        self.calls: list[ToolCall] = []
+        self.finish_reason: str | None = None
+        self._tool_parser = _tool_parser(grammar) if tools else None
+        self._reasoning_parser = ReasoningParser() if sampling.reasoning else None
+        self._parallel = not sampling.stop_at_call
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    def add(self, delta: OutputDelta) -> list[OutputPart]:
+        """The parts that are final with an output delta."""
+        parts: list[OutputPart] = []
+        for part in self._parsed(delta.text, last=delta.finish_reason is not None):
+            if self.calls and not self._parallel:
+                break
+            if isinstance(part, str):
+                self._content.append(part)
+            elif isinstance(part, Reasoning):
+                self._reasoning.append(part.text)
+            else:
+                self.calls.append(part)
+            parts.append(part)
+        if delta.finish_reason is not None:
+            has_calls = self.calls and self.calls[-1].complete
+            stopped = delta.finish_reason == "stop" and has_calls
+            self.finish_reason = "tool_calls" if stopped else delta.finish_reason
+        return parts
+
+    def _parsed(self, text: str, last: bool) -> Iterable[OutputPart]:
+        for part in self._without_reasoning(text, last):
+            if isinstance(part, Reasoning) or self._tool_parser is None:
+                yield part
+            else:
+                yield from self._tool_parser.add(part)
+        if last and self._tool_parser is not None:
+            yield from self._tool_parser.finish()
+
+    def _without_reasoning(self, text: str, last: bool) -> list[Reasoning | str]:
+        if self._reasoning_parser is None:
+            return [text] if text else []
+        parts = self._reasoning_parser.add(text)
+        return [*parts, *self._reasoning_parser.finish()] if last else parts
+
+
+def _tool_parser(grammar: Grammar | None) -> ToolParser | GrammarToolParser:
+    """The parser of an answer that may call tools: of free text, or of a tool grammar's output."""
+    if grammar is None:
+        return ToolParser()
+    return GrammarToolParser(alternative=grammar.alternative is not None)

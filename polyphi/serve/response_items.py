@@ -1,0 +1,129 @@
+"""The output items of a response, and the events of their growth.
+
+>>> items = Items(tokens.with_alternatives)
+>>> events = [*items.add(output.add(delta), delta.logprobs), *items.finish("length")]
+>>> items.items
+[{"type": "reasoning", ...}, {"type": "message", ...}, {"type": "function_call", ...}]
+
+Adjacent text is one item; a call ends a message, so text after it begins another one.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from polyphi.engine.reasoning import Reasoning
+from polyphi.engine.tools import ToolCall
+from polyphi.messages import TokenLogprob
+from polyphi.serve.output import OutputPart
+
+Event = dict[str, Any]
+TextItem = Literal["reasoning", "message"]
+PREFIXES = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
+PART_TYPES = {"reasoning": "reasoning_text", "message": "output_text"}
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+class Items:
+    """`entry`: converts a token's log-probability; None where none are requested. Tokens of reasoning and calls have no
+    entries; a token whose text isn't final yet belongs to the text that follows."""
+
+    def __init__(self, entry: Callable[[TokenLogprob], dict[str, Any]] | None) -> None:
+        self.items: list[dict[str, Any]] = []
+        self._entry = entry
+        self._open: TextItem | None = None  # the type of the last item, while it grows
+        self._texts: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self._pending: list[TokenLogprob] = []
+
+    def add(self, parts: Iterable[OutputPart], logprobs: Sequence[TokenLogprob]) -> list[Event]:
+        """The events of an output delta's parts."""
+        self._pending += logprobs
+        events: list[Event] = []
+        for part in parts:
+            if isinstance(part, ToolCall):
+                self._pending = []
+                events += [*self._close("completed"), *self._call(part)]
+                continue
+            type_: TextItem = "reasoning" if isinstance(part, Reasoning) else "message"
+            if self._open != type_:
+                events += [*self._close("completed"), *self._start(type_)]
+            events.append(self._delta(type_, part.text if isinstance(part, Reasoning) else part))
+        return events
+
+    def finish(self, finish_reason: str | None) -> list[Event]:
+        """The events at the end of the answer. Without any output there is an empty message."""
+        events: list[Event] = [] if self.items else self._start("message")
+        return [*events, *self._close("incomplete" if finish_reason == "length" else "completed")]
+
+    def _event(self, type_: str, **fields: Any) -> Event:
+        index = len(self.items) - 1
+        return {"type": f"response.{type_}", "output_index": index, **fields}
+
+    def _of_part(self, type_: str, **fields: Any) -> Event:
+        return self._event(type_, item_id=self.items[-1]["id"], content_index=0, **fields)
+
+    def _start(self, type_: TextItem) -> list[Event]:
+        head = {"id": new_id(PREFIXES[type_]), "type": type_, "status": "in_progress"}
+        more: dict[str, Any] = {"role": "assistant"} if type_ == "message" else {"summary": []}
+        self.items.append({**head, **more, "content": []})
+        self._open, self._texts, self._logprobs = type_, [], []
+        return [
+            self._event("output_item.added", item=self.items[-1]),
+            self._of_part("content_part.added", part=self._part()),
+        ]
+
+    def _part(self) -> dict[str, Any]:
+        """The content part of the open item, as far as it goes."""
+        assert self._open
+        part: dict[str, Any] = {"type": PART_TYPES[self._open], "text": "".join(self._texts)}
+        if self._open == "message":
+            part |= {"annotations": [], "logprobs": self._logprobs}
+        return part
+
+    def _delta(self, type_: TextItem, text: str) -> Event:
+        self._texts.append(text)
+        pending, self._pending = self._pending, []
+        if type_ == "reasoning":
+            return self._of_part("reasoning_text.delta", delta=text)
+        entries = [self._entry(token) for token in pending] if self._entry else []
+        self._logprobs += entries
+        return self._of_part("output_text.delta", delta=text, logprobs=entries)
+
+    def _close(self, status: str) -> list[Event]:
+        if self._open is None:
+            return []
+        part = self._part()
+        name = PART_TYPES[self._open]
+        logprobs = {"logprobs": part["logprobs"]} if self._open == "message" else {}
+        self.items[-1] = {**self.items[-1], "status": status, "content": [part]}
+        self._open = None
+        return [
+            self._of_part(f"{name}.done", text=part["text"], **logprobs),
+            self._of_part("content_part.done", part=part),
+            self._event("output_item.done", item=self.items[-1]),
+        ]
+
+    def _call(self, call: ToolCall) -> list[Event]:
+        item = {
+            "id": new_id(PREFIXES["function_call"]),
+            "type": "function_call",
+            "status": "completed" if call.complete else "incomplete",
+            "call_id": new_id("call"),
+            "name": call.name,
+            "arguments": call.arguments,
+        }
+        self.items.append(item)
+        item_id, arguments = item["id"], call.arguments
+        start = {**item, "status": "in_progress", "arguments": ""}
+        return [
+            self._event("output_item.added", item=start),
+            self._event("function_call_arguments.delta", item_id=item_id, delta=arguments),
+            self._event(
+                "function_call_arguments.done", item_id=item_id, name=call.name, arguments=arguments
+            ),
+            self._event("output_item.done", item=item),
+        ]

@@ -1,0 +1,302 @@
+"""The Responses API: items -> a conversation, and the model's answer -> items; responses are stored for later requests.
+
+A response is stored unless `store` is false. Another request continues it by `previous_response_id`: its prompt is then
+the items and outputs of the whole chain, and the new items.
+"""
+
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from polyphi.engine.request import Caller
+from polyphi.messages import SamplingParams, Text
+from polyphi.serve.answers import extra_fields, usage
+from polyphi.serve.conversation import InputTurn
+from polyphi.serve.errors import ApiError
+from polyphi.serve.fields import Fields
+from polyphi.serve.generation import (
+    CallRules,
+    Generation,
+    answer,
+    count_tokens,
+    with_reasoning,
+    with_rules,
+)
+from polyphi.serve.jobs import Job
+from polyphi.serve.output import Output
+from polyphi.serve.response_items import Event, Items, new_id
+from polyphi.serve.responses_schema import (
+    AllowedTools,
+    InputMessage,
+    Item,
+    NamedFunction,
+    ReasoningItem,
+    ResponsesRequest,
+    item_turns,
+    stored_items,
+)
+from polyphi.serve.schema import Tool, available_tools, selected_tools
+from polyphi.serve.server import LARGE, Server
+from polyphi.serve.store import ResponseStore, StoredResponse
+from polyphi.serve.streams import named_stream
+
+LOGPROBS = "message.output_text.logprobs"
+
+
+def routes(server: Server, store: ResponseStore) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/responses", summary="Answer a list of items, or continue a stored response")
+    async def create(body: ResponsesRequest, request: HttpRequest) -> Response:
+        caller = server.caller(request)
+        previous = await _previous_turns(server, store, caller, body)
+        generation = _generation(server, body, previous)
+        offered = bool(generation.tools)
+        items = None
+        if body.store is not False and store.max_size:
+            items = await server.answers.encoded(_input_items(body.input))
+
+        def formatted(job: Job, sampling: SamplingParams) -> Answer:
+            body.input = ""
+            output = Output(sampling, tools=offered)
+            return Answer(server, request, body, job, output, _Record(store, caller.client, items))
+
+        return await answer(server, request, generation, formatted, stream=body.stream)
+
+    @router.post("/v1/responses/input_tokens", summary="Count the tokens of a request's input")
+    async def input_tokens(body: ResponsesRequest, request: HttpRequest) -> Response:
+        previous = await _previous_turns(server, store, server.caller(request), body)
+        generation = _generation(server, body, previous)
+        tokens = await count_tokens(server, request, generation.turns, generation.tools, "input")
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": tokens.total})
+
+    return router
+
+
+def _input_items(own: str | Sequence[Item]) -> list[dict[str, Any]]:
+    """A request's own items with ids, as they are stored. Reasoning isn't."""
+    items = [InputMessage(role="user", content=own)] if isinstance(own, str) else own
+    values = []
+    for item in items:
+        if isinstance(item, ReasoningItem):
+            continue
+        value = item.model_dump(exclude_none=True)
+        if isinstance(item, InputMessage) and isinstance(item.content, str):
+            type_ = "output_text" if item.role == "assistant" else "input_text"
+            value["content"] = [{"type": type_, "text": item.content}]
+        values.append({"id": new_id("msg"), **value, "status": "completed"})
+    return values
+
+
+async def _previous_turns(
+    server: Server, store: ResponseStore, caller: Caller, body: ResponsesRequest
+) -> list[InputTurn]:
+    """The turns of the responses that a request continues."""
+    if body.previous_response_id is None:
+        return []
+    try:
+        chain = store.chain(caller.client, body.previous_response_id)
+    except KeyError as error:
+        raise ApiError(
+            400,
+            f"there is no response {error.args[0]!r:.80}: it was not stored, was deleted, or was dropped when memory "
+            "was needed; send the whole conversation as input",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        ) from None
+    large = sum(stored.size for stored in chain) > LARGE
+    return await server.in_turn(large, caller, _chain_turns, chain)
+
+
+def _chain_turns(chain: Sequence[StoredResponse]) -> list[InputTurn]:
+    values: list[dict[str, Any]] = []
+    for stored in chain:
+        output = json.loads(stored.response)["output"]
+        # A call that was cut off has no valid arguments.
+        calls = ("function_call", "incomplete")
+        values += json.loads(stored.items)
+        values += [item for item in output if (item["type"], item["status"]) != calls]
+    return item_turns(stored_items(values), "previous_response_id")
+
+
+def _generation(
+    server: Server, body: ResponsesRequest, previous: Sequence[InputTurn]
+) -> Generation:
+    """The conversation to answer and its options. Raises ApiError for invalid ones."""
+    adapter = server.adapter(body.model, body.adapter)
+    tools, required = _tools(body)
+    wants_logprobs = body.top_logprobs is not None or LOGPROBS in (body.include or ())
+    sampling = body.sampling(
+        grammar=None,
+        max_tokens=body.max_output_tokens,
+        logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
+    )
+    single = isinstance(body.tool_choice, NamedFunction) or body.parallel_tool_calls is False
+    sampling = with_reasoning(
+        with_rules(sampling, tools, body.grammar(), CallRules(required, single)),
+        server.settings.reasoning,
+        body.reasoning.effort if body.reasoning else None,
+        body.thinking_token_budget,
+    )
+    turns = [InputTurn("system", (Text(body.instructions),))] if body.instructions else []
+    own = body.input
+    turns += previous
+    turns += [InputTurn("user", (Text(own),))] if isinstance(own, str) else item_turns(own, "input")
+    return Generation(turns, tools, adapter, sampling, body, "input")
+
+
+def _tools(body: ResponsesRequest) -> tuple[list[dict[str, Any]], bool]:
+    """The functions that the model may call, and whether it must call one."""
+    choice = body.tool_choice
+    functions = [Tool(type="function", function=tool.function) for tool in body.tools or ()]
+    if isinstance(choice, NamedFunction):
+        return selected_tools(available_tools(functions), [choice.name], "tool_choice.name"), True
+    if isinstance(choice, AllowedTools):
+        names = [tool.name for tool in choice.tools]
+        tools = selected_tools(available_tools(functions, choice.mode), names, "tool_choice.tools")
+        return tools, choice.mode == "required"
+    return available_tools(functions, choice), choice == "required"
+
+
+class _Record:
+    """Where a response is stored when it has ended; without `items` it isn't."""
+
+    def __init__(self, store: ResponseStore, owner: bytes, items: bytes | None) -> None:
+        self._store, self._owner, self._items = store, owner, items
+
+    @property
+    def enabled(self) -> bool:
+        return self._items is not None and len(self._items) < self._store.max_size
+
+    def add(self, id: str, previous: str | None, response: bytes) -> None:
+        if self._items is not None:
+            self._store.add(self._owner, StoredResponse(id, previous, self._items, response))
+
+
+class Answer:
+    """A job's answer as a response."""
+
+    def __init__(
+        self,
+        server: Server,
+        request: HttpRequest,
+        body: ResponsesRequest,
+        job: Job,
+        output: Output,
+        record: _Record,
+    ) -> None:
+        self._server, self._request, self._body, self._job = server, request, body, job
+        self._output, self._record = output, record
+        sampling = job.requests[0].sampling
+        entry = server.tokens.with_alternatives if sampling.logprobs is not None else None
+        self._items = Items(entry)
+        self._head = _head(server, body, sampling, record.enabled)
+        self._sequence = 0
+
+    def _response(self, **fields: Any) -> dict[str, Any]:
+        return {**self._head, **fields}
+
+    async def _ended(self) -> dict[str, Any]:
+        """The response at the end of the answer; also stores it."""
+        self._server.log_prompt(self._request, self._items.items)
+        completions = self._job.answers()
+        incomplete = self._output.finish_reason == "length"
+        response = self._response(
+            status="incomplete" if incomplete else "completed",
+            incomplete_details={"reason": "max_output_tokens"} if incomplete else None,
+            completed_at=None if incomplete else int(time.time()),
+            output=self._items.items,
+            usage=_usage(usage([completions])),
+            **extra_fields(completions),
+        )
+        if self._record.enabled:
+            encoded = await self._server.answers.encoded(response)
+            self._record.add(response["id"], response["previous_response_id"], encoded)
+        return response
+
+    async def whole(self) -> Response:
+        async for delta in self._job:
+            self._items.add(self._output.add(delta), delta.logprobs)
+        self._items.finish(self._output.finish_reason)
+        return await self._server.answers.response(await self._ended())
+
+    def events(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
+
+        def failure(error: ApiError) -> Event:
+            details = {"code": "server_error", "message": error.message}
+            response = self._response(
+                status="failed", error=details, output=self._items.items, usage=None
+            )
+            return self._numbered({"type": "response.failed", "response": response})
+
+        return named_stream(self._server.answers, self._events(), failure)
+
+    async def _events(self) -> AsyncGenerator[Event]:
+        for type_ in ("response.created", "response.in_progress"):
+            yield self._numbered({"type": type_, "response": self._response()})
+        async for delta in self._job:
+            for event in self._items.add(self._output.add(delta), delta.logprobs):
+                yield self._numbered(event)
+        for event in self._items.finish(self._output.finish_reason):
+            yield self._numbered(event)
+        response = await self._ended()
+        yield self._numbered({"type": f"response.{response['status']}", "response": response})
+
+    def _numbered(self, event: Event) -> Event:
+        self._sequence += 1
+        return {**event, "sequence_number": self._sequence - 1}
+
+
+def _head(
+    server: Server, body: ResponsesRequest, sampling: SamplingParams, stored: bool
+) -> dict[str, Any]:
+    """A response before its first output."""
+    choice, response_format = body.tool_choice, body.text.format if body.text else None
+    return {
+        "id": new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "model": body.model or server.settings.name,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": body.reasoning.model_dump() if body.reasoning else None,
+        "store": stored,
+        "temperature": sampling.temperature,
+        "text": {
+            "format": response_format.model_dump(by_alias=True, exclude_none=True)
+            if response_format
+            else {"type": "text"}
+        },
+        "tool_choice": choice.model_dump() if isinstance(choice, Fields) else choice or "auto",
+        "tools": [tool.model_dump() for tool in body.tools or ()],
+        "top_p": sampling.top_p,
+        "top_logprobs": body.top_logprobs,
+        "truncation": "disabled",
+        "usage": None,
+        "metadata": body.metadata or {},
+    }
+
+
+def _usage(counts: dict[str, Any]) -> dict[str, Any]:
+    """Chat's counts under the names of the Responses API."""
+    return {
+        "input_tokens": counts["prompt_tokens"],
+        "input_tokens_details": {**counts["prompt_tokens_details"], "cache_write_tokens": 0},
+        "output_tokens": counts["completion_tokens"],
+        "output_tokens_details": counts["completion_tokens_details"],
+        "total_tokens": counts["total_tokens"],
+    }
