@@ -175,7 +175,8 @@ class Answer:
         texts = [block for block in self._blocks.blocks if block["type"] != "tool_use"]
         self._server.log_prompt(self._request, texts)
         reason = STOP_REASONS[self._output.finish_reason or "stop"]
-        sequence = completion.stop_reason
+        ended_by = completion.stop_reason
+        sequence = ended_by if isinstance(ended_by, str) else None
         if sequence is not None and reason == "end_turn":
             reason = "stop_sequence"
         return {"stop_reason": reason, "stop_sequence": sequence}, _usage(completion), completion

@@ -215,11 +215,13 @@ class CountTokensRequest(Sampling):
 
     refused: ClassVar[Refused] = {
         **Sampling.refused,
+        "container": (),
         "n": (1,),
         "prompt_logprobs": (),
         "response_format": (),
         "return_token_ids": (False,),
         "stop": (),
+        "stream_options": (),
     }
     names: ClassVar[dict[str, str]] = {"stop": "stop_sequences"}
 

@@ -218,8 +218,12 @@ class ResponsesRequest(Sampling):
     ignored = (Sampling.ignored | {"max_tool_calls"}) - {"metadata", "store"}
     refused: ClassVar[Refused] = {
         **Sampling.refused,
+        "access_programs": (),
         "background": (False,),
+        "background_options": (),
+        "context_management": ([],),
         "conversation": (),
+        "image": (),
         "n": (1,),
         "prompt": (),
         "prompt_logprobs": (),

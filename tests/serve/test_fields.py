@@ -10,17 +10,23 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy
 import pytest
 import soundfile
+from anthropic.types import message_create_params as message_params
 from openai.types import completion_create_params as completion_params
 from openai.types.audio import transcription_create_params as transcription_params
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params as response_params
 from serve.conftest import Running
 
+from polyphi.serve.anthropic_schema import MessagesRequest
 from polyphi.serve.audio_form import TranscriptionForm
 from polyphi.serve.fields import Fields
+from polyphi.serve.responses_schema import ResponsesRequest
 from polyphi.serve.schema import ChatRequest, CompletionRequest
 
 PAGE = (Path(__file__).parents[2] / "docs/fields.md").read_text()
 TOOL = {"type": "function", "function": {"name": "f"}}
+FUNCTION = {"type": "function", "name": "f"}
+CUSTOM = {"name": "f", "input_schema": {"type": "object"}}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 HI = {"role": "user", "content": "hi"}
 
@@ -43,12 +49,12 @@ def tables(first: str) -> list[dict[str, str]]:
 
 
 class Route(NamedTuple):
-    """A column of the table: its path, schema and smallest request."""
+    """A column of the table: its path, schema and smallest request, and the fields of the official client."""
 
     path: str
     schema: type[Fields]
     base: dict[str, Any]
-    openai: Any
+    client: Any
 
 
 ROUTES = {
@@ -63,6 +69,18 @@ ROUTES = {
         CompletionRequest,
         {"prompt": "hi", "max_tokens": 4},
         completion_params.CompletionCreateParamsBase,
+    ),
+    "responses": Route(
+        "/v1/responses",
+        ResponsesRequest,
+        {"input": "hi", "max_output_tokens": 4},
+        response_params.ResponseCreateParamsBase,
+    ),
+    "messages": Route(
+        "/v1/messages",
+        MessagesRequest,
+        {"messages": [HI], "max_tokens": 4},
+        message_params.MessageCreateParamsBase,
     ),
     "transcriptions": Route(
         "/v1/audio/transcriptions",
@@ -79,9 +97,19 @@ NEEDED: dict[str, dict[str, Any]] = {
     "tool_choice": {"tools": [TOOL]},
     "top_logprobs": {"logprobs": True},
 }
-"""Other fields that a field requires."""
+"""Other fields that a field requires, except in these places:"""
+NEEDED_HERE: dict[tuple[str, str], dict[str, Any]] = {
+    ("responses", "parallel_tool_calls"): {"tools": [FUNCTION]},
+    ("responses", "tool_choice"): {"tools": [FUNCTION]},
+    ("responses", "top_logprobs"): {},
+    ("messages", "tool_choice"): {"tools": [CUSTOM]},
+}
 EXAMPLES = {
     ("chat", "logprobs"): True,
+    ("responses", "include"): ["message.output_text.logprobs"],
+    ("responses", "tools"): [FUNCTION],
+    ("messages", "tools"): [CUSTOM],
+    ("messages", "tool_choice"): {"type": "auto"},
     ("transcriptions", "response_format"): "verbose_json",
 }
 """Examples where a route's values differ from those of the table."""
@@ -96,9 +124,11 @@ def recording() -> bytes:
 
 
 def answers(text: str) -> Any:
-    """The answers in a response, without its id, time and usage."""
+    """The answers in a response, without ids, its time and its usage."""
     body = json.loads(text)
-    return body["choices"] if "choices" in body else body["text"]
+    if body.get("object") == "response":
+        return [item["content"] for item in body["output"]]
+    return next(body[name] for name in ("choices", "content", "text") if name in body)
 
 
 @pytest.fixture
@@ -132,7 +162,9 @@ def test_each_cell(column: str, send: Callable[[str, dict[str, Any]], tuple[int,
     for row in ROWS:
         name, cell = row["field"], row[column]
         value = EXAMPLES.get((column, name), json.loads(row["example"]))
-        others = NEEDED.get(name, {}) if cell == "used" else {}
+        others = NEEDED_HERE.get((column, name), NEEDED.get(name, {})) if cell == "used" else {}
+        if cell == "used" and name == "previous_response_id":
+            value = json.loads(bare)["id"]
         status, text = send(column, {**others, name: value})
         if cell == "used":
             right = status == 200
@@ -153,6 +185,7 @@ def test_the_table_has_the_fields_of_the_schema(column: str) -> None:
     named = {word: {n for n, cell in cells.items() if cell == word} for word in cells.values()}
     assert set(named) <= {"used", "ignored", "refused", "-"}
     known = {field.alias or name for name, field in schema.model_fields.items()}
+    known -= set(schema.refused)  # of other routes
     if column == "transcriptions":  # it is read for a warning
         named["ignored"].remove("prompt")
         named["used"].add("prompt")
@@ -162,8 +195,8 @@ def test_the_table_has_the_fields_of_the_schema(column: str) -> None:
 
 
 @pytest.mark.parametrize("column", ROUTES)
-def test_the_table_has_every_field_of_openais_client(column: str) -> None:
-    fields = set(get_type_hints(ROUTES[column].openai)) - {"file"}
+def test_the_table_has_every_field_of_the_official_client(column: str) -> None:
+    fields = set(get_type_hints(ROUTES[column].client)) - {"file"}
     cells = {row["field"]: row[column] for row in ROWS}
     assert fields and not {name for name in fields if cells.get(name, "-") == "-"}
 
