@@ -71,6 +71,22 @@ def test_load_takes_sizes_from_the_folder(folder: Path) -> None:
     assert polyphi.load(folder, dtype="bfloat16").model.decoder.norm.weight.dtype == torch.bfloat16
 
 
+def test_the_template_or_the_name_says_whether_a_model_reasons(folder: Path) -> None:
+    assert not polyphi.load(folder).reasoning
+    named = folder.rename(folder.with_name("phi-4-mini-Reasoning"))
+    assert polyphi.load(named).reasoning
+    plain = named.rename(folder)
+    (plain / "chat_template.jinja").write_text("{{ messages }}<think>")
+    assert polyphi.load(plain).reasoning
+    (plain / "chat_template.jinja").unlink()
+    config = json.loads((plain / "tokenizer_config.json").read_text())
+    template = [{"name": "default", "template": "<think>"}]
+    (plain / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    assert polyphi.load(plain).reasoning
+    (plain / "tokenizer_config.json").unlink()
+    assert not polyphi.load(plain).reasoning
+
+
 def test_load_tells_its_room_and_refuses_early(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

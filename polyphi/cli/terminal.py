@@ -411,6 +411,8 @@ class AnswerPrinter:
         if self._parser is not None:
             parts = self._parser.add(delta.text)
             parts += self._parser.finish() if delta.finish_reason else []
+        # An interrupt while printing loses no text.
+        self.content += "".join(part for part in parts if isinstance(part, str))
         for part in parts:
             if isinstance(part, Reasoning):
                 text = CONTROL.sub("\ufffd", part.text)
@@ -418,7 +420,6 @@ class AnswerPrinter:
                 self._after_reasoning = True
                 continue
             show(self._console, "\n\n" + part if self._after_reasoning else part)
-            self.content += part
             self._after_reasoning = False
 
 

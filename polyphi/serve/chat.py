@@ -66,7 +66,7 @@ def chat_generation(server: Server, body: ChatRequest) -> Generation:
     return Generation(turns, tools, adapter, sampling, body, "messages", end)
 
 
-class Message:
+class ChatMessage:
     """One answer as a message in OpenAI's format, during generation."""
 
     def __init__(self, output: Output) -> None:
@@ -127,7 +127,7 @@ class Answer:
         tools: bool,
     ) -> None:
         self._server, self._request, self._body, self._job = server, request, body, job
-        self._messages = [Message(Output(sampling, tools=tools)) for _ in job.requests]
+        self._messages = [ChatMessage(Output(sampling, tools=tools)) for _ in job.requests]
 
     def _head(self, object_type: str) -> dict[str, Any]:
         return base_fields("chatcmpl", object_type, self._body.model or self._server.settings.name)

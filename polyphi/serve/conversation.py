@@ -51,9 +51,14 @@ def with_call_parts(
     parts: Iterable[Text | MediaPart], calls: Sequence[Any], path: str
 ) -> tuple[Text | MediaPart, ...]:
     """An assistant's parts with its calls appended. Raises ApiError for calls without a name or with arguments that are
-    no JSON object."""
+    no JSON object, or nested too deeply."""
     try:
         (call_part,) = with_calls((), calls)
+    except RecursionError:
+        message = (
+            f"{path}: expected arguments of less depth, found too many brackets within each other"
+        )
+        raise ApiError(400, message, param=path) from None
     except ValueError as error:
         raise ApiError(400, f"{path}: {error}", param=path) from None
     assert isinstance(call_part, Text)

@@ -81,7 +81,7 @@ class Items:
         assert self._open
         part: dict[str, Any] = {"type": PART_TYPES[self._open], "text": "".join(self._texts)}
         if self._open == "message":
-            part |= {"annotations": [], "logprobs": self._logprobs}
+            part |= {"annotations": [], "logprobs": list(self._logprobs)}
         return part
 
     def _delta(self, type_: TextItem, text: str) -> Event:

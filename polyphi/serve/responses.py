@@ -7,6 +7,7 @@ the items and outputs of the whole chain, and the new items.
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
@@ -31,10 +32,10 @@ from polyphi.serve.jobs import Job
 from polyphi.serve.output import Output
 from polyphi.serve.response_items import Event, Items, new_id
 from polyphi.serve.responses_schema import (
-    AllowedTools,
+    AllowedFunctions,
+    FunctionChoice,
     InputMessage,
     Item,
-    NamedFunction,
     ReasoningItem,
     ResponsesRequest,
     item_turns,
@@ -46,6 +47,8 @@ from polyphi.serve.store import ResponseStore, StoredResponse
 from polyphi.serve.streams import named_stream
 
 LOGPROBS = "message.output_text.logprobs"
+ENDS = ("response.completed", "response.incomplete")
+"""Events at the end of an answer."""
 
 
 def routes(server: Server, store: ResponseStore) -> APIRouter:
@@ -56,15 +59,19 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
         caller = server.caller(request)
         previous = await _previous_turns(server, store, caller, body)
         generation = _generation(server, body, previous)
-        offered = bool(generation.tools)
-        items = None
+        tools, items = generation.tools, b""
         if body.store is not False and store.max_size:
-            items = await server.answers.encoded(_input_items(body.input))
+            values = _input_items(body.input)
+            if _characters(values) < store.max_size:
+                items = await server.answers.encoded(values)
 
         def formatted(job: Job, sampling: SamplingParams) -> Answer:
+            nonlocal items
             body.input = ""
-            output = Output(sampling, tools=offered)
-            return Answer(server, request, body, job, output, _Record(store, caller.client, items))
+            record = _Record(store, caller.client, body.previous_response_id, items)
+            items = b""  # only the store refers to them, and may drop them
+            head = _head(server, body, tools, sampling, record)
+            return Answer(server, request, head, job, Output(sampling, tools=bool(tools)), record)
 
         return await answer(server, request, generation, formatted, stream=body.stream)
 
@@ -91,6 +98,19 @@ def _input_items(own: str | Sequence[Item]) -> list[dict[str, Any]]:
             value["content"] = [{"type": type_, "text": item.content}]
         values.append({"id": new_id("msg"), **value, "status": "completed"})
     return values
+
+
+def _characters(values: list[dict[str, Any]]) -> int:
+    """The number of characters in the strings of JSON values."""
+    stack: list[Any] = [values]
+    count = 0
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str):
+            count += len(value)
+        else:
+            stack += value.values() if isinstance(value, dict) else value
+    return count
 
 
 async def _previous_turns(
@@ -136,7 +156,7 @@ def _generation(
         max_tokens=body.max_output_tokens,
         logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
     )
-    single = isinstance(body.tool_choice, NamedFunction) or body.parallel_tool_calls is False
+    single = isinstance(body.tool_choice, FunctionChoice) or body.parallel_tool_calls is False
     sampling = with_reasoning(
         with_rules(sampling, tools, body.grammar(), CallRules(required, single)),
         server.settings.reasoning,
@@ -154,9 +174,9 @@ def _tools(body: ResponsesRequest) -> tuple[list[dict[str, Any]], bool]:
     """The functions that the model may call, and whether it must call one."""
     choice = body.tool_choice
     functions = [Tool(type="function", function=tool.function) for tool in body.tools or ()]
-    if isinstance(choice, NamedFunction):
+    if isinstance(choice, FunctionChoice):
         return selected_tools(available_tools(functions), [choice.name], "tool_choice.name"), True
-    if isinstance(choice, AllowedTools):
+    if isinstance(choice, AllowedFunctions):
         names = [tool.name for tool in choice.tools]
         tools = selected_tools(available_tools(functions, choice.mode), names, "tool_choice.tools")
         return tools, choice.mode == "required"
@@ -164,38 +184,41 @@ def _tools(body: ResponsesRequest) -> tuple[list[dict[str, Any]], bool]:
 
 
 class _Record:
-    """Where a response is stored when it has ended; without `items` it isn't."""
+    """A response in the store, from the start of its answer on; not stored without `items`, or if they are too
+    large."""
 
-    def __init__(self, store: ResponseStore, owner: bytes, items: bytes | None) -> None:
-        self._store, self._owner, self._items = store, owner, items
+    def __init__(
+        self, store: ResponseStore, owner: bytes, previous: str | None, items: bytes
+    ) -> None:
+        self.id = new_id("resp")
+        self._store, self._owner = store, owner
+        stored = StoredResponse(self.id, previous, items)
+        self.enabled = bool(items) and store.add(owner, stored)
 
-    @property
-    def enabled(self) -> bool:
-        return self._items is not None and len(self._items) < self._store.max_size
+    def complete(self, response: bytes) -> None:
+        self._store.complete(self._owner, self.id, response)
 
-    def add(self, id: str, previous: str | None, response: bytes) -> None:
-        if self._items is not None:
-            self._store.add(self._owner, StoredResponse(id, previous, self._items, response))
+    def discard(self) -> None:
+        """Removes a response that didn't end."""
+        self._store.discard(self._owner, self.id)
 
 
 class Answer:
-    """A job's answer as a response."""
+    """A job's answer as a response. `head`: the response before its first output."""
 
     def __init__(
         self,
         server: Server,
         request: HttpRequest,
-        body: ResponsesRequest,
+        head: dict[str, Any],
         job: Job,
         output: Output,
         record: _Record,
     ) -> None:
-        self._server, self._request, self._body, self._job = server, request, body, job
+        self._server, self._request, self._head, self._job = server, request, head, job
         self._output, self._record = output, record
-        sampling = job.requests[0].sampling
-        entry = server.tokens.with_alternatives if sampling.logprobs is not None else None
-        self._items = Items(entry)
-        self._head = _head(server, body, sampling, record.enabled)
+        has_logprobs = job.requests[0].sampling.logprobs is not None
+        self._items = Items(server.tokens.with_alternatives if has_logprobs else None)
         self._sequence = 0
 
     def _response(self, **fields: Any) -> dict[str, Any]:
@@ -215,15 +238,15 @@ class Answer:
             **extra_fields(completions),
         )
         if self._record.enabled:
-            encoded = await self._server.answers.encoded(response)
-            self._record.add(response["id"], response["previous_response_id"], encoded)
+            self._record.complete(await self._server.answers.encoded(response))
         return response
 
     async def whole(self) -> Response:
-        async for delta in self._job:
-            self._items.add(self._output.add(delta), delta.logprobs)
-        self._items.finish(self._output.finish_reason)
-        return await self._server.answers.response(await self._ended())
+        async with aclosing(self._events()) as events:
+            async for event in events:
+                if event["type"] in ENDS:
+                    return await self._server.answers.response(event["response"])
+        raise AssertionError("a stream of events ends with one of ENDS")
 
     def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
@@ -238,15 +261,18 @@ class Answer:
         return named_stream(self._server.answers, self._events(), failure)
 
     async def _events(self) -> AsyncGenerator[Event]:
-        for type_ in ("response.created", "response.in_progress"):
-            yield self._numbered({"type": type_, "response": self._response()})
-        async for delta in self._job:
-            for event in self._items.add(self._output.add(delta), delta.logprobs):
+        try:
+            for type_ in ("response.created", "response.in_progress"):
+                yield self._numbered({"type": type_, "response": self._response()})
+            async for delta in self._job:
+                for event in self._items.add(self._output.add(delta), delta.logprobs):
+                    yield self._numbered(event)
+            for event in self._items.finish(self._output.finish_reason):
                 yield self._numbered(event)
-        for event in self._items.finish(self._output.finish_reason):
-            yield self._numbered(event)
-        response = await self._ended()
-        yield self._numbered({"type": f"response.{response['status']}", "response": response})
+            response = await self._ended()
+            yield self._numbered({"type": f"response.{response['status']}", "response": response})
+        finally:
+            self._record.discard()
 
     def _numbered(self, event: Event) -> Event:
         self._sequence += 1
@@ -254,12 +280,16 @@ class Answer:
 
 
 def _head(
-    server: Server, body: ResponsesRequest, sampling: SamplingParams, stored: bool
+    server: Server,
+    body: ResponsesRequest,
+    tools: Sequence[dict[str, Any]],
+    sampling: SamplingParams,
+    record: _Record,
 ) -> dict[str, Any]:
-    """A response before its first output."""
+    """A response before its first output. `tools`: the functions in the prompt, which the context bounds."""
     choice, response_format = body.tool_choice, body.text.format if body.text else None
     return {
-        "id": new_id("resp"),
+        "id": record.id,
         "object": "response",
         "created_at": int(time.time()),
         "status": "in_progress",
@@ -274,7 +304,7 @@ def _head(
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "reasoning": body.reasoning.model_dump() if body.reasoning else None,
-        "store": stored,
+        "store": record.enabled,
         "temperature": sampling.temperature,
         "text": {
             "format": response_format.model_dump(by_alias=True, exclude_none=True)
@@ -282,7 +312,7 @@ def _head(
             else {"type": "text"}
         },
         "tool_choice": choice.model_dump() if isinstance(choice, Fields) else choice or "auto",
-        "tools": [tool.model_dump() for tool in body.tools or ()],
+        "tools": [{"type": "function", "parameters": None, "strict": None, **t} for t in tools],
         "top_p": sampling.top_p,
         "top_logprobs": body.top_logprobs,
         "truncation": "disabled",

@@ -172,15 +172,15 @@ class FunctionTool(Fields):
         return {name: value for name, value in values.items() if value is not None}
 
 
-class NamedFunction(Fields):
+class FunctionChoice(Fields):
     type: Literal["function"]
     name: str = Field(max_length=256)
 
 
-class AllowedTools(Fields):
+class AllowedFunctions(Fields):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedFunction] = Field(max_length=128)
+    tools: list[FunctionChoice] = Field(max_length=128)
 
 
 CHOICES = {"function": "<named function>", "allowed_tools": "<allowed tools>"}
@@ -214,6 +214,12 @@ class ReasoningOptions(Fields):
     )
 
 
+Metadata = dict[
+    Annotated[str, Field(max_length=64)],
+    Annotated[str, Field(max_length=512)],
+]
+
+
 class ResponsesRequest(Sampling):
     ignored = (Sampling.ignored | {"max_tool_calls"}) - {"metadata", "store"}
     refused: ClassVar[Refused] = {
@@ -242,7 +248,7 @@ class ResponsesRequest(Sampling):
     ]
     instructions: str | None = Field(default=None, max_length=MAX_TEXT)
     max_output_tokens: int | None = Field(default=None, ge=1)
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: Metadata | None = Field(default=None, max_length=16)
     store: bool | None = None
     previous_response_id: str | None = Field(default=None, max_length=64)
     text: TextOptions | None = None
@@ -254,8 +260,8 @@ class ResponsesRequest(Sampling):
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag(STRING)]
-            | Annotated[NamedFunction, Tag(CHOICES["function"])]
-            | Annotated[AllowedTools, Tag(CHOICES["allowed_tools"])],
+            | Annotated[FunctionChoice, Tag(CHOICES["function"])]
+            | Annotated[AllowedFunctions, Tag(CHOICES["allowed_tools"])],
             one_of(_choice_type, "'none', 'auto', 'required', a function or allowed_tools"),
         ]
         | None

@@ -1,7 +1,8 @@
 """Responses in memory, so that a client can continue, read or delete them by their id.
 
 >>> store = ResponseStore(256 << 20)
->>> store.add(owner, StoredResponse("resp_1", None, items=b"[...]", response=b"{...}"))
+>>> store.add(owner, StoredResponse("resp_1", previous=None, items=b"[...]"))     # while it is generated
+>>> store.complete(owner, "resp_1", b"{...}")
 >>> [stored.id for stored in store.chain(owner, "resp_1")]
 
 An owner (an API key, or an address where there are no keys) sees only its own responses. Each may use a quarter of the
@@ -12,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_RESPONSES = 1024
 """Of one owner."""
@@ -25,12 +26,13 @@ OVERHEAD = 4096
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """A response as JSON, the JSON list of its own input `items`, and the id of the response that it continues."""
+    """A response as JSON (b"" until it has ended), the JSON list of its own input `items`, and the id of the response
+    that it continues."""
 
     id: str
     previous: str | None
     items: bytes
-    response: bytes
+    response: bytes = b""
 
     @property
     def size(self) -> int:
@@ -74,18 +76,36 @@ class ResponseStore:
         entry.responses[stored.id] = stored, self._clock()
         entry.bytes += stored.size
         self.bytes += stored.size
-        with suppress(KeyError):
-            self.chain(owner, stored.id)
         while entry.bytes > self.max_size or len(entry.responses) > MAX_RESPONSES:
             self._drop_oldest(owner)
         while self.bytes > self._max_bytes:
             self._drop_oldest(max(self._owners, key=lambda name: self._owners[name].bytes))
         return True
 
-    def get(self, owner: bytes, id: str) -> StoredResponse | None:
-        self._expire()
+    def complete(self, owner: bytes, id: str, response: bytes) -> bool:
+        """Stores the JSON of a response that has ended; False if it was dropped meanwhile, or is too large."""
         entry = self._owners.get(owner)
         if entry is None or id not in entry.responses:
+            return False
+        stored, _ = entry.responses[id]
+        self._remove(owner, id)
+        if not self.add(owner, replace(stored, response=response)):
+            return False
+        with suppress(KeyError):  # those before it count as used
+            self.chain(owner, id)
+        return True
+
+    def discard(self, owner: bytes, id: str) -> None:
+        """Removes a response that didn't end."""
+        entry = self._owners.get(owner)
+        if entry is not None and id in entry.responses and not entry.responses[id][0].response:
+            self._remove(owner, id)
+
+    def get(self, owner: bytes, id: str) -> StoredResponse | None:
+        """A response that has ended."""
+        self._expire()
+        entry = self._owners.get(owner)
+        if entry is None or id not in entry.responses or not entry.responses[id][0].response:
             return None
         stored, _ = entry.responses[id]
         entry.responses[id] = stored, self._clock()

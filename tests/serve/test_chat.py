@@ -217,6 +217,21 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
             "messages[0].content[0].video_url",
             "required",
         ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "content": "",
+                        "tool_calls": [
+                            {"type": "function", "function": {"name": "f", "arguments": "[" * 5000}}
+                        ],
+                    }
+                ]
+            },
+            "messages[0].tool_calls",
+            "depth",
+        ),
         ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
         (
             {
@@ -285,7 +300,7 @@ def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:
 
 def test_one_call_where_no_others_are_wanted(running: Running) -> None:
     """With a scripted model output, streamed and whole answers are equal."""
-    from polyphi.serve.chat import Message as ChatMessage
+    from polyphi.serve.chat import ChatMessage
     from polyphi.serve.jobs import OutputDelta
     from polyphi.serve.output import Output
 

@@ -396,6 +396,10 @@ REFUSED: list[tuple[dict, str]] = [
         {"input": [{"type": "function_call", "name": "f", "arguments": "x"}]},
         "input[0].arguments",
     ),
+    (
+        {"input": [{"type": "function_call", "name": "f", "arguments": "[" * 5000}]},
+        "input[0].arguments",
+    ),
     ({"tools": [{"type": "web_search", "filters": {}}]}, "tools[0]"),
     ({"tools": FUNCTIONS * 2}, "tools"),
     ({"tools": FUNCTIONS, "tool_choice": {"type": "function", "name": "x"}}, "tool_choice.name"),
@@ -457,8 +461,10 @@ def test_a_client_that_disconnects_frees_everything(running: Running, http: http
     with http.stream("POST", "/v1/responses", json=body) as reply:
         lines = reply.iter_lines()
         next(lines)
+        created = json.loads(next(lines).removeprefix("data: "))
         until(lambda: running.engine.counters().blocks_in_use > 0)
     until(running.idle)
+    assert http.get(f"/v1/responses/{created['response']['id']}").status_code == 404
 
 
 def test_a_failure_in_a_stream(running: Running, http: httpx2.Client, monkeypatch: Any) -> None:
