@@ -1,4 +1,4 @@
-"""Fields beyond OpenAI's that clients of vLLM, SGLang and others send to both completion routes.
+"""Fields beyond OpenAI's that clients of vLLM, SGLang and others send to all routes that generate text.
 
 docs/fields.md says of each what it does here.
 """
@@ -82,7 +82,7 @@ class TemplateOptions(Fields):
 
 
 class Extensions(FormatFields):
-    """The fields of both routes that OpenAI's API doesn't have."""
+    """The fields of the two completion routes that OpenAI's API doesn't have; other routes have most of them too."""
 
     ignored = IGNORED
     refused: ClassVar[Refused] = REFUSED

@@ -82,6 +82,8 @@ BLOCKS: list[dict] = [
     },
 ]
 # The model's text (None: its own), chat's fields, and the same of the Messages API.
+CHOICE = {"structured_outputs": {"choice": ["Rome", "Oslo"]}}
+STOP_TOKEN = {"logit_bias": {"7": 100}, "stop_token_ids": [7], "min_tokens": 3}
 SAME: dict[str, tuple[str | None, dict, dict]] = {
     "text": (None, {"messages": HI}, {"messages": HI}),
     "system": (
@@ -157,6 +159,8 @@ SAME: dict[str, tuple[str | None, dict, dict]] = {
         {"messages": HI, "thinking": {"type": "disabled"}},
     ),
     "stop": ("one two three", {"messages": HI, "stop": ["wo"]}, {"stop_sequences": ["wo"]}),
+    "stop token": (None, {"messages": HI, **STOP_TOKEN}, STOP_TOKEN),
+    "choice": (None, {"messages": HI, **CHOICE}, CHOICE),
     "schema": (
         None,
         {

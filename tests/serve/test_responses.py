@@ -116,8 +116,20 @@ ITEMS = [
     },
 ]
 # The model's text (None: its own), chat's fields, and the same of the Responses API.
+CHOICE = {"structured_outputs": {"choice": ["Rome", "Oslo"]}}
+STOP_TOKEN = {"logit_bias": {"7": 100}, "stop_token_ids": [7], "min_tokens": 3}
 SAME: dict[str, tuple[str | None, dict, dict]] = {
     "text": (None, {"messages": [{"role": "user", "content": "hi"}]}, {"input": "hi"}),
+    "stop token": (
+        None,
+        {"messages": [{"role": "user", "content": "hi"}], **STOP_TOKEN},
+        {"input": "hi", **STOP_TOKEN},
+    ),
+    "choice": (
+        None,
+        {"messages": [{"role": "user", "content": "hi"}], **CHOICE},
+        {"input": "hi", **CHOICE},
+    ),
     "instructions": (
         None,
         {"messages": [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]},
