@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from polyphi.serve.errors import ApiError
-from polyphi.serve.schema import Fields, validation_error
+from polyphi.serve.fields import Fields, validation_error
 from polyphi.transcription import longform
 from polyphi.transcription.live import TurnDetection
 
