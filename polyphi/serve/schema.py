@@ -182,6 +182,22 @@ class Turn(Fields):
     tool_call_id: str | None = Field(default=None, max_length=256)
 
 
+def media_paths(turns: Sequence[Turn], modality: str) -> list[str]:
+    """The paths of a conversation's images ("image"), audio ("audio") or videos ("video"), in their order."""
+    fields = {
+        "image": {"image_url": "url"},
+        "audio": {"input_audio": "data", "audio_url": "url"},
+        "video": {"video_url": "url"},
+    }
+    return [
+        f"messages[{i}].content[{j}].{part.type}.{fields[modality][part.type]}"
+        for i, turn in enumerate(turns)
+        if isinstance(turn.content, list)
+        for j, part in enumerate(turn.content)
+        if part.type in fields.get(modality, ())
+    ]
+
+
 class Tool(Fields):
     ignored = frozenset({"cache_control"})
 

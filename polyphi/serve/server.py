@@ -46,7 +46,7 @@ from polyphi.serve.errors import ApiError, as_api_error
 from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
-from polyphi.serve.schema import Sampling, Turn
+from polyphi.serve.schema import Sampling, Turn, media_paths
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
@@ -482,22 +482,6 @@ def is_large(messages: Sequence[Message]) -> bool:
     size = sum(len(part.text) for part in parts if isinstance(part, Text))
     size += sum(len(message.tools or "") for message in messages)
     return size > LARGE or not all(isinstance(part, Text) for part in parts)
-
-
-def media_paths(turns: Sequence[Turn], modality: str) -> list[str]:
-    """The paths of a conversation's images ("image"), audio ("audio") or videos ("video"), in their order."""
-    fields = {
-        "image": {"image_url": "url"},
-        "audio": {"input_audio": "data", "audio_url": "url"},
-        "video": {"video_url": "url"},
-    }
-    return [
-        f"messages[{i}].content[{j}].{part.type}.{fields[modality][part.type]}"
-        for i, turn in enumerate(turns)
-        if isinstance(turn.content, list)
-        for j, part in enumerate(turn.content)
-        if part.type in fields.get(modality, ())
-    ]
 
 
 def release_body(request: HTTPConnection) -> None:
