@@ -200,12 +200,12 @@ def report(
         if len(final["transcript"].split()) != len(times):
             continue
         counted += 1
-        text, shown = "", 0
+        text, reached = "", 0
         for event in (*deltas, final):
             text = text + event["delta"] if "delta" in event else event["transcript"]
-            while shown < min(len(text.split()), len(times)):
-                words.append(event["at"] - began - times[shown])
-                shown += 1
+            while reached < min(len(text.split()), len(times)):
+                words.append(event["at"] - began - times[reached])
+                reached += 1
     return {
         "way": way,
         "items": len(finals),
