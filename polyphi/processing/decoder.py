@@ -1,4 +1,4 @@
-"""Decode containers (MP4, WebM, AAC, AMR, AVI) with FFmpeg in a process of its own, which can do nothing else.
+"""Decode containers (MP4, WebM, AAC, AMR, AVI) with FFmpeg in a separate process, which can do nothing else.
 
 >>> with open("memo.m4a", "rb") as file:
 ...     rate, channels, samples = audio_header(file, "mov")

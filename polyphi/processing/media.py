@@ -4,9 +4,9 @@
 >>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
 
 The type of a file is determined by its first bytes, never by its name. WAV, FLAC, OGG and MP3 are decoded here, other
-audio in a process of its own (decoder.py). Bytes, pixels and seconds are limited before or
-while decoding, so that a small file can't fill the memory. Every error is a `MediaError` of one line with what was
-expected and what was found, without messages of decoders (they may contain addresses).
+audio in a separate process (decoder.py). Bytes, pixels and seconds are limited before or while decoding, so that a
+small file can't fill the memory. Every error is a `MediaError` of one line with what was expected and what was found,
+without messages of decoders (they may contain addresses).
 """
 
 import io

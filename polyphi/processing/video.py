@@ -3,7 +3,7 @@
 >>> frames = decode_video("walk.mp4", frames=16)      # 16 PIL images, RGB, one for each sixteenth of its time
 >>> expand_videos([Message.user(Video("walk.mp4"), "What happens?")])
 
-Limits and errors are as in media.py. A process of its own decodes them (decoder.py).
+Limits and errors are as in media.py. A separate process decodes them (decoder.py).
 """
 
 import io

@@ -437,12 +437,10 @@ class Live:
             return
         duration = (time.monotonic() - started_at) * self.rate
         with self._changed:
-            # A machine that is slower than the speech has no time for partial text.
-            item.next_hypothesis = (
-                math.inf
-                if duration > len(samples)
-                else max(end + STEP * self.rate, self._end + PAUSE * duration)
-            )
+            pause = max(end + STEP * self.rate, self._end + PAUSE * duration)
+            # While the machine is slower than the speech, each hypothesis waits for twice the audio.
+            slow = item.start + 2 * duration if duration > len(samples) else 0.0
+            item.next_hypothesis = max(pause, slow)
             if self._open is not item or repetition(text):
                 return
             stable, item.hypothesis = agreement(item.hypothesis, text), text

@@ -14,11 +14,10 @@ from pathlib import Path
 from polyphi.runtime.files import locked
 
 with locked(Path(sys.argv[1])):
-    child = os.fork()
-    if not child:
+    if not os.fork():
+        print(os.getpid(), flush=True)  # by now the child has given up the lock
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True)
     time.sleep(60)
 """
 
