@@ -1,7 +1,7 @@
 """Objects of request bodies as pydantic models: all fields are known, ignored or refused.
 
 A field that can't change the answer is ignored. One that would give a wrong answer when ignored is refused: an option
-that this server doesn't have, or a misspelt one. A null is never refused.
+that this server doesn't have, or a misspelt one. A null is refused only for a misspelt one.
 """
 
 import re
@@ -51,17 +51,16 @@ class Fields(BaseModel):
             return value
         known = {field.alias or name for name, field in cls.model_fields.items()}
         for name, inner in value.items():
-            if inner is None:
-                continue
             if name in cls.refused:
-                if inner in cls.refused[name]:
+                if inner is None or inner in cls.refused[name]:
                     continue
                 raise PydanticCustomError(
                     "unsupported_field", "isn't supported; leave it out", {"field": name}
                 )
             if name in known or name in cls.ignored:
                 continue
-            if cls.ignores_unknown(value) and not any(_is_misspelling(name, n) for n in known):
+            ignored = inner is None or cls.ignores_unknown(value)
+            if ignored and not any(_is_misspelling(name, n) for n in known):
                 continue
             matches = get_close_matches(name, known, 1)
             hint = f"; did you mean {matches[0]!r}?" if matches else ""

@@ -205,7 +205,7 @@ def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
     """The ticket is released before its jobs start: they end at once."""
     server, engine = client_server(running), running.engine
     row = engine.prepare([Message.user("hi")], SamplingParams(500))
-    ticket = Ticket(server, NOBODY)
+    ticket = Ticket(server, NOBODY, live=False)
     ticket.release()
     asyncio.run(server.submit(ticket, [row], SamplingParams(500)))
     until(running.idle)

@@ -707,7 +707,7 @@ def test_s8_samples_are_counted_while_they_are_decoded(
 
         def __init__(self, source: Any, max_seconds: float, stop: Any) -> None:
             longform.AudioStream.__init__(self, source, max_seconds=max_seconds)
-            self._stop = stop
+            self._stopped = stop
 
     monkeypatch.setattr(longform, "StoppableStream", Trusting)
     with narrow.client() as plain:
