@@ -4,6 +4,7 @@ A field that can't change the answer is ignored. One that would give a wrong ans
 that this server doesn't have, or a misspelt one. A null is refused only for a misspelt one.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -126,11 +127,14 @@ MAX_DEPTH = 64
 """Maximum nested objects and lists in JSON that becomes part of a prompt or a response."""
 
 
-def check_depth(value: Any) -> Any:
-    """The value. Raises a validation error for one that is nested too deeply."""
+def check_json(value: Any) -> Any:
+    """The value. Raises a validation error for one that can't be encoded again: nested too deeply, or with a number
+    that JSON doesn't have (Python's parser accepts NaN and infinity)."""
     level, depth = [value], -1
     while level:
         inner = [i for v in level for i in (v.values() if isinstance(v, dict) else v)]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in inner):
+            raise PydanticCustomError("not_finite", "expected finite numbers")
         level = [value for value in inner if isinstance(value, dict | list)]
         depth += 1
         if depth > MAX_DEPTH:
@@ -140,7 +144,7 @@ def check_depth(value: Any) -> Any:
     return value
 
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(check_depth)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
 
 
 def json_type(value: Any) -> str | None:
