@@ -1,7 +1,7 @@
 """Objects of request bodies as pydantic models: all fields are known, ignored or refused.
 
 A field that can't change the answer is ignored. One that would give a wrong answer when ignored is refused: an option
-that this server doesn't have, or a misspelt one. A null is never refused.
+that this server doesn't have, or a misspelt one. A null is refused only for a misspelt one.
 """
 
 import math

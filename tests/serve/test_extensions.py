@@ -128,8 +128,8 @@ def test_ignored_end_tokens_and_biases(running: Running, post: Any, path: str) -
     )
     full = post(path, **bias, ignore_eos=True)
     assert full["choices"][0]["token_ids"] == [end] * 12 and text_of(full["choices"][0]) == ""
-    answer = post(path, **bias, ignore_eos=True, skip_special_tokens=False)["choices"][0]
-    assert text_of(answer) == "<|end|>" * 12
+    choice = post(path, **bias, ignore_eos=True, skip_special_tokens=False)["choices"][0]
+    assert text_of(choice) == "<|end|>" * 12
     assert len(post(path, **bias, min_tokens=3)["choices"][0]["token_ids"]) == 3
     assert text_of(post(path, top_k=-1)["choices"][0]) == text_of(post(path, top_k=0)["choices"][0])
 

@@ -238,6 +238,8 @@ def test_fields_of_messages(send: Callable[[str, dict[str, Any]], tuple[int, str
 
 def test_a_null_has_no_effect(send: Callable[[str, dict[str, Any]], tuple[int, str]]) -> None:
     _, bare = send("chat", {})
-    names = {row["field"] for row in ROWS} - {"messages", "max_tokens"}
+    names = {row["field"] for row in ROWS} - {"messages", "max_tokens", "speed"}
     status, text = send("chat", dict.fromkeys(names))
     assert status == 200 and answers(text) == answers(bare)
+    status, text = send("chat", {"speed": None})  # of messages; it looks like a misspelt `seed`
+    assert status == 400 and json.loads(text)["error"]["param"] == "speed"

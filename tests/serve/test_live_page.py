@@ -61,8 +61,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 def messages(page: Page, name: str, *types: str) -> list[dict[str, Any]]:
-    values: list[dict[str, Any]] = page.run(f"return window.{name}")
-    return [message for message in values if message["type"] in types]
+    messages: list[dict[str, Any]] = page.run(f"return window.{name}")
+    return [message for message in messages if message["type"] in types]
 
 
 def captions(page: Page) -> list[str]:
