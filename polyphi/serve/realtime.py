@@ -97,12 +97,14 @@ class Session:
         except ApiError as failure:
             error = failure
             self._post_error(error)
+        except BaseException:
+            sender.cancel()
+            raise
         finally:
             if self._live is not None:
                 await asyncio.shield(self._server.in_thread(self._live.close))
-        self._loop.call_soon(
-            self._events.put_nowait, None
-        )  # after the events that were sent before
+        # In the loop's order: after the events that other threads have sent.
+        self._loop.call_soon(self._events.put_nowait, None)
         with suppress(WebSocketDisconnect, asyncio.CancelledError):
             await sender
         if error is not None and sender.done() and not sender.cancelled():
