@@ -531,9 +531,14 @@ def test_s4_bytes_are_capped_as_they_come(net: Net) -> None:
 
 def test_s4_few_are_fetched_at_once(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "FETCHES", 2)
+    fetches, counts = 0, []
 
     def late(connection: socket.socket) -> None:
+        nonlocal fetches
+        fetches += 1
+        counts.append(fetches)
         time.sleep(0.05)
+        fetches -= 1  # before the client can go on with the next one
         connection.sendall(page())
 
     net.server.pages = {"/a": late}
@@ -546,7 +551,7 @@ def test_s4_few_are_fetched_at_once(net: Net, monkeypatch: pytest.MonkeyPatch) -
             return await asyncio.gather(*loads)
 
     assert asyncio.run(all_at_once()) == [PICTURE] * 8
-    assert net.server.most == 2
+    assert max(counts) == 2
 
 
 def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> None:
