@@ -35,15 +35,11 @@ from jaxtyping import Float
 
 log = logging.getLogger(__name__)
 CHILD = Path(__file__).with_name("decoder_child.py")
-AUDIO_MEMORY, VIDEO_MEMORY = (
-    512 << 20,
-    1 << 30,
-)  # bytes of address space; Python and FFmpeg take 120 MB
-CPU_SECONDS = 10  # of any file,
-AUDIO_SPEED = 50  # and a second for so many seconds of audio: decoders are ten times as fast
-CPU_SECONDS_PER_FRAME = (
-    5  # and for each selected frame of a video, which may be far from a key frame
-)
+# Bytes of address space; Python and FFmpeg take 120 MB.
+AUDIO_MEMORY, VIDEO_MEMORY = 512 << 20, 1 << 30
+# CPU time: of any file, for each selected frame of a video, which may be far from a key frame, and a second for so many
+# seconds of audio: decoders are ten times as fast.
+CPU_SECONDS, CPU_SECONDS_PER_FRAME, AUDIO_SPEED = 10, 5, 50
 WAIT = 3  # wall time in CPU times: the machine may be busy
 TICK = 0.2  # s between two looks whether the result is still needed
 SAMPLE = b"#!AMR\n" + bytes([4, *bytes(12)]) * 4  # 80 ms of AMR

@@ -97,7 +97,7 @@ def main() -> None:
         _send({"error": error.error, "found": error.value})
     except MemoryError:  # also FFmpeg's
         _send({"error": "memory"})
-    except BrokenPipeError:  # nobody reads any more
+    except BrokenPipeError:  # the parent has closed the pipe
         pass
     except Exception:  # FFmpeg's errors, and any of PyAV about values that it doesn't expect
         _send({"error": "damaged"})

@@ -75,9 +75,10 @@ def test_calls_after_reasoning(model: Model) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("fields", [{"reasoning_effort": "none"}, {"thinking_token_budget": 0}])
 def test_no_reasoning(model: Model, fields: dict[str, Any]) -> None:  # noqa: F811
-    model.text = "<think></think>three"
-    choice = answers(model.running, **fields)
-    assert "reasoning_content" not in choice["message"]
+    model.text = "<think>one and two and three and four and five and six"
+    assert answers(model.running)["message"]["content"] is None
+    message = answers(model.running, **fields)["message"]
+    assert "reasoning_content" not in message and message["content"].endswith("and six")
     model.text = "three"
     assert answers(model.running, **fields)["message"]["content"] == "three"
 
