@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from polyphi.messages import Grammar, Text
 from polyphi.serve.conversation import InputTurn, MediaPart, with_call_parts
 from polyphi.serve.errors import ApiError
+from polyphi.serve.extensions import Effort
 from polyphi.serve.fields import (
     FAST,
     LIST,
@@ -25,7 +26,7 @@ from polyphi.serve.fields import (
     json_type,
     one_of,
 )
-from polyphi.serve.schema import Effort, Sampling
+from polyphi.serve.schema import Sampling
 
 
 class TextBlock(Fields):

@@ -59,8 +59,7 @@ def chat_generation(server: Server, body: ChatRequest) -> Generation:
     sampling = with_reasoning(
         with_rules(sampling, tools, body.grammar(), rules),
         server.settings.reasoning,
-        body.reasoning_effort,
-        body.thinking_token_budget,
+        *body.reasoning,
     )
     turns, end = chat_turns(body.messages), prompt_end(body)
     return Generation(turns, tools, adapter, sampling, body, "messages", end)

@@ -3,7 +3,7 @@
 docs/fields.md says of each what it does here.
 """
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -64,6 +64,9 @@ REFUSED: Refused = {
 }
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
 class StreamOptions(Fields):
     ignored = frozenset({"include_obfuscation"})
 
@@ -72,13 +75,21 @@ class StreamOptions(Fields):
 
 
 class TemplateOptions(Fields):
-    """The variables of the chat template that a request may set (`chat_template_kwargs`). Those that select a form of
-    reasoning don't exist in every model's template."""
-
-    ignored = frozenset(["enable_thinking", "thinking", "thinking_budget", "reasoning_effort"])
+    """The variables that a request may set for the chat template (`chat_template_kwargs`). The template itself has only
+    the generation prompt; the others, which templates of reasoning models have, set the reasoning here too."""
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    thinking_budget: int | None = Field(default=None, ge=0)
+    reasoning_effort: Effort | None = None
+
+    @property
+    def effort(self) -> Effort | None:
+        """ "none" where the reasoning is switched off."""
+        off = self.enable_thinking is False or self.thinking is False
+        return "none" if off else self.reasoning_effort
 
 
 class Extensions(FormatFields):

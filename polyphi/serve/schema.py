@@ -15,7 +15,7 @@ from pydantic import Field, Tag, model_validator
 from polyphi.engine.prompt import PromptEnd
 from polyphi.messages import Grammar, SamplingParams, functions
 from polyphi.serve.errors import ApiError
-from polyphi.serve.extensions import Extensions, TemplateOptions
+from polyphi.serve.extensions import Effort, Extensions, TemplateOptions
 from polyphi.serve.fields import (
     FAST,
     LIST,
@@ -230,9 +230,6 @@ ToolChoice = Annotated[
 ]
 
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-
 class Sampling(Extensions):
     """The sampling fields of all routes that generate text. Without them, decoding is greedy. `names`: of fields that
     have another name than in `SamplingParams`."""
@@ -337,6 +334,13 @@ class ChatRequest(Sampling):
         if self.top_logprobs is not None and not self.logprobs:
             raise needs("top_logprobs", "logprobs")
         return self
+
+    @property
+    def reasoning(self) -> tuple[Effort | None, int | None]:
+        """The effort and the budget of the reasoning."""
+        options, budget = self.chat_template_kwargs or TemplateOptions(), self.thinking_token_budget
+        effort = self.reasoning_effort or options.effort
+        return effort, options.thinking_budget if budget is None else budget
 
     @property
     def token_limit(self) -> int | None:

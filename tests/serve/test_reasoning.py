@@ -73,7 +73,17 @@ def test_calls_after_reasoning(model: Model) -> None:  # noqa: F811
     assert choice["message"]["content"] == model.text
 
 
-@pytest.mark.parametrize("fields", [{"reasoning_effort": "none"}, {"thinking_token_budget": 0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_effort": "none"},
+        {"thinking_token_budget": 0},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"thinking": False}},
+        {"chat_template_kwargs": {"thinking_budget": 0}},
+        {"chat_template_kwargs": {"reasoning_effort": "none"}},
+    ],
+)
 def test_no_reasoning(model: Model, fields: dict[str, Any]) -> None:  # noqa: F811
     model.text = "<think>one and two and three and four and five and six"
     assert answers(model.running)["message"]["content"] is None
