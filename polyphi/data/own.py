@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyphi.data import shards
@@ -193,7 +194,10 @@ def _train_split(files: list[str], under: str) -> list[str]:
 
 
 def _open(file: str) -> Any:
-    return _hub().open(file.removeprefix(HUB)) if file.startswith(HUB) else Path(file).open("rb")
+    if file.startswith(HUB):
+        return _hub().open(file.removeprefix(HUB))
+    # Arrow's own file for the reason in `Shards._open`.
+    return pa.OSFile(file) if file.endswith(".parquet") else Path(file).open("rb")
 
 
 def _count(file: str) -> int:

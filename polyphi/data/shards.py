@@ -375,9 +375,10 @@ class Shards(Sequence[Sample]):
 
     @contextmanager
     def _open(self, file: str) -> Iterator[Any]:
-        """Yield an open file of this split."""
+        """Yield an open file of this split. A local one is Arrow's own: its threads release a Python file after the
+        read that needed it, and if the interpreter ends in between, the process aborts."""
         if isinstance(self.folder, Path):
-            with (self.folder / file).open("rb") as stream:
+            with pa.OSFile(str(self.folder / file), "rb") as stream:
                 yield stream
             return
         import fsspec

@@ -10,7 +10,7 @@ import pytest
 from replay import Replay
 
 from polyphi import cli
-from polyphi.curate import feedback
+from polyphi.curate import feedback, sources
 from polyphi.curate.text import side
 from polyphi.data.shards import Shards
 from polyphi.messages import Audio, media
@@ -36,12 +36,17 @@ class Interpreter(Replay):
         return 200, json.dumps({"choices": [choice]}).encode()
 
 
+def refuse(*_: object) -> None:
+    raise sources.Unavailable("no network")
+
+
 def test_the_example_speaks_eight_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("polyphi.curate.sources.unpack", lambda name, cache, report=print: None)
-    monkeypatch.setattr("polyphi.curate.text.unpack", lambda name, cache, report=print: None)
+    # Without packages, and with a cache of its own: pages stay in memory by their cache, for later tests too.
+    monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "_fill", refuse)
     prompts = [f"Finding {i}?" for i in range(99)]
     mine = [p for p in prompts if side("train", "feedback", p)][:2]
     for prompt, language, answered in zip(mine, ("en", "fr"), ("Sure.", "LOST."), strict=True):

@@ -130,6 +130,22 @@ def test_row_groups_are_bounded_by_rows_and_bytes(
     assert list(Shards(tmp_path / "t")) == samples()
 
 
+def test_arrow_is_handed_no_python_file_for_a_local_shard(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its threads would release the file after the read: a process that ends just then aborts."""
+    files: list[Any] = []
+    for name in ("ParquetFile", "read_metadata"):
+        read = getattr(pq, name)
+        monkeypatch.setattr(
+            pq, name, lambda file, *a, read=read, **k: files.append(file) or read(file, *a, **k)
+        )
+    assert list(Shards(folder)) and files
+    assert all(
+        isinstance(file, pa.NativeFile) and not isinstance(file, pa.PythonFile) for file in files
+    )
+
+
 def test_the_cache_is_bounded_and_the_window_fits_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
