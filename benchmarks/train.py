@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi import stages
 from polyphi.batch import Batch, Clip, ImageInput, ImageLayout, row
-from polyphi.corpora import code, copying, instructions
+from polyphi.corpora import code, copying, fim, instructions
 from polyphi.curate import corpus as corpora
 from polyphi.data import shards
 from polyphi.data.loader import Loader
@@ -154,8 +154,13 @@ def written(work: Work, folder: Path) -> list[dict[str, Any]]:
     page is as long as a whole step: with it a padded batch would be almost empty.)"""
     mix = {"copying": 40, "instructions": 57.4, "code": 0.6}
     cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
-    for corpus in (copying.corpus, instructions.corpus, code.corpus):
-        rows = {"train": 2000 if corpus.name != "code" else 200}
+    # Training rows are checked against held-out ones, those of code against fim's too.
+    for corpus, rows in (
+        (fim.corpus, {"test": 50}),
+        (copying.corpus, {"train": 2000, "test": 50}),
+        (instructions.corpus, {"train": 2000, "test": 50}),
+        (code.corpus, {"train": 200, "test": 50}),
+    ):
         corpora.build(
             corpus, corpora.Work(rows, seed=0, cache=cache, data=folder, report=console.print)
         )

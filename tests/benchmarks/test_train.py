@@ -74,3 +74,11 @@ def test_rows_are_printed_as_one_json_list(train, capsys: pytest.CaptureFixture[
         "ratio": 1.5,
         "limit_share": 0.5,
     }
+
+
+@pytest.mark.long
+def test_text_rows_come_from_the_corpora_of_text_1(train, tmp_path: Path) -> None:
+    full = next(work for work in train.WORKS if work.name == "text")
+    rows = train.written(replace(full, steps=2), tmp_path)
+    assert sum(len(row["ids"]) for row in rows) > 2 * full.batch_tokens
+    assert all(any(row["supervise"]) and not row["supervise"][0] for row in rows)
