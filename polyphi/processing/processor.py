@@ -232,13 +232,14 @@ class Processor:
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         generation_prompt: bool = True,
+        continue_final: bool = False,
         max_crops: int | None = None,
     ) -> Tokens:
         """Return the number of tokens of a conversation's row. Only the headers of images and audio are read, except
         for MP3 and videos."""
         counts: dict[type, int] = {Image: 0, Audio: 0}
         text = 0
-        parts = self._parts_with_counts(messages, generation_prompt, False, max_crops)
+        parts = self._parts_with_counts(messages, generation_prompt, continue_final, max_crops)
         for part, tokens in parts:
             if isinstance(part, Words):
                 text += self.tokenizer.count(part.text)

@@ -18,6 +18,7 @@ from polyphi.serve.anthropic_schema import (
     MessagesRequest,
     functions_of,
     message_turns,
+    prompt_end,
 )
 from polyphi.serve.errors import ApiError, anthropic_body
 from polyphi.serve.generation import (
@@ -57,7 +58,7 @@ def routes(server: Server) -> APIRouter:
     async def count(body: CountTokensRequest, request: HttpRequest) -> Response:
         server.adapter(body.model, body.adapter)
         turns, (tools, _) = message_turns(body), _tools(body)
-        tokens = await count_tokens(server, request, turns, tools, "messages")
+        tokens = await count_tokens(server, request, turns, tools, "messages", prompt_end(body))
         return JSONResponse({"input_tokens": tokens.total})
 
     return router
@@ -76,7 +77,8 @@ def _generation(server: Server, body: MessagesRequest) -> Generation:
         body.output_config.effort if body.output_config else None,
         body.reasoning_budget,
     )
-    return Generation(message_turns(body), tools, adapter, sampling, body, "messages")
+    turns, end = message_turns(body), prompt_end(body)
+    return Generation(turns, tools, adapter, sampling, body, "messages", end)
 
 
 def _tools(body: CountTokensRequest) -> tuple[list[dict[str, Any]], CallRules]:

@@ -1,7 +1,7 @@
 """The request body of Anthropic's Messages API, and its messages as turns.
 
-`cache_control` and other hints that can't change an answer are ignored. Documents, files, tools that Anthropic's
-servers run, and a last message of the assistant, which would have to be continued, are errors.
+`cache_control` and other hints that can't change an answer are ignored. Documents, files, and tools that Anthropic's
+servers run are errors.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from polyphi.engine.prompt import PromptEnd
 from polyphi.messages import Grammar, Text
 from polyphi.serve.conversation import InputTurn, MediaPart, with_call_parts
 from polyphi.serve.errors import ApiError
@@ -263,24 +264,30 @@ class MessagesRequest(CountTokensRequest):
 
 
 def message_turns(body: CountTokensRequest) -> list[InputTurn]:
-    """The turns of a request. Each tool result is a turn; other blocks of its message follow it. Raises ApiError for a
-    last message of the assistant, and for blocks that don't belong to their role."""
+    """The turns of a request. Each tool result is a turn; other blocks of its message follow it. Raises ApiError for
+    blocks that don't belong to their role."""
     turns: list[InputTurn] = []
     if body.system:
         blocks = body.system if isinstance(body.system, list) else []
         text = body.system if isinstance(body.system, str) else "".join(b.text for b in blocks)
         turns.append(InputTurn("system", (Text(text),)))
-    if body.messages[-1].role == "assistant":
-        path = f"messages[{len(body.messages) - 1}]"
-        raise ApiError(
-            400,
-            f"{path}: expected a last message of role 'user', found 'assistant'; this server doesn't continue an "
-            "answer that was begun",
-            param=path,
-        )
     for number, message in enumerate(body.messages):
         turns += _turns(message, f"messages[{number}].content")
     return turns
+
+
+def prompt_end(body: CountTokensRequest) -> PromptEnd:
+    """How the prompt ends: the answer continues a last message of the assistant. Raises ApiError if it has calls."""
+    last, number = body.messages[-1], len(body.messages) - 1
+    if last.role != "assistant":
+        return "generation_prompt"
+    if any(isinstance(block, ToolUseBlock) for block in last.content):
+        raise ApiError(
+            400,
+            f"messages[{number}]: expected the results of its calls in a message of role 'user' after it, found none",
+            param=f"messages[{number}]",
+        )
+    return "final_message"
 
 
 def _turns(message: MessageParam, path: str) -> list[InputTurn]:

@@ -7,6 +7,7 @@ outputs of its job.
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -129,6 +130,7 @@ async def count_tokens(
     turns: Sequence[InputTurn],
     tools: Sequence[dict[str, Any]],
     param: str,
+    end: PromptEnd = "generation_prompt",
 ) -> Tokens:
     """The tokens of a prompt, without running the model; of media only the headers are read."""
     with (
@@ -138,5 +140,5 @@ async def count_tokens(
     ):
         messages = await conversation(media, turns, server.settings, param)
         messages = with_tools(messages, list(tools))
-        count = server.engine.processor.count
+        count = partial(server.engine.processor.count, continue_final=end == "final_message")
         return await server.in_turn(is_large(messages), ticket.caller, count, messages)

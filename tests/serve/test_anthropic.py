@@ -58,6 +58,7 @@ def http(running: Running) -> Iterator[httpx2.Client]:
 IMAGE = image_part()
 DATA = IMAGE["image_url"]["url"].partition(",")[2]
 HI: list[dict] = [{"role": "user", "content": "hi"}]
+FINAL = [*HI, {"role": "assistant", "content": "I"}]
 BLOCKS: list[dict] = [
     {"role": "user", "content": "1 + 2"},
     {
@@ -157,6 +158,11 @@ SAME: dict[str, tuple[str | None, dict, dict]] = {
         "<think>one and two and three</think>four",
         {"messages": HI, "reasoning_effort": "none"},
         {"messages": HI, "thinking": {"type": "disabled"}},
+    ),
+    "final message": (
+        None,
+        {"messages": FINAL, "continue_final_message": True, "add_generation_prompt": False},
+        {"messages": FINAL},
     ),
     "stop": ("one two three", {"messages": HI, "stop": ["wo"]}, {"stop_sequences": ["wo"]}),
     "stop token": (None, {"messages": HI, **STOP_TOKEN}, STOP_TOKEN),
@@ -301,7 +307,7 @@ REFUSED: list[tuple[dict, str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 10**6}, "messages"),
     ({"messages": []}, "messages"),
-    ({"messages": [*HI, {"role": "assistant", "content": "I"}]}, "messages[1]"),
+    ({"messages": BLOCKS[:2], "tools": FUNCTIONS}, "messages[1]"),
     ({"messages": [{"role": "tool", "content": "I"}]}, "messages[0].role"),
     (
         {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
