@@ -8,7 +8,7 @@ BIN := .venv/bin
 AVX2_TESTS := tests/test_avx2.py tests/kernels tests/quantization tests/model tests/parity tests/engine tests/runtime tests/test_api.py
 AVX2 := env $(shell grep -v '^\#' tests/avx2.env)
 
-.PHONY: nano reproduce test test-all test-avx2 docs lint setup clean
+.PHONY: nano reproduce test test-all test-avx2 test-clients docs lint setup clean
 
 nano: SIZE = nano
 nano: reproduce
@@ -27,6 +27,10 @@ test-avx2: setup
 	OMP_NUM_THREADS=1 $(AVX2) $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal $(AVX2_TESTS)
 	rm -rf runs/micro-avx2
 	$(AVX2) $(BIN)/polyphi reproduce micro --out runs/micro-avx2
+
+# Real clients, each in an environment of its own, with the model of `make nano`.
+test-clients: setup .venv/.browser
+	$(BIN)/python tests/clients/run.py runs/nano
 
 # The documentation as a site, in site/.
 docs: setup
