@@ -20,6 +20,7 @@ from polyphi.model.config import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 import allowed_skips
+from children import Children, new_children
 
 # No test is timed: machines are shared.
 settings.register_profile("untimed", deadline=None)
@@ -31,6 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # What a shell starts in the background ignores interrupts, and so would all processes that tests interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def children() -> Children:
+    """The processes that this one has started since the test began."""
+    return new_children()
 
 
 @pytest.fixture(scope="session")

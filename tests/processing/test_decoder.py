@@ -14,6 +14,7 @@ import av
 import numpy as np
 import psutil
 import pytest
+from children import Children
 from films import film
 from recordings import encoded, tone
 
@@ -269,11 +270,13 @@ def test_the_child_inherits_nothing(child: Callable[..., Decoder]) -> None:
         ("_send({'bytes': 100})", "crashed"),
     ],
 )
-def test_a_failed_child_is_one_error(child: Callable[..., Decoder], code: str, error: str) -> None:
+def test_a_failed_child_is_one_error(
+    child: Callable[..., Decoder], code: str, error: str, children: Children
+) -> None:
     with pytest.raises(DecoderError) as caught, child(code, cpu_seconds=1) as process:
         list(process)
     assert caught.value.error == error
-    assert not psutil.Process().children()
+    assert not children()
 
 
 @pytest.mark.parametrize(
@@ -321,13 +324,13 @@ def test_waiting_ends_when_the_result_is_not_needed(child: Callable[..., Decoder
         list(process)
 
 
-def test_an_abandoned_stream_leaves_no_process() -> None:
+def test_an_abandoned_stream_leaves_no_process(children: Children) -> None:
     data = encoded("adts", "aac", 16_000, wave=np.zeros(960_000, np.float32)) * 5
     blocks = iter(AudioStream(data))
     next(blocks)
-    assert len(psutil.Process().children()) == 1
+    assert len(children()) == 1
     del blocks
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_a_child_whose_parent_died_ends(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+from children import Children
 from films import film
 from recordings import encoded
 from serve.conftest import Running, serving
@@ -80,7 +81,9 @@ def answer(response: httpx2.Response) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_recordings_are_heard_as_their_samples(running: Running, name: str) -> None:
+def test_recordings_are_heard_as_their_samples(
+    running: Running, name: str, children: Children
+) -> None:
     data = RECORDINGS[name]
     with running.client() as client:
         whole, reference = transcribe(client, data), transcribe(client, wav(data))
@@ -95,7 +98,7 @@ def test_recordings_are_heard_as_their_samples(running: Running, name: str) -> N
                 for sent in (data, wav(data))
             ]
             assert answers[0] == answers[1]
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_a_video_is_seen_as_its_frames(running: Running, tmp_path: Path) -> None:
@@ -222,6 +225,7 @@ def test_the_death_of_a_decoder_is_one_error(
     broken: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
     code: str,
+    children: Children,
 ) -> None:
     good = wav(RECORDINGS["AAC"])
     with running.client() as client:
@@ -242,20 +246,21 @@ def test_the_death_of_a_decoder_is_one_error(
         assert transcribe(client, RECORDINGS["AAC"]).json() == before
         metrics = client.get("/metrics").text
         assert 'media_rejected_total{model_name="tiny",reason="decoder"} 3.0' in metrics
-    assert running.idle() and not psutil.Process().children()
+    assert running.idle() and not children()
 
 
-def waiting_children(deadline: float = 20.0) -> Iterator[psutil.Process]:
+def started(children: Children, deadline: float = 20.0) -> list[psutil.Process]:
+    """The processes that were started, when there are any."""
     end = time.monotonic() + deadline
-    while not (children := psutil.Process().children()):
+    while not (processes := children()):
         assert time.monotonic() < end, "no process was started"
         time.sleep(0.02)
-    yield from children
+    return processes
 
 
 @pytest.mark.parametrize("route", ["chat", "transcriptions"])
 def test_a_disconnect_ends_the_decoder(
-    running: Running, broken: Callable[[str], None], route: str
+    running: Running, broken: Callable[[str], None], route: str, children: Children
 ) -> None:
     broken("time.sleep(600)")
     with running.client() as client:
@@ -271,23 +276,25 @@ def test_a_disconnect_ends_the_decoder(
     address = request.url.host, request.url.port
     with socket.create_connection(address) as connection:
         connection.sendall(head + b"\r\n" + request.content)
-        (process,) = waiting_children()
+        (process,) = started(children)
     process.wait(20)
     deadline = time.monotonic() + 20
-    while not running.idle() or psutil.Process().children():
+    while not running.idle() or children():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_a_stop_leaves_no_decoder(engine: Engine, broken: Callable[[str], None]) -> None:
+def test_a_stop_leaves_no_decoder(
+    engine: Engine, broken: Callable[[str], None], children: Children
+) -> None:
     broken("time.sleep(600)")
     settings = replace(Settings("tiny"), drain_seconds=1.0)
     with serving(engine, settings) as server, server.client() as client:
         thread = threading.Thread(target=lambda: _ignored(client, RECORDINGS["M4A"]), daemon=True)
         thread.start()
-        list(waiting_children())
+        started(children)
     deadline = time.monotonic() + 20
-    while psutil.Process().children():
+    while children():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -297,7 +304,7 @@ def _ignored(client: httpx2.Client, data: bytes) -> None:
         transcribe(client, data)
 
 
-def test_damaged_files_are_answered(running: Running) -> None:
+def test_damaged_files_are_answered(running: Running, children: Children) -> None:
     """Forty of the thousand of benchmarks/damaged.py."""
     path = Path(__file__).parents[2] / "benchmarks" / "damaged.py"
     spec = spec_from_file_location("damaged", path)
@@ -312,7 +319,7 @@ def test_damaged_files_are_answered(running: Running) -> None:
         assert set(statuses) <= benchmark.EXPECTED and {200, 400} <= set(statuses)
         for number, (name, data) in enumerate(benchmark.originals().items()):
             assert benchmark.send(client, name, data, number).status_code == 200
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_silence_of_hours_is_refused_by_its_length(engine: Engine) -> None:
