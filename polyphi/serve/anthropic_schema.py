@@ -224,6 +224,7 @@ class CountTokensRequest(Sampling):
         "return_token_ids": (False,),
         "stop": (),
         "stream_options": (),
+        "thread": (),
     }
     names: ClassVar[dict[str, str]] = {"stop": "stop_sequences"}
 

@@ -51,10 +51,16 @@ ANTHROPIC_TYPES = {
 }
 
 
+NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+"""The details of an error about the field `thread`: Anthropic's clients then send the whole conversation without it."""
+
+
 def anthropic_body(error: ApiError) -> dict[str, Any]:
     """An error in Anthropic's format: `{"type": "error", "error": {"type", "message", ...}}`."""
     default = "api_error" if error.status >= 500 else "invalid_request_error"
     fields = {**error.body["error"], "type": ANTHROPIC_TYPES.get(error.status, default)}
+    if error.param == "thread":
+        fields["details"] = NO_THREADS
     return {"type": "error", "error": fields}
 
 
@@ -77,10 +83,17 @@ class ErrorResponse(BaseModel):
     error: Problem
 
 
+class AnthropicProblem(Problem):
+    details: dict[str, Any] | None = Field(
+        default=None, description="For programs, of some errors: with a code, `error_code`."
+    )
+
+
 class AnthropicErrorResponse(ErrorResponse):
     """The body of every error of Anthropic's routes."""
 
     type: Literal["error"]
+    error: AnthropicProblem
 
 
 DESCRIPTIONS = {
@@ -104,6 +117,20 @@ def responses(
 
 def default_response(model: type[ErrorResponse] = ErrorResponse) -> dict[int | str, dict[str, Any]]:
     return {"default": {"model": model, "description": "Any other error."}}
+
+
+PROMPT_LONG, ANSWER_LONG = "at most", "context holds"
+"""Phrases of the errors about a prompt, or a prompt with its answer, that exceeds the context."""
+
+
+def context_exceeded(error: ValueError, context: int, param: str) -> ApiError | None:
+    """The ApiError for a request that exceeds the context; None for another error. Clients that then shorten a
+    conversation recognize it by the phrases of OpenAI's and Anthropic's messages, not by its code."""
+    if PROMPT_LONG not in str(error) and ANSWER_LONG not in str(error):
+        return None
+    start = "prompt is too long: " if PROMPT_LONG in str(error) else ""
+    message = f"{start}{error}; this model's maximum context length is {context} tokens"
+    return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
 def as_api_error(error: Exception) -> ApiError:

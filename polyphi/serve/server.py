@@ -43,7 +43,7 @@ from polyphi.runtime.heap import give_back
 from polyphi.serve.answers import Writer
 from polyphi.serve.budget import Budget, Share
 from polyphi.serve.conversation import InputTurn, media_paths
-from polyphi.serve.errors import ApiError, as_api_error
+from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
 from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
@@ -355,9 +355,8 @@ class Server:
             path = paths[error.number] if error.number is not None and paths else param
             raise media_api_error(error, path) from None
         except ValueError as error:
-            long = any(phrase in str(error) for phrase in ("at most", "context holds"))
-            code = "context_length_exceeded" if long else None
-            raise ApiError(400, str(error), param=param, code=code) from None
+            exceeded = context_exceeded(error, self.engine.context, param)
+            raise exceeded or ApiError(400, str(error), param=param) from None
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise

@@ -76,6 +76,28 @@ def test_tools(model: Model, client: anthropic.Anthropic) -> None:  # noqa: F811
     assert answer.content[0].text == "Done."
 
 
+def test_a_tool_runner_continues_without_threads(
+    model: Model,  # noqa: F811
+    client: anthropic.Anthropic,
+) -> None:
+    """Its first request asks for a thread; the error makes it send the conversation without one."""
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.beta.messages.create(messages=HI, thread={"type": "create"}, **OPTIONS)
+    error = caught.value.body["error"]
+    assert error["param"] == "thread"
+    assert error["details"]["error_code"] == "thread_unsupported_request"
+
+    @anthropic.beta_tool
+    def temperature(city: str) -> str:
+        """The temperature of a city."""
+        return "20"
+
+    model.text = "Done."
+    runner = client.beta.messages.tool_runner(messages=HI, tools=[temperature], **OPTIONS)
+    (message,) = runner
+    assert message.content[0].text == "Done."
+
+
 class Town(BaseModel):
     city: str
 

@@ -67,6 +67,8 @@ def test_texts_that_are_surely_too_long_are_refused_unread(
             error = answer.json()["error"]
             assert error["code"] == "context_length_exceeded"
             assert "at least" in error["message"] and "the context holds 2048" in error["message"]
+            for phrase in ("prompt is too long", "this model's maximum context length is 2048"):
+                assert phrase in error["message"]  # clients recognize the error by these
 
 
 def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[..., bool]):
