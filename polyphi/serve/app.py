@@ -31,7 +31,6 @@ from polyphi.serve.fields import validation_error
 from polyphi.serve.guard import Guard
 from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
-from polyphi.serve.store import ResponseStore
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -59,16 +58,15 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     _health(app, server)
     keyed = responses(401) if settings.keys else {}
     body = {**keyed, **responses(404, 413, 415)}
-    store = ResponseStore(settings.max_stored_bytes)
     for router in (
         chat.routes(server),
-        responses_api.routes(server, store),
+        responses_api.routes(server, server.store),
         completions.routes(server),
         speech.routes(server),
     ):
         app.include_router(router, responses={**body, **responses(429)})
     app.include_router(realtime.routes(server))
-    app.include_router(stored.routes(server, store), responses={**keyed, **responses(404)})
+    app.include_router(stored.routes(server, server.store), responses={**keyed, **responses(404)})
     of_anthropic = [400, *([401] if settings.keys else []), 403, 404, 413, 415, 429, 503]
     app.include_router(
         anthropic.routes(server),
