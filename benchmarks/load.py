@@ -150,10 +150,6 @@ class Load:
             seconds = time.monotonic() - began
             return Outcome(task, end, None, seconds, first, repr(error)[:200] if error else "")
 
-        # Of requests that the server receives after the stop, none is lost.
-        def lost(end: str = "not taken") -> str:
-            return end if self.stopped is not None and began > self.stopped else "lost"
-
         try:
             if task in LIVE:
                 session = plan_session(task, pool)
@@ -172,7 +168,9 @@ class Load:
         except (ConnectionClosed, InvalidHandshake) as error:
             return ended("closed") if self.stopped is not None else ended("lost", error)
         except (httpx2.HTTPError, OSError) as error:
-            return ended(lost(), error)
+            # The server may close a connection at the moment at which the client sends on it.
+            late = self.stopped is not None and began > self.stopped
+            return ended("not taken" if late else "lost", error)
         except Exception as error:
             return ended("wrong", error)
 

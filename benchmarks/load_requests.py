@@ -212,7 +212,7 @@ def respond(pool: Pool, media: bool = False, stream: bool = False, **fields: Any
     return posted(pool, RESPONSES, body, examine)
 
 
-def respond_in_form(pool: Pool) -> Planned:
+def respond_with_options(pool: Pool) -> Planned:
     """With a function to call, or as JSON."""
     if pool.rng.random() < 0.5:
         text = {"format": {"type": "json_schema", "name": "boats", "schema": SCHEMA}}
@@ -301,7 +301,7 @@ def message(pool: Pool, media: bool = False, stream: bool = False, **fields: Any
     return posted(pool, "/v1/messages", body, examine)
 
 
-def message_in_form(pool: Pool) -> Planned:
+def message_with_options(pool: Pool) -> Planned:
     """With a tool to use, as JSON, or with a budget for reasoning."""
     tool = {"name": FUNCTION["name"], "input_schema": SCHEMA}
     choice = pool.rng.choice([{"type": "any"}, {"type": "auto"}])
@@ -355,7 +355,7 @@ TASKS: dict[str, tuple[int, Callable[[Pool], Planned]]] = {
     "responses": (1, respond),
     "responses stream": (2, partial(respond, stream=True)),
     "responses image": (1, partial(respond, media=True)),
-    "responses form": (1, respond_in_form),
+    "responses options": (1, respond_with_options),
     "responses stored": (3, respond_stored),
     "responses resumed": (3, partial(respond_stored, resumed=True)),
     "responses read": (1, read),
@@ -363,7 +363,7 @@ TASKS: dict[str, tuple[int, Callable[[Pool], Planned]]] = {
     "messages": (2, message),
     "messages stream": (2, partial(message, stream=True)),
     "messages image": (1, partial(message, media=True)),
-    "messages form": (1, message_in_form),
+    "messages options": (1, message_with_options),
     "count": (1, count),
 }
 SHARES = {name: share for name, (share, _) in TASKS.items()} | {"live": 2, "live turns": 1}

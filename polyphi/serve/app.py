@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams
@@ -22,6 +23,7 @@ from polyphi.serve import responses as responses_api
 from polyphi.serve.errors import (
     AnthropicErrorResponse,
     ApiError,
+    also_returns,
     body_for,
     default_response,
     responses,
@@ -92,18 +94,31 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: HttpRequest, error: HTTPException) -> Response:
-        status, allowed = error.status_code, dict(error.headers or {})
+        status, headers = error.status_code, dict(error.headers or {})
+        if status == 405:
+            headers["Allow"] = ", ".join(_methods(request))
         message = {
             404: "there is no route at this address",
             405: f"this address doesn't accept {request.method}",
         }.get(status, "the request can't be read")
         return await api_error(
-            request, ApiError(status, message, code=CODES.get(status), headers=allowed)
+            request, ApiError(status, message, code=CODES.get(status), headers=headers)
         )
 
     @app.exception_handler(ClientGone)
     async def client_gone(request: HttpRequest, error: ClientGone) -> Response:
         return Response(status_code=499)  # only for the log: the client has disconnected
+
+
+def _methods(request: HttpRequest) -> list[str]:
+    """The methods of all routes at a request's address. The framework names those of one route only."""
+
+    def routed(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    methods = [method for method in ("DELETE", "GET", "POST") if routed(method)]
+    return [*methods, "HEAD"] if "GET" in methods else methods  # guard.py handles HEAD as GET
 
 
 class Health(BaseModel):
@@ -200,7 +215,12 @@ def _about(server: Server) -> APIRouter:
         with server.api_errors("model"):
             return engine.processor.tokenizer.config
 
-    @router.get("/metrics", summary="Prometheus metrics")
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses=also_returns("text/plain"),
+    )
     async def metrics() -> Response:
         body, content_type = await server.in_thread(server.metrics.render)
         return Response(body, headers={"content-type": content_type})
