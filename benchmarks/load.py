@@ -356,16 +356,19 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n", maxsplit=1)[0],
+        usage="%(prog)s MODEL [options] [-- options of polyphi serve]",
+    )
     parser.add_argument("model")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--attacks", nargs="+", default=[], help="of hostile.py, during the load")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("options", nargs="*", help="for polyphi serve, behind --")
-    args = parser.parse_args()
-    with server(args.model, args.options) as (process, url, log):
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args = parser.parse_args(sys.argv[1:end])
+    with server(args.model, sys.argv[end + 1 :]) as (process, url, log):
         result = asyncio.run(loaded(process, url, args))
         errors = [line for line in log.read_text().splitlines() if "Traceback" in line]
     result["tracebacks in the log"] = len(errors)

@@ -196,6 +196,7 @@ def test_answers_are_judged(
 def test_the_whole_benchmark(tmp_path: Path, engine: Engine) -> None:
     model, report = save(engine, tmp_path / "tiny"), tmp_path / "load.json"
     options = ["--minutes", "0.1", "--clients", "3", "--json", str(report)]
+    options += ["--", "--reasoning", "on"]
     command = [sys.executable, str(BENCHMARKS / "load.py"), str(model), *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
