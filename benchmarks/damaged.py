@@ -39,13 +39,14 @@ GROWTH = (
 )  # bytes that the server may grow: pools of the decoders in its process, cached prefixes
 
 
-def recording(format: str, codec: str, rate: int = RATE) -> bytes:
-    """Half a second of a tone."""
+def recording(format: str, codec: str, rate: int = RATE, wave: np.ndarray | None = None) -> bytes:
+    """A mono recording of samples from -1 to 1; by default half a second of a tone."""
+    if wave is None:
+        wave = 0.4 * np.sin(2 * np.pi * 440 * np.arange(rate // 2) / rate)
     out = io.BytesIO()
     with av.open(out, "w", format=format) as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
         stream.codec_context.open()
-        wave = 0.4 * np.sin(2 * np.pi * 440 * np.arange(rate // 2) / rate)
         frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), "fltp", "mono")
         frame.sample_rate, frame.pts = rate, 0
         context = stream.codec_context

@@ -20,7 +20,7 @@ from polyphi.serve.anthropic_schema import (
     message_turns,
     prompt_end,
 )
-from polyphi.serve.errors import ApiError, anthropic_body
+from polyphi.serve.errors import STREAMED, ApiError, anthropic_body
 from polyphi.serve.generation import (
     CallRules,
     Generation,
@@ -43,7 +43,11 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_
 def routes(server: Server) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/messages", summary="Answer a conversation in Anthropic's format")
+    @router.post(
+        "/v1/messages",
+        summary="Answer a conversation in Anthropic's format",
+        responses=STREAMED,
+    )
     async def messages(body: MessagesRequest, request: HttpRequest) -> Response:
         generation = _generation(server, body)
         offered = bool(generation.tools)

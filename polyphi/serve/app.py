@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams
@@ -22,6 +23,7 @@ from polyphi.serve import responses as responses_api
 from polyphi.serve.errors import (
     AnthropicErrorResponse,
     ApiError,
+    also_returns,
     body_for,
     default_response,
     responses,
@@ -31,7 +33,6 @@ from polyphi.serve.fields import validation_error
 from polyphi.serve.guard import Guard
 from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
-from polyphi.serve.store import ResponseStore
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -59,16 +60,15 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     _health(app, server)
     keyed = responses(401) if settings.keys else {}
     body = {**keyed, **responses(404, 413, 415)}
-    store = ResponseStore(settings.max_stored_bytes)
     for router in (
         chat.routes(server),
-        responses_api.routes(server, store),
+        responses_api.routes(server, server.store),
         completions.routes(server),
         speech.routes(server),
     ):
         app.include_router(router, responses={**body, **responses(429)})
     app.include_router(realtime.routes(server))
-    app.include_router(stored.routes(server, store), responses={**keyed, **responses(404)})
+    app.include_router(stored.routes(server, server.store), responses={**keyed, **responses(404)})
     of_anthropic = [400, *([401] if settings.keys else []), 403, 404, 413, 415, 429, 503]
     app.include_router(
         anthropic.routes(server),
@@ -94,18 +94,31 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: HttpRequest, error: HTTPException) -> Response:
-        status, allowed = error.status_code, dict(error.headers or {})
+        status, headers = error.status_code, dict(error.headers or {})
+        if status == 405:
+            headers["Allow"] = ", ".join(_methods(request))
         message = {
             404: "there is no route at this address",
             405: f"this address doesn't accept {request.method}",
         }.get(status, "the request can't be read")
         return await api_error(
-            request, ApiError(status, message, code=CODES.get(status), headers=allowed)
+            request, ApiError(status, message, code=CODES.get(status), headers=headers)
         )
 
     @app.exception_handler(ClientGone)
     async def client_gone(request: HttpRequest, error: ClientGone) -> Response:
         return Response(status_code=499)  # only for the log: the client has disconnected
+
+
+def _methods(request: HttpRequest) -> list[str]:
+    """The methods of all routes at a request's address. The framework names those of one route only."""
+
+    def routed(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    methods = [method for method in ("DELETE", "GET", "POST") if routed(method)]
+    return [*methods, "HEAD"] if "GET" in methods else methods  # guard.py handles HEAD as GET
 
 
 class Health(BaseModel):
@@ -202,7 +215,12 @@ def _about(server: Server) -> APIRouter:
         with server.api_errors("model"):
             return engine.processor.tokenizer.config
 
-    @router.get("/metrics", summary="Prometheus metrics")
+    @router.get(
+        "/metrics",
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses=also_returns("text/plain"),
+    )
     async def metrics() -> Response:
         body, content_type = await server.in_thread(server.metrics.render)
         return Response(body, headers={"content-type": content_type})

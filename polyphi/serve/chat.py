@@ -14,6 +14,7 @@ from polyphi.engine.tools import ToolCall
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import base_fields, extra_fields, token_usage, usage
 from polyphi.serve.conversation import chat_turns
+from polyphi.serve.errors import STREAMED
 from polyphi.serve.generation import CallRules, Generation, answer, with_reasoning, with_rules
 from polyphi.serve.jobs import Job, OutputDelta
 from polyphi.serve.output import Output, OutputPart
@@ -29,7 +30,7 @@ LOGPROB = 8
 def routes(server: Server) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", summary="Answer a conversation")
+    @router.post("/v1/chat/completions", summary="Answer a conversation", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:
         generation = chat_generation(server, body)
         offered = bool(generation.tools)

@@ -18,7 +18,7 @@ from polyphi.batch import Batch
 from polyphi.engine.request import Caller
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import base_fields, token_usage, usage
-from polyphi.serve.errors import ApiError
+from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.jobs import Job
 from polyphi.serve.prompts import prompt_fields
@@ -33,7 +33,7 @@ MAX_PROMPTS = 128
 def routes(server: Server) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/completions", summary="Continue a text")
+    @router.post("/v1/completions", summary="Continue a text", responses=STREAMED)
     async def completions(body: CompletionRequest, request: HttpRequest) -> Response:
         adapter = server.adapter(body.model, body.adapter)
         prompt_only = body.max_tokens == 0

@@ -70,6 +70,7 @@ NOT_IN_VLLM = (
     "engine_",
     "prepared_",
     "live_",
+    "stored_",
 )
 """Prefixes of the names that vLLM doesn't have."""
 
@@ -88,12 +89,14 @@ class Times:
 @dataclass(frozen=True)
 class Load:
     """The current load: the engine's counters, the number of waiting requests (also outside the engine), the bytes of
-    all requests' prompts, and the sessions of live transcription."""
+    all requests' prompts, the sessions of live transcription, and the number and bytes of stored responses."""
 
     counters: Counters
     waiting: int
     prepared_bytes: int
     live_sessions: int = 0
+    stored_responses: int = 0
+    stored_bytes: int = 0
 
 
 class Metrics(Collector):
@@ -253,6 +256,8 @@ class Metrics(Collector):
                 "Bytes of the prompts of all requests: ids, crops, log-mel frames.",
             ),
             "live_sessions": (load.live_sessions, "Open sessions of live transcription."),
+            "stored_responses": (load.stored_responses, "Stored responses."),
+            "stored_responses_bytes": (load.stored_bytes, "Bytes of stored responses."),
         }
         counters: dict[str, tuple[int, str]] = {
             "num_preemptions": (

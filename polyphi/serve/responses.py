@@ -18,7 +18,7 @@ from polyphi.engine.request import Caller
 from polyphi.messages import SamplingParams, Text
 from polyphi.serve.answers import extra_fields, usage
 from polyphi.serve.conversation import InputTurn
-from polyphi.serve.errors import ApiError
+from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.fields import Fields
 from polyphi.serve.generation import (
     CallRules,
@@ -54,7 +54,11 @@ ENDS = ("response.completed", "response.incomplete")
 def routes(server: Server, store: ResponseStore) -> APIRouter:
     router = APIRouter()
 
-    @router.post("/v1/responses", summary="Answer a list of items, or continue a stored response")
+    @router.post(
+        "/v1/responses",
+        summary="Answer a list of items, or continue a stored response",
+        responses=STREAMED,
+    )
     async def create(body: ResponsesRequest, request: HttpRequest) -> Response:
         caller = server.caller(request)
         previous = await _previous_turns(server, store, caller, body)

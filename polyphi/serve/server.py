@@ -49,6 +49,7 @@ from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
+from polyphi.serve.store import ResponseStore
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
 from polyphi.serve.videos import caps, frames_of
@@ -132,6 +133,7 @@ class Server:
         self.engine = engine
         self.settings = settings
         self.media = Media(settings)
+        self.store = ResponseStore(settings.max_stored_bytes)
         self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
         self.tokens = Tokens(engine.processor.tokenizer)
         self.started = int(time.time())
@@ -210,7 +212,10 @@ class Server:
     def _load(self) -> Load:
         counters = self.engine.counters()
         waiting = max(0, self.admitted - self.live_sessions - counters.running)
-        return Load(counters, waiting, self.budget.bytes, self.live_sessions)
+        store = self.store
+        return Load(
+            counters, waiting, self.budget.bytes, self.live_sessions, store.count, store.bytes
+        )
 
     @property
     def capacity(self) -> int:

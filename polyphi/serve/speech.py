@@ -31,7 +31,7 @@ from polyphi.engine.request import Caller
 from polyphi.messages import Transcript
 from polyphi.serve.answers import event
 from polyphi.serve.audio_form import TranscriptionForm, TranslationForm, receive
-from polyphi.serve.errors import ApiError, as_api_error
+from polyphi.serve.errors import ApiError, also_returns, as_api_error
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.fetch import media_api_error
 from polyphi.serve.metrics import Times
@@ -65,6 +65,7 @@ def routes(server: Server) -> APIRouter:
         "/v1/audio/transcriptions",
         summary="Transcribe a recording",
         openapi_extra=TranscriptionForm.openapi(),
+        responses=also_returns("text/event-stream", "text/plain"),
     )
     async def transcriptions(request: HttpRequest) -> Response:
         return await transcriber.answer(request, TranscriptionForm)
@@ -73,6 +74,7 @@ def routes(server: Server) -> APIRouter:
         "/v1/audio/translations",
         summary="Translate a recording into another language",
         openapi_extra=TranslationForm.openapi(),
+        responses=also_returns("text/event-stream", "text/plain"),
     )
     async def translations(request: HttpRequest) -> Response:
         return await transcriber.answer(request, TranslationForm)

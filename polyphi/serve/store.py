@@ -54,10 +54,11 @@ class _Owner:
 
 
 class ResponseStore:
-    """At most `max_bytes` for all owners; 0 stores nothing. Used by one thread, the event loop's."""
+    """At most `max_bytes` for all owners; 0 stores nothing. Used by one thread, the event loop's. Other threads may
+    read `count` and `bytes`: of all responses, also of those that haven't ended."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.bytes = 0
+        self.count = self.bytes = 0
         self._max_bytes, self._clock = max_bytes, clock
         self._owners: dict[bytes, _Owner] = {}
         self._expired_at = clock()
@@ -75,6 +76,7 @@ class ResponseStore:
         entry = self._owners.setdefault(owner, _Owner())
         entry.responses[stored.id] = stored, self._clock()
         entry.bytes += stored.size
+        self.count += 1
         self.bytes += stored.size
         while entry.bytes > self.max_size or len(entry.responses) > MAX_RESPONSES:
             self._drop_oldest(owner)
@@ -148,4 +150,5 @@ class ResponseStore:
         self._remove(owner, next(iter(self._owners[owner].responses)))
 
     def _remove(self, owner: bytes, id: str) -> None:
+        self.count -= 1
         self.bytes -= self._owners[owner].remove(id)

@@ -12,11 +12,12 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
 from polyphi.serve import page
 from polyphi.serve.app import create_app
-from polyphi.serve.errors import ErrorResponse
+from polyphi.serve.errors import AnthropicErrorResponse, ErrorResponse
 from polyphi.serve.settings import Settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]
 KEY = {"authorization": "Bearer key"}
 BODIES: dict[str, dict[str, Any]] = {
@@ -24,6 +25,10 @@ BODIES: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"json": {"prompt": "hi"}},
     TRANSCRIPTIONS: {"files": {"file": b"RIFF\0\0\0\0WAVE"}},
     TRANSLATIONS: {"files": {"file": b"RIFF\0\0\0\0WAVE"}},
+    RESPONSES: {"json": {"input": "hi"}},
+    f"{RESPONSES}/input_tokens": {"json": {"input": "hi"}},
+    MESSAGES: {"json": {"messages": HI, "max_tokens": 2}},
+    f"{MESSAGES}/count_tokens": {"json": {"messages": HI}},
     "/tokenize": {"json": {"messages": HI}},
     "/detokenize": {"json": {"tokens": [1]}},
 }
@@ -88,10 +93,13 @@ def test_errors_that_come_are_promised_with_their_schema(keyed: Running) -> None
         for status, method, path, request in wrong_requests(server):
             answer = client.request(method, path, **request)
             assert answer.status_code == status, (method, path, answer.text)
-            ErrorResponse.model_validate_json(answer.content, strict=True)
+            error_type = AnthropicErrorResponse if path.startswith(MESSAGES) else ErrorResponse
+            assert answer.json().keys() == error_type.model_fields.keys()
+            error_type.model_validate_json(answer.content, strict=True)
+            assert status != 429 or int(answer.headers["retry-after"]) >= 1
             response = promised(description, method, path).get(str(status))
             assert response is not None, f"{method} {path} doesn't promise {status}"
-            assert schema_of(response) == "ErrorResponse" and response["description"]
+            assert schema_of(response) == error_type.__name__ and response["description"]
             seen.add(status)
     assert seen == {400, 401, 403, 404, 413, 415, 429, 503}
 

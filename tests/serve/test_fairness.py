@@ -25,6 +25,20 @@ def chat(text: object, **more: object) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": 2, **more}
 
 
+HI = [{"role": "user", "content": "hi"}]
+SHORT: dict[str, dict[str, object]] = {
+    CHAT: chat("hi"),
+    COMPLETIONS: {"prompt": "hi", "max_tokens": 2},
+    "/v1/responses": {"input": "hi", "max_output_tokens": 2},
+    "/v1/messages": {"messages": HI, "max_tokens": 2},
+    "/v1/responses/input_tokens": {"input": "hi"},
+    "/v1/messages/count_tokens": {"messages": HI},
+    "/tokenize": {"messages": HI},
+}
+COUNTS = list(SHORT)[-3:]
+"""Routes that don't run the model."""
+
+
 def from_address(running: Running, address: str) -> httpx2.Client:
     """A client of another address of this machine."""
     transport = httpx2.HTTPTransport(local_address=address)
@@ -55,9 +69,14 @@ def test_a_client_leaves_places_to_others(engine: Engine) -> None:
         for thread in threads:
             thread.start()
         until(lambda: engine.counters().requests == 3)
-        refused = one.post(CHAT, json=chat("hi"))
-        assert refused.status_code == 429 and "one client" in refused.text
-        assert int(refused.headers["retry-after"]) >= 1
+        for path, body in SHORT.items():
+            refused = one.post(path, json=body)
+            assert refused.status_code == 429 and "one client" in refused.text, path
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+            assert ("type" in refused.json()) == path.startswith("/v1/messages")
+            assert int(refused.headers["retry-after"]) >= 1
+        for path in COUNTS:
+            assert two.post(path, json=SHORT[path]).status_code == 200, path
         assert two.post(CHAT, json=chat("hi")).status_code == 200
         assert engine.counters().requests == 2, "it went before those that wait"
         for thread in threads:

@@ -32,6 +32,9 @@ LOAD = Load(
     ),
     waiting=3,
     prepared_bytes=5000,
+    live_sessions=1,
+    stored_responses=8,
+    stored_bytes=9000,
 )
 VLLMS = {
     "num_requests_running",
@@ -69,6 +72,8 @@ OURS = {
     "live_sessions",
     "live_transcript_seconds",
     "live_revisions",
+    "stored_responses",
+    "stored_responses_bytes",
 }
 
 
@@ -155,6 +160,9 @@ def test_events_become_the_right_numbers() -> None:
         "engine_steps_total": 7,
         "mm_cache_queries_total": 6,
         "mm_cache_hits_total": 4,
+        "live_sessions": 1,
+        "stored_responses": 8,
+        "stored_responses_bytes": 9000,
     }
     assert {name: values.get(name) for name in expected} == pytest.approx(expected)
     assert not any("created" in name for name in values)

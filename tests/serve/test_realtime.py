@@ -554,6 +554,28 @@ def test_a_full_queue_refuses_sessions(engine: Engine) -> None:  # noqa: F811
             ticket.release()
 
 
+def test_requests_and_sessions_share_the_limit_of_a_client(engine: Engine) -> None:  # noqa: F811
+    engine.scheduler.max_num_seqs = 1
+    keys = {name: {"authorization": f"Bearer {name}"} for name in ("a", "b")}
+    count = {"messages": [{"role": "user", "content": "hi"}]}
+    with (
+        local(engine, keys=("a", "b"), max_waiting=3) as client,
+        client.websocket_connect(HERE + PATH, headers=keys["a"]) as one,
+        client.websocket_connect(HERE + PATH, headers=keys["a"]) as two,
+    ):
+        for opened in (one, two):
+            assert Peer(opened).next()["type"] == "session.created"
+        assert client.post("/tokenize", json=count, headers=keys["a"]).status_code == 200
+        with client.websocket_connect(HERE + PATH, headers=keys["a"]) as three:
+            assert Peer(three).next()["type"] == "session.created"
+            refused = client.post("/tokenize", json=count, headers=keys["a"])
+            assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
+            with client.websocket_connect(HERE + PATH, headers=keys["a"]) as four:
+                peer = Peer(four)
+                assert peer.error()["code"] == "queue_full" and peer.closed() == 1013
+            assert client.post("/tokenize", json=count, headers=keys["b"]).status_code == 200
+
+
 def test_a_client_that_leaves_frees_everything(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,10 +24,10 @@ def has(store: ResponseStore, *ids: str, owner: bytes = A) -> list[bool]:
 
 def test_owners_see_their_own() -> None:
     store = ResponseStore(1 << 20)
-    assert put(store, "1") and store.bytes == 10_000
+    assert put(store, "1") and (store.count, store.bytes) == (1, 10_000)
     assert has(store, "1") == [True] and has(store, "1", owner=B) == [False]
     assert not store.delete(B, "1") and store.delete(A, "1") and not store.delete(A, "1")
-    assert has(store, "1") == [False] and store.bytes == 0
+    assert has(store, "1") == [False] and store.count == store.bytes == 0
 
 
 def test_a_response_is_seen_when_it_has_ended() -> None:
@@ -43,7 +43,7 @@ def test_a_response_is_seen_when_it_has_ended() -> None:
     store.add(A, StoredResponse("2", None, b"[]"))
     store.discard(A, "2")
     assert not store.complete(A, "2", RESPONSE) and not store.complete(B, "1", RESPONSE)
-    assert store.delete(A, "1") and store.bytes == 0
+    assert store.delete(A, "1") and store.count == store.bytes == 0
 
 
 def test_bytes_are_limited_for_each_owner_and_all() -> None:
@@ -55,7 +55,7 @@ def test_bytes_are_limited_for_each_owner_and_all() -> None:
     assert has(store, *"01234") == [False] * 3 + [True] * 2
     for owner in range(20):
         assert put(store, "x", owner=bytes([owner]))
-        assert store.bytes <= 100_000
+        assert store.bytes <= 100_000 and store.count == store.bytes // 10_000
     # The owner with most bytes has lost its oldest first.
     assert has(store, "3") == [False] and has(store, "x", owner=bytes([19])) == [True]
 
@@ -92,4 +92,4 @@ def test_number_and_age_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     now += 100
     assert has(store, "3", "2") == [False, True]
     now += MAX_SECONDS + 1
-    assert has(store, "2") == [False] and store.bytes == 0
+    assert has(store, "2") == [False] and store.count == store.bytes == 0

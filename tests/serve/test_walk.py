@@ -17,7 +17,7 @@ import pytest
 import requests
 import schemathesis
 import soundfile
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings, strategies
 from hypothesis.errors import Unsatisfiable
 from serve.conftest import Running, serving, tiny_engine
 from starlette.routing import BaseRoute
@@ -108,6 +108,21 @@ def test_what_is_not_there_says_so_in_the_shape_of_all_errors(walked: Running) -
             assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
+def test_a_wrong_method_names_all_that_the_address_has(walked: Running) -> None:
+    there = everything(create_app(walked.engine, walked.settings).routes)
+    there |= {(path, "HEAD") for path, method in there if method == "GET"}
+    with walked.client(KEYS[0]) as client:
+        for path in {path for path, _ in there}:
+            answer = client.request("PUT", path, json={})
+            check(answer)
+            own = {method for other, method in there if other == path}
+            if path == "/v1/responses/input_tokens":  # it could be a response's id
+                own |= {"DELETE", "GET", "HEAD"}
+            assert answer.status_code == 405
+            (allowed,) = answer.headers.get_list("allow")
+            assert sorted(allowed.split(", ")) == sorted(own), path
+
+
 def test_a_model_without_an_id_is_not_found(walked: Running) -> None:
     with walked.client(KEYS[0]) as client:
         for path in ("/v1/models/", "/v1/models/%20", "/v1/models//"):
@@ -151,15 +166,19 @@ def closed(schema: Any) -> Any:
 
 
 def bombard(walked: Running, examples: int) -> Counter[int]:
-    """Sends generated requests, valid and invalid, to every operation; returns the counts of the statuses."""
+    """Sends generated requests, valid and invalid, to every operation of /openapi.json; returns the counts of the
+    statuses. Half of those about a stored response name one that exists."""
     statuses: Counter[int] = Counter()
     key = {"authorization": f"Bearer {KEYS[0]}"}
     with walked.client(KEYS[0]) as client, requests.Session() as session:
         described = closed(client.get("/openapi.json").json())
+        body = {"input": "hi", "max_output_tokens": 1}
+        stored_id = client.post("/v1/responses", json=body).json()["id"]
         operations = [
             o.ok() for o in schemathesis.openapi.from_dict(described).get_all_operations()
         ]
-        assert len(operations) > 8
+        methods = {(path, m) for path, of_path in described["paths"].items() for m in of_path}
+        assert {(o.path, o.method) for o in operations} == methods and len(methods) > 20
         for operation in operations:
             for mode in schemathesis.GenerationMode:
 
@@ -171,13 +190,22 @@ def bombard(walked: Running, examples: int) -> Counter[int]:
                     phases=[Phase.generate],
                     suppress_health_check=list(HealthCheck),
                 )
-                @given(case=operation.as_strategy(generation_mode=mode))
-                def one(case: Any) -> None:
+                @given(
+                    case=operation.as_strategy(generation_mode=mode), stored=strategies.booleans()
+                )
+                def one(case: Any, stored: bool) -> None:
+                    reads = case.path.startswith("/v1/responses/{id}") and case.method != "DELETE"
+                    if stored and reads:
+                        case.path_parameters["id"] = stored_id
                     answer = case.call(
                         base_url=walked.url, session=session, headers=key, timeout=30
                     )
                     statuses[answer.status_code] += 1
-                    assert str(answer.status_code) in case.operation.definition.raw["responses"]
+                    documented = case.operation.definition.raw["responses"]
+                    assert str(answer.status_code) in documented
+                    if answer.status_code == 200:
+                        content_type = answer.headers["content-type"][0].partition(";")[0]
+                        assert content_type in documented["200"]["content"]
                     check(
                         answer, f"{case.path_parameters} {case.body!r} {case.query} {case.method}"
                     )
