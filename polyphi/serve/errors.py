@@ -127,7 +127,7 @@ def default_response(model: type[ErrorResponse] = ErrorResponse) -> dict[int | s
     return {"default": {"model": model, "description": "Any other error."}}
 
 
-PROMPT_LONG, ANSWER_LONG = "at most", "context holds"
+PROMPT_LONG, ANSWER_LONG = "the context holds", "the model reads at most"
 """Phrases of the errors about a prompt, or a prompt with its answer, that exceeds the context."""
 
 

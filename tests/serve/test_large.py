@@ -71,6 +71,17 @@ def test_texts_that_are_surely_too_long_are_refused_unread(
                 assert phrase in error["message"]  # clients recognize the error by these
 
 
+def test_an_answer_that_the_context_cannot_hold(running: Running) -> None:
+    with running.client() as client:
+        answer = client.post(CHAT, json={**chat("hi"), "max_tokens": 100_000})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+        assert "this model's maximum context length is 2048 tokens" in error["message"]
+        assert "prompt is too long" not in error["message"]
+        answer = client.post(CHAT, json={**chat("hi"), "temperature": 1000})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, None)
+
+
 def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[..., bool]):
     """An event that large preparations wait for, and the list of started ones."""
     go, begun = threading.Event(), []
