@@ -60,6 +60,13 @@ def train(
             rich_help_panel=MACHINE,
         ),
     ] = 1,
+    base: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(
+            help="Quantise the frozen weights: less memory, adapters trained on it (QLoRA).",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     activations: Annotated[
         Literal["keep", "recompute", "offload"],
         typer.Option(
@@ -185,6 +192,7 @@ def train(
             steps=steps,
             batch_tokens=batch_tokens,
             rate=rate,
+            base=base,
             columns=parse_pairs(columns),
             skip_bad=skip_bad,
             track=track or (),
@@ -217,7 +225,7 @@ def train(
         machine=machine,
     )
     for name in names:
-        run.train(name)
+        run.train(name, base)
 
 
 def parse_pairs(columns: str | None) -> dict[str, str]:

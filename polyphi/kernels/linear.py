@@ -91,7 +91,7 @@ def pack4(weight: Four) -> UInt8[Tensor, " bytes"]:
 
 def unpack4(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Four:
     """The inverse of `pack4`. Raises ValueError if the bytes are not those of such a weight."""
-    _check(packed, size4(outputs, inputs))
+    check(packed, size4(outputs, inputs))
     return _rows4(packed, torch.arange(outputs), inputs)
 
 
@@ -124,7 +124,7 @@ def pack8(q: Int8[Tensor, "O I"]) -> UInt8[Tensor, " bytes"]:
 
 def unpack8(packed: UInt8[Tensor, " bytes"], outputs: int, inputs: int) -> Int8[Tensor, "O I"]:
     """The inverse of `pack8`. Raises ValueError if the bytes are not those of such a weight."""
-    _check(packed, size8(outputs, inputs))
+    check(packed, size8(outputs, inputs))
     return rows8(packed, torch.arange(outputs), inputs)
 
 
@@ -142,7 +142,8 @@ def _padded(values: UInt8[Tensor, "O n"], value: int) -> UInt8[Tensor, "O_up n"]
     return F.pad(values, (0, 0, 0, -len(values) % PANEL), value=value)
 
 
-def _check(packed: Tensor, size: int) -> None:
+def check(packed: Tensor, size: int) -> None:
+    """Raise ValueError if a packed weight has another number of bytes."""
     if packed.numel() != size or packed.dtype != torch.uint8:
         raise ValueError(
             f"expected {size} bytes of a packed weight, found {packed.numel()} of {packed.dtype}"
@@ -170,13 +171,13 @@ def linear(
     Raises ValueError for packed bytes of another size, and for sums and halves that don't fit."""
     x = x.contiguous()
     (tokens, inputs), outputs = x.shape, len(row)
-    _check(packed, (size4 if bits == 4 else size8)(outputs, inputs))
+    check(packed, (size4 if bits == 4 else size8)(outputs, inputs))
     low: tuple[int | float | None, ...] = (*[None] * 4, 0, 0.0)
     if adapter is not None:
         a, a_row, b, b_row, scale = adapter
         rank = len(a_row)
-        _check(a, size8(rank, inputs))
-        _check(b, size8(outputs, rank))
+        check(a, size8(rank, inputs))
+        check(b, size8(outputs, rank))
         low = (*(t.data_ptr() for t in (a, a_row, b, b_row)), rank, scale)
     if gated and outputs % (2 * PANEL):
         raise ValueError(f"a gated product has a multiple of {2 * PANEL} outputs, found {outputs}")
@@ -224,7 +225,7 @@ def linear_rows(
     `row`; in bfloat16. `isa` is for tests: an index in `native.PATHS`. Raises ValueError for packed bytes of another
     size."""
     (tokens, inputs), outputs = q.shape, len(row)
-    _check(packed, size8(outputs, inputs))
+    check(packed, size8(outputs, inputs))
     q, scale = q.contiguous(), scale.contiguous()
     y = torch.empty(tokens, outputs, dtype=torch.bfloat16)
     tensors = (q, scale, packed, row, y)

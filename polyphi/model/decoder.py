@@ -30,10 +30,16 @@ from polyphi.model.rope import LongRope, rotate
 class Head(Protocol):
     """A separate copy of the tied head in a quantized or inference-only model (`quantize.py`)."""
 
+    shape: tuple[int, int]
+
     def __call__(self, x: Float[Tensor, "*T D"]) -> Float[Tensor, "*T V"]: ...
 
     def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:
         """The embeddings of token ids, which are rows of the head, in float32."""
+        ...
+
+    def transposed(self, y: Float[Tensor, "T V"]) -> Float[Tensor, "T D"]:
+        """The gradient of the hidden states for a gradient of their logits."""
         ...
 
 

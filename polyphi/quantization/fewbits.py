@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from polyphi import kernels
 from polyphi.kernels import linear as native
+from polyphi.kernels import unpack
 from polyphi.kernels.encoder import Raw, Rows
 from polyphi.kernels.linear import GROUP, PANEL, Adapter
+from polyphi.model.attention import working_dtype
 from polyphi.quantization.rounding import four_bits
 
 Pieces = Mapping[str, Tensor]
@@ -48,20 +50,35 @@ class Quantised(ABC):
     bits: ClassVar[int]
 
     @classmethod
-    def stored(cls, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> Self:
-        """From stored pieces, which our kernels use in place."""
+    def stored(
+        cls,
+        pieces: Pieces,
+        shape: tuple[int, int],
+        device: torch.device,
+        *,
+        gradients: bool = False,
+    ) -> Self:
+        """From stored pieces, which our kernels use in place. `gradients`: for training on it (`transposed`)."""
         weight = cls.__new__(cls)
-        weight._load(pieces, shape, device)
+        weight._load(pieces, shape, device, gradients)
         return weight
 
-    def _load(self, pieces: Pieces, shape: tuple[int, int], device: torch.device) -> None:
+    def _load(
+        self,
+        pieces: Pieces,
+        shape: tuple[int, int],
+        device: torch.device,
+        gradients: bool = False,
+    ) -> None:
         self.shape, self.row = shape, pieces["row"].to(device)
         packed = pieces[f"q{self.bits}"]
         ours = _native(device)
-        self.table = packed if ours else None
-        self.product: Product = (
-            Native(packed, self.row, self.bits) if ours else self.fallback(packed, device)
-        )
+        self.table = packed if ours else packed.to(device) if gradients else None
+        self.product: Product
+        if ours:
+            self.product = Native(packed, self.row, self.bits)
+        else:
+            self.product = Unpacked(self) if gradients else self.fallback(packed, device)
 
     @classmethod
     def layout(cls, shape: tuple[int, int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -74,8 +91,31 @@ class Quantised(ABC):
         """The product where our kernels don't run."""
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]:
-        y = self.product(x.reshape(-1, self.shape[1]))
+        x = x.to(working_dtype(x))
+        flat = x.reshape(-1, self.shape[1])
+        if torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = _Differentiable.apply(flat, self)
+        else:
+            y = self.product(flat)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
+
+    def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
+        """The product of y with the weight, not with its transpose: the gradient of x for a gradient y of W x. Without
+        our kernels the weight must have been loaded with `gradients`."""
+        if isinstance(self.product, Native):
+            wide = y if y.dtype in NARROW else y.float()
+            x = unpack.transposed(
+                wide.contiguous(),
+                self.product.packed,
+                self.row,
+                bits=self.bits,
+                inputs=self.shape[1],
+            )
+            return x.to(y.dtype)
+        total = y.new_zeros(len(y), self.shape[1], dtype=torch.float32)
+        for ids in torch.arange(self.shape[0], device=y.device).split(ROWS):
+            total += (y[:, ids[0] : ids[-1] + 1] @ self.rows(ids).to(y.dtype)).float()
+        return total.to(y.dtype)
 
     def fused(
         self,
@@ -173,6 +213,35 @@ class Native:
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.packed, self.row)
+
+
+class Unpacked:
+    """A product with some rows of the weight at a time as numbers, on any device: for training, which needs the stored
+    bytes for gradients too."""
+
+    def __init__(self, weight: Quantised) -> None:
+        self.weight = weight
+
+    def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
+        ids = torch.arange(self.weight.shape[0], device=x.device).split(ROWS)
+        return torch.cat([F.linear(x, self.weight.rows(some).to(x.dtype)) for some in ids], 1)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        assert self.weight.table is not None
+        return (self.weight.table, self.weight.row)
+
+
+class _Differentiable(torch.autograd.Function):
+    """W x for a frozen W: only x has a gradient. Rounding the activations counts as the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Quantised) -> Tensor:
+        ctx.weight = weight
+        return weight.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, y: Tensor) -> tuple[Tensor, None]:
+        return ctx.weight.transposed(y), None
 
 
 class PerToken:

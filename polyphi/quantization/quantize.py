@@ -21,11 +21,11 @@ are of integers, exact in any order. In int4 a batch of 128 tokens and more is m
 (kernels/linear.cpp).
 
 A quantised model is for inference on its device. It can't be trained or get other adapters, and can only be saved in
-the same scheme.
+the same scheme. To train adapters, projectors or encoders on a quantised base, see `quantize_frozen`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -61,6 +61,9 @@ from polyphi.quantization.fewbits import (
 STORED = ("int8", "int4", "int8-all", "int4-all")
 """Schemes of quantised checkpoints."""
 SCHEMES = ("bf16", *STORED)
+BASES = ("int8", "int4")
+"""Schemes of a frozen base that adapters are trained on."""
+ENCODERS = ("vision.encoder.", "audio.encoder.")
 EMBEDDING = "decoder.embed_tokens.weight"
 """Quantised as the head, and unchanged for the lookup."""
 
@@ -137,6 +140,30 @@ def prepare(model: PhiModel, scheme: str) -> PhiModel:
     return model
 
 
+@torch.no_grad()
+def quantize_frozen(model: PhiModel, scheme: str, trained: Collection[str]) -> PhiModel:
+    """Quantise the weights of a model that a stage doesn't train, to train others on them (QLoRA): the base linears of
+    the decoder and the head in "int8" or "int4", the linears of wholly frozen encoders in int8. Adapters and projectors
+    keep their dtype. Raises ValueError for another scheme, for a model that is quantised already, and if `trained` has
+    one of the decoder's weights."""
+    if scheme not in BASES:
+        raise ValueError(f"a base to train on is one of {', '.join(BASES)}; found {scheme!r}")
+    base = parts(model, scheme)
+    if taken := sorted({part.name for part in base} & set(trained)):
+        raise ValueError(
+            f"{taken[0]} is trained, and only frozen weights can be quantised: a quantised base is for stages that "
+            "train adapters, projectors or encoders"
+        )
+    frozen = [e for e in ENCODERS if not any(name.startswith(e) for name in trained)]
+    linears = [x for x in _linears(model) if x[0].startswith(tuple(frozen))] if frozen else []
+    for part in [*base, *_encoder_parts(model, linears)]:
+        weight = model.get_parameter(part.name).flatten(1)
+        pieces = part.form.pieces(weight)
+        part.put(part.form.stored(pieces, part.shape, weight.device, gradients=True))
+    model.quant = scheme
+    return model
+
+
 def parts(model: PhiModel, scheme: str) -> list[Part]:
     """The weights to quantise, the largest first, while most memory is free. Raises ValueError for an unknown scheme,
     and for a model that is quantised already."""
@@ -164,10 +191,17 @@ def parts(model: PhiModel, scheme: str) -> list[Part]:
                 shape = shape_2d(getattr(module, factor).shape)
                 result.append(Part(f"decoder.{name}.{factor}", shape, EightBit, put))
     if scheme.endswith("-all"):
-        for path, module, name in _linears(model):
-            shape = shape_2d(model.get_parameter(f"{path}.weight").shape)
-            put = partial(_replace_linear, module, name)
-            result.append(Part(f"{path}.weight", shape, EightBit, put))
+        result += _encoder_parts(model, _linears(model))
+    return result
+
+
+def _encoder_parts(model: PhiModel, linears: list[tuple[str, nn.Module, str]]) -> list[Part]:
+    """Linears of encoders and projectors (`_linears`) in 8 bits."""
+    result = []
+    for path, module, name in linears:
+        shape = shape_2d(model.get_parameter(f"{path}.weight").shape)
+        put = partial(_replace_linear, module, name)
+        result.append(Part(f"{path}.weight", shape, EightBit, put))
     return result
 
 
@@ -261,6 +295,21 @@ def other_tensors(model: nn.Module) -> Iterator[Tensor]:
             weight = getattr(module, name, None)
             if isinstance(weight, Quantised):
                 yield from weight.tensors()
+
+
+def quantised_tensors(model: PhiModel) -> dict[str, Tensor]:
+    """The stored tensors of a model's quantised weights, by the names of the weights and of their pieces: "....q4" and
+    "....row"."""
+    result = {}
+    for path, module in model.named_modules():
+        for name in ("kernel", "head", "down", "up"):
+            weight = getattr(module, name, None)
+            if isinstance(weight, Quantised) and weight.table is not None:
+                pieces = dict(
+                    zip(weight.layout(weight.shape), (weight.table, weight.row), strict=True)
+                )
+                result |= {f"{path}.{name}.{end}": piece for end, piece in pieces.items()}
+    return result
 
 
 def nbytes(tensor: Tensor) -> int:

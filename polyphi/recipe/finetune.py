@@ -35,6 +35,7 @@ from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.precision import Choice, pinned, products
 from polyphi.train.loop import train
@@ -52,6 +53,7 @@ def finetune(
     steps: int | None = None,
     batch_tokens: int | None = None,
     rate: float = 1.0,
+    base: str | None = None,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     track: Sequence[str] = (),
@@ -62,10 +64,11 @@ def finetune(
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the learning
-    rates of `trainable`) replace the values of the stage. `track` names trackers (progress.py); they and the origins of
-    the weights replace those of `options`. Where the precision of `options` is "auto" and none is recorded in `out`,
-    float32, which also casts frozen weights, is chosen only if they fit into free memory. The same call resumes an
-    interrupted one.
+    rates of `trainable`) replace the values of the stage. `base` ("int8" or "int4") quantises the frozen weights for
+    the training (`quantize_frozen`); the exported model has them as in the checkpoint. `track` names trackers
+    (progress.py); they and the origins of the weights replace those of `options`. Where the precision of `options` is
+    "auto" and none is recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free
+    memory. The same call resumes an interrupted one.
 
     Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters.
     """
@@ -104,8 +107,11 @@ def finetune(
     if distributed.rank() == 0:
         options.report(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    if base is not None:
+        quantize_frozen(model, base, trainable)
     for name, parameter in model.named_parameters():
-        if choice.precision == "fp32" or name in trainable:
+        lookup = base is not None and name == EMBEDDING  # the head is a quantised copy
+        if (choice.precision == "fp32" and not lookup) or name in trainable:
             parameter.data = parameter.data.float()
 
     if distributed.rank() == 0:
@@ -138,6 +144,8 @@ def finetune(
         if set(model.config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
             layout = "native"
         tensors = model.state_dict()
+        if base is not None:
+            tensors = {**load_checkpoint(folder, device=device).state_dict(), **tensors}
         write_checkpoint(
             model.config,
             lambda name: tensors[name].to(stored[name]),

@@ -43,7 +43,7 @@ from polyphi.planning import cost, plan
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import WORD_SPLIT
-from polyphi.quantization.quantize import quantize
+from polyphi.quantization.quantize import quantize, quantize_frozen
 from polyphi.recipe import evaluation, frozen_text, processes, remaining
 from polyphi.recipe.corpora import StageModels, find_corpus
 from polyphi.recipe.experiments import scaling
@@ -304,8 +304,9 @@ class Run:
     def _after(self, name: str) -> PhiModel:
         return self._model(lineage.after(name)).eval()
 
-    def train(self, name: str) -> None:
-        """Train a stage, unless it is finished, after its parents and corpora."""
+    def train(self, name: str, base: str | None = None) -> None:
+        """Train a stage, unless it is finished, after its parents and corpora. `base` ("int8" or "int4") quantises its
+        frozen weights (`quantize_frozen`), but not those of its parents."""
         stage = self.size.stage(name)
         out = self.runs / name
         if (out / "manifest.json").exists():
@@ -318,10 +319,13 @@ class Run:
         tokenizer = self.tokenizer
         with self.exclusive(name, shared=True):
             if not (out / "manifest.json").exists():
-                self._train(stage, lineage.configuration(stage, self.size.model, tokenizer), out)
+                config = lineage.configuration(stage, self.size.model, tokenizer)
+                self._train(stage, config, out, base)
 
-    def _train(self, stage: Stage, config: ModelConfig, out: Path) -> None:
+    def _train(self, stage: Stage, config: ModelConfig, out: Path, base: str | None) -> None:
         model, origins = lineage.assemble(stage, config, self.runs, self.seed)
+        if base is not None:
+            quantize_frozen(model, base, stage.trained(n for n, _ in model.named_parameters()))
         adapters_only = not any(
             glob.startswith("decoder.") and ".lora." not in glob for glob in stage.trainable
         )

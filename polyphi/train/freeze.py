@@ -12,6 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from polyphi.model.multimodal import PhiModel
+from polyphi.quantization.quantize import quantised_tensors
 from polyphi.runtime import distributed
 from polyphi.train import checkpoint, parallel
 from polyphi.train.optim import groups
@@ -38,11 +39,10 @@ def freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str,
 
 
 def frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All frozen tensors: parameters that aren't trained, and buffers."""
+    """All frozen tensors: parameters that aren't trained, buffers, and quantised weights."""
     frozen_parameters = {n: p for n, p in parameters.items() if not p.requires_grad}
-    return frozen_parameters | {
-        n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters
-    }
+    others = {n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters}
+    return frozen_parameters | others | quantised_tensors(model)
 
 
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

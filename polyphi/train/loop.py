@@ -90,7 +90,11 @@ def train(
         lambda: products((p.shape, p.requires_grad) for p in model.parameters()),
         min(machine.micro_tokens, budget.batch_tokens),
     )
-    identity = resume.identity(stage, budget, options.seed, choice.precision, loader)
+    if model.quant is not None and machine.shard > 1:
+        raise ValueError(
+            f"{stage.name}: a base in {model.quant} can't be sharded; expected --shard 1, found {machine.shard}"
+        )
+    identity = resume.identity(stage, budget, options.seed, choice.precision, loader, model.quant)
     if (out / MANIFEST).exists():
         return resume.finished(out, identity, parameters)
 

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from polyphi.batch import Batch
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
+from polyphi.model.decoder import Head
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.alignment import Alignment, with_words
@@ -35,19 +36,26 @@ CHUNK_ROWS = 64
 decoder 768 wide with 200,064 logits, one core: 5.9 s a step in chunks of 5 positions, 3.6 s of 41, 3.4 s of 83)."""
 
 
-def _rows(head: Tensor) -> int:
-    return max(CHUNK_ROWS, CHUNK_LOGITS.get(head.device.type, 1 << 22) // head.shape[0])
+def head_of(model: PhiModel) -> Tensor | Head:
+    """The weight of a model's head, or its quantised head."""
+    decoder = model.decoder
+    return decoder.embed_tokens.weight if decoder.head is None else decoder.head
+
+
+def _rows(hidden: Tensor, head: Tensor | Head) -> int:
+    return max(CHUNK_ROWS, CHUNK_LOGITS.get(hidden.device.type, 1 << 22) // head.shape[0])
 
 
 def token_losses(
-    hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"], labels: Int[Tensor, " Q"]
+    hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"] | Head, labels: Int[Tensor, " Q"]
 ) -> Float[Tensor, " Q"]:
     """Cross-entropy of each position in float32; the logits are not stored."""
-    rows = _rows(head)
+    rows = _rows(hidden, head)
     recompute = torch.is_grad_enabled() and len(hidden) > rows
 
     def chunk(h: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(F.linear(h, head).float(), y, reduction="none")
+        logits = F.linear(h, head) if isinstance(head, Tensor) else head(h)
+        return F.cross_entropy(logits.float(), y, reduction="none")
 
     parts = [
         checkpoint(chunk, h, y, use_reentrant=False) if recompute else chunk(h, y)
@@ -57,7 +65,7 @@ def token_losses(
 
 
 def token_loss_sum(
-    hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"], labels: Int[Tensor, " Q"]
+    hidden: Float[Tensor, "Q D"], head: Float[Tensor, "V D"] | Head, labels: Int[Tensor, " Q"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " Q"]]:
     """(sum of the cross-entropies of all positions, each of them without gradient), in float32; under autocast the
     product with the head has its dtype."""
@@ -72,19 +80,19 @@ class _LossSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, dtype: torch.dtype
+        ctx: Any, hidden: Tensor, head: Tensor | Head, labels: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         hidden_needs_grad, head_needs_grad, *_ = ctx.needs_input_grad
-        weight = head.detach().to(dtype)
+        weight = head.detach().to(dtype) if isinstance(head, Tensor) else head
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden) if hidden_needs_grad else None
         head_grad = torch.zeros_like(head, dtype=torch.float32) if head_needs_grad else None
-        rows = _rows(head)
+        rows = _rows(hidden, head)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
                 h = hidden[start : start + rows].detach().to(dtype)
                 y = labels[start : start + rows, None]
-                logits = (h @ weight.t()).float()
+                logits = (h @ weight.t() if isinstance(weight, Tensor) else weight(h)).float()
                 log_sums = logits.logsumexp(-1, keepdim=True)
                 losses[start : start + rows] = (log_sums - logits.gather(1, y))[:, 0]
                 if not (hidden_needs_grad or head_needs_grad):
@@ -93,14 +101,18 @@ class _LossSum(torch.autograd.Function):
                 logits_grad.scatter_add_(1, y, logits_grad.new_full((len(y), 1), -1.0))
                 logits_grad = logits_grad.to(dtype)
                 if hidden_grad is not None:
-                    hidden_grad[start : start + rows] = logits_grad @ weight
+                    hidden_grad[start : start + rows] = (
+                        logits_grad @ weight
+                        if isinstance(weight, Tensor)
+                        else weight.transposed(logits_grad)
+                    )
                 if head_grad is not None:
                     # In float32 the product accumulates in place; in bfloat16 each chunk's product is rounded once.
                     head_grad.addmm_(
                         logits_grad.t(), h
                     ) if dtype == torch.float32 else head_grad.add_(logits_grad.t() @ h)
         ctx.save_for_backward(hidden_grad, head_grad)
-        ctx.head_dtype = head.dtype
+        ctx.head_dtype = head.dtype if head_needs_grad else None
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
@@ -174,7 +186,7 @@ class NextToken:
             alignment, metrics = module(x, batch, embeddings)
         labels = batch.labels.index_select(0, batch.supervised)
         hidden = hidden.index_select(0, batch.supervised)
-        total, losses = token_loss_sum(hidden, embeddings, labels)
+        total, losses = token_loss_sum(hidden, head_of(model), labels)
         if module is not None:
             total = total + self.align * alignment
         return total, len(labels), by_modality(batch, losses) | metrics

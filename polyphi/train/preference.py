@@ -26,7 +26,7 @@ from polyphi.data.preferences import pair
 from polyphi.data.shards import Sample
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
-from polyphi.train.loss import owners, token_losses
+from polyphi.train.loss import head_of, owners, token_losses
 from polyphi.train.objective import HasTokenizer
 from polyphi.train.reference import References, key
 
@@ -37,7 +37,7 @@ def answer_log_probs(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
     assert batch.labels is not None and batch.supervised is not None
     hidden = model(batch).index_select(0, batch.supervised)
     labels = batch.labels.index_select(0, batch.supervised)
-    log_probs = -token_losses(hidden, model.decoder.embed_tokens.weight, labels)
+    log_probs = -token_losses(hidden, head_of(model), labels)
     return hidden.new_zeros(batch.sequences, dtype=torch.float32).index_add(
         0, owners(batch, batch.supervised), log_probs
     )

@@ -32,9 +32,10 @@ REASON = "precision_reason"
 
 
 def identity(
-    stage: Stage, budget: Budget, seed: int, precision: str, loader: Loader
+    stage: Stage, budget: Budget, seed: int, precision: str, loader: Loader, base: str | None = None
 ) -> dict[str, Any]:
-    """Settings that must be equal for a run to be resumed, with the types that JSON returns."""
+    """Settings that must be equal for a run to be resumed, with the types that JSON returns. `base` is the scheme of
+    frozen weights that are quantised."""
     settings = {
         "stage": stage.name,
         "budget": dataclasses.asdict(budget),
@@ -59,6 +60,8 @@ def identity(
             for name, manifest in loader.manifests.items()
         },
     }
+    if base is not None:
+        settings["base"] = base
     if stage.adapters:
         settings["adapters"] = {name: repr(adapter) for name, adapter in stage.adapters.items()}
     stored: dict[str, Any] = json.loads(json.dumps(settings))

@@ -138,6 +138,10 @@ class Stage:
             )
         return claim(self.trainable, names)
 
+    def trained(self, names: Iterable[str]) -> list[str]:
+        """The trained ones among `names`, which may lack those of the auxiliary head."""
+        return [n for n in names if any(fnmatch.fnmatchcase(n, glob) for glob in self.trainable)]
+
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
     """Names that a glob matches (`*` matches dots too). Raises ValueError with the nearest name if there are none."""

@@ -74,12 +74,13 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder).state_dict()
 
 
+@pytest.mark.parametrize("base", [None, "int8", "int4"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("model", ["original", "native"])
 def test_what_rests_comes_out_as_it_went_in(
-    model: str, precision: str, run: Callable[..., Path], source: Path
+    model: str, precision: str, base: str | None, run: Callable[..., Path], source: Path
 ) -> None:
-    out = run(model=model, precision=precision)
+    out = run(model=model, precision=precision, base=base)
     before, after = state(source / model), state(out / "model")
     learned = {n for n in after if ".medical." in n or n.startswith("audio.projector.speech.")}
     assert set(load_file(out / "trained.safetensors")) == learned
@@ -90,7 +91,10 @@ def test_what_rests_comes_out_as_it_went_in(
     assert read_layout(out / "model") == "native", "the original one has no room for it"
     adapter = SIBLING.adapters["medical"]
     assert read_config(out / "model").adapters["medical"] == adapter
-    assert json.loads((out / "manifest.json").read_text())["parents"][str(source / model)] > 50
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["parents"][str(source / model)] > 50 and manifest.get("base") == base
+    quantised = {name.rpartition(".")[2] for name in manifest["frozen"]} & {"q4", "q8"}
+    assert quantised == {None: set(), "int8": {"q8"}, "int4": {"q4", "q8"}}[base]
 
 
 @pytest.mark.parametrize(
@@ -127,12 +131,17 @@ def test_float32_is_chosen_only_where_the_weights_fit(
     assert sum("this CPU is old" in str(line) for line in messages) == 1
 
 
-def test_an_interrupted_run_equals_one_that_was_never_stopped(run: Callable[..., Path]) -> None:
-    straight = run()
+@pytest.mark.parametrize("base", [None, "int4"])
+def test_an_interrupted_run_equals_one_that_was_never_stopped(
+    base: str | None, run: Callable[..., Path]
+) -> None:
+    straight = run(base=base)
     stops = Fails(1, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        run(replace(SIBLING, objective=stops), out="half")
-    half = run(out="half")
+        run(replace(SIBLING, objective=stops), out="half", base=base)
+    with pytest.raises(ValueError, match="base"):
+        run(out="half", base="int8")
+    half = run(out="half", base=base)
     assert len(trajectory(half)) == 3 and trajectory(half) == trajectory(straight)
     one, two = (load_file(f / "trained.safetensors") for f in (straight, half))
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
