@@ -149,9 +149,9 @@ def quantize_frozen(model: PhiModel, scheme: str, trained: Collection[str]) -> P
     if scheme not in BASES:
         raise ValueError(f"a base to train on is one of {', '.join(BASES)}; found {scheme!r}")
     base = parts(model, scheme)
-    if taken := sorted({part.name for part in base} & set(trained)):
+    if both := sorted({part.name for part in base} & set(trained)):
         raise ValueError(
-            f"{taken[0]} is trained, and only frozen weights can be quantised: a quantised base is for stages that "
+            f"{both[0]} is trained, and only frozen weights can be quantised: a quantised base is for stages that "
             "train adapters, projectors or encoders"
         )
     frozen = [e for e in ENCODERS if not any(name.startswith(e) for name in trained)]
@@ -300,7 +300,7 @@ def other_tensors(model: nn.Module) -> Iterator[Tensor]:
 def quantised_tensors(model: PhiModel) -> dict[str, Tensor]:
     """The stored tensors of a model's quantised weights, by the names of the weights and of their pieces: "....q4" and
     "....row"."""
-    result = {}
+    result: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         for name in ("kernel", "head", "down", "up"):
             weight = getattr(module, name, None)

@@ -53,7 +53,6 @@ def finetune(
     steps: int | None = None,
     batch_tokens: int | None = None,
     rate: float = 1.0,
-    base: str | None = None,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     track: Sequence[str] = (),
@@ -64,9 +63,9 @@ def finetune(
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the learning
-    rates of `trainable`) replace the values of the stage. `base` ("int8" or "int4") quantises the frozen weights for
-    the training (`quantize_frozen`); the exported model has them as in the checkpoint. `track` names trackers
-    (progress.py); they and the origins of the weights replace those of `options`. Where the precision of `options` is
+    rates of `trainable`) replace the values of the stage. With `options.base` the frozen weights are quantised for the
+    training; the exported model has them as in the checkpoint. `track` names trackers (progress.py); they and the
+    origins of the weights replace those of `options`. Where the precision of `options` is
     "auto" and none is recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free
     memory. The same call resumes an interrupted one.
 
@@ -107,10 +106,10 @@ def finetune(
     if distributed.rank() == 0:
         options.report(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    if base is not None:
-        quantize_frozen(model, base, trainable)
+    if options.base is not None:
+        quantize_frozen(model, options.base, trainable)
     for name, parameter in model.named_parameters():
-        lookup = base is not None and name == EMBEDDING  # the head is a quantised copy
+        lookup = options.base is not None and name == EMBEDDING  # the head is a quantised copy
         if (choice.precision == "fp32" and not lookup) or name in trainable:
             parameter.data = parameter.data.float()
 
@@ -144,7 +143,7 @@ def finetune(
         if set(model.config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
             layout = "native"
         tensors = model.state_dict()
-        if base is not None:
+        if options.base is not None:
             tensors = {**load_checkpoint(folder, device=device).state_dict(), **tensors}
         write_checkpoint(
             model.config,

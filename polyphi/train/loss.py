@@ -86,7 +86,11 @@ class _LossSum(torch.autograd.Function):
         weight = head.detach().to(dtype) if isinstance(head, Tensor) else head
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden) if hidden_needs_grad else None
-        head_grad = torch.zeros_like(head, dtype=torch.float32) if head_needs_grad else None
+        head_grad = None
+        if head_needs_grad:
+            assert isinstance(head, Tensor)
+            head_grad = torch.zeros_like(head, dtype=torch.float32)
+            ctx.head_dtype = head.dtype
         rows = _rows(hidden, head)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows):
@@ -112,7 +116,6 @@ class _LossSum(torch.autograd.Function):
                         logits_grad.t(), h
                     ) if dtype == torch.float32 else head_grad.add_(logits_grad.t() @ h)
         ctx.save_for_backward(hidden_grad, head_grad)
-        ctx.head_dtype = head.dtype if head_needs_grad else None
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 

@@ -25,8 +25,9 @@ class TrainOptions:
     """Options of a run that don't depend on the machine, and where its records are written.
 
     `precision` "auto" keeps that of the run in the folder, or measures this machine (runtime/precision.py); a `Choice`
-    was already reported by the caller. `fresh` maps corpora to generators of new samples (data/fresh.py), which
-    replace their shards. `origins` names for each tensor the stage that its start weights come from. `watch(model)` is
+    was already reported by the caller. `base` ("int8" or "int4") quantises the frozen weights of a fine-tuned
+    checkpoint (`quantize_frozen`). `fresh` maps corpora to generators of new samples (data/fresh.py), which replace
+    their shards. `origins` names for each tensor the stage that its start weights come from. `watch(model)` is
     evaluated every `watch_steps` steps (0: never) and `trackers` get every record. `flops(pack)` counts the FLOPs of a
     pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the utilisation.
     `report` prints messages of the first process.
@@ -34,6 +35,7 @@ class TrainOptions:
 
     seed: int = 0
     precision: Requested | Choice = "auto"
+    base: str | None = None
     fresh: Mapping[str, Fresh] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     watch: Callable[[PhiModel], Mapping[str, float]] | None = None
