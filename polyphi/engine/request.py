@@ -273,6 +273,11 @@ class Request:
         content = "".join(part for part in parts if isinstance(part, str))
         return any(isinstance(part, ToolCall) for part in parser.add(content))
 
+    @property
+    def end_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """The log-probability of the end token, which isn't one of `tokens`; empty if none was sampled."""
+        return tuple(self.sampler.logprobs[len(self.tokens) :])
+
     def completion(self) -> Completion:
         """The answer of a finished request."""
         assert self.finish_reason, "the request is still running"

@@ -222,6 +222,7 @@ class CountTokensRequest(Sampling):
         "prompt_logprobs": (),
         "response_format": (),
         "return_token_ids": (False,),
+        "return_tokens_as_token_ids": (False,),
         "stop": (),
         "stream_options": (),
         "thread": (),

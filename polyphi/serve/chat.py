@@ -140,10 +140,9 @@ class Answer:
     def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self._body.logprobs:
             return None
-        return {
-            "content": [self._server.tokens.with_alternatives(token) for token in logprobs],
-            "refusal": None,
-        }
+        tokens, as_ids = self._server.tokens, bool(self._body.return_tokens_as_token_ids)
+        content = [tokens.with_alternatives(token, as_ids=as_ids) for token in logprobs]
+        return {"content": content, "refusal": None}
 
     async def whole(self) -> Response:
         async for delta in self._job:

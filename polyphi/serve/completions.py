@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from polyphi.batch import Batch
-from polyphi.engine.request import Caller
+from polyphi.engine.request import Caller, Request
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.serve.answers import base_fields, token_usage, usage
 from polyphi.serve.errors import STREAMED, ApiError
@@ -147,14 +147,14 @@ class Answer:
             before = await self._text(row) if self._body.echo else ""
             echoed = self._echoed_entries(row, job)
             prompt = await self._prompt_fields(job)
-            for completion in job.answers():
+            for request, completion in zip(job.requests, job.answers(), strict=True):
                 more = {"stop_reason": completion.stop_reason, **prompt}
                 if self._body.return_token_ids:
                     more["token_ids"] = completion.tokens
                 choice = await self._choice_part(
                     len(choices),
                     before + completion.text,
-                    [*echoed, *completion.logprobs],
+                    [*echoed, *completion.logprobs, *self._end_entries(request)],
                     reason=completion.finish_reason,
                     more=more,
                 )
@@ -195,13 +195,16 @@ class Answer:
                         lengths[index], more = sum(len(tokens.text(id)) for id in ids), {}
                 if body.return_token_ids:
                     more["token_ids"] = output.tokens
+                entries = output.logprobs
+                if output.finish_reason:
+                    entries += self._end_entries(jobs[number].requests[output.number])
                 yield {
                     **self._head,
                     "choices": [
                         self._choice(
                             index,
                             output.text,
-                            output.logprobs,
+                            entries,
                             reason=output.finish_reason,
                             at=lengths[index],
                             more={"stop_reason": output.stop_reason, **more},
@@ -222,6 +225,11 @@ class Answer:
             return []
         logprobs, count = job.requests[0].prompt_logprobs, self._body.logprobs
         return [int(row.ids[0]), *(replace(entry, top=entry.top[:count]) for entry in logprobs)]
+
+    def _end_entries(self, request: Request) -> tuple[TokenLogprob, ...]:
+        """The log-probability of the end token, after an echoed prompt. Harnesses score a prompt with `max_tokens: 1`
+        and leave out the last entry as that of the generated token, so there has to be one."""
+        return request.end_logprobs if self._body.echo else ()
 
     def _completions(self, jobs: Sequence[Job]) -> list[list[Completion]]:
         """The completions of the ended jobs; also logs their texts where that is enabled."""
@@ -265,12 +273,13 @@ class Answer:
     def _logprobs(self, entries: Sequence[TokenLogprob | int], at: int) -> dict[str, Any]:
         """OpenAI's four lists. `at`: offset of the first of these tokens in the answer's text."""
         tokens = self._server.tokens
+        name = partial(tokens.name, as_id=bool(self._body.return_tokens_as_token_ids))
         lists: dict[str, list[Any]] = {
             name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
         }
         for entry in entries:
             id = entry if isinstance(entry, int) else entry.token
-            lists["tokens"].append(tokens.text(id))
+            lists["tokens"].append(name(id))
             lists["text_offset"].append(at)
             at += len(tokens.text(id))
             if isinstance(entry, int):
@@ -278,7 +287,8 @@ class Answer:
                 lists["top_logprobs"].append(None)
                 continue
             lists["token_logprobs"].append(finite(entry.logprob))
-            top = {tokens.text(t): finite(v) for t, v in entry.top}
-            # The token itself is always included, so there may be one more than requested.
-            lists["top_logprobs"].append({**top, tokens.text(id): finite(entry.logprob)})
+            top = {name(t): finite(v) for t, v in entry.top}
+            # The token itself always comes first, so there may be one more than requested.
+            own = {name(id): finite(entry.logprob)}
+            lists["top_logprobs"].append({**own, **top, **own})
         return lists

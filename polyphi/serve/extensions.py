@@ -54,7 +54,6 @@ REFUSED: Refused = {
     "moderation": (),
     "prompt_embeds": (),
     "return_hidden_states": (False,),
-    "return_tokens_as_token_ids": (False,),
     "session_params": (),
     "structural_tag": (),
     "suffix": ("",),
@@ -108,6 +107,7 @@ class Extensions(FormatFields):
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

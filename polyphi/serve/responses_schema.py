@@ -236,6 +236,7 @@ class ResponsesRequest(Sampling):
         "prompt_logprobs": (),
         "response_format": (),
         "return_token_ids": (False,),
+        "return_tokens_as_token_ids": (False,),
         "truncation": ("disabled",),
     }
     names: ClassVar[dict[str, str]] = {"max_tokens": "max_output_tokens"}

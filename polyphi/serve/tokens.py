@@ -36,10 +36,14 @@ class Tokens:
     def text(self, id: int) -> str:
         return self._bytes[id].decode(errors="replace")
 
-    def with_alternatives(self, result: TokenLogprob) -> dict[str, Any]:
+    def name(self, id: int, *, as_id: bool = False) -> str:
+        """A token's text, or its id in vLLM's form, "token_id:5"."""
+        return f"token_id:{id}" if as_id else self.text(id)
+
+    def with_alternatives(self, result: TokenLogprob, *, as_ids: bool = False) -> dict[str, Any]:
         """A token's log-probability and its top alternatives, in the format of chat completions."""
-        top = [self.entry(token, logprob) for token, logprob in result.top]
-        return {**self.entry(result.token, result.logprob), "top_logprobs": top}
+        top = [self.entry(token, logprob, as_id=as_ids) for token, logprob in result.top]
+        return {**self.entry(result.token, result.logprob, as_id=as_ids), "top_logprobs": top}
 
     def prompt_logprobs(
         self, ids: Sequence[int], results: Sequence[TokenLogprob], count: int
@@ -62,10 +66,10 @@ class Tokens:
             )
         return entries
 
-    def entry(self, id: int, logprob: float) -> dict[str, Any]:
+    def entry(self, id: int, logprob: float, *, as_id: bool = False) -> dict[str, Any]:
         """A token's log-probability without alternatives."""
         return {
-            "token": self.text(id),
+            "token": self.name(id, as_id=as_id),
             "logprob": finite(logprob),
             "bytes": list(self.bytes(id)),
         }

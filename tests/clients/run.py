@@ -50,7 +50,7 @@ class Client:
     packages: list[str]
     uses: str
     purpose: str
-    install: list[str] = field(default_factory=list)  # further options of pip
+    alone: list[str] = field(default_factory=list)  # installed without requirements, come first
     version: str = ""
     passed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)  # use -> error
@@ -119,7 +119,7 @@ def write_media(run: Path, folder: Path) -> None:
 
 def install(client: Client, folder: Path) -> None:
     """Install the client's packages, unless this list of them is installed there; sets its version."""
-    requirements = json.dumps([client.packages, client.install])
+    requirements = json.dumps([client.packages, client.alone])
     stamp = folder / "installed.json"
     if not stamp.exists() or stamp.read_text() != requirements:
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,9 +131,12 @@ def install(client: Client, folder: Path) -> None:
             venv.create(folder / "venv", with_pip=True)
             pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet"]
             run_command([*pip, "--upgrade", "pip"], folder)
-            run_command([*pip, *client.install, "pytest", *client.packages], folder)
+            if client.alone:
+                run_command([*pip, "--no-deps", *client.alone], folder)
+            run_command([*pip, "pytest", *client.packages], folder)
         stamp.write_text(requirements)
-    name = re.split(r"[\[<>=~ ]", client.packages[0])[0] if not client.in_node else npm_name(client)
+    first = [*client.alone, *client.packages][0]
+    name = npm_name(client) if client.in_node else re.split(r"[\[<>=~ ]", first)[0]
     if client.in_node:
         package = folder / "node_modules" / name / "package.json"
         client.version = json.loads(package.read_text())["version"]

@@ -59,6 +59,25 @@ def test_echo_before_an_answer(client: OpenAI) -> None:
     assert answer.text.startswith(PROMPT) and "".join(answer.logprobs.tokens) == answer.text
 
 
+def test_an_end_token_after_an_echoed_prompt_has_an_entry(running: Running, client: OpenAI) -> None:
+    """Harnesses request one token and leave out its entry, the last one: the others are those of the prompt."""
+    tokenizer = running.engine.processor.tokenizer
+    count, end = len(tokenizer.encode(PROMPT)), tokenizer.eos_ids[0]
+    options = dict(model="tiny", prompt=PROMPT, echo=True, logprobs=1, max_tokens=1)
+    plain = client.completions.create(**options).choices[0]
+    assert plain.finish_reason == "length"
+    options["logit_bias"] = {str(end): 100}
+    ended = client.completions.create(**options).choices[0]
+    assert ended.finish_reason == "stop" and ended.text == PROMPT
+    assert len(ended.logprobs.tokens) == len(plain.logprobs.tokens) == count + 1
+    assert ended.logprobs.token_logprobs[1:-1] == pytest.approx(
+        plain.logprobs.token_logprobs[1:-1], abs=1e-5
+    )
+    chunks = client.completions.create(**options, stream=True)
+    streamed = [name for chunk in chunks for name in chunk.choices[0].logprobs.tokens]
+    assert streamed == ended.logprobs.tokens
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_top_logprobs_contain_the_token_itself(client: OpenAI, count: int) -> None:
     """In answers and in the echoed prompt: the most likely tokens, and the sampled one if it isn't among them."""

@@ -94,6 +94,35 @@ def test_token_ids_of_prompt_and_answer(
 
 
 @ROUTES
+def test_tokens_as_their_ids(post: Any, chunks: Any, path: str) -> None:
+    """Each token of the log-probabilities is its id, and nothing else differs."""
+    fields = {"logprobs": True, "top_logprobs": 2} if path == CHAT else {"logprobs": 2}
+    named = {**fields, "return_tokens_as_token_ids": True}
+    plain, whole = (post(path, **f, return_token_ids=True)["choices"][0] for f in (fields, named))
+    assert text_of(whole) == text_of(plain) and whole["token_ids"] == plain["token_ids"]
+    expected = [f"token_id:{id}" for id in whole["token_ids"]]
+    assert names(whole) == expected and names(plain) != expected
+    answer = chunks(path, **named)
+    streamed = [c for chunk in answer for c in chunk["choices"] if c["logprobs"]]
+    assert [name for choice in streamed for name in names(choice)] == expected
+    logprobs = whole["logprobs"]
+    if path == CHAT:
+        tops = [entry["token"] for item in logprobs["content"] for entry in item["top_logprobs"]]
+        pairs = zip(logprobs["content"], plain["logprobs"]["content"], strict=True)
+        assert all(a["bytes"] == b["bytes"] and a["logprob"] == b["logprob"] for a, b in pairs)
+    else:
+        tops = [name for top in logprobs["top_logprobs"] for name in top]
+        assert logprobs["text_offset"] == plain["logprobs"]["text_offset"]
+    assert len(tops) >= 24 and all(re.fullmatch(r"token_id:\d+", name) for name in tops)
+
+
+def names(choice: dict[str, Any]) -> list[str]:
+    """The tokens of a choice's log-probabilities."""
+    logprobs = choice["logprobs"]
+    return logprobs["tokens"] if "tokens" in logprobs else [t["token"] for t in logprobs["content"]]
+
+
+@ROUTES
 def test_stops(running: Running, post: Any, chunks: Any, path: str) -> None:
     """Each end, whole and streamed; the reason is what ended the answer."""
     tokenizer = running.engine.processor.tokenizer

@@ -95,7 +95,9 @@ class Server:
             self.open -= 1
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # or its thread would wait for a connection forever
+        self._listener.shutdown(
+            socket.SHUT_RDWR
+        )  # or its thread would wait for a connection forever
         self._listener.close()
 
 
