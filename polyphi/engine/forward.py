@@ -87,8 +87,12 @@ def _fused(
     if not routes:
         return linear.kernel.fused(x, None, onto, gated)
     route, *others = routes
+    if not others and route.adapter not in linear.lora:
+        return linear.kernel.fused(x, None, onto, gated)
+    if others or route.tokens is not None or route.adapter not in linear.lora:
+        return None
     pair = linear.pair(route.adapter)
-    if others or route.tokens is not None or pair.down is None or pair.up is None:
+    if pair.down is None or pair.up is None:
         return None
     return linear.kernel.fused(x, (pair.down, pair.up, pair.scale), onto, gated)
 

@@ -41,6 +41,19 @@ class Kernel(Protocol):
 
 
 @dataclass(frozen=True)
+class Factors:
+    """An adapter of one linear as numbers: it adds scale * B A x."""
+
+    a: Float[Tensor, "R I"]
+    b: Float[Tensor, "O R"]
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.a)
+
+
+@dataclass(frozen=True)
 class Route:
     """The indices of the tokens that use `adapter`; `tokens` is None where that is the whole pack."""
 
@@ -82,6 +95,16 @@ class LowRank(nn.Module):
         self.dropout = config.dropout
         self.down: Kernel | None = None
         self.up: Kernel | None = None
+
+    @classmethod
+    def of(cls, factors: Factors, like: Tensor) -> "LowRank":
+        """The module with these factors, in the dtype and on the device of `like`."""
+        config = AdapterConfig(factors.rank, factors.scale * factors.rank)
+        pair = cls(factors.a.shape[1], len(factors.b), config).to(like)
+        pair.a.data.copy_(factors.a)
+        pair.b.data.copy_(factors.b)
+        pair.scale = factors.scale
+        return pair
 
     def initialise(self, generator: torch.Generator) -> None:
         """Initialise A uniformly and B with zeros: a fresh adapter doesn't change the output."""
@@ -133,7 +156,8 @@ def dropout(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
 
 
 class LoraLinear(nn.Module):
-    """A linear without bias and its adapters: `weight` [out in], `lora.NAME.a` [R in], `lora.NAME.b` [out R].
+    """A linear without bias and its adapters: `weight` [out in], `lora.NAME.a` [R in], `lora.NAME.b` [out R]. An
+    adapter of the model may have nothing here.
 
     In a quantized model `kernel` computes W x (`quantize.py`)."""
 
@@ -161,6 +185,8 @@ class LoraLinear(nn.Module):
         """W x, plus the outputs of the routes' adapters on their tokens."""
         y = self.base(x)
         for route in routes:
+            if route.adapter not in self.lora:
+                continue
             pair = self.pair(route.adapter)
             if route.tokens is None:
                 y = pair.add(y, x)

@@ -22,7 +22,7 @@ from polyphi.model.attention import KVCache
 from polyphi.model.config import AdapterConfig, AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import GLU, CausalDepthwise, ConformerEncoder, Pointwise
 from polyphi.model.decoder import Decoder, RMSNorm
-from polyphi.model.lora import LoraLinear, LowRank
+from polyphi.model.lora import Factors, LoraLinear, LowRank
 from polyphi.model.projector import AudioProjector, VisionProjector
 from polyphi.model.siglip import CrossAttention, PoolingHead, SiglipEncoder
 from polyphi.model.slices import Slices, complete
@@ -154,16 +154,8 @@ class PhiModel(nn.Module):
         trained, or a copy of the adapter that `like` names. Raises ValueError for a name that is in use or invalid, and
         for a copy of an unknown adapter."""
         self._check_unquantized()
+        self._check_name(name)
         existing = self.config.adapters
-        if (
-            name in existing
-            or name in {"auto", "none"}
-            or not re.fullmatch(r"[A-Za-z][\w-]*", name)
-        ):
-            raise ValueError(
-                f"expected a new name for the adapter (letters, digits, _ and -; not auto or none), found {name!r}; "
-                f"names in use: {', '.join(existing) or 'none'}"
-            )
         if isinstance(like, str) and like not in existing:
             raise ValueError(
                 f"{name} can't be a copy of {like!r}; this model has: {', '.join(existing) or 'no adapters'}"
@@ -177,6 +169,44 @@ class PhiModel(nn.Module):
                 pair.initialise(_generator(seed, f"{path}.lora.{name}"))
             linear.lora[name] = pair.to(linear.weight).train(self.training)
         self._use_adapters({**existing, name: config})
+
+    @torch.no_grad()
+    def put_adapter(self, name: str, config: AdapterConfig, factors: Mapping[str, Factors]) -> None:
+        """Add an adapter with the given factors of linears by their paths, in the dtype of the weights that aren't
+        quantised; linears without factors stay without it. Raises ValueError for a name that is in use or invalid."""
+        self._check_name(name)
+        linears = dict(self._lora_linears())
+        pairs = {path: LowRank.of(f, self.decoder.norm.weight) for path, f in factors.items()}
+        for path, pair in pairs.items():
+            linears[path].lora[name] = pair.requires_grad_(False).eval()
+        self._use_adapters({**self.config.adapters, name: config})
+
+    @torch.no_grad()
+    def remove_adapter(self, name: str) -> None:
+        """Remove an adapter. Raises ValueError for an unknown one."""
+        adapters = dict(self.config.adapters)
+        if adapters.pop(name, None) is None:
+            raise ValueError(
+                f"there is no adapter {name!r} to remove; this model has: "
+                f"{', '.join(self.config.adapters) or 'none'}"
+            )
+        for _, linear in self._lora_linears():
+            if name in linear.lora:
+                del linear.lora[name]
+        self._use_adapters(adapters)
+
+    def _check_name(self, name: str) -> None:
+        """Raise ValueError for the name of a new adapter that is in use or invalid."""
+        existing = self.config.adapters
+        if (
+            name in existing
+            or name in {"auto", "none"}
+            or not re.fullmatch(r"[A-Za-z][\w-]*", name)
+        ):
+            raise ValueError(
+                f"expected a new name for the adapter (letters, digits, _ and -; not auto or none), found {name!r}; "
+                f"names in use: {', '.join(existing) or 'none'}"
+            )
 
     @torch.no_grad()
     def merge_adapter(self, name: str) -> None:
@@ -197,22 +227,32 @@ class PhiModel(nn.Module):
             for key, a in others.items()
         }
         for _, linear in self._lora_linears():
-            merged_pair = linear.pair(name)
-            a, b = merged_pair.a.float(), merged_pair.b.float()
+            if name not in linear.lora:
+                continue
+            whole = linear.pair(name)
+            a, b = whole.a.float(), whole.b.float()
             del linear.lora[name]
-            linear.weight.copy_(linear.weight.float() + scale[name] * (b @ a))
-            for key, config in wider.items():
-                old, factor = linear.pair(key), -scale[name] / scale[key]
-                pair = LowRank(linear.weight.shape[1], linear.weight.shape[0], config)
-                pair.a.copy_(torch.cat([old.a.float(), a]))
-                pair.b.copy_(torch.cat([old.b.float(), factor * b], dim=1))
-                linear.lora[key] = pair.to(old.a).train(self.training)
+            linear.weight.copy_(linear.weight.float() + whole.scale * (b @ a))
+            inverse = Factors(a, -b, whole.scale)
+            for key, config in others.items():
+                factors, dropout, like = inverse, config.dropout, whole.a
+                if key in linear.lora:
+                    old = linear.pair(key)
+                    wide_b = torch.cat(
+                        [old.b.float(), inverse.scale / old.scale * inverse.b], dim=1
+                    )
+                    factors = Factors(torch.cat([old.a.float(), a]), wide_b, old.scale)
+                    dropout, like = old.dropout, old.a
+                pair = LowRank.of(factors, like)
+                pair.dropout = dropout
+                linear.lora[key] = pair.train(self.training)
         self._use_adapters(wider)
 
     def adapter_tensors(self, name: str) -> Iterator[Tensor]:
         """The tensors of an adapter, linear by linear."""
         for _, linear in self._lora_linears():
-            yield from linear.pair(name).tensors()
+            if name in linear.lora:
+                yield from linear.pair(name).tensors()
 
     def _lora_linears(self) -> Iterator[tuple[str, LoraLinear]]:
         """Every linear that has adapters, with its name."""

@@ -1,0 +1,239 @@
+"""LoRA folders as PEFT and other tools write them, for a model that is loaded already.
+
+>>> adapter = read_peft("my-adapter", model.config)
+>>> model.put_adapter("mine", adapter.config, adapter.factors)
+
+A folder has adapter_config.json and adapter_model.safetensors. Read are plain LoRA and rsLoRA on the linears of the
+language model: any subset of them, ranks and alphas by patterns, and factors of separate projections (q_proj, k_proj,
+v_proj; gate_proj, up_proj), which are joined to those of the fused ones. Whatever else would change answers is refused.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
+from polyphi.model.lora import Factors
+
+FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""Fused linear -> the projections that other implementations have instead, in the order of its outputs."""
+LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+_NAME = re.compile(
+    r"(?:.*\.)?(?P<module>layers\.(?P<layer>\d+)\.(?P<linear>(?:self_attn|mlp)\.\w+_proj))"
+    r"\.lora_(?P<factor>[AB])\.(?:\w+\.)?weight"
+)
+REFUSED = {
+    "use_dora": "DoRA rescales the base weights",
+    "lora_bias": "biases aren't supported",
+    "modules_to_save": "whole modules beside the adapter aren't supported",
+    "trainable_token_indices": "changed embeddings aren't supported",
+    "target_parameters": "adapters of single parameters aren't supported",
+    "layer_replication": "replicated layers aren't supported",
+    "alora_invocation_tokens": "an adapter that begins within a prompt isn't supported",
+    "arrow_config": "routed adapters aren't supported",
+}
+"""Entries of adapter_config.json that change answers, with the reason why they are refused."""
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of `init_lora_weights` whose training starts from changed base weights."""
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """An adapter: its nominal configuration, and the factors of each linear by its path in our model. `notes`: what is
+    unusual about it, for people."""
+
+    config: AdapterConfig
+    factors: Mapping[str, Factors]
+    notes: Sequence[str] = field(default=())
+
+
+def read_peft(folder: str | Path, config: ModelConfig) -> PeftAdapter:
+    """The adapter in a folder for a model with this configuration. Raises ValueError that names the file and the entry
+    or tensor at fault: for another kind of adapter, tensors of other modules or shapes, NaN and infinity."""
+    folder = Path(folder).expanduser()
+    entries = _entries(folder)
+    scales = Scales(entries, str(folder / CONFIG))
+    factors: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _tensors(folder / FILE):
+        match = _NAME.fullmatch(name)
+        known = {*LINEARS, *(part for parts in FUSED.values() for part in parts)}
+        if match is None or match["linear"] not in known:
+            raise ValueError(
+                f"{folder / FILE}: {name} belongs to no linear of the language model; expected only tensors of "
+                f"{', '.join(x.rpartition('.')[2] for x in LINEARS)}"
+            )
+        if int(match["layer"]) >= config.decoder.num_hidden_layers:
+            raise ValueError(
+                f"{folder / FILE}: {name} is of layer {match['layer']}, but this model has "
+                f"{config.decoder.num_hidden_layers} layers"
+            )
+        if not tensor.isfinite().all():
+            raise ValueError(f"{folder / FILE}: {name} has NaN or infinite numbers")
+        factors.setdefault(match["module"], {})[match["factor"]] = tensor
+    if not factors:
+        raise ValueError(f"{folder / FILE} has no tensors")
+    parts = {m: _checked(m, f, config.decoder, folder, scales) for m, f in factors.items()}
+    pairs = dict(_fused(parts, config.decoder))
+    ranks = {f.rank for f in pairs.values()}
+    notes = []
+    linears = {path.split(".", 3)[3] for path in pairs}
+    if absent := [x for x in LINEARS if x not in linears]:
+        notes.append(f"it has nothing for {', '.join(x.rpartition('.')[2] for x in absent)}")
+    if len(ranks) > 1:
+        notes.append(f"its ranks are {', '.join(map(str, sorted(ranks)))}")
+    return PeftAdapter(scales.config(max(ranks)), pairs, notes)
+
+
+class Scales:
+    """The factor of each module's product, by alphas, ranks and rsLoRA (PEFT: alpha / rank, or alpha / sqrt(rank))."""
+
+    def __init__(self, entries: Mapping[str, Any], source: str) -> None:
+        self.alpha = float(entries["lora_alpha"])
+        self.alphas = dict(entries.get("alpha_pattern") or {})
+        self.root = bool(entries.get("use_rslora"))
+        self.dropout = float(entries.get("lora_dropout") or 0.0)
+        self.source = source
+
+    def of(self, module: str, rank: int) -> float:
+        """The factor of a module with a factor of this rank. Patterns match the end of its name, as in PEFT."""
+        alpha = next(
+            (a for pattern, a in self.alphas.items() if self._matches(pattern, module)), self.alpha
+        )
+        return float(alpha) / (math.sqrt(rank) if self.root else rank)
+
+    def _matches(self, pattern: str, module: str) -> bool:
+        try:
+            return re.match(rf"(.*\.)?({pattern})$", f"model.{module}") is not None
+        except re.error as error:
+            raise ValueError(
+                f"{self.source}: alpha_pattern has {pattern!r}, which is no regular expression ({error})"
+            ) from None
+
+    def config(self, rank: int) -> AdapterConfig:
+        """The nominal configuration: the largest rank, and the alpha that gives its factor."""
+        root = math.sqrt(rank) if self.root else 1.0
+        return AdapterConfig(rank, self.alpha * root, self.dropout)
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of a folder, checked."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder}: expected an adapter as PEFT writes it, found no {CONFIG}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path}: expected an object, found {type(entries).__name__}")
+    if (peft_type := entries.get("peft_type", "LORA")) != "LORA":
+        raise ValueError(f"{path}: expected peft_type LORA, found {peft_type}")
+    if "r" not in entries or "lora_alpha" not in entries:
+        raise ValueError(f"{path}: expected r and lora_alpha, found {', '.join(sorted(entries))}")
+    for key, reason in REFUSED.items():
+        if entries.get(key):
+            raise ValueError(
+                f"{path} sets {key}: {reason}; merge the adapter into its base with PEFT (merge_and_unload), or train "
+                "a plain LoRA"
+            )
+    if (bias := entries.get("bias", "none")) != "none":
+        raise ValueError(f"{path} sets bias to {bias!r}: biases aren't supported; expected 'none'")
+    start = str(entries.get("init_lora_weights"))
+    if start.lower().startswith(CHANGES_BASE):
+        raise ValueError(
+            f"{path}: the adapter was trained from {start} on changed base weights; save it with PEFT's "
+            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+        )
+    return entries
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    if not path.is_file():
+        pickled = path.with_name("adapter_model.bin")
+        other = f", only {pickled.name}, a pickle, which isn't read" if pickled.exists() else ""
+        raise ValueError(f"{path.parent}: expected {FILE}, found none{other}")
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _sizes(module: str, decoder: DecoderConfig) -> tuple[int, int]:
+    """(outputs, inputs) of a linear or a part of a fused one."""
+    hidden, inner = decoder.hidden_size, decoder.intermediate_size
+    queries = decoder.num_attention_heads * decoder.head_dim
+    keys = decoder.num_key_value_heads * decoder.head_dim
+    return {
+        "qkv_proj": (queries + 2 * keys, hidden),
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+        "gate_up_proj": (2 * inner, hidden),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }[module.rpartition(".")[2]]
+
+
+def _checked(
+    module: str,
+    factors: Mapping[str, Tensor],
+    decoder: DecoderConfig,
+    folder: Path,
+    scales: Scales,
+) -> Factors:
+    if missing := {"A", "B"} - set(factors):
+        raise ValueError(f"{folder / FILE}: {module} has no lora_{missing.pop()}")
+    a, b = factors["A"], factors["B"]
+    outputs, inputs = _sizes(module, decoder)
+    rank = len(a)
+    if a.shape != (rank, inputs) or b.shape != (outputs, rank) or not rank:
+        raise ValueError(
+            f"{folder / FILE}: {module} has factors of {tuple(a.shape)} and {tuple(b.shape)}, expected (R, {inputs}) "
+            f"and ({outputs}, R): the adapter is of another model"
+        )
+    return Factors(a, b, scales.of(module, rank))
+
+
+def _fused(parts: Mapping[str, Factors], decoder: DecoderConfig) -> Iterator[tuple[str, Factors]]:
+    """The factors by our paths; those of separate projections joined: A is their As below each other, B has their
+    scaled Bs on its diagonal."""
+    separate = {part: fused for fused, members in FUSED.items() for part in members}
+    joined: set[str] = set()
+    for module, factors in parts.items():
+        layer, linear = module.split(".", 2)[1], module.split(".", 2)[2]
+        if linear not in separate:
+            yield f"decoder.layers.{layer}.{linear}", factors
+            continue
+        fused = separate[linear]
+        path = f"decoder.layers.{layer}.{fused}"
+        if path in joined:
+            continue
+        joined.add(path)
+        members = [f"layers.{layer}.{member}" for member in FUSED[fused]]
+        outputs = [_sizes(member, decoder)[0] for member in members]
+        used = [parts.get(member) for member in members]
+        a = torch.cat([f.a for f in used if f is not None])
+        b = torch.zeros(sum(outputs), len(a), dtype=torch.float32)
+        row = column = 0
+        for size, part in zip(outputs, used, strict=True):
+            if part is not None:
+                b[row : row + size, column : column + part.rank] = part.b.float() * part.scale
+                column += part.rank
+            row += size
+        yield path, Factors(a, b, 1.0)
