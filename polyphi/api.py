@@ -5,7 +5,7 @@
 >>> phi.transcribe("talk.wav", to="de", cot=True).translation
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyphi.batch import Batch
+from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.read import (
     load_checkpoint,
     locate,
@@ -275,6 +276,7 @@ def load(
     together: int = MAX_NUM_SEQS,
     cache_gb: float | None = None,
     kv: str | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     progress: Callable[[str, float | None], None] = lambda stage, share: None,
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`checkpoints/names.py`).
@@ -288,9 +290,11 @@ def load(
     `Tokenizer` replaces it; None loads none, and the model then works on token ids only: answers have ids and no text,
     and functions that need text raise ValueError. `together`: maximum batch size (sequences); `cache_gb`: memory of
     the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
-    `progress`: called with the stage that begins ("checkpoint", which may download a hub id, "tokenizer", "weights",
-    "engine") and the share of it that is done, None where unknown; for "weights" repeatedly, with the share of loaded
-    tensors. Raises ValueError for invalid arguments and checkpoints, and if the weights don't fit.
+    `adapters`: name -> folder of further adapters as PEFT writes them (checkpoints/peft.py), which a quantized model
+    keeps in bfloat16. `progress`: called with the stage that begins ("checkpoint", which may download a hub id,
+    "tokenizer", "weights", "engine") and the share of it that is done, None where unknown; for "weights" repeatedly,
+    with the share of loaded tensors. Raises ValueError for invalid arguments, checkpoints and adapters, and if the
+    weights don't fit.
     """
     progress("checkpoint", None)
     target = placement.choose(device)
@@ -317,6 +321,9 @@ def load(
         quant=quant,
         progress=lambda share: progress("weights", share),
     )
+    for name, source in (adapters or {}).items():
+        adapter = read_peft(source, model.config)
+        model.put_adapter(name, adapter.config, adapter.factors)
     progress("engine", None)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,12 @@ def serve(
     ] = None,
     alias: Annotated[
         list[str] | None, typer.Option(help="A further name of the model; repeatable.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER", help="An adapter as PEFT writes it, under a name; repeatable."
+        ),
     ] = None,
     api_key: Annotated[
         list[str] | None,
@@ -142,6 +149,7 @@ def serve(
     from polyphi.serve import run
     from polyphi.serve.settings import MIB, Settings
 
+    adapters = parse_adapters(adapter or ())
     if containers and find_spec("av") is None:
         raise ValueError('--containers needs PyAV; `pip install "polyphi[video]"` brings it')
     if media_root is not None and not media_root.is_dir():
@@ -184,6 +192,7 @@ def serve(
             together=together,
             cache_gb=cache_gb,
             kv=kv,
+            adapters=adapters,
             progress=progress.update,
         )
         print(f"polyphi: {phi.memory}", file=sys.stderr)
@@ -195,3 +204,16 @@ def serve(
 
     print(f"polyphi: loading {settings.name}; {url}/ready returns the progress", file=sys.stderr)
     run.serve(load, settings, listening, ready)
+
+
+def parse_adapters(arguments: Sequence[str]) -> dict[str, str]:
+    """The folders of adapters by name, of arguments like `medical=runs/medical`."""
+    pairs = [argument.partition("=") for argument in arguments]
+    for (name, sign, folder), argument in zip(pairs, arguments, strict=True):
+        if not (name and sign and folder):
+            raise ValueError(
+                f"--adapter is NAME=FOLDER, such as medical=my-adapter; found {argument!r}"
+            )
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError(f"--adapter has the same name twice: {', '.join(arguments)}")
+    return {name: folder for name, _, folder in pairs}

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import polyphi
 from polyphi.batch import row
 from polyphi.checkpoints.peft import FUSED, read_peft
 from polyphi.checkpoints.write import save_checkpoint
+from polyphi.messages import SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import quantize
@@ -109,6 +111,24 @@ def test_an_adapter_of_separate_projections(model: PhiModel, tmp_path: Path) -> 
     adapter = read_peft(tmp_path / "adapter", model.config)
     model.put_adapter("mine", adapter.config, adapter.factors)
     torch.testing.assert_close(logits(model), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_load_reads_adapters(model: PhiModel, tmp_path: Path) -> None:
+    expected = write_adapter(model, tmp_path, target_modules=["qkv_proj"])
+    folder = tmp_path / "adapter"
+    phi = polyphi.load(
+        tmp_path / "mini", dtype="float32", tokenizer=None, adapters={"mine": folder}
+    )
+    assert list(phi.config.adapters) == ["mine"]
+    result = phi.logits(IDS.tolist(), adapter="mine")[1]
+    torch.testing.assert_close(result, expected, atol=TOLERANCE, rtol=0)
+    tokens = [
+        phi.generate(IDS.tolist(), sampling=SamplingParams(max_tokens=3), adapter=name).tokens
+        for name in ("mine", None)
+    ]
+    assert tokens[0][0] == int(expected[-1].argmax()) and tokens[0] != tokens[1]
+    with pytest.raises(ValueError, match="expected a new name for the adapter"):
+        polyphi.load(tmp_path / "mini", tokenizer=None, adapters={"auto": folder})
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "int8-all"])
