@@ -24,7 +24,7 @@ from polyphi.stages import lineage
 from polyphi.stages.sizes import Size
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import Contrastive
-from polyphi.train.loss import CHUNK_LOGITS
+from polyphi.train.loss import CHUNK_LOGITS, CHUNK_ROWS
 from polyphi.train.optim import groups
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Budget, Stage, matching
@@ -364,7 +364,8 @@ def memory(
     written, symbols = amounts["supervised"], d.vocab_size
     if target.decoder == "backward":
         # A chunk's logits with their gradient; hidden states with theirs; the head in bf16, or twice its gradient.
-        logits = min(CHUNK_LOGITS["cpu" if cpu else "cuda"], written * symbols)
+        at_once = max(CHUNK_ROWS, CHUNK_LOGITS["cpu" if cpu else "cuda"] // symbols)
+        logits = min(at_once, written) * symbols
         head = (8 if target.trains(HEAD[:-1]) else 2) * symbols * d.hidden_size
         parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
     elif target.decoder == "unused":
