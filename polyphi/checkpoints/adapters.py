@@ -5,22 +5,52 @@ from typing import Any
 
 from polyphi.model.config import AdapterConfig
 
+REFUSED = {
+    "use_dora": "DoRA rescales the base weights",
+    "lora_bias": "biases aren't supported",
+    "modules_to_save": "whole modules beside the adapter aren't supported",
+    "trainable_token_indices": "changed embeddings aren't supported",
+    "target_parameters": "adapters of single parameters aren't supported",
+    "layer_replication": "replicated layers aren't supported",
+    "alora_invocation_tokens": "an adapter that begins within a prompt isn't supported",
+    "arrow_config": "routed adapters aren't supported",
+}
+"""Entries of adapter_config.json that change answers, with the reason why they are refused."""
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of `init_lora_weights` whose training starts from changed base weights."""
 
-def parse_peft(entries: Mapping[str, Any], source: str) -> AdapterConfig:
-    """The configuration in an adapter_config.json; `source` names the file in errors. Raises ValueError for anything
-    but a plain LoRA."""
+
+def check_lora(entries: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError for an adapter_config.json of anything but a LoRA or rsLoRA; `source` names the file."""
+    if (peft_type := entries.get("peft_type", "LORA")) != "LORA":
+        raise ValueError(f"{source}: expected peft_type LORA, found {peft_type}")
     if "r" not in entries or "lora_alpha" not in entries:
         raise ValueError(
             f"{source}: expected r and lora_alpha, as PEFT writes it, found {sorted(entries)}"
         )
-    for key in (
-        "use_rslora",
-        "use_dora",
-        "lora_bias",
-        "fan_in_fan_out",
-        "rank_pattern",
-        "alpha_pattern",
-    ):
+    for key, reason in REFUSED.items():
+        if entries.get(key):
+            raise ValueError(
+                f"{source} sets {key}: {reason}; merge the adapter into its base with PEFT (merge_and_unload), or "
+                "train a plain LoRA"
+            )
+    if (bias := entries.get("bias", "none")) != "none":
+        raise ValueError(
+            f"{source} sets bias to {bias!r}: biases aren't supported; expected 'none'"
+        )
+    start = str(entries.get("init_lora_weights"))
+    if start.lower().startswith(CHANGES_BASE):
+        raise ValueError(
+            f"{source}: the adapter was trained from {start} on changed base weights; save it with PEFT's "
+            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+        )
+
+
+def parse_peft(entries: Mapping[str, Any], source: str) -> AdapterConfig:
+    """The configuration in an adapter_config.json of a checkpoint; `source` names the file in errors. Raises ValueError
+    for anything but a LoRA with one rank and alpha."""
+    check_lora(entries, source)
+    for key in ("use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"):
         if entries.get(key):
             raise ValueError(f"{source} sets {key}, which is not supported; expected a plain LoRA")
     return AdapterConfig(

@@ -11,8 +11,8 @@ v_proj; gate_proj, up_proj), which are joined to those of the fused ones. Whatev
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from polyphi.checkpoints.adapters import check_lora
 from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
 from polyphi.model.lora import Factors
 
@@ -34,29 +35,14 @@ _NAME = re.compile(
     r"(?:.*\.)?(?P<module>layers\.(?P<layer>\d+)\.(?P<linear>(?:self_attn|mlp)\.\w+_proj))"
     r"\.lora_(?P<factor>[AB])\.(?:\w+\.)?weight"
 )
-REFUSED = {
-    "use_dora": "DoRA rescales the base weights",
-    "lora_bias": "biases aren't supported",
-    "modules_to_save": "whole modules beside the adapter aren't supported",
-    "trainable_token_indices": "changed embeddings aren't supported",
-    "target_parameters": "adapters of single parameters aren't supported",
-    "layer_replication": "replicated layers aren't supported",
-    "alora_invocation_tokens": "an adapter that begins within a prompt isn't supported",
-    "arrow_config": "routed adapters aren't supported",
-}
-"""Entries of adapter_config.json that change answers, with the reason why they are refused."""
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of `init_lora_weights` whose training starts from changed base weights."""
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """An adapter: its nominal configuration, and the factors of each linear by its path in our model. `notes`: what is
-    unusual about it, for people."""
+    """An adapter: its nominal configuration, and the factors of each linear by its path in our model."""
 
     config: AdapterConfig
     factors: Mapping[str, Factors]
-    notes: Sequence[str] = field(default=())
 
 
 def read_peft(folder: str | Path, config: ModelConfig) -> PeftAdapter:
@@ -65,10 +51,10 @@ def read_peft(folder: str | Path, config: ModelConfig) -> PeftAdapter:
     folder = Path(folder).expanduser()
     entries = _entries(folder)
     scales = Scales(entries, str(folder / CONFIG))
-    factors: dict[str, dict[str, Tensor]] = {}
+    tensors: dict[str, dict[str, Tensor]] = {}
+    known = {*LINEARS, *(part for parts in FUSED.values() for part in parts)}
     for name, tensor in _tensors(folder / FILE):
         match = _NAME.fullmatch(name)
-        known = {*LINEARS, *(part for parts in FUSED.values() for part in parts)}
         if match is None or match["linear"] not in known:
             raise ValueError(
                 f"{folder / FILE}: {name} belongs to no linear of the language model; expected only tensors of "
@@ -81,19 +67,13 @@ def read_peft(folder: str | Path, config: ModelConfig) -> PeftAdapter:
             )
         if not tensor.isfinite().all():
             raise ValueError(f"{folder / FILE}: {name} has NaN or infinite numbers")
-        factors.setdefault(match["module"], {})[match["factor"]] = tensor
-    if not factors:
+        tensors.setdefault(match["module"], {})[match["factor"]] = tensor
+    if not tensors:
         raise ValueError(f"{folder / FILE} has no tensors")
-    parts = {m: _checked(m, f, config.decoder, folder, scales) for m, f in factors.items()}
+    parts = {m: _checked(m, t, config.decoder, folder, scales) for m, t in tensors.items()}
     pairs = dict(_fused(parts, config.decoder))
-    ranks = {f.rank for f in pairs.values()}
-    notes = []
-    linears = {path.split(".", 3)[3] for path in pairs}
-    if absent := [x for x in LINEARS if x not in linears]:
-        notes.append(f"it has nothing for {', '.join(x.rpartition('.')[2] for x in absent)}")
-    if len(ranks) > 1:
-        notes.append(f"its ranks are {', '.join(map(str, sorted(ranks)))}")
-    return PeftAdapter(scales.config(max(ranks)), pairs, notes)
+    rank = max(factors.rank for factors in pairs.values())
+    return PeftAdapter(scales.config(rank), pairs)
 
 
 class Scales:
@@ -138,24 +118,7 @@ def _entries(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON: {error}") from None
     if not isinstance(entries, dict):
         raise ValueError(f"{path}: expected an object, found {type(entries).__name__}")
-    if (peft_type := entries.get("peft_type", "LORA")) != "LORA":
-        raise ValueError(f"{path}: expected peft_type LORA, found {peft_type}")
-    if "r" not in entries or "lora_alpha" not in entries:
-        raise ValueError(f"{path}: expected r and lora_alpha, found {', '.join(sorted(entries))}")
-    for key, reason in REFUSED.items():
-        if entries.get(key):
-            raise ValueError(
-                f"{path} sets {key}: {reason}; merge the adapter into its base with PEFT (merge_and_unload), or train "
-                "a plain LoRA"
-            )
-    if (bias := entries.get("bias", "none")) != "none":
-        raise ValueError(f"{path} sets bias to {bias!r}: biases aren't supported; expected 'none'")
-    start = str(entries.get("init_lora_weights"))
-    if start.lower().startswith(CHANGES_BASE):
-        raise ValueError(
-            f"{path}: the adapter was trained from {start} on changed base weights; save it with PEFT's "
-            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
-        )
+    check_lora(entries, str(path))
     return entries
 
 

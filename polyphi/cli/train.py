@@ -63,7 +63,7 @@ def train(
     base: Annotated[
         Literal["int8", "int4"] | None,
         typer.Option(
-            help="Quantise the frozen weights: less memory, adapters trained on it (QLoRA).",
+            help="Quantize the frozen weights (QLoRA): less memory.",
             rich_help_panel=MACHINE,
         ),
     ] = None,

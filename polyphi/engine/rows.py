@@ -22,8 +22,15 @@ from polyphi.messages import (
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
-from polyphi.processing.processor import Processor
+from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import NO_TOKENIZER
+
+PromptTooLong = TooLong
+"""A prompt that exceeds the context."""
+
+
+class AnswerTooLong(ValueError):
+    """A prompt and its answer together exceed the context."""
 
 
 class Rows:
@@ -93,9 +100,9 @@ class Rows:
             Matcher(sampling.grammar, self.processor.tokenizer)
 
     def check_length(self, prompt: int, more: int) -> None:
-        """Raises ValueError if `prompt` tokens and `more` exceed the context."""
+        """Raises `AnswerTooLong` if `prompt` tokens and `more` exceed the context."""
         if prompt + more > self.context:
-            raise ValueError(
+            raise AnswerTooLong(
                 f"{prompt} prompt tokens and {more} more are {prompt + more}, but the model reads at most "
                 f"{self.context}; shorten the prompt or lower max_tokens"
             )

@@ -1,6 +1,6 @@
 // Weights of 4 and 8 bits as numbers. Included once for each set of instructions (paths.h).
 
-// Where a group's weights go: `to` of output `at`, `count` of the 32 inputs.
+// Writes the first `count` of an output's 32 weights of a group.
 template <typename To>
 INLINE void put_row(const Vec* values, To* to, int count) {
     To row[GROUP];
@@ -29,9 +29,8 @@ void unpack_panel(const Weight& weight, const uint8_t* panel, const float* row, 
                 }
             } else {
                 uint8_t bytes[GROUP];
-                for (int j = 0; j < GROUP / QUAD; j++) {
+                for (int j = 0; j < GROUP / QUAD; j++)
                     std::memcpy(bytes + QUAD * j, group + (j * PANEL + o) * QUAD, QUAD);
-                }
                 for (int v = 0; v < GROUP / LANES; v++) {
                     const Bytes own = read<Bytes>(bytes + v * LANES) ^ int8_t(-128);
                     values[v] = __builtin_convertvector(widened(own), Vec) * row[o];

@@ -97,9 +97,9 @@ class LowRank(nn.Module):
         self.up: Kernel | None = None
 
     @classmethod
-    def of(cls, factors: Factors, like: Tensor) -> "LowRank":
+    def of(cls, factors: Factors, like: Tensor, dropout: float = 0.0) -> "LowRank":
         """The module with these factors, in the dtype and on the device of `like`."""
-        config = AdapterConfig(factors.rank, factors.scale * factors.rank)
+        config = AdapterConfig(factors.rank, factors.scale * factors.rank, dropout)
         pair = cls(factors.a.shape[1], len(factors.b), config).to(like)
         pair.a.data.copy_(factors.a)
         pair.b.data.copy_(factors.b)
@@ -157,7 +157,7 @@ def dropout(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
 
 class LoraLinear(nn.Module):
     """A linear without bias and its adapters: `weight` [out in], `lora.NAME.a` [R in], `lora.NAME.b` [out R]. An
-    adapter of the model may have nothing here.
+    adapter may have no factors for a linear.
 
     In a quantized model `kernel` computes W x (`quantize.py`)."""
 

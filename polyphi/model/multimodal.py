@@ -221,32 +221,30 @@ class PhiModel(nn.Module):
                 f"there is no adapter {name!r} to merge; this model has: {', '.join(others) or 'none'}"
             )
         merged = others.pop(name)
-        scale = {key: a.alpha / a.rank for key, a in (*others.items(), (name, merged))}
-        wider = {
-            key: replace(a, rank=a.rank + merged.rank, alpha=scale[key] * (a.rank + merged.rank))
-            for key, a in others.items()
-        }
         for _, linear in self._lora_linears():
             if name not in linear.lora:
                 continue
-            whole = linear.pair(name)
-            a, b = whole.a.float(), whole.b.float()
+            pair = linear.pair(name)
+            inverse = Factors(pair.a.float(), -pair.b.float(), pair.scale)
             del linear.lora[name]
-            linear.weight.copy_(linear.weight.float() + whole.scale * (b @ a))
-            inverse = Factors(a, -b, whole.scale)
+            weight = linear.weight
+            weight.copy_(weight.float() - inverse.scale * (inverse.b @ inverse.a))
             for key, config in others.items():
-                factors, dropout, like = inverse, config.dropout, whole.a
+                factors = inverse
                 if key in linear.lora:
-                    old = linear.pair(key)
-                    wide_b = torch.cat(
-                        [old.b.float(), inverse.scale / old.scale * inverse.b], dim=1
-                    )
-                    factors = Factors(torch.cat([old.a.float(), a]), wide_b, old.scale)
-                    dropout, like = old.dropout, old.a
-                pair = LowRank.of(factors, like)
-                pair.dropout = dropout
-                linear.lora[key] = pair.train(self.training)
-        self._use_adapters(wider)
+                    pair = linear.pair(key)
+                    a = torch.cat([pair.a.float(), inverse.a])
+                    b = torch.cat([pair.b.float(), inverse.scale / pair.scale * inverse.b], dim=1)
+                    factors = Factors(a, b, pair.scale)
+                wider = LowRank.of(factors, pair.a, config.dropout)
+                linear.lora[key] = wider.train(self.training)
+        ranks = {key: config.rank + merged.rank for key, config in others.items()}
+        self._use_adapters(
+            {
+                key: replace(config, rank=ranks[key], alpha=config.alpha / config.rank * ranks[key])
+                for key, config in others.items()
+            }
+        )
 
     def adapter_tensors(self, name: str) -> Iterator[Tensor]:
         """The tensors of an adapter, linear by linear."""

@@ -9,7 +9,7 @@ same bytes. `quantize.py` chooses the weights of a model to quantise.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar, Protocol, Self
 
@@ -76,7 +76,7 @@ class Quantised(ABC):
         self.table = packed if ours else packed.to(device) if gradients else None
         self.product: Product
         if ours:
-            self.product = Native(packed, self.row, self.bits)
+            self.product = Native(packed, self.row, self.bits, shape[1])
         else:
             self.product = Unpacked(self) if gradients else self.fallback(packed, device)
 
@@ -102,20 +102,8 @@ class Quantised(ABC):
     def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
         """The product of y with the weight, not with its transpose: the gradient of x for a gradient y of W x. Without
         our kernels the weight must have been loaded with `gradients`."""
-        if isinstance(self.product, Native):
-            wide = y if y.dtype in NARROW else y.float()
-            x = unpack.transposed(
-                wide.contiguous(),
-                self.product.packed,
-                self.row,
-                bits=self.bits,
-                inputs=self.shape[1],
-            )
-            return x.to(y.dtype)
-        total = y.new_zeros(len(y), self.shape[1], dtype=torch.float32)
-        for ids in torch.arange(self.shape[0], device=y.device).split(ROWS):
-            total += (y[:, ids[0] : ids[-1] + 1] @ self.rows(ids).to(y.dtype)).float()
-        return total.to(y.dtype)
+        assert isinstance(self.product, Native | Unpacked), "loaded without gradients"
+        return self.product.transposed(y)
 
     def fused(
         self,
@@ -150,6 +138,12 @@ class Quantised(ABC):
     def tensors(self) -> tuple[Tensor, ...]:
         """Its tensors in memory."""
         return self.product.tensors()
+
+    def in_pieces(self) -> Pieces | None:
+        """Its stored form; None if the stored bytes aren't in memory."""
+        if self.table is None:
+            return None
+        return dict(zip(self.layout(self.shape), (self.table, self.row), strict=True))
 
 
 # ---------------------------------------------------------------------- int8
@@ -198,13 +192,19 @@ class Native:
     """Our kernels: int8 activations with a scale per token, integer sums (per group in 4 bits)."""
 
     def __init__(
-        self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], bits: int
+        self, packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], bits: int, inputs: int
     ) -> None:
-        self.packed, self.row, self.bits = packed, row, bits
+        self.packed, self.row, self.bits, self.inputs = packed, row, bits, inputs
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         supported = x if x.dtype in NARROW else x.float()
         return native.linear(supported, self.packed, self.row, bits=self.bits).to(x.dtype)
+
+    def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
+        """The product with the transposed weight."""
+        supported = y if y.dtype in NARROW else y.float()
+        x = unpack.transposed(supported, self.packed, self.row, bits=self.bits, inputs=self.inputs)
+        return x.to(y.dtype)
 
     def rows(self, rows: Rows) -> Raw:
         """The product of int8 activations, in bfloat16; for int8 weights."""
@@ -223,8 +223,19 @@ class Unpacked:
         self.weight = weight
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        ids = torch.arange(self.weight.shape[0], device=x.device).split(ROWS)
-        return torch.cat([F.linear(x, self.weight.rows(some).to(x.dtype)) for some in ids], 1)
+        return torch.cat([F.linear(x, rows.to(x.dtype)) for _, rows in self._rows()], 1)
+
+    def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
+        """The product with the transposed weight, summed in float32."""
+        x = y.new_zeros(len(y), self.weight.shape[1], dtype=torch.float32)
+        for first, rows in self._rows():
+            x += (y[:, first : first + len(rows)] @ rows.to(y.dtype)).float()
+        return x.to(y.dtype)
+
+    def _rows(self) -> Iterator[tuple[int, Float[Tensor, "o I"]]]:
+        """Some rows at a time, with the number of the first."""
+        for ids in torch.arange(self.weight.shape[0], device=self.weight.row.device).split(ROWS):
+            yield int(ids[0]), self.weight.rows(ids)
 
     def tensors(self) -> tuple[Tensor, ...]:
         assert self.weight.table is not None

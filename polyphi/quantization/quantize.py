@@ -245,11 +245,11 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
     def read(name: str) -> Tensor | Pieces:
         form = forms.get(name)
         if isinstance(form, Quantised):
-            if form.table is None:
+            if (pieces := form.in_pieces()) is None:
                 raise ValueError(
                     f"{name} has no longer its stored layout; quantise the unquantised model while saving it"
                 )
-            return dict(zip(form.layout(form.shape), (form.table, form.row), strict=True))
+            return pieces
         module: Any = model.get_submodule(name.rpartition(".")[0])
         packed = isinstance(module, Packed) and name.endswith(".weight")
         return module.weight.to_dense() if packed else state[name]
@@ -304,10 +304,8 @@ def quantised_tensors(model: PhiModel) -> dict[str, Tensor]:
     for path, module in model.named_modules():
         for name in ("kernel", "head", "down", "up"):
             weight = getattr(module, name, None)
-            if isinstance(weight, Quantised) and weight.table is not None:
-                pieces = dict(
-                    zip(weight.layout(weight.shape), (weight.table, weight.row), strict=True)
-                )
+            if isinstance(weight, Quantised):
+                pieces = weight.in_pieces() or {}
                 result |= {f"{path}.{name}.{end}": piece for end, piece in pieces.items()}
     return result
 

@@ -65,9 +65,9 @@ def finetune(
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the learning
     rates of `trainable`) replace the values of the stage. With `options.base` the frozen weights are quantised for the
     training; the exported model has them as in the checkpoint. `track` names trackers (progress.py); they and the
-    origins of the weights replace those of `options`. Where the precision of `options` is
-    "auto" and none is recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free
-    memory. The same call resumes an interrupted one.
+    origins of the weights replace those of `options`. Where the precision of `options` is "auto" and none is recorded
+    in `out`, float32, which also casts frozen weights, is chosen only if they fit into free memory. The same call
+    resumes an interrupted one.
 
     Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters.
     """
@@ -144,7 +144,7 @@ def finetune(
             layout = "native"
         tensors = model.state_dict()
         if options.base is not None:
-            tensors = {**load_checkpoint(folder, device=device).state_dict(), **tensors}
+            tensors = {**load_checkpoint(folder).state_dict(), **tensors}
         write_checkpoint(
             model.config,
             lambda name: tensors[name].to(stored[name]),

@@ -316,10 +316,9 @@ class Run:
             self.train(parent)
         for corpus in stage.data.weights:
             self.build(corpus)
-        tokenizer = self.tokenizer
+        config = lineage.configuration(stage, self.size.model, self.tokenizer)
         with self.exclusive(name, shared=True):
             if not (out / "manifest.json").exists():
-                config = lineage.configuration(stage, self.size.model, tokenizer)
                 self._train(stage, config, out, base)
 
     def _train(self, stage: Stage, config: ModelConfig, out: Path, base: str | None) -> None:
@@ -343,6 +342,7 @@ class Run:
                 options=TrainOptions(
                     seed=self.seed,
                     precision=self.choice,
+                    base=base,
                     fresh=self.fresh(stage),
                     origins=origins,
                     watch=lambda model: self._watch_scores(stage, model),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.results import NotFinite
+from polyphi.engine.rows import AnswerTooLong, PromptTooLong
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -127,16 +128,10 @@ def default_response(model: type[ErrorResponse] = ErrorResponse) -> dict[int | s
     return {"default": {"model": model, "description": "Any other error."}}
 
 
-PROMPT_LONG, ANSWER_LONG = "the context holds", "the model reads at most"
-"""Phrases of the errors about a prompt, or a prompt with its answer, that exceeds the context."""
-
-
-def context_exceeded(error: ValueError, context: int, param: str) -> ApiError | None:
-    """The ApiError for a request that exceeds the context; None for another error. Clients that then shorten a
-    conversation recognize it by the phrases of OpenAI's and Anthropic's messages, not by its code."""
-    if PROMPT_LONG not in str(error) and ANSWER_LONG not in str(error):
-        return None
-    start = "prompt is too long: " if PROMPT_LONG in str(error) else ""
+def context_exceeded(error: PromptTooLong | AnswerTooLong, context: int, param: str) -> ApiError:
+    """The ApiError for a request that exceeds the context. Clients that then shorten a conversation recognize it by the
+    phrases of OpenAI's and Anthropic's messages, not by its code."""
+    start = "prompt is too long: " if isinstance(error, PromptTooLong) else ""
     message = f"{start}{error}; this model's maximum context length is {context} tokens"
     return ApiError(400, message, param=param, code="context_length_exceeded")
 

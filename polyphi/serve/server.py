@@ -31,6 +31,7 @@ from polyphi.engine.media import MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.prompt import PromptEnd
 from polyphi.engine.request import Caller, Request
+from polyphi.engine.rows import AnswerTooLong, PromptTooLong
 from polyphi.engine.structured import Matcher
 from polyphi.messages import (
     Grammar,
@@ -359,9 +360,10 @@ class Server:
             paths = media_paths(turns, error.part or "")
             path = paths[error.number] if error.number is not None and paths else param
             raise media_api_error(error, path) from None
+        except (PromptTooLong, AnswerTooLong) as error:
+            raise context_exceeded(error, self.engine.context, param) from None
         except ValueError as error:
-            exceeded = context_exceeded(error, self.engine.context, param)
-            raise exceeded or ApiError(400, str(error), param=param) from None
+            raise ApiError(400, str(error), param=param) from None
         except (MemoryError, RuntimeError) as error:
             if not ran_out(error):
                 raise

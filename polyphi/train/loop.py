@@ -90,6 +90,11 @@ def train(
         lambda: products((p.shape, p.requires_grad) for p in model.parameters()),
         min(machine.micro_tokens, budget.batch_tokens),
     )
+    if model.quant != options.base:
+        raise ValueError(
+            f"{stage.name}: the model is quantised to {model.quant}, but `base` is {options.base}; quantise it with "
+            "`quantize_frozen` first"
+        )
     if model.quant is not None and machine.shard > 1:
         raise ValueError(
             f"{stage.name}: a base in {model.quant} can't be sharded; expected --shard 1, found {machine.shard}"

@@ -8,6 +8,7 @@ Hidden states of supervised positions are gathered first; the head runs over a c
 - `token_losses` returns a loss per position. The backward pass computes a chunk's logits again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -42,6 +43,16 @@ def head_of(model: PhiModel) -> Tensor | Head:
     """The weight of a model's head, or its quantised head."""
     decoder = model.decoder
     return decoder.embed_tokens.weight if decoder.head is None else decoder.head
+
+
+def _products(
+    head: Tensor | Head, dtype: torch.dtype
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """The products of a head with hidden states, and with gradients of logits."""
+    if not isinstance(head, Tensor):
+        return head, head.transposed
+    weight = head.detach().to(dtype)
+    return (lambda hidden: hidden @ weight.t()), (lambda gradient: gradient @ weight)
 
 
 def _rows(hidden: Tensor, head: Tensor | Head) -> int:
@@ -85,7 +96,7 @@ class _LossSum(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head: Tensor | Head, labels: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         hidden_needs_grad, head_needs_grad, *_ = ctx.needs_input_grad
-        weight = head.detach().to(dtype) if isinstance(head, Tensor) else head
+        logits_of, transposed = _products(head, dtype)
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         hidden_grad = torch.empty_like(hidden) if hidden_needs_grad else None
         head_grad = None
@@ -98,7 +109,7 @@ class _LossSum(torch.autograd.Function):
             for start in range(0, len(hidden), rows):
                 h = hidden[start : start + rows].detach().to(dtype)
                 y = labels[start : start + rows, None]
-                logits = (h @ weight.t() if isinstance(weight, Tensor) else weight(h)).float()
+                logits = logits_of(h).float()
                 log_sums = logits.logsumexp(-1, keepdim=True)
                 losses[start : start + rows] = (log_sums - logits.gather(1, y))[:, 0]
                 if not (hidden_needs_grad or head_needs_grad):
@@ -107,11 +118,7 @@ class _LossSum(torch.autograd.Function):
                 logits_grad.scatter_add_(1, y, logits_grad.new_full((len(y), 1), -1.0))
                 logits_grad = logits_grad.to(dtype)
                 if hidden_grad is not None:
-                    hidden_grad[start : start + rows] = (
-                        logits_grad @ weight
-                        if isinstance(weight, Tensor)
-                        else weight.transposed(logits_grad)
-                    )
+                    hidden_grad[start : start + rows] = transposed(logits_grad)
                 if head_grad is not None:
                     # In float32 the product accumulates in place; in bfloat16 each chunk's product is rounded once.
                     head_grad.addmm_(

@@ -25,11 +25,12 @@ class TrainOptions:
     """Options of a run that don't depend on the machine, and where its records are written.
 
     `precision` "auto" keeps that of the run in the folder, or measures this machine (runtime/precision.py); a `Choice`
-    was already reported by the caller. `base` ("int8" or "int4") quantises the frozen weights of a fine-tuned
-    checkpoint (`quantize_frozen`). `fresh` maps corpora to generators of new samples (data/fresh.py), which replace
-    their shards. `origins` names for each tensor the stage that its start weights come from. `watch(model)` is
-    evaluated every `watch_steps` steps (0: never) and `trackers` get every record. `flops(pack)` counts the FLOPs of a
-    pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the utilisation.
+    was already reported by the caller. `base` is the scheme ("int8" or "int4") to which the caller has quantised the
+    model's frozen weights (`quantize_frozen`). `fresh` maps corpora to generators of new samples (data/fresh.py),
+    which replace their shards. `origins` names for each tensor the stage that its start weights come from.
+    `watch(model)` is evaluated every `watch_steps` steps (0: never) and `trackers` get every record. `flops(pack)`
+    counts the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
+    utilisation.
     `report` prints messages of the first process.
     """
 
