@@ -3,6 +3,7 @@ encoders are quantised only if nothing of them is trained."""
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,3 +200,14 @@ def test_trained_weights_of_the_decoder_are_refused(model: PhiModel) -> None:
     quantize_frozen(model, "int8", learned(model, ".lora."))
     with pytest.raises(ValueError, match="quantised already"):
         quantize_frozen(model, "int8", learned(model, ".lora."))
+
+
+def test_training_needs_the_base_that_its_options_name(tmp_path: Path) -> None:
+    data = small.write_corpora(tmp_path / "data")
+    with pytest.raises(ValueError, match="quantised to None, but `base` is int4"):
+        small.run(tmp_path / "run", data, base="int4")
+    model = small.make_model(small.make_processor())
+    quantize_frozen(model, "int8", small.EVERYTHING.trained(n for n, _ in model.named_parameters()))
+    with pytest.raises(ValueError, match="quantised to int8, but `base` is None"):
+        small.run(tmp_path / "run", data, model=model)
+    assert small.run(tmp_path / "run", data, model=model, base="int8")["base"] == "int8"
