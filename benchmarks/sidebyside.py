@@ -24,6 +24,8 @@ from rich.table import Table
 from polyphi.runtime import precision
 
 HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parent / ".venv" / ".peers"
+"""Environments of peers that pin other versions than ours, one folder each (`install`)."""
 console = Console(stderr=True)
 
 
@@ -106,6 +108,19 @@ def choose_transformers(
     peer = Transformers(choice.precision, chosen=requested == "auto")
     console.print(f"peer: {peer.name} ({choice.reason})", highlight=False)
     return peer
+
+
+def install(name: str, unusable: Sequence[str] = ()) -> None:
+    """Make the environment `name` with the packages of `peers/requirements-NAME.txt`. `unusable`: packages that these
+    require, but whose builds on the index don't load beside torch for CPUs; they are removed again."""
+    path = ENVIRONMENTS / name
+    subprocess.run([sys.executable, "-m", "venv", path], check=True)
+    pip = [path / "bin" / "python", "-m", "pip"]
+    requirements = HERE / "peers" / f"requirements-{name}.txt"
+    subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip"], check=True)
+    subprocess.run([*pip, "install", "--quiet", "-r", requirements], check=True)
+    if unusable:
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", *unusable], check=True)
 
 
 def alternate(

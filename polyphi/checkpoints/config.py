@@ -272,6 +272,27 @@ def write(config: ModelConfig, layout: str) -> dict[str, Any]:
     }
 
 
+def write_preprocessor(config: ModelConfig) -> dict[str, Any]:
+    """The preprocessor_config.json of the native layout, without which transformers' AutoProcessor loads no processor.
+    Values that it doesn't list are transformers' defaults, which are the published ones."""
+    values: dict[str, Any] = {"processor_class": "Phi4MultimodalProcessor"}
+    if config.vision:
+        crop = config.vision.crop_size
+        values |= {
+            "image_processor_type": "Phi4MultimodalImageProcessor",
+            "size": {"height": crop, "width": crop},
+            "patch_size": config.vision.patch_size,
+            "dynamic_hd": config.vision.max_crops,
+        }
+    if config.audio:
+        values |= {
+            "feature_extractor_type": "Phi4MultimodalFeatureExtractor",
+            "feature_size": config.audio.input_size,
+            "audio_compression_rate": config.audio.time_reduction,
+        }
+    return values
+
+
 def _native_towers(config: ModelConfig) -> dict[str, Any]:
     raw_config: dict[str, Any] = {"vision_config": None, "audio_config": None, "polyphi": {}}
     if config.vision:
