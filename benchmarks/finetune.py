@@ -29,9 +29,9 @@ from sidebyside import (
     console,
     median,
     peak_bytes,
+    peer_precision,
     show,
 )
-from train import peer_precision
 
 from polyphi.api import make_processor
 from polyphi.batch import Batch, Clip, ImageLayout, row

@@ -163,6 +163,21 @@ def median(results: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.median(t[key] for t in results)
 
 
+def peer_precision(peer: Sequence[str | Path], threads: int) -> precision.Choice:
+    """The precision in which the peer is faster: that of the environment, fp32 without bfloat16 instructions, else by a
+    run of three steps in each."""
+    if (pinned := precision.pinned()) is not None:
+        return precision.Choice(pinned, f"set by {precision.VARIABLE}")
+    if (reason := precision.missing(torch.bfloat16)) is not None:
+        return precision.Choice("fp32", reason)
+    sides = {p: [*peer, "--precision", p, "--steps", "3"] for p in ("bf16", "fp32")}
+    results = alternate(sides, 1, threads)
+    ratio = median(results["fp32"], "speed") / median(results["bf16"], "speed")
+    return precision.Choice(
+        "bf16" if ratio < 1 else "fp32", f"bf16 takes {ratio:.2f} of the time of fp32"
+    )
+
+
 def peak_bytes() -> int:
     """The peak memory of this process (Linux: `VmHWM`)."""
     for line in Path("/proc/self/status").read_text().splitlines():
