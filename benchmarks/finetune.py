@@ -38,7 +38,8 @@ from polyphi.batch import Batch, Clip, ImageLayout, row
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import shards
-from polyphi.data.loader import Loader, Unfit
+from polyphi.data.draws import Unfit
+from polyphi.data.loader import Loader
 from polyphi.data.shards import Shards
 from polyphi.engine import placement
 from polyphi.model.config import AdapterConfig

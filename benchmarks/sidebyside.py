@@ -138,10 +138,11 @@ def alternate(
     for repeat in range(repeats):
         for name, command in sides.items():
             start = time.monotonic()
-            interpreter = [] if Path(command[0]).is_relative_to(ENVIRONMENTS) else [sys.executable]
+            foreign = Path(command[0]).is_relative_to(ENVIRONMENTS)
             done = subprocess.run(
-                [*interpreter, *map(str, command)],
-                env=environment,
+                [*([] if foreign else [sys.executable]), *map(str, command)],
+                # Names of our files would hide packages there.
+                env={**environment, "PYTHONPATH": ""} if foreign else environment,
                 stdout=subprocess.PIPE,
                 text=True,
                 check=False,

@@ -114,11 +114,13 @@ def answers(part: str, folder: Path, work: dict[str, Any]) -> dict[str, list[int
         options |= {"enable_lora": True, "max_lora_rank": 64, "max_loras": 1}
     if media:
         options |= {"skip_mm_profiling": True, "limit_mm_per_prompt": {"image": 1, "audio": 1}}
+    config = json.loads((folder / layout / "config.json").read_text())
     llm = LLM(
         str(folder / layout),
         dtype="float32",
         enforce_eager=True,
-        max_model_len=2048,
+        # With a longer one vLLM uses LongRoPE's long factors for short prompts too.
+        max_model_len=config["original_max_position_embeddings"],
         max_num_seqs=2,
         **options,
     )
