@@ -8,7 +8,7 @@ compared with ours, token by token, in float32.
 Three models are exported by `polyphi export`: that of the run, trained, with a random third adapter; a random narrow
 one with the published vocabulary and crops, which transformers' processor has in its code; and the same with the
 published SigLIP, which vLLM's class has in its code. A line that fails doesn't stop the rest; the exit code is 1 if one
-has failed.
+has failed or answers differ. A tool that refuses a layout is a result.
 """
 
 import argparse
@@ -300,7 +300,8 @@ def prepare(name: str, run: Path, folder: Path) -> None:
 
 
 def run_line(line: Line, folder: Path) -> tuple[str, str, bool]:
-    """Run a line; returns the tool's version, the result, and whether all answers are equal."""
+    """Run a line; returns the tool's version, the result, and whether it is one: equal answers, or the tool's reason
+    not to read the export."""
     python = ENVIRONMENTS / line.environment / "bin" / "python"
     if not python.exists():
         return "", f"left out: no environment {line.environment} (`--setup` makes it)", False
@@ -325,7 +326,7 @@ def run_line(line: Line, folder: Path) -> tuple[str, str, bool]:
     except (IndexError, json.JSONDecodeError):
         return "", f"ended with code {done.returncode}: {one_line(log.read_text())}", False
     if error := report.get("error"):
-        return report["version"], f"refused: {one_line(error)}", False
+        return report["version"], f"refused: {' '.join(error.split())[:300]}", True
     if "trained" in report:
         try:
             return report["version"], *compare_trained(report, folder)

@@ -69,7 +69,9 @@ def main() -> None:
     plan = work["steps"][: args.steps]
     kind = Phi4MultimodalForCausalLM if work["multimodal"] else Phi3ForCausalLM
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    base = kind.from_pretrained(args.folder / "model", dtype=dtype)
+    # The library's default attention makes crops without padding causal.
+    attention = {"": "sdpa", "vision_config": "eager"} if work["multimodal"] else "sdpa"
+    base = kind.from_pretrained(args.folder / "model", dtype=dtype, attn_implementation=attention)
     model = PeftModel.from_pretrained(
         base, args.folder / "model" / work["adapter"], is_trainable=True
     )
