@@ -277,12 +277,13 @@ def compare(work: Work, run: Path, bases: Sequence[str], repeats: int, threads: 
 
 
 def same_work(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Check that all sides train as many parameters on as many tokens, and start at the same loss."""
+    """Check that all sides train as many parameters on as many tokens, and start at the same loss; within 5 %, since
+    precisions differ, and a clip in transformers depends on longer ones in its batch (docs/choices.md)."""
     ours, peer = results["ours"][0], results["peer"][0]
     for key in ("trainable", "supervised"):
         assert ours[key] == peer[key], f"{key}: ours {ours[key]}, the peer's {peer[key]}"
     difference = abs(ours["losses"][0] - peer["losses"][0])
-    assert difference < 0.02 * ours["losses"][0], (ours["losses"][0], peer["losses"][0])
+    assert difference < 0.05 * ours["losses"][0], (ours["losses"][0], peer["losses"][0])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
