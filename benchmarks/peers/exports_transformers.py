@@ -186,6 +186,23 @@ def train(folder: Path, work: dict[str, Any], *, lora: bool) -> dict[str, Any]:
     }
 
 
+def results(part: str, folder: Path, work: dict[str, Any]) -> dict[str, Any]:
+    """The answers of a part, and what a training adds to them."""
+    if part in ("sft-lora", "sft-full"):
+        return train(folder, work, lora=part == "sft-lora")
+    if part == "mini":
+        answers = text_answers(load(Phi3ForCausalLM, folder / "mini"), work, "")
+    elif part == "peft-mini":
+        base = load(Phi3ForCausalLM, folder / "mini")
+        model = PeftModel.from_pretrained(base, folder / "native" / "third-lora")
+        answers = text_answers(model, work, "third")
+    elif part in ("native", "native-adapters"):
+        answers = by_transformers(folder, work, adapters=part == "native-adapters")
+    else:
+        answers = by_peft(folder, work, own_processor=part == "processor")
+    return {"answers": answers}
+
+
 def main() -> None:
     part, folder = sys.argv[1], Path(sys.argv[2])
     transformers.logging.set_verbosity_error()
@@ -193,21 +210,10 @@ def main() -> None:
     report: dict[str, Any] = {
         "version": version("peft" if part.startswith("peft") else "transformers")
     }
-    if part == "mini":
-        report["answers"] = text_answers(load(Phi3ForCausalLM, folder / "mini"), work, "")
-    elif part == "peft-mini":
-        base = load(Phi3ForCausalLM, folder / "mini")
-        model = PeftModel.from_pretrained(base, folder / "native" / "third-lora")
-        report["answers"] = text_answers(model, work, "third")
-    elif part == "peft-native":
-        report["answers"] = by_peft(folder, work, own_processor=False)
-    elif part == "processor":
-        report["answers"] = by_peft(folder, work, own_processor=True)
-    elif part in ("sft-lora", "sft-full"):
-        report = train(folder, work, lora=part == "sft-lora")
-    else:
-        adapters = part == "native-adapters"
-        report["answers"] = by_transformers(folder, work, adapters=adapters)
+    try:
+        report |= results(part, folder, work)
+    except (ValueError, ImportError) as error:  # the library's reasons to refuse
+        report["error"] = f"{type(error).__name__}: {error}"
     print(json.dumps(report))
 
 
