@@ -25,6 +25,7 @@ os.environ |= {
 }
 
 import soundfile
+import torch
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -67,6 +68,7 @@ class Phi4MMProcessor(ProcessorMixin):
         self, text: Any = None, images: Any = None, audios: Any = None, **_: Any
     ) -> BatchFeature:
         out = dict(self.tokenizer(text, return_tensors="pt"))
+        out["image_sizes"] = torch.empty(0, 2, dtype=torch.long)  # vLLM reads it for audio too
         if images:
             seen = self.image_processor(images, return_tensors="pt")
             out["input_image_embeds"] = seen["image_pixel_values"]

@@ -351,6 +351,7 @@ def _original_towers(config: ModelConfig) -> dict[str, Any]:
             "ext_pw_kernel_size": 1,
             "dropout_rate": 0.0,
             "input_layer": "nemo_conv",
+            "encoder_embedding_config": {"input_size": config.audio.input_size},  # vLLM requires it
             "nemo_conv_settings": {"conv_channels": config.audio.nemo_conv_channels},
             "relative_attention_bias_args": {
                 "type": "t5",
