@@ -121,7 +121,7 @@ def main() -> None:
                 "speed": (len(times.ends) - 1) / (times.ends[-1] - times.ends[0]),
                 "memory": peak_bytes() / 2**30,
                 "losses": times.losses,
-                "loss": times.losses[-1],
+                "loss": sum(times.losses[-10:]) / len(times.losses[-10:]),
                 "supervised": supervised,
                 "trainable": sum(p.numel() for p in trainable),
                 "version": f"trl {version('trl')}, transformers {version('transformers')}, peft {version('peft')},",
