@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from polyphi.api import make_processor
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
@@ -46,7 +47,7 @@ from polyphi.train import rates
 from polyphi.train.evaluation import SPLIT
 from polyphi.train.loop import train
 from polyphi.train.options import MachineOptions, TrainOptions
-from polyphi.train.resume import choose_precision
+from polyphi.train.resume import TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
 
 
@@ -157,6 +158,8 @@ def finetune(
         tensors = model.state_dict()
         if options.base is not None:
             tensors = {**load_checkpoint(folder).state_dict(), **tensors}
+        if machine.shard > 1:  # this process has parts of the layers
+            tensors = {**load_checkpoint(folder).state_dict(), **load_file(out / TRAINED)}
         write_checkpoint(
             model.config,
             lambda name: tensors[name].to(stored[name]),

@@ -55,8 +55,7 @@ models:
 - Undesirable content: like any such model it can produce harmful or offensive text. Applications need measures of their
   own: system prompts, filters for inputs and outputs, human review.
 - **No biometric categorisation.** The model is not intended for sorting people by their bodies, faces or voices in
-order
-  to infer their race, political opinions, trade union membership, religious or philosophical beliefs, sex life or
+  order to infer their race, political opinions, trade union membership, religious or philosophical beliefs, sex life or
   sexual orientation, and must not be used for it.
 """
 

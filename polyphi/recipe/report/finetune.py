@@ -95,7 +95,12 @@ def _about_losses(manifest: Mapping[str, Any], evaluations: Sequence[Mapping[str
     if not evaluations:
         return text + " `--eval-data` adds the loss on rows that are not trained on."
     best = manifest["evaluation"]["best"]["step"]
-    text += f" On the evaluation rows it was lowest after {best:,} steps."
+    if best == 0:
+        text += (
+            " On the evaluation rows no step has a lower loss than the weights before the training."
+        )
+    else:
+        text += f" On the evaluation rows it was lowest after {best:,} steps."
     if manifest["evaluation"]["stopped_early"]:
         text += " The run stopped early, because later evaluations had no lower loss."
     elif best < manifest["steps"]:
