@@ -65,6 +65,7 @@ SENTENCES = (
     "nobody answered the telephone today",
 )
 QUESTION = "What is it?"
+MAX_TOKENS = 24
 STAGE = """
 from polyphi.model.config import AdapterConfig
 from polyphi.train.loss import NextToken
@@ -312,13 +313,13 @@ def answers(setting: Setting, model: Path) -> list[str]:
     phi = polyphi.load(model, dtype="bfloat16")
     prompts = [prompt for corpus, prompt, _ in conversations(setting) if corpus != "long"]
     return [
-        phi.generate(p, adapter="sibling", sampling=replace(GREEDY, max_tokens=24)).text
+        phi.generate(p, adapter="sibling", sampling=replace(GREEDY, max_tokens=MAX_TOKENS)).text
         for p in prompts
     ]
 
 
 def transformers_answers(setting: Setting, model: Path) -> list[str]:
-    """Greedy answers of transformers' class with the adapter loaded by PEFT, one forward per token."""
+    """Greedy answers of transformers' class with the adapter loaded by PEFT."""
     from peers.transformers_peft import collate
     from peft import PeftModel
     from transformers import Phi4MultimodalForCausalLM
@@ -333,22 +334,23 @@ def transformers_answers(setting: Setting, model: Path) -> list[str]:
         if corpus == "long":
             continue
         row, written = processor.row(prompt, generation_prompt=True), list[int]()
-        while len(written) < 24 and not set(written) & set(tokenizer.eos_ids):
-            ids = row.ids.tolist() + written
-            inputs: dict[str, Any] = {"ids": ids, "supervise": [False] * len(ids)}
-            if row.images:
-                assert row.crops is not None and row.crop_masks is not None
-                crops = ImageInput(row.crops, row.views, row.crop_masks, row.images).float_crops()
-                sides = row.images[0].crop_rows, row.images[0].crop_cols
-                inputs |= {"crops": crops.crops, "crop_masks": row.crop_masks}
-                inputs["image_size"] = [processor.crop_size * n for n in sides]
-            else:
-                inputs["mels"] = row.mels
-            batch = collate([inputs], work)
-            batch.pop("labels")
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                logits = peer(**batch, use_cache=False, logits_to_keep=1).logits
-            written.append(int(logits[0, -1].argmax()))
+        inputs: dict[str, Any] = {"ids": row.ids.tolist(), "supervise": [False] * len(row)}
+        if row.images:
+            assert row.crops is not None and row.crop_masks is not None
+            crops = ImageInput(row.crops, row.views, row.crop_masks, row.images).float_crops()
+            sides = row.images[0].crop_rows, row.images[0].crop_cols
+            inputs |= {"crops": crops.crops, "crop_masks": row.crop_masks}
+            inputs["image_size"] = [processor.crop_size * n for n in sides]
+        else:
+            inputs["mels"] = row.mels
+        batch: dict[str, Any] = collate([inputs], work)
+        batch.pop("labels")
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            while len(written) < MAX_TOKENS and not set(written) & set(tokenizer.eos_ids):
+                out = peer(**batch, use_cache=True, logits_to_keep=1)
+                written.append(int(out.logits[0, -1].argmax()))
+                batch = {"input_ids": torch.tensor([[written[-1]]])}
+                batch["past_key_values"] = out.past_key_values
         texts.append(tokenizer.decode([i for i in written if i not in tokenizer.eos_ids]))
     return texts
 
@@ -489,7 +491,7 @@ def main() -> None:
     }
     show_bases(bases)
     shallow = write_checkpoint(setting, "shallow", layers)
-    overfit = setting.stage("overfit", short, sum(map(len, rows)), 80)
+    overfit = setting.stage("overfit", short, sum(map(len, rows)), 30)
     fitted = setting.part("overfit", lambda: timed(setting, overfit, shallow, "overfit", "int4"))
     below = [r["step"] for r in fitted["records"] if r["loss"] < 0.1]
     last = fitted["records"][-1]
