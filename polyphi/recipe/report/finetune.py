@@ -93,7 +93,7 @@ def _headline(
 def _about_losses(manifest: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str:
     text = "Loss for each supervised token."
     if not evaluations:
-        return text + " `--eval-data` adds the loss on rows that are not trained on."
+        return text + " --eval-data adds the loss on rows that are not trained on."
     best = manifest["evaluation"]["best"]["step"]
     if best == 0:
         text += (
