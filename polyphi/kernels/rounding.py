@@ -33,8 +33,8 @@ def search(
     isa: int = -1,
 ) -> Four:
     """The levels, scales and zeros with the least squared error, as `quantization/rounding.py` searches them: from
-    `starts`, with `iterations` of the least-squares fit from the best. `row` is the unit of each output's scales; inputs
-    are a multiple of GROUP. `isa` is for tests: an index in `native.PATHS`."""
+    `starts`, with `iterations` of the least-squares fit from the best. `row` is the unit of each output's scales. The
+    number of inputs is a multiple of GROUP. `isa` is for tests: an index in `native.PATHS`."""
     outputs, inputs = weight.shape
     q = torch.empty(outputs, inputs, dtype=torch.uint8)
     s, z = (torch.empty(outputs, inputs // GROUP, dtype=torch.uint8) for _ in range(2))

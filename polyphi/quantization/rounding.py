@@ -6,8 +6,8 @@
     four_bits(weight, hessian)              # least squared error of the products, for inputs like those of `hessian`
 
 Without a Hessian every group's scale and zero are searched: from a few starts that clip the largest weights, levels
-and their least-squares lines are computed in turn, and the best pair is used (on a CPU by kernels/rounding.cpp, with the
-same results). With a Hessian the weights that are rounded later compensate a group's errors, so that the products'
+and their least-squares lines are computed in turn, and the best pair is used (on a CPU by kernels/rounding.cpp with
+the same results). With a Hessian the weights that are rounded later compensate a group's errors, so that the products'
 squared error is small (GPTQ, Frantar et al., 2022). Both are deterministic.
 """
 
