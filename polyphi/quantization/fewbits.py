@@ -233,9 +233,11 @@ class Unpacked:
         return x.to(y.dtype)
 
     def _rows(self) -> Iterator[tuple[int, Float[Tensor, "o I"]]]:
-        """Some rows at a time, with the number of the first."""
-        for ids in torch.arange(self.weight.shape[0], device=self.weight.row.device).split(ROWS):
-            yield int(ids[0]), self.weight.rows(ids)
+        """Some rows at a time, with the number of the first. A number read from `ids` would wait for a GPU."""
+        outputs, device = self.weight.shape[0], self.weight.row.device
+        for first in range(0, outputs, ROWS):
+            ids = torch.arange(first, min(outputs, first + ROWS), device=device)
+            yield first, self.weight.rows(ids)
 
     def tensors(self) -> tuple[Tensor, ...]:
         assert self.weight.table is not None
