@@ -418,18 +418,20 @@ class Int4Pack:
         scale, zero = steps.bfloat16(), (steps * (8 - weight.z.float() / 16)).bfloat16()
         # [inputs / GROUP, outputs, 2]
         self.pairs = torch.stack([scale, zero], 2).transpose(0, 1).contiguous()
-        if q.is_cuda:
-            pack = torch.ops.aten._convert_weight_to_int4pack
-            self.packed = pack(q[:, ::2] << 4 | q[:, 1::2], 8)
-        else:
+        if q.device.type == "cpu":
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
-        self.rows = UNPACK if not q.is_cuda and torch.equal(self._nibbles(), q.t()) else None
+            self.rows = UNPACK if torch.equal(self._nibbles(), q.t()) else None
+        else:
+            # The kernel takes 8, 4 or 2 tiles of 16 inputs at once, the most that divide the inputs.
+            tiles = next(count for count in (8, 4, 2) if q.shape[1] % (16 * count) == 0)
+            pack = torch.ops.aten._convert_weight_to_int4pack
+            self.packed, self.rows = pack(q[:, ::2] << 4 | q[:, 1::2], tiles), None
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         return self._padded(x.bfloat16())[:, : self.outputs]
 
     def _padded(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O64"]:
-        if x.is_cuda:
+        if x.device.type != "cpu":
             return torch.ops.aten._weight_int4pack_mm(x, self.packed, GROUP, self.pairs)
         if self.rows is None or len(x) < self.rows:
             return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs)

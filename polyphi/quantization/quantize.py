@@ -144,8 +144,9 @@ def prepare(model: PhiModel, scheme: str) -> PhiModel:
 def quantize_frozen(model: PhiModel, scheme: str, trained: Collection[str]) -> PhiModel:
     """Quantise the weights of a model that a stage doesn't train, to train others on them (QLoRA): the base linears of
     the decoder and the head in "int8" or "int4", the linears of wholly frozen encoders in int8. Adapters and projectors
-    keep their dtype. Raises ValueError for another scheme, for a model that is quantised already, and if `trained` has
-    one of the decoder's weights."""
+    keep their dtype. On other devices than a CPU the head stays the embedding, which is in their memory anyway, and
+    which would be unpacked for each chunk of the loss. Raises ValueError for another scheme, for a model that is
+    quantised already, and if `trained` has one of the decoder's weights."""
     if scheme not in BASES:
         raise ValueError(f"a base to train on is one of {', '.join(BASES)}; found {scheme!r}")
     base = parts(model, scheme)
@@ -154,6 +155,8 @@ def quantize_frozen(model: PhiModel, scheme: str, trained: Collection[str]) -> P
             f"{both[0]} is trained, and only frozen weights can be quantised: a quantised base is for stages that "
             "train adapters, projectors or encoders"
         )
+    if model.decoder.device.type != "cpu":
+        base = [part for part in base if part.name != EMBEDDING]
     frozen = [e for e in ENCODERS if not any(name.startswith(e) for name in trained)]
     linears = [x for x in _linears(model) if x[0].startswith(tuple(frozen))] if frozen else []
     for part in [*base, *_encoder_parts(model, linears)]:

@@ -109,7 +109,7 @@ def finetune(
     if options.base is not None:
         quantize_frozen(model, options.base, trainable)
     for name, parameter in model.named_parameters():
-        lookup = options.base is not None and name == EMBEDDING  # the head is a quantised copy
+        lookup = model.decoder.head is not None and name == EMBEDDING  # the head is a quantised copy
         if (choice.precision == "fp32" and not lookup) or name in trainable:
             parameter.data = parameter.data.float()
 

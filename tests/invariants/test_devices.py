@@ -14,11 +14,12 @@ from polyphi.batch import Batch, pack
 from polyphi.engine.cache import BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.forward import forward
 from polyphi.engine.graphs import DecodeGraphs
+from polyphi.kernels.linear import Four
 from polyphi.messages import Audio, Image, Message
 from polyphi.model import decoder, multimodal
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import fewbits
-from polyphi.quantization.fewbits import Quantised
+from polyphi.quantization.fewbits import Int4Pack, Quantised
 from polyphi.quantization.quantize import quantize_frozen
 
 META = torch.device("meta")
@@ -81,6 +82,14 @@ def test_forward_and_backward_stay_on_the_device(base: str | None) -> None:
     unused = model.unused()
     reached = {n for n, p in model.named_parameters() if p.grad is not None}
     assert reached == {n for n in trained if n not in unused}
+
+
+@pytest.mark.parametrize("inputs", [32, 64, 128, 192])
+def test_a_product_in_4_bits_has_the_layout_of_the_kernel(inputs: int) -> None:
+    """Nothing is padded but outputs: a number of 32 bits has eight weights."""
+    q, s = (torch.empty(72, n, dtype=torch.uint8, device=META) for n in (inputs, inputs // 32))
+    product = Int4Pack(Four(q, s, s), torch.empty(72, device=META))
+    assert product.packed.numel() * 8 == 128 * inputs
 
 
 def test_a_step_of_the_engine_stays_on_the_device() -> None:
