@@ -78,12 +78,12 @@ def finetune(
     named = _columns(list(sources), columns or {})
     source = _start(stage, checkpoint)
     folder = locate(source)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = distributed.device()
     if scheme := read_quantization(folder):
         raise ValueError(
             f"{folder} is quantised to {scheme} and can't be trained; start from the unquantised checkpoint"
         )
-    free, needed = free_memory(torch.device(device)), _float32_bytes(folder)
+    free, needed = free_memory(device), _float32_bytes(folder)
     model = load_checkpoint(folder, device=device)
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
@@ -109,7 +109,9 @@ def finetune(
     if options.base is not None:
         quantize_frozen(model, options.base, trainable)
     for name, parameter in model.named_parameters():
-        lookup = model.decoder.head is not None and name == EMBEDDING  # the head is a quantised copy
+        lookup = (
+            model.decoder.head is not None and name == EMBEDDING
+        )  # the head is a quantised copy
         if (choice.precision == "fp32" and not lookup) or name in trainable:
             parameter.data = parameter.data.float()
 

@@ -323,6 +323,7 @@ class Run:
 
     def _train(self, stage: Stage, config: ModelConfig, out: Path, base: str | None) -> None:
         model, origins = lineage.assemble(stage, config, self.runs, self.seed)
+        model = model.to(distributed.device())
         if base is not None:
             quantize_frozen(model, base, stage.trained(n for n, _ in model.named_parameters()))
         adapters_only = not any(
