@@ -223,21 +223,24 @@ class Unpacked:
         self.weight = weight
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        return torch.cat([F.linear(x, rows.to(x.dtype)) for _, rows in self._rows()], 1)
+        return torch.cat([F.linear(x, rows) for _, rows in self._rows(x.dtype)], 1)
 
     def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
         """The product with the transposed weight, summed in float32."""
         x = y.new_zeros(len(y), self.weight.shape[1], dtype=torch.float32)
-        for first, rows in self._rows():
-            x += (y[:, first : first + len(rows)] @ rows.to(y.dtype)).float()
+        for first, rows in self._rows(y.dtype):
+            x += y[:, first : first + len(rows)] @ rows
         return x.to(y.dtype)
 
-    def _rows(self) -> Iterator[tuple[int, Float[Tensor, "o I"]]]:
-        """Some rows at a time, with the number of the first. A number read from `ids` would wait for a GPU."""
-        outputs, device = self.weight.shape[0], self.weight.row.device
-        for first in range(0, outputs, ROWS):
-            ids = torch.arange(first, min(outputs, first + ROWS), device=device)
-            yield first, self.weight.rows(ids)
+    def _rows(self, dtype: torch.dtype) -> Iterator[tuple[int, Float[Tensor, "o I"]]]:
+        """Some rows at a time, with the number of the first. Nothing here waits for a GPU."""
+        weight, inputs = self.weight, self.weight.shape[1]
+        assert weight.table is not None
+        numbers = {4: native.numbers4, 8: native.numbers8}[weight.bits]
+        size = {4: native.size4, 8: native.size8}[weight.bits](ROWS, inputs)
+        parts = zip(weight.table.split(size), weight.row.split(ROWS), strict=True)
+        for number, (packed, row) in enumerate(parts):
+            yield number * ROWS, numbers(packed, row, inputs, dtype)
 
     def tensors(self) -> tuple[Tensor, ...]:
         assert self.weight.table is not None

@@ -154,6 +154,22 @@ def test_on_a_gpu_the_head_is_the_embedding(
 
 
 @FORMS
+@pytest.mark.parametrize("shape", [(40, 64), (100, 96), (32, 32)])
+def test_unpacked_weights_are_those_of_rows(
+    form: type[Quantised], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 with another order of two factors; in bfloat16 rounded once more."""
+    monkeypatch.setattr(fewbits, "ROWS", 64)
+    weight = form(torch.randn(shape))
+    for dtype, rounding in ((torch.float32, 3e-7), (torch.bfloat16, 2**-8)):
+        parts = list(Unpacked(weight)._rows(dtype))
+        assert [first for first, _ in parts] == [0, 64][: len(parts)]
+        result = torch.cat([rows for _, rows in parts])
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.float(), numbers(weight), rtol=rounding, atol=0)
+
+
+@FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_in_autocast_has_its_dtype(form: type[Quantised], dtype: torch.dtype) -> None:
     weight = form(torch.randn(40, 64))
