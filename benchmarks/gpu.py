@@ -55,8 +55,6 @@ def run(check: str, tiny: bool, limit: float) -> list[Line]:
     arguments = [sys.executable, __file__, "--check", check, *["--tiny"] * tiny]
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    if not tiny:
-        environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=errors)
         try:

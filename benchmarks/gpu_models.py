@@ -46,6 +46,8 @@ class Line:
             return "fail"
         if self.skip:
             return "skipped"
+        if not math.isfinite(self.value):
+            return "fail"
         if self.bound is None:
             return "no bound"
         passes = self.value >= self.bound if self.least else self.value <= self.bound

@@ -1,7 +1,7 @@
 """The checks of gpu.py whose results must be right: logits, packs, recorded graphs, attention, gradients.
 
 Bounds are rounding, measured in the same process: the error of a CPU in the same dtype against float64. A GPU rounds as
-often, but sums in another order, so it may have up to twice that error.
+often, but sums in another order (ALLOWED).
 """
 
 import copy
@@ -30,8 +30,9 @@ from polyphi.quantization.quantize import BASES, quantize_frozen
 from polyphi.train.loss import NextToken
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-TWICE = 2.0
-"""A result may have this many times the error of a CPU in the same dtype."""
+ALLOWED = {"float32": 4.0, "bf16": 2.0}
+"""[ours] A result may have this many times the error of a CPU in the same dtype. In float32 it may have more, since a
+GPU's exponential, sine and cosine aren't as accurate there; bfloat16 is too coarse for that to matter."""
 
 
 @torch.inference_mode()
@@ -62,7 +63,7 @@ def logits(device: torch.device, tiny: bool) -> Iterator[Line]:
     for name, dtype in DTYPES.items():
         with whole_float32():
             result = all_logits(copy.deepcopy(model).to(device, dtype), batch)
-        bound = TWICE * errors[name]
+        bound = ALLOWED[name] * errors[name]
         note = f"error of logits against float64; a CPU's in {name}: {errors[name]:.2g}"
         yield Line(f"logits, {name}", difference(result, truth), "", bound, note=note)
 
@@ -81,7 +82,7 @@ def packed(device: torch.device, tiny: bool) -> Iterator[Line]:
             f"packed and alone, {name}",
             difference(together, alone),
             "",
-            TWICE * errors[name],
+            ALLOWED[name] * errors[name],
             note=note,
         )
 
@@ -116,7 +117,7 @@ def graphs(device: torch.device, tiny: bool) -> Iterator[Line]:
         return
     results, expected = (torch.cat([pair[i].flatten() for pair in compared]) for i in (0, 1))
     note = f"{len(compared)} decode steps of up to 5 sequences; both round; a CPU's error: {errors['bf16']:.2g}"
-    value, bound = difference(results, expected), TWICE * errors["bf16"]
+    value, bound = difference(results, expected), ALLOWED["bf16"] * errors["bf16"]
     yield Line("CUDA graphs and none, bf16", value, "", bound, note=note)
 
 
@@ -130,9 +131,9 @@ def formula(
     """Attention by its formula, sequence by sequence."""
     outs = []
     for queries, k, v in zip(q.split(list(lengths)), keys, values, strict=True):
-        group, future = q.shape[1] // k.shape[1], torch.ones(len(queries), len(k)).bool()
+        new, total, group = len(queries), len(k), q.shape[1] // k.shape[1]
+        masked = torch.ones(new, total, dtype=torch.bool, device=q.device).triu(total - new + 1)
         k, v = (x.repeat_interleave(group, 1).transpose(0, 1)[None] for x in (k, v))
-        masked = future.triu(len(k) - len(queries) + 1).to(q.device)
         outs.append(explicit_attention(queries.transpose(0, 1)[None], k, v, masked)[0])
     return torch.cat([out.transpose(0, 1) for out in outs])
 
@@ -158,7 +159,7 @@ def attention(device: torch.device, tiny: bool) -> Iterator[Line]:
     def with_gradients(
         attend: Callable[..., Tensor], where: torch.device, dtype: torch.dtype
     ) -> list[Tensor]:
-        inputs = [x.to(where, dtype).requires_grad_() for x in (q, k, v)]
+        inputs = [x.to(where, dtype, copy=True).requires_grad_() for x in (q, k, v)]
         out = attend(*inputs)
         return [out.detach(), *torch.autograd.grad(out, inputs, gradient.to(where, dtype))]
 
@@ -183,7 +184,13 @@ def attention(device: torch.device, tiny: bool) -> Iterator[Line]:
     ):
         error = difference(close, expected)
         note = f"against float64, by a {kernel}; the formula in bf16 on a CPU: {error:.2g}"
-        yield Line(f"attention, {name}", difference(value, expected), "", TWICE * error, note=note)
+        yield Line(
+            f"attention, {name}",
+            difference(value, expected),
+            "",
+            ALLOWED["bf16"] * error,
+            note=note,
+        )
     if device.type == "cuda" and not varlen_supported(q.to(device)):
         yield Line("attention, varlen_attn", skip="this torch has none with grouped heads")
 

@@ -110,6 +110,8 @@ def block(device: torch.device, tiny: bool) -> Iterator[Line]:
     model = language(torch.device("meta"), tiny)
     d, tokens, rows = model.config.decoder, 128 if tiny else 8192, 2
     layer = Layer(d, {}).to(device, torch.bfloat16)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
     x = torch.randn(tokens, d.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=True)
     length = tokens // rows
     batch = text_rows(model, tokens, rows).to(device)

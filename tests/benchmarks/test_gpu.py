@@ -102,12 +102,13 @@ def test_all_lines_are_printed_and_a_failure_is_the_status(
         "packed": gpu.Line("b", 1.0, "x/s", 2.0, least=True, note="note"),
         "block": gpu.Line("c", skip="reason"),
         "decode": gpu.Line("d", 3.0),
+        "prefill": gpu.Line("e", float("inf"), "", float("inf")),
     }
     monkeypatch.setattr(gpu, "run", lambda check, tiny, limit: [lines[check]])
     with pytest.raises(SystemExit) as ended:
         gpu.main(["--tiny", "--json", "--only", *lines])
     rows = json.loads(capsys.readouterr().out)
-    verdicts = ["pass", "fail", "skipped", "no bound"]
+    verdicts = ["pass", "fail", "skipped", "no bound", "fail"]
     assert [row["verdict"] for row in rows] == verdicts and ended.value.code == 1
     assert rows[2]["value"] is None
     with pytest.raises(SystemExit) as ended:
