@@ -87,12 +87,12 @@ def finetune(
     named = _columns(list(sources), columns or {})
     source = _start(stage, checkpoint)
     folder = locate(source)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = distributed.device()
     if scheme := read_quantization(folder):
         raise ValueError(
             f"{folder} is quantised to {scheme} and can't be trained; start from the unquantised checkpoint"
         )
-    free = free_memory(torch.device(device))
+    free = free_memory(device)
     needed = placement.size(stored_types(folder), torch.float32)
     model = load_checkpoint(folder, device=device, apart=options.base is not None)
     processor = make_processor(model.config, Tokenizer.load(folder))
@@ -106,7 +106,7 @@ def finetune(
     trainable = stage.learning_rates(n for n, _ in model.named_parameters())
     _check_routes(stage, model, trainable)
     batch = batch_tokens or stage.batch_tokens
-    quantised = frozen_parts(model, options.base, trainable) if options.base else []
+    quantised = frozen_parts(model, options.base, trainable, device) if options.base else []
     needed -= sum(4 * prod(part.shape) for part in quantised)
     choice = choose_precision(
         options.precision,
@@ -125,7 +125,7 @@ def finetune(
         ) as advance:
             quantize_frozen(model, options.base, trainable, lambda count: advance(count, ""))
     for name, parameter in model.named_parameters():
-        lookup = options.base is not None and name == EMBEDDING  # the head is a quantised copy
+        lookup = name == EMBEDDING and model.decoder.head is not None  # a quantised copy
         if (choice.precision == "fp32" and not lookup) or name in trainable:
             parameter.data = parameter.data.float()
 
