@@ -97,9 +97,9 @@ class Processor:
 
         `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or "none" or None.
         `supervise`: None (no labels), "answers" (the assistant's text and its `<|end|>`; a whole document), "last
-        answer" or "all" (every token except the placeholders). `generation_prompt`: end in `<|assistant|>`; `continue_final`: end
-        within the final message. `max_crops`: a limit for all images, in addition to the processor's and that of each
-        image.
+        answer" or "all" (every token except the placeholders). `generation_prompt`: end in `<|assistant|>`;
+        `continue_final`: end within the final message. `max_crops`: a limit for all images, in addition to the
+        processor's and that of each image.
         `trusted`: whether tool-call marks in assistant messages are control tokens (template.py); by default only in
         training, that is, with `supervise`.
 
@@ -108,8 +108,9 @@ class Processor:
         its number for an unreadable image or audio.
         """
         if supervise not in (None, *get_args(Supervise)):
-            names = ", ".join(map(repr, get_args(Supervise)))
-            raise ValueError(f"supervise is None or one of {names}, found {supervise!r}")
+            raise ValueError(
+                f"supervise: None or one of {get_args(Supervise)}, found {supervise!r}"
+            )
         conversation = self.expand([Message.parse(m) for m in messages])
         trusted = supervise is not None if trusted is None else trusted
         parts = script(
@@ -467,11 +468,8 @@ class Processor:
 
 def _only_last_run(flags: list[bool]) -> None:
     """Set all flags to False except the last run of True ones."""
-    start = len(flags)
-    while start and not flags[start - 1]:
-        start -= 1
-    while start and flags[start - 1]:
-        start -= 1
+    last = max((i for i, flag in enumerate(flags) if flag), default=0)
+    start = max((i for i, flag in enumerate(flags[:last]) if not flag), default=0)
     flags[:start] = [False] * start
 
 
