@@ -102,12 +102,15 @@ def test_example(name: str, layout: str, source: Path, tmp_path: Path) -> None:
 PAIRS = EXAMPLES / "preference_pictures.py"
 
 
-@pytest.mark.parametrize("base", [None, "int4"])
-def test_preferences_about_pictures(base: str | None, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("base", "precision"), [(None, "bf16"), ("int4", "fp32")])
+def test_preferences_about_pictures(
+    base: str | None, precision: str, source: Path, tmp_path: Path
+) -> None:
     """The margin grows from 0, and the chosen answer becomes more probable than the rejected one."""
     command = ["train", str(PAIRS), "--model", str(source / "native"), "--out", str(tmp_path)]
     command += ["--data", str(source / "data/pairs.jsonl"), "--steps", "12", "--rate", "2000"]
-    cli.main([*command, "--batch-tokens", "400", *(["--base", base] if base else [])])
+    command += ["--precision", precision, "--batch-tokens", "400"]
+    cli.main([*command, *(["--base", base] if base else [])])
     first, *_, last = read_metrics(tmp_path / "metrics.jsonl")
     assert first["margin"] == pytest.approx(0, abs=1e-3), "the reference is the model at the start"
     assert last["margin"] > 0.3 and last["accuracy"] == 1 and last["loss"] < first["loss"]

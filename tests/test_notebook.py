@@ -9,7 +9,7 @@ import pytest
 import torch
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "finetune.ipynb"
-SETTINGS = "MODEL, LEARNING_RATE, STEPS, BASE = {model!r}, 1e-2, 60, 'int4'"
+SETTINGS = "MODEL, LEARNING_RATE, STEPS, BASE = {model!r}, 3e-2, 150, None"
 
 
 def code_cells(notebook: Any) -> list[Any]:
