@@ -19,7 +19,6 @@ from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.read import (
     load_checkpoint,
     locate,
-    read_chat_template,
     read_config,
     read_quantization,
     stored_bytes,
@@ -29,13 +28,14 @@ from polyphi.engine import memory, placement
 from polyphi.engine.engine import GREEDY, MAX_NUM_SEQS, Engine
 from polyphi.engine.placement import MemoryReport
 from polyphi.engine.prompt import Conversation, Prompt, parse_prompt
-from polyphi.engine.reasoning import THINK
 from polyphi.messages import Audio, Completion, Delta, Image, SamplingParams, Tokens, Transcript
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
+from polyphi.processing.reasoning import THINK
 from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
+from polyphi.processing.vocabulary import read_chat_template
 from polyphi.quantization import quantize
 from polyphi.transcription import longform
 from polyphi.transcription.longform import LONGEST_RECORDING
@@ -330,8 +330,8 @@ def load(
         model, make_processor(model.config, vocabulary), max_num_seqs=together, memory=cache, kv=kv
     )
     phi.memory = placement.memory_report(model, free, target, phi.engine.capacity, kv)
-    # The template of Phi-4-mini-reasoning doesn't mention the marks that the model writes.
-    named = "reasoning" in Path(path_or_id).name.lower()
+    # The template of Phi-4-mini-reasoning, the only one with a fixed system text, doesn't mention the marks.
+    named = "reasoning" in Path(path_or_id).name.lower() or phi.tokenizer.fixed_system is not None
     phi.reasoning = named or THINK in read_chat_template(folder)
     return phi
 

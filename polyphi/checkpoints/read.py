@@ -236,15 +236,6 @@ def stored_types(source: str | Path) -> Counter[torch.dtype]:
     return counts
 
 
-def read_chat_template(source: str | Path) -> str:
-    """The chat template next to the weights, as JSON or Jinja text; "" without one."""
-    folder = locate(source)
-    if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
-    file = folder / "tokenizer_config.json"
-    return str(_read_json(file).get("chat_template", "")) if file.is_file() else ""
-
-
 def files_beside(source: str | Path, layout: str) -> list[Path]:
     """Files to copy when a checkpoint is written again in a `layout`: its tokenizer, and for an equal layout also the
     settings of its processor and templates."""

@@ -14,11 +14,12 @@ from torch import Tensor
 from polyphi.batch import Batch
 from polyphi.engine.cache import BLOCK, BlockTable, block_hash
 from polyphi.engine.encoders import Item, items
-from polyphi.engine.reasoning import CLOSING, ReasoningCounter, ReasoningParser
+from polyphi.engine.reasoning import ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
 from polyphi.engine.tools import ToolCall, ToolParser
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
+from polyphi.processing.reasoning import CLOSING
 from polyphi.processing.tokenizer import Tokenizer
 
 GREEDY = SamplingParams()
