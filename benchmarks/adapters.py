@@ -10,9 +10,9 @@ twenty is disconnected at a random moment.
 
 An answer is right if it is the one that an adapter gave alone which was loaded under the requested name at some moment
 between the request and its answer. HTTP 404 is right if the name had no adapter at some moment of that time. All else
-counts as wrong or lost. In the end all adapters are unloaded; the server's resident memory is compared with that before
-the load, after the first adapters. Options of `polyphi serve` follow `--`, for example `-- --quant int8`. The exit code
-is 1 if anything was wrong, lost or not released.
+counts as wrong or lost. `--requests` counts the others than those with HTTP 404. In the end all adapters are unloaded;
+the server's resident memory is compared with that before the load, after the first adapters. Options of `polyphi serve`
+follow `--`, for example `-- --quant int8`. The exit code is 1 if anything was wrong, lost or not released.
 """
 
 import argparse
@@ -42,17 +42,24 @@ NAMES = ("first", "second", "third")
 BASE = "base"
 """Stands for the model without an adapter, among the names and the adapters."""
 FORMS: tuple[dict[str, Any], ...] = (
-    {"r": 8, "lora_alpha": 16},
-    {"r": 32, "lora_alpha": 32, "linears": ("self_attn.qkv_proj", "self_attn.o_proj")},
-    {"r": 4, "lora_alpha": 4, "use_rslora": True, "linears": ("mlp.gate_up_proj", "mlp.down_proj")},
-    {"r": 16, "lora_alpha": 32},
-    {"r": 8, "lora_alpha": 8, "linears": ("self_attn.qkv_proj",)},
-    {"r": 8, "lora_alpha": 16},
+    {"r": 64, "lora_alpha": 128},
+    {"r": 256, "lora_alpha": 256, "linears": ("self_attn.qkv_proj", "self_attn.o_proj")},
+    {
+        "r": 32,
+        "lora_alpha": 32,
+        "use_rslora": True,
+        "linears": ("mlp.gate_up_proj", "mlp.down_proj"),
+    },
+    {"r": 128, "lora_alpha": 256},
+    {"r": 64, "lora_alpha": 64, "linears": ("self_attn.qkv_proj",)},
+    {"r": 64, "lora_alpha": 128},
 )
 """The adapters that are made."""
 DISCONNECTED = 0.05
 """Share of requests that are disconnected."""
 PROMPTS = 8
+REFUSED = 0.05
+"""Seconds that a client waits after HTTP 404."""
 TOKENS = 16
 """Of an answer."""
 
@@ -240,8 +247,8 @@ class Load:
             len({self.alone[form, a, prompt] for a in adapters}) == len(adapters) for form in forms
         )
 
-    async def send(self, client: httpx2.AsyncClient, operator: Operator, rng: Random) -> None:
-        """One request, whose end is counted."""
+    async def send(self, client: httpx2.AsyncClient, operator: Operator, rng: Random) -> str:
+        """One request, whose end is counted and returned."""
         name, api, prompt = rng.choice((BASE, *NAMES)), rng.choice(APIS), rng.choice(self.prompts)
         path, body = request_of(api, self.model if name == BASE else name, prompt)
         leave = 0.3 * rng.random() if rng.random() < DISCONNECTED else None
@@ -251,16 +258,17 @@ class Load:
                 response = await client.post(path, json=body)
         except TimeoutError:
             self.result.ends["disconnected"] += 1
-            return
+            return "disconnected"
         except httpx2.HTTPError as error:
             self.result.ends["lost"] += 1
             self.result.errors.append(f"{api} to {name}: {error!r}")
-            return
+            return "lost"
         end = self.judge(operator, name, api, prompt, response, begin)
         self.result.ends[end] += 1
         if end in ("wrong", "lost"):
             text = response.text[:300]
             self.result.errors.append(f"{end}: {api} to {name}: {response.status_code} {text}")
+        return end
 
     def judge(
         self,
@@ -295,7 +303,8 @@ class Load:
             async def send_all(rng: Random) -> None:
                 async with self.client() as own:
                     for number in left:
-                        await self.send(own, operator, rng)
+                        while await self.send(own, operator, rng) == "refused":
+                            await asyncio.sleep(REFUSED)
                         if number % 100 == 99:
                             self.result.resident.append(process.memory_info().rss)
 
@@ -316,13 +325,14 @@ class Load:
 def report(result: Result, seconds: float) -> dict[str, Any]:
     resident = result.resident
     return {
-        "requests": sum(result.ends.values()),
+        "requests": result.ends.total() - result.ends["refused"],
         "by end": dict(result.ends),
         "calls": dict(result.calls),
         "seconds": seconds,
         "memory before": resident[0],
         "memory peak": max(resident),
         "memory after": resident[-1],
+        "resident": resident,
         "errors": result.errors,
     }
 
@@ -355,6 +365,8 @@ def main() -> None:
     console = Console()
     for name, value in result.items():
         text = f"{value / 2**20:.1f} MiB" if name.startswith("memory") else value
+        if name == "resident":
+            text = ", ".join(f"{one / 2**20:.0f}" for one in value)
         console.print(f"{name}: {text}", highlight=False)
     sys.exit(1 if result["errors"] else 0)
 
