@@ -12,7 +12,7 @@ under the same name later never meets a request, a cached prefix or a CUDA graph
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -68,11 +68,14 @@ class Adapters:
         return self.add(name, adapter.config, adapter.factors)
 
     def add(self, name: str, config: AdapterConfig, factors: Mapping[str, Factors]) -> str:
-        """Add an adapter; returns its key. Steps go on while its weights are copied."""
+        """Add an adapter; returns its key. On a CPU, steps go on while its weights are copied."""
         with self._count_lock:
             key = f"{name}{NUMBER}{next(self._numbers)}"
-        pairs = self._model.low_ranks(factors)
-        hashed = digest(pairs.items())
+        # A CUDA graph that is recorded meanwhile would fail: another thread must not allocate then.
+        on_cuda = self._model.decoder.device.type == "cuda"
+        with self._turn() if on_cuda else nullcontext():
+            pairs = self._model.low_ranks(factors)
+            hashed = digest(pairs.items())
         with self._turn():
             self._settle()
             self._model.insert_adapter(key, config, pairs)
