@@ -304,6 +304,8 @@ def _open(
         notes = [] if notes is None else notes
         try:
             raw_config, stored = variants.accept(raw_config, stored, notes)
+        except (TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{folder}/config.json has an invalid value: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
         if raw_config["embd_layer"].get("image_embd_layer") and not (
