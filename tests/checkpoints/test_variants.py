@@ -116,8 +116,8 @@ def test_adapters_were_merged(
     published: Path, folder: Path, caplog: pytest.LogCaptureFixture, renamed: bool
 ) -> None:
     def merged(tensors: Tensors) -> Tensors:
-        kept = {n: t for n, t in tensors.items() if ".lora_" not in n}
-        return {n.replace(".base_layer", "") if renamed else n: t for n, t in kept.items()}
+        base = {n: t for n, t in tensors.items() if ".lora_" not in n}
+        return {n.replace(".base_layer", "") if renamed else n: t for n, t in base.items()}
 
     change(folder, merged)
     phi = load(folder, caplog, notes=2 if renamed else 3)
