@@ -77,11 +77,13 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     adapters: bool = True,
     quant: str | None = None,
+    apart: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> PhiModel:
     """The model in a folder, or of the hub id `owner/name`, in any of the three layouts. `dtype=None` keeps the stored
-    dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. `progress` is called
-    with the share of the tensors that are loaded.
+    dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. With `apart` every
+    tensor is mapped by itself and unmapped when it is dropped, for callers that replace or write tensors one by one.
+    `progress` is called with the share of the tensors that are loaded.
 
     On the CPU, without a cast, the parameters are the mapped file, so memory stays at the checkpoint's size; so are
     weights of a quantised checkpoint in the order of our kernels. Tensors that are quantised or reordered are read one
@@ -166,7 +168,8 @@ def load_checkpoint(
                 # The embedding may be in both.
                 progress(min(1.0, (len(parts) + len(state)) / len(names_of)))
                 reorder = quant is not None and not entry.ours.startswith("decoder.")
-                tensor = _read(stored[name]) if reorder else tensors.get_tensor(stored[name].key)
+                own = apart or reorder
+                tensor = _read(stored[name]) if own else tensors.get_tensor(stored[name].key)
                 if ".lora." in entry.ours:
                     _check_finite(name, tensor)
                 unit_axes = public_name(entry.ours, layout)[1]

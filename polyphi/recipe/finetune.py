@@ -15,6 +15,7 @@ import runpy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
+from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_frozen
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.precision import Choice, pinned, products
 from polyphi.train.loop import train
@@ -83,8 +84,9 @@ def finetune(
         raise ValueError(
             f"{folder} is quantised to {scheme} and can't be trained; start from the unquantised checkpoint"
         )
-    free, needed = free_memory(torch.device(device)), _float32_bytes(folder)
-    model = load_checkpoint(folder, device=device)
+    free = free_memory(torch.device(device))
+    needed = placement.size(stored_types(folder), torch.float32)
+    model = load_checkpoint(folder, device=device, apart=options.base is not None)
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
     for name, like in stage.adapters.items():
@@ -95,6 +97,8 @@ def finetune(
     trainable = stage.learning_rates(n for n, _ in model.named_parameters())
     _check_routes(stage, model, trainable)
     batch = batch_tokens or stage.batch_tokens
+    quantised = frozen_parts(model, options.base, trainable) if options.base else []
+    needed -= sum(4 * prod(part.shape) for part in quantised)
     choice = choose_precision(
         options.precision,
         out,
@@ -107,7 +111,10 @@ def finetune(
         options.report(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     if options.base is not None:
-        quantize_frozen(model, options.base, trainable)
+        with progress.progress(
+            f"frozen weights to {options.base}", len(quantised), quiet=distributed.rank() > 0
+        ) as advance:
+            quantize_frozen(model, options.base, trainable, lambda count: advance(count, ""))
     for name, parameter in model.named_parameters():
         lookup = options.base is not None and name == EMBEDDING  # the head is a quantised copy
         if (choice.precision == "fp32" and not lookup) or name in trainable:
@@ -142,12 +149,12 @@ def finetune(
         layout = read_layout(folder)
         if set(model.config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
             layout = "native"
-        tensors = model.state_dict()
+        tensors = dict(model.state_dict())
         if options.base is not None:
-            tensors = {**load_checkpoint(folder).state_dict(), **tensors}
+            tensors = {**load_checkpoint(folder, apart=True).state_dict(), **tensors}
         write_checkpoint(
             model.config,
-            lambda name: tensors[name].to(stored[name]),
+            lambda name: tensors.pop(name).to(stored[name]),  # once: a mapping isn't held longer
             out / "model",
             layout,
             files=files_beside(folder, layout),
@@ -156,10 +163,6 @@ def finetune(
             f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}"
         )
     return out / "model"
-
-
-def _float32_bytes(folder: Path) -> int:
-    return placement.size(stored_types(folder), torch.float32)
 
 
 def _fitting_choice(choice: Choice, needed: int, free: int) -> Choice:

@@ -31,7 +31,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
-from polyphi.runtime.heap import give_back
+from polyphi.runtime.heap import drop_pages, give_back
 from polyphi.runtime.precision import products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.alignment import in_words
@@ -122,6 +122,8 @@ def train(
     if isinstance(reference, References):
         trainer.precompute_reference(reference, start)
     frozen_before = hashes(frozen(model, parameters))
+    if model.quant is not None:
+        drop_pages(frozen(model, parameters).values())  # of the rest few are used in the steps
     table = trainable_rows(stage, budget, parameters, options.origins)
     checkpoints = checkpoint.Checkpoints(out / CHECKPOINTS, machine.background)
     if trainer.resume(checkpoints, identity, frozen_before):
