@@ -78,7 +78,7 @@ stage = Stage(
     trainable={{"decoder.*.lora.sibling.*": {rate}}},
     data=Mix({mix}, adapter=dict.fromkeys({mix}, "sibling")),
     objective=NextToken(max_crops=1),
-    schedule=Schedule(decay="linear"),
+    schedule=Schedule(warmup=0.2, decay="linear"),
     context=1024,
     batch_tokens={batch_tokens},
     steps={steps},
@@ -452,7 +452,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/published"))
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to test the script")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--answers", choices=("ours", "transformers"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from polyphi.batch import Batch
-from polyphi.kernels.unpack import COLUMNS
+from polyphi.kernels.unpack import columns_at_once
 from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
@@ -388,7 +388,7 @@ def memory(
         head_bytes = 8 if target.trains(HEAD[:-1]) else 2 * (on.base == "fp32")
         head = head_bytes * symbols * d.hidden_size
         if on.base in ("int8", "int4") and cpu:
-            head = 2 * symbols * min(COLUMNS, d.hidden_size)  # unpacked at a time
+            head = 2 * symbols * min(columns_at_once(symbols), d.hidden_size)  # unpacked at a time
         parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
     elif target.decoder == "unused":
         # All logits of both decoders: bf16, float32, logarithms, gradients.

@@ -43,6 +43,7 @@ from polyphi.recipe import model_card
 from polyphi.recipe.monitor import Monitor, fixed_samples
 from polyphi.recipe.report import finetune as page
 from polyphi.runtime import distributed, progress
+from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
 from polyphi.train import rates
 from polyphi.train.evaluation import SPLIT
@@ -159,16 +160,18 @@ def finetune(
         machine=machine,
     )
     if distributed.rank() == 0 and not (out / "model").exists():
-        layout = read_layout(folder)
-        if set(model.config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
+        layout, config = read_layout(folder), model.config
+        if set(config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
             layout = "native"
         tensors = dict(model.state_dict())
+        del model  # with its quantised weights
+        give_back()
         if options.base is not None:
             tensors = {**load_checkpoint(folder, apart=True).state_dict(), **tensors}
         if machine.shard > 1:  # this process has parts of the layers
             tensors = {**load_checkpoint(folder).state_dict(), **load_file(out / TRAINED)}
         write_checkpoint(
-            model.config,
+            config,
             lambda name: tensors.pop(name).to(stored[name]),  # once: a mapping isn't held longer
             out / "model",
             layout,

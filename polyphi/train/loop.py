@@ -188,6 +188,8 @@ def train(
     model.eval()
     trainer.apply_result()
     frozen_after = hashes(frozen(model, parameters))
+    if model.quant is not None:
+        drop_pages(frozen(model, parameters).values())
     if changed := [name for name, before in frozen_before.items() if frozen_after[name] != before]:
         raise RuntimeError(
             f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)"
