@@ -9,7 +9,7 @@ import pytest
 import torch
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "finetune.ipynb"
-SETTINGS = "MODEL, LEARNING_RATE, STEPS, BASE = {model!r}, 3e-2, 150, None"
+SETTINGS = "MODEL, LEARNING_RATE, STEPS, BATCH_TOKENS, BASE = {model!r}, 3e-2, 500, 150, None"
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -21,7 +21,7 @@ def test_the_notebook_is_stored_without_outputs() -> None:
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
     names: dict[str, Any] = {}
     exec("".join(cells[0]["source"]), names)
-    assert set(names) >= {"MODEL", "LEARNING_RATE", "STEPS", "BASE"}
+    assert set(names) >= {"MODEL", "LEARNING_RATE", "STEPS", "BATCH_TOKENS", "BASE"}
     assert names["MODEL"] == "microsoft/Phi-4-multimodal-instruct"
 
 
