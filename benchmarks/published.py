@@ -172,8 +172,8 @@ def write_checkpoint(setting: Setting, name: str, layers: int) -> Path:
         vision = replace(config.vision, image_token_id=tokenizer.image_id)
         audio = replace(config.audio, audio_token_id=tokenizer.audio_id)
         files = tuple(sorted((setting.out / "tokenizer").iterdir()))
-        made = ModelConfig(decoder, vision, audio, config.adapters)
-        make(made, folder, "native", shard_bytes=2_000_000_000, files=files)
+        config = ModelConfig(decoder, vision, audio, config.adapters)
+        make(config, folder, "native", shard_bytes=2_000_000_000, files=files)
     return folder
 
 
@@ -387,13 +387,13 @@ def table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
 
 
 def show_run(
-    setting: Setting, run: dict[str, Any], plan: dict[str, float], said: dict[str, Any]
+    setting: Setting, run: dict[str, Any], plan: dict[str, float], texts_of: dict[str, Any]
 ) -> None:
     records, expected = run["records"], list(SENTENCES)
     losses = [r["loss"] for r in records]
     right = {
         who: sum(a == b for a, b in zip(texts, expected, strict=True))
-        for who, texts in said.items()
+        for who, texts in texts_of.items()
     }
     table(
         ["training on a base in int4", "measured"],
@@ -406,7 +406,7 @@ def show_run(
             ["seconds with loading, quantizing twice, export", f"{run['seconds']:.0f}"],
             [
                 "equal answers here and in transformers with PEFT",
-                f"{sum(a == b for a, b in zip(*said.values(), strict=True))} of {len(expected)}",
+                f"{sum(a == b for a, b in zip(*texts_of.values(), strict=True))} of {len(expected)}",
             ],
             ["of them the trained ones", ", ".join(f"{who} {n}" for who, n in right.items())],
         ],
@@ -476,11 +476,11 @@ def main() -> None:
     )
     plan = planned(checkpoint, stage, sorted(rows, key=len)[-2:], "int4")
     model = out / "run/model"
-    said = {
+    texts_of = {
         who: setting.part(f"answers of {who}", lambda who=who: in_a_process(setting, who, model))
         for who in ("ours", "transformers")
     }
-    show_run(setting, run, plan, said)
+    show_run(setting, run, plan, texts_of)
     long = batches(setting, checkpoint, ("long",))
     longer = setting.stage("longer", ("long",), sum(map(len, long)), 5)
     bases = {

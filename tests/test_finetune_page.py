@@ -51,6 +51,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "receipts": receipts,
         "calls": [*clips, clips[0]],
         "desk_test": [photos[5]],
+        "calls_test": clips[:4],
         "scans": photos[:8],
     }.items():
         (desk / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -83,7 +84,9 @@ def test_the_page_runs(
             options = ["--max-tokens", "4"]
         cli.main([*command, *options])
         output[" ".join(command)] = capsys.readouterr().out
-    assert [c.split()[0] for c in output].count("train") == 5
+    assert [c.split()[0] for c in output].count("train") == 6
+    assert len(Path("runs/checked/evaluations.jsonl").read_text().splitlines()) == 3
+    assert (Path("runs/checked/report.html")).exists()
 
     samples = {s.id: s for s in Shards("runs/desk/data/desk/train")}
     samples |= {s.id: s for s in Shards("runs/desk/data/desk/test")}

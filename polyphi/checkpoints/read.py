@@ -8,6 +8,7 @@ refused, and the code that a checkpoint's `auto_map` names is never run.
 """
 
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from polyphi.checkpoints import adapters as peft
 from polyphi.checkpoints import config as config_json
+from polyphi.checkpoints import variants
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
@@ -43,6 +45,7 @@ from polyphi.quantization import quantize
 from polyphi.quantization.fewbits import Quantised
 from polyphi.runtime.heap import give_back
 
+log = logging.getLogger(__name__)
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -90,7 +93,10 @@ def load_checkpoint(
     (which may come from any source) with NaN or infinity.
     """
     folder = locate(source)
-    layout, config, stored = _open(folder)
+    notes: list[str] = []
+    layout, config, stored = _open(folder, notes)
+    for note in notes:
+        log.warning("%s: %s", folder, note)
     if layout == QUANTISED:
         scheme = read_quantization(folder)
         if quant not in (None, scheme):
@@ -275,8 +281,11 @@ def locate(source: str | Path) -> Path:
         ) from error
 
 
-def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
-    """(layout, configuration, stored tensors by name) of a checkpoint folder."""
+def _open(
+    folder: Path, notes: list[str] | None = None
+) -> tuple[str, ModelConfig, dict[str, _Stored]]:
+    """(layout, configuration, stored tensors by name) of a checkpoint folder. `notes` gets a line for each difference
+    from a published checkpoint that was accepted."""
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} has no config.json; expected a checkpoint folder with config.json and safetensors"
@@ -284,6 +293,21 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
     raw_config = _read_json(folder / "config.json")
     stored = _contents(_weight_files(folder))
     layout = config_layout = _layout(raw_config, stored)
+    preprocessor = _read_json(folder / "preprocessor_config.json")
+    if layout == "original":
+        notes = [] if notes is None else notes
+        try:
+            raw_config, stored = variants.accept(raw_config, stored, notes)
+        except (TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{folder}/config.json has an invalid value: {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+        if raw_config["embd_layer"].get("image_embd_layer") and not (
+            preprocessor or raw_config["polyphi"]
+        ):
+            notes.append(
+                "there is no preprocessor_config.json: images have as many crops as in the published one"
+            )
     adapters = {}
     if read_quantization(folder):
         layout = QUANTISED
@@ -312,7 +336,7 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
             raw_config,
             config_layout,
             generation=_read_json(folder / "generation_config.json"),
-            preprocessor=_read_json(folder / "preprocessor_config.json"),
+            preprocessor=preprocessor,
             adapters=adapters,
             shape=shape,
         )

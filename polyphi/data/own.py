@@ -41,6 +41,7 @@ from polyphi.processing import media
 from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import DOCUMENT, ROLES
 from polyphi.runtime import progress
+from polyphi.runtime.files import write_json
 
 COLUMNS = (
     *("messages", "question", "answer", "image", "images", "audio", "audios"),
@@ -60,17 +61,18 @@ def build(
     *,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
+    split: str = "train",
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Write sources, in order, as the train split of the corpus `folder`, unless it was made from the same files, and
-    return its manifest. `columns` maps names of `COLUMNS` to those of the rows. Raises ValueError for an unusable row;
-    with `skip_bad` such rows are counted and left out."""
+    """Write sources, in order, as a split of the corpus `folder`, unless it was made from the same files, and return
+    its manifest, in which `left_out` is the number of unusable rows. `columns` maps names of `COLUMNS` to those of the
+    rows. Raises ValueError for an unusable row; with `skip_bad` such rows are counted and left out."""
     columns = columns or {}
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ValueError(f"there is no column {unknown[0]!r}; expected one of {', '.join(COLUMNS)}")
-    split, pipeline = folder / "train", _fingerprint(sources, columns)
-    if (split / "manifest.json").exists():
-        manifest: dict[str, Any] = json.loads((split / "manifest.json").read_text())
+    path, pipeline = folder / split / "manifest.json", _fingerprint(sources, columns)
+    if path.exists():
+        manifest: dict[str, Any] = json.loads(path.read_text())
         if manifest["pipeline"] == pipeline:
             return manifest
     files = [file for source in sources for file in find(source)]
@@ -101,12 +103,15 @@ def build(
                     part_counts.update(type(part) for m in parsed.messages for part in m.parts)
                     yield parsed
 
-    manifest = shards.write(split, samples(), pipeline=pipeline)
+    manifest = shards.write(folder / split, samples(), pipeline=pipeline)
+    manifest["left_out"] = len(errors)
+    write_json(path, manifest)
     left_out = f"; {len(errors)} left out, the first: {errors[0]}" if errors else ""
     if not manifest["rows"]:
         raise ValueError(f"{', '.join(sources)}: expected rows, found none{left_out}")
+    name = folder.name if split == "train" else f"{folder.name} ({split})"
     report(
-        f"{folder.name}: {manifest['rows']} rows, {part_counts[Image]} pictures, {part_counts[Audio]} clips{left_out}"
+        f"{name}: {manifest['rows']} rows, {part_counts[Image]} pictures, {part_counts[Audio]} clips{left_out}"
     )
     if unused_columns:  # otherwise a misspelt `image` would go unnoticed
         report(f"  columns that are not read: {', '.join(sorted(unused_columns))}")

@@ -95,6 +95,15 @@ class AnswerText:
         return 0
 
 
+NUMBER = "@"
+"""Between the name and the number in the key of an adapter that was added to a running engine (adapters.py)."""
+
+
+def adapter_name(key: str) -> str:
+    """The name of the adapter with a key; adapters of the checkpoint have their names as keys."""
+    return key.partition(NUMBER)[0]
+
+
 class Caller(NamedTuple):
     """The sender of a request: clients are scheduled fairly (scheduler.py), and only requests of the same `salt` share
     cached prefixes and encoder outputs."""
@@ -178,6 +187,7 @@ class Request:
 
     @property
     def adapter(self) -> str | None:
+        """The key of its adapter."""
         return self.prompt.adapters[0]
 
     @property
@@ -287,7 +297,7 @@ class Request:
             text="".join(self.pieces),
             tokens=tuple(self.tokens),
             finish_reason=self.finish_reason,
-            adapter=self.adapter,
+            adapter=None if self.adapter is None else adapter_name(self.adapter),
             prompt_tokens=len(prompt),
             image_tokens=0 if prompt.image_slots is None else len(prompt.image_slots),
             audio_tokens=0 if prompt.audio_slots is None else len(prompt.audio_slots),

@@ -262,11 +262,11 @@ def frozen_bytes(target: StageModel, on: Switches, cpu: bool = False) -> float:
     total = target.size(target.tensors) - target.size(target.trainable)
     if on.base in ("fp32", "bf16"):
         return total * (4 if on.base == "fp32" else 2)
+    device = torch.device("cpu" if cpu else "cuda")
     with torch.device("meta"):
-        parts = quantize.frozen_parts(PhiModel(target.config), on.base, target.trainable)
+        parts = quantize.frozen_parts(PhiModel(target.config), on.base, target.trainable, device)
     quantised = sum(prod(part.shape) for part in parts)
-    table = 0 if cpu else 2 * target.size([quantize.EMBEDDING])
-    return sum(quantize.size(part) for part in parts) + table + 2 * (total - quantised)
+    return sum(quantize.size(part) for part in parts) + 2 * (total - quantised)
 
 
 LOGIT_BYTES = 4 + 2
@@ -387,7 +387,7 @@ def memory(
         logits = min(at_once, written) * symbols
         head_bytes = 8 if target.trains(HEAD[:-1]) else 2 * (on.base == "fp32")
         head = head_bytes * symbols * d.hidden_size
-        if on.base in ("int8", "int4"):
+        if on.base in ("int8", "int4") and cpu:
             head = 2 * symbols * min(COLUMNS, d.hidden_size)  # unpacked at a time
         parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
     elif target.decoder == "unused":

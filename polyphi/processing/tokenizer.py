@@ -9,6 +9,7 @@ tokens" isn't enough: the tool tokens of Phi-4 are added tokens that are not spe
 """
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -75,6 +76,7 @@ class Tokenizer:
         self._spec = spec
         self.fixed_system = fixed_system
         self._controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
+        self._rows: int | None = None
         self._stripping = {t["content"] for t in spec.get("added_tokens") or () if t["rstrip"]}
         if missing := [t for t in REQUIRED if t not in self._controls]:
             raise ValueError(
@@ -369,9 +371,33 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published
-        vocabulary)."""
-        return aligned(1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values()))
+        """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published vocabulary),
+        or the rows that were given to `within`."""
+        return aligned(self._ids) if self._rows is None else self._rows
+
+    @property
+    def _ids(self) -> int:
+        """The largest id + 1."""
+        return 1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values())
+
+    @property
+    def additional(self) -> list[str]:
+        """Added tokens that don't have the form of Phi-4's (`<|...|>`): those of a fine-tune."""
+        return [token for token in self._controls if not re.fullmatch(r"</?\|.+\|>", token)]
+
+    def within(self, rows: int) -> "Tokenizer":
+        """This tokenizer for an embedding of fewer rows than a multiple of 64, as `resize_token_embeddings` of
+        transformers makes it. Raises ValueError if it has more ids than rows."""
+        if self.vocab_size <= rows:
+            return self
+        if self._ids > rows:
+            raise ValueError(
+                f"the tokenizer has {self._ids} ids, but the embedding only {rows} rows; use the tokenizer of this "
+                "checkpoint"
+            )
+        fitted = copy.copy(self)
+        fitted._rows = rows
+        return fitted
 
 
 class NoTokenizer(Tokenizer):

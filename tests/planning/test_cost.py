@@ -146,6 +146,8 @@ def test_bytes_of_a_frozen_base_are_those_of_the_model(base: str) -> None:
     """Vision 1 trains the projector of images alone; on a CPU the table of embeddings is mapped."""
     target = cost.stage_model("vision_1_align", sizes.MICRO)
     model = PhiModel(target.config).bfloat16()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
     if base != "bf16":
         quantize.quantize_frozen(model, base, target.trainable)
     counted = quantize.in_memory(model) - 2 * target.size(target.trainable)
