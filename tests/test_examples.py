@@ -112,7 +112,7 @@ def test_preferences_about_pictures(
     command += ["--precision", precision, "--batch-tokens", "400"]
     cli.main([*command, *(["--base", base] if base else [])])
     first, *_, last = read_metrics(tmp_path / "metrics.jsonl")
-    assert first["margin"] == pytest.approx(0, abs=1e-3), "the reference is the model at the start"
+    assert first["margin"] == pytest.approx(0, abs=0.02), "the reference is the model at the start"
     assert last["margin"] > 0.3 and last["accuracy"] == 1 and last["loss"] < first["loss"]
     difference = last["chosen_reward"] - last["rejected_reward"]
     assert last["margin"] == pytest.approx(difference, rel=1e-4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "finetune.ipynb"
-SETTINGS = "MODEL, LEARNING_RATE, STEPS, BASE = {model!r}, 3e-2, 150, None"
+SETTINGS = "MODEL, LEARNING_RATE, STEPS, BATCH_TOKENS, BASE = {model!r}, 3e-2, 500, 150, None"
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -21,7 +21,7 @@ def test_the_notebook_is_stored_without_outputs() -> None:
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
     names: dict[str, Any] = {}
     exec("".join(cells[0]["source"]), names)
-    assert set(names) >= {"MODEL", "LEARNING_RATE", "STEPS", "BASE"}
+    assert set(names) >= {"MODEL", "LEARNING_RATE", "STEPS", "BATCH_TOKENS", "BASE"}
     assert names["MODEL"] == "microsoft/Phi-4-multimodal-instruct"
 
 
@@ -47,7 +47,6 @@ def test_the_notebook_runs_in_an_empty_folder(tmp_path: Path) -> None:
     records = (folder / "first/run/metrics.jsonl").read_text().splitlines()
     first, *_, last = [json.loads(record)["loss"] for record in records]
     assert last < 0.1 * first
-    *_, served, files = [
-        o["data"]["text/plain"] for o in outputs if "text/plain" in o.get("data", {})
-    ]
+    results = [o["data"]["text/plain"] for o in outputs if o["output_type"] == "execute_result"]
+    *_, served, files = results
     assert served == "'a zib'" and "model.safetensors" in files
