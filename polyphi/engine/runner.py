@@ -130,6 +130,11 @@ class Runner:
             for p, row in zip(parts, logits, strict=True)
         ]
 
+    def forget_adapter(self, adapter: str) -> None:
+        """Drop what was recorded with an adapter."""
+        if self._graphs is not None:
+            self._graphs.forget_adapter(adapter)
+
     @torch.inference_mode()
     def hidden(
         self, batch: Batch, logit_indices: Sequence[int] | None = None
