@@ -27,6 +27,7 @@ import gpu_speed
 import torch
 from gpu_models import Line
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from polyphi.runtime import distributed
@@ -82,9 +83,8 @@ def table(lines: Sequence[Line], title: str) -> Table:
     for line in lines:
         value = "" if math.isnan(line.value) else f"{line.value:.4g} {line.unit}"
         bound = "" if line.bound is None else f"{'>=' if line.least else '<='} {line.bound:.4g}"
-        result.add_row(
-            line.work, value, bound, line.verdict, line.failure or line.skip or line.note
-        )
+        reason = escape(line.failure or line.skip or line.note)
+        result.add_row(line.work, value, bound, line.verdict, reason)
     return result
 
 

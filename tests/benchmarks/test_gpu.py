@@ -100,7 +100,7 @@ def test_all_lines_are_printed_and_a_failure_is_the_status(
     lines = {
         "logits": gpu.Line("a", 1.0, "", 2.0),
         "packed": gpu.Line("b", 1.0, "x/s", 2.0, least=True, note="note"),
-        "block": gpu.Line("c", skip="reason"),
+        "block": gpu.Line("c", skip="[reason]"),
         "decode": gpu.Line("d", 3.0),
         "prefill": gpu.Line("e", float("inf"), "", float("inf")),
     }
@@ -114,4 +114,4 @@ def test_all_lines_are_printed_and_a_failure_is_the_status(
     with pytest.raises(SystemExit) as ended:
         gpu.main(["--tiny", "--only", "logits", "block"])
     printed = capsys.readouterr().out
-    assert ended.value.code == 0 and "reason" in printed and torch.__version__ in printed
+    assert ended.value.code == 0 and "[reason]" in printed and torch.__version__ in printed
