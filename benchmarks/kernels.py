@@ -52,7 +52,16 @@ import torch
 from PIL import Image as Picture
 from rich.console import Console
 from rich.table import Table
-from sidebyside import Row, Transformers, choose_transformers, console, product_limit, show
+from sidebyside import (
+    ENVIRONMENTS,
+    Row,
+    Transformers,
+    choose_transformers,
+    console,
+    install,
+    product_limit,
+    show,
+)
 
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.engine import placement
@@ -61,7 +70,6 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
 HERE = Path(__file__).parent
-ENVIRONMENTS = HERE.parent / ".venv" / ".peers"
 SCHEMES = ("int4", "int8", "int4-all", "int8-all")
 """Ours. Encoders and adapters, which words alone don't need, are in 8 bits too in the last two."""
 PARTS = ("language", "media", "products")
@@ -223,10 +231,7 @@ def started(
 def setup() -> None:
     """Environments of all peers."""
     for name in dict.fromkeys(peer.environment for peer in PEERS):
-        path = ENVIRONMENTS / name
-        subprocess.run([sys.executable, "-m", "venv", path], check=True)
-        requirements = HERE / "peers" / f"requirements-{name}.txt"
-        subprocess.run([path / "bin" / "pip", "install", "-r", requirements], check=True)
+        install(name)
 
 
 def checkpoint(config: ModelConfig, folder: Path, quant: str | None, layout: str) -> None:

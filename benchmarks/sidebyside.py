@@ -24,6 +24,8 @@ from rich.table import Table
 from polyphi.runtime import precision
 
 HERE = Path(__file__).parent
+ENVIRONMENTS = HERE.parent / ".venv" / ".peers"
+"""Environments of peers that pin other versions than ours, one folder each (`install`)."""
 console = Console(stderr=True)
 
 
@@ -108,11 +110,24 @@ def choose_transformers(
     return peer
 
 
+def install(name: str, unusable: Sequence[str] = ()) -> None:
+    """Make the environment `name` with the packages of `peers/requirements-NAME.txt`. `unusable`: packages that these
+    require, but whose builds on the index don't load beside torch for CPUs; they are removed again."""
+    path = ENVIRONMENTS / name
+    subprocess.run([sys.executable, "-m", "venv", path], check=True)
+    pip = [path / "bin" / "python", "-m", "pip"]
+    requirements = HERE / "peers" / f"requirements-{name}.txt"
+    subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip"], check=True)
+    subprocess.run([*pip, "install", "--quiet", "-r", requirements], check=True)
+    if unusable:
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", *unusable], check=True)
+
+
 def alternate(
     sides: Mapping[str, Sequence[str | Path]], repeats: int, threads: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Run the commands of `sides` in turn, `repeats` times; return the results of each. Raises RuntimeError if one
-    fails."""
+    """Run the commands of `sides` in turn, `repeats` times; return the results of each. A command is a script with its
+    arguments, after the interpreter where that is another than this one. Raises RuntimeError if one fails."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     environment = {
         **os.environ,
@@ -123,9 +138,11 @@ def alternate(
     for repeat in range(repeats):
         for name, command in sides.items():
             start = time.monotonic()
+            foreign = Path(command[0]).is_relative_to(ENVIRONMENTS)
             done = subprocess.run(
-                [sys.executable, *map(str, command)],
-                env=environment,
+                [*([] if foreign else [sys.executable]), *map(str, command)],
+                # Names of our files would hide packages there.
+                env={**environment, "PYTHONPATH": ""} if foreign else environment,
                 stdout=subprocess.PIPE,
                 text=True,
                 check=False,
@@ -145,6 +162,21 @@ def alternate(
 
 def median(results: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.median(t[key] for t in results)
+
+
+def peer_precision(peer: Sequence[str | Path], threads: int) -> precision.Choice:
+    """The precision in which the peer is faster: that of the environment, fp32 without bfloat16 instructions, else by a
+    run of three steps in each."""
+    if (pinned := precision.pinned()) is not None:
+        return precision.Choice(pinned, f"set by {precision.VARIABLE}")
+    if (reason := precision.missing(torch.bfloat16)) is not None:
+        return precision.Choice("fp32", reason)
+    sides = {p: [*peer, "--precision", p, "--steps", "3"] for p in ("bf16", "fp32")}
+    results = alternate(sides, 1, threads)
+    ratio = median(results["fp32"], "speed") / median(results["bf16"], "speed")
+    return precision.Choice(
+        "bf16" if ratio < 1 else "fp32", f"bf16 takes {ratio:.2f} of the time of fp32"
+    )
 
 
 def peak_bytes() -> int:

@@ -28,7 +28,16 @@ from typing import Any
 
 import torch
 from PIL import Image as Picture
-from sidebyside import Row, alternate, console, matmul_rate, median, peak_bytes, show
+from sidebyside import (
+    Row,
+    alternate,
+    console,
+    matmul_rate,
+    median,
+    peak_bytes,
+    peer_precision,
+    show,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi import stages
@@ -50,7 +59,6 @@ from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import precision
-from polyphi.runtime.precision import Choice
 from polyphi.runtime.progress import read_metrics
 from polyphi.stages import sizes
 from polyphi.train.loop import train
@@ -330,19 +338,6 @@ def ours(
 
 
 # ------------------------------------------------------------------------------ both
-
-
-def peer_precision(peer: Sequence[str | Path], threads: int) -> Choice:
-    """The precision in which the peer is faster: that of the environment, fp32 without bfloat16 instructions, else by a
-    run of three steps in each."""
-    if (pinned := precision.pinned()) is not None:
-        return Choice(pinned, f"set by {precision.VARIABLE}")
-    if (reason := precision.missing(torch.bfloat16)) is not None:
-        return Choice("fp32", reason)
-    sides = {p: [*peer, "--precision", p, "--steps", "3"] for p in ("bf16", "fp32")}
-    results = alternate(sides, 1, threads)
-    ratio = median(results["fp32"], "speed") / median(results["bf16"], "speed")
-    return Choice("bf16" if ratio < 1 else "fp32", f"bf16 takes {ratio:.2f} of the time of fp32")
 
 
 def compare(

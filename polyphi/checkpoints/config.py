@@ -272,6 +272,27 @@ def write(config: ModelConfig, layout: str) -> dict[str, Any]:
     }
 
 
+def write_preprocessor(config: ModelConfig) -> dict[str, Any]:
+    """The preprocessor_config.json of the native layout, without which transformers' AutoProcessor loads no processor.
+    Values that it doesn't list are transformers' defaults, which are the published ones."""
+    values: dict[str, Any] = {"processor_class": "Phi4MultimodalProcessor"}
+    if config.vision:
+        crop = config.vision.crop_size
+        values |= {
+            "image_processor_type": "Phi4MultimodalImageProcessor",
+            "size": {"height": crop, "width": crop},
+            "patch_size": config.vision.patch_size,
+            "dynamic_hd": config.vision.max_crops,
+        }
+    if config.audio:
+        values |= {
+            "feature_extractor_type": "Phi4MultimodalFeatureExtractor",
+            "feature_size": config.audio.input_size,
+            "audio_compression_rate": config.audio.time_reduction,
+        }
+    return values
+
+
 def _native_towers(config: ModelConfig) -> dict[str, Any]:
     raw_config: dict[str, Any] = {"vision_config": None, "audio_config": None, "polyphi": {}}
     if config.vision:
@@ -330,6 +351,7 @@ def _original_towers(config: ModelConfig) -> dict[str, Any]:
             "ext_pw_kernel_size": 1,
             "dropout_rate": 0.0,
             "input_layer": "nemo_conv",
+            "encoder_embedding_config": {"input_size": config.audio.input_size},  # vLLM requires it
             "nemo_conv_settings": {"conv_channels": config.audio.nemo_conv_channels},
             "relative_attention_bias_args": {
                 "type": "t5",

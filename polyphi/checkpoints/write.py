@@ -185,6 +185,25 @@ def write_checkpoint(
             _write_json(work / adapter_folder / "adapter_config.json", peft.write_peft(adapter))
         for file in files:
             shutil.copy(file, work / Path(file).name)
+        if layout == "native" and quant is None and config.vision and config.audio:
+            _write_processor(config, work)
+
+
+def _write_processor(config: ModelConfig, folder: Path) -> None:
+    """Write what transformers' processor reads: its settings, and the names of the placeholders in the tokenizer's."""
+    settings = folder / "preprocessor_config.json"
+    if not settings.exists():
+        _write_json(settings, config_json.write_preprocessor(config))
+    file = folder / "tokenizer_config.json"
+    if not file.exists():
+        return
+    values = json.loads(file.read_text(encoding="utf-8"))
+    names = {id: token["content"] for id, token in values.get("added_tokens_decoder", {}).items()}
+    assert config.vision and config.audio
+    ids = {"image_token": config.vision.image_token_id, "audio_token": config.audio.audio_token_id}
+    tokens = {key: names[str(id)] for key, id in ids.items() if str(id) in names}
+    if tokens and not isinstance(values.get("extra_special_tokens"), dict):
+        _write_json(file, {**values, "extra_special_tokens": tokens})
 
 
 def _write_shards(

@@ -275,6 +275,14 @@ def test_the_original_layout_supports_no_other_adapter(
     assert read_config(tmp_path / "mini").adapters == {}
 
 
+def test_the_original_layout_has_what_servers_require(
+    folder: Path, tiny_config: ModelConfig
+) -> None:
+    assert tiny_config.audio
+    encoder = json.loads((folder / "config.json").read_text())["audio_processor"]["config"]
+    assert encoder["encoder_embedding_config"] == {"input_size": tiny_config.audio.input_size}
+
+
 def test_files_to_copy(folder: Path) -> None:
     for name in ("tokenizer.json", "preprocessor_config.json", "chat_template.jinja", "code.py"):
         (folder / name).write_text("{}")

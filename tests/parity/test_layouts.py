@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine.conftest import fitted
 
 from polyphi.batch import pack, row
 from polyphi.checkpoints.names import LAYOUTS
@@ -17,6 +18,7 @@ from polyphi.checkpoints.read import _open, load_checkpoint, read_config
 from polyphi.checkpoints.write import SHARD_BYTES, save_checkpoint
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -257,3 +259,24 @@ def test_the_maker_of_full_size_checkpoints(tiny_config: ModelConfig, tmp_path: 
         loaded.append(load_checkpoint(tmp_path / layout))
     assert same(*loaded)
     assert ours(loaded[0], some_ids(65), "vision").isfinite().all()
+
+
+def test_transformers_reads_the_processor_of_our_native(
+    tiny_config: ModelConfig, tmp_path: Path
+) -> None:
+    """Its settings are the model's, and it finds the placeholders in a tokenizer that another layout came with."""
+    tokenizer = Tokenizer.train(["what is it"], 320)
+    config = fitted(tiny_config, tokenizer)
+    tokenizer.save(tmp_path / "tokenizer")
+    files = sorted((tmp_path / "tokenizer").iterdir())
+    save_checkpoint(filled(config), tmp_path / "native", "native", files=files)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "native")
+    vision, audio = config.vision, config.audio
+    assert vision and audio
+    assert processor.image_token_id == vision.image_token_id
+    assert processor.audio_token_id == audio.audio_token_id
+    assert processor.image_processor.size["height"] == vision.crop_size
+    assert processor.image_processor.dynamic_hd == vision.max_crops
+    assert processor.audio_processor.audio_compression_rate == audio.time_reduction
+    again = load_checkpoint(tmp_path / "native")
+    assert again.config == config

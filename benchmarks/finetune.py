@@ -1,0 +1,316 @@
+"""Fine-tuning a LoRA against transformers + PEFT + TRL's SFTTrainer (peers/sft.py): the same checkpoint, rows, steps,
+adapter, learning rates and AdamW.
+
+    polyphi bench finetune runs/nano [--only text image audio] [--base int8] [--base int4] [--json]
+    python benchmarks/interchange.py runs/nano --setup          # once: TRL's environment
+
+The checkpoint is the run's model in bfloat16, rows are its corpora's, the adapter is a fresh one of rank 16 on every
+linear of the language model, the only trainable parameters; its schedule is linear with a warm-up. Ours trains in the
+precision that `polyphi train` chooses on this machine, the peer in the one that is faster in a short run. Rows are
+tokenized, and images and audio clips decoded, before both. Steps per second leave out the first; memory is the peak of
+a process; the loss is that of the last step. `--base` adds rows with our side on a quantized base.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sidebyside import (
+    ENVIRONMENTS,
+    HERE,
+    Row,
+    alternate,
+    console,
+    median,
+    peak_bytes,
+    peer_precision,
+    show,
+)
+
+from polyphi.api import make_processor
+from polyphi.batch import Batch, Clip, ImageLayout, row
+from polyphi.checkpoints.read import load_checkpoint
+from polyphi.checkpoints.write import save_checkpoint
+from polyphi.data import shards
+from polyphi.data.draws import Unfit
+from polyphi.data.loader import Loader
+from polyphi.data.shards import Shards
+from polyphi.engine import placement
+from polyphi.model.config import AdapterConfig
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.quantization.quantize import quantize_frozen
+from polyphi.runtime import precision
+from polyphi.runtime.progress import read_metrics
+from polyphi.train.loop import train
+from polyphi.train.loss import NextToken
+from polyphi.train.options import TrainOptions
+from polyphi.train.stage import Budget, Mix, Schedule, Stage
+
+ADAPTER = "own"
+BASES = ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One comparison: rows of a corpus of the run. Text needs the language model alone."""
+
+    name: str
+    corpus: str
+    layout: str
+    batch_tokens: int = 1024
+    steps: int = 50
+    context: int = 512
+
+
+WORKS = (
+    Work("text", "instructions", "mini"),
+    Work("image", "image_qa", "native", batch_tokens=2048),
+    Work("audio", "asr", "native"),
+)
+
+
+def stage(batches: Sequence[Batch] = ()) -> Stage:
+    """The stage with `batches` as its data, in their order."""
+
+    class Prepared(NextToken):
+        def rows(
+            self, sample: Any, processor: Any, context: int, adapter: str | None = "auto"
+        ) -> list[Batch]:
+            return [batches[int(sample.id)]]
+
+    return Stage(
+        name="finetune",
+        start={"*": "the checkpoint"},
+        trainable={f"decoder.*.lora.{ADAPTER}.*": 1e-3},
+        data=Mix({"rows": 1.0}, curriculum=("rows",)),
+        objective=Prepared(),
+        schedule=Schedule(warmup=0.1, decay="linear"),
+    )
+
+
+# ------------------------------------------------------------------------------ files, the same for both sides
+
+
+def write_model(run: Path, layout: str, folder: Path) -> PhiModel:
+    """Write the run's model in bfloat16 with a fresh adapter; return it."""
+    model = load_checkpoint(run / "model", adapters=False)
+    if layout == "mini":
+        model.config = replace(model.config, vision=None, audio=None)
+        model.vision = model.audio = None
+    model.add_adapter(ADAPTER, AdapterConfig(16, 32.0))
+    files = [run / "model" / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    save_checkpoint(model, folder, layout, dtype=torch.bfloat16, files=files)
+    return model
+
+
+def stored_row(batch: Batch) -> dict[str, Any]:
+    """A row of one sample as `rows.pt` has it: crops and log-mels as the encoders read them."""
+    assert batch.labels is not None
+    values: dict[str, Any] = {
+        "ids": batch.ids.tolist(),
+        "supervise": [False, *(batch.labels[:-1] != -100).tolist()],
+    }
+    if batch.images:
+        assert len(batch.images) == 1 and batch.crops is not None
+        images, (layout,) = batch.image_input.float_crops(), batch.images
+        side = images.crops.shape[-1]
+        values |= {
+            "crops": images.crops,
+            "crop_masks": images.masks,
+            "image": [layout.crop_rows, layout.crop_cols, layout.rows, layout.cols],
+            "image_size": [side * layout.crop_rows, side * layout.crop_cols],
+            "slots": batch.image_slots,
+        }
+    if batch.clips:
+        values |= {"mels": batch.mels, "slots": batch.audio_slots}
+    return values
+
+
+def as_batch(values: dict[str, Any]) -> Batch:
+    """A row of `rows.pt` as a `Batch` with the trained adapter."""
+    media: dict[str, Any] = {}
+    if "crops" in values:
+        media = {"crops": values["crops"], "crop_masks": values["crop_masks"]}
+        media |= {"images": (ImageLayout(*values["image"]),), "image_slots": values["slots"]}
+    if "mels" in values:
+        clip = Clip(len(values["mels"]), "speech")
+        media = {"mels": values["mels"], "clips": (clip,), "audio_slots": values["slots"]}
+    return row(values["ids"], supervise=values["supervise"], adapter=ADAPTER, **media)
+
+
+def corpus_rows(
+    work: Work, corpus: Path, processor: Processor, tokens: int
+) -> list[dict[str, Any]]:
+    """Rows of a corpus with `tokens` tokens in all, from its beginning again if it has fewer."""
+    rows: list[dict[str, Any]] = []
+    total, objective = 0, NextToken()
+    while total < tokens:
+        start = len(rows)
+        for sample in Shards(corpus):
+            try:
+                (batch,) = objective.rows(sample, processor, work.context)
+            except Unfit:
+                continue
+            if len(batch.images) > 1 or len(batch.clips) > 1:
+                continue
+            rows.append(stored_row(batch))
+            total += len(batch)
+            if total >= tokens:
+                return rows
+        if len(rows) == start:
+            raise ValueError(
+                f"{corpus}: expected rows of at most {work.context} tokens, found none"
+            )
+    return rows
+
+
+def write(work: Work, run: Path, folder: Path) -> None:
+    """Write the files for both sides: `model`, `rows.pt`, `work.json` (learning rates, rows of each step) and `rows`, a
+    corpus of their indices."""
+    model = write_model(run, work.layout, folder / "model")
+    processor = make_processor(model.config, Tokenizer.load(folder / "model"))
+    corpus = run / "data" / work.corpus / "train"
+    rows = corpus_rows(work, corpus, processor, work.steps * work.batch_tokens)
+    stubs = [shards.document(str(i), "", "", "") for i in range(len(rows))]
+    shards.write(folder / "rows" / "train", stubs, pipeline="benchmark")
+    loader = Loader(
+        {"rows": 1.0},
+        folder,
+        lambda _, sample: [as_batch(rows[int(sample.id)])],
+        batch_tokens=work.batch_tokens,
+        seed=0,
+        curriculum=("rows",),
+    )
+    steps = [[int(id.removeprefix("rows/")) for id in loader.step().ids] for _ in range(work.steps)]
+    torch.save(rows, folder / "rows.pt")
+    plan, decoder = stage(), model.config.decoder
+    (peak,) = plan.trainable.values()
+    settings = {
+        "multimodal": work.layout == "native",
+        "adapter": f"{ADAPTER}-lora",
+        "rates": [peak * plan.schedule.factor(step, work.steps) for step in range(work.steps)],
+        "betas": plan.betas,
+        "weight_decay": plan.weight_decay,
+        "clip_norm": plan.clip_norm,
+        "steps": steps,
+        "decoder": {"pad_token_id": decoder.pad_token_id},
+    }
+    (folder / "work.json").write_text(json.dumps(settings))
+
+
+# ------------------------------------------------------------------------------ our side
+
+
+def ours(
+    work: Work, folder: Path, base: str | None, dtype: precision.Requested = "auto"
+) -> dict[str, Any]:
+    """Train as `polyphi train` does with a stage file; return the object that `sidebyside.alternate` reads."""
+    batches = [as_batch(values) for values in torch.load(folder / "rows.pt", weights_only=True)]
+    model = load_checkpoint(folder / "model")
+    plan = stage(batches)
+    trainable = plan.learning_rates(n for n, _ in model.named_parameters())
+    choice = precision.choose(dtype, "cpu", placement.products(model.config), work.batch_tokens)
+    if base:
+        quantize_frozen(model, base, trainable)
+    for name, parameter in model.named_parameters():
+        lookup = (
+            base is not None and name == "decoder.embed_tokens.weight"
+        )  # the head is a quantized copy
+        if name in trainable or (choice.precision == "fp32" and not lookup):
+            parameter.data = parameter.data.float()
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        manifest = train(
+            plan,
+            Budget(work.steps, work.batch_tokens, work.batch_tokens),
+            model,
+            make_processor(model.config, Tokenizer.load(folder / "model")),
+            folder,
+            Path(out),
+            options=TrainOptions(precision=choice, base=base, report=lambda _: None),
+        )
+        records = read_metrics(Path(out) / "metrics.jsonl")
+    seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])
+    return {
+        "speed": (len(records) - 1) / seconds,
+        "memory": peak_bytes() / 2**30,
+        "losses": [r["loss"] for r in records],
+        "loss": records[-1]["loss"],
+        "supervised": sum(r["supervised"] for r in records),
+        "trainable": sum(r["parameters"] for r in manifest["who_learns"] if r["rate"]),
+    }
+
+
+# ------------------------------------------------------------------------------ both
+
+
+def compare(work: Work, run: Path, bases: Sequence[str], repeats: int, threads: int) -> list[Row]:
+    """Rows of one work: speed, memory and loss, then those of each quantized base."""
+    console.print(f"[bold]{work.name}[/bold]")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(work, run, folder)
+        us: list[str | Path] = [Path(__file__), run, "--side", work.name, "--folder", folder]
+        python = ENVIRONMENTS / "trl" / "bin" / "python"
+        peer: list[str | Path] = [python, HERE / "peers" / "sft.py", folder]
+        peer_in = peer_precision(peer, threads)
+        console.print(f"  the peer in {peer_in}", highlight=False)
+        sides = {"ours": us, "peer": [*peer, "--precision", peer_in.precision]}
+        sides |= {base: [*us, "--base", base] for base in bases}
+        results = alternate(sides, repeats, threads)
+    same_work(results)
+    peer_name = f"{results['peer'][0]['version']} {peer_in.precision}"
+    rows = []
+    for side in ("ours", *bases):
+        label = "" if side == "ours" else f", {side} base"
+        for key, unit in (("speed", "steps/s"), ("memory", "GiB"), ("loss", "nats")):
+            medians = median(results[side], key), median(results["peer"], key)
+            rows.append(Row(f"{work.name} {key}{label}", *medians, peer_name, unit))
+    return rows
+
+
+def same_work(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Check that all sides train as many parameters on as many tokens, and start at the same loss; within 5 %, since
+    precisions differ, and a clip in transformers depends on longer ones in its batch (docs/choices.md)."""
+    ours, peer = results["ours"][0], results["peer"][0]
+    for key in ("trainable", "supervised"):
+        assert ours[key] == peer[key], f"{key}: ours {ours[key]}, the peer's {peer[key]}"
+    difference = abs(ours["losses"][0] - peer["losses"][0])
+    assert difference < 0.05 * ours["losses"][0], (ours["losses"][0], peer["losses"][0])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="A LoRA against transformers + PEFT + TRL.")
+    parser.add_argument("run", type=Path, help="a finished run, such as runs/nano")
+    parser.add_argument("--json", action="store_true", help="one JSON list of rows on stdout")
+    parser.add_argument("--repeats", type=int, default=3)
+    names = [work.name for work in WORKS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--base", action="append", choices=BASES, default=[])
+    parser.add_argument("--side", choices=names, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    works = {work.name: work for work in WORKS}
+    if args.side:
+        print(json.dumps(ours(works[args.side], args.folder, next(iter(args.base), None))))
+        return
+    if not (ENVIRONMENTS / "trl").exists():
+        parser.error("the peer has no environment: python benchmarks/interchange.py RUN --setup")
+    threads = len(os.sched_getaffinity(0))
+    rows = [
+        row
+        for name in args.only
+        for row in compare(works[name], args.run, args.base, args.repeats, threads)
+    ]
+    show(rows, as_json=args.json)
+
+
+if __name__ == "__main__":
+    main()
