@@ -1,7 +1,7 @@
 """Fine-tuning a LoRA against transformers + PEFT + TRL's SFTTrainer (peers/sft.py): the same checkpoint, rows, steps,
 adapter, learning rates and AdamW.
 
-    polyphi bench finetune runs/nano [--only text image audio] [--base int8] [--base int4] [--json]
+    polyphi bench finetune runs/nano [--only text image audio] [--base int8] [--base int4] [--threads N] [--json]
     python benchmarks/interchange.py runs/nano --setup          # once: TRL's environment
 
 The checkpoint is the run's model in bfloat16, rows are its corpora's, the adapter is a fresh one of rank 16 on every
@@ -245,6 +245,7 @@ def ours(
         "loss": records[-1]["loss"],
         "supervised": sum(r["supervised"] for r in records),
         "trainable": sum(r["parameters"] for r in manifest["who_learns"] if r["rate"]),
+        "precision": choice.precision,
     }
 
 
@@ -270,6 +271,7 @@ def compare(work: Work, run: Path, bases: Sequence[str], repeats: int, threads: 
     rows = []
     for side in ("ours", *bases):
         label = "" if side == "ours" else f", {side} base"
+        console.print(f"  {side} in {results[side][-1]['precision']}", highlight=False)
         for key, unit in (("speed", "steps/s"), ("memory", "GiB"), ("loss", "nats")):
             medians = median(results[side], key), median(results["peer"], key)
             rows.append(Row(f"{work.name} {key}{label}", *medians, peer_name, unit))
@@ -294,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [work.name for work in WORKS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--base", action="append", choices=BASES, default=[])
+    parser.add_argument("--threads", type=int, help="of both sides; default: all cores")
     parser.add_argument("--side", choices=names, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -303,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not (ENVIRONMENTS / "trl").exists():
         parser.error("the peer has no environment: python benchmarks/interchange.py RUN --setup")
-    threads = len(os.sched_getaffinity(0))
+    threads = args.threads or len(os.sched_getaffinity(0))
     rows = [
         row
         for name in args.only
