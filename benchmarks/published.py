@@ -329,7 +329,7 @@ def answers(setting: Setting, model: Path) -> list[str]:
 
 def transformers_answers(setting: Setting, model: Path) -> list[str]:
     """Greedy answers of transformers' class with the adapter loaded by PEFT."""
-    from peers.transformers_peft import collate
+    from padding import collate
     from peft import PeftModel
     from transformers import Phi4MultimodalForCausalLM
 
@@ -367,7 +367,7 @@ def transformers_answers(setting: Setting, model: Path) -> list[str]:
 def in_a_process(setting: Setting, which: str, model: Path) -> list[str]:
     """The result of `answers` or `transformers_answers` in a process of its own, whose memory is given back."""
     command = [sys.executable, __file__, "--out", str(setting.out), "--answers", which]
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    paths = os.pathsep.join(map(str, (HERE, HERE / "peers", HERE.parent)))
     done = subprocess.run(
         [*command, "--model", str(model)],
         stdout=subprocess.PIPE,
@@ -483,7 +483,9 @@ def main() -> None:
     run = setting.part(
         "run", lambda: train(setting, stage, checkpoint, out / "run", "int4", setting.steps // 3)
     )
-    plan = planned(checkpoint, stage, (rows[0], rows[4]), "int4")  # the largest pack: a picture, a clip
+    plan = planned(
+        checkpoint, stage, (rows[0], rows[4]), "int4"
+    )  # the largest pack: a picture, a clip
     model = out / "run/model"
     texts_of = {
         who: setting.part(f"answers of {who}", lambda who=who: in_a_process(setting, who, model))
