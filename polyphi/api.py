@@ -5,6 +5,7 @@
 >>> phi.transcribe("talk.wav", to="de", cot=True).translation
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.read import (
     load_checkpoint,
     locate,
-    read_chat_template,
     read_config,
     read_quantization,
     stored_bytes,
@@ -29,16 +29,19 @@ from polyphi.engine import memory, placement
 from polyphi.engine.engine import GREEDY, MAX_NUM_SEQS, Engine
 from polyphi.engine.placement import MemoryReport
 from polyphi.engine.prompt import Conversation, Prompt, parse_prompt
-from polyphi.engine.reasoning import THINK
 from polyphi.messages import Audio, Completion, Delta, Image, SamplingParams, Tokens, Transcript
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
+from polyphi.processing.reasoning import THINK
 from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
+from polyphi.processing.vocabulary import read_chat_template
 from polyphi.quantization import quantize
 from polyphi.transcription import longform
 from polyphi.transcription.longform import LONGEST_RECORDING
+
+log = logging.getLogger(__name__)
 
 
 class Phi:
@@ -330,8 +333,8 @@ def load(
         model, make_processor(model.config, vocabulary), max_num_seqs=together, memory=cache, kv=kv
     )
     phi.memory = placement.memory_report(model, free, target, phi.engine.capacity, kv)
-    # The template of Phi-4-mini-reasoning doesn't mention the marks that the model writes.
-    named = "reasoning" in Path(path_or_id).name.lower()
+    # The template of Phi-4-mini-reasoning, the only one with a fixed system text, doesn't mention the marks.
+    named = "reasoning" in Path(path_or_id).name.lower() or phi.tokenizer.fixed_system is not None
     phi.reasoning = named or THINK in read_chat_template(folder)
     return phi
 
@@ -347,7 +350,15 @@ def _load_tokenizer(folder: Path, tokenizer: str | Path | Tokenizer | None) -> T
             f"{folder}: expected a tokenizer.json next to the weights, found none; pass the path of one to load as "
             "tokenizer=, or tokenizer=None to work on token ids only"
         )
-    return Tokenizer.load(folder)
+    loaded = Tokenizer.load(folder)
+    if additional := loaded.additional:
+        log.warning(
+            "%s: tokenizer.json has %d tokens beyond Phi-4's, such as %r; texts of prompts never become such tokens",
+            folder,
+            len(additional),
+            additional[0][:80],
+        )
+    return loaded
 
 
 def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processor:
@@ -360,11 +371,7 @@ def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processo
             config.vision.image_token_id if config.vision else None,
             config.audio.audio_token_id if config.audio else None,
         )
-    if tokenizer.vocab_size > config.decoder.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, but the embedding only {config.decoder.vocab_size} rows; "
-            "use the tokenizer of this checkpoint"
-        )
+    tokenizer = tokenizer.within(config.decoder.vocab_size)
     for modality, config_id, tokenizer_id in (
         ("image", config.vision and config.vision.image_token_id, tokenizer.image_id),
         ("audio", config.audio and config.audio.audio_token_id, tokenizer.audio_id),

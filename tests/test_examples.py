@@ -1,18 +1,25 @@
 """Every example is a command that works: the loss falls, what rests is untouched, the exported model answers."""
 
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import published
 import pytest
 import torch
 from safetensors.torch import load_file
+from train.small import trajectory
 
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
 from polyphi.checkpoints.read import load_checkpoint
+from polyphi.recipe.finetune import finetune, load_stage
 from polyphi.runtime.progress import read_metrics
+from polyphi.train.options import TrainOptions
+from polyphi.train.preference import DPO
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SPEECH = ("audio.projector.speech.", ".lora.speech.")
@@ -33,6 +40,23 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layout in ("original", "native"):
         published.write(source / layout, layout)
     published.write_data(source / "data")
+    colours = list(published.COLOURS)
+    rows: list[dict[str, Any]] = []
+    for i in range(6):  # columns, and rows of TRL
+        content = [{"type": "image"}, {"type": "text", "text": "which colour is it"}]
+        chosen, rejected = colours[i % 3], colours[(i + 1) % 3]
+        rows += [
+            {"image": f"{i}.png", "question": content[1]["text"], "answer": chosen},
+            {
+                "images": [f"{i}.png"],
+                "prompt": [{"role": "user", "content": content}],
+                "chosen": [{"role": "assistant", "content": chosen}],
+            },
+        ]
+        rows[-2]["rejected"] = rejected
+        rows[-1]["rejected"] = [{"role": "assistant", "content": rejected}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (source / "data/pairs.jsonl").write_text(text)
     return source
 
 
@@ -73,3 +97,77 @@ def test_example(name: str, layout: str, source: Path, tmp_path: Path) -> None:
         answer = phi.generate(messages, sampling=SamplingParams(max_tokens=4), adapter=adapter)
         called_for = "vision" if picture in media else "speech" if media else None
         assert answer.adapter == ("medical" if adapter == "medical" else called_for)
+
+
+PAIRS = EXAMPLES / "preference_pictures.py"
+
+
+@pytest.mark.parametrize(("base", "precision"), [(None, "bf16"), ("int4", "fp32")])
+def test_preferences_about_pictures(
+    base: str | None, precision: str, source: Path, tmp_path: Path
+) -> None:
+    """The margin grows from 0, and the chosen answer becomes more probable than the rejected one."""
+    command = ["train", str(PAIRS), "--model", str(source / "native"), "--out", str(tmp_path)]
+    command += ["--data", str(source / "data/pairs.jsonl"), "--steps", "12", "--rate", "2000"]
+    command += ["--precision", precision, "--batch-tokens", "400"]
+    cli.main([*command, *(["--base", base] if base else [])])
+    first, *_, last = read_metrics(tmp_path / "metrics.jsonl")
+    assert first["margin"] == pytest.approx(0, abs=0.02), "the reference is the model at the start"
+    assert last["margin"] > 0.3 and last["accuracy"] == 1 and last["loss"] < first["loss"]
+    difference = last["chosen_reward"] - last["rejected_reward"]
+    assert last["margin"] == pytest.approx(difference, rel=1e-4)
+
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert all(before == after for before, after in manifest["frozen"].values())
+    before, after = (
+        load_checkpoint(p).state_dict() for p in (source / "native", tmp_path / "model")
+    )
+    changed = {n for n in after if not torch.equal(before[n], after[n])}
+    assert changed and all(".lora.vision." in n for n in changed)
+    lead = {}
+    for folder in (source / "native", tmp_path / "model"):
+        phi = polyphi.load(folder, quant=base)
+        messages = [Message.user(Image(source / "data/0.png"), "which colour is it")]
+        red, green = (sum(phi.score(messages, word)) for word in ("red", "green"))
+        lead[folder] = red - green
+    assert lead[tmp_path / "model"] > max(0, lead[source / "native"] + 3)
+
+
+def test_an_interrupted_preference_run_resumes_exactly(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(out: str) -> list[dict[str, Any]]:
+        options = TrainOptions(base="int4", report=lambda _: None)
+        data = [str(source / "data/pairs.jsonl")]
+        finetune(
+            load_stage(PAIRS),
+            data,
+            tmp_path / out,
+            checkpoint=source / "native",
+            steps=4,
+            batch_tokens=400,
+            rate=2000,
+            options=options,
+        )
+        return read_metrics(tmp_path / out / "metrics.jsonl")
+
+    straight, loss, losses = run("straight"), DPO.loss, 0
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal losses
+        losses += 1
+        if losses == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DPO, "loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run("half")
+    half = run("half")
+    assert 2 <= losses < 4 and len(half) == 4
+    assert trajectory(tmp_path / "half") == trajectory(tmp_path / "straight")
+    for name in ("margin", "chosen_reward", "rejected_reward", "accuracy"):
+        assert [r[name] for r in half] == [r[name] for r in straight]
+    one, two = (load_file(tmp_path / f / "trained.safetensors") for f in ("straight", "half"))
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)

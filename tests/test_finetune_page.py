@@ -51,9 +51,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "receipts": receipts,
         "calls": [*clips, clips[0]],
         "desk_test": [photos[5]],
+        "calls_test": clips[:4],
         "scans": photos[:8],
     }.items():
         (desk / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, pairs, sums = re.findall(r"(?s)```json\n(.*?)```", PAGE)
+    (desk / "pairs.jsonl").write_text(pairs)
+    (desk / "sums.jsonl").write_text(sums)
     for name, of in {"receipt": "photo1", "scan": "photo2"}.items():
         shutil.copy(desk / f"{of}.png", desk / f"{name}.png")
     shutil.copy(desk / "voice1.wav", desk / "call.wav")
@@ -80,7 +84,9 @@ def test_the_page_runs(
             options = ["--max-tokens", "4"]
         cli.main([*command, *options])
         output[" ".join(command)] = capsys.readouterr().out
-    assert [c.split()[0] for c in output].count("train") == 3
+    assert [c.split()[0] for c in output].count("train") == 6
+    assert len(Path("runs/checked/evaluations.jsonl").read_text().splitlines()) == 3
+    assert (Path("runs/checked/report.html")).exists()
 
     samples = {s.id: s for s in Shards("runs/desk/data/desk/train")}
     samples |= {s.id: s for s in Shards("runs/desk/data/desk/test")}
@@ -93,7 +99,11 @@ def test_the_page_runs(
     answer = samples[line("receipts", 26)].answer
     assert answer.startswith("blue, says ") and "@" in answer and "anna.smith" not in answer
     assert "Decontamination: total" in output["curate show desk --out runs/desk"]
-    for name in ("calls", "adapter", "medical"):
+    (sum_,) = Shards("runs/sums/data/scans/train")
+    assert sum_.answer.startswith("<think>") and sum_.answer.endswith("</think>\n\n43")
+    one, two = Shards("runs/pairs/data/pairs/train")
+    assert (one.messages, one.meta) == (two.messages, two.meta)
+    for name in ("calls", "adapter", "medical", "pairs", "sums"):
         assert read_layout(Path("runs") / name / "model") == "native"
     assert not read_config("single").adapters.get("medical")
 

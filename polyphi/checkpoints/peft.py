@@ -25,6 +25,7 @@ from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
 from polyphi.model.lora import Factors
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+CONFIG_BYTES = 1 << 20
 FUSED = {
     "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
@@ -37,6 +38,14 @@ _NAME = re.compile(
 )
 
 
+class PeftError(ValueError):
+    """A folder has no adapter for this model. `reason`: the message without the folder."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder}: {reason}")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class PeftAdapter:
     """An adapter: its nominal configuration, and the factors of each linear by its path in our model."""
@@ -46,31 +55,37 @@ class PeftAdapter:
 
 
 def read_peft(folder: str | Path, config: ModelConfig) -> PeftAdapter:
-    """The adapter in a folder for a model with this configuration. Raises ValueError that names the file and the entry
+    """The adapter in a folder for a model with this configuration. Raises PeftError that names the file and the entry
     or tensor at fault: for another kind of adapter, tensors of other modules or shapes, NaN and infinity."""
     folder = Path(folder).expanduser()
-    entries = _entries(folder)
-    scales = Scales(entries, str(folder / CONFIG))
+    try:
+        return _read(folder, config)
+    except ValueError as error:
+        raise PeftError(folder, str(error)) from error
+
+
+def _read(folder: Path, config: ModelConfig) -> PeftAdapter:
+    scales = Scales(_entries(folder))
     tensors: dict[str, dict[str, Tensor]] = {}
     known = {*LINEARS, *(part for parts in FUSED.values() for part in parts)}
     for name, tensor in _tensors(folder / FILE):
         match = _NAME.fullmatch(name)
         if match is None or match["linear"] not in known:
             raise ValueError(
-                f"{folder / FILE}: {name} belongs to no linear of the language model; expected only tensors of "
+                f"{FILE}: {name} belongs to no linear of the language model; expected only tensors of "
                 f"{', '.join(x.rpartition('.')[2] for x in LINEARS)}"
             )
         if int(match["layer"]) >= config.decoder.num_hidden_layers:
             raise ValueError(
-                f"{folder / FILE}: {name} is of layer {match['layer']}, but this model has "
+                f"{FILE}: {name} is of layer {match['layer']}, but this model has "
                 f"{config.decoder.num_hidden_layers} layers"
             )
         if not tensor.isfinite().all():
-            raise ValueError(f"{folder / FILE}: {name} has NaN or infinite numbers")
+            raise ValueError(f"{FILE}: {name} has NaN or infinite numbers")
         tensors.setdefault(match["module"], {})[match["factor"]] = tensor
     if not tensors:
-        raise ValueError(f"{folder / FILE} has no tensors")
-    parts = {m: _checked(m, t, config.decoder, folder, scales) for m, t in tensors.items()}
+        raise ValueError(f"{FILE} has no tensors")
+    parts = {m: _checked(m, t, config.decoder, scales) for m, t in tensors.items()}
     pairs = dict(_fused(parts, config.decoder))
     rank = max(factors.rank for factors in pairs.values())
     return PeftAdapter(scales.config(rank), pairs)
@@ -79,12 +94,12 @@ def read_peft(folder: str | Path, config: ModelConfig) -> PeftAdapter:
 class Scales:
     """The factor of each module's product, by alphas, ranks and rsLoRA (PEFT: alpha / rank, or alpha / sqrt(rank))."""
 
-    def __init__(self, entries: Mapping[str, Any], source: str) -> None:
+    def __init__(self, entries: Mapping[str, Any]) -> None:
         self.alpha = float(entries["lora_alpha"])
         self.alphas = dict(entries.get("alpha_pattern") or {})
+        _check_patterns(self.alphas)
         self.root = bool(entries.get("use_rslora"))
         self.dropout = float(entries.get("lora_dropout") or 0.0)
-        self.source = source
 
     def of(self, module: str, rank: int) -> float:
         """The factor of a module with a factor of this rank. Patterns match the end of its name, as in PEFT."""
@@ -98,7 +113,7 @@ class Scales:
             return re.match(rf"(.*\.)?({pattern})$", f"model.{module}") is not None
         except re.error as error:
             raise ValueError(
-                f"{self.source}: alpha_pattern has {pattern!r}, which is no regular expression ({error})"
+                f"{CONFIG}: alpha_pattern has {pattern!r}, which is no regular expression ({error})"
             ) from None
 
     def config(self, rank: int) -> AdapterConfig:
@@ -111,28 +126,47 @@ def _entries(folder: Path) -> dict[str, Any]:
     """The adapter_config.json of a folder, checked."""
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"{folder}: expected an adapter as PEFT writes it, found no {CONFIG}")
+        raise ValueError(f"expected an adapter as PEFT writes it, found no {CONFIG}")
+    if (size := path.stat().st_size) > CONFIG_BYTES:
+        raise ValueError(f"{CONFIG} has {size:,} bytes; expected at most {CONFIG_BYTES:,}")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{CONFIG} is no JSON") from error
     if not isinstance(entries, dict):
-        raise ValueError(f"{path}: expected an object, found {type(entries).__name__}")
-    check_lora(entries, str(path))
+        raise ValueError(f"{CONFIG}: expected an object, found {type(entries).__name__}")
+    check_lora(entries, CONFIG)
     return entries
+
+
+def _check_patterns(patterns: Mapping[Any, Any]) -> None:
+    """Raise ValueError for patterns that could take minutes to match, and for alphas that are no numbers."""
+    loose = 0
+    for pattern, alpha in patterns.items():
+        repetitions = len(re.findall(r"[*+?{]", pattern))
+        loose += repetitions > 0
+        if repetitions > 3 or loose > 64 or re.search(r"\)[*+{]", pattern):
+            raise ValueError(
+                f"{CONFIG}: alpha_pattern has {pattern!r:.80}; expected at most 64 patterns with repetitions, at most "
+                "three in each, and none of a group"
+            )
+        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise ValueError(
+                f"{CONFIG}: alpha_pattern of {pattern!r:.80}: expected a number, found {alpha!r:.80}"
+            )
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     if not path.is_file():
         pickled = path.with_name("adapter_model.bin")
         other = f", only {pickled.name}, a pickle, which isn't read" if pickled.exists() else ""
-        raise ValueError(f"{path.parent}: expected {FILE}, found none{other}")
+        raise ValueError(f"expected {FILE}, found none{other}")
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 yield name, file.get_tensor(name)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{FILE} is damaged") from error
 
 
 def _sizes(module: str, decoder: DecoderConfig) -> tuple[int, int]:
@@ -157,17 +191,16 @@ def _checked(
     module: str,
     factors: Mapping[str, Tensor],
     decoder: DecoderConfig,
-    folder: Path,
     scales: Scales,
 ) -> Factors:
     if missing := {"A", "B"} - set(factors):
-        raise ValueError(f"{folder / FILE}: {module} has no lora_{missing.pop()}")
+        raise ValueError(f"{FILE}: {module} has no lora_{missing.pop()}")
     a, b = factors["A"], factors["B"]
     outputs, inputs = _sizes(module, decoder)
     rank = len(a)
     if a.shape != (rank, inputs) or b.shape != (outputs, rank) or not rank:
         raise ValueError(
-            f"{folder / FILE}: {module} has factors of {tuple(a.shape)} and {tuple(b.shape)}, expected (R, {inputs}) "
+            f"{FILE}: {module} has factors of {tuple(a.shape)} and {tuple(b.shape)}, expected (R, {inputs}) "
             f"and ({outputs}, R): the adapter is of another model"
         )
     return Factors(a, b, scales.of(module, rank))

@@ -8,6 +8,7 @@ refused, and the code that a checkpoint's `auto_map` names is never run.
 """
 
 import json
+import logging
 import math
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from polyphi.checkpoints import adapters as peft
 from polyphi.checkpoints import config as config_json
+from polyphi.checkpoints import variants
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
@@ -43,6 +45,7 @@ from polyphi.quantization import quantize
 from polyphi.quantization.fewbits import Quantised
 from polyphi.runtime.heap import give_back
 
+log = logging.getLogger(__name__)
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -74,11 +77,13 @@ def load_checkpoint(
     dtype: torch.dtype | None = None,
     adapters: bool = True,
     quant: str | None = None,
+    apart: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> PhiModel:
     """The model in a folder, or of the hub id `owner/name`, in any of the three layouts. `dtype=None` keeps the stored
-    dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. `progress` is called
-    with the share of the tensors that are loaded.
+    dtypes; `adapters=False` omits the LoRAs; `quant` is a scheme of `quantize.py`, for inference. With `apart` every
+    tensor is mapped by itself and unmapped when it is dropped, for callers that replace or write tensors one by one.
+    `progress` is called with the share of the tensors that are loaded.
 
     On the CPU, without a cast, the parameters are the mapped file, so memory stays at the checkpoint's size; so are
     weights of a quantised checkpoint in the order of our kernels. Tensors that are quantised or reordered are read one
@@ -88,7 +93,10 @@ def load_checkpoint(
     (which may come from any source) with NaN or infinity.
     """
     folder = locate(source)
-    layout, config, stored = _open(folder)
+    notes: list[str] = []
+    layout, config, stored = _open(folder, notes)
+    for note in notes:
+        log.warning("%s: %s", folder, note)
     if layout == QUANTISED:
         scheme = read_quantization(folder)
         if quant not in (None, scheme):
@@ -160,7 +168,8 @@ def load_checkpoint(
                 # The embedding may be in both.
                 progress(min(1.0, (len(parts) + len(state)) / len(names_of)))
                 reorder = quant is not None and not entry.ours.startswith("decoder.")
-                tensor = _read(stored[name]) if reorder else tensors.get_tensor(stored[name].key)
+                own = apart or reorder
+                tensor = _read(stored[name]) if own else tensors.get_tensor(stored[name].key)
                 if ".lora." in entry.ours:
                     _check_finite(name, tensor)
                 unit_axes = public_name(entry.ours, layout)[1]
@@ -233,15 +242,6 @@ def stored_types(source: str | Path) -> Counter[torch.dtype]:
     return counts
 
 
-def read_chat_template(source: str | Path) -> str:
-    """The chat template next to the weights, as JSON or Jinja text; "" without one."""
-    folder = locate(source)
-    if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
-    file = folder / "tokenizer_config.json"
-    return str(_read_json(file).get("chat_template", "")) if file.is_file() else ""
-
-
 def files_beside(source: str | Path, layout: str) -> list[Path]:
     """Files to copy when a checkpoint is written again in a `layout`: its tokenizer, and for an equal layout also the
     settings of its processor and templates."""
@@ -281,8 +281,11 @@ def locate(source: str | Path) -> Path:
         ) from error
 
 
-def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
-    """(layout, configuration, stored tensors by name) of a checkpoint folder."""
+def _open(
+    folder: Path, notes: list[str] | None = None
+) -> tuple[str, ModelConfig, dict[str, _Stored]]:
+    """(layout, configuration, stored tensors by name) of a checkpoint folder. `notes` gets a line for each difference
+    from a published checkpoint that was accepted."""
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} has no config.json; expected a checkpoint folder with config.json and safetensors"
@@ -290,6 +293,21 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
     raw_config = _read_json(folder / "config.json")
     stored = _contents(_weight_files(folder))
     layout = config_layout = _layout(raw_config, stored)
+    preprocessor = _read_json(folder / "preprocessor_config.json")
+    if layout == "original":
+        notes = [] if notes is None else notes
+        try:
+            raw_config, stored = variants.accept(raw_config, stored, notes)
+        except (TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{folder}/config.json has an invalid value: {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+        if raw_config["embd_layer"].get("image_embd_layer") and not (
+            preprocessor or raw_config["polyphi"]
+        ):
+            notes.append(
+                "there is no preprocessor_config.json: images have as many crops as in the published one"
+            )
     adapters = {}
     if read_quantization(folder):
         layout = QUANTISED
@@ -318,7 +336,7 @@ def _open(folder: Path) -> tuple[str, ModelConfig, dict[str, _Stored]]:
             raw_config,
             config_layout,
             generation=_read_json(folder / "generation_config.json"),
-            preprocessor=_read_json(folder / "preprocessor_config.json"),
+            preprocessor=preprocessor,
             adapters=adapters,
             shape=shape,
         )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from polyphi.cli.options import ModelArgument, console
+from polyphi.cli.options import ModelArgument, PublicOption, PushOption, console
 
 
 def export(
@@ -33,6 +33,8 @@ def export(
             help="Folder of an evaluation of the model; its tables go into the model card."
         ),
     ] = None,
+    push_to_hub: PushOption = None,
+    public: PublicOption = False,
 ) -> None:
     """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card. MODEL may
     also be a .gguf file of Phi-4-mini with its tokenizer next to it.
@@ -52,18 +54,29 @@ def export(
     from polyphi.data import calibration
     from polyphi.data.shards import Shards
     from polyphi.processing.tokenizer import Tokenizer
-    from polyphi.recipe import model_card
+    from polyphi.recipe import hub, model_card
 
+    target = hub.target(push_to_hub, public)
     if model.endswith(".gguf"):
-        if merge or results or calibrate or layout not in ("native", "mini"):
+        if merge or results or calibrate or target or layout not in ("native", "mini"):
             raise ValueError(
                 "a GGUF file supports only --quant and --dtype; for other options export the written checkpoint again"
             )
         gguf.convert(model, out, quant=quant, dtype=as_dtype(dtype or "bfloat16"))
         console.print(f"wrote {out} ({quant or 'mini'}), the language model of {model}")
         return
+    if target:
+        hub.prepare(target)
     folder = locate(model)
-    text = model_card.card(folder, layout, source=model, merged=merge, results=results, quant=quant)
+    text = model_card.card(
+        folder,
+        layout,
+        source=model,
+        merged=merge,
+        results=results,
+        quant=quant,
+        repository=push_to_hub,
+    )
     cards = model_card.placed(text, out)
     stored_dtype = as_dtype(dtype) if dtype else None
     # merged in the dtype that is written; float32 rounds nothing
@@ -84,3 +97,5 @@ def export(
     console.print(f"wrote {out} ({quant or layout}), its card in {list(cards)[-1]}")
     if len(cards) > 1:
         console.print(f"{out / 'README.md'} was edited and is unchanged")
+    if target:
+        console.print(f"pushed to {hub.push(out, target)}")

@@ -31,6 +31,17 @@ KvOption = Annotated[
     Literal["int8"] | None,
     typer.Option(help="Store the KV cache in int8, with half of the memory (on a CPU)."),
 ]
+PushOption = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="Upload the model to this repository on the Hugging Face Hub, with a model card; private by default.",
+    ),
+]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="Create the repository of --push-to-hub as a public one.")
+]
 ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
 
 

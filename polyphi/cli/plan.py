@@ -25,6 +25,12 @@ def plan(
     context: Annotated[
         int, typer.Option(help="Devices that a pack of text is split over (context parallelism).")
     ] = 1,
+    base: Annotated[
+        str,
+        typer.Option(
+            help="Frozen weights: fp32 (the recipe), bf16 (a published checkpoint), int8 or int4."
+        ),
+    ] = "fp32",
     utilisation: Annotated[
         float, typer.Option(help="Share of the devices' peak that training reaches.")
     ] = 0.4,
@@ -40,6 +46,7 @@ def plan(
     Examples:
       polyphi plan
       polyphi plan vision_3_generative --devices 8xH100 --activations recompute
+      polyphi plan speech_2_post --devices 1xL4 --base int4 --micro-tokens 1024
       polyphi plan text_1_pretrain --size nano --devices 1xcpu --json
     """
     from polyphi import stages
@@ -49,7 +56,9 @@ def plan(
 
     if activations not in ("keep", "recompute"):
         raise ValueError(f"--activations: expected keep or recompute, found {activations!r}")
-    on = cost.Switches(shard, micro_tokens, activations, context)  # type: ignore[arg-type]
+    if base not in ("fp32", "bf16", "int8", "int4"):
+        raise ValueError(f"--base: expected fp32, bf16, int8 or int4, found {base!r}")
+    on = cost.Switches(shard, micro_tokens, activations, context, base)  # type: ignore[arg-type]
     chosen, table = names or list(stages.ORDER), sizes.load(size)
     if dry_run:
         from polyphi.planning.dry_run import summary

@@ -38,6 +38,13 @@ def serve(
             metavar="NAME=FOLDER", help="An adapter as PEFT writes it, under a name; repeatable."
         ),
     ] = None,
+    adapter_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Allow clients to load adapters from below this folder, and to unload them.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="An API key that requests need; repeatable.", envvar="POLYPHI_API_KEY"),
@@ -154,6 +161,8 @@ def serve(
         raise ValueError('--containers needs PyAV; `pip install "polyphi[video]"` brings it')
     if media_root is not None and not media_root.is_dir():
         raise ValueError(f"--media-root {media_root}: expected a folder")
+    if adapter_folder is not None and not adapter_folder.is_dir():
+        raise ValueError(f"--adapter-folder {adapter_folder}: expected a folder")
     settings = Settings(
         name or Path(model).expanduser().resolve().name,
         aliases=tuple(alias or ()),
@@ -164,6 +173,8 @@ def serve(
         origins=tuple(allow_origin or ()),
         remote=tuple(allow_remote or ()),
         local=media_root,
+        adapter_folder=adapter_folder,
+        adapters=tuple(adapters),
         containers=containers,
         isolate=isolate_keys,
         vllm_names=vllm_metrics,

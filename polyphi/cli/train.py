@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from polyphi.cli.options import MACHINE, OWN, PrecisionOption, SizeOption, console
+from polyphi.cli.options import (
+    MACHINE,
+    OWN,
+    PrecisionOption,
+    PublicOption,
+    PushOption,
+    SizeOption,
+    console,
+)
 
 
 def train(
@@ -141,6 +149,31 @@ def train(
         bool,
         typer.Option("--skip-bad", help="Skip invalid rows.", rich_help_panel=OWN),
     ] = False,
+    eval_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Rows to evaluate the loss on during training, in the form of --data.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps between these evaluations; default: a tenth of all.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Stop after this many evaluations without a lower loss; the best step is exported.",
+            rich_help_panel=OWN,
+        ),
+    ] = None,
+    push_to_hub: PushOption = None,
+    public: PublicOption = False,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps; default: the stage's.", rich_help_panel=OWN)
     ] = None,
@@ -180,11 +213,19 @@ def train(
         guard=Guard(spike, on_spike),
     )
     if any(name.endswith(".py") for name in names):
+        from polyphi.checkpoints.read import read_layout
+        from polyphi.recipe import hub, model_card
         from polyphi.recipe.finetune import finetune
+        from polyphi.recipe.monitor import Monitor
+        from polyphi.runtime import distributed
 
         if len(names) > 1:
             raise ValueError(f"expected one stage file at a time, found {', '.join(names)}")
-        finetune(
+        target = hub.target(push_to_hub, public)
+        distributed.start()
+        if target and distributed.rank() == 0:
+            hub.prepare(target)
+        folder = finetune(
             Path(names[0]),
             data or (),
             out,
@@ -194,7 +235,7 @@ def train(
             rate=rate,
             columns=parse_pairs(columns),
             skip_bad=skip_bad,
-            track=track or (),
+            monitor=Monitor(track or (), eval_data or (), eval_every, patience),
             options=TrainOptions(
                 seed=seed,
                 precision=precision,
@@ -203,13 +244,28 @@ def train(
             ),
             machine=machine,
         )
+        if target and distributed.rank() == 0:
+            model_card.write(folder, read_layout(folder), push_to_hub)
+            console.print(f"pushed to {hub.push(folder, target)}")
         return
     from polyphi import stages
     from polyphi.recipe.graph import Run
 
-    if model or data or columns or steps or batch_tokens:
+    own_only = (
+        model,
+        data,
+        columns,
+        steps,
+        batch_tokens,
+        eval_data,
+        eval_every,
+        patience,
+        push_to_hub,
+    )
+    if any(own_only):
         raise ValueError(
-            "--model, --data, --columns, --steps and --batch-tokens need a stage of your own, in a .py file; "
+            "--model, --data, --eval-data, --columns, --steps, --batch-tokens and --push-to-hub need a stage of your "
+            "own, in a .py file; "
             f"found the recipe's {names[0]}"
         )
     for name in names:

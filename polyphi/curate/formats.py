@@ -1,6 +1,6 @@
 """Conversion of common instruction formats to `Sample` and back: OpenAI's, ShareGPT's, LLaVA's, Alpaca's.
 
-    OpenAI    {"messages": [{"role", "content": text or parts, "tool_calls"}], "tools": [...]}
+    OpenAI    {"messages": [{"role", "content": text or parts, "reasoning_content", "tool_calls"}], "tools": [...]}
     ShareGPT  {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}], "system", "tools"}
     LLaVA     the same with "image": one path or several, one for each <image> in the values
     Alpaca    {"instruction", "input", "output", "system", "history": [[instruction, output], ...]}
@@ -39,6 +39,7 @@ from polyphi.messages import (
 )
 from polyphi.processing import media
 from polyphi.processing.file_types import sniff
+from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import ROLES
 
 SPEAKERS = {
@@ -80,13 +81,17 @@ def sample(row: Any, name: str, *, source: str, licence: str, root: Path | None 
     try:
         if not isinstance(row, Mapping):
             raise ValueError(f"expected an object, found {type(row).__name__}")
+        meta = {}
+        if isinstance(turns := row.get("messages"), list):
+            turns, omitted = with_reasoning(turns)
+            row, meta = {**row, "messages": turns}, {"supervise": "last answer"} if omitted else {}
         messages = _READERS[detect(row)](row, root)
         _check(messages)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{name}: {reason}") from None
     id = row.get("id")
-    return Sample(name if id is None else str(id), messages, source, licence)
+    return Sample(name if id is None else str(id), messages, source, licence, meta)
 
 
 def read(

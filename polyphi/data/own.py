@@ -11,7 +11,10 @@ Images and audio (`image`, `audio`; in columns also lists of them) are paths rel
 {"bytes", "path"}; OpenAI's parts `image_url` and `input_audio` are read as well. A part without a value,
 {"type": "image"}, takes the next of the row's `images` or `audios`. The default question of a row of columns with audio
 only is a request for a transcript. Both forms may have `id`, `licence` and `rejected` (the dispreferred answer, for
-DPO); `messages` may have OpenAI's `tools` and `tool_calls`. Rows of polyphi's shards are read unchanged.
+DPO: a text or an assistant message); TRL's `prompt`, `chosen` and `rejected` are read as well. `messages` may have
+OpenAI's `tools` and `tool_calls`, and an answer `reasoning_content` (or `reasoning`), which is trained as
+`<think>...</think>` before the answer; where it is left out of earlier answers, only the last one is supervised. Rows
+of polyphi's shards are read unchanged.
 
 All media are decoded once here, within the limits of `processing/media.py`, so that a bad row is reported with its line
 before the training starts.
@@ -35,12 +38,14 @@ from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import TRANSCRIBE, Audio, Image, Message, Part, Text, with_tools
 from polyphi.processing import media
+from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import DOCUMENT, ROLES
 from polyphi.runtime import progress
+from polyphi.runtime.files import write_json
 
 COLUMNS = (
     *("messages", "question", "answer", "image", "images", "audio", "audios"),
-    *("rejected", "id", "licence", "tools"),
+    *("rejected", "id", "licence", "tools", "prompt", "chosen"),
 )
 """Columns of a row that are read."""
 HUB = "hf://"
@@ -56,17 +61,18 @@ def build(
     *,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
+    split: str = "train",
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Write sources, in order, as the train split of the corpus `folder`, unless it was made from the same files, and
-    return its manifest. `columns` maps names of `COLUMNS` to those of the rows. Raises ValueError for an unusable row;
-    with `skip_bad` such rows are counted and left out."""
+    """Write sources, in order, as a split of the corpus `folder`, unless it was made from the same files, and return
+    its manifest, in which `left_out` is the number of unusable rows. `columns` maps names of `COLUMNS` to those of the
+    rows. Raises ValueError for an unusable row; with `skip_bad` such rows are counted and left out."""
     columns = columns or {}
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise ValueError(f"there is no column {unknown[0]!r}; expected one of {', '.join(COLUMNS)}")
-    split, pipeline = folder / "train", _fingerprint(sources, columns)
-    if (split / "manifest.json").exists():
-        manifest: dict[str, Any] = json.loads((split / "manifest.json").read_text())
+    path, pipeline = folder / split / "manifest.json", _fingerprint(sources, columns)
+    if path.exists():
+        manifest: dict[str, Any] = json.loads(path.read_text())
         if manifest["pipeline"] == pipeline:
             return manifest
     files = [file for source in sources for file in find(source)]
@@ -97,12 +103,15 @@ def build(
                     part_counts.update(type(part) for m in parsed.messages for part in m.parts)
                     yield parsed
 
-    manifest = shards.write(split, samples(), pipeline=pipeline)
+    manifest = shards.write(folder / split, samples(), pipeline=pipeline)
+    manifest["left_out"] = len(errors)
+    write_json(path, manifest)
     left_out = f"; {len(errors)} left out, the first: {errors[0]}" if errors else ""
     if not manifest["rows"]:
         raise ValueError(f"{', '.join(sources)}: expected rows, found none{left_out}")
+    name = folder.name if split == "train" else f"{folder.name} ({split})"
     report(
-        f"{folder.name}: {manifest['rows']} rows, {part_counts[Image]} pictures, {part_counts[Audio]} clips{left_out}"
+        f"{name}: {manifest['rows']} rows, {part_counts[Image]} pictures, {part_counts[Audio]} clips{left_out}"
     )
     if unused_columns:  # otherwise a misspelt `image` would go unnoticed
         report(f"  columns that are not read: {', '.join(sorted(unused_columns))}")
@@ -242,7 +251,10 @@ def sample(
                 _with_bytes(part, None)
             _check(parsed.messages)
             return parsed, set()
-        conversation = _conversation(row) if "messages" in row else _from_columns(row)
+        row, columns_of_row = _preference(row), set(row)
+        conversation, meta = _conversation(row) if "messages" in row else (_from_columns(row), {})
+        if "rejected" in row:
+            meta["rejected"] = _answer_text(row["rejected"])
         messages = tuple(
             Message(m.role, tuple(_with_bytes(part, root) for part in m.parts), m.tools)
             for m in conversation
@@ -253,16 +265,55 @@ def sample(
     except (ValueError, TypeError, KeyError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{location}: {reason}") from None
-    meta = {"rejected": row["rejected"]} if "rejected" in row else {}
     file, _, line = location.rpartition(", ")
     id = str(row.get("id") or f"{Path(file).name}, {line}")
-    unused_columns = set(row) - set(COLUMNS) - set(columns.values())
+    unused_columns = columns_of_row - set(COLUMNS) - set(columns.values())
     return Sample(id, messages, file, str(row.get("licence", "")), meta), unused_columns
 
 
-def _conversation(row: Mapping[str, Any]) -> list[Message]:
+def _preference(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with TRL's columns `chosen` and `rejected` as one with `question` and `answer`, or with `messages`
+    and the dispreferred answer as `rejected`. The prompt may be in `prompt`, or begin both conversations."""
+    if "chosen" not in row or "answer" in row:
+        return row
+    prompt, chosen, rejected = row.get("prompt", ()), row["chosen"], row["rejected"]
+    if isinstance(chosen, str) and isinstance(prompt, str):
+        return {**row, "question": prompt, "answer": chosen}
+    prompt, chosen, rejected = (
+        [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+        for role, value in (("user", prompt), ("assistant", chosen), ("assistant", rejected))
+    )
+    same = [one == two for one, two in zip(chosen, rejected, strict=False)]
+    shared = chosen[: [*same, False].index(False)]
+    if shared and isinstance(shared[0], Mapping) and shared[0].get("role") != "assistant":
+        prompt = []  # it is the beginning of both
+    if (len(chosen) - len(shared), len(rejected) - len(shared)) != (1, 1):
+        raise ValueError(
+            "expected `chosen` and `rejected` to differ in their last message alone, found "
+            f"{len(chosen)} and {len(rejected)} messages of which the first {len(shared)} are equal"
+        )
+    return {**row, "messages": [*prompt, *chosen], "rejected": rejected[-1]}
+
+
+def _answer_text(value: Any) -> str:
+    """Return the text of a dispreferred answer, which is a text or an assistant message, alone or in a list."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        message = Message.parse(with_reasoning([value])[0][0])
+        if message.role == "assistant" and all(isinstance(part, Text) for part in message.parts):
+            return message.text
+    if not isinstance(value, str):
+        raise ValueError(
+            f"expected the rejected answer as a text or one assistant message of text, found {value!r:.80}"
+        )
+    return value
+
+
+def _conversation(row: Mapping[str, Any]) -> tuple[list[Message], dict[str, Any]]:
     raw_messages = row["messages"]
     raw_messages = json.loads(raw_messages) if isinstance(raw_messages, str) else raw_messages
+    raw_messages, omitted = with_reasoning(raw_messages)
     media_parts = {modality: iter(_media(row, modality)) for modality in ("image", "audio")}
 
     def part(value: Any) -> Part:
@@ -290,7 +341,8 @@ def _conversation(row: Mapping[str, Any]) -> list[Message]:
     for modality, remaining in media_parts.items():
         if next(remaining, None) is not None:
             raise ValueError(f'more {modality}s than parts {{"type": "{modality}"}} for them')
-    return list(messages)
+    # Answers without their reasoning would train the model to answer without it.
+    return list(messages), {"supervise": "last answer"} if omitted else {}
 
 
 def _answers_in_order(raw_messages: Sequence[Any]) -> list[Any]:

@@ -4,9 +4,7 @@ user 17 23 asst 44 51 end | user 17 23 asst 60 end
                 ^^^^^^^^^                   ^^^^^^        only the last answer is supervised, in longer conversations
                 too"""
 
-from dataclasses import replace
-
-from polyphi.batch import IGNORE, Batch
+from polyphi.batch import Batch
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.messages import Message
@@ -14,7 +12,11 @@ from polyphi.processing.processor import Processor
 
 
 def pair(
-    sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
+    sample: Sample,
+    processor: Processor,
+    context: int,
+    adapter: str | None = "auto",
+    max_crops: int | None = None,
 ) -> list[Batch]:
     """Return [chosen, rejected]. Raises `Unfit` if the sample has no `meta["rejected"]` or doesn't end in an answer,
     and `TooLong` if a row exceeds `context`."""
@@ -27,22 +29,13 @@ def pair(
         raise Unfit(
             f"sample {sample.id}: the last message must be the assistant's, found role {role!r}"
         )
-    rows = [
+    return [
         processor.row(
-            [*sample.prompt, answer], adapter=adapter, supervise="answers", context=context
+            [*sample.prompt, answer],
+            adapter=adapter,
+            supervise="last answer",
+            context=context,
+            max_crops=max_crops,
         )
         for answer in (sample.messages[-1], Message.assistant(rejected))
     ]
-    earlier = 0
-    if any(message.role == "assistant" for message in sample.prompt):
-        prompt = processor.row(sample.prompt, adapter=adapter, supervise="answers")
-        assert prompt.supervised is not None
-        earlier = len(prompt.supervised)
-    return [_answer_only(row, earlier) for row in rows]
-
-
-def _answer_only(row: Batch, earlier: int) -> Batch:
-    """Return the row without the labels of its first `earlier` supervised positions."""
-    assert row.labels is not None and row.supervised is not None
-    labels = row.labels.index_fill(0, row.supervised[:earlier], IGNORE)
-    return replace(row, labels=labels, supervised=row.supervised[earlier:])

@@ -53,7 +53,8 @@ class Sample:
     values).
 
     A raw document is a single message of role "document". Conversations end with the assistant's answer. Preference
-    samples carry the dispreferred answer in `meta["rejected"]`. Test samples carry `meta["task"]`.
+    samples carry the dispreferred answer in `meta["rejected"]`. Test samples carry `meta["task"]`. With
+    `meta["supervise"]` "last answer" earlier answers aren't trained.
     """
 
     id: str

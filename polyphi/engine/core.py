@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from polyphi.batch import Batch
+from polyphi.engine.adapters import Adapters
 from polyphi.engine.cache import BlockPool, BlockTable, Memory
 from polyphi.engine.encoders import Encoders
 from polyphi.engine.memory import OutOfMemory, ran_out
@@ -102,6 +103,9 @@ class Core:
         self._waiting_threads = 0  # that wait for a turn between two steps
         self._count_lock = threading.Lock()
         self._driver: int | None = None  # the thread that runs `run`
+        self.adapters = Adapters(
+            model, self.prefixes, self.runner, self.turn, self._unfinished, self._settle_weights
+        )
 
     def counters(self) -> Counters:
         with self.turn():
@@ -143,8 +147,7 @@ class Core:
     ) -> list[Request]:
         """The requests of the `n` answers to a row, which may still be in preparation."""
         with self.turn():
-            if not self.busy:
-                self.forget_old_weights()
+            self._settle_weights()
             requests: list[Request] = []
             draft = self.draft if sampling.draft == "auto" else sampling.draft
             for number in range(sampling.n):
@@ -162,6 +165,14 @@ class Core:
     def busy(self) -> bool:
         """Whether there is an unfinished request."""
         return bool(self._arriving or self.scheduler.waiting or self.scheduler.running)
+
+    def _unfinished(self) -> list[Request]:
+        return [*self._arriving, *self.scheduler.waiting, *self.scheduler.running]
+
+    def _settle_weights(self) -> None:
+        """Drops caches of old weights, if no request is unfinished."""
+        if not self.busy:
+            self.forget_old_weights()
 
     def _wake(self, _: Any = None) -> None:
         with self.turn():
@@ -240,6 +251,7 @@ class Core:
                 first = [r.row for r in self._arriving[: max(0, self._free_places)]]
             wait(first)  # without the lock: `abort` must not wait for a decoder
         with self._lock:
+            self.adapters.remove_unused()
             self._start_arrived(in_order)
             parts: list[StepPart] = []
             try:
@@ -337,6 +349,7 @@ class Core:
             self._arriving.remove(request)
             try:
                 request.start()
+                self.adapters.check(request.adapter)
             except Exception as error:
                 request.error = error
                 self._end(request, "error")

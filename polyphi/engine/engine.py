@@ -125,6 +125,7 @@ class Engine:
         )
         self.runner, self.scheduler, self.pool = core.runner, core.scheduler, core.pool
         self.encoders, self.counters = core.encoders, core.counters
+        self.adapters = core.adapters
         self.output_delta, self.output_pieces = core.output_delta, core.output_pieces
         self.run, self.step, self.abort = core.run, core.step, core.abort
         self.rows = rows = Rows(model, processor)
@@ -308,10 +309,13 @@ class Engine:
         *,
         caller: Caller = NOBODY,
     ) -> list[list[Request]]:
-        """`enter` of several rows, which are one call of the caller (scheduler.py)."""
+        """`enter` of several rows, which are one call of the caller (scheduler.py). Raises UnknownAdapter, and enters
+        none, if the adapter of a row was removed."""
         group = next(self._groups)
         requests: list[list[Request]] = []
         with self.core.turn():
+            for row in rows:
+                self.adapters.check(row.adapters[0])
             for row in rows:
                 future: Future[Batch] = Future()
                 future.set_result(row)

@@ -77,6 +77,11 @@ class DecodeGraphs:
         self._padding_row = len(memory.layers[0][0]) - 1
         self._graphs: OrderedDict[tuple, tuple[Step, Callable[[], Tensor]]] = OrderedDict()
 
+    def forget_adapter(self, adapter: str) -> None:
+        """Drop the graphs with an adapter: they would read its freed weights."""
+        for key in [key for key in self._graphs if adapter in key[2]]:
+            del self._graphs[key]
+
     @torch.inference_mode()
     def run(self, parts: Sequence[StepPart], seq_lens: Sequence[int]) -> Float[Tensor, "S V"]:
         """Float32 logits after each part's single token. `seq_lens` choose LongRoPE tables (batch.py)."""

@@ -13,9 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-THINK, THINK_END = "<think>", "</think>"
-CLOSING = f"\n{THINK_END}\n\n"
-"""The text that ends reasoning at its budget."""
+from polyphi.processing.reasoning import THINK, THINK_END
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from torch import Tensor
 from polyphi.batch import Batch
 from polyphi.engine.cache import BLOCK, BlockTable, block_hash
 from polyphi.engine.encoders import Item, items
-from polyphi.engine.reasoning import CLOSING, ReasoningCounter, ReasoningParser
+from polyphi.engine.reasoning import ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
 from polyphi.engine.tools import ToolCall, ToolParser
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
+from polyphi.processing.reasoning import CLOSING
 from polyphi.processing.tokenizer import Tokenizer
 
 GREEDY = SamplingParams()
@@ -92,6 +93,15 @@ class AnswerText:
             if any(s.startswith(text[-length:]) for s in stops):
                 return length
         return 0
+
+
+NUMBER = "@"
+"""Between the name and the number in the key of an adapter that was added to a running engine (adapters.py)."""
+
+
+def adapter_name(key: str) -> str:
+    """The name of the adapter with a key; adapters of the checkpoint have their names as keys."""
+    return key.partition(NUMBER)[0]
 
 
 class Caller(NamedTuple):
@@ -177,6 +187,7 @@ class Request:
 
     @property
     def adapter(self) -> str | None:
+        """The key of its adapter."""
         return self.prompt.adapters[0]
 
     @property
@@ -286,7 +297,7 @@ class Request:
             text="".join(self.pieces),
             tokens=tuple(self.tokens),
             finish_reason=self.finish_reason,
-            adapter=self.adapter,
+            adapter=None if self.adapter is None else adapter_name(self.adapter),
             prompt_tokens=len(prompt),
             image_tokens=0 if prompt.image_slots is None else len(prompt.image_slots),
             audio_tokens=0 if prompt.audio_slots is None else len(prompt.audio_slots),

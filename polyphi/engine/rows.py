@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polyphi.batch import Batch
+from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.prompt import Prompt, PromptEnd, parse_prompt
 from polyphi.engine.sampling import check
 from polyphi.engine.structured import Matcher
@@ -124,7 +125,5 @@ class Rows:
         if adapter == "auto":
             return default if default in available else None
         if adapter is not None and adapter not in available:
-            raise ValueError(
-                f"unknown adapter {adapter!r}; expected 'auto', 'none' or one of {sorted(available)}"
-            )
+            raise UnknownAdapter(adapter, available)
         return adapter

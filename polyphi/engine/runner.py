@@ -77,6 +77,11 @@ class Runner:
         """Run the parts and advance the `length` of their block tables."""
         if self.device.type == "cuda" and all(_is_decode(part) for part in parts):
             return self._replayed(parts, memory)
+        return self.packed(parts, memory)
+
+    @torch.inference_mode()
+    def packed(self, parts: Sequence[StepPart], memory: Memory) -> list[PartOutput]:
+        """`run` as one packed forward, without recorded graphs."""
         batch, cu_seqlens = self._batch(parts)
         x = self._embedded(batch, parts, cu_seqlens)
         cache = StepCache(memory, [p.request.table for p in parts], [p.size for p in parts])
@@ -124,6 +129,11 @@ class Runner:
             PartOutput(row[None] if p.samples else None, [])
             for p, row in zip(parts, logits, strict=True)
         ]
+
+    def forget_adapter(self, adapter: str) -> None:
+        """Drop what was recorded with an adapter."""
+        if self._graphs is not None:
+            self._graphs.forget_adapter(adapter)
 
     @torch.inference_mode()
     def hidden(

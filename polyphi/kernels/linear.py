@@ -137,6 +137,36 @@ def rows8(
     return (rows ^ 128).view(torch.int8)
 
 
+def numbers4(
+    packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], inputs: int, dtype: torch.dtype
+) -> Float[Tensor, "O I"]:
+    """A weight packed in 4 bits as numbers, on any device. Passes over memory take the time, so there are few of them,
+    and no intermediate result has more than 16 bits."""
+    groups, nibbles = inputs // GROUP, PANEL * GROUP // 2
+    panels = packed.view(-1, groups, nibbles + 2 * PANEL)
+    # panel, group, part, output, pair -> panel, output, group, part, pair
+    pairs = panels[..., :nibbles].unflatten(2, (4, PANEL, 4)).permute(0, 3, 1, 2, 4)
+    q = torch.stack([pairs & 15, pairs >> 4], 3).view(-1, PANEL, groups, GROUP)
+    s, z = (
+        panels[..., nibbles + n : nibbles + n + PANEL].transpose(1, 2)[..., None]
+        for n in (0, PANEL)
+    )
+    steps = q - z.half() / 16  # multiples of 1/16 below 16: exact
+    scale = s * F.pad(row, (0, -len(row) % PANEL)).view(-1, PANEL, 1, 1)
+    result = torch.empty(steps.shape, dtype=dtype, device=packed.device)
+    return torch.mul(steps, scale, out=result).view(-1, inputs)[: len(row)]
+
+
+def numbers8(
+    packed: UInt8[Tensor, " bytes"], row: Float[Tensor, " O"], inputs: int, dtype: torch.dtype
+) -> Float[Tensor, "O I"]:
+    """A weight packed in 8 bits as numbers, on any device."""
+    fours = packed.view(-1, -(-inputs // GROUP) * GROUP // 4, PANEL, 4)
+    q = (fours.transpose(1, 2) ^ 128).view(torch.int8).flatten(2).flatten(0, 1)[: len(row), :inputs]
+    result = torch.empty(q.shape, dtype=dtype, device=packed.device)
+    return torch.mul(q, row[:, None], out=result)
+
+
 def _padded(values: UInt8[Tensor, "O n"], value: int) -> UInt8[Tensor, "O_up n"]:
     """Pad the outputs to whole panels."""
     return F.pad(values, (0, 0, 0, -len(values) % PANEL), value=value)

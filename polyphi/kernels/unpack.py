@@ -14,8 +14,14 @@ from torch import Tensor
 from polyphi.kernels.linear import GROUP, check, size4, size8
 from polyphi.kernels.native import count, function, number, pointer, pool
 
-COLUMNS = 512
-"""Inputs whose weights are unpacked at once. Of a weight with 16,384 outputs they take 16 MB in bfloat16."""
+COLUMNS, WEIGHTS = 512, 32 << 20
+"""Inputs whose weights are unpacked at once, fewer where they have more than WEIGHTS weights (64 MB in bfloat16), as
+those of the head."""
+
+
+def columns_at_once(outputs: int) -> int:
+    """The number of inputs that `transposed` unpacks at once, a multiple of GROUP."""
+    return max(GROUP, min(COLUMNS, WEIGHTS // outputs // GROUP * GROUP))
 
 
 @cache
@@ -77,8 +83,9 @@ def transposed(
     """The product of y, in float32 or bfloat16, with a packed weight [O I], in the dtype of y: for the gradient of a
     linear layer's inputs. Only some columns of the weight are unpacked at a time. Raises as `columns` does."""
     result = torch.empty(len(y), inputs, dtype=y.dtype)
-    for first in range(0, inputs, COLUMNS):
-        last = min(inputs, first + COLUMNS)
+    step = columns_at_once(len(row))
+    for first in range(0, inputs, step):
+        last = min(inputs, first + step)
         weight = columns(packed, row, first, last, bits=bits, inputs=inputs, dtype=y.dtype)
         result[:, first:last] = y @ weight
     return result

@@ -129,11 +129,11 @@ class LowRank(nn.Module):
         return product(low, self.b) if self.up is None else self.up(low)
 
     def add(self, y: Float[Tensor, "n O"], x: Float[Tensor, "n I"]) -> Float[Tensor, "n O"]:
-        """y + scale * B A dropout(x), computed in place in `y` without gradients."""
+        """y + scale * B A dropout(x), computed in place in `y` without gradients and autocast."""
         low = self.squeeze(x)
         if self.up is not None:
             return y.add_(self.up(low), alpha=self.scale)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(y.device.type):  # casts `b`
             return torch.addmm(y, low, self.b.t(), alpha=self.scale)
         if half.supports(low, self.b) and y.dtype == low.dtype and y.is_contiguous():
             return half.add(y, low, self.b, scale=self.scale)

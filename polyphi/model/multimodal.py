@@ -175,10 +175,24 @@ class PhiModel(nn.Module):
         """Add an adapter with the given factors of linears by their paths, in the dtype of the weights that aren't
         quantised; linears without factors stay without it. Raises ValueError for a name that is in use or invalid."""
         self._check_name(name)
+        self.insert_adapter(name, config, self.low_ranks(factors))
+
+    @torch.no_grad()
+    def low_ranks(self, factors: Mapping[str, Factors]) -> dict[str, LowRank]:
+        """The modules of factors of linears by their paths, for `insert_adapter`."""
+        return {
+            path: LowRank.of(f, self.decoder.norm.weight).requires_grad_(False).eval()
+            for path, f in factors.items()
+        }
+
+    def insert_adapter(
+        self, name: str, config: AdapterConfig, pairs: Mapping[str, LowRank]
+    ) -> None:
+        """Add an adapter of these modules under a name that isn't in use; takes no time."""
+        assert name not in self.config.adapters, name
         linears = dict(self._lora_linears())
-        pairs = {path: LowRank.of(f, self.decoder.norm.weight) for path, f in factors.items()}
         for path, pair in pairs.items():
-            linears[path].lora[name] = pair.requires_grad_(False).eval()
+            linears[path].lora[name] = pair
         self._use_adapters({**self.config.adapters, name: config})
 
     @torch.no_grad()
@@ -246,11 +260,18 @@ class PhiModel(nn.Module):
             }
         )
 
+    def adapter_pairs(self, name: str) -> Iterator[tuple[str, LowRank]]:
+        """The modules of an adapter by the paths of their linears."""
+        return (
+            (path, linear.pair(name))
+            for path, linear in self._lora_linears()
+            if name in linear.lora
+        )
+
     def adapter_tensors(self, name: str) -> Iterator[Tensor]:
         """The tensors of an adapter, linear by linear."""
-        for _, linear in self._lora_linears():
-            if name in linear.lora:
-                yield from linear.pair(name).tensors()
+        for _, pair in self.adapter_pairs(name):
+            yield from pair.tensors()
 
     def _lora_linears(self) -> Iterator[tuple[str, LoraLinear]]:
         """Every linear that has adapters, with its name."""

@@ -10,16 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import ceil
+from math import ceil, prod
 from typing import Literal, NamedTuple
 
 import torch
 
 from polyphi.batch import Batch
+from polyphi.kernels.unpack import columns_at_once
 from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.vocabulary import VocabularyOnly
+from polyphi.quantization import quantize
 from polyphi.stages import lineage
 from polyphi.stages.sizes import Size
 from polyphi.train.aed import AttentionDecoder
@@ -244,12 +246,27 @@ def flops(
 @dataclass(frozen=True)
 class Switches:
     """Options of the command line: number of devices that share the decoder's layers, tokens of a pack, whether
-    activations are kept or recomputed, number of devices that share a pack."""
+    activations are kept or recomputed, number of devices that share a pack, precision of the frozen weights (float32 in
+    the recipe's stages, bfloat16 where a published checkpoint is fine-tuned, or `--base`)."""
 
     shard: int = 1
     micro_tokens: int = 8192
     activations: Literal["keep", "recompute"] = "keep"
     context: int = 1
+    base: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
+
+
+def frozen_bytes(target: StageModel, on: Switches, cpu: bool = False) -> float:
+    """Bytes of all frozen weights. Of a quantised base a CPU maps the table of embeddings, which is only looked up.
+    Raises ValueError for a quantised base whose weights the stage trains."""
+    total = target.size(target.tensors) - target.size(target.trainable)
+    if on.base in ("fp32", "bf16"):
+        return total * (4 if on.base == "fp32" else 2)
+    device = torch.device("cpu" if cpu else "cuda")
+    with torch.device("meta"):
+        parts = quantize.frozen_parts(PhiModel(target.config), on.base, target.trainable, device)
+    quantised = sum(prod(part.shape) for part in parts)
+    return sum(quantize.size(part) for part in parts) + 2 * (total - quantised)
 
 
 LOGIT_BYTES = 4 + 2
@@ -311,9 +328,9 @@ def memory(
     layers = [n for n in target.tensors if n.startswith("decoder.layers.")]
     other_devices = target.size(layers) * (1 - 1 / on.shard)  # parameters of layers elsewhere
     other_trainable = other_devices if target.trains("decoder.norm") else 0.0
-    trainable, total = target.size(target.trainable), target.size(target.tensors)
+    trainable = target.size(target.trainable)
     parts = {
-        "weights, frozen": 4 * (total - trainable - other_devices + other_trainable),
+        "weights, frozen": frozen_bytes(target, on, cpu) - 4 * (other_devices - other_trainable),
         "weights, learned": 4 * (trainable - other_trainable),
         "gradients": 4 * (trainable - other_trainable),
         "optimiser": 8 * (trainable - other_trainable),
@@ -325,7 +342,8 @@ def memory(
         used = row_counts[group.glob] > 0 and (group.trainable or group.passes_gradient)
         again = recompute and group.repeated and not group.trainable
         elsewhere = on.shard > 1 and group.glob == "decoder.layers.*"
-        if used and not (again or elsewhere or group.glob == HEAD):
+        as_stored = on.base != "fp32" and not group.trainable
+        if used and not (again or elsewhere or as_stored or group.glob == HEAD):
             bf16_copies += size
     layer = target.size(layers) / d.num_hidden_layers
     gathered = (2 * 2 + 2 + 4) * layer * (on.shard > 1)  # and a layer's gradients, bf16 and float32
@@ -363,10 +381,14 @@ def memory(
 
     written, symbols = amounts["supervised"], d.vocab_size
     if target.decoder == "backward":
-        # A chunk's logits with their gradient; hidden states with theirs; the head in bf16, or twice its gradient.
+        # A chunk's logits with their gradient; hidden states with theirs; a copy of the head in bf16, or twice its
+        # gradient.
         at_once = max(CHUNK_ROWS, CHUNK_LOGITS["cpu" if cpu else "cuda"] // symbols)
         logits = min(at_once, written) * symbols
-        head = (8 if target.trains(HEAD[:-1]) else 2) * symbols * d.hidden_size
+        head_bytes = 8 if target.trains(HEAD[:-1]) else 2 * (on.base == "fp32")
+        head = head_bytes * symbols * d.hidden_size
+        if on.base in ("int8", "int4") and cpu:
+            head = 2 * symbols * min(columns_at_once(symbols), d.hidden_size)  # unpacked at a time
         parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
     elif target.decoder == "unused":
         # All logits of both decoders: bf16, float32, logarithms, gradients.

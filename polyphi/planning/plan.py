@@ -286,7 +286,7 @@ def changes(
         if any(flags):
             yield (
                 " ".join(filter(None, flags)),
-                Switches(shard, micro_tokens, activations, context),
+                Switches(shard, micro_tokens, activations, context, on.base),
                 count,
                 card,
             )
@@ -371,7 +371,8 @@ def _details(p: Plan) -> Iterator[Table | str]:
 def _switches_text(on: Switches) -> str:
     shards = f"layers in {on.shard} shards" if on.shard > 1 else "replicas"
     over = f" over {on.context} devices" if on.context > 1 else ""
-    return f"{shards}, packs of {on.micro_tokens:,} tokens{over}, activations: {on.activations}"
+    packs = f"packs of {on.micro_tokens:,} tokens{over}"
+    return f"{shards}, {packs}, activations: {on.activations}, frozen weights: {on.base}"
 
 
 def _short(n: float) -> str:

@@ -11,7 +11,7 @@ Training and serving both make their rows here. Sizes are plain numbers, so that
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from PIL.Image import Image as PILImage
@@ -35,7 +35,7 @@ from polyphi.processing.template import Piece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
 
-Supervise = Literal["answers", "all"]
+Supervise = Literal["answers", "last answer", "all"]
 MediaLike = Any  # an `Image` or `Audio`, or their source: a path, bytes, or (samples, rate)
 
 
@@ -96,10 +96,10 @@ class Processor:
         """Return one conversation, or one document, as a `Batch` of one sequence.
 
         `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or "none" or None.
-        `supervise`: None (no labels), "answers" (the assistant's text and its `<|end|>`; a whole document) or "all"
-        (every token except the placeholders). `generation_prompt`: end in `<|assistant|>`; `continue_final`: end
-        within the final message. `max_crops`: a limit for all images, in addition to the processor's and that of each
-        image.
+        `supervise`: None (no labels), "answers" (the assistant's text and its `<|end|>`; a whole document), "last
+        answer" or "all" (every token except the placeholders). `generation_prompt`: end in `<|assistant|>`;
+        `continue_final`: end within the final message. `max_crops`: a limit for all images, in addition to the
+        processor's and that of each image.
         `trusted`: whether tool-call marks in assistant messages are control tokens (template.py); by default only in
         training, that is, with `supervise`.
 
@@ -107,8 +107,10 @@ class Processor:
         truncated; then the row's `lost` is the number of truncated tokens. Raises `MediaError` (a `ValueError`) with
         its number for an unreadable image or audio.
         """
-        if supervise not in (None, "answers", "all"):
-            raise ValueError(f"supervise is None, 'answers' or 'all', found {supervise!r}")
+        if supervise not in (None, *get_args(Supervise)):
+            raise ValueError(
+                f"supervise: None or one of {get_args(Supervise)}, found {supervise!r}"
+            )
         conversation = self.expand([Message.parse(m) for m in messages])
         trusted = supervise is not None if trusted is None else trusted
         parts = script(
@@ -413,6 +415,8 @@ class Processor:
                 slots[type(item.part)] += range(len(ids), len(ids) + item.tokens)
                 ids += piece.ids * item.tokens
                 supervised += [False] * item.tokens
+        if supervise == "last answer":
+            _only_last_run(supervised)
         lost = 0
         if context is not None and len(ids) > context:
             if not truncate or max((s[-1] for s in slots.values() if s), default=-1) >= context:
@@ -460,6 +464,13 @@ class Processor:
         clips = tuple(Clip(len(m), branch) for m in mels)
         assert [c.tokens for c in clips] == [m.tokens for m in items]
         return {"mels": torch.cat(mels), "clips": clips, "audio_slots": _positions(slots)}
+
+
+def _only_last_run(flags: list[bool]) -> None:
+    """Set all flags to False except the last run of True ones."""
+    last = max((i for i, flag in enumerate(flags) if flag), default=0)
+    start = max((i for i, flag in enumerate(flags[:last]) if not flag), default=0)
+    flags[:start] = [False] * start
 
 
 def _positions(slots: Iterable[int]) -> Tensor:

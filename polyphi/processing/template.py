@@ -10,6 +10,9 @@ has no end at all. Tools go on a system message, as JSON
 text: `<|system|>CONTENT<|tool|>TOOLS<|/tool|><|end|>`. An image or audio becomes one placeholder at its position;
 `processor.py` repeats it. Whitespace right after a control token is removed, as in the published tokenizer.
 
+With a chat template like that of Phi-4-mini-reasoning all system messages are one turn at the beginning, after a fixed
+text: `<|system|>Your name is Phi, ... Be brief.<|end|>`.
+
 A message of role "document" is a separate conversation: raw text, then `<|endoftext|>`, all of it supervised.
 
 **Tool calls.** A model calls a tool by answering `<|tool_call|>[...]<|/tool_call|>`, two control tokens around JSON.
@@ -87,16 +90,26 @@ def script(
             raise ValueError(
                 f"tools belong on a system message, found them on a message of role {message.role!r}"
             )
-        answer = message.role == "assistant"
+    if tokenizer.fixed_system is not None:
+        if continue_final and messages[-1].role == "system":
+            raise ValueError("this model's chat template can't end within a system message")
+        writer.control("<|system|>")
+        writer.text(tokenizer.fixed_system)
+        for message in (m for m in messages if m.role == "system"):
+            writer.text(" ")
+            writer.system(message)
+        writer.control(END)
+        messages = [m for m in messages if m.role != "system"]
+    for message in messages:
         writer.control(f"<|{message.role}|>")
-        writer.parts(message, answer=answer, calls=answer and trusted)
-        if message.tools is not None:
-            writer.control("<|tool|>")
-            writer.text(message.tools)
-            writer.control("<|/tool|>")
+        if message.role == "system":
+            writer.system(message)
+        else:
+            answer = message.role == "assistant"
+            writer.parts(message, answer=answer, calls=answer and trusted)
         if continue_final and message is messages[-1]:
             return writer.pieces
-        writer.control(END, answer=answer)
+        writer.control(END, answer=message.role == "assistant")
     writer.control("<|assistant|>" if generation_prompt else END_OF_TEXT)
     return writer.pieces
 
@@ -124,6 +137,14 @@ class _Writer:
                 self._calls(part.text) if calls else self.text(part.text, answer=answer)
             else:
                 self._media(part)
+
+    def system(self, message: Message) -> None:
+        """Append the content and the tools of a system message."""
+        self.parts(message, answer=False)
+        if message.tools is not None:
+            self.control("<|tool|>")
+            self.text(message.tools)
+            self.control("<|/tool|>")
 
     def text(self, text: str, *, answer: bool = False) -> None:
         if text:

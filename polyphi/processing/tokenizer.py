@@ -9,6 +9,7 @@ tokens" isn't enough: the tool tokens of Phi-4 are added tokens that are not spe
 """
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -25,7 +26,6 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from polyphi.processing.vocabulary import (
     AUDIO_NAMES,
-    CHAT_TEMPLATE,
     CONTROLS,
     DIGIT_SPLIT,
     END,
@@ -37,8 +37,11 @@ from polyphi.processing.vocabulary import (
     WORD_SPLIT,
     aligned,
     byte_characters,
+    chat_template,
     merges_of,
+    parse_fixed_system,
     pre_tokenizer,
+    read_chat_template,
     specification,
 )
 
@@ -65,11 +68,15 @@ class Tokenizer:
 
     has_vocabulary = True
     """Whether it can encode and decode text (`NoTokenizer` can't)."""
+    fixed_system: str | None = None
+    """The text before the system messages of every conversation, for chat templates like Phi-4-mini-reasoning's."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], fixed_system: str | None = None) -> None:
         """`spec` is the content of a `tokenizer.json`. Raises `ValueError` if it lacks a token needed for chats."""
         self._spec = spec
+        self.fixed_system = fixed_system
         self._controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
+        self._rows: int | None = None
         self._stripping = {t["content"] for t in spec.get("added_tokens") or () if t["rstrip"]}
         if missing := [t for t in REQUIRED if t not in self._controls]:
             raise ValueError(
@@ -94,14 +101,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Load a `tokenizer.json` by its path or its folder."""
+        """Load a `tokenizer.json` by its path or its folder, with the fixed system text of the template beside it."""
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
             raise ValueError(f"{path}: expected a tokenizer.json, found nothing there")
         try:
             spec = json.loads(path.read_text(encoding="utf-8"))
-            return cls(spec)
+            return cls(spec, parse_fixed_system(read_chat_template(path.parent)))
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
             raise ValueError(
                 f"{path}: expected the JSON of a tokenizer, found something else"
@@ -129,7 +136,7 @@ class Tokenizer:
             "add_prefix_space": False,
             "added_tokens_decoder": added,
             "bos_token": END_OF_TEXT,
-            "chat_template": CHAT_TEMPLATE,
+            "chat_template": chat_template(self.fixed_system),
             "clean_up_tokenization_spaces": False,
             "eos_token": END_OF_TEXT,
             "model_max_length": 131072,
@@ -364,9 +371,33 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published
-        vocabulary)."""
-        return aligned(1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values()))
+        """Embedding rows: the largest id + 1, rounded up to a multiple of 64 (200,064 for the published vocabulary),
+        or the rows that were given to `within`."""
+        return aligned(self._ids) if self._rows is None else self._rows
+
+    @property
+    def _ids(self) -> int:
+        """The largest id + 1."""
+        return 1 + max(*self._controls.values(), *self._spec["model"]["vocab"].values())
+
+    @property
+    def additional(self) -> list[str]:
+        """Added tokens that don't have the form of Phi-4's (`<|...|>`): those of a fine-tune."""
+        return [token for token in self._controls if not re.fullmatch(r"</?\|.+\|>", token)]
+
+    def within(self, rows: int) -> "Tokenizer":
+        """This tokenizer for an embedding of fewer rows than a multiple of 64, as `resize_token_embeddings` of
+        transformers makes it. Raises ValueError if it has more ids than rows."""
+        if self.vocab_size <= rows:
+            return self
+        if self._ids > rows:
+            raise ValueError(
+                f"the tokenizer has {self._ids} ids, but the embedding only {rows} rows; use the tokenizer of this "
+                "checkpoint"
+            )
+        fitted = copy.copy(self)
+        fitted._rows = rows
+        return fitted
 
 
 class NoTokenizer(Tokenizer):

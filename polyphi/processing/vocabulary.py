@@ -5,6 +5,7 @@ The published 200,064-token vocabulary and small ones trained here have the same
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -70,6 +71,45 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"
 )
+# That of Phi-4-mini-reasoning: a fixed text and all system messages are one turn before the others.
+_FIXED_SYSTEM_START, _FIXED_SYSTEM_REST = (
+    "{{ '<|system|>",
+    "' }}{% for message in messages %}{% if message['role'] == 'system' %} {{ message['content'] }}"
+    "{% if 'tools' in message and message['tools'] is not none %}"
+    "{{ '<|tool|>' + message['tools'] + '<|/tool|>' }}{% endif %}{% endif %}{% endfor %}{{ '<|end|>' }}"
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}",
+)
+
+
+def chat_template(fixed_system: str | None) -> str:
+    """Return the published chat template, or that of Phi-4-mini-reasoning with `fixed_system` as its text."""
+    if fixed_system is None:
+        return CHAT_TEMPLATE
+    return f"{_FIXED_SYSTEM_START}{fixed_system}{_FIXED_SYSTEM_REST}"
+
+
+def parse_fixed_system(template: str) -> str | None:
+    """Return the text at the beginning of every conversation in a chat template of the form of Phi-4-mini-reasoning's;
+    None for other templates. No template is run."""
+    template = template.strip()
+    text = template.removeprefix(_FIXED_SYSTEM_START).removesuffix(_FIXED_SYSTEM_REST)
+    simple = not set(text) & set("'\\\n{}<|>")  # without escapes, line ends and control tokens
+    return text if simple and chat_template(text) == template else None
+
+
+def read_chat_template(folder: Path) -> str:
+    """Return the chat template in a tokenizer's folder; of several the one named default; "" for none."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
+    if not (file := folder / "tokenizer_config.json").is_file():
+        return ""
+    template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else ""
 
 
 def aligned(size: int) -> int:

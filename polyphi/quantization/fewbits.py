@@ -223,19 +223,24 @@ class Unpacked:
         self.weight = weight
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
-        return torch.cat([F.linear(x, rows.to(x.dtype)) for _, rows in self._rows()], 1)
+        return torch.cat([F.linear(x, rows) for _, rows in self._rows(x.dtype)], 1)
 
     def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
         """The product with the transposed weight, summed in float32."""
         x = y.new_zeros(len(y), self.weight.shape[1], dtype=torch.float32)
-        for first, rows in self._rows():
-            x += (y[:, first : first + len(rows)] @ rows.to(y.dtype)).float()
+        for first, rows in self._rows(y.dtype):
+            x += y[:, first : first + len(rows)] @ rows
         return x.to(y.dtype)
 
-    def _rows(self) -> Iterator[tuple[int, Float[Tensor, "o I"]]]:
-        """Some rows at a time, with the number of the first."""
-        for ids in torch.arange(self.weight.shape[0], device=self.weight.row.device).split(ROWS):
-            yield int(ids[0]), self.weight.rows(ids)
+    def _rows(self, dtype: torch.dtype) -> Iterator[tuple[int, Float[Tensor, "o I"]]]:
+        """Some rows at a time, with the number of the first. Nothing here waits for a GPU."""
+        weight, inputs = self.weight, self.weight.shape[1]
+        assert weight.table is not None
+        numbers = {4: native.numbers4, 8: native.numbers8}[weight.bits]
+        size = {4: native.size4, 8: native.size8}[weight.bits](ROWS, inputs)
+        parts = zip(weight.table.split(size), weight.row.split(ROWS), strict=True)
+        for number, (packed, row) in enumerate(parts):
+            yield number * ROWS, numbers(packed, row, inputs, dtype)
 
     def tensors(self) -> tuple[Tensor, ...]:
         assert self.weight.table is not None
@@ -416,18 +421,20 @@ class Int4Pack:
         scale, zero = steps.bfloat16(), (steps * (8 - weight.z.float() / 16)).bfloat16()
         # [inputs / GROUP, outputs, 2]
         self.pairs = torch.stack([scale, zero], 2).transpose(0, 1).contiguous()
-        if q.is_cuda:
-            pack = torch.ops.aten._convert_weight_to_int4pack
-            self.packed = pack(q[:, ::2] << 4 | q[:, 1::2], 8)
-        else:
+        if q.device.type == "cpu":
             self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
-        self.rows = UNPACK if not q.is_cuda and torch.equal(self._nibbles(), q.t()) else None
+            self.rows = UNPACK if torch.equal(self._nibbles(), q.t()) else None
+        else:
+            # The kernel takes 8, 4 or 2 tiles of 16 inputs at once, the most that divide the inputs.
+            tiles = next(count for count in (8, 4, 2) if q.shape[1] % (16 * count) == 0)
+            pack = torch.ops.aten._convert_weight_to_int4pack
+            self.packed, self.rows = pack(q[:, ::2] << 4 | q[:, 1::2], tiles), None
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         return self._padded(x.bfloat16())[:, : self.outputs]
 
     def _padded(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O64"]:
-        if x.is_cuda:
+        if x.device.type != "cpu":
             return torch.ops.aten._weight_int4pack_mm(x, self.packed, GROUP, self.pairs)
         if self.rows is None or len(x) < self.rows:
             return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.packed, GROUP, self.pairs)

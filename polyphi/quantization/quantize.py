@@ -141,11 +141,32 @@ def prepare(model: PhiModel, scheme: str) -> PhiModel:
 
 
 @torch.no_grad()
-def quantize_frozen(model: PhiModel, scheme: str, trained: Collection[str]) -> PhiModel:
+def quantize_frozen(
+    model: PhiModel,
+    scheme: str,
+    trained: Collection[str],
+    progress: Callable[[int], None] = lambda weights: None,
+) -> PhiModel:
     """Quantise the weights of a model that a stage doesn't train, to train others on them (QLoRA): the base linears of
     the decoder and the head in "int8" or "int4", the linears of wholly frozen encoders in int8. Adapters and projectors
-    keep their dtype. Raises ValueError for another scheme, for a model that is quantised already, and if `trained` has
-    one of the decoder's weights."""
+    keep their dtype. On other devices than a CPU the head stays the embedding, which is in their memory anyway, and
+    which would be unpacked for each chunk of the loss. `progress` is called with the number of weights that are
+    quantised. Raises ValueError for another scheme, for a model that is quantised already, and if `trained` has one of
+    the decoder's weights."""
+    for count, part in enumerate(frozen_parts(model, scheme, trained, model.decoder.device), 1):
+        weight = model.get_parameter(part.name).flatten(1)
+        pieces = part.form.pieces(weight)
+        part.put(part.form.stored(pieces, part.shape, weight.device, gradients=True))
+        del weight  # with it its mapping
+        progress(count)
+    model.quant = scheme
+    return model
+
+
+def frozen_parts(
+    model: PhiModel, scheme: str, trained: Collection[str], device: torch.device
+) -> list[Part]:
+    """The weights that `quantize_frozen` quantises on a device. Raises ValueError as it does."""
     if scheme not in BASES:
         raise ValueError(f"a base to train on is one of {', '.join(BASES)}; found {scheme!r}")
     base = parts(model, scheme)
@@ -154,14 +175,11 @@ def quantize_frozen(model: PhiModel, scheme: str, trained: Collection[str]) -> P
             f"{both[0]} is trained, and only frozen weights can be quantised: a quantised base is for stages that "
             "train adapters, projectors or encoders"
         )
+    if device.type != "cpu":
+        base = [part for part in base if part.name != EMBEDDING]
     frozen = [e for e in ENCODERS if not any(name.startswith(e) for name in trained)]
     linears = [x for x in _linears(model) if x[0].startswith(tuple(frozen))] if frozen else []
-    for part in [*base, *_encoder_parts(model, linears)]:
-        weight = model.get_parameter(part.name).flatten(1)
-        pieces = part.form.pieces(weight)
-        part.put(part.form.stored(pieces, part.shape, weight.device, gradients=True))
-    model.quant = scheme
-    return model
+    return [*base, *_encoder_parts(model, linears)]
 
 
 def parts(model: PhiModel, scheme: str) -> list[Part]:

@@ -6,9 +6,9 @@
     four_bits(weight, hessian)              # least squared error of the products, for inputs like those of `hessian`
 
 Without a Hessian every group's scale and zero are searched: from a few starts that clip the largest weights, levels
-and their least-squares lines are computed in turn, and the best pair is used. With a Hessian the weights that are
-rounded later compensate a group's errors, so that the products' squared error is small (GPTQ, Frantar et al., 2022).
-Both are deterministic.
+and their least-squares lines are computed in turn, and the best pair is used (on a CPU by kernels/rounding.cpp with
+the same results). With a Hessian the weights that are rounded later compensate a group's errors, so that the products'
+squared error is small (GPTQ, Frantar et al., 2022). Both are deterministic.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyphi.kernels import rounding as kernel
 from polyphi.kernels.linear import GROUP, Four
 
 Rounding = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -58,6 +59,9 @@ def four_bits(weight: Float[Tensor, "O I"], hessian: Float[Tensor, "I I"] | None
     over inputs x, the products' error is minimized instead, and a group's own error may be larger. Raises ValueError
     for values that aren't finite, and for shapes that don't fit."""
     _check(weight, hessian)
+    if hessian is None and kernel.supports_search(weight):
+        row = _row(weight)
+        return Rounded(kernel.search(weight, row, STARTS, FITS), row)
     if hessian is None:
         return _by_rows(weight, _by_groups(search))
     return _by_rows(weight, _gptq(_feedback(hessian.float())), CHUNK, HEADROOM)

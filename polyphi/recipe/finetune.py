@@ -5,9 +5,10 @@
 The file defines a `Stage`, like those of the recipe. Parameters that its `trainable` doesn't match keep their values
 and dtype, which the hashes in the manifest prove; trained parameters are float32. The folder then holds::
 
-    DIR/data/CORPUS/train/      own data as shards
-    DIR/{manifest.json,metrics.jsonl,loss.png}
+    DIR/data/CORPUS/{train,eval}/  own data as shards
+    DIR/{manifest.json,metrics.jsonl,evaluations.jsonl,loss.png}
     DIR/trained.safetensors     the trained tensors, in float32
+    DIR/report.html             losses, answers and counts
     DIR/model/                  the whole model in a public layout: `polyphi chat DIR/model`
 """
 
@@ -15,9 +16,11 @@ import runpy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from polyphi.api import make_processor
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
@@ -35,12 +38,18 @@ from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
+from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_frozen
+from polyphi.recipe import model_card
+from polyphi.recipe.monitor import Monitor, fixed_samples
+from polyphi.recipe.report import finetune as page
 from polyphi.runtime import distributed, progress
+from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
+from polyphi.train import rates
+from polyphi.train.evaluation import SPLIT
 from polyphi.train.loop import train
 from polyphi.train.options import MachineOptions, TrainOptions
-from polyphi.train.resume import choose_precision
+from polyphi.train.resume import TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
 
 
@@ -55,7 +64,7 @@ def finetune(
     rate: float = 1.0,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
-    track: Sequence[str] = (),
+    monitor: Monitor = Monitor(),  # noqa: B008 - frozen
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
     machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
 ) -> Path:
@@ -64,10 +73,10 @@ def finetune(
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the learning
     rates of `trainable`) replace the values of the stage. With `options.base` the frozen weights are quantised for the
-    training; the exported model has them as in the checkpoint. `track` names trackers (progress.py); they and the
-    origins of the weights replace those of `options`. Where the precision of `options` is "auto" and none is recorded
-    in `out`, float32, which also casts frozen weights, is chosen only if they fit into free memory. The same call
-    resumes an interrupted one.
+    training; the exported model has them as in the checkpoint. `monitor` has the trackers and evaluation rows; they and
+    the origins of the weights replace those of `options`. Where the precision of `options` is "auto" and none is
+    recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free memory. The same
+    call resumes an interrupted one.
 
     Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters.
     """
@@ -75,16 +84,18 @@ def finetune(
     out = Path("runs") / stage.name if out is None else Path(out)
     distributed.start()
     sources = _sources(stage, data)
+    eval_sources = _sources(stage, monitor.eval_data, every=False)
     named = _columns(list(sources), columns or {})
     source = _start(stage, checkpoint)
     folder = locate(source)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = distributed.device()
     if scheme := read_quantization(folder):
         raise ValueError(
             f"{folder} is quantised to {scheme} and can't be trained; start from the unquantised checkpoint"
         )
-    free, needed = free_memory(torch.device(device)), _float32_bytes(folder)
-    model = load_checkpoint(folder, device=device)
+    free = free_memory(device)
+    needed = placement.size(stored_types(folder), torch.float32)
+    model = load_checkpoint(folder, device=device, apart=options.base is not None)
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
     for name, like in stage.adapters.items():
@@ -92,9 +103,12 @@ def finetune(
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
+    stage = rates.resolved(stage, model.config.adapters)
     trainable = stage.learning_rates(n for n, _ in model.named_parameters())
     _check_routes(stage, model, trainable)
     batch = batch_tokens or stage.batch_tokens
+    quantised = frozen_parts(model, options.base, trainable, device) if options.base else []
+    needed -= sum(4 * prod(part.shape) for part in quantised)
     choice = choose_precision(
         options.precision,
         out,
@@ -107,25 +121,31 @@ def finetune(
         options.report(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     if options.base is not None:
-        quantize_frozen(model, options.base, trainable)
+        with progress.progress(
+            f"frozen weights to {options.base}", len(quantised), quiet=distributed.rank() > 0
+        ) as advance:
+            quantize_frozen(model, options.base, trainable, lambda count: advance(count, ""))
     for name, parameter in model.named_parameters():
-        lookup = options.base is not None and name == EMBEDDING  # the head is a quantised copy
+        lookup = name == EMBEDDING and model.decoder.head is not None  # a quantised copy
         if (choice.precision == "fp32" and not lookup) or name in trainable:
             parameter.data = parameter.data.float()
 
     if distributed.rank() == 0:
-        for corpus, corpus_sources in sources.items():
-            own.build(
-                out / "data" / corpus,
-                corpus_sources,
-                columns=named[corpus],
-                skip_bad=skip_bad,
-                report=options.report,
-            )
+        for split, of_split in (("train", sources), (SPLIT, eval_sources)):
+            for corpus, corpus_sources in of_split.items():
+                own.build(
+                    out / "data" / corpus,
+                    corpus_sources,
+                    columns=named[corpus],
+                    skip_bad=skip_bad,
+                    split=split,
+                    report=options.report,
+                )
     distributed.wait()
+    steps = steps or stage.steps
     train(
         stage,
-        Budget(steps or stage.steps, batch, stage.context, rate),
+        Budget(steps, batch, stage.context, rate),
         model,
         processor,
         out / "data",
@@ -134,32 +154,37 @@ def finetune(
             options,
             precision=choice,
             origins=origins,
-            trackers=[progress.tracker(name, out / name, stage.name) for name in track],
+            evaluation=monitor.options(stage, steps, list(eval_sources), out / "data", processor),
+            trackers=[progress.tracker(name, out / name, stage.name) for name in monitor.track],
         ),
         machine=machine,
     )
     if distributed.rank() == 0 and not (out / "model").exists():
-        layout = read_layout(folder)
-        if set(model.config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
+        layout, config = read_layout(folder), model.config
+        if set(config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
             layout = "native"
-        tensors = model.state_dict()
+        tensors = dict(model.state_dict())
+        del model  # with its quantised weights
+        give_back()
         if options.base is not None:
-            tensors = {**load_checkpoint(folder).state_dict(), **tensors}
+            tensors = {**load_checkpoint(folder, apart=True).state_dict(), **tensors}
+        if machine.shard > 1:  # this process has parts of the layers
+            tensors = {**load_checkpoint(folder).state_dict(), **load_file(out / TRAINED)}
         write_checkpoint(
-            model.config,
-            lambda name: tensors[name].to(stored[name]),
+            config,
+            lambda name: tensors.pop(name).to(stored[name]),  # once: a mapping isn't held longer
             out / "model",
             layout,
             files=files_beside(folder, layout),
         )
+        model_card.write(out / "model", layout)
         options.report(
             f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}"
         )
+    if distributed.rank() == 0:
+        samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
+        options.report(f"wrote {page.write(out, stage, samples)}")
     return out / "model"
-
-
-def _float32_bytes(folder: Path) -> int:
-    return placement.size(stored_types(folder), torch.float32)
 
 
 def _fitting_choice(choice: Choice, needed: int, free: int) -> Choice:
@@ -206,8 +231,8 @@ def _start(stage: Stage, checkpoint: str | Path | None) -> str:
     return str(source)
 
 
-def _sources(stage: Stage, data: Sequence[str]) -> dict[str, list[str]]:
-    """The sources of each corpus of the mix."""
+def _sources(stage: Stage, data: Sequence[str], every: bool = True) -> dict[str, list[str]]:
+    """The sources of each corpus of the mix; with `every` a corpus without any raises ValueError."""
     names = list(stage.data.weights)
     sources: dict[str, list[str]] = defaultdict(list)
     for argument in data:
@@ -221,7 +246,7 @@ def _sources(stage: Stage, data: Sequence[str]) -> dict[str, list[str]]:
                 f"the mix of {stage.name} has {len(names)} corpora; name the corpus of {argument!r}, such as "
                 f"--data {names[0]}={argument} (the others: {', '.join(names[1:])})"
             )
-    if missing := [name for name in names if name not in sources]:
+    if every and (missing := [name for name in names if name not in sources]):
         raise ValueError(
             f"no data for {', '.join(missing)}; give --data {missing[0]}=SOURCE, or remove it from the mix"
         )

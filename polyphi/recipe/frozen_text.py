@@ -22,8 +22,8 @@ def text_logits(model: PhiModel, processor: Processor) -> str:
     """SHA-256 of the fp32 logits of fixed text prompts: equal hashes are bit-identical logits."""
     rows = [processor.row([Message.user(p)], generation_prompt=True) for p in PROMPTS]
     with torch.inference_mode():
-        logits = model.eval().logits(model(pack(rows)))
-    return hashlib.sha256(logits.float().numpy().tobytes()).hexdigest()
+        logits = model.eval().logits(model(pack(rows).to(model.decoder.device)))
+    return hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()
 
 
 def record(path: Path, stage: str, before: str, after: str) -> None:

@@ -322,7 +322,7 @@ class Run:
                 self._train(stage, config, out, base)
 
     def _train(self, stage: Stage, config: ModelConfig, out: Path, base: str | None) -> None:
-        model, origins = lineage.assemble(stage, config, self.runs, self.seed)
+        model, origins = lineage.assemble(stage, config, self.runs, self.seed, distributed.device())
         if base is not None:
             quantize_frozen(model, base, stage.trained(n for n, _ in model.named_parameters()))
         adapters_only = not any(

@@ -9,6 +9,7 @@ from typing import Any
 from polyphi import stages
 from polyphi.engine import placement
 from polyphi.recipe import processes
+from polyphi.runtime import distributed
 from polyphi.runtime.files import write_json
 from polyphi.runtime.precision import Choice, Requested, choose
 from polyphi.stages.sizes import Size
@@ -47,7 +48,7 @@ class Identity:
 
         def record(values: dict[str, Any]) -> dict[str, Any]:
             choice = self._recorded(values) or choose(
-                self.requested, "cpu", placement.products(self.size.model)
+                self.requested, distributed.device(), placement.products(self.size.model)
             )
             return {**values, "precision": choice.precision, REASON: choice.reason}
 

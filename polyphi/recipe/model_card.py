@@ -4,6 +4,7 @@ licences.
 >>> card(Path("runs/nano/model"), "native", results=Path("runs/nano/benchmarks"))
 """
 
+import fnmatch
 import hashlib
 import json
 import re
@@ -17,10 +18,13 @@ from polyphi.checkpoints.read import read_config
 from polyphi.eval.report import heldout as report
 from polyphi.eval.report.paper import STATUSES, points
 from polyphi.eval.report.tables import decimals, markdown
+from polyphi.model.config import AdapterConfig
 from polyphi.model.parts import parts
 from polyphi.recipe import evaluation
 from polyphi.recipe.graph import EXPORTS
+from polyphi.recipe.model_use import use
 from polyphi.recipe.report.drawing import part_of
+from polyphi.runtime.files import write_whole
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LICENCES = {
@@ -51,8 +55,7 @@ models:
 - Undesirable content: like any such model it can produce harmful or offensive text. Applications need measures of their
   own: system prompts, filters for inputs and outputs, human review.
 - **No biometric categorisation.** The model is not intended for sorting people by their bodies, faces or voices in
-order
-  to infer their race, political opinions, trade union membership, religious or philosophical beliefs, sex life or
+  order to infer their race, political opinions, trade union membership, religious or philosophical beliefs, sex life or
   sexual orientation, and must not be used for it.
 """
 
@@ -65,16 +68,19 @@ def card(
     merged: str | None = None,
     results: Path | None = None,
     quant: str | None = None,
+    repository: str | None = None,
 ) -> str:
     """The model card of an exported checkpoint. `source` is the user's name of the checkpoint, `merged` the adapter
-    that was merged, `quant` the quantization scheme. Raises ValueError where `results` is no results folder, or that of
-    another model."""
+    that was merged, `quant` the quantization scheme, `repository` the one on the Hub that it is for. It has no paths of
+    this machine. Raises ValueError where `results` is no results folder, or that of another model."""
     if layout not in LAYOUTS:
         raise ValueError(f"expected a layout of {', '.join(LAYOUTS)}, found {layout!r}")
     evaluated = _results(results, folder) if results else None
     run, manifest = _run(folder), _manifest(folder)
     base = _base(source, manifest)
-    title = (run or {}).get("title") or folder.name
+    title = (run or {}).get("title") or (manifest or {}).get("stage") or folder.name
+    adapters = {n: a for n, a in read_config(folder).adapters.items() if n != merged}
+    adapters = {} if layout == "mini" and run else adapters
     header = {
         "license": LICENCES.get(base or "", "other") if base or run else None,
         "license_name": "see-the-card" if run else None,
@@ -83,7 +89,11 @@ def card(
         "library_name": "polyphi" if quant else "transformers",
         "pipeline_tag": "text-generation" if layout == "mini" else "image-text-to-text",
         "language": LANGUAGES,
-        "tags": ["polyphi", *(() if layout == "mini" else ("vision", "speech"))],
+        "tags": [
+            "polyphi",
+            *(() if layout == "mini" else ("vision", "speech")),
+            *(("peft",) if adapters and not quant else ()),
+        ],
         "model-index": _index(title, evaluated["rows"]) if evaluated else None,
     }
     # JSON is valid YAML, and needs no library
@@ -92,8 +102,11 @@ def card(
         "---\n" + "\n".join(lines) + "\n---",
         f"# {title}",
         _description(folder, layout, base, quant),
+        "## Use",
+        use(repository or "FOLDER", layout, list(adapters), quantized=quant is not None),
         "## How it was made",
         _training(folder, run, manifest, base, merged, quant),
+        *_adapters(adapters, manifest),
         "## What was measured",
         _measured(evaluated, run),
         "## Limits",
@@ -220,9 +233,7 @@ def _description(folder: Path, layout: str, base: str | None, quant: str | None)
     from_base = f" It comes from [{base}](https://huggingface.co/{base})." if base else ""
     return (
         f"A model of the Phi-4-Mini family: {layout_text}.{from_base} Written by polyphi, an open implementation of "
-        "the Phi-4-Mini technical report.\n\n"
-        + "\n".join(table)
-        + '\n\n```\npolyphi chat FOLDER "How much is 3 plus 4?"\npolyphi serve FOLDER\n```'
+        "the Phi-4-Mini technical report.\n\n" + "\n".join(table)
     )
 
 
@@ -253,10 +264,11 @@ def _training(
     elif manifest:
         trained = ", ".join(f"`{glob}`" for glob in manifest["learn"])
         paragraphs.append(
-            f"Trained further from {base or ', '.join(map(str, manifest['parents']))} in {manifest['steps']:,} steps: "
+            f"Trained further from {base or 'a checkpoint in a folder'} in {manifest['steps']:,} steps: "
             f"{trained} were trained on {', '.join(manifest['mix'])}. All other parameters were frozen: "
             f"{len(manifest['frozen'])} tensors have the same SHA-256 as before."
         )
+        paragraphs += _losses(manifest)
     else:
         paragraphs.append(
             f"Converted by polyphi from {base or f'the checkpoint {folder.name}'}, without training."
@@ -269,6 +281,43 @@ def _training(
             "unquantised weights."
         )
     return "\n\n".join(paragraphs)
+
+
+def _losses(manifest: Mapping[str, Any]) -> list[str]:
+    """A sentence with the losses of a fine-tuning, if its manifest has them."""
+    loss, evaluation = manifest.get("loss", {}), manifest.get("evaluation")
+    if loss.get("first") is None:
+        return []
+    text = f"The loss was {loss['first']:.3f} in the first step and {loss['last']:.3f} on average of the last ten."
+    if evaluation and evaluation["best"]["loss"] is not None:
+        best = evaluation["best"]
+        text += (
+            f" On {evaluation['rows']:,} rows that were not trained on, it was lowest after {best['step']:,} steps: "
+            f"{best['loss']:.3f}; these are the weights after {evaluation['exported_step']:,} steps."
+        )
+    return [text]
+
+
+def _adapters(
+    adapters: Mapping[str, AdapterConfig], manifest: Mapping[str, Any] | None
+) -> list[str]:
+    """The table of adapters, if there are any."""
+    if not adapters:
+        return []
+    globs = (manifest or {}).get("learn", {})
+    rows = ["| adapter | rank | alpha | trained here |", "|---|---:|---:|---|"]
+    for name, adapter in adapters.items():
+        trained = any(fnmatch.fnmatchcase(f"decoder.layers.0.x.lora.{name}.a", g) for g in globs)
+        rows.append(
+            f"| {name} | {adapter.rank} | {adapter.alpha:g} | {'yes' if trained else 'no'} |"
+        )
+    return ["\n".join(rows)]
+
+
+def write(folder: Path, layout: str, repository: str | None = None) -> None:
+    """Write the card of a fine-tuned model into its folder; a card that the user has changed is kept (`placed`)."""
+    for name, text in placed(card(folder, layout, repository=repository), folder).items():
+        write_whole(folder / name, text)
 
 
 def _stage_row(name: str, manifest: Mapping[str, Any]) -> str:

@@ -29,6 +29,13 @@ def start() -> None:
         atexit.register(_leave)
 
 
+def device() -> torch.device:
+    """The device that this process trains on: its GPU (after `start`), or the CPU where torch sees no GPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def _leave() -> None:
     """Destroy the process group, and clear the caches of its subgroups and meshes."""
     for cached in (_gloo, groups, cpu_mesh):

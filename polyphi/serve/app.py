@@ -18,7 +18,17 @@ from starlette.routing import Match
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import LANGUAGES, SamplingParams
-from polyphi.serve import anthropic, chat, completions, page, realtime, speech, stored, tokenize
+from polyphi.serve import (
+    anthropic,
+    chat,
+    completions,
+    lora,
+    page,
+    realtime,
+    speech,
+    stored,
+    tokenize,
+)
 from polyphi.serve import responses as responses_api
 from polyphi.serve.errors import (
     AnthropicErrorResponse,
@@ -79,6 +89,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     )
     app.include_router(_about(server), responses=keyed)
     app.include_router(tokenize.routes(server), responses=body)
+    app.include_router(lora.routes(server), responses=body)
     app.add_middleware(Guard, settings=settings)  # the last one added runs first
     return app
 
@@ -198,7 +209,7 @@ def _about(server: Server) -> APIRouter:
 
     @router.get("/v1/models", summary="The model under all its names, and its adapters as models")
     async def models() -> dict[str, Any]:
-        names = [settings.name, *settings.aliases, *config.adapters]
+        names = [settings.name, *settings.aliases, *server.adapters]
         return {"object": "list", "data": [model(name) for name in names]}
 
     @router.get("/v1/models/{name:path}", responses=responses(404))
@@ -243,7 +254,7 @@ def _about(server: Server) -> APIRouter:
                 "video": config.vision is not None and server.media.containers,
             },
             "containers": server.media.containers,
-            "adapters": list(config.adapters),
+            "adapters": list(server.adapters),
             "context": engine.longest,
             "languages": dict(LANGUAGES),
             "limits": {name: getattr(settings, name) for name in limits.split()},

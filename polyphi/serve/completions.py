@@ -45,6 +45,7 @@ def routes(server: Server) -> APIRouter:
             logprobs=body.logprobs,
         )
         with server.admit(server.caller(request)) as ticket:
+            ticket.use_adapter(adapter)
             sampling = await server.check_sampling(ticket.caller, requested, body)
             rows = await _rows(server, ticket.caller, body.prompt, adapter)
             ticket.reserve(sum(row.nbytes for row in rows), len(rows))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.results import NotFinite
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
@@ -100,8 +101,8 @@ class AnthropicErrorResponse(ErrorResponse):
 DESCRIPTIONS = {
     400: "The request can't be parsed, or a value in it is invalid; `param` names it.",
     401: "An API key of this server is required.",
-    403: "The Host header doesn't name this server, or the origin of the web page isn't allowed.",
-    404: "The model, or the stored response, doesn't exist.",
+    403: "The Host header doesn't name this server, or the web page's origin or an adapter's folder isn't allowed.",
+    404: "The model, the adapter or the stored response doesn't exist.",
     413: "The body, or a part of it, is too large.",
     415: "The body, or an image or audio in it, has an unsupported type.",
     429: "The request queue is full; `Retry-After` says when to retry.",
@@ -144,6 +145,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "5"})
     if isinstance(error, NotFinite):
         return ApiError(500, str(error), code="not_finite")
+    if isinstance(error, UnknownAdapter):
+        return ApiError(404, str(error), param="model", code="model_not_found")
     if isinstance(error, ValueError):
         return ApiError(400, str(error))
     return ApiError(500, "the model failed; the server's log has the reason", code="model_failed")

@@ -96,6 +96,7 @@ async def answer(
 ) -> Response:
     """The response to a request. `formatted` also frees the request's copy of the conversation."""
     with server.admit(server.caller(request)) as ticket:
+        ticket.use_adapter(generation.adapter)
         row, sampling = await unless_disconnected(
             request, _prepare(server, request, ticket, generation)
         )

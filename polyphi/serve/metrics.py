@@ -10,6 +10,7 @@ thread-safe.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -18,6 +19,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from polyphi.engine.core import Counters
+from polyphi.engine.request import adapter_name
 
 SECONDS = (
     0.001,
@@ -166,7 +168,12 @@ class Metrics(Collector):
 
     def arrived(self, adapter: str | None) -> None:
         """Counts an accepted request and its adapter."""
-        self._adapter.labels(self.model, adapter or "none").inc()
+        self._adapter.labels(self.model, adapter_name(adapter or "none")).inc()
+
+    def adapter_unloaded(self, name: str) -> None:
+        """Drops the counter of an adapter: names of adapters that come and go would take memory."""
+        with suppress(KeyError):
+            self._adapter.remove(self.model, name)
 
     def finished(
         self, times: Times, reason: str, *, prompt: int, cached: int, generated: int

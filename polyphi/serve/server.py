@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection
 
 from polyphi.batch import Batch
+from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
@@ -38,9 +39,9 @@ from polyphi.messages import (
     Message,
     SamplingParams,
     Text,
-    normalize_adapter,
 )
 from polyphi.runtime.heap import give_back
+from polyphi.serve.adapters import AdapterModels
 from polyphi.serve.answers import Writer
 from polyphi.serve.budget import Budget, Share
 from polyphi.serve.conversation import InputTurn, media_paths
@@ -81,6 +82,7 @@ class Ticket:
         self._server = server
         self._jobs: list[Job] = []
         self._share: Share | None = None
+        self._adapter: str | None = None
         self._released = self._transferred = False
 
     @property
@@ -94,6 +96,11 @@ class Ticket:
         if self._released:  # the client disconnected while the rows were prepared
             share.release()
         return share
+
+    def use_adapter(self, key: str | None) -> None:
+        """Keeps the adapter of this request from being removed before the release."""
+        self._adapter = key
+        self._server.adapters.use(key)
 
     def add(self, job: Job) -> None:
         job.share = self._share
@@ -110,6 +117,7 @@ class Ticket:
         if not self._released:
             self._released = True
             self._server.release(self)
+            self._server.adapters.release(self._adapter)
             for job in self._jobs:
                 self._server.drop(job)
             if self._share is not None:
@@ -127,15 +135,13 @@ class Server:
     """An engine with its settings and the admitted requests. The app's lifespan calls `start` and `close`."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        if ambiguous := set(settings.aliases) & {settings.name, *engine.model.config.adapters, ""}:
-            raise ValueError(
-                f"--alias {ambiguous.pop()!r}: expected a name that neither the model nor one of its adapters has"
-            )
         self.engine = engine
         self.settings = settings
         self.media = Media(settings)
         self.store = ResponseStore(settings.max_stored_bytes)
         self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
+        self.adapters = AdapterModels(engine, settings, self.metrics)
+        self.adapter = self.adapters.select
         self.tokens = Tokens(engine.processor.tokenizer)
         self.started = int(time.time())
         self.draining = False
@@ -175,6 +181,7 @@ class Server:
         self._small_pool.shutdown(cancel_futures=True)
         self._large_pool.shutdown(cancel_futures=True)
         self._abort_pool.shutdown()
+        self.adapters.close()
         self.answers.close()
         self.media.close()
 
@@ -296,34 +303,6 @@ class Server:
             )
         return share
 
-    def adapter(self, model: str | None, adapter: str | None) -> str | None:
-        """The adapter of a request, from its `model` or its `adapter` field. Raises ApiError for an unknown model or
-        adapter."""
-        have = self.engine.model.config.adapters
-        if model in (None, "", self.settings.name, *self.settings.aliases):
-            adapter = normalize_adapter(adapter)
-            if adapter not in ("auto", None, *have):
-                expected = ", ".join(["'auto'", "'none'", "null", *map(repr, have)])
-                raise ApiError(
-                    400, f"adapter: expected {expected}, found {adapter!r:.80}", param="adapter"
-                )
-            return adapter
-        if model not in have:
-            expected = ", ".join([self.settings.name, *self.settings.aliases, *have])
-            raise ApiError(
-                404,
-                f"unknown model {model!r:.80}; expected one of {expected}",
-                param="model",
-                code="model_not_found",
-            )
-        if adapter not in ("auto", model):
-            raise ApiError(
-                400,
-                f"model selects the adapter {model!r}, adapter selects {adapter!r:.80}; leave one of them out",
-                param="adapter",
-            )
-        return model
-
     async def check_sampling(
         self, caller: Caller, sampling: SamplingParams, body: Sampling
     ) -> SamplingParams:
@@ -362,6 +341,8 @@ class Server:
             raise media_api_error(error, path) from None
         except (PromptTooLong, AnswerTooLong) as error:
             raise context_exceeded(error, self.engine.context, param) from None
+        except UnknownAdapter as error:
+            raise as_api_error(error) from None
         except ValueError as error:
             raise ApiError(400, str(error), param=param) from None
         except (MemoryError, RuntimeError) as error:
@@ -449,7 +430,8 @@ class Server:
     async def submit(
         self, ticket: Ticket, rows: Sequence[Batch], sampling: SamplingParams
     ) -> list[Job]:
-        """Starts the generation for each row, which `prepare` has checked. The jobs end with the ticket."""
+        """Starts the generation for each row, which `prepare` has checked. The jobs end with the ticket. Raises
+        ApiError if the adapter was removed meanwhile."""
         loop = asyncio.get_running_loop()
         return await self.in_thread(self._submit, ticket, rows, sampling, loop)
 
@@ -460,7 +442,10 @@ class Server:
         sampling: SamplingParams,
         loop: asyncio.AbstractEventLoop,
     ) -> list[Job]:
-        requests_by_row = self.engine.enter_all(rows, sampling, caller=ticket.caller)
+        try:
+            requests_by_row = self.engine.enter_all(rows, sampling, caller=ticket.caller)
+        except UnknownAdapter as error:
+            raise as_api_error(error) from None
         jobs = [Job(self.engine, self.metrics, requests, loop) for requests in requests_by_row]
         for row, job in zip(rows, jobs, strict=True):
             ticket.add(job)

@@ -27,6 +27,10 @@ class Settings:
     origins: tuple[str, ...] = ()
     remote: tuple[str, ...] = ()
     local: Path | None = None
+    adapter_folder: Path | None = None
+    """Folder below which clients may load adapters (adapters.py); None: none."""
+    adapters: tuple[str, ...] = ()
+    """Names of the adapters that were added to those of the checkpoint; only these can be unloaded."""
     containers: bool | None = None
     """Whether M4A, MP4, WebM, AAC and AMR audio and videos are accepted. None: where their decoder can be isolated
     (processing/decoder.py)."""
@@ -63,6 +67,10 @@ class Settings:
     max_recording_seconds: float = 4 * 3600.0
     """Of a recording to transcribe."""
     fetch_seconds: float = 20.0
+    max_adapters: int = 64
+    """Loaded while the server runs."""
+    max_adapter_bytes: int = 8 << 30
+    """Of the files of all these adapters."""
     max_answers: int = 8
     max_tokens: int = 16_384
     """Of an answer; the context may leave fewer."""

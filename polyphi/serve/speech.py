@@ -25,6 +25,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
+from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.engine import Stopped
 from polyphi.engine.media import MediaError
 from polyphi.engine.request import Caller
@@ -120,6 +121,7 @@ class Transcriber:
             self._server.media.check(await upload.read(512), "audio", "file")
             await upload.seek(0)
             ticket = self._server.admit(options.caller)
+            ticket.use_adapter(options.task.adapter)
         except BaseException:
             upload.file.close()
             raise
@@ -260,6 +262,8 @@ class Transcriber:
                 return replace(transcript, warnings=(*warnings, *transcript.warnings))
         except Stopped:
             raise
+        except UnknownAdapter as error:
+            raise as_api_error(error) from None
         except ValueError as error:
             message = str(error).replace(name, "the file")
             if isinstance(error, MediaError):

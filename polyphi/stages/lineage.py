@@ -116,9 +116,13 @@ def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer | None) 
 
 
 def assemble(
-    stage: Stage, config: ModelConfig, runs: Path, seed: int
+    stage: Stage,
+    config: ModelConfig,
+    runs: Path,
+    seed: int,
+    device: torch.device | str = "cpu",
 ) -> tuple[PhiModel, dict[str, str]]:
-    """(the model at the start of `stage`, the stage of origin of each tensor, "fresh" for none).
+    """(the model at the start of `stage`, on `device`; the stage of origin of each tensor, "fresh" for none).
 
     `runs` holds a folder per finished stage. Raises ValueError if a parent hasn't run.
     """
@@ -148,4 +152,4 @@ def assemble(
         with safe_open(path, "pt") as stored, torch.no_grad():
             for name, source_name in pairs:
                 tensors[name].copy_(stored.get_tensor(source_name))
-    return model, origins
+    return model.to(device), origins

@@ -31,10 +31,11 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
-from polyphi.runtime.heap import give_back
+from polyphi.runtime.heap import drop_pages, give_back
 from polyphi.runtime.precision import products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.alignment import in_words
+from polyphi.train.evaluation import EvalRows
 from polyphi.train.features import cached_features
 from polyphi.train.freeze import as_table, freeze, frozen, hashes, named, trainable_rows
 from polyphi.train.interrupt import Interruptible
@@ -99,7 +100,17 @@ def train(
         raise ValueError(
             f"{stage.name}: a base in {model.quant} can't be sharded; expected --shard 1, found {machine.shard}"
         )
-    identity = resume.identity(stage, budget, options.seed, choice.precision, loader, model.quant)
+    eval_rows = _eval_rows(stage, data, rows, options, machine)
+    early_stopping = None
+    if options.evaluation and options.evaluation.patience and eval_rows:
+        early_stopping = {
+            "patience": options.evaluation.patience,
+            "every": options.evaluation.every,
+            "data": eval_rows.hashes,
+        }
+    identity = resume.identity(
+        stage, budget, options.seed, choice.precision, loader, model.quant, early_stopping
+    )
     if (out / MANIFEST).exists():
         return resume.finished(out, identity, parameters)
 
@@ -117,11 +128,22 @@ def train(
     context_model = parallel.context_parallel(model, machine.context)
     loss = StageLoss(stage.objective, context_model, head, reference, choice.precision)
     trainer = Trainer(
-        stage, budget, loss, parameters, loader, out, choice, options=options, machine=machine
+        stage,
+        budget,
+        loss,
+        parameters,
+        loader,
+        out,
+        choice,
+        options=options,
+        machine=machine,
+        eval_rows=eval_rows,
     )
     if isinstance(reference, References):
         trainer.precompute_reference(reference, start)
     frozen_before = hashes(frozen(model, parameters))
+    if model.quant is not None:
+        drop_pages(frozen(model, parameters).values())  # of the rest few are used in the steps
     table = trainable_rows(stage, budget, parameters, options.origins)
     checkpoints = checkpoint.Checkpoints(out / CHECKPOINTS, machine.background)
     if trainer.resume(checkpoints, identity, frozen_before):
@@ -143,8 +165,11 @@ def train(
             stage.name, budget.steps, trainer.state.step, distributed.rank() > 0
         ) as advance,
     ):
-        while trainer.state.step < budget.steps:
-            if (record := trainer.step()) is None:
+        trainer.evaluate()
+        while trainer.state.step < budget.steps and not trainer.stopped_early:
+            record = trainer.step()
+            trainer.evaluate()
+            if record is None:
                 continue
             advance(trainer.state.step, f"loss {record['loss']:.3f}")
             if time.monotonic() - last_trim > TRIM_SECONDS:
@@ -161,8 +186,10 @@ def train(
         trainer.checkpoints.wait()
         interrupted_late = interrupted()  # after the last step: the stage is finished first
     model.eval()
-    trainer.apply_averages()
+    trainer.apply_result()
     frozen_after = hashes(frozen(model, parameters))
+    if model.quant is not None:
+        drop_pages(frozen(model, parameters).values())
     if changed := [name for name, before in frozen_before.items() if frozen_after[name] != before]:
         raise RuntimeError(
             f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)"
@@ -198,7 +225,7 @@ def _results(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The manifest's fields about the steps."""
     state = trainer.state
     return {
-        "steps": trainer.budget.steps,
+        "steps": state.step,
         "seconds": round(state.seconds, 1),
         "counters": state.counters,
         "set_aside": state.quarantined,
@@ -208,6 +235,23 @@ def _results(trainer: Trainer, records: list[dict[str, Any]]) -> dict[str, Any]:
             "first": records[0]["loss"] if records else None,
             "last": _mean([r["loss"] for r in records[-10:]]),
         },
+        **_evaluation_results(trainer),
+    }
+
+
+def _evaluation_results(trainer: Trainer) -> dict[str, Any]:
+    """The manifest's field about evaluations, if there are any."""
+    state, rows = trainer.state, trainer.eval_rows
+    if rows is None:
+        return {}
+    return {
+        "evaluation": {
+            "rows": len(rows),
+            "left_out": rows.skipped,
+            "best": {"step": state.best_step, "loss": state.best_loss},
+            "stopped_early": trainer.stopped_early,
+            "exported_step": state.best_step if trainer.best else state.step,
+        }
     }
 
 
@@ -267,6 +311,27 @@ def _loader(
         workers=processes.default(device) if machine.workers is None else machine.workers,
         group=Group(rank, world, lambda draws: distributed.all_gather(draws)[::context]),
     )
+
+
+def _eval_rows(
+    stage: Stage,
+    data: Path | str,
+    rows: Callable[[str, Any], list[Batch]],
+    options: TrainOptions,
+    machine: MachineOptions,
+) -> EvalRows | None:
+    """The evaluation rows of the run, None for a run without evaluations. Raises ValueError for another objective than
+    `NextToken`, whose loss is that of supervised tokens."""
+    if options.evaluation is None:
+        return None
+    if not isinstance(stage.objective, NextToken):
+        raise ValueError(
+            f"{stage.name} has the objective {type(stage.objective).__name__}; evaluation rows need NextToken: leave "
+            "--eval-data out"
+        )
+    rank, world = distributed.rank() // machine.context, distributed.world() // machine.context
+    corpora, capacity = options.evaluation.corpora, machine.pack_capacity
+    return EvalRows(data, corpora, rows, capacity, rank, world)
 
 
 def row_maker(

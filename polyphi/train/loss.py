@@ -154,13 +154,14 @@ class NextToken:
     def rows(
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
-        """The sample as one row; documents are cut at `context`, conversations must fit. Raises `Unfit` where no token
-        is supervised."""
+        """The sample as one row; documents are cut at `context`, conversations must fit. Of answers, those of the
+        sample's `meta["supervise"]` are trained. Raises `Unfit` where no token is supervised."""
         document = sample.messages[0].role == "document"
+        answers = self.supervise == "answers"
         row = processor.row(
             sample.messages,
             adapter=adapter,
-            supervise=self.supervise,
+            supervise=sample.meta.get("supervise", "answers") if answers else self.supervise,
             context=context,
             max_crops=self.max_crops,
             truncate=document,

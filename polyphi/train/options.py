@@ -13,6 +13,7 @@ from polyphi.data.packing import Capacity
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime.precision import Choice, Requested
 from polyphi.runtime.progress import Tracker
+from polyphi.train.evaluation import EvalOptions
 from polyphi.train.guard import Guard
 from polyphi.train.memory import Activations
 
@@ -28,6 +29,7 @@ class TrainOptions:
     was already reported by the caller. `base` is the scheme ("int8" or "int4") to which the caller has quantised the
     model's frozen weights (`quantize_frozen`). `fresh` maps corpora to generators of new samples (data/fresh.py),
     which replace their shards. `origins` names for each tensor the stage that its start weights come from.
+    `evaluation` are the options of evaluations on the split `eval` of some corpora (None: no evaluations).
     `watch(model)` is evaluated every `watch_steps` steps (0: never) and `trackers` get every record. `flops(pack)`
     counts the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
     utilisation.
@@ -39,6 +41,7 @@ class TrainOptions:
     base: str | None = None
     fresh: Mapping[str, Fresh] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
+    evaluation: EvalOptions | None = None
     watch: Callable[[PhiModel], Mapping[str, float]] | None = None
     watch_steps: int = 0
     trackers: Sequence[Tracker] = ()

@@ -51,19 +51,25 @@ def _without_adapters(model: PhiModel, batch: Batch) -> Float[Tensor, " S"]:
 class DPO:
     """`beta`: strength of the penalty for deviating from the reference. `nll`: weight of the chosen answer's mean
     negative log-likelihood per token. `reference`: the model at the start of the stage, with or without its
-    adapters."""
+    adapters. `max_crops` bounds an image's crops."""
 
     beta: float = 0.1
     nll: float = 0.2
     reference: Literal["start", "adapters off"] = "start"
+    max_crops: int | None = None
     whole_step: ClassVar[bool] = False
+
+    def __repr__(self) -> str:
+        """Without `max_crops` where it is None, as in the manifests of runs that were trained before it existed."""
+        crops = "" if self.max_crops is None else f", max_crops={self.max_crops}"
+        return f"DPO(beta={self.beta}, nll={self.nll}, reference={self.reference!r}{crops})"
 
     def rows(
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         """[chosen, rejected]. Raises ValueError where the sample has no `meta["rejected"]`, doesn't end in an answer,
         or a row exceeds `context`."""
-        rows = pair(sample, processor, context, adapter)
+        rows = pair(sample, processor, context, adapter, self.max_crops)
         return [replace(row, keys=(key(row),)) for row in rows]
 
     def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> None:
@@ -80,22 +86,25 @@ class DPO:
         reference: Callable[[Batch], Float[Tensor, " S"]],
         batch: Batch,
     ) -> tuple[Tensor, int, dict[str, float]]:
-        """(sum of losses over pairs, number of pairs, metrics as sums over pairs). `accuracy`: whether the chosen
-        answer has the higher reward; `margin`: difference of the rewards; `chosen_nll`: per token. `reference` returns
-        the reference log-probabilities of a pack's answers."""
+        """(sum of losses over pairs, number of pairs, metrics as sums over pairs). An answer's reward is `beta` times
+        its log-probability minus that of the reference: `chosen_reward` and `rejected_reward`, `margin`: their
+        difference, `accuracy`: whether it is above 0. `chosen_nll`: per token. `reference` returns the reference
+        log-probabilities of a pack's answers."""
         assert batch.sequences % 2 == 0, "a pack holds whole pairs"
         policy = answer_log_probs(model, batch)
         rewards = self.beta * (policy - reference(batch))
-        margin = rewards[0::2] - rewards[1::2]
+        chosen, rejected = rewards[0::2], rewards[1::2]
+        margin = chosen - rejected
         assert batch.supervised is not None
         lengths = torch.bincount(owners(batch, batch.supervised), minlength=batch.sequences)[0::2]
         nll = -policy[0::2] / lengths.clamp(min=1)
         total = (self.nll * nll - F.logsigmoid(margin)).sum()
-        accuracy, margin_sum, nll_sum = torch.stack(
-            [(margin > 0).float().sum(), margin.detach().sum(), nll.detach().sum()]
-        ).tolist()
-        return (
-            total,
-            batch.sequences // 2,
-            {"accuracy": accuracy, "margin": margin_sum, "chosen_nll": nll_sum},
-        )
+        metrics = {
+            "accuracy": (margin > 0).float(),
+            "margin": margin,
+            "chosen_reward": chosen,
+            "rejected_reward": rejected,
+            "chosen_nll": nll,
+        }
+        sums = torch.stack([metric.detach().sum() for metric in metrics.values()]).tolist()
+        return total, batch.sequences // 2, dict(zip(metrics, sums, strict=True))

@@ -32,10 +32,16 @@ REASON = "precision_reason"
 
 
 def identity(
-    stage: Stage, budget: Budget, seed: int, precision: str, loader: Loader, base: str | None = None
+    stage: Stage,
+    budget: Budget,
+    seed: int,
+    precision: str,
+    loader: Loader,
+    base: str | None = None,
+    early_stopping: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Settings that must be equal for a run to be resumed, with the types that JSON returns. `base` is the scheme of
-    frozen weights that are quantised."""
+    frozen weights that are quantised, `early_stopping` the settings that decide when a run ends early."""
     settings = {
         "stage": stage.name,
         "budget": dataclasses.asdict(budget),
@@ -59,6 +65,7 @@ def identity(
             name: manifest if "fresh" in manifest else [s["sha256"] for s in manifest["shards"]]
             for name, manifest in loader.manifests.items()
         },
+        "early_stopping": early_stopping,
     }
     if base is not None:
         settings["base"] = base

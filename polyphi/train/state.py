@@ -1,6 +1,7 @@
 """`TrainState`: how far a run is, saved in every checkpoint with weights, averages and optimizer moments."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ class TrainState:
     training. `counters`: sums over the run (tokens, samples, crops ..., samples skipped by corpus). `norms`: the latest
     gradient norms. `quarantined`: ids of samples with a non-finite loss. `rejected_steps` and `rejected_in_a_row`:
     steps whose update was rejected, in all and just now. `rollbacks`: times the run went back to a checkpoint.
+    `evaluated_step`: the step of the last evaluation. `best_step` and `best_loss`: those of the evaluation with the
+    lowest loss. `evaluations_since_best`: evaluations after it.
     """
 
     step: int = 0
@@ -51,6 +54,10 @@ class TrainState:
     rejected_steps: int = 0
     rejected_in_a_row: int = 0
     rollbacks: int = 0
+    evaluated_step: int = -1
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_since_best: int = 0
 
     def advance(self, data: Step) -> None:
         """Count a step, accepted or rejected: the loader continues after its draws."""
@@ -93,6 +100,15 @@ class TrainState:
                 f"learning rates of `trainable` are the cause: {_first_ids(self.quarantined)}"
             )
 
+    def evaluated(self, loss: float) -> bool:
+        """Record the loss of an evaluation; returns whether it is the lowest one."""
+        self.evaluated_step = self.step
+        if not math.isfinite(loss) or (self.best_loss is not None and loss >= self.best_loss):
+            self.evaluations_since_best += 1
+            return False
+        self.best_step, self.best_loss, self.evaluations_since_best = self.step, loss, 0
+        return True
+
     def rolled_back(self, stored: "TrainState") -> "TrainState":
         """The state after a rollback to a checkpoint's state: the loader continues after this state's draws."""
         return dataclasses.replace(
@@ -110,9 +126,9 @@ class TrainState:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "TrainState":
-        """The state that `state.json` holds."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: stored[STORED_NAMES.get(name, name)] for name in names})
+        """The state that `state.json` holds. Checkpoints of earlier versions have no fields about evaluations."""
+        keys = {f.name: STORED_NAMES.get(f.name, f.name) for f in dataclasses.fields(cls)}
+        return cls(**{name: stored[key] for name, key in keys.items() if key in stored})
 
 
 def _first_ids(ids: Sequence[str]) -> str:
@@ -122,13 +138,18 @@ def _first_ids(ids: Sequence[str]) -> str:
 
 
 def checkpoint_tensors(
-    trained: Mapping[str, Tensor], averages: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    trained: Mapping[str, Tensor],
+    averages: Mapping[str, Tensor],
+    best: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, by name: trained parameters, their averages, optimizer moments."""
+    """All tensors of a checkpoint, by name: trained parameters, their averages, those with the lowest evaluation loss,
+    optimizer moments."""
     names = {id(p): name for name, p in trained.items()}
     return {
         **{f"parameter/{name}": p.detach() for name, p in trained.items()},
         **{f"average/{name}": average for name, average in averages.items()},
+        **{f"best/{name}": tensor for name, tensor in best.items()},
         **checkpoint.optimiser_tensors(optimizer, names),
     }
 
@@ -137,11 +158,13 @@ def restore(
     stored: checkpoint.Stored,
     trained: Mapping[str, Tensor],
     averages: Mapping[str, Tensor],
+    best: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> TrainState:
-    """Fill parameters, averages and optimizer moments from a checkpoint, in place; returns its state."""
+    """Fill parameters, averages, best parameters and optimizer moments from a checkpoint, in place; returns its
+    state."""
     optimizer.state.clear()
     checkpoint.make_moments(optimizer, {id(p): name for name, p in trained.items()}, stored.names)
     with torch.no_grad():
-        stored.read(checkpoint_tensors(trained, averages, optimizer))
+        stored.read(checkpoint_tensors(trained, averages, best, optimizer))
     return TrainState.from_json(stored.state)

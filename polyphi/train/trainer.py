@@ -8,7 +8,7 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.precision import Choice
-from polyphi.train import checkpoint, parallel, resume
+from polyphi.train import checkpoint, evaluation, parallel, resume
+from polyphi.train.evaluation import EVALUATIONS, EvalRows
 from polyphi.train.freeze import check_gradients
 from polyphi.train.guard import nonfinite_samples
 from polyphi.train.interrupt import Interruptible
@@ -54,27 +55,29 @@ class StageLoss:
         """(this process's part of a pack, sum of losses over its units, number of units, metrics)."""
         if isinstance(self.model, parallel.Context):
             batch = self.model.part(batch)
-        with self.autocast(batch):
+        with self.autocast(batch.ids.device):
             total, count, metrics = self.objective.loss(
                 self.model, self.head, self.reference, batch
             )
         return batch, total, count, metrics
 
-    def autocast(self, batch: Batch) -> torch.autocast:
-        """The context in which a batch passes the model."""
-        return torch.autocast(batch.ids.device.type, torch.bfloat16, self.precision == "bf16")
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context in which batches pass the model."""
+        return torch.autocast(device.type, torch.bfloat16, self.precision == "bf16")
 
     def accumulate(
-        self, packs: Sequence[Pack], flops: Callable[[Batch], float] | None = None
+        self, packs: Iterable[Pack], flops: Callable[[Batch], float] | None = None
     ) -> dict[str, Any]:
-        """Forward and backward of a step's packs: gradients are sums over units. The record holds sums over all
-        processes and, for losses and metrics, means over units or over a metric's own count."""
+        """Forward and backward of a step's packs: gradients are sums over units. Without gradients (`torch.no_grad`)
+        there is no backward. The record holds sums over all processes and, for losses and metrics, means over units or
+        over a metric's own count."""
         device = self.model.decoder.device
         parts = self.model.mesh.size() if isinstance(self.model, parallel.Context) else 1
         sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
         for item in packs:
             batch, loss, count, metrics = self(item.batch.to(device))
-            (loss if item.share == 1 else loss * item.share).backward()
+            if torch.is_grad_enabled():
+                (loss if item.share == 1 else loss * item.share).backward()
             values = {"loss": loss.detach().double(), "count": count, "tokens": len(batch)}
             values |= metrics
             values["blank"] = (item.blank, 1)
@@ -122,15 +125,20 @@ class Trainer:
         *,
         options: TrainOptions,
         machine: MachineOptions,
+        eval_rows: EvalRows | None = None,
     ) -> None:
         self.stage, self.budget, self.loss = stage, budget, loss
         self.parameters, self.loader, self.out = parameters, loader, out
-        self.options, self.machine = options, machine
+        self.options, self.machine, self.eval_rows = options, machine, eval_rows
         self.model = loss.model.model if isinstance(loss.model, parallel.Context) else loss.model
         self.device = next(iter(parameters.values())).device
         self.trained = {name: p for name, p in parameters.items() if p.requires_grad}
         self.averages = (
             {n: p.detach().clone() for n, p in self.trained.items()} if stage.ema else {}
+        )
+        self.patience = options.evaluation.patience if options.evaluation else None
+        self.best = (
+            {n: p.detach().clone() for n, p in self.trained.items()} if self.patience else {}
         )
         products = torch.bfloat16 if precision.precision == "bf16" else torch.float32
         self.optimizer = optimiser(stage, parameters, budget, products)
@@ -246,6 +254,41 @@ class Trainer:
             )
         return speeds
 
+    # ---------------------------------------------------------------- evaluation
+
+    def evaluate(self) -> None:
+        """Evaluate the weights on the evaluation rows, if there are any and an evaluation is due: before the first
+        step, every `every` steps, and after the last one."""
+        options, state = self.options.evaluation, self.state
+        if options is None or self.eval_rows is None or state.evaluated_step == state.step:
+            return
+        if state.step % options.every and state.step != self.budget.steps:
+            return
+        self.model.eval()
+        with torch.no_grad(), evaluation.replaced(self.trained, self.averages):
+            result = self.loss.accumulate(self.eval_rows.packs())
+            losses = {key: value for key, value in result.items() if key.startswith("loss")}
+            record = {"step": state.step, **losses, "supervised": result["supervised"]}
+            # Layers that are sharded can't be run by one process alone.
+            if options.answers and distributed.rank() == 0 and self.machine.shard == 1:
+                with self.loss.autocast(self.device):
+                    record["answers"] = list(options.answers(self.model))
+            if state.evaluated(record["loss"]):
+                for name, tensor in self.best.items():
+                    tensor.copy_(self.trained[name])
+        self.model.train()
+        self.options.report(evaluation.line(record, state.best_step))
+        if self._evaluations is not None:
+            self._evaluations.write(record)
+            for tracker in self.options.trackers:
+                tracker(state.step, {f"eval_{key}": value for key, value in losses.items()})
+        self._clock = time.monotonic()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last evaluations had no lower loss than one before them."""
+        return self.patience is not None and self.state.evaluations_since_best >= self.patience
+
     # ---------------------------------------------------------------- rejected steps
 
     def _skip(self, data: Step) -> None:
@@ -313,11 +356,11 @@ class Trainer:
         return stored is not None
 
     def _restored(self, stored: checkpoint.Stored) -> TrainState:
-        return restore(stored, self.trained, self.averages, self.optimizer)
+        return restore(stored, self.trained, self.averages, self.best, self.optimizer)
 
     def save(self) -> None:
         """Write a checkpoint."""
-        tensors = checkpoint_tensors(self.trained, self.averages, self.optimizer)
+        tensors = checkpoint_tensors(self.trained, self.averages, self.best, self.optimizer)
         self.checkpoints.save(self.state.step, tensors, {**self._identity, **self.state.to_json()})
 
     def __enter__(self) -> "Trainer":
@@ -333,13 +376,19 @@ class Trainer:
             else None
             for name in (METRICS, QUARANTINE)
         )
+        # The evaluation after the last step of a checkpoint was before it was written.
+        self._evaluations = (
+            progress.Metrics(self.out / EVALUATIONS, until=self.state.evaluated_step + 1)
+            if distributed.rank() == 0 and self.eval_rows is not None
+            else None
+        )
 
     def __exit__(self, *_: object) -> None:
         self._close()
         self.checkpoints.close()
 
     def _close(self) -> None:
-        for file in (self._metrics, self._quarantine):
+        for file in (self._metrics, self._quarantine, self._evaluations):
             if file is not None:
                 file.close()
         if self._data is not None:
@@ -360,7 +409,7 @@ class Trainer:
             by_key: dict[str, float] = {}
             for item in self._packs(data):
                 batch = item.batch.to(self.device)
-                with torch.no_grad(), self.loss.autocast(batch):
+                with torch.no_grad(), self.loss.autocast(self.device):
                     by_key |= reference.log_probs(self.model, batch)
             return by_key
 
@@ -381,8 +430,9 @@ class Trainer:
                 stopped=interrupted,
             )
 
-    def apply_averages(self) -> None:
-        """Replace the trained parameters by their averages, where the stage has `ema`."""
+    def apply_result(self) -> None:
+        """Replace the trained parameters by those with the lowest evaluation loss, where the run has a patience, or by
+        their averages, where the stage has `ema`."""
         with torch.no_grad():
-            for name, average in self.averages.items():
-                self.trained[name].copy_(average)
+            for name, tensor in (self.best or self.averages).items():
+                self.trained[name].copy_(tensor)

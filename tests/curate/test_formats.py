@@ -51,6 +51,17 @@ def messages_of(row: dict[str, Any], root: Path | None = None) -> tuple[Message,
     return sample(row, "row 1", source="s", licence="CC0", root=root).messages
 
 
+def test_reasoning_beside_an_answer() -> None:
+    user = {"role": "user", "content": "1+1?"}
+    answer = {"role": "assistant", "content": "2", "reasoning_content": "one and one"}
+    text = "<think>\none and one\n</think>\n\n2"
+    row = sample({"messages": [user, answer]}, "row 1", source="s", licence="CC0")
+    assert (row.answer, row.meta) == (text, {})
+    row = sample({"messages": [user, answer, user, answer]}, "row 1", source="s", licence="CC0")
+    assert [m.text for m in row.messages] == ["1+1?", "2", "1+1?", text]
+    assert row.meta == {"supervise": "last answer"}
+
+
 TOOLS = [{"name": "add", "description": "Add", "parameters": {"type": "object"}}]
 CALLS = [{"name": "add", "arguments": {"a": 1}}, {"name": "add", "arguments": {"a": 2}}]
 CALL_TEXT = Text(f"<|tool_call|>{json.dumps(CALLS)}<|/tool_call|>")

@@ -137,6 +137,58 @@ def test_what_stands_beside(root: Path, tmp_path: Path) -> None:
     assert third.messages[0].role == "document"
 
 
+def test_preference_rows_of_trl(root: Path, tmp_path: Path) -> None:
+    """Plain, conversational with the prompt apart or at the beginning of both, and with an image."""
+    user, image = {"role": "user", "content": "what?"}, {"type": "image"}
+    pictured_question = {"role": "user", "content": [image, {"type": "text", "text": "what?"}]}
+    red, blue = ({"role": "assistant", "content": c} for c in ("red", "blue"))
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
+    file = write_rows(
+        root,
+        {"prompt": "what?", "chosen": "red", "rejected": "blue"},
+        {"prompt": [user], "chosen": [red], "rejected": [blue]},
+        {"prompt": "what?", "chosen": [user, red], "rejected": [user, blue], "messages": [user, red]},
+        {"prompt": [user], "chosen": "red", "rejected": "blue"},
+        {"prompt": [user], "chosen": [blue, user, red], "rejected": [blue, user, blue]},
+        {"images": ["a.png"], "prompt": [pictured_question], "chosen": [parts], "rejected": [blue]},
+        {"image": "a.png", "prompt": "what?", "chosen": "red", "rejected": "blue"},
+        {"messages": [user, red], "rejected": blue},
+    )  # fmt: skip
+    samples = read(file, tmp_path / "corpus")
+    question, answer = Message.user("what?"), Message.assistant("red")
+    plain, turns = (question, answer), (question, Message.assistant("blue"), question, answer)
+    pictured = (Message.user(Image((root / "a.png").read_bytes()), "what?"), answer)
+    expected = [plain, plain, plain, plain, turns, pictured, pictured, plain]
+    assert [s.messages for s in samples] == expected
+    assert all(s.meta == {"rejected": "blue"} for s in samples)
+
+
+def test_reasoning_beside_an_answer_is_trained_before_it(root: Path, tmp_path: Path) -> None:
+    user = {"role": "user", "content": "1+1?", "reasoning_content": "not an answer"}
+    answer = {"role": "assistant", "content": "2", "reasoning_content": " one and one\n"}
+    text = "<think>\none and one\n</think>\n\n2"
+    in_content = {**answer, "content": text}
+    parts = {**answer, "content": [{"type": "text", "text": "2"}]}
+    wrong = {**answer, "content": "3"}
+    file = write_rows(
+        root,
+        {"messages": [user, answer]},
+        {"messages": [user, {"role": "assistant", "content": "2", "reasoning": "one and one"}]},
+        {"messages": [user, in_content]},
+        {"messages": [user, parts]},
+        {"messages": [user, answer, user, answer]},
+        {"messages": [user, in_content, user, answer]},
+        {"prompt": [user], "chosen": [answer], "rejected": [wrong]},
+    )
+    first, *others, left_out, both, pair = read(file, tmp_path / "corpus")
+    assert first.messages == (Message.user("1+1?"), Message.assistant(text)) and not first.meta
+    assert all((s.messages[0], s.answer) == (first.messages[0], text) for s in others)
+    assert [m.text for m in left_out.messages] == ["1+1?", "2", "1+1?", text]
+    assert left_out.meta == {"supervise": "last answer"}
+    assert [m.text for m in both.messages] == ["1+1?", text, "1+1?", text] and not both.meta
+    assert pair.answer == text and pair.meta == {"rejected": text[:-1] + "3"}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -164,6 +216,13 @@ def test_what_stands_beside(root: Path, tmp_path: Path) -> None:
             "more images than parts",
         ),
         (conversation("x", {"type": "film"}), "unknown part type 'film'"),
+        ({"prompt": "?", "chosen": "x"}, "'rejected' is missing"),
+        ({"prompt": "?", "chosen": ["x"], "rejected": ["x"]}, "found 1 and 1 messages"),
+        ({"question": "?", "answer": "x", "rejected": 4}, "rejected answer .* found 4"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "reasoning": "a</think>b"}]},
+            "ends at its first </think>",
+        ),
         (conversation("x", {"type": "image_url", "image_url": "http://x/y.png"}), "remote media"),
     ],
 )

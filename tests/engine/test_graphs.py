@@ -4,11 +4,13 @@ import random
 
 import pytest
 import torch
+from adapter_folders import random_factors
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.runner import Runner
 from polyphi.messages import Message, SamplingParams
+from polyphi.model.config import AdapterConfig
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -39,3 +41,28 @@ def test_a_replayed_step_gives_the_logits_of_a_packed_one(
     lengths = [SamplingParams(max_tokens=dice.randrange(20, 60)) for _ in conversations]
     engine.generate_many(conversations, sampling=lengths)
     assert len(set(compared)) >= 3 and 3 in compared, "no step was padded"
+
+
+def test_graphs_of_a_removed_adapter_are_dropped(
+    engine: Engine, conversations: list[list[Message]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of other adapters stay, and answers are those of packed steps."""
+    key = engine.adapters.add("mine", AdapterConfig(4, 1.0), random_factors(engine.model, 1))
+    few, packed = SamplingParams(max_tokens=4), Runner.run
+    expected = [engine.generate(conversations[0], sampling=few, adapter=a) for a in (key, "speech")]
+
+    def run(self: Runner, parts, memory):
+        if all(part.size == 1 and part.samples for part in parts):
+            return self._replayed(parts, memory)
+        return packed(self, parts, memory)
+
+    monkeypatch.setattr(Runner, "run", run)
+    answers = [engine.generate(conversations[0], sampling=few, adapter=a) for a in (key, "speech")]
+    assert [a.tokens for a in answers] == [e.tokens for e in expected]
+    graphs = engine.runner._graphs
+    assert graphs is not None and {name for key in graphs._graphs for name in key[2]} == {
+        key,
+        "speech",
+    }
+    engine.adapters.remove(key).result(0)
+    assert {name for key in graphs._graphs for name in key[2]} == {"speech"}

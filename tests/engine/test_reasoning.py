@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyphi.engine.engine import Engine
-from polyphi.engine.reasoning import CLOSING, THINK, THINK_END, Reasoning, ReasoningParser
+from polyphi.engine.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.sampling import Sampler, check
 from polyphi.messages import Completion, Grammar, Message, SamplingParams
+from polyphi.processing.reasoning import CLOSING, THINK, THINK_END
 
 TEXTS = st.lists(
     st.sampled_from(

@@ -78,6 +78,15 @@ def test_the_result_without_gradients_is_the_same(linear, dtype, adapter):
     assert torch.equal(x, before)
 
 
+def test_the_result_under_autocast_is_the_same_without_gradients(linear):
+    """As in the pass that computes the reference of DPO."""
+    x, route = torch.randn(7, 8), routes(row([1] * 7, adapter="vision"), ADAPTERS, CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = linear(x, route)
+        with torch.no_grad():
+            assert torch.equal(linear(x, route), expected)
+
+
 def test_no_adapter_is_the_base_linear_bit_for_bit(linear):
     x = torch.randn(7, 8)
     assert torch.equal(linear(x, routes(row([1] * 7), ADAPTERS, CPU)), F.linear(x, linear.weight))

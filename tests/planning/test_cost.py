@@ -20,6 +20,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.planning.dry_run import reference_of
 from polyphi.planning.example_rows import ROWS, example_rows
+from polyphi.quantization import quantize
 from polyphi.stages import lineage, sizes
 from polyphi.train.stage import Budget
 
@@ -138,6 +139,20 @@ def test_switches_take_memory_away(name: str) -> None:
     assert peak(cost.Switches(activations="recompute")) < without_options
     if target.trains("decoder.norm"):
         assert peak(cost.Switches(shard=8)) < peak(cost.Switches(shard=2)) < without_options
+
+
+@pytest.mark.parametrize("base", ["bf16", "int8", "int4"])
+def test_bytes_of_a_frozen_base_are_those_of_the_model(base: str) -> None:
+    """Vision 1 trains the projector of images alone; on a CPU the table of embeddings is mapped."""
+    target = cost.stage_model("vision_1_align", sizes.MICRO)
+    model = PhiModel(target.config).bfloat16()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    if base != "bf16":
+        quantize.quantize_frozen(model, base, target.trainable)
+    counted = quantize.in_memory(model) - 2 * target.size(target.trainable)
+    buffers = sum(t.nbytes for t in model.buffers())
+    assert cost.frozen_bytes(target, cost.Switches(base=base), cpu=True) == counted - buffers
 
 
 def test_every_corpus_has_an_example() -> None:

@@ -269,7 +269,7 @@ def test_bad_media_stop_the_row(processor: Processor, tmp_path) -> None:
     with pytest.raises(ValueError, match="28 divides it"):
         Processor(processor.tokenizer, crop_size=100)
     with pytest.raises(
-        (ValueError, TypeError), match=r"supervise is None|Type-check"
+        (ValueError, TypeError), match=r"supervise: None or one of|Type-check"
     ):  # the latter where types are checked
         processor.row([Message.user("Hi")], supervise="some")
 

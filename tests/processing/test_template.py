@@ -1,5 +1,6 @@
 """Conversations become the ids of the published template and tokenizer; only the template emits control ids."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import strategies as st
 from pieces import render
 
 from polyphi.messages import Audio, Image, Message, Text
+from polyphi.processing.template import script
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.processing.vocabulary import CONTROLS
+from polyphi.processing.vocabulary import CONTROLS, parse_fixed_system
 
 
 def ids(messages: list[Message], tokenizer: Tokenizer, **options: bool) -> list[int]:
@@ -157,21 +159,66 @@ def peer(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["system", "user", "assistant", "tool_response"]),
+TURNS = st.lists(
+    st.tuples(
+        st.sampled_from(["system", "user", "assistant", "tool_response"]),
+        st.one_of(
             st.text(alphabet=st.sampled_from("ab1 \n\t\u3000\xa0\u2028\x1céß犬|<>"), max_size=12),
+            st.sampled_from(["<think>", "</think>", "<think>\na\n</think>\n\nb"]),
         ),
-        min_size=1,
-        max_size=4,
     ),
-    st.booleans(),
+    min_size=1,
+    max_size=4,
 )
+
+
+@settings(max_examples=60, deadline=None)
+@given(TURNS, st.booleans())
 def test_ids_are_those_of_the_chat_template_in_transformers(
     tokenizer: Tokenizer, peer, turns: list, generation_prompt: bool
 ) -> None:
+    check_ids(tokenizer, peer, turns, generation_prompt)
+
+
+PHI = "Your name is Phi, an AI math expert developed by Microsoft."
+REASONING_TEMPLATE = (
+    "{{ '<|system|>" + PHI + "' }}{% for message in messages %}{% if message['role'] == 'system' %}"
+    " {{ message['content'] }}{% if 'tools' in message and message['tools'] is not none %}"
+    "{{ '<|tool|>' + message['tools'] + '<|/tool|>' }}{% endif %}{% endif %}{% endfor %}{{ '<|end|>' }}"
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+"""The file chat_template.jinja of microsoft/Phi-4-mini-reasoning."""
+
+
+@pytest.fixture(scope="module")
+def reasoning_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer with the template of Phi-4-mini-reasoning in a file of its own, as transformers writes it."""
+    folder: Path = tmp_path_factory.mktemp("reasoning")
+    tokenizer.save(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(REASONING_TEMPLATE + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reasoning_peer(reasoning_folder: Path):
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoTokenizer.from_pretrained(reasoning_folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TURNS, st.booleans())
+def test_ids_are_those_of_the_template_of_the_reasoning_model(
+    reasoning_folder: Path, reasoning_peer, turns: list, generation_prompt: bool
+) -> None:
+    check_ids(Tokenizer.load(reasoning_folder), reasoning_peer, turns, generation_prompt)
+
+
+def check_ids(tokenizer: Tokenizer, peer, turns: list, generation_prompt: bool) -> None:
     messages = [{"role": role, "content": content} for role, content in turns]
     if turns[0][0] == "system":
         messages[0]["tools"] = '[{"name": "f"}]'
@@ -180,3 +227,48 @@ def test_ids_are_those_of_the_chat_template_in_transformers(
     )
     ours = ids([Message.parse(m) for m in messages], tokenizer, generation_prompt=generation_prompt)
     assert ours == peer(theirs, add_special_tokens=False)["input_ids"]
+
+
+def test_system_messages_follow_the_fixed_text(
+    reasoning_folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    reasoning = Tokenizer.load(reasoning_folder)
+    start = f"<|system|>{PHI} Be brief.<|end|><|user|>Hi<|end|><|assistant|>Hello!<|end|>"
+    assert (
+        text(CHAT, reasoning, generation_prompt=True) == f"{start}<|user|>Bye<|end|><|assistant|>"
+    )
+    assert text(CHAT[1:2], reasoning).startswith(f"<|system|>{PHI}<|end|><|user|>Hi")
+    assert learnt(CHAT, reasoning) == "Hello!<|end|>"
+    document = [Message("document", (Text("Once"),))]
+    assert ids(document, reasoning) == ids(document, tokenizer)
+    with pytest.raises(ValueError, match="system message"):
+        script([CHAT[0]], reasoning, continue_final=True)
+    reasoning.save(tmp_path)
+    assert Tokenizer.load(tmp_path).fixed_system == PHI and tokenizer.fixed_system is None
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        REASONING_TEMPLATE.replace(PHI, "It's"),
+        REASONING_TEMPLATE.replace(PHI, "<|end|><|user|>"),
+        REASONING_TEMPLATE.replace(PHI, "' + x + '"),
+        REASONING_TEMPLATE + "{{ cycler }}",
+        "{{ messages }}",
+    ],
+)
+def test_other_templates_have_no_fixed_text(template: str) -> None:
+    assert parse_fixed_system(REASONING_TEMPLATE) == PHI
+    assert parse_fixed_system(template) is None
+
+
+def test_marks_of_reasoning_are_text_in_every_role(tokenizer: Tokenizer) -> None:
+    answer = "<think>a</think>b"
+    messages = [Message.user(answer), Message.assistant(answer)]
+    controls = set(tokenizer.controls.values())
+    for options in ({}, {"trusted": True}):
+        actual = [i for i in ids(messages, tokenizer, **options) if i in controls]
+        assert actual == [
+            tokenizer.control(t)
+            for t in ("<|user|>", "<|end|>", "<|assistant|>", "<|end|>", "<|endoftext|>")
+        ]

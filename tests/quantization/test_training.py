@@ -14,12 +14,13 @@ from train import small
 
 from polyphi.batch import Batch, pack
 from polyphi.messages import Audio, Image, Message
+from polyphi.model.decoder import Decoder
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.quantization import fewbits
 from polyphi.quantization.fewbits import EightBit, EightBitLinear, FourBit, Quantised, Unpacked
-from polyphi.quantization.quantize import quantize_frozen
+from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
 from polyphi.train.loss import NextToken, head_of, token_loss_sum, token_losses
 
 FORMS = pytest.mark.parametrize("form", [EightBit, FourBit])
@@ -90,7 +91,8 @@ def with_numbers(quantised: PhiModel, plain: PhiModel) -> PhiModel:
         if isinstance(module, LoraLinear | EightBitLinear):
             weight = modules[path].weight
             weight.data.copy_(numbers(module.kernel).view_as(weight))
-    model.decoder.head = Numbers(numbers(quantised.decoder.head))
+    if quantised.decoder.head is not None:
+        model.decoder.head = Numbers(numbers(quantised.decoder.head))
     return model
 
 
@@ -132,6 +134,39 @@ def test_without_kernels_only_the_weights_are_rounded(
     assert isinstance(quantised.decoder.head.product, Unpacked)
     expected = gradients(with_numbers(quantised, model), batch, names)
     assert error(gradients(quantised, batch, names), expected) < 1e-5
+
+
+@BASES
+def test_on_a_gpu_the_head_is_the_embedding(
+    base: str, model: PhiModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choices for a GPU, computed on a CPU."""
+    monkeypatch.setattr(fewbits, "_native", lambda device: False)
+    names = learned(model, *ADAPTERS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "device", torch.device("cuda"))
+        quantised = quantize_frozen(copy.deepcopy(model), base, names)
+        with pytest.raises(ValueError, match="embed_tokens"):
+            quantize_frozen(copy.deepcopy(model), base, [*names, EMBEDDING])
+    assert head_of(quantised) is quantised.decoder.embed_tokens.weight
+    expected = gradients(with_numbers(quantised, model), batch, names)
+    assert error(gradients(quantised, batch, names), expected) < 1e-5
+
+
+@FORMS
+@pytest.mark.parametrize("shape", [(40, 64), (100, 96), (32, 32)])
+def test_unpacked_weights_are_those_of_rows(
+    form: type[Quantised], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 with another order of two factors; in bfloat16 rounded once more."""
+    monkeypatch.setattr(fewbits, "ROWS", 64)
+    weight = form(torch.randn(shape))
+    for dtype, rounding in ((torch.float32, 3e-7), (torch.bfloat16, 2**-8)):
+        parts = list(Unpacked(weight)._rows(dtype))
+        assert [first for first, _ in parts] == [0, 64][: len(parts)]
+        result = torch.cat([rows for _, rows in parts])
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.float(), numbers(weight), rtol=rounding, atol=0)
 
 
 @FORMS

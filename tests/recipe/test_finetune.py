@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import published
 import pytest
 import torch
+from commands import completed
 from safetensors.torch import load_file
 from train.small import Fails, trajectory
 
@@ -334,3 +336,29 @@ def test_a_wrong_command_is_one_line(
         cli.main(["train", *arguments, "--out", str(tmp_path / "run")])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and says in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.long
+def test_a_sharded_run_is_exported(source: Path, tmp_path: Path) -> None:
+    """With a language model in two parts the export has whole tensors, of the step with the lowest loss."""
+    (tmp_path / "words.py").write_text(
+        "from polyphi.train.loss import NextToken\n"
+        "from polyphi.train.stage import Mix, Stage\n"
+        'stage = Stage(name="words", start={}, trainable={"decoder.layers.*.weight": 1e-3}, data=Mix({"words": 1}),\n'
+        "    objective=NextToken(), batch_tokens=200, steps=3)\n"
+    )
+    words, out = str(source / "data/words.jsonl"), tmp_path / "run"
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    verb = ("-m", "polyphi.cli", "train", str(tmp_path / "words.py"), "--shard", "2")
+    rows = ("--model", str(source / "mini"), "--data", words, "--eval-data", words)
+    options = ("--patience", "1", "--precision", "fp32", "--out", str(out))
+    result = completed(*torchrun, *verb, *rows, *options, OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stdout
+    before, after, trained = (
+        state(source / "mini"),
+        state(out / "model"),
+        out / "trained.safetensors",
+    )
+    changed = {n for n in after if not torch.equal(before[n], after[n])}
+    assert changed and changed <= set(load_file(trained))
+    assert all(torch.equal(after[n], tensor) for n, tensor in load_file(trained).items())

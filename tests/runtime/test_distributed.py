@@ -1,9 +1,14 @@
-"""Processes of a group that fail."""
+"""The process group: errors of its processes, and their devices."""
 
 import os
 import socket
 import subprocess
 import sys
+
+import pytest
+import torch
+
+from polyphi.runtime import distributed
 
 FAILS = """
 import torch
@@ -36,3 +41,11 @@ def test_the_error_of_a_process_that_fails_during_collectives_is_shown() -> None
     errors = [process.communicate(timeout=100)[1] for process in started]
     assert [process.returncode for process in started] == [1, 1], errors
     assert all("bad luck" in text and "terminate" not in text for text in errors)
+
+
+def test_a_process_trains_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert distributed.device() == torch.device("cuda:3")

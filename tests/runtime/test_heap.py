@@ -3,11 +3,15 @@
 import ctypes
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from polyphi.runtime.heap import give_back
+from polyphi.runtime.heap import drop_pages, give_back
 
 
 def test_free_memory_is_returned() -> None:
@@ -51,3 +55,22 @@ def test_large_blocks_are_mapped_one_by_one(apart: bool) -> None:
     code = APART.replace("{apart}", str(apart))
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (int(ran.stdout) >= 10 << 20) == apart
+
+
+def resident_file_pages() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+def test_pages_of_mapped_tensors_leave_memory_and_are_read_again(tmp_path: Path) -> None:
+    values = torch.arange(4 << 20, dtype=torch.float32)
+    save_file({"x": values}, tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        mapped = file.get_tensor("x")
+    assert torch.equal(mapped, values)
+    before = resident_file_pages()
+    drop_pages([mapped, values])
+    assert before - resident_file_pages() > mapped.nbytes * 0.9
+    assert torch.equal(mapped, values)
+    assert torch.equal(values, torch.arange(4 << 20, dtype=torch.float32))

@@ -35,6 +35,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
+from polyphi.train.evaluation import SPLIT, EvalOptions
 from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import MachineOptions, TrainOptions
@@ -86,7 +87,7 @@ def _wav(random: np.random.Generator) -> bytes:
 
 
 def write_corpora(folder: Path, rows: int = 12) -> Path:
-    """Write the corpora documents, questions, pictures and sounds, each with a train split."""
+    """Write the corpora documents, questions, pictures and sounds, each with a train split and an eval split."""
     random = np.random.default_rng(0)
     corpora: dict[str, list[Sample]] = {
         "documents": [document(str(i), _words(random, 8, 30), "", "") for i in range(rows)],
@@ -96,6 +97,7 @@ def write_corpora(folder: Path, rows: int = 12) -> Path:
     }
     for name, samples in corpora.items():
         shards.write(folder / name / "train", samples, pipeline="test")
+        shards.write(folder / name / SPLIT, samples[:5], pipeline="test")
     return folder
 
 
@@ -247,6 +249,7 @@ def run_from_arguments(arguments: list[str]) -> None:
     parser.add_argument("--shard", type=int, default=1)
     parser.add_argument("--context", type=int, default=1)
     parser.add_argument("--background", action="store_true")
+    parser.add_argument("--patience", type=int, help="evaluates after each step")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
     parsed = parser.parse_args(arguments)
@@ -258,6 +261,9 @@ def run_from_arguments(arguments: list[str]) -> None:
     if parsed.stop_after is not None:
         stage = replace(stage, objective=Fails(parsed.stop_after))
     budget = replace(BUDGET, steps=parsed.steps)
+    evaluation = None
+    if parsed.patience is not None:
+        evaluation = EvalOptions(list(stage.data.weights), every=1, patience=parsed.patience)
     run(
         parsed.out,
         parsed.data,
@@ -268,6 +274,7 @@ def run_from_arguments(arguments: list[str]) -> None:
         context=parsed.context,
         background=parsed.background,
         checkpoint_seconds=0.0,
+        evaluation=evaluation,
     )
 
 

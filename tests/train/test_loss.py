@@ -152,3 +152,17 @@ def test_alignment_is_added_for_annotated_samples() -> None:
     torch.testing.assert_close(same, expected)
     total, units, metrics = aligned.loss(model, module, None, row)
     assert units == count and total > expected and metrics["named"][1] == 2
+
+
+def test_the_sample_may_limit_training_to_its_last_answer() -> None:
+    processor = make_processor()
+    turns = [Message.user("one"), Message.assistant("two")]
+    sample = Sample("a", (*turns, Message.user("three"), Message.assistant("four")), "", "")
+    for meta, expected in (
+        ({}, "two<|end|>four<|end|>"),
+        ({"supervise": "last answer"}, "four<|end|>"),
+    ):
+        (row,) = NextToken().rows(replace(sample, meta=meta), processor, 200)
+        assert row.labels is not None and row.supervised is not None
+        assert processor.tokenizer.decode(row.labels[row.supervised].tolist()) == expected
+        assert (row.labels >= 0).sum() == len(row.supervised)

@@ -1,5 +1,6 @@
 """Several processes (gloo) give the results of one, with replicas and shards, also where a run is stopped."""
 
+import json
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,10 @@ from train import small
 from polyphi.data.loader import Group, Loader
 from polyphi.messages import Image, Message
 from polyphi.runtime import distributed
+from polyphi.runtime.progress import read_metrics
 from polyphi.train import loop, parallel
 from polyphi.train.checkpoint import Checkpoints
+from polyphi.train.evaluation import EVALUATIONS, EvalOptions
 from polyphi.train.parallel import clip_gradients
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix
@@ -84,13 +87,18 @@ BY_TWO = (
     ("--stage", "language", "--shard", "2"),
     ("--stage", "language", "--context", "2"),
 )
+EVALUATED = (
+    ("--stage", "everything", "--patience", "1"),
+    ("--stage", "language", "--patience", "1", "--shard", "2"),
+    ("--stage", "language", "--patience", "1", "--context", "2"),
+)
 
 
 @pytest.fixture(scope="module")
 def by_two(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Path]:
     """Folders of runs of two processes, which make them one after another, so that they import once."""
     folder = tmp_path_factory.mktemp("by_two")
-    folders = {options: folder / str(i) for i, options in enumerate(BY_TWO)}
+    folders = {options: folder / str(i) for i, options in enumerate((*BY_TWO, *EVALUATED))}
     (first, *options), *others = ((out, *options) for options, out in folders.items())
     for out, *more in others:
         options += ["--then", str(out), str(corpora), *more]
@@ -105,6 +113,25 @@ def test_two_processes_give_the_numbers_of_one(
     by_two: dict[tuple[str, ...], Path],
 ) -> None:
     same(alone(options[1]), by_two[options])
+
+
+@pytest.mark.parametrize("options", EVALUATED, ids=" ".join)
+def test_two_processes_stop_where_one_does(
+    options: tuple[str, ...], corpora: Path, by_two: dict[tuple[str, ...], Path], tmp_path: Path
+) -> None:
+    """They have the same evaluations, and export the weights of the same step."""
+    stage = STAGES[options[1]]
+    evaluation = EvalOptions(list(stage.data.weights), every=1, patience=1)
+    small.run(tmp_path, corpora, stage, evaluation=evaluation)
+    same(tmp_path, by_two[options])
+    one, two = (read_metrics(f / EVALUATIONS) for f in (tmp_path, by_two[options]))
+    assert [r["step"] for r in one] == [r["step"] for r in two]
+    assert [r["loss"] for r in one] == pytest.approx([r["loss"] for r in two], rel=1e-4)
+    one, two = (
+        json.loads((f / "manifest.json").read_text())["evaluation"]
+        for f in (tmp_path, by_two[options])
+    )
+    assert one["exported_step"] == two["exported_step"]
 
 
 @pytest.mark.long

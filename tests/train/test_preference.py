@@ -92,6 +92,7 @@ def test_loss_is_the_formula(
             parameter.add_(
                 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
             )
+    reward = {"chosen": 0.0, "rejected": 0.0}
     total, count, metrics = dpo.loss(
         model, None, lambda batch: answer_log_probs(before, batch).detach(), pack(rows)
     )
@@ -104,9 +105,15 @@ def test_loss_is_the_formula(
             margin = 0.3 * ((sum(now[0]) - sum(then[0])) - (sum(now[1]) - sum(then[1])))
             expected += math.log(1 + math.exp(-margin)) - 0.2 * sum(now[0]) / len(now[0])
             right += margin > 0
+            for name, new, old in zip(reward, now, then, strict=True):
+                reward[name] += 0.3 * (sum(new) - sum(old))
     assert count == 2
     assert total.item() == pytest.approx(expected, rel=1e-4)
     assert metrics["accuracy"] == right
+    for name, value in reward.items():
+        assert metrics[f"{name}_reward"] == pytest.approx(value, rel=1e-3)
+    difference = metrics["chosen_reward"] - metrics["rejected_reward"]
+    assert metrics["margin"] == pytest.approx(difference, rel=1e-5)
     assert model.decoder.norm.weight.grad.abs().sum() > 0
 
 

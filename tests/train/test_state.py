@@ -12,14 +12,18 @@ from polyphi.train.state import TrainState
 
 STORED = """{"step": 7, "draws": 31, "corrupt": 1, "seconds": 2.5, "counters": {"tokens": 900}, "norms": [0.5, 0.25],
 "set_aside": ["questions/3"], "wrong_steps": 2, "wrong_in_a_row": 1, "rolled_back": 1}"""
+LATER = {"evaluated_step": 6, "best_step": 3, "best_loss": 1.5, "evaluations_since_best": 1}
+"""Keys that the first versions didn't have."""
 
 
 def test_the_state_has_the_keys_of_all_versions() -> None:
     stored = json.loads(STORED)
     state = TrainState.from_json({**stored, "identity": {}, "names": []})
     assert state.quarantined == ["questions/3"] and state.rejected_steps == 2
-    assert (state.rejected_in_a_row, state.rollbacks) == (1, 1)
-    assert state.to_json() == stored and list(state.to_json()) == list(stored)
+    assert (state.rejected_in_a_row, state.rollbacks, state.best_step) == (1, 1, None)
+    assert list(state.to_json()) == [*stored, *LATER]
+    stored |= LATER
+    assert TrainState.from_json(stored).to_json() == stored
 
 
 def test_a_rollback_continues_after_the_samples_that_were_drawn() -> None:

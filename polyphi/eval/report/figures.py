@@ -345,7 +345,7 @@ def sizes(name: str, label: str, own: OwnScores) -> Figure:
         return x, BOTTOM - (BOTTOM - TOP) * (value - y0) / (y1 - y0)
 
     drawing = Scatter(
-        [(at(1.0, value)[1], f"{value:g}") for value in _ticks(y0, y1)],
+        [(at(1.0, value)[1], f"{value:g}") for value in ticks(y0, y1)],
         [
             (at(tick, y0)[0], f"{tick:g}")
             for tick in (0.001, 0.01, 0.1, 1, 2, 3, 4, 6, 8, 16)
@@ -359,7 +359,7 @@ def sizes(name: str, label: str, own: OwnScores) -> Figure:
     return Figure(label, _note(name, label), text, RIGHT + 12, BOTTOM + 22, drawing)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Return four to ten round numbers between `low` and `high`."""
     rough = (high - low) / 8
     power = 10.0 ** math.floor(math.log10(rough))

@@ -8,6 +8,8 @@ The templates make SVG and CSS of it; colours are the page's CSS variables.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polyphi.eval.report.figures import ticks
+
 # Parts of a model, in the order of the squares in the graph: name, CSS class, prefixes of parameter names.
 PARTS = (
     ("language model", "lm", ("decoder.",)),
@@ -40,6 +42,7 @@ POSITIONS = {
 }
 WIDTH, HEIGHT, COLUMN, ROW, MARGIN = 122, 62, 146, 104, 6
 CURVE_WIDTH, CURVE_HEIGHT = 240, 84
+CHART_LEFT, CHART_RIGHT, CHART_TOP, CHART_BOTTOM = 56, 1080, 12, 290
 
 
 def part_of(name: str) -> tuple[str, ...]:
@@ -133,9 +136,7 @@ def curve(points: Sequence[Sequence[float]]) -> dict[str, str]:
         return {}
     width, height = CURVE_WIDTH, CURVE_HEIGHT
     steps, losses = [p[0] for p in points], [p[1] for p in points]
-    reach = len(points) // 24
-    windows = (losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses)))
-    smooth = [sum(window) / len(window) for window in windows]
+    smooth = _smooth(losses)
     low, high = min(losses), max(losses)
     span, length = (high - low) or 1.0, (steps[-1] - steps[0]) or 1
 
@@ -148,6 +149,52 @@ def curve(points: Sequence[Sequence[float]]) -> dict[str, str]:
 
     area = f"{path(smooth)}L{width} {height}L0 {height}z"
     return {"area": area, "raw": path(losses), "smooth": path(smooth)}
+
+
+def _smooth(losses: Sequence[float]) -> list[float]:
+    """The mean over a twelfth of the points around each."""
+    reach = len(losses) // 24
+    windows = (losses[max(0, i - reach) : i + reach + 1] for i in range(len(losses)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def chart(
+    training: Sequence[Sequence[float]], evaluations: Sequence[Sequence[float]]
+) -> dict[str, Any]:
+    """A chart of both losses ([step, loss] each) on common axes: its size, `loss_ticks` and `step_ticks` (position and
+    text of each), and `lines` with their CSS class, SVG path and dots. Empty for fewer than two training points."""
+    if len(training) < 2:
+        return {}
+    points = [*training, *evaluations]
+    low, high = (f(p[1] for p in points) for f in (min, max))
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    last = max(p[0] for p in points) or 1
+
+    def at(step: float, loss: float) -> tuple[float, float]:
+        x = CHART_LEFT + (CHART_RIGHT - CHART_LEFT) * step / last
+        return x, CHART_TOP + (CHART_BOTTOM - CHART_TOP) * (high - loss) / (high - low)
+
+    def path(line: Sequence[Sequence[float]]) -> str:
+        return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in (at(*point) for point in line))
+
+    steps = [p[0] for p in training]
+    smooth = list(zip(steps, _smooth([p[1] for p in training]), strict=True))
+    lines: list[dict[str, Any]] = [
+        {"css": "raw", "path": path(training), "dots": []},
+        {"css": "smooth", "path": path(smooth), "dots": []},
+    ]
+    if evaluations:
+        dots = [at(*point) for point in evaluations]
+        lines.append({"css": "evaluation", "path": path(evaluations), "dots": dots})
+    return {
+        "width": CHART_RIGHT + 12,
+        "height": CHART_BOTTOM + 28,
+        "left": CHART_LEFT,
+        "right": CHART_RIGHT,
+        "loss_ticks": [(at(0, value)[1], f"{value:g}") for value in ticks(low, high)],
+        "step_ticks": [(at(s, low)[0], f"{s:g}") for s in ticks(0, last) if s == int(s)],
+        "lines": lines,
+    }
 
 
 def plot(

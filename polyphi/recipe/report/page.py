@@ -38,6 +38,7 @@ from polyphi.recipe.report.samples import Draw
 from polyphi.recipe.report.sections import render
 from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.resume import recorded, recorded_precision
+from polyphi.train.stage import Stage
 
 POINTS = 140  # of a loss curve
 MAX_TEXT = 240  # characters of an example's text in Markdown
@@ -77,7 +78,7 @@ def write(run: Path) -> Path:
 def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The report of a run, and the media of its samples by SHA-256."""
     results = rescore(run / "eval") if any((run / "eval").glob("*.jsonl")) else []
-    rows = [_stage(run / "stages" / name, name) for name in stages.ORDER]
+    rows = [stage_row(run / "stages" / name, stages.load(name)) for name in stages.ORDER]
     freeze = _load(run / "freeze.json", [])
     timings = _load(run / "timings.json", {})
     identity = _load(run / "run.json", {})
@@ -136,12 +137,11 @@ def _count(items: Iterable[str]) -> dict[str, int]:
     return dict(counts_by_item)
 
 
-def _stage(folder: Path, name: str) -> dict[str, Any]:
+def stage_row(folder: Path, declared: Stage) -> dict[str, Any]:
     """A stage's row: trained parameters, parents, losses, speed, and checks of the frozen tensors."""
     manifest = _load(folder / "manifest.json", {})
-    declared = stages.load(name)
-    records = _records(folder / "metrics.jsonl")
-    points = _points(records)
+    records = training_records(folder / "metrics.jsonl")
+    points = loss_points(records)
     learned = [row for row in manifest.get("who_learns", ()) if row["module"] in declared.trainable]
     learned = learned or [
         {"module": glob, "rate": rate} for glob, rate in declared.trainable.items()
@@ -149,7 +149,7 @@ def _stage(folder: Path, name: str) -> dict[str, Any]:
     frozen = _frozen(manifest)
     tenth = max(1, len(points) // 20)
     return {
-        "name": name,
+        "name": declared.name,
         "done": bool(manifest),
         "parents": list(declared.parents),
         "objective": type(declared.objective).__name__,
@@ -190,7 +190,7 @@ def _speed(manifest: Mapping[str, Any]) -> dict[str, float]:
     return {key: round(n / seconds, 2) for key, n in amounts.items() if n} if seconds else {}
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def training_records(path: Path) -> list[dict[str, Any]]:
     """The records of a stage, the last of each step, without incomplete lines of an interrupted run."""
     by_step: dict[int, dict[str, Any]] = {}
     if path.exists():
@@ -204,7 +204,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _points(records: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+def loss_points(records: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """[step, loss] of a stage, averaged down to POINTS."""
     size = max(1, -(-len(records) // POINTS))
     groups = (records[i : i + size] for i in range(0, len(records), size))

@@ -136,7 +136,7 @@ def _candidates(
                 "id": x["id"],
                 "title": result["title"],
                 "modality": result["modality"],
-                "question": _question(prompt) or str(x["meta"].get("question", "")),
+                "question": question(prompt) or str(x["meta"].get("question", "")),
                 "answer": x["answer"],
                 "reference": x["reference"],
                 "value": x["value"],
@@ -151,7 +151,7 @@ def _candidates(
         )
 
 
-def _question(prompt: Sequence[Message]) -> str:
+def question(prompt: Sequence[Message]) -> str:
     """The user's text, then that of the system message and its tools."""
     messages = sorted(prompt, key=lambda m: m.role != "user")
     return "\n".join(t for m in messages for t in (m.text.strip(), m.tools) if t)

@@ -66,14 +66,27 @@ SYNTHETIC = (
 def render(report: Report, media: Mapping[str, bytes]) -> str:
     """The page as HTML, without scripts and external requests, in light and dark colours. Sections without content are
     omitted."""
+    return render_page("page.html", SECTIONS, report, media, report["size"], intro(report))
+
+
+def render_page(
+    template: str,
+    sections: Mapping[str, str],
+    report: Report,
+    media: Mapping[str, bytes],
+    title: str,
+    intro: str,
+) -> str:
+    """A page of the `sections` (template -> title in the navigation) of a report, without those that have no
+    content."""
     encoded = {sha256: base64.b64encode(data).decode() for sha256, data in media.items()}
-    sections = []
-    for name, title in SECTIONS.items():
+    contents = []
+    for name, heading in sections.items():
         content = TEMPLATES.get_template(f"{name}.html").render(report=report, media=encoded)
         if content.strip():
-            sections.append((name, title, Markup(content)))
-    page = TEMPLATES.get_template("page.html")
-    return page.render(report=report, intro=intro(report), sections=sections) + "\n"
+            contents.append((name, heading, Markup(content)))
+    page = TEMPLATES.get_template(template)
+    return page.render(title=title, intro=intro, sections=contents) + "\n"
 
 
 # ---------------------------------------------------------------------- numbers as text

@@ -1,6 +1,6 @@
 """Writes a random checkpoint of the published size, 5.6 billion bfloat16 parameters (11 GB), shard by shard.
 
-    python tests/parity/make_full_checkpoint.py OUT --layout original --tokenizer FOLDER
+    python benchmarks/random_checkpoint.py OUT --layout original --tokenizer FOLDER
 
 To be run by hand; it shows that loading and answering work at full size. Memory stays near two shards. Values keep
 activations finite: norms are 1, biases 0, everything else is normal with deviation 0.02.

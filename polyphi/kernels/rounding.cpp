@@ -1,0 +1,42 @@
+// Weights rounded to 4 bits with the least squared error of each group: the search of quantization/rounding.py, whose
+// steps and order of sums these are.
+
+#include "packed.h"
+
+using namespace polyphi;
+
+namespace {
+
+// A weight [outputs inputs] in float32 or bfloat16, the unit of each output's scales, and what is found: levels
+// [outputs inputs], scales and zeros [outputs groups].
+struct Search {
+    const void* weight;
+    const float* row;
+    uint8_t *q, *s, *z;
+    int64_t inputs;
+    const float* starts;  // pairs: shares of the smallest and largest weight
+    int start_count, fits;
+
+    int64_t groups() const { return inputs / GROUP; }
+};
+
+#define KERNEL "rounding_kernel.h"
+#include "paths.h"
+
+}  // namespace
+
+extern "C" {
+
+// See `polyphi_linear` for `isa`, `parallel` and `threads`.
+void polyphi_search(int isa, const void* weight, int bf16, const float* row, uint8_t* q, uint8_t* s, uint8_t* z,
+                    int64_t outputs, int64_t inputs, const float* starts, int start_count, int fits,
+                    Parallel parallel, int threads) {
+    if (isa < 0) isa = best();
+    threads = std::max(1, threads);
+    const Search search{weight, row, q, s, z, inputs, starts, start_count, fits};
+    const auto run = bf16 ? CHOSEN(isa, search_rows<uint16_t>) : CHOSEN(isa, search_rows<float>);
+    const int64_t chunk = std::max<int64_t>(1, outputs / (8 * threads));
+    spread([&](int64_t begin, int64_t end) { run(search, begin, end); }, outputs, chunk, parallel, threads);
+}
+
+}  // extern "C"

@@ -1,0 +1,104 @@
+// The search of scales and zeros of 4 bits. Included once for each set of instructions (paths.h). A lane is a group.
+
+// A scale of 1 to 255, and a zero in levels, a multiple of 1/16 below 16.
+struct Pair {
+    Vec scale, zero;
+};
+
+INLINE Vec least(Vec a, Vec b) { return a < b ? a : b; }
+
+// The nearest integer, the even one of two; for values from `low` to `high`, below 2^22.
+INLINE Vec integer(Vec value, float low, float high) {
+    value = least(most(value, all(low)), all(high));
+    return (value + 12582912.0f) - 12582912.0f;
+}
+
+INLINE Vec level(Vec v, Vec inverse, Vec zero) { return integer(v * inverse + zero, 0.0f, 15.0f); }
+
+// The pair nearest to a scale and to the weight of level 0.
+INLINE Pair pair(Vec scale, Vec zero) {
+    scale = integer(scale, 1.0f, 255.0f);
+    return {scale, integer(zero / scale * -16.0f, 0.0f, 255.0f) / 16.0f};
+}
+
+// The sum over a group in the order in which torch adds: halves of 16.
+template <typename Of>
+INLINE Vec group_sum(const Of& of) {
+    Vec halves[2] = {};
+    for (int i = 0; i < GROUP; i++) halves[i / 16] += of(i);
+    return halves[0] + halves[1];
+}
+
+INLINE Vec error(const Vec* q, const Vec* v, Pair pair) {
+    return group_sum([&](int i) {
+        const Vec difference = (q[i] - pair.zero) * pair.scale - v[i];
+        return difference * difference;
+    });
+}
+
+// The pair with the least squared error of LANES groups `v` [GROUP].
+INLINE Pair search_groups(const Search& search, const Vec* v) {
+    Vec low = Vec{}, high = Vec{}, q[GROUP];
+    for (int i = 0; i < GROUP; i++) low = least(low, v[i]), high = most(high, v[i]);
+    const Vec total = group_sum([&](int i) { return v[i]; });
+    const auto set_levels = [&](Pair pair) {
+        const Vec inverse = 1.0f / pair.scale;
+        for (int i = 0; i < GROUP; i++) q[i] = level(v[i], inverse, pair.zero);
+    };
+    const auto fit = [&] {  // the least-squares line of weights over levels
+        const Vec q_sum = group_sum([&](int i) { return q[i]; });
+        const Vec qq = group_sum([&](int i) { return q[i] * q[i]; });
+        const Vec qv = group_sum([&](int i) { return q[i] * v[i]; });
+        const Vec slope = (float(GROUP) * qv - q_sum * total) / most(float(GROUP) * qq - q_sum * q_sum, all(1.0f));
+        return pair(slope, (total - slope * q_sum) / float(GROUP));
+    };
+    Pair best = pair((high - low) / 15.0f, low);
+    set_levels(best);
+    Vec smallest = error(q, v, best);
+    const auto evaluate = [&](Pair other) {
+        set_levels(other);
+        const Vec found = error(q, v, other);
+        best.scale = found < smallest ? other.scale : best.scale;
+        best.zero = found < smallest ? other.zero : best.zero;
+        smallest = least(found, smallest);
+    };
+    for (int i = 0; i < search.start_count; i++) {
+        const float below = search.starts[2 * i], above = search.starts[2 * i + 1];
+        evaluate(pair((high * above - low * below) / 15.0f, low * below));
+        evaluate(fit());
+    }
+    for (int i = 0; i < search.fits; i++) {
+        set_levels(best);
+        evaluate(fit());
+    }
+    return best;
+}
+
+// Outputs `begin` to `end`.
+template <typename From>
+void search_rows(const Search& search, int64_t begin, int64_t end) {
+    const int64_t groups = search.groups();
+    for (int64_t output = begin; output < end; output++) {
+        const From* weight = static_cast<const From*>(search.weight) + output * search.inputs;
+        const float unit = search.row[output];
+        for (int64_t first = 0; first < groups; first += LANES) {
+            const int count = int(std::min<int64_t>(LANES, groups - first));
+            float lanes[GROUP][LANES] = {};
+            for (int lane = 0; lane < count; lane++)
+                for (int i = 0; i < GROUP; i++)
+                    lanes[i][lane] = unit == 0 ? 0.0f : one(weight[(first + lane) * GROUP + i]) / unit;
+            Vec v[GROUP];
+            for (int i = 0; i < GROUP; i++) v[i] = load(lanes[i]);
+            const Pair found = search_groups(search, v);
+            const Vec inverse = 1.0f / found.scale;
+            for (int i = 0; i < GROUP; i++) store(lanes[i], level(v[i], inverse, found.zero));
+            float scale[LANES], zero[LANES];
+            store(scale, found.scale), store(zero, found.zero * 16.0f);
+            for (int lane = 0; lane < count; lane++) {
+                const int64_t group = output * groups + first + lane;
+                search.s[group] = uint8_t(scale[lane]), search.z[group] = uint8_t(zero[lane]);
+                for (int i = 0; i < GROUP; i++) search.q[group * GROUP + i] = uint8_t(lanes[i][lane]);
+            }
+        }
+    }
+}

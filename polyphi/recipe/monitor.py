@@ -1,0 +1,87 @@
+"""What is recorded of a fine-tuning run while it trains: trackers, evaluations, answers to a few rows."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyphi.data.shards import Sample, Shards
+from polyphi.engine.cache import BLOCK, token_bytes
+from polyphi.engine.engine import Engine
+from polyphi.messages import SamplingParams
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.train.evaluation import SPLIT, EvalOptions
+from polyphi.train.stage import Stage
+
+ANSWERS = 3
+"""Evaluation rows that the model answers at each evaluation."""
+MAX_TOKENS = 64
+"""Most tokens of such an answer."""
+EVALUATIONS = 10
+"""Evaluations of a run without `every`, before the first step not counted."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """`track` names trackers (runtime/progress.py). `eval_data` are sources of evaluation rows, in the form of
+    `finetune`'s `data`; they are evaluated every `every` steps (None: ten times). `patience` ends the run after that
+    many evaluations without a lower loss."""
+
+    track: Sequence[str] = ()
+    eval_data: Sequence[str] = ()
+    every: int | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.eval_data and (self.every is not None or self.patience is not None):
+            raise ValueError(
+                "--eval-every and --patience need evaluation rows; expected --eval-data FILE, found none"
+            )
+
+    def options(
+        self, stage: Stage, steps: int, corpora: Sequence[str], data: Path, processor: Processor
+    ) -> EvalOptions | None:
+        """The options of the loop's evaluations of `corpora` in the folder `data`, None for a run without any."""
+        if not self.eval_data:
+            return None
+        chosen = list(fixed_samples(stage, corpora, data, processor))
+        every = self.every or max(1, steps // EVALUATIONS)
+        return EvalOptions(corpora, every, answers(stage, chosen, processor), self.patience)
+
+
+def fixed_samples(
+    stage: Stage, corpora: Sequence[str], data: Path, processor: Processor
+) -> Iterator[tuple[str, Sample]]:
+    """The evaluation rows whose answers are recorded, with their corpora: ANSWERS of them, spread evenly over the rows
+    that have a prompt within the stage's context."""
+    shards = {corpus: Shards(data / corpus / SPLIT) for corpus in corpora}
+    rows = [(corpus, i) for corpus, content in shards.items() for i in range(len(content))]
+    for number in range(min(ANSWERS, len(rows))):
+        corpus, i = rows[number * len(rows) // ANSWERS if len(rows) > ANSWERS else number]
+        sample = shards[corpus].sample(i)
+        if sample.prompt and processor.count(sample.prompt).total <= stage.context:
+            yield corpus, sample
+
+
+def answers(
+    stage: Stage, samples: Sequence[tuple[str, Sample]], processor: Processor
+) -> Callable[[PhiModel], list[str]]:
+    """A function of a model that returns its greedy answers to the samples' prompts, each with the adapter that its
+    corpus has in training."""
+    adapters: Mapping[str, str] = stage.data.adapter
+    longest = max([processor.count(s.prompt).total for _, s in samples], default=0) + MAX_TOKENS
+
+    def answer(model: PhiModel) -> list[str]:
+        memory = (
+            (longest // BLOCK + 2) * BLOCK * token_bytes(model.config.decoder, model.decoder.dtype)
+        )
+        engine = Engine(model, processor, memory=memory, max_num_seqs=1, prefix_cache=False)
+        sampling = SamplingParams(max_tokens=MAX_TOKENS)
+        return [
+            engine.generate(
+                sample.prompt, sampling=sampling, adapter=adapters.get(corpus, "auto")
+            ).text
+            for corpus, sample in samples
+        ]
+
+    return answer
