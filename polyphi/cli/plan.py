@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,12 +21,14 @@ def plan(
         int, typer.Option(help="Devices that the decoder's layers are sharded over.")
     ] = 1,
     micro_tokens: Annotated[int, typer.Option(help="Tokens of a pack (micro-batch).")] = 8192,
-    activations: Annotated[str, typer.Option(help="keep or recompute.")] = "keep",
+    activations: Annotated[
+        Literal["keep", "recompute"], typer.Option(help="keep or recompute.")
+    ] = "keep",
     context: Annotated[
         int, typer.Option(help="Devices that a pack of text is split over (context parallelism).")
     ] = 1,
     base: Annotated[
-        str,
+        Literal["fp32", "bf16", "int8", "int4"],
         typer.Option(
             help="Frozen weights: fp32 (the recipe), bf16 (a published checkpoint), int8 or int4."
         ),
@@ -54,11 +56,7 @@ def plan(
     from polyphi.planning import plan as planning
     from polyphi.stages import sizes
 
-    if activations not in ("keep", "recompute"):
-        raise ValueError(f"--activations: expected keep or recompute, found {activations!r}")
-    if base not in ("fp32", "bf16", "int8", "int4"):
-        raise ValueError(f"--base: expected fp32, bf16, int8 or int4, found {base!r}")
-    on = cost.Switches(shard, micro_tokens, activations, context, base)  # type: ignore[arg-type]
+    on = cost.Switches(shard, micro_tokens, activations, context, base)
     chosen, table = names or list(stages.ORDER), sizes.load(size)
     if dry_run:
         from polyphi.planning.dry_run import summary

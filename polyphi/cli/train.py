@@ -264,9 +264,8 @@ def train(
     )
     if any(own_only):
         raise ValueError(
-            "--model, --data, --eval-data, --columns, --steps, --batch-tokens and --push-to-hub need a stage of your "
-            "own, in a .py file; "
-            f"found the recipe's {names[0]}"
+            "--model, --data, --columns, --eval-data, --eval-every, --patience, --steps, --batch-tokens and "
+            f"--push-to-hub need a stage of your own, in a .py file; found the recipe's {names[0]}"
         )
     for name in names:
         stages.load(name)  # raises for a misspelt name before any training starts

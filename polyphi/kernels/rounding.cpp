@@ -7,7 +7,7 @@ using namespace polyphi;
 
 namespace {
 
-// A weight [outputs inputs] in float32 or bfloat16, the unit of each output's scales, and what is found: levels
+// A weight [outputs inputs] in float32 or bfloat16, the unit of each output's scales, and the results: levels
 // [outputs inputs], scales and zeros [outputs groups].
 struct Search {
     const void* weight;

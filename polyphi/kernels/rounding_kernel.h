@@ -57,10 +57,10 @@ INLINE Pair search_groups(const Search& search, const Vec* v) {
     Vec smallest = error(q, v, best);
     const auto evaluate = [&](Pair other) {
         set_levels(other);
-        const Vec found = error(q, v, other);
-        best.scale = found < smallest ? other.scale : best.scale;
-        best.zero = found < smallest ? other.zero : best.zero;
-        smallest = least(found, smallest);
+        const Vec sum = error(q, v, other);
+        best.scale = sum < smallest ? other.scale : best.scale;
+        best.zero = sum < smallest ? other.zero : best.zero;
+        smallest = least(sum, smallest);
     };
     for (int i = 0; i < search.start_count; i++) {
         const float below = search.starts[2 * i], above = search.starts[2 * i + 1];
@@ -89,11 +89,11 @@ void search_rows(const Search& search, int64_t begin, int64_t end) {
                     lanes[i][lane] = unit == 0 ? 0.0f : one(weight[(first + lane) * GROUP + i]) / unit;
             Vec v[GROUP];
             for (int i = 0; i < GROUP; i++) v[i] = load(lanes[i]);
-            const Pair found = search_groups(search, v);
-            const Vec inverse = 1.0f / found.scale;
-            for (int i = 0; i < GROUP; i++) store(lanes[i], level(v[i], inverse, found.zero));
+            const Pair best = search_groups(search, v);
+            const Vec inverse = 1.0f / best.scale;
+            for (int i = 0; i < GROUP; i++) store(lanes[i], level(v[i], inverse, best.zero));
             float scale[LANES], zero[LANES];
-            store(scale, found.scale), store(zero, found.zero * 16.0f);
+            store(scale, best.scale), store(zero, best.zero * 16.0f);
             for (int lane = 0; lane < count; lane++) {
                 const int64_t group = output * groups + first + lane;
                 search.s[group] = uint8_t(scale[lane]), search.z[group] = uint8_t(zero[lane]);

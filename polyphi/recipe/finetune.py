@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from polyphi.api import make_processor
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
@@ -36,6 +37,7 @@ from polyphi.checkpoints.write import write_checkpoint
 from polyphi.data import own
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
+from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_frozen
@@ -160,24 +162,12 @@ def finetune(
         machine=machine,
     )
     if distributed.rank() == 0 and not (out / "model").exists():
-        layout, config = read_layout(folder), model.config
-        if set(config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
-            layout = "native"
-        tensors = dict(model.state_dict())
+        config, tensors = model.config, dict(model.state_dict())
+        if machine.shard > 1:  # this process has parts of the layers
+            tensors = load_file(out / TRAINED)
         del model  # with its quantised weights
         give_back()
-        if options.base is not None:
-            tensors = {**load_checkpoint(folder, apart=True).state_dict(), **tensors}
-        if machine.shard > 1:  # this process has parts of the layers
-            tensors = {**load_checkpoint(folder).state_dict(), **load_file(out / TRAINED)}
-        write_checkpoint(
-            config,
-            lambda name: tensors.pop(name).to(stored[name]),  # once: a mapping isn't held longer
-            out / "model",
-            layout,
-            files=files_beside(folder, layout),
-        )
-        model_card.write(out / "model", layout)
+        layout = _export(config, tensors, stored, folder, out / "model")
         options.report(
             f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}"
         )
@@ -185,6 +175,30 @@ def finetune(
         samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
         options.report(f"wrote {page.write(out, stage, samples)}")
     return out / "model"
+
+
+def _export(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    types: Mapping[str, torch.dtype],
+    source: Path,
+    folder: Path,
+) -> str:
+    """Write the model with these tensors, and all others of the checkpoint `source`, in their `types`; returns the
+    layout, that of `source` if it supports the adapters."""
+    layout = read_layout(source)
+    if set(config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
+        layout = "native"
+    remaining = {**load_checkpoint(source, apart=True).state_dict(), **tensors}
+    write_checkpoint(
+        config,
+        lambda name: remaining.pop(name).to(types[name]),  # only once: its mapping can go
+        folder,
+        layout,
+        files=files_beside(source, layout),
+    )
+    model_card.write(folder, layout)
+    return layout
 
 
 def _fitting_choice(choice: Choice, needed: int, free: int) -> Choice:

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import quantised_tensors
 from polyphi.runtime import distributed
+from polyphi.runtime.heap import drop_pages
 from polyphi.train import checkpoint, parallel
 from polyphi.train.optim import groups
 from polyphi.train.stage import Budget, Stage
+
+READ_BYTES = 64 << 20
+"""Bytes of frozen tensors that are hashed before their pages leave memory."""
 
 
 def named(model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
@@ -48,6 +52,22 @@ def frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tenso
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 of each tensor; of a sharded one, that of the full tensor."""
     return checkpoint.digests((name, parallel.whole(t)) for name, t in tensors.items())
+
+
+def frozen_hashes(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of each frozen tensor. Those that a step on a quantised base rarely reads, which are mapped from the
+    checkpoint, leave memory again."""
+    result: dict[str, str] = {}
+    read: list[Tensor] = []
+    for name, tensor in frozen(model, parameters).items():
+        result |= hashes({name: tensor})
+        read.append(tensor)
+        if model.quant is not None and sum(t.nbytes for t in read) > READ_BYTES:
+            drop_pages(read)
+            read.clear()
+    if model.quant is not None:
+        drop_pages(read)
+    return result
 
 
 def check_gradients(stage: Stage, parameters: dict[str, Tensor], device: torch.device) -> None:

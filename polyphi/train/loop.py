@@ -31,13 +31,13 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
-from polyphi.runtime.heap import drop_pages, give_back
+from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import products
 from polyphi.train import checkpoint, parallel, resume
 from polyphi.train.alignment import in_words
 from polyphi.train.evaluation import EvalRows
 from polyphi.train.features import cached_features
-from polyphi.train.freeze import as_table, freeze, frozen, hashes, named, trainable_rows
+from polyphi.train.freeze import as_table, freeze, frozen_hashes, hashes, named, trainable_rows
 from polyphi.train.interrupt import Interruptible
 from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations
@@ -141,9 +141,7 @@ def train(
     )
     if isinstance(reference, References):
         trainer.precompute_reference(reference, start)
-    frozen_before = hashes(frozen(model, parameters))
-    if model.quant is not None:
-        drop_pages(frozen(model, parameters).values())  # of the rest few are used in the steps
+    frozen_before = frozen_hashes(model, parameters)
     table = trainable_rows(stage, budget, parameters, options.origins)
     checkpoints = checkpoint.Checkpoints(out / CHECKPOINTS, machine.background)
     if trainer.resume(checkpoints, identity, frozen_before):
@@ -187,9 +185,7 @@ def train(
         interrupted_late = interrupted()  # after the last step: the stage is finished first
     model.eval()
     trainer.apply_result()
-    frozen_after = hashes(frozen(model, parameters))
-    if model.quant is not None:
-        drop_pages(frozen(model, parameters).values())
+    frozen_after = frozen_hashes(model, parameters)
     if changed := [name for name, before in frozen_before.items() if frozen_after[name] != before]:
         raise RuntimeError(
             f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)"

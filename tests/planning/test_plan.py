@@ -77,7 +77,9 @@ def test_it_reads(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["vision_3_generative", "--shard", "8"], "omit --shard"),
         (["text_2_long", "--context", "5"], "--context 5"),
         (["text_4_align", "--context", "8"], "images, audio or pairs"),
-        (["--activations", "forget"], "keep or recompute"),
+        (["--activations", "forget"], "'keep', 'recompute'"),
+        (["--base", "fp8"], "'bf16', 'int8', 'int4'"),
+        (["text_1_pretrain", "--base", "int4"], "only frozen weights"),
         (["--utilisation", "2"], "utilisation"),
     ],
 )
