@@ -1,6 +1,6 @@
 """A check of polyphi on a GPU: one command, one table with a verdict a line, nothing to download.
 
-    python benchmarks/gpu.py                 # on a GPU: under eight minutes on one H100
+    python benchmarks/gpu.py                 # on a GPU: meant for eight minutes on one H100
     python benchmarks/gpu.py --tiny          # the same checks at a tiny size, on a CPU too (the default without CUDA)
     python benchmarks/gpu.py --only graphs decode --json
 
