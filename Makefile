@@ -19,7 +19,7 @@ reproduce: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal
 
-test-all: setup lint .venv/.ray .venv/.browser .venv/.emulators
+test-all: setup lint .venv/.long .venv/.browser .venv/.emulators
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # The packages whose results depend on the class of the CPU, and a whole run, as on a CPU with AVX2 and nothing newer.
@@ -50,8 +50,9 @@ setup: .venv/.packages .venv/.speech
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.venv/.ray: .venv/.packages
-	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
+# Packages that only long tests need.
+.venv/.long: .venv/.packages
+	$(BIN)/python -m pip install --quiet --editable '.[dev,ray,notebook]'
 	touch $@
 
 # Programs come from Debian where it is there; elsewhere the recipe and its tests go on without them and say so.
