@@ -1,0 +1,66 @@
+"""The pages of reference are complete and current: commands, metrics, messages, environment variables."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from cli_page import PAGE as CLI
+from cli_page import text as cli_text
+
+ROOT = Path(__file__).parents[2]
+GAP = "…"
+HEADINGS = re.findall(
+    r"(?m)^### `(.+)`$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+)
+
+
+@cache
+def literals() -> tuple[str, ...]:
+    """All texts of the package's code; the values in f-strings are gaps."""
+    texts = []
+    for file in sorted((ROOT / "polyphi").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else GAP for v in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return tuple(texts)
+
+
+@pytest.mark.parametrize("message", HEADINGS)
+def test_a_message_of_troubleshooting_is_one_of_the_code(message: str) -> None:
+    pattern = re.compile(".*".join(map(re.escape, message.split(GAP))), re.DOTALL)
+    assert any(pattern.search(text) for text in literals()), message
+
+
+def test_the_page_of_commands_is_current() -> None:
+    assert CLI.read_text(encoding="utf-8") == cli_text(), "run `python tests/cli_page.py`"
+
+
+def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:
+    from polyphi.engine.core import Counters
+    from polyphi.serve.metrics import Load, Metrics
+
+    counters = Counters(**dict.fromkeys(Counters.__dataclass_fields__, 1))
+    metrics = Metrics("tiny", lambda: Load(counters, 0, 0), vllm_names=True)
+    families = {f.name + "_total" * (f.type == "counter"): f.type for f in metrics.collect()}
+    ours = {name: type_ for name, type_ in families.items() if name.startswith("polyphi:")}
+    rows = re.findall(
+        r"(?m)^\| (`polyphi:.+`) \| (\w+) \| .+ \|( yes)? \|$",
+        (ROOT / "docs/metrics.md").read_text(encoding="utf-8"),
+    )
+    listed = {name: row for row in rows for name in re.findall(r"`(.+?)`", row[0])}
+    assert {name: row[1] for name, row in listed.items()} == ours
+    assert {name for name, row in listed.items() if row[2]} == {
+        name.replace("vllm:", "polyphi:") for name in families if name.startswith("vllm:")
+    }
+
+
+def test_the_page_of_files_has_every_environment_variable() -> None:
+    page = (ROOT / "docs/files.md").read_text(encoding="utf-8")
+    read = {text for text in literals() if re.fullmatch(r"POLYPHI_[A-Z_]*[A-Z]", text)}
+    assert read - set(re.findall(r"`(POLYPHI_\w+)`", page)) == set()
