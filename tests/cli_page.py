@@ -12,8 +12,8 @@ from polyphi.cli import app
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 START = """# Commands
 
-Every command with its arguments and options, as `polyphi COMMAND --help` prints them. This page is written from the code by
-`python tests/cli_page.py`.
+Every command with its arguments and options, as `polyphi COMMAND --help` prints them. This page is written from the
+code by `python tests/cli_page.py`.
 
 """
 

@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from cli_page import PAGE as CLI
 from cli_page import text as cli_text
 

@@ -1,0 +1,67 @@
+"""The Python of docs/start.md and docs/howto.md runs as it stands, with a tiny random model behind the server."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from engine.conftest import tokenizer  # noqa: F401
+from PIL import Image
+from serve.conftest import Running, serving, tiny_engine
+
+import polyphi
+from polyphi.model.config import ModelConfig
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.serve.settings import Settings
+
+DOCS = Path(__file__).parents[1] / "docs"
+START, HOWTO = ((DOCS / name).read_text(encoding="utf-8") for name in ("start.md", "howto.md"))
+
+
+@pytest.fixture
+def server(
+    tiny_config: ModelConfig,
+    tokenizer: Tokenizer,  # noqa: F811
+) -> Iterator[Running]:
+    with serving(
+        tiny_engine(tiny_config, tokenizer), Settings("Phi-4-multimodal-instruct", max_tokens=300)
+    ) as one:
+        yield one
+
+
+def run(page: str, running: Running) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for block in re.findall(r"(?s)```python\n(.*?)```", page):
+        exec(block.replace("http://127.0.0.1:8000", running.url), names)
+    return names
+
+
+def test_the_start_page_asks_about_the_photo_that_it_copies(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = re.findall(r"(?m)^python -c .*$", START)
+    subprocess.run([sys.executable, *shlex.split(line)[1:]], check=True)
+    with Image.open("photo.jpg") as photo:
+        assert photo.format == "JPEG"
+        photo.resize((64, 75)).save("photo.jpg")  # the tiny model has a short context
+    soundfile.write("speech.wav", np.zeros(16000), 16000)
+    answer = run(START, server)["answer"]
+    assert answer.model_extra["adapter"] == "vision"
+
+
+def test_the_how_to_page(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(polyphi, "load", lambda model, quant: server.engine)
+    for name in ("cat.png", "dog.png", "invoice.pdf"):
+        Image.new("RGB", (60, 40), "red").save(name)
+    names = run(HOWTO, server)
+    assert Path("page-1.png").exists() and names["number"] == 0
+    assert names["receipt"].keys() == {"shop", "paid"}
+    assert names["call"].function.name == "weather"
