@@ -68,6 +68,15 @@ def _folder(repository: str) -> Path:
     return models_folder() / repository.replace("/", "--")  # the Hub allows no -- in names
 
 
+def hub_name(source: str | Path) -> tuple[str, str] | None:
+    """The repository and revision that `owner/name`, `owner/name@revision` or either after `hf:` names; None for
+    folders and files that exist, and for other texts."""
+    match = HUB_NAME.fullmatch(str(source).removeprefix("hf:"))
+    if match is None or Path(source).expanduser().exists():
+        return None
+    return match["repository"], match["revision"] or MAIN
+
+
 def lock(repository: str, *, wait: bool) -> AbstractContextManager[bool]:
     """The lock of a repository between processes that download, quantize or remove it (`runtime.files.locked`)."""
     name = repository.replace("/", "--")
@@ -78,6 +87,11 @@ def commit_of(repository: str, revision: str) -> str | None:
     """The commit of a revision that was downloaded and verified, None if none was."""
     if COMMIT.fullmatch(revision):
         return revision
+    if re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        commits = {e.revision for e in entries() if e.repository == repository}
+        matches = [commit for commit in commits if commit.startswith(revision)]
+        if len(matches) == 1:
+            return matches[0]
     with suppress(OSError):
         commit = (_folder(repository) / "refs" / revision).read_text().strip()
         return commit if COMMIT.fullmatch(commit) else None

@@ -9,7 +9,6 @@ refused, and the code that a checkpoint's `auto_map` names is never run.
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from polyphi.checkpoints import adapters as peft
+from polyphi.checkpoints import cache, download, variants
 from polyphi.checkpoints import config as config_json
-from polyphi.checkpoints import variants
 from polyphi.checkpoints.files import MODEL_TYPES, read_json, weight_files
 from polyphi.checkpoints.names import (
     AUDIO,
@@ -46,7 +45,6 @@ from polyphi.quantization.fewbits import Quantised
 from polyphi.runtime.heap import give_back
 
 log = logging.getLogger(__name__)
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -255,8 +253,8 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint; for a run's folder that of its `model`; `owner/name` (or `hf:owner/name`) that
-    is no local folder is downloaded from the hub."""
+    """The local folder of a checkpoint; for a run's folder that of its `model`; `owner/name` or `owner/name@revision`
+    (or `hf:owner/name`) that is no local folder is downloaded from the hub, once."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         inner = folder / "model"
@@ -266,19 +264,12 @@ def locate(source: str | Path) -> Path:
         raise ValueError(
             f"{source} is a GGUF file; convert it to a checkpoint: polyphi export {source} --out FOLDER"
         )
-    repository = str(source).removeprefix("hf:")
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+    hub_name = cache.hub_name(source)
+    if hub_name is None:
         raise ValueError(
             f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}"
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client raises a family of network, cache and HTTP errors
-        raise ValueError(
-            f"no folder {source} here, and {repository} could not be fetched from the hub: {error}"
-        ) from error
+    return download.locate(*hub_name)
 
 
 def _open(
