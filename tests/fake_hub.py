@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_writes"
 READS = "hf_reads"
 """A token without write access, and without access to gated repositories."""
@@ -219,7 +222,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(302)
         facts["X-Linked-ETag"] = f'"{etag(file, content)}"'
         facts["X-Linked-Size"] = str(size(content))
-        facts["Location"] = f"{self.server.address}/lfs/{name}/{commit(files)}/{file}"
+        # Another host, as that of the Hub's storage is: clients don't send it their token.
+        storage = f"http://localhost:{self.server.server_address[1]}"
+        facts["Location"] = f"{storage}/lfs/{name}/{commit(files)}/{file}"
         for key, value in {**facts, "Content-Length": "0"}.items():
             self.send_header(key, value)
         self.end_headers()
@@ -341,6 +346,26 @@ def hub(port: int = 0) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def clean_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Hub]:
+    """A Hub in place of that of the environment, without a token, with empty caches in a folder."""
+    with hub() as server:
+        connect(monkeypatch, server.address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no token"))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", PIECE)
+        monkeypatch.setenv("POLYPHI_CACHE", str(folder / "cache"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Let huggingface_hub connect to an address."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def main() -> None:

@@ -129,6 +129,11 @@ def entries() -> list[Entry]:
     return sorted(named, key=lambda row: row.name)
 
 
+def folder_of(row: Entry) -> Path:
+    """The cache folder that an entry is in: huggingface_hub's or ours."""
+    return row.path.parents[2]
+
+
 def _downloads() -> Iterator[Entry]:
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound

@@ -112,16 +112,30 @@ def model_info(repository: str, revision: str) -> "ModelInfo":
     return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=timeout)
 
 
-def _fetch(repository: str, revision: str, info: "ModelInfo", progress: Progress) -> Path:
+def _link(repository: str, revision: str, names: Sequence[str]) -> Path:
+    """The snapshot of a revision after the files of these names that aren't in the cache were fetched."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
 
+    class NoBar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})
+
+    return Path(
+        snapshot_download(
+            repository, revision=revision, allow_patterns=list(names), tqdm_class=NoBar
+        )
+    )
+
+
+def _fetch(repository: str, revision: str, info: "ModelInfo", progress: Progress) -> Path:
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     texts = [n for n in siblings if n.endswith(TEXTS) and n.count("/") == n.count("-lora/")]
     if "config.json" not in texts:
         raise ValueError(f"{repository} has no config.json on the Hub; expected a model")
     folder = _snapshot(repository, str(info.sha))
     _remove_damaged(folder, [siblings[name] for name in texts])
-    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=texts))
+    folder = _link(repository, revision, texts)
     weights = needed_weights(repository, folder, list(siblings))
     progress("verification", None)
     _remove_damaged(folder, [siblings[name] for name in weights])
@@ -130,9 +144,7 @@ def _fetch(repository: str, revision: str, info: "ModelInfo", progress: Progress
         progress("download", None)
         _check_space(repository, missing)
         _fetch_weights(repository, str(info.sha), missing, progress)
-    folder = Path(
-        snapshot_download(repository, revision=revision, allow_patterns=[*texts, *weights])
-    )
+    folder = _link(repository, revision, [*texts, *weights])
     for name in texts:
         if text := damage(folder / name, siblings[name]):
             _unlink(folder / name)

@@ -145,6 +145,11 @@ def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress 
 
 
 def _hint_at_quantized(repository: str) -> None:
+    """Log that a quantized model is stored, before its unquantized one is downloaded."""
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        return  # the error says so
     quants = [row.quant for row in cache.entries() if row.repository == repository and row.quant]
     if quants:
         log.info(

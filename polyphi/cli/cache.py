@@ -34,16 +34,18 @@ def list_models(
     if not rows:
         console.print("no models are stored; `polyphi pull owner/name` stores one")
         return
-    table = Table("name", "size", "commit", "last used", "folder", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("name", no_wrap=True, min_width=max(len(row.name) for row in rows))
+    for column in ("size", "commit", "last used"):
+        table.add_column(column)
     for row in rows:
         used = datetime.fromtimestamp(row.last_used).strftime("%Y-%m-%d") if row.last_used else ""
-        size = download.gigabytes(row.bytes) + (", incomplete" if row.fault else "")
-        table.add_row(row.name, size, row.revision[: cache.SHORT], used, str(row.path))
-    # No column is cut off: names and folders are for copying.
-    wide = console.width if console.is_terminal else 10_000
-    console.print(table, soft_wrap=True, width=max(wide, 200), crop=False)
-    total = sum(row.bytes for row in rows)
-    console.print(f"{len(rows)} models, {download.gigabytes(total)}", highlight=False)
+        size = download.gigabytes(row.bytes) + (" (incomplete)" if row.fault else "")
+        table.add_row(row.name, size, row.revision[: cache.SHORT], used)
+    console.print(table, crop=False)
+    folders = " and ".join(sorted({str(cache.folder_of(row)) for row in rows}))
+    total = download.gigabytes(sum(row.bytes for row in rows))
+    console.print(f"{total} in {folders}", highlight=False, soft_wrap=True)
 
 
 @app.command()

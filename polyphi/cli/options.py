@@ -69,7 +69,8 @@ def load_progress() -> Iterator[Callable[[str, float | None], None]]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    shown = sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bars:
         task = bars.add_task("quantizing", total=1.0, visible=False)
 
         def update(stage: str, share: float | None) -> None:
