@@ -27,6 +27,8 @@ from polyphi.quantization import quantize
 from polyphi.quantization.fewbits import Pieces
 
 log = logging.getLogger(__name__)
+FILE_BYTES = 500_000_000
+"""Size of the files of a quantized model; each is in memory until it is written."""
 
 
 def find(source: str | Path, quant: str | None = None, *, progress: Progress = silent) -> Path:
@@ -98,7 +100,7 @@ def pull(
 
 def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress = silent) -> Path:
     """The quantized model of a download, made if it isn't stored. The caller holds the repository's lock. Tensors are
-    read, quantized and released one at a time; at most one file of the result (2 GB) is in memory. Raises ValueError
+    read, quantized and released one at a time; at most one file of the result (FILE_BYTES) is in memory. Raises ValueError
     for a download that is quantized to another scheme, and OSError if the disk is full."""
     if stored := read_quantization(folder):
         if stored != scheme:
@@ -133,7 +135,13 @@ def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress 
     layout = "mini" if read_layout(folder) == "mini" else "native"
     try:
         write_checkpoint(
-            config, tensor, target, layout, quant=scheme, files=files_beside(folder, layout)
+            config,
+            tensor,
+            target,
+            layout,
+            quant=scheme,
+            max_shard_bytes=FILE_BYTES,
+            files=files_beside(folder, layout),
         )
     except OSError as error:
         if error.errno not in download.DISK_FULL:

@@ -238,7 +238,8 @@ def test_a_damaged_download_does_not_count(models: Hub) -> None:
         locate(LAYOUTS["native"])
     assert cache.commit_of(LAYOUTS["native"], "main") is None
     models.damaged = set()
-    assert cache.commit_of(MINI, "main") == locate(MINI).name
+    folder = locate(MINI)
+    assert cache.commit_of(MINI, "main") == folder.name
 
 
 def test_pull_repairs_what_the_disk_damaged(models: Hub, folders: dict[str, Path]) -> None:
