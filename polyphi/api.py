@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyphi.batch import Batch
+from polyphi.checkpoints import pull
 from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.read import (
     load_checkpoint,
-    locate,
     read_config,
     read_quantization,
     stored_bytes,
@@ -284,6 +284,9 @@ def load(
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`checkpoints/names.py`).
 
+    A hub id is `owner/name` or `owner/name@revision`. It is downloaded once, and with a `quant` other than "bf16"
+    quantized once; later calls load what is stored (`checkpoints/pull.py`).
+
     `device`: "auto" selects CUDA if available, else Apple's MPS, else the CPU. `dtype`: "auto" keeps the stored type if
     the device is fast in it, else float32 (placement.py); or a name such as "float32" or "bfloat16". `quant`: None
     keeps all weights; "int8" and "int4" quantize the decoder's base weights and the head (adapters and all else in
@@ -294,14 +297,15 @@ def load(
     and functions that need text raise ValueError. `together`: maximum batch size (sequences); `cache_gb`: memory of
     the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
     `adapters`: name -> folder of further adapters as PEFT writes them (checkpoints/peft.py), which a quantized model
-    keeps in bfloat16. `progress`: called with the stage that begins ("checkpoint", which may download a hub id,
-    "tokenizer", "weights", "engine") and the share of it that is done, None where unknown; for "weights" repeatedly,
-    with the share of loaded tensors. Raises ValueError for invalid arguments, checkpoints and adapters, and if the
+    keeps in bfloat16. `progress`: called with the stage that begins ("checkpoint", "download" and "quantization" of a
+    new hub id, "tokenizer", "weights", "engine") and the share of it that is done, None where unknown; for "download"
+    in other threads. Raises ValueError for invalid arguments, checkpoints and adapters, and for a hub id that can't be
+    downloaded; OSError for an interrupted download, which the same call resumes, and a full disk; ValueError if the
     weights don't fit.
     """
     progress("checkpoint", None)
     target = placement.choose(device)
-    folder = locate(path_or_id)
+    folder = pull.find(path_or_id, quant, progress=progress)
     stored_quant = read_quantization(folder)
     progress("tokenizer", None)
     vocabulary = _load_tokenizer(folder, tokenizer)

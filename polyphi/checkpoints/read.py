@@ -7,10 +7,8 @@ Only safetensors are read; they are mapped into memory and copied only for a cas
 refused, and the code that a checkpoint's `auto_map` names is never run.
 """
 
-import json
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from polyphi.checkpoints import adapters as peft
+from polyphi.checkpoints import cache, download, variants
 from polyphi.checkpoints import config as config_json
-from polyphi.checkpoints import variants
+from polyphi.checkpoints.files import MODEL_TYPES, read_json, weight_files
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
@@ -46,7 +45,6 @@ from polyphi.quantization.fewbits import Quantised
 from polyphi.runtime.heap import give_back
 
 log = logging.getLogger(__name__)
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -207,7 +205,7 @@ def read_quantization(source: str | Path) -> str | None:
     """The scheme (`quantize.py`) of a quantised checkpoint, None for others. Raises ValueError for weights quantised by
     other software, and for a newer version of our layout."""
     folder = locate(source)
-    settings = _read_json(folder / "config.json").get("quantization_config")
+    settings = read_json(folder / "config.json").get("quantization_config")
     if not settings:
         return None
     method = settings.get("quant_method") if isinstance(settings, dict) else settings
@@ -255,8 +253,8 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint; for a run's folder that of its `model`; `owner/name` (or `hf:owner/name`) that
-    is no local folder is downloaded from the hub."""
+    """The local folder of a checkpoint; for a run's folder that of its `model`; `owner/name` or `owner/name@revision`
+    (or `hf:owner/name`) that is no local folder is downloaded from the hub, once."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         inner = folder / "model"
@@ -266,19 +264,12 @@ def locate(source: str | Path) -> Path:
         raise ValueError(
             f"{source} is a GGUF file; convert it to a checkpoint: polyphi export {source} --out FOLDER"
         )
-    repository = str(source).removeprefix("hf:")
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+    hub_name = cache.hub_name(source)
+    if hub_name is None:
         raise ValueError(
             f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}"
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client raises a family of network, cache and HTTP errors
-        raise ValueError(
-            f"no folder {source} here, and {repository} could not be fetched from the hub: {error}"
-        ) from error
+    return download.locate(*hub_name)
 
 
 def _open(
@@ -290,10 +281,10 @@ def _open(
         raise ValueError(
             f"{folder} has no config.json; expected a checkpoint folder with config.json and safetensors"
         )
-    raw_config = _read_json(folder / "config.json")
-    stored = _contents(_weight_files(folder))
+    raw_config = read_json(folder / "config.json")
+    stored = _contents(weight_files(folder))
     layout = config_layout = _layout(raw_config, stored)
-    preprocessor = _read_json(folder / "preprocessor_config.json")
+    preprocessor = read_json(folder / "preprocessor_config.json")
     if layout == "original":
         notes = [] if notes is None else notes
         try:
@@ -315,7 +306,7 @@ def _open(
             adapters[name] = peft.parse_peft(values, f"{folder}/config.json, adapter {name}")
     elif layout != "original":
         for adapter_folder in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
-            values = _read_json(adapter_folder / "adapter_config.json")
+            values = read_json(adapter_folder / "adapter_config.json")
             adapters[adapter_folder.name.removesuffix("-lora")] = peft.parse_peft(
                 values, f"{adapter_folder}/adapter_config.json"
             )
@@ -335,7 +326,7 @@ def _open(
         config = config_json.parse(
             raw_config,
             config_layout,
-            generation=_read_json(folder / "generation_config.json"),
+            generation=read_json(folder / "generation_config.json"),
             preprocessor=preprocessor,
             adapters=adapters,
             shape=shape,
@@ -343,42 +334,6 @@ def _open(
     except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"{folder}/config.json has an invalid value: {error!r}") from error
     return layout, config, stored
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        members = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        if foreign := [m for m in members if Path(m).name != m or not m.endswith(".safetensors")]:
-            raise ValueError(
-                f"{index} names {foreign[0]!r}; expected safetensors files in the same folder (pickles are refused)"
-            )
-        if absent := [m for m in members if not (folder / m).is_file()]:
-            raise ValueError(
-                f"{index} names {len(members)} shards, of which {len(absent)} are missing: {', '.join(absent)}"
-            )
-        return [folder / m for m in members]
-    if files := sorted(folder.glob("*.safetensors")):
-        return files
-    if pickles := sorted(
-        p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
-    ):
-        raise ValueError(
-            f"{folder} has {pickles[0]}, a pickle, which can run code and is refused; expected model.safetensors"
-        )
-    raise ValueError(
-        f"{folder} has no weights; expected model.safetensors or model.safetensors.index.json"
-    )
 
 
 def _safe_open(file: Path) -> Any:
@@ -406,12 +361,11 @@ def _contents(files: Iterable[Path]) -> dict[str, _Stored]:
 
 def _layout(raw_config: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str:
     model_type = raw_config.get("model_type")
-    layouts = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
-    if model_type in layouts:
-        return layouts[model_type]
+    if model_type in MODEL_TYPES:
+        return MODEL_TYPES[model_type]
     if model_type is not None:
         raise ValueError(
-            f"expected a model_type of {', '.join(layouts)} in config.json, found {model_type!r}"
+            f"expected a model_type of {', '.join(MODEL_TYPES)} in config.json, found {model_type!r}"
         )
     if any(".base_layer." in name or name.endswith("glb_GN") for name in stored):
         return "original"

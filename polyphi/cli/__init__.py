@@ -11,6 +11,7 @@ import typer
 from polyphi.cli import (
     ablate,
     bench,
+    cache,
     chat,
     claims,
     curate,
@@ -18,6 +19,7 @@ from polyphi.cli import (
     export,
     inspect,
     plan,
+    pull,
     reproduce,
     scaling,
     serve,
@@ -61,6 +63,8 @@ app.command()(curate.curate)
 app.command()(chat.chat)
 app.command()(transcribe.transcribe)
 app.command()(serve.serve)
+app.command()(pull.pull)
+app.add_typer(cache.app)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(plan.plan)

@@ -6,7 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console, show_placement
+from polyphi.cli.options import (
+    KvOption,
+    ModelArgument,
+    QuantOption,
+    console,
+    load_progress,
+    show_placement,
+)
 
 
 def chat(
@@ -55,7 +62,8 @@ def chat(
             raise ValueError(
                 "nothing was piped in; expected a prompt on standard input, or as an argument"
             )
-    phi = polyphi.load(model, quant=quant, kv=kv)
+    with load_progress() as progress:
+        phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
     show_placement(phi)
     if prompt is None and not parts:
         terminal.Terminal(phi, sampling, adapter, console=console).run()

@@ -1,11 +1,15 @@
 """Options and arguments that several commands share, and the console they print to."""
 
+import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 console = Console()
 MACHINE, OWN = "Machine (no effect on the result)", "Custom stage (a .py file)"
@@ -42,10 +46,42 @@ PushOption = Annotated[
 PublicOption = Annotated[
     bool, typer.Option("--public", help="Create the repository of --push-to-hub as a public one.")
 ]
-ModelArgument = Annotated[str, typer.Argument(help="Folder of a checkpoint, or a hub id.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(help="Folder of a checkpoint, or a hub id (owner/name, owner/name@revision)."),
+]
 
 
 def show_placement(phi: Any) -> None:
     """Print a model's device and memory use, if standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"polyphi: {phi.memory}", file=sys.stderr)
+
+
+@contextmanager
+def load_progress() -> Iterator[Callable[[str, float | None], None]]:
+    """Show on standard error what the download and the quantization of a hub id do; yields the `progress` of
+    `polyphi.load`. huggingface_hub shows bars of its downloads."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("polyphi: %(message)s"))
+    logger = logging.getLogger("polyphi.checkpoints")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    shown = sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bars:
+        task = bars.add_task("quantizing", total=1.0, visible=False)
+
+        def update(stage: str, share: float | None) -> None:
+            if stage == "quantization":
+                bars.update(task, completed=share or 0.0, visible=True)
+            elif stage == "tokenizer":
+                bars.update(task, visible=False)
+
+        try:
+            yield update
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate

@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console, show_placement
+from polyphi.cli.options import (
+    KvOption,
+    ModelArgument,
+    QuantOption,
+    console,
+    load_progress,
+    show_placement,
+)
 
 
 def transcribe(
@@ -86,7 +93,8 @@ def transcribe(
         source = "-" if files else None
         if source is None:
             sound_devices()  # an error before the model is loaded
-        phi = polyphi.load(model, quant=quant, kv=kv)
+        with load_progress() as progress:
+            phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
         show_placement(phi)
         if not transcribe_live(
             phi.engine, source, raw_rate=rate, to=to, adapter=adapter, console=console
@@ -98,7 +106,8 @@ def transcribe(
     recordings = targets(find(files), out, form)
     if out is None and form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {form} need a folder: add --out DIR")
-    phi = polyphi.load(model, quant=quant, kv=kv)
+    with load_progress() as progress:
+        phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
     show_placement(phi)
     failed = transcribe_files(
         phi.engine,

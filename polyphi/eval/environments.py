@@ -8,7 +8,6 @@ be deleted at any time. Generated code runs in them only through the sandbox.
 
 import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from polyphi.runtime.files import cache_folder
 
 Report = Callable[[str], None]
 
@@ -36,9 +37,8 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
         parts = [*self.requirements, str(self.dependencies), self.interpreter or sys.version]
-        return cache / "environments" / f"{self.name}-{_short(parts)}"
+        return cache_folder() / "environments" / f"{self.name}-{_short(parts)}"
 
     @property
     def ready(self) -> bool:

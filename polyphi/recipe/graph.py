@@ -10,7 +10,6 @@ A `Run` is a folder. Each step writes its files atomically, so the same command 
 
 import contextlib
 import hashlib
-import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +50,7 @@ from polyphi.recipe.identity import Identity
 from polyphi.recipe.report import page
 from polyphi.recipe.timings import Timings
 from polyphi.runtime import distributed, progress
-from polyphi.runtime.files import locked, whole_folder
+from polyphi.runtime.files import cache_folder, locked, whole_folder
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested
 from polyphi.stages import lineage, sizes
@@ -108,7 +107,7 @@ class Run:
         self.out, self.seed = Path(out), seed
         self.console = console or Console()
         self.data, self.runs = self.out / "data", self.out / "stages"
-        self.cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+        self.cache = cache_folder()
         self.timings = Timings(self.out / "timings.json")
         self.clock = self.timings.clock
         self.identity = Identity(self.out, self.size, seed, precision)

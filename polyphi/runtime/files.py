@@ -88,6 +88,14 @@ def _replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
+def cache_folder() -> Path:
+    """Where polyphi stores what it downloads or builds once: `$POLYPHI_CACHE`, else `$XDG_CACHE_HOME/polyphi`, else
+    `~/.cache/polyphi`."""
+    if folder := os.environ.get("POLYPHI_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyphi"
+
+
 def sync(path: Path) -> None:
     """Flush a file's bytes, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)

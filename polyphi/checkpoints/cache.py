@@ -1,0 +1,255 @@
+"""Models that are stored on this machine: downloads in the Hub's cache, and quantized models in ours.
+
+>>> for entry in entries(): print(entry.name, entry.bytes)
+>>> remove("microsoft/Phi-4-mini-instruct")              # the download; the quantized model stays
+>>> remove("microsoft/Phi-4-mini-instruct:int4")
+
+A quantized model lies in `models/OWNER--NAME/COMMIT/SCHEME-vFORMAT` of the cache folder (`cache_folder`). The file
+`models/OWNER--NAME/refs/REVISION` has the commit that a branch or tag had when it was downloaded and verified: until
+the next `polyphi pull`, this commit is used, and the Hub isn't asked again. Downloads are in huggingface_hub's cache
+(`$HF_HUB_CACHE`, by default `~/.cache/huggingface/hub`), which other programs share. This module imports no torch.
+"""
+
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polyphi.checkpoints import files
+from polyphi.runtime.files import cache_folder, locked, write_whole
+
+HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+"""A repository of the Hub, with or without a revision."""
+MAIN = "main"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SCHEME = re.compile(r"(?P<scheme>[\w-]+)-v(?P<format>\d+)")
+SHORT = 12
+"""Digits of a commit that are shown."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored model. `revision`: its commit. `quant`: the scheme of a quantized model, None for a download. `bytes`:
+    of its files, those of an interrupted download included. `last_used`: seconds since 1970. `fault`: why it isn't
+    complete, or None. `name` is what `remove` takes: OWNER/NAME, with @REVISION where several are stored, and
+    :SCHEME for quantized models."""
+
+    repository: str
+    revision: str
+    quant: str | None
+    path: Path
+    bytes: int
+    last_used: float
+    fault: str | None = None
+    refs: tuple[str, ...] = ()
+    name: str = field(default="", compare=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as values of a JSON object."""
+        return {**asdict(self), "path": str(self.path), "refs": list(self.refs)}
+
+
+def models_folder() -> Path:
+    """The folder of quantized models and commits of downloads."""
+    return cache_folder() / "models"
+
+
+def quantized_folder(repository: str, commit: str, scheme: str, format: int) -> Path:
+    """Where the quantized model of a commit lies, in a version of our layout."""
+    return _folder(repository) / commit / f"{scheme}-v{format}"
+
+
+def _folder(repository: str) -> Path:
+    return models_folder() / repository.replace("/", "--")  # the Hub allows no -- in names
+
+
+def hub_name(source: str | Path) -> tuple[str, str] | None:
+    """The repository and revision that `owner/name`, `owner/name@revision` or either after `hf:` names; None for
+    folders and files that exist, and for other texts."""
+    match = HUB_NAME.fullmatch(str(source).removeprefix("hf:"))
+    if match is None or Path(source).expanduser().exists():
+        return None
+    return match["repository"], match["revision"] or MAIN
+
+
+def lock(repository: str, *, wait: bool) -> AbstractContextManager[bool]:
+    """The lock of a repository between processes that download, quantize or remove it (`runtime.files.locked`)."""
+    name = repository.replace("/", "--")
+    return locked(models_folder() / ".locks" / f"{name}.lock", wait)
+
+
+def commit_of(repository: str, revision: str) -> str | None:
+    """The commit of a revision that was downloaded and verified, None if none was."""
+    if COMMIT.fullmatch(revision):
+        return revision
+    if re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        commits = {e.revision for e in entries() if e.repository == repository}
+        matches = [commit for commit in commits if commit.startswith(revision)]
+        if len(matches) == 1:
+            return matches[0]
+    with suppress(OSError):
+        commit = (_folder(repository) / "refs" / revision).read_text().strip()
+        return commit if COMMIT.fullmatch(commit) else None
+    return None
+
+
+def record_commit(repository: str, revision: str, commit: str) -> None:
+    """Record that a revision is this commit, which is completely downloaded. Does nothing if the cache is read-only:
+    the Hub is then asked at the next start."""
+    path = _folder(repository) / "refs" / revision
+    if COMMIT.fullmatch(revision) or commit_of(repository, revision) == commit:
+        return
+    with suppress(PermissionError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, commit, shared=True)
+
+
+def record_use(folder: Path) -> None:
+    """Record that a quantized model is used now, for `Entry.last_used`."""
+    with suppress(OSError):
+        os.utime(folder)
+
+
+def entries() -> list[Entry]:
+    """Downloads of models that polyphi reads and quantized models, by name."""
+    rows = [*_downloads(), *_quantized()]
+    revisions = Counter((row.repository, row.quant) for row in rows)
+    named = []
+    for row in rows:
+        several = revisions[row.repository, row.quant] > 1
+        revision = f"@{row.revision[:SHORT]}" if several else ""
+        scheme = f":{row.quant}" if row.quant else ""
+        values = {**vars(row), "name": f"{row.repository}{revision}{scheme}"}
+        named.append(Entry(**values))
+    return sorted(named, key=lambda row: row.name)
+
+
+def folder_of(row: Entry) -> Path:
+    """The cache folder that an entry is in: huggingface_hub's or ours."""
+    return row.path.parents[2]
+
+
+def _downloads() -> Iterator[Entry]:
+    from huggingface_hub import constants, scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except CacheNotFound:
+        return
+    for repository in repositories:
+        if repository.repo_type != "model":
+            continue
+        partial = sum(p.stat().st_size for p in repository.repo_path.glob("blobs/*.incomplete"))
+        for revision in repository.revisions:
+            folder = revision.snapshot_path
+            if not readable(folder):
+                continue
+            fault = files.fault(folder)
+            yield Entry(
+                repository.repo_id,
+                revision.commit_hash,
+                None,
+                folder,
+                revision.size_on_disk + (partial if fault else 0),
+                max((f.blob_last_accessed for f in revision.files), default=0.0),
+                fault,
+                tuple(sorted(revision.refs)),
+            )
+
+
+def readable(folder: Path) -> bool:
+    """Whether a folder has the configuration of a model that polyphi reads: of Phi-4, whose head is tied to the
+    embedding, unlike that of Phi-3."""
+    with suppress(ValueError, OSError):
+        values = files.read_json(folder / "config.json")
+        tied = values.get("tie_word_embeddings") is not False
+        return values.get("model_type") in files.MODEL_TYPES and tied
+    return False
+
+
+def _quantized() -> Iterator[Entry]:
+    for folder in sorted(models_folder().glob("*--*/*/*")):
+        name = SCHEME.fullmatch(folder.name)
+        commit = folder.parent.name
+        if name is None or not COMMIT.fullmatch(commit):
+            continue
+        repository = folder.parent.parent.name.replace("--", "/", 1)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        used = folder.stat().st_mtime
+        fault = files.fault(folder)
+        refs = [r for r in _refs(repository) if commit_of(repository, r) == commit]
+        yield Entry(repository, commit, name["scheme"], folder, size, used, fault, tuple(refs))
+
+
+def _refs(repository: str) -> list[str]:
+    folder = _folder(repository) / "refs"
+    return [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+
+
+def remove(name: str) -> list[Entry]:
+    """Delete the models with a name (OWNER/NAME, OWNER/NAME@REVISION, either with :SCHEME) and return their entries.
+    Without a scheme that is the download, without a revision every one. Raises ValueError if there is none, and while
+    another process downloads or quantizes it."""
+    target, _, scheme = name.partition(":")
+    parts = HUB_NAME.fullmatch(target)
+    rows = entries()
+    matches = [
+        row
+        for row in rows
+        if parts is not None
+        and row.repository == parts["repository"]
+        and row.quant == (scheme or None)
+        and (
+            parts["revision"] is None
+            or row.revision.startswith(parts["revision"])
+            or parts["revision"] in row.refs
+        )
+    ]
+    if not matches:
+        names = ", ".join(row.name for row in rows) or "no models"
+        raise ValueError(f"expected a name of `polyphi cache list` ({names}), found {name!r}")
+    repository = matches[0].repository
+    with lock(repository, wait=False) as free:
+        if not free:
+            raise ValueError(
+                f"{repository} is being downloaded or quantized by another process; wait until it ends"
+            )
+        for row in matches:
+            if row.quant is None:
+                _remove_download(row)
+            else:
+                shutil.rmtree(row.path)
+        _remove_empty(repository)
+    return matches
+
+
+def _remove_download(row: Entry) -> None:
+    from huggingface_hub import constants, scan_cache_dir
+
+    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(row.revision).execute()
+    if row.fault:
+        for partial in row.path.parents[1].glob("blobs/*.incomplete"):
+            partial.unlink(missing_ok=True)
+    if row.path.exists():
+        raise OSError(f"{row.path} could not be removed: delete the folder yourself")
+
+
+def _remove_empty(repository: str) -> None:
+    """Delete the folder of a repository if nothing of it is stored, and commits without a stored model."""
+    commits = {row.revision for row in entries() if row.repository == repository}
+    folder = _folder(repository)
+    for ref in _refs(repository):
+        if commit_of(repository, ref) not in commits:
+            (folder / "refs" / ref).unlink()
+    if not commits:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for empty in [p for p in folder.glob("*") if COMMIT.fullmatch(p.name)]:
+        with suppress(OSError):  # has a model
+            empty.rmdir()

@@ -1,0 +1,85 @@
+"""The files of a checkpoint folder: which hold the weights, and whether they are complete. Only headers are read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+MODEL_TYPES = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
+"""`model_type` in config.json -> the layout of the checkpoint."""
+INDEX = "model.safetensors.index.json"
+LONGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header; the format allows no longer ones."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        members = sorted(set(read_json(index).get("weight_map", {}).values()))
+        if foreign := [m for m in members if Path(m).name != m or not m.endswith(".safetensors")]:
+            raise ValueError(
+                f"{index} names {foreign[0]!r}; expected safetensors files in the same folder (pickles are refused)"
+            )
+        if absent := [m for m in members if not (folder / m).is_file()]:
+            raise ValueError(
+                f"{index} names {len(members)} shards, of which {len(absent)} are missing: {', '.join(absent)}"
+            )
+        return [folder / m for m in members]
+    if files := sorted(folder.glob("*.safetensors")):
+        return files
+    if pickles := sorted(
+        p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+    ):
+        raise ValueError(
+            f"{folder} has {pickles[0]}, a pickle, which can run code and is refused; expected model.safetensors"
+        )
+    raise ValueError(
+        f"{folder} has no weights; expected model.safetensors or model.safetensors.index.json"
+    )
+
+
+def fault(folder: Path) -> str | None:
+    """What a checkpoint folder lacks to be complete (a file that is missing or cut off), None if nothing. A folder of
+    adapters that is missing as a whole is not noticed."""
+    try:
+        values = read_json(folder / "config.json")
+        if not values:
+            return f"{folder / 'config.json'} is missing"
+        files = weight_files(folder)
+    except (ValueError, OSError) as error:
+        return str(error)
+    original = values.get("model_type") == "phi4mm"  # has its adapters in the weights
+    for adapter in () if original else sorted(folder.glob("*-lora")):
+        files += [adapter / "adapter_model.safetensors"]
+        if not (adapter / "adapter_config.json").is_file():
+            return f"{adapter / 'adapter_config.json'} is missing"
+    return next((text for file in files if (text := weights_fault(file))), None)
+
+
+def weights_fault(file: Path) -> str | None:
+    """Why a safetensors file is not complete, by its header and size; None if it is."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > min(size, LONGEST_HEADER):
+                return f"{file} is not a complete safetensors file (a header of {length:,} bytes)"
+            header = json.loads(opened.read(length))
+            ends = [value["data_offsets"][1] for name, value in header.items() if name[:2] != "__"]
+    except FileNotFoundError:
+        return f"{file} is missing"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{file} is not a complete safetensors file ({error})"
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        return f"{file} has {size:,} bytes, expected {expected:,}"
+    return None

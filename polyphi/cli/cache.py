@@ -1,0 +1,69 @@
+"""`polyphi cache`: the models that are stored on this machine."""
+
+import json
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from polyphi.cli.options import console
+
+app = typer.Typer(
+    name="cache", help="List and remove stored models of the Hub.", no_args_is_help=True
+)
+
+
+@app.command("list")
+def list_models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List downloaded and quantized models, with their sizes, commits and last use.
+
+    \b
+    Examples:
+      polyphi cache list
+      polyphi cache list --json
+    """
+    from polyphi.checkpoints import cache, download
+
+    rows = cache.entries()
+    if as_json:
+        print(json.dumps([row.as_json() for row in rows], indent=2))
+        return
+    if not rows:
+        console.print("no models are stored; `polyphi pull owner/name` stores one")
+        return
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("name", no_wrap=True, min_width=max(len(row.name) for row in rows))
+    for column in ("size", "commit", "last used"):
+        table.add_column(column)
+    for row in rows:
+        used = datetime.fromtimestamp(row.last_used).strftime("%Y-%m-%d") if row.last_used else ""
+        size = download.gigabytes(row.bytes) + (" (incomplete)" if row.fault else "")
+        table.add_row(row.name, size, row.revision[: cache.SHORT], used)
+    console.print(table, crop=False)
+    folders = " and ".join(sorted({str(cache.folder_of(row)) for row in rows}))
+    total = download.gigabytes(sum(row.bytes for row in rows))
+    console.print(f"{total} in {folders}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def remove(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="As `polyphi cache list` shows them: owner/name, or owner/name:int4."),
+    ],
+) -> None:
+    """Delete stored models. The download of a model and its quantized versions are removed one by one.
+
+    \b
+    Examples:
+      polyphi cache remove microsoft/Phi-4-mini-instruct
+      polyphi cache remove microsoft/Phi-4-mini-instruct:int4
+    """
+    from polyphi.checkpoints import cache, download
+
+    for name in names:
+        for row in cache.remove(name):
+            console.print(f"removed {row.name}: {download.gigabytes(row.bytes)}", highlight=False)

@@ -1,0 +1,63 @@
+"""`polyphi pull`: download a model of the Hub, and quantize it once."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from polyphi.cli.options import console, load_progress
+
+
+def pull(
+    model: Annotated[str, typer.Argument(help="A hub id: owner/name, or owner/name@revision.")],
+    quant: Annotated[
+        Literal["int8", "int4", "int8-all", "int4-all"] | None,
+        typer.Option(
+            help="Also quantize it as --quant of other commands does, and store the result."
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; default: main.")
+    ] = None,
+) -> None:
+    """Download a model from the Hugging Face Hub, verify it, and with --quant quantize it once, so that other commands
+    start without a connection and without quantizing. The same command resumes, updates and repairs.
+
+    \b
+    Examples:
+      polyphi pull microsoft/Phi-4-multimodal-instruct
+      polyphi pull microsoft/Phi-4-mini-instruct --quant int4
+    """
+    from polyphi.checkpoints import cache, download
+    from polyphi.checkpoints import pull as pulls
+
+    name = cache.hub_name(model)
+    if name is None:
+        raise ValueError(
+            f"expected a hub id owner/name, found {model!r}; a folder needs no pull (`polyphi export {model} --out "
+            "FOLDER --quant int4` quantizes it)"
+        )
+    repository, named = name
+    if revision is not None and named not in (cache.MAIN, revision):
+        raise ValueError(f"{model} names the revision {named!r}, and --revision {revision!r}")
+    requested = revision or named
+    with load_progress() as progress:
+        folder = pulls.pull(repository, requested, quant, progress=progress)
+    rows = {row.path: row for row in cache.entries()}
+    row = rows[folder]
+    form = f" in {quant}" if quant else ""
+    console.print(
+        f"{repository}{form}, commit {row.revision[: cache.SHORT]}: {download.gigabytes(row.bytes)} in {folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    model = repository if requested == cache.MAIN else f"{repository}@{requested}"
+    option = f" --quant {quant}" if row.quant else ""
+    console.print(f"start it with: polyphi chat {model}{option}", highlight=False, soft_wrap=True)
+    for other in rows.values():
+        if row.quant and other.repository == repository and other.quant is None:
+            console.print(
+                f"the download takes {download.gigabytes(other.bytes)} and isn't needed for that: polyphi cache "
+                f"remove {other.name}",
+                highlight=False,
+                soft_wrap=True,
+            )
