@@ -91,7 +91,7 @@ def _send_all(sender: Connection, phases: Mapping[str, Callable[[Facts], Any]]) 
 
 
 @dataclass(frozen=True)
-class _Import:
+class Import:
     """Imports a package and returns its version."""
 
     package: str
@@ -210,7 +210,7 @@ def _models(facts: Facts) -> list[Facts]:
 
 
 PHASES: Mapping[str, Callable[[Facts], Any]] = {
-    **{package: _Import(package) for package in PACKAGES},
+    **{package: Import(package) for package in PACKAGES},
     "libraries": _libraries,
     "memory": _memory,
     "kernels": _kernels,

@@ -43,9 +43,9 @@ SCHEMES = (None, "int8", "int8-all", "int4", "int4-all")
 
 @dataclass(frozen=True)
 class Fit:
-    """A model on a device with a `--quant`: the `dtype` of what isn't quantized, bytes of its `weights` and bytes `free`
-    for them, the tokens of `context` that fit beside them (0: the weights don't fit) with `token_bytes` each, and bytes
-    of weights read `per_token`. `tokens_per_second`: at most, by the decoding kernel's measured rate, or None."""
+    """A model on a device with a `--quant`: the `dtype` of what isn't quantized, bytes of `weights`, bytes `free` for
+    them, the tokens of `context` that fit beside them (0: the weights don't fit) with `token_bytes` each, and bytes of
+    weights read `per_token`. `tokens_per_second`: at most, by the decoding kernel's measured rate, or None."""
 
     model: str
     device: str
