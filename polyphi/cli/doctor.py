@@ -105,10 +105,12 @@ def _show_models(models: list[dict[str, Any]]) -> None:
             f"< {two_digits(speed)}" if speed else "",
         )
     console.print(Padding(table, (1, 0, 0, 2), expand=False), highlight=False)
-    note = (
-        "context: tokens that fit into half of the memory that the weights leave. tokens/s: an estimate of the most "
-        "at batch size 1, the measured rate of the decoding kernel / the decoder's weights, which a token reads once."
-    )
+    note = "context: tokens that fit into half of the memory that the weights leave."
+    if any(m["tokens_per_second"] for m in models):
+        note += (
+            " tokens/s: estimated from bandwidth, the most at batch size 1: the measured rate of the decoding kernel / "
+            "bytes of the decoder's weights, which each token reads once."
+        )
     console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2), expand=False), highlight=False)
 
 

@@ -143,7 +143,10 @@ def rate_findings(rates: Mapping[str, Any]) -> list[Finding]:
         Finding("Speed", "products", "ok", f"{products} GFLOP/s, 128 tokens at a time"),
     ]
     if (share := rates["cpu_share"]) < CPU_SHARE:
-        text = f"other processes took the CPUs: the rates are too low (the threads ran {share:.0%} of the time)"
+        text = (
+            f"other processes took the CPUs: the threads ran {share:.0%} of the time, so these rates are too low, and "
+            "no tokens/s are estimated"
+        )
         cure = "wait until the machine is idle, then: polyphi doctor"
         result.append(Finding("Speed", "other work", "slow", text, cure))
     return result

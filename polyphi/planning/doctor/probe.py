@@ -190,19 +190,22 @@ def _rates(facts: Facts) -> Facts:
 
 
 def _models(facts: Facts) -> list[Facts]:
-    """What fits on the CPU, and on the GPU that `load` selects."""
+    """What fits on the CPU, with tokens per second unless the rates are disturbed, and on the GPU that `load`
+    selects."""
     import torch
 
-    from polyphi.planning.doctor import published
+    from polyphi.planning.doctor import hardware, published
 
-    memory, decoding = facts["memory"], facts.get("rates", {}).get("decoding", {})
+    memory, decoding = facts["memory"], {}
+    if (rates := facts.get("rates")) and rates["cpu_share"] >= hardware.CPU_SHARE:
+        decoding = rates["decoding"]
     names = {"bfloat16": "bf16", "float32": "fp32"}
     rows = []
     for fit in published.fits(torch.device("cpu"), memory["free"]):
         form = names[fit.dtype] if fit.quant is None else fit.quant.removesuffix("-all")
-        rate = decoding.get(form)
-        row = replace(fit, tokens_per_second=rate and round(rate / fit.per_token, 2))
-        rows.append(asdict(row))
+        if form in decoding:
+            fit = replace(fit, tokens_per_second=round(decoding[form] / fit.per_token, 2))
+        rows.append(asdict(fit))
     for gpu in memory["gpus"][:1]:
         device = torch.device(gpu["device"])
         rows += [asdict(fit) for fit in published.fits(device, gpu["free"])]

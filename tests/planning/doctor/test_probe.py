@@ -1,10 +1,13 @@
 """The child process: values, errors, a crash, no answer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from polyphi.planning.doctor import probe
+from polyphi.planning.doctor import probe, published
+from polyphi.planning.doctor.published import Fit
 
 
 def test_a_crash_leaves_the_facts_before_it(
@@ -28,3 +31,21 @@ def test_a_child_without_an_answer_is_ended(
     monkeypatch.syspath_prepend(tmp_path)
     result = probe.run(limit=0.1, phases={"sleeping": probe.Import("sleeping")})
     assert "0 s" in result.errors["sleeping"] and not result.facts
+
+
+@pytest.mark.parametrize(("share", "speeds"), [(1.0, [2.5, 10.0]), (0.3, [None, None])])
+def test_tokens_per_second_are_estimated_from_undisturbed_rates(
+    share: float, speeds: list[float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fits(device: torch.device, free: int) -> Iterator[Fit]:
+        for quant, size in ((None, 8), ("int4-all", 2)):
+            name = str(device)
+            yield Fit("m", name, quant, "bfloat16", 4, size, free, 2048, 4096, 1, size)
+
+    monkeypatch.setattr(published, "fits", fits)
+    rates = {"cpu_share": share, "decoding": {"bf16": 20.0, "int8": 20.0, "int4": 20.0}}
+    gpu = {"device": "cuda:0", "free": 100}
+    facts = {"memory": {"free": 10, "gpus": [gpu]}, "rates": rates}
+    rows = probe._models(facts)
+    assert [row["tokens_per_second"] for row in rows] == [*speeds, None, None]
+    assert [row["free"] for row in rows] == [10, 10, 100, 100]
