@@ -15,6 +15,7 @@ from polyphi.cli import (
     chat,
     claims,
     curate,
+    doctor,
     eval,
     export,
     inspect,
@@ -68,6 +69,7 @@ app.add_typer(cache.app)
 app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(plan.plan)
+app.command()(doctor.doctor)
 app.add_typer(eval.app)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     bench.bench

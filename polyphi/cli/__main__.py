@@ -2,4 +2,5 @@
 
 from polyphi.cli import main
 
-main()
+if __name__ == "__main__":  # a process that `doctor` starts imports this file under another name
+    main()

@@ -52,6 +52,7 @@ from polyphi.messages import (
     Video,
     media,
 )
+from polyphi.model.config import DecoderConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor
@@ -108,9 +109,11 @@ class Engine:
         large = _is_memory_bound(model)
         prefill = prefill or (CHUNK if large else PREFILL)
         config, dtype = model.config.decoder, model.decoder.dtype
-        size = token_bytes(config, dtype, kv) * BLOCK
-        default = max(config.max_position_embeddings, max_num_seqs * TYPICAL_LENGTH) // BLOCK
-        blocks = min(default, free_beside(model) // 2 // size) if memory is None else memory // size
+        each = token_bytes(config, dtype, kv)
+        if memory is None:
+            blocks = default_blocks(config, each, free_beside(model), max_num_seqs)
+        else:
+            blocks = memory // (each * BLOCK)
         self.core = core = Core(
             model,
             processor.tokenizer,
@@ -345,6 +348,15 @@ class Engine:
                 self.core.forget_old_weights()
             vectors = self.encoders.encode([item])[item.key]
         return vectors.to("cpu", torch.float32, copy=True)
+
+
+def default_blocks(
+    config: DecoderConfig, token_bytes: int, free: int, max_num_seqs: int = MAX_NUM_SEQS
+) -> int:
+    """Blocks of the KV cache by default: for `max_num_seqs` typical sequences or one whole context, whichever is more,
+    but at most half of the memory that is `free` beside the weights. `token_bytes`: keys and values of a token."""
+    tokens = max(config.max_position_embeddings, max_num_seqs * TYPICAL_LENGTH)
+    return min(tokens // BLOCK, free // 2 // (token_bytes * BLOCK))
 
 
 def _is_memory_bound(model: PhiModel) -> bool:

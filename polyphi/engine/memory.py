@@ -3,15 +3,12 @@
 >>> free_memory(torch.device("cpu"))             # bytes
 """
 
-from pathlib import Path
-
 import psutil
 import torch
 
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import in_memory
-
-CGROUP = Path("/sys/fs/cgroup")
+from polyphi.runtime import cgroup
 
 
 class OutOfMemory(RuntimeError):
@@ -31,19 +28,8 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return int(min(psutil.virtual_memory().available, _free_in_cgroup(CGROUP)))
-
-
-def _free_in_cgroup(folder: Path) -> float:
-    """Bytes that a container may still allocate (control groups, version 2). The page cache counts as free, since it is
-    reclaimed."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return float("inf")
-    return float("inf") if limit == "max" else float(int(limit) - used + int(stat.get("file", 0)))
+    available, limit = psutil.virtual_memory().available, cgroup.memory()
+    return available if limit is None else min(available, limit.free)
 
 
 def free_beside(model: PhiModel) -> int:

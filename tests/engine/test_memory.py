@@ -8,12 +8,13 @@ import torch
 from polyphi.engine import memory
 from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
+from polyphi.runtime import cgroup
 
 CPU = torch.device("cpu")
 
 
 def test_a_container_limits_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
     machine = memory.free_memory(CPU)
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("700000\n")

@@ -1,0 +1,129 @@
+"""`polyphi doctor`: what this machine can run, and the cure of what is missing or slow."""
+
+import json
+import sys
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from polyphi.cli.options import console
+
+if TYPE_CHECKING:
+    from polyphi.planning.doctor.findings import Finding
+    from polyphi.planning.doctor.report import Report
+
+STYLES = {"ok": "green", "slow": "yellow", "missing": "cyan", "wrong": "bold red"}
+STATE, NAME = 9, 18
+"""Columns of a finding's state and name."""
+
+
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, for a bug report.")
+    ] = False,
+) -> None:
+    """Check what this machine can run: CPU and kernels, measured rates, memory and which published models fit, GPU,
+    packages, caches, environment variables. Each finding that isn't ok has its cure. Exits with 1 if chat can't run.
+
+    \b
+    Examples:
+      polyphi doctor
+      polyphi doctor --json > doctor.json
+    """
+    from polyphi.planning.doctor.report import inspect
+
+    status = Console(stderr=True).status("")
+
+    def progress(phase: str) -> None:
+        status.update(f"checking {phase}")
+        if sys.stderr.isatty():
+            status.start()  # its thread, after the child process
+
+    try:
+        report = inspect(progress)
+    finally:
+        status.stop()
+    if as_json:
+        print(json.dumps(report.as_json(), indent=1))
+    else:
+        show(report)
+    if not report.chat_runs:
+        raise typer.Exit(1)
+
+
+def show(report: "Report") -> None:
+    """Print the page."""
+    for section, group in groupby(report.findings, key=lambda finding: finding.section):
+        console.print(Text(section, style="bold"))
+        for finding in group:
+            _show_finding(finding)
+        if section == "Memory":
+            _show_models(report.facts["models"])
+        console.print()
+    _show_verdict(report)
+
+
+def _show_finding(finding: "Finding") -> None:
+    grid = Table.grid(padding=(0, 1, 0, 0), expand=False)
+    grid.add_column(width=STATE - 1)
+    grid.add_column(width=NAME - 1)
+    grid.add_column(overflow="fold")
+    state = Text(finding.state, style=STYLES[finding.state])
+    grid.add_row(state, Text(finding.name, overflow="fold"), Text(finding.text))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False), highlight=False)
+    if finding.cure:
+        line = Text.assemble(("cure: ", "dim"), finding.cure, overflow="fold")
+        console.print(Padding(line, (0, 0, 0, 2 + STATE), expand=False), highlight=False)
+
+
+def _show_models(models: list[dict[str, Any]]) -> None:
+    """The table of the published models."""
+    from polyphi.planning.doctor.hardware import two_digits
+
+    if not models:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for header in ("model", "--quant", "device", "weights", "context", "tokens/s"):
+        table.add_column(
+            header, justify="left" if header in ("model", "--quant", "device") else "right"
+        )
+    for m in models:
+        speed = m["tokens_per_second"]
+        fits = f"{m['context']:,}" if m["context"] else "doesn't fit"
+        name = m["model"].rpartition("/")[2].removesuffix("-instruct")
+        table.add_row(
+            name,
+            m["quant"] or f"- ({m['dtype']})",
+            m["device"],
+            f"{m['weights'] / 1e9:.1f} GB",
+            fits,
+            f"< {two_digits(speed)}" if speed else "",
+        )
+    console.print(Padding(table, (1, 0, 0, 2), expand=False), highlight=False)
+    note = "context: tokens that fit into half of the memory that the weights leave."
+    if any(m["tokens_per_second"] for m in models):
+        note += (
+            " tokens/s: estimated from bandwidth, the most at batch size 1: the measured rate of the decoding kernel / "
+            "bytes of the decoder's weights, which each token reads once."
+        )
+    console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2), expand=False), highlight=False)
+
+
+def _show_verdict(report: "Report") -> None:
+    counts = {state: 0 for state in STYLES}
+    for finding in report.findings:
+        counts[finding.state] += 1
+    listed = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    if not report.chat_runs:
+        names = ", ".join(finding.name for finding in report.findings if finding.fatal)
+        console.print(Text(f"Chat can't run here: {names} ({listed}).", style=STYLES["wrong"]))
+    elif report.start is None:
+        console.print(f"Chat runs, but no published model fits ({listed}).", highlight=False)
+    else:
+        console.print(f"Chat runs here ({listed}). Start with:", highlight=False)
+        console.print(f"  {report.start}", highlight=False, soft_wrap=True)

@@ -1,0 +1,253 @@
+"""CPU, threads, memory and GPUs."""
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from polyphi.planning.doctor.findings import Finding, size
+from polyphi.runtime import cgroup, cpu
+
+ISA_VARIABLES = (
+    "POLYPHI_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
+"""Environment variables that limit the instructions which libraries use."""
+CLASSES = (
+    ("AMX", {"amx_tile"}),
+    ("AVX-512 BF16", {"avx512_bf16"}),
+    ("AVX-512 VNNI", {"avx512_vnni"}),
+    ("AVX-VNNI", {"avx_vnni"}),
+    ("AVX2", {"avx2"}),
+    ("NEON i8mm", {"i8mm"}),
+    ("NEON dotprod", {"dot", "asimddp"}),
+)
+"""Classes of docs/cpu.md, the fastest first, with torch's and Linux's names of the instructions that define them."""
+MIN_CONTEXT = 2048
+"""Tokens of context from which a model counts as fitting. The engine takes at most half of the memory beside the
+weights for them: 0.27 GB at the published size, and as much stays free for the activations of a forward."""
+CPU_SHARE = 0.7
+"""A measurement whose threads ran for a smaller share of the time is reported as disturbed."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Numbers of CPUs: `logical` ones and `cores` of the machine, those that the process may use (`usable`), and the
+    `quota` of CPU time of its control group. `threads`: torch's, None without torch."""
+
+    logical: int
+    cores: int
+    usable: int
+    quota: float | None
+    threads: int | None
+
+    @property
+    def best(self) -> int:
+        """Threads that this process can keep busy: one per core that it may use, within the quota."""
+        most = min(self.cores, self.usable)
+        return most if self.quota is None else max(1, min(most, math.ceil(self.quota)))
+
+
+def threads(count: int | None) -> Threads:
+    """The numbers of this machine; `count`: torch's threads."""
+    logical = os.cpu_count() or 1
+    return Threads(logical, cpu.physical_cores(), cpu.usable(), cgroup.cpus(), count)
+
+
+def cpu_class(instructions: Collection[str]) -> str:
+    """The class of docs/cpu.md of a CPU with these instruction sets."""
+    names = set(instructions)
+    return next((name for name, any_of in CLASSES if names & any_of), "none of the classes")
+
+
+def cpu_findings(
+    instructions: Collection[str], kernels: Mapping[str, Any] | None, kernel_cure: str
+) -> list[Finding]:
+    """The CPU, its class and the kernels it gets; `kernels`: facts of the probe, None if it failed."""
+    name = cpu_class(instructions)
+    result = [Finding("CPU", "processor", "ok", cpu.model_name())]
+    limits = [variable for variable in ISA_VARIABLES if os.environ.get(variable)]
+    if not instructions:
+        pass  # neither torch nor the system reports any
+    elif limits:
+        text = f"{name}, but environment variables limit what libraries use of it"
+        result.append(Finding("CPU", "class", "slow", text, f"unset {' '.join(limits)}"))
+    else:
+        result.append(Finding("CPU", "class", "ok", name))
+    if kernels is None:
+        return result
+    if kernels["missing"]:
+        text = f"missing: {kernels['missing']}; torch's operators replace them, slowly"
+        result.append(Finding("CPU", "kernels", "slow", text, kernel_cure))
+    else:
+        text = (
+            f"4 and 8 bits: ours ({kernels['path']}); bfloat16: {kernels['bf16']}; "
+            f"encoders in 8 bits: {kernels['encoders_int8']}"
+        )
+        result.append(Finding("CPU", "kernels", "ok", text))
+    return result
+
+
+def thread_findings(numbers: Threads) -> list[Finding]:
+    """Whether torch has as many threads as the process can use."""
+    text = f"{numbers.cores} cores, {numbers.logical} logical CPUs"
+    if numbers.usable < numbers.logical:
+        text += f", {numbers.usable} of them usable (affinity)"
+    if numbers.quota is not None:
+        text += f", limited to the time of {numbers.quota:g}"
+    cores = Finding("CPU", "cores", "ok", text)
+    if (count := numbers.threads) is None:
+        return [cores]
+    text, best = f"torch uses {count}", numbers.best
+    more = max(best, min(numbers.usable, math.ceil(numbers.quota or numbers.usable)))
+    if count < best:
+        variables = [v for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(v)]
+        cure = f"unset {' '.join(variables)}" if variables else f"export OMP_NUM_THREADS={best}"
+        text += f", and {best} would be faster"
+        return [cores, Finding("CPU", "threads", "slow", text, cure)]
+    if count > more:
+        text += f", more than can run at once: {more}"
+        cure = f"export OMP_NUM_THREADS={best}"
+        return [cores, Finding("CPU", "threads", "slow", text, cure)]
+    return [cores, Finding("CPU", "threads", "ok", text)]
+
+
+def precision_findings(facts: Mapping[str, Any]) -> list[Finding]:
+    """The dtypes of inference and training."""
+    inference = f"{facts['inference']} for unquantized weights ({facts['reason']})"
+    training = f"{facts['training']} ({facts['training_reason']})"
+    return [
+        Finding("CPU", "dtype", "ok", inference),
+        Finding("CPU", "training", "ok", training),
+    ]
+
+
+def rate_findings(rates: Mapping[str, Any]) -> list[Finding]:
+    """Measured rates, and whether other work disturbed them."""
+    products, decoding = (
+        ", ".join(f"{form} {two_digits(rate / 1e9)}" for form, rate in rates[name].items())
+        for name in ("products", "decoding")
+    )
+    result = [
+        Finding("Speed", "memory", "ok", f"{two_digits(rates['memory'] / 1e9)} GB/s read"),
+        Finding("Speed", "decoding", "ok", f"{decoding} GB/s of weights, one token at a time"),
+        Finding("Speed", "products", "ok", f"{products} GFLOP/s, 128 tokens at a time"),
+    ]
+    if (share := rates["cpu_share"]) < CPU_SHARE:
+        text = (
+            f"other processes took the CPUs: the threads ran {share:.0%} of the time, so these rates are too low, and "
+            "no tokens/s are estimated"
+        )
+        cure = "wait until the machine is idle, then: polyphi doctor"
+        result.append(Finding("Speed", "other work", "slow", text, cure))
+    return result
+
+
+def two_digits(value: float) -> str:
+    """Two digits: 210, 21, 2.1, 0.021."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+# ------------------------------------------------------------------------------ memory
+
+
+def memory() -> dict[str, int | None]:
+    """Bytes of the machine's memory and swap, and the limit of the process's control group."""
+    machine, swap, limit = psutil.virtual_memory(), psutil.swap_memory(), cgroup.memory()
+    return {
+        "total": machine.total,
+        "available": machine.available,
+        "swap_total": swap.total,
+        "swap_used": swap.used,
+        "limit": limit and limit.limit,
+        "limit_free": limit and limit.free,
+    }
+
+
+def memory_findings(facts: Mapping[str, Any]) -> list[Finding]:
+    """Memory, swap and the limit of a container."""
+    text = f"{size(facts['available'])} available of {size(facts['total'])}"
+    swap = facts["swap_total"]
+    text += f"; swap: {size(facts['swap_used'])} of {size(swap)} in use" if swap else "; no swap"
+    result = [Finding("Memory", "machine", "ok", text)]
+    if (limit := facts["limit"]) is not None and limit < facts["total"]:
+        text = f"{size(facts['limit_free'])} free of the limit of {size(limit)} (container or batch system)"
+        result.append(Finding("Memory", "limit", "ok", text))
+    return result
+
+
+def fit_findings(fits: Collection[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[Finding]:
+    """For each model and device, which `--quant` fit."""
+    result = []
+    keys = dict.fromkeys((fit["model"], fit["device"]) for fit in fits)
+    for model, device in keys:
+        rows = [fit for fit in fits if (fit["model"], fit["device"]) == (model, device)]
+        fitting = [row for row in rows if row["context"] >= MIN_CONTEXT]
+        section = "Memory" if device == "cpu" else "GPU"
+        name = model.rpartition("/")[2].removesuffix("-instruct")
+        if fitting:
+            quants = ", ".join(row["quant"] or "unquantized" for row in fitting)
+            result.append(Finding(section, name, "ok", f"fits: {quants}"))
+            continue
+        least = min(rows, key=lambda row: row["weights"])
+        each = least["weights"] + 2 * MIN_CONTEXT * least["token_bytes"]
+        text = f"fits with no --quant: {least['quant']} needs {size(each)}, {size(least['free'])} are free"
+        result.append(Finding(section, name, "missing", text, _memory_cure(device, each, facts)))
+    return result
+
+
+def _memory_cure(device: str, needed: int, facts: Mapping[str, Any]) -> str:
+    if device != "cpu":
+        return "free the GPU's memory (nvidia-smi lists who uses it), or use the CPU: export CUDA_VISIBLE_DEVICES="
+    limit = facts["limit"]
+    if limit is not None and limit < needed <= facts["total"]:
+        return f"raise the container's limit: docker run --memory {math.ceil(needed / 1e9)}g ..."
+    if needed <= facts["total"]:
+        return f"close other programs until {size(needed)} are available"
+    return f"use a machine with more than {size(needed)} of memory"
+
+
+# ------------------------------------------------------------------------------ GPUs
+
+
+def gpu_findings(gpus: Collection[Mapping[str, Any]], cuda_build: str | None) -> list[Finding]:
+    """GPUs that torch sees, and an NVIDIA GPU that it doesn't see."""
+    if gpus:
+        return [
+            Finding(
+                "GPU",
+                gpu["device"],
+                "ok",
+                f"{gpu['name']}, {size(gpu['free'])} free of {size(gpu['total'])}",
+            )
+            for gpu in gpus
+        ]
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not has_nvidia():
+        return [Finding("GPU", "GPU", "ok", "none; models run on the CPU")]
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        text = "an NVIDIA GPU is hidden by CUDA_VISIBLE_DEVICES"
+        return [Finding("GPU", "GPU", "slow", text, "unset CUDA_VISIBLE_DEVICES")]
+    if cuda_build is None:
+        text = "this machine has an NVIDIA GPU, and this torch was built without CUDA"
+        cure = "install a CUDA build by the selector of https://pytorch.org/get-started/locally"
+        return [Finding("GPU", "GPU", "slow", text, cure)]
+    text = f"this machine has an NVIDIA GPU, and torch (CUDA {cuda_build}) can't use it"
+    cure = "see what nvidia-smi reports; update the driver to one for this CUDA version"
+    return [Finding("GPU", "GPU", "slow", text, cure)]
+
+
+def has_nvidia() -> bool:
+    """Whether the driver of an NVIDIA GPU is loaded or installed."""
+    if sys.platform == "darwin":
+        return False
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None

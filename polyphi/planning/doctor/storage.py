@@ -1,0 +1,91 @@
+"""Caches, the models in them, and free disk space."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyphi.checkpoints import cache
+from polyphi.planning.doctor.findings import Finding, short, size
+from polyphi.runtime.files import cache_folder
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A cache: bytes of its files, free bytes of its disk, and whether it can be written."""
+
+    name: str
+    path: Path
+    bytes: int
+    free: int
+    writable: bool
+
+
+def folders() -> list[Folder]:
+    """Our cache, and huggingface_hub's where that can be imported."""
+    result = [_folder("polyphi", cache_folder())]
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return result
+    return [*result, _folder("Hub", Path(constants.HF_HUB_CACHE))]
+
+
+def _folder(name: str, path: Path) -> Folder:
+    parent = next(p for p in (path, *path.parents) if p.exists())
+    return Folder(
+        name, path, _bytes(path), shutil.disk_usage(parent).free, os.access(parent, os.W_OK)
+    )
+
+
+def _bytes(folder: Path) -> int:
+    """Bytes of the files in a folder; symbolic links, as the Hub's cache has, count as none."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except OSError:  # deleted meanwhile
+                continue
+    return total
+
+
+def entries() -> list[cache.Entry]:
+    """Stored models (`polyphi cache list`); none where huggingface_hub can't be imported."""
+    try:
+        return cache.entries()
+    except (ImportError, OSError):
+        return []
+
+
+def storage_findings(
+    caches: list[Folder], models: list[cache.Entry], download: int | None
+) -> list[Finding]:
+    """Caches, stored models and free space. `download`: bytes of the smallest published model, None if unknown."""
+    result = []
+    for folder in caches:
+        text = f"{short(folder.path)}: {size(folder.bytes)}, {size(folder.free)} free on its disk"
+        name, variable = (
+            f"{folder.name} cache",
+            f"{'POLYPHI_CACHE' if folder.name == 'polyphi' else 'HF_HOME'}",
+        )
+        enough = download is None or folder.free >= download or models
+        if not folder.writable:
+            text += "; it can't be written"
+            cure = f"export {variable}=FOLDER (one that you may write to)"
+            result.append(Finding("Storage", name, "wrong", text, cure))
+        elif folder.name == "Hub" and not enough:
+            text += f"; the smallest published model has {size(download or 0)}"
+            cure = "free some space, or export HF_HOME=FOLDER (on a larger disk)"
+            result.append(Finding("Storage", name, "missing", text, cure))
+        else:
+            result.append(Finding("Storage", name, "ok", text))
+    for entry in models:
+        if entry.fault is None:
+            result.append(Finding("Storage", entry.name, "ok", size(entry.bytes)))
+            continue
+        quant = f" --quant {entry.quant}" if entry.quant else ""
+        cure = f"polyphi pull {entry.repository}{quant}"
+        text = f"{size(entry.bytes)}, incomplete: {entry.fault}"
+        result.append(Finding("Storage", entry.name, "missing", text, cure))
+    return result

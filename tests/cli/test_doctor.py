@@ -1,0 +1,81 @@
+"""The page and the exit code of `polyphi doctor`."""
+
+import json
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from commands import ROOT, completed
+from rich.console import Console
+from typer.testing import CliRunner
+
+from polyphi.cli import app, doctor
+from polyphi.planning.doctor import report
+from polyphi.planning.doctor.findings import Finding
+from polyphi.planning.doctor.report import Report
+
+MODEL = {
+    "model": "microsoft/Phi-4-multimodal-instruct",
+    "quant": "int4-all",
+    "dtype": "bfloat16",
+    "device": "cuda:0",
+    "weights": 3947529472,
+    "context": 131072,
+    "tokens_per_second": 12.34,
+}
+FINDINGS = (
+    Finding("CPU", "kernels", "slow", "missing: " + "a long reason " * 8, "pip install polyphi"),
+    Finding("Memory", "Phi-4-multimodal", "ok", "fits: int4-all"),
+    Finding("Optional", "[curate]", "missing", "corpora", 'pip install "polyphi[curate]"'),
+)
+BROKEN = Finding("Software", "torch", "wrong", "can't be imported", "pip install torch", fatal=True)
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_page_fits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = StringIO()
+    monkeypatch.setattr(doctor, "console", Console(file=out, width=width))
+    doctor.show(Report((*FINDINGS, BROKEN), {"models": [MODEL]}))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+    for finding in (*FINDINGS, BROKEN):
+        assert f" {finding.name} " in text
+        assert finding.cure is None or f"cure: {finding.cure}\n" in text
+    assert "131,072" in text and "< 12" in text
+
+
+@pytest.mark.parametrize(("findings", "code"), [(FINDINGS, 0), ((*FINDINGS, BROKEN), 1)])
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_exit_code(
+    findings: tuple[Finding, ...], code: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = Report(findings, {"models": [{**MODEL, "device": "cpu"}]})
+    monkeypatch.setattr(report, "inspect", lambda progress: result)
+    run = CliRunner().invoke(app, ["doctor", *arguments])
+    assert run.exit_code == code
+    if arguments:
+        assert json.loads(run.stdout)["chat_runs"] == (code == 0)
+
+
+def test_torch_that_cannot_be_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libgomp.so.1: no such file')\n")
+    path = f"{tmp_path}:{ROOT}"
+    run = completed(sys.executable, "-m", "polyphi.cli", "doctor", PYTHONPATH=path)
+    assert run.returncode == 1
+    assert "libgomp.so.1" in run.stdout and "cure: pip install" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+@pytest.mark.long
+def test_this_machine() -> None:
+    run = completed(sys.executable, "-m", "polyphi.cli", "doctor", "--json", PYTHONPATH=str(ROOT))
+    assert run.returncode == 0, run.stdout
+    result = json.loads(run.stdout)
+    assert result["chat_runs"] and not result["errors"]
+    assert result["rates"]["decoding"].keys() >= {"int8", "int4"}
+    assert {m["model"] for m in result["models"]} == {
+        "microsoft/Phi-4-mini-instruct",
+        "microsoft/Phi-4-multimodal-instruct",
+    }

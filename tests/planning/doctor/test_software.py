@@ -1,0 +1,139 @@
+"""Packages, extras, programs and variables under simulated conditions."""
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from polyphi.planning.doctor import software
+from polyphi.planning.doctor.findings import Finding
+from polyphi.planning.doctor.software import Dependencies
+
+REQUIREMENTS = [
+    "torch>=2.11",
+    "rich>=999",
+    'absent>=1; extra == "serve"',
+    'torch>=1; extra == "video"',
+    'pkg[serve,video]; extra == "all"',
+]
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An installed package with unmet requirements."""
+    folder = tmp_path / "pkg-1.0.dist-info"
+    folder.mkdir()
+    lines = ["Metadata-Version: 2.1", "Name: pkg", "Version: 1.0"]
+    lines += [f"Provides-Extra: {extra}" for extra in ("serve", "video", "all")]
+    lines += [f"Requires-Dist: {requirement}" for requirement in REQUIREMENTS]
+    (folder / "METADATA").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "pkg"
+
+
+def test_unmet_requirements(package: str) -> None:
+    unmet = software.dependencies(package)
+    assert unmet is not None
+    assert unmet.core == ("rich>=999",)
+    assert unmet.extras == {"serve": ("absent>=1",), "video": (), "all": ("absent>=1",)}
+    assert software.dependencies("no-such-package") is None
+
+
+def test_extras(package: str) -> None:
+    findings = by_name(software.extra_findings(software.dependencies(package)))
+    assert findings.keys() == {"extras", "[serve]"}
+    assert findings["extras"].text == "video"
+    assert findings["[serve]"].cure == 'pip install "polyphi[serve]"'
+    assert not software.extra_findings(None)
+
+
+def test_too_old_a_package_is_fatal(package: str) -> None:
+    finding = by_name(software.package_findings(software.dependencies(package), {}))["dependencies"]
+    assert finding.fatal and finding.cure == 'pip install --upgrade "rich>=999"'
+
+
+@pytest.mark.parametrize(
+    ("error", "version", "cure"),
+    [
+        ("No module named 'torch'", None, "pip install torch"),
+        ("libgomp.so.1: cannot open", "2.13", "pip install --force-reinstall"),
+        ("killed by SIGILL", "2.13", "CPU type to host"),
+    ],
+)
+def test_torch_that_fails(
+    error: str, version: str | None, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """polyphi then fails for the same reason, which isn't repeated."""
+    monkeypatch.setattr(software, "version_of", lambda package: version)
+    errors = {"torch": error, "polyphi.api": error}
+    fatal = [f for f in software.package_findings(Dependencies((), {}), errors) if f.fatal]
+    (finding,) = fatal
+    assert finding.name == "torch" and error in finding.text
+    assert finding.cure is not None and cure in finding.cure
+
+
+def test_without_installation_dependencies_are_unknown() -> None:
+    finding = by_name(software.package_findings(None, {}))["polyphi"]
+    assert finding.state == "missing" and not finding.fatal
+
+
+@pytest.mark.parametrize(
+    ("missing", "word"),
+    [
+        ("they weren't built", "pip install"),
+        ("this CPU has neither AVX2 nor NEON's dot products", "CPU type"),
+    ],
+)
+def test_cures_of_kernels(missing: str, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POLYPHI_MAX_CPU_ISA", raising=False)
+    assert word in software.kernel_cure(missing)
+    monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "SCALAR")
+    assert software.kernel_cure(missing) == "unset POLYPHI_MAX_CPU_ISA"
+
+
+def test_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler is named only if the kernels are missing."""
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/dnf" if name == "dnf" else None)
+    findings = by_name(software.program_findings(kernels_missing=False))
+    assert findings.keys() == {"espeak-ng", "flite"}
+    cure = findings["flite"].cure
+    assert cure is not None and cure.removeprefix("sudo ") == "dnf install -y flite"
+    assert "C++ compiler" in by_name(software.program_findings(kernels_missing=True))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "package manager" in software.install("flite")
+
+
+def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in software.environment():
+        monkeypatch.delenv(name)
+    values = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_TOKEN": "hf_abcdefgh",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "POLYPHI_API_KEY": "secret",
+        "POLYPHI_PRECISION": "half",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    errors = {"precision": "POLYPHI_PRECISION must be bf16, fp32 or auto, found 'half'"}
+    findings = by_name(software.environment_findings([], errors))
+    assert {name: finding.state for name, finding in findings.items()} == {
+        "HF_HUB_OFFLINE": "missing",
+        "HF_TOKEN": "ok",
+        "ONEDNN_MAX_CPU_ISA": "slow",
+        "POLYPHI_API_KEY": "ok",
+        "POLYPHI_PRECISION": "wrong",
+    }
+    assert findings["POLYPHI_PRECISION"].fatal
+    assert not [f for f in findings.values() if "secret" in f.text or "abcdefgh" in f.text]
+    stored = by_name(software.environment_findings(["a/model"], {}))
+    assert stored["HF_HUB_OFFLINE"].state == stored["POLYPHI_PRECISION"].state == "ok"
+
+
+def test_versions_are_those_of_installed_packages() -> None:
+    assert software.versions()["torch"] == metadata.version("torch")

@@ -1,0 +1,49 @@
+"""Caches and disk space under simulated conditions."""
+
+from pathlib import Path
+
+import pytest
+
+from polyphi.checkpoints.cache import Entry
+from polyphi.planning.doctor import storage
+from polyphi.planning.doctor.storage import Folder
+
+GB = 10**9
+
+
+def test_our_cache_and_the_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path / "absent" / "polyphi"))
+    ours, hub = storage.folders()
+    assert (ours.name, ours.bytes, ours.writable, hub.name) == ("polyphi", 0, True, "Hub")
+    ours.path.mkdir(parents=True)
+    (ours.path / "a").write_bytes(bytes(1000))
+    (ours.path / "b").symlink_to("a")
+    assert 1000 <= storage.folders()[0].bytes < 1100
+
+
+@pytest.mark.parametrize(
+    ("folder", "state"),
+    [
+        (Folder("Hub", Path("/x"), 0, 9 * GB, True), "ok"),
+        (Folder("Hub", Path("/x"), 0, 7 * GB, True), "missing"),
+        (Folder("polyphi", Path("/x"), 0, 7 * GB, True), "ok"),
+        (Folder("polyphi", Path("/x"), 0, 9 * GB, False), "wrong"),
+    ],
+)
+def test_states_of_folders(folder: Folder, state: str) -> None:
+    (finding,) = storage.storage_findings([folder], [], 8 * GB)
+    assert finding.state == state and not finding.fatal
+
+
+def test_an_interrupted_download_is_resumed_by_its_cure() -> None:
+    rows = [
+        Entry("o/a", "0" * 40, None, Path("/a"), GB, 0.0, None, name="o/a"),
+        Entry("o/b", "0" * 40, None, Path("/b"), GB, 0.0, "interrupted", name="o/b"),
+        Entry("o/a", "0" * 40, "int4", Path("/c"), GB, 0.0, "no weights", name="o/a:int4"),
+    ]
+    findings = storage.storage_findings([], rows, None)
+    assert [(f.name, f.state, f.cure) for f in findings] == [
+        ("o/a", "ok", None),
+        ("o/b", "missing", "polyphi pull o/b"),
+        ("o/a:int4", "missing", "polyphi pull o/a --quant int4"),
+    ]
