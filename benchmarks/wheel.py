@@ -8,8 +8,8 @@ python benchmarks/wheel.py --out /tmp/wheel --from-source              # the env
 Needs a C++ compiler for the build, and a package index. In --out a finished step isn't repeated. Steps: the source
 archive and from it the wheel (`build`); `auditwheel repair`, which gives the wheel its manylinux tag; `twine check`;
 its files compared with the checkout's; the files of all dependencies downloaded; an environment without compilers on
-its PATH; there `polyphi --version`, a random micro model, `chat` about an image and about audio, `transcribe`, `inspect`,
-`export`, and the kernel tests. It prints seconds and megabytes of each step, as Markdown.
+its PATH; there `polyphi --version`, a random micro model, `chat` about an image and about audio, `transcribe`,
+`inspect`, `export`, and the kernel tests. It prints seconds and megabytes of each step, as Markdown.
 """
 
 import argparse
