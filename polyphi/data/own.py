@@ -34,8 +34,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyphi.data import shards
+from polyphi.data.sample import Sample
 from polyphi.data.schema import OPTIONAL, SCHEMA
-from polyphi.data.shards import Sample, Shards
+from polyphi.data.shards import Shards
 from polyphi.messages import TRANSCRIBE, Audio, Image, Message, Part, Text, with_tools
 from polyphi.processing import media
 from polyphi.processing.reasoning import with_reasoning

@@ -18,7 +18,6 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polyphi.data.sample import Sample
 from polyphi.data.schema import SCHEMA, missing_fields
 from polyphi.messages import Audio, Image, Message, Part, Text, Video
 from polyphi.runtime.files import sha256, whole_folder
@@ -45,33 +45,6 @@ CACHE_BYTES = 512 << 20
 """Bytes of row groups cached in memory per corpus and process."""
 MAX_CACHED_FOOTERS = 256
 """Shards whose footers (offsets of row groups) are cached."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One example: a conversation whose media are encoded bytes, its origin and licence, and free `meta` (JSON
-    values).
-
-    A raw document is a single message of role "document". Conversations end with the assistant's answer. Preference
-    samples carry the dispreferred answer in `meta["rejected"]`. Test samples carry `meta["task"]`. With
-    `meta["supervise"]` "last answer" earlier answers aren't trained.
-    """
-
-    id: str
-    messages: tuple[Message, ...]
-    source: str
-    licence: str
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def answer(self) -> str:
-        """Text of the last message."""
-        return self.messages[-1].text
-
-    @property
-    def prompt(self) -> tuple[Message, ...]:
-        """Everything before the last message."""
-        return self.messages[:-1]
 
 
 def document(id: str, text: str, source: str, licence: str, **meta: Any) -> Sample:

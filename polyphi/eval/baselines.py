@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import MODALITIES, Benchmark, Score, belongs
 from polyphi.eval.cache import Cache, sha256, whole_lines
 from polyphi.eval.heldout import CORE_NAMES, GOALS, find

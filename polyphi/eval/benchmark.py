@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.cache import Cache
 from polyphi.eval.fixtures.write import write
 from polyphi.eval.sources import Data, Source

@@ -6,7 +6,7 @@ a reference and the reply, without the image.
 
 from collections.abc import Sequence
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Judging
 from polyphi.messages import Image, Message, Text

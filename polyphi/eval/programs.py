@@ -25,7 +25,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any, TypeVar
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import trial, values
 from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.sources import Data

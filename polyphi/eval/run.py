@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, belongs, in_rows
 from polyphi.eval.cache import Answer, Cache, Request, as_text, dump, media_hashes
 from polyphi.eval.sources import Data

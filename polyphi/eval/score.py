@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import LENIENT, Benchmark, Judging, Row, Score, belongs, benchmarks
 from polyphi.eval.cache import Cache, Request
 from polyphi.eval.run import BLOCK, Line, Progress, answer, file_name, prompts_of, read, write

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Judging, Row, Score, Statistic
 from polyphi.eval.sources import Data, Source, audio_of

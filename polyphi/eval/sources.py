@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Image, Message
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images in base64 are long

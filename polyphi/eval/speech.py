@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import scorers, whisper_normalize
 from polyphi.eval.benchmark import Metric, Row, Score
 from polyphi.messages import (

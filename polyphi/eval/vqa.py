@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.scorers import references
 from polyphi.eval.sources import Source

@@ -72,11 +72,6 @@ TOKENIZER_CORPORA = (
     "preferences",
 )
 
-EXPORTS = {
-    "mini": ("text_4_align", "mini"),
-    "reasoning": ("reasoning_3_dpo", "mini"),
-    "model": ("joint_1_vision_speech", "native"),
-}
 WATCHED_ROWS = 32
 """Held-out rows of a task (synthetic samples of a benchmark) that are evaluated periodically while a stage trains."""
 BENCHMARK_ROWS = 2
@@ -429,7 +424,7 @@ class Run:
 
     def export(self) -> None:
         """Write `model`, `mini`, `reasoning` and `recogniser`, each a loadable folder."""
-        for name, (stage, layout) in EXPORTS.items():
+        for name, (stage, layout) in lineage.EXPORTS.items():
             if not (self.out / name).exists():
                 files = sorted((self.out / "tokenizer").iterdir())
                 with self.clock("export"):

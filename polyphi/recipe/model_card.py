@@ -21,10 +21,10 @@ from polyphi.eval.report.tables import decimals, markdown
 from polyphi.model.config import AdapterConfig
 from polyphi.model.parts import parts
 from polyphi.recipe import evaluation
-from polyphi.recipe.graph import EXPORTS
 from polyphi.recipe.model_use import use
 from polyphi.recipe.report.drawing import part_of
 from polyphi.runtime.files import write_whole
+from polyphi.stages.lineage import EXPORTS
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LICENCES = {

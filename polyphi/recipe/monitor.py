@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyphi.data.shards import Sample, Shards
+from polyphi.data.sample import Sample
+from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
 from polyphi.messages import SamplingParams

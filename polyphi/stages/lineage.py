@@ -24,6 +24,12 @@ from polyphi.train.stage import Stage
 
 IMAGE, AUDIO = "<|endoftext10|>", "<|endoftext11|>"
 TRAINED = "trained.safetensors"
+EXPORTS = {
+    "mini": ("text_4_align", "mini"),
+    "reasoning": ("reasoning_3_dpo", "mini"),
+    "model": ("joint_1_vision_speech", "native"),
+}
+"""Folder of a run with an exported model -> the stage after which it is exported, and its layout."""
 LOG_MEL_MEAN, LOG_MEL_INVSTD = (
     16.0,
     0.22,

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from polyphi.batch import Batch, Clip
 from polyphi.data.draws import Unfit
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Message
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import ConformerEncoder

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from polyphi.batch import Batch, ImageLayout, pack
 from polyphi.data.draws import Unfit
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.grids import cells, covered

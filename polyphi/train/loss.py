@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polyphi.batch import Batch
 from polyphi.data.draws import Unfit
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.model.decoder import Head
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from polyphi.batch import Batch
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 

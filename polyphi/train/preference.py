@@ -23,7 +23,7 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.data.preferences import pair
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.loss import head_of, owners, token_losses

@@ -24,7 +24,7 @@ ONLY = {
     "model": LEVEL_0 - {"runtime"},
     "processing": LEVEL_0,
     "data": LEVEL_0 | {"processing", "services"},
-    "eval": LEVEL_0 | {"data.shards", "services"},
+    "eval": LEVEL_0 | {"data.sample", "data.shards", "services"},
     "serve": LEVEL_0 | {"engine", "transcription"},
     "curate": LEVEL_0 | {"processing", "services", "data"},
     "synthetic": LEVEL_0 | {"processing", "services", "data", "curate"},

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Image
 from polyphi.processing.media import decode_image
 from polyphi.recipe.report import drawing

@@ -24,7 +24,6 @@ import torch
 
 from polyphi import stages
 from polyphi.checkpoints.read import read_config
-from polyphi.curate.pipeline import counts
 from polyphi.curate.sources import SOURCES
 from polyphi.eval.baselines import rescore
 from polyphi.eval.heldout import CORE
@@ -271,6 +270,9 @@ def _data(run: Path) -> dict[str, Any]:
 
 def _dropped(split: Path, pipeline: str) -> dict[str, int]:
     """Number of samples that each step of a split dropped; steps that dropped none are absent."""
+    # needs datatrove, which a page about own data (finetune.py) does without
+    from polyphi.curate.pipeline import counts
+
     steps = counts(split, pipeline)
     return {step["step"]: step["dropped"] for step in steps if step.get("dropped")}
 

@@ -7,7 +7,7 @@ The model gets an image and audio, and no text. InternOmni's own sets aren't pub
 from collections.abc import Iterator
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.benchmarks.vision import chartqa, docvqa, lettered

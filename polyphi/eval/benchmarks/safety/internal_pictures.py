@@ -5,7 +5,7 @@ Users with similar data supply DIR/internal-pictures/prompts.jsonl.
 
 from collections.abc import Iterator
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.image_safety import JUDGING, image_prompt
 from polyphi.eval.severity import REFUSED

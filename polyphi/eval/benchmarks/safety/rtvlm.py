@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.image_safety import JUDGING, image_prompt
 from polyphi.eval.sources import Data, Missing, Source, read_rows

@@ -7,7 +7,7 @@ is unknown.
 
 from collections.abc import Iterator
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.image_safety import JUDGING, image_prompt
 from polyphi.eval.sources import Data, Source, image_of

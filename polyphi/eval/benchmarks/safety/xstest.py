@@ -7,7 +7,7 @@ phrases in eight languages.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row, Score
 from polyphi.eval.severity import REFUSED

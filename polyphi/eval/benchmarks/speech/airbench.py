@@ -6,7 +6,7 @@ the model's counts. AIR-Bench's own score, the mean of both orders, has separate
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import judge
 from polyphi.eval.benchmark import Benchmark, Judging, Row
 from polyphi.eval.sources import Data, Source, audio_of

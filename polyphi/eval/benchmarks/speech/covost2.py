@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark
 from polyphi.eval.sources import Data, Source, audio_of

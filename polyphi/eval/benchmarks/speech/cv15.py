@@ -4,7 +4,7 @@ character error rate in Chinese and Japanese."""
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, audio_of

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.scorers import references
 from polyphi.eval.sources import Data, Source, audio_of

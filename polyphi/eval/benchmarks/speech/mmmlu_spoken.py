@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.scorers import references
 from polyphi.eval.sources import Data, Source, audio_of

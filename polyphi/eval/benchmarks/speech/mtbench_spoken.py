@@ -8,7 +8,7 @@ references for reasoning, math and coding (ids 101 to 130).
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Judging, Row
 from polyphi.eval.judge import PROMPTS, rating
 from polyphi.eval.sources import Data, Source, audio_of

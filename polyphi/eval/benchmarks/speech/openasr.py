@@ -7,7 +7,7 @@ average.
 
 from collections.abc import Iterator
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import speech
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, audio_of

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import calls, programs
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.environments import Environment

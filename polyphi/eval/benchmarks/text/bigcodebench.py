@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.environments import Environment

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source

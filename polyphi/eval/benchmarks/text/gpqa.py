@@ -4,7 +4,7 @@ Diamond (Table 9), a single run with a long chain of thought."""
 from collections.abc import Iterator
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.lm_tasks import LmTask, samples, scoring
 from polyphi.eval.sources import Data, Source

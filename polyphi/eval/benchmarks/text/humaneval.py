@@ -5,7 +5,7 @@ The prompts are EvalPlus', so that HumanEval+ reuses the answers.
 
 from collections.abc import Iterator, Sequence
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source

@@ -7,7 +7,7 @@ download it, and langdetect, which is deterministic only with a seed.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import lm_tasks
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.lm_tasks import LmTask, samples, scoring

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.lm_tasks import letter_task, samples, scoring
 from polyphi.eval.sources import Data, Source

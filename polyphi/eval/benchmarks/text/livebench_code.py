@@ -4,7 +4,7 @@ solutions to complete; the report's number is the mean over all 128."""
 import json
 from collections.abc import Iterator, Sequence
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.benchmarks.text import livecodebench

@@ -7,7 +7,7 @@ the 500 test problems. The 427 are the default; 257 of them, all 974 and the 500
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import programs
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import programs, query
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.sources import Data, Missing, Source

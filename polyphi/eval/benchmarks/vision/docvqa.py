@@ -8,7 +8,7 @@ of the 5,349 and 2,801 validation questions; if DIR has the test files too, answ
 from collections.abc import Iterator
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, image_of

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source, image_of

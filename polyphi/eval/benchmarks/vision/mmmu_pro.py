@@ -3,7 +3,7 @@ and options; the mean of the two."""
 
 from collections.abc import Iterator
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.benchmarks.vision import mmmu

@@ -3,7 +3,7 @@ per cent: the points out of 1,000, divided by ten."""
 
 from collections.abc import Iterator
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval.benchmark import Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source, image_of
 from polyphi.messages import Message

@@ -7,7 +7,7 @@ separate row.
 
 from collections.abc import Iterator
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi.eval.sources import Data, Source, image_of

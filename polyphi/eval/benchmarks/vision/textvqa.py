@@ -4,7 +4,7 @@ Prompts don't have the text that OCR found (`ocr_tokens`)."""
 from collections import Counter
 from collections.abc import Iterator
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Source, image_of

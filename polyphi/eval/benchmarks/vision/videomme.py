@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image as PILImage
 
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.eval import vqa
 from polyphi.eval.benchmark import Benchmark, Row
 from polyphi.eval.sources import Data, Missing, Source

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polyphi import stages
 from polyphi.batch import Batch, row
-from polyphi.data.shards import Sample
+from polyphi.data.sample import Sample
 from polyphi.model.attention import KVCache, working_dtype
 from polyphi.model.config import ModelConfig
 from polyphi.model.decoder import RMSNorm, Shared

@@ -15,7 +15,8 @@ from PIL import Image as Picture
 from polyphi import stages
 from polyphi.corpora.image_qa import draw_text
 from polyphi.data import shards
-from polyphi.data.shards import Sample, Shards
+from polyphi.data.sample import Sample
+from polyphi.data.shards import Shards
 from polyphi.messages import Image
 from polyphi.processing import image
 from polyphi.processing.processor import Processor

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from polyphi import stages
 from polyphi.batch import Batch, pack
 from polyphi.data.packing import Capacity, Size
-from polyphi.data.shards import Sample, Shards
+from polyphi.data.sample import Sample
+from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
 from polyphi.eval.baselines import sample_vectors
 from polyphi.eval.benchmark import Benchmark

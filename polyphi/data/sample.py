@@ -1,0 +1,33 @@
+"""`Sample`: one example of a corpus or a benchmark. Shards (shards.py) store it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyphi.messages import Message
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example: a conversation whose media are encoded bytes, its origin and licence, and free `meta` (JSON
+    values).
+
+    A raw document is a single message of role "document". Conversations end with the assistant's answer. Preference
+    samples carry the dispreferred answer in `meta["rejected"]`. Test samples carry `meta["task"]`. With
+    `meta["supervise"]` "last answer" earlier answers aren't trained.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    source: str
+    licence: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> str:
+        """Text of the last message."""
+        return self.messages[-1].text
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """Everything before the last message."""
+        return self.messages[:-1]

