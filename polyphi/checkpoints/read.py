@@ -269,7 +269,8 @@ def locate(source: str | Path) -> Path:
     repository = str(source).removeprefix("hf:")
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
         raise ValueError(
-            f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}"
+            f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}; check the path, and "
+            "in a container mount the folder there"
         )
     from huggingface_hub import snapshot_download
 
