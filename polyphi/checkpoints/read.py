@@ -267,7 +267,8 @@ def locate(source: str | Path) -> Path:
     hub_name = cache.hub_name(source)
     if hub_name is None:
         raise ValueError(
-            f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}"
+            f"expected a checkpoint folder or a hub id owner/name, found no folder at {source}; check the path, and "
+            "in a container mount the folder there"
         )
     return download.locate(*hub_name)
 

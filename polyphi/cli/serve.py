@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 def serve(
     model: ModelArgument,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 for all addresses of this machine.")
+        str,
+        typer.Option(
+            help="Address to listen on; 0.0.0.0 for all addresses of this machine.",
+            envvar="POLYPHI_HOST",
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, envvar="POLYPHI_PORT")] = 8000,
     name: Annotated[
         str | None, typer.Option(help="Name of the model; default: its folder's name.")
     ] = None,
