@@ -42,7 +42,7 @@ def run(page: str, running: Running) -> dict[str, Any]:
     return names
 
 
-def test_the_start_page_asks_about_the_photo_that_it_copies(
+def test_the_start_page_asks_about_the_picture_that_it_draws(
     server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,7 +50,7 @@ def test_the_start_page_asks_about_the_photo_that_it_copies(
     subprocess.run([sys.executable, *shlex.split(line)[1:]], check=True)
     with Image.open("photo.jpg") as photo:
         assert photo.format == "JPEG"
-        photo.resize((64, 75)).save("photo.jpg")  # the tiny model has a short context
+        photo.resize((64, 24)).save("photo.jpg")  # the tiny model has a short context
     soundfile.write("speech.wav", np.zeros(16000), 16000)
     answer = run(START, server)["answer"]
     assert answer.model_extra["adapter"] == "vision"
