@@ -78,7 +78,7 @@ def _show_finding(finding: "Finding") -> None:
     state = Text(finding.state, style=STYLES[finding.state])
     if len(finding.name) < NAME:
         grid.add_column(width=NAME - 1)
-        grid.add_row(state, finding.name, Text(finding.text))
+        grid.add_row(state, Text(finding.name), Text(finding.text))
     else:
         grid.add_row(state, Text(f"{finding.name}  {finding.text}"))
     console.print(Padding(grid, (0, 0, 0, 2), expand=False), highlight=False)
