@@ -50,8 +50,12 @@ def doctor(
         status.stop()
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
-    else:
+    elif console.is_terminal:
         show(report)
+    else:
+        with console.capture() as page:
+            show(report)
+        print("\n".join(line.rstrip() for line in page.get().splitlines()))
     if not report.chat_runs:
         raise typer.Exit(1)
 
@@ -71,10 +75,12 @@ def show(report: "Report") -> None:
 def _show_finding(finding: "Finding") -> None:
     grid = Table.grid(padding=(0, 1, 0, 0), expand=False)
     grid.add_column(width=STATE - 1)
-    grid.add_column(width=NAME - 1)
-    grid.add_column(overflow="fold")
     state = Text(finding.state, style=STYLES[finding.state])
-    grid.add_row(state, Text(finding.name, overflow="fold"), Text(finding.text))
+    if len(finding.name) < NAME:
+        grid.add_column(width=NAME - 1)
+        grid.add_row(state, Text(finding.name), Text(finding.text))
+    else:
+        grid.add_row(state, Text(f"{finding.name}  {finding.text}"))
     console.print(Padding(grid, (0, 0, 0, 2), expand=False), highlight=False)
     if finding.cure:
         line = Text.assemble(("cure: ", "dim"), finding.cure, overflow="fold")

@@ -27,6 +27,7 @@ MODEL = {
 FINDINGS = (
     Finding("CPU", "kernels", "slow", "missing: " + "a long reason " * 8, "pip install polyphi"),
     Finding("Memory", "Phi-4-multimodal", "ok", "fits: int4-all"),
+    Finding("Environment", "MKL_ENABLE_INSTRUCTIONS", "slow", "AVX2 " * 20, "unset MKL"),
     Finding("Optional", "[curate]", "missing", "corpora", 'pip install "polyphi[curate]"'),
 )
 BROKEN = Finding("Software", "torch", "wrong", "can't be imported", "pip install torch", fatal=True)
@@ -41,7 +42,7 @@ def test_the_page_fits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
     for finding in (*FINDINGS, BROKEN):
-        assert f" {finding.name} " in text
+        assert f" {finding.name} " in text, finding.name
         assert finding.cure is None or f"cure: {finding.cure}\n" in text
     assert "131,072" in text and "< 12" in text
 

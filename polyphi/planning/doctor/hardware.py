@@ -75,12 +75,13 @@ def cpu_findings(
     """The CPU, its class and the kernels it gets; `kernels`: facts of the probe, None if it failed."""
     name = cpu_class(instructions)
     result = [Finding("CPU", "processor", "ok", cpu.model_name())]
-    limits = [variable for variable in ISA_VARIABLES if os.environ.get(variable)]
+    limits = any(os.environ.get(variable) for variable in ISA_VARIABLES)
     if not instructions:
         pass  # neither torch nor the system reports any
     elif limits:
         text = f"{name}, but environment variables limit what libraries use of it"
-        result.append(Finding("CPU", "class", "slow", text, f"unset {' '.join(limits)}"))
+        cure = "unset the variables that are marked slow under Environment"
+        result.append(Finding("CPU", "class", "slow", text, cure))
     else:
         result.append(Finding("CPU", "class", "ok", name))
     if kernels is None:

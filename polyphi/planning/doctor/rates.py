@@ -11,7 +11,7 @@ weights together exceed the last cache, as a model's do. Each rate is a median; 
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -34,7 +34,7 @@ SMALLEST, LARGEST = 256 << 20, 1 << 30
 """Bounds of the bytes of all weights of a measurement."""
 ROWS, WIDTH = 128, 2048
 """Tokens, inputs and outputs of the matrix products: 1.07 GFLOP."""
-FORMS = {"int8": EightBit, "int4": FourBit}
+FORMS: Mapping[str, type[EightBit] | type[FourBit]] = {"int8": EightBit, "int4": FourBit}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
