@@ -23,7 +23,8 @@ def test_named_verbs_exist(page: Path) -> None:
     from polyphi.cli import app
 
     verbs = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} | {
-        "eval"
+        "cache",
+        "eval",
     }
     blocks = re.findall(r"(?s)```\w*\n(.*?)```", page.read_text())
     for verb in re.findall(r"(?m)^\s*(?:\.venv/bin/)?polyphi ([a-z]+)", "\n".join(blocks)):
