@@ -385,7 +385,7 @@ def _explanation(
     if isinstance(error, errors.RepositoryNotFoundError):
         return ValueError(
             f"no folder {repository} here, and the Hub at {endpoint} has no such model, or it is private: check the "
-            f"name, or {log_in} of an account that may read it"
+            f"name, or, for an account that may read it, {log_in}"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ValueError(f"{repository} has no revision {revision!r}{_revisions(repository)}")

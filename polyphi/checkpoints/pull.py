@@ -99,9 +99,9 @@ def pull(
 
 
 def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress = silent) -> Path:
-    """The quantized model of a download, made if it isn't stored. The caller holds the repository's lock. Tensors are
-    read, quantized and released one at a time; at most one file of the result (FILE_BYTES) is in memory. Raises ValueError
-    for a download that is quantized to another scheme, and OSError if the disk is full."""
+    """The quantized model of a download, written if it isn't stored. The caller holds the repository's lock. Tensors
+    are read, quantized and released one at a time; at most one file of the result (FILE_BYTES) is in memory. Raises
+    ValueError for a download that is quantized to another scheme, and OSError if the disk is full."""
     if stored := read_quantization(folder):
         if stored != scheme:
             raise ValueError(
