@@ -41,18 +41,19 @@ lint: setup
 	$(BIN)/ruff format --check polyphi tests benchmarks examples
 	$(BIN)/mypy
 
+# --no-compile: the bytecode of all installed modules would take most of a minute; each import writes its own.
 setup: .venv/.packages .venv/.speech
 
 .venv/.packages: pyproject.toml setup.py $(wildcard polyphi/kernels/*.cpp polyphi/kernels/*.h)
 	@$(call debian,c++,g++,faster answers in 4 bits)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	touch $@
 
 # Packages that only long tests need.
 .venv/.long: .venv/.packages
-	$(BIN)/python -m pip install --quiet --editable '.[dev,ray,notebook]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev,ray,notebook]'
 	touch $@
 
 # Programs come from Debian where it is there; elsewhere the recipe and its tests go on without them and say so.

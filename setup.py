@@ -4,7 +4,9 @@ They are optional: where there is no C++ compiler the package installs without t
 of Python is in them, and ctypes loads them, so that one library, and one wheel, serves every Python of a platform.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -12,7 +14,18 @@ from setuptools.command.build_ext import build_ext
 
 
 class Library(build_ext):
-    """Named without a Python's version."""
+    """Named without a Python's version; its sources are compiled in parallel."""
+
+    def build_extensions(self) -> None:
+        compile_sources = self.compiler.compile
+
+        def compile_in_parallel(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor() as pool:
+                objects = pool.map(lambda source: compile_sources([source], **options), sources)
+                return [path for paths in objects for path in paths]
+
+        self.compiler.compile = compile_in_parallel
+        super().build_extensions()
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
