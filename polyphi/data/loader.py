@@ -136,10 +136,8 @@ class Loader:
         workers: int = 0,
         group: Group = Group(),
     ) -> None:
-        from polyphi.data.shards import (
-            Shards,
-            join_path,
-        )  # needs pyarrow, which a stage file does without
+        # needs pyarrow, which a stage file does without
+        from polyphi.data.shards import Shards, join_path
 
         shards = {n: Shards(join_path(folder, n, split)) for n in weights if n not in fresh}
         sources = {name: fresh.get(name) or shards[name] for name in weights}
