@@ -140,10 +140,14 @@ def check_files(wheel: Path, source: Path) -> None:
     names = run("git", "ls-files", "polyphi", cwd=ROOT).split()
     sources = {name for name in names if name.endswith((".cpp", ".h"))}
     with zipfile.ZipFile(wheel) as archive:
-        held = {n for n in archive.namelist() if not n.endswith("/") and ".dist-info/" not in n}
+        packed_names = {
+            n for n in archive.namelist() if not n.endswith("/") and ".dist-info/" not in n
+        }
     expected = set(names) - sources | {"polyphi/kernels/_native.so"}
-    if held != expected:
-        raise SystemExit(f"{wheel.name}: {sorted(held ^ expected)} are missing or superfluous")
+    if packed_names != expected:
+        raise SystemExit(
+            f"{wheel.name}: {sorted(packed_names ^ expected)} are missing or superfluous"
+        )
     with tarfile.open(source) as packed:
         rest = {name.partition("/")[2] for name in packed.getnames()}
     if missing := set(names) - rest:

@@ -48,7 +48,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkout = folder / "checkout"
     fallow = shutil.ignore_patterns("__pycache__", "*.so")
     shutil.copytree(ROOT / "polyphi", checkout / "polyphi", ignore=fallow)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, checkout)
     with tarfile.open(built("sdist", checkout, folder / "out")) as archive:
         archive.extractall(folder, filter="data")
@@ -69,6 +69,7 @@ def test_the_source_archive_holds_every_source(source: Path) -> None:
 
     assert sources(source) == sources(ROOT)
     assert {"setup.py", "LICENSE", "NOTICE"} <= {p.name for p in source.iterdir()}
+    assert not (source / "tests").exists()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
@@ -79,6 +80,8 @@ def test_a_wheel_from_it_serves_every_python_of_the_platform(source: Path, tmp_p
     assert not list(folder.glob("polyphi/kernels/*.cpp")), "sources are no part of it"
     assert run(sys.executable, "-c", RUN, cwd=folder).splitlines() == ["None", str([[64.0] * 8])]
     library = folder / "polyphi" / "kernels" / "_native.so"
+    check = str(ROOT / "tests" / "kernels" / "library.py")
+    assert "scalar: 8-bit product" in run(sys.executable, "-S", check, str(library), cwd=tmp_path)
     assert not re.search(rb"\bPy[A-Z]\w+", library.read_bytes()), "it asks for a Python's functions"
 
 

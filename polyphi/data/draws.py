@@ -7,20 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from polyphi.batch import Batch
-from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
 from polyphi.data.packing import Size
-from polyphi.data.sample import Sample
-from polyphi.data.shards import Shards
+from polyphi.data.sample import Sample, Source, Unfit
 from polyphi.processing.processor import TooLong
 
 MakeRows = Callable[[str, Sample], list[Batch]]
 """(corpus, sample) -> the sample's rows. Raises `TooLong` or `Unfit` if the sample is valid but unusable, another
 ValueError if it is damaged."""
-
-
-class Unfit(ValueError):
-    """A valid sample that a stage can't train on, such as one without an answer."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Draws:
     def __init__(
         self,
         order: Order,
-        sources: Mapping[str, Shards | Fresh],
+        sources: Mapping[str, Source],
         make_rows: MakeRows,
         rank: int,
         world: int,

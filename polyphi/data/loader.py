@@ -28,7 +28,6 @@ from polyphi.data.draws import Draw, Draws, MakeRows, Skipped
 from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
 from polyphi.data.packing import Size
-from polyphi.data.shards import Shards, join_path
 from polyphi.runtime import distributed
 
 MAX_CONSECUTIVE_SKIPS = 1000
@@ -137,6 +136,9 @@ class Loader:
         workers: int = 0,
         group: Group = Group(),
     ) -> None:
+        # needs pyarrow, which a stage file does without
+        from polyphi.data.shards import Shards, join_path
+
         shards = {n: Shards(join_path(folder, n, split)) for n in weights if n not in fresh}
         sources = {name: fresh.get(name) or shards[name] for name in weights}
         self._sizes = {n: len(shards[n]) if n in shards else None for n in weights}

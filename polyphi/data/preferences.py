@@ -5,8 +5,7 @@ user 17 23 asst 44 51 end | user 17 23 asst 60 end
                 too"""
 
 from polyphi.batch import Batch
-from polyphi.data.draws import Unfit
-from polyphi.data.sample import Sample
+from polyphi.data.sample import Sample, Unfit
 from polyphi.messages import Message
 from polyphi.processing.processor import Processor
 

@@ -1,7 +1,7 @@
-"""`Sample`: one example of a corpus or a benchmark. Shards (shards.py) store it."""
+"""`Sample`: one example of a corpus or a benchmark. Shards (shards.py) store it, draws (draws.py) make rows of it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from polyphi.messages import Message
 
@@ -31,3 +31,17 @@ class Sample:
     def prompt(self) -> tuple[Message, ...]:
         """Everything before the last message."""
         return self.messages[:-1]
+
+
+class Source(Protocol):
+    """Where the samples of a corpus come from: a split of shards (shards.py), or a generator (fresh.py)."""
+
+    def id(self, index: int) -> str:
+        """The id of a sample, also if it can't be read."""
+
+    def sample(self, index: int) -> Sample:
+        """A sample by its number. Raises ValueError if it is damaged."""
+
+
+class Unfit(ValueError):
+    """A valid sample that a stage can't train on, such as one without an answer."""

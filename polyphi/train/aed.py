@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from polyphi.batch import Batch, Clip
-from polyphi.data.draws import Unfit
-from polyphi.data.sample import Sample
+from polyphi.data.sample import Sample, Unfit
 from polyphi.messages import Audio, Message
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import ConformerEncoder

@@ -32,8 +32,7 @@ from PIL import Image as Picture
 from torch import Tensor, nn
 
 from polyphi.batch import Batch, ImageLayout, pack
-from polyphi.data.draws import Unfit
-from polyphi.data.sample import Sample
+from polyphi.data.sample import Sample, Unfit
 from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.grids import cells, covered

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from polyphi.batch import Batch
-from polyphi.data.draws import Unfit
-from polyphi.data.sample import Sample
+from polyphi.data.sample import Sample, Unfit
 from polyphi.model.decoder import Head
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor

@@ -43,6 +43,7 @@ PARTS = {
         *("api", "cli", "cli.chat", "cli.terminal", "cli.transcribe", "cli.captions"),
         *("cli.inspect", "checkpoints.write", "recipe.model_card", "recipe.hub"),
         *("transcription.files", "transcription.capture", "engine.structured", "model.parts"),
+        *(f"stages.{path.stem}" for path in (ROOT / "polyphi/stages").glob("[a-z]*.py")),
     ),
     "serve": ("serve.app", "serve.run"),
     "train": ("recipe.finetune", "recipe.monitor", "planning.cost", "planning.dry_run"),

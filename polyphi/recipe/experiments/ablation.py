@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from polyphi.data.draws import Unfit
 from polyphi.data.packing import Capacity, Pack, pack_step
+from polyphi.data.sample import Unfit
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
 from polyphi.eval.benchmark import Benchmark
