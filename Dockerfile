@@ -57,7 +57,8 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     set -- /wheels/*.whl \
-    && /opt/tools/bin/pip --python /opt/polyphi/bin/python install --no-cache-dir "$1[$EXTRAS]"
+    && /opt/tools/bin/pip --python /opt/polyphi/bin/python install --no-cache-dir "$1[$EXTRAS]" \
+    && /opt/polyphi/bin/python -c "import torch, polyphi.api"
 
 # Models and all caches are in the volume, so that the root file system may be read-only. HOME is there for libraries
 # with caches that have no variable, and for users that Kubernetes chooses.

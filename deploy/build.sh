@@ -39,7 +39,10 @@ if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
         echo "deb $mirror $suite-updates main"
         [ -z "$security" ] || echo "deb $security $suite-security main"
     } >"$folder/root/etc/apt/sources.list"
-    rm -rf "$folder"/root/var/cache/apt/archives/*.deb "$folder"/root/var/lib/apt/lists/*
+    # As in Debian's images: apt keeps no packages and no caches.
+    printf '%s\n' 'APT::Keep-Downloaded-Packages "false";' 'Dir::Cache::pkgcache "";' 'Dir::Cache::srcpkgcache "";' \
+        'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb"; };' >"$folder/root/etc/apt/apt.conf.d/clean"
+    rm -rf "$folder"/root/var/cache/apt/* "$folder"/root/var/lib/apt/lists/*
     tar -C "$folder/root" -cf "$folder/base.tar" --exclude='./dev/*' --exclude='./proc/*' --exclude='./sys/*' .
     container=$(buildah from scratch)
     buildah add "$container" "$folder/base.tar" /
