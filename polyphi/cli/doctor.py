@@ -33,7 +33,7 @@ def doctor(
     \b
     Examples:
       polyphi doctor
-      polyphi doctor --json > doctor.json
+      polyphi doctor --json
     """
     from polyphi.planning.doctor.report import inspect
 
