@@ -197,6 +197,7 @@ def test_a_killed_download_is_resumed(server: Hub, big: Path, tmp_path: Path) ->
     assert not [p for p in blobs("owner/big") if ".incomplete" in p.name]
 
 
+@pytest.mark.long
 def test_a_disk_that_becomes_full_ends_a_download(server: Hub, big: Path, tmp_path: Path) -> None:
     server.add("owner/big", big)
     limit = 2_000_000  # bytes of a file: the system refuses to write more, as on a full disk
