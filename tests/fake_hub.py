@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,10 @@ class Handler(BaseHTTPRequestHandler):
         if status != 200:
             self._answer({"error": "no access"}, status)
         return status != 200
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that was interrupted
+            super().handle()
 
     def do_HEAD(self) -> None:
         self.do_GET()

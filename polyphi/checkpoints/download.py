@@ -247,8 +247,8 @@ def check_space(folder: Path, needed: int, what: str, variable: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise disk_full(
-            f"{what} needs {gigabytes(needed)}, {gigabytes(free)} are free at {existing}; {variable} names another "
-            "folder"
+            f"{what} needs {gigabytes(needed)}, {gigabytes(free)} are free at {existing}: set {variable} to a folder "
+            "on a larger disk"
         )
 
 
@@ -261,7 +261,7 @@ def disk_full(message: str) -> OSError:
 
 def gigabytes(count: int) -> str:
     """A number of bytes for messages."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 PARTIAL = ".polyphi.incomplete"

@@ -147,7 +147,8 @@ def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress 
         if error.errno not in download.DISK_FULL:
             raise
         raise download.disk_full(
-            f"the disk of {target.parent} was full while {what} was written; POLYPHI_CACHE names another folder"
+            f"the disk of {target.parent} was full while {what} was written: set POLYPHI_CACHE to a folder on a larger "
+            "disk"
         ) from error
     return target
 

@@ -69,8 +69,8 @@ def load_progress() -> Iterator[Callable[[str, float | None], None]]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    shown = sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bars:
+    terminal = sys.stderr.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=not terminal) as bars:
         task = bars.add_task("quantizing", total=1.0, visible=False)
 
         def update(stage: str, share: float | None) -> None:
@@ -81,6 +81,9 @@ def load_progress() -> Iterator[Callable[[str, float | None], None]]:
 
         try:
             yield update
+        except KeyboardInterrupt:
+            print("polyphi: interrupted: run the same command again to resume", file=sys.stderr)
+            raise typer.Exit(130) from None
         finally:
             logger.removeHandler(handler)
             logger.setLevel(level)

@@ -197,6 +197,7 @@ def test_a_killed_download_is_resumed(server: Hub, big: Path, tmp_path: Path) ->
     assert not [p for p in blobs("owner/big") if ".incomplete" in p.name]
 
 
+@pytest.mark.long
 def test_a_disk_that_becomes_full_ends_a_download(server: Hub, big: Path, tmp_path: Path) -> None:
     server.add("owner/big", big)
     limit = 2_000_000  # bytes of a file: the system refuses to write more, as on a full disk
@@ -417,7 +418,7 @@ def test_an_interrupted_quantization_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(write, "_save_aligned", full)
-    with pytest.raises(OSError, match="POLYPHI_CACHE names another folder") as error:
+    with pytest.raises(OSError, match="POLYPHI_CACHE") as error:
         pull.find(MINI, "int4")
     assert error.value.errno == errno.ENOSPC
     assert list(target.parent.iterdir()) == []

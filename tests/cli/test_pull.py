@@ -63,6 +63,7 @@ def test_pull_list_chat_remove(
     assert "no models are stored" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_transcribe_downloads_at_the_first_use(
     server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
