@@ -22,6 +22,7 @@ IMPORT_NAMES = {
     "python-stdnum": ["stdnum"],
     "fastapi": ["fastapi", "pydantic", "pydantic_core", "starlette"],
     "jinja2": ["jinja2", "markupsafe"],
+    "huggingface_hub": ["huggingface_hub", "packaging"],
     "datatrove": ["datatrove", "multiprocess"],
 }
 """Distribution -> the packages that it brings and that polyphi imports, where that isn't its own name."""
