@@ -8,14 +8,15 @@ terminal, and `docs/page.png`, the chat page.
     .venv/bin/python docs/record.py terminal runs/nano
     .venv/bin/python docs/record.py page runs/nano
 
-The digit and the recorded question are the first of their task among the run's held-out samples. All outputs are those
-of the commands. The recording keeps the time between two outputs, but at most one and a half seconds of it: loading
+The digit and the clip of spoken digits are the first of their task among the run's held-out samples. All outputs are
+those of the commands. The recording keeps the time between two outputs, but at most 1.2 seconds of it: loading
 torch and the model takes longer on a busy machine. The typing is simulated.
 """
 
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -35,7 +36,7 @@ from polyphi.messages import Audio, Image
 
 DOCS = Path(__file__).parent
 COLUMNS, ROWS = 80, 27
-MAX_GAP, LAST = 1.5, 3.0
+MAX_GAP, LAST = 1.2, 3.0
 """Seconds: the longest pause between two outputs, and how long the last one stays."""
 QUESTION = "Read the digit."
 ASK = f"""\
@@ -79,7 +80,7 @@ def write_files(run: Path, folder: Path) -> None:
     (folder / "ask.py").write_text(ASK)
     for corpus, task, name in (
         ("image_qa", "digit", "digit.png"),
-        ("asr", "questions", "clip.wav"),
+        ("asr", "digits", "clip.wav"),
     ):
         shards = Shards(run / "data" / corpus / "test")
         sample = next((s for s in shards if s.meta["task"] == task), shards[0])
@@ -99,7 +100,7 @@ def record(folder: Path, out: Path) -> None:
         f'polyphi chat runs/nano/model --image digit.png "{QUESTION}"',
         "polyphi transcribe runs/nano/model clip.wav",
         "polyphi serve runs/nano 2> log.txt &",
-        "tail -4 ask.py",
+        "tail -3 ask.py",
         "python ask.py",
     )
     script = TYPED + "".join(f"type {shlex.quote(step)}\n{wait(step)}" for step in steps)
@@ -111,7 +112,17 @@ def record(folder: Path, out: Path) -> None:
     cap_gaps(cast)
     draw = ["svg-term", "--in", str(cast), "--out", str(out), "--window", "--no-cursor"]
     subprocess.run(draw, env=environment(), check=True)
+    out.write_text(narrowed(out.read_text()))
     print(f"{out}: {out.stat().st_size / 1000:.0f} KB")
+
+
+def narrowed(svg: str) -> str:
+    """The drawing with columns of one unit. svg-term places words at 1.002 units a column, and characters of some
+    fonts are wider than one, so that the last of 80 would reach into the next frame."""
+    svg = svg.replace('font-size="1.67"', 'font-size="1.65"')
+    return re.sub(
+        r'<text x="([\d.]+)"', lambda m: f'<text x="{round(float(m[1]) / 1.002, 3):g}"', svg
+    )
 
 
 def wait(step: str) -> str:

@@ -142,7 +142,12 @@ def transcribe_files(
                     failed += 1
                     log(f"failed: {result}")
                     continue
+                on_terminal = recording.target is None and console.is_terminal
+                if on_terminal:  # without the bar, behind which the transcript would be printed
+                    progress.stop()
                 _write(recording, result, form, write, named=len(recordings) > 1)
+                if on_terminal:
+                    progress.start()
                 for warning in result.warnings:
                     log(f"{recording.path}: warning: {warning}")
     return failed

@@ -86,6 +86,19 @@ def test_a_folder_becomes_a_folder(phi: Phi, talks: Path, tmp_path: Path) -> Non
     }
 
 
+def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, talks: Path) -> None:
+    screen = Console(file=io.StringIO(), width=80, force_terminal=True)
+    names = [str(talks / "a.wav"), str(talks / "b.flac")]
+    recordings = files.targets(files.find(names), None, "text")
+    files.transcribe_files(
+        phi.engine, recordings, write=lambda text: print(text, file=screen.file), console=screen
+    )
+    erase = "\x1b[2K"
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (line,) = [line for line in lines if "w0 w1" in line]
+    assert line.split(erase)[-1].endswith("a.wav: w0 w1") and "minutes" not in line.split(erase)[-1]
+
+
 def test_the_same_command_resumes(phi: Phi, talks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(phi, [str(talks)], out)
