@@ -305,7 +305,8 @@ def _fetch_weights(
             while not stopped.is_set():
                 sibling = waiting.get_nowait()
                 try:
-                    results.put(_fetch_file(repository, commit, sibling, written))
+                    _fetch_file(repository, commit, sibling, written)
+                    results.put(None)
                 except Exception as error:
                     results.put(error)
 

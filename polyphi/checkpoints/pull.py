@@ -57,20 +57,20 @@ def find(source: str | Path, quant: str | None = None, *, progress: Progress = s
             log.info("%s in %s from %s", source, quant, folder)
             return folder
     try:
-        if folder := download.stored(repository, revision):
+        if (full := download.stored(repository, revision)) is not None:
             with download.alone(repository):
-                return quantized(folder, repository, quant, progress=progress)
+                return quantized(full, repository, quant, progress=progress)
         return pull(repository, revision, quant, progress=progress)
     except OSError as error:
-        folder = download.stored(repository, revision)
-        if error.errno not in download.READ_ONLY or folder is None:
+        full = download.stored(repository, revision)
+        if error.errno not in download.READ_ONLY or full is None:
             raise
         log.warning(
             "%s can't be written to (%s): the model is quantized at every start; set POLYPHI_CACHE to another folder",
             cache.models_folder(),
             error.strerror,
         )
-        return folder
+        return full
 
 
 def pull(

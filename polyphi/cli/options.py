@@ -69,22 +69,23 @@ def load_progress() -> Iterator[Callable[[str, float | None], None]]:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    terminal = sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), transient=True, disable=not terminal) as bars:
-        task = bars.add_task("quantizing", total=1.0, visible=False)
+    bars = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    task = bars.add_task("quantizing", total=1.0)
 
-        def update(stage: str, share: float | None) -> None:
-            if stage == "quantization":
-                bars.update(task, completed=share or 0.0, visible=True)
-            elif stage == "tokenizer":
-                bars.update(task, visible=False)
+    def update(stage: str, share: float | None) -> None:
+        if stage == "quantization":  # a bar that began earlier would erase those of downloads
+            bars.start()
+            bars.update(task, completed=share or 0.0)
+        elif stage == "tokenizer":
+            bars.stop()
 
-        try:
-            yield update
-        except KeyboardInterrupt:
-            print("polyphi: interrupted: run the same command again to resume", file=sys.stderr)
-            raise typer.Exit(130) from None
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
+    try:
+        yield update
+    except KeyboardInterrupt:
+        print("polyphi: interrupted: run the same command again to resume", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        bars.stop()
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -193,6 +193,8 @@ def serve(
     if not port:
         settings = replace(settings, port=listening.getsockname()[1])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    for client in ("httpx", "httpx2"):  # a line for each request to the Hub
+        logging.getLogger(client).setLevel(logging.WARNING)
     url = run.address(settings)
 
     def load(progress: "Progress") -> "FastAPI":

@@ -193,7 +193,8 @@ def test_a_killed_download_is_resumed(server: Hub, big: Path, tmp_path: Path) ->
     folder = locate("owner/big")
     assert all(sha256(folder / name) == sha256(big / name) for name in SHARDS)
     total = sum((big / name).stat().st_size for name in SHARDS)
-    assert sum(server.sent[name] for name in SHARDS) == total - parts
+    again = sum(server.sent[name] for name in SHARDS) - (total - parts)
+    assert 0 <= again <= 4 * fake_hub.PIECE  # which were on their way to the killed process
     assert not [p for p in blobs("owner/big") if ".incomplete" in p.name]
 
 
