@@ -5,8 +5,8 @@ terminal, and `docs/page.png`, the chat page.
     npm install --global svg-term-cli@2.1.1         # turns that into an animated SVG
     apt-get install chafa                           # shows a picture in a terminal
     apt-get install chromium chromium-driver        # for the page; Selenium comes with `make setup`
-    .venv/bin/python docs/record.py terminal runs/nano
-    .venv/bin/python docs/record.py page runs/nano
+    .venv/bin/python tests/record.py terminal runs/nano
+    .venv/bin/python tests/record.py page runs/nano
 
 The digit and the clip of spoken digits are the first of their task among the run's held-out samples. All outputs are
 those of the commands. The recording keeps the time between two outputs, but at most 1.2 seconds of it: loading
@@ -34,7 +34,7 @@ import soundfile
 from polyphi.data.shards import Shards
 from polyphi.messages import Audio, Image
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS, ROWS = 80, 27
 MAX_GAP, LAST = 1.2, 3.0
 """Seconds: the longest pause between two outputs, and how long the last one stays."""
@@ -208,5 +208,5 @@ def serving(folder: Path) -> Iterator[str]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        raise SystemExit("expected: python docs/record.py terminal|page RUN")
+        raise SystemExit("expected: python tests/record.py terminal|page RUN")
     main(*sys.argv[1:])
