@@ -265,7 +265,7 @@ def test_server_in_the_image(model: Path, volume: str) -> None:
     """It answers through a published port, is healthy, and ends with status 0 when it is asked to stop."""
     name = f"polyphi-test-{os.getpid()}"
     command = container(
-        f"--name={name}", "--publish=127.0.0.1:0:8000", f"--env=POLYPHI_API_KEY={KEY}",
+        f"--name={name}", "--publish=127.0.0.1::8000", f"--env=POLYPHI_API_KEY={KEY}",
         f"--volume={volume}:/models", f"--volume={model}:/models/model:ro",
     )  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
