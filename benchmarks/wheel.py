@@ -46,6 +46,7 @@ tokenizer.save(out / "tokenizer")
 stages = lineage.after("joint_1_vision_speech")
 model = PhiModel(lineage.configuration(stages, sizes.MICRO.model, tokenizer))
 model.initialise(0)
+model.decoder.embed_tokens.weight.data.mul_(10)  # as large as a trained model's, so that it says something
 save_checkpoint(model, out / "model", files=sorted((out / "tokenizer").iterdir()))
 Image.new("RGB", (300, 200), "red").save(out / "red.png")
 wave = 0.1 * numpy.sin(numpy.arange(16000) * 0.2)
