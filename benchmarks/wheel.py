@@ -246,7 +246,7 @@ def try_commands(python: Path, out: Path, report: Report) -> None:
         with stopwatch() as seconds:
             output = run(command, *arguments, env=env, cwd=work)
         report.add(name, seconds(), None, re.sub(r"\s+", " ", output)[:60].replace("|", ""))
-    for name, arguments in {"serve": [model], "plan": ["text_1_pretrain"]}.items():
+    for name, arguments in {"serve": [model], "train": ["text_1_pretrain"]}.items():
         result = subprocess.run(
             [command, name, *arguments],
             env=env,
