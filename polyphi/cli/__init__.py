@@ -3,6 +3,7 @@
 import errno
 import logging
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -125,9 +126,12 @@ COMMAND_EXTRAS = {
 """Command -> the extra with everything that it needs."""
 
 
-def extra_for(package: str, command: str) -> str:
-    """The extra to install for a package that a command lacks: the command's, or else the first one with the package
-    (a recipe stage of `train` builds its corpora with `curate`)."""
+def extra_for(package: str, words: Sequence[str]) -> str:
+    """The extra to install for a package that a command line lacks: the command's, or else the first one with the
+    package. `train` of a recipe's stage builds its corpora with `curate`; only a .py file does without."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    if command == "train" and not any(word.endswith(".py") for word in words):
+        command = "curate"
     extra = COMMAND_EXTRAS.get(command)
     return extra if extra in (*EXTRAS[package], "all") else EXTRAS[package][0]
 
@@ -146,8 +150,7 @@ def main(arguments: list[str] | None = None) -> Any:
         missing = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ImportError) and missing in EXTRAS:
             words = sys.argv[1:] if arguments is None else arguments
-            command = next((word for word in words if not word.startswith("-")), "")
-            extra = f'pip install "polyphi[{extra_for(missing, command)}]"'
+            extra = f'pip install "polyphi[{extra_for(missing, words)}]"'
             print(
                 f"polyphi: this command needs {missing}; install it with `{extra}`", file=sys.stderr
             )

@@ -42,12 +42,12 @@ HEAVY = (
 PARTS = {
     "": (
         *("api", "cli", "cli.chat", "cli.terminal", "cli.transcribe", "cli.captions"),
-        *("cli.inspect", "checkpoints.write", "recipe.model_card", "recipe.hub"),
+        *("cli.inspect", "checkpoints.write", "recipe.model_card", "recipe.hub", "planning.cost"),
         *("transcription.files", "transcription.capture", "engine.structured", "model.parts"),
         *(f"stages.{path.stem}" for path in (ROOT / "polyphi/stages").glob("[a-z]*.py")),
     ),
     "serve": ("serve.app", "serve.run"),
-    "train": ("recipe.finetune", "recipe.monitor", "planning.cost", "planning.dry_run"),
+    "train": ("recipe.finetune", "recipe.monitor", "planning.dry_run"),
     "curate": (
         "curate.pipeline",
         "corpora.sums",
@@ -153,13 +153,14 @@ def test_every_named_extra_brings_its_package() -> None:
 @pytest.mark.parametrize(
     ("package", "command", "extra"),
     [
-        ("pyarrow", "train", "train"),
-        ("pyarrow", "plan", "train"),
-        ("pyarrow.parquet", "eval", "eval"),
-        ("datatrove", "train", "curate"),
-        ("datatrove", "reproduce", "all"),
-        ("fastapi", "serve", "serve"),
-        ("matplotlib", "export", "train"),
+        ("pyarrow", "train mine.py --data x.jsonl", "train"),
+        ("pyarrow", "train text_1_pretrain", "curate"),
+        ("pyarrow", "plan --dry-run", "train"),
+        ("pyarrow.parquet", "eval x", "eval"),
+        ("datatrove", "eval x", "curate"),
+        ("datatrove", "reproduce micro", "all"),
+        ("fastapi", "serve x", "serve"),
+        ("matplotlib", "export x", "train"),
     ],
 )
 def test_a_missing_package_names_the_extra_of_the_command(
@@ -174,7 +175,7 @@ def test_a_missing_package_names_the_extra_of_the_command(
 
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "x"])
+        cli.main(command.split())
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1
     assert package.partition(".")[0] in line and f'pip install "polyphi[{extra}]"' in line
