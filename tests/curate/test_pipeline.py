@@ -226,14 +226,8 @@ def test_another_word_in_a_data_file_is_another_corpus(
     assert not corpus.is_built(copying.corpus, here)
 
 
-@pytest.mark.parametrize(
-    ("module", "workers"),
-    [
-        pytest.param(copying, 1, marks=pytest.mark.long),
-        pytest.param(copying, 2, marks=pytest.mark.long),
-        (tools, 2),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("module", "workers"), [(copying, 1), (copying, 2), (tools, 2)])
 def test_killed_anywhere_it_makes_the_same_shards(
     module: ModuleType, workers: int, tmp_path: Path
 ) -> None:

@@ -60,7 +60,9 @@ def test_what_is_no_video_is_refused_in_one_line(png: Make, tmp_path: Path) -> N
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("format", ["mp4", "webm", "avi"])
+@pytest.mark.parametrize(
+    "format", ["mp4", *(pytest.param(name, marks=pytest.mark.long) for name in ("webm", "avi"))]
+)
 def test_damaged_videos_are_read_or_refused_and_nothing_else(format: str) -> None:
     whole = film(12, format, "libvpx" if format == "webm" else "mpeg4")
     rng, refused = np.random.default_rng(0), 0
