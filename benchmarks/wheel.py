@@ -266,7 +266,7 @@ def try_kernels(python: Path, out: Path, report: Report, *, tests: bool) -> None
     if tests:
         run(python, "-m", "pip", "install", "-q", "pytest", "hypothesis", env=env)
         files = [f"kernels/test_{name}.py" for name in KERNEL_TESTS]
-        pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+        pytest = ["-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib"]
         with stopwatch() as seconds:
             output = run(python, *pytest, *files, env=env, cwd=checkout(out) / "tests")
         report.add("kernel tests", seconds(), None, output.strip().splitlines()[-1])
