@@ -18,10 +18,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyphi.checkpoints import files
 from polyphi.runtime.files import cache_folder, locked, write_whole
+
+if TYPE_CHECKING:
+    from huggingface_hub import CachedRepoInfo
 
 HUB_NAME = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """A repository of the Hub, with or without a revision."""
@@ -145,7 +148,7 @@ def _downloads() -> Iterator[Entry]:
     for repository in repositories:
         if repository.repo_type != "model":
             continue
-        partial = sum(p.stat().st_size for p in repository.repo_path.glob("blobs/*.incomplete"))
+        partial = sum(path.stat().st_size for path in _unlinked(repository))
         for revision in repository.revisions:
             folder = revision.snapshot_path
             if not readable(folder):
@@ -161,6 +164,13 @@ def _downloads() -> Iterator[Entry]:
                 fault,
                 tuple(sorted(revision.refs)),
             )
+
+
+def _unlinked(repository: "CachedRepoInfo") -> list[Path]:
+    """Files of a download that no snapshot has yet: complete and partial ones of an interrupted download."""
+    linked = {file.blob_path for revision in repository.revisions for file in revision.files}
+    blobs = repository.repo_path.resolve().glob("blobs/*")
+    return [path for path in blobs if path not in linked]
 
 
 def readable(folder: Path) -> bool:
@@ -232,10 +242,14 @@ def remove(name: str) -> list[Entry]:
 def _remove_download(row: Entry) -> None:
     from huggingface_hub import constants, scan_cache_dir
 
-    scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(row.revision).execute()
+    caches = scan_cache_dir(constants.HF_HUB_CACHE)
     if row.fault:
-        for partial in row.path.parents[1].glob("blobs/*.incomplete"):
-            partial.unlink(missing_ok=True)
+        (repository,) = (
+            r for r in caches.repos if (r.repo_id, r.repo_type) == (row.repository, "model")
+        )
+        for path in _unlinked(repository):
+            path.unlink(missing_ok=True)
+    caches.delete_revisions(row.revision).execute()
     if row.path.exists():
         raise OSError(f"{row.path} could not be removed: delete the folder yourself")
 

@@ -34,14 +34,20 @@ def list_models(
     if not rows:
         console.print("no models are stored; `polyphi pull owner/name` stores one")
         return
+    columns = {"name": [row.name for row in rows]}
+    columns["size"] = [
+        download.gigabytes(row.bytes) + (" (incomplete)" if row.fault else "") for row in rows
+    ]
+    columns["commit"] = [row.revision[: cache.SHORT] for row in rows]
+    columns["last used"] = [
+        datetime.fromtimestamp(row.last_used).strftime("%Y-%m-%d") if row.last_used else ""
+        for row in rows
+    ]
     table = Table(box=None, padding=(0, 2))
-    table.add_column("name", no_wrap=True, min_width=max(len(row.name) for row in rows))
-    for column in ("size", "commit", "last used"):
-        table.add_column(column)
-    for row in rows:
-        used = datetime.fromtimestamp(row.last_used).strftime("%Y-%m-%d") if row.last_used else ""
-        size = download.gigabytes(row.bytes) + (" (incomplete)" if row.fault else "")
-        table.add_row(row.name, size, row.revision[: cache.SHORT], used)
+    for title, cells in columns.items():  # whole, also where a terminal is narrow
+        table.add_column(title, no_wrap=True, min_width=max(map(len, (title, *cells))))
+    for row_cells in zip(*columns.values(), strict=True):
+        table.add_row(*row_cells)
     console.print(table, crop=False)
     folders = " and ".join(sorted({str(cache.folder_of(row)) for row in rows}))
     total = download.gigabytes(sum(row.bytes for row in rows))
