@@ -68,6 +68,7 @@ from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.runtime.files import cache_folder
 
 HERE = Path(__file__).parent
 SCHEMES = ("int4", "int8", "int4-all", "int8-all")
@@ -482,7 +483,7 @@ def fitting(
 
 def cached(what: str, depth: str) -> Path:
     """The folder of the checkpoints of a size."""
-    cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+    cache = cache_folder()
     folder = cache / "bench" / f"{what}-{'full' if depth == 'all' else depth}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -13,7 +13,6 @@ was opened. Answers of random weights mean nothing and are limited to 64 tokens 
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.audio import log_mel_of, resample
 from polyphi.processing.media import AudioStream, decode_audio
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.files import cache_folder
 from polyphi.services.speech_synthesis import Voice, speak, unavailable
 from polyphi.stages import sizes
 from polyphi.synthetic.stamps import STAMP_FOLDER, STAMPS
@@ -51,7 +51,7 @@ from polyphi.transcription.words import token_spans, word_spans
 
 MINUTES = {"encoder": (5, 10, 20, 30), "model": (5, 10, 20, 30), "pieces": (60, 180)}
 RATE = 16_000
-CACHE = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+CACHE = cache_folder()
 SENTENCES = (
     "The committee met on Thursday to discuss the budget for the coming year.",
     "After a long debate members agreed that repairs could not be put off again.",

@@ -59,6 +59,7 @@ from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import precision
+from polyphi.runtime.files import cache_folder
 from polyphi.runtime.progress import read_metrics
 from polyphi.stages import sizes
 from polyphi.train.loop import train
@@ -161,7 +162,7 @@ def written(work: Work, folder: Path) -> list[dict[str, Any]]:
     """Rows of text 1's corpora in its proportions, code standing for all pages; by a separate tokenizer. (A help
     page is as long as a whole step: with it a padded batch would be almost empty.)"""
     mix = {"copying": 40, "instructions": 57.4, "code": 0.6}
-    cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
+    cache = cache_folder()
     # Training rows are checked against held-out ones, those of code against fim's too.
     for corpus, rows in (
         (fim.corpus, {"test": 50}),

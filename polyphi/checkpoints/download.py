@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 from polyphi.checkpoints import cache, files
+from polyphi.runtime.files import size_text
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -236,9 +237,9 @@ def _check_space(repository: str, siblings: "Sequence[RepoSibling]") -> None:
     parts = sum(p.stat().st_size for p in folder.glob(f"blobs/*{PARTIAL}"))
     needed = max(0, sum(sibling.size or 0 for sibling in siblings) - parts)
     check_space(folder, needed, f"the download of {repository}", "HF_HOME")
-    rest = f", {gigabytes(parts)} of it are here" if parts else ""
+    rest = f", {size_text(parts)} of it are here" if parts else ""
     total = sum(sibling.size or 0 for sibling in siblings)
-    log.info("downloading %s: %s%s", repository, gigabytes(total), rest)
+    log.info("downloading %s: %s%s", repository, size_text(total), rest)
 
 
 def check_space(folder: Path, needed: int, what: str, variable: str) -> None:
@@ -247,7 +248,7 @@ def check_space(folder: Path, needed: int, what: str, variable: str) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise disk_full(
-            f"{what} needs {gigabytes(needed)}, {gigabytes(free)} are free at {existing}: set {variable} to a folder "
+            f"{what} needs {size_text(needed)}, {size_text(free)} are free at {existing}: set {variable} to a folder "
             "on a larger disk"
         )
 
@@ -257,11 +258,6 @@ def disk_full(message: str) -> OSError:
     error = OSError(message)
     error.errno = errno.ENOSPC
     return error
-
-
-def gigabytes(count: int) -> str:
-    """A number of bytes for messages."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 PARTIAL = ".polyphi.incomplete"

@@ -25,7 +25,8 @@ def list_models(
       polyphi cache list
       polyphi cache list --json
     """
-    from polyphi.checkpoints import cache, download
+    from polyphi.checkpoints import cache
+    from polyphi.runtime.files import size_text
 
     rows = cache.entries()
     if as_json:
@@ -36,7 +37,7 @@ def list_models(
         return
     columns = {"name": [row.name for row in rows]}
     columns["size"] = [
-        download.gigabytes(row.bytes) + (" (incomplete)" if row.fault else "") for row in rows
+        size_text(row.bytes) + (" (incomplete)" if row.fault else "") for row in rows
     ]
     columns["commit"] = [row.revision[: cache.SHORT] for row in rows]
     columns["last used"] = [
@@ -50,7 +51,7 @@ def list_models(
         table.add_row(*row_cells)
     console.print(table, crop=False)
     folders = " and ".join(sorted({str(cache.folder_of(row)) for row in rows}))
-    total = download.gigabytes(sum(row.bytes for row in rows))
+    total = size_text(sum(row.bytes for row in rows))
     console.print(f"{total} in {folders}", highlight=False, soft_wrap=True)
 
 
@@ -68,8 +69,9 @@ def remove(
       polyphi cache remove microsoft/Phi-4-mini-instruct
       polyphi cache remove microsoft/Phi-4-mini-instruct:int4
     """
-    from polyphi.checkpoints import cache, download
+    from polyphi.checkpoints import cache
+    from polyphi.runtime.files import size_text
 
     for name in names:
         for row in cache.remove(name):
-            console.print(f"removed {row.name}: {download.gigabytes(row.bytes)}", highlight=False)
+            console.print(f"removed {row.name}: {size_text(row.bytes)}", highlight=False)

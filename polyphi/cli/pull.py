@@ -27,8 +27,9 @@ def pull(
       polyphi pull microsoft/Phi-4-multimodal-instruct
       polyphi pull microsoft/Phi-4-mini-instruct --quant int4
     """
-    from polyphi.checkpoints import cache, download
+    from polyphi.checkpoints import cache
     from polyphi.checkpoints import pull as pulls
+    from polyphi.runtime.files import size_text
 
     name = cache.hub_name(model)
     if name is None:
@@ -46,7 +47,7 @@ def pull(
     row = rows[folder]
     form = f" in {quant}" if quant else ""
     console.print(
-        f"{repository}{form}, commit {row.revision[: cache.SHORT]}: {download.gigabytes(row.bytes)} in {folder}",
+        f"{repository}{form}, commit {row.revision[: cache.SHORT]}: {size_text(row.bytes)} in {folder}",
         highlight=False,
         soft_wrap=True,
     )
@@ -56,7 +57,7 @@ def pull(
     for other in rows.values():
         if row.quant and other.repository == repository and other.quant is None:
             console.print(
-                f"the download takes {download.gigabytes(other.bytes)} and isn't needed for that: polyphi cache "
+                f"the download takes {size_text(other.bytes)} and isn't needed for that: polyphi cache "
                 f"remove {other.name}",
                 highlight=False,
                 soft_wrap=True,

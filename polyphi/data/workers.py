@@ -21,6 +21,7 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.data.draws import Draw, Draws
+from polyphi.runtime import cpu
 
 DRAWS_AHEAD = 8
 """Prefetched draws per worker."""
@@ -142,7 +143,4 @@ def default(device: torch.device) -> int:
 
     if device.type == "cpu" or importlib.util.find_spec("grain") is None:
         return 0
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(1, min(8, cpu.usable() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))

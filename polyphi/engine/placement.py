@@ -23,6 +23,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.runtime import precision
+from polyphi.runtime.files import size_text
 
 REPEATED = re.compile(r"(decoder|vision|audio)\.(?:encoder\.)?(?:layers|blocks)\.")
 """Names of the weights of repeated layers."""
@@ -122,8 +123,8 @@ def check_fits(weights: int, free: int, device: torch.device) -> None:
     """Raises ValueError if `weights` bytes don't fit into `free` ones."""
     if weights > free:
         raise ValueError(
-            f"the weights take {_bytes(weights)}, and {device} has {_bytes(free)} free; free some memory, or choose "
-            "another device or a smaller dtype"
+            f"the weights take {size_text(weights)}, and {device} has {size_text(free)} free; free some memory, or "
+            "choose another device or a smaller dtype"
         )
 
 
@@ -149,8 +150,8 @@ class MemoryReport:
     def __str__(self) -> str:
         left = max(0, self.free - self.weights)
         return (
-            f"{self.device}, {self.dtype}: {_bytes(self.weights)} of weights leave {_bytes(left)} of "
-            f"{_bytes(self.free)} free, up to {self.tokens:,} of {self.context:,} tokens of context"
+            f"{self.device}, {self.dtype}: {size_text(self.weights)} of weights leave {size_text(left)} of "
+            f"{size_text(self.free)} free, up to {self.tokens:,} of {self.context:,} tokens of context"
         )
 
 
@@ -182,10 +183,6 @@ def _arithmetic(dtype: torch.dtype, quant: str | None, device: torch.device) -> 
         ours = dtype == torch.bfloat16 and half.needed() and why is None
         return f"{label}, multiplied in float32 by {kernels.path()}" if ours else label
     return f"{label} by {kernels.path()}" if why is None else f"{label} by torch ({why})"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _has_mps() -> bool:

@@ -15,15 +15,14 @@ from typing import Any
 
 import psutil
 
+from polyphi.runtime import cpu
 from polyphi.runtime.files import locked, write_json
 
 
 def run_parallel(commands: Mapping[str, Sequence[str]], report: Callable[[str], None]) -> bool:
     """Run commands of `polyphi` in parallel, each with an equal share of the cores, and report their lines. Returns
     False without running anything where there is one core or one command. Raises RuntimeError where a command fails."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = cpu.usable()
     if cores < 2 or len(commands) < 2:
         return False
     threads = str(max(1, cores // len(commands)))

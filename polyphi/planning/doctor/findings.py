@@ -34,11 +34,6 @@ class Finding:
         assert (self.state == "ok") == (self.cure is None), f"{self.name}: {self.state}"
 
 
-def size(count: float) -> str:
-    """Bytes for display: 7.7 GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
-
-
 def short(path: Path) -> str:
     """A path, with ~ for the home folder."""
     home = Path.home()

@@ -11,8 +11,9 @@ from typing import Any
 
 import psutil
 
-from polyphi.planning.doctor.findings import Finding, size
+from polyphi.planning.doctor.findings import Finding
 from polyphi.runtime import cgroup, cpu
+from polyphi.runtime.files import size_text
 
 ISA_VARIABLES = (
     "POLYPHI_MAX_CPU_ISA",
@@ -176,12 +177,16 @@ def memory() -> dict[str, int | None]:
 
 def memory_findings(facts: Mapping[str, Any]) -> list[Finding]:
     """Memory, swap and the limit of a container."""
-    text = f"{size(facts['available'])} available of {size(facts['total'])}"
+    text = f"{size_text(facts['available'])} available of {size_text(facts['total'])}"
     swap = facts["swap_total"]
-    text += f"; swap: {size(facts['swap_used'])} of {size(swap)} in use" if swap else "; no swap"
+    text += (
+        f"; swap: {size_text(facts['swap_used'])} of {size_text(swap)} in use"
+        if swap
+        else "; no swap"
+    )
     result = [Finding("Memory", "machine", "ok", text)]
     if (limit := facts["limit"]) is not None and limit < facts["total"]:
-        text = f"{size(facts['limit_free'])} free of the limit of {size(limit)} (container or batch system)"
+        text = f"{size_text(facts['limit_free'])} free of the limit of {size_text(limit)} (container or batch system)"
         result.append(Finding("Memory", "limit", "ok", text))
     return result
 
@@ -201,7 +206,7 @@ def fit_findings(fits: Collection[Mapping[str, Any]], facts: Mapping[str, Any]) 
             continue
         least = min(rows, key=lambda row: row["weights"])
         each = least["weights"] + 2 * MIN_CONTEXT * least["token_bytes"]
-        text = f"fits with no --quant: {least['quant']} needs {size(each)}, {size(least['free'])} are free"
+        text = f"fits with no --quant: {least['quant']} needs {size_text(each)}, {size_text(least['free'])} are free"
         result.append(Finding(section, name, "missing", text, _memory_cure(device, each, facts)))
     return result
 
@@ -213,8 +218,8 @@ def _memory_cure(device: str, needed: int, facts: Mapping[str, Any]) -> str:
     if limit is not None and limit < needed <= facts["total"]:
         return f"raise the container's limit: docker run --memory {math.ceil(needed / 1e9)}g ..."
     if needed <= facts["total"]:
-        return f"close other programs until {size(needed)} are available"
-    return f"use a machine with more than {size(needed)} of memory"
+        return f"close other programs until {size_text(needed)} are available"
+    return f"use a machine with more than {size_text(needed)} of memory"
 
 
 # ------------------------------------------------------------------------------ GPUs
@@ -228,7 +233,7 @@ def gpu_findings(gpus: Collection[Mapping[str, Any]], cuda_build: str | None) ->
                 "GPU",
                 gpu["device"],
                 "ok",
-                f"{gpu['name']}, {size(gpu['free'])} free of {size(gpu['total'])}",
+                f"{gpu['name']}, {size_text(gpu['free'])} free of {size_text(gpu['total'])}",
             )
             for gpu in gpus
         ]

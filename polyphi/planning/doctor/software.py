@@ -33,8 +33,8 @@ PURPOSES: Mapping[str, str] = {
 HIDDEN = frozenset({"dev", "docs", "all"})
 """Extras of developers, and the sum of the others."""
 PROGRAMS: Mapping[str, str] = {
-    "espeak-ng": "synthesised speech (make nano)",
-    "flite": "synthesised speech (make nano)",
+    "espeak-ng": "synthesized speech (make nano)",
+    "flite": "synthesized speech (make nano)",
 }
 COMPILERS = ("c++", "g++", "clang++")
 MANAGERS = (
@@ -167,20 +167,15 @@ def _import_cure(package: str, error: str) -> str:
 
 
 def extra_findings(unmet: Dependencies | None) -> list[Finding]:
-    """Extras: the installed ones in one line, each other one with its cure."""
-    result, installed = [], []
-    for extra, requirements in (unmet.extras if unmet else {}).items():
-        if extra in HIDDEN:
-            continue
-        if not requirements:
-            installed.append(extra)
-            continue
-        purpose = PURPOSES.get(extra, "optional packages")
-        name = f"[{extra}]"
-        cure = f'pip install "polyphi[{extra}]"'
-        result.append(Finding("Optional", name, "missing", purpose, cure))
-    if installed:
-        result.insert(0, Finding("Optional", "extras", "ok", ", ".join(installed)))
+    """Extras: the installed ones in one finding, the others in a second one."""
+    extras = {} if unmet is None else {n: r for n, r in unmet.extras.items() if n not in HIDDEN}
+    result = []
+    if installed := [name for name, requirements in extras.items() if not requirements]:
+        result.append(Finding("Optional", "extras", "ok", ", ".join(installed)))
+    if missing := [name for name, requirements in extras.items() if requirements]:
+        text = ", ".join(f"{n} ({PURPOSES[n]})" if n in PURPOSES else n for n in missing)
+        cure = f'pip install "polyphi[{",".join(missing)}]", or only those that you need'
+        result.append(Finding("Optional", "more extras", "missing", text, cure))
     return result
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyphi.checkpoints import cache
-from polyphi.planning.doctor.findings import Finding, short, size
-from polyphi.runtime.files import cache_folder
+from polyphi.planning.doctor.findings import Finding, short
+from polyphi.runtime.files import cache_folder, size_text
 
 
 @dataclass(frozen=True)
@@ -64,28 +64,26 @@ def storage_findings(
     """Caches, stored models and free space. `download`: bytes of the smallest published model, None if unknown."""
     result = []
     for folder in caches:
-        text = f"{short(folder.path)}: {size(folder.bytes)}, {size(folder.free)} free on its disk"
-        name, variable = (
-            f"{folder.name} cache",
-            f"{'POLYPHI_CACHE' if folder.name == 'polyphi' else 'HF_HOME'}",
-        )
+        text = f"{short(folder.path)}: {size_text(folder.bytes)}, {size_text(folder.free)} free on its disk"
+        name = f"{folder.name} cache"
+        variable = "POLYPHI_CACHE" if folder.name == "polyphi" else "HF_HOME"
         enough = download is None or folder.free >= download or models
         if not folder.writable:
             text += "; it can't be written"
             cure = f"export {variable}=FOLDER (one that you may write to)"
             result.append(Finding("Storage", name, "wrong", text, cure))
         elif folder.name == "Hub" and not enough:
-            text += f"; the smallest published model has {size(download or 0)}"
+            text += f"; the smallest published model has {size_text(download or 0)}"
             cure = "free some space, or export HF_HOME=FOLDER (on a larger disk)"
             result.append(Finding("Storage", name, "missing", text, cure))
         else:
             result.append(Finding("Storage", name, "ok", text))
     for entry in models:
         if entry.fault is None:
-            result.append(Finding("Storage", entry.name, "ok", size(entry.bytes)))
+            result.append(Finding("Storage", entry.name, "ok", size_text(entry.bytes)))
             continue
         quant = f" --quant {entry.quant}" if entry.quant else ""
         cure = f"polyphi pull {entry.repository}{quant}"
-        text = f"{size(entry.bytes)}, incomplete: {entry.fault}"
+        text = f"{size_text(entry.bytes)}, incomplete: {entry.fault}"
         result.append(Finding("Storage", entry.name, "missing", text, cure))
     return result

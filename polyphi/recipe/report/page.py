@@ -11,9 +11,7 @@ PosixPath('runs/nano/report.html')
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -35,6 +33,7 @@ from polyphi.recipe.report import drawing, sections
 from polyphi.recipe.report.drawing import part_of
 from polyphi.recipe.report.samples import Draw
 from polyphi.recipe.report.sections import render
+from polyphi.runtime import cpu
 from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.resume import recorded, recorded_precision
 from polyphi.train.stage import Stage
@@ -279,10 +278,6 @@ def _dropped(split: Path, pipeline: str) -> dict[str, int]:
 
 def environment() -> dict[str, Any]:
     """The machine and the software versions on which results depend."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        cpu = match.group(1).strip()
     versions = {}
     for package in PACKAGES:
         try:
@@ -290,10 +285,8 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu": cpu.model_name(),
+        "cores": cpu.usable(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
