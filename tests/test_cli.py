@@ -135,6 +135,20 @@ def test_a_full_disk_is_one_line_with_advice(
     assert len(error.strip().splitlines()) == 1
 
 
+def test_an_interrupted_command_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(source: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("polyphi.checkpoints.read.locate", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["inspect", "model"])
+    assert stop.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("polyphi: interrupted")
+
+
 def test_bench_needs_a_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

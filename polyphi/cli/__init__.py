@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from polyphi.cli import (
     ablate,
@@ -29,8 +30,21 @@ from polyphi.cli import (
     transcribe,
 )
 
+
+class Commands(TyperGroup):
+    """All commands. typer itself ends an interrupted one without a message."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("polyphi: interrupted: run the same command again to resume", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="polyphi",
+    cls=Commands,
     help="Phi-4-Mini and Phi-4-Multimodal, end to end: one frozen language model, a mixture of LoRAs, every modality.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -143,9 +157,6 @@ def main(arguments: list[str] | None = None) -> Any:
             arguments, standalone_mode=False
         ):  # the code that a command passed to `typer.Exit`
             sys.exit(code)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         missing = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ImportError) and missing in EXTRAS:

@@ -81,9 +81,6 @@ def load_progress() -> Iterator[Callable[[str, float | None], None]]:
 
     try:
         yield update
-    except KeyboardInterrupt:
-        print("polyphi: interrupted: run the same command again to resume", file=sys.stderr)
-        raise typer.Exit(130) from None
     finally:
         bars.stop()
         logger.removeHandler(handler)
