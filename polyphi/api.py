@@ -315,9 +315,9 @@ def load(
     scheme = quant or stored_quant
     weight_dtype = requested or placement.choose_dtype(stored, target, free, config, scheme)
     if stored_quant:
-        needed = stored_bytes(folder)
+        needed = stored_bytes(folder, table=target.type != "cpu")
     else:
-        saved = quantize.saved_bytes(config, quant)
+        saved = quantize.saved_bytes(config, quant, target.type)
         needed = max(0, placement.size(stored, weight_dtype) - saved)
     placement.check_fits(needed, free, target)
     progress("weights", 0.0)

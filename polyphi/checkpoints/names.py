@@ -21,7 +21,9 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 
 LAYOUTS = ("mini", "original", "native")
-QUANTISED, METHOD, FORMAT = "quantised", "polyphi", 1
+QUANTISED, METHOD, FORMAT = "quantised", "polyphi", 2
+FORMATS = (1, FORMAT)
+"""Versions of the quantized layout that can be read; the first has no table of embeddings."""
 """The layout of quantised checkpoints, and the method and version of the layout in the `quantization_config` of their
 config.json."""
 PUBLISHED_ADAPTERS = ("vision", "speech")

@@ -114,7 +114,9 @@ def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress 
         return target
     for partial in target.parent.glob(".*.partial*"):  # of processes that were killed
         shutil.rmtree(partial, ignore_errors=True)
-    needed = max(0, stored_bytes(folder) - quantize.saved_bytes(read_config(folder), scheme))
+    config = read_config(folder)
+    saved = quantize.saved_bytes(config, scheme) - quantize.table_bytes(config, scheme)
+    needed = max(0, stored_bytes(folder) - saved)
     what = f"the {scheme} model of {repository}"
     download.check_space(target, needed, what, "POLYPHI_CACHE")
     log.info("quantizing %s to %s, once", repository, scheme)

@@ -26,7 +26,7 @@ from polyphi.checkpoints.files import MODEL_TYPES, read_json, weight_files
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
-    FORMAT,
+    FORMATS,
     IMAGE,
     METHOD,
     PEFT_PREFIX,
@@ -54,6 +54,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+TABLE = f"{quantize.EMBEDDING}.{quantize.TABLE}"
 NAMES_SHOWN = 20
 """Names listed per type of mismatch in an error; for the others only the number is given."""
 
@@ -116,6 +117,8 @@ def load_checkpoint(
     parts = {part.name: part for part in quantize.parts(model, quant)} if quant else {}
     if layout == QUANTISED:
         expected = in_pieces(expected, parts)
+        if TABLE in stored and parts[quantize.EMBEDDING].has_table:
+            expected[TABLE] = Entry(quantize.EMBEDDING, parts[quantize.EMBEDDING].shape)
     stored = _without_tied_head(stored, expected)
     _check(expected, stored, folder, layout)
 
@@ -144,16 +147,17 @@ def load_checkpoint(
     if quant:
         give_back()
     state: dict[str, Tensor] = {}
-    if quantize.EMBEDDING in parts and layout == QUANTISED:
+    # The embeddings are mapped a second time, for the lookup: only rows that are read take memory.
+    if quantize.EMBEDDING in parts and layout == QUANTISED and TABLE not in stored:
         model.decoder.embed_tokens.register_parameter("weight", None)
         head = model.decoder.head
         assert isinstance(head, Quantised)
         if head.table is None:
-            # Mapped a second time: only rows that are looked up take memory.
             packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
             head.table = packed.to(target)
     elif quantize.EMBEDDING in parts:
-        (table,) = pieces(quantize.EMBEDDING).values()
+        end = quantize.TABLE if layout == QUANTISED else "weight"
+        table = pieces(quantize.EMBEDDING)[end]
         state[quantize.EMBEDDING] = table if target.type == "cpu" else table.to(target, dtype)
     by_file: dict[Path, list[str]] = {}
     for name, entry in expected.items():
@@ -214,20 +218,24 @@ def read_quantization(source: str | Path) -> str | None:
             f"{folder}/config.json has the quantization method {method!r}; expected unquantised weights, or those of "
             "`polyphi export --quant`"
         )
-    if settings.get("format") != FORMAT or settings.get("kind") not in quantize.STORED:
+    if settings.get("format") not in FORMATS or settings.get("kind") not in quantize.STORED:
         raise ValueError(
             f"{folder} has weights of the scheme {settings.get('kind')!r} in version {settings.get('format')!r} of the "
-            f"quantised layout; this version of polyphi reads {', '.join(quantize.STORED)} in version {FORMAT}: "
-            "install a newer one, or export the checkpoint again"
+            f"quantised layout; this version of polyphi reads {', '.join(quantize.STORED)} in versions "
+            f"{' and '.join(map(str, FORMATS))}: install a newer one, or export the checkpoint again"
         )
     return str(settings["kind"])
 
 
-def stored_bytes(source: str | Path) -> int:
-    """Bytes of all tensors of a checkpoint."""
+def stored_bytes(source: str | Path, table: bool = True) -> int:
+    """Bytes of all tensors of a checkpoint; `table`: with the embeddings that lie beside a quantized head."""
     dtypes = TYPES | BYTES
-    tensors = _open(locate(source))[2].values()
-    return sum(math.prod(t.shape) * dtypes.get(t.type, torch.float32).itemsize for t in tensors)
+    tensors = _open(locate(source))[2]
+    if not table:
+        tensors.pop(TABLE, None)
+    return sum(
+        math.prod(t.shape) * dtypes.get(t.type, torch.float32).itemsize for t in tensors.values()
+    )
 
 
 def stored_types(source: str | Path) -> Counter[torch.dtype]:

@@ -145,12 +145,13 @@ def write_checkpoint(
     def output_tensors() -> Iterator[tuple[str, Tensor]]:
         parts = {p.name: p for p in quantize.parts(empty_model(config), quant)} if quant else {}
         for name, entry in entries.items():
-            if entry.ours in parts:
+            if part := parts.get(entry.ours):
                 pieces = tensor(entry.ours)
                 if isinstance(pieces, Tensor):
-                    values = pieces.detach().to("cpu", dtype).flatten(1)
-                    pieces = parts[entry.ours].form.pieces(values)
-                yield from ((f"{name}.{end}", piece) for end, piece in pieces.items())
+                    pieces = part.pieces(pieces.detach().to("cpu", dtype).flatten(1))
+                for end, piece in pieces.items():
+                    unrounded = end == quantize.TABLE
+                    yield f"{name}.{end}", piece.detach().to("cpu", dtype) if unrounded else piece
             else:
                 yield name, converted(entry)
 

@@ -13,8 +13,9 @@
 
 Norms, biases and convolutions keep their dtype, and so do adapters and projectors except in the last two schemes; a
 batch can mix adapters in all of them. The head is a quantised copy, and the lookup of embeddings stays exact: of a
-checkpoint that is memory-mapped only the embeddings that are read take memory, so the total still falls. A quantised
-checkpoint (checkpoints/) has no embeddings other than the head's rows, which are then used for the lookup.
+checkpoint that is memory-mapped only the embeddings that are read take memory, so the total still falls. So it is in
+quantized checkpoints (checkpoints/) with a head in 4 bits, which store both. Others have no embeddings other than the
+head's rows, which are then used for the lookup.
 
 Scales of activations are per token, so a token's result doesn't depend on its neighbours in the batch. In int8 all sums
 are of integers, exact in any order. In int4 a batch of 128 tokens and more is multiplied by weights unpacked to int8
@@ -66,6 +67,9 @@ BASES = ("int8", "int4")
 ENCODERS = ("vision.encoder.", "audio.encoder.")
 EMBEDDING = "decoder.embed_tokens.weight"
 """Quantised as the head, and unchanged for the lookup."""
+TABLE = "table"
+"""The piece of a head in 4 bits that isn't quantized: the embeddings for the lookup, bfloat16. Rounded to 4 bits they
+would add half as much error again as all of int4; rounded to 8 bits they add next to nothing, so int8 has no table."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,16 @@ class Part:
     shape: tuple[int, int]
     form: type[EightBit] | type[FourBit]
     put: Callable[[Any], None]
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the embeddings are stored beside this weight, which is the head."""
+        return self.name == EMBEDDING and self.form is FourBit
+
+    def pieces(self, weight: Float[Tensor, "O I"]) -> Pieces:
+        """What a quantized checkpoint stores of the weight."""
+        pieces = self.form.pieces(weight)
+        return {**pieces, TABLE: weight} if self.has_table else pieces
 
 
 @torch.no_grad()
@@ -116,7 +130,8 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
         for linear in linears:
             linear.kernel = None
     if EMBEDDING in shapes:
-        result[EMBEDDING] = FourBit.pieces(model.get_parameter(EMBEDDING), head)
+        table = model.get_parameter(EMBEDDING)
+        result[EMBEDDING] = {**FourBit.pieces(table, head), TABLE: table}
     return result
 
 
@@ -267,6 +282,8 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
                 raise ValueError(
                     f"{name} has no longer its stored layout; quantise the unquantised model while saving it"
                 )
+            if name == EMBEDDING and form.bits == 4 and state.get(name) is not None:
+                return {**pieces, TABLE: state[name]}
             return pieces
         module: Any = model.get_submodule(name.rpartition(".")[0])
         packed = isinstance(module, Packed) and name.endswith(".weight")
@@ -275,14 +292,24 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
     return read
 
 
-def saved_bytes(config: ModelConfig, scheme: str | None) -> int:
-    """Bytes that quantisation saves of a bfloat16 checkpoint's weights; a memory-mapped table of embeddings counts as
-    none."""
+def saved_bytes(config: ModelConfig, scheme: str | None, device: str = "cpu") -> int:
+    """Bytes that quantisation saves of a bfloat16 checkpoint's weights. On a CPU the table of embeddings beside a
+    quantized head counts as none: it is memory-mapped."""
+    parts = _parts_of(config, scheme)
+    tables = [] if device == "cpu" else [part for part in parts if part.name == EMBEDDING]
+    return sum(map(saving, parts)) - sum(2 * math.prod(table.shape) for table in tables)
+
+
+def table_bytes(config: ModelConfig, scheme: str | None) -> int:
+    """Bytes of the table of embeddings in bfloat16 that a quantized checkpoint has beside its head."""
+    return sum(2 * math.prod(part.shape) for part in _parts_of(config, scheme) if part.has_table)
+
+
+def _parts_of(config: ModelConfig, scheme: str | None) -> list[Part]:
     if scheme is None:
-        return 0
+        return []
     with torch.device("meta"):
-        quantised = parts(PhiModel(config), scheme)
-    return sum(map(saving, quantised))
+        return parts(PhiModel(config), scheme)
 
 
 def saving(part: Part) -> int:

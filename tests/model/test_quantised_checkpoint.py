@@ -11,7 +11,12 @@ from safetensors.torch import load_file, save_file
 from polyphi import kernels
 from polyphi.batch import Clip, ImageLayout, row
 from polyphi.checkpoints.names import QUANTISED
-from polyphi.checkpoints.read import load_checkpoint, read_layout, read_quantization
+from polyphi.checkpoints.read import (
+    load_checkpoint,
+    read_layout,
+    read_quantization,
+    stored_bytes,
+)
 from polyphi.checkpoints.write import ALIGNED, save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -45,7 +50,7 @@ def quantised(whole: Path, quant: str, **options) -> Path:
 
 
 def logits_of(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
-    """Logits for fixed embeddings: a quantised checkpoint has only the rows of its head as embeddings."""
+    """Logits for fixed embeddings: a checkpoint in int8 has only the rows of its head as embeddings."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 96, generator=generator).bfloat16()
     return model.logits(model.decoder(x, row(list(range(20, 50)), adapter=adapter)))
@@ -64,11 +69,45 @@ def test_a_quantised_checkpoint_equals_quantising_while_loading(whole: Path, kin
     audio = row([0], mels=8 + 3 * torch.randn(180, 80), clips=(Clip(180, "vision"),))
     assert torch.equal(saved.image_tokens(image), loaded.image_tokens(image))
     assert torch.equal(saved.audio_tokens(audio), loaded.audio_tokens(audio))
+    if kind.startswith("int4"):
+        tokens = row(list(range(20, 50)), adapter="speech")
+        assert torch.equal(saved.logits(saved(tokens)), loaded.logits(loaded(tokens)))
+
+
+def test_embeddings_beside_a_head_in_4_bits_are_exact(whole: Path) -> None:
+    folder, ids = quantised(whole, "int4"), torch.arange(1000)
+    expected = load_checkpoint(whole).decoder.embed(ids)
+    saved = load_checkpoint(folder)
+    assert torch.equal(saved.decoder.embed(ids), expected)
+    bytes_in_memory = quantized.in_memory(saved)
+    model = load_checkpoint(whole)
+    calibrated = whole.with_name("calibrated")
+    rows = [row(list(range(20, 50)), adapter="speech")]
+    save_checkpoint(model, calibrated, quant="int4", calibration=rows)
+    assert torch.equal(load_checkpoint(calibrated).decoder.embed(ids), expected)
+    saved_again = whole.with_name("again")
+    save_checkpoint(load_checkpoint(folder), saved_again, quant="int4")
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(saved_again / "model.safetensors")[name]), name
+    table = quantized.table_bytes(model.config, "int4")
+    assert table == 2 * 1000 * 96 and quantized.table_bytes(model.config, "int8") == 0
+    assert stored_bytes(folder) - stored_bytes(folder, table=False) == table
+    # what `pull` asks of the disk
+    saving = quantized.saved_bytes(model.config, "int4") - table
+    assert stored_bytes(whole) - saving == stored_bytes(folder)
+    assert bytes_in_memory == quantized.in_memory(load_checkpoint(whole, quant="int4"))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_embeddings_are_rows_of_the_head(whole: Path, kind: str) -> None:
-    saved, exact = load_checkpoint(quantised(whole, kind)), load_checkpoint(whole)
+def test_without_a_table_embeddings_are_rows_of_the_head(whole: Path, kind: str) -> None:
+    """So they are in 4 bits in checkpoints of format 1, and of GGUF files whose head keeps its levels."""
+    folder, exact = quantised(whole, kind), load_checkpoint(whole)
+    tensors = load_file(folder / "model.safetensors")
+    if kind == "int4":
+        del tensors["decoder.embed_tokens.weight.table"]
+        save_file(tensors, folder / "model.safetensors")
+    changed(folder, format=1)
+    saved = load_checkpoint(folder)
     assert saved.decoder.embed_tokens.weight is None
     ids = torch.arange(1000)
     result, expected = saved.decoder.embed(ids), exact.decoder.embed(ids)
@@ -202,8 +241,8 @@ def changed(folder: Path, **fields: object) -> None:
 def test_foreign_quantisation_and_newer_layouts_are_refused(whole: Path) -> None:
     folder = quantised(whole, "int8")
     for fields, message in (
-        ({"format": 2}, "version 2 of the quantised layout"),
-        ({"format": 1, "kind": "int2"}, "'int2'"),
+        ({"format": 3}, "version 3 of the quantised layout"),
+        ({"format": 2, "kind": "int2"}, "'int2'"),
         ({"quant_method": "gptq"}, "quantization method 'gptq'"),
     ):
         changed(folder, **fields)
