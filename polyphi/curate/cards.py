@@ -16,7 +16,11 @@ def card(folder: Path) -> str:
         manifest = json.loads((folder / split / "manifest.json").read_text())
         lines += ["", f"## {split}: {manifest['rows']:,} rows"]
         lines += [f"- from {name}: {n:,} rows" for name, n in manifest["sources"].items()]
-        lines += [f"- under {name}: {n:,} rows" for name, n in manifest["licences"].items()]
+        licences = manifest["licences"].items()
+        lines += [
+            f"- {f'under {name}' if name else 'without a licence'}: {n:,} rows"
+            for name, n in licences
+        ]
         lines += [f"- shard {shard['file']} {shard['sha256']}" for shard in manifest["shards"]]
         lines += ["", f"### steps of the pipeline {manifest['pipeline'][:16]}"]
         for step in pipeline.counts(folder / split, manifest["pipeline"]):

@@ -30,11 +30,12 @@ from polyphi.eval import trial, values
 from polyphi.eval.benchmark import LENIENT, Score
 from polyphi.eval.sources import Data
 from polyphi.messages import Message
+from polyphi.runtime import cpu
 from polyphi.services import sandbox
 
 T = TypeVar("T")
 R = TypeVar("R")
-WORKERS = max(1, min(8, os.cpu_count() or 1))
+WORKERS = min(8, cpu.usable())
 LIMITS = sandbox.Limits(seconds=20.0, cpu_seconds=3, memory_bytes=1 << 30)
 """CPU time is limited (the original HumanEval stops after 3 s of wall time), so that verdicts don't depend on load."""
 UNPROTECTED = "POLYPHI_RUN_CODE_UNPROTECTED"

@@ -13,7 +13,6 @@ import asyncio
 import ipaddress
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +39,7 @@ from polyphi.messages import (
     SamplingParams,
     Text,
 )
+from polyphi.runtime import cpu
 from polyphi.runtime.heap import give_back
 from polyphi.serve.adapters import AdapterModels
 from polyphi.serve.answers import Writer
@@ -62,7 +62,7 @@ FRAMES_PER_SECOND = 100
 """Log-mel frames per second of audio."""
 SMALL_THREADS = 4
 """Threads for small requests and other short work."""
-LARGE_THREADS = max(1, min(4, (os.cpu_count() or 1) // 4))
+LARGE_THREADS = max(1, min(4, cpu.usable() // 4))
 """Threads for large requests: few, so that most cores remain for steps and other work."""
 TRIM_IDLE, TRIM_BUSY = 5.0, 60.0
 """Minimum seconds between two returns of free memory to the system: without running requests, and with them."""

@@ -127,10 +127,12 @@ def transcribe_files(
     if len(recordings) > 1 or any(r.seconds > limit for r in todo):
         log(_plan(todo, len(done), limit))
     with _progress(console) as progress:
-        bar = progress.add_task("", total=sum(r.seconds for r in todo) / 60)
+        total = sum(r.seconds for r in todo)
+        unit, size = _unit(total)
+        bar = progress.add_task("", total=total / size, unit=unit)
 
         def advance(seconds: float) -> None:
-            progress.advance(bar, seconds / 60)
+            progress.advance(bar, seconds / size)
 
         def answers(group: Sequence[Recording]) -> list[Transcript]:
             paths = [recording.path for recording in group]
@@ -159,8 +161,8 @@ def _plan(todo: Sequence[Recording], done: int, limit: float) -> str:
     tokens = seconds * longform.AUDIO_TOKENS
     skipped = f"; {done} are done already" if done else ""
     return (
-        f"{len(todo)} files, {seconds / 60:.1f} minutes, {tokens:,.0f} audio tokens, at least {pieces:.0f} pieces "
-        f"of up to {limit / 60:.1f} minutes{skipped}"
+        f"{len(todo)} files, {_length(seconds)}, {tokens:,.0f} audio tokens, at least {pieces:.0f} pieces "
+        f"of up to {_length(limit)}{skipped}"
     )
 
 
@@ -213,10 +215,20 @@ def _logger(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def _unit(seconds: float) -> tuple[str, int]:
+    """The unit in which a length is displayed, and its seconds."""
+    return ("minutes", 60) if seconds >= 120 else ("seconds", 1)
+
+
+def _length(seconds: float) -> str:
+    unit, size = _unit(seconds)
+    return f"{seconds / size:.1f} {unit}"
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         BarColumn(),
-        TextColumn("{task.completed:.1f} of {task.total:.1f} minutes"),
+        TextColumn("{task.completed:.1f} of {task.total:.1f} {task.fields[unit]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,

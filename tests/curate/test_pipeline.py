@@ -48,7 +48,8 @@ def near(work: Work) -> Iterator[tuple[str, Sample]]:
         text = " ".join(
             random.Random(i if split == "train" or i == 3 else i + 100).choices(WORDS, k=200)
         )
-        yield split, document(f"{split}-{part}-{i}", text + " changed" * part, "here", "MIT")
+        licence = "MIT" if part else ""
+        yield split, document(f"{split}-{part}-{i}", text + " changed" * part, "here", licence)
 
 
 WORDS = [f"{a}{b}" for a in ("ba", "de", "ki", "lo", "mu") for b in ("na", "re", "si", "to", "vu")]
@@ -76,6 +77,7 @@ def test_held_out_samples_and_duplicates_across_tasks_are_removed_from_training(
     assert (
         "dropped_known text 2" in card and "Duplicates-0: total 16, forwarded 9, dropped 7" in card
     )
+    assert "- under MIT: " in card and "- without a licence: " in card and "under :" not in card
     assert "dropped by Decontaminate: known text" in cards.explain(folder, "train-0-3")
     pairs = [(f"train-0-{i}", f"train-1-{i}") for i in range(8) if i != 3]
     assert all((one in ids) != (other in ids) for one, other in pairs)

@@ -76,7 +76,7 @@ def test_a_folder_becomes_a_folder(phi: Phi, talks: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     failed, log, written = run(phi, [str(talks)], out)
     assert failed == 1 and not written
-    assert "d.wav: the WAV clip is truncated" in log and "4 files, 0.1 minutes" in log
+    assert "d.wav: the WAV clip is truncated" in log and "4 files, 3.6 seconds" in log
     texts = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
     assert texts == {
         "a.txt": "w0 w1\n",
@@ -96,7 +96,8 @@ def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, tal
     erase = "\x1b[2K"
     lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
     (line,) = [line for line in lines if "w0 w1" in line]
-    assert line.split(erase)[-1].endswith("a.wav: w0 w1") and "minutes" not in line.split(erase)[-1]
+    assert "2 files, 1.8 seconds" in lines[0] and "0.0 of 1.8 seconds" in "".join(lines)
+    assert line.split(erase)[-1].endswith("a.wav: w0 w1") and "seconds" not in line.split(erase)[-1]
 
 
 def test_the_same_command_resumes(phi: Phi, talks: Path, tmp_path: Path) -> None:
