@@ -333,7 +333,10 @@ def transformers_answers(setting: Setting, model: Path) -> list[str]:
     from peft import PeftModel
     from transformers import Phi4MultimodalForCausalLM
 
-    loaded = Phi4MultimodalForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    # The library's default attention makes crops without padding causal.
+    loaded = Phi4MultimodalForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, attn_implementation={"": "sdpa", "vision_config": "eager"}
+    )
     peer = PeftModel.from_pretrained(loaded, model / "sibling-lora", adapter_name="sibling").eval()
     tokenizer = Tokenizer.load(model)
     processor = make_processor(read_config(model), tokenizer)
