@@ -3,10 +3,10 @@
     python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...] [--kinds int8 int4-all ...]
 
 Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and its score in 8 and 4 bits,
-rounded for training rows of the tasks' corpora ("calibrated"), with adapters and encoders whole or in 8 bits ("-all"),
-and of a quantised checkpoint ("stored"), whose embeddings are the head's rows; then, over the prompts of all tasks, the
-mean Kullback-Leibler divergence of the next token's distribution from bfloat16's, in nats, and the share of positions
-of bfloat16's own greedy answers where another token would come first (flips).
+rounded for training rows of the tasks' corpora ("calibrated"), with adapters and encoders whole or in 8 bits ("-all");
+then, over the prompts of all tasks, the mean Kullback-Leibler divergence of the next token's distribution from
+bfloat16's, in nats, and the share of positions of bfloat16's own greedy answers where another token would come first
+(flips).
 
 Reasoning tasks are left out: they are measured on another model of the run.
 """
@@ -23,9 +23,6 @@ from rich.console import Console
 import polyphi
 from polyphi.api import Phi
 from polyphi.batch import Batch
-from polyphi.checkpoints.names import QUANTISED
-from polyphi.checkpoints.read import files_beside, load_checkpoint
-from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
 from polyphi.eval.baselines import Result, evaluate, select
@@ -36,26 +33,21 @@ from polyphi.eval.sources import Data
 from polyphi.messages import Message, SamplingParams
 from polyphi.quantization.quantize import quantize
 
-VARIANTS = ("int8", "int4", "int4 calibrated", "int8-all", "int4-all", "int4-all stored")
+VARIANTS = ("int8", "int4", "int4 calibrated", "int8-all", "int4-all")
 PROMPTS = 4
 """Samples of a task that are compared token by token."""
 console = Console(stderr=True)
 
 
 def loaded(model: Path, variant: str, corpora: Sequence[Path] = ()) -> Phi:
-    """A model in a variant: "stored" from a quantised checkpoint, "calibrated" on rows of these corpora."""
+    """A model in a variant: "calibrated" on rows of these corpora."""
     quant, _, how = variant.partition(" ")
     if not how:
         return polyphi.load(model, quant=quant)
-    if how == "calibrated":
-        phi = polyphi.load(model, dtype="bfloat16")
-        rows = calibration.rows(phi.processor, [Shards(corpus) for corpus in corpora])
-        quantize(phi.model, quant, rows)
-        return phi
-    with tempfile.TemporaryDirectory() as folder:
-        files = files_beside(model, QUANTISED)
-        save_checkpoint(load_checkpoint(model), Path(folder) / "model", quant=quant, files=files)
-        return polyphi.load(Path(folder) / "model")
+    phi = polyphi.load(model, dtype="bfloat16")
+    rows = calibration.rows(phi.processor, [Shards(corpus) for corpus in corpora])
+    quantize(phi.model, quant, rows)
+    return phi
 
 
 def scores(phi: Phi, tasks: Sequence[Benchmark], run: Path, rows: int) -> dict[str, Result]:

@@ -108,6 +108,7 @@ def test_the_page_runs(
     assert not read_config("single").adapters.get("medical")
 
 
+@pytest.mark.long
 def test_a_changed_file_is_a_new_corpus(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
     manifest = Path("runs/desk/data/desk/train/manifest.json")

@@ -87,7 +87,6 @@ def test_a_model_is_no_distance_from_itself_and_four_bits_are_further_than_eight
     }
     far = {variant: script.compare(whole, model, rows)[0] for variant, model in models.items()}
     assert 0 < far["int8"] < far["int4"]
-    assert far["int4-all"] != far["int4-all stored"], "embeddings are the head's rows there"
 
 
 def test_tables_of_a_checkpoint_and_a_text(

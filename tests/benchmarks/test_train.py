@@ -26,7 +26,8 @@ def train(monkeypatch: pytest.MonkeyPatch):
     sys.modules.pop("sidebyside", None)
 
 
-@pytest.mark.parametrize("adapter", ["speech", pytest.param("vision", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("adapter", ["speech", "vision"])
 def test_both_sides_do_the_same_work(
     train, adapter: str, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,6 +370,7 @@ def test_what_is_no_evaluation_set(tmp_path: Path) -> None:
         index(sample_of("x", Image(b"nothing")))
 
 
+@pytest.mark.long
 def test_memory_stays_flat(tmp_path: Path) -> None:
     """Memory is the same for ten times as many documents (7 MB of text more) with the same index."""
     known = [sample_of(str(n), text(n)) for n in range(5)]

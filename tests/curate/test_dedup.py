@@ -209,6 +209,7 @@ def test_killed_and_run_again_gives_the_same(tmp_path: Path) -> None:
         assert kept_files(work) == expected
 
 
+@pytest.mark.long
 def test_memory_stays_flat(tmp_path: Path) -> None:
     """Memory is the same for ten times as many documents (7 MB of text and 11 MB of shingles more)."""
     few, many = (start(tmp_path / str(n), n)[1] for n in (400, 4000))

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.skipif(
 STORY = "Paragraph {} tells how a ship left the harbour in the morning and came home in the evening with fish."
 
 
+@pytest.mark.long
 def test_half_an_hour_is_one_clip_in_little_memory(tmp_path: Path) -> None:
     """In a separate process: memory grows by the compressed bytes, not by the samples."""
     program = f"""

@@ -40,6 +40,7 @@ def refuse(*_: object) -> None:
     raise sources.Unavailable("no network")
 
 
+@pytest.mark.long
 def test_the_example_speaks_eight_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

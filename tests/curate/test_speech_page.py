@@ -35,6 +35,7 @@ def alpaca(question: str) -> str:
     return json.dumps({"instruction": question, "input": "", "output": "An answer."}) + "\n"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(unavailable("flite") is not None, reason="flite is not installed")
 def test_the_example_reads_queries_aloud(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

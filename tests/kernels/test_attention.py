@@ -90,7 +90,7 @@ class Sequences:
 
 
 @pytest.mark.parametrize("way", WAYS, ids=NAMES)
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.sampled_from([1, 2, 31, 32, 33, 64, 200, 600]), min_size=1, max_size=3),
     new=st.lists(st.sampled_from([1, 1, 2, 4, 5, 22, 130, 2000]), min_size=3, max_size=3),

@@ -19,7 +19,7 @@ SIZES = [
     (900, 500),
     (1, 1),
     (333, 777),
-    (1800, 2100),
+    pytest.param(1800, 2100, marks=pytest.mark.long),
 ]
 
 

@@ -56,14 +56,8 @@ def test_flops_are_torchs(name: str) -> None:
     assert expected["attention"] == pytest.approx(counted["aten.bmm"], rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("text_3_post"),
-        pytest.param("vision_3_generative", marks=pytest.mark.long),
-        pytest.param("speech_2_post", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["text_3_post", "vision_3_generative", "speech_2_post"])
 def test_memory_is_that_of_a_process(name: str) -> None:
     """Beside the counted tensors the plan was 5 % below (text), 1 % above (vision) and 2 % above (speech). The process
     grows by 21 to 47 MB more than the tensors, whatever the size: scratch of kernels, what the allocator holds back."""

@@ -91,6 +91,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, micro_run: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_command_compares_mixes_and_resumes(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
