@@ -19,11 +19,13 @@ constexpr int TOKENS = 264;                     // most tokens whose activations
 constexpr int64_t NEAR = 1 << 19;               // bytes of int8 panels that are unpacked from 4 bits at once
 constexpr int MANY = 128;                       // tokens for which that is faster, more than decode steps have
 constexpr int MANY_WORDS = 24;                  // tokens for which int8 weights are unpacked to int16 (AVX2)
+constexpr int MANY_TILES = 16;                  // tokens for which AMX is faster
+constexpr int TILE = 16;                        // tokens, and outputs, of a tile of AMX
 constexpr int EVEN = 12;                        // a multiple of the tokens of a step on every path
 
 // Activations [m, groups * GROUP] as integers. `minus` has for each token and group the negative sum of its
 // activations, as 16 bits of 32 (null if 8 bits don't need it); `total` has the sum of a token. `words` are the same
-// activations in 16 bits, null if they aren't used.
+// activations in 16 bits, null if they aren't used. `tiles`: AMX multiplies them by weights of 8 bits.
 struct Tokens {
     const int8_t* a;
     const int16_t* words;
@@ -31,6 +33,7 @@ struct Tokens {
     const int32_t* minus;
     const int32_t* total;
     int64_t m, groups;
+    bool tiles;
 };
 
 // Memory to prefetch: `lines` cache lines per group, from `at` on.
@@ -131,10 +134,11 @@ inline void ask(const uint8_t*) {}
 
 #if POLYPHI_X86
 
-POLYPHI_BEGIN(POLYPHI_AVX512)
+POLYPHI_BEGIN(POLYPHI_AMX)
 namespace avx512 {
 #define LANES 16
 #include "vectors.h"
+#define TILES
 constexpr int MOST = 6;
 constexpr int wide_for(int, int) { return 2; }
 constexpr bool OFFSET = true;
@@ -159,6 +163,7 @@ inline Real real(Int sum) { return _mm512_cvtepi32_ps(sum); }
 inline Int plus(Int sum, int32_t more) { return _mm512_add_epi32(sum, _mm512_set1_epi32(more)); }
 inline void ask(const uint8_t* at) { _mm_prefetch((const char*)at, _MM_HINT_T0); }
 #include "linear_kernel.h"
+#undef TILES
 #undef LANES
 }  // namespace avx512
 POLYPHI_END
@@ -326,19 +331,20 @@ struct Kernel {
     void (*quantise)(const void*, bool, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*, int32_t*);
     void (*products)(const Work&, int64_t, int64_t);
     bool words;  // whether many tokens by weights of 8 bits are multiplied in 16
+    bool tiles;  // or by AMX
 };
 
 Kernel kernel(int isa) {
     switch (isa < 0 ? best() : isa) {
 #if POLYPHI_X86
-        case AVX512: return {avx512::quantise, avx512::products, false};
-        case AVXVNNI: return {avxvnni::quantise, avxvnni::products, false};
-        case AVX2: return {avx2::quantise, avx2::products, true};
+        case AVX512: return {avx512::quantise, avx512::products, false, has_amx()};
+        case AVXVNNI: return {avxvnni::quantise, avxvnni::products, false, false};
+        case AVX2: return {avx2::quantise, avx2::products, true, false};
 #elif POLYPHI_NEON
-        case I8MM: return {i8mm::quantise, i8mm::products, false};
-        case NEON: return {neon::quantise, neon::products, false};
+        case I8MM: return {i8mm::quantise, i8mm::products, false, false};
+        case NEON: return {neon::quantise, neon::products, false, false};
 #endif
-        default: return {scalar::quantise, scalar::products, false};
+        default: return {scalar::quantise, scalar::products, false, false};
     }
 }
 
@@ -352,6 +358,16 @@ struct Pool {
 // Memory for activations [m, groups * GROUP] in 16 bits, if they are used.
 int16_t* words_of(const Pool& pool, int bits, int64_t m, int64_t groups) {
     return pool.own.words && bits == 8 && m >= MANY_WORDS ? new int16_t[m * groups * GROUP] : nullptr;
+}
+
+// Whether AMX multiplies activations by weights of 8 bits: it takes two groups at a time.
+bool by_tiles(const Pool& pool, int64_t m, int64_t groups) {
+    return pool.own.tiles && m >= MANY_TILES && groups % 2 == 0;
+}
+
+// Memory for activations [m, groups * GROUP] in 8 bits. Tiles read whole ones, past the last token.
+int8_t* bytes_of(const Pool& pool, int64_t m, int64_t groups) {
+    return new int8_t[(by_tiles(pool, m, groups) ? m + 2 * TILE : m) * groups * GROUP];
 }
 
 // Converts activations of tokens `begin` to `end` to 16 bits (null `to`: does nothing).
@@ -370,9 +386,9 @@ struct Rounded {
     const Tokens tokens;
 
     Rounded(const Pool& pool, const void* x, bool bf16, int64_t m, int64_t k, bool grouped)
-        : groups(up(k, GROUP)), a(new int8_t[m * groups * GROUP]), words(words_of(pool, grouped ? 4 : 8, m, groups)),
+        : groups(up(k, GROUP)), a(bytes_of(pool, m, groups)), words(words_of(pool, grouped ? 4 : 8, m, groups)),
           scale(new float[m]), minus(grouped ? new int32_t[m * groups] : nullptr), total(new int32_t[m]),
-          tokens{a.get(), words.get(), scale.get(), minus.get(), total.get(), m, groups} {
+          tokens{a.get(), words.get(), scale.get(), minus.get(), total.get(), m, groups, by_tiles(pool, m, groups)} {
         const auto work = [&](int64_t begin, int64_t end) {
             pool.own.quantise(x, bf16, begin, end, k, a.get(), scale.get(), minus.get(), total.get());
             widen(a.get(), words.get(), begin, end, groups * GROUP);
@@ -389,8 +405,8 @@ struct RoundedRows {
     const Tokens tokens;
 
     RoundedRows(const Pool& pool, const uint8_t* q, const float* scale, int64_t m, int64_t k)
-        : a(new int8_t[m * up(k, GROUP) * GROUP]), words(words_of(pool, 8, m, up(k, GROUP))), total(new int32_t[m]),
-          tokens{a.get(), words.get(), scale, nullptr, total.get(), m, up(k, GROUP)} {
+        : a(bytes_of(pool, m, up(k, GROUP))), words(words_of(pool, 8, m, up(k, GROUP))), total(new int32_t[m]),
+          tokens{a.get(), words.get(), scale, nullptr, total.get(), m, up(k, GROUP), by_tiles(pool, m, up(k, GROUP))} {
         const int64_t stride = tokens.groups * GROUP;
         const auto work = [&](int64_t begin, int64_t end) {
             for (int64_t t = begin; t < end; t++) {
@@ -421,8 +437,11 @@ void run(const Pool& pool, Work work) {
 
 extern "C" {
 
-// Limits the paths to this value of `Isa`, and products of bfloat16 to `bf16`.
-void polyphi_limit(int isa, int bf16) { limit = {isa, bf16 != 0}; }
+// Limits the paths to this value of `Isa`, and products of bfloat16 and AMX to `bf16` and `amx`.
+void polyphi_limit(int isa, int bf16, int amx) { limit = {isa, bf16 != 0, amx != 0}; }
+
+// Whether AMX multiplies many tokens by weights of 8 bits.
+int polyphi_amx() { return has_amx(); }
 
 // The best value of `Isa`, and whether this CPU has the instructions of one.
 int polyphi_isa() { return best(); }

@@ -115,7 +115,65 @@ template <int T, int W>
 constexpr auto eight_bits_run = eight_bits<T, W>;
 #endif
 
-#ifdef WORDS
+#ifdef TILES
+
+// Most tokens that are processed at once.
+constexpr int AT_ONCE = 2 * TILE;
+
+// While it exists, this thread's tiles have 16 rows of 64 bytes.
+struct Tiles {
+    const bool used;
+
+    explicit Tiles(bool used) : used(used) {
+        static const struct {
+            uint8_t palette = 1, start = 0, reserved[14] = {};
+            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE};
+        } shape;
+        if (used) _tile_loadconfig(&shape);
+    }
+    ~Tiles() {
+        if (used) _tile_release();
+    }
+};
+
+// The same for 8 bits, at most AT_ONCE tokens and all outputs of a panel, by AMX: two tiles of tokens by two of
+// outputs. Rows past the last token are multiplied too, and not used.
+void eight_bits_tiles(const Tokens& x, int64_t token, int tokens, const uint8_t* panel, Ahead ahead, float* sums) {
+    const int64_t stride = x.groups * GROUP;
+    const int8_t *a = x.a + token * stride, *more = a + TILE * stride;
+    const bool both = tokens > TILE;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t g = 0; g < x.groups; g += 2, a += 2 * GROUP, more += 2 * GROUP, panel += 2 * BYTES8) {
+        for (int line = 0; line < 2 * ahead.lines; line++, ahead.at += 64) ask(ahead.at);
+        _tile_loadd(4, a, stride);
+        _tile_loadd(6, panel, PANEL * QUAD);
+        _tile_loadd(7, panel + TILE * QUAD, PANEL * QUAD);
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        if (!both) continue;
+        _tile_loadd(5, more, stride);
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+    }
+    int32_t all[AT_ONCE][PANEL];
+    _tile_stored(0, all, sizeof all[0]);
+    _tile_stored(1, all[0] + TILE, sizeof all[0]);
+    if (both) {
+        _tile_stored(2, all[TILE], sizeof all[0]);
+        _tile_stored(3, all[TILE] + TILE, sizeof all[0]);
+    }
+    for (int t = 0; t < tokens; t++)
+        for (int o = 0; o < PANEL; o += LANES) {
+            const Int sum = plus(load(reinterpret_cast<const uint8_t*>(all[t] + o)), -128 * x.total[token + t]);
+            store(sums + t * PANEL + o, real(sum));
+        }
+}
+
+#elif defined(WORDS)
 
 // Tokens and registers of outputs whose sums of products in 16 bits stay in registers.
 constexpr int TOKENS_WORDS = 6, WIDE_WORDS = 2;
@@ -191,6 +249,9 @@ Columns words_columns(int tokens, std::integer_sequence<int, T...>) {
 
 // Sums [tokens, PANEL] of a factor's panel, for at most AT_ONCE tokens.
 void sum(const Factor& by, Place panel, int64_t token, int tokens, Ahead ahead, float* sums) {
+#ifdef TILES
+    if (by.bits == 8 && by.x.tiles) return eight_bits_tiles(by.x, token, tokens, by.at(panel), ahead, sums);
+#endif
 #ifdef WORDS
     if (by.bits == 16) {
         const Columns chosen = words_columns(tokens, std::make_integer_sequence<int, TOKENS_WORDS>());
@@ -257,7 +318,7 @@ void finish(const Work& work, int64_t panel, int64_t token, int tokens, const fl
 // cache.
 void multiply(const Work& work, int64_t begin, int64_t end) {
     const Factor *base = &work.base, *adapter = work.adapter;
-    const int most = base->bits == 16 ? AT_ONCE : MOST;
+    const int most = base->bits == 16 || (base->bits == 8 && base->x.tiles) ? AT_ONCE : MOST;
     const auto finished = work.bf16 ? finish<uint16_t> : finish<float>;
     for (int64_t first = 0; first < base->x.m; first += work.share) {
         const int64_t last = std::min(base->x.m, first + work.share), blocks = up(last - first, most);
@@ -328,6 +389,9 @@ void widen(const uint8_t* four, int64_t groups, const float* row, int outputs, u
 // time: 4 bits to 8, or 8 bits to 16.
 void products(const Work& work, int64_t begin, int64_t end) {
     const Factor& base = work.base;
+#ifdef TILES
+    const Tiles tiles(base.x.tiles || (work.adapter && work.adapter->x.tiles));
+#endif
     const bool to_words = base.bits == 8 && base.x.words;
     const bool to_bytes = OFFSET && base.bits == 4 && base.x.m >= MANY;
     if (!to_words && !to_bytes) return multiply(work, begin, end);

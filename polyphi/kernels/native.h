@@ -14,6 +14,10 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
 #include <immintrin.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #define POLYPHI_X86 1
 #elif defined(__aarch64__) && defined(__GNUC__)
 #include <arm_neon.h>
@@ -46,6 +50,7 @@
 // Sums in an array stay in registers only if every loop over it is unrolled, for which GCC needs this pragma.
 #define UNROLLED POLYPHI_PRAGMA(GCC unroll 32)
 #define POLYPHI_AVX512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma"
+#define POLYPHI_AMX POLYPHI_AVX512 ",amx-tile,amx-int8"
 #define POLYPHI_AVXVNNI "avxvnni,avx2,fma"
 #define POLYPHI_AVX2 "avx2,fma"
 
@@ -53,10 +58,10 @@ namespace polyphi {
 
 enum Isa { SCALAR, AVX2, AVXVNNI, AVX512, NEON, I8MM };
 
-// The highest path that may run, and whether products of bfloat16 may: lowered to test as another CPU.
+// The highest path that may run, and whether products of bfloat16 and AMX may: lowered to test as another CPU.
 struct Limit {
     int isa = I8MM;
-    bool bf16 = true;
+    bool bf16 = true, amx = true;
 };
 inline Limit limit;
 
@@ -104,6 +109,22 @@ inline int best() {
 inline bool has_bf16() {
 #if POLYPHI_X86
     return limit.bf16 && has(AVX512) && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+// Whether this CPU has AMX's products of bytes, the system lets this process use them, and they may run.
+inline bool has_amx() {
+#if POLYPHI_X86 && defined(__linux__)
+    static const bool permitted = [] {
+        uint32_t a, b, c, d;
+        constexpr uint32_t tiles = 1u << 24 | 1u << 25;  // AMX-TILE, AMX-INT8
+        constexpr long request = 0x1023, data = 18;      // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & tiles) == tiles &&
+               syscall(SYS_arch_prctl, request, data) == 0;
+    }();
+    return limit.amx && has(AVX512) && permitted;
 #else
     return false;
 #endif

@@ -15,15 +15,17 @@ import torch
 
 PATHS = ("scalar", "AVX2", "AVX-VNNI", "AVX-512 VNNI", "NEON", "NEON i8mm")
 CAPS = {
-    "SCALAR": (0, False),
-    "AVX2": (1, False),
-    "AVX_VNNI": (2, False),
-    "AVX512_VNNI": (3, False),
-    "AVX512_BF16": (3, True),
-    "NEON": (4, True),
-    "NEON_I8MM": (5, True),
+    "SCALAR": (0, False, False),
+    "AVX2": (1, False, False),
+    "AVX_VNNI": (2, False, False),
+    "AVX512_VNNI": (3, False, False),
+    "AVX512_BF16": (3, True, False),
+    "AVX512_AMX": (3, True, True),
+    "NEON": (4, True, True),
+    "NEON_I8MM": (5, True, True),
 }
-"""Values of POLYPHI_MAX_CPU_ISA: the highest index in `PATHS`, and whether AVX-512's bfloat16 products are allowed."""
+"""Values of POLYPHI_MAX_CPU_ISA: the highest index in `PATHS`, and whether AVX-512's bfloat16 products and AMX are
+allowed."""
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 real = ctypes.c_float

@@ -14,7 +14,7 @@ from torch import Tensor
 from polyphi.kernels.linear import GROUP, check, size4, size8
 from polyphi.kernels.native import count, function, number, pointer, pool
 
-COLUMNS, WEIGHTS = 512, 32 << 20
+COLUMNS, WEIGHTS = 1024, 32 << 20
 """Inputs whose weights are unpacked at once, fewer where they have more than WEIGHTS weights (64 MB in bfloat16), as
 those of the head."""
 

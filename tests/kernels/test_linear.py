@@ -1,5 +1,9 @@
 """Kernels of 4 and 8 bits: every path equals the formula for any shapes and extreme values."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +12,7 @@ from kernels.paths import here
 from torch import Tensor
 
 from polyphi import kernels
+from polyphi.kernels import native
 from polyphi.kernels.blocks import swiglu
 from polyphi.kernels.linear import (
     GROUP,
@@ -143,6 +148,50 @@ def test_products_equal_the_formula(
     onto = size * torch.randn(tokens, outputs, generator=draw).to(x.dtype)
     total = linear(x, packed, row, bits=bits, adapter=adapter, onto=onto, isa=path)
     assert torch.equal(total, onto + y)
+
+
+@contextmanager
+def without_amx() -> Iterator[None]:
+    library = native.library()
+    assert not isinstance(library, str)
+    isa, bf16, amx = native.CAPS[os.environ.get("POLYPHI_MAX_CPU_ISA", "NEON_I8MM").upper()]
+    library.polyphi_limit(isa, int(bf16), 0)
+    assert not library.polyphi_amx()
+    yield
+    library.polyphi_limit(isa, int(bf16), int(amx))
+
+
+@settings(max_examples=60)
+@given(
+    bits=st.sampled_from([4, 8]),
+    tokens=st.integers(14, 70) | st.integers(MANY, MANY + 9) | st.integers(260, 300),
+    outputs=st.integers(1, 80),
+    inputs=st.sampled_from([32, 64, 96, 128, 192, 200, 320]),
+    rank=st.sampled_from([0, 5, 64]),
+    seed=st.integers(0, 99),
+    gated=st.booleans(),
+)
+def test_amx_adds_the_same_integers(
+    bits: int, tokens: int, outputs: int, inputs: int, rank: int, seed: int, gated: bool
+) -> None:
+    """On a CPU without AMX both sides are the same kernels."""
+    if bits == 4:
+        inputs = GROUP * -(-inputs // GROUP)
+    outputs = 64 * -(-outputs // 64) if gated else outputs
+    weight = (random_four if bits == 4 else random_eight)(outputs, inputs, seed)
+    packed = pack4(weight) if isinstance(weight, Four) else pack8(weight)
+    draw = torch.Generator().manual_seed(seed)
+    row, a_row, b_row = (torch.rand(n, generator=draw) for n in (outputs, rank, outputs))
+    x = torch.randn(tokens, inputs, generator=draw).bfloat16()
+    x[0, 0], x[-1, 0] = 1e4, torch.nan
+    adapter = None
+    if rank:
+        a, b = random_eight(rank, inputs, seed + 2), random_eight(outputs, rank, seed + 3)
+        adapter = Adapter(pack8(a), a_row, pack8(b), b_row, -0.5)
+    result = linear(x, packed, row, bits=bits, adapter=adapter, gated=gated)
+    with without_amx():
+        expected = linear(x, packed, row, bits=bits, adapter=adapter, gated=gated)
+    assert result.equal(expected) or torch.equal(result.nan_to_num(7), expected.nan_to_num(7))
 
 
 @PATHS
