@@ -101,7 +101,9 @@ def fits(*tensors: torch.Tensor) -> bool:
 def path() -> str:
     """The name of the instruction set in use, for display."""
     loaded = library()
-    return "none" if isinstance(loaded, str) else PATHS[loaded.polyphi_isa()]
+    if isinstance(loaded, str):
+        return "none"
+    return PATHS[loaded.polyphi_isa()] + " and AMX" * loaded.polyphi_amx()
 
 
 def has(path: int) -> bool:
