@@ -7,7 +7,8 @@ The work is the four products of one decoder layer (3.84 G parameters have 32), 
 several layers take turns, so that each product reads its own from memory, as decoding does. Sides alternate, products
 one after another; medians are reported. The limit is the rate of reading memory (measured between them) where few
 tokens are needed (bytes of weights that ours reads in its time), and of matrix products in bfloat16, or float32 where
-that is faster, where many are. torch's plain linear has the faster of the two precisions too.
+that is faster, where many are. torch's plain linear has the faster of the two precisions too. On a CPU with AMX ours
+also run without it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from sidebyside import Row, Transformers, choose_transformers, console, product_
 from torch import Tensor
 
 from polyphi import kernels
+from polyphi.kernels import native
 from polyphi.quantization.fewbits import EightBit, FourBit, Int4Pack, OneDnn, PerToken
 from polyphi.quantization.rounding import nearest
 
@@ -30,6 +32,8 @@ SHAPES = {
     "down": (3072, 8192),
 }
 TOKENS = (1, 8, 256)
+SCHEMES = {"int4": 4.5, "int8": 8}
+"""Bits of a weight."""
 LAYERS = 8
 """Whose weights take turns: more than any cache holds."""
 
@@ -60,6 +64,26 @@ SIDES: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
     "torch int4": torch_int4,
     "oneDNN int8": onednn,
 }
+
+
+def without_amx(
+    make: Callable[[Tensor], Callable[[Tensor], Tensor]],
+) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+    library = native.library()
+    assert not isinstance(library, str)
+
+    def made(weight: Tensor) -> Callable[[Tensor], Tensor]:
+        product = make(weight)
+
+        def limited(x: Tensor) -> Tensor:
+            library.polyphi_limit(*map(int, native.CAPS["AVX512_BF16"]))
+            result = product(x)
+            library.polyphi_limit(*map(int, native.CAPS["AVX512_AMX"]))
+            return result
+
+        return limited
+
+    return made
 
 
 def torch_linear(dtype: torch.dtype) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
@@ -102,6 +126,8 @@ def compare(repeats: int, library: Transformers) -> list[Row]:
     console.print(f"{kernels.path()}, {torch.get_num_threads()} threads", highlight=False)
     rows = []
     sides = SIDES | {f"torch {library.precision}": torch_linear(library.dtype)}
+    if kernels.path().endswith("AMX"):
+        sides |= {f"{scheme} without AMX": without_amx(SIDES[scheme]) for scheme in SCHEMES}
     modules = {name: [layer(make) for _ in range(LAYERS)] for name, make in sides.items()}
     weights = sum(outputs * inputs for outputs, inputs in SHAPES.values())
     for tokens in TOKENS:
@@ -114,11 +140,12 @@ def compare(repeats: int, library: Transformers) -> list[Row]:
             limits.append(read_rate() if tokens < 64 else product_limit(1.0)[0])
             for name, layers in modules.items():
                 took[name].append(seconds(layers, tokens, rounds))
-        for scheme, bits in (("int4", 4.5), ("int8", 8)):
+        for scheme, bits in SCHEMES.items():
             ours = statistics.median(took[scheme])
             work = weights * bits / 8 if tokens < 64 else 2 * weights * tokens
             share = work / ours / statistics.median(limits)
-            for name in list(sides)[2:]:
+            own = [f"{scheme} without AMX"]
+            for name in [n for n in list(sides)[2:] if n in own or "AMX" not in n]:
                 theirs = statistics.median(took[name])
                 what = f"{scheme}, {tokens} token{'s' * (tokens > 1)}, beside {name}"
                 rows.append(Row(what, tokens / ours, tokens / theirs, name, "tokens/s", share))
