@@ -72,7 +72,7 @@ def without_amx(
     library = native.library()
     assert not isinstance(library, str)
 
-    def made(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    def layer_without(weight: Tensor) -> Callable[[Tensor], Tensor]:
         product = make(weight)
 
         def limited(x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def without_amx(
 
         return limited
 
-    return made
+    return layer_without
 
 
 def torch_linear(dtype: torch.dtype) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
