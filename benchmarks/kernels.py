@@ -483,8 +483,7 @@ def fitting(
 
 def cached(what: str, depth: str) -> Path:
     """The folder of the checkpoints of a size."""
-    cache = cache_folder()
-    folder = cache / "bench" / f"{what}-{'full' if depth == 'all' else depth}"
+    folder = cache_folder() / "bench" / f"{what}-{'full' if depth == 'all' else depth}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -69,16 +69,13 @@ SIDES: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
 def without_amx(
     make: Callable[[Tensor], Callable[[Tensor], Tensor]],
 ) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
-    library = native.library()
-    assert not isinstance(library, str)
-
     def layer_without(weight: Tensor) -> Callable[[Tensor], Tensor]:
         product = make(weight)
 
         def limited(x: Tensor) -> Tensor:
-            library.polyphi_limit(*map(int, native.CAPS["AVX512_BF16"]))
+            native.limit("AVX512_BF16")
             result = product(x)
-            library.polyphi_limit(*map(int, native.CAPS["AVX512_AMX"]))
+            native.limit("AVX512_AMX")
             return result
 
         return limited
@@ -126,8 +123,9 @@ def compare(repeats: int, library: Transformers) -> list[Row]:
     console.print(f"{kernels.path()}, {torch.get_num_threads()} threads", highlight=False)
     rows = []
     sides = SIDES | {f"torch {library.precision}": torch_linear(library.dtype)}
-    if kernels.path().endswith("AMX"):
-        sides |= {f"{scheme} without AMX": without_amx(SIDES[scheme]) for scheme in SCHEMES}
+    others = [name for name in sides if name not in SCHEMES]
+    own = {scheme: [f"{scheme} without AMX"] if native.amx() else [] for scheme in SCHEMES}
+    sides |= {name: without_amx(SIDES[scheme]) for scheme in SCHEMES for name in own[scheme]}
     modules = {name: [layer(make) for _ in range(LAYERS)] for name, make in sides.items()}
     weights = sum(outputs * inputs for outputs, inputs in SHAPES.values())
     for tokens in TOKENS:
@@ -144,8 +142,7 @@ def compare(repeats: int, library: Transformers) -> list[Row]:
             ours = statistics.median(took[scheme])
             work = weights * bits / 8 if tokens < 64 else 2 * weights * tokens
             share = work / ours / statistics.median(limits)
-            own = [f"{scheme} without AMX"]
-            for name in [n for n in list(sides)[2:] if n in own or "AMX" not in n]:
+            for name in others + own[scheme]:
                 theirs = statistics.median(took[name])
                 what = f"{scheme}, {tokens} token{'s' * (tokens > 1)}, beside {name}"
                 rows.append(Row(what, tokens / ours, tokens / theirs, name, "tokens/s", share))

@@ -54,7 +54,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-TABLE = f"{quantize.EMBEDDING}.{quantize.TABLE}"
+LOOKUP = f"{quantize.EMBEDDING}.{quantize.TABLE}"
+"""Stored name of the embeddings beside a quantized head."""
 NAMES_SHOWN = 20
 """Names listed per type of mismatch in an error; for the others only the number is given."""
 
@@ -117,8 +118,8 @@ def load_checkpoint(
     parts = {part.name: part for part in quantize.parts(model, quant)} if quant else {}
     if layout == QUANTISED:
         expected = in_pieces(expected, parts)
-        if TABLE in stored and parts[quantize.EMBEDDING].has_table:
-            expected[TABLE] = Entry(quantize.EMBEDDING, parts[quantize.EMBEDDING].shape)
+        if LOOKUP in stored and parts[quantize.EMBEDDING].has_table:
+            expected[LOOKUP] = Entry(quantize.EMBEDDING, parts[quantize.EMBEDDING].shape)
     stored = _without_tied_head(stored, expected)
     _check(expected, stored, folder, layout)
 
@@ -148,7 +149,7 @@ def load_checkpoint(
         give_back()
     state: dict[str, Tensor] = {}
     # The embeddings are mapped a second time, for the lookup: only rows that are read take memory.
-    if quantize.EMBEDDING in parts and layout == QUANTISED and TABLE not in stored:
+    if quantize.EMBEDDING in parts and layout == QUANTISED and LOOKUP not in stored:
         model.decoder.embed_tokens.register_parameter("weight", None)
         head = model.decoder.head
         assert isinstance(head, Quantised)
@@ -232,7 +233,7 @@ def stored_bytes(source: str | Path, table: bool = True) -> int:
     dtypes = TYPES | BYTES
     tensors = _open(locate(source))[2]
     if not table:
-        tensors.pop(TABLE, None)
+        tensors.pop(LOOKUP, None)
     return sum(
         math.prod(t.shape) * dtypes.get(t.type, torch.float32).itemsize for t in tensors.values()
     )

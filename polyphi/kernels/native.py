@@ -46,8 +46,15 @@ def library() -> ctypes.CDLL | str:
                 f"POLYPHI_MAX_CPU_ISA must be one of {', '.join(CAPS)}, found {cap!r}; unset it to use everything "
                 "that this CPU has"
             )
-        loaded.polyphi_limit(*map(int, CAPS[cap.upper()]))
+        loaded.polyphi_limit(*CAPS[cap.upper()])
     return loaded
+
+
+def limit(cap: str) -> None:
+    """Cap the instruction sets of a loaded library, by a name of `CAPS`: for tests and benchmarks."""
+    loaded = library()
+    assert not isinstance(loaded, str), loaded
+    loaded.polyphi_limit(*CAPS[cap])
 
 
 @cache
@@ -103,7 +110,13 @@ def path() -> str:
     loaded = library()
     if isinstance(loaded, str):
         return "none"
-    return PATHS[loaded.polyphi_isa()] + " and AMX" * loaded.polyphi_amx()
+    return PATHS[loaded.polyphi_isa()] + " and AMX" * amx()
+
+
+def amx() -> bool:
+    """Whether products of 8 bits by many tokens run in AMX's tiles."""
+    loaded = library()
+    return not isinstance(loaded, str) and bool(loaded.polyphi_amx())
 
 
 def has(path: int) -> bool:

@@ -13,9 +13,9 @@
 
 Norms, biases and convolutions keep their dtype, and so do adapters and projectors except in the last two schemes; a
 batch can mix adapters in all of them. The head is a quantised copy, and the lookup of embeddings stays exact: of a
-checkpoint that is memory-mapped only the embeddings that are read take memory, so the total still falls. So it is in
-quantized checkpoints (checkpoints/) with a head in 4 bits, which store both. Others have no embeddings other than the
-head's rows, which are then used for the lookup.
+checkpoint that is memory-mapped only the embeddings that are read take memory, so the total still falls. A quantized
+checkpoint (checkpoints/) stores the embeddings beside a head in 4 bits. Beside one in 8 bits it doesn't, and the rows
+of the head are looked up.
 
 Scales of activations are per token, so a token's result doesn't depend on its neighbours in the batch. In int8 all sums
 are of integers, exact in any order. In int4 a batch of 128 tokens and more is multiplied by weights unpacked to int8
@@ -282,7 +282,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
                 raise ValueError(
                     f"{name} has no longer its stored layout; quantise the unquantised model while saving it"
                 )
-            if name == EMBEDDING and form.bits == 4 and state.get(name) is not None:
+            if name == EMBEDDING and isinstance(form, FourBit) and name in state:
                 return {**pieces, TABLE: state[name]}
             return pieces
         module: Any = model.get_submodule(name.rpartition(".")[0])

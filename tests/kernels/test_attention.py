@@ -14,9 +14,17 @@ from polyphi.kernels.attention import BLOCK, BlockLayout, KVLayer, attend, pairs
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 BEST = here()[-1]
-WAYS = [(path, 0) for path in here() if kernels.PATHS[path] != "AVX-VNNI"]
-WAYS += [(BEST, 1)] if pairs() else []
-NAMES = [kernels.PATHS[path] + " BF16" * by for path, by in WAYS]
+PAIRS = [(path, 0) for path in here() if kernels.PATHS[path] != "AVX-VNNI"]
+PAIRS += [(BEST, 1)] if pairs() else []
+# Plain code takes 20 s: only where it is what runs, and in make test-all.
+WAYS = [
+    pytest.param(
+        (path, by),
+        id=kernels.PATHS[path] + " BF16" * by,
+        marks=[pytest.mark.long] if path == 0 != BEST else [],
+    )
+    for path, by in PAIRS
+]
 
 
 def memory(blocks: int, heads: int, d: int, dtype: torch.dtype) -> KVLayer:
@@ -89,8 +97,8 @@ class Sequences:
         return list(out.split(new))
 
 
-@pytest.mark.parametrize("way", WAYS, ids=NAMES)
-@settings(max_examples=12)
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.sampled_from([1, 2, 31, 32, 33, 64, 200, 600]), min_size=1, max_size=3),
     new=st.lists(st.sampled_from([1, 1, 2, 4, 5, 22, 130, 2000]), min_size=3, max_size=3),
@@ -162,7 +170,7 @@ def test_threads_change_nothing() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=NAMES)
+@pytest.mark.parametrize("way", WAYS)
 def test_nan_propagates(way: tuple[int, int]) -> None:
     """A NaN query affects its own token, and a NaN key all tokens that attend to it."""
     for length in (40, 8):

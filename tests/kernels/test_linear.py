@@ -152,13 +152,11 @@ def test_products_equal_the_formula(
 
 @contextmanager
 def without_amx() -> Iterator[None]:
-    library = native.library()
-    assert not isinstance(library, str)
-    isa, bf16, amx = native.CAPS[os.environ.get("POLYPHI_MAX_CPU_ISA", "NEON_I8MM").upper()]
-    library.polyphi_limit(isa, int(bf16), 0)
-    assert not library.polyphi_amx()
+    cap = os.environ.get("POLYPHI_MAX_CPU_ISA", "NEON_I8MM").upper()
+    native.limit("AVX512_BF16" if native.amx() else cap)
+    assert not native.amx()
     yield
-    library.polyphi_limit(isa, int(bf16), int(amx))
+    native.limit(cap)
 
 
 @settings(max_examples=60)

@@ -42,7 +42,6 @@ def test_the_environment_caps_the_instructions(monkeypatch: pytest.MonkeyPatch) 
     finally:
         monkeypatch.undo()
         native.library.cache_clear()
-        library = native.library()
-        assert not isinstance(library, str)
+        native.library()
         if "POLYPHI_MAX_CPU_ISA" not in os.environ:
-            library.polyphi_limit(*map(int, native.CAPS["NEON_I8MM"]))
+            native.limit("NEON_I8MM")
