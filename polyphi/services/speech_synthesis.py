@@ -20,6 +20,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -200,32 +201,41 @@ class _Espeak:
 
         self._callback = on_samples  # a reference, since the library keeps calling it
         self.library.espeak_SetSynthCallback(on_samples)
-        self._voice = ""
+        self._voice, self._closed, self._lock = "", False, threading.Lock()
 
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
+        # Python handles signals in the main thread, there in the callback, where ctypes drops both the samples and the
+        # KeyboardInterrupt. So the library is called in another thread.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._speak, text, voice).result()
+
+    def _speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
         name = _espeak_name(voice)
-        if name != self._voice:
-            if self.library.espeak_SetVoiceByName(name.encode()) != 0:
-                raise ValueError(
-                    f"espeak-ng has no voice {name!r}; `espeak-ng --voices` lists them"
-                )
-            self._voice = name
-        self.library.espeak_SetParameter(_RATE, round(ESPEAK_WORDS_PER_MINUTE * voice.speed), 0)
-        self.library.espeak_SetParameter(_PITCH, voice.pitch, 0)
-        self._chunks.clear()
-        data = text.encode() + b"\0"
-        if (
-            self.library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 0, 0, _UTF8, None, None)
-            != 0
-        ):
-            raise ValueError(f"espeak-ng failed at {text[:60]!r}")
-        return _float(np.frombuffer(b"".join(self._chunks), np.int16)), self.rate
+        with self._lock:  # an interrupted `speak` may leave its thread behind
+            if self._closed:
+                raise ValueError("espeak-ng was closed")
+            if name != self._voice:
+                if self.library.espeak_SetVoiceByName(name.encode()) != 0:
+                    raise ValueError(
+                        f"espeak-ng has no voice {name!r}; `espeak-ng --voices` lists them"
+                    )
+                self._voice = name
+            self.library.espeak_SetParameter(_RATE, round(ESPEAK_WORDS_PER_MINUTE * voice.speed), 0)
+            self.library.espeak_SetParameter(_PITCH, voice.pitch, 0)
+            self._chunks.clear()
+            data = text.encode() + b"\0"
+            size = ctypes.c_size_t(len(data))
+            if self.library.espeak_Synth(data, size, 0, 0, 0, _UTF8, None, None) != 0:
+                raise ValueError(f"espeak-ng failed at {text[:60]!r}")
+            return _float(np.frombuffer(b"".join(self._chunks), np.int16)), self.rate
 
     def close(self) -> None:
         """Unloads the library if it is a private copy: each takes more than a megabyte."""
-        if self.library is not self.shared:
-            self.library.espeak_Terminate()
-            _ctypes.dlclose(self.library._handle)
+        with self._lock:
+            self._closed = True
+            if self.library is not self.shared:
+                self.library.espeak_Terminate()
+                _ctypes.dlclose(self.library._handle)
 
 
 def _espeak_name(voice: Voice) -> str:

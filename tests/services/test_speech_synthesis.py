@@ -3,10 +3,12 @@
 import http.server
 import io
 import json
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 
 import numpy as np
 import pytest
@@ -54,6 +56,32 @@ def test_a_new_pool_gives_the_same_bytes_whatever_ran_before() -> None:
     speak("something else", Voice("espeak-ng", "de", "m2"))
     time.sleep(1.1)  # breathy variants would be seeded by the second
     assert all(np.array_equal(a, b) for a, b in zip(first, session(), strict=True))
+
+
+@needs_espeak
+def test_an_interrupt_at_any_moment_is_raised_and_cuts_nothing() -> None:
+    text = "red, green and yellow birds sing in the old apple tree. " * 4
+
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    handler, waves = signal.signal(signal.SIGALRM, interrupt), list[np.ndarray]()
+    try:
+        for milliseconds in range(40):  # 0 is no alarm; the text takes about 15
+            with closing(TTSPool()) as tts_pool:
+                tts_pool.speak("open", Voice())
+                with pytest.raises(Interrupt) if milliseconds else nullcontext():
+                    signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
+                    waves.append(tts_pool.speak(text, Voice())[0])
+                    time.sleep(5 if milliseconds else 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert 1 < len(waves) < 40
+    assert all(np.array_equal(wave, waves[0]) for wave in waves)
 
 
 @needs_espeak
