@@ -17,7 +17,7 @@ reproduce: setup
 	$(BIN)/polyphi reproduce $(SIZE) --out $(OUT)
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal
 
 test-all: setup lint .venv/.long .venv/.browser .venv/.emulators
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -41,7 +41,10 @@ lint: setup
 	$(BIN)/ruff format --check polyphi tests benchmarks examples
 	$(BIN)/mypy
 
-# --no-compile: the bytecode of all installed modules would take most of a minute; each import writes its own.
+# --no-compile: the bytecode of all installed modules would take most of a minute; each import writes its own. Containers
+# often forbid that, and every process would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: .venv/.packages .venv/.speech
 
 .venv/.packages: pyproject.toml setup.py $(wildcard polyphi/kernels/*.cpp polyphi/kernels/*.h)
