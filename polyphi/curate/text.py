@@ -335,15 +335,22 @@ def functions(
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield (module, name, source, first paragraph of the docstring) of short functions of the standard library; a
     whole module is in train or in test."""
-    root = Path(sysconfig.get_path("stdlib"))
-    files = (f for f in root.rglob("*.py") if not _LEFT_OUT & set(f.relative_to(root).parts))
-    for file in shuffled(sorted(files), rng):
-        module = file.relative_to(root).with_suffix("").as_posix().replace("/", ".")
+    for file, module in shuffled(_standard_library(), rng):
         if not side(split, module, percent=5):
             continue
         for name, source, doc in _parse_module(file):
             if 60 <= len(source) <= characters:
                 yield module, name, source, doc
+
+
+@cache
+def _standard_library() -> list[tuple[Path, str]]:
+    """Return (file, name) of the modules, sorted."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = (f for f in root.rglob("*.py") if not _LEFT_OUT & set(f.relative_to(root).parts))
+    return [
+        (f, f.relative_to(root).with_suffix("").as_posix().replace("/", ".")) for f in sorted(files)
+    ]
 
 
 @cache

@@ -1,6 +1,7 @@
 """Levels of the packages, which of them may import which (docs/architecture.md), and how long a file may be."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,10 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(p): p for p in ROOT.rglob("*.py")}
 
 
-def imports_of(path: Path) -> set[str]:
-    """Modules of polyphi that a file imports anywhere, in functions and for types too; "" is the package itself."""
-    names = set()
+@cache
+def imports_of(module: str) -> set[str]:
+    """Modules of polyphi that a module imports anywhere, in functions and for types too; "" is the package itself."""
+    names, path = set(), MODULES[module]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -61,16 +63,13 @@ def imports_of(path: Path) -> set[str]:
     }
 
 
-IMPORTS = {name: imports_of(path) for name, path in MODULES.items()}
-
-
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_go_down(name: str) -> None:
     package = name.split(".", maxsplit=1)[0]
     if not package:  # the public surface
         return
     assert package in LEVEL, f"polyphi/{package} has no level"
-    for target in IMPORTS[name] - {""}:
+    for target in imports_of(name) - {""}:
         other = target.split(".")[0]
         if other == package or (package, other) in WITHIN_A_LEVEL:
             continue
@@ -87,7 +86,7 @@ def test_there_are_no_cycles() -> None:
         if state.get(name) == 2:
             return
         state[name] = 1
-        for target in sorted(IMPORTS.get(name, ())):
+        for target in sorted(imports_of(name) if name in MODULES else ()):
             if target and target != name:
                 visit(target, (*path, name))
         state[name] = 2

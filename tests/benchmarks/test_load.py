@@ -96,6 +96,7 @@ def test_every_task_gets_a_whole_answer(
     assert "video" in result.shares
 
 
+@pytest.mark.long
 def test_every_broken_request_is_refused(
     load: ModuleType, running: Running, broken: Callable[[float], None]
 ) -> None:

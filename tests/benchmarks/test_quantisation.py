@@ -117,6 +117,7 @@ def test_flips_of_a_batch(
     assert float(rows[0][4]) < 1e-3 and int(rows[0][2].split()[0]) <= 1
 
 
+@pytest.mark.long
 def test_adapters_trained_on_each_base(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import zipfile
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def test_slices_encode_to_what_the_whole_encodes_to(tokenizer: Tokenizer, split:
     assert cuts > 400
 
 
+@cache
+def with_tokens_of_signs(tokenizer: Tokenizer, split: str) -> list[Tokenizer]:
+    """The tokenizer with a split, as it is, with a token of bytes of two signs, and with a token of one whole sign."""
+    model = json.loads(json.dumps(tokenizer._spec["model"]))
+    characters = [module.byte_characters()[byte] for byte in "😀".encode()]
+    one, two = "".join(characters), characters[-1] + characters[0]
+    tokenizers = []
+    for more, merges in ({}, []), ({two: 900}, [[characters[-1], characters[0]]]), ({one: 900}, []):
+        spelt = {**model, "vocab": {**model["vocab"], **more}, "merges": model["merges"] + merges}
+        tokenizers.append(respelt(tokenizer, pre_tokenizer=SPLITS[split], model=spelt))
+    return tokenizers
+
+
 @pytest.mark.parametrize("split", SPLITS)
 @settings(max_examples=150, deadline=None)
 @given(
@@ -118,12 +132,7 @@ def test_runs_of_signs_are_cut_where_no_token_reaches(
     tokenizer: Tokenizer, split: str, text: str
 ) -> None:
     """Also where a token holds bytes of two signs, and where only a sign that is alone is a token of its own."""
-    model = json.loads(json.dumps(tokenizer._spec["model"]))
-    characters = [module.byte_characters()[byte] for byte in "😀".encode()]
-    one, two = "".join(characters), characters[-1] + characters[0]
-    for more, merges in ({}, []), ({two: 900}, [[characters[-1], characters[0]]]), ({one: 900}, []):
-        spelt = {**model, "vocab": {**model["vocab"], **more}, "merges": model["merges"] + merges}
-        changed = respelt(tokenizer, pre_tokenizer=SPLITS[split], model=spelt)
+    for changed in with_tokens_of_signs(tokenizer, split):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "SLICE", 3)
             ids = list(chain(*changed.encode_slices(text)))
