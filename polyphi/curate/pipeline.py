@@ -16,13 +16,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import multiprocess
+import multiprocess.util
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -32,6 +33,7 @@ from datatrove.utils.logging import logger
 from polyphi.curate.documents import document, sample
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
+from polyphi.runtime.children import die_with_parent
 
 PRELOADED = [f"polyphi.curate.{name}" for name in ("pipeline", "decontaminate", "dedup")]
 
@@ -116,6 +118,23 @@ class Part(PipelineStep):
         yield from ()
 
 
+@contextmanager
+def _no_children_left() -> Iterator[None]:
+    """End datatrove's processes at an error: an interrupt while its server of queues starts leaves that running, and
+    this process would wait for it at its exit."""
+    try:
+        yield
+    except BaseException:
+        for child in multiprocess.active_children():
+            child.kill()
+            child.join()
+        raise
+
+
+multiprocess.util.register_after_fork(multiprocess, lambda _: die_with_parent())
+
+
+@_no_children_left()
 def run(
     folder: Path,
     tasks: Sequence[Callable[[], Iterator[Sample]]],

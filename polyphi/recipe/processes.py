@@ -2,7 +2,6 @@
 shared JSON files."""
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 
 from polyphi.runtime import cpu
+from polyphi.runtime.children import die_with_parent
 from polyphi.runtime.files import locked, write_json
 
 
@@ -37,7 +37,7 @@ def run_parallel(commands: Mapping[str, Sequence[str]], report: Callable[[str], 
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,  # this process forwards Ctrl-C to them, once
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - no threads of ours hold locks here
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads of ours hold locks here
         )
         for name, command in commands.items()
     }
@@ -68,12 +68,6 @@ def _relay(process: subprocess.Popen[str], report: Callable[[str], None]) -> Non
     assert process.stdout is not None
     for line in process.stdout:
         report(line.rstrip("\n"))
-
-
-def _die_with_parent() -> None:
-    """In a new process on Linux: be killed with the parent, so that no process writes to a killed run's folder."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def update_json(path: Path, default: Any, change: Callable[[Any], Any]) -> None:

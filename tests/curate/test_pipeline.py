@@ -16,6 +16,9 @@ from types import ModuleType
 from typing import Any
 
 import forked
+import multiprocess.managers
+import multiprocess.util
+import psutil
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -272,6 +275,54 @@ def _partial(folder: Path, begun: float) -> list[Path]:
         with contextlib.suppress(FileNotFoundError):  # finished in the meantime
             paths += [path] * (path.stat().st_mtime > begun)
     return paths
+
+
+def test_an_interrupt_at_the_start_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exit would wait for it for ever."""
+    finalize = multiprocess.util.Finalize
+
+    def interrupted(of: object, *arguments: Any, **options: Any) -> object:
+        if isinstance(of, multiprocess.managers.BaseManager):  # it has started
+            raise KeyboardInterrupt
+        return finalize(of, *arguments, **options)
+
+    monkeypatch.setattr(multiprocess.util, "Finalize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        corpus.build(Corpus("numbers", numbers), work(tmp_path))
+    assert not multiprocess.active_children()
+
+
+def waits(work: Work) -> Iterator[tuple[str, Sample]]:
+    yield next(numbers(work))
+    (work.data / "begun").touch()
+    time.sleep(600)
+
+
+def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
+    """With one worker, as in all of the recipe."""
+    process = forked.start(
+        "import sys; from pathlib import Path; from curate.test_pipeline import *; "
+        "corpus.build(Corpus('waits', waits), work(Path(sys.argv[1])))",
+        str(tmp_path),
+    )
+    while process.is_alive() and not (tmp_path / "data" / "begun").exists():
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    assert children
+    deadline = time.monotonic() + 20
+    while any(map(_runs, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [child for child in children if _runs(child)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # nobody may wait for an orphan
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_slurm_needs_partition_and_time(tmp_path: Path) -> None:
