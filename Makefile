@@ -24,7 +24,7 @@ test-all: setup lint .venv/.long .venv/.browser .venv/.emulators
 
 # The packages whose results depend on the class of the CPU, and a whole run, as on a CPU with AVX2 and nothing newer.
 test-avx2: setup
-	OMP_NUM_THREADS=1 $(AVX2) $(BIN)/python -m pytest -m "not long" -n 2 --dist worksteal $(AVX2_TESTS)
+	OMP_NUM_THREADS=1 $(AVX2) $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal $(AVX2_TESTS)
 	rm -rf runs/micro-avx2
 	$(AVX2) $(BIN)/polyphi reproduce micro --out runs/micro-avx2
 

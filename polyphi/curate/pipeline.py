@@ -131,6 +131,7 @@ def _no_children_left() -> Iterator[None]:
         raise
 
 
+# Where this process is killed, there is no error.
 multiprocess.util.register_after_fork(multiprocess, lambda _: die_with_parent())
 
 
