@@ -25,9 +25,11 @@ def test_weights_are_those_of_a_quantized_model(scheme: str) -> None:
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.02)
     quantize.quantize(model, scheme)
-    # Buffers are in memory too, and in 8 bits the blocks of the encoders' layouts: of a small model a tenth.
-    tolerance = 0.12 if scheme.endswith("-all") else 0.03
-    assert quantize.in_memory(model) == pytest.approx(fit.weights, rel=tolerance)
+    # Which layout oneDNN chooses depends on the CPU; its blocks pad weights as small as these.
+    layouts = [tensor for tensor in quantize.other_tensors(model) if tensor.is_mkldnn]
+    padding = sum(quantize.nbytes(t) - t.numel() * t.element_size() for t in layouts)
+    # Buffers are in memory too.
+    assert quantize.in_memory(model) - padding == pytest.approx(fit.weights, rel=0.03)
     assert fit.parameters == sum(p.numel() for p in meta().parameters())
     assert fit.per_token < fit.weights
 
