@@ -310,7 +310,7 @@ class Tokens:
 @dataclass(frozen=True)
 class Grammar:
     """The required form of an answer. `kind`: "json" (`text` is a JSON schema), "regex" (the whole answer matches it),
-    "ebnf" (a context-free grammar in Lark or GBNF, engine/structured.py) or "tools" (a JSON list of tools: the answer
+    "ebnf" (a context-free grammar in Lark or GBNF, engine/grammars.py) or "tools" (a JSON list of tools: the answer
     is calls of them).
 
     Only for "tools": `max_calls` limits the number of calls in the answer; with an `alternative` of another kind the

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import polyphi
+from polyphi.engine.grammars import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, MAX_LEVELS, MAX_REGEX
 from polyphi.engine.sampling import MAX_ANSWERS, MAX_DRAFT, MAX_LOGPROBS, MAX_STOPS, Sampler
-from polyphi.engine.structured import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, MAX_LEVELS, MAX_REGEX
+from polyphi.engine.structured import compile_grammar
 from polyphi.engine.tools import ToolCall
 from polyphi.messages import Completion, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
@@ -21,7 +22,10 @@ class Babbler:
     tokenizer = Tokenizer.train(['{"city": "Rome", "sure": true}'], vocab_size=320)
 
     def generate(self, messages: Any, *, sampling: SamplingParams) -> Completion:
-        sampler = Sampler(sampling, self.tokenizer)
+        matcher = None
+        if sampling.grammar is not None:
+            matcher = compile_grammar(sampling.grammar, self.tokenizer).matcher()
+        sampler = Sampler(sampling, self.tokenizer, matcher=matcher)
         tokens: list[int] = []
         torch.manual_seed(0)
         while not sampler.finished and len(tokens) < sampling.max_tokens:

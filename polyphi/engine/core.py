@@ -20,15 +20,18 @@ from polyphi.engine.encoders import Encoders
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.prefixes import Prefixes
 from polyphi.engine.request import Caller, Request
-from polyphi.engine.results import accept, argmax_rows, finite_rows
+from polyphi.engine.results import accept, argmax_rows, finite_rows, resume
 from polyphi.engine.runner import Runner
 from polyphi.engine.scheduler import Scheduler, StepPart
+from polyphi.engine.structured import open_matchers, wait_for
 from polyphi.messages import SamplingParams
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 
 IDLE = 0.5
 """Timeout in seconds of a thread that waits for work or for the next step."""
+GRAMMAR_WAIT, SETTLE_SECONDS = 0.02, 0.002
+"""Seconds to wait for a mask when no request can run, and after a step for the processes that check its tokens."""
 SLICE = 0.05
 """Seconds that encoders run between two steps; a layer that takes longer is completed."""
 
@@ -146,6 +149,7 @@ class Core:
         group: int,
     ) -> list[Request]:
         """The requests of the `n` answers to a row, which may still be in preparation."""
+        matchers = open_matchers(sampling.grammar, self.tokenizer, sampling.n)
         with self.turn():
             self._settle_weights()
             requests: list[Request] = []
@@ -156,7 +160,12 @@ class Core:
                 if leader is not None:
                     own = replace(own, prompt_logprobs=None)  # the first one has them
                 tokenizer, table = self.tokenizer, BlockTable(self.pool)
-                requests.append(Request(row, own, tokenizer, table, leader, draft, caller, group))
+                requests.append(
+                    Request(
+                        *(row, own, tokenizer, table, leader, draft, caller, group),
+                        matcher=matchers[number],
+                    )
+                )
             self._arriving += requests
         row.add_done_callback(self._wake)
         return requests
@@ -236,6 +245,8 @@ class Core:
 
     def _end(self, request: Request, reason: str) -> None:
         request.drop_media()
+        if request.matcher is not None:
+            request.matcher.close()
         request.finish_reason = reason
         request.phase = "finished"
         if request in self._arriving:
@@ -253,12 +264,14 @@ class Core:
         with self._lock:
             self.adapters.remove_unused()
             self._start_arrived(in_order)
+            self._resume_answers()
             parts: list[StepPart] = []
             try:
                 encoding = self._encode()
                 parts = self.scheduler.plan()
                 if not parts:
-                    return encoding or any(r.missing_media for r in self.scheduler.running)
+                    missing = encoding or any(r.missing_media for r in self.scheduler.running)
+                    return self._wait_for_grammars(GRAMMAR_WAIT) or missing
                 self._run(parts)
             except BaseException as error:
                 if parts and ran_out(error):
@@ -272,10 +285,42 @@ class Core:
             ran = sum(part.size for part in parts)
             self.tokens += ran
             self.on_step(ran)
+            self._settle_answers([part.request for part in parts])
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)
             return True
+
+    def _resume_answers(self) -> None:
+        """Continues the requests that waited for the process of their grammar."""
+        for request in [*self.scheduler.running, *self.scheduler.waiting]:
+            if request.waits_for_grammar:
+                resume(request)
+                if request.finish_reason:
+                    self._end(request, request.finish_reason)
+
+    def _settle_answers(self, requests: Sequence[Request]) -> None:
+        """Ends the answers that are complete according to the processes of their grammars. The answer of a process that
+        takes longer is read after the next step, which then runs for nothing."""
+        end = time.monotonic() + SETTLE_SECONDS
+        while unsettled := [
+            r.matcher.process
+            for r in requests
+            if r.matcher is not None and not r.finish_reason and not r.matcher.settled
+        ]:
+            if (seconds := end - time.monotonic()) <= 0:
+                break
+            wait_for(unsettled, seconds)
+        for request in requests:
+            request.settle()
+
+    def _wait_for_grammars(self, seconds: float) -> bool:
+        """Whether running requests only wait for the processes of their grammars; then waits for one of them."""
+        processes = [r.matcher.process for r in self.scheduler.running if r.matcher is not None]
+        if processes and any(r.waits_for_grammar for r in self.scheduler.running):
+            wait_for(processes, seconds)
+            return True
+        return False
 
     def _recover_memory(self, parts: Sequence[StepPart]) -> None:
         """After a step that ran out of memory: ends its largest request and preempts the others, which run again."""

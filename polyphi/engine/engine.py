@@ -133,6 +133,7 @@ class Engine:
         self.run, self.step, self.abort = core.run, core.step, core.abort
         self.rows = rows = Rows(model, processor)
         self.row, self.ids_row, self.check_sampling = rows.row, rows.ids_row, rows.check_sampling
+        self.with_grammar = rows.with_grammar
         self.scorer = scorer = Scorer(core.runner, rows, prefill)
         self.score, self.score_many = scorer.score, scorer.score_many
         self.logits, self.logits_many = scorer.logits, scorer.logits_many
@@ -267,6 +268,7 @@ class Engine:
         """The requests of a conversation's `n` answers, which share the row; all but the first wait for its prefill."""
         check(sampling)
         parsed = parse_prompt(messages)
+        sampling = self.with_grammar(sampling)
         future: Future[Batch]
         if _has_media(parsed):
             with self._decoding:

@@ -5,10 +5,12 @@ deltas of a stream always join to the text of the same request without streaming
 """
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
@@ -17,6 +19,7 @@ from polyphi.engine.encoders import Item, items
 from polyphi.engine.reasoning import ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
+from polyphi.engine.structured import Matcher
 from polyphi.engine.tools import ToolCall, ToolParser
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
 from polyphi.processing.reasoning import CLOSING
@@ -117,6 +120,16 @@ NOBODY = Caller()
 Phase = Literal["decoding media", "waiting", "running", "finished"]
 
 
+@dataclass(frozen=True)
+class Unsampled:
+    """Logits from which no token was sampled yet, because the grammar's mask isn't there: rows after the last token and
+    after draft tokens, whether each is finite, and the draft tokens."""
+
+    rows: Float[Tensor, "n V"]
+    finite: Sequence[bool]
+    draft_tokens: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class Request:
     """One answer to a conversation, from submission to its end.
@@ -136,6 +149,9 @@ class Request:
     caller: Caller = NOBODY
     group: int = 0
     """The number of the call that submitted it; requests of one call share it."""
+    matcher: Matcher | None = None
+    """The answer's state in its grammar."""
+    unsampled: Unsampled | None = None
     phase: Phase = "decoding media"
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -166,7 +182,7 @@ class Request:
         self.prompt = self.row.result()
         self.items = items(self.prompt, self.caller.salt)
         self.ids: list[int] = self.prompt.ids.tolist()
-        self.sampler = Sampler(self.sampling, self.tokenizer, self.ids)
+        self.sampler = Sampler(self.sampling, self.tokenizer, self.ids, self.matcher)
         self.lookup = None
         if self.draft:
             self.lookup = PromptLookup(self.ids, never=self.tokenizer.controls.values())
@@ -199,6 +215,16 @@ class Request:
     def prefilled(self) -> bool:
         """Whether the first token of the answer has been sampled."""
         return bool(self.tokens) or self.phase == "finished"
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it has all tokens that it may have, and its grammar's process hasn't said whether it is complete."""
+        at_limit = len(self.tokens) == self.sampling.max_tokens > 0
+        return self.matcher is not None and at_limit and not self.finish_reason
+
+    @property
+    def waits_for_grammar(self) -> bool:
+        return self.unsampled is not None or self.undecided
 
     @property
     def missing_media(self) -> list[Item]:
@@ -262,8 +288,25 @@ class Request:
             if self._counter and self._counter.add(token):
                 self.sampler.force(self.tokenizer.encode(CLOSING))
             delta = self._text.add(token)
-        complete = is_end or self.sampler.finished
-        at_limit = len(self.tokens) == self.sampling.max_tokens
+        at_limit = len(self.tokens) == self.sampling.max_tokens and self.matcher is None
+        self._finish(delta, complete=is_end, at_limit=at_limit)
+
+    def settle(self) -> None:
+        """End the answer if its grammar's process has said that it is complete, or that it isn't where it may have no
+        more tokens."""
+        if (
+            self.matcher is None
+            or self.finish_reason
+            or not self.tokens
+            or not self.matcher.settled
+        ):
+            return
+        complete, at_limit = self.matcher.finished, len(self.tokens) == self.sampling.max_tokens
+        if complete or at_limit:
+            self._finish("", complete=complete, at_limit=at_limit)
+
+    def _finish(self, delta: str, *, complete: bool, at_limit: bool) -> None:
+        """Append a text delta, and end the answer where it is complete, at its limit, or has a stop string or call."""
         if not self._text.stopped and (complete or at_limit):
             delta += self._text.finish()
             self.finish_reason = "stop" if complete else "length"

@@ -7,9 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.engine.request import Request
+from polyphi.engine.request import Request, Unsampled
 from polyphi.engine.runner import PartOutput
 from polyphi.engine.scheduler import StepPart
+from polyphi.engine.structured import wait_for
+
+DRAFT_WAIT = 0.005
+"""Seconds to wait for the mask after an accepted draft token: another step would take longer."""
 
 
 class NotFinite(RuntimeError):
@@ -24,18 +28,41 @@ def accept(part: StepPart, output: PartOutput, finite: Sequence[bool], best: Seq
     if not all(math.isfinite(entry.logprob) for entry in output.prompt_logprobs):
         _not_finite(part.request)
     elif output.logits is not None:
-        _accept_tokens(part, output.logits, finite, best)
+        _accept_tokens(part.request, output.logits, finite, best, part.draft_tokens)
     elif part.is_last:  # max_tokens is 0
         part.request.finish_reason = "length"
 
 
+def resume(request: Request) -> None:
+    """Sample what waited for the mask of the grammar, if it is there now."""
+    request.settle()
+    if request.unsampled is not None and not request.finish_reason:
+        unsampled, request.unsampled = request.unsampled, None
+        _accept_tokens(request, unsampled.rows, unsampled.finite, (), unsampled.draft_tokens)
+
+
 def _accept_tokens(
-    part: StepPart, rows: Float[Tensor, "n V"], finite: Sequence[bool], best: Sequence[int]
+    request: Request,
+    rows: Float[Tensor, "n V"],
+    finite: Sequence[bool],
+    best: Sequence[int],
+    drafts: tuple[int, ...],
 ) -> None:
     """The next token, and further ones as long as the draft tokens are accepted: the logits after a draft token are
     valid only if that token is the sampled one."""
-    request = part.request
     for number in range(len(rows)):
+        if (matcher := request.matcher) is not None:
+            if number and not matcher.ready:
+                wait_for([matcher.process], DRAFT_WAIT)
+            request.settle()
+            if request.finish_reason:
+                break
+            if not matcher.ready:
+                # Recorded graphs reuse the memory of their logits.
+                request.unsampled = Unsampled(
+                    rows[number:].clone(), finite[number:], drafts[number:]
+                )
+                break
         if not finite[number]:
             _not_finite(request)
             break
@@ -49,7 +76,6 @@ def _accept_tokens(
                 request.error, request.finish_reason = error, "error"
                 break
         request.accept(token)
-        drafts = part.draft_tokens
         accepted = number < len(drafts) and token == drafts[number]
         if request.finish_reason or not accepted:
             break

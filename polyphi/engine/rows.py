@@ -4,14 +4,15 @@
 >>> rows.row([Message.user("2 + 2 =")])          # a `Batch` of one sequence, with the generation prompt
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polyphi.batch import Batch
 from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.prompt import Prompt, PromptEnd, parse_prompt
 from polyphi.engine.sampling import check
-from polyphi.engine.structured import Matcher
+from polyphi.engine.structured import compile_grammar
 from polyphi.messages import (
     Audio,
     Image,
@@ -87,8 +88,8 @@ class Rows:
         return self.model.config.decoder.max_position_embeddings
 
     def check_sampling(self, sampling: SamplingParams) -> None:
-        """Raises ValueError for invalid values, for ids outside the vocabulary, for a grammar that no answer fits, and
-        for stop strings, `stop_at_call` or a grammar without a tokenizer."""
+        """Raises ValueError for invalid values, for ids outside the vocabulary, and for stop strings or `stop_at_call`
+        without a tokenizer."""
         check(sampling)
         size = self.processor.tokenizer.vocab_size
         biased = [token for token, _ in sampling.logit_bias]
@@ -97,8 +98,17 @@ class Rows:
                 raise ValueError(f"{name} has ids from 0 to {size - 1}, found {highest}")
         if (sampling.stop or sampling.stop_at_call) and not self.processor.tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
-        if sampling.grammar is not None:
-            Matcher(sampling.grammar, self.processor.tokenizer)
+
+    def with_grammar(
+        self, sampling: SamplingParams, stop: Callable[[], bool] = lambda: False
+    ) -> SamplingParams:
+        """The sampling with its grammar compiled, which waits for another process. Raises ValueError for a grammar
+        that is invalid or too complex, that no answer fits, or that needs a tokenizer; also soon after `stop` returns
+        True."""
+        if sampling.grammar is None:
+            return sampling
+        grammar = compile_grammar(sampling.grammar, self.processor.tokenizer, stop)
+        return replace(sampling, grammar=grammar)
 
     def check_length(self, prompt: int, more: int) -> None:
         """Raises `AnswerTooLong` if `prompt` tokens and `more` exceed the context."""

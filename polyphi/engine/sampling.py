@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.engine import structured
+from polyphi.engine.grammars import MAX_CALLS
+from polyphi.engine.structured import Matcher
 from polyphi.messages import Grammar, SamplingParams, TokenLogprob
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -31,7 +32,7 @@ MIN_TEMPERATURE = 1e-5
 
 
 def check(sampling: SamplingParams) -> None:
-    """Raises ValueError for invalid or harmful values; compiles a grammar to check it."""
+    """Raises ValueError for invalid or harmful values. Whether a grammar is valid shows when it is compiled."""
     s = sampling
     _whole("max_tokens", s.max_tokens, 1 if s.prompt_logprobs is None else 0)
     _number("temperature", s.temperature, 0.0, MAX_TEMPERATURE)
@@ -67,7 +68,6 @@ def check(sampling: SamplingParams) -> None:
         raise ValueError("an answer by a grammar has no reasoning; leave one of them out")
     if s.grammar is not None:
         _check_grammar("grammar", s.grammar)
-        structured.compiled(s.grammar)
 
 
 def _whole(name: str, value: Any, low: int, high: int | None = None) -> None:
@@ -91,7 +91,7 @@ def _check_grammar(name: str, grammar: Any) -> None:
     if not isinstance(grammar, Grammar) or not isinstance(grammar.text, str):
         raise ValueError(f"{name} must be a Grammar of text, found {grammar!r:.80}")
     if grammar.max_calls is not None:
-        _whole("max_calls", grammar.max_calls, 1, structured.MAX_CALLS)
+        _whole("max_calls", grammar.max_calls, 1, MAX_CALLS)
     if grammar.alternative is not None:
         _check_grammar("alternative", grammar.alternative)
 
@@ -138,12 +138,17 @@ class Sampler:
     has an entry for each sampled token, the end token included. `finished`: the grammar allows no further token, so no
     end token is needed.
 
-    Raises ValueError for invalid values, for a grammar that no answer fits, and in `draw` for a grammar that has become
-    too complex; that ends this request only. Logits must be finite; the engine checks them (`results.NotFinite`).
+    Raises ValueError for invalid values, and in `draw` for a grammar that is invalid or has become too complex; that
+    ends this request only. Logits must be finite; the engine checks them (`results.NotFinite`). `matcher`: the answer's
+    state in the grammar of `sampling`; `draw` waits for it unless it is ready (structured.py).
     """
 
     def __init__(
-        self, sampling: SamplingParams, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()
+        self,
+        sampling: SamplingParams,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        matcher: Matcher | None = None,
     ) -> None:
         check(sampling)
         self.sampling = sampling
@@ -154,9 +159,8 @@ class Sampler:
             or sampling.presence_penalty
             or sampling.frequency_penalty
         )
-        self._matcher: structured.Matcher | None = None
-        if sampling.grammar is not None:
-            self._matcher = structured.Matcher(sampling.grammar, tokenizer)
+        assert (matcher is None) == (sampling.grammar is None), "a grammar needs its matcher"
+        self._matcher = matcher
         self._biased = torch.tensor([token for token, _ in sampling.logit_bias], dtype=torch.long)
         self._biases = torch.tensor([float(bias) for _, bias in sampling.logit_bias])
         # Without a grammar, `ignore_eos` lets end tokens be sampled; nothing can follow the end of a grammar.

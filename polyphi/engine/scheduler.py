@@ -108,7 +108,7 @@ class Scheduler:
         for request in list(self.running):
             new = 1 if self._pending(request) == 1 else shares.get(id(request), 0)
             # It may have been preempted for one before it.
-            if not new or request.missing_media or request not in self.running:
+            if not new or request.missing_media or request not in self.running or request.undecided:
                 continue
             part = StepPart(request, request.table.length, new)
             drafted = replace(part, draft_tokens=drafts.get(id(request), ()))
@@ -176,6 +176,7 @@ class Scheduler:
                 and (tokens > 0 or r.group not in groups)
                 and (r.leader is None or r.leader.prefilled)
                 and (not skipped or self._is_small(r))
+                and not r.undecided
             ]
             if not eligible:
                 return
@@ -253,6 +254,7 @@ class Scheduler:
         """Move a running request to the front of the waiting ones; its tokens run again."""
         self.running.remove(request)
         request.table.clear()
+        request.unsampled = None
         request.phase = "waiting"
         self.waiting.insert(0, request)
         self.preemptions += 1
@@ -270,7 +272,7 @@ class Scheduler:
 
     def _draft_tokens(self) -> dict[int, tuple[int, ...]]:
         """Draft tokens of the decoding requests, by `id`, as many as pay off in one step of all of them."""
-        decoding = [r for r in self.running if self._pending(r) == 1]
+        decoding = [r for r in self.running if self._pending(r) == 1 and not r.undecided]
         proposals = [self._propose(r) for r in decoding]
         lengths = draft_lengths(proposals, TOKEN_COST)
         return {

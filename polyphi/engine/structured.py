@@ -1,106 +1,258 @@
-r"""Constrained decoding by llguidance: answers that follow a JSON schema, a regular expression, a context-free grammar
-or a list of tools.
+r"""Answers that follow a grammar: a JSON schema, a regular expression, a context-free grammar or a list of tools.
 
->>> matcher = Matcher(Grammar("json", '{"enum": ["yes", "no"]}'), tokenizer)
+>>> grammar = compile_grammar(Grammar("json", '{"enum": ["yes", "no"]}'), tokenizer)
+>>> matcher = grammar.matcher()
 >>> masked = matcher.mask(logits)                # minus infinity for tokens that the grammar forbids
 >>> matcher.accept(int(masked.argmax()))
 
-Tokens are matched by their bytes, so an answer may use any tokenization, and a token may end within a character.
-Control tokens never count as text: only the two marks of a tool call, at their positions, and the end token are
-allowed.
-
-**Expressions** have the syntax of Rust's regex crate and match the whole answer: no look-around, no back-references;
-`\d` is 0 to 9.
-
-**Context-free grammars** are in llguidance's form of Lark, with the rule `start`, or in GBNF, the EBNF of llama.cpp,
-with the rule `root`; the latter have `::=`, and are converted. Rules of characters only become terminals, which match
-as much as they can.
-
-**Whitespace.** Between two JSON tokens the grammar allows nothing, one space, or one newline with indentation, so that
-a model can write compact or pretty-printed JSON, but spends few tokens on whitespace. Indentation is up to 4 spaces in
-steps of 2, or one tab, for each level that the schema describes. No whitespace is allowed before or after the answer.
-
-**Limits.** A grammar's text, its depth and the size of its parser's state are limited; beyond, ValueError.
+grammars.py describes the grammars. llguidance follows them in other processes (matcher_process.py), one for each
+grammar, with limits of CPU time and memory: a grammar that exceeds them ends with ValueError, and nothing else does.
+`mask` and `finished` wait for that process; `ready` and `settled` say whether they would.
 """
 
-import json
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.engine.tools import FUNCTOOLS
-from polyphi.messages import CALL, CALL_END, Grammar, functions
-from polyphi.processing.tokenizer import Tokenizer
+from polyphi.engine import grammars
+from polyphi.engine.matcher_process import (
+    ALL,
+    ERROR,
+    KILL,
+    LENGTH,
+    MASK,
+    MESSAGE,
+    RECORD,
+    START,
+    TOKEN,
+    grammar_bytes,
+)
+from polyphi.messages import Grammar
+from polyphi.processing.tokenizer import NO_TOKENIZER, Tokenizer
 
-MAX_CHARACTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
-"""Of a schema or a list of tools: characters and nested brackets; characters of a regular expression or a context-free
-grammar; tools; calls in one answer."""
-MAX_RULES = 500
-"""Of a grammar in GBNF, whose conversion takes time quadratic in it."""
-MAX_LEVELS = 8
-"""Levels of indentation where a schema doesn't limit the depth of an answer."""
-CALL_LEVELS = 2
-"""Levels of JSON around the arguments of a call in a list."""
-ROW_ITEMS, LEXER_STATES, LEXER_FUEL = 20_000, 50_000, 200_000
-"""Limits of an answer's parser: alternatives at one position, states of its lexer (1 to 2 kB each), and work on
-expressions before the first token (about 0.1 s)."""
+WAIT = 60.0
+"""Seconds in which a process must answer; its limits of CPU time are lower, but the machine may be busy."""
+TICK = 0.05
+"""Seconds between two looks whether a grammar is still needed."""
+TOO_COMPLEX = "this grammar is too complex to follow: {} takes too much time or memory; simplify it"
+PROGRAM = (
+    "import sys; sys.path.append({!r}); from polyphi.engine.matcher_process import main; main({})"
+)
 
-# Type names in the models' own form of tools, {"city": {"type": "str", ...}}; other names allow any value.
-TYPES = {
-    "str": "string",
-    "string": "string",
-    "int": "integer",
-    "integer": "integer",
-    "float": "number",
-    "number": "number",
-    "bool": "boolean",
-    "boolean": "boolean",
-    "list": "array",
-    "array": "array",
-    "dict": "object",
-    "object": "object",
-}
+
+@dataclass(frozen=True)
+class CompiledGrammar(Grammar):
+    """A grammar with the process that follows it, which ends when all matchers are closed or nobody refers to it."""
+
+    process: "MatcherProcess | None" = field(default=None, compare=False, repr=False)
+
+    def matcher(self) -> "Matcher":
+        """The state of another answer."""
+        assert self.process is not None
+        return Matcher(self.process)
+
+
+def compile_grammar(
+    grammar: Grammar, tokenizer: Tokenizer, stop: Callable[[], bool] = lambda: False
+) -> CompiledGrammar:
+    """Waits for the grammar's process. Raises ValueError for an invalid grammar, one that no answer fits, and one that
+    exceeds the limits; also soon after `stop` returns True, when nobody needs it."""
+    process = MatcherProcess(grammar, tokenizer)
+    while not process.is_compiled:
+        if stop():
+            process.close()
+            raise ValueError("the grammar isn't needed any more")
+        process.wait(TICK)
+    return CompiledGrammar(
+        grammar.kind, grammar.text, grammar.max_calls, grammar.alternative, process
+    )
+
+
+def open_matchers(
+    grammar: Grammar | None, tokenizer: Tokenizer, count: int
+) -> "list[Matcher] | list[None]":
+    """The states of `count` answers. Doesn't wait for a grammar that isn't compiled: what is wrong with it shows at the
+    first mask."""
+    if grammar is None:
+        return [None] * count
+    process = grammar.process if isinstance(grammar, CompiledGrammar) else None
+    process = process or MatcherProcess(grammar, tokenizer)
+    return [Matcher(process) for _ in range(count)]
+
+
+class _Answer:
+    """What is known about the next token of an answer."""
+
+    def __init__(self) -> None:
+        self.mask: bytes | None = None
+        self.settled, self.complete = True, False
+
+
+class MatcherProcess:
+    """The process of one grammar. Its matchers are used by one thread at a time."""
+
+    def __init__(self, grammar: Grammar, tokenizer: Tokenizer) -> None:
+        """Starts it. Raises ValueError without llguidance or a tokenizer."""
+        grammars.llguidance()
+        if not tokenizer.has_vocabulary:
+            raise ValueError(NO_TOKENIZER)
+        self.vocab_size = tokenizer.vocab_size
+        self.answers: dict[int, _Answer] = {}
+        self.error: ValueError | None = None
+        self._first_mask: bytes | None = None
+        self._open = 0
+        self._incoming, self._outgoing = bytearray(), bytearray()
+        self._waiting_since = time.monotonic()
+        self._starter = _starter(tokenizer)
+        self._number, self._socket = self._starter.start()
+        weakref.finalize(self, self._socket.close)
+        self._socket.setblocking(False)
+        data = grammar_bytes(grammar)
+        self._send(LENGTH.pack(len(data)) + data)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Raises ValueError for an invalid grammar."""
+        self.receive()
+        if self.error is not None:
+            raise self.error
+        return self._first_mask is not None
+
+    def wait(self, seconds: float) -> None:
+        """Waits for a message."""
+        wait_for([self], seconds)
+
+    def register(self, poll: "select.poll") -> bool:
+        """Whether there is something to wait for."""
+        if self._socket.fileno() >= 0:
+            poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
+        return self._socket.fileno() >= 0
+
+    def open(self) -> tuple[int, _Answer]:
+        """The number of another answer, and its state."""
+        number, answer = len(self.answers), _Answer()
+        answer.mask = self._first_mask
+        self.answers[number] = answer
+        self._open += 1
+        return number, answer
+
+    def release(self) -> None:
+        """Ends the process with its last answer."""
+        self._open -= 1
+        if not self._open:
+            self.close()
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._socket.close()
+            self._starter.kill(self._number)
+        self.error = self.error or ValueError("this grammar's process was ended")
+
+    def send(self, number: int, token: int) -> None:
+        self._waiting_since = time.monotonic()
+        self._send(TOKEN.pack(number, token))
+
+    def receive(self) -> None:
+        """Reads the messages that have arrived."""
+        if self.error is not None:
+            return
+        self._send(b"")
+        try:
+            while len(data := self._socket.recv(1 << 18)):
+                self._incoming += data
+            self._fail()  # the process has ended
+        except BlockingIOError:
+            if time.monotonic() - self._waiting_since > WAIT:
+                self._fail()
+        except OSError:
+            self._fail()
+        self._read_messages()
+
+    def _read_messages(self) -> None:
+        start = 0
+        while len(self._incoming) >= start + MESSAGE.size:
+            kind, number, complete, length = MESSAGE.unpack_from(self._incoming, start)
+            end = start + MESSAGE.size + length
+            if len(self._incoming) < end:
+                break
+            data = bytes(self._incoming[start + MESSAGE.size : end])
+            start = end
+            if kind == ERROR:
+                self.error = ValueError(data.decode())
+            elif number == ALL:
+                self._first_mask = data
+                for answer in self.answers.values():
+                    answer.mask = data
+            elif kind == MASK:
+                self.answers[number].mask = data
+            else:
+                self.answers[number].settled, self.answers[number].complete = True, complete
+        del self._incoming[:start]
+
+    def _send(self, data: bytes) -> None:
+        """Sends as much as the process takes now; the rest goes with the next call."""
+        self._outgoing += data
+        with suppress(OSError):  # of a process that has ended: what it sent before says why
+            while self._outgoing:
+                del self._outgoing[: self._socket.send(self._outgoing)]
+
+    def _fail(self) -> None:
+        self._read_messages()
+        what = "compiling it" if self._first_mask is None else "an answer"
+        self.error = self.error or ValueError(TOO_COMPLEX.format(what))
+        self.close()
 
 
 class Matcher:
-    """The state of one answer in its grammar. `finished`: only the end token is allowed.
+    """The state of one answer in its grammar."""
 
-    Raises ValueError for an invalid grammar or one that no answer fits, and in `mask` if the parser exceeds its
-    limits.
-    """
+    def __init__(self, process: MatcherProcess) -> None:
+        self.process = process
+        self._number, self._answer = process.open()
+        self._closed = False
 
-    def __init__(self, grammar: Grammar, tokenizer: Tokenizer) -> None:
-        marks = {CALL, CALL_END} <= tokenizer.controls.keys()
-        self._matcher = _llguidance().LLMatcher(
-            _vocabulary(tokenizer), compiled(grammar, marks), log_level=0, limits=_limits()
-        )
-        self._bits = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
-        # A context-free grammar can name control tokens.
-        allowed = {CALL, CALL_END} if grammar.kind == "tools" else set()
-        forbidden = [
-            id
-            for name, id in tokenizer.controls.items()
-            if name not in allowed and id not in tokenizer.eos_ids
-        ]
-        self._forbidden = torch.tensor(forbidden, dtype=torch.long)
-        self._fill()
+    @property
+    def ready(self) -> bool:
+        """Whether `mask` returns or raises at once."""
+        self.process.receive()
+        return self._answer.mask is not None or self.process.error is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether `finished` is known."""
+        self.process.receive()
+        return self._answer.settled or self.process.error is not None
 
     @property
     def finished(self) -> bool:
-        return bool(self._matcher.is_stopped())
+        """Whether only the end token is allowed. Waits for the process."""
+        while not self.settled:
+            self.process.wait(TICK)
+        return self._answer.complete
 
     def mask(self, logits: Float[Tensor, " V"]) -> Float[Tensor, " V"]:
         """The logits with minus infinity for every token that the grammar forbids. Once finished it allows only the end
-        token."""
-        if not self._filled:
-            self._fill()
-        allowed = self._bits.to(logits.device)
+        token. Waits for the process; raises ValueError where it exceeded its limits."""
+        allowed = self._allowed().to(logits.device)
         size = min(len(allowed), len(logits))
         masked = torch.full_like(logits, -torch.inf)
         masked[:size] = logits[:size].masked_fill(~allowed[:size], -torch.inf)
@@ -108,317 +260,98 @@ class Matcher:
 
     def accept(self, token: int) -> None:
         """Advance by a token that the mask allows."""
-        is_allowed = self._matcher.consume_token(token)
-        self._raise_errors()
-        assert is_allowed, f"token {token} is not allowed here"
-        self._filled = False
+        assert self._allowed()[token], f"token {token} is not allowed here"
+        self._answer.mask, self._answer.settled = None, False
+        self.process.send(self._number, token)
 
-    def _fill(self) -> None:
-        """Compute the allowed next tokens."""
-        packed = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
-        self._raise_errors()
-        bits = packed[:, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)) & 1
-        self._bits = bits.flatten()[: len(self._bits)].bool()
-        self._bits[self._forbidden] = False
-        if not self._bits.any():
-            raise ValueError("no answer fits this grammar: it requires control tokens")
-        self._filled = True
+    def close(self) -> None:
+        """Ends the process, if it has no other answer."""
+        if not self._closed:
+            self._closed = True
+            self.process.release()
 
-    def _raise_errors(self) -> None:
-        if self._matcher.is_error():
-            message = _one_line(self._matcher.get_error())
-            if message.startswith("NoExtension"):
-                raise ValueError("no answer fits this grammar")
-            raise ValueError(f"this grammar is too complex to follow: {message}")
+    def _allowed(self) -> Tensor:
+        while not self.ready:
+            self.process.wait(TICK)
+        if self._answer.mask is None:
+            assert self.process.error is not None
+            raise self.process.error
+        bits = np.unpackbits(np.frombuffer(self._answer.mask, np.uint8), bitorder="little")
+        return torch.from_numpy(bits[: self.process.vocab_size].astype(bool))
 
 
-@contextmanager
-def _panics_as_errors() -> Iterator[None]:
-    """Raise ValueError for a panic in Rust, which is no Exception and would end the thread."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise ValueError("this grammar can't be followed") from None
+def wait_for(processes: Iterable[MatcherProcess], seconds: float) -> None:
+    """Waits until one of the processes sends something, or has ended."""
+    poll = select.poll()
+    if all([process.register(poll) for process in processes]):
+        poll.poll(1000 * seconds)
 
 
-@lru_cache(maxsize=32)
-@_panics_as_errors()
-def compiled(grammar: Grammar, marks: bool = True) -> str:
-    """A grammar in llguidance's format. `marks`: whether the tokenizer has the two marks of a tool call.
+class _Starter:
+    """The first process of a tokenizer, which starts those of grammars. Safe to use from several threads."""
 
-    Raises ValueError for an invalid schema, expression or list of tools, one that exceeds the limits or uses
-    unsupported features (such as `uniqueItems`, or look-ahead), and if llguidance isn't installed.
-    """
-    matcher = _llguidance().LLMatcher
-    if grammar.kind == "tools":
-        result = str(matcher.grammar_from_lark(_tools(grammar, marks)))
-        _check(result, "this list of tools")
-        return result
-    if grammar.max_calls is not None or grammar.alternative is not None:
-        raise ValueError(
-            f"max_calls and alternative belong to a grammar of kind 'tools', found kind {grammar.kind!r:.80}; leave "
-            "them out"
-        )
-    if grammar.kind == "json":
-        return _compile_schema(_schema(grammar.text), "this JSON schema")
-    if grammar.kind == "regex":
-        if len(grammar.text) > MAX_REGEX:
-            raise ValueError(
-                f"a regular expression has at most {MAX_REGEX} characters, found {len(grammar.text)}"
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._control, theirs = socket.socketpair()
+        root = str(Path(__file__).parents[2])
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", PROGRAM.format(root, theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # llguidance reports panics
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for this process
+                # Only a process without other threads may fork.
+                env={
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "OPENBLAS_NUM_THREADS": "1",
+                    "TOKENIZERS_PARALLELISM": "false",
+                },
             )
-        what = f"the regular expression {grammar.text!r:.80}"
-        _check(matcher.grammar_from_regex(grammar.text), what)
-        result = str(matcher.grammar_from_lark(f"start: {_expression(grammar.text)}"))
-        _check(result, what)
-        return result
-    if grammar.kind == "ebnf":
-        result = str(matcher.grammar_from_lark(_lark(grammar.text)))
-        _check(result, "this grammar")
-        return result
-    raise ValueError(
-        f"grammar kind must be 'json', 'regex', 'ebnf' or 'tools', found {grammar.kind!r:.80}"
-    )
+        weakref.finalize(self, _end, self._control, self.process)
+        self._lock = threading.Lock()
+        self._numbers = count()
+        data = pickle.dumps(tokenizer)
+        self._send(LENGTH.pack(len(data)) + data)
+
+    def start(self) -> tuple[int, socket.socket]:
+        """The number of a new process, and a connection to it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            number = next(self._numbers)
+            with self._lock:
+                socket.send_fds(self._control, [RECORD.pack(START, number)], [theirs.fileno()])
+        return number, ours
+
+    def kill(self, number: int) -> None:
+        """Ends a process, whatever it is doing."""
+        self._send(RECORD.pack(KILL, number))
+
+    def _send(self, data: bytes) -> None:
+        with suppress(OSError), self._lock:  # where it has ended, all others have too
+            self._control.sendall(data)
 
 
-def _lark(text: str) -> str:
-    """A context-free grammar in Lark."""
-    if len(text) > MAX_REGEX:
-        raise ValueError(f"a grammar has at most {MAX_REGEX} characters, found {len(text)}")
-    if (rules := text.count("::=")) == 0:
-        return text
-    if rules > MAX_RULES:
-        raise ValueError(f"a grammar in GBNF has at most {MAX_RULES} rules, found {rules}")
-    if re.search(r"\\[uU]", text):  # the conversion drops zeros of their codes
-        raise ValueError(
-            "a grammar in GBNF can't have the escapes \\u and \\U here; write the characters themselves"
-        )
-    _llguidance()
-    from llguidance.gbnf_to_lark import gbnf_to_lark
-
-    try:
-        return gbnf_to_lark(text)
-    except Exception as error:  # `Exception` itself, and RecursionError, among others
-        raise ValueError(f"this grammar in GBNF can't be read: {_one_line(str(error))}") from None
+def _end(control: socket.socket, process: "subprocess.Popen[Any]") -> None:
+    control.close()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # it, and those of grammars
+    process.wait()
 
 
-def _schema(text: str) -> Any:
-    schema = _parsed(text, "JSON schema")
-    if not isinstance(schema, dict | bool):
-        raise ValueError(
-            f"a JSON schema is an object, true or false, found {type(schema).__name__}"
-        )
-    return schema
+_starters_lock = threading.Lock()
 
 
-def _expression(text: str) -> str:
-    """A regular expression in Lark, with \\d as the ASCII digits 0 to 9."""
-    return f"/{_llguidance().regex_to_lark(text, 'd')}/"
-
-
-def _parsed(text: str, what: str) -> Any:
-    """Parse JSON within the limits of length and depth."""
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"a {what} has at most {MAX_CHARACTERS} characters, found {len(text)}")
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found more") from None
-    except ValueError as error:
-        raise ValueError(f"expected a {what}, found invalid JSON: {error}") from None
-    if (depth := _depth(value)) > MAX_DEPTH:
-        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {depth}")
-    return value
-
-
-def _depth(value: Any) -> int:
-    """Levels of objects and arrays in a JSON value."""
-    level, depth = [value], -1
-    while level:
-        level = [inner for outer in level for inner in _members(outer)]
-        depth += 1
-    return depth
-
-
-def _members(value: Any) -> list[Any]:
-    """The values in a JSON object or array; none in any other value."""
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
-
-
-def _tools(grammar: Grammar, marks: bool) -> str:
-    """Calls of tools in llguidance's form of Lark: one rule for each tool, its arguments by its own schema."""
-    tools = functions(_parsed(grammar.text, "list of tools")) or []
-    if not 1 <= len(tools) <= MAX_TOOLS:
-        raise ValueError(f"expected 1 to {MAX_TOOLS} tools, found {len(tools)}")
-    max_calls = grammar.max_calls or MAX_CALLS
-    prefix, suffix = (CALL, CALL_END) if marks else ("", "")
-    start = "calls"
-    if grammar.alternative is not None:
-        start = f"calls | {_alternative(grammar.alternative)}"
-        # Without marks a list of calls could also be an answer of the alternative.
-        prefix = prefix or json.dumps(FUNCTOOLS.removesuffix("["))
-    more = f'(ws "," ws call){{0,{max_calls - 1}}}' if max_calls > 1 else ""
-    rules = [
-        f"start: {start}",
-        f"calls: {prefix} list {suffix}",
-        f'list: "[" ws call {more} ws "]"',
-        "call: " + " | ".join(f"call_{i}" for i in range(len(tools))),
-        f"ws: SPACE?\nSPACE: /{whitespace(CALL_LEVELS)}/",
-    ]
-    for i, tool in enumerate(tools):
-        schema = arguments_schema(tool)
-        _compile_schema(schema, f"in tools the parameters of {tool['name']!r:.80}")
-        rules += [
-            f'call_{i}: "{{" ws "\\"name\\"" ws ":" ws name_{i} ws "," ws arguments_{i} ws "}}"',
-            f"name_{i}: %json {json.dumps({'const': tool['name']})}",
-            f'arguments_{i}: "\\"arguments\\"" ws ":" ws object_{i}',
-            f"object_{i}: %json {json.dumps(_spaced(schema, CALL_LEVELS))}",
-        ]
-    return "\n".join(rules)
-
-
-def _alternative(grammar: Grammar) -> str:
-    """The alternative to calls, as a part of a Lark rule."""
-    if grammar.kind not in ("json", "regex"):
-        raise ValueError(
-            f"the alternative to calls must be of kind 'json' or 'regex', found {grammar.kind!r:.80}"
-        )
-    compiled(grammar)  # raises for an invalid one
-    if grammar.kind == "regex":
-        return _expression(grammar.text)
-    return f"%json {json.dumps(_spaced(_schema(grammar.text)))}"
-
-
-def arguments_schema(tool: Mapping[str, Any]) -> Any:
-    """The JSON schema of a tool's arguments, an object. `parameters` is a schema, or in the models' own form a mapping
-    of names to {"type": "str", ...}, where those without a default are required. A schema that only lists properties
-    allows no others: a call with an unknown argument is useless."""
-    parameters = tool.get("parameters")
-    if parameters is None or parameters == {}:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    if not isinstance(parameters, Mapping):
-        raise ValueError(
-            f"in tools the parameters of {tool['name']!r:.80} must be an object, found {type(parameters).__name__}"
-        )
-    if parameters.get("type") != "object" and all(
-        isinstance(p, Mapping) and isinstance(p.get("type"), str) for p in parameters.values()
-    ):
-        named = {
-            name: {"type": TYPES[p["type"]]} if p["type"] in TYPES else {}
-            for name, p in parameters.items()
-        }
-        return {
-            "type": "object",
-            "properties": named,
-            "required": [name for name, p in parameters.items() if "default" not in p],
-            "additionalProperties": False,
-        }
-    combining = {"additionalProperties", "patternProperties", "unevaluatedProperties", "$ref"}
-    combining |= {"allOf", "anyOf", "oneOf"}
-    if "properties" in parameters and not combining & parameters.keys():
-        return {**parameters, "type": "object", "additionalProperties": False}
-    return {"type": "object", **parameters}
-
-
-def _spaced(schema: Any, outer_levels: int = 0) -> dict[str, Any]:
-    """The schema with our whitespace pattern, for a value nested `outer_levels` deep in other JSON."""
-    pattern = whitespace(outer_levels + _levels(schema))
-    return {**({} if schema is True else schema), "x-guidance": {"whitespace_pattern": pattern}}
-
-
-def whitespace(levels: int) -> str:
-    """A regular expression for the whitespace between two JSON tokens, indented by at most `levels` levels."""
-    return rf" |\n((  ){{0,{2 * levels}}}|\t{{0,{levels}}})"
-
-
-def _levels(schema: Any) -> int:
-    """Levels of objects and arrays that a schema describes, MAX_LEVELS where it doesn't limit them. Undescribed
-    members of an object count only if `additionalProperties` allows them explicitly."""
-    if not isinstance(schema, dict) or "$ref" in schema:
-        return MAX_LEVELS
-    if "const" in schema or "enum" in schema:
-        return min(MAX_LEVELS, max(_depth(schema.get("const")), _depth(schema.get("enum")) - 1))
-    types = str(schema.get("type", "object"))
-    if "object" not in types and "array" not in types:
-        return 0
-    members = [
-        *(schema.get(key, False) for key in ("items", "additionalProperties")),
-        *_members(schema.get("properties")),
-        *_members(schema.get("patternProperties")),
-        *_members(schema.get("prefixItems")),
-    ]
-    alternatives = [a for key in ("anyOf", "oneOf", "allOf") for a in _members(schema.get(key))]
-    levels = [1 + _levels(member) for member in members if member is not False]
-    levels += map(_levels, alternatives)
-    closed = schema.get("additionalProperties") is False
-    return min(MAX_LEVELS, max(levels, default=1 if closed else MAX_LEVELS))
-
-
-def _compile_schema(schema: Any, what: str) -> str:
-    if schema is False:
-        raise ValueError(f"no answer fits {what}: it is false")
-    result = str(_llguidance().LLMatcher.grammar_from_json_schema(json.dumps(_spaced(schema))))
-    _check(result, what)
-    return result
-
-
-def _check(grammar: str, what: str) -> None:
-    is_invalid, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(
-        grammar, limits=_limits()
-    )
-    if is_invalid:
-        raise ValueError(f"{what} can't be followed: {_one_line(messages[0])}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
-
-
-def _limits() -> Any:
-    return _llguidance().LLParserLimits(
-        max_items_in_row=ROW_ITEMS,
-        max_lexer_states=LEXER_STATES,
-        initial_lexer_fuel=LEXER_FUEL,
-        verbose_errors=False,
-    )
-
-
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise ValueError(
-            "answers by a schema, an expression or tools need llguidance, which is not installed; run "
-            '`pip install "polyphi[structured]"`'
-        ) from None
-    return llguidance
+def _starter(tokenizer: Tokenizer) -> _Starter:
+    with _starters_lock:
+        starter = _cached_starter(tokenizer)
+        if starter.process.poll() is not None:  # the system ended it, perhaps for memory
+            _cached_starter.cache_clear()
+            starter = _cached_starter(tokenizer)
+        return starter
 
 
 @lru_cache(maxsize=2)
-def _vocabulary(tokenizer: Tokenizer) -> Any:
-    """A tokenizer in llguidance's form; takes seconds for 200,064 tokens, so the last two are cached."""
-    library = _llguidance()
-    return library.LLTokenizer(
-        library.TokenizerWrapper(_Adapter(tokenizer)), eos_token=list(tokenizer.eos_ids)
-    )
-
-
-class _Adapter:
-    """A tokenizer with the interface that llguidance expects. Control tokens and unused ids have no text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        names = {id: name for name, id in tokenizer.controls.items()}
-        spelled = tokenizer.spelled()
-        self.tokens = [
-            names.get(id, f"<|unused {id}|>").encode() if word is None else word
-            for id, word in enumerate(spelled)
-        ]
-        self.special_token_ids = [id for id, word in enumerate(spelled) if word is None]
-        self.eos_token_id, self.bos_token_id = tokenizer.eos_ids[0], None
-        self._tokenizer = tokenizer
-
-    def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+def _cached_starter(tokenizer: Tokenizer) -> _Starter:
+    return _Starter(tokenizer)

@@ -21,7 +21,7 @@ Parsing takes time proportional to the text's length, for any text:
 - Compiled patterns read the characters, and never backtrack.
 - The number of single decisions is limited: beyond `MAX_STEPS` all text is content.
 
-`GrammarToolParser` parses an answer that a grammar constrains (structured.py), without these heuristics.
+`GrammarToolParser` parses an answer that a grammar constrains (grammars.py), without these heuristics.
 """
 
 import json
@@ -58,7 +58,7 @@ _ITEMS = re.compile(f"(?:{VALUE}{SPACES},{SPACES})*+")
 _MEMBERS = re.compile(f"(?:{STRING}{SPACES}:{SPACES}{VALUE}{SPACES},{SPACES})*+")
 _RUNS = {"item": _ITEMS, "first item": _ITEMS, "key": _MEMBERS, "first key": _MEMBERS}
 
-# A call in the form of structured.py: its name, and the text before its arguments.
+# A call in the form of grammars.py: its name, and the text before its arguments.
 NAME = rf'{{{SPACES}"name"{SPACES}:{SPACES}({STRING})'
 _NAME = re.compile(NAME)
 _BEFORE_ARGUMENTS = re.compile(rf'{NAME}{SPACES},{SPACES}"arguments"{SPACES}:{SPACES}')

@@ -32,13 +32,7 @@ from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.prompt import PromptEnd
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
-from polyphi.engine.structured import Matcher
-from polyphi.messages import (
-    Grammar,
-    Message,
-    SamplingParams,
-    Text,
-)
+from polyphi.messages import Message, SamplingParams, Text
 from polyphi.runtime import cpu
 from polyphi.runtime.heap import give_back
 from polyphi.serve.adapters import AdapterModels
@@ -51,6 +45,7 @@ from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
+from polyphi.serve.shares import Shares
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
@@ -137,6 +132,7 @@ class Server:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self.settings = settings
+        self.shares = Shares(settings)
         self.media = Media(settings)
         self.store = ResponseStore(settings.max_stored_bytes)
         self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
@@ -154,6 +150,9 @@ class Server:
         self.budget = Budget(settings.max_prepared_bytes)
         self._small_pool = ThreadPoolExecutor(SMALL_THREADS, "prepare")
         self._large_pool = ThreadPoolExecutor(LARGE_THREADS, "prepare large")
+        self._grammar_pool = ThreadPoolExecutor(
+            self.shares.grammars.share.total, "compile grammars"
+        )
         self._turns = Turns(LARGE_THREADS)
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
@@ -164,10 +163,6 @@ class Server:
     def start(self) -> None:
         self.engine.core.on_step = self.metrics.step
         self._thread.start()
-        if self.structured:  # otherwise the first grammar waits seconds for the tokenizer's trie
-            self._small_pool.submit(
-                Matcher, Grammar("json", "true"), self.engine.processor.tokenizer
-            )
 
     def close(self) -> None:
         """Aborts all running requests and stops the engine thread and the pools."""
@@ -180,6 +175,7 @@ class Server:
         self._thread.join()
         self._small_pool.shutdown(cancel_futures=True)
         self._large_pool.shutdown(cancel_futures=True)
+        self._grammar_pool.shutdown(wait=False, cancel_futures=True)
         self._abort_pool.shutdown()
         self.adapters.close()
         self.answers.close()
@@ -306,8 +302,8 @@ class Server:
     async def check_sampling(
         self, caller: Caller, sampling: SamplingParams, body: Sampling
     ) -> SamplingParams:
-        """The same sampling parameters. Raises ApiError for invalid values and unsupported grammars. Without a
-        requested length `max_tokens` is 0 until `prepare`."""
+        """The sampling parameters with their grammar compiled. Raises ApiError for invalid values and unsupported
+        grammars. Without a requested length `max_tokens` is 0 until `prepare`."""
         if sampling.n > self.settings.max_answers:
             raise ApiError(
                 400,
@@ -319,15 +315,30 @@ class Server:
             await self.in_thread(self.engine.check_sampling, replace(probe, grammar=None))
         except ValueError as error:
             raise ApiError(400, str(error), param=body.sampling_field(str(error))) from None
-        if sampling.grammar is not None:
-            large = len(sampling.grammar.text) > LARGE
+        if sampling.grammar is None:
+            return sampling
+        try:
+            return await self._with_grammar(caller, sampling)
+        except ValueError as error:
+            of_tools = "tools" in str(error).split()
+            param = "tools" if of_tools else body.format_field
+            raise ApiError(400, str(error), param=param) from None
+
+    async def _with_grammar(self, caller: Caller, sampling: SamplingParams) -> SamplingParams:
+        """The sampling with its grammar compiled, in turn with the other grammars of the client."""
+        stop = threading.Event()
+        async with self.shares.grammars.turn(caller.client):
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(
+                self._grammar_pool, self.engine.with_grammar, sampling, stop.is_set
+            )
             try:
-                await self.in_turn(large, caller, self.engine.check_sampling, probe)
-            except ValueError as error:
-                of_tools = "tools" in str(error).split()
-                param = "tools" if of_tools else body.format_field
-                raise ApiError(400, str(error), param=param) from None
-        return sampling
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:  # the client has left
+                stop.set()
+                await asyncio.wait({work})
+                work.exception()  # retrieved, so that asyncio doesn't log it
+                raise
 
     @contextmanager
     def api_errors(self, param: str, turns: Sequence[InputTurn] = ()) -> Iterator[None]:

@@ -221,6 +221,9 @@ class Shares:
         self.fetches = Turns(
             Share("media that are being fetched", "addresses", 4, 16, "waits for a turn")
         )
+        self.grammars = Turns(
+            Share("grammars that are being compiled", "grammars", 1, 4, "waits for a turn")
+        )
         self.recordings = Turns(
             Share("recordings that are being transcribed", "recordings", 4, 8, "waits for a turn")
         )

@@ -1,0 +1,264 @@
+"""The program of the processes that follow grammars with llguidance. structured.py starts it.
+
+What a grammar costs is bounded neither in time nor in memory by llguidance, and a thread in it can't be ended. So each
+grammar has a process, which the kernel ends at its limits; nothing else ends with it. The first process loads the
+tokenizer once, which takes seconds for 200,064 tokens, and forks a process for each grammar in milliseconds.
+
+    to the first process      a pickled tokenizer, then records: START with a number and a socket, or KILL with a number
+    to a grammar's process    the grammar as JSON, then records: an answer's number and its next token
+    from a grammar's process  messages: kind, answer, whether the answer is complete, and bytes: a mask or an error
+
+A mask has a bit for each token that may be next. The first one holds for all answers; after each token the process
+sends whether the answer is complete, and then the next mask.
+"""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
+
+from polyphi.engine import grammars
+from polyphi.messages import CALL, CALL_END, Grammar
+from polyphi.processing.tokenizer import Tokenizer
+
+LENGTH, RECORD, TOKEN, MESSAGE = (struct.Struct(f) for f in ("<Q", "<cQ", "<II", "<cI?I"))
+START, KILL = b"S", b"K"
+STATUS, MASK, ERROR = b"s", b"m", b"e"
+ALL = 2**32 - 1
+"""The number of the answer in messages about all of them."""
+COMPILE_SECONDS = 1.0
+"""CPU time to compile a grammar and to compute the first mask."""
+MASK_SECONDS = 1.0
+"""CPU time of one mask; a usual one takes 0.1 ms."""
+ANSWER_SECONDS, TOKEN_SECONDS = 5.0, 0.01
+"""CPU time of all masks of a grammar, and more for each token."""
+MEMORY = 256 << 20
+"""Bytes of a grammar's process beyond the tokenizer's."""
+SLOW = 0.05
+"""CPU time of one message after which a process gives way to all others."""
+
+
+def main(descriptor: int) -> None:
+    """Fork a process for each START until the other end of the control socket is closed; then end all of them."""
+    control = socket.socket(fileno=descriptor)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # without memory, the kernel ends this process and no other
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
+        resource.setrlimit(limit, (0, 0))
+    vocabulary = Vocabulary(pickle.loads(_read(control, LENGTH.unpack(_read(control, 8))[0])))
+    processes: dict[int, int] = {}  # number -> process id
+
+    def reap(*_: object) -> None:
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG)[0]) > 0:
+                for number in [n for n, process in processes.items() if process == ended]:
+                    del processes[number]
+
+    signal.signal(signal.SIGCHLD, reap)
+    with suppress(EOFError, OSError):
+        while True:
+            record, descriptors, _, _ = socket.recv_fds(control, RECORD.size, 1)
+            record += _read(control, RECORD.size - len(record))
+            action, number = RECORD.unpack(record)
+            if action == KILL:
+                if number in processes:
+                    os.kill(processes[number], signal.SIGKILL)
+                continue
+            # A process that ends at once must be known before it is reaped.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            if (process := os.fork()) == 0:
+                control.close()
+                follow(socket.socket(fileno=descriptors[0]), vocabulary)
+            processes[number] = process
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            os.close(descriptors[0])
+    os.killpg(0, signal.SIGKILL)
+
+
+class Vocabulary:
+    """A tokenizer in llguidance's form."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        library = grammars.llguidance()
+        self.tokenizer = library.LLTokenizer(
+            library.TokenizerWrapper(_Tokens(tokenizer)), eos_token=list(tokenizer.eos_ids)
+        )
+        self._controls, self._eos_ids = tokenizer.controls, tokenizer.eos_ids
+        self._bits = (1 << tokenizer.vocab_size) - 1
+        self.has_marks = {CALL, CALL_END} <= tokenizer.controls.keys()
+
+    def text_and(self, controls: Collection[str]) -> int:
+        """A mask of all tokens but the control tokens that are neither `controls` nor end tokens. (A context-free
+        grammar can name any.)"""
+        bits = self._bits
+        for name, id in self._controls.items():
+            if name not in controls and id not in self._eos_ids:
+                bits &= ~(1 << id)
+        return bits
+
+
+class _Tokens:
+    """A tokenizer with the interface that llguidance expects. Control tokens and unused ids have no text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        names = {id: name for name, id in tokenizer.controls.items()}
+        spelled = tokenizer.spelled()
+        self.tokens = [
+            names.get(id, f"<|unused {id}|>").encode() if word is None else word
+            for id, word in enumerate(spelled)
+        ]
+        self.special_token_ids = [id for id, word in enumerate(spelled) if word is None]
+        self.eos_token_id, self.bos_token_id = tokenizer.eos_ids[0], None
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+class Matchers:
+    """The answers that follow one grammar. Raises ValueError for an invalid grammar and one that no answer fits."""
+
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
+        self._allowed = vocabulary.text_and({CALL, CALL_END} if grammar.kind == "tools" else ())
+        self._first: Any = grammars.llguidance().LLMatcher(
+            vocabulary.tokenizer,
+            grammars.compiled(grammar, vocabulary.has_marks),
+            log_level=0,
+            limits=grammars.parser_limits(),
+        )
+        self._answers: dict[int, Any] = {}
+        self.first_mask = self._mask(self._first)
+
+    def accept(self, answer: int, token: int) -> bool:
+        """Advance an answer by a token that its mask allows, and return whether it is complete: only the end token may
+        follow. Raises ValueError where the parser exceeds its limits."""
+        if answer not in self._answers:
+            self._answers[answer] = self._first.deep_copy()
+        matcher = self._answers[answer]
+        is_allowed = matcher.consume_token(token)
+        _raise_errors(matcher)
+        assert is_allowed, f"token {token} is not allowed here"
+        return bool(matcher.is_stopped())
+
+    def mask(self, answer: int) -> bytes:
+        """The allowed next tokens of an answer, a bit for each token, the lowest first."""
+        return self._mask(self._answers[answer])
+
+    def _mask(self, matcher: Any) -> bytes:
+        mask = matcher.compute_bitmask()
+        _raise_errors(matcher)
+        bits = int.from_bytes(mask, "little") & self._allowed
+        if not bits:
+            raise ValueError("no answer fits this grammar: it requires control tokens")
+        return bits.to_bytes(len(mask), "little")
+
+
+def _raise_errors(matcher: Any) -> None:
+    if matcher.is_error():
+        message = grammars.one_line(matcher.get_error())
+        if message.startswith("NoExtension"):
+            raise ValueError("no answer fits this grammar")
+        raise ValueError(f"this grammar is too complex to follow: {message}")
+
+
+def follow(connection: socket.socket, vocabulary: Vocabulary) -> None:
+    """Compile the grammar that the connection sends, and follow answers until it is closed. Ends the process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    _limit_memory()
+    try:
+        grammar = read_grammar(_read(connection, LENGTH.unpack(_read(connection, 8))[0]))
+        with Timer(COMPILE_SECONDS) as timer, grammars.panics_as_errors():
+            matchers = Matchers(grammar, vocabulary)
+        send(connection, MASK, ALL, matchers.first_mask)
+        budget = ANSWER_SECONDS
+        while True:
+            answer, token = TOKEN.unpack(_read(connection, TOKEN.size))
+            budget += TOKEN_SECONDS - timer.seconds
+            with Timer(min(MASK_SECONDS, max(budget, 0.001))) as timer, grammars.panics_as_errors():
+                is_complete = matchers.accept(answer, token)
+                send(connection, STATUS, answer, complete=is_complete)
+                mask = matchers.mask(answer)
+            send(connection, MASK, answer, mask)
+    except (EOFError, OSError):
+        pass
+    except ValueError as error:
+        with suppress(OSError):
+            send(connection, ERROR, ALL, str(error).encode(errors="replace"))
+    finally:
+        os._exit(0)
+
+
+class Timer:
+    """Ends the process when the block takes more CPU time than `limit`. `seconds`: what it took."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self.seconds = 0.0
+
+    def __enter__(self) -> "Timer":
+        self._began = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, self._limit)  # SIGPROF, also within llguidance
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        self.seconds = time.process_time() - self._began
+        if self.seconds > SLOW:
+            os.setpriority(os.PRIO_PROCESS, 0, 19)
+
+
+def _limit_memory() -> None:
+    with suppress(OSError, ValueError):  # macOS has neither
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[0])
+        size = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def grammar_bytes(grammar: Grammar) -> bytes:
+    """A grammar as JSON, for `read_grammar`."""
+    alternative = grammar.alternative and json.loads(grammar_bytes(grammar.alternative))
+    fields = [grammar.kind, grammar.text, grammar.max_calls, alternative]
+    return json.dumps(fields).encode()
+
+
+def read_grammar(data: bytes) -> Grammar:
+    def parsed(kind: Any, text: str, max_calls: int | None, alternative: Any) -> Grammar:
+        return Grammar(kind, text, max_calls, alternative and parsed(*alternative))
+
+    return parsed(*json.loads(data))
+
+
+def send(
+    connection: socket.socket,
+    kind: bytes,
+    answer: int,
+    data: bytes = b"",
+    *,
+    complete: bool = False,
+) -> None:
+    connection.sendall(MESSAGE.pack(kind, answer, complete, len(data)) + data)
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    """Raises EOFError where the connection ends before."""
+    data = bytearray()
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,116 @@
+"""Grammars of one client, however complex, stop and delay no other client."""
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx2
+import psutil
+from engine.test_matcher_process import NEVER_COMPILES, processes, until
+from serve.conftest import Running
+from serve.test_fairness import CHAT, chat, from_address
+
+
+def schema(value: Any, **more: object) -> dict[str, object]:
+    form = {"type": "json_schema", "json_schema": {"schema": value}}
+    return chat("hi", response_format=form, **more)
+
+
+NEVER = schema(json.loads(NEVER_COMPILES.text))
+SLOW_MASKS = chat("hi", response_format={"type": "regex", "regex": "a?" * 1900}, n=8, max_tokens=40)
+WORDS = chat("hi", response_format={"type": "regex", "regex": "(yes|no){3}"}, max_tokens=20)
+
+
+def send(running: Running, address: str, body: dict[str, object]) -> socket.socket:
+    """A request whose answer isn't read; the client leaves when the socket is closed."""
+    data = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    port = int(running.url.rpartition(":")[2])
+    connection = socket.create_connection(("127.0.0.1", port), source_address=(address, 0))
+    connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+def grammar_processes(running: Running) -> list[psutil.Process]:
+    return processes(running.engine.processor.tokenizer)
+
+
+def test_schemas_that_never_compile_stop_nothing(running: Running) -> None:
+    """Four of them, whose clients leave, ended the server: it had four threads for all clients' work."""
+    with from_address(running, "127.0.0.2") as other:
+        attackers = [send(running, "127.0.0.1", NEVER) for _ in range(4)]
+        until(lambda: grammar_processes(running))
+        for path, body in (("/tokenize", {"prompt": "hi"}), (CHAT, chat("hi")), (CHAT, WORDS)):
+            assert other.post(path, json=body).status_code == 200
+        assert other.get("/metrics").status_code == 200
+        for attacker in attackers:
+            attacker.close()
+        until(lambda: not grammar_processes(running) and running.idle())
+        assert other.post(CHAT, json=WORDS).status_code == 200
+    app = running.uvicorn.config.app
+    assert not app.state.server.admitted and not app.state.server.shares.grammars.waiting
+
+
+def test_a_schema_that_never_compiles_is_an_error_of_its_field(running: Running) -> None:
+    with running.client() as client:
+        answer = client.post(CHAT, json=NEVER)
+        assert answer.status_code == 400 and "simplify" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["param"] == "response_format"
+        tool = {
+            "name": "f",
+            "parameters": {"type": "object", "properties": {"x": {"multipleOf": 9999991}}},
+        }
+        tools = chat("hi", tools=[{"type": "function", "function": tool}], tool_choice="required")
+        assert client.post(CHAT, json=tools).status_code == 400
+
+
+def test_one_client_compiles_one_grammar_at_a_time(running: Running) -> None:
+    attackers = [send(running, "127.0.0.1", NEVER) for _ in range(4)]
+    until(lambda: grammar_processes(running))
+    most = 0
+    with from_address(running, "127.0.0.2") as other:
+        answers: list[httpx2.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(other.post(CHAT, json=WORDS)))
+        thread.start()
+        while thread.is_alive():
+            most = max(most, len(grammar_processes(running)))
+            time.sleep(0.01)
+        thread.join()
+    assert answers[0].status_code == 200
+    assert most <= 2, "one of each client"
+    for attacker in attackers:
+        attacker.close()
+
+
+def test_slow_masks_of_eight_answers_delay_no_other_chat(running: Running) -> None:
+    """Their process is stopped meanwhile, as if each mask took for ever."""
+    attacker = send(running, "127.0.0.1", SLOW_MASKS)
+    until(lambda: running.engine.counters().running)
+    for process in grammar_processes(running):
+        process.suspend()
+    with from_address(running, "127.0.0.2") as other:
+        for body in (chat("hi", max_tokens=8), WORDS):
+            assert other.post(CHAT, json=body).status_code == 200
+    assert running.engine.counters().running
+    attacker.close()
+    until(running.idle)
+    until(lambda: not grammar_processes(running))
+
+
+def test_a_grammar_is_compiled_once_for_all_answers_of_a_request(running: Running) -> None:
+    body = {**WORDS, "n": 8, "temperature": 1, "max_tokens": 200}
+    with running.client() as client:
+        answer = client.post(CHAT, json=body).json()
+        texts = [choice["message"]["content"] for choice in answer["choices"]]
+        assert len(texts) == 8 and {len(t) for t in texts} <= {6, 7, 8, 9}
+        prompts = {
+            "prompt": ["hi"] * 5,
+            "guided_regex": "(yes|no){3}",
+            "max_tokens": 20,
+            "n": 2,
+        }
+        answer = client.post("/v1/completions", json=prompts).json()
+        assert [c["finish_reason"] for c in answer["choices"]] == ["stop"] * 10
+    until(lambda: not grammar_processes(running))
