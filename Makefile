@@ -7,8 +7,9 @@ BIN := .venv/bin
 # Make libraries use what a CPU with AVX2, and nothing newer, has.
 AVX2_TESTS := tests/test_avx2.py tests/kernels tests/quantization tests/model tests/parity tests/engine tests/runtime tests/test_api.py
 AVX2 := env $(shell grep -v '^\#' tests/avx2.env)
+ISA_TESTS := $(AVX2_TESTS) $(addprefix tests/,planning checkpoints train transcription processing invariants benchmarks)
 
-.PHONY: nano reproduce test test-all test-avx2 test-clients docs lint setup clean
+.PHONY: nano reproduce test test-all test-avx2 test-isa test-clients docs lint setup clean
 
 nano: SIZE = nano
 nano: reproduce
@@ -27,6 +28,12 @@ test-avx2: setup
 	OMP_NUM_THREADS=1 $(AVX2) $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal $(AVX2_TESTS)
 	rm -rf runs/micro-avx2
 	$(AVX2) $(BIN)/polyphi reproduce micro --out runs/micro-avx2
+
+# The same packages, and others that choose by the CPU, as on every older CPU that this one can be limited to.
+test-isa: setup
+	@environments=$$($(BIN)/python tests/isa.py) && echo "$$environments" | { while read -r isa; do echo "$$isa"; \
+	  env $$isa OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal $(ISA_TESTS) </dev/null \
+	    || failed="$$failed; $$isa"; done; test -z "$$failed" || { echo "failed$$failed"; exit 1; }; }
 
 # Real clients, each in an environment of its own, with the model of `make nano`.
 test-clients: setup .venv/.browser

@@ -59,10 +59,11 @@ WITH_BF16 void copy_row(const Raw& raw, int64_t row, int64_t from, int64_t d, in
     for (int64_t i = 0; i < room; i += LANES) {
         const __mmask16 mask = i + LANES <= d ? 0xffff : i < d ? (1 << (d - i)) - 1 : 0;
         __m256i halves = _mm256_maskz_loadu_epi16(mask, at + i);
-        if (raw.scale) {
+        if (raw.scale || raw.bias) {
+            const __m512 scale = _mm512_set1_ps(raw.scale ? raw.scale[row] : 1.0f);
             const __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
             const __m512 bias = raw.bias ? _mm512_maskz_loadu_ps(mask, raw.bias + from + i) : _mm512_setzero_ps();
-            halves = (__m256i)_mm512_cvtneps_pbh(_mm512_fmadd_ps(value, _mm512_set1_ps(raw.scale[row]), bias));
+            halves = (__m256i)_mm512_cvtneps_pbh(_mm512_fmadd_ps(value, scale, bias));
         }
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), halves);
     }

@@ -162,8 +162,8 @@ def test_products_stand_beside_torch_in_its_faster_precision(
     bench, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     products = bench.products
-    if products.kernels.missing():
-        pytest.skip("no native kernels")
+    if reason := products.kernels.missing():
+        pytest.skip(reason)
     monkeypatch.setattr(products, "SHAPES", {"one": (256, 256)})
     monkeypatch.setattr(products, "LAYERS", 1)
     monkeypatch.setattr(products, "read_rate", lambda: 1e9)

@@ -322,17 +322,17 @@ def test_any_command_is_a_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "message"),
+    ("command", "message", "seconds"),
     [
-        ("/no/such/teacher", "is not on this system"),
-        (program("raise SystemExit(3)"), "failed with code 3"),
-        (program("print(1)"), r"should write .* found '1"),
-        (program("import time; time.sleep(9)"), "took more than 0.5 s"),
+        ("/no/such/teacher", "is not on this system", 60.0),
+        (program("raise SystemExit(3)"), "failed with code 3", 60.0),
+        (program("print(1)"), r"should write .* found '1", 60.0),
+        (program("import time; time.sleep(9)"), "took more than 0.5 s", 0.5),
     ],
 )
-def test_a_failing_command_is_one_clear_line(command: str, message: str) -> None:
+def test_a_failing_command_is_one_clear_line(command: str, message: str, seconds: float) -> None:
     with pytest.raises(ValueError, match=message):
-        Command(command, "own", seconds=0.5).chat([Message.user("hello")])
+        Command(command, "own", seconds=seconds).chat([Message.user("hello")])
 
 
 def test_the_first_answer_stays_where_two_processes_ask(tmp_path: Path) -> None:

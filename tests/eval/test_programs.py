@@ -109,7 +109,7 @@ def test_hostile_code_is_stopped() -> None:
         ]
     )
     assert not any(v.passed for v in verdicts)
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < 1200
 
 
 @isolated
@@ -244,7 +244,7 @@ def test_an_answer_without_end_is_read_quickly() -> None:
     for text in ("x " * 500_000, "[{(" * 333_333, "x = 1\n" * 150_000, "(\n" * 900, '"""\n' * 901):
         extract_program(text, "f")
         programs.blocks(text)
-    assert time.process_time() - began < 60
+    assert time.process_time() - began < 600  # quadratic time would be hours
 
 
 def test_lenient_programs_include_the_prompt() -> None:

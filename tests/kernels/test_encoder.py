@@ -80,14 +80,19 @@ def test_attention_is_that_of_the_formula(
 
 
 @every_path
-def test_scales_and_biases_are_applied(path: tuple[int, bool]) -> None:
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_scales_and_biases_are_applied(path: tuple[int, bool], scaled: bool, biased: bool) -> None:
+    """Products of our own kernels have a bias and no scale, those of oneDNN both."""
     draw = torch.Generator().manual_seed(0)
     raw = torch.randn(50, 3 * 144, generator=draw).bfloat16()
     scale, bias = torch.rand(50, generator=draw), torch.randn(3 * 144, generator=draw)
-    scaled = (raw * scale[:, None] + bias).bfloat16()
+    value = raw * scale[:, None] if scaled else raw.float()
+    value = (value + bias if biased else value).bfloat16()
+    options = scale if scaled else None, bias.split(144) if biased else None
     y, expected = (
         attention(*t.split(144, 1), 2, [20, 30], [20, 28], None, s, b, *path)
-        for t, s, b in ((raw, scale, bias.split(144)), (scaled, None, None))
+        for t, s, b in ((raw, *options), (value, None, None))
     )
     assert (y.double() - expected.double()).norm() < 0.01 * expected.double().norm()
 

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from kernels.paths import here
 
-from polyphi.kernels import native, rounding
+from polyphi import kernels
+from polyphi.kernels import rounding
 from polyphi.quantization.rounding import FITS, STARTS, _by_groups, _by_rows, _row, search
 
+pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 
-@pytest.mark.parametrize("isa", [i for i in range(len(native.PATHS)) if native.has(i)])
+
+@pytest.mark.parametrize("isa", here())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_levels_are_those_of_the_formula(isa: int, dtype: torch.dtype) -> None:

@@ -229,8 +229,9 @@ def test_mixed_batches_equal_single_ones(tiny_config: ModelConfig, scheme: str) 
         for n, adapter in ((7, "vision"), (1, None), (12, "speech"), (5, "vision"))
     ]
     batched = model.logits(model(pack(rows)))
-    # int4 computes in bfloat16; adapters add in another order in a batch
-    tolerance = 1e-4 if scheme.startswith("int8") else 2e-2
+    # Adapters add in another order in a batch, so that an activation halfway between two levels of int8 may be rounded
+    # to the other one: 1e-3 of the result, on some CPUs. int4 computes in bfloat16. Another adapter changes a tenth.
+    tolerance = 5e-3 if scheme.startswith("int8") else 2e-2
     for one, part in zip(rows, batched.split([len(r) for r in rows]), strict=True):
         alone = model.logits(model(one))
         assert error(part, alone) < tolerance, one.adapters
@@ -340,6 +341,8 @@ def test_saved_bytes_equal_the_change_in_memory(scheme: str | None) -> None:
     if scheme:
         quantize(model, scheme)
     saved = quantized.saved_bytes(config, scheme)
-    assert before - quantized.in_memory(model) == pytest.approx(saved, rel=0.02)
+    # torch's product in 4 bits, where our kernels are missing, has 4 bytes for a group's scale and zero instead of 2.
+    tolerance = 0.02 if kernels.missing() is None or scheme != "int4" else 0.05
+    assert before - quantized.in_memory(model) == pytest.approx(saved, rel=tolerance)
     table = 2 * 64 * 1536 if scheme in ("int8", "int4") else 0
     assert saved - quantized.saved_bytes(config, scheme, "cuda") == table, "it isn't mapped there"

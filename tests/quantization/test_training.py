@@ -60,6 +60,12 @@ def batch(processor: Processor) -> Batch:
     return pack(rows)
 
 
+def trained_on(form: type[Quantised], weight: Tensor) -> Quantised:
+    """A weight as training loads it: with its gradient also where our kernels are missing."""
+    shape = (weight.shape[0], weight.shape[1])
+    return form.stored(form.pieces(weight), shape, weight.device, gradients=True)
+
+
 def learned(model: PhiModel, *parts: str) -> list[str]:
     return [n for n, _ in model.named_parameters() if any(part in n for part in parts)]
 
@@ -160,7 +166,7 @@ def test_unpacked_weights_are_those_of_rows(
 ) -> None:
     """In float32 with another order of two factors; in bfloat16 rounded once more."""
     monkeypatch.setattr(fewbits, "ROWS", 64)
-    weight = form(torch.randn(shape))
+    weight = trained_on(form, torch.randn(shape))
     for dtype, rounding in ((torch.float32, 3e-7), (torch.bfloat16, 2**-8)):
         parts = list(Unpacked(weight)._rows(dtype))
         assert [first for first, _ in parts] == [0, 64][: len(parts)]
@@ -172,7 +178,7 @@ def test_unpacked_weights_are_those_of_rows(
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_in_autocast_has_its_dtype(form: type[Quantised], dtype: torch.dtype) -> None:
-    weight = form(torch.randn(40, 64))
+    weight = trained_on(form, torch.randn(40, 64))
     x = torch.randn(3, 64, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         y = weight(x)
@@ -188,7 +194,7 @@ def test_a_product_in_autocast_has_its_dtype(form: type[Quantised], dtype: torch
 @FORMS
 def test_both_losses_by_a_quantised_head_are_cross_entropy(form: type[Quantised]) -> None:
     torch.manual_seed(0)
-    head, hidden = form(torch.randn(300, 32)), torch.randn(150, 32)
+    head, hidden = trained_on(form, torch.randn(300, 32)), torch.randn(150, 32)
     labels = torch.randint(300, (150,))
     losses, grads = [], []
     for loss in (

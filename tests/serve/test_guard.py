@@ -7,7 +7,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -71,7 +72,7 @@ async def page(request: Request) -> PlainTextResponse:
 
 
 async def slow(request: Request) -> PlainTextResponse:
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.0)
     return PlainTextResponse("slow")
 
 
@@ -730,7 +731,7 @@ class Served:
             timeout_keep_alive=2,
         )
         self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         while not self.server.started:
             time.sleep(0.005)
@@ -738,11 +739,12 @@ class Served:
 
     def stop(self) -> None:
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
     def dial(self, data: bytes = b"") -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=5)
+        self.dialed = time.monotonic()
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         connection.sendall(data)
         return connection
 
@@ -788,6 +790,14 @@ def served() -> Iterator[Served]:
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Served]:
+    """A server whose clocks don't run out in a test."""
+    server = Served(replace(SMALL, header_seconds=600.0, body_seconds=600.0))
+    yield server
+    server.stop()
+
+
 @pytest.fixture(autouse=True)
 def _still_alive(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
@@ -802,27 +812,44 @@ GET = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
 
 
-def ended_after(peer: socket.socket) -> tuple[bytes, float]:
-    start = time.monotonic()
+SOON = 20.0
+"""Seconds in which a clock of 0.4 s ends a connection, on a slow or busy machine too."""
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + SOON
+    while not true():
+        assert time.monotonic() < end, "it didn't come to that"
+        time.sleep(0.01)
+
+
+def ended_after(peer: socket.socket, start: float) -> tuple[bytes, float]:
+    """All bytes until the server disconnects, and the seconds from `start` until then."""
     return read_all(peer), time.monotonic() - start
+
+
+def ends_while_sending(peer: socket.socket, data: bytes) -> bool:
+    """Whether the server disconnects soon although the data come again and again."""
+    end = time.monotonic() + SOON
+    with suppress(ConnectionError):
+        while time.monotonic() < end:
+            peer.sendall(data)
+            time.sleep(0.03)
+        return False
+    return True
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HT", GET[:-2], b"\r\n"])
 def test_s19_a_head_that_does_not_come_ends_the_connection(served: Served, begin: bytes) -> None:
     with served.dial(begin) as peer:
-        got, seconds = ended_after(peer)
-    assert got == b"" and 0.2 < seconds < 2
+        got, seconds = ended_after(peer, served.dialed)
+    assert got == b"" and 0.2 < seconds < SOON
 
 
 def test_s19_a_head_that_drips_ends_the_connection(served: Served) -> None:
     for drop in (b"x-a: a\r\n", b"\r\n"):
         with served.dial(b"" if drop == b"\r\n" else GET[:-2]) as peer:
-            start = time.monotonic()
-            with pytest.raises(ConnectionError):
-                while time.monotonic() - start < 3:
-                    peer.sendall(drop)
-                    time.sleep(0.05)
-        assert time.monotonic() - start < 2
+            assert ends_while_sending(peer, drop)
 
 
 def test_s19_the_second_head_of_a_connection_has_its_own_clock(served: Served) -> None:
@@ -831,9 +858,10 @@ def test_s19_the_second_head_of_a_connection_has_its_own_clock(served: Served) -
         time.sleep(0.6)  # longer than a head may take: nothing was begun
         peer.sendall(GET)
         assert answers(peer).startswith(b"HTTP/1.1 200")
+        start = time.monotonic()
         peer.sendall(GET[:20])
-        got, seconds = ended_after(peer)
-        assert got == b"" and 0.2 < seconds < 1.5
+        got, seconds = ended_after(peer, start)
+        assert got == b"" and 0.2 < seconds < SOON
 
 
 def test_s19_an_answer_that_takes_longer_than_a_head_is_given(served: Served) -> None:
@@ -852,7 +880,7 @@ def test_s19_an_answer_that_takes_longer_than_a_head_is_given(served: Served) ->
 )
 def test_s19_a_head_without_end_is_refused(served: Served, head: bytes) -> None:
     with served.dial(head) as peer:
-        got, _ = ended_after(peer)
+        got = read_all(peer)
     assert got.startswith(b"HTTP/1.1 431 ") and b"2000 bytes" in got and b"nosniff" in got
 
 
@@ -874,7 +902,7 @@ def test_s19_a_head_without_end_is_refused(served: Served, head: bytes) -> None:
 )
 def test_s19_what_is_no_request_is_refused(served: Served, data: bytes) -> None:
     with served.dial(data) as peer:
-        got, _ = ended_after(peer)
+        got = read_all(peer)
     assert got.startswith(b"HTTP/1.1 400 "), got
     assert set(json.loads(got.partition(b"\r\n\r\n")[2])) == {"error"}
 
@@ -882,30 +910,20 @@ def test_s19_what_is_no_request_is_refused(served: Served, data: bytes) -> None:
 def test_s19_a_body_that_does_not_arrive_gets_408(served: Served) -> None:
     for head in (HEAD + b"content-length: 10\r\n\r\n12345", CHUNKED + b"5\r\n12345\r\n"):
         with served.dial(head) as peer:
-            got, seconds = ended_after(peer)
-        assert got.startswith(b"HTTP/1.1 408 ") and b"0.4 s" in got and 0.2 < seconds < 2
+            got, seconds = ended_after(peer, served.dialed)
+        assert got.startswith(b"HTTP/1.1 408 ") and b"0.4 s" in got and 0.2 < seconds < SOON
     assert served.bodies.bytes == 0
 
 
 def test_s19_a_connection_with_a_slow_body_is_closed(served: Served) -> None:
     with served.dial(HEAD + b"content-length: 900\r\n\r\n") as peer:
-        start = time.monotonic()
-        with pytest.raises(ConnectionError):
-            while time.monotonic() - start < 3:
-                peer.sendall(b" ")
-                time.sleep(0.03)
-    assert time.monotonic() - start < 2
+        assert ends_while_sending(peer, b" ")
 
 
 def test_s19_the_rest_of_a_refused_body_is_not_awaited_for_ever(served: Served) -> None:
     with served.dial(HEAD + b"content-length: 100000\r\n\r\n") as peer:
         assert answers(peer).startswith(b"HTTP/1.1 413")
-        start = time.monotonic()
-        with pytest.raises(ConnectionError):
-            while time.monotonic() - start < 3:
-                peer.sendall(b" ")
-                time.sleep(0.03)
-    assert time.monotonic() - start < 2
+        assert ends_while_sending(peer, b" ")
 
 
 def test_s19_after_the_rest_of_a_refused_body_the_connection_is_good_again(
@@ -928,18 +946,18 @@ def test_s19_after_the_rest_of_a_refused_body_the_connection_is_good_again(
         b"2\r\n{}\r\n0\r\n" + b"x: y\r\n" * 1000,
     ],
 )
-def test_s19_framing_without_end_is_refused(served: Served, rest: bytes) -> None:
-    with served.dial(CHUNKED) as peer:
+def test_s19_framing_without_end_is_refused(patient: Served, rest: bytes) -> None:
+    """Because of its form: no clock of this server runs out before the client's."""
+    with patient.dial(CHUNKED) as peer:
         for at in range(0, len(rest), 1000):
             try:
                 peer.sendall(rest[at : at + 1000])
             except ConnectionError:
                 break
             time.sleep(0.01)
-        got, seconds = ended_after(peer)
+        got = read_all(peer)
     assert got.startswith(b"HTTP/1.1 4") or got == b""  # reset while it was still sending
-    assert seconds < 0.3  # not the body's clock
-    assert served.bodies.bytes == 0
+    assert patient.bodies.bytes == 0
 
 
 def test_chunks_and_trailers_of_honest_clients_pass(served: Served) -> None:
@@ -1027,10 +1045,7 @@ def test_100_continue_is_sent_only_for_a_body_within_the_limit(served: Served) -
 def test_s19_an_unread_answer_is_aborted(served: Served) -> None:
     with served.dial(GET.replace(b"/v1/models", b"/floods")) as peer:
         peer.recv(1000)
-        until = time.monotonic() + 5
-        while served.server.server_state.tasks and time.monotonic() < until:
-            time.sleep(0.02)
-        assert not served.server.server_state.tasks
+        until(lambda: not served.server.server_state.tasks)
         assert not served.server.server_state.connections
 
 
@@ -1052,7 +1067,7 @@ def test_s19_idle_connections_give_way_to_requests(served: Served) -> None:
 
 def test_s19_requests_being_answered_keep_their_places(served: Served) -> None:
     busy = [served.dial(GET.replace(b"/v1/models", b"/slow")) for _ in range(4)]
-    time.sleep(0.1)
+    until(lambda: len(served.server.server_state.tasks) == 4)
     with served.dial() as peer:
         got = read_all(peer)
     assert got.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in got
@@ -1062,12 +1077,12 @@ def test_s19_requests_being_answered_keep_their_places(served: Served) -> None:
 
 
 def test_s19_the_largest_of_the_bodies_that_come_gives_way() -> None:
-    roomy = replace(SMALL, max_connections=50, body_seconds=2.0, max_body_bytes=2500)
+    roomy = replace(SMALL, max_connections=50, body_seconds=60.0, max_body_bytes=2500)
     server = Served(roomy)
+    assert server.alive()
     hoarder = server.dial(HEAD + b"content-length: 2400\r\n\r\n" + b" " * 2300)
     small = server.dial(HEAD + b"content-length: 500\r\n\r\n" + b" " * 400)
-    time.sleep(0.1)
-    assert server.bodies.bytes == 2700
+    until(lambda: server.bodies.bytes == 2700)
     with server.dial(HEAD + b"content-length: 400\r\n\r\n" + b" " * 400) as peer:
         assert answers(peer).startswith(b"HTTP/1.1 200")  # it has had its place
     got = answers(hoarder)
@@ -1078,7 +1093,7 @@ def test_s19_the_largest_of_the_bodies_that_come_gives_way() -> None:
     assert server.bodies.bytes == 0
     # A newcomer that is itself the largest is the one that gives way.
     first = server.dial(HEAD + b"content-length: 1500\r\n\r\n" + b" " * 1400)
-    time.sleep(0.1)
+    until(lambda: server.bodies.bytes == 1400)
     with server.dial(HEAD + b"content-length: 2000\r\n\r\n" + b" " * 2000) as peer:
         assert answers(peer).startswith(b"HTTP/1.1 503 ")
     first.sendall(b" " * 100)

@@ -165,7 +165,7 @@ def test_a_load_that_fails_stops_the_server(engine: Engine) -> None:
         with socket.create_connection(("127.0.0.1", port.number), timeout=10) as peer:
             peer.sendall(f"{head}content-length: 100\r\n\r\n{{".encode())
             port.load.end.set()
-            port.thread.join(10)
+            port.thread.join(60)
             assert not port.thread.is_alive()
         assert str(port.loading.error) == "no config.json" and port.reports == []
 
@@ -178,7 +178,7 @@ def test_an_application_that_does_not_start_stops_the_server() -> None:
 
     with loading(FastAPI(lifespan=broken), Settings("tiny")) as port:
         port.load.end.set()
-        port.thread.join(10)
+        port.thread.join(60)
         assert not port.thread.is_alive() and str(port.loading.error) == "no thread"
 
 
@@ -211,7 +211,7 @@ def test_a_stop_during_the_load_ends_the_process_at_once(sign: signal.Signals) -
                 peer.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n")
                 peer.sendall(b"content-type: application/json\r\n\r\n")
                 process.send_signal(sign)
-                assert process.wait(10) == 0
+                assert process.wait(60) == 0  # the load would take 100 s
         finally:
             process.kill()
 

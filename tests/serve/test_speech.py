@@ -535,7 +535,7 @@ def large() -> bytes:
     return clip(40, "WAV", subtype="FLOAT") + b"\0" * speech.IN_MEMORY
 
 
-def eventually(what: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(what: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it didn't come about"

@@ -167,7 +167,7 @@ class Changing(ToneEngine):
 
 def paced(live: Live, at: int) -> None:
     """Lets the session's thread transcribe what has arrived."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         with live._changed:
             item = live._open

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from polyphi import kernels
 from polyphi.engine.cache import BLOCK
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.doctor import published
@@ -18,6 +19,7 @@ def meta() -> PhiModel:
         return PhiModel(CONFIG)
 
 
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 @pytest.mark.parametrize("scheme", published.SCHEMES[1:])
 def test_weights_are_those_of_a_quantized_model(scheme: str) -> None:
     model = PhiModel(CONFIG).to(torch.bfloat16)
