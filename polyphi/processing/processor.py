@@ -29,8 +29,8 @@ from polyphi.messages import (
 from polyphi.messages import media as media_parts
 from polyphi.processing import audio, image, media
 from polyphi.processing.decoder import Stop
+from polyphi.processing.ids import Placeholder, pieces_of
 from polyphi.processing.media import Caps, MediaError
-from polyphi.processing.placeholders import Placeholder, pieces_of
 from polyphi.processing.template import Piece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos

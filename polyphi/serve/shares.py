@@ -68,18 +68,18 @@ class Pool:
         hold.grow(amount)
         return hold
 
-    def _check(self, client: bytes, amount: int, held: int) -> None:
-        """Raises Full where a hold of `held` can't take `amount` more."""
+    def _check(self, client: bytes, amount: int, hold_amount: int) -> None:
+        """Raises Full where a hold of `hold_amount` can't take `amount` more."""
         own, share = self._by_client[client], self.share
-        if own + amount > share.client and not (self._single and own == held):
+        if own + amount > share.client and not (self._single and own == hold_amount):
             raise Full(share, amount, own, by_client=True)
-        if self.used + amount > share.total and not (self._single and self.used == held):
+        if self.used + amount > share.total and not (self._single and self.used == hold_amount):
             raise Full(share, amount, self.used, by_client=False)
 
-    def _add(self, client: bytes, amount: int, held: int = 0, *, checked: bool) -> None:
+    def _add(self, client: bytes, amount: int, hold_amount: int = 0, *, checked: bool) -> None:
         with self._lock:
             if checked and amount > 0:
-                self._check(client, amount, held)
+                self._check(client, amount, hold_amount)
             self.used += amount
             self._by_client[client] += amount
             if not self._by_client[client]:

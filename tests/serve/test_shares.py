@@ -43,11 +43,11 @@ def test_what_is_used_is_the_sum_of_the_holds(
     def used(client: bytes | None = None) -> int:
         return sum(count for who, count in holds.values() if client in (None, who))
 
-    def fits(client: bytes, count: int, held: int = 0) -> bool:
-        alone = single and used(client) == held
+    def fits(client: bytes, count: int, before: int = 0) -> bool:
+        alone = single and used(client) == before
         return not count or (
             (used(client) + count <= 60 or alone)
-            and (used() + count <= 100 or (alone and used() == held))
+            and (used() + count <= 100 or (alone and used() == before))
         )
 
     for step, client, count, which in steps:
@@ -61,12 +61,12 @@ def test_what_is_used_is_the_sum_of_the_holds(
                 assert full.in_use == (used(client) if full.by_client else used())
         elif holds:
             hold = list(holds)[which % len(holds)]
-            client, held = holds[hold]
+            client, before = holds[hold]
             if step == "grow":
-                expected = fits(client, count, held)
+                expected = fits(client, count, before)
                 try:
                     hold.grow(count)
-                    holds[hold] = (client, held + count)
+                    holds[hold] = (client, before + count)
                     assert expected
                 except Full:
                     assert not expected
