@@ -132,7 +132,8 @@ class Engine:
         self.output_delta, self.output_pieces = core.output_delta, core.output_pieces
         self.run, self.step, self.abort = core.run, core.step, core.abort
         self.rows = rows = Rows(model, processor)
-        self.row, self.ids_row, self.check_sampling = rows.row, rows.ids_row, rows.check_sampling
+        self.row, self.row_steps = rows.row, rows.row_steps
+        self.ids_row, self.check_sampling = rows.ids_row, rows.check_sampling
         self.with_grammar = rows.with_grammar
         self.scorer = scorer = Scorer(core.runner, rows, prefill)
         self.score, self.score_many = scorer.score, scorer.score_many

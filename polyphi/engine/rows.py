@@ -26,6 +26,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import NO_TOKENIZER
+from polyphi.runtime.steps import Steps, at_once
 
 PromptTooLong = TooLong
 """A prompt that exceeds the context."""
@@ -41,16 +42,17 @@ class Rows:
     def __init__(self, model: PhiModel, processor: Processor) -> None:
         self.model, self.processor = model, processor
 
-    def row(
+    def row_steps(
         self,
         messages: Prompt,
         *,
         adapter: str | None = "auto",
         context: int | None = None,
         end: PromptEnd = "generation_prompt",
-    ) -> Batch:
-        """The row of a prompt: messages with this `end`, ids as they are. Raises ValueError above `context` tokens
-        (default: the model's context); a prompt that is certainly too long is neither tokenized nor decoded."""
+    ) -> Steps[Batch]:
+        """The row of a prompt: messages with this `end`, ids as they are; a step for each image and audio. Raises
+        ValueError above `context` tokens (default: the model's context); a prompt that is certainly too long is neither
+        tokenized nor decoded."""
         parsed = parse_prompt(messages)
         context = self.context if context is None else context
         if isinstance(parsed, TokensPrompt):
@@ -59,13 +61,16 @@ class Rows:
         visual = (*media(parsed, Image), *media(parsed, Video))
         self._check_media(len(visual), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
-        return self.processor.row(
+        row = yield from self.processor.row_steps(
             parsed,
             adapter=chosen,
             generation_prompt=end == "generation_prompt",
             continue_final=end == "final_message",
             context=context,
         )
+        return row
+
+    row = at_once(row_steps)
 
     def ids_row(
         self,

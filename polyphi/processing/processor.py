@@ -10,7 +10,6 @@ Training and serving both make their rows here. Sizes are plain numbers, so that
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -30,10 +29,12 @@ from polyphi.messages import (
 from polyphi.messages import media as media_parts
 from polyphi.processing import audio, image, media
 from polyphi.processing.decoder import Stop
+from polyphi.processing.ids import Placeholder, pieces_of
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.template import Piece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
+from polyphi.runtime.steps import Steps, at_once, result_of
 
 Supervise = Literal["answers", "last answer", "all"]
 MediaLike = Any  # an `Image` or `Audio`, or their source: a path, bytes, or (samples, rate)
@@ -41,18 +42,6 @@ MediaLike = Any  # an `Image` or `Audio`, or their source: a path, bytes, or (sa
 
 class TooLong(ValueError):
     """A row has more tokens than the context; the message has both numbers. A loader may leave the row out."""
-
-
-@dataclass(frozen=True)
-class Placeholder:
-    """An image or audio of a conversation, its index `number` among those of its type, and its number of tokens: an
-    image with the crop plan for the size in its header, audio with its log-mel frames."""
-
-    part: Image | Audio
-    number: int
-    tokens: int
-    plan: image.Plan | None = None
-    mels: Tensor | None = None
 
 
 class Processor:
@@ -80,7 +69,7 @@ class Processor:
         """Pooled cells per side of a crop."""
         return self.crop_size // (2 * self.patch_size)
 
-    def row(
+    def row_steps(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         *,
@@ -92,8 +81,8 @@ class Processor:
         max_crops: int | None = None,
         truncate: bool = False,
         trusted: bool | None = None,
-    ) -> Batch:
-        """Return one conversation, or one document, as a `Batch` of one sequence.
+    ) -> Steps[Batch]:
+        """Return one conversation, or one document, as a `Batch` of one sequence; a step for each image and audio.
 
         `adapter`: "auto" (image -> vision, audio only -> speech, text -> none), a name, or "none" or None.
         `supervise`: None (no labels), "answers" (the assistant's text and its `<|end|>`; a whole document), "last
@@ -122,8 +111,11 @@ class Processor:
         )
         adapter = adapter_for(conversation) if adapter == "auto" else normalize_adapter(adapter)
         limit = None if truncate else context
-        pieces = self._with_placeholders(self._encode_parts(parts, limit), max_crops, limit)
-        return self._batch(pieces, adapter, supervise, context, truncate=truncate)
+        encoded = self._encode_parts(parts, limit)
+        pieces = yield from self._with_placeholders(encoded, max_crops, limit)
+        return (yield from self._batch(pieces, adapter, supervise, context, truncate=truncate))
+
+    row = at_once(row_steps)
 
     def expand(
         self, messages: Sequence[Message], caps: Caps | None = None, stop: Stop | None = None
@@ -185,64 +177,32 @@ class Processor:
             (self.tokenizer.image_id, [s if isinstance(s, Image) else Image(s) for s in images]),
             (self.tokenizer.audio_id, [s if isinstance(s, Audio) else Audio(s) for s in audios]),
         )
-        items_of: dict[int, Iterator[Placeholder]] = {}
-        is_expanded: dict[int, bool] = {}
+        items: dict[int, list[Placeholder]] = {}
         for id, parts in sources_by_id:
-            if id is None:
-                if parts:
-                    raise ValueError(
-                        "this tokenizer has no placeholders for media; it only reads text"
-                    )
-                continue
-            items = [self.placeholder(part, max_crops, n) for n, part in enumerate(parts)]
-            placeholders, count, tokens = (
-                sum(i == id for i in ids),
-                len(items),
-                sum(m.tokens for m in items),
-            )
-            if placeholders not in (count, tokens):
-                raise ValueError(
-                    f"{count} pictures or clips need {count} placeholders of id {id}, or {tokens} once expanded; "
-                    f"found {placeholders}"
-                )
-            items_of[id], is_expanded[id] = iter(items), placeholders != count
-        pieces: list[tuple[Piece, Placeholder | None]] = []
-        remaining = 0
-        for id in ids:
-            if remaining:
-                if id != pieces[-1][0].ids[0]:
-                    raise ValueError(
-                        f"a run of placeholders of id {pieces[-1][0].ids[0]} ends {remaining} too early"
-                    )
-                remaining -= 1
-            elif id in items_of:
-                item = next(items_of[id])
-                pieces.append((Piece((id,), media=item.part), item))
-                remaining = item.tokens - 1 if is_expanded[id] else 0
-            else:
-                pieces.append((Piece((id,)), None))
-        if remaining:
-            raise ValueError(
-                f"the last run of placeholders of id {pieces[-1][0].ids[0]} ends {remaining} too early"
-            )
+            if id is not None:
+                items[id] = [self.placeholder(part, max_crops, n) for n, part in enumerate(parts)]
+            elif parts:
+                raise ValueError("this tokenizer has no placeholders for media; it only reads text")
+        pieces = pieces_of(ids, items)
         if adapter == "auto":
             adapter = "vision" if images else "speech" if audios else None
-        return self._batch(pieces, normalize_adapter(adapter), None, context)
+        return result_of(self._batch(pieces, normalize_adapter(adapter), None, context))
 
-    def count(
+    def count_steps(
         self,
         messages: Sequence[Message | Mapping[str, Any]],
         *,
         generation_prompt: bool = True,
         continue_final: bool = False,
         max_crops: int | None = None,
-    ) -> Tokens:
-        """Return the number of tokens of a conversation's row. Only the headers of images and audio are read, except
-        for MP3 and videos."""
+    ) -> Steps[Tokens]:
+        """Return the number of tokens of a conversation's row; a step for each part. Only the headers of images and
+        audio are read, except for MP3 and videos."""
         counts: dict[type, int] = {Image: 0, Audio: 0}
         text = 0
         parts = self._parts_with_counts(messages, generation_prompt, continue_final, max_crops)
         for part, tokens in parts:
+            yield
             if isinstance(part, Words):
                 text += self.tokenizer.count(part.text)
             elif part.media is None:
@@ -250,6 +210,8 @@ class Processor:
             else:
                 counts[type(part.media)] += tokens
         return Tokens(text, counts[Image], counts[Audio])
+
+    count = at_once(count_steps)
 
     def tokenize(
         self,
@@ -314,21 +276,28 @@ class Processor:
                 tokens = Clip(audio.frames(*audio.resampled_length(*size)), "").tokens
             yield piece, tokens
 
-    def media_bytes(self, messages: Sequence[Message], *, max_crops: int | None = None) -> int:
-        """Return the bytes of the crops and log-mel frames of a conversation's row (without videos), from the headers
-        of its images and audio; for MP3 they are approximate. Raises `MediaError` for an unreadable image or audio."""
-        caps, total = self.caps, 0
+    def media_size(
+        self, messages: Sequence[Message], *, max_crops: int | None = None
+    ) -> Steps[tuple[int, int]]:
+        """Return (bytes of the crops and log-mel frames, pixels of the images) of a conversation's row, without videos,
+        from the headers of its images and audio, with a step for each; for MP3 the bytes are approximate. Raises
+        `MediaError` for an unreadable image or audio."""
+        caps, total, pixels = self.caps, 0, 0
         for number, part in enumerate(media_parts(messages, Image)):
+            yield
             with _number_in_errors(part, number):
-                total += self._plan(part, max_crops).nbytes
+                plan = self._plan(part, max_crops)
+            total += plan.nbytes
+            pixels += plan.image_size[0] * plan.image_size[1]
         for number, part in enumerate(media_parts(messages, Audio)):
+            yield
             with _number_in_errors(part, number):
                 stream = media.AudioStream(
                     part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
                 )
                 samples = min(stream.announced, round(caps.audio_seconds * stream.rate))
                 total += audio.nbytes(samples, stream.rate)
-        return total
+        return total, pixels
 
     def _plan(self, part: Image, max_crops: int | None) -> image.Plan:
         """Return the crop plan of an image for the size in its header and the smallest limit on its crops."""
@@ -344,7 +313,7 @@ class Processor:
 
     def _with_placeholders(
         self, pieces: Sequence[Piece], max_crops: int | None, context: int | None
-    ) -> list[tuple[Piece, Placeholder | None]]:
+    ) -> Steps[list[tuple[Piece, Placeholder | None]]]:
         """Return the pieces with their placeholders. Media that exceed the context aren't decoded: the tokens of text
         and images are known before, and audio is counted clip by clip."""
         result: list[tuple[Piece, Placeholder | None]] = [(piece, None) for piece in pieces]
@@ -355,6 +324,8 @@ class Processor:
         )
         order = [*enumerate(image_parts), *enumerate(audio_parts)]
         for position, (number, (i, part)) in enumerate(order, 1):
+            if isinstance(part, Audio):
+                yield
             item = self.placeholder(part, max_crops, number)
             result[i] = (pieces[i], item)
             total += item.tokens
@@ -402,7 +373,7 @@ class Processor:
         context: int | None,
         *,
         truncate: bool = False,
-    ) -> Batch:
+    ) -> Steps[Batch]:
         """Return pieces as one sequence: repeated placeholders, their slots, labels, crops and mels."""
         ids: list[int] = []
         supervised: list[bool] = []
@@ -424,12 +395,14 @@ class Processor:
             lost = len(ids) - context
             ids, supervised = ids[:context], supervised[:context]
         items = [item for _, item in pieces if item is not None]
+        images = [item for item in items if isinstance(item.part, Image)]
+        pixels = yield from self._pixels(images, slots[Image])
         return row(
             ids,
             supervise=supervised if supervise is not None else None,
             adapter=adapter,
             lost=lost,
-            **self._pixels([m for m in items if isinstance(m.part, Image)], slots[Image]),
+            **pixels,
             **self._mels(
                 [m for m in items if isinstance(m.part, Audio)],
                 slots[Audio],
@@ -438,11 +411,12 @@ class Processor:
             ),
         )
 
-    def _pixels(self, items: Sequence[Placeholder], slots: Iterable[int]) -> dict[str, Any]:
+    def _pixels(self, items: Sequence[Placeholder], slots: Iterable[int]) -> Steps[dict[str, Any]]:
         if not items:
             return {}
         cuts: list[image.Cut] = []
         for m in items:  # one decoded image in memory at a time
+            yield
             assert isinstance(m.part, Image) and m.plan is not None
             with _number_in_errors(m.part, m.number):
                 cuts.append(image.cut(self.decoded_image(m.part), m.plan))

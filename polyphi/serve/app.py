@@ -239,8 +239,9 @@ def _about(server: Server) -> APIRouter:
     @router.get("/props", summary="Capabilities and limits of the server")
     async def props() -> dict[str, Any]:
         limits = (
-            "max_image_bytes max_image_pixels max_audio_bytes max_audio_seconds max_recording_seconds "
-            "max_video_bytes max_video_seconds max_video_frames max_body_bytes max_parts max_answers max_tokens"
+            "max_image_bytes max_image_pixels max_request_pixels max_audio_bytes max_audio_seconds "
+            "max_recording_seconds max_video_bytes max_video_seconds max_video_frames max_body_bytes max_parts "
+            "max_answers max_tokens"
         )
         defaults = SamplingParams()
         sampling = (

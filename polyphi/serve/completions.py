@@ -17,6 +17,7 @@ from starlette.responses import Response
 from polyphi.batch import Batch
 from polyphi.engine.request import Caller, Request
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
+from polyphi.runtime.steps import Steps
 from polyphi.serve.answers import base_fields, token_usage, usage
 from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.events import Events, unless_disconnected
@@ -47,13 +48,19 @@ def routes(server: Server) -> APIRouter:
         with server.admit(server.caller(request)) as ticket:
             ticket.use_adapter(adapter)
             sampling = await server.check_sampling(ticket.caller, requested, body)
-            rows = await _rows(server, ticket.caller, body.prompt, adapter)
+            rows = await unless_disconnected(
+                request, _rows(server, ticket.caller, body.prompt, adapter)
+            )
             ticket.reserve(sum(row.nbytes for row in rows), len(rows))
             if body.echo and body.logprobs is not None:
                 most = max(body.logprobs, body.prompt_logprobs or 0)
                 sampling = replace(sampling, prompt_logprobs=most)
             with server.api_errors("prompt"):
-                await server.in_thread(lambda: [server.fit_sampling(row, sampling) for row in rows])
+                await server.in_turn(
+                    False,
+                    ticket.caller,
+                    lambda: [server.fit_sampling(row, sampling) for row in rows],
+                )
             server.log_prompt(request, body.prompt)
             body.prompt = ""
             release_body(request)
@@ -87,16 +94,17 @@ async def _rows(server: Server, caller: Caller, prompt: Any, adapter: str | None
         )
     engine = server.engine
 
-    def rows() -> list[Batch]:
+    def rows() -> Steps[list[Batch]]:
         processor, context, batches = engine.processor, engine.longest, []
         for item in prompts:
+            yield
             (ids,) = processor.encode([item], context) if isinstance(item, str) else [item]
             ids = ids or [processor.tokenizer.eos_ids[-1]]
             batches.append(engine.ids_row(ids, adapter=adapter, context=context))
         return batches
 
     with server.api_errors("prompt"):
-        return await server.in_turn(sum(map(len, prompts)) > LARGE, caller, rows)
+        return await server.in_steps(sum(map(len, prompts)) > LARGE, caller, rows())
 
 
 class Answer:

@@ -1,7 +1,7 @@
 """Load the images, audio and videos that a request refers to, within size limits.
 
->>> media = Media(settings)
->>> with media.request() as request_media:               # all media of one request, within its total limit
+>>> media = Media(settings, shares)
+>>> with media.request(b"client") as request_media:      # all media of one request, within its total limit
 ...     data = await request_media.image("data:image/png;base64,iVBORw0...", "messages[0].content[1].image_url.url")
 
 Three types of URL: data URLs; http(s) where the server was started with `remote` hosts; files where it was started with
@@ -20,9 +20,7 @@ import logging
 import os
 import ssl
 import stat
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -43,6 +41,8 @@ from polyphi.serve.addresses import (
 )
 from polyphi.serve.errors import ApiError
 from polyphi.serve.settings import Settings
+from polyphi.serve.shares import Full, Hold, Shares
+from polyphi.serve.threads import Threads
 
 log = logging.getLogger("polyphi.serve")
 Modality = Literal["image", "audio", "video"]
@@ -54,8 +54,8 @@ EXPECTED: dict[str, str] = {
 EXPECTED_CONTAINERS = "a WAV, FLAC, OGG, MP3, M4A, MP4, WebM, AAC or AMR audio file"
 
 REDIRECTS = 5
-FETCHES = 16
-"""URLs fetched at once, for all requests."""
+WAIT_SECONDS = 60.0
+"""Maximum time that a fetch waits for its turn, behind others of its client or clients that occupy all slots."""
 CONNECT_SECONDS = 5.0
 """Connection timeout of one of a host's IP addresses, after which the next one is tried."""
 ADDRESSES = 4
@@ -69,17 +69,18 @@ class Media:
     def __init__(
         self,
         settings: Settings,
+        shares: Shares | None = None,
         *,
         resolve: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.settings = settings
         self._resolve, self._tls = resolve or resolve_host, tls
-        self._fetch_slots = asyncio.Semaphore(FETCHES)
+        self._shares = shares or Shares(settings)
+        self._client = b""
         # Dedicated threads: name servers that don't answer must not block the shared ones.
-        self._resolvers = ThreadPoolExecutor(FETCHES, "look up hosts")
-        self._total = ByteBudget(settings.max_bodies_bytes)
-        self._request_budget: ByteBudget | None = None
+        self._resolvers = Threads(self._shares.resolvers, "look up hosts")
+        self._hold: Hold | None = None
         reason = isolation_missing()
         self.containers = reason is None if settings.containers is None else settings.containers
         """Whether audio and videos that FFmpeg decodes are accepted."""
@@ -91,18 +92,18 @@ class Media:
             logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every URL
 
     @contextmanager
-    def request(self) -> "Iterator[Media]":
-        """A loader for one request: it loads at most `max_body_bytes` in total, and its bytes count towards the limit
-        of all requests until the context ends."""
+    def request(self, client: bytes) -> "Iterator[Media]":
+        """A loader for one request of a client: it loads at most `max_body_bytes` in total, one after the other, and
+        its bytes count towards the shares of the client and of all until the context ends."""
         media = copy(self)
-        media._request_budget = ByteBudget(self.settings.max_body_bytes, within=self._total)
+        media._client, media._hold = client, self._shares.media.take(client, 0)
         try:
             yield media
         finally:
-            media._request_budget.release()
+            media._hold.release()
 
     def close(self) -> None:
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
+        self._resolvers.close(wait=False)
 
     async def image(self, url: str, param: str) -> bytes:
         """The bytes of the image at a data:, http(s):// or file:// URL. Raises ApiError: 400 for an invalid or refused
@@ -192,20 +193,25 @@ class Media:
 
     def _count_bytes(self, count: int, param: str) -> None:
         """Counts bytes that were loaded from outside the request; raises ApiError above a limit."""
-        exceeded = self._request_budget.take(count) if self._request_budget else None
-        if exceeded is self._request_budget and exceeded is not None:
+        if (hold := self._hold) is None:
+            return
+        if hold.amount + count > (limit := self.settings.max_body_bytes):
             raise ApiError(
                 413,
-                f"expected at most {exceeded.limit:,} bytes in all media of a request, found more",
+                f"expected at most {limit:,} bytes in all media of a request, found more",
                 param=param,
             )
-        if exceeded is not None:
+        try:
+            hold.grow(count)
+        except Full as full:
+            whose = "this client's" if full.by_client else "all"
             raise ApiError(
                 429,
-                "the memory for media of all requests is full; try again later",
+                f"the memory for media of {whose} requests is full; try again later",
                 param=param,
+                code="memory_full",
                 headers={"Retry-After": "5"},
-            )
+            ) from None
 
     # Files
 
@@ -237,12 +243,23 @@ class Media:
                 "(data:...;base64,...)",
                 param=param,
             )
+        turns, loop, started = self._shares.fetches, asyncio.get_running_loop(), False
         try:
-            async with asyncio.timeout(self.settings.fetch_seconds), self._fetch_slots:
+            async with asyncio.timeout(WAIT_SECONDS) as timeout, turns.turn(self._client):
+                timeout.reschedule(loop.time() + self.settings.fetch_seconds)
+                started = True
                 return await self._follow_redirects(parse(url), param, limit)
         except InvalidAddress as error:
             raise ApiError(400, str(error), param=param) from None
         except (_FetchFailed, TimeoutError, OSError, httpx2.HTTPError, httpx2.InvalidURL):
+            if not started:
+                raise ApiError(
+                    429,
+                    f"the {modality} was not fetched: {turns.waiting} other fetches are waiting; try again later",
+                    param=param,
+                    code="queue_full",
+                    headers={"Retry-After": "20"},
+                ) from None
             raise ApiError(
                 400, f"the {modality} could not be fetched from its address", param=param
             ) from None
@@ -285,10 +302,9 @@ class Media:
         if _as_ip(address.host) is not None:
             ips: Sequence[str] = [address.host]
         else:
-            loop = asyncio.get_running_loop()
             try:
-                ips = await loop.run_in_executor(
-                    self._resolvers, self._resolve, address.host, address.port
+                ips = await self._resolvers.run(
+                    self._client, self._resolve, address.host, address.port
                 )
             except (OSError, UnicodeError):
                 raise _FetchFailed from None
@@ -348,34 +364,6 @@ class Media:
             self._count_bytes(len(chunk), param)
             data += chunk
         return bytes(data)
-
-
-class ByteBudget:
-    """A budget of at most `limit` bytes in memory. Its bytes also count towards the budget `within`."""
-
-    def __init__(self, limit: int, within: "ByteBudget | None" = None) -> None:
-        self.limit, self.within, self.bytes = limit, within, 0
-        self._lock: threading.Lock = within._lock if within else threading.Lock()
-        self._released = False
-
-    def take(self, count: int) -> "ByteBudget | None":
-        """Adds `count` bytes. If they exceed a limit, adds nothing and returns the budget that is full."""
-        with self._lock:
-            if self._released:  # the request has ended; its thread stops soon
-                return None
-            budgets = [self, *([self.within] if self.within else [])]
-            for budget in budgets:
-                if budget.bytes + count > budget.limit:
-                    return budget
-            for budget in budgets:
-                budget.bytes += count
-            return None
-
-    def release(self) -> None:
-        with self._lock:
-            self._released = True
-            if self.within:
-                self.within.bytes -= self.bytes
 
 
 class _FetchFailed(Exception):

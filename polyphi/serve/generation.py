@@ -7,7 +7,6 @@ outputs of its job.
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import Request as HttpRequest
@@ -19,6 +18,7 @@ from polyphi.messages import Grammar, SamplingParams, Tokens, with_tools
 from polyphi.serve.conversation import InputTurn, conversation
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.jobs import Job
+from polyphi.serve.prepare import prepare, with_frames
 from polyphi.serve.schema import Sampling
 from polyphi.serve.server import Server, Ticket, is_large, release_body
 
@@ -115,13 +115,13 @@ async def _prepare(
 ) -> tuple[Batch, SamplingParams]:
     turns, param = generation.turns, generation.param
     sampling = await server.check_sampling(ticket.caller, generation.sampling, generation.body)
-    with server.media.request() as media:
+    with server.media.request(ticket.caller.client) as media:
         messages = await conversation(media, turns, server.settings, param)
         server.log_prompt(request, [(m.role, m.text) for m in messages])
         messages = with_tools(messages, generation.tools)
         with server.api_errors(param, turns):
-            return await server.prepare(
-                ticket, messages, generation.adapter, sampling, generation.end
+            return await prepare(
+                server, ticket, messages, generation.adapter, sampling, generation.end
             )
 
 
@@ -133,13 +133,21 @@ async def count_tokens(
     param: str,
     end: PromptEnd = "generation_prompt",
 ) -> Tokens:
-    """The tokens of a prompt, without running the model; of media only the headers are read."""
+    """The tokens of a prompt, without running the model; of images and most audio only the headers are read."""
+
+    async def counted(ticket: Ticket) -> Tokens:
+        with server.media.request(ticket.caller.client) as media:
+            messages = await conversation(media, turns, server.settings, param)
+            messages = with_tools(messages, list(tools))
+            expanded = await with_frames(server, ticket, messages)
+            count = server.engine.processor.count_steps(
+                expanded.messages, continue_final=end == "final_message"
+            )
+            with expanded.errors():
+                return await server.in_steps(is_large(messages), ticket.caller, count)
+
     with (
         server.admit(server.caller(request)) as ticket,
         server.api_errors(param, turns),
-        server.media.request() as media,
     ):
-        messages = await conversation(media, turns, server.settings, param)
-        messages = with_tools(messages, list(tools))
-        count = partial(server.engine.processor.count, continue_final=end == "final_message")
-        return await server.in_turn(is_large(messages), ticket.caller, count, messages)
+        return await unless_disconnected(request, counted(ticket))

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from polyphi.engine.engine import Engine
@@ -12,7 +12,6 @@ from polyphi.messages import (
     Completion,
     TokenLogprob,
 )
-from polyphi.serve.budget import Share
 from polyphi.serve.errors import ApiError, as_api_error
 from polyphi.serve.metrics import Metrics, Times
 
@@ -32,8 +31,8 @@ class OutputDelta:
 
 
 class Job:
-    """The answers to one row, as an asynchronous iterator of `OutputDelta` that ends when all have ended. `share`: the
-    memory reserved for the request's rows; `delivered_tokens`: those of the deltas so far."""
+    """The answers to one row, as an asynchronous iterator of `OutputDelta` that ends when all have ended. `on_end` is
+    called then, from any thread; `delivered_tokens`: those of the deltas so far."""
 
     def __init__(
         self,
@@ -43,7 +42,7 @@ class Job:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.requests = requests
-        self.share: Share | None = None
+        self.on_end: Callable[[], None] = lambda: None
         self.delivered_tokens = 0
         self._engine, self._metrics, self._loop = engine, metrics, loop
         self._deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
@@ -79,8 +78,8 @@ class Job:
                     stop_reason = request.stop_reason if last else None
                     delta = OutputDelta(number, text, logprobs, last, error, own, stop_reason)
                     self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
-        if not self._running and self.share is not None:
-            self.share.row_ended()
+        if not self._running:
+            self.on_end()
         return bool(self._running)
 
     def _parts(

@@ -102,7 +102,8 @@ class Session:
             raise
         finally:
             if self._live is not None:
-                await asyncio.shield(self._server.in_thread(self._live.close))
+                close = self._server.in_turn(False, self._caller, self._live.close)
+                await asyncio.shield(close)
         # In the loop's order: after the events that other threads have sent.
         self._loop.call_soon(self._events.put_nowait, None)
         with suppress(WebSocketDisconnect, asyncio.CancelledError):

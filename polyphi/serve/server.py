@@ -1,7 +1,7 @@
 """The engine behind the routes: one thread steps it for all requests, and handlers wait for its output.
 
 >>> with server.admit(server.caller(request)) as ticket:            # or 429
-...     row, sampling = await server.prepare(ticket, messages, "auto", sampling)   # raises for errors
+...     row, sampling = await prepare(server, ticket, messages, "auto", sampling)  # prepare.py; raises for errors
 ...     (job,) = await server.submit(ticket, [row], sampling)
 ...     async for delta in job: ...                      # OutputDelta: number of the answer, text, finish reason
 
@@ -29,15 +29,13 @@ from polyphi.engine.adapters import UnknownAdapter
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import MediaError
 from polyphi.engine.memory import OutOfMemory, ran_out
-from polyphi.engine.prompt import PromptEnd
 from polyphi.engine.request import Caller, Request
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
 from polyphi.messages import Message, SamplingParams, Text
-from polyphi.runtime import cpu
 from polyphi.runtime.heap import give_back
+from polyphi.runtime.steps import Steps, result_of
 from polyphi.serve.adapters import AdapterModels
 from polyphi.serve.answers import Writer
-from polyphi.serve.budget import Budget, Share
 from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
 from polyphi.serve.fetch import Media, media_api_error
@@ -45,20 +43,14 @@ from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
-from polyphi.serve.shares import Shares
+from polyphi.serve.shares import Full, Hold, Shares
 from polyphi.serve.store import ResponseStore
+from polyphi.serve.threads import Threads
 from polyphi.serve.tokens import Tokens
-from polyphi.serve.turns import Turns
-from polyphi.serve.videos import caps, frames_of
+from polyphi.serve.videos import caps
 
 log = logging.getLogger("polyphi.serve")
 T = TypeVar("T")
-FRAMES_PER_SECOND = 100
-"""Log-mel frames per second of audio."""
-SMALL_THREADS = 4
-"""Threads for small requests and other short work."""
-LARGE_THREADS = max(1, min(4, cpu.usable() // 4))
-"""Threads for large requests: few, so that most cores remain for steps and other work."""
 TRIM_IDLE, TRIM_BUSY = 5.0, 60.0
 """Minimum seconds between two returns of free memory to the system: without running requests, and with them."""
 LARGE = 32 << 10
@@ -76,7 +68,9 @@ class Ticket:
         self.admitted_at = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
-        self._share: Share | None = None
+        self._hold = server.shares.prompts.take(caller.client, 0)
+        self._rows = 1
+        self._lock = threading.Lock()
         self._adapter: str | None = None
         self._released = self._transferred = False
 
@@ -84,13 +78,21 @@ class Ticket:
     def released(self) -> bool:
         return self._released
 
-    def reserve(self, count: int, rows: int = 1) -> Share:
-        """Reserves memory for the rows of this request, until their answers have ended. Raises ApiError 429 where other
-        requests leave too little."""
-        self._share = share = self._server.reserve(count, rows)
-        if self._released:  # the client disconnected while the rows were prepared
-            share.release()
-        return share
+    def reserve(self, count: int, rows: int = 1) -> None:
+        """Reserves `count` more bytes for the rows of this request, until their answers have ended. Raises ApiError 429
+        where other requests leave too little."""
+        self._rows = rows
+        self._server.reserve(self._hold, count)
+
+    def resize(self, count: int) -> None:
+        """Sets the bytes that are reserved to the size of the rows."""
+        self._hold.resize(count)
+
+    def _row_ended(self) -> None:
+        with self._lock:
+            self._rows -= 1
+            if not self._rows:
+                self._hold.release()
 
     def use_adapter(self, key: str | None) -> None:
         """Keeps the adapter of this request from being removed before the release."""
@@ -98,7 +100,7 @@ class Ticket:
         self._server.adapters.use(key)
 
     def add(self, job: Job) -> None:
-        job.share = self._share
+        job.on_end = self._row_ended
         self._jobs.append(job)
         if self._released:  # the client disconnected while the job was created
             self._server.drop(job)
@@ -115,8 +117,7 @@ class Ticket:
             self._server.adapters.release(self._adapter)
             for job in self._jobs:
                 self._server.drop(job)
-            if self._share is not None:
-                self._share.release()
+            self._hold.release()
 
     def __enter__(self) -> "Ticket":
         return self
@@ -133,7 +134,7 @@ class Server:
         self.engine = engine
         self.settings = settings
         self.shares = Shares(settings)
-        self.media = Media(settings)
+        self.media = Media(settings, self.shares)
         self.store = ResponseStore(settings.max_stored_bytes)
         self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
         self.adapters = AdapterModels(engine, settings, self.metrics)
@@ -147,13 +148,10 @@ class Server:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.answers = Writer()
-        self.budget = Budget(settings.max_prepared_bytes)
-        self._small_pool = ThreadPoolExecutor(SMALL_THREADS, "prepare")
-        self._large_pool = ThreadPoolExecutor(LARGE_THREADS, "prepare large")
-        self._grammar_pool = ThreadPoolExecutor(
-            self.shares.grammars.share.total, "compile grammars"
-        )
-        self._turns = Turns(LARGE_THREADS)
+        self._small = Threads(self.shares.small, "prepare")
+        self._large = Threads(self.shares.large, "prepare large")
+        self._grammars = Threads(self.shares.grammars, "compile grammars")
+        self.video_threads = Threads(self.shares.videos, "decode videos")
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
@@ -173,9 +171,9 @@ class Server:
         self._poll_jobs(None)
         self._stop.set()
         self._thread.join()
-        self._small_pool.shutdown(cancel_futures=True)
-        self._large_pool.shutdown(cancel_futures=True)
-        self._grammar_pool.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._small, self._large, self.video_threads):
+            threads.close()
+        self._grammars.close(wait=False)
         self._abort_pool.shutdown()
         self.adapters.close()
         self.answers.close()
@@ -217,9 +215,8 @@ class Server:
         counters = self.engine.counters()
         waiting = max(0, self.admitted - self.live_sessions - counters.running)
         store = self.store
-        return Load(
-            counters, waiting, self.budget.bytes, self.live_sessions, store.count, store.bytes
-        )
+        prepared = self.shares.prompts.used
+        return Load(counters, waiting, prepared, self.live_sessions, store.count, store.bytes)
 
     @property
     def capacity(self) -> int:
@@ -285,25 +282,30 @@ class Server:
             return
         self._seconds += 0.1 * (time.monotonic() - ticket.admitted_at - self._seconds)
 
-    def reserve(self, count: int, rows: int) -> Share:
-        """Reserves memory for a request's rows. Raises ApiError 429 where other requests leave too little."""
-        if (share := self.budget.reserve(count, rows)) is None:
-            wait = min(600, max(1, round(self._seconds)))
+    def reserve(self, hold: Hold, count: int) -> None:
+        """Adds bytes to the memory that a request holds for its rows. Raises ApiError 429 where other requests leave
+        too little."""
+        try:
+            hold.grow(count)
+        except Full as full:
+            share, wait = full.share, min(600, max(1, round(self._seconds)))
+            limit, whose = (
+                (share.client, "those of one client") if full.by_client else (share.total, "all")
+            )
             raise ApiError(
                 429,
-                f"the prompt of this request takes about {count / MIB:,.1f} MiB of memory; all prompts may use "
-                f"{self.budget.limit / MIB:,.1f} MiB, of which {self.budget.bytes / MIB:,.1f} are in use; try "
-                f"again in about {wait} s, or with fewer images or less audio",
+                f"the prompt of this request takes about {count / MIB:,.1f} MiB of memory; of all prompts {whose} may "
+                f"use {limit / MIB:,.1f} MiB, of which {full.in_use / MIB:,.1f} are in use; try again in about "
+                f"{wait} s, or with fewer images or less audio",
                 code="memory_full",
                 headers={"Retry-After": str(wait)},
-            )
-        return share
+            ) from None
 
     async def check_sampling(
         self, caller: Caller, sampling: SamplingParams, body: Sampling
     ) -> SamplingParams:
         """The sampling parameters with their grammar compiled. Raises ApiError for invalid values and unsupported
-        grammars. Without a requested length `max_tokens` is 0 until `prepare`."""
+        grammars. Without a requested length `max_tokens` is 0 until `fit_sampling`."""
         if sampling.n > self.settings.max_answers:
             raise ApiError(
                 400,
@@ -312,7 +314,9 @@ class Server:
             )
         probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
         try:
-            await self.in_thread(self.engine.check_sampling, replace(probe, grammar=None))
+            await self.in_turn(
+                False, caller, self.engine.check_sampling, replace(probe, grammar=None)
+            )
         except ValueError as error:
             raise ApiError(400, str(error), param=body.sampling_field(str(error))) from None
         if sampling.grammar is None:
@@ -327,18 +331,11 @@ class Server:
     async def _with_grammar(self, caller: Caller, sampling: SamplingParams) -> SamplingParams:
         """The sampling with its grammar compiled, in turn with the other grammars of the client."""
         stop = threading.Event()
-        async with self.shares.grammars.turn(caller.client):
-            loop = asyncio.get_running_loop()
-            work = loop.run_in_executor(
-                self._grammar_pool, self.engine.with_grammar, sampling, stop.is_set
-            )
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:  # the client has left
-                stop.set()
-                await asyncio.wait({work})
-                work.exception()  # retrieved, so that asyncio doesn't log it
-                raise
+        work = self.engine.with_grammar
+        try:
+            return await self._grammars.run(caller.client, work, sampling, stop.is_set)
+        finally:
+            stop.set()  # the client may have left
 
     @contextmanager
     def api_errors(self, param: str, turns: Sequence[InputTurn] = ()) -> Iterator[None]:
@@ -376,57 +373,27 @@ class Server:
         return Caller(tenant or address.encode(), tenant if self.settings.isolate else b"")
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        """The result of `work`, run in one of a few threads."""
-        self._heap_used = True
-        return await asyncio.get_running_loop().run_in_executor(self._small_pool, work, *args)
+        """The result of the server's own short `work`, run in one of a few threads."""
+        return await self._small.run(b"", work, *args)
 
     async def in_turn(self, large: bool, caller: Caller, work: Callable[..., T], *args: Any) -> T:
-        """The same, with `large` work in separate threads, which clients use in turn: small work never waits for it."""
-        self._heap_used = True
-        if not large:
-            return await self.in_thread(work, *args)
-        async with self._turns.turn(caller.client):
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._large_pool, work, *args)
-
-    async def prepare(
-        self,
-        ticket: Ticket,
-        messages: Sequence[Message],
-        adapter: str | None,
-        sampling: SamplingParams,
-        end: PromptEnd = "generation_prompt",
-    ) -> tuple[Batch, SamplingParams]:
-        """The row of a conversation, and the sampling with `max_tokens` set. Raises ValueError for invalid ones, and
-        ApiError 429 where there is no memory for the row."""
-        large = is_large(messages)
-        args = ticket, messages, adapter, sampling, end
-        return await self.in_turn(large, ticket.caller, self._prepare, *args)
-
-    def _prepare(
-        self,
-        ticket: Ticket,
-        messages: Sequence[Message],
-        adapter: str | None,
-        sampling: SamplingParams,
-        end: PromptEnd,
-    ) -> tuple[Batch, SamplingParams]:
-        started_at = time.monotonic()
+        """The result of `work` for a client, run in a thread in the client's turn; small work never waits for `large`
+        work."""
         try:
-            with frames_of(self.engine, messages, lambda: ticket.released) as expanded:
-                # Before media are decoded: 64 rows of many images would exceed the machine's memory.
-                share = ticket.reserve(self.engine.processor.media_bytes(expanded))
-                longest = self.engine.longest
-                row = self.engine.row(expanded, adapter=adapter, context=longest, end=end)
-        except MediaError as error:
-            self.metrics.media_rejected(error.reason)
-            raise
-        share.resize(row.nbytes)
-        if row.images or row.clips:
-            media_type = "image" if not row.clips else "audio" if not row.images else "mixed"
-            self.metrics.media_decoded(media_type, time.monotonic() - started_at)
-            self.metrics.audio_decoded(sum(clip.frames for clip in row.clips) / FRAMES_PER_SECOND)
-        return row, self.fit_sampling(row, sampling)
+            threads = self._large if large else self._small
+            return await threads.run(caller.client, work, *args)
+        finally:
+            self._heap_used = True
+
+    async def in_steps(self, large: bool, caller: Caller, steps: Steps[T]) -> T:
+        """The same of work in steps: between two steps of `large` work other clients take their turns, and the work
+        stops when cancelled."""
+        if not large:
+            return await self.in_turn(False, caller, result_of, steps)
+        try:
+            return await self._large.run_steps(caller.client, steps)
+        finally:
+            self._heap_used = True
 
     def fit_sampling(self, row: Batch, sampling: SamplingParams) -> SamplingParams:
         """Sampling that fits a row: `max_tokens` 0 becomes the rest of the context, up to the server's limit."""
@@ -441,10 +408,10 @@ class Server:
     async def submit(
         self, ticket: Ticket, rows: Sequence[Batch], sampling: SamplingParams
     ) -> list[Job]:
-        """Starts the generation for each row, which `prepare` has checked. The jobs end with the ticket. Raises
+        """Starts the generation for each row, which `fit_sampling` has checked. The jobs end with the ticket. Raises
         ApiError if the adapter was removed meanwhile."""
         loop = asyncio.get_running_loop()
-        return await self.in_thread(self._submit, ticket, rows, sampling, loop)
+        return await self.in_turn(False, ticket.caller, self._submit, ticket, rows, sampling, loop)
 
     def _submit(
         self,

@@ -56,6 +56,8 @@ class Settings:
     """Images, audio clips and frames of videos of a request."""
     max_image_bytes: int = 20 * MIB
     max_image_pixels: int = 89_478_485
+    max_request_pixels: int = 512_000_000
+    """Of all images of a request and the frames of its videos: 42 photos of 12 megapixels."""
     max_audio_bytes: int = 64 * MIB
     max_audio_seconds: float = 1800.0
     max_video_bytes: int = 64 * MIB

@@ -8,7 +8,7 @@ A client is an API key or, without keys, an address (`Server.caller`). docs/limi
 >>> async with shares.recordings.turn(b"client"): ...     # waits; clients that wait take turns
 
 There are two forms. An amount (`Pool`) is refused where it doesn't fit. A slot (`Turns`) is waited for, and no client
-gets more than its share of the slots while others could need them.
+gets more than its share of the slots while others could need them. Slots that are threads: threads.py.
 """
 
 import asyncio
@@ -18,7 +18,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from polyphi.runtime import cpu
 from polyphi.serve.settings import MIB, Settings
+
+SMALL_THREADS = 4
+"""Threads for small requests and other short work."""
+LARGE_THREADS = max(1, min(4, cpu.usable() // 4))
+"""Threads for large requests: few, so that most cores remain for steps and other work."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Pool:
     """An amount that clients share. Safe to use from several threads. `used`: by all clients."""
 
     def __init__(self, share: Share, *, single: bool = False) -> None:
-        """`single`: a client that holds nothing may take more than its share at once."""
+        """`single`: a client without another hold may take more than its share, and the only one more than `total`."""
         self.share, self.used = share, 0
         self._single = single
         self._by_client: Counter[bytes] = Counter()
@@ -62,15 +68,18 @@ class Pool:
         hold.grow(amount)
         return hold
 
-    def _add(self, client: bytes, amount: int, *, checked: bool) -> None:
+    def _check(self, client: bytes, amount: int, hold_amount: int) -> None:
+        """Raises Full where a hold of `hold_amount` can't take `amount` more."""
+        own, share = self._by_client[client], self.share
+        if own + amount > share.client and not (self._single and own == hold_amount):
+            raise Full(share, amount, own, by_client=True)
+        if self.used + amount > share.total and not (self._single and self.used == hold_amount):
+            raise Full(share, amount, self.used, by_client=False)
+
+    def _add(self, client: bytes, amount: int, hold_amount: int = 0, *, checked: bool) -> None:
         with self._lock:
-            own, share = self._by_client[client], self.share
             if checked and amount > 0:
-                alone = self._single and not own
-                if own + amount > share.client and not alone:
-                    raise Full(share, amount, own, by_client=True)
-                if self.used + amount > share.total and not (alone and not self.used):
-                    raise Full(share, amount, self.used, by_client=False)
+                self._check(client, amount, hold_amount)
             self.used += amount
             self._by_client[client] += amount
             if not self._by_client[client]:
@@ -90,7 +99,7 @@ class Hold:
         """Takes `amount` more; raises Full, and takes nothing, where it doesn't fit."""
         with self._lock:
             if not self.released:
-                self._pool._add(self._client, amount, checked=True)
+                self._pool._add(self._client, amount, self.amount, checked=True)
                 self.amount += amount
 
     def resize(self, amount: int) -> None:
@@ -109,14 +118,16 @@ class Hold:
 
 class Turns:
     """Slots for work: at most `share.total` at once, at most `share.client` of one client. Clients that wait take turns
-    (round robin), each client's work in order. Used in the event loop's thread."""
+    (round robin), each client's work in order. Used in the event loop's thread.
+
+    A client that arrives belongs to the present round, one that has had its turn in this round to the next one."""
 
     def __init__(self, share: Share) -> None:
         self.share = share
         self._free = share.total
         self._running: Counter[bytes] = Counter()
-        # The next client is the first.
         self._waiting: OrderedDict[bytes, deque[asyncio.Future[None]]] = OrderedDict()
+        self._served: set[bytes] = set()  # in this round
 
     @property
     def running(self) -> int:
@@ -124,51 +135,57 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(not slot.done() for queue in self._waiting.values() for slot in queue)
 
     @asynccontextmanager
     async def turn(self, client: bytes) -> AsyncIterator[None]:
         """Waits for a slot, and occupies it inside the context."""
-        if self._free and self._running[client] < self.share.client:
-            self._occupy(client)
-        else:
-            slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(client, deque()).append(slot)
-            try:
-                await slot
-            except asyncio.CancelledError:
-                if slot.done() and not slot.cancelled():  # cancelled just after it got its slot
-                    self._release(client)
-                raise
+        await self.take(client)
         try:
             yield
         finally:
-            self._release(client)
+            self.release(client)
 
-    def _occupy(self, client: bytes) -> None:
-        self._free -= 1
-        self._running[client] += 1
+    async def take(self, client: bytes) -> None:
+        """Waits for a slot, and occupies it until `release`."""
+        if self._free and self._running[client] < self.share.client:
+            self._occupy(client)
+            return
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(slot)
+        try:
+            await slot
+        except asyncio.CancelledError:
+            if slot.done() and not slot.cancelled():  # cancelled just after it got its slot
+                self.release(client)
+            raise
 
-    def _release(self, client: bytes) -> None:
+    def release(self, client: bytes) -> None:
         self._free += 1
         self._running[client] -= 1
         if not self._running[client]:
             del self._running[client]
-        self._start_next()
+        while self._free and (following := self._next_client()) is not None:
+            self._occupy(following)
+            self._waiting[following].popleft().set_result(None)
+            self._waiting.move_to_end(following)
 
-    def _start_next(self) -> None:
-        for client in list(self._waiting):
-            if not self._free:
-                return
-            queue = self._waiting[client]
+    def _occupy(self, client: bytes) -> None:
+        self._free -= 1
+        self._running[client] += 1
+        if client in self._served:  # the next round begins
+            self._served.clear()
+        self._served.add(client)
+
+    def _next_client(self) -> bytes | None:
+        """The first waiting client that hasn't had its turn in this round and doesn't have its share of the slots."""
+        for client, queue in list(self._waiting.items()):
             while queue and queue[0].done():  # cancelled
                 queue.popleft()
-            if queue and self._running[client] < self.share.client:
-                self._occupy(client)
-                queue.popleft().set_result(None)
-                self._waiting.move_to_end(client)
             if not queue:
                 del self._waiting[client]
+        candidates = [c for c in self._waiting if self._running[c] < self.share.client]
+        return min(candidates, key=self._served.__contains__, default=None)
 
 
 def most_of(total: int) -> int:
@@ -218,8 +235,44 @@ class Shares:
             ),
             single=True,
         )
+        self.small = Turns(
+            Share(
+                "threads for small requests and other short work",
+                "threads",
+                most_of(SMALL_THREADS),
+                SMALL_THREADS,
+                "waits for a turn",
+            )
+        )
+        self.large = Turns(
+            Share(
+                "threads that prepare long texts and decode images and audio",
+                "threads",
+                most_of(LARGE_THREADS),
+                LARGE_THREADS,
+                "waits for a turn; after each image and audio clip it is another client's",
+            )
+        )
+        self.videos = Turns(
+            Share("videos that are being decoded", "videos", 1, 2, "waits for a turn")
+        )
         self.fetches = Turns(
-            Share("media that are being fetched", "addresses", 4, 16, "waits for a turn")
+            Share(
+                "media that are being fetched",
+                "addresses",
+                4,
+                16,
+                "waits for a turn; HTTP 429 with Retry-After for one that doesn't come within a minute",
+            )
+        )
+        self.resolvers = Turns(
+            Share(
+                "host names that are being resolved, also for requests that have ended",
+                "names",
+                4,
+                16,
+                "waits for a turn, within the time of the fetch",
+            )
         )
         self.grammars = Turns(
             Share("grammars that are being compiled", "grammars", 1, 4, "waits for a turn")

@@ -43,11 +43,6 @@ from polyphi.transcription import longform, subtitles
 from polyphi.transcription.transcript import text_of
 
 log = logging.getLogger("polyphi.serve")
-RECORDINGS = 8
-"""Recordings transcribed at once; others wait. Each may hold half an hour of samples; the engine batches their
-segments."""
-DECODING = 2
-"""Of these, recordings decoded at once: decoding takes CPU time, which others need too."""
 WINDOW = 30.0
 """Maximum seconds of a segment where the text is streamed or `chunking_strategy` is "auto". The first words arrive when
 the first segment has been transcribed; shorter segments would have less context and overlap more often."""
@@ -100,11 +95,8 @@ class Transcriber:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._slots, self._decode_slots = (
-            asyncio.Semaphore(RECORDINGS),
-            asyncio.Semaphore(DECODING),
-        )
-        self._threads = ThreadPoolExecutor(RECORDINGS, "transcribe")
+        self._recordings, self._decoders = server.shares.recordings, server.shares.decoders
+        self._threads = ThreadPoolExecutor(self._recordings.share.total, "transcribe")
 
     async def answer(
         self, request: HttpRequest, form_type: type[TranscriptionForm | TranslationForm]
@@ -198,9 +190,10 @@ class Transcriber:
         def on_progress(seconds: float) -> None:
             loop.call_soon_threadsafe(decoded.set)
 
-        async with self._slots:
+        client = options.caller.client
+        async with self._recordings.turn(client):
             try:
-                async with self._decode_slots:
+                async with self._decoders.turn(client):
                     run = loop.run_in_executor(
                         self._threads, self._transcribe, upload, options, on_progress, follow, stop
                     )

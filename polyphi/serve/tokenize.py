@@ -11,13 +11,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from polyphi.messages import Audio, Image, Text, with_tools
+from polyphi.runtime.steps import Steps
 from polyphi.serve.answers import EncodedJson
 from polyphi.serve.conversation import chat_turns, conversation
 from polyphi.serve.errors import ApiError, responses
+from polyphi.serve.events import unless_disconnected
 from polyphi.serve.fields import MAX_TEXT
+from polyphi.serve.prepare import with_frames
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, available_tools, prompt_end
-from polyphi.serve.server import LARGE, Server, is_large
-from polyphi.serve.videos import frames_of
+from polyphi.serve.server import LARGE, Server, Ticket, is_large
 
 GROUP = 2048
 """Ids that are encoded as JSON at once."""
@@ -42,29 +44,36 @@ def routes(server: Server) -> APIRouter:
         if (prompt := body.prompt) is not None:
             texts = ((Text, ids) for ids in processor.tokenizer.encode_slices(prompt))
             with server.api_errors("prompt"):
-                large, caller = len(prompt) > LARGE, server.caller(request)
-                result = await server.in_turn(large, caller, _collect, server, texts, strings)
+                work = server.in_steps(
+                    len(prompt) > LARGE,
+                    server.caller(request),
+                    _collect(server, texts, strings),
+                )
+                result = await unless_disconnected(request, work)
             return await server.answers.response(result.fields(server))
         turns, end = chat_turns(body.messages or ()), prompt_end(body)
+
+        async def tokenized(ticket: Ticket) -> Tokenized:
+            with server.media.request(ticket.caller.client) as media:
+                messages = await conversation(media, turns, server.settings, "messages")
+                messages = with_tools(messages, available_tools(body.tools or ()))
+                # Videos are decoded: their number of frames isn't in the header.
+                expanded = await with_frames(server, ticket, messages)
+                slices = processor.token_slices(
+                    expanded.messages,
+                    generation_prompt=end == "generation_prompt",
+                    continue_final=end == "final_message",
+                )
+                with expanded.errors():
+                    return await server.in_steps(
+                        is_large(messages), ticket.caller, _collect(server, slices, strings)
+                    )
+
         with (
             server.admit(server.caller(request)) as ticket,
             server.api_errors("messages", turns),
-            server.media.request() as media,
         ):
-            messages = await conversation(media, turns, server.settings, "messages")
-            messages = with_tools(messages, available_tools(body.tools or ()))
-
-            def slices() -> Iterator[tuple[type, Sequence[int]]]:
-                # Videos are decoded: their number of frames isn't in the header.
-                with frames_of(server.engine, messages, lambda: ticket.released) as expanded:
-                    yield from processor.token_slices(
-                        expanded,
-                        generation_prompt=end == "generation_prompt",
-                        continue_final=end == "final_message",
-                    )
-
-            large, caller = is_large(messages), ticket.caller
-            result = await server.in_turn(large, caller, _collect, server, slices(), strings)
+            result = await unless_disconnected(request, tokenized(ticket))
         return await server.answers.response(result.fields(server))
 
     @router.post("/detokenize", summary="The text of tokens")
@@ -101,11 +110,12 @@ class Tokenized:
 
 def _collect(
     server: Server, slices: Iterable[tuple[type, Sequence[int]]], with_strings: bool
-) -> Tokenized:
-    """The tokens of slices of a prompt."""
+) -> Steps[Tokenized]:
+    """The tokens of slices of a prompt, with a step for each slice."""
     counts: Counter[type] = Counter()
     ids = array("i")
     for modality, some in slices:
+        yield
         counts[modality] += len(some)
         if counts.total() <= MAX_TEXT:
             ids.extend(some)

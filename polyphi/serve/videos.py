@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import MAX_FRAME_PIXELS, Caps, MediaError
-from polyphi.messages import Image, Message, Part, Video
+from polyphi.messages import Image, Message, Part, Video, media
+from polyphi.runtime.steps import Steps
 from polyphi.serve.settings import Settings
 
 
@@ -27,44 +28,66 @@ def caps(settings: Settings) -> Caps:
     )
 
 
-@contextmanager
-def frames_of(
-    engine: Engine, messages: Sequence[Message], stop: Callable[[], bool] | None = None
-) -> Iterator[Sequence[Message]]:
-    """Yield the conversation with the frames of its videos. A `MediaError` raised inside about an image gets the type
-    and the number that its image or video has in `messages`."""
+@dataclass(frozen=True)
+class Expanded:
+    """A conversation whose videos are replaced by their frames. `origins`: of each image the type ("image" or "video")
+    and the number that it, or its video, has among the request's."""
+
+    messages: Sequence[Message]
+    origins: Sequence[tuple[str, int]]
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """A `MediaError` raised inside about a frame becomes one about its video."""
+        try:
+            yield
+        except MediaError as error:
+            if error.part == "image" and error.number is not None:
+                error.part, error.number = self.origins[error.number]
+            raise
+
+
+def expand(
+    engine: Engine,
+    messages: Sequence[Message],
+    reserve: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Steps[Expanded]:
+    """Return the conversation with the frames of its videos, with a step for each video. `reserve` is called with the
+    bytes of the frames. Raises `MediaError` for a damaged video, above a limit, and soon after `stop` returns True."""
     origins: list[tuple[str, int]] = []
-    counts = {"image": 0, "video": 0}
+    images = videos = 0
     limits = engine.processor.caps
+    expanded: list[Message] = []
+    for message in messages:
+        parts: list[Part] = []
+        for part in message.parts:
+            if isinstance(part, Video):
+                yield
+                frames = _frames(engine, part, limits, stop, videos)
+                size = sum(len(frame.source) for frame in frames if isinstance(frame.source, bytes))
+                reserve(size)
+                # BMP has 3 bytes a pixel.
+                limits = replace(limits, video_pixels=max(1, limits.video_pixels - size // 3))
+                origins += [("video", videos)] * len(frames)
+                videos += 1
+                parts += frames
+                continue
+            if isinstance(part, Image):
+                origins.append(("image", images))
+                images += 1
+            parts.append(part)
+        expanded.append(replace(message, parts=tuple(parts)))
+    return Expanded(expanded, origins)
 
-    def expand(part: Part) -> Sequence[Part]:
-        nonlocal limits
-        if not isinstance(part, Image | Video):
-            return (part,)
-        modality = "image" if isinstance(part, Image) else "video"
-        origin = modality, counts[modality]
-        counts[modality] += 1
-        parts: Sequence[Part] = (part,)
-        if isinstance(part, Video):
-            try:
-                parts = engine.processor.expand([Message.user(part)], limits, stop)[0].parts
-            except MediaError as error:
-                error.part, error.number = origin
-                raise
-            frames = [
-                p.source for p in parts if isinstance(p, Image) and isinstance(p.source, bytes)
-            ]
-            pixels = sum(map(len, frames)) // 3  # BMP has 3 bytes a pixel
-            limits = replace(limits, video_pixels=max(1, limits.video_pixels - pixels))
-        origins.extend([origin] * len(parts))
-        return parts
 
-    expanded = [
-        replace(m, parts=tuple(p for part in m.parts for p in expand(part))) for m in messages
-    ]
+def _frames(
+    engine: Engine, video: Video, limits: Caps, stop: Callable[[], bool], number: int
+) -> list[Image]:
+    """The frames of the video with this number."""
     try:
-        yield expanded
+        (message,) = engine.processor.expand([Message.user(video)], limits, stop)
     except MediaError as error:
-        if error.part == "image" and error.number is not None:
-            error.part, error.number = origins[error.number]
+        error.part, error.number = "video", number
         raise
+    return media([message], Image)

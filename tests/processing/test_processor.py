@@ -17,6 +17,7 @@ from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
+from polyphi.runtime.steps import result_of
 
 Make = Callable[..., bytes]
 
@@ -190,18 +191,19 @@ def test_bytes_of_media_are_known_before_they_are_decoded(
 
     monkeypatch.setattr(Processor, "decoded_image", refuse)
     monkeypatch.setattr(media.AudioStream, "__iter__", refuse)
-    sizes = [processor.media_bytes(chat) for chat in chats]
-    assert sizes == [row.nbytes - row.without_media().nbytes for row in rows]
+    sizes, pixels = zip(*(result_of(processor.media_size(chat)) for chat in chats), strict=True)
+    assert list(sizes) == [row.nbytes - row.without_media().nbytes for row in rows]
     assert sizes[0] == sizes[2] > sizes[1] == 0
+    assert pixels == (56 * 56 + 2 * 300 * 200, 0, 56 * 56 + 2 * 300 * 200)
     with pytest.raises(MediaError) as caught:
-        processor.media_bytes([Message.user(Image(png(56, 56)), Image(b"no image"))])
+        result_of(processor.media_size([Message.user(Image(png(56, 56)), Image(b"no image"))]))
     assert (caught.value.part, caught.value.number) == ("image", 1)
 
 
 def test_an_mp3_clips_bytes_are_estimated(processor: Processor, clip: Make) -> None:
     chat = [Message.user(Audio(clip(48_000, format="MP3")))]
     true = processor.row(chat).mels.nbytes
-    assert abs(processor.media_bytes(chat) - true) < true / 4
+    assert abs(result_of(processor.media_size(chat))[0] - true) < true / 4
 
 
 def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> None:

@@ -4,18 +4,27 @@ import base64
 import io
 import json
 import socket
+import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image as pil
 from serve.conftest import Running, serving
+from serve.test_chat import image_part
+from serve.test_fetch import Net, net, page  # noqa: F401
 
 from polyphi.engine.engine import Engine
+from polyphi.processing import media
+from polyphi.serve import server as server_module
+from polyphi.serve import speech
 from polyphi.serve.settings import Settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -145,3 +154,306 @@ def test_samples_far_beyond_full_scale_are_refused(running: Running, peak: float
         assert "divide them by their full scale" in error["message"]
         upload = {"file": ("loud.wav", file.getvalue(), "audio/wav")}
         assert client.post("/v1/audio/transcriptions", files=upload).status_code == 400
+
+
+@contextmanager
+def two_clients(
+    engine: Engine, settings: Settings
+) -> Iterator[tuple[Any, httpx2.Client, httpx2.Client]]:
+    """(server, client of one address, client of another) of a running server."""
+    with (
+        serving(engine, settings) as running,
+        from_address(running, "127.0.0.1") as one,
+        from_address(running, "127.0.0.2") as other,
+    ):
+        yield running.uvicorn.config.app.state.server, one, other
+
+
+@contextmanager
+def posting(
+    client: httpx2.Client, count: int, path: str, **options: Any
+) -> Iterator[list[httpx2.Response]]:
+    """The responses so far to `count` requests in threads, which have ended when the context has."""
+    responses: list[httpx2.Response] = []
+    threads = [
+        threading.Thread(target=lambda: responses.append(client.post(path, **options)))
+        for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield responses
+    finally:
+        for thread in threads:
+            thread.join(60)
+
+
+def webp(side: int) -> bytes:
+    """A lossless image of one color, of 38 bytes for any size."""
+    file = io.BytesIO()
+    pil.new("RGB", (16, 16), "red").save(file, "WEBP", lossless=True)
+    data = bytearray(file.getvalue())
+    (bits,) = struct.unpack_from("<I", data, 21)  # 14 bits each of width - 1 and height - 1
+    struct.pack_into("<I", data, 21, bits & ~0xFFFFFFF | (side - 1) << 14 | (side - 1))
+    assert pil.open(io.BytesIO(data)).size == (side, side)
+    return bytes(data)
+
+
+def images(data: bytes, count: int) -> dict[str, object]:
+    url = "data:image/webp;base64," + base64.b64encode(data).decode()
+    image = {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
+    return chat([image] * count)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("it was decoded")
+
+
+def test_b4_195_pictures_of_38_bytes_are_refused_by_their_headers(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = webp(9459)
+    assert len(data) <= 40
+    monkeypatch.setattr(media, "decode_image", refuse)
+    with running.client() as client:
+        refused = client.post(CHAT, json=images(data, 195))
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (413, "messages")
+        assert "512,000,000 pixels" in error["message"]
+        assert f"found {195 * 9459 * 9459:,}" in error["message"]
+        counted = client.post("/tokenize", json={"messages": images(data, 195)["messages"]})
+        assert counted.status_code == 200 and counted.json()["image_tokens"] > 195
+        source = {"type": "base64", "media_type": "image/webp"}
+        part = {"type": "image", "source": {**source, "data": base64.b64encode(data).decode()}}
+        body = {"messages": [{"role": "user", "content": [part] * 195}]}
+        assert client.post("/v1/messages/count_tokens", json=body).status_code == 200
+        assert client.get("/props").json()["limits"]["max_request_pixels"] == 512_000_000
+
+
+@pytest.fixture
+def one_large_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("polyphi.serve.shares", server_module.__name__):
+        monkeypatch.setattr(f"{module}.LARGE_THREADS", 1, raising=False)
+
+
+def watch_decoding(
+    monkeypatch: pytest.MonkeyPatch, before: Callable[[bytes, int], None]
+) -> list[bytes]:
+    """The images decoded so far; `before` is called with an image and the number of those before it."""
+    decoded: list[bytes] = []
+    decode = media.decode_image
+
+    def watched(source: bytes, **limits: Any) -> Any:
+        before(source, len(decoded))
+        decoded.append(source)
+        return decode(source, **limits)
+
+    monkeypatch.setattr(media, "decode_image", watched)
+    return decoded
+
+
+def test_b4_a_picture_waits_for_one_picture_of_another_client(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, one_large_thread: None
+) -> None:
+    large, small = webp(64), webp(32)
+    with two_clients(engine, Settings("tiny")) as (server, one, other):
+
+        def before(source: bytes, count: int) -> None:
+            if count == 3:
+                begun.set()
+                until(lambda: server.admitted == 2)
+            if source == large:
+                time.sleep(0.1)
+
+        begun = threading.Event()
+        decoded = watch_decoding(monkeypatch, before)
+        with posting(one, 1, CHAT, json=images(large, 30)) as responses:
+            assert begun.wait(30)
+            assert other.post(CHAT, json=images(small, 1)).status_code == 200
+        assert [r.status_code for r in responses] == [200]
+        assert len(decoded) == 31 and decoded.index(small) < 30, "it waited for all of them"
+
+
+def leave(running_url: str, body: dict[str, object], when: Callable[[], None]) -> None:
+    """Sends a chat, and disconnects after `when` has returned."""
+    data = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    address = ("127.0.0.1", int(running_url.rpartition(":")[2]))
+    with socket.create_connection(address) as connection:
+        connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        when()
+
+
+def test_b4_nothing_is_decoded_for_a_client_that_has_left(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = running.uvicorn.config.app.state.server
+    first, second = webp(64), webp(32)
+    begun = threading.Event()
+
+    def before(source: bytes, count: int) -> None:
+        if count == 2:
+            begun.set()
+            until(lambda: server.admitted == 0)  # the client has left, and the server knows
+
+    decoded = watch_decoding(monkeypatch, before)
+    leave(running.url, images(first, 20), lambda: begun.wait(30))
+    with running.client() as client:
+        assert client.post(CHAT, json=images(second, 1)).status_code == 200
+    assert decoded.count(first) == 3
+
+
+def test_b4_a_video_does_not_delay_pictures(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, one_large_thread: None
+) -> None:
+    go, begun = threading.Event(), threading.Event()
+    expand = engine.processor.expand
+
+    def slow(messages: Any, *options: Any) -> Any:
+        if any(type(part).__name__ == "Video" for message in messages for part in message.parts):
+            begun.set()
+            assert go.wait(60)
+        return expand(messages, *options)
+
+    monkeypatch.setattr(engine.processor, "expand", slow)
+    url = "data:video/mp4;base64," + base64.b64encode(b"\0\0\0\x18ftypisom" + bytes(99)).decode()
+    video = chat([{"type": "video_url", "video_url": {"url": url}}])
+    with two_clients(engine, Settings("tiny", containers=True)) as (_, one, other):
+        with posting(one, 1, CHAT, json=video) as responses:
+            try:
+                assert begun.wait(30)
+                for client in (one, other):
+                    picture = client.post(CHAT, json=images(webp(32), 1), timeout=20)
+                    assert picture.status_code == 200
+                assert not responses
+            finally:
+                go.set()
+        assert [r.status_code for r in responses] == [400]  # it is damaged
+
+
+def recording() -> dict[str, bytes]:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(16000, np.float32), 16000, format="WAV")
+    return {"file": file.getvalue()}
+
+
+@pytest.mark.parametrize("stage", ["transcribed", "decoded"])
+def test_b7_ten_recordings_of_one_client_do_not_delay_anothers(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    transcribe, go = speech.longform.transcribe, threading.Event()
+
+    def slow(*arguments: Any, caller: Any, on_progress: Any, **options: Any) -> Any:
+        if caller.client == b"127.0.0.1":
+            if stage == "transcribed":
+                on_progress(0)  # it is decoded
+            assert go.wait(60)
+        return transcribe(*arguments, caller=caller, on_progress=on_progress, **options)
+
+    monkeypatch.setattr(speech.longform, "transcribe", slow)
+    path = "/v1/audio/transcriptions"
+    with two_clients(engine, Settings("tiny")) as (server, one, other):
+        with posting(one, 10, path, files=recording()) as responses:
+            try:
+                until(lambda: server.admitted == 10)
+                answer = other.post(path, files=recording(), timeout=20)
+                assert answer.status_code == 200 and not responses
+            finally:
+                go.set()
+        assert [r.status_code for r in responses] == [200] * 10
+
+
+def fetched(name: str, path: str) -> dict[str, object]:
+    url = f"http://{name}.example.org/{path}"
+    return chat([{"type": "image_url", "image_url": {"url": url}}])
+
+
+def test_b8_forty_slow_addresses_of_one_client_do_not_fail_anothers_fetch(
+    engine: Engine,
+    net: Net,  # noqa: F811
+) -> None:
+    go = threading.Event()
+    net.server.pages = {"/slow": lambda _: go.wait(60), "/quick": page()}
+    settings = Settings("tiny", remote=("*",), fetch_seconds=2.0)
+    with two_clients(engine, settings) as (server, one, other):
+        server.media._resolve = net.resolve
+        with posting(one, 40, CHAT, json=fetched("media", "slow")) as responses:
+            try:
+                until(lambda: server.admitted == 40)
+                assert other.post(CHAT, json=fetched("media", "quick")).status_code == 200
+                assert len(responses) < 40
+            finally:
+                go.set()
+        assert {r.status_code for r in responses} == {400}
+
+
+def test_b8_names_that_never_resolve_occupy_one_clients_threads_only(
+    engine: Engine,
+    net: Net,  # noqa: F811
+) -> None:
+    go, stuck = threading.Event(), []
+
+    def resolve(host: str, port: int) -> list[str]:
+        if host == "stuck.example.org":
+            stuck.append(host)
+            assert go.wait(60)
+        return net.resolve(host, port)
+
+    net.server.pages = {"/quick": page()}
+    settings = Settings("tiny", remote=("*",), fetch_seconds=1.0)
+    with two_clients(engine, settings) as (server, one, other):
+        server.media._resolve = resolve
+        try:
+            with posting(one, 20, CHAT, json=fetched("stuck", "a")) as responses:
+                pass
+            assert [r.status_code for r in responses] == [400] * 20 and stuck
+            assert other.post(CHAT, json=fetched("media", "quick")).status_code == 200
+        finally:
+            go.set()
+
+
+def test_b9_prompts_of_one_client_leave_memory_to_others(engine: Engine) -> None:
+    seen = chat([image_part()], max_tokens=1500, stream=True, ignore_eos=True)
+    settings, lines = Settings("tiny", max_prepared_bytes=250_000), []
+    with two_clients(engine, settings) as (server, one, other), ExitStack() as streams:
+        for _ in range(6):
+            stream = streams.enter_context(one.stream("POST", CHAT, json=seen))
+            if stream.status_code == 429:
+                break
+            lines.append(stream.iter_lines())  # closes the stream when freed
+            next(lines[-1])
+        assert stream.status_code == 429 and int(stream.headers["retry-after"]) >= 1
+        answer = other.post(CHAT, json={**seen, "stream": False, "max_tokens": 2})
+        assert answer.status_code == 200, "the first client has all memory"
+        error = json.loads(stream.read())["error"]
+        assert error["code"] == "memory_full" and "of one client" in error["message"]
+        assert server.shares.prompts.used_by(b"127.0.0.1") > 100_000
+    until(lambda: server.shares.prompts.used == 0)
+
+
+def test_many_small_requests_of_one_client_do_not_delay_anothers(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = engine.processor.tokenizer
+    decode, go, begun = tokenizer.decode, threading.Event(), []
+    special = tokenizer.encode("fox")
+
+    def slow(ids: Any, **options: Any) -> str:
+        if list(ids) == special:
+            begun.append(ids)
+            assert go.wait(60)
+        return decode(ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", slow)
+    with two_clients(engine, Settings("tiny")) as (_, one, other):
+        with posting(one, 20, "/detokenize", json={"tokens": special}) as responses:
+            try:
+                until(lambda: len(begun) >= 3)
+                time.sleep(0.2)
+                answer = other.post("/detokenize", json={"tokens": special[:1] * 2}, timeout=20)
+                assert answer.status_code == 200
+                assert other.post(CHAT, json=chat("hi"), timeout=20).status_code == 200
+                assert not responses
+            finally:
+                go.set()
+        assert [r.json() for r in responses] == [{"prompt": "fox"}] * 20

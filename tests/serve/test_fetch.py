@@ -24,8 +24,9 @@ from PIL import Image as pil
 from polyphi.serve import addresses, fetch
 from polyphi.serve.addresses import is_public, parse
 from polyphi.serve.errors import ApiError
-from polyphi.serve.fetch import ByteBudget, Media
+from polyphi.serve.fetch import Media
 from polyphi.serve.settings import Settings
+from polyphi.serve.shares import Share, Shares, Turns
 
 PARAM = "messages[0].content[1].image_url.url"
 PUBLIC, OTHER, SIXTH = "93.184.216.34", "151.101.1.140", "2606:2800:220:1:248:1893:25c8:1946"
@@ -143,10 +144,13 @@ def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[Net]:
     net.secure.close()
 
 
-def media(net: Net | None = None, *remote: str, **settings: object) -> Media:
+def media(net: Net | None = None, *remote: str, slots: int = 16, **settings: object) -> Media:
+    """A loader that fetches `slots` addresses at once, also of one client."""
     trusted = ssl.create_default_context(cafile=str(PEM))
     chosen = Settings("phi", remote=remote, **{"fetch_seconds": 5.0, **settings})
-    return Media(chosen, resolve=net.resolve if net else None, tls=trusted)
+    shares = Shares(chosen)
+    shares.fetches = Turns(Share("media that are being fetched", "addresses", slots, slots, ""))
+    return Media(chosen, shares, resolve=net.resolve if net else None, tls=trusted)
 
 
 def get(media: Media, url: str, kind: str = "image") -> bytes:
@@ -532,8 +536,7 @@ def test_s4_bytes_are_capped_as_they_come(net: Net) -> None:
     assert get(loader, "http://media.example.org/lie") == PICTURE
 
 
-def test_s4_few_are_fetched_at_once(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FETCHES", 2)
+def test_s4_few_are_fetched_at_once(net: Net) -> None:
     fetches, counts = 0, []
 
     def late(connection: socket.socket) -> None:
@@ -545,10 +548,10 @@ def test_s4_few_are_fetched_at_once(net: Net, monkeypatch: pytest.MonkeyPatch) -
         connection.sendall(page())
 
     net.server.pages = {"/a": late}
-    loader = media(net, "*")
+    loader = media(net, "*", slots=2)
 
     async def all_at_once() -> list[bytes]:
-        with loader.request() as one, loader.request() as other:
+        with loader.request(b"a") as one, loader.request(b"b") as other:
             loads = [one.image("http://media.example.org/a", PARAM) for _ in range(4)]
             loads += [other.image("http://media.example.org/a", PARAM) for _ in range(4)]
             return await asyncio.gather(*loads)
@@ -566,11 +569,11 @@ def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> 
     loader = media(net, "*", local=tmp_path, max_body_bytes=3 * size, max_bodies_bytes=5 * size)
 
     async def ask() -> list[int]:
-        with loader.request() as one:
+        with loader.request(b"a") as one:
             for number in range(3):
                 await one.image(urls[number % 2], PARAM)
             results = []
-            with loader.request() as other:
+            with loader.request(b"b") as other:
                 for who, url in (
                     (one, urls[0]),
                     (one, urls[1]),
@@ -593,13 +596,66 @@ def test_s4_a_request_and_all_of_them_hold_so_much(net: Net, tmp_path: Path) -> 
         assert asyncio.run(ask()) == [413, 413, 200, 200, 429]
 
 
-def test_what_is_released_is_counted_no_more() -> None:
-    everything = ByteBudget(10)
-    one = ByteBudget(6, within=everything)
-    assert one.take(5) is None and one.take(2) is one and everything.bytes == 5
-    assert ByteBudget(9, within=everything).take(6) is everything
-    one.release()
-    assert one.take(5) is None and everything.bytes == 0  # of a thread that came too late
+def test_b9_media_of_one_client_leave_memory_to_others(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    url, size = f"file://{tmp_path}/a.png", len(PICTURE)
+    loader = media(local=tmp_path, max_body_bytes=2 * size, max_bodies_bytes=8 * size)
+
+    async def load() -> list[int | str]:
+        results: list[int | str] = []
+        with (
+            loader.request(b"a") as one,
+            loader.request(b"a") as two,
+            loader.request(b"b") as other,
+        ):
+            for who in (one, two, one, other):
+                try:
+                    await who.image(url, PARAM)
+                    results.append(200)
+                except ApiError as error:
+                    results.append(error.message)
+        return results
+
+    refused_ = "the memory for media of this client's requests is full; try again later"
+    assert asyncio.run(load()) == [200, 200, refused_, 200]
+
+
+def test_a_fetch_has_its_time_from_its_turn_on(net: Net) -> None:
+    def late(connection: socket.socket) -> None:
+        time.sleep(1)
+        connection.sendall(page())
+
+    net.server.pages = {"/a": late}
+    loader = media(net, "*", slots=1, fetch_seconds=3)
+
+    async def all_at_once() -> list[bytes]:
+        with loader.request(b"a") as one:
+            loads = [one.image("http://media.example.org/a", PARAM) for _ in range(5)]
+            return await asyncio.gather(*loads)
+
+    assert asyncio.run(all_at_once()) == [PICTURE] * 5
+
+
+def test_a_fetch_whose_turn_does_not_come_is_refused(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "WAIT_SECONDS", 0.2)
+    net.server.pages = {"/a": silence, "/b": page()}
+    loader = media(net, "*", slots=1, fetch_seconds=2)
+
+    async def both() -> list[bytes | BaseException]:
+        with loader.request(b"a") as one, loader.request(b"b") as other:
+            loads = [
+                one.image("http://media.example.org/a", PARAM),
+                other.image("http://media.example.org/b", PARAM),
+            ]
+            return await asyncio.gather(*loads, return_exceptions=True)
+
+    slow, waiting = asyncio.run(both())
+    assert isinstance(slow, ApiError) and (slow.status, slow.message) == (400, NOTHING)
+    assert isinstance(waiting, ApiError) and waiting.status == 429
+    assert (waiting.code, waiting.param) == ("queue_full", PARAM)
+    assert int(waiting.headers["Retry-After"]) >= 1
 
 
 def test_s9_nothing_is_told_of_what_is_inside(net: Net) -> None:

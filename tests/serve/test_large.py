@@ -85,15 +85,15 @@ def test_an_answer_that_the_context_cannot_hold(running: Running) -> None:
 def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[..., bool]):
     """An event that large preparations wait for, and the list of started ones."""
     go, begun = threading.Event(), []
-    row = running.engine.row
+    row_steps = running.engine.row_steps
 
     def waiting(messages: Any, **options: Any) -> Any:
         if large(messages):
             begun.append(messages)
             assert go.wait(60)
-        return row(messages, **options)
+        return row_steps(messages, **options)
 
-    monkeypatch.setattr(running.engine, "row", waiting)
+    monkeypatch.setattr(running.engine, "row_steps", waiting)
     return go, begun
 
 
@@ -180,7 +180,7 @@ def short(engine: Engine) -> Iterator[Running]:
     """A server with memory for at most one image."""
     with serving(engine, Settings("tiny", max_prepared_bytes=80_000)) as running:
         yield running
-        assert server(running).budget.bytes == 0
+        assert server(running).shares.prompts.used == 0
 
 
 def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
@@ -202,7 +202,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             lines = one.iter_lines()
             next(lines)
             until(lambda: len(decoded) == 2)
-            reserved = server(short).budget.bytes
+            reserved = server(short).shares.prompts.used
             assert 40_000 < reserved < 80_000
             gauge = f'polyphi:prepared_bytes{{model_name="tiny"}} {float(reserved)}'
             assert gauge in client.get("/metrics").text
@@ -214,7 +214,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
             assert (
                 client.post(CHAT, json=chat("hi")).status_code == 200
             )  # text needs next to nothing
-        until(lambda: server(short).budget.bytes == 0)
+        until(lambda: server(short).shares.prompts.used == 0)
         assert client.post(CHAT, json=seen).status_code == 200
 
 
@@ -254,10 +254,10 @@ def test_a_prompt_that_is_alone_may_take_more(short: Running) -> None:
             assert 400 <= client.post(CHAT, json=broken).status_code < 500
         prompts = {"prompt": ["the quick fox " * 40] * 100, "max_tokens": 1}
         assert client.post(COMPLETIONS, json=prompts).status_code == 200
-        share = server(short).budget.reserve(10_000)
+        hold = server(short).shares.prompts.take(b"other", 10_000)
         answer = client.post(COMPLETIONS, json=prompts)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "memory_full")
-        share.release()
+        hold.release()
 
 
 @pytest.mark.parametrize(

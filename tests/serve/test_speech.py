@@ -629,7 +629,7 @@ def test_who_hangs_up_frees_everything(
         weight[list(running.engine.processor.tokenizer.eos_ids)] = 0
     body = form(large, **({"stream": "true"} if when == "streamed" else {}))
     port = int(running.url.rpartition(":")[2])
-    count = speech.RECORDINGS + 2 if when == "waiting" else 1
+    count = server.shares.recordings.share.total + 2 if when == "waiting" else 1
     lines = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     for line in lines:
         line.sendall(head(len(body)) + body)

@@ -1,0 +1,76 @@
+"""Conversations -> rows. Memory is reserved before media are decoded. Each image and clip is decoded in its client's
+turn: other clients wait for one image, not for a request of 200.
+
+>>> row, sampling = await prepare(server, ticket, messages, "auto", sampling)
+"""
+
+from collections.abc import Sequence
+
+from polyphi.batch import Batch
+from polyphi.engine.media import MediaError
+from polyphi.engine.prompt import PromptEnd
+from polyphi.messages import Message, SamplingParams, Video, media
+from polyphi.runtime.steps import Steps, result_of, timed
+from polyphi.serve.server import Server, Ticket, is_large
+from polyphi.serve.videos import Expanded, expand
+
+FRAMES_PER_SECOND = 100
+"""Log-mel frames per second of audio."""
+
+
+async def prepare(
+    server: Server,
+    ticket: Ticket,
+    messages: Sequence[Message],
+    adapter: str | None,
+    sampling: SamplingParams,
+    end: PromptEnd = "generation_prompt",
+) -> tuple[Batch, SamplingParams]:
+    """The row of a conversation, and the sampling with `max_tokens` set. Raises ValueError for invalid ones, and
+    ApiError 429 where there is no memory for the row. When cancelled, decoding stops after the present image or clip.
+    """
+    try:
+        expanded = await with_frames(server, ticket, messages)
+        with expanded.errors():
+            steps = _prepare(server, ticket, expanded.messages, adapter, sampling, end)
+            return await server.in_steps(is_large(messages), ticket.caller, steps)
+    except MediaError as error:
+        server.metrics.media_rejected(error.reason)
+        raise
+
+
+async def with_frames(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Expanded:
+    """A conversation with the frames of its videos, which are decoded in the client's turn. Raises MediaError."""
+    steps = expand(server.engine, messages, ticket.reserve, lambda: ticket.released)
+    if not media(messages, Video):
+        return result_of(steps)
+    return await server.video_threads.run_steps(ticket.caller.client, steps)
+
+
+def _prepare(
+    server: Server,
+    ticket: Ticket,
+    messages: Sequence[Message],
+    adapter: str | None,
+    sampling: SamplingParams,
+    end: PromptEnd,
+) -> Steps[tuple[Batch, SamplingParams]]:
+    engine, metrics = server.engine, server.metrics
+    size, pixels = yield from engine.processor.media_size(messages)
+    if pixels > (limit := server.settings.max_request_pixels):
+        raise MediaError(
+            f"the images and frames of a request may have {limit:,} pixels in all, found {pixels:,}; shrink them, or "
+            "send fewer",
+            "size",
+        )
+    # Before media are decoded: 64 rows of many images would exceed the machine's memory.
+    ticket.reserve(size)
+    row, seconds = yield from timed(
+        engine.row_steps(messages, adapter=adapter, context=engine.longest, end=end)
+    )
+    ticket.resize(row.nbytes)
+    if row.images or row.clips:
+        media_type = "image" if not row.clips else "audio" if not row.images else "mixed"
+        metrics.media_decoded(media_type, seconds)
+        metrics.audio_decoded(sum(clip.frames for clip in row.clips) / FRAMES_PER_SECOND)
+    return row, server.fit_sampling(row, sampling)

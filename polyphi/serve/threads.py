@@ -1,0 +1,80 @@
+"""Threads that clients use in turn.
+
+>>> threads = Threads(shares.large, "prepare large")
+>>> ids = await threads.run(b"client", tokenizer.encode, text)
+>>> row = await threads.run_steps(b"client", engine.row_steps(messages))    # a turn for each image
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from polyphi.runtime.steps import Steps
+from polyphi.serve.shares import Turns
+
+T = TypeVar("T")
+TURN_SECONDS = 0.05
+"""Time of a turn of work in steps, beside its last step: one step may be shorter than a thread switch."""
+
+
+@dataclass(frozen=True)
+class Result(Generic[T]):
+    """The result of all steps."""
+
+    value: T
+
+
+class Threads:
+    """As many threads as `turns` has slots. A slot is free again when its thread is: not yet when the request has ended
+    whose work it does."""
+
+    def __init__(self, turns: Turns, name: str) -> None:
+        self.turns = turns
+        self.pool = ThreadPoolExecutor(turns.share.total, name)
+
+    async def run(self, client: bytes, work: Callable[..., T], *args: Any) -> T:
+        """The result of `work`, run in a thread when it is the client's turn."""
+        await self.turns.take(client)
+
+        def ended(future: asyncio.Future[T]) -> None:
+            self.turns.release(client)
+            if not future.cancelled():
+                future.exception()  # retrieved, so that asyncio doesn't log it
+
+        try:
+            future = asyncio.wrap_future(self.pool.submit(work, *args))
+        except BaseException:  # the server has stopped
+            self.turns.release(client)
+            raise
+        future.add_done_callback(ended)
+        return await asyncio.shield(future)
+
+    async def run_steps(self, client: bytes, steps: Steps[T]) -> T:
+        """The result of work in steps, each in the client's turn. When cancelled, the work stops after its step."""
+        stop = threading.Event()
+
+        def take_steps() -> Result[T] | None:
+            end = time.monotonic() + TURN_SECONDS
+            while not stop.is_set():
+                try:
+                    next(steps)
+                except StopIteration as last:
+                    return Result(last.value)
+                if time.monotonic() >= end:
+                    return None
+            steps.close()
+            return None
+
+        try:
+            while (result := await self.run(client, take_steps)) is None:
+                pass
+            return result.value
+        finally:
+            stop.set()
+
+    def close(self, *, wait: bool = True) -> None:
+        self.pool.shutdown(wait=wait, cancel_futures=True)
