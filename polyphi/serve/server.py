@@ -51,6 +51,7 @@ from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
+from polyphi.serve.shares import Shares
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
@@ -137,6 +138,7 @@ class Server:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self.settings = settings
+        self.shares = Shares(settings)
         self.media = Media(settings)
         self.store = ResponseStore(settings.max_stored_bytes)
         self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
@@ -150,7 +152,9 @@ class Server:
         self._jobs: set[Job] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.answers = Writer()
+        self.answers = Writer(
+            self.shares.answers, lambda scope: self.caller(HTTPConnection(scope)).client
+        )
         self.budget = Budget(settings.max_prepared_bytes)
         self._small_pool = ThreadPoolExecutor(SMALL_THREADS, "prepare")
         self._large_pool = ThreadPoolExecutor(LARGE_THREADS, "prepare large")
@@ -220,10 +224,9 @@ class Server:
     def _load(self) -> Load:
         counters = self.engine.counters()
         waiting = max(0, self.admitted - self.live_sessions - counters.running)
-        store = self.store
-        return Load(
-            counters, waiting, self.budget.bytes, self.live_sessions, store.count, store.bytes
-        )
+        store, unread = self.store, self.shares.answers.used + self.shares.streams.used
+        prompts, sessions = self.budget.bytes, self.live_sessions
+        return Load(counters, waiting, prompts, sessions, store.count, store.bytes, unread)
 
     @property
     def capacity(self) -> int:
@@ -446,7 +449,11 @@ class Server:
             requests_by_row = self.engine.enter_all(rows, sampling, caller=ticket.caller)
         except UnknownAdapter as error:
             raise as_api_error(error) from None
-        jobs = [Job(self.engine, self.metrics, requests, loop) for requests in requests_by_row]
+        unread, client = self.shares.streams, ticket.caller.client
+        jobs = [
+            Job(self.engine, self.metrics, requests, loop, unread.take(client, 0))
+            for requests in requests_by_row
+        ]
         for row, job in zip(rows, jobs, strict=True):
             ticket.add(job)
             for _ in job.requests:
@@ -457,7 +464,8 @@ class Server:
         return jobs
 
     def drop(self, job: Job) -> None:
-        """Aborts a job's requests without waiting."""
+        """Aborts a job's requests without waiting, and drops its output."""
+        job.unread.release()
         if job.requests and any(request.finish_reason is None for request in job.requests):
             self._abort_pool.submit(self._abort, job.requests)
 

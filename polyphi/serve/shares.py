@@ -46,10 +46,11 @@ class Full(Exception):
 class Pool:
     """An amount that clients share. Safe to use from several threads. `used`: by all clients."""
 
-    def __init__(self, share: Share, *, single: bool = False) -> None:
-        """`single`: a client that holds nothing may take more than its share at once."""
+    def __init__(self, share: Share, *, single: bool = False, always: int = 0) -> None:
+        """`single`: a client that holds nothing may take more than its share at once. `always`: the amount that such a
+        client may take also where all clients hold too much."""
         self.share, self.used = share, 0
-        self._single = single
+        self._single, self._always = single, always
         self._by_client: Counter[bytes] = Counter()
         self._lock = threading.Lock()
 
@@ -69,7 +70,8 @@ class Pool:
                 alone = self._single and not own
                 if own + amount > share.client and not alone:
                     raise Full(share, amount, own, by_client=True)
-                if self.used + amount > share.total and not (alone and not self.used):
+                exempt = (alone and not self.used) or (not own and amount <= self._always)
+                if self.used + amount > share.total and not exempt:
                     raise Full(share, amount, self.used, by_client=False)
             self.used += amount
             self._by_client[client] += amount
@@ -87,7 +89,8 @@ class Hold:
         self._lock = threading.Lock()
 
     def grow(self, amount: int) -> None:
-        """Takes `amount` more; raises Full, and takes nothing, where it doesn't fit."""
+        """Takes `amount` more, or gives back where it is negative; raises Full, and takes nothing, where it doesn't
+        fit."""
         with self._lock:
             if not self.released:
                 self._pool._add(self._client, amount, checked=True)
@@ -214,9 +217,20 @@ class Shares:
                 "bytes",
                 64 * MIB,
                 256 * MIB,
-                "HTTP 429 with Retry-After, where the client has other responses to read",
+                "HTTP 429 with Retry-After where the client has other responses to read; 503 where the limit of all is "
+                "reached, but never for the first 4 MiB of a client",
             ),
             single=True,
+            always=4 * MIB,
+        )
+        self.streams = Pool(
+            Share(
+                "output of streams that waits to be read, beyond 256 KiB a stream",
+                "bytes",
+                64 * MIB,
+                256 * MIB,
+                "the stream ends",
+            )
         )
         self.fetches = Turns(
             Share("media that are being fetched", "addresses", 4, 16, "waits for a turn")
