@@ -23,7 +23,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polyphi.messages import Completion
 from polyphi.serve.errors import ApiError, body_for
@@ -193,9 +193,28 @@ class Writer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
+class InPieces:
+    """ASGI middleware: passes bodies on in parts of at most `CHUNK` bytes, each when the client has read those before.
+    uvicorn copies what the system doesn't take at once, so an unread response would take its size again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_parts(message: Message) -> None:
+            body = memoryview(message.get("body", b""))
+            for end in range(CHUNK, len(body), CHUNK):
+                part = body[end - CHUNK : end]
+                await send({"type": message["type"], "body": part, "more_body": True})
+            if len(body) > CHUNK:
+                message = {**message, "body": body[(len(body) - 1) // CHUNK * CHUNK :]}
+            await send(message)
+
+        await self.app(scope, receive, send_parts if scope["type"] == "http" else send)
+
+
 class ChunkedJson(Response):
-    """A JSON response that is sent piece by piece, as fast as the client reads: of a response that isn't read, uvicorn
-    copies about `CHUNK` bytes."""
+    """A JSON response that is sent piece by piece, as fast as the client reads."""
 
     media_type = "application/json"
 
@@ -208,10 +227,8 @@ class ChunkedJson(Response):
         start = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **start})
         while self._pieces:
-            piece = memoryview(self._pieces.popleft())
-            for first in range(0, len(piece), CHUNK):
-                part = piece[first : first + CHUNK]
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+            piece = self._pieces.popleft()
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
             self._unsent -= len(piece)
             self.piece_sent()
         await send({"type": "http.response.body", "body": b""})

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from polyphi.serve import answers
-from polyphi.serve.answers import CHUNK, ChunkedJson, EncodedJson, Writer, json_pieces
+from polyphi.serve.answers import CHUNK, ChunkedJson, EncodedJson, InPieces, Writer, json_pieces
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.shares import Pool, Share, Shares
 
@@ -201,17 +201,29 @@ def test_what_waits_to_be_read_counts_until_it_is_sent() -> None:
     asyncio.run(run())
 
 
-def test_pieces_are_sent_without_a_copy_as_fast_as_they_are_read() -> None:
-    piece = b"x" * (5 * CHUNK)
+@pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 7])
+@pytest.mark.parametrize("response", [Response, lambda body: ChunkedJson((body, body))])
+def test_bodies_are_passed_on_in_parts_without_a_copy(size: int, response: Any) -> None:
+    body = bytes(range(256)) * (size // 256) + bytes(size % 256)
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(ChunkedJson((piece, piece))({"type": "http"}, None, send))  # type: ignore[arg-type]
-    bodies = [message["body"] for message in sent[1:-1]]
-    assert [len(body) for body in bodies] == [CHUNK] * 10
-    assert all(body.obj is piece for body in bodies)
+    app = InPieces(response(body))
+    asyncio.run(app({"type": "http"}, None, send))  # type: ignore[arg-type]
+    assert [message["type"] for message in sent] == [
+        "http.response.start",
+        *["http.response.body"] * (len(sent) - 1),
+    ]
+    bodies = [message["body"] for message in sent[1:]]
+    assert b"".join(bodies) in (body, 2 * body) and max(map(len, bodies)) <= CHUNK
+    assert [message.get("more_body", False) for message in sent[1:]] == [
+        *[True] * (len(sent) - 2),
+        False,
+    ]
+    if size > CHUNK:
+        assert all(part.obj is body for part in bodies if part)
 
 
 def test_a_large_event_is_encoded_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
