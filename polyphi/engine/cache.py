@@ -56,6 +56,7 @@ class BlockPool:
         self._references = [0] * blocks
         self._free = np.ones(blocks, dtype=bool)
         self._free_count = blocks
+        self._touched = np.zeros(blocks, dtype=bool)
         self._hashes: dict[int, bytes] = {}
         self._by_hash: dict[bytes, int] = {}
         # Cached blocks without references, the one released longest ago first.
@@ -70,6 +71,11 @@ class BlockPool:
     def in_use(self) -> int:
         """Blocks that sequences reference."""
         return self.size - self.available
+
+    @property
+    def touched(self) -> int:
+        """Blocks that were allocated at least once: on a CPU the memory of others isn't resident."""
+        return int(self._touched.sum())
 
     @property
     def cached(self) -> int:
@@ -88,7 +94,7 @@ class BlockPool:
             if start is None or start >= self.size or not self._free[start]:
                 start = self._free_start(count - len(blocks), new=after is None and not blocks)
             blocks.append(start)
-            self._free[start] = False
+            self._free[start], self._touched[start] = False, True
             self._references[start] = 1
             start += 1
         self._free_count -= count

@@ -15,7 +15,7 @@ from typing import Any
 
 from polyphi.batch import Batch
 from polyphi.engine.adapters import Adapters
-from polyphi.engine.cache import BlockPool, BlockTable, Memory
+from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, token_bytes
 from polyphi.engine.encoders import Encoders
 from polyphi.engine.memory import OutOfMemory, ran_out
 from polyphi.engine.prefixes import Prefixes
@@ -39,12 +39,13 @@ SLICE = 0.05
 @dataclass(frozen=True)
 class Counters:
     """The engine's state at a moment and its totals. Without requests `blocks_in_use` and `requests` are 0.
-    `tokens`: prompt and sampled tokens of all steps; `encoder_queries`: images and audio clips that requests needed, of
-    which `encoder_hits` were cached."""
+    `cache_bytes`: resident memory of the KV cache, which stays; `tokens`: prompt and sampled tokens of all steps;
+    `encoder_queries`: images and audio clips that requests needed, of which `encoder_hits` were cached."""
 
     blocks: int
     blocks_in_use: int
     blocks_cached: int
+    cache_bytes: int
     encoded_bytes: int
     requests: int
     running: int
@@ -117,6 +118,7 @@ class Core:
                 self.pool.size,
                 self.pool.in_use,
                 self.pool.cached,
+                self._cache_bytes,
                 self.encoders.bytes,
                 len(self._arriving) + len(scheduler.waiting) + len(scheduler.running),
                 len(scheduler.running),
@@ -126,6 +128,15 @@ class Core:
                 self.encoders.queries,
                 self.encoders.hits,
             )
+
+    @property
+    def _cache_bytes(self) -> int:
+        """Resident bytes of the KV cache: on a CPU those of all blocks that were ever used."""
+        decoder = self.model.decoder
+        if self._memory is None:
+            return 0
+        blocks = self.pool.touched if decoder.device.type == "cpu" else self.pool.size
+        return blocks * BLOCK * token_bytes(decoder.config, decoder.dtype, self.kv)
 
     def output_delta(self, request: Request) -> tuple[str, str | None]:
         """(text since the last call, finish reason or None). Raises the error that ended the request."""

@@ -3,9 +3,12 @@
 Large JSON is built and encoded in a separate thread, with encoder calls of a few values each: the encoder holds
 Python's global lock for a whole call, and all other threads wait for that lock.
 
->>> writer = Writer()
+>>> writer = Writer(shares.answers, client_of_scope)
 >>> logprobs = await writer.build_part(lambda: lists_of(tokens), size=len(tokens))    # large ones in the thread
 >>> return await writer.response({"text": text, "logprobs": logprobs})
+
+Large responses are sent in pieces, as fast as the client reads. Until they are sent, their bytes count in the pool
+`shares.answers`.
 """
 
 import asyncio
@@ -13,15 +16,19 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polyphi.messages import Completion
+from polyphi.serve.errors import ApiError, body_for
+from polyphi.serve.settings import MIB
+from polyphi.serve.shares import Full, Hold, Pool
 
 T = TypeVar("T")
 SMALL = 2048
@@ -31,7 +38,9 @@ CHARACTERS = 32
 NUMBERS = frozenset({int, float, bool, type(None)})
 """Types whose values count as one value each."""
 CHUNK = 64 << 10
-"""Minimum bytes of a response that are sent at once."""
+"""Bytes of a large response that are sent at once."""
+RETRY_SECONDS = 10
+"""After which a client may retry that has too many responses to read."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +130,15 @@ def _dumps(value: Any) -> bytes:
 
 
 def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of at least `CHUNK` bytes, except the last."""
+    """The same bytes; pieces below `CHUNK` bytes are joined."""
     chunk = bytearray()
     for piece in pieces:
+        if len(piece) >= CHUNK:
+            if chunk:
+                yield bytes(chunk)
+                chunk = bytearray()
+            yield piece
+            continue
         chunk += piece
         if len(chunk) >= CHUNK:
             yield bytes(chunk)
@@ -133,9 +148,11 @@ def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class Writer:
-    """Builds and encodes responses: small ones directly, large ones in a thread."""
+    """Builds and encodes responses: small ones directly, large ones in a thread. `unread`: the pool for the bytes of
+    large responses; `client_of`: the client of an ASGI scope."""
 
-    def __init__(self) -> None:
+    def __init__(self, unread: Pool, client_of: Callable[[Scope], bytes]) -> None:
+        self._unread, self._client_of = unread, client_of
         self._thread = ThreadPoolExecutor(1, "write answers")
 
     def close(self) -> None:
@@ -148,27 +165,52 @@ class Writer:
         return await self.in_thread(lambda: EncodedJson(tuple(_chunks(json_pieces(build())))))
 
     async def response(self, value: Any) -> Response:
-        """A JSON response."""
+        """A JSON response. A large one is replaced by an error if its client has too many responses to read."""
         if _size(value) <= SMALL:
             return JSONResponse(value)
-        return ChunkedJson(await self.in_thread(lambda: deque(_chunks(json_pieces(value)))))
+        return CountedJson((await self.encoded(value)).pieces, self._take)
 
-    async def event(self, value: Any, name: str | None = None) -> bytes:
-        """A server-sent event; its JSON may be large."""
+    def _take(self, scope: Scope, amount: int) -> Hold:
+        return self._unread.take(self._client_of(scope), amount)
+
+    async def event(self, value: Any, name: str | None = None) -> AsyncIterator[bytes]:
+        """A server-sent event in pieces; those of a large one are encoded when the client has read the piece before."""
         if _size(value) <= SMALL:
-            return event(value, name)
-        start = _event_start(name)
-        return await self.in_thread(lambda: b"".join((start, *json_pieces(value), b"\n\n")))
+            yield event(value, name)
+            return
+        pieces = _chunks(chain((_event_start(name),), json_pieces(value), (b"\n\n",)))
+        while (piece := await self.in_thread(lambda: next(pieces, None))) is not None:
+            yield piece
 
-    async def encoded(self, value: Any) -> bytes:
+    async def encoded(self, value: Any) -> EncodedJson:
         """A value as JSON."""
         if _size(value) <= SMALL:
-            return _dumps(value)
-        return await self.in_thread(lambda: b"".join(json_pieces(value)))
+            return EncodedJson((_dumps(value),))
+        return await self.in_thread(lambda: EncodedJson(tuple(_chunks(json_pieces(value)))))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """The result of `work`, run in the encoding thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class InPieces:
+    """ASGI middleware: passes bodies on in parts of at most `CHUNK` bytes, each when the client has read those before.
+    uvicorn copies what the system doesn't take at once, so an unread response would take its size again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_parts(message: Message) -> None:
+            body = memoryview(message.get("body", b""))
+            for end in range(CHUNK, len(body), CHUNK):
+                part = body[end - CHUNK : end]
+                await send({"type": message["type"], "body": part, "more_body": True})
+            if len(body) > CHUNK:
+                message = {**message, "body": body[(len(body) - 1) // CHUNK * CHUNK :]}
+            await send(message)
+
+        await self.app(scope, receive, send_parts if scope["type"] == "http" else send)
 
 
 class ChunkedJson(Response):
@@ -176,9 +218,10 @@ class ChunkedJson(Response):
 
     media_type = "application/json"
 
-    def __init__(self, pieces: deque[bytes]) -> None:
-        super().__init__(headers={"content-length": str(sum(map(len, pieces)))})
-        self._pieces = pieces
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = deque(pieces)
+        self._unsent = sum(map(len, self._pieces))
+        super().__init__(headers={"content-length": str(self._unsent)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"status": self.status_code, "headers": self.raw_headers}
@@ -186,7 +229,53 @@ class ChunkedJson(Response):
         while self._pieces:
             piece = self._pieces.popleft()
             await send({"type": "http.response.body", "body": piece, "more_body": True})
+            self._unsent -= len(piece)
+            self.piece_sent()
         await send({"type": "http.response.body", "body": b""})
+
+    def piece_sent(self) -> None:
+        """Called after each piece was passed on."""
+
+
+class CountedJson(ChunkedJson):
+    """The same for pieces that nothing else refers to: until they are sent they count in a pool, of which `take` takes
+    the client's part. Where there is too little, an error is sent instead."""
+
+    def __init__(self, pieces: Iterable[bytes], take: Callable[[Scope, int], Hold]) -> None:
+        super().__init__(pieces)
+        self._take = take
+        self._hold: Hold | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._hold = self._take(scope, self._unsent)
+        except Full as full:
+            self._pieces.clear()
+            error = too_many_unread(full)
+            refusal = JSONResponse(body_for(error, scope["path"]), error.status, error.headers)
+            await refusal(scope, receive, send)
+            return
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._hold.release()
+
+    def piece_sent(self) -> None:
+        assert self._hold is not None
+        self._hold.resize(self._unsent)
+
+
+def too_many_unread(full: Full) -> ApiError:
+    """The error for a client that has too many responses to read, or where all clients have."""
+    limit = full.share.client if full.by_client else full.share.total
+    clients, status = ("this client", 429) if full.by_client else ("all clients", 503)
+    return ApiError(
+        status,
+        f"responses of {full.in_use / MIB:,.1f} MiB wait to be read by {clients}, and this one would add "
+        f"{full.amount / MIB:,.1f} MiB to at most {limit / MIB:,.0f} MiB; read or close the others, then try again",
+        code="unread_responses",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    )
 
 
 def event(body: dict[str, Any], name: str | None = None) -> bytes:

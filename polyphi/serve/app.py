@@ -30,6 +30,7 @@ from polyphi.serve import (
     tokenize,
 )
 from polyphi.serve import responses as responses_api
+from polyphi.serve.answers import InPieces
 from polyphi.serve.errors import (
     AnthropicErrorResponse,
     ApiError,
@@ -90,6 +91,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(_about(server), responses=keyed)
     app.include_router(tokenize.routes(server), responses=body)
     app.include_router(lora.routes(server), responses=body)
+    app.add_middleware(InPieces)
     app.add_middleware(Guard, settings=settings)  # the last one added runs first
     return app
 

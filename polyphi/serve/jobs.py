@@ -14,6 +14,12 @@ from polyphi.messages import (
 )
 from polyphi.serve.errors import ApiError, as_api_error
 from polyphi.serve.metrics import Metrics, Times
+from polyphi.serve.shares import Full, Hold
+
+UNCOUNTED = 256 << 10
+"""Bytes of deltas of a job that may wait in any case."""
+DELTA, LOGPROB = 300, 130
+"""Bytes of a delta without its text, and of a token with its log-probability; measured with tracemalloc."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,21 @@ class OutputDelta:
     tokens: tuple[int, ...] = ()
     stop_reason: str | int | None = None
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes; an error counts nothing."""
+        if self.error is not None:
+            return 0
+        logprobs = sum(1 + len(logprob.top) for logprob in self.logprobs)
+        return DELTA + 4 * len(self.text) + LOGPROB * logprobs
+
 
 class Job:
-    """The answers to one row, as an asynchronous iterator of `OutputDelta` that ends when all have ended. `on_end` is
-    called then, from any thread; `delivered_tokens`: those of the deltas so far."""
+    """The answers to one row, as an asynchronous iterator of `OutputDelta` that ends when all have ended. Deltas wait
+    in memory where a client doesn't read its stream: beyond `UNCOUNTED` bytes they count in `unread`, and where these
+    reach a limit, the answers end with an error.
+
+    `on_end` is called when all have ended, from any thread; `delivered_tokens`: those of the deltas so far."""
 
     def __init__(
         self,
@@ -40,13 +57,16 @@ class Job:
         metrics: Metrics,
         requests: Sequence[Request],
         loop: asyncio.AbstractEventLoop,
+        unread: Hold,
     ) -> None:
-        self.requests = requests
+        self.requests, self.unread = requests, unread
         self.on_end: Callable[[], None] = lambda: None
         self.delivered_tokens = 0
         self._engine, self._metrics, self._loop = engine, metrics, loop
         self._deltas: asyncio.Queue[OutputDelta] = asyncio.Queue()
         self._lock = threading.Lock()
+        self._waiting_bytes = 0
+        self._count_lock = threading.Lock()
         self._token_counts, self._last_token_at = [0] * len(requests), [0.0] * len(requests)
         self._running = set(range(len(requests)))
         self._unfinished = len(requests)
@@ -77,10 +97,42 @@ class Job:
                 if text or last or own:
                     stop_reason = request.stop_reason if last else None
                     delta = OutputDelta(number, text, logprobs, last, error, own, stop_reason)
-                    self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+                    try:
+                        self._count(delta.size)
+                    except Full as full:
+                        self._end_unread(number, full)
+                        return self._ended()
+                    self._send(delta)
+        return self._ended()
+
+    def _ended(self) -> bool:
         if not self._running:
             self.on_end()
         return bool(self._running)
+
+    def _send(self, delta: OutputDelta) -> None:
+        self._loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+
+    def _count(self, change: int) -> None:
+        """Counts deltas that wait, or no longer do. Raises Full where too much waits."""
+        with self._count_lock:
+            waiting = self._waiting_bytes + change
+            self.unread.grow(max(0, waiting - UNCOUNTED) - self.unread.amount)
+            self._waiting_bytes = waiting
+
+    def _end_unread(self, number: int, full: Full) -> None:
+        """Ends all answers with an error, after the deltas that wait."""
+        error = ApiError(
+            429,
+            f"{full}; the stream ends because it wasn't read, so read faster or request fewer log-probabilities",
+            code="unread_stream",
+        )
+        for running in self._running:
+            self._update_metrics(running, 0, "abort")
+        self._send(OutputDelta(number, "", (), "error", error))
+        self._running.clear()
+        for request in self.requests:
+            self._engine.abort(request)
 
     def _parts(
         self, request: Request, pieces: Sequence[str], tokens: tuple[int, ...]
@@ -117,6 +169,7 @@ class Job:
     async def __aiter__(self) -> AsyncIterator[OutputDelta]:
         while self._unfinished:
             delta = await self._deltas.get()
+            self._count(-delta.size)
             self._unfinished -= delta.finish_reason is not None
             if delta.error is not None:
                 raise as_api_error(delta.error)

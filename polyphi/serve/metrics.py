@@ -68,11 +68,12 @@ NOT_IN_VLLM = (
     "media_",
     "audio_",
     "encoder_",
-    "kv_cache_blocks",
+    "kv_cache_b",
     "engine_",
     "prepared_",
     "live_",
     "stored_",
+    "unread_",
 )
 """Prefixes of the names that vLLM doesn't have."""
 
@@ -91,7 +92,8 @@ class Times:
 @dataclass(frozen=True)
 class Load:
     """The current load: the engine's counters, the number of waiting requests (also outside the engine), the bytes of
-    all requests' prompts, the sessions of live transcription, and the number and bytes of stored responses."""
+    all requests' prompts, the sessions of live transcription, the number and bytes of stored responses, and the bytes
+    of responses that wait to be read."""
 
     counters: Counters
     waiting: int
@@ -99,6 +101,7 @@ class Load:
     live_sessions: int = 0
     stored_responses: int = 0
     stored_bytes: int = 0
+    unread_bytes: int = 0
 
 
 class Metrics(Collector):
@@ -257,6 +260,10 @@ class Metrics(Collector):
                 engine.blocks_cached,
                 "KV cache blocks kept for later requests.",
             ),
+            "kv_cache_bytes": (
+                engine.cache_bytes,
+                "Memory of the KV cache: it grows with the blocks that were ever used, and stays.",
+            ),
             "encoder_remembered_bytes": (engine.encoded_bytes, "Bytes of cached encoder outputs."),
             "prepared_bytes": (
                 load.prepared_bytes,
@@ -265,6 +272,10 @@ class Metrics(Collector):
             "live_sessions": (load.live_sessions, "Open sessions of live transcription."),
             "stored_responses": (load.stored_responses, "Stored responses."),
             "stored_responses_bytes": (load.stored_bytes, "Bytes of stored responses."),
+            "unread_bytes": (
+                load.unread_bytes,
+                "Bytes of responses and streams that wait to be read by their clients.",
+            ),
         }
         counters: dict[str, tuple[int, str]] = {
             "num_preemptions": (

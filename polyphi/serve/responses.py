@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.request import Caller
 from polyphi.messages import SamplingParams, Text
-from polyphi.serve.answers import extra_fields, usage
+from polyphi.serve.answers import EncodedJson, extra_fields, json_pieces, usage
 from polyphi.serve.conversation import InputTurn
 from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.fields import Fields
@@ -43,7 +44,13 @@ from polyphi.serve.responses_schema import (
 )
 from polyphi.serve.schema import Tool, available_tools, selected_tools
 from polyphi.serve.server import LARGE, Server
-from polyphi.serve.store import ResponseStore, StoredResponse
+from polyphi.serve.store import (
+    BLOB,
+    ResponseStore,
+    StoredItem,
+    StoredResponse,
+    stored_item,
+)
 from polyphi.serve.streams import named_stream
 
 LOGPROBS = "message.output_text.logprobs"
@@ -63,17 +70,18 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
         caller = server.caller(request)
         previous = await _previous_turns(server, store, caller, body)
         generation = _generation(server, body, previous)
-        tools, items = generation.tools, b""
+        tools = generation.tools
+        items: tuple[StoredItem, ...] | None = None
         if body.store is not False and store.max_size:
             values = _input_items(body.input)
             if _characters(values) < store.max_size:
-                items = await server.answers.encoded(values)
+                items = await server.answers.in_thread(partial(_encoded_items, values))
 
         def formatted(job: Job, sampling: SamplingParams) -> Answer:
             nonlocal items
             body.input = ""
             record = _Record(store, caller.client, body.previous_response_id, items)
-            items = b""  # only the store refers to them, and may drop them
+            items = None  # only the store refers to them, and may drop them
             head = _head(server, body, tools, sampling, record)
             return Answer(server, request, head, job, Output(sampling, tools=bool(tools)), record)
 
@@ -102,6 +110,21 @@ def _input_items(own: str | Sequence[Item]) -> list[dict[str, Any]]:
             value["content"] = [{"type": type_, "text": item.content}]
         values.append({"id": new_id("msg"), **value, "status": "completed"})
     return values
+
+
+def _encoded_items(values: list[dict[str, Any]]) -> tuple[StoredItem, ...]:
+    """Items as the store keeps them: each long text or medium is a piece, so that equal ones take memory once."""
+    return tuple(stored_item(v["id"], json_pieces(_with_long_strings_apart(v))) for v in values)
+
+
+def _with_long_strings_apart(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_long_strings_apart(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_long_strings_apart(item) for item in value]
+    if isinstance(value, str) and len(value) >= BLOB:
+        return EncodedJson((b"".join(json_pieces(value)),))
+    return value
 
 
 def _characters(values: list[dict[str, Any]]) -> int:
@@ -140,10 +163,10 @@ async def _previous_turns(
 def _chain_turns(chain: Sequence[StoredResponse]) -> list[InputTurn]:
     values: list[dict[str, Any]] = []
     for stored in chain:
-        output = json.loads(stored.response)["output"]
+        output = json.loads(b"".join(stored.response))["output"]
         # A call that was cut off has no valid arguments.
         calls = ("function_call", "incomplete")
-        values += json.loads(stored.items)
+        values += (json.loads(b"".join(item.json)) for item in stored.items)
         values += [item for item in output if (item["type"], item["status"]) != calls]
     return item_turns(stored_items(values), "previous_response_id")
 
@@ -192,15 +215,20 @@ class _Record:
     large."""
 
     def __init__(
-        self, store: ResponseStore, owner: bytes, previous: str | None, items: bytes
+        self,
+        store: ResponseStore,
+        owner: bytes,
+        previous: str | None,
+        items: tuple[StoredItem, ...] | None,
     ) -> None:
         self.id = new_id("resp")
         self._store, self._owner = store, owner
-        stored = StoredResponse(self.id, previous, items)
-        self.enabled = bool(items) and store.add(owner, stored)
+        self.enabled = items is not None and store.add(
+            owner, StoredResponse(self.id, previous, items)
+        )
 
-    def complete(self, response: bytes) -> None:
-        self._store.complete(self._owner, self.id, response)
+    def complete(self, response: EncodedJson) -> None:
+        self._store.complete(self._owner, self.id, response.pieces)
 
     def discard(self) -> None:
         """Removes a response that didn't end."""
@@ -228,8 +256,9 @@ class Answer:
     def _response(self, **fields: Any) -> dict[str, Any]:
         return {**self._head, **fields}
 
-    async def _ended(self) -> dict[str, Any]:
-        """The response at the end of the answer; also stores it."""
+    async def _ended(self) -> tuple[str, dict[str, Any] | EncodedJson]:
+        """The status and the response at the end of the answer; also stores it. A large response that is stored comes
+        encoded."""
         self._server.log_prompt(self._request, self._items.items)
         completions = self._job.answers()
         incomplete = self._output.finish_reason == "length"
@@ -241,9 +270,11 @@ class Answer:
             usage=_usage(usage([completions])),
             **extra_fields(completions),
         )
-        if self._record.enabled:
-            self._record.complete(await self._server.answers.encoded(response))
-        return response
+        if not self._record.enabled:
+            return response["status"], response
+        encoded = await self._server.answers.encoded(response)
+        self._record.complete(encoded)
+        return response["status"], encoded if len(encoded.pieces) > 1 else response
 
     async def whole(self) -> Response:
         async with aclosing(self._events()) as events:
@@ -273,8 +304,8 @@ class Answer:
                     yield self._numbered(event)
             for event in self._items.finish(self._output.finish_reason):
                 yield self._numbered(event)
-            response = await self._ended()
-            yield self._numbered({"type": f"response.{response['status']}", "response": response})
+            status, response = await self._ended()
+            yield self._numbered({"type": f"response.{status}", "response": response})
         finally:
             self._record.discard()
 

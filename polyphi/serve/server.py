@@ -147,7 +147,9 @@ class Server:
         self._jobs: set[Job] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self.answers = Writer()
+        self.answers = Writer(
+            self.shares.answers, lambda scope: self.caller(HTTPConnection(scope)).client
+        )
         self._small = Threads(self.shares.small, "prepare")
         self._large = Threads(self.shares.large, "prepare large")
         self._grammars = Threads(self.shares.grammars, "compile grammars")
@@ -214,9 +216,9 @@ class Server:
     def _load(self) -> Load:
         counters = self.engine.counters()
         waiting = max(0, self.admitted - self.live_sessions - counters.running)
-        store = self.store
-        prepared = self.shares.prompts.used
-        return Load(counters, waiting, prepared, self.live_sessions, store.count, store.bytes)
+        store, unread = self.store, self.shares.answers.used + self.shares.streams.used
+        prompts, sessions = self.shares.prompts.used, self.live_sessions
+        return Load(counters, waiting, prompts, sessions, store.count, store.bytes, unread)
 
     @property
     def capacity(self) -> int:
@@ -424,7 +426,11 @@ class Server:
             requests_by_row = self.engine.enter_all(rows, sampling, caller=ticket.caller)
         except UnknownAdapter as error:
             raise as_api_error(error) from None
-        jobs = [Job(self.engine, self.metrics, requests, loop) for requests in requests_by_row]
+        unread, client = self.shares.streams, ticket.caller.client
+        jobs = [
+            Job(self.engine, self.metrics, requests, loop, unread.take(client, 0))
+            for requests in requests_by_row
+        ]
         for row, job in zip(rows, jobs, strict=True):
             ticket.add(job)
             for _ in job.requests:
@@ -435,7 +441,8 @@ class Server:
         return jobs
 
     def drop(self, job: Job) -> None:
-        """Aborts a job's requests without waiting."""
+        """Aborts a job's requests without waiting, and drops its output."""
+        job.unread.release()
         if job.requests and any(request.finish_reason is None for request in job.requests):
             self._abort_pool.submit(self._abort, job.requests)
 

@@ -52,10 +52,11 @@ class Full(Exception):
 class Pool:
     """An amount that clients share. Safe to use from several threads. `used`: by all clients."""
 
-    def __init__(self, share: Share, *, single: bool = False) -> None:
-        """`single`: a client without another hold may take more than its share, and the only one more than `total`."""
+    def __init__(self, share: Share, *, single: bool = False, always: int = 0) -> None:
+        """`single`: a client without another hold may take more than its share, and the only one more than `total`.
+        `always`: the amount that a client without another hold may take also where all clients hold too much."""
         self.share, self.used = share, 0
-        self._single = single
+        self._single, self._always = single, always
         self._by_client: Counter[bytes] = Counter()
         self._lock = threading.Lock()
 
@@ -71,9 +72,13 @@ class Pool:
     def _check(self, client: bytes, amount: int, hold_amount: int) -> None:
         """Raises Full where a hold of `hold_amount` can't take `amount` more."""
         own, share = self._by_client[client], self.share
-        if own + amount > share.client and not (self._single and own == hold_amount):
+        alone = own == hold_amount
+        if own + amount > share.client and not (self._single and alone):
             raise Full(share, amount, own, by_client=True)
-        if self.used + amount > share.total and not (self._single and self.used == hold_amount):
+        exempt = (self._single and self.used == hold_amount) or (
+            alone and hold_amount + amount <= self._always
+        )
+        if self.used + amount > share.total and not exempt:
             raise Full(share, amount, self.used, by_client=False)
 
     def _add(self, client: bytes, amount: int, hold_amount: int = 0, *, checked: bool) -> None:
@@ -96,7 +101,8 @@ class Hold:
         self._lock = threading.Lock()
 
     def grow(self, amount: int) -> None:
-        """Takes `amount` more; raises Full, and takes nothing, where it doesn't fit."""
+        """Takes `amount` more, or gives back where it is negative; raises Full, and takes nothing, where it doesn't
+        fit."""
         with self._lock:
             if not self.released:
                 self._pool._add(self._client, amount, self.amount, checked=True)
@@ -231,9 +237,20 @@ class Shares:
                 "bytes",
                 64 * MIB,
                 256 * MIB,
-                "HTTP 429 with Retry-After, where the client has other responses to read",
+                "HTTP 429 with Retry-After where the client has other responses to read; 503 where the limit of all is "
+                "reached, but never for the first 4 MiB of a client",
             ),
             single=True,
+            always=4 * MIB,
+        )
+        self.streams = Pool(
+            Share(
+                "output of streams that waits to be read, beyond 256 KiB a stream",
+                "bytes",
+                64 * MIB,
+                256 * MIB,
+                "the stream ends",
+            )
         )
         self.small = Turns(
             Share(

@@ -302,7 +302,8 @@ class Transcriber:
             yield event(error.body)
             return
         done = {"type": "transcript.text.done", **await self._json(transcript, options)}
-        yield await self._server.answers.event(done)
+        async for piece in self._server.answers.event(done):
+            yield piece
 
     async def _extra_fields(self, transcript: Transcript, options: Options) -> dict[str, Any]:
         """The fields of a JSON response other than its text."""

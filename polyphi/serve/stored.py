@@ -1,25 +1,44 @@
 """The routes of stored responses: their owner reads, lists and deletes them."""
 
-import json
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from polyphi.serve.answers import ChunkedJson, EncodedJson, json_pieces
 from polyphi.serve.errors import ApiError, responses
-from polyphi.serve.server import LARGE, Server
-from polyphi.serve.store import ResponseStore, StoredResponse
+from polyphi.serve.server import Server
+from polyphi.serve.store import ResponseStore, StoredItem, StoredResponse
+
+
+class StoredJson(ChunkedJson):
+    """JSON made of pieces of a stored response, which are sent without a copy. While they are being sent, they count
+    in the store, also if the response is removed from it."""
+
+    def __init__(
+        self, store: ResponseStore, owner: bytes, stored: StoredResponse, pieces: Iterable[bytes]
+    ) -> None:
+        super().__init__(pieces)
+        self._store, self._owner, self._stored = store, owner, stored
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._store.reading(self._owner, self._stored):
+            await super().__call__(scope, receive, send)
 
 
 def routes(server: Server, store: ResponseStore) -> APIRouter:
     router = APIRouter()
 
-    def stored_response(request: HttpRequest, id: str) -> StoredResponse:
-        stored = store.get(server.caller(request).client, id)
+    def stored_response(request: HttpRequest, id: str) -> tuple[bytes, StoredResponse]:
+        """A response and its owner."""
+        owner = server.caller(request).client
+        stored = store.get(owner, id)
         if stored is None:
             raise _not_found(id)
-        return stored
+        return owner, stored
 
     @router.get("/v1/responses/{id}", summary="A stored response")
     async def retrieve(id: str, request: HttpRequest, stream: bool = False) -> Response:
@@ -27,7 +46,8 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
             raise ApiError(
                 400, "a stored response can't be streamed; leave stream out", param="stream"
             )
-        return Response(stored_response(request, id).response, media_type="application/json")
+        owner, stored = stored_response(request, id)
+        return StoredJson(store, owner, stored, stored.response)
 
     @router.get("/v1/responses/{id}/input_items", summary="The input items of a stored response")
     async def input_items(
@@ -37,9 +57,8 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
         after: Annotated[str | None, Query(max_length=64)] = None,
     ) -> Response:
-        stored, caller = stored_response(request, id), server.caller(request)
-        values = await server.in_turn(len(stored.items) > LARGE, caller, json.loads, stored.items)
-        return await server.answers.response(_page(values, limit, order, after))
+        owner, stored = stored_response(request, id)
+        return StoredJson(store, owner, stored, _page(stored.items, limit, order, after))
 
     @router.delete("/v1/responses/{id}", summary="Delete a stored response")
     async def delete(id: str, request: HttpRequest) -> dict[str, Any]:
@@ -72,21 +91,23 @@ def _not_found(id: str) -> ApiError:
 
 
 def _page(
-    items: list[dict[str, Any]], limit: int, order: Literal["asc", "desc"], after: str | None
-) -> dict[str, Any]:
-    """`limit` items in an order, from the one after the item with the id `after`."""
+    items: Sequence[StoredItem], limit: int, order: Literal["asc", "desc"], after: str | None
+) -> list[bytes]:
+    """The JSON of `limit` items in an order, from the one after the item with the id `after`."""
     items = items if order == "asc" else items[::-1]
     first = 0
     if after is not None:
-        ids = [item["id"] for item in items]
+        ids = [item.id for item in items]
         if after not in ids:
             raise ApiError(400, f"after: there is no item {after!r:.80}", param="after")
         first = ids.index(after) + 1
     page = items[first : first + limit]
-    return {
+    data = [piece for item in page for piece in (b",", *item.json)][1:]
+    fields = {
         "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
+        "data": EncodedJson((b"[", *data, b"]")),
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
         "has_more": first + limit < len(items),
     }
+    return list(json_pieces(fields))

@@ -30,7 +30,8 @@ async def stream(
         async with aclosing(chunks):
             async for chunk in chunks:
                 usage = {"usage": usage_so_far()} if continuous else {}
-                yield await writer.event({**chunk, **usage})
+                async for piece in writer.event({**chunk, **usage}):
+                    yield piece
         final = last()
         if options.include_usage:
             yield event(final)
@@ -48,23 +49,26 @@ async def named_stream(
     try:
         async with aclosing(events):
             async for value in events:
-                yield await writer.event(value, value["type"])
+                async for piece in writer.event(value, value["type"]):
+                    yield piece
     except ApiError as error:
         value = failure(error)
-        yield await writer.event(value, value["type"])
+        async for piece in writer.event(value, value["type"]):
+            yield piece
 
 
 async def merged(sources: Sequence[AsyncIterable[T]]) -> AsyncGenerator[tuple[int, T]]:
-    """(number of the source, value) of several sources, in order of arrival. An exception of one source ends all."""
-    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
+    """(number of the source, value) of several sources, in order of arrival. An exception of one source ends all. A
+    source is read only when its last value was read: a source that produces faster keeps what waits."""
+    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue(1)
 
     async def listen(number: int, source: AsyncIterable[T]) -> None:
         try:
             async for value in source:
-                queue.put_nowait((number, value))
-            queue.put_nowait(None)
+                await queue.put((number, value))
+            await queue.put(None)
         except Exception as error:
-            queue.put_nowait(error)
+            await queue.put(error)
 
     listeners = [asyncio.ensure_future(listen(*pair)) for pair in enumerate(sources)]
     try:

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from polyphi.serve import answers
-from polyphi.serve.answers import ChunkedJson, EncodedJson, Writer, json_pieces
+from polyphi.serve.answers import CHUNK, ChunkedJson, EncodedJson, InPieces, Writer, json_pieces
+from polyphi.serve.settings import MIB, Settings
+from polyphi.serve.shares import Pool, Share, Shares
 
 SCALARS = st.one_of(
     st.none(),
@@ -93,14 +95,14 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
             return super().__len__()
 
     async def answer() -> tuple[Any, Any, Any]:
-        writer = Writer()
+        writer = Writer(Shares(Settings("tiny")).answers, lambda scope: b"")
         try:
             small = await writer.response({"a": [1, 2]})
             part = await writer.build_part(lambda: [threading.get_ident(), *range(10_000)], 10_000)
             large = await writer.response({"a": part, "b": [Noted("c")]})
             assert await writer.build_part(lambda: [1], 1) == [1]
-            assert await writer.event({"a": 1}) == b'data: {"a": 1}\n\n'
-            event = await writer.event({"a": part})
+            assert [e async for e in writer.event({"a": 1})] == [b'data: {"a": 1}\n\n']
+            event = b"".join([piece async for piece in writer.event({"a": part})])
         finally:
             writer.close()
         return small, large, event
@@ -122,3 +124,123 @@ def test_large_answers_are_built_and_written_in_a_thread() -> None:
     assert headers[b"content-type"] == b"application/json"
     assert sent[-1] == {"type": "http.response.body", "body": b""}
     assert json.loads(event.removeprefix(b"data: "))["a"][1:] == numbers
+
+
+def pool(client: int, total: int, always: int = 0) -> Pool:
+    return Pool(Share("responses", "bytes", client, total, ""), single=True, always=always)
+
+
+class Reader:
+    """Sends responses of one client, which reads piece by piece."""
+
+    def __init__(self, writer: Writer, client: str) -> None:
+        self.writer, self.client = writer, client
+        self.sent: list[dict[str, Any]] = []
+        self._may_send = asyncio.Semaphore(0)
+        self.task: asyncio.Task[None] | None = None
+
+    async def start(self, size: int) -> "Reader":
+        response = await self.writer.response("x" * size)
+        scope = {"type": "http", "path": "/v1/responses", "client": self.client}
+        self.task = asyncio.ensure_future(response(scope, None, self._send))  # type: ignore[arg-type]
+        await self.read(1)
+        return self
+
+    async def _send(self, message: Any) -> None:
+        await self._may_send.acquire()
+        self.sent.append({**message, "body": bytes(message.get("body", b""))})
+
+    async def read(self, messages: int) -> None:
+        for _ in range(messages):
+            self._may_send.release()
+        await asyncio.sleep(0.02)
+
+    async def read_all(self) -> bytes:
+        assert self.task
+        await self.read(10_000)
+        await self.task
+        return b"".join(message["body"] for message in self.sent)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+
+def test_what_waits_to_be_read_counts_until_it_is_sent() -> None:
+    unread = pool(3 * MIB, 5 * MIB, always=MIB // 4)
+
+    async def run() -> None:
+        writer = Writer(unread, lambda scope: scope["client"].encode())
+        try:
+            first = await Reader(writer, "a").start(2 * MIB)
+            assert first.status == 200 and unread.used == 2 * MIB + 2
+            await first.read(MIB // CHUNK)
+            assert MIB - CHUNK <= unread.used <= MIB + 2 * CHUNK
+            alone = await Reader(writer, "b").start(3 * MIB + MIB // 2)
+            assert alone.status == 200, "a client with nothing to read may have one response"
+            refused = await Reader(writer, "b").start(MIB // 8)
+            body = json.loads(await refused.read_all())
+            assert refused.status == 429 and body["error"]["code"] == "unread_responses"
+            assert "3.5 MiB" in body["error"]["message"] and "0.1 MiB" in body["error"]["message"]
+            assert dict(refused.sent[0]["headers"])[b"retry-after"] == b"10"
+            full = await Reader(writer, "c").start(MIB)
+            assert full.status == 503, "all clients together have a limit"
+            small = await Reader(writer, "c").start(MIB // 5)
+            assert small.status == 200, "others' unread responses don't refuse a small one"
+            assert len(json.loads(await small.read_all())) == MIB // 5
+            assert len(json.loads(await first.read_all())) == 2 * MIB
+            assert unread.used_by(b"a") == 0
+            assert alone.task
+            alone.task.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert unread.used == 0
+        finally:
+            writer.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK, 5 * CHUNK + 7])
+@pytest.mark.parametrize("response", [Response, lambda body: ChunkedJson((body, body))])
+def test_bodies_are_passed_on_in_parts_without_a_copy(size: int, response: Any) -> None:
+    body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = InPieces(response(body))
+    asyncio.run(app({"type": "http"}, None, send))  # type: ignore[arg-type]
+    assert [message["type"] for message in sent] == [
+        "http.response.start",
+        *["http.response.body"] * (len(sent) - 1),
+    ]
+    bodies = [message["body"] for message in sent[1:]]
+    assert b"".join(bodies) in (body, 2 * body) and max(map(len, bodies)) <= CHUNK
+    assert [message.get("more_body", False) for message in sent[1:]] == [
+        *[True] * (len(sent) - 2),
+        False,
+    ]
+    if size > CHUNK:
+        assert all(part.obj is body for part in bodies if part)
+
+
+def test_a_large_event_is_encoded_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bytes] = []
+    dumps = answers._dumps
+    monkeypatch.setattr(answers, "_dumps", lambda v: calls.append(dumps(v)) or calls[-1])
+
+    async def run() -> None:
+        writer = Writer(pool(1, 1), lambda scope: b"")
+        try:
+            pieces = writer.event({"a": list(range(1_000_000))}, "name")
+            first = await anext(pieces)
+            assert first.startswith(b'event: name\ndata: {"a":[0,1,') and len(calls) < 50
+            whole = first + b"".join([piece async for piece in pieces])
+        finally:
+            writer.close()
+        assert json.loads(whole.removeprefix(b"event: name\ndata: "))["a"][-1] == 999_999
+        assert whole.endswith(b"\n\n") and len(calls) > 400
+
+    asyncio.run(run())

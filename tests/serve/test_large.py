@@ -31,6 +31,7 @@ from polyphi.serve.schema import (
     TokenizeRequest,
 )
 from polyphi.serve.settings import Settings
+from polyphi.serve.shares import Pool, Share
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LONG = "😀" * 3_900_000
@@ -173,6 +174,28 @@ def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
         assert len(content) == 600 and all(len(one["top_logprobs"]) == 20 for one in content)
         assert client.post("/tokenize", json={"prompt": "a b"}).json()["count"] > 0
     assert at_once and max(map(len, at_once)) < 20_000
+
+
+def test_a_client_with_responses_to_read_gets_no_other_large_one(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unread = Pool(Share("responses", "bytes", 1 << 20, 1 << 30, ""), single=True)
+    monkeypatch.setattr(server(running).shares, "answers", unread)
+    monkeypatch.setattr(server(running).answers, "_unread", unread)
+    body = {"prompt": "the quick fox 1 + 2 " * 5000}
+    with running.client() as client:
+        assert client.post("/tokenize", json=body).status_code == 200
+        until(lambda: unread.used == 0)
+        hold = unread.take(b"127.0.0.1", 1 << 20)
+        assert 'unread_bytes{model_name="tiny"} 1.048576e+06' in client.get("/metrics").text
+        refused = client.post("/tokenize", json=body)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (429, "unread_responses")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.post("/tokenize", json={"prompt": "a b"}).status_code == 200
+        hold.release()
+        assert client.post("/tokenize", json=body).status_code == 200
+    until(lambda: unread.used == 0)
 
 
 @pytest.fixture

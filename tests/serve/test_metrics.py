@@ -21,6 +21,7 @@ LOAD = Load(
         blocks=200,
         blocks_in_use=50,
         blocks_cached=20,
+        cache_bytes=7000,
         encoded_bytes=4096,
         requests=5,
         running=2,
@@ -35,6 +36,7 @@ LOAD = Load(
     live_sessions=1,
     stored_responses=8,
     stored_bytes=9000,
+    unread_bytes=600,
 )
 VLLMS = {
     "num_requests_running",
@@ -67,6 +69,7 @@ OURS = {
     "encoder_remembered_bytes",
     "kv_cache_blocks",
     "kv_cache_blocks_remembered",
+    "kv_cache_bytes",
     "engine_steps",
     "prepared_bytes",
     "live_sessions",
@@ -74,6 +77,7 @@ OURS = {
     "live_revisions",
     "stored_responses",
     "stored_responses_bytes",
+    "unread_bytes",
 }
 
 
@@ -155,6 +159,7 @@ def test_events_become_the_right_numbers() -> None:
         "kv_cache_usage_perc": 0.25,
         "kv_cache_blocks": 200,
         "kv_cache_blocks_remembered": 20,
+        "kv_cache_bytes": 7000,
         "encoder_remembered_bytes": 4096,
         "num_preemptions_total": 3,
         "engine_steps_total": 7,
@@ -163,6 +168,7 @@ def test_events_become_the_right_numbers() -> None:
         "live_sessions": 1,
         "stored_responses": 8,
         "stored_responses_bytes": 9000,
+        "unread_bytes": 600,
     }
     assert {name: values.get(name) for name in expected} == pytest.approx(expected)
     assert not any("created" in name for name in values)

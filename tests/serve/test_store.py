@@ -3,18 +3,28 @@
 import pytest
 
 from polyphi.serve import store as module
-from polyphi.serve.store import MAX_SECONDS, ResponseStore, StoredResponse
+from polyphi.serve.store import (
+    BLOB,
+    ITEM_OVERHEAD,
+    MAX_SECONDS,
+    OVERHEAD,
+    Blob,
+    ResponseStore,
+    StoredItem,
+    StoredResponse,
+    stored_item,
+)
 
 A, B = b"a", b"b"
-RESPONSE = b"{}"
+RESPONSE = (b"{}",)
 
 
 def put(
     store: ResponseStore, id: str, previous: str | None = None, owner: bytes = A, size: int = 10_000
 ) -> bool:
     """Stores a response that counts `size` bytes."""
-    items = b"x" * (size - module.OVERHEAD - len(RESPONSE))
-    stored = StoredResponse(id, previous, items)
+    items = StoredItem("msg", (b"x" * (size - OVERHEAD - ITEM_OVERHEAD - len(RESPONSE[0])),))
+    stored = StoredResponse(id, previous, (items,))
     return store.add(owner, stored) and store.complete(owner, id, RESPONSE)
 
 
@@ -32,7 +42,7 @@ def test_owners_see_their_own() -> None:
 
 def test_a_response_is_seen_when_it_has_ended() -> None:
     store = ResponseStore(1 << 20)
-    assert store.add(A, StoredResponse("1", None, b"[]")) and store.bytes > 0
+    assert store.add(A, StoredResponse("1", None, ())) and store.bytes > 0
     assert has(store, "1") == [False] and not store.delete(A, "1")
     with pytest.raises(KeyError):
         store.chain(A, "1")
@@ -40,7 +50,7 @@ def test_a_response_is_seen_when_it_has_ended() -> None:
     assert store.complete(A, "1", RESPONSE) and has(store, "1") == [True]
     store.discard(A, "1")
     assert has(store, "1") == [True]
-    store.add(A, StoredResponse("2", None, b"[]"))
+    store.add(A, StoredResponse("2", None, ()))
     store.discard(A, "2")
     assert not store.complete(A, "2", RESPONSE) and not store.complete(B, "1", RESPONSE)
     assert store.delete(A, "1") and store.count == store.bytes == 0
@@ -49,8 +59,8 @@ def test_a_response_is_seen_when_it_has_ended() -> None:
 def test_bytes_are_limited_for_each_owner_and_all() -> None:
     store = ResponseStore(100_000)
     assert not put(store, "large", size=25_001) and store.bytes == 0
-    store.add(A, StoredResponse("grows", None, b"[]"))
-    assert not store.complete(A, "grows", b"x" * 25_000) and store.bytes == 0
+    store.add(A, StoredResponse("grows", None, ()))
+    assert not store.complete(A, "grows", (b"x" * 25_000,)) and store.bytes == 0
     assert all(put(store, str(number)) for number in range(5))
     assert has(store, *"01234") == [False] * 3 + [True] * 2
     for owner in range(20):
@@ -93,3 +103,65 @@ def test_number_and_age_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has(store, "3", "2") == [False, True]
     now += MAX_SECONDS + 1
     assert has(store, "2") == [False] and store.count == store.bytes == 0
+
+
+def with_medium(id: str, medium: bytes) -> StoredResponse:
+    return StoredResponse(id, None, (stored_item(f"{id} item", (b'{"a":', medium, b"}")),))
+
+
+def test_a_medium_is_stored_once_for_each_owner() -> None:
+    medium = bytes(range(256)) * 400
+    store = ResponseStore(4_000_000)
+    for number in range(5):
+        copy = bytes(bytearray(medium))
+        assert store.add(A, with_medium(str(number), copy)) and store.complete(
+            A, str(number), RESPONSE
+        )
+        (item,) = store.get(A, str(number)).items
+        assert b"".join(item.json) == b'{"a":' + medium + b"}" and item.id == f"{number} item"
+    blobs = {
+        id(p) for n in range(5) for p in store.get(A, str(n)).items[0].pieces if type(p) is Blob
+    }
+    assert len(blobs) == 1
+    assert len(medium) < store.bytes < len(medium) + 5 * (OVERHEAD + 2 * ITEM_OVERHEAD)
+    one_owner = store.bytes
+    assert store.add(B, with_medium("0", medium))
+    assert store.bytes > one_owner + len(medium), "an owner's share doesn't depend on others"
+    store.discard(B, "0")
+    for number in range(4):
+        assert store.delete(A, str(number)) and store.bytes > len(medium)
+    assert store.delete(A, "4") and store.bytes == 0
+
+
+def test_short_pieces_are_joined() -> None:
+    long = b"x" * BLOB
+    item = stored_item("1", (b"a", b"b", long, long, b"c"))
+    assert b"".join(item.json) == b"ab" + 2 * long + b"c" and len(item.pieces) <= 5
+    assert StoredResponse("1", None, (item,)).size < 2 * BLOB + OVERHEAD
+
+
+def test_memory_counts_while_a_removed_response_is_read() -> None:
+    store = ResponseStore(100_000)
+    assert put(store, "1", size=20_000)
+    stored = store.get(A, "1")
+    with store.reading(A, stored), store.reading(A, stored):
+        assert store.bytes == 20_000, "readers share the stored bytes"
+        assert store.delete(A, "1") and (store.count, store.bytes) == (0, 20_000)
+        assert not put(store, "2"), "the owner's share is used up"
+        assert put(store, "3", size=5_000) and store.bytes == 25_000
+        assert put(store, "4", owner=B)
+    assert has(store, "3") == [True] and store.bytes == 15_000
+
+
+def test_responses_that_are_read_leave_memory_to_other_owners() -> None:
+    store = ResponseStore(100_000)
+    readers = []
+    for number in range(4):
+        owner = bytes([number])
+        assert put(store, "1", owner=owner, size=25_000)
+        readers.append(store.reading(owner, store.get(owner, "1")))
+        readers[-1].__enter__()
+        assert store.delete(owner, "1")
+    assert not put(store, "1", owner=A) and (store.count, store.bytes) == (0, 100_000)
+    readers[0].__exit__(None, None, None)
+    assert put(store, "1", owner=A) and store.bytes == 85_000

@@ -10,6 +10,8 @@ import pytest
 from polyphi.serve.answers import Writer
 from polyphi.serve.errors import ApiError
 from polyphi.serve.extensions import StreamOptions
+from polyphi.serve.settings import Settings
+from polyphi.serve.shares import Shares
 from polyphi.serve.streams import merged, stream
 
 
@@ -27,7 +29,8 @@ async def source(values: list[Any], closed: list[Any] | None = None) -> AsyncGen
 
 def events(values: list[Any], options: StreamOptions | None) -> list[Any]:
     async def collect() -> list[bytes]:
-        writer, last, so_far = Writer(), lambda: {"usage": 1}, lambda: {"so far": 1}
+        writer = Writer(Shares(Settings("tiny")).answers, lambda scope: b"")
+        last, so_far = lambda: {"usage": 1}, lambda: {"so far": 1}
         try:
             return [e async for e in stream(writer, source(values), last, options, so_far)]
         finally:
@@ -78,3 +81,23 @@ def test_an_error_of_one_source_ends_all(error: Exception) -> None:
     with pytest.raises(type(error)):
         asyncio.run(collect())
     assert closed, "the other source is closed"
+
+
+def test_a_source_waits_for_its_reader() -> None:
+    produced = [0, 0]
+
+    async def counted(number: int) -> AsyncGenerator[int]:
+        for value in range(1000):
+            produced[number] += 1
+            yield value
+
+    async def read(count: int) -> None:
+        pieces = merged([counted(0), counted(1)])
+        for _ in range(count):
+            await anext(pieces)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert sum(produced) <= count + 4, "what isn't read isn't produced"
+        await pieces.aclose()
+
+    asyncio.run(read(10))
