@@ -1,6 +1,6 @@
 """Adapter configurations: PEFT's adapter_config.json, and the blocks nested in an original config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from polyphi.model.config import AdapterConfig
@@ -20,14 +20,62 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings of `init_lora_weights` whose training starts from changed base weights."""
 
 
+MAX_ALPHA = 1e6
+"""Largest alpha; products with a larger one exceed 16-bit numbers."""
+
+
+def is_alpha(value: Any) -> bool:
+    """Whether a value of JSON is an alpha: a number, and no NaN."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_ALPHA
+    )
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_share(value: Any) -> bool:
+    return is_alpha(value) and 0 <= value <= 1
+
+
+_BOOLEAN: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "a boolean")
+_OBJECT: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, dict), "an object")
+TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": (lambda value: type(value) is int and 0 < value < 2**31, "a positive integer"),
+    "lora_alpha": (is_alpha, f"a number of at most {MAX_ALPHA:,.0f}"),
+    "lora_dropout": (_is_share, "a number from 0 to 1"),
+    "alpha_pattern": _OBJECT,
+    "rank_pattern": _OBJECT,
+    "use_rslora": _BOOLEAN,
+    "fan_in_fan_out": _BOOLEAN,
+    "target_modules": (lambda v: isinstance(v, str) or _is_names(v), "a text or a list of texts"),
+    "init_lora_weights": (lambda value: isinstance(value, bool | str), "a boolean or a text"),
+}
+"""The types of the entries of adapter_config.json that are read. A null is an entry that isn't there."""
+
+
+def shown(value: Any) -> str:
+    """A value of JSON in an error message, without the contents of lists and objects."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return f"{value!r:.80}"
+
+
 def check_lora(entries: Mapping[str, Any], source: str) -> None:
     """Raise ValueError for an adapter_config.json of anything but a LoRA or rsLoRA; `source` names the file."""
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{source}: expected an object, found {shown(entries)}")
     if (peft_type := entries.get("peft_type", "LORA")) != "LORA":
-        raise ValueError(f"{source}: expected peft_type LORA, found {peft_type}")
+        raise ValueError(f"{source}: expected peft_type LORA, found {shown(peft_type)}")
     if "r" not in entries or "lora_alpha" not in entries:
         raise ValueError(
             f"{source}: expected r and lora_alpha, as PEFT writes it, found {sorted(entries)}"
         )
+    for key, (is_valid, expected) in TYPES.items():
+        value = entries.get(key)
+        if not is_valid(value) and (value is not None or key in ("r", "lora_alpha")):
+            raise ValueError(f"{source}: expected {key} to be {expected}, found {shown(value)}")
     for key, reason in REFUSED.items():
         if entries.get(key):
             raise ValueError(
@@ -36,7 +84,7 @@ def check_lora(entries: Mapping[str, Any], source: str) -> None:
             )
     if (bias := entries.get("bias", "none")) != "none":
         raise ValueError(
-            f"{source} sets bias to {bias!r}: biases aren't supported; expected 'none'"
+            f"{source} sets bias to {shown(bias)}: biases aren't supported; expected 'none'"
         )
     start = str(entries.get("init_lora_weights"))
     if start.lower().startswith(CHANGES_BASE):
@@ -54,7 +102,7 @@ def parse_peft(entries: Mapping[str, Any], source: str) -> AdapterConfig:
         if entries.get(key):
             raise ValueError(f"{source} sets {key}, which is not supported; expected a plain LoRA")
     return AdapterConfig(
-        entries["r"], float(entries["lora_alpha"]), float(entries.get("lora_dropout", 0.0))
+        entries["r"], float(entries["lora_alpha"]), float(entries.get("lora_dropout") or 0.0)
     )
 
 

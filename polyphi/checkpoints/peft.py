@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from polyphi.checkpoints.adapters import check_lora
+from polyphi.checkpoints.adapters import MAX_ALPHA, check_lora, is_alpha, shown
 from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
 from polyphi.model.lora import Factors
 
@@ -33,9 +33,12 @@ FUSED = {
 """Fused linear -> the projections that other implementations have instead, in the order of its outputs."""
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 _NAME = re.compile(
-    r"(?:.*\.)?(?P<module>layers\.(?P<layer>\d+)\.(?P<linear>(?:self_attn|mlp)\.\w+_proj))"
-    r"\.lora_(?P<factor>[AB])\.(?:\w+\.)?weight"
+    r"(?:.*\.)?(?P<module>layers\.(?P<layer>0|[1-9]\d{0,5})\.(?P<linear>(?:self_attn|mlp)\.\w+_proj))"
+    r"\.lora_(?P<factor>[AB])\.(?:\w+\.)?weight",
+    re.ASCII,
 )
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of factors."""
 
 
 class PeftError(ValueError):
@@ -62,6 +65,8 @@ def read_peft(folder: str | Path, config: ModelConfig) -> PeftAdapter:
         return _read(folder, config)
     except ValueError as error:
         raise PeftError(folder, str(error)) from error
+    except OSError as error:
+        raise PeftError(folder, f"its files can't be read: {error.strerror}") from error
 
 
 def _read(folder: Path, config: ModelConfig) -> PeftAdapter:
@@ -79,6 +84,10 @@ def _read(folder: Path, config: ModelConfig) -> PeftAdapter:
             raise ValueError(
                 f"{FILE}: {name} is of layer {match['layer']}, but this model has "
                 f"{config.decoder.num_hidden_layers} layers"
+            )
+        if tensor.dtype not in DTYPES or tensor.ndim != 2:
+            raise ValueError(
+                f"{FILE}: {name} is {tensor.dtype} of {tensor.ndim} dimensions; expected floating-point numbers of 2"
             )
         if not tensor.isfinite().all():
             raise ValueError(f"{FILE}: {name} has NaN or infinite numbers")
@@ -111,9 +120,9 @@ class Scales:
     def _matches(self, pattern: str, module: str) -> bool:
         try:
             return re.match(rf"(.*\.)?({pattern})$", f"model.{module}") is not None
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
-                f"{CONFIG}: alpha_pattern has {pattern!r}, which is no regular expression ({error})"
+                f"{CONFIG}: alpha_pattern has {pattern!r:.80}, which is no regular expression ({error})"
             ) from None
 
     def config(self, rank: int) -> AdapterConfig:
@@ -150,9 +159,10 @@ def _check_patterns(patterns: Mapping[Any, Any]) -> None:
                 f"{CONFIG}: alpha_pattern has {pattern!r:.80}; expected at most 64 patterns with repetitions, at most "
                 "three in each, and none of a group"
             )
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        if not is_alpha(alpha):
             raise ValueError(
-                f"{CONFIG}: alpha_pattern of {pattern!r:.80}: expected a number, found {alpha!r:.80}"
+                f"{CONFIG}: alpha_pattern of {pattern!r:.80}: expected a number of at most {MAX_ALPHA:,.0f}, found "
+                f"{shown(alpha)}"
             )
 
 

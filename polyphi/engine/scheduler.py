@@ -4,7 +4,12 @@ A step continues all running requests: one token each (more with draft tokens), 
 a step**: its prompt tokens are divided evenly between clients, and those of a client between its groups of requests
 (one group per call), so that a short prompt takes a step or two with any number of long ones; within a group requests
 run in order. Admission is fair too: the client with the fewest running requests is next, of equal ones the one that was
-admitted least recently, and likewise its groups. A client or group with more than its share is preempted.
+admitted least recently. A client or group with more than its share is preempted.
+
+**Among the groups of a client**, those without a running request are next; of these the short requests, then the ones
+that have waited longest. If all places are taken, a short request takes the place of a long one of its client, and a
+long request that of a long one whose turn is over, so that answers without a limit take turns. A group takes one
+place in this way. While long requests wait, short ones use at most `SHORT_SHARE` times as many places as long ones.
 
 When memory for keys and values is short, the newest running request is preempted: it releases its blocks, keeps its
 tokens and waits at the front. A part of memory is reserved for small requests, which may be admitted before a large one
@@ -16,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from polyphi.engine.cache import BlockPool, OutOfBlocks
+from polyphi.engine.cache import BLOCK, BlockPool, OutOfBlocks
 from polyphi.engine.request import Request
 from polyphi.engine.speculate import DraftToken, draft_lengths
 
@@ -30,6 +35,12 @@ RESERVED = 8
 """The share of memory (1 / RESERVED) that only small requests may use while others run."""
 PATIENCE = 256
 """Small requests that may be admitted before a large one that doesn't fit."""
+SHORT = 256
+"""Most tokens of a short request, prompt and answer."""
+TURN = 128
+"""Tokens of an answer after which a waiting request of the same client may take the place of a long one."""
+SHORT_SHARE = 3
+"""Places of short requests for each place of a long one, while long ones of their client wait."""
 
 TOKEN_COST = 0.08
 """Time that another token adds to a decode step, relative to a step of one token. (Measured: 0.05 in 8 bits, 0.15 to
@@ -88,8 +99,16 @@ class Scheduler:
         self.running: list[Request] = []
         self.preemptions = 0
         self.max_num_seqs = max_num_seqs
-        # The number of the last admission of each present client and group.
-        self._turns: dict[bytes | int, int] = {}
+        self._turns: dict[bytes, int] = {}
+        """The number of the last admission of each present client."""
+        self._steps = 0
+        self._ample = True  # whether the tokens of all requests fit in memory
+        self._due: dict[int, int] = {}
+        """The step from which each present group waits for its next place: when it came or was last admitted, `TURN`
+        steps after its turn was over, 0 if it was preempted before."""
+        self._excess: dict[bytes, int] = {}
+        """Of clients whose long requests wait: places of short ones beyond `SHORT_SHARE` of each long one, summed over
+        steps."""
         self._chunk, self._prefill = chunk, prefill
         self._token_seconds = 0.0  # moving average of a prompt token's time
         self._switch = switch
@@ -100,6 +119,8 @@ class Scheduler:
         audio must be encoded first (`Request.missing_media`) have no part."""
         for request in self.running:
             self._switch_rope_table(request)
+        self._steps += 1
+        self._update_waiting()
         budget = self._budget()
         self._admit_waiting(budget)
         parts: dict[int, StepPart] = {}
@@ -180,9 +201,13 @@ class Scheduler:
             ]
             if not eligible:
                 return
-            request = min(eligible, key=self._priority())
-            if len(self.running) >= self.max_num_seqs and not self._preempt_for(request):
+            request, victim = self._next(eligible)
+            if request is None:
                 return
+            if victim is not None:
+                is_over = self._turn_is_over(victim)
+                self.preempt(victim)
+                self._due[victim.group] = self._steps + TURN if is_over else 0
             if not self._admit(request):
                 if request.times_passed_over >= PATIENCE:
                     return
@@ -192,9 +217,35 @@ class Scheduler:
                 other.times_passed_over += 1
             self.waiting.remove(request)
             self.running.append(request)
-            self._note_turn(request)
+            self._note_admission(request, victim)
             request.phase = "running"
             request.started = request.started or time.monotonic()
+
+    def _update_waiting(self) -> None:
+        """Note new groups, and how many places short requests use while long ones of their client wait."""
+        for request in self.waiting:
+            self._due.setdefault(request.group, self._steps)
+        change: Counter[bytes] = Counter()
+        for request in self.running:
+            change[request.caller.client] += 1 if _is_short(request) else -SHORT_SHARE
+        clients = {request.caller.client for request in self.waiting if not _is_short(request)}
+        self._excess = {c: max(0, self._excess.get(c, 0) + change[c]) for c in clients}
+        blocks = sum(1 + len(request) // BLOCK for request in (*self.waiting, *self.running))
+        self._ample = blocks <= self.pool.size
+
+    def _next(self, eligible: Sequence[Request]) -> tuple[Request | None, Request | None]:
+        """The waiting request to admit, None if there is no place, and the running one to preempt for it, if any."""
+        order = sorted(eligible, key=self._priority())
+        if len(self.running) < self.max_num_seqs:
+            return order[0], None
+        first: dict[bytes, Request] = {}
+        for request in order:
+            first.setdefault(request.caller.client, request)
+        # Where the first request of a client finds no place, its others don't either.
+        for request in first.values():
+            if (victim := self._victim(request)) is not None:
+                return request, victim
+        return None, None
 
     def _priority(self) -> Callable[[Request], tuple[int, ...]]:
         """The sort key of waiting requests: the smallest is admitted next, of equal ones the first."""
@@ -202,19 +253,29 @@ class Scheduler:
 
         def priority(request: Request) -> tuple[int, ...]:
             client, group = request.caller.client, request.group
-            turns = (self._turns.get(client, 0), self._turns.get(group, 0))
-            return clients[client], turns[0], groups[group], turns[1]
+            in_order = self._owes_place(client) or not _is_short(request)
+            turn = self._turns.get(client, 0)
+            return clients[client], turn, groups[group], in_order, self._due[group]
 
         return priority
 
-    def _note_turn(self, request: Request) -> None:
-        """Record the admission of this client and group."""
-        present = {
-            key for r in (*self.waiting, *self.running) for key in (r.caller.client, r.group)
-        }
-        number = 1 + max(self._turns.values(), default=0)
-        self._turns = {key: turn for key, turn in self._turns.items() if key in present}
-        self._turns |= dict.fromkeys((request.caller.client, request.group), number)
+    def _owes_place(self, client: bytes) -> bool:
+        """Whether short requests of a client have used so many places that its next one goes to the request that has
+        waited longest."""
+        return self._excess.get(client, 0) >= SHORT_SHARE * TURN
+
+    def _note_admission(self, request: Request, victim: Request | None) -> None:
+        """Record an admission, in place of a running request if any. Within a client that is no turn of the client."""
+        client, present = request.caller.client, (*self.waiting, *self.running)
+        groups, clients = {r.group for r in present}, {r.caller.client for r in present}
+        self._due = {group: step for group, step in self._due.items() if group in groups}
+        self._due[request.group] = self._steps
+        request.turn_start = len(request.tokens)
+        request.keeps_place = self._owes_place(client) and not _is_short(request)
+        if victim is None or victim.caller.client != client:
+            number = 1 + max(self._turns.values(), default=0)
+            self._turns = {c: turn for c, turn in self._turns.items() if c in clients}
+            self._turns[client] = number
 
     def _counts(self) -> tuple[Counter[bytes], Counter[int]]:
         """Running requests by client and by group."""
@@ -222,9 +283,10 @@ class Scheduler:
             r.group for r in self.running
         )
 
-    def _preempt_for(self, request: Request) -> bool:
-        """Preempt the newest request of the client with the most running requests, or of the same client's group with
-        the most, if it has at least two more than this one; False if there is none."""
+    def _victim(self, request: Request) -> Request | None:
+        """The running request whose place a waiting one takes: the newest of the client with the most running requests,
+        or of the same client's group with the most, if it has at least two more than this one. Otherwise, for a group
+        without a running request, the one of the same client whose turn has lasted longest, if it leaves its place."""
         clients, groups = self._counts()
 
         def has_more(other: Request) -> bool:
@@ -232,11 +294,33 @@ class Scheduler:
                 return clients[other.caller.client] > clients[request.caller.client] + 1
             return groups[other.group] > groups[request.group] + 1
 
-        candidates = [r for r in reversed(self.running) if has_more(r)]
-        if not candidates:
+        if candidates := [r for r in reversed(self.running) if has_more(r)]:
+            return max(candidates, key=lambda r: (clients[r.caller.client], groups[r.group]))
+        if groups[request.group]:
+            return None
+        candidates = [r for r in reversed(self.running) if self._leaves_place(r, request)]
+        return max(candidates, key=_turn_tokens, default=None)
+
+    def _leaves_place(self, running: Request, waiting: Request) -> bool:
+        """Whether a running request leaves its place to a waiting one of its client."""
+        if running.caller.client != waiting.caller.client or _is_short(running):
             return False
-        self.preempt(max(candidates, key=lambda r: (clients[r.caller.client], groups[r.group])))
-        return True
+        needed = waiting.table.missing_blocks(len(waiting) + 1) + self._reserved(waiting)
+        if needed > self.pool.available + len(running.table.blocks):
+            return False
+        if _is_short(waiting) and not running.keeps_place:
+            return True
+        is_due = _is_short(waiting) or self._due[waiting.group] <= self._steps
+        return is_due and self._turn_is_over(running)
+
+    def _turn_is_over(self, request: Request) -> bool:
+        """Whether a running request has had its turn. Where memory is short, its cached keys and values may be evicted
+        before its next turn: then a turn has as many tokens as run again."""
+        return _turn_tokens(request) >= (TURN if self._ample else max(TURN, len(request)))
+
+    def _reserved(self, request: Request) -> int:
+        """Blocks that must stay available when a waiting request is admitted."""
+        return 0 if self._is_small(request) or not self.running else self.pool.size // RESERVED
 
     def _is_small(self, request: Request) -> bool:
         return request.table.missing_blocks(len(request) + 1) <= self.pool.size // SMALL
@@ -257,6 +341,7 @@ class Scheduler:
         request.unsampled = None
         request.phase = "waiting"
         self.waiting.insert(0, request)
+        self._due[request.group] = 0
         self.preemptions += 1
 
     def _pending(self, request: Request) -> int:
@@ -309,7 +394,7 @@ class Scheduler:
         rope = self._rope(request)
         if not request.ropes or request.ropes[-1] != rope:
             request.ropes.append(rope)
-        reserve = 0 if self._is_small(request) or not self.running else self.pool.size // RESERVED
+        reserve = self._reserved(request)
         request.table.reuse_prefix(request.reusable_hashes(self._root(request)))
         if request.table.missing_blocks(len(request) + 1) + reserve > self.pool.available:
             request.table.clear()
@@ -318,6 +403,15 @@ class Scheduler:
         if request.cached_tokens is None:
             request.cached_tokens = request.table.length
         return True
+
+
+def _is_short(request: Request) -> bool:
+    return request.max_length <= SHORT
+
+
+def _turn_tokens(request: Request) -> int:
+    """Tokens of the answer since a running request was admitted."""
+    return len(request.tokens) - request.turn_start
 
 
 def split_evenly(amount: int, requested: Sequence[int]) -> list[int]:

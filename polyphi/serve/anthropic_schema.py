@@ -26,6 +26,7 @@ from polyphi.serve.fields import (
     Refused,
     json_type,
     one_of,
+    one_of_types,
 )
 from polyphi.serve.schema import Sampling
 
@@ -53,23 +54,13 @@ class UrlSource(Fields):
 SOURCES = {"base64": "<base64>", "url": "<url>"}
 
 
-def _chooser(tags: dict[str, str]) -> Any:
-    """The function that names the member of a union by a value's `type`."""
-
-    def choose(value: Any) -> str | None:
-        type_ = value.get("type") if isinstance(value, dict) else None
-        return tags.get(type_) if isinstance(type_, str) else None
-
-    return choose
-
-
 class ImageBlock(Fields):
     ignored = frozenset({"cache_control", "transformations"})
 
     type: Literal["image"]
     source: Annotated[
         Annotated[Base64Source, Tag(SOURCES["base64"])] | Annotated[UrlSource, Tag(SOURCES["url"])],
-        one_of(_chooser(SOURCES), "a source with a type of base64, url"),
+        one_of_types(SOURCES, "a source"),
     ]
 
 
@@ -86,7 +77,7 @@ RESULT_BLOCKS = {"text": "<text>", "image": "<image>"}
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag(RESULT_BLOCKS["text"])]
     | Annotated[ImageBlock, Tag(RESULT_BLOCKS["image"])],
-    one_of(_chooser(RESULT_BLOCKS), "a block with a type of text, image"),
+    one_of_types(RESULT_BLOCKS, "a block"),
 ]
 
 
@@ -126,7 +117,7 @@ Block = Annotated[
     | Annotated[ToolUseBlock, Tag(BLOCKS["tool_use"])]
     | Annotated[ToolResultBlock, Tag(BLOCKS["tool_result"])]
     | Annotated[ThinkingBlock, Tag(BLOCKS["thinking"])],
-    one_of(_chooser(BLOCKS), f"a block with a type of {', '.join(BLOCKS)}"),
+    one_of_types(BLOCKS, "a block"),
 ]
 
 

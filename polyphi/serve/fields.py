@@ -158,6 +158,21 @@ def one_of(choose: Callable[[Any], str | None], expected: str) -> Discriminator:
     )
 
 
+def one_of_types(tags: Mapping[str, str], what: str, default: str | None = None) -> Discriminator:
+    """The discriminator of a union of objects by their `type`, for which `tags` names the member; `default`: the type
+    of an object without one. Errors name an unknown type."""
+
+    def choose(value: Any) -> str | None:
+        type_ = value.get("type", default) if isinstance(value, dict) else None
+        return tags.get(type_) if isinstance(type_, str) else None
+
+    return Discriminator(
+        choose,
+        custom_error_type="unknown_type",
+        custom_error_message=f"expected {what} with a type of {', '.join(tags)}",
+    )
+
+
 FIELD_ERRORS = ("unknown_field", "misplaced_field", "unsupported_field")
 """Types of errors about a field of an object, which they name."""
 
@@ -183,7 +198,10 @@ def validation_error(error: RequestValidationError) -> ApiError:
         param = ".".join(filter(None, [param, detail["ctx"]["field"]]))
     if type_ in ("model_type", "model_attributes_type", "dict_type"):
         message = "expected an object"
-    if type_ not in (*FIELD_ERRORS, "missing", "no_text"):
+    found = detail.get("input")
+    if type_ == "unknown_type" and isinstance(found, dict) and isinstance(found.get("type"), str):
+        message = f"unknown type {_short(found['type'])}; {message}"
+    elif type_ not in (*FIELD_ERRORS, "missing", "no_text"):
         message += f", found {_short(detail.get('input'))}"
     return ApiError(400, f"{param}: {message}" if param else message, param=param or None)
 

@@ -25,6 +25,7 @@ from polyphi.serve.fields import (
     Refused,
     json_type,
     one_of,
+    one_of_types,
 )
 from polyphi.serve.schema import InputAudio, RefusalPart, Sampling
 
@@ -68,18 +69,13 @@ PARTS = {
 }
 
 
-def _part_type(value: Any) -> str | None:
-    type_ = value.get("type") if isinstance(value, dict) else None
-    return PARTS.get(type_) if isinstance(type_, str) else None
-
-
 ContentPart = Annotated[
     Annotated[InputText, Tag(PARTS["input_text"])]
     | Annotated[InputImage, Tag(PARTS["input_image"])]
     | Annotated[InputAudioItem, Tag(PARTS["input_audio"])]
     | Annotated[OutputText, Tag(PARTS["output_text"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])],
-    one_of(_part_type, f"a part with a type of {', '.join(PARTS)}"),
+    one_of_types(PARTS, "a part"),
 ]
 Content = Annotated[
     Annotated[str, Field(max_length=MAX_TEXT), Tag(STRING)]
@@ -129,19 +125,12 @@ ITEMS = {
 }
 
 
-def _item_type(value: Any) -> str | None:
-    if not isinstance(value, dict):
-        return None
-    type_ = value.get("type", "message")
-    return ITEMS.get(type_) if isinstance(type_, str) else None
-
-
 Item = Annotated[
     Annotated[InputMessage, Tag(ITEMS["message"])]
     | Annotated[FunctionCall, Tag(ITEMS["function_call"])]
     | Annotated[FunctionCallOutput, Tag(ITEMS["function_call_output"])]
     | Annotated[ReasoningItem, Tag(ITEMS["reasoning"])],
-    one_of(_item_type, f"an item with a type of {', '.join(ITEMS)}"),
+    one_of_types(ITEMS, "an item", default="message"),
 ]
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 

@@ -28,6 +28,7 @@ from polyphi.serve.fields import (
     json_type,
     needs,
     one_of,
+    one_of_types,
 )
 
 STRINGS, TOKENS, TOKEN_LISTS = "<strings>", "<tokens>", "<lists of tokens>"
@@ -44,11 +45,6 @@ def _prompt_type(value: Any) -> str | None:
     return {int: TOKENS, list: TOKEN_LISTS}.get(first, STRINGS)
 
 
-def _part_type(value: Any) -> str | None:
-    type_ = value.get("type") if isinstance(value, dict) else None
-    return PARTS.get(type_) if isinstance(type_, str) else None
-
-
 class PartFields(Fields):
     """A part of a message. Hints for caches of other servers are ignored."""
 
@@ -61,6 +57,8 @@ class TextPart(PartFields):
 
 
 class ImageUrl(Fields):
+    ignored = frozenset({"format"})  # detected from the bytes
+
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
     max_crops: int | None = Field(default=None, ge=1, le=256)
@@ -116,7 +114,7 @@ Part = Annotated[
     | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
     | Annotated[VideoPart, Tag(PARTS["video_url"])]
     | Annotated[RefusalPart, Tag(PARTS["refusal"])],
-    one_of(_part_type, f"a part with a type of {', '.join(PARTS)}"),
+    one_of_types(PARTS, "a part"),
 ]
 
 

@@ -1,4 +1,6 @@
-"""Scheduling: short prompts with long ones, fairness between clients, and encoders between steps."""
+"""Scheduling: short prompts with long ones, fairness between clients and within one, and encoders between steps."""
+
+from dataclasses import replace
 
 import pytest
 from engine.conftest import clip, picture
@@ -15,6 +17,15 @@ LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
 SHORT = [Message.user("1 + 2")]
 ONE, FEW = SamplingParams(max_tokens=1), SamplingParams(max_tokens=12)
 SCORED = SamplingParams(max_tokens=0, prompt_logprobs=0)
+TURN = 24
+CHAT = SamplingParams(max_tokens=3 * TURN + 6)
+
+
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of `FEW` tokens are short, those of `CHAT` take four turns."""
+    monkeypatch.setattr("polyphi.engine.scheduler.TURN", TURN)
+    monkeypatch.setattr("polyphi.engine.scheduler.SHORT", CHAT.max_tokens)
 
 
 def entered(engine: Engine, client: bytes, sampling: SamplingParams = FEW) -> Request:
@@ -23,9 +34,13 @@ def entered(engine: Engine, client: bytes, sampling: SamplingParams = FEW) -> Re
     return request
 
 
-def finish(engine: Engine, *requests: Request) -> None:
+def finish(engine: Engine, *requests: Request) -> int:
+    """Runs the requests to their end; the number of steps."""
+    steps = 0
     while any(not request.finish_reason for request in requests):
         engine.step()
+        steps += 1
+    return steps
 
 
 def sized(engine: Engine, blocks: int, **options: int) -> Engine:
@@ -100,6 +115,117 @@ def test_a_client_with_all_places_is_preempted(engine: Engine) -> None:
     finish(cut, *mine, *others)
     assert {tuple(r.tokens) for r in (*mine, *others)} == {alone}
     assert cut.counters().blocks_in_use == 0
+
+
+@pytest.mark.parametrize(("places", "chats"), [(4, 6), (32, 40)])
+@pytest.mark.usefixtures("short_turns")
+def test_a_short_request_passes_long_ones_of_its_client(
+    engine: Engine, places: int, chats: int
+) -> None:
+    cut = Engine(engine.model, engine.processor, max_num_seqs=places)
+    long = [entered(cut, b"a", CHAT) for _ in range(chats)]
+    for _ in range(5):
+        cut.step()
+    assert finish(cut, entered(cut, b"a")) <= FEW.max_tokens + 3
+    assert cut.counters().preemptions == 1 and not any(r.finish_reason for r in long)
+    for request in long:
+        cut.abort(request)
+    assert cut.counters().blocks_in_use == 0
+
+
+@pytest.mark.parametrize("draft", [0, 4])
+@pytest.mark.usefixtures("short_turns")
+def test_all_answers_to_a_short_prompt_pass_long_ones(engine: Engine, draft: int) -> None:
+    """In one place, so that the long ones keep the others; everybody gets the answer that it gets alone."""
+    few = replace(FEW, n=3, draft=draft)
+    alone = [engine.generate(SHORT, sampling=s).tokens for s in (FEW, CHAT)]
+    cut = Engine(engine.model, engine.processor, max_num_seqs=4)
+    long = [entered(cut, b"a", replace(CHAT, draft=draft)) for _ in range(6)]
+    for _ in range(5):
+        cut.step()
+    short = cut.enter(cut.prepare(SHORT, few), few, caller=Caller(b"a"))
+    steps = 0
+    while not all(r.finish_reason for r in short):
+        cut.step()
+        steps += 1
+        assert sum(r in short for r in cut.scheduler.running) <= 1
+    assert steps <= 3 * (FEW.max_tokens + 3)
+    finish(cut, *long)
+    assert {tuple(r.tokens) for r in short} == {alone[0]}
+    assert {tuple(r.tokens) for r in long} == {alone[1]}
+    turns = sum(len(r.tokens) // TURN for r in long)
+    assert cut.counters().preemptions <= 3 + turns
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_long_answers_of_one_client_take_turns(engine: Engine) -> None:
+    """Each starts within a turn, also one that comes later, and no more are preempted than turns end."""
+    cut = Engine(engine.model, engine.processor, max_num_seqs=4)
+    long = [entered(cut, b"a", CHAT) for _ in range(6)]
+    for _ in range(TURN + 4):
+        cut.step()
+    assert all(r.tokens for r in long)
+    late = entered(cut, b"a", CHAT)
+    for _ in range(4):
+        cut.step()
+    assert late.tokens, "some have had their turn"
+    finish(cut, *long, late)
+    assert {tuple(r.tokens) for r in (*long, late)} == {
+        engine.generate(SHORT, sampling=CHAT).tokens
+    }
+    assert 3 <= cut.counters().preemptions <= 7 * CHAT.max_tokens // TURN
+    assert cut.counters().blocks_in_use == 0
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_turns_are_longer_where_memory_is_short(engine: Engine) -> None:
+    """Keys and values of waiting requests are evicted: turns don't multiply the tokens that run."""
+    cut = sized(engine, 7, max_num_seqs=2)
+    chat = replace(CHAT, rope="bound")  # it doesn't run again with another table
+    rows = cut.prepare(SHORT, chat)
+    # Salts differ, so that nothing is shared.
+    long = [cut.enter(rows, chat, caller=Caller(b"a", salt=b"%d" % i))[0] for i in range(6)]
+    finish(cut, *long)
+    assert cut.counters().preemptions > 0
+    assert cut.counters().tokens < 2 * sum(map(len, long))
+
+
+@pytest.mark.parametrize("places", [1, 4])
+@pytest.mark.usefixtures("short_turns")
+def test_short_requests_leave_places_to_long_ones(engine: Engine, places: int) -> None:
+    """However many short ones of its client come, a long one gets a turn at least every fourth turn."""
+    cut = Engine(engine.model, engine.processor, max_num_seqs=places)
+    (long,) = [entered(cut, b"a", CHAT)]
+    cut.step()
+    short = [entered(cut, b"a") for _ in range(2 * places)]
+    steps = answered = 0
+    while not long.finish_reason:
+        cut.step()
+        steps += 1
+        answered += sum(bool(r.finish_reason) for r in short)
+        short = [r if not r.finish_reason else entered(cut, b"a") for r in short]
+    turns = -(-CHAT.max_tokens // TURN)
+    assert steps <= turns * (4 * TURN + 2 * FEW.max_tokens)
+    assert answered >= steps // (2 * FEW.max_tokens)
+    finish(cut, *short)
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_turns_of_one_client_cost_others_nothing(engine: Engine) -> None:
+    cut = Engine(engine.model, engine.processor, max_num_seqs=4)
+    mine = [entered(cut, b"a", CHAT) for _ in range(8)]
+    others = [entered(cut, b"b", CHAT) for _ in range(2)]
+    for _ in range(3):
+        cut.step()
+    for step in range(TURN + 20):
+        if step % 9 == 0:
+            mine.append(entered(cut, b"a"))
+        before = [len(r.tokens) for r in others]
+        cut.step()
+        assert [len(r.tokens) for r in others] == [n + 1 for n in before]
+    assert sum(bool(r.finish_reason) for r in mine) >= 3
+    for request in (*mine, *others):
+        cut.abort(request)
 
 
 def test_memory_is_reserved_for_small_requests(engine: Engine) -> None:

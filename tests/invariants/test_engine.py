@@ -180,7 +180,11 @@ def compare_with_the_model(engine: Watched, requests: list[Tracked], rounding: f
 @pytest.mark.parametrize(
     "seed", [*range(3), *(pytest.param(s, marks=pytest.mark.long) for s in range(3, 40))]
 )
-def test_every_request_gets_what_it_gets_alone(engine: Engine, seed: int) -> None:
+def test_every_request_gets_what_it_gets_alone(
+    engine: Engine, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyphi.engine.scheduler.SHORT", 60)
+    monkeypatch.setattr("polyphi.engine.scheduler.TURN", 8)
     dice = random.Random(seed)
     double = seed % 3 == 2
     blocks, longest = dice.choice([(20, 2.0), (70, 50.0), (200, 50.0)])

@@ -94,6 +94,22 @@ def test_a_client_leaves_places_to_others(engine: Engine) -> None:
         assert running.idle()
 
 
+def test_a_greeting_passes_long_chats_of_its_client(engine: Engine) -> None:
+    """Forty chats of one address without a length, of which 32 run; counted in steps, as a machine may be slow."""
+    with serving(engine, Settings("tiny")) as running, running.client() as client:
+        long = {"messages": HI, "stream": True, "ignore_eos": True}
+        with ExitStack() as streams:
+            for _ in range(40):
+                streams.enter_context(client.stream("POST", CHAT, json=long))
+            until(lambda: engine.counters().running == 32)
+            before = engine.counters()
+            assert client.post(CHAT, json=chat("hi", max_tokens=8)).status_code == 200
+            after = engine.counters()
+            assert after.requests >= 40, "the greeting passed them"
+            assert after.steps - before.steps < 500, "of about 2,000 until one of them ends"
+        until(running.idle)
+
+
 def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> None:
     """Their prompts are computed in chunks at the same time, and end within a step after their client disconnects."""
     engine = running.engine

@@ -1,5 +1,6 @@
 """The tables of docs/fields.md: each field is sent to each route, and the tables have all fields of the schemas."""
 
+import base64
 import io
 import json
 import re
@@ -11,6 +12,7 @@ import numpy
 import pytest
 import soundfile
 from anthropic.types import message_create_params as message_params
+from engine.conftest import picture
 from openai.types import completion_create_params as completion_params
 from openai.types.audio import transcription_create_params as transcription_params
 from openai.types.chat import completion_create_params as chat_params
@@ -206,10 +208,15 @@ def placed(place: str, fields: dict[str, Any]) -> dict[str, Any]:
     assistant = {"role": "assistant", "content": "a"}
     user = {**HI, "content": [{"type": "text", "text": "hi"}]}
     call, tool = dict(CALL), dict(TOOL)
+    data = base64.b64encode(picture().source).decode()
+    image = {"url": f"data:image/png;base64,{data}"}
+    if place == "image":
+        user["content"].append({"type": "image_url", "image_url": image})
     target = {
         "assistant message": assistant,
         "other message": user,
         "part": user["content"][0],
+        "image": image,
         "tool": tool,
         "tool call": call,
     }[place]

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,10 @@ def test_unloading_waits_for_requests_under_way(hot: Running, engine: Engine, fo
         ("mine", "damaged", 400, None),
         ("mine", "dora", 400, None),
         ("mine", "slow", 400, None),
+        ("mine", "types", 400, None),
+        ("mine", "patterns", 400, None),
+        ("mine", "infinite", 400, None),
+        ("mine", "integers", 400, None),
         ("tiny", "a", 400, None),
         ("other", "a", 400, None),
         ("vision", "a", 400, None),
@@ -180,6 +185,11 @@ def test_what_can_not_be_loaded(
     (write_folder(folder / "damaged", factors) / "adapter_model.safetensors").write_bytes(b"no")
     write_folder(folder / "dora", factors, use_dora=True)
     write_folder(folder / "slow", factors, alpha_pattern={r"(\w+\w+)+x": 1})
+    write_folder(folder / "types", factors, r="x", target_modules=5, lora_alpha=None)
+    write_folder(folder / "patterns", factors, alpha_pattern=5)
+    write_folder(folder / "infinite", factors, lora_alpha=10**400)
+    whole = {path: replace(one, a=one.a.long()) for path, one in factors.items()}
+    write_folder(folder / "integers", whole)
     with hot.client() as client:
         response = load(client, name, path)
         assert response.status_code == status, response.text

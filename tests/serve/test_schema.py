@@ -112,6 +112,35 @@ def test_an_error_in_a_union_names_the_clients_path(
     )
 
 
+TYPE = "messages[0].content[0]"
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (content([{"type": "file", "file": {}}]), f"{TYPE}: unknown type 'file'; expected a part"),
+        (content([{"type": "x" * 99}]), f"{TYPE}: unknown type a text of 99 characters; expected"),
+        (content([{"text": "hi"}]), f"{TYPE}: expected a part with a type of text, image_url"),
+        (
+            (ResponsesRequest, {"input": [{"role": "user", "content": [{"type": "input_file"}]}]}),
+            "input[0].content[0]: unknown type 'input_file'; expected a part",
+        ),
+        (
+            (ResponsesRequest, {"input": [{"type": "computer_call"}]}),
+            "input[0]: unknown type 'computer_call'; expected an item",
+        ),
+        (
+            (MessagesRequest, {**chat()[1], **content([{"type": "document"}])[1], "max_tokens": 5}),
+            f"{TYPE}: unknown type 'document'; expected a block with a type of text, image",
+        ),
+    ],
+)
+def test_an_unknown_type_is_named(request_: tuple[type[BaseModel], Any], message: str) -> None:
+    error = error_of(*request_)
+    assert error is not None and error.message.startswith(message)
+    assert error.param == message.partition(":")[0]
+
+
 def steps(param: str) -> list[str | int]:
     return [int(i) if i else name for i, name in re.findall(r"\[(\d+)\]|([^.\[\]]+)", param)]
 
