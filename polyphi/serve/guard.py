@@ -106,10 +106,16 @@ class Guard:
         self.bodies = Bodies(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = scope.get("state", {}).get("connection")  # of connection.py
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+        elif connection is None:
+            await self._exchange(scope, receive, send)
         else:
-            await Exchange(self, scope, receive, send).run()
+            await connection.answer(self._exchange, scope, receive, send)
+
+    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await Exchange(self, scope, receive, send).run()
 
 
 class Exchange:

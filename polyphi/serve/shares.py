@@ -12,6 +12,7 @@ gets more than its share of the slots while others could need them.
 """
 
 import asyncio
+import ipaddress
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
@@ -176,10 +177,28 @@ def most_of(total: int) -> int:
     return max(1, total - total // 4)
 
 
+def client_network(address: str) -> bytes:
+    """The client that an IP address stands for: the address, of IPv6 its /64 network."""
+    if ":" in address:
+        ip = ipaddress.IPv6Address(address)
+        address = str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
+    return address.encode()
+
+
 class Shares:
     """All pools and slots of a server."""
 
     def __init__(self, settings: Settings) -> None:
+        self.connections = Pool(
+            Share(
+                "open connections, each client being an address",
+                "connections",
+                most_of(settings.max_connections),
+                settings.max_connections,
+                "the one that has been open longest without a complete request is closed: of this client, or of all "
+                "where these have too many; HTTP 503 where every one has a request that is being answered",
+            )
+        )
         self.bodies = Pool(
             Share(
                 "request bodies, from their first byte until the prompt is prepared",
