@@ -35,7 +35,7 @@ from polyphi.serve.guard import (
     new_id,
 )
 from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Full, Hold, Shares, client_network
+from polyphi.serve.shares import Full, Hold, Shares, client_of
 
 ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)(.*)", re.DOTALL)
 """A request target in absolute form, as sent to proxies: `http://name:port` and the path. guard.py checks the name."""
@@ -171,7 +171,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self.client = client_network(peer[0] if isinstance(peer, tuple) else "")
+        self.client = client_of(b"", peer[0] if isinstance(peer, tuple) else "")
         self.inner.connection_made(transport)
         self._start_read_timer(self._settings.header_seconds)
         if not self._connections.admit(self):

@@ -140,7 +140,12 @@ class Exchange:
             await self._handle()
         except ApiError as error:
             await self._send_error(error)
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        except asyncio.CancelledError:  # the server is stopping
+            await self._send_error(
+                ApiError(503, "the server is stopping; try again", code="stopping")
+            )
+            raise
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of a Rust library is no Exception
             log.error("request %s failed", self.id, exc_info=error)

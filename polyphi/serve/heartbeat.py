@@ -1,13 +1,12 @@
-"""Whether the parts of the server that every request needs still respond, for `/health`.
+"""Whether the threads that every request needs still respond, for `/health`.
 
->>> pulse = Heartbeats(Heartbeat(pool.submit, lambda: None, SMALL_POOL_SECONDS), ...)
->>> asyncio.create_task(pulse.run())                # until it is cancelled
->>> pulse.alive
+>>> heartbeats = Heartbeats(pool.submit, drops.submit, engine.counters)
+>>> asyncio.create_task(heartbeats.run())                # until it is cancelled
+>>> heartbeats.alive
 True
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -19,50 +18,55 @@ ENGINE_SECONDS = 300.0
 """Time for a call that waits for the engine's lock. It is held for one step, which may take minutes: a large model on a
 slow CPU."""
 
+Submit = Callable[[Callable[[], None]], object]
+"""`submit` of an executor."""
+
 
 class Heartbeat:
-    """A trivial call that is submitted to threads every second, as long as the last one has returned."""
+    """A trivial call in a thread, repeated when it has returned. `seconds`: the time that it has not returned for."""
 
-    def __init__(
-        self,
-        submit: Callable[[Callable[[], None]], object],
-        call: Callable[[], object],
-        limit: float,
-    ) -> None:
-        self.limit = limit
+    def __init__(self, submit: Submit, call: Callable[[], object], limit: float) -> None:
+        self.limit, self.seconds = limit, 0.0
+        self.pending = False
         self._submit, self._call = submit, call
-        self._sent_at: float | None = None  # of the call that has not returned
 
     def send(self) -> None:
-        if self._sent_at is None:
-            self._sent_at = time.monotonic()
+        if not self.pending:
+            self.pending, self.seconds = True, 0.0
             with suppress(RuntimeError):  # no thread can be started: the call never returns
                 self._submit(self._run)
 
     def _run(self) -> None:
         self._call()
-        self._sent_at = None
+        self.pending = False
 
     @property
     def alive(self) -> bool:
-        """Whether the last call has returned, or has had less than `limit` seconds."""
-        sent_at = self._sent_at
-        return sent_at is None or time.monotonic() - sent_at < self.limit
+        return not self.pending or self.seconds < self.limit
 
 
 class Heartbeats:
-    """The heartbeats of a server."""
+    """Those of the threads for short work (`submit_small`) and of the engine, whose `counters` wait for its lock in
+    another thread (`submit`).
 
-    def __init__(self, *heartbeats: Heartbeat) -> None:
-        self.heartbeats = heartbeats
+    Short work waits for the lock too. So the time in which the engine has not returned a call counts for it alone.
+    """
+
+    def __init__(
+        self, submit_small: Submit, submit: Submit, counters: Callable[[], object]
+    ) -> None:
+        self.small = Heartbeat(submit_small, lambda: None, SMALL_POOL_SECONDS)
+        self.engine = Heartbeat(submit, counters, ENGINE_SECONDS)
 
     async def run(self) -> None:
-        """Sends them until it is cancelled. Their threads note the returns: no busy event loop makes them late."""
+        """Sends and counts them until it is cancelled. The time in which the event loop is blocked doesn't count."""
         while True:
-            for heartbeat in self.heartbeats:
-                heartbeat.send()
+            self.small.send()
+            self.engine.send()
             await asyncio.sleep(INTERVAL)
+            waiting = self.engine if self.engine.pending else self.small
+            waiting.seconds += INTERVAL
 
     @property
     def alive(self) -> bool:
-        return all(heartbeat.alive for heartbeat in self.heartbeats)
+        return self.small.alive and self.engine.alive

@@ -46,12 +46,12 @@ from polyphi.serve.budget import Budget, Share
 from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
 from polyphi.serve.fetch import Media, media_api_error
-from polyphi.serve.heartbeat import ENGINE_SECONDS, SMALL_POOL_SECONDS, Heartbeat, Heartbeats
+from polyphi.serve.heartbeat import Heartbeats
 from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
-from polyphi.serve.shares import client_network
+from polyphi.serve.shares import client_of
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
@@ -160,8 +160,7 @@ class Server:
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
         self.heartbeats = Heartbeats(
-            Heartbeat(self._small_pool.submit, lambda: None, SMALL_POOL_SECONDS),
-            Heartbeat(self._abort_pool.submit, engine.counters, ENGINE_SECONDS),
+            self._small_pool.submit, self._abort_pool.submit, engine.counters
         )
         engine.processor.caps = caps(settings)
         engine.encoders.on_encode = self.metrics.encoded
@@ -366,8 +365,7 @@ class Server:
     def caller(self, request: HTTPConnection) -> Caller:
         """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
-        client = tenant or client_network(address)
-        return Caller(client, tenant if self.settings.isolate else b"")
+        return Caller(client_of(tenant, address), tenant if self.settings.isolate else b"")
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """The result of `work`, run in one of a few threads."""

@@ -172,17 +172,17 @@ class Turns:
                 del self._waiting[client]
 
 
-def most_of(total: int) -> int:
-    """A client's share of something that one client alone should be able to use: all but a quarter."""
-    return max(1, total - total // 4)
-
-
-def client_network(address: str) -> bytes:
-    """The client that an IP address stands for: the address, of IPv6 its /64 network."""
+def client_of(tenant: bytes, address: str) -> bytes:
+    """The client of a request: the owner of its API key, or else the IP address (for IPv6 its /64 network)."""
     if ":" in address:
         ip = ipaddress.IPv6Address(address)
         address = str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
-    return address.encode()
+    return tenant or address.encode()
+
+
+def most_of(total: int) -> int:
+    """A client's share of something that one client alone should be able to use: all but a quarter."""
+    return max(1, total - total // 4)
 
 
 class Shares:

@@ -24,7 +24,7 @@ from polyphi.serve.connection import Connections
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import Guard
 from polyphi.serve.settings import Settings
-from polyphi.serve.shares import client_network
+from polyphi.serve.shares import client_of
 
 PLAIN = Settings("phi")
 JSON = {"content-type": "application/json"}
@@ -1011,7 +1011,8 @@ def test_a_method_of_another_protocol_is_refused(served: Served) -> None:
 )
 def test_a_client_without_a_key_is_an_address_or_a_network(address: str, client: bytes) -> None:
     """Also an IPv4 address on a socket of IPv6: otherwise all of them would be one network."""
-    assert client_network(address) == client
+    assert client_of(b"", address) == client
+    assert client_of(b"a key's digest", address) == b"a key's digest"
 
 
 def test_s19_a_request_sent_before_the_last_was_answered_is_not_read(served: Served) -> None:
