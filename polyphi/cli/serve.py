@@ -141,6 +141,15 @@ def serve(
             rich_help_panel=LOAD,
         ),
     ] = 256,
+    drain_seconds: Annotated[
+        float,
+        typer.Option(
+            help="Time for running requests to finish after SIGTERM; the process ends at most 3 s later.",
+            min=0,
+            max=86400,
+            rich_help_panel=LOAD,
+        ),
+    ] = 5.0,
     cache_gb: Annotated[
         float | None,
         typer.Option(
@@ -185,6 +194,7 @@ def serve(
         log_prompts=log_prompts,
         max_waiting=max_waiting,
         max_stored_bytes=store_mb * MIB,
+        drain_seconds=drain_seconds,
     )
     if prompts_gb is not None:
         settings = replace(settings, max_prepared_bytes=round(prompts_gb * 1e9))

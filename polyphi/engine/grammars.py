@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from polyphi.engine.json_schemas import for_grammar, refuse_explosive
 from polyphi.engine.tools import FUNCTOOLS
 from polyphi.messages import CALL, CALL_END, Grammar, functions
 
@@ -252,7 +253,9 @@ def arguments_schema(tool: Mapping[str, Any]) -> Any:
 
 
 def _spaced(schema: Any, outer_levels: int = 0) -> dict[str, Any]:
-    """The schema with our whitespace pattern, for a value nested `outer_levels` deep in other JSON."""
+    """The schema without annotations that llguidance refuses, and with our whitespace pattern, for a value nested
+    `outer_levels` deep in other JSON."""
+    schema = for_grammar(schema)
     pattern = whitespace(outer_levels + _levels(schema))
     return {**({} if schema is True else schema), "x-guidance": {"whitespace_pattern": pattern}}
 
@@ -288,6 +291,10 @@ def _levels(schema: Any) -> int:
 def _compile_schema(schema: Any, what: str) -> str:
     if schema is False:
         raise ValueError(f"no answer fits {what}: it is false")
+    try:
+        refuse_explosive(schema)
+    except ValueError as error:
+        raise ValueError(f"{what} can't be followed: {error}") from None
     result = str(llguidance().LLMatcher.grammar_from_json_schema(json.dumps(_spaced(schema))))
     _check(result, what)
     return result

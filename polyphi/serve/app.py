@@ -3,6 +3,7 @@
 >>> app = create_app(engine, Settings("phi"))            # run by uvicorn, or `polyphi serve`
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -55,7 +56,9 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         server.start()
+        heartbeats = asyncio.create_task(server.heartbeats.run())
         yield
+        heartbeats.cancel()
         server.close()
 
     app = FastAPI(
@@ -168,7 +171,7 @@ def _health(app: FastAPI, server: Server) -> None:
 
     @app.get(
         "/health",
-        summary="Whether the engine is running",
+        summary="Whether the engine is running and its threads respond",
         response_model=Health,
         responses=not_yet,
     )

@@ -106,10 +106,16 @@ class Guard:
         self.bodies = Bodies(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = scope.get("state", {}).get("connection")  # of connection.py
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+        elif connection is None:
+            await self._exchange(scope, receive, send)
         else:
-            await Exchange(self, scope, receive, send).run()
+            await connection.answer(self._exchange, scope, receive, send)
+
+    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await Exchange(self, scope, receive, send).run()
 
 
 class Exchange:
@@ -134,7 +140,12 @@ class Exchange:
             await self._handle()
         except ApiError as error:
             await self._send_error(error)
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        except asyncio.CancelledError:  # the server is stopping
+            await self._send_error(
+                ApiError(503, "the server is stopping; try again", code="stopping")
+            )
+            raise
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of a Rust library is no Exception
             log.error("request %s failed", self.id, exc_info=error)

@@ -2,7 +2,8 @@
 to a graceful stop.
 
 On SIGTERM or Ctrl-C the server accepts no more requests, finishes running ones for up to `Settings.drain_seconds`, and
-ends. On a second signal, or during the load, it ends at once.
+ends. `FORCE_SECONDS` later it ends by force, whatever its threads do. On a second signal, or during the load, it ends
+at once.
 """
 
 import errno
@@ -12,21 +13,31 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
+import psutil
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from polyphi.runtime.heap import keep_large_blocks_apart
-from polyphi.serve.connection import protocol, socket_protocol
+from polyphi.serve.connection import KEEP_ALIVE, Connections
 from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.settings import Settings
 
 SWITCH_INTERVAL = 0.0005
 """Python's thread switch interval in seconds. A step releases and acquires Python's global lock hundreds of times; with
 the default of 5 ms, a thread that encodes a large response would delay it by as much each time."""
+
+FORCE_SECONDS = 3.0
+"""Time after `drain_seconds` in which the server closes what is left; then the process ends by force."""
+KILLS = 3
+"""How often the processes that were started are looked for."""
+log = logging.getLogger("polyphi.serve")
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -72,14 +83,55 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class Drain(uvicorn.Server):
-    """uvicorn's server; it also marks the application as draining on a stop signal, and stops when the load fails."""
+class Watchdog:
+    """Ends the process with status 0 at a time after a stop signal, whatever its threads do, and the processes that it
+    has started."""
 
-    def __init__(self, config: uvicorn.Config, loading: Loading) -> None:
-        super().__init__(config)
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._now = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def signal(self) -> None:
+        """Starts the time; at the second signal, ends the process at once."""
+        if self._thread is not None:
+            self._now.set()
+            return
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        if not self._now.wait(self.seconds):
+            names = sorted({thread.name for thread in threading.enumerate()} - {"watchdog"})
+            log.warning("ending by force after %g s; threads: %s", self.seconds, ", ".join(names))
+        # Threads still run and could start another process in place of one that was killed.
+        for _ in range(KILLS):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    child.kill()
+        end_process()
+
+
+def end_process() -> None:
+    """Ends the process with status 0, without the end of its threads."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)
+
+
+class Drain(uvicorn.Server):
+    """uvicorn's server; on a stop signal it also marks the application as draining and starts a watchdog, and it stops
+    when the load fails."""
+
+    def __init__(self, loading: Loading, settings: Settings) -> None:
+        self._connections = Connections(settings)
+        super().__init__(uvicorn_config(loading, self._connections))
         self._loading = loading
+        self._watchdog = Watchdog(settings.drain_seconds + FORCE_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._watchdog.signal()
         if self._loading.app is not None:
             self._loading.app.state.server.draining = True
         super().handle_exit(sig, frame)
@@ -92,17 +144,19 @@ class Drain(uvicorn.Server):
         if self._loading.app is None:
             for server in self.servers:
                 server.close()
-            for connection in list(self.server_state.connections):
-                connection.transport.abort()
+            self._connections.abort()
+        # A traceback for each request that is cancelled.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
 
 
-def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, connections: Connections) -> uvicorn.Config:
     """The configuration of uvicorn: with the limits of connection.py, and without uvicorn's own log and headers."""
+    settings = connections.settings
     return uvicorn.Config(
         app,
-        http=protocol(settings),
-        ws=socket_protocol(settings),
+        http=connections.protocol,
+        ws=WebSocketsSansIOProtocol,
         ws_max_size=settings.max_live_event_bytes,
         ws_per_message_deflate=False,  # a small message could expand to a large one
         log_config=None,
@@ -110,7 +164,8 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=round(settings.drain_seconds),
-        timeout_keep_alive=15,
+        # uvicorn sees no headers before they are complete, so its own time must not end first.
+        timeout_keep_alive=round(KEEP_ALIVE + settings.header_seconds) + 1,
     )
 
 
@@ -126,7 +181,7 @@ def serve(
     sys.setswitchinterval(SWITCH_INTERVAL)
     keep_large_blocks_apart()
     loading = Loading(load, settings, ready)
-    server = Drain(uvicorn_config(loading, settings), loading)
+    server = Drain(loading, settings)
     for signal_number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at the end
         signal.signal(signal_number, server.handle_exit)
     server.run(sockets=[listening])
@@ -134,9 +189,7 @@ def serve(
         raise loading.error
     if loading.app is None:
         # Python's normal exit would free objects that the loading thread is still using.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        end_process()
 
 
 def address(settings: Settings) -> str:

@@ -10,7 +10,6 @@ within a step. Nothing here waits for the engine in the event loop's thread.
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import threading
@@ -39,11 +38,12 @@ from polyphi.serve.answers import Writer
 from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
 from polyphi.serve.fetch import Media, media_api_error
+from polyphi.serve.heartbeat import Heartbeats
 from polyphi.serve.jobs import Job
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
-from polyphi.serve.shares import Full, Hold, Shares
+from polyphi.serve.shares import Full, Hold, Shares, client_of
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.threads import Threads
 from polyphi.serve.tokens import Tokens
@@ -157,6 +157,9 @@ class Server:
         self._heap_used = False  # since free memory was last returned to the system, at `_trimmed`
         self._trimmed = time.monotonic()
         self._abort_pool = ThreadPoolExecutor(1, "drop")
+        self.heartbeats = Heartbeats(
+            self._small.pool.submit, self._abort_pool.submit, engine.counters
+        )
         engine.processor.caps = caps(settings)
         engine.encoders.on_encode = self.metrics.encoded
 
@@ -183,7 +186,8 @@ class Server:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether the engine's thread runs, and the threads that requests need respond."""
+        return self._thread.is_alive() and self.heartbeats.alive
 
     @property
     def ready(self) -> bool:
@@ -370,9 +374,7 @@ class Server:
     def caller(self, request: HTTPConnection) -> Caller:
         """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
-        if ":" in address:
-            address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
-        return Caller(tenant or address.encode(), tenant if self.settings.isolate else b"")
+        return Caller(client_of(tenant, address), tenant if self.settings.isolate else b"")
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """The result of the server's own short `work`, run in one of a few threads."""

@@ -93,5 +93,5 @@ class Settings:
     """Time without a message after which a session ends."""
     live_seconds: float = 3600.0
     """Time after which a session ends."""
-    drain_seconds: float = 60.0
-    """Time for running requests to finish after a stop signal."""
+    drain_seconds: float = 5.0
+    """Time for running requests to finish after a stop signal; the process ends at most 3 s later (run.py)."""

@@ -12,6 +12,7 @@ gets more than its share of the slots while others could need them. Slots that a
 """
 
 import asyncio
+import ipaddress
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
@@ -194,6 +195,14 @@ class Turns:
         return min(candidates, key=self._served.__contains__, default=None)
 
 
+def client_of(tenant: bytes, address: str) -> bytes:
+    """The client of a request: the owner of its API key, or else the IP address (for IPv6 its /64 network)."""
+    if ":" in address:
+        ip = ipaddress.IPv6Address(address)
+        address = str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
+    return tenant or address.encode()
+
+
 def most_of(total: int) -> int:
     """A client's share of something that one client alone should be able to use: all but a quarter."""
     return max(1, total - total // 4)
@@ -203,6 +212,16 @@ class Shares:
     """All pools and slots of a server."""
 
     def __init__(self, settings: Settings) -> None:
+        self.connections = Pool(
+            Share(
+                "open connections, each client being an address",
+                "connections",
+                most_of(settings.max_connections),
+                settings.max_connections,
+                "the one that has been open longest without a complete request is closed: of this client, or of all "
+                "where these have too many; HTTP 503 where every one has a request that is being answered",
+            )
+        )
         self.bodies = Pool(
             Share(
                 "request bodies, from their first byte until the prompt is prepared",

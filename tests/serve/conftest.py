@@ -14,6 +14,7 @@ from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.app import create_app
+from polyphi.serve.connection import Connections
 from polyphi.serve.run import bind, uvicorn_config
 from polyphi.serve.settings import Settings
 
@@ -42,7 +43,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
     app = create_app(engine, settings)
     listening = bind(replace(settings, port=0))
     port = listening.getsockname()[1]
-    server = uvicorn.Server(uvicorn_config(app, settings))
+    server = uvicorn.Server(uvicorn_config(app, Connections(settings)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

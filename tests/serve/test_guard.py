@@ -21,10 +21,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 from polyphi.serve.bodies import LARGE, PAUSE_FACTOR, Bodies
-from polyphi.serve.connection import protocol
+from polyphi.serve.connection import Connections
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import Guard
 from polyphi.serve.settings import Settings
+from polyphi.serve.shares import client_of
 
 PLAIN = Settings("phi")
 JSON = {"content-type": "application/json"}
@@ -722,7 +723,7 @@ class Served:
         config = uvicorn.Config(
             self.app,
             port=0,
-            http=protocol(settings),
+            http=Connections(settings).protocol,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -742,9 +743,11 @@ class Served:
         self.thread.join(60)
         assert not self.thread.is_alive()
 
-    def dial(self, data: bytes = b"") -> socket.socket:
+    def dial(self, data: bytes = b"", address: str = "127.0.0.1") -> socket.socket:
+        """A connection from one of this machine's addresses."""
         self.dialed = time.monotonic()
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        server = "127.0.0.1", self.port
+        connection = socket.create_connection(server, timeout=60, source_address=(address, 0))
         connection.sendall(data)
         return connection
 
@@ -967,6 +970,69 @@ def test_chunks_and_trailers_of_honest_clients_pass(served: Served) -> None:
     assert got.startswith(b"HTTP/1.1 200") and b'"bytes":800' in got
 
 
+def test_bytes_that_arrive_one_by_one_are_the_same_requests() -> None:
+    """A chunked body, a trailer, a rest of a refused body, an offer of HTTP/2: what is passed on is the same."""
+    roomy = replace(SMALL, header_seconds=20.0, body_seconds=20.0)
+    server = Served(roomy)
+    offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\n"
+    requests = [
+        CHUNKED + b"3;a=b\r\n{} \r\n2\r\n  \r\n0\r\nx-a: b\r\n\r\n",
+        HEAD + b"content-length: 1500\r\n\r\n" + b" " * 1500,
+        HEAD + offer + b"content-length: 4\r\n\r\n{  }",
+        b"GET http://localhost/v1/models HTTP/1.1\r\n\r\n",
+    ]
+    try:
+        for size in (1, 7, 10_000):
+            with server.dial() as peer:
+                peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for request, expected in zip(
+                    requests, (b":5,", b" 413 ", b":4,", b"page"), strict=True
+                ):
+                    for at in range(0, len(request), size):
+                        peer.sendall(request[at : at + size])
+                    assert expected in answers(peer)
+    finally:
+        server.stop()
+
+
+def test_a_connection_without_another_request_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not while the headers of another one arrive, which have their own time."""
+    monkeypatch.setattr("polyphi.serve.connection.KEEP_ALIVE", 0.5)
+    server = Served(replace(SMALL, header_seconds=1.5))
+    try:
+        with server.dial(GET) as peer:
+            assert answers(peer).endswith(b"page")
+            time.sleep(0.2)
+            peer.sendall(GET[:9])
+            time.sleep(0.8)
+            peer.sendall(GET[9:])
+            assert answers(peer).endswith(b"page")
+            assert peer.recv(1) == b""
+    finally:
+        server.stop()
+
+
+def test_a_method_of_another_protocol_is_refused(served: Served) -> None:
+    with served.dial(b"DESCRIBE / RTSP/1.0\r\nhost: localhost\r\n\r\n") as peer:
+        assert read_all(peer).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.7", b"192.0.2.7"),
+        ("2001:db8:1:2:3::4", b"2001:db8:1:2::/64"),
+        ("fe80::1%eth0", b"fe80::/64"),
+        ("::ffff:192.0.2.7", b"192.0.2.7"),
+        ("testclient", b"testclient"),
+    ],
+)
+def test_a_client_without_a_key_is_an_address_or_a_network(address: str, client: bytes) -> None:
+    """Also an IPv4 address on a socket of IPv6: otherwise all of them would be one network."""
+    assert client_of(b"", address) == client
+    assert client_of(b"a key's digest", address) == b"a key's digest"
+
+
 def test_s19_a_request_sent_before_the_last_was_answered_is_not_read(served: Served) -> None:
     with served.dial(GET.replace(b"/v1/models", b"/slow") + GET * 1000) as peer:
         got = read_all(peer)
@@ -1066,14 +1132,30 @@ def test_s19_idle_connections_give_way_to_requests(served: Served) -> None:
 
 
 def test_s19_requests_being_answered_keep_their_places(served: Served) -> None:
-    busy = [served.dial(GET.replace(b"/v1/models", b"/slow")) for _ in range(4)]
-    until(lambda: len(served.server.server_state.tasks) == 4)
+    """An address has at most three quarters of the connections (3 of 4), and other addresses the rest."""
+    slow = GET.replace(b"/v1/models", b"/slow")
+    busy = [served.dial(slow) for _ in range(3)]
+    until(lambda: len(served.server.server_state.tasks) == 3)
     with served.dial() as peer:
         got = read_all(peer)
     assert got.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in got
+    busy.append(served.dial(slow, "127.0.0.2"))
+    time.sleep(0.1)
+    with served.dial(GET, "127.0.0.3") as peer:
+        assert read_all(peer).startswith(b"HTTP/1.1 503 ")
     for peer in busy:
         assert answers(peer).endswith(b"slow")
         peer.close()
+
+
+def test_s19_idle_connections_of_one_address_leave_those_of_others(served: Served) -> None:
+    """An address that opens more connections than its share loses its own, also where others are older."""
+    with served.dial(address="127.0.0.2") as other:
+        idlers = [served.dial(b"GET / HT") for _ in range(9)]
+        other.sendall(GET)
+        assert answers(other).startswith(b"HTTP/1.1 200")
+        for peer in idlers:
+            peer.close()
 
 
 def test_s19_the_largest_of_the_bodies_that_come_gives_way() -> None:

@@ -2,21 +2,29 @@
 
 import asyncio
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 import torch
 from serve.conftest import Running, serving
+from serve.saved import save
 
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import NOBODY
 from polyphi.messages import Message, SamplingParams
-from polyphi.serve.run import bind
-from polyphi.serve.server import Ticket
+from polyphi.serve.heartbeat import ENGINE_SECONDS, SMALL_POOL_SECONDS
+from polyphi.serve.run import FORCE_SECONDS, bind
+from polyphi.serve.server import SMALL_THREADS, Ticket
 from polyphi.serve.settings import Settings
 
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
@@ -141,6 +149,40 @@ def test_it_finishes_what_is_under_way(engine: Engine) -> None:
         assert responses[0].json()["usage"]["completion_tokens"] > 100
 
 
+def test_what_does_not_finish_in_time_gets_503_or_ends(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `drain_seconds`, in the shape of all errors. A stream ends without its end."""
+    go_on = threading.Event()
+    run = type(engine.runner).run
+
+    def stuck(*args: object) -> object:
+        if engine.counters().tokens > 20:
+            go_on.wait(60)
+        return run(*args)
+
+    responses: list[httpx2.Response] = []
+    with (
+        serving(engine, Settings("tiny", drain_seconds=1.0)) as running,
+        running.client() as client,
+    ):
+        body = {**LONG, "max_tokens": 1500, "ignore_eos": True}
+        with client.stream("POST", PATH, json={**body, "stream": True}) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            monkeypatch.setattr(type(engine.runner), "run", stuck)
+            thread = threading.Thread(target=lambda: responses.append(client.post(PATH, json=body)))
+            thread.start()
+            until(lambda: client_server(running).admitted == 2)
+            running.uvicorn.should_exit = True
+            thread.join(30)
+            go_on.set()
+            with pytest.raises(httpx2.TransportError):
+                list(lines)
+    assert responses[0].status_code == 503, responses[0].text
+    assert responses[0].json()["error"]["code"] == "stopping"
+
+
 def test_together_as_alone(running: Running) -> None:
     """Many requests at once, sampled and greedy, streamed and not: each gets the same answer as alone."""
     engine = running.engine
@@ -223,6 +265,155 @@ def test_free_memory_goes_back_when_nobody_is_answered(
         until(lambda: len(calls) == 1)
         time.sleep(1.2)
         assert calls == [0]
+
+
+def statuses(client: httpx2.Client) -> list[int]:
+    return [client.get(path).status_code for path in ("/live", "/health", "/ready")]
+
+
+def test_health_fails_while_no_thread_for_short_work_responds(running: Running) -> None:
+    """`/live` goes on. One busy thread of them is no failure."""
+    server, release = client_server(running), threading.Event()
+    server.heartbeats.small.limit = 2.0
+    with running.client() as client:
+        server._small_pool.submit(release.wait, 100)
+        time.sleep(4)
+        assert statuses(client) == [200, 200, 200]
+        for _ in range(SMALL_THREADS):
+            server._small_pool.submit(release.wait, 100)
+        until(lambda: statuses(client) == [200, 503, 503], 60)
+        release.set()
+        until(lambda: statuses(client) == [200, 200, 200], 60)
+
+
+def test_a_long_step_is_no_failure_until_the_limit_of_the_engine(running: Running) -> None:
+    """It holds the engine's lock, which requests wait for in the threads for short work."""
+    heartbeats = client_server(running).heartbeats
+    assert heartbeats.small.limit == SMALL_POOL_SECONDS < ENGINE_SECONDS == heartbeats.engine.limit
+    heartbeats.small.limit = 2.0
+
+    def ask() -> None:
+        with running.client() as client:
+            client.post(PATH, json=SHORT)
+
+    threads = [threading.Thread(target=ask) for _ in range(2 * SMALL_THREADS)]
+    with running.client() as client:
+        with running.engine.core._lock:
+            for thread in threads:
+                thread.start()
+            until(lambda: heartbeats.small.pending and heartbeats.engine.seconds > 4, 60)
+            assert statuses(client) == [200, 200, 200]
+            heartbeats.engine.limit = 3.0
+            assert statuses(client) == [200, 503, 503]
+        for thread in threads:
+            thread.join()
+        until(lambda: statuses(client) == [200, 200, 200], 60)
+
+
+STUCK = """
+import subprocess, sys, threading, time
+from pathlib import Path
+import polyphi
+from polyphi.serve import run
+from polyphi.serve.app import create_app
+from polyphi.serve.settings import Settings
+
+settings = Settings("tiny", port=0, max_waiting=64)
+listening = run.bind(settings)
+print(listening.getsockname()[1], flush=True)
+
+def load(progress):
+    engine = polyphi.load(sys.argv[1], together=2).engine
+    app = create_app(engine, settings)
+    app.state.server._small_pool.submit(time.sleep, 1000)
+    step = type(engine.runner).run
+
+    def stuck(*args):
+        if Path(sys.argv[2]).exists():
+            time.sleep(1000)
+        return step(*args)
+
+    type(engine.runner).run = stuck
+    print(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid, flush=True)
+    return app
+
+run.serve(load, settings, listening, lambda: print("ready", flush=True))
+"""
+
+
+def test_a_stop_ends_the_process_in_seconds_whatever_runs(engine: Engine, tmp_path: Path) -> None:
+    """With a step of the engine and a thread of the small pool that never end, open streams, requests that wait, a
+    body that is being received, and a process that was started."""
+    assert Settings("tiny").drain_seconds + FORCE_SECONDS < 10
+    folder, hang = save(engine, tmp_path / "tiny"), tmp_path / "hang"
+    command = [sys.executable, "-c", STUCK, str(folder), str(hang)]
+    with ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        stack.callback(process.kill)
+        assert process.stdout
+        port, child = int(process.stdout.readline()), int(process.stdout.readline())
+        assert process.stdout.readline() == "ready\n"
+        body = json.dumps({**LONG, "max_tokens": 1500, "ignore_eos": True, "stream": True})
+        head = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
+        def dial(data: str) -> socket.socket:
+            peer = socket.create_connection(("127.0.0.1", port), timeout=60)
+            stack.enter_context(peer).sendall(data.encode())
+            return peer
+
+        streams = [dial(f"{head}content-length: {len(body)}\r\n\r\n{body}") for _ in range(2)]
+        for stream in streams:
+            assert stream.recv(1000).startswith(b"HTTP/1.1 200")
+        hang.touch()
+        for _ in range(30):
+            dial(f"{head}content-length: {len(body)}\r\n\r\n{body}")
+        dial(f"{head}content-length: 1000000\r\n\r\n{{")
+        time.sleep(1)
+        stopped = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        print(f"{time.monotonic() - stopped:.1f} s")
+        until(lambda: not psutil.pid_exists(child))
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    """Also while a request is answered that has a long time to finish."""
+    code = """
+import asyncio
+from types import SimpleNamespace
+from fastapi import FastAPI
+from polyphi.serve import run
+from polyphi.serve.settings import Settings
+
+settings = Settings("tiny", port=0, drain_seconds=1000.0)
+listening = run.bind(settings)
+app = FastAPI()
+app.state.server = SimpleNamespace(draining=False)
+
+@app.get("/slow")
+async def slow():
+    print("called", flush=True)
+    await asyncio.sleep(1000)
+
+print(listening.getsockname()[1], flush=True)
+run.serve(lambda progress: app, settings, listening, lambda: print("ready", flush=True))
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            port = int(process.stdout.readline())
+            assert process.stdout.readline() == "ready\n"
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as peer:
+                peer.sendall(b"GET /slow HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                assert process.stdout.readline() == "called\n"
+                process.send_signal(signal.SIGTERM)
+                time.sleep(1)
+                assert process.poll() is None
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 def test_answers_are_not_held_back_to_fill_packets() -> None:

@@ -20,7 +20,7 @@ from serve.saved import save
 from polyphi.engine.engine import Engine
 from polyphi.serve.app import create_app
 from polyphi.serve.loading import Loading, Progress
-from polyphi.serve.run import Drain, bind, uvicorn_config
+from polyphi.serve.run import Drain, bind
 from polyphi.serve.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -73,7 +73,7 @@ def loading(result: FastAPI | Exception, settings: Settings) -> Iterator[Port]:
     reports: list[str] = []
     load = Load(result)
     front = Loading(load, settings, lambda: reports.append("ready"))
-    server = Drain(uvicorn_config(front, settings), front)
+    server = Drain(front, settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     number = listening.getsockname()[1]
     thread.start()
