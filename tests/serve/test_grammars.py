@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import psutil
+import pytest
 from engine.test_matcher_process import NEVER_COMPILES, processes, until
 from serve.conftest import Running
 from serve.test_fairness import CHAT, chat, from_address
@@ -18,7 +19,7 @@ def schema(value: Any, **more: object) -> dict[str, object]:
     return chat("hi", response_format=form, **more)
 
 
-NEVER = schema(json.loads(NEVER_COMPILES.text))
+NEVER = chat("hi", guided_grammar=NEVER_COMPILES.text)
 SLOW_MASKS = chat("hi", response_format={"type": "regex", "regex": "a?" * 1900}, n=8, max_tokens=40)
 WORDS = chat("hi", response_format={"type": "regex", "regex": "(yes|no){3}"}, max_tokens=20)
 
@@ -53,11 +54,29 @@ def test_schemas_that_never_compile_stop_nothing(running: Running) -> None:
     assert not app.state.server.admitted and not app.state.server.shares.grammars.waiting
 
 
-def test_a_schema_that_never_compiles_is_an_error_of_its_field(running: Running) -> None:
+PATTERNS = [{"type": "string", "pattern": f"(a|b)*c{{{i}}}.*"} for i in range(1, 21)]
+EXPLOSIVE: list[dict[str, Any]] = [
+    {"type": "integer", "multipleOf": 9999991},
+    {"type": "integer", "multipleOf": 1000000},
+    {"type": "integer", "multipleOf": 300007},
+    {"allOf": PATTERNS},
+]
+
+
+@pytest.mark.parametrize("value", EXPLOSIVE, ids=["9999991", "1000000", "300007", "patterns"])
+def test_a_schema_that_explodes_is_an_error_of_its_field(running: Running, value: Any) -> None:
+    """They took 10 s to for ever, and up to 7.3 GiB."""
+    with running.client() as client:
+        answer = client.post(CHAT, json=schema(value, n=8))
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "response_format"
+
+
+def test_a_grammar_that_never_compiles_is_an_error_of_its_field(running: Running) -> None:
     with running.client() as client:
         answer = client.post(CHAT, json=NEVER)
         assert answer.status_code == 400 and "simplify" in answer.json()["error"]["message"]
-        assert answer.json()["error"]["param"] == "response_format"
+        assert answer.json()["error"]["param"] == "guided_grammar"
         tool = {
             "name": "f",
             "parameters": {"type": "object", "properties": {"x": {"multipleOf": 9999991}}},

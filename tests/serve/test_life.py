@@ -276,11 +276,11 @@ def test_health_fails_while_no_thread_for_short_work_responds(running: Running) 
     server, release = client_server(running), threading.Event()
     server.heartbeats.small.limit = 2.0
     with running.client() as client:
-        server._small_pool.submit(release.wait, 100)
+        server._small.pool.submit(release.wait, 100)
         time.sleep(4)
         assert statuses(client) == [200, 200, 200]
         for _ in range(SMALL_THREADS):
-            server._small_pool.submit(release.wait, 100)
+            server._small.pool.submit(release.wait, 100)
         until(lambda: statuses(client) == [200, 503, 503], 60)
         release.set()
         until(lambda: statuses(client) == [200, 200, 200], 60)
@@ -325,7 +325,7 @@ print(listening.getsockname()[1], flush=True)
 def load(progress):
     engine = polyphi.load(sys.argv[1], together=2).engine
     app = create_app(engine, settings)
-    app.state.server._small_pool.submit(time.sleep, 1000)
+    app.state.server._small.pool.submit(time.sleep, 1000)
     step = type(engine.runner).run
 
     def stuck(*args):
