@@ -41,7 +41,11 @@ async def prepare(
 
 async def with_frames(server: Server, ticket: Ticket, messages: Sequence[Message]) -> Expanded:
     """A conversation with the frames of its videos, which are decoded in the client's turn. Raises MediaError."""
-    steps = expand(server.engine, messages, ticket.reserve, lambda: ticket.released)
+
+    def stop() -> bool:
+        return ticket.released or not server.alive
+
+    steps = expand(server.engine, messages, ticket.reserve, stop)
     if not media(messages, Video):
         return result_of(steps)
     return await server.video_threads.run_steps(ticket.caller.client, steps)

@@ -35,6 +35,7 @@ class Threads:
     def __init__(self, turns: Turns, name: str) -> None:
         self.turns = turns
         self.pool = ThreadPoolExecutor(turns.share.total, name)
+        self._closed = threading.Event()
 
     async def run(self, client: bytes, work: Callable[..., T], *args: Any) -> T:
         """The result of `work`, run in a thread when it is the client's turn."""
@@ -59,7 +60,7 @@ class Threads:
 
         def take_steps() -> Result[T] | None:
             end = time.monotonic() + TURN_SECONDS
-            while not stop.is_set():
+            while not (stop.is_set() or self._closed.is_set()):
                 try:
                     next(steps)
                 except StopIteration as last:
@@ -77,4 +78,6 @@ class Threads:
             stop.set()
 
     def close(self, *, wait: bool = True) -> None:
+        """Ends the threads after their present work or step."""
+        self._closed.set()
         self.pool.shutdown(wait=wait, cancel_futures=True)

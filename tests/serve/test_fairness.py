@@ -290,10 +290,12 @@ def test_b4_a_picture_waits_for_one_picture_of_another_client(
         assert len(decoded) == 31 and decoded.index(small) < 30, "it waited for all of them"
 
 
-def leave(running_url: str, body: dict[str, object], when: Callable[[], None]) -> None:
-    """Sends a chat, and disconnects after `when` has returned."""
+def leave(
+    running_url: str, body: dict[str, object], when: Callable[[], object], path: str = CHAT
+) -> None:
+    """Sends a request, and disconnects after `when` has returned."""
     data = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     address = ("127.0.0.1", int(running_url.rpartition(":")[2]))
     with socket.create_connection(address) as connection:
         connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
@@ -317,6 +319,31 @@ def test_b4_nothing_is_decoded_for_a_client_that_has_left(
     with running.client() as client:
         assert client.post(CHAT, json=images(second, 1)).status_code == 200
     assert decoded.count(first) == 3
+
+
+def test_b4_nothing_is_counted_for_a_client_that_has_left(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To count the tokens of MP3 clips, they are decoded."""
+    server, begun, counted = running.uvicorn.config.app.state.server, threading.Event(), []
+    audio_size = media.audio_size
+
+    def watched(source: bytes, **limits: Any) -> tuple[int, int]:
+        if len(counted) == 2:
+            begun.set()
+            until(lambda: server.admitted == 0)
+        counted.append(source)
+        return audio_size(source, **limits)
+
+    monkeypatch.setattr(media, "audio_size", watched)
+    data = base64.b64encode(recording()["file"]).decode()
+    clip = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    body = {"messages": [{"role": "user", "content": [clip] * 20}]}
+    leave(running.url, body, lambda: begun.wait(30), "/tokenize")
+    with running.client() as client:
+        content = [{"role": "user", "content": [image_part()]}]
+        assert client.post("/tokenize", json={"messages": content}).status_code == 200
+    assert len(counted) == 3
 
 
 def test_b4_a_video_does_not_delay_pictures(

@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from polyphi.runtime.steps import Steps, at_once, result_of, timed
+from polyphi.runtime.steps import Steps
 from polyphi.serve import threads as threads_module
 from polyphi.serve.shares import Share, Turns
 from polyphi.serve.threads import Threads
@@ -33,14 +34,6 @@ def work(order: list[str], name: str, count: int) -> Steps[str]:
         yield
         order.append(f"{name}{number}")
     return name
-
-
-def test_steps_have_a_result() -> None:
-    order: list[str] = []
-    assert result_of(work(order, "a", 3)) == at_once(work)(order, "a", 1) == "a"
-    assert order == ["a0", "a1", "a2", "a0"]
-    value, seconds = result_of(timed(work(order, "b", 2)))
-    assert value == "b" and 0 <= seconds < 60 and order[-2:] == ["b0", "b1"]
 
 
 def test_clients_take_turns_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +100,28 @@ def test_b4_cancelled_steps_stop_and_their_thread_is_free_only_then() -> None:
 
     asyncio.run(cancelled())
     assert order == [0, 1, 2] and closed
+
+
+def test_steps_stop_when_the_server_does() -> None:
+    began, order = threading.Event(), []
+
+    def steps() -> Steps[None]:
+        for number in range(1000):
+            order.append(number)
+            began.set()
+            time.sleep(0.05)
+            yield
+
+    async def closing() -> None:
+        with threads(1, 1) as pool:
+            task = asyncio.ensure_future(pool.run_steps(b"a", steps()))
+            await asyncio.to_thread(began.wait, 30)
+            await asyncio.to_thread(pool.close)
+            with pytest.raises(RuntimeError):
+                await task
+
+    asyncio.run(closing())
+    assert len(order) < 100
 
 
 def test_errors_of_work_free_its_thread(caplog: pytest.LogCaptureFixture) -> None:
