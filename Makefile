@@ -20,7 +20,7 @@ reproduce: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal
 
-test-all: setup lint .venv/.long .venv/.browser .venv/.emulators
+test-all: setup lint .venv/.long .venv/.browser .venv/.emulators .venv/.proxy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # The packages whose results depend on the class of the CPU, and a whole run, as on a CPU with AVX2 and nothing newer.
@@ -84,6 +84,10 @@ debian = if which $(1) >/dev/null; then :; \
 
 .venv/.emulators: .venv/.packages
 	@$(call debian,qemu-x86_64 qemu-aarch64 aarch64-linux-gnu-g++,qemu-user g++-aarch64-linux-gnu,tests of emulated CPUs)
+	@touch $@
+
+.venv/.proxy: .venv/.packages
+	@$(call debian,nginx,nginx-light,tests of the reverse proxy)
 	@touch $@
 
 clean:

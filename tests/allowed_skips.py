@@ -45,6 +45,7 @@ MACHINES: dict[str, Callable[[], bool]] = {
     "no C++ compiler": lambda: not (shutil.which("c++") or shutil.which("g++")),
     "no espeak-ng": lambda: shutil.which("espeak-ng") is None,
     "no flite": lambda: shutil.which("flite") is None,
+    "no nginx": lambda: not any(map(shutil.which, ("nginx", "/usr/sbin/nginx"))),
     "neither AVX2 nor NEON": lambda: (
         os.environ.get("POLYPHI_MAX_CPU_ISA", "").upper() == "SCALAR"
         or not cpu_has("avx2", "asimddp")
