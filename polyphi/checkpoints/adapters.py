@@ -55,7 +55,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 """The types of the entries of adapter_config.json that are read. A null is an entry that isn't there."""
 
 
-def shown(value: Any) -> str:
+def describe(value: Any) -> str:
     """A value of JSON in an error message, without the contents of lists and objects."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
@@ -65,9 +65,9 @@ def shown(value: Any) -> str:
 def check_lora(entries: Mapping[str, Any], source: str) -> None:
     """Raise ValueError for an adapter_config.json of anything but a LoRA or rsLoRA; `source` names the file."""
     if not isinstance(entries, Mapping):
-        raise ValueError(f"{source}: expected an object, found {shown(entries)}")
+        raise ValueError(f"{source}: expected an object, found {describe(entries)}")
     if (peft_type := entries.get("peft_type", "LORA")) != "LORA":
-        raise ValueError(f"{source}: expected peft_type LORA, found {shown(peft_type)}")
+        raise ValueError(f"{source}: expected peft_type LORA, found {describe(peft_type)}")
     if "r" not in entries or "lora_alpha" not in entries:
         raise ValueError(
             f"{source}: expected r and lora_alpha, as PEFT writes it, found {sorted(entries)}"
@@ -75,7 +75,7 @@ def check_lora(entries: Mapping[str, Any], source: str) -> None:
     for key, (is_valid, expected) in TYPES.items():
         value = entries.get(key)
         if not is_valid(value) and (value is not None or key in ("r", "lora_alpha")):
-            raise ValueError(f"{source}: expected {key} to be {expected}, found {shown(value)}")
+            raise ValueError(f"{source}: expected {key} to be {expected}, found {describe(value)}")
     for key, reason in REFUSED.items():
         if entries.get(key):
             raise ValueError(
@@ -84,7 +84,7 @@ def check_lora(entries: Mapping[str, Any], source: str) -> None:
             )
     if (bias := entries.get("bias", "none")) != "none":
         raise ValueError(
-            f"{source} sets bias to {shown(bias)}: biases aren't supported; expected 'none'"
+            f"{source} sets bias to {describe(bias)}: biases aren't supported; expected 'none'"
         )
     start = str(entries.get("init_lora_weights"))
     if start.lower().startswith(CHANGES_BASE):

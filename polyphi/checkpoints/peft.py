@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from polyphi.checkpoints.adapters import MAX_ALPHA, check_lora, is_alpha, shown
+from polyphi.checkpoints.adapters import MAX_ALPHA, check_lora, describe, is_alpha
 from polyphi.model.config import AdapterConfig, DecoderConfig, ModelConfig
 from polyphi.model.lora import Factors
 
@@ -162,7 +162,7 @@ def _check_patterns(patterns: Mapping[Any, Any]) -> None:
         if not is_alpha(alpha):
             raise ValueError(
                 f"{CONFIG}: alpha_pattern of {pattern!r:.80}: expected a number of at most {MAX_ALPHA:,.0f}, found "
-                f"{shown(alpha)}"
+                f"{describe(alpha)}"
             )
 
 

@@ -198,11 +198,11 @@ def validation_error(error: RequestValidationError) -> ApiError:
         param = ".".join(filter(None, [param, detail["ctx"]["field"]]))
     if type_ in ("model_type", "model_attributes_type", "dict_type"):
         message = "expected an object"
-    found = detail.get("input")
-    if type_ == "unknown_type" and isinstance(found, dict) and isinstance(found.get("type"), str):
-        message = f"unknown type {_short(found['type'])}; {message}"
+    value = detail.get("input")
+    if type_ == "unknown_type" and isinstance(value, dict) and isinstance(value.get("type"), str):
+        message = f"unknown type {_short(value['type'])}; {message}"
     elif type_ not in (*FIELD_ERRORS, "missing", "no_text"):
-        message += f", found {_short(detail.get('input'))}"
+        message += f", found {_short(value)}"
     return ApiError(400, f"{param}: {message}" if param else message, param=param or None)
 
 
