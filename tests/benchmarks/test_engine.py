@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from polyphi import kernels
 from polyphi.model.config import ModelConfig
 from polyphi.quantization.quantize import quantize
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+"""For models that the benchmark quantises without a stored table of embeddings."""
 
 
 @pytest.fixture
@@ -91,12 +94,14 @@ def test_a_clip_has_a_row_for_each_quant(
     assert all(row.peer_name.endswith(precision) and row.seconds for row in others)
 
 
+@needs_kernels
 def test_a_transcription_has_a_fixed_number_of_tokens(bench, tiny) -> None:
     rows, (row,) = bench.transcription(tiny, 1, bench.Transformers("bf16"))
     assert rows == [] and row.work == "transcription int8-all"
     assert float(row.seconds.split(" / ")[0]) == pytest.approx(1 / row.ours, abs=0.01)
 
 
+@needs_kernels
 def test_a_random_quantised_model_computes(bench, tiny) -> None:
     config = replace(tiny.config, vision=None, audio=None, adapters={})
     model = bench.random_quantised(config, "int8-all")

@@ -1,7 +1,8 @@
 """Pixels equal those of the published recipe, written with torchvision: Pillow's resize, white padding, normalisation.
 
 Pixels agree to the last bits of float32 (1e-6) and the global view to 1e-5, being the same arithmetic. The processor in
-transformers 5 resizes tensors instead, which misses Pillow by up to one grey level (1/127.5) here and there.
+transformers 5 resizes tensors instead, which misses Pillow by up to one grey level (1/127.5) here and there; on CPUs
+without AVX2 in a fifth of the values, at 1.5e-3 in the mean, and in fewer on others.
 """
 
 import numpy as np
@@ -76,4 +77,4 @@ def test_transformers_is_within_a_grey_level(width: int, height: int) -> None:
     )
     crops, _, _ = cut(picture)
     difference = (theirs["image_pixel_values"][0] - crops).abs()
-    assert difference[1:].max() <= 1 / 127.5 + 1e-6 and difference.mean() < 1e-3
+    assert difference[1:].max() <= 1 / 127.5 + 1e-6 and difference.mean() < 3e-3
