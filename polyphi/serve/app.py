@@ -90,7 +90,9 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(_about(server), responses=keyed)
     app.include_router(tokenize.routes(server), responses=body)
     app.include_router(lora.routes(server), responses=body)
-    app.add_middleware(Guard, settings=settings)  # the last one added runs first
+    app.add_middleware(
+        Guard, settings=settings, shares=server.shares
+    )  # the last one added runs first
     return app
 
 

@@ -10,7 +10,6 @@ within a step. Nothing here waits for the engine in the event loop's thread.
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import threading
@@ -48,9 +47,11 @@ from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
 from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.jobs import Job
+from polyphi.serve.json_parser import Parser
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
+from polyphi.serve.shares import Shares, client_of
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.turns import Turns
@@ -137,6 +138,8 @@ class Server:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self.settings = settings
+        self.shares = Shares(settings)
+        self.parser = Parser(self.shares.parsing)
         self.media = Media(settings)
         self.store = ResponseStore(settings.max_stored_bytes)
         self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
@@ -181,6 +184,7 @@ class Server:
         self._small_pool.shutdown(cancel_futures=True)
         self._large_pool.shutdown(cancel_futures=True)
         self._abort_pool.shutdown()
+        self.parser.close()
         self.adapters.close()
         self.answers.close()
         self.media.close()
@@ -358,11 +362,9 @@ class Server:
             log.info("%s %s", request.state.request_id, text)
 
     def caller(self, request: HTTPConnection) -> Caller:
-        """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
+        """The client of a request (shares.py), and whose caches it uses."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
-        if ":" in address:
-            address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
-        return Caller(tenant or address.encode(), tenant if self.settings.isolate else b"")
+        return Caller(client_of(tenant, address), tenant if self.settings.isolate else b"")
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """The result of `work`, run in one of a few threads."""
@@ -475,7 +477,5 @@ def is_large(messages: Sequence[Message]) -> bool:
 
 
 def release_body(request: HTTPConnection) -> None:
-    """Frees the body of a request whose prompt is prepared: Starlette keeps it, as bytes and as JSON, until the last
-    event of a stream has been sent."""
-    for name in ("_body", "_json"):
-        vars(request).pop(name, None)
+    """Releases the memory of a request's body when its prompt is prepared."""
+    request.state.body.release()

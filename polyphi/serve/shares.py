@@ -12,6 +12,7 @@ gets more than its share of the slots while others could need them.
 """
 
 import asyncio
+import ipaddress
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
@@ -171,6 +172,13 @@ class Turns:
                 del self._waiting[client]
 
 
+def client_of(tenant: bytes, address: str) -> bytes:
+    """The client of a request: the owner of its API key, or else the IP address (for IPv6 its /64 network)."""
+    if ":" in address:
+        address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+    return tenant or address.encode()
+
+
 def most_of(total: int) -> int:
     """A client's share of something that one client alone should be able to use: all but a quarter."""
     return max(1, total - total // 4)
@@ -188,6 +196,9 @@ class Shares:
                 settings.max_bodies_bytes,
                 "HTTP 429 for the largest body that the client is sending; 503 where the limit of all is reached",
             )
+        )
+        self.parsing = Turns(
+            Share("large JSON bodies that are being parsed", "bodies", 1, 1, "waits for a turn")
         )
         self.prompts = Pool(
             Share(

@@ -15,6 +15,7 @@ from polyphi.serve.answers import EncodedJson
 from polyphi.serve.conversation import chat_turns, conversation
 from polyphi.serve.errors import ApiError, responses
 from polyphi.serve.fields import MAX_TEXT
+from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, available_tools, prompt_end
 from polyphi.serve.server import LARGE, Server, is_large
 from polyphi.serve.videos import frames_of
@@ -24,7 +25,7 @@ GROUP = 2048
 
 
 def routes(server: Server) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
     processor = server.engine.processor
 
     @router.post(
