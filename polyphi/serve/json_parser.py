@@ -164,7 +164,10 @@ def _load(pieces: deque[Piece]) -> tuple[Any, list[str]]:
             text.append(f"{MARK}{len(plain)};".encode())
             plain.append([piece.data])
         after_plain = piece.plain
-    joined = [b"".join(group).decode("ascii").replace("\\/", "/") for group in plain]
+    joined = list[str]()
+    for group in plain:
+        joined.append(b"".join(group).decode("ascii").replace("\\/", "/"))
+        group.clear()
     return json.loads(b"".join(text).decode("utf-8-sig")), joined
 
 
@@ -180,7 +183,9 @@ def _check(holder: list[Any], plain: list[str]) -> tuple[int, int]:
             for name in item:
                 _check_text(name)
                 if len(name) > MAX_NAME or MARK in name:
-                    raise ApiError(400, f"a name in an object has at most {MAX_NAME} characters")
+                    raise ApiError(
+                        400, f"a name in an object has at most {MAX_NAME} characters, found more"
+                    )
                 characters += len(name)
                 size += sys.getsizeof(name)
         elif CONTAINERS.isdisjoint(map(type, item)):

@@ -53,30 +53,28 @@ def server(running: Running) -> Any:
 
 # B6: bodies that are hard to parse
 
+CALL = b'"","role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"?"}}]'
 HARD: dict[str, tuple[str, Callable[[], bytes]]] = {
     "15 MB of lists": (COMPLETIONS, lambda: b'{"prompt":[' + b"[1]," * (15 * MB // 4) + b"[1]]}"),
+    "a key of 5 million letters": (CHAT, lambda: with_field("a" * 5 * MB, b"1")),
+    "a key with an escape": (CHAT, lambda: with_field("\\n" + "a" * MB, b"1")),
+    "a choice of dots": (CHAT, lambda: with_field("guided_choice", b'["' + b"." * 15 * MB + b'"]')),
+    "1.5 million keys": (CHAT, lambda: with_field("metadata", numbered(1_500_000))),
+    "lists in arguments": (
+        CHAT,
+        lambda: HI.replace(b'"hi"', CALL.replace(b"?", b"[" + b"[1]," * 900_000 + b"1]")),
+    ),
+    "escapes": (CHAT, lambda: with_field("user", b'"' + b"\\n" * 15 * MB + b'"')),
+    "floats": (CHAT, lambda: with_field("logit_bias", b"[" + b"0.12345678901234567," * MB + b"1]")),
+}
+FULL_SIZE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "75 MB of lists": (COMPLETIONS, lambda: b'{"prompt":[' + b"[1]," * (75 * MB // 4) + b"[1]]}"),
     "a key of 100 million letters": (CHAT, lambda: with_field("a" * 100 * MB, b"1")),
-    "a key that isn't plain": (CHAT, lambda: with_field("\\n" + "a" * MB, b"1")),
     "a choice of 100 MB": (
         CHAT,
         lambda: with_field("guided_choice", b'["' + b"a" * 100 * MB + b'"]'),
     ),
-    "a choice of dots": (CHAT, lambda: with_field("guided_choice", b'["' + b"." * 15 * MB + b'"]')),
-    "1.5 million keys": (CHAT, lambda: with_field("metadata", numbered(1_500_000))),
-    "keys in arguments": (
-        CHAT,
-        lambda: HI.replace(
-            b'"hi"',
-            b'"","role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"?"}}]',
-        ).replace(b"?", b"[" + b"[1]," * 900_000 + b"1]"),
-    ),
     "100 MB of an ignored text": (CHAT, lambda: with_field("user", b'"' + b"a" * 100 * MB + b'"')),
-    "escapes": (CHAT, lambda: with_field("user", b'"' + b"\\n" * 48 * MB + b'"')),
-    "floats": (
-        CHAT,
-        lambda: with_field("logit_bias", b"[" + b"0.12345678901234567," * 5 * MB + b"1]"),
-    ),
 }
 
 
@@ -105,15 +103,40 @@ def watched(client: httpx2.Client) -> Iterator[list[float]]:
 @pytest.mark.parametrize("name", HARD)
 def test_b6_a_hard_body_is_refused_without_delaying_others(running: Running, name: str) -> None:
     path, build = HARD[name]
-    body = build()
+    refused_beside_others(running, path, build(), count=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_b6_hard_bodies_of_full_size_are_refused_without_delaying_others(
+    running: Running, name: str
+) -> None:
+    path, build = FULL_SIZE[name]
+    refused_beside_others(running, path, build(), count=4)
+
+
+def refused_beside_others(running: Running, path: str, body: bytes, count: int) -> None:
+    """Sends a body `count` times at once, while another client requests /health."""
+    answers: list[httpx2.Response] = []
+
+    def post() -> None:
+        with running.client() as client:
+            answers.append(client.post(path, content=body, headers=JSON))
+
+    threads = [threading.Thread(target=post) for _ in range(count)]
     with running.client() as client, from_address(running, OTHER) as other:
         with watched(other) as alone:
             until(lambda: len(alone) > 20)
         with watched(other) as beside:
-            answer = client.post(path, content=body, headers=JSON)
-        assert answer.status_code in (400, 413), answer.text[:300]
-        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-        assert len(answer.text) < 1000
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert len(answers) == count
+        for answer in answers:
+            assert answer.status_code in (400, 413, 429), answer.text[:300]
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+            assert len(answer.text) < 1000
         assert max(beside) < max(2, 20 * max(alone)), "the event loop was blocked"
         until(lambda: server(running).shares.bodies.used == 0)
         assert client.post(CHAT, content=HI, headers=JSON).status_code == 200
@@ -201,35 +224,35 @@ def test_b3_six_padded_bodies_of_full_size(running: Running) -> None:
 
 def test_large_bodies_of_honest_clients_are_parsed(running: Running) -> None:
     ids = [[260 + (7 * i + j) % 60 for j in range(8000)] for i in range(16)]
-    image = {
-        "type": "image_url",
-        "image_url": {"url": "data:image/png;base64," + "QUI/" * (5 << 20)},
-    }
-    media = {"messages": [{"role": "user", "content": [image] * 4}]}
-    assert len(json.dumps(media)) > 80 << 20
-    schema = {"enum": ["é" * 32] * 7000}
-    bodies: dict[str, tuple[str, bytes]] = {
-        "token ids": (COMPLETIONS, json.dumps({"prompt": ids, "max_tokens": 1}, indent=2).encode()),
-        "a text of escapes": (COMPLETIONS, json.dumps({"prompt": "😀é" * 400_000}).encode()),
-        "media": (CHAT, json.dumps(media).encode()),
-        "media of PHP": (CHAT, json.dumps(media).replace("/", "\\/", 15 << 20).encode()),
-        "a schema": (CHAT, with_field("guided_json", json.dumps(schema).encode())),
-        "tokens": ("/detokenize", json.dumps({"tokens": [300] * MB}).encode()),
-    }
-    expected = {
-        "token ids": (400, "prompt"),
-        "a text of escapes": (400, "prompt"),
-        "media": (415, "messages[0].content[0].image_url.url"),
-        "media of PHP": (415, "messages[0].content[0].image_url.url"),
-        "a schema": (400, "guided_json"),
-        "tokens": (200, None),
-    }
+    prompts = {"prompt": ids, "max_tokens": 1}
+    schema = json.dumps({"enum": ["é" * 32] * 7000}, ensure_ascii=False).encode()
     with running.client() as client:
-        for name, (path, body) in bodies.items():
+        for path, body, status, param in (
+            (COMPLETIONS, json.dumps(prompts, indent=2).encode(), 400, "prompt"),
+            (COMPLETIONS, json.dumps({"prompt": "😀é" * 400_000}).encode(), 400, "prompt"),
+            (CHAT, with_field("guided_json", schema), 400, "guided_json"),
+            ("/detokenize", json.dumps({"tokens": [300] * MB}).encode(), 200, None),
+        ):
             answer = client.post(path, content=body, headers=JSON)
             error = {} if answer.status_code == 200 else answer.json()["error"]
-            found = (answer.status_code, error.get("param"))
-            assert found == expected[name], (name, answer.text[:300])
+            assert (answer.status_code, error.get("param")) == (status, param), answer.text[:300]
+
+
+@pytest.mark.long
+def test_a_hundred_megabytes_of_media_are_parsed(running: Running) -> None:
+    url = "data:image/png;base64," + "QUI/" * (5 << 20)
+    body = {
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}] * 4}
+        ]
+    }
+    encoded = json.dumps(body).encode()
+    assert len(encoded) > 80 << 20
+    with running.client() as client:
+        for content in (encoded, encoded.replace(b"/", b"\\/", 15 << 20)):  # as PHP writes it
+            answer = client.post(CHAT, content=content, headers=JSON)
+            assert answer.status_code == 415, "this is no image"
+            assert answer.json()["error"]["param"] == "messages[0].content[0].image_url.url"
 
 
 def load(model: Any, body: Any) -> Any:
