@@ -30,6 +30,7 @@ from polyphi.serve.generation import (
     with_rules,
 )
 from polyphi.serve.jobs import Job
+from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.output import Output, OutputPart
 from polyphi.serve.schema import Tool, available_tools, selected_tools
 from polyphi.serve.server import Server
@@ -41,7 +42,7 @@ STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_
 
 
 def routes(server: Server) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post(
         "/v1/messages",

@@ -23,6 +23,7 @@ from polyphi.serve.fields import (
     STRING,
     Fields,
     JsonObject,
+    MediaText,
     Refused,
     json_type,
     one_of,
@@ -40,7 +41,7 @@ class TextBlock(Fields):
 
 class Base64Source(Fields):
     type: Literal["base64"]
-    data: str
+    data: MediaText
     media_type: str | None = Field(
         default=None, description="Ignored: the format is detected from the bytes.", max_length=80
     )
@@ -48,7 +49,7 @@ class Base64Source(Fields):
 
 class UrlSource(Fields):
     type: Literal["url"]
-    url: str
+    url: MediaText
 
 
 SOURCES = {"base64": "<base64>", "url": "<url>"}

@@ -95,7 +95,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(tokenize.routes(server), responses=body)
     app.include_router(lora.routes(server), responses=body)
     app.add_middleware(InPieces)
-    app.add_middleware(Guard, settings=settings)  # the last one added runs first
+    # The last one added runs first.
+    app.add_middleware(Guard, settings=settings, shares=server.shares)
     return app
 
 

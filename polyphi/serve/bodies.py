@@ -1,6 +1,6 @@
-"""All bodies in memory: their limits in bytes and time, and the turns in which large ones are parsed.
+"""All bodies in memory: their limits in bytes and time, and each client's share of the memory.
 
->>> body = await bodies.read(declared_length, receive)
+>>> body = await bodies.read(client, declared_length, receive, json=True)
 """
 
 import asyncio
@@ -9,31 +9,78 @@ from collections import deque
 from starlette.types import Receive
 
 from polyphi.serve.errors import ApiError
+from polyphi.serve.json_scanner import Piece, Scanner
 from polyphi.serve.settings import Settings
+from polyphi.serve.shares import Full, Hold, Pool
 
-LARGE = 16 << 10
-"""Bytes above which a body counts as large and waits for its turn."""
-PAUSE_FACTOR = 3
-"""After a large body was parsed, the pause until the next one, as a multiple of the time it took."""
+BLOCK = 64 << 10
+"""Bytes that are scanned at once: slow networks deliver a body in tiny pieces."""
+
+
+class Body:
+    """The received bytes of one request's body, and the memory that counts for them and for what was parsed from them,
+    until `release`."""
+
+    def __init__(self, client: bytes, hold: Hold, *, json: bool) -> None:
+        self.client, self.json = client, json
+        self.bytes = 0
+        self.pieces: deque[Piece] = deque()
+        self.clock: asyncio.Timeout | None = None
+        self.refusal: ApiError | None = None
+        """Why the body is no longer received."""
+        self._hold = hold
+        self._scanner = Scanner()
+        self._block: list[bytes] = []
+        self._block_bytes = 0
+
+    def add(self, received: bytes) -> None:
+        """Raises ApiError 413 above a limit of JSON, and Full where there is no memory for the bytes."""
+        self._hold.grow(len(received))
+        self.bytes += len(received)
+        self._block.append(received)
+        self._block_bytes += len(received)
+        if self._block_bytes >= BLOCK:
+            self.end_block()
+
+    def end_block(self, *, last: bool = False) -> None:
+        block = b"".join(self._block)
+        self._block, self._block_bytes = [], 0
+        if self.json:
+            self.pieces += self._scanner.scan(block, last=last)
+        elif block:
+            self.pieces.append(Piece(block))
+
+    def take(self) -> bytes:
+        """The next piece, which no longer counts."""
+        data = self.pieces.popleft().data
+        self._hold.resize(self._hold.amount - len(data))
+        return data
+
+    def resize(self, size: int) -> None:
+        """Sets the memory that counts to that of the parsed values."""
+        self._hold.resize(size)
+
+    def release(self) -> None:
+        """Drops the pieces; nothing counts any longer."""
+        self._hold.release()
+        self.pieces.clear()
+        self._block = []
 
 
 class Bodies:
-    """All bodies in memory, from their first byte until their response starts (the app has then read and checked them).
+    """The bodies that are being received. Where a client's share or the memory of all is used up, the largest of them
+    is refused."""
 
-    Above `max_bodies_bytes` in total, the largest body that is still being received is dropped.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.bytes = 0
+    def __init__(self, settings: Settings, pool: Pool) -> None:
+        self.settings, self.pool = settings, pool
         self.receiving: set[Body] = set()
-        self._turn = asyncio.Lock()
-        self._free = 0.0  # when the next large body may be read
 
-    async def read(self, declared: int | None, receive: Receive) -> "Body | None":
+    async def read(
+        self, client: bytes, declared: int | None, receive: Receive, *, json: bool
+    ) -> Body | None:
         """The body, or None if the client disconnected first. Raises ApiError if it is too large, too slow or not as
-        long as declared, or if the memory for bodies is full."""
-        cap, body = self.settings.max_body_bytes, Body(self)
+        long as declared, or if there is no memory for it."""
+        cap, body = self.settings.max_body_bytes, Body(client, self.pool.take(client, 0), json=json)
         if declared is not None and declared > cap:
             raise ApiError(413, f"expected a body of at most {cap} bytes, found {declared}")
         self.receiving.add(body)
@@ -43,24 +90,22 @@ class Bodies:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        body.free()
+                        body.release()
                         return None
-                    if body.evicted:
-                        raise over_capacity()
-                    body.add(message.get("body", b""))
+                    received = message.get("body", b"")
                     more = message.get("more_body", False)
-                    if body.bytes > cap:
+                    if body.bytes + len(received) > cap:
                         raise ApiError(413, f"expected a body of at most {cap} bytes, found more")
+                    self._add(body, received)
                     if declared is not None and (body.bytes > declared or not more):
                         _check_length(declared, body.bytes)
-                    if self.bytes > self.settings.max_bodies_bytes:
-                        self._evict_largest(body)
+                body.end_block(last=True)
         except BaseException as error:
-            body.free()
+            body.release()
             if not isinstance(error, TimeoutError):
                 raise
-            if body.evicted:
-                raise over_capacity() from None
+            if body.refusal:
+                raise body.refusal from None
             seconds = self.settings.body_seconds
             raise ApiError(
                 408,
@@ -71,56 +116,34 @@ class Bodies:
             self.receiving.discard(body)
         return body
 
-    async def turn(self) -> None:
-        """Returns when a large body may be parsed; the caller must then do so at once. The app parses and checks it
-        without a pause, in the thread of the event loop. That thread spends at most 1 / (1 + PAUSE_FACTOR) of its time
-        on large bodies."""
-        loop = asyncio.get_running_loop()
-        await self._turn.acquire()
-        try:
-            await asyncio.sleep(self._free - loop.time())
-        except BaseException:
-            self._turn.release()
-            raise
-        loop.call_soon(self._finish_turn, loop.time())  # runs after the body was parsed
-
-    def _finish_turn(self, started_at: float) -> None:
-        now = asyncio.get_running_loop().time()
-        self._free = now + PAUSE_FACTOR * (now - started_at)
-        self._turn.release()
-
-    def _evict_largest(self, newest: "Body") -> None:
-        while self.bytes > self.settings.max_bodies_bytes:
-            largest = max(self.receiving, key=lambda body: body.bytes)
-            if largest is newest:
-                raise over_capacity()
-            assert largest.clock is not None
-            largest.evicted = True
-            largest.free()
-            largest.clock.reschedule(asyncio.get_running_loop().time())
+    def _add(self, body: Body, received: bytes) -> None:
+        """Adds received bytes. Where there is no memory for them, refuses larger bodies until there is, or this one."""
+        while not body.refusal:
+            try:
+                body.add(received)
+                return
+            except Full as full:
+                refusal = over_share(full) if full.by_client else over_capacity()
+                rivals = [
+                    one
+                    for one in self.receiving
+                    if not one.refusal and (not full.by_client or one.client == body.client)
+                ]
+                largest = max(rivals, key=lambda one: one.bytes)
+                largest.refusal = refusal
+                largest.release()
+                if largest is not body and largest.clock is not None:
+                    largest.clock.reschedule(asyncio.get_running_loop().time())
+        raise body.refusal
 
 
-class Body:
-    """The received bytes of one request's body."""
-
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
-        self.bytes = 0
-        self.pieces: deque[bytes] = deque()
-        self.clock: asyncio.Timeout | None = None
-        self.evicted = False
-
-    def add(self, piece: bytes) -> None:
-        if piece or not self.pieces:  # the app receives an empty body too
-            self.pieces.append(piece)
-        self.bytes += len(piece)
-        self._bodies.bytes += len(piece)
-
-    def free(self) -> None:
-        """Releases the memory; pieces that the app hasn't read are dropped."""
-        self._bodies.bytes -= self.bytes
-        self.bytes = 0
-        self.pieces.clear()
+def over_share(full: Full) -> ApiError:
+    return ApiError(
+        429,
+        f"the bodies of your requests may have {full.share.client:,} bytes together; wait for answers to some of them",
+        code="too_many_bytes",
+        headers={"Retry-After": "1"},
+    )
 
 
 def over_capacity() -> ApiError:

@@ -17,6 +17,7 @@ from polyphi.serve.conversation import chat_turns
 from polyphi.serve.errors import STREAMED
 from polyphi.serve.generation import CallRules, Generation, answer, with_reasoning, with_rules
 from polyphi.serve.jobs import Job, OutputDelta
+from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.output import Output, OutputPart
 from polyphi.serve.prompts import prompt_fields
 from polyphi.serve.schema import ChatRequest, NamedTool, available_tools, prompt_end
@@ -28,7 +29,7 @@ LOGPROB = 8
 
 
 def routes(server: Server) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", summary="Answer a conversation", responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: HttpRequest) -> Response:

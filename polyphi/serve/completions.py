@@ -22,6 +22,7 @@ from polyphi.serve.answers import base_fields, token_usage, usage
 from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.jobs import Job
+from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.prompts import prompt_fields
 from polyphi.serve.schema import CompletionRequest
 from polyphi.serve.server import LARGE, Server, release_body
@@ -32,7 +33,7 @@ MAX_PROMPTS = 128
 
 
 def routes(server: Server) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/completions", summary="Continue a text", responses=STREAMED)
     async def completions(body: CompletionRequest, request: HttpRequest) -> Response:

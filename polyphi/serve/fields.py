@@ -5,30 +5,101 @@ that this server doesn't have, or a misspelt one. A null is refused only for a m
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from polyphi.serve.errors import ApiError
 
-SURROGATE = re.compile(r"[\ud800-\udfff]")
 MAX_TEXT = 4_000_000
 """Maximum characters of one text."""
-MAX_OBJECTS, MAX_NAMES = 20_000, 100_000
-"""Maximum JSON objects of one body, and names in them: to check that many takes a few tenths of a second."""
-CONTAINERS = frozenset({str, dict, list})
-"""Types of list elements that are checked; a list of numbers is skipped."""
+MAX_FIELDS = 1000
+"""Maximum names in an object whose fields are known."""
+MAX_JSON, MAX_JSON_VALUES = 4_000_000, 200_000
+"""Maximum characters and values of the JSON of a body that is written or parsed again: tools, schemas and calls."""
 FAST = Field(fail_fast=True)
 """For lists: the first invalid element ends the check. A million errors would take minutes and gigabytes."""
 
 
 Refused = Mapping[str, tuple[Any, ...]]
 """Fields of options that this server doesn't have, with the values that don't use them."""
+
+
+@dataclass
+class Counts:
+    """What the fields of a body contain together; the context of its validation. `media`: characters of URLs and
+    base64; the others are of the JSON that becomes part of a prompt or a grammar."""
+
+    media: int = 0
+    json_characters: int = 0
+    json_values: int = 0
+
+    def add_json(self, characters: int, values: int) -> None:
+        """Raises ApiError 413 above a limit."""
+        self.json_characters += characters
+        self.json_values += values
+        for count, most, what in (
+            (self.json_characters, MAX_JSON, "characters"),
+            (self.json_values, MAX_JSON_VALUES, "values"),
+        ):
+            if count > most:
+                raise ApiError(
+                    413,
+                    f"the tools, tool calls and schemas of a body have at most {most:,} {what}, found more",
+                )
+
+
+def _count_media(text: str, info: ValidationInfo) -> str:
+    if isinstance(info.context, Counts):
+        info.context.media += len(text)
+    return text
+
+
+def _count_json(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(info.context, Counts):
+        info.context.add_json(*json_size(value))
+    return value
+
+
+def _count_json_text(text: str, info: ValidationInfo) -> str:
+    if isinstance(info.context, Counts):
+        info.context.add_json(len(text), sum(map(text.count, ",[{")))
+    return text
+
+
+MediaText = Annotated[str, AfterValidator(_count_media)]
+"""A URL or base64."""
+JsonText = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_count_json_text)]
+"""JSON as a text that is parsed."""
+
+
+def json_size(value: Any) -> tuple[int, int]:
+    """The characters of the strings and the number of values in JSON."""
+    stack, characters, values = [value], 0, 0
+    while stack:
+        item = stack.pop()
+        values += 1
+        if isinstance(item, str):
+            characters += len(item)
+        elif isinstance(item, dict):
+            characters += sum(map(len, item))
+            stack += item.values()
+        elif isinstance(item, list):
+            stack += item
+    return characters, values
 
 
 class Fields(BaseModel):
@@ -50,6 +121,12 @@ class Fields(BaseModel):
     def _check_names(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        if len(value) > MAX_FIELDS:
+            raise PydanticCustomError(
+                "too_many_fields",
+                "expected at most {most} fields, found {count}",
+                {"most": MAX_FIELDS, "count": len(value)},
+            )
         known = {field.alias or name for name, field in cls.model_fields.items()}
         for name, inner in value.items():
             if name in cls.refused:
@@ -76,35 +153,6 @@ class Fields(BaseModel):
     def ignores_unknown(cls, value: Mapping[str, Any]) -> bool:
         """Whether unknown fields of this object are ignored, unless they look like a misspelt known one."""
         return False
-
-
-class Body(Fields):
-    """A whole request body. Rejects strings that can't be encoded as UTF-8, at any depth."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_surrogates(cls, value: Any) -> Any:
-        stack, objects, names = [value], 0, 0
-        while stack:
-            item = stack.pop()
-            if isinstance(item, str):
-                if not item.isascii() and SURROGATE.search(item):
-                    raise PydanticCustomError(
-                        "no_text",
-                        "expected text, found half of a surrogate pair (\\ud800 to \\udfff alone)",
-                    )
-            elif isinstance(item, dict):
-                objects, names = objects + 1, names + len(item)
-                for count, most, what in (
-                    (objects, MAX_OBJECTS, "objects"),
-                    (names, MAX_NAMES, "names in objects"),
-                ):
-                    if count > most:
-                        raise ApiError(400, f"a body has at most {most} {what}, found more")
-                stack += [*item.keys(), *item.values()]
-            elif isinstance(item, list) and not CONTAINERS.isdisjoint(map(type, item)):
-                stack += item
-        return value
 
 
 def _is_misspelling(name: str, known: str) -> bool:
@@ -144,7 +192,9 @@ def check_json(value: Any) -> Any:
     return value
 
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
+AnyObject = Annotated[dict[str, Any], AfterValidator(_count_json)]
+"""An object that is written as JSON."""
+JsonObject = Annotated[AnyObject, AfterValidator(check_json)]
 
 
 def json_type(value: Any) -> str | None:
@@ -201,7 +251,7 @@ def validation_error(error: RequestValidationError) -> ApiError:
     value = detail.get("input")
     if type_ == "unknown_type" and isinstance(value, dict) and isinstance(value.get("type"), str):
         message = f"unknown type {_short(value['type'])}; {message}"
-    elif type_ not in (*FIELD_ERRORS, "missing", "no_text"):
+    elif type_ not in (*FIELD_ERRORS, "missing", "too_many_fields"):
         message += f", found {_short(value)}"
     return ApiError(400, f"{param}: {message}" if param else message, param=param or None)
 

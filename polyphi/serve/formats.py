@@ -18,7 +18,7 @@ from polyphi.serve.fields import (
     FAST,
     OBJECT,
     STRING,
-    Body,
+    AnyObject,
     Fields,
     Refused,
     json_type,
@@ -27,16 +27,16 @@ from polyphi.serve.fields import (
 
 JSON_OBJECT = Grammar("json", '{"type": "object"}')
 Schema = Annotated[
-    Annotated[dict[str, Any], Tag(OBJECT)] | Annotated[bool, Tag(BOOLEAN)],
+    Annotated[AnyObject, Tag(OBJECT)] | Annotated[bool, Tag(BOOLEAN)],
     one_of(json_type, "a JSON schema: an object, true or false"),
 ]
 SchemaOrText = Annotated[
-    Annotated[dict[str, Any], Tag(OBJECT)]
-    | Annotated[bool, Tag(BOOLEAN)]
-    | Annotated[str, Tag(STRING)],
+    Annotated[AnyObject, Tag(OBJECT)] | Annotated[bool, Tag(BOOLEAN)] | Annotated[str, Tag(STRING)],
     one_of(json_type, "a JSON schema: an object, its JSON as a text, true or false"),
 ]
 Choices = Annotated[list[str], Field(min_length=1), FAST]
+MAX_CHOICES = 100_000
+"""Characters of all choices: more don't fit in a regular expression."""
 METACHARACTERS = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~/]")
 
 
@@ -92,7 +92,7 @@ class StructuredOutputs(Fields):
     json_object: bool | None = None
 
 
-class FormatFields(Body):
+class FormatFields(Fields):
     """The fields of a request that determine the form of its answer."""
 
     response_format: ResponseFormat | None = None
@@ -148,7 +148,7 @@ class FormatFields(Body):
             ("guided_choice", self.guided_choice),
         ):
             if choice is not None:
-                yield name, choices(choice)
+                yield name, choices(choice, name)
         for name, text in (
             ("structured_outputs.grammar", outputs.grammar),
             ("guided_grammar", self.guided_grammar),
@@ -163,6 +163,12 @@ def _json(schema: dict[str, Any] | bool | str) -> Grammar:
     return Grammar("json", schema if isinstance(schema, str) else json.dumps(schema))
 
 
-def choices(texts: list[str]) -> Grammar:
-    """The grammar of answers that are one of these texts."""
+def choices(texts: list[str], field: str) -> Grammar:
+    """The grammar of answers that are one of these texts. Raises ApiError for too long ones; `field` has them."""
+    if (characters := sum(map(len, texts))) > MAX_CHOICES:
+        raise ApiError(
+            400,
+            f"{field}: expected at most {MAX_CHOICES:,} characters, found {characters:,}",
+            param=field,
+        )
     return Grammar("regex", "|".join(METACHARACTERS.sub(r"\\\g<0>", text) for text in texts))

@@ -1,6 +1,6 @@
 """Checks of every request, and of every WebSocket, before routing: host, origin, API key, size and time.
 
->>> app.add_middleware(Guard, settings=settings)       # the last one added runs first
+>>> app.add_middleware(Guard, settings=settings, shares=shares)       # the last one added runs first
 
 `Guard` checks complete headers: Host (against DNS rebinding), Origin (against forged requests, and for CORS), API keys,
 body sizes and times (bodies.py). Of a WebSocket it checks the opening request; realtime.py limits what follows.
@@ -20,9 +20,10 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyphi.serve.bodies import LARGE, Bodies, Body
+from polyphi.serve.bodies import Bodies, Body
 from polyphi.serve.errors import ApiError, body_for
 from polyphi.serve.settings import Settings
+from polyphi.serve.shares import Shares, client_of
 
 log = logging.getLogger("polyphi.serve")
 access = logging.getLogger("polyphi.serve.access")
@@ -32,7 +33,8 @@ PUBLIC = frozenset({"/", "/health", "/ready", "/live"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 """Listen addresses that stand for all of the machine's addresses."""
-BODIES = frozenset({"application/json", "multipart/form-data"})
+JSON = "application/json"
+BODIES = frozenset({JSON, "multipart/form-data"})
 SINGLE_HEADERS = frozenset(
     {b"host", b"origin", b"content-type", b"content-length", b"authorization", b"x-api-key"}
 )
@@ -77,11 +79,11 @@ def new_id() -> str:
 class Guard:
     """ASGI middleware that passes allowed requests to `app` with their complete body, and answers all others itself.
 
-    It sets in `scope["state"]` (`request.state`): `request_id`, and `tenant`, bytes that differ between API keys (b""
-    where none are needed) and reveal nothing about them.
+    It sets in `scope["state"]` (`request.state`): `request_id`; `tenant`, bytes that differ between API keys (b"" where
+    none are needed) and reveal nothing about them; `body` (bodies.py), which is released at the start of the response.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, shares: Shares | None = None) -> None:
         for key in settings.keys:
             if not key or key != key.strip():
                 raise ValueError("an API key must not be empty or have leading or trailing spaces")
@@ -103,7 +105,7 @@ class Guard:
         own_names = set() if settings.host in WILDCARDS else {settings.host}
         self.hosts = {_plain(name) for name in {*LOOPBACK_NAMES, *own_names, *settings.hosts}}
         self.origins = {origin.rstrip("/").lower() for origin in settings.origins}
-        self.bodies = Bodies(settings)
+        self.bodies = Bodies(settings, (shares or Shares(settings)).bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = scope.get("state", {}).get("connection")  # of connection.py
@@ -133,7 +135,7 @@ class Exchange:
         self.cors: Headers = []
         self.body: Body | None = None
         self.status: int | None = None
-        self.ended = self.disconnected = False
+        self.ended = self.disconnected = self._body_sent = False
 
     async def run(self) -> None:
         try:
@@ -153,7 +155,7 @@ class Exchange:
             await self._send_error(failure)
         finally:
             if self.body:
-                self.body.free()
+                self.body.release()
             path = self.scope.get("raw_path") or self.scope["path"].encode()
             log_path = quote(path[:200], safe="/%")  # escaped, so that it can't forge a log line
             status = 499 if self.disconnected and not self.ended else self.status or 500
@@ -174,10 +176,17 @@ class Exchange:
             await self.guard.app(self.scope, self._receive, self.send_socket)
             return
         self._check_body()
-        self.body = await self.guard.bodies.read(self._declared_length(), self._receive)
+        address, _ = self.scope.get("client") or ("", 0)
+        self.body = await self.guard.bodies.read(
+            client_of(tenant, address),
+            self._declared_length(),
+            self._receive,
+            json=self._content_type() == JSON,
+        )
         if self.body is None:
             self.disconnected = True
             return
+        self.scope["state"]["body"] = self.body
         scope = self.scope
         if self.method == "HEAD":  # handled as GET; uvicorn omits the body
             scope = {**scope, "method": "GET"}
@@ -305,8 +314,7 @@ class Exchange:
         has_body = b"transfer-encoding" in self.headers or self._declared_length()
         if self.method != "POST" and not has_body:
             return
-        content_type = self.headers.get(b"content-type", b"").decode("latin-1")
-        if content_type.partition(";")[0].strip().lower() not in BODIES:
+        if self._content_type() not in BODIES:
             raise ApiError(
                 415,
                 f"Content-Type must be {' or '.join(sorted(BODIES))}",
@@ -314,6 +322,10 @@ class Exchange:
             )
         if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise ApiError(415, "bodies must be sent without Content-Encoding")
+
+    def _content_type(self) -> str:
+        content_type = self.headers.get(b"content-type", b"").decode("latin-1")
+        return content_type.partition(";")[0].strip().lower()
 
     def _declared_length(self) -> int | None:
         """The bytes of the body according to Content-Length, None without it."""
@@ -327,10 +339,10 @@ class Exchange:
     async def receive(self) -> Message:
         """The app's `receive`: the pieces of the body, then the disconnect of the client."""
         assert self.body is not None
-        if self.body.pieces:
-            if len(self.body.pieces) == 1 and self.body.bytes > LARGE:
-                await self.guard.bodies.turn()
-            piece = self.body.pieces.popleft()
+        if not self._body_sent or self.body.pieces:
+            self._body_sent = True
+            await asyncio.sleep(0)  # the app may read all pieces without a pause
+            piece = self.body.take() if self.body.pieces else b""
             return {"type": "http.request", "body": piece, "more_body": bool(self.body.pieces)}
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self.ended:
@@ -348,7 +360,7 @@ class Exchange:
             headers += [*self.cors, (b"x-request-id", self.id.encode())]
             message = {**message, "headers": headers}
             if self.body:
-                self.body.free()
+                self.body.release()
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self.ended = True

@@ -6,6 +6,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from polyphi.serve.errors import also_returns
 from polyphi.serve.fields import Fields
+from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.server import Server
 
 TEXT = also_returns("text/plain")
@@ -27,7 +28,7 @@ class UnloadAdapterRequest(Fields):
 
 
 def routes(server: Server) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post(
         "/v1/load_lora_adapter",

@@ -30,6 +30,7 @@ from polyphi.serve.generation import (
     with_rules,
 )
 from polyphi.serve.jobs import Job
+from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.output import Output
 from polyphi.serve.response_items import Event, Items, new_id
 from polyphi.serve.responses_schema import (
@@ -59,7 +60,7 @@ ENDS = ("response.completed", "response.incomplete")
 
 
 def routes(server: Server, store: ResponseStore) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post(
         "/v1/responses",

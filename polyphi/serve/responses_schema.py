@@ -22,6 +22,8 @@ from polyphi.serve.fields import (
     STRING,
     Fields,
     JsonObject,
+    JsonText,
+    MediaText,
     Refused,
     json_type,
     one_of,
@@ -44,7 +46,9 @@ class InputImage(Fields):
     ignored = frozenset({CACHE})
 
     type: Literal["input_image"]
-    image_url: str = Field(description="A data URL, or an address if the server fetches from it.")
+    image_url: MediaText = Field(
+        description="A data URL, or an address if the server fetches from it."
+    )
     detail: Literal["auto", "low", "high", "original"] | None = None
     file_id: None = Field(default=None, description="Files can't be uploaded; send a data URL.")
 
@@ -99,7 +103,7 @@ class FunctionCall(Fields):
 
     type: Literal["function_call"]
     name: str = Field(max_length=256)
-    arguments: str = Field(max_length=MAX_TEXT)
+    arguments: JsonText
     call_id: str | None = Field(default=None, max_length=256)
 
 

@@ -22,8 +22,10 @@ from polyphi.serve.fields import (
     MAX_TEXT,
     OBJECT,
     STRING,
-    Body,
+    AnyObject,
     Fields,
+    JsonText,
+    MediaText,
     Refused,
     json_type,
     needs,
@@ -59,7 +61,7 @@ class TextPart(PartFields):
 class ImageUrl(Fields):
     ignored = frozenset({"format"})  # detected from the bytes
 
-    url: str
+    url: MediaText
     detail: Literal["auto", "low", "high"] = "auto"
     max_crops: int | None = Field(default=None, ge=1, le=256)
 
@@ -70,7 +72,7 @@ class ImagePart(PartFields):
 
 
 class InputAudio(Fields):
-    data: str
+    data: MediaText
     format: str | None = Field(
         default=None, description="Ignored: the format is detected from the bytes.", max_length=40
     )
@@ -82,7 +84,7 @@ class AudioPart(PartFields):
 
 
 class AudioUrl(Fields):
-    url: str
+    url: MediaText
 
 
 class AudioUrlPart(PartFields):
@@ -91,7 +93,7 @@ class AudioUrlPart(PartFields):
 
 
 class VideoUrl(Fields):
-    url: str
+    url: MediaText
     frames: int = Field(default=16, ge=1, le=1024, description="Evenly spaced in time.")
     detail: Literal["auto", "low", "high"] = "auto"
     max_crops: int | None = Field(default=None, ge=1, le=256)
@@ -128,7 +130,7 @@ class HistoryFields(Fields):
 
 class Function(HistoryFields):
     name: str = Field(max_length=256)
-    arguments: str = Field(default="{}", max_length=MAX_TEXT)
+    arguments: JsonText = "{}"
 
 
 class Call(HistoryFields):
@@ -185,7 +187,7 @@ class Tool(Fields):
     ignored = frozenset({"cache_control"})
 
     type: Literal["function"]
-    function: dict[str, Any]
+    function: AnyObject
 
 
 class NamedFunction(Fields):
@@ -417,7 +419,7 @@ class CompletionRequest(Sampling):
     echo: bool | None = None
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(Fields):
     ignored = frozenset({"add_special_tokens"})
     refused: ClassVar[Refused] = {"chat_template": (), "mm_processor_kwargs": ({},)}
 
@@ -431,7 +433,7 @@ class TokenizeRequest(Body):
     chat_template_kwargs: TemplateOptions | None = None
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(Fields):
     model: str | None = None
     tokens: list[int] = Field(max_length=1_000_000, fail_fast=True)
 

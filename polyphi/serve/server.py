@@ -40,6 +40,7 @@ from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
 from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.heartbeat import Heartbeats
 from polyphi.serve.jobs import Job
+from polyphi.serve.json_parser import Parser
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
@@ -134,6 +135,7 @@ class Server:
         self.engine = engine
         self.settings = settings
         self.shares = Shares(settings)
+        self.parser = Parser(self.shares.parsing)
         self.media = Media(settings, self.shares)
         self.store = ResponseStore(settings.max_stored_bytes)
         self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
@@ -180,6 +182,7 @@ class Server:
             threads.close()
         self._grammars.close(wait=False)
         self._abort_pool.shutdown()
+        self.parser.close()
         self.adapters.close()
         self.answers.close()
         self.media.close()
@@ -372,7 +375,7 @@ class Server:
             log.info("%s %s", request.state.request_id, text)
 
     def caller(self, request: HTTPConnection) -> Caller:
-        """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
+        """The client of a request (shares.py), and whose caches it uses."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
         return Caller(client_of(tenant, address), tenant if self.settings.isolate else b"")
 
@@ -462,7 +465,5 @@ def is_large(messages: Sequence[Message]) -> bool:
 
 
 def release_body(request: HTTPConnection) -> None:
-    """Frees the body of a request whose prompt is prepared: Starlette keeps it, as bytes and as JSON, until the last
-    event of a stream has been sent."""
-    for name in ("_body", "_json"):
-        vars(request).pop(name, None)
+    """Releases the memory of a request's body when its prompt is prepared."""
+    request.state.body.release()

@@ -45,7 +45,7 @@ class Settings:
     max_header_bytes: int = 32 << 10
     max_body_bytes: int = 100 * MIB
     max_bodies_bytes: int = 512 * MIB
-    """Of all requests, each until its response starts."""
+    """Of all requests, each until its prompt is prepared; one client may have a quarter, or one body (shares.py)."""
     max_connections: int = 512
     header_seconds: float = 10.0
     """Time limit for the complete headers of a request."""

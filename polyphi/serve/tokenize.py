@@ -17,6 +17,7 @@ from polyphi.serve.conversation import chat_turns, conversation
 from polyphi.serve.errors import ApiError, responses
 from polyphi.serve.events import unless_disconnected
 from polyphi.serve.fields import MAX_TEXT
+from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.prepare import with_frames
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, available_tools, prompt_end
 from polyphi.serve.server import LARGE, Server, Ticket, is_large
@@ -26,7 +27,7 @@ GROUP = 2048
 
 
 def routes(server: Server) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
     processor = server.engine.processor
 
     @router.post(

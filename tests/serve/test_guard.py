@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from polyphi.serve.bodies import LARGE, PAUSE_FACTOR, Bodies
+from polyphi.serve.bodies import BLOCK
 from polyphi.serve.connection import Connections
 from polyphi.serve.errors import ApiError
 from polyphi.serve.guard import Guard
@@ -541,42 +540,6 @@ def test_s19_a_length_that_is_not_true_is_refused(length: str) -> None:
     assert post(SMALL, {"content-length": length}, body=[b"{", b"}"]).status == 400
 
 
-def test_s19_large_bodies_are_read_in_turns_that_leave_most_of_the_time_to_others() -> None:
-    bodies, read = Bodies(PLAIN), list[tuple[float, float]]()
-
-    async def reads() -> None:
-        await bodies.turn()
-        began = time.monotonic()
-        time.sleep(0.02)  # as parsing does, in the thread that serves all
-        read.append((began, time.monotonic()))
-
-    async def several() -> None:
-        first, cancelled, *others = [asyncio.create_task(reads()) for _ in range(5)]
-        await first
-        cancelled.cancel()  # a request that leaves the queue delays no other
-        await asyncio.gather(*others)
-
-    asyncio.run(several())
-    assert len(read) == 4
-    assert all(
-        began - ended > 0.9 * PAUSE_FACTOR * 0.02 for (_, ended), (began, _) in pairwise(read)
-    )
-
-
-@pytest.mark.parametrize(("size", "turns"), [(LARGE, 0), (LARGE + 1, 1)])
-def test_s19_only_large_bodies_wait_for_a_turn(
-    size: int, turns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waited = []
-
-    async def turn(self: Bodies) -> None:
-        waited.append(self)
-
-    monkeypatch.setattr(Bodies, "turn", turn)
-    assert json.loads(post(body=[b"x" * (size - 100), b"x" * 100]).body)["bytes"] == size
-    assert len(waited) == turns
-
-
 def test_s19_other_methods_have_the_same_caps() -> None:
     for method in ("GET", "PUT", "DELETE", "OPTIONS"):
         sent = {**JSON, "content-length": "1001"}
@@ -584,10 +547,12 @@ def test_s19_other_methods_have_the_same_caps() -> None:
         assert ask(SMALL, "/nowhere", method, {"content-length": "2"}, b"{}").status == 415
 
 
-def test_an_empty_body_reaches_the_app() -> None:
+def test_bodies_of_any_size_reach_the_app() -> None:
     assert json.loads(ask().body)["bytes"] == 0
     assert json.loads(post(body=b"").body)["bytes"] == 0
     assert json.loads(post(body=[b"", b"{", b"", b"}"]).body)["bytes"] == 2
+    pieces = [b"x" * size for size in (BLOCK - 1, 3, BLOCK, 5)]
+    assert json.loads(post(body=pieces).body)["bytes"] == 2 * BLOCK + 7
 
 
 def test_a_client_that_leaves_gets_nothing_and_costs_nothing() -> None:
@@ -612,7 +577,7 @@ def test_a_client_that_leaves_gets_nothing_and_costs_nothing() -> None:
         await guard(scope, receive, send)
 
     asyncio.run(leave())
-    assert sent == [] and guard.bodies.bytes == 0 and not guard.bodies.receiving
+    assert sent == [] and guard.bodies.pool.used == 0 and not guard.bodies.receiving
 
 
 # Answers
@@ -915,7 +880,7 @@ def test_s19_a_body_that_does_not_arrive_gets_408(served: Served) -> None:
         with served.dial(head) as peer:
             got, seconds = ended_after(peer, served.dialed)
         assert got.startswith(b"HTTP/1.1 408 ") and b"0.4 s" in got and 0.2 < seconds < SOON
-    assert served.bodies.bytes == 0
+    assert served.bodies.pool.used == 0
 
 
 def test_s19_a_connection_with_a_slow_body_is_closed(served: Served) -> None:
@@ -960,7 +925,7 @@ def test_s19_framing_without_end_is_refused(patient: Served, rest: bytes) -> Non
             time.sleep(0.01)
         got = read_all(peer)
     assert got.startswith(b"HTTP/1.1 4") or got == b""  # reset while it was still sending
-    assert patient.bodies.bytes == 0
+    assert patient.bodies.pool.used == 0
 
 
 def test_chunks_and_trailers_of_honest_clients_pass(served: Served) -> None:
@@ -1158,29 +1123,61 @@ def test_s19_idle_connections_of_one_address_leave_those_of_others(served: Serve
             peer.close()
 
 
+ROOMY = replace(SMALL, max_connections=50, body_seconds=60.0, max_body_bytes=2500)
+OTHER = "127.0.0.2"
+
+
 def test_s19_the_largest_of_the_bodies_that_come_gives_way() -> None:
-    roomy = replace(SMALL, max_connections=50, body_seconds=60.0, max_body_bytes=2500)
-    server = Served(roomy)
+    server = Served(ROOMY)
     assert server.alive()
     hoarder = server.dial(HEAD + b"content-length: 2400\r\n\r\n" + b" " * 2300)
-    small = server.dial(HEAD + b"content-length: 500\r\n\r\n" + b" " * 400)
-    until(lambda: server.bodies.bytes == 2700)
-    with server.dial(HEAD + b"content-length: 400\r\n\r\n" + b" " * 400) as peer:
+    small = server.dial(HEAD + b"content-length: 500\r\n\r\n" + b" " * 400, OTHER)
+    until(lambda: server.bodies.pool.used == 2700)
+    with server.dial(HEAD + b"content-length: 400\r\n\r\n" + b" " * 400, OTHER) as peer:
         assert answers(peer).startswith(b"HTTP/1.1 200")  # it has had its place
     got = answers(hoarder)
     assert got.startswith(b"HTTP/1.1 503 ") and b"retry-after" in got
-    assert server.bodies.bytes == 400
+    until(lambda: server.bodies.pool.used == 400)
     small.sendall(b" " * 100)
     assert answers(small).startswith(b"HTTP/1.1 200")
-    assert server.bodies.bytes == 0
+    until(lambda: server.bodies.pool.used == 0)
     # A newcomer that is itself the largest is the one that gives way.
     first = server.dial(HEAD + b"content-length: 1500\r\n\r\n" + b" " * 1400)
-    until(lambda: server.bodies.bytes == 1400)
-    with server.dial(HEAD + b"content-length: 2000\r\n\r\n" + b" " * 2000) as peer:
+    until(lambda: server.bodies.pool.used == 1400)
+    with server.dial(HEAD + b"content-length: 2000\r\n\r\n" + b" " * 2000, OTHER) as peer:
         assert answers(peer).startswith(b"HTTP/1.1 503 ")
     first.sendall(b" " * 100)
     assert answers(first).startswith(b"HTTP/1.1 200")
     for peer in (hoarder, small, first):
         peer.close()
     server.stop()
-    assert server.bodies.bytes == 0 and not server.bodies.receiving
+    assert server.bodies.pool.used == 0 and not server.bodies.receiving
+
+
+def test_s19_bodies_of_one_client_leave_memory_to_others() -> None:
+    """Beyond its share, the client's own largest body is refused."""
+    server = Served(replace(ROOMY, max_body_bytes=1000, max_bodies_bytes=8000))
+    assert server.alive()
+    large = server.dial(HEAD + b"content-length: 1000\r\n\r\n" + b" " * 900)
+    until(lambda: server.bodies.pool.used == 900)
+    small = server.dial(HEAD + b"content-length: 900\r\n\r\n" + b" " * 800)
+    until(lambda: server.bodies.pool.used == 1700)
+    with server.dial(HEAD + b"content-length: 900\r\n\r\n" + b" " * 900, OTHER) as peer:
+        assert answers(peer).startswith(b"HTTP/1.1 200")
+    with server.dial(HEAD + b"content-length: 500\r\n\r\n" + b" " * 500) as peer:
+        assert answers(peer).startswith(b"HTTP/1.1 200")
+    got = answers(large)
+    assert got.startswith(b"HTTP/1.1 429 ") and b"retry-after" in got and b"2,000 bytes" in got
+    small.sendall(b" " * 100)
+    assert answers(small).startswith(b"HTTP/1.1 200")
+    for peer in (large, small):
+        peer.close()
+    server.stop()
+    assert server.bodies.pool.used == 0
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
