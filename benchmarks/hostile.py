@@ -44,6 +44,7 @@ get a new server. The exit code is 1 if an aim is missed. Options of `polyphi se
 import argparse
 import asyncio
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +52,7 @@ from typing import Any
 
 import httpx2
 import psutil
-from hostile_attacks import ADDRESS, ATTACKS, LONGEST, attack, attacked
+from hostile_attacks import ADDRESS, ATTACKS, LONGEST, attack, under_attack
 from hostile_beside import Beside, beside, greet, median, until_idle
 from hostile_peers import COMPLETIONS
 from hostile_requests import long_prompts
@@ -97,7 +98,7 @@ async def attack_and_measure(
 ) -> Beside:
     """The result of an attack that ran before for a few seconds, unless its requests are counted."""
     if not ATTACKS[name].once:
-        with attacked(port, name):
+        async with under_attack(port, name):
             await asyncio.sleep(WARM)
         await until_idle(client, SETTLE)
     return await beside(client, process, port, name, count)
@@ -105,6 +106,7 @@ async def attack_and_measure(
 
 def line(alone: Beside, result: Beside) -> str:
     greeting, before = median(result.greetings), median(alone.greetings)
+    slowest, health = (max(times, default=math.inf) for times in (result.greetings, result.health))
     released, back = (
         "not in time" if seconds is None else f"{seconds:.1f} s"
         for seconds in (result.idle_after, result.memory_after)
@@ -112,17 +114,20 @@ def line(alone: Beside, result: Beside) -> str:
     memory = " -> ".join(f"{size / 2**20:.0f}" for size in result.memory)
     probe = ""
     if result.probe_alone:
-        seconds = f"{median(result.probe_alone):.2f} -> {median(result.probe):.2f} s"
-        probe = f"{ATTACKS[result.attack].probe} {seconds}, "
+        times = f"{ms(median(result.probe_alone))} -> {ms(median(result.probe))}"
+        probe = f"{ATTACKS[result.attack].probe} {times}, "
     seen = ", ".join(f"{what}: {number}" for what, number in sorted(result.seen.items()))
     missed = result.missed(before)
-    slowest, health = (1000 * max(times, default=0) for times in (result.greetings, result.health))
     return (
-        f"{result.attack}: greeting {1000 * before:.0f} -> {1000 * greeting:.0f} ms ({greeting / before:.1f}x, slowest "
-        f"{slowest:.0f}), {probe}/health {health:.0f} ms, "
-        f"no request in progress after {released}, memory {memory} MiB, released after {back}; attackers received "
-        f"{seen or 'nothing'}" + (f"; MISSED: {', '.join(missed)}" if missed else "")
+        f"{result.attack}: greeting {ms(before)} -> {ms(greeting)} (slowest {ms(slowest)}), {probe}"
+        f"/health {ms(health)}, no request in progress after {released}, memory {memory} MiB, released after {back}; "
+        f"attackers received {seen or 'nothing'}"
+        + (f"; MISSED: {', '.join(missed)}" if missed else "")
     )
+
+
+def ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if math.isfinite(seconds) else "no answer"
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import hostile_bodies
@@ -125,3 +125,15 @@ def attacked(port: int, *names: str, addresses: Sequence[str] = (ADDRESS,)) -> I
         assert not early, f"an attack ended early: {', '.join(early)}"
     finally:
         attackers.stop()
+
+
+@asynccontextmanager
+async def under_attack(
+    port: int, *names: str, addresses: Sequence[str] = (ADDRESS,)
+) -> AsyncIterator[Attackers]:
+    """The same for an event loop with other clients: attacks begin and end in a thread."""
+    with ExitStack() as stack:
+        context = attacked(port, *names, addresses=addresses)
+        attackers = await asyncio.to_thread(stack.enter_context, context)
+        yield attackers
+        await asyncio.to_thread(stack.close)

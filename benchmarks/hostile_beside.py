@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import psutil
-from hostile_attacks import ADDRESS, ATTACKS, OWN_ADDRESS, attacked
+from hostile_attacks import ADDRESS, ATTACKS, OWN_ADDRESS, under_attack
 from hostile_media import RATE
 from hostile_peers import CHAT, JSON, TRANSCRIPTIONS, chat
 from load import gauges
@@ -156,8 +156,7 @@ async def greet(
     until: Callable[[], bool] = lambda: True,
 ) -> None:
     """Send a greeting every half second, whether the last one is answered or not, at least `count` and until `until` is
-    true; and request /health meanwhile."""
-    watching = asyncio.ensure_future(watch_health(client, result))
+    true."""
     greetings = []
     began, number = time.monotonic(), 0
     while number < count or (not until() and time.monotonic() - began < LONGEST_ONCE):
@@ -166,7 +165,6 @@ async def greet(
         number += 1
         await asyncio.sleep(EVERY)
     await asyncio.gather(*greetings)
-    watching.cancel()
 
 
 async def watch_health(client: httpx2.AsyncClient, result: Beside) -> None:
@@ -261,7 +259,9 @@ async def beside(
             await asyncio.sleep(0.05)
 
     watching = asyncio.ensure_future(watch_memory())
-    with attacked(port, name, addresses=[OWN_ADDRESS if one.own else ADDRESS]) as attackers:
+    health = asyncio.ensure_future(watch_health(client, result))  # also while the attack begins
+    addresses = [OWN_ADDRESS if one.own else ADDRESS]
+    async with under_attack(port, name, addresses=addresses) as attackers:
         await asyncio.sleep(2)
         ended = asyncio.Event()
         async with asyncio.TaskGroup() as group:
@@ -269,6 +269,7 @@ async def beside(
                 group.create_task(probe_again(client, one.probe, result, ended))
             await greet(client, count, result, lambda: not one.once or attackers.done(name))
             ended.set()
+        health.cancel()
     result.seen = attackers.seen[name]
     watching.cancel()
     result.idle_after = await until_idle(client, RELEASED)

@@ -12,7 +12,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +28,7 @@ ANSWER = 600.0
 
 @dataclass
 class Peer:
-    """Client `number` of several of one attack. `started`: it has sent its first request."""
+    """Client `number` of several of one attack. `started`: it has sent its first request, body included."""
 
     port: int
     address: str
@@ -57,8 +56,10 @@ class Peer:
         reader, writer = await self.connect()
         try:
             async with asyncio.timeout(leave):
-                with suppress(ConnectionError):  # a refusal may come before the end of the body
+                try:
                     await self.write(writer, header, body)
+                except ConnectionError:  # a refusal may come before the end of the body
+                    self.started = True
                 answer = await reader.read()
         except TimeoutError:
             self.seen["left"] += 1
@@ -72,11 +73,11 @@ class Peer:
 
     async def write(self, writer: asyncio.StreamWriter, header: bytes, body: bytes = b"") -> None:
         writer.write(header)
-        self.started = True
         view = memoryview(body)
         for start in range(0, len(body), PIECE):
             writer.write(view[start : start + PIECE])
             await writer.drain()
+        self.started = True
 
     async def context(self) -> int:
         """Tokens of the server's longest context."""

@@ -16,14 +16,13 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import cycle
 
 import httpx2
 import psutil
-from hostile_attacks import Attackers, attacked
+from hostile_attacks import under_attack
 from hostile_beside import (
     BACK,
     MORE,
@@ -108,7 +107,7 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
             while (await client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.2)
             requests = await honest_requests(client)
-            async with under_attack(port, names):
+            async with under_attack(port, *names, addresses=ADDRESSES):
                 await asyncio.sleep(min(WARM, 60 * minutes))
             await until_idle(client, BACK)
             result.before = resident(process)
@@ -118,7 +117,7 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
                 asyncio.ensure_future(watch_health(client, health)),
                 asyncio.ensure_future(watch_memory(process, result.memory)),
             ]
-            async with under_attack(port, names) as attackers:
+            async with under_attack(port, *names, addresses=ADDRESSES) as attackers:
                 end = time.monotonic() + 60 * minutes
                 await load(client, requests, lambda: time.monotonic() > end, result.outcomes)
             result.seen = attackers.seen
@@ -130,16 +129,6 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
             result.in_use, result.after = await still_in_use(client), resident(process)
             await stop(child, client, port, names, requests, result)
     return result
-
-
-@asynccontextmanager
-async def under_attack(port: int, names: list[str]) -> AsyncIterator[Attackers]:
-    """Run attacks while the block runs; they begin and end in a thread, so that honest clients don't wait for that."""
-    with ExitStack() as stack:
-        context = attacked(port, *names, addresses=ADDRESSES)
-        attackers = await asyncio.to_thread(stack.enter_context, context)
-        yield attackers
-        await asyncio.to_thread(stack.close)
 
 
 async def load(
@@ -183,7 +172,7 @@ async def stop(
 ) -> None:
     """Stop the server in the middle of load and attacks. What isn't answered then isn't lost, but no answer may be
     wrong."""
-    async with under_attack(port, names):
+    async with under_attack(port, *names, addresses=ADDRESSES):
         stopped = asyncio.Event()
         clients = asyncio.ensure_future(
             load(client, requests, stopped.is_set, result.stop_outcomes)

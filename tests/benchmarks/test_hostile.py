@@ -119,7 +119,7 @@ def test_an_attack_sends_its_requests(
     name: str,
 ) -> None:
     """With small sizes its requests are answered, and nothing of them stays."""
-    asyncio.run(modules["hostile_attacks"].attack(name, port_of(running), seconds=2))
+    asyncio.run(modules["hostile_attacks"].attack(name, port_of(running), seconds=1))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ready"
     assert "done" not in lines or name == "tiny"
