@@ -220,7 +220,7 @@ def server(model: str, options: list[str]) -> Iterator[tuple[subprocess.Popen[st
 async def loaded(
     process: subprocess.Popen[str], url: str, args: argparse.Namespace
 ) -> dict[str, Any]:
-    from hostile import attacked
+    from hostile_attacks import attacked
 
     memory: list[int] = []
     async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:

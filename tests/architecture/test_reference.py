@@ -1,4 +1,4 @@
-"""The pages of reference are complete and current: commands, metrics, messages, environment variables."""
+"""The pages of reference are complete and current: commands, limits, metrics, messages, variables."""
 
 import ast
 import re
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from cli_page import PAGE as CLI
 from cli_page import text as cli_text
+from limits_page import PAGE as LIMITS
+from limits_page import text as limits_text
 
 ROOT = Path(__file__).parents[2]
 GAP = "…"
@@ -38,6 +40,10 @@ def test_a_message_of_troubleshooting_is_one_of_the_code(message: str) -> None:
 
 def test_the_page_of_commands_is_current() -> None:
     assert CLI.read_text(encoding="utf-8") == cli_text(), "run `python tests/cli_page.py`"
+
+
+def test_the_page_of_limits_is_current() -> None:
+    assert LIMITS.read_text(encoding="utf-8") == limits_text(), "run `python tests/limits_page.py`"
 
 
 def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:

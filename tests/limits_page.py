@@ -1,0 +1,213 @@
+"""Writes docs/limits.md from polyphi/serve/shares.py and the server's settings: `python tests/limits_page.py`."""
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+from polyphi.engine.engine import MAX_NUM_SEQS
+from polyphi.serve import shares
+from polyphi.serve.settings import MIB, Settings
+from polyphi.serve.store import MAX_RESPONSES, ResponseStore
+
+PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
+SETTINGS = Settings("phi")
+CORES = (1, 64)
+"""Some shares depend on the machine's cores: the page has the values for few and for many."""
+Row = tuple[str, str, str, str]
+"""What, the limit of one client, that of all clients, and what happens beyond."""
+
+START = """# What one client can take
+
+Every limit that clients share, and every limit of one request. This page is written from `polyphi/serve/shares.py` and
+`polyphi/serve/settings.py` by `python tests/limits_page.py`; the values are the defaults.
+
+A client is an API key, or without keys an IP address (for IPv6 its /64 network). Behind a proxy all requests have the
+proxy's address: use keys to tell clients apart. No client can take all of anything for long: its share of an amount is
+smaller than what all clients have together, and where requests wait for a turn, clients take turns. How the engine
+divides its steps between clients: [Rate limits and fairness](server.md#rate-limits-and-fairness).
+
+Every 429, and a 503 for one of these limits, has `Retry-After`: the same request succeeds later.
+"""
+REQUEST = """
+## One request
+
+A request may have the following, whichever client sends it. Live sessions have [limits of their own](live.md#limits).
+"""
+END = """
+The memory of a prompt is known from the headers of its images and audio clips, so it is refused before they are
+decoded. It is reserved until the answers have ended, because a preempted request runs its prompt again. A request that
+is the only one may take more, and a chat of text alone is never refused for this reason. The metric
+`polyphi:prepared_bytes` reports how much is in use.
+"""
+
+ONE_REQUEST = {
+    "max_header_bytes": ("headers", "HTTP 431"),
+    "header_seconds": ("time for its headers", "the connection is closed"),
+    "max_body_bytes": ("body", "HTTP 413"),
+    "body_seconds": (
+        "time for its body, and for reading a bufferful of the response",
+        "HTTP 408; the connection is closed",
+    ),
+    "max_messages": ("messages of a conversation", "HTTP 400"),
+    "max_parts": ("images, audio clips and frames of videos", "HTTP 400"),
+    "max_image_bytes": ("an image", "HTTP 413"),
+    "max_image_pixels": ("pixels of an image", "HTTP 413"),
+    "max_audio_bytes": ("an audio clip or a recording", "HTTP 413"),
+    "max_audio_seconds": ("duration of an audio clip", "HTTP 413"),
+    "max_recording_seconds": ("duration of a recording to transcribe", "HTTP 413"),
+    "max_video_bytes": ("a video", "HTTP 413"),
+    "max_video_seconds": ("duration of a video", "HTTP 413"),
+    "max_video_frames": ("frames of all videos", "HTTP 400"),
+    "max_video_pixels": ("pixels of these frames", "HTTP 413"),
+    "fetch_seconds": ("time to fetch a URL", "HTTP 400"),
+    "max_answers": ("answers (`n`)", "HTTP 400"),
+    "max_tokens": ("tokens of an answer without `max_tokens`", "the answer ends"),
+}
+"""Settings that limit one request, and what happens beyond. New ones follow with the text of their docstring."""
+OF_ALL_CLIENTS = {
+    "max_bodies_bytes",
+    "max_connections",
+    "max_prepared_bytes",
+    "max_stored_bytes",
+    "max_waiting",
+    "max_live_sessions",
+    "max_adapters",
+    "max_adapter_bytes",
+}
+"""Settings that stand in the tables of shares."""
+OTHER = {"drain_seconds", "max_live_event_bytes", "max_live_buffer_seconds"}
+OTHER |= {"live_idle_seconds", "live_seconds"}
+"""Settings of the server, and those of live sessions, which docs/live.md has."""
+
+
+def text() -> str:
+    shared = table(["what", "one client", "all clients", "beyond"], share_rows())
+    slots = table(["what", "one client", "all clients", "beyond"], slot_rows())
+    request = table(["what", "limit", "beyond"], request_rows())
+    parts = (START, "\n## Memory and turns\n", shared, END, "\n## Places and stored data\n", slots)
+    return "\n".join((*parts, REQUEST, request)).replace("\n\n\n", "\n\n") + "\n"
+
+
+def table(titles: list[str], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [tuple(titles), ("---",) * len(titles), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def share_rows() -> Iterator[Row]:
+    """A row for each pool and each kind of slot of `Shares`."""
+    few, many = (all_shares(cores) for cores in CORES)
+    assert few.keys() == many.keys()
+    for name, share in few.items():
+        other = many[name]
+        client, total = (
+            amount(share.unit, getattr(share, whose), getattr(other, whose))
+            for whose in ("client", "total")
+        )
+        yield share.what, client, total, share.beyond
+
+
+def all_shares(cores: int) -> dict[str, shares.Share]:
+    """The shares of a server on a machine with so many cores, by the name of their attribute."""
+    with mock.patch("polyphi.runtime.cpu.usable", lambda: cores):
+        module = loaded_again(shares)
+    attributes = vars(module.Shares(SETTINGS))
+    return {name: one.share for name, one in attributes.items() if hasattr(one, "share")}
+
+
+def loaded_again(module: ModuleType) -> ModuleType:
+    """A second copy of a module, whose constants are computed again."""
+    spec = importlib.util.spec_from_file_location(f"{module.__name__}_again", str(module.__file__))
+    assert spec and spec.loader
+    copy = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {spec.name: copy}):  # dataclasses look their module up
+        spec.loader.exec_module(copy)
+    return copy
+
+
+def amount(unit: str, few: int, many: int) -> str:
+    if few != many:
+        return f"{few:,} to {number(unit, many)}, by cores"
+    return number(unit, few)
+
+
+def number(unit: str, value: float) -> str:
+    """A value with its unit; bytes in the unit in which they are whole, times in seconds, minutes or hours."""
+    sizes = {"bytes": (("GiB", 1 << 30), ("MiB", MIB), ("KiB", 1 << 10))}
+    sizes["seconds"] = (("hours", 3600), ("minutes", 120))
+    for name, size in sizes.get(unit, ()):
+        if value >= size and value % min(size, 60 if unit == "seconds" else size) == 0:
+            count = value / (size if name != "minutes" else 60)
+            return f"{count:,.0f} {name if count != 1 else name.removesuffix('s')}"
+    return f"{value:,.0f} {unit if value != 1 else singular(unit)}".strip()
+
+
+def singular(unit: str) -> str:
+    return unit.removesuffix("ies") + "y" if unit.endswith("ies") else unit.removesuffix("s")
+
+
+def slot_rows() -> Iterator[Row]:
+    """What the server admits and stores."""
+    capacity = MAX_NUM_SEQS + SETTINGS.max_waiting
+    sessions, stored = SETTINGS.max_live_sessions, SETTINGS.max_stored_bytes
+    yield (
+        f"requests that run or wait: {MAX_NUM_SEQS} run at once (`--max-num-seqs`), {SETTINGS.max_waiting} wait "
+        "(`--max-waiting`)",
+        number("requests", shares.most_of(capacity)),
+        number("requests", capacity),
+        "HTTP 429 with `Retry-After`",
+    )
+    yield (
+        "sessions of [live transcription](live.md#limits)",
+        number("sessions", shares.most_of(sessions)),
+        number("sessions", sessions),
+        "`error` with `too_many_sessions`, close code 1013",
+    )
+    yield (
+        "[stored responses](server.md#responses-api) (`--store-mb`)",
+        f"{number('bytes', ResponseStore(stored).max_size)}, {MAX_RESPONSES:,} responses",
+        number("bytes", stored),
+        "the least recently used are dropped; a response that is larger alone isn't stored",
+    )
+    yield (
+        "[adapters loaded at runtime](server.md#loading-adapters-at-runtime)",
+        "as all clients",
+        f"{SETTINGS.max_adapters} adapters, {number('bytes', SETTINGS.max_adapter_bytes)}",
+        "HTTP 400",
+    )
+
+
+def request_rows() -> Iterator[tuple[str, str, str]]:
+    names = [
+        field.name
+        for field in fields(Settings)
+        if field.name.endswith("_seconds") or "max_" in field.name
+    ]
+    listed = [name for name in ONE_REQUEST if name in names]
+    others = [n for n in names if n not in ONE_REQUEST.keys() | OF_ALL_CLIENTS | OTHER]
+    for name in listed + others:
+        what, beyond = ONE_REQUEST.get(name) or (docstrings().get(name) or name, "refused")
+        unit = next((u for u in ("bytes", "seconds") if name.endswith(u)), "")
+        yield what, number(unit, getattr(SETTINGS, name)), beyond
+
+
+def docstrings() -> dict[str, str]:
+    """The first sentence below each field of `Settings`."""
+    (cls,) = ast.parse(inspect.getsource(Settings)).body
+    assert isinstance(cls, ast.ClassDef)
+    pairs = zip(cls.body, cls.body[1:], strict=False)
+    return {
+        field.target.id: " ".join(str(text.value.value).split())
+        for field, text in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+
+
+if __name__ == "__main__":
+    PAGE.write_text(text(), encoding="utf-8")
