@@ -1174,10 +1174,3 @@ def test_s19_bodies_of_one_client_leave_memory_to_others() -> None:
         peer.close()
     server.stop()
     assert server.bodies.pool.used == 0
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
