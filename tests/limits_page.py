@@ -89,9 +89,16 @@ OTHER |= {"live_idle_seconds", "live_seconds"}
 
 def text() -> str:
     shared = table(["what", "one client", "all clients", "beyond"], share_rows())
-    slots = table(["what", "one client", "all clients", "beyond"], slot_rows())
+    stored = table(["what", "one client", "all clients", "beyond"], stored_rows())
     request = table(["what", "limit", "beyond"], request_rows())
-    parts = (START, "\n## Memory and turns\n", shared, END, "\n## Places and stored data\n", slots)
+    parts = (
+        START,
+        "\n## Memory and turns\n",
+        shared,
+        END,
+        "\n## Stored data and adapters\n",
+        stored,
+    )
     return "\n".join((*parts, REQUEST, request)).replace("\n\n\n", "\n\n") + "\n"
 
 
@@ -117,7 +124,7 @@ def all_shares(cores: int) -> dict[str, shares.Share]:
     """The shares of a server on a machine with so many cores, by the name of their attribute."""
     with mock.patch("polyphi.runtime.cpu.usable", lambda: cores):
         module = loaded_again(shares)
-    attributes = vars(module.Shares(SETTINGS))
+    attributes = vars(module.Shares(SETTINGS, MAX_NUM_SEQS))
     return {name: one.share for name, one in attributes.items() if hasattr(one, "share")}
 
 
@@ -152,23 +159,9 @@ def singular(unit: str) -> str:
     return unit.removesuffix("ies") + "y" if unit.endswith("ies") else unit.removesuffix("s")
 
 
-def slot_rows() -> Iterator[Row]:
-    """What the server admits and stores."""
-    capacity = MAX_NUM_SEQS + SETTINGS.max_waiting
-    sessions, stored = SETTINGS.max_live_sessions, SETTINGS.max_stored_bytes
-    yield (
-        f"requests that run or wait: {MAX_NUM_SEQS} run at once (`--max-num-seqs`), {SETTINGS.max_waiting} wait "
-        "(`--max-waiting`)",
-        number("requests", shares.most_of(capacity)),
-        number("requests", capacity),
-        "HTTP 429 with `Retry-After`",
-    )
-    yield (
-        "sessions of [live transcription](live.md#limits)",
-        number("sessions", shares.most_of(sessions)),
-        number("sessions", sessions),
-        "`error` with `too_many_sessions`, close code 1013",
-    )
+def stored_rows() -> Iterator[Row]:
+    """What the server stores."""
+    stored = SETTINGS.max_stored_bytes
     yield (
         "[stored responses](server.md#responses-api) (`--store-mb`)",
         f"{number('bytes', ResponseStore(stored).max_size)}, {MAX_RESPONSES:,} responses",

@@ -40,7 +40,7 @@ MASK_SECONDS = 1.0
 """CPU time of one mask; a usual one takes 0.1 ms."""
 ANSWER_SECONDS, TOKEN_SECONDS = 5.0, 0.01
 """CPU time of all masks of a grammar, and more for each token."""
-MEMORY = 256 << 20
+MEMORY = 128 << 20
 """Bytes of a grammar's process beyond the tokenizer's."""
 SLOW = 0.05
 """CPU time of one message after which a process gives way to all others."""

@@ -48,7 +48,7 @@ def routes(server: Server) -> APIRouter:
         )
         with server.admit(server.caller(request)) as ticket:
             ticket.use_adapter(adapter)
-            sampling = await server.check_sampling(ticket.caller, requested, body)
+            sampling = await server.check_sampling(ticket, requested, body)
             rows = await unless_disconnected(
                 request, _rows(server, ticket.caller, body.prompt, adapter)
             )

@@ -114,7 +114,7 @@ async def _prepare(
     server: Server, request: HttpRequest, ticket: Ticket, generation: Generation
 ) -> tuple[Batch, SamplingParams]:
     turns, param = generation.turns, generation.param
-    sampling = await server.check_sampling(ticket.caller, generation.sampling, generation.body)
+    sampling = await server.check_sampling(ticket, generation.sampling, generation.body)
     with server.media.request(ticket.caller.client) as media:
         messages = await conversation(media, turns, server.settings, param)
         server.log_prompt(request, [(m.role, m.text) for m in messages])

@@ -44,7 +44,7 @@ from polyphi.serve.json_parser import Parser
 from polyphi.serve.metrics import Load, Metrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
-from polyphi.serve.shares import Full, Hold, Shares, client_of
+from polyphi.serve.shares import Full, Hold, Shares, Turns, client_of
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.threads import Threads
 from polyphi.serve.tokens import Tokens
@@ -69,6 +69,8 @@ class Ticket:
         self.admitted_at = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
+        self._places = server.take_places(caller.client, live)
+        self._slots: list[Turns] = []
         self._hold = server.shares.prompts.take(caller.client, 0)
         self._rows = 1
         self._lock = threading.Lock()
@@ -95,6 +97,17 @@ class Ticket:
             if not self._rows:
                 self._hold.release()
 
+    async def take_slot(self, turns: Turns) -> None:
+        """Waits for a slot, and occupies it until the release."""
+        await turns.take(self.caller.client)
+        self._slots.append(turns)
+        if self._released:  # the client disconnected meanwhile
+            self._free_slots()
+
+    def _free_slots(self) -> None:
+        while self._slots:
+            self._slots.pop().release(self.caller.client)
+
     def use_adapter(self, key: str | None) -> None:
         """Keeps the adapter of this request from being removed before the release."""
         self._adapter = key
@@ -119,6 +132,9 @@ class Ticket:
             for job in self._jobs:
                 self._server.drop(job)
             self._hold.release()
+            self._free_slots()
+            for place in self._places:
+                place.release()
 
     def __enter__(self) -> "Ticket":
         return self
@@ -134,7 +150,7 @@ class Server:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self.settings = settings
-        self.shares = Shares(settings)
+        self.shares = Shares(settings, engine.scheduler.max_num_seqs)
         self.parser = Parser(self.shares.parsing)
         self.media = Media(settings, self.shares)
         self.store = ResponseStore(settings.max_stored_bytes)
@@ -230,12 +246,7 @@ class Server:
     @property
     def capacity(self) -> int:
         """Maximum number of requests that run or wait at once."""
-        return self.engine.scheduler.max_num_seqs + self.settings.max_waiting
-
-    @property
-    def client_capacity(self) -> int:
-        """Maximum number of requests of one client: a quarter of the capacity remains for others."""
-        return max(1, self.capacity - self.capacity // 4)
+        return self.shares.requests.share.total
 
     @property
     def admitted(self) -> int:
@@ -250,40 +261,47 @@ class Server:
                 "the server is stopping; try another server or try again later",
                 code="stopping",
             )
-        if live:
-            self._check_live(caller)
-        own = sum(ticket.caller.client == caller.client for ticket in self._tickets)
-        if self.admitted >= self.capacity or own >= self.client_capacity:
-            limit = "this server" if self.admitted >= self.capacity else "one client"
-            count = self.admitted if self.admitted >= self.capacity else own
-            wait = max(1, round(self._seconds * count / self.engine.scheduler.max_num_seqs))
-            raise ApiError(
-                429,
-                f"{count} requests are running or waiting, which is the limit of {limit}; try again in about "
-                f"{min(wait, 600)} s",
-                code="queue_full",
-                headers={"Retry-After": str(min(wait, 600))},
-            )
         ticket = Ticket(self, caller, live)
         self._tickets.add(ticket)
         return ticket
 
     @property
     def live_sessions(self) -> int:
-        return sum(ticket.live for ticket in self._tickets)
+        return self.shares.sessions.used
 
-    def _check_live(self, caller: Caller) -> None:
-        """Raises ApiError 429 if all sessions of live transcription are in use; a quarter remains for other clients."""
-        limit = self.settings.max_live_sessions
-        own = sum(ticket.live and ticket.caller.client == caller.client for ticket in self._tickets)
-        if self.live_sessions >= limit or own >= max(1, limit - limit // 4):
+    def take_places(self, client: bytes, live: bool) -> list[Hold]:
+        """The place of a request, and with `live` that of a session. Raises ApiError 429 where the server or the client
+        is at its limit."""
+        places = [self._take_session(client)] if live else []
+        try:
+            return [*places, self.shares.requests.take(client, 1)]
+        except Full as full:
+            for place in places:
+                place.release()
+            limit = "one client" if full.by_client else "this server"
+            seconds = self._seconds * full.in_use / self.engine.scheduler.max_num_seqs
+            wait = min(600, max(1, round(seconds)))
             raise ApiError(
                 429,
-                f"{self.live_sessions} sessions of live transcription are open, {own} of them by this client; at most "
-                f"{limit} may be, {max(1, limit - limit // 4)} by one client; try again later",
+                f"{full.in_use} requests are running or waiting, which is the limit of {limit}; try again in about "
+                f"{wait} s",
+                code="queue_full",
+                headers={"Retry-After": str(wait)},
+            ) from None
+
+    def _take_session(self, client: bytes) -> Hold:
+        sessions = self.shares.sessions
+        share, own = sessions.share, sessions.used_by(client)
+        try:
+            return sessions.take(client, 1)
+        except Full:
+            raise ApiError(
+                429,
+                f"{sessions.used} sessions of live transcription are open, {own} of them by this client; at most "
+                f"{share.total} may be, {share.client} by one client; try again later",
                 code="too_many_sessions",
                 headers={"Retry-After": "60"},
-            )
+            ) from None
 
     def release(self, ticket: Ticket) -> None:
         self._tickets.discard(ticket)
@@ -311,7 +329,7 @@ class Server:
             ) from None
 
     async def check_sampling(
-        self, caller: Caller, sampling: SamplingParams, body: Sampling
+        self, ticket: Ticket, sampling: SamplingParams, body: Sampling
     ) -> SamplingParams:
         """The sampling parameters with their grammar compiled. Raises ApiError for invalid values and unsupported
         grammars. Without a requested length `max_tokens` is 0 until `fit_sampling`."""
@@ -324,25 +342,26 @@ class Server:
         probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
         try:
             await self.in_turn(
-                False, caller, self.engine.check_sampling, replace(probe, grammar=None)
+                False, ticket.caller, self.engine.check_sampling, replace(probe, grammar=None)
             )
         except ValueError as error:
             raise ApiError(400, str(error), param=body.sampling_field(str(error))) from None
         if sampling.grammar is None:
             return sampling
         try:
-            return await self._with_grammar(caller, sampling)
+            return await self._with_grammar(ticket, sampling)
         except ValueError as error:
             of_tools = "tools" in str(error).split()
             param = "tools" if of_tools else body.format_field
             raise ApiError(400, str(error), param=param) from None
 
-    async def _with_grammar(self, caller: Caller, sampling: SamplingParams) -> SamplingParams:
+    async def _with_grammar(self, ticket: Ticket, sampling: SamplingParams) -> SamplingParams:
         """The sampling with its grammar compiled, in turn with the other grammars of the client."""
+        await ticket.take_slot(self.shares.matchers)
         stop = threading.Event()
         work = self.engine.with_grammar
         try:
-            return await self._grammars.run(caller.client, work, sampling, stop.is_set)
+            return await self._grammars.run(ticket.caller.client, work, sampling, stop.is_set)
         finally:
             stop.set()  # the client may have left
 

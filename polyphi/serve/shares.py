@@ -209,9 +209,28 @@ def most_of(total: int) -> int:
 
 
 class Shares:
-    """All pools and slots of a server."""
+    """All pools and slots of a server whose engine runs `max_num_seqs` sequences at once."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, max_num_seqs: int = 32) -> None:
+        requests = max_num_seqs + settings.max_waiting
+        self.requests = Pool(
+            Share(
+                "requests that run or wait (`--max-num-seqs`, `--max-waiting`)",
+                "requests",
+                most_of(requests),
+                requests,
+                "HTTP 429 with Retry-After",
+            )
+        )
+        self.sessions = Pool(
+            Share(
+                "sessions of [live transcription](live.md#limits)",
+                "sessions",
+                most_of(settings.max_live_sessions),
+                settings.max_live_sessions,
+                "`error` with `too_many_sessions`, close code 1013",
+            )
+        )
         self.connections = Pool(
             Share(
                 "open connections, each client being an address",
@@ -315,6 +334,15 @@ class Shares:
         )
         self.grammars = Turns(
             Share("grammars that are being compiled", "grammars", 1, 4, "waits for a turn")
+        )
+        self.matchers = Turns(
+            Share(
+                "requests with a grammar, each with a process of at most 128 MiB",
+                "requests",
+                most_of(max_num_seqs),
+                max_num_seqs,
+                "waits for a turn",
+            )
         )
         self.recordings = Turns(
             Share("recordings that are being transcribed", "recordings", 4, 8, "waits for a turn")
