@@ -35,18 +35,18 @@ class Scanner:
 
     def __init__(self) -> None:
         self._in_string = False
-        self._held = b""
+        self._backslash = b""
         """A backslash whose character comes with the next block."""
         self._values = self._objects = self._lists = self._names = self._outside = self._text = 0
 
     def scan(self, block: bytes, *, last: bool = False) -> list[Piece]:
         """The next bytes of the text in pieces. Raises ApiError 413 above a limit."""
-        block = masked = self._held + block
-        self._held = b""
+        block = masked = self._backslash + block
+        self._backslash = b""
         if b"\\" in block:  # equally long, so that a quotation mark begins or ends a string
             masked = block.replace(b"\\\\", b"__").replace(b'\\"', b"__")
             if masked.endswith(b"\\") and not last:
-                block, masked, self._held = block[:-1], masked[:-1], b"\\"
+                block, masked, self._backslash = block[:-1], masked[:-1], b"\\"
         parts = masked.split(b'"')
         first = 0 if self._in_string else 1  # of the parts that are in strings
         self._count(b"".join(parts[1 - first :: 2]))

@@ -175,7 +175,8 @@ class Turns:
 def client_of(tenant: bytes, address: str) -> bytes:
     """The client of a request: the owner of its API key, or else the IP address (for IPv6 its /64 network)."""
     if ":" in address:
-        address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
+        ip = ipaddress.IPv6Address(address)
+        address = str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
     return tenant or address.encode()
 
 

@@ -1029,7 +1029,7 @@ def test_s19_requests_being_answered_keep_their_places(served: Served) -> None:
         peer.close()
 
 
-ROOMY = replace(SMALL, max_connections=50, body_seconds=2.0, max_body_bytes=2500)
+ROOMY = replace(SMALL, max_connections=50, body_seconds=30.0, max_body_bytes=2500)
 OTHER = "127.0.0.2"
 
 
