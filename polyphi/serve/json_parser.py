@@ -181,11 +181,11 @@ def _check(holder: list[Any], plain: list[str]) -> tuple[int, int]:
         size += sys.getsizeof(item)
         if isinstance(item, dict):
             for name in item:
-                _check_text(name)
                 if len(name) > MAX_NAME or MARK in name:
                     raise ApiError(
                         400, f"a name in an object has at most {MAX_NAME} characters, found more"
                     )
+                _check_text(name)
                 characters += len(name)
                 size += sys.getsizeof(name)
         elif CONTAINERS.isdisjoint(map(type, item)):

@@ -23,6 +23,7 @@ from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from polyphi.serve.errors import ApiError, as_api_error
+from polyphi.serve.json_scanner import Scanner
 from polyphi.serve.metrics import Times
 from polyphi.serve.realtime_schema import RATES, Append, SessionSettings, Update, parse_event
 from polyphi.serve.server import LARGE, Server
@@ -189,6 +190,7 @@ class Session:
         event_id: Any = None
         try:
             try:
+                Scanner().scan(text.encode(), last=True)  # within the limits of a body
                 value = json.loads(text)
             except (ValueError, RecursionError):
                 raise ApiError(400, "expected a JSON text message", code="invalid_json") from None

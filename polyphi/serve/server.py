@@ -394,7 +394,7 @@ class Server:
             log.info("%s %s", request.state.request_id, text)
 
     def caller(self, request: HTTPConnection) -> Caller:
-        """The client of a request (shares.py), and whose caches it uses."""
+        """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
         return Caller(client_of(tenant, address), tenant if self.settings.isolate else b"")
 

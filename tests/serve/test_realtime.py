@@ -380,6 +380,13 @@ def test_an_invalid_event_is_an_error_and_the_session_goes_on(engine: Engine) ->
         assert peer.next()["type"] == "session.updated"
 
 
+def test_b6_a_message_of_many_values_is_not_parsed(engine: Engine) -> None:  # noqa: F811
+    with session(engine) as peer:
+        for many in ([[1]] * 30_000, [{}] * 30_000):
+            peer.send({"type": "session.update", "session": many})
+            assert "at most 20,000" in peer.error()["message"]
+
+
 def test_fields_that_change_nothing_are_accepted_and_settings_stay_as_they_were(
     engine: Engine,  # noqa: F811
 ) -> None:
