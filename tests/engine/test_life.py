@@ -142,14 +142,14 @@ def test_an_aborted_request_leaves_nothing_behind(
     engine: Engine, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    row = Processor.row
+    row_steps = Processor.row_steps
 
     def slowly(self: Processor, messages, **options):
         if any(m.text == "slow" for m in messages):
             release.wait(20)
-        return row(self, messages, **options)
+        return row_steps(self, messages, **options)
 
-    monkeypatch.setattr(Processor, "row", slowly)
+    monkeypatch.setattr(Processor, "row_steps", slowly)
     small = Engine(engine.model, engine.processor, max_num_seqs=1, prefill=16)
     neighbour = small.submit([Message.user("the dog")], sampling=SamplingParams(max_tokens=9))
     small.step()
