@@ -25,7 +25,8 @@ TOGETHER = 32
 def app(args: dict[str, str]) -> Application:
     """`args`: model, and optionally most (replicas), cpus and gpus (of each), host, key."""
     hosts, keys = (tuple(filter(None, [args.get(name)])) for name in ("host", "key"))
-    settings = Settings(Path(args["model"]).name, hosts=hosts, keys=keys)
+    # Ray stops replicas whenever the load sinks: their requests have time to finish.
+    settings = Settings(Path(args["model"]).name, hosts=hosts, keys=keys, drain_seconds=60.0)
 
     def replica() -> FastAPI:
         return create_app(load(args["model"], together=TOGETHER).engine, settings)

@@ -142,14 +142,14 @@ def serve(
         ),
     ] = 256,
     drain_seconds: Annotated[
-        float,
+        int,
         typer.Option(
             help="Time for running requests to finish after SIGTERM; the process ends at most 3 s later.",
             min=0,
             max=86400,
             rich_help_panel=LOAD,
         ),
-    ] = 5.0,
+    ] = 5,
     cache_gb: Annotated[
         float | None,
         typer.Option(
