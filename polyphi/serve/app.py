@@ -103,7 +103,8 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: HttpRequest, error: ApiError) -> Response:
-        return JSONResponse(body_for(error, request.url.path), error.status, error.headers)
+        path = request.scope["path"]  # a URL would stay in a cache of urllib
+        return JSONResponse(body_for(error, path), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: HttpRequest, error: RequestValidationError) -> Response:

@@ -17,6 +17,8 @@ from polyphi.engine.cache import (
     check_format,
     token_bytes,
 )
+from polyphi.engine.engine import Engine
+from polyphi.messages import SamplingParams
 from polyphi.model.attention import KVCache, packed_attention
 
 
@@ -86,6 +88,19 @@ def test_a_prefix_is_reused_until_its_memory_is_needed() -> None:
     assert pool.cached == 2
     again.reuse_prefix(own)
     assert again.length == 2 * BLOCK
+
+
+def test_blocks_take_memory_when_they_are_first_used(engine: Engine) -> None:
+    """Each different prompt takes new blocks until all were used; then the memory stays as it is."""
+    assert engine.counters().cache_bytes == 0
+    each = BLOCK * token_bytes(engine.model.config.decoder, engine.model.decoder.dtype)
+    used, blocks = [], engine.pool.size
+    for prompts in (2, blocks - 2, blocks):
+        for number in range(prompts):
+            ids = [3, *divmod(number + 7 * len(used), 100), *[4] * (BLOCK - 2)]
+            engine.generate(ids, sampling=SamplingParams(temperature=0.0, max_tokens=1))
+        used.append(engine.counters().cache_bytes)
+    assert 0 < used[0] <= 2 * 2 * each and used[1] == used[2] == blocks * each
 
 
 def test_a_hash_depends_on_root_ids_and_media() -> None:

@@ -84,8 +84,8 @@ def test_responses_that_are_not_read_take_no_memory(
         stack.callback(tracemalloc.stop)
         peers = [stack.enter_context(requested(running, path)) for _ in range(count)]
         until(lambda: waiting(running) == count, seconds=60)
-        memory, _ = tracemalloc.get_traced_memory()
-        assert memory < 16 * MIB, f"{count} unread copies of {len(image) / MIB:.0f} MiB"
+        allocated, _ = tracemalloc.get_traced_memory()
+        assert allocated < 16 * MIB, f"{count} unread copies of {len(image) / MIB:.0f} MiB"
         items = json.loads(rest(peers[0]))
     assert items["data"][0]["content"][1]["image_url"] == image
     assert items["first_id"] == items["last_id"] == items["data"][0]["id"]
