@@ -5,7 +5,6 @@ once, with the machines that it is allowed on.
 """
 
 import os
-import platform
 import re
 import shutil
 import sys
@@ -39,7 +38,7 @@ def cpu_has(*features: str) -> bool:
 MACHINES: dict[str, Callable[[], bool]] = {
     "any": lambda: True,
     "not Linux": lambda: sys.platform != "linux",
-    "not x86": lambda: platform.machine().lower() not in ("x86_64", "amd64"),
+    "no AVX2": lambda: not cpu_has("avx2"),
     "not root": lambda: os.getuid() != 0,
     "Windows": lambda: sys.platform == "win32",
     "no C++ compiler": lambda: not (shutil.which("c++") or shutil.which("g++")),

@@ -379,11 +379,11 @@ def test_a_model_judges(reply: str, right: bool, reason: str) -> None:
 
 def test_a_judges_reply_takes_no_time_to_read() -> None:
     for reply in (" \t" * 200_000, "\n" * 200_000, "yes " * 100_000, "```" * 100_000):
-        started = time.monotonic()
+        started = time.process_time()
         judge.judged(Script(reply), ())("x")
         verifiers.program(reply)
         verifiers.number(3)(reply)
-        assert time.monotonic() - started < 1
+        assert time.process_time() - started < 10  # quadratic time would be minutes
 
 
 def test_rules_come_before_models() -> None:
