@@ -27,6 +27,7 @@ from hostile_beside import (
     BACK,
     MORE,
     Beside,
+    client_of,
     in_use,
     resident,
     until_idle,
@@ -103,11 +104,7 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
     result = Together()
     with server(model, options) as (child, url, _):
         process, port = psutil.Process(child.pid), int(url.rpartition(":")[2])
-        # The server may close a connection at the moment at which a client sends another request on it.
-        limits = httpx2.Limits(max_keepalive_connections=0)
-        async with httpx2.AsyncClient(
-            base_url=url, timeout=None, trust_env=False, limits=limits
-        ) as client:
+        async with client_of(url) as client:
             while (await client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.2)
             requests = await honest_requests(client)
