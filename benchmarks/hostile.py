@@ -50,19 +50,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
-from hostile_attacks import ADDRESS, ATTACKS, LONGEST, attack, under_attack
-from hostile_beside import Beside, beside, greet, median, until_idle
+from hostile_attacks import ADDRESS, ATTACKS, LONGEST, attack
+from hostile_beside import Beside, beside, client_of, greet, median
 from hostile_peers import COMPLETIONS
 from hostile_requests import long_prompts
 from hostile_together import show_together, together
 from load import server
-
-WARM = 5.0
-"""Seconds of each attack before anything is measured."""
-SETTLE = 60.0
-"""Seconds until the requests of that attack have ended."""
 
 
 async def measured(
@@ -74,7 +68,7 @@ async def measured(
     while waiting:
         with server(model, options) as (child, url, _):
             port, process = int(url.rpartition(":")[2]), psutil.Process(child.pid)
-            async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
+            async with client_of(url) as client:
                 while (await client.get("/ready")).status_code != 200:
                     await asyncio.sleep(0.2)
                 # The first requests are slower, and some memory is allocated at first use and stays allocated: keys
@@ -85,23 +79,12 @@ async def measured(
                 alone = Beside("alone")
                 await greet(client, count, alone)
                 while waiting:
-                    result = await attack_and_measure(client, process, port, waiting.pop(0), count)
+                    result = await beside(client, process, port, waiting.pop(0), count)
                     results.append((alone, result))
                     print(line(alone, result), flush=True)
                     if result.idle_after is None or result.failures:
                         break
     return results
-
-
-async def attack_and_measure(
-    client: httpx2.AsyncClient, process: psutil.Process, port: int, name: str, count: int
-) -> Beside:
-    """The result of an attack that ran before for a few seconds, unless its requests are counted."""
-    if not ATTACKS[name].once:
-        async with under_attack(port, name):
-            await asyncio.sleep(WARM)
-        await until_idle(client, SETTLE)
-    return await beside(client, process, port, name, count)
 
 
 def line(alone: Beside, result: Beside) -> str:

@@ -20,6 +20,8 @@ from load import gauges
 from load_pool import voice
 from load_requests import SCHEMA
 
+WARM = 5.0
+"""Seconds of an attack before anything is measured."""
 EVERY, HEALTH = 0.5, 0.2
 """Seconds between greetings and between requests of /health."""
 PATIENCE = 60.0
@@ -129,6 +131,13 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "image": image,
     "transcription": transcription,
 }
+
+
+def client_of(url: str) -> httpx2.AsyncClient:
+    """A client with a new connection for each request: a server may close an idle one at the moment at which the client
+    sends on it."""
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    return httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False, limits=limits)
 
 
 async def timed(
@@ -246,12 +255,18 @@ async def until_released(
 async def beside(
     client: httpx2.AsyncClient, process: psutil.Process, port: int, name: str, count: int
 ) -> Beside:
-    """Send greetings during an attack, then wait until its requests and memory are released."""
-    one, result = ATTACKS[name], Beside(name, memory=[resident(process)] * 2)
+    """Send greetings during an attack, then wait until its requests and memory are released. The attack runs before for
+    a few seconds, so that memory that is allocated once is allocated, unless its requests are counted."""
+    one, result = ATTACKS[name], Beside(name)
     if one.probe:
         for _ in range(3):
             send = client.post(**PROBES[one.probe]())
             await timed(send, f"{one.probe} alone", result.probe_alone, result)
+    if not one.once:
+        async with under_attack(port, name):
+            await asyncio.sleep(WARM)
+        await until_idle(client, BACK)
+    result.memory = [resident(process)] * 2
 
     async def watch_memory() -> None:
         while True:

@@ -51,7 +51,7 @@ class Honest:
 
 @dataclass
 class Sent:
-    """How a request ended: right, wrong, lost, or cut off by the stop of the server."""
+    """How a request ended: right, wrong, lost, or stopped (refused by a server that is stopping)."""
 
     task: str
     end: str
@@ -166,6 +166,8 @@ async def sent(client: httpx2.AsyncClient, request: Honest) -> Sent:
         if answer.status_code == 200:
             fault = request.fault(request.alone, answer.json())
             return ended("wrong", fault) if fault else ended("right")
+        if answer.status_code == 503 and '"stopping"' in answer.text:
+            return ended("stopped")
         if fault := dishonest(answer):
             return ended("wrong", fault)
         refusals += 1

@@ -27,6 +27,7 @@ from hostile_beside import (
     BACK,
     MORE,
     Beside,
+    client_of,
     in_use,
     resident,
     until_idle,
@@ -83,8 +84,8 @@ class Together:
         return [
             what
             for what, missed in (
-                (f"{ends['lost']} lost, {ends['wrong']} wrong", ends["lost"] or ends["wrong"]),
-                ("no answer", not ends["right"]),
+                (f"outcomes {dict(ends)}", ends["right"] < len(self.outcomes)),
+                ("no answer", not self.outcomes),
                 (f"in use: {self.in_use}", self.in_use),
                 (f"memory {last / first if first else 0:.2f} times", last > MORE * first),
                 ("memory not released", self.memory_after is None),
@@ -103,7 +104,7 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
     result = Together()
     with server(model, options) as (child, url, _):
         process, port = psutil.Process(child.pid), int(url.rpartition(":")[2])
-        async with httpx2.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:
+        async with client_of(url) as client:
             while (await client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.2)
             requests = await honest_requests(client)

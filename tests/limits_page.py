@@ -58,6 +58,7 @@ ONE_REQUEST = {
     "max_parts": ("images, audio clips and frames of videos", "HTTP 400"),
     "max_image_bytes": ("an image", "HTTP 413"),
     "max_image_pixels": ("pixels of an image", "HTTP 413"),
+    "max_request_pixels": ("pixels of all images and frames of videos", "HTTP 413"),
     "max_audio_bytes": ("an audio clip or a recording", "HTTP 413"),
     "max_audio_seconds": ("duration of an audio clip", "HTTP 413"),
     "max_recording_seconds": ("duration of a recording to transcribe", "HTTP 413"),
@@ -156,7 +157,9 @@ def number(unit: str, value: float) -> str:
 
 
 def singular(unit: str) -> str:
-    return unit.removesuffix("ies") + "y" if unit.endswith("ies") else unit.removesuffix("s")
+    if unit.endswith("ies"):
+        return unit.removesuffix("ies") + "y"
+    return unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
 
 
 def stored_rows() -> Iterator[Row]:

@@ -208,8 +208,9 @@ def together(modules: dict[str, ModuleType], **changes: Any) -> Any:
     ("changes", "missed"),
     [
         ({}, ""),
-        ({"outcomes": ["lost"]}, "1 lost"),
-        ({"outcomes": ["wrong", "right"]}, "1 wrong"),
+        ({"outcomes": ["lost"]}, "'lost': 1"),
+        ({"outcomes": ["wrong", "right"]}, "'wrong': 1"),
+        ({"outcomes": ["stopped"]}, "'stopped': 1"),
         ({"outcomes": []}, "no answer"),
         ({"in_use": {"prepared_bytes": 1.0}}, "prepared_bytes"),
         ({"memory": [100] * 6 + [120] * 3}, "memory 1.20"),
@@ -325,6 +326,8 @@ def test_a_refusal_is_followed_by_another_try(modules: dict[str, ModuleType]) ->
         raise httpx2.ReadError("closed")
 
     assert asyncio.run(sent(closed)).end == "lost"
+    error = {"error": {**ERROR["error"], "code": "stopping"}}
+    assert asyncio.run(sent(lambda request: httpx2.Response(503, json=error))).end == "stopped"
 
 
 # ---------------------------------------------------------------------- the whole benchmark
