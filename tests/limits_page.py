@@ -66,7 +66,6 @@ ONE_REQUEST = {
     "max_video_seconds": ("duration of a video", "HTTP 413"),
     "max_video_frames": ("frames of all videos", "HTTP 400"),
     "max_video_pixels": ("pixels of these frames", "HTTP 413"),
-    "max_request_pixels": ("pixels of all images and frames of videos", "HTTP 413"),
     "fetch_seconds": ("time to fetch a URL", "HTTP 400"),
     "max_answers": ("answers (`n`)", "HTTP 400"),
     "max_tokens": ("tokens of an answer without `max_tokens`", "the answer ends"),
