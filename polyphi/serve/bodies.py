@@ -129,7 +129,8 @@ class Bodies:
                     for one in self.receiving
                     if not one.refusal and (not full.by_client or one.client == body.client)
                 ]
-                largest = max(rivals, key=lambda one: one.bytes)
+                more = {body: len(received)}
+                largest = max(rivals, key=lambda one: one.bytes + more.get(one, 0))
                 largest.refusal = refusal
                 largest.release()
                 if largest is not body and largest.clock is not None:
