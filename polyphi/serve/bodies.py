@@ -129,8 +129,8 @@ class Bodies:
                     for one in self.receiving
                     if not one.refusal and (not full.by_client or one.client == body.client)
                 ]
-                sizes = {one: one.bytes + (len(received) if one is body else 0) for one in rivals}
-                largest = max(rivals, key=sizes.__getitem__)
+                more = {body: len(received)}
+                largest = max(rivals, key=lambda one: one.bytes + more.get(one, 0))
                 largest.refusal = refusal
                 largest.release()
                 if largest is not body and largest.clock is not None:
