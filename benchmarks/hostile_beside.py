@@ -22,6 +22,8 @@ from load_requests import SCHEMA
 
 WARM = 5.0
 """Seconds of an attack before anything is measured."""
+SETTLE = 20.0
+"""Seconds until that attack's memory is released; what stays then counts as allocated once."""
 EVERY, HEALTH = 0.5, 0.2
 """Seconds between greetings and between requests of /health."""
 PATIENCE = 60.0
@@ -263,9 +265,11 @@ async def beside(
             send = client.post(**PROBES[one.probe]())
             await timed(send, f"{one.probe} alone", result.probe_alone, result)
     if not one.once:
+        cold = resident(process)
         async with under_attack(port, name):
             await asyncio.sleep(WARM)
         await until_idle(client, BACK)
+        await until_released(client, process, cold, SETTLE)
     result.memory = [resident(process)] * 2
 
     async def watch_memory() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 from hostile_peers import CHAT, COMPLETIONS, RESPONSES, Attack, Peer, chat, head
@@ -98,10 +99,11 @@ def with_images() -> bytes:
 
 async def unread_stored(peer: Peer) -> None:
     """Store a response, and request it on many connections that nobody reads."""
-    answer = await peer.post(RESPONSES, with_images())
+    answer = await replace(peer).post(RESPONSES, with_images())  # it starts with the connections
     id = re.search(rb'"id": ?"(resp_\w+)"', answer)
     if id is None or not re.search(rb'"store": ?true', answer):
         peer.seen["not stored"] += 1
+        peer.started = True
         return
     writers = []
     for _ in range(READERS):
