@@ -7,6 +7,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,12 @@ request is in progress, and until memory is released."""
 PROBE_TIMES, PROBE_SECONDS = 10.0, 5.0
 """The aim for another client's image, transcription or structured output: it takes turns with the attack's."""
 MORE = 1.1
-"""Memory counts as released below this many times what it was before, cached encoder outputs excluded."""
+"""Memory counts as released below this many times what it was before, caches excluded."""
 LONGEST_ONCE = 300.0
 """Seconds of greetings beside an attack that ends by itself."""
-CAPACITIES = ("kv_cache_blocks", "kv_cache_blocks_remembered", "encoder_remembered_bytes")
+CACHES = ("encoder_remembered_bytes", "kv_cache_bytes", "stored_responses_bytes")
+"""Gauges of memory that stays in use without requests."""
+CAPACITIES = ("kv_cache_blocks", "kv_cache_blocks_remembered", *CACHES)
 """Gauges, except those of stored responses, that needn't be zero without requests."""
 
 
@@ -235,21 +238,22 @@ async def until_idle(client: httpx2.AsyncClient, seconds: float) -> float | None
     return None
 
 
+async def uncached(client: httpx2.AsyncClient, process: psutil.Process) -> float:
+    """Resident bytes without those of caches."""
+    async with asyncio.timeout(PATIENCE):
+        values = await gauges(client)
+    return resident(process) - sum(values[name] for name in CACHES)
+
+
 async def until_released(
-    client: httpx2.AsyncClient, process: psutil.Process, before: int, seconds: float
+    client: httpx2.AsyncClient, process: psutil.Process, before: float, seconds: float
 ) -> float | None:
-    """Seconds until memory is back at `before`; None if not within `seconds`."""
+    """Seconds until memory without caches is back at `before`; None if not within `seconds`."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                values = await gauges(client)
-        except (TimeoutError, httpx2.HTTPError):
-            await asyncio.sleep(0.5)
-            continue
-        cached = values["encoder_remembered_bytes"] + values["stored_responses_bytes"]
-        if resident(process) - cached < MORE * before:
-            return time.monotonic() - began
+        with suppress(TimeoutError, httpx2.HTTPError):
+            if await uncached(client, process) < MORE * before:
+                return time.monotonic() - began
         await asyncio.sleep(0.5)
     return None
 
@@ -265,12 +269,12 @@ async def beside(
             send = client.post(**PROBES[one.probe]())
             await timed(send, f"{one.probe} alone", result.probe_alone, result)
     if not one.once:
-        cold = resident(process)
+        cold = await uncached(client, process)
         async with under_attack(port, name):
             await asyncio.sleep(WARM)
         await until_idle(client, BACK)
         await until_released(client, process, cold, SETTLE)
-    result.memory = [resident(process)] * 2
+    result.memory, before = [resident(process)] * 2, await uncached(client, process)
 
     async def watch_memory() -> None:
         while True:
@@ -292,6 +296,6 @@ async def beside(
     result.seen = attackers.seen[name]
     watching.cancel()
     result.idle_after = await until_idle(client, RELEASED)
-    result.memory_after = await until_released(client, process, result.memory[0], BACK)
+    result.memory_after = await until_released(client, process, before, BACK)
     result.memory.append(resident(process))
     return result

@@ -30,6 +30,7 @@ from hostile_beside import (
     client_of,
     in_use,
     resident,
+    uncached,
     until_idle,
     until_released,
     watch_health,
@@ -111,7 +112,7 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
             async with under_attack(port, *names, addresses=ADDRESSES):
                 await asyncio.sleep(min(WARM, 60 * minutes))
             await until_idle(client, BACK)
-            result.before = resident(process)
+            result.before, uncached_before = resident(process), await uncached(client, process)
 
             health = Beside("all")
             watching = [
@@ -126,7 +127,7 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
                 task.cancel()
             result.health = health.health
             await until_idle(client, BACK)
-            result.memory_after = await until_released(client, process, result.before, BACK)
+            result.memory_after = await until_released(client, process, uncached_before, BACK)
             result.in_use, result.after = await still_in_use(client), resident(process)
             await stop(child, client, port, names, requests, result)
     return result

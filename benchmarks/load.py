@@ -368,7 +368,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args = parser.parse_args(sys.argv[1:end])
-    with server(args.model, sys.argv[end + 1 :]) as (process, url, log):
+    # Requests that run at the end must finish, also on a slow machine.
+    with server(args.model, ["--drain-seconds", "60", *sys.argv[end + 1 :]]) as (process, url, log):
         result = asyncio.run(loaded(process, url, args))
         errors = [line for line in log.read_text().splitlines() if "Traceback" in line]
     result["tracebacks in the log"] = len(errors)
