@@ -4,7 +4,7 @@ What a grammar costs is bounded neither in time nor in memory by llguidance, and
 grammar has a process, which the kernel ends at its limits; nothing else ends with it. The first process loads the
 tokenizer once, which takes seconds for 200,064 tokens, and forks a process for each grammar in milliseconds.
 
-    to the first process      a pickled tokenizer, then records: START with a number and a socket, or KILL with a number
+    to the first process      a tokenizer as JSON, then records: START with a number and a socket, or KILL with a number
     to a grammar's process    the grammar as JSON, then records: an answer's number and its next token
     from a grammar's process  messages: kind, answer, whether the answer is complete, and bytes: a mask or an error
 
@@ -14,7 +14,6 @@ sends whether the answer is complete, and then the next mask.
 
 import json
 import os
-import pickle
 import resource
 import signal
 import socket
@@ -53,7 +52,9 @@ def main(descriptor: int) -> None:
         file.write("1000")  # without memory, the kernel ends this process and no other
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))
-    vocabulary = Vocabulary(pickle.loads(_read(control, LENGTH.unpack(_read(control, 8))[0])))
+    data = _read(control, LENGTH.unpack(_read(control, LENGTH.size))[0])
+    vocabulary = Vocabulary(Tokenizer.from_json(data.decode()))
+    del data
     processes: dict[int, int] = {}  # number -> process id
 
     def reap(*_: object) -> None:
@@ -175,7 +176,7 @@ def follow(connection: socket.socket, vocabulary: Vocabulary) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     _limit_memory()
     try:
-        grammar = read_grammar(_read(connection, LENGTH.unpack(_read(connection, 8))[0]))
+        grammar = read_grammar(_read(connection, LENGTH.unpack(_read(connection, LENGTH.size))[0]))
         with Timer(COMPILE_SECONDS) as timer, grammars.panics_as_errors():
             matchers = Matchers(grammar, vocabulary)
         send(connection, MASK, ALL, matchers.first_mask)

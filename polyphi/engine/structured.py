@@ -11,7 +11,6 @@ grammar, with limits of CPU time and memory: a grammar that exceeds them ends wi
 """
 
 import os
-import pickle
 import select
 import signal
 import socket
@@ -312,7 +311,7 @@ class _Starter:
         weakref.finalize(self, _end, self._control, self.process)
         self._lock = threading.Lock()
         self._numbers = count()
-        data = pickle.dumps(tokenizer)
+        data = tokenizer.to_json().encode()
         self._send(LENGTH.pack(len(data)) + data)
 
     def start(self) -> tuple[int, socket.socket]:

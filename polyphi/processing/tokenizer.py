@@ -114,6 +114,16 @@ class Tokenizer:
                 f"{path}: expected the JSON of a tokenizer, found something else"
             ) from None
 
+    def to_json(self) -> str:
+        """Return the tokenizer for `from_json` of another process, with the rows that `within` has set."""
+        return json.dumps({"spec": self._spec, "rows": self._rows})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        fields = json.loads(text)
+        tokenizer = cls(fields["spec"])
+        return tokenizer if fields["rows"] is None else tokenizer.within(fields["rows"])
+
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template), readable by transformers."""
         folder = Path(folder)

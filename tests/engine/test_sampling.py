@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyphi.engine.sampling import Sampler, candidates, check, likeliest
+from polyphi.engine.structured import compile_grammar
 from polyphi.messages import Grammar, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -22,7 +23,11 @@ SOME = st.lists(st.floats(-8, 8, width=16), min_size=1, max_size=12)
 
 
 def sampler(prompt: tuple[int, ...] = (), **values: Any) -> Sampler:
-    return Sampler(SamplingParams(**values), TOKENIZER, prompt)
+    sampling, matcher = SamplingParams(**values), None
+    check(sampling)
+    if sampling.grammar is not None:
+        matcher = compile_grammar(sampling.grammar, TOKENIZER).matcher()
+    return Sampler(sampling, TOKENIZER, prompt, matcher)
 
 
 def softmax(scores: list[float]) -> list[float]:

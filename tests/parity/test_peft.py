@@ -168,7 +168,7 @@ def change(folder: Path, **entries: Any) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"peft_type": "IA3"}, "expected peft_type LORA, found IA3"),
+        ({"peft_type": "IA3"}, "expected peft_type LORA, found 'IA3'"),
         ({"use_dora": True}, "sets use_dora"),
         ({"bias": "all"}, "sets bias to 'all'"),
         ({"modules_to_save": ["lm_head"]}, "sets modules_to_save"),

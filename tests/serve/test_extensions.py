@@ -279,7 +279,7 @@ TOKENIZER = Tokenizer.train(SAYINGS, vocab_size=384)
 @given(st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=4), st.data())
 def test_choices_are_texts_not_expressions(texts: list[str], data: st.DataObject) -> None:
     chosen = data.draw(st.sampled_from(texts))
-    matcher = compile_grammar(choices(texts), TOKENIZER).matcher()
+    matcher = compile_grammar(choices(texts, "guided_choice"), TOKENIZER).matcher()
     for token in TOKENIZER.encode(chosen):
         assert matcher.mask(torch.zeros(TOKENIZER.vocab_size))[token].isfinite()
         matcher.accept(token)

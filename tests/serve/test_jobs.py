@@ -11,6 +11,7 @@ from polyphi.engine.request import Caller
 from polyphi.messages import Message, SamplingParams
 from polyphi.serve.errors import ApiError
 from polyphi.serve.jobs import UNCOUNTED, Job, OutputDelta
+from polyphi.serve.prepare import prepare
 from polyphi.serve.server import Server, Ticket
 from polyphi.serve.settings import Settings
 from polyphi.serve.shares import Pool, Share
@@ -32,7 +33,7 @@ class Answers:
         ticket = self._server.admit(Caller(client, b""))
         self.tickets.append(ticket)
         messages = [Message.user("hi")]
-        row, sampling = await self._server.prepare(ticket, messages, "auto", sampling)
+        row, sampling = await prepare(self._server, ticket, messages, "auto", sampling)
         (job,) = await self._server.submit(ticket, [row], sampling)
         return job
 

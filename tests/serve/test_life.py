@@ -26,8 +26,9 @@ from polyphi.engine.request import NOBODY
 from polyphi.messages import Message, SamplingParams
 from polyphi.serve.heartbeat import ENGINE_SECONDS, SMALL_POOL_SECONDS
 from polyphi.serve.run import FORCE_SECONDS, bind
-from polyphi.serve.server import SMALL_THREADS, Ticket
+from polyphi.serve.server import Ticket
 from polyphi.serve.settings import Settings
+from polyphi.serve.shares import SMALL_THREADS
 
 LONG = {"messages": [{"role": "user", "content": "the quick fox"}], "max_tokens": 300}
 SHORT = {"messages": [{"role": "user", "content": "1 + 2"}], "max_tokens": 4}
