@@ -15,6 +15,7 @@ guard.py checks complete headers.
 import asyncio
 import re
 from asyncio import TimerHandle
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -364,8 +365,13 @@ class Connection(asyncio.Protocol):
             nonlocal ended
             if message["type"] == "http.response.start":
                 self._response_started = True
+            is_last = message["type"] == "http.response.body" and not message.get("more_body")
+            if is_last and self._in_body:
+                await send({**message, "more_body": True})
+                await self._discard_body(receive)
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body"):
+            if is_last:
                 ended = True
                 self._end_response()
 
@@ -374,6 +380,16 @@ class Connection(asyncio.Protocol):
         finally:
             if not ended:
                 self._end_response()
+
+    async def _discard_body(self, receive: Receive) -> None:
+        """Receives the rest of a body whose response was sent. A connection that is closed before is reset, and its
+        client doesn't receive the response."""
+        if any(name.lower() == b"expect" for name, _ in self._headers):
+            return  # the client waits before it sends the body
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.header_seconds):
+                while self._in_body and (await receive())["type"] != "http.disconnect":
+                    pass
 
     def _begin_response(self) -> None:
         self._stop_read_timer()

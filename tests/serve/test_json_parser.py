@@ -350,3 +350,21 @@ def test_only_large_bodies_are_parsed_in_the_thread(
             body = HI + b" " * (size - len(HI))
             assert client.post(CHAT, content=body, headers=JSON).status_code == 200
     assert "parse" not in threads[0] and threads[1].startswith("parse")
+
+
+@pytest.mark.parametrize("size", [200_000, 3_000_000])
+def test_a_client_that_is_still_sending_receives_the_refusal(running: Running, size: int) -> None:
+    """A connection that is closed while bytes arrive is reset, and the response is lost."""
+
+    async def post() -> bytes:
+        port = int(running.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        writer.write(f"{head}connection: close\r\ncontent-length: {size}\r\n\r\n".encode())
+        writer.write(b"[" * size)
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+    assert asyncio.run(post()).startswith(b"HTTP/1.1 413 ")
