@@ -30,8 +30,9 @@ from polyphi.processing.tokenizer import Tokenizer
 
 IDLE = 0.5
 """Timeout in seconds of a thread that waits for work or for the next step."""
-GRAMMAR_WAIT, SETTLE_SECONDS = 0.02, 0.002
-"""Seconds to wait for a mask when no request can run, and after a step for the processes that check its tokens."""
+GRAMMAR_WAIT, SETTLE_SHARE = 0.02, 0.02
+"""Seconds to wait for a mask when no request can run, and the share of a step's time to wait after it for the processes
+that check its tokens."""
 SLICE = 0.05
 """Seconds that encoders run between two steps; a layer that takes longer is completed."""
 
@@ -283,6 +284,7 @@ class Core:
                 if not parts:
                     missing = encoding or any(r.missing_media for r in self.scheduler.running)
                     return self._wait_for_grammars(GRAMMAR_WAIT) or missing
+                began = time.monotonic()
                 self._run(parts)
             except BaseException as error:
                 if parts and ran_out(error):
@@ -296,7 +298,9 @@ class Core:
             ran = sum(part.size for part in parts)
             self.tokens += ran
             self.on_step(ran)
-            self._settle_answers([part.request for part in parts])
+            self._settle_answers(
+                [p.request for p in parts], SETTLE_SHARE * (time.monotonic() - began)
+            )
             for part in parts:
                 if part.request.finish_reason:
                     self._end(part.request, part.request.finish_reason)
@@ -310,10 +314,10 @@ class Core:
                 if request.finish_reason:
                     self._end(request, request.finish_reason)
 
-    def _settle_answers(self, requests: Sequence[Request]) -> None:
-        """Ends the answers that are complete according to the processes of their grammars. The answer of a process that
-        takes longer is read after the next step, which then runs for nothing."""
-        end = time.monotonic() + SETTLE_SECONDS
+    def _settle_answers(self, requests: Sequence[Request], seconds: float) -> None:
+        """Ends the answers that are complete according to the processes of their grammars, within `seconds`. What a
+        process says later is read after the next step, which then runs for nothing."""
+        end = time.monotonic() + seconds
         while unsettled := [
             r.matcher.process
             for r in requests

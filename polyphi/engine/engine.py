@@ -220,6 +220,7 @@ class Engine:
         iterator aborts the request. Raises ValueError as `generate` does, before the first delta."""
         if sampling.n != 1:
             raise ValueError(f"a stream has one answer: expected n=1, found n={sampling.n}")
+        sampling = self.with_grammar(sampling)
         request = self.submit(messages, sampling=sampling, adapter=adapter)
         try:
             request.row.result()  # an invalid request raises here, not at the first delta
@@ -269,7 +270,6 @@ class Engine:
         """The requests of a conversation's `n` answers, which share the row; all but the first wait for its prefill."""
         check(sampling)
         parsed = parse_prompt(messages)
-        sampling = self.with_grammar(sampling)
         future: Future[Batch]
         if _has_media(parsed):
             with self._decoding:

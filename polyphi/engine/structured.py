@@ -103,6 +103,8 @@ class _Answer:
 
     def __init__(self) -> None:
         self.mask: bytes | None = None
+        self.allowed: Tensor | None = None
+        """The mask as a bool for each token, once it was used."""
         self.settled, self.complete = True, False
 
 
@@ -232,13 +234,15 @@ class Matcher:
     @property
     def ready(self) -> bool:
         """Whether `mask` returns or raises at once."""
-        self.process.receive()
+        if self._answer.mask is None:
+            self.process.receive()
         return self._answer.mask is not None or self.process.error is not None
 
     @property
     def settled(self) -> bool:
         """Whether `finished` is known."""
-        self.process.receive()
+        if not self._answer.settled:
+            self.process.receive()
         return self._answer.settled or self.process.error is not None
 
     @property
@@ -260,7 +264,8 @@ class Matcher:
     def accept(self, token: int) -> None:
         """Advance by a token that the mask allows."""
         assert self._allowed()[token], f"token {token} is not allowed here"
-        self._answer.mask, self._answer.settled = None, False
+        self._answer.mask = self._answer.allowed = None
+        self._answer.settled = False
         self.process.send(self._number, token)
 
     def close(self) -> None:
@@ -275,8 +280,10 @@ class Matcher:
         if self._answer.mask is None:
             assert self.process.error is not None
             raise self.process.error
-        bits = np.unpackbits(np.frombuffer(self._answer.mask, np.uint8), bitorder="little")
-        return torch.from_numpy(bits[: self.process.vocab_size].astype(bool))
+        if self._answer.allowed is None:
+            bits = np.unpackbits(np.frombuffer(self._answer.mask, np.uint8), bitorder="little")
+            self._answer.allowed = torch.from_numpy(bits[: self.process.vocab_size].view(bool))
+        return self._answer.allowed
 
 
 def wait_for(processes: Iterable[MatcherProcess], seconds: float) -> None:
