@@ -15,6 +15,7 @@ guard.py checks complete headers.
 import asyncio
 import re
 from asyncio import TimerHandle
+from collections.abc import Iterable
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, cast
@@ -354,7 +355,7 @@ class Connection(asyncio.Protocol):
 
     async def answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Calls an application for the last request."""
-        self._called, ended = True, False
+        self._called, closes, ended = True, False, False
         if self._origin and scope["type"] == "http":
             scope["extensions"] = {
                 **scope.get("extensions", {}),
@@ -362,11 +363,13 @@ class Connection(asyncio.Protocol):
             }
 
         async def observed(message: Message) -> None:
-            nonlocal ended
+            nonlocal closes, ended
             if message["type"] == "http.response.start":
                 self._response_started = True
+                headers = [*self._headers, *message.get("headers", ())]
+                closes = self._parser.get_http_version() == "1.0" or _has_close(headers)
             is_last = message["type"] == "http.response.body" and not message.get("more_body")
-            if is_last and self._in_body:
+            if is_last and closes and self._in_body:
                 await send({**message, "more_body": True})
                 await self._discard_body(receive)
                 message = {"type": "http.response.body", "body": b""}
@@ -382,8 +385,8 @@ class Connection(asyncio.Protocol):
                 self._end_response()
 
     async def _discard_body(self, receive: Receive) -> None:
-        """Receives the rest of a body whose response was sent. A connection that is closed before is reset, and its
-        client doesn't receive the response."""
+        """Receives the rest of a body whose response was sent. A connection that were closed before would be reset, and
+        its client wouldn't receive the response."""
         if any(name.lower() == b"expect" for name, _ in self._headers):
             return  # the client waits before it sends the body
         with suppress(TimeoutError):
@@ -441,3 +444,8 @@ class Connection(asyncio.Protocol):
             self._start_read_timer(self._settings.body_seconds)
         else:
             self.inner.data_received(data)
+
+
+def _has_close(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a header says that the connection ends with the response."""
+    return any(n.lower() == b"connection" and b"close" in value.lower() for n, value in headers)
