@@ -219,8 +219,9 @@ class Shares:
                 "requests",
                 most_of(requests),
                 requests,
-                "HTTP 429 with Retry-After",
-            )
+                "HTTP 429 with Retry-After; a client without another request always has a place",
+            ),
+            always=1,
         )
         self.sessions = Pool(
             Share(

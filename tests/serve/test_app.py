@@ -14,6 +14,7 @@ from polyphi.serve import page
 from polyphi.serve.app import create_app
 from polyphi.serve.errors import AnthropicErrorResponse, ErrorResponse
 from polyphi.serve.settings import Settings
+from polyphi.serve.shares import Pool
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
@@ -75,6 +76,8 @@ def wrong_requests(server: Any) -> Iterator[tuple[int, str, str, dict[str, Any]]
     message["content"][0]["image_url"]["url"] = "data:;base64,QUJD"  # type: ignore[index]
     for path in (CHAT, "/tokenize"):
         yield 415, "POST", path, {"json": {"messages": [message]}, "headers": KEY}
+    # Otherwise a client without another request would have a place.
+    server.shares.requests = Pool(server.shares.requests.share)
     with ExitStack() as stack:
         for number in range(server.capacity):
             stack.enter_context(server.admit(Caller(bytes([number]))))

@@ -22,6 +22,7 @@ from serve.test_chat import image_part
 from serve.test_fetch import Net, net, page  # noqa: F401
 
 from polyphi.engine.engine import Engine
+from polyphi.engine.request import Caller
 from polyphi.processing import media
 from polyphi.serve import server as server_module
 from polyphi.serve import speech
@@ -108,6 +109,18 @@ def test_a_greeting_passes_long_chats_of_its_client(engine: Engine) -> None:
             assert after.requests >= 40, "the greeting passed them"
             assert after.steps - before.steps < 500, "of about 2,000 until one of them ends"
         until(running.idle)
+
+
+def test_clients_that_fill_the_queue_together_leave_a_place_to_another(running: Running) -> None:
+    server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
+    tickets = [server.admit(Caller(bytes([n % 3]))) for n in range(server.capacity)]
+    with running.client() as client:
+        assert client.post(CHAT, json=chat("hi")).status_code == 200
+        own = server.admit(Caller(b"127.0.0.1"))
+        assert client.post(CHAT, json=chat("hi")).status_code == 429, "one place"
+    for ticket in (*tickets, own):
+        ticket.release()
+    assert server.shares.requests.used == 0
 
 
 def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> None:

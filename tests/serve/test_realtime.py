@@ -553,7 +553,8 @@ def test_sessions_are_limited_in_all_and_by_client(engine: Engine) -> None:  # n
 def test_a_full_queue_refuses_sessions(engine: Engine) -> None:  # noqa: F811
     with local(engine) as client:
         server = client.app.state.server  # type: ignore[attr-defined]
-        tickets = [server.admit(Caller(bytes([n % 4]), b"")) for n in range(server.capacity)]
+        clients = [b"testclient", *(bytes([n % 4]) for n in range(server.capacity - 1))]
+        tickets = [server.admit(Caller(client, b"")) for client in clients]
         with client.websocket_connect(HERE + PATH) as opened:
             peer = Peer(opened)
             assert peer.error()["code"] == "queue_full" and peer.closed() == 1013

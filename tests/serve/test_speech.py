@@ -648,7 +648,8 @@ def test_who_hangs_up_frees_everything(
 
 def test_a_full_queue_says_when_to_come_again(running: Running, client: OpenAI) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
-    tickets = [server.admit(Caller(bytes([i]))) for i in range(server.capacity)]
+    others = [bytes([i]) for i in range(server.capacity - 1)]
+    tickets = [server.admit(Caller(client)) for client in (b"127.0.0.1", *others)]
     with pytest.raises(RateLimitError) as caught:
         client.audio.transcriptions.create(file=CLIP, model="tiny")
     assert int(caught.value.response.headers["retry-after"]) >= 1
