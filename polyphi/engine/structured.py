@@ -177,12 +177,14 @@ class MatcherProcess:
         if self.error is not None:
             return
         self._send(b"")
+        is_late = time.monotonic() - self._waiting_since > WAIT
         try:
             while len(data := self._socket.recv(1 << 18)):
                 self._incoming += data
+                is_late = False  # it is this process that has read late
             self._fail()  # the process has ended
         except BlockingIOError:
-            if time.monotonic() - self._waiting_since > WAIT:
+            if is_late:
                 self._fail()
         except OSError:
             self._fail()

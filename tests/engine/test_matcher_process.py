@@ -140,6 +140,19 @@ def test_an_invalid_grammar_ends_a_request_that_did_not_wait_for_it(engine: Engi
 
 
 @pytest.mark.usefixtures("no_processes")
+def test_a_message_that_is_read_late_counts(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request may wait in the queue for longer than a process may take."""
+    monkeypatch.setattr(structured, "WAIT", 0.0)
+    (matcher,) = structured.open_matchers(WORDS, tokenizer, 1)
+    assert matcher is not None
+    structured.wait_for([matcher.process], 30)
+    assert matcher.ready and matcher.process.error is None
+    matcher.close()
+
+
+@pytest.mark.usefixtures("no_processes")
 def test_answers_of_a_request_share_a_process(engine: Engine) -> None:
     sampling = SamplingParams(grammar=WORDS, temperature=2.0, n=4, max_tokens=60)
     row = engine.prepare(QUESTION)
