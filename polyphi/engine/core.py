@@ -276,14 +276,14 @@ class Core:
         with self._lock:
             self.adapters.remove_unused()
             self._start_arrived(in_order)
-            self._resume_answers()
+            ended = self._resume_answers()
             parts: list[StepPart] = []
             try:
                 encoding = self._encode()
                 parts = self.scheduler.plan()
                 if not parts:
                     missing = encoding or any(r.missing_media for r in self.scheduler.running)
-                    return self._wait_for_grammars(GRAMMAR_WAIT) or missing
+                    return self._wait_for_grammars(GRAMMAR_WAIT) or missing or ended
                 began = time.monotonic()
                 self._run(parts)
             except BaseException as error:
@@ -306,13 +306,16 @@ class Core:
                     self._end(part.request, part.request.finish_reason)
             return True
 
-    def _resume_answers(self) -> None:
-        """Continues the requests that waited for the process of their grammar."""
+    def _resume_answers(self) -> bool:
+        """Continues the requests that waited for the process of their grammar; whether one has ended."""
+        ended = False
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             if request.waits_for_grammar:
                 resume(request)
                 if request.finish_reason:
+                    ended = True
                     self._end(request, request.finish_reason)
+        return ended
 
     def _settle_answers(self, requests: Sequence[Request], seconds: float) -> None:
         """Ends the answers that are complete according to the processes of their grammars, within `seconds`. What a

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -32,7 +33,12 @@ FORMS = [
 def processes(tokenizer: Tokenizer) -> list[psutil.Process]:
     """Those of grammars, without the one that starts them."""
     first = psutil.Process(structured._starter(tokenizer).process.pid)
-    return [child for child in first.children() if child.status() != psutil.STATUS_ZOMBIE]
+    running = []
+    for child in first.children():
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if child.status() != psutil.STATUS_ZOMBIE:
+                running.append(child)
+    return running
 
 
 def until(true: Callable[[], object], seconds: float = 30) -> None:
@@ -56,7 +62,7 @@ def run(engine: Engine, *samplings: SamplingParams) -> list[Request]:
 
 def steps_until_finished(engine: Engine, *requests: Request) -> int:
     before = engine.counters().steps
-    until(lambda: engine.step() and all(request.finish_reason for request in requests))
+    until(lambda: (engine.step(), all(request.finish_reason for request in requests))[1])
     return engine.counters().steps - before
 
 
@@ -123,6 +129,7 @@ def test_after_the_first_process_has_ended_another_is_started(engine: Engine) ->
     expected = engine.generate(QUESTION, sampling=sampling)
     first = structured._starter(engine.processor.tokenizer).process
     (request,) = run(engine, sampling)
+    until(lambda: engine.step() and request.tokens)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     steps_until_finished(engine, request)  # its own process goes on
