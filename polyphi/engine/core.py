@@ -333,12 +333,15 @@ class Core:
             request.settle()
 
     def _wait_for_grammars(self, seconds: float) -> bool:
-        """Whether running requests only wait for the processes of their grammars; then waits for one of them."""
-        processes = [r.matcher.process for r in self.scheduler.running if r.matcher is not None]
-        if processes and any(r.waits_for_grammar for r in self.scheduler.running):
+        """Whether requests wait for the processes of their grammars; then waits for one of these."""
+        processes = [
+            request.matcher.process
+            for request in (*self.scheduler.running, *self.scheduler.waiting)
+            if request.matcher is not None and request.waits_for_grammar
+        ]
+        if processes:
             wait_for(processes, seconds)
-            return True
-        return False
+        return bool(processes)
 
     def _recover_memory(self, parts: Sequence[StepPart]) -> None:
         """After a step that ran out of memory: ends its largest request and preempts the others, which run again."""

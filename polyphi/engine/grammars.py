@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from polyphi.engine.json_schemas import for_grammar, refuse_explosive
+from polyphi.engine.json_schemas import depth, for_grammar, refuse_explosive
 from polyphi.engine.tools import FUNCTOOLS
 from polyphi.messages import CALL, CALL_END, Grammar, functions
 
@@ -156,18 +156,9 @@ def _parsed(text: str, what: str) -> Any:
         raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found more") from None
     except ValueError as error:
         raise ValueError(f"expected a {what}, found invalid JSON: {error}") from None
-    if (depth := _depth(value)) > MAX_DEPTH:
-        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {depth}")
+    if (levels := depth(value)) > MAX_DEPTH:
+        raise ValueError(f"a {what} is nested at most {MAX_DEPTH} deep, found {levels}")
     return value
-
-
-def _depth(value: Any) -> int:
-    """Levels of objects and arrays in a JSON value."""
-    level, depth = [value], -1
-    while level:
-        level = [inner for outer in level for inner in _members(outer)]
-        depth += 1
-    return depth
 
 
 def _members(value: Any) -> list[Any]:
@@ -271,7 +262,7 @@ def _levels(schema: Any) -> int:
     if not isinstance(schema, dict) or "$ref" in schema:
         return MAX_LEVELS
     if "const" in schema or "enum" in schema:
-        return min(MAX_LEVELS, max(_depth(schema.get("const")), _depth(schema.get("enum")) - 1))
+        return min(MAX_LEVELS, max(depth(schema.get("const")), depth(schema.get("enum")) - 1))
     types = str(schema.get("type", "object"))
     if "object" not in types and "array" not in types:
         return 0

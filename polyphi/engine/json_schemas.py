@@ -216,13 +216,13 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             stack += part
 
 
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
     """Levels of objects and lists in a JSON value."""
-    level, depth = [value], 0
+    level, count = [value], 0
     while level := [part for part in level if isinstance(part, dict | list)]:
         level = [m for part in level for m in (part.values() if isinstance(part, dict) else part)]
-        depth += 1
-    return depth
+        count += 1
+    return count
 
 
 def _units(value: float) -> int:
@@ -244,7 +244,7 @@ def _nested(schema: Any) -> int:
     named = {reference for reference in references if not reference.startswith("#/")}
     pointed = (_target(reference, schema) for reference in set(references) - named)
     parts = {id(part): part for part in (schema, *pointed)}
-    return sum(map(_depth, parts.values())) + len(named) * _depth(schema)
+    return sum(map(depth, parts.values())) + len(named) * depth(schema)
 
 
 def _target(reference: Any, root: Any) -> Any:

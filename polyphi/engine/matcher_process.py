@@ -18,7 +18,6 @@ import resource
 import signal
 import socket
 import struct
-import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -259,7 +258,3 @@ def _read(connection: socket.socket, count: int) -> bytes:
             raise EOFError
         data += piece
     return bytes(data)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -13,7 +13,8 @@ from polyphi.engine.scheduler import StepPart
 from polyphi.engine.structured import wait_for
 
 DRAFT_WAIT = 0.005
-"""Seconds to wait for the mask after an accepted draft token: another step would take longer."""
+"""Seconds to wait for the mask after an accepted draft token: another step would take longer. A process that takes more
+isn't waited for again, since others wait meanwhile."""
 
 
 class NotFinite(RuntimeError):
@@ -52,8 +53,9 @@ def _accept_tokens(
     valid only if that token is the sampled one."""
     for number in range(len(rows)):
         if (matcher := request.matcher) is not None:
-            if number and not matcher.ready:
+            if number and not matcher.ready and not matcher.process.is_slow:
                 wait_for([matcher.process], DRAFT_WAIT)
+                matcher.process.is_slow = not matcher.ready
             request.settle()
             if request.finish_reason:
                 break

@@ -119,6 +119,8 @@ class MatcherProcess:
         self.vocab_size = tokenizer.vocab_size
         self.answers: dict[int, _Answer] = {}
         self.error: ValueError | None = None
+        self.is_slow = False
+        """Whether a mask after a draft token has taken too long to wait for (results.py)."""
         self._first_mask: bytes | None = None
         self._open = 0
         self._incoming, self._outgoing = bytearray(), bytearray()
