@@ -44,6 +44,12 @@ CALL_LEVELS = 2
 ROW_ITEMS, LEXER_STATES, LEXER_FUEL = 20_000, 50_000, 200_000
 """Limits of an answer's parser: alternatives at one position, states of its lexer (1 to 2 kB each), and work on
 expressions before the first token (about 0.1 s)."""
+COMPILE_SECONDS, MASK_SECONDS = 1.0, 1.0
+"""CPU time to compile a grammar and compute its first mask, and of each further mask; a usual one takes 0.1 ms."""
+ANSWER_SECONDS, TOKEN_SECONDS = 5.0, 0.01
+"""CPU time of all masks of a grammar, and more for each token."""
+PROCESS_MEMORY = 128 << 20
+"""Bytes of a grammar's process beyond the tokenizer's."""
 
 # Type names in the models' own form of tools, {"city": {"type": "str", ...}}; other names allow any value.
 TYPES = {

@@ -24,6 +24,13 @@ from contextlib import suppress
 from typing import Any
 
 from polyphi.engine import grammars
+from polyphi.engine.grammars import (
+    ANSWER_SECONDS,
+    COMPILE_SECONDS,
+    MASK_SECONDS,
+    PROCESS_MEMORY,
+    TOKEN_SECONDS,
+)
 from polyphi.messages import CALL, CALL_END, Grammar
 from polyphi.processing.tokenizer import Tokenizer
 
@@ -32,14 +39,6 @@ START, KILL = b"S", b"K"
 STATUS, MASK, ERROR = b"s", b"m", b"e"
 ALL = 2**32 - 1
 """The number of the answer in messages about all of them."""
-COMPILE_SECONDS = 1.0
-"""CPU time to compile a grammar and to compute the first mask."""
-MASK_SECONDS = 1.0
-"""CPU time of one mask; a usual one takes 0.1 ms."""
-ANSWER_SECONDS, TOKEN_SECONDS = 5.0, 0.01
-"""CPU time of all masks of a grammar, and more for each token."""
-MEMORY = 128 << 20
-"""Bytes of a grammar's process beyond the tokenizer's."""
 SLOW = 0.05
 """CPU time of one message after which a process gives way to all others."""
 
@@ -220,7 +219,7 @@ def _limit_memory() -> None:
     with suppress(OSError, ValueError):  # macOS has neither
         with open("/proc/self/statm") as file:
             pages = int(file.read().split()[0])
-        size = pages * resource.getpagesize() + MEMORY
+        size = pages * resource.getpagesize() + PROCESS_MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 

@@ -160,7 +160,6 @@ class Server:
         self.tokens = Tokens(engine.processor.tokenizer)
         self.started = int(time.time())
         self.draining = False
-        self._tickets: set[Ticket] = set()
         self._seconds = 1.0  # moving average of a request's duration
         self._jobs: set[Job] = set()
         self._stop = threading.Event()
@@ -231,7 +230,7 @@ class Server:
                 running = False
             if not running:
                 self._jobs.discard(job)
-        interval = TRIM_BUSY if self._tickets else TRIM_IDLE
+        interval = TRIM_BUSY if self.admitted else TRIM_IDLE
         if self._heap_used and time.monotonic() - self._trimmed > interval:
             self._heap_used, self._trimmed = False, time.monotonic()
             give_back()
@@ -250,7 +249,7 @@ class Server:
 
     @property
     def admitted(self) -> int:
-        return len(self._tickets)
+        return self.shares.requests.used
 
     def admit(self, caller: Caller, live: bool = False) -> Ticket:
         """A ticket for a request or, with `live`, for a session of live transcription. Raises ApiError 429 with the
@@ -261,9 +260,7 @@ class Server:
                 "the server is stopping; try another server or try again later",
                 code="stopping",
             )
-        ticket = Ticket(self, caller, live)
-        self._tickets.add(ticket)
-        return ticket
+        return Ticket(self, caller, live)
 
     @property
     def live_sessions(self) -> int:
@@ -304,7 +301,6 @@ class Server:
             ) from None
 
     def release(self, ticket: Ticket) -> None:
-        self._tickets.discard(ticket)
         if ticket.live:  # its duration says nothing about the time that a request takes
             return
         self._seconds += 0.1 * (time.monotonic() - ticket.admitted_at - self._seconds)

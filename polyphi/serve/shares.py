@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from polyphi.engine.grammars import PROCESS_MEMORY
 from polyphi.runtime import cpu
 from polyphi.serve.settings import MIB, Settings
 
@@ -213,6 +214,9 @@ class Shares:
 
     def __init__(self, settings: Settings, max_num_seqs: int = 32) -> None:
         requests = max_num_seqs + settings.max_waiting
+        first_body = settings.max_bodies_bytes // settings.max_connections
+        # A client can send at least one body of maximum size.
+        own_bodies = max(settings.max_body_bytes, settings.max_bodies_bytes // 4)
         self.requests = Pool(
             Share(
                 "requests that run or wait (`--max-num-seqs`, `--max-waiting`)",
@@ -246,10 +250,12 @@ class Shares:
             Share(
                 "request bodies, from their first byte until the prompt is prepared",
                 "bytes",
-                max(settings.max_body_bytes, settings.max_bodies_bytes // 4),
+                own_bodies,
                 settings.max_bodies_bytes,
-                "HTTP 429 for the largest body that the client is sending; 503 where the limit of all is reached",
-            )
+                "HTTP 429 for the largest body that the client is sending; 503 where the limit of all is reached, but "
+                f"never for the first {first_body // 1024} KiB of a client",
+            ),
+            always=first_body,
         )
         self.parsing = Turns(
             Share("large JSON bodies that are being parsed", "bodies", 1, 1, "waits for a turn")
@@ -268,7 +274,7 @@ class Shares:
             Share(
                 "media that were fetched or read from files, until the prompt is prepared",
                 "bytes",
-                max(settings.max_body_bytes, settings.max_bodies_bytes // 4),
+                own_bodies,
                 settings.max_bodies_bytes,
                 "HTTP 429 with Retry-After",
             )
@@ -338,7 +344,7 @@ class Shares:
         )
         self.matchers = Turns(
             Share(
-                "requests with a grammar, each with a process of at most 128 MiB",
+                f"requests with a grammar, each with a process of at most {PROCESS_MEMORY // MIB} MiB",
                 "requests",
                 most_of(max_num_seqs),
                 max_num_seqs,

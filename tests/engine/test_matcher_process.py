@@ -13,7 +13,8 @@ import pytest
 
 from polyphi.engine import structured
 from polyphi.engine.engine import Engine
-from polyphi.engine.matcher_process import MEMORY, grammar_bytes, read_grammar
+from polyphi.engine.grammars import PROCESS_MEMORY
+from polyphi.engine.matcher_process import grammar_bytes, read_grammar
 from polyphi.engine.request import Request
 from polyphi.engine.structured import CompiledGrammar, compile_grammar
 from polyphi.messages import Grammar, Message, SamplingParams
@@ -210,7 +211,7 @@ def test_memory_of_a_process_is_limited(tokenizer: Tokenizer) -> None:
     grammar = compile_grammar(WORDS, tokenizer)
     (process,) = processes(tokenizer)
     limit, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_AS)
-    assert MEMORY <= limit < MEMORY + (8 << 30)
+    assert PROCESS_MEMORY <= limit < PROCESS_MEMORY + (8 << 30)
     assert grammar.process is not None
     grammar.process.close()
 

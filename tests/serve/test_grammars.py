@@ -20,7 +20,9 @@ def schema(value: Any, **more: object) -> dict[str, object]:
 
 
 NEVER = chat("hi", guided_grammar=NEVER_COMPILES.text)
-SLOW_MASKS = chat("hi", response_format={"type": "regex", "regex": "a?" * 1900}, n=8, max_tokens=40)
+SLOW_MASKS = chat(
+    "hi", response_format={"type": "regex", "regex": "(yes|no){600}"}, n=8, max_tokens=1500
+)
 WORDS = chat("hi", response_format={"type": "regex", "regex": "(yes|no){3}"}, max_tokens=20)
 
 
