@@ -13,7 +13,6 @@ from unittest import mock
 from polyphi.engine.engine import MAX_NUM_SEQS
 from polyphi.serve import shares
 from polyphi.serve.settings import MIB, Settings
-from polyphi.serve.store import MAX_RESPONSES, ResponseStore
 
 PAGE = Path(__file__).parents[1] / "docs" / "limits.md"
 SETTINGS = Settings("phi")
@@ -89,17 +88,9 @@ OTHER |= {"live_idle_seconds", "live_seconds"}
 
 def text() -> str:
     shared = table(["what", "one client", "all clients", "beyond"], share_rows())
-    stored = table(["what", "one client", "all clients", "beyond"], stored_rows())
     request = table(["what", "limit", "beyond"], request_rows())
-    parts = (
-        START,
-        "\n## Memory and turns\n",
-        shared,
-        END,
-        "\n## Stored data and adapters\n",
-        stored,
-    )
-    return "\n".join((*parts, REQUEST, request)).replace("\n\n\n", "\n\n") + "\n"
+    parts = (START, "\n## Memory and turns\n", shared, END, REQUEST, request)
+    return "\n".join(parts).replace("\n\n\n", "\n\n") + "\n"
 
 
 def table(titles: list[str], rows: Iterator[tuple[str, ...]]) -> str:
@@ -108,7 +99,7 @@ def table(titles: list[str], rows: Iterator[tuple[str, ...]]) -> str:
 
 
 def share_rows() -> Iterator[Row]:
-    """A row for each pool and each kind of slot of `Shares`."""
+    """A row for each share of `Shares`."""
     few, many = (all_shares(cores) for cores in CORES)
     assert few.keys() == many.keys()
     for name, share in few.items():
@@ -125,7 +116,7 @@ def all_shares(cores: int) -> dict[str, shares.Share]:
     with mock.patch("polyphi.runtime.cpu.usable", lambda: cores):
         module = loaded_again(shares)
     attributes = vars(module.Shares(SETTINGS, MAX_NUM_SEQS))
-    return {name: one.share for name, one in attributes.items() if hasattr(one, "share")}
+    return {name: getattr(one, "share", one) for name, one in attributes.items()}
 
 
 def loaded_again(module: ModuleType) -> ModuleType:
@@ -159,23 +150,6 @@ def singular(unit: str) -> str:
     if unit.endswith("ies"):
         return unit.removesuffix("ies") + "y"
     return unit.removesuffix("es") if unit.endswith("sses") else unit.removesuffix("s")
-
-
-def stored_rows() -> Iterator[Row]:
-    """What the server stores."""
-    stored = SETTINGS.max_stored_bytes
-    yield (
-        "[stored responses](server.md#responses-api) (`--store-mb`)",
-        f"{number('bytes', ResponseStore(stored).max_size)}, {MAX_RESPONSES:,} responses",
-        number("bytes", stored),
-        "the least recently used are dropped; a response that is larger alone isn't stored",
-    )
-    yield (
-        "[adapters loaded at runtime](server.md#loading-adapters-at-runtime)",
-        "as all clients",
-        f"{SETTINGS.max_adapters} adapters, {number('bytes', SETTINGS.max_adapter_bytes)}",
-        "HTTP 400",
-    )
 
 
 def request_rows() -> Iterator[tuple[str, str, str]]:

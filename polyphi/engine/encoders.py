@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polyphi.batch import AudioInput, Batch, ImageInput
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.slices import Slices
+from polyphi.steps import Steps
 
 CROPS = 16
 """Most crops of one call of the vision encoder."""
@@ -95,7 +95,7 @@ class Encoders:
         self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
         """Called after each call of an encoder with "image" or "audio" and its duration."""
         self._group: list[Item] = []
-        self._slices: Slices[dict[bytes, Tensor]] | None = None
+        self._slices: Steps[dict[bytes, Tensor]] | None = None
         self._seconds = 0.0  # of the current group so far
         self._oldest_first = False
 
@@ -181,7 +181,7 @@ class Encoders:
             size += item.size
         return group
 
-    def _run(self, group: Sequence[Item]) -> Slices[dict[bytes, Tensor]]:
+    def _run(self, group: Sequence[Item]) -> Steps[dict[bytes, Tensor]]:
         device = self._model.decoder.device
         if group[0].modality == "image":
             # Converted before they are joined: a group may have images in uint8 and in float.

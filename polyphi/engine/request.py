@@ -168,8 +168,8 @@ class Request:
     """Later requests that were admitted first because memory was short."""
     turn_start: int = 0
     """Tokens of the answer when it was last admitted."""
-    keeps_place: bool = False
-    """Whether no short request of the same client takes its place before its turn is over (scheduler.py)."""
+    keeps_slot: bool = False
+    """Whether no short request of the same client takes its slot before its turn is over (scheduler.py)."""
     cached_tokens: int | None = None
     """Prompt tokens that were in the prefix cache; None before it was admitted."""
     arrived: float = field(default_factory=time.monotonic)

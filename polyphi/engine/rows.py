@@ -26,7 +26,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import NO_TOKENIZER
-from polyphi.runtime.steps import Steps, at_once
+from polyphi.steps import Steps, at_once
 
 PromptTooLong = TooLong
 """A prompt that exceeds the context."""

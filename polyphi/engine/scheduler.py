@@ -7,9 +7,9 @@ run in order. Admission is fair too: the client with the fewest running requests
 admitted least recently. A client or group with more than its share is preempted.
 
 **Among the groups of a client**, those without a running request are next; of these the short requests, then the ones
-that have waited longest. If all places are taken, a short request takes the place of a long one of its client, and a
+that have waited longest. If all slots are taken, a short request takes the slot of a long one of its client, and a
 long request that of a long one whose turn is over, so that answers without a limit take turns. A group takes one
-place in this way. While long requests wait, short ones use at most `SHORT_SHARE` times as many places as long ones.
+slot in this way. While long requests wait, short ones use at most `SHORT_SHARE` times as many slots as long ones.
 
 When memory for keys and values is short, the newest running request is preempted: it releases its blocks, keeps its
 tokens and waits at the front. A part of memory is reserved for small requests, which may be admitted before a large one
@@ -38,9 +38,9 @@ PATIENCE = 256
 SHORT = 256
 """Most tokens of a short request, prompt and answer."""
 TURN = 128
-"""Tokens of an answer after which a waiting request of the same client may take the place of a long one."""
+"""Tokens of an answer after which a waiting request of the same client may take the slot of a long one."""
 SHORT_SHARE = 3
-"""Places of short requests for each place of a long one, while long ones of their client wait."""
+"""Slots of short requests for each slot of a long one, while long ones of their client wait."""
 
 TOKEN_COST = 0.08
 """Time that another token adds to a decode step, relative to a step of one token. (Measured: 0.05 in 8 bits, 0.15 to
@@ -104,10 +104,10 @@ class Scheduler:
         self._steps = 0
         self._ample = True  # whether the tokens of all requests fit in memory
         self._due: dict[int, int] = {}
-        """The step from which each present group waits for its next place: when it came or was last admitted, `TURN`
+        """The step from which each present group waits for its next slot: when it came or was last admitted, `TURN`
         steps after its turn was over, 0 if it was preempted before."""
         self._excess: dict[bytes, int] = {}
-        """Of clients whose long requests wait: places of short ones beyond `SHORT_SHARE` of each long one, summed over
+        """Of clients whose long requests wait: slots of short ones beyond `SHORT_SHARE` of each long one, summed over
         steps."""
         self._chunk, self._prefill = chunk, prefill
         self._token_seconds = 0.0  # moving average of a prompt token's time
@@ -222,7 +222,7 @@ class Scheduler:
             request.started = request.started or time.monotonic()
 
     def _update_waiting(self) -> None:
-        """Note new groups, and how many places short requests use while long ones of their client wait."""
+        """Note new groups, and how many slots short requests use while long ones of their client wait."""
         for request in self.waiting:
             self._due.setdefault(request.group, self._steps)
         change: Counter[bytes] = Counter()
@@ -234,14 +234,14 @@ class Scheduler:
         self._ample = blocks <= self.pool.size
 
     def _next(self, eligible: Sequence[Request]) -> tuple[Request | None, Request | None]:
-        """The waiting request to admit, None if there is no place, and the running one to preempt for it, if any."""
+        """The waiting request to admit, None if there is no slot, and the running one to preempt for it, if any."""
         order = sorted(eligible, key=self._priority())
         if len(self.running) < self.max_num_seqs:
             return order[0], None
         first: dict[bytes, Request] = {}
         for request in order:
             first.setdefault(request.caller.client, request)
-        # Where the first request of a client finds no place, its others don't either.
+        # Where the first request of a client finds no slot, its others don't either.
         for request in first.values():
             if (victim := self._victim(request)) is not None:
                 return request, victim
@@ -253,14 +253,14 @@ class Scheduler:
 
         def priority(request: Request) -> tuple[int, ...]:
             client, group = request.caller.client, request.group
-            in_order = self._owes_place(client) or not _is_short(request)
+            in_order = self._owes_slot(client) or not _is_short(request)
             turn = self._turns.get(client, 0)
             return clients[client], turn, groups[group], in_order, self._due[group]
 
         return priority
 
-    def _owes_place(self, client: bytes) -> bool:
-        """Whether short requests of a client have used so many places that its next one goes to the request that has
+    def _owes_slot(self, client: bytes) -> bool:
+        """Whether short requests of a client have used so many slots that its next one goes to the request that has
         waited longest."""
         return self._excess.get(client, 0) >= SHORT_SHARE * TURN
 
@@ -271,7 +271,7 @@ class Scheduler:
         self._due = {group: step for group, step in self._due.items() if group in groups}
         self._due[request.group] = self._steps
         request.turn_start = len(request.tokens)
-        request.keeps_place = self._owes_place(client) and not _is_short(request)
+        request.keeps_slot = self._owes_slot(client) and not _is_short(request)
         if victim is None or victim.caller.client != client:
             number = 1 + max(self._turns.values(), default=0)
             self._turns = {c: turn for c, turn in self._turns.items() if c in clients}
@@ -284,9 +284,9 @@ class Scheduler:
         )
 
     def _victim(self, request: Request) -> Request | None:
-        """The running request whose place a waiting one takes: the newest of the client with the most running requests,
+        """The running request whose slot a waiting one takes: the newest of the client with the most running requests,
         or of the same client's group with the most, if it has at least two more than this one. Otherwise, for a group
-        without a running request, the one of the same client whose turn has lasted longest, if it leaves its place."""
+        without a running request, the one of the same client whose turn has lasted longest, if it yields its slot."""
         clients, groups = self._counts()
 
         def has_more(other: Request) -> bool:
@@ -298,17 +298,17 @@ class Scheduler:
             return max(candidates, key=lambda r: (clients[r.caller.client], groups[r.group]))
         if groups[request.group]:
             return None
-        candidates = [r for r in reversed(self.running) if self._leaves_place(r, request)]
+        candidates = [r for r in reversed(self.running) if self._yields_slot(r, request)]
         return max(candidates, key=_turn_tokens, default=None)
 
-    def _leaves_place(self, running: Request, waiting: Request) -> bool:
-        """Whether a running request leaves its place to a waiting one of its client."""
+    def _yields_slot(self, running: Request, waiting: Request) -> bool:
+        """Whether a running request yields its slot to a waiting one of its client."""
         if running.caller.client != waiting.caller.client or _is_short(running):
             return False
         needed = waiting.table.missing_blocks(len(waiting) + 1) + self._reserved(waiting)
         if needed > self.pool.available + len(running.table.blocks):
             return False
-        if _is_short(waiting) and not running.keeps_place:
+        if _is_short(waiting) and not running.keeps_slot:
             return True
         is_due = _is_short(waiting) or self._due[waiting.group] <= self._steps
         return is_due and self._turn_is_over(running)

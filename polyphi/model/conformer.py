@@ -28,8 +28,8 @@ from polyphi.kernels import encoder as native
 from polyphi.model.attention import working_dtype
 from polyphi.model.config import AudioConfig
 from polyphi.model.linear import Linear, product
-from polyphi.model.slices import Slices, complete
 from polyphi.model.subsampling import SUBSAMPLING, Subsampling
+from polyphi.steps import Steps, result_of
 
 BATCH_FEATURES = 1000
 """Features encoded at a time without gradients: 80 s, two windows. [ours] The output of the first convolution for them
@@ -308,11 +308,11 @@ class ConformerEncoder(nn.Module):
 
         Raises ValueError where the clips' frames don't add up to the batch's, or a clip has none.
         """
-        return complete(self.slices(mels, clips))
+        return result_of(self.slices(mels, clips))
 
     def slices(
         self, mels: Float[Tensor, "F M"], clips: Sequence[Clip]
-    ) -> Slices[Float[Tensor, "A D"]]:
+    ) -> Steps[Float[Tensor, "A D"]]:
         """The result of `forward`, in slices of one block over a few windows."""
         total = sum(clip.frames for clip in clips)
         if total != len(mels):
@@ -352,7 +352,7 @@ class ConformerEncoder(nn.Module):
 
     def _encode(
         self, x: Float[Tensor, "B D"], lengths: Sequence[int]
-    ) -> Slices[Float[Tensor, "B D"]]:
+    ) -> Steps[Float[Tensor, "B D"]]:
         """The output of all blocks for windows of these lengths."""
         windows = Windows.of(lengths, x.device)
         biases = (

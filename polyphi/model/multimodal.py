@@ -25,7 +25,7 @@ from polyphi.model.decoder import Decoder, RMSNorm
 from polyphi.model.lora import Factors, LoraLinear, LowRank
 from polyphi.model.projector import AudioProjector, VisionProjector
 from polyphi.model.siglip import CrossAttention, PoolingHead, SiglipEncoder
-from polyphi.model.slices import Slices, complete
+from polyphi.steps import Steps, result_of
 
 
 class Vision(nn.Module):
@@ -95,9 +95,9 @@ class PhiModel(nn.Module):
 
     def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
         """Tokens of all images of the batch, in order."""
-        return complete(self.image_slices(batch.image_input))
+        return result_of(self.image_slices(batch.image_input))
 
-    def image_slices(self, images: ImageInput) -> Slices[Float[Tensor, "I D"]]:
+    def image_slices(self, images: ImageInput) -> Steps[Float[Tensor, "I D"]]:
         """Tokens of images by encoder and projector, in slices of one layer."""
         if self.vision is None:
             raise ValueError(
@@ -116,9 +116,9 @@ class PhiModel(nn.Module):
 
     def audio_tokens(self, batch: Batch) -> Float[Tensor, "A D"]:
         """Tokens of all audio clips of the batch, in order."""
-        return complete(self.audio_slices(batch.audio_input))
+        return result_of(self.audio_slices(batch.audio_input))
 
-    def audio_slices(self, audio: AudioInput) -> Slices[Float[Tensor, "A D"]]:
+    def audio_slices(self, audio: AudioInput) -> Steps[Float[Tensor, "A D"]]:
         """Tokens of audio clips by encoder and each clip's projector, in slices of one block."""
         if self.audio is None:
             raise ValueError(

@@ -18,7 +18,7 @@ from polyphi.kernels import half
 from polyphi.model.attention import MAX_EXPLICIT, explicit_attention
 from polyphi.model.config import VisionConfig
 from polyphi.model.linear import Linear, product
-from polyphi.model.slices import Slices, complete
+from polyphi.steps import Steps, result_of
 
 BATCH_PATCHES = 4096
 """Patches of a layer's batch on a CPU without gradients (four crops of the published size): enough rows for fast
@@ -211,11 +211,11 @@ class SiglipEncoder(nn.Module):
     ) -> Float[Tensor, "N P D"]:
         """Features of the second-last layer, not normalized. `masks` is False at padding patches. On a CPU with our
         kernels and without gradients, features of cells that the projector doesn't use are 0."""
-        return complete(self.slices(crops, masks))
+        return result_of(self.slices(crops, masks))
 
     def slices(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
-    ) -> Slices[Float[Tensor, "N P D"]]:
+    ) -> Steps[Float[Tensor, "N P D"]]:
         """The result of `forward`, in slices of one layer over `BATCH_PATCHES` patches."""
         if torch.is_grad_enabled() or crops.is_cuda:
             return (yield from self._layers(crops, masks))
@@ -227,7 +227,7 @@ class SiglipEncoder(nn.Module):
 
     def _layers(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
-    ) -> Slices[Float[Tensor, "N P D"]]:
+    ) -> Steps[Float[Tensor, "N P D"]]:
         layers = self.layers[:-1]
         if not self._attends():
             x, keys = self._embed(crops, masks), self._keys(masks)

@@ -34,7 +34,7 @@ from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.template import Piece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
-from polyphi.runtime.steps import Steps, at_once, result_of
+from polyphi.steps import Steps, at_once, result_of
 
 Supervise = Literal["answers", "last answer", "all"]
 MediaLike = Any  # an `Image` or `Audio`, or their source: a path, bytes, or (samples, rate)

@@ -17,7 +17,6 @@ from starlette.responses import Response
 from polyphi.batch import Batch
 from polyphi.engine.request import Caller, Request
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
-from polyphi.runtime.steps import Steps
 from polyphi.serve.answers import base_fields, token_usage, usage
 from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.events import Events, unless_disconnected
@@ -28,6 +27,7 @@ from polyphi.serve.schema import CompletionRequest
 from polyphi.serve.server import LARGE, Server, release_body
 from polyphi.serve.streams import merged, stream
 from polyphi.serve.tokens import finite
+from polyphi.steps import Steps
 
 MAX_PROMPTS = 128
 

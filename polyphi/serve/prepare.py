@@ -10,9 +10,9 @@ from polyphi.batch import Batch
 from polyphi.engine.media import MediaError
 from polyphi.engine.prompt import PromptEnd
 from polyphi.messages import Message, SamplingParams, Video, media
-from polyphi.runtime.steps import Steps, result_of, timed
 from polyphi.serve.server import Server, Ticket, is_large
 from polyphi.serve.videos import Expanded, expand
+from polyphi.steps import Steps, result_of, timed
 
 FRAMES_PER_SECOND = 100
 """Log-mel frames per second of audio."""

@@ -32,7 +32,6 @@ from polyphi.engine.request import Caller, Request
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
 from polyphi.messages import Message, SamplingParams, Text
 from polyphi.runtime.heap import give_back
-from polyphi.runtime.steps import Steps, result_of
 from polyphi.serve.adapters import AdapterModels
 from polyphi.serve.answers import Writer
 from polyphi.serve.conversation import InputTurn, media_paths
@@ -49,6 +48,7 @@ from polyphi.serve.store import ResponseStore
 from polyphi.serve.threads import Threads
 from polyphi.serve.tokens import Tokens
 from polyphi.serve.videos import caps
+from polyphi.steps import Steps, result_of
 
 log = logging.getLogger("polyphi.serve")
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class Ticket:
         self.admitted_at = time.monotonic()
         self._server = server
         self._jobs: list[Job] = []
-        self._places = server.take_places(caller.client, live)
+        self._admission = server.take_slots(caller.client, live)
         self._slots: list[Turns] = []
         self._hold = server.shares.prompts.take(caller.client, 0)
         self._rows = 1
@@ -133,8 +133,8 @@ class Ticket:
                 self._server.drop(job)
             self._hold.release()
             self._free_slots()
-            for place in self._places:
-                place.release()
+            for hold in self._admission:
+                hold.release()
 
     def __enter__(self) -> "Ticket":
         return self
@@ -153,7 +153,7 @@ class Server:
         self.shares = Shares(settings, engine.scheduler.max_num_seqs)
         self.parser = Parser(self.shares.parsing)
         self.media = Media(settings, self.shares)
-        self.store = ResponseStore(settings.max_stored_bytes)
+        self.store = ResponseStore(self.shares.stored)
         self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
         self.adapters = AdapterModels(engine, settings, self.metrics)
         self.adapter = self.adapters.select
@@ -266,15 +266,15 @@ class Server:
     def live_sessions(self) -> int:
         return self.shares.sessions.used
 
-    def take_places(self, client: bytes, live: bool) -> list[Hold]:
-        """The place of a request, and with `live` that of a session. Raises ApiError 429 where the server or the client
+    def take_slots(self, client: bytes, live: bool) -> list[Hold]:
+        """The slot of a request, and with `live` that of a session. Raises ApiError 429 where the server or the client
         is at its limit."""
-        places = [self._take_session(client)] if live else []
+        holds = [self._take_session(client)] if live else []
         try:
-            return [*places, self.shares.requests.take(client, 1)]
+            return [*holds, self.shares.requests.take(client, 1)]
         except Full as full:
-            for place in places:
-                place.release()
+            for hold in holds:
+                hold.release()
             limit = "one client" if full.by_client else "this server"
             seconds = self._seconds * full.in_use / self.engine.scheduler.max_num_seqs
             wait = min(600, max(1, round(seconds)))

@@ -8,7 +8,8 @@ A client is an API key or, without keys, an address (`Server.caller`). docs/limi
 >>> async with shares.recordings.turn(b"client"): ...     # waits; clients that wait take turns
 
 There are two forms. An amount (`Pool`) is refused where it doesn't fit. A slot (`Turns`) is waited for, and no client
-gets more than its share of the slots while others could need them. Slots that are threads: threads.py.
+gets more than its share of the slots while others could need them. Slots that are threads: threads.py. Two shares are
+counted by their own modules: stored responses (store.py), of which the oldest are dropped, and adapters (adapters.py).
 """
 
 import asyncio
@@ -223,7 +224,7 @@ class Shares:
                 "requests",
                 most_of(requests),
                 requests,
-                "HTTP 429 with Retry-After; a client without another request always has a place",
+                "HTTP 429 with Retry-After; a client without another request always has a slot",
             ),
             always=1,
         )
@@ -299,6 +300,21 @@ class Shares:
                 256 * MIB,
                 "the stream ends",
             )
+        )
+        self.stored = Share(
+            "[stored responses](server.md#responses-api) (`--store-mb`)",
+            "bytes",
+            settings.max_stored_bytes // 4,
+            settings.max_stored_bytes,
+            "the least recently used are dropped, also beyond 1,024 of one client; a response that is larger alone is "
+            "not stored",
+        )
+        self.adapters = Share(
+            "[adapters loaded at runtime](server.md#loading-adapters-at-runtime)",
+            "adapters",
+            settings.max_adapters,
+            settings.max_adapters,
+            f"HTTP 400, as beyond {settings.max_adapter_bytes / MIB:,.0f} MiB of their files",
         )
         self.small = Turns(
             Share(

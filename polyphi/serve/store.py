@@ -1,13 +1,13 @@
 """Responses in memory, so that a client can continue, read or delete them by their id.
 
->>> store = ResponseStore(256 << 20)
+>>> store = ResponseStore(shares.stored)
 >>> items = tuple(stored_item(value["id"], json_pieces(value)) for value in values)
 >>> store.add(owner, StoredResponse("resp_1", previous=None, items=items))        # while it is generated
 >>> store.complete(owner, "resp_1", (b"{...}",))
 >>> with store.reading(owner, store.get(owner, "resp_1")): ...                    # its memory stays counted
 
-An owner (an API key, or an address where there are no keys) sees only its own responses. Each may use a quarter of the
-memory, and `MAX_RESPONSES`; what was used least recently is dropped first, and everything unused for `MAX_SECONDS`.
+An owner (an API key, or an address where there are no keys) sees only its own responses. Each may use its share of
+the memory, and `MAX_RESPONSES`; what was used least recently is dropped first, and everything unused for `MAX_SECONDS`.
 Long texts and media are stored once for each owner, however many of its responses contain them.
 """
 
@@ -17,6 +17,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+
+from polyphi.serve.shares import Share
 
 MAX_RESPONSES = 1024
 """Of one owner."""
@@ -137,19 +139,19 @@ class _Owner:
 
 
 class ResponseStore:
-    """At most `max_bytes` for all owners; 0 stores nothing. Used by one thread, the event loop's. Other threads may
-    read `count` and `bytes`: of all responses, also of those that haven't ended."""
+    """At most `share.total` bytes for all owners, and `share.client` for each; 0 stores nothing. Used by one thread,
+    the event loop's. Other threads may read `count` and `bytes`: of all responses, also of those that haven't ended."""
 
-    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, share: Share, clock: Callable[[], float] = time.monotonic) -> None:
         self.count = self.bytes = 0
-        self._max_bytes, self._clock = max_bytes, clock
+        self._share, self._clock = share, clock
         self._owners: dict[bytes, _Owner] = {}
         self._expired_at = clock()
 
     @property
     def max_size(self) -> int:
         """Most bytes of one owner, and so of one response."""
-        return self._max_bytes // 4
+        return self._share.client
 
     def add(self, owner: bytes, stored: StoredResponse) -> bool:
         """Stores a response; False if there is no memory for it."""
@@ -165,7 +167,7 @@ class ResponseStore:
             entry.bytes > self.max_size or len(entry.responses) > MAX_RESPONSES
         ):
             self._drop_oldest(owner)
-        while self.bytes > self._max_bytes and (owners := self._owners_with_responses()):
+        while self.bytes > self._share.total and (owners := self._owners_with_responses()):
             self._drop_oldest(max(owners, key=lambda name: self._owners[name].bytes))
         return stored.id in entry.responses
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from polyphi.runtime.steps import Steps
 from polyphi.serve.shares import Turns
+from polyphi.steps import Steps
 
 T = TypeVar("T")
 TURN_SECONDS = 0.05

@@ -11,7 +11,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from polyphi.messages import Audio, Image, Text, with_tools
-from polyphi.runtime.steps import Steps
 from polyphi.serve.answers import EncodedJson
 from polyphi.serve.conversation import chat_turns, conversation
 from polyphi.serve.errors import ApiError, responses
@@ -21,6 +20,7 @@ from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.prepare import with_frames
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, available_tools, prompt_end
 from polyphi.serve.server import LARGE, Server, Ticket, is_large
+from polyphi.steps import Steps
 
 GROUP = 2048
 """Ids that are encoded as JSON at once."""

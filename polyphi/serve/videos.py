@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from polyphi.engine.engine import Engine
 from polyphi.engine.media import MAX_FRAME_PIXELS, Caps, MediaError
 from polyphi.messages import Image, Message, Part, Video, media
-from polyphi.runtime.steps import Steps
 from polyphi.serve.settings import Settings
+from polyphi.steps import Steps
 
 
 def caps(settings: Settings) -> Caps:

@@ -26,8 +26,8 @@ from polyphi.batch import Clip
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
-from polyphi.model.slices import Slices, complete
 from polyphi.runtime import distributed
+from polyphi.steps import Steps, result_of
 from polyphi.train import checkpoint
 
 
@@ -130,12 +130,12 @@ def cached_features(model: PhiModel, folder: Path | None, precision: str) -> Ite
 def _cached_slices(
     features: Features,
     cached: Callable[..., Tensor],
-    slices: Callable[..., Slices[Tensor]],
+    slices: Callable[..., Steps[Tensor]],
     *inputs: Any,
-) -> Slices[Tensor]:
+) -> Steps[Tensor]:
     """An encoder's `slices` with the cache: all outputs at once, stored or newly computed."""
     yield from ()
-    return cached(features, lambda *missing: complete(slices(*missing)), *inputs)
+    return cached(features, lambda *missing: result_of(slices(*missing)), *inputs)
 
 
 def _key(*tensors: Tensor) -> str:

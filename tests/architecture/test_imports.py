@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "polyphi"
 LEVELS = (
-    {"messages", "batch", "runtime", "kernels", "text"},
+    {"messages", "batch", "steps", "runtime", "kernels", "text"},
     {"processing", "model", "services"},
     {"data", "checkpoints", "quantization"},
     {"engine", "train", "curate"},
@@ -18,7 +18,7 @@ LEVELS = (
     {"cli"},
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
-MODULES_BESIDE_PACKAGES = {"api", "messages", "batch"}
+MODULES_BESIDE_PACKAGES = {"api", "messages", "batch", "steps"}
 WITHIN_A_LEVEL = {("checkpoints", "quantization"), ("text", "messages")}
 LEVEL_0 = LEVELS[0]
 ONLY = {

@@ -17,7 +17,7 @@ from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
-from polyphi.runtime.steps import result_of
+from polyphi.steps import result_of
 
 Make = Callable[..., bytes]
 

@@ -320,15 +320,17 @@ def test_b4_nothing_is_decoded_for_a_client_that_has_left(
 ) -> None:
     server = running.uvicorn.config.app.state.server
     first, second = webp(64), webp(32)
-    begun = threading.Event()
+    begun, left = threading.Event(), threading.Event()
 
     def before(source: bytes, count: int) -> None:
         if count == 2:
             begun.set()
-            until(lambda: server.admitted == 0)  # the client has left, and the server knows
+            assert left.wait(30)
 
     decoded = watch_decoding(monkeypatch, before)
     leave(running.url, images(first, 20), lambda: begun.wait(30))
+    until(lambda: server.admitted == 0)
+    left.set()
     with running.client() as client:
         assert client.post(CHAT, json=images(second, 1)).status_code == 200
     assert decoded.count(first) == 3
@@ -338,13 +340,14 @@ def test_b4_nothing_is_counted_for_a_client_that_has_left(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To count the tokens of MP3 clips, they are decoded."""
-    server, begun, counted = running.uvicorn.config.app.state.server, threading.Event(), []
+    server, counted = running.uvicorn.config.app.state.server, []
+    begun, left = threading.Event(), threading.Event()
     audio_size = media.audio_size
 
     def watched(source: bytes, **limits: Any) -> tuple[int, int]:
         if len(counted) == 2:
             begun.set()
-            until(lambda: server.admitted == 0)
+            assert left.wait(30)
         counted.append(source)
         return audio_size(source, **limits)
 
@@ -353,6 +356,8 @@ def test_b4_nothing_is_counted_for_a_client_that_has_left(
     clip = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     body = {"messages": [{"role": "user", "content": [clip] * 20}]}
     leave(running.url, body, lambda: begun.wait(30), "/tokenize")
+    until(lambda: server.admitted == 0)
+    left.set()
     with running.client() as client:
         content = [{"role": "user", "content": [image_part()]}]
         assert client.post("/tokenize", json={"messages": content}).status_code == 200

@@ -1,8 +1,12 @@
 """Stored responses: each owner's own, within limits of bytes, number and age."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 
 from polyphi.serve import store as module
+from polyphi.serve.shares import Share
 from polyphi.serve.store import (
     BLOB,
     ITEM_OVERHEAD,
@@ -19,6 +23,11 @@ A, B = b"a", b"b"
 RESPONSE = (b"{}",)
 
 
+def store_of(total: int, clock: Callable[[], float] = time.monotonic) -> ResponseStore:
+    """A store of `total` bytes, of which a quarter is for each owner."""
+    return ResponseStore(Share("", "bytes", total // 4, total, ""), clock)
+
+
 def put(
     store: ResponseStore, id: str, previous: str | None = None, owner: bytes = A, size: int = 10_000
 ) -> bool:
@@ -33,7 +42,7 @@ def has(store: ResponseStore, *ids: str, owner: bytes = A) -> list[bool]:
 
 
 def test_owners_see_their_own() -> None:
-    store = ResponseStore(1 << 20)
+    store = store_of(1 << 20)
     assert put(store, "1") and (store.count, store.bytes) == (1, 10_000)
     assert has(store, "1") == [True] and has(store, "1", owner=B) == [False]
     assert not store.delete(B, "1") and store.delete(A, "1") and not store.delete(A, "1")
@@ -41,7 +50,7 @@ def test_owners_see_their_own() -> None:
 
 
 def test_a_response_is_seen_when_it_has_ended() -> None:
-    store = ResponseStore(1 << 20)
+    store = store_of(1 << 20)
     assert store.add(A, StoredResponse("1", None, ())) and store.bytes > 0
     assert has(store, "1") == [False] and not store.delete(A, "1")
     with pytest.raises(KeyError):
@@ -57,7 +66,7 @@ def test_a_response_is_seen_when_it_has_ended() -> None:
 
 
 def test_bytes_are_limited_for_each_owner_and_all() -> None:
-    store = ResponseStore(100_000)
+    store = store_of(100_000)
     assert not put(store, "large", size=25_001) and store.bytes == 0
     store.add(A, StoredResponse("grows", None, ()))
     assert not store.complete(A, "grows", (b"x" * 25_000,)) and store.bytes == 0
@@ -71,7 +80,7 @@ def test_bytes_are_limited_for_each_owner_and_all() -> None:
 
 
 def test_what_is_used_stays() -> None:
-    store = ResponseStore(100_000)
+    store = store_of(100_000)
     assert put(store, "1") and put(store, "2")
     store.get(A, "1")
     assert put(store, "3")
@@ -79,7 +88,7 @@ def test_what_is_used_stays() -> None:
 
 
 def test_a_chain_is_dropped_from_its_end() -> None:
-    store = ResponseStore(160_000)
+    store = store_of(160_000)
     for id, previous in (("1", None), ("2", "1"), ("3", "2")):
         assert put(store, id, previous)
     assert [stored.id for stored in store.chain(A, "3")] == ["1", "2", "3"]
@@ -94,7 +103,7 @@ def test_a_chain_is_dropped_from_its_end() -> None:
 def test_number_and_age_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_RESPONSES", 3)
     now = 0.0
-    store = ResponseStore(1 << 30, clock=lambda: now)
+    store = store_of(1 << 30, clock=lambda: now)
     assert all(put(store, str(number)) for number in range(5))
     assert has(store, "1", "2") == [False, True]
     now = MAX_SECONDS
@@ -111,7 +120,7 @@ def with_medium(id: str, medium: bytes) -> StoredResponse:
 
 def test_a_medium_is_stored_once_for_each_owner() -> None:
     medium = bytes(range(256)) * 400
-    store = ResponseStore(4_000_000)
+    store = store_of(4_000_000)
     for number in range(5):
         copy = bytes(bytearray(medium))
         assert store.add(A, with_medium(str(number), copy)) and store.complete(
@@ -141,7 +150,7 @@ def test_short_pieces_are_joined() -> None:
 
 
 def test_memory_counts_while_a_removed_response_is_read() -> None:
-    store = ResponseStore(100_000)
+    store = store_of(100_000)
     assert put(store, "1", size=20_000)
     stored = store.get(A, "1")
     with store.reading(A, stored), store.reading(A, stored):
@@ -154,7 +163,7 @@ def test_memory_counts_while_a_removed_response_is_read() -> None:
 
 
 def test_responses_that_are_read_leave_memory_to_other_owners() -> None:
-    store = ResponseStore(100_000)
+    store = store_of(100_000)
     readers = []
     for number in range(4):
         owner = bytes([number])

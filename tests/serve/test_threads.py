@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from polyphi.runtime.steps import Steps
 from polyphi.serve import threads as threads_module
 from polyphi.serve.shares import Share, Turns
 from polyphi.serve.threads import Threads
+from polyphi.steps import Steps
 
 
 @contextmanager

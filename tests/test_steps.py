@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from polyphi.runtime.steps import Steps, at_once, result_of, timed
+from polyphi.steps import Steps, at_once, result_of, timed
 
 
 def work(order: list[str], name: str, count: int = 1) -> Steps[str]:

@@ -9,7 +9,8 @@
 >>> result_of(double([1, 2]))
 [2, 4]
 
-The server decodes the images of a request so (serve/threads.py): between two of them other clients take their turns.
+Encoders run in steps of a layer, and the server decodes the images of a request in steps of an image
+(serve/threads.py): in between, others have their turns.
 """
 
 import time
