@@ -8,7 +8,14 @@ import pytest
 import torch
 
 import polyphi
-from polyphi.engine.grammars import MAX_CALLS, MAX_CHARACTERS, MAX_DEPTH, MAX_LEVELS, MAX_REGEX
+from polyphi.engine.grammars import (
+    MAX_CALLS,
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_LEVELS,
+    MAX_REGEX,
+    PROCESS_MEMORY,
+)
 from polyphi.engine.sampling import MAX_ANSWERS, MAX_DRAFT, MAX_LOGPROBS, MAX_STOPS, Sampler
 from polyphi.engine.structured import compile_grammar
 from polyphi.engine.tools import ToolCall
@@ -61,5 +68,6 @@ def test_its_limits_are_those_of_the_code() -> None:
         MAX_REGEX,
         MAX_CALLS,
         MAX_DRAFT,
+        PROCESS_MEMORY >> 20,
     }
     assert {f"{limit:,}" for limit in limits} <= numbers

@@ -14,7 +14,8 @@ Internally a request is submitted and steps run until it is finished; a program 
 
 or have one thread run the steps, as a server does::
 
-    row = engine.prepare(messages, sampling)     # raises ValueError for an invalid request
+    sampling = engine.with_grammar(sampling)     # raises ValueError for an invalid grammar
+    row = engine.prepare(messages, sampling)     # and for the rest of an invalid request
     (request,) = engine.enter(row, sampling)
     text, reason = engine.output_delta(request)  # after each step of `engine.run`, which runs in another thread
 
@@ -253,7 +254,8 @@ class Engine:
         adapter: str | None = "auto",
     ) -> Request:
         """A request that the next steps answer. Text is tokenized here; media are decoded in threads during the steps,
-        and `request.row` raises their errors. Raises ValueError as `generate` does."""
+        and `request.row` raises their errors; a grammar is compiled meanwhile, and an invalid one ends the request with
+        its error. Raises ValueError for the rest as `generate` does."""
         (request,) = self._submit_all(
             messages, replace(sampling, n=1), adapter, NOBODY, next(self._groups)
         )
@@ -287,7 +289,7 @@ class Engine:
         adapter: str | None = "auto",
     ) -> Batch:
         """The checked row of a conversation, media decoded. Independent of steps; safe in any thread. Raises ValueError
-        as `generate` does."""
+        as `generate` does, but for an invalid grammar, which `with_grammar` compiles."""
         self.check_sampling(sampling)
         row = self.row(messages, adapter=adapter)
         self.check_row(row, sampling)
