@@ -8,8 +8,8 @@ A client is an API key or, without keys, an address (`Server.caller`). docs/limi
 >>> async with shares.recordings.turn(b"client"): ...     # waits; clients that wait take turns
 
 There are two forms. An amount (`Pool`) is refused where it doesn't fit. A slot (`Turns`) is waited for, and no client
-gets more than its share of the slots while others could need them. Slots that are threads: threads.py. Two shares are
-counted by their own modules: stored responses (store.py), of which the oldest are dropped, and adapters (adapters.py).
+gets more than its share of the slots while others could need them. Slots that are threads: threads.py. store.py and
+adapters.py count theirs themselves (`Share`).
 """
 
 import asyncio
