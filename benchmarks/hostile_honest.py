@@ -14,8 +14,9 @@ import io
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
@@ -56,7 +57,8 @@ class Sent:
     task: str
     end: str
     seconds: float
-    refusals: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    """By their error's code."""
     message: str = ""
 
 
@@ -152,7 +154,7 @@ def other_text(alone: Any, answer: Any) -> str:
 
 async def sent(client: httpx2.AsyncClient, request: Honest) -> Sent:
     """Send a request until it is answered."""
-    began, refusals = time.monotonic(), 0
+    began, refusals = time.monotonic(), Counter[str]()
 
     def ended(end: str, message: str = "") -> Sent:
         return Sent(request.task, end, time.monotonic() - began, refusals, message[:300])
@@ -170,9 +172,9 @@ async def sent(client: httpx2.AsyncClient, request: Honest) -> Sent:
             return ended("stopped")
         if fault := dishonest(answer):
             return ended("wrong", fault)
-        refusals += 1
+        refusals[str(answer.json()["error"]["code"])] += 1
         await asyncio.sleep(min(LONGEST_WAIT, float(answer.headers["retry-after"])))
-    return ended("lost", f"refused {refusals} times")
+    return ended("lost", f"refused {refusals.total()} times")
 
 
 def dishonest(answer: httpx2.Response) -> str:

@@ -44,6 +44,8 @@ WARM, MIDDLE = 20.0, 10.0
 """Seconds of all attacks before anything is measured, and before the stop."""
 STOP = 10.0
 """Seconds from SIGTERM to the end of the server."""
+CHILDREN = 1.0
+"""Seconds until processes of a server that has ended have ended too."""
 WAIT = 60.0
 """Seconds after which a server that doesn't stop is killed."""
 
@@ -189,7 +191,8 @@ async def stop(
             result.stop_seconds = time.monotonic() - began
         except subprocess.TimeoutExpired:
             child.kill()
-        result.children = [str(one.pid) for one in children if one.is_running()]
+        _, left = psutil.wait_procs(children, CHILDREN)
+        result.children = [str(one.pid) for one in left]
         clients.cancel()
 
 
@@ -200,7 +203,9 @@ def show_together(result: Together) -> str:
         ends = ", ".join(f"{n} {end}" for end, n in sorted(Counter(o.end for o in its).items()))
         times = quantiles([one.seconds for one in its if one.end == "right"]) or {}
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in times.items())
-        rows.append(f"{task}: {ends}; {sum(o.refusals for o in its)} refusals; {seconds}")
+        refusals = sum((one.refusals for one in its), Counter())
+        codes = ", ".join(f"{code} {number}" for code, number in refusals.items())
+        rows.append(f"{task}: {ends}; refusals: {codes or 'none'}; {seconds}")
     rows += [
         f"{one.task} {one.end}: {one.message}" for one in result.outcomes if one.end != "right"
     ][:20]
@@ -212,6 +217,9 @@ def show_together(result: Together) -> str:
     sizes = (f"{size / 2**20:.0f}" for size in (result.before, peak, result.after))
     rows.append(", ".join(f"/health {name} {value:.3f} s" for name, value in health.items()))
     rows.append(f"memory {' -> '.join(sizes)} MiB, released after {result.memory_after} s")
+    minutes = (result.memory[at : at + 60] for at in range(0, len(result.memory), 60))
+    medians = ", ".join(f"{statistics.median(one) / 2**20:.0f}" for one in minutes)
+    rows.append(f"memory by the minute: {medians} MiB")
     rows.append(f"stopped after {result.stop_seconds} s with exit code {result.exit_code}")
     rows += [f"MISSED: {what}" for what in result.missed()]
     return "\n".join(rows)

@@ -28,8 +28,10 @@ Every limit that clients share, and every limit of one request. This page is wri
 
 A client is an API key, or without keys an IP address (for IPv6 its /64 network). Behind a proxy all requests have the
 proxy's address: use keys to tell clients apart. No client can take all of anything for long: its share of an amount is
-smaller than what all clients have together, and where requests wait for a turn, clients take turns. How the engine
-divides its steps between clients: [Rate limits and fairness](server.md#rate-limits-and-fairness).
+smaller than what all clients have together. Of requests, sessions, prompts and fetched media a client that holds some
+already gets at most three quarters of what the others leave, so that something remains for the next client. Where
+requests wait for a turn, clients take turns. How the engine divides its steps between clients:
+[Rate limits and fairness](server.md#rate-limits-and-fairness).
 
 Every 429, and a 503 for one of these limits, has `Retry-After`: the same request succeeds later.
 """

@@ -267,12 +267,12 @@ class CountedJson(ChunkedJson):
 
 def too_many_unread(full: Full) -> ApiError:
     """The error for a client that has too many responses to read, or where all clients have."""
-    limit = full.share.client if full.by_client else full.share.total
     clients, status = ("this client", 429) if full.by_client else ("all clients", 503)
     return ApiError(
         status,
         f"responses of {full.in_use / MIB:,.1f} MiB wait to be read by {clients}, and this one would add "
-        f"{full.amount / MIB:,.1f} MiB to at most {limit / MIB:,.0f} MiB; read or close the others, then try again",
+        f"{full.amount / MIB:,.1f} MiB to at most {full.limit / MIB:,.0f} MiB; read or close the others, then try "
+        "again",
         code="unread_responses",
         headers={"Retry-After": str(RETRY_SECONDS)},
     )

@@ -141,7 +141,7 @@ class Bodies:
 def over_share(full: Full) -> ApiError:
     return ApiError(
         429,
-        f"the bodies of your requests may have {full.share.client:,} bytes together; wait for answers to some of them",
+        f"the bodies of your requests may have {full.limit:,} bytes together; wait for answers to some of them",
         code="too_many_bytes",
         headers={"Retry-After": "1"},
     )

@@ -275,13 +275,18 @@ class Server:
         except Full as full:
             for hold in holds:
                 hold.release()
-            limit = "one client" if full.by_client else "this server"
+            if full.by_client:
+                reason = (
+                    f"{full.in_use} of your requests are running or waiting, and one client may have "
+                    f"{full.limit} at present"
+                )
+            else:
+                reason = f"{full.in_use} requests are running or waiting, which is the limit of this server"
             seconds = self._seconds * full.in_use / self.engine.scheduler.max_num_seqs
             wait = min(600, max(1, round(seconds)))
             raise ApiError(
                 429,
-                f"{full.in_use} requests are running or waiting, which is the limit of {limit}; try again in about "
-                f"{wait} s",
+                f"{reason}; try again in about {wait} s",
                 code="queue_full",
                 headers={"Retry-After": str(wait)},
             ) from None
@@ -295,7 +300,7 @@ class Server:
             raise ApiError(
                 429,
                 f"{sessions.used} sessions of live transcription are open, {own} of them by this client; at most "
-                f"{share.total} may be, {share.client} by one client; try again later",
+                f"{share.total} may be, {share.client} by one client and fewer beside others; try again later",
                 code="too_many_sessions",
                 headers={"Retry-After": "60"},
             ) from None
@@ -311,15 +316,13 @@ class Server:
         try:
             hold.grow(count)
         except Full as full:
-            share, wait = full.share, min(600, max(1, round(self._seconds)))
-            limit, whose = (
-                (share.client, "those of one client") if full.by_client else (share.total, "all")
-            )
+            wait = min(600, max(1, round(self._seconds)))
+            whose = "those of one client" if full.by_client else "all"
             raise ApiError(
                 429,
                 f"the prompt of this request takes about {count / MIB:,.1f} MiB of memory; of all prompts {whose} may "
-                f"use {limit / MIB:,.1f} MiB, of which {full.in_use / MIB:,.1f} are in use; try again in about "
-                f"{wait} s, or with fewer images or less audio",
+                f"use {full.limit / MIB:,.1f} MiB at present, of which {full.in_use / MIB:,.1f} are in use; try again "
+                f"in about {wait} s, or with fewer images or less audio",
                 code="memory_full",
                 headers={"Retry-After": str(wait)},
             ) from None

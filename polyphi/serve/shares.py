@@ -42,24 +42,32 @@ class Share:
 
 
 class Full(Exception):
-    """An amount that doesn't fit. `by_client`: the client's own share is used up, otherwise that of all clients."""
+    """An amount that doesn't fit. `by_client`: `limit` is that of the client, at present, and `in_use` what it holds;
+    otherwise they are those of all clients."""
 
-    def __init__(self, share: Share, amount: int, in_use: int, *, by_client: bool) -> None:
-        limit, whose = (share.client, "one client") if by_client else (share.total, "all clients")
+    def __init__(
+        self, share: Share, amount: int, in_use: int, limit: int, *, by_client: bool
+    ) -> None:
+        whose = "one client" if by_client else "all clients"
         super().__init__(
             f"{share.what}: {amount:,} {share.unit} more than the {in_use:,} in use exceed the {limit:,} of {whose}"
         )
-        self.share, self.amount, self.in_use, self.by_client = share, amount, in_use, by_client
+        self.share, self.amount, self.in_use = share, amount, in_use
+        self.limit, self.by_client = limit, by_client
 
 
 class Pool:
     """An amount that clients share. Safe to use from several threads. `used`: by all clients."""
 
-    def __init__(self, share: Share, *, single: bool = False, always: int = 0) -> None:
+    def __init__(
+        self, share: Share, *, single: bool = False, always: int = 0, leaves: bool = False
+    ) -> None:
         """`single`: a client without another hold may take more than its share, and the only one more than `total`.
-        `always`: the amount that a client without another hold may take also where all clients hold too much."""
+        `always`: the amount that a client without another hold may take also where all clients hold too much.
+        `leaves`: a client with another hold leaves a part of what the others leave, so that something remains for the
+        next one; as holds end, clients that want much come to hold equal amounts."""
         self.share, self.used = share, 0
-        self._single, self._always = single, always
+        self._single, self._always, self._leaves = single, always, leaves
         self._by_client: Counter[bytes] = Counter()
         self._lock = threading.Lock()
 
@@ -76,13 +84,17 @@ class Pool:
         """Raises Full where a hold of `hold_amount` can't take `amount` more."""
         own, share = self._by_client[client], self.share
         alone = own == hold_amount
-        if own + amount > share.client and not (self._single and alone):
-            raise Full(share, amount, own, by_client=True)
+        limit = share.client
+        if self._leaves and not alone:
+            left_by_others = share.total - (self.used - own)
+            limit = min(limit, most_of(left_by_others))
+        if own + amount > limit and not (self._single and alone):
+            raise Full(share, amount, own, limit, by_client=True)
         exempt = (self._single and self.used == hold_amount) or (
             alone and hold_amount + amount <= self._always
         )
         if self.used + amount > share.total and not exempt:
-            raise Full(share, amount, self.used, by_client=False)
+            raise Full(share, amount, self.used, share.total, by_client=False)
 
     def _add(self, client: bytes, amount: int, hold_amount: int = 0, *, checked: bool) -> None:
         with self._lock:
@@ -227,6 +239,7 @@ class Shares:
                 "HTTP 429 with Retry-After; a client without another request always has a slot",
             ),
             always=1,
+            leaves=True,
         )
         self.sessions = Pool(
             Share(
@@ -235,7 +248,8 @@ class Shares:
                 most_of(settings.max_live_sessions),
                 settings.max_live_sessions,
                 "`error` with `too_many_sessions`, close code 1013",
-            )
+            ),
+            leaves=True,
         )
         self.connections = Pool(
             Share(
@@ -270,6 +284,7 @@ class Shares:
                 "HTTP 429 with Retry-After; a client without another prompt may take more",
             ),
             single=True,
+            leaves=True,
         )
         self.media = Pool(
             Share(
@@ -278,7 +293,8 @@ class Shares:
                 own_bodies,
                 settings.max_bodies_bytes,
                 "HTTP 429 with Retry-After",
-            )
+            ),
+            leaves=True,
         )
         self.answers = Pool(
             Share(

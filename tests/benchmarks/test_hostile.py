@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -198,7 +199,10 @@ def test_aims_that_are_missed(
 
 def together(modules: dict[str, ModuleType], **changes: Any) -> Any:
     sent = modules["hostile_honest"].Sent
-    values = {"outcomes": [sent("chat", "right", 0.1, refusals=3)], "memory": [100] * 9}
+    values = {
+        "outcomes": [sent("chat", "right", 0.1, refusals=Counter(queue_full=3))],
+        "memory": [100] * 9,
+    }
     values |= {"memory_after": 0.0, "stop_seconds": 9.0, "exit_code": 0, "health": [0.1]}
     values |= {"stop_outcomes": [sent("chat", "lost", 0.1)]}
     return modules["hostile_together"].Together(**{**values, **changes})
@@ -260,7 +264,7 @@ def test_answers_are_compared_up_to_rounding(
     assert bool(report) == bool(fault) and fault in report
 
 
-ERROR = {"error": {"message": "m", "type": "t", "param": None, "code": None}}
+ERROR = {"error": {"message": "m", "type": "t", "param": None, "code": "queue_full"}}
 
 
 @pytest.mark.parametrize(
@@ -320,7 +324,7 @@ def test_a_refusal_is_followed_by_another_try(modules: dict[str, ModuleType]) ->
             return await honest.sent(client, request)
 
     outcome = asyncio.run(sent(lambda request: answers.pop(0)))
-    assert (outcome.end, outcome.refusals) == ("right", 2)
+    assert (outcome.end, outcome.refusals) == ("right", {"queue_full": 2})
 
     def closed(request: Any) -> Any:
         raise httpx2.ReadError("closed")

@@ -111,13 +111,13 @@ def test_a_greeting_passes_long_chats_of_its_client(engine: Engine) -> None:
         until(running.idle)
 
 
-def test_clients_that_fill_the_queue_together_leave_a_place_to_another(running: Running) -> None:
+def test_clients_that_fill_the_queue_together_leave_a_slot_to_another(running: Running) -> None:
     server = running.uvicorn.config.app.state.server  # type: ignore[union-attr]
-    tickets = [server.admit(Caller(bytes([n % 3]))) for n in range(server.capacity)]
+    tickets = [server.admit(Caller(bytes([n]))) for n in range(server.capacity)]
     with running.client() as client:
         assert client.post(CHAT, json=chat("hi")).status_code == 200
         own = server.admit(Caller(b"127.0.0.1"))
-        assert client.post(CHAT, json=chat("hi")).status_code == 429, "one place"
+        assert client.post(CHAT, json=chat("hi")).status_code == 429, "one slot"
     for ticket in (*tickets, own):
         ticket.release()
     assert server.shares.requests.used == 0

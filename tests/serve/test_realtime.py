@@ -553,7 +553,7 @@ def test_sessions_are_limited_in_all_and_by_client(engine: Engine) -> None:  # n
 def test_a_full_queue_refuses_sessions(engine: Engine) -> None:  # noqa: F811
     with local(engine) as client:
         server = client.app.state.server  # type: ignore[attr-defined]
-        clients = [b"testclient", *(bytes([n % 4]) for n in range(server.capacity - 1))]
+        clients = [b"testclient", *(bytes([n]) for n in range(server.capacity - 1))]
         tickets = [server.admit(Caller(client, b"")) for client in clients]
         with client.websocket_connect(HERE + PATH) as opened:
             peer = Peer(opened)

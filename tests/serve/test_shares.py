@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -23,8 +24,8 @@ STEPS = st.lists(
 )
 
 
-def pool(client: int = 60, total: int = 100, *, single: bool = False) -> Pool:
-    return Pool(Share("prompts", "bytes", client, total, "HTTP 429"), single=single)
+def pool(client: int = 60, total: int = 100, **options: bool) -> Pool:
+    return Pool(Share("prompts", "bytes", client, total, "HTTP 429"), **options)
 
 
 def turns(client: int, total: int) -> Turns:
@@ -32,11 +33,12 @@ def turns(client: int, total: int) -> Turns:
 
 
 @pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("leaves", [False, True])
 @given(steps=STEPS)
 def test_what_is_used_is_the_sum_of_the_holds(
-    single: bool, steps: list[tuple[str, bytes, int, int]]
+    leaves: bool, single: bool, steps: list[tuple[str, bytes, int, int]]
 ) -> None:
-    shared = pool(single=single)
+    shared = pool(single=single, leaves=leaves)
     holds: dict[Hold, tuple[bytes, int]] = {}
     ended: list[Hold] = []
 
@@ -45,8 +47,10 @@ def test_what_is_used_is_the_sum_of_the_holds(
 
     def fits(client: bytes, count: int, before: int = 0) -> bool:
         alone = single and used(client) == before
+        left = 100 - (used() - used(client))
+        most = min(60, most_of(left)) if leaves and used(client) > before else 60
         return not count or (
-            (used(client) + count <= 60 or alone)
+            (used(client) + count <= most or alone)
             and (used() + count <= 100 or (alone and used() == before))
         )
 
@@ -101,6 +105,31 @@ def test_b9_a_client_leaves_its_share_to_others() -> None:
     assert shared.take(b"c", 0).amount == 0
     first.release()
     other.release()
+
+
+@pytest.mark.parametrize("total", [8, 96, 1024])
+def test_clients_that_want_all_leave_a_part_for_the_next_one_and_become_equal(total: int) -> None:
+    """One that came first has more only until its holds end."""
+    shared = pool(most_of(total), total, leaves=True)
+    holds: dict[bytes, list[Hold]] = {client: [] for client in CLIENTS}
+
+    def take_all(client: bytes) -> None:
+        with suppress(Full):
+            while True:
+                holds[client].append(shared.take(client, 1))
+
+    for number, client in enumerate(CLIENTS):
+        take_all(client)
+        assert len(holds[client]) >= (total >> 2 * number) * 0.6
+    assert total == 8 or shared.used < total, "the next one gets something"
+    for _ in range(2 * total):
+        for client in CLIENTS:
+            if holds[client]:
+                holds[client].pop().release()
+            for other in CLIENTS:
+                take_all(other)
+    amounts = [shared.used_by(client) for client in CLIENTS]
+    assert sum(amounts) == shared.used <= total and max(amounts) <= 1.05 * min(amounts) + 2, amounts
 
 
 def test_a_hold_without_another_one_may_exceed_the_limits() -> None:
