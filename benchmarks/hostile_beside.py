@@ -200,11 +200,11 @@ async def probe_again(
 
 
 def resident(process: psutil.Process) -> int:
-    """Resident bytes of the server and its child processes."""
+    """Resident bytes of the server and its child processes, pages that these share counted once."""
     total = process.memory_info().rss
     for child in process.children(recursive=True):
         try:
-            total += child.memory_info().rss
+            total += child.memory_full_info().pss
         except psutil.NoSuchProcess:
             continue
     return total
@@ -240,9 +240,13 @@ async def until_idle(client: httpx2.AsyncClient, seconds: float) -> float | None
 
 async def uncached(client: httpx2.AsyncClient, process: psutil.Process) -> float:
     """Resident bytes without those of caches."""
+    return resident(process) - await cached(client)
+
+
+async def cached(client: httpx2.AsyncClient) -> float:
     async with asyncio.timeout(PATIENCE):
         values = await gauges(client)
-    return resident(process) - sum(values[name] for name in CACHES)
+    return sum(values[name] for name in CACHES)
 
 
 async def until_released(

@@ -5,8 +5,9 @@
 Honest clients (hostile_honest.py) send chats, structured outputs, images and recordings. Alone they note the right
 answers; then all attacks run for a few seconds, so that memory that is allocated once is allocated; then for the
 minutes. Aims: no answer is lost or wrong; a refusal has Retry-After; once all clients have left, every gauge of
-/metrics that counts requests, blocks or reserved bytes is zero; memory is flat (the median of the last third at most
-1.1 times that of the first) and within a minute back (1.1 times what it was before). Then honest clients and attacks
+/metrics that counts requests, blocks or reserved bytes is zero; memory without caches, which have limits of their own,
+is flat (the median of the last third at most 1.1 times that of the first) and within a minute back (1.1 times what it
+was before). Then honest clients and attacks
 begin again and the server receives SIGTERM: it must end within 10 s with exit code 0 and leave no child process.
 """
 
@@ -17,6 +18,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 
@@ -27,6 +29,7 @@ from hostile_beside import (
     BACK,
     MORE,
     Beside,
+    cached,
     client_of,
     in_use,
     resident,
@@ -52,14 +55,16 @@ WAIT = 60.0
 
 @dataclass
 class Together:
-    """Outcomes of honest requests; seconds of /health; bytes of memory before, every second and afterwards; gauges that
-    weren't zero; and the stop: its seconds, exit code and child processes."""
+    """Outcomes of honest requests; seconds of /health; bytes of memory without caches, before, every second and
+    afterwards, and of caches every second; gauges that weren't zero; and the stop: its seconds, exit code and child
+    processes."""
 
     outcomes: list[Sent] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
-    before: int = 0
-    memory: list[int] = field(default_factory=list)
-    after: int = 0
+    before: float = 0.0
+    memory: list[float] = field(default_factory=list)
+    caches: list[float] = field(default_factory=list)
+    after: float = 0.0
     memory_after: float | None = None
     in_use: dict[str, float] = field(default_factory=dict)
     seen: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -114,12 +119,12 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
             async with under_attack(port, *names, addresses=ADDRESSES):
                 await asyncio.sleep(min(WARM, 60 * minutes))
             await until_idle(client, BACK)
-            result.before, uncached_before = resident(process), await uncached(client, process)
+            result.before = await uncached(client, process)
 
             health = Beside("all")
             watching = [
                 asyncio.ensure_future(watch_health(client, health)),
-                asyncio.ensure_future(watch_memory(process, result.memory)),
+                asyncio.ensure_future(watch_memory(client, process, result)),
             ]
             async with under_attack(port, *names, addresses=ADDRESSES) as attackers:
                 end = time.monotonic() + 60 * minutes
@@ -129,8 +134,11 @@ async def together(model: str, names: list[str], minutes: float, options: list[s
                 task.cancel()
             result.health = health.health
             await until_idle(client, BACK)
-            result.memory_after = await until_released(client, process, uncached_before, BACK)
-            result.in_use, result.after = await still_in_use(client), resident(process)
+            result.memory_after = await until_released(client, process, result.before, BACK)
+            result.in_use, result.after = (
+                await still_in_use(client),
+                await uncached(client, process),
+            )
             await stop(child, client, port, names, requests, result)
     return result
 
@@ -153,9 +161,14 @@ async def load(
     await asyncio.gather(*(run(number) for number in range(CLIENTS)))
 
 
-async def watch_memory(process: psutil.Process, samples: list[int]) -> None:
+async def watch_memory(
+    client: httpx2.AsyncClient, process: psutil.Process, result: Together
+) -> None:
     while True:
-        samples.append(resident(process))
+        with suppress(TimeoutError, httpx2.HTTPError):
+            size = await cached(client)
+            result.caches.append(size)
+            result.memory.append(resident(process) - size)
         await asyncio.sleep(1)
 
 
@@ -192,8 +205,17 @@ async def stop(
         except subprocess.TimeoutExpired:
             child.kill()
         _, left = psutil.wait_procs(children, CHILDREN)
-        result.children = [str(one.pid) for one in left]
+        result.children = [line for one in left if (line := described(one))]
         clients.cancel()
+
+
+def described(child: psutil.Process) -> str:
+    """A process that runs; "" for one that has ended."""
+    try:
+        status, command = child.status(), " ".join(child.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+    return "" if status == psutil.STATUS_ZOMBIE else f"{child.pid} {status} {command[-60:]}"
 
 
 def show_together(result: Together) -> str:
@@ -217,9 +239,10 @@ def show_together(result: Together) -> str:
     sizes = (f"{size / 2**20:.0f}" for size in (result.before, peak, result.after))
     rows.append(", ".join(f"/health {name} {value:.3f} s" for name, value in health.items()))
     rows.append(f"memory {' -> '.join(sizes)} MiB, released after {result.memory_after} s")
-    minutes = (result.memory[at : at + 60] for at in range(0, len(result.memory), 60))
-    medians = ", ".join(f"{statistics.median(one) / 2**20:.0f}" for one in minutes)
-    rows.append(f"memory by the minute: {medians} MiB")
+    for what, samples in (("memory", result.memory), ("caches", result.caches)):
+        minutes = (samples[at : at + 60] for at in range(0, len(samples), 60))
+        medians = ", ".join(f"{statistics.median(one) / 2**20:.0f}" for one in minutes)
+        rows.append(f"{what} by the minute: {medians} MiB")
     rows.append(f"stopped after {result.stop_seconds} s with exit code {result.exit_code}")
     rows += [f"MISSED: {what}" for what in result.missed()]
     return "\n".join(rows)

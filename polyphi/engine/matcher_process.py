@@ -15,6 +15,7 @@ sends whether the answer is complete, and then the next mask.
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -41,6 +42,9 @@ ALL = 2**32 - 1
 """The number of the answer in messages about all of them."""
 SLOW = 0.05
 """CPU time of one message after which a process gives way to all others."""
+REAP_SECONDS = 1.0
+"""Longest time until what is left of a process that has ended is removed. A handler of SIGCHLD would interrupt itself,
+and all else, anywhere."""
 
 
 def main(descriptor: int) -> None:
@@ -54,16 +58,14 @@ def main(descriptor: int) -> None:
     vocabulary = Vocabulary(Tokenizer.from_json(data.decode()))
     del data
     processes: dict[int, int] = {}  # number -> process id
-
-    def reap(*_: object) -> None:
-        with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG)[0]) > 0:
-                for number in [n for n, process in processes.items() if process == ended]:
-                    del processes[number]
-
-    signal.signal(signal.SIGCHLD, reap)
     with suppress(EOFError, OSError):
         while True:
+            has_record = select.select([control], [], [], REAP_SECONDS if processes else None)[0]
+            for number, process in list(processes.items()):
+                if os.waitpid(process, os.WNOHANG)[0]:
+                    del processes[number]
+            if not has_record:
+                continue
             record, descriptors, _, _ = socket.recv_fds(control, RECORD.size, 1)
             record += _read(control, RECORD.size - len(record))
             action, number = RECORD.unpack(record)
@@ -71,13 +73,12 @@ def main(descriptor: int) -> None:
                 if number in processes:
                     os.kill(processes[number], signal.SIGKILL)
                 continue
-            # A process that ends at once must be known before it is reaped.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-            if (process := os.fork()) == 0:
-                control.close()
-                follow(socket.socket(fileno=descriptors[0]), vocabulary)
-            processes[number] = process
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            # Without memory for a process, its request receives the end of its socket.
+            with suppress(OSError):
+                if (process := os.fork()) == 0:
+                    control.close()
+                    follow(socket.socket(fileno=descriptors[0]), vocabulary)
+                processes[number] = process
             os.close(descriptors[0])
     os.killpg(0, signal.SIGKILL)
 
@@ -170,8 +171,6 @@ def _raise_errors(matcher: Any) -> None:
 
 def follow(connection: socket.socket, vocabulary: Vocabulary) -> None:
     """Compile the grammar that the connection sends, and follow answers until it is closed. Ends the process."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     _limit_memory()
     try:
         grammar = read_grammar(_read(connection, LENGTH.unpack(_read(connection, LENGTH.size))[0]))

@@ -125,8 +125,7 @@ class MatcherProcess:
         self._open = 0
         self._incoming, self._outgoing = bytearray(), bytearray()
         self._waiting_since = time.monotonic()
-        self._starter = _starter(tokenizer)
-        self._number, self._socket = self._starter.start()
+        self._starter, self._number, self._socket = _started(tokenizer)
         weakref.finalize(self, self._socket.close)
         self._socket.setblocking(False)
         data = grammar_bytes(grammar)
@@ -353,13 +352,15 @@ def _end(control: socket.socket, process: "subprocess.Popen[Any]") -> None:
 _starters_lock = threading.Lock()
 
 
-def _starter(tokenizer: Tokenizer) -> _Starter:
+def _started(tokenizer: Tokenizer) -> tuple[_Starter, int, socket.socket]:
+    """The number of a new process, a connection to it, and the process that started it."""
     with _starters_lock:
         starter = _cached_starter(tokenizer)
-        if starter.process.poll() is not None:  # the system ended it, perhaps for memory
-            _cached_starter.cache_clear()
-            starter = _cached_starter(tokenizer)
-        return starter
+        with suppress(OSError):
+            return starter, *starter.start()
+        _cached_starter.cache_clear()  # the system ended it, perhaps for memory
+        starter = _cached_starter(tokenizer)
+        return starter, *starter.start()
 
 
 @lru_cache(maxsize=2)

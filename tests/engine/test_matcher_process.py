@@ -1,7 +1,9 @@
 """The processes that follow grammars: whatever happens in one ends only the requests with its grammar."""
 
 import os
+import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +35,7 @@ FORMS = [
 
 def processes(tokenizer: Tokenizer) -> list[psutil.Process]:
     """Those of grammars, without the one that starts them."""
-    first = psutil.Process(structured._starter(tokenizer).process.pid)
+    first = psutil.Process(structured._cached_starter(tokenizer).process.pid)
     running = []
     for child in first.children():
         with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
@@ -128,7 +130,7 @@ def test_a_process_that_ends_takes_only_its_request_with_it(engine: Engine) -> N
 def test_after_the_first_process_has_ended_another_is_started(engine: Engine) -> None:
     sampling = SamplingParams(grammar=WORDS)
     expected = engine.generate(QUESTION, sampling=sampling)
-    first = structured._starter(engine.processor.tokenizer).process
+    first = structured._cached_starter(engine.processor.tokenizer).process
     (request,) = run(engine, sampling)
     until(lambda: engine.step() and request.tokens)
     os.kill(first.pid, signal.SIGKILL)
@@ -139,6 +141,29 @@ def test_after_the_first_process_has_ended_another_is_started(engine: Engine) ->
 
 
 @pytest.mark.usefixtures("no_processes")
+def test_a_first_process_that_is_ending_is_replaced(tokenizer: Tokenizer) -> None:
+    first = structured._cached_starter(tokenizer)
+    first._control.shutdown(socket.SHUT_RDWR)  # the system is ending it, which isn't known yet
+    assert compile_grammar(WORDS, tokenizer).matcher().ready
+    assert structured._cached_starter(tokenizer) is not first
+
+
+@pytest.mark.usefixtures("no_processes")
+def test_processes_that_end_while_they_are_killed_end_no_others(tokenizer: Tokenizer) -> None:
+    """And all are reaped. The first process ended here within a thousand when it had a handler of SIGCHLD."""
+    first, dice = structured._cached_starter(tokenizer), random.Random(0)
+    invalid = Grammar("regex", "(")
+    for _ in range(250):
+        running = [structured.MatcherProcess(invalid, tokenizer) for _ in range(4)]
+        running[0].wait(1)
+        time.sleep(dice.random() * 0.002)
+        for process in running:
+            process.close()
+    assert compile_grammar(WORDS, tokenizer).matcher().ready
+    assert structured._cached_starter(tokenizer) is first
+    until(lambda: not psutil.Process(first.process.pid).children())
+
+
 def test_an_invalid_grammar_ends_a_request_that_did_not_wait_for_it(engine: Engine) -> None:
     row = engine.prepare(QUESTION)
     (request,) = engine.enter(row, SamplingParams(grammar=Grammar("regex", "(")))
