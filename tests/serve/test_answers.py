@@ -226,6 +226,23 @@ def test_bodies_are_passed_on_in_parts_without_a_copy(size: int, response: Any) 
         assert all(part.obj is body for part in bodies if part)
 
 
+def test_large_bodies_leave_the_event_loop_to_others_after_each_part() -> None:
+    """Also where the system takes all of them at once, of each of a hundred connections."""
+    order: list[int] = []
+
+    async def run() -> None:
+        async def respond(number: int) -> None:
+            async def send(message: Any) -> None:
+                order.append(number)
+
+            await InPieces(Response(bytes(3 * CHUNK)))({"type": "http"}, None, send)  # type: ignore[arg-type]
+
+        await asyncio.gather(*map(respond, range(3)))
+
+    asyncio.run(run())
+    assert order == [0, 0, 1, 1, 2, 2, 0, 1, 2, 0, 1, 2], "a start and a part, then part by part"
+
+
 def test_a_large_event_is_encoded_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bytes] = []
     dumps = answers._dumps
