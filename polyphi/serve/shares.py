@@ -64,7 +64,7 @@ class Pool:
     ) -> None:
         """`single`: a client without another hold may take more than its share, and the only one more than `total`.
         `always`: the amount that a client without another hold may take also where all clients hold too much.
-        `leaves`: a client with another hold leaves a part of what the others leave, so that something remains for the
+        `leaves`: a client with another hold leaves a quarter of what others leave, so that something remains for the
         next one; as holds end, clients that want much come to hold equal amounts."""
         self.share, self.used = share, 0
         self._single, self._always, self._leaves = single, always, leaves
@@ -84,10 +84,9 @@ class Pool:
         """Raises Full where a hold of `hold_amount` can't take `amount` more."""
         own, share = self._by_client[client], self.share
         alone = own == hold_amount
-        limit = share.client
-        if self._leaves and not alone:
-            left_by_others = share.total - (self.used - own)
-            limit = min(limit, most_of(left_by_others))
+        limit, others = share.client, self.used - own
+        if self._leaves and others and not alone:
+            limit = min(limit, (share.total - others) * 3 // 4)
         if own + amount > limit and not (self._single and alone):
             raise Full(share, amount, own, limit, by_client=True)
         exempt = (self._single and self.used == hold_amount) or (
