@@ -7,8 +7,8 @@ answers; then all attacks run for a few seconds, so that memory that is allocate
 minutes. Aims: no answer is lost or wrong; a refusal has Retry-After; once all clients have left, every gauge of
 /metrics that counts requests, blocks or reserved bytes is zero; memory without caches, which have limits of their own,
 is flat (the median of the last third at most 1.1 times that of the first) and within a minute back (1.1 times what it
-was before). Then honest clients and attacks
-begin again and the server receives SIGTERM: it must end within 10 s with exit code 0 and leave no child process.
+was before). Then honest clients and attacks begin again and the server receives SIGTERM: it must end within 10 s with
+exit code 0 and leave no child process.
 """
 
 import asyncio

@@ -206,9 +206,8 @@ class InPieces:
             for end in range(CHUNK, len(body), CHUNK):
                 part = body[end - CHUNK : end]
                 await send({"type": message["type"], "body": part, "more_body": True})
-                await asyncio.sleep(
-                    0
-                )  # the system may take megabytes at once, of each of many responses
+                # The system may take megabytes at once, of each of many responses: others run in between.
+                await asyncio.sleep(0)
             if len(body) > CHUNK:
                 message = {**message, "body": body[(len(body) - 1) // CHUNK * CHUNK :]}
             await send(message)

@@ -267,7 +267,7 @@ class Shares:
                 own_bodies,
                 settings.max_bodies_bytes,
                 "HTTP 429 for the largest body that the client is sending; 503 where the limit of all is reached, but "
-                f"never for the first {first_body // 1024} KiB of a client",
+                f"never for the first {first_body // 1024:,} KiB of a client",
             ),
             always=first_body,
         )

@@ -164,6 +164,7 @@ def test_processes_that_end_while_they_are_killed_end_no_others(tokenizer: Token
     until(lambda: not psutil.Process(first.process.pid).children())
 
 
+@pytest.mark.usefixtures("no_processes")
 def test_an_invalid_grammar_ends_a_request_that_did_not_wait_for_it(engine: Engine) -> None:
     row = engine.prepare(QUESTION)
     (request,) = engine.enter(row, SamplingParams(grammar=Grammar("regex", "(")))
