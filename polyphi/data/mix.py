@@ -72,7 +72,7 @@ class Order:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for worker processes, without cached permutations."""
-        return self.__dict__ | {"_held": OrderedDict()}
+        return self.__dict__ | {"_permutations": OrderedDict()}
 
     def _due(self, corpus: int, k: int) -> float:
         return self._starts[corpus] + (k + 0.5) / self._shares[corpus]

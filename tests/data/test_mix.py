@@ -1,5 +1,6 @@
 """The order of draws: shares, epochs, random access."""
 
+import pickle
 from collections import Counter
 
 import pytest
@@ -126,3 +127,13 @@ def test_an_epoch_in_windows_brings_every_row_once(size: int, blocks: int, seed:
 def test_a_window_as_large_as_the_corpus_changes_nothing() -> None:
     plain, windowed = (Order({"a": 1}, {"a": 99}, 3, windows=w) for w in (None, {"a": 128}))
     assert [plain.draw(n) for n in range(250)] == [windowed.draw(n) for n in range(250)]
+
+
+def test_workers_receive_no_permutations() -> None:
+    """A permutation of a million rows has 8 MB; each worker makes its own."""
+    order = Order({"a": 1, "b": 1}, {"a": 10**6, "b": 10**6}, seed=0)
+    draws = [order.draw(n) for n in range(4)]
+    state = pickle.dumps(order)
+    assert len(state) < 10_000
+    copy: Order = pickle.loads(state)
+    assert [copy.draw(n) for n in range(4)] == draws
