@@ -21,8 +21,8 @@ from polyphi.api import Phi
 from polyphi.engine.engine import Engine
 from polyphi.engine.results import accept
 from polyphi.engine.runner import extend
-from polyphi.eval.heldout import find
 from polyphi.messages import SamplingParams
+from polyphi_eval.heldout import find
 
 PRECISIONS = {"float32": {"dtype": "float32"}, "bf16": {"quant": "bf16"}, "int8": {"quant": "int8"}}
 console = Console(stderr=True)

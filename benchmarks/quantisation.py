@@ -25,13 +25,13 @@ from polyphi.api import Phi
 from polyphi.batch import Batch
 from polyphi.data import calibration
 from polyphi.data.shards import Shards
-from polyphi.eval.baselines import Result, evaluate, select
-from polyphi.eval.benchmark import Benchmark
-from polyphi.eval.heldout import find
-from polyphi.eval.report.heldout import number
-from polyphi.eval.sources import Data
 from polyphi.messages import Message, SamplingParams
 from polyphi.quantization.quantize import quantize
+from polyphi_eval.baselines import Result, evaluate, select
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.heldout import find
+from polyphi_eval.report.heldout import number
+from polyphi_eval.sources import Data
 
 VARIANTS = ("int8", "int4", "int4 calibrated", "int8-all", "int4-all")
 PROMPTS = 4

@@ -43,14 +43,14 @@ from polyphi.engine.engine import DRAFT, Engine
 from polyphi.engine.results import accept
 from polyphi.engine.runner import PartOutput
 from polyphi.engine.scheduler import StepPart
-from polyphi.eval.baselines import select
-from polyphi.eval.heldout import find
 from polyphi.messages import Message, SamplingParams, Text
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import SCHEMES, quantize
+from polyphi_eval.baselines import select
+from polyphi_eval.heldout import find
 
 LAYERS = 32
 TOKENS = (1, 2, 4, 8, 12, 16)

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.checkpoints import pull
+from polyphi.checkpoints.fingerprint import fingerprint
 from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.read import (
     load_checkpoint,
+    locate,
     read_config,
     read_quantization,
     stored_bytes,
@@ -32,6 +34,7 @@ from polyphi.engine.prompt import Conversation, Prompt, parse_prompt
 from polyphi.messages import Audio, Completion, Delta, Image, SamplingParams, Tokens, Transcript
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.parts import parts
 from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
 from polyphi.processing.reasoning import THINK
@@ -45,13 +48,15 @@ log = logging.getLogger(__name__)
 
 
 class Phi:
-    """A model with its tokenizer and processor. It implements the `Generate` protocol (messages.py), so `polyphi.eval`
-    can evaluate it. `memory`: a report of its memory use on the device. `reasoning`: whether answers may begin with
-    `<think>...</think>`, by the checkpoint's chat template or its name."""
+    """A model with its tokenizer and processor. It implements the `Generate` protocol (messages.py), so `polyphi_eval`
+    can evaluate it. `memory`: a report of its memory use on the device. `source`: the folder or hub id
+    that `load` read it from. `reasoning`: whether answers may begin with `<think>...</think>`, by the checkpoint's chat
+    template or its name."""
 
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
         self.engine = Engine(model, processor, **engine)
         self.memory: MemoryReport | None = None
+        self.source: str | Path | None = None
         self.reasoning = False
 
     @property
@@ -61,6 +66,19 @@ class Phi:
     @property
     def config(self) -> ModelConfig:
         return self.model.config
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, of quantized weights too."""
+        return parts(self.config)[-1].parameters
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that differs between checkpoints (checkpoints/fingerprint.py). Raises ValueError for a model that
+        wasn't loaded from one."""
+        if self.source is None:
+            raise ValueError("only a model that `load` read from a checkpoint has a fingerprint")
+        return fingerprint(locate(self.source))
 
     @property
     def context(self) -> int:
@@ -336,6 +354,7 @@ def load(
     phi = Phi(
         model, make_processor(model.config, vocabulary), max_num_seqs=together, memory=cache, kv=kv
     )
+    phi.source = path_or_id
     phi.memory = placement.memory_report(model, free, target, phi.engine.capacity, kv)
     # The template of Phi-4-mini-reasoning, the only one with a fixed system text, doesn't mention the marks.
     named = "reasoning" in Path(path_or_id).name.lower() or phi.tokenizer.fixed_system is not None

@@ -19,11 +19,11 @@ from PIL import Image as Picture
 from polyphi import stages
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.eval import baselines
-from polyphi.eval.benchmark import Benchmark
-from polyphi.eval.cache import key_of
-from polyphi.eval.heldout import find
 from polyphi.messages import Audio, Completion, Image, Message, SamplingParams
+from polyphi_eval import baselines
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.cache import key_of
+from polyphi_eval.heldout import find
 
 TASKS = find(
     *("arithmetic", "cot_arithmetic", "tool_call"),

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from polyphi.eval.benchmark import benchmarks
-from polyphi.eval.cache import as_text
 from polyphi.messages import Completion, Message
-from polyphi.recipe import evaluation
+from polyphi_eval import evaluation
+from polyphi_eval.benchmark import benchmarks
+from polyphi_eval.cache import as_text
 
 
 class Says:

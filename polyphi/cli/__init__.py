@@ -1,4 +1,7 @@
-"""The command line, one file per command. Invalid arguments print one line and exit with 2, failed runs with 1."""
+"""The command line, one file per command; other packages add theirs by entry points.
+
+Invalid arguments print one line and exit with 2, failed runs with 1.
+"""
 
 import errno
 import logging
@@ -18,7 +21,6 @@ from polyphi.cli import (
     claims,
     curate,
     doctor,
-    eval,
     export,
     inspect,
     plan,
@@ -85,10 +87,26 @@ app.command()(inspect.inspect)
 app.command()(export.export)
 app.command()(plan.plan)
 app.command()(doctor.doctor)
-app.add_typer(eval.app)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     bench.bench
 )
+
+
+def add_commands() -> None:
+    """Add the commands of other packages: entry points of the group `polyphi.commands`, each a function or a Typer
+    application. The name `eval.heldout` adds the command `heldout` to the application `eval`."""
+    groups: dict[str, typer.Typer] = {"": app}
+    for point in sorted(metadata.entry_points(group="polyphi.commands")):
+        group, _, name = point.name.rpartition(".")
+        command = point.load()
+        if isinstance(command, typer.Typer):
+            groups[group].add_typer(command, name=name)
+            groups[point.name] = command
+        else:
+            groups[group].command(name)(command)
+
+
+add_commands()
 
 EXTRAS = {
     **dict.fromkeys(

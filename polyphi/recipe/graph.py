@@ -30,11 +30,6 @@ from polyphi.curate.pipeline import Machines
 from polyphi.data.fresh import Fresh
 from polyphi.engine import placement
 from polyphi.engine.engine import Engine
-from polyphi.eval.baselines import evaluate
-from polyphi.eval.benchmark import benchmarks
-from polyphi.eval.heldout import find
-from polyphi.eval.report.heldout import line
-from polyphi.eval.sources import Data
 from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -43,7 +38,7 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import WORD_SPLIT
 from polyphi.quantization.quantize import quantize, quantize_frozen
-from polyphi.recipe import evaluation, frozen_text, processes, remaining
+from polyphi.recipe import frozen_text, processes, remaining
 from polyphi.recipe.corpora import StageModels, find_corpus
 from polyphi.recipe.experiments import scaling
 from polyphi.recipe.identity import Identity
@@ -59,6 +54,12 @@ from polyphi.train.contrastive import Similarity
 from polyphi.train.loop import train
 from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.stage import Stage
+from polyphi_eval import evaluation
+from polyphi_eval.baselines import evaluate
+from polyphi_eval.benchmark import benchmarks
+from polyphi_eval.heldout import find
+from polyphi_eval.report.heldout import line
+from polyphi_eval.sources import Data
 
 TOKENIZER_CORPORA = (
     "copying",

@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from polyphi import stages
+from polyphi.checkpoints.fingerprint import fingerprint as checkpoint_fingerprint
 from polyphi.checkpoints.names import LAYOUTS
 from polyphi.checkpoints.read import read_config
-from polyphi.eval.report import heldout as report
-from polyphi.eval.report.paper import STATUSES, points
-from polyphi.eval.report.tables import decimals, markdown
 from polyphi.model.config import AdapterConfig
 from polyphi.model.parts import parts
-from polyphi.recipe import evaluation
 from polyphi.recipe.model_use import use
 from polyphi.recipe.report.drawing import part_of
 from polyphi.runtime.files import write_whole
 from polyphi.stages.lineage import EXPORTS
+from polyphi_eval.evaluation import saved_results
+from polyphi_eval.report import heldout as report
+from polyphi_eval.report.paper import STATUSES, points
+from polyphi_eval.report.tables import decimals, markdown
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LICENCES = {
@@ -149,10 +150,10 @@ def _results(results: Path, folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"--results {results}: expected the --out folder of `polyphi eval MODEL --suite ...`, found no results.json"
         )
-    content = evaluation.saved_results(results)
+    content = saved_results(results)
     measured = json.loads((results / "model.json").read_text())["fingerprint"].split()
     fingerprint = measured[0] if measured else ""
-    if re.fullmatch("[0-9a-f]{32}", fingerprint) and fingerprint != evaluation.fingerprint(folder):
+    if re.fullmatch("[0-9a-f]{32}", fingerprint) and fingerprint != checkpoint_fingerprint(folder):
         raise ValueError(
             f"--results {results} has the results of another model, {content['model']}, not of {folder}"
         )

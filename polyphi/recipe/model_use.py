@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
-from polyphi.eval.report.rendering import environment
+from polyphi_eval.report.rendering import environment
 
 TEMPLATES = environment("polyphi.recipe")
 

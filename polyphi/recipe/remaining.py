@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 
 from polyphi import stages
-from polyphi.eval.heldout import TASKS
 from polyphi.planning.plan import plan
 from polyphi.recipe.processes import periodically
 from polyphi.runtime.progress import read_metrics
 from polyphi.stages.sizes import Size
 from polyphi.train.resume import MANIFEST, METRICS
+from polyphi_eval.heldout import TASKS
 
 EVERY = 60.0
 """Seconds between two reports."""

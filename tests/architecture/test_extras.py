@@ -16,6 +16,7 @@ from polyphi import cli
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PACKAGES = {"polyphi", "polyphi_eval", "polyphi_recipe"}
 IMPORT_NAMES = {
     "pillow": ["PIL"],
     "scikit-learn": ["sklearn"],
@@ -55,7 +56,7 @@ PARTS = {
         "synthetic.images",
         "recipe.corpora",
     ),
-    "eval": ("recipe.evaluation", "eval.run", "eval.read_aloud"),
+    "eval": ("polyphi_eval.evaluation", "polyphi_eval.run", "polyphi_eval.read_aloud"),
     "all": ("recipe.graph", "recipe.experiments.ablation"),
 }
 """Extra -> modules of polyphi that it must suffice for."""
@@ -113,7 +114,7 @@ def libraries(modules: list[str]) -> dict[str, str]:
         seen.add(path)
         for name in imports(path):
             package = name.partition(".")[0]
-            if package == "polyphi":
+            if package in PACKAGES:
                 parents = name.split(".")
                 modules += [".".join(parents[: i + 1]) for i in range(len(parents))]
             elif package not in sys.stdlib_module_names:
@@ -123,7 +124,9 @@ def libraries(modules: list[str]) -> dict[str, str]:
 
 @pytest.mark.parametrize("extra", PARTS)
 def test_an_extra_suffices_for_its_part(extra: str) -> None:
-    names = [f"polyphi.{name}" for name in PARTS[extra]]
+    names = [
+        name if name.partition(".")[0] in PACKAGES else f"polyphi.{name}" for name in PARTS[extra]
+    ]
     assert all(map(file_of, names)), [name for name in names if not file_of(name)]
     brought = packages("") | (packages(extra) if extra else set())
     missing = {k: v for k, v in libraries(names).items() if k not in brought}
@@ -134,10 +137,10 @@ def test_a_module_that_needs_an_extra_is_known_to_the_command_line() -> None:
     """A package that is imported at module level, and is not in the core, is in `EXTRAS`: a command prints one line."""
     unknown = {}
     core = packages("")
-    for path in (ROOT / "polyphi").rglob("*.py"):
+    for path in (path for name in PACKAGES for path in (ROOT / name).rglob("*.py")):
         for name in imports(path):
             package = name.partition(".")[0]
-            if package not in core | {"polyphi"} | sys.stdlib_module_names | cli.EXTRAS.keys():
+            if package not in core | PACKAGES | sys.stdlib_module_names | cli.EXTRAS.keys():
                 unknown[package] = str(path)
     assert unknown.keys() <= {"pydantic_core"}  # pydantic, which imports it, is missing first
 

@@ -12,10 +12,10 @@ import pytest
 from polyphi.curate import sources
 from polyphi.curate.corpus import Corpus, Work, build
 from polyphi.data.shards import Shards
-from polyphi.eval.baselines import select
-from polyphi.eval.benchmark import Benchmark
-from polyphi.eval.heldout import find
 from polyphi.messages import Completion, SamplingParams
+from polyphi_eval.baselines import select
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.heldout import find
 
 DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
 CHATS = {

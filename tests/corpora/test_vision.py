@@ -15,12 +15,12 @@ from polyphi.curate import safety, sources, text
 from polyphi.curate.corpus import Corpus, Work, build, generator
 from polyphi.curate.decontaminate import Index
 from polyphi.data.shards import Sample, Shards, to_row
-from polyphi.eval.heldout import find
-from polyphi.eval.scorers import refuses
 from polyphi.messages import Image as Picture
 from polyphi.messages import media
 from polyphi.synthetic import images, scenes, stamps
 from polyphi.text.lexicon import LANGUAGES
+from polyphi_eval.heldout import find
+from polyphi_eval.scorers import refuses
 
 CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, image_qa, multi_image)]
 

@@ -11,7 +11,6 @@ import pytest
 
 from polyphi.curate import safety, sources, text
 from polyphi.curate.corpus import Work
-from polyphi.eval.scorers import refuses, tool_calls
 from polyphi.messages import CALL, CALL_END
 from polyphi.synthetic import calls, instructions
 from polyphi.synthetic.reasoning import FAMILIES, corrupt, draw, draw_problems, verify
@@ -24,6 +23,7 @@ from polyphi.text.lexicon import (
     lexicon,
     number_words,
 )
+from polyphi_eval.scorers import refuses, tool_calls
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmark import Benchmark, benchmarks, from_file, suite
-from polyphi.eval.sources import Data
 from polyphi.messages import Message
-from polyphi.recipe import evaluation
+from polyphi_eval import evaluation
+from polyphi_eval.benchmark import Benchmark, benchmarks, from_file, suite
+from polyphi_eval.sources import Data
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
@@ -99,7 +99,7 @@ def test_missing_data_are_named_with_where_they_come_from(
         ("benchmark = 3", "expected `benchmark = Benchmark"),
         ("1 / 0", "ZeroDivisionError"),
         (None, "found no such file"),
-        ("from polyphi.eval.benchmarks.vision.chartqa import benchmark", "already"),
+        ("from polyphi_eval.benchmarks.vision.chartqa import benchmark", "already"),
     ],
 )
 def test_a_file_without_a_benchmark_is_refused(

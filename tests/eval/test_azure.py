@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval.azure import EVALUATORS, Azure
-from polyphi.eval.cache import Request
-from polyphi.eval.judge import points
-from polyphi.eval.severity import AZURE, HARMS, JUDGING
 from polyphi.messages import Message
-from polyphi.recipe import evaluation
 from polyphi.services.endpoint import Rejected
+from polyphi_eval import evaluation
+from polyphi_eval.azure import EVALUATORS, Azure
+from polyphi_eval.cache import Request
+from polyphi_eval.judge import points
+from polyphi_eval.severity import AZURE, HARMS, JUDGING
 
 PROJECT = "https://name.services.ai.azure.com/api/projects/p"
 

@@ -11,11 +11,11 @@ import pytest
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
-from polyphi.eval import baselines, scorers, statistics
-from polyphi.eval.benchmark import Score
-from polyphi.eval.heldout import CORE, TASKS, find, task
-from polyphi.eval.report import heldout as report
 from polyphi.messages import Audio, Completion, Image, Message, Text, adapter_for, media
+from polyphi_eval import baselines, scorers, statistics
+from polyphi_eval.benchmark import Score
+from polyphi_eval.heldout import CORE, TASKS, find, task
+from polyphi_eval.report import heldout as report
 
 TASK = task(
     "colour", "Colour of the square", "vision", "image_qa", scorers.exact, {"task": "colour"}

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmark import Benchmark, belongs, benchmarks
-from polyphi.eval.cache import Cache
-from polyphi.eval.report.paper import paper
-from polyphi.eval.run import answer as answer_all
-from polyphi.eval.run import prompts_of
-from polyphi.eval.sources import Data, check
 from polyphi.messages import Completion, Message, media
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmark import Benchmark, belongs, benchmarks
+from polyphi_eval.cache import Cache
+from polyphi_eval.report.paper import paper
+from polyphi_eval.run import answer as answer_all
+from polyphi_eval.run import prompts_of
+from polyphi_eval.sources import Data, check
 
 ALL = benchmarks()
 NAMES = [b.name for b in ALL]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval.cache import BATCH, Cache, Request, append, whole_lines
 from polyphi.messages import Completion, Message, SamplingParams
+from polyphi_eval.cache import BATCH, Cache, Request, append, whole_lines
 
 
 class Echo:

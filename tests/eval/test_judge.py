@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyphi.eval.judge import points, rating
+from polyphi_eval.judge import points, rating
 
 
 @pytest.mark.parametrize(

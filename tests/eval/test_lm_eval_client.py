@@ -16,14 +16,14 @@ from serve.saved import save, served
 
 import polyphi
 from polyphi.engine.engine import Engine
-from polyphi.eval import lm_tasks
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmark import LENIENT, suite
-from polyphi.eval.cache import Cache
-from polyphi.eval.sources import Data, write_rows
 from polyphi.messages import SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi_eval import lm_tasks
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmark import LENIENT, suite
+from polyphi_eval.cache import Cache
+from polyphi_eval.sources import Data, write_rows
 
 (SIQA,) = suite("siqa")
 ROWS = 40

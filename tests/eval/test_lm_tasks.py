@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import lm_tasks
-from polyphi.eval.benchmark import LENIENT, Benchmark, Score, suite
-from polyphi.eval.sources import Data
+from polyphi_eval import lm_tasks
+from polyphi_eval.benchmark import LENIENT, Benchmark, Score, suite
+from polyphi_eval.sources import Data
 
 ARC_C, BBH, GPQA, GSM8K, HELLASWAG, MGSM, MMLU, MMLU_PRO, TRUTHFULQA = suite(
     *("arc_c", "bbh", "gpqa", "gsm8k", "hellaswag", "mgsm", "mmlu", "mmlu_pro", "truthfulqa")
@@ -307,7 +307,7 @@ def test_our_files_are_tasks_to_lm_eval_alone() -> None:
 def test_lm_eval_is_imported_only_when_it_is_needed() -> None:
     code = """
 import sys
-from polyphi.eval.benchmark import benchmarks
+from polyphi_eval.benchmark import benchmarks
 assert "arc_c" in [b.name for b in benchmarks()]
 heavy = {"lm_eval", "datasets", "nltk", "math_verify", "rouge_score"} & set(sys.modules)
 assert not heavy, heavy

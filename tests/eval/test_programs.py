@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval import programs
-from polyphi.eval.fixtures.write import write
-from polyphi.eval.programs import Trial, Verdict, extract_program, longest_program, run_trials
-from polyphi.eval.sources import read_rows
-from polyphi.eval.trial import outputs_equal, pack, printed_equal, unpack
 from polyphi.services import sandbox
+from polyphi_eval import programs
+from polyphi_eval.fixtures.write import write
+from polyphi_eval.programs import Trial, Verdict, extract_program, longest_program, run_trials
+from polyphi_eval.sources import read_rows
+from polyphi_eval.trial import outputs_equal, pack, printed_equal, unpack
 
 isolated = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyphi.eval.judge import PROMPTS
+from polyphi_eval.judge import PROMPTS
 
 HASHES = {
     # Of FastChat's judge_prompts.jsonl: system_prompt, NUL, prompt_template.

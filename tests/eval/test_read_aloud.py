@@ -14,12 +14,12 @@ import pytest
 import soundfile
 
 from polyphi import cli
-from polyphi.eval import read_aloud, spoken
-from polyphi.eval.read_aloud import SpeechCache, synthesise, voice_of
-from polyphi.eval.sources import Data, Missing
-from polyphi.eval.spoken import with_options
 from polyphi.messages import Audio, Image, Message, Text
 from polyphi.services.speech_synthesis import TTSPool, Voice
+from polyphi_eval import read_aloud, spoken
+from polyphi_eval.read_aloud import SpeechCache, synthesise, voice_of
+from polyphi_eval.sources import Data, Missing
+from polyphi_eval.spoken import with_options
 
 ROWS: list[Mapping[str, Any]] = [
     {"id": "a", "text": "One.", "answer": "1"},
@@ -183,7 +183,7 @@ def transcriber() -> Iterator[str]:
 def test_the_command_reads_a_benchmarks_questions_aloud(
     tmp_path: Path, transcriber: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from polyphi.eval.benchmarks.speech import mtbench_spoken
+    from polyphi_eval.benchmarks.speech import mtbench_spoken
 
     mtbench_spoken.benchmark.write_fixtures(tmp_path / "texts")
     command = ["eval", "synthesise", "mtbench_spoken", "--data", str(tmp_path / "data")]

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmark import LENIENT, Benchmark, Judging, Row, Score
-from polyphi.eval.cache import Cache, Recorded
-from polyphi.eval.judge import rating
-from polyphi.eval.run import BLOCK, Line, read, write
-from polyphi.eval.scorers import exact
-from polyphi.eval.sources import Data
 from polyphi.messages import Completion, Message, SamplingParams
 from polyphi.services.endpoint import Rejected
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Row, Score
+from polyphi_eval.cache import Cache, Recorded
+from polyphi_eval.judge import rating
+from polyphi_eval.run import BLOCK, Line, read, write
+from polyphi_eval.scorers import exact
+from polyphi_eval.sources import Data
 
 
 class Model:

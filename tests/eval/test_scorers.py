@@ -5,8 +5,8 @@ import json
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import scorers
 from polyphi.messages import Message
+from polyphi_eval import scorers
 
 
 def sample(reference: str, **meta: object) -> Sample:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmark import Score, suite
-from polyphi.eval.benchmarks.safety.defect_rates import SPOKEN, spoken_questions
-from polyphi.eval.cache import Cache
-from polyphi.eval.severity import AZURE, HARMS, PROMPTS, mean_rate, prompts, rounded, worst
-from polyphi.eval.sources import Data, write_rows
 from polyphi.messages import Completion, Message
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmark import Score, suite
+from polyphi_eval.benchmarks.safety.defect_rates import SPOKEN, spoken_questions
+from polyphi_eval.cache import Cache
+from polyphi_eval.severity import AZURE, HARMS, PROMPTS, mean_rate, prompts, rounded, worst
+from polyphi_eval.sources import Data, write_rows
 
 (BENCHMARK,) = suite("defect_rates")
 

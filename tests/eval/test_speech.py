@@ -9,10 +9,10 @@ from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
 
 from polyphi.data.shards import Sample
-from polyphi.eval import speech, statistics
-from polyphi.eval.benchmark import Score
-from polyphi.eval.whisper_normalize import english
 from polyphi.messages import Audio, Message
+from polyphi_eval import speech, statistics
+from polyphi_eval.benchmark import Score
+from polyphi_eval.whisper_normalize import english
 
 PAIRS = [
     (

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import vqa
-from polyphi.eval.benchmark import LENIENT, Score
-from polyphi.eval.benchmarks.vision import mathvista, mmmu, ocrbench, pope
 from polyphi.messages import Image, Message, Text
+from polyphi_eval import vqa
+from polyphi_eval.benchmark import LENIENT, Score
+from polyphi_eval.benchmarks.vision import mathvista, mmmu, ocrbench, pope
 
 CATS = ["a dog", "a cat", "both A and B", "the red one"]
 BOTH = (1.0, 1.0)

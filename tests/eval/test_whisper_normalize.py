@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.eval import whisper_normalize
-from polyphi.eval.whisper_normalize import SPELLINGS, basic, english
+from polyphi_eval import whisper_normalize
+from polyphi_eval.whisper_normalize import SPELLINGS, basic, english
 
 SHA256 = "6607f948be9824d2e1b2fa2223cd94c06c45afa4e05ea0e3d5e1f2bdffde2465"
 SENTENCES = """

@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from polyphi import cli
+from polyphi.checkpoints.fingerprint import fingerprint as fingerprint_of
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.eval.score import Measured
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.recipe import evaluation, model_card
+from polyphi.recipe import model_card
+from polyphi_eval.score import Measured
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def results(folder: Path, fingerprint: str) -> Path:
 
 
 def test_it_holds_tables_limits_and_licences(checkpoint: Path, tmp_path: Path) -> None:
-    measured = results(tmp_path / "results", evaluation.fingerprint(checkpoint) + " ")
+    measured = results(tmp_path / "results", fingerprint_of(checkpoint) + " ")
     text = model_card.card(checkpoint, "native", results=measured)
     assert "| MMLU | 67.3 | 67.3 | +0.0 | 65.0 to 69.0 | 100 | reproduced setting |" in text
     assert "not comparable" in text and "BLINK" in text

@@ -5,9 +5,9 @@ import importlib
 import pytest
 
 from polyphi import stages
-from polyphi.eval.benchmark import benchmarks
-from polyphi.eval.heldout import find
 from polyphi.stages import sizes
+from polyphi_eval.benchmark import benchmarks
+from polyphi_eval.heldout import find
 
 EVERY = {name: stages.load(name) for name in stages.ORDER}
 

@@ -25,8 +25,6 @@ from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.data.sample import Unfit
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
-from polyphi.eval.benchmark import Benchmark
-from polyphi.eval.heldout import find
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import TooLong
 from polyphi.recipe.experiments import scaling
@@ -39,6 +37,8 @@ from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import NextToken
 from polyphi.train.resume import MANIFEST
 from polyphi.train.stage import Budget, Mix, Stage
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.heldout import find
 
 OWN = "own mix"
 """The arm that the others are compared with: the stage with its own mix."""

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.engine.engine import Engine
-from polyphi.eval.baselines import Result, evaluate
-from polyphi.eval.benchmark import Benchmark
-from polyphi.eval.sources import Data
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.recipe.graph import Run
@@ -16,6 +13,9 @@ from polyphi.stages import lineage
 from polyphi.train.loop import train
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Stage
+from polyphi_eval.baselines import Result, evaluate
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.sources import Data
 
 
 def trial(

@@ -8,7 +8,7 @@ The templates make SVG and CSS of it; colours are the page's CSS variables.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyphi.eval.report.figures import ticks
+from polyphi_eval.report.figures import ticks
 
 # Parts of a model, in the order of the squares in the graph: name, CSS class, prefixes of parameter names.
 PARTS = (

@@ -23,12 +23,7 @@ import torch
 from polyphi import stages
 from polyphi.checkpoints.read import read_config
 from polyphi.curate.sources import SOURCES
-from polyphi.eval.baselines import rescore
-from polyphi.eval.heldout import CORE
-from polyphi.eval.report import heldout as tables
-from polyphi.eval.report.tables import markdown
 from polyphi.model.parts import parts
-from polyphi.recipe import evaluation
 from polyphi.recipe.report import drawing, sections
 from polyphi.recipe.report.drawing import part_of
 from polyphi.recipe.report.samples import Draw
@@ -37,6 +32,11 @@ from polyphi.runtime import cpu
 from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.resume import recorded, recorded_precision
 from polyphi.train.stage import Stage
+from polyphi_eval import evaluation
+from polyphi_eval.baselines import rescore
+from polyphi_eval.heldout import CORE
+from polyphi_eval.report import heldout as tables
+from polyphi_eval.report.tables import markdown
 
 POINTS = 140  # of a loss curve
 MAX_TEXT = 240  # characters of an example's text in Markdown

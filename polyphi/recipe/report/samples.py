@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.shards import Shards
-from polyphi.eval.baselines import read
 from polyphi.messages import Audio, Image, Message
+from polyphi_eval.baselines import read
 
 EXAMPLES = {("image",): 3, ("audio", "image"): 1, ("audio",): 2, (): 2}
 """Number of samples on the first screen, by their media."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from polyphi.eval.report import heldout as tables
-from polyphi.eval.report import tables as eval_tables
-from polyphi.eval.report.rendering import environment
 from polyphi.recipe.report import drawing
+from polyphi_eval.report import heldout as tables
+from polyphi_eval.report import tables as eval_tables
+from polyphi_eval.report.rendering import environment
 
 Report = Mapping[str, Any]
 SECTIONS = {

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval.baselines import Result
-from polyphi.eval.heldout import CORE, GOALS, find
-from polyphi.eval.report import heldout as report
+from polyphi_eval.baselines import Result
+from polyphi_eval.heldout import CORE, GOALS, find
+from polyphi_eval.report import heldout as report
 
 
 def row(task: str, score: float) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval.benchmark import benchmarks
-from polyphi.eval.report import paper
-from polyphi.eval.report.paper import averaged, averages, mean, tables
-from polyphi.eval.score import Measured
+from polyphi_eval.benchmark import benchmarks
+from polyphi_eval.report import paper
+from polyphi_eval.report.paper import averaged, averages, mean, tables
+from polyphi_eval.score import Measured
 
 PHI = "Phi-4-Multimodal 5.6B"
 SLIP = ("Table 4", "FLEURS Average", "GPT-4o")

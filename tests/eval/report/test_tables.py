@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval.report import figures, tables
-from polyphi.eval.report.paper import STATUSES
-from polyphi.eval.report.paper import tables as report
-from polyphi.eval.score import Measured
+from polyphi_eval.report import figures, tables
+from polyphi_eval.report.paper import STATUSES
+from polyphi_eval.report.paper import tables as report
+from polyphi_eval.score import Measured
 
 VOID = {"meta", "link", "br", "img", "path", "rect", "circle"}
 

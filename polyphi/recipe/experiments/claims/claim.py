@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from polyphi.eval.statistics import direction, rates
+from polyphi_eval.statistics import direction, rates
 
 DRAWS = 2000  # of a bootstrap
 POWER = 2.8  # standard errors: an effect that large is significant (at 5 %, two-sided) in four of five experiments

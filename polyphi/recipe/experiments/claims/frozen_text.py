@@ -6,9 +6,9 @@ polyphi claims C1 --out runs/nano
 import json
 from collections.abc import Iterator
 
-from polyphi.eval.heldout import find
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
 from polyphi.recipe.experiments.claims.runner import ClaimRunner
+from polyphi_eval.heldout import find
 
 MARGIN = 1.0  # points
 

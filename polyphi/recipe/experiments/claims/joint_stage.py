@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from polyphi import stages
-from polyphi.eval.heldout import find
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
 from polyphi.recipe.experiments.claims.runner import Arm, ClaimRunner
 from polyphi.stages import lineage
 from polyphi.train.resume import MANIFEST
+from polyphi_eval.heldout import find
 
 STAGE = "joint_1_vision_speech"
 SPOKEN, WRITTEN = "spoken_question", "written_question"

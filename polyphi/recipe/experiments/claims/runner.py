@@ -23,9 +23,6 @@ from polyphi.data.packing import Capacity, Size
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
-from polyphi.eval.baselines import sample_vectors
-from polyphi.eval.benchmark import Benchmark
-from polyphi.eval.heldout import find
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.recipe.experiments.claims import claim as claims
@@ -38,6 +35,9 @@ from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import owners
 from polyphi.train.resume import MANIFEST
 from polyphi.train.stage import Budget, Stage
+from polyphi_eval.baselines import sample_vectors
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.heldout import find
 
 SEEDS = 2  # of an experiment that trains stages
 PACK = 4096  # tokens of a pack of held-out rows

@@ -5,9 +5,9 @@ polyphi claims C4 --out runs/nano
 
 from collections.abc import Iterator
 
-from polyphi.eval.heldout import find
 from polyphi.recipe.experiments.claims.claim import Claim, Effect, contrast, paired
 from polyphi.recipe.experiments.claims.runner import ClaimRunner
+from polyphi_eval.heldout import find
 
 TRANSCRIBED = "asr_digits"
 LIMIT = 60  # held-out samples of a task

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.eval.benchmarks.joint import sharegpt4o
-from polyphi.eval.fixtures.write import write
-from polyphi.eval.sources import Data, write_rows
 from polyphi.messages import Audio, Image
+from polyphi_eval.benchmarks.joint import sharegpt4o
+from polyphi_eval.fixtures.write import write
+from polyphi_eval.sources import Data, write_rows
 
 
 def test_options_are_spoken_with_their_letters(tmp_path: Path) -> None:

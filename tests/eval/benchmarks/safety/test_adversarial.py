@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import run
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmarks.safety.adversarial import MAX_CHARS, STRATEGIES, benchmark, dialogues
-from polyphi.eval.cache import Cache, Recorded, as_text, key_of
-from polyphi.eval.fixtures.write import write
-from polyphi.eval.severity import PROMPTS
-from polyphi.eval.sources import Data, write_rows
-from polyphi.eval.spoken import SpokenText, audio_only, synthesize, text_only
 from polyphi.messages import LANGUAGES, Audio, Completion, Message, Text
-from polyphi.recipe import evaluation
 from polyphi.services.endpoint import Rejected
+from polyphi_eval import evaluation, run
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmarks.safety.adversarial import MAX_CHARS, STRATEGIES, benchmark, dialogues
+from polyphi_eval.cache import Cache, Recorded, as_text, key_of
+from polyphi_eval.fixtures.write import write
+from polyphi_eval.severity import PROMPTS
+from polyphi_eval.sources import Data, write_rows
+from polyphi_eval.spoken import SpokenText, audio_only, synthesize, text_only
 
 
 class Model:

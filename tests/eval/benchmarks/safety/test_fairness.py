@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval.benchmark import Score
-from polyphi.eval.benchmarks.safety import fairness
-from polyphi.eval.benchmarks.safety.fairness import (
+from polyphi_eval.benchmark import Score
+from polyphi_eval.benchmarks.safety import fairness
+from polyphi_eval.benchmarks.safety.fairness import (
     BETTER,
     MUCH_WORSE,
     WORSE,
@@ -20,9 +20,9 @@ from polyphi.eval.benchmarks.safety.fairness import (
     locale_of,
     share,
 )
-from polyphi.eval.fixtures.write import write
-from polyphi.eval.sources import Data
-from polyphi.eval.statistics import MIN_SAMPLES
+from polyphi_eval.fixtures.write import write
+from polyphi_eval.sources import Data
+from polyphi_eval.statistics import MIN_SAMPLES
 
 Clip = tuple[Mapping[str, Any], Score]
 

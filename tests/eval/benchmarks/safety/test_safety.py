@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import public_prompts
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmark import Benchmark, suite
-from polyphi.eval.benchmarks.safety import (
+from polyphi.messages import Audio, Completion, Message, Text, media
+from polyphi_eval import public_prompts
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmark import Benchmark, suite
+from polyphi_eval.benchmarks.safety import (
     defect_rates,
     rtvlm,
     sensitive_attributes,
     vlguard,
     xstest,
 )
-from polyphi.eval.cache import Cache
-from polyphi.eval.severity import PROMPTS
-from polyphi.eval.sources import Data, Missing, write_rows
-from polyphi.eval.spoken import audio_only, text_only
-from polyphi.messages import Audio, Completion, Message, Text, media
+from polyphi_eval.cache import Cache
+from polyphi_eval.severity import PROMPTS
+from polyphi_eval.sources import Data, Missing, write_rows
+from polyphi_eval.spoken import audio_only, text_only
 
 JAILBREAKS, SPOKEN, RTVLM, VLGUARD = suite(
     "defect_rates_jailbreak", "defect_rates_spoken", "rtvlm", "vlguard"

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmarks.speech.airbench import benchmark, read
-from polyphi.eval.cache import Cache
-from polyphi.eval.sources import Data
 from polyphi.messages import Completion, Message
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmarks.speech.airbench import benchmark, read
+from polyphi_eval.cache import Cache
+from polyphi_eval.sources import Data
 
 SAMPLE = Sample("s", (Message.assistant("A dog barks."),), "", "")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.eval.benchmarks.speech import covost2
-from polyphi.eval.sources import Data, Missing
+from polyphi_eval.benchmarks.speech import covost2
+from polyphi_eval.sources import Data, Missing
 
 
 def test_only_the_test_split_is_loaded(tmp_path: Path) -> None:

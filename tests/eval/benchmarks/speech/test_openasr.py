@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from polyphi.eval.benchmarks.speech import openasr
-from polyphi.eval.sources import Data
+from polyphi_eval.benchmarks.speech import openasr
+from polyphi_eval.sources import Data
 
 
 def test_earnings22_has_another_prompt(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmarks.speech import summaries
-from polyphi.eval.fixtures.write import write
-from polyphi.eval.sources import Data
 from polyphi.messages import Audio, Message, media
+from polyphi_eval.benchmarks.speech import summaries
+from polyphi_eval.fixtures.write import write
+from polyphi_eval.sources import Data
 
 WORDS = """<?xml version="1.0" encoding="ISO-8859-1" standalone="yes"?>
 <nite:root nite:id="ES2004a.{}.words" xmlns:nite="http://nite.sourceforge.net/">{}</nite:root>"""

@@ -10,12 +10,12 @@ import pytest
 from eval.wheels import unpacked
 
 from polyphi.data.shards import Sample
-from polyphi.eval import calls
-from polyphi.eval.benchmarks.text import bfcl
-from polyphi.eval.run import Line
-from polyphi.eval.score import rows_of
-from polyphi.eval.sources import Data, check
 from polyphi.services import sandbox
+from polyphi_eval import calls
+from polyphi_eval.benchmarks.text import bfcl
+from polyphi_eval.run import Line
+from polyphi_eval.score import rows_of
+from polyphi_eval.sources import Data, check
 
 SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"
 UNACCEPTED = {

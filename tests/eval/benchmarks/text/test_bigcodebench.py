@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.eval import programs
-from polyphi.eval.benchmarks.text import bigcodebench
-from polyphi.eval.environments import Environment
-from polyphi.eval.sources import Data, read_rows, write_rows
+from polyphi_eval import programs
+from polyphi_eval.benchmarks.text import bigcodebench
+from polyphi_eval.environments import Environment
+from polyphi_eval.sources import Data, read_rows, write_rows
 
 
 def data_with_libs(root: Path, libs: str) -> Data:

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmark import LENIENT
-from polyphi.eval.benchmarks.text import competition_math
-from polyphi.eval.benchmarks.text.competition_math import plain_box
 from polyphi.messages import Message
+from polyphi_eval.benchmark import LENIENT
+from polyphi_eval.benchmarks.text import competition_math
+from polyphi_eval.benchmarks.text.competition_math import plain_box
 
 
 def sample(reference: str) -> Sample:

@@ -21,13 +21,13 @@ from serve.saved import save, served
 import polyphi
 from polyphi.data.shards import Sample
 from polyphi.engine.engine import Engine
-from polyphi.eval import programs
-from polyphi.eval.benchmark import suite
-from polyphi.eval.benchmarks.text import evalplus, humaneval
-from polyphi.eval.cache import Cache, Request
-from polyphi.eval.environments import Environment
-from polyphi.eval.sources import Data, write_rows
 from polyphi.services import sandbox
+from polyphi_eval import programs
+from polyphi_eval.benchmark import suite
+from polyphi_eval.benchmarks.text import evalplus, humaneval
+from polyphi_eval.cache import Cache, Request
+from polyphi_eval.environments import Environment
+from polyphi_eval.sources import Data, write_rows
 
 EVALPLUS = Environment("evalplus", ("evalplus==0.3.1",))
 isolated = pytest.mark.skipif(sandbox.unavailable() is not None, reason="no namespaces")

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmark import LENIENT
-from polyphi.eval.benchmarks.text import ifeval
-from polyphi.eval.sources import Data
 from polyphi.messages import Message
+from polyphi_eval.benchmark import LENIENT
+from polyphi_eval.benchmarks.text import ifeval
+from polyphi_eval.sources import Data
 
 MODEL = {
     "abbrev_types.txt": "92a3e070f43d9b4c5534758ca40ad7343b04e7e29bfe0c2eb658a39445a4f779",

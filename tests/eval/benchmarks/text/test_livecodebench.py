@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval.benchmarks.text import livebench_code, livecodebench
-from polyphi.eval.sources import Data
 from polyphi.services import sandbox
+from polyphi_eval.benchmarks.text import livebench_code, livecodebench
+from polyphi_eval.sources import Data
 
 CASES = [{"input": "1", "output": "2", "testtype": "stdin"}]
 

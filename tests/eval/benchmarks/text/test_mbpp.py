@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.eval.benchmarks.text import evalplus, mbpp
-from polyphi.eval.sources import Data
 from polyphi.services import sandbox
+from polyphi_eval.benchmarks.text import evalplus, mbpp
+from polyphi_eval.sources import Data
 
 
 def test_prompts_start_with_three_solved_problems(tmp_path: Path) -> None:

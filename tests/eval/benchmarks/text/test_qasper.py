@@ -3,9 +3,9 @@
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmark import LENIENT
-from polyphi.eval.benchmarks.text.qasper import answer_text, token_f1
 from polyphi.messages import Message
+from polyphi_eval.benchmark import LENIENT
+from polyphi_eval.benchmarks.text.qasper import answer_text, token_f1
 
 
 @pytest.mark.parametrize(

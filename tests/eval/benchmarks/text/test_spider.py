@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval import query
-from polyphi.eval.benchmarks.text import spider
-from polyphi.eval.sources import Data
 from polyphi.services import sandbox
+from polyphi_eval import query
+from polyphi_eval.benchmarks.text import spider
+from polyphi_eval.sources import Data
 
 isolated = pytest.mark.skipif(sandbox.unavailable() is not None, reason="no namespaces")
 

@@ -3,9 +3,9 @@
 import pytest
 
 from polyphi.data.shards import Sample
-from polyphi.eval.benchmarks.text.squality import rouge
-from polyphi.eval.statistics import measure, vector
 from polyphi.messages import Message
+from polyphi_eval.benchmarks.text.squality import rouge
+from polyphi_eval.statistics import measure, vector
 
 REFERENCE = "the cat sat on the mat"
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from polyphi.eval import score as scoring
-from polyphi.eval.benchmark import Benchmark, suite
-from polyphi.eval.cache import Cache
-from polyphi.eval.sources import Data
 from polyphi.messages import Completion
+from polyphi_eval import score as scoring
+from polyphi_eval.benchmark import Benchmark, suite
+from polyphi_eval.cache import Cache
+from polyphi_eval.sources import Data
 
 
 class Model:

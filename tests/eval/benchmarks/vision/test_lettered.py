@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from polyphi.eval.benchmarks.vision import lettered
-from polyphi.eval.fixtures.write import write
-from polyphi.eval.sources import Data, check
+from polyphi_eval.benchmarks.vision import lettered
+from polyphi_eval.fixtures.write import write
+from polyphi_eval.sources import Data, check
 
 
 def test_folders_are_counted_as_rows_and_their_fields_checked(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from polyphi.eval.benchmarks.vision import mmbench
-from polyphi.eval.sources import Data
 from polyphi.messages import Image, media
+from polyphi_eval.benchmarks.vision import mmbench
+from polyphi_eval.sources import Data
 
 
 def test_rotations_have_the_image_of_their_question(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyphi.eval.benchmarks.vision import videomme
-from polyphi.eval.sources import Data, Missing
+from polyphi_eval.benchmarks.vision import videomme
+from polyphi_eval.sources import Data, Missing
 
 av = pytest.importorskip("av")
 

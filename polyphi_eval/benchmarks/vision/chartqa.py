@@ -1,0 +1,39 @@
+"""ChartQA (report, Table 1): 2,500 questions about charts, half of them by people; relaxed accuracy over all."""
+
+from collections.abc import Iterator
+
+from polyphi.data.sample import Sample
+from polyphi_eval import vqa
+from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.sources import Data, Source, image_of
+
+SOURCE = Source(
+    "lmms-lab/ChartQA",
+    ("data/test-*.parquet",),
+    "the Hub",
+    fields=("type", "question", "answer", "image"),
+    rows=2500,
+    licence="GPL-3.0",
+)
+
+
+def load(data: Data) -> Iterator[Sample]:
+    for number, row in enumerate(data.rows(SOURCE)):
+        prompt = vqa.ask(row["question"], [image_of(row["image"])], vqa.SHORT)
+        origin = str(row["type"]).removesuffix("_test")
+        yield SOURCE.sample(f"chartqa-{number}", prompt, row["answer"], {"kind": origin})
+
+
+benchmark = Benchmark(
+    name="chartqa",
+    title="ChartQA",
+    modality="vision",
+    rows=(
+        Row("Table 1", "ChartQA (test)"),
+        Row("", "ChartQA, questions by people", {"kind": "human"}),
+        Row("", "ChartQA, made questions", {"kind": "augmented"}),
+    ),
+    sources=(SOURCE,),
+    load=load,
+    scorer=vqa.relaxed,
+)

@@ -1,0 +1,109 @@
+"""Results of held-out tasks as text: one line each, or a Markdown table.
+
+>>> line(result)
+'digits                      97.3 %  [93.3, 99.0]  n=150  best baseline 10.0 % (majority)   beats'
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polyphi_eval.baselines import Result
+from polyphi_eval.statistics import direction
+
+MODALITIES = {
+    "text": "Text",
+    "vision": "Vision",
+    "speech": "Speech and sound",
+    "joint": "Vision and speech together",
+    "safety": "Safety",
+}
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced": "balanced accuracy",
+    "wer": "WER ↓",
+    "cer": "CER ↓",
+    "bleu": "BLEU",
+}
+CONDITIONS = {
+    "majority": "majority answer",
+    "without": "without the image or audio",
+    "shuffled": "shuffled images or audio",
+    "without_clip": "without the audio",
+    "shuffled_clip": "shuffled audio",
+}
+
+
+def number(metric: str, value: float, *, sign: bool = False) -> str:
+    """Format a score: per cent for shares and error rates, BLEU as it is."""
+    text = format(value if metric == "bleu" else 100 * value, "+.1f" if sign else ".1f")
+    return text if metric == "bleu" else f"{text} %"
+
+
+def interval(metric: str, low: float, high: float) -> str:
+    scale = 1 if metric == "bleu" else 100
+    return f"[{scale * low:.1f}, {scale * high:.1f}]"
+
+
+def reaches_goal(result: Mapping[str, Any]) -> bool:
+    """Whether the score of a row that has a goal reaches it."""
+    sign = direction(result["metric"])
+    return bool(sign * result["score"] >= sign * result["goal"])
+
+
+def goal(result: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the goal for a row's score, formatted, and whether it is reached: ("90 %", "not reached")."""
+    if (value := result.get("goal")) is None:  # the JSON of older runs has no goals
+        return None
+    text = f"{value:g}" if result["metric"] == "bleu" else f"{100 * value:g} %"
+    return text, "reached" if reaches_goal(result) else "not reached"
+
+
+def best(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Return score and name of a row's best baseline: ("10.0 %", "majority answer")."""
+    score = result["baselines"][result["best"]]["score"]
+    return number(result["metric"], score), CONDITIONS[result["best"]]
+
+
+def lead(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a row's lead over its best baseline, and its interval."""
+    metric = result["metric"]
+    return (
+        number(metric, result["margin"], sign=True),
+        interval(metric, result["margin_low"], result["margin_high"]),
+    )
+
+
+def line(result: Result | Mapping[str, Any]) -> str:
+    """Return one line of plain text for a terminal."""
+    r = result.as_dict() if isinstance(result, Result) else result
+    if not r["n"]:
+        return f"{r['task']:<26} no held-out samples"
+    metric = r["metric"]
+    text = f"{r['task']:<26} {number(metric, r['score']):>8}  {interval(metric, r['low'], r['high']):<15} n={r['n']:<4}"
+    if r["best"]:
+        score, name = best(r)
+        text += f" best baseline {score:>8} ({name})  {r['verdict']}"
+    if texts := goal(r):
+        text += f"  goal {', '.join(texts)}"
+    return text
+
+
+def markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table per modality."""
+    out = []
+    for modality, title in MODALITIES.items():
+        rows = [r for r in results if r["modality"] == modality]
+        if not rows:
+            continue
+        out.append(f"### {title}\n")
+        heads = "task | metric | score | 95 % interval | n | best baseline | lead over it | | goal"
+        out.append(f"| {heads} |\n|---|---|---:|---|---:|---|---|---|---|")
+        for r in rows:
+            m = r["metric"]
+            own = [number(m, r["score"]), interval(m, r["low"], r["high"]), str(r["n"])]
+            baseline = ["{} ({})".format(*best(r)), " ".join(lead(r))] if r["best"] else ["–", "–"]
+            verdict = "**beats**" if r["verdict"] == "beats" else r["verdict"]
+            cells = [r["title"], METRICS[m], *own, *baseline, verdict, ", ".join(goal(r) or ())]
+            out.append(f"| {' | '.join(cells)} |")
+        out.append("")
+    return "\n".join(out)

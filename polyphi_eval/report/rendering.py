@@ -1,0 +1,17 @@
+"""Pages from the templates of a package.
+
+>>> environment("polyphi_eval.report").get_template("tables.html").render(...)
+"""
+
+import jinja2
+
+
+def environment(package: str) -> jinja2.Environment:
+    """Return the templates in a package's folder `templates`. Values are escaped; an undefined name is an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )

@@ -1,0 +1,414 @@
+"""Runs in the sandbox as a standalone program (programs.py sends this file and values.py): the code under test in one
+process, its tests in another.
+
+    tests' process                                 code's process
+    reads the code from stdin, starts the other -> closes stdin, stdout and stderr, runs the code
+    reads the tests, runs them                     (started before the tests were read, so it doesn't have them)
+    a call of the code's functions              -> returns plain data
+    prints the verdict
+
+Only numbers, strings and containers of them return through the pipe, and are rebuilt in the tests' process, so that an
+object that is equal to everything has no effect there. Changes of `assert`, `builtins`, open files or the code's
+process (an exit with code 0, say) don't change a verdict; the tests' process can't be read or traced (it isn't
+dumpable), and if the code kills it, the code fails.
+
+**Limits**: "unittest" tests run in the code's process, because they patch it (BigCodeBench); they are read after the
+code was loaded, and their result includes a random token that it can't know then, but functions that the tests call can
+search for it. Without namespaces (`weak`) no second process may be started, and everything runs in one.
+"""
+
+import builtins
+import importlib
+import io
+import json
+import math
+import os
+import resource
+import sys
+import time
+import types
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import Any
+
+from polyphi_eval.values import Reference, outputs_equal, pack, printed_equal, unpack
+
+MESSAGE_BYTES = 64 << 20
+"""Maximum size of a message from the code's process."""
+CALL_SECONDS = 1.0
+"""CPU time of a call, and of running the code as a module."""
+MIN_SECONDS, REFERENCE_FACTOR = 1.0, 4.0
+"""EvalPlus' time limit for each input: at least these seconds, or this multiple of the reference's time."""
+_NOT_DUMPABLE = 4
+
+
+# ------------------------------------------------------------------------------ messages
+
+
+class Pipe:
+    """JSON messages with their lengths as prefixes, through two file descriptors."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self.reading, self.writing = reading, writing
+
+    def send(self, message: Any) -> None:
+        data = json.dumps(message).encode()
+        data = len(data).to_bytes(8, "big") + data
+        while data:
+            data = data[os.write(self.writing, data) :]
+
+    def receive(self) -> Any:
+        size = int.from_bytes(self._read(8), "big")
+        if size > MESSAGE_BYTES:
+            raise EOFError(f"expected a message of at most {MESSAGE_BYTES} bytes, found {size}")
+        return json.loads(self._read(size))
+
+    def _read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            chunk = os.read(self.reading, min(1 << 20, size - len(data)))
+            if not chunk:
+                raise EOFError("the code ended its process")
+            data += chunk
+        return bytes(data)
+
+
+# ------------------------------------------------------------------------------ the code's side
+
+
+class Code:
+    """The code under test, and its objects that aren't plain data."""
+
+    def __init__(self, text: str, before: str = "") -> None:
+        self.text, self.before = text, before
+        self.objects: list[Any] = []
+        self.names: dict[str, Any] = {}
+
+    def handle(self, message: Any) -> Any:
+        """Run a request [method, *arguments]; return ["ok", value] or ["error", type, text]."""
+        method, *arguments = message
+        try:
+            return ["ok", getattr(self, f"do_{method}")(*arguments)]
+        except BaseException as error:
+            return ["error", type(error).__name__, str(error)[:500]]
+
+    def _add(self, value: Any) -> int:
+        self.objects.append(value)
+        return len(self.objects) - 1
+
+    def _limit(self, seconds: float) -> None:
+        """End this process after further `seconds` of CPU time."""
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        soft = math.ceil(time.process_time() + seconds)
+        if hard != resource.RLIM_INFINITY:
+            soft = min(soft, hard)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+    def _pack(self, value: Any) -> Any:
+        return pack(value, self._add)
+
+    def _unpack(self, value: Any) -> Any:
+        return unpack(value, self.objects.__getitem__)
+
+    def do_load(self, seconds: float) -> Any:
+        """Run the code as a module; return its names, with the full name of those that are modules."""
+        self._limit(seconds)
+        module = types.ModuleType("solution")
+        sys.modules["solution"] = module
+        if self.before:
+            exec(compile(self.before, "before.py", "exec"), module.__dict__)
+        exec(compile(self.text, "solution.py", "exec"), module.__dict__)
+        self.names = module.__dict__
+        return {
+            name: value.__name__ if isinstance(value, types.ModuleType) else None
+            for name, value in self.names.items()
+            if not name.startswith("__")
+        }
+
+    def do_name(self, name: str) -> Any:
+        return self._pack(self.names[name])
+
+    def do_call(self, number: int, args: Any, kwargs: Any, seconds: float) -> Any:
+        self._limit(seconds)
+        arguments = self._unpack(args)
+        return self._pack(self.objects[number](*arguments, **self._unpack(kwargs)))
+
+    def do_get(self, number: int, name: str) -> Any:
+        return self._pack(getattr(self.objects[number], name))
+
+    def do_set(self, number: int, name: str, value: Any) -> None:
+        setattr(self.objects[number], name, self._unpack(value))
+
+    def do_unittest(self, tests: str, token: str, seconds: float) -> Any:
+        """Run BigCodeBench's tests in the code's module, which they may patch."""
+        import unittest
+
+        result, loader = unittest.TestResult(), unittest.TestLoader()
+        module = sys.modules["solution"]
+        self._limit(seconds)
+        exec(compile(tests, "tests.py", "exec"), module.__dict__)
+        loader.loadTestsFromTestCase(module.__dict__["TestCases"]).run(result)
+        failed = len(result.failures) + len(result.errors)
+        return [token, result.testsRun, failed, len(result.skipped)]
+
+    def do_program(self, stdin: str, seconds: float) -> Any:
+        """Run the code as a program in a new process; return its output."""
+        with open("in.txt", "wb") as file:
+            file.write(stdin.encode(errors="replace"))
+        try:
+            process = os.fork()
+        except PermissionError:
+            return self._run(in_child=False)
+        if not process:
+            self._run(in_child=True)
+        deadline = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(process, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > deadline:
+                with suppress(ProcessLookupError):
+                    os.kill(process, 9)
+                os.waitpid(process, 0)
+                raise TimeoutError(f"expected it to end within {seconds:.0f} s, found it running")
+            time.sleep(0.002)
+        if os.waitstatus_to_exitcode(status):
+            raise RuntimeError(f"expected exit code 0, found {os.waitstatus_to_exitcode(status)}")
+        with open("out.txt", "rb") as file:
+            return file.read().decode(errors="replace")
+
+    def _run(self, in_child: bool) -> str:
+        """Run the code with in.txt as stdin and out.txt as stdout. A child process then exits; otherwise restore stdout
+        and return the output."""
+        stdin = os.open("in.txt", os.O_RDONLY)
+        os.dup2(stdin, 0)
+        stdout = -1 if in_child else os.dup(1)
+        os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
+        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
+        failed = False
+        try:
+            names = {"__name__": "__main__", "__builtins__": builtins}
+            if self.before:
+                exec(compile(self.before, "before.py", "exec"), names)
+            exec(compile(self.text, "solution.py", "exec"), names)
+        except SystemExit:
+            pass
+        except BaseException:
+            failed = True
+        with suppress(BaseException):
+            sys.stdout.flush()
+        if in_child:
+            os._exit(int(failed))
+        os.dup2(stdout, 1)
+        sys.stdout = sys.__stdout__
+        if failed:
+            raise RuntimeError("the program raised an exception")
+        with open("out.txt", "rb") as file:
+            return file.read().decode(errors="replace")
+
+
+def serve(code: Code, pipe: Pipe) -> None:
+    """Serve requests in the code's process, with all file descriptors of the parent closed but the pipe's."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    open_descriptors = {pipe.reading, pipe.writing, 0, 1, 2}
+    for descriptor in set(range(256)) - open_descriptors:
+        with suppress(OSError):
+            os.close(descriptor)
+    while True:
+        pipe.send(code.handle(pipe.receive()))
+
+
+# ------------------------------------------------------------------------------ the tests' side
+
+
+class Proxy:
+    """The code, for its tests: in a child process, or in this one if no process may be started (`weak`)."""
+
+    def __init__(self, code: Code) -> None:
+        self._code = code
+        self.seconds = CALL_SECONDS
+        self._pipe: Pipe | None = None
+        requests, replies = os.pipe(), os.pipe()
+        try:
+            process = os.fork()
+        except PermissionError:
+            return
+        if not process:
+            os.close(requests[1])
+            os.close(replies[0])
+            try:
+                serve(code, Pipe(requests[0], replies[1]))
+            finally:
+                os._exit(1)
+        os.close(requests[0])
+        os.close(replies[1])
+        self._pipe = Pipe(replies[0], requests[1])
+
+    def request(self, *message: Any) -> Any:
+        """Send a request and return its result. Raises the code's exception, as RuntimeError if it isn't built in."""
+        if self._pipe:
+            self._pipe.send(message)
+            reply = self._pipe.receive()
+        else:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                reply = self._code.handle(json.loads(json.dumps(message)))
+        if reply[0] == "ok":
+            return reply[1]
+        error_type = getattr(builtins, str(reply[1]), None)
+        if isinstance(error_type, type) and issubclass(error_type, Exception):
+            error = error_type.__new__(error_type)
+            error.args = (str(reply[2]),)
+            raise error
+        raise RuntimeError(f"{reply[1]}: {reply[2]}")
+
+    def load(self) -> dict[str, Any]:
+        """Run the code and return its names for the tests."""
+        names: dict[str, Any] = {}
+        for name, module in self.request("load", self.seconds).items():
+            if module is None:
+                with suppress(Exception):
+                    names[str(name)] = self.value(self.request("name", name))
+            elif str(module).partition(".")[0] in sys.stdlib_module_names:
+                with suppress(ImportError):
+                    names[str(name)] = importlib.import_module(str(module))
+        return names
+
+    def value(self, packed: Any) -> Any:
+        return unpack(packed, lambda number: Remote(self, number))
+
+
+class Remote(Reference):
+    """An object of the code that isn't plain data: a function, a class, an instance. It is equal only to itself."""
+
+    def __init__(self, proxy: Proxy, number: int) -> None:
+        object.__setattr__(self, "_proxy", proxy)
+        object.__setattr__(self, "_number", int(number))
+
+    _proxy: Proxy
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        proxy = self._proxy
+        packed = pack(args), pack(kwargs)
+        return proxy.value(proxy.request("call", self._number, *packed, proxy.seconds))
+
+    def __getattr__(self, name: str) -> Any:
+        return self._proxy.value(self._proxy.request("get", self._number, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._proxy.request("set", self._number, name, pack(value))
+
+
+def asserts(proxy: Proxy, tests: Mapping[str, Any]) -> dict[str, bool]:
+    """Run HumanEval's or MBPP's asserts. `before` is the problem's code, `entry` the function to pass to `check`."""
+    space: dict[str, Any] = {"__name__": "tests"}
+    exec(compile(tests.get("before", ""), "before.py", "exec"), space)
+    own = set(space)
+    names = proxy.load()
+    space |= {name: value for name, value in names.items() if name not in own}
+    entry = tests.get("entry")
+    if entry:
+        space[entry] = space["candidate"] = names[entry]
+    exec(compile(tests["tests"], "tests.py", "exec"), space)
+    if "check" in space and entry:
+        space["check"](names[entry])
+    return {"passed": True}
+
+
+def outputs(proxy: Proxy, tests: Mapping[str, Any]) -> dict[str, bool]:
+    """Run EvalPlus' tests: compare outputs with those of the reference solution, for each group of inputs."""
+    space: dict[str, Any] = {"__name__": "reference"}
+    exec(compile(tests["reference"], "reference.py", "exec"), space)
+    entry = tests["entry"]
+    candidate = proxy.load()[entry]
+    results = {}
+    for group, inputs in tests["inputs"].items():
+        right = True
+        for packed in inputs:
+            began = time.process_time()
+            expected = space[entry](*unpack(packed, _no_object))
+            seconds = time.process_time() - began
+            proxy.seconds = max(MIN_SECONDS, REFERENCE_FACTOR * seconds)
+            try:
+                output = candidate(*unpack(packed, _no_object))
+                right = outputs_equal(output, expected, tests, unpack(packed, _no_object))
+            except Exception:
+                right = False
+            if not right:
+                break
+        results[group] = right
+    return results
+
+
+def _no_object(number: int) -> Any:
+    raise ValueError(f"expected inputs of plain data, found object {number}")
+
+
+def cases(proxy: Proxy, tests: Mapping[str, Any]) -> dict[str, bool]:
+    """Run LiveCodeBench's tests: compare stdout for stdin, or, with `entry`, a method's results for JSON arguments."""
+    entry = tests.get("entry")
+    method = None
+    if entry:
+        names = proxy.load()
+        method = getattr(names["Solution"](), entry) if "Solution" in names else names[entry]
+    for case in tests["cases"]:
+        if method is None:
+            stdout = proxy.request("program", case["input"], tests["seconds"])
+            if not printed_equal(str(stdout), case["output"]):
+                return {"passed": False}
+            continue
+        output = method(*(json.loads(line) for line in case["input"].split("\n")))
+        output = list(output) if isinstance(output, tuple) else output
+        if output != json.loads(case["output"]):
+            return {"passed": False}
+    return {"passed": True}
+
+
+def unit_tests(proxy: Proxy, tests: Mapping[str, Any]) -> dict[str, bool]:
+    """Run BigCodeBench's unit tests in the code's process."""
+    proxy.request("load", tests["seconds"])
+    token = os.urandom(16).hex()
+    echo, ran, failed, skipped = proxy.request("unittest", tests["tests"], token, tests["seconds"])
+    return {"passed": echo == token and ran >= tests["count"] and not failed and ran > skipped}
+
+
+RUNNERS = {"asserts": asserts, "outputs": outputs, "cases": cases, "unittest": unit_tests}
+
+
+def _read(size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        chunk = os.read(0, size - len(data))
+        if not chunk:
+            break
+        data += chunk
+    return bytes(data)
+
+
+def main() -> None:
+    with suppress(PermissionError):  # forbidden in `weak` mode
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_NOT_DUMPABLE, *(ctypes.c_ulong(0),) * 4)
+    sys.set_int_max_str_digits(0)
+    head = bytearray()
+    while not head.endswith(b"\n"):
+        head += _read(1)
+    code = json.loads(_read(int(head)))
+    proxy = Proxy(Code(code["text"], code.get("before", "")))
+    tests = bytearray()
+    while chunk := _read(1 << 20):
+        tests += chunk
+    settings = json.loads(tests)
+    try:
+        results, why = RUNNERS[settings["kind"]](proxy, settings), ""
+    except BaseException as error:
+        results, why = {}, f"{type(error).__name__}: {error}"[:300]
+    os.write(1, json.dumps({"results": results, "why": why}).encode() + b"\n")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
