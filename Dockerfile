@@ -27,6 +27,8 @@ ARG PIP_EXTRA_INDEX_URL
 WORKDIR /source
 COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
 COPY polyphi polyphi
+COPY polyphi_eval polyphi_eval
+COPY polyphi_recipe polyphi_recipe
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/tools/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && python3 -c "import sys, zipfile; assert 'polyphi/kernels/_native.so' in zipfile.ZipFile(sys.argv[1]).namelist(), 'the kernels were not built'" /wheels/*.whl

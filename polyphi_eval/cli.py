@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from polyphi.cli.options import MACHINE, QuantOption, console
+
+
+def is_run(model: str) -> bool:
+    """Whether `model` is the folder of a run of the recipe."""
+    return (Path(model) / "run.json").is_file()
 
 
 class Group(TyperGroup):
@@ -17,7 +22,7 @@ class Group(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             suite = any(argument.partition("=")[0] == "--suite" for argument in args)
-            run = (Path(args[0]) / "stages").is_dir() and "heldout" in self.commands
+            run = is_run(args[0]) and "heldout" in self.commands
             args = ["heldout" if run and not suite else "run", *args]
         return super().parse_args(ctx, args)
 
@@ -43,6 +48,7 @@ DataOption = Annotated[
 
 @app.command("run")
 def eval_run(
+    ctx: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -123,6 +129,10 @@ def eval_run(
         )
     if "mini" in suites and data is not None:
         raise ValueError(f"the suite mini has its own data; leave out --data {data}")
+    if "mini" in suites and is_run(model):  # the held-out tasks are a part of that suite
+        assert ctx.parent is not None
+        heldout = cast(TyperGroup, ctx.parent.command).commands["heldout"]
+        ctx.invoke(cast(Any, heldout.callback), run=Path(model), quant=quant)
     mini = mini or "mini" in suites
     if not mini and data is None:
         raise ValueError(

@@ -47,7 +47,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
     checkout = folder / "checkout"
     fallow = shutil.ignore_patterns("__pycache__", "*.so")
-    shutil.copytree(ROOT / "polyphi", checkout / "polyphi", ignore=fallow)
+    for name in ("polyphi", "polyphi_eval", "polyphi_recipe"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=fallow)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, checkout)
     with tarfile.open(built("sdist", checkout, folder / "out")) as archive:

@@ -1,19 +1,18 @@
 """`polyphi eval heldout`: evaluate the models of a run on its held-out rows."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from polyphi.cli.options import QuantOption, SizeOption, console
+from polyphi.cli.options import QuantOption, console
 
 
 def heldout(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `polyphi reproduce`.")],
     tasks: Annotated[list[str] | None, typer.Argument(help="Held-out tasks; default: all.")] = None,
     quant: QuantOption = None,
-    size: SizeOption = "nano",
-    seed: int = 0,
 ) -> None:
     """Evaluate the models of a run on its held-out rows; `polyphi eval RUN` means the same.
 
@@ -24,8 +23,10 @@ def heldout(
     """
     from polyphi.recipe.graph import Run
 
-    if not (run / "stages").is_dir():
+    if not (run / "run.json").is_file():
         raise ValueError(
             f"{run} is no run of `polyphi reproduce`; for other models use `polyphi eval {run} --suite mini`"
         )
-    Run(size, run, seed=seed, console=console).evaluate(*tasks or (), quant=quant)
+    values = json.loads((run / "run.json").read_text())
+    of_run = Run(values["size"], run, seed=values["seed"], console=console)
+    of_run.evaluate(*tasks or (), quant=quant)
