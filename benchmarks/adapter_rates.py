@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from polyphi.model.config import AdapterConfig
-from polyphi.recipe.finetune import finetune
-from polyphi.recipe.monitor import Monitor
 from polyphi.train.evaluation import EVALUATIONS
+from polyphi.train.finetune import finetune
 from polyphi.train.loss import NextToken
+from polyphi.train.monitor import Monitor
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage
 

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import polyphi
-from polyphi.api import make_processor
 from polyphi.batch import Batch, pack
+from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import load_checkpoint, read_config
 from polyphi.data.shards import Shards
 from polyphi.model.config import AdapterConfig

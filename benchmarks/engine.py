@@ -52,9 +52,10 @@ from sidebyside import Row, Transformers, choose_transformers, console, product_
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi.api import Phi, make_processor
+from polyphi.api import Phi
 from polyphi.batch import Clip, row
 from polyphi.checkpoints.names import tensor_names
+from polyphi.checkpoints.processor import make_processor
 from polyphi.engine import placement
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import Engine

@@ -34,8 +34,8 @@ from sidebyside import (
     show,
 )
 
-from polyphi.api import make_processor
 from polyphi.batch import Batch, Clip, ImageLayout, row
+from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data import shards

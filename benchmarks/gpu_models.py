@@ -15,8 +15,8 @@ import torch
 from PIL import Image as Picture
 from torch import Tensor
 
-from polyphi.api import make_processor
 from polyphi.batch import Batch, pack, row
+from polyphi.checkpoints.processor import make_processor
 from polyphi.messages import Audio, Image, Message
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel

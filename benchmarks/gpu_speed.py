@@ -11,7 +11,7 @@ import torch
 from gpu_models import Line, language, median_seconds, random_packed, text_rows, wait
 from torch import Tensor
 
-from polyphi.api import make_processor
+from polyphi.checkpoints.processor import make_processor
 from polyphi.data.packing import Pack
 from polyphi.engine.engine import Engine
 from polyphi.messages import SamplingParams

@@ -26,7 +26,7 @@ from polyphi.data.shards import Sample, document
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.recipe.finetune import finetune
+from polyphi.train.finetune import finetune
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Mix, Schedule, Stage
 

@@ -30,8 +30,9 @@ from rich.table import Table
 from sidebyside import peak_bytes
 
 import polyphi
-from polyphi.api import Phi, make_processor
+from polyphi.api import Phi
 from polyphi.batch import Clip
+from polyphi.checkpoints.processor import make_processor
 from polyphi.curate.sources import unpack
 from polyphi.messages import Audio, Message, SamplingParams
 from polyphi.model.config import AudioConfig

@@ -33,8 +33,8 @@ import torch
 from PIL import Image as Picture
 from random_checkpoint import make
 
-from polyphi.api import make_processor
 from polyphi.batch import Batch, ImageInput
+from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import read_config
 from polyphi.engine.engine import GREEDY
 from polyphi.messages import Audio, Image, Message, Text
@@ -48,8 +48,8 @@ from polyphi.model.config import (
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.recipe.finetune import load_stage
 from polyphi.runtime.progress import read_metrics
+from polyphi.train.finetune import load_stage
 from polyphi.train.optim import groups
 from polyphi.train.stage import Budget
 

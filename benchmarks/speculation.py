@@ -35,8 +35,8 @@ from engine import random_model
 from sidebyside import console
 
 import polyphi
-from polyphi.api import make_processor
 from polyphi.batch import row
+from polyphi.checkpoints.processor import make_processor
 from polyphi.data.shards import Shards
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import DRAFT, Engine

@@ -41,7 +41,7 @@ def measured(rows: int | None) -> dict[str, float]:
 
     import torch
 
-    from polyphi.api import make_processor
+    from polyphi.checkpoints.processor import make_processor
     from polyphi.engine.engine import Engine
     from polyphi.messages import Grammar, Message, SamplingParams
     from polyphi.model.multimodal import PhiModel

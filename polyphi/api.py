@@ -19,6 +19,7 @@ from polyphi.batch import Batch
 from polyphi.checkpoints import pull
 from polyphi.checkpoints.fingerprint import fingerprint
 from polyphi.checkpoints.peft import read_peft
+from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
     load_checkpoint,
     locate,
@@ -38,7 +39,7 @@ from polyphi.model.parts import parts
 from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
 from polyphi.processing.reasoning import THINK
-from polyphi.processing.tokenizer import NoTokenizer, Tokenizer
+from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import read_chat_template
 from polyphi.quantization import quantize
 from polyphi.transcription import longform
@@ -382,32 +383,6 @@ def _load_tokenizer(folder: Path, tokenizer: str | Path | Tokenizer | None) -> T
             additional[0][:80],
         )
     return loaded
-
-
-def make_processor(config: ModelConfig, tokenizer: Tokenizer | None) -> Processor:
-    """The processor with a model's crop sizes and placeholders; without a tokenizer, for token ids only. Raises
-    ValueError if tokenizer and model don't match."""
-    if tokenizer is None:
-        tokenizer = NoTokenizer(
-            config.decoder.vocab_size,
-            config.decoder.eos_token_ids,
-            config.vision.image_token_id if config.vision else None,
-            config.audio.audio_token_id if config.audio else None,
-        )
-    tokenizer = tokenizer.within(config.decoder.vocab_size)
-    for modality, config_id, tokenizer_id in (
-        ("image", config.vision and config.vision.image_token_id, tokenizer.image_id),
-        ("audio", config.audio and config.audio.audio_token_id, tokenizer.audio_id),
-    ):
-        if config_id is not None and config_id != tokenizer_id:
-            raise ValueError(
-                f"the {modality} placeholder has id {config_id} in config.json, but {tokenizer_id} in the tokenizer"
-            )
-    if config.vision is None:
-        return Processor(tokenizer)
-    return Processor(
-        tokenizer, config.vision.crop_size, config.vision.patch_size, config.vision.max_crops
-    )
 
 
 def as_dtype(name: str | torch.dtype) -> torch.dtype:

@@ -26,7 +26,7 @@ from polyphi.services.endpoint import Endpoint
 from polyphi_eval.azure import Azure
 from polyphi_eval.benchmark import Benchmark, suite
 from polyphi_eval.cache import Cache, Recorded
-from polyphi_eval.report import figures, paper, tables
+from polyphi_eval.report import card, figures, paper, tables
 from polyphi_eval.score import (
     Judge,
     Measured,
@@ -321,6 +321,7 @@ def _save_results(
         "skipped": {n: e for n, e in (before["skipped"] | skipped).items() if n not in names},
         "agreement": {n: a for n, a in (before["agreement"] | agreements).items() if a},
     }
+    content["card"] = card.of_benchmarks(content)
     write_json(out / "results.json", content)
     (out / "report.html").write_text(tables.page(content), encoding="utf-8")
     (out / "figures.html").write_text(figures.page(content), encoding="utf-8")

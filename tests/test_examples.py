@@ -16,8 +16,8 @@ from train.small import trajectory
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
 from polyphi.checkpoints.read import load_checkpoint
-from polyphi.recipe.finetune import finetune, load_stage
 from polyphi.runtime.progress import read_metrics
+from polyphi.train.finetune import finetune, load_stage
 from polyphi.train.options import TrainOptions
 from polyphi.train.preference import DPO
 

@@ -25,7 +25,7 @@ import torch
 from PIL import Image as Picture
 from turns import take_turns
 
-from polyphi.api import make_processor
+from polyphi.checkpoints.processor import make_processor
 from polyphi.messages import Audio, Image, Message, Text
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime.precision import DTYPES

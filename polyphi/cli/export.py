@@ -46,12 +46,12 @@ def export(
     """
     import tempfile
 
-    from polyphi.api import as_dtype, make_processor
-    from polyphi.checkpoints import gguf
+    from polyphi.api import as_dtype
+    from polyphi.checkpoints import gguf, hub, model_card
+    from polyphi.checkpoints.processor import make_processor
     from polyphi.checkpoints.read import files_beside, load_checkpoint, locate
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.processing.tokenizer import Tokenizer
-    from polyphi.recipe import hub, model_card
 
     target = hub.target(push_to_hub, public)
     if model.endswith(".gguf"):

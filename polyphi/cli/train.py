@@ -213,11 +213,11 @@ def train(
         guard=Guard(spike, on_spike),
     )
     if any(name.endswith(".py") for name in names):
+        from polyphi.checkpoints import hub, model_card
         from polyphi.checkpoints.read import read_layout
-        from polyphi.recipe import hub, model_card
-        from polyphi.recipe.finetune import finetune
-        from polyphi.recipe.monitor import Monitor
         from polyphi.runtime import distributed
+        from polyphi.train.finetune import finetune
+        from polyphi.train.monitor import Monitor
 
         if len(names) > 1:
             raise ValueError(f"expected one stage file at a time, found {', '.join(names)}")

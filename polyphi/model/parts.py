@@ -49,3 +49,33 @@ def parts(config: ModelConfig) -> list[Part]:
         for prefix, size in counts.items()
     ]
     return [*rows, Part("all", sum(sizes.values()), TOTAL)]
+
+
+PREFIXES = {
+    "language model": "decoder.",
+    "vision encoder": "vision.encoder.",
+    "vision projector": "vision.projector.",
+    "LoRA for vision": "lora.vision",
+    "audio encoder": "audio.encoder.",
+    "audio projector": "audio.projector.",
+    "LoRA for speech": "lora.speech",
+    "auxiliary head": "objective.",
+}
+"""Parts that stages train, in the order in which they are shown, and how the names of their parameters begin."""
+
+
+def part_of(name: str) -> tuple[str, ...]:
+    """The parts that a parameter name, or a glob over parameter names, belongs to: "vision.*" -> encoder and
+    projector."""
+    if ".lora." in name:
+        return tuple(
+            part
+            for part, prefix in PREFIXES.items()
+            if prefix.startswith("lora.") and prefix in name
+        )
+    stem = name.partition("*")[0]
+    return tuple(
+        part
+        for part, prefix in PREFIXES.items()
+        if not prefix.startswith("lora.") and (stem.startswith(prefix) or prefix.startswith(stem))
+    )

@@ -23,6 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from polyphi import stages
+from polyphi.checkpoints.model_card import EXPORTS
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.curate import corpus as corpora
 from polyphi.curate import sources
@@ -45,7 +46,7 @@ from polyphi.recipe.identity import Identity
 from polyphi.recipe.report import page
 from polyphi.recipe.timings import Timings
 from polyphi.runtime import distributed, progress
-from polyphi.runtime.files import cache_folder, locked, whole_folder
+from polyphi.runtime.files import cache_folder, locked, whole_folder, write_json
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested
 from polyphi.stages import lineage, sizes
@@ -430,6 +431,8 @@ class Run:
                 files = sorted((self.out / "tokenizer").iterdir())
                 with self.clock("export"):
                     save_checkpoint(self._after(stage), self.out / name, layout, files=files)
+        lineages = {name: lineage.stages_of(stage) for name, (stage, _) in lineage.EXPORTS.items()}
+        write_json(self.out / EXPORTS, lineages)
         self._recogniser()
 
     def evaluate(self, *names: str, quant: str | None = None) -> None:

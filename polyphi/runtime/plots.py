@@ -4,6 +4,7 @@
 ...     axes.plot(steps, losses)
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,3 +29,11 @@ def subplots(
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=dpi)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return four to ten round numbers between `low` and `high`."""
+    rough = (high - low) / 8
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough)
+    return [round(step * i, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -64,6 +64,12 @@ def origin(name: str, stage: Stage) -> Origin:
     return origin(name, parent)
 
 
+def stages_of(name: str) -> list[str]:
+    """The stage `name` and those before it that its model comes from, in the recipe's order."""
+    before = {name}.union(*(stages_of(parent) for parent in stages.load(name).parents))
+    return [stage for stage in stages.ORDER if stage in before]
+
+
 def after(name: str) -> Stage:
     """A stage without trainable parameters that starts from the end of `name`, for exports and evaluations."""
     return replace(

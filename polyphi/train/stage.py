@@ -100,7 +100,7 @@ class Stage:
     name of the one to copy. If `ema` isn't 0, the exported tensors are averages over the steps, in which each step's
     weights count `ema` times as much as those of the next. `small` is the mix of the sizes below `full`, where it
     differs from `data` [ours]. A stage of a user's own may have "auto" as the learning rate of an adapter, which
-    `recipe/finetune.py` replaces by a number (rates.py). `learn` is the name that `trainable` had in stage files for
+    `train/finetune.py` replaces by a number (rates.py). `learn` is the name that `trainable` had in stage files for
     earlier versions."""
 
     name: str

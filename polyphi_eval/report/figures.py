@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polyphi.runtime.plots import ticks
 from polyphi_eval.report.paper import averaged, lower_is_better, points, tables
 from polyphi_eval.report.tables import TEMPLATES
 
@@ -357,14 +358,6 @@ def sizes(name: str, label: str, own: OwnScores) -> Figure:
         f"{m} {v:g} at {s:.3g} billion" for _, m, v, s in dots
     )
     return Figure(label, _note(name, label), text, RIGHT + 12, BOTTOM + 22, drawing)
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Return four to ten round numbers between `low` and `high`."""
-    rough = (high - low) / 8
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * k for k in (1, 2, 5, 10) if power * k >= rough)
-    return [round(step * i, 6) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _dots(dots: Sequence[tuple[float, float, str, str]]) -> list[Dot]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from polyphi.runtime.rendering import environment
 from polyphi_eval.report.paper import (
     PRIVATE,
     SHARES,
@@ -20,7 +21,6 @@ from polyphi_eval.report.paper import (
     points,
     tables,
 )
-from polyphi_eval.report.rendering import environment
 
 Row = Mapping[str, Any]
 CLASSES = {

@@ -43,12 +43,18 @@ HEAVY = (
 PARTS = {
     "": (
         *("api", "cli", "cli.chat", "cli.terminal", "cli.transcribe", "cli.captions"),
-        *("cli.inspect", "checkpoints.write", "recipe.model_card", "recipe.hub", "planning.cost"),
+        *(
+            "cli.inspect",
+            "checkpoints.write",
+            "checkpoints.model_card",
+            "checkpoints.hub",
+            "planning.cost",
+        ),
         *("transcription.files", "transcription.capture", "engine.structured", "model.parts"),
         *(f"stages.{path.stem}" for path in (ROOT / "polyphi/stages").glob("[a-z]*.py")),
     ),
     "serve": ("serve.app", "serve.run"),
-    "train": ("recipe.finetune", "recipe.monitor", "planning.dry_run"),
+    "train": ("train.finetune", "train.monitor", "planning.dry_run"),
     "curate": (
         "curate.pipeline",
         "corpora.sums",

@@ -21,7 +21,7 @@ LEVELS = (
 """Packages of polyphi."""
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 MODULES_BESIDE_PACKAGES = {"api", "messages", "batch", "steps"}
-WITHIN_A_LEVEL = {("checkpoints", "quantization"), ("text", "messages")}
+WITHIN_A_LEVEL = {("checkpoints", "quantization"), ("text", "messages"), ("train", "engine")}
 LEVEL_0 = LEVELS[0]
 ONLY = {
     "model": LEVEL_0 - {"runtime"},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
-from polyphi.api import make_processor
+from polyphi.checkpoints.processor import make_processor
 from polyphi.engine.engine import Engine
 from polyphi.messages import Audio, Image, Message
 from polyphi.model.config import ModelConfig

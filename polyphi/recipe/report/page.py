@@ -8,7 +8,6 @@ PosixPath('runs/nano/report.html')
 `eval/*.jsonl`. Sections without data (such as stages that haven't run) are omitted.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -24,17 +23,17 @@ from polyphi import stages
 from polyphi.checkpoints.read import read_config
 from polyphi.curate.sources import SOURCES
 from polyphi.model.parts import parts
-from polyphi.recipe.report import drawing, sections
-from polyphi.recipe.report.drawing import part_of
+from polyphi.recipe.report import sections
 from polyphi.recipe.report.samples import Draw
 from polyphi.recipe.report.sections import render
 from polyphi.runtime import cpu
 from polyphi.runtime.files import sha256, write_whole
+from polyphi.train.report.stage import stage_row
 from polyphi.train.resume import recorded, recorded_precision
-from polyphi.train.stage import Stage
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE
+from polyphi_eval.report import card
 from polyphi_eval.report import heldout as tables
 from polyphi_eval.report.tables import markdown
 
@@ -104,6 +103,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         },
         "stages": rows,
         "tasks": results,
+        "cards": _cards(results),
         "benchmarks": evaluation.saved_results(run / evaluation.RUNS),
         "examples": draw.examples(),
         "gallery": draw.gallery(),
@@ -115,6 +115,14 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         "environment": _load(run / "environment.json", None) or environment(),
     }
     return report, draw.media
+
+
+def _cards(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the model cards of the exported folders show of the held-out tasks; `mini` was evaluated on none."""
+    own: dict[str, list[Mapping[str, Any]]] = {"reasoning": [], "model": []}
+    for task in results:
+        own["reasoning" if task["corpus"].startswith("reasoning") else "model"].append(task)
+    return {folder: card.of_heldout(tasks) for folder, tasks in own.items()}
 
 
 def _precision(run: Path, identity: Mapping[str, Any]) -> dict[str, str] | None:
@@ -133,94 +141,6 @@ def _count(items: Iterable[str]) -> dict[str, int]:
     for item in items:
         counts_by_item[item] += 1
     return dict(counts_by_item)
-
-
-def stage_row(folder: Path, declared: Stage) -> dict[str, Any]:
-    """A stage's row: trained parameters, parents, losses, speed, and checks of the frozen tensors."""
-    manifest = _load(folder / "manifest.json", {})
-    records = training_records(folder / "metrics.jsonl")
-    points = loss_points(records)
-    learned = [row for row in manifest.get("who_learns", ()) if row["module"] in declared.trainable]
-    learned = learned or [
-        {"module": glob, "rate": rate} for glob, rate in declared.trainable.items()
-    ]
-    frozen = _frozen(manifest)
-    tenth = max(1, len(points) // 20)
-    return {
-        "name": declared.name,
-        "done": bool(manifest),
-        "parents": list(declared.parents),
-        "objective": type(declared.objective).__name__,
-        "learned": learned,
-        "learned_parts": _in_order(p for entry in learned for p in part_of(entry["module"])),
-        "parts": _in_order(p for tensor in frozen["names"] for p in part_of(tensor)),
-        "steps": manifest.get("steps"),
-        "counters": manifest.get("counters", {}),
-        "seconds": manifest.get("seconds"),
-        "speed": _speed(manifest),
-        "waste": {
-            name: round(sum(r[name] for r in records) / len(records), 4) if records else None
-            for name in ("padding", "blank")
-        },
-        "loss_first": _mean([p[1] for p in points[:tenth]]),
-        "loss_last": _mean([p[1] for p in points[-tenth:]]),
-        "curve": points,
-        "frozen_tensors": len(frozen["names"]),
-        "frozen_changed": frozen["changed"],
-        "frozen_sha256": frozen["sha256"],
-    }
-
-
-def _in_order(parts: Iterable[str]) -> list[str]:
-    distinct = set(parts)
-    return [name for name, _, _ in drawing.PARTS if name in distinct]
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return round(sum(values) / len(values), 4) if values else None
-
-
-def _speed(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """A stage's training throughput per second."""
-    counters, seconds = manifest.get("counters", {}), manifest.get("seconds")
-    amounts = {key: counters.get(key, 0) for key in ("tokens", "samples", "crops")}
-    amounts["audio_seconds"] = counters.get("frames", 0) / 100  # of 10 ms
-    return {key: round(n / seconds, 2) for key, n in amounts.items() if n} if seconds else {}
-
-
-def training_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a stage, the last of each step, without incomplete lines of an interrupted run."""
-    by_step: dict[int, dict[str, Any]] = {}
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                record = json.loads(text)
-                float(record["loss"])
-                by_step[int(record["step"])] = {"padding": 0.0, "blank": 0.0, **record}
-            except (ValueError, KeyError, TypeError):
-                continue
-    return [by_step[step] for step in sorted(by_step)]
-
-
-def loss_points(records: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """[step, loss] of a stage, averaged down to POINTS."""
-    size = max(1, -(-len(records) // POINTS))
-    groups = (records[i : i + size] for i in range(0, len(records), size))
-    return [[g[-1]["step"], round(sum(r["loss"] for r in g) / len(g), 4)] for g in groups]
-
-
-def _frozen(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of the frozen tensors, those whose SHA-256 changed, and one hash over all of them."""
-    frozen = manifest.get("frozen", {})
-    before, after = ({name: pair[i] for name, pair in frozen.items()} for i in (0, 1))
-    digest = (
-        hashlib.sha256(json.dumps(sorted(after.items())).encode()).hexdigest() if after else None
-    )
-    return {
-        "names": sorted(before),
-        "changed": [k for k in before if before[k] != after[k]],
-        "sha256": digest,
-    }
 
 
 def _claims(run: Path) -> list[dict[str, Any]]:

@@ -15,24 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.shards import Shards
-from polyphi.messages import Audio, Image, Message
+from polyphi.messages import Audio, Image
+from polyphi.train.report.page import MAX_MEDIA, MAX_SAMPLE_MEDIA, MIME, question
 from polyphi_eval.baselines import read
 
 EXAMPLES = {("image",): 3, ("audio", "image"): 1, ("audio",): 2, (): 2}
 """Number of samples on the first screen, by their media."""
 GALLERY = {"vision": 15, "speech": 10, "joint": 10, "safety": 5}
 """Number of further samples, by modality."""
-MAX_SAMPLE_MEDIA = 240_000
-"""Most bytes of one sample's media."""
-MAX_MEDIA = 3_000_000
-"""Most bytes of all media; base64 makes them 4 MB, and the page stays under 5 MB."""
 OUR_PICTURES = re.compile(r"polyphi|scikit-learn-digits")
 SHARE_ALIKE = re.compile(r"GPL|SA\b|share.?alike|unknown|proprietary", re.IGNORECASE)
-MIME = {
-    b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif",
-    b"RIFF": "audio/wav", b"fLaC": "audio/flac", b"OggS": "audio/ogg", b"ID3": "audio/mpeg",
-}  # fmt: skip
-
 Row = Mapping[str, Any]
 
 
@@ -149,9 +141,3 @@ def _candidates(
             },
             parts,
         )
-
-
-def question(prompt: Sequence[Message]) -> str:
-    """The user's text, then that of the system message and its tools."""
-    messages = sorted(prompt, key=lambda m: m.role != "user")
-    return "\n".join(t for m in messages for t in (m.text.strip(), m.tools) if t)

@@ -6,16 +6,15 @@
 the templates call: numbers as text, and rows of tables that combine several of the report's values.
 """
 
-import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from markupsafe import Markup
-
 from polyphi.recipe.report import drawing
+from polyphi.runtime.rendering import environment
+from polyphi.train.report import curves
+from polyphi.train.report.page import count, duration, inputs, render_page
 from polyphi_eval.report import heldout as tables
 from polyphi_eval.report import tables as eval_tables
-from polyphi_eval.report.rendering import environment
 
 Report = Mapping[str, Any]
 SECTIONS = {
@@ -66,49 +65,12 @@ SYNTHETIC = (
 def render(report: Report, media: Mapping[str, bytes]) -> str:
     """The page as HTML, without scripts and external requests, in light and dark colours. Sections without content are
     omitted."""
-    return render_page("page.html", SECTIONS, report, media, report["size"], intro(report))
-
-
-def render_page(
-    template: str,
-    sections: Mapping[str, str],
-    report: Report,
-    media: Mapping[str, bytes],
-    title: str,
-    intro: str,
-) -> str:
-    """A page of the `sections` (template -> title in the navigation) of a report, without those that have no
-    content."""
-    encoded = {sha256: base64.b64encode(data).decode() for sha256, data in media.items()}
-    contents = []
-    for name, heading in sections.items():
-        content = TEMPLATES.get_template(f"{name}.html").render(report=report, media=encoded)
-        if content.strip():
-            contents.append((name, heading, Markup(content)))
-    page = TEMPLATES.get_template(template)
-    return page.render(title=title, intro=intro, sections=contents) + "\n"
+    return render_page(
+        TEMPLATES, "page.html", SECTIONS, report, media, title=report["size"], intro=intro(report)
+    )
 
 
 # ---------------------------------------------------------------------- numbers as text
-
-
-def count(n: float | None) -> str:
-    """A rounded count with its unit: 3.8B, 440M, 12.3k."""
-    if n is None:
-        return "–"
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g}{unit}"
-    return f"{n:g}"
-
-
-def duration(seconds: float | None) -> str:
-    """A time in a suitable unit: 42 s, 12.5 min, 2.0 h."""
-    if not seconds:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def memory(n: float | None) -> str:
@@ -138,13 +100,6 @@ def waste(stage: Report) -> str:
     if padded is None:
         return "–"
     return f"{padded:.1%}" + (f", patches {blank:.1%}" if blank else "")
-
-
-def inputs(stage: Report) -> str:
-    """A stage's amount of training data: "4k samples, 1.2M tokens"; frames are of 10 ms."""
-    counters = stage["counters"]
-    names = ("samples", "tokens", "crops", "frames")
-    return ", ".join(f"{count(counters[k])} {k}" for k in names if counters.get(k))
 
 
 def dropped(split: Report) -> str:
@@ -276,7 +231,7 @@ def step_seconds(report: Report) -> dict[str, float]:
     return {step: time for step, time in seconds.items() if step != "total"}
 
 
-TEMPLATES = environment("polyphi.recipe.report")
+TEMPLATES = environment("polyphi.recipe.report", "polyphi.train.report")
 TEMPLATES.filters.update(
     count=count,
     dropped=dropped,
@@ -300,6 +255,7 @@ TEMPLATES.globals.update(
     SYNTHETIC=SYNTHETIC,
     benchmark_rows=benchmark_rows,
     by_modality=by_modality,
+    curves=curves,
     drawing=drawing,
     frozen_rows=frozen_rows,
     headline=headline,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from made_run import make_run
 
-from polyphi.recipe.report import drawing, page, sections
+from polyphi.recipe.report import page, sections
 from polyphi_eval import baselines
 from polyphi_eval.heldout import CORE, GOALS
 from polyphi_eval.score import Measured
@@ -121,22 +121,3 @@ def test_the_reports_benchmarks_are_shown_with_their_explanation(tmp_path: Path)
         assert "ChartQA (test)" in content and sections.SYNTHETIC in content
     assert 'href="benchmarks/report.html"' in page_html
     assert json.loads((tmp_path / "report.json").read_text())["benchmarks"]["rows"][0]["n"] == 2
-
-
-def test_frozen_tensors_that_changed_are_named() -> None:
-    assert page._frozen({"frozen": {"a": ["1", "1"], "b": ["1", "2"]}})["changed"] == ["b"]
-    assert page._frozen({})["names"] == []
-
-
-def test_parts_of_globs() -> None:
-    assert drawing.part_of("decoder.*.lora.vision.*") == ("LoRA for vision",)
-    assert drawing.part_of("vision.*") == ("vision encoder", "vision projector")
-    assert drawing.part_of("audio.projector.speech.*") == ("audio projector",)
-    assert drawing.part_of("decoder.layers.0.mlp.down_proj.weight") == ("language model",)
-    assert drawing.part_of("objective.*") == ("auxiliary head",)
-    assert len(drawing.part_of("*")) == 6
-
-
-def test_curves_of_few_points() -> None:
-    assert drawing.curve([[0, 1.0]]) == {}
-    assert list(drawing.curve([[0, 1.0], [1, 1.0]])) == ["area", "raw", "smooth"]

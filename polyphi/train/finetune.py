@@ -23,8 +23,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from polyphi.api import make_processor
+from polyphi.checkpoints import model_card
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
+from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
     files_beside,
     load_checkpoint,
@@ -41,16 +42,15 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_frozen
-from polyphi.recipe import model_card
-from polyphi.recipe.monitor import Monitor, fixed_samples
-from polyphi.recipe.report import finetune as page
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
 from polyphi.train import rates
 from polyphi.train.evaluation import SPLIT
 from polyphi.train.loop import train
+from polyphi.train.monitor import Monitor, fixed_samples
 from polyphi.train.options import MachineOptions, TrainOptions
+from polyphi.train.report import finetune as page
 from polyphi.train.resume import TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
 

@@ -12,21 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi import stages
 from polyphi.checkpoints.fingerprint import fingerprint as checkpoint_fingerprint
-from polyphi.checkpoints.names import LAYOUTS
+from polyphi.checkpoints.names import LAYOUTS, PUBLISHED_ADAPTERS
 from polyphi.checkpoints.read import read_config
 from polyphi.model.config import AdapterConfig
-from polyphi.model.parts import parts
-from polyphi.recipe.model_use import use
-from polyphi.recipe.report.drawing import part_of
+from polyphi.model.parts import part_of, parts
 from polyphi.runtime.files import write_whole
-from polyphi.stages.lineage import EXPORTS
-from polyphi_eval.evaluation import saved_results
-from polyphi_eval.report import heldout as report
-from polyphi_eval.report.paper import STATUSES, points
-from polyphi_eval.report.tables import decimals, markdown
+from polyphi.runtime.rendering import environment
 
+TEMPLATES = environment("polyphi.checkpoints")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 LICENCES = {
     "microsoft/Phi-4-mini-instruct": "mit",
@@ -34,8 +28,8 @@ LICENCES = {
 }
 """Licences of base models."""
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "pt", "zh")
-LAST_STAGE = {name: stage for name, (stage, _) in EXPORTS.items()}
-"""Exported folder -> the stage whose model it holds."""
+EXPORTS = "exports.json"
+"""File of a run of the recipe: the stages that an exported model comes from, by its folder."""
 QUANTISED = {
     "int8": "8 bits (adapters and encoders in bfloat16)",
     "int4": "4 bits (adapters and encoders in bfloat16)",
@@ -95,7 +89,7 @@ def card(
             *(() if layout == "mini" else ("vision", "speech")),
             *(("peft",) if adapters and not quant else ()),
         ],
-        "model-index": _index(title, evaluated["rows"]) if evaluated else None,
+        "model-index": _index(title, evaluated),
     }
     # JSON is valid YAML, and needs no library
     lines = [f"{k}: {json.dumps(v, ensure_ascii=False)}" for k, v in header.items() if v]
@@ -104,7 +98,7 @@ def card(
         f"# {title}",
         _description(folder, layout, base, quant),
         "## Use",
-        use(repository or "FOLDER", layout, list(adapters), quantized=quant is not None),
+        _use(repository or "FOLDER", layout, list(adapters), quant is not None),
         "## How it was made",
         _training(folder, run, manifest, base, merged, quant),
         *_adapters(adapters, manifest),
@@ -150,7 +144,11 @@ def _results(results: Path, folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"--results {results}: expected the --out folder of `polyphi eval MODEL --suite ...`, found no results.json"
         )
-    content = saved_results(results)
+    content: dict[str, Any] = json.loads((results / "results.json").read_text())
+    if "card" not in content:
+        raise ValueError(
+            f"--results {results} is of an earlier version; `polyphi eval score {results}` brings it up to date"
+        )
     measured = json.loads((results / "model.json").read_text())["fingerprint"].split()
     fingerprint = measured[0] if measured else ""
     if re.fullmatch("[0-9a-f]{32}", fingerprint) and fingerprint != checkpoint_fingerprint(folder):
@@ -163,10 +161,10 @@ def _results(results: Path, folder: Path) -> dict[str, Any]:
 def _run(folder: Path) -> dict[str, Any] | None:
     """Stages, licences and results of the run of the recipe that a checkpoint comes from; None for no run."""
     root = folder.parent
-    if not (root / "run.json").exists() or folder.name not in LAST_STAGE:
+    exports = json.loads((root / EXPORTS).read_text()) if (root / EXPORTS).exists() else {}
+    if folder.name not in exports:
         return None
-    identity = json.loads((root / "run.json").read_text())
-    names = [n for n in stages.ORDER if n in _lineage(LAST_STAGE[folder.name])]
+    identity, names = json.loads((root / "run.json").read_text()), exports[folder.name]
     manifests = {n: root / "stages" / n / "manifest.json" for n in names}
     finished = {n: json.loads(path.read_text()) for n, path in manifests.items() if path.exists()}
     licences: dict[str, int] = {}
@@ -179,7 +177,6 @@ def _run(folder: Path) -> dict[str, Any] | None:
         json.loads((root / name).read_text()) if (root / name).exists() else None
         for name in ("freeze.json", "report.json")
     )
-    reasoning = folder.name == "reasoning"
     return {
         "title": f"polyphi {identity['size']}"
         + ("" if folder.name == "model" else f" {folder.name}"),
@@ -187,16 +184,8 @@ def _run(folder: Path) -> dict[str, Any] | None:
         "stages": finished,
         "licences": licences,
         "freeze": [c for c in checks or () if c["stage"] in names],
-        "tasks": [
-            task
-            for task in (report_json or {}).get("tasks", ())
-            if folder.name != "mini" and task["corpus"].startswith("reasoning") == reasoning
-        ],
+        "measured": (report_json or {}).get("cards", {}).get(folder.name, ""),
     }
-
-
-def _lineage(name: str) -> set[str]:
-    return {name}.union(*(_lineage(parent) for parent in stages.load(name).parents))
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
@@ -236,6 +225,22 @@ def _description(folder: Path, layout: str, base: str | None, quant: str | None)
         f"A model of the Phi-4-Mini family: {layout_text}.{from_base} Written by polyphi, an open implementation of "
         "the Phi-4-Mini technical report.\n\n" + "\n".join(table)
     )
+
+
+def _use(name: str, layout: str, adapters: Sequence[str], quantized: bool) -> str:
+    """Commands of polyphi, and code for transformers and PEFT. `name` is the model's repository, or a word for its
+    folder."""
+    own = [adapter for adapter in adapters if adapter not in PUBLISHED_ADAPTERS]
+    section = TEMPLATES.get_template("model_use.md").render(
+        name=name,
+        layout=layout,
+        adapters=adapters,
+        own=own,
+        option=f"--adapter {own[0]} " if own else "",
+        other_layout=quantized or layout == "original",
+        model_class="AutoModelForCausalLM" if layout == "mini" else "Phi4MultimodalForCausalLM",
+    )
+    return section.strip()
 
 
 def _training(
@@ -330,46 +335,15 @@ def _stage_row(name: str, manifest: Mapping[str, Any]) -> str:
 
 
 def _measured(evaluated: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -> str:
-    paragraphs = []
-    if evaluated and evaluated["rows"]:
-        statuses = {row["status"] for row in evaluated["rows"]}
-        paragraphs += [
-            f"Results of `polyphi eval`, {evaluated['date']}; *report* is the score of the report's model in the same "
-            "row. Scores are strict: an answer that can't be parsed is wrong.",
-            "\n".join(f"- *{k}*: {v}." for k, v in STATUSES.items() if k in statuses),
-            markdown(evaluated["rows"]).strip(),
-        ]
-        if skipped := ", ".join(entry["title"] for entry in evaluated["skipped"].values()):
-            paragraphs.append(f"Skipped, because their data or tools were missing: {skipped}.")
-    if run and run["tasks"]:
-        beats = sum(task["verdict"] == "beats" for task in run["tasks"])
-        paragraphs += [
-            f"On held-out data of the run {beats} of {len(run['tasks'])} tasks beat the best of their baselines: a "
-            "constant answer, the question without its image or audio, and the question with that of another sample.",
-            report.markdown(run["tasks"]).strip(),
-        ]
-    return "\n\n".join(paragraphs) or (
+    texts = (evaluated["card"]["measured"] if evaluated else "", run["measured"] if run else "")
+    return "\n\n".join(text for text in texts if text) or (
         "There are no results yet; `polyphi eval MODEL --suite all --data DIR` produces them."
     )
 
 
-def _index(title: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+def _index(title: str, evaluated: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
     """The Hub's list of results: rows of the report on the public data, no others."""
-    results = [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"name": row["label"], "type": row["benchmark"]},
-            "metrics": [
-                {
-                    "type": row["metric"],
-                    "value": round(points(row["metric"], row["score"]), decimals(row)),
-                    "name": f"{row['table']}, {row['label']}",
-                }
-            ],
-        }
-        for row in rows
-        if row["table"] and row["status"] == "reproduced setting" and row["score"] is not None
-    ]
+    results = evaluated["card"]["results"] if evaluated else None
     return [{"name": title, "results": results}] if results else None
 
 

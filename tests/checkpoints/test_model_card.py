@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from polyphi import cli
+from polyphi.checkpoints import model_card
 from polyphi.checkpoints.fingerprint import fingerprint as fingerprint_of
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.recipe import model_card
+from polyphi_eval.report.card import of_benchmarks
 from polyphi_eval.score import Measured
 
 
@@ -44,6 +45,7 @@ def results(folder: Path, fingerprint: str) -> Path:
         "rows": [row.as_dict() | {"limit": None} for row in rows],
         "skipped": {"blink": {"title": "BLINK", "rows": [], "why": ["missing"]}},
     }
+    content["card"] = of_benchmarks(content)
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(content))
     (folder / "model.json").write_text(json.dumps({"name": "it", "fingerprint": fingerprint}))
@@ -87,6 +89,8 @@ def test_a_published_base_is_named_with_its_licence(checkpoint: Path) -> None:
 def test_the_card_of_a_run_has_stages_freeze_and_data(checkpoint: Path) -> None:
     run = checkpoint.parent
     (run / "run.json").write_text(json.dumps({"size": "nano", "seed": 3}))
+    exports = {"model": ["text_1_pretrain", "vision_1_align"]}
+    (run / model_card.EXPORTS).write_text(json.dumps(exports))
     for stage, learn in (
         ("text_1_pretrain", "decoder.*"),
         ("vision_1_align", "vision.projector.*"),

@@ -12,7 +12,7 @@ from train.small import EVERYTHING
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
-from polyphi.recipe.report import drawing, finetune
+from polyphi.train.report import finetune
 
 STEPS = 8
 
@@ -95,14 +95,3 @@ def test_a_run_without_evaluations(run: Path) -> None:
     (run / "manifest.json").write_text(json.dumps({**manifest, "evaluation": None}))
     page = finetune.write(run, EVERYTHING, []).read_text()
     assert "Answers during" not in page and "<circle" not in page and "5 → 1.5" in page
-
-
-def test_the_chart_has_both_losses_on_the_same_axes() -> None:
-    assert drawing.chart([[0, 1.0]], []) == {}
-    chart = drawing.chart([[0, 4.0], [9, 2.0]], [[0, 5.0], [10, 1.0]])
-    top, bottom = chart["lines"][2]["dots"]
-    assert top == (drawing.CHART_LEFT, drawing.CHART_TOP)
-    assert bottom == (drawing.CHART_RIGHT, drawing.CHART_BOTTOM)
-    assert [text for _, text in chart["step_ticks"]][:2] == ["0", "2"]
-    flat = drawing.chart([[0, 2.0], [1, 2.0]], [])
-    assert all(np.isfinite(at) for at, _ in flat["loss_ticks"])

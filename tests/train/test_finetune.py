@@ -20,8 +20,8 @@ import polyphi
 from polyphi import Image, Message, cli
 from polyphi.checkpoints.read import load_checkpoint, read_config, read_layout
 from polyphi.model.config import AdapterConfig
-from polyphi.recipe.finetune import finetune, load_stage
 from polyphi.runtime import precision
+from polyphi.train.finetune import finetune, load_stage
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage
@@ -124,7 +124,7 @@ def test_float32_is_chosen_only_where_the_weights_fit(
     monkeypatch.delenv(precision.VARIABLE, raising=False)
     precision._measured.cache_clear()
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
-    monkeypatch.setattr("polyphi.recipe.finetune.free_memory", lambda device: free)
+    monkeypatch.setattr("polyphi.train.finetune.free_memory", lambda device: free)
     messages: list[str] = []
     out = run(TEXT, precision="auto", report=messages.append)
     precision._measured.cache_clear()

@@ -12,8 +12,8 @@ import polyphi
 from polyphi import Message, SamplingParams
 from polyphi.engine.reasoning import Reasoning, ReasoningParser
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.recipe.finetune import finetune
 from polyphi.serve.settings import Settings
+from polyphi.train.finetune import finetune
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage

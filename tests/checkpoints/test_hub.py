@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 import polyphi
 from polyphi import Message, SamplingParams, cli
-from polyphi.recipe import hub, model_card
+from polyphi.checkpoints import hub, model_card
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,10 +6,11 @@
 import jinja2
 
 
-def environment(package: str) -> jinja2.Environment:
-    """Return the templates in a package's folder `templates`. Values are escaped; an undefined name is an error."""
+def environment(*packages: str) -> jinja2.Environment:
+    """Return the templates in the folders `templates` of packages. Values are escaped; an undefined name is an
+    error."""
     return jinja2.Environment(
-        loader=jinja2.PackageLoader(package),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package) for package in packages]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

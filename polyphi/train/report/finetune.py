@@ -17,14 +17,26 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Image
 from polyphi.processing.media import decode_image
-from polyphi.recipe.report import drawing
-from polyphi.recipe.report.page import loss_points, stage_row, training_records
-from polyphi.recipe.report.samples import MAX_MEDIA, MAX_SAMPLE_MEDIA, MIME, question
-from polyphi.recipe.report.sections import count, duration, render_page
 from polyphi.runtime.files import write_whole
 from polyphi.runtime.progress import read_metrics
+from polyphi.runtime.rendering import environment
 from polyphi.train.evaluation import EVALUATIONS, SPLIT
+from polyphi.train.report import curves
+from polyphi.train.report.page import (
+    MAX_MEDIA,
+    MAX_SAMPLE_MEDIA,
+    MIME,
+    count,
+    duration,
+    inputs,
+    question,
+    render_page,
+)
+from polyphi.train.report.stage import loss_points, stage_row, training_records
 from polyphi.train.stage import Stage
+
+TEMPLATES = environment("polyphi.train.report")
+TEMPLATES.filters.update(count=count, inputs=inputs)
 
 SECTIONS = {
     "finetune_losses": "Losses",
@@ -48,7 +60,7 @@ def write(run: Path, stage: Stage, samples: Sequence[tuple[str, Sample]]) -> Pat
     report = {
         "stages": [row],
         "headline": _headline(row, manifest, evaluations),
-        "chart": drawing.chart(points, evaluated),
+        "chart": curves.chart(points, evaluated),
         "about_losses": _about_losses(manifest, evaluations),
         "evaluations": evaluations,
         "samples": [
@@ -59,7 +71,9 @@ def write(run: Path, stage: Stage, samples: Sequence[tuple[str, Sample]]) -> Pat
         "about_data": _about_data(manifest),
     }
     frozen = f"{row['frozen_tensors']:,} frozen tensors have the same SHA-256 before and after the training."
-    page = render_page("finetune.html", SECTIONS, report, media, stage.name, frozen)
+    page = render_page(
+        TEMPLATES, "finetune.html", SECTIONS, report, media, title=stage.name, intro=frozen
+    )
     write_whole(run / "report.html", page)
     return run / "report.html"
 
