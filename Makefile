@@ -44,8 +44,8 @@ docs: setup
 	$(BIN)/zensical build --strict --config-file mkdocs.yml
 
 lint: setup
-	$(BIN)/ruff check polyphi polyphi_eval polyphi_recipe tests benchmarks examples
-	$(BIN)/ruff format --check polyphi polyphi_eval polyphi_recipe tests benchmarks examples
+	$(BIN)/ruff check polyphi polyphi_eval polyphi_recipe experiments tests benchmarks examples
+	$(BIN)/ruff format --check polyphi polyphi_eval polyphi_recipe experiments tests benchmarks examples
 	$(BIN)/mypy
 
 # --no-compile: the bytecode of all installed modules would take most of a minute; each import writes its own. Containers

@@ -29,8 +29,8 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from polyphi.curate.voices import ACCENTS, VARIANTS
 from polyphi.messages import TRANSCRIBE
+from polyphi_recipe.curate.voices import ACCENTS, VARIANTS
 
 SIDE = 112
 STROKES = {

@@ -20,10 +20,10 @@ from polyphi.checkpoints.processor import make_processor
 from polyphi.messages import Audio, Image, Message
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning import sizes
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import EMBEDDING, parts
-from polyphi.stages import sizes
 
 
 @dataclass(frozen=True)

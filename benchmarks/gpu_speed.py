@@ -17,14 +17,15 @@ from polyphi.engine.engine import Engine
 from polyphi.messages import SamplingParams
 from polyphi.model.decoder import Layer, Shared
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning.plan import UTILISATION, peak_flops
+from polyphi.planning import sizes
 from polyphi.quantization.fewbits import Quantised
-from polyphi.stages import sizes
 from polyphi.train import parallel
 from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations
 from polyphi.train.optim import optimiser, set_lr
 from polyphi.train.trainer import StageLoss
+from polyphi_recipe import stages
+from polyphi_recipe.plan import UTILISATION, peak_flops
 
 READS = 0.6
 """[ours] Least share of the rate of reading memory that decoding one sequence reaches: a step is a recorded graph of
@@ -57,7 +58,8 @@ def judged(tiny: bool, bound: float | None) -> float | None:
 def training(device: torch.device, tiny: bool) -> Iterator[Line]:
     """Three steps of `text_1` on the same pack, alone and sharded over a process group of one (FSDP2)."""
     size = sizes.MICRO if tiny else sizes.LAB
-    stage, budget = size.stage("text_1_pretrain"), size.budget(size.stage("text_1_pretrain"))
+    stage = stages.at_size("text_1_pretrain", size)
+    budget = size.budget(stage)
     config = replace(size.model, vision=None, audio=None, adapters={})
     budget = replace(budget, muon=0.0)
     with socket.socket() as free:

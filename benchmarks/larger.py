@@ -18,9 +18,6 @@ from random import Random
 import torch
 
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.curate.corpus import Work
-from polyphi.curate.sources import LIBREOFFICE
-from polyphi.curate.text import documents, interleave, origin
 from polyphi.data import shards
 from polyphi.data.shards import Sample, document
 from polyphi.model.config import DecoderConfig, ModelConfig
@@ -29,6 +26,9 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.finetune import finetune
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Mix, Schedule, Stage
+from polyphi_recipe.curate.corpus import Work
+from polyphi_recipe.curate.sources import LIBREOFFICE
+from polyphi_recipe.curate.text import documents, interleave, origin
 
 LANGUAGES = ("en", "de")
 HELD_OUT = 200

@@ -22,18 +22,18 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageEnhance
 
-from polyphi.corpora.image_qa import draw_digits, draw_text
-from polyphi.curate.decontaminate import Index
-from polyphi.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness
-from polyphi.curate.documents import document
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Message
 from polyphi.messages import Image as Picture
 from polyphi.services.speech_synthesis import Voice, speak, unavailable
-from polyphi.synthetic import charts
-from polyphi.synthetic.images import SIDE, png, sheet
-from polyphi.synthetic.scenes import Scene
 from polyphi.text import lexicon
+from polyphi_recipe.corpora.image_qa import draw_digits, draw_text
+from polyphi_recipe.curate.decontaminate import Index
+from polyphi_recipe.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness
+from polyphi_recipe.curate.documents import document
+from polyphi_recipe.synthetic import charts
+from polyphi_recipe.synthetic.images import SIDE, png, sheet
+from polyphi_recipe.synthetic.scenes import Scene
 
 RATE = 16_000
 Change = Callable[[Any, random.Random], Any]

@@ -33,22 +33,22 @@ import polyphi
 from polyphi.api import Phi
 from polyphi.batch import Clip
 from polyphi.checkpoints.processor import make_processor
-from polyphi.curate.sources import unpack
 from polyphi.messages import Audio, Message, SamplingParams
 from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import Audio as AudioTower
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning import sizes
 from polyphi.processing.audio import log_mel_of, resample
 from polyphi.processing.media import AudioStream, decode_audio
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import cache_folder
 from polyphi.services.speech_synthesis import Voice, speak, unavailable
-from polyphi.stages import sizes
-from polyphi.synthetic.stamps import STAMP_FOLDER, STAMPS
 from polyphi.transcription import silence
 from polyphi.transcription.align import align
 from polyphi.transcription.transcript import Piece, estimated
 from polyphi.transcription.words import token_spans, word_spans
+from polyphi_recipe.curate.sources import unpack
+from polyphi_recipe.synthetic.stamps import STAMP_FOLDER, STAMPS
 
 MINUTES = {"encoder": (5, 10, 20, 30), "model": (5, 10, 20, 30), "pieces": (60, 180)}
 RATE = 16_000
@@ -92,7 +92,7 @@ def record(path: Path, minutes: float) -> None:
 
 def nano(context: int = 65_536) -> Phi:
     """A nano-size model of random weights, with a context that holds half an hour."""
-    from polyphi.stages import lineage
+    from polyphi_recipe.stages import lineage
 
     tokenizer = Tokenizer.train([" ".join(SENTENCES)] * 4, 512)
     parts = lineage.after("joint_1_vision_speech")

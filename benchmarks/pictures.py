@@ -18,19 +18,19 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from PIL import Image
 
-from polyphi.curate import pdf_pages
-from polyphi.curate.documents import document
-from polyphi.curate.photos import photo
-from polyphi.curate.pictures import Shrink, Sizes, captions, encoded
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Image as Picture
 from polyphi.messages import Message
 from polyphi.processing.media import decode_image
 from polyphi.processing.video import decode_video
-from polyphi.recipe.graph import Run
-from polyphi.synthetic import cartoons
-from polyphi.synthetic.pages import set_page
-from polyphi.synthetic.scenes import Scene
+from polyphi_recipe.curate import pdf_pages
+from polyphi_recipe.curate.documents import document
+from polyphi_recipe.curate.photos import photo
+from polyphi_recipe.curate.pictures import Shrink, Sizes, captions, encoded
+from polyphi_recipe.graph import Run
+from polyphi_recipe.synthetic import cartoons
+from polyphi_recipe.synthetic.pages import set_page
+from polyphi_recipe.synthetic.scenes import Scene
 
 
 def scenery(width: int, height: int) -> Image.Image:

@@ -4,7 +4,7 @@
 
 Columns: the number of planted cases and the share found (recall), the number of innocents, which shouldn't be flagged,
 and the share flagged, and the share of planted cases among all that was flagged (precision; "-" where copies and
-innocents have separate rows). `benchmarks/leaks.py` and `polyphi/synthetic/planted.py` generate the material.
+innocents have separate rows). `benchmarks/leaks.py` and `polyphi_recipe/synthetic/planted.py` generate the material.
 """
 
 import argparse
@@ -21,20 +21,20 @@ import leaks
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness, deduplicate
-from polyphi.curate.documents import document
-from polyphi.curate.language import Language
-from polyphi.curate.readable import Readable
-from polyphi.curate.transcripts import WordErrors, pocketsphinx
-from polyphi.curate.waves import encode, resample
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
-from polyphi.synthetic import planted
-from polyphi.synthetic.images import png
-from polyphi.synthetic.speech import speakable
 from polyphi.text.lexicon import LANGUAGES
+from polyphi_recipe.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness, deduplicate
+from polyphi_recipe.curate.documents import document
+from polyphi_recipe.curate.language import Language
+from polyphi_recipe.curate.readable import Readable
+from polyphi_recipe.curate.transcripts import WordErrors, pocketsphinx
+from polyphi_recipe.curate.waves import encode, resample
+from polyphi_recipe.synthetic import planted
+from polyphi_recipe.synthetic.images import png
+from polyphi_recipe.synthetic.speech import speakable
 
 
 def row(name: str, planted: int, matched: int, innocents: int = 0, flagged: int = 0) -> str:

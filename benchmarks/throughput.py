@@ -27,20 +27,20 @@ import numpy as np
 import psutil
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.curate import corpus, pages
-from polyphi.curate.corpus import Corpus, Machines, Work
-from polyphi.curate.decontaminate import held_out
-from polyphi.curate.dedup import TEXTS, deduplicate
-from polyphi.curate.language import Language
-from polyphi.curate.pii import Personal
-from polyphi.curate.quality import BUCKETS, Classifier, Quality, save
-from polyphi.curate.rules import Rules
-from polyphi.curate.transcripts import WordErrors, pocketsphinx
-from polyphi.curate.waves import RATE, encode, resample
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Message
 from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi.text.lexicon import LANGUAGES
+from polyphi_recipe.curate import corpus, pages
+from polyphi_recipe.curate.corpus import Corpus, Machines, Work
+from polyphi_recipe.curate.decontaminate import held_out
+from polyphi_recipe.curate.dedup import TEXTS, deduplicate
+from polyphi_recipe.curate.language import Language
+from polyphi_recipe.curate.pii import Personal
+from polyphi_recipe.curate.quality import BUCKETS, Classifier, Quality, save
+from polyphi_recipe.curate.rules import Rules
+from polyphi_recipe.curate.transcripts import WordErrors, pocketsphinx
+from polyphi_recipe.curate.waves import RATE, encode, resample
 
 TASKS = 8
 ASPECTS = ("educational", "scientific", "toxicity", "obscurity")

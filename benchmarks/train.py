@@ -40,10 +40,7 @@ from sidebyside import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi import stages
 from polyphi.batch import Batch, Clip, ImageInput, ImageLayout, row
-from polyphi.corpora import code, copying, fim, instructions
-from polyphi.curate import corpus as corpora
 from polyphi.data import shards
 from polyphi.data.loader import Loader
 from polyphi.engine import placement
@@ -55,17 +52,20 @@ from polyphi.model.config import (
     VisionConfig,
 )
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning import sizes
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import precision
 from polyphi.runtime.files import cache_folder
 from polyphi.runtime.progress import read_metrics
-from polyphi.stages import sizes
 from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
+from polyphi_recipe import stages
+from polyphi_recipe.corpora import code, copying, fim, instructions
+from polyphi_recipe.curate import corpus as corpora
 
 HERE = Path(__file__).parent
 QUARTER = ModelConfig(

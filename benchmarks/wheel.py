@@ -38,7 +38,8 @@ from PIL import Image
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.stages import lineage, sizes
+from polyphi_recipe.stages import lineage
+from polyphi.planning import sizes
 
 out = Path(sys.argv[1])
 tokenizer = Tokenizer.train(["what is this ? one two three"] * 4, 512)

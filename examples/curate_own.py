@@ -15,13 +15,13 @@ from pathlib import Path
 
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.decontaminate import Decontaminate, Index
-from polyphi.curate.dedup import CLIPS, EXACT, PICTURES, deduplicate
-from polyphi.curate.pii import Fakes, Personal
-from polyphi.curate.text import held_out
 from polyphi.data import own
 from polyphi.data.shards import Sample
+from polyphi_recipe.curate.corpus import Corpus, Work
+from polyphi_recipe.curate.decontaminate import Decontaminate, Index
+from polyphi_recipe.curate.dedup import CLIPS, EXACT, PICTURES, deduplicate
+from polyphi_recipe.curate.pii import Fakes, Personal
+from polyphi_recipe.curate.text import held_out
 
 ROWS = ("receipts.jsonl", "calls.jsonl")
 MEASURED = ("desk_test.jsonl",)  # rows that the model will be measured on

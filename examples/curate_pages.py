@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.curate import pages
-from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.language import Language
-from polyphi.curate.pii import Fakes, Personal
-from polyphi.curate.rules import Rules
 from polyphi.data.shards import Sample
+from polyphi_recipe.curate import pages
+from polyphi_recipe.curate.corpus import Corpus, Work
+from polyphi_recipe.curate.language import Language
+from polyphi_recipe.curate.pii import Fakes, Personal
+from polyphi_recipe.curate.rules import Rules
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

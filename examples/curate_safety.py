@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from polyphi.curate import feedback
-from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.text import side
-from polyphi.curate.translations import in_languages
 from polyphi.data.shards import Sample, Shards
 from polyphi.services.endpoint import Endpoint
 from polyphi.text.lexicon import LANGUAGES
+from polyphi_recipe.curate import feedback
+from polyphi_recipe.curate.corpus import Corpus, Work
+from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.translations import in_languages
 
 TEACHER = partial(Endpoint, "http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
 AT_LEAST = 50.0  # chrF of each text translated back; inspect the rejected ones, then choose

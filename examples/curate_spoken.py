@@ -11,13 +11,13 @@ from pathlib import Path
 
 from datatrove.pipeline.base import PipelineStep
 
-from polyphi.curate import formats
-from polyphi.curate.corpus import Corpus, Work
-from polyphi.curate.read_aloud import ReadAloud, cast
-from polyphi.curate.text import side
-from polyphi.curate.transcripts import WordErrors, pocketsphinx
 from polyphi.data.shards import Sample
 from polyphi.services.speech_synthesis import Voice
+from polyphi_recipe.curate import formats
+from polyphi_recipe.curate.corpus import Corpus, Work
+from polyphi_recipe.curate.read_aloud import ReadAloud, cast
+from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.transcripts import WordErrors, pocketsphinx
 
 QUERIES = Path("queries.jsonl")
 # Voice("espeak-ng", "fr", "f2"), Voice("endpoint", "en", "ann", where="http://127.0.0.1:8000/v1"), and

@@ -53,7 +53,7 @@ def micro_run(shared_folder: Path) -> Path:
     where it has them; what can't be downloaded is left out."""
     import fcntl
 
-    from polyphi.recipe.graph import Run
+    from polyphi_recipe.graph import Run
 
     out, done = shared_folder / "micro_run" / "micro", shared_folder / "micro_run.done"
     with done.with_suffix(".lock").open("w") as lock:

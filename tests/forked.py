@@ -9,9 +9,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PRELOAD = [
-    "polyphi.corpora.tools",
-    "polyphi.curate.decontaminate",
-    "polyphi.curate.pipeline",
+    "polyphi_recipe.corpora.tools",
+    "polyphi_recipe.curate.decontaminate",
+    "polyphi_recipe.curate.pipeline",
     "polyphi.train.loop",
 ]
 

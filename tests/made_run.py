@@ -16,7 +16,6 @@ import numpy as np
 import soundfile
 from PIL import Image as Picture
 
-from polyphi import stages
 from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Completion, Image, Message, SamplingParams
@@ -24,6 +23,7 @@ from polyphi_eval import baselines
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.cache import key_of
 from polyphi_eval.heldout import find
+from polyphi_recipe import stages
 
 TASKS = find(
     *("arithmetic", "cot_arithmetic", "tool_call"),

@@ -56,8 +56,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random micro model with its own tokenizer."""
     from polyphi.checkpoints.write import save_checkpoint
     from polyphi.model.multimodal import PhiModel
+    from polyphi.planning import sizes
     from polyphi.processing.tokenizer import Tokenizer
-    from polyphi.stages import lineage, sizes
+    from polyphi_recipe.stages import lineage
 
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = Tokenizer.train(["one two three"] * 4, 512)

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageStat
 
 from polyphi import cli
-from polyphi.curate import corpus, quality
-from polyphi.curate.corpus import Work
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.messages import Image as Picture
 from polyphi.messages import media
+from polyphi_recipe.curate import corpus, quality
+from polyphi_recipe.curate.corpus import Work
 
 PAGE = Path(__file__).parents[1] / "docs" / "curation.md"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "curate_pages.py"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import polyphi
-from polyphi.curate.corpus import Work
 from polyphi.data.shards import Shards
 from polyphi.messages import Completion, SamplingParams
+from polyphi_recipe.curate.corpus import Work
 
 PAGE = Path(__file__).parents[1] / "docs" / "reasoning.md"
 

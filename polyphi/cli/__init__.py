@@ -14,19 +14,13 @@ import typer
 from typer.core import TyperGroup
 
 from polyphi.cli import (
-    ablate,
     bench,
     cache,
     chat,
-    claims,
-    curate,
     doctor,
     export,
     inspect,
-    plan,
     pull,
-    reproduce,
-    scaling,
     serve,
     train,
     transcribe,
@@ -72,12 +66,7 @@ def common(
     pass
 
 
-app.command()(reproduce.reproduce)
 app.command()(train.train)
-app.command()(scaling.scaling)
-app.command()(ablate.ablate)
-app.command()(claims.claims)
-app.command()(curate.curate)
 app.command()(chat.chat)
 app.command()(transcribe.transcribe)
 app.command()(serve.serve)
@@ -85,7 +74,6 @@ app.command()(pull.pull)
 app.add_typer(cache.app)
 app.command()(inspect.inspect)
 app.command()(export.export)
-app.command()(plan.plan)
 app.command()(doctor.doctor)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     bench.bench
@@ -153,7 +141,7 @@ EXTRAS = {
 COMMAND_EXTRAS = {
     **{name: name for name in ("serve", "train", "curate", "eval")},
     "plan": "train",
-    **dict.fromkeys(("reproduce", "scaling", "ablate", "claims"), "all"),
+    "reproduce": "all",
 }
 """Command -> the extra with everything that it needs."""
 
@@ -168,12 +156,11 @@ def extra_for(package: str, words: Sequence[str]) -> str:
     return extra if extra in (*EXTRAS[package], "all") else EXTRAS[package][0]
 
 
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: list[str] | None = None, application: typer.Typer = app) -> Any:
     """Run the command line; errors that users can fix are printed as one line."""
     try:
-        if code := app(
-            arguments, standalone_mode=False
-        ):  # the code that a command passed to `typer.Exit`
+        # The result is the code that a command passed to `typer.Exit`.
+        if code := application(arguments, standalone_mode=False):
             sys.exit(code)
     except Exception as error:
         missing = (getattr(error, "name", None) or "").partition(".")[0]

@@ -1,7 +1,9 @@
 """`polyphi train`: train stages of the recipe, or a custom stage from a public checkpoint."""
 
+import difflib
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -248,9 +250,6 @@ def train(
             model_card.write(folder, read_layout(folder), push_to_hub)
             console.print(f"pushed to {hub.push(folder, target)}")
         return
-    from polyphi import stages
-    from polyphi.recipe.graph import Run
-
     own_only = (
         model,
         data,
@@ -267,20 +266,33 @@ def train(
             "--model, --data, --columns, --eval-data, --eval-every, --patience, --steps, --batch-tokens and "
             f"--push-to-hub need a stage of your own, in a .py file; found the recipe's {names[0]}"
         )
-    for name in names:
-        stages.load(name)  # raises for a misspelt name before any training starts
-    run = Run(
-        size,
-        out or Path("runs/nano"),
+    train_named(
+        names,
+        out,
+        size=size,
         seed=seed,
         precision=precision,
-        console=console,
-        watch_steps=watch_every,
+        base=base,
+        watch_every=watch_every,
         track=track or (),
         machine=machine,
     )
+
+
+def train_named(names: list[str], out: Path | None, **options: Any) -> None:
+    """Train stages of other packages, entry points of the group `polyphi.stages`: of their name, and the function that
+    trains stages after what they need. Raises ValueError with the nearest name for an unknown one."""
+    points = {point.name: point for point in metadata.entry_points(group="polyphi.stages")}
     for name in names:
-        run.train(name, base)
+        if name not in points:
+            near = difflib.get_close_matches(name, points, n=1, cutoff=0.0)
+            raise ValueError(
+                f"unknown stage {name!r}; did you mean {near[0]!r}? The stages are: {', '.join(points)}"
+                if near
+                else f"unknown stage {name!r}: expected a stage's .py file, since no installed package names stages"
+            )
+    for name in names:
+        points[name].load()(name, out, **options)
 
 
 def parse_pairs(columns: str | None) -> dict[str, str]:

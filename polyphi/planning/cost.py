@@ -22,8 +22,6 @@ from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.quantization import quantize
-from polyphi.stages import lineage
-from polyphi.stages.sizes import Size
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import Contrastive
 from polyphi.train.loss import CHUNK_LOGITS, CHUNK_ROWS
@@ -101,10 +99,11 @@ class MatrixGroup(NamedTuple):
     repeated: bool
 
 
-def stage_model(name: str, size: Size) -> StageModel:
-    """The model of a stage at a size. Raises ValueError if a glob of the stage matches nothing."""
-    stage = size.stage(name)
-    config = lineage.configuration(stage, size.model, None)
+def stage_model(
+    stage: Stage, budget: Budget, config: ModelConfig, vision: VisionConfig | None
+) -> StageModel:
+    """The model of a stage: `config` has the parts that it needs, `vision` is the size's image encoder. Raises
+    ValueError if a glob of the stage matches nothing."""
     with torch.device("meta"):
         model = PhiModel(config)
         module = stage.objective.build(model, VocabularyOnly(config.decoder.vocab_size))
@@ -113,9 +112,7 @@ def stage_model(name: str, size: Size) -> StageModel:
         matching(glob, tensors)
     if module is not None:
         tensors |= {f"objective.{n}": p for n, p in module.named_parameters()}
-    return StageModel(
-        stage, size.budget(stage), config, tensors, groups(stage, tensors), size.model.vision
-    )
+    return StageModel(stage, budget, config, tensors, groups(stage, tensors), vision)
 
 
 HEAD = "decoder.embed_tokens.*"

@@ -354,10 +354,10 @@ def row_maker(
 
 @cache
 def code_revision() -> str:
-    """SHA-256 of the package's sources, which identifies the code behind a result."""
+    """SHA-256 of the sources of polyphi and the packages beside it, which identifies the code behind a result."""
     hasher = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
+    root = Path(__file__).parents[2]
+    for path in sorted(root.glob("polyphi*/**/*.py")):
         hasher.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return hasher.hexdigest()
 

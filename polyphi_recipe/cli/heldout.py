@@ -21,7 +21,7 @@ def heldout(
       polyphi eval heldout runs/nano
       polyphi eval heldout runs/nano arithmetic --quant int8
     """
-    from polyphi.recipe.graph import Run
+    from polyphi_recipe.graph import Run
 
     if not (run / "run.json").is_file():
         raise ValueError(

@@ -16,7 +16,7 @@ from polyphi import cli
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKAGES = {"polyphi", "polyphi_eval", "polyphi_recipe"}
+PACKAGES = {"polyphi", "polyphi_eval", "polyphi_recipe", "experiments"}
 IMPORT_NAMES = {
     "pillow": ["PIL"],
     "scikit-learn": ["sklearn"],
@@ -42,30 +42,29 @@ HEAVY = (
 )
 PARTS = {
     "": (
-        *("api", "cli", "cli.chat", "cli.terminal", "cli.transcribe", "cli.captions"),
+        *("polyphi.api", "polyphi.cli", "polyphi.cli.chat", "polyphi.cli.terminal"),
+        *("polyphi.cli.transcribe", "polyphi.cli.captions", "polyphi.cli.inspect"),
+        *("polyphi.checkpoints.write", "polyphi.checkpoints.model_card", "polyphi.checkpoints.hub"),
+        *("polyphi.transcription.files", "polyphi.transcription.capture"),
+        *("polyphi.engine.structured", "polyphi.model.parts", "polyphi_recipe.plan"),
         *(
-            "cli.inspect",
-            "checkpoints.write",
-            "checkpoints.model_card",
-            "checkpoints.hub",
-            "planning.cost",
+            f"polyphi_recipe.stages.{path.stem}"
+            for path in (ROOT / "polyphi_recipe/stages").glob("[a-z]*.py")
         ),
-        *("transcription.files", "transcription.capture", "engine.structured", "model.parts"),
-        *(f"stages.{path.stem}" for path in (ROOT / "polyphi/stages").glob("[a-z]*.py")),
     ),
-    "serve": ("serve.app", "serve.run"),
-    "train": ("train.finetune", "train.monitor", "planning.dry_run"),
+    "serve": ("polyphi.serve.app", "polyphi.serve.run"),
+    "train": ("polyphi.train.finetune", "polyphi.train.monitor", "polyphi.planning.dry_run"),
     "curate": (
-        "curate.pipeline",
-        "corpora.sums",
-        "corpora.asr",
-        "synthetic.images",
-        "recipe.corpora",
+        "polyphi_recipe.curate.pipeline",
+        "polyphi_recipe.corpora.sums",
+        "polyphi_recipe.corpora.asr",
+        "polyphi_recipe.synthetic.images",
+        "polyphi_recipe.corpora.lookup",
     ),
     "eval": ("polyphi_eval.evaluation", "polyphi_eval.run", "polyphi_eval.read_aloud"),
-    "all": ("recipe.graph", "recipe.experiments.ablation"),
+    "all": ("polyphi_recipe.graph", "experiments.ablation"),
 }
-"""Extra -> modules of polyphi that it must suffice for."""
+"""Extra -> modules that it must suffice for."""
 
 
 def packages(extra: str) -> set[str]:
@@ -130,9 +129,7 @@ def libraries(modules: list[str]) -> dict[str, str]:
 
 @pytest.mark.parametrize("extra", PARTS)
 def test_an_extra_suffices_for_its_part(extra: str) -> None:
-    names = [
-        name if name.partition(".")[0] in PACKAGES else f"polyphi.{name}" for name in PARTS[extra]
-    ]
+    names = list(PARTS[extra])
     assert all(map(file_of, names)), [name for name in names if not file_of(name)]
     brought = packages("") | (packages(extra) if extra else set())
     missing = {k: v for k, v in libraries(names).items() if k not in brought}

@@ -7,55 +7,54 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-ROOTS = {name: CHECKOUT / name for name in ("polyphi", "polyphi_eval", "polyphi_recipe")}
+PACKAGES = ("polyphi", "polyphi_eval", "polyphi_recipe")
 LEVELS = (
     {"messages", "batch", "steps", "runtime", "kernels", "text"},
     {"processing", "model", "services"},
     {"data", "checkpoints", "quantization"},
-    {"engine", "train", "curate"},
-    {"transcription", "synthetic", "stages"},
-    {"api", "serve", "corpora", "planning"},
-    {"recipe"},
+    {"engine", "train", "transcription"},
+    {"api", "serve", "planning"},
     {"cli"},
 )
-"""Packages of polyphi."""
-LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
-MODULES_BESIDE_PACKAGES = {"api", "messages", "batch", "steps"}
-WITHIN_A_LEVEL = {("checkpoints", "quantization"), ("text", "messages"), ("train", "engine")}
+"""Packages and modules of polyphi."""
+RECIPE_LEVELS = ({"curate"}, {"synthetic", "stages"}, {"corpora"})
+"""Packages of polyphi_recipe; all else of it is above them."""
 LEVEL_0 = LEVELS[0]
+WITHIN_A_LEVEL = {
+    ("checkpoints", "quantization"),
+    ("text", "messages"),
+    ("train", "engine"),
+    ("transcription", "engine"),
+}
+MODULES_BESIDE_PACKAGES = {"api", "messages", "batch", "steps"}
+CURATION = {"processing", "services", "data"} | LEVEL_0
 ONLY = {
-    "model": LEVEL_0 - {"runtime"},
-    "processing": LEVEL_0,
-    "data": LEVEL_0 | {"processing", "services"},
-    "serve": LEVEL_0 | {"engine", "transcription"},
-    "curate": LEVEL_0 | {"processing", "services", "data"},
-    "synthetic": LEVEL_0 | {"processing", "services", "data", "curate"},
+    "polyphi.model": LEVEL_0 - {"runtime"},
+    "polyphi.processing": LEVEL_0,
+    "polyphi.data": LEVEL_0 | {"processing", "services"},
+    "polyphi.serve": LEVEL_0 | {"engine", "transcription"},
+    "polyphi_eval": LEVEL_0 | {"data.sample", "data.shards", "services"},
+    "polyphi_eval.cli": LEVEL_0 | {"cli.options"},
+    "polyphi_eval.evaluation": LEVEL_0 | {"services", ""},  # `polyphi.load` reads a command's model
+    "polyphi_recipe.curate": CURATION,
+    "polyphi_recipe.synthetic": CURATION,
 }
-"""What a package of polyphi may import, where that is less than all lower levels."""
-EVAL_ONLY = LEVEL_0 | {"data.sample", "data.shards", "services"}
-"""What polyphi_eval may import of polyphi: a model has the `Generate` protocol."""
-EVAL_TOO = {
-    "polyphi_eval.cli": {"cli.options"},
-    "polyphi_eval.evaluation": {""},  # `polyphi.load` reads the model of a command line
-}
+"""What a package may import of polyphi, where that is less than all lower levels."""
 LONGEST_FILE = 500
 MOST_PARAMETERS = 12
 
 
 def module_name(path: Path) -> str:
-    """The name of a module; one of polyphi without "polyphi.", and "" for the package itself."""
     parts = path.relative_to(CHECKOUT).with_suffix("").parts
-    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-    return name.removeprefix("polyphi").removeprefix(".") if parts[0] == "polyphi" else name
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(p): p for root in ROOTS.values() for p in root.rglob("*.py")}
-CORE = {name: path for name, path in MODULES.items() if not name.startswith("polyphi_")}
+MODULES = {module_name(p): p for root in PACKAGES for p in (CHECKOUT / root).rglob("*.py")}
 
 
 @cache
 def imports_of(module: str) -> set[str]:
-    """Modules of our packages that a module imports anywhere, in functions and for types too; "" is polyphi itself."""
+    """Our modules that a module imports anywhere, in functions and for types too."""
     names, path = set(), MODULES[module]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -63,40 +62,39 @@ def imports_of(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write imports in full"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    inner = {
-        name.removeprefix("polyphi").removeprefix(".") if name.split(".")[0] == "polyphi" else name
-        for name in names
-        if name.split(".")[0] in ROOTS
-    }
+    inner = {name for name in names if name.split(".")[0] in PACKAGES}
     return {
         next((n for n in (name, name.rpartition(".")[0]) if n in MODULES), name) for name in inner
     }
 
 
-@pytest.mark.parametrize("name", sorted(CORE))
+def level(module: str) -> tuple[int, int]:
+    """The package's place in (polyphi < polyphi_eval < polyphi_recipe), and the level inside it."""
+    root, _, inner = module.partition(".")
+    package = inner.partition(".")[0]
+    levels = {"polyphi": LEVELS, "polyphi_recipe": RECIPE_LEVELS}.get(root, ())
+    number = next((n for n, names in enumerate(levels) if package in names), len(levels))
+    assert root != "polyphi" or not inner or number < len(LEVELS), f"polyphi/{package} has no level"
+    return PACKAGES.index(root), number
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"polyphi"}))
 def test_imports_go_down(name: str) -> None:
-    package = name.split(".", maxsplit=1)[0]
-    if not package:  # the public surface
-        return
-    assert package in LEVEL, f"polyphi/{package} has no level"
-    for target in imports_of(name) - {""}:
-        other = target.split(".")[0]
-        if other == package or (package, other) in WITHIN_A_LEVEL:
+    root, package = (*name.split("."), "")[:2]
+    allowed = ONLY.get(name) or ONLY.get(f"{root}.{package}") or ONLY.get(root)
+    for target in imports_of(name):
+        other_root, other = (*target.split("."), "")[:2]
+        inner = target.removeprefix("polyphi").removeprefix(".")
+        if other_root == "polyphi" and allowed and (root, package) != (other_root, other):
+            assert other in allowed or inner in allowed, f"{name} imports {target}"
+        if target == "polyphi" or (root, package) == (other_root, other):
             continue
-        if package == "recipe" and other == "polyphi_eval":
+        if root == other_root == "polyphi_eval" or (package, other) in WITHIN_A_LEVEL:
             continue
-        assert LEVEL[other] < LEVEL[package], f"{name} imports {target}"
-        allowed = ONLY.get(package)
-        assert allowed is None or other in allowed or target in allowed, f"{name} imports {target}"
-
-
-def test_evaluation_knows_a_model_by_its_protocol() -> None:
-    for name in (name for name in MODULES if name.split(".")[0] == "polyphi_eval"):
-        for target in imports_of(name):
-            allowed = EVAL_ONLY | EVAL_TOO.get(name, set())
-            assert target in allowed or target.split(".")[0] in {*allowed, "polyphi_eval"}, (
-                f"{name} imports {target or 'polyphi'}"
-            )
+        top = root == "polyphi_recipe" and package not in set().union(*RECIPE_LEVELS)
+        assert level(target) < level(name) or (top and level(target) == level(name)), (
+            f"{name} imports {target}"
+        )
 
 
 def test_there_are_no_cycles() -> None:
@@ -108,7 +106,7 @@ def test_there_are_no_cycles() -> None:
             return
         state[name] = 1
         for target in sorted(imports_of(name) if name in MODULES else ()):
-            if target and target != name:
+            if target not in (name, *PACKAGES):
                 visit(target, (*path, name))
         state[name] = 2
 
@@ -117,10 +115,10 @@ def test_there_are_no_cycles() -> None:
 
 
 def test_every_module_is_in_a_package() -> None:
-    root = ROOTS["polyphi"]
-    beside = {name for name, path in CORE.items() if path.parent == root and name}
-    assert beside - set(LEVEL) <= MODULES_BESIDE_PACKAGES
-    assert {p.stem for p in root.glob("*.py")} == {"__init__", *MODULES_BESIDE_PACKAGES}
+    assert {p.stem for p in (CHECKOUT / "polyphi").glob("*.py")} == {
+        "__init__",
+        *MODULES_BESIDE_PACKAGES,
+    }
 
 
 @pytest.mark.parametrize("word", ["utils", "common", "helpers", "base", "manager"])

@@ -5,7 +5,15 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("polyphi", "polyphi_eval", "polyphi_recipe", "tests", "benchmarks", "examples")
+FOLDERS = (
+    "polyphi",
+    "polyphi_eval",
+    "polyphi_recipe",
+    "experiments",
+    "tests",
+    "benchmarks",
+    "examples",
+)
 PARTICIPLE = re.compile(
     "_*(found|told|said|made|asked|wanted|held|given|shown|kept|gone|taken|meant|heard)_*"
 )

@@ -22,7 +22,7 @@ HEADINGS = re.findall(
 def literals() -> tuple[str, ...]:
     """All texts of the package's code; the values in f-strings are gaps."""
     texts = []
-    for file in sorted((ROOT / "polyphi").rglob("*.py")):
+    for file in sorted(ROOT.glob("polyphi*/**/*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [v.value if isinstance(v, ast.Constant) else GAP for v in node.values]

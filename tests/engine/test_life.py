@@ -17,9 +17,9 @@ from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
 from polyphi.engine.speculate import DraftToken, PromptLookup
 from polyphi.messages import Completion, Image, Message, SamplingParams
+from polyphi.planning import sizes
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.stages import sizes
 
 LONG = "abc xyz 123 qrs tuv " * 5
 FEW = SamplingParams(max_tokens=12)

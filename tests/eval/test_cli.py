@@ -36,7 +36,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         calls.append((own.name, suites))
         return []
 
-    monkeypatch.setattr("polyphi.recipe.graph.Run", Run)
+    monkeypatch.setattr("polyphi_recipe.graph.Run", Run)
     monkeypatch.setattr(evaluation, "evaluated_model", model)
     monkeypatch.setattr(evaluation, "measure", measure)
     return calls

@@ -21,9 +21,9 @@ from train.small import EVERYTHING, run, trajectory, write_corpora
 
 import polyphi
 from polyphi.cli import main
-from polyphi.recipe.graph import Run
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.stage import Mix
+from polyphi_recipe.graph import Run
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,16 @@ import torch
 from polyphi.batch import pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import cost
+from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import Meter, reference_of
 from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
-from polyphi.stages import sizes
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze
 from polyphi.train.optim import optimiser, set_lr
 from polyphi.train.stage import Budget
 from polyphi.train.trainer import StageLoss
+from polyphi_recipe.plan import stage_model
 
 
 def size() -> sizes.Size:
@@ -54,7 +54,7 @@ def resident() -> dict[str, int]:
 
 def main(name: str) -> None:
     torch.set_num_threads(1)
-    target = cost.stage_model(name, size())
+    target = stage_model(name, size())
     # Rows of text are shorter: where bfloat16 is slow they would take a minute.
     target = replace(target, budget=Budget(2, 4096, 400 if name.startswith("text") else 700))
     corpora = [

@@ -14,15 +14,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi import stages
 from polyphi.batch import pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import cost
+from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import reference_of
 from polyphi.planning.example_rows import ROWS, example_rows
 from polyphi.quantization import quantize
-from polyphi.stages import lineage, sizes
 from polyphi.train.stage import Budget
+from polyphi_recipe import stages
+from polyphi_recipe.plan import stage_model
+from polyphi_recipe.stages import lineage
 
 PRODUCTS = {"aten.mm", "aten.addmm", "aten.convolution", "aten.convolution_backward"}
 
@@ -34,7 +35,7 @@ PRODUCTS = {"aten.mm", "aten.addmm", "aten.convolution", "aten.convolution_backw
 def test_flops_are_torchs(name: str) -> None:
     """Forward and backward of a pack of equal rows. Torch counts all of a causal square. The rest that differs is the
     blank tape between clips and the first layer's gradient, which text under an adapter doesn't ask for: 2 %."""
-    target = replace(cost.stage_model(name, sizes.MICRO), budget=Budget(2, 512, 200))
+    target = replace(stage_model(name, sizes.MICRO), budget=Budget(2, 512, 200))
     corpus = next(c for c in target.stage.data.weights if c != "speech_summary")
     batch = pack(example_rows(target, corpus) * 3)
     model = PhiModel(target.config).train()
@@ -80,7 +81,7 @@ def test_memory_is_that_of_a_process(name: str) -> None:
 def test_a_full_size_builds_and_every_tensor_has_its_origin(name: str) -> None:
     """On the meta device; globs that match nothing raise. What a parent is declared to have trained it has, in that
     shape."""
-    target = cost.stage_model(name, sizes.FULL)
+    target = stage_model(name, sizes.FULL)
     assert target.trainable
     for glob, names in target.trainable_groups.items():
         assert names, glob
@@ -91,14 +92,14 @@ def test_a_full_size_builds_and_every_tensor_has_its_origin(name: str) -> None:
         source = lineage.origin(key, target.stage)
         if source.stage is not None:
             if source.stage not in parents:
-                parents[source.stage] = cost.stage_model(source.stage, sizes.FULL)
+                parents[source.stage] = stage_model(source.stage, sizes.FULL)
             parent = parents[source.stage]
             assert source.name in parent.trainable, key
             assert parent.tensors[source.name].shape == tensor.shape, key
 
 
 def test_the_parts_have_the_reports_sizes() -> None:
-    joint = cost.stage_model("joint_1_vision_speech", sizes.FULL)
+    joint = stage_model("joint_1_vision_speech", sizes.FULL)
     assert joint.size(joint.tensors) == 5_574_460_224
     assert (
         joint.size(joint.trainable) == 369_098_752 + 441_550_016
@@ -106,7 +107,7 @@ def test_the_parts_have_the_reports_sizes() -> None:
 
 
 def test_work_of_a_pack_is_that_of_its_rows() -> None:
-    target = cost.stage_model("joint_1_vision_speech", sizes.MICRO)
+    target = stage_model("joint_1_vision_speech", sizes.MICRO)
     rows = [row for corpus in target.stage.data.weights for row in example_rows(target, corpus)]
     assert cost.work([pack(rows)], target.config) == cost.work(rows, target.config)
 
@@ -114,7 +115,7 @@ def test_work_of_a_pack_is_that_of_its_rows() -> None:
 def test_a_frozen_matrix_costs_two_thirds() -> None:
     """Forward and the gradient of its input, without its own."""
     frozen, trainable = (
-        cost.flops(cost.stage_model(name, sizes.FULL), cost.Work({"tokens": 1000}))
+        cost.flops(stage_model(name, sizes.FULL), cost.Work({"tokens": 1000}))
         for name in ("vision_1_align", "text_1_pretrain")
     )
     assert frozen["products"] == pytest.approx(trainable["products"] * 2 / 3)
@@ -122,7 +123,7 @@ def test_a_frozen_matrix_costs_two_thirds() -> None:
 
 @pytest.mark.parametrize("name", ["text_1_pretrain", "vision_3_generative", "speech_1_pretrain"])
 def test_switches_take_memory_away(name: str) -> None:
-    target = cost.stage_model(name, sizes.FULL)
+    target = stage_model(name, sizes.FULL)
     rows = [row for corpus in target.stage.data.weights for row in example_rows(target, corpus)]
     done = cost.work(rows, target.config)
 
@@ -138,7 +139,7 @@ def test_switches_take_memory_away(name: str) -> None:
 @pytest.mark.parametrize("base", ["bf16", "int8", "int4"])
 def test_bytes_of_a_frozen_base_are_those_of_the_model(base: str) -> None:
     """Vision 1 trains the projector of images alone; on a CPU the table of embeddings is mapped."""
-    target = cost.stage_model("vision_1_align", sizes.MICRO)
+    target = stage_model("vision_1_align", sizes.MICRO)
     model = PhiModel(target.config).bfloat16()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polyphi import stages
 from polyphi.batch import pack
-from polyphi.planning import cost
+from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import Meter, dry_run
 from polyphi.planning.example_rows import example_rows
-from polyphi.stages import sizes
+from polyphi_recipe import stages
+from polyphi_recipe.plan import stage_model
 
 QUICK = [("vision_1_align", sizes.FULL)]
 LONG = [("text_3_post", sizes.LAB)]
@@ -39,7 +39,7 @@ def test_the_meter_counts_what_lives() -> None:
 def test_a_stage_takes_two_steps(name: str, size: sizes.Size) -> None:
     """Language stages in eight shards, the others as replicas. Counted memory is the plan's to 10 %, and what stays
     between steps exactly."""
-    target = cost.stage_model(name, size)
+    target = stage_model(name, size)
     context = min(target.budget.context, 2000)  # only the lists of positions get longer with it
     target = replace(target, budget=replace(target.budget, context=context))
     corpora = [c for c in target.stage.data.weights if c != "speech_summary"]
@@ -61,7 +61,7 @@ def test_a_stage_takes_two_steps(name: str, size: sizes.Size) -> None:
 @pytest.mark.long
 def test_a_pack_over_eight_processes_takes_what_is_planned() -> None:
     """3 % more are counted: the masks of the CPU's attention, where a part of a row sees the parts before it."""
-    target = cost.stage_model("text_2_long", sizes.LAB)
+    target = stage_model("text_2_long", sizes.LAB)
     target = replace(target, budget=replace(target.budget, context=8192))
     batch = pack(example_rows(target, "long_documents"))
     result = dry_run(target, [batch, batch], world=8, context=8)
@@ -74,11 +74,11 @@ def test_a_pack_over_eight_processes_takes_what_is_planned() -> None:
 
 def test_shards_are_all_or_none() -> None:
     with pytest.raises(ValueError, match="shard=8, the number of processes, found 2"):
-        dry_run(cost.stage_model("text_3_post", sizes.MICRO), [], shard=2)
+        dry_run(stage_model("text_3_post", sizes.MICRO), [], shard=2)
 
 
 def test_sharding_is_refused_where_adapters_learn() -> None:
-    target = cost.stage_model("vision_3_generative", sizes.MICRO)
+    target = stage_model("vision_3_generative", sizes.MICRO)
     with pytest.raises(ValueError, match="found trainable"):
         dry_run(target, [], shard=8)
     assert not torch.distributed.is_initialized()  # the fake group is destroyed

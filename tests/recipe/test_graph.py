@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from polyphi import stages
-from polyphi.curate import sources
-from polyphi.recipe.graph import Run
+from polyphi_recipe import stages
+from polyphi_recipe.curate import sources
+from polyphi_recipe.graph import Run
 
 
 @pytest.fixture

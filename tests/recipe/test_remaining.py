@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.recipe import remaining
-from polyphi.stages import BRANCHES, ORDER, sizes
+from polyphi_recipe import remaining, stages
+from polyphi_recipe.stages import BRANCHES, ORDER, sizes
 
 NANO = sizes.load("nano")
 
@@ -54,7 +54,7 @@ def test_a_slow_machine_takes_longer_and_what_is_done_takes_no_more(tmp_path: Pa
 
 def test_steps_of_a_stage_under_way_count(tmp_path: Path) -> None:
     fresh = remaining.seconds_left(NANO, tmp_path)
-    stage = NANO.stage("text_1_pretrain")
+    stage = stages.at_size("text_1_pretrain", NANO)
     half = NANO.budget(stage).steps // 2
     each = remaining.NANO[stage.name] / NANO.budget(stage).steps
     folder = tmp_path / "stages" / stage.name

@@ -216,8 +216,8 @@ def recorded(out: Path) -> dict[str, Any]:
 
 
 def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyphi.recipe.graph import Run
-    from polyphi.recipe.report import page
+    from polyphi_recipe.graph import Run
+    from polyphi_recipe.report import page
 
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is <old>")
     assert "precision" not in Run("micro", tmp_path).__dict__
@@ -242,7 +242,7 @@ def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_older_run_has_that_of_its_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyphi.recipe.graph import Run
+    from polyphi_recipe.graph import Run
 
     stage = tmp_path / "stages" / "text_2_long"
     stage.mkdir(parents=True)
@@ -257,8 +257,8 @@ def test_an_older_run_has_that_of_its_stages(
 def test_branches_get_the_precision_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from polyphi.recipe import processes
-    from polyphi.recipe.graph import Run
+    from polyphi_recipe import processes
+    from polyphi_recipe.graph import Run
 
     monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
     commands: dict[str, list[str]] = {}

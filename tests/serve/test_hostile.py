@@ -28,12 +28,12 @@ from serve.saved import save, served
 from serve.test_chat import audio_part, image_part
 
 import polyphi
-from polyphi.curate import pages, sources
 from polyphi.engine.engine import Engine
 from polyphi.engine.tools import ToolParser, parse_calls
 from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi_recipe.curate import pages, sources
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI: list[Any] = [{"role": "user", "content": "hi"}]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyphi import stages
-from polyphi.recipe.graph import Run
-from polyphi.stages import sizes
+from polyphi.planning import sizes
+from polyphi_recipe import stages
+from polyphi_recipe.graph import Run
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ ELSEWHERE = {
     f"polyphi serve {PUBLIC} --quant int4": "runs until it is stopped (tests/serve)",
     "polyphi chat runs/nano/model": "a conversation (tests/cli)",
     "polyphi serve runs/nano": "runs until it is stopped (tests/serve)",
-    "polyphi claims --out runs/nano": "minutes (tests/recipe)",
+    "python -m experiments claims --out runs/nano": "minutes (tests/recipe)",
     "polyphi eval runs/nano --suite mini": "a minute (tests/eval)",
 }
 MISSING = ("MODEL", "http://", " /data", "calls.jsonl")

@@ -23,7 +23,8 @@ from polyphi.transcription import files
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random micro model with its tokenizer."""
-    from polyphi.stages import lineage, sizes
+    from polyphi.planning import sizes
+    from polyphi_recipe.stages import lineage
 
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = Tokenizer.train(["one two three <sep>"] * 4, 512)

@@ -6,9 +6,9 @@ import torch
 from polyphi import kernels
 from polyphi.engine.cache import BLOCK
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning import sizes
 from polyphi.planning.doctor import published
 from polyphi.quantization import quantize
-from polyphi.stages import sizes
 
 CPU = torch.device("cpu")
 CONFIG = sizes.MICRO.model

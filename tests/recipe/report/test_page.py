@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from made_run import make_run
 
-from polyphi.recipe.report import page, sections
 from polyphi_eval import baselines
 from polyphi_eval.heldout import CORE, GOALS
 from polyphi_eval.score import Measured
+from polyphi_recipe.report import page, sections
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from made_run import TASKS, evaluate
 
-from polyphi.recipe.report import samples
-from polyphi.recipe.report.samples import EXAMPLES, Draw
+from polyphi_recipe.report import samples
+from polyphi_recipe.report.samples import EXAMPLES, Draw
 
 SEEDS = range(8)
 

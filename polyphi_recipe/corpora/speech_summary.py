@@ -1,0 +1,135 @@
+"""Longer audio with a one-sentence summary: which of six topics the talk is about. A small share, as in the report
+(1 %).
+
+"cat, dog, lion, cow, ..." -> "A list of animals."
+
+At sizes whose rows hold long audio (`work.seconds`: not nano), one in fifty is a recording of up to 30 minutes: help
+pages read by two voices in turn, with their headings as topics. Summaries of full transcripts need a teacher:
+docs/synthesis.md.
+"""
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from random import Random
+
+from polyphi.data.shards import Sample
+from polyphi.messages import Audio, Message
+from polyphi.text.lexicon import COLOURS, NOUNS, SHAPES, number_words
+from polyphi_recipe.curate.corpus import Corpus, Work
+from polyphi_recipe.curate.decontaminate import against
+from polyphi_recipe.curate.recordings import LONGEST_PARAGRAPH, record
+from polyphi_recipe.curate.sources import LIBREOFFICE
+from polyphi_recipe.curate.text import fill, help_pages, origin, shuffled, side
+from polyphi_recipe.curate.voices import unfit
+from polyphi_recipe.curate.waves import RATE, Wave, join
+from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
+
+PROMPT = "Summarize the audio in one sentence."
+TOPICS_PROMPT = "List the topics of the recording in their order."
+NUMBERS = "numbers"
+TOPICS = {
+    "animals": list(NOUNS)[: list(NOUNS).index("apple")],
+    "food": ["apple", "banana", "bread", "egg", "water"],
+    "vehicles": ["car", "train", "boat", "plane", "bicycle"],
+    "colours": list(COLOURS),
+    "shapes": list(SHAPES),
+    NUMBERS: [],
+}
+"""Topic -> English words of the lexicon."""
+LANGUAGE_SHARES = {"en": 4, "fr": 1, "de": 1, "es": 1, "it": 1, "pt": 1}
+SECONDS = (8.0, 16.0)
+LONG_SECONDS, LONG_EVERY = 300.0, 50
+"""Minimum length of a recording in seconds; one sample in `LONG_EVERY` is a recording."""
+
+
+def talk(tts: TTSSampler, topic: str, split: str, rng: Random) -> Sample:
+    """Return short sentences by one speaker, 8 to 16 seconds in total."""
+    spoken = {
+        language: share for language, share in LANGUAGE_SHARES.items() if language in tts.languages
+    }
+    language = rng.choices(list(spoken), list(spoken.values()))[0]
+    group = rng.choice(tts.groups(language)) if split == "test" else ""
+    speaker = tts.speaker(language, split, rng, group)
+    words_by_name = {**COLOURS, **SHAPES, **NOUNS}
+    length, waves = rng.uniform(*SECONDS), list[Wave]()
+    while sum(map(len, waves)) < length * RATE:
+        if topic == NUMBERS:
+            words = [number_words(rng.randrange(100), language) for _ in range(4)]
+        else:
+            words = [words_by_name[w][language] for w in rng.sample(TOPICS[topic], 4)]
+        waves.append(tts.synthesize(", ".join(words) + ".", speaker, rng))
+    wave = join(waves, [0.15] * (len(waves) - 1))
+    return audio_sample(
+        wave,
+        PROMPT,
+        f"A list of {topic}.",
+        speaker,
+        task="speech_summary",
+        language="en",
+        spoken=language,
+    )
+
+
+def recording(tts: TTSSampler, work: Work, split: str, rng: Random) -> Sample | None:
+    """Return a long recording of help pages in one language, or None without pages."""
+    language = rng.choice([code for code in LANGUAGE_SHARES if code in tts.languages])
+    pages = help_pages(language, work)
+    paths = shuffled(
+        [p for p in sorted(pages) if side(split, p, percent=5) and pages[p].title], rng
+    )
+    if not paths:
+        return None
+    headings = {f"{pages[p].title}.": pages[p].title for p in paths}
+
+    def paragraphs(path: str) -> Iterator[str]:
+        page = pages[path]
+        texts = (text for _, text in page.paragraphs if text != page.title)
+        yield f"{page.title}."
+        yield from (text for text in texts if not unfit(text, LONGEST_PARAGRAPH))
+
+    speakers = [tts.speaker(language, split, rng) for _ in range(2)]
+    recorded = record(
+        chain.from_iterable(map(paragraphs, paths)),
+        [p.voice for p in speakers],
+        seconds=rng.uniform(LONG_SECONDS, work.seconds),
+        tts_pool=tts.tts_pool,
+    )
+    topics = "\n".join(headings[text] for text in recorded.paragraphs if text in headings)
+    meta = {
+        "task": "speech_topics",
+        "language": language,
+        "engine": speakers[0].engine,
+        "voice": speakers[0].group,
+        "speaker": ", ".join(dict.fromkeys(p.name for p in speakers)),
+        "transcript": "\n".join(recorded.paragraphs),
+        "seconds": recorded.seconds,
+    }
+    messages = (Message.user(Audio(recorded.audio), TOPICS_PROMPT), Message.assistant(topics))
+    return Sample("", messages, meta=meta, **origin(LIBREOFFICE[language]))
+
+
+def one(tts: TTSSampler, work: Work, split: str, rng: Random, i: int) -> Sample:
+    """Return sample `i` of a split."""
+    long = work.seconds > LONG_SECONDS and i % LONG_EVERY == LONG_EVERY - 1
+    sample = recording(tts, work, split, rng) if long else None
+    return sample or talk(tts, list(TOPICS)[i % len(TOPICS)], split, rng)
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        tts = TTSSampler(work)
+        if not tts.languages:
+            work.report(
+                "skipped spoken summaries: no speech engine is installed; `apt install espeak-ng`"
+            )
+            return iter(())
+        talks = (one(tts, work, split, rng, i) for i in range(work.rows[split]))
+        return numbered("speech_summary", split, islice(talks, work.rows[split]))
+
+    return fill(work, "speech_summary", make)
+
+
+# Compare bytes: landmarks would match synthetic voices with nearly the same text.
+corpus = Corpus(
+    "speech_summary", build=build, steps=against("speech_summary", ways=("same bytes",))
+)

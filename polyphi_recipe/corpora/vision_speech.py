@@ -1,0 +1,197 @@
+"""Spoken questions about images: the questions of `image_qa` as synthetic speech instead of text.
+
+As in the report (3.4): questions unfit for speech synthesis are left out, and the word error rate of a recogniser, here
+`speech_0_aed`, filters the clips. A poor recogniser would filter at random: it is first measured on a sample of the
+clips, and used only if its median error rate is low enough. The decision is logged and stored in `meta["filter"]`. Many
+images share a question, so a clip is used several times.
+
+The test split has each question twice: spoken ("spoken_question") and, as a control, written ("written_question").
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from random import Random
+from statistics import median
+
+from polyphi.data.shards import Sample, Shards
+from polyphi.messages import Audio, Image, Message
+from polyphi.text.normalization import wer
+from polyphi_recipe.corpora.image_qa import QUESTIONS
+from polyphi_recipe.curate.corpus import Corpus, Work
+from polyphi_recipe.curate.text import fill, shuffled
+from polyphi_recipe.curate.transcripts import USABLE
+from polyphi_recipe.curate.waves import RATE, encode
+from polyphi_recipe.synthetic.speech import Speaker, TTSSampler, numbered, speakable
+
+CLIPS_PER_ROW = 0.2
+RECOGNISER = "speech_0_aed"
+PROBE_CLIPS = 60  # sample size for the recogniser's error rate
+MAX_WER = 0.7  # largest word error rate of a clip: twice the largest median of a usable recogniser
+
+
+@dataclass(frozen=True)
+class SpokenQuestion:
+    """A spoken question; `error` is the recogniser's word error rate, None if not measured."""
+
+    text: str
+    language: str
+    speaker: Speaker
+    audio: bytes
+    seconds: float
+    error: float | None = None
+
+
+def language_of(question: str) -> str:
+    """Return the language of a question of `image_qa` (`meta["language"]` is that of the answer)."""
+    languages = {
+        text: language
+        for by_language in QUESTIONS.values()
+        for language, texts in by_language.items()
+        for text in texts
+    }
+    return languages.get(question, "en")
+
+
+def first_turns(work: Work, split: str) -> Iterator[Sample]:
+    """Yield the samples of `image_qa` with only their first question."""
+    for sample in Shards(work.data / "image_qa" / split):
+        yield replace(sample, messages=sample.messages[:2])
+
+
+def spoken_questions(work: Work, split: str) -> list[tuple[str, str]]:
+    """Return (question, language) of each question fit for speech synthesis, without duplicates."""
+    questions = (s.prompt[-1].text for s in first_turns(work, split) if speakable_question(s))
+    return [(text, language_of(text)) for text in dict.fromkeys(questions)]
+
+
+def speakable_question(sample: Sample) -> bool:
+    """Return whether the question is fit for speech synthesis. Requests are excluded: `audio_safety` has them."""
+    return speakable(sample.prompt[-1].text) and sample.meta["task"] != "request"
+
+
+def speak(tts: TTSSampler, text: str, language: str, split: str, rng: Random) -> SpokenQuestion:
+    group = rng.choice(tts.groups(language)) if split == "test" else ""
+    speaker = tts.speaker(language, split, rng, group)
+    wave = tts.synthesize(text, speaker, rng)
+    return SpokenQuestion(text, language, speaker, encode(wave), round(len(wave) / RATE, 2))
+
+
+def written_questions(work: Work, split: str, tts: TTSSampler, rng: Random) -> list[Sample]:
+    """Return the samples of `image_qa` with one image and a question fit for speech, shuffled in training."""
+    samples = [
+        sample
+        for sample in first_turns(work, split)
+        if speakable_question(sample)
+        and language_of(sample.prompt[-1].text) in tts.languages
+        and sum(isinstance(part, Image) for part in sample.prompt[-1].parts) == 1
+    ]
+    return shuffled(samples, rng) if split == "train" else samples
+
+
+def filter_by_wer(
+    clips: list[SpokenQuestion], recognise: Callable[[bytes], str] | None, work: Work, rng: Random
+) -> tuple[list[SpokenQuestion], str]:
+    """Return the clips with a word error rate up to `MAX_WER`, and the filter: "none", "poor recogniser", or the limit
+    (without a usable recogniser all clips are returned)."""
+    if recognise is None:
+        work.report("vision_speech: no recogniser, clips are not filtered")
+        return clips, "none"
+
+    def measure(clip: SpokenQuestion) -> SpokenQuestion:
+        return replace(clip, error=round(wer(clip.text, recognise(clip.audio), clip.language), 3))
+
+    probe = [measure(clip) for clip in rng.sample(clips, min(PROBE_CLIPS, len(clips)))]
+    median_error = median(clip.error or 0.0 for clip in probe)
+    if median_error > USABLE:
+        work.report(
+            f"vision_speech: the recogniser's median word error rate is {median_error:.0%} on {len(probe)} clips, "
+            f"above {USABLE:.0%}: clips are not filtered"
+        )
+        return clips, "poor recogniser"
+    measured = [measure(clip) for clip in clips]
+    accepted = [clip for clip in measured if (clip.error or 0.0) <= MAX_WER]
+    work.report(
+        f"vision_speech: kept {len(accepted)} of {len(clips)} clips with a word error rate up to {MAX_WER:.0%} "
+        f"(median {median_error:.0%})"
+    )
+    return accepted, f"word error rate <= {MAX_WER}"
+
+
+def sample(row: Sample, clip: SpokenQuestion, task: str, filter: str) -> Sample:
+    """Return the sample with the clip as its question, and its meta."""
+    meta = {
+        **{key: value for key, value in row.meta.items() if key != "task"},
+        **{
+            "task": task,
+            "kind": row.meta.get("task", ""),
+            "question": clip.text,
+            "filter": filter,
+        },
+        "spoken": clip.language,
+        **{
+            "voice": clip.speaker.group,
+            "engine": clip.speaker.engine,
+            "speaker": clip.speaker.name,
+        },
+        **{
+            "seconds": clip.seconds,
+            "image_qa": row.id,
+            **({} if clip.error is None else {"wer": clip.error}),
+        },
+    }
+    return replace(with_spoken_question(row, clip.audio), meta=meta)
+
+
+def with_spoken_question(row: Sample, audio: bytes) -> Sample:
+    """Return the sample with audio instead of its written question."""
+    image = next(part for part in row.prompt[-1].parts if isinstance(part, Image))
+    return replace(row, messages=(Message.user(image, Audio(audio)), row.messages[-1]))
+
+
+def training(work: Work, tts: TTSSampler, rng: Random) -> Iterator[Sample]:
+    """Yield images with a spoken question; images without an accepted clip of their question are skipped."""
+    rows = written_questions(work, "train", tts, rng)[: work.rows["train"]]
+    questions = [row.prompt[-1].text for row in rows]
+    # One clip per question, then further voices in proportion to the frequency of the question.
+    texts = list(dict.fromkeys(questions))
+    texts += questions[: max(0, int(CLIPS_PER_ROW * len(rows)) - len(texts))]
+    clips = [speak(tts, text, language_of(text), "train", rng) for text in texts]
+    accepted, filter = filter_by_wer(clips, work.models.get(RECOGNISER), work, rng)
+    by_text: dict[str, list[SpokenQuestion]] = {}
+    for clip in accepted:
+        by_text.setdefault(clip.text, []).append(clip)
+    for row in rows:
+        if clips_of_text := by_text.get(row.prompt[-1].text):
+            yield sample(row, rng.choice(clips_of_text), "spoken_question", filter)
+
+
+def testing(work: Work, tts: TTSSampler, rng: Random) -> Iterator[Sample]:
+    """Yield each test image with its spoken, then its written question; without a filter."""
+    for row in written_questions(work, "test", tts, rng):
+        clip = speak(tts, row.prompt[-1].text, language_of(row.prompt[-1].text), "test", rng)
+        yield sample(row, clip, "spoken_question", "none")
+        meta = {
+            **row.meta,
+            "task": "written_question",
+            "kind": row.meta.get("task", ""),
+            "question": clip.text,
+        }
+        yield replace(row, meta={**meta, "image_qa": row.id})
+
+
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        tts = TTSSampler(work)
+        if not tts.languages:
+            work.report(
+                "skipped spoken questions about pictures: no speech engine is installed; `apt install espeak-ng`"
+            )
+            return iter(())
+        samples = training(work, tts, rng) if split == "train" else testing(work, tts, rng)
+        return numbered("vision_speech", split, islice(samples, work.rows[split]))
+
+    return fill(work, "vision_speech", make)
+
+
+corpus = Corpus("vision_speech", build=build, corpora=("image_qa",), stages=(RECOGNISER,))

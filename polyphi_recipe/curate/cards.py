@@ -1,0 +1,71 @@
+"""Corpus cards: rows, sources, licences and step counts of a corpus, and the record of a single sample."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from polyphi.data.shards import Sample, Shards
+from polyphi_recipe.curate import pipeline
+
+
+def card(folder: Path) -> str:
+    """Return a corpus's card (Markdown): per split its rows, sources and licences, and the documents that each step
+    forwarded or dropped, by reason. Raises ValueError if nothing is built."""
+    lines = [f"# {folder.name}"]
+    for split in _splits(folder):
+        manifest = json.loads((folder / split / "manifest.json").read_text())
+        lines += ["", f"## {split}: {manifest['rows']:,} rows"]
+        lines += [f"- from {name}: {n:,} rows" for name, n in manifest["sources"].items()]
+        licences = manifest["licences"].items()
+        lines += [
+            f"- {f'under {name}' if name else 'without a licence'}: {n:,} rows"
+            for name, n in licences
+        ]
+        lines += [f"- shard {shard['file']} {shard['sha256']}" for shard in manifest["shards"]]
+        lines += ["", f"### steps of the pipeline {manifest['pipeline'][:16]}"]
+        for step in pipeline.counts(folder / split, manifest["pipeline"]):
+            counted = ", ".join(f"{key} {n:,}" for key, n in step.items() if key != "step")
+            lines.append(f"- {step['step']}: {counted}")
+    return "\n".join(lines)
+
+
+def explain(folder: Path, id: str) -> str:
+    """Return the record of a sample, or of one that a step dropped: text, media, source, licence and lineage. Raises
+    ValueError if the corpus has no sample with that id."""
+    for split in _splits(folder):
+        for sample in Shards(folder / split):
+            if sample.id == id:
+                return "\n".join([f"{folder.name}/{id}, in {split}", *_sample_lines(sample)])
+    for path in sorted(folder.glob(".made/*/*/dropped/*/*.jsonl")):
+        for line in path.read_text().splitlines():
+            dropped = json.loads(line)
+            if dropped["id"] == id:
+                step = path.parent.name
+                details = {
+                    key: value for key, value in dropped.items() if key not in ("id", "reason")
+                }
+                return "\n".join(
+                    [
+                        f"{folder.name}/{id}, dropped by {step}: {dropped['reason']}",
+                        *(f"  {key}: {value}" for key, value in details.items()),
+                    ]
+                )
+    raise ValueError(f"{folder.name} has no sample {id!r}, and none that a step dropped")
+
+
+def _splits(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+
+
+def _sample_lines(sample: Sample) -> list[str]:
+    meta: dict[str, Any] = dict(sample.meta)
+    lineage = meta.pop("lineage", [])
+    lines = [f"  source: {sample.source}", f"  licence: {sample.licence}"]
+    lines += [f"  {key}: {value}" for key, value in meta.items()]
+    lines += [f"  step {step}" for step in lineage]
+    for message in sample.messages:
+        content = " ".join(
+            getattr(part, "text", f"<{type(part).__name__.lower()}>") for part in message.parts
+        )
+        lines.append(f"  {message.role}: {content}")
+    return lines

@@ -1,0 +1,194 @@
+"""`Corpus`: a named recipe from raw material to the splits of a shard folder. One corpus is one file of
+`polyphi_recipe/corpora`.
+
+>>> corpus = Corpus("digits", build=digits)           # digits(work) yields ("train" | "test", Sample)
+>>> build(corpus, Work(rows={"train": 4000, "test": 200}, seed=0, cache=..., data=...))
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datatrove.pipeline.base import PipelineStep
+
+from polyphi.data.shards import Sample, Shards, row_hash, to_row
+from polyphi.runtime.files import sha256
+from polyphi.text.lexicon import LANGUAGES
+from polyphi_recipe.curate import pipeline
+from polyphi_recipe.curate.pipeline import Machines
+
+CODE = (
+    "polyphi_recipe.curate.",
+    "polyphi_recipe.corpora.",
+    "polyphi_recipe.synthetic.",
+    "polyphi.text.",
+)
+"""Packages whose code and data files decide the rows of a corpus."""
+FIRST = 64
+"""Fresh samples that are part of a generator's hash."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The inputs of a corpus build. `rows` bounds each split, or each part of it; `cache` holds downloaded packages;
+    `data` is the folder of corpora (so that one may be built from another); `models` are the models of parent stages:
+    a callable from audio bytes to text for a recogniser, a `Generate` for a language model. `report` receives progress
+    messages. With several tasks each builds its `part`: (number, count). `seconds` is the longest audio clip that fits
+    the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
+    `languages`, including English, are those of questions and words; digits and numbers are in all eight."""
+
+    rows: Mapping[str, int]
+    seed: int
+    cache: Path
+    data: Path
+    models: Mapping[str, Any] = field(default_factory=dict)
+    report: Callable[[str], None] = print
+    part: tuple[int, int] = (0, 1)
+    seconds: float = 30.0
+    tokenizer: Path | None = None
+    languages: tuple[str, ...] = tuple(LANGUAGES)
+
+    @property
+    def tell(self) -> Callable[[str], None]:
+        """`report`, as corpus files for earlier versions call it."""
+        return self.report
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus recipe. `build(work)` yields (split, sample), of one split if `work.rows` names one. `steps(work)`
+    are datatrove's or polyphi's steps and process each sample of the split as a document (documents.py); held-out
+    splits are built first, so that training samples can be checked against them (`decontaminate.held_out`). Steps
+    `across` tasks run after `steps` (`dedup.deduplicate`), on the training split only. `spare` is the share of
+    additional samples that compensates for dropped ones. `tasks` tasks build the training split, each its `work.part`.
+    `corpora` and `stages` must exist first; with `tokenizer` the run's tokenizer, too. `files` are further input files
+    or folders of `build` and `steps`: a change of size or time of one rebuilds the corpus. `fresh(work)` returns a
+    generator of training samples by number, without end, none of them a row of the shards. It follows the same
+    held-out rules, but is not processed by `steps`."""
+
+    name: str
+    build: Callable[[Work], Iterator[tuple[str, Sample]]]
+    corpora: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
+    tokenizer: bool = False
+    steps: Callable[[Work], list[PipelineStep]] = lambda work: []
+    across: tuple[Callable[..., Any], ...] = ()
+    spare: float = 0.0
+    tasks: int = 1
+    files: tuple[str | Path, ...] = ()
+    fresh: Callable[[Work], Callable[[int], Sample]] | None = None
+
+
+def fingerprint(corpus: Corpus, work: Work) -> str:
+    """Return the hash of the corpus's file and its imports from `CODE` with their data files, its parent corpora, input
+    files, rows, longest clip and seed: a changed recipe is a new corpus."""
+    own = inspect.getsourcefile(inspect.unwrap(corpus.build))
+    assert own is not None
+    code = [path.read_text() for path in imported(Path(own))]
+    made_from = _parents(corpus, work)
+    raw = [
+        (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+        for path in map(Path, corpus.files)
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.exists()
+    ]
+    recipe = [corpus.name, corpus.tasks, corpus.spare]
+    settings = [dict(work.rows), work.seconds, work.seed, work.languages]
+    text = json.dumps([*recipe, code, made_from, raw, *settings])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def generator(corpus: Corpus, work: Work) -> tuple[Callable[[int], Sample], str]:
+    """Return a function from number to fresh sample, and its hash: of `fingerprint` and of the first samples, which
+    differ if a package is missing. The function can be sent to other processes."""
+    assert corpus.fresh is not None, f"{corpus.name} has no generator of fresh samples"
+    make = corpus.fresh(replace(work, report=print, models={}))
+    first = [row_hash(to_row(make(n))) for n in range(FIRST)]
+    text = json.dumps([fingerprint(corpus, work), first])
+    return make, hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parents(corpus: Corpus, work: Work) -> list[str]:
+    """Return the hash of each parent corpus's manifest, and of the tokenizer; "" for an absent file."""
+    files = [work.data / name / "train" / "manifest.json" for name in corpus.corpora]
+    if corpus.tokenizer and work.tokenizer is not None:
+        files.append(work.tokenizer / "tokenizer.json")
+    return [sha256(f) if f.exists() else "" for f in files]
+
+
+def imported(file: Path) -> list[Path]:
+    """Return a file and its transitive imports from `CODE`, each with the data file of its name (`lexicon.json` of
+    `lexicon.py`)."""
+    root, modules, new = Path(__file__).parents[2], {file}, [file]
+    while new:
+        for node in ast.walk(ast.parse(new.pop().read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            for name in names:
+                path = root.joinpath(*name.split(".")).with_suffix(".py")
+                if name.startswith(CODE) and path.exists() and path not in modules:
+                    modules.add(path)
+                    new.append(path)
+    data = [m.with_suffix(".json") for m in modules if m.is_relative_to(root)]
+    return sorted([*modules, *(path for path in data if path.exists())])
+
+
+def is_built(corpus: Corpus, work: Work) -> bool:
+    """Return whether every split exists and was built by this recipe."""
+    manifests = [work.data / corpus.name / split / "manifest.json" for split in work.rows]
+    pipeline = fingerprint(corpus, work)
+    return all(p.exists() and json.loads(p.read_text())["pipeline"] == pipeline for p in manifests)
+
+
+def build(
+    corpus: Corpus,
+    work: Work,
+    machines: Machines = Machines(),  # noqa: B008 - frozen
+) -> dict[str, dict[str, Any]]:
+    """Build every split of a corpus under `work.data / corpus.name`; returns the manifests (none yet if jobs were
+    submitted). A corpus that is built with a model is built in this process."""
+    folder = work.data / corpus.name
+    if corpus.stages:
+        machines = Machines()
+    task_work = work if machines == Machines() else replace(work, report=print, models={})
+    manifests = {split: folder / split / "manifest.json" for split in work.rows}
+    hashed = fingerprint(corpus, work)
+    for split in sorted(work.rows, key=lambda name: name == "train"):
+        rows, tasks = work.rows[split], corpus.tasks if split == "train" else 1
+        split_work = replace(task_work, rows={split: round(rows * (1 + corpus.spare))})
+        pipeline.run(
+            folder / split,
+            [
+                partial(_part, corpus.build, replace(split_work, part=(i, tasks)))
+                for i in range(tasks)
+            ],
+            corpus.steps(split_work),
+            machines,
+            pipeline=hashed,
+            parents=_parents(corpus, work),
+            rows=rows,
+            across=corpus.across if split == "train" else (),
+        )
+        if not manifests[split].exists():
+            break  # jobs are submitted; training samples can't be checked against an absent split
+    return {s: json.loads(path.read_text()) for s, path in manifests.items() if path.exists()}
+
+
+def _part(make: Callable[[Work], Iterator[tuple[str, Sample]]], work: Work) -> Iterator[Sample]:
+    """Yield the samples of one split, or of a part of it."""
+    (rows,) = work.rows.values()
+    return islice((sample for _, sample in make(work)), rows)
+
+
+__all__ = ["Corpus", "Machines", "Shards", "Work", "build", "fingerprint", "generator", "is_built"]

@@ -1,0 +1,295 @@
+r"""A split of a corpus as a datatrove pipeline: samples, steps, shards; on this machine, on Ray or on Slurm.
+
+    task      samples            steps                   across all tasks     shards
+    train 0   build(0 of 2) ->  language -> held out ->  part 0  \            part 0  \
+    train 1   build(1 of 2) ->  language -> held out ->  part 1  -> one of -> part 1  -> data/NAME/train/*.parquet
+                                   |                                 each |              and manifest.json
+                                what a step drops:  data/NAME/.made/HASH/train/dropped/STEP/00000.jsonl
+
+A task writes its part atomically. A run that was killed keeps finished tasks and restarts the others, so that its
+shards are the same bit for bit, whatever the executor and however often it was interrupted.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import multiprocess.util
+from datatrove.data import Document, DocumentsPipeline
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.writers import JsonlWriter
+from datatrove.utils.logging import logger
+
+from polyphi.data import shards
+from polyphi.data.shards import Sample, Shards
+from polyphi.runtime.children import die_with_parent
+from polyphi_recipe.curate.documents import document, sample
+
+PRELOADED = [f"polyphi_recipe.curate.{name}" for name in ("pipeline", "decontaminate", "dedup")]
+
+logger.disable("datatrove")  # a dozen lines per task, and its log files, too
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where tasks run: `executor` "local" (`workers` processes), "ray" (`workers` tasks at a time, on the cluster that
+    RAY_ADDRESS names, or one started here) or "slurm" (jobs are submitted; `slurm` has sbatch's `partition`, `time`
+    and further options of datatrove's executor)."""
+
+    executor: Literal["local", "ray", "slurm"] = "local"
+    workers: int = 1
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Samples(PipelineStep):
+    """The first step: reads each task's samples as documents."""
+
+    name, type = "Samples", "READER"
+
+    def __init__(
+        self, tasks: Sequence[Callable[[], Iterator[Sample]]], split: str = "train"
+    ) -> None:
+        super().__init__()
+        self._tasks, self._split = tasks, split
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Samples":
+        """Return an uncopied step: the local executor copies its steps for each task, and models need no copy."""
+        return Samples(self._tasks, self._split)
+
+    def run(
+        self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
+    ) -> DocumentsPipeline:
+        """Yield the documents of task `rank`."""
+        for across_step in self._tasks[rank]():
+            self.stat_update("documents")
+            yield document(across_step, self._split)
+
+
+class Parts(PipelineStep):
+    """The first step of a pass across tasks: reads the documents of each task's part."""
+
+    name, type = "Parts", "READER"
+
+    def __init__(self, folders: Sequence[Path], split: str = "train") -> None:
+        super().__init__()
+        self._folders, self._split = folders, split
+
+    def run(
+        self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
+    ) -> DocumentsPipeline:
+        """Yield the documents of part `rank`."""
+        for across_step in Shards(self._folders[rank]):
+            self.stat_update("documents")
+            yield document(across_step, self._split)
+
+
+class Part(PipelineStep):
+    """The last step: writes each task's documents as a part of a split, of at most `rows`."""
+
+    name, type = "Part", "WRITER"
+
+    def __init__(
+        self, folders: Sequence[Path], pipeline: str, parents: Sequence[str], rows: int | None
+    ) -> None:
+        super().__init__()
+        self._folders, self._pipeline, self._parents = folders, pipeline, parents
+        self._rows = rows
+
+    def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
+        """Write the documents; yields nothing."""
+
+        def counted() -> Iterator[Sample]:
+            for across_step in islice(data, self._rows):
+                self.stat_update("documents")
+                yield sample(across_step)
+
+        folder = self._folders[rank]
+        shards.write(folder, counted(), pipeline=self._pipeline, parents=self._parents)
+        yield from ()
+
+
+@contextmanager
+def _no_children_left() -> Iterator[None]:
+    """End datatrove's processes at an error: an interrupt while its server of queues starts leaves that running, and
+    this process would wait for it at its exit."""
+    try:
+        yield
+    except BaseException:
+        for child in multiprocess.active_children():
+            child.kill()
+            child.join()
+        raise
+
+
+# Where this process is killed, there is no error.
+multiprocess.util.register_after_fork(multiprocess, lambda _: die_with_parent())
+
+
+@_no_children_left()
+def run(
+    folder: Path,
+    tasks: Sequence[Callable[[], Iterator[Sample]]],
+    steps: Sequence[PipelineStep],
+    machines: Machines,
+    *,
+    pipeline: str,
+    parents: Sequence[str] = (),
+    rows: int | None = None,
+    across: Sequence[Callable[..., Any]] = (),
+) -> None:
+    """Build the split `folder` by its tasks, each of at most `rows` samples, unless it exists. `pipeline` is the hash
+    of all that decides the result. Each step of `across` processes the parts of all tasks: `dedup.deduplicate` with
+    its `Likeness` bound. With Slurm, returns when jobs are submitted (and at once while they wait or run); when called
+    after they have ended, joins their parts. Raises ValueError if an executor isn't installed."""
+    if _is_built(folder, pipeline):
+        return
+    build_folder = _build_folder(folder, pipeline)
+    if machines.executor == "slurm" and _queued(build_folder):
+        return
+    rounds = [
+        [build_folder / f"parts-{n}" / f"{rank:05d}" for rank in range(len(tasks))]
+        for n in range(len(across) + 1)
+    ]
+    logs = [
+        build_folder,
+        *(build_folder / f"across-{n}" / "logs" / "3" for n in range(len(across))),
+    ]
+    for parts, completed in zip(rounds, logs, strict=True):
+        for rank, part in enumerate(parts):
+            if not _is_built(part, pipeline):
+                (completed / "completions" / f"{rank:05d}").unlink(missing_ok=True)
+    for step in steps:
+        if getattr(step, "exclusion_writer", "none") is None:
+            step.exclusion_writer = _dropped_writer(build_folder / "dropped" / type(step).__name__)
+    last = [Part(parts, pipeline, parents, None) for parts in rounds[:-1]]
+    last.append(Part(rounds[-1], pipeline, parents, rows))
+    execute = partial(_executor, machines, _job(build_folder))
+    previous = execute(
+        pipeline=[Samples(tasks, folder.name), *steps, last[0]],
+        tasks=len(tasks),
+        logging_dir=str(build_folder),
+    )
+    previous.run()
+    for n, across_step in enumerate(across):
+        previous = across_step(
+            [Parts(rounds[n], folder.name)],
+            [last[n + 1]],
+            build_folder / f"across-{n}",
+            excluded=_dropped_writer(build_folder / "dropped" / f"Duplicates-{n}"),
+            tasks=len(tasks),
+            executor=execute,
+            depends=previous,
+        )
+    if all(_is_built(part, pipeline) for part in rounds[-1]):
+        shards.join(folder, rounds[-1])
+        for parts in rounds[:-1]:
+            shutil.rmtree(parts[0].parent)
+
+
+def _build_folder(folder: Path, pipeline: str) -> Path:
+    """Return the folder in which a pipeline builds a split."""
+    return folder.parent / ".made" / pipeline[:16] / folder.name
+
+
+def _is_built(folder: Path, pipeline: str) -> bool:
+    manifest = folder / "manifest.json"
+    return manifest.exists() and json.loads(manifest.read_text())["pipeline"] == pipeline
+
+
+def _job(build_folder: Path) -> str:
+    """Return the Slurm job name of a split: its corpus, the pipeline's hash and the split's name."""
+    return f"polyphi-{build_folder.parents[2].name}-{build_folder.parent.name}-{build_folder.name}"
+
+
+def _queued(build_folder: Path) -> bool:
+    """Return whether jobs submitted before are waiting or running."""
+    if shutil.which("squeue") is None:
+        return False
+    command = ["squeue", "--noheader", "--name", _job(build_folder), "--format", "%r"]
+    output = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    # Jobs that depend on failed jobs never start.
+    return any(reason != "DependencyNeverSatisfied" for reason in output.split())
+
+
+def _executor(machines: Machines, job: str, **common: Any) -> Any:
+    common["workers"] = machines.workers
+    try:
+        if machines.executor == "ray":
+            import ray
+            from datatrove.executor import RayPipelineExecutor
+
+            ray.init(ignore_reinit_error=True, log_to_driver=False)
+            return RayPipelineExecutor(**common)
+        if machines.executor == "slurm":
+            from datatrove.executor import SlurmPipelineExecutor
+
+            if missing := {"partition", "time"} - set(machines.slurm):
+                raise ValueError(
+                    f"Slurm needs {' and '.join(sorted(missing))}: --slurm partition=NAME --slurm time=04:00:00"
+                )
+            # Jobs run the Python that submits them.
+            activate = f'export PATH="{Path(sys.executable).parent}:$PATH"'
+            options = {"job_name": job, "env_command": activate, **machines.slurm}
+            return SlurmPipelineExecutor(**common, **options)
+    except ImportError as error:
+        raise ValueError(
+            f"the executor {machines.executor!r} isn't installed ({error}); install it with `pip install ray`"
+        ) from error
+    # Workers of all steps are forked from one process with these imports, which take seconds per process.
+    multiprocess.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    return LocalPipelineExecutor(**common)
+
+
+def _dropped_writer(folder: Path) -> JsonlWriter:
+    """Return a writer of a step's dropped documents, with the reason of each."""
+
+    def line(self: JsonlWriter, dropped: Document) -> dict[str, Any]:
+        row = dropped.metadata["sample"]
+        return {
+            "id": dropped.id,
+            "reason": dropped.metadata.get("filter_reason", ""),
+            "text": dropped.text,
+            "source": row["source"],
+            "licence": row["licence"],
+            "media_sha256": [m.id for m in dropped.media],
+            "lineage": dropped.metadata["lineage"],
+        }
+
+    return JsonlWriter(str(folder), "${rank}.jsonl", compression=None, adapter=line)
+
+
+def counts(folder: Path, pipeline: str) -> list[dict[str, Any]]:
+    """Return the counts of each step over all tasks of a split: documents in, out ("forwarded") and dropped by reason;
+    empty if the corpus was built elsewhere."""
+    build_folder = _build_folder(folder, pipeline)
+    totals, n = _counted(build_folder / "stats"), 0
+    while across := _counted(build_folder / f"across-{n}" / "logs" / "3" / "stats"):
+        # The steps are reading, dropping, lineage and writing. The counts of the last writer replace the one before.
+        dropped = next(step for step in across if "total" in step)
+        totals[-1:] = [dropped | {"step": f"Duplicates-{n}"}, across[-1]]
+        n += 1
+    return totals
+
+
+def _counted(folder: Path) -> list[dict[str, Any]]:
+    counters: list[Counter[str]] = []
+    names: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        steps = json.loads(path.read_text())
+        names = [step["name"].split(": ")[-1] for step in steps]
+        counters = counters or [Counter() for _ in steps]
+        for counter, step in zip(counters, steps, strict=True):
+            for key, value in step["stats"].items():
+                if key in ("documents", "total", "forwarded") or key.startswith("dropped"):
+                    counter[key] += value["total"] if isinstance(value, dict) else value
+    return [{"step": name, **counter} for name, counter in zip(names, counters, strict=True)]

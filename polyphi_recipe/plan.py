@@ -1,0 +1,391 @@
+"""The plan of a stage: trainable parameters, memory, FLOPs, communication, time and cost on given devices.
+
+    polyphi plan                                                       all sixteen stages on 64 H100
+    polyphi plan text_1_pretrain --devices 512xA100 --shard 8 --price 1.5
+
+`docs/plan.md` lists the assumptions and compares plans with measurements.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+from typing import Literal
+
+import torch
+from rich.table import Table
+
+from polyphi.planning import cost
+from polyphi.planning.cost import (
+    StageModel,
+    Switches,
+    flops,
+    memory,
+    precomputes_reference,
+    scaled,
+    traffic,
+    work,
+)
+from polyphi.planning.example_rows import example_rows
+from polyphi.planning.sizes import Size
+from polyphi_recipe import stages
+from polyphi_recipe.stages import lineage
+
+# ------------------------------------------------------------------------------ devices
+
+
+@dataclass(frozen=True)
+class Device:
+    """`memory` in bytes, in decimal units (the card's additional memory is for CUDA's context and fragmentation);
+    `flops`: dense bf16 FLOP/s; `inside` and `between`: bytes/s per device and direction within a machine of
+    `devices_per_machine` devices and between machines."""
+
+    memory: float
+    flops: float
+    inside: float
+    between: float
+    devices_per_machine: int = 8
+
+
+# Memory, dense FLOP/s (half of the value "with sparsity") and NVLink (half of "total") are from NVIDIA's data sheets of
+# the SXM modules, of DGX B200 (an eighth of it) and of the L4. Between machines: one network card per
+# GPU, as in DGX A100 (200 Gbit/s), DGX H100, H200 and B200 (400 Gbit/s); 100 Gbit/s for a machine of L4 [ours].
+DEVICES = {
+    "A100": Device(80e9, 312e12, 300e9, 25e9),
+    "H100": Device(80e9, 989e12, 450e9, 50e9),
+    "H200": Device(141e9, 989e12, 450e9, 50e9),
+    "B200": Device(180e9, 2250e12, 900e9, 50e9),
+    "L4": Device(24e9, 121e12, 32e9, 12.5e9),
+    # Two cores of an AMD EPYC (Zen 4): bf16 products as measured (docs/plan.md); between machines 10 Gbit/s [ours].
+    "cpu": Device(24e9, 0.42e12, 10e9, 1.25e9, 1),
+}
+
+UTILISATION = 0.4
+"""Share of a device's peak that training reaches. Llama 3 405B: 38 to 43 % on H100 (arXiv 2407.21783, table 4)."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 FLOP/s of a GPU in the table; None for other GPUs and for CPUs, which differ too much."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((entry.flops for key, entry in DEVICES.items() if key in name), None)
+
+
+def cluster(text: str) -> tuple[int, str]:
+    """(number of devices, device) of a text such as "64xH100". Raises ValueError for another format or device."""
+    match = re.fullmatch(r"(?:(\d+)x)?(\w+)", text.strip())
+    names = {name.lower(): name for name in DEVICES}
+    if match is None or match[2].lower() not in names or int(match[1] or 1) < 1:
+        raise ValueError(
+            f"unknown devices {text!r}; expected a number and a name, such as 64xH100; names: {', '.join(DEVICES)}"
+        )
+    return int(match[1] or 1), names[match[2].lower()]
+
+
+# ------------------------------------------------------------------------------ the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of a stage, as `polyphi plan --json` prints it. Bytes are those of a device, FLOPs those of a step over
+    all devices; `learn` lists (glob, parameters, peak learning rate); `step` has the amounts of an average step;
+    `fullest` is the corpus whose packs take most memory; `advice` lists alternative changes with which the stage would
+    fit."""
+
+    stage: str
+    size: str
+    objective: str
+    parents: tuple[str, ...]
+    learn: list[tuple[str, int, float]]
+    frozen: int
+    steps: int
+    tokens: int
+    step: dict[str, float]
+    devices: str
+    switches: Switches
+    memory: dict[str, float]
+    room: float
+    fullest: str
+    fits: bool
+    advice: list[str]
+    flops: dict[str, float]
+    traffic: dict[str, float]
+    seconds: float
+    utilisation: float
+    device_hours: float
+    price: float | None
+
+    @property
+    def total(self) -> float:
+        """FLOPs of the whole stage."""
+        return sum(self.flops.values()) * self.steps
+
+    @property
+    def cost(self) -> float | None:
+        """Cost of the whole stage."""
+        return None if self.price is None else self.price * self.device_hours
+
+
+def stage_model(name: str, size: Size) -> StageModel:
+    """The model of a stage at a size."""
+    stage = stages.at_size(name, size)
+    config = lineage.configuration(stage, size.model, None)
+    return cost.stage_model(stage, size.budget(stage), config, size.model.vision)
+
+
+def plan(
+    name: str,
+    size: Size,
+    devices: str = "64xH100",
+    on: Switches = Switches(),  # noqa: B008 - frozen
+    *,
+    utilisation: float = UTILISATION,
+    price: float | None = None,
+) -> Plan:
+    """The plan of a stage. `price` is that of a device's hour. Raises ValueError for an unknown stage or device, and
+    for shards or context that the number of devices or the stage doesn't allow."""
+    target, (world, device_name) = stage_model(name, size), cluster(devices)
+    device = DEVICES[device_name]
+    if on.shard < 1 or world % on.shard:
+        raise ValueError(f"--shard {on.shard} must divide the number of devices, found {devices}")
+    if on.shard > 1 and not shardable(target):
+        raise ValueError(
+            f"sharding needs a stage that trains the language model alone; {name} trains other parts: omit --shard"
+        )
+    if on.context < 1 or world % on.context:
+        raise ValueError(
+            f"--context {on.context} must divide the number of devices, found {devices}"
+        )
+    if on.context > 1 and not context_shardable(target):
+        raise ValueError(
+            f"--context needs packs of text; {name} has images, audio or pairs: omit --context"
+        )
+    if on.micro_tokens < 1 or not 0 < utilisation <= 1:
+        raise ValueError(
+            f"expected micro-tokens above 0 and a utilisation in (0, 1], found {on.micro_tokens} and {utilisation}"
+        )
+    budget, mix = target.budget, target.stage.data.weights
+    per_corpus = {c: work(example_rows(target, c), target.config) for c in mix}
+    mean = sum((scaled(per_corpus[c], w / sum(mix.values())) for c, w in mix.items()), Counter())
+    step = scaled(mean, budget.batch_tokens / mean["tokens"])
+    one_pack = target.stage.objective.whole_step
+
+    def fullest_pack(on: Switches, world: int) -> tuple[dict[str, float], str]:
+        """(memory with the pack that takes most, its corpus). A pack has as many samples as fit, at least one; of it a
+        device has its part."""
+        max_tokens = budget.batch_tokens if one_pack else on.micro_tokens
+        packs = {
+            c: scaled(w, max(1, int(max_tokens // w["tokens"])) / on.context)
+            for c, w in per_corpus.items()
+        }
+        usage = {c: memory(target, w, on, world, device_name == "cpu") for c, w in packs.items()}
+        worst = max(usage, key=lambda c: usage[c]["peak"])
+        return usage[worst], worst
+
+    used, worst = fullest_pack(on, world)
+    advice: list[str] = []
+    if used["peak"] > device.memory:
+        # The fewest options, and of each option the smallest change.
+        for text, other, world_size, card in sorted(
+            changes(target, on, world, device_name), key=lambda change: change[0].count("--")
+        ):
+            if advice and text.count("--") > advice[0].count("--"):
+                break
+            if fullest_pack(other, world_size)[0]["peak"] <= DEVICES[card].memory:
+                advice.append(text)
+        mildest = {re.sub(r"\d+", "", text): text for text in reversed(advice)}
+        advice = list(mildest.values())[::-1]
+    if used["peak"] > device.memory and one_pack:
+        advice = [
+            f"batch_tokens {budget.batch_tokens // 2**n} (all samples of a step are one pack)"
+            for n in range(1, 20)
+            if memory(
+                target,
+                scaled(per_corpus[worst], budget.batch_tokens / 2**n / per_corpus[worst]["tokens"]),
+                on,
+                world,
+            )["peak"]
+            <= device.memory
+        ][:1]
+    flops_by_part = flops(target, step, on.activations == "recompute")
+    if precomputes_reference(target):
+        flops_by_part["reference"] = sum(flops(target, step, backward=False).values())
+    packs = ceil(budget.batch_tokens * on.context / world / on.micro_tokens)
+    sent = traffic(target, on, world, packs)
+    link = device.inside if world <= device.devices_per_machine else device.between
+    group_link = (
+        device.inside if max(on.shard, on.context) <= device.devices_per_machine else device.between
+    )
+    # Where samples are compared with each other, all devices process all of them.
+    arithmetic = sum(flops_by_part.values()) / (
+        device.flops * utilisation * (1 if one_pack else world)
+    )
+    seconds = max(arithmetic, sent["shards"] / group_link) + sent["context"] / group_link
+    seconds += sent["gradients"] / link
+    return Plan(
+        stage=name,
+        size=size.name,
+        objective=repr(target.stage.objective),
+        parents=target.stage.parents,
+        learn=[
+            (g, target.size(n), target.stage.trainable[g] * budget.rate)
+            for g, n in target.trainable_groups.items()
+        ],
+        frozen=target.size(target.tensors) - target.size(target.trainable),
+        steps=budget.steps,
+        tokens=budget.steps * budget.batch_tokens,
+        step=dict(step),
+        devices=f"{world}x{device_name}",
+        switches=on,
+        memory=used,
+        room=device.memory,
+        fullest=worst,
+        fits=used["peak"] <= device.memory,
+        advice=advice,
+        flops=flops_by_part,
+        traffic=sent,
+        seconds=seconds,
+        utilisation=utilisation,
+        device_hours=seconds * budget.steps * world / 3600,
+        price=price,
+    )
+
+
+def shardable(target: StageModel) -> bool:
+    """Whether the decoder's layers can be sharded: only where they are trainable (`polyphi/train/parallel.py`)."""
+    return target.trains("decoder.norm")
+
+
+def context_shardable(target: StageModel) -> bool:
+    """Whether devices can share a pack: only rows of text that aren't compared (`polyphi/train/parallel.py`)."""
+    return shardable(target) and not precomputes_reference(target)
+
+
+def changes(
+    target: StageModel, on: Switches, world: int, device: str
+) -> Iterator[tuple[str, Switches, int, str]]:
+    """(options as text, switches, number of devices, device) of all other settings, single and combined."""
+    larger = [n for n in DEVICES if DEVICES[n].memory > DEVICES[device].memory]
+    devices = [(world, device, "")]
+    devices += [(world, n, f"--devices {world}x{n}") for n in sorted(larger, key=_memory)]
+    shards = _doubled(on.shard, MAX_SHARDS if shardable(target) else 0)
+    contexts = _doubled(on.context, MAX_CONTEXT if context_shardable(target) else 0)
+    activation_choices: tuple[Literal["keep", "recompute"], ...] = ("keep", "recompute")
+    packs = [on.micro_tokens, *(n for n in (4096, 2048, 1024, 512) if n < on.micro_tokens)]
+    for (count, card, text), shard, context, activations, micro_tokens in product(
+        devices, shards, contexts, activation_choices, packs
+    ):
+        if activations == "keep" and on.activations == "recompute":
+            continue
+        if needed := [n for n in (shard, context) if count % n]:
+            count, text = max(needed), f"--devices {max(needed)}x{card}"
+        flags = [text] + [
+            f"--{flag} {value}"
+            for flag, value, before in (
+                ("shard", shard, on.shard),
+                ("context", context, on.context),
+                ("activations", activations, on.activations),
+                ("micro-tokens", micro_tokens, on.micro_tokens),
+            )
+            if value != before
+        ]
+        if any(flags):
+            yield (
+                " ".join(filter(None, flags)),
+                Switches(shard, micro_tokens, activations, context, on.base),
+                count,
+                card,
+            )
+
+
+def _doubled(start: int, limit: int) -> list[int]:
+    """`start` and its doubles up to `limit`."""
+    return [start, *(start << n for n in range(1, 10) if start << n <= limit)]
+
+
+def _memory(device: str) -> float:
+    return DEVICES[device].memory
+
+
+MAX_SHARDS, MAX_CONTEXT = 512, 64
+
+# ------------------------------------------------------------------------------ output
+
+
+def page(plans: Sequence[Plan]) -> Iterator[Table | str]:
+    """The output of `polyphi plan`: one stage in detail, or a table of several with their sum."""
+    if len(plans) == 1:
+        yield from _details(plans[0])
+        return
+    table = Table(box=None, padding=(0, 1))
+    for column in ("stage", "learn", "tokens", "GB", "FLOPs", "days", "device hours", "fits"):
+        left = column in ("stage", "fits")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "fits")
+    for p in plans:
+        table.add_row(
+            p.stage,
+            _short(sum(n for _, n, _ in p.learn)),
+            _short(p.tokens),
+            f"{p.memory['peak'] / 1e9:,.0f}",
+            f"{p.total:.2g}",
+            f"{p.seconds * p.steps / 86400:.1f}",
+            f"{p.device_hours:,.0f}",
+            "yes" if p.fits else "with " + (p.advice[0] if p.advice else "no option"),
+        )
+    hours = sum(p.device_hours for p in plans)
+    table.add_row("all", "", _short(sum(p.tokens for p in plans)), "", "", "", f"{hours:,.0f}", "")
+    first = plans[0]
+    yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_switches_text(first.switches)}"
+    yield table
+    if first.price is not None:
+        yield f"cost {first.price * hours:,.0f} at {first.price:g} per device hour"
+
+
+def _details(p: Plan) -> Iterator[Table | str]:
+    yield f"{p.stage} {p.size}, {p.objective}, on {p.devices}, {_switches_text(p.switches)}"
+    yield f"starts from {', '.join(p.parents) or 'nothing'}"
+    trainable = Table("trainable", "parameters", "peak lr", box=None, padding=(0, 2))
+    for glob, size, lr in p.learn:
+        trainable.add_row(glob, f"{size:,}", f"{lr:.1e}")
+    trainable.add_row("(frozen)", f"{p.frozen:,}", "frozen")
+    yield trainable
+    keys = ("tokens", "supervised", "sequences", "crops", "mels")
+    step = ", ".join(f"{_short(p.step[k])} {k}" for k in keys if p.step.get(k))
+    yield f"{p.steps:,} steps, {_short(p.tokens)} tokens; a step: {step}"
+    parts = Table("memory of a device", "GB", box=None, padding=(0, 2))
+    for part, part_bytes in p.memory.items():
+        parts.add_row(part, f"{part_bytes / 1e9:,.1f}")
+    yield parts
+    if p.fits:
+        yield f"fits into {p.room / 1e9:.0f} GB; fullest with {p.fullest}"
+    else:
+        yield f"doesn't fit into {p.room / 1e9:.0f} GB; fullest with {p.fullest}"
+        yield "would fit with  " + (
+            "\n           or  ".join(p.advice) or "no combination of options"
+        )
+    forward = ", ".join(f"{modality} {n:.3g}" for modality, n in p.flops.items())
+    yield f"FLOPs of a step: {sum(p.flops.values()):.3g} ({forward}); of the stage: {p.total:.3g}"
+    sent = ", ".join(f"{operation} {n / 1e9:,.1f} GB" for operation, n in p.traffic.items())
+    yield f"sent by a device in a step: {sent}"
+    cost = "" if p.cost is None else f", cost {p.cost:,.0f}"
+    yield (
+        f"{p.seconds:.3g} s a step at {p.utilisation:.0%} of the peak, "
+        f"{p.seconds * p.steps / 86400:.1f} days, {p.device_hours:,.0f} device hours{cost}"
+    )
+
+
+def _switches_text(on: Switches) -> str:
+    shards = f"layers in {on.shard} shards" if on.shard > 1 else "replicas"
+    over = f" over {on.context} devices" if on.context > 1 else ""
+    packs = f"packs of {on.micro_tokens:,} tokens{over}"
+    return f"{shards}, {packs}, activations: {on.activations}, frozen weights: {on.base}"
+
+
+def _short(n: float) -> str:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.3g}"

@@ -1,0 +1,93 @@
+"""The remaining time of a run, from the expected time of its stages and the speed of the steps so far.
+
+7 of 16 stages, about 12 minutes left
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+from polyphi.planning.sizes import Size
+from polyphi.runtime.progress import read_metrics
+from polyphi.train.resume import MANIFEST, METRICS
+from polyphi_eval.heldout import TASKS
+from polyphi_recipe import stages
+from polyphi_recipe.plan import plan
+from polyphi_recipe.processes import periodically
+
+EVERY = 60.0
+"""Seconds between two reports."""
+NANO = {
+    "text_1_pretrain": 395,
+    "text_2_long": 29,
+    "text_3_post": 506,
+    "text_4_align": 32,
+    "reasoning_1_pretrain": 74,
+    "reasoning_2_sft": 259,
+    "reasoning_3_dpo": 14,
+    "vision_0_encoder": 413,
+    "vision_1_align": 38,
+    "vision_2_joint": 50,
+    "vision_3_generative": 450,
+    "vision_4_multiframe": 86,
+    "speech_0_aed": 618,
+    "speech_1_pretrain": 120,
+    "speech_2_post": 413,
+    "joint_1_vision_speech": 242,
+}
+"""Seconds of each stage, without its corpora, with another one running on two cores of a Zen 4 (docs/numbers.md)."""
+AFTERWARDS = 0.05
+"""Export, evaluation and page, as a share of the time of all stages."""
+
+
+def status_line(size: Size, out: Path) -> str:
+    """A line of text: finished stages, and minutes left."""
+    done = sum((out / "stages" / name / MANIFEST).exists() for name in stages.ORDER)
+    minutes = seconds_left(size, out) / 60
+    left = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "about a minute"
+    return f"{done} of {len(stages.ORDER)} stages, {left} left"
+
+
+def expected(size: Size) -> dict[str, float]:
+    """Expected seconds of each stage: measured for nano, else from the FLOPs of its plan."""
+    if size.name == "nano":
+        return dict(NANO)
+    return {name: plan(name, size, "1xcpu").seconds for name in stages.ORDER}
+
+
+def seconds_left(size: Size, out: Path) -> float:
+    """Seconds until the page is written: those of the longer of the two branches that train in parallel, and of the
+    steps after them."""
+    expected_seconds = expected(size)
+    left, spent, due = dict(expected_seconds), 0.0, 0.0
+    for name in stages.ORDER:
+        folder = out / "stages" / name
+        if (folder / MANIFEST).exists():
+            share, seconds = 1.0, json.loads((folder / MANIFEST).read_text())["seconds"]
+        elif records := read_metrics(folder / METRICS):
+            share = (records[-1]["step"] + 1) / size.budget(stages.at_size(name, size)).steps
+            seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records)
+        else:
+            continue
+        left[name] *= 1 - share
+        spent, due = spent + seconds, due + share * expected_seconds[name]
+
+    @cache
+    def end(name: str) -> float:
+        """Seconds until a stage ends: it starts after its parents and after the stage before it in its branch."""
+        branch = next(branch for branch in stages.BRANCHES if name in branch)
+        predecessors = (*stages.load(name).parents, *branch[: branch.index(name)][-1:])
+        return left[name] + max(map(end, predecessors), default=0.0)
+
+    measured = len(list((out / "eval").glob("*.jsonl"))) / len(TASKS)
+    after = AFTERWARDS * sum(expected_seconds.values()) * (1 - min(1.0, measured))
+    return (spent / due if due else 1.0) * (max(map(end, stages.ORDER)) + after)
+
+
+@contextlib.contextmanager
+def reported(size: Size, out: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """While active, report the remaining time every minute."""
+    with periodically(EVERY, lambda: report(f"[dim]{status_line(size, out)}[/dim]"), "remaining"):
+        yield

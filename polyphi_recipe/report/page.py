@@ -1,0 +1,325 @@
+"""The report page of a run: one self-contained HTML file, the same as Markdown, and every number as JSON.
+
+>>> write(Path("runs/nano"))
+PosixPath('runs/nano/report.html')
+
+`collect` reads the run's folder into one dictionary, `report.json`; the pages are rendered from that dictionary alone
+(and the media that it names by hash), so that every number on a page is in the file. Scores are computed again from
+`eval/*.jsonl`. Sections without data (such as stages that haven't run) are omitted.
+"""
+
+import importlib.metadata
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyphi.checkpoints.read import read_config
+from polyphi.model.parts import parts
+from polyphi.runtime import cpu
+from polyphi.runtime.files import sha256, write_whole
+from polyphi.train.report.stage import stage_row
+from polyphi.train.resume import recorded, recorded_precision
+from polyphi_eval import evaluation
+from polyphi_eval.baselines import rescore
+from polyphi_eval.heldout import CORE
+from polyphi_eval.report import card
+from polyphi_eval.report import heldout as tables
+from polyphi_eval.report.tables import markdown
+from polyphi_recipe import stages
+from polyphi_recipe.curate.sources import SOURCES
+from polyphi_recipe.report import sections
+from polyphi_recipe.report.samples import Draw
+from polyphi_recipe.report.sections import render
+
+POINTS = 140  # of a loss curve
+MAX_TEXT = 240  # characters of an example's text in Markdown
+PACKAGES = (
+    "torch",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "pillow",
+    "grain",
+    "sacrebleu",
+    "jiwer",
+)
+
+__all__ = ["collect", "render", "render_markdown", "write"]
+
+
+def write(run: Path) -> Path:
+    """Write `report.json`, `report.html` and `report.md` into the run's folder; returns the HTML's path."""
+    run = Path(run)
+    report, media = collect(run)
+    written = {
+        "report.json": json.dumps(report, indent=1, ensure_ascii=False),
+        "report.md": render_markdown(report),
+        "report.html": render(report, media),
+    }
+    for name, text in written.items():
+        write_whole(run / name, text)
+    return run / "report.html"
+
+
+# ---------------------------------------------------------------------- collecting
+
+
+def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The report of a run, and the media of its samples by SHA-256."""
+    results = rescore(run / "eval") if any((run / "eval").glob("*.jsonl")) else []
+    rows = [stage_row(run / "stages" / name, stages.load(name)) for name in stages.ORDER]
+    freeze = _load(run / "freeze.json", [])
+    timings = _load(run / "timings.json", {})
+    identity = _load(run / "run.json", {})
+    draw = Draw(run, results, identity.get("seed"))
+    report = {
+        "size": identity.get("size", "unnamed"),
+        "seed": identity.get("seed"),
+        "precision": _precision(run, identity),
+        "summary": {
+            "stages_done": sum(s["done"] for s in rows),
+            "stages": len(rows),
+            "tasks": len(results),
+            "beats": sum(r["verdict"] == "beats" for r in results),
+            "core": len(CORE),
+            "core_beats": sum(r["core"] and r["verdict"] == "beats" for r in results),
+            "beats_by_modality": _count(r["modality"] for r in results if r["verdict"] == "beats"),
+            "tasks_by_modality": _count(r["modality"] for r in results),
+            "frozen_checks": len(freeze),
+            "frozen_checks_equal": sum(
+                e["logits_sha256_before"] == e["logits_sha256_after"] for e in freeze
+            ),
+            "seconds": timings.get("seconds", {}).get("total")
+            or sum(timings.get("seconds", {}).values()),
+            "peak_bytes": timings.get("peak_bytes"),
+        },
+        "stages": rows,
+        "tasks": results,
+        "cards": _cards(results),
+        "benchmarks": evaluation.saved_results(run / evaluation.RUNS),
+        "examples": draw.examples(),
+        "gallery": draw.gallery(),
+        "freeze": freeze,
+        "claims": _claims(run),
+        "parts": _parts(run),
+        "data": _data(run),
+        "timings": timings,
+        "environment": _load(run / "environment.json", None) or environment(),
+    }
+    return report, draw.media
+
+
+def _cards(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the model cards of the exported folders show of the held-out tasks; `mini` was evaluated on none."""
+    own: dict[str, list[Mapping[str, Any]]] = {"reasoning": [], "model": []}
+    for task in results:
+        own["reasoning" if task["corpus"].startswith("reasoning") else "model"].append(task)
+    return {folder: card.of_heldout(tasks) for folder, tasks in own.items()}
+
+
+def _precision(run: Path, identity: Mapping[str, Any]) -> dict[str, str] | None:
+    """The precision of the run's training and its reason, from run.json or, for older runs, from a stage."""
+    stored = (recorded_precision(run / "stages" / name) for name in stages.ORDER)
+    choice = recorded(identity) or next((c for c in stored if c is not None), None)
+    return asdict(choice) if choice else None
+
+
+def _load(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def _count(items: Iterable[str]) -> dict[str, int]:
+    counts_by_item: dict[str, int] = defaultdict(int)
+    for item in items:
+        counts_by_item[item] += 1
+    return dict(counts_by_item)
+
+
+def _claims(run: Path) -> list[dict[str, Any]]:
+    """Results of the report's claims, in order."""
+    results = [json.loads(p.read_text(encoding="utf-8")) for p in (run / "claims").glob("C*.json")]
+    return sorted(results, key=lambda claim: int(claim["name"].removeprefix("C")))
+
+
+def _parts(run: Path) -> list[dict[str, Any]]:
+    """Numbers of parameters of each part of the finished model, with the report's."""
+    if not (run / "model").exists():
+        return []
+    return [
+        {"part": p.name, "parameters": p.parameters, "report": p.report}
+        for p in parts(read_config(run / "model"))
+    ]
+
+
+def _data(run: Path) -> dict[str, Any]:
+    """Corpora with their rows, and sources with licence, origin and corpora."""
+    corpora: dict[str, dict[str, Any]] = {}
+    sources: dict[str, dict[str, Any]] = {}
+    for path in sorted((run / "data").glob("*/*/manifest.json")):
+        name, split, manifest = (
+            path.parent.parent.name,
+            path.parent.name,
+            json.loads(path.read_text(encoding="utf-8")),
+        )
+        corpora.setdefault(name, {})[split] = {
+            "rows": manifest["rows"],
+            "dropped": _dropped(path.parent, manifest["pipeline"]),
+            "sha256": sha256(path),
+        }
+        for source, rows in manifest.get("sources", {}).items():
+            known = SOURCES.get(source)
+            entry = sources.setdefault(
+                source, {"rows": 0, "corpora": [], "licence": None, "origin": None, "what": None}
+            )
+            entry["rows"] += rows
+            if name not in entry["corpora"]:
+                entry["corpora"].append(name)
+            entry["licence"] = known.licence if known else " / ".join(manifest.get("licences", {}))
+            entry["origin"], entry["what"] = (known.origin, known.what) if known else (None, None)
+    return {"corpora": corpora, "sources": sources}
+
+
+def _dropped(split: Path, pipeline: str) -> dict[str, int]:
+    """Number of samples that each step of a split dropped; steps that dropped none are absent."""
+    # needs datatrove, which a page about own data (finetune.py) does without
+    from polyphi_recipe.curate.pipeline import counts
+
+    steps = counts(split, pipeline)
+    return {step["step"]: step["dropped"] for step in steps if step.get("dropped")}
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the software versions on which results depend."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": cpu.model_name(),
+        "cores": cpu.usable(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()} {' '.join(platform.libc_ver())}".strip(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+# ---------------------------------------------------------------------- Markdown
+
+
+def render_markdown(report: Mapping[str, Any]) -> str:
+    """The page as Markdown, without images and audio."""
+    env = report["environment"]
+    stage_rows, frozen_rows = [], []
+    checks = {e["stage"]: e for e in report["freeze"]}
+    for x in report["stages"]:
+        parents, trained = (", ".join(x[key]) or "–" for key in ("parents", "learned_parts"))
+        steps, seconds = str(x["steps"] or "–"), sections.duration(x["seconds"])
+        speed, waste = sections.speed(x), sections.waste(x)
+        stage_rows.append(
+            [x["name"], parents, trained, steps, sections.losses(x), seconds, speed, waste]
+        )
+        if check := checks.get(x["name"]):
+            before, after = check["logits_sha256_before"], check["logits_sha256_after"]
+            logits = [
+                f"`{before[:16]}`",
+                f"`{after[:16]}`",
+                "bit-identical" if before == after else "**differ**",
+            ]
+        else:
+            logits = ["–", "–", "–"]
+        if x["frozen_tensors"] or check:
+            frozen_rows.append(
+                [x["name"], str(x["frozen_tensors"]), str(len(x["frozen_changed"])), *logits]
+            )
+    parts = [
+        [p["part"], sections.count(p["parameters"]), sections.count(p["report"])]
+        for p in report["parts"]
+    ]
+    rows = report["benchmarks"]["rows"]
+    sources = report["data"]["sources"].items()
+    data = [[name, str(x["rows"]), x["licence"], x["origin"] or "–"] for name, x in sources]
+    out = [
+        f"# polyphi {report['size']}",
+        sections.intro(report),
+    ]
+    if report["examples"]:
+        items = [f"{i}. {_example(e)}" for i, e in enumerate(report["examples"], start=1)]
+        out += ["## Examples", sections.ABOUT_EXAMPLES, "\n".join(items)]
+    out += [" · ".join(f"**{n}** {of}" for n, of in sections.headline(report))]
+    core, others = ([r for r in report["tasks"] if r["core"] is flag] for flag in (True, False))
+    if core:
+        out += ["## Core tasks", sections.ABOUT_CORE, tables.markdown(core)]
+    if others:
+        out += ["## Other tasks", sections.ABOUT_BEYOND, tables.markdown(others)]
+    out += [
+        "## Stages",
+        _table(
+            ["stage", "starts from", "trained", "steps", "loss", "time", "speed", "padding"],
+            stage_rows,
+        ),
+    ]
+    if frozen_rows:
+        headers = ["stage", "frozen tensors", "changed", "text logits before", "after", ""]
+        out += ["## Frozen parameters", sections.CHECKED, _table(headers, frozen_rows)]
+    if report["claims"]:
+        headers = ["claim", "effect", "value", "95 % interval", "claimed above", "detectable", ""]
+        out += ["## Claims of the report", sections.CLAIMED, _table(headers, _claim_rows(report))]
+    if rows:
+        out += ["## Benchmarks of the report", sections.SYNTHETIC, markdown(rows)]
+    if parts:
+        out += ["## Size", _table(["part", "this model", "the report's model"], parts)]
+    if data:
+        out += ["## Data", _table(["source", "rows", "licence", "origin"], data)]
+    versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
+    out += [
+        "## Reproduce",
+        f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`",
+    ]
+    if report["precision"]:
+        out += [f"Trained in {sections.precision(report)}."]
+    peak = sections.memory(report["summary"]["peak_bytes"])
+    out += [
+        f"{env['cpu']}, {env['cores']} cores; memory of all processes: {peak}.",
+        f"{env['system']}, Python {env['python']}, {versions}.",
+    ]
+    return "\n\n".join(out) + "\n"
+
+
+def _example(e: Mapping[str, Any]) -> str:
+    """A sample in one line: correct or wrong, question, answer, reference, source and licence."""
+
+    def code(text: str) -> str:
+        line = " ".join(text.replace("`", "'").split()) or "–"
+        return f"`{line[:MAX_TEXT]}{'…' if len(line) > MAX_TEXT else ''}`"
+
+    mark = "✓" if e["value"] >= 1 else "✗"
+    media = "".join(f" [{m['kind']}]" for m in e["media"])
+    texts = f"{code(e['question'])}, answer {code(e['answer'])}, expected {code(e['reference'])}"
+    return f"{mark} **{e['title']}**:{media} {texts} ({e['source']}, {e['licence']})"
+
+
+def _claim_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for claim in report["claims"]:
+        title = f"**{claim['name']}** {claim['title']}: **{claim['verdict']}**"
+        for effect in claim["effects"]:
+            rows.append([title, effect["what"], *sections.effect(effect), effect["verdict"]])
+            title = ""
+    return rows
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

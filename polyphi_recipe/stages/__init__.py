@@ -1,0 +1,63 @@
+"""The sixteen stages of the report, one file each (report 2.2.2; `docs/recipe.md`)."""
+
+import importlib
+from dataclasses import replace
+
+from polyphi.planning.sizes import ORDER, Size
+from polyphi.train.stage import Stage
+
+BRANCHES = (
+    (
+        "text_1_pretrain",
+        "text_2_long",
+        "text_3_post",
+        "text_4_align",
+        "reasoning_1_pretrain",
+        "vision_1_align",
+        "vision_2_joint",
+        "vision_3_generative",
+        "vision_4_multiframe",
+        "joint_1_vision_speech",
+    ),
+    (
+        "speech_0_aed",
+        "vision_0_encoder",
+        "speech_1_pretrain",
+        "speech_2_post",
+        "reasoning_2_sft",
+        "reasoning_3_dpo",
+    ),
+)
+"""The stages in two branches that run in parallel and take about equally long at nano size. Each stage comes after its
+parents, in whichever branch they are."""
+
+
+def load(name: str) -> Stage:
+    """The stage with the given name. Raises ValueError with the nearest name for an unknown one."""
+    if name not in ORDER:
+        import difflib
+
+        near = difflib.get_close_matches(name, ORDER, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown stage {name!r}; did you mean {near!r}? The stages are: {', '.join(ORDER)}"
+        )
+    stage: Stage = importlib.import_module(f"polyphi_recipe.stages.{name}").stage
+    return stage
+
+
+def at_size(name: str, size: Size) -> Stage:
+    """The stage with the given name and the mix of a size. Raises ValueError with the nearest name for an unknown
+    one."""
+    stage = load(name)
+    small = stage.small if size.name != "full" else None
+    if small is None:
+        return stage
+    late = {corpus: round(samples * size.late_scale) for corpus, samples in small.late.items()}
+    return replace(stage, data=replace(small, late=late))
+
+
+def longest_audio(size: Size) -> float:
+    """Seconds of the longest audio that fits into a row of speech 2, the only stage with long audio, with 500 tokens
+    of text: 80 ms a token, 30 minutes at most (report 2.2.1)."""
+    context = size.budget(load("speech_2_post")).context
+    return min(1800.0, max(30.0, 0.08 * (context - 500)))

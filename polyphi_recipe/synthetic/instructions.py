@@ -1,0 +1,498 @@
+"""Short questions with short answers, one family per skill, over the vocabulary shared with vision and speech.
+
+>>> draw = families(work, "train")["number_words"]
+>>> draw(Random(0))
+QA("number_words", "Write 42 in German words.", "zweiundvierzig", "de", ...)
+
+The splits differ in content: the subject of a question (a number in a language, a word and its target language, a pair
+of operands) belongs to one split, in every wording.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+
+from polyphi.data.shards import Sample
+from polyphi.messages import Message
+from polyphi.text.lexicon import (
+    COLOURS,
+    LANGUAGES,
+    NOUNS,
+    SHAPES,
+    digit_words,
+    lexicon,
+    number_words,
+)
+from polyphi_recipe.curate.corpus import Work
+from polyphi_recipe.curate.text import fill, interleave, origin, rng_for, sentences, side
+from polyphi_recipe.synthetic.number_questions import SUMS
+
+
+@dataclass(frozen=True)
+class QA:
+    """A question, its answer, and the language of the answer; `to` is the target language of a translation."""
+
+    task: str
+    question: str
+    answer: str
+    language: str = "en"
+    to: str = ""
+
+    def sample(self, id: str, source: str = "polyphi") -> Sample:
+        meta = {
+            "task": self.task,
+            "language": self.language,
+            **({"to": self.to} if self.to else {}),
+        }
+        return Sample(
+            id,
+            (Message.user(self.question), Message.assistant(self.answer)),
+            meta=meta,
+            **origin(source),
+        )
+
+
+Family = Callable[[Random], QA]
+
+SHARES = {
+    "number_words": 15,
+    "translate_words": 3,
+    "translate_numbers": 9,
+    "copy": 9,
+    "count": 1,
+    "scene_count": 10,
+    "scene": 17,
+    "arithmetic": 16,
+    "compare": 10,
+    "yes_no": 4,
+    "language_id": 4,
+    "sort": 4,
+    "position": 3,
+}
+"""Family -> its share of the training rows; test rows are distributed equally. The corpus `sums` has more sums."""
+
+ENGLISH_SHARE = 0.4  # of the questions that exist in all languages
+NUMBER_WORDS_SHARE = 0.2  # of the texts to copy in training
+
+
+def number_in_split(split: str, n: int, words: str) -> bool:
+    """Return whether a number and its words belong to `split`, in any language ("noventa" exists in two); numbers up to
+    twenty are always in train."""
+    return split == "train" if n <= 20 else side(split, "number", n, words)
+
+
+def sum_in_split(split: str, a: int, sign: str, b: int) -> bool:
+    """Return whether a sum belongs to `split`; sums of two single digits are always in train: worked sums need them."""
+    pair = sorted((a, b)) if sign == "+" else (a, b)
+    return split == "train" if max(a, b) < 10 else side(split, "sum", sign, *pair)
+
+
+def random_language(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> str:
+    """Return one of these languages, English most often."""
+    return "en" if rng.random() < ENGLISH_SHARE else rng.choice(languages)
+
+
+def language_pair(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> list[str]:
+    """Return two different languages (source, target); in 70 % of the pairs one is English."""
+    others = rng.sample([code for code in languages if code != "en"], 2)
+    pair = ["en", others[0]] if rng.random() < 0.7 else others
+    rng.shuffle(pair)
+    return pair
+
+
+def first_valid(draw: Callable[[], tuple | None]) -> tuple:
+    """Return the first draw that isn't None."""
+    while (result := draw()) is None:
+        pass
+    return result
+
+
+def families(work: Work, split: str) -> dict[str, Family]:
+    """Return family name -> a function that draws one question of this split."""
+    codes = list(LANGUAGES)
+    speech = {code: _sentences(code, work, split) for code in codes}
+
+    def number(rng: Random) -> QA:
+        def draw() -> tuple | None:
+            n, language = rng.randrange(100), random_language(rng)
+            return (n, language) if number_in_split(split, n, number_words(n, language)) else None
+
+        def draw_digits() -> tuple | None:
+            digits = "".join(rng.choices("0123456789", k=rng.randrange(2, 6)))
+            return (digits, random_language(rng)) if side(split, "digits", digits) else None
+
+        if rng.random() < 0.4:
+            digits, language = first_valid(draw_digits)
+            return QA("number_words", f"Write in digits: {digit_words(digits, language)}", digits)
+        n, language = first_valid(draw)
+        words = number_words(n, language)
+        if rng.random() < 0.5:
+            question = rng.choice(("Write {} in {} words.", "What is {} in {}?")).format(
+                n, LANGUAGES[language]
+            )
+            return QA("number_words", question, words, language)
+        question = rng.choice(("Write in digits: {}", "Which number is this? {}")).format(words)
+        return QA("number_words", question, str(n), "en")
+
+    def translate(rng: Random) -> QA:
+        def draw() -> tuple | None:
+            word, (source, target) = rng.choice(_CONCEPTS), language_pair(rng, work.languages)
+            # The word is held out without its language: "orange" is the same question in three languages.
+            return (
+                (word, source, target)
+                if side(split, "word", lexicon()[word][source], target)
+                else None
+            )
+
+        word, source, target = first_valid(draw)
+        return _translation(
+            "translate_words", lexicon()[word][source], lexicon()[word][target], target
+        )
+
+    def translate_numbers(rng: Random) -> QA:
+        source, target = language_pair(rng)
+
+        def draw() -> tuple | None:
+            if rng.random() < 0.4:
+                n = rng.randrange(100)
+                in_split = number_in_split(split, n, number_words(n, source))
+                return (number_words(n, source), number_words(n, target)) if in_split else None
+            digits = "".join(rng.choices("0123456789", k=rng.randrange(2, 5)))
+            in_split = side(split, "digits", digits)
+            return (digit_words(digits, source), digit_words(digits, target)) if in_split else None
+
+        text, answer = first_valid(draw)
+        return _translation("translate_numbers", text, answer, target)
+
+    def copy(rng: Random) -> QA:
+        text, language = copy_text(split, rng, work.languages)
+        return QA("copy", f"{rng.choice(('Repeat', 'Copy'))}: {text}", text, language)
+
+    def count(rng: Random) -> QA:
+        def draw() -> tuple | None:
+            if rng.random() < 0.5:
+                few, between = rng.sample("0123456789", 3), ""
+            else:
+                few, between = rng.sample(_SHORT_NOUNS, 3), " "
+            items, what = rng.choices(few, k=rng.randrange(3, 7)), rng.choice(few)
+            text = between.join(items)
+            return (text, what, items.count(what)) if side(split, "count", text) else None
+
+        text, what, n = first_valid(draw)
+        return QA("count", f"How many times is {what} in {text}?", str(n))
+
+    def scene_count(rng: Random) -> QA:
+        return _scene(rng, split, counting=True)
+
+    def scene(rng: Random) -> QA:
+        return _scene(rng, split, counting=False)
+
+    def arithmetic(rng: Random) -> QA:
+        def draw() -> tuple | None:
+            a, b, sign = rng.randrange(1, 100), rng.randrange(1, 20), rng.choice("+-")
+            value = a + b if sign == "+" else a - b
+            valid = 0 <= value <= 99 and sum_in_split(split, a, sign, b)
+            return (a, sign, b, value) if valid else None
+
+        a, sign, b, value = first_valid(draw)
+        language = random_language(rng, work.languages)
+        expression = f"{a} {sign} {b}"
+        if language == "en" and rng.random() < 0.3:
+            expression = f"{a} {'plus' if sign == '+' else 'minus'} {b}"
+        return QA("arithmetic", SUMS[language][0].format(expression), str(value), language)
+
+    def pair(rng: Random) -> Callable[[], tuple | None]:
+        def draw() -> tuple | None:
+            a, b = rng.sample(range(100), 2)
+            return (a, b) if side(split, "compare", *sorted((a, b))) else None
+
+        return draw
+
+    def compare(rng: Random) -> QA:
+        a, b = first_valid(pair(rng))
+        relation = rng.choice(("larger", "smaller"))
+        answer = max(a, b) if relation == "larger" else min(a, b)
+        return QA("compare", f"Which is {relation}, {a} or {b}?", str(answer))
+
+    def yes_no(rng: Random) -> QA:
+        if rng.random() < 0.3:
+            a = rng.choice([n for n in range(100) if side(split, "parity", n, percent=20)])
+            parity = rng.choice(("even", "odd"))
+            truth = (a % 2 == 0) == (parity == "even")
+            return QA("yes_no", f"Is {a} {parity}?", "yes" if truth else "no")
+        a, b = first_valid(pair(rng))
+        relation = rng.choice(("larger", "smaller"))
+        truth = (a > b) == (relation == "larger")
+        return QA("yes_no", f"Is {a} {relation} than {b}?", "yes" if truth else "no")
+
+    def language_id(rng: Random) -> QA:
+        language = rng.choice(codes)
+        return QA(
+            "language_id",
+            f"Which language is this? {rng.choice(speech[language])}",
+            LANGUAGES[language],
+        )
+
+    def sort(rng: Random) -> QA:
+        def draw() -> tuple | None:
+            digits = rng.sample("0123456789", rng.randrange(3, 5))
+            return (digits,) if side(split, "sort", *digits) else None
+
+        (digits,) = first_valid(draw)
+        if rng.random() < 0.3:
+            superlative = rng.choice(("largest", "smallest"))
+            return QA(
+                "sort",
+                f"Which is the {superlative}? {''.join(digits)}",
+                (max if superlative == "largest" else min)(digits),
+            )
+        return QA("sort", f"Sort from small to large: {''.join(digits)}", "".join(sorted(digits)))
+
+    def position(rng: Random) -> QA:
+        def draw() -> tuple | None:
+            words = rng.sample(_CONCEPTS, 3)
+            return (words,) if side(split, "position", *words) else None
+
+        (words,) = first_valid(draw)
+        ordinal = rng.choice(("first", "second", "last"))
+        answer = words[{"first": 0, "second": 1, "last": -1}[ordinal]]
+        return QA("position", f"Which word is {ordinal}? {' '.join(words)}", answer)
+
+    functions = [number, translate, translate_numbers, copy, count, scene_count, scene, arithmetic]
+    functions += [compare, yes_no, language_id, sort, position]
+    return dict(zip(SHARES, functions, strict=True))
+
+
+_CONCEPTS = [*COLOURS, *SHAPES, *(n for n in NOUNS if n not in COLOURS)]
+_SHORT_NOUNS: tuple[str, ...] = ("cat", "dog", "cow", "pig", "bird", "fish")
+_SHORT_NOUNS += ("car", "sun", "tree", "book", "hat", "key")
+
+
+def copy_text(
+    split: str, rng: Random, languages: Sequence[str], longest: int = 6
+) -> tuple[str, str]:
+    """Return (text, language) to copy: a string of two or more digits, or words of a language; in training also number
+    words of all languages, because transcription copies their tokens."""
+    language = random_language(rng, languages)
+    number_text = split == "train" and rng.random() < NUMBER_WORDS_SHARE
+    if number_text:
+        language = rng.choice(list(LANGUAGES))
+
+    def draw() -> tuple | None:
+        if number_text:
+            count = rng.randint(1, 4)
+            text = " ".join(number_words(rng.randrange(100), language) for _ in range(count))
+        elif rng.random() < 0.5:
+            text = "".join(rng.choices("0123456789", k=rng.randint(2, longest + 2)))
+        else:
+            words = [w[language] for w in lexicon().values()]
+            text = " ".join(rng.choices(words, k=rng.randint(2, longest)))
+        return (text,) if side(split, "copy", text) else None
+
+    (text,) = first_valid(draw)
+    return text, language
+
+
+def _translation(task: str, text: str, answer: str, target: str) -> QA:
+    return QA(task, f"Translate to {LANGUAGES[target]}: {text}", answer, target, target)
+
+
+def _sentences(language: str, work: Work, split: str) -> list[str]:
+    rng = Random(f"{work.seed}:sentences:{language}:{split}")
+    texts = list(islice(sentences(language, work, split, rng, 50), 300))
+    while len(texts) < 60:  # fallback without packages: words of the lexicon
+        words = " ".join(rng.sample([w[language] for w in lexicon().values()], 3))
+        if side(split, "sentence", words):
+            texts.append(words)
+    return texts
+
+
+def plural(shape: str, n: int) -> str:
+    """Return the English name of a shape in the singular or plural for `n`: "crosses" for 3 and "cross"."""
+    return shape if n == 1 else f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
+def shape_phrase(count: int, colour: str, shape: str) -> str:
+    """Return one or more shapes in words: "a red circle", "three blue stars"."""
+    if count == 1:
+        return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
+    return f"{number_words(count, 'en')} {colour} {plural(shape, count)}"
+
+
+DESCRIBE = ("Describe the picture.", "What does the picture show?")
+POSITIONS = {
+    "left": "on the left",
+    "right": "on the right",
+    "top": "at the top",
+    "bottom": "at the bottom",
+}
+
+
+def _scene(rng: Random, split: str, counting: bool) -> QA:
+    """Return a question about a scene described in words, as captions and questions of the image corpora are: a frozen
+    language model can only answer questions about images that it can answer about text."""
+    task = "scene_count" if counting else "scene"
+    if not counting and rng.random() < 0.25:
+        return _read(rng, split)
+
+    def draw() -> tuple | None:
+        groups = rng.choice((1, 1, 2, 2, 3)) if counting else rng.randrange(1, 4)
+        shapes, colours = rng.sample(sorted(SHAPES), groups), rng.sample(sorted(COLOURS), groups)
+        counts = [rng.randrange(1, 7 if groups == 1 else 5) for _ in range(groups)]
+        things = [shape_phrase(*group) for group in zip(counts, colours, shapes, strict=True)]
+        caption = " and ".join(things)
+        return (caption, counts, colours, shapes) if side(split, "scene", caption) else None
+
+    def draw_placed() -> tuple | None:
+        (shape, other), (colour, other_colour) = (
+            rng.sample(sorted(SHAPES), 2),
+            rng.sample(sorted(COLOURS), 2),
+        )
+        (position, other_position), alone = rng.sample(sorted(POSITIONS), 2), rng.random() < 0.5
+        caption = f"{shape_phrase(1, colour, shape)} {POSITIONS[position]}"
+        if not alone:
+            caption = (
+                f"{caption} and {shape_phrase(1, other_colour, other)} {POSITIONS[other_position]}"
+            )
+        return (caption, shape, position) if side(split, "scene", caption) else None
+
+    if not counting and rng.random() < 0.25:
+        caption, shape, position = first_valid(draw_placed)
+        question = rng.choice((f"Where is the {shape}?", f"On which side is the {shape}?"))
+        return QA(task, f"Scene: {caption}.\n{question}", position)
+    caption, counts, colours, shapes = first_valid(draw)
+    if not counting and rng.random() < 0.2:
+        return QA(task, f"Scene: {caption}.\n{rng.choice(DESCRIBE)}", caption)
+    at = rng.randrange(len(counts))
+    n, colour, shape = counts[at], colours[at], shapes[at]
+    many = plural(shape, 2)
+    if counting:
+        question = rng.choice(
+            (
+                f"How many {many} are there?",
+                f"Count the {many}.",
+                f"How many {colour} {many} are there?",
+            )
+        )
+        return QA(task, f"Scene: {caption}.\n{question}", str(n))
+    if len(set(counts)) > 1 and rng.random() < 0.3:
+        most = colours[counts.index(max(counts))] if counts.count(max(counts)) == 1 else ""
+        few = rng.choice([c for c, k in zip(colours, counts, strict=True) if k < max(counts)])
+        if most:
+            one, two = rng.sample([most, few], 2)
+            return QA(
+                task, f"Scene: {caption}.\nWhich colour is there more of, {one} or {two}?", most
+            )
+    question_type = rng.randrange(3)
+    if question_type == 0:
+        alone = ("What colour is this?", "Which colour do you see?", "Name the colour.")
+        question = rng.choice(alone) if len(counts) == 1 else f"What colour is the {shape}?"
+        return QA(task, f"Scene: {caption}.\n{question}", colour)
+    if question_type == 1:
+        alone = ("What shape is this?", "Which shape do you see?", "Name the shape.")
+        question = rng.choice(alone) if len(counts) == 1 else f"Which shape is {colour}?"
+        return QA(task, f"Scene: {caption}.\n{question}", shape)
+    truth = rng.random() < 0.5
+    if not truth:
+        colour = rng.choice(
+            [c for c in (sorted(COLOURS) if rng.random() < 0.5 else colours) if c != colour]
+            or [c for c in sorted(COLOURS) if c != colour]
+        )
+    return QA(
+        task,
+        f"Scene: {caption}.\nIs there {shape_phrase(1, colour, shape)}?",
+        "yes" if truth else "no",
+    )
+
+
+def _read(rng: Random, split: str) -> QA:
+    """Return a question about text or digits in a scene."""
+
+    def draw() -> tuple | None:
+        contents = ("digit", "digits", "digits", "number", "word")
+        # There are only ten single digits: none is held out.
+        content = rng.choice(contents if split == "train" else contents[1:])
+        if content == "word":
+            text = rng.choice(sorted(lexicon()))
+        else:
+            text = "".join(
+                rng.choices("0123456789", k=1 if content == "digit" else rng.randint(2, 4))
+            )
+        return (content, text) if len(text) < 2 or side(split, "read", text) else None
+
+    content, text = first_valid(draw)
+    if rng.random() < 0.2:
+        return QA(
+            "scene",
+            f"Scene: the {content} {text}.\n{rng.choice(DESCRIBE)}",
+            f"the {content} {text}",
+        )
+    questions = {
+        "digit": ("What digit is this?", "Which digit do you see?", "Read the digit."),
+        "digits": ("What digits do you see?", "Which digits are these?", "Read the digits."),
+        "number": ("What number is this?", "Which number do you see?", "Read the number."),
+        "word": ("What word is this?", "Which word do you see?", "Read the word."),
+    }[content]
+    return QA("scene", f"Scene: the {content} {text}.\n{rng.choice(questions)}", text)
+
+
+def any_family(work: Work) -> Family:
+    """Return a function that draws one training question, with families in the proportions of `SHARES`."""
+    draw = families(work, "train")
+    names, weights = list(SHARES), list(SHARES.values())
+    return lambda rng: draw[rng.choices(names, weights)[0]](rng)
+
+
+def training(work: Work, rng: Random) -> Iterator[QA]:
+    """Yield training questions without end, in the proportions of `SHARES`."""
+    draw = any_family(work)
+    while True:
+        yield draw(rng)
+
+
+def rows(
+    corpus: str, work: Work, draw: Callable[[Work, str], Family]
+) -> Iterator[tuple[str, Sample]]:
+    """Yield (split, row) for every split, each row drawn by `draw(work, split)`: for `Corpus.build`."""
+
+    def make(split: str, rng: Random) -> Iterator[Sample]:
+        family = draw(work, split)
+        for i in range(work.rows[split]):
+            yield family(rng).sample(f"{corpus}-{split}-{i:06d}")
+
+    yield from fill(work, corpus, make)
+
+
+def fresh(corpus: str, work: Work, draw: Family) -> Callable[[int], Sample]:
+    """Return number -> training sample, each drawn by a generator seeded with its number: for `Corpus.fresh`."""
+    return lambda n: draw(rng_for(work, f"{corpus}:fresh:{n}")).sample(f"{corpus}-fresh-{n:06d}")
+
+
+def testing(work: Work, rng: Random, rows: int) -> Iterator[QA]:
+    """Yield about `rows` held-out questions, the same number of each family (or as many as exist), families in turn,
+    without duplicates, answers balanced."""
+    draw = families(work, "test")
+    per_family = -(-rows // len(draw))
+    picked = [
+        balance_answers((draw[name](rng) for _ in range(12 * per_family + 60)), per_family)
+        for name in draw
+    ]
+    yield from interleave([iter(pairs) for pairs in picked])
+
+
+def balance_answers(candidates: Iterator[QA], count: int) -> list[QA]:
+    """Return `count` candidates (or as many as exist) with different questions and answers in equal numbers."""
+    groups: dict[str, list[QA]] = {}
+    questions: set[str] = set()
+    for qa in candidates:
+        if qa.question not in questions:
+            questions.add(qa.question)
+            groups.setdefault(qa.answer, []).append(qa)
+    picked: list[QA] = []
+    while groups and len(picked) < count:
+        for answer in list(groups):
+            picked.append(groups[answer].pop())
+            if not groups[answer]:
+                del groups[answer]
+    return picked[:count]

@@ -1,0 +1,245 @@
+"""Every text corpus with a few rows, on a machine without network."""
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from polyphi.data.shards import Shards
+from polyphi.messages import Completion, SamplingParams
+from polyphi_eval.baselines import select
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.heldout import find
+from polyphi_recipe.curate import sources
+from polyphi_recipe.curate.corpus import Corpus, Work, build
+
+DOCUMENTS = {"documents", "code", "math", "translation", "long_documents", "reasoning_documents"}
+CHATS = {
+    "instructions",
+    "tools",
+    "summaries",
+    "fim",
+    "preferences",
+    "reasoning_sft",
+    "reasoning_pairs",
+}
+NAMES = sorted(DOCUMENTS | CHATS)
+
+
+def corpus(name: str) -> Corpus:
+    return importlib.import_module(f"polyphi_recipe.corpora.{name}").corpus
+
+
+def build_with_parents(name: str, work: Work) -> dict:
+    """Build a corpus after its parents."""
+    for parent in corpus(name).corpora:
+        build_with_parents(parent, work)
+    return build(corpus(name), work)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline() -> Iterator[None]:
+    def refuse(*_: object) -> None:
+        raise sources.Unavailable("no network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_fill", refuse)
+        yield
+
+
+def in_folder(folder: Path) -> Work:
+    return Work(
+        {"train": 26, "test": 14}, 0, folder / "cache", folder / "data", report=lambda line: None
+    )
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return in_folder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """Return a folder for tests that only read the corpora: each is built once, with its parents."""
+    return in_folder(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """Return another folder, in which every corpus is built a second time."""
+    return in_folder(tmp_path_factory.mktemp("again"))
+
+
+def manifests_of(name: str, work: Work) -> dict[str, dict]:
+    build_with_parents(name, work)
+    folders = {split: work.data / name / split for split in work.rows}
+    return {s: json.loads((path / "manifest.json").read_text()) for s, path in folders.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_corpus_builds_without_packages(name, shared):
+    manifests, work = manifests_of(name, shared), shared
+    assert manifests["train"]["rows"] == 26 and manifests["test"]["rows"] >= (
+        4 if name == "long_documents" else 14
+    )
+    for split in ("train", "test"):
+        rows = Shards(work.data / name / split)
+        assert len({s.id for s in rows}) == len(rows)
+        for sample in rows:
+            assert sample.messages[-1].role == ("document" if name in DOCUMENTS else "assistant")
+            assert sample.answer.strip() and sample.meta["task"] and sample.meta["language"]
+            assert sources.SOURCES[sample.source].licence == sample.licence
+            if name in ("preferences", "reasoning_pairs"):
+                assert sample.meta["rejected"] and sample.meta["rejected"] != sample.answer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_shards(name, shared, again):
+    """Parents are rebuilt as well."""
+
+    def digests(work: Work) -> list[str]:
+        build_with_parents(name, work)
+        return [
+            hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in sorted((work.data / name).rglob("*.parquet"))
+        ]
+
+    assert digests(again) == digests(shared) != []
+
+
+def test_long_documents_are_long(shared):
+    build_with_parents("long_documents", shared)
+    assert min(len(s.answer) for s in Shards(shared.data / "long_documents/train")) > 9_000
+
+
+class _Wrong:
+    """A reasoning model with batched requests whose answers are all wrong."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple] = []
+
+    def generate_many(self, prompts: list, sampling: list[SamplingParams]) -> list[Completion]:
+        assert all(s.temperature > 0 for s in sampling)
+        assert all(p[-1].role == "user" for p in prompts)
+        self.requests += [(tuple(p), s.seed) for p, s in zip(prompts, sampling, strict=True)]
+        return [Completion("1 + 1 = 3.\nAnswer: 3") for _ in prompts]
+
+
+class _Learns(_Wrong):
+    """A model whose first answers are wrong; the second answer is right for every other problem."""
+
+    def __init__(self, solutions: dict[str, str]) -> None:
+        super().__init__()
+        self.solutions = solutions
+
+    def generate_many(self, prompts: list, sampling: list[SamplingParams]) -> list[Completion]:
+        answers = super().generate_many(prompts, sampling)
+        return [
+            Completion(self.solutions[p[0].text]) if len(p) > 1 and i % 2 else answer
+            for i, (p, answer) in enumerate(zip(prompts, answers, strict=True))
+        ]
+
+
+class _Right:
+    """A model without batching that always returns the right solution."""
+
+    def __init__(self, solutions: dict[str, str]) -> None:
+        self.solutions = solutions
+
+    def generate(self, messages: list, *, sampling: SamplingParams) -> Completion:
+        return Completion(self.solutions[messages[-1].text])
+
+
+def test_reasoning_pairs_come_from_the_models_errors(work):
+    def rows(model: object) -> list:
+        workspace = Work(
+            work.rows, 0, work.cache, work.data, {"reasoning_2_sft": model}, work.report
+        )
+        return [
+            sample
+            for split, sample in corpus("reasoning_pairs").build(workspace)
+            if split == "train"
+        ]
+
+    model = _Wrong()
+    wrong = rows(model)
+    assert [len(p) for p, _ in model.requests] == [1] * 3 + [3] * 3 + [1] * 10, (
+        "a quarter is fed back"
+    )
+    assert len({seed for _, seed in model.requests}) == 16
+    assert [s.meta["rejected_by"] for s in wrong] == ["model"] * 13 + ["rule"] * 13
+    assert wrong[0].meta["rejected"] == "1 + 1 = 3.\nAnswer: 3"
+    assert {s.meta.get("paired_by") for s in wrong[:13]} == {"known"}
+    solutions = {s.messages[0].text: s.answer for s in wrong}
+    learns = rows(_Learns(solutions))[:13]
+    assert [s.meta["paired_by"] for s in learns] == ["known", "correction", *["known"] * 11]
+    assert [s.answer for s in learns] == [s.answer for s in wrong[:13]]
+    right = rows(_Right(solutions))
+    assert [s.answer for s in right] == [s.answer for s in wrong]
+    assert {s.meta["rejected_by"] for s in right} == {"rule"}
+
+
+def text_tasks() -> list[Benchmark]:
+    return [t for t in find() if t.modality in ("text", "safety") and t.corpus in NAMES]
+
+
+def test_references_of_every_task_score_fully(work):
+    built = set()
+    for task in text_tasks():
+        if task.corpus not in built:
+            build(
+                corpus(task.corpus),
+                Work({"train": 1, "test": 80}, 0, work.cache, work.data, report=work.report),
+            )
+            built.add(task.corpus)
+        rows = select(task, Shards(work.data / task.corpus / "test"), None, 0)
+        assert rows, task.name
+        assert all(task.scorer(s.answer, s).value == 1.0 for s in rows), task.name
+        may_be_silent = ("overrefusal", "refusals", "tool_call")  # where silence may be right
+        assert not any(task.scorer("", s).value for s in rows if task.name not in may_be_silent)
+
+
+@pytest.mark.parametrize("name", ["reasoning_sft", "reasoning_documents"])
+def test_a_teacher_s_chains_are_kept_where_they_are_right(name, work):
+    """The teacher solves only stories, half of them only after its wrong answer is returned to it."""
+
+    def ask(prompts: list, seeds: list[int]) -> list[str]:
+        answers = []
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            question = prompt[0].text.removeprefix("Solve step by step: ").partition("\n")[0]
+            numbers = re.findall(r"\d+", question)
+            if len(numbers) != 3 or re.search(r"\d [-+x] \d", question):
+                answers.append("I don't know.\nAnswer: 10000")
+                continue
+            a, b, c = map(int, numbers)
+            slip = len(prompt) == 1 and seed % 2
+            answers.append(
+                f"Seen: {a} + {b} - {c} = {a + b - c + slip}\nAnswer: {a + b - c + slip}"
+            )
+        return answers
+
+    checked = []
+
+    def check(messages: list, seed: int) -> str:
+        checked.append(messages[0].text)
+        return "yes, it is"
+
+    samples = list(
+        importlib.import_module(f"polyphi_recipe.corpora.{name}").build(work, ask, check)
+    )
+    train = [sample for split, sample in samples if split == "train"]
+    assert len(train) == work.rows["train"]
+    assert all("Seen: " in s.answer and "I don't know" not in s.answer for s in train)
+    assert all("Seen: " in prompt for prompt in checked) and len(checked) >= len(train)
+    assert not [s for split, s in samples if split == "test" and "Seen: " in s.answer]
+
+
+def test_a_teacher_that_is_never_right_is_no_teacher(work):
+    from polyphi_recipe.corpora import reasoning_sft
+
+    with pytest.raises(ValueError, match=r"none of 256 problems in a row.*10000 is not right"):
+        list(reasoning_sft.build(work, lambda prompts, seeds: ["Answer: 10000"] * len(prompts)))

@@ -1,0 +1,456 @@
+"""Common instruction formats: the meaning of rows, round trips, marks in text, and invalid rows."""
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from pieces import render
+from PIL import Image as PIL
+
+from polyphi.data.shards import Sample, Shards, write
+from polyphi.messages import Audio, Image, Message, Text
+from polyphi.processing import template
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi_recipe.curate import formats
+from polyphi_recipe.curate.formats import detect, read, sample
+
+
+def png(colour: str) -> bytes:
+    out = io.BytesIO()
+    PIL.new("RGB", (8, 8), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def wav() -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.zeros(800), 16000, format="WAV")
+    return out.getvalue()
+
+
+RED, BLUE, CLIP = png("red"), png("blue"), wav()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "red.png").write_bytes(RED)
+    (tmp_path / "blue.png").write_bytes(BLUE)
+    (tmp_path / "a.wav").write_bytes(CLIP)
+    (tmp_path / "b.png").write_text("no picture")
+    return tmp_path
+
+
+def messages_of(row: dict[str, Any], root: Path | None = None) -> tuple[Message, ...]:
+    return sample(row, "row 1", source="s", licence="CC0", root=root).messages
+
+
+def test_reasoning_beside_an_answer() -> None:
+    user = {"role": "user", "content": "1+1?"}
+    answer = {"role": "assistant", "content": "2", "reasoning_content": "one and one"}
+    text = "<think>\none and one\n</think>\n\n2"
+    row = sample({"messages": [user, answer]}, "row 1", source="s", licence="CC0")
+    assert (row.answer, row.meta) == (text, {})
+    row = sample({"messages": [user, answer, user, answer]}, "row 1", source="s", licence="CC0")
+    assert [m.text for m in row.messages] == ["1+1?", "2", "1+1?", text]
+    assert row.meta == {"supervise": "last answer"}
+
+
+TOOLS = [{"name": "add", "description": "Add", "parameters": {"type": "object"}}]
+CALLS = [{"name": "add", "arguments": {"a": 1}}, {"name": "add", "arguments": {"a": 2}}]
+CALL_TEXT = Text(f"<|tool_call|>{json.dumps(CALLS)}<|/tool_call|>")
+
+
+def openai_call(id: str, a: int) -> dict[str, Any]:
+    function = {"name": "add", "arguments": json.dumps({"a": a})}
+    return {"id": id, "type": "function", "function": function}
+
+
+# ------------------------------------------------------------------------------ what rows mean
+
+
+def test_openai_media(root: Path) -> None:
+    url = "data:image/png;base64," + base64.b64encode(BLUE).decode()
+    clip = {"data": base64.b64encode(CLIP).decode(), "format": "wav"}
+    parts = [
+        {"type": "text", "text": "These?"},
+        {"type": "image_url", "image_url": {"url": "red.png"}},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "input_audio", "input_audio": clip},
+    ]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A."}]}
+    assert messages_of(row, root) == (
+        Message("user", (Text("These?"), Image(RED), Image(BLUE), Audio(CLIP))),
+        Message.assistant("A."),
+    )
+
+
+def test_openai_tools() -> None:
+    row = {
+        "tools": [{"type": "function", "function": tool} for tool in TOOLS],
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": "Sums?"},
+            {"role": "assistant", "content": None, "tool_calls": [openai_call("x", 1), openai_call("y", 2)]},
+            {"role": "tool", "tool_call_id": "y", "content": "two"},
+            {"role": "tool", "tool_call_id": "x", "content": "one"},
+            {"role": "assistant", "content": "One and two."},
+        ],
+    }  # fmt: skip
+    assert messages_of(row) == (
+        Message("system", (Text("Be brief."),), json.dumps(TOOLS)),
+        Message.user("Sums?"),
+        Message("assistant", (CALL_TEXT,)),
+        Message("tool_response", (Text("one"),)),
+        Message("tool_response", (Text("two"),)),
+        Message.assistant("One and two."),
+    )
+
+
+def test_a_call_may_end_a_conversation_and_stand_behind_words() -> None:
+    tool_calls = [openai_call("x", 1), openai_call("y", 2)]
+    answer = {"role": "assistant", "content": "So:", "tool_calls": tool_calls}
+    row = {"messages": [{"role": "user", "content": "Sums?"}, answer]}
+    assert messages_of(row)[-1].parts == (Text("So:"), CALL_TEXT)
+
+
+def test_sharegpt() -> None:
+    row = {
+        "system": "Be brief.",
+        "tools": json.dumps(TOOLS),
+        "conversations": [
+            {"from": "human", "value": "Sums? <image>"},
+            {"from": "function_call", "value": json.dumps(CALLS)},
+            {"from": "observation", "value": "1 and 2"},
+            {"from": "gpt", "value": "Done."},
+        ],
+    }
+    assert messages_of(row) == (
+        Message("system", (Text("Be brief."),), json.dumps(TOOLS)),
+        Message.user("Sums? <image>"),
+        Message("assistant", (CALL_TEXT,)),
+        Message("tool_response", (Text("1 and 2"),)),
+        Message.assistant("Done."),
+    )
+
+
+def test_llava(root: Path) -> None:
+    turns = [
+        {"from": "human", "value": "<image>\nRed? <image>"},
+        {"from": "gpt", "value": "One <image> is."},
+    ]
+    assert messages_of({"image": ["red.png", "blue.png"], "conversations": turns}, root) == (
+        Message("user", (Image(RED), Text("Red? "), Image(BLUE))),
+        Message.assistant("One <image> is."),
+    )
+
+
+def test_alpaca() -> None:
+    row = {"instruction": "Translate.", "input": "chat", "output": "cat"}
+    assert messages_of(row) == (Message.user("Translate.\nchat"), Message.assistant("cat"))
+    row |= {"input": "", "system": "French.", "history": [["Hi", "Salut"]]}
+    assert messages_of(row) == (
+        *(Message.system("French."), Message.user("Hi"), Message.assistant("Salut")),
+        *(Message.user("Translate."), Message.assistant("cat")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (["messages"], "openai"),
+        (["conversations", "tools"], "sharegpt"),
+        (["conversations", "image"], "llava"),
+        (["instruction", "output"], "alpaca"),
+    ],
+)
+def test_rows_tell_their_format(keys: list[str], name: str) -> None:
+    assert detect(dict.fromkeys(keys, "x")) == name
+
+
+# ------------------------------------------------------------------------------ round trips
+
+MARKS = ("<image>", "<|end|>", "<|user|>", "<|tool|>", "<|endoftext10|>", "<|im_start|>")
+marks = st.sampled_from(MARKS)
+words = st.text(min_size=1) | marks | st.tuples(st.text(), marks).map("".join)
+spoken = words.filter(lambda text: text.strip() and "tool_call|>" not in text)
+values = st.recursive(
+    st.none() | st.integers() | st.text() | st.sampled_from((template.CALL, template.CALL_END)),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3),
+    max_leaves=4,
+)
+one_call = st.tuples(st.text(min_size=1), st.dictionaries(st.text(), values, max_size=3))
+calls = st.lists(one_call.map(lambda d: {"name": d[0], "arguments": d[1]}), min_size=1, max_size=3)
+tools = st.none() | st.just(json.dumps(TOOLS))
+media_parts = st.sampled_from((Image(RED), Image(BLUE), Audio(CLIP)))
+
+
+def exchange(
+    user: st.SearchStrategy[Message], with_calls: bool
+) -> st.SearchStrategy[list[Message]]:
+    def called(drawn: tuple[Message, list[Any], list[str], str]) -> list[Message]:
+        prompt, tool_calls, answers, answer = drawn
+        responses = [Message("tool_response", (Text(t),)) for t in (answers * 3)[: len(tool_calls)]]
+        text = formats.call_text(tool_calls)
+        return [prompt, Message("assistant", (Text(text),)), *responses, Message.assistant(answer)]
+
+    plain = st.tuples(user, spoken).map(lambda d: [d[0], Message.assistant(d[1])])
+    full = st.tuples(user, calls, st.lists(words, min_size=1, max_size=3), spoken).map(called)
+    return st.one_of(plain, full) if with_calls else plain
+
+
+def conversations(
+    user: st.SearchStrategy[Message], with_calls: bool = True, tools: Any = tools
+) -> st.SearchStrategy[tuple[Message, ...]]:
+    turns = st.lists(exchange(user, with_calls), min_size=1, max_size=3).map(
+        lambda exchanges: [m for e in exchanges for m in e]
+    )
+
+    def with_system(drawn: tuple[list[Message], str | None, str | None]) -> tuple[Message, ...]:
+        turns, system, tools = drawn
+        if system is None and tools is None:
+            return tuple(turns)
+        parts = () if system is None else (Text(system),)
+        return (Message("system", parts, tools), *turns)
+
+    return st.tuples(turns, st.none() | words, tools).map(with_system)
+
+
+texts_of_users = words.map(Message.user)
+parts_of_users = st.lists(words.map(Text) | media_parts, min_size=1, max_size=4).map(
+    lambda parts: Message("user", tuple(parts))
+)
+
+
+@given(conversations(parts_of_users))
+def test_openai_round_trip(messages: tuple[Message, ...]) -> None:
+    row = json.loads(json.dumps(formats.to_openai(messages)))
+    assert messages_of(row) == messages
+
+
+@given(conversations(texts_of_users))
+def test_sharegpt_round_trip(messages: tuple[Message, ...]) -> None:
+    row = json.loads(json.dumps(formats.to_sharegpt(messages)))
+    assert messages_of(row) == messages
+
+
+@given(conversations(texts_of_users, with_calls=False, tools=st.none()))
+def test_alpaca_round_trip(messages: tuple[Message, ...]) -> None:
+    row = json.loads(json.dumps(formats.to_alpaca(messages)))
+    assert messages_of(row) == messages
+
+
+def without_adjacent_texts(parts: list[Any]) -> Message:
+    """Return a message without adjacent texts, which LLaVA's format joins."""
+    neighbours = zip([None, *parts], parts, strict=False)
+    parts_ = [b for a, b in neighbours if not (isinstance(a, Text) and isinstance(b, Text))]
+    return Message("user", tuple(parts_))
+
+
+no_marks = words.map(lambda text: Text(text.replace("<image>", "<img>")))
+pictured = st.lists(no_marks | st.sampled_from((Image(RED), Image(BLUE))), min_size=1, max_size=4)
+
+
+@given(conversations(pictured.map(without_adjacent_texts)))
+def test_llava_round_trip(messages: tuple[Message, ...]) -> None:
+    saved: dict[str, bytes] = {}
+
+    def save(data: bytes) -> str:
+        name = f"{len(saved)}.png"
+        saved[name] = data
+        return name
+
+    row = json.loads(json.dumps(formats.to_llava(messages, save)))
+    if "image" in row:
+        names = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        row["image"] = [{"bytes": saved[name]} for name in names]
+    assert messages_of(row) == messages
+
+
+def test_what_a_format_has_no_place_for() -> None:
+    picture = (Message.user(Image(RED)), Message.assistant("x"))
+    for write_row in (formats.to_sharegpt, formats.to_alpaca):
+        with pytest.raises(ValueError, match="found image"):
+            write_row(picture)
+    with pytest.raises(ValueError, match="<image>"):
+        formats.to_llava((Message.user(Image(RED), "<image>"), Message.assistant("x")), str)
+    with pytest.raises(ValueError, match="found audio of user"):
+        formats.to_llava((Message.user(Audio(CLIP)), Message.assistant("x")), str)
+    with pytest.raises(ValueError, match="found user, user"):
+        formats.to_alpaca((Message.user("x"), Message.user("y")))
+    for write_row in (formats.to_openai, formats.to_sharegpt):
+        with pytest.raises(ValueError, match=r"message 2: .*control tokens"):
+            write_row((Message.user("x"), Message.assistant("<|tool_call|>")))
+    with pytest.raises(ValueError, match="a tool's answer needs a call"):
+        formats.to_openai((Message("tool_response", (Text("x"),)),))
+
+
+# ------------------------------------------------------------------------------ marks in words
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["a few words of text, and some more"], 600)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "SAID"}, {"role": "assistant", "content": "x"}]},
+        {"conversations": [{"from": "human", "value": "SAID"}, {"from": "gpt", "value": "x"}]},
+        {"instruction": "SAID", "output": "x"},
+    ],
+    ids=detect,
+)
+def test_control_tokens_in_words_stay_words(row: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """The ids of the conversation contain as many control tokens as those of a conversation with plain text."""
+
+    def controls(text: str) -> int:
+        messages = messages_of(json.loads(json.dumps(row).replace("SAID", text)))
+        ids = [id for p in render(messages, tokenizer, trusted=True) for id in p.ids]
+        return sum(id in tokenizer.controls.values() for id in ids)
+
+    marks = "".join(tokenizer.controls) + "<image>"
+    assert controls(marks) == controls("hello")
+
+
+def test_calls_in_arguments_of_calls_stay_words(tokenizer: Tokenizer) -> None:
+    call = {"name": "say", "arguments": {"text": "<|/tool_call|><|tool_call|>"}}
+    row = {"conversations": turns(("human", "x"), ("function_call", json.dumps(call)))}
+    messages = messages_of(row)
+    ids = [id for p in render(messages, tokenizer, trusted=True) for id in p.ids]
+    for mark in (template.CALL, template.CALL_END):
+        assert ids.count(tokenizer.control(mark)) == 1
+    assert json.loads(formats.to_sharegpt(messages)["conversations"][1]["value"]) == [call]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The mark <|tool_call|> begins a call.",
+        "<|/tool_call|>",
+        "<|tool_call|>[]<|/tool_call|>",
+        '<|tool_call|>[{"name": "a", "arguments": {}}]<|/tool_call|> and then',
+        "<|tool_call|>nonsense<|/tool_call|>",
+    ],
+)
+def test_an_assistants_marks_stand_around_calls_only(text: str) -> None:
+    with pytest.raises(ValueError, match=r"row 1: message 2: .*control tokens"):
+        messages_of({"instruction": "x", "output": text})
+
+
+# ------------------------------------------------------------------------------ bad rows
+
+
+def turns(*pairs: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"from": speaker, "value": value} for speaker, value in pairs]
+
+
+def chat(*pairs: tuple[str, Any], **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in pairs], **more}
+
+
+def with_image_url(url: str) -> dict[str, Any]:
+    return chat(("user", [{"type": "image_url", "image_url": {"url": url}}]))
+
+
+CALLED = {"role": "assistant", "content": None, "tool_calls": [openai_call("x", 1)]}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ([1], "expected an object, found list"),
+        ({}, "and only one of them; found nothing"),
+        ({"instruction": "x"}, "found instruction"),
+        ({"messages": [], "conversations": []}, "found messages, conversations"),
+        (chat(("user", "x")), "ends with the assistant's answer, found user last"),
+        (chat(("user", "x"), ("assistant", " ")), "the answer is empty"),
+        (chat(("user", "x"), ("robot", "y"), ("assistant", "z")), "message 2: unknown role 'robot'"),
+        (chat(("user", 7), ("assistant", "y")), "must be text or a list of parts, found int"),
+        (chat(("user", [{"type": "video"}]), ("assistant", "y")), "unknown part type 'video'"),
+        (chat(("user", [{"type": "text", "text": 5}]), ("assistant", "y")), "expected text, found int 5"),
+        (with_image_url("https://x.org/a"), "remote media are not fetched"),
+        (with_image_url("none.png"), "there is no file none.png"),
+        (with_image_url("b.png"), "b.png: expected a PNG"),
+        (with_image_url("../x.png"), "inside the row's folder, found ../x.png"),
+        (with_image_url("/etc/passwd"), "inside the row's folder"),
+        (chat(("user", "x"), ("assistant", "y"), tools=[{"type": "function"}]), "a tool is an object with a name"),
+        ({"messages": [CALLED, {"role": "user", "content": "?"}]}, "call 'x' has no answer"),
+        ({"messages": [{"role": "tool", "tool_call_id": "z", "content": "?"}]}, "call 'z'"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"name": "a", "arguments": "{"}]}]}, "of a are no JSON"),
+        ({"conversations": turns(("human", "x"), ("bird", "y"))}, "unknown speaker 'bird'"),
+        ({"conversations": turns(("human", None))}, "text as `value`, found"),
+        ({"conversations": "x"}, "Expecting value"),
+        ({"image": "red.png", "conversations": turns(("human", "x"), ("gpt", "y"))}, "found 1 for 0"),
+        ({"image": 7, "conversations": turns(("human", "<image>"), ("gpt", "y"))}, "path or bytes as image, found int"),
+        ({"instruction": "x", "output": None}, "message 2: expected text, found NoneType"),
+    ],
+)  # fmt: skip
+def test_bad_rows_are_named_with_the_reason(row: Any, reason: str, root: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        sample(row, "mine.jsonl, line 7", source="s", licence="CC0", root=root)
+    assert str(error.value).startswith("mine.jsonl, line 7: ") and reason in str(error.value)
+
+
+def test_paths_need_a_folder() -> None:
+    row = {"image": "red.png", "conversations": turns(("human", "<image>"), ("gpt", "y"))}
+    with pytest.raises(ValueError, match=r"row 1: .*red\.png"):
+        messages_of(row)
+
+
+def test_links_do_not_lead_out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "secret.png"
+    outside.write_bytes(RED)
+    (root / "link.png").symlink_to(outside)
+    row = {"image": "link.png", "conversations": turns(("human", "<image>"), ("gpt", "y"))}
+    with pytest.raises(ValueError, match="inside the row's folder"):
+        messages_of(row, root)
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def as_lines(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(("name", "dump"), [("a.jsonl", as_lines), ("a.json", json.dumps)])
+def test_files_become_shards(name: str, dump: Callable[[Any], str], root: Path) -> None:
+    rows = [
+        {
+            "id": 5,
+            "image": "red.png",
+            "conversations": turns(("human", "<image>\n?"), ("gpt", "y")),
+        },
+        {"instruction": "x", "output": "y"},
+    ]
+    (root / name).write_text(dump(rows))
+    write(root / "out" / "train", read(root / name, licence="CC0"), pipeline="formats")
+    first, second = Shards(root / "out" / "train")
+    unit = "line" if name == "a.jsonl" else "row"
+    assert first == Sample(
+        "5", (Message.user(Image(RED), "?"), Message.assistant("y")), name, "CC0"
+    )
+    assert second.id == f"{name}, {unit} 2"
+
+
+def test_bad_rows_of_a_file_stop_it_or_are_reported(root: Path) -> None:
+    file = root / "a.jsonl"
+    file.write_text('{"instruction": "x", "output": "y"}\n\n{"instruction"\n[1]\n' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3: expected JSON"):
+        list(read(file, licence="CC0"))
+    messages: list[str] = []
+    assert len(list(read(file, licence="CC0", bad=messages.append))) == 1
+    assert [text.partition(":")[0] for text in messages] == [
+        f"a.jsonl, line {n}" for n in (3, 4, 5)
+    ]
+    (root / "b.json").write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="expected a list of rows, found dict"):
+        list(read(root / "b.json", licence="CC0"))

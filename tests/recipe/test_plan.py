@@ -1,0 +1,92 @@
+"""`polyphi plan`: correct advice, comparison with published figures, errors in one line."""
+
+import json
+
+import pytest
+
+from polyphi import cli
+from polyphi.planning import sizes
+from polyphi.planning.cost import Switches
+from polyphi_recipe import plan
+
+
+def test_text_1_takes_as_long_as_published() -> None:
+    """The card of Phi-4-mini-instruct: 5T tokens on 512 A100 in 21 days. At the utilisation that we assume, 22.7."""
+    result = plan.plan("text_1_pretrain", sizes.FULL, "512xA100", Switches(shard=8))
+    assert result.fits
+    assert result.seconds * result.steps / 86400 == pytest.approx(21, rel=0.15)
+
+
+def test_advice_holds() -> None:
+    result = plan.plan("text_3_post", sizes.FULL, "64xH100")
+    assert not result.fits
+    assert "--shard 2" in result.advice
+    assert plan.plan("text_3_post", sizes.FULL, "64xH100", Switches(shard=2)).fits
+    assert "--activations recompute" in result.advice
+    on = Switches(activations="recompute")
+    assert plan.plan("text_3_post", sizes.FULL, "64xH100", on).fits
+
+
+def test_long_rows_are_shared() -> None:
+    """Rows of 131,072 tokens fit only if devices share them."""
+    result = plan.plan("text_2_long", sizes.FULL, "64xH100")
+    assert not result.fits and "--context 16 --activations recompute" in result.advice
+    on = Switches(activations="recompute", context=16)
+    shared = plan.plan("text_2_long", sizes.FULL, "64xH100", on)
+    assert shared.fits and shared.traffic["context"] > 0
+    assert shared.memory["activations"] < result.memory["activations"] / 16
+
+
+def test_samples_that_are_compared_stay_one_pack() -> None:
+    """No option and no further device helps the contrastive stage: the batch must be smaller."""
+    result = plan.plan("vision_0_encoder", sizes.FULL, "64xH100")
+    assert not result.fits
+    assert result.advice and all(text.startswith("batch_tokens") for text in result.advice)
+    more = plan.plan("vision_0_encoder", sizes.FULL, "128xH100")
+    assert more.memory["peak"] == result.memory["peak"]
+
+
+def test_more_devices_are_faster_and_send_more() -> None:
+    few, many = (plan.plan("vision_2_joint", sizes.FULL, d) for d in ("16xH100", "64xH100"))
+    assert many.seconds < few.seconds
+    assert many.traffic["gradients"] > few.traffic["gradients"]
+
+
+def test_json_is_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", "speech_2_post", "--json", "--price", "2", "--devices", "8xh200"])
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["devices"] == "8xH200"
+    assert result["cost"] == pytest.approx(2 * result["device_hours"])
+    assert result["learn"][1][1] == 461_373_440  # LoRA_A
+
+
+@pytest.mark.parametrize("names", [["vision_1_align"], ["speech_0_aed", "speech_1_pretrain"]])
+def test_it_reads(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", *names])
+    printed = capsys.readouterr().out
+    assert "H100" in printed and "device hours" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["text_1_pretrian"], "text_1_pretrain"),
+        (["--size", "huge"], "unknown size"),
+        (["--devices", "8xH1000"], "unknown devices"),
+        (["text_1_pretrain", "--shard", "3"], "--shard 3"),
+        (["vision_3_generative", "--shard", "8"], "omit --shard"),
+        (["text_2_long", "--context", "5"], "--context 5"),
+        (["text_4_align", "--context", "8"], "images, audio or pairs"),
+        (["--activations", "forget"], "'keep', 'recompute'"),
+        (["--base", "fp8"], "'bf16', 'int8', 'int4'"),
+        (["text_1_pretrain", "--base", "int4"], "only frozen weights"),
+        (["--utilisation", "2"], "utilisation"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
