@@ -1,7 +1,6 @@
 """`run.json`: the size, seed and precision of a run, which can't change within a run."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from polyphi.planning.sizes import Size
 from polyphi.runtime import distributed
 from polyphi.runtime.files import write_json
 from polyphi.runtime.precision import Choice, Requested, choose
-from polyphi.train.resume import REASON, recorded, recorded_precision
-from polyphi_recipe import processes, stages
+from polyphi.train.resume import REASON, recorded
+from polyphi_recipe import processes
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Identity:
             return
         values = json.loads(path.read_text())
         present = {key: values.get(key) for key in identity}
-        if self.requested != "auto" and (choice := self._recorded(values)) is not None:
+        if self.requested != "auto" and (choice := recorded(values)) is not None:
             identity["precision"], present["precision"] = self.requested, choice.precision
         if present != identity:
             raise ValueError(
@@ -42,11 +41,11 @@ class Identity:
             )
 
     def choose_precision(self) -> Choice:
-        """The precision of the run and its reason: that of run.json, else of a stage of an older run, else the
-        requested one or the faster one on this machine. It is recorded in run.json."""
+        """The precision of the run and its reason: that of run.json, else the requested one or the faster one on this
+        machine. It is recorded in run.json."""
 
         def record(values: dict[str, Any]) -> dict[str, Any]:
-            choice = self._recorded(values) or choose(
+            choice = recorded(values) or choose(
                 self.requested, distributed.device(), placement.products(self.size.model)
             )
             return {**values, "precision": choice.precision, REASON: choice.reason}
@@ -55,10 +54,3 @@ class Identity:
         choice = recorded(json.loads((self.out / "run.json").read_text()))
         assert choice is not None
         return choice
-
-    def _recorded(self, values: Mapping[str, Any]) -> Choice | None:
-        """The precision in run.json, or, in a run from before that entry existed, of its stages."""
-        if (choice := recorded(values)) is not None:
-            return choice
-        choices = (recorded_precision(self.out / "stages" / name) for name in stages.ORDER)
-        return next((choice for choice in choices if choice is not None), None)

@@ -147,7 +147,7 @@ def make_run(out: Path, n: int = 40, steps: int = 300) -> Path:
             for i, (glob, rate) in enumerate(stage.trainable.items())
         ]
         manifest = {
-            "stage": name, "parents": {p: 3 for p in stage.parents}, "who_learns": learned,
+            "stage": name, "parents": {p: 3 for p in stage.parents}, "trainable": learned,
             "steps": steps, "seconds": 40.0 + 9 * k,
             "frozen": {name: [sha, sha] for name, sha in hashes.items()},
             "counters": {"samples": 1200, "tokens": 48_000, "crops": 700 * name.startswith("vision"), "frames": 0},

@@ -145,10 +145,6 @@ def _results(results: Path, folder: Path) -> dict[str, Any]:
             f"--results {results}: expected the --out folder of `polyphi eval MODEL --suite ...`, found no results.json"
         )
     content: dict[str, Any] = json.loads((results / "results.json").read_text())
-    if "card" not in content:
-        raise ValueError(
-            f"--results {results} is of an earlier version; `polyphi eval score {results}` brings it up to date"
-        )
     measured = json.loads((results / "model.json").read_text())["fingerprint"].split()
     fingerprint = measured[0] if measured else ""
     if re.fullmatch("[0-9a-f]{32}", fingerprint) and fingerprint != checkpoint_fingerprint(folder):
@@ -192,7 +188,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     """The training manifest of a fine-tuned checkpoint (finetune.py), None for other checkpoints."""
     path = folder.parent / "manifest.json"
     manifest = json.loads(path.read_text()) if path.exists() else None
-    return manifest if isinstance(manifest, dict) and "who_learns" in manifest else None
+    return manifest if isinstance(manifest, dict) and "trainable" in manifest else None
 
 
 def _base(source: str | None, manifest: Mapping[str, Any] | None) -> str | None:
@@ -268,7 +264,7 @@ def _training(
                 "on fixed prompts were bit-identical before and after."
             )
     elif manifest:
-        trained = ", ".join(f"`{glob}`" for glob in manifest["learn"])
+        trained = ", ".join(f"`{glob}`" for glob in manifest["learning_rates"])
         paragraphs.append(
             f"Trained further from {base or 'a checkpoint in a folder'} in {manifest['steps']:,} steps: "
             f"{trained} were trained on {', '.join(manifest['mix'])}. All other parameters were frozen: "
@@ -310,7 +306,7 @@ def _adapters(
     """The table of adapters, if there are any."""
     if not adapters:
         return []
-    globs = (manifest or {}).get("learn", {})
+    globs = (manifest or {}).get("learning_rates", {})
     rows = ["| adapter | rank | alpha | trained here |", "|---|---:|---:|---|"]
     for name, adapter in adapters.items():
         trained = any(fnmatch.fnmatchcase(f"decoder.layers.0.x.lora.{name}.a", g) for g in globs)
@@ -327,7 +323,7 @@ def write(folder: Path, layout: str, repository: str | None = None) -> None:
 
 
 def _stage_row(name: str, manifest: Mapping[str, Any]) -> str:
-    trained = dict.fromkeys(part for glob in manifest["learn"] for part in part_of(glob))
+    trained = dict.fromkeys(part for glob in manifest["learning_rates"] for part in part_of(glob))
     steps, tokens = manifest["steps"], manifest["counters"]["tokens"]
     return (
         f"| {name} | {', '.join(trained)} | {steps:,} | {tokens:,} | {', '.join(manifest['mix'])} |"

@@ -156,11 +156,11 @@ def extra_for(package: str, words: Sequence[str]) -> str:
     return extra if extra in (*EXTRAS[package], "all") else EXTRAS[package][0]
 
 
-def main(arguments: list[str] | None = None, application: typer.Typer = app) -> Any:
-    """Run the command line; errors that users can fix are printed as one line."""
+def main(arguments: list[str] | None = None, application: typer.Typer | None = None) -> Any:
+    """Run the command line, or another application; errors that users can fix are printed as one line."""
     try:
         # The result is the code that a command passed to `typer.Exit`.
-        if code := application(arguments, standalone_mode=False):
+        if code := (application or app)(arguments, standalone_mode=False):
             sys.exit(code)
     except Exception as error:
         missing = (getattr(error, "name", None) or "").partition(".")[0]

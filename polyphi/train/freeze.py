@@ -92,7 +92,7 @@ def trainable_rows(
     stage: Stage, budget: Budget, parameters: dict[str, Tensor], origins: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """One row per glob of `trainable`, and one for all frozen parameters: number of parameters, peak learning rate,
-    stages that their weights come from. The manifest holds the rows as `who_learns`."""
+    stages that their weights come from. The manifest holds the rows as `trainable`."""
     rows = []
     chosen = groups(stage, parameters)
     claimed = {name for names in chosen.values() for name in names}

@@ -47,7 +47,7 @@ def identity(
         "budget": dataclasses.asdict(budget),
         "seed": seed,
         "precision": precision,
-        "learn": dict(stage.trainable),
+        "learning_rates": dict(stage.trainable),
         "mix": dict(stage.data.weights),
         "adapter": dict(stage.data.adapter),
         "curriculum": stage.data.curriculum,

@@ -18,7 +18,7 @@ holds the values that depend on the size (steps, tokens per step, length of a ro
 import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from polyphi.model.config import AdapterConfig
@@ -100,12 +100,11 @@ class Stage:
     name of the one to copy. If `ema` isn't 0, the exported tensors are averages over the steps, in which each step's
     weights count `ema` times as much as those of the next. `small` is the mix of the sizes below `full`, where it
     differs from `data` [ours]. A stage of a user's own may have "auto" as the learning rate of an adapter, which
-    `train/finetune.py` replaces by a number (rates.py). `learn` is the name that `trainable` had in stage files for
-    earlier versions."""
+    `train/finetune.py` replaces by a number (rates.py)."""
 
     name: str
     start: Mapping[str, str]
-    trainable: Mapping[str, float] = field(default_factory=dict)
+    trainable: Mapping[str, float]
     data: Mix
     objective: Objective
     schedule: Schedule = Schedule()
@@ -120,11 +119,6 @@ class Stage:
     adapters: Mapping[str, AdapterConfig | str] = field(default_factory=dict)
     watch: tuple[str, ...] = ()
     small: Mix | None = None
-    learn: InitVar[Mapping[str, float] | None] = None
-
-    def __post_init__(self, learn: Mapping[str, float] | None) -> None:
-        if learn is not None:
-            object.__setattr__(self, "trainable", learn)
 
     @property
     def parents(self) -> tuple[str, ...]:

@@ -23,14 +23,6 @@ NORMS_KEPT = 100
 """Latest gradient norms, against which a spike is measured (guard.py)."""
 IDS_SHOWN = 20
 
-STORED_NAMES = {
-    "quarantined": "set_aside",
-    "rejected_steps": "wrong_steps",
-    "rejected_in_a_row": "wrong_in_a_row",
-    "rollbacks": "rolled_back",
-}
-"""Field -> key in `state.json`, where they differ: checkpoints of all versions have these keys."""
-
 
 @dataclasses.dataclass
 class TrainState:
@@ -122,13 +114,12 @@ class TrainState:
 
     def to_json(self) -> dict[str, Any]:
         """The state as `state.json` holds it."""
-        return {STORED_NAMES.get(k, k): v for k, v in dataclasses.asdict(self).items()}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "TrainState":
-        """The state that `state.json` holds. Checkpoints of earlier versions have no fields about evaluations."""
-        keys = {f.name: STORED_NAMES.get(f.name, f.name) for f in dataclasses.fields(cls)}
-        return cls(**{name: stored[key] for name, key in keys.items() if key in stored})
+        """The state that `state.json` holds."""
+        return cls(**{f.name: stored[f.name] for f in dataclasses.fields(cls)})
 
 
 def _first_ids(ids: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ def reaches_goal(result: Mapping[str, Any]) -> bool:
 
 def goal(result: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the goal for a row's score, formatted, and whether it is reached: ("90 %", "not reached")."""
-    if (value := result.get("goal")) is None:  # the JSON of older runs has no goals
+    if (value := result["goal"]) is None:
         return None
     text = f"{value:g}" if result["metric"] == "bleu" else f"{100 * value:g} %"
     return text, "reached" if reaches_goal(result) else "not reached"

@@ -55,11 +55,6 @@ class Work:
     tokenizer: Path | None = None
     languages: tuple[str, ...] = tuple(LANGUAGES)
 
-    @property
-    def tell(self) -> Callable[[str], None]:
-        """`report`, as corpus files for earlier versions call it."""
-        return self.report
-
 
 @dataclass(frozen=True)
 class Corpus:

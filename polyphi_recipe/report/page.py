@@ -24,7 +24,7 @@ from polyphi.model.parts import parts
 from polyphi.runtime import cpu
 from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.report.stage import stage_row
-from polyphi.train.resume import recorded, recorded_precision
+from polyphi.train.resume import recorded
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE
@@ -83,7 +83,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     report = {
         "size": identity.get("size", "unnamed"),
         "seed": identity.get("seed"),
-        "precision": _precision(run, identity),
+        "precision": asdict(choice) if (choice := recorded(identity)) else None,
         "summary": {
             "stages_done": sum(s["done"] for s in rows),
             "stages": len(rows),
@@ -123,13 +123,6 @@ def _cards(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for task in results:
         own["reasoning" if task["corpus"].startswith("reasoning") else "model"].append(task)
     return {folder: card.of_heldout(tasks) for folder, tasks in own.items()}
-
-
-def _precision(run: Path, identity: Mapping[str, Any]) -> dict[str, str] | None:
-    """The precision of the run's training and its reason, from run.json or, for older runs, from a stage."""
-    stored = (recorded_precision(run / "stages" / name) for name in stages.ORDER)
-    choice = recorded(identity) or next((c for c in stored if c is not None), None)
-    return asdict(choice) if choice else None
 
 
 def _load(path: Path, default: Any) -> Any:

@@ -12,7 +12,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_named_paths_exist(page: Path) -> None:
     text = page.read_text()
-    for path in re.findall(r"`((?:polyphi\w*|experiments|tests|docs|examples|benchmarks)/[\w./-]+)`", text):
+    for path in re.findall(
+        r"`((?:polyphi\w*|experiments|tests|docs|examples|benchmarks)/[\w./-]+)`", text
+    ):
         assert (ROOT / path).exists(), f"{page.name} names {path}, which isn't there"
 
 

@@ -91,13 +91,13 @@ def test_the_card_of_a_run_has_stages_freeze_and_data(checkpoint: Path) -> None:
     (run / "run.json").write_text(json.dumps({"size": "nano", "seed": 3}))
     exports = {"model": ["text_1_pretrain", "vision_1_align"]}
     (run / model_card.EXPORTS).write_text(json.dumps(exports))
-    for stage, learn in (
+    for stage, glob in (
         ("text_1_pretrain", "decoder.*"),
         ("vision_1_align", "vision.projector.*"),
     ):
         (run / "stages" / stage).mkdir(parents=True)
         manifest = {
-            "learn": {learn: 1e-3},
+            "learning_rates": {glob: 1e-3},
             "steps": 1250,
             "counters": {"tokens": 99_000},
             "mix": {"copying": 1},
@@ -118,9 +118,9 @@ def test_the_card_of_a_run_has_stages_freeze_and_data(checkpoint: Path) -> None:
 
 def test_the_card_of_a_fine_tuned_model_has_its_base(checkpoint: Path) -> None:
     manifest = {
-        "who_learns": [],
+        "trainable": [],
         "parents": {"hf:microsoft/Phi-4-multimodal-instruct": 90, "copy of speech": 4},
-        "learn": {"decoder.*.lora.medical.*": 1e-4},
+        "learning_rates": {"decoder.*.lora.medical.*": 1e-4},
         "steps": 40,
         "mix": {"calls": 1},
         "frozen": {"a": ["1", "1"]},

@@ -239,21 +239,6 @@ def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "fp32: this CPU is <old>" in (tmp_path / "report.md").read_text()
 
 
-def test_an_older_run_has_that_of_its_stages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from polyphi_recipe.graph import Run
-
-    stage = tmp_path / "stages" / "text_2_long"
-    stage.mkdir(parents=True)
-    (stage / "manifest.json").write_text('{"precision": "bf16"}')
-    (tmp_path / "run.json").write_text('{"size": "micro", "seed": 0}')
-    monkeypatch.setattr(precision, "missing", lambda dtype: "this CPU is old")
-    with pytest.raises(ValueError, match="'bf16'"):
-        Run("micro", tmp_path, precision="fp32")
-    assert Run("micro", tmp_path).precision == "bf16" == recorded(tmp_path)["precision"]
-
-
 def test_branches_get_the_precision_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,11 +75,11 @@ def test_a_sample_whose_loss_is_nan_is_quarantined_and_named(data: Path, tmp_pat
     messages: list[object] = []
     stage = replace(STAGE, objective=Poisoned())
     manifest = run(tmp_path / "out", data, stage, FEW, report=messages.append)
-    assert sorted(manifest["set_aside"]) == ["questions/3", "questions/7"]
-    assert sorted(line["id"] for line in quarantined(tmp_path / "out")) == manifest["set_aside"]
+    assert sorted(manifest["quarantined"]) == ["questions/3", "questions/7"]
+    assert sorted(line["id"] for line in quarantined(tmp_path / "out")) == manifest["quarantined"]
     assert sum("is quarantined: its loss isn't finite" in str(line) for line in messages) == 2
     records = read_metrics(tmp_path / "out" / "metrics.jsonl")
-    assert [r["step"] for r in records] == list(range(6)) and manifest["wrong_steps"] == 0
+    assert [r["step"] for r in records] == list(range(6)) and manifest["rejected_steps"] == 0
 
 
 def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
         run(tmp_path / "half", data, replace(stage, objective=Stops()), FEW, checkpoint_seconds=0.0)
     resumed = run(tmp_path / "half", data, stage, FEW)
     assert trajectory(tmp_path / "half") == trajectory(tmp_path / "straight")
-    assert resumed["set_aside"] == straight["set_aside"]
+    assert resumed["quarantined"] == straight["quarantined"]
     assert quarantined(tmp_path / "half") == quarantined(tmp_path / "straight")
 
 
@@ -114,7 +114,7 @@ MANY = replace(BUDGET, steps=16, batch_tokens=60)
 def test_a_spike_is_skipped(data: Path, tmp_path: Path) -> None:
     stage = replace(STAGE, objective=Spikes(12))
     manifest = run(tmp_path / "out", data, stage, MANY, guard=Guard(spike=20.0))
-    assert manifest["wrong_steps"] == 1 and manifest["rolled_back"] == 0
+    assert manifest["rejected_steps"] == 1 and manifest["rollbacks"] == 0
     steps = [r["step"] for r in read_metrics(tmp_path / "out" / "metrics.jsonl")]
     assert steps == [n for n in range(16) if n != 12]
     (line,) = quarantined(tmp_path / "out")
@@ -126,7 +126,7 @@ def test_a_spike_is_rolled_back(data: Path, tmp_path: Path) -> None:
     stage, often = replace(STAGE, objective=Spikes(12)), {"checkpoint_seconds": 0.0}
     back = Guard(spike=20.0, then="roll-back")
     manifest = run(tmp_path / "out", data, stage, MANY, guard=back, **often)
-    assert manifest["rolled_back"] == 1 and manifest["wrong_steps"] == 1
+    assert manifest["rollbacks"] == 1 and manifest["rejected_steps"] == 1
     run(tmp_path / "plain", data, STAGE, replace(MANY, steps=17), **often)
     spiked, plain = (trajectory(tmp_path / name) for name in ("out", "plain"))
     assert [r[0] for r in spiked] == list(range(16))

@@ -37,8 +37,8 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
     assert all(torch.equal(after[name], tensor) for name, tensor in trained.items())
     assert all(first == last for first, last in manifest["frozen"].values())
     assert set(manifest["frozen"]) | set(trained) == set(model.state_dict())
-    assert [row["module"] for row in manifest["who_learns"]] == [*EVERYTHING.trainable, "(frozen)"]
-    assert sum(row["parameters"] for row in manifest["who_learns"]) == sum(
+    assert [row["module"] for row in manifest["trainable"]] == [*EVERYTHING.trainable, "(frozen)"]
+    assert sum(row["parameters"] for row in manifest["trainable"]) == sum(
         p.numel() for p in model.parameters()
     )
     records = read_metrics(tmp_path / "metrics.jsonl")

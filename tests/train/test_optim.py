@@ -1,7 +1,5 @@
 """Groups of the optimiser follow `trainable`."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -28,13 +26,6 @@ PARAMETERS = {
     "vision.projector.weight": nn.Parameter(torch.ones(2, 2)),
     "decoder.weight": nn.Parameter(torch.ones(2, 2)),
 }
-
-
-def test_a_stage_file_of_an_earlier_version_says_learn() -> None:
-    globs = {"vision.*": 1e-4}
-    old = Stage(name="s", start={}, learn=globs, data=Mix({"a": 1}), objective=NextToken())
-    assert old.trainable == globs
-    assert replace(old, steps=3).trainable == globs
 
 
 def test_the_longest_glob_wins_and_only_matrices_decay() -> None:

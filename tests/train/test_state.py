@@ -1,4 +1,4 @@
-"""`TrainState`: its keys in `state.json` are those of all versions; what a rollback restores."""
+"""`TrainState`: what `state.json` holds, what a rollback restores."""
 
 import json
 from dataclasses import replace
@@ -10,20 +10,11 @@ from polyphi.train.guard import Diverged, Guard
 from polyphi.train.options import MachineOptions
 from polyphi.train.state import TrainState
 
-STORED = """{"step": 7, "draws": 31, "corrupt": 1, "seconds": 2.5, "counters": {"tokens": 900}, "norms": [0.5, 0.25],
-"set_aside": ["questions/3"], "wrong_steps": 2, "wrong_in_a_row": 1, "rolled_back": 1}"""
-LATER = {"evaluated_step": 6, "best_step": 3, "best_loss": 1.5, "evaluations_since_best": 1}
-"""Keys that the first versions didn't have."""
 
-
-def test_the_state_has_the_keys_of_all_versions() -> None:
-    stored = json.loads(STORED)
-    state = TrainState.from_json({**stored, "identity": {}, "names": []})
-    assert state.quarantined == ["questions/3"] and state.rejected_steps == 2
-    assert (state.rejected_in_a_row, state.rollbacks, state.best_step) == (1, 1, None)
-    assert list(state.to_json()) == [*stored, *LATER]
-    stored |= LATER
-    assert TrainState.from_json(stored).to_json() == stored
+def test_the_state_is_stored_by_its_fields() -> None:
+    state = TrainState(step=7, draws=31, counters={"tokens": 900}, quarantined=["questions/3"])
+    stored = json.loads(json.dumps(state.to_json()))
+    assert TrainState.from_json({**stored, "identity": {}, "names": []}) == state
 
 
 def test_a_rollback_continues_after_the_samples_that_were_drawn() -> None:

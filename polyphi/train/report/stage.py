@@ -18,7 +18,7 @@ def stage_row(folder: Path, declared: Stage) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     records = training_records(folder / "metrics.jsonl")
     points = loss_points(records)
-    learned = [row for row in manifest.get("who_learns", ()) if row["module"] in declared.trainable]
+    learned = [row for row in manifest.get("trainable", ()) if row["module"] in declared.trainable]
     learned = learned or [
         {"module": glob, "rate": rate} for glob, rate in declared.trainable.items()
     ]

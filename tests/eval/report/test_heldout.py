@@ -34,8 +34,6 @@ def test_a_goal_is_reached_in_the_direction_of_its_metric(
 def test_rows_without_a_goal_have_none() -> None:
     plain = row("compare", 0.5)
     assert plain["core"] and plain["goal"] is None and report.goal(plain) is None
-    older = {key: value for key, value in plain.items() if key not in ("goal", "core")}
-    assert report.markdown([older]) == report.markdown([plain])
 
 
 def test_goals_are_of_tasks_that_are_there() -> None:

@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
             "stopped_early": True,
             "exported_step": 4,
         },
-        "who_learns": [
+        "trainable": [
             {"module": glob, "parameters": 1500, "rate": rate, "from": ["hf:owner/base"]}
             for glob, rate in EVERYTHING.trainable.items()
         ],
