@@ -25,7 +25,7 @@ Starts `polyphi serve` on a free port. Each attack runs in its own process, from
 | recordings | 10 recordings of 20 minutes to transcribe |
 | prompts_memory | 60 chats about as much audio as the context holds |
 
-URLs that answer slowly are missing, because the server fetches from no private address; tests/serve has them.
+URLs that answer slowly are missing, because the server fetches from no private address; tests/core/serve has them.
 
 A greeting (a chat with an answer of 8 tokens) is sent every half second, alone and then during each attack, and /health
 is requested five times a second. Beside some attacks another client also sends an image, a recording to transcribe or a

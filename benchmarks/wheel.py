@@ -262,11 +262,11 @@ def try_commands(python: Path, out: Path, report: Report, model: Path | None = N
 def try_kernels(python: Path, out: Path, report: Report, *, tests: bool) -> None:
     """Check the kernels, by their tests, which need torch, or by Python alone."""
     env = without_compilers(python)
-    script = checkout(out) / "tests" / "kernels" / "library.py"
+    script = checkout(out) / "tests/core/kernels/library.py"
     report.add("kernels without torch", note=run(python, script, env=env).splitlines()[-1])
     if tests:
         run(python, "-m", "pip", "install", "-q", "pytest", "hypothesis", env=env)
-        files = [f"kernels/test_{name}.py" for name in KERNEL_TESTS]
+        files = [f"core/kernels/test_{name}.py" for name in KERNEL_TESTS]
         pytest = ["-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib"]
         with stopwatch() as seconds:
             output = run(python, *pytest, *files, env=env, cwd=checkout(out) / "tests")

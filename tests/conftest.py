@@ -17,6 +17,7 @@ from polyphi.model.config import (
 )
 
 # So that a test file may import the helper beside it (`from parity.oracle import ...`) under pytest's importlib mode.
+sys.path.insert(0, str(Path(__file__).parent / "core"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import allowed_skips

@@ -14,15 +14,15 @@ pytestmark = pytest.mark.skipif(
 )
 EMULATION = {**allowed_skips.emulation(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TESTS = (
-    "tests/kernels/test_half.py",
-    "tests/kernels/test_linear.py::test_the_largest_sums_fit",
-    "tests/kernels/test_linear.py::test_paths_agree",
-    "tests/quantization/test_eightbit.py",
-    "tests/quantization/test_quantize.py::test_a_kernel_adds_integers_or_is_passed_over",
-    "tests/quantization/test_quantize.py::test_the_chosen_kernel_adds_integers",
-    "tests/quantization/test_quantize.py::test_four_bits_are_close",
-    "tests/quantization/test_quantize.py::test_four_bits_of_torch_are_close_at_any_number_of_tokens",
-    "tests/quantization/test_quantize.py::test_four_bits_are_unpacked_only_in_the_expected_layout",
+    "tests/core/kernels/test_half.py",
+    "tests/core/kernels/test_linear.py::test_the_largest_sums_fit",
+    "tests/core/kernels/test_linear.py::test_paths_agree",
+    "tests/core/quantization/test_eightbit.py",
+    "tests/core/quantization/test_quantize.py::test_a_kernel_adds_integers_or_is_passed_over",
+    "tests/core/quantization/test_quantize.py::test_the_chosen_kernel_adds_integers",
+    "tests/core/quantization/test_quantize.py::test_four_bits_are_close",
+    "tests/core/quantization/test_quantize.py::test_four_bits_of_torch_are_close_at_any_number_of_tokens",
+    "tests/core/quantization/test_quantize.py::test_four_bits_are_unpacked_only_in_the_expected_layout",
 )
 PROBE = """
 import torch
@@ -49,8 +49,8 @@ def test_nothing_newer_than_avx2_is_used() -> None:
 def test_training_makes_the_same_losses(tmp_path: Path) -> None:
     """Two steps with every modality. Sums in another order change the last digits."""
     data = small.write_corpora(tmp_path / "data")
-    command = (str(ROOT / "tests/train/small.py"), str(tmp_path / "avx2"), str(data))
-    environment = {**EMULATION, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = (str(ROOT / "tests/core/train/small.py"), str(tmp_path / "avx2"), str(data))
+    environment = {**EMULATION, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/core'}"}
     result = completed(sys.executable, *command, "--steps", "2", **environment)
     assert result.returncode == 0, result.stdout
     small.run(tmp_path / "here", data, budget=small.replace(small.BUDGET, steps=2))

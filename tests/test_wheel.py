@@ -81,7 +81,7 @@ def test_a_wheel_from_it_serves_every_python_of_the_platform(source: Path, tmp_p
     assert not list(folder.glob("polyphi/kernels/*.cpp")), "sources are no part of it"
     assert run(sys.executable, "-c", RUN, cwd=folder).splitlines() == ["None", str([[64.0] * 8])]
     library = folder / "polyphi" / "kernels" / "_native.so"
-    check = str(ROOT / "tests" / "kernels" / "library.py")
+    check = str(ROOT / "tests/core/kernels/library.py")
     assert "scalar: 8-bit product" in run(sys.executable, "-S", check, str(library), cwd=tmp_path)
     assert not re.search(rb"\bPy[A-Z]\w+", library.read_bytes()), "it asks for a Python's functions"
 

@@ -1,7 +1,7 @@
 """The request bodies in OpenAI's format, as pydantic models that reject unknown fields (fields.py).
 
 Values are checked where they are used: sampling in engine/sampling.py, media in fetch.py. docs/fields.md lists every
-field of every route; tests/serve/test_fields.py sends each one.
+field of every route; tests/core/serve/test_fields.py sends each one.
 """
 
 import secrets

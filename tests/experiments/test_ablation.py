@@ -11,8 +11,9 @@ import pytest
 
 from experiments import ablation
 from experiments.ablation import OWN, compare, interval, markdown, mixes
-from polyphi import cli, stages
+from polyphi import cli
 from polyphi.train.stage import Mix
+from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
 
 TEXT = stages.load("text_1_pretrain")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from polyphi.planning import sizes
 from polyphi_recipe import remaining, stages
-from polyphi_recipe.stages import BRANCHES, ORDER, sizes
+from polyphi_recipe.stages import BRANCHES, ORDER
 
 NANO = sizes.load("nano")
 

@@ -19,10 +19,10 @@ from polyphi.serve.settings import Settings
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PUBLIC = "microsoft/Phi-4-multimodal-instruct"
 ELSEWHERE = {
-    f"polyphi pull {PUBLIC} --quant int4": "downloads (tests/cli)",
-    f"polyphi serve {PUBLIC} --quant int4": "runs until it is stopped (tests/serve)",
-    "polyphi chat runs/nano/model": "a conversation (tests/cli)",
-    "polyphi serve runs/nano": "runs until it is stopped (tests/serve)",
+    f"polyphi pull {PUBLIC} --quant int4": "downloads (tests/core/cli)",
+    f"polyphi serve {PUBLIC} --quant int4": "runs until it is stopped (tests/core/serve)",
+    "polyphi chat runs/nano/model": "a conversation (tests/core/cli)",
+    "polyphi serve runs/nano": "runs until it is stopped (tests/core/serve)",
     "python -m experiments claims --out runs/nano": "minutes (tests/recipe)",
     "polyphi eval runs/nano --suite mini": "a minute (tests/eval)",
 }

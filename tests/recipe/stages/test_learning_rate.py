@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import polyphi_recipe.stages
 from experiments.scaling import EXPONENT, Law, Point, fit
 from polyphi.planning import sizes
 from polyphi_recipe import stages
 
-FITS = json.loads((Path(polyphi_recipe.stages.__file__).parent / "learning_rate.json").read_text())
+FITS = json.loads(Path(sizes.__file__).with_name("learning_rate.json").read_text())
 
 
 @pytest.mark.parametrize("size", sorted(FITS))

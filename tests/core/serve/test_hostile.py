@@ -645,7 +645,7 @@ def test_s19_hostile_peers_do_not_stop_others(
     folder = save(
         make_engine(fitted(tiny_config, tokenizer, **sizes), tokenizer), tmp_path / "model"
     )
-    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    benchmarks = Path(__file__).parents[3] / "benchmarks"
     monkeypatch.syspath_prepend(str(benchmarks))
     script = runpy.run_path(str(benchmarks / "hostile_attacks.py"))
 

@@ -10,7 +10,7 @@ from engine.conftest import picture
 from serve.conftest import Running
 from tones import say
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "server.md").read_text()
 
 

@@ -16,7 +16,7 @@ import polyphi
 from polyphi import Message, SamplingParams, cli
 from polyphi.checkpoints import hub, model_card
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

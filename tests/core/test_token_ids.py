@@ -421,7 +421,7 @@ def test_parts_are_answered(phi: polyphi.Phi, media: tuple[Path, Path]) -> None:
 def test_the_page_shows_what_works(
     phi: polyphi.Phi, media: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = Path(__file__).parents[1] / "docs/chat.md"
+    page = Path(__file__).parents[2] / "docs/chat.md"
     code = "\n".join(re.findall(r"(?s)```python\n(.*?)```", page.read_text()))
     monkeypatch.chdir(media[0].parent)
     media[0].rename("cat.png")

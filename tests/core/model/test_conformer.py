@@ -1,4 +1,4 @@
-"""Rules of the Conformer; its numbers are compared with transformers and plain formulas in tests/parity."""
+"""Rules of the Conformer; its numbers are compared with transformers and plain formulas in tests/core/parity."""
 
 from dataclasses import replace
 

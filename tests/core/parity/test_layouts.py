@@ -248,7 +248,7 @@ def test_two_models_in_one_pack_are_unaffected_by_the_layout(
 
 def test_the_maker_of_full_size_checkpoints(tiny_config: ModelConfig, tmp_path: Path) -> None:
     """`random_checkpoint.py` at tiny size: it loads, gives finite numbers, and both layouts hold the same model."""
-    file = Path(__file__).parents[2] / "benchmarks/random_checkpoint.py"
+    file = Path(__file__).parents[3] / "benchmarks/random_checkpoint.py"
     spec = importlib.util.spec_from_file_location("maker", file)
     assert spec and spec.loader
     maker = importlib.util.module_from_spec(spec)

@@ -307,7 +307,7 @@ def _ignored(client: httpx2.Client, data: bytes) -> None:
 
 def test_damaged_files_are_answered(running: Running, children: Children) -> None:
     """Forty of the thousand of benchmarks/damaged.py."""
-    path = Path(__file__).parents[2] / "benchmarks" / "damaged.py"
+    path = Path(__file__).parents[3] / "benchmarks" / "damaged.py"
     spec = spec_from_file_location("damaged", path)
     assert spec and spec.loader
     benchmark = module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Rules of the vision tower; its numbers are compared with transformers in tests/parity."""
+"""Rules of the vision tower; its numbers are compared with transformers in tests/core/parity."""
 
 from dataclasses import replace
 

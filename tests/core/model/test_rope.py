@@ -1,4 +1,4 @@
-"""LongRoPE's own rules; the numbers are compared with transformers in tests/parity."""
+"""LongRoPE's own rules; the numbers are compared with transformers in tests/core/parity."""
 
 from dataclasses import replace
 

@@ -25,7 +25,7 @@ from polyphi.serve.fields import Fields
 from polyphi.serve.responses_schema import ResponsesRequest
 from polyphi.serve.schema import ChatRequest, CompletionRequest
 
-PAGE = (Path(__file__).parents[2] / "docs/fields.md").read_text()
+PAGE = (Path(__file__).parents[3] / "docs/fields.md").read_text()
 TOOL = {"type": "function", "function": {"name": "f"}}
 FUNCTION = {"type": "function", "name": "f"}
 CUSTOM = {"name": "f", "input_schema": {"type": "object"}}

@@ -1,4 +1,4 @@
-"""Over HTTP, no request stalls others, and no answer is NaN; tests/engine/test_scheduler.py tests the engine."""
+"""Over HTTP, no request stalls others, and no answer is NaN; tests/core/engine/test_scheduler.py tests the engine."""
 
 import base64
 import io

@@ -19,7 +19,7 @@ from polyphi.messages import Message, SamplingParams
 
 pytestmark = pytest.mark.long
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "ray_serve.py"
 ROOM = 3 << 30
 """Bytes that Ray's own processes and a tiny replica take, and some more."""
 

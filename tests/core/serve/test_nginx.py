@@ -21,7 +21,7 @@ from polyphi.engine.engine import Engine
 from polyphi.serve.settings import Settings
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-CONFIG = Path(__file__).parents[2] / "deploy" / "nginx.conf"
+CONFIG = Path(__file__).parents[3] / "deploy" / "nginx.conf"
 NAME = "phi.example.org"
 MAIN = """
 daemon off; master_process off; pid {folder}/pid; error_log stderr;

@@ -10,7 +10,7 @@ from train.small import EVERYTHING
 from polyphi.model.config import AdapterConfig
 from polyphi.train.rates import MAX_RATE, default_rate, resolved
 
-DOCS = Path(__file__).parents[2] / "docs" / "finetune.md"
+DOCS = Path(__file__).parents[3] / "docs" / "finetune.md"
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "mine": AdapterConfig(64, 128.0)}
 
 

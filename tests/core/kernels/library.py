@@ -1,7 +1,7 @@
 """Checks a library of native kernels with nothing but Python: it loads, names its instruction sets, and computes.
 
-python tests/kernels/library.py                     # the library of the installed package; doesn't import it
-python tests/kernels/library.py PATH/_native.so
+python tests/core/kernels/library.py                     # the library of the installed package; doesn't import it
+python tests/core/kernels/library.py PATH/_native.so
 """
 
 import array
