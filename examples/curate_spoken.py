@@ -11,9 +11,9 @@ from pathlib import Path
 
 from datatrove.pipeline.base import PipelineStep
 
+from polyphi.data import own
 from polyphi.data.shards import Sample
 from polyphi.services.speech_synthesis import Voice
-from polyphi_recipe.curate import formats
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.read_aloud import ReadAloud, cast
 from polyphi_recipe.curate.text import side
@@ -31,7 +31,7 @@ VOICES = cast(
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     """Rows in OpenAI's, ShareGPT's, LLaVA's or Alpaca's format; one query in ten is for testing."""
     (split,) = work.rows
-    for sample in formats.read(QUERIES, licence="CC-BY-4.0"):
+    for sample in own.read(QUERIES, licence="CC-BY-4.0", confined=True):
         if side(split, "query", sample.prompt[-1].text):
             yield split, replace(sample, meta={"language": "en"})
 

@@ -31,11 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyphi.data.formats import inside
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi.processing import media
 from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate.formats import inside
 from polyphi_recipe.curate.safety import REFUSAL
 
 REQUIRED = ("prompt", "language", "harmful")

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from polyphi.data import formats
 from polyphi.data.shards import Sample
 from polyphi.processing.video import decode_video
-from polyphi_recipe.curate import formats
 from polyphi_recipe.curate.pictures import CAP, encoded, shrunk
 
 FRAMES = 16
@@ -93,9 +93,7 @@ def _sample(
         head, mark, tail = turn["value"].partition(VIDEO)
         if mark:
             turn["value"] = head + f"{formats.IMAGE}\n" * len(images) + tail.removeprefix("\n")
-    sample = formats.sample(
-        {"image": images, "conversations": turns}, name, source=source, licence=licence
-    )
+    sample, _ = formats.sample({"image": images, "conversations": turns}, name)
     meta = {"task": "video", "file": row["video"], "frames": len(images)}
     return Sample(str(row.get("id", name)), sample.messages, source, licence, meta)
 

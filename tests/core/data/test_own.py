@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from PIL import Image as PIL
 
-from polyphi.data import own, shards
+from polyphi.data import files, own, shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import TRANSCRIBE, Audio, Image, Message, Text
 
@@ -265,6 +265,9 @@ def test_parquet_with_columns_of_other_names(root: Path, tmp_path: Path) -> None
 def test_columns_that_are_not_read_are_named(root: Path, tmp_path: Path) -> None:
     messages: list[str] = []
     source, names = str(parquet(root)), {"audio": "clip", "answer": "text"}
+    with pytest.raises(ValueError, match=r"row 1: `photo` isn't read: is it the image\? --columns"):
+        own.build(tmp_path / "corpus", [source], columns=names)
+    names["image"] = "none"
     own.build(tmp_path / "corpus", [source], columns=names, report=messages.append)
     assert messages == [
         "corpus: 20 rows, 0 pictures, 20 clips",
@@ -290,14 +293,17 @@ def test_a_folder_gives_its_train_split(root: Path, tmp_path: Path) -> None:
     for name in ("constraints", "train-2", "train-1"):
         write_rows(folder, {**line, "id": name}, name=f"{name}.jsonl")
     assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["train-1", "train-2"]
+    (folder / "extra.json").write_text(json.dumps([{**line, "id": "list"}]))
     (folder / "train-1.jsonl").unlink(), (folder / "train-2.jsonl").unlink()
     assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["constraints"]
+    (folder / "constraints.jsonl").unlink()
+    assert [s.id for s in read(root / "dataset", tmp_path / "corpus")] == ["list"]
 
 
 @pytest.mark.parametrize("source", ["nothing.jsonl", "a.png", "empty"])
 def test_no_data(source: str, root: Path, tmp_path: Path) -> None:
     (root / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"expected a \.jsonl or \.parquet file"):
+    with pytest.raises(ValueError, match=r"expected a \.jsonl, \.json or \.parquet file"):
         read(root / source, tmp_path / "corpus")
 
 
@@ -339,11 +345,11 @@ def hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
             row = {"image": picture, "question": "?", "answer": split}
             pq.write_table(pa.Table.from_pylist([row]), path / f"{split}-00000.parquet")
 
-    monkeypatch.setattr(own, "_hub", lambda: Hub(root / "hub"))
+    monkeypatch.setattr(files, "_hub", lambda: Hub(root / "hub"))
     return put
 
 
-@pytest.mark.parametrize("folder", ["/data", f"{own.CONVERTED_BRANCH}/default"])
+@pytest.mark.parametrize("folder", ["/data", f"{files.CONVERTED_BRANCH}/default"])
 def test_the_hub(folder: str, hub: Callable[[str], None], tmp_path: Path) -> None:
     hub(f"datasets/me/cats{folder}")
     for i, source in enumerate(("hf://datasets/me/cats", "hf:me/cats")):
@@ -366,7 +372,7 @@ def test_the_hub_names_no_file_of_ours(
     row = {"image": {"bytes": None, "path": str(root / "a.png")}, "answer": "x"}
     path = root / "hub/datasets/me/cats/data/train-00000.parquet"
     pq.write_table(pa.Table.from_pylist([row]), path)
-    with pytest.raises(ValueError, match="expected bytes in a data set of the hub, found the path"):
+    with pytest.raises(ValueError, match="expected bytes, found the path"):
         read("hf:me/cats", tmp_path / "corpus")
 
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pieces import render
 from PIL import Image as PIL
 
+from polyphi.data import formats, own
+from polyphi.data.formats import sample
 from polyphi.data.shards import Sample, Shards, write
-from polyphi.messages import Audio, Image, Message, Text
+from polyphi.messages import Audio, Image, Message, Text, call_text
 from polyphi.processing import template
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi_recipe.curate import formats
-from polyphi_recipe.curate.formats import detect, read, sample
 
 
 def png(colour: str) -> bytes:
@@ -48,16 +48,16 @@ def root(tmp_path: Path) -> Path:
 
 
 def messages_of(row: dict[str, Any], root: Path | None = None) -> tuple[Message, ...]:
-    return sample(row, "row 1", source="s", licence="CC0", root=root).messages
+    return sample(row, "row 1", root=root, confined=True)[0].messages
 
 
 def test_reasoning_beside_an_answer() -> None:
     user = {"role": "user", "content": "1+1?"}
     answer = {"role": "assistant", "content": "2", "reasoning_content": "one and one"}
     text = "<think>\none and one\n</think>\n\n2"
-    row = sample({"messages": [user, answer]}, "row 1", source="s", licence="CC0")
+    row, _ = sample({"messages": [user, answer]}, "row 1")
     assert (row.answer, row.meta) == (text, {})
-    row = sample({"messages": [user, answer, user, answer]}, "row 1", source="s", licence="CC0")
+    row, _ = sample({"messages": [user, answer, user, answer]}, "row 1")
     assert [m.text for m in row.messages] == ["1+1?", "2", "1+1?", text]
     assert row.meta == {"supervise": "last answer"}
 
@@ -161,17 +161,40 @@ def test_alpaca() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("keys", "name"),
-    [
-        (["messages"], "openai"),
-        (["conversations", "tools"], "sharegpt"),
-        (["conversations", "image"], "llava"),
-        (["instruction", "output"], "alpaca"),
-    ],
-)
-def test_rows_tell_their_format(keys: list[str], name: str) -> None:
-    assert detect(dict.fromkeys(keys, "x")) == name
+def test_completions_of_trl() -> None:
+    user, answer = ({"role": role, "content": role} for role in ("user", "assistant"))
+    for prompt, completion in (("user", "assistant"), ([user], [answer]), ([user], "assistant")):
+        row = {"prompt": prompt, "completion": completion}
+        assert messages_of(row) == (Message.user("user"), Message.assistant("assistant"))
+
+
+def test_calls_without_ids_are_answered_in_order() -> None:
+    call = {"function": {"name": "add", "arguments": "{}"}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "Sums?"},
+            {"role": "assistant", "content": None, "tool_calls": [call, call]},
+            {"role": "tool", "tool_call_id": "?", "content": "one"},
+            {"role": "tool", "tool_call_id": "?", "content": "two"},
+            {"role": "assistant", "content": "One and two."},
+        ]
+    }
+    roles = [(m.role, m.text) for m in messages_of(row)[2:]]
+    assert roles == [
+        *(("tool_response", "one"), ("tool_response", "two")),
+        ("assistant", "One and two."),
+    ]
+
+
+def test_a_column_chooses_the_form_and_none_is_no_column() -> None:
+    row = {"messages": turns(), "instruction": "x", "output": "y", "img": "red.png"}
+    for ours in ("output", "instruction"):
+        parsed, unread = sample(row, "row 1", columns={ours: ours})
+        assert parsed.messages == (Message.user("x"), Message.assistant("y"))
+        assert unread == {"messages", "img"}
+    row = {"question": "x", "answer": "y", "img": "red.png", "level": 3}
+    parsed, unread = sample(row, "row 1", columns={"image": formats.NONE})
+    assert (parsed.answer, unread) == ("y", {"img", "level"})
 
 
 # ------------------------------------------------------------------------------ round trips
@@ -197,7 +220,7 @@ def exchange(
     def called(drawn: tuple[Message, list[Any], list[str], str]) -> list[Message]:
         prompt, tool_calls, answers, answer = drawn
         responses = [Message("tool_response", (Text(t),)) for t in (answers * 3)[: len(tool_calls)]]
-        text = formats.call_text(tool_calls)
+        text = call_text(tool_calls)
         return [prompt, Message("assistant", (Text(text),)), *responses, Message.assistant(answer)]
 
     plain = st.tuples(user, spoken).map(lambda d: [d[0], Message.assistant(d[1])])
@@ -306,7 +329,7 @@ def tokenizer() -> Tokenizer:
         {"conversations": [{"from": "human", "value": "SAID"}, {"from": "gpt", "value": "x"}]},
         {"instruction": "SAID", "output": "x"},
     ],
-    ids=detect,
+    ids=["openai", "sharegpt", "alpaca"],
 )
 def test_control_tokens_in_words_stay_words(row: dict[str, Any], tokenizer: Tokenizer) -> None:
     """The ids of the conversation contain as many control tokens as those of a conversation with plain text."""
@@ -367,9 +390,13 @@ CALLED = {"role": "assistant", "content": None, "tool_calls": [openai_call("x", 
     ("row", "reason"),
     [
         ([1], "expected an object, found list"),
-        ({}, "and only one of them; found nothing"),
+        ({}, "found nothing"),
         ({"instruction": "x"}, "found instruction"),
-        ({"messages": [], "conversations": []}, "found messages, conversations"),
+        ({"messages": [], "conversations": []}, "--columns messages=messages chooses one"),
+        ({"answer": "x", "questoin": "y"}, "`questoin` isn't read: is it the question? --columns question=questoin"),
+        ({"answer": "x", "img": "red.png"}, "`img` isn't read: is it the image? --columns image=img reads it"),
+        ({"answer": "x", "shot": {"bytes": RED}}, "`shot` isn't read: is it the image?"),
+        ({"answer": "x", "recordings": ["a.wav"]}, "`recordings` isn't read: is it the audio?"),
         (chat(("user", "x")), "ends with the assistant's answer, found user last"),
         (chat(("user", "x"), ("assistant", " ")), "the answer is empty"),
         (chat(("user", "x"), ("robot", "y"), ("assistant", "z")), "message 2: unknown role 'robot'"),
@@ -390,12 +417,13 @@ CALLED = {"role": "assistant", "content": None, "tool_calls": [openai_call("x", 
         ({"conversations": "x"}, "Expecting value"),
         ({"image": "red.png", "conversations": turns(("human", "x"), ("gpt", "y"))}, "found 1 for 0"),
         ({"image": 7, "conversations": turns(("human", "<image>"), ("gpt", "y"))}, "path or bytes as image, found int"),
-        ({"instruction": "x", "output": None}, "message 2: expected text, found NoneType"),
+        ({"instruction": "x", "output": None}, "found instruction"),
+        ({"instruction": "x", "output": 4}, "message 2: expected text, found int 4"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_named_with_the_reason(row: Any, reason: str, root: Path) -> None:
     with pytest.raises(ValueError) as error:
-        sample(row, "mine.jsonl, line 7", source="s", licence="CC0", root=root)
+        sample(row, "mine.jsonl, line 7", root=root, confined=True)
     assert str(error.value).startswith("mine.jsonl, line 7: ") and reason in str(error.value)
 
 
@@ -432,7 +460,11 @@ def test_files_become_shards(name: str, dump: Callable[[Any], str], root: Path) 
         {"instruction": "x", "output": "y"},
     ]
     (root / name).write_text(dump(rows))
-    write(root / "out" / "train", read(root / name, licence="CC0"), pipeline="formats")
+    write(
+        root / "out" / "train",
+        own.read(root / name, licence="CC0", confined=True),
+        pipeline="formats",
+    )
     first, second = Shards(root / "out" / "train")
     unit = "line" if name == "a.jsonl" else "row"
     assert first == Sample(
@@ -445,12 +477,12 @@ def test_bad_rows_of_a_file_stop_it_or_are_reported(root: Path) -> None:
     file = root / "a.jsonl"
     file.write_text('{"instruction": "x", "output": "y"}\n\n{"instruction"\n[1]\n' + "[" * 100_000)
     with pytest.raises(ValueError, match=r"a\.jsonl, line 3: expected JSON"):
-        list(read(file, licence="CC0"))
+        list(own.read(file))
     messages: list[str] = []
-    assert len(list(read(file, licence="CC0", bad=messages.append))) == 1
+    assert len(list(own.read(file, bad=messages.append))) == 1
     assert [text.partition(":")[0] for text in messages] == [
-        f"a.jsonl, line {n}" for n in (3, 4, 5)
+        f"{file}, line {n}" for n in (3, 4, 5)
     ]
     (root / "b.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match="expected a list of rows, found dict"):
-        list(read(root / "b.json", licence="CC0"))
+        list(own.read(root / "b.json"))

@@ -1,0 +1,124 @@
+"""Files of rows: JSON lines, JSON lists and parquet, local or on the Hugging Face hub.
+
+>>> [file] = find("cats.jsonl")
+>>> for location, row in rows(file): ...            # ("cats.jsonl, line 1", b'{"question": ...')
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HUB = "hf://"
+CONVERTED_BRANCH = "@refs%2Fconvert%2Fparquet"
+"""The branch of a data set on the hub with its automatic conversion to parquet."""
+ROWS_PER_BATCH = 16
+"""Rows of a parquet file in memory at a time; each may hold megabytes of media."""
+ENDINGS = (".jsonl", ".parquet", ".json")
+"""A folder's .json files are read where it has no others: they often describe these."""
+
+
+def find(source: str) -> list[str]:
+    """Return the files of a source: a .jsonl, .json or .parquet file, a folder of them, or on the hub
+    `hf://datasets/owner/name` (short: `hf:owner/name`) or parquet files inside it (with `*`). If some paths contain
+    "train", only those are returned. A data set without parquet files is read from the hub's conversion. Raises
+    ValueError without files."""
+    if source.startswith("hf:"):
+        return _find_on_hub(source)
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix in ENDINGS:
+        return [str(path)]
+    jsonl, parquet, lists = (_visible(path, ending) for ending in ENDINGS)
+    files = [str(file) for file in [*jsonl, *parquet] or lists]
+    if not files:
+        raise ValueError(
+            f"{source}: expected a .jsonl, .json or .parquet file, a folder of them, or hf://datasets/owner/name, "
+            "found "
+            f"{'none in that folder' if path.is_dir() else 'another file' if path.is_file() else 'nothing there'}"
+        )
+    return _train_split(files, str(path))
+
+
+def _find_on_hub(source: str) -> list[str]:
+    path = "datasets/" + source.removeprefix(HUB).removeprefix("hf:").removeprefix("datasets/")
+    try:
+        if path.endswith(".parquet"):
+            files = _hub().glob(path)
+        else:
+            files = _hub().glob(f"{path}/**/*.parquet") or _hub().glob(
+                f"{path}{CONVERTED_BRANCH}/**/*.parquet"
+            )
+    except Exception as error:  # the hub client raises a family of network and HTTP errors
+        raise ValueError(f"{source} could not be read from the hub: {error}") from error
+    if not files:
+        raise ValueError(f"{source}: expected parquet files in that data set, found none")
+    return [HUB + file for file in _train_split(sorted(files), path)]
+
+
+def _hub() -> Any:
+    from huggingface_hub import HfFileSystem
+
+    return HfFileSystem()
+
+
+def _train_split(files: list[str], under: str) -> list[str]:
+    train = re.compile(r"(^|[/._-])train([/._-]|$)")
+    return [file for file in files if train.search(file.removeprefix(under))] or files
+
+
+def _open(file: str) -> Any:
+    if file.startswith(HUB):
+        return _hub().open(file.removeprefix(HUB))
+    # Arrow's own file for the reason in `Shards._open`.
+    return pa.OSFile(file) if file.endswith(".parquet") else Path(file).open("rb")
+
+
+def _visible(folder: Path, ending: str) -> list[Path]:
+    """Return the files with an ending. Hidden folders aren't data: curation stores dropped rows there."""
+    return [
+        path
+        for path in sorted(folder.rglob(f"*{ending}"))
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def count(file: str) -> int:
+    """Return the number of rows of a file."""
+    if file.endswith(".json"):
+        return len(_list(file))
+    with _open(file) as stream:
+        if file.endswith(".parquet"):
+            return int(pq.ParquetFile(stream).metadata.num_rows)
+        return sum(bool(line.strip()) for line in stream)
+
+
+def rows(file: str) -> Iterator[tuple[str, Any]]:
+    """Yield (location for error messages, a row or its JSON) of every row. Raises ValueError for a .json file that
+    holds no list, which is read whole."""
+    if file.endswith(".json"):
+        yield from ((f"{file}, row {number}", row) for number, row in enumerate(_list(file), 1))
+        return
+    with _open(file) as stream:
+        if file.endswith(".parquet"):
+            batches = pq.ParquetFile(stream).iter_batches(ROWS_PER_BATCH)
+            of_file = (row for batch in batches for row in batch.to_pylist())
+            yield from ((f"{file}, row {number}", row) for number, row in enumerate(of_file, 1))
+        else:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield f"{file}, line {number}", line
+
+
+def _list(file: str) -> list[Any]:
+    with _open(file) as stream:
+        try:
+            content = json.load(stream)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}: expected JSON, {error}") from None
+    if not isinstance(content, list):
+        raise ValueError(f"{file}: expected a list of rows, found {type(content).__name__}")
+    return content

@@ -1,0 +1,678 @@
+"""Rows of instruction data -> samples: the one parser of users' rows. And messages -> rows of these formats.
+
+    columns    {"image": "cat.png", "question": "What is this?", "answer": "A cat."}; also "images", "audio", "audios"
+    OpenAI     {"messages": [{"role", "content": text or parts, "reasoning_content", "tool_calls"}], "tools": [...]}
+    TRL        {"prompt", "completion"} or {"prompt", "chosen", "rejected"}: texts or lists of OpenAI's messages
+    ShareGPT   {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}], "system", "tools"}
+    LLaVA      the same with "image": one path or several, one for each <image> in the values
+    Alpaca     {"instruction", "input", "output", "system", "history": [[instruction, output], ...]}
+
+>>> parsed, unread = sample({"instruction": "1+1?", "output": "2"}, "mine.jsonl, line 1")
+>>> to_sharegpt(parsed.messages)
+{'conversations': [{'from': 'human', 'value': '1+1?'}, {'from': 'gpt', 'value': '2'}]}
+
+Images and audio are paths, bytes, or the hub's {"bytes", "path"}; in messages also OpenAI's `image_url` and
+`input_audio`, and {"type": "image"}, which takes the next of the row's `images`. The default question of a row of
+columns with audio only is a request for a transcript. Every form may have `id`, `licence` and `rejected` (the
+dispreferred answer, for DPO: a text or an assistant message). An answer's `reasoning_content` (or `reasoning`) is
+trained as `<think>...</think>` before it; where it is left out of earlier answers, only the last one is supervised.
+Rows of polyphi's shards are read unchanged.
+
+Only what a format marks as such becomes media, tools or calls. Control tokens and `<image>` in a text remain text, with
+the exception of `processing/template.py`: an assistant's `<|tool_call|>[...]<|/tool_call|>` is a call. All media are
+decoded once, within the limits of `processing/media.py`, so that a bad row is reported with its line.
+"""
+
+import base64
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from polyphi.data.sample import Sample
+from polyphi.data.schema import OPTIONAL, SCHEMA
+from polyphi.data.shards import Shards
+from polyphi.messages import (
+    CALL,
+    CALL_END,
+    TRANSCRIBE,
+    Audio,
+    Image,
+    Message,
+    Part,
+    Text,
+    Video,
+    call_text,
+    functions,
+    tool_call,
+    with_tools,
+)
+from polyphi.processing import media
+from polyphi.processing.file_types import AUDIO_FORMATS, IMAGE_FORMATS, sniff
+from polyphi.processing.reasoning import with_reasoning
+from polyphi.processing.template import DOCUMENT, ROLES
+
+MEDIA = ("image", "images", "audio", "audios")
+COMMON = ("id", "licence", "rejected")
+FORMS = {
+    "messages": (("messages",), ("tools", *MEDIA)),
+    "conversations": (("conversations",), ("system", "tools", "image", "images")),
+    "instruction": (("instruction", "output"), ("input", "system", "history")),
+    "answer": (("answer",), ("question", *MEDIA)),
+}
+"""Form of a row -> columns that it must have, and columns that it may have beside `COMMON`."""
+TRL = ("prompt", "completion", "chosen")
+"""Columns that TRL's rows have; `_from_trl` makes them rows of messages, or of a question and an answer."""
+COLUMNS = tuple(
+    dict.fromkeys([*(c for pair in FORMS.values() for cs in pair for c in cs), *COMMON, *TRL])
+)
+"""Columns of a row that are read."""
+NONE = "none"
+"""The name of no column: `--columns image=none` for rows whose images aren't wanted."""
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+AUDIO_ENDINGS = {".wav", ".flac", ".ogg", ".mp3", ".m4a"}
+LONGEST_PATH = 4096
+SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "observation": "tool_response",
+    "function_response": "tool_response",
+    "tool": "tool_response",
+}
+"""ShareGPT's speakers -> polyphi's roles. The value of `function_call` is JSON."""
+IMAGE = "<image>"
+_FORMATS = {"WAV": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
+Conversation = tuple[Message, ...]
+
+
+# ------------------------------------------------------------------------------ a row
+
+
+def sample(
+    row: Any,
+    location: str,
+    *,
+    root: Path | None = None,
+    confined: bool = False,
+    columns: Mapping[str, str] | None = None,
+    source: str = "",
+    licence: str = "",
+) -> tuple[Sample, set[str]]:
+    """Return a row (or its JSON) of any of the formats as a sample, and its columns that are not read. `location`
+    names it in errors and is its id if it has none. Paths are relative to `root`; None forbids them, and `confined`
+    those that lead out of it. `columns` maps names of `COLUMNS` to those of the row. `licence` is that of a row
+    that names none. Raises ValueError."""
+    try:
+        row = json.loads(row) if isinstance(row, bytes | str) else row
+        if not isinstance(row, Mapping):
+            raise ValueError(f"expected an object, found {type(row).__name__}")
+        row = {name: value for name, value in row.items() if value is not None}
+        if set(SCHEMA.names) - OPTIONAL <= set(row):
+            parsed = Shards.parse(row)
+            for message in parsed.messages:
+                _with_media(message, None, confined)
+            _check(parsed.messages)
+            return parsed, set()
+        row, form, unread = _recognized(row, columns or {})
+        messages, meta = _READERS[form](row)
+        if "rejected" in row:
+            meta = {**meta, "rejected": _answer_text(row["rejected"])}
+        messages = tuple(_with_media(message, root, confined) for message in messages)
+        _check(messages)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{location}: expected JSON, {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{location}: {reason}") from None
+    file, comma, line = location.rpartition(", ")
+    id = str(row.get("id") or f"{Path(file).name}{comma}{line}")
+    return Sample(id, messages, source, str(row.get("licence") or licence), meta), unread
+
+
+def _recognized(
+    row: dict[str, Any], columns: Mapping[str, str]
+) -> tuple[dict[str, Any], str, set[str]]:
+    """Return a row with our names of its columns, its form, and its columns that are not read. Raises ValueError for a
+    row of no form, and for columns that look like ones that the row lacks."""
+    unwanted = {ours for ours, theirs in columns.items() if theirs == NONE}
+    named = {ours: theirs for ours, theirs in columns.items() if theirs != NONE}
+    if missing := [column for column in named.values() if column not in row]:
+        raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")
+    theirs = set(row) - set(named.values())
+    row = _from_trl(row | {ours: row[column] for ours, column in named.items()})
+    form = _form(row, set(named))
+    needed, optional = FORMS[form]
+    unread = theirs - {*needed, *optional, *COMMON, *TRL}
+    for name in sorted(unread):
+        _check_unread(name, row[name], set(optional), set(row) | unwanted)
+    return row, form, unread
+
+
+def _form(row: Mapping[str, Any], named: Set[str]) -> str:
+    """Return the form of a row: the only one that its columns allow, or that of a column that the user has named."""
+    forms = [form for form, (needed, _) in FORMS.items() if set(needed) <= set(row)]
+    if len(forms) > 1:  # an `answer` beside a conversation is its solution
+        forms = [f for f in forms if named & set(FORMS[f][0])] or [
+            f for f in forms if f != "answer"
+        ]
+    if len(forms) == 1:
+        return forms[0]
+    found = ", ".join(map(str, row)) or "nothing"
+    if forms:
+        raise ValueError(
+            f"expected one of {', '.join(forms)}, found {found} (--columns {forms[0]}={forms[0]} chooses one)"
+        )
+    raise ValueError(
+        "expected `messages` (OpenAI), `conversations` (ShareGPT; LLaVA with `image`), `instruction` with `output` "
+        "(Alpaca), `prompt` with `completion` or `chosen` (TRL), or `answer` with `question`, `image` or `audio`; "
+        f"found {found} (--columns answer=NAME says which column it is)"
+    )
+
+
+def _check_unread(name: str, value: Any, optional: Set[str], present: Set[str]) -> None:
+    """Raise ValueError for a column that isn't read and looks like one that the row lacks, by its content, which is an
+    image or audio, or by its name. A misspelt `image` would train without images."""
+    modality = _modality(value)
+    if modality in optional and not {modality, f"{modality}s"} & present:
+        near = modality
+    else:
+        missing = sorted(optional - present)
+        near = next(iter(difflib.get_close_matches(name, missing, 1, cutoff=0.8)), None)
+    if near is not None:
+        raise ValueError(
+            f"`{name}` isn't read: is it the {near}? --columns {near}={name} reads it, --columns {near}={NONE} "
+            "leaves it out"
+        )
+
+
+def _modality(value: Any) -> str | None:
+    """Return "image" or "audio" for such a file's bytes or path, or a list that begins with one; else None."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        file_type = sniff(value)
+        return (
+            "image"
+            if file_type in IMAGE_FORMATS
+            else "audio"
+            if file_type in AUDIO_FORMATS
+            else None
+        )
+    if isinstance(value, str) and len(value) <= LONGEST_PATH:
+        ending = Path(value).suffix.lower()
+        return "image" if ending in IMAGE_ENDINGS else "audio" if ending in AUDIO_ENDINGS else None
+    return None
+
+
+# ------------------------------------------------------------------------------ TRL
+
+
+def _from_trl(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with TRL's columns as one with `question` and `answer`, or with `messages`; the dispreferred answer
+    stays in `rejected`. The prompt may be in `prompt`, or begin both conversations."""
+    if "completion" in row and "prompt" in row:
+        prompt, answer = row["prompt"], row["completion"]
+        if isinstance(prompt, str) and isinstance(answer, str):
+            return {**row, "question": prompt, "answer": answer}
+        return {**row, "messages": [*_turns_of("user", prompt), *_turns_of("assistant", answer)]}
+    if "chosen" not in row or "answer" in row:
+        return row
+    prompt, chosen, rejected = row.get("prompt", ()), row["chosen"], row["rejected"]
+    if isinstance(chosen, str) and isinstance(prompt, str):
+        return {**row, "question": prompt, "answer": chosen}
+    prompt = _turns_of("user", prompt)
+    chosen, rejected = (_turns_of("assistant", value) for value in (chosen, rejected))
+    same = [one == two for one, two in zip(chosen, rejected, strict=False)]
+    shared = chosen[: [*same, False].index(False)]
+    if shared and isinstance(shared[0], Mapping) and shared[0].get("role") != "assistant":
+        prompt = []  # it is the beginning of both
+    if (len(chosen) - len(shared), len(rejected) - len(shared)) != (1, 1):
+        raise ValueError(
+            "expected `chosen` and `rejected` to differ in their last message alone, found "
+            f"{len(chosen)} and {len(rejected)} messages of which the first {len(shared)} are equal"
+        )
+    return {**row, "messages": [*prompt, *chosen], "rejected": rejected[-1]}
+
+
+def _turns_of(role: str, value: Any) -> list[Any]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+
+
+def _answer_text(value: Any) -> str:
+    """Return the text of a dispreferred answer, which is a text or an assistant message, alone or in a list."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        message = Message.parse(with_reasoning([value])[0][0])
+        if message.role == "assistant" and all(isinstance(part, Text) for part in message.parts):
+            return message.text
+    if not isinstance(value, str):
+        raise ValueError(
+            f"expected the rejected answer as a text or one assistant message of text, found {value!r:.80}"
+        )
+    return value
+
+
+# ------------------------------------------------------------------------------ OpenAI, columns
+
+
+def _from_messages(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
+    """Return chat messages with text, media, tools and tool calls."""
+    raw_messages, omitted = with_reasoning(_list(row["messages"], "messages"))
+    media_parts = {modality: iter(_media(row, modality)) for modality in ("image", "audio")}
+
+    def part(value: Any) -> Part:
+        modality = value.get("type") if isinstance(value, Mapping) else None
+        if modality not in media_parts:
+            return Message.parse({"role": "user", "content": [value]}).parts[0]
+        if value.get(modality) is not None:
+            return _medium(modality, value[modality])
+        if (media_part := next(media_parts[modality], None)) is None:
+            raise ValueError(f"a part of type {modality} without {modality}, no {modality}s left")
+        return media_part
+
+    def message(value: Mapping[str, Any]) -> Message:
+        if value.get("role") == "developer":
+            value = {**value, "role": "system"}
+        if not isinstance(value.get("content"), list):
+            return Message.parse(value)
+        parts = tuple(map(part, value["content"]))
+        rest = Message.parse({**value, "content": ()})  # the role, and calls behind the parts
+        return Message(rest.role, (*parts, *rest.parts), rest.tools)
+
+    messages = tuple(message(value) for value in _answers_in_order(raw_messages))
+    for modality, remaining in media_parts.items():
+        if next(remaining, None) is not None:
+            raise ValueError(f'more {modality}s than parts {{"type": "{modality}"}} for them')
+    # Answers without their reasoning would train the model to answer without it.
+    meta = {"supervise": "last answer"} if omitted else {}
+    return with_tools(messages, row.get("tools")), meta
+
+
+def _answers_in_order(raw_messages: Sequence[Any]) -> list[Any]:
+    """Return the messages with answers of tools in the order of their calls: the chat template has no call ids. Calls
+    without ids are answered in the order of the messages. Raises ValueError for an answer to no call, and where only
+    some of a message's calls are answered, or none and the conversation continues."""
+    result: list[Any] = []
+    open_calls: list[Any] = []  # ids of calls without an answer yet
+    answers: dict[Any, Any] = {}
+    unnamed = False
+    for value in raw_messages:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a message is an object with role and content, found {value!r:.80}")
+        if value.get("role") == "tool" and not (unnamed or "tool_call_id" not in value):
+            id = value["tool_call_id"]
+            if id not in open_calls or id in answers:
+                raise ValueError(
+                    f"a tool message answers call {id!r}, expected one of the open calls {open_calls} without an answer"
+                )
+            answers[id] = value
+            if len(answers) == len(open_calls):
+                result += [answers[one] for one in open_calls]
+                open_calls, answers = [], {}
+            continue
+        if open_calls:
+            raise ValueError(f"call {open_calls[0]!r} has no answer of role tool after it")
+        result.append(value)
+        if calls := value.get("tool_calls"):
+            ids = [call.get("id") for call in calls if isinstance(call, Mapping)]
+            open_calls = [id for id in ids if id is not None]
+            unnamed = not open_calls
+            if len(set(open_calls)) < len(open_calls):
+                raise ValueError(f"two tool calls have the same id among {', '.join(open_calls)}")
+    if answers:
+        raise ValueError("some tool calls have answers and some don't")
+    return result
+
+
+def _from_columns(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
+    images, audios = _media(row, "image"), _media(row, "audio")
+    question = row.get("question", TRANSCRIBE if audios and not images else "")
+    parts = (*images, *audios, *((Text(question),) if question else ()))
+    return (Message("user", parts), Message.assistant(row["answer"])), {}
+
+
+def _media(row: Mapping[str, Any], modality: str) -> list[Image | Audio]:
+    """Return the media of the columns `image` and `images`, or `audio` and `audios`."""
+    parts: list[Image | Audio] = []
+    for value in (row[name] for name in (modality, f"{modality}s") if name in row):
+        parts += [_medium(modality, v) for v in (value if isinstance(value, list) else [value])]
+    return parts
+
+
+def _medium(modality: str, value: Any) -> Image | Audio:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, bytes | str):
+        raise ValueError(f"expected a path or bytes as {modality}, found {type(value).__name__}")
+    return Image(value) if modality == "image" else Audio(value)
+
+
+# ------------------------------------------------------------------------------ ShareGPT, LLaVA
+
+
+def _from_conversations(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
+    """Return conversations of text, tool calls (`function_call`) and tool responses (`observation`). With `image`, each
+    `<image>` of a human turn stands for the next one, and a line end right after it belongs to it; otherwise it is
+    text."""
+    turns = _list(row["conversations"], "conversations")
+    if "image" not in row and "images" not in row:
+        return _from_turns(row, turns, lambda text: (Text(text),)), {}
+    images = _media(row, "image")
+    remaining = iter(images)
+    marks = sum(
+        str(turn.get("value")).count(IMAGE)
+        for turn in turns
+        if isinstance(turn, Mapping) and SPEAKERS.get(str(turn.get("from"))) == "user"
+    )
+    if marks != len(images):
+        raise ValueError(f"expected one image for each {IMAGE}, found {len(images)} for {marks}")
+
+    def parts(text: str) -> tuple[Part, ...]:
+        pieces = re.split(rf"({IMAGE})\n?", text)
+        return tuple(next(remaining) if p == IMAGE else Text(p) for p in pieces if p)
+
+    return _from_turns(row, turns, parts), {}
+
+
+def _from_turns(
+    row: Mapping[str, Any],
+    turns: Sequence[Any],
+    parts_of_user: Callable[[str], tuple[Part, ...]],
+) -> Conversation:
+    messages = [Message.system(row["system"])] if row.get("system") else []
+    for turn in turns:
+        if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
+            raise ValueError(
+                f"a turn is an object with `from` and text as `value`, found {turn!r:.80}"
+            )
+        speaker, text = turn.get("from"), turn["value"]
+        if speaker not in SPEAKERS:
+            raise ValueError(f"unknown speaker {speaker!r}; expected one of {', '.join(SPEAKERS)}")
+        role = SPEAKERS[speaker]
+        if speaker == "function_call":
+            calls = json.loads(text)
+            call_list = calls if isinstance(calls, list) else [calls]
+            parts: tuple[Part, ...] = (Text(call_text(call_list)),)
+        else:
+            parts = parts_of_user(text) if role == "user" else (Text(text),)
+        messages.append(Message(role, parts))
+    return with_tools(messages, row.get("tools"))
+
+
+# ------------------------------------------------------------------------------ Alpaca
+
+
+def _from_alpaca(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
+    """Return an instruction, with its input (if any) on the following lines, and the output; `history` precedes
+    them."""
+    messages = [Message.system(row["system"])] if row.get("system") else []
+    for prompt, answer in row.get("history") or ():
+        messages += [Message.user(prompt), Message.assistant(answer)]
+    prompt = "\n".join(text for text in (row["instruction"], row.get("input")) if text)
+    return (*messages, Message.user(prompt), Message.assistant(row["output"])), {}
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Conversation, dict[str, Any]]]] = {
+    "messages": _from_messages,
+    "conversations": _from_conversations,
+    "instruction": _from_alpaca,
+    "answer": _from_columns,
+}
+
+
+# ------------------------------------------------------------------------------ messages -> rows
+
+
+def to_openai(messages: Sequence[Message]) -> dict[str, Any]:
+    """Return the row that `sample` reads as these messages; calls are numbered. Raises ValueError for content that
+    the format can't represent."""
+    rows: list[dict[str, Any]] = []
+    open_calls: list[str] = []
+    calls_so_far = 0
+    for number, message in enumerate(messages, 1):
+        if message.role == "tool_response":
+            if not open_calls:
+                raise ValueError("a tool's answer needs a call before it")
+            rows.append(
+                {"role": "tool", "tool_call_id": open_calls.pop(0), "content": message.text}
+            )
+            continue
+        if open_calls:
+            raise ValueError("every tool call needs an answer, or none after the last message")
+        value: dict[str, Any] = {"role": message.role}
+        words, calls = _split_calls(number, message)
+        if calls:
+            open_calls = [f"call_{calls_so_far + n}" for n in range(len(calls))]
+            calls_so_far += len(calls)
+            value["tool_calls"] = [
+                {
+                    "id": id,
+                    "type": "function",
+                    "function": {
+                        "name": call["name"],
+                        "arguments": json.dumps(call["arguments"], ensure_ascii=False),
+                    },
+                }
+                for id, call in zip(open_calls, calls, strict=True)
+            ]
+        if all(isinstance(p, Text) for p in words) and len(words) < 2:
+            value["content"] = words[0].text if words and isinstance(words[0], Text) else None
+            if not words and not calls:
+                value["content"] = []
+        else:
+            value["content"] = [_openai_part(p) for p in words]
+        rows.append(value)
+    row: dict[str, Any] = {"messages": rows}
+    if tools := _tools_of(messages):
+        row["tools"] = [{"type": "function", "function": tool} for tool in tools]
+        if not messages[0].parts:
+            del rows[0]  # it only carried the tools
+    return row
+
+
+def _openai_part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    data = _bytes(part)
+    text, media_format = base64.b64encode(data).decode(), sniff(data)
+    if isinstance(part, Image):
+        url = f"data:image/{media_format.lower()};base64,{text}"
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "input_audio", "input_audio": {"data": text, "format": _FORMATS[media_format]}}
+
+
+def to_sharegpt(messages: Sequence[Message]) -> dict[str, Any]:
+    """Return the row that `sample` reads as these messages, which have no media."""
+    return _to_turns(messages, _only_text)
+
+
+def to_llava(messages: Sequence[Message], save: Callable[[bytes], str]) -> dict[str, Any]:
+    """Return the row that `sample` reads as these messages. `save` stores an image's bytes and returns its path for
+    the row."""
+    paths: list[str] = []
+
+    def as_text(message: Message) -> str:
+        text = ""
+        for part in message.parts:
+            if isinstance(part, Image) and message.role == "user":
+                paths.append(save(_bytes(part)))
+                text += f"{IMAGE}\n"
+            elif not isinstance(part, Text):
+                raise ValueError(
+                    f"LLaVA's format has pictures of users only, found {type(part).__name__.lower()} of {message.role}"
+                )
+            elif IMAGE in part.text and message.role == "user":
+                raise ValueError(
+                    f"a text says {IMAGE} itself, which this format reads as a picture"
+                )
+            else:
+                text += part.text
+        return text
+
+    row = _to_turns(messages, as_text)
+    return {"image": paths[0] if len(paths) == 1 else paths, **row} if paths else row
+
+
+def _to_turns(messages: Sequence[Message], as_text: Callable[[Message], str]) -> dict[str, Any]:
+    speakers = {"user": "human", "assistant": "gpt", "tool_response": "observation"}
+    row: dict[str, Any] = {}
+    if tools := _tools_of(messages):
+        row["tools"] = json.dumps(tools, ensure_ascii=False)
+    first = 0
+    if messages and messages[0].role == "system":
+        if text := as_text(messages[0]):
+            row["system"] = text
+        first = 1
+    turns = []
+    for number, message in enumerate(messages[first:], 1 + first):
+        words, calls = _split_calls(number, message)
+        if calls and words:
+            raise ValueError("this format has no turn with both words and tool calls")
+        speaker = "function_call" if calls else speakers.get(message.role, message.role)
+        value = json.dumps(calls, ensure_ascii=False) if calls else as_text(message)
+        turns.append({"from": speaker, "value": value})
+    return {"conversations": turns, **row}
+
+
+def _only_text(message: Message) -> str:
+    for part in message.parts:
+        if not isinstance(part, Text):
+            raise ValueError(f"this format supports text only, found {type(part).__name__.lower()}")
+    return message.text
+
+
+def to_alpaca(messages: Sequence[Message]) -> dict[str, Any]:
+    """Return the row that `sample` reads as these messages: users and assistants in turn, with or without
+    system."""
+    row: dict[str, Any] = {}
+    if messages and messages[0].role == "system" and messages[0].tools is None and messages[0].text:
+        row["system"], messages = _only_text(messages[0]), messages[1:]
+    roles = [m.role for m in messages]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise ValueError(
+            f"Alpaca's rows are users and assistants in turn, found {', '.join(roles)}"
+        )
+    texts = [_only_text(m) for m in messages]
+    if len(texts) > 2:
+        row["history"] = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
+    return {"instruction": texts[-2], "input": "", "output": texts[-1], **row}
+
+
+# ------------------------------------------------------------------------------ tools
+
+
+def _tools_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    if any(m.tools is not None for m in messages[1:]):
+        raise ValueError("expected tools on the first message only, found them on another")
+    if not messages or messages[0].tools is None:
+        return []
+    return functions(json.loads(messages[0].tools)) or []
+
+
+def _split_calls(number: int, message: Message) -> tuple[tuple[Part, ...], list[dict[str, Any]]]:
+    """Return an assistant's parts without the calls at their end, and the calls."""
+    last = message.parts[-1] if message.parts else None
+    if message.role != "assistant" or not isinstance(last, Text) or CALL not in last.text:
+        return message.parts, []
+    _check_call_marks(number, last.text)
+    preceding, _, call_json = last.text.partition(CALL)
+    calls = [tool_call(c) for c in json.loads(call_json.removesuffix(CALL_END))]
+    return (*message.parts[:-1], *((Text(preceding),) if preceding else ())), calls
+
+
+# ------------------------------------------------------------------------------ checks
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    value = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list of {name}, found {type(value).__name__}")
+    return value
+
+
+def inside(root: Path, name: str) -> Path:
+    """Return the path of a file that a row names, inside the row's folder. Raises ValueError for other paths: rows are
+    untrusted, and their files become part of a public shard."""
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise ValueError(f"expected a path inside the row's folder, found {name}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {name} next to the row's")
+    return path
+
+
+def _with_media(message: Message, root: Path | None, confined: bool) -> Message:
+    """Return the message with its media as bytes, after a test decoding. Raises ValueError if that fails, and for paths
+    that aren't allowed."""
+    return Message(
+        message.role, tuple(_decodable(p, root, confined) for p in message.parts), message.tools
+    )
+
+
+def _decodable(part: Part, root: Path | None, confined: bool) -> Part:
+    if isinstance(part, Text):
+        return Text(
+            part.text
+        )  # also of calls, whose marks the template reads in an assistant's text
+    data = part.source
+    assert not isinstance(data, tuple)
+    if not isinstance(data, bytes):
+        if root is None:
+            raise ValueError(f"expected bytes, found the path {data}")
+        data = inside(root, str(data)) if confined else root / data
+    media.decode_image(data) if isinstance(part, Image) else media.decode_audio(data)
+    return type(part)(data if isinstance(data, bytes) else data.read_bytes())
+
+
+def _bytes(part: Image | Audio | Video) -> bytes:
+    if isinstance(part, Video) or not isinstance(part.source, bytes):
+        raise ValueError(f"media of samples are encoded bytes, found {type(part.source).__name__}")
+    return part.source
+
+
+def _check(messages: Sequence[Message]) -> None:
+    """Check roles, types and the last answer; raises ValueError for messages that can't be trained on."""
+    for number, message in enumerate(messages, 1):
+        if message.role not in (*ROLES, DOCUMENT):
+            raise ValueError(
+                f"message {number}: unknown role {message.role!r}; expected one of {', '.join(ROLES)}"
+            )
+        texts = [part.text for part in message.parts if isinstance(part, Text)]
+        for text in (*texts, message.tools or ""):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"message {number}: expected text, found {type(text).__name__} {text!r:.80}"
+                )
+        if message.role == "assistant":
+            _check_call_marks(number, message.text)
+    last = messages[-1].role if messages else "nothing"
+    if last not in ("assistant", DOCUMENT):
+        raise ValueError(f"a conversation ends with the assistant's answer, found {last} last")
+    if not messages[-1].text.strip():
+        raise ValueError("the answer is empty; expected a text to train on")
+
+
+def _check_call_marks(number: int, text: str) -> None:
+    """Check that the marks of tool calls, which become control tokens in an assistant's text, enclose calls at its
+    end."""
+    if CALL not in text and CALL_END not in text:
+        return
+    try:
+        _, calls = text.split(CALL)
+        assert calls.endswith(CALL_END) and calls.count(CALL_END) == 1
+        parsed = [tool_call(call) for call in json.loads(calls.removesuffix(CALL_END))]
+        assert parsed
+    except (ValueError, TypeError, AssertionError):
+        raise ValueError(
+            f"message {number}: {CALL} and {CALL_END} become control tokens in an assistant's text and may only "
+            "enclose a JSON list of calls at its end"
+        ) from None
