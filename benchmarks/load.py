@@ -13,12 +13,12 @@ material). With `--attacks`, those of hostile.py run at the same time from anoth
 follow `--`, for example `-- --reasoning on`.
 
 Before the end all clients pause. The server's counters must then be back at zero, also those of live sessions and of
-processes that decode media; and no more responses may be stored than the clients know, or may not know because they
-disconnected. Then the clients resume, and the server is stopped (SIGTERM) while requests are under way. A request that
-was not disconnected, and was sent before the stop, must end with a whole answer or an error in our shape; otherwise it
-counts as lost. Only live sessions may be closed by the stop. Memory is the server's resident set, sampled every 10
-seconds. "First" is the time to the first text of a stream; of live sessions, the time from the end of an item's audio
-to its transcript. The exit code is 1 if anything was lost, wrong or not released.
+processes that decode media or follow grammars; and no more responses may be stored than the clients know, or may not
+know because they disconnected. Then the clients resume, and the server is stopped (SIGTERM) while requests are under
+way. A request that was not disconnected, and was sent before the stop, must end with a whole answer or an error in our
+shape; otherwise it counts as lost. Only live sessions may be closed by the stop. Memory is the server's resident set,
+sampled every 10 seconds. "First" is the time to the first text of a stream; of live sessions, the time from the end of
+an item's audio to its transcript. The exit code is 1 if anything was lost, wrong or not released.
 """
 
 import argparse
@@ -239,7 +239,7 @@ async def loaded(
         seconds = time.monotonic() - began
         await asyncio.sleep(PAUSE)
         counters = await gauges(client)
-        counters["processes"] = len(psutil.Process(process.pid).children(recursive=True))
+        counters["processes"] = len(passing_processes(psutil.Process(process.pid)))
         unreleased = not_released(counters, load)
         load.running.set()
         await asyncio.sleep(AFTER)
@@ -267,6 +267,13 @@ async def pools_for(client: httpx2.AsyncClient, seed: int, clients: int) -> list
         Pool(Random(f"{seed} {n}"), characters, context, props["containers"])
         for n in range(clients)
     ]
+
+
+def passing_processes(server: psutil.Process) -> list[psutil.Process]:
+    """The child processes of a server, without the one that starts those of grammars and stays until the end."""
+    stays = [child for child in server.children() if "matcher_process" in " ".join(child.cmdline())]
+    assert len(stays) <= 1, stays
+    return [child for child in server.children(recursive=True) if child not in stays]
 
 
 def not_released(counters: dict[str, float], load: Load) -> dict[str, float]:
