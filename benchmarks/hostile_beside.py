@@ -38,9 +38,9 @@ MORE = 1.1
 """Memory counts as released below this many times what it was before, caches excluded."""
 LONGEST_ONCE = 300.0
 """Seconds of greetings beside an attack that ends by itself."""
-CACHES = ("encoder_remembered_bytes", "kv_cache_bytes", "stored_responses_bytes")
+CACHES = ("encoder_cached_bytes", "kv_cache_bytes", "stored_responses_bytes")
 """Gauges of memory that stays in use without requests."""
-CAPACITIES = ("kv_cache_blocks", "kv_cache_blocks_remembered", *CACHES)
+CAPACITIES = ("kv_cache_blocks", "kv_cache_blocks_cached", *CACHES)
 """Gauges, except those of stored responses, that needn't be zero without requests."""
 
 

@@ -317,7 +317,7 @@ def report(
             "first third": statistics.median(memory[:third]),
             "last third": statistics.median(memory[-third:]),
             "peak": max(memory),
-            "cached of media": counters["encoder_remembered_bytes"],
+            "cached of media": counters["encoder_cached_bytes"],
             "stored responses": counters["stored_responses_bytes"],
             "samples": memory,
         },

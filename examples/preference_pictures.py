@@ -12,7 +12,7 @@ second copy of the weights is in memory. With --base int4 it is the quantized mo
 
 Expect: the loss begins at 0.69 plus 0.2 times chosen_nll. In runs/pairs/metrics.jsonl accuracy rises within the first
 hundred steps towards 1, and margin, which is chosen_reward - rejected_reward, grows from 0. 500 pairs are a good
-start. If chosen_reward falls far below 0 as well, use a larger `nll` or a smaller --rate.
+start. If chosen_reward falls far below 0 as well, use a larger `nll` or a smaller --lr-factor.
 """
 
 from polyphi.train.preference import DPO

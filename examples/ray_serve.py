@@ -19,7 +19,7 @@ from polyphi import load
 from polyphi.serve.app import create_app
 from polyphi.serve.settings import Settings
 
-TOGETHER = 32
+MAX_NUM_SEQS = 32
 
 
 def app(args: dict[str, str]) -> Application:
@@ -29,7 +29,7 @@ def app(args: dict[str, str]) -> Application:
     settings = Settings(Path(args["model"]).name, hosts=hosts, keys=keys, drain_seconds=60.0)
 
     def replica() -> FastAPI:
-        return create_app(load(args["model"], together=TOGETHER).engine, settings)
+        return create_app(load(args["model"], max_num_seqs=MAX_NUM_SEQS).engine, settings)
 
     deployment = serve.deployment(
         serve.ingress(replica)(),

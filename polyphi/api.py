@@ -295,7 +295,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     quant: str | None = None,
     tokenizer: str | Path | Tokenizer | None = "auto",
-    together: int = MAX_NUM_SEQS,
+    max_num_seqs: int = MAX_NUM_SEQS,
     cache_gb: float | None = None,
     kv: str | None = None,
     adapters: Mapping[str, str | Path] | None = None,
@@ -313,7 +313,7 @@ def load(
     CPU (`quantization/quantize.py`): such a model is for inference. A quantized checkpoint needs no `quant`.
     `tokenizer`: "auto" loads the one in the checkpoint's folder; a path (of a tokenizer.json or its folder) or a
     `Tokenizer` replaces it; None loads none, and the model then works on token ids only: answers have ids and no text,
-    and functions that need text raise ValueError. `together`: maximum batch size (sequences); `cache_gb`: memory of
+    and functions that need text raise ValueError. `max_num_seqs`: maximum batch size (sequences); `cache_gb`: memory of
     the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
     `adapters`: name -> folder of further adapters as PEFT writes them (checkpoints/peft.py), which a quantized model
     keeps in bfloat16. `progress`: called with the stage that begins ("checkpoint", "download" and "quantization" of a
@@ -353,7 +353,11 @@ def load(
     progress("engine", None)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(
-        model, make_processor(model.config, vocabulary), max_num_seqs=together, memory=cache, kv=kv
+        model,
+        make_processor(model.config, vocabulary),
+        max_num_seqs=max_num_seqs,
+        memory=cache,
+        kv=kv,
     )
     phi.source = path_or_id
     phi.memory = placement.memory_report(model, free, target, phi.engine.capacity, kv)

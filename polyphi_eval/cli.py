@@ -102,7 +102,7 @@ def eval_run(
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=MACHINE)
     ] = "auto",
-    shard: Annotated[
+    part: Annotated[
         str,
         typer.Option(
             help="i/k: every k-th sample from the i-th on, for one of k machines.",
@@ -138,9 +138,9 @@ def eval_run(
         raise ValueError(
             "no data: use --data DIR (`polyphi eval check-data` lists the expected files), --data hub, or --mini"
         )
-    number, slash, of = shard.partition("/")
+    number, slash, of = part.partition("/")
     if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise ValueError(f"--shard is i/k with 1 <= i <= k, such as 2/8; found {shard!r}")
+        raise ValueError(f"--part is i/k with 1 <= i <= k, such as 2/8; found {part!r}")
     own = evaluation.evaluated_model(model, quant=quant, device=device, key_from=key_from)
     rows = evaluation.measure(
         own,

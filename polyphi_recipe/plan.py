@@ -1,7 +1,7 @@
 """The plan of a stage: trainable parameters, memory, FLOPs, communication, time and cost on given devices.
 
     polyphi plan                                                       all sixteen stages on 64 H100
-    polyphi plan text_1_pretrain --devices 512xA100 --shard 8 --price 1.5
+    polyphi plan text_1_pretrain --devices 512xA100 --fsdp 8 --price 1.5
 
 `docs/plan.md` lists the assumptions and compares plans with measurements.
 """
@@ -149,19 +149,19 @@ def plan(
     for shards or context that the number of devices or the stage doesn't allow."""
     target, (world, device_name) = stage_model(name, size), cluster(devices)
     device = DEVICES[device_name]
-    if on.shard < 1 or world % on.shard:
-        raise ValueError(f"--shard {on.shard} must divide the number of devices, found {devices}")
-    if on.shard > 1 and not shardable(target):
+    if on.fsdp < 1 or world % on.fsdp:
+        raise ValueError(f"--fsdp {on.fsdp} must divide the number of devices, found {devices}")
+    if on.fsdp > 1 and not shardable(target):
         raise ValueError(
-            f"sharding needs a stage that trains the language model alone; {name} trains other parts: omit --shard"
+            f"sharding needs a stage that trains the language model alone; {name} trains other parts: omit --fsdp"
         )
-    if on.context < 1 or world % on.context:
+    if on.context_parallel < 1 or world % on.context_parallel:
         raise ValueError(
-            f"--context {on.context} must divide the number of devices, found {devices}"
+            f"--context-parallel {on.context_parallel} must divide the number of devices, found {devices}"
         )
-    if on.context > 1 and not context_shardable(target):
+    if on.context_parallel > 1 and not context_shardable(target):
         raise ValueError(
-            f"--context needs packs of text; {name} has images, audio or pairs: omit --context"
+            f"--context-parallel needs packs of text; {name} has images, audio or pairs: omit --context-parallel"
         )
     if on.micro_tokens < 1 or not 0 < utilisation <= 1:
         raise ValueError(
@@ -178,7 +178,7 @@ def plan(
         device has its part."""
         max_tokens = budget.batch_tokens if one_pack else on.micro_tokens
         packs = {
-            c: scaled(w, max(1, int(max_tokens // w["tokens"])) / on.context)
+            c: scaled(w, max(1, int(max_tokens // w["tokens"])) / on.context_parallel)
             for c, w in per_corpus.items()
         }
         usage = {c: memory(target, w, on, world, device_name == "cpu") for c, w in packs.items()}
@@ -213,11 +213,13 @@ def plan(
     flops_by_part = flops(target, step, on.activations == "recompute")
     if precomputes_reference(target):
         flops_by_part["reference"] = sum(flops(target, step, backward=False).values())
-    packs = ceil(budget.batch_tokens * on.context / world / on.micro_tokens)
+    packs = ceil(budget.batch_tokens * on.context_parallel / world / on.micro_tokens)
     sent = traffic(target, on, world, packs)
     link = device.inside if world <= device.devices_per_machine else device.between
     group_link = (
-        device.inside if max(on.shard, on.context) <= device.devices_per_machine else device.between
+        device.inside
+        if max(on.fsdp, on.context_parallel) <= device.devices_per_machine
+        else device.between
     )
     # Where samples are compared with each other, all devices process all of them.
     arithmetic = sum(flops_by_part.values()) / (
@@ -271,8 +273,8 @@ def changes(
     larger = [n for n in DEVICES if DEVICES[n].memory > DEVICES[device].memory]
     devices = [(world, device, "")]
     devices += [(world, n, f"--devices {world}x{n}") for n in sorted(larger, key=_memory)]
-    shards = _doubled(on.shard, MAX_SHARDS if shardable(target) else 0)
-    contexts = _doubled(on.context, MAX_CONTEXT if context_shardable(target) else 0)
+    shards = _doubled(on.fsdp, MAX_SHARDS if shardable(target) else 0)
+    contexts = _doubled(on.context_parallel, MAX_CONTEXT if context_shardable(target) else 0)
     activation_choices: tuple[Literal["keep", "recompute"], ...] = ("keep", "recompute")
     packs = [on.micro_tokens, *(n for n in (4096, 2048, 1024, 512) if n < on.micro_tokens)]
     for (count, card, text), shard, context, activations, micro_tokens in product(
@@ -285,8 +287,8 @@ def changes(
         flags = [text] + [
             f"--{flag} {value}"
             for flag, value, before in (
-                ("shard", shard, on.shard),
-                ("context", context, on.context),
+                ("fsdp", shard, on.fsdp),
+                ("context-parallel", context, on.context_parallel),
                 ("activations", activations, on.activations),
                 ("micro-tokens", micro_tokens, on.micro_tokens),
             )
@@ -378,8 +380,8 @@ def _details(p: Plan) -> Iterator[Table | str]:
 
 
 def _switches_text(on: Switches) -> str:
-    shards = f"layers in {on.shard} shards" if on.shard > 1 else "replicas"
-    over = f" over {on.context} devices" if on.context > 1 else ""
+    shards = f"layers in {on.fsdp} shards" if on.fsdp > 1 else "replicas"
+    over = f" over {on.context_parallel} devices" if on.context_parallel > 1 else ""
     packs = f"packs of {on.micro_tokens:,} tokens{over}"
     return f"{shards}, {packs}, activations: {on.activations}, frozen weights: {on.base}"
 

@@ -73,7 +73,16 @@ def test_example(name: str, layout: str, source: Path, tmp_path: Path) -> None:
         for file in files.split():
             command += ["--data", f"{corpus}={source / 'data' / file}"]
     # a tiny model needs larger rates
-    command += ["--out", str(tmp_path), "--steps", "10", "--batch-tokens", "200", "--rate", "200"]
+    command += [
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "10",
+        "--batch-tokens",
+        "200",
+        "--lr-factor",
+        "200",
+    ]
     cli.main(command)
     losses = [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3]), losses
@@ -108,7 +117,7 @@ def test_preferences_about_pictures(
 ) -> None:
     """The margin grows from 0, and the chosen answer becomes more probable than the rejected one."""
     command = ["train", str(PAIRS), "--model", str(source / "native"), "--out", str(tmp_path)]
-    command += ["--data", str(source / "data/pairs.jsonl"), "--steps", "12", "--rate", "2000"]
+    command += ["--data", str(source / "data/pairs.jsonl"), "--steps", "12", "--lr-factor", "2000"]
     command += ["--precision", precision, "--batch-tokens", "400"]
     cli.main([*command, *(["--base", base] if base else [])])
     first, *_, last = read_metrics(tmp_path / "metrics.jsonl")
@@ -146,7 +155,7 @@ def test_an_interrupted_preference_run_resumes_exactly(
             checkpoint=source / "native",
             steps=4,
             batch_tokens=400,
-            rate=2000,
+            lr_factor=2000,
             options=options,
         )
         return read_metrics(tmp_path / out / "metrics.jsonl")

@@ -19,7 +19,7 @@ from polyphi.data.shards import Shards
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "finetune.md").read_text()
-TINY = "--steps 2 --batch-tokens 600 --rate 100 --model"
+TINY = "--steps 2 --batch-tokens 600 --lr-factor 100 --model"
 
 
 @pytest.fixture(scope="module")

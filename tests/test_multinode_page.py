@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-TINY = ["--steps", "2", "--batch-tokens", "300", "--rate", "100", "--precision", "fp32"]
+TINY = ["--steps", "2", "--batch-tokens", "300", "--lr-factor", "100", "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")

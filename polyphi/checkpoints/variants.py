@@ -69,12 +69,12 @@ def _check_adapters(config: Mapping[str, Any], tensors: Mapping[str, T]) -> None
     if stacked is not None:
         raise ValueError(
             f"{stacked}: an adapter was put on linears that have Microsoft's adapters already; merge it "
-            "(merge_and_unload) and save the model again, or give its PEFT folder to --adapter"
+            "(merge_and_unload) and save the model again, or give its PEFT folder to --lora"
         )
     if EMBEDDING not in tensors:
         raise ValueError(
             f"expected the language model, found {len(tensors)} tensors without {EMBEDDING}; copy those that were "
-            "saved into the published checkpoint, or give a PEFT folder to --adapter"
+            "saved into the published checkpoint, or give a PEFT folder to --lora"
         )
     names = {match[1] for name in tensors if (match := _LORA.fullmatch(name))}
     if unknown := sorted(names - parse_nested_adapters(config).keys()):

@@ -36,7 +36,7 @@ def serve(
     alias: Annotated[
         list[str] | None, typer.Option(help="A further name of the model; repeatable.")
     ] = None,
-    adapter: Annotated[
+    lora: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=FOLDER", help="An adapter as PEFT writes it, under a name; repeatable."
@@ -113,7 +113,7 @@ def serve(
             "--vllm-metrics", help="Export metrics under vLLM's names too.", rich_help_panel=ACCESS
         ),
     ] = False,
-    together: Annotated[
+    max_num_seqs: Annotated[
         int,
         typer.Option(help="Maximum batch size (sequences).", min=1, max=1024, rich_help_panel=LOAD),
     ] = 32,
@@ -169,7 +169,7 @@ def serve(
     from polyphi.serve import run
     from polyphi.serve.settings import MIB, Settings
 
-    adapters = parse_adapters(adapter or ())
+    adapters = parse_adapters(lora or ())
     if containers and find_spec("av") is None:
         raise ValueError('--containers needs PyAV; `pip install "polyphi[video]"` brings it')
     if media_root is not None and not media_root.is_dir():
@@ -216,7 +216,7 @@ def serve(
             model,
             device=device,
             quant=quant,
-            together=together,
+            max_num_seqs=max_num_seqs,
             cache_gb=cache_gb,
             kv=kv,
             adapters=adapters,
@@ -239,8 +239,8 @@ def parse_adapters(arguments: Sequence[str]) -> dict[str, str]:
     for (name, sign, folder), argument in zip(pairs, arguments, strict=True):
         if not (name and sign and folder):
             raise ValueError(
-                f"--adapter is NAME=FOLDER, such as medical=my-adapter; found {argument!r}"
+                f"--lora is NAME=FOLDER, such as medical=my-adapter; found {argument!r}"
             )
     if len({name for name, _, _ in pairs}) < len(pairs):
-        raise ValueError(f"--adapter has the same name twice: {', '.join(arguments)}")
+        raise ValueError(f"--lora has the same name twice: {', '.join(arguments)}")
     return {name: folder for name, _, folder in pairs}

@@ -56,14 +56,14 @@ def train(
             rich_help_panel=MACHINE,
         ),
     ] = None,
-    shard: Annotated[
+    fsdp: Annotated[
         int,
         typer.Option(
             help="Shards of the decoder's layers, over torchrun's processes.",
             rich_help_panel=MACHINE,
         ),
     ] = 1,
-    context: Annotated[
+    context_parallel: Annotated[
         int,
         typer.Option(
             help="Processes to split each pack of long text over (context parallelism).",
@@ -183,7 +183,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Tokens of a step; default: the stage's.", rich_help_panel=OWN),
     ] = None,
-    rate: Annotated[
+    lr_factor: Annotated[
         float, typer.Option(help="Factor for the stage's learning rates.", rich_help_panel=OWN)
     ] = 1.0,
 ) -> None:
@@ -206,8 +206,8 @@ def train(
         micro_crops=micro_crops,
         micro_frames=micro_frames,
         workers=workers,
-        shard=shard,
-        context=context,
+        fsdp=fsdp,
+        context_parallel=context_parallel,
         activations=activations,
         features=features,
         background=background,
@@ -234,7 +234,7 @@ def train(
             checkpoint=model,
             steps=steps,
             batch_tokens=batch_tokens,
-            rate=rate,
+            lr_factor=lr_factor,
             columns=parse_pairs(columns),
             skip_bad=skip_bad,
             monitor=Monitor(track or (), eval_data or (), eval_every, patience),

@@ -57,7 +57,7 @@ def transcribe(
             help="Captions of the microphone, or of audio from a pipe (-): WAV or 16-bit samples.",
         ),
     ] = False,
-    rate: Annotated[
+    sample_rate: Annotated[
         int, typer.Option(help="With --live -: samples a second, unless the audio is WAV.")
     ] = 16000,
     adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
@@ -97,7 +97,7 @@ def transcribe(
             phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
         show_placement(phi)
         if not transcribe_live(
-            phi.engine, source, raw_rate=rate, to=to, adapter=adapter, console=console
+            phi.engine, source, raw_rate=sample_rate, to=to, adapter=adapter, console=console
         ):
             raise typer.Exit(1)
         return

@@ -246,10 +246,10 @@ class Switches:
     activations are kept or recomputed, number of devices that share a pack, precision of the frozen weights (float32 in
     the recipe's stages, bfloat16 where a published checkpoint is fine-tuned, or `--base`)."""
 
-    shard: int = 1
+    fsdp: int = 1
     micro_tokens: int = 8192
     activations: Literal["keep", "recompute"] = "keep"
-    context: int = 1
+    context_parallel: int = 1
     base: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
 
 
@@ -323,7 +323,7 @@ def memory(
     keys and values of all tokens."""
     d = target.config.decoder
     layers = [n for n in target.tensors if n.startswith("decoder.layers.")]
-    other_devices = target.size(layers) * (1 - 1 / on.shard)  # parameters of layers elsewhere
+    other_devices = target.size(layers) * (1 - 1 / on.fsdp)  # parameters of layers elsewhere
     other_trainable = other_devices if target.trains("decoder.norm") else 0.0
     trainable = target.size(target.trainable)
     parts = {
@@ -338,12 +338,12 @@ def memory(
     for group, size in target.matrices.items():
         used = row_counts[group.glob] > 0 and (group.trainable or group.passes_gradient)
         again = recompute and group.repeated and not group.trainable
-        elsewhere = on.shard > 1 and group.glob == "decoder.layers.*"
+        elsewhere = on.fsdp > 1 and group.glob == "decoder.layers.*"
         as_stored = on.base != "fp32" and not group.trainable
         if used and not (again or elsewhere or as_stored or group.glob == HEAD):
             bf16_copies += size
     layer = target.size(layers) / d.num_hidden_layers
-    gathered = (2 * 2 + 2 + 4) * layer * (on.shard > 1)  # and a layer's gradients, bf16 and float32
+    gathered = (2 * 2 + 2 + 4) * layer * (on.fsdp > 1)  # and a layer's gradients, bf16 and float32
     parts["bf16 copies"] = 2 * bf16_copies + gathered
 
     # Bytes stored per row of a tower's layers; with recomputation only the inputs of all layers but one are stored.
@@ -373,7 +373,7 @@ def memory(
     if cpu and target.decoder == "backward":
         stored = LOGIT_BYTES * d.num_attention_heads * amounts["explicit pairs"]
         parts["activations"] += stored * (1 if recompute else d.num_hidden_layers)
-    others = (on.context - 1) * amounts["tokens"] * key_bytes(target)
+    others = (on.context_parallel - 1) * amounts["tokens"] * key_bytes(target)
     parts["activations"] += others * (1 if recompute else d.num_hidden_layers)
 
     written, symbols = amounts["supervised"], d.vocab_size
@@ -394,7 +394,7 @@ def memory(
         parts["logits"] = 12 * amounts["sequences"] ** 2
     # After the backward pass the gradients of replicas are concatenated for the sum over processes.
     replicas = trainable - (
-        target.size(layers) if on.shard > 1 and target.trains("decoder.norm") else 0
+        target.size(layers) if on.fsdp > 1 and target.trains("decoder.norm") else 0
     )
     parts["exchange"] = 4 * replicas * (world > 1)
     temporary = parts["bf16 copies"] + parts["activations"] + parts["logits"]
@@ -418,15 +418,15 @@ def traffic(target: StageModel, on: Switches, world: int, packs: int) -> dict[st
     arithmetic; `context`: keys and values gathered in each layer and their gradients scattered, for which the layer
     waits."""
     layers = sum(t.numel() for n, t in target.tensors.items() if n.startswith("decoder.layers."))
-    sharded = on.shard > 1
+    sharded = on.fsdp > 1
     replicas = target.size(target.trainable) - sharded * layers
     sent = {"gradients": 2 * 4 * replicas * (world - 1) / world, "shards": 0.0}
     if sharded:
         gathers = 2 + precomputes_reference(target)
-        within = (2 * gathers + 4) * layers * (on.shard - 1) / on.shard
-        groups = world / on.shard
-        sent["shards"] = packs * (within + 2 * 4 * layers / on.shard * (groups - 1) / groups)
+        within = (2 * gathers + 4) * layers * (on.fsdp - 1) / on.fsdp
+        groups = world / on.fsdp
+        sent["shards"] = packs * (within + 2 * 4 * layers / on.fsdp * (groups - 1) / groups)
     collectives = 2 + (on.activations == "recompute")
     pack = on.micro_tokens * key_bytes(target) * target.config.decoder.num_hidden_layers
-    sent["context"] = packs * collectives * pack * (on.context - 1) / on.context
+    sent["context"] = packs * collectives * pack * (on.context_parallel - 1) / on.context_parallel
     return sent

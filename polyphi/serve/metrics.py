@@ -256,7 +256,7 @@ class Metrics(Collector):
                 "Share of the KV cache blocks in use by requests, 0 to 1.",
             ),
             "kv_cache_blocks": (engine.blocks, "KV cache blocks in total."),
-            "kv_cache_blocks_remembered": (
+            "kv_cache_blocks_cached": (
                 engine.blocks_cached,
                 "KV cache blocks kept for later requests.",
             ),
@@ -264,7 +264,7 @@ class Metrics(Collector):
                 engine.cache_bytes,
                 "Memory of the KV cache: it grows with the blocks that were ever used, and stays.",
             ),
-            "encoder_remembered_bytes": (engine.encoded_bytes, "Bytes of cached encoder outputs."),
+            "encoder_cached_bytes": (engine.encoded_bytes, "Bytes of cached encoder outputs."),
             "prepared_bytes": (
                 load.prepared_bytes,
                 "Bytes of the prompts of all requests: ids, crops, log-mel frames.",

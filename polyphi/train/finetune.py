@@ -63,7 +63,7 @@ def finetune(
     checkpoint: str | Path | None = None,
     steps: int | None = None,
     batch_tokens: int | None = None,
-    rate: float = 1.0,
+    lr_factor: float = 1.0,
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     monitor: Monitor = Monitor(),  # noqa: B008 - frozen
@@ -73,10 +73,10 @@ def finetune(
     """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
-    (or CORPUS.NAME) to those of the data. `checkpoint`, `steps`, `batch_tokens` and `rate` (a factor on the learning
-    rates of `trainable`) replace the values of the stage. With `options.base` the frozen weights are quantised for the
-    training; the exported model has them as in the checkpoint. `monitor` has the trackers and evaluation rows; they and
-    the origins of the weights replace those of `options`. Where the precision of `options` is "auto" and none is
+    (or CORPUS.NAME) to those of the data. `checkpoint`, `steps` and `batch_tokens` replace the values of the stage, and
+    `lr_factor` multiplies the learning rates of `trainable`. With `options.base` the frozen weights are quantised for
+    the training; the exported model has them as in the checkpoint. `monitor` has the trackers and evaluation rows; they
+    and the origins of the weights replace those of `options`. Where the precision of `options` is "auto" and none is
     recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free memory. The same
     call resumes an interrupted one.
 
@@ -147,7 +147,7 @@ def finetune(
     steps = steps or stage.steps
     train(
         stage,
-        Budget(steps, batch, stage.context, rate),
+        Budget(steps, batch, stage.context, lr_factor),
         model,
         processor,
         out / "data",
@@ -163,7 +163,7 @@ def finetune(
     )
     if distributed.rank() == 0 and not (out / "model").exists():
         config, tensors = model.config, dict(model.state_dict())
-        if machine.shard > 1:  # this process has parts of the layers
+        if machine.fsdp > 1:  # this process has parts of the layers
             tensors = load_file(out / TRAINED)
         del model  # with its quantised weights
         give_back()

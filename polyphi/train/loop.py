@@ -74,7 +74,7 @@ def train(
     KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
     """
     distributed.start()
-    _check_context(stage, machine.context)
+    _check_context(stage, machine.context_parallel)
     if distributed.rank() > 0:
         options = dataclasses.replace(options, report=_silence)
     out.mkdir(parents=True, exist_ok=True)
@@ -96,9 +96,9 @@ def train(
             f"{stage.name}: the model is quantised to {model.quant}, but `base` is {options.base}; quantise it with "
             "`quantize_frozen` first"
         )
-    if model.quant is not None and machine.shard > 1:
+    if model.quant is not None and machine.fsdp > 1:
         raise ValueError(
-            f"{stage.name}: a base in {model.quant} can't be sharded; expected --shard 1, found {machine.shard}"
+            f"{stage.name}: a base in {model.quant} can't be sharded; expected --fsdp 1, found {machine.fsdp}"
         )
     eval_rows = _eval_rows(stage, data, rows, options, machine)
     early_stopping = None
@@ -122,10 +122,10 @@ def train(
                 "that skips rejected steps, found 'roll-back': leave --on-spike at skip"
             )
         start = {**identity, "start": hashes(parameters)}
-    if machine.shard > 1:
-        parallel.shard(model, choice.precision, machine.shard)
+    if machine.fsdp > 1:
+        parallel.shard(model, choice.precision, machine.fsdp)
         parameters = named(model, head)
-    context_model = parallel.context_parallel(model, machine.context)
+    context_model = parallel.context_parallel(model, machine.context_parallel)
     loss = StageLoss(stage.objective, context_model, head, reference, choice.precision)
     trainer = Trainer(
         stage,
@@ -269,11 +269,11 @@ def _check_context(stage: Stage, context: int) -> None:
     if context > 1 and not isinstance(stage.objective, NextToken):
         raise ValueError(
             f"{stage.name} has the objective {type(stage.objective).__name__}, which compares whole rows: expected "
-            f"--context 1, found {context}"
+            f"--context-parallel 1, found {context}"
         )
     if distributed.world() % context:
         raise ValueError(
-            f"--context {context} must divide the number of processes, found {distributed.world()}"
+            f"--context-parallel {context} must divide the number of processes, found {distributed.world()}"
         )
 
 
@@ -291,7 +291,7 @@ def _loader(
 ) -> Loader:
     """The loader of the stage's steps. Processes that share a pack read the same rows; where a step is one pack, all
     processes do."""
-    context = machine.context
+    context = machine.context_parallel
     rank, world = distributed.rank() // context, distributed.world() // context
     if stage.objective.whole_step:
         rank, world = 0, 1
@@ -325,7 +325,10 @@ def _eval_rows(
             f"{stage.name} has the objective {type(stage.objective).__name__}; evaluation rows need NextToken: leave "
             "--eval-data out"
         )
-    rank, world = distributed.rank() // machine.context, distributed.world() // machine.context
+    rank, world = (
+        distributed.rank() // machine.context_parallel,
+        distributed.world() // machine.context_parallel,
+    )
     corpora, capacity = options.evaluation.corpora, machine.pack_capacity
     return EvalRows(data, corpora, rows, capacity, rank, world)
 

@@ -44,7 +44,7 @@ def optimiser(
     for glob, names in groups(stage, parameters).items():
         layers = [n for n in names if budget.muon and is_layer(n, parameters[n])]
         if any(isinstance(parameters[n], DTensor) for n in layers):
-            raise ValueError("Muon needs whole matrices, found sharded ones; train without --shard")
+            raise ValueError("Muon needs whole matrices, found sharded ones; train without --fsdp")
         if layers:
             peak = stage.trainable[glob] * budget.muon
             by_muon = [parameters[n] for n in layers]

@@ -55,10 +55,10 @@ class MachineOptions:
     """How a run uses the machine: memory, processes and files. No option here changes what is trained.
 
     `micro_tokens`, `micro_crops` and `micro_frames` (of 10 ms) bound a pack. `workers` is the number of processes that
-    prepare rows (None: none on a CPU, some with a GPU). `shard` processes share the decoder's layers and `context`
-    processes share each pack of a language model. `activations` are kept, recomputed or offloaded. `features` is a
-    folder in which outputs of frozen encoders are cached between epochs. `deterministic` restricts torch to
-    deterministic kernels. `guard` handles non-finite losses and loss spikes. A checkpoint is written every
+    prepare rows (None: none on a CPU, some with a GPU). `fsdp` processes share the decoder's layers and
+    `context_parallel` processes share each pack of a language model. `activations` are kept, recomputed or offloaded.
+    `features` is a folder in which outputs of frozen encoders are cached between epochs. `deterministic` restricts
+    torch to deterministic kernels. `guard` handles non-finite losses and loss spikes. A checkpoint is written every
     `checkpoint_seconds` seconds, by a background thread where `background` is set.
     """
 
@@ -66,8 +66,8 @@ class MachineOptions:
     micro_crops: int | None = None
     micro_frames: int | None = None
     workers: int | None = None
-    shard: int = 1
-    context: int = 1
+    fsdp: int = 1
+    context_parallel: int = 1
     activations: Activations = "keep"
     features: Path | None = None
     deterministic: bool = False

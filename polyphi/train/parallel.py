@@ -45,7 +45,7 @@ def shard(model: PhiModel, precision: str, parts: int) -> None:
         # A process whose samples all use another adapter has no gradient for this one; the others would wait for it.
         raise ValueError(
             f"sharding needs a stage that trains the language model alone, found trainable {adapters[0]}; "
-            "train with --shard 1"
+            "train with --fsdp 1"
         )
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "bf16":
@@ -143,7 +143,7 @@ class Context:
         if batch.images or batch.clips:
             raise ValueError(
                 f"context parallelism needs rows of text, found {len(batch.images)} images and {len(batch.clips)} "
-                "audio clips in a pack: leave --context at 1"
+                "audio clips in a pack: leave --context-parallel at 1"
             )
         rank, parts = self.mesh.get_local_rank(), self.mesh.size()
         if len(batch) < parts:

@@ -270,7 +270,7 @@ class Trainer:
             losses = {key: value for key, value in result.items() if key.startswith("loss")}
             record = {"step": state.step, **losses, "supervised": result["supervised"]}
             # Layers that are sharded can't be run by one process alone.
-            if options.answers and distributed.rank() == 0 and self.machine.shard == 1:
+            if options.answers and distributed.rank() == 0 and self.machine.fsdp == 1:
                 with self.loss.autocast(self.device):
                     record["answers"] = list(options.answers(self.model))
             if state.evaluated(record["loss"]):

@@ -17,14 +17,14 @@ def plan(
     devices: Annotated[
         str, typer.Option(help="Number and name: A100, H100, H200, B200, L4 or cpu.")
     ] = "64xH100",
-    shard: Annotated[
+    fsdp: Annotated[
         int, typer.Option(help="Devices that the decoder's layers are sharded over.")
     ] = 1,
     micro_tokens: Annotated[int, typer.Option(help="Tokens of a pack (micro-batch).")] = 8192,
     activations: Annotated[
         Literal["keep", "recompute"], typer.Option(help="keep or recompute.")
     ] = "keep",
-    context: Annotated[
+    context_parallel: Annotated[
         int, typer.Option(help="Devices that a pack of text is split over (context parallelism).")
     ] = 1,
     base: Annotated[
@@ -55,13 +55,13 @@ def plan(
     from polyphi_recipe import plan as planning
     from polyphi_recipe import stages
 
-    on = cost.Switches(shard, micro_tokens, activations, context, base)
+    on = cost.Switches(fsdp, micro_tokens, activations, context_parallel, base)
     chosen, table = names or list(stages.ORDER), sizes.load(size)
     if dry_run:
         from polyphi.planning.dry_run import summary
 
         for name in chosen:
-            text = summary(planning.stage_model(name, table), shard, context)
+            text = summary(planning.stage_model(name, table), fsdp, context_parallel)
             console.print(text, highlight=False)
         return
     plans = [

@@ -12,7 +12,7 @@ from polyphi_recipe import plan
 
 def test_text_1_takes_as_long_as_published() -> None:
     """The card of Phi-4-mini-instruct: 5T tokens on 512 A100 in 21 days. At the utilisation that we assume, 22.7."""
-    result = plan.plan("text_1_pretrain", sizes.FULL, "512xA100", Switches(shard=8))
+    result = plan.plan("text_1_pretrain", sizes.FULL, "512xA100", Switches(fsdp=8))
     assert result.fits
     assert result.seconds * result.steps / 86400 == pytest.approx(21, rel=0.15)
 
@@ -20,8 +20,8 @@ def test_text_1_takes_as_long_as_published() -> None:
 def test_advice_holds() -> None:
     result = plan.plan("text_3_post", sizes.FULL, "64xH100")
     assert not result.fits
-    assert "--shard 2" in result.advice
-    assert plan.plan("text_3_post", sizes.FULL, "64xH100", Switches(shard=2)).fits
+    assert "--fsdp 2" in result.advice
+    assert plan.plan("text_3_post", sizes.FULL, "64xH100", Switches(fsdp=2)).fits
     assert "--activations recompute" in result.advice
     on = Switches(activations="recompute")
     assert plan.plan("text_3_post", sizes.FULL, "64xH100", on).fits
@@ -30,8 +30,8 @@ def test_advice_holds() -> None:
 def test_long_rows_are_shared() -> None:
     """Rows of 131,072 tokens fit only if devices share them."""
     result = plan.plan("text_2_long", sizes.FULL, "64xH100")
-    assert not result.fits and "--context 16 --activations recompute" in result.advice
-    on = Switches(activations="recompute", context=16)
+    assert not result.fits and "--context-parallel 16 --activations recompute" in result.advice
+    on = Switches(activations="recompute", context_parallel=16)
     shared = plan.plan("text_2_long", sizes.FULL, "64xH100", on)
     assert shared.fits and shared.traffic["context"] > 0
     assert shared.memory["activations"] < result.memory["activations"] / 16
@@ -73,10 +73,10 @@ def test_it_reads(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["text_1_pretrian"], "text_1_pretrain"),
         (["--size", "huge"], "unknown size"),
         (["--devices", "8xH1000"], "unknown devices"),
-        (["text_1_pretrain", "--shard", "3"], "--shard 3"),
-        (["vision_3_generative", "--shard", "8"], "omit --shard"),
-        (["text_2_long", "--context", "5"], "--context 5"),
-        (["text_4_align", "--context", "8"], "images, audio or pairs"),
+        (["text_1_pretrain", "--fsdp", "3"], "--fsdp 3"),
+        (["vision_3_generative", "--fsdp", "8"], "omit --fsdp"),
+        (["text_2_long", "--context-parallel", "5"], "--context-parallel 5"),
+        (["text_4_align", "--context-parallel", "8"], "images, audio or pairs"),
         (["--activations", "forget"], "'keep', 'recompute'"),
         (["--base", "fp8"], "'bf16', 'int8', 'int4'"),
         (["text_1_pretrain", "--base", "int4"], "only frozen weights"),

@@ -133,7 +133,7 @@ def test_switches_take_memory_away(name: str) -> None:
     without_options = peak(cost.Switches())
     assert peak(cost.Switches(activations="recompute")) < without_options
     if target.trains("decoder.norm"):
-        assert peak(cost.Switches(shard=8)) < peak(cost.Switches(shard=2)) < without_options
+        assert peak(cost.Switches(fsdp=8)) < peak(cost.Switches(fsdp=2)) < without_options
 
 
 @pytest.mark.parametrize("base", ["bf16", "int8", "int4"])

@@ -51,7 +51,7 @@ def test_a_stage_takes_two_steps(name: str, size: sizes.Size) -> None:
     if shard == 1:
         assert sum(size for _, size, *_ in result.groups) == target.size(target.trainable)
     done = cost.work([batch], target.config)
-    planned = cost.memory(target, done, cost.Switches(shard=shard), world=8, cpu=True)
+    planned = cost.memory(target, done, cost.Switches(fsdp=shard), world=8, cpu=True)
     assert planned["peak"] == pytest.approx(result.peak, rel=0.1)
     permanent = planned["peak"] - planned["gradients"]
     permanent -= max(planned["exchange"], sum(planned[part] for part in PASSING))
@@ -66,7 +66,7 @@ def test_a_pack_over_eight_processes_takes_what_is_planned() -> None:
     batch = pack(example_rows(target, "long_documents"))
     result = dry_run(target, [batch, batch], world=8, context=8)
     part = cost.scaled(cost.work([batch], target.config), 1 / 8)
-    planned = cost.memory(target, part, cost.Switches(context=8), world=8, cpu=True)
+    planned = cost.memory(target, part, cost.Switches(context_parallel=8), world=8, cpu=True)
     assert planned["peak"] == pytest.approx(result.peak, rel=0.05)
     alone = cost.memory(target, cost.scaled(part, 8), cost.Switches(), world=8, cpu=True)
     assert planned["activations"] < 0.2 * alone["activations"]

@@ -319,7 +319,7 @@ listening = run.bind(settings)
 print(listening.getsockname()[1], flush=True)
 
 def load(progress):
-    engine = polyphi.load(sys.argv[1], together=2).engine
+    engine = polyphi.load(sys.argv[1], max_num_seqs=2).engine
     app = create_app(engine, settings)
     app.state.server._small.pool.submit(time.sleep, 1000)
     step = type(engine.runner).run

@@ -1,6 +1,6 @@
 """A training run that takes a second: four corpora of a dozen samples, a tiny model of all modalities.
 
-python small.py OUT DATA [--steps N] [--shard PARTS] [--pause SECONDS] [--then OUT DATA ...]
+python small.py OUT DATA [--steps N] [--fsdp PARTS] [--pause SECONDS] [--then OUT DATA ...]
 
 Tests start it in other processes. The arguments after `--then` are those of another run in the same process.
 """
@@ -246,8 +246,8 @@ def run_from_arguments(arguments: list[str]) -> None:
     parser.add_argument("--stage", default="everything")
     parser.add_argument("--stop-after", type=int, help="losses, and then an exception")
     parser.add_argument("--steps", type=int, default=BUDGET.steps)
-    parser.add_argument("--shard", type=int, default=1)
-    parser.add_argument("--context", type=int, default=1)
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--context-parallel", type=int, default=1)
     parser.add_argument("--background", action="store_true")
     parser.add_argument("--patience", type=int, help="evaluates after each step")
     parser.add_argument("--pause", type=float, default=0.0)
@@ -270,8 +270,8 @@ def run_from_arguments(arguments: list[str]) -> None:
         stage,
         budget,
         dropout=parsed.dropout,
-        shard=parsed.shard,
-        context=parsed.context,
+        fsdp=parsed.fsdp,
+        context_parallel=parsed.context_parallel,
         background=parsed.background,
         checkpoint_seconds=0.0,
         evaluation=evaluation,

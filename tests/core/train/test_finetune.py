@@ -349,7 +349,7 @@ def test_a_sharded_run_is_exported(source: Path, tmp_path: Path) -> None:
     )
     words, out = str(source / "data/words.jsonl"), tmp_path / "run"
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-    verb = ("-m", "polyphi.cli", "train", str(tmp_path / "words.py"), "--shard", "2")
+    verb = ("-m", "polyphi.cli", "train", str(tmp_path / "words.py"), "--fsdp", "2")
     rows = ("--model", str(source / "mini"), "--data", words, "--eval-data", words)
     options = ("--patience", "1", "--precision", "fp32", "--out", str(out))
     result = completed(*torchrun, *verb, *rows, *options, OMP_NUM_THREADS="1")

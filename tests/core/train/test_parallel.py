@@ -84,13 +84,13 @@ def alone(corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 BY_TWO = (
     ("--stage", "everything"),
     ("--stage", "apart"),
-    ("--stage", "language", "--shard", "2"),
-    ("--stage", "language", "--context", "2"),
+    ("--stage", "language", "--fsdp", "2"),
+    ("--stage", "language", "--context-parallel", "2"),
 )
 EVALUATED = (
     ("--stage", "everything", "--patience", "1"),
-    ("--stage", "language", "--patience", "1", "--shard", "2"),
-    ("--stage", "language", "--patience", "1", "--context", "2"),
+    ("--stage", "language", "--patience", "1", "--fsdp", "2"),
+    ("--stage", "language", "--patience", "1", "--context-parallel", "2"),
 )
 
 
@@ -135,7 +135,7 @@ def test_two_processes_stop_where_one_does(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", [("--shard", "2"), ("--shard", "2", "--context", "2")])
+@pytest.mark.parametrize("options", [("--fsdp", "2"), ("--fsdp", "2", "--context-parallel", "2")])
 def test_four_processes_give_the_numbers_of_one(
     options: tuple[str, ...], alone: Callable[[str], Path], corpora: Path, tmp_path: Path
 ) -> None:
@@ -188,7 +188,7 @@ def test_saved_by_some_processes_resumed_by_others(
 ) -> None:
     """Replicas or shards, on two processes or one: the rest of the run is the same."""
     options = ("--stage", "language", *background)
-    stop, shard = ("--stop-after", "2"), ("--shard", "2")
+    stop, shard = ("--stop-after", "2"), ("--fsdp", "2")
     first, second = ((*stop, *shard), ()) if before == 2 else (stop, shard)
     out = tmp_path / "both"
     run_processes(out, corpora, *options, *first, processes=before, code=1)
@@ -218,9 +218,9 @@ def test_context_is_refused_where_rows_are_compared_or_show_media(
     try:
         stage = replace(small.LANGUAGE, data=Mix({"questions": 1}), objective=DPO())
         with pytest.raises(ValueError, match="objective DPO"):
-            small.run(tmp_path, corpora, stage, context=2)
-        with pytest.raises(ValueError, match="--context 2"):
-            small.run(tmp_path, corpora, small.LANGUAGE, context=2)
+            small.run(tmp_path, corpora, stage, context_parallel=2)
+        with pytest.raises(ValueError, match="--context-parallel 2"):
+            small.run(tmp_path, corpora, small.LANGUAGE, context_parallel=2)
         processor = small.make_processor()
         model = small.make_model(processor)
         context = parallel.Context(model, distributed.groups("cpu", 1))
@@ -236,4 +236,4 @@ def test_context_is_refused_where_rows_are_compared_or_show_media(
 
 def test_sharding_is_refused_where_adapters_learn(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found trainable .*lora"):
-        small.run(tmp_path, corpora, small.EVERYTHING, shard=2)
+        small.run(tmp_path, corpora, small.EVERYTHING, fsdp=2)
