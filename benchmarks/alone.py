@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from quantisation import PROMPTS, prompts
+from quantization import PROMPTS, prompts
 from rich.console import Console
 
 import polyphi

@@ -162,9 +162,9 @@ def random_model(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Ph
 
 
 @torch.no_grad()
-def random_quantised(config: ModelConfig, kind: str) -> PhiModel:
-    """A quantised model with `Noise` as its weights, as loaded from a quantised checkpoint: embeddings are rows of the
-    head. Each weight is quantised before the next one is made, so that the whole model is never in memory."""
+def random_quantized(config: ModelConfig, kind: str) -> PhiModel:
+    """A quantized model with `Noise` as its weights, as loaded from a quantized checkpoint: embeddings are rows of the
+    head. Each weight is quantized before the next one is made, so that the whole model is never in memory."""
     noise = Noise()
     with torch.device("meta"):
         model = PhiModel(config)
@@ -286,7 +286,7 @@ def in_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tenso
 
 
 def tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Everything that a model holds, quantised weights too."""
+    """Everything that a model holds, quantized weights too."""
     yield from (*model.parameters(), *model.buffers(), *quantized.other_tensors(model))
 
 
@@ -628,7 +628,7 @@ def clip(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], li
     rates = paired(sides, repeats)
     rows = []
     for kind, name in names.items():
-        # int8 quantises the decoder alone
+        # int8 quantizes the decoder alone
         limit = limits["int8" if kind == "int8-all" else "bf16"]
         share = flops * rates[name] / limit
         rows.append(
@@ -659,7 +659,7 @@ def transcription(size: Size, repeats: int, library: Transformers) -> tuple[list
     config, tokenizer = endless(size.config)
     needed = 2 * parameters(config) - quantized.saved_bytes(config, kind) + CACHE
     placement.check_fits(needed, free_memory(cpu), cpu)
-    model = random_quantised(config, kind)
+    model = random_quantized(config, kind)
     phi = Phi(model, make_processor(config, tokenizer), memory=CACHE)
     sampling = SamplingParams(max_tokens=size.transcript, draft=0)
     seconds = []

@@ -118,7 +118,7 @@ def language(device: torch.device, tiny: bool, *, adapters: bool = False) -> Phi
 
 
 def random_packed(model: PhiModel, scheme: str, *, gradients: bool) -> PhiModel:
-    """The model with random bytes as its quantised weights, without their quantisation, which takes a minute at the
+    """The model with random bytes as its quantized weights, without their quantization, which takes a minute at the
     published size; with `gradients` as `quantize_frozen` leaves it."""
     device = model.decoder.device
     for part in parts(model, scheme):

@@ -25,7 +25,7 @@ from polyphi.model.attention import (
     varlen_supported,
 )
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization.fewbits import Quantised
+from polyphi.quantization.fewbits import Quantized
 from polyphi.quantization.quantize import BASES, quantize_frozen
 from polyphi.train.loss import NextToken
 
@@ -195,11 +195,11 @@ def attention(device: torch.device, tiny: bool) -> Iterator[Line]:
         yield Line("attention, varlen_attn", skip="this torch has none with grouped heads")
 
 
-# ------------------------------------------------------------------------------ quantised base
+# ------------------------------------------------------------------------------ quantized base
 
 
 def base(device: torch.device, tiny: bool) -> Iterator[Line]:
-    """Gradients of adapters and projectors on a quantised base, against the same weights on a CPU without kernels."""
+    """Gradients of adapters and projectors on a quantized base, against the same weights on a CPU without kernels."""
     model, processor = multimodal(tiny)
     questions = [[*c, Message.assistant("a word or two")] for c in conversations(tiny)]
     batch = pack([processor.row(c, supervise="answers") for c in questions])
@@ -227,17 +227,17 @@ def base(device: torch.device, tiny: bool) -> Iterator[Line]:
             yield Line(f"gradients on {scheme}", value, "", bound, note=note)
 
 
-def numbers(model: PhiModel, quantised: PhiModel) -> PhiModel:
-    """The unquantised model with the numbers that the weights of a quantised one stand for."""
+def numbers(model: PhiModel, quantized: PhiModel) -> PhiModel:
+    """The unquantized model with the numbers that the weights of a quantized one stand for."""
     modules = dict(model.named_modules())
-    for path, module in quantised.named_modules():
-        if isinstance(kernel := getattr(module, "kernel", None), Quantised):
+    for path, module in quantized.named_modules():
+        if isinstance(kernel := getattr(module, "kernel", None), Quantized):
             weight: Any = modules[path].get_parameter("weight")
             weight.copy_(unpacked(kernel).view_as(weight))
-    if isinstance(head := quantised.decoder.head, Quantised):
+    if isinstance(head := quantized.decoder.head, Quantized):
         model.decoder.head = head
     return model
 
 
-def unpacked(weight: Quantised) -> Tensor:
+def unpacked(weight: Quantized) -> Tensor:
     return weight.rows(torch.arange(weight.shape[0], device=weight.row.device)).cpu()

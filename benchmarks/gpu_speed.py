@@ -18,7 +18,7 @@ from polyphi.messages import SamplingParams
 from polyphi.model.decoder import Layer, Shared
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
-from polyphi.quantization.fewbits import Quantised
+from polyphi.quantization.fewbits import Quantized
 from polyphi.train import parallel
 from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations
@@ -161,7 +161,7 @@ def weight_bytes(model: PhiModel) -> int:
     decoder = model.decoder
     weights: list[Tensor] = [p for n, p in decoder.named_parameters() if n != "embed_tokens.weight"]
     for module in decoder.modules():
-        if isinstance(kernel := getattr(module, "kernel", None), Quantised):
+        if isinstance(kernel := getattr(module, "kernel", None), Quantized):
             weights += kernel.tensors()
     head: Any = decoder.head
     weights += [decoder.embed_tokens.weight] if head is None else head.tensors()

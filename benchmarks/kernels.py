@@ -236,7 +236,7 @@ def setup() -> None:
 
 
 def checkpoint(config: ModelConfig, folder: Path, quant: str | None, layout: str) -> None:
-    """Write a random model, in bfloat16 or quantised, unless it exists."""
+    """Write a random model, in bfloat16 or quantized, unless it exists."""
     target = folder / (quant or "checkpoint")
     if target.exists():
         return

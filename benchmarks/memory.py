@@ -1,9 +1,9 @@
-"""How much memory the 5.6 billion parameter model takes at 4 and 8 bits, from a bfloat16 checkpoint that is quantised
-while it loads and from a quantised one, against our own limits.
+"""How much memory the 5.6 billion parameter model takes at 4 and 8 bits, from a bfloat16 checkpoint that is quantized
+while it loads and from a quantized one, against our own limits.
 
     python benchmarks/memory.py --at FOLDER [--kinds int4 int4-all]
 
-A checkpoint of the published size with random weights is written once (11 GB), the quantised ones next to it. Each
+A checkpoint of the published size with random weights is written once (11 GB), the quantized ones next to it. Each
 measurement has its own process, which loads a model and answers three short prompts, so that both encoders and both
 adapters are used: words alone, with a picture, with a clip. Reported is its peak memory (Linux: `VmHWM`),
 while loading or answering, less the keys and values of its prompts; and, at the largest sample of /proc while it
@@ -28,7 +28,7 @@ from rich.console import Console
 from sidebyside import peak_bytes
 
 import polyphi
-from polyphi.checkpoints.names import QUANTISED, tensor_names
+from polyphi.checkpoints.names import QUANTIZED, tensor_names
 from polyphi.checkpoints.read import files_beside, load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint, write_checkpoint
 from polyphi.engine.cache import token_bytes
@@ -175,7 +175,7 @@ def main() -> None:
         rows.append((scheme, "bfloat16", measure(whole, scheme)))
         console.print(f"{scheme} from bfloat16: {rows[-1][2]}", highlight=False)
         if not (args.at / scheme).exists():
-            files = files_beside(whole, QUANTISED)
+            files = files_beside(whole, QUANTIZED)
             save_checkpoint(load_checkpoint(whole), args.at / scheme, quant=scheme, files=files)
         rows.append((scheme, "its own", measure(args.at / scheme, None)))
         console.print(f"{scheme} from its own: {rows[-1][2]}", highlight=False)

@@ -5,7 +5,7 @@
 
 Prints two tables in Markdown. The first rounds weights alone and computes in float32, so that ways of rounding can be
 compared separately: the decoder's linears, and its head, in 8 bits, and in 4 bits at the nearest levels, searched, and
-calibrated (model/rounding.py). The second is of the quantised model as it runs: each value of `--quant`, activations
+calibrated (model/rounding.py). The second is of the quantized model as it runs: each value of `--quant`, activations
 rounded as the kernels do, bfloat16. Both are compared with the checkpoint in float32: the mean Kullback-Leibler
 divergence of the next token's distribution from its own, in nats, and the share of positions where another token comes
 first (flips). In conversations the answers are measured, in documents every token.

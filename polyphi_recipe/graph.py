@@ -296,7 +296,7 @@ class Run:
         return self._model(lineage.after(name)).eval()
 
     def train(self, name: str, base: str | None = None) -> None:
-        """Train a stage, unless it is finished, after its parents and corpora. `base` ("int8" or "int4") quantises its
+        """Train a stage, unless it is finished, after its parents and corpora. `base` ("int8" or "int4") quantizes its
         frozen weights (`quantize_frozen`), but not those of its parents."""
         stage = stages.at_size(name, self.size)
         out = self.runs / name
@@ -406,7 +406,7 @@ class Run:
 
     def evaluate(self, *names: str, quant: str | None = None) -> None:
         """Evaluate all tasks, or the named ones, on their held-out rows, unless they have results: the reasoning model
-        on reasoning corpora, the final model on all others. With `quant` the models are quantised, and the answers are
+        on reasoning corpora, the final model on all others. With `quant` the models are quantized, and the answers are
         written to a separate folder, such as `eval-int8`."""
         folder = self.out / (f"eval-{quant}" if quant else "eval")
         engines: dict[str, Engine] = {}

@@ -223,7 +223,7 @@ def test_ctrl_c_ends_one_answer_quietly(
     assert stop.value.code == 130 and captured.out == "Once upon\n" and captured.err == ""
 
 
-def test_a_quantised_export_is_loaded_without_being_asked_for(
+def test_a_quantized_export_is_loaded_without_being_asked_for(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import polyphi
@@ -250,13 +250,13 @@ def test_a_quantised_export_is_loaded_without_being_asked_for(
     cli.main([*command, "--quant", "int4"])
     assert polyphi.load(tmp_path / "better").model.quant == "int4"
     for arguments, says in (
-        (command, "are for a quantised checkpoint"),
+        (command, "are for a quantized checkpoint"),
         ([*command, "--quant", "int8"], "calibration is for int4; int8 does without it"),
         (["chat", str(out), "hello", "--quant", "int8"], "can't become int8: load it without"),
         (["export", str(out), "--out", str(tmp_path / "again")], "can't be saved"),
         (
             ["export", str(out), "--out", str(tmp_path / "x"), "--merge", "speech"],
-            "quantise the saved",
+            "quantize the saved",
         ),
     ):
         code, error = run(*arguments, capsys=capsys)

@@ -4,7 +4,7 @@
 
 The first turn of a KIND exports to WORK/openvino-KIND as the project's own command does: `optimum-cli export openvino
 --weight-format KIND`; int4 in groups of 128, head and embedding in int8. The pipeline has its defaults: paged
-attention, keys and values in uint8, activations quantised per group of 32 where the CPU's product can. Decoding is
+attention, keys and values in uint8, activations quantized per group of 32 where the CPU's product can. Decoding is
 greedy, on its own tokens.
 """
 

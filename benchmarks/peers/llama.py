@@ -2,7 +2,7 @@
 
     python llama.py CHECKPOINT WORK KIND THREADS      KIND: Q4_0, Q8_0, or Q4_0-pure
 
-The first turn of a KIND writes WORK/KIND.gguf: the weights in bfloat16 by gguf's writer, then quantised by
+The first turn of a KIND writes WORK/KIND.gguf: the weights in bfloat16 by gguf's writer, then quantized by
 llama.cpp's own `llama_model_quantize`. Its Q4_0 keeps the tied embedding, which is the head, in Q6_K; `Q4_0-pure` has
 4 bits everywhere. Contexts are llama.cpp's defaults but for their lengths: flash attention is its own choice, keys and
 values are float16, weights are repacked for the CPU by its own choice.
@@ -94,7 +94,7 @@ def write(folder: Path, target: Path) -> None:
     writer.close()
 
 
-def quantise(source: Path, target: Path, kind: str, threads: int) -> None:
+def quantize(source: Path, target: Path, kind: str, threads: int) -> None:
     params = llama.llama_model_quantize_default_params()
     params.ftype, params.pure = KINDS[kind]
     params.nthread = threads
@@ -102,7 +102,7 @@ def quantise(source: Path, target: Path, kind: str, threads: int) -> None:
     if llama.llama_model_quantize(
         str(source).encode(), str(partial).encode(), ctypes.byref(params)
     ):
-        raise RuntimeError(f"llama.cpp could not quantise {source} to {kind}")
+        raise RuntimeError(f"llama.cpp could not quantize {source} to {kind}")
     partial.rename(target)
 
 
@@ -167,7 +167,7 @@ def main(checkpoint: str, work: str, kind: str, threads: str) -> None:
             partial = whole.with_suffix(".part")
             write(Path(checkpoint), partial)
             partial.rename(whole)
-        quantise(whole, file, kind, int(threads))
+        quantize(whole, file, kind, int(threads))
     take_turns(Llama(file, int(threads)))
 
 

@@ -1,6 +1,6 @@
 """polyphi as one of the sides.
 
-python ours.py CHECKPOINT THREADS WHAT      a quantised one; WHAT: language or multimodal
+python ours.py CHECKPOINT THREADS WHAT      a quantized one; WHAT: language or multimodal
 """
 
 import sys

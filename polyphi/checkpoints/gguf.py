@@ -2,7 +2,7 @@
 
 >>> convert("Phi-4-mini-Q4_0.gguf", "phi-mini", quant="int4")
 
-Weights may have any type that the `gguf` package supports. They are dequantised, and quantised again with `quant`. Only
+Weights may have any type that the `gguf` package supports. They are dequantized, and quantized again with `quant`. Only
 Q4_0 (a float for each 32 inputs, times -8 to 7) is converted to our 4 bits directly: it has the same 16 steps, and only
 its floats lose precision, as they become 8-bit factors of the largest one of their output. A GGUF's vocabulary isn't
 converted to a tokenizer: its files are copied from the folder of the GGUF.
@@ -46,7 +46,7 @@ def convert(
     quant: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write a checkpoint of a GGUF's language model, in the layout `mini` or quantised. Raises ValueError for a file
+    """Write a checkpoint of a GGUF's language model, in the layout `mini` or quantized. Raises ValueError for a file
     with another model, without a tokenizer in its folder, or without the `gguf` package."""
     source = Path(source)
     fields, tensors = _open(source)
@@ -75,7 +75,7 @@ def convert(
         stored = tensors[public_names[ours]]
         if quant and quant.startswith("int4") and stored.tensor_type.name == "Q4_0":
             return _four_bits(stored)
-        return _dequantised(stored)
+        return _dequantized(stored)
 
     write_checkpoint(config, tensor, folder, "mini", dtype=dtype, quant=quant, files=files)
 
@@ -118,7 +118,7 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any])
     width, heads = ours("embedding_length"), ours("attention.head_count")
     rotated, context = ours("rope.dimension_count"), ours("context_length")
     factors = {
-        name: tuple(_dequantised(tensors[name_of]).tolist()) if name_of in tensors else ()
+        name: tuple(_dequantized(tensors[name_of]).tolist()) if name_of in tensors else ()
         for name in ("short", "long")
         for name_of in (f"rope_factors_{name}.weight",)
     }
@@ -161,7 +161,7 @@ def _gguf_name(ours: str) -> str:
     return f"blk.{number}.{NAMES[name]}"
 
 
-def _dequantised(tensor: Any) -> Tensor:
+def _dequantized(tensor: Any) -> Tensor:
     from gguf.quants import dequantize
 
     return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())

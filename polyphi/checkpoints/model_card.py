@@ -30,7 +30,7 @@ LICENCES = {
 LANGUAGES = ("en", "de", "es", "fr", "it", "ja", "pt", "zh")
 EXPORTS = "exports.json"
 """File of a run of the recipe: the stages that an exported model comes from, by its folder."""
-QUANTISED = {
+QUANTIZED = {
     "int8": "8 bits (adapters and encoders in bfloat16)",
     "int4": "4 bits (adapters and encoders in bfloat16)",
     "int8-all": "8 bits",
@@ -208,7 +208,7 @@ def _description(folder: Path, layout: str, base: str | None, quant: str | None)
     }[layout]
     if quant:
         alone = "the language model alone, " if layout == "mini" else ""
-        layout_text = f"{alone}weights in {QUANTISED[quant]}, in a layout that polyphi reads"
+        layout_text = f"{alone}weights in {QUANTIZED[quant]}, in a layout that polyphi reads"
     rows = parts(read_config(folder))
     table = ["| part | parameters |", "|---|---:|"]
     table += [
@@ -279,8 +279,8 @@ def _training(
         paragraphs.append(f"The adapter `{merged}` was merged into the base weights.")
     if quant:
         paragraphs.append(
-            f"Then it was quantised (`polyphi export --quant {quant}`): results measured before that are those of the "
-            "unquantised weights."
+            f"Then it was quantized (`polyphi export --quant {quant}`): results measured before that are those of the "
+            "unquantized weights."
         )
     return "\n\n".join(paragraphs)
 

@@ -21,10 +21,10 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 
 LAYOUTS = ("mini", "original", "native")
-QUANTISED, METHOD, FORMAT = "quantised", "polyphi", 2
+QUANTIZED, METHOD, FORMAT = "quantized", "polyphi", 2
 FORMATS = (1, FORMAT)
 """Versions of the quantized layout that can be read; the first has no table of embeddings."""
-"""The layout of quantised checkpoints, and the method and version of the layout in the `quantization_config` of their
+"""The layout of quantized checkpoints, and the method and version of the layout in the `quantization_config` of their
 config.json."""
 PUBLISHED_ADAPTERS = ("vision", "speech")
 """The adapters that the original layout supports."""
@@ -135,7 +135,7 @@ class Entry:
 def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, int]:
     """(public name of one of our tensors, its number of leading axes of length 1). `adapted`: whether the checkpoint
     has adapters; only then the original layout has `.base_layer` in names."""
-    if layout == QUANTISED:
+    if layout == QUANTIZED:
         return ours, 0
     for pattern, rule in _PATTERNS:
         if match := pattern.match(ours):
@@ -169,7 +169,7 @@ def empty_model(config: ModelConfig) -> PhiModel:
 
 
 def entries_of(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> dict[str, Entry]:
-    if layout not in (*LAYOUTS, QUANTISED):
+    if layout not in (*LAYOUTS, QUANTIZED):
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     entries = {}
     for ours, tensor in state.items():
@@ -179,7 +179,7 @@ def entries_of(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> di
 
 
 def in_pieces(entries: Mapping[str, Entry], parts: Mapping[str, quantize.Part]) -> dict[str, Entry]:
-    """Entries of a quantised checkpoint: each quantised weight is replaced by its pieces, such as `NAME.q8` and
+    """Entries of a quantized checkpoint: each quantized weight is replaced by its pieces, such as `NAME.q8` and
     `NAME.row`."""
     result = {}
     for name, entry in entries.items():

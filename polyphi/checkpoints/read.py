@@ -1,4 +1,4 @@
-"""Reading checkpoints in any of the three public layouts, or in the quantised one (docs/quantisation.md).
+"""Reading checkpoints in any of the three public layouts, or in the quantized one (docs/quantization.md).
 
 # the layout is detected; the configuration is read from config.json and tensor shapes
 >>> model = load_checkpoint("path/to/folder")
@@ -30,7 +30,7 @@ from polyphi.checkpoints.names import (
     IMAGE,
     METHOD,
     PEFT_PREFIX,
-    QUANTISED,
+    QUANTIZED,
     TYPES,
     Entry,
     empty_model,
@@ -41,7 +41,7 @@ from polyphi.checkpoints.names import (
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
-from polyphi.quantization.fewbits import Quantised
+from polyphi.quantization.fewbits import Quantized
 from polyphi.runtime.heap import give_back
 
 log = logging.getLogger(__name__)
@@ -86,9 +86,9 @@ def load_checkpoint(
     `progress` is called with the share of the tensors that are loaded.
 
     On the CPU, without a cast, the parameters are the mapped file, so memory stays at the checkpoint's size; so are
-    weights of a quantised checkpoint in the order of our kernels. Tensors that are quantised or reordered are read one
+    weights of a quantized checkpoint in the order of our kernels. Tensors that are quantized or reordered are read one
     at a time and don't stay mapped.
-    Raises ValueError for an unknown `quant` or another one than that of a quantised checkpoint; a missing config.json,
+    Raises ValueError for an unknown `quant` or another one than that of a quantized checkpoint; a missing config.json,
     a damaged file, pickles; tensors that are missing, unexpected, or of a wrong shape or dtype, by name; an adapter
     (which may come from any source) with NaN or infinity.
     """
@@ -97,12 +97,12 @@ def load_checkpoint(
     layout, config, stored = _open(folder, notes)
     for note in notes:
         log.warning("%s: %s", folder, note)
-    if layout == QUANTISED:
+    if layout == QUANTIZED:
         scheme = read_quantization(folder)
         if quant not in (None, scheme):
             raise ValueError(
-                f"{folder} is quantised to {scheme} and can't become {quant}: load it without quant, or load the "
-                f"unquantised checkpoint with quant={quant!r}"
+                f"{folder} is quantized to {scheme} and can't become {quant}: load it without quant, or load the "
+                f"unquantized checkpoint with quant={quant!r}"
             )
         quant = scheme
     adapted = bool(config.adapters)
@@ -116,7 +116,7 @@ def load_checkpoint(
     model, target = empty_model(config), torch.device(device)
     expected = entries_of(model.state_dict(), layout, adapted=adapted)
     parts = {part.name: part for part in quantize.parts(model, quant)} if quant else {}
-    if layout == QUANTISED:
+    if layout == QUANTIZED:
         expected = in_pieces(expected, parts)
         if LOOKUP in stored and parts[quantize.EMBEDDING].has_table:
             expected[LOOKUP] = Entry(quantize.EMBEDDING, parts[quantize.EMBEDDING].shape)
@@ -139,7 +139,7 @@ def load_checkpoint(
             for end, tensor in stored_pieces.items():
                 if tensor.is_floating_point():  # any bytes are valid packed weights
                     _check_finite(f"{part.name} ({end})", tensor)
-        if layout == QUANTISED:
+        if layout == QUANTIZED:
             part.put(part.form.stored(stored_pieces, part.shape, target))
         else:
             (tensor,) = stored_pieces.values()
@@ -149,15 +149,15 @@ def load_checkpoint(
         give_back()
     state: dict[str, Tensor] = {}
     # The embeddings are mapped a second time, for the lookup: only rows that are read take memory.
-    if quantize.EMBEDDING in parts and layout == QUANTISED and LOOKUP not in stored:
+    if quantize.EMBEDDING in parts and layout == QUANTIZED and LOOKUP not in stored:
         model.decoder.embed_tokens.register_parameter("weight", None)
         head = model.decoder.head
-        assert isinstance(head, Quantised)
+        assert isinstance(head, Quantized)
         if head.table is None:
             packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
             head.table = packed.to(target)
     elif quantize.EMBEDDING in parts:
-        end = quantize.TABLE if layout == QUANTISED else "weight"
+        end = quantize.TABLE if layout == QUANTIZED else "weight"
         table = pieces(quantize.EMBEDDING)[end]
         state[quantize.EMBEDDING] = table if target.type == "cpu" else table.to(target, dtype)
     by_file: dict[Path, list[str]] = {}
@@ -202,12 +202,12 @@ def read_config(source: str | Path) -> ModelConfig:
 
 
 def read_layout(source: str | Path) -> str:
-    """The layout of a checkpoint: one of the three, or QUANTISED."""
+    """The layout of a checkpoint: one of the three, or QUANTIZED."""
     return _open(locate(source))[0]
 
 
 def read_quantization(source: str | Path) -> str | None:
-    """The scheme (`quantize.py`) of a quantised checkpoint, None for others. Raises ValueError for weights quantised by
+    """The scheme (`quantize.py`) of a quantized checkpoint, None for others. Raises ValueError for weights quantized by
     other software, and for a newer version of our layout."""
     folder = locate(source)
     settings = read_json(folder / "config.json").get("quantization_config")
@@ -216,13 +216,13 @@ def read_quantization(source: str | Path) -> str | None:
     method = settings.get("quant_method") if isinstance(settings, dict) else settings
     if method != METHOD:
         raise ValueError(
-            f"{folder}/config.json has the quantization method {method!r}; expected unquantised weights, or those of "
+            f"{folder}/config.json has the quantization method {method!r}; expected unquantized weights, or those of "
             "`polyphi export --quant`"
         )
     if settings.get("format") not in FORMATS or settings.get("kind") not in quantize.STORED:
         raise ValueError(
             f"{folder} has weights of the scheme {settings.get('kind')!r} in version {settings.get('format')!r} of the "
-            f"quantised layout; this version of polyphi reads {', '.join(quantize.STORED)} in versions "
+            f"quantized layout; this version of polyphi reads {', '.join(quantize.STORED)} in versions "
             f"{' and '.join(map(str, FORMATS))}: install a newer one, or export the checkpoint again"
         )
     return str(settings["kind"])
@@ -254,7 +254,7 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
     settings of its processor and templates."""
     folder = locate(source)
     stored_layout = read_layout(folder)
-    if layout not in (stored_layout, QUANTISED):  # quantised ones have the same settings
+    if layout not in (stored_layout, QUANTIZED):  # quantized ones have the same settings
         return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json"}
     texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
@@ -311,7 +311,7 @@ def _open(
             )
     adapters = {}
     if read_quantization(folder):
-        layout = QUANTISED
+        layout = QUANTIZED
         for name, values in raw_config["quantization_config"].get("adapters", {}).items():
             adapters[name] = peft.parse_peft(values, f"{folder}/config.json, adapter {name}")
     elif layout != "original":

@@ -1,4 +1,4 @@
-"""Writing checkpoints in one of the three public layouts, or quantised in our layout; bit-exact and atomic.
+"""Writing checkpoints in one of the three public layouts, or quantized in our layout; bit-exact and atomic.
 
 >>> save_checkpoint(model, "elsewhere", layout="original")
 >>> save_checkpoint(model, "elsewhere", quant="int4")
@@ -25,7 +25,7 @@ from polyphi.checkpoints.names import (
     METHOD,
     PEFT_PREFIX,
     PUBLISHED_ADAPTERS,
-    QUANTISED,
+    QUANTIZED,
     TYPES,
     Entry,
     as_stored,
@@ -39,7 +39,7 @@ from polyphi.quantization.fewbits import Pieces
 from polyphi.runtime.files import whole_folder
 
 ALIGNED = 64
-"""Alignment in bytes of quantised tensors in their file, so that kernels can read the mapped file."""
+"""Alignment in bytes of quantized tensors in their file, so that kernels can read the mapped file."""
 SHARD_BYTES = 2_000_000_000
 _DTYPE_NAMES = {dtype: name for name, dtype in (TYPES | BYTES).items()}
 
@@ -56,8 +56,8 @@ def save_checkpoint(
     files: Sequence[str | Path] = (),
 ) -> None:
     """Write a checkpoint in one of the three layouts; `mini` stores the language model alone. With `quant`, a scheme of
-    `quantize.py`, the weights are quantised while they are written, in our layout, and the model stays unquantised; 4
-    bits are rounded by calibration on the rows of `calibration`, which should resemble the later inputs. A quantised
+    `quantize.py`, the weights are quantized while they are written, in our layout, and the model stays unquantized; 4
+    bits are rounded by calibration on the rows of `calibration`, which should resemble the later inputs. A quantized
     model is written unchanged. `files` (such as a tokenizer's) are copied to the folder.
 
     Everything is written to a temporary folder that replaces `folder` at the end, so a full disk or a kill leaves
@@ -66,14 +66,14 @@ def save_checkpoint(
     """
     if calibration and quant is None:
         raise ValueError(
-            "calibration rows are for a quantised checkpoint; set quant, for example quant='int4'"
+            "calibration rows are for a quantized checkpoint; set quant, for example quant='int4'"
         )
     state: dict[str, Tensor | Pieces] = dict(model.state_dict())
     tensor: Callable[[str], Tensor | Pieces] = state.__getitem__
     if model.quant is not None:
         if model.quant not in quantize.STORED or quant != model.quant:
             raise ValueError(
-                f"a model quantised to {model.quant} can't be saved with quant={quant!r}: load it without quant, or "
+                f"a model quantized to {model.quant} can't be saved with quant={quant!r}: load it without quant, or "
                 f"set quant={model.quant!r}"
             )
         tensor = quantize.reader(model)
@@ -103,14 +103,14 @@ def write_checkpoint(
     files: Sequence[str | Path] = (),
 ) -> None:
     """Write a checkpoint like `save_checkpoint`, one tensor at a time: `tensor(our name)` returns each, or its pieces
-    where it is quantised; only one shard is in memory."""
+    where it is quantized; only one shard is in memory."""
     if quant is not None and quant not in quantize.STORED:
         raise ValueError(
             f"expected quant to be one of {', '.join(quantize.STORED)}; found {quant!r}"
         )
     if quant is not None and layout == "original":
         raise ValueError(
-            "quantised weights can't be stored in the original layout; omit the layout, or use mini for the language "
+            "quantized weights can't be stored in the original layout; omit the layout, or use mini for the language "
             "model alone"
         )
     if quant is not None:
@@ -131,7 +131,7 @@ def write_checkpoint(
             f"{', '.join(others)}; merge it into the base (--merge {others[0]}), or use the native layout"
         )
     config = as_stored(config, layout)
-    entries = tensor_names(config, layout if quant is None else QUANTISED)
+    entries = tensor_names(config, layout if quant is None else QUANTIZED)
     adapter_files: dict[str, dict[str, Entry]] = {}
     for name in [name for name in entries if "/" in name]:
         adapter_folder, _, suffix = name.partition("/")
@@ -139,7 +139,7 @@ def write_checkpoint(
 
     def converted(entry: Entry) -> Tensor:
         value = tensor(entry.ours)
-        assert isinstance(value, Tensor), f"pieces of {entry.ours}, which isn't quantised"
+        assert isinstance(value, Tensor), f"pieces of {entry.ours}, which isn't quantized"
         return value.detach().reshape(entry.shape).to("cpu", dtype).contiguous()
 
     def output_tensors() -> Iterator[tuple[str, Tensor]]:

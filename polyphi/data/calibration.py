@@ -1,4 +1,4 @@
-"""Calibration rows for quantisation: conversations and documents similar to the model's later input.
+"""Calibration rows for quantization: conversations and documents similar to the model's later input.
 
 >>> rows(processor, [Shards("data/instructions/train"), Shards("data/asr/train")])
 """
@@ -10,7 +10,7 @@ from polyphi.data.shards import Shards
 from polyphi.processing.processor import Processor, TooLong
 
 ROWS = 64
-"""[ours] Some ten thousand tokens (docs/quantisation.md has their effect)."""
+"""[ours] Some ten thousand tokens (docs/quantization.md has their effect)."""
 CONTEXT = 1024
 """Maximum number of tokens of a row."""
 

@@ -1,5 +1,5 @@
 // The operations between int8 products of the encoders, each in one pass: the residual sum, norm, gate or convolution,
-// and the quantisation of the next product's activations.
+// and the quantization of the next product's activations.
 //
 // An int8 product is a `Raw`: its sums times the weight's scales, before each row's scale and the bias are applied. The
 // activations of the next product are bytes q + 128 and a scale per row, q from -127 to 127.

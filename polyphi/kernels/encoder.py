@@ -29,7 +29,7 @@ ACTIVATIONS = ("none", "relu", "silu", "gelu", "gated")
 
 
 class Rows(NamedTuple):
-    """Quantised activations: (q - 128) * scale."""
+    """Quantized activations: (q - 128) * scale."""
 
     q: UInt8[Tensor, "T D"]
     scale: Float[Tensor, " T"]

@@ -9,8 +9,8 @@ INLINE Vec gelu(Vec x) {  // the tanh form
     return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
 }
 
-// Quantises a row to bytes; returns its scale.
-INLINE float quantise(const float* row, int64_t d, uint8_t* q) {
+// Quantizes a row to bytes; returns its scale.
+INLINE float quantize(const float* row, int64_t d, uint8_t* q) {
     Vec high = all(0);
     for (int64_t i = 0; i < d; i += LANES) high = most(high, magnitude(load(row + i)));
     const float scale = std::max(most(high) / 127.0f, 1e-12f), inverse = 1.0f / scale;
@@ -33,7 +33,7 @@ INLINE Vec load(const Raw& raw, int64_t row, int64_t i) {
 
 // Stores a row in the output.
 INLINE void put(const Out& out, int64_t row, const float* values, int64_t d) {
-    if (out.q) out.scale[row] = quantise(values, d, out.q + row * d);
+    if (out.q) out.scale[row] = quantize(values, d, out.q + row * d);
     if (out.y)
         for (int64_t i = 0; i < d; i += LANES) store(out.y + row * d + i, load(values + i));
 }

@@ -1,4 +1,4 @@
-// Linear layers with weights of 4 and 8 bits. Activations are quantised to 8 bits per token, products and sums are of
+// Linear layers with weights of 4 and 8 bits. Activations are quantized to 8 bits per token, products and sums are of
 // integers, and weights are read from memory once for all tokens. See packed.h for their layout.
 //
 // Scales of groups take a fifth of the instructions of a product of 4 bits. For the many tokens of a prompt a panel of
@@ -328,7 +328,7 @@ POLYPHI_END
 
 // The functions of the kernel for each set of instructions.
 struct Kernel {
-    void (*quantise)(const void*, bool, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*, int32_t*);
+    void (*quantize)(const void*, bool, int64_t, int64_t, int64_t, int8_t*, float*, int32_t*, int32_t*);
     void (*products)(const Work&, int64_t, int64_t);
     bool words;  // whether many tokens by weights of 8 bits are multiplied in 16
     bool tiles;  // or by AMX
@@ -337,14 +337,14 @@ struct Kernel {
 Kernel kernel(int isa) {
     switch (isa < 0 ? best() : isa) {
 #if POLYPHI_X86
-        case AVX512: return {avx512::quantise, avx512::products, false, has_amx()};
-        case AVXVNNI: return {avxvnni::quantise, avxvnni::products, false, false};
-        case AVX2: return {avx2::quantise, avx2::products, true, false};
+        case AVX512: return {avx512::quantize, avx512::products, false, has_amx()};
+        case AVXVNNI: return {avxvnni::quantize, avxvnni::products, false, false};
+        case AVX2: return {avx2::quantize, avx2::products, true, false};
 #elif POLYPHI_NEON
-        case I8MM: return {i8mm::quantise, i8mm::products, false, false};
-        case NEON: return {neon::quantise, neon::products, false, false};
+        case I8MM: return {i8mm::quantize, i8mm::products, false, false};
+        case NEON: return {neon::quantize, neon::products, false, false};
 #endif
-        default: return {scalar::quantise, scalar::products, false, false};
+        default: return {scalar::quantize, scalar::products, false, false};
     }
 }
 
@@ -376,7 +376,7 @@ void widen(const int8_t* a, int16_t* to, int64_t begin, int64_t end, int64_t str
         for (int64_t i = begin * stride; i < end * stride; i++) to[i] = a[i];
 }
 
-// Quantises activations [m k]; with the sums of groups for 4 bits.
+// Quantizes activations [m k]; with the sums of groups for 4 bits.
 struct Rounded {
     const int64_t groups;
     const std::unique_ptr<int8_t[]> a;
@@ -390,14 +390,14 @@ struct Rounded {
           scale(new float[m]), minus(grouped ? new int32_t[m * groups] : nullptr), total(new int32_t[m]),
           tokens{a.get(), words.get(), scale.get(), minus.get(), total.get(), m, groups, by_tiles(pool, m, groups)} {
         const auto work = [&](int64_t begin, int64_t end) {
-            pool.own.quantise(x, bf16, begin, end, k, a.get(), scale.get(), minus.get(), total.get());
+            pool.own.quantize(x, bf16, begin, end, k, a.get(), scale.get(), minus.get(), total.get());
             widen(a.get(), words.get(), begin, end, groups * GROUP);
         };
         spread(work, m, std::max<int64_t>(16, up(m, 4 * pool.threads)), pool.parallel, pool.threads);
     }
 };
 
-// The same for quantised activations: bytes q + 128 [m k] with a scale per row.
+// The same for quantized activations: bytes q + 128 [m k] with a scale per row.
 struct RoundedRows {
     const std::unique_ptr<int8_t[]> a;
     const std::unique_ptr<int16_t[]> words;
@@ -470,7 +470,7 @@ void polyphi_linear(int isa, int bits, const void* x, const uint8_t* w, const fl
     run(pool, work);
 }
 
-// The product of quantised activations, bytes q + 128 [m k] with a `scale` per row, and a weight of 8 bits, to y [m n]
+// The product of quantized activations, bytes q + 128 [m k] with a `scale` per row, and a weight of 8 bits, to y [m n]
 // in bfloat16.
 void polyphi_linear_rows(int isa, const uint8_t* q, const float* scale, const uint8_t* w, const float* row, void* y,
                          int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {

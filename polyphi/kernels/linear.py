@@ -251,7 +251,7 @@ def linear_rows(
     row: Float[Tensor, " O"],
     isa: int = -1,
 ) -> Float[Tensor, "T O"]:
-    """The linear layer of quantised activations (q - 128) * scale, with a weight packed in 8 bits and its float32
+    """The linear layer of quantized activations (q - 128) * scale, with a weight packed in 8 bits and its float32
     `row`; in bfloat16. `isa` is for tests: an index in `native.PATHS`. Raises ValueError for packed bytes of another
     size."""
     (tokens, inputs), outputs = q.shape, len(row)

@@ -423,10 +423,10 @@ void products(const Work& work, int64_t begin, int64_t end) {
     }
 }
 
-// Quantises one token's k activations to int8 with a largest magnitude of 127. A token with an infinite or NaN
+// Quantizes one token's k activations to int8 with a largest magnitude of 127. A token with an infinite or NaN
 // activation gets the scale NaN. Writes `minus` if it isn't null.
 template <typename From>
-void quantise_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* scale, int32_t* minus, int32_t* total) {
+void quantize_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* scale, int32_t* minus, int32_t* total) {
     constexpr int VECTORS = GROUP / LANES;
     const int64_t whole = k / GROUP * GROUP;
     From rest[GROUP] = {};  // the last group, if it is incomplete
@@ -473,15 +473,15 @@ void quantise_token(const From* x, int64_t k, int64_t groups, int8_t* a, float* 
 }
 
 // Tokens `begin` to `end` of x [m k], float32 or bfloat16, in the form of `Tokens`.
-void quantise(const void* x, bool bf16, int64_t begin, int64_t end, int64_t k, int8_t* a, float* scale, int32_t* minus,
+void quantize(const void* x, bool bf16, int64_t begin, int64_t end, int64_t k, int8_t* a, float* scale, int32_t* minus,
               int32_t* total) {
     const int64_t groups = up(k, GROUP);
     for (int64_t t = begin; t < end; t++) {
         int8_t* to = a + t * groups * GROUP;
         int32_t* minus_of = minus ? minus + t * groups : nullptr;
         if (bf16)
-            quantise_token(static_cast<const uint16_t*>(x) + t * k, k, groups, to, scale + t, minus_of, total + t);
+            quantize_token(static_cast<const uint16_t*>(x) + t * k, k, groups, to, scale + t, minus_of, total + t);
         else
-            quantise_token(static_cast<const float*>(x) + t * k, k, groups, to, scale + t, minus_of, total + t);
+            quantize_token(static_cast<const float*>(x) + t * k, k, groups, to, scale + t, minus_of, total + t);
     }
 }

@@ -163,7 +163,7 @@ class Decoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights that aren't quantised."""
+        """The dtype of the weights that aren't quantized."""
         return self.norm.weight.dtype
 
     def embed(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T D"]:

@@ -22,7 +22,7 @@ from polyphi.model.linear import product
 
 
 class Kernel(Protocol):
-    """A quantised weight: computes W x, and gives its tensors."""
+    """A quantized weight: computes W x, and gives its tensors."""
 
     def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]: ...
 
@@ -118,7 +118,7 @@ class LowRank(nn.Module):
         return product(x, self.a) if self.down is None else self.down(x)
 
     def tensors(self) -> Iterator[Tensor]:
-        """Tensors that identify the adapter: its factors, or of quantised ones all tensors in a plain memory layout, at
+        """Tensors that identify the adapter: its factors, or of quantized ones all tensors in a plain memory layout, at
         least the scales."""
         yield from self.parameters()
         for kernel in (self.down, self.up):

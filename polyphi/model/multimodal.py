@@ -173,7 +173,7 @@ class PhiModel(nn.Module):
     @torch.no_grad()
     def put_adapter(self, name: str, config: AdapterConfig, factors: Mapping[str, Factors]) -> None:
         """Add an adapter with the given factors of linears by their paths, in the dtype of the weights that aren't
-        quantised; linears without factors stay without it. Raises ValueError for a name that is in use or invalid."""
+        quantized; linears without factors stay without it. Raises ValueError for a name that is in use or invalid."""
         self._check_name(name)
         self.insert_adapter(name, config, self.low_ranks(factors))
 
@@ -278,11 +278,11 @@ class PhiModel(nn.Module):
         return ((n, m) for n, m in self.named_modules() if isinstance(m, LoraLinear))
 
     def _check_unquantized(self) -> None:
-        """Raise ValueError for a quantised model."""
+        """Raise ValueError for a quantized model."""
         if self.quant is not None:
             raise ValueError(
-                "the adapters of a quantised model can't be changed; load it without quant, change them, save it, and "
-                "quantise the saved model"
+                "the adapters of a quantized model can't be changed; load it without quant, change them, save it, and "
+                "quantize the saved model"
             )
 
     def _use_adapters(self, adapters: Mapping[str, AdapterConfig]) -> None:

@@ -254,16 +254,16 @@ class Switches:
 
 
 def frozen_bytes(target: StageModel, on: Switches, cpu: bool = False) -> float:
-    """Bytes of all frozen weights. Of a quantised base a CPU maps the table of embeddings, which is only looked up.
-    Raises ValueError for a quantised base whose weights the stage trains."""
+    """Bytes of all frozen weights. Of a quantized base a CPU maps the table of embeddings, which is only looked up.
+    Raises ValueError for a quantized base whose weights the stage trains."""
     total = target.size(target.tensors) - target.size(target.trainable)
     if on.base in ("fp32", "bf16"):
         return total * (4 if on.base == "fp32" else 2)
     device = torch.device("cpu" if cpu else "cuda")
     with torch.device("meta"):
         parts = quantize.frozen_parts(PhiModel(target.config), on.base, target.trainable, device)
-    quantised = sum(prod(part.shape) for part in parts)
-    return sum(quantize.size(part) for part in parts) + 2 * (total - quantised)
+    quantized = sum(prod(part.shape) for part in parts)
+    return sum(quantize.size(part) for part in parts) + 2 * (total - quantized)
 
 
 LOGIT_BYTES = 4 + 2

@@ -2,8 +2,8 @@
 
     head = calibrate(model, rows, put)      # put(linear, hessian) for each linear, first layer first
 
-`put` may quantise a layer's linears before its rows run through the next layer, whose Hessians then include the error
-of the quantised layers. Rows have their adapters and media, so that a linear gets the inputs of inference.
+`put` may quantize a layer's linears before its rows run through the next layer, whose Hessians then include the error
+of the quantized layers. Rows have their adapters and media, so that a linear gets the inputs of inference.
 """
 
 from collections.abc import Callable, Sequence

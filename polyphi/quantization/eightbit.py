@@ -34,7 +34,7 @@ class RowProduct(Protocol):
 
 
 Make = Callable[[nn.Module], RowProduct]
-"""Returns the product of a quantised linear, or of a convolution of width 1."""
+"""Returns the product of a quantized linear, or of a convolution of width 1."""
 
 
 class Linear:

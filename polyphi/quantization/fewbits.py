@@ -4,7 +4,7 @@
     FourBit.stored(pieces, shape, device)   # from a file, used in place
 
 Our kernels run on a CPU (polyphi/kernels/linear.cpp); without them, and on other devices, torch's kernels run on the
-same bytes. `quantize.py` chooses the weights of a model to quantise.
+same bytes. `quantize.py` chooses the weights of a model to quantize.
 """
 
 import time
@@ -27,9 +27,9 @@ from polyphi.model.attention import working_dtype
 from polyphi.quantization.rounding import four_bits
 
 Pieces = Mapping[str, Tensor]
-"""The stored tensors of a quantised weight, by the suffixes of their names."""
+"""The stored tensors of a quantized weight, by the suffixes of their names."""
 ROWS = 4096
-"""Rows of a weight that are quantised at once, to bound temporary memory."""
+"""Rows of a weight that are quantized at once, to bound temporary memory."""
 SLOW = 20.0
 """A kernel this many times slower than another one is not used. (Usable ones differ by a factor of up to 4.)"""
 UNPACK = 256
@@ -44,8 +44,8 @@ def shape_2d(shape: torch.Size) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-class Quantised(ABC):
-    """W x for a quantised W [out in]: its stored form, and the product that runs here."""
+class Quantized(ABC):
+    """W x for a quantized W [out in]: its stored form, and the product that runs here."""
 
     bits: ClassVar[int]
 
@@ -108,7 +108,7 @@ class Quantised(ABC):
     def fused(
         self,
         x: Float[Tensor, "T I"],
-        pair: tuple["Quantised", "Quantised", float] | None,
+        pair: tuple["Quantized", "Quantized", float] | None,
         onto: Float[Tensor, "T O"] | None,
         gated: bool,
     ) -> Float[Tensor, "T O_"] | None:
@@ -129,7 +129,7 @@ class Quantised(ABC):
         )
 
     def rows(self, ids: Int[Tensor, " T"]) -> Float[Tensor, "T I"]:
-        """Rows of the weight, dequantised to float32. Without our kernels the caller must set `table` to the stored
+        """Rows of the weight, dequantized to float32. Without our kernels the caller must set `table` to the stored
         bytes first."""
         assert self.table is not None, "the stored bytes are not in memory"
         whole = {4: native.rows4, 8: native.rows8}[self.bits](self.table, ids, self.shape[1])
@@ -149,7 +149,7 @@ class Quantised(ABC):
 # ---------------------------------------------------------------------- int8
 
 
-class EightBit(Quantised):
+class EightBit(Quantized):
     """int8: a scale in float32 for each output, activations in int8 with a scale per token."""
 
     bits = 8
@@ -219,7 +219,7 @@ class Unpacked:
     """A product with some rows of the weight at a time as numbers, on any device: for training, which needs the stored
     bytes for gradients too."""
 
-    def __init__(self, weight: Quantised) -> None:
+    def __init__(self, weight: Quantized) -> None:
         self.weight = weight
 
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
@@ -251,7 +251,7 @@ class _Differentiable(torch.autograd.Function):
     """W x for a frozen W: only x has a gradient. Rounding the activations counts as the identity."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Quantised) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Quantized) -> Tensor:
         ctx.weight = weight
         return weight.product(x)
 
@@ -314,7 +314,7 @@ class OneDnn:
     def _unsigned(self, unsigned: UInt8[Tensor, "T I"], dtype: torch.dtype) -> Float[Tensor, "T O"]:
         """The product of activations to which 128 was added."""
         w, s, z = self.weight, self.scale, self.zeros
-        # No bias; the result is not quantised, and no operation is fused.
+        # No bias; the result is not quantized, and no operation is fused.
         return torch.ops.onednn.qlinear_pointwise(
             unsigned, 1.0, 128, w, s, z, None, 1.0, 0, dtype, "none", [], ""
         )
@@ -384,7 +384,7 @@ def _exact(kernel: type[OneDnn | IntMm], rows: int, device: str) -> bool:
 # ---------------------------------------------------------------------- int4
 
 
-class FourBit(Quantised):
+class FourBit(Quantized):
     """4 bits: row * s * (q - z / 16), with s and z a byte each per output and GROUP inputs, and `row` in float32 per
     output. `in` is a multiple of GROUP."""
 

@@ -1,4 +1,4 @@
-"""Quantisation of a model's linears for inference.
+"""Quantization of a model's linears for inference.
 
     quantize(model, "int8")      # or polyphi.load(folder, quant="int8")
     quantize(model, "int4", calibration=rows)
@@ -12,7 +12,7 @@
 | int4-all | as int4 | int4 | int8, also projectors and adapters |
 
 Norms, biases and convolutions keep their dtype, and so do adapters and projectors except in the last two schemes; a
-batch can mix adapters in all of them. The head is a quantised copy, and the lookup of embeddings stays exact: of a
+batch can mix adapters in all of them. The head is a quantized copy, and the lookup of embeddings stays exact: of a
 checkpoint that is memory-mapped only the embeddings that are read take memory, so the total still falls. A quantized
 checkpoint (checkpoints/) stores the embeddings beside a head in 4 bits. Beside one in 8 bits it doesn't, and the rows
 of the head are looked up.
@@ -21,8 +21,8 @@ Scales of activations are per token, so a token's result doesn't depend on its n
 are of integers, exact in any order. In int4 a batch of 128 tokens and more is multiplied by weights unpacked to int8
 (kernels/linear.cpp).
 
-A quantised model is for inference on its device. It can't be trained or get other adapters, and can only be saved in
-the same scheme. To train adapters, projectors or encoders on a quantised base, see `quantize_frozen`.
+A quantized model is for inference on its device. It can't be trained or get other adapters, and can only be saved in
+the same scheme. To train adapters, projectors or encoders on a quantized base, see `quantize_frozen`.
 """
 
 import math
@@ -54,19 +54,19 @@ from polyphi.quantization.fewbits import (
     OneDnn,
     PerToken,
     Pieces,
-    Quantised,
+    Quantized,
     is_right,
     shape_2d,
 )
 
 STORED = ("int8", "int4", "int8-all", "int4-all")
-"""Schemes of quantised checkpoints."""
+"""Schemes of quantized checkpoints."""
 SCHEMES = ("bf16", *STORED)
 BASES = ("int8", "int4")
 """Schemes of a frozen base that adapters are trained on."""
 ENCODERS = ("vision.encoder.", "audio.encoder.")
 EMBEDDING = "decoder.embed_tokens.weight"
-"""Quantised as the head, and unchanged for the lookup."""
+"""Quantized as the head, and unchanged for the lookup."""
 TABLE = "table"
 """The piece of a head in 4 bits that isn't quantized: the embeddings for the lookup, bfloat16. Rounded to 4 bits they
 would add half as much error again as all of int4; rounded to 8 bits they add next to nothing, so int8 has no table."""
@@ -74,7 +74,7 @@ would add half as much error again as all of int4; rounded to 8 bits they add ne
 
 @dataclass(frozen=True)
 class Part:
-    """A weight to quantise: its `name` and shape in the model, its quantised `form`, and `put`, which replaces it."""
+    """A weight to quantize: its `name` and shape in the model, its quantized `form`, and `put`, which replaces it."""
 
     name: str
     shape: tuple[int, int]
@@ -94,9 +94,9 @@ class Part:
 
 @torch.no_grad()
 def quantize(model: PhiModel, scheme: str, calibration: Sequence[Batch] = ()) -> PhiModel:
-    """Quantise a model in place, weight by weight; each is freed once its quantised form exists. In 4 bits
+    """Quantize a model in place, weight by weight; each is freed once its quantized form exists. In 4 bits
     `calibration`, a few dozen rows like those of inference, reduces the error (rounding.py). Raises ValueError for an
-    unknown scheme, for a model that is quantised already, and for calibration rows with a scheme without 4 bits."""
+    unknown scheme, for a model that is quantized already, and for calibration rows with a scheme without 4 bits."""
     rounded = calibrated_pieces(model, scheme, calibration) if calibration else {}
     for part in parts(model, scheme):
         weight = model.get_parameter(part.name).flatten(1)
@@ -110,7 +110,7 @@ def quantize(model: PhiModel, scheme: str, calibration: Sequence[Batch] = ()) ->
 @torch.no_grad()
 def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> dict[str, Pieces]:
     """The stored form of the weights in 4 bits by name, rounded for their inputs over `rows`; the model is unchanged.
-    Raises ValueError for a scheme without 4 bits, and for a model that is quantised already."""
+    Raises ValueError for a scheme without 4 bits, and for a model that is quantized already."""
     if not scheme.startswith("int4"):
         raise ValueError(f"calibration is for int4; {scheme} does without it")
     shapes = {part.name: part.shape for part in parts(model, scheme) if part.form is FourBit}
@@ -121,7 +121,7 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
         name = linears[linear]
         if name in shapes:
             result[name] = FourBit.pieces(linear.weight, hessian)
-            # Temporarily, so that later layers get the outputs of the quantised one.
+            # Temporarily, so that later layers get the outputs of the quantized one.
             linear.kernel = FourBit.stored(result[name], shapes[name], linear.weight.device)
 
     try:
@@ -137,7 +137,7 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
 
 @torch.no_grad()
 def prepare(model: PhiModel, scheme: str) -> PhiModel:
-    """Finish a model after the weights of `parts` are quantised: bfloat16 linears of the encoders get this CPU's memory
+    """Finish a model after the weights of `parts` are quantized: bfloat16 linears of the encoders get this CPU's memory
     layout, with GELU fused; on other devices and in other dtypes they are unchanged."""
     model.quant = scheme
     for path, module, name in _linears(model):
@@ -162,11 +162,11 @@ def quantize_frozen(
     trained: Collection[str],
     progress: Callable[[int], None] = lambda weights: None,
 ) -> PhiModel:
-    """Quantise the weights of a model that a stage doesn't train, to train others on them (QLoRA): the base linears of
+    """Quantize the weights of a model that a stage doesn't train, to train others on them (QLoRA): the base linears of
     the decoder and the head in "int8" or "int4", the linears of wholly frozen encoders in int8. Adapters and projectors
     keep their dtype. On other devices than a CPU the head stays the embedding, which is in their memory anyway, and
     which would be unpacked for each chunk of the loss. `progress` is called with the number of weights that are
-    quantised. Raises ValueError for another scheme, for a model that is quantised already, and if `trained` has one of
+    quantized. Raises ValueError for another scheme, for a model that is quantized already, and if `trained` has one of
     the decoder's weights."""
     for count, part in enumerate(frozen_parts(model, scheme, trained, model.decoder.device), 1):
         weight = model.get_parameter(part.name).flatten(1)
@@ -181,13 +181,13 @@ def quantize_frozen(
 def frozen_parts(
     model: PhiModel, scheme: str, trained: Collection[str], device: torch.device
 ) -> list[Part]:
-    """The weights that `quantize_frozen` quantises on a device. Raises ValueError as it does."""
+    """The weights that `quantize_frozen` quantizes on a device. Raises ValueError as it does."""
     if scheme not in BASES:
         raise ValueError(f"a base to train on is one of {', '.join(BASES)}; found {scheme!r}")
     base = parts(model, scheme)
     if both := sorted({part.name for part in base} & set(trained)):
         raise ValueError(
-            f"{both[0]} is trained, and only frozen weights can be quantised: a quantised base is for stages that "
+            f"{both[0]} is trained, and only frozen weights can be quantized: a quantized base is for stages that "
             "train adapters, projectors or encoders"
         )
     if device.type != "cpu":
@@ -198,15 +198,15 @@ def frozen_parts(
 
 
 def parts(model: PhiModel, scheme: str) -> list[Part]:
-    """The weights to quantise, the largest first, while most memory is free. Raises ValueError for an unknown scheme,
-    and for a model that is quantised already."""
+    """The weights to quantize, the largest first, while most memory is free. Raises ValueError for an unknown scheme,
+    and for a model that is quantized already."""
     if scheme not in SCHEMES:
         raise ValueError(
             f"quant must be None (as stored) or one of {', '.join(SCHEMES)}; found {scheme!r}"
         )
     if model.quant is not None:
         raise ValueError(
-            "this model is quantised already; load it again to quantise it in another scheme"
+            "this model is quantized already; load it again to quantize it in another scheme"
         )
     if scheme == "bf16":
         return []
@@ -267,8 +267,8 @@ def _replace_linear(module: nn.Module, name: str, product: EightBit) -> None:
 
 
 def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
-    """A function that returns the tensors of a quantised model by their unquantised names, to save a checkpoint: pieces
-    for quantised weights. It raises ValueError for weights that no longer have their stored layout."""
+    """A function that returns the tensors of a quantized model by their unquantized names, to save a checkpoint: pieces
+    for quantized weights. It raises ValueError for weights that no longer have their stored layout."""
     state, forms = model.state_dict(), {}
     for path, module in model.named_modules():
         for kernel, parameter in (("kernel", "weight"), ("down", "a"), ("up", "b")):
@@ -277,10 +277,10 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
 
     def read(name: str) -> Tensor | Pieces:
         form = forms.get(name)
-        if isinstance(form, Quantised):
+        if isinstance(form, Quantized):
             if (pieces := form.in_pieces()) is None:
                 raise ValueError(
-                    f"{name} has no longer its stored layout; quantise the unquantised model while saving it"
+                    f"{name} has no longer its stored layout; quantize the unquantized model while saving it"
                 )
             if name == EMBEDDING and isinstance(form, FourBit) and name in state:
                 return {**pieces, TABLE: state[name]}
@@ -293,7 +293,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
 
 
 def saved_bytes(config: ModelConfig, scheme: str | None, device: str = "cpu") -> int:
-    """Bytes that quantisation saves of a bfloat16 checkpoint's weights. On a CPU the table of embeddings beside a
+    """Bytes that quantization saves of a bfloat16 checkpoint's weights. On a CPU the table of embeddings beside a
     quantized head counts as none: it is memory-mapped."""
     parts = _parts_of(config, scheme)
     tables = [] if device == "cpu" else [part for part in parts if part.name == EMBEDDING]
@@ -313,12 +313,12 @@ def _parts_of(config: ModelConfig, scheme: str | None) -> list[Part]:
 
 
 def saving(part: Part) -> int:
-    """Bytes that quantisation saves of a weight in bfloat16."""
+    """Bytes that quantization saves of a weight in bfloat16."""
     return 2 * math.prod(part.shape) - size(part)
 
 
 def size(part: Part) -> int:
-    """Bytes of a weight's quantised form."""
+    """Bytes of a weight's quantized form."""
     pieces = part.form.layout(part.shape).values()
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in pieces)
 
@@ -336,25 +336,25 @@ def in_memory(model: PhiModel) -> int:
 
 
 def other_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """The tensors of a model that are neither parameters nor buffers: quantised weights, and weights in the CPU's
+    """The tensors of a model that are neither parameters nor buffers: quantized weights, and weights in the CPU's
     layout."""
     for module in model.modules():
         if isinstance(module, Packed):
             yield module.weight
         for name in ("kernel", "head", "down", "up"):
             weight = getattr(module, name, None)
-            if isinstance(weight, Quantised):
+            if isinstance(weight, Quantized):
                 yield from weight.tensors()
 
 
-def quantised_tensors(model: PhiModel) -> dict[str, Tensor]:
-    """The stored tensors of a model's quantised weights, by the names of the weights and of their pieces: "....q4" and
+def quantized_tensors(model: PhiModel) -> dict[str, Tensor]:
+    """The stored tensors of a model's quantized weights, by the names of the weights and of their pieces: "....q4" and
     "....row"."""
     result: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         for name in ("kernel", "head", "down", "up"):
             weight = getattr(module, name, None)
-            if isinstance(weight, Quantised):
+            if isinstance(weight, Quantized):
                 pieces = weight.in_pieces() or {}
                 result |= {f"{path}.{name}.{end}": piece for end, piece in pieces.items()}
     return result
@@ -366,7 +366,7 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def _eight_bits(linear: nn.Module) -> EightBit:
-    """The int8 weight of an encoder's linear, or of a convolution of width 1, which this function quantises."""
+    """The int8 weight of an encoder's linear, or of a convolution of width 1, which this function quantizes."""
     if isinstance(linear, EightBitLinear):
         return linear.kernel
     assert isinstance(linear, nn.Conv2d)

@@ -46,7 +46,7 @@ class Rounded(NamedTuple):
     row: Float[Tensor, " O"]
 
     def weight(self) -> Float[Tensor, "O I"]:
-        """The dequantised weight, in float32."""
+        """The dequantized weight, in float32."""
         q, s, z = self.four
         scale = self.row[:, None] * s.float()
         steps = q.view(*s.shape, GROUP) - z[:, :, None].float() / 16

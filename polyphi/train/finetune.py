@@ -74,7 +74,7 @@ def finetune(
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps` and `batch_tokens` replace the values of the stage, and
-    `lr_factor` multiplies the learning rates of `trainable`. With `options.base` the frozen weights are quantised for
+    `lr_factor` multiplies the learning rates of `trainable`. With `options.base` the frozen weights are quantized for
     the training; the exported model has them as in the checkpoint. `monitor` has the trackers and evaluation rows; they
     and the origins of the weights replace those of `options`. Where the precision of `options` is "auto" and none is
     recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free memory. The same
@@ -93,7 +93,7 @@ def finetune(
     device = distributed.device()
     if scheme := read_quantization(folder):
         raise ValueError(
-            f"{folder} is quantised to {scheme} and can't be trained; start from the unquantised checkpoint"
+            f"{folder} is quantized to {scheme} and can't be trained; start from the unquantized checkpoint"
         )
     free = free_memory(device)
     needed = placement.size(stored_types(folder), torch.float32)
@@ -109,8 +109,8 @@ def finetune(
     trainable = stage.learning_rates(n for n, _ in model.named_parameters())
     _check_routes(stage, model, trainable)
     batch = batch_tokens or stage.batch_tokens
-    quantised = frozen_parts(model, options.base, trainable, device) if options.base else []
-    needed -= sum(4 * prod(part.shape) for part in quantised)
+    quantized = frozen_parts(model, options.base, trainable, device) if options.base else []
+    needed -= sum(4 * prod(part.shape) for part in quantized)
     choice = choose_precision(
         options.precision,
         out,
@@ -124,11 +124,11 @@ def finetune(
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     if options.base is not None:
         with progress.progress(
-            f"frozen weights to {options.base}", len(quantised), quiet=distributed.rank() > 0
+            f"frozen weights to {options.base}", len(quantized), quiet=distributed.rank() > 0
         ) as advance:
             quantize_frozen(model, options.base, trainable, lambda count: advance(count, ""))
     for name, parameter in model.named_parameters():
-        lookup = name == EMBEDDING and model.decoder.head is not None  # a quantised copy
+        lookup = name == EMBEDDING and model.decoder.head is not None  # a quantized copy
         if (choice.precision == "fp32" and not lookup) or name in trainable:
             parameter.data = parameter.data.float()
 
@@ -165,7 +165,7 @@ def finetune(
         config, tensors = model.config, dict(model.state_dict())
         if machine.fsdp > 1:  # this process has parts of the layers
             tensors = load_file(out / TRAINED)
-        del model  # with its quantised weights
+        del model  # with its quantized weights
         give_back()
         layout = _export(config, tensors, stored, folder, out / "model")
         options.report(

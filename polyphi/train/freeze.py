@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization.quantize import quantised_tensors
+from polyphi.quantization.quantize import quantized_tensors
 from polyphi.runtime import distributed
 from polyphi.runtime.heap import drop_pages
 from polyphi.train import checkpoint, parallel
@@ -43,10 +43,10 @@ def freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str,
 
 
 def frozen(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All frozen tensors: parameters that aren't trained, buffers, and quantised weights."""
+    """All frozen tensors: parameters that aren't trained, buffers, and quantized weights."""
     frozen_parameters = {n: p for n, p in parameters.items() if not p.requires_grad}
     others = {n: t for n, t in model.state_dict(keep_vars=True).items() if n not in parameters}
-    return frozen_parameters | others | quantised_tensors(model)
+    return frozen_parameters | others | quantized_tensors(model)
 
 
 def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -55,7 +55,7 @@ def hashes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def frozen_hashes(model: PhiModel, parameters: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 of each frozen tensor. Those that a step on a quantised base rarely reads, which are mapped from the
+    """SHA-256 of each frozen tensor. Those that a step on a quantized base rarely reads, which are mapped from the
     checkpoint, leave memory again."""
     result: dict[str, str] = {}
     read: list[Tensor] = []

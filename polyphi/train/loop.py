@@ -93,7 +93,7 @@ def train(
     )
     if model.quant != options.base:
         raise ValueError(
-            f"{stage.name}: the model is quantised to {model.quant}, but `base` is {options.base}; quantise it with "
+            f"{stage.name}: the model is quantized to {model.quant}, but `base` is {options.base}; quantize it with "
             "`quantize_frozen` first"
         )
     if model.quant is not None and machine.fsdp > 1:

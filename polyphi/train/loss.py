@@ -33,13 +33,13 @@ cache; on a GPU 256 MiB (335 positions of the public vocabulary), enough to use 
 MODALITIES = ("text", "image", "audio", "image and audio")
 CHUNK_ROWS = 128
 """Fewest positions of a chunk: with fewer, a product with a large head is bound by reading the head, or by unpacking a
-quantised one. 256 positions of a head of 200,064 x 3,072 with two layers, two cores with bf16, forward and gradient of
+quantized one. 256 positions of a head of 200,064 x 3,072 with two layers, two cores with bf16, forward and gradient of
 the loss: 3.2 s in chunks of 64, 2.6 s of 128, 2.5 s of 256; in int8 3.7, 2.8 and 2.2 s. Logits of 128 positions take
 102 MB in float32."""
 
 
 def head_of(model: PhiModel) -> Tensor | Head:
-    """The weight of a model's head, or its quantised head."""
+    """The weight of a model's head, or its quantized head."""
     decoder = model.decoder
     return decoder.embed_tokens.weight if decoder.head is None else decoder.head
 

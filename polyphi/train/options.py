@@ -26,7 +26,7 @@ class TrainOptions:
     """Options of a run that don't depend on the machine, and where its records are written.
 
     `precision` "auto" keeps that of the run in the folder, or measures this machine (runtime/precision.py); a `Choice`
-    was already reported by the caller. `base` is the scheme ("int8" or "int4") to which the caller has quantised the
+    was already reported by the caller. `base` is the scheme ("int8" or "int4") to which the caller has quantized the
     model's frozen weights (`quantize_frozen`). `fresh` maps corpora to generators of new samples (data/fresh.py),
     which replace their shards. `origins` names for each tensor the stage that its start weights come from.
     `evaluation` are the options of evaluations on the split `eval` of some corpora (None: no evaluations).

@@ -41,7 +41,7 @@ def identity(
     early_stopping: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Settings that must be equal for a run to be resumed, with the types that JSON returns. `base` is the scheme of
-    frozen weights that are quantised, `early_stopping` the settings that decide when a run ends early."""
+    frozen weights that are quantized, `early_stopping` the settings that decide when a run ends early."""
     settings = {
         "stage": stage.name,
         "budget": dataclasses.asdict(budget),

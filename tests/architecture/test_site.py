@@ -108,7 +108,7 @@ def test_pages_and_search_need_no_connection(site: Path) -> None:
             driver.get(f"{address}/")
             driver.find_element("css selector", ".md-search__button").click()
             wait.until(lambda d: d.execute_script(SEARCH_FIELD)).send_keys("int4")
-            wait.until(lambda d: "/quantisation/" in d.execute_script(SEARCH_LINKS))
+            wait.until(lambda d: "/quantization/" in d.execute_script(SEARCH_LINKS))
             requests = [json.loads(e["message"])["message"] for e in driver.get_log("performance")]
         finally:
             driver.quit()

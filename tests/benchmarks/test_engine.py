@@ -16,7 +16,7 @@ from polyphi.quantization.quantize import quantize
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 needs_kernels = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
-"""For models that the benchmark quantises without a stored table of embeddings."""
+"""For models that the benchmark quantizes without a stored table of embeddings."""
 
 
 @pytest.fixture
@@ -102,9 +102,9 @@ def test_a_transcription_has_a_fixed_number_of_tokens(bench, tiny) -> None:
 
 
 @needs_kernels
-def test_a_random_quantised_model_computes(bench, tiny) -> None:
+def test_a_random_quantized_model_computes(bench, tiny) -> None:
     config = replace(tiny.config, vision=None, audio=None, adapters={})
-    model = bench.random_quantised(config, "int8-all")
+    model = bench.random_quantized(config, "int8-all")
     assert model.decoder.embed_tokens.weight is None
     whole = bench.random_model(config)
     # the same distribution, other numbers: the order of the tensors differs

@@ -157,9 +157,9 @@ def _multiplier(form: str, shape: tuple[int, int], memory: Tensor) -> Callable[[
     if form in DTYPES:
         weight = packed.view(DTYPES[form]).view(shape)
         return lambda x: product(x, weight)
-    quantised = FORMS[form]
-    pieces = {f"q{quantised.bits}": packed, "row": torch.full(shape[:1], 1e-3)}
-    return quantised.stored(pieces, shape, memory.device)
+    quantized = FORMS[form]
+    pieces = {f"q{quantized.bits}": packed, "row": torch.full(shape[:1], 1e-3)}
+    return quantized.stored(pieces, shape, memory.device)
 
 
 def _dtype(form: str) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""A converted GGUF has the dequantised weights of the file."""
+"""A converted GGUF has the dequantized weights of the file."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "F16"])
-def test_weights_are_the_dequantised_ones(
+def test_weights_are_the_dequantized_ones(
     tiny_config: ModelConfig, tmp_path: Path, kind: str
 ) -> None:
     values = written(tiny_config.decoder, tmp_path / "model.gguf", kind)
@@ -81,10 +81,10 @@ def test_weights_are_the_dequantised_ones(
 @pytest.mark.parametrize(
     ("kind", "quant", "most"), [("Q4_0", "int4", 0.004), ("Q8_0", "int8", 0.012)]
 )
-def test_requantised_weights_lose_little(
+def test_requantized_weights_lose_little(
     tiny_config: ModelConfig, tmp_path: Path, kind: str, quant: str, most: float
 ) -> None:
-    """Q4_0 keeps its steps (requantised, 4 bits would lose 6 %); Q8_0 gets a single scale per output."""
+    """Q4_0 keeps its steps (requantized, 4 bits would lose 6 %); Q8_0 gets a single scale per output."""
     if reason := kernels.missing():
         pytest.skip(reason)
     values = written(tiny_config.decoder, tmp_path / "model.gguf", kind)

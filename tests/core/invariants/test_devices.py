@@ -19,7 +19,7 @@ from polyphi.messages import Audio, Image, Message
 from polyphi.model import decoder, multimodal
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import fewbits
-from polyphi.quantization.fewbits import Int4Pack, Quantised
+from polyphi.quantization.fewbits import Int4Pack, Quantized
 from polyphi.quantization.quantize import quantize_frozen
 
 META = torch.device("meta")
@@ -56,11 +56,11 @@ def mixed_pack() -> tuple[PhiModel, Batch]:
 
 
 def moved(model: PhiModel) -> PhiModel:
-    """The model on the meta device, with its quantised weights."""
+    """The model on the meta device, with its quantized weights."""
     for module in model.modules():
         for name in ("kernel", "head"):
             weight = getattr(module, name, None)
-            if isinstance(weight, Quantised):
+            if isinstance(weight, Quantized):
                 assert weight.table is not None
                 weight.table, weight.row = weight.table.to(META), weight.row.to(META)
     return model.to(META)

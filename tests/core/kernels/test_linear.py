@@ -47,7 +47,7 @@ def random_eight(outputs: int, inputs: int, seed: int) -> Tensor:
     return torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=draw)
 
 
-def dequantised(weight: Four | Tensor, row: Tensor) -> Tensor:
+def dequantized(weight: Four | Tensor, row: Tensor) -> Tensor:
     """The weight in double precision."""
     if isinstance(weight, Tensor):
         return weight.double() * row.double()[:, None]
@@ -74,8 +74,8 @@ def multiplied(weight: Four | Tensor, row: Tensor, tokens: int, path: int) -> Te
     """The weight that a path uses for so many tokens, in double precision."""
     if isinstance(weight, Four) and tokens >= MANY and kernels.PATHS[path] in UNPACKING:
         eight, factor = unpacked(weight)
-        return dequantised(eight, row * factor)
-    return dequantised(weight, row)
+        return dequantized(eight, row * factor)
+    return dequantized(weight, row)
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,15 +132,15 @@ def test_products_equal_the_formula(
     expected = activations(x) @ multiplied(weight, row, tokens, path).t()
     # The sums of up to 7 groups are added in float32: an error of some units in the last place of the largest possible
     # result. bfloat16 rounds the result.
-    most = activations(x).abs() @ dequantised(weight, row).abs().t() + 1e-30
+    most = activations(x).abs() @ dequantized(weight, row).abs().t() + 1e-30
     adapter = None
     if rank:
         a, b = random_eight(rank, inputs, seed + 2), random_eight(outputs, rank, seed + 3)
         a_row, b_row = (torch.rand(n, generator=draw) for n in (rank, outputs))
         adapter = Adapter(pack8(a), a_row, pack8(b), b_row, -0.5)
         low = activations(low_rank(x, a, a_row))
-        expected -= 0.5 * low @ dequantised(b, b_row).t()
-        most += low.abs() @ dequantised(b, b_row).abs().t()
+        expected -= 0.5 * low @ dequantized(b, b_row).t()
+        most += low.abs() @ dequantized(b, b_row).abs().t()
     y = linear(x, packed, row, bits=bits, adapter=adapter, isa=path)
     assert y.dtype == x.dtype
     allowed = 5e-3 if half else 2e-6
@@ -223,7 +223,7 @@ def test_the_largest_sums_fit() -> None:
         for path in here():
             y = linear(x, pack4(weight), torch.ones(32), bits=4, isa=path)
             torch.testing.assert_close(
-                y.double(), x.double() @ dequantised(weight, torch.ones(32)).t(), rtol=1e-5, atol=10
+                y.double(), x.double() @ dequantized(weight, torch.ones(32)).t(), rtol=1e-5, atol=10
             )
     for end in (-127, 127):
         eight = torch.full((32, 8192), end, dtype=torch.int8)
@@ -260,9 +260,9 @@ def test_a_token_does_not_depend_on_its_neighbours(bits: int, tokens: int, alone
 def test_unpacking_4_bits_adds_no_more_error_than_rounding_to_8(path: int) -> None:
     weight, row, x = random_four(64, 3072, 0), torch.rand(64), torch.randn(MANY, 3072)
     y = linear(x, pack4(weight), row, bits=4, isa=path)
-    expected = activations(x) @ dequantised(weight, row).t()
+    expected = activations(x) @ dequantized(weight, row).t()
     error = ((y - expected).norm() / expected.norm()).item()
-    eight = dequantised(weight, row)
+    eight = dequantized(weight, row)
     step = eight.abs().amax(1, keepdim=True) / 127
     nearest = activations(x) @ ((eight / step).round() * step).t()
     assert error < 1.1 * ((nearest - expected).norm() / expected.norm()).item()

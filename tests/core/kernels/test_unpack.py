@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kernels.paths import here
-from kernels.test_linear import PATHS, dequantised, random_eight, random_four
+from kernels.test_linear import PATHS, dequantized, random_eight, random_four
 
 from polyphi import kernels
 from polyphi.kernels.linear import GROUP, pack4, pack8
@@ -32,7 +32,7 @@ def test_columns_equal_the_formula(
     weight = (random_four if bits == 4 else random_eight)(outputs, inputs, seed=inputs)
     packed = pack4(weight) if bits == 4 else pack8(weight)
     row = torch.randn(outputs, generator=torch.Generator().manual_seed(0))
-    expected = dequantised(weight, row)[:, first:last]
+    expected = dequantized(weight, row)[:, first:last]
     options = {"bits": bits, "inputs": inputs, "isa": path}
     result = columns(packed, row, first, last, **options)
     # Each number is rounded at most three times: row * s, that times z / 16, and the sum.
@@ -58,7 +58,7 @@ def test_a_product_with_the_transposed_weight(bits: int, dtype: torch.dtype) -> 
     packed = pack4(weight) if bits == 4 else pack8(weight)
     row = torch.rand(outputs) / 1000
     y = torch.randn(5, outputs).to(dtype)
-    expected = y.double() @ dequantised(weight, row).to(dtype).double()
+    expected = y.double() @ dequantized(weight, row).to(dtype).double()
     result = transposed(y, packed, row, bits=bits, inputs=inputs)
     assert result.dtype == dtype
     # Rounded once in bfloat16 (2^-9 of the largest number); sums of 70 products in float32.

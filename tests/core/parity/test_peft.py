@@ -132,8 +132,8 @@ def test_load_reads_adapters(model: PhiModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "int8-all"])
-def test_on_a_quantised_model(scheme: str, model: PhiModel, tmp_path: Path) -> None:
-    """The adapter is not quantised, so its difference to the base is that on the unquantised model."""
+def test_on_a_quantized_model(scheme: str, model: PhiModel, tmp_path: Path) -> None:
+    """The adapter is not quantized, so its difference to the base is that on the unquantized model."""
     write_adapter(model, tmp_path, target_modules=["qkv_proj", "down_proj"])
     adapter = read_peft(tmp_path / "adapter", model.config)
     quantize(model, scheme)

@@ -1,4 +1,4 @@
-"""Hessians of calibration, and a model that is quantised with them."""
+"""Hessians of calibration, and a model that is quantized with them."""
 
 from pathlib import Path
 
@@ -130,5 +130,5 @@ def test_a_calibrated_checkpoint_is_the_calibrated_model(model: PhiModel, tmp_pa
 
 
 def test_calibration_needs_a_scheme(model: PhiModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="quantised"):
+    with pytest.raises(ValueError, match="quantized"):
         save_checkpoint(model, tmp_path / "model", calibration=texts(2, 0))

@@ -1,4 +1,4 @@
-"""Int8 encoders with fused kernels: equal to plain modules, and close to unquantised weights."""
+"""Int8 encoders with fused kernels: equal to plain modules, and close to unquantized weights."""
 
 from collections.abc import Iterator
 

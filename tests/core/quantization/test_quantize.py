@@ -1,4 +1,4 @@
-"""Quantised models: a token's result doesn't depend on its neighbours, and is close to that of unquantised weights."""
+"""Quantized models: a token's result doesn't depend on its neighbours, and is close to that of unquantized weights."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -304,7 +304,7 @@ def test_one_row_equals_a_matrix_product() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "bf16"])
-def test_loading_with_quant_equals_quantising_after_loading(
+def test_loading_with_quant_equals_quantizing_after_loading(
     tiny_config: ModelConfig, tmp_path: Path, scheme: str
 ) -> None:
     whole = filled(tiny_config).bfloat16()
@@ -316,7 +316,7 @@ def test_loading_with_quant_equals_quantising_after_loading(
     assert loaded.quant == scheme
     with pytest.raises(ValueError, match="quant="):
         save_checkpoint(loaded, tmp_path / "again")
-    with pytest.raises(ValueError, match="quantised"):
+    with pytest.raises(ValueError, match="quantized"):
         loaded.add_adapter("mine", "speech")
     with pytest.raises(ValueError, match="already"):
         quantize(loaded, "int8")

@@ -1,5 +1,5 @@
-"""Training on a quantised base: gradients are those of the same weights as numbers, within the rounding of activations;
-encoders are quantised only if nothing of them is trained."""
+"""Training on a quantized base: gradients are those of the same weights as numbers, within the rounding of activations;
+encoders are quantized only if nothing of them is trained."""
 
 import copy
 from dataclasses import replace
@@ -19,7 +19,7 @@ from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.quantization import fewbits
-from polyphi.quantization.fewbits import EightBit, EightBitLinear, FourBit, Quantised, Unpacked
+from polyphi.quantization.fewbits import EightBit, EightBitLinear, FourBit, Quantized, Unpacked
 from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
 from polyphi.train.loss import NextToken, head_of, token_loss_sum, token_losses
 
@@ -60,7 +60,7 @@ def batch(processor: Processor) -> Batch:
     return pack(rows)
 
 
-def trained_on(form: type[Quantised], weight: Tensor) -> Quantised:
+def trained_on(form: type[Quantized], weight: Tensor) -> Quantized:
     """A weight as training loads it: with its gradient also where our kernels are missing."""
     shape = (weight.shape[0], weight.shape[1])
     return form.stored(form.pieces(weight), shape, weight.device, gradients=True)
@@ -89,20 +89,20 @@ def error(result: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return (difference / sum(float(expected[n].double().square().sum()) for n in result)) ** 0.5
 
 
-def with_numbers(quantised: PhiModel, plain: PhiModel) -> PhiModel:
-    """The unquantised model with the numbers that the quantised weights stand for; embeddings stay as they are."""
+def with_numbers(quantized: PhiModel, plain: PhiModel) -> PhiModel:
+    """The unquantized model with the numbers that the quantized weights stand for; embeddings stay as they are."""
     model = copy.deepcopy(plain)
     modules = dict(model.named_modules())
-    for path, module in quantised.named_modules():
+    for path, module in quantized.named_modules():
         if isinstance(module, LoraLinear | EightBitLinear):
             weight = modules[path].weight
             weight.data.copy_(numbers(module.kernel).view_as(weight))
-    if quantised.decoder.head is not None:
-        model.decoder.head = Numbers(numbers(quantised.decoder.head))
+    if quantized.decoder.head is not None:
+        model.decoder.head = Numbers(numbers(quantized.decoder.head))
     return model
 
 
-def numbers(form: Quantised) -> Tensor:
+def numbers(form: Quantized) -> Tensor:
     return form.rows(torch.arange(form.shape[0]))
 
 
@@ -123,10 +123,10 @@ class Numbers:
 def test_gradients_are_those_of_the_same_numbers(base: str, model: PhiModel, batch: Batch) -> None:
     names = learned(model, *ADAPTERS)
     plain = gradients(copy.deepcopy(model), batch, names)
-    quantised = quantize_frozen(copy.deepcopy(model), base, names)
-    result = gradients(quantised, batch, names)
+    quantized = quantize_frozen(copy.deepcopy(model), base, names)
+    result = gradients(quantized, batch, names)
     # Measured: activations in 8 bits 0.3 %; weights too 1.0 % in 8 bits and 12.6 % in 4, whose own error is 7 %.
-    assert error(result, gradients(with_numbers(quantised, model), batch, names)) < 0.008
+    assert error(result, gradients(with_numbers(quantized, model), batch, names)) < 0.008
     assert error(result, plain) < {"int8": 0.02, "int4": 0.25}[base]
 
 
@@ -136,10 +136,10 @@ def test_without_kernels_only_the_weights_are_rounded(
 ) -> None:
     monkeypatch.setattr(fewbits, "_native", lambda device: False)
     names = learned(model, *ADAPTERS)
-    quantised = quantize_frozen(copy.deepcopy(model), base, names)
-    assert isinstance(quantised.decoder.head.product, Unpacked)
-    expected = gradients(with_numbers(quantised, model), batch, names)
-    assert error(gradients(quantised, batch, names), expected) < 1e-5
+    quantized = quantize_frozen(copy.deepcopy(model), base, names)
+    assert isinstance(quantized.decoder.head.product, Unpacked)
+    expected = gradients(with_numbers(quantized, model), batch, names)
+    assert error(gradients(quantized, batch, names), expected) < 1e-5
 
 
 @BASES
@@ -151,18 +151,18 @@ def test_on_a_gpu_the_head_is_the_embedding(
     names = learned(model, *ADAPTERS)
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "device", torch.device("cuda"))
-        quantised = quantize_frozen(copy.deepcopy(model), base, names)
+        quantized = quantize_frozen(copy.deepcopy(model), base, names)
         with pytest.raises(ValueError, match="embed_tokens"):
             quantize_frozen(copy.deepcopy(model), base, [*names, EMBEDDING])
-    assert head_of(quantised) is quantised.decoder.embed_tokens.weight
-    expected = gradients(with_numbers(quantised, model), batch, names)
-    assert error(gradients(quantised, batch, names), expected) < 1e-5
+    assert head_of(quantized) is quantized.decoder.embed_tokens.weight
+    expected = gradients(with_numbers(quantized, model), batch, names)
+    assert error(gradients(quantized, batch, names), expected) < 1e-5
 
 
 @FORMS
 @pytest.mark.parametrize("shape", [(40, 64), (100, 96), (32, 32)])
 def test_unpacked_weights_are_those_of_rows(
-    form: type[Quantised], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    form: type[Quantized], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32 with another order of two factors; in bfloat16 rounded once more."""
     monkeypatch.setattr(fewbits, "ROWS", 64)
@@ -177,7 +177,7 @@ def test_unpacked_weights_are_those_of_rows(
 
 @FORMS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_product_in_autocast_has_its_dtype(form: type[Quantised], dtype: torch.dtype) -> None:
+def test_a_product_in_autocast_has_its_dtype(form: type[Quantized], dtype: torch.dtype) -> None:
     weight = trained_on(form, torch.randn(40, 64))
     x = torch.randn(3, 64, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -192,7 +192,7 @@ def test_a_product_in_autocast_has_its_dtype(form: type[Quantised], dtype: torch
 
 
 @FORMS
-def test_both_losses_by_a_quantised_head_are_cross_entropy(form: type[Quantised]) -> None:
+def test_both_losses_by_a_quantized_head_are_cross_entropy(form: type[Quantized]) -> None:
     torch.manual_seed(0)
     head, hidden = trained_on(form, torch.randn(300, 32)), torch.randn(150, 32)
     labels = torch.randint(300, (150,))
@@ -213,20 +213,20 @@ def test_both_losses_by_a_quantised_head_are_cross_entropy(form: type[Quantised]
 
 
 @pytest.mark.parametrize(
-    ("names", "quantised"),
+    ("names", "quantized"),
     [
         ((".lora.",), {"vision.encoder", "audio.encoder"}),
         ((".lora.", "audio.encoder.subsampling."), {"vision.encoder"}),
         (("vision.encoder.", "audio.encoder.", "vision.projector."), set[str]()),
     ],
 )
-def test_only_wholly_frozen_encoders_are_quantised(
-    names: tuple[str, ...], quantised: set[str], model: PhiModel, batch: Batch
+def test_only_wholly_frozen_encoders_are_quantized(
+    names: tuple[str, ...], quantized: set[str], model: PhiModel, batch: Batch
 ) -> None:
     trained = learned(model, *names)
     quantize_frozen(model, "int4", trained)
     paths = {path for path, m in model.named_modules() if isinstance(m, EightBitLinear)}
-    assert {".".join(path.split(".")[:2]) for path in paths} == quantised
+    assert {".".join(path.split(".")[:2]) for path in paths} == quantized
     reached = gradients(model, batch, trained)
     unused = {n for n in trained if n in model.unused()}
     assert reached.keys() == set(trained) - unused
@@ -239,16 +239,16 @@ def test_trained_weights_of_the_decoder_are_refused(model: PhiModel) -> None:
     with pytest.raises(ValueError, match="found 'int4-all'"):
         quantize_frozen(model, "int4-all", learned(model, ".lora."))
     quantize_frozen(model, "int8", learned(model, ".lora."))
-    with pytest.raises(ValueError, match="quantised already"):
+    with pytest.raises(ValueError, match="quantized already"):
         quantize_frozen(model, "int8", learned(model, ".lora."))
 
 
 def test_training_needs_the_base_that_its_options_name(tmp_path: Path) -> None:
     data = small.write_corpora(tmp_path / "data")
-    with pytest.raises(ValueError, match="quantised to None, but `base` is int4"):
+    with pytest.raises(ValueError, match="quantized to None, but `base` is int4"):
         small.run(tmp_path / "run", data, base="int4")
     model = small.make_model(small.make_processor())
     quantize_frozen(model, "int8", small.EVERYTHING.trained(n for n, _ in model.named_parameters()))
-    with pytest.raises(ValueError, match="quantised to int8, but `base` is None"):
+    with pytest.raises(ValueError, match="quantized to int8, but `base` is None"):
         small.run(tmp_path / "run", data, model=model)
     assert small.run(tmp_path / "run", data, model=model, base="int8")["base"] == "int8"

@@ -95,8 +95,8 @@ def test_what_rests_comes_out_as_it_went_in(
     assert read_config(out / "model").adapters["medical"] == adapter
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["parents"][str(source / model)] > 50 and manifest.get("base") == base
-    quantised = {name.rpartition(".")[2] for name in manifest["frozen"]} & {"q4", "q8"}
-    assert quantised == {None: set(), "int8": {"q8"}, "int4": {"q4", "q8"}}[base]
+    quantized = {name.rpartition(".")[2] for name in manifest["frozen"]} & {"q4", "q8"}
+    assert quantized == {None: set(), "int8": {"q8"}, "int4": {"q4", "q8"}}[base]
 
 
 @pytest.mark.parametrize(

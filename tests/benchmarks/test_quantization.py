@@ -1,4 +1,4 @@
-"""The comparison of quantised models, on a tiny random model and made-up sums."""
+"""The comparison of quantized models, on a tiny random model and made-up sums."""
 
 import importlib.util
 import sys
@@ -30,7 +30,7 @@ def loaded(name: str, known_as: str, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch):
-    return loaded("quantisation", "benchmark_quantisation", monkeypatch)
+    return loaded("quantization", "benchmark_quantization", monkeypatch)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_flips_of_a_batch(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One row for each arithmetic; in float32 nothing flips but ties."""
-    loaded("quantisation", "quantisation", monkeypatch)  # as its neighbour imports it
+    loaded("quantization", "quantization", monkeypatch)  # as its neighbour imports it
     loaded("alone", "benchmark_alone", monkeypatch).main([str(run), "--tasks", "arithmetic"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0].strip() for row in rows] == ["float32", "bf16", "int8"]
@@ -121,7 +121,7 @@ def test_flips_of_a_batch(
 def test_adapters_trained_on_each_base(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row for each base, and for each quantised one a second row on the unquantised weights; a second call reads the
+    """A row for each base, and for each quantized one a second row on the unquantized weights; a second call reads the
     results of the first."""
     script = loaded("bases", "benchmark_bases", monkeypatch)
     arguments = [str(run), "--out", str(run / "bases"), "--corpus", "instructions"]

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: a loaded one equals the saved model and is mapped from its file; wrong uses raise errors."""
+"""Quantized checkpoints: a loaded one equals the saved model and is mapped from its file; wrong uses raise errors."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from polyphi import kernels
 from polyphi.batch import Clip, ImageLayout, row
-from polyphi.checkpoints.names import QUANTISED
+from polyphi.checkpoints.names import QUANTIZED
 from polyphi.checkpoints.read import (
     load_checkpoint,
     read_layout,
@@ -43,7 +43,7 @@ def whole(tiny_config: ModelConfig, tmp_path: Path) -> Path:
     return tmp_path / "whole"
 
 
-def quantised(whole: Path, quant: str, **options) -> Path:
+def stored(whole: Path, quant: str, **options) -> Path:
     folder = whole.with_name(quant)
     save_checkpoint(load_checkpoint(whole), folder, quant=quant, **options)
     return folder
@@ -57,9 +57,9 @@ def logits_of(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_a_quantised_checkpoint_equals_quantising_while_loading(whole: Path, kind: str) -> None:
-    folder = quantised(whole, kind)
-    assert read_quantization(folder) == kind and read_layout(folder) == QUANTISED
+def test_a_quantized_checkpoint_equals_quantizing_while_loading(whole: Path, kind: str) -> None:
+    folder = stored(whole, kind)
+    assert read_quantization(folder) == kind and read_layout(folder) == QUANTIZED
     saved, loaded = load_checkpoint(folder), load_checkpoint(whole, quant=kind)
     assert saved.quant == kind and saved.config == loaded.config
     for adapter in (None, "speech", "vision"):
@@ -75,7 +75,7 @@ def test_a_quantised_checkpoint_equals_quantising_while_loading(whole: Path, kin
 
 
 def test_embeddings_beside_a_head_in_4_bits_are_exact(whole: Path) -> None:
-    folder, ids = quantised(whole, "int4"), torch.arange(1000)
+    folder, ids = stored(whole, "int4"), torch.arange(1000)
     expected = load_checkpoint(whole).decoder.embed(ids)
     saved = load_checkpoint(folder)
     assert torch.equal(saved.decoder.embed(ids), expected)
@@ -97,7 +97,7 @@ def test_embeddings_beside_a_head_in_4_bits_are_exact(whole: Path) -> None:
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_without_a_table_embeddings_are_rows_of_the_head(whole: Path, kind: str) -> None:
     """So they are in 4 bits in checkpoints of format 1, and of GGUF files whose head keeps its levels."""
-    folder, exact = quantised(whole, kind), load_checkpoint(whole)
+    folder, exact = stored(whole, kind), load_checkpoint(whole)
     tensors = load_file(folder / "model.safetensors")
     if kind == "int4":
         del tensors["decoder.embed_tokens.weight.table"]
@@ -127,8 +127,8 @@ def test_full_embeddings_stay_in_their_file_and_dtype(tiny_config: ModelConfig, 
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_quantised_tensors_are_aligned_for_the_kernels(whole: Path, kind: str) -> None:
-    folder = quantised(whole, kind)
+def test_quantized_tensors_are_aligned_for_the_kernels(whole: Path, kind: str) -> None:
+    folder = stored(whole, kind)
     length = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
     with (folder / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(8 + length)[8:])
@@ -143,7 +143,7 @@ def test_quantised_tensors_are_aligned_for_the_kernels(whole: Path, kind: str) -
 def test_packed_weights_are_the_mapped_file(whole: Path) -> None:
     if reason := kernels.missing():
         pytest.skip(reason)
-    model = load_checkpoint(quantised(whole, "int4"))
+    model = load_checkpoint(stored(whole, "int4"))
     fours = [m.kernel for m in model.modules() if isinstance(getattr(m, "kernel", None), FourBit)]
     assert fours
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
@@ -162,7 +162,7 @@ def test_packed_weights_are_the_mapped_file(whole: Path) -> None:
 def test_without_native_kernels_the_same_file_is_loaded(
     whole: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = quantised(whole, kind)
+    folder = stored(whole, kind)
     native = load_checkpoint(folder)
     monkeypatch.setattr(kernels, "missing", lambda: "no compiler")
     plain = load_checkpoint(folder)
@@ -178,7 +178,7 @@ def test_without_native_kernels_the_same_file_is_loaded(
 
 @pytest.mark.parametrize("kind", ["int8-all", "int4"])
 def test_shards(whole: Path, kind: str) -> None:
-    folder = quantised(whole, kind, max_shard_bytes=200_000)
+    folder = stored(whole, kind, max_shard_bytes=200_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
     assert torch.equal(
         logits_of(load_checkpoint(folder)), logits_of(load_checkpoint(whole, quant=kind))
@@ -195,11 +195,11 @@ def test_the_language_model_alone(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_quantised_model_is_saved_unchanged(whole: Path, kind: str) -> None:
+def test_a_quantized_model_is_saved_unchanged(whole: Path, kind: str) -> None:
     """So that the result of calibration can be saved."""
     if reason := kernels.missing():
         pytest.skip(reason)
-    folder = quantised(whole, kind)
+    folder = stored(whole, kind)
     tensors = load_file(folder / "model.safetensors")
     for number, loaded in enumerate((load_checkpoint(whole, quant=kind), load_checkpoint(folder))):
         again = whole.with_name(f"again {number}")
@@ -212,17 +212,17 @@ def test_a_quantised_model_is_saved_unchanged(whole: Path, kind: str) -> None:
 
 
 def test_wrong_uses_raise_errors(whole: Path) -> None:
-    folder = quantised(whole, "int8")
+    folder = stored(whole, "int8")
     with pytest.raises(
-        ValueError, match="is quantised to int8 and can't become int4: load it without"
+        ValueError, match="is quantized to int8 and can't become int4: load it without"
     ):
         load_checkpoint(folder, quant="int4")
     loaded = load_checkpoint(folder, quant="int8")
     with pytest.raises(ValueError, match="can't be saved with quant="):
         save_checkpoint(loaded, whole.with_name("again"))
-    with pytest.raises(ValueError, match="adapters of a quantised model"):
+    with pytest.raises(ValueError, match="adapters of a quantized model"):
         loaded.add_adapter("mine", "speech")
-    with pytest.raises(ValueError, match="adapters of a quantised model"):
+    with pytest.raises(ValueError, match="adapters of a quantized model"):
         loaded.merge_adapter("speech")
     with pytest.raises(ValueError, match="int8, int4, int8-all, int4-all; found 'bf16'"):
         save_checkpoint(load_checkpoint(whole), whole.with_name("again"), quant="bf16")
@@ -237,10 +237,10 @@ def changed(folder: Path, **fields: object) -> None:
     path.write_text(json.dumps(config))
 
 
-def test_foreign_quantisation_and_newer_layouts_are_refused(whole: Path) -> None:
-    folder = quantised(whole, "int8")
+def test_foreign_quantization_and_newer_layouts_are_refused(whole: Path) -> None:
+    folder = stored(whole, "int8")
     for fields, message in (
-        ({"format": 3}, "version 3 of the quantised layout"),
+        ({"format": 3}, "version 3 of the quantized layout"),
         ({"format": 2, "kind": "int2"}, "'int2'"),
         ({"quant_method": "gptq"}, "quantization method 'gptq'"),
     ):
@@ -250,7 +250,7 @@ def test_foreign_quantisation_and_newer_layouts_are_refused(whole: Path) -> None
 
 
 def test_broken_files_raise_errors(whole: Path) -> None:
-    folder = quantised(whole, "int8")
+    folder = stored(whole, "int8")
     file = folder / "model.safetensors"
     data, tensors = file.read_bytes(), load_file(file)
     for cut in (7, 100, len(data) // 2, len(data) - 1):
@@ -270,8 +270,8 @@ def test_broken_files_raise_errors(whole: Path) -> None:
             load_checkpoint(folder)
 
 
-def test_adapters_of_a_quantised_checkpoint_hold_numbers(whole: Path) -> None:
-    folder = quantised(whole, "int8-all")
+def test_adapters_of_a_quantized_checkpoint_hold_numbers(whole: Path) -> None:
+    folder = stored(whole, "int8-all")
     file = folder / "model.safetensors"
     tensors = {k: v.clone() for k, v in load_file(file).items()}
     name = next(n for n in tensors if ".lora." in n and n.endswith(".row"))

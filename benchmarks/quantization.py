@@ -1,6 +1,6 @@
-"""Loss of quality in fewer bits: a finished run's own evaluation, at bfloat16 and quantised.
+"""Loss of quality in fewer bits: a finished run's own evaluation, at bfloat16 and quantized.
 
-    python benchmarks/quantisation.py runs/nano [--rows 30] [--tasks digit asr_digits ...] [--kinds int8 int4-all ...]
+    python benchmarks/quantization.py runs/nano [--rows 30] [--tasks digit asr_digits ...] [--kinds int8 int4-all ...]
 
 Prints a table in Markdown: every task's score with its 95 % interval at bfloat16, and its score in 8 and 4 bits,
 rounded for training rows of the tasks' corpora ("calibrated"), with adapters and encoders whole or in 8 bits ("-all");
