@@ -15,7 +15,7 @@ from polyphi.checkpoints.processor import make_processor
 from polyphi.data.packing import Pack
 from polyphi.engine.engine import Engine
 from polyphi.messages import SamplingParams
-from polyphi.model.decoder import Layer, Shared
+from polyphi.model.decoder import ForwardContext, Layer
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
 from polyphi.quantization.fewbits import Quantized
@@ -118,7 +118,7 @@ def block(device: torch.device, tiny: bool) -> Iterator[Line]:
     length = tokens // rows
     batch = text_rows(model, tokens, rows).to(device)
     cos, sin = model.decoder.rope(batch, torch.bfloat16)
-    shared = Shared(cos, sin, (), tuple(range(0, tokens + 1, length)), None)
+    shared = ForwardContext(cos, sin, (), tuple(range(0, tokens + 1, length)), None)
     gradient = torch.randn_like(x)
 
     def step() -> None:

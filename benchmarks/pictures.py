@@ -26,7 +26,7 @@ from polyphi.processing.video import decode_video
 from polyphi_recipe.curate import pdf_pages
 from polyphi_recipe.curate.documents import document
 from polyphi_recipe.curate.photos import photo
-from polyphi_recipe.curate.pictures import Shrink, Sizes, captions, encoded
+from polyphi_recipe.curate.pictures import DownscaleImages, ImageSizeFilter, captions, encoded
 from polyphi_recipe.graph import Run
 from polyphi_recipe.synthetic import cartoons
 from polyphi_recipe.synthetic.pages import set_page
@@ -100,7 +100,7 @@ def _task_and_language(one: Sample) -> tuple[str, str]:
 
 
 def similarity(out: Path) -> None:
-    """Precision and recall of `Matching` on planted captions of the test split, by task and threshold."""
+    """Precision and recall of `ClipScoreFilter` on planted captions of the test split, by task and threshold."""
     run = Run("nano", out)
     similarity_of = run.stage_model("vision_0_encoder")
     pairs = planted(list(Shards(run.data / "captions" / "test")))
@@ -121,10 +121,10 @@ def similarity(out: Path) -> None:
 
 def speed() -> None:
     middling, large = (encoded(scenery(*size)) for size in ((1024, 768), (4000, 3000)))
-    sizes, shrink = Sizes(), Shrink()
-    best("Sizes, JPEG of 1024 x 768", "pictures", 20, lambda: [
+    sizes, shrink = ImageSizeFilter(), DownscaleImages()
+    best("ImageSizeFilter, JPEG of 1024 x 768", "pictures", 20, lambda: [
         sizes.filter(document(row(middling))) for _ in range(20)])  # fmt: skip
-    best("Shrink, JPEG of 4000 x 3000", "pictures", 4, lambda: list(
+    best("DownscaleImages, JPEG of 4000 x 3000", "pictures", 4, lambda: list(
         shrink.run(document(row(large)) for _ in range(4))))  # fmt: skip
     file = pdf(4)
     best("PDF pages, 1344 high", "pages", 4, lambda: list(pdf_pages.pages(file)))

@@ -14,7 +14,7 @@ from polyphi.services.endpoint import Endpoint
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import feedback
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.text import in_split
 from polyphi_recipe.curate.translations import in_languages
 
 TEACHER = partial(Endpoint, "http://127.0.0.1:8000/v1", "some-model", key_from="TEACHER_KEY")
@@ -29,7 +29,7 @@ def pairs(work: Work, split: str) -> Iterator[Sample]:
             yield sample
     if FINDINGS.exists():
         findings = feedback.read(FINDINGS)
-        yield from feedback.pairs(f for f in findings if side(split, "feedback", f.prompt))
+        yield from feedback.pairs(f for f in findings if in_split(split, "feedback", f.prompt))
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

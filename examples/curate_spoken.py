@@ -16,7 +16,7 @@ from polyphi.data.shards import Sample
 from polyphi.services.speech_synthesis import Voice
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.read_aloud import ReadAloud, cast
-from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.text import in_split
 from polyphi_recipe.curate.transcripts import WordErrors, pocketsphinx
 
 QUERIES = Path("queries.jsonl")
@@ -32,7 +32,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     """Rows in OpenAI's, ShareGPT's, LLaVA's or Alpaca's format; one query in ten is for testing."""
     (split,) = work.rows
     for sample in own.read(QUERIES, licence="CC-BY-4.0", confined=True):
-        if side(split, "query", sample.prompt[-1].text):
+        if in_split(split, "query", sample.prompt[-1].text):
             yield split, replace(sample, meta={"language": "en"})
 
 

@@ -34,11 +34,11 @@ def app(args: dict[str, str]) -> Application:
     deployment = serve.deployment(
         serve.ingress(replica)(),
         name="polyphi",
-        max_ongoing_requests=TOGETHER + settings.max_waiting,
+        max_ongoing_requests=MAX_NUM_SEQS + settings.max_waiting,
         autoscaling_config={
             "min_replicas": 1,
             "max_replicas": int(args.get("most", 1)),
-            "target_ongoing_requests": TOGETHER // 2,
+            "target_ongoing_requests": MAX_NUM_SEQS // 2,
         },
         ray_actor_options={
             "num_cpus": float(args.get("cpus", 1)),

@@ -18,7 +18,7 @@ from polyphi.batch import Batch, row
 from polyphi.data.sample import Sample
 from polyphi.model.attention import KVCache, working_dtype
 from polyphi.model.config import ModelConfig
-from polyphi.model.decoder import RMSNorm, Shared
+from polyphi.model.decoder import ForwardContext, RMSNorm
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.loss import NextToken, owners
@@ -105,7 +105,7 @@ class CrossAttended(PhiModel):
             of_token = owners(batch, torch.arange(len(x)))
             mask = of_token[:, None] == of_picture
         cos, sin = self.decoder.rope(batch, working_dtype(x))
-        shared = Shared(cos, sin, [], batch.cu_seqlens, None)
+        shared = ForwardContext(cos, sin, [], batch.cu_seqlens, None)
         for number, layer in enumerate(self.decoder.layers):
             if batch.images and number % EVERY == 0:
                 x = self.cross[number // EVERY](x, pictures.to(x.dtype), mask)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.model.attention import KVCache
-from polyphi.model.decoder import Decoder, Layer, Shared, swiglu
+from polyphi.model.decoder import Decoder, ForwardContext, Layer, swiglu
 from polyphi.model.lora import LoraLinear, Route
 
 
@@ -32,7 +32,7 @@ def forward(
 def run_layers(
     decoder: Decoder,
     x: Float[Tensor, "T D"],
-    shared: Shared,
+    shared: ForwardContext,
     indices: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "n D"]:
     """`forward` with what the layers share."""
@@ -46,7 +46,7 @@ def run_layers(
 def _layer(
     layer: Layer,
     x: Float[Tensor, "T D"],
-    shared: Shared,
+    shared: ForwardContext,
     number: int,
     indices: Int[Tensor, " n"] | None,
 ) -> Float[Tensor, "n D"]:

@@ -18,7 +18,7 @@ from polyphi.engine.cache import BLOCK, Memory
 from polyphi.engine.forward import run_layers
 from polyphi.engine.scheduler import StepPart
 from polyphi.model.attention import working_dtype
-from polyphi.model.decoder import Shared
+from polyphi.model.decoder import ForwardContext
 from polyphi.model.lora import routes
 from polyphi.model.multimodal import PhiModel
 
@@ -145,7 +145,7 @@ class DecodeGraphs:
             cached_rows=torch.full((sequences, width), self._padding_row, device=device),
             mask=torch.ones(sequences, width, dtype=torch.bool, device=device),
         )
-        shared = Shared(
+        shared = ForwardContext(
             step.cos,
             step.sin,
             routes(batch, decoder.adapters.keys(), device),

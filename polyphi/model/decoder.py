@@ -38,13 +38,13 @@ class Head(Protocol):
         """The embeddings of token ids, which are rows of the head, in float32."""
         ...
 
-    def transposed(self, y: Float[Tensor, "T V"]) -> Float[Tensor, "T D"]:
+    def input_grad(self, y: Float[Tensor, "T V"]) -> Float[Tensor, "T D"]:
         """The gradient of the hidden states for a gradient of their logits."""
         ...
 
 
 @dataclass(frozen=True)
-class Shared:
+class ForwardContext:
     """Inputs that all layers of one forward share."""
 
     cos: Float[Tensor, "T 1 pairs"]
@@ -80,11 +80,15 @@ class Attention(nn.Module):
         self.qkv_proj = LoraLinear(config.hidden_size, width, adapters)
         self.o_proj = LoraLinear(self.heads * self.head_dim, config.hidden_size, adapters)
 
-    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T D"]:
+    def forward(
+        self, x: Float[Tensor, "T D"], shared: ForwardContext, layer: int
+    ) -> Float[Tensor, "T D"]:
         heads = self.attend(self.qkv_proj(x, shared.routes), shared, layer)
         return self.o_proj(heads, shared.routes)
 
-    def attend(self, qkv: Float[Tensor, "T Q"], shared: Shared, layer: int) -> Float[Tensor, "T H"]:
+    def attend(
+        self, qkv: Float[Tensor, "T Q"], shared: ForwardContext, layer: int
+    ) -> Float[Tensor, "T H"]:
         """The concatenated outputs of all heads, from concatenated queries, keys and values."""
         qkv = qkv.view(len(qkv), -1, self.head_dim)
         rotated, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
@@ -104,7 +108,7 @@ class MLP(nn.Module):
         self.gate_up_proj = LoraLinear(config.hidden_size, 2 * config.intermediate_size, adapters)
         self.down_proj = LoraLinear(config.intermediate_size, config.hidden_size, adapters)
 
-    def forward(self, x: Float[Tensor, "T D"], shared: Shared) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], shared: ForwardContext) -> Float[Tensor, "T D"]:
         return self.down_proj(swiglu(self.gate_up_proj(x, shared.routes)), shared.routes)
 
 
@@ -126,7 +130,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, adapters)
 
-    def forward(self, x: Float[Tensor, "T D"], shared: Shared, layer: int) -> Float[Tensor, "T D"]:
+    def forward(
+        self, x: Float[Tensor, "T D"], shared: ForwardContext, layer: int
+    ) -> Float[Tensor, "T D"]:
         x = x + self.self_attn(self.input_layernorm(x), shared, layer)
         return x + self.mlp(self.post_attention_layernorm(x), shared)
 
@@ -186,10 +192,12 @@ class Decoder(nn.Module):
             x = layer(x, shared, number)
         return self.norm(x)
 
-    def shared(self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None) -> Shared:
+    def shared(
+        self, x: Float[Tensor, "T D"], batch: Batch, cache: KVCache | None = None
+    ) -> ForwardContext:
         """The inputs that all layers share for a batch. Raises ValueError as `forward` does."""
         cos, sin = self.rope(batch, working_dtype(x))
-        return Shared(
+        return ForwardContext(
             cos, sin, routes(batch, self.adapters.keys(), x.device), batch.cu_seqlens, cache
         )
 

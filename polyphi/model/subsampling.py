@@ -52,7 +52,7 @@ def _from_one_channel(
     return (torch.cat([conv.weight.flatten(1), conv.bias[:, None]], 1) @ inputs).view(1, -1, *size)
 
 
-class Tape(NamedTuple):
+class PackedLayout(NamedTuple):
     """Layout of clips on the tape: every clip starts where a feature starts, at least MIN_GAP frames after the end of
     the one before. After convolutions that shorten time by `stride`, all positions are divided by it."""
 
@@ -61,12 +61,12 @@ class Tape(NamedTuple):
     """Start of each clip, and the length of the tape."""
 
     @staticmethod
-    def of(lengths: Sequence[int]) -> "Tape":
+    def of(lengths: Sequence[int]) -> "PackedLayout":
         starts = [0]
         for n in lengths:
             span = -(-(4 * -(-n // 4) + MIN_GAP) // SUBSAMPLING) * SUBSAMPLING
             starts.append(starts[-1] + span)
-        return Tape(tuple(lengths), tuple(starts))
+        return PackedLayout(tuple(lengths), tuple(starts))
 
     def length(self, stride: int) -> int:
         return self.starts[-1] // stride
@@ -110,7 +110,7 @@ class Subsampling(nn.Module):
         """Packed frames of clips of the given lengths to packed features."""
         if self._use_kernels():
             return self._in_float32(mels, lengths)
-        tape, stride = Tape.of(lengths), 1
+        tape, stride = PackedLayout.of(lengths), 1
 
         def to_device(indices: np.ndarray) -> Tensor:
             return torch.from_numpy(indices).to(mels.device, non_blocking=True)
@@ -195,7 +195,7 @@ def in_parts(
 ) -> Float[Tensor, "A D"]:
     """The result of `Subsampling` by our kernels (kernels/encoder.py), BATCH_FEATURES at a time. `linears` are the two
     pointwise convolutions, of activations in 8 bits (`Rows`) or bfloat16, and the last linear, of bfloat16."""
-    tape = Tape.of(lengths)
+    tape = PackedLayout.of(lengths)
     positions = [torch.from_numpy(tape.positions(stride)) for stride in (1, 2, 4, 8)]
     occupied = [
         torch.zeros(tape.length(stride), dtype=torch.bool).index_fill_(0, at, True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.model.attention import working_dtype
-from polyphi.model.decoder import Shared
+from polyphi.model.decoder import ForwardContext
 from polyphi.model.lora import LoraLinear, routes
 from polyphi.model.multimodal import PhiModel
 
@@ -32,7 +32,9 @@ def calibrate(
         cos_sin = decoder.rope(row, working_dtype(x))
         states.append(x)
         shared.append(
-            Shared(*cos_sin, routes(row, decoder.adapters.keys(), x.device), row.cu_seqlens, None)
+            ForwardContext(
+                *cos_sin, routes(row, decoder.adapters.keys(), x.device), row.cu_seqlens, None
+            )
         )
     for number, layer in enumerate(decoder.layers):
         sums = {m: _Sum(m) for m in layer.modules() if isinstance(m, LoraLinear)}

@@ -99,11 +99,11 @@ class Quantized(ABC):
             y = self.product(flat)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
 
-    def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
+    def input_grad(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
         """The product of y with the weight, not with its transpose: the gradient of x for a gradient y of W x. Without
         our kernels the weight must have been loaded with `gradients`."""
         assert isinstance(self.product, Native | Unpacked), "loaded without gradients"
-        return self.product.transposed(y)
+        return self.product.input_grad(y)
 
     def fused(
         self,
@@ -200,7 +200,7 @@ class Native:
         supported = x if x.dtype in NARROW else x.float()
         return native.linear(supported, self.packed, self.row, bits=self.bits).to(x.dtype)
 
-    def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
+    def input_grad(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
         """The product with the transposed weight."""
         supported = y if y.dtype in NARROW else y.float()
         x = unpack.transposed(supported, self.packed, self.row, bits=self.bits, inputs=self.inputs)
@@ -225,7 +225,7 @@ class Unpacked:
     def __call__(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         return torch.cat([F.linear(x, rows) for _, rows in self._rows(x.dtype)], 1)
 
-    def transposed(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
+    def input_grad(self, y: Float[Tensor, "T O"]) -> Float[Tensor, "T I"]:
         """The product with the transposed weight, summed in float32."""
         x = y.new_zeros(len(y), self.weight.shape[1], dtype=torch.float32)
         for first, rows in self._rows(y.dtype):
@@ -257,7 +257,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, y: Tensor) -> tuple[Tensor, None]:
-        return ctx.weight.transposed(y), None
+        return ctx.weight.input_grad(y), None
 
 
 class PerToken:

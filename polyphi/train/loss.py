@@ -49,7 +49,7 @@ def _products(
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """The products of a head with hidden states, and with gradients of logits."""
     if not isinstance(head, Tensor):
-        return head, head.transposed
+        return head, head.input_grad
     weight = head.detach().to(dtype)
     return (lambda hidden: hidden @ weight.t()), (lambda gradient: gradient @ weight)
 

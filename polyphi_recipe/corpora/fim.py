@@ -11,7 +11,7 @@ from polyphi.messages import Message
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.curate.dedup import EXACT, deduplicate
-from polyphi_recipe.curate.text import fill, functions, origin, side
+from polyphi_recipe.curate.text import fill, functions, in_split, origin
 
 HOLE = "___"
 _NAMES = ["a", "b", "n", "x", "y", "word", "items", "left", "right", "total", "key", "value"]
@@ -59,7 +59,7 @@ def _templated(split: str, rng: Random) -> tuple[str, str, str, str]:
     while True:
         name, body, cut = rng.choice(_TEMPLATES)
         x, y = rng.sample(_NAMES, 2)
-        if side(split, "fim", name, x, y):
+        if in_split(split, "fim", name, x, y):
             arguments = x if name in _ONE_ARGUMENT else f"{x}, {y}"
             hole = cut.format(x=x, y=y)
             code = f"def {name}({arguments}):\n    {body.format(x=x, y=y).replace(hole, HOLE)}"
@@ -82,7 +82,7 @@ def _cuts(split: str, rng: Random) -> Iterator[tuple[str, str, str, str]]:
             hole = lines[at].strip()
             lines[at] = lines[at].replace(hole, HOLE)
             # Some functions exist in several modules, nearly the same.
-            if side(split, "function", lines[0], percent=30):
+            if in_split(split, "function", lines[0], percent=30):
                 yield "\n".join(lines), hole, "stdlib", f"{module}.{name}"
 
 

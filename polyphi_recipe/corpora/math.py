@@ -9,7 +9,7 @@ from polyphi.text.lexicon import LANGUAGES, number_words
 from polyphi.text.scripts import UNSPACED
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
-from polyphi_recipe.curate.text import fill, origin, side, word_problems
+from polyphi_recipe.curate.text import fill, in_split, origin, word_problems
 from polyphi_recipe.synthetic.instructions import number_in_split, sum_in_split
 from polyphi_recipe.synthetic.reasoning import addition_steps, subtraction_steps
 
@@ -86,7 +86,7 @@ def columns(split: str, rng: Random) -> str:
         a, b = sorted(
             (rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2)), reverse=True
         )
-        if side(split, "cot", a, b):
+        if in_split(split, "cot", a, b):
             plus = rng.random() < 0.5
             steps = addition_steps(a, b) if plus else subtraction_steps(a, b)
             lines += [
@@ -105,10 +105,10 @@ def orders(split: str, rng: Random) -> str:
     lines: list[str] = []
     while len(lines) < 8:
         a, b = rng.sample(range(100), 2)
-        if side(split, "compare", *sorted((a, b))):
+        if in_split(split, "compare", *sorted((a, b))):
             lines.append(f"{a} {'>' if a > b else '<'} {b}")
     digits = rng.sample("0123456789", 4)
-    if side(split, "sort", *digits):
+    if in_split(split, "sort", *digits):
         lines.append(f"{' '.join(digits)} sorted: {' '.join(sorted(digits))}")
     return "\n".join(lines)
 

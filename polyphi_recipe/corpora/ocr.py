@@ -16,7 +16,7 @@ from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.curate.photos import photo
 from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import help_pages, side
+from polyphi_recipe.curate.text import help_pages, in_split
 from polyphi_recipe.synthetic import images
 from polyphi_recipe.synthetic.images import SCANS, SIDE, sheet
 from polyphi_recipe.synthetic.pages import set_page
@@ -145,7 +145,7 @@ def paragraphs(work: Work) -> Paragraphs:
     for language in LATIN:
         pages = help_pages(language, work)
         for split, by_language in by_split.items():
-            paths = (path for path in sorted(pages) if side(split, path, percent=5))
+            paths = (path for path in sorted(pages) if in_split(split, path, percent=5))
             texts = (text for path in paths for _, text in pages[path].paragraphs if _fits(text))
             by_language[language] = list(dict.fromkeys(texts))
         training = set(by_split["train"][language])

@@ -19,7 +19,7 @@ from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.curate.recordings import LONGEST_PARAGRAPH, record
 from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import fill, help_pages, origin, shuffled, side
+from polyphi_recipe.curate.text import fill, help_pages, in_split, origin, shuffled
 from polyphi_recipe.curate.voices import unfit
 from polyphi_recipe.curate.waves import RATE, Wave, join
 from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
@@ -75,7 +75,7 @@ def recording(tts: TTSSampler, work: Work, split: str, rng: Random) -> Sample | 
     language = rng.choice([code for code in LANGUAGE_SHARES if code in tts.languages])
     pages = help_pages(language, work)
     paths = shuffled(
-        [p for p in sorted(pages) if side(split, p, percent=5) and pages[p].title], rng
+        [p for p in sorted(pages) if in_split(split, p, percent=5) and pages[p].title], rng
     )
     if not paths:
         return None

@@ -9,7 +9,7 @@ from polyphi.text.lexicon import LANGUAGES, digit_words, lexicon, number_words
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.curate.sources import LIBREOFFICE
-from polyphi_recipe.curate.text import aligned, fill, origin, side
+from polyphi_recipe.curate.text import aligned, fill, in_split, origin
 from polyphi_recipe.synthetic.instructions import number_in_split
 
 LINES = 6  # pairs of the lexicon in a document
@@ -42,7 +42,7 @@ def words(split: str, rng: Random, source: str, target: str) -> str:
         draw = rng.random()
         if draw < 0.5:
             words = concepts[rng.choice(sorted(concepts))]
-            if side(split, "word", words[source], target):
+            if in_split(split, "word", words[source], target):
                 lines.append(f"{words[source]} = {words[target]}")
         elif draw < 0.8:
             n = rng.randrange(100)
@@ -53,7 +53,7 @@ def words(split: str, rng: Random, source: str, target: str) -> str:
                 lines.append(f"{n} = {one} = {other}")
         else:
             digits = "".join(rng.choices("0123456789", k=3))
-            if side(split, "digits", digits):
+            if in_split(split, "digits", digits):
                 lines.append(f"{digit_words(digits, source)} = {digit_words(digits, target)}")
     return "\n".join([f"{LANGUAGES[source]} to {LANGUAGES[target]}", *lines])
 

@@ -32,7 +32,7 @@ from polyphi.processing.media import decode_audio, decode_image
 from polyphi.runtime.files import whole_folder
 from polyphi_recipe.curate.corpus import Work
 from polyphi_recipe.curate.documents import note
-from polyphi_recipe.curate.known_clips import Clips
+from polyphi_recipe.curate.known_clips import AudioFingerprintIndex
 from polyphi_recipe.curate.known_pictures import Pictures
 from polyphi_recipe.curate.known_texts import Texts
 from polyphi_recipe.curate.phash import is_flat, thumbnail
@@ -110,7 +110,7 @@ class Index:
     texts: Texts
     pictures: Pictures
     picture_items: list[int]
-    clips: Clips
+    clips: AudioFingerprintIndex
     clip_items: list[int]
     digests: dict[str, int]
 
@@ -124,7 +124,7 @@ class Index:
         names: list[tuple[str, str]] = []
         texts: list[tuple[str, bool]] = []
         pictures: list[Pictures] = []
-        clips: list[Clips] = []
+        clips: list[AudioFingerprintIndex] = []
         picture_items: list[int] = []
         clip_items: list[int] = []
         digests: dict[str, int] = {}
@@ -147,7 +147,7 @@ class Index:
                     for part in audios:
                         wave, rate = decode_audio(part.source)
                         if "landmarks" in ways:
-                            clips.append(Clips.of([(wave, rate)]))
+                            clips.append(AudioFingerprintIndex.of([(wave, rate)]))
                             clip_items.append(item)
                         if np.abs(wave).max() > SILENT:
                             _add_digest(digests, part.source, item)
@@ -158,7 +158,7 @@ class Index:
             Texts.of(texts),
             Pictures.joined(pictures),
             picture_items,
-            Clips.joined(clips),
+            AudioFingerprintIndex.joined(clips),
             clip_items,
             digests,
         )
@@ -238,7 +238,7 @@ class Index:
         return Finding(*self.names[item], modality, how, score, evidence)
 
 
-PARTS: dict[str, Any] = {"texts": Texts, "pictures": Pictures, "clips": Clips}
+PARTS: dict[str, Any] = {"texts": Texts, "pictures": Pictures, "clips": AudioFingerprintIndex}
 SILENT = 1e-3
 """Amplitude up to which a clip is silent, so that equal bytes prove nothing."""
 

@@ -1,6 +1,6 @@
 """An index of audio clips that finds copies: louder, noisier, cut out of or pasted into others, higher or faster.
 
->>> known = Clips.of([(wave, 16000)])
+>>> known = AudioFingerprintIndex.of([(wave, 16000)])
 >>> known.find(louder_and_two_semitones_higher, 16000)
 [Match(item=0, score=0.31, landmarks=210, semitones=2.0, tempo=1.0, seconds=1.5, cover=1.0)]
 
@@ -30,13 +30,13 @@ VARIANTS = sorted(
     key=lambda v: (v != (0.0, 1.0), v),
 )
 """(semitones, tempo) changes that are tried; the unchanged clip first."""
-NEAR = 4.0
+LAG_TOLERANCE = 4.0
 """Frames (64 ms) within which votes agree."""
-FEWEST = 36
+MIN_MATCHES = 36
 """Landmarks that must agree."""
-SHARE = 0.10
+MIN_MATCH_RATIO = 0.10
 """Share of the landmarks, of the item or of the clip, whichever has fewer, that must agree."""
-COVER = 0.6
+MIN_COVERAGE = 0.6
 """Share of the time, of the item or of the clip, whichever is shorter, in which they must lie."""
 
 
@@ -58,7 +58,7 @@ class Match(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Clips:
+class AudioFingerprintIndex:
     """An index of audio clips: landmarks by key (sorted), the item of each and its frame there; `counts` are the
     landmarks of each item, `frames` its length."""
 
@@ -69,12 +69,12 @@ class Clips:
     frames: np.ndarray
 
     @classmethod
-    def of(cls, clips: Iterable[tuple[Float[np.ndarray, " n"], int]]) -> "Clips":
+    def of(cls, clips: Iterable[tuple[Float[np.ndarray, " n"], int]]) -> "AudioFingerprintIndex":
         """Build an index from (samples, rate in Hz); an item's number is its position."""
         return cls._of([landmarks(*clip) for clip in clips])
 
     @classmethod
-    def joined(cls, parts: Sequence["Clips"]) -> "Clips":
+    def joined(cls, parts: Sequence["AudioFingerprintIndex"]) -> "AudioFingerprintIndex":
         """Concatenate several indices and their items."""
         first = np.cumsum([0, *(len(p.counts) for p in parts)])
         own, items, times, counts, frames = (
@@ -88,7 +88,7 @@ class Clips:
         return cls(own[order], items[order].astype(np.int32), times[order], counts, frames)
 
     @classmethod
-    def _of(cls, per_clip: list[np.ndarray]) -> "Clips":
+    def _of(cls, per_clip: list[np.ndarray]) -> "AudioFingerprintIndex":
         counts = np.array([len(f) for f in per_clip], np.int32)
         both = np.concatenate(per_clip) if per_clip else np.zeros((0, 4), np.float32)
         own = keys(both)
@@ -102,7 +102,7 @@ class Clips:
     def find(self, wave: Float[np.ndarray, " n"], rate: int) -> list[Match]:
         """Return every indexed clip of which this one has a copy, the best variant of each."""
         own = landmarks(wave, rate)
-        if len(own) < FEWEST or not len(self.keys):
+        if len(own) < MIN_MATCHES or not len(self.keys):
             return []
         best: dict[int, Match] = {}
         for semitones, tempo in VARIANTS:
@@ -124,14 +124,14 @@ class Clips:
             + first[own_index]
         )
         item, time = self.items[index], self.times[index]
-        lag = np.floor((time - own[own_index, 0] * tempo) / NEAR).astype(np.int64)
+        lag = np.floor((time - own[own_index, 0] * tempo) / LAG_TOLERANCE).astype(np.int64)
         vote = item.astype(np.int64) * (1 << 32) + lag + (1 << 31)
         unique, votes = np.unique(vote, return_counts=True)
         adjacent = np.flatnonzero(np.diff(unique) == 1)
         both = votes.copy()  # votes on the boundary between two lags count for the lower one
         both[adjacent] += votes[adjacent + 1]
         matches = []
-        for i in np.flatnonzero(both >= FEWEST):
+        for i in np.flatnonzero(both >= MIN_MATCHES):
             number, start = divmod(int(unique[i]), 1 << 32)
             agree = np.flatnonzero((vote == unique[i]) | (vote == unique[i] + 1))
             own_agreeing, item_agreeing = np.unique(own_index[agree]), np.unique(index[agree])
@@ -140,8 +140,8 @@ class Clips:
             parts = np.unique(self.times[item_agreeing] // 16)  # quarters of a second
             cover = min(1.0, len(parts) * 16 / max(length, 16))
             share = agreeing / min(len(own), int(self.counts[number]))
-            if agreeing >= FEWEST and share >= SHARE and cover >= COVER:
-                seconds = max(0.0, (start - (1 << 31)) * NEAR * HOP / RATE)
+            if agreeing >= MIN_MATCHES and share >= MIN_MATCH_RATIO and cover >= MIN_COVERAGE:
+                seconds = max(0.0, (start - (1 << 31)) * LAG_TOLERANCE * HOP / RATE)
                 matches.append(
                     Match(
                         number,

@@ -23,9 +23,9 @@ from polyphi_recipe.curate.quality import Labelled
 from polyphi_recipe.curate.text import (
     documents,
     help_pages,
+    in_split,
     rng_for,
     shuffled,
-    side,
     word_problems,
 )
 
@@ -67,7 +67,7 @@ def _labels(language: str, work: Work, split: str, rng: Random) -> Iterator[str]
     pages, longest = help_pages(language, work), 12 if language in UNSPACED else 30
     lines: list[str] = []
     for path in shuffled(sorted(pages), rng):
-        if side(split, path, percent=5):
+        if in_split(split, path, percent=5):
             short = (t for _, t in pages[path].paragraphs if 2 <= len(t) <= longest)
             lines.extend(t for t in short if t[-1] not in ".。!?！？:：")
         while len(lines) >= 24:

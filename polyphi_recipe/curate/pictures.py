@@ -2,11 +2,11 @@
 3.2).
 
     image                     step             found                         result
-    cut JPEG                  Sizes            "broken"                      dropped
-    20 x 900                  Sizes            20 x 900                      dropped: "too small"
-    4000 x 3000               Shrink           1344 x 1008                   scaled down
-    (a classifier's 0.93)     Safe             0.93 of at most 0.5           dropped: "unsafe"
-    a cat, "A red bus."       Matching         0.11 of at least 0.25         dropped: "caption doesn't match"
+    cut JPEG                  ImageSizeFilter            "broken"                      dropped
+    20 x 900                  ImageSizeFilter            20 x 900                      dropped: "too small"
+    4000 x 3000               DownscaleImages           1344 x 1008                   scaled down
+    (a classifier's 0.93)     NsfwFilter             0.93 of at most 0.5           dropped: "unsafe"
+    a cat, "A red bus."       ClipScoreFilter         0.11 of at least 0.25         dropped: "caption doesn't match"
 
 A sample with several images is dropped if one of them is. Samples without images pass. Classifiers and similarities are
 callables of the user; their scores are noted in the lineage.
@@ -39,14 +39,14 @@ def images_of(doc: Document) -> list[Media]:
     return [m for m in doc.media if m.metadata["kind"] == "image"]
 
 
-class Sizes(BaseFilter):
+class ImageSizeFilter(BaseFilter):
     """Keeps documents whose images can be decoded, have sides of `least` to `most` pixels, and whose longer side is
     at most `aspect` times the shorter one. Notes the sizes, [width, height]. [ours] all three numbers.
 
     Reasons of a drop: "broken", "too small", "too large", "too narrow".
     """
 
-    name, type = "Sizes", "FILTER"
+    name, type = "ImageSizeFilter", "FILTER"
 
     def __init__(self, least: int = 28, most: int = 10_000, aspect: float = 5.0) -> None:
         super().__init__()
@@ -77,14 +77,14 @@ class Sizes(BaseFilter):
         return True
 
 
-class Shrink(PipelineStep):
+class DownscaleImages(PipelineStep):
     """Scales images down to `cap` pixels a side, keeping their aspect; smaller ones stay unchanged, byte for byte.
     JPEGs stay JPEGs (quality 92), others become PNGs. Notes [width, height] before and after.
 
-    Raises ValueError for a broken image: put `Sizes` before it.
+    Raises ValueError for a broken image: put `ImageSizeFilter` before it.
     """
 
-    name, type = "Shrink", "FORMATTER"
+    name, type = "DownscaleImages", "FORMATTER"
 
     def __init__(self, cap: int = CAP) -> None:
         super().__init__()
@@ -127,14 +127,14 @@ def _replace(medium: Media, data: bytes, mime: str) -> None:
     medium.metadata = {**medium.metadata, "mime": mime}
 
 
-class Safe(BaseFilter):
+class NsfwFilter(BaseFilter):
     """Drops documents with an image that a classifier scores above `most`: `score(image)` is the probability, in
     [0, 1], that the image isn't safe for work. Notes every score, and which `classifier` gave it.
 
-    >>> Safe(score, classifier="mine, of May", most=0.2)
+    >>> NsfwFilter(score, classifier="mine, of May", most=0.2)
     """
 
-    name, type = "Safe", "FILTER"
+    name, type = "NsfwFilter", "FILTER"
 
     def __init__(
         self, score: Callable[[Image.Image], float], *, classifier: str, most: float = 0.5
@@ -151,14 +151,14 @@ class Safe(BaseFilter):
         return all(score <= self._most for score in scores) or (False, "unsafe")
 
 
-class Matching(BaseFilter):
+class ClipScoreFilter(BaseFilter):
     """Keeps documents in which every image fits its caption (`captions`): `similarity(image, caption)`, such as the
     cosine of CLIP's embeddings, is at least `least`. For caption corpora: in corpora of questions the answer would be
     compared with the image. Notes every score, and which `model` gave it. Documents whose images have no caption pass,
     without a score.
     """
 
-    name, type = "Matching", "FILTER"
+    name, type = "ClipScoreFilter", "FILTER"
 
     def __init__(
         self, similarity: Callable[[Image.Image, str], float], *, model: str, least: float

@@ -34,7 +34,7 @@ from polyphi_recipe.curate.teachers import Teacher
 
 Json = Any
 """The value of an answer: a text, or a JSON value of the requested schema."""
-LIVELY = SamplingParams(max_tokens=1024, temperature=0.7, top_p=0.95)
+TEACHER_SAMPLING = SamplingParams(max_tokens=1024, temperature=0.7, top_p=0.95)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Synthesis:
     schema: Mapping[str, Any] | None = None
     items: Callable[[Json], Sequence[Json]] = lambda answer: (answer,)
     shows: type[Image] | type[Audio] | None = None
-    sampling: SamplingParams = LIVELY
+    sampling: SamplingParams = TEACHER_SAMPLING
     tries: int = 1
     check: str = ""
     agree: Callable[[Sample, Json, Json], tuple[str, dict[str, Json]]] = lambda *_: ("", {})
@@ -352,14 +352,14 @@ def _with_lineage(new: Sample, origin: Sample, number: int, step: dict[str, Json
     )
 
 
-class Taught(PipelineStep):  # type: ignore[misc]
+class SynthesisStep(PipelineStep):  # type: ignore[misc]
     """A synthesis as a step of a corpus (`Corpus.steps`): replaces documents by those that the teacher makes of them.
 
     `teacher` is called in each task, because connections can't be sent to other processes; a limit of requests per
     minute therefore applies per task. All tasks share the answers under `work`; refused answers of task 3 of the
     training split are written to `work/NAME.train-00003.refused.jsonl`."""
 
-    name, type = "Taught", "SYNTHESIS"
+    name, type = "SynthesisStep", "SYNTHESIS"
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ def held_out(*key: object, percent: int = 10) -> bool:
     return int.from_bytes(digest, "big") % 1000 < 10 * percent
 
 
-def side(split: str, *key: object, percent: int = 10) -> bool:
+def in_split(split: str, *key: object, percent: int = 10) -> bool:
     """Return whether `key` belongs to `split` ("train", or any other name for held-out data)."""
     return held_out(*key, percent=percent) != (split == "train")
 
@@ -175,7 +175,7 @@ def documents(
     limit = characters // 2 if language in UNSPACED else characters
     seen: set[str] = set()
     for path in shuffled(sorted(pages), rng):
-        if not side(split, path, percent=5):
+        if not in_split(split, path, percent=5):
             continue
         page = pages[path]
         lines: list[str] = []
@@ -199,7 +199,7 @@ def long_documents(
     pages, first = help_pages(language, work), ""
     joined: list[str] = []
     for path in sorted(pages, key=lambda p: (os.path.dirname(p), rng.random())):
-        if not side(split, path, percent=5):
+        if not in_split(split, path, percent=5):
             continue
         text = "\n".join(t for _, t in pages[path].paragraphs)
         first, joined = first or path, [*joined, text]
@@ -219,7 +219,7 @@ def aligned(
         return
     seen: set[tuple[str, str, str]] = set()
     for path in shuffled(sorted(pages_by_language["en"]), rng) if "en" in pages_by_language else ():
-        if not side(split, path, percent=5):
+        if not in_split(split, path, percent=5):
             continue
         tables = {
             language: dict(pages[path].paragraphs)
@@ -241,7 +241,7 @@ def aligned(
                 source, target = rng.choice([("en", target), (source, "en")])
             source_text, target_text = tables[source][id], tables[target][id]
             # Pages repeat short lines, so that a line must be on one side, too.
-            if not side(split, "line", english):
+            if not in_split(split, "line", english):
                 continue
             if (
                 source_text != target_text
@@ -260,7 +260,7 @@ def titles(
     for path in shuffled(sorted(pages), rng):
         page = pages[path]
         if (
-            not side(split, path, percent=10)
+            not in_split(split, path, percent=10)
             or not 3 <= len(page.title) <= 45
             or page.title in seen
         ):
@@ -282,14 +282,14 @@ def sentences(
     pages = help_pages(language, work)
     least = 6 if language in UNSPACED else 15
     for path in shuffled(sorted(pages), rng):
-        if side(split, path, percent=5):
+        if in_split(split, path, percent=5):
             for _, text in pages[path].paragraphs:
                 fits = (
                     least <= len(text) <= longest
                     and _is_prose(text, language)
                     and not _JOINED.search(text)
                 )
-                if fits and side(split, "sentence", text):
+                if fits and in_split(split, "sentence", text):
                     yield text
     if not pages:
         for _, text in fallback_documents(language, work, split, rng):
@@ -336,7 +336,7 @@ def functions(
     """Yield (module, name, source, first paragraph of the docstring) of short functions of the standard library; a
     whole module is in train or in test."""
     for file, module in shuffled(_standard_library(), rng):
-        if not side(split, module, percent=5):
+        if not in_split(split, module, percent=5):
             continue
         for name, source, doc in _parse_module(file):
             if 60 <= len(source) <= characters:

@@ -13,7 +13,7 @@ from random import Random
 
 from polyphi.messages import call_text
 from polyphi.text.lexicon import COLOURS, LANGUAGES, NOUNS
-from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.text import in_split
 
 NO_TOOL = "None of the tools can do that."
 _CITIES, _PEOPLE, _ROOMS, _DAYS = (
@@ -127,7 +127,7 @@ def call(rng: Random, split: str, tool: str | None = None) -> Call:
     requested = tool or rng.choice(sorted(TOOLS))
     while True:
         arguments = TOOLS[requested].draw(rng)
-        if side(split, "call", requested, *arguments.values(), percent=15):
+        if in_split(split, "call", requested, *arguments.values(), percent=15):
             break
     others = [n for n in sorted(TOOLS) if n != requested]
     tools = rng.sample(others, 2) if not tool else [tool, rng.choice(others)]

@@ -25,7 +25,7 @@ from polyphi.text.lexicon import (
     number_words,
 )
 from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.text import fill, interleave, origin, rng_for, sentences, side
+from polyphi_recipe.curate.text import fill, in_split, interleave, origin, rng_for, sentences
 from polyphi_recipe.synthetic.number_questions import SUMS
 
 
@@ -79,13 +79,13 @@ NUMBER_WORDS_SHARE = 0.2  # of the texts to copy in training
 def number_in_split(split: str, n: int, words: str) -> bool:
     """Return whether a number and its words belong to `split`, in any language ("noventa" exists in two); numbers up to
     twenty are always in train."""
-    return split == "train" if n <= 20 else side(split, "number", n, words)
+    return split == "train" if n <= 20 else in_split(split, "number", n, words)
 
 
 def sum_in_split(split: str, a: int, sign: str, b: int) -> bool:
     """Return whether a sum belongs to `split`; sums of two single digits are always in train: worked sums need them."""
     pair = sorted((a, b)) if sign == "+" else (a, b)
-    return split == "train" if max(a, b) < 10 else side(split, "sum", sign, *pair)
+    return split == "train" if max(a, b) < 10 else in_split(split, "sum", sign, *pair)
 
 
 def random_language(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> str:
@@ -120,7 +120,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
         def draw_digits() -> tuple | None:
             digits = "".join(rng.choices("0123456789", k=rng.randrange(2, 6)))
-            return (digits, random_language(rng)) if side(split, "digits", digits) else None
+            return (digits, random_language(rng)) if in_split(split, "digits", digits) else None
 
         if rng.random() < 0.4:
             digits, language = first_valid(draw_digits)
@@ -141,7 +141,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
             # The word is held out without its language: "orange" is the same question in three languages.
             return (
                 (word, source, target)
-                if side(split, "word", lexicon()[word][source], target)
+                if in_split(split, "word", lexicon()[word][source], target)
                 else None
             )
 
@@ -156,11 +156,11 @@ def families(work: Work, split: str) -> dict[str, Family]:
         def draw() -> tuple | None:
             if rng.random() < 0.4:
                 n = rng.randrange(100)
-                in_split = number_in_split(split, n, number_words(n, source))
-                return (number_words(n, source), number_words(n, target)) if in_split else None
+                belongs = number_in_split(split, n, number_words(n, source))
+                return (number_words(n, source), number_words(n, target)) if belongs else None
             digits = "".join(rng.choices("0123456789", k=rng.randrange(2, 5)))
-            in_split = side(split, "digits", digits)
-            return (digit_words(digits, source), digit_words(digits, target)) if in_split else None
+            belongs = in_split(split, "digits", digits)
+            return (digit_words(digits, source), digit_words(digits, target)) if belongs else None
 
         text, answer = first_valid(draw)
         return _translation("translate_numbers", text, answer, target)
@@ -177,7 +177,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
                 few, between = rng.sample(_SHORT_NOUNS, 3), " "
             items, what = rng.choices(few, k=rng.randrange(3, 7)), rng.choice(few)
             text = between.join(items)
-            return (text, what, items.count(what)) if side(split, "count", text) else None
+            return (text, what, items.count(what)) if in_split(split, "count", text) else None
 
         text, what, n = first_valid(draw)
         return QA("count", f"How many times is {what} in {text}?", str(n))
@@ -205,7 +205,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
     def pair(rng: Random) -> Callable[[], tuple | None]:
         def draw() -> tuple | None:
             a, b = rng.sample(range(100), 2)
-            return (a, b) if side(split, "compare", *sorted((a, b))) else None
+            return (a, b) if in_split(split, "compare", *sorted((a, b))) else None
 
         return draw
 
@@ -217,7 +217,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
 
     def yes_no(rng: Random) -> QA:
         if rng.random() < 0.3:
-            a = rng.choice([n for n in range(100) if side(split, "parity", n, percent=20)])
+            a = rng.choice([n for n in range(100) if in_split(split, "parity", n, percent=20)])
             parity = rng.choice(("even", "odd"))
             truth = (a % 2 == 0) == (parity == "even")
             return QA("yes_no", f"Is {a} {parity}?", "yes" if truth else "no")
@@ -237,7 +237,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
     def sort(rng: Random) -> QA:
         def draw() -> tuple | None:
             digits = rng.sample("0123456789", rng.randrange(3, 5))
-            return (digits,) if side(split, "sort", *digits) else None
+            return (digits,) if in_split(split, "sort", *digits) else None
 
         (digits,) = first_valid(draw)
         if rng.random() < 0.3:
@@ -252,7 +252,7 @@ def families(work: Work, split: str) -> dict[str, Family]:
     def position(rng: Random) -> QA:
         def draw() -> tuple | None:
             words = rng.sample(_CONCEPTS, 3)
-            return (words,) if side(split, "position", *words) else None
+            return (words,) if in_split(split, "position", *words) else None
 
         (words,) = first_valid(draw)
         ordinal = rng.choice(("first", "second", "last"))
@@ -288,7 +288,7 @@ def copy_text(
         else:
             words = [w[language] for w in lexicon().values()]
             text = " ".join(rng.choices(words, k=rng.randint(2, longest)))
-        return (text,) if side(split, "copy", text) else None
+        return (text,) if in_split(split, "copy", text) else None
 
     (text,) = first_valid(draw)
     return text, language
@@ -303,7 +303,7 @@ def _sentences(language: str, work: Work, split: str) -> list[str]:
     texts = list(islice(sentences(language, work, split, rng, 50), 300))
     while len(texts) < 60:  # fallback without packages: words of the lexicon
         words = " ".join(rng.sample([w[language] for w in lexicon().values()], 3))
-        if side(split, "sentence", words):
+        if in_split(split, "sentence", words):
             texts.append(words)
     return texts
 
@@ -342,7 +342,7 @@ def _scene(rng: Random, split: str, counting: bool) -> QA:
         counts = [rng.randrange(1, 7 if groups == 1 else 5) for _ in range(groups)]
         things = [shape_phrase(*group) for group in zip(counts, colours, shapes, strict=True)]
         caption = " and ".join(things)
-        return (caption, counts, colours, shapes) if side(split, "scene", caption) else None
+        return (caption, counts, colours, shapes) if in_split(split, "scene", caption) else None
 
     def draw_placed() -> tuple | None:
         (shape, other), (colour, other_colour) = (
@@ -355,7 +355,7 @@ def _scene(rng: Random, split: str, counting: bool) -> QA:
             caption = (
                 f"{caption} and {shape_phrase(1, other_colour, other)} {POSITIONS[other_position]}"
             )
-        return (caption, shape, position) if side(split, "scene", caption) else None
+        return (caption, shape, position) if in_split(split, "scene", caption) else None
 
     if not counting and rng.random() < 0.25:
         caption, shape, position = first_valid(draw_placed)
@@ -419,7 +419,7 @@ def _read(rng: Random, split: str) -> QA:
             text = "".join(
                 rng.choices("0123456789", k=1 if content == "digit" else rng.randint(2, 4))
             )
-        return (content, text) if len(text) < 2 or side(split, "read", text) else None
+        return (content, text) if len(text) < 2 or in_split(split, "read", text) else None
 
     content, text = first_valid(draw)
     if rng.random() < 0.2:

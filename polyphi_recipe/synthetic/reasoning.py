@@ -24,7 +24,7 @@ from polyphi.services.verifiers import Verdict
 from polyphi.text.lexicon import NOUNS
 from polyphi_recipe.curate import judge
 from polyphi_recipe.curate.sources import SOURCES
-from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.text import in_split
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,9 @@ def draw_problems(split: str, rng: Random) -> Iterator[Problem]:
                 problem = draw(rng, family)
                 operands = re.findall(r"\d+", problem.question) or [problem.question]
                 new = split == "train" or problem.question not in questions
-                if new and side(split, "cot", *operands, percent=20 if family == "letters" else 10):
+                if new and in_split(
+                    split, "cot", *operands, percent=20 if family == "letters" else 10
+                ):
                     questions.add(problem.question)
                     yield problem
                     break

@@ -15,7 +15,7 @@ from polyphi.data.shards import Sample, row_hash, to_row
 from polyphi.planning import sizes
 from polyphi_recipe.curate import sources
 from polyphi_recipe.curate.corpus import Corpus, Work, generator
-from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.text import in_split
 from polyphi_recipe.synthetic import instructions
 from polyphi_recipe.synthetic.instructions import QA
 
@@ -93,11 +93,11 @@ def sides(qa: QA) -> Iterator[bool]:
     """Yield whether the content of a question is held out."""
     text = qa.question.partition(": ")[2]
     if qa.task == "copy":
-        yield side("test", "copy", text)
+        yield in_split("test", "copy", text)
     if qa.task == "sort" and qa.question.startswith("Sort"):
-        yield side("test", "sort", *text)
+        yield in_split("test", "sort", *text)
     if qa.task == "position":
-        yield side("test", "position", *qa.question.partition("? ")[2].split())
+        yield in_split("test", "position", *qa.question.partition("? ")[2].split())
 
 
 @pytest.mark.parametrize("name", ["copying", "instructions"])

@@ -325,7 +325,7 @@ def test_pages_to_read_are_help_of_the_split(
             assert s.answer.startswith((f"{s.meta['language']} page ", "On every"))
             assert name == "train" or s.answer[:2] != "On"
         numbers[name] = {s.answer.split()[2] for s in samples if s.answer[:2] != "On"}
-        assert all(text.side(name, f"{n}.html", percent=5) for n in numbers[name])
+        assert all(text.in_split(name, f"{n}.html", percent=5) for n in numbers[name])
     assert numbers["test"] and numbers["train"] and not numbers["test"] & numbers["train"]
     photos = {
         s.meta["task"]: media(s.messages, Picture)[0].source[:2] for s in page_samples["test"]

@@ -16,7 +16,15 @@ from polyphi.messages import Message, Text
 from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.documents import document
 from polyphi_recipe.curate.documents import sample as back
-from polyphi_recipe.curate.pictures import CAP, Matching, Safe, Shrink, Sizes, captions, shrunk
+from polyphi_recipe.curate.pictures import (
+    CAP,
+    ClipScoreFilter,
+    DownscaleImages,
+    ImageSizeFilter,
+    NsfwFilter,
+    captions,
+    shrunk,
+)
 from polyphi_recipe.curate.pipeline import Machines
 
 
@@ -46,7 +54,7 @@ def row(*images: bytes, id: str = "one", caption: str = "A cat.") -> Sample:
 )
 def test_sizes(sizes: list[tuple[int, int]], reason: str | None) -> None:
     doc = document(row(*(picture(*size) for size in sizes)))
-    assert Sizes(most=500).filter(doc) == (True if reason is None else (False, reason))
+    assert ImageSizeFilter(most=500).filter(doc) == (True if reason is None else (False, reason))
     assert [step["found"] for step in doc.metadata["lineage"]] == (
         [[list(size) for size in sizes]] if sizes else []
     )
@@ -57,20 +65,20 @@ def test_sizes(sizes: list[tuple[int, int]], reason: str | None) -> None:
 )
 def test_broken_pictures_are_dropped_with_the_error(data: bytes) -> None:
     doc = document(row(picture(90, 90), data))
-    assert Sizes().filter(doc) == (False, "broken")
+    assert ImageSizeFilter().filter(doc) == (False, "broken")
     assert "expected" in doc.metadata["lineage"][0]["broken"]
 
 
 def test_impossible_bounds_are_refused() -> None:
     for bounds in ({"least": 0}, {"least": 50, "most": 40}, {"aspect": 0.5}):
         with pytest.raises(ValueError, match="least <= most"):
-            Sizes(**bounds)
+            ImageSizeFilter(**bounds)
 
 
 @pytest.mark.parametrize(("form", "kind"), [("PNG", "png"), ("JPEG", "jpeg"), ("BMP", "png")])
 def test_large_pictures_shrink_and_small_ones_stay_byte_for_byte(form: str, kind: str) -> None:
     large, small = picture(3000, 1500, form), picture(1344, 700, form)
-    (doc,) = Shrink().run(iter([document(row(large, small))]))
+    (doc,) = DownscaleImages().run(iter([document(row(large, small))]))
     images = [p.source for p in back(doc).messages[0].parts if isinstance(p, Picture)]
     with Image.open(io.BytesIO(images[0])) as opened:
         assert opened.size == (CAP, CAP // 2) and opened.format == kind.upper()
@@ -95,7 +103,7 @@ def test_a_classifier_drops_what_it_scores_too_high_and_its_scores_stay() -> Non
         out = io.BytesIO()
         sheet.save(out, "PNG")
         sheets.append(out.getvalue())
-    step = Safe(brightness, classifier="brightness", most=0.5)
+    step = NsfwFilter(brightness, classifier="brightness", most=0.5)
     good, bad, none = (document(row(*images)) for images in (sheets[:1], sheets, []))
     assert step.filter(good) is True and step.filter(none) is True
     assert step.filter(bad) == (False, "unsafe")
@@ -124,7 +132,7 @@ def test_a_caption_of_something_else_is_dropped() -> None:
     def similar(image: Image.Image, caption: str) -> float:
         return 0.9 if f"{image.width} pixels" in caption else 0.1
 
-    step = Matching(similar, model="widths", least=0.25)
+    step = ClipScoreFilter(similar, model="widths", least=0.25)
     right, wrong = (document(row(picture(30, 30), caption=f"It has {n} pixels.")) for n in (30, 40))
     assert step.filter(right) is True
     assert step.filter(wrong) == (False, "caption doesn't match")
@@ -139,9 +147,9 @@ def test_a_caption_of_something_else_is_dropped() -> None:
 def test_a_score_that_is_no_number_lets_nothing_through() -> None:
     doc = document(row(picture(30, 30), picture(30, 30)))
     scores = iter([0.1, float("nan")])
-    assert Safe(lambda _: next(scores), classifier="broken").filter(doc) == (False, "unsafe")
+    assert NsfwFilter(lambda _: next(scores), classifier="broken").filter(doc) == (False, "unsafe")
     captioned = document(row(picture(30, 30)))
-    broken = Matching(lambda *_: float("nan"), model="broken", least=0.0)
+    broken = ClipScoreFilter(lambda *_: float("nan"), model="broken", least=0.0)
     assert broken.filter(captioned) == (False, "caption doesn't match")
 
 
@@ -154,9 +162,9 @@ def test_dropped_samples_of_a_pipeline_are_stored_with_their_reasons(tmp_path: P
         yield row(id="text")
 
     steps: list[PipelineStep] = [
-        Sizes(),
-        Shrink(),
-        Safe(lambda image: float(image.width == 90), classifier="ninety"),
+        ImageSizeFilter(),
+        DownscaleImages(),
+        NsfwFilter(lambda image: float(image.width == 90), classifier="ninety"),
     ]
     pipeline.run(tmp_path / "train", [rows], steps, Machines(), pipeline="p" * 16)
     samples = {s.id: s for s in Shards(tmp_path / "train")}

@@ -15,7 +15,7 @@ from polyphi.messages import Audio, media
 from polyphi.services.speech_synthesis import unavailable
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import feedback, sources
-from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.text import in_split
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "curate_safety.py"
 PAGE = Path(__file__).parents[3] / "docs" / "safety.md"
@@ -49,7 +49,7 @@ def test_the_example_speaks_eight_languages(
     monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sources, "_fill", refuse)
     prompts = [f"Finding {i}?" for i in range(99)]
-    mine = [p for p in prompts if side("train", "feedback", p)][:2]
+    mine = [p for p in prompts if in_split("train", "feedback", p)][:2]
     for prompt, language, answered in zip(mine, ("en", "fr"), ("Sure.", "LOST."), strict=True):
         row = {"prompt": prompt, "language": language, "harmful": True, "answered": answered}
         feedback.append(Path("feedback.jsonl"), row)

@@ -13,7 +13,7 @@ from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, media
 from polyphi.services.speech_synthesis import unavailable
 from polyphi_recipe.curate.judge import judged_by_transcript
-from polyphi_recipe.curate.text import side
+from polyphi_recipe.curate.text import in_split
 from polyphi_recipe.curate.waves import encode
 
 ROOT = Path(__file__).parents[3]
@@ -45,10 +45,10 @@ def test_the_example_reads_queries_aloud(
     tests = [
         q
         for i in range(400)
-        if side("test", "query", q := f"Who is number {i % 20}{' now' * (i // 20)}?")
+        if in_split("test", "query", q := f"Who is number {i % 20}{' now' * (i // 20)}?")
     ]
     unreadable = [f"{q} See https://example.com/{n}" for n, q in enumerate(QUERIES)]
-    queries = [q for q in QUERIES if side("train", "query", q)]
+    queries = [q for q in QUERIES if in_split("train", "query", q)]
     Path("queries.jsonl").write_text("".join(map(alpaca, [*queries, *tests[:2], *unreadable])))
     cli.main(["curate", str(EXAMPLE), "--out", "mine", "--size", "micro"])
     train, test = (list(Shards(tmp_path / "mine/data/spoken" / s)) for s in ("train", "test"))

@@ -22,7 +22,7 @@ from polyphi.services.endpoint import Endpoint
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.corpus import build as build_corpus
 from polyphi_recipe.curate.pipeline import counts
-from polyphi_recipe.curate.synthesize import Synthesis, Tally, Taught, estimate, synthesize
+from polyphi_recipe.curate.synthesize import Synthesis, SynthesisStep, Tally, estimate, synthesize
 from polyphi_recipe.curate.teachers import Command
 
 N = 60
@@ -375,7 +375,7 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
         corpus = Corpus(
             "taught",
             build,
-            steps=lambda work: [Taught(ECHO, opened, work.cache / "taught")],
+            steps=lambda work: [SynthesisStep(ECHO, opened, work.cache / "taught")],
             tasks=2,
         )
         work = Work({"train": 100, "test": 3}, 0, tmp_path / "cache", tmp_path / "data")
@@ -392,7 +392,7 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
     ]
     folder, hashed = tmp_path / "data" / "taught" / "train", manifests["train"]["pipeline"]
     [_, step, _] = counts(folder, hashed)
-    assert step == {"step": "Taught", "total": 12, "forwarded": 7, "dropped_refused": 4}
+    assert step == {"step": "SynthesisStep", "total": 12, "forwarded": 7, "dropped_refused": 4}
 
 
 def test_a_damaged_answer_is_named(tmp_path: Path) -> None:
