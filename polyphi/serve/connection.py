@@ -362,7 +362,20 @@ class Connection(asyncio.Protocol):
                 "target": {"origin": self._origin},
             }
 
+        start: list[Message] = []  # of a response to HEAD
+
         async def observed(message: Message) -> None:
+            if scope.get("method") == "HEAD":
+                # With the headers its client has the whole response, and may send the next request at once.
+                if message["type"] == "http.response.start":
+                    start.append(message)
+                elif not message.get("more_body"):
+                    await pass_on(start.pop())
+                    await pass_on({"type": "http.response.body", "body": b""})
+            else:
+                await pass_on(message)
+
+        async def pass_on(message: Message) -> None:
             nonlocal closes, ended
             if message["type"] == "http.response.start":
                 self._response_started = True

@@ -76,6 +76,15 @@ async def slow(request: Request) -> PlainTextResponse:
     return PlainTextResponse("slow")
 
 
+async def drips(request: Request) -> StreamingResponse:
+    async def pieces() -> Any:
+        yield b"slow"
+        await asyncio.sleep(0.5)
+        yield b"slow"
+
+    return StreamingResponse(pieces(), headers={"content-length": "8"})
+
+
 ROUTES = [
     Route("/", page),
     Route("/health", page),
@@ -88,6 +97,7 @@ ROUTES = [
     Route("/breaks", breaks, methods=["GET", "POST"]),
     Route("/breaks-late", breaks_late),
     Route("/complains", complains),
+    Route("/drips", drips),
     Route("/floods", floods),
     Route("/slow", slow),
 ]
@@ -835,6 +845,17 @@ def test_s19_the_second_head_of_a_connection_has_its_own_clock(served: Served) -
 def test_s19_an_answer_that_takes_longer_than_a_head_is_given(served: Served) -> None:
     with served.dial(GET.replace(b"/v1/models", b"/slow")) as peer:
         assert answers(peer).endswith(b"slow")
+
+
+def test_a_request_may_follow_the_headers_of_a_response_without_a_body(patient: Served) -> None:
+    """A client has the whole response to HEAD with its headers, also where the application sends a body in parts."""
+    with patient.dial(b"HEAD /drips HTTP/1.1\r\nhost: localhost\r\n\r\n") as peer:
+        headers = b""
+        while not headers.endswith(b"\r\n\r\n"):
+            headers += peer.recv(1)
+        assert headers.startswith(b"HTTP/1.1 200") and b"content-length: 8" in headers
+        peer.sendall(GET)
+        assert answers(peer).endswith(b"page")
 
 
 @pytest.mark.parametrize(
