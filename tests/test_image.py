@@ -149,7 +149,9 @@ def test_the_context_is_the_package_and_nothing_else() -> None:
     copied = [word for name, words in ALL if name == "COPY" for word in words.split()[:-1]]
     assert "polyphi" in copied and "pyproject.toml" in copied
     assert not [path for path in copied if ignored(path) or not (ROOT / path).exists()]
-    listed = completed("git", "ls-files", "polyphi").stdout.splitlines()
+    listed = completed(
+        "git", "ls-files", "polyphi", "polyphi_eval", "polyphi_recipe"
+    ).stdout.splitlines()
     assert not [path for path in listed if ignored(path)]
     for path in (
         ".git/config",

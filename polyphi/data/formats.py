@@ -163,15 +163,15 @@ def _form(row: Mapping[str, Any], named: Set[str]) -> str:
         ]
     if len(forms) == 1:
         return forms[0]
-    found = ", ".join(map(str, row)) or "nothing"
+    present = ", ".join(map(str, row)) or "nothing"
     if forms:
         raise ValueError(
-            f"expected one of {', '.join(forms)}, found {found} (--columns {forms[0]}={forms[0]} chooses one)"
+            f"expected one of {', '.join(forms)}, found {present} (--columns {forms[0]}={forms[0]} chooses one)"
         )
     raise ValueError(
         "expected `messages` (OpenAI), `conversations` (ShareGPT; LLaVA with `image`), `instruction` with `output` "
         "(Alpaca), `prompt` with `completion` or `chosen` (TRL), or `answer` with `question`, `image` or `audio`; "
-        f"found {found} (--columns answer=NAME says which column it is)"
+        f"found {present} (--columns answer=NAME says which column it is)"
     )
 
 

@@ -23,7 +23,7 @@ ELSEWHERE = {
     f"polyphi serve {PUBLIC} --quant int4": "runs until it is stopped (tests/core/serve)",
     "polyphi chat runs/nano/model": "a conversation (tests/core/cli)",
     "polyphi serve runs/nano": "runs until it is stopped (tests/core/serve)",
-    "python -m experiments claims --out runs/nano": "minutes (tests/recipe)",
+    "python -m experiments claims --out runs/nano": "minutes (tests/experiments)",
     "polyphi eval runs/nano --suite mini": "a minute (tests/eval)",
 }
 MISSING = ("MODEL", "http://", " /data", "calls.jsonl")
@@ -38,7 +38,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[str]:
     lines = [line.split(" # ")[0].strip() for line in "".join(blocks("")).splitlines()]
-    return [line for line in lines if line.startswith("polyphi ")]
+    return [line for line in lines if line.startswith(("polyphi ", "python -m experiments "))]
 
 
 @pytest.fixture(scope="module")

@@ -90,12 +90,6 @@ def test_held_out_samples_and_duplicates_across_tasks_are_removed_from_training(
         held_out(replace(here, rows={"train": 1}), "near", "instructions")
 
 
-def test_a_corpus_file_of_an_earlier_version_reports_by_tell(tmp_path: Path) -> None:
-    lines: list[str] = []
-    Work({"train": 1}, 0, tmp_path, tmp_path, report=lines.append).tell("skipped")
-    assert lines == ["skipped"]
-
-
 def test_spare_samples_fill_up_to_the_requested_rows(tmp_path: Path) -> None:
     here = Work({"train": 8}, 0, tmp_path, tmp_path / "data", report=print)
     corpus.build(Corpus("spared", numbers, steps=even, spare=1.0), here)
