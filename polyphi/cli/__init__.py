@@ -82,11 +82,21 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 
 def add_commands() -> None:
     """Add the commands of other packages: entry points of the group `polyphi.commands`, each a function or a Typer
-    application. The name `eval.heldout` adds the command `heldout` to the application `eval`."""
+    application. The name `eval.heldout` adds the command `heldout` to the application `eval`. One that can't be loaded
+    is reported, and all others work."""
     groups: dict[str, typer.Typer] = {"": app}
     for point in sorted(metadata.entry_points(group="polyphi.commands")):
         group, _, name = point.name.rpartition(".")
-        command = point.load()
+        try:
+            command = point.load()
+        except Exception as error:  # another package's code can raise any exception
+            print(
+                f"polyphi: the command {name!r} of {point.value} can't be loaded: {error}",
+                file=sys.stderr,
+            )
+            continue
+        if group not in groups:  # its application is missing
+            continue
         if isinstance(command, typer.Typer):
             groups[group].add_typer(command, name=name)
             groups[point.name] = command

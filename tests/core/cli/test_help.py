@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from polyphi import cli
 from polyphi.cli import app
 
 MOST_PANELS = 3
@@ -52,6 +53,20 @@ def test_options_are_in_few_panels_with_the_common_ones_first(name: str) -> None
     ]
     assert len(set(panels)) <= MOST_PANELS
     assert panels[: panels.count(None)] == [None] * panels.count(None)
+
+
+def test_a_command_that_cannot_be_loaded_leaves_all_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [
+        metadata.EntryPoint(name, "no_such_package:app", "polyphi.commands")
+        for name in ("broken", "broken.part")
+    ] + [metadata.EntryPoint("broken.other", "polyphi.cli.chat:chat", "polyphi.commands")]
+    monkeypatch.setattr(cli.metadata, "entry_points", lambda group: points)
+    cli.add_commands()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("'")[1] for line in lines] == ["broken", "part"]
+    assert all("No module named 'no_such_package'" in line for line in lines)
 
 
 def test_version() -> None:
