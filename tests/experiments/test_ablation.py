@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import ablation
+from experiments.__main__ import app as commands
 from experiments.ablation import OWN, compare, interval, markdown, mixes
 from polyphi import cli
 from polyphi.train.stage import Mix
@@ -97,7 +98,7 @@ def test_the_command_compares_mixes_and_resumes(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command of docs/training.md, at micro size."""
-    (command,) = re.findall(r"^polyphi (ablate .*)$", DOCS.read_text(), re.MULTILINE)
+    (command,) = re.findall(r"^python -m experiments (ablate .*)$", DOCS.read_text(), re.MULTILINE)
     assert "--size" not in command and "runs/nano" in command
     arguments = [*command.replace("runs/nano", str(out)).split(), "--size", "micro"]
     trained: list[str] = []
@@ -109,7 +110,7 @@ def test_the_command_compares_mixes_and_resumes(
         return plain(run, stage, budget, folder, **options)
 
     monkeypatch.setattr(ablation, "trial", trial)
-    cli.main([*arguments, "--seeds", "2"])
+    cli.main([*arguments, "--seeds", "2"], commands)
     assert "differences to the stage's own mix" in capsys.readouterr().out
     (folder,) = (out / "ablation").iterdir()
     table = json.loads((folder / "table.json").read_text())
@@ -123,10 +124,10 @@ def test_the_command_compares_mixes_and_resumes(
     assert all(different), "another mix is another model"
 
     trained.clear()
-    cli.main([*arguments, "--seeds", "2"])
+    cli.main([*arguments, "--seeds", "2"], commands)
     assert not trained, "what is finished isn't run again"
     assert json.loads((folder / "table.json").read_text())["arms"] == table["arms"]
-    cli.main([*arguments, "--seeds", "3"])
+    cli.main([*arguments, "--seeds", "3"], commands)
     assert trained == [f"{arm} seed_2" for arm in arms]
 
 
