@@ -50,9 +50,9 @@ log = logging.getLogger(__name__)
 
 class Phi:
     """A model with its tokenizer and processor. It implements the `Generate` protocol (messages.py), so `polyphi_eval`
-    can evaluate it. `memory`: a report of its memory use on the device. `source`: the folder or hub id
-    that `load` read it from. `reasoning`: whether answers may begin with `<think>...</think>`, by the checkpoint's chat
-    template or its name."""
+    can evaluate it. `memory`: a report of its memory use on the device. `source`: the folder or hub id that `load` read
+    it from. `reasoning`: whether answers may begin with `<think>...</think>`, by the checkpoint's chat template or its
+    name."""
 
     def __init__(self, model: PhiModel, processor: Processor, **engine: Any) -> None:
         self.engine = Engine(model, processor, **engine)

@@ -145,6 +145,10 @@ def _results(results: Path, folder: Path) -> dict[str, Any]:
             f"--results {results}: expected the --out folder of `polyphi eval MODEL --suite ...`, found no results.json"
         )
     content: dict[str, Any] = json.loads((results / "results.json").read_text())
+    if "card" not in content:
+        raise ValueError(
+            f"--results {results} lacks what a card shows; `polyphi eval score {results}` adds it"
+        )
     measured = json.loads((results / "model.json").read_text())["fingerprint"].split()
     fingerprint = measured[0] if measured else ""
     if re.fullmatch("[0-9a-f]{32}", fingerprint) and fingerprint != checkpoint_fingerprint(folder):

@@ -131,7 +131,7 @@ def sample(
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{location}: {reason}") from None
     file, comma, line = location.rpartition(", ")
-    id = str(row.get("id") or f"{Path(file).name}{comma}{line}")
+    id = str(row["id"]) if row.get("id", "") != "" else f"{Path(file).name}{comma}{line}"
     return Sample(id, messages, source, str(row.get("licence") or licence), meta), unread
 
 
@@ -145,10 +145,12 @@ def _recognized(
     if missing := [column for column in named.values() if column not in row]:
         raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")
     theirs = set(row) - set(named.values())
-    row = _from_trl(row | {ours: row[column] for ours, column in named.items()})
+    row |= {ours: row[column] for ours, column in named.items()}
+    trl = _is_trl(row)
+    row = _from_trl(row) if trl else row
     form = _form(row, set(named))
     needed, optional = FORMS[form]
-    unread = theirs - {*needed, *optional, *COMMON, *TRL}
+    unread = theirs - {*needed, *optional, *COMMON, *(TRL if trl else ())}
     for name in sorted(unread):
         _check_unread(name, row[name], set(optional), set(row) | unwanted)
     return row, form, unread
@@ -183,7 +185,8 @@ def _check_unread(name: str, value: Any, optional: Set[str], present: Set[str]) 
         near = modality
     else:
         missing = sorted(optional - present)
-        near = next(iter(difflib.get_close_matches(name, missing, 1, cutoff=0.8)), None)
+        alike = "question" if name == "prompt" else name
+        near = next(iter(difflib.get_close_matches(alike, missing, 1, cutoff=0.8)), None)
     if near is not None:
         raise ValueError(
             f"`{name}` isn't read: is it the {near}? --columns {near}={name} reads it, --columns {near}={NONE} "
@@ -215,16 +218,19 @@ def _modality(value: Any) -> str | None:
 # ------------------------------------------------------------------------------ TRL
 
 
+def _is_trl(row: Mapping[str, Any]) -> bool:
+    """Whether TRL's columns hold the conversation; beside an `answer` they don't."""
+    return "answer" not in row and ("chosen" in row or {"prompt", "completion"} <= set(row))
+
+
 def _from_trl(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with TRL's columns as one with `question` and `answer`, or with `messages`; the dispreferred answer
     stays in `rejected`. The prompt may be in `prompt`, or begin both conversations."""
-    if "completion" in row and "prompt" in row:
+    if "chosen" not in row:
         prompt, answer = row["prompt"], row["completion"]
         if isinstance(prompt, str) and isinstance(answer, str):
             return {**row, "question": prompt, "answer": answer}
         return {**row, "messages": [*_turns_of("user", prompt), *_turns_of("assistant", answer)]}
-    if "chosen" not in row or "answer" in row:
-        return row
     prompt, chosen, rejected = row.get("prompt", ()), row["chosen"], row["rejected"]
     if isinstance(chosen, str) and isinstance(prompt, str):
         return {**row, "question": prompt, "answer": chosen}
@@ -620,9 +626,8 @@ def _with_media(message: Message, root: Path | None, confined: bool) -> Message:
 
 def _decodable(part: Part, root: Path | None, confined: bool) -> Part:
     if isinstance(part, Text):
-        return Text(
-            part.text
-        )  # also of calls, whose marks the template reads in an assistant's text
+        # A plain text also of calls, whose marks the template reads in an assistant's text.
+        return Text(part.text)
     data = part.source
     assert not isinstance(data, tuple)
     if not isinstance(data, bytes):

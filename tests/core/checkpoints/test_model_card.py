@@ -70,6 +70,11 @@ def test_results_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) 
     assert "MMLU" in model_card.card(checkpoint, "native", results=endpoint)
     with pytest.raises(ValueError, match=r"expected the --out folder"):
         model_card.card(checkpoint, "native", results=tmp_path)
+    content = json.loads((endpoint / "results.json").read_text())
+    del content["card"]
+    (endpoint / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"`polyphi eval score {endpoint}` adds it"):
+        model_card.card(checkpoint, "native", results=endpoint)
     with pytest.raises(ValueError, match="found 'gguf'"):
         model_card.card(checkpoint, "gguf")
 
