@@ -129,10 +129,6 @@ def eval_run(
         )
     if "mini" in suites and data is not None:
         raise ValueError(f"the suite mini has its own data; leave out --data {data}")
-    if "mini" in suites and is_run(model):  # the held-out tasks are a part of that suite
-        assert ctx.parent is not None
-        heldout = cast(TyperGroup, ctx.parent.command).commands["heldout"]
-        ctx.invoke(cast(Any, heldout.callback), run=Path(model), quant=quant)
     mini = mini or "mini" in suites
     if not mini and data is None:
         raise ValueError(
@@ -141,6 +137,10 @@ def eval_run(
     number, slash, of = part.partition("/")
     if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
         raise ValueError(f"--part is i/k with 1 <= i <= k, such as 2/8; found {part!r}")
+    if "mini" in suites and is_run(model):  # the held-out tasks are a part of that suite
+        assert ctx.parent is not None
+        heldout = cast(TyperGroup, ctx.parent.command).commands["heldout"]
+        ctx.invoke(cast(Any, heldout.callback), run=Path(model), quant=quant)
     own = evaluation.evaluated_model(model, quant=quant, device=device, key_from=key_from)
     rows = evaluation.measure(
         own,

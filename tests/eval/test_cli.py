@@ -53,6 +53,9 @@ def test_the_suite_mini_of_a_run_includes_its_held_out_tasks(
     main(["eval", str(run), "--suite", "mini"])
     assert evaluated == [("micro", run, 7, (), None), (str(run), ["mini"])]
     evaluated.clear()
+    with pytest.raises(SystemExit):
+        main(["eval", str(run), "--suite", "mini", "--part", "9/8"])
+    assert not evaluated, "a wrong option is found before the evaluation"
     main(["eval", str(run), "--suite", "table7", "--mini"])
     assert evaluated == [(str(run), ["table7"])]
 
