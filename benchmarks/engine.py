@@ -65,7 +65,7 @@ from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, Vision
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization import quantize as quantized
-from polyphi.quantization.fewbits import EightBit
+from polyphi.quantization.integer_weights import EightBit
 from polyphi.quantization.quantize import quantize
 
 HERE = Path(__file__).parent

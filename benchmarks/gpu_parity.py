@@ -25,7 +25,7 @@ from polyphi.model.attention import (
     varlen_supported,
 )
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization.fewbits import Quantized
+from polyphi.quantization.integer_weights import Quantized
 from polyphi.quantization.quantize import BASES, quantize_frozen
 from polyphi.train.loss import NextToken
 

@@ -18,7 +18,7 @@ from polyphi.messages import SamplingParams
 from polyphi.model.decoder import ForwardContext, Layer
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
-from polyphi.quantization.fewbits import Quantized
+from polyphi.quantization.integer_weights import Quantized
 from polyphi.train import parallel
 from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from polyphi import kernels
 from polyphi.kernels import native
-from polyphi.quantization.fewbits import EightBit, FourBit, Int4Pack, OneDnn, PerToken
+from polyphi.quantization.integer_weights import EightBit, FourBit, Int4Pack, OneDnn, PerToken
 from polyphi.quantization.rounding import nearest
 
 SHAPES = {

@@ -102,7 +102,7 @@ CORPORA = {
         "text", documents, steps=text_steps, across=(partial(deduplicate, TEXTS),), tasks=TASKS
     ),
     "spoken": Corpus("spoken", spoken, tasks=TASKS),
-    "spoken and heard": Corpus("heard", spoken, steps=transcript_steps, tasks=TASKS),
+    "spoken and transcribed": Corpus("transcribed", spoken, steps=transcript_steps, tasks=TASKS),
 }
 
 
@@ -164,7 +164,7 @@ def text(megabytes: list[float], workers: list[int]) -> None:
 
 
 def speech(clips: int, workers: list[int]) -> None:
-    for name in ("spoken", "spoken and heard"):
+    for name in ("spoken", "spoken and transcribed"):
         for n in workers:
             with tempfile.TemporaryDirectory() as folder:
                 root = Path(folder)

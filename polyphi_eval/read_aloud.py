@@ -73,13 +73,13 @@ def name_of(voice: Voice) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """Synthesized speech of a text. The transcript `heard` has `errors` in `units` words (characters in Chinese and
-    Japanese); these are None without a listener."""
+    """Synthesized speech of a text. Its transcript, `hypothesis`, has `errors` in `units` words (characters in Chinese
+    and Japanese); these are None without a listener."""
 
     file: str
     voice: str
     seconds: float
-    heard: str | None = None
+    hypothesis: str | None = None
     errors: int | None = None
     units: int | None = None
 
@@ -146,10 +146,10 @@ class SpeechCache:
             clip = Clip(file, name_of(voice), _seconds(data))
             self.new += 1
             self._save(clip)
-        if self.transcribe and clip.heard is None:
+        if self.transcribe and clip.hypothesis is None:
             transcript = self.transcribe(path.read_bytes(), language)
             counts = errors(words(text, language), words(transcript, language))
-            clip = replace(clip, heard=transcript, errors=counts.total, units=counts.units)
+            clip = replace(clip, hypothesis=transcript, errors=counts.total, units=counts.units)
             self._save(clip)
         return clip
 

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.skipif(
 )
 EMULATION = {**allowed_skips.emulation(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TESTS = (
-    "tests/core/kernels/test_half.py",
+    "tests/core/kernels/test_bf16.py",
     "tests/core/kernels/test_linear.py::test_the_largest_sums_fit",
     "tests/core/kernels/test_linear.py::test_paths_agree",
-    "tests/core/quantization/test_eightbit.py",
+    "tests/core/quantization/test_int8_encoder.py",
     "tests/core/quantization/test_quantize.py::test_a_kernel_adds_integers_or_is_passed_over",
     "tests/core/quantization/test_quantize.py::test_the_chosen_kernel_adds_integers",
     "tests/core/quantization/test_quantize.py::test_four_bits_are_close",
@@ -27,9 +27,9 @@ TESTS = (
 PROBE = """
 import torch
 from polyphi import kernels
-from polyphi.kernels import half
-from polyphi.quantization import fewbits
-print(torch.backends.cpu.get_cpu_capability(), fewbits._kernel("cpu").__name__, kernels.path(), half.needed(), sep=",")
+from polyphi.kernels import bf16
+from polyphi.quantization.integer_weights import _kernel
+print(torch.backends.cpu.get_cpu_capability(), _kernel("cpu").__name__, kernels.path(), bf16.needed(), sep=",")
 """
 
 

@@ -22,7 +22,7 @@ from polyphi.checkpoints.read import TOKENIZER_FILES
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.kernels import linear as native
 from polyphi.model.config import DecoderConfig, ModelConfig
-from polyphi.quantization.fewbits import Pieces
+from polyphi.quantization.integer_weights import Pieces
 
 ARCHITECTURE = "phi3"
 NAMES = {

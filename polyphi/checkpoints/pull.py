@@ -24,7 +24,7 @@ from polyphi.checkpoints.read import (
 )
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.quantization import quantize
-from polyphi.quantization.fewbits import Pieces
+from polyphi.quantization.integer_weights import Pieces
 
 log = logging.getLogger(__name__)
 FILE_BYTES = 500_000_000

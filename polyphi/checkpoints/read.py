@@ -41,7 +41,7 @@ from polyphi.checkpoints.names import (
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
-from polyphi.quantization.fewbits import Quantized
+from polyphi.quantization.integer_weights import Quantized
 from polyphi.runtime.heap import give_back
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from polyphi.checkpoints.names import (
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
-from polyphi.quantization.fewbits import Pieces
+from polyphi.quantization.integer_weights import Pieces
 from polyphi.runtime.files import whole_folder
 
 ALIGNED = 64

@@ -18,7 +18,7 @@ import torch
 from polyphi import kernels
 from polyphi.engine.cache import token_bytes
 from polyphi.engine.memory import free_memory
-from polyphi.kernels import half
+from polyphi.kernels import bf16
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
@@ -56,7 +56,7 @@ def choose_dtype(
     the products of a model with this `config`) and `free` bytes hold them in float32.
 
     On a CPU without bfloat16 instructions our kernels multiply weights stored in bfloat16 as fast as float32 ones
-    (kernels/half.py), so they stay in bfloat16. The unquantized weights of a quantized model (`quant`) are bfloat16.
+    (kernels/bf16.py), so they stay in bfloat16. The unquantized weights of a quantized model (`quant`) are bfloat16.
     POLYPHI_PRECISION replaces the measurement; weights stored in float32 stay in float32.
     """
     if quant:
@@ -71,7 +71,7 @@ def choose_dtype(
         main == torch.bfloat16
         and device.type == "cpu"
         and kernels.missing() is None
-        and half.needed()
+        and bf16.needed()
     ):
         return None
     if precision.is_fast(
@@ -180,7 +180,7 @@ def _arithmetic(dtype: torch.dtype, quant: str | None, device: torch.device) -> 
     if device.type != "cpu":
         return label
     if quant in (None, "bf16"):
-        ours = dtype == torch.bfloat16 and half.needed() and why is None
+        ours = dtype == torch.bfloat16 and bf16.needed() and why is None
         return f"{label}, multiplied in float32 by {kernels.path()}" if ours else label
     return f"{label} by {kernels.path()}" if why is None else f"{label} by torch ({why})"
 

@@ -3,7 +3,7 @@
 >>> product(x, weight, bias)                                 # [*T I] by [O I] -> [*T O]
 
 On a CPU without bfloat16 instructions torch multiplies bfloat16 at a tenth of its float32 rate; our kernel reads the
-same weights and multiplies in float32 (kernels/half.py).
+same weights and multiplies in float32 (kernels/bf16.py).
 """
 
 import torch
@@ -12,15 +12,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyphi import kernels
-from polyphi.kernels import half
+from polyphi.kernels import bf16
 
 
 def product(
     x: Float[Tensor, "*T I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None = None
 ) -> Float[Tensor, "*T O"]:
     """W x + bias."""
-    if half.supports(x, weight):
-        y = half.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    if bf16.supports(x, weight):
+        y = bf16.linear(x.reshape(-1, x.shape[-1]), weight, bias)
         return y.view(*x.shape[:-1], len(weight))
     if bias is None and _one_row(x, weight) and kernels.missing() is not None:
         return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], len(weight))

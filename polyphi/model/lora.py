@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polyphi.batch import Batch
-from polyphi.kernels import half
+from polyphi.kernels import bf16
 from polyphi.model.config import AdapterConfig
 from polyphi.model.linear import product
 
@@ -135,8 +135,8 @@ class LowRank(nn.Module):
             return y.add_(self.up(low), alpha=self.scale)
         if torch.is_grad_enabled() or torch.is_autocast_enabled(y.device.type):  # casts `b`
             return torch.addmm(y, low, self.b.t(), alpha=self.scale)
-        if half.supports(low, self.b) and y.dtype == low.dtype and y.is_contiguous():
-            return half.add(y, low, self.b, scale=self.scale)
+        if bf16.supports(low, self.b) and y.dtype == low.dtype and y.is_contiguous():
+            return bf16.add(y, low, self.b, scale=self.scale)
         return y.addmm_(low, self.b.t(), alpha=self.scale)
 
 

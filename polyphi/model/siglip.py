@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from polyphi.kernels import bf16
 from polyphi.kernels import encoder as native
-from polyphi.kernels import half
 from polyphi.model.attention import MAX_EXPLICIT, explicit_attention
 from polyphi.model.config import VisionConfig
 from polyphi.model.linear import Linear, product
@@ -188,7 +188,7 @@ class SiglipEncoder(nn.Module):
     ) -> Float[Tensor, "N P D"]:
         convolution = self.patch_embedding
         crops = crops.to(convolution.weight.dtype)
-        if native.supports_attention(convolution.weight) and half.needed():
+        if native.supports_attention(convolution.weight) and bf16.needed():
             # torch's bfloat16 convolution is slow on this CPU; our kernel's product is fast
             side = self.config.patch_size
             patches = crops.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5)

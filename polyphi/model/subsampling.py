@@ -1,6 +1,6 @@
 """The convolutions before the Conformer's blocks: frames by eight, frequencies by eight (report 2.2.1).
 
-Clips of any lengths are laid out on one tape with blank frames between them, which are zeroed before every
+Clips of any lengths are packed with gaps: blank frames lie between them, which are zeroed before every
 convolution::
 
     a a a a a . . . b b b . . . . . c c c c        frames,    starts are multiples of 8
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from polyphi.kernels import bf16
 from polyphi.kernels import encoder as native
-from polyphi.kernels import half
 from polyphi.kernels.encoder import Raw, Rows
 from polyphi.model.config import AudioConfig
 from polyphi.model.linear import Linear, product
@@ -151,7 +151,7 @@ class Subsampling(nn.Module):
         """Whether to use our kernels: on this CPU torch's bfloat16 products and convolutions are slow."""
         first = convolutions(self)[0]
         fits = first.out_channels % native.LANES == 0
-        return fits and native.supports_attention(first.weight) and half.needed()
+        return fits and native.supports_attention(first.weight) and bf16.needed()
 
     def _in_float32(
         self, mels: Float[Tensor, "F M"], lengths: Sequence[int]

@@ -147,7 +147,7 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
             amounts["mels"] += clip.frames
             amounts["features"] += sum(windows)
             amounts["window pairs"] += sum(n * n for n in windows)
-            amounts[f"heard.{clip.branch}"] += clip.tokens
+            amounts[f"audio_tokens.{clip.branch}"] += clip.tokens
     return amounts
 
 
@@ -192,7 +192,7 @@ def rows(target: StageModel, amounts: Work) -> dict[str, float]:
             "audio.encoder.*.dw_conv.*": 0,  # computed element by element
             "audio.encoder.*": features,
             **{
-                f"audio.projector.{b}.*": amounts[f"heard.{b}"] * language
+                f"audio.projector.{b}.*": amounts[f"audio_tokens.{b}"] * language
                 for b in ("speech", "vision")
             },
         }

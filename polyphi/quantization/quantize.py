@@ -44,9 +44,9 @@ from polyphi.model.conformer import Pointwise
 from polyphi.model.lora import LoraLinear, LowRank
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import MLP
-from polyphi.quantization import eightbit
+from polyphi.quantization import int8_encoder
 from polyphi.quantization.calibration import calibrate
-from polyphi.quantization.fewbits import (
+from polyphi.quantization.integer_weights import (
     EightBit,
     EightBitLinear,
     FourBit,
@@ -151,7 +151,7 @@ def prepare(model: PhiModel, scheme: str) -> PhiModel:
         if gelu:
             module.act = nn.Identity()
     if scheme.endswith("-all") and kernels.missing() is None:
-        eightbit.fuse(model, _onednn_product if is_right(OneDnn, "cpu") else _native_product)
+        int8_encoder.fuse(model, _onednn_product if is_right(OneDnn, "cpu") else _native_product)
     return model
 
 

@@ -253,7 +253,7 @@ class TaskSampler:
             speaker,
             task="digits",
             language="en",
-            heard=speech.digit_string(numbers),
+            transcript=speech.digit_string(numbers),
         )
 
 

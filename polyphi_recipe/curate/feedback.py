@@ -152,7 +152,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(dict(sorted(row.items())), ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("a text holds half a character (a lone surrogate)") from None
+        raise ValueError("a text holds a lone surrogate") from None
 
 
 # Rows ------------------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ class ReadAloud(BaseFilter):
         rng, language = Random(f"{self._seed}:{one.id}"), language_of(doc)
         reading = self._voices.reader(language, split, rng)
         if reading is None:
-            return False, f"nobody reads {language}"
+            return False, f"no voice reads {language}"
         if reading.voice.engine == "espeak-ng" and language == "ja" and has_kanji(text):
             return False, "unfit to be read: kanji, which espeak-ng can't read"
         wave = self._speak(text, reading, rng, split == "train")

@@ -103,7 +103,7 @@ class ReadPages(BaseFilter):
         readings = [self._voices.reader(language, split, rng) for _ in range(self._people)]
         people = list(dict.fromkeys(r for r in readings if r))
         if not people:
-            return False, f"nobody reads {language}"
+            return False, f"no voice reads {language}"
         paragraphs = [p for p in map(str.strip, doc.text.splitlines()) if p]
         readable = [p for p in paragraphs if not unfit(p, LONGEST_PARAGRAPH)]
         if not readable:

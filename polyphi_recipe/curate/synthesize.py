@@ -330,7 +330,7 @@ def _value(synthesis: Synthesis, answer: Mapping[str, str]) -> tuple[Json, str]:
     return value, ""
 
 
-_LONE_SURROGATE = "the answer holds half a character"
+_LONE_SURROGATE = "the answer holds a lone surrogate"
 
 
 def _is_unicode(text: str) -> bool:

@@ -132,6 +132,6 @@ class WordErrors(BaseFilter):
             recogniser=self._recogniser.name,
             rate=round(rate, 3),
             limit=self._limit,
-            heard=hypothesis,
+            hypothesis=hypothesis,
         )
         return rate <= self._limit or (False, f"word error rate above {self._limit:.0%}")

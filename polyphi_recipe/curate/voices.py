@@ -51,7 +51,7 @@ _UNFIT = {
     "a table": r"\|",
     "code": r"[<>{}\[\]\\=_#]",
     "several lines": r"\n",
-    "marks that nobody says": r"[/*&]",
+    "marks that are not read aloud": r"[/*&]",
     "a long number": r"\d{4,}",
 }
 """Reason why a text can't be read -> its pattern."""

@@ -22,7 +22,7 @@ from polyphi.checkpoints.read import stored_types
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.inspect import write_logits
 from polyphi.engine import memory, placement
-from polyphi.kernels import half
+from polyphi.kernels import bf16
 from polyphi.messages import Completion, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -100,7 +100,7 @@ def test_load_tells_its_room_and_refuses_early(
         polyphi.load(folder)
     monkeypatch.undo()
     monkeypatch.delenv(precision.VARIABLE, raising=False)
-    monkeypatch.setattr(half, "needed", lambda: False)
+    monkeypatch.setattr(bf16, "needed", lambda: False)
     monkeypatch.setattr(precision, "is_fast", lambda *_: False)
     save_checkpoint(phi.model, folder, dtype=torch.bfloat16)
     phi.tokenizer.save(folder)

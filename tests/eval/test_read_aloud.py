@@ -193,7 +193,7 @@ def test_the_command_reads_a_benchmarks_questions_aloud(
     assert "mtbench_spoken: 4 clips (4 new)" in output and "WER" in output
     assert len(list(mtbench_spoken.load(Data(tmp_path / "data")))) == 2
     clips = lines(tmp_path / "data/spoken/mtbench/clips.jsonl")
-    assert clips[-1]["heard"] == "Say hello."
+    assert clips[-1]["hypothesis"] == "Say hello."
 
 
 def test_missing_texts_and_benchmarks_without_texts_raise_errors(tmp_path: Path) -> None:

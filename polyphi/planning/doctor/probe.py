@@ -137,8 +137,8 @@ def _kernels(facts: Facts) -> Facts:
     import torch
 
     from polyphi import kernels
-    from polyphi.kernels import half
-    from polyphi.quantization.fewbits import OneDnn, is_right
+    from polyphi.kernels import bf16
+    from polyphi.quantization.integer_weights import OneDnn, is_right
 
     missing = kernels.missing()
     has_onednn = torch.backends.mkldnn.is_available()
@@ -146,7 +146,7 @@ def _kernels(facts: Facts) -> Facts:
     return {
         "missing": missing,
         "path": kernels.path(),
-        "bf16": f"{ours}, in float32" if half.needed() else "oneDNN",
+        "bf16": f"{ours}, in float32" if bf16.needed() else "oneDNN",
         "encoders_int8": "oneDNN" if has_onednn and is_right(OneDnn, "cpu") else ours,
     }
 

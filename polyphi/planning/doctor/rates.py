@@ -23,7 +23,7 @@ from polyphi import kernels
 from polyphi.engine.memory import free_memory
 from polyphi.model.config import DecoderConfig
 from polyphi.model.linear import product
-from polyphi.quantization.fewbits import EightBit, FourBit
+from polyphi.quantization.integer_weights import EightBit, FourBit
 from polyphi.runtime import cpu
 from polyphi.runtime.precision import seconds
 

@@ -10,7 +10,7 @@ import torch
 from polyphi import kernels
 from polyphi.engine import placement
 from polyphi.engine.cache import token_bytes
-from polyphi.kernels import half
+from polyphi.kernels import bf16
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import quantize
@@ -53,7 +53,7 @@ def test_a_dtype_that_the_cpu_is_slow_in_becomes_float32(
     chosen: torch.dtype | None,
 ) -> None:
     monkeypatch.delenv(precision.VARIABLE, raising=False)
-    monkeypatch.setattr(half, "needed", lambda: False)
+    monkeypatch.setattr(bf16, "needed", lambda: False)
     monkeypatch.setattr(precision, "is_fast", lambda *_: fast)
     assert placement.choose_dtype(stored, CPU, free) == chosen
     assert placement.choose_dtype(stored, CPU, free, quant="int8") == torch.bfloat16
@@ -62,7 +62,7 @@ def test_a_dtype_that_the_cpu_is_slow_in_becomes_float32(
 @pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 def test_bfloat16_stays_where_our_kernels_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(precision.VARIABLE, raising=False)
-    monkeypatch.setattr(half, "needed", lambda: True)
+    monkeypatch.setattr(bf16, "needed", lambda: True)
     monkeypatch.setattr(precision, "is_fast", lambda *_: False)
     assert placement.choose_dtype({torch.bfloat16: 100}, CPU, 1000) is None
     assert placement.choose_dtype({torch.float16: 100}, CPU, 1000) == torch.float32
@@ -131,7 +131,7 @@ def test_the_report_names_the_kernels_of_few_bits(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kernels, "missing", lambda: None)
     monkeypatch.setattr(kernels, "path", lambda: "AVX2")
     assert placement._arithmetic(torch.bfloat16, "int4", cpu) == " and int4 by AVX2"
-    monkeypatch.setattr(half, "needed", lambda: True)
+    monkeypatch.setattr(bf16, "needed", lambda: True)
     assert placement._arithmetic(torch.bfloat16, None, cpu) == ", multiplied in float32 by AVX2"
     assert placement._arithmetic(torch.float32, None, cpu) == ""
     monkeypatch.setattr(kernels, "missing", lambda: "there was no compiler")

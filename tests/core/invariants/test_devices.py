@@ -18,8 +18,8 @@ from polyphi.kernels.linear import Four
 from polyphi.messages import Audio, Image, Message
 from polyphi.model import decoder, multimodal
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization import fewbits
-from polyphi.quantization.fewbits import Int4Pack, Quantized
+from polyphi.quantization import integer_weights
+from polyphi.quantization.integer_weights import Int4Pack, Quantized
 from polyphi.quantization.quantize import quantize_frozen
 
 META = torch.device("meta")
@@ -34,7 +34,7 @@ def cuda_branches(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(decoder, "packed_attention", packed)
     monkeypatch.setattr(multimodal, "_equal_crops", lambda images: None)
-    monkeypatch.setattr(fewbits, "_native", lambda device: False)
+    monkeypatch.setattr(integer_weights, "_native", lambda device: False)
 
 
 def mixed_pack() -> tuple[PhiModel, Batch]:

@@ -18,7 +18,7 @@ void polyphi_linear(int, int, const void*, const uint8_t*, const float*, const v
                     Parallel, int);
 void polyphi_linear_rows(int, const uint8_t*, const float*, const uint8_t*, const float*, void*, int64_t, int64_t,
                          int64_t, Parallel, int);
-void polyphi_half(int, const void*, const uint16_t*, const uint16_t*, void*, int, float, float, int64_t, int64_t,
+void polyphi_bf16(int, const void*, const uint16_t*, const uint16_t*, void*, int, float, float, int64_t, int64_t,
                   int64_t, Parallel, int);
 void polyphi_norm(int, int, const void*, const void*, void*, int64_t, int64_t, float, Parallel, int);
 void polyphi_gate(int, int, const void*, void*, int64_t, int64_t, Parallel, int);
@@ -158,11 +158,11 @@ void half_products(Kernel& kernel, bool bf16) {
         Numbers x = random(bf16, m * k), weight = random(true, n * k), bias = random(true, n), y = random(bf16, m * n);
         for (const uint16_t* shift : {static_cast<const uint16_t*>(nullptr), std::as_const(bias).halves()})
             kernel.compare(bf16, m * n, [&](int isa, void* to) {
-                polyphi_half(isa, x.data(), weight.halves(), shift, to, bf16, 0, 1, m, n, k, nullptr, THREADS);
+                polyphi_bf16(isa, x.data(), weight.halves(), shift, to, bf16, 0, 1, m, n, k, nullptr, THREADS);
             });
         kernel.compare(bf16, m * n, [&](int isa, void* to) {
             std::memcpy(to, y.data(), y.raw.size() * sizeof(float));
-            polyphi_half(isa, x.data(), weight.halves(), nullptr, to, bf16, 1, -0.5f, m, n, k, nullptr, THREADS);
+            polyphi_bf16(isa, x.data(), weight.halves(), nullptr, to, bf16, 1, -0.5f, m, n, k, nullptr, THREADS);
         });
     }
 }

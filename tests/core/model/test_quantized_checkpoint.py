@@ -21,7 +21,7 @@ from polyphi.checkpoints.write import ALIGNED, save_checkpoint
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize as quantized
-from polyphi.quantization.fewbits import FourBit
+from polyphi.quantization.integer_weights import FourBit
 from polyphi.quantization.quantize import STORED
 
 

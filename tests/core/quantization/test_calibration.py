@@ -13,7 +13,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.calibration import calibrate
-from polyphi.quantization.fewbits import FourBit
+from polyphi.quantization.integer_weights import FourBit
 from polyphi.quantization.quantize import quantize
 
 

@@ -16,9 +16,9 @@ from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.model.decoder import swiglu
 from polyphi.model.linear import product
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization import fewbits
+from polyphi.quantization import integer_weights
 from polyphi.quantization import quantize as quantized
-from polyphi.quantization.fewbits import (
+from polyphi.quantization.integer_weights import (
     EightBit,
     FourBit,
     Int4Pack,
@@ -57,11 +57,13 @@ def error(result: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_a_kernel_with_only_a_reference_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """As oneDNN's for signed activations on CPUs without AMX: exact, and a thousand times slower."""
-    monkeypatch.setattr(fewbits, "_seconds", lambda kernel, _: 1e3 if kernel is OneDnn else 1.0)
-    monkeypatch.setattr(fewbits, "is_right", lambda kernel, device: True)
-    assert fewbits._kernel.__wrapped__("cpu") is IntMm
-    monkeypatch.setattr(fewbits, "is_right", lambda kernel, device: False)
-    assert fewbits._kernel.__wrapped__("cpu") is Plain
+    monkeypatch.setattr(
+        integer_weights, "_seconds", lambda kernel, _: 1e3 if kernel is OneDnn else 1.0
+    )
+    monkeypatch.setattr(integer_weights, "is_right", lambda kernel, device: True)
+    assert integer_weights._kernel.__wrapped__("cpu") is IntMm
+    monkeypatch.setattr(integer_weights, "is_right", lambda kernel, device: False)
+    assert integer_weights._kernel.__wrapped__("cpu") is Plain
 
 
 def integer_errors(kernel: type) -> torch.Tensor:
@@ -77,15 +79,15 @@ def test_a_kernel_adds_integers_or_is_passed_over(
     kernel: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On x86 CPUs without VNNI oneDNN adds pairs of products in 16 bits, and large sums saturate."""
-    monkeypatch.setattr(fewbits, "_seconds", lambda kernel, _: 1.0)
-    if kernel is Plain or fewbits.is_right(kernel, "cpu"):
+    monkeypatch.setattr(integer_weights, "_seconds", lambda kernel, _: 1.0)
+    if kernel is Plain or integer_weights.is_right(kernel, "cpu"):
         assert integer_errors(kernel).max() < 1e-6
     else:
-        assert fewbits._kernel.__wrapped__("cpu") is not kernel
+        assert integer_weights._kernel.__wrapped__("cpu") is not kernel
 
 
 def test_the_chosen_kernel_adds_integers() -> None:
-    assert integer_errors(fewbits._kernel("cpu")).max() < 1e-6
+    assert integer_errors(integer_weights._kernel("cpu")).max() < 1e-6
 
 
 def test_a_kernel_whose_sums_saturate_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,12 +98,12 @@ def test_a_kernel_whose_sums_saturate_is_not_chosen(monkeypatch: pytest.MonkeyPa
         sums = pairs.unflatten(2, (-1, 2)).sum(3).clamp(-(2**15), 2**15 - 1).sum(2)
         return ((sums - 128 * self.weight.int().sum(1)) * self.scale).to(dtype)
 
-    monkeypatch.setattr(fewbits, "_seconds", lambda kernel, _: 1.0)
+    monkeypatch.setattr(integer_weights, "_seconds", lambda kernel, _: 1.0)
     for kernel in (OneDnn, IntMm):
         monkeypatch.setattr(kernel, "__init__", IntMm.__init__)
         monkeypatch.setattr(kernel, "__call__", saturating)
-        assert integer_errors(kernel).max() > 0.1 and not fewbits.is_right(kernel, "cpu")
-    assert fewbits._kernel.__wrapped__("cpu") is Plain
+        assert integer_errors(kernel).max() > 0.1 and not integer_weights.is_right(kernel, "cpu")
+    assert integer_weights._kernel.__wrapped__("cpu") is Plain
 
 
 def test_the_largest_value_of_a_token_stays_within_int8() -> None:
@@ -152,7 +154,7 @@ def test_four_bits_are_close(four_bit: type) -> None:
     assert error(four_bit(w)(x), x.double() @ w.double().t()) < 0.12
 
 
-@pytest.mark.parametrize("tokens", [9, fewbits.UNPACK])
+@pytest.mark.parametrize("tokens", [9, integer_weights.UNPACK])
 def test_four_bits_of_torch_are_close_at_any_number_of_tokens(
     monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
@@ -174,7 +176,7 @@ def test_four_bits_are_unpacked_only_in_the_expected_layout(
     unpacked: list[int] = []
     unpack = Int4Pack.unpacked
     monkeypatch.setattr(Int4Pack, "unpacked", lambda self: (unpacked.append(1), unpack(self))[1])
-    w, x = FourBit(noise(128, 64)), noise(fewbits.UNPACK, 64, seed=1, dtype=torch.bfloat16)
+    w, x = FourBit(noise(128, 64)), noise(integer_weights.UNPACK, 64, seed=1, dtype=torch.bfloat16)
     assert isinstance(w.product, Int4Pack)
     many, few = w(x), w(x[:9])
     assert len(unpacked) == (w.product.rows is not None)
@@ -217,7 +219,7 @@ def test_unsupported_products_are_not_fused() -> None:
     x = noise(5, 64)
     assert base.fused(x, None, None, True) is None  # halves of 48
     assert base.fused(x.half(), None, None, False) is None
-    up.product = fewbits.PerToken(Plain(noise(96, 9).clamp(-9, 9).to(torch.int8), up.row))
+    up.product = integer_weights.PerToken(Plain(noise(96, 9).clamp(-9, 9).to(torch.int8), up.row))
     assert base.fused(x, (down, up, 1.0), None, False) is None
 
 

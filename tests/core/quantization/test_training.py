@@ -18,8 +18,14 @@ from polyphi.model.decoder import Decoder
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
-from polyphi.quantization import fewbits
-from polyphi.quantization.fewbits import EightBit, EightBitLinear, FourBit, Quantized, Unpacked
+from polyphi.quantization import integer_weights
+from polyphi.quantization.integer_weights import (
+    EightBit,
+    EightBitLinear,
+    FourBit,
+    Quantized,
+    Unpacked,
+)
 from polyphi.quantization.quantize import EMBEDDING, quantize_frozen
 from polyphi.train.loss import NextToken, head_of, token_loss_sum, token_losses
 
@@ -134,7 +140,7 @@ def test_gradients_are_those_of_the_same_numbers(base: str, model: PhiModel, bat
 def test_without_kernels_only_the_weights_are_rounded(
     base: str, model: PhiModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fewbits, "_native", lambda device: False)
+    monkeypatch.setattr(integer_weights, "_native", lambda device: False)
     names = learned(model, *ADAPTERS)
     quantized = quantize_frozen(copy.deepcopy(model), base, names)
     assert isinstance(quantized.decoder.head.product, Unpacked)
@@ -147,7 +153,7 @@ def test_on_a_gpu_the_head_is_the_embedding(
     base: str, model: PhiModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The choices for a GPU, computed on a CPU."""
-    monkeypatch.setattr(fewbits, "_native", lambda device: False)
+    monkeypatch.setattr(integer_weights, "_native", lambda device: False)
     names = learned(model, *ADAPTERS)
     with monkeypatch.context() as patch:
         patch.setattr(Decoder, "device", torch.device("cuda"))
@@ -165,7 +171,7 @@ def test_unpacked_weights_are_those_of_rows(
     form: type[Quantized], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32 with another order of two factors; in bfloat16 rounded once more."""
-    monkeypatch.setattr(fewbits, "ROWS", 64)
+    monkeypatch.setattr(integer_weights, "ROWS", 64)
     weight = trained_on(form, torch.randn(shape))
     for dtype, rounding in ((torch.float32, 3e-7), (torch.bfloat16, 2**-8)):
         parts = list(Unpacked(weight)._rows(dtype))

@@ -64,7 +64,7 @@ def test_findings_become_pairs_and_answers(tmp_path: Path) -> None:
         (GOOD | {"harmful": "yes"}, "`harmful` is true or false, found 'yes'"),
         (GOOD | {"language": "tlh"}, "`language` is one of en, .* found 'tlh'"),
         (GOOD | {"answered": 3}, "`answered` is text, found 3"),
-        (GOOD | {"note": "\ud800"}, "a text holds half a character"),
+        (GOOD | {"note": "\ud800"}, "a text holds a lone surrogate"),
         (GOOD | {"prompt": " "}, "`prompt` is empty, and no image or audio"),
         (GOOD | {"harmful": False}, "`expected` is missing"),
         (GOOD | {"answered": REFUSAL["en"]}, "are the same"),

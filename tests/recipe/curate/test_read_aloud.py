@@ -58,7 +58,7 @@ REASONS = {
     "number": "unfit to be read: a long number",
     "long": "unfit to be read: too long",
     "marks": "unfit to be read: nothing to say",
-    "other": "nobody reads pl",
+    "other": "no voice reads pl",
     "turns": "unfit to be read: not one question and its answer in writing",
     "heard": "unfit to be read: not one question and its answer in writing",
 }

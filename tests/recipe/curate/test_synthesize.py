@@ -206,7 +206,7 @@ JSON = replace(
         ("I'm sorry, but no.", "the teacher declined"),
         ("one", "the answer is not JSON"),
         ('{"word": 1}', "the answer doesn't fit its schema: 1 is not of type 'string'"),
-        ('{"word": "\\ud800"}', "the answer holds half a character"),
+        ('{"word": "\\ud800"}', "the answer holds a lone surrogate"),
         ({"word": ""}, "the answer is empty"),
     ],
 )

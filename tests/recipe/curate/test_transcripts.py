@@ -88,7 +88,7 @@ def test_transcripts_are_stored_with_the_sample(tmp_path: Path) -> None:
     assert [s.id for s in rows] == [s.id for s in samples if int(s.id) % 5]
     (step,) = rows[0].meta["lineage"]
     assert step["rate"] == 0 and step["recogniser"] == "listener"
-    assert step["heard"] == samples[1].meta["spoken text"]
+    assert step["hypothesis"] == samples[1].meta["spoken text"]
 
 
 def test_a_recogniser_out_of_its_depth_is_refused() -> None:

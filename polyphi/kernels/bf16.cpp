@@ -4,7 +4,7 @@
 // thirds of it. Many tokens: for CPUs without products of bfloat16, where torch's are slow. Weights are unpacked to
 // float32 some panels at a time, in a buffer that stays in the second-level cache.
 //
-// The kernel (half_kernel.h) is written once, over the vectors of each set of instructions.
+// The kernel (bf16_kernel.h) is written once, over the vectors of each set of instructions.
 
 #include "native.h"
 
@@ -59,7 +59,7 @@ float* scratch(int64_t floats) {
     return room.of(floats);
 }
 
-#define KERNEL "half_kernel.h"
+#define KERNEL "bf16_kernel.h"
 #include "paths.h"
 
 }  // namespace
@@ -68,7 +68,7 @@ extern "C" {
 
 // The linear layer of x [m k] with w [n k] and a bias [n] (or null), both in bfloat16: y [m n] = keep * y + scale * (w
 // x + bias), x and y of one type (float32 or bfloat16). See `polyphi_linear` for `isa`, `parallel` and `threads`.
-void polyphi_half(int isa, const void* x, const uint16_t* w, const uint16_t* bias, void* y, int bf16, float keep,
+void polyphi_bf16(int isa, const void* x, const uint16_t* w, const uint16_t* bias, void* y, int bf16, float keep,
                   float scale, int64_t m, int64_t n, int64_t k, Parallel parallel, int threads) {
     if (isa < 0) isa = best();
     const auto widen_token = CHOSEN(isa, wide);

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kernels.paths import here
 
 from polyphi import kernels
-from polyphi.kernels import half
+from polyphi.kernels import bf16
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 every_path = pytest.mark.parametrize("path", here(), ids=kernels.PATHS.__getitem__)
@@ -36,13 +36,13 @@ def test_products_equal_the_formula(
     size = x.double().abs() @ w.double().abs().t() + 1
     # Results are rounded once: to 8 bits of mantissa, or in float32 sums.
     allowed = 4e-3 if narrow else 1e-6
-    added = half.add(y.clone(), x, w, scale=-0.5, isa=path)
+    added = bf16.add(y.clone(), x, w, scale=-0.5, isa=path)
     assert added.dtype == dtype
     total = y.double() - 0.5 * expected
     assert ((added.double() - total).abs() / (size + y.abs())).max() < allowed
     if bias is not None:
         expected, size = expected + bias.double(), size + bias.double().abs()
-    result = half.linear(x, w, bias, isa=path)
+    result = bf16.linear(x, w, bias, isa=path)
     assert ((result.double() - expected).abs() / size).max() < allowed
 
 
@@ -52,20 +52,20 @@ def test_a_token_does_not_depend_on_its_neighbours(path: int, tokens: int) -> No
     """Bit for bit in batches of up to 16 tokens, and in larger ones of any size."""
     draw = torch.Generator().manual_seed(0)
     x, w = torch.randn(tokens, 300, generator=draw), torch.randn(70, 300, generator=draw).bfloat16()
-    batched = half.linear(x, w, isa=path)
+    batched = bf16.linear(x, w, isa=path)
     for part in (
         (slice(0, 17), slice(tokens - 23, tokens)) if tokens > 16 else (slice(3, 4), slice(2, 9))
     ):
-        assert torch.equal(half.linear(x[part], w, isa=path), batched[part])
+        assert torch.equal(bf16.linear(x[part], w, isa=path), batched[part])
 
 
 def test_inputs_that_do_not_fit_raise() -> None:
     w = torch.ones(4, 6).bfloat16()
     with pytest.raises(ValueError, match=r"\[T 6\]"):
-        half.linear(torch.ones(1, 5), w)
+        bf16.linear(torch.ones(1, 5), w)
     with pytest.raises(ValueError, match="bfloat16"):
-        half.linear(torch.ones(1, 6), w.float())
+        bf16.linear(torch.ones(1, 6), w.float())
     with pytest.raises(ValueError, match=r"\[4\] in bfloat16"):
-        half.linear(torch.ones(1, 6), w, torch.ones(4))
+        bf16.linear(torch.ones(1, 6), w, torch.ones(4))
     with pytest.raises(ValueError, match="contiguous sum"):
-        half.add(torch.ones(1, 4).bfloat16(), torch.ones(1, 6), w, scale=1.0)
+        bf16.add(torch.ones(1, 4).bfloat16(), torch.ones(1, 6), w, scale=1.0)

@@ -1,4 +1,4 @@
-// The kernel of half.cpp over one set of instructions.
+// The kernel of bf16.cpp over one set of instructions.
 
 // Tokens and vectors of outputs whose sums stay in registers: 12 vectors of 16, or 24 of 32.
 constexpr int BLOCK = LANES == 16 ? 12 : LANES == 1 ? 2 : 6, VECTORS = LANES >= 8 ? 2 : LANES == 4 ? 4 : 8;

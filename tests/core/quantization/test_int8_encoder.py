@@ -10,7 +10,7 @@ from polyphi.batch import Clip
 from polyphi.model import subsampling
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization import eightbit, quantize
+from polyphi.quantization import int8_encoder, quantize
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
 CLIPS = [Clip(n, "speech") for n in (33, 170, 9, 33)]
@@ -71,17 +71,17 @@ def error(result: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("encode", [audio_features, image_features])
 def test_features_are_close_to_those_of_whole_weights(whole, fused, encode) -> None:
-    assert any(isinstance(m, eightbit.AudioBlock) for m in fused.modules())
-    assert any(isinstance(m, eightbit.VisionLayer) for m in fused.modules())
+    assert any(isinstance(m, int8_encoder.AudioBlock) for m in fused.modules())
+    assert any(isinstance(m, int8_encoder.VisionLayer) for m in fused.modules())
     # Activations in int8; bfloat16 alone has a third of this error.
     assert error(encode(fused), encode(whole)) < 0.04
 
 
 @pytest.mark.parametrize("encode", [audio_features, image_features])
 def test_kernels_equal_plain_modules(tiny_config, fused, encode, monkeypatch) -> None:
-    monkeypatch.setattr(quantize.eightbit, "fuse", lambda *_: None)
+    monkeypatch.setattr(quantize.int8_encoder, "fuse", lambda *_: None)
     plain = quantize.quantize(model(tiny_config), "int8-all")
-    assert not any(isinstance(m, eightbit.VisionLayer) for m in plain.modules())
+    assert not any(isinstance(m, int8_encoder.VisionLayer) for m in plain.modules())
     assert error(encode(fused), encode(plain)) < 0.04
 
 

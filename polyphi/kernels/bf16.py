@@ -1,4 +1,4 @@
-"""Linear layers with bfloat16 weights and float32 sums (half.cpp).
+"""Linear layers with bfloat16 weights and float32 sums (bf16.cpp).
 
 >>> linear(x, weight, bias)                                  # [T I] by [O I] -> [T O]
 >>> add(y, linear(x, a), b, scale=2.0)                       # y + 2 B A x, in place
@@ -66,9 +66,9 @@ def add(
 
 
 @cache
-def _half() -> Callable[..., None]:
+def _product() -> Callable[..., None]:
     head = (number, *[pointer] * 4, number, c_float, c_float)
-    return function("polyphi_half", *head, *[count] * 3, pointer, number)
+    return function("polyphi_bf16", *head, *[count] * 3, pointer, number)
 
 
 def _run(
@@ -98,7 +98,7 @@ def _run(
     bias = None if bias is None else bias.contiguous()
     if not len(x):
         return
-    _half()(
+    _product()(
         isa,
         x.data_ptr(),
         weight.data_ptr(),
