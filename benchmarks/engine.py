@@ -53,7 +53,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi.api import Phi
-from polyphi.batch import Clip, row
+from polyphi.batch import AudioLayout, row
 from polyphi.checkpoints.names import tensor_names
 from polyphi.checkpoints.processor import make_processor
 from polyphi.engine import placement
@@ -543,7 +543,10 @@ def encoders(size: Size, repeats: int, library: Transformers) -> tuple[list[Row]
     eyes, ears = peer_vision(model, library.dtype), peer_audio(model, library.dtype)
     crops = torch.randn(1, 3, v.crop_size, v.crop_size).bfloat16()
     masks = torch.ones(1, v.grid, v.grid, dtype=torch.bool)
-    mels, clips = (8 + 3 * torch.randn(size.frames, 80)).bfloat16(), [Clip(size.frames, "speech")]
+    mels, clips = (
+        (8 + 3 * torch.randn(size.frames, 80)).bfloat16(),
+        [AudioLayout(size.frames, "speech")],
+    )
     small = random_model_on(model)
     assert small.vision is not None and small.audio is not None
     vision, audio = model.vision.encoder, model.audio.encoder
@@ -604,7 +607,10 @@ def clip(size: Size, repeats: int, library: Transformers) -> tuple[list[Row], li
     base.audio.encoder.global_invstd.fill_(0.3)
     base.audio.encoder.global_mean.fill_(8.0)
     peer = peer_clip(base, library.dtype)
-    mels, clips = (8 + 3 * torch.randn(size.frames, 80)).bfloat16(), [Clip(size.frames, "speech")]
+    mels, clips = (
+        (8 + 3 * torch.randn(size.frames, 80)).bfloat16(),
+        [AudioLayout(size.frames, "speech")],
+    )
     # the dtype in which `polyphi.load` gives the whole model without `quant`
     stored = {torch.bfloat16: parameters(size.config)}
     dtype = placement.choose_dtype(stored, cpu, free_memory(cpu), size.config) or torch.bfloat16

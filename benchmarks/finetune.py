@@ -34,7 +34,7 @@ from sidebyside import (
     show,
 )
 
-from polyphi.batch import Batch, Clip, ImageLayout, row
+from polyphi.batch import AudioLayout, Batch, ImageLayout, row
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
@@ -144,7 +144,7 @@ def as_batch(values: dict[str, Any]) -> Batch:
         media = {"crops": values["crops"], "crop_masks": values["crop_masks"]}
         media |= {"images": (ImageLayout(*values["image"]),), "image_slots": values["slots"]}
     if "mels" in values:
-        clip = Clip(len(values["mels"]), "speech")
+        clip = AudioLayout(len(values["mels"]), "speech")
         media = {"mels": values["mels"], "clips": (clip,), "audio_slots": values["slots"]}
     return row(values["ids"], supervise=values["supervise"], adapter=ADAPTER, **media)
 

@@ -31,7 +31,7 @@ from sidebyside import peak_bytes
 
 import polyphi
 from polyphi.api import Phi
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 from polyphi.checkpoints.processor import make_processor
 from polyphi.messages import Audio, Message, SamplingParams
 from polyphi.model.config import AudioConfig
@@ -123,7 +123,7 @@ def child(part: str, path: Path) -> dict[str, float]:
         before, start = peak_bytes(), time.perf_counter()
         stream = AudioStream(path, max_seconds=7 * 3600.0)
         mels = log_mel_of(stream, stream.rate)
-        clips = [Clip(len(mels), "speech")]
+        clips = [AudioLayout(len(mels), "speech")]
         tokens = len(audio.projector(audio.encoder(mels, clips), clips))
     else:
         phi = nano()

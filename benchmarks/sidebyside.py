@@ -83,7 +83,7 @@ class Transformers:
 
 
 def fastest_precision(
-    products: Sequence[precision.Product] = (), requested: str = "auto"
+    products: Sequence[precision.MatrixProducts] = (), requested: str = "auto"
 ) -> precision.Choice:
     """The precision in which torch's own matrix products, and so transformers, take the least time on this CPU.
 
@@ -101,7 +101,7 @@ def fastest_precision(
 
 
 def choose_transformers(
-    products: Sequence[precision.Product] = (), requested: str = "auto"
+    products: Sequence[precision.MatrixProducts] = (), requested: str = "auto"
 ) -> Transformers:
     """transformers in its fastest precision on this machine; the choice is printed."""
     choice = fastest_precision(products, requested)

@@ -40,7 +40,7 @@ from sidebyside import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi.batch import Batch, Clip, ImageInput, ImageLayout, row
+from polyphi.batch import AudioLayout, Batch, ImageInput, ImageLayout, row
 from polyphi.data import shards
 from polyphi.data.loader import Loader
 from polyphi.engine import placement
@@ -149,7 +149,7 @@ def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
         else:
             frames = random.randint(200, 1500)  # 2 to 15 s
             media = {"mels": 8 + 3 * torch.randn(frames, 80, generator=generator)}
-            placeholders = [audio.audio_token_id] * Clip(frames, "speech").tokens
+            placeholders = [audio.audio_token_id] * AudioLayout(frames, "speech").tokens
             answer = round(frames * 0.027)  # tokens of 10 ms of speech
         text = [random.randrange(work.config.decoder.vocab_size - 100) for _ in range(answer + 16)]
         ids = placeholders + text
@@ -209,7 +209,7 @@ def as_batch(sample: dict[str, Any], work: Work) -> Batch:
         media = {"crops": sample["crops"], "crop_masks": sample["crop_masks"], "images": (layout,)}
         media["image_slots"] = slots[: layout.tokens(work.config.vision.cells)]
     if "mels" in sample:
-        clip = Clip(len(sample["mels"]), "speech")
+        clip = AudioLayout(len(sample["mels"]), "speech")
         media = {"mels": sample["mels"], "clips": (clip,), "audio_slots": slots[: clip.tokens]}
     return row(sample["ids"], supervise=sample["supervise"], adapter=work.adapter or None, **media)
 

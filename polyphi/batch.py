@@ -51,7 +51,7 @@ class ImageLayout:
 
 
 @dataclass(frozen=True)
-class Clip:
+class AudioLayout:
     """One audio clip: `frames` log-mel frames of 10 ms, projected by the audio projector `branch` ("speech", or
     "vision" if the sequence also has an image)."""
 
@@ -137,7 +137,7 @@ class AudioInput:
     """The audio encoder's input clips in order: the log-mel frames of all, and the number of frames of each."""
 
     mels: Float[Tensor, "F M"]
-    clips: tuple[Clip, ...]
+    clips: tuple[AudioLayout, ...]
 
     @classmethod
     def join(cls, inputs: Sequence["AudioInput"]) -> "AudioInput":
@@ -191,7 +191,7 @@ class Batch:
     images: tuple[ImageLayout, ...] = ()
     image_slots: Int[Tensor, " I"] | None = None
     mels: Float[Tensor, "F M"] | None = None
-    clips: tuple[Clip, ...] = ()
+    clips: tuple[AudioLayout, ...] = ()
     audio_slots: Int[Tensor, " A"] | None = None
     cell_words: Int[Tensor, "_ 3"] | None = None
     clip_words: Int[Tensor, "_ 2"] | None = None

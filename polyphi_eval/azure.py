@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from polyphi.messages import Completion, Message, SamplingParams
-from polyphi.services.endpoint import Rejected
+from polyphi.services.endpoint import RequestRejected
 
 EVALUATORS = {
     "violence": ("ViolenceEvaluator", "violence"),
@@ -61,7 +61,7 @@ class Azure:
         key = EVALUATORS[harm][1]
         score = result.get(f"{key}_score") if isinstance(result, Mapping) else None
         if score is None:
-            raise Rejected(f"expected a severity from Azure, found {str(result)[:200]!r}")
+            raise RequestRejected(f"expected a severity from Azure, found {str(result)[:200]!r}")
         reply = {"explanation": str(result.get(f"{key}_reason", "")), "score": float(score)}
         return Completion(json.dumps(reply, ensure_ascii=False))
 
@@ -76,5 +76,7 @@ def _request(messages: Sequence[Message]) -> dict[str, str]:
         or request.get("harm") not in EVALUATORS
         or "response" not in request
     ):
-        raise Rejected("Azure's SDK rates only the severity of four harms; use another judge")
+        raise RequestRejected(
+            "Azure's SDK rates only the severity of four harms; use another judge"
+        )
     return request

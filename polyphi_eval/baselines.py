@@ -28,7 +28,7 @@ from polyphi.messages import Audio, Generate, Image, Message, adapter_for, media
 from polyphi_eval.benchmark import MODALITIES, Benchmark, Score, belongs
 from polyphi_eval.cache import Cache, sha256, whole_lines
 from polyphi_eval.heldout import CORE_NAMES, GOALS, find
-from polyphi_eval.run import Line, Prompt, answer, constant_line, file_name, write
+from polyphi_eval.run import Line, SamplePrompt, answer, constant_line, file_name, write
 from polyphi_eval.score import score
 from polyphi_eval.scorers import references
 from polyphi_eval.statistics import MIN_SAMPLES, direction, measure, rates, resampled, vector
@@ -120,7 +120,7 @@ def evaluate(
     # One block: the samples are in memory already, and larger batches are faster.
     lines = answer(task, prompts, cache, block=len(prompts))
     constant = majority(task, chosen)
-    lines += [constant_line(task, Prompt(s, "majority"), constant) for s in chosen]
+    lines += [constant_line(task, SamplePrompt(s, "majority"), constant) for s in chosen]
     lines = score(task, lines)
     write(Path(out) / file_name(task.name), lines)
     return summarize(lines, task)
@@ -153,12 +153,12 @@ def select(
 
 def prompts_of(
     task: Benchmark, samples: Sequence[Sample], conditions: Sequence[str], seed: int
-) -> Iterator[Prompt]:
+) -> Iterator[SamplePrompt]:
     """Yield the prompts of all samples for each of the `conditions`."""
     prompts = [s.prompt for s in samples]
     for condition in conditions:
         if condition == "with":
-            yield from (Prompt(s, messages=p) for s, p in zip(samples, prompts, strict=True))
+            yield from (SamplePrompt(s, messages=p) for s, p in zip(samples, prompts, strict=True))
             continue
         both = any(media(p, Image) for p in prompts) and any(media(p, Audio) for p in prompts)
         for media_type in (Image, Audio) if both else (None,):
@@ -170,7 +170,7 @@ def prompts_of(
             )
             for sample, prompt, messages in zip(samples, prompts, variants, strict=True):
                 if messages is not None:
-                    yield Prompt(sample, name, messages, adapter_for(prompt))
+                    yield SamplePrompt(sample, name, messages, adapter_for(prompt))
 
 
 def _is_media(part: object, media_type: type | None) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polyphi.messages import Answers, Audio, Completion, Image, Message, SamplingParams, Text
-from polyphi.services.endpoint import Rejected
+from polyphi.services.endpoint import RequestRejected
 
 GREEDY = SamplingParams()
 BATCH = 128
@@ -127,7 +127,7 @@ class Cache:
                 )
             )
         except (ValueError, MemoryError) as error:
-            rejected = local or isinstance(error, MemoryError | Rejected)
+            rejected = local or isinstance(error, MemoryError | RequestRejected)
             if self.raise_errors or not rejected:
                 raise
             return Answer("", error=str(error)[:500], finish_reason="error")
@@ -177,7 +177,7 @@ class Recorded:
                 f"{self.folder} has no answer to {prompt[:80]!r}; use the data and settings of that evaluation"
             )
         if answer.error:
-            raise Rejected(answer.error)
+            raise RequestRejected(answer.error)
         return Completion(
             answer.text,
             (0,) * answer.tokens,

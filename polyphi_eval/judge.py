@@ -28,7 +28,7 @@ OBJECTS = 100
 
 
 @dataclass(frozen=True)
-class Prompt:
+class JudgePrompt:
     """A prompt. `system` and `user` are templates with {names} for `fill`; literal braces are doubled."""
 
     origin: str
@@ -53,7 +53,7 @@ def _load(name: str) -> dict[str, Any]:
     return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
 
 
-PROMPTS = {name: Prompt(**table) for name, table in _load("judges").items()}
+PROMPTS = {name: JudgePrompt(**table) for name, table in _load("judges").items()}
 SAFETY = _load("safety")
 """The prompts of the safety evaluations by name, and their `version`."""
 

@@ -32,7 +32,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class SamplePrompt:
     """The prompt of a sample: `messages`, or None for the benchmark's turns."""
 
     sample: Sample
@@ -43,13 +43,13 @@ class Prompt:
 
 def prompts_of(
     benchmark: Benchmark, data: Data, *, limit: int | None = None, shard: tuple[int, int] = (1, 1)
-) -> Iterator[Prompt]:
+) -> Iterator[SamplePrompt]:
     """Yield prompts of the samples that belong to a row. `limit` selects the first samples of each row; `shard` (i, k)
     every k-th sample from the i-th on."""
     samples: Iterable[Sample] = in_rows(benchmark, benchmark.load(data))
     if limit is not None:
         samples = _first(benchmark, samples, limit)
-    return (Prompt(s) for i, s in enumerate(samples) if i % shard[1] == shard[0] - 1)
+    return (SamplePrompt(s) for i, s in enumerate(samples) if i % shard[1] == shard[0] - 1)
 
 
 def _first(benchmark: Benchmark, samples: Iterable[Sample], limit: int) -> Iterator[Sample]:
@@ -65,7 +65,7 @@ def _first(benchmark: Benchmark, samples: Iterable[Sample], limit: int) -> Itera
 
 def answer(
     benchmark: Benchmark,
-    prompts: Iterable[Prompt],
+    prompts: Iterable[SamplePrompt],
     cache: Cache,
     *,
     block: int = BLOCK,
@@ -87,7 +87,9 @@ def answer(
 Turns = list[tuple[Sequence[Message], Answer]]
 
 
-def _answer_block(benchmark: Benchmark, prompts: Sequence[Prompt], cache: Cache) -> list[Turns]:
+def _answer_block(
+    benchmark: Benchmark, prompts: Sequence[SamplePrompt], cache: Cache
+) -> list[Turns]:
     """Return the conversations and answers of each prompt, turn by turn."""
     turns: list[Turns] = [[] for _ in prompts]
     active = list(range(len(prompts)))
@@ -111,7 +113,7 @@ def _answer_block(benchmark: Benchmark, prompts: Sequence[Prompt], cache: Cache)
 
 
 def _next_turns(
-    benchmark: Benchmark, progress: Sequence[tuple[Prompt, Sequence[str]]]
+    benchmark: Benchmark, progress: Sequence[tuple[SamplePrompt, Sequence[str]]]
 ) -> Sequence[Sequence[Message] | None]:
     if benchmark.turns:
         return benchmark.turns([(prompt.sample, answers) for prompt, answers in progress])
@@ -123,7 +125,7 @@ def _next_turns(
     ]
 
 
-def _line(benchmark: Benchmark, prompt: Prompt, turns: Turns) -> Line:
+def _line(benchmark: Benchmark, prompt: SamplePrompt, turns: Turns) -> Line:
     sample, answers = prompt.sample, [reply for _, reply in turns]
     last: Sequence[Message] = audio_only(turns[-1][0]) if turns else ()
     line = {
@@ -158,7 +160,7 @@ def _line(benchmark: Benchmark, prompt: Prompt, turns: Turns) -> Line:
     }
 
 
-def constant_line(benchmark: Benchmark, prompt: Prompt, text: str) -> Line:
+def constant_line(benchmark: Benchmark, prompt: SamplePrompt, text: str) -> Line:
     """Return the line of a constant answer."""
     return _line(benchmark, prompt, [(prompt.sample.prompt, Answer(text))])
 

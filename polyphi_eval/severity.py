@@ -48,7 +48,7 @@ PROMPTS = Source(
 
 
 @dataclass(frozen=True)
-class Prompt:
+class HarmPrompt:
     """A line of `prompts.jsonl`, or of a file in the same format; `line` has all fields, `folder` is the file's."""
 
     id: str
@@ -59,7 +59,7 @@ class Prompt:
     folder: Path
 
 
-def prompts(data: Data, source: Source = PROMPTS) -> Iterator[Prompt]:
+def prompts(data: Data, source: Source = PROMPTS) -> Iterator[HarmPrompt]:
     """Yield the prompts of a file. Raises ValueError for unknown categories or languages."""
     folder = data.folder(source)
     for number, line in enumerate(data.rows(source), 1):
@@ -69,12 +69,14 @@ def prompts(data: Data, source: Source = PROMPTS) -> Iterator[Prompt]:
                 f"{source.name}/{source.files[0]}, line {number}: expected a category of {', '.join(HARMS)}, a "
                 f"language of {', '.join(LANGUAGES)} and a prompt, found {json.dumps(line, ensure_ascii=False)[:120]}"
             )
-        yield Prompt(
+        yield HarmPrompt(
             f"{harm}-{language}-{number}", harm, language, str(line["prompt"]), line, folder
         )
 
 
-def sample(name: str, prompt: Prompt, *, text: str | None = None, aloud: bool = False) -> Sample:
+def sample(
+    name: str, prompt: HarmPrompt, *, text: str | None = None, aloud: bool = False
+) -> Sample:
     """Return the sample of a prompt, with another `text` if given; with `aloud` as audio, its own or synthesized."""
     prompt_part = _audio(prompt) if aloud else text or prompt.text
     meta = {
@@ -87,7 +89,7 @@ def sample(name: str, prompt: Prompt, *, text: str | None = None, aloud: bool = 
     return Sample(f"{name}-{prompt.id}", messages, PROMPTS.name, "as its owner says", meta)
 
 
-def _audio(prompt: Prompt) -> SpokenText:
+def _audio(prompt: HarmPrompt) -> SpokenText:
     if "audio" in prompt.line:
         return SpokenText(audio_of(prompt.line["audio"], prompt.folder).source, prompt.text)
     return SpokenText(synthesize(prompt.text, prompt.language), prompt.text)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from polyphi.messages import Message
-from polyphi.processing.template import Piece, Words, script
+from polyphi.processing.template import TemplatePiece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
 
 
@@ -13,10 +13,12 @@ def render(
     *,
     generation_prompt: bool = False,
     trusted: bool = False,
-) -> list[Piece]:
+) -> list[TemplatePiece]:
     """The pieces of `script`, each text encoded."""
     return [
-        Piece(tuple(tokenizer.encode(part.text)), part.answer) if isinstance(part, Words) else part
+        TemplatePiece(tuple(tokenizer.encode(part.text)), part.answer)
+        if isinstance(part, Words)
+        else part
         for part in script(
             messages, tokenizer, generation_prompt=generation_prompt, trusted=trusted
         )

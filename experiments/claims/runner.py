@@ -21,7 +21,7 @@ from experiments.claims import claim as claims
 from experiments.claims.claim import Claim
 from experiments.trial import score, trial
 from polyphi.batch import Batch, pack
-from polyphi.data.packing import Capacity, Size
+from polyphi.data.packing import Capacity, RowSize
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
 from polyphi.engine.engine import Engine
@@ -162,7 +162,7 @@ class ClaimRunner:
             (s.id, row) for corpus, some in samples.items() for s in some for row in rows(corpus, s)
         ]
         correct, loss = {}, {}
-        for group in Capacity(PACK).groups([Size.of([row]) for _, row in id_rows]):
+        for group in Capacity(PACK).groups([RowSize.of([row]) for _, row in id_rows]):
             results = _exact_and_loss(arm.model, pack([id_rows[i][1] for i in group]))
             for i, (hit, nats, tokens) in zip(group, results, strict=True):
                 correct[id_rows[i][0]], loss[id_rows[i][0]] = [hit, 1.0], [nats, tokens]

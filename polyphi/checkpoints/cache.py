@@ -36,7 +36,7 @@ SHORT = 12
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredModel:
     """A stored model. `revision`: its commit. `quant`: the scheme of a quantized model, None for a download. `bytes`:
     of its files, those of an interrupted download included. `last_used`: seconds since 1970. `fault`: why it isn't
     complete, or None. `name` is what `remove` takes: OWNER/NAME, with @REVISION where several are stored, and
@@ -118,7 +118,7 @@ def record_use(folder: Path) -> None:
         os.utime(folder)
 
 
-def entries() -> list[Entry]:
+def entries() -> list[StoredModel]:
     """Downloads of models that polyphi reads and quantized models, by name."""
     rows = [*_downloads(), *_quantized()]
     revisions = Counter((row.repository, row.quant) for row in rows)
@@ -128,16 +128,16 @@ def entries() -> list[Entry]:
         revision = f"@{row.revision[:SHORT]}" if several else ""
         scheme = f":{row.quant}" if row.quant else ""
         values = {**vars(row), "name": f"{row.repository}{revision}{scheme}"}
-        named.append(Entry(**values))
+        named.append(StoredModel(**values))
     return sorted(named, key=lambda row: row.name)
 
 
-def folder_of(row: Entry) -> Path:
+def folder_of(row: StoredModel) -> Path:
     """The cache folder that an entry is in: huggingface_hub's or ours."""
     return row.path.parents[2]
 
 
-def _downloads() -> Iterator[Entry]:
+def _downloads() -> Iterator[StoredModel]:
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -154,7 +154,7 @@ def _downloads() -> Iterator[Entry]:
             if not readable(folder):
                 continue
             fault = files.fault(folder)
-            yield Entry(
+            yield StoredModel(
                 repository.repo_id,
                 revision.commit_hash,
                 None,
@@ -183,7 +183,7 @@ def readable(folder: Path) -> bool:
     return False
 
 
-def _quantized() -> Iterator[Entry]:
+def _quantized() -> Iterator[StoredModel]:
     for folder in sorted(models_folder().glob("*--*/*/*")):
         name = SCHEME.fullmatch(folder.name)
         commit = folder.parent.name
@@ -194,7 +194,9 @@ def _quantized() -> Iterator[Entry]:
         used = folder.stat().st_mtime
         fault = files.fault(folder)
         refs = [r for r in _refs(repository) if commit_of(repository, r) == commit]
-        yield Entry(repository, commit, name["scheme"], folder, size, used, fault, tuple(refs))
+        yield StoredModel(
+            repository, commit, name["scheme"], folder, size, used, fault, tuple(refs)
+        )
 
 
 def _refs(repository: str) -> list[str]:
@@ -202,7 +204,7 @@ def _refs(repository: str) -> list[str]:
     return [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
 
 
-def remove(name: str) -> list[Entry]:
+def remove(name: str) -> list[StoredModel]:
     """Delete the models with a name (OWNER/NAME, OWNER/NAME@REVISION, either with :SCHEME) and return their entries.
     Without a scheme that is the download, without a revision every one. Raises ValueError if there is none, and while
     another process downloads or quantizes it."""
@@ -239,7 +241,7 @@ def remove(name: str) -> list[Entry]:
     return matches
 
 
-def _remove_download(row: Entry) -> None:
+def _remove_download(row: StoredModel) -> None:
     from huggingface_hub import constants, scan_cache_dir
 
     caches = scan_cache_dir(constants.HF_HUB_CACHE)

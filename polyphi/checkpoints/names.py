@@ -124,7 +124,7 @@ _PATTERNS = [(_pattern(r.ours), r) for r in RENAMES]
 
 
 @dataclass(frozen=True)
-class Entry:
+class NamedTensor:
     """Our name of a tensor, its shape in the layout, and its required dtype (None: any float)."""
 
     ours: str
@@ -147,9 +147,9 @@ def public_name(ours: str, layout: str, *, adapted: bool = True) -> tuple[str, i
     raise AssertionError(f"no rename covers {ours}")
 
 
-def tensor_names(config: ModelConfig, layout: str = "original") -> dict[str, Entry]:
-    """Every tensor of a checkpoint with this configuration: public name -> `Entry`. Adapter files of the native layout
-    have names such as `vision-lora/NAME`. The mini layout has only the language model."""
+def tensor_names(config: ModelConfig, layout: str = "original") -> dict[str, NamedTensor]:
+    """Every tensor of a checkpoint with this configuration: public name -> `NamedTensor`. Adapter files of the native
+    layout have names such as `vision-lora/NAME`. The mini layout has only the language model."""
     config = as_stored(config, layout)
     return entries_of(empty_model(config).state_dict(), layout, adapted=bool(config.adapters))
 
@@ -168,17 +168,21 @@ def empty_model(config: ModelConfig) -> PhiModel:
         return PhiModel(config)
 
 
-def entries_of(state: Mapping[str, Tensor], layout: str, *, adapted: bool) -> dict[str, Entry]:
+def entries_of(
+    state: Mapping[str, Tensor], layout: str, *, adapted: bool
+) -> dict[str, NamedTensor]:
     if layout not in (*LAYOUTS, QUANTIZED):
         raise ValueError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     entries = {}
     for ours, tensor in state.items():
         name, unit_axes = public_name(ours, layout, adapted=adapted)
-        entries[name] = Entry(ours, (1,) * unit_axes + tuple(tensor.shape))
+        entries[name] = NamedTensor(ours, (1,) * unit_axes + tuple(tensor.shape))
     return entries
 
 
-def in_pieces(entries: Mapping[str, Entry], parts: Mapping[str, quantize.Part]) -> dict[str, Entry]:
+def in_pieces(
+    entries: Mapping[str, NamedTensor], parts: Mapping[str, quantize.WeightTarget]
+) -> dict[str, NamedTensor]:
     """Entries of a quantized checkpoint: each quantized weight is replaced by its pieces, such as `NAME.q8` and
     `NAME.row`."""
     result = {}
@@ -188,5 +192,5 @@ def in_pieces(entries: Mapping[str, Entry], parts: Mapping[str, quantize.Part]) 
             continue
         part = parts[entry.ours]
         for end, (dtype, shape) in part.form.layout(part.shape).items():
-            result[f"{name}.{end}"] = Entry(entry.ours, shape, dtype)
+            result[f"{name}.{end}"] = NamedTensor(entry.ours, shape, dtype)
     return result

@@ -32,7 +32,7 @@ from polyphi.checkpoints.names import (
     PEFT_PREFIX,
     QUANTIZED,
     TYPES,
-    Entry,
+    NamedTensor,
     empty_model,
     entries_of,
     in_pieces,
@@ -119,7 +119,7 @@ def load_checkpoint(
     if layout == QUANTIZED:
         expected = in_pieces(expected, parts)
         if LOOKUP in stored and parts[quantize.EMBEDDING].has_table:
-            expected[LOOKUP] = Entry(quantize.EMBEDDING, parts[quantize.EMBEDDING].shape)
+            expected[LOOKUP] = NamedTensor(quantize.EMBEDDING, parts[quantize.EMBEDDING].shape)
     stored = _without_tied_head(stored, expected)
     _check(expected, stored, folder, layout)
 
@@ -387,7 +387,7 @@ def _layout(raw_config: Mapping[str, Any], stored: Mapping[str, _Stored]) -> str
 
 
 def _without_tied_head(
-    stored: dict[str, _Stored], expected: Mapping[str, Entry]
+    stored: dict[str, _Stored], expected: Mapping[str, NamedTensor]
 ) -> dict[str, _Stored]:
     """The stored tensors without a copy of the embedding as head. Raises ValueError where the two differ."""
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
@@ -404,7 +404,7 @@ def _without_tied_head(
 
 
 def _check(
-    expected: Mapping[str, Entry], stored: Mapping[str, _Stored], folder: Path, layout: str
+    expected: Mapping[str, NamedTensor], stored: Mapping[str, _Stored], folder: Path, layout: str
 ) -> None:
     misshaped = [
         f"{name} expected {list(entry.shape)} found {list(stored[name].shape)}"

@@ -27,7 +27,7 @@ from polyphi.checkpoints.names import (
     PUBLISHED_ADAPTERS,
     QUANTIZED,
     TYPES,
-    Entry,
+    NamedTensor,
     as_stored,
     empty_model,
     tensor_names,
@@ -132,12 +132,12 @@ def write_checkpoint(
         )
     config = as_stored(config, layout)
     entries = tensor_names(config, layout if quant is None else QUANTIZED)
-    adapter_files: dict[str, dict[str, Entry]] = {}
+    adapter_files: dict[str, dict[str, NamedTensor]] = {}
     for name in [name for name in entries if "/" in name]:
         adapter_folder, _, suffix = name.partition("/")
         adapter_files.setdefault(adapter_folder, {})[PEFT_PREFIX + suffix] = entries.pop(name)
 
-    def converted(entry: Entry) -> Tensor:
+    def converted(entry: NamedTensor) -> Tensor:
         value = tensor(entry.ours)
         assert isinstance(value, Tensor), f"pieces of {entry.ours}, which isn't quantized"
         return value.detach().reshape(entry.shape).to("cpu", dtype).contiguous()

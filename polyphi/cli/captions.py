@@ -12,7 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from polyphi.transcription.capture import Blocks
-    from polyphi.transcription.live import Item, LiveEvent
+    from polyphi.transcription.live import AudioItem, LiveEvent
 
 AHEAD = 60.0
 """Seconds of audio that may wait for their transcripts before a pipe is read on."""
@@ -42,7 +42,7 @@ class Captions:
         from polyphi.transcription import live
         from polyphi.transcription.transcript import text_of
 
-        if isinstance(event, live.Delta):
+        if isinstance(event, live.TranscriptDelta):
             self._partial = event.item.sent
         elif isinstance(event, live.Completed):
             self._partial = ""
@@ -56,7 +56,7 @@ class Captions:
         if self._screen.is_started:
             self._screen.update(Text(self._partial, style="dim"), refresh=True)
 
-    def _report(self, item: "Item", text: str) -> None:
+    def _report(self, item: "AudioItem", text: str) -> None:
         seconds = item.start / self._rate
         print(f"polyphi: the part from {seconds:.1f} s: {text}", file=sys.stderr)
 

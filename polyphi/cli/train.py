@@ -196,7 +196,7 @@ def train(
       polyphi train speech_2_post --size micro --out runs/micro
       polyphi train examples/finetune_vision.py --model runs/nano/model --data rows.jsonl
     """
-    from polyphi.train.guard import Guard
+    from polyphi.train.guard import StepGuard
     from polyphi.train.interrupt import record_interrupts
     from polyphi.train.options import MachineOptions, TrainOptions
 
@@ -212,7 +212,7 @@ def train(
         features=features,
         background=background,
         deterministic=deterministic,
-        guard=Guard(spike, on_spike),
+        guard=StepGuard(spike, on_spike),
     )
     if any(name.endswith(".py") for name in names):
         from polyphi.checkpoints import hub, model_card

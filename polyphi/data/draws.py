@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from polyphi.batch import Batch
 from polyphi.data.mix import Order
-from polyphi.data.packing import Size
+from polyphi.data.packing import RowSize
 from polyphi.data.sample import Sample, Source, Unfit
 from polyphi.processing.processor import TooLong
 
@@ -43,7 +43,7 @@ class Draw:
     corpus: str
     id: str
     rows: list[Batch]
-    size: Size = field(default_factory=Size)
+    size: RowSize = field(default_factory=RowSize)
     lost: int = 0
     skipped: Skipped | None = None
 
@@ -91,7 +91,7 @@ class Draws:
         category: Literal["corrupt", "too_long", "unfit"]
         try:
             rows = self._make_rows(corpus, source.sample(index))
-            return Draw(corpus, id, rows, Size.of(rows), sum(r.lost for r in rows))
+            return Draw(corpus, id, rows, RowSize.of(rows), sum(r.lost for r in rows))
         except TooLong as error:
             category, reason = "too_long", str(error)
         except Unfit as error:

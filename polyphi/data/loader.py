@@ -27,7 +27,7 @@ from polyphi.data import workers as processes
 from polyphi.data.draws import Draw, Draws, MakeRows, Skipped
 from polyphi.data.fresh import Fresh
 from polyphi.data.mix import Order
-from polyphi.data.packing import Size
+from polyphi.data.packing import RowSize
 from polyphi.runtime import distributed
 
 MAX_CONSECUTIVE_SKIPS = 1000
@@ -42,7 +42,7 @@ DRAWS_PER_EXCHANGE = 8
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRows:
     """One step. `ids`, `sizes`, `numbers` (of their draws) and `processes` are those of all its samples, `samples` the
     rows of those that belong to this process, `rank`. `draws` is the total number of draws after it, where the next
     step begins. `skipped` holds the samples left out, `cut` is the number of truncated samples and `lost` that of their
@@ -50,7 +50,7 @@ class Step:
 
     samples: list[list[Batch]]
     ids: list[str]
-    sizes: list[Size]
+    sizes: list[RowSize]
     numbers: list[int]
     processes: list[int]
     draws: int
@@ -70,7 +70,7 @@ class Step:
         """Return the ids of `samples`."""
         return [i for i, p in zip(self.ids, self.processes, strict=True) if p == self.rank]
 
-    def other_sizes(self) -> list[list[Size]]:
+    def other_sizes(self) -> list[list[RowSize]]:
         """Return the sizes of the samples of each other process."""
         placed = list(zip(self.sizes, self.processes, strict=True))
         return [
@@ -86,7 +86,7 @@ class Step:
         smallest = min(range(len(self.ids)), key=lambda i: self.sizes[i].tokens)
         return self.make(self.numbers[smallest]).rows
 
-    def without(self, ids: Collection[str]) -> "Step":
+    def without(self, ids: Collection[str]) -> "StepRows":
         """Return the step without the samples of these ids."""
         indices = [i for i, name in enumerate(self.ids) if name not in ids]
         own = zip(self.own_ids(), self.samples, strict=True)
@@ -105,7 +105,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Group:
+class ReaderGroup:
     """The processes that read a mix in parallel: this one's `rank` of `world`, and `exchange`, which returns the draws
     of every process for those of this one."""
 
@@ -134,7 +134,7 @@ class Loader:
         late: Mapping[str, int] | None = None,
         fresh: Mapping[str, Fresh] = {},
         workers: int = 0,
-        group: Group = Group(),
+        group: ReaderGroup = ReaderGroup(),
     ) -> None:
         # needs pyarrow, which a stage file does without
         from polyphi.data.shards import Shards, join_path
@@ -177,7 +177,7 @@ class Loader:
             # Prefetched draws are made again.
             self.restore(self._draws, self._corrupt)
 
-    def step(self) -> Step:
+    def step(self) -> StepRows:
         """Return the next step. Raises ValueError if a corpus has no usable samples, or too many are damaged."""
         accepted: list[tuple[int, int, Draw]] = []  # number, process, draw
         skipped: list[Skipped] = []
@@ -198,7 +198,7 @@ class Loader:
                 self._count_skipped(draw.skipped)
                 skipped.append(draw.skipped)
         draws = [draw for _, _, draw in accepted]
-        return Step(
+        return StepRows(
             [draw.rows for _, process, draw in accepted if process == self._rank],
             [draw.name for draw in draws],
             [draw.size for draw in draws],
@@ -261,7 +261,7 @@ class Loader:
         max_tokens = PREFETCH_STEPS * self._batch_tokens // self._world
         return _threaded(draws, max_tokens) if self._prefetch else draws
 
-    def steps(self, number: int, *, ahead: bool = False) -> Generator[Step, None, None]:
+    def steps(self, number: int, *, ahead: bool = False) -> Generator[StepRows, None, None]:
         """Yield the next `number` steps; with `ahead` a thread prefetches draws. Close the iterator
         (`contextlib.closing`) to stop the thread and worker processes early."""
         self.close()

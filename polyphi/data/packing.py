@@ -20,7 +20,7 @@ UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
-class Size:
+class RowSize:
     """Size of rows: tokens, crops, log-mel frames of 10 ms."""
 
     tokens: int = 0
@@ -28,7 +28,7 @@ class Size:
     frames: int = 0
 
     @classmethod
-    def of(cls, rows: Rows) -> "Size":
+    def of(cls, rows: Rows) -> "RowSize":
         return cls(
             sum(map(len, rows)),
             sum(row.crop_count for row in rows),
@@ -58,7 +58,7 @@ class Capacity:
             UNLIMITED if self.frames is None else self.frames,
         )
 
-    def groups(self, sizes: Sequence[Size]) -> list[list[int]]:
+    def groups(self, sizes: Sequence[RowSize]) -> list[list[int]]:
         """Return the indices of the samples of each pack, by best fit: largest samples first, each into the pack with
         the least remaining capacity. A sample larger than the capacity is alone. No two packs would fit into one."""
         limits = np.array(self._limits())
@@ -77,7 +77,7 @@ class Capacity:
                 groups.append([i])
         return sorted(sorted(group) for group in groups)
 
-    def empty(self, size: Size) -> float:
+    def empty(self, size: RowSize) -> float:
         """Return the unused share of the capacity, for the limit that is nearest."""
         amounts = (size.tokens, size.crops, size.frames)
         return max(0.0, 1 - max(n / m for n, m in zip(amounts, self._limits(), strict=True)))
@@ -102,7 +102,7 @@ class Pack:
 def pack_step(
     samples: Sequence[Rows],
     capacity: Capacity,
-    other_sizes: Sequence[Sequence[Size]] = (),
+    other_sizes: Sequence[Sequence[RowSize]] = (),
     spare_rows: Rows = (),
 ) -> list[Pack]:
     """Return this process's packs of a step. The rows of a sample stay in one pack.
@@ -110,16 +110,16 @@ def pack_step(
     All processes have the same number of packs (sharded layers and sums synchronize in each). `other_sizes` are the
     sizes of the other processes' samples; a process with fewer packs repeats its smallest sample, or `spare_rows`.
     """
-    sizes = [Size.of(rows) for rows in samples]
+    sizes = [RowSize.of(rows) for rows in samples]
     packs = [
-        Pack(batch := _pack([samples[i] for i in group]), empty=capacity.empty(Size.of([batch])))
+        Pack(batch := _pack([samples[i] for i in group]), empty=capacity.empty(RowSize.of([batch])))
         for group in capacity.groups(sizes)
     ]
     max_packs = max(
         [len(packs), *(len(capacity.groups(sizes_there)) for sizes_there in other_sizes)]
     )
     if missing := max_packs - len(packs):
-        smallest = min(samples, key=lambda rows: Size.of(rows).tokens, default=spare_rows)
+        smallest = min(samples, key=lambda rows: RowSize.of(rows).tokens, default=spare_rows)
         packs += [Pack(_pack([smallest]), share=0.0, empty=1.0)] * missing
     return packs
 

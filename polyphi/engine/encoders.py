@@ -28,7 +28,7 @@ FRAMES = 12_000
 
 
 @dataclass(frozen=True)
-class Item:
+class MediaItem:
     """One image or audio clip of a prompt: its cache `key`, its placeholder tokens `start` to `end`, and the encoder's
     input (crops as uint8 where the prompt has them so)."""
 
@@ -45,10 +45,10 @@ class Item:
         return media.crop_count if isinstance(media, ImageInput) else len(media.mels)
 
 
-def items(prompt: Batch, salt: bytes = b"") -> list[Item]:
+def items(prompt: Batch, salt: bytes = b"") -> list[MediaItem]:
     """The images and audio clips of a prompt, each with its placeholders (which are contiguous). With another `salt`
     the same image has another key."""
-    result: list[Item] = []
+    result: list[MediaItem] = []
     if prompt.images:
         slots, offset = _slots(prompt.image_slots), 0
         for image in prompt.image_input.split():
@@ -56,14 +56,16 @@ def items(prompt: Batch, salt: bytes = b"") -> list[Item]:
             tokens = layout.tokens(image.masks.shape[-1] // 2)
             # The global view is computed from the crops.
             key = _key(salt, "image", repr(layout), image.crops, image.masks)
-            result.append(Item("image", key, slots[offset], slots[offset] + tokens, image))
+            result.append(MediaItem("image", key, slots[offset], slots[offset] + tokens, image))
             offset += tokens
     if prompt.clips:
         slots, offset = _slots(prompt.audio_slots), 0
         for audio in prompt.audio_input.split():
             (clip,) = audio.clips
             key = _key(salt, "audio", repr(clip), audio.mels)
-            result.append(Item("audio", key, slots[offset], slots[offset] + clip.tokens, audio))
+            result.append(
+                MediaItem("audio", key, slots[offset], slots[offset] + clip.tokens, audio)
+            )
             offset += clip.tokens
     return sorted(result, key=lambda item: item.start)
 
@@ -94,7 +96,7 @@ class Encoders:
         """Items requested so far, and those of them that were cached."""
         self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
         """Called after each call of an encoder with "image" or "audio" and its duration."""
-        self._group: list[Item] = []
+        self._group: list[MediaItem] = []
         self._slices: Steps[dict[bytes, Tensor]] | None = None
         self._seconds = 0.0  # of the current group so far
         self._oldest_first = False
@@ -111,7 +113,7 @@ class Encoders:
             self._cache.move_to_end(key)
         return self._cache.get(key)
 
-    def encode(self, requested: Sequence[Item]) -> dict[bytes, Float[Tensor, "n D"]]:
+    def encode(self, requested: Sequence[MediaItem]) -> dict[bytes, Float[Tensor, "n D"]]:
         """Embeddings by key, from the cache or encoded in as few calls as the sizes allow."""
         result: dict[bytes, Tensor] = {}
         while pending := [item for item in requested if item.key not in result]:
@@ -120,11 +122,11 @@ class Encoders:
 
     @torch.inference_mode()
     def advance(
-        self, requested: Sequence[Item], seconds: float
+        self, requested: Sequence[MediaItem], seconds: float
     ) -> dict[bytes, Float[Tensor, "n D"]]:
         """Encodes requested items for about `seconds`: at least one slice, and at most to the end of a group of items.
         Returns the embeddings available now, by key. Drops the current group if none of it is requested any more."""
-        new: dict[bytes, Item] = {}
+        new: dict[bytes, MediaItem] = {}
         available: dict[bytes, Tensor] = {}
         for item in requested:
             if item.key in available:
@@ -162,11 +164,11 @@ class Encoders:
         self._group, self._slices, self._seconds = [], None, 0.0
 
     @property
-    def group(self) -> list[Item]:
+    def group(self) -> list[MediaItem]:
         """Items in progress."""
         return self._group
 
-    def _next_group(self, new: Sequence[Item]) -> list[Item]:
+    def _next_group(self, new: Sequence[MediaItem]) -> list[MediaItem]:
         """Items of one modality for one call. Groups start in turn with the item that has waited longest and with the
         smallest: a small image doesn't wait for all large ones, nor a large one for all small ones."""
         self._oldest_first = not self._oldest_first
@@ -181,7 +183,7 @@ class Encoders:
             size += item.size
         return group
 
-    def _run(self, group: Sequence[Item]) -> Steps[dict[bytes, Tensor]]:
+    def _run(self, group: Sequence[MediaItem]) -> Steps[dict[bytes, Tensor]]:
         device = self._model.decoder.device
         if group[0].modality == "image":
             # Converted before they are joined: a group may have images in uint8 and in float.

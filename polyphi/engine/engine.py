@@ -40,7 +40,7 @@ from polyphi.engine.encoders import items
 from polyphi.engine.memory import free_beside
 from polyphi.engine.prompt import Prompt, parse_prompt
 from polyphi.engine.request import NOBODY, Caller, Request
-from polyphi.engine.rows import Rows
+from polyphi.engine.rows import RowMaker
 from polyphi.engine.sampling import check
 from polyphi.engine.scores import Scorer
 from polyphi.messages import (
@@ -132,7 +132,7 @@ class Engine:
         self.adapters = core.adapters
         self.output_delta, self.output_pieces = core.output_delta, core.output_pieces
         self.run, self.step, self.abort = core.run, core.step, core.abort
-        self.rows = rows = Rows(model, processor)
+        self.rows = rows = RowMaker(model, processor)
         self.row, self.row_steps = rows.row, rows.row_steps
         self.ids_row, self.check_sampling = rows.ids_row, rows.check_sampling
         self.with_grammar = rows.with_grammar

@@ -27,7 +27,7 @@ MAX_GRAPHS = 24
 
 
 @dataclass
-class Step:
+class GraphInputs:
     """The inputs of a recorded step, at fixed addresses: S sequences of at most N cached tokens, `pairs` of rotated
     channels. `rows`: memory rows of the new tokens; `cached_rows`: of all tokens; `mask`: which of these exist."""
 
@@ -42,7 +42,7 @@ class Step:
 class StepMemory:
     """The `model.attention.KVCache` of a recorded step: all shapes are fixed, and no operation syncs with the host."""
 
-    def __init__(self, memory: Memory, step: Step) -> None:
+    def __init__(self, memory: Memory, step: GraphInputs) -> None:
         self._memory, self._step = memory, step
 
     def attend(
@@ -75,7 +75,7 @@ class DecodeGraphs:
         self._model, self.memory = model, memory
         self._device = model.decoder.device
         self._padding_row = len(memory.layers[0][0]) - 1
-        self._graphs: OrderedDict[tuple, tuple[Step, Callable[[], Tensor]]] = OrderedDict()
+        self._graphs: OrderedDict[tuple, tuple[GraphInputs, Callable[[], Tensor]]] = OrderedDict()
 
     def forget_adapter(self, adapter: str) -> None:
         """Drop the graphs with an adapter: they would read its freed weights."""
@@ -112,7 +112,7 @@ class DecodeGraphs:
         inverse = torch.tensor(order, device=self._device).argsort()
         return logits[: len(parts)].index_select(0, inverse)
 
-    def _fill(self, step: Step, batch: Batch, parts: Sequence[StepPart]) -> None:
+    def _fill(self, step: GraphInputs, batch: Batch, parts: Sequence[StepPart]) -> None:
         """Copies a step's inputs into the graph's tensors. A padding sequence attends to one row, so that its softmax
         doesn't divide by zero."""
         rows = torch.full(step.rows.shape, self._padding_row)
@@ -132,12 +132,12 @@ class DecodeGraphs:
         ):
             buffer.copy_(value, non_blocking=True)
 
-    def _record(self, batch: Batch, width: int) -> tuple[Step, Callable[[], Tensor]]:
+    def _record(self, batch: Batch, width: int) -> tuple[GraphInputs, Callable[[], Tensor]]:
         decoder, sequences = self._model.decoder, len(batch.ids)
         device = self._device
         x = decoder.embed(batch.ids.to(device))
         cos, sin = decoder.rope(batch.to(device), working_dtype(x))
-        step = Step(
+        step = GraphInputs(
             ids=batch.ids.to(device),
             cos=cos.clone(),
             sin=sin.clone(),

@@ -55,7 +55,7 @@ def main(descriptor: int) -> None:
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))
     data = _read(control, LENGTH.unpack(_read(control, LENGTH.size))[0])
-    vocabulary = Vocabulary(Tokenizer.from_json(data.decode()))
+    vocabulary = GrammarVocabulary(Tokenizer.from_json(data.decode()))
     del data
     processes: dict[int, int] = {}  # number -> process id
     with suppress(EOFError, OSError):
@@ -83,7 +83,7 @@ def main(descriptor: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-class Vocabulary:
+class GrammarVocabulary:
     """A tokenizer in llguidance's form."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -126,7 +126,7 @@ class _Tokens:
 class Matchers:
     """The answers that follow one grammar. Raises ValueError for an invalid grammar and one that no answer fits."""
 
-    def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
+    def __init__(self, grammar: Grammar, vocabulary: GrammarVocabulary) -> None:
         self._allowed = vocabulary.text_and({CALL, CALL_END} if grammar.kind == "tools" else ())
         self._first: Any = grammars.llguidance().LLMatcher(
             vocabulary.tokenizer,
@@ -169,7 +169,7 @@ def _raise_errors(matcher: Any) -> None:
         raise ValueError(f"this grammar is too complex to follow: {message}")
 
 
-def follow(connection: socket.socket, vocabulary: Vocabulary) -> None:
+def follow(connection: socket.socket, vocabulary: GrammarVocabulary) -> None:
     """Compile the grammar that the connection sends, and follow answers until it is closed. Ends the process."""
     _limit_memory()
     try:

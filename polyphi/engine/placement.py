@@ -91,7 +91,7 @@ def dtype_for(model: PhiModel, quant: str | None) -> torch.dtype | None:
     return choose_dtype(stored, device, free_memory(device), quant=quant)
 
 
-def products(config: ModelConfig) -> tuple[precision.Product, ...]:
+def products(config: ModelConfig) -> tuple[precision.MatrixProducts, ...]:
     """The matrix products of a model with all weights trainable; builds one layer of each part only."""
     layers = {"decoder": config.decoder.num_hidden_layers}
     one = replace(config, decoder=replace(config.decoder, num_hidden_layers=1))

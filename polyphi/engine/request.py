@@ -15,7 +15,7 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.engine.cache import BLOCK, BlockTable, block_hash
-from polyphi.engine.encoders import Item, items
+from polyphi.engine.encoders import MediaItem, items
 from polyphi.engine.reasoning import ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
 from polyphi.engine.speculate import PromptLookup
@@ -231,7 +231,7 @@ class Request:
         return self.unsampled is not None or self.undecided
 
     @property
-    def missing_media(self) -> list[Item]:
+    def missing_media(self) -> list[MediaItem]:
         """Images and audio that must be encoded before it can run."""
         return [
             item

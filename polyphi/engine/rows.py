@@ -36,7 +36,7 @@ class AnswerTooLong(ValueError):
     """A prompt and its answer together exceed the context."""
 
 
-class Rows:
+class RowMaker:
     """Makes rows with a model's processor. Independent of the engine's steps; safe to use from any thread."""
 
     def __init__(self, model: PhiModel, processor: Processor) -> None:

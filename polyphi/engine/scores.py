@@ -12,14 +12,14 @@ from torch import Tensor
 
 from polyphi.batch import Batch, pack
 from polyphi.engine.prompt import Prompt
-from polyphi.engine.rows import Rows
+from polyphi.engine.rows import RowMaker
 from polyphi.engine.runner import Runner, extend, logprobs
 
 
 class Scorer:
     """Scores prompts with a runner; a forward has at most `most` tokens, or one longer prompt."""
 
-    def __init__(self, runner: Runner, rows: Rows, most: int) -> None:
+    def __init__(self, runner: Runner, rows: RowMaker, most: int) -> None:
         self._runner, self._rows, self.most = runner, rows, most
 
     def score(

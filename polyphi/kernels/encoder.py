@@ -6,7 +6,7 @@
 >>> rows = activate("gelu", raw)
 
 A product is a `Raw`: the output of an int8 kernel before the scales of its rows and the bias. The input of the next
-product is a `Rows`: bytes q + 128 and a scale per row. So between two products memory is read and written once.
+product is a `QuantizedRows`: bytes q + 128 and a scale per row. Between two products memory is read and written once.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ ACTIVATIONS = ("none", "relu", "silu", "gelu", "gated")
 """Names for `activate`: GELU in its tanh form; gated is value * silu(gate) of rows [value, gate]."""
 
 
-class Rows(NamedTuple):
+class QuantizedRows(NamedTuple):
     """Quantized activations: (q - 128) * scale."""
 
     q: UInt8[Tensor, "T D"]
@@ -89,8 +89,8 @@ def _pool() -> tuple[int | None, int]:
     return pool(), torch.get_num_threads()
 
 
-def _rows(count: int, width: int) -> Rows:
-    return Rows(torch.empty(count, width, dtype=torch.uint8), torch.empty(count))
+def _rows(count: int, width: int) -> QuantizedRows:
+    return QuantizedRows(torch.empty(count, width, dtype=torch.uint8), torch.empty(count))
 
 
 def norm(
@@ -101,7 +101,7 @@ def norm(
     raw: Raw | None = None,
     factor: float = 1.0,
     isa: int = -1,
-) -> tuple[Float[Tensor, "T D"], Rows]:
+) -> tuple[Float[Tensor, "T D"], QuantizedRows]:
     """x + factor * raw in bfloat16 (the dtype of x), and its LayerNorm as int8 rows. `isa` here and below is for tests:
     an index in `PATHS`."""
     out = _rows(*x.shape)
@@ -152,7 +152,7 @@ def add(
     return y
 
 
-def activate(activation: str, raw: Raw, isa: int = -1) -> Rows:
+def activate(activation: str, raw: Raw, isa: int = -1) -> QuantizedRows:
     """The `activation` of a product, as int8 rows."""
     width = raw.y.shape[1] // (2 if activation == "gated" else 1)
     out = _rows(len(raw.y), width)
@@ -179,7 +179,7 @@ def causal(
     bias: Float[Tensor, " D"],
     age: Int[Tensor, " T"],
     isa: int = -1,
-) -> Rows:
+) -> QuantizedRows:
     """A causal depthwise convolution of x (bfloat16) over the last W rows, at most `age` rows back; the current row's
     tap is the last. The result is int8 rows."""
     out = _rows(*x.shape)
@@ -195,7 +195,7 @@ def strided(
     bias: Float[Tensor, " D"],
     eight_bits: bool = True,
     isa: int = -1,
-) -> Rows | Float[Tensor, "T D"]:
+) -> QuantizedRows | Float[Tensor, "T D"]:
     """A depthwise 3 x 3 convolution of stride 2 and padding 1 after relu, as int8 rows or in bfloat16, a row for each
     output time and band (half as many as in the input, rounded up). `source` is a product with T * bands rows, or
     float32 (frames, weight, bias) of a first convolution of the same form over one channel. Input times whose
@@ -223,7 +223,7 @@ def strided(
         bias.data_ptr(),
         *(
             (_address(out.q), _address(out.scale), None)
-            if isinstance(out, Rows)
+            if isinstance(out, QuantizedRows)
             else (None, None, _address(out))
         ),
         times,

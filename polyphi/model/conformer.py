@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 from polyphi.kernels import encoder as native
 from polyphi.model.attention import working_dtype
 from polyphi.model.config import AudioConfig
@@ -46,7 +46,7 @@ class Span(NamedTuple):
     tokens: int
 
 
-def _spans(clips: Sequence[Clip], max_features: int) -> Iterator[Span]:
+def _spans(clips: Sequence[AudioLayout], max_features: int) -> Iterator[Span]:
     """Clips cut into spans of at most `max_features` features."""
     start = 0
     for clip in clips:
@@ -75,7 +75,7 @@ def _concatenate(parts: Sequence[Tensor]) -> Float[Tensor, "m D"]:
 
 
 @dataclass(frozen=True)
-class Group:
+class WindowGroup:
     """Windows of similar length, padded to one batch: `gather` [windows * longest] is the index of their frames
     (padding repeats frame 0), `visible` is False at padded keys, None where nothing is padded."""
 
@@ -91,7 +91,7 @@ class Windows:
     frames before it in its window; `lengths` are those of the windows."""
 
     lengths: tuple[int, ...]
-    groups: tuple[Group, ...]
+    groups: tuple[WindowGroup, ...]
     index: Int[Tensor, " A"]
     age: Int[Tensor, " A"]
 
@@ -116,7 +116,7 @@ class Windows:
                 else torch.from_numpy(is_frame)[:, None, None, :].to(device, non_blocking=True)
             )
             gather = torch.from_numpy(frames.ravel()).to(device, non_blocking=True)
-            groups.append(Group(len(members), longest, gather, visible))
+            groups.append(WindowGroup(len(members), longest, gather, visible))
         age = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
         index_, age_ = (torch.from_numpy(x).to(device, non_blocking=True) for x in (index, age))
         return Windows(tuple(lengths), tuple(groups), index_, age_)
@@ -303,7 +303,9 @@ class ConformerEncoder(nn.Module):
             biases.append(bias)
         return biases
 
-    def forward(self, mels: Float[Tensor, "F M"], clips: Sequence[Clip]) -> Float[Tensor, "A D"]:
+    def forward(
+        self, mels: Float[Tensor, "F M"], clips: Sequence[AudioLayout]
+    ) -> Float[Tensor, "A D"]:
         """Features of all clips, `clip.tokens` each, the same as in separate calls.
 
         Raises ValueError where the clips' frames don't add up to the batch's, or a clip has none.
@@ -311,7 +313,7 @@ class ConformerEncoder(nn.Module):
         return result_of(self.slices(mels, clips))
 
     def slices(
-        self, mels: Float[Tensor, "F M"], clips: Sequence[Clip]
+        self, mels: Float[Tensor, "F M"], clips: Sequence[AudioLayout]
     ) -> Steps[Float[Tensor, "A D"]]:
         """The result of `forward`, in slices of one block over a few windows."""
         total = sum(clip.frames for clip in clips)
@@ -365,13 +367,13 @@ class ConformerEncoder(nn.Module):
             yield
         return x
 
-    def _padding(self, clip: Clip) -> int:
+    def _padding(self, clip: AudioLayout) -> int:
         """Number of zero frames that fill the last window of a clip longer than one window. They aren't masked in
         attention, as in the published code for a single clip."""
         return -clip.tokens % self.config.window if clip.tokens > self.config.window else 0
 
     def _into_windows(
-        self, x: Float[Tensor, "A D"], clips: Sequence[Clip]
+        self, x: Float[Tensor, "A D"], clips: Sequence[AudioLayout]
     ) -> tuple[Float[Tensor, "B D"], list[int]]:
         """(features with long clips padded to whole windows, lengths of all windows)."""
         lengths: list[int] = []
@@ -391,7 +393,7 @@ class ConformerEncoder(nn.Module):
         return x, lengths
 
     def _out_of_windows(
-        self, x: Float[Tensor, "B D"], clips: Sequence[Clip]
+        self, x: Float[Tensor, "B D"], clips: Sequence[AudioLayout]
     ) -> Float[Tensor, "A D"]:
         if not any(self._padding(clip) for clip in clips):
             return x

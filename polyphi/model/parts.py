@@ -9,7 +9,7 @@ from polyphi.model.multimodal import PhiModel
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """A part of a model and its number of parameters. `report` is the number in the report at full size, else None."""
 
     name: str
@@ -30,7 +30,7 @@ TOTAL = 5.6e9
 """The report's size of the whole model."""
 
 
-def parts(config: ModelConfig) -> list[Part]:
+def parts(config: ModelConfig) -> list[Component]:
     """Parameters of each part, counted on the meta device; the last row is the sum. Buffers aren't counted."""
     with torch.device("meta"):
         sizes = {name: parameter.numel() for name, parameter in PhiModel(config).named_parameters()}
@@ -43,12 +43,12 @@ def parts(config: ModelConfig) -> list[Part]:
     counts: dict[str, int] = {}
     for name, size in sizes.items():
         counts[prefix_of(name)] = counts.get(prefix_of(name), 0) + size
-    rows = [Part(name, counts.pop(prefix, 0), report) for name, report, prefix in PARTS]
+    rows = [Component(name, counts.pop(prefix, 0), report) for name, report, prefix in PARTS]
     rows += [
-        Part(f"{prefix.removeprefix('lora.')} adapter", size, None)
+        Component(f"{prefix.removeprefix('lora.')} adapter", size, None)
         for prefix, size in counts.items()
     ]
-    return [*rows, Part("all", sum(sizes.values()), TOTAL)]
+    return [*rows, Component("all", sum(sizes.values()), TOTAL)]
 
 
 PREFIXES = {

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import Clip, ImageLayout
+from polyphi.batch import AudioLayout, ImageLayout
 from polyphi.model.linear import Linear
 
 BATCH_FEATURES = 4096
@@ -106,7 +106,7 @@ class AudioProjector(nn.Module):
         self.vision = Projector(inputs, outputs)
 
     def forward(
-        self, features: Float[Tensor, "A V"], clips: Sequence[Clip]
+        self, features: Float[Tensor, "A V"], clips: Sequence[AudioLayout]
     ) -> Float[Tensor, "A D"]:
         """Each clip's frames projected by the projector of its `branch`."""
         branches = {"speech": self.speech, "vision": self.vision}
@@ -123,7 +123,7 @@ class AudioProjector(nn.Module):
 
     @staticmethod
     def _each(
-        projector: Projector, parts: Sequence[Tensor], clips: Sequence[Clip], branch: str
+        projector: Projector, parts: Sequence[Tensor], clips: Sequence[AudioLayout], branch: str
     ) -> Sequence[Tensor]:
         """The clips of one branch, projected in one call, one tensor per clip."""
         of_branch = [part for part, clip in zip(parts, clips, strict=True) if clip.branch == branch]

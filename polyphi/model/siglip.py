@@ -36,7 +36,7 @@ def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
     return torch.where(masks, down[:, :, None] * grid + across[:, None, :], 0).flatten(1)
 
 
-class Packed(NamedTuple):
+class PackedPatches(NamedTuple):
     """The patches of all crops that affect the result, packed: of each crop first the valid ones (`keys` of them), then
     masked ones that share a cell of 2 x 2 with a valid one (`queries` in all). `rows` are their indices among all
     patches, None where they are all of them."""
@@ -46,18 +46,18 @@ class Packed(NamedTuple):
     rows: Int[Tensor, " T"] | None
 
     @staticmethod
-    def of(masks: Bool[Tensor, "N G G"]) -> "Packed":
+    def of(masks: Bool[Tensor, "N G G"]) -> "PackedPatches":
         count, side, _ = masks.shape
         cells = masks.view(count, side // 2, 2, side // 2, 2).any(4).any(2)
         used = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
         keys, queries = masks.flatten(1).sum(1).tolist(), used.sum(1).tolist()
         if min(keys) == side**2:
-            return Packed(tuple(queries), tuple(keys), None)
+            return PackedPatches(tuple(queries), tuple(keys), None)
         # 0 valid, 1 in a cell with a valid one, 2 unused; stable, so that patches stay in order within each class
         order = (2 - used.int() - masks.flatten(1).int()).argsort(dim=1, stable=True)
         indices = order + side**2 * torch.arange(count)[:, None]
         rows = torch.cat([indices[i, :n] for i, n in enumerate(queries)])
-        return Packed(tuple(queries), tuple(keys), rows)
+        return PackedPatches(tuple(queries), tuple(keys), rows)
 
 
 class SelfAttention(nn.Module):
@@ -71,9 +71,9 @@ class SelfAttention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | Packed | None
+        self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | PackedPatches | None
     ) -> Float[Tensor, "*n D"]:
-        if isinstance(keys, Packed):
+        if isinstance(keys, PackedPatches):
             q, k, v = (p(x) for p in (self.q_proj, self.k_proj, self.v_proj))
             return self.out_proj(native.attention(q, k, v, self.heads, keys.queries, keys.keys))
         q, k, v = (
@@ -112,7 +112,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | Packed | None
+        self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | PackedPatches | None
     ) -> Float[Tensor, "*n D"]:
         x = x + self.self_attn(self.layer_norm1(x), keys)
         return x + self.mlp(self.layer_norm2(x))
@@ -235,7 +235,7 @@ class SiglipEncoder(nn.Module):
                 x = layer(x, keys)
                 yield
             return x
-        packed, x = Packed.of(masks), self._embed(crops, masks)
+        packed, x = PackedPatches.of(masks), self._embed(crops, masks)
         shape, x = x.shape, x.flatten(0, 1)
         if packed.rows is not None:
             x = x.index_select(0, packed.rows)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from polyphi.kernels import bf16
 from polyphi.kernels import encoder as native
-from polyphi.kernels.encoder import Raw, Rows
+from polyphi.kernels.encoder import QuantizedRows, Raw
 from polyphi.model.config import AudioConfig
 from polyphi.model.linear import Linear, product
 
@@ -194,7 +194,7 @@ def in_parts(
     eight_bits: bool,
 ) -> Float[Tensor, "A D"]:
     """The result of `Subsampling` by our kernels (kernels/encoder.py), BATCH_FEATURES at a time. `linears` are the two
-    pointwise convolutions, of activations in 8 bits (`Rows`) or bfloat16, and the last linear, of bfloat16."""
+    pointwise convolutions, of activations in 8 bits (`QuantizedRows`) or bfloat16, and the last linear, of bfloat16."""
     tape = PackedLayout.of(lengths)
     positions = [torch.from_numpy(tape.positions(stride)) for stride in (1, 2, 4, 8)]
     occupied = [
@@ -225,9 +225,9 @@ def in_parts(
     return last(torch.cat(parts).transpose(1, 2).index_select(0, positions[3]).flatten(1))
 
 
-def _skip_frames(x: Rows | Tensor, first: int, times: int) -> Rows | Tensor:
+def _skip_frames(x: QuantizedRows | Tensor, first: int, times: int) -> QuantizedRows | Tensor:
     """The rows of `times` frames without the first `first` frames."""
-    if isinstance(x, Rows):
+    if isinstance(x, QuantizedRows):
         skip = len(x.q) // times * first
-        return Rows(x.q[skip:], x.scale[skip:])
+        return QuantizedRows(x.q[skip:], x.scale[skip:])
     return x[len(x) // times * first :]

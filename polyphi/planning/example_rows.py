@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from polyphi.batch import Batch, Clip, row
+from polyphi.batch import AudioLayout, Batch, row
 from polyphi.planning.cost import StageModel
 from polyphi.processing import image
 from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive
@@ -90,7 +90,7 @@ def example_rows(target: StageModel, corpus: str) -> list[Batch]:
             "crop_masks": torch.ones(crops, vision.grid, vision.grid, dtype=torch.bool),
         }
     if sample.seconds and config.audio is not None:
-        clip = Clip(round(100 * sample.seconds), "vision" if media else "speech")
+        clip = AudioLayout(round(100 * sample.seconds), "vision" if media else "speech")
         media |= {
             "clips": (clip,),
             "mels": torch.zeros(clip.frames, config.audio.input_size),

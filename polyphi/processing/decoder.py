@@ -58,7 +58,7 @@ class DecoderError(Exception):
         self.error, self.value = error, value
 
 
-class Decoder:
+class DecoderProcess:
     """The process that decodes one file, as an iterator of (message, data). The end of the `with` block ends it."""
 
     def __init__(
@@ -201,7 +201,7 @@ def unavailable() -> str | None:
     """The reason why files of strangers can't be decoded on this machine, or None: a process has tried what it is to be
     refused, and another one has decoded a file."""
     try:
-        with Decoder(io.BytesIO(), {"task": "probe"}) as decoder:
+        with DecoderProcess(io.BytesIO(), {"task": "probe"}) as decoder:
             message, _ = _first(iter(decoder))
         for _ in audio_blocks(io.BytesIO(SAMPLE), "amr", max_seconds=1):
             pass
@@ -220,7 +220,7 @@ def audio_header(
     file: io.BufferedIOBase, format: str, *, max_seconds: float = 0, stop: Stop | None = None
 ) -> tuple[int, int, int | None]:
     """Return rate in Hz, channels and samples (None: unknown) of a container's first audio stream; `format` is FFmpeg's
-    name. Raises `DecoderError`, and as `Decoder` does."""
+    name. Raises `DecoderError`, and as `DecoderProcess` does."""
     with _audio(file, format, max_seconds, stop, header=True) as decoder:
         header, _ = _first(iter(decoder))
     rate, channels = _numbers(header, "rate", "channels")
@@ -244,8 +244,8 @@ def audio_blocks(
 
 def _audio(
     file: io.BufferedIOBase, format: str, max_seconds: float, stop: Stop | None, *, header: bool
-) -> Decoder:
-    return Decoder(
+) -> DecoderProcess:
+    return DecoderProcess(
         file,
         {"task": "audio", "format": format, "header": header},
         cpu_seconds=CPU_SECONDS + math.ceil(max_seconds / AUDIO_SPEED),
@@ -273,7 +273,7 @@ def video_frames(
         "max_video_pixels": max_video_pixels,
         "max_seconds": max_seconds,
     }
-    with Decoder(
+    with DecoderProcess(
         file,
         job,
         memory_bytes=VIDEO_MEMORY,

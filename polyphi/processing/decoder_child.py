@@ -65,7 +65,7 @@ _ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # results of a 
 _DUMPABLE, _SECCOMP, _NO_NEW_PRIVILEGES = 4, 22, 38  # of prctl
 
 
-class Rejected(Exception):
+class FileRejected(Exception):
     """A file that isn't decoded: the error's name, and the value that exceeds a limit."""
 
     def __init__(self, error: str, value: float | None = None) -> None:
@@ -93,7 +93,7 @@ def main() -> None:
     try:
         {"audio": audio, "video": video}[job["task"]](job)
         _send({"end": True})
-    except Rejected as error:
+    except FileRejected as error:
         _send({"error": error.error, "found": error.value})
     except MemoryError:  # also FFmpeg's
         _send({"error": "memory"})
@@ -198,7 +198,7 @@ def _decoder(stream: Any) -> Any:
     """The codec context of a stream that may be decoded."""
     context = stream.codec_context
     if context is None or context.codec.name not in CODECS:
-        raise Rejected("codec")
+        raise FileRejected("codec")
     context.thread_count = 1
     return context
 
@@ -207,13 +207,13 @@ def audio(job: dict[str, Any]) -> None:
     """Send the header of a container's first audio stream, and unless the job has "header" its samples."""
     with _open(job) as container:
         if not container.streams.audio:
-            raise Rejected("no_audio")
+            raise FileRejected("no_audio")
         stream = container.streams.audio[0]
         context = _decoder(stream)
         # A damaged file may change them later.
         rate, channels, layout = context.sample_rate, context.channels, context.layout
         if not (rate and channels):
-            raise Rejected("damaged")
+            raise FileRejected("damaged")
         header = {"rate": rate, "channels": channels}
         if job["header"]:
             _send({**header, "samples": _length(container, stream, rate)})
@@ -264,7 +264,7 @@ def video(job: dict[str, Any]) -> None:
     selected frames are decoded."""
     with _open(job) as container:
         if not container.streams.video:
-            raise Rejected("no_video")
+            raise FileRejected("no_video")
         stream = container.streams.video[0]
         _check_frame(_decoder(stream), job)
         packets = [
@@ -277,12 +277,12 @@ def video(job: dict[str, Any]) -> None:
             if (p.pts is not None or p.dts is not None) and not p.is_discard
         ]
         if not packets:
-            raise Rejected("empty")
+            raise FileRejected("empty")
         times = sorted(pts for pts, _, _ in packets)
         keys = sorted(pts for pts, key, _ in packets if key)
         start, end = times[0], max(pts + duration for pts, _, duration in packets)
         if (seconds := float((end - start) * stream.time_base)) > job["max_seconds"]:
-            raise Rejected("seconds", seconds)
+            raise FileRejected("seconds", seconds)
         count = job["frames"]
         middles = [start + (end - start) * (2 * i + 1) / (2 * count) for i in range(count)]
         selected = sorted({times[bisect_right(times, middle) - 1] for middle in middles})
@@ -296,19 +296,19 @@ def video(job: dict[str, Any]) -> None:
             for frame in decoder:
                 _check_frame(frame, job)
                 if (pixels := frame.width * frame.height * len(selected)) > job["max_video_pixels"]:
-                    raise Rejected("video_pixels", pixels)
+                    raise FileRejected("video_pixels", pixels)
                 last = frame.pts if frame.pts is not None else last
                 if frame.pts is not None and frame.pts >= pts:
                     _send({"width": frame.width, "height": frame.height}, _rgb(frame))
                     sent += 1
                     break
         if sent < 0.75 * len(selected):  # a few may be missing: some packets are never shown
-            raise Rejected("empty" if not sent else "damaged")
+            raise FileRejected("empty" if not sent else "damaged")
 
 
 def _check_frame(of: Any, job: dict[str, Any]) -> None:
     if (pixels := of.width * of.height) > job["max_pixels"]:
-        raise Rejected("pixels", pixels)
+        raise FileRejected("pixels", pixels)
 
 
 def _rgb(frame: Any) -> bytes:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polyphi.messages import Audio, Image
 from polyphi.processing import image
-from polyphi.processing.template import Piece
+from polyphi.processing.template import TemplatePiece
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Placeholder:
 
 def pieces_of(
     ids: Sequence[int], items: Mapping[int, Sequence[Placeholder]]
-) -> list[tuple[Piece, Placeholder | None]]:
+) -> list[tuple[TemplatePiece, Placeholder | None]]:
     """Return the pieces of ids; `items` are the images and audio by the id of their placeholder. Each has either one
     placeholder, or a run of as many as its tokens. Raises ValueError with both numbers otherwise."""
     remaining_items: dict[int, Iterator[Placeholder]] = {}
@@ -40,7 +40,7 @@ def pieces_of(
                 f"found {placeholders}"
             )
         remaining_items[id], is_expanded[id] = iter(own), placeholders != len(own)
-    pieces: list[tuple[Piece, Placeholder | None]] = []
+    pieces: list[tuple[TemplatePiece, Placeholder | None]] = []
     remaining = 0  # placeholders of the run
     for id in ids:
         if remaining:
@@ -51,10 +51,10 @@ def pieces_of(
             remaining -= 1
         elif id in remaining_items:
             item = next(remaining_items[id])
-            pieces.append((Piece((id,), media=item.part), item))
+            pieces.append((TemplatePiece((id,), media=item.part), item))
             remaining = item.tokens - 1 if is_expanded[id] else 0
         else:
-            pieces.append((Piece((id,)), None))
+            pieces.append((TemplatePiece((id,)), None))
     if remaining:
         raise ValueError(
             f"the last run of placeholders of id {pieces[-1][0].ids[0]} ends {remaining} too early"

@@ -16,7 +16,7 @@ import torch
 from PIL.Image import Image as PILImage
 from torch import Tensor
 
-from polyphi.batch import Batch, Clip, row
+from polyphi.batch import AudioLayout, Batch, row
 from polyphi.messages import (
     Audio,
     Image,
@@ -31,7 +31,7 @@ from polyphi.processing import audio, image, media
 from polyphi.processing.decoder import Stop
 from polyphi.processing.ids import Placeholder, pieces_of
 from polyphi.processing.media import Caps, MediaError
-from polyphi.processing.template import Piece, Words, script
+from polyphi.processing.template import TemplatePiece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
 from polyphi.steps import Steps, at_once, result_of
@@ -147,12 +147,14 @@ class Processor:
             id_lists.append(ids)
         return id_lists
 
-    def _encode_parts(self, parts: Sequence[Piece | Words], context: int | None) -> list[Piece]:
+    def _encode_parts(
+        self, parts: Sequence[TemplatePiece | Words], context: int | None
+    ) -> list[TemplatePiece]:
         """Return a conversation with encoded texts; each image and audio counts as at least one token."""
         texts = [part.text for part in parts if isinstance(part, Words)]
         ids = iter(self.encode(texts, context, len(parts) - len(texts)))
         return [
-            Piece(tuple(next(ids)), part.answer) if isinstance(part, Words) else part
+            TemplatePiece(tuple(next(ids)), part.answer) if isinstance(part, Words) else part
             for part in parts
         ]
 
@@ -250,7 +252,7 @@ class Processor:
         generation_prompt: bool,
         continue_final: bool,
         max_crops: int | None,
-    ) -> Iterator[tuple[Piece | Words, int]]:
+    ) -> Iterator[tuple[TemplatePiece | Words, int]]:
         """Yield the parts of a conversation with their count in its row: 1, or the number of placeholders of an image
         or audio."""
         caps, counts = self.caps, {Image: 0, Audio: 0}
@@ -260,7 +262,7 @@ class Processor:
             generation_prompt=generation_prompt,
             continue_final=continue_final,
         ):
-            part = piece.media if isinstance(piece, Piece) else None
+            part = piece.media if isinstance(piece, TemplatePiece) else None
             if part is None:
                 yield piece, 1
                 continue
@@ -273,7 +275,7 @@ class Processor:
                 size = media.audio_size(
                     part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
                 )
-                tokens = Clip(audio.frames(*audio.resampled_length(*size)), "").tokens
+                tokens = AudioLayout(audio.frames(*audio.resampled_length(*size)), "").tokens
             yield piece, tokens
 
     def media_size(
@@ -312,11 +314,11 @@ class Processor:
         )
 
     def _with_placeholders(
-        self, pieces: Sequence[Piece], max_crops: int | None, context: int | None
-    ) -> Steps[list[tuple[Piece, Placeholder | None]]]:
+        self, pieces: Sequence[TemplatePiece], max_crops: int | None, context: int | None
+    ) -> Steps[list[tuple[TemplatePiece, Placeholder | None]]]:
         """Return the pieces with their placeholders. Media that exceed the context aren't decoded: the tokens of text
         and images are known before, and audio is counted clip by clip."""
-        result: list[tuple[Piece, Placeholder | None]] = [(piece, None) for piece in pieces]
+        result: list[tuple[TemplatePiece, Placeholder | None]] = [(piece, None) for piece in pieces]
         total = sum(len(piece.ids) for piece in pieces if piece.media is None)
         image_parts, audio_parts = (
             [(i, p.media) for i, p in enumerate(pieces) if isinstance(p.media, part_type)]
@@ -349,7 +351,7 @@ class Processor:
                 part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
             )
             mels = audio.log_mel_of(stream, stream.rate)
-            return Placeholder(part, number, Clip(len(mels), "").tokens, mels=mels)
+            return Placeholder(part, number, AudioLayout(len(mels), "").tokens, mels=mels)
 
     def size(self, part: Image) -> tuple[int, int]:
         """Return width and height of an image in pixels, from the header."""
@@ -367,7 +369,7 @@ class Processor:
 
     def _batch(
         self,
-        pieces: Sequence[tuple[Piece, Placeholder | None]],
+        pieces: Sequence[tuple[TemplatePiece, Placeholder | None]],
         adapter: str | None,
         supervise: Supervise | None,
         context: int | None,
@@ -435,7 +437,7 @@ class Processor:
         if not items:
             return {}
         mels = [m.mels for m in items if m.mels is not None]
-        clips = tuple(Clip(len(m), branch) for m in mels)
+        clips = tuple(AudioLayout(len(m), branch) for m in mels)
         assert [c.tokens for c in clips] == [m.tokens for m in items]
         return {"mels": torch.cat(mels), "clips": clips, "audio_slots": _positions(slots)}
 

@@ -39,7 +39,7 @@ WHITESPACE = (
 
 
 @dataclass(frozen=True)
-class Piece:
+class TemplatePiece:
     """Token ids. `answer`: they belong to an answer or a document. `media`: the image or audio of a placeholder."""
 
     ids: tuple[int, ...]
@@ -49,7 +49,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Words:
-    """Text that isn't encoded yet. `answer` as in `Piece`."""
+    """Text that isn't encoded yet. `answer` as in `TemplatePiece`."""
 
     text: str
     answer: bool = False
@@ -62,7 +62,7 @@ def script(
     generation_prompt: bool = False,
     continue_final: bool = False,
     trusted: bool = False,
-) -> list[Piece | Words]:
+) -> list[TemplatePiece | Words]:
     """Return the control tokens, placeholders and unencoded texts of a conversation or of one document (with
     `generation_prompt` without `<|endoftext|>`, to be continued). `continue_final`: end within the final message.
 
@@ -119,13 +119,13 @@ class _Writer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pieces: list[Piece | Words] = []
+        self._pieces: list[TemplatePiece | Words] = []
         self._buffer: list[str] = []
         self._buffer_is_answer = False
         self._strip_next = False
 
     @property
-    def pieces(self) -> list[Piece | Words]:
+    def pieces(self) -> list[TemplatePiece | Words]:
         self._flush()
         return self._pieces
 
@@ -154,7 +154,7 @@ class _Writer:
 
     def control(self, token: str, *, answer: bool = False) -> None:
         self._flush()
-        self._pieces.append(Piece((self._tokenizer.control(token),), answer))
+        self._pieces.append(TemplatePiece((self._tokenizer.control(token),), answer))
         self._strip_next = self._tokenizer.strips_following_whitespace(token)
 
     def _media(self, part: Image | Audio | Video) -> None:
@@ -165,7 +165,7 @@ class _Writer:
                 f"this model has no placeholder for an {type(part).__name__.lower()}; it only reads text"
             )
         self._flush()
-        self._pieces.append(Piece((id,), media=part))
+        self._pieces.append(TemplatePiece((id,), media=part))
         self._strip_next = False
 
     def _calls(self, text: str) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from polyphi.kernels import encoder as native
-from polyphi.kernels.encoder import Raw, Rows
+from polyphi.kernels.encoder import QuantizedRows, Raw
 from polyphi.model import conformer, siglip, subsampling
 from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import PhiModel
@@ -28,7 +28,7 @@ returns blocks over 32 MB to the system, which took a third of the product's tim
 class RowProduct(Protocol):
     """A product of an int8 weight and activations that are rounded already."""
 
-    def rows(self, rows: Rows) -> Raw:
+    def rows(self, rows: QuantizedRows) -> Raw:
         """The product in bfloat16, without bias."""
         ...
 
@@ -37,14 +37,14 @@ Make = Callable[[nn.Module], RowProduct]
 """Returns the product of a quantized linear, or of a convolution of width 1."""
 
 
-class Linear:
+class Int8Linear:
     """A linear with bias, its weight in int8."""
 
     def __init__(self, linear: Any, make: Make) -> None:
         self.product = make(linear)
         self.bias = linear.bias.float()
 
-    def __call__(self, rows: Rows) -> Raw:
+    def __call__(self, rows: QuantizedRows) -> Raw:
         return self.product.rows(rows)._replace(bias=self.bias)
 
 
@@ -57,21 +57,21 @@ class Norm:
 
     def __call__(
         self, x: Tensor, raw: Raw | None = None, factor: float = 1.0
-    ) -> tuple[Tensor, Rows]:
+    ) -> tuple[Tensor, QuantizedRows]:
         """x + factor * raw, and its norm in int8."""
         return native.norm(x, self.weight, self.bias, self.eps, raw, factor)
 
 
-class Attention:
+class Int8Attention:
     """The projections q, k and v of the same rows, attention, and the output projection."""
 
     def __init__(self, linears: Sequence[nn.Module], heads: int, make: Make) -> None:
-        *self.qkv, self.out = (Linear(linear, make) for linear in linears)
+        *self.qkv, self.out = (Int8Linear(linear, make) for linear in linears)
         self.heads = heads
 
     def __call__(
         self,
-        rows: Rows,
+        rows: QuantizedRows,
         queries: Sequence[int],
         keys: Sequence[int],
         distances: Tensor | None = None,
@@ -93,32 +93,35 @@ class VisionLayer(nn.Module):
         self.plain = plain
         a = plain.self_attn
         self.norms = Norm(plain.layer_norm1), Norm(plain.layer_norm2)
-        self.attention = Attention((a.q_proj, a.k_proj, a.v_proj, a.out_proj), a.heads, make)
-        self.up, self.down = Linear(plain.mlp.fc1, make), Linear(plain.mlp.fc2, make)
+        self.attention = Int8Attention((a.q_proj, a.k_proj, a.v_proj, a.out_proj), a.heads, make)
+        self.up, self.down = Int8Linear(plain.mlp.fc1, make), Int8Linear(plain.mlp.fc2, make)
 
     def forward(self, x: Float[Tensor, "*n D"], keys: Any) -> Float[Tensor, "*n D"]:
-        if not isinstance(keys, siglip.Packed):
+        if not isinstance(keys, siglip.PackedPatches):
             return self.plain(x, keys)
         _, rows = self.norms[0](x)
         x, rows = self.norms[1](x, self.attention(rows, keys.queries, keys.keys))
         parts = zip(x.split(MLP_PATCHES), *(t.split(MLP_PATCHES) for t in rows), strict=True)
-        return torch.cat([self._mlp(part, Rows(*normed)) for part, *normed in parts])
+        return torch.cat([self._mlp(part, QuantizedRows(*normed)) for part, *normed in parts])
 
-    def _mlp(self, x: Float[Tensor, "n D"], rows: Rows) -> Float[Tensor, "n D"]:
+    def _mlp(self, x: Float[Tensor, "n D"], rows: QuantizedRows) -> Float[Tensor, "n D"]:
         return native.add(x, self.down(native.activate("gelu", self.up(rows))))
 
 
 # ---------------------------------------------------------------------- Conformer
 
 
-class FeedForward:
+class Int8FeedForward:
     """Both linears, without the norm before them."""
 
     def __init__(self, plain: conformer.FeedForward, make: Make) -> None:
         self.norm = Norm(plain.layer_norm)
-        self.up, self.down = Linear(plain.value_gate_proj, make), Linear(plain.down_proj, make)
+        self.up, self.down = (
+            Int8Linear(plain.value_gate_proj, make),
+            Int8Linear(plain.down_proj, make),
+        )
 
-    def __call__(self, rows: Rows) -> Raw:
+    def __call__(self, rows: QuantizedRows) -> Raw:
         return self.down(native.activate("gated", self.up(rows)))
 
 
@@ -128,14 +131,14 @@ class Convolution:
     def __init__(self, plain: conformer.ConvModule, make: Make) -> None:
         glu, conv = plain.glu, plain.dw_sep_conv_1d
         self.norm = Norm(plain.layer_norm)
-        self.up = Linear(glu.ext_pw_conv_1d, make)
+        self.up = Int8Linear(glu.ext_pw_conv_1d, make)
         self.up.bias = self.up.bias + torch.cat([glu.b1, glu.b2], 1).flatten().float()
         self.taps = conv.dw_conv.weight[:, 0].t().float().contiguous()
         self.bias = conv.dw_conv.bias.float()
-        self.middle = Linear(conv.pw_conv, make)
-        self.down = Linear(plain.ext_pw_conv_1d, make)
+        self.middle = Int8Linear(conv.pw_conv, make)
+        self.down = Int8Linear(plain.ext_pw_conv_1d, make)
 
-    def __call__(self, rows: Rows, age: Tensor) -> Raw:
+    def __call__(self, rows: QuantizedRows, age: Tensor) -> Raw:
         gated = native.activate_bf16("gated", self.up(rows))
         rows = native.causal(gated, self.taps, self.bias, age)
         return self.down(native.activate("silu", self.middle(rows)))
@@ -148,11 +151,11 @@ class AudioBlock(nn.Module):
         super().__init__()
         self.plain = plain
         a = plain.self_attn
-        self.early = FeedForward(plain.feed_forward_in, make)
+        self.early = Int8FeedForward(plain.feed_forward_in, make)
         self.norm = Norm(plain.layer_norm_att)
-        self.attention = Attention((a.q_proj, a.k_proj, a.v_proj, a.o_proj), a.heads, make)
+        self.attention = Int8Attention((a.q_proj, a.k_proj, a.v_proj, a.o_proj), a.heads, make)
         self.conv = Convolution(plain.conv, make)
-        self.late = FeedForward(plain.feed_forward_out, make)
+        self.late = Int8FeedForward(plain.feed_forward_out, make)
         self.last = Norm(plain.layer_norm)
 
     def forward(
@@ -169,7 +172,7 @@ class AudioBlock(nn.Module):
         return native.add(x, self.late(rows), 0.5, (last.weight, last.bias, last.eps))
 
 
-class Subsampling(nn.Module):
+class Int8Subsampling(nn.Module):
     """The convolutions before the blocks, each depthwise one in one pass with the operation before it."""
 
     def __init__(self, plain: subsampling.Subsampling, make: Make) -> None:
@@ -177,8 +180,8 @@ class Subsampling(nn.Module):
         self.plain = plain
         _, _, up, _, down = subsampling.convolutions(plain)
         self.taps = subsampling.taps(plain)
-        self.up, self.down = Linear(up, make), Linear(down, make)
-        self.last = Linear(plain.out, make)
+        self.up, self.down = Int8Linear(up, make), Int8Linear(down, make)
+        self.last = Int8Linear(plain.out, make)
 
     @property
     def out(self) -> nn.Linear:
@@ -206,7 +209,7 @@ def fuse(model: PhiModel, make: Make) -> None:
         encoder: Any = model.audio.encoder
         for i, block in enumerate(encoder.blocks):
             encoder.blocks[i] = AudioBlock(block, make)
-        encoder.subsampling = Subsampling(encoder.subsampling, make)
+        encoder.subsampling = Int8Subsampling(encoder.subsampling, make)
 
 
 def _fits(encoder: siglip.SiglipEncoder | conformer.ConformerEncoder) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from polyphi import kernels
 from polyphi.kernels import linear as native
 from polyphi.kernels import unpack
-from polyphi.kernels.encoder import Raw, Rows
+from polyphi.kernels.encoder import QuantizedRows, Raw
 from polyphi.kernels.linear import GROUP, PANEL, Adapter
 from polyphi.model.attention import working_dtype
 from polyphi.quantization.rounding import four_bits
@@ -206,7 +206,7 @@ class Native:
         x = unpack.transposed(supported, self.packed, self.row, bits=self.bits, inputs=self.inputs)
         return x.to(y.dtype)
 
-    def rows(self, rows: Rows) -> Raw:
+    def rows(self, rows: QuantizedRows) -> Raw:
         """The product of int8 activations, in bfloat16; for int8 weights."""
         assert self.bits == 8
         return Raw(native.linear_rows(rows.q, rows.scale, self.packed, self.row))
@@ -307,7 +307,7 @@ class OneDnn:
         # Activations as uint8 with scale 1 and zero point 128: signed ones are slow on CPUs with VNNI but without AMX.
         return self._unsigned(q.view(torch.uint8) ^ 128, dtype)
 
-    def rows(self, rows: Rows) -> Raw:
+    def rows(self, rows: QuantizedRows) -> Raw:
         """The product of int8 activations, in bfloat16, before their scales are applied."""
         return Raw(self._unsigned(rows.q, torch.bfloat16), rows.scale)
 

@@ -73,7 +73,7 @@ would add half as much error again as all of int4; rounded to 8 bits they add ne
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightTarget:
     """A weight to quantize: its `name` and shape in the model, its quantized `form`, and `put`, which replaces it."""
 
     name: str
@@ -147,7 +147,7 @@ def prepare(model: PhiModel, scheme: str) -> PhiModel:
         if child.weight.dtype != torch.bfloat16 or child.weight.device.type != "cpu":
             continue
         gelu = isinstance(module, MLP) and name == "fc1"
-        setattr(module, name, Packed(child.weight.flatten(1), child.bias, gelu=gelu))
+        setattr(module, name, OneDnnLinear(child.weight.flatten(1), child.bias, gelu=gelu))
         if gelu:
             module.act = nn.Identity()
     if scheme.endswith("-all") and kernels.missing() is None:
@@ -180,7 +180,7 @@ def quantize_frozen(
 
 def frozen_parts(
     model: PhiModel, scheme: str, trained: Collection[str], device: torch.device
-) -> list[Part]:
+) -> list[WeightTarget]:
     """The weights that `quantize_frozen` quantizes on a device. Raises ValueError as it does."""
     if scheme not in BASES:
         raise ValueError(f"a base to train on is one of {', '.join(BASES)}; found {scheme!r}")
@@ -197,7 +197,7 @@ def frozen_parts(
     return [*base, *_encoder_parts(model, linears)]
 
 
-def parts(model: PhiModel, scheme: str) -> list[Part]:
+def parts(model: PhiModel, scheme: str) -> list[WeightTarget]:
     """The weights to quantize, the largest first, while most memory is free. Raises ValueError for an unknown scheme,
     and for a model that is quantized already."""
     if scheme not in SCHEMES:
@@ -212,29 +212,33 @@ def parts(model: PhiModel, scheme: str) -> list[Part]:
         return []
     decoder = model.decoder
     table = (decoder.config.vocab_size, decoder.config.hidden_size)
-    result = [Part(EMBEDDING, table, _form(scheme, table), partial(setattr, decoder, "head"))]
+    result = [
+        WeightTarget(EMBEDDING, table, _form(scheme, table), partial(setattr, decoder, "head"))
+    ]
     for name, module in decoder.named_modules():
         if isinstance(module, LoraLinear):
             shape = shape_2d(module.weight.shape)
             put = partial(_replace, module, "weight", "kernel")
-            result.append(Part(f"decoder.{name}.weight", shape, _form(scheme, shape), put))
+            result.append(WeightTarget(f"decoder.{name}.weight", shape, _form(scheme, shape), put))
         elif isinstance(module, LowRank) and scheme.endswith("-all"):
             for factor, kernel in (("a", "down"), ("b", "up")):
                 put = partial(_replace, module, factor, kernel)
                 shape = shape_2d(getattr(module, factor).shape)
-                result.append(Part(f"decoder.{name}.{factor}", shape, EightBit, put))
+                result.append(WeightTarget(f"decoder.{name}.{factor}", shape, EightBit, put))
     if scheme.endswith("-all"):
         result += _encoder_parts(model, _linears(model))
     return result
 
 
-def _encoder_parts(model: PhiModel, linears: list[tuple[str, nn.Module, str]]) -> list[Part]:
+def _encoder_parts(
+    model: PhiModel, linears: list[tuple[str, nn.Module, str]]
+) -> list[WeightTarget]:
     """Linears of encoders and projectors (`_linears`) in 8 bits."""
     result = []
     for path, module, name in linears:
         shape = shape_2d(model.get_parameter(f"{path}.weight").shape)
         put = partial(_replace_linear, module, name)
-        result.append(Part(f"{path}.weight", shape, EightBit, put))
+        result.append(WeightTarget(f"{path}.weight", shape, EightBit, put))
     return result
 
 
@@ -286,7 +290,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
                 return {**pieces, TABLE: state[name]}
             return pieces
         module: Any = model.get_submodule(name.rpartition(".")[0])
-        packed = isinstance(module, Packed) and name.endswith(".weight")
+        packed = isinstance(module, OneDnnLinear) and name.endswith(".weight")
         return module.weight.to_dense() if packed else state[name]
 
     return read
@@ -305,19 +309,19 @@ def table_bytes(config: ModelConfig, scheme: str | None) -> int:
     return sum(2 * math.prod(part.shape) for part in _parts_of(config, scheme) if part.has_table)
 
 
-def _parts_of(config: ModelConfig, scheme: str | None) -> list[Part]:
+def _parts_of(config: ModelConfig, scheme: str | None) -> list[WeightTarget]:
     if scheme is None:
         return []
     with torch.device("meta"):
         return parts(PhiModel(config), scheme)
 
 
-def saving(part: Part) -> int:
+def saving(part: WeightTarget) -> int:
     """Bytes that quantization saves of a weight in bfloat16."""
     return 2 * math.prod(part.shape) - size(part)
 
 
-def size(part: Part) -> int:
+def size(part: WeightTarget) -> int:
     """Bytes of a weight's quantized form."""
     pieces = part.form.layout(part.shape).values()
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in pieces)
@@ -339,7 +343,7 @@ def other_tensors(model: nn.Module) -> Iterator[Tensor]:
     """The tensors of a model that are neither parameters nor buffers: quantized weights, and weights in the CPU's
     layout."""
     for module in model.modules():
-        if isinstance(module, Packed):
+        if isinstance(module, OneDnnLinear):
             yield module.weight
         for name in ("kernel", "head", "down", "up"):
             weight = getattr(module, name, None)
@@ -399,7 +403,7 @@ def _packs() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-class Packed(nn.Module):
+class OneDnnLinear(nn.Module):
     """A linear with bias whose bfloat16 weight has oneDNN's layout; with `gelu` the tanh form of GELU is fused."""
 
     def __init__(self, weight: Float[Tensor, "O I"], bias: Tensor, *, gelu: bool = False) -> None:

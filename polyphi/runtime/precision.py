@@ -56,7 +56,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Product:
+class MatrixProducts:
     """`count` matrix products [rows inputs] x [inputs outputs] of a model. Only a `trainable` weight has a gradient."""
 
     inputs: int
@@ -70,7 +70,7 @@ class Product:
         return self.count * self.inputs * self.outputs * (3 if self.trainable else 2)
 
 
-def products(weights: Iterable[tuple[Sequence[int], bool]]) -> tuple[Product, ...]:
+def products(weights: Iterable[tuple[Sequence[int], bool]]) -> tuple[MatrixProducts, ...]:
     """The products of a model, largest first, from the shape of each weight and whether it is trainable.
 
     Linear weights are [O I], convolutions of width 1 [O I 1], patch embeddings [O C h w]. Depthwise convolutions and
@@ -85,14 +85,14 @@ def products(weights: Iterable[tuple[Sequence[int], bool]]) -> tuple[Product, ..
         pointwise = not kernel or kernel == [1]
         if inputs > 1 and (pointwise or (len(kernel) == 2 and width > 1)):
             counts[outputs, inputs * width, trainable] += 1
-    result = [Product(i, o, trainable, count) for (o, i, trainable), count in counts.items()]
+    result = [MatrixProducts(i, o, trainable, count) for (o, i, trainable), count in counts.items()]
     return tuple(sorted(result, key=lambda p: (-p.size, p.inputs, p.outputs)))
 
 
 def choose(
     requested: str = "auto",
     device: torch.device | str = "cpu",
-    products: Sequence[Product] = (),
+    products: Sequence[MatrixProducts] = (),
     rows: int = ROWS,
 ) -> Choice:
     """The precision to train in: `requested` if it is bf16 or fp32, else chosen for `device` and for the products of a
@@ -123,7 +123,9 @@ def pinned() -> Precision | None:
     return _named(value)
 
 
-def is_fast(dtype: torch.dtype, device: torch.device, products: Sequence[Product] = ()) -> bool:
+def is_fast(
+    dtype: torch.dtype, device: torch.device, products: Sequence[MatrixProducts] = ()
+) -> bool:
     """Whether a device computes the products of inference (the model's own, or a typical one) in a 16-bit dtype at
     about the speed of float32, or faster."""
     if device.type == "cpu":
@@ -156,7 +158,7 @@ def missing(dtype: torch.dtype) -> str | None:
 
 
 @cache
-def _measured(device: torch.device, products: tuple[Product, ...], rows: int) -> Choice:
+def _measured(device: torch.device, products: tuple[MatrixProducts, ...], rows: int) -> Choice:
     if device.type != "cpu":
         has = is_fast(torch.bfloat16, device) and torch.amp.is_autocast_available(device.type)
         return Choice("bf16" if has else "fp32", f"this GPU has {'' if has else 'no '}bfloat16")
@@ -169,7 +171,9 @@ def _measured(device: torch.device, products: tuple[Product, ...], rows: int) ->
 
 
 @cache
-def slowness(dtype: torch.dtype, products: tuple[Product, ...] = (), rows: int = 32) -> float:
+def slowness(
+    dtype: torch.dtype, products: tuple[MatrixProducts, ...] = (), rows: int = 32
+) -> float:
     """The time of inference's products in a 16-bit dtype relative to float32 on this CPU."""
     return relative_time(lambda product, rows: _inference(product, rows, dtype), products, rows)
 
@@ -181,15 +185,17 @@ Sides = tuple[Callable[[], Any], Callable[[], Any]]
 
 
 def relative_time(
-    make: Callable[[Product, int], Sides], products: Sequence[Product], rows: int
+    make: Callable[[MatrixProducts, int], Sides], products: Sequence[MatrixProducts], rows: int
 ) -> float:
     """The time of a model's products in a 16-bit dtype relative to float32, each shape weighted by its share of the
     FLOPs. Both sides of a shape run in turn, and the least time of each counts, so that other work on the machine
     doesn't distort the result; for the same reason they run on one thread, since threads wait for an interrupted
     one."""
-    sizes: Counter[Product] = Counter()
-    for product in products or (Product(WIDTH, WIDTH, True),):
-        narrow = Product(min(product.inputs, WIDTH), min(product.outputs, WIDTH), product.trainable)
+    sizes: Counter[MatrixProducts] = Counter()
+    for product in products or (MatrixProducts(WIDTH, WIDTH, True),):
+        narrow = MatrixProducts(
+            min(product.inputs, WIDTH), min(product.outputs, WIDTH), product.trainable
+        )
         sizes[narrow] += product.size
     shapes = sizes.most_common(SHAPES)
     sides = [make(product, rows) for product, _ in shapes]
@@ -220,7 +226,7 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _training(product: Product, rows: int) -> Sides:
+def _training(product: MatrixProducts, rows: int) -> Sides:
     """Forward and backward as a training step computes them: float32 weights, cast inside autocast or not."""
     x = torch.zeros(rows, product.inputs, requires_grad=True)
     weight = torch.zeros(product.outputs, product.inputs, requires_grad=product.trainable)
@@ -235,7 +241,7 @@ def _training(product: Product, rows: int) -> Sides:
     return lambda: step(True), lambda: step(False)
 
 
-def _inference(product: Product, rows: int, dtype: torch.dtype) -> Sides:
+def _inference(product: MatrixProducts, rows: int, dtype: torch.dtype) -> Sides:
     """The forward alone, with weights stored in either dtype."""
 
     def side(dtype: torch.dtype) -> Callable[[], Any]:

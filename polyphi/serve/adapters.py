@@ -21,7 +21,7 @@ from polyphi.engine.memory import free_memory, ran_out
 from polyphi.messages import normalize_adapter
 from polyphi.runtime.heap import give_back
 from polyphi.serve.errors import ApiError
-from polyphi.serve.metrics import Metrics
+from polyphi.serve.metrics import ServerMetrics
 from polyphi.serve.settings import MIB, Settings
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -34,7 +34,7 @@ MAX_REASON = 600
 class AdapterModels:
     """The adapters of a server, each of which is also a model for requests."""
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, settings: Settings, metrics: ServerMetrics) -> None:
         adapters = engine.model.config.adapters
         self._engine, self._settings, self._metrics = engine, settings, metrics
         self._keys = {name: name for name in adapters}

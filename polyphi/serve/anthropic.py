@@ -53,9 +53,9 @@ def routes(server: Server) -> APIRouter:
         generation = _generation(server, body)
         offered = bool(generation.tools)
 
-        def formatted(job: Job, sampling: SamplingParams) -> Answer:
+        def formatted(job: Job, sampling: SamplingParams) -> MessagesAnswer:
             body.messages = []
-            return Answer(server, request, body, job, Output(sampling, tools=offered))
+            return MessagesAnswer(server, request, body, job, Output(sampling, tools=offered))
 
         return await answer(server, request, generation, formatted, stream=body.stream)
 
@@ -158,7 +158,7 @@ class Blocks:
         ]
 
 
-class Answer:
+class MessagesAnswer:
     """A job's answer as a message in Anthropic's format."""
 
     def __init__(

@@ -42,7 +42,7 @@ from polyphi.serve.errors import (
 )
 from polyphi.serve.events import ClientGone
 from polyphi.serve.fields import validation_error
-from polyphi.serve.guard import Guard
+from polyphi.serve.guard import AccessGuard
 from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
 
@@ -96,7 +96,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(lora.routes(server), responses=body)
     app.add_middleware(InPieces)
     # The last one added runs first.
-    app.add_middleware(Guard, settings=settings, shares=server.shares)
+    app.add_middleware(AccessGuard, settings=settings, shares=server.shares)
     return app
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from starlette.types import Receive
 
 from polyphi.serve.errors import ApiError
-from polyphi.serve.json_scanner import Piece, Scanner
+from polyphi.serve.json_scanner import BodyPiece, Scanner
 from polyphi.serve.settings import Settings
 from polyphi.serve.shares import Full, Hold, Pool
 
@@ -24,7 +24,7 @@ class Body:
     def __init__(self, client: bytes, hold: Hold, *, json: bool) -> None:
         self.client, self.json = client, json
         self.bytes = 0
-        self.pieces: deque[Piece] = deque()
+        self.pieces: deque[BodyPiece] = deque()
         self.clock: asyncio.Timeout | None = None
         self.refusal: ApiError | None = None
         """Why the body is no longer received."""
@@ -48,7 +48,7 @@ class Body:
         if self.json:
             self.pieces += self._scanner.scan(block, last=last)
         elif block:
-            self.pieces.append(Piece(block))
+            self.pieces.append(BodyPiece(block))
 
     def take(self) -> bytes:
         """The next piece, which no longer counts."""

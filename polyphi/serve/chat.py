@@ -36,9 +36,9 @@ def routes(server: Server) -> APIRouter:
         generation = chat_generation(server, body)
         offered = bool(generation.tools)
 
-        def formatted(job: Job, sampling: SamplingParams) -> Answer:
+        def formatted(job: Job, sampling: SamplingParams) -> ChatAnswer:
             body.messages = []
-            return Answer(server, request, body, job, sampling, offered)
+            return ChatAnswer(server, request, body, job, sampling, offered)
 
         return await answer(server, request, generation, formatted, stream=body.stream)
 
@@ -115,7 +115,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
     }
 
 
-class Answer:
+class ChatAnswer:
     """A job's answers in OpenAI's format. `tools`: whether tools are offered."""
 
     def __init__(

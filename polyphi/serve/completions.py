@@ -65,7 +65,7 @@ def routes(server: Server) -> APIRouter:
             server.log_prompt(request, body.prompt)
             body.prompt = ""
             release_body(request)
-            answer = Answer(server, request, body, sampling, rows)
+            answer = CompletionsAnswer(server, request, body, sampling, rows)
             if prompt_only and sampling.prompt_logprobs is None and not body.return_token_ids:
                 if body.stream:
                     return Events(answer.echo_events(), ticket.transfer())
@@ -108,7 +108,7 @@ async def _rows(server: Server, caller: Caller, prompt: Any, adapter: str | None
         return await server.in_steps(sum(map(len, prompts)) > LARGE, caller, rows())
 
 
-class Answer:
+class CompletionsAnswer:
     """The answers to the prompts of a request in OpenAI's format, in the order of the prompts."""
 
     def __init__(

@@ -1,9 +1,9 @@
 """Checks of every request, and of every WebSocket, before routing: host, origin, API key, size and time.
 
->>> app.add_middleware(Guard, settings=settings, shares=shares)       # the last one added runs first
+>>> app.add_middleware(AccessGuard, settings=settings, shares=shares)       # the last one added runs first
 
-`Guard` checks complete headers: Host (against DNS rebinding), Origin (against forged requests, and for CORS), API keys,
-body sizes and times (bodies.py). Of a WebSocket it checks the opening request; realtime.py limits what follows.
+`AccessGuard` checks complete headers: Host (against DNS rebinding), Origin (against forged requests, and for CORS), API
+keys, body sizes and times (bodies.py). Of a WebSocket it checks the opening request; realtime.py limits what follows.
 connection.py has the limits that apply before headers are complete.
 """
 
@@ -76,7 +76,7 @@ def new_id() -> str:
     return f"req-{secrets.token_hex(8)}"
 
 
-class Guard:
+class AccessGuard:
     """ASGI middleware that passes allowed requests to `app` with their complete body, and answers all others itself.
 
     It sets in `scope["state"]` (`request.state`): `request_id`; `tenant`, bytes that differ between API keys (b"" where
@@ -123,7 +123,7 @@ class Guard:
 class Exchange:
     """One request and its response, or one WebSocket."""
 
-    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, guard: AccessGuard, scope: Scope, receive: Receive, send: Send) -> None:
         self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
         self.started_at = time.monotonic()
         self.socket = scope["type"] == "websocket"

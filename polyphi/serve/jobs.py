@@ -13,7 +13,7 @@ from polyphi.messages import (
     TokenLogprob,
 )
 from polyphi.serve.errors import ApiError, as_api_error
-from polyphi.serve.metrics import Metrics, Times
+from polyphi.serve.metrics import ServerMetrics, Times
 from polyphi.serve.shares import Full, Hold
 
 UNCOUNTED = 256 << 10
@@ -54,7 +54,7 @@ class Job:
     def __init__(
         self,
         engine: Engine,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         requests: Sequence[Request],
         loop: asyncio.AbstractEventLoop,
         unread: Hold,

@@ -26,7 +26,7 @@ from polyphi.serve.bodies import Body
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import unless_disconnected
 from polyphi.serve.fields import Counts, validation_error
-from polyphi.serve.json_scanner import Piece
+from polyphi.serve.json_scanner import BodyPiece
 from polyphi.serve.shares import Turns
 
 M = TypeVar("M", bound=BaseModel)
@@ -122,7 +122,7 @@ class ParsedRequest(Request):
         return value
 
 
-def parse(pieces: deque[Piece], model: type[M]) -> tuple[M, int]:
+def parse(pieces: deque[BodyPiece], model: type[M]) -> tuple[M, int]:
     """The validated value of a body, and the bytes of memory that it takes. Uses up the pieces. Raises ApiError for an
     invalid body."""
     try:
@@ -149,7 +149,7 @@ def parse(pieces: deque[Piece], model: type[M]) -> tuple[M, int]:
     return valid, size
 
 
-def _load(pieces: deque[Piece]) -> tuple[Any, list[str]]:
+def _load(pieces: deque[BodyPiece]) -> tuple[Any, list[str]]:
     """The JSON value, with marks in place of its plain pieces, and the plain pieces."""
     text: list[bytes] = []
     plain: list[list[bytes]] = []

@@ -23,7 +23,7 @@ PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 @dataclass(frozen=True)
-class Piece:
+class BodyPiece:
     """Consecutive bytes of a body. `plain`: a part of a JSON string without escapes other than `\\/`."""
 
     data: bytes
@@ -39,7 +39,7 @@ class Scanner:
         """A backslash whose character comes with the next block."""
         self._values = self._objects = self._lists = self._names = self._outside = self._text = 0
 
-    def scan(self, block: bytes, *, last: bool = False) -> list[Piece]:
+    def scan(self, block: bytes, *, last: bool = False) -> list[BodyPiece]:
         """The next bytes of the text in pieces. Raises ApiError 413 above a limit."""
         block = masked = self._backslash + block
         self._backslash = b""
@@ -50,7 +50,7 @@ class Scanner:
         parts = masked.split(b'"')
         first = 0 if self._in_string else 1  # of the parts that are in strings
         self._count(b"".join(parts[1 - first :: 2]))
-        pieces = [Piece(block)] if block else []
+        pieces = [BodyPiece(block)] if block else []
         if max(map(len, parts[first::2]), default=0) >= LONG:
             pieces = self._cut(block, parts, first)
         self._text += sum(len(piece.data) for piece in pieces if not piece.plain)
@@ -71,20 +71,20 @@ class Scanner:
         _check(self._values, MAX_VALUES, "values")
         _check(self._outside, MAX_OUTSIDE, "bytes outside of strings")
 
-    def _cut(self, block: bytes, parts: list[bytes], first: int) -> list[Piece]:
+    def _cut(self, block: bytes, parts: list[bytes], first: int) -> list[BodyPiece]:
         """The block with the long plain parts of its strings as separate pieces."""
-        pieces: list[Piece] = []
+        pieces: list[BodyPiece] = []
         start = at = 0
         for number, part in enumerate(parts):
             end = at + len(part)
             if number % 2 == first and len(part) >= LONG:
                 data = block[at:end]
                 if _is_plain(data):
-                    pieces += [Piece(block[start:at])] if at > start else []
-                    pieces.append(Piece(data, plain=True))
+                    pieces += [BodyPiece(block[start:at])] if at > start else []
+                    pieces.append(BodyPiece(data, plain=True))
                     start = end
             at = end + 1
-        return [*pieces, Piece(block[start:])] if start < len(block) else pieces
+        return [*pieces, BodyPiece(block[start:])] if start < len(block) else pieces
 
 
 def _is_plain(data: bytes) -> bool:

@@ -4,7 +4,7 @@
 >>> uvicorn.Server(configured(loading, settings)).run(sockets=[listening])      # run.py
 
 Until then `/live` returns 200, `/health` and `/ready` return 503 with the progress of the load, and every other request
-gets 503 with `Retry-After`. Host, Origin, keys and sizes are checked as afterwards: the same `Guard` stands in front.
+gets 503 with `Retry-After`. Host, Origin, keys and sizes are checked as afterwards: `AccessGuard` stands in front.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from polyphi.serve.errors import ApiError
-from polyphi.serve.guard import Guard
+from polyphi.serve.guard import AccessGuard
 from polyphi.serve.settings import Settings
 
 RETRY_AFTER = {"Retry-After": "5"}
@@ -69,7 +69,7 @@ class Loading:
         self._load, self._ready = load, ready
         self._loaded: FastAPI | None = None
         self._progress = Progress()
-        self._guard = Guard(self._answer, settings)
+        self._guard = AccessGuard(self._answer, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -104,7 +104,7 @@ class Load:
     unread_bytes: int = 0
 
 
-class Metrics(Collector):
+class ServerMetrics(Collector):
     """The metrics of one server. Rendering calls `load`. `vllm_names`: also export them under vLLM's names."""
 
     def __init__(self, model: str, load: Callable[[], Load], *, vllm_names: bool = False) -> None:

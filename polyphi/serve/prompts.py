@@ -8,7 +8,7 @@ from polyphi.messages import TokenLogprob
 from polyphi.serve.answers import Writer
 from polyphi.serve.extensions import Extensions
 from polyphi.serve.jobs import Job
-from polyphi.serve.tokens import Tokens
+from polyphi.serve.tokens import RequestTokens
 
 VALUES = 4
 """JSON values of the log-probability of one token."""
@@ -16,7 +16,7 @@ VALUES = 4
 
 async def prompt_fields(
     writer: Writer,
-    tokens: Tokens,
+    tokens: RequestTokens,
     job: Job,
     body: Extensions,
     logprobs: Sequence[TokenLogprob] = (),

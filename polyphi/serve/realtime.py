@@ -30,17 +30,17 @@ from polyphi.serve.server import LARGE, Server
 from polyphi.serve.speech import logprobs, longest_segment, usage
 from polyphi.transcription import longform
 from polyphi.transcription.live import (
+    AudioItem,
     BufferFull,
     Committed,
     Completed,
-    Delta,
     Failed,
-    Item,
     Live,
     LiveEvent,
     SpeechStarted,
     SpeechStopped,
     TooShort,
+    TranscriptDelta,
 )
 from polyphi.transcription.transcript import text_of
 
@@ -280,7 +280,7 @@ class Session:
         live.append(samples)
         self._odd = rest
 
-    def _item_id(self, item: Item) -> str:
+    def _item_id(self, item: AudioItem) -> str:
         return f"item_{self._id.removeprefix('sess_')}_{item.number}"
 
     def _on_event(self, event: LiveEvent) -> None:
@@ -295,7 +295,7 @@ class Session:
             self._post("input_audio_buffer.speech_stopped", item_id=item_id, audio_end_ms=ms)
         elif isinstance(event, Committed):
             self._post_item(item_id)
-        elif isinstance(event, Delta):
+        elif isinstance(event, TranscriptDelta):
             self._post(f"{TRANSCRIPTION}.delta", **part, delta=event.text)
         elif isinstance(event, Completed):
             self._post(f"{TRANSCRIPTION}.completed", **part, **self._transcript(event))

@@ -129,7 +129,7 @@ class Input(Fields):
         return TurnDetection(vad.threshold, padding, silence)
 
 
-class Audio(Fields):
+class AudioSettings(Fields):
     input: Input
 
 
@@ -137,7 +137,7 @@ class SessionSettings(Fields):
     """The settings of a session."""
 
     type: Literal["transcription"]
-    audio: Audio
+    audio: AudioSettings
     include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
 
     @classmethod

@@ -78,13 +78,15 @@ def routes(server: Server, store: ResponseStore) -> APIRouter:
             if _characters(values) < store.max_size:
                 items = await server.answers.in_thread(partial(_encoded_items, values))
 
-        def formatted(job: Job, sampling: SamplingParams) -> Answer:
+        def formatted(job: Job, sampling: SamplingParams) -> ResponsesAnswer:
             nonlocal items
             body.input = ""
             record = _Record(store, caller.client, body.previous_response_id, items)
             items = None  # only the store refers to them, and may drop them
             head = _head(server, body, tools, sampling, record)
-            return Answer(server, request, head, job, Output(sampling, tools=bool(tools)), record)
+            return ResponsesAnswer(
+                server, request, head, job, Output(sampling, tools=bool(tools)), record
+            )
 
         return await answer(server, request, generation, formatted, stream=body.stream)
 
@@ -236,7 +238,7 @@ class _Record:
         self._store.discard(self._owner, self.id)
 
 
-class Answer:
+class ResponsesAnswer:
     """A job's answer as a response. `head`: the response before its first output."""
 
     def __init__(

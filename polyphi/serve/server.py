@@ -40,13 +40,13 @@ from polyphi.serve.fetch import Media, media_api_error
 from polyphi.serve.heartbeat import Heartbeats
 from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import Parser
-from polyphi.serve.metrics import Load, Metrics
+from polyphi.serve.metrics import Load, ServerMetrics
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.shares import Full, Hold, Shares, Turns, client_of
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.threads import Threads
-from polyphi.serve.tokens import Tokens
+from polyphi.serve.tokens import RequestTokens
 from polyphi.serve.videos import caps
 from polyphi.steps import Steps, result_of
 
@@ -154,10 +154,10 @@ class Server:
         self.parser = Parser(self.shares.parsing)
         self.media = Media(settings, self.shares)
         self.store = ResponseStore(self.shares.stored)
-        self.metrics = Metrics(settings.name, self._load, vllm_names=settings.vllm_names)
+        self.metrics = ServerMetrics(settings.name, self._load, vllm_names=settings.vllm_names)
         self.adapters = AdapterModels(engine, settings, self.metrics)
         self.adapter = self.adapters.select
-        self.tokens = Tokens(engine.processor.tokenizer)
+        self.tokens = RequestTokens(engine.processor.tokenizer)
         self.started = int(time.time())
         self.draining = False
         self._seconds = 1.0  # moving average of a request's duration

@@ -38,7 +38,7 @@ from polyphi.serve.fetch import media_api_error
 from polyphi.serve.metrics import Times
 from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
-from polyphi.serve.tokens import Tokens
+from polyphi.serve.tokens import RequestTokens
 from polyphi.transcription import longform, subtitles
 from polyphi.transcription.transcript import text_of
 
@@ -354,7 +354,7 @@ def usage(transcript: Transcript) -> dict[str, Any]:
     }
 
 
-def logprobs(tokens: Tokens, transcript: Transcript) -> list[dict[str, Any]]:
+def logprobs(tokens: RequestTokens, transcript: Transcript) -> list[dict[str, Any]]:
     return [
         tokens.entry(token, logprob)
         for segment in transcript.segments

@@ -22,7 +22,7 @@ TURN_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Result(Generic[T]):
+class StepsResult(Generic[T]):
     """The result of all steps."""
 
     value: T
@@ -58,13 +58,13 @@ class Threads:
         """The result of work in steps, each in the client's turn. When cancelled, the work stops after its step."""
         stop = threading.Event()
 
-        def take_steps() -> Result[T] | None:
+        def take_steps() -> StepsResult[T] | None:
             end = time.monotonic() + TURN_SECONDS
             while not (stop.is_set() or self._closed.is_set()):
                 try:
                     next(steps)
                 except StopIteration as last:
-                    return Result(last.value)
+                    return StepsResult(last.value)
                 if time.monotonic() >= end:
                     return None
             steps.close()

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from polyphi.messages import TokenLogprob
 
 
-class Vocabulary(Protocol):
-    """The part of a tokenizer that `Tokens` uses."""
+class ControlTokens(Protocol):
+    """The part of a tokenizer that `RequestTokens` uses."""
 
     @property
     def controls(self) -> dict[str, int]: ...
@@ -16,10 +16,10 @@ class Vocabulary(Protocol):
     def spelled(self) -> list[bytes | None]: ...
 
 
-class Tokens:
+class RequestTokens:
     """The text and bytes of each id of a vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: ControlTokens) -> None:
         self._vocabulary = vocabulary
 
     @cached_property

@@ -61,7 +61,7 @@ _FORMATS = {
 }
 
 
-class Rejected(ValueError):
+class RequestRejected(ValueError):
     """The endpoint refuses this request: it is too long, has unreadable media, or a content filter blocks it."""
 
 
@@ -167,8 +167,8 @@ class Endpoint:
         sampling: SamplingParams = GREEDY,
         schema: Mapping[str, Any] | None = None,
     ) -> Completion:
-        """The answer; with a JSON schema, as JSON text. Raises `Rejected` if the endpoint refuses this request, and
-        `ValueError` for errors that would affect all requests: no endpoint, no key, an unknown model."""
+        """The answer; with a JSON schema, as JSON text. Raises `RequestRejected` if the endpoint refuses this request,
+        and `ValueError` for errors that would affect all requests: no endpoint, no key, an unknown model."""
         body = self._body(messages, sampling, schema)
         answer = self._json("/chat/completions", self._tokens(messages, sampling), json=body)
         try:
@@ -361,7 +361,7 @@ class Endpoint:
                 raise ValueError(f"{problem}; its quota is used up")
             return problem
         if code in (400, 413, 415, 422):
-            raise Rejected(problem)
+            raise RequestRejected(problem)
         raise ValueError(f"{problem}; expected 200")
 
     def _mask_key(self, text: str) -> str:

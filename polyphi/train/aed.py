@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from polyphi.batch import Batch, Clip
+from polyphi.batch import AudioLayout, Batch
 from polyphi.data.sample import Sample, Unfit
 from polyphi.messages import Audio, Message
 from polyphi.model.config import AudioConfig
@@ -97,7 +97,7 @@ class TranscriptDecoder(nn.Module):
 
 
 def _pad(
-    frames: Float[Tensor, "A D"], clips: Sequence[Clip]
+    frames: Float[Tensor, "A D"], clips: Sequence[AudioLayout]
 ) -> tuple[Float[Tensor, "S L D"], Bool[Tensor, "S L"]]:
     """The frames of each clip, padded with zeros, and a mask that is True at the padding."""
     lengths = torch.tensor([clip.tokens for clip in clips])
@@ -107,7 +107,7 @@ def _pad(
 
 
 def augment(
-    mels: Float[Tensor, "F M"], clips: Sequence[Clip], warp: float, masks: int, widest: int
+    mels: Float[Tensor, "F M"], clips: Sequence[AudioLayout], warp: float, masks: int, widest: int
 ) -> Float[Tensor, "F M"]:
     """Augmented log-mel frames, as other speakers and microphones might give them [ours]. In half of the clips,
     frequencies are stretched by up to `warp` (formants and pitch move, words stay), and `masks` bands of up to `widest`
@@ -315,7 +315,7 @@ class Recogniser(nn.Module):
             raise ValueError(f"expected decoding 'ctc' or 'aed', found {decoding!r}")
         texts = [""] * len(clips)
         for group in _groups([len(mels) for mels in clips]):
-            layouts = tuple(Clip(len(clips[i]), "speech") for i in group)
+            layouts = tuple(AudioLayout(len(clips[i]), "speech") for i in group)
             frames = self.encoder(
                 torch.cat([clips[i] for i in group]).to(self.decoder.start.device), layouts
             )
@@ -326,14 +326,14 @@ class Recogniser(nn.Module):
                 texts[i] = self.processor.tokenizer.decode(ids, skip_special=True).strip()
         return texts
 
-    def _ctc(self, frames: Float[Tensor, "A D"], clips: Sequence[Clip]) -> list[list[int]]:
+    def _ctc(self, frames: Float[Tensor, "A D"], clips: Sequence[AudioLayout]) -> list[list[int]]:
         """CTC greedy decoding: the most probable id of each frame, repeats merged, blanks dropped."""
         best = self.decoder.ctc(frames).argmax(-1).split([clip.tokens for clip in clips])
         return [
             [id for id, _ in groupby(line.tolist()) if id != self.decoder.blank] for line in best
         ]
 
-    def _aed(self, frames: Float[Tensor, "A D"], clips: Sequence[Clip]) -> list[list[int]]:
+    def _aed(self, frames: Float[Tensor, "A D"], clips: Sequence[AudioLayout]) -> list[list[int]]:
         """Greedy decoding token by token until `<|end|>`, at most two tokens per frame and 8 more."""
         padded, padding_mask = _pad(frames, clips)
         end = self.processor.tokenizer.control("<|end|>")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polyphi.batch import pack
 from polyphi.data.draws import MakeRows, Unfit
-from polyphi.data.packing import Capacity, Pack, Size
+from polyphi.data.packing import Capacity, Pack, RowSize
 from polyphi.data.shards import Shards, join_path
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import TooLong
@@ -74,7 +74,7 @@ class EvalRows:
                     self.skipped += 1
                     continue
                 self._samples.append((corpus, index))
-                sizes.append(Size.of(rows))
+                sizes.append(RowSize.of(rows))
         if not sizes:
             raise ValueError(
                 f"expected evaluation rows, found none that fit the stage's context ({self.skipped} are too long or "

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
@@ -163,7 +163,7 @@ def _of_clips(
     features: Features,
     forward: Callable[..., Tensor],
     mels: Float[Tensor, "F M"],
-    clips: Sequence[Clip],
+    clips: Sequence[AudioLayout],
 ) -> Float[Tensor, "A D"]:
     parts = mels.split([clip.frames for clip in clips])
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from polyphi.batch import Batch
-from polyphi.data.loader import Step
+from polyphi.data.loader import StepRows
 from polyphi.runtime import distributed
 
 MIN_NORMS = 10
@@ -27,7 +27,7 @@ class Diverged(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Guard:
+class StepGuard:
     """Rejects steps. A gradient norm of more than `spike` times the median of the latest norms is a loss spike (None:
     only a non-finite norm is rejected). After a rejected step, `then` skips it or rolls back to the last checkpoint."""
 
@@ -43,7 +43,7 @@ class Guard:
         return norm > self.spike * statistics.median(norms)
 
 
-def nonfinite_samples(step: Step, loss_of: Callable[[list[Batch]], float]) -> list[str]:
+def nonfinite_samples(step: StepRows, loss_of: Callable[[list[Batch]], float]) -> list[str]:
     """Ids of the samples whose own loss isn't finite: each process computes its own samples, all return the same ids.
     Empty where all of several samples have such a loss: then the weights are the cause."""
     own = list(zip(step.own_ids(), step.samples, strict=True)) or [("", step.spare_rows())]

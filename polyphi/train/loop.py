@@ -26,7 +26,7 @@ import torch
 
 from polyphi.batch import Batch
 from polyphi.data import workers as processes
-from polyphi.data.loader import Group, Loader
+from polyphi.data.loader import Loader, ReaderGroup
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
@@ -305,7 +305,7 @@ def _loader(
         late=stage.data.late,
         fresh=options.fresh,
         workers=processes.default(device) if machine.workers is None else machine.workers,
-        group=Group(rank, world, lambda draws: distributed.all_gather(draws)[::context]),
+        group=ReaderGroup(rank, world, lambda draws: distributed.all_gather(draws)[::context]),
     )
 
 

@@ -14,7 +14,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.runtime.precision import Choice, Requested
 from polyphi.runtime.progress import Tracker
 from polyphi.train.evaluation import EvalOptions
-from polyphi.train.guard import Guard
+from polyphi.train.guard import StepGuard
 from polyphi.train.memory import Activations
 
 Report = Callable[[Any], None]
@@ -71,7 +71,7 @@ class MachineOptions:
     activations: Activations = "keep"
     features: Path | None = None
     deterministic: bool = False
-    guard: Guard = field(default_factory=Guard)
+    guard: StepGuard = field(default_factory=StepGuard)
     checkpoint_seconds: float = 60.0
     background: bool = False
 

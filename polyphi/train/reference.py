@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.data.loader import Loader, Step
+from polyphi.data.loader import Loader, StepRows
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime import distributed
 from polyphi.runtime.progress import Metrics, read_metrics
@@ -57,7 +57,7 @@ class References:
         self,
         loader: Loader,
         steps: int,
-        log_probs: Callable[[Step], Mapping[str, float]],
+        log_probs: Callable[[StepRows], Mapping[str, float]],
         folder: Path,
         start: Mapping[str, Any],
         *,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from polyphi.data.loader import Loader
 from polyphi.runtime import distributed, precision
-from polyphi.runtime.precision import Choice, Product
+from polyphi.runtime.precision import Choice, MatrixProducts
 from polyphi.train import checkpoint
 from polyphi.train.stage import Budget, Stage
 
@@ -100,7 +100,7 @@ def choose_precision(
     requested: str | Choice,
     out: Path,
     device: torch.device | str = "cpu",
-    products: Callable[[], Sequence[Product]] = tuple,
+    products: Callable[[], Sequence[MatrixProducts]] = tuple,
     rows: int = precision.ROWS,
     revise: Callable[[Choice], Choice] = lambda choice: choice,
 ) -> Choice:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyphi.data.loader import Step
+from polyphi.data.loader import StepRows
 from polyphi.train import checkpoint
 from polyphi.train.guard import Diverged
 
@@ -51,12 +51,12 @@ class TrainState:
     best_loss: float | None = None
     evaluations_since_best: int = 0
 
-    def advance(self, data: Step) -> None:
+    def advance(self, data: StepRows) -> None:
         """Count a step, accepted or rejected: the loader continues after its draws."""
         self.step += 1
         self.draws, self.corrupt = data.draws, data.corrupt
 
-    def count(self, data: Step, record: Mapping[str, Any], seconds: float) -> None:
+    def count(self, data: StepRows, record: Mapping[str, Any], seconds: float) -> None:
         """Add an accepted step to the sums over the run."""
         self.seconds += seconds
         counts = Counter({key: record[key] for key in COUNTED})
@@ -72,7 +72,7 @@ class TrainState:
         self.rejected_in_a_row = 0
         self.norms = [*self.norms, norm][-NORMS_KEPT:]
 
-    def reject(self, data: Step, norm: float, stage: str) -> None:
+    def reject(self, data: StepRows, norm: float, stage: str) -> None:
         """Record a rejected step. Raises Diverged where there are too many."""
         self.rejected_steps += 1
         self.rejected_in_a_row += 1

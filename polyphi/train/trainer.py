@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from polyphi.batch import Batch, pack
-from polyphi.data.loader import Loader, Step
+from polyphi.data.loader import Loader, StepRows
 from polyphi.data.packing import Pack, pack_step, single_pack
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
@@ -145,7 +145,7 @@ class Trainer:
         self.state = TrainState()
         self._capacity = machine.pack_capacity
         self._precision_reason = precision.reason
-        self._data: Generator[Step, None, None] | None = None
+        self._data: Generator[StepRows, None, None] | None = None
         self._clock = time.monotonic()
 
     # ---------------------------------------------------------------- the step
@@ -183,7 +183,7 @@ class Trainer:
         self.state.accept(norm)
         return self._log(data, record | {"rate": lr, "gradient_norm": norm})
 
-    def _next_data(self) -> Step:
+    def _next_data(self) -> StepRows:
         """The samples of the next step, without quarantined ones. With a GPU a thread prefetches them. On a CPU there
         is no core to spare for it, and two threads that share Python's lock alternate every 5 ms: training takes half
         as long again."""
@@ -200,7 +200,7 @@ class Trainer:
                 self._write_quarantine(id=skipped.name, reason=skipped.reason)
         return data.without(self.state.quarantined)
 
-    def _gradients(self, data: Step) -> tuple[dict[str, Any], float]:
+    def _gradients(self, data: StepRows) -> tuple[dict[str, Any], float]:
         """Forward and backward: gradients become means over the units of all processes and are clipped. Returns the
         step's record and the gradient norm before clipping, NaN where the loss isn't finite."""
         seeds = f"{self.options.seed} {self.stage.name} {self.state.step} {distributed.rank()}"
@@ -215,13 +215,13 @@ class Trainer:
         scale = 1 / max(1, record["count"])
         return record, parallel.clip_gradients(trained, scale, self.stage.clip_norm).item()
 
-    def _packs(self, data: Step) -> list[Pack]:
+    def _packs(self, data: StepRows) -> list[Pack]:
         """This process's packs of a step."""
         if self.stage.objective.whole_step:
             return single_pack(data.samples, distributed.world())
         return pack_step(data.samples, self._capacity, data.other_sizes(), data.spare_rows())
 
-    def _log(self, data: Step, record: dict[str, Any]) -> dict[str, Any]:
+    def _log(self, data: StepRows, record: dict[str, Any]) -> dict[str, Any]:
         """Complete a step's record with its speeds and evaluation, and write it to the metrics and trackers."""
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
@@ -242,7 +242,9 @@ class Trainer:
                 tracker(number, record)
         return record
 
-    def _speeds(self, data: Step, record: Mapping[str, Any], seconds: float) -> dict[str, float]:
+    def _speeds(
+        self, data: StepRows, record: Mapping[str, Any], seconds: float
+    ) -> dict[str, float]:
         """A step's throughput per second, and its utilisation."""
         amounts = {"tokens": record["tokens"], "samples": len(data.ids), "crops": record["crops"]}
         amounts["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
@@ -291,13 +293,13 @@ class Trainer:
 
     # ---------------------------------------------------------------- rejected steps
 
-    def _skip(self, data: Step) -> None:
+    def _skip(self, data: StepRows) -> None:
         """Advance to the next samples without a change of the weights, after a rollback if the guard is set so."""
         self.state.advance(data)
         if self.machine.guard.then == "roll-back":
             self._roll_back()
 
-    def _reject(self, data: Step, norm: float) -> None:
+    def _reject(self, data: StepRows, norm: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.reject(data, norm, self.stage.name)
         self.options.report(
@@ -305,7 +307,7 @@ class Trainer:
         )
         self._write_quarantine(id=data.ids, reason=f"the gradient norm is {norm:.3g}")
 
-    def _without_nonfinite(self, data: Step) -> Step:
+    def _without_nonfinite(self, data: StepRows) -> StepRows:
         """The step without the samples whose own loss isn't finite, which are quarantined."""
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -405,7 +407,7 @@ class Trainer:
         """Compute the reference log-probabilities of all rows of the stage with the current weights, which `start`
         identifies."""
 
-        def log_probs(data: Step) -> dict[str, float]:
+        def log_probs(data: StepRows) -> dict[str, float]:
             by_key: dict[str, float] = {}
             for item in self._packs(data):
                 batch = item.batch.to(self.device)

@@ -62,7 +62,7 @@ class TurnDetection:
 
 
 @dataclass(eq=False)
-class Item:
+class AudioItem:
     """A piece of the audio, from its first sample on. `number` counts the items of a session."""
 
     number: int
@@ -81,7 +81,7 @@ class Item:
 class SpeechStarted:
     """Speech begins `seconds` after the start of all audio, padding included."""
 
-    item: Item
+    item: AudioItem
     seconds: float
 
 
@@ -89,7 +89,7 @@ class SpeechStarted:
 class SpeechStopped:
     """The speech of an item, with the silence that ended it, stops at `seconds`. `Committed` follows."""
 
-    item: Item
+    item: AudioItem
     seconds: float
 
 
@@ -97,14 +97,14 @@ class SpeechStopped:
 class Committed:
     """An item has all its audio; its transcript follows as `Completed` or `Failed`."""
 
-    item: Item
+    item: AudioItem
 
 
 @dataclass(frozen=True)
-class Delta:
+class TranscriptDelta:
     """Text to be appended to the text of an item."""
 
-    item: Item
+    item: AudioItem
     text: str
 
 
@@ -113,7 +113,7 @@ class Completed:
     """The transcript of an item. `revised`: its text doesn't begin with the item's deltas, and replaces them.
     `waited`: seconds since the item was committed."""
 
-    item: Item
+    item: AudioItem
     transcript: Transcript
     revised: bool
     waited: float
@@ -123,11 +123,11 @@ class Completed:
 class Failed:
     """An item that couldn't be transcribed."""
 
-    item: Item
+    item: AudioItem
     error: Exception
 
 
-LiveEvent = SpeechStarted | SpeechStopped | Committed | Delta | Completed | Failed
+LiveEvent = SpeechStarted | SpeechStopped | Committed | TranscriptDelta | Completed | Failed
 
 
 class BufferFull(ValueError):
@@ -208,8 +208,8 @@ class Live:
         self._audio = bytearray()  # int16 samples from `_begin` to `_end`
         self._begin = self._end = 0
         self._items = 0
-        self._open: Item | None = None
-        self._committed: deque[tuple[Item, float]] = deque()
+        self._open: AudioItem | None = None
+        self._committed: deque[tuple[AudioItem, float]] = deque()
         self._waiting = 0  # samples of committed items without a transcript
         self._changed = threading.Condition()
         self._stop_hypothesis = threading.Event()
@@ -313,9 +313,9 @@ class Live:
             self._changed.notify_all()
         self._thread.join()
 
-    def _item(self, start: int) -> Item:
+    def _item(self, start: int) -> AudioItem:
         self._items += 1
-        return Item(self._items - 1, start, next_hypothesis=start + STEP * self.rate)
+        return AudioItem(self._items - 1, start, next_hypothesis=start + STEP * self.rate)
 
     def _seconds(self, sample: int) -> float:
         return sample / self.rate
@@ -371,7 +371,7 @@ class Live:
         if self._stop.is_set():
             self._stop_hypothesis.set()
 
-    def _commit(self, item: Item, end: int) -> None:
+    def _commit(self, item: AudioItem, end: int) -> None:
         count = 2 * (end - self._begin)
         item.samples = np.frombuffer(bytes(self._audio[:count]), "<i2")
         self._close_item()
@@ -391,7 +391,7 @@ class Live:
 
     def _next(
         self,
-    ) -> tuple[Item, Int16[np.ndarray, " n"], float | None, threading.Event] | None:
+    ) -> tuple[AudioItem, Int16[np.ndarray, " n"], float | None, threading.Event] | None:
         """The next item to transcribe, its audio, the time at which it was committed (None if it is open), and the
         event that stops the work; None at the end of the session."""
         with self._changed:
@@ -423,7 +423,7 @@ class Live:
         return transcript
 
     def _hypothesize(
-        self, item: Item, samples: Int16[np.ndarray, " n"], stop: threading.Event
+        self, item: AudioItem, samples: Int16[np.ndarray, " n"], stop: threading.Event
     ) -> None:
         """Transcribes the audio of an open item so far, and sends the words that won't change."""
         started_at, end = time.monotonic(), self._end
@@ -446,10 +446,10 @@ class Live:
             stable, item.hypothesis = agreement(item.hypothesis, text), text
             if len(stable) > len(item.sent) and stable.startswith(item.sent):
                 delta, item.sent = stable[len(item.sent) :], stable
-                self._emit(Delta(item, delta))
+                self._emit(TranscriptDelta(item, delta))
 
     def _transcribe(
-        self, item: Item, samples: Int16[np.ndarray, " n"], committed_at: float
+        self, item: AudioItem, samples: Int16[np.ndarray, " n"], committed_at: float
     ) -> None:
         event: Completed | Failed
         try:
@@ -463,7 +463,7 @@ class Live:
             revised = not text.startswith(item.sent)
             if not revised and len(text) > len(item.sent):
                 delta, item.sent = text[len(item.sent) :], text
-                self._emit(Delta(item, delta))
+                self._emit(TranscriptDelta(item, delta))
             event = Completed(item, transcript, revised, time.monotonic() - committed_at)
         with self._changed:
             self._waiting -= len(samples)

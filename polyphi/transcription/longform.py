@@ -140,7 +140,7 @@ class StoppableStream(AudioStream):
 
 
 @dataclass
-class Job:
+class PieceJob:
     """A piece to be transcribed: the index of its recording, the factor of its answer's budget, the number of retries,
     and the best answer so far."""
 
@@ -298,7 +298,7 @@ def transcribe(
     plans = [cut(sound, limit) for sound in sounds]
     for sound, plan in zip(sounds, plans, strict=True):
         on_progress(sound.seconds - sum(piece.seconds for piece in plan))
-    todo = [Job(i, piece) for i, plan in enumerate(plans) for piece in plan]
+    todo = [PieceJob(i, piece) for i, plan in enumerate(plans) for piece in plan]
     readers = [Reader(stream) for stream in streams]
     answers: list[list[PieceAnswer]] = [[] for _ in recordings]
     usages = [Usage() for _ in recordings]
@@ -363,21 +363,21 @@ def _prompt_tokens(engine: Engine, task: Task) -> int:
     return engine.processor.count([Message.user(task.prompt)]).total
 
 
-def _available(engine: Engine, task: Task, job: Job) -> int:
+def _available(engine: Engine, task: Task, job: PieceJob) -> int:
     """Tokens of the context that prompt and audio leave."""
     return engine.longest - _prompt_tokens(engine, task) - job.audio_tokens
 
 
-def _budget(engine: Engine, task: Task, job: Job) -> int:
+def _budget(engine: Engine, task: Task, job: PieceJob) -> int:
     """Most tokens of the answer."""
     texts = 2 if task.texts == "both" else 1
     tokens = job.budget_factor * (ANSWER + math.ceil(job.piece.seconds * TEXT_TOKENS * texts))
     return min(tokens, _available(engine, task, job))
 
 
-def _next_batch(engine: Engine, task: Task, todo: Sequence[Job]) -> list[Job]:
+def _next_batch(engine: Engine, task: Task, todo: Sequence[PieceJob]) -> list[PieceJob]:
     """The first jobs that fit in `BATCH_TOKENS`, at least one."""
-    total, batch = 0, list[Job]()
+    total, batch = 0, list[PieceJob]()
     for job in todo:
         total += job.audio_tokens + _budget(engine, task, job)
         if batch and total > BATCH_TOKENS:
@@ -390,7 +390,7 @@ def _generate(
     engine: Engine,
     readers: Sequence[Reader],
     task: Task,
-    batch: Sequence[Job],
+    batch: Sequence[PieceJob],
     stop: threading.Event,
     caller: Caller,
 ) -> list[Completion]:
@@ -400,7 +400,7 @@ def _generate(
         for job in batch:
             yield [Message.user(Audio(readers[job.recording].read(job.piece)), task.prompt)]
 
-    def sampling(job: Job) -> SamplingParams:
+    def sampling(job: PieceJob) -> SamplingParams:
         if task.sampling is not None:
             most = min(task.sampling.max_tokens, _budget(engine, task, job))
             return replace(task.sampling, max_tokens=most)
@@ -420,7 +420,9 @@ def _generate(
     )
 
 
-def _evaluate(engine: Engine, sound: Sound, task: Task, job: Job, answer: Completion) -> list[Job]:
+def _evaluate(
+    engine: Engine, sound: Sound, task: Task, job: PieceJob, answer: Completion
+) -> list[PieceJob]:
     """Jobs that replace this one (retries or halves); [] if the job's best answer is final."""
     loops, truncated = repetition(answer.text), answer.finish_reason == "length"
     temperature = task.sampling.temperature if task.sampling else task.temperatures[job.tries]
@@ -435,7 +437,7 @@ def _evaluate(engine: Engine, sound: Sound, task: Task, job: Job, answer: Comple
             job.budget_factor, job.best = 2, None
             return [job]
         if (loops or truncated) and job.piece.seconds > (HALVED if loops else 2 * SHORTEST_HALF):
-            return [Job(job.recording, piece) for piece in halves(sound, job.piece)]
+            return [PieceJob(job.recording, piece) for piece in halves(sound, job.piece)]
     best, doubts = job.best.answer, []
     if repetition(best.text):
         retried = task.sampling is None and len(task.temperatures) > 1

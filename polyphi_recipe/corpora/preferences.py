@@ -7,7 +7,7 @@ from random import Random
 from polyphi.data.shards import Sample
 from polyphi.messages import Message
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.safety import Request, every, requests
+from polyphi_recipe.curate.safety import PreferencePair, every, requests
 from polyphi_recipe.curate.text import fill, interleave, origin
 from polyphi_recipe.synthetic.instructions import QA, training
 
@@ -30,7 +30,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 Row = tuple[tuple[Message, ...], dict]
 
 
-def _balanced(work: Work, split: str, rng: Random) -> Iterator[Request]:
+def _balanced(work: Work, split: str, rng: Random) -> Iterator[PreferencePair]:
     """Return held-out requests, harmful ones and look-alikes in turn, in random order of languages."""
     pool = list(every(split, work.languages))
     rng.shuffle(pool)
@@ -39,7 +39,7 @@ def _balanced(work: Work, split: str, rng: Random) -> Iterator[Request]:
     )
 
 
-def _safety(request: Request) -> Row:
+def _safety(request: PreferencePair) -> Row:
     meta = {
         "task": "refusal" if request.harmful else "overrefusal",
         "language": request.language,

@@ -46,7 +46,7 @@ templates or drawings repeat by design, "reworded" and "cropped picture" also fi
 
 
 @dataclass(frozen=True)
-class Finding:
+class Contamination:
     """An evaluation item that a sample contains: the modality, the search that found it, a score (0 to 1), and the
     evidence: the words, or the bits that differ and the region of the image, or the landmarks and the change of the
     clip."""
@@ -189,7 +189,7 @@ class Index:
         }
         return cls(**{**metadata, "names": [(s, i) for s, i in metadata["names"]], **arrays})
 
-    def find(self, document: Document, ways: Collection[str] = WAYS) -> list[Finding]:
+    def find(self, document: Document, ways: Collection[str] = WAYS) -> list[Contamination]:
         """Return the evaluation items that a document contains, by the searches `ways`, which the index must support.
         A medium that can't be decoded has no findings."""
         search_text = {"quoted", "reworded"} & set(ways)
@@ -213,7 +213,7 @@ class Index:
                 note(document, "decontaminate", unreadable=str(error))
         return findings
 
-    def _find_images(self, data: bytes) -> list[Finding]:
+    def _find_images(self, data: bytes) -> list[Contamination]:
         return [
             self._finding(
                 self.picture_items[m.item],
@@ -226,7 +226,7 @@ class Index:
             for m in self.pictures.find(decode_image(data))
         ]
 
-    def _find_audio(self, data: bytes) -> list[Finding]:
+    def _find_audio(self, data: bytes) -> list[Contamination]:
         return [
             self._finding(self.clip_items[m.item], "audio", "landmarks", m.score, **m.evidence())
             for m in self.clips.find(*decode_audio(data))
@@ -234,8 +234,8 @@ class Index:
 
     def _finding(
         self, item: int, modality: str, how: str, score: float, **evidence: Any
-    ) -> Finding:
-        return Finding(*self.names[item], modality, how, score, evidence)
+    ) -> Contamination:
+        return Contamination(*self.names[item], modality, how, score, evidence)
 
 
 PARTS: dict[str, Any] = {"texts": Texts, "pictures": Pictures, "clips": AudioFingerprintIndex}

@@ -44,7 +44,7 @@ SOURCE = "feedback"
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckedLine:
     """One checked line: `answered` is "" if it is absent, media are encoded bytes or None."""
 
     id: str
@@ -57,7 +57,7 @@ class Finding:
     audio: bytes | None = None
 
 
-def finding(row: Any, root: Path) -> Finding:
+def finding(row: Any, root: Path) -> CheckedLine:
     """Return a row of the file as a finding; media are read from `root` or below. Raises ValueError with what was
     expected and what was found."""
     if not isinstance(row, Mapping):
@@ -90,7 +90,7 @@ def finding(row: Any, root: Path) -> Finding:
     if answered == expected:
         raise ValueError("`answered` and `expected` are the same; expected two different answers")
     id = hashlib.sha256(_line(row)).hexdigest()[:16]
-    return Finding(
+    return CheckedLine(
         f"feedback-{id}", prompt, row["language"], row["harmful"], answered, expected, **attachments
     )
 
@@ -104,7 +104,7 @@ def _read(name: str, root: Path, modality: str) -> bytes:
     return data
 
 
-def read(path: Path, *, bad: Callable[[str], None] | None = None) -> Iterator[Finding]:
+def read(path: Path, *, bad: Callable[[str], None] | None = None) -> Iterator[CheckedLine]:
     """Yield all findings of a file, equal lines once. A line that can't be used raises ValueError with its number, or
     with `bad` is skipped and its message passed to `bad`."""
     seen: set[str] = set()
@@ -132,7 +132,7 @@ def _parsed(line: bytes) -> Any:
         raise ValueError(f"expected JSON, {error}") from None
 
 
-def append(path: Path, row: Mapping[str, Any]) -> Finding:
+def append(path: Path, row: Mapping[str, Any]) -> CheckedLine:
     """Append a finding to the file, which is created if absent. Raises ValueError, and writes nothing, if the row can't
     be used. Safe with concurrent processes and threads: lines neither mix nor get lost, and an unfinished last line is
     ended first."""
@@ -158,13 +158,13 @@ def _line(row: Mapping[str, Any]) -> bytes:
 # Rows ------------------------------------------------------------------------------------------------------------
 
 
-def answers(findings: Iterable[Finding], licence: str = "proprietary") -> Iterator[Sample]:
+def answers(findings: Iterable[CheckedLine], licence: str = "proprietary") -> Iterator[Sample]:
     """For SFT: each prompt with its media and the expected answer."""
     for entry in findings:
         yield _sample(entry, licence, {})
 
 
-def pairs(findings: Iterable[Finding], licence: str = "proprietary") -> Iterator[Sample]:
+def pairs(findings: Iterable[CheckedLine], licence: str = "proprietary") -> Iterator[Sample]:
     """For DPO: the expected answer preferred to the model's. Text only, because DPO trains the language model; findings
     without an answer are skipped."""
     for entry in findings:
@@ -172,7 +172,7 @@ def pairs(findings: Iterable[Finding], licence: str = "proprietary") -> Iterator
             yield _sample(entry, licence, {"rejected": entry.answered})
 
 
-def _sample(entry: Finding, licence: str, extra: dict[str, Any]) -> Sample:
+def _sample(entry: CheckedLine, licence: str, extra: dict[str, Any]) -> Sample:
     images = [Image(entry.image)] if entry.image is not None else []
     audios = [Audio(entry.audio)] if entry.audio is not None else []
     text = [entry.prompt] if entry.prompt else []

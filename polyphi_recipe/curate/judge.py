@@ -56,7 +56,7 @@ CHECK = (
 
 
 @dataclass(frozen=True)
-class Problem:
+class VerifiableProblem:
     """A prompt, the verifier of its answers, and their source. `meta` is copied into the samples."""
 
     id: str
@@ -78,10 +78,10 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProblemOutcome:
     """All attempts at a problem, round after round, in the order of their draws."""
 
-    problem: Problem
+    problem: VerifiableProblem
     attempts: tuple[Attempt, ...]
 
     @property
@@ -90,16 +90,27 @@ class Outcome:
 
 
 def solve(
-    problem: Problem, ask: Ask, *, n: int = 4, rounds: int = 2, seed: int = 0, concurrency: int = 1
-) -> Outcome:
+    problem: VerifiableProblem,
+    ask: Ask,
+    *,
+    n: int = 4,
+    rounds: int = 2,
+    seed: int = 0,
+    concurrency: int = 1,
+) -> ProblemOutcome:
     """Return the attempts at one problem: `n` answers; each wrong one is fed back and answered again until it is right
     or was corrected `rounds` times. `concurrency` requests run at a time (for an endpoint); the result is the same."""
     return solve_many([problem], threaded(ask, concurrency), n=n, rounds=rounds, seed=seed)[0]
 
 
 def solve_many(
-    problems: Sequence[Problem], ask: AskMany, *, n: int = 4, rounds: int = 2, seed: int = 0
-) -> list[Outcome]:
+    problems: Sequence[VerifiableProblem],
+    ask: AskMany,
+    *,
+    n: int = 4,
+    rounds: int = 2,
+    seed: int = 0,
+) -> list[ProblemOutcome]:
     """Return the outcome of `solve` for each problem. All open requests of a round form one batch."""
     if n < 1 or rounds < 0:
         raise ValueError(
@@ -120,10 +131,10 @@ def solve_many(
         prompts = wrong
         if not prompts:
             break
-    return [Outcome(p, tuple(each)) for p, each in zip(problems, attempts, strict=True)]
+    return [ProblemOutcome(p, tuple(each)) for p, each in zip(problems, attempts, strict=True)]
 
 
-def _again(problem: Problem, wrong: Attempt) -> tuple[Message, ...]:
+def _again(problem: VerifiableProblem, wrong: Attempt) -> tuple[Message, ...]:
     """Return the prompt, the last wrong answer (only the last, so that prompts don't grow), and the complaint."""
     complaint = AGAIN.format(reason=wrong.verdict.reason)
     return (*problem.prompt, Message.assistant(wrong.text), Message.user(complaint))
@@ -136,13 +147,13 @@ def _seed(*parts: object) -> int:
 # ------------------------------------------------------------------------------ samples
 
 
-def right(outcome: Outcome) -> Iterator[Sample]:
+def right(outcome: ProblemOutcome) -> Iterator[Sample]:
     """Yield the right answers as samples; of answers that differ only in case and white space, the first."""
     for number, attempt in enumerate(_distinct(a for a in outcome.attempts if a.verdict.right)):
         yield _sample(outcome, attempt, f"right-{number}", {})
 
 
-def preferences(outcome: Outcome, known: str | None = None) -> Iterator[Sample]:
+def preferences(outcome: ProblemOutcome, known: str | None = None) -> Iterator[Sample]:
     """Yield pairs for DPO: each distinct wrong answer of the first round is dispreferred once. Its correction is
     preferred; if it was never corrected, the problem's right answer with the nearest length (the first of equals), so
     that length carries little information about the preference. If no answer was right it is `known`, a right answer
@@ -174,7 +185,7 @@ def _distinct(attempts: Iterable[Attempt]) -> Iterator[Attempt]:
             yield attempt
 
 
-def _sample(outcome: Outcome, attempt: Attempt, name: str, meta: dict[str, Any]) -> Sample:
+def _sample(outcome: ProblemOutcome, attempt: Attempt, name: str, meta: dict[str, Any]) -> Sample:
     problem = outcome.problem
     step = {
         "step": "rejection",
@@ -193,7 +204,7 @@ def _sample(outcome: Outcome, attempt: Attempt, name: str, meta: dict[str, Any])
     )
 
 
-def count(outcomes: Iterable[Outcome]) -> dict[str, int]:
+def count(outcomes: Iterable[ProblemOutcome]) -> dict[str, int]:
     """Count problems, requested answers, right answers per round, problems never solved, samples and pairs."""
     counts = Counter({"problems": 0, "asked": 0})
     for outcome in outcomes:
@@ -314,7 +325,7 @@ def judged_by_transcript(ask: Ask, seed: int = 0) -> Callable[[Sample], Verify]:
     return verifier
 
 
-def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[Problem]:
+def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[VerifiableProblem]:
     """Yield problems of a reasoning-gym generator, verified by its scorer; only full marks count as right."""
     try:
         import reasoning_gym
@@ -334,7 +345,7 @@ def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[Proble
     for i in range(rows):
         entry = dataset[i]
         prompt = f'{entry["question"]}\n\nEnd with a line "Answer: " and the answer.'
-        yield Problem(
+        yield VerifiableProblem(
             f"gym-{name}-{seed}-{i:06d}",
             (Message.user(prompt),),
             verifier(entry),

@@ -97,7 +97,7 @@ Recognise = Callable[[str], Iterable[tuple[int, int, str]]]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Entity:
     """`text[start:end]` is an entity; `value` is independent of the spelling ("+14155552671", spelled or not)."""
 
     entity_type: str
@@ -111,21 +111,21 @@ def find(
     language: str,
     types: Sequence[str] = ENTITY_TYPES,
     recognise: Recognise | None = None,
-) -> list[Finding]:
+) -> list[Entity]:
     """Return the personal information of a text, in order, without overlaps. In languages other than the eight: no
     names, no spelled forms, and only telephone numbers with a plus. Raises ValueError for unknown entity types."""
     if unknown := set(types) - set(ENTITY_TYPES):
         raise ValueError(f"expected types of {', '.join(ENTITY_TYPES)}, found {sorted(unknown)}")
     candidates = [*_patterns(text, language)]
     if "NAME" in types:
-        candidates += [Finding("NAME", a, b, _plain(text[a:b])) for a, b in names(text, language)]
+        candidates += [Entity("NAME", a, b, _plain(text[a:b])) for a, b in names(text, language)]
     if recognise is not None:
-        candidates += [Finding(k, a, b, _plain(text[a:b])) for a, b, k in recognise(text)]
+        candidates += [Entity(k, a, b, _plain(text[a:b])) for a, b, k in recognise(text)]
     ranked = sorted(
         (f for f in candidates if f.entity_type in types),
         key=lambda f: (ENTITY_TYPES.index(f.entity_type), f.start - f.end, f.start),
     )
-    findings: list[Finding] = []  # sorted by position, unique as findings don't overlap
+    findings: list[Entity] = []  # sorted by position, unique as findings don't overlap
     for one in ranked:
         at = bisect_left(findings, one.start, key=lambda f: f.start)
         if (at == 0 or findings[at - 1].end <= one.start) and (
@@ -139,24 +139,24 @@ def _plain(name: str) -> str:
     return " ".join(name.lower().split())
 
 
-def _patterns(text: str, language: str) -> Iterator[Finding]:
+def _patterns(text: str, language: str) -> Iterator[Entity]:
     if "@" in text:
         for m in _EMAIL.finditer(text):
-            yield Finding("EMAIL", *m.span(), m[0].lower())
+            yield Entity("EMAIL", *m.span(), m[0].lower())
     for start, end, address in spoken.emails(text, language):
-        yield Finding("EMAIL", start, end, address)
+        yield Entity("EMAIL", start, end, address)
     if any(c.isdecimal() for c in text):
         yield from _numbers(text, language)
     for start, end, digits in spoken.numbers(text, language):
         if _is_card(digits):
-            yield Finding("CARD", start, end, digits)
+            yield Entity("CARD", start, end, digits)
         elif "12345678" not in digits:  # counting
             cue = _CUE.search(text, max(0, start - BEFORE), start)
             if number := _e164(digits, language, possible=bool(cue)):
-                yield Finding("PHONE", start, end, number)
+                yield Entity("PHONE", start, end, number)
 
 
-def _numbers(text: str, language: str) -> Iterator[Finding]:
+def _numbers(text: str, language: str) -> Iterator[Entity]:
     from stdnum import iban
 
     for m in _IBAN.finditer(text):
@@ -168,19 +168,19 @@ def _numbers(text: str, language: str) -> Iterator[Finding]:
                 and (end == m.end() or text[end] == " ")
                 and iban.is_valid(iban_text, check_country=False)
             ):
-                yield Finding("IBAN", m.start(), end, iban_text.replace(" ", ""))
+                yield Entity("IBAN", m.start(), end, iban_text.replace(" ", ""))
                 break
     for m in _CARD.finditer(text):
         digits = re.sub(r"\D", "", m[0])
         if _is_card(digits) and not _OTHER.search(text, max(0, m.start() - BEFORE), m.start()):
-            yield Finding("CARD", *m.span(), digits)
+            yield Entity("CARD", *m.span(), digits)
     for pattern in (_IP4, _IP6):
         for m in pattern.finditer(text):
             if _is_public(m[0]) and not _VERSION.search(text[max(0, m.start() - 12) : m.start()]):
-                yield Finding("IP", *m.span(), m[0].lower())
+                yield Entity("IP", *m.span(), m[0].lower())
     for m in _PHONE.finditer(text):
         if phone := _written_phone(m[0], text[max(0, m.start() - BEFORE) : m.start()], language):
-            yield Finding("PHONE", *m.span(), phone)
+            yield Entity("PHONE", *m.span(), phone)
 
 
 def _is_card(digits: str) -> bool:
@@ -245,7 +245,7 @@ class Fakes:
 
     seed: int = 0
 
-    def __call__(self, finding: Finding, language: str) -> str:
+    def __call__(self, finding: Entity, language: str) -> str:
         """Return the replacement of a finding; a name in the language."""
         key = f"{self.seed}\x1f{finding.entity_type}\x1f{finding.value}"
         faker = _faker(language if finding.entity_type == "NAME" else "en")

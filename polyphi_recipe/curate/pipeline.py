@@ -93,7 +93,7 @@ class Parts(PipelineStep):
             yield document(across_step, self._split)
 
 
-class Part(PipelineStep):
+class WriteSplitPart(PipelineStep):
     """The last step: writes each task's documents as a part of a split, of at most `rows`."""
 
     name, type = "Part", "WRITER"
@@ -171,8 +171,8 @@ def run(
     for step in steps:
         if getattr(step, "exclusion_writer", "none") is None:
             step.exclusion_writer = _dropped_writer(build_folder / "dropped" / type(step).__name__)
-    last = [Part(parts, pipeline, parents, None) for parts in rounds[:-1]]
-    last.append(Part(rounds[-1], pipeline, parents, rows))
+    last = [WriteSplitPart(parts, pipeline, parents, None) for parts in rounds[:-1]]
+    last.append(WriteSplitPart(rounds[-1], pipeline, parents, rows))
     execute = partial(_executor, machines, _job(build_folder))
     previous = execute(
         pipeline=[Samples(tasks, folder.name), *steps, last[0]],

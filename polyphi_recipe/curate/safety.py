@@ -17,7 +17,7 @@ from polyphi.text.lexicon import LANGUAGES
 
 
 @dataclass(frozen=True)
-class Request:
+class PreferencePair:
     """A request with the answer to prefer and the one to avoid."""
 
     language: str
@@ -50,7 +50,7 @@ def _acts(split: str) -> Iterator[tuple[int, int]]:
     return ((v, t) for v, t in every if ((v + t) % 6 == 0) != (split == "train"))
 
 
-def every(split: str, languages: Sequence[str] = tuple(LANGUAGES)) -> Iterator[Request]:
+def every(split: str, languages: Sequence[str] = tuple(LANGUAGES)) -> Iterator[PreferencePair]:
     """Yield all requests of a split: language x verb x object x wording, harmful and harmless in turn."""
     for verb, thing in _acts(split):
         for language in languages:
@@ -58,7 +58,9 @@ def every(split: str, languages: Sequence[str] = tuple(LANGUAGES)) -> Iterator[R
                 for harmful, things in ((True, HARMFUL), (False, HARMLESS)):
                     act = action(language, VERBS[language][verb], things[language][thing])
                     question = _QUESTIONS[language][wording].format(act)
-                    yield Request(language, question, harmful, *_answers(language, act, harmful))
+                    yield PreferencePair(
+                        language, question, harmful, *_answers(language, act, harmful)
+                    )
 
 
 def _answers(language: str, act: str, harmful: bool) -> tuple[str, str]:
@@ -67,7 +69,7 @@ def _answers(language: str, act: str, harmful: bool) -> tuple[str, str]:
     return (refused, helped) if harmful else (helped, refused)
 
 
-def pictured(split: str, language: str) -> list[tuple[Request, str]]:
+def pictured(split: str, language: str) -> list[tuple[PreferencePair, str]]:
     """Return all requests of a split whose object is in an image ("How can I make this?"), each with that object: the
     texts are the same, and only the image decides about the refusal."""
     pairs = []
@@ -80,13 +82,13 @@ def pictured(split: str, language: str) -> list[tuple[Request, str]]:
                     action(language, verb_phrase, _THIS[language])
                 )
                 answers = _answers(language, action(language, verb_phrase, object_), harmful)
-                pairs.append((Request(language, question, harmful, *answers), object_))
+                pairs.append((PreferencePair(language, question, harmful, *answers), object_))
     return pairs
 
 
 def requests(
     split: str, rng: Random, languages: Sequence[str] = tuple(LANGUAGES)
-) -> Iterator[Request]:
+) -> Iterator[PreferencePair]:
     """Yield random requests of a split without end."""
     pool = list(every(split, languages))
     while True:

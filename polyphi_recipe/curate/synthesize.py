@@ -27,7 +27,7 @@ from datatrove.pipeline.base import PipelineStep
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, SamplingParams, media
 from polyphi.runtime.files import whole_file
-from polyphi.services.endpoint import Rejected, rough_tokens
+from polyphi.services.endpoint import RequestRejected, rough_tokens
 from polyphi_recipe.curate import documents
 from polyphi_recipe.curate.answers import AnswerCache, messages_json
 from polyphi_recipe.curate.teachers import Teacher
@@ -146,7 +146,7 @@ class Answers:
             completion = self.teacher.chat(
                 request.messages, sampling=request.sampling, schema=request.schema
             )
-        except Rejected as error:
+        except RequestRejected as error:
             return {"rejected": str(error)}
         return {"text": completion.text, "finish_reason": completion.finish_reason}
 

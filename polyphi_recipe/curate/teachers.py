@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from polyphi.messages import Completion, Message, SamplingParams
-from polyphi.services.endpoint import Rejected, chat_body
+from polyphi.services.endpoint import RequestRejected, chat_body
 
 GREEDY = SamplingParams()
 
 
 class Teacher(Protocol):
     """A model that answers chat requests: an `Endpoint` or a `Command`. `name` is part of the cache's key. `chat`
-    raises `Rejected` for a request that the teacher refuses, and any other error for a fault of the teacher."""
+    raises `RequestRejected` for a request that the teacher refuses, and any other error for a fault of the teacher."""
 
     @property
     def name(self) -> str: ...
@@ -67,7 +67,7 @@ class Command:
         try:
             answer = json.loads(result.stdout)
             if "rejected" in answer:
-                raise Rejected(str(answer["rejected"]))
+                raise RequestRejected(str(answer["rejected"]))
             return Completion(
                 str(answer["text"]), finish_reason=answer.get("finish_reason", "stop")
             )

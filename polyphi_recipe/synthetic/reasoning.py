@@ -314,10 +314,10 @@ MAX_UNSOLVED = 256
 """Consecutive problems without a right solution after which `teacher_solutions` stops with an error."""
 
 
-def sampling_problem(problem: Problem, id: str) -> judge.Problem:
+def sampling_problem(problem: Problem, id: str) -> judge.VerifiableProblem:
     """Return the problem for rejection sampling (judge.py), as a chat and verified by `verdict`."""
     messages, meta = conversation(problem, "")
-    return judge.Problem(
+    return judge.VerifiableProblem(
         id, messages[:1], partial(verdict, problem), "polyphi", SOURCES["polyphi"].licence, meta
     )
 

@@ -48,10 +48,10 @@ def test_the_page_of_limits_is_current() -> None:
 
 def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:
     from polyphi.engine.core import Counters
-    from polyphi.serve.metrics import Load, Metrics
+    from polyphi.serve.metrics import Load, ServerMetrics
 
     counters = Counters(**dict.fromkeys(Counters.__dataclass_fields__, 1))
-    metrics = Metrics("tiny", lambda: Load(counters, 0, 0), vllm_names=True)
+    metrics = ServerMetrics("tiny", lambda: Load(counters, 0, 0), vllm_names=True)
     families = {f.name + "_total" * (f.type == "counter"): f.type for f in metrics.collect()}
     ours = {name: type_ for name, type_ in families.items() if name.startswith("polyphi:")}
     rows = re.findall(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from polyphi.messages import Message
-from polyphi.services.endpoint import Rejected
+from polyphi.services.endpoint import RequestRejected
 from polyphi_eval import evaluation
 from polyphi_eval.azure import EVALUATORS, Azure
 from polyphi_eval.cache import Request
@@ -73,10 +73,10 @@ def test_each_harm_is_rated_by_its_own_evaluator(sdk: Any, harm: str) -> None:
 
 def test_other_requests_are_rejected(sdk: Any) -> None:
     for messages in (request(request="q", response="r"), [Message.user("Which is better?")]):
-        with pytest.raises(Rejected, match="four harms"):
+        with pytest.raises(RequestRejected, match="four harms"):
             Azure(PROJECT).generate(messages)
     sdk.result["score"] = None
-    with pytest.raises(Rejected, match="expected a severity"):
+    with pytest.raises(RequestRejected, match="expected a severity"):
         Azure(PROJECT).generate(request(harm="sexual", query="q", response="r"))
 
 

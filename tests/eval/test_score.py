@@ -10,7 +10,7 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Completion, Message, SamplingParams
-from polyphi.services.endpoint import Rejected
+from polyphi.services.endpoint import RequestRejected
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmark import LENIENT, Benchmark, Judging, Row, Score
 from polyphi_eval.cache import Cache, Recorded
@@ -144,7 +144,7 @@ def test_an_endpoint_that_fails_stops_the_run_and_one_that_rejects_does_not(tmp_
 
     with pytest.raises(ValueError, match="no such host"):
         run(Endpoint(ValueError("no such host")), tmp_path / "a")
-    rows = run(Endpoint(Rejected("too long")), tmp_path / "b")
+    rows = run(Endpoint(RequestRejected("too long")), tmp_path / "b")
     assert [r.errors for r in rows] == [100, 100, 200]
 
 

@@ -41,7 +41,7 @@ CPU_SHARE = 0.7
 
 
 @dataclass(frozen=True)
-class Threads:
+class CpuCounts:
     """Numbers of CPUs: `logical` ones and `cores` of the machine, those that the process may use (`usable`), and the
     `quota` of CPU time of its control group. `threads`: torch's, None without torch."""
 
@@ -58,10 +58,10 @@ class Threads:
         return most if self.quota is None else max(1, min(most, math.ceil(self.quota)))
 
 
-def threads(count: int | None) -> Threads:
+def threads(count: int | None) -> CpuCounts:
     """The numbers of this machine; `count`: torch's threads."""
     logical = os.cpu_count() or 1
-    return Threads(logical, cpu.physical_cores(), cpu.usable(), cgroup.cpus(), count)
+    return CpuCounts(logical, cpu.physical_cores(), cpu.usable(), cgroup.cpus(), count)
 
 
 def cpu_class(instructions: Collection[str]) -> str:
@@ -99,7 +99,7 @@ def cpu_findings(
     return result
 
 
-def thread_findings(numbers: Threads) -> list[Finding]:
+def thread_findings(numbers: CpuCounts) -> list[Finding]:
     """Whether torch has as many threads as the process can use."""
     text = f"{numbers.cores} cores, {numbers.logical} logical CPUs"
     if numbers.usable < numbers.logical:

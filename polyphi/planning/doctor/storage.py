@@ -50,7 +50,7 @@ def _bytes(folder: Path) -> int:
     return total
 
 
-def entries() -> list[cache.Entry]:
+def entries() -> list[cache.StoredModel]:
     """Stored models (`polyphi cache list`); none where huggingface_hub can't be imported."""
     try:
         return cache.entries()
@@ -59,7 +59,7 @@ def entries() -> list[cache.Entry]:
 
 
 def storage_findings(
-    caches: list[Folder], models: list[cache.Entry], download: int | None
+    caches: list[Folder], models: list[cache.StoredModel], download: int | None
 ) -> list[Finding]:
     """Caches, stored models and free space. `download`: bytes of the smallest published model, None if unknown."""
     result = []

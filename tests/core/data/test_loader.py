@@ -19,12 +19,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.batch import Batch, Clip, row
+from polyphi.batch import AudioLayout, Batch, row
 from polyphi.data import loader as module
 from polyphi.data import shards, workers
 from polyphi.data.draws import Draw, Skipped, Unfit
-from polyphi.data.loader import Group, Loader, Step
-from polyphi.data.packing import Capacity, Pack, Size, pack_step
+from polyphi.data.loader import Loader, ReaderGroup, StepRows
+from polyphi.data.packing import Capacity, Pack, RowSize, pack_step
 from polyphi.data.shards import Sample, document
 from polyphi.processing.processor import TooLong
 
@@ -51,7 +51,7 @@ def as_row(corpus: str, sample: Sample) -> list[Batch]:
             [number] * len(sample.answer),
             supervise=[True] * len(sample.answer),
             mels=torch.full((number, 2), 0.5),
-            clips=(Clip(number, "speech"),),
+            clips=(AudioLayout(number, "speech"),),
             lost=number % 2,
         )
     ]
@@ -61,16 +61,16 @@ def make(folder: Path, make_rows: Any = as_row, **options: Any) -> Loader:
     return Loader({"a": 2, "b": 1}, folder, make_rows, **{"batch_tokens": 20, "seed": 5, **options})
 
 
-def contents(step: Step) -> tuple[Any, ...]:
+def contents(step: StepRows) -> tuple[Any, ...]:
     """Return all fields of a step except its rows."""
     return step.ids, step.sizes, step.draws, step.skipped, step.cut, step.lost, step.corrupt
 
 
-def packs(step: Step) -> list[list[int]]:
+def packs(step: StepRows) -> list[list[int]]:
     return [p.batch.ids.tolist() for p in packs_of(step)]
 
 
-def packs_of(step: Step) -> list[Pack]:
+def packs_of(step: StepRows) -> list[Pack]:
     return pack_step(step.samples, Capacity(12, frames=60), step.other_sizes(), step.spare_rows())
 
 
@@ -81,7 +81,7 @@ def test_steps_fill_the_budget_with_draws_in_a_row(folder: Path) -> None:
     assert [len(step.ids) for step in steps] == [len(step.samples) for step in steps]
     assert steps[-1].draws == sum(len(step.ids) + len(step.skipped) for step in steps)
     for step in steps:
-        assert step.sizes == [Size.of(rows) for rows in step.samples]
+        assert step.sizes == [RowSize.of(rows) for rows in step.samples]
         assert step.cut == step.lost == sum(rows[0].lost for rows in step.samples)
 
 
@@ -189,19 +189,21 @@ def test_a_step_without_some_of_its_samples(folder: Path) -> None:
     step = make(folder).step()
     less = step.without([step.ids[1], "a/none"])
     assert less.ids == step.ids[:1] + step.ids[2:] == less.own_ids()
-    assert less.sizes == [Size.of(rows) for rows in less.samples] and less.draws == step.draws
+    assert less.sizes == [RowSize.of(rows) for rows in less.samples] and less.draws == step.draws
     assert not step.without(step.ids).samples
 
 
 # ------------------------------------------------------------------------------ many processes
 
 
-def group(folder: Path, world: int, steps: int, start: int = 0, **options: Any) -> list[list[Step]]:
+def group(
+    folder: Path, world: int, steps: int, start: int = 0, **options: Any
+) -> list[list[StepRows]]:
     """Return each process's steps; threads simulate processes."""
     barrier = threading.Barrier(world)
     draws_by_rank: dict[int, list[Draw]] = {}
 
-    def one(rank: int) -> list[Step]:
+    def one(rank: int) -> list[StepRows]:
         def exchange(mine: list[Draw]) -> list[list[Draw]]:
             draws_by_rank[rank] = mine
             barrier.wait(20)
@@ -209,7 +211,7 @@ def group(folder: Path, world: int, steps: int, start: int = 0, **options: Any) 
             barrier.wait(20)
             return everything
 
-        loader = make(folder, group=Group(rank, world, exchange), **options)
+        loader = make(folder, group=ReaderGroup(rank, world, exchange), **options)
         loader.restore(start)
         return [loader.step() for _ in range(steps)]
 
@@ -243,7 +245,9 @@ def test_any_number_of_processes_sees_the_same_steps(
 
 
 def test_no_rhythm_of_the_mix_gives_one_process_all_of_a_corpus(folder: Path) -> None:
-    loader = Loader({"a": 1, "b": 1}, folder, as_row, batch_tokens=9, seed=0, group=Group(0, 2))
+    loader = Loader(
+        {"a": 1, "b": 1}, folder, as_row, batch_tokens=9, seed=0, group=ReaderGroup(0, 2)
+    )
     drawn = [loader.source[g].corpus for g in range(200)]
     assert 70 < drawn.count("a") < 130
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyphi.batch import Batch, Clip, ImageLayout, row
-from polyphi.data.packing import Capacity, Size, pack_step, single_pack
+from polyphi.batch import AudioLayout, Batch, ImageLayout, row
+from polyphi.data.packing import Capacity, RowSize, pack_step, single_pack
 
 SIZES = st.lists(
-    st.builds(Size, st.integers(1, 9), st.integers(0, 4), st.integers(0, 30)),
+    st.builds(RowSize, st.integers(1, 9), st.integers(0, 4), st.integers(0, 30)),
     min_size=1,
     max_size=14,
 )
@@ -25,19 +25,19 @@ def sample(*lengths: int) -> list[Batch]:
     return [row([length] * length, supervise=[True] * length) for length in lengths]
 
 
-def heavy(size: Size, name: int) -> list[Batch]:
+def heavy(size: RowSize, name: int) -> list[Batch]:
     """Return a sample of a size whose token ids are all `name`."""
     media = {
         "crops": torch.zeros(size.crops, 3, 2, 2),
         "crop_masks": torch.ones(size.crops, 1, 1, dtype=torch.bool),
         "images": (ImageLayout(0, 0, 0, 0),) * size.crops,
         "mels": torch.zeros(size.frames, 80),
-        "clips": (Clip(size.frames, "speech"),),
+        "clips": (AudioLayout(size.frames, "speech"),),
     }
     return [row([name] * size.tokens, supervise=[True] * size.tokens, **media)]
 
 
-def within(size: Size, capacity: Capacity) -> bool:
+def within(size: RowSize, capacity: Capacity) -> bool:
     return (
         size.tokens <= capacity.tokens
         and (capacity.crops is None or size.crops <= capacity.crops)
@@ -45,8 +45,8 @@ def within(size: Size, capacity: Capacity) -> bool:
     )
 
 
-def added(sizes: list[Size]) -> Size:
-    return Size(*(sum(getattr(s, key) for s in sizes) for key in ("tokens", "crops", "frames")))
+def added(sizes: list[RowSize]) -> RowSize:
+    return RowSize(*(sum(getattr(s, key) for s in sizes) for key in ("tokens", "crops", "frames")))
 
 
 def test_the_largest_first_each_where_it_fits_best() -> None:
@@ -58,7 +58,7 @@ def test_the_largest_first_each_where_it_fits_best() -> None:
 
 @given(SIZES, CAPACITIES)
 def test_packs_keep_bounds_and_no_two_would_fit_into_one(
-    sizes: list[Size], capacity: Capacity
+    sizes: list[RowSize], capacity: Capacity
 ) -> None:
     groups = capacity.groups(sizes)
     assert sorted(i for group in groups for i in group) == list(range(len(sizes)))
@@ -72,7 +72,7 @@ def test_packs_keep_bounds_and_no_two_would_fit_into_one(
 
 
 @given(SIZES, CAPACITIES, st.integers(1, 4))
-def test_processes_share_a_step(sizes: list[Size], capacity: Capacity, world: int) -> None:
+def test_processes_share_a_step(sizes: list[RowSize], capacity: Capacity, world: int) -> None:
     """Each process has the sizes of all samples and the rows of its own."""
     samples = [heavy(size, i) for i, size in enumerate(sizes)]
     parts = [sizes[rank::world] for rank in range(world)]
@@ -89,7 +89,7 @@ def test_processes_share_a_step(sizes: list[Size], capacity: Capacity, world: in
     assert {p.share for packs in packs_by_rank for p in packs} <= {0.0, 1.0}
     for packs in packs_by_rank:
         for p in packs:
-            assert within(Size.of([p.batch]), capacity) or p.batch.sequences == 1
+            assert within(RowSize.of([p.batch]), capacity) or p.batch.sequences == 1
 
 
 def test_the_rows_of_a_sample_stay_together() -> None:
@@ -102,7 +102,7 @@ def test_the_rows_of_a_sample_stay_together() -> None:
 
 
 def test_media_bound_packs_too_and_blank_patches_are_counted() -> None:
-    samples = [heavy(Size(2, 3), i) for i in range(4)] + [heavy(Size(2, 0, 40), 9)]
+    samples = [heavy(RowSize(2, 3), i) for i in range(4)] + [heavy(RowSize(2, 0, 40), 9)]
     assert len(pack_step(samples, Capacity(100))) == 1
     assert len(pack_step(samples, Capacity(100, crops=6))) == 2
     assert len(pack_step(samples, Capacity(100, crops=3, frames=40))) == 4

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from polyphi.batch import Batch, Clip, ImageLayout, pack, row
+from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
 from polyphi.model.attention import ragged_attention
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -78,7 +78,7 @@ def sample(config: ModelConfig, dice: random.Random) -> Batch:
             image_slots=torch.tensor(slots["image"]),
         )
     clips = [
-        Clip(dice.choice([1, 7, 8, 60, 61, 300, 4100]), "vision" if layouts else "speech")
+        AudioLayout(dice.choice([1, 7, 8, 60, 61, 300, 4100]), "vision" if layouts else "speech")
         for _ in range(dice.choice([0, 0, 1, 2]))
     ]
     for clip in clips:

@@ -11,8 +11,8 @@ from torch import Tensor
 from polyphi import kernels
 from polyphi.kernels.encoder import (
     ACTIVATIONS,
+    QuantizedRows,
     Raw,
-    Rows,
     activate,
     activate_bf16,
     add,
@@ -155,7 +155,7 @@ def raw(rows: int, width: int, seed: int, size: float) -> tuple[Raw, Tensor]:
     return Raw(y, scale, bias), y.double() * scale.double()[:, None] + bias.double()
 
 
-def assert_near(rows: Rows, expected: Tensor) -> None:
+def assert_near(rows: QuantizedRows, expected: Tensor) -> None:
     """Bytes are nearest to the formula's values, except where float32 rounds a value close to halfway otherwise."""
     step = (expected.abs().amax(1) / 127).clamp(min=1e-12)
     torch.testing.assert_close(rows.scale.double(), step, rtol=1e-4, atol=1e-9)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyphi import kernels
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import (
     BATCH_FEATURES,
@@ -53,7 +53,7 @@ def test_windows_cover_every_frame_once_with_little_padding(lengths):
 @torch.no_grad()
 def test_windows_of_a_long_clip_are_independent(encoder):
     mels = torch.randn(4400, 80)
-    clip = [Clip(4400, "speech")]
+    clip = [AudioLayout(4400, "speech")]
     before = encoder(mels, clip)
     mels[4100:] = 5  # after the last frame that feature 499 depends on
     after = encoder(mels, clip)
@@ -72,7 +72,7 @@ def test_windows_of_a_long_clip_are_independent(encoder):
 )
 def test_encoding_in_parts_equals_one_pass(encoder, frames):
     """Without gradients clips are encoded in parts, with the result of one pass."""
-    clips = [Clip(n, "speech") for n in frames]
+    clips = [AudioLayout(n, "speech") for n in frames]
     mels = 16 + 4 * torch.randn(sum(frames), 80)
     whole = encoder(mels, clips)
     assert whole.requires_grad and len(whole) == sum(clip.tokens for clip in clips)
@@ -100,14 +100,17 @@ def test_memory_is_that_of_one_part(encoder, monkeypatch):
     monkeypatch.setattr(encoder, "_encode", encoding)
     with torch.inference_mode():
         for minutes in (3, 5):
-            clip = Clip(6000 * minutes, "speech")
+            clip = AudioLayout(6000 * minutes, "speech")
             encoder(torch.randn(clip.frames, 80), [clip])
             assert seen == {"frames": 8 * (BATCH_FEATURES + 1), "features": BATCH_FEATURES}
 
 
 @torch.no_grad()
 def test_a_loud_neighbour_has_no_effect(encoder):
-    quiet, clips = torch.randn(33, 80), [Clip(33, "speech"), Clip(21, "speech"), Clip(33, "speech")]
+    quiet, clips = (
+        torch.randn(33, 80),
+        [AudioLayout(33, "speech"), AudioLayout(21, "speech"), AudioLayout(33, "speech")],
+    )
     features = [
         encoder(torch.cat([quiet, loud, quiet]), clips)
         for loud in (torch.zeros(21, 80), torch.full((21, 80), 1e4))
@@ -122,7 +125,7 @@ def test_our_attention_equals_torchs(encoder):
     with torch.no_grad():
         bias = encoder.relative_attention_bias.weight
         bias.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
-    encoder, clips = encoder.bfloat16(), [Clip(n, "speech") for n in (33, 4100, 9, 40)]
+    encoder, clips = encoder.bfloat16(), [AudioLayout(n, "speech") for n in (33, 4100, 9, 40)]
     mels = torch.randn(4182, 80, generator=torch.Generator().manual_seed(1)).bfloat16()
     plain = encoder(mels, clips).detach().float()
     with torch.no_grad():
@@ -142,7 +145,7 @@ def test_depthwise_is_causal_within_its_window():
 
 def test_relative_distances_have_gradients(encoder):
     encoder(
-        torch.randn(100, 80), [Clip(60, "speech"), Clip(40, "speech")]
+        torch.randn(100, 80), [AudioLayout(60, "speech"), AudioLayout(40, "speech")]
     ).square().sum().backward()
     used = encoder.relative_attention_bias.weight.grad.abs().sum(1).nonzero().flatten()
     assert (used.min(), used.max()) == (500 - 7, 500 + 7)  # eight features: distances -7 to 7
@@ -150,9 +153,9 @@ def test_relative_distances_have_gradients(encoder):
 
 def test_frames_that_do_not_add_up(encoder):
     with pytest.raises(ValueError, match="need 90 log-mel frames, the batch has 100"):
-        encoder(torch.zeros(100, 80), [Clip(90, "speech")])
+        encoder(torch.zeros(100, 80), [AudioLayout(90, "speech")])
     with pytest.raises(ValueError, match="at least 25 ms"):
-        encoder(torch.zeros(8, 80), [Clip(8, "speech"), Clip(0, "speech")])
+        encoder(torch.zeros(8, 80), [AudioLayout(8, "speech"), AudioLayout(0, "speech")])
 
 
 def test_another_reduction_is_refused():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polyphi.batch import Batch, Clip, ImageLayout, pack, row
+from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -33,7 +33,7 @@ def image_row(adapter: str | None = "vision") -> Batch:
 
 
 def audio_row(branch: str = "speech", frames: int = 37) -> Batch:
-    clip = Clip(frames, branch)
+    clip = AudioLayout(frames, branch)
     mels = torch.randn(frames, 80, generator=torch.Generator().manual_seed(0))
     slots = torch.arange(1, 1 + clip.tokens)
     return row(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from polyphi.batch import Clip, ImageLayout
+from polyphi.batch import AudioLayout, ImageLayout
 from polyphi.model.projector import AudioProjector, VisionProjector
 
 
@@ -67,7 +67,12 @@ def test_crops_and_layouts_that_differ():
 def test_clips_take_the_projector_they_name():
     torch.manual_seed(0)
     projector = AudioProjector(4, 6)
-    clips = [Clip(8, "speech"), Clip(20, "vision"), Clip(9, "speech"), Clip(1, "vision")]
+    clips = [
+        AudioLayout(8, "speech"),
+        AudioLayout(20, "vision"),
+        AudioLayout(9, "speech"),
+        AudioLayout(1, "vision"),
+    ]
     features = torch.randn(sum(clip.tokens for clip in clips), 4)
     parts = features.split([clip.tokens for clip in clips])
     expected = torch.cat(
@@ -79,4 +84,4 @@ def test_clips_take_the_projector_they_name():
 
 def test_an_unknown_branch():
     with pytest.raises(ValueError, match="found 'text'"):
-        AudioProjector(4, 6)(torch.zeros(1, 4), [Clip(8, "text")])
+        AudioProjector(4, 6)(torch.zeros(1, 4), [AudioLayout(8, "text")])

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from polyphi import kernels
-from polyphi.batch import Clip, ImageLayout, row
+from polyphi.batch import AudioLayout, ImageLayout, row
 from polyphi.checkpoints.names import QUANTIZED
 from polyphi.checkpoints.read import (
     load_checkpoint,
@@ -66,7 +66,7 @@ def test_a_quantized_checkpoint_equals_quantizing_while_loading(whole: Path, kin
         assert torch.equal(logits_of(saved, adapter), logits_of(loaded, adapter))
     crops, masks = torch.randn(2, 3, 56, 56).bfloat16(), torch.ones(2, 4, 4, dtype=torch.bool)
     image = row([0], crops=crops, crop_masks=masks, images=(ImageLayout(1, 1, 2, 2),))
-    audio = row([0], mels=8 + 3 * torch.randn(180, 80), clips=(Clip(180, "vision"),))
+    audio = row([0], mels=8 + 3 * torch.randn(180, 80), clips=(AudioLayout(180, "vision"),))
     assert torch.equal(saved.image_tokens(image), loaded.image_tokens(image))
     assert torch.equal(saved.audio_tokens(audio), loaded.audio_tokens(audio))
     if kind.startswith("int4"):

@@ -8,7 +8,7 @@ import torch
 from polyphi import kernels
 from polyphi.model.config import VisionConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.siglip import Packed, SiglipEncoder
+from polyphi.model.siglip import PackedPatches, SiglipEncoder
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def test_unused_patches_are_skipped():
     """Of three crops of 4 x 4 patches, the second has three valid columns, the third one valid patch."""
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0], masks[1, :, :3], masks[2, 0, 0] = True, True, True
-    packed = Packed.of(masks)
+    packed = PackedPatches.of(masks)
     assert packed.keys == (16, 12, 1)
     assert packed.queries == (16, 16, 4)  # whole cells of 2 x 2, as the projector averages them
     assert packed.rows[-4:].tolist() == [32, 33, 36, 37]
     second = packed.rows[16:32].sub(16).tolist()
     assert sorted(second) == list(range(16)) and second[12:] == [3, 7, 11, 15]
-    assert Packed.of(masks[:1]).rows is None
+    assert PackedPatches.of(masks[:1]).rows is None
 
 
 @pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))

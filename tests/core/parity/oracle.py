@@ -22,7 +22,7 @@ from transformers import (
     Phi4MultimodalVisionConfig,
 )
 
-from polyphi.batch import Batch, Clip, ImageLayout, row
+from polyphi.batch import AudioLayout, Batch, ImageLayout, row
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -227,7 +227,7 @@ def request(
         n = layout.tokens(v.cells)
         image_slots += range(len(ids), len(ids) + n)
         ids += [v.image_token_id] * n
-    clip_layouts = tuple(Clip(len(m), "vision" if pictures else "speech") for m in clips)
+    clip_layouts = tuple(AudioLayout(len(m), "vision" if pictures else "speech") for m in clips)
     for clip in clip_layouts:
         audio_slots += range(len(ids), len(ids) + clip.tokens)
         ids += [a.audio_token_id] * clip.tokens

@@ -6,7 +6,7 @@ import pytest
 import torch
 from parity import oracle
 
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 
 # Same formulas in float32, sums in another order. Measured 3e-6 on features of spread 1; a swapped sign of the relative
 # distance moves them by 0.3.
@@ -26,7 +26,7 @@ def test_windows_of_500_features(models, features, dropped):
     reference, model = models
     mels = oracle.mels(8 * features - dropped, seed=features)
     expected = reference.model.embed_tokens_extend.audio_embed.encoder(mels[None], None)[0]
-    encoded = model.audio.encoder(mels, [Clip(len(mels), "speech")])
+    encoded = model.audio.encoder(mels, [AudioLayout(len(mels), "speech")])
     torch.testing.assert_close(encoded, expected, atol=ROUNDING, rtol=0)
 
 
@@ -36,7 +36,7 @@ def test_short_clips(models, frames):
     reference, model = models
     mels = oracle.mels(frames, seed=frames)
     expected = reference.model.embed_tokens_extend.audio_embed.encoder(mels[None], None)[0]
-    features = model.audio.encoder(mels, [Clip(frames, "speech")])
+    features = model.audio.encoder(mels, [AudioLayout(frames, "speech")])
     torch.testing.assert_close(features, expected, atol=ROUNDING, rtol=0)
 
 
@@ -154,7 +154,7 @@ def test_packed_clips_against_plain_formulas(models, tiny_config):
     mels = [
         oracle.mels(frames, seed=frames) for frames in (41, 1, 4001, 300, 300, 9, 4000, 320, 8123)
     ]
-    clips = [Clip(len(m), "speech") for m in mels]
+    clips = [AudioLayout(len(m), "speech") for m in mels]
     features = model.audio.encoder(torch.cat(mels), clips).numpy()
     expected = np.concatenate([formulas.encode(m.numpy()) for m in mels])
     np.testing.assert_allclose(features, expected, atol=ROUNDING, rtol=0)
@@ -169,7 +169,7 @@ def test_a_swapped_relative_distance_is_noticed(models, tiny_config):
     weights[name] = weights[name].flip(0)
     formulas = Formulas(weights, a.num_attention_heads, a.num_blocks)
     mels = oracle.mels(300, seed=1)
-    features = model.audio.encoder(mels, [Clip(300, "speech")]).numpy()
+    features = model.audio.encoder(mels, [AudioLayout(300, "speech")]).numpy()
     assert np.abs(features - formulas.encode(mels.numpy())).max() > 1000 * ROUNDING
 
 
@@ -179,7 +179,7 @@ def test_projectors(models, tiny_config, branch):
     reference, model = models
     embed = reference.model.embed_tokens_extend.audio_embed
     mels = oracle.mels(100, seed=2)
-    clip = Clip(100, branch)
+    clip = AudioLayout(100, branch)
     ids = torch.full((1, clip.tokens), tiny_config.audio.audio_token_id)
     expected = embed(
         ids,

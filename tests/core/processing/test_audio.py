@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 from polyphi.processing import audio
 from polyphi.processing.audio import (
     frames,
@@ -36,9 +36,9 @@ def test_frames_of_a_clip(samples: int, expected: int) -> None:
 
 
 def test_tokens_of_a_clip() -> None:
-    assert Clip(frames(16000, 16000), "speech").tokens == 13  # one second
-    assert Clip(frames(60 * 16000, 16000), "speech").tokens == 750  # one minute
-    assert Clip(351, "speech").tokens == 44
+    assert AudioLayout(frames(16000, 16000), "speech").tokens == 13  # one second
+    assert AudioLayout(frames(60 * 16000, 16000), "speech").tokens == 750  # one minute
+    assert AudioLayout(351, "speech").tokens == 44
 
 
 @settings(max_examples=30, deadline=None)

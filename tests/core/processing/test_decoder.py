@@ -19,7 +19,7 @@ from films import film
 from recordings import encoded, tone
 
 from polyphi.processing import decoder, decoder_child
-from polyphi.processing.decoder import Decoder, DecoderError
+from polyphi.processing.decoder import DecoderError, DecoderProcess
 from polyphi.processing.file_types import sniff
 from polyphi.processing.media import AudioStream, MediaError, audio_size, decode_audio
 from polyphi.processing.video import decode_video
@@ -214,10 +214,10 @@ def test_the_kernel_refuses_what_the_decoder_does_not_need() -> None:
 
 
 @pytest.fixture
-def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Decoder]:
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DecoderProcess]:
     """Runs other code in place of decoder_child.py, which it may use."""
 
-    def start(code: str, **options: int) -> Decoder:
+    def start(code: str, **options: int) -> DecoderProcess:
         program = tmp_path / "child.py"
         folder = str(Path(decoder_child.__file__).parent)
         program.write_text(
@@ -227,7 +227,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], De
             "job = json.loads(sys.argv[1])\n" + code
         )
         monkeypatch.setattr(decoder, "CHILD", program)
-        return Decoder(io.BytesIO(b"file"), {}, **options)
+        return DecoderProcess(io.BytesIO(b"file"), {}, **options)
 
     return start
 
@@ -235,7 +235,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], De
 SEAL = "seal(job['memory_bytes'], job['cpu_seconds'])\n"
 
 
-def test_the_child_inherits_nothing(child: Callable[..., Decoder]) -> None:
+def test_the_child_inherits_nothing(child: Callable[..., DecoderProcess]) -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
     report = "_send({'files': os.listdir('/proc/self/fd'), 'environment': dict(os.environ), 'path': sys.path})"
@@ -271,7 +271,7 @@ def test_the_child_inherits_nothing(child: Callable[..., Decoder]) -> None:
     ],
 )
 def test_a_failed_child_is_one_error(
-    child: Callable[..., Decoder], code: str, error: str, children: Children
+    child: Callable[..., DecoderProcess], code: str, error: str, children: Children
 ) -> None:
     with pytest.raises(DecoderError) as caught, child(code, cpu_seconds=1) as process:
         list(process)
@@ -295,7 +295,9 @@ def test_a_failed_child_is_one_error(
         "os.chdir('/tmp')",
     ],
 )
-def test_a_sealed_child_can_do_nothing_else(child: Callable[..., Decoder], attempt: str) -> None:
+def test_a_sealed_child_can_do_nothing_else(
+    child: Callable[..., DecoderProcess], attempt: str
+) -> None:
     code = (
         "import socket\n" + SEAL + f"try:\n    {attempt}\nexcept OSError as error:\n"
         "    _send({'errno': error.errno})\n_send({'end': True})"
@@ -304,7 +306,7 @@ def test_a_sealed_child_can_do_nothing_else(child: Callable[..., Decoder], attem
         assert [message for message, _ in process] == [{"errno": 1}]
 
 
-def test_time_counts_while_output_is_awaited(child: Callable[..., Decoder]) -> None:
+def test_time_counts_while_output_is_awaited(child: Callable[..., DecoderProcess]) -> None:
     """While the caller is busy the child waits, and that is no fault of the file."""
     code = "for _ in range(40): _send({}, bytes(100_000))\n_send({'end': True})"
     with child(code, cpu_seconds=1) as process:
@@ -314,7 +316,7 @@ def test_time_counts_while_output_is_awaited(child: Callable[..., Decoder]) -> N
         assert len(list(messages)) == 39
 
 
-def test_waiting_ends_when_the_result_is_not_needed(child: Callable[..., Decoder]) -> None:
+def test_waiting_ends_when_the_result_is_not_needed(child: Callable[..., DecoderProcess]) -> None:
     stop = threading.Event()
     threading.Timer(0.5, stop.set).start()
     with (
@@ -363,10 +365,10 @@ def test_memory_is_limited() -> None:
         "max_seconds": 100,
     }
     data = io.BytesIO(film(4, size=(2048, 1536)))
-    with Decoder(data, job, memory_bytes=256 << 20, max_bytes=1 << 24) as process:
+    with DecoderProcess(data, job, memory_bytes=256 << 20, max_bytes=1 << 24) as process:
         assert len(list(process)) == 4
     with (
         pytest.raises(DecoderError, match="memory"),
-        Decoder(data, job, memory_bytes=128 << 20, max_bytes=1 << 24) as process,
+        DecoderProcess(data, job, memory_bytes=128 << 20, max_bytes=1 << 24) as process,
     ):
         list(process)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 from polyphi.model import subsampling
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import int8_encoder, quantize
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
-CLIPS = [Clip(n, "speech") for n in (33, 170, 9, 33)]
+CLIPS = [AudioLayout(n, "speech") for n in (33, 170, 9, 33)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def fused(tiny_config: ModelConfig) -> PhiModel:
     return quantize.quantize(model(tiny_config), "int8-all")
 
 
-def audio_features(model: PhiModel, clips: list[Clip] = CLIPS) -> torch.Tensor:
+def audio_features(model: PhiModel, clips: list[AudioLayout] = CLIPS) -> torch.Tensor:
     mels = 4 * noise(sum(c.frames for c in CLIPS), 80).bfloat16()
     first = sum(c.frames for c in CLIPS[: CLIPS.index(clips[0])])
     mels = mels[first : first + sum(c.frames for c in clips)]
@@ -108,5 +108,5 @@ def test_with_gradients_plain_modules_run(fused) -> None:
     """The kernels have no backward."""
     with torch.enable_grad():
         mels = 4 * noise(33, 80).bfloat16()
-        features = fused.audio.encoder(mels, [Clip(33, "speech")])
-    assert error(features.detach(), fused.audio.encoder(mels, [Clip(33, "speech")])) < 0.04
+        features = fused.audio.encoder(mels, [AudioLayout(33, "speech")])
+    assert error(features.detach(), fused.audio.encoder(mels, [AudioLayout(33, "speech")])) < 0.04

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from polyphi import kernels
-from polyphi.batch import Clip, pack, row
+from polyphi.batch import AudioLayout, pack, row
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.kernels.linear import rows4
@@ -264,7 +264,7 @@ def encoder_outputs(model: PhiModel) -> tuple[torch.Tensor, torch.Tensor]:
     """The encoders' outputs for two crops and two clips."""
     crops, masks = noise(2, 3, 56, 56), torch.ones(2, 4, 4, dtype=torch.bool)
     masks[1, 2:] = False
-    mels, clips = 8 + 3 * noise(300, 80), (Clip(180, "speech"), Clip(120, "speech"))
+    mels, clips = 8 + 3 * noise(300, 80), (AudioLayout(180, "speech"), AudioLayout(120, "speech"))
     return model.vision.encoder(crops, masks), model.audio.encoder(mels, clips)
 
 
@@ -274,7 +274,7 @@ def test_encoders_in_the_cpus_layout_compute_the_same(
 ) -> None:
     whole, model = (filled(tiny_config).bfloat16() for _ in range(2))
     quantize(model, scheme)
-    packed = any(isinstance(m, quantized.Packed) for m in model.audio.modules())
+    packed = any(isinstance(m, quantized.OneDnnLinear) for m in model.audio.modules())
     assert packed == quantized._packs(), "packed if oneDNN has bfloat16 kernels"
     pairs = zip(encoder_outputs(model), encoder_outputs(whole), strict=True)
     for result, expected in pairs:

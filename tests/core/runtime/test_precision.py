@@ -11,11 +11,11 @@ import torch
 from train.small import BUDGET, LANGUAGE, Fails, run, write_corpora
 
 from polyphi.runtime import distributed, precision
-from polyphi.runtime.precision import Choice, Product
+from polyphi.runtime.precision import Choice, MatrixProducts
 from polyphi.train import resume
 
 CPU = torch.device("cpu")
-LINEAR = (Product(64, 32, trainable=True),)
+LINEAR = (MatrixProducts(64, 32, trainable=True),)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_the_least_times_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_shape_counts_by_its_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     """The larger shape, of which there are nine, is twice as fast in bf16; the other one twice as slow."""
-    several = (Product(64, 64, True, count=9), Product(64, 32, False))
+    several = (MatrixProducts(64, 64, True, count=9), MatrixProducts(64, 32, False))
     clock(monkeypatch, 1, 2, 2, 1)
     assert precision.relative_time(precision._training, several, 2) == (9 * 1 + 2) / (9 * 2 + 1)
 
@@ -110,10 +110,10 @@ def test_products_are_counted_by_shape() -> None:
         ((8, 8, 1, 1), True),  # pointwise over an image: float32 either way
     ]
     assert precision.products(weights) == (
-        Product(64, 32, True, 3),
-        Product(588, 8, True),
-        Product(64, 32, False),
-        Product(4, 8, True),
+        MatrixProducts(64, 32, True, 3),
+        MatrixProducts(588, 8, True),
+        MatrixProducts(64, 32, False),
+        MatrixProducts(4, 8, True),
     )
 
 
@@ -129,7 +129,7 @@ def test_training_times_what_training_computes() -> None:
 
     for trainable, count in ((True, 3), (False, 2)):
         for run_side, dtype in zip(
-            precision._training(Product(8, 4, trainable), 2),
+            precision._training(MatrixProducts(8, 4, trainable), 2),
             (torch.bfloat16, torch.float32),
             strict=True,
         ):

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from polyphi.serve.bodies import BLOCK
 from polyphi.serve.connection import Connections
 from polyphi.serve.errors import ApiError
-from polyphi.serve.guard import Guard
+from polyphi.serve.guard import AccessGuard
 from polyphi.serve.settings import Settings
 from polyphi.serve.shares import client_of
 
@@ -105,7 +105,7 @@ ROUTES = [
 
 def app(settings: Settings) -> Starlette:
     application = Starlette(routes=ROUTES)
-    application.add_middleware(Guard, settings=settings)
+    application.add_middleware(AccessGuard, settings=settings)
     return application
 
 
@@ -362,13 +362,13 @@ def test_compressed_bodies_are_refused() -> None:
 @pytest.mark.parametrize("origin", ["example.org", "http://", "http://a/path", "http://a b"])
 def test_an_origin_that_can_never_match_is_rejected_at_the_start(origin: str) -> None:
     with pytest.raises(ValueError, match="expected an origin"):
-        Guard(app(PLAIN), replace(PLAIN, origins=(origin,)))
+        AccessGuard(app(PLAIN), replace(PLAIN, origins=(origin,)))
 
 
 @pytest.mark.parametrize("host", ["http://example.org", "example.org:80", "a b", ""])
 def test_a_host_that_can_never_match_is_rejected_at_the_start(host: str) -> None:
     with pytest.raises(ValueError, match="host name"):
-        Guard(app(PLAIN), replace(PLAIN, hosts=(host,)))
+        AccessGuard(app(PLAIN), replace(PLAIN, hosts=(host,)))
 
 
 # S20: keys
@@ -500,7 +500,7 @@ def test_s24_tenants_differ_and_do_not_tell_their_key() -> None:
 @pytest.mark.parametrize("key", ["", " ", "a ", "\n"])
 def test_a_blank_or_padded_key_is_rejected_at_the_start(key: str) -> None:
     with pytest.raises(ValueError, match="API key"):
-        Guard(app(PLAIN), replace(PLAIN, keys=("good", key)))
+        AccessGuard(app(PLAIN), replace(PLAIN, keys=("good", key)))
 
 
 # S19: sizes and time
@@ -566,7 +566,7 @@ def test_bodies_of_any_size_reach_the_app() -> None:
 
 
 def test_a_client_that_leaves_gets_nothing_and_costs_nothing() -> None:
-    guard = Guard(app(PLAIN), SMALL)
+    guard = AccessGuard(app(PLAIN), SMALL)
     sent: list[Any] = []
 
     async def leave() -> None:
@@ -633,7 +633,7 @@ def test_an_error_of_the_app_has_the_shape_of_all_errors() -> None:
 def test_an_app_that_says_nothing_is_an_error() -> None:
     async def mute(scope: Any, receive: Any, send: Any) -> None: ...
 
-    assert ask(guarded=Guard(mute, PLAIN)).status == 500
+    assert ask(guarded=AccessGuard(mute, PLAIN)).status == 500
 
 
 def test_what_breaks_in_mid_answer_ends_without_an_end() -> None:
@@ -652,7 +652,7 @@ def test_what_breaks_in_mid_answer_ends_without_an_end() -> None:
             raise RuntimeError("a secret")
 
         scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
-        await Guard(begins, PLAIN)(scope, receive, send)
+        await AccessGuard(begins, PLAIN)(scope, receive, send)
 
     asyncio.run(watch())
     assert [m.get("body") for m in sent] == [None, b"half"]
@@ -681,7 +681,7 @@ def test_s21_a_websocket_of_another_page_is_refused() -> None:
 
         sent_headers = [(b"host", b"localhost"), (b"origin", b"http://evil.example")]
         scope = {"type": "websocket", "path": "/", "headers": sent_headers}
-        await Guard(app(PLAIN), PLAIN)(scope, receive, send)
+        await AccessGuard(app(PLAIN), PLAIN)(scope, receive, send)
 
     asyncio.run(dial())
     assert sent == [{"type": "websocket.close", "code": 1008}]
@@ -735,7 +735,7 @@ class Served:
     @property
     def bodies(self) -> Any:
         layer = self.app.middleware_stack
-        while not isinstance(layer, Guard):
+        while not isinstance(layer, AccessGuard):
             layer = layer.app  # type: ignore[union-attr]
         return layer.bodies
 

@@ -10,7 +10,7 @@ import pytest
 from polyphi.serve import json_scanner
 from polyphi.serve.errors import ApiError
 from polyphi.serve.json_parser import _check, _load
-from polyphi.serve.json_scanner import LONG, Piece, Scanner
+from polyphi.serve.json_scanner import LONG, BodyPiece, Scanner
 
 TRICKY = [
     '"',
@@ -29,9 +29,9 @@ TRICKY = [
 ]
 
 
-def pieces(text: bytes, sizes: list[int]) -> list[Piece]:
+def pieces(text: bytes, sizes: list[int]) -> list[BodyPiece]:
     """The pieces of a text that arrives in blocks of these sizes, repeatedly."""
-    scanner, result, at, number = Scanner(), list[Piece](), 0, 0
+    scanner, result, at, number = Scanner(), list[BodyPiece](), 0, 0
     while at < len(text):
         end = at + sizes[number % len(sizes)]
         result += scanner.scan(text[at:end], last=end >= len(text))

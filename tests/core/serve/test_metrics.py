@@ -13,7 +13,7 @@ from serve.conftest import serving
 from polyphi.engine.core import Counters
 from polyphi.engine.engine import Engine
 from polyphi.messages import Message, SamplingParams
-from polyphi.serve.metrics import Load, Metrics, Times
+from polyphi.serve.metrics import Load, ServerMetrics, Times
 from polyphi.serve.settings import Settings
 
 LOAD = Load(
@@ -81,7 +81,7 @@ OURS = {
 }
 
 
-def read(metrics: Metrics) -> dict[str, float]:
+def read(metrics: ServerMetrics) -> dict[str, float]:
     """Values by the name of the series, with labels except the model's in brackets."""
     body, kind = metrics.render()
     assert kind.startswith("text/plain; version=0.0.4")
@@ -97,12 +97,12 @@ def read(metrics: Metrics) -> dict[str, float]:
     return values
 
 
-def names(metrics: Metrics) -> set[str]:
+def names(metrics: ServerMetrics) -> set[str]:
     return {f.name for f in text_string_to_metric_families(metrics.render()[0].decode())}
 
 
-def used(vllm_names: bool = False) -> Metrics:
-    metrics = Metrics("phi", lambda: LOAD, vllm_names=vllm_names)
+def used(vllm_names: bool = False) -> ServerMetrics:
+    metrics = ServerMetrics("phi", lambda: LOAD, vllm_names=vllm_names)
     metrics.arrived("vision")
     metrics.arrived("vision")
     metrics.arrived(None)
@@ -188,7 +188,7 @@ def test_vllms_names_have_the_same_values_and_ours_are_not_among_them() -> None:
 
 def test_servers_share_no_numbers() -> None:
     before = {family.name for family in REGISTRY.collect()}
-    one, other = used(), Metrics("phi", lambda: LOAD)
+    one, other = used(), ServerMetrics("phi", lambda: LOAD)
     assert read(one)["polyphi:prompt_tokens_total"] == 340
     assert read(other)["polyphi:prompt_tokens_total"] == 0
     assert {family.name for family in REGISTRY.collect()} == before
@@ -196,7 +196,7 @@ def test_servers_share_no_numbers() -> None:
 
 def test_gauges_are_those_of_the_moment() -> None:
     now = [LOAD]
-    metrics = Metrics("phi", lambda: now[0])
+    metrics = ServerMetrics("phi", lambda: now[0])
     assert read(metrics)["polyphi:num_requests_running"] == 2
     assert read(metrics)["polyphi:prepared_bytes"] == 5000
     now[0] = Load(replace(LOAD.counters, running=0), waiting=0, prepared_bytes=0)
@@ -205,13 +205,13 @@ def test_gauges_are_those_of_the_moment() -> None:
 
 def test_a_models_name_may_be_anything() -> None:
     name = 'a "b"\\ polyphi:c\nd'
-    metrics = Metrics(name, lambda: LOAD, vllm_names=True)
+    metrics = ServerMetrics(name, lambda: LOAD, vllm_names=True)
     families = text_string_to_metric_families(metrics.render()[0].decode())
     assert {s.labels["model_name"] for f in families for s in f.samples} == {name}
 
 
 def test_threads_may_tell_at_once() -> None:
-    metrics = Metrics("phi", lambda: LOAD)
+    metrics = ServerMetrics("phi", lambda: LOAD)
 
     def tell() -> None:
         for _ in range(500):

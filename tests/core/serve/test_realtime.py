@@ -28,7 +28,7 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
 from polyphi.serve.app import create_app
 from polyphi.serve.errors import ApiError
-from polyphi.serve.guard import Guard
+from polyphi.serve.guard import AccessGuard
 from polyphi.serve.loading import Loading
 from polyphi.serve.settings import Settings
 from polyphi.transcription.live import Live
@@ -746,7 +746,7 @@ def test_an_app_that_fails_closes_the_socket() -> None:
             sent.append(message)
 
         scope = {"type": "websocket", "path": "/", "headers": [(b"host", b"localhost")]}
-        await Guard(fails, Settings("tiny"))(scope, receive, send)
+        await AccessGuard(fails, Settings("tiny"))(scope, receive, send)
 
     asyncio.run(dial())
     assert [message["type"] for message in sent] == ["websocket.accept"]

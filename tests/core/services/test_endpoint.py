@@ -23,7 +23,7 @@ from polyphi.messages import (
     call_text,
     with_tools,
 )
-from polyphi.services.endpoint import MINUTE, Endpoint, Pace, Rejected
+from polyphi.services.endpoint import MINUTE, Endpoint, Pace, RequestRejected
 
 PNG, WAV = b"\x89PNG picture", b"RIFF\0\0\0\0WAVE clip"
 HELLO = [Message.user("hello")]
@@ -236,7 +236,7 @@ def test_errors_say_what_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
             model.chat(HELLO)
         with pytest.raises(ValueError, match="isn't JSON: '<html>"):
             model.chat(HELLO)
-        with pytest.raises(Rejected, match="answered 400: nothing is recorded for 'bye'"):
+        with pytest.raises(RequestRejected, match="answered 400: nothing is recorded for 'bye'"):
             model.chat([Message.user("bye")])
         replay.faults = [(302, {"Location": "http://127.0.0.1:9/"}, b"")]
         with pytest.raises(ValueError, match="answered 302"):

@@ -9,7 +9,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
-from polyphi.batch import Clip, pack
+from polyphi.batch import AudioLayout, pack
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Message
 from polyphi.model.config import ModelConfig
@@ -59,7 +59,7 @@ def test_refuses_unfit_samples(processor: Processor) -> None:
 
 
 def test_half_of_the_clips_are_augmented_each_differently() -> None:
-    clips = [Clip(20, "speech")] * 400
+    clips = [AudioLayout(20, "speech")] * 400
     mels = torch.arange(80.0).repeat(20 * len(clips), 1)  # a bin's value is its number
     with torch.random.fork_rng():
         torch.manual_seed(0)

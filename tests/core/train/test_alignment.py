@@ -10,7 +10,7 @@ from PIL import Image as Picture
 from torch import Tensor
 from train.small import make_model, make_processor
 
-from polyphi.batch import Batch, Clip, ImageLayout, pack, row
+from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.messages import Image, Message
@@ -50,7 +50,7 @@ def image(words: list[tuple[int, int]]) -> Batch:
 def clip(words: list[int], tokens: int) -> Batch:
     return row(
         [9] + [1] * tokens,
-        clips=(Clip(8 * tokens, "speech"),),
+        clips=(AudioLayout(8 * tokens, "speech"),),
         audio_slots=torch.arange(1, 1 + tokens),
         clip_words=torch.tensor([(0, word) for word in words]),
     )

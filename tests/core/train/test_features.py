@@ -7,7 +7,7 @@ import pytest
 import torch
 from train.small import BUDGET, EVERYTHING, make_model, make_processor, run, trajectory
 
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 from polyphi.train.features import Features, cached_features
 
 LONG = replace(BUDGET, steps=8)
@@ -43,7 +43,7 @@ def test_each_clip_is_encoded_once_and_alone(tmp_path: Path) -> None:
     encoder.subsampling.register_forward_hook(lambda _, inputs, __: calls.append(inputs[1]))
     mels = torch.randn(40 + 24 + 40, 80)
     mels[64:] = mels[:40]
-    clips = [Clip(40, "speech"), Clip(24, "vision"), Clip(40, "vision")]
+    clips = [AudioLayout(40, "speech"), AudioLayout(24, "vision"), AudioLayout(40, "vision")]
     expected = encoder(mels, clips)
     calls.clear()
     with cached_features(model, tmp_path, "fp32"):

@@ -17,7 +17,7 @@ from polyphi.messages import Message
 from polyphi.runtime.progress import read_metrics
 from polyphi.train import state
 from polyphi.train.checkpoint import Checkpoints
-from polyphi.train.guard import Guard
+from polyphi.train.guard import StepGuard
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Mix
 
@@ -113,7 +113,7 @@ MANY = replace(BUDGET, steps=16, batch_tokens=60)
 
 def test_a_spike_is_skipped(data: Path, tmp_path: Path) -> None:
     stage = replace(STAGE, objective=Spikes(12))
-    manifest = run(tmp_path / "out", data, stage, MANY, guard=Guard(spike=20.0))
+    manifest = run(tmp_path / "out", data, stage, MANY, guard=StepGuard(spike=20.0))
     assert manifest["rejected_steps"] == 1 and manifest["rollbacks"] == 0
     steps = [r["step"] for r in read_metrics(tmp_path / "out" / "metrics.jsonl")]
     assert steps == [n for n in range(16) if n != 12]
@@ -124,7 +124,7 @@ def test_a_spike_is_skipped(data: Path, tmp_path: Path) -> None:
 def test_a_spike_is_rolled_back(data: Path, tmp_path: Path) -> None:
     """From the checkpoint before it, with the samples that come after it."""
     stage, often = replace(STAGE, objective=Spikes(12)), {"checkpoint_seconds": 0.0}
-    back = Guard(spike=20.0, then="roll-back")
+    back = StepGuard(spike=20.0, then="roll-back")
     manifest = run(tmp_path / "out", data, stage, MANY, guard=back, **often)
     assert manifest["rollbacks"] == 1 and manifest["rejected_steps"] == 1
     run(tmp_path / "plain", data, STAGE, replace(MANY, steps=17), **often)
@@ -143,7 +143,7 @@ def test_too_many_rejected_steps_end_the_run(data: Path, tmp_path: Path) -> None
             data,
             stage,
             MANY,
-            guard=Guard(spike=20.0),
+            guard=StepGuard(spike=20.0),
             checkpoint_seconds=0.0,
         )
     assert Checkpoints(tmp_path / "out" / "checkpoints").find().state["step"] == 11

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from train import small
 
-from polyphi.data.loader import Group, Loader
+from polyphi.data.loader import Loader, ReaderGroup
 from polyphi.messages import Image, Message
 from polyphi.runtime import distributed
 from polyphi.runtime.progress import read_metrics
@@ -154,7 +154,7 @@ def test_apart_means_apart(corpora: Path) -> None:
             rows,
             batch_tokens=200,
             seed=0,
-            group=Group(world=world),
+            group=ReaderGroup(world=world),
         )
         for world in (1, 2)
     )

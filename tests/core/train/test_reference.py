@@ -11,7 +11,7 @@ from train.small import BUDGET, LANGUAGE, make_model, make_processor, run, traje
 from polyphi.batch import pack
 from polyphi.data.shards import Shards
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.guard import Guard
+from polyphi.train.guard import StepGuard
 from polyphi.train.preference import DPO, answer_log_probs
 from polyphi.train.reference import REFERENCE, References, key
 from polyphi.train.stage import Mix
@@ -90,7 +90,7 @@ def test_log_probs_of_another_start_are_not_used(
 
 def test_rollbacks_are_refused(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="roll-back"):
-        run(tmp_path, corpora, STAGE, guard=Guard(then="roll-back"))
+        run(tmp_path, corpora, STAGE, guard=StepGuard(then="roll-back"))
 
 
 def test_media_are_part_of_a_row(corpora: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from polyphi.train import state
-from polyphi.train.guard import Diverged, Guard
+from polyphi.train.guard import Diverged, StepGuard
 from polyphi.train.options import MachineOptions
 from polyphi.train.state import TrainState
 
@@ -35,9 +35,9 @@ def test_the_quarantine_has_a_bound() -> None:
 
 def test_a_spike_is_measured_against_the_median() -> None:
     norms = [1.0, 2.0, 3.0] * 4
-    assert Guard(spike=2.0).rejects(4.1, norms) and not Guard(spike=2.0).rejects(4.0, norms)
-    assert not Guard(spike=2.0).rejects(9.0, norms[:9]) and not Guard().rejects(9.0, norms)
-    assert Guard().rejects(float("nan"), [])
+    assert StepGuard(spike=2.0).rejects(4.1, norms) and not StepGuard(spike=2.0).rejects(4.0, norms)
+    assert not StepGuard(spike=2.0).rejects(9.0, norms[:9]) and not StepGuard().rejects(9.0, norms)
+    assert StepGuard().rejects(float("nan"), [])
 
 
 def test_a_pack_holds_at_least_one_of_each() -> None:

@@ -21,13 +21,13 @@ from polyphi.transcription.live import (
     BufferFull,
     Committed,
     Completed,
-    Delta,
     Failed,
     Live,
     LiveEvent,
     SpeechStarted,
     SpeechStopped,
     TooShort,
+    TranscriptDelta,
     TurnDetection,
 )
 from polyphi.transcription.longform import transcribe, transcription
@@ -94,7 +94,7 @@ def test_pieces_are_the_speech_between_silences() -> None:
         assert begin - 0.8 < start < begin - 0.2
         finish = sum(pauses[:last]) + WORD * last
         assert finish + 0.4 < end < finish + 0.9
-    order = [type(e) for e in events if not isinstance(e, Delta) and e.item.number == 0]
+    order = [type(e) for e in events if not isinstance(e, TranscriptDelta) and e.item.number == 0]
     assert order == [SpeechStarted, SpeechStopped, Committed, Completed]
 
 
@@ -178,7 +178,7 @@ def paced(live: Live, at: int) -> None:
 
 
 def deltas(events: Sequence[LiveEvent], number: int) -> list[str]:
-    return [e.text for e in of_type(events, Delta) if e.item.number == number]
+    return [e.text for e in of_type(events, TranscriptDelta) if e.item.number == number]
 
 
 def test_deltas_come_before_the_piece_ends_and_join_to_its_transcript() -> None:
@@ -187,7 +187,7 @@ def test_deltas_come_before_the_piece_ends_and_join_to_its_transcript() -> None:
     for number, text in finals(events):
         assert "".join(deltas(events, number)) == text
     stopped = next(i for i, e in enumerate(events) if isinstance(e, SpeechStopped))
-    assert any(isinstance(e, Delta) for e in events[:stopped])
+    assert any(isinstance(e, TranscriptDelta) for e in events[:stopped])
     assert not any(e.revised for e in of_type(events, Completed))
 
 

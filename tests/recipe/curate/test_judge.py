@@ -18,16 +18,18 @@ from polyphi.services import sandbox, verifiers
 from polyphi.services.verifiers import Verdict
 from polyphi_recipe.curate import corpus, judge
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.judge import Attempt, CachedAsk, Outcome, Problem
+from polyphi_recipe.curate.judge import Attempt, CachedAsk, ProblemOutcome, VerifiableProblem
 
 needs_sandbox = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
 )
 
 
-def problem(id: str = "seven", expected: int = 7) -> Problem:
+def problem(id: str = "seven", expected: int = 7) -> VerifiableProblem:
     prompt = (Message.user("3 + 4?"),)
-    return Problem(id, prompt, verifiers.number(expected), "mine", "CC0", {"task": "sums"})
+    return VerifiableProblem(
+        id, prompt, verifiers.number(expected), "mine", "CC0", {"task": "sums"}
+    )
 
 
 class Script:
@@ -99,16 +101,20 @@ def test_many_problems_together_are_each_solved_as_alone() -> None:
 
 
 def test_a_known_answer_is_preferred_where_nothing_was_right() -> None:
-    unsolved = Outcome(problem(), (attempt("wrong", 0, 0, False), attempt("still", 0, 1, False)))
+    unsolved = ProblemOutcome(
+        problem(), (attempt("wrong", 0, 0, False), attempt("still", 0, 1, False))
+    )
     (pair,) = judge.preferences(unsolved, known="Answer: 7")
     assert (pair.answer, pair.meta["rejected"]) == ("Answer: 7", "wrong")
     assert pair.meta["paired_by"] == "known" and "round" not in pair.meta["lineage"][-1]
-    solved = Outcome(problem(), (attempt("wrong", 0, 0, False), attempt("right", 0, 1, True)))
+    solved = ProblemOutcome(
+        problem(), (attempt("wrong", 0, 0, False), attempt("right", 0, 1, True))
+    )
     assert next(judge.preferences(solved, known="Answer: 7")).answer == "right"
 
 
 def test_same_chains_are_kept_once() -> None:
-    outcome = Outcome(
+    outcome = ProblemOutcome(
         problem(),
         (
             attempt("3 + 4 = 7\nAnswer: 7", 0, 0, True),
@@ -137,7 +143,7 @@ def test_same_chains_are_kept_once() -> None:
 
 
 def test_pairs_prefer_the_correction_or_the_nearest_length() -> None:
-    outcome = Outcome(
+    outcome = ProblemOutcome(
         problem(),
         (
             attempt("long and right " * 9, 0, 0, True),
@@ -156,7 +162,7 @@ def test_pairs_prefer_the_correction_or_the_nearest_length() -> None:
         ("never put right", "the correction", "length"),
     ]
     assert all(s.prompt == problem().prompt for s in pairs)
-    unsolved = Outcome(problem(), (attempt("wrong", 0, 0, False),))
+    unsolved = ProblemOutcome(problem(), (attempt("wrong", 0, 0, False),))
     assert list(judge.preferences(unsolved)) == list(judge.right(unsolved)) == []
     assert judge.count([outcome, unsolved]) == {
         **{"problems": 2, "asked": 8, "right at round 0": 1, "right at round 1": 1},

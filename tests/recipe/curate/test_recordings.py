@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from replay import Replay
 
-from polyphi.batch import Clip
+from polyphi.batch import AudioLayout
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, media
@@ -65,7 +65,10 @@ print(json.dumps([made.seconds, took, peak() - before, len(made.paragraphs)]))
     wave, rate = decode_audio(clip)  # within `decode_audio`'s limit
     assert rate == 16_000 and abs(len(wave) / rate - seconds) < 0.01
     assert 1780 < seconds <= 1800 and count > 100
-    tokens, megabytes = Clip(frames(len(wave), rate), "speech").tokens, clip.stat().st_size / 1e6
+    tokens, megabytes = (
+        AudioLayout(frames(len(wave), rate), "speech").tokens,
+        clip.stat().st_size / 1e6,
+    )
     print(f"\n{seconds:.0f} s of speech, {tokens} tokens, made in {took:.1f} s")
     print(f"{megabytes:.0f} MB of FLAC, {grown:.0f} MB more memory at its peak")
     assert 22_000 < tokens <= 22_500

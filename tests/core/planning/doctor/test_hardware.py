@@ -6,7 +6,7 @@ import pytest
 
 from polyphi.planning.doctor import hardware
 from polyphi.planning.doctor.findings import Finding
-from polyphi.planning.doctor.hardware import ISA_VARIABLES, Threads
+from polyphi.planning.doctor.hardware import ISA_VARIABLES, CpuCounts
 
 GB = 10**9
 KERNELS = {"missing": None, "path": "AVX2", "bf16": "oneDNN", "encoders_int8": "oneDNN"}
@@ -56,18 +56,18 @@ def test_variables_that_limit_the_cpu_are_slow(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("numbers", "variable", "cure"),
     [
-        (Threads(32, 16, 32, None, 16), None, None),
-        (Threads(32, 16, 32, None, 32), "32", None),
-        (Threads(32, 16, 32, None, 1), "1", "unset OMP_NUM_THREADS"),
-        (Threads(32, 16, 32, 2.0, 16), None, "export OMP_NUM_THREADS=2"),
-        (Threads(32, 16, 4, None, 16), "16", "export OMP_NUM_THREADS=4"),
-        (Threads(32, 16, 4, None, 4), None, None),
-        (Threads(2, 2, 2, 0.5, 1), None, None),
-        (Threads(8, 4, 8, None, 2), None, "export OMP_NUM_THREADS=4"),
+        (CpuCounts(32, 16, 32, None, 16), None, None),
+        (CpuCounts(32, 16, 32, None, 32), "32", None),
+        (CpuCounts(32, 16, 32, None, 1), "1", "unset OMP_NUM_THREADS"),
+        (CpuCounts(32, 16, 32, 2.0, 16), None, "export OMP_NUM_THREADS=2"),
+        (CpuCounts(32, 16, 4, None, 16), "16", "export OMP_NUM_THREADS=4"),
+        (CpuCounts(32, 16, 4, None, 4), None, None),
+        (CpuCounts(2, 2, 2, 0.5, 1), None, None),
+        (CpuCounts(8, 4, 8, None, 2), None, "export OMP_NUM_THREADS=4"),
     ],
 )
 def test_threads(
-    numbers: Threads, variable: str | None, cure: str | None, monkeypatch: pytest.MonkeyPatch
+    numbers: CpuCounts, variable: str | None, cure: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
@@ -76,7 +76,7 @@ def test_threads(
 
 
 def test_without_torch_only_cores_are_reported() -> None:
-    assert [f.name for f in hardware.thread_findings(Threads(2, 2, 2, None, None))] == ["cores"]
+    assert [f.name for f in hardware.thread_findings(CpuCounts(2, 2, 2, None, None))] == ["cores"]
 
 
 @pytest.mark.parametrize(("share", "state"), [(0.95, "ok"), (0.3, "slow")])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.checkpoints.cache import Entry
+from polyphi.checkpoints.cache import StoredModel
 from polyphi.planning.doctor import storage
 from polyphi.planning.doctor.storage import Folder
 
@@ -37,9 +37,9 @@ def test_states_of_folders(folder: Folder, state: str) -> None:
 
 def test_an_interrupted_download_is_resumed_by_its_cure() -> None:
     rows = [
-        Entry("o/a", "0" * 40, None, Path("/a"), GB, 0.0, None, name="o/a"),
-        Entry("o/b", "0" * 40, None, Path("/b"), GB, 0.0, "interrupted", name="o/b"),
-        Entry("o/a", "0" * 40, "int4", Path("/c"), GB, 0.0, "no weights", name="o/a:int4"),
+        StoredModel("o/a", "0" * 40, None, Path("/a"), GB, 0.0, None, name="o/a"),
+        StoredModel("o/b", "0" * 40, None, Path("/b"), GB, 0.0, "interrupted", name="o/b"),
+        StoredModel("o/a", "0" * 40, "int4", Path("/c"), GB, 0.0, "no weights", name="o/a:int4"),
     ]
     findings = storage.storage_findings([], rows, None)
     assert [(f.name, f.state, f.cure) for f in findings] == [

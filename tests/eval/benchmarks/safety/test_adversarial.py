@@ -11,7 +11,7 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.messages import LANGUAGES, Audio, Completion, Message, Text
-from polyphi.services.endpoint import Rejected
+from polyphi.services.endpoint import RequestRejected
 from polyphi_eval import evaluation, run
 from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.safety.adversarial import MAX_CHARS, STRATEGIES, benchmark, dialogues
@@ -145,7 +145,7 @@ def test_the_goal_replaces_the_turn_of_a_simulator_that_declines(tmp_path: Path)
         generate_many = None  # type: ignore[assignment]
 
         def generate(self, messages: Any, **_: Any) -> Completion:
-            raise Rejected("content filter")
+            raise RequestRejected("content filter")
 
     simulator = Declining(attacker)
     del Declining.generate_many
