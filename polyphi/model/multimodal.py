@@ -268,11 +268,6 @@ class PhiModel(nn.Module):
             if name in linear.lora
         )
 
-    def adapter_tensors(self, name: str) -> Iterator[Tensor]:
-        """The tensors of an adapter, linear by linear."""
-        for _, pair in self.adapter_pairs(name):
-            yield from pair.tensors()
-
     def _lora_linears(self) -> Iterator[tuple[str, LoraLinear]]:
         """Every linear that has adapters, with its name."""
         return ((n, m) for n, m in self.named_modules() if isinstance(m, LoraLinear))

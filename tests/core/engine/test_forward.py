@@ -11,8 +11,9 @@ def test_requested_positions_equal_those_of_the_whole_forward(tiny_config):
     model = PhiModel(tiny_config).eval()
     model.initialise(seed=0)
     for name in tiny_config.adapters:
-        for factor in model.adapter_tensors(name):
-            torch.nn.init.normal_(factor, std=0.1)
+        for _, pair in model.adapter_pairs(name):
+            torch.nn.init.normal_(pair.a, std=0.1)
+            torch.nn.init.normal_(pair.b, std=0.1)
     names = (None, *tiny_config.adapters)
     batch = pack([row(range(5, 5 + n), adapter=a) for n, a in zip((4, 3, 6), names, strict=True)])
     with torch.inference_mode():

@@ -62,8 +62,9 @@ def test_prefixes_are_shared_within_an_adapter_only(engine: Engine) -> None:
         assert engine.generate(messages, adapter=adapter, sampling=FEW).cached > 0
     before = engine.generate(messages, adapter="vision", sampling=FEW)
     with torch.no_grad():
-        for tensor in engine.model.adapter_tensors("vision"):
-            tensor.mul_(1.5)
+        for _, pair in engine.model.adapter_pairs("vision"):
+            for tensor in pair.tensors():
+                tensor.mul_(1.5)
     after = engine.generate(messages, adapter="vision", sampling=FEW)
     assert after.cached == 0 and after.tokens != before.tokens
     fresh = Engine(engine.model, engine.processor)
