@@ -247,7 +247,7 @@ def ours(
         "losses": [r["loss"] for r in records],
         "loss": mean(r["loss"] for r in records[-LAST:]),
         "supervised": sum(r["supervised"] for r in records),
-        "trainable": sum(r["parameters"] for r in manifest["trainable"] if r["rate"]),
+        "trainable": sum(r["parameters"] for r in manifest["trainable"] if r["lr"]),
         "precision": choice.precision,
     }
 

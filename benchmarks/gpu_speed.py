@@ -61,7 +61,7 @@ def training(device: torch.device, tiny: bool) -> Iterator[Line]:
     stage = stages.at_size("text_1_pretrain", size)
     budget = size.budget(stage)
     config = replace(size.model, vision=None, audio=None, adapters={})
-    budget = replace(budget, muon=0.0)
+    budget = replace(budget, muon_lr_factor=0.0)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"

@@ -332,7 +332,7 @@ def ours(
         "speed": supervised / seconds,
         "memory": peak_bytes() / 2**30,
         "losses": [r["loss"] for r in records],
-        "trainable": sum(r["parameters"] for r in manifest["trainable"] if r["rate"]),
+        "trainable": sum(r["parameters"] for r in manifest["trainable"] if r["lr"]),
         "seconds_per_step": seconds / max(1, len(records) - 1),
         "flops_per_step": counter.get_total_flops() / len(records) if counter else None,
     }

@@ -110,7 +110,7 @@ def sweep(
         rate = BASE_RATE * STEP**step
         folder = out / f"{size}_{rate:.2e}_{seed}"
         scaled, short = shorter(stage, budget, round(size / budget.batch_tokens))
-        short = replace(short, rate=rate / stage_peak)
+        short = replace(short, lr_factor=rate / stage_peak)
         try:
             train(
                 scaled,
@@ -136,7 +136,7 @@ def sweep(
         points[size, step, seed] = Point(size, rate, seed, loss)
         report(f"{size:>14,} tokens, peak rate {rate:.1e}, seed {seed}: held-out loss {loss:.3f}")
 
-    center = round(math.log(stage_peak * budget.rate / BASE_RATE, STEP))
+    center = round(math.log(stage_peak * budget.lr_factor / BASE_RATE, STEP))
     for seed in range(seeds):  # an interrupted sweep is then complete for its first seeds
         for size in tokens:
             best = None

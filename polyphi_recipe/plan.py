@@ -233,7 +233,7 @@ def plan(
         objective=repr(target.stage.objective),
         parents=target.stage.parents,
         learn=[
-            (g, target.size(n), target.stage.trainable[g] * budget.rate)
+            (g, target.size(n), target.stage.trainable[g] * budget.lr_factor)
             for g, n in target.trainable_groups.items()
         ],
         frozen=target.size(target.tensors) - target.size(target.trainable),

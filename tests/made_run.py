@@ -141,7 +141,7 @@ def make_run(out: Path, n: int = 40, steps: int = 300) -> Path:
             {
                 "module": glob,
                 "parameters": 10 ** (4 + i + k % 3),
-                "rate": rate,
+                "lr": rate,
                 "from": [stage.start.get("*", "fresh")],
             }
             for i, (glob, rate) in enumerate(stage.trainable.items())

@@ -148,7 +148,11 @@ def designs(runner: ClaimRunner) -> dict[str, tuple[Stage, list[Arm]]]:
     text = stages.load("text_3_post")
     assert isinstance(stage.objective, NextToken)
     # The budget multiplies learning rates; the product must be the language model's post-training learning rate.
-    whole = max(text.trainable.values()) * runner.budget(text).rate / runner.budget(stage).rate
+    whole = (
+        max(text.trainable.values())
+        * runner.budget(text).lr_factor
+        / runner.budget(stage).lr_factor
+    )
     vision = {glob: rate for glob, rate in stage.trainable.items() if glob.startswith("vision.")}
     fresh = max(stage.trainable.values())
     mix = replace(stage.data, adapter={})

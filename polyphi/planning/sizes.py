@@ -73,7 +73,7 @@ class Size:
         if stage.name == "text_1_pretrain" and self.name in LAWS:
             law = LAWS[self.name]["through"]
             peak = law["factor"] * (budget.steps * budget.batch_tokens) ** law["exponent"]
-            budget = replace(budget, rate=peak / max(stage.trainable.values()))
+            budget = replace(budget, lr_factor=peak / max(stage.trainable.values()))
         return budget
 
 
@@ -162,7 +162,9 @@ MICRO = Size(
     ),
     vocabulary=512,
     budgets={
-        name: Budget(2, 512, 4096 if name == "text_2_long" else 400, rate=10.0, muon=10.0)
+        name: Budget(
+            2, 512, 4096 if name == "text_2_long" else 400, lr_factor=10.0, muon_lr_factor=10.0
+        )
         for name in ORDER
     },
     rows={name: (12, 4) for name in CORPORA},
@@ -189,22 +191,22 @@ NANO = Size(
     ),
     vocabulary=4096,
     budgets={
-        "text_1_pretrain": Budget(800, 1600, 1024, rate=2.0, muon=12.5),
+        "text_1_pretrain": Budget(800, 1600, 1024, lr_factor=2.0, muon_lr_factor=12.5),
         "text_2_long": Budget(6, 8192, 4096),
-        "text_3_post": Budget(900, 1600, 1024, rate=35.0, muon=200.0),
-        "text_4_align": Budget(40, 2048, 512, rate=50.0),
-        "reasoning_1_pretrain": Budget(120, 1600, 1024, rate=10.0, muon=80.0),
-        "reasoning_2_sft": Budget(500, 1600, 1024, rate=60.0, muon=500.0),
-        "reasoning_3_dpo": Budget(20, 2048, 1024, rate=100.0),
-        "vision_0_encoder": Budget(500, 660, 256, rate=100.0, muon=3000.0),
-        "vision_1_align": Budget(120, 1024, 512, rate=5.0, muon=40.0),
-        "vision_2_joint": Budget(120, 1024, 512, rate=5.0, muon=30.0),
-        "vision_3_generative": Budget(1000, 1024, 512, rate=16.0, muon=150.0),
-        "vision_4_multiframe": Budget(220, 1024, 1024, rate=12.0, muon=100.0),
-        "speech_0_aed": Budget(2800, 600, 512, rate=2.0, muon=10.0),
-        "speech_1_pretrain": Budget(250, 1024, 512, rate=10.0, muon=50.0),
-        "speech_2_post": Budget(900, 1024, 1024, rate=15.0, muon=30.0),
-        "joint_1_vision_speech": Budget(500, 1024, 512, rate=20.0, muon=100.0),
+        "text_3_post": Budget(900, 1600, 1024, lr_factor=35.0, muon_lr_factor=200.0),
+        "text_4_align": Budget(40, 2048, 512, lr_factor=50.0),
+        "reasoning_1_pretrain": Budget(120, 1600, 1024, lr_factor=10.0, muon_lr_factor=80.0),
+        "reasoning_2_sft": Budget(500, 1600, 1024, lr_factor=60.0, muon_lr_factor=500.0),
+        "reasoning_3_dpo": Budget(20, 2048, 1024, lr_factor=100.0),
+        "vision_0_encoder": Budget(500, 660, 256, lr_factor=100.0, muon_lr_factor=3000.0),
+        "vision_1_align": Budget(120, 1024, 512, lr_factor=5.0, muon_lr_factor=40.0),
+        "vision_2_joint": Budget(120, 1024, 512, lr_factor=5.0, muon_lr_factor=30.0),
+        "vision_3_generative": Budget(1000, 1024, 512, lr_factor=16.0, muon_lr_factor=150.0),
+        "vision_4_multiframe": Budget(220, 1024, 1024, lr_factor=12.0, muon_lr_factor=100.0),
+        "speech_0_aed": Budget(2800, 600, 512, lr_factor=2.0, muon_lr_factor=10.0),
+        "speech_1_pretrain": Budget(250, 1024, 512, lr_factor=10.0, muon_lr_factor=50.0),
+        "speech_2_post": Budget(900, 1024, 1024, lr_factor=15.0, muon_lr_factor=30.0),
+        "joint_1_vision_speech": Budget(500, 1024, 512, lr_factor=20.0, muon_lr_factor=100.0),
     },
     rows={
         "documents": (4000, 150),
@@ -261,22 +263,22 @@ LAB = Size(
         adapters=_adapters(64),
     ),
     budgets={
-        "text_1_pretrain": Budget(20_000, 1 << 18, 4096, rate=2.5),
-        "text_2_long": Budget(400, 1 << 19, 32_768, rate=3.0),
-        "text_3_post": Budget(2_000, 1 << 17, 4096, rate=5.0),
-        "text_4_align": Budget(300, 1 << 16, 4096, rate=3.0),
-        "reasoning_1_pretrain": Budget(2_000, 1 << 18, 8192, rate=3.0),
-        "reasoning_2_sft": Budget(500, 1 << 17, 8192, rate=5.0),
-        "reasoning_3_dpo": Budget(200, 1 << 16, 8192, rate=5.0),
-        "vision_0_encoder": Budget(4_000, 1 << 15, 512, rate=20.0),
+        "text_1_pretrain": Budget(20_000, 1 << 18, 4096, lr_factor=2.5),
+        "text_2_long": Budget(400, 1 << 19, 32_768, lr_factor=3.0),
+        "text_3_post": Budget(2_000, 1 << 17, 4096, lr_factor=5.0),
+        "text_4_align": Budget(300, 1 << 16, 4096, lr_factor=3.0),
+        "reasoning_1_pretrain": Budget(2_000, 1 << 18, 8192, lr_factor=3.0),
+        "reasoning_2_sft": Budget(500, 1 << 17, 8192, lr_factor=5.0),
+        "reasoning_3_dpo": Budget(200, 1 << 16, 8192, lr_factor=5.0),
+        "vision_0_encoder": Budget(4_000, 1 << 15, 512, lr_factor=20.0),
         "vision_1_align": Budget(1_000, 1 << 16, 4096),
-        "vision_2_joint": Budget(8_000, 1 << 17, 8192, rate=2.0),
-        "vision_3_generative": Budget(6_000, 1 << 17, 16_384, rate=2.0),
-        "vision_4_multiframe": Budget(1_000, 1 << 17, 65_536, rate=2.0),
-        "speech_0_aed": Budget(20_000, 1 << 14, 2048, rate=0.5),
-        "speech_1_pretrain": Budget(5_000, 1 << 16, 2048, rate=5.0),
-        "speech_2_post": Budget(5_000, 1 << 16, 23_000, rate=2.0),
-        "joint_1_vision_speech": Budget(1_000, 1 << 17, 16_384, rate=2.0),
+        "vision_2_joint": Budget(8_000, 1 << 17, 8192, lr_factor=2.0),
+        "vision_3_generative": Budget(6_000, 1 << 17, 16_384, lr_factor=2.0),
+        "vision_4_multiframe": Budget(1_000, 1 << 17, 65_536, lr_factor=2.0),
+        "speech_0_aed": Budget(20_000, 1 << 14, 2048, lr_factor=0.5),
+        "speech_1_pretrain": Budget(5_000, 1 << 16, 2048, lr_factor=5.0),
+        "speech_2_post": Budget(5_000, 1 << 16, 23_000, lr_factor=2.0),
+        "joint_1_vision_speech": Budget(1_000, 1 << 17, 16_384, lr_factor=2.0),
     },
     rows={name: (100 * train, 4 * test) for name, (train, test) in NANO.rows.items()},
     fresh=FRESH,

@@ -98,12 +98,12 @@ def trainable_rows(
     claimed = {name for names in chosen.values() for name in names}
     for glob, names in [*chosen.items(), ("(frozen)", [n for n in parameters if n not in claimed])]:
         sources = sorted({origins.get(n, "fresh") for n in names})
-        lr = stage.trainable[glob] * budget.rate if glob in stage.trainable else 0.0
+        lr = stage.trainable[glob] * budget.lr_factor if glob in stage.trainable else 0.0
         rows.append(
             {
                 "module": glob,
                 "parameters": sum(parameters[n].numel() for n in names),
-                "rate": lr,
+                "lr": lr,
                 "from": sources,
             }
         )
@@ -114,6 +114,6 @@ def as_table(rows: list[dict[str, Any]]) -> Table:
     """The rows of `trainable_rows` as a table to print."""
     table = Table("trainable", "parameters", "peak lr", "weights from", box=None, padding=(0, 2))
     for r in rows:
-        lr = f"{r['rate']:.1e}" if r["rate"] else "frozen"
+        lr = f"{r['lr']:.1e}" if r["lr"] else "frozen"
         table.add_row(r["module"], f"{r['parameters']:,}", lr, ", ".join(r["from"]))
     return table

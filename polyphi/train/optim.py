@@ -37,16 +37,16 @@ def optimiser(
     products: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
     """AdamW with a group per glob and tensor type: matrices have weight decay, vectors (norms, biases, separators) have
-    none. `budget.rate` multiplies the stage's peak learning rates. Where `budget.muon` isn't 0, Muon trains the
-    matrices of layers, with `budget.muon` as their factor and products of the dtype `products`. Raises ValueError where
-    Muon's matrices are sharded."""
+    none. `budget.lr_factor` multiplies the stage's peak learning rates. Where `budget.muon_lr_factor` isn't 0, Muon
+    trains the matrices of layers, with that factor and products of the dtype `products`. Raises ValueError where Muon's
+    matrices are sharded."""
     adamw_groups, muon_groups = [], []
     for glob, names in groups(stage, parameters).items():
-        layers = [n for n in names if budget.muon and is_layer(n, parameters[n])]
+        layers = [n for n in names if budget.muon_lr_factor and is_layer(n, parameters[n])]
         if any(isinstance(parameters[n], DTensor) for n in layers):
             raise ValueError("Muon needs whole matrices, found sharded ones; train without --fsdp")
         if layers:
-            peak = stage.trainable[glob] * budget.muon
+            peak = stage.trainable[glob] * budget.muon_lr_factor
             by_muon = [parameters[n] for n in layers]
             muon_groups.append({"params": by_muon, "lr": 0.0, "peak": peak, "glob": glob})
         others = [parameters[n] for n in names if n not in layers]
@@ -62,7 +62,7 @@ def optimiser(
                     {
                         "params": chosen,
                         "lr": 0.0,
-                        "peak": stage.trainable[glob] * budget.rate,
+                        "peak": stage.trainable[glob] * budget.lr_factor,
                         "weight_decay": decay,
                         "glob": glob,
                     }

@@ -82,15 +82,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Budget:
-    """Values of a stage that depend on the size. `context` bounds a row's tokens, `batch_tokens` a step's. `rate`
-    multiplies the learning rates of `trainable` (small models need larger ones); `muon`, if it isn't 0, those of the
-    matrices of layers, which are then trained by Muon instead of AdamW (muon.py)."""
+    """Values of a stage that depend on the size. `context` bounds a row's tokens, `batch_tokens` a step's. `lr_factor`
+    multiplies the learning rates of `trainable` (small models need larger ones); `muon_lr_factor`, if it isn't 0, those
+    of the matrices of layers, which are then trained by Muon instead of AdamW (muon.py)."""
 
     steps: int
     batch_tokens: int
     context: int
-    rate: float = 1.0
-    muon: float = 0.0
+    lr_factor: float = 1.0
+    muon_lr_factor: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,7 +181,7 @@ class Trainer:
                 list(self.averages.values()), list(self.trained.values()), 1 - self.stage.ema
             )
         self.state.accept(norm)
-        return self._log(data, record | {"rate": lr, "gradient_norm": norm})
+        return self._log(data, record | {"lr": lr, "gradient_norm": norm})
 
     def _next_data(self) -> StepRows:
         """The samples of the next step, without quarantined ones. With a GPU a thread prefetches them. On a CPU there

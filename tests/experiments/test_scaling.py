@@ -168,7 +168,7 @@ def test_a_run_that_diverges_counts_as_infinitely_bad(
     plain = scaling.train
 
     def diverges(stage, budget, *rest, **options):
-        if budget.rate > BUDGET.rate:
+        if budget.lr_factor > BUDGET.lr_factor:
             raise guard.Diverged("the loss is nan")
         return plain(stage, budget, *rest, **options)
 

@@ -19,9 +19,7 @@ def stage_row(folder: Path, declared: Stage) -> dict[str, Any]:
     records = training_records(folder / "metrics.jsonl")
     points = loss_points(records)
     learned = [row for row in manifest.get("trainable", ()) if row["module"] in declared.trainable]
-    learned = learned or [
-        {"module": glob, "rate": rate} for glob, rate in declared.trainable.items()
-    ]
+    learned = learned or [{"module": glob, "lr": lr} for glob, lr in declared.trainable.items()]
     frozen = _frozen(manifest)
     tenth = max(1, len(points) // 20)
     return {

@@ -43,7 +43,7 @@ from polyphi.train.stage import Budget, Mix, Stage
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WORDS = [*NUMBERS, "red", "blue", "green", "square", "circle"]
-BUDGET = Budget(steps=4, batch_tokens=200, context=120, rate=1.0)
+BUDGET = Budget(steps=4, batch_tokens=200, context=120, lr_factor=1.0)
 LANGUAGE = Stage(
     name="language",
     start={},
@@ -189,7 +189,7 @@ def run(
 def trajectory(out: Path) -> list[tuple[Any, ...]]:
     """Step, samples, loss, gradient norm and learning rate of each step: equal runs have them equal to the last bit."""
     return [
-        (r["step"], r["ids"], r["loss"], r["gradient_norm"], r["rate"])
+        (r["step"], r["ids"], r["loss"], r["gradient_norm"], r["lr"])
         for r in read_metrics(out / "metrics.jsonl")
     ]
 

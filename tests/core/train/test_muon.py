@@ -60,7 +60,7 @@ STAGE = Stage(
 
 def test_matrices_of_layers_go_to_muon_and_all_else_to_adamw() -> None:
     named = parameters()
-    both = optimiser(STAGE, named, Budget(1, 1, 1, rate=2.0, muon=5.0))
+    both = optimiser(STAGE, named, Budget(1, 1, 1, lr_factor=2.0, muon_lr_factor=5.0))
     names = {id(p): name for name, p in named.items()}
     peaks = {names[id(p)]: g["peak"] for g in both.param_groups for p in g["params"]}
     assert peaks == pytest.approx(

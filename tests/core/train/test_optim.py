@@ -34,7 +34,9 @@ def test_the_longest_glob_wins_and_only_matrices_decay() -> None:
         "vision.*": ["vision.encoder.weight", "vision.encoder.bias"],
         "vision.projector.*": ["vision.projector.weight"],
     }
-    param_groups = optimiser(stage(trainable), PARAMETERS, Budget(1, 1, 1, rate=2.0)).param_groups
+    param_groups = optimiser(
+        stage(trainable), PARAMETERS, Budget(1, 1, 1, lr_factor=2.0)
+    ).param_groups
     assert [(g["glob"], g["peak"], g["weight_decay"], len(g["params"])) for g in param_groups] == [
         ("vision.*", 2e-4, 0.1, 1),
         ("vision.*", 2e-4, 0.0, 1),

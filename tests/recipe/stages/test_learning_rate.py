@@ -31,7 +31,7 @@ def test_text_1_takes_its_rate_from_the_fit(size: str) -> None:
     stored_fit, stage = FITS[size], stages.load("text_1_pretrain")
     budget = sizes.load(size).budget(stage)
     law = Law(stored_fit["through"]["factor"], EXPONENT)
-    assert max(stage.trainable.values()) * budget.rate == pytest.approx(
+    assert max(stage.trainable.values()) * budget.lr_factor == pytest.approx(
         law.rate(budget.steps * budget.batch_tokens)
     )
 

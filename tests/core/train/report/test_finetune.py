@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> Path:
             "exported_step": 4,
         },
         "trainable": [
-            {"module": glob, "parameters": 1500, "rate": rate, "from": ["hf:owner/base"]}
+            {"module": glob, "parameters": 1500, "lr": rate, "from": ["hf:owner/base"]}
             for glob, rate in EVERYTHING.trainable.items()
         ],
         "frozen": {"decoder.norm.weight": ["a", "a"]},
