@@ -21,6 +21,7 @@ from serve.test_chat import (  # noqa: F401
     model,
 )
 from serve.test_life import until
+from serve.test_streaming import items_of, responses_answer, typed_events, without_ids
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.settings import Settings
@@ -46,228 +47,6 @@ def client(running: Running) -> OpenAI:
 def http(running: Running) -> Iterator[httpx2.Client]:
     with running.client(KEYS[0]) as client:
         yield client
-
-
-def parts(*content: dict) -> list[dict]:
-    """Chat's parts in the form of the Responses API."""
-    converted = []
-    for part in content:
-        if part["type"] == "image_url":
-            converted.append({"type": "input_image", "image_url": part["image_url"]["url"]})
-        elif part["type"] == "text":
-            converted.append({"type": "input_text", "text": part["text"]})
-        else:
-            converted.append(part)
-    return converted
-
-
-def content_of(items: list[dict]) -> str:
-    texts = [
-        part["text"] for item in items if item["type"] == "message" for part in item["content"]
-    ]
-    return "".join(texts)
-
-
-def reasoning_of(items: list[dict]) -> str:
-    reasoning = [item for item in items if item["type"] == "reasoning"]
-    return "".join(part["text"] for item in reasoning for part in item["content"])
-
-
-def calls_of(items: list[dict]) -> list[tuple[str, str]]:
-    return [(i["name"], i["arguments"]) for i in items if i["type"] == "function_call"]
-
-
-STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"}
-IMAGE, AUDIO = image_part(), audio_part()
-TEXT = {"type": "text", "text": "what is this?"}
-HISTORY = [
-    {"role": "user", "content": "1 + 2"},
-    {
-        "role": "assistant",
-        "content": "I call.",
-        "tool_calls": [
-            {"id": "a", "type": "function", "function": {"name": "now", "arguments": "{}"}},
-            {
-                "id": "b",
-                "type": "function",
-                "function": {"name": "weather", "arguments": '{"city": "Rome"}'},
-            },
-        ],
-    },
-    {"role": "tool", "tool_call_id": "a", "content": "noon"},
-    {"role": "tool", "tool_call_id": "b", "content": "20"},
-]
-ITEMS = [
-    {"role": "user", "content": "1 + 2"},
-    {"type": "reasoning", "id": "r", "summary": [], "content": []},
-    {"role": "assistant", "content": [{"type": "output_text", "text": "I call."}]},
-    {"type": "function_call", "call_id": "a", "name": "now", "arguments": "{}"},
-    {
-        "type": "function_call",
-        "call_id": "b",
-        "name": "weather",
-        "arguments": '{"city": "Rome"}',
-    },
-    {"type": "function_call_output", "call_id": "a", "output": "noon"},
-    {
-        "type": "function_call_output",
-        "call_id": "b",
-        "output": [{"type": "input_text", "text": "20"}],
-    },
-]
-# The model's text (None: its own), chat's fields, and the same of the Responses API.
-CHOICE = {"structured_outputs": {"choice": ["Rome", "Oslo"]}}
-STOP_TOKEN = {"logit_bias": {"7": 100}, "stop_token_ids": [7], "min_tokens": 3}
-SAME: dict[str, tuple[str | None, dict, dict]] = {
-    "text": (None, {"messages": [{"role": "user", "content": "hi"}]}, {"input": "hi"}),
-    "stop token": (
-        None,
-        {"messages": [{"role": "user", "content": "hi"}], **STOP_TOKEN},
-        {"input": "hi", **STOP_TOKEN},
-    ),
-    "choice": (
-        None,
-        {"messages": [{"role": "user", "content": "hi"}], **CHOICE},
-        {"input": "hi", **CHOICE},
-    ),
-    "instructions": (
-        None,
-        {"messages": [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]},
-        {"instructions": "be", "input": [{"role": "user", "content": "hi"}]},
-    ),
-    "media": (
-        None,
-        {"messages": [{"role": "user", "content": [IMAGE, AUDIO, TEXT]}]},
-        {"input": [{"role": "user", "content": parts(IMAGE, AUDIO, TEXT)}]},
-    ),
-    "history": (None, {"messages": HISTORY, "tools": TOOLS}, {"input": ITEMS, "tools": FUNCTIONS}),
-    "calls": (
-        f"<think>one</think>So: {CALLS}",
-        {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS},
-        {"input": "hi", "tools": FUNCTIONS},
-    ),
-    "one call": (
-        CALLS,
-        {
-            "messages": [{"role": "user", "content": "hi"}],
-            "tools": TOOLS,
-            "tool_choice": "required",
-            "parallel_tool_calls": False,
-        },
-        {
-            "input": "hi",
-            "tools": FUNCTIONS,
-            "tool_choice": "required",
-            "parallel_tool_calls": False,
-        },
-    ),
-    "named": (
-        CALLS,
-        {
-            "messages": [{"role": "user", "content": "hi"}],
-            "tools": TOOLS,
-            "tool_choice": {"type": "function", "function": {"name": "weather"}},
-        },
-        {
-            "input": "hi",
-            "tools": FUNCTIONS,
-            "tool_choice": {"type": "function", "name": "weather"},
-        },
-    ),
-    "schema": (
-        None,
-        {
-            "messages": [{"role": "user", "content": "hi"}],
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "x", "schema": {"enum": ["Rome", "Oslo"]}},
-            },
-        },
-        {
-            "input": "hi",
-            "text": {
-                "format": {"type": "json_schema", "name": "x", "schema": {"enum": ["Rome", "Oslo"]}}
-            },
-        },
-    ),
-}
-
-
-def events_of(text: str) -> list[dict[str, Any]]:
-    """The events of a stream, whose names are their types, numbered from 0."""
-    blocks = [block.split("\n") for block in text.split("\n\n")[:-1]]
-    events = [json.loads(data.removeprefix("data: ")) for _, data in blocks]
-    assert [f"event: {event['type']}" for event in events] == [name for name, _ in blocks]
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    return events
-
-
-def joined(events: list[dict]) -> list[dict]:
-    """The items whose deltas are these events, without ids."""
-    items: list[dict] = []
-    for event in events:
-        kind, index = event["type"].removeprefix("response."), event.get("output_index")
-        if kind == "output_item.added":
-            assert index == len(items)
-            items.append({**event["item"], "text": ""})
-        elif kind in ("output_text.delta", "reasoning_text.delta"):
-            items[index]["text"] += event["delta"]
-        elif kind == "function_call_arguments.delta":
-            items[index]["arguments"] += event["delta"]
-        elif kind in ("output_text.done", "reasoning_text.done"):
-            assert event["text"] == items[index].pop("text")
-        elif kind == "function_call_arguments.done":
-            assert event["arguments"] == items[index]["arguments"]
-        elif kind == "output_item.done":
-            assert event["item"]["id"] == items[index]["id"]
-            items[index] = event["item"]
-    return [without_ids(item) for item in items]
-
-
-def without_ids(item: dict) -> dict:
-    return {name: value for name, value in item.items() if name not in ("id", "call_id")}
-
-
-@pytest.mark.parametrize("case", SAME)
-def test_it_answers_as_chat_does(
-    model: Model,  # noqa: F811
-    http: httpx2.Client,
-    case: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    text, chat, ours = SAME[case]
-    model.text = text or ""
-    if text is None:
-        monkeypatch.undo()
-    options = {"seed": 1, "temperature": 0.1}
-    reply = http.post(CHAT, json={**chat, **options, "max_tokens": 200})
-    assert reply.status_code == 200, reply.text
-    (choice,), usage = reply.json()["choices"], reply.json()["usage"]
-    body = {**ours, **options, "max_output_tokens": 200}
-    response = http.post("/v1/responses", json=body).json()
-    items = response["output"]
-    message = choice["message"]
-    assert content_of(items) == (message["content"] or "")
-    assert reasoning_of(items) == message.get("reasoning_content", "")
-    calls = [call["function"] for call in message.get("tool_calls", [])]
-    assert calls_of(items) == [(call["name"], call["arguments"]) for call in calls]
-    assert response["status"] == STATUS[choice["finish_reason"]]
-    counts = response["usage"]
-    assert counts["input_tokens"] == usage["prompt_tokens"]
-    assert counts["output_tokens"] == usage["completion_tokens"]
-    assert counts["output_tokens_details"] == usage["completion_tokens_details"]
-    count = http.post("/v1/responses/input_tokens", json=body).json()
-    assert count["input_tokens"] == usage["prompt_tokens"]
-    events = events_of(http.post("/v1/responses", json={**body, "stream": True}).text)
-    assert [e["type"] for e in events[:2]] == ["response.created", "response.in_progress"]
-    assert events[-1]["type"] == f"response.{response['status']}"
-    final = events[-1]["response"]
-    assert joined(events) == [without_ids(item) for item in items]
-    assert [without_ids(i) for i in final["output"]] == [without_ids(i) for i in items]
-    changing = {"id", "created_at", "completed_at", "output", "usage"}
-    assert {k: v for k, v in final.items() if k not in changing} == {
-        k: v for k, v in response.items() if k not in changing
-    }
 
 
 class Town(BaseModel):
@@ -326,7 +105,9 @@ def test_a_conversation_by_ids(model: Model, client: OpenAI) -> None:  # noqa: F
 
 
 def test_stored_responses(running: Running, client: OpenAI) -> None:
-    image = {"role": "user", "content": parts(IMAGE, TEXT)}
+    url = image_part()["image_url"]["url"]
+    content = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "hm"}]
+    image = {"role": "user", "content": content}
     turns: Any = [{"role": "developer", "content": "be brief"}, image]
     created = client.responses.create(
         model="tiny", input=turns, max_output_tokens=4, metadata={"a": "b"}
@@ -337,7 +118,7 @@ def test_stored_responses(running: Running, client: OpenAI) -> None:
     assert created.metadata == {"a": "b"}
     listed = client.responses.input_items.list(created.id, order="asc")
     assert [item.role for item in listed] == ["developer", "user"]
-    assert listed.data[1].content[0].image_url == image["content"][0]["image_url"]
+    assert listed.data[1].content[0].image_url == url
     page = client.responses.input_items.list(created.id, limit=1)
     assert page.has_more and [item.role for item in page.data] == ["user"]
     assert [item.role for item in page] == ["user", "developer"]  # pages follow by themselves
@@ -381,8 +162,8 @@ def test_log_probabilities_belong_to_the_text(model: Model, http: httpx2.Client)
         assert all(len(entry["top_logprobs"]) == 2 for entry in part["logprobs"])
         written = b"".join(bytes(entry["bytes"]) for entry in part["logprobs"]).decode()
         assert part["text"].strip() in written and "one" not in written
-    events = events_of(http.post("/v1/responses", json={**body, "stream": True}).text)
-    assert joined(events) == [without_ids(item) for item in response["output"]]
+    events = typed_events(http.post("/v1/responses", json={**body, "stream": True}).text)
+    assert items_of(events) == [without_ids(item) for item in response["output"]]
 
 
 def nested(depth: int) -> dict:
@@ -463,12 +244,15 @@ def test_allowed_tools(model: Model, http: httpx2.Client) -> None:  # noqa: F811
     }
     body = {"input": "hi", "tools": FUNCTIONS, "tool_choice": choice, "temperature": 0.1}
     response = http.post("/v1/responses", json=body).json()
-    assert calls_of(response["output"])[0] == BOTH_CALLS[0]
-    assert {name for name, _ in calls_of(response["output"])} == {"weather"}
+    calls = responses_answer(response).calls
+    assert calls[0] == ("weather", {"city": "Rome"})
+    assert {name for name, _ in calls} == {"weather"}
     assert response["tool_choice"] == choice
 
 
-def test_a_client_that_disconnects_frees_everything(running: Running, http: httpx2.Client) -> None:
+def test_a_response_is_not_stored_where_its_client_disconnects(
+    running: Running, http: httpx2.Client
+) -> None:
     body = {"input": "hi", "max_output_tokens": 1500, "stream": True}
     with http.stream("POST", "/v1/responses", json=body) as reply:
         lines = reply.iter_lines()
@@ -477,18 +261,6 @@ def test_a_client_that_disconnects_frees_everything(running: Running, http: http
         until(lambda: running.engine.counters().blocks_in_use > 0)
     until(running.idle)
     assert http.get(f"/v1/responses/{created['response']['id']}").status_code == 404
-
-
-def test_a_failure_in_a_stream(running: Running, http: httpx2.Client, monkeypatch: Any) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("a secret")
-
-    monkeypatch.setattr(type(running.engine.runner), "run", fail)
-    events = events_of(http.post("/v1/responses", json={"input": "hi", "stream": True}).text)
-    assert events[-1]["type"] == "response.failed"
-    assert events[-1]["response"]["error"]["code"] == "server_error"
-    assert "secret" not in json.dumps(events)
-    assert http.post("/v1/responses", json={"input": "hi"}).status_code == 500
 
 
 def test_a_server_without_a_store(engine: Engine) -> None:
