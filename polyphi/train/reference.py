@@ -1,8 +1,8 @@
 """Reference log-probabilities of all answers of a stage, by the model that the stage starts from, computed before
 training. Then no second model stays in memory, and later epochs need no second forward.
 
-    reference.jsonl    {"step": -1, "of": "9c1e..."}                                          hash of the start
-                       {"step": 0, "draws": 37, "corrupt": 0, "said": {"4f0a...": -12.81}}    sums of log-probabilities
+    reference.jsonl    {"step": -1, "of": "9c1e..."}                              hash of the start
+                       {"step": 0, "draws": 37, "corrupt": 0, "log_probs": {"4f0a...": -12.81}}
 
 A row's key is a hash of its content (`Batch.keys`). A stage that is stopped meanwhile resumes after the last complete
 line.
@@ -71,7 +71,7 @@ class References:
         if first.get("of") != start_hash:
             before = []
         for record in before:
-            self._by_key |= record["said"]
+            self._by_key |= record["log_probs"]
         distributed.wait()  # all processes must have read the file before the first one changes it
         with ExitStack() as stack:
             file = None
@@ -92,7 +92,7 @@ class References:
                 self._by_key |= by_key
                 if file is not None:
                     cursor = {"draws": step.draws, "corrupt": step.corrupt}
-                    file.write({"step": number, **cursor, "said": by_key})
+                    file.write({"step": number, **cursor, "log_probs": by_key})
                 advance(number + 1, "")
                 if distributed.any_rank(stopped())[0]:
                     raise KeyboardInterrupt

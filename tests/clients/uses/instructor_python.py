@@ -56,9 +56,9 @@ def test_object(options: Any, model: str, mode: instructor.Mode) -> None:
 @MODES
 def test_partial_objects_of_a_stream(options: Any, model: str, mode: instructor.Mode) -> None:
     client = instructor.from_openai(OpenAI(**options), mode=mode)
-    wish: Any = {"model": model, "messages": SUM, "response_model": Color}
-    *_, last = client.create_partial(**wish)
-    assert last.model_dump() == client.create(**wish, max_retries=0).model_dump()
+    params: Any = {"model": model, "messages": SUM, "response_model": Color}
+    *_, last = client.create_partial(**params)
+    assert last.model_dump() == client.create(**params, max_retries=0).model_dump()
 
 
 @MODES
@@ -70,9 +70,9 @@ def test_a_list(options: Any, model: str, mode: instructor.Mode) -> None:
 
 def test_objects_one_by_one(options: Any, model: str) -> None:
     client = instructor.from_openai(OpenAI(**options))
-    wish: Any = {"model": model, "messages": FIGURES}
-    colors = list(client.create_iterable(**wish, response_model=Color))
-    whole = client.create(**wish, response_model=list[Color], max_retries=0)
+    params: Any = {"model": model, "messages": FIGURES}
+    colors = list(client.create_iterable(**params, response_model=Color))
+    whole = client.create(**params, response_model=list[Color], max_retries=0)
     assert colors and [c.model_dump() for c in colors] == [c.model_dump() for c in whole]
 
 
@@ -113,8 +113,8 @@ def test_async(options: Any, model: str) -> None:
     client = instructor.from_openai(AsyncOpenAI(**options))
 
     async def both() -> list[Color]:
-        wish: Any = {"model": model, "messages": SUM, "response_model": Color}
-        return list(await asyncio.gather(client.create(**wish), client.create(**wish)))
+        params: Any = {"model": model, "messages": SUM, "response_model": Color}
+        return list(await asyncio.gather(client.create(**params), client.create(**params)))
 
     first, second = asyncio.run(both())
     assert isinstance(first, Color) and first.model_dump() == second.model_dump()

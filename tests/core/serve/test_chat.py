@@ -123,13 +123,13 @@ def test_structured_output_and_tools(client: OpenAI) -> None:
             },
         },
     }
-    wish = dict(model="tiny", messages=messages, max_tokens=600, tools=[tool], seed=1)
-    wish |= {"tool_choice": "required", "temperature": 0.0}
-    whole = client.chat.completions.create(**wish).choices[0]
+    params = dict(model="tiny", messages=messages, max_tokens=600, tools=[tool], seed=1)
+    params |= {"tool_choice": "required", "temperature": 0.0}
+    whole = client.chat.completions.create(**params).choices[0]
     assert whole.finish_reason == "tool_calls"
     assert json.loads(whole.message.tool_calls[0].function.arguments) == {"city": "Rome"}
     streamed: list[dict] = []
-    for chunk in client.chat.completions.create(**wish, stream=True):
+    for chunk in client.chat.completions.create(**params, stream=True):
         for call in chunk.choices[0].delta.tool_calls or ():
             streamed.append({"name": call.function.name, "arguments": call.function.arguments})
         reason = chunk.choices[0].finish_reason
@@ -153,7 +153,7 @@ def test_structured_output_and_tools(client: OpenAI) -> None:
 
 
 def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
-    wish = dict(
+    params = dict(
         model="tiny",
         messages=[{"role": "user", "content": "größer"}],
         max_tokens=8,
@@ -163,7 +163,7 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
         logprobs=True,
         top_logprobs=2,
     )
-    whole = client.chat.completions.create(**wish)
+    whole = client.chat.completions.create(**params)
     assert len({c.message.content for c in whole.choices}) > 1
     for choice in whole.choices:
         tokens = choice.logprobs.content
@@ -171,7 +171,7 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
         assert raw.decode(errors="replace") == choice.message.content
         assert all(len(t.top_logprobs) == 2 and t.logprob <= 0 for t in tokens)
     texts, counts = ["", "", ""], [0, 0, 0]
-    for chunk in client.chat.completions.create(**wish, stream=True):
+    for chunk in client.chat.completions.create(**params, stream=True):
         choice = chunk.choices[0]
         texts[choice.index] += choice.delta.content or ""
         counts[choice.index] += len(choice.logprobs.content) if choice.logprobs else 0
@@ -180,7 +180,7 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "param", "message"),
+    ("params", "param", "message"),
     [
         ({"temperature": -1}, "temperature", "at least 0|from 0"),
         ({"temperature": "hot"}, "temperature", "valid number"),
@@ -275,9 +275,9 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
     ],
 )
 def test_what_is_wrong_is_told_by_its_path(
-    client: OpenAI, wish: dict, param: str, message: str
+    client: OpenAI, params: dict, param: str, message: str
 ) -> None:
-    fields = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **wish}
+    fields = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **params}
     with pytest.raises(BadRequestError, match=message) as caught:
         client.chat.completions.create(**fields)
     assert caught.value.param == param and caught.value.type == "invalid_request_error"

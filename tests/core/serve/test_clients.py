@@ -58,11 +58,11 @@ def test_many_at_once_get_what_each_gets_alone(running: Running) -> None:
     """Text, image, audio and both, streamed and not, in one batch of the engine."""
 
     async def ask(client: AsyncOpenAI, content: Any, stream: bool) -> str:
-        wish: Any = {"messages": [{"role": "user", "content": content}], "max_tokens": 10}
+        params: Any = {"messages": [{"role": "user", "content": content}], "max_tokens": 10}
         if not stream:
-            answer = await client.chat.completions.create(model="tiny", **wish)
+            answer = await client.chat.completions.create(model="tiny", **params)
             return answer.choices[0].message.content or ""
-        pieces = await client.chat.completions.create(model="tiny", stream=True, **wish)
+        pieces = await client.chat.completions.create(model="tiny", stream=True, **params)
         return "".join([c.choices[0].delta.content or "" async for c in pieces])
 
     async def all_of_them() -> tuple[list[str], list[str]]:
@@ -82,8 +82,8 @@ def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> 
     counters = running.engine.counters
 
     async def read(client: AsyncOpenAI) -> None:
-        wish: Any = {"model": "tiny", "messages": FOX, "max_tokens": 1900}
-        answer = await client.chat.completions.create(**wish, stream=stream)
+        params: Any = {"model": "tiny", "messages": FOX, "max_tokens": 1900}
+        answer = await client.chat.completions.create(**params, stream=stream)
         if stream:
             async with answer:
                 async for _ in answer:
@@ -109,14 +109,14 @@ def test_a_cancelled_task_frees_what_it_held(running: Running, stream: bool) -> 
 
 def test_raw_and_streaming_responses(client: OpenAI) -> None:
     chat: Any = client.chat.completions
-    wish = {"model": "tiny", "messages": FOX, "max_tokens": 6}
-    raw = chat.with_raw_response.create(**wish)
+    params = {"model": "tiny", "messages": FOX, "max_tokens": 6}
+    raw = chat.with_raw_response.create(**params)
     text = raw.parse().choices[0].message.content
     assert raw.headers["content-type"] == "application/json" and raw.request_id
-    with chat.with_streaming_response.create(**wish) as answer:
+    with chat.with_streaming_response.create(**params) as answer:
         body = json.loads(b"".join(answer.iter_bytes()))
     assert body["choices"][0]["message"]["content"] == text
-    with chat.with_streaming_response.create(**wish, stream=True) as answer:
+    with chat.with_streaming_response.create(**params, stream=True) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["cache-control"] == "no-store"
         lines = [line for line in answer.iter_lines() if line]
@@ -138,9 +138,9 @@ def test_parse_gives_an_object_of_the_asked_class(client: OpenAI) -> None:
 
 
 def test_the_stream_helper_tells_events(client: OpenAI) -> None:
-    wish: Any = {"model": "tiny", "messages": FOX, "max_tokens": 8}
-    text = client.chat.completions.create(**wish).choices[0].message.content
-    with client.chat.completions.stream(**wish, logprobs=True) as stream:
+    params: Any = {"model": "tiny", "messages": FOX, "max_tokens": 8}
+    text = client.chat.completions.create(**params).choices[0].message.content
+    with client.chat.completions.stream(**params, logprobs=True) as stream:
         events = list(stream)
         final = stream.current_completion_snapshot  # the helper raises for answers of "length"
     deltas = [e for e in events if e.type == "content.delta"]
@@ -162,9 +162,9 @@ def test_a_loop_of_tools_with_a_real_function(running: Running, client: OpenAI) 
 
     messages: list[Any] = [{"role": "user", "content": "How warm is it?"}]
     tool: Any = pydantic_function_tool(Weather, name="weather")
-    wish: Any = {"model": "tiny", "tools": [tool], "max_tokens": 600}
+    params: Any = {"model": "tiny", "tools": [tool], "max_tokens": 600}
     with client.chat.completions.stream(
-        **wish, messages=messages, tool_choice="required", seed=3
+        **params, messages=messages, tool_choice="required", seed=3
     ) as stream:
         called = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
         choice = stream.get_final_completion().choices[0]
@@ -175,7 +175,7 @@ def test_a_loop_of_tools_with_a_real_function(running: Running, client: OpenAI) 
         assert isinstance(arguments, Weather) and event.parsed_arguments == arguments
         result = weather(**arguments.model_dump())
         messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
-    final = client.chat.completions.create(**{**wish, "max_tokens": 4}, messages=messages)
+    final = client.chat.completions.create(**{**params, "max_tokens": 4}, messages=messages)
     ours = running.engine.processor.count(conversation(choice.message, messages, tool))
     assert final.usage is not None and final.usage.prompt_tokens == ours.total
     assert final.choices[0].finish_reason == "length"
@@ -212,10 +212,10 @@ def test_errors_are_of_their_class(engine: Engine) -> None:
         def client(key: str) -> OpenAI:
             return OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)
 
-        wish: Any = {"model": "tiny", "messages": FOX, "max_tokens": 2}
+        params: Any = {"model": "tiny", "messages": FOX, "max_tokens": 2}
         for stream in (False, True):
             with pytest.raises(AuthenticationError) as refused:
-                client("wrong").chat.completions.create(**wish, stream=stream)
+                client("wrong").chat.completions.create(**params, stream=stream)
             assert refused.value.status_code == 401
             assert refused.value.type == "authentication_error" and "right" not in str(
                 refused.value
@@ -223,7 +223,7 @@ def test_errors_are_of_their_class(engine: Engine) -> None:
         with pytest.raises(AuthenticationError):
             client("wrong").models.list()
         right = client("right")
-        assert right.chat.completions.create(**wish).choices
+        assert right.chat.completions.create(**params).choices
         with pytest.raises(NotFoundError):
             right.embeddings.create(model="tiny", input="x")
         with pytest.raises(BadRequestError) as long:
@@ -250,8 +250,8 @@ def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: 
     rows = [encode(c) + encode(e) for c, e in zip(contexts, ends, strict=True)]
     texts = [c + e for c, e in zip(contexts, ends, strict=True)]
     prompts: Any = rows if ids else texts
-    wish: Any = {"echo": True, "max_tokens": 0, "logprobs": 1, "temperature": 0, "seed": 1234}
-    answer = client.completions.create(model="tiny", prompt=prompts, **wish)
+    params: Any = {"echo": True, "max_tokens": 0, "logprobs": 1, "temperature": 0, "seed": 1234}
+    answer = client.completions.create(model="tiny", prompt=prompts, **params)
     assert [c.index for c in answer.choices] == list(range(len(ends)))
     for choice, context, text, row in zip(answer.choices, contexts, texts, rows, strict=True):
         logprobs, at = choice.logprobs, len(encode(context))
@@ -287,8 +287,8 @@ def test_perplexity_of_a_document(running: Running, client: OpenAI) -> None:
 
 def test_greedy_until_a_stop(client: OpenAI) -> None:
     """A request of lm-eval's generate_until; the stop string isn't part of the answer."""
-    wish: Any = {"model": "tiny", "prompt": "1 + 2 =", "max_tokens": 24, "temperature": 0}
-    whole = client.completions.create(**wish).choices[0].text
+    params: Any = {"model": "tiny", "prompt": "1 + 2 =", "max_tokens": 24, "temperature": 0}
+    whole = client.completions.create(**params).choices[0].text
     stop = whole[5:7]
-    cut = client.completions.create(**wish, stop=[stop, "never"]).choices[0]
+    cut = client.completions.create(**params, stop=[stop, "never"]).choices[0]
     assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"

@@ -39,11 +39,11 @@ def test_echo_tells_what_the_model_thinks_of_the_prompt(running: Running, client
 
 
 def test_several_prompts_and_answers(running: Running, client: OpenAI) -> None:
-    wish = dict(model="tiny", prompt=[PROMPT, "1 +"], n=2, temperature=1.0, seed=3, max_tokens=6)
-    whole = client.completions.create(**wish, logprobs=2)
+    params = dict(model="tiny", prompt=[PROMPT, "1 +"], n=2, temperature=1.0, seed=3, max_tokens=6)
+    whole = client.completions.create(**params, logprobs=2)
     assert [c.index for c in whole.choices] == [0, 1, 2, 3]
     texts, offsets = [""] * 4, [[] for _ in range(4)]
-    for chunk in client.completions.create(**wish, logprobs=2, stream=True):
+    for chunk in client.completions.create(**params, logprobs=2, stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
             offsets[choice.index] += choice.logprobs.text_offset
@@ -103,7 +103,7 @@ def test_an_empty_prompt_begins_a_document(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "param"),
+    ("params", "param"),
     [
         ({"prompt": [10**9]}, "prompt"),
         ({"prompt": [[]] * 1000}, "prompt"),
@@ -113,9 +113,9 @@ def test_an_empty_prompt_begins_a_document(client: OpenAI) -> None:
         ({"prompt": "a " * 5000}, "prompt"),
     ],
 )
-def test_what_is_wrong_is_told(client: OpenAI, wish: dict, param: str) -> None:
+def test_what_is_wrong_is_told(client: OpenAI, params: dict, param: str) -> None:
     with pytest.raises(BadRequestError) as caught:
-        client.completions.create(**{"model": "tiny", "prompt": "x", **wish})
+        client.completions.create(**{"model": "tiny", "prompt": "x", **params})
     assert caught.value.param == param
 
 

@@ -442,8 +442,8 @@ def test_s28_no_request_brings_an_adapter(running: Running) -> None:
             assert (
                 client.post(path, json={"lora_name": "x", "lora_path": "/tmp"}).status_code == 404
             )
-        for wish in ({"adapter": "../speech"}, {"adapter": "/tmp/x"}, {"model": "hf.co/x"}):
-            answer = client.post(CHAT, json={"messages": HI, "max_tokens": 1, **wish})
+        for params in ({"adapter": "../speech"}, {"adapter": "/tmp/x"}, {"model": "hf.co/x"}):
+            answer = client.post(CHAT, json={"messages": HI, "max_tokens": 1, **params})
             refused(answer)
         refused(client.post(CHAT, json={"messages": HI, "lora_path": "/tmp"}))
 
@@ -524,8 +524,8 @@ def test_s23_with_and_without_an_adapter_nothing_is_shared(running: Running) -> 
 
     with running.client() as client:
 
-        def cached(**wish: Any) -> int:
-            body = {"messages": long, "max_tokens": 2, **wish}
+        def cached(**params: Any) -> int:
+            body = {"messages": long, "max_tokens": 2, **params}
             usage = client.post(CHAT, json=body).json()["usage"]
             return usage["prompt_tokens_details"]["cached_tokens"]
 
@@ -548,7 +548,7 @@ def test_s25_prompts_are_in_no_log_and_no_file(
     messages: list[Any] = [
         {"role": "user", "content": [{"type": "text", "text": secret}, image_part()]}
     ]
-    wishes = [
+    options = [
         (CHAT, {"messages": messages, "max_tokens": 3}),
         (CHAT, {"messages": messages, "max_tokens": 3, "stream": True}),
         (CHAT, {"messages": messages, "max_tokens": 3, "temperature": secret}),
@@ -558,7 +558,7 @@ def test_s25_prompts_are_in_no_log_and_no_file(
     ]
     answers = []
     with running.client(key) as client:
-        for path, body in wishes:
+        for path, body in options:
             answers.append(client.post(path, json=body).text)
         clip = {"file": ("xyzzy.wav", b"xyzzy plugh")}
         client.post("/v1/audio/transcriptions", files=clip)

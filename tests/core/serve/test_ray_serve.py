@@ -72,11 +72,11 @@ def test_a_replica_answers_as_a_server_does(engine: Engine, url: str) -> None:
     }
     for kind, (content, ours) in contents.items():
         expected = engine.generate(ours, sampling=sampling)
-        wish = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
-        whole = client.chat.completions.create(**wish, max_tokens=12)
+        params = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+        whole = client.chat.completions.create(**params, max_tokens=12)
         assert whole.choices[0].message.content == expected.text, kind
         assert whole.model_extra["adapter"] == expected.adapter
-        pieces = list(client.chat.completions.create(**wish, max_tokens=12, stream=True))
+        pieces = list(client.chat.completions.create(**params, max_tokens=12, stream=True))
         assert len(pieces) > 5
         assert "".join(p.choices[0].delta.content or "" for p in pieces) == expected.text
 

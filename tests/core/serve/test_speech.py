@@ -107,8 +107,8 @@ def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI)
     assert ask(**fields, response_format="text") == expected.text + "\n"
     for form in ("srt", "vtt"):
         assert ask(**fields, response_format=form) == subtitles.write(expected, form)
-    wish = {"response_format": "verbose_json", "language": "EN"}
-    both = ask(**fields, **wish, timestamp_granularities=["word", "segment"])
+    params = {"response_format": "verbose_json", "language": "EN"}
+    both = ask(**fields, **params, timestamp_granularities=["word", "segment"])
     assert (both.language, both.duration) == ("english", round(expected.seconds, 3))
     assert both.usage.to_dict() == {"type": "duration", "seconds": both.duration}
     for received, segment in zip(both.segments, expected.segments, strict=True):
@@ -152,12 +152,12 @@ def test_what_was_heard_is_counted(running: Running, client: OpenAI) -> None:
 
 
 def test_log_probabilities_are_of_the_text(client: OpenAI) -> None:
-    wish: dict[str, Any] = {"file": CLIP, "model": "tiny", "include": ["logprobs"]}
-    answer = client.audio.transcriptions.create(**wish)
+    params: dict[str, Any] = {"file": CLIP, "model": "tiny", "include": ["logprobs"]}
+    answer = client.audio.transcriptions.create(**params)
     text = b"".join(bytes(map(int, t.bytes)) for t in answer.logprobs).decode(errors="replace")
     assert text.split() == answer.text.split()
     assert all(t.logprob <= 0 and t.token for t in answer.logprobs)
-    *_, done = client.audio.transcriptions.create(**wish, stream=True)
+    *_, done = client.audio.transcriptions.create(**params, stream=True)
     logprobs = [t.logprob for t in answer.logprobs]
     assert [t.logprob for t in done.logprobs] == pytest.approx(logprobs, abs=1e-3)
 
@@ -167,13 +167,13 @@ def test_a_stream_joins_to_the_answer(
 ) -> None:
     monkeypatch.setattr(speech, "WINDOW", 1.0)
     expected = engine_transcript(running.engine, window=1.0)
-    wish: dict[str, Any] = {"file": CLIP, "model": "tiny"}
-    *deltas, done = client.audio.transcriptions.create(**wish, stream=True)
+    params: dict[str, Any] = {"file": CLIP, "model": "tiny"}
+    *deltas, done = client.audio.transcriptions.create(**params, stream=True)
     assert {e.type for e in deltas} == {"transcript.text.delta"} and len(deltas) > 1
     assert "".join(e.delta for e in deltas) == done.text == expected.text
     assert done.type == "transcript.text.done" and done.usage.to_dict() == spent(expected)
     assert done.model_extra["adapter"] == "speech"
-    cut = client.audio.transcriptions.create(**wish, chunking_strategy="auto")
+    cut = client.audio.transcriptions.create(**params, chunking_strategy="auto")
     assert cut.text == expected.text and cut.usage.to_dict() == spent(expected)
     with running.client() as plain:
         raw = plain.post("/v1/audio/transcriptions", files={"file": CLIP}, data={"stream": "true"})
@@ -283,11 +283,11 @@ WRONG = [
 
 
 def test_what_is_wrong_is_told_by_its_field(running: Running, client: OpenAI) -> None:
-    for wish, param, message in WRONG:
-        fields = {"file": CLIP, "model": "tiny", **wish}
+    for params, param, message in WRONG:
+        fields = {"file": CLIP, "model": "tiny", **params}
         with pytest.raises(BadRequestError, match=message) as caught:
             client.audio.transcriptions.create(**fields)
-        assert caught.value.param == param, wish
+        assert caught.value.param == param, params
         assert caught.value.type == "invalid_request_error"
     with pytest.raises(NotFoundError) as missing:
         client.audio.transcriptions.create(file=CLIP, model="whisper-1")

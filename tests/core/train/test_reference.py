@@ -48,7 +48,9 @@ def test_all_rows_are_computed_before_training(corpora: Path, tmp_path: Path, mo
     """Every row of every step, of the model as it starts."""
     monkeypatch.setattr("polyphi.train.loop.REFERENCE", "nothing")  # so that it stays
     run(tmp_path, corpora, STAGE)
-    log_probs = {k: v for r in read_metrics(tmp_path / REFERENCE)[1:] for k, v in r["said"].items()}
+    log_probs = {
+        k: v for r in read_metrics(tmp_path / REFERENCE)[1:] for k, v in r["log_probs"].items()
+    }
     processor, rows = make_processor(), {}
     for sample in Shards(corpora / "questions" / "train"):
         for row in DPO().rows(sample, processor, 120):
