@@ -1,6 +1,7 @@
 """A real server with a tiny random model, in a thread of this process, and clients for it."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,6 +50,7 @@ def serving(engine: Engine, settings: Settings) -> Iterator[Running]:
     try:
         while not server.started:
             assert thread.is_alive(), "the server didn't start"
+            time.sleep(0.002)
         yield Running(f"http://127.0.0.1:{port}", engine, settings, server)
     finally:
         server.should_exit = True
