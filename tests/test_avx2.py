@@ -46,6 +46,7 @@ def test_nothing_newer_than_avx2_is_used() -> None:
     assert result.stdout.strip().split(",") == ["AVX2", "Plain", "AVX2", "True"]
 
 
+@pytest.mark.long
 def test_training_makes_the_same_losses(tmp_path: Path) -> None:
     """Two steps with every modality. Sums in another order change the last digits."""
     data = small.write_corpora(tmp_path / "data")

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from polyphi.messages import Completion, Message
 from polyphi_eval import evaluation
 from polyphi_eval.benchmark import benchmarks
@@ -25,6 +27,7 @@ class Says:
         return [self.generate(c) for c in conversations]
 
 
+@pytest.mark.long
 def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> None:
     """All benchmarks with their judge, from synthetic data to the page, then again from recorded answers alone."""
     first = evaluation.EvaluatedModel(Says(), "says", "f")  # type: ignore[arg-type]

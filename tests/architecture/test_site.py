@@ -57,6 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.long
 def test_the_site_builds_strictly(site: Path) -> None:
     pages = {page.parent.name for page in site.rglob("index.html")}
     assert {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"} <= pages
@@ -68,6 +69,7 @@ def test_the_menu_has_every_page() -> None:
     assert sorted(menu) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.long
 def test_pages_name_no_files_of_other_addresses(site: Path) -> None:
     for file in site.rglob("*.html"):
         html = file.read_text(encoding="utf-8")

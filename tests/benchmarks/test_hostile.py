@@ -18,6 +18,7 @@ from engine.conftest import tokenizer  # noqa: F401
 from PIL import Image
 from serve.conftest import Running, serving, tiny_engine
 from serve.saved import save
+from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.model.config import ModelConfig
@@ -111,7 +112,7 @@ def test_every_attack_is_tested(modules: dict[str, ModuleType]) -> None:
     assert set(modules["hostile_attacks"].ATTACKS) == set(ATTACKS)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", few(ATTACKS, 3))
 def test_an_attack_sends_its_requests(
     modules: dict[str, ModuleType],
     small: None,
@@ -288,6 +289,7 @@ def test_refusals_are_judged(
     assert (modules["hostile_honest"].dishonest(answer) == "") == honest
 
 
+@pytest.mark.long
 def test_honest_clients_notice_what_is_wrong(
     modules: dict[str, ModuleType], running: Running
 ) -> None:

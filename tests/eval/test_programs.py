@@ -91,6 +91,7 @@ def test_no_verdict_is_forged(kind: str) -> None:
     assert not verdict.passed, verdict
 
 
+@pytest.mark.long
 @isolated
 def test_hostile_code_is_stopped() -> None:
     began = time.monotonic()

@@ -53,7 +53,7 @@ def test_the_interval_covers_the_true_value() -> None:
     false_rates = {}
     for noise in (0.0, 0.1):
         wrong = 0
-        for trial in range(150):
+        for trial in range(50):
             random = np.random.default_rng(trial)
             vectors, items = np.ones((3, 100, 2, 2)), random.beta(1, 1.5, 100)
             for seed in range(3):
@@ -61,7 +61,7 @@ def test_the_interval_covers_the_true_value() -> None:
                 for arm in range(2):
                     vectors[seed, :, arm, 0] = random.random(100) < items + arm * shift
             wrong += contrast("none", ("accuracy", vectors)).verdict != "undecided"
-        false_rates[noise] = wrong / 150
+        false_rates[noise] = wrong / 50
     assert false_rates[0.0] <= 0.08, false_rates
     assert false_rates[0.1] <= 0.14, false_rates
 

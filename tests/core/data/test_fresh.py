@@ -106,6 +106,7 @@ def test_any_number_of_processes_sees_the_same_steps(folder: Path, world: int) -
             ]
 
 
+@pytest.mark.long
 def test_worker_processes_change_nothing(folder: Path) -> None:
     words = {"letter": "x"}  # a generator may hold what it draws from
 

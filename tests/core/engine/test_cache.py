@@ -92,8 +92,9 @@ def test_a_prefix_is_reused_until_its_memory_is_needed() -> None:
 
 def test_blocks_take_memory_when_they_are_first_used(engine: Engine) -> None:
     """Each different prompt takes new blocks until all were used; then the memory stays as it is."""
-    assert engine.counters().cache_bytes == 0
     each = BLOCK * token_bytes(engine.model.config.decoder, engine.model.decoder.dtype)
+    engine = Engine(engine.model, engine.processor, memory=40 * each)
+    assert engine.counters().cache_bytes == 0
     used, blocks = [], engine.pool.size
     for prompts in (2, blocks - 2, blocks):
         for number in range(prompts):

@@ -63,7 +63,7 @@ def test_what_is_no_video_is_refused_in_one_line(png: Make, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("format", "count"),
     [
-        ("mp4", 50),
+        ("mp4", 12),
         *(pytest.param(f, 150, marks=pytest.mark.long) for f in ("mp4", "webm", "avi")),
     ],
 )

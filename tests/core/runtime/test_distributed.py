@@ -23,6 +23,7 @@ raise RuntimeError("bad luck")
 """
 
 
+@pytest.mark.long
 def test_the_error_of_a_process_that_fails_during_collectives_is_shown() -> None:
     """gloo's threads hold tensors that Python owns; without leaving the group 19 of 20 such runs were aborted."""
     with socket.socket() as free:

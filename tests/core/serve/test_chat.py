@@ -13,6 +13,7 @@ import torch
 from engine.conftest import clip, picture
 from openai import BadRequestError, NotFoundError, OpenAI
 from serve.conftest import Running
+from variants import few
 
 from polyphi.engine.sampling import Sampler
 from polyphi.messages import CALL, CALL_END, Message, SamplingParams
@@ -466,8 +467,10 @@ def test_a_named_choice_gives_one_call(model: Model) -> None:
     assert result == (None, BOTH_CALLS[:1], "tool_calls")
 
 
-@pytest.mark.parametrize("response_format", [None, SCHEMA])
-@pytest.mark.parametrize("choice", ["auto", "required"])
+@pytest.mark.parametrize(
+    ("choice", "response_format"),
+    few([("auto", None), ("required", SCHEMA), ("auto", SCHEMA), ("required", None)], 2),
+)
 def test_without_parallel_calls_generation_ends_after_the_first(
     model: Model, choice: str, response_format: dict | None
 ) -> None:
@@ -492,7 +495,8 @@ def test_text_before_the_only_call_stays(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"tool_choice": "required"}, {"tool_choice": NAMED}, {"response_format": SCHEMA}]
+    "fields",
+    few([{"tool_choice": "required"}, {"tool_choice": NAMED}, {"response_format": SCHEMA}], 1),
 )
 def test_a_call_that_meets_max_tokens_has_its_arguments_as_far_as_they_came(
     model: Model, fields: dict

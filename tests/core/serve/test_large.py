@@ -16,6 +16,7 @@ from serve.test_chat import image_part
 from serve.test_life import until
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
+from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import SamplingParams
@@ -128,6 +129,7 @@ def test_a_small_chat_does_not_wait_for_large_ones(
     assert [a.status_code for a in answers] == [400 if kind == "text" else 200] * 8
 
 
+@pytest.mark.long
 def test_large_answers_are_not_written_by_the_thread_of_the_event_loop(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +242,7 @@ def test_prompts_without_memory_for_them_are_refused_before_they_are_decoded(
         assert client.post(CHAT, json=seen).status_code == 200
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("path", few([CHAT, COMPLETIONS], 1))
 def test_a_stream_does_not_keep_the_body_that_asked_for_it(running: Running, path: str) -> None:
     """Its images are kept as crops; the text of the request is freed before the first event."""
     body: dict[str, Any] = {"max_tokens": 1500, "stream": True}

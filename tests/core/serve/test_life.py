@@ -372,6 +372,7 @@ def test_a_stop_ends_the_process_in_seconds_whatever_runs(engine: Engine, tmp_pa
         until(lambda: not psutil.pid_exists(child))
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_the_process_at_once() -> None:
     """Also while a request is answered that has a long time to finish."""
     code = """
@@ -419,7 +420,7 @@ def test_answers_are_not_held_back_to_fill_packets() -> None:
 
 
 def test_no_request_leaves_anything_in_memory(running: Running) -> None:
-    """300 more short requests, of each API and with other texts, leave much less than one of them takes."""
+    """120 more short requests, of each API and with other texts, leave much less than one of them takes."""
 
     def send(client: httpx2.Client, first: int, count: int) -> None:
         for number in range(first, first + count):
@@ -443,12 +444,12 @@ def test_no_request_leaves_anything_in_memory(running: Running) -> None:
         return tracemalloc.get_traced_memory()[0]
 
     with running.client() as client:
-        send(client, 1, 100)
+        send(client, 1, 40)
         tracemalloc.start()
         try:
-            send(client, 101, 100)
+            send(client, 41, 40)
             before = allocated()
-            send(client, 201, 300)
-            assert allocated() - before < 300 * 1000
+            send(client, 81, 120)
+            assert allocated() - before < 120 * 1000
         finally:
             tracemalloc.stop()

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from serve.saved import save
+from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.app import create_app
@@ -198,7 +199,7 @@ run.serve(load, settings, listening, lambda: None)
 """
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", few([signal.SIGTERM, signal.SIGINT], 1))
 def test_a_stop_during_the_load_ends_the_process_at_once(sign: signal.Signals) -> None:
     command = [sys.executable, "-c", SLOW_LOAD]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -216,6 +217,7 @@ def test_a_stop_during_the_load_ends_the_process_at_once(sign: signal.Signals) -
             process.kill()
 
 
+@pytest.mark.long
 def test_a_failing_load_is_reported_as_before(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "polyphi.cli", "serve", str(tmp_path), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -226,6 +228,7 @@ def test_a_failing_load_is_reported_as_before(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_the_terminal_says_that_the_model_loads_then_that_it_is_ready(
     engine: Engine, tmp_path: Path
 ) -> None:

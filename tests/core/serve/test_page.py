@@ -533,6 +533,7 @@ def still_text(page: Page, server: PageServer) -> None:
     assert {path for _, path, _ in server.seen} <= known, "something was fetched"
 
 
+@pytest.mark.long
 def test_s26_hostile_answers_and_names_stay_text(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     name = "<img src=/stolen.png onerror=alert(1)>.png"
@@ -1095,6 +1096,7 @@ def test_hostile_code_is_coloured_in_bounded_time(page: Page, server: PageServer
                 assert seconds(page, f"```{language}\n{code}\n```") < 20, (language, part)
 
 
+@pytest.mark.long
 def test_a_growing_text_ends_as_if_shown_at_once(page: Page, server: PageServer) -> None:
     page.open(server.url).ready()
     install(page)

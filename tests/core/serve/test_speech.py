@@ -742,9 +742,8 @@ with serving(engine, Settings("tiny", max_recording_seconds=3 * 3600)) as runnin
 """
 
 
-@pytest.mark.parametrize(
-    ("minutes", "rate"), [(3, 192_000), pytest.param(150, 16_000, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("minutes", "rate"), [(3, 192_000), (150, 16_000)])
 def test_s8_hours_of_audio_leave_memory_flat(tmp_path: Path, minutes: int, rate: int) -> None:
     """The samples take 132 or 549 MiB; the upload has some kilobytes per minute."""
     path = tmp_path / "silence.flac"

@@ -216,8 +216,8 @@ def bombard(walked: Running, examples: int) -> Counter[int]:
 
 
 def test_s18_requests_that_nobody_meant_short(walked: Running) -> None:
-    statuses = bombard(walked, 2)
-    assert statuses[200] > 5 and statuses[400] > 10
+    statuses = bombard(walked, 1)
+    assert statuses[200] > 2 and statuses[400] > 5
 
 
 @pytest.mark.long

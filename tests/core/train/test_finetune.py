@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from commands import completed
 from safetensors.torch import load_file
 from train.small import Fails, trajectory
+from variants import few
 
 import polyphi
 from polyphi import Image, Message, cli
@@ -76,9 +78,16 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder).state_dict()
 
 
-@pytest.mark.parametrize("base", [None, "int8", "int4"])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("model", ["original", "native"])
+QUICK = (("original", "bf16", None), ("native", "fp32", "int8"), ("native", "bf16", "int4"))
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "base"),
+    few(
+        product(("original", "native"), ("bf16", "fp32"), (None, "int8", "int4")),
+        QUICK.__contains__,
+    ),
+)
 def test_what_rests_comes_out_as_it_went_in(
     model: str, precision: str, base: str | None, run: Callable[..., Path], source: Path
 ) -> None:

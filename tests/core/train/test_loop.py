@@ -296,6 +296,7 @@ def test_documents_are_cut_and_counted(corpora: Path, tmp_path: Path) -> None:
     assert all(0 <= r["empty"] < 1 for r in records)
 
 
+@pytest.mark.long
 def test_worker_processes_change_nothing(corpora: Path, tmp_path: Path) -> None:
     run(tmp_path / "none", corpora, budget=TWO)
     run(tmp_path / "two", corpora, budget=TWO, workers=2)

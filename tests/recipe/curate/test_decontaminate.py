@@ -15,6 +15,7 @@ from datatrove.data import Document
 from datatrove.executor import LocalPipelineExecutor
 from PIL import Image as Picture
 from recipe.curate.dedup_run import Take, start, text
+from variants import few
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample
@@ -199,14 +200,17 @@ def test_a_crop_has_the_hash_of_its_box(leaks: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("change", "least"),
-    [
-        ("half the size", 1.0),
-        ("JPEG 30", 0.9),
-        ("darker and paler", 1.0),
-        ("cropped by 10 % a side", 0.9),
-        ("cropped by 10-20 % a side", 0.85),
-        ("cropped by 20-30 % a side", 0.8),
-    ],
+    few(
+        [
+            ("half the size", 1.0),
+            ("cropped by 10-20 % a side", 0.85),
+            ("JPEG 30", 0.9),
+            ("darker and paler", 1.0),
+            ("cropped by 10 % a side", 0.9),
+            ("cropped by 20-30 % a side", 0.8),
+        ],
+        2,
+    ),
 )
 def test_copies_of_pictures(leaks: ModuleType, change: str, least: float) -> None:
     rng = random.Random(0)
@@ -244,15 +248,18 @@ def sentences(leaks: ModuleType) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(
     ("change", "least"),
-    [
-        ("a tenth as loud", 1.0),
-        ("later, both ends cut", 1.0),
-        ("noise at 10 dB", 1.0),
-        ("pitch -2 semitones", 0.8),
-        ("pitch +1 semitones", 0.8),
-        ("played +2 semitones faster", 0.8),
-        ("pitch +1 and noise at 15 dB", 0.8),
-    ],
+    few(
+        [
+            ("later, both ends cut", 1.0),
+            ("pitch +1 and noise at 15 dB", 0.8),
+            ("a tenth as loud", 1.0),
+            ("noise at 10 dB", 1.0),
+            ("pitch -2 semitones", 0.8),
+            ("pitch +1 semitones", 0.8),
+            ("played +2 semitones faster", 0.8),
+        ],
+        2,
+    ),
 )
 def test_copies_of_clips(
     leaks: ModuleType, sentences: list[np.ndarray], change: str, least: float
