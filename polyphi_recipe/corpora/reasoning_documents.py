@@ -12,7 +12,7 @@ from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.curate.text import fill, origin
 from polyphi_recipe.synthetic.reasoning import (
-    Problem,
+    ReasoningProblem,
     corrupt,
     draw_problems,
     teacher_solutions,
@@ -30,7 +30,7 @@ def build(
     the solutions that pass the rule."""
     removed = 0
 
-    def drafts(split: str, rng: Random) -> Iterator[tuple[Problem, str]]:
+    def drafts(split: str, rng: Random) -> Iterator[tuple[ReasoningProblem, str]]:
         nonlocal removed
         for problem in draw_problems(split, rng):
             draft = corrupt(problem, rng) if rng.random() < ERROR_SHARE else problem.solution

@@ -16,7 +16,7 @@ from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.curate.text import fill, origin
 from polyphi_recipe.synthetic.reasoning import (
-    Problem,
+    ReasoningProblem,
     conversation,
     corrupt,
     draw_problems,
@@ -58,7 +58,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     yield from fill(work, "reasoning_pairs", make)
 
 
-def sample(model: Any, problems: list[Problem], work: Work) -> list[judge.ProblemOutcome]:
+def sample(model: Any, problems: list[ReasoningProblem], work: Work) -> list[judge.ProblemOutcome]:
     """Return the model's outcomes for the first `SAMPLED_SHARE` of the problems, batched if the model supports it."""
     sampled = problems[: round(SAMPLED_SHARE * len(problems))]
     if hasattr(model, "generate_many"):
@@ -86,7 +86,7 @@ def sample(model: Any, problems: list[Problem], work: Work) -> list[judge.Proble
     return outcomes
 
 
-def preference_pair(problem: Problem, outcome: judge.ProblemOutcome) -> Sample | None:
+def preference_pair(problem: ReasoningProblem, outcome: judge.ProblemOutcome) -> Sample | None:
     """Return a pair of a wrong and a preferred answer, or a right answer without a wrong one, or None if the model
     returned no answer."""
     pairs = judge.preferences(outcome, known=problem.solution)

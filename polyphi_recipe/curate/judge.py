@@ -56,7 +56,7 @@ CHECK = (
 
 
 @dataclass(frozen=True)
-class VerifiableProblem:
+class Problem:
     """A prompt, the verifier of its answers, and their source. `meta` is copied into the samples."""
 
     id: str
@@ -81,7 +81,7 @@ class Attempt:
 class ProblemOutcome:
     """All attempts at a problem, round after round, in the order of their draws."""
 
-    problem: VerifiableProblem
+    problem: Problem
     attempts: tuple[Attempt, ...]
 
     @property
@@ -90,7 +90,7 @@ class ProblemOutcome:
 
 
 def solve(
-    problem: VerifiableProblem,
+    problem: Problem,
     ask: Ask,
     *,
     n: int = 4,
@@ -104,7 +104,7 @@ def solve(
 
 
 def solve_many(
-    problems: Sequence[VerifiableProblem],
+    problems: Sequence[Problem],
     ask: AskMany,
     *,
     n: int = 4,
@@ -134,7 +134,7 @@ def solve_many(
     return [ProblemOutcome(p, tuple(each)) for p, each in zip(problems, attempts, strict=True)]
 
 
-def _again(problem: VerifiableProblem, wrong: Attempt) -> tuple[Message, ...]:
+def _again(problem: Problem, wrong: Attempt) -> tuple[Message, ...]:
     """Return the prompt, the last wrong answer (only the last, so that prompts don't grow), and the complaint."""
     complaint = AGAIN.format(reason=wrong.verdict.reason)
     return (*problem.prompt, Message.assistant(wrong.text), Message.user(complaint))
@@ -325,7 +325,7 @@ def judged_by_transcript(ask: Ask, seed: int = 0) -> Callable[[Sample], Verify]:
     return verifier
 
 
-def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[VerifiableProblem]:
+def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[Problem]:
     """Yield problems of a reasoning-gym generator, verified by its scorer; only full marks count as right."""
     try:
         import reasoning_gym
@@ -345,7 +345,7 @@ def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[Verifi
     for i in range(rows):
         entry = dataset[i]
         prompt = f'{entry["question"]}\n\nEnd with a line "Answer: " and the answer.'
-        yield VerifiableProblem(
+        yield Problem(
             f"gym-{name}-{seed}-{i:06d}",
             (Message.user(prompt),),
             verifier(entry),

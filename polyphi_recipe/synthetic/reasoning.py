@@ -28,7 +28,7 @@ from polyphi_recipe.curate.text import in_split
 
 
 @dataclass(frozen=True)
-class Problem:
+class ReasoningProblem:
     """A question, the steps of its solution, and the answer. `level` is the difficulty: number of digits, or of
     operations in a chain."""
 
@@ -57,7 +57,7 @@ FAMILIES = {
 SUMS = ("add", "subtract", "multiply", "chain", "compare")
 
 
-def draw(rng: Random, family: str | None = None, level: int | None = None) -> Problem:
+def draw(rng: Random, family: str | None = None, level: int | None = None) -> ReasoningProblem:
     """Return a random problem; `family` and `level` are random unless given."""
     family = family or rng.choice(sorted(FAMILIES))
     level = level or rng.choice(FAMILIES[family])
@@ -68,9 +68,9 @@ def _number(rng: Random, digits: int) -> int:
     return rng.randrange(10 ** (digits - 1), 10**digits)
 
 
-def _add(rng: Random, level: int) -> Problem:
+def _add(rng: Random, level: int) -> ReasoningProblem:
     a, b = _number(rng, level), _number(rng, level)
-    return Problem("add", level, f"{a} + {b}", tuple(addition_steps(a, b)), a + b)
+    return ReasoningProblem("add", level, f"{a} + {b}", tuple(addition_steps(a, b)), a + b)
 
 
 def addition_steps(a: int, b: int) -> list[str]:
@@ -90,9 +90,9 @@ def addition_steps(a: int, b: int) -> list[str]:
     return steps
 
 
-def _subtract(rng: Random, level: int) -> Problem:
+def _subtract(rng: Random, level: int) -> ReasoningProblem:
     a, b = sorted((_number(rng, level), _number(rng, level)), reverse=True)
-    return Problem("subtract", level, f"{a} - {b}", tuple(subtraction_steps(a, b)), a - b)
+    return ReasoningProblem("subtract", level, f"{a} - {b}", tuple(subtraction_steps(a, b)), a - b)
 
 
 def subtraction_steps(a: int, b: int) -> list[str]:
@@ -110,7 +110,7 @@ def subtraction_steps(a: int, b: int) -> list[str]:
     return steps
 
 
-def _multiply(rng: Random, level: int) -> Problem:
+def _multiply(rng: Random, level: int) -> ReasoningProblem:
     a, b = _number(rng, level), rng.randrange(2, 10)
     steps, carry = [], 0
     for column in range(level):
@@ -123,10 +123,10 @@ def _multiply(rng: Random, level: int) -> Problem:
             if last or not carry
             else f"{equation}, write {total % 10}, carry {carry}."
         )
-    return Problem("multiply", level, f"{a} x {b}", tuple(steps), a * b)
+    return ReasoningProblem("multiply", level, f"{a} x {b}", tuple(steps), a * b)
 
 
-def _chain(rng: Random, level: int) -> Problem:
+def _chain(rng: Random, level: int) -> ReasoningProblem:
     value = rng.randrange(2, 20)
     question, steps = str(value), []
     for _ in range(level):
@@ -137,7 +137,7 @@ def _chain(rng: Random, level: int) -> Problem:
         question += f" {sign} {operand}"
         steps.append(f"{value} {sign} {operand} = {after}.")
         value = after
-    return Problem("chain", level, question, tuple(steps), value)
+    return ReasoningProblem("chain", level, question, tuple(steps), value)
 
 
 # Word problems with two changes to a number of things {x}: {a} at first, {b} added, {c} removed.
@@ -164,16 +164,16 @@ _THINGS: dict[str, str] = {
 }
 
 
-def _story(rng: Random, level: int) -> Problem:
+def _story(rng: Random, level: int) -> ReasoningProblem:
     language = rng.choice(sorted(_STORIES))
     a, b = rng.randrange(3, 30), rng.randrange(2, 10)
     c = rng.randrange(1, min(10, a + b))
     question = _STORIES[language].format(a=a, b=b, c=c, x=rng.choice(_THINGS[language].split()))
     steps = (f"{a} + {b} = {a + b}.", f"{a + b} - {c} = {a + b - c}.")
-    return Problem("story", level, question, steps, a + b - c, language)
+    return ReasoningProblem("story", level, question, steps, a + b - c, language)
 
 
-def _letters(rng: Random, level: int) -> Problem:
+def _letters(rng: Random, level: int) -> ReasoningProblem:
     word = rng.choice([w for w in sorted(NOUNS) if len(w) >= 4])
     # Most questions are about letters of the word, repeated ones more often.
     letter = rng.choice(sorted(word) if rng.random() < 0.7 else sorted(set(word) | set("aeos")))
@@ -181,17 +181,19 @@ def _letters(rng: Random, level: int) -> Problem:
     for c in word:
         count += c == letter
         steps.append(f"{c} {count}")
-    return Problem("letters", level, f"How many times is {letter} in {word}?", tuple(steps), count)
+    return ReasoningProblem(
+        "letters", level, f"How many times is {letter} in {word}?", tuple(steps), count
+    )
 
 
-def _compare(rng: Random, level: int) -> Problem:
+def _compare(rng: Random, level: int) -> ReasoningProblem:
     sums: list[tuple[int, str, int, int]] = []
     while len(sums) < 2 or sums[0][3] == sums[1][3]:
         a, b, sign = rng.randrange(10, 60), rng.randrange(2, 10), rng.choice("+-")
         sums = [*sums[-1:], (a, sign, b, a + b if sign == "+" else a - b)]
     question = "Which is larger, {} or {}?".format(*(f"{a} {sign} {b}" for a, sign, b, _ in sums))
     steps = tuple(f"{a} {sign} {b} = {value}." for a, sign, b, value in sums)
-    return Problem("compare", level, question, steps, max(sums[0][3], sums[1][3]))
+    return ReasoningProblem("compare", level, question, steps, max(sums[0][3], sums[1][3]))
 
 
 _DRAW = {
@@ -219,12 +221,12 @@ def _evaluate(expression: str) -> int:
     return total
 
 
-def verify(problem: Problem, text: str) -> bool:
+def verify(problem: ReasoningProblem, text: str) -> bool:
     """Return whether a solution is right: it ends in the right answer and contains no wrong equation."""
     return verdict(problem, text).right
 
 
-def verdict(problem: Problem, text: str, free: bool = False) -> Verdict:
+def verdict(problem: ReasoningProblem, text: str, free: bool = False) -> Verdict:
     """Return the result of `verify` with the reason. Solutions of "letters" must be ours verbatim, or, if `free`, have
     more than one line."""
     answer = _ANSWER.search(text)
@@ -242,7 +244,7 @@ def verdict(problem: Problem, text: str, free: bool = False) -> Verdict:
     return Verdict(bool(equations), "the steps are right" if equations else "it shows no steps")
 
 
-def corrupt(problem: Problem, rng: Random) -> str:
+def corrupt(problem: ReasoningProblem, rng: Random) -> str:
     """Return a solution with one error: a step's result and the answer are off by one or two. `verify` rejects it."""
     steps = list(problem.steps)
     at = rng.randrange(len(steps))
@@ -266,7 +268,7 @@ def corrupt(problem: Problem, rng: Random) -> str:
     )
 
 
-def draw_problems(split: str, rng: Random) -> Iterator[Problem]:
+def draw_problems(split: str, rng: Random) -> Iterator[ReasoningProblem]:
     """Yield random problems of a split without end, families in turn; in training sums come twice as often as stories
     and letters. A test split has no duplicates as long as there are new problems."""
     questions: set[str] = set()
@@ -284,7 +286,9 @@ def draw_problems(split: str, rng: Random) -> Iterator[Problem]:
                     break
 
 
-def conversation(problem: Problem, solution: str) -> tuple[tuple[Message, ...], dict[str, object]]:
+def conversation(
+    problem: ReasoningProblem, solution: str
+) -> tuple[tuple[Message, ...], dict[str, object]]:
     """Return a problem as a chat that requests the steps, and its meta: the task is "cot_story" for stories and
     letters, else "cot_arithmetic"."""
     task = "cot_story" if problem.family in ("story", "letters") else "cot_arithmetic"
@@ -314,22 +318,22 @@ MAX_UNSOLVED = 256
 """Consecutive problems without a right solution after which `teacher_solutions` stops with an error."""
 
 
-def sampling_problem(problem: Problem, id: str) -> judge.VerifiableProblem:
+def sampling_problem(problem: ReasoningProblem, id: str) -> judge.Problem:
     """Return the problem for rejection sampling (judge.py), as a chat and verified by `verdict`."""
     messages, meta = conversation(problem, "")
-    return judge.VerifiableProblem(
+    return judge.Problem(
         id, messages[:1], partial(verdict, problem), "polyphi", SOURCES["polyphi"].licence, meta
     )
 
 
 def teacher_solutions(
-    problems: Iterable[Problem],
+    problems: Iterable[ReasoningProblem],
     ask: judge.AskMany,
     name: str,
     *,
     rounds: int = 2,
     check: judge.Ask | None = None,
-) -> Iterator[tuple[Problem, str]]:
+) -> Iterator[tuple[ReasoningProblem, str]]:
     """Yield problems with a teacher's solutions. Wrong ones are returned to the teacher for `rounds` rounds; problems
     without a right solution are left out. A solution is right if `verdict` and, if given, the model `check` accept it.
     Each `name` has its own random draws.

@@ -280,10 +280,16 @@ TOKENIZER = Tokenizer.train(SAYINGS, vocab_size=384)
 def test_choices_are_texts_not_expressions(texts: list[str], data: st.DataObject) -> None:
     chosen = data.draw(st.sampled_from(texts))
     matcher = compile_grammar(choices(texts, "guided_choice"), TOKENIZER).matcher()
-    # Character by character: llguidance never allows a token that ends one character of several bytes and begins one.
-    for token in [token for character in chosen for token in TOKENIZER.encode(character)]:
-        assert matcher.mask(torch.zeros(TOKENIZER.vocab_size))[token].isfinite()
-        matcher.accept(token)
+    spellings, remaining = TOKENIZER.spelled(), chosen.encode()
+    while (
+        remaining
+    ):  # by the longest token that is allowed: which ones are is a matter of the grammar's library
+        logits = matcher.mask(torch.zeros(TOKENIZER.vocab_size))
+        allowed = logits.isfinite().nonzero().flatten().tolist()
+        spelled = [(s, id) for id in allowed if (s := spellings[id])]
+        token, id = max((s, id) for s, id in spelled if remaining.startswith(s))
+        matcher.accept(id)
+        remaining = remaining[len(token) :]
     ends = matcher.mask(torch.zeros(TOKENIZER.vocab_size))[TOKENIZER.eos_ids[0]]
     assert ends.isfinite()
 

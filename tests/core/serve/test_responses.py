@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from serve.conftest import Running, serving
 from serve.test_chat import (  # noqa: F401
     BOTH_CALLS,
+    CALLS,
     CITY,
     TOOLS,
     Model,

@@ -18,18 +18,16 @@ from polyphi.services import sandbox, verifiers
 from polyphi.services.verifiers import Verdict
 from polyphi_recipe.curate import corpus, judge
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.judge import Attempt, CachedAsk, ProblemOutcome, VerifiableProblem
+from polyphi_recipe.curate.judge import Attempt, CachedAsk, Problem, ProblemOutcome
 
 needs_sandbox = pytest.mark.skipif(
     sandbox.unavailable() is not None, reason=f"no namespaces: {sandbox.unavailable()}"
 )
 
 
-def problem(id: str = "seven", expected: int = 7) -> VerifiableProblem:
+def problem(id: str = "seven", expected: int = 7) -> Problem:
     prompt = (Message.user("3 + 4?"),)
-    return VerifiableProblem(
-        id, prompt, verifiers.number(expected), "mine", "CC0", {"task": "sums"}
-    )
+    return Problem(id, prompt, verifiers.number(expected), "mine", "CC0", {"task": "sums"})
 
 
 class Script:
