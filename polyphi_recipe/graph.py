@@ -155,13 +155,14 @@ class Run:
         )
 
     def _evaluate_in_parallel(self) -> bool:
-        """Evaluate the tasks in two processes, every second one in each. Returns False where there are no cores for
-        two."""
-        names = [task.name for task in find()]
+        """Evaluate the tasks without answers in two processes, every second one in each. Returns False where there are
+        no cores or no tasks for two."""
+        answered = {path.stem for path in (self.out / "eval").glob("*.jsonl")}
+        names = [task.name for task in find() if task.name not in answered]
         return processes.run_parallel(
             {
                 f"evaluation {part + 1}": ["eval", "heldout", str(self.out), *names[part::2]]
-                for part in range(2)
+                for part in range(min(2, len(names)))
             },
             self.report,
         )

@@ -50,17 +50,20 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def micro_run(shared_folder: Path) -> Path:
-    """A finished micro run in float32, made once for all workers; tests only read it. Packages come from the cache
-    where it has them; what can't be downloaded is left out."""
+    """A finished micro run in float32, made once for all workers by one process (long tests run branches in parallel);
+    tests only read it. Packages come from the cache where it has them; what can't be downloaded is left out."""
     import fcntl
 
+    from polyphi_recipe import processes
     from polyphi_recipe.graph import Run
 
     out, done = shared_folder / "micro_run" / "micro", shared_folder / "micro_run.done"
     with done.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            Run("micro", out, precision="fp32").reproduce()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(processes, "run_parallel", lambda *_: False)
+                Run("micro", out, precision="fp32").reproduce()
             done.touch()
     return out
 

@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.pipeline import Machines
 
+ROOT = Path(__file__).parents[2]
 CODE = (
     "polyphi_recipe.curate.",
     "polyphi_recipe.corpora.",
@@ -121,22 +122,30 @@ def _parents(corpus: Corpus, work: Work) -> list[str]:
 def imported(file: Path) -> list[Path]:
     """Return a file and its transitive imports from `CODE`, each with the data file of its name (`lexicon.json` of
     `lexicon.py`)."""
-    root, modules, new = Path(__file__).parents[2], {file}, [file]
+    modules, new = {file}, [file]
     while new:
-        for node in ast.walk(ast.parse(new.pop().read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            else:
-                continue
-            for name in names:
-                path = root.joinpath(*name.split(".")).with_suffix(".py")
-                if name.startswith(CODE) and path.exists() and path not in modules:
-                    modules.add(path)
-                    new.append(path)
-    data = [m.with_suffix(".json") for m in modules if m.is_relative_to(root)]
+        path = new.pop()
+        new += set(_imports(path, path.stat().st_mtime_ns)) - modules
+        modules.update(new)
+    data = [m.with_suffix(".json") for m in modules if m.is_relative_to(ROOT)]
     return sorted([*modules, *(path for path in data if path.exists())])
+
+
+@cache
+def _imports(file: Path, _modified: int) -> list[Path]:
+    """Return the files that a file imports from `CODE`. They are read once, as a run asks for 130 fingerprints."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    paths = [
+        ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        for name in names
+        if name.startswith(CODE)
+    ]
+    return [path for path in paths if path.exists()]
 
 
 def is_built(corpus: Corpus, work: Work) -> bool:

@@ -10,17 +10,8 @@ import warnings
 from dataclasses import replace
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    Phi3Config,
-    Phi3ForCausalLM,
-    Phi4MultimodalAudioConfig,
-    Phi4MultimodalConfig,
-    Phi4MultimodalForCausalLM,
-    Phi4MultimodalVisionConfig,
-)
 
 from polyphi.batch import AudioLayout, Batch, ImageLayout, row
 from polyphi.model.config import ModelConfig
@@ -121,15 +112,21 @@ def language(config: ModelConfig) -> dict:
     )
 
 
-def mini(config: ModelConfig) -> Phi3ForCausalLM:
+def mini(config: ModelConfig) -> "transformers.Phi3ForCausalLM":
     """The reference language model."""
-    return fill(Phi3ForCausalLM(Phi3Config(attn_implementation="eager", **language(config))))
+    return fill(
+        transformers.Phi3ForCausalLM(
+            transformers.Phi3Config(attn_implementation="eager", **language(config))
+        )
+    )
 
 
-def multimodal(config: ModelConfig) -> Phi4MultimodalForCausalLM:
+def multimodal(config: ModelConfig) -> "transformers.Phi4MultimodalForCausalLM":
     """The reference multimodal model with both LoRAs injected by PEFT."""
+    import peft  # takes seconds, of every process that collects tests
+
     v, a = config.vision, config.audio
-    vision = Phi4MultimodalVisionConfig(
+    vision = transformers.Phi4MultimodalVisionConfig(
         hidden_size=v.hidden_size,
         intermediate_size=v.intermediate_size,
         num_hidden_layers=v.num_hidden_layers,
@@ -139,7 +136,7 @@ def multimodal(config: ModelConfig) -> Phi4MultimodalForCausalLM:
         patch_size=v.patch_size,
         image_token_id=v.image_token_id,
     )
-    audio = Phi4MultimodalAudioConfig(
+    audio = transformers.Phi4MultimodalAudioConfig(
         hidden_size=a.hidden_size,
         intermediate_size=a.intermediate_size,
         num_blocks=a.num_blocks,
@@ -150,10 +147,12 @@ def multimodal(config: ModelConfig) -> Phi4MultimodalForCausalLM:
         bias_max_distance=a.bias_max_distance,
         audio_token_id=a.audio_token_id,
     )
-    whole = Phi4MultimodalConfig(vision_config=vision, audio_config=audio, **language(config))
-    model = Phi4MultimodalForCausalLM._from_config(whole, attn_implementation="eager")
+    whole = transformers.Phi4MultimodalConfig(
+        vision_config=vision, audio_config=audio, **language(config)
+    )
+    model = transformers.Phi4MultimodalForCausalLM._from_config(whole, attn_implementation="eager")
     for name, adapter in config.adapters.items():
-        lora = LoraConfig(
+        lora = peft.LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.alpha,
             lora_dropout=adapter.dropout,
@@ -163,12 +162,14 @@ def multimodal(config: ModelConfig) -> Phi4MultimodalForCausalLM:
             warnings.filterwarnings(
                 "ignore", message="Already found a `peft_config`"
             )  # two adapters are the point
-            inject_adapter_in_model(lora, model, name)
+            peft.inject_adapter_in_model(lora, model, name)
     return fill(model)
 
 
 def use(model: nn.Module, adapter: str | None) -> None:
     """Switch the reference's LoRA; None is the bare language model."""
+    from peft.tuners.lora import LoraLayer
+
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.enable_adapters(adapter is not None)
@@ -178,7 +179,7 @@ def use(model: nn.Module, adapter: str | None) -> None:
 
 def ours(reference: nn.Module, config: ModelConfig) -> PhiModel:
     """polyphi's model with the reference's weights, every tensor accounted for."""
-    if isinstance(reference, Phi3ForCausalLM):
+    if isinstance(reference, transformers.Phi3ForCausalLM):
         config = replace(config, vision=None, audio=None, adapters={})
     model = PhiModel(config)
     target = model.state_dict()

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
+import transformers
 from parity import oracle
-from transformers import Phi3Config
-from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from polyphi.batch import pack, row
 from polyphi.model.config import DecoderConfig, ModelConfig
@@ -64,8 +63,10 @@ def test_the_wrong_table_is_noticed(models):
 def test_published_rotary_tables(total):
     """All 48 published factors, at the last positions of each table."""
     config = DecoderConfig()
-    reference = Phi3RotaryEmbedding(
-        Phi3Config(**oracle.language(ModelConfig(vision=None, audio=None, adapters={})))
+    reference = transformers.models.phi3.modeling_phi3.Phi3RotaryEmbedding(
+        transformers.Phi3Config(
+            **oracle.language(ModelConfig(vision=None, audio=None, adapters={}))
+        )
     )
     positions = torch.tensor([0, 1, 2, 1000, total - 2, total - 1])
     cos, sin = reference(torch.zeros(1), positions[None])

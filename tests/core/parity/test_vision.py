@@ -5,10 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from parity import oracle
-from transformers.models.phi4_multimodal.modeling_phi4_multimodal import (
-    Phi4MultimodalVisionEmbeddings,
-)
 
 from polyphi.model.siglip import position_ids
 
@@ -40,10 +38,11 @@ def models(tiny_config):
 @pytest.mark.parametrize("grid", [4, 8, 32])
 def test_positions_equal_the_reference_bucketing(grid):
     """A tower of width 1 whose patches weigh nothing and whose position k holds the number k shows its ids."""
-    config = oracle.Phi4MultimodalVisionConfig(
+    config = transformers.Phi4MultimodalVisionConfig(
         hidden_size=1, image_size=14 * grid, patch_size=14, num_attention_heads=1
     )
-    reference = Phi4MultimodalVisionEmbeddings(config)
+    modeling = transformers.models.phi4_multimodal.modeling_phi4_multimodal
+    reference = modeling.Phi4MultimodalVisionEmbeddings(config)
     with torch.no_grad():
         for p in reference.parameters():
             p.zero_()
