@@ -179,7 +179,7 @@ class Core:
                     )
                 )
             self._arriving += requests
-        row.add_done_callback(self._wake)
+        row.add_done_callback(self.wake)
         return requests
 
     @property
@@ -195,7 +195,8 @@ class Core:
         if not self.busy:
             self.forget_old_weights()
 
-    def _wake(self, _: Any = None) -> None:
+    def wake(self, _: Any = None) -> None:
+        """Let the thread in `run` look at once for work and at `stop`."""
         with self.turn():
             pass
 

@@ -132,6 +132,7 @@ class Engine:
         self.adapters = core.adapters
         self.output_delta, self.output_pieces = core.output_delta, core.output_pieces
         self.run, self.step, self.abort = core.run, core.step, core.abort
+        self.wake = core.wake
         self.rows = rows = RowMaker(model, processor)
         self.row, self.row_steps = rows.row, rows.row_steps
         self.ids_row, self.check_sampling = rows.ids_row, rows.check_sampling

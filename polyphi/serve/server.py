@@ -192,6 +192,7 @@ class Server:
                 self.engine.abort(request)
         self._poll_jobs(None)
         self._stop.set()
+        self.engine.wake()
         self._thread.join()
         for threads in (self._small, self._large, self.video_threads):
             threads.close()

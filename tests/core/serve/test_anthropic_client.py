@@ -25,8 +25,9 @@ def running(engine: Engine) -> Iterator[Running]:
 
 
 @pytest.fixture
-def client(running: Running) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=running.url, api_key=KEY, max_retries=0)
+def client(running: Running) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=running.url, api_key=KEY, max_retries=0) as client:
+        yield client
 
 
 OPTIONS: dict[str, Any] = {"model": "tiny", "max_tokens": 200, "extra_body": {"temperature": 0.1}}

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ from polyphi.messages import CALL, CALL_END, Message, SamplingParams
 
 
 @pytest.fixture
-def client(running: Running) -> OpenAI:
-    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+def client(running: Running) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def image_part() -> dict:

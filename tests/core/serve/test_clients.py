@@ -5,7 +5,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import pytest
@@ -39,8 +39,9 @@ class Weather(BaseModel):
 
 
 @pytest.fixture
-def client(running: Running) -> OpenAI:
-    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+def client(running: Running) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def several(running: Running) -> AsyncOpenAI:

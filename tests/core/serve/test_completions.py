@@ -1,6 +1,7 @@
 """Completions of plain text, as log-likelihood harnesses request them."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 from openai import BadRequestError, OpenAI
@@ -12,8 +13,9 @@ PROMPT = "the quick brown"
 
 
 @pytest.fixture
-def client(running: Running) -> OpenAI:
-    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+def client(running: Running) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def test_echo_tells_what_the_model_thinks_of_the_prompt(running: Running, client: OpenAI) -> None:

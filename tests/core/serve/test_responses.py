@@ -39,8 +39,9 @@ def running(engine: Engine) -> Iterator[Running]:
 
 
 @pytest.fixture
-def client(running: Running) -> OpenAI:
-    return OpenAI(base_url=f"{running.url}/v1", api_key=KEYS[0], max_retries=0)
+def client(running: Running) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{running.url}/v1", api_key=KEYS[0], max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture

@@ -71,9 +71,10 @@ def engine(engine: Engine) -> Engine:
 
 
 @pytest.fixture
-def client(running: Running) -> OpenAI:
+def client(running: Running) -> Iterator[OpenAI]:
     warnings.filterwarnings("ignore", "deprecated", DeprecationWarning)
-    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+    with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 def engine_transcript(engine: Engine, task: Any = None, window: float | None = None) -> Transcript:
