@@ -33,6 +33,7 @@ print(torch.backends.cpu.get_cpu_capability(), _kernel("cpu").__name__, kernels.
 """
 
 
+@pytest.mark.long
 def test_tests_of_kernels_pass() -> None:
     """Only the plugin of hypothesis is loaded: others import for seconds."""
     options = ("-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin")

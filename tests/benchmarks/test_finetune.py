@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from variants import few
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def tiny(script: ModuleType, name: str):
     return replace(work, batch_tokens=200, steps=3, context=200)
 
 
-@pytest.mark.parametrize("name", ["text", pytest.param("image", marks=pytest.mark.long), "audio"])
+@pytest.mark.parametrize("name", few(["audio", "text", "image"], 1))
 def test_our_side_trains_the_rows_of_the_plan(
     script: ModuleType, tiny_run: Path, tmp_path: Path, name: str
 ) -> None:

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from variants import few
 
 from polyphi.batch import row
 from polyphi.checkpoints.write import save_checkpoint
@@ -137,7 +138,7 @@ def test_transformers_in_float32_is_a_process_in_float32(
     assert bench.engine.Size().at("2").config.audio.num_blocks == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", few([torch.float32, torch.bfloat16], 1))
 def test_transformers_answers_in_each_dtype(
     bench, tiny_config: ModelConfig, tmp_path: Path, dtype: torch.dtype, monkeypatch
 ) -> None:

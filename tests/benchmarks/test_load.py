@@ -108,6 +108,7 @@ def test_every_broken_request_is_refused(
         assert outcome.end == ("whole" if outcome.task in load.LIVE else "refused"), outcome
 
 
+@pytest.mark.long
 def test_stored_responses_are_those_that_the_client_knows(
     load: ModuleType, running: Running
 ) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sacrebleu import corpus_bleu
 from sacrebleu.metrics.bleu import BLEU
+from variants import few
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Message
@@ -174,7 +175,7 @@ def test_the_signature_is_sacrebleus() -> None:
         assert theirs == ours
 
 
-@pytest.mark.parametrize("language", ["en", "de", "ja", "zh"])
+@pytest.mark.parametrize("language", few(["en", "ja", "de", "zh"], 2))
 @pytest.mark.parametrize("answer", ["\ud800 A\x00", "x " * 500_000, "[{(" * 333_333])
 def test_no_answer_is_too_much(language: str, answer: str) -> None:
     assert speech.error_rate(answer, transcript("one", language)).parts["units"] > 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from variants import few
 
 from polyphi import kernels
 from polyphi.batch import AudioLayout, ImageLayout, row
@@ -56,7 +57,7 @@ def logits_of(model: PhiModel, adapter: str | None = "speech") -> torch.Tensor:
     return model.logits(model.decoder(x, row(list(range(20, 50)), adapter=adapter)))
 
 
-@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("kind", few(STORED, 2))
 def test_a_quantized_checkpoint_equals_quantizing_while_loading(whole: Path, kind: str) -> None:
     folder = stored(whole, kind)
     assert read_quantization(folder) == kind and read_layout(folder) == QUANTIZED
@@ -126,7 +127,7 @@ def test_full_embeddings_stay_in_their_file_and_dtype(tiny_config: ModelConfig, 
     assert loaded.decoder.embed(torch.tensor([5])).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("kind", few(STORED, 1))
 def test_quantized_tensors_are_aligned_for_the_kernels(whole: Path, kind: str) -> None:
     folder = stored(whole, kind)
     length = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")

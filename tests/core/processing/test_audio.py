@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from variants import few
 
 from polyphi.batch import AudioLayout
 from polyphi.processing import audio
@@ -109,7 +110,7 @@ def recording(seconds: float, rate: int) -> np.ndarray:
     return (0.1 * buzz * np.sin(3 * t) ** 2 + 0.001 * noise).astype(np.float32)
 
 
-@pytest.mark.parametrize("rate", [32000, 48000, 64000, 96000, 192000])
+@pytest.mark.parametrize("rate", few([48000, 32000, 64000, 96000, 192000], 1))
 def test_whole_multiples_of_16_khz_are_resampled_as_published(rate: int) -> None:
     """Equal to scipy's float32 result: to the bit on x86-64, elsewhere but for fused multiply-add (a few units in the
     last place of a sample of up to 0.5, hence 2e-7). The published processor may also be given float64 samples: the

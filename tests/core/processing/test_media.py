@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from films import film
 from PIL import Image
+from variants import few
 
 from polyphi.processing import media
 from polyphi.processing.file_types import sniff
@@ -211,7 +212,7 @@ def test_a_stream_brings_the_same_samples(
 
 
 @pytest.mark.parametrize(
-    ("format", "codec"), [("ipod", "aac"), ("mp4", "aac"), ("webm", "libopus")]
+    ("format", "codec"), few([("mp4", "aac"), ("ipod", "aac"), ("webm", "libopus")], 1)
 )
 def test_soundtracks_are_decoded(format: str, codec: str) -> None:
     """Formats that phones and browsers record, under any file name; the tone keeps its frequency."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from films import film
 from PIL import Image
+from variants import few
 
 from polyphi.messages import Image as ImagePart
 from polyphi.messages import Message, Text, Video
@@ -32,7 +33,7 @@ def numbers(frames: list[Image.Image], count: int) -> list[float]:
         ("avi", "mpeg4"),
     ],
 )
-@pytest.mark.parametrize("gop", [1, 12, 100])
+@pytest.mark.parametrize("gop", few([12, 1, 100], 1))
 def test_frames_of_a_video_cover_its_time_evenly(format: str, codec: str, gop: int) -> None:
     frames = decode_video(film(40, format, codec, gop), frames=4)
     assert [f.size for f in frames] == [(64, 48)] * 4 and frames[0].mode == "RGB"

@@ -182,110 +182,104 @@ def test_logprobs_and_several_answers(running: Running, client: OpenAI) -> None:
     assert counts == [len(c.logprobs.content) for c in whole.choices]
 
 
-@pytest.mark.parametrize(
-    ("params", "param", "message"),
-    [
-        ({"temperature": -1}, "temperature", "at least 0|from 0"),
-        ({"temperature": "hot"}, "temperature", "valid number"),
-        ({"max_tokens": 0}, "max_tokens", "at least 1"),
-        ({"n": 1000}, "n", "at most"),
-        ({"stop": [""]}, "stop", "empty"),
-        ({"extra_body": {"temprature": 1}}, "temprature", "'temperature'"),
-        ({"extra_body": {"chat_template": "x"}}, "chat_template", "isn't supported"),
-        ({"logit_bias": {"1": 101}}, "logit_bias", "100"),
-        ({"logit_bias": {"one": 1}}, "logit_bias", "'one'"),
-        ({"logit_bias": {"05": 1}}, "logit_bias", "'05'"),
-        ({"logit_bias": {str(10**8): 1}}, "logit_bias", "100000000"),
-        ({"extra_body": {"stop_token_ids": [-1]}}, "stop_token_ids", "at least 0"),
-        ({"extra_body": {"min_tokens": 3}, "max_tokens": 2}, "min_tokens", "at most"),
-        ({"extra_body": {"continue_final_message": True}}, "continue_final_message", "user"),
-        (
-            {"extra_body": {"chat_template_kwargs": {"tools": []}}},
-            "chat_template_kwargs.tools",
-            "unknown field",
-        ),
-        ({"max_tokens": 10**6}, "messages", "at most"),
-        ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
-        ({"top_logprobs": 0, "logprobs": False}, "top_logprobs", "logprobs"),
-        ({"messages": []}, "messages", "at least 1"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content", "text or parts"),
-        ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "expected"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            "messages[0].content[0].image_url.url",
-            "required",
-        ),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "video_url"}]}]},
-            "messages[0].content[0].video_url",
-            "required",
-        ),
-        (
-            {
-                "messages": [
-                    {
-                        "role": "assistant",
-                        "content": "",
-                        "tool_calls": [
-                            {"type": "function", "function": {"name": "f", "arguments": "[" * 5000}}
-                        ],
-                    }
-                ]
-            },
-            "messages[0].tool_calls",
-            "depth",
-        ),
-        ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
-        (
-            {
-                "tools": [
-                    {"type": "function", "function": {"name": name}} for name in ("f", "g", "f")
-                ]
-            },
-            "tools",
-            "2 tools named 'f'",
-        ),
-        (
-            {
-                "tools": [{"type": "function", "function": {"name": "f", "parameters": [1]}}],
-                "tool_choice": "required",
-            },
-            "tools",
-            "'f'",
-        ),
-        (
-            {
-                "tools": [{"type": "function", "function": {"name": "f"}}],
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "x", "schema": {"type": "strin"}},
-                },
-            },
-            "response_format",
-            "strin",
-        ),
-        (
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "x", "schema": {"enum": []}},
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"temperature": -1}, "temperature", "at least 0|from 0"),
+    ({"temperature": "hot"}, "temperature", "valid number"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
+    ({"n": 1000}, "n", "at most"),
+    ({"stop": [""]}, "stop", "empty"),
+    ({"extra_body": {"temprature": 1}}, "temprature", "'temperature'"),
+    ({"extra_body": {"chat_template": "x"}}, "chat_template", "isn't supported"),
+    ({"logit_bias": {"1": 101}}, "logit_bias", "100"),
+    ({"logit_bias": {"one": 1}}, "logit_bias", "'one'"),
+    ({"logit_bias": {"05": 1}}, "logit_bias", "'05'"),
+    ({"logit_bias": {str(10**8): 1}}, "logit_bias", "100000000"),
+    ({"extra_body": {"stop_token_ids": [-1]}}, "stop_token_ids", "at least 0"),
+    ({"extra_body": {"min_tokens": 3}, "max_tokens": 2}, "min_tokens", "at most"),
+    ({"extra_body": {"continue_final_message": True}}, "continue_final_message", "user"),
+    (
+        {"extra_body": {"chat_template_kwargs": {"tools": []}}},
+        "chat_template_kwargs.tools",
+        "unknown field",
+    ),
+    ({"max_tokens": 10**6}, "messages", "at most"),
+    ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
+    ({"top_logprobs": 0, "logprobs": False}, "top_logprobs", "logprobs"),
+    ({"messages": []}, "messages", "at least 1"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "text or parts"),
+    ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role", "expected"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages[0].content[0].image_url.url",
+        "required",
+    ),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "video_url"}]}]},
+        "messages[0].content[0].video_url",
+        "required",
+    ),
+    (
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [
+                        {"type": "function", "function": {"name": "f", "arguments": "[" * 5000}}
+                    ],
                 }
+            ]
+        },
+        "messages[0].tool_calls",
+        "depth",
+    ),
+    ({"tools": [{"type": "function", "function": {}}]}, "tools", "name"),
+    (
+        {"tools": [{"type": "function", "function": {"name": name}} for name in ("f", "g", "f")]},
+        "tools",
+        "2 tools named 'f'",
+    ),
+    (
+        {
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": [1]}}],
+            "tool_choice": "required",
+        },
+        "tools",
+        "'f'",
+    ),
+    (
+        {
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"type": "strin"}},
             },
-            "response_format",
-            "answer fits|can't be followed",
-        ),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "schema"),
-    ],
-)
-def test_what_is_wrong_is_told_by_its_path(
-    client: OpenAI, params: dict, param: str, message: str
-) -> None:
-    fields = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **params}
-    with pytest.raises(BadRequestError, match=message) as caught:
-        client.chat.completions.create(**fields)
-    assert caught.value.param == param and caught.value.type == "invalid_request_error"
-    with pytest.raises(BadRequestError):  # before the first event of a stream
-        client.chat.completions.create(**fields, stream=True)
+        },
+        "response_format",
+        "strin",
+    ),
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"enum": []}},
+            }
+        },
+        "response_format",
+        "answer fits|can't be followed",
+    ),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "schema"),
+]
+
+
+def test_what_is_wrong_is_told_by_its_path(client: OpenAI) -> None:
+    for params, param, message in WRONG:
+        fields: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], **params}
+        with pytest.raises(BadRequestError, match=message) as caught:
+            client.chat.completions.create(model="tiny", **fields)
+        assert (caught.value.param, caught.value.type) == (param, "invalid_request_error"), params
+        with pytest.raises(BadRequestError):  # before the first event of a stream
+            client.chat.completions.create(model="tiny", **fields, stream=True)
 
 
 def test_stream_options_without_a_stream_are_refused(client: OpenAI) -> None:

@@ -101,7 +101,7 @@ def watched(client: httpx2.Client) -> Iterator[list[float]]:
         thread.join()
 
 
-@pytest.mark.parametrize("name", HARD)
+@pytest.mark.parametrize("name", few(HARD, 3))
 def test_b6_a_hard_body_is_refused_without_delaying_others(running: Running, name: str) -> None:
     path, build = HARD[name]
     refused_beside_others(running, path, build(), count=1)

@@ -8,6 +8,7 @@ import pytest
 from openai import OpenAI
 from serve.conftest import Running, serving
 from serve.test_chat import BOTH_CALLS, CALLS, SCHEMA, TOOLS, Model, model, outcome  # noqa: F401
+from variants import few
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.settings import Settings
@@ -75,14 +76,17 @@ def test_calls_after_reasoning(model: Model) -> None:  # noqa: F811
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"reasoning_effort": "none"},
-        {"thinking_token_budget": 0},
-        {"chat_template_kwargs": {"enable_thinking": False}},
-        {"chat_template_kwargs": {"thinking": False}},
-        {"chat_template_kwargs": {"thinking_budget": 0}},
-        {"chat_template_kwargs": {"reasoning_effort": "none"}},
-    ],
+    few(
+        [
+            {"reasoning_effort": "none"},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            {"thinking_token_budget": 0},
+            {"chat_template_kwargs": {"thinking": False}},
+            {"chat_template_kwargs": {"thinking_budget": 0}},
+            {"chat_template_kwargs": {"reasoning_effort": "none"}},
+        ],
+        2,
+    ),
 )
 def test_no_reasoning(model: Model, fields: dict[str, Any]) -> None:  # noqa: F811
     model.text = "<think>one and two and three and four and five and six"

@@ -110,10 +110,13 @@ def test_what_rests_comes_out_as_it_went_in(
 
 @pytest.mark.parametrize(
     ("model", "glob"),
-    [
-        ("native", g)
-        for g in ("vision.*", "audio.encoder.*", "decoder.*", "audio.projector.vision.*")
-    ],
+    few(
+        [
+            ("native", g)
+            for g in ("vision.*", "decoder.*", "audio.encoder.*", "audio.projector.vision.*")
+        ],
+        2,
+    ),
 )
 def test_any_part_of_a_bfloat16_checkpoint_learns(
     model: str, glob: str, run: Callable[..., Path], tmp_path: Path, source: Path
@@ -142,7 +145,7 @@ def test_float32_is_chosen_only_where_the_weights_fit(
     assert sum("this CPU is old" in str(line) for line in messages) == 1
 
 
-@pytest.mark.parametrize("base", [None, "int4"])
+@pytest.mark.parametrize("base", few([None, "int4"], 1))
 def test_an_interrupted_run_equals_one_that_was_never_stopped(
     base: str | None, run: Callable[..., Path]
 ) -> None:

@@ -171,6 +171,7 @@ def test_near_duplicates_of_pictures(tmp_path: Path) -> None:
     assert sum(matched) >= len(tiles) - 1 and len(dropped) == sum(matched)
 
 
+@pytest.mark.long
 def test_near_duplicates_of_clips(tmp_path: Path) -> None:
     samples = [sample_of(f"{i}", Audio(babble(i))) for i in range(6)]
     samples += [sample_of(f"noisy {i}", Audio(babble(i, noise=0.005, gain=0.2))) for i in range(6)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from datatrove.pipeline.base import PipelineStep
 from PIL import Image
+from variants import few
 
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Image as Picture
@@ -75,7 +76,9 @@ def test_impossible_bounds_are_refused() -> None:
             ImageSizeFilter(**bounds)
 
 
-@pytest.mark.parametrize(("form", "kind"), [("PNG", "png"), ("JPEG", "jpeg"), ("BMP", "png")])
+@pytest.mark.parametrize(
+    ("form", "kind"), few([("JPEG", "jpeg"), ("PNG", "png"), ("BMP", "png")], 1)
+)
 def test_large_pictures_shrink_and_small_ones_stay_byte_for_byte(form: str, kind: str) -> None:
     large, small = picture(3000, 1500, form), picture(1344, 700, form)
     (doc,) = DownscaleImages().run(iter([document(row(large, small))]))

@@ -127,6 +127,7 @@ def test_fakes_are_consistent_and_reach_nobody() -> None:
     ]
 
 
+@pytest.mark.long
 def test_fakes_are_the_same_in_another_process() -> None:
     code = (
         "from polyphi_recipe.curate.pii import *;"

@@ -97,6 +97,7 @@ def test_queries_are_read_and_unfit_ones_kept_aside(tmp_path: Path) -> None:
     assert step["dropped"] == len(REASONS)
 
 
+@pytest.mark.long
 @needs_espeak
 def test_the_same_rows_are_read_the_same(tmp_path: Path) -> None:
     first = built(ROWS[:2], tmp_path / "a", [ReadAloud(installed())])

@@ -115,6 +115,7 @@ def test_a_recogniser_is_measured_on_what_is_certain() -> None:
         measure(listener([], 0.0), [])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     speech_synthesis.unavailable("flite") is not None, reason="flite isn't installed"
 )
