@@ -68,7 +68,7 @@ def micro_run(shared_folder: Path) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """The real structure, running in milliseconds: crops of 4 x 4 patches, a LongRoPE switch at 64 tokens."""
     decoder = DecoderConfig(

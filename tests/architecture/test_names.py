@@ -1,8 +1,11 @@
-"""Names say what a value is, not what happened to it: past participles aren't names of values."""
+"""Names say what a value is, not what happened to it: past participles aren't names of values. Public names that were
+replaced (CHANGELOG.md) stay replaced."""
 
 import ast
 import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (
@@ -43,3 +46,26 @@ def test_values_are_not_named_by_participles() -> None:
         if PARTICIPLE.fullmatch(name)
     }
     assert not participles
+
+
+REPLACED = re.compile(
+    r"\b(who_learns|set_aside|wrong_steps|kv_cache_blocks_remembered|encoder_remembered_bytes"
+    r"|fewbits|eightbit|half\.py|Budget\(rate|budget\.rate|quantis\w+"
+    r"|Taught|LIVELY|known_clips\.Clips|VerifiableProblem)\b"
+    r"|--(together|shard|rate|context)[ =`\"]"
+)
+"""Names on disk, on the command line, in metrics and of modules, that have another name now."""
+
+
+@pytest.mark.parametrize(
+    "folder", ["polyphi", "polyphi_eval", "polyphi_recipe", "experiments", "docs"]
+)
+def test_replaced_names_are_gone(folder: str) -> None:
+    lines = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in (".py", ".md", ".html", ".js", ".toml", ".cpp", ".h")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if REPLACED.search(line)
+    ]
+    assert not lines, "\n".join(lines)
