@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <random>
 
-#include "../../polyphi/kernels/native.h"
+#include "../../../polyphi/kernels/native.h"
 
 using polyphi::Parallel;
 
