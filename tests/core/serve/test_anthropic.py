@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: the answers are chat's, streamed or not; formats and errors are Anthropic's."""
+"""Anthropic's Messages API: formats and errors are Anthropic's. Its answers are chat's: test_streaming.py."""
 
 import json
 from collections.abc import Iterator
@@ -16,28 +16,14 @@ from serve.test_chat import (  # noqa: F401
     model,
 )
 from serve.test_responses import nested
-from serve.test_streaming import messages_joined
+from serve.test_streaming import BLOCK_TOOLS as FUNCTIONS
+from serve.test_streaming import BLOCKS, HI, messages_joined
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.settings import Settings
 
 KEY = "the-only-key"
-CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
-FUNCTIONS = [
-    {
-        "name": tool["function"]["name"],
-        **(
-            {"input_schema": tool["function"]["parameters"]}
-            if "parameters" in tool["function"]
-            else {"input_schema": {}}
-        ),
-    }
-    for tool in TOOLS
-]
-CHAT_TOOLS = [
-    {"type": "function", "function": {"name": one["name"], "parameters": one["input_schema"]}}
-    for one in FUNCTIONS
-]
+MESSAGES = "/v1/messages"
 
 
 @pytest.fixture
@@ -52,35 +38,6 @@ def http(running: Running) -> Iterator[httpx2.Client]:
     with running.client() as client:
         client.headers |= {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
         yield client
-
-
-IMAGE = image_part()
-DATA = IMAGE["image_url"]["url"].partition(",")[2]
-HI: list[dict] = [{"role": "user", "content": "hi"}]
-FINAL = [*HI, {"role": "assistant", "content": "I"}]
-BLOCKS: list[dict] = [
-    {"role": "user", "content": "1 + 2"},
-    {
-        "role": "assistant",
-        "content": [
-            {"type": "thinking", "thinking": "hm", "signature": ""},
-            {"type": "text", "text": "I call."},
-            {"type": "tool_use", "id": "a", "name": "now", "input": {}},
-            {"type": "tool_use", "id": "b", "name": "weather", "input": {"city": "Rome"}},
-        ],
-    },
-    {
-        "role": "user",
-        "content": [
-            {"type": "tool_result", "tool_use_id": "a", "content": "noon"},
-            {
-                "type": "tool_result",
-                "tool_use_id": "b",
-                "content": [{"type": "text", "text": "20"}],
-            },
-        ],
-    },
-]
 
 
 def comparable(message: dict) -> dict:

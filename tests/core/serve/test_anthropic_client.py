@@ -8,8 +8,9 @@ import anthropic
 import pytest
 from pydantic import BaseModel
 from serve.conftest import Running, serving
-from serve.test_anthropic import DATA, FUNCTIONS, HI
 from serve.test_chat import BOTH_CALLS, CALLS, Model, model  # noqa: F401
+from serve.test_streaming import BLOCK_TOOLS as FUNCTIONS
+from serve.test_streaming import HI, URL
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.settings import Settings
@@ -110,7 +111,7 @@ def test_a_format(model: Model, client: anthropic.Anthropic) -> None:  # noqa: F
 
 
 def test_an_image(client: anthropic.Anthropic) -> None:
-    source = {"type": "base64", "media_type": "image/png", "data": DATA}
+    source = {"type": "base64", "media_type": "image/png", "data": URL.partition(",")[2]}
     turns: Any = [{"role": "user", "content": [{"type": "image", "source": source}]}]
     message = client.messages.create(model="tiny", max_tokens=2, messages=turns)
     count = client.messages.count_tokens(model="tiny", messages=turns)
