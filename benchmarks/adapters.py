@@ -30,10 +30,11 @@ from typing import Any
 import httpx2
 import psutil
 import torch
-from load import gauges, server
+from load import gauges
 from load_pool import WORDS
 from rich.console import Console
 from safetensors.torch import save_file
+from server_process import server
 
 from polyphi.checkpoints.read import read_config
 from polyphi.model.config import DecoderConfig

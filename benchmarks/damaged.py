@@ -152,7 +152,7 @@ def answer(response: httpx2.Response) -> Any:
 
 
 def main() -> None:
-    from load import server
+    from server_process import server
 
     parser = argparse.ArgumentParser()
     parser.add_argument("model")

@@ -56,7 +56,7 @@ from hostile_beside import Beside, beside, client_of, greet, median
 from hostile_peers import COMPLETIONS
 from hostile_requests import long_prompts
 from hostile_together import show_together, together
-from load import server
+from server_process import server
 
 
 async def measured(

@@ -39,7 +39,8 @@ from hostile_beside import (
     watch_health,
 )
 from hostile_honest import Honest, Sent, honest_requests, sent
-from load import quantiles, server
+from load import quantiles
+from server_process import server
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 CLIENTS = 4

@@ -24,17 +24,13 @@ an item's audio to its transcript. The exit code is 1 if anything was lost, wron
 import argparse
 import asyncio
 import json
-import os
 import re
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -56,6 +52,7 @@ from load_requests import (
 )
 from rich.console import Console
 from rich.table import Table
+from server_process import server
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 DISCONNECTED = 0.15
@@ -190,31 +187,6 @@ async def watch_memory(pid: int, samples: list[int]) -> None:
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         samples.append(process.memory_info().rss)
         await asyncio.sleep(EVERY)
-
-
-@contextmanager
-def server(model: str, options: list[str]) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
-    """`polyphi serve` as a child: the process, its address, its log."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        command = [sys.executable, "-m", "polyphi.cli", "serve", model, "--port", "0", *options]
-        with log.open("w") as errors:
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env={**os.environ, "COLUMNS": "200"},
-            )
-        try:
-            assert process.stdout
-            result = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
-            if result is None:
-                raise SystemExit(f"the server didn't start: {log.read_text()[-2000:]}")
-            yield process, result[0], log
-        finally:
-            process.kill()
-            process.wait()
 
 
 async def loaded(

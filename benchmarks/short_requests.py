@@ -56,7 +56,7 @@ async def measured(model: str, count: int) -> list[dict[str, float]]:
     """The number of requests so far, resident bytes, and those of the KV cache."""
     import httpx2
     import psutil
-    from load import server
+    from server_process import server
 
     rows: list[dict[str, float]] = []
     with server(model, []) as (child, url, _):

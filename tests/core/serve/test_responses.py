@@ -28,7 +28,6 @@ from polyphi.serve.settings import Settings
 
 KEYS = ("the-first-key", "the-second-key")
 FUNCTIONS = [{"type": "function", **tool["function"]} for tool in TOOLS]
-CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
