@@ -13,9 +13,9 @@ from polyphi.planning.example_rows import example_rows
 from polyphi_recipe import stages
 from polyphi_recipe.plan import stage_model
 
-QUICK = [("vision_1_align", sizes.FULL)]
+QUICK = [("vision_1_align", sizes.LAB)]
 LONG = [("text_3_post", sizes.LAB)]
-LONG += [(name, sizes.FULL) for name in stages.ORDER if name != "vision_1_align"]
+LONG += [(name, sizes.FULL) for name in stages.ORDER]
 PASSING = ("bf16 copies", "activations", "logits")
 
 

@@ -1043,7 +1043,8 @@ def seconds(page: Page, text: str, step: int | None = None) -> float:
     return page.run(TIME, text, step or len(text)) / 1000
 
 
-@pytest.mark.parametrize("length", [8_000, pytest.param(30_000, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("length", [8_000, 30_000])
 def test_a_hostile_text_is_shown_at_once(page: Page, server: PageServer, length: int) -> None:
     page.open(server.url).ready()
     install(page)
