@@ -154,3 +154,29 @@ def test_transformers_and_peft_are_for_tests_only() -> None:
             assert f"import {library}" not in text and f"from {library}" not in text, (
                 f"{path} imports {library}"
             )
+
+
+@pytest.mark.parametrize(
+    ("folder", "others"),
+    [
+        ("core", ("polyphi_eval", "polyphi_recipe", "experiments")),
+        ("eval", ("polyphi_recipe", "experiments")),
+    ],
+)
+def test_the_tests_of_a_package_need_no_package_above_it(
+    folder: str, others: tuple[str, ...]
+) -> None:
+    imports = {
+        f"{path.relative_to(CHECKOUT)}: {name}"
+        for path in (CHECKOUT / "tests" / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+        if name.split(".")[0] in others
+    }
+    assert not imports

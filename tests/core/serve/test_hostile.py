@@ -2,9 +2,6 @@
 down. Includes the threats without a separate file (S10 to S18, S23, S25, S27, S28)."""
 
 import ast
-import gzip
-import hashlib
-import io
 import json
 import logging
 import math
@@ -12,8 +9,6 @@ import runpy
 import sys
 import tempfile
 import time
-import tracemalloc
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +28,6 @@ from polyphi.engine.tools import ToolParser, parse_calls
 from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi_recipe.curate import pages, sources
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -575,59 +569,6 @@ def test_s25_prompts_are_in_no_log_and_no_file(
 
 
 # S27: archives
-
-
-def test_s27_an_archive_leads_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The only archives that are unpacked are packages with a digest in our source; yet one that is forged stays inside
-    its folder, links included."""
-    wheel = io.BytesIO()
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name in ("../out", "/abs/out", "a/../../out", "in/side"):
-            archive.writestr(name, "x")
-        link = zipfile.ZipInfo("link")
-        link.external_attr = 0o120777 << 16
-        archive.writestr(link, "/etc/passwd")
-    target, digest = tmp_path / "inner" / "place", hashlib.sha256(wheel.getvalue()).hexdigest()
-    target.mkdir(parents=True)
-
-    def download(source: Any, partial: Path) -> Path:
-        (partial / "x.whl").write_bytes(wheel.getvalue())
-        return partial / "x.whl"
-
-    monkeypatch.setattr(sources, "_download_wheel", download)
-    sources._fill(sources.Source("x", "wheel", "", "", "", sha256=digest), target, tmp_path)
-    outside = {p.name for p in tmp_path.rglob("*") if target not in p.parents} - {"inner", "place"}
-    assert not outside
-    assert not [p for p in target.rglob("*") if p.is_symlink()]
-    assert (target / "in/side").read_text() == "x"
-    forged = sources.Source("x", "wheel", "", "", "", sha256="0" * 64)
-    with pytest.raises(sources.Unavailable, match="SHA-256"):
-        sources._fill(forged, target, tmp_path)
-
-
-def test_s27_what_grows_when_it_is_unpacked_is_cut_off(tmp_path: Path) -> None:
-    """200 MB of zeros in 200 kB."""
-    with gzip.open(tmp_path / "a.txt.gz", "wb") as file:
-        for _ in range(200):
-            file.write(b"a" * MB)
-    assert (tmp_path / "a.txt.gz").stat().st_size < MB
-    reports: list[str] = []
-    tracemalloc.start()
-    documents = list(pages.read([tmp_path], source="s", licence="CC0-1.0", report=reports.append))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert not documents and "at most 20,971,520 bytes" in reports[0]
-    assert peak < 80 * MB
-
-
-def test_s27_no_tar_is_ever_unpacked() -> None:
-    """Shards are Parquet files with media in them. FLEURS's clips are published in tars, whose members are read and
-    never written anywhere."""
-    for path in PACKAGE.rglob("*.py"):
-        text = path.read_text()
-        if "tarfile" in text:
-            assert path == PACKAGE / "eval/benchmarks/speech/fleurs.py"
-            assert "extractall" not in text and ".extract(" not in text
 
 
 # Beside all of them, others are answered as before; how long that takes is measured by benchmarks/hostile.py

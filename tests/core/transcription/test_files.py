@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import soundfile
+from engine.conftest import fitted
 from rich.console import Console
 from tones import decode_words, say
 
@@ -14,8 +15,8 @@ from polyphi import cli
 from polyphi.api import Phi, load
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.messages import Completion
-from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning import sizes
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.transcription import files
 
@@ -23,16 +24,10 @@ from polyphi.transcription import files
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random micro model with its tokenizer."""
-    from polyphi.planning import sizes
-    from polyphi_recipe.stages import lineage
-
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = Tokenizer.train(["one two three <sep>"] * 4, 512)
     tokenizer.save(folder / "tokenizer")
-    config: ModelConfig = lineage.configuration(
-        lineage.after("joint_1_vision_speech"), sizes.MICRO.model, tokenizer
-    )
-    model = PhiModel(config)
+    model = PhiModel(fitted(sizes.MICRO.model, tokenizer))
     model.initialise(0)
     save_checkpoint(model, folder / "model", files=sorted((folder / "tokenizer").iterdir()))
     return folder / "model"
