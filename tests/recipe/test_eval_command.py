@@ -1,4 +1,4 @@
-"""`polyphi eval`: what a model's name means."""
+"""`polyphi eval` with a run of the recipe, and what a model's name means."""
 
 import json
 from pathlib import Path
