@@ -155,14 +155,16 @@ class Run:
         )
 
     def _evaluate_in_parallel(self) -> bool:
-        """Evaluate the tasks without answers in two processes, every second one in each. Returns False where there are
-        no cores or no tasks for two."""
-        answered = {path.stem for path in (self.out / "eval").glob("*.jsonl")}
-        names = [task.name for task in find() if task.name not in answered]
+        """Evaluate the tasks in two processes, every second one in each. Returns False where there are no cores for
+        two, and in a run whose next step, the benchmarks, is done: one process checks the answers in less time than two
+        need to start."""
+        if (self.out / evaluation.RUNS / "results.json").exists():
+            return False
+        names = [task.name for task in find()]
         return processes.run_parallel(
             {
                 f"evaluation {part + 1}": ["eval", "heldout", str(self.out), *names[part::2]]
-                for part in range(min(2, len(names)))
+                for part in range(2)
             },
             self.report,
         )

@@ -1,11 +1,11 @@
 """The precision of a run: chosen once, recorded, on its page, and that of all its processes."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from runtime.test_precision import fresh  # noqa: F401
 
 from polyphi.runtime import precision
 from polyphi.runtime.precision import Choice
@@ -13,18 +13,6 @@ from polyphi.train import resume
 from polyphi_recipe import processes
 from polyphi_recipe.graph import Run
 from polyphi_recipe.report import page
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No cached choice, no environment variable, and no measurement."""
-    monkeypatch.delenv(precision.VARIABLE, raising=False)
-    monkeypatch.setattr(precision, "seconds", lambda run: pytest.fail("measured"))
-    for cached in (precision._measured, precision.slowness):
-        cached.cache_clear()
-    yield
-    for cached in (precision._measured, precision.slowness):
-        cached.cache_clear()
 
 
 def recorded(out: Path) -> dict[str, Any]:

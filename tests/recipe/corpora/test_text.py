@@ -188,13 +188,14 @@ def text_tasks() -> list[Benchmark]:
     return [t for t in find() if t.modality in ("text", "safety") and t.corpus in NAMES]
 
 
-def test_references_of_every_task_score_fully(work):
+@pytest.mark.parametrize("count", few([30, 80], 1))
+def test_references_of_every_task_score_fully(work, count):
     built = set()
     for task in text_tasks():
         if task.corpus not in built:
             build(
                 corpus(task.corpus),
-                Work({"train": 1, "test": 30}, 0, work.cache, work.data, report=work.report),
+                Work({"train": 1, "test": count}, 0, work.cache, work.data, report=work.report),
             )
             built.add(task.corpus)
         rows = select(task, Shards(work.data / task.corpus / "test"), None, 0)
