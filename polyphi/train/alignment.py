@@ -7,7 +7,7 @@ model's embeddings of the words that it stands for. [ours]
 A frozen language model of a few million parameters that was trained on text surrogates of images and speech (corpora
 of `Mix.in_words` and `written_speech`) then needs only encoders that name the contents. Larger models learn this
 mapping from billions of pairs (report 2.2.2). Only samples with annotations are aligned: those of our generators
-(`meta["named"]`, `meta["transcript"]`).
+(`meta["named"]`, `meta["reference"]`).
 
 The logits are cosines between tokens and embeddings, times `LOGIT_SCALE`. Losses are sums over tokens and clips, so
 that a pack's loss is the sum of the losses of its rows.
@@ -53,7 +53,7 @@ def with_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
         if fills_crops(layout, side):
             cells_words = image_words(layout, items, side)
             triples += [(number, *pair) for pair in word_pairs(cells_words, processor.tokenizer)]
-    transcript = sample.meta.get("transcript", "") if len(row.clips) == 1 else ""
+    transcript = sample.meta.get("reference", "") if len(row.clips) == 1 else ""
     pairs = [(0, id) for id in processor.tokenizer.encode(transcript)] if transcript else []
     return replace(
         row,

@@ -61,7 +61,7 @@ class SpeechSampler:
         speaker = self.tts.speaker(language, self.split, self.rng, group)
         wave = self.tts.synthesize(spoken, speaker, self.rng)
         return audio_sample(
-            wave, TRANSCRIBE, text, speaker, task=task, language=language, transcript=text
+            wave, TRANSCRIBE, text, speaker, task=task, language=language, reference=text
         )
 
     def recorded_speech(self, task: str, language: str = "") -> Sample | None:

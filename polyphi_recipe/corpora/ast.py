@@ -108,7 +108,7 @@ def direct_and_chained(
     **meta: str,
 ) -> tuple[Sample, Sample]:
     """Return the direct and the chain-of-thought sample of the same audio."""
-    meta = {"task": "ast", "to": target, "transcript": transcript, **meta}
+    meta = {"task": "ast", "to": target, "reference": transcript, **meta}
     prompt = TRANSLATE.format(LANGUAGES[target])
     direct = audio_sample(wave, prompt, translation, speaker, cot=False, **meta)
     return direct, chained(direct, transcript)

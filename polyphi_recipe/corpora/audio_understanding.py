@@ -253,7 +253,7 @@ class TaskSampler:
             speaker,
             task="digits",
             language="en",
-            transcript=speech.digit_string(numbers),
+            reference=speech.digit_string(numbers),
         )
 
 

@@ -53,17 +53,17 @@ class QuestionSampler:
         language = self.language()
         value = i % 19 if self.split == "test" else None
         written, spoken, result = number_questions.sum_question(self.rng, language, value)
-        return self.spoken("arithmetic", spoken, str(result), language, transcript=written)
+        return self.spoken("arithmetic", spoken, str(result), language, reference=written)
 
     def compare(self, i: int) -> Sample:
         written, spoken, answer = number_questions.comparison(
             self.rng, ("larger", "smaller")[i % 2]
         )
-        return self.spoken("compare", spoken, answer, "en", transcript=written)
+        return self.spoken("compare", spoken, answer, "en", reference=written)
 
     def yes_no(self, i: int) -> Sample:
         written, spoken, answer = number_questions.yes_no_question(self.rng, i % 2 == 0)
-        return self.spoken("yes_no", spoken, answer, "en", transcript=written)
+        return self.spoken("yes_no", spoken, answer, "en", reference=written)
 
     def clip(self, i: int) -> Sample:
         """Return a written question about spoken digits or words."""
@@ -79,7 +79,7 @@ class QuestionSampler:
                 language,
                 f"Which word is {ordinal}?",
                 kind="word",
-                transcript=" ".join(spoken_words),
+                reference=" ".join(spoken_words),
             )
         extreme, language = self.rng.choice(("largest", "smallest")), self.language(numbers=True)
         value = i % 10 if self.split == "test" else self.rng.randrange(10)
@@ -98,7 +98,7 @@ class QuestionSampler:
             language,
             f"Which is the {extreme}?",
             kind="digit",
-            transcript=speech.digit_string(numbers),
+            reference=speech.digit_string(numbers),
         )
 
 

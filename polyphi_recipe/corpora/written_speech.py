@@ -70,7 +70,7 @@ def audio_as_frames(sample: Sample, tokenizer: Tokenizer, rng: Random) -> Sample
     def in_words(part: Part) -> Part:
         if not isinstance(part, Audio):
             return part
-        return Text(frames(sample.meta["transcript"], tokenizer, rng))
+        return Text(frames(sample.meta["reference"], tokenizer, rng))
 
     messages = tuple(replace(m, parts=tuple(map(in_words, m.parts))) for m in sample.messages)
     meta = {key: sample.meta[key] for key in META_KEYS if key in sample.meta} | {"clip": "in words"}
@@ -82,7 +82,7 @@ def image_questions(work: Work, rng: Random, tts: SilentTTSSampler) -> Iterator[
     rows = vision_speech.written_questions(work, "train", tts, rng)
     while rows:
         for row in shuffled(rows, rng):
-            meta = {**row.meta, "transcript": row.prompt[-1].text}
+            meta = {**row.meta, "reference": row.prompt[-1].text}
             yield replace(vision_speech.with_spoken_question(row, b""), meta=meta)
 
 

@@ -355,7 +355,7 @@ def audio_sample(
     **meta: Any,
 ) -> Sample:
     """Return a sample of audio, the text with it ("" for a spoken query) and the answer. `meta` must hold `task` and
-    `language`, and, for speech, the reference `transcript`."""
+    `language`, and, for speech, the transcript `reference`."""
     parts = (Audio(encode(wave)), question) if question else (Audio(encode(wave)),)
     if isinstance(speaker, Speaker | Reader):
         meta = {"voice": speaker.group, "engine": speaker.engine, "speaker": speaker.name, **meta}

@@ -4,6 +4,7 @@ none."""
 import dataclasses
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
@@ -13,12 +14,13 @@ from train.small import make_model, make_processor
 from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
-from polyphi.messages import Image, Message
+from polyphi.messages import Audio, Image, Message
 from polyphi.processing.grids import ROW_END
 from polyphi.train.alignment import (
     Alignment,
     image_words,
     in_words,
+    with_words,
     word_ids,
     word_log_probs,
     word_loss,
@@ -166,3 +168,13 @@ def test_an_image_without_words_is_refused() -> None:
     (plain,) = NextToken().rows(sample, processor, 200)
     with pytest.raises(Unfit, match="found them for 0"):
         in_words(plain, sample, processor)
+
+
+def test_a_clip_is_aligned_by_its_reference_and_not_by_the_transcript_of_a_recording() -> None:
+    """Rows of recordings have `transcript`: only what a generator wrote for the clip is aligned."""
+    processor, wave = make_processor(), np.zeros(16_000, np.float32)
+    messages = (Message.user(Audio((wave, 16_000)), "What?"), Message.assistant("red"))
+    for key, aligned in (("reference", True), ("transcript", False)):
+        sample = Sample("1", messages, "polyphi", "", {key: "red two"})
+        (plain,) = NextToken().rows(sample, processor, 200)
+        assert (with_words(plain, sample, processor).clip_words is not None) == aligned

@@ -62,7 +62,7 @@ def test_a_spoken_question_in_words_keeps_its_picture(tokenizer: Tokenizer) -> N
     meta = {"task": "colour", "language": "en", "named": [[["red star", 0.0, 0.0, 1.0, 1.0]]]}
     row = Sample("1", messages, "polyphi", "MIT", meta)
     spoken = vision_speech.with_spoken_question(row, b"wav")
-    spoken = replace(spoken, meta={**meta, "transcript": "What is this?"})
+    spoken = replace(spoken, meta={**meta, "reference": "What is this?"})
     written = written_speech.audio_as_frames(spoken, tokenizer, Random(0))
     picture, question = written.messages[0].parts
     assert picture == Image(b"png") and isinstance(question, Text)
