@@ -3,8 +3,10 @@ takes seconds of CPU each time."""
 
 import multiprocessing
 import os
+import random
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -29,6 +31,19 @@ def start(
     process = context.Process(target=_run, args=(code, arguments, out, dict(environment or {})))
     process.start()
     return process
+
+
+def killed(
+    code: str, *arguments: str, times: int, within: float, log: Path | None = None
+) -> Iterator[int]:
+    """`start` the code `times` times and kill it, within so many seconds after it began; yields after each kill."""
+    delays = random.Random(0)
+    for number in range(times):
+        process = start(code, *arguments, out=log)
+        time.sleep(delays.uniform(0, within))
+        process.kill()
+        process.join()
+        yield number
 
 
 def _run(

@@ -109,7 +109,7 @@ def record_commit(repository: str, revision: str, commit: str) -> None:
         return
     with suppress(PermissionError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, commit, shared=True)
+        write_whole(path, commit)
 
 
 def record_use(folder: Path) -> None:

@@ -42,6 +42,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.quantization.integer_weights import Quantized
+from polyphi.runtime.files import RECORD, restore
 from polyphi.runtime.heap import give_back
 
 log = logging.getLogger(__name__)
@@ -256,7 +257,7 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
     stored_layout = read_layout(folder)
     if layout not in (stored_layout, QUANTIZED):  # quantized ones have the same settings
         return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    ours = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+    ours = {"config.json", "generation_config.json", "model.safetensors.index.json", RECORD}
     texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
     return [p for p in texts if p.name not in ours]
 
@@ -265,8 +266,10 @@ def locate(source: str | Path) -> Path:
     """The local folder of a checkpoint; for a run's folder that of its `model`; `owner/name` or `owner/name@revision`
     (or `hf:owner/name`) that is no local folder is downloaded from the hub, once."""
     folder = Path(source).expanduser()
+    restore(folder)
     if folder.is_dir():
         inner = folder / "model"
+        restore(inner)
         is_run = (inner / "config.json").is_file() and not (folder / "config.json").exists()
         return inner if is_run else folder
     if folder.suffix == ".gguf":

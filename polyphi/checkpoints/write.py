@@ -4,6 +4,7 @@
 >>> save_checkpoint(model, "elsewhere", quant="int4")
 """
 
+import filecmp
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.quantization.integer_weights import Pieces
-from polyphi.runtime.files import whole_folder
+from polyphi.runtime.files import foreign_files, record_files, whole_folder
 
 ALIGNED = 64
 """Alignment in bytes of quantized tensors in their file, so that kernels can read the mapped file."""
@@ -61,8 +62,9 @@ def save_checkpoint(
     model is written unchanged. `files` (such as a tokenizer's) are copied to the folder.
 
     Everything is written to a temporary folder that replaces `folder` at the end, so a full disk or a kill leaves
-    either the old checkpoint or the new one. Raises ValueError where `folder` has other content, for adapters that the
-    original layout doesn't support, for a model with another quantization and for an unknown `quant`.
+    either the old checkpoint or the new one. Raises ValueError where `folder` has files that weren't written by this
+    function or were changed since, for adapters that the original layout doesn't support, for a model with another
+    quantization and for an unknown `quant`.
     """
     if calibration and quant is None:
         raise ValueError(
@@ -116,14 +118,7 @@ def write_checkpoint(
     if quant is not None:
         dtype = dtype or torch.bfloat16  # as in `load_checkpoint`
     target = Path(folder)
-    if (
-        target.exists()
-        and not (target / "config.json").is_file()
-        and (not target.is_dir() or any(target.iterdir()))
-    ):
-        raise ValueError(
-            f"{target} exists and is not a checkpoint (it has no config.json); use a new or empty folder"
-        )
+    _foreign_names(target, files)  # raises now, rather than after hours
     others = sorted(set(config.adapters) - set(PUBLISHED_ADAPTERS))
     if layout == "original" and others:
         raise ValueError(
@@ -155,7 +150,7 @@ def write_checkpoint(
             else:
                 yield name, converted(entry)
 
-    with whole_folder(target, shared=True) as work:
+    with whole_folder(target) as work:
         stored = _write_shards(output_tensors(), work, max_shard_bytes, aligned=quant is not None)
         config_values = {**config_json.write(config, layout), "torch_dtype": stored}
         if quant is not None:
@@ -188,6 +183,28 @@ def write_checkpoint(
             shutil.copy(file, work / Path(file).name)
         if layout == "native" and quant is None and config.vision and config.audio:
             _write_processor(config, work)
+        record_files(work, except_for=_foreign_names(target, files))
+
+
+def _foreign_names(folder: Path, files: Sequence[str | Path]) -> list[str]:
+    """Names of files in an existing folder that aren't of an earlier checkpoint of ours, but that `files` replaces by
+    equal ones, such as an edited model card. Raises ValueError where other files would be deleted."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder to write, found the file {folder}")
+    foreign = foreign_files(folder) if folder.is_dir() else []
+    copies = {Path(file).name: Path(file) for file in files}
+    lost = [n for n in foreign if n not in copies or not _is_equal(folder / n, copies[n])]
+    if lost:
+        names = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        raise ValueError(
+            f"{folder} has files that polyphi didn't write or that were changed since: {names}; a checkpoint written "
+            "there would delete them: use a new or empty folder, or move them away"
+        )
+    return foreign
+
+
+def _is_equal(a: Path, b: Path) -> bool:
+    return not a.is_symlink() and a.is_file() and filecmp.cmp(a, b, shallow=False)
 
 
 def _write_processor(config: ModelConfig, folder: Path) -> None:

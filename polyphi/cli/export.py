@@ -65,6 +65,8 @@ def export(
     if target:
         hub.prepare(target)
     folder = locate(model)
+    if out.resolve() == folder.resolve():
+        raise ValueError(f"--out {out} is the folder of the model itself; use another one")
     text = model_card.card(
         folder,
         layout,

@@ -1,44 +1,51 @@
-"""Atomic writes of files and folders; locks between processes; hashes.
+"""Atomic writes of files and folders, which delete nothing that others wrote; locks between processes; hashes.
 
 >>> write_whole(Path("notes.txt"), "all of it")
 >>> with whole_folder(Path("index")) as partial:
 ...     (partial / "items.json").write_text("[]")
 
-Each is written under another name in the same folder, synced to the disk and renamed. An error (a full disk, say)
-removes the partial file and leaves the previous one; after a kill the next writer overwrites the partial file.
+Each is written under a name of its own in the same folder, synced to the disk, and takes the other's place in one step.
+An error (a full disk, say) removes the partial file and leaves the previous one. What a kill leaves is removed by the
+next writer; a partial file that is being written is locked.
 """
 
+import ctypes
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import threading
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+RECORD = ".polyphi.json"
+"""File of a written folder: size and time of change of each file in it, by name (`record_files`)."""
+
 
 @contextmanager
-def whole_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """The path of a partial file to write, which replaces `path` if the block ends without an error. `shared`: several
-    threads or processes may write the same file at once, and the last one stays."""
-    partial = _partial(path, shared)
-    try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to report
-            partial.unlink()
-        raise
-    sync(path.parent)
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of a partial file to write, which replaces `path` if the block ends without an error. Several threads
+    and processes may write the same file at once; the last one stays."""
+    with _locked_partial(path, folder=False) as partial:
+        try:
+            yield partial
+            sync(partial)
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to report
+                partial.unlink()
+            raise
+        sync(path.parent)
 
 
-def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) atomically."""
-    with whole_file(path, shared=shared) as partial:
+    with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -48,44 +55,156 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, *, durable: bool = True, shared: bool = False) -> Iterator[Path]:
+def whole_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """An empty folder to fill, which replaces `path` and its content if the block ends without an error. Without
-    `durable` its files aren't synced: for many small ones that can be regenerated. `shared` as in `whole_file`."""
-    partial = _partial(path, shared)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    `durable` its files aren't synced: for many small ones that can be regenerated. Where `path` is a link, the folder
+    that it leads to is replaced. Writers at once as in `whole_file`."""
+    path = path.resolve() if path.is_symlink() else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    restore(path)
+    with _locked_partial(path, folder=True) as partial:
+        try:
+            yield partial
+            if durable:
+                for inner in (partial, *partial.rglob("*")):
+                    if inner.is_file() or inner.is_dir():
+                        sync(inner)
+            _replace_folder(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync(path.parent)
+        shutil.rmtree(partial, ignore_errors=True)  # the previous folder
+
+
+@contextmanager
+def _locked_partial(path: Path, *, folder: bool) -> Iterator[Path]:
+    """Create a partial file or folder for `path`, and lock it while it is written. Those of killed writers are
+    removed."""
+    start, end = f".{path.name}.", ".partial"
+    for entry in os.scandir(path.parent):
+        if entry.name.startswith(start) and entry.name.endswith(end):
+            _remove_unlocked(Path(entry.path))
+    while True:
+        partial = path.with_name(f"{start}{secrets.token_hex(4)}{end}")
+        partial.mkdir() if folder else partial.touch()
+        try:
+            handle = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:  # another writer removed it before it was locked
+            continue
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if partial.exists():
+            break
+        os.close(handle)  # as above
     try:
         yield partial
-        if durable:
-            for file in (p for p in partial.rglob("*") if p.is_file()):
-                sync(file)
-        _replace_folder(partial, path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync(path.parent)
+    finally:
+        os.close(handle)
 
 
-def _partial(path: Path, shared: bool) -> Path:
-    writer = f".{os.getpid()}.{threading.get_ident()}" if shared else ""
-    return path.with_name(f".{path.name}{writer}.partial")
+def _remove_unlocked(partial: Path) -> None:
+    """Delete the partial file or folder of a killed writer. Where the file system can't lock it, it stays."""
+    with suppress(OSError):
+        handle = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        finally:
+            os.close(handle)
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`. An existing target is renamed first, since a rename can't replace a folder with
-    content, and restored if the rename fails."""
-    if not target.exists():
-        source.rename(target)
-        return
-    old = source.with_name(source.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed
-    target.rename(old)
+    """Put the folder `source` at `target` in one step; `source` is then the previous folder, if there was one."""
+    while True:
+        try:
+            if _exchange(source, target):
+                return
+            break
+        except FileNotFoundError:
+            try:
+                source.rename(target)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                # another writer was faster
+    old = _old(target)
+    with locked(_renaming(target)):
+        shutil.rmtree(old, ignore_errors=True)  # of a writer that was killed after both renames
+        target.rename(old)
+        try:
+            source.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        old.rename(source)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchange the names of two folders in one step; False where the system can't."""
+    if b.exists() and not b.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(b))
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(a), os.fsencode(b)
+    here, exchange = -100, 2  # Linux: AT_FDCWD, RENAME_EXCHANGE; macOS: RENAME_SWAP
     try:
-        source.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
+        if sys.platform == "darwin":
+            failed = libc.renamex_np(*names, exchange)
+        else:
+            failed = libc.renameat2(here, names[0], here, names[1], exchange)
+    except AttributeError:
+        failed = -1
+        ctypes.set_errno(errno.ENOSYS)
+    number = ctypes.get_errno()
+    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+        raise OSError(number, os.strerror(number), str(b))
+    return not failed
+
+
+def restore(path: Path) -> None:
+    """Put back a folder whose writer was killed between two renames, on a file system that can't exchange folders."""
+    if not path.exists() and _old(path).exists():
+        with locked(_renaming(path)):
+            if not path.exists():
+                _old(path).rename(path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _renaming(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def record_files(folder: Path, except_for: Collection[str] = ()) -> None:
+    """Record the files of a folder, except for some names, as ours (`foreign_files`)."""
+    states = {name: _state(folder / name) for name in _files(folder) if name not in except_for}
+    (folder / RECORD).write_text(json.dumps(states, indent=1, ensure_ascii=False))
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """The files, links and empty folders in a folder that aren't recorded as ours, or were changed since."""
+    recorded: Any = {}
+    with suppress(OSError, ValueError):
+        recorded = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    states = {name: _state(folder / name) for name in _files(folder)}
+    return [n for n, s in states.items() if s is None or dict(recorded).get(n) != s]
+
+
+def _files(folder: Path) -> list[str]:
+    """The files, links and empty folders in a folder, without the record."""
+    inner = (path for path in folder.rglob("*") if path != folder / RECORD)
+    ends = [p for p in inner if p.is_symlink() or not p.is_dir() or not any(p.iterdir())]
+    return sorted(path.relative_to(folder).as_posix() for path in ends)
+
+
+def _state(path: Path) -> list[int] | None:
+    """Size and time of the last change (in ns) of a file; None for what isn't one."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def cache_folder() -> Path:

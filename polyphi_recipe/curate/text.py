@@ -129,7 +129,7 @@ def _load_pages(language: str, work: Work) -> dict[str, Page]:
             if element == "h1" and not page[0] and not _JOINED.search(text):
                 page[0] = text
             page[1].append([id, text])
-        write_whole(cache_file, json.dumps(pages, ensure_ascii=False), shared=True)
+        write_whole(cache_file, json.dumps(pages, ensure_ascii=False))
     raw = json.loads(cache_file.read_text(encoding="utf-8"))
     return {
         path: Page(

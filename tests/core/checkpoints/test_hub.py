@@ -15,6 +15,7 @@ from huggingface_hub import constants
 import polyphi
 from polyphi import Message, SamplingParams, cli
 from polyphi.checkpoints import hub, model_card
+from polyphi.runtime.files import RECORD
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,7 +66,7 @@ def test_a_trained_model_is_pushed(
     files = {
         str(path.relative_to(out / "model")): path.read_bytes()
         for path in (out / "model").rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != RECORD
     }
     assert repository["files"] == files and "model.safetensors" in files
     assert len(server.storage) == 3, "the weights and two adapters"
@@ -96,7 +97,7 @@ def test_an_export_is_pushed(server: Hub, source: Path, tmp_path: Path) -> None:
     command = ["export", str(source / "phi"), "--out", str(tmp_path / "out"), "--quant", "int8"]
     cli.main([*command, "--push-to-hub", "somebody/phi-int8"])
     files = server.repositories["somebody/phi-int8"]["files"]
-    assert set(files) == {p.name for p in (tmp_path / "out").iterdir() if p.is_file()}
+    assert {*files, RECORD} == {p.name for p in (tmp_path / "out").iterdir() if p.is_file()}
     assert "secret-folder" not in files["README.md"].decode()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from polyphi import cli
 from polyphi.checkpoints import config as public_config
 from polyphi.checkpoints import write
 from polyphi.checkpoints.names import _PATTERNS, RENAMES
@@ -16,6 +17,8 @@ from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
+from tests import forked
+from tests.variants import few
 
 
 @pytest.fixture
@@ -246,14 +249,87 @@ def test_a_failed_save_leaves_the_old_checkpoint(
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
-def test_other_folders_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
-    model = load_checkpoint(folder)
-    (tmp_path / "letters").mkdir()
-    (tmp_path / "letters/dear.txt").write_text("!")
-    with pytest.raises(ValueError, match="is not a checkpoint"):
-        save_checkpoint(model, tmp_path / "letters")
+@pytest.mark.parametrize("name", ["config.json", "thesis.tex", "sub/dear.txt", "empty/", "link"])
+def test_a_folder_with_files_of_others_is_not_overwritten(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    """Not even with a config.json, nor where the files were added to a checkpoint of ours, or changed in it."""
+    model, other = load_checkpoint(folder), tmp_path / "other"
+    for saved_before in (False, True):
+        if saved_before:
+            save_checkpoint(model, other)
+            save_checkpoint(model, other, "mini")  # what we wrote is replaced
+        path = other / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == "link":
+            path.symlink_to(folder)
+        elif name.endswith("/"):
+            path.mkdir()
+        else:
+            path.write_text("{}")
+        before = sorted(other.rglob("*"))
+        with pytest.raises(ValueError, match=f"didn't write.*{name.rstrip('/')}"):
+            save_checkpoint(model, other)
+        assert sorted(other.rglob("*")) == before
+        shutil.rmtree(other)
+
+
+def test_an_equal_file_of_the_user_is_kept_and_stays_theirs(folder: Path, tmp_path: Path) -> None:
+    model, out, card = load_checkpoint(folder), tmp_path / "out", tmp_path / "README.md"
+    save_checkpoint(model, out)
+    for path in (out / "README.md", card):
+        path.write_text("my own")
+    for _ in range(2):
+        save_checkpoint(model, out, files=[card])
+        assert (out / "README.md").read_text() == "my own"
+        with pytest.raises(ValueError, match=r"README\.md"):
+            save_checkpoint(model, out)
+
+
+EXPORT = """
+import sys, torch
+from polyphi.checkpoints.read import load_checkpoint
+from polyphi.checkpoints.write import save_checkpoint
+model = load_checkpoint(sys.argv[1])
+while True:
+    for dtype in (torch.float32, torch.bfloat16):
+        save_checkpoint(model, sys.argv[2], dtype=dtype, max_shard_bytes=100_000)
+"""
+
+
+@pytest.mark.parametrize("kills", few([3, 50], 1))
+def test_a_killed_export_leaves_the_old_or_the_new_checkpoint(
+    folder: Path, tmp_path: Path, kills: int
+) -> None:
+    out = tmp_path / "out"
+    expected = load_checkpoint(folder).state_dict()
+    save_checkpoint(load_checkpoint(folder), out)
+    (tmp_path / "thesis.tex").write_text("1,000 lines")
+    seen = set()
+    for _ in forked.killed(EXPORT, str(folder), str(out), times=kills, within=1.0):
+        state = load_checkpoint(out).state_dict()
+        (dtype,) = {tensor.dtype for tensor in state.values()}
+        seen.add(dtype)
+        assert all(torch.equal(state[name], expected[name].to(dtype)) for name in expected)
+        assert (tmp_path / "thesis.tex").read_text() == "1,000 lines"
+    assert kills < 50 or len(seen) == 2
+    save_checkpoint(load_checkpoint(folder), out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "thesis.tex"]
+
+
+def test_an_export_does_not_rewrite_its_source(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(folder), "--out", str(folder / ".." / "model")])
+    assert "the folder of the model itself" in capsys.readouterr().err.replace("\n", " ")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_an_unknown_layout_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown layout 'tf'"):
-        save_checkpoint(model, tmp_path / "new", "tf")
+        save_checkpoint(load_checkpoint(folder), tmp_path / "new", "tf")
 
 
 def test_files_are_copied_along(folder: Path, tmp_path: Path) -> None:
