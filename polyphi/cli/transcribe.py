@@ -28,7 +28,10 @@ def transcribe(
         bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the transcripts; the same command resumes.")
+        Path | None,
+        typer.Option(
+            help="Folder for the transcripts; the same command keeps those that are done."
+        ),
     ] = None,
     form: Annotated[
         Literal["text", "json", "verbose_json", "srt", "vtt"],
@@ -48,7 +51,7 @@ def transcribe(
         typer.Option(help="Maximum seconds of a segment, such as 30; default: as long as fits."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also transcribe files that have a transcript.")
+        bool, typer.Option("--force", help="Write all transcripts anew, edited ones too.")
     ] = False,
     live: Annotated[
         bool,
@@ -77,7 +80,7 @@ def transcribe(
     import polyphi
     from polyphi.cli.captions import transcribe_live
     from polyphi.transcription.capture import sound_devices
-    from polyphi.transcription.files import find, targets, transcribe_files
+    from polyphi.transcription.files import TranscriptOptions, find, targets, transcribe_files
 
     if cot and to is None:
         raise ValueError("--cot needs a translation: add --to LANGUAGE")
@@ -109,15 +112,19 @@ def transcribe(
     with load_progress() as progress:
         phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
     show_placement(phi)
+    options = TranscriptOptions(
+        form,
+        to,
+        cot,
+        adapter,
+        words="aligned" if aligned else "estimated" if words else None,
+        window=window,
+        model=f"{phi.fingerprint} {quant} {kv}",
+    )
     failed = transcribe_files(
         phi.engine,
         recordings,
-        form=form,
-        to=to,
-        cot=cot,
-        adapter=adapter,
-        words="aligned" if aligned else "estimated" if words else None,
-        window=window,
+        options,
         force=force,
         write=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
     )

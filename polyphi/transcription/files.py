@@ -1,9 +1,11 @@
 """Many recordings to transcript files, for `polyphi transcribe`.
 
 It prints a plan first (minutes, tokens, pieces). Short files run in one batch. Each result is written atomically when
-its group is done, so that a stopped run resumes; a file that can't be read is reported, and the others continue.
+its group is done, so that a stopped run resumes: a transcript of the same recording, model and options is kept
+(record.py). A file that can't be read is reported, and the others continue.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +19,8 @@ from polyphi.engine.engine import Engine
 from polyphi.messages import Message, Transcript
 from polyphi.processing.file_types import AUDIO_FORMATS, SNIFF_BYTES, sniff
 from polyphi.processing.media import AudioStream
-from polyphi.runtime.files import write_whole
-from polyphi.transcription import longform, subtitles
+from polyphi.runtime.files import sha256
+from polyphi.transcription import longform, record, subtitles
 
 SUFFIXES = {
     "text": ".txt",
@@ -32,11 +34,31 @@ MAX_GROUP_FILES, MAX_GROUP_SECONDS = 32, 600.0  # of short files that run and ar
 
 @dataclass(frozen=True)
 class Recording:
-    """A file, the path of its transcript (None: standard output), and its seconds by its header."""
+    """A file, the path of its transcript (None: standard output), its seconds by its header, and the hash of its
+    bytes, if it has a target."""
 
     path: Path
     target: Path | None
     seconds: float = 0.0
+    content: str = ""
+
+
+@dataclass(frozen=True)
+class TranscriptOptions:
+    """What transcripts depend on, apart from their recordings; `model` identifies the model and its precision. The
+    others are options of `Phi.transcribe`, and `form` one of SUFFIXES."""
+
+    form: str = "text"
+    to: str | None = None
+    cot: bool = False
+    adapter: str | None = "auto"
+    words: Literal["estimated", "aligned"] | None = None
+    window: float | None = None
+    model: str = ""
+
+    def digest(self) -> str:
+        """A hash of all options."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
 def find(names: Sequence[str]) -> list[tuple[Path, Path]]:
@@ -87,45 +109,61 @@ def targets(files: Sequence[tuple[Path, Path]], out: Path | None, form: str) -> 
 def transcribe_files(
     engine: Engine,
     recordings: Sequence[Recording],
+    options: TranscriptOptions,
     *,
-    form: str = "text",
-    to: str | None = None,
-    cot: bool = False,
-    adapter: str | None = "auto",
-    words: Literal["estimated", "aligned"] | None = None,
-    window: float | None = None,
     force: bool = False,
     write: Callable[[str], None] = print,
     console: Console | None = None,
 ) -> int:
-    """Transcribe recordings without a transcript (all with `force`); returns the number of files that failed. `write`
-    receives transcripts without a target; plan, progress, warnings and failures go to `console`. Options and
-    ValueErrors as in `Phi.transcribe`."""
+    """Transcribe recordings; returns the number of files that failed. A transcript of the same recording and options is
+    kept; one of others is written again, unless it was edited: that counts as a failure (`force` writes all). `write`
+    receives transcripts without a target; plan, progress, warnings and failures go to `console`. ValueErrors as in
+    `Phi.transcribe`."""
     console = console or Console(stderr=True)
     log = _logger(console)
-    task = replace(longform.transcription(to, cot), adapter=adapter, words=words)
+    task = longform.transcription(options.to, options.cot)
+    task = replace(task, adapter=options.adapter, words=options.words)
     if engine.model.config.audio is None:
         raise ValueError(
             "this model has no audio encoder; load one with an audio encoder to transcribe"
         )
-    engine.row([Message.user(task.prompt)], adapter=adapter)  # raises for an unknown adapter
-    limit = longform.longest_piece(engine, task, window)
+    engine.row([Message.user(task.prompt)], adapter=options.adapter)  # raises for an unknown one
+    limit = longform.longest_piece(engine, task, options.window)
+    settings = options.digest()
     todo, failed = [], 0
-    done = [r for r in recordings if r.target is not None and r.target.exists() and not force]
+    states: Counter[record.State] = Counter()
     for recording in recordings:
-        if recording in done:
-            continue
         try:
             stream = AudioStream(recording.path, max_seconds=longform.LONGEST_RECORDING)
-        except ValueError as error:
+            if recording.target is not None:
+                state = record.state(recording.target, recording.path, settings)
+                states[state] += 1
+                if state == "edited and outdated" and not force:
+                    raise ValueError(
+                        f"{recording.target} is kept: it was edited, or written by another program, and would be "
+                        f"replaced by the transcript of {recording.path} with this model and these options; move it, "
+                        "or use --force"
+                    )
+                if state in ("current", "edited") and not force:
+                    continue
+                recording = replace(recording, content=sha256(recording.path))
+        except (ValueError, OSError) as error:
             failed += 1
             log(f"failed: {error}")
             continue
         # Programs that write a stream don't know its length when they write the header.
         seconds = stream.announced / stream.rate if stream.announced < 2**60 else 0.0
         todo.append(replace(recording, seconds=seconds))
+    kept = 0 if force else states["current"] + states["edited"]
+    if kept:
+        edited = f" ({states['edited']} of them edited since)" if states["edited"] else ""
+        log(f"kept {kept} transcripts of the same recordings, model and options{edited}")
+    if states["outdated"] and not force:
+        log(
+            f"writing {states['outdated']} again: their recording, the model or the options changed"
+        )
     if len(recordings) > 1 or any(r.seconds > limit for r in todo):
-        log(_plan(todo, len(done), limit))
+        log(_plan(todo, limit))
     with _progress(console) as progress:
         total = sum(r.seconds for r in todo)
         unit, size = _unit(total)
@@ -136,7 +174,9 @@ def transcribe_files(
 
         def answers(group: Sequence[Recording]) -> list[Transcript]:
             paths = [recording.path for recording in group]
-            return longform.transcribe(engine, paths, task, window=window, on_progress=advance)
+            return longform.transcribe(
+                engine, paths, task, window=options.window, on_progress=advance
+            )
 
         for group in _groups(todo):
             for recording, result in _results(group, answers):
@@ -147,7 +187,12 @@ def transcribe_files(
                 on_terminal = recording.target is None and console.is_terminal
                 if on_terminal:  # without the bar, behind which the transcript would be printed
                     progress.stop()
-                _write(recording, result, form, write, named=len(recordings) > 1)
+                text = subtitles.write(result, options.form)
+                if recording.target is None:
+                    name = f"{recording.path}: " if len(recordings) > 1 else ""
+                    write(name + text.rstrip("\n"))
+                else:
+                    record.write(recording.target, text, recording.content, settings)
                 if on_terminal:
                     progress.start()
                 for warning in result.warnings:
@@ -155,14 +200,13 @@ def transcribe_files(
     return failed
 
 
-def _plan(todo: Sequence[Recording], done: int, limit: float) -> str:
+def _plan(todo: Sequence[Recording], limit: float) -> str:
     seconds = sum(r.seconds for r in todo)
     pieces = sum(max(1, -(-r.seconds // limit)) for r in todo)
     tokens = seconds * longform.AUDIO_TOKENS
-    skipped = f"; {done} are done already" if done else ""
     return (
         f"{len(todo)} files, {_length(seconds)}, {tokens:,.0f} audio tokens, at least {pieces:.0f} pieces "
-        f"of up to {_length(limit)}{skipped}"
+        f"of up to {_length(limit)}"
     )
 
 
@@ -193,22 +237,6 @@ def _results(
     # A damaged file raises while it is read, before any answer; the others are tried one by one.
     for recording in group:
         yield from _results([recording], answers)
-
-
-def _write(
-    recording: Recording,
-    transcript: Transcript,
-    form: str,
-    write: Callable[[str], None],
-    named: bool,
-) -> None:
-    text = subtitles.write(transcript, form)
-    if recording.target is None:
-        name = f"{recording.path}: " if named else ""
-        write(name + text.rstrip("\n"))
-        return
-    recording.target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(recording.target, text)
 
 
 def _logger(console: Console) -> Callable[[str], None]:

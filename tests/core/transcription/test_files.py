@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from polyphi.messages import Completion
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.transcription import files
+from polyphi.runtime.files import sha256
+from polyphi.transcription import files, record
+from tests import forked
+from tests.variants import few
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +67,14 @@ def talks(tmp_path: Path) -> Path:
 def run(phi: Phi, names: list[str], out: Path | None, **options: Any) -> tuple[int, str, list[str]]:
     log, written = Console(file=io.StringIO(), width=200), list[str]()
     recordings = files.targets(files.find(names), out, options.get("form", "text"))
+    force = options.pop("force", False)
     failed = files.transcribe_files(
-        phi.engine, recordings, write=written.append, console=log, **options
+        phi.engine,
+        recordings,
+        files.TranscriptOptions(**options),
+        force=force,
+        write=written.append,
+        console=log,
     )
     return failed, log.file.getvalue(), written  # type: ignore[attr-defined]
 
@@ -73,8 +84,7 @@ def test_a_folder_becomes_a_folder(phi: Phi, talks: Path, tmp_path: Path) -> Non
     failed, log, written = run(phi, [str(talks)], out)
     assert failed == 1 and not written
     assert "d.wav: the WAV clip is truncated" in log and "4 files, 3.6 seconds" in log
-    texts = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
-    assert texts == {
+    assert transcripts(out) == {
         "a.txt": "w0 w1\n",
         "b.txt": "w1 w2\n",
         "old/c.wav.txt": "w2 w3\n",
@@ -87,7 +97,11 @@ def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, tal
     names = [str(talks / "a.wav"), str(talks / "b.flac")]
     recordings = files.targets(files.find(names), None, "text")
     files.transcribe_files(
-        phi.engine, recordings, write=lambda text: print(text, file=screen.file), console=screen
+        phi.engine,
+        recordings,
+        files.TranscriptOptions(),
+        write=lambda text: print(text, file=screen.file),
+        console=screen,
     )
     erase = "\x1b[2K"
     lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
@@ -96,16 +110,87 @@ def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, tal
     assert line.split(erase)[-1].endswith("a.wav: w0 w1") and "seconds" not in line.split(erase)[-1]
 
 
+def transcripts(out: Path) -> dict[str, str]:
+    paths = (p for p in out.rglob("*") if p.is_file() and p.name != record.RECORD)
+    return {str(p.relative_to(out)): p.read_text() for p in paths}
+
+
 def test_the_same_command_resumes(phi: Phi, talks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(phi, [str(talks)], out)
     (out / "b.txt").unlink()
     (out / "a.txt").write_text("mine")
     failed, log, _ = run(phi, [str(talks)], out)
-    assert failed == 1 and "1 files" in log and "3 are done already" in log
+    assert failed == 1 and "1 files" in log and "kept 3 transcripts" in log and "1 of them" in log
     assert (out / "a.txt").read_text() == "mine" and (out / "b.txt").read_text() == "w1 w2\n"
     run(phi, [str(talks / "*.wav")], out, force=True)
     assert (out / "a.txt").read_text() == "w0 w1\n"
+
+
+@pytest.mark.parametrize("change", ["to", "model", "cot", "window", "recording"])
+def test_a_stale_transcript_is_written_again_unless_it_was_edited(
+    phi: Phi, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    out, names = tmp_path / "out", [str(talks / "a.wav"), str(talks / "b.flac")]
+    run(phi, names, out)
+    options: dict[str, Any] = {}
+    if change == "recording":
+        for name in names:
+            before = Path(name).stat()
+            soundfile.write(name, say([7, 8], [0.1] * 3), 16000)
+            os.utime(name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    else:
+        values = {"to": "German", "model": "other", "cot": True, "window": 30.0}
+        options = {change: values[change]} | ({"to": "German"} if change == "cot" else {})
+        monkeypatch.setattr(
+            phi.engine,
+            "generate_many",
+            lambda conversations, **_: [Completion("w7 w8") for _ in conversations],
+        )
+    (out / "b.txt").write_text("w1 w2, corrected by hand")
+    failed, log, _ = run(phi, names, out, **options)
+    assert transcripts(out) == {"a.txt": "w7 w8\n", "b.txt": "w1 w2, corrected by hand"}
+    assert failed == 1 and "b.txt is kept: it was edited" in log and "writing 1 again" in log
+    failed, log, _ = run(phi, names, out, **options)
+    assert failed == 1 and "kept 1 transcripts" in log
+    run(phi, names, out, force=True, **options)
+    assert transcripts(out) == {"a.txt": "w7 w8\n", "b.txt": "w7 w8\n"}
+
+
+def test_a_text_of_another_program_is_kept(phi: Phi, talks: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.txt").write_text("1,000 lines")
+    failed, log, _ = run(phi, [str(talks / "a.wav")], tmp_path / "out")
+    assert failed == 1 and "a.txt is kept" in log and "--force" in log
+    assert transcripts(tmp_path / "out") == {"a.txt": "1,000 lines"}
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from polyphi.transcription import record
+target = Path(sys.argv[1])
+while True:
+    for settings in "ab":
+        record.write(target, settings * 100_000, sys.argv[2], settings)
+"""
+
+
+@pytest.mark.parametrize("kills", few([5, 50], 1))
+def test_a_kill_between_record_and_transcript_loses_nothing(tmp_path: Path, kills: int) -> None:
+    """The transcript is whole, and is never taken for that of other settings, or for one that was edited."""
+    target, recording = tmp_path / "out" / "a.txt", tmp_path / "a.wav"
+    recording.write_bytes(b"")
+    content = sha256(recording)
+    record.write(target, "a" * 100_000, content, "a")
+    for _ in forked.killed(WRITE, str(target), content, times=kills, within=0.1):
+        text = target.read_text()
+        assert text in ("a" * 100_000, "b" * 100_000)
+        assert record.state(target, recording, text[0]) == "current"
+        assert record.state(target, recording, "b" if text[0] == "a" else "a") == "outdated"
+    record.write(target, "c", sha256(recording), "c")
+    assert record.state(target, recording, "c") == "current"
+    assert sorted(p.name for p in target.parent.iterdir()) == [record.RECORD, "a.txt"]
 
 
 def test_a_file_that_fails_while_reading_does_not_affect_others(
@@ -134,8 +219,8 @@ def test_an_interrupt_leaves_what_is_finished(
     monkeypatch.setattr(phi.engine, "generate_many", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(phi, [str(talks)], tmp_path / "out")
-    written = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert len(written) == 2 and all(p.read_text().startswith("w") for p in written)
+    written = transcripts(tmp_path / "out").values()
+    assert len(written) == 2 and all(text.startswith("w") for text in written)
 
 
 @pytest.mark.parametrize("form", sorted(files.SUFFIXES))
@@ -164,6 +249,43 @@ def test_invalid_arguments_raise_before_anything_runs(
         run(phi, [str(talks / "a.wav")], None, adapter="x")
     failed, log, _ = run(phi, [str(talks / "gone.wav")], None)
     assert failed == 1 and "found nothing there" in log
+
+
+COMMAND = """
+import sys
+from polyphi import cli
+from polyphi.transcription import files
+files.MAX_GROUP_FILES = 1
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("kills", few([2, 50], 1))
+def test_a_killed_command_leaves_whole_transcripts(
+    checkpoint: Path, talks: Path, tmp_path: Path, kills: int
+) -> None:
+    (talks / "d.wav").unlink()
+    expected, out = tmp_path / "expected", tmp_path / "out"
+    command = ["transcribe", str(checkpoint), str(talks), "--format", "srt", "--out"]
+    began = time.monotonic()
+    whole = forked.start(COMMAND, *command, str(expected))
+    whole.join()
+    seconds = time.monotonic() - began
+    assert len(transcripts(expected)) == 4
+    (out / "old").mkdir(parents=True)
+    (out / "thesis.tex").write_text("1,000 lines")
+    counts = set()
+    for _ in forked.killed(COMMAND, *command, str(out), times=kills, within=seconds):
+        written = transcripts(out)
+        assert written.pop("thesis.tex") == "1,000 lines"
+        assert written.items() <= transcripts(expected).items()
+        counts.add(len(written))
+        if len(written) == 4:
+            for name in written:
+                (out / name).unlink()
+    assert kills < 50 or len(counts) > 1
+    cli.main([*command, str(out)])
+    assert transcripts(out) == {**transcripts(expected), "thesis.tex": "1,000 lines"}
 
 
 def test_the_command_line(

@@ -1,0 +1,59 @@
+"""What each transcript in a folder was made of, so that the same command again keeps the right ones.
+
+A folder of transcripts has a file of JSON lines, `.transcripts.jsonl`: for each transcript the hash of its text, of the
+recording's bytes, and of the model and options. A line is appended before its transcript is written: after a kill
+between the two, the transcript is that of an earlier line or missing. The last line of a text is the valid one.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from polyphi.runtime.files import sha256, write_whole
+
+RECORD = ".transcripts.jsonl"
+State = Literal["missing", "current", "outdated", "edited", "edited and outdated"]
+
+
+def state(target: Path, recording: Path, settings: str) -> State:
+    """Whether the transcript `target` is that of the recording's bytes with these settings (a hash), and whether its
+    text is one that `write` wrote. Raises OSError where one of the files can't be read."""
+    if not target.exists():
+        return "missing"
+    lines = [line for line in _lines(target.parent) if line.get("transcript") == target.name]
+    text = sha256(target)
+    ours = [line for line in lines if line.get("text") == text]
+    of = {"recording": sha256(recording), "settings": settings}
+    is_current = bool(lines) and (ours or lines)[-1].items() >= of.items()
+    if ours:
+        return "current" if is_current else "outdated"
+    return "edited" if is_current else "edited and outdated"
+
+
+def write(target: Path, text: str, recording: str, settings: str) -> None:
+    """Write a transcript, after the hashes of its recording and settings."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    line = {
+        "transcript": target.name,
+        "text": hashlib.sha256(text.encode()).hexdigest(),
+        "recording": recording,
+        "settings": settings,
+    }
+    with (target.parent / RECORD).open("ab") as file:
+        # A line that a kill cut short ends here.
+        file.write(b"\n" + json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    write_whole(target, text)
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    lines = []
+    with suppress(FileNotFoundError):
+        for text in (folder / RECORD).read_bytes().splitlines():
+            with suppress(ValueError):  # empty, or cut short by a kill
+                lines.append(json.loads(text))
+    return lines
