@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.checkpoints import pull
+from polyphi.checkpoints import hashes, pull
 from polyphi.checkpoints.fingerprint import fingerprint
 from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.processor import make_processor
@@ -299,6 +299,7 @@ def load(
     cache_gb: float | None = None,
     kv: str | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    verify: bool = False,
     progress: Callable[[str, float | None], None] = lambda stage, share: None,
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`checkpoints/names.py`).
@@ -316,15 +317,20 @@ def load(
     and functions that need text raise ValueError. `max_num_seqs`: maximum batch size (sequences); `cache_gb`: memory of
     the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
     `adapters`: name -> folder of further adapters as PEFT writes them (checkpoints/peft.py), which a quantized model
-    keeps in bfloat16. `progress`: called with the stage that begins ("checkpoint", "download" and "quantization" of a
-    new hub id, "tokenizer", "weights", "engine") and the share of it that is done, None where unknown; for "download"
-    in other threads. Raises ValueError for invalid arguments, checkpoints and adapters, and for a hub id that can't be
+    keeps in bfloat16. `verify`: read all files of the checkpoint first and compare them with the hashes recorded when
+    they were downloaded or quantized; otherwise names, sizes and headers are checked (docs/pull.md). `progress`: called
+    with the stage that begins ("checkpoint", "download" and "quantization" of a new hub id, "verification",
+    "tokenizer", "weights", "engine") and the share of it that is done, None where unknown; for "download" in other
+    threads. Raises ValueError for invalid arguments, checkpoints and adapters, and for a hub id that can't be
     downloaded; OSError for an interrupted download, which the same call resumes, and a full disk; ValueError if the
-    weights don't fit.
+    weights don't fit, and with `verify` for a file that differs from its hash and a folder without recorded hashes.
     """
     progress("checkpoint", None)
     target = placement.choose(device)
     folder = pull.find(path_or_id, quant, progress=progress)
+    if verify:
+        progress("verification", 0.0)
+        hashes.check(folder, lambda share: progress("verification", share))
     stored_quant = read_quantization(folder)
     progress("tokenizer", None)
     vocabulary = _load_tokenizer(folder, tokenizer)

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,7 +36,9 @@ class Hub(ThreadingHTTPServer):
     requests; `sent`: bytes of each file that was sent.
 
     `cuts`: file -> after how many bytes each of its next downloads is cut off; `damaged`: files whose last byte is
-    wrong; `rate`: bytes a second of each connection."""
+    wrong; `rate`: bytes a second of each connection. Of a server that isn't a trusted one: `listed` changes what is
+    listed of a model; `etags`: file -> its ETag; `surplus`: file -> how many bytes follow its content; `unsized`: it
+    doesn't tell sizes of large files."""
 
     daemon_threads = True
 
@@ -49,6 +51,10 @@ class Hub(ThreadingHTTPServer):
         self.cuts: dict[str, list[int]] = {}
         self.damaged: set[str] = set()
         self.rate: float | None = None
+        self.listed: Callable[[dict[str, Any]], None] = lambda answer: None
+        self.etags: dict[str, str] = {}
+        self.surplus: dict[str, int] = {}
+        self.unsized = False
 
     @property
     def address(self) -> str:
@@ -193,19 +199,19 @@ class Handler(BaseHTTPRequestHandler):
             )
         if match["file"]:
             return self._resolve(name, files, match["file"])
-        self._answer(
-            {
-                "id": name,
-                "sha": commit(files),
-                "private": repository["private"],
-                "gated": "auto" if repository.get("gated") else False,
-                "siblings": [
-                    {"rfilename": path, "blobId": etag(path, content), **_facts(path, content)}
-                    for path, content in files.items()
-                ],
-                "tags": [],
-            }
-        )
+        answer = {
+            "id": name,
+            "sha": commit(files),
+            "private": repository["private"],
+            "gated": "auto" if repository.get("gated") else False,
+            "siblings": [
+                {"rfilename": path, "blobId": etag(path, content), **_facts(path, content)}
+                for path, content in files.items()
+            ],
+            "tags": [],
+        }
+        self.server.listed(answer)
+        self._answer(answer)
 
     def _revisions(self, name: str) -> dict[str, dict[str, Content]]:
         repository = self.server.repositories[name]
@@ -221,11 +227,13 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer({"error": "no such file"}, 404, X_Error_Code="EntryNotFound")
         content = files[file]
         facts = {"X-Repo-Commit": commit(files)}
+        tag = self.server.etags.get(file, f'"{etag(file, content)}"')
         if not is_large(file):
-            return self._send(file, content, {**facts, "ETag": f'"{etag(file, content)}"'})
+            return self._send(file, content, {**facts, "ETag": tag})
         self.send_response(302)
-        facts["X-Linked-ETag"] = f'"{etag(file, content)}"'
-        facts["X-Linked-Size"] = str(size(content))
+        facts["X-Linked-ETag"] = tag
+        if not self.server.unsized:
+            facts["X-Linked-Size"] = str(size(content))
         # Another host, as that of the Hub's storage is: clients don't send it their token.
         storage = f"http://localhost:{self.server.server_address[1]}"
         facts["Location"] = f"{storage}/lfs/{name}/{commit(files)}/{file}"
@@ -242,7 +250,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer({}, 416, Content_Range=f"bytes */{length}")
         self.send_response(206 if match else 200)
         ranges = {"Content-Range": f"bytes {start}-{length - 1}/{length}"} if match else {}
-        fields = {"Content-Length": str(length - start), "Accept-Ranges": "bytes"}
+        surplus = self.server.surplus.get(file, 0)
+        fields = {"Content-Length": str(length - start + surplus), "Accept-Ranges": "bytes"}
         for key, value in {**fields, **ranges, **(headers or {})}.items():
             self.send_header(key, value)
         self.end_headers()
@@ -257,6 +266,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.sent[file] += len(piece)
             if self.server.rate:
                 time.sleep(len(piece) / self.server.rate)
+        for _ in range(0, surplus, PIECE):
+            self.wfile.write(bytes(PIECE))
+            self.server.sent[file] += PIECE
         self.wfile.flush()
 
     def do_PUT(self) -> None:  # an address that the batch endpoint gave

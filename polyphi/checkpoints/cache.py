@@ -10,13 +10,15 @@ the next `polyphi pull`, this commit is used, and the Hub isn't asked again. Dow
 (`$HF_HUB_CACHE`, by default `~/.cache/huggingface/hub`), which other programs share. This module imports no torch.
 """
 
+import errno
 import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,13 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 SCHEME = re.compile(r"(?P<scheme>[\w-]+)-v(?P<format>\d+)")
 SHORT = 12
 """Digits of a commit that are shown."""
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+ALIKE = 0.75
+"""Similarity (difflib) of names of folders, from which on one may be a typing error of the other: two swapped
+characters of four."""
+OUR_FOLDERS = ("runs", "results", "exported", "models", "checkpoints", "data", "out")
+"""Folders that our commands and pages write to. `runs/nano` is a path, even where there is no `runs` here: in another
+folder the same command must not load what somebody uploaded to the Hub under this name."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +80,78 @@ def _folder(repository: str) -> Path:
     return models_folder() / repository.replace("/", "--")  # the Hub allows no -- in names
 
 
+def hub_folder(repository: str) -> Path:
+    """The folder of a repository in huggingface_hub's cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+
+
 def hub_name(source: str | Path) -> tuple[str, str] | None:
     """The repository and revision that `owner/name`, `owner/name@revision` or either after `hf:` names; None for
-    folders and files that exist, and for other texts."""
-    match = HUB_NAME.fullmatch(str(source).removeprefix("hf:"))
+    folders and files that exist, and for other texts. Raises ValueError for a name without `hf:` that looks like a path
+    and isn't stored: the Hub may have a model of a stranger by that name."""
+    text = str(source)
+    match = HUB_NAME.fullmatch(text.removeprefix("hf:"))
     if match is None or Path(source).expanduser().exists():
         return None
-    return match["repository"], match["revision"] or MAIN
+    repository, revision = match["repository"], match["revision"] or MAIN
+    if not text.startswith("hf:") and not _is_known(repository):
+        path = Path(repository)
+        near = _near_folder(path)
+        if near or path.parent.is_dir() or path.parent.name in OUR_FOLDERS:
+            hint = f"did you mean {near}? For" if near else "for"
+            raise ValueError(
+                f"expected a checkpoint folder, found no folder {repository} here; {hint} a model of the Hub write "
+                f"hf:{text}"
+            )
+    return repository, revision
 
 
-def lock(repository: str, *, wait: bool) -> AbstractContextManager[bool]:
-    """The lock of a repository between processes that download, quantize or remove it (`runtime.files.locked`)."""
-    name = repository.replace("/", "--")
-    return locked(models_folder() / ".locks" / f"{name}.lock", wait)
+def _is_known(repository: str) -> bool:
+    """Whether a model of a repository is or was stored, so that a user has named it before."""
+    return _folder(repository).is_dir() or any(
+        hub_folder(repository).glob("snapshots/*/config.json")
+    )
+
+
+def _near_folder(path: Path) -> Path | None:
+    """An existing folder of the form owner/name that `path` may be a typing error of."""
+    owners = [p.name for p in Path().glob("*") if p.is_dir()]
+    for owner in get_close_matches(path.parent.name, owners, cutoff=ALIKE):
+        names = [p.name for p in Path(owner).glob("*") if p.is_dir()]
+        if near := get_close_matches(path.name, names, n=1, cutoff=ALIKE):
+            return Path(owner, near[0])
+    return None
+
+
+@contextmanager
+def lock(repository: str, *, wait: bool) -> Iterator[bool]:
+    """The lock of a repository between processes that download, quantize or remove it; without `wait` yields False at
+    once if it is taken. It is a file in our cache and another in the Hub's, since processes with another cache of ours
+    may share that. A cache that is read-only is not locked, since this process writes nothing there."""
+    hub = hub_folder(repository)
+    ours = models_folder() / ".locks" / f"{repository.replace('/', '--')}.lock"
+    with ExitStack() as stack:
+        yield all(
+            _is_locked(stack, path, wait)
+            for path in (ours, hub.parent / ".locks" / hub.name / "polyphi.lock")
+        )
+
+
+def _is_locked(stack: ExitStack, path: Path, wait: bool) -> bool:
+    try:
+        return stack.enter_context(locked(path, wait))
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        return True
 
 
 def commit_of(repository: str, revision: str) -> str | None:
-    """The commit of a revision that was downloaded and verified, None if none was."""
+    """The commit of a revision that was downloaded and verified, None if none was. Raises ValueError for a revision
+    that is no name."""
     if COMMIT.fullmatch(revision):
         return revision
     if re.fullmatch(r"[0-9a-f]{7,39}", revision):
@@ -95,21 +159,48 @@ def commit_of(repository: str, revision: str) -> str | None:
         matches = [commit for commit in commits if commit.startswith(revision)]
         if len(matches) == 1:
             return matches[0]
-    with suppress(OSError):
-        commit = (_folder(repository) / "refs" / revision).read_text().strip()
+    return read_ref(_folder(repository), revision)
+
+
+def read_ref(folder: Path, revision: str) -> str | None:
+    """The commit that a repository's folder, in our cache or the Hub's, has recorded for a branch or tag."""
+    with suppress(OSError, UnicodeDecodeError):
+        commit = _ref_file(folder, revision).read_text().strip()
         return commit if COMMIT.fullmatch(commit) else None
     return None
+
+
+def check_revision(revision: str) -> None:
+    """Raise ValueError for a revision that can't be the name of a branch, tag or commit, and of a file here."""
+    if not files.is_inner(revision):
+        raise ValueError(f"expected a branch, tag or commit as revision, found {revision!r}")
+
+
+def _ref_file(folder: Path, revision: str) -> Path:
+    """The file that records the commit of a branch or tag in a repository's folder. Raises as `check_revision`."""
+    check_revision(revision)
+    return folder / "refs" / revision
 
 
 def record_commit(repository: str, revision: str, commit: str) -> None:
     """Record that a revision is this commit, which is completely downloaded. Does nothing if the cache is read-only:
     the Hub is then asked at the next start."""
-    path = _folder(repository) / "refs" / revision
-    if COMMIT.fullmatch(revision) or commit_of(repository, revision) == commit:
+    if commit_of(repository, revision) != commit:
+        write_ref(_folder(repository), revision, commit)
+
+
+def write_ref(folder: Path, revision: str, commit: str) -> None:
+    """Record the commit of a branch or tag in a repository's folder, in our cache or the Hub's, unless that is
+    read-only."""
+    if COMMIT.fullmatch(revision) or read_ref(folder, revision) == commit:
         return
-    with suppress(PermissionError):
+    path = _ref_file(folder, revision)
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, commit)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
 
 
 def record_use(folder: Path) -> None:
@@ -176,7 +267,7 @@ def _unlinked(repository: "CachedRepoInfo") -> list[Path]:
 def readable(folder: Path) -> bool:
     """Whether a folder has the configuration of a model that polyphi reads: of Phi-4, whose head is tied to the
     embedding, unlike that of Phi-3."""
-    with suppress(ValueError, OSError):
+    with suppress(ValueError, OSError, TypeError):
         values = files.read_json(folder / "config.json")
         tied = values.get("tie_word_embeddings") is not False
         return values.get("model_type") in files.MODEL_TYPES and tied

@@ -3,27 +3,27 @@
 >>> folder = download("microsoft/Phi-4-mini-instruct")   # asks the Hub; what is there already isn't fetched again
 >>> folder = stored("microsoft/Phi-4-mini-instruct")     # of the last download, without a connection; None if none is
 
-The files lie in huggingface_hub's cache, where other programs find them too. Weights are fetched by huggingface_hub's
-`http_get` into a partial file that we keep: `snapshot_download` deletes its own when it is interrupted (version 2), and
-then a shard of 5 GB would begin again. The rest is `snapshot_download`. This module imports no torch.
+The files lie in huggingface_hub's cache, where other programs find them too: `blobs/HASH` has the content, and
+`snapshots/COMMIT/NAME` is a link to it. They are fetched by huggingface_hub's `http_get` into a partial file that we
+keep: `snapshot_download` deletes its own when it is interrupted (version 2), and then a shard of 5 GB would begin
+again; it also uses names and hashes as paths as the Hub sends them. A complete file replaces a damaged one of its name
+at once; nothing is deleted but partial files that arrived damaged. This module imports no torch.
 """
 
 import errno
-import hashlib
 import logging
+import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-from polyphi.checkpoints import cache, files
+from polyphi.checkpoints import cache, files, hashes, listing
+from polyphi.checkpoints.listing import HubFile, Listing
 from polyphi.runtime.files import size_text
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 log = logging.getLogger(__name__)
 TEXTS = (".json", ".txt", ".jinja")
@@ -32,7 +32,6 @@ CONNECTIONS = 4
 ATTEMPTS = 3
 """Connections for a file in one command, each with the retries of huggingface_hub. The next command resumes."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 Progress = Callable[[str, float | None], None]
 
 
@@ -55,102 +54,131 @@ def locate(repository: str, revision: str = cache.MAIN, *, progress: Progress = 
         return stored(repository, revision) or download(repository, revision, progress=progress)
 
 
-def alone(repository: str) -> AbstractContextManager[Any]:
-    """The lock of a repository, after another process released it; none where our cache is read-only."""
-    try:
-        with cache.lock(repository, wait=False) as free:
-            if not free:
-                log.info("waiting for another process that downloads or quantizes %s", repository)
-    except OSError as error:
-        if error.errno not in READ_ONLY:
-            raise
-        return nullcontext()
+def alone(repository: str) -> AbstractContextManager[bool]:
+    """The lock of a repository, after another process released it (`cache.lock`)."""
+    with cache.lock(repository, wait=False) as free:
+        if not free:
+            log.info("waiting for another process that downloads or quantizes %s", repository)
     return cache.lock(repository, wait=True)
 
 
-def download(repository: str, revision: str = cache.MAIN, *, progress: Progress = silent) -> Path:
+def download(
+    repository: str,
+    revision: str = cache.MAIN,
+    *,
+    verify: bool = False,
+    progress: Progress = silent,
+) -> Path:
     """The folder of a revision (branch, tag or commit) as the Hub has it now, after its missing and damaged files were
-    fetched. Without a connection, a complete earlier download. The caller holds the repository's lock. Raises
-    ValueError for repositories that can't be read or hold no model of ours, and OSError for failed downloads, which the
-    same call resumes."""
+    fetched. Without a connection, a complete earlier download, with `verify` after its hashes were compared. The caller
+    holds the repository's lock. Raises ValueError for repositories that can't be read or hold no model of ours, for a
+    Hub that isn't trusted, and for damage without a connection; OSError for failed downloads, which the same call
+    resumes."""
     try:
-        info = model_info(repository, revision)
+        listed = listing.ask(repository, revision)
     except Exception as error:
         folder = _earlier(repository, revision) if _is_offline(error) else None
         if folder is None:
             raise _explanation(error, repository, revision) from error
         log.info("%s; using %s", _reason(error), folder)
+        if verify:
+            hashes.check(folder, lambda share: progress("verification", share))
         return folder
     try:
-        folder = _fetch(repository, revision, info, progress)
+        folder = _fetch(listed, progress)
     except Exception as error:
         raise _explanation(error, repository, revision, started=True) from error
-    if folder.name != info.sha:
-        raise OSError(
-            f"{repository} changed on the Hub while it was downloaded: run the same command again"
-        )
     if text := files.fault(folder):
         raise ValueError(f"{repository} isn't complete on the Hub: {text}")
-    cache.record_commit(repository, revision, folder.name)
+    cache.write_ref(cache.hub_folder(repository), revision, listed.commit)
+    cache.record_commit(repository, revision, listed.commit)
     return folder
 
 
 def current_commit(repository: str, revision: str) -> str | None:
     """The commit of a revision on the Hub now; without a connection, that of the last download, or None."""
     try:
-        return model_info(repository, revision).sha
+        return listing.ask(repository, revision).commit
     except Exception as error:
         if _is_offline(error):
             return cache.commit_of(repository, revision)
         raise _explanation(error, repository, revision) from error
 
 
-def model_info(repository: str, revision: str) -> "ModelInfo":
-    """The commit and the files of a revision on the Hub."""
-    from huggingface_hub import HfApi, constants
-
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
-    return HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=timeout)
-
-
-def _link(repository: str, revision: str, names: Sequence[str]) -> Path:
-    """The snapshot of a revision after the files of these names that aren't in the cache were fetched."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import tqdm
-
-    class NoBar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})
-
-    return Path(
-        snapshot_download(
-            repository, revision=revision, allow_patterns=list(names), tqdm_class=NoBar
-        )
-    )
-
-
-def _fetch(repository: str, revision: str, info: "ModelInfo", progress: Progress) -> Path:
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    texts = [n for n in siblings if n.endswith(TEXTS) and n.count("/") == n.count("-lora/")]
+def _fetch(listed: Listing, progress: Progress) -> Path:
+    """Fetch the files of a model that aren't in the cache, and link them into the snapshot's folder."""
+    texts = [n for n in listed.files if n.endswith(TEXTS) and n.count("/") == n.count("-lora/")]
     if "config.json" not in texts:
-        raise ValueError(f"{repository} has no config.json on the Hub; expected a model")
-    folder = _snapshot(repository, str(info.sha))
-    _remove_damaged(folder, [siblings[name] for name in texts])
-    folder = _link(repository, revision, texts)
-    weights = needed_weights(repository, folder, list(siblings))
+        raise ValueError(f"{listed.repository} has no config.json on the Hub; expected a model")
+    folder = _snapshot(listed.repository, listed.commit)
+    with _without_bars():
+        total = _fetch_files(listed, listing.complete(listed, texts), silent)
+    weights = listing.complete(
+        listed, needed_weights(listed.repository, folder, list(listed.files))
+    )
     progress("verification", None)
-    _remove_damaged(folder, [siblings[name] for name in weights])
-    missing = [siblings[name] for name in weights if not (folder / name).is_file()]
-    if missing:
-        progress("download", None)
-        _check_space(repository, missing)
-        _fetch_weights(repository, str(info.sha), missing, progress)
-    folder = _link(repository, revision, [*texts, *weights])
-    for name in texts:
-        if text := damage(folder / name, siblings[name]):
-            _unlink(folder / name)
-            raise OSError(f"{text}; it was removed: run the same command again")
+    total += _fetch_files(listed, weights, progress)
+    log.info("verified %d files, %s, in %s", len(texts) + len(weights), size_text(total), folder)
     return folder
+
+
+def _fetch_files(listed: Listing, hub_files: Sequence[HubFile], progress: Progress) -> int:
+    """Fetch and link files; returns the bytes of all. What is here is compared with its hash first."""
+    folder = _snapshot(listed.repository, listed.commit)
+    missing: dict[Path, list[HubFile]] = {}  # by content: two files may have the same
+    for file in hub_files:
+        if not _is_whole(folder / file.name, file):
+            missing.setdefault(_blob(listed, file), []).append(file)
+    contents = {
+        blob: same[0]
+        for blob, same in missing.items()
+        if not blob.is_file() or damage(blob, same[0])
+    }
+    if contents:
+        progress("download", None)
+        _check_space(listed.repository, contents)
+        _fetch_contents(listed, contents, progress)
+    for blob, same in missing.items():
+        _link(blob, folder, [file.name for file in same])
+    return sum(file.size or 0 for file in hub_files)
+
+
+def _is_whole(path: Path, file: HubFile) -> bool:
+    if not path.is_file():
+        return False
+    if text := damage(path, file):
+        log.warning("%s: it is downloaded again", text)
+    return not text
+
+
+def damage(path: Path, file: HubFile) -> str | None:
+    """How the content at `path` differs from a file of the Hub: in its size, or else in its hash."""
+    size = path.stat().st_size
+    if size != file.size:
+        return f"{path} has {size:,} bytes, the Hub lists {file.size:,}"
+    assert file.digest is not None
+    return hashes.mismatch(path, file.digest)
+
+
+def _link(blob: Path, folder: Path, names: Sequence[str]) -> None:
+    """Link files of a snapshot's folder to their content. Where the file system has no links, it is moved there."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{path.parent} is a link to another folder: remove it, and run the same command again"
+            )
+        partial = path.with_name(f".{path.name}.partial")
+        partial.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            partial.symlink_to(os.path.relpath(blob, path.parent))
+        except OSError:
+            if name == names[-1]:
+                blob.replace(partial)
+            else:
+                shutil.copyfile(blob, partial)
+        partial.replace(path)
 
 
 def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[str]:
@@ -162,9 +190,9 @@ def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[
             f"{repository} has the model_type {values.get('model_type')!r}; expected a Phi-4-mini or Phi-4-multimodal "
             f"({', '.join(files.MODEL_TYPES)})"
         )
-    index = files.read_json(folder / files.INDEX)
-    if index:
-        weights = sorted(set(index.get("weight_map", {}).values()))
+    index = folder / files.INDEX
+    if index.is_file():
+        weights = files.index_members(index)
     else:
         weights = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
     if absent := [name for name in weights if name not in names]:
@@ -178,67 +206,36 @@ def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[
 
 def _snapshot(repository: str, commit: str) -> Path:
     """The folder of a commit in huggingface_hub's cache."""
-    return _repository_folder(repository) / "snapshots" / commit
+    return cache.hub_folder(repository) / "snapshots" / commit
 
 
-def _repository_folder(repository: str) -> Path:
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
+def _blob(listed: Listing, file: HubFile) -> Path:
+    """The content of a file in huggingface_hub's cache."""
+    assert file.digest is not None
+    return cache.hub_folder(listed.repository) / "blobs" / file.digest
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}{PARTIAL}")
 
 
 def _earlier(repository: str, revision: str) -> Path | None:
     """A complete download of a revision, by us or by another program."""
     if folder := stored(repository, revision):
         return folder
-    with suppress(OSError):
-        commit = (_repository_folder(repository) / "refs" / revision).read_text().strip()
+    if commit := cache.read_ref(cache.hub_folder(repository), revision):
         folder = _snapshot(repository, commit)
         return folder if cache.readable(folder) and files.fault(folder) is None else None
     return None
 
 
-def damage(path: Path, sibling: "RepoSibling") -> str | None:
-    """How a file differs from what the Hub lists: its size, or its hash where the Hub has one."""
-    size = path.stat().st_size
-    if sibling.size is not None and size != sibling.size:
-        return f"{path} has {size:,} bytes, the Hub lists {sibling.size:,}"
-    if sibling.lfs is not None:
-        expected, digest = sibling.lfs.sha256, hashlib.sha256()
-    elif sibling.blob_id is not None:
-        expected, digest = sibling.blob_id, hashlib.sha1(b"blob %d\0" % size)
-    else:
-        return None
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    if digest.hexdigest() != expected:
-        return f"{path} has the hash {digest.hexdigest()[:12]}, the Hub lists {expected[:12]}"
-    return None
-
-
-def _remove_damaged(folder: Path, siblings: "Sequence[RepoSibling]") -> None:
-    """Delete files of an earlier download that differ from the Hub's, so that they are fetched again."""
-    for sibling in siblings:
-        path = folder / sibling.rfilename
-        if path.is_file() and (text := damage(path, sibling)):
-            log.warning("%s: it is downloaded again", text)
-            _unlink(path)
-
-
-def _unlink(path: Path) -> None:
-    path.resolve().unlink(missing_ok=True)  # the content; `path` is a link to it
-    path.unlink(missing_ok=True)
-
-
-def _check_space(repository: str, siblings: "Sequence[RepoSibling]") -> None:
-    folder = _repository_folder(repository)
-    parts = sum(p.stat().st_size for p in folder.glob(f"blobs/*{PARTIAL}"))
-    needed = max(0, sum(sibling.size or 0 for sibling in siblings) - parts)
-    check_space(folder, needed, f"the download of {repository}", "HF_HOME")
-    rest = f", {size_text(parts)} of it are here" if parts else ""
-    total = sum(sibling.size or 0 for sibling in siblings)
+def _check_space(repository: str, contents: dict[Path, HubFile]) -> None:
+    partials = [path for blob in contents if (path := _partial(blob)).exists()]
+    here = sum(path.stat().st_size for path in partials)
+    total = sum(file.size or 0 for file in contents.values())
+    folder = cache.hub_folder(repository)
+    check_space(folder, max(0, total - here), f"the download of {repository}", "HF_HOME")
+    rest = f", {size_text(here)} of it are here" if here else ""
     log.info("downloading %s: %s%s", repository, size_text(total), rest)
 
 
@@ -265,12 +262,15 @@ PARTIAL = ".polyphi.incomplete"
 
 
 class _Partial:
-    """A file that is appended to; `written` is called with the bytes of each piece, and may raise to stop."""
+    """A file of at most `limit` bytes that is appended to; `written` is called with the bytes of each piece. Both may
+    raise to stop."""
 
-    def __init__(self, file: IO[bytes], written: Callable[[int], None]) -> None:
-        self._file, self._written = file, written
+    def __init__(self, file: IO[bytes], limit: int, written: Callable[[int], None]) -> None:
+        self._file, self._limit, self._written = file, limit, written
 
     def write(self, piece: bytes) -> int:
+        if self._file.tell() + len(piece) > self._limit:
+            raise _TooLong
         self._written(len(piece))
         return self._file.write(piece)
 
@@ -278,11 +278,29 @@ class _Partial:
         return getattr(self._file, name)
 
 
-def _fetch_weights(
-    repository: str, commit: str, siblings: "Sequence[RepoSibling]", progress: Progress
-) -> None:
-    """Fetch files into the cache, each under its hash; the caller links them into the snapshot."""
-    total = sum(sibling.size or 0 for sibling in siblings)
+class _TooLong(Exception):
+    """A server sent more of a file than it lists."""
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Let huggingface_hub show no bars: for small files."""
+    from huggingface_hub import utils
+
+    group = "huggingface_hub.http_get"
+    if utils.are_progress_bars_disabled(group):
+        yield
+        return
+    utils.disable_progress_bars(group)
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars(group)
+
+
+def _fetch_contents(listed: Listing, contents: dict[Path, HubFile], progress: Progress) -> None:
+    """Fetch the content of files into the cache, each to its path there."""
+    total = sum(file.size or 0 for file in contents.values())
     state = {"bytes": 0}
     stopped, changing = threading.Event(), threading.Lock()
 
@@ -293,72 +311,69 @@ def _fetch_weights(
             state["bytes"] += count
         progress("download", min(1.0, state["bytes"] / total) if total else None)
 
-    waiting: SimpleQueue[RepoSibling] = SimpleQueue()
+    waiting: SimpleQueue[tuple[Path, HubFile]] = SimpleQueue()
     results: SimpleQueue[Exception | None] = SimpleQueue()
 
     def work() -> None:
         with suppress(Empty):
             while not stopped.is_set():
-                sibling = waiting.get_nowait()
+                blob, file = waiting.get_nowait()
                 try:
-                    _fetch_file(repository, commit, sibling, written)
+                    _fetch_file(listed, file, blob, written)
                     results.put(None)
                 except Exception as error:
                     results.put(error)
 
-    for sibling in siblings:
-        waiting.put(sibling)
+    for content in contents.items():
+        waiting.put(content)
     # No pool: an interrupted process would wait for its threads, and these for their next 10 MB.
     for _ in range(CONNECTIONS):
         threading.Thread(target=work, name="download", daemon=True).start()
     try:
-        for _ in siblings:
+        for _ in contents:
             if error := results.get():
                 raise error
     finally:
         stopped.set()
 
 
-def _fetch_file(
-    repository: str, commit: str, sibling: "RepoSibling", written: Callable[[int], None]
-) -> None:
-    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+def _fetch_file(listed: Listing, file: HubFile, blob: Path, written: Callable[[int], None]) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    name = sibling.rfilename
-    url = hf_hub_url(repository, name, revision=commit, endpoint=HfApi().endpoint)
-    metadata = get_hf_file_metadata(url)
-    size = sibling.size if sibling.size is not None else metadata.size
-    blob = _repository_folder(repository) / "blobs" / str(metadata.etag)
+    assert file.size is not None
     blob.parent.mkdir(parents=True, exist_ok=True)
-    if blob.exists() and damage(blob, sibling) is None:
-        return
-    partial = blob.with_name(f"{metadata.etag}{PARTIAL}")
+    partial = _partial(blob)
     for attempt in range(ATTEMPTS):
-        with partial.open("ab") as file:
-            here = file.tell()
-            if size is not None and here > size:
-                file.truncate(here := 0)
+        with partial.open("ab") as opened:
+            here = opened.tell()
+            if here > file.size:
+                opened.truncate(here := 0)
             if attempt == 0:
                 written(here)
             try:
                 http_get(
-                    url,
-                    _Partial(file, written),  # type: ignore[arg-type]
+                    listing.address(listed, file),
+                    _Partial(opened, file.size, written),  # type: ignore[arg-type]
                     resume_size=here,
                     headers=build_hf_headers(),
-                    expected_size=size,
-                    displayed_filename=name,
+                    expected_size=file.size,
+                    displayed_filename=file.name,
                 )
                 break
+            except _TooLong:
+                partial.unlink()
+                raise OSError(
+                    f"the Hub sent more than the {file.size:,} bytes it lists of {file.name} of {listed.repository}: "
+                    "run the same command again, and check HF_ENDPOINT and proxies"
+                ) from None
             except Exception as error:
-                file.flush()
-                if attempt == ATTEMPTS - 1 or not _is_connection(error) or file.tell() == here:
+                opened.flush()
+                if attempt == ATTEMPTS - 1 or not _is_connection(error) or opened.tell() == here:
                     raise
-    if text := damage(partial, sibling):
+    if text := damage(partial, file):
         partial.unlink()
-        raise OSError(f"{name} arrived damaged ({text}): run the same command again")
+        raise OSError(f"{file.name} arrived damaged ({text}): run the same command again")
     partial.chmod(0o644)
     partial.replace(blob)
 

@@ -21,14 +21,36 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def is_inner(name: Any) -> bool:
+    """Whether a name that was read somewhere is a path below a folder, to which it may be joined: relative, without
+    "..", empty parts, backslashes and characters that aren't printable."""
+    return (
+        isinstance(name, str)
+        and name.isprintable()
+        and "\\" not in name
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
+
+
+def index_members(index: Path) -> list[str]:
+    """The files that an index (INDEX) names. Raises ValueError for other than safetensors in the same folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(
+            f"{index} has no weight_map; expected an object of tensors and their files"
+        )
+    for name in weight_map.values():
+        if not is_inner(name) or "/" in name or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{index} names {name!r:.200}; expected safetensors files in the same folder (pickles are refused)"
+            )
+    return sorted(set(weight_map.values()))
+
+
 def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
-        members = sorted(set(read_json(index).get("weight_map", {}).values()))
-        if foreign := [m for m in members if Path(m).name != m or not m.endswith(".safetensors")]:
-            raise ValueError(
-                f"{index} names {foreign[0]!r}; expected safetensors files in the same folder (pickles are refused)"
-            )
+        members = index_members(index)
         if absent := [m for m in members if not (folder / m).is_file()]:
             raise ValueError(
                 f"{index} names {len(members)} shards, of which {len(absent)} are missing: {', '.join(absent)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from polyphi.checkpoints import cache, download, files
+from polyphi.checkpoints import cache, download, files, hashes
 from polyphi.checkpoints.download import Progress, silent
 from polyphi.checkpoints.names import FORMAT
 from polyphi.checkpoints.read import (
@@ -25,6 +25,7 @@ from polyphi.checkpoints.read import (
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.quantization import quantize
 from polyphi.quantization.integer_weights import Pieces
+from polyphi.runtime.files import RECORD, whole_folder
 
 log = logging.getLogger(__name__)
 FILE_BYTES = 500_000_000
@@ -63,7 +64,7 @@ def find(source: str | Path, quant: str | None = None, *, progress: Progress = s
         return pull(repository, revision, quant, progress=progress)
     except OSError as error:
         full = download.stored(repository, revision)
-        if error.errno not in download.READ_ONLY or full is None:
+        if error.errno not in cache.READ_ONLY or full is None:
             raise
         log.warning(
             "%s can't be written to (%s): the model is quantized at every start; set POLYPHI_CACHE to another folder",
@@ -78,10 +79,12 @@ def pull(
     revision: str = cache.MAIN,
     quant: str | None = None,
     *,
+    verify: bool = False,
     progress: Progress = silent,
 ) -> Path:
     """The folder of a revision as the Hub has it now, quantized if requested; what is stored isn't fetched or quantized
-    again. Raises ValueError for an unknown `quant`, and errors as `download`."""
+    again. With `verify` a quantized model is, if a file differs from its recorded hash. Raises ValueError for an
+    unknown `quant`, and errors as `download`."""
     if quant not in (None, *quantize.STORED):
         raise ValueError(
             f"expected quant to be one of {', '.join(quantize.STORED)}; found {quant!r}"
@@ -89,19 +92,38 @@ def pull(
     with download.alone(repository):
         if quant is not None and (commit := download.current_commit(repository, revision)):
             folder = cache.quantized_folder(repository, commit, quant, FORMAT)
-            if files.fault(folder) is None:
+            if files.fault(folder) is None and not (verify and _is_damaged(folder, progress)):
                 cache.record_commit(repository, revision, commit)
                 return folder
-        folder = download.download(repository, revision, progress=progress)
+        folder = download.download(repository, revision, verify=verify, progress=progress)
         if quant is None:
             return folder
-        return quantized(folder, repository, quant, progress=progress)
+        return quantized(folder, repository, quant, again=verify, progress=progress)
 
 
-def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress = silent) -> Path:
-    """The quantized model of a download, written if it isn't stored. The caller holds the repository's lock. Tensors
-    are read, quantized and released one at a time; at most one file of the result (FILE_BYTES) is in memory. Raises
-    ValueError for a download that is quantized to another scheme, and OSError if the disk is full."""
+def _is_damaged(folder: Path, progress: Progress) -> bool:
+    """Whether a quantized model differs from its hashes, or has none: older versions of polyphi recorded none."""
+    try:
+        text = hashes.damage(folder, lambda share: progress("verification", share))
+    except ValueError as error:
+        text = str(error)
+    if text:
+        log.warning("%s: the model is quantized again", text)
+    return text is not None
+
+
+def quantized(
+    folder: Path,
+    repository: str,
+    scheme: str,
+    *,
+    again: bool = False,
+    progress: Progress = silent,
+) -> Path:
+    """The quantized model of a download, written if it isn't stored, or `again`, with the hashes of its files. The
+    caller holds the repository's lock. Tensors are read, quantized and released one at a time; at most one file of the
+    result (FILE_BYTES) is in memory. Raises ValueError for a download that is quantized to another scheme, and OSError
+    if the disk is full."""
     if stored := read_quantization(folder):
         if stored != scheme:
             raise ValueError(
@@ -110,9 +132,9 @@ def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress 
             )
         return folder
     target = cache.quantized_folder(repository, folder.name, scheme, FORMAT)
-    if files.fault(target) is None:
+    if files.fault(target) is None and not again:
         return target
-    for partial in target.parent.glob(".*.partial*"):  # of processes that were killed
+    for partial in target.parents[1].glob("*/.*.partial*"):  # of processes that were killed
         shutil.rmtree(partial, ignore_errors=True)
     config = read_config(folder)
     saved = quantize.saved_bytes(config, scheme) - quantize.table_bytes(config, scheme)
@@ -136,15 +158,18 @@ def quantized(folder: Path, repository: str, scheme: str, *, progress: Progress 
 
     layout = "mini" if read_layout(folder) == "mini" else "native"
     try:
-        write_checkpoint(
-            config,
-            tensor,
-            target,
-            layout,
-            quant=scheme,
-            max_shard_bytes=FILE_BYTES,
-            files=files_beside(folder, layout),
-        )
+        with whole_folder(target) as written_folder:
+            write_checkpoint(
+                config,
+                tensor,
+                written_folder,
+                layout,
+                quant=scheme,
+                max_shard_bytes=FILE_BYTES,
+                files=files_beside(folder, layout),
+            )
+            (written_folder / RECORD).unlink()  # all that lies in the cache is ours
+            hashes.record(written_folder)
     except OSError as error:
         if error.errno not in download.DISK_FULL:
             raise

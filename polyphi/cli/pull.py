@@ -18,6 +18,14 @@ def pull(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit; default: main.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Also compare every stored file with its hash, quantized ones too; what is damaged is downloaded or "
+            "quantized again.",
+        ),
+    ] = False,
 ) -> None:
     """Download a model from the Hugging Face Hub, verify it, and with --quant quantize it once, so that other commands
     start without a connection and without quantizing. The same command resumes, updates and repairs.
@@ -26,12 +34,16 @@ def pull(
     Examples:
       polyphi pull microsoft/Phi-4-multimodal-instruct
       polyphi pull microsoft/Phi-4-mini-instruct --quant int4
+      polyphi pull microsoft/Phi-4-mini-instruct --quant int4 --verify
     """
+    from pathlib import Path
+
     from polyphi.checkpoints import cache
     from polyphi.checkpoints import pull as pulls
     from polyphi.runtime.files import size_text
 
-    name = cache.hub_name(model)
+    is_path = Path(model.partition("/")[0]).is_dir()  # or else only a hub id is meant
+    name = cache.hub_name(model if is_path else f"hf:{model.removeprefix('hf:')}")
     if name is None:
         raise ValueError(
             f"expected a hub id owner/name, found {model!r}; a folder needs no pull (`polyphi export {model} --out "
@@ -42,7 +54,7 @@ def pull(
         raise ValueError(f"{model} names the revision {named!r}, and --revision {revision!r}")
     requested = revision or named
     with load_progress() as progress:
-        folder = pulls.pull(repository, requested, quant, progress=progress)
+        folder = pulls.pull(repository, requested, quant, verify=verify, progress=progress)
     rows = {row.path: row for row in cache.entries()}
     row = rows[folder]
     form = f" in {quant}" if quant else ""

@@ -162,12 +162,14 @@ except (OSError, ValueError) as error:
 """
 
 
-def process(server: Hub, tmp_path: Path, **options: Any) -> "subprocess.Popen[str]":
-    """Another process that downloads into the caches of this test."""
+def process(
+    server: Hub, tmp_path: Path, cache_name: str = "cache", **options: Any
+) -> "subprocess.Popen[str]":
+    """Another process that downloads into the caches of this test, or with another one of ours."""
     hub = {"HF_ENDPOINT": server.address, "HF_HUB_CACHE": str(tmp_path / "hub")}
     return subprocess.Popen(
         [sys.executable, "-c", DOWNLOAD],
-        env=os.environ | hub,
+        env=os.environ | hub | {"POLYPHI_CACHE": str(tmp_path / cache_name)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -282,6 +284,74 @@ def test_parallel_downloads_fetch_once(server: Hub, big: Path) -> None:
     assert all(server.sent[name] == (big / name).stat().st_size for name in SHARDS)
 
 
+def test_two_caches_of_ours_over_one_of_the_hub_fetch_once(
+    server: Hub, big: Path, tmp_path: Path
+) -> None:
+    server.add("owner/big", big)
+    server.rate = 2_000_000  # so that each begins while the other one downloads
+    processes = [process(server, tmp_path, name) for name in ("first", "second")]
+    for each in processes:
+        _, errors = each.communicate()
+        assert each.returncode == 0, errors
+    assert all(server.sent[name] == (big / name).stat().st_size for name in SHARDS)
+    folder = download.stored("owner/big", fake_hub.commit(fake_hub.folder_files(big)))
+    assert folder is not None
+    assert all(sha256(folder / name) == sha256(big / name) for name in SHARDS)
+
+
+def test_a_model_is_not_removed_while_a_process_with_another_cache_downloads_it(
+    models: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = locate(MINI)
+    with cache.lock(MINI, wait=True):
+        monkeypatch.setenv("POLYPHI_CACHE", str(tmp_path / "another"))
+        with pytest.raises(ValueError, match="by another process"):
+            cache.remove(MINI)
+    assert download.stored(MINI, folder.name) == folder
+
+
+@pytest.mark.parametrize("read_only", ["hub", "cache"])
+def test_a_read_only_cache_is_not_locked(
+    models: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, read_only: str
+) -> None:
+    """The other one still is."""
+    folder = locate(MINI)
+    shutil.rmtree(tmp_path / "cache")
+    open_file, make_folder = Path.open, Path.mkdir
+
+    def refused(method: Any) -> Any:
+        def call(path: Path, *arguments: Any, **options: Any) -> Any:
+            if path.is_relative_to(tmp_path / read_only) and not path.is_file():
+                raise OSError(errno.EROFS, "Read-only file system")
+            return method(path, *arguments, **options)
+
+        return call
+
+    shutil.rmtree(tmp_path / "hub" / ".locks")
+    monkeypatch.setattr(Path, "open", refused(open_file))
+    monkeypatch.setattr(Path, "mkdir", refused(make_folder))
+    with cache.lock(MINI, wait=False) as free, cache.lock(MINI, wait=False) as second:
+        assert (free, second) == (True, False)
+    assert pull.pull(MINI) == folder == locate(MINI)
+
+
+def test_a_file_system_without_links_has_the_files_themselves(
+    models: Hub, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    folder = locate(LAYOUTS["native"])
+    source = folders[LAYOUTS["native"]]
+    assert all(
+        sha256(folder / name) == sha256(source / name) for name in fake_hub.folder_files(source)
+    )
+    models.sent.clear()
+    assert pull.pull(LAYOUTS["native"]) == folder
+    assert not models.sent
+
+
 def test_progress_of_a_download(server: Hub, big: Path) -> None:
     server.add("owner/big", big)
     shares: list[float | None] = []
@@ -361,6 +431,18 @@ def test_downloads_of_other_programs_work_offline(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert locate(MINI) == folder
     assert read_quantization(pull.find(MINI, "int4")) == "int4"
+
+
+def test_other_programs_find_our_downloads(models: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import scan_cache_dir, snapshot_download, try_to_load_from_cache
+
+    folder = locate(LAYOUTS["native"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert Path(snapshot_download(LAYOUTS["native"], local_files_only=True)) == folder
+    adapter = "vision-lora/adapter_config.json"
+    path = try_to_load_from_cache(LAYOUTS["native"], adapter, revision="main")
+    assert path == str(folder / adapter)
+    assert not scan_cache_dir(constants.HF_HUB_CACHE).warnings
 
 
 # Quantized models --------------------------------------------------------------------------------
@@ -479,6 +561,59 @@ def test_local_folders_are_never_looked_up(
     for name in ("absent", "a/b/c", "./a/b", "owner/na me"):
         with pytest.raises(ValueError, match="no folder at"):
             locate(name)
+
+
+class Typed(NamedTuple):
+    """A name without `hf:` that looks like a path, and what the error suggests."""
+
+    name: str
+    suggestion: str | None = None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Typed("runs/nnao", "runs/nano"),  # a typing error in the name
+        Typed("rusn/nano", "runs/nano"),  # in the owner's
+        Typed("runs/calls"),  # not there
+        Typed("runs/nnao@v1", "runs/nano"),
+        Typed("exported/mine"),  # our commands write there, and it isn't here
+    ],
+)
+def test_a_name_that_looks_like_a_path_needs_hf(
+    models: Hub,
+    folders: dict[str, Path],
+    case: Typed,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "here" / "runs" / "nano").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    models.add(case.name.partition("@")[0], folders[MINI])  # a stranger's model
+    for call in (locate, pull.find, lambda name: pull.find(name, "int4")):
+        with pytest.raises(ValueError, match=f"hf:{case.name}") as error:
+            call(case.name)
+        assert ("did you mean" in str(error.value)) == (case.suggestion is not None)
+        assert (case.suggestion or "") in str(error.value)
+    assert not models.requests
+
+
+def test_hf_and_stored_models_need_no_guess(
+    models: Hub, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "here" / "runs" / "micro").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    models.add("runs/nano", folders[MINI])
+    folder = locate("hf:runs/nano")
+    assert locate("runs/nano") == folder  # was named before
+    shutil.rmtree(tmp_path / "cache")
+    assert locate("runs/nano") == folder
+    (tmp_path / "here" / "micro" / "Phi-4-mini").mkdir(parents=True)
+    models.add("microsoft/Phi-4-mini-instruct", folders[MINI])
+    assert locate("microsoft/Phi-4-mini-instruct").is_dir()
+    run = tmp_path / "here" / "runs" / "micro"
+    shutil.copytree(folders[MINI], run / "model")
+    assert locate("runs/micro").resolve() == run / "model"
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -94,6 +94,10 @@ def test_stages_of_a_first_load(server: Hub) -> None:
         (["pull", f"{NAME}@v8", "--revision", "v9"], "'v8'"),
         (["cache", "remove", NAME], NAME),
         (["chat", "owner/absent", "hello"], "owner/absent"),
+        (["chat", "runs/nano", "hello"], "hf:runs/nano"),
+        (["transcribe", "runs/nano", "a.wav"], "hf:runs/nano"),
+        (["export", "runs/nano", "--out", "b"], "hf:runs/nano"),
+        (["pull", "runs/nano"], "no such model"),
     ],
 )
 def test_errors_are_one_line(
@@ -105,6 +109,40 @@ def test_errors_are_one_line(
     assert stop.value.code == 2
     assert says in lines[-1]
     assert len(lines) == 1
+
+
+def test_a_mistyped_path_is_not_pulled(
+    server: Hub,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server.add("models/mini", folder)
+    monkeypatch.chdir(tmp_path)
+    cli.main(["pull", "models/mini"])  # there is no folder here: the argument of `pull` is a hub id
+    cli.main(["cache", "remove", "models/mini"])
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        cli.main(["pull", "models/mini"])
+    assert "did you mean models/mine?" in capsys.readouterr().err
+    cli.main(["pull", "hf:models/mini"])
+    assert [row.name for row in cache.entries()] == ["models/mini"]
+
+
+def test_pull_says_what_it_verified(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["pull", NAME, "--quant", "int4"])
+    stored = pull.find(NAME, "int4")
+    capsys.readouterr()
+    cli.main(["pull", NAME, "--quant", "int4", "--verify"])
+    count = len([p for p in stored.rglob("*") if p.is_file()]) - 1  # but the record itself
+    assert f"verified {count} files" in capsys.readouterr().err
+    weights = stored / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    cli.main(["pull", NAME, "--quant", "int4", "--verify"])
+    assert "quantized again" in capsys.readouterr().err
+    assert weights.read_bytes() == content
 
 
 def test_a_full_disk_is_one_line_with_its_cure(
@@ -164,7 +202,7 @@ def test_a_killed_quantization_leaves_nothing(server: Hub, tmp_path: Path) -> No
     )
     assert process.returncode == -signal.SIGKILL
     (commit,) = cache.models_folder().glob(f"*/{source.name}")
-    assert [path.name.rpartition(".")[2] for path in commit.iterdir()] == ["partial"]
+    assert {path.name.rpartition(".")[2] for path in commit.iterdir()} == {"partial"}
     assert [row.quant for row in cache.entries()] == [None]
     target = pull.find(NAME, "int4")
     assert list(commit.iterdir()) == [target]
