@@ -13,6 +13,7 @@ are fetched.
 import hashlib
 import json
 import os
+import re
 import shutil
 from bisect import bisect_right
 from collections import Counter, OrderedDict
@@ -37,6 +38,8 @@ MIME = {
     b"fLaC": "audio/flac",
     b"OggS": "audio/ogg",
 }
+OURS = re.compile(r"\d{5,}\.parquet|manifest\.json")
+"""Files of a split."""
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 64
 GROUP_BYTES = 4 << 20
@@ -134,7 +137,16 @@ def write(
     folder: Path, samples: Iterable[Sample], *, pipeline: str, parents: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write a split atomically and return its manifest: rows, bytes and SHA-256 per shard, licences, sources, the hash
-    of the pipeline that made it, and its parents (manifest hashes). Replaces an existing split."""
+    of the pipeline that made it, and its parents (manifest hashes). Replaces an existing split; raises ValueError for a
+    folder with other files."""
+    others = (
+        [p.name for p in folder.iterdir() if not OURS.fullmatch(p.name)] if folder.exists() else []
+    )
+    if others:
+        raise ValueError(
+            f"{folder} has files that aren't of a split: {', '.join(sorted(others)[:5])}; they would be deleted: use "
+            "another folder, or move them away"
+        )
     shards: list[dict[str, Any]] = []
     licences: Counter[str] = Counter()
     sources: Counter[str] = Counter()
@@ -146,7 +158,7 @@ def write(
             yield to_row(sample)
 
     rows = counted()
-    with whole_folder(Path(folder)) as partial:
+    with whole_folder(folder) as partial:
         while (shard := list(islice(rows, ROWS_PER_SHARD))) or not shards:
             path = partial / f"{len(shards):05d}.parquet"
             size = _write_shard(path, shard)

@@ -264,3 +264,14 @@ def test_damaged_samples_are_told_one_by_one(folder: Path) -> None:
     Shards(folder).verify()
     with pytest.raises(ValueError, match=r"row 4 \(4\) of .* is damaged"):
         Shards(folder).verify(samples=True)
+
+
+def test_a_folder_with_other_files_is_no_split(tmp_path: Path) -> None:
+    """A user's folder may have the path that a corpus has in the folder of a run."""
+    split = tmp_path / "data" / "calls" / "train"
+    shards.write(split, [], pipeline="first")
+    shards.write(split, [], pipeline="second")
+    (split / "rows.jsonl").write_text("my own")
+    with pytest.raises(ValueError, match=r"rows\.jsonl"):
+        shards.write(split, [], pipeline="third")
+    assert (split / "rows.jsonl").read_text() == "my own"

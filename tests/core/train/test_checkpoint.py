@@ -151,12 +151,12 @@ def test_a_folder_that_cannot_be_written_to_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("background", "moments"), few([(False, 5), (True, 5), (False, 20), (True, 20)], 2)
+    ("background", "moments"), few([(False, 5), (True, 5), (False, 25), (True, 25)], 2)
 )
 def test_killed_at_any_moment_of_saving(background: bool, moments: int, tmp_path: Path) -> None:
     """kill -9 at random moments (of either way): the latest is always whole, and none is lost."""
     random = np.random.default_rng(int(background))
-    latest = 0
+    latest, longest = 0, None
     for _ in range(moments):
         saved, write = os.pipe()
         child = os.fork()  # quicker than a fresh interpreter by the seconds that torch takes
@@ -164,11 +164,17 @@ def test_killed_at_any_moment_of_saving(background: bool, moments: int, tmp_path
             _save_forever(tmp_path, latest + 1, background, write)
         os.close(write)
         os.read(saved, 1)  # it has begun
-        time.sleep(random.uniform(0.0, 0.3))
+        saves = 0
+        if longest is None:  # three times what a checkpoint takes on this machine now
+            saves = len(os.read(saved, 1))
+            began = time.monotonic()
+            saves += len(os.read(saved, 1))
+            longest = 3 * (time.monotonic() - began)
+        time.sleep(random.uniform(0.0, longest))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         with os.fdopen(saved, "rb") as pipe:
-            saves = len(pipe.read())
+            saves += len(pipe.read())
         stored = checkpoint.Checkpoints(tmp_path).find()
         step = stored.state["step"] if stored is not None else 0
         # Each byte is a checkpoint that is saved; in the background, but for the one that is being written.
