@@ -396,7 +396,7 @@ class Server:
     def caller(self, request: HTTPConnection) -> Caller:
         """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
-        return Caller(client_of(tenant, address), tenant if self.settings.isolate else b"")
+        return Caller(client_of(tenant, address), b"" if self.settings.share_prefixes else tenant)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """The result of the server's own short `work`, run in one of a few threads."""
