@@ -112,6 +112,14 @@ def serve(
             rich_help_panel=ACCESS,
         ),
     ] = None,
+    isolate_decoding: Annotated[
+        bool | None,
+        typer.Option(
+            help="Decode images and all audio in separate processes; default: if other machines can reach the server.",
+            show_default=False,
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log prompts and answers.", rich_help_panel=ACCESS)
     ] = False,
@@ -196,6 +204,7 @@ def serve(
         adapter_folder=adapter_folder,
         adapters=tuple(adapters),
         containers=containers,
+        isolate_decoding=isolate_decoding,
         share_prefixes=share_prefixes,
         vllm_names=vllm_metrics,
         log_prompts=log_prompts,

@@ -32,6 +32,7 @@ from polyphi.engine.request import Caller, Request
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
 from polyphi.messages import Message, SamplingParams, Text
 from polyphi.runtime.heap import give_back
+from polyphi.serve import decoders
 from polyphi.serve.adapters import AdapterModels
 from polyphi.serve.answers import Writer
 from polyphi.serve.conversation import InputTurn, media_paths
@@ -181,6 +182,7 @@ class Server:
         engine.encoders.on_encode = self.metrics.encoded
 
     def start(self) -> None:
+        self.engine.processor.decoders = decoders.start(self.settings)
         self.engine.core.on_step = self.metrics.step
         self._thread.start()
 
@@ -202,6 +204,9 @@ class Server:
         self.adapters.close()
         self.answers.close()
         self.media.close()
+        if (started := self.engine.processor.decoders) is not None:
+            self.engine.processor.decoders = None
+            started.close()
 
     @property
     def alive(self) -> bool:

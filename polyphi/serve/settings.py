@@ -43,6 +43,9 @@ class Settings:
     containers: bool | None = None
     """Whether M4A, MP4, WebM, AAC and AMR audio and videos are accepted. None: where their decoder can be isolated
     (processing/decoder.py)."""
+    isolate_decoding: bool | None = None
+    """Whether separate processes decode images and all audio (decoders.py). None: where other machines can reach the
+    server."""
     share_prefixes: bool = False
     """Whether API keys share the prefix cache and the encoder cache; otherwise each key has separate ones."""
     vllm_names: bool = False
