@@ -226,7 +226,10 @@ def _started(job: dict[str, Any], stdin: int, stdout: int) -> "subprocess.Popen[
 def start_decoders() -> ForkServer:
     """Start the process that forks others for the functions of this module. Raises `DecoderError` if they don't work
     on this system."""
-    packages = [str(Path(__file__).parents[2]), *(path for path in sys.path if Path(path).is_absolute())]
+    packages = [
+        str(Path(__file__).parents[2]),
+        *(path for path in sys.path if Path(path).is_absolute()),
+    ]
     job = json.dumps({"task": "fork", "packages": packages})
     decoders = ForkServer(
         [sys.executable, "-I", "-S", "-B", str(CHILD), job],

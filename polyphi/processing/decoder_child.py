@@ -281,7 +281,9 @@ def image(job: dict[str, Any]) -> None:
     width, height = picture.size
     _send({"width": width, "height": height})
     step = max(1, CHUNK // (3 * width))  # rows
-    for top in range(0, height, step):  # a copy of the whole image would take longer than sending it
+    for top in range(
+        0, height, step
+    ):  # a copy of the whole image would take longer than sending it
         _send({}, picture.crop((0, top, width, min(height, top + step))).tobytes())
 
 

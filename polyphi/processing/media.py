@@ -55,6 +55,7 @@ MAX_FRAMES = 1024  # of one video [ours]; the report trains on up to 64k tokens 
 MAX_VIDEO_PIXELS = 1 << 27  # of all selected frames [ours]: 64 of 1920 x 1080, 400 MB decoded
 
 AudioSource = MediaSource | tuple[np.ndarray, int]
+Reason = Literal["kind", "size", "content", "decoder"]
 
 
 class MediaError(ValueError):
@@ -63,9 +64,7 @@ class MediaError(ValueError):
     conversation `part` is its type ("image", "audio", "video") and `number` its index among these, from 0 (set by
     processor.py)."""
 
-    def __init__(
-        self, message: str, reason: Literal["kind", "size", "content", "decoder"] = "content"
-    ) -> None:
+    def __init__(self, message: str, reason: Reason = "content") -> None:
         super().__init__(message)
         self.reason = reason
         self.part: str | None = None
@@ -335,7 +334,7 @@ def _decoder_errors(name: str, file_type: str) -> Iterator[None]:
 def decoder_media_error(error: DecoderError, name: str, file_type: str) -> MediaError:
     """The `MediaError` for an error of the decoder's process."""
     if error.error == "media":
-        reasons = {"kind": "kind", "size": "size"}
+        reasons: dict[str, Reason] = {"kind": "kind", "size": "size"}
         return MediaError(f"{name}: {error.message}", reasons.get(error.reason, "content"))
     if error.error == "missing":
         return MediaError(

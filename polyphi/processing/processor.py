@@ -8,6 +8,7 @@
 Training and serving both make their rows here. Sizes are plain numbers, so that no weights are needed.
 """
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -65,6 +66,8 @@ class Processor:
         self.max_crops = max_crops
         self.caps = caps or Caps()
         self.decoders: ForkServer | None = None
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Of images whose header a process has read, as long as they exist."""
 
     @property
     def cells(self) -> int:
@@ -355,13 +358,19 @@ class Processor:
 
     def size(self, part: Image) -> tuple[int, int]:
         """Return width and height of an image in pixels, from the header."""
-        caps = self.caps
-        return media.image_size(
+        if id(part) in self._sizes:
+            return self._sizes[id(part)]
+        decoders = self._image_decoders(part)
+        size = media.image_size(
             part.source,
-            max_bytes=caps.image_bytes,
-            max_pixels=caps.image_pixels,
-            decoders=self._image_decoders(part),
+            max_bytes=self.caps.image_bytes,
+            max_pixels=self.caps.image_pixels,
+            decoders=decoders,
         )
+        if decoders is not None:
+            self._sizes[id(part)] = size
+            weakref.finalize(part, self._sizes.pop, id(part), None)
+        return size
 
     def decoded_image(self, part: Image, size: tuple[int, int]) -> PILImage:
         """Return the decoded image, RGB, of the size returned by `size`."""

@@ -53,7 +53,7 @@ class ForkServer:
         with theirs:
             self.process = subprocess.Popen(
                 self._arguments,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=dict(self._environment),
@@ -164,11 +164,11 @@ def fork_on_request(run: Callable[[bytes, list[int]], None]) -> None:
     processes: dict[int, tuple[int, int]] = {}  # number -> process id, pipe for its status
     with suppress(EOFError, OSError):
         while True:
-            ready = select.select([control, woken], [], [])[0]
+            ready = select.select([CONTROL, woken], [], [])[0]
             if woken in ready:
                 os.read(woken, 4096)
                 _reap(processes)
-            if control not in ready:
+            if CONTROL not in ready:
                 continue
             record, descriptors, _, _ = socket.recv_fds(control, RECORD.size, MAX_DESCRIPTORS)
             record += read(RECORD.size - len(record))
