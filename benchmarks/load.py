@@ -242,9 +242,12 @@ async def pools_for(client: httpx2.AsyncClient, seed: int, clients: int) -> list
 
 
 def passing_processes(server: psutil.Process) -> list[psutil.Process]:
-    """The child processes of a server, without the one that starts those of grammars and stays until the end."""
-    stays = [child for child in server.children() if "matcher_process" in " ".join(child.cmdline())]
-    assert len(stays) <= 1, stays
+    """The child processes of a server, without those that fork others, for grammars and for decoding, and stay until
+    the end."""
+    forks = ("matcher_process", '"task": "fork"')
+    lines = {child: " ".join(child.cmdline()) for child in server.children()}
+    stays = [child for child, line in lines.items() if any(fork in line for fork in forks)]
+    assert len(stays) <= len(forks), stays
     return [child for child in server.children(recursive=True) if child not in stays]
 
 

@@ -11,16 +11,40 @@
 
 Encoders run in steps of a layer, and the server decodes the images of a request in steps of an image
 (serve/threads.py): in between, others have their turns.
+
+Work that waits within a step ends when its result isn't needed any more: it asks `is_stopped`.
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Steps = Generator[None, None, T]
+
+
+Stop = Callable[[], bool]
+_stop: ContextVar[Stop | None] = ContextVar("stop", default=None)
+
+
+@contextmanager
+def stopped_by(stop: Stop) -> Iterator[None]:
+    """Within the context, and in this thread, `is_stopped` returns what `stop` returns."""
+    token = _stop.set(stop)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
+
+
+def is_stopped() -> bool:
+    """Whether the result of the work that this thread is doing isn't needed any more."""
+    stop = _stop.get()
+    return stop is not None and stop()
 
 
 def result_of(steps: Steps[T]) -> T:

@@ -51,8 +51,9 @@ class ByAspect(Processor):
         cols, rows = image.nearest(*super().size(part), self.crop_size, MAX_CROPS)
         return cols * self.crop_size, rows * self.crop_size
 
-    def decoded_image(self, part: Image) -> Picture.Image:
-        return super().decoded_image(part).resize(self.size(part), Picture.Resampling.BILINEAR)
+    def decoded_image(self, part: Image, size: tuple[int, int]) -> Picture.Image:
+        whole = super().decoded_image(part, super().size(part))
+        return whole.resize(size, Picture.Resampling.BILINEAR)
 
 
 def sizes() -> Iterator[Effect]:

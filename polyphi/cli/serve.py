@@ -1,6 +1,7 @@
 """`polyphi serve`: the HTTP server and its chat page."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console
+from polyphi.serve.settings import MIB, Settings, check_key
 
 ACCESS, LOAD = "Access and logs", "Load and memory"
 
@@ -51,7 +53,11 @@ def serve(
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="An API key that requests need; repeatable.", envvar="POLYPHI_API_KEY"),
+        # Typer would split the variable at blanks.
+        typer.Option(
+            help="An API key that requests need; repeatable. Default: the lines of POLYPHI_API_KEY.",
+            show_default=False,
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     quant: QuantOption = None,
@@ -69,10 +75,12 @@ def serve(
             "--insecure", help="Allow other machines without a key.", rich_help_panel=ACCESS
         ),
     ] = False,
-    isolate_keys: Annotated[
+    share_prefixes: Annotated[
         bool,
         typer.Option(
-            "--isolate-keys", help="API keys share no cached prefixes.", rich_help_panel=ACCESS
+            "--share-prefixes",
+            help="API keys share cached prefixes and encoder outputs; default: each key has its own.",
+            rich_help_panel=ACCESS,
         ),
     ] = False,
     allow_host: Annotated[
@@ -100,6 +108,14 @@ def serve(
         bool | None,
         typer.Option(
             help="Accept videos and M4A, MP4, WebM, AAC and AMR audio; default: where their decoder can be isolated.",
+            show_default=False,
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
+    isolate_decoding: Annotated[
+        bool | None,
+        typer.Option(
+            help="Decode images and all audio in separate processes; default: if other machines can reach the server.",
             show_default=False,
             rich_help_panel=ACCESS,
         ),
@@ -167,7 +183,6 @@ def serve(
       polyphi serve runs/nano --host 0.0.0.0 --api-key SECRET
     """
     from polyphi.serve import run
-    from polyphi.serve.settings import MIB, Settings
 
     adapters = parse_adapters(lora or ())
     if containers and find_spec("av") is None:
@@ -181,7 +196,7 @@ def serve(
         aliases=tuple(alias or ()),
         host=host,
         port=port,
-        keys=tuple(key for key in api_key or () if key),
+        keys=api_keys(api_key or (), os.environ.get("POLYPHI_API_KEY", "")),
         hosts=tuple(allow_host or ()),
         origins=tuple(allow_origin or ()),
         remote=tuple(allow_remote or ()),
@@ -189,7 +204,8 @@ def serve(
         adapter_folder=adapter_folder,
         adapters=tuple(adapters),
         containers=containers,
-        isolate=isolate_keys,
+        isolate_decoding=isolate_decoding,
+        share_prefixes=share_prefixes,
         vllm_names=vllm_metrics,
         log_prompts=log_prompts,
         max_waiting=max_waiting,
@@ -231,6 +247,15 @@ def serve(
 
     print(f"polyphi: loading {settings.name}; {url}/ready returns the progress", file=sys.stderr)
     run.serve(load, settings, listening, ready)
+
+
+def api_keys(arguments: Sequence[str], environment: str) -> tuple[str, ...]:
+    """The API keys of `--api-key`, or else the lines of `POLYPHI_API_KEY`. Raises ValueError for an empty one and one
+    with a blank, which may be several."""
+    keys = tuple(arguments) or tuple(line for line in environment.splitlines() if line)
+    for key in keys:
+        check_key(key)
+    return keys
 
 
 def parse_adapters(arguments: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ What a grammar costs is bounded neither in time nor in memory by llguidance, and
 grammar has a process, which the kernel ends at its limits; nothing else ends with it. The first process loads the
 tokenizer once, which takes seconds for 200,064 tokens, and forks a process for each grammar in milliseconds.
 
-    to the first process      a tokenizer as JSON, then records: START with a number and a socket, or KILL with a number
+    to the first process      a tokenizer as JSON, then a socket for each grammar (polyphi/runtime/fork_server.py)
     to a grammar's process    the grammar as JSON, then records: an answer's number and its next token
     from a grammar's process  messages: kind, answer, whether the answer is complete, and bytes: a mask or an error
 
@@ -15,7 +15,6 @@ sends whether the answer is complete, and then the next mask.
 import json
 import os
 import resource
-import select
 import signal
 import socket
 import struct
@@ -34,53 +33,26 @@ from polyphi.engine.grammars import (
 )
 from polyphi.messages import CALL, CALL_END, Grammar
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime import fork_server
 
-LENGTH, RECORD, TOKEN, MESSAGE = (struct.Struct(f) for f in ("<Q", "<cQ", "<II", "<cI?I"))
-START, KILL = b"S", b"K"
+LENGTH, TOKEN, MESSAGE = (struct.Struct(f) for f in ("<Q", "<II", "<cI?I"))
 STATUS, MASK, ERROR = b"s", b"m", b"e"
 ALL = 2**32 - 1
 """The number of the answer in messages about all of them."""
 SLOW = 0.05
 """CPU time of one message after which a process gives way to all others."""
-REAP_SECONDS = 1.0
-"""Longest time until what is left of a process that has ended is removed. A handler of SIGCHLD would interrupt itself,
-and all else, anywhere."""
 
 
-def main(descriptor: int) -> None:
-    """Fork a process for each START until the other end of the control socket is closed; then end all of them."""
-    control = socket.socket(fileno=descriptor)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # without memory, the kernel ends this process and no other
+def main() -> None:
+    """Load the tokenizer, then fork a process for each grammar (polyphi/runtime/fork_server.py)."""
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))
-    data = _read(control, LENGTH.unpack(_read(control, LENGTH.size))[0])
+    data = fork_server.read(LENGTH.unpack(fork_server.read(LENGTH.size))[0])
     vocabulary = GrammarVocabulary(Tokenizer.from_json(data.decode()))
     del data
-    processes: dict[int, int] = {}  # number -> process id
-    with suppress(EOFError, OSError):
-        while True:
-            has_record = select.select([control], [], [], REAP_SECONDS if processes else None)[0]
-            for number, process in list(processes.items()):
-                if os.waitpid(process, os.WNOHANG)[0]:
-                    del processes[number]
-            if not has_record:
-                continue
-            record, descriptors, _, _ = socket.recv_fds(control, RECORD.size, 1)
-            record += _read(control, RECORD.size - len(record))
-            action, number = RECORD.unpack(record)
-            if action == KILL:
-                if number in processes:
-                    os.kill(processes[number], signal.SIGKILL)
-                continue
-            # Without memory for a process, its request receives the end of its socket.
-            with suppress(OSError):
-                if (process := os.fork()) == 0:
-                    control.close()
-                    follow(socket.socket(fileno=descriptors[0]), vocabulary)
-                processes[number] = process
-            os.close(descriptors[0])
-    os.killpg(0, signal.SIGKILL)
+    fork_server.fork_on_request(
+        lambda _, descriptors: follow(socket.socket(fileno=descriptors[0]), vocabulary)
+    )
 
 
 class GrammarVocabulary:

@@ -3,10 +3,12 @@
 >>> is_image(data), is_audio(data), is_video(data)
 (True, False, False)
 
-WAV, FLAC, OGG and MP3 are decoded in the server's process. All other audio and videos need FFmpeg, in a process that is
-isolated where `isolation_missing` returns None (processing/decoder.py).
+Images, WAV, FLAC, OGG and MP3 are decoded in the server's process or, after `start_decoders`, in separate ones. All
+other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None
+(processing/decoder.py).
 """
 
+from polyphi.processing.decoder import DecoderError, is_isolated, start_decoders
 from polyphi.processing.decoder import unavailable as isolation_missing
 from polyphi.processing.file_types import (
     AUDIO_FORMATS,
@@ -20,11 +22,14 @@ from polyphi.processing.media import MAX_FRAME_PIXELS, Caps, MediaError
 __all__ = [
     "MAX_FRAME_PIXELS",
     "Caps",
+    "DecoderError",
     "MediaError",
     "is_audio",
     "is_image",
+    "is_isolated",
     "is_video",
     "isolation_missing",
+    "start_decoders",
 ]
 
 

@@ -12,9 +12,7 @@ grammar, with limits of CPU time and memory: a grammar that exceeds them ends wi
 
 import os
 import select
-import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,9 +21,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,17 +32,15 @@ from polyphi.engine import grammars
 from polyphi.engine.matcher_process import (
     ALL,
     ERROR,
-    KILL,
     LENGTH,
     MASK,
     MESSAGE,
-    RECORD,
-    START,
     TOKEN,
     grammar_bytes,
 )
 from polyphi.messages import Grammar
 from polyphi.processing.tokenizer import NO_TOKENIZER, Tokenizer
+from polyphi.runtime.fork_server import ForkedProcess, ForkServer
 
 WAIT = 60.0
 """Seconds in which a process must answer; its limits of CPU time are lower, but the machine may be busy."""
@@ -54,7 +48,7 @@ TICK = 0.05
 """Seconds between two looks whether a grammar is still needed."""
 TOO_COMPLEX = "this grammar is too complex to follow: {} takes too much time or memory; simplify it"
 PROGRAM = (
-    "import sys; sys.path.append({!r}); from polyphi.engine.matcher_process import main; main({})"
+    "import sys; sys.path.append({!r}); from polyphi.engine.matcher_process import main; main()"
 )
 
 
@@ -125,7 +119,7 @@ class MatcherProcess:
         self._open = 0
         self._incoming, self._outgoing = bytearray(), bytearray()
         self._waiting_since = time.monotonic()
-        self._starter, self._number, self._socket = _started(tokenizer)
+        self._process, self._socket = _started(tokenizer)
         weakref.finalize(self, self._socket.close)
         self._socket.setblocking(False)
         data = grammar_bytes(grammar)
@@ -166,7 +160,7 @@ class MatcherProcess:
     def close(self) -> None:
         if self._socket.fileno() >= 0:
             self._socket.close()
-            self._starter.kill(self._number)
+            self._process.kill()
         self.error = self.error or ValueError("this grammar's process was ended")
 
     def send(self, number: int, token: int) -> None:
@@ -296,73 +290,28 @@ def wait_for(processes: Iterable[MatcherProcess], seconds: float) -> None:
         poll.poll(1000 * seconds)
 
 
-class _Starter:
-    """The first process of a tokenizer, which starts those of grammars. Safe to use from several threads."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._control, theirs = socket.socketpair()
-        root = str(Path(__file__).parents[2])
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", PROGRAM.format(root, theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # llguidance reports panics
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for this process
-                # Only a process without other threads may fork.
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
-                    "OPENBLAS_NUM_THREADS": "1",
-                    "TOKENIZERS_PARALLELISM": "false",
-                },
-            )
-        weakref.finalize(self, _end, self._control, self.process)
-        self._lock = threading.Lock()
-        self._numbers = count()
-        data = tokenizer.to_json().encode()
-        self._send(LENGTH.pack(len(data)) + data)
-
-    def start(self) -> tuple[int, socket.socket]:
-        """The number of a new process, and a connection to it."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            number = next(self._numbers)
-            with self._lock:
-                socket.send_fds(self._control, [RECORD.pack(START, number)], [theirs.fileno()])
-        return number, ours
-
-    def kill(self, number: int) -> None:
-        """Ends a process, whatever it is doing."""
-        self._send(RECORD.pack(KILL, number))
-
-    def _send(self, data: bytes) -> None:
-        with suppress(OSError), self._lock:  # where it has ended, all others have too
-            self._control.sendall(data)
-
-
-def _end(control: socket.socket, process: "subprocess.Popen[Any]") -> None:
-    control.close()
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # it, and those of grammars
-    process.wait()
-
-
 _starters_lock = threading.Lock()
 
 
-def _started(tokenizer: Tokenizer) -> tuple[_Starter, int, socket.socket]:
-    """The number of a new process, a connection to it, and the process that started it."""
-    with _starters_lock:
-        starter = _cached_starter(tokenizer)
-        with suppress(OSError):
-            return starter, *starter.start()
-        _cached_starter.cache_clear()  # the system ended it, perhaps for memory
-        starter = _cached_starter(tokenizer)
-        return starter, *starter.start()
+def _started(tokenizer: Tokenizer) -> tuple[ForkedProcess, socket.socket]:
+    """A new process, and a connection to it."""
+    ours, theirs = socket.socketpair()
+    with theirs, _starters_lock:
+        return _cached_starter(tokenizer).start(descriptors=[theirs.fileno()]), ours
 
 
 @lru_cache(maxsize=2)
-def _cached_starter(tokenizer: Tokenizer) -> _Starter:
-    return _Starter(tokenizer)
+def _cached_starter(tokenizer: Tokenizer) -> ForkServer:
+    """The first process of a tokenizer, which starts those of grammars."""
+    data = tokenizer.to_json().encode()
+    return ForkServer(
+        [sys.executable, "-P", "-c", PROGRAM.format(str(Path(__file__).parents[2]))],
+        # Only a process without other threads may fork.
+        environment={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        },
+        data=LENGTH.pack(len(data)) + data,
+    )

@@ -1,17 +1,22 @@
-"""Decode containers (MP4, WebM, AAC, AMR, AVI) with FFmpeg in a separate process, which can do nothing else.
+"""Decode files in separate processes, which can do nothing else: containers (MP4, WebM, AAC, AMR, AVI) and videos with
+FFmpeg, and for a server that strangers reach also images and all other audio.
 
 >>> with open("memo.m4a", "rb") as file:
 ...     rate, channels, samples = audio_header(file, "mov")
 ...     blocks = list(audio_blocks(file, "mov", max_seconds=1800))     # float32 [n, channels]
+>>> decoders = start_decoders()                             # forks the processes, in milliseconds each
+>>> picture = image(data, max_pixels=10**7, decoders=decoders)
 
-FFmpeg has hundreds of decoders in C, and files of strangers reach it. Each pass over a file has a new process
+Decoders are large programs in C, and files of strangers reach them. Each pass over a file has a new process
 (decoder_child.py) with an empty environment, the file as its input and a pipe as its output. Its memory, its CPU time
 and the time that its output is waited for are limited; on Linux the kernel refuses it files, sockets, processes and
-signals. Whatever happens to it, this process gets a `DecoderError`. It starts in about 0.1 s.
+signals. Whatever happens to it, this process gets a `DecoderError`. It starts in about 0.1 s, or in a few milliseconds
+where `start_decoders` has started a process that forks it.
 
 The messages of the process aren't trusted either: sizes are checked before anything is allocated.
 """
 
+import fcntl
 import io
 import json
 import logging
@@ -23,8 +28,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,30 +38,43 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image as pil
+from PIL.Image import Image as Picture
+
+from polyphi.runtime.fork_server import ForkServer
+from polyphi.steps import Stop, is_stopped
 
 log = logging.getLogger(__name__)
 CHILD = Path(__file__).with_name("decoder_child.py")
-# Bytes of address space; Python and FFmpeg take 120 MB.
-AUDIO_MEMORY, VIDEO_MEMORY = 512 << 20, 1 << 30
+# Bytes of address space beside the program's own.
+AUDIO_MEMORY, VIDEO_MEMORY, IMAGE_MEMORY = 384 << 20, 896 << 20, 128 << 20
+PIXEL_MEMORY = 32
+"""The same for each pixel of an image. WebP takes most: 28."""
 # CPU time: of any file, for each selected frame of a video, which may be far from a key frame, and a second for so many
-# seconds of audio: decoders are ten times as fast.
-CPU_SECONDS, CPU_SECONDS_PER_FRAME, AUDIO_SPEED = 10, 5, 50
+# seconds of audio, or pixels of an image: decoders are ten times as fast.
+CPU_SECONDS, CPU_SECONDS_PER_FRAME, AUDIO_SPEED, IMAGE_SPEED = 10, 5, 50, 4_000_000
 WAIT = 3  # wall time in CPU times: the machine may be busy
 TICK = 0.2  # s between two looks whether the result is still needed
+NOT_ISOLATED = (
+    "this system can't isolate the process of the decoder (Linux on x86-64 and AArch64 can)"
+)
 SAMPLE = b"#!AMR\n" + bytes([4, *bytes(12)]) * 4  # 80 ms of AMR
 MAX_LINE = 4096  # bytes of a message without its data
+MAX_MESSAGE = 300  # characters of the message of an error
 MAX_BLOCK = 1 << 22  # bytes of a block of samples
-
-Stop = Callable[[], bool]
+PIPE = 1 << 20  # bytes that the output may be ahead of its reader
 
 
 class DecoderError(Exception):
     """A file that can't be decoded. `error`: the name that the process reports (decoder_child.py), or "crashed",
-    "time" (above a limit), "memory", "stopped" (not needed any more); `value`: the value above a limit."""
+    "time" (above a limit), "memory", "stopped" (not needed any more); `value`: the value above a limit. "media": the
+    decoder's own check has refused it, with the `message` and the `reason` of a `MediaError`."""
 
-    def __init__(self, error: str, value: float | None = None) -> None:
+    def __init__(
+        self, error: str, value: float | None = None, message: str = "", reason: str = ""
+    ) -> None:
         super().__init__(error)
-        self.error, self.value = error, value
+        self.error, self.value, self.message, self.reason = error, value, message, reason
 
 
 class DecoderProcess:
@@ -63,49 +82,48 @@ class DecoderProcess:
 
     def __init__(
         self,
-        file: io.BufferedIOBase,
+        file: io.BufferedIOBase | bytes,
         job: dict[str, Any],
         *,
         memory_bytes: int = AUDIO_MEMORY,
         cpu_seconds: int = CPU_SECONDS,
         max_bytes: int = MAX_BLOCK,
         stop: Stop | None = None,
+        decoders: ForkServer | None = None,
     ) -> None:
+        """`max_bytes`: of the data of a message; `decoders`: what forks the process, otherwise a new one is started.
+        Raises `DecoderError` if that fails."""
         self._max_bytes, self._stop = max_bytes, stop
         self._seconds_left = float(WAIT * cpu_seconds)
         self._buffer = bytearray()
-        limits = {"memory_bytes": memory_bytes, "cpu_seconds": cpu_seconds}
-        with _descriptor(file) as stdin:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-B",
-                    str(CHILD),
-                    json.dumps({**job, **limits, "packages": _packages()}),
-                ],
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                env={},
-                cwd="/",
-                start_new_session=True,  # Ctrl-C is for this process
-            )
-        assert self._process.stdout is not None
-        self._pipe = self._process.stdout.fileno()
+        job = {**job, "memory_bytes": memory_bytes, "cpu_seconds": cpu_seconds}
+        self._pipe, output = os.pipe()
+        self._close = weakref.finalize(self, os.close, self._pipe)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # not on macOS
+            with suppress(OSError):  # a limit of the user
+                fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, PIPE)
+        try:
+            with _descriptor(file) as stdin:
+                self._process = (
+                    _started({**job, "packages": [_ffmpeg()]}, stdin, output)
+                    if decoders is None
+                    else decoders.start(json.dumps(job).encode(), [stdin, output])
+                )
+        except OSError as error:
+            raise _crashed(f"could not be started: {error.strerror}") from None
+        finally:
+            os.close(output)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        if isinstance(self._process, subprocess.Popen):
+            self._process.wait()
+        self._close()
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], bytearray]]:
         """The messages until the last one, which isn't among them. Raises `DecoderError`."""
         while True:
             try:
@@ -118,7 +136,10 @@ class DecoderProcess:
                 raise _crashed("sent what is no message") from None
             if error is not None:
                 raise DecoderError(
-                    str(error)[:40], value if isinstance(value, int | float) else None
+                    str(error)[:40],
+                    value if isinstance(value, int | float) else None,
+                    _line(message.get("message")),
+                    _line(message.get("reason")),
                 )
             if message.get("end") is True:
                 return
@@ -131,20 +152,33 @@ class DecoderProcess:
             self._fill()
         return end + 1
 
-    def _take(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            self._fill()
-        data = bytes(memoryview(self._buffer)[:count])
+    def _take(self, count: int) -> bytearray:
+        data = self._buffer[:count]
         del self._buffer[:count]
+        start = len(data)
+        data += bytes(count - start)
+        with memoryview(data) as view:
+            while start < count:
+                self._wait()
+                if not (size := os.readv(self._pipe, [view[start:]])):
+                    raise self._death()
+                start += size
         return data
 
     def _fill(self) -> None:
+        self._wait()
+        data = os.read(self._pipe, MAX_LINE)
+        if not data:
+            raise self._death()
+        self._buffer += data
+
+    def _wait(self) -> None:
         """Wait for output. Only this time counts: the process also waits for us, while the model reads its output."""
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
         ready = False
         while not ready:
-            if self._stop is not None and self._stop():
+            if is_stopped() or (self._stop is not None and self._stop()):
                 raise DecoderError("stopped")
             if self._seconds_left < 0:
                 log.warning("a media file was not decoded: the decoder sent nothing for too long")
@@ -152,10 +186,6 @@ class DecoderProcess:
             began = time.monotonic()
             ready = bool(poll.poll(1000 * TICK))
             self._seconds_left -= time.monotonic() - began
-        data = os.read(self._pipe, 1 << 20)
-        if not data:
-            raise self._death()
-        self._buffer += data
 
     def _death(self) -> DecoderError:
         """The error of a process that has closed its output without a last message."""
@@ -175,21 +205,69 @@ def _crashed(event: str) -> DecoderError:
     return DecoderError("crashed")
 
 
+def _line(value: Any) -> str:
+    """The text of a message, which may have been sent by an attacker: one printable line."""
+    return "".join(filter(str.isprintable, str(value or "")[:MAX_MESSAGE]))
+
+
+def _started(job: dict[str, Any], stdin: int, stdout: int) -> "subprocess.Popen[bytes]":
+    """A new process for a job."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-B", str(CHILD), json.dumps(job)],
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.DEVNULL,
+        env={},
+        cwd="/",
+        start_new_session=True,  # Ctrl-C is for this process
+    )
+
+
+def start_decoders() -> ForkServer:
+    """Start the process that forks others for the functions of this module. Raises `DecoderError` if they don't work
+    on this system."""
+    packages = [
+        str(Path(__file__).parents[2]),
+        *(path for path in sys.path if Path(path).is_absolute()),
+    ]
+    job = json.dumps({"task": "fork", "packages": packages})
+    decoders = ForkServer(
+        [sys.executable, "-I", "-S", "-B", str(CHILD), job],
+        environment={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # only one thread forks
+    )
+    try:
+        _probe(decoders)
+    except DecoderError:
+        decoders.close()
+        raise
+    return decoders
+
+
+def is_isolated(decoders: ForkServer | None = None) -> bool:
+    """Whether the system refuses a decoder's process what it doesn't need. Raises `DecoderError` if it fails."""
+    return _probe(decoders).get("isolated") is True
+
+
+def _probe(decoders: ForkServer | None) -> dict[str, Any]:
+    with DecoderProcess(b"", {"task": "probe"}, decoders=decoders) as decoder:
+        return _first(iter(decoder))[0]
+
+
 @contextmanager
-def _descriptor(file: io.BufferedIOBase) -> Iterator[int]:
+def _descriptor(file: io.BufferedIOBase | bytes) -> Iterator[int]:
     """The descriptor of a file, or of one in memory with the same bytes."""
-    if not isinstance(file, io.BytesIO):
+    if not isinstance(file, io.BytesIO | bytes):
         yield file.fileno()
         return
     create = getattr(os, "memfd_create", None)  # not on macOS
     with open(create("media"), "w+b") if create else tempfile.TemporaryFile() as copy:
-        copy.write(file.getbuffer())
+        copy.write(file if isinstance(file, bytes) else file.getbuffer())
         copy.flush()
         yield copy.fileno()
 
 
-def _packages() -> str:
-    """The folder of PyAV. The process has no other path than the standard library's."""
+def _ffmpeg() -> str:
+    """The folder of PyAV. A process that is started for a file has no other path than the standard library's."""
     spec = find_spec("av")
     if spec is None or spec.origin is None:
         raise DecoderError("missing")
@@ -198,42 +276,48 @@ def _packages() -> str:
 
 @cache
 def unavailable() -> str | None:
-    """The reason why files of strangers can't be decoded on this machine, or None: a process has tried what it is to be
-    refused, and another one has decoded a file."""
+    """The reason why containers and videos of strangers can't be decoded on this machine, or None: a process has tried
+    what it is to be refused, and another one has decoded a file."""
     try:
-        with DecoderProcess(io.BytesIO(), {"task": "probe"}) as decoder:
-            message, _ = _first(iter(decoder))
+        isolated = is_isolated()
         for _ in audio_blocks(io.BytesIO(SAMPLE), "amr", max_seconds=1):
             pass
-    except (DecoderError, OSError) as error:
+    except DecoderError as error:
         if str(error) == "missing":
             return 'PyAV is missing; `pip install "polyphi[video]"` brings it'
         return "the process of the decoder doesn't work on this system"
-    if message.get("isolated") is not True:
-        return (
-            "this system can't isolate the process of the decoder (Linux on x86-64 and AArch64 can)"
-        )
-    return None
+    return None if isolated else NOT_ISOLATED
 
 
 def audio_header(
-    file: io.BufferedIOBase, format: str, *, max_seconds: float = 0, stop: Stop | None = None
+    file: io.BufferedIOBase,
+    format: str | None,
+    *,
+    max_seconds: float = 0,
+    stop: Stop | None = None,
+    decoders: ForkServer | None = None,
 ) -> tuple[int, int, int | None]:
     """Return rate in Hz, channels and samples (None: unknown) of a container's first audio stream; `format` is FFmpeg's
-    name. Raises `DecoderError`, and as `DecoderProcess` does."""
-    with _audio(file, format, max_seconds, stop, header=True) as decoder:
+    name, or None for a file that libsndfile reads, which needs `decoders`. Raises `DecoderError`, and as
+    `DecoderProcess` does."""
+    with _audio(file, format, max_seconds, stop, decoders, header=True) as decoder:
         header, _ = _first(iter(decoder))
     rate, channels = _numbers(header, "rate", "channels")
     samples = header.get("samples")
-    return rate, channels, samples if isinstance(samples, int) and samples > 0 else None
+    return rate, channels, samples if isinstance(samples, int) and samples >= 0 else None
 
 
 def audio_blocks(
-    file: io.BufferedIOBase, format: str, *, max_seconds: float, stop: Stop | None = None
+    file: io.BufferedIOBase,
+    format: str | None,
+    *,
+    max_seconds: float,
+    stop: Stop | None = None,
+    decoders: ForkServer | None = None,
 ) -> Iterator[Float[np.ndarray, "n channels"]]:
-    """Yield the samples of a container's first audio stream. The caller limits their number. Raises as
-    `audio_header` does."""
-    with _audio(file, format, max_seconds, stop, header=False) as decoder:
+    """Yield the samples of a container's first audio stream, or of a file that libsndfile reads. The caller limits
+    their number. Raises as `audio_header` does."""
+    with _audio(file, format, max_seconds, stop, decoders, header=False) as decoder:
         messages = iter(decoder)
         _, channels = _numbers(_first(messages)[0], "rate", "channels")
         for _, data in messages:
@@ -243,13 +327,57 @@ def audio_blocks(
 
 
 def _audio(
-    file: io.BufferedIOBase, format: str, max_seconds: float, stop: Stop | None, *, header: bool
+    file: io.BufferedIOBase,
+    format: str | None,
+    max_seconds: float,
+    stop: Stop | None,
+    decoders: ForkServer | None,
+    *,
+    header: bool,
 ) -> DecoderProcess:
     return DecoderProcess(
         file,
-        {"task": "audio", "format": format, "header": header},
+        {"task": "audio" if format else "sound", "format": format, "header": header},
         cpu_seconds=CPU_SECONDS + math.ceil(max_seconds / AUDIO_SPEED),
         stop=stop,
+        decoders=decoders,
+    )
+
+
+def image_size(data: bytes, *, max_pixels: int, decoders: ForkServer) -> tuple[int, int]:
+    """Return width and height of an image file from its header. Raises `DecoderError`; "media" above `max_pixels`."""
+    with _image(data, max_pixels, decoders, header=True) as decoder:
+        message, _ = _first(iter(decoder))
+    return _numbers(message, "width", "height")
+
+
+def image(data: bytes, *, max_pixels: int, decoders: ForkServer) -> Picture:
+    """Return an image file as RGB. Raises as `image_size` does."""
+    with _image(data, max_pixels, decoders, header=False) as decoder:
+        messages = iter(decoder)
+        width, height = _numbers(_first(messages)[0], "width", "height")
+        if width * height > max_pixels:
+            raise _crashed("sent another image")
+        picture, top = pil.new("RGB", (width, height)), 0
+        for _, rows in messages:
+            bottom = top + len(rows) // (3 * width)
+            if len(rows) != 3 * width * (bottom - top) or not top < bottom <= height:
+                raise _crashed("sent parts of rows")
+            picture.paste(pil.frombytes("RGB", (width, bottom - top), rows), (0, top))
+            top = bottom
+    if top != height:
+        raise _crashed("sent half an image")
+    return picture
+
+
+def _image(data: bytes, max_pixels: int, decoders: ForkServer, *, header: bool) -> DecoderProcess:
+    return DecoderProcess(
+        data,
+        {"task": "image", "header": header, "max_pixels": max_pixels},
+        memory_bytes=IMAGE_MEMORY + 2 * len(data) + PIXEL_MEMORY * max_pixels,
+        cpu_seconds=CPU_SECONDS + (0 if header else math.ceil(max_pixels / IMAGE_SPEED)),
+        max_bytes=max(MAX_BLOCK, 3 * max_pixels),  # a row may be long
+        decoders=decoders,
     )
 
 
@@ -262,7 +390,8 @@ def video_frames(
     max_video_pixels: int,
     max_seconds: float,
     stop: Stop | None = None,
-) -> Iterator[tuple[int, int, bytes]]:
+    decoders: ForkServer | None = None,
+) -> Iterator[tuple[int, int, bytearray]]:
     """Yield (width, height, RGB rows) of at most `frames` frames of a video (video.py). Raises as `audio_header` does;
     "pixels" of a frame, "video_pixels" of all and "seconds" above their limits."""
     job = {
@@ -280,6 +409,7 @@ def video_frames(
         cpu_seconds=CPU_SECONDS + CPU_SECONDS_PER_FRAME * frames,
         max_bytes=3 * max_pixels,
         stop=stop,
+        decoders=decoders,
     ) as decoder:
         for count, (message, data) in enumerate(decoder):
             width, height = _numbers(message, "width", "height")
@@ -288,7 +418,9 @@ def video_frames(
             yield width, height, data
 
 
-def _first(messages: Iterator[tuple[dict[str, Any], bytes]]) -> tuple[dict[str, Any], bytes]:
+def _first(
+    messages: Iterator[tuple[dict[str, Any], bytearray]],
+) -> tuple[dict[str, Any], bytearray]:
     if (message := next(messages, None)) is None:
         raise _crashed("sent no message")
     return message

@@ -1,17 +1,24 @@
-"""The program of the decoder's process: FFmpeg (PyAV) on one file of an untrusted sender. decoder.py starts it.
+"""The program of the decoder's processes: FFmpeg (PyAV), Pillow or libsndfile on one file of an untrusted sender.
+decoder.py starts it.
 
-    stdin: the file, opened for reading         argv: the job as JSON         stdout: messages
+    stdin: the file, opened for reading         job: as JSON          stdout: messages
 
 Each message is a line of JSON; with "bytes": n, n bytes follow. An audio job sends {"rate", "channels", "samples"},
-blocks of interleaved float32 samples, and {"end": true}; a video job sends each frame as {"width", "height", "bytes"}
-with its RGB rows, and {"end": true}. {"error": NAME, "found": n} ends a job that can't be done.
+blocks of interleaved float32 samples, and {"end": true}; an image job {"width", "height"}, blocks of RGB rows, and
+{"end": true}; a video job each frame as {"width", "height", "bytes"} with its RGB rows, and {"end": true}.
+{"error": NAME, "found": n} ends a job that can't be done.
 
 Before the first byte of the file is read, the process gives up what it doesn't need (`seal`): memory and CPU time are
 limited, and the kernel refuses all system calls except those for reading, writing, memory and time. It can't open a
-file or a socket, start a process, or send a signal. It imports no package but PyAV.
+file or a socket, start a process, or send a signal.
+
+It runs in one of two ways. With a job in argv it decodes a container or a video, and imports no package but PyAV. With
+the job "fork" it imports all decoders and forks a process for each job that it receives
+(polyphi/runtime/fork_server.py).
 """
 
 import ctypes
+import io
 import json
 import os
 import resource
@@ -24,7 +31,7 @@ from importlib import import_module
 from pkgutil import walk_packages
 from typing import Any
 
-CHUNK = 1 << 18  # bytes of samples in a message
+CHUNK = 1 << 18  # bytes of samples or rows in a message
 MAX_STREAMS = 64  # of a container
 CODECS = (
     *("aac", "alac", "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "flac", "mp3"),
@@ -66,22 +73,59 @@ _DUMPABLE, _SECCOMP, _NO_NEW_PRIVILEGES = 4, 22, 38  # of prctl
 
 
 class FileRejected(Exception):
-    """A file that isn't decoded: the error's name, and the value that exceeds a limit."""
+    """A file that isn't decoded: the error's name, the value that exceeds a limit, and the message of a `MediaError`
+    with its reason."""
 
-    def __init__(self, error: str, value: float | None = None) -> None:
+    def __init__(
+        self, error: str, value: float | None = None, *, message: str = "", reason: str = ""
+    ) -> None:
         super().__init__(error)
-        self.error, self.value = error, value
+        self.fields = {"error": error, "found": value, "message": message, "reason": reason}
 
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    sys.path.append(job["packages"])
+    sys.path += job["packages"]
+    if job["task"] == "fork":
+        _fork()
+    else:
+        _import_ffmpeg()
+        _run(job)
+
+
+def _import_ffmpeg() -> None:
     import av
 
     for module in walk_packages(av.__path__, "av."):
         # PyAV imports some of them late, when no file can be opened any more.
         if module.name not in ("av.__main__", "av.datasets"):
             import_module(module.name)
+
+
+def _fork() -> None:
+    """Import all decoders, then fork a process for each job."""
+    from PIL import Image
+
+    from polyphi.processing import media  # noqa: F401
+    from polyphi.runtime.fork_server import fork_on_request
+
+    with suppress(ImportError):
+        _import_ffmpeg()
+    Image.init()  # all formats: some import those of others late
+    fork_on_request(_run_forked)
+
+
+def _run_forked(payload: bytes, descriptors: list[int]) -> None:
+    from polyphi.runtime.children import die_with_parent
+
+    die_with_parent()
+    for number, descriptor in enumerate(descriptors):  # the file and the pipe
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    _run(json.loads(payload))
+
+
+def _run(job: dict[str, Any]) -> None:
     with suppress(OSError):
         os.nice(5)  # steps of the engine come first
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -90,27 +134,29 @@ def main() -> None:
     if job["task"] == "probe":
         _send({"sealed": sealed, "isolated": sealed and _is_isolated(job["memory_bytes"])})
         return
-    try:
-        {"audio": audio, "video": video}[job["task"]](job)
-        _send({"end": True})
-    except FileRejected as error:
-        _send({"error": error.error, "found": error.value})
-    except MemoryError:  # also FFmpeg's
-        _send({"error": "memory"})
-    except BrokenPipeError:  # the parent has closed the pipe
-        pass
-    except Exception:  # FFmpeg's errors, and any of PyAV about values that it doesn't expect
-        _send({"error": "damaged"})
+    tasks = {"audio": audio, "video": video, "sound": sound, "image": image}
+    with suppress(BrokenPipeError):  # the parent has closed the pipe
+        try:
+            tasks[job["task"]](job)
+            _send({"end": True})
+        except BrokenPipeError:
+            raise
+        except FileRejected as error:
+            _send(error.fields)
+        except MemoryError:  # also FFmpeg's
+            _send({"error": "memory"})
+        except Exception:  # FFmpeg's errors, and any of PyAV about values that it doesn't expect
+            _send({"error": "damaged"})
 
 
 # ------------------------------------------------------------------------------ isolation
 
 
 def seal(memory_bytes: int, cpu_seconds: int) -> bool:
-    """Set the limits of this process, and filter its system calls. Returns whether the filter is in place: only on
-    Linux, on x86-64 and AArch64."""
+    """Set the limits of this process, with `memory_bytes` more than it has now, and filter its system calls. Returns
+    whether the filter is in place: only on Linux, on x86-64 and AArch64."""
     for kind, limit in (
-        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_AS, _address_space() + memory_bytes),
         (resource.RLIMIT_CPU, cpu_seconds),  # SIGXCPU, and a second later SIGKILL
         (resource.RLIMIT_NOFILE, 0),
         (resource.RLIMIT_FSIZE, 0),
@@ -143,6 +189,13 @@ def seal(memory_bytes: int, cpu_seconds: int) -> bool:
     )
 
 
+def _address_space() -> int:
+    """Bytes of this process's address space; 0 on systems that don't limit it anyway."""
+    with suppress(OSError), open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+    return 0
+
+
 def _prctl(option: int, value: int, address: int = 0) -> bool:
     arguments = [ctypes.c_ulong(argument) for argument in (value, address, 0, 0)]
     return ctypes.CDLL(None).prctl(option, *arguments) == 0
@@ -157,7 +210,7 @@ def _is_isolated(memory_bytes: int) -> bool:
         except OSError:
             pass
     try:
-        bytes(memory_bytes)
+        bytes(2 * memory_bytes)
         return False
     except MemoryError:
         return True
@@ -176,6 +229,13 @@ def _send(message: dict[str, Any], data: bytes | bytearray = b"") -> None:
             view = view[os.write(1, view) :]
 
 
+def _file() -> io.FileIO:
+    """The file, from its beginning."""
+    file = io.FileIO(0, closefd=False)
+    file.seek(0)
+    return file
+
+
 def _open(job: dict[str, Any]) -> Any:
     """The container. With a fixed format FFmpeg tries no other: some formats open files and addresses named in the
     bytes."""
@@ -189,9 +249,7 @@ def _open(job: dict[str, Any]) -> Any:
         "max_pixels": str(job.get("max_pixels", 1)),
         "threads": "1",
     }
-    file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 (the container reads it)
-    file.seek(0)
-    return av.open(file, "r", format=job["format"], options=options, metadata_errors="ignore")
+    return av.open(_file(), "r", format=job["format"], options=options, metadata_errors="ignore")
 
 
 def _decoder(stream: Any) -> Any:
@@ -201,6 +259,45 @@ def _decoder(stream: Any) -> Any:
         raise FileRejected("codec")
     context.thread_count = 1
     return context
+
+
+def image(job: dict[str, Any]) -> None:
+    """Send the size of an image, and unless the job has "header" its RGB rows, a few at a time."""
+    from polyphi.processing import media
+
+    with _file() as file:
+        data = file.read()
+    limits = {"max_bytes": len(data), "max_pixels": job["max_pixels"]}
+    try:
+        if job["header"]:
+            width, height = media.image_size(data, **limits)
+            _send({"width": width, "height": height})
+            return
+        picture = media.decode_image(data, **limits)
+    except media.MediaError as error:
+        # Its name for the file is that of bytes.
+        message = str(error).partition(": ")[2]
+        raise FileRejected("media", message=message, reason=error.reason) from None
+    width, height = picture.size
+    _send({"width": width, "height": height})
+    step = max(1, CHUNK // (3 * width))  # rows
+    for top in range(
+        0, height, step
+    ):  # a copy of the whole image would take longer than sending it
+        _send({}, picture.crop((0, top, width, min(height, top + step))).tobytes())
+
+
+def sound(job: dict[str, Any]) -> None:
+    """Send the header of a file that libsndfile reads, and unless the job has "header" its samples."""
+    from soundfile import SoundFile
+
+    from polyphi.processing.media import sound_blocks
+
+    with io.BufferedReader(_file()) as file, SoundFile(file) as source:
+        _send({"rate": source.samplerate, "channels": source.channels, "samples": source.frames})
+        if not job["header"]:
+            for block in sound_blocks(source):
+                _send({}, block.tobytes())
 
 
 def audio(job: dict[str, Any]) -> None:

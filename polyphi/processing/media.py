@@ -3,10 +3,10 @@
 >>> image = decode_image("cat.png")                   # PIL, RGB
 >>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
 
-The type of a file is determined by its first bytes, never by its name. WAV, FLAC, OGG and MP3 are decoded here, other
-audio in a separate process (decoder.py). Bytes, pixels and seconds are limited before or while decoding, so that a
-small file can't fill the memory. Every error is a `MediaError` of one line with what was expected and what was found,
-without messages of decoders (they may contain addresses).
+The type of a file is determined by its first bytes, never by its name. Images, WAV, FLAC, OGG and MP3 are decoded here
+or, with `decoders`, in a separate process (decoder.py), with the same result; other audio always is. Bytes, pixels and
+seconds are limited before or while decoding, so that a small file can't fill the memory. Every error is a `MediaError`
+of one line with what was expected and what was found, without messages of decoders (they may contain addresses).
 """
 
 import io
@@ -25,7 +25,7 @@ from PIL.Image import Image as Picture
 
 from polyphi.messages import MediaSource
 from polyphi.processing import decoder
-from polyphi.processing.decoder import DecoderError, Stop
+from polyphi.processing.decoder import DecoderError
 from polyphi.processing.file_types import (
     AUDIO_FORMATS,
     CONTAINER_FORMATS,
@@ -33,6 +33,8 @@ from polyphi.processing.file_types import (
     SNIFF_BYTES,
     sniff,
 )
+from polyphi.runtime.fork_server import ForkServer
+from polyphi.steps import Stop
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's limit for warnings, about 9,459 x 9,459: 256 MiB in RGB
@@ -53,6 +55,7 @@ MAX_FRAMES = 1024  # of one video [ours]; the report trains on up to 64k tokens 
 MAX_VIDEO_PIXELS = 1 << 27  # of all selected frames [ours]: 64 of 1920 x 1080, 400 MB decoded
 
 AudioSource = MediaSource | tuple[np.ndarray, int]
+Reason = Literal["kind", "size", "content", "decoder"]
 
 
 class MediaError(ValueError):
@@ -61,9 +64,7 @@ class MediaError(ValueError):
     conversation `part` is its type ("image", "audio", "video") and `number` its index among these, from 0 (set by
     processor.py)."""
 
-    def __init__(
-        self, message: str, reason: Literal["kind", "size", "content", "decoder"] = "content"
-    ) -> None:
+    def __init__(self, message: str, reason: Reason = "content") -> None:
         super().__init__(message)
         self.reason = reason
         self.part: str | None = None
@@ -91,13 +92,21 @@ _DECODER_ERRORS = (soundfile.SoundFileError, RuntimeError, OSError)
 
 
 def decode_image(
-    source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
+    source: MediaSource,
+    *,
+    max_bytes: int = MAX_IMAGE_BYTES,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    decoders: ForkServer | None = None,
 ) -> Picture:
     """Return an image as RGB: the first frame, without alpha, EXIF orientation ignored, as in the published processor.
 
     16-bit grey keeps its upper 8 bits (the published processor makes nearly all of it white). Raises `MediaError` for a
     missing file, other formats than PNG, JPEG, WebP, GIF and BMP, damaged files, and above either limit.
     """
+    if decoders is not None:
+        data, name = read_within(source, max_bytes, "picture")
+        with _decoder_errors(name, "picture"):
+            return decoder.image(data, max_pixels=max_pixels, decoders=decoders)
     file, name = _open_image(source, max_bytes, max_pixels)
     image: Picture = file
     try:
@@ -113,9 +122,17 @@ def decode_image(
 
 
 def image_size(
-    source: MediaSource, *, max_bytes: int = MAX_IMAGE_BYTES, max_pixels: int = MAX_IMAGE_PIXELS
+    source: MediaSource,
+    *,
+    max_bytes: int = MAX_IMAGE_BYTES,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    decoders: ForkServer | None = None,
 ) -> tuple[int, int]:
     """Return (width, height) in pixels from the header, without decoding; raises as `decode_image` does."""
+    if decoders is not None:
+        data, name = read_within(source, max_bytes, "picture")
+        with _decoder_errors(name, "picture"):
+            return decoder.image_size(data, max_pixels=max_pixels, decoders=decoders)
     return _open_image(source, max_bytes, max_pixels)[0].size
 
 
@@ -124,6 +141,7 @@ def decode_audio(
     *,
     max_bytes: int = MAX_AUDIO_BYTES,
     max_seconds: float = MAX_AUDIO_SECONDS,
+    decoders: ForkServer | None = None,
 ) -> tuple[Float[np.ndarray, " n"], int]:
     """Return audio as mono float32 samples in [-1, 1] (the mean over its channels) and its rate in Hz.
 
@@ -133,7 +151,7 @@ def decode_audio(
     not finite or above `MAX_PEAK`, and above a limit."""
     if isinstance(source, tuple):
         return _from_array(source, max_seconds)
-    stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
+    stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds, decoders=decoders)
     blocks: list[np.ndarray] = []
     for block in stream:
         blocks.append(block)
@@ -144,8 +162,8 @@ def decode_audio(
 
 class AudioStream:
     """Audio in blocks, for recordings that don't fit in memory: the result of `decode_audio` in pieces. With PyAV
-    (extra `video`) also the audio of M4A, MP4, WebM, AAC and AMR files. With `stop`, waiting for a block of these ends
-    as soon as it returns True, with a `MediaError`.
+    (extra `video`) also the audio of M4A, MP4, WebM, AAC and AMR files. With `decoders`, separate processes decode all
+    formats. With `stop`, waiting for a block of a process ends as soon as it returns True, with a `MediaError`.
 
     >>> stream = AudioStream("lecture.flac", max_seconds=4 * 3600)
     >>> for block in stream: ...                     # float32 mono [n] in [-1, 1], n at most 2^18
@@ -164,9 +182,10 @@ class AudioStream:
         max_bytes: int | None = None,
         max_seconds: float = MAX_AUDIO_SECONDS,
         stop: Stop | None = None,
+        decoders: ForkServer | None = None,
     ) -> None:
         self.source, self.max_seconds, self.seconds = source, max_seconds, 0.0
-        self._stop = stop
+        self._stop, self._decoders = stop, decoders
         self.name, self.format = "the given samples", "given"
         if isinstance(source, tuple):
             _check_array(source, max_seconds)
@@ -182,11 +201,13 @@ class AudioStream:
             if self.format == "WAV":
                 _check_wav(file, self.name)
             file.seek(0)
+            if self._is_separate:
+                self._read_header(file)
+            else:
+                with self._opened(file) as audio:
+                    self.rate, self.announced = audio.samplerate, audio.frames
             if self.format in CONTAINER_FORMATS:
-                self._read_container_header(file)
                 return
-            with self._decoder(file) as audio:
-                self.rate, self.announced = audio.samplerate, audio.frames
             # A header with one wrong bit may announce years: that is damage, not audio that is too long.
             size = file.seek(0, io.SEEK_END)
             if SAMPLES_PER_BYTE * size < self.announced < 2**60:
@@ -218,9 +239,14 @@ class AudioStream:
                 f"{name}: the {self.format} clip is truncated; expected {self.announced} samples, found {count}"
             )
 
-    def _decoder(self, file: io.BufferedIOBase) -> soundfile.SoundFile:
-        try:  # libsndfile detects the format from the bytes
-            audio = soundfile.SoundFile(file)
+    @property
+    def _is_separate(self) -> bool:
+        """Whether a separate process decodes it."""
+        return self._decoders is not None or self.format in CONTAINER_FORMATS
+
+    def _opened(self, file: io.BufferedIOBase) -> soundfile.SoundFile:
+        try:
+            audio = soundfile.SoundFile(file)  # libsndfile detects the format from the bytes
         except _DECODER_ERRORS:
             raise MediaError(self._damaged()) from None
         self._check_header(audio.samplerate, audio.channels)
@@ -235,8 +261,8 @@ class AudioStream:
 
     def _decoded(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
         """Yield blocks, channels averaged."""
-        is_container, values = self.format in CONTAINER_FORMATS, 0
-        for block in self._container_blocks(file) if is_container else self._file_blocks(file):
+        values = 0
+        for block in self._blocks_of_process(file) if self._is_separate else self._blocks(file):
             # A short file may have 655,350 Hz and eight channels: few bytes and seconds, but minutes of work.
             values += block.size
             if values > self.max_seconds * MAX_VALUES:
@@ -247,46 +273,42 @@ class AudioStream:
                 )
             yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
 
-    def _file_blocks(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+    def _blocks(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
         """Yield blocks [n, channels] from libsndfile."""
-        with self._decoder(file) as audio:
-            size = max(1, BLOCK // audio.channels)
-            while True:
-                try:
-                    block = audio.read(size, dtype="float32", always_2d=True)
-                except _DECODER_ERRORS:
-                    raise MediaError(self._damaged()) from None
-                if not len(block):
-                    return
-                yield block
+        with self._opened(file) as audio:
+            try:
+                yield from sound_blocks(audio)
+            except _DECODER_ERRORS:
+                raise MediaError(self._damaged()) from None
 
-    def _read_container_header(self, file: io.BufferedIOBase) -> None:
-        """Set rate and length of a container's first audio stream."""
-        with self._decoder_errors():
+    def _read_header(self, file: io.BufferedIOBase) -> None:
+        """Set rate and length, which a separate process reads."""
+        with self._process_errors():
             self.rate, channels, samples = decoder.audio_header(
                 file,
-                CONTAINER_FORMATS[self.format],
+                CONTAINER_FORMATS.get(self.format),
                 max_seconds=self.max_seconds,
                 stop=self._stop,
+                decoders=self._decoders,
             )
-        self.announced = samples or 2**62
+        self.announced = 2**62 if samples is None else samples
         self._check_header(self.rate, channels)
 
-    def _container_blocks(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
-        with self._decoder_errors():
+    def _blocks_of_process(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
+        with self._process_errors():
             yield from decoder.audio_blocks(
                 file,
-                CONTAINER_FORMATS[self.format],
+                CONTAINER_FORMATS.get(self.format),
                 max_seconds=self.max_seconds,
                 stop=self._stop,
+                decoders=self._decoders,
             )
 
     @contextmanager
-    def _decoder_errors(self) -> Iterator[None]:
-        try:
+    def _process_errors(self) -> Iterator[None]:
+        is_container = self.format in CONTAINER_FORMATS
+        with _decoder_errors(self.name, self.format if is_container else f"{self.format} clip"):
             yield
-        except DecoderError as error:
-            raise decoder_media_error(error, self.name, self.format) from None
 
     def _damaged(self) -> str:
         return (
@@ -294,8 +316,26 @@ class AudioStream:
         )
 
 
+def sound_blocks(sound: soundfile.SoundFile) -> Iterator[Float[np.ndarray, "n channels"]]:
+    """Yield the samples of a file. Raises one of `_DECODER_ERRORS` for a damaged one."""
+    size = max(1, BLOCK // sound.channels)
+    while len(block := sound.read(size, dtype="float32", always_2d=True)):
+        yield block
+
+
+@contextmanager
+def _decoder_errors(name: str, file_type: str) -> Iterator[None]:
+    try:
+        yield
+    except DecoderError as error:
+        raise decoder_media_error(error, name, file_type) from None
+
+
 def decoder_media_error(error: DecoderError, name: str, file_type: str) -> MediaError:
     """The `MediaError` for an error of the decoder's process."""
+    if error.error == "media":
+        reasons: dict[str, Reason] = {"kind": "kind", "size": "size"}
+        return MediaError(f"{name}: {error.message}", reasons.get(error.reason, "content"))
     if error.error == "missing":
         return MediaError(
             f'{name}: {file_type} needs PyAV; `pip install "polyphi[video]"` brings it, or convert it to WAV, FLAC, '
@@ -305,7 +345,7 @@ def decoder_media_error(error: DecoderError, name: str, file_type: str) -> Media
     if error.error in ("crashed", "time", "memory", "stopped"):
         cause = {
             "crashed": "its decoder failed; expected a file by an ordinary program",
-            "time": "it takes too long; expected a file that is decoded faster than it plays",
+            "time": "it takes too long; expected a file by an ordinary program",
             "memory": "it takes too much memory; expected a file by an ordinary program",
             "stopped": "the request has ended",
         }[error.error]
@@ -324,10 +364,11 @@ def audio_size(
     *,
     max_bytes: int = MAX_AUDIO_BYTES,
     max_seconds: float = MAX_AUDIO_SECONDS,
+    decoders: ForkServer | None = None,
 ) -> tuple[int, int]:
     """Return (samples, rate in Hz) of the result of `decode_audio`, from the header if it is reliable. MP3 is decoded:
     the length in its header is an estimate, and the file may be truncated. Damage inside the audio isn't detected."""
-    stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds)
+    stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds, decoders=decoders)
     has_exact_header = stream.format in ("given", "WAV", "FLAC", "OGG")
     if has_exact_header and 0 < stream.announced <= max_seconds * stream.rate:
         return stream.announced, stream.rate

@@ -8,6 +8,7 @@
 Training and serving both make their rows here. Sizes are plain numbers, so that no weights are needed.
 """
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -28,13 +29,13 @@ from polyphi.messages import (
 )
 from polyphi.messages import media as media_parts
 from polyphi.processing import audio, image, media
-from polyphi.processing.decoder import Stop
 from polyphi.processing.ids import Placeholder, pieces_of
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.template import TemplatePiece, Words, script
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.processing.video import expand_videos
-from polyphi.steps import Steps, at_once, result_of
+from polyphi.processing.video import FrameBytes, expand_videos
+from polyphi.runtime.fork_server import ForkServer
+from polyphi.steps import Steps, Stop, at_once, result_of
 
 Supervise = Literal["answers", "last answer", "all"]
 MediaLike = Any  # an `Image` or `Audio`, or their source: a path, bytes, or (samples, rate)
@@ -46,7 +47,8 @@ class TooLong(ValueError):
 
 class Processor:
     """Makes rows. `crop_size` and `patch_size` are in pixels; `max_crops` limits an image's crops without its global
-    view. `caps` (which may be changed later) are the limits of an image, audio or video."""
+    view. `caps` are the limits of an image, audio or video, and `decoders` decode them in separate processes
+    (decoder.py); both may be changed later."""
 
     def __init__(
         self,
@@ -63,6 +65,9 @@ class Processor:
         self.patch_size = patch_size
         self.max_crops = max_crops
         self.caps = caps or Caps()
+        self.decoders: ForkServer | None = None
+        self._sizes: dict[int, tuple[int, int]] = {}
+        """Of images whose header a process has read, as long as they exist."""
 
     @property
     def cells(self) -> int:
@@ -122,7 +127,7 @@ class Processor:
     ) -> list[Message]:
         """Return a conversation with each `Video` replaced by its frames (video.py), within `caps` or the processor's.
         Raises `MediaError` with the number of the video; also soon after `stop` returns True."""
-        return expand_videos(messages, caps or self.caps, stop)
+        return expand_videos(messages, caps or self.caps, stop, self.decoders)
 
     def encode(
         self, texts: Sequence[str], context: int | None = None, other_tokens: int = 0
@@ -273,7 +278,10 @@ class Processor:
                 continue
             with _number_in_errors(part, number):
                 size = media.audio_size(
-                    part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
+                    part.source,
+                    max_bytes=caps.audio_bytes,
+                    max_seconds=caps.audio_seconds,
+                    decoders=self.decoders,
                 )
                 tokens = AudioLayout(audio.frames(*audio.resampled_length(*size)), "").tokens
             yield piece, tokens
@@ -284,7 +292,7 @@ class Processor:
         """Return (bytes of the crops and log-mel frames, pixels of the images) of a conversation's row, without videos,
         from the headers of its images and audio, with a step for each; for MP3 the bytes are approximate. Raises
         `MediaError` for an unreadable image or audio."""
-        caps, total, pixels = self.caps, 0, 0
+        total, pixels = 0, 0
         for number, part in enumerate(media_parts(messages, Image)):
             yield
             with _number_in_errors(part, number):
@@ -294,10 +302,8 @@ class Processor:
         for number, part in enumerate(media_parts(messages, Audio)):
             yield
             with _number_in_errors(part, number):
-                stream = media.AudioStream(
-                    part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
-                )
-                samples = min(stream.announced, round(caps.audio_seconds * stream.rate))
+                stream = self._stream(part)
+                samples = min(stream.announced, round(self.caps.audio_seconds * stream.rate))
                 total += audio.nbytes(samples, stream.rate)
         return total, pixels
 
@@ -346,25 +352,46 @@ class Processor:
                 return Placeholder(part, number, plan.tokens, plan=plan)
             # Frames are half the size of samples at 16 kHz and a tenth of those at 44.1 kHz in stereo, so a clip
             # becomes frames as it is read.
-            caps = self.caps
-            stream = media.AudioStream(
-                part.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
-            )
+            stream = self._stream(part)
             mels = audio.log_mel_of(stream, stream.rate)
             return Placeholder(part, number, AudioLayout(len(mels), "").tokens, mels=mels)
 
     def size(self, part: Image) -> tuple[int, int]:
         """Return width and height of an image in pixels, from the header."""
-        caps = self.caps
-        return media.image_size(
-            part.source, max_bytes=caps.image_bytes, max_pixels=caps.image_pixels
+        if id(part) in self._sizes:
+            return self._sizes[id(part)]
+        decoders = self._image_decoders(part)
+        size = media.image_size(
+            part.source,
+            max_bytes=self.caps.image_bytes,
+            max_pixels=self.caps.image_pixels,
+            decoders=decoders,
+        )
+        if decoders is not None:
+            self._sizes[id(part)] = size
+            weakref.finalize(part, self._sizes.pop, id(part), None)
+        return size
+
+    def decoded_image(self, part: Image, size: tuple[int, int]) -> PILImage:
+        """Return the decoded image, RGB, of the size returned by `size`."""
+        return media.decode_image(
+            part.source,
+            max_bytes=self.caps.image_bytes,
+            max_pixels=size[0] * size[1],
+            decoders=self._image_decoders(part),
         )
 
-    def decoded_image(self, part: Image) -> PILImage:
-        """Return the decoded image, RGB, of the size returned by `size`."""
+    def _image_decoders(self, part: Image) -> ForkServer | None:
+        """Frames of videos were decoded in a separate process already."""
+        return None if isinstance(part.source, FrameBytes) else self.decoders
+
+    def _stream(self, part: Audio) -> media.AudioStream:
         caps = self.caps
-        return media.decode_image(
-            part.source, max_bytes=caps.image_bytes, max_pixels=caps.image_pixels
+        return media.AudioStream(
+            part.source,
+            max_bytes=caps.audio_bytes,
+            max_seconds=caps.audio_seconds,
+            decoders=self.decoders,
         )
 
     def _batch(
@@ -421,7 +448,8 @@ class Processor:
             yield
             assert isinstance(m.part, Image) and m.plan is not None
             with _number_in_errors(m.part, m.number):
-                cuts.append(image.cut(self.decoded_image(m.part), m.plan))
+                picture = self.decoded_image(m.part, m.plan.image_size)
+                cuts.append(image.cut(picture, m.plan))
         views = [cut.view for cut in cuts if cut.view is not None]
         return {
             "crops": torch.cat([cut.crops for cut in cuts]),

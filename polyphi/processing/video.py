@@ -14,13 +14,22 @@ from PIL import Image as pil
 from PIL.Image import Image as Picture
 
 from polyphi.messages import Image, MediaSource, Message, Part, Video
-from polyphi.processing.decoder import DecoderError, Stop, video_frames
+from polyphi.processing.decoder import DecoderError, video_frames
 from polyphi.processing.file_types import SNIFF_BYTES, VIDEO_FORMATS, sniff
 from polyphi.processing.media import CAPS, Caps, MediaError, decoder_media_error, open_media
+from polyphi.runtime.fork_server import ForkServer
+from polyphi.steps import Stop
+
+
+class FrameBytes(bytes):
+    """BMP bytes of a frame, written here: unlike the bytes of an image, they are not a stranger's."""
 
 
 def expand_videos(
-    messages: Sequence[Message], caps: Caps = CAPS, stop: Stop | None = None
+    messages: Sequence[Message],
+    caps: Caps = CAPS,
+    stop: Stop | None = None,
+    decoders: ForkServer | None = None,
 ) -> list[Message]:
     """Return the conversation with each `Video` replaced by its frames, in order, as `Image`s. Raises `MediaError` (a
     ValueError) as `decode_video` does, with the number of the video."""
@@ -32,7 +41,7 @@ def expand_videos(
             return (part,)
         number += 1
         try:
-            images = _decoded(part.source, part.frames, caps, stop)
+            images = _decoded(part.source, part.frames, caps, stop, decoders)
             return tuple(Image(_bmp(image), part.detail, part.max_crops) for image in images)
         except MediaError as error:
             error.part, error.number = "video", number
@@ -41,11 +50,11 @@ def expand_videos(
     return [replace(m, parts=tuple(p for part in m.parts for p in expand(part))) for m in messages]
 
 
-def _bmp(image: Picture) -> bytes:
+def _bmp(image: Picture) -> FrameBytes:
     """Return BMP bytes, the fastest lossless format to write and read."""
     out = io.BytesIO()
     image.save(out, "BMP")
-    return out.getvalue()
+    return FrameBytes(out.getvalue())
 
 
 def decode_video(
@@ -61,7 +70,13 @@ def decode_video(
     return list(_decoded(source, frames, caps, stop))
 
 
-def _decoded(source: MediaSource, frames: int, caps: Caps, stop: Stop | None) -> Iterator[Picture]:
+def _decoded(
+    source: MediaSource,
+    frames: int,
+    caps: Caps,
+    stop: Stop | None,
+    decoders: ForkServer | None = None,
+) -> Iterator[Picture]:
     if not 1 <= frames <= caps.video_frames:
         raise MediaError(
             f"a video is read as 1 to {caps.video_frames} frames, found {frames}", "size"
@@ -80,6 +95,7 @@ def _decoded(source: MediaSource, frames: int, caps: Caps, stop: Stop | None) ->
             max_video_pixels=caps.video_pixels,
             max_seconds=caps.video_seconds,
             stop=stop,
+            decoders=decoders,
         )
         try:
             for width, height, rows in decoded:

@@ -39,6 +39,14 @@ class Address:
         return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on this host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def parse(url: str) -> Address:
     """The parts of an http(s) URL. Raises InvalidAddress, with a message for the client, for everything that two
     parsers might read differently: user names, backslashes, blanks, control and invisible characters, and hosts that

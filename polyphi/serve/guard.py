@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polyphi.serve.bodies import Bodies, Body
 from polyphi.serve.errors import ApiError, body_for
-from polyphi.serve.settings import Settings
+from polyphi.serve.settings import Settings, check_key
 from polyphi.serve.shares import Shares, client_of
 
 log = logging.getLogger("polyphi.serve")
@@ -85,8 +85,7 @@ class AccessGuard:
 
     def __init__(self, app: ASGIApp, settings: Settings, shares: Shares | None = None) -> None:
         for key in settings.keys:
-            if not key or key != key.strip():
-                raise ValueError("an API key must not be empty or have leading or trailing spaces")
+            check_key(key)
         for name in settings.hosts:
             if name != "*" and not _is_address(name) and not NAME.fullmatch(name.lower()):
                 raise ValueError(f"expected a host name without scheme and port, found {name!r}")

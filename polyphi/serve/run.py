@@ -7,7 +7,6 @@ at once.
 """
 
 import errno
-import ipaddress
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from polyphi.runtime.heap import keep_large_blocks_apart
+from polyphi.serve.addresses import is_loopback
 from polyphi.serve.connection import KEEP_ALIVE, Connections
 from polyphi.serve.loading import Loading, Progress
 from polyphi.serve.settings import Settings
@@ -68,19 +68,12 @@ def bind(settings: Settings) -> socket.socket:
 
 def check_exposed(settings: Settings, insecure: bool) -> None:
     """Raises ValueError if other machines could reach a server that requires no API key."""
-    if settings.keys or insecure or _is_loopback(settings.host):
+    if settings.keys or insecure or is_loopback(settings.host):
         return
     raise ValueError(
         f"--host {settings.host} can be reached from other machines, but no API key is set; set one with --api-key or "
         "POLYPHI_API_KEY, or use --insecure"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Watchdog:

@@ -32,6 +32,7 @@ from polyphi.engine.request import Caller, Request
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
 from polyphi.messages import Message, SamplingParams, Text
 from polyphi.runtime.heap import give_back
+from polyphi.serve import decoders
 from polyphi.serve.adapters import AdapterModels
 from polyphi.serve.answers import Writer
 from polyphi.serve.conversation import InputTurn, media_paths
@@ -181,6 +182,7 @@ class Server:
         engine.encoders.on_encode = self.metrics.encoded
 
     def start(self) -> None:
+        self.engine.processor.decoders = decoders.start(self.settings)
         self.engine.core.on_step = self.metrics.step
         self._thread.start()
 
@@ -202,6 +204,9 @@ class Server:
         self.adapters.close()
         self.answers.close()
         self.media.close()
+        if (started := self.engine.processor.decoders) is not None:
+            self.engine.processor.decoders = None
+            started.close()
 
     @property
     def alive(self) -> bool:
@@ -396,7 +401,7 @@ class Server:
     def caller(self, request: HTTPConnection) -> Caller:
         """The client of a request: the API key's owner, or else the IP address (for IPv6 its /64 network)."""
         tenant, address = request.state.tenant, request.client.host if request.client else ""
-        return Caller(client_of(tenant, address), tenant if self.settings.isolate else b"")
+        return Caller(client_of(tenant, address), b"" if self.settings.share_prefixes else tenant)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """The result of the server's own short `work`, run in one of a few threads."""

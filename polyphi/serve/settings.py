@@ -6,6 +6,15 @@ from pathlib import Path
 MIB = 1 << 20
 
 
+def check_key(key: str) -> None:
+    """Raises ValueError for an API key that is empty or has a blank: it can't be sent, or may be meant as several."""
+    if key.split() != [key]:
+        raise ValueError(
+            f"expected API keys without blanks, found {'one with blanks' if key else 'an empty one'}; give several "
+            "keys by several --api-key, or one on each line of POLYPHI_API_KEY"
+        )
+
+
 @dataclass(frozen=True)
 class Settings:
     """`name`: the model's name in responses. `keys`: API keys, of which every request needs one (empty: no key needed).
@@ -34,8 +43,11 @@ class Settings:
     containers: bool | None = None
     """Whether M4A, MP4, WebM, AAC and AMR audio and videos are accepted. None: where their decoder can be isolated
     (processing/decoder.py)."""
-    isolate: bool = False
-    """Whether each API key has a separate prefix cache and encoder cache."""
+    isolate_decoding: bool | None = None
+    """Whether separate processes decode images and all audio (decoders.py). None: where other machines can reach the
+    server."""
+    share_prefixes: bool = False
+    """Whether API keys share the prefix cache and the encoder cache; otherwise each key has separate ones."""
     vllm_names: bool = False
     """Whether metrics are also exported under vLLM's names."""
     log_prompts: bool = False

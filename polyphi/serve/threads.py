@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from polyphi.serve.shares import Turns
-from polyphi.steps import Steps
+from polyphi.steps import Steps, stopped_by
 
 T = TypeVar("T")
 TURN_SECONDS = 0.05
@@ -38,8 +38,14 @@ class Threads:
         self._closed = threading.Event()
 
     async def run(self, client: bytes, work: Callable[..., T], *args: Any) -> T:
-        """The result of `work`, run in a thread when it is the client's turn."""
+        """The result of `work`, run in a thread when it is the client's turn. When cancelled, work that waits for a
+        process ends (`is_stopped`)."""
         await self.turns.take(client)
+        stop = threading.Event()
+
+        def stoppable() -> T:
+            with stopped_by(lambda: stop.is_set() or self._closed.is_set()):
+                return work(*args)
 
         def ended(future: asyncio.Future[T]) -> None:
             self.turns.release(client)
@@ -47,12 +53,15 @@ class Threads:
                 future.exception()  # retrieved, so that asyncio doesn't log it
 
         try:
-            future = asyncio.wrap_future(self.pool.submit(work, *args))
+            future = asyncio.wrap_future(self.pool.submit(stoppable))
         except BaseException:  # the server has stopped
             self.turns.release(client)
             raise
         future.add_done_callback(ended)
-        return await asyncio.shield(future)
+        try:
+            return await asyncio.shield(future)
+        finally:
+            stop.set()
 
     async def run_steps(self, client: bytes, steps: Steps[T]) -> T:
         """The result of work in steps, each in the client's turn. When cancelled, the work stops after its step."""

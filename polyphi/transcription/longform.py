@@ -38,6 +38,7 @@ from polyphi.messages import (
 )
 from polyphi.processing.audio import resampled
 from polyphi.processing.media import AudioSource, AudioStream, MediaError
+from polyphi.runtime.fork_server import ForkServer
 from polyphi.transcription.align import align
 from polyphi.transcription.silence import Sound, measure, quietest_point, speech_ranges
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
@@ -110,10 +111,16 @@ class StoppableStream(AudioStream):
     """A stream that raises `Stopped` instead of returning its next block once `stop` is set. Raises as `AudioStream`
     does, and if the header states that it is too long."""
 
-    def __init__(self, source: AudioSource, max_seconds: float, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        source: AudioSource,
+        max_seconds: float,
+        stop: threading.Event,
+        decoders: ForkServer | None = None,
+    ) -> None:
         self._stopped = stop
         with self._ending():
-            super().__init__(source, max_seconds=max_seconds, stop=stop.is_set)
+            super().__init__(source, max_seconds=max_seconds, stop=stop.is_set, decoders=decoders)
         # Some headers have no length, and those of compressed formats are only approximate.
         if max_seconds * 1.05 < (stated := self.announced / self.rate) and self.announced < 2**60:
             raise MediaError(
@@ -293,7 +300,8 @@ def transcribe(
     assert on_text is None or len(recordings) == 1, "the texts of several recordings would mix"
     limit = longest_piece(engine, task, window)
     stop = stop or threading.Event()
-    streams = [StoppableStream(source, max_seconds, stop) for source in recordings]
+    decoders = engine.processor.decoders
+    streams = [StoppableStream(source, max_seconds, stop, decoders) for source in recordings]
     sounds = [measure(stream) for stream in streams]
     plans = [cut(sound, limit) for sound in sounds]
     for sound, plan in zip(sounds, plans, strict=True):

@@ -143,15 +143,16 @@ def test_after_the_first_process_has_ended_another_is_started(engine: Engine) ->
 @pytest.mark.usefixtures("no_processes")
 def test_a_first_process_that_is_ending_is_replaced(tokenizer: Tokenizer) -> None:
     first = structured._cached_starter(tokenizer)
+    process = first.process
     first._control.shutdown(socket.SHUT_RDWR)  # the system is ending it, which isn't known yet
     assert compile_grammar(WORDS, tokenizer).matcher().ready
-    assert structured._cached_starter(tokenizer) is not first
+    assert structured._cached_starter(tokenizer).process is not process
 
 
 @pytest.mark.usefixtures("no_processes")
 def test_processes_that_end_while_they_are_killed_end_no_others(tokenizer: Tokenizer) -> None:
     """And all are reaped. The first process ended here within a thousand when it had a handler of SIGCHLD."""
-    first, dice = structured._cached_starter(tokenizer), random.Random(0)
+    first, dice = structured._cached_starter(tokenizer).process, random.Random(0)
     invalid = Grammar("regex", "(")
     for _ in range(250):
         running = [structured.MatcherProcess(invalid, tokenizer) for _ in range(4)]
@@ -160,8 +161,8 @@ def test_processes_that_end_while_they_are_killed_end_no_others(tokenizer: Token
         for process in running:
             process.close()
     assert compile_grammar(WORDS, tokenizer).matcher().ready
-    assert structured._cached_starter(tokenizer) is first
-    until(lambda: not psutil.Process(first.process.pid).children())
+    assert structured._cached_starter(tokenizer).process is first
+    until(lambda: not psutil.Process(first.pid).children())
 
 
 @pytest.mark.usefixtures("no_processes")
@@ -249,7 +250,7 @@ def test_without_a_grammar_no_process_is_started(
         raise AssertionError("a process was started")
 
     structured._cached_starter.cache_clear()
-    monkeypatch.setattr(structured.subprocess, "Popen", refuse)
+    monkeypatch.setattr(structured, "ForkServer", refuse)
     engine.generate(QUESTION, sampling=SamplingParams(max_tokens=3))
 
 

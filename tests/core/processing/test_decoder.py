@@ -366,10 +366,10 @@ def test_memory_is_limited() -> None:
         "max_seconds": 100,
     }
     data = io.BytesIO(film(4, size=(2048, 1536)))
-    with DecoderProcess(data, job, memory_bytes=256 << 20, max_bytes=1 << 24) as process:
+    with DecoderProcess(data, job, memory_bytes=192 << 20, max_bytes=1 << 24) as process:
         assert len(list(process)) == 4
     with (
         pytest.raises(DecoderError, match="memory"),
-        DecoderProcess(data, job, memory_bytes=128 << 20, max_bytes=1 << 24) as process,
+        DecoderProcess(data, job, memory_bytes=16 << 20, max_bytes=1 << 24) as process,
     ):
         list(process)

@@ -707,7 +707,7 @@ def test_s8_samples_are_counted_while_they_are_decoded(
     class Trusting(longform.StoppableStream):
         """Takes any header for true."""
 
-        def __init__(self, source: Any, max_seconds: float, stop: Any) -> None:
+        def __init__(self, source: Any, max_seconds: float, stop: Any, decoders: Any) -> None:
             longform.AudioStream.__init__(self, source, max_seconds=max_seconds)
             self._stopped = stop
 
