@@ -1,12 +1,16 @@
 """The files of a checkpoint folder: which hold the weights, and whether they are complete. Only headers are read."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 MODEL_TYPES = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
 """`model_type` in config.json -> the layout of the checkpoint."""
 INDEX = "model.safetensors.index.json"
+BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+"""The name of a file in the Hub's cache: a hash of its content."""
 LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header; the format allows no longer ones."""
 
@@ -19,6 +23,26 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
+
+
+def inside(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Those paths of a checkpoint's folder that are files. Raises ValueError for a link that leads elsewhere, whose
+    content isn't the checkpoint's and must not become part of a copy. Links of the Hub's cache are accepted: those
+    from `snapshots/COMMIT` to `blobs/HASH` of the same repository."""
+    root = folder.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    files = []
+    for path in paths:
+        target = path.resolve()
+        is_blob = target.parent == blobs and BLOB.fullmatch(target.name)
+        if not (target.is_relative_to(root) or is_blob):
+            raise ValueError(
+                f"{path} is a link to {target}, outside of the checkpoint's folder; remove it, or replace it by the "
+                "file itself if that belongs to the checkpoint"
+            )
+        if path.is_file():
+            files.append(path)
+    return files
 
 
 def weight_files(folder: Path) -> list[Path]:

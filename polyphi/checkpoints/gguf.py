@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyphi.checkpoints.files import inside
 from polyphi.checkpoints.names import tensor_names
 from polyphi.checkpoints.read import TOKENIZER_FILES
 from polyphi.checkpoints.write import write_checkpoint
@@ -50,8 +51,7 @@ def convert(
     with another model, without a tokenizer in its folder, or without the `gguf` package."""
     source = Path(source)
     fields, tensors = _open(source)
-    paths = [source.parent / name for name in TOKENIZER_FILES]
-    files = [path for path in paths if path.is_file()]
+    files = inside(source.parent, (source.parent / name for name in TOKENIZER_FILES))
     if not (source.parent / "tokenizer.json").is_file():
         raise ValueError(
             f"expected tokenizer.json next to {source}: the vocabulary of a GGUF isn't used; copy the tokenizer files "

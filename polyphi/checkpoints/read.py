@@ -22,7 +22,7 @@ from torch import Tensor
 from polyphi.checkpoints import adapters as peft
 from polyphi.checkpoints import cache, download, variants
 from polyphi.checkpoints import config as config_json
-from polyphi.checkpoints.files import MODEL_TYPES, read_json, weight_files
+from polyphi.checkpoints.files import MODEL_TYPES, inside, read_json, weight_files
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
@@ -251,14 +251,14 @@ def stored_types(source: str | Path) -> Counter[torch.dtype]:
 
 def files_beside(source: str | Path, layout: str) -> list[Path]:
     """Files to copy when a checkpoint is written again in a `layout`: its tokenizer, and for an equal layout also the
-    settings of its processor and templates."""
+    settings of its processor and templates. Raises ValueError for a link out of the folder."""
     folder = locate(source)
     stored_layout = read_layout(folder)
     if layout not in (stored_layout, QUANTIZED):  # quantized ones have the same settings
-        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        return inside(folder, (folder / name for name in TOKENIZER_FILES))
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json"}
     texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
-    return [p for p in texts if p.name not in ours]
+    return inside(folder, (p for p in texts if p.name not in ours))
 
 
 def locate(source: str | Path) -> Path:
