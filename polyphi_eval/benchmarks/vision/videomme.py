@@ -1,6 +1,7 @@
 """Video-MME (report, Table 1): three questions about each of 900 videos, up to an hour long, without subtitles.
 
-The model sees 16 frames, evenly over the whole video from its first to its last, as 16 images.
+The model sees 16 frames, evenly over the whole video from its first to its last, as 16 images. The report says no more
+than "uniform time coverage" (4.1.1). A `Video` of a message gives other frames: those in the middle of 16 equal parts.
 """
 
 import io
@@ -95,4 +96,5 @@ benchmark = Benchmark(
     sources=(SOURCE,),
     load=load,
     scorer=vqa.letter,
+    note="frames from the first to the last one; videos of messages are sampled in the middle of 16 equal parts",
 )
