@@ -24,6 +24,7 @@ from polyphi.checkpoints.write import write_checkpoint
 from polyphi.kernels import linear as native
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.quantization.integer_weights import Pieces
+from polyphi.runtime.installation import pip_install
 
 ARCHITECTURE = "phi3"
 NAMES = {
@@ -86,7 +87,7 @@ def _open(source: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         from gguf import GGUFReader
     except ImportError:
         raise ValueError(
-            "reading GGUF files needs the gguf package: pip install 'polyphi[gguf]'"
+            f"reading GGUF files needs the gguf package: {pip_install('gguf')}"
         ) from None
     try:
         reader = GGUFReader(source)

@@ -25,6 +25,7 @@ from polyphi.cli import (
     train,
     transcribe,
 )
+from polyphi.runtime.installation import pip_install
 
 
 class Commands(TyperGroup):
@@ -176,9 +177,9 @@ def main(arguments: list[str] | None = None, application: typer.Typer | None = N
         missing = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ImportError) and missing in EXTRAS:
             words = sys.argv[1:] if arguments is None else arguments
-            extra = f'pip install "polyphi[{extra_for(missing, words)}]"'
+            hint = pip_install(extra_for(missing, words))
             print(
-                f"polyphi: this command needs {missing}; install it with `{extra}`", file=sys.stderr
+                f"polyphi: this command needs {missing}; install it with: {hint}", file=sys.stderr
             )
             sys.exit(1)
         code = (

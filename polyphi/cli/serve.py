@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console
+from polyphi.runtime.installation import pip_install
 
 ACCESS, LOAD = "Access and logs", "Load and memory"
 
@@ -171,7 +172,7 @@ def serve(
 
     adapters = parse_adapters(lora or ())
     if containers and find_spec("av") is None:
-        raise ValueError('--containers needs PyAV; `pip install "polyphi[video]"` brings it')
+        raise ValueError(f"--containers needs PyAV: {pip_install('video')}")
     if media_root is not None and not media_root.is_dir():
         raise ValueError(f"--media-root {media_root}: expected a folder")
     if adapter_folder is not None and not adapter_folder.is_dir():

@@ -33,6 +33,8 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float
 
+from polyphi.runtime.installation import from_checkout
+
 log = logging.getLogger(__name__)
 CHILD = Path(__file__).with_name("decoder_child.py")
 # Bytes of address space; Python and FFmpeg take 120 MB.
@@ -207,7 +209,7 @@ def unavailable() -> str | None:
             pass
     except (DecoderError, OSError) as error:
         if str(error) == "missing":
-            return 'PyAV is missing; `pip install "polyphi[video]"` brings it'
+            return f"PyAV is missing; {from_checkout('video')}"
         return "the process of the decoder doesn't work on this system"
     if message.get("isolated") is not True:
         return (

@@ -33,6 +33,7 @@ from polyphi.processing.file_types import (
     SNIFF_BYTES,
     sniff,
 )
+from polyphi.runtime.installation import from_checkout
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's limit for warnings, about 9,459 x 9,459: 256 MiB in RGB
@@ -298,8 +299,7 @@ def decoder_media_error(error: DecoderError, name: str, file_type: str) -> Media
     """The `MediaError` for an error of the decoder's process."""
     if error.error == "missing":
         return MediaError(
-            f'{name}: {file_type} needs PyAV; `pip install "polyphi[video]"` brings it, or convert it to WAV, FLAC, '
-            "OGG or MP3",
+            f"{name}: {file_type} needs PyAV; {from_checkout('video')}, or convert it to WAV, FLAC, OGG or MP3",
             "kind",
         )
     if error.error in ("crashed", "time", "memory", "stopped"):

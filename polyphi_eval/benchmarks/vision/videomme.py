@@ -16,6 +16,7 @@ from PIL.Image import Image as PILImage
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Image
+from polyphi.runtime.installation import pip_install
 from polyphi_eval import vqa
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.sources import Data, Missing, Source
@@ -70,9 +71,7 @@ def _av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ValueError(
-            f'reading videos needs PyAV ({error}); run `pip install "polyphi[video]"`'
-        ) from None
+        raise ValueError(f"reading videos needs PyAV ({error}); {pip_install('video')}") from None
     return av
 
 
