@@ -1,7 +1,6 @@
 """`polyphi serve`: the HTTP server and its chat page."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console
+from polyphi.cli.printable import PrintableFormatter, print_message
 from polyphi.runtime.installation import pip_install
 
 ACCESS, LOAD = "Access and logs", "Load and memory"
@@ -203,7 +203,9 @@ def serve(
     listening = run.bind(settings)
     if not port:
         settings = replace(settings, port=listening.getsockname()[1])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for client in ("httpx", "httpx2"):  # a line for each request to the Hub
         logging.getLogger(client).setLevel(logging.WARNING)
     url = run.address(settings)
@@ -223,14 +225,14 @@ def serve(
             adapters=adapters,
             progress=progress.update,
         )
-        print(f"polyphi: {phi.memory}", file=sys.stderr)
+        print_message(str(phi.memory))
         reasons = phi.reasoning if reasoning == "auto" else reasoning == "on"
         return create_app(phi.engine, replace(settings, reasoning=reasons))
 
     def ready() -> None:
         console.print(f"{settings.name} at {url} (page), {url}/v1 (clients)", highlight=False)
 
-    print(f"polyphi: loading {settings.name}; {url}/ready returns the progress", file=sys.stderr)
+    print_message(f"loading {settings.name}; {url}/ready returns the progress")
     run.serve(load, settings, listening, ready)
 
 
