@@ -5,7 +5,10 @@
 # Arguments stay visible in the image's history; an index with a password belongs in a pip configuration file,
 # `--secret id=pip,src=pip.conf`.
 
-ARG BASE=debian:bookworm-slim
+# The base by the digest of its index of platforms, and all packages but torch by the hashes of their files
+# (deploy/requirements, which deploy/lock.sh writes). The digest is the one that the repository docker-library/repo-info
+# lists for this tag.
+ARG BASE=debian:bookworm-20260918-slim@sha256:3783cc01769c7b2b1b83a5c5ad96c815348e28ed7da68e2e3687004faa906251
 
 # pip, which the final image doesn't contain.
 FROM ${BASE} AS tools
@@ -29,8 +32,10 @@ COPY pyproject.toml setup.py README.md LICENSE NOTICE ./
 COPY polyphi polyphi
 COPY polyphi_eval polyphi_eval
 COPY polyphi_recipe polyphi_recipe
+COPY deploy/requirements deploy/requirements
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/tools/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
+    /opt/tools/bin/pip install --no-cache-dir --no-deps --require-hashes -r deploy/requirements/build.txt \
+    && /opt/tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
     && python3 -c "import sys, zipfile; assert 'polyphi/kernels/_native.so' in zipfile.ZipFile(sys.argv[1]).namelist(), 'the kernels were not built'" /wheels/*.whl
 
 FROM ${BASE} AS runtime
@@ -57,9 +62,16 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
 ARG EXTRAS=serve
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    --mount=type=bind,from=wheel,source=/source/deploy/requirements,target=/requirements \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
-    set -- /wheels/*.whl \
-    && /opt/tools/bin/pip --python /opt/polyphi/bin/python install --no-cache-dir "$1[$EXTRAS]" \
+    if ! [ -f "/requirements/$EXTRAS.txt" ]; then \
+        echo "expected EXTRAS with a list of hashes in deploy/requirements, found $EXTRAS; deploy/lock.sh writes lists" >&2; \
+        exit 1; \
+    fi \
+    && /opt/tools/bin/pip --python /opt/polyphi/bin/python install --no-cache-dir --no-deps --require-hashes \
+        -r "/requirements/$EXTRAS.txt" \
+    && /opt/tools/bin/pip --python /opt/polyphi/bin/python install --no-cache-dir --no-deps /wheels/*.whl \
+    && /opt/tools/bin/pip --python /opt/polyphi/bin/python check \
     && /opt/polyphi/bin/python -c "import torch, polyphi.api"
 
 # Models and all caches are in the volume, so that the root file system may be read-only. HOME is there for libraries

@@ -6,7 +6,7 @@
 #
 # NAME: of the image; default: polyphi. Further arguments are given to `buildah build`, for example
 #
-#     --build-arg TORCH=torch==2.13.0        a version of torch
+#     --build-arg TORCH=torch==2.13.0        a version of torch; other packages: deploy/requirements
 #     --secret id=pip,src=pip.conf           pip's configuration, for another index, certificates or local wheels
 #     --volume /wheels:/wheels:ro            a folder that pip.conf names
 #     --isolation chroot                     without an OCI runtime, on any kernel and in most containers

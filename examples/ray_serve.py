@@ -1,6 +1,6 @@
 """The server on a Ray cluster: replicas that grow and shrink with the load, each with the model in its own memory.
 
-    pip install "polyphi[serve,ray]"
+    pip install ".[serve,ray]"
     python examples/ray_serve.py runs/nano/model                              # on this machine, at port 8000
     serve run examples.ray_serve:app model=/models/phi most=4 gpus=1 host=chat.example.org    # on a cluster
 

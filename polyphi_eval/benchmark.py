@@ -37,8 +37,11 @@ Metric = Literal["accuracy", "balanced", "rate", "wer", "cer", "bleu", "f1", "me
 on harmful requests and on look-alikes; `rate`, a share of defects; `wer` and `cer`, the sum of errors over the sum of
 reference units; `f1` of the sums of the parts `tp`, `fp` and `fn`. As they are: `bleu`, corpus BLEU; `mean` of points
 (a judge's 1 to 10, ROUGE's 0 to 100); `geometric`, the geometric mean of the means of all parts."""
-Status = Literal["reproduced setting", "substitute data", "private", "server-scored"]
-"""How comparable a number is with the report's. "judge differs" is added after judging (score.py)."""
+Status = Literal[
+    "reproduced setting", "metric differs", "substitute data", "private", "server-scored"
+]
+"""How comparable a number is with the report's. "judge differs" is added after judging (score.py), "part of the data"
+where fewer rows were measured than were published (evaluation.py)."""
 LENIENT = "lenient"
 """The part of a score that is the value by more lenient parsing of the same answer."""
 
@@ -66,7 +69,8 @@ class Row:
 
     `label` is the row's in `paper.json`; a row with `table=""` is not in the report. `only` has the meta fields that
     its samples must have. `part` names the part of their `Score` that is used (None: the value). `column` is the
-    report's column to compare with, if it isn't the first of our model. With `by`, a meta field, the row is the plain
+    report's column to compare with, if it isn't the first of our model; `ours` says what our number is where that
+    differs from the label. With `by`, a meta field, the row is the plain
     mean of the scores of the groups with equal values of it. A `statistic` computes the number instead; `metric` then
     only selects the format.
     """
@@ -77,6 +81,7 @@ class Row:
     metric: Metric = "accuracy"
     part: str | None = None
     column: str | None = None
+    ours: str = ""
     by: str | None = None
     statistic: Statistic | None = None
 

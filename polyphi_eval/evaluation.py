@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from polyphi.messages import Answers
 from polyphi.runtime.files import write_json
 from polyphi.services.endpoint import Endpoint
 from polyphi_eval.azure import Azure
-from polyphi_eval.benchmark import Benchmark, suite
+from polyphi_eval.benchmark import Benchmark, belongs, suite
 from polyphi_eval.cache import Cache, Recorded
 from polyphi_eval.report import card, figures, paper, tables
+from polyphi_eval.run import Line
 from polyphi_eval.score import (
     Judge,
     Measured,
@@ -37,7 +38,7 @@ from polyphi_eval.score import (
     rows_of,
 )
 from polyphi_eval.severity import AZURE
-from polyphi_eval.sources import Data, check
+from polyphi_eval.sources import Data, check, contents
 
 RUNS = "benchmarks"
 """The results folder inside a run."""
@@ -190,6 +191,49 @@ def data_problems(
     return problems
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much of a benchmark's data was measured: `copy`, what the copy of the data lacks, and `part`, which parts of
+    several; each "" for all. `limit`: the maximum number of samples of each row, None for all."""
+
+    copy: str
+    part: str
+    limit: int | None
+
+    def status(self, benchmark: Benchmark, lines: Sequence[Line], synthetic: bool) -> str | None:
+        """The status of rows that differs from the benchmark's because of it; None if it doesn't."""
+        if synthetic:
+            return "substitute data"
+        counts = (sum(belongs(line["meta"], r.only) for line in lines) for r in benchmark.rows)
+        limited = self.limit is not None and max(counts) >= self.limit
+        partial = self.copy or self.part or limited
+        whole = benchmark.status not in ("substitute data", "private")
+        return "part of the data" if partial and whole else None
+
+
+def other_rows(benchmark: Benchmark, data: Data) -> str:
+    """The data sets of a benchmark that have another number of rows here than was published, such as "4 of 2,500 rows
+    of lmms-lab/ChartQA"; "" for none, and for sets whose number isn't known."""
+    texts = []
+    for source in benchmark.sources:
+        if source.rows is not None:
+            count = sum(rows for _, _, rows in contents(data, source))
+            if count != source.rows:
+                texts.append(f"{count:,} of {source.rows:,} rows of {source.name}")
+    return ", ".join(texts)
+
+
+def missing_parts(folder: Path, name: str) -> str:
+    """The parts of a benchmark that a results folder has, such as "part 1, 3 of 4"; "" if it has all."""
+    names = [path.name.split(".") for path in folder.glob(f"{name}.*-of-*.jsonl")]
+    parts = sorted(tuple(map(int, middle.split("-of-"))) for _, middle, _ in names)
+    if (folder / f"{name}.jsonl").exists() or not parts:
+        return ""
+    total = parts[0][1]
+    numbers = [number for number, of in parts if of == total]
+    return "" if len(numbers) == total else f"part {', '.join(map(str, numbers))} of {total}"
+
+
 def measure(
     own: EvaluatedModel,
     suites: Sequence[str],
@@ -235,7 +279,6 @@ def measure(
             console.print(f"  {benchmark.title}: skipped, {UNSIMULATED}", highlight=False)
     cache = Cache(own.model, out, own.fingerprint, name=_answers(shard))
     judging = [judge(address, own, out, judge_key) for address in judges]
-    status = "substitute data" if synthetic else None
     rows: list[Measured] = []
     agreements: dict[str, Any] = {}
     with Progress(
@@ -260,7 +303,13 @@ def measure(
                 progress=lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
             )
             progress.update(bar, total=len(lines))
-            rows += rows_of(benchmark, lines, status)
+            extent = Extent(
+                "" if synthetic else other_rows(benchmark, data),
+                "" if shard == (1, 1) else f"part {shard[0]} of {shard[1]}",
+                limit,
+            )
+            measured = rows_of(benchmark, lines, extent.status(benchmark, lines, synthetic))
+            rows += [replace(row, **asdict(extent)) for row in measured]
             agreements[benchmark.name] = agreement(benchmark, lines)
             for pair, numbers in agreements[benchmark.name].items():
                 console.print(f"  {pair}: " + ", ".join(f"{k} {v:.2f}" for k, v in numbers.items()))
@@ -273,7 +322,7 @@ def measure(
         for b in chosen
         if (why := skipped.get(b.name))
     }
-    _save_results(out, [row.as_dict() | {"limit": limit} for row in rows], skipped_rows, agreements)
+    _save_results(out, [row.as_dict() for row in rows], skipped_rows, agreements)
     return rows
 
 
@@ -347,10 +396,13 @@ def rescored(folder: Path, suites: Sequence[str] = ()) -> list[Measured]:
     for benchmark, lines in rescore(folder, suite(*suites) if suites else ()):
         earlier = before.get(benchmark.name, {})
         synthetic = earlier.get("status") == "substitute data"
-        own = rows_of(benchmark, lines, "substitute data" if synthetic else None)
+        extent = Extent(
+            earlier.get("copy", ""), missing_parts(folder, benchmark.name), earlier.get("limit")
+        )
+        measured = rows_of(benchmark, lines, extent.status(benchmark, lines, synthetic))
+        own = [replace(row, **asdict(extent)) for row in measured]
         agreements[benchmark.name] = agreement(benchmark, lines)
-        limit = {"limit": earlier.get("limit")}
-        _save_results(folder, [row.as_dict() | limit for row in own], {}, agreements)
+        _save_results(folder, [row.as_dict() for row in own], {}, agreements)
         rows += own
     if not rows:
         raise ValueError(

@@ -25,6 +25,7 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Message
+from polyphi.runtime.installation import pip_install
 from polyphi_eval.benchmark import LENIENT, Score
 from polyphi_eval.sources import Source
 
@@ -177,9 +178,7 @@ def _build(
         import lm_eval.tasks
         import lm_eval.utils
     except ImportError as error:
-        raise ValueError(
-            f"this benchmark needs lm-eval ({error}); pip install 'polyphi[eval]'"
-        ) from None
+        raise ValueError(f"this benchmark needs lm-eval ({error}); {pip_install('eval')}") from None
     datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.CRITICAL)
     templates = lm_eval.utils.env

@@ -48,7 +48,7 @@ class Measured:
     """A measured row. The unit of the scores is that of `Row.metric`; `lenient` is the score of more lenient parsing.
     `errors` counts samples that the model didn't answer (they count as wrong), `unread` those whose judge's reply
     can't be parsed (they don't count), `cut` answers that reached `max_tokens`. `rtfx` is seconds of audio processed
-    per second."""
+    per second. `copy`, `part` and `limit` say which rows of the data were measured (`evaluation.Extent`)."""
 
     table: str
     label: str
@@ -60,6 +60,7 @@ class Measured:
     high: float
     status: str
     column: str | None = None
+    ours: str = ""
     lenient: float | None = None
     errors: int = 0
     unread: int = 0
@@ -67,6 +68,9 @@ class Measured:
     judge: str | None = None
     rtfx: float | None = None
     note: str = ""
+    copy: str = ""
+    part: str = ""
+    limit: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -252,6 +256,8 @@ def _measure(
         number, low, high = measure(row.metric, groups[0], seed)
     audio, seconds = sum(x["sound_seconds"] for x in lines), sum(x["seconds"] for x in lines)
     standard = benchmark.judging.standard if benchmark.judging else None
+    if row.table and benchmark.sources and all(s.rows is None for s in benchmark.sources):
+        note = "; ".join(filter(None, (note, "the number of rows isn't checked")))
     status = status or benchmark.status
     if judge not in (None, standard) and status == "reproduced setting":
         status = "judge differs"
@@ -266,6 +272,7 @@ def _measure(
         high,
         status,
         row.column,
+        row.ours,
         lenient=float(np.mean([np.mean(group) for group in lenient.values()])) if lenient else None,
         errors=sum(line["error"] is not None for line in lines),
         unread=len(lines) - len(counted),

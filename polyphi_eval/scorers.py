@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any
 
 from polyphi.data.sample import Sample
+from polyphi.runtime.installation import pip_install
 from polyphi.text.normalization import (
     UNSPACED,
     Errors,
@@ -228,7 +229,7 @@ def _sacrebleu(language: str) -> Any:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError as e:
         raise ValueError(
-            "BLEU needs sacrebleu, which is not installed; pip install 'polyphi[eval]'"
+            f"BLEU needs sacrebleu, which is not installed; {pip_install('eval')}"
         ) from e
     return BLEU(tokenize={"zh": "zh", "ja": "ja-mecab"}.get(language, "13a"), effective_order=True)
 

@@ -184,29 +184,34 @@ def _text_rows(
         raise ValueError(f"{path}: expected one of {', '.join(READABLE)}")
 
 
+def contents(data: Data, source: Source) -> Iterator[tuple[Path, set[str], int]]:
+    """Yield the readable files of a data set with their columns and numbers of rows."""
+    for path in data.files(source):
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            file = pq.ParquetFile(path)
+            yield path, set(file.schema_arrow.names), file.metadata.num_rows
+        elif path.name.removesuffix(".gz").endswith(READABLE):
+            names, rows = set[str](), 0
+            for row in read_rows(path, None, source.quoted, source.header, source.single):
+                names |= set() if names else set(row)
+                rows += 1
+            yield path, names, rows
+
+
 def check(data: Data, source: Source) -> list[str]:
     """Return messages about problems of a data set: missing files and columns, other numbers of rows."""
     try:
-        readable = [p for p in data.files(source) if p.name.removesuffix(".gz").endswith(READABLE)]
-        messages, count = [], 0
-        for path in readable:
-            if path.suffix == ".parquet":
-                import pyarrow.parquet as pq
-
-                file = pq.ParquetFile(path)
-                names, rows = set(file.schema_arrow.names), file.metadata.num_rows
-            else:
-                names, rows = set[str](), 0
-                for row in read_rows(path, None, source.quoted, source.header, source.single):
-                    names |= set() if names else set(row)
-                    rows += 1
-            count += rows
+        messages, counts = [], []
+        for path, names, rows in contents(data, source):
+            counts.append(rows)
             if missing := sorted(set(source.fields) - names):
                 messages.append(
                     f"{path}: expected the columns {', '.join(missing)}, found {', '.join(sorted(names))}"
                 )
-        if source.rows is not None and readable and count != source.rows:
-            messages.append(f"{source.name}: expected {source.rows:,} rows, found {count:,}")
+        if source.rows is not None and counts and sum(counts) != source.rows:
+            messages.append(f"{source.name}: expected {source.rows:,} rows, found {sum(counts):,}")
         return messages
     except (ValueError, OSError) as error:
         return [str(error)]

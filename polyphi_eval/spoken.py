@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyphi.messages import Audio, Message, Part, Text
+from polyphi.runtime.installation import pip_install
 from polyphi.services.speech_synthesis import TTSPool, Voice
 
 RATE = 16_000
@@ -81,8 +82,7 @@ def _readings() -> Any:
         import MeCab
     except ImportError:
         raise ValueError(
-            "espeak-ng reads only kana, and the conversion needs MeCab; pip install 'polyphi[eval]', or use another "
-            "--voice"
+            f"espeak-ng reads only kana, and the conversion needs MeCab; {pip_install('eval')}, or use another --voice"
         ) from None
     return MeCab.Tagger(f"{ipadic.MECAB_ARGS} -Oyomi")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Image, Message, Text
+from polyphi.runtime.installation import pip_install
 from polyphi_eval.benchmark import LENIENT, Score
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import Source
@@ -210,7 +211,7 @@ def similarity(a: str, b: str) -> float:
         from rapidfuzz.distance import Levenshtein
     except ImportError as e:
         raise ValueError(
-            "text similarity needs rapidfuzz, which is not installed; pip install 'polyphi[eval]'"
+            f"text similarity needs rapidfuzz, which is not installed; {pip_install('eval')}"
         ) from e
     value = 1 - Levenshtein.distance(a, b) / length if length else 1.0
     return value if value >= TAU else 0.0

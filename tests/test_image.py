@@ -129,6 +129,18 @@ def test_no_secrets_and_no_addresses_of_registries() -> None:
     assert not [words for name, words in ALL if name == "ADD"]
 
 
+def test_the_base_and_all_packages_but_torch_are_pinned() -> None:
+    (base,) = [words for name, words in ALL if name == "ARG" and words.startswith("BASE=")]
+    assert re.search(r"@sha256:[0-9a-f]{64}$", base)
+    commands = [words for name, words in ALL if name == "RUN"]
+    installs = [part for words in commands for part in words.split("&&") if " install " in part]
+    for part in (part for part in installs if "/pip " in part):
+        own = '"$TORCH"' in part or "/wheels/*.whl" in part
+        assert "--no-deps" in part and (own or "--require-hashes" in part), part
+    extras = next(words for name, words in FINAL if name == "ARG" and words.startswith("EXTRAS="))
+    assert (ROOT / f"deploy/requirements/{extras.partition('=')[2]}.txt").is_file()
+
+
 def ignored(path: str) -> bool:
     """Whether .dockerignore leaves a path out of the context: the last pattern that matches it, or a folder above it,
     decides."""

@@ -62,6 +62,15 @@ def describe(value: Any) -> str:
     return f"{value!r:.80}"
 
 
+def object_at(values: Mapping[str, Any], key: str, path: str = "") -> dict[str, Any]:
+    """The object at a key of an object of JSON; an empty one for null and where it is missing. Raises ValueError for
+    another value; `path` is that of the outer object in its file."""
+    value = values.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"expected {path}{key} to be an object, found {describe(value)}")
+    return value or {}
+
+
 def check_lora(entries: Mapping[str, Any], source: str) -> None:
     """Raise ValueError for an adapter_config.json of anything but a LoRA or rsLoRA; `source` names the file."""
     if not isinstance(entries, Mapping):
@@ -107,14 +116,21 @@ def parse_peft(entries: Mapping[str, Any], source: str) -> AdapterConfig:
 
 
 def parse_nested_adapters(raw_config: Mapping[str, Any]) -> dict[str, AdapterConfig]:
-    """The adapters in a config.json of the original layout: blocks such as `vision_lora`."""
-    return {
-        key.removesuffix("_lora"): AdapterConfig(
-            block["r"], float(block["lora_alpha"]), block.get("dp", 0.0)
-        )
-        for key, block in raw_config.items()
-        if key.endswith("_lora") and isinstance(block, dict)
-    }
+    """The adapters in a config.json of the original layout: blocks such as `vision_lora`. Raises ValueError for a
+    value of another type."""
+    adapters = {}
+    for key in (key for key in raw_config if key.endswith("_lora")):
+        if block := object_at(raw_config, key):
+            named = {"r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "dp"}
+            for peft_key, entry in named.items():
+                is_valid, expected = TYPES[peft_key]
+                if not is_valid(block.get(entry, 0.0 if entry == "dp" else None)):
+                    raise ValueError(
+                        f"expected {key}.{entry} to be {expected}, found {describe(block.get(entry))}"
+                    )
+            config = AdapterConfig(block["r"], float(block["lora_alpha"]), block.get("dp", 0.0))
+            adapters[key.removesuffix("_lora")] = config
+    return adapters
 
 
 def whole_number(value: float) -> float | int:

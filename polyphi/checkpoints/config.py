@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
-from polyphi.checkpoints.adapters import whole_number
+from polyphi.checkpoints.adapters import describe, object_at, whole_number
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -23,15 +23,77 @@ from polyphi.model.config import (
 Shape = Callable[[str], tuple[int, ...] | None]
 """A function that returns the shape of a tensor by our name, None where the checkpoint doesn't have it."""
 _Sizes = TypeVar("_Sizes", DecoderConfig, VisionConfig, AudioConfig)
+_WIDTH, _TOKENS = (1, 1 << 20), (1, 1 << 27)
+BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "input_size"), _WIDTH),
+    **dict.fromkeys(("nemo_conv_channels", "ext_pw_out_channel"), _WIDTH),
+    "depthwise_separable_out_channel": _WIDTH,
+    **dict.fromkeys(("num_hidden_layers", "num_blocks"), (1, 1000)),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), (1, 4096)),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), (0, 1)),
+    "rope_theta": (1, 1e12),
+    "partial_rotary_factor": (0, 1),
+    "max_position_embeddings": _TOKENS,
+    "original_max_position_embeddings": (2, 1 << 27),
+    **dict.fromkeys(("short_factor", "long_factor"), (1e-3, 1e6)),
+    "sliding_window": _TOKENS,
+    "initializer_range": (0, 1),
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "eos_token_ids"), (0, (1 << 31) - 1)),
+    **dict.fromkeys(("image_token_id", "audio_token_id"), (0, (1 << 31) - 1)),
+    "crop_size": (1, 1 << 14),
+    "patch_size": (1, 1 << 10),
+    "max_crops": (1, 1 << 12),
+    "time_reduction": (1, 64),
+    "kernel_size": (1, 1 << 10),
+    "bias_max_distance": (1, 1 << 20),
+    "window": (1, 1 << 20),
+}
+"""Field -> the smallest and the largest value, far beyond those of published models: what a hostile or damaged
+config.json promises takes no minutes and no memory before it is compared with the tensors."""
 
 
-def _fill(config_type: type[_Sizes], *sources: Mapping[str, Any]) -> _Sizes:
-    """A configuration from several sources, of which later ones take precedence; other keys are ignored."""
-    names = {f.name for f in fields(config_type)}
+Entries = Mapping[str, tuple[str, Any]]
+"""Field -> (the key that has its value, by its path in config.json, and the value)."""
+
+
+def entries_at(values: Mapping[str, Any], path: str = "", keys: Mapping[str, str] = {}) -> Entries:
+    """The values of an object of config.json at `path`; `keys` has those with another name than the field."""
+    return {field: (path + keys.get(field, field), value) for field, value in values.items()}
+
+
+def fill(config_type: type[_Sizes], *sources: Entries) -> _Sizes:
+    """A configuration from several sources, of which later ones take precedence; other keys are ignored. Raises
+    ValueError for a value of another type or out of its bounds."""
+    types = {f.name: f.type for f in fields(config_type)}
     values: dict[str, Any] = {}
     for source in sources:
-        values |= {k: v for k, v in source.items() if k in names and v is not None}
+        for name, (key, value) in source.items():
+            if name in types and value is not None:
+                values[name] = checked(key, value, name, types[name])
     return config_type(**values)
+
+
+def checked(key: str, value: Any, name: str, type_: Any) -> Any:
+    """A field's value of config.json, with lists as tuples and integers as floats where the field has these."""
+    low, high = BOUNDS[name]
+    number = type_ in (float, tuple[float, ...])
+
+    def fits(value: Any) -> bool:
+        types = int | float if number else int
+        return isinstance(value, types) and not isinstance(value, bool) and low <= value <= high
+
+    what = f"{'numbers' if number else 'integers'} from {low:,} to {high:,}"
+    if type_ in (tuple[float, ...], tuple[int, ...]):
+        if isinstance(value, list | tuple) and all(map(fits, value)):
+            return tuple(float(x) if number else x for x in value)
+        wrong = next((x for x in value if not fits(x)), None) if isinstance(value, list) else value
+        raise ValueError(f"expected {key} to be {what}, found {describe(wrong)}")
+    if not fits(value):
+        article = "a number" if number else "an integer"
+        raise ValueError(
+            f"expected {key} to be {article} from {low:,} to {high:,}, found {describe(value)}"
+        )
+    return float(value) if number else value
 
 
 def parse(
@@ -44,31 +106,49 @@ def parse(
     shape: Shape,
 ) -> ModelConfig:
     """The configuration from config.json (`raw_config`), generation_config.json and preprocessor_config.json (both may
-    be empty), and tensor shapes. Raises ValueError for another type of model."""
-    own = raw_config.get("polyphi", {})
+    be empty), and tensor shapes. Raises ValueError for another type of model, and for a value of another type or out of
+    its bounds; no tensor is made before."""
+    own = object_at(raw_config, "polyphi")
     decoder = _parse_decoder(raw_config, generation, shape)
     if layout == "mini":
         return ModelConfig(decoder, None, None, dict(adapters))
     if layout == "native":
-        raw_vision, raw_audio = raw_config.get("vision_config"), raw_config.get("audio_config")
+        raw_vision = object_at(raw_config, "vision_config")
+        vision_entries = entries_at(raw_vision, "vision_config.")
+        raw_audio = object_at(raw_config, "audio_config")
+        audio_entries = entries_at(raw_audio, "audio_config.")
     else:
-        raw_vision = (raw_config.get("embd_layer") or {}).get("image_embd_layer")
-        raw_audio = (raw_config.get("audio_processor") or {}).get("config")
-        raw_audio = raw_audio and _original_audio(raw_audio)
+        raw_vision = object_at(
+            object_at(raw_config, "embd_layer"), "image_embd_layer", "embd_layer."
+        )
+        vision_entries = entries_at(raw_vision, "embd_layer.image_embd_layer.")
+        raw_audio = object_at(
+            object_at(raw_config, "audio_processor"), "config", "audio_processor."
+        )
+        audio_entries = _original_audio(raw_audio)
     vision = audio = None
     if raw_vision or shape("vision.encoder.patch_embedding.weight"):
-        values = {"max_crops": preprocessor.get("dynamic_hd"), **(raw_vision or {})}
-        vision = _fill(VisionConfig, _vision_sizes(shape), values, own.get("vision", {}))
+        crops = {
+            "max_crops": ("dynamic_hd of preprocessor_config.json", preprocessor.get("dynamic_hd"))
+        }
+        further = entries_at(object_at(own, "vision", "polyphi."), "polyphi.vision.")
+        vision = fill(VisionConfig, _vision_sizes(shape), crops, vision_entries, further)
         _check_vision_heads(vision)
     if raw_audio or shape("audio.encoder.global_mean"):
-        audio = _fill(AudioConfig, _audio_sizes(shape), raw_audio or {}, own.get("audio", {}))
+        further = entries_at(object_at(own, "audio", "polyphi."), "polyphi.audio.")
+        audio = fill(AudioConfig, _audio_sizes(shape), audio_entries, further)
+        if audio.hidden_size % audio.num_attention_heads:
+            raise ValueError(
+                f"the audio encoder's hidden_size {audio.hidden_size} must be a multiple of its num_attention_heads, "
+                f"found {audio.num_attention_heads}"
+            )
     return ModelConfig(decoder, vision, audio, dict(adapters))
 
 
 def _check_vision_heads(config: VisionConfig) -> None:
     """Raise ValueError where the vision encoder's width isn't a multiple of its number of heads."""
     heads, width = config.num_attention_heads, config.hidden_size
-    if heads < 1 or width % heads:
+    if width % heads:
         raise ValueError(
             f"the vision encoder's hidden_size {width} must be a multiple of its num_attention_heads, found {heads}; "
             "Microsoft's layout implies 16 heads unless config.json has another number under polyphi.vision"
@@ -78,48 +158,60 @@ def _check_vision_heads(config: VisionConfig) -> None:
 def _parse_decoder(
     raw_config: Mapping[str, Any], generation: Mapping[str, Any], shape: Shape
 ) -> DecoderConfig:
-    rope = {**(raw_config.get("rope_parameters") or {}), **(raw_config.get("rope_scaling") or {})}
+    rope_objects = [
+        (key, object_at(raw_config, key)) for key in ("rope_parameters", "rope_scaling")
+    ]
+    rope = {
+        name: (f"{key}.{name}", value)
+        for key, values in rope_objects
+        for name, value in values.items()
+    }
     nested = (
         "rope_theta",
         "partial_rotary_factor",
         "original_max_position_embeddings",
-    )  # by transformers 5
-    values = {**{k: rope[k] for k in nested if k in rope}, **raw_config}
-    heads = values.get("num_attention_heads")
-    if heads is None:
-        raise ValueError(
-            "config.json has no num_attention_heads, which can't be inferred from tensor shapes"
-        )
-    if values.get("tie_word_embeddings") is False:
+        "short_factor",
+        "long_factor",
+    )  # the first three by transformers 5
+    # transformers' class default, which its config.json files may omit
+    default = entries_at({"partial_rotary_factor": 1.0, "short_factor": (), "long_factor": ()})
+    entries = {
+        **default,
+        **{name: rope[name] for name in nested if name in rope},
+        **entries_at({name: value for name, value in raw_config.items() if value is not None}),
+    }
+    heads = _heads(raw_config)
+    if raw_config.get("tie_word_embeddings") is False:
         raise ValueError(
             "expected tie_word_embeddings true in config.json, as in the Phi-4 models, found false"
         )
-    # transformers' class default, which its config.json files may omit
-    values.setdefault("partial_rotary_factor", 1.0)
-    eos = generation.get("eos_token_id", values.get("eos_token_id"))
+    key, eos = "eos_token_id of generation_config.json", generation.get("eos_token_id")
+    if eos is None:
+        key, eos = "eos_token_id", raw_config.get("eos_token_id")
     if eos is not None:
-        values["eos_token_ids"] = (eos,) if isinstance(eos, int) else tuple(eos)
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in {"longrope", "su", "default"}:
+        entries["eos_token_ids"] = (key, eos if isinstance(eos, list) else [eos])
+    _, rope_type = rope.get("rope_type", rope.get("type", ("", "default")))
+    if rope_type not in ("longrope", "su", "default"):
         raise ValueError(
-            f"expected the rope type longrope, or none, in config.json, found {rope_type!r}"
+            f"expected the rope type longrope, or none, in config.json, found {describe(rope_type)}"
         )
-    for table in ("short_factor", "long_factor"):
-        values[table] = tuple(float(x) for x in rope.get(table, ()))
 
     inferred: dict[str, Any] = {}
-    if embedding := shape("decoder.embed_tokens.weight"):
+    if embedding := _matrix(shape, "decoder.embed_tokens.weight"):
         inferred["vocab_size"], inferred["hidden_size"] = embedding
-    if down := shape("decoder.layers.0.mlp.down_proj.weight"):
+    if down := _matrix(shape, "decoder.layers.0.mlp.down_proj.weight"):
         inferred["intermediate_size"] = down[1]
     if layers := _count(shape, "decoder.layers.{}.input_layernorm.weight"):
         inferred["num_hidden_layers"] = layers
-    if qkv := shape("decoder.layers.0.self_attn.qkv_proj.weight"):
-        head = values.get("hidden_size", qkv[1]) // heads
-        inferred["num_key_value_heads"] = (qkv[0] // head - heads) // 2
+    if qkv := _matrix(shape, "decoder.layers.0.self_attn.qkv_proj.weight"):
+        width = entries.get("hidden_size", ("", None))[1]
+        head = (width if type(width) is int else qkv[1]) // heads
+        inferred["num_key_value_heads"] = (qkv[0] // max(1, head) - heads) // 2
     config = replace(
-        _fill(DecoderConfig, inferred, values), sliding_window=values.get("sliding_window")
+        fill(DecoderConfig, _shapes(inferred), entries),
+        sliding_window=raw_config.get("sliding_window"),
     )
+    check_heads(config)
     if config.sliding_window is not None and config.sliding_window < config.max_position_embeddings:
         raise ValueError(
             f"config.json has a sliding window of {config.sliding_window} tokens within "
@@ -139,6 +231,46 @@ def _parse_decoder(
             f"and {lengths[1]} long"
         )
     return config
+
+
+def _heads(raw_config: Mapping[str, Any]) -> int:
+    """The number of attention heads, which isn't in a shape."""
+    if raw_config.get("num_attention_heads") is None:
+        raise ValueError(
+            "config.json has no num_attention_heads, which can't be inferred from tensor shapes"
+        )
+    name = "num_attention_heads"
+    heads: int = checked(name, raw_config[name], name, int)
+    return heads
+
+
+def check_heads(config: DecoderConfig) -> None:
+    """Raise ValueError where the widths of the language model don't fit its numbers of heads."""
+    width, heads, groups = (
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+    )
+    rotated = config.rotary_dim
+    if width % heads or heads % groups or rotated < 2 or rotated % 2:
+        raise ValueError(
+            f"expected a hidden_size that is a multiple of num_attention_heads, which is a multiple of "
+            f"num_key_value_heads, and an even number of rotated channels in a head; found {width}, {heads}, {groups} "
+            f"and {rotated}"
+        )
+    if not config.eos_token_ids:
+        raise ValueError("expected at least one eos_token_id, found an empty list")
+
+
+def _shapes(sizes: Mapping[str, Any]) -> Entries:
+    """Sizes that come from shapes of tensors."""
+    return {name: (f"{name} (of the tensors)", value) for name, value in sizes.items()}
+
+
+def _matrix(shape: Shape, name: str) -> tuple[int, ...] | None:
+    """The shape of a matrix; None for another tensor, which is reported with its name later."""
+    sizes = shape(name)
+    return sizes if sizes and len(sizes) == 2 else None
 
 
 def _count(shape: Shape, pattern: str) -> int:
@@ -170,7 +302,7 @@ _AUDIO_SHAPES = {
 vision fields)."""
 
 
-def _from_shapes(table: Mapping[str, tuple[str, int]], shape: Shape) -> dict[str, Any]:
+def _from_shapes(table: Mapping[str, tuple[str, int]], shape: Shape) -> dict[str, int]:
     sizes = {}
     for field, (ours, axis) in table.items():
         dimensions = shape(ours)
@@ -179,7 +311,7 @@ def _from_shapes(table: Mapping[str, tuple[str, int]], shape: Shape) -> dict[str
     return sizes
 
 
-def _vision_sizes(shape: Shape) -> dict[str, Any]:
+def _vision_sizes(shape: Shape) -> Entries:
     sizes = _from_shapes(_VISION_SHAPES, shape)
     if layers := _count(shape, "vision.encoder.layers.{}.layer_norm1.weight"):
         sizes["num_hidden_layers"] = layers
@@ -188,16 +320,16 @@ def _vision_sizes(shape: Shape) -> dict[str, Any]:
         sizes["crop_size"] = math.isqrt(positions[0]) * sizes["patch_size"]
     # The number of heads isn't in a shape. VisionConfig's default is right: Microsoft's code builds the tower with 16
     # heads for any width, and 16 is the default of transformers' configuration too.
-    return sizes
+    return _shapes(sizes)
 
 
-def _audio_sizes(shape: Shape) -> dict[str, Any]:
+def _audio_sizes(shape: Shape) -> Entries:
     sizes = _from_shapes(_AUDIO_SHAPES, shape)
     if blocks := _count(shape, "audio.encoder.blocks.{}.layer_norm.weight"):
         sizes["num_blocks"] = blocks
     if table := shape("audio.encoder.relative_attention_bias.weight"):
         sizes["bias_max_distance"] = table[0] // 2
-    return sizes
+    return _shapes(sizes)
 
 
 _ORIGINAL_AUDIO = {
@@ -210,14 +342,21 @@ _ORIGINAL_AUDIO = {
 _SAME_AUDIO = ("num_blocks", "input_size", "time_reduction", "kernel_size", "ext_pw_out_channel")
 
 
-def _original_audio(source: Mapping[str, Any]) -> dict[str, Any]:
+def _original_audio(source: Mapping[str, Any]) -> Entries:
+    path = "audio_processor.config."
     values = {ours: source.get(theirs) for ours, theirs in _ORIGINAL_AUDIO.items()}
     values |= {key: source.get(key) for key in _SAME_AUDIO}
-    values["nemo_conv_channels"] = (source.get("nemo_conv_settings") or {}).get("conv_channels")
-    values["bias_max_distance"] = (source.get("relative_attention_bias_args") or {}).get(
-        "t5_bias_max_distance"
+    values["nemo_conv_channels"] = object_at(source, "nemo_conv_settings", path).get(
+        "conv_channels"
     )
-    return values
+    bias = object_at(source, "relative_attention_bias_args", path)
+    values["bias_max_distance"] = bias.get("t5_bias_max_distance")
+    keys = {
+        **_ORIGINAL_AUDIO,
+        "nemo_conv_channels": "nemo_conv_settings.conv_channels",
+        "bias_max_distance": "relative_attention_bias_args.t5_bias_max_distance",
+    }
+    return entries_at(values, path, keys)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

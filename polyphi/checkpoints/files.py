@@ -1,23 +1,46 @@
 """The files of a checkpoint folder: which hold the weights, and whether they are complete. Only headers are read."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from polyphi.checkpoints.adapters import describe
 
 MODEL_TYPES = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
 """`model_type` in config.json -> the layout of the checkpoint."""
 INDEX = "model.safetensors.index.json"
+BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+"""The name of a file in the Hub's cache: a hash of its content."""
+LONGEST_JSON = 64 << 20
+"""Bytes of a JSON file of a checkpoint that is read; published ones have at most some megabytes."""
 LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header; the format allows no longer ones."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file. Raises ValueError for a file that isn't one, and
+    for the two values on which a folder's other files depend: a config.json's model_type and an index's weight_map."""
+    if not path.is_file():
+        return {}
+    if (size := path.stat().st_size) > LONGEST_JSON:
+        raise ValueError(f"{path} has {size:,} bytes; expected at most {LONGEST_JSON:,}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise ValueError(f"{path}: expected a JSON object, found {describe(value)}")
+    model_type, weights = value.get("model_type"), value.get("weight_map", {})
+    if path.name == "config.json" and not isinstance(model_type, str | None):
+        raise ValueError(f"{path}: expected model_type to be a text, found {describe(model_type)}")
+    if path.name == INDEX and not (
+        isinstance(weights, dict) and all(isinstance(name, str) for name in weights.values())
+    ):
+        raise ValueError(
+            f"{path}: expected weight_map to be an object with the names of files, found {describe(weights)}"
+        )
     return value
 
 
@@ -45,6 +68,26 @@ def index_members(index: Path) -> list[str]:
                 f"{index} names {name!r:.200}; expected safetensors files in the same folder (pickles are refused)"
             )
     return sorted(set(weight_map.values()))
+
+
+def inside(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Those paths of a checkpoint's folder that are files. Raises ValueError for a link that leads elsewhere, whose
+    content isn't the checkpoint's and must not become part of a copy. Links of the Hub's cache are accepted: those
+    from `snapshots/COMMIT` to `blobs/HASH` of the same repository."""
+    root = folder.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    files = []
+    for path in paths:
+        target = path.resolve()
+        is_blob = target.parent == blobs and BLOB.fullmatch(target.name)
+        if not (target.is_relative_to(root) or is_blob):
+            raise ValueError(
+                f"{path} is a link to {target}, outside of the checkpoint's folder; remove it, or replace it by the "
+                "file itself if that belongs to the checkpoint"
+            )
+        if path.is_file():
+            files.append(path)
+    return files
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -99,7 +142,7 @@ def weights_fault(file: Path) -> str | None:
             ends = [value["data_offsets"][1] for name, value in header.items() if name[:2] != "__"]
     except FileNotFoundError:
         return f"{file} is missing"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{file} is not a complete safetensors file ({error})"
     expected = 8 + length + max(ends, default=0)
     if size != expected:

@@ -10,21 +10,34 @@ converted to a tokenizer: its files are copied from the folder of the GGUF.
 Source: the names of this architecture's tensors and keys in llama.cpp's converter.
 """
 
+import struct
 from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from polyphi.checkpoints import config as config_json
+from polyphi.checkpoints.adapters import describe
+from polyphi.checkpoints.files import inside
 from polyphi.checkpoints.names import tensor_names
 from polyphi.checkpoints.read import TOKENIZER_FILES
 from polyphi.checkpoints.write import write_checkpoint
 from polyphi.kernels import linear as native
 from polyphi.model.config import DecoderConfig, ModelConfig
 from polyphi.quantization.integer_weights import Pieces
+from polyphi.runtime.installation import pip_install
 
 ARCHITECTURE = "phi3"
+VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Type of a key's value -> its bytes, but for those of other lengths:"""
+TEXT, ARRAY = 8, 9
+MAX_DIMENSIONS = 4
+MAX_ITEMS = 1 << 22
+"""Keys, tensors and items of lists in a file together; four lists of a vocabulary of 200,064 have a fifth of them."""
 NAMES = {
     "decoder.embed_tokens.weight": "token_embd.weight",
     "decoder.norm.weight": "output_norm.weight",
@@ -50,17 +63,15 @@ def convert(
     with another model, without a tokenizer in its folder, or without the `gguf` package."""
     source = Path(source)
     fields, tensors = _open(source)
-    paths = [source.parent / name for name in TOKENIZER_FILES]
-    files = [path for path in paths if path.is_file()]
+    files = inside(source.parent, (source.parent / name for name in TOKENIZER_FILES))
     if not (source.parent / "tokenizer.json").is_file():
         raise ValueError(
             f"expected tokenizer.json next to {source}: the vocabulary of a GGUF isn't used; copy the tokenizer files "
             "of the original checkpoint to its folder"
         )
     config = _config(source, fields, tensors)
-    public_names = {
-        ours: _gguf_name(ours) for ours in (e.ours for e in tensor_names(config, "mini").values())
-    }
+    shapes = {entry.ours: entry.shape for entry in tensor_names(config, "mini").values()}
+    public_names = {ours: _gguf_name(ours) for ours in shapes}
     if missing := sorted(name for name in public_names.values() if name not in tensors):
         raise ValueError(
             f"{source} has no {missing[0]} (and {len(missing) - 1} more of {len(public_names)} tensors are missing)"
@@ -71,6 +82,12 @@ def convert(
             f"{source} has {unknown[0]} (and {len(unknown) - 1} more), which Phi-4-mini doesn't have"
         )
 
+    for ours, name in public_names.items():
+        if (stored := tuple(map(int, reversed(tensors[name].shape)))) != shapes[ours]:
+            raise ValueError(
+                f"{source}: expected {name} with the shape {shapes[ours]}, found {stored}"
+            )
+
     def tensor(ours: str) -> Tensor | Pieces:
         stored = tensors[public_names[ours]]
         if quant and quant.startswith("int4") and stored.tensor_type.name == "Q4_0":
@@ -80,17 +97,94 @@ def convert(
     write_checkpoint(config, tensor, folder, "mini", dtype=dtype, quant=quant, files=files)
 
 
+class _Header:
+    """Walks over the header of a GGUF. Every number of bytes or items is compared with what is left of the file before
+    it is followed: the library would loop over 2^40 items that a file of a hundred bytes promises."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size, self._order = file, size, "<"
+        self._items = MAX_ITEMS
+
+    def check(self) -> None:
+        """Raise ValueError for a header that promises more than the file holds."""
+        if self._read(4) != b"GGUF":
+            raise ValueError("it doesn't begin with GGUF")
+        if self._number("I") & 0xFFFF == 0:  # the version of a big-endian file
+            self._order = ">"
+        tensors, keys = self._count("Q", 24), self._count("Q", 13)
+        for _ in range(keys):
+            self._text()
+            self._value(self._number("I"))
+        for _ in range(tensors):
+            self._text()
+            dimensions = self._number("I")
+            if dimensions > MAX_DIMENSIONS:
+                raise ValueError(f"a tensor has {dimensions:,} dimensions")
+            if (elements := prod(self._number("Q") for _ in range(dimensions))) > 8 * self._size:
+                raise ValueError(f"a tensor of {elements:,} elements is larger than the file")
+            self._skip(4 + 8)  # its type and its position
+
+    def _value(self, type_: int) -> None:
+        if type_ == TEXT:
+            self._text()
+        elif type_ != ARRAY:
+            self._skip(self._bytes_of(type_))
+        elif (of := self._number("I")) == TEXT:
+            for _ in range(self._count("Q", 8)):
+                self._text()
+        else:
+            width = self._bytes_of(of)
+            self._skip(self._count("Q", width) * width)
+
+    def _bytes_of(self, type_: int) -> int:
+        if type_ not in VALUE_BYTES:
+            raise ValueError(f"a key has the unknown type {type_}")
+        return VALUE_BYTES[type_]
+
+    def _count(self, format: str, width: int) -> int:
+        """A number of items of at least `width` bytes."""
+        count = self._number(format)
+        self._items -= count
+        if count * width > self._left() or self._items < 0:
+            raise ValueError(f"{count:,} items are more than the file can hold or a model has")
+        return count
+
+    def _text(self) -> None:
+        self._skip(self._number("Q"))
+
+    def _number(self, format: str) -> int:
+        (value,) = struct.unpack(
+            f"{self._order}{format}", self._read(struct.calcsize(f"<{format}"))
+        )
+        return int(value)
+
+    def _read(self, count: int) -> bytes:
+        if count > self._left():
+            raise ValueError(f"it has {self._left():,} more bytes where {count:,} are promised")
+        return self._file.read(count)
+
+    def _skip(self, count: int) -> None:
+        if count > self._left():
+            raise ValueError(f"it has {self._left():,} more bytes where {count:,} are promised")
+        self._file.seek(count, 1)
+
+    def _left(self) -> int:
+        return self._size - self._file.tell()
+
+
 def _open(source: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """The keys and tensors of a file, of which only the header is read."""
     try:
         from gguf import GGUFReader
     except ImportError:
         raise ValueError(
-            "reading GGUF files needs the gguf package: pip install 'polyphi[gguf]'"
+            f"reading GGUF files needs the gguf package: {pip_install('gguf')}"
         ) from None
     try:
+        with source.open("rb") as file:
+            _Header(file, source.stat().st_size).check()
         reader = GGUFReader(source)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{source} is not a complete GGUF file: {error}") from error
     return reader.fields, {tensor.name: tensor for tensor in reader.tensors}
 
@@ -100,58 +194,70 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any])
     architecture = fields[key].contents() if key in fields else None
     if architecture != ARCHITECTURE:
         raise ValueError(
-            f"{source} has the architecture {architecture!r}; expected {ARCHITECTURE!r}, that of Phi-4-mini"
+            f"{source} has the architecture {describe(architecture)}; expected {ARCHITECTURE!r}, that of Phi-4-mini"
         )
 
-    def value(key: str, default: Any = None) -> Any:
-        if key in fields:
-            return fields[key].contents()
-        if default is None:
+    def value(key: str, default: Any = None) -> tuple[str, Any]:
+        if key not in fields and default is None:
             raise ValueError(f"{source} has no key {key}")
-        return default
+        return f"{key} of {source}", fields[key].contents() if key in fields else default
 
-    def ours(key: str, default: Any = None) -> Any:
+    def ours(key: str, default: Any = None) -> tuple[str, Any]:
         return value(f"{ARCHITECTURE}.{key}", default)
 
-    if "token_embd.weight" not in tensors:
-        raise ValueError(f"{source} has no token_embd.weight")
-    width, heads = ours("embedding_length"), ours("attention.head_count")
-    rotated, context = ours("rope.dimension_count"), ours("context_length")
+    def size(name: str, key: str) -> int:
+        checked: int = config_json.checked(*ours(key), name, int)
+        return checked
+
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ValueError(f"{source} has no matrix token_embd.weight")
+    width = size("hidden_size", "embedding_length")
+    heads = size("num_attention_heads", "attention.head_count")
+    rotated = size("hidden_size", "rope.dimension_count")
+    context = size("max_position_embeddings", "context_length")
     factors = {
-        name: tuple(_dequantized(tensors[name_of]).tolist()) if name_of in tensors else ()
-        for name in ("short", "long")
-        for name_of in (f"rope_factors_{name}.weight",)
+        f"{length}_factor": (name, _dequantized(tensors[name]).tolist())
+        if (name := f"rope_factors_{length}.weight") in tensors
+        else ("", (1.0,) * (rotated // 2))
+        for length in ("short", "long")
     }
-    plain = (1.0,) * (rotated // 2)
-    window = ours("attention.sliding_window", 0)
-    if 0 < window < context:
+    _, window = ours("attention.sliding_window", 0)
+    if isinstance(window, int) and 0 < window < context:
         raise ValueError(
             f"{source} has a sliding window of {window} tokens within {context}; only full attention is "
             "supported, as in Phi-4-mini"
         )
     default = DecoderConfig()
-    eos = value("tokenizer.ggml.eos_token_id", default.eos_token_ids[0])
-    turn = value("tokenizer.ggml.eot_token_id", eos)
-    decoder = DecoderConfig(
-        vocab_size=int(tensors["token_embd.weight"].shape[1]),
-        hidden_size=width,
-        intermediate_size=ours("feed_forward_length"),
-        num_hidden_layers=ours("block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=ours("attention.head_count_kv", heads),
-        rms_norm_eps=ours("attention.layer_norm_rms_epsilon"),
-        rope_theta=ours("rope.freq_base", 10000.0),
-        partial_rotary_factor=rotated / (width // heads),
-        max_position_embeddings=context,
-        original_max_position_embeddings=ours("rope.scaling.original_context_length", context),
-        short_factor=factors["short"] or plain,
-        long_factor=factors["long"] or plain,
-        sliding_window=None,
-        bos_token_id=value("tokenizer.ggml.bos_token_id", default.bos_token_id),
-        pad_token_id=value("tokenizer.ggml.padding_token_id", default.pad_token_id),
-        eos_token_ids=tuple(dict.fromkeys((turn, eos))),
+    key, eos = value("tokenizer.ggml.eos_token_id", default.eos_token_ids[0])
+    _, turn = value("tokenizer.ggml.eot_token_id", eos)
+    decoder = config_json.fill(
+        DecoderConfig,
+        {
+            **factors,
+            "vocab_size": ("the number of rows of token_embd.weight", int(embedding.shape[1])),
+            "hidden_size": ("", width),
+            "intermediate_size": ours("feed_forward_length"),
+            "num_hidden_layers": ours("block_count"),
+            "num_attention_heads": ("", heads),
+            "num_key_value_heads": ours("attention.head_count_kv", heads),
+            "rms_norm_eps": ours("attention.layer_norm_rms_epsilon"),
+            "rope_theta": ours("rope.freq_base", 10000.0),
+            "partial_rotary_factor": (
+                f"the share of rotated channels in {source}",
+                rotated / max(1, width // heads),
+            ),
+            "max_position_embeddings": ("", context),
+            "original_max_position_embeddings": ours(
+                "rope.scaling.original_context_length", context
+            ),
+            "bos_token_id": value("tokenizer.ggml.bos_token_id", default.bos_token_id),
+            "pad_token_id": value("tokenizer.ggml.padding_token_id", default.pad_token_id),
+            "eos_token_ids": (key, [turn] if turn == eos else [turn, eos]),
+        },
     )
-    return ModelConfig(decoder, None, None, {})
+    config_json.check_heads(decoder)
+    return ModelConfig(replace(decoder, sliding_window=None), None, None, {})
 
 
 def _gguf_name(ours: str) -> str:
@@ -164,7 +270,13 @@ def _gguf_name(ours: str) -> str:
 def _dequantized(tensor: Any) -> Tensor:
     from gguf.quants import dequantize
 
-    return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+    try:
+        values = dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError:
+        raise ValueError(
+            f"{tensor.name} has the type {tensor.tensor_type.name}, which the gguf package can't read"
+        ) from None
+    return torch.from_numpy(values.copy())
 
 
 def _four_bits(tensor: Any) -> Pieces:

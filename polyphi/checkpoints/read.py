@@ -22,7 +22,8 @@ from torch import Tensor
 from polyphi.checkpoints import adapters as peft
 from polyphi.checkpoints import cache, download, variants
 from polyphi.checkpoints import config as config_json
-from polyphi.checkpoints.files import MODEL_TYPES, read_json, weight_files
+from polyphi.checkpoints.adapters import describe, object_at
+from polyphi.checkpoints.files import MODEL_TYPES, inside, read_json, weight_files
 from polyphi.checkpoints.names import (
     AUDIO,
     BYTES,
@@ -39,6 +40,7 @@ from polyphi.checkpoints.names import (
     public_name,
 )
 from polyphi.model.config import ModelConfig
+from polyphi.model.lora import is_adapter_name
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
 from polyphi.quantization.integer_weights import Quantized
@@ -217,16 +219,18 @@ def read_quantization(source: str | Path) -> str | None:
     method = settings.get("quant_method") if isinstance(settings, dict) else settings
     if method != METHOD:
         raise ValueError(
-            f"{folder}/config.json has the quantization method {method!r}; expected unquantized weights, or those of "
-            "`polyphi export --quant`"
+            f"{folder}/config.json has the quantization method {describe(method)}; expected unquantized weights, or "
+            "those of `polyphi export --quant`"
         )
-    if settings.get("format") not in FORMATS or settings.get("kind") not in quantize.STORED:
+    values = settings if isinstance(settings, dict) else {}
+    scheme, version = values.get("kind"), values.get("format")
+    if version not in FORMATS or scheme not in quantize.STORED:
         raise ValueError(
-            f"{folder} has weights of the scheme {settings.get('kind')!r} in version {settings.get('format')!r} of the "
+            f"{folder} has weights of the scheme {describe(scheme)} in version {describe(version)} of the "
             f"quantized layout; this version of polyphi reads {', '.join(quantize.STORED)} in versions "
             f"{' and '.join(map(str, FORMATS))}: install a newer one, or export the checkpoint again"
         )
-    return str(settings["kind"])
+    return str(scheme)
 
 
 def stored_bytes(source: str | Path, table: bool = True) -> int:
@@ -252,14 +256,14 @@ def stored_types(source: str | Path) -> Counter[torch.dtype]:
 
 def files_beside(source: str | Path, layout: str) -> list[Path]:
     """Files to copy when a checkpoint is written again in a `layout`: its tokenizer, and for an equal layout also the
-    settings of its processor and templates."""
+    settings of its processor and templates. Raises ValueError for a link out of the folder."""
     folder = locate(source)
     stored_layout = read_layout(folder)
     if layout not in (stored_layout, QUANTIZED):  # quantized ones have the same settings
-        return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+        return inside(folder, (folder / name for name in TOKENIZER_FILES))
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json", RECORD}
     texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
-    return [p for p in texts if p.name not in ours]
+    return inside(folder, (p for p in texts if p.name not in ours))
 
 
 def locate(source: str | Path) -> Path:
@@ -302,8 +306,6 @@ def _open(
         notes = [] if notes is None else notes
         try:
             raw_config, stored = variants.accept(raw_config, stored, notes)
-        except (TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{folder}/config.json has an invalid value: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
         if raw_config["embd_layer"].get("image_embd_layer") and not (
@@ -315,7 +317,8 @@ def _open(
     adapters = {}
     if read_quantization(folder):
         layout = QUANTIZED
-        for name, values in raw_config["quantization_config"].get("adapters", {}).items():
+        quantization = raw_config["quantization_config"]
+        for name, values in object_at(quantization, "adapters", "quantization_config.").items():
             adapters[name] = peft.parse_peft(values, f"{folder}/config.json, adapter {name}")
     elif layout != "original":
         for adapter_folder in sorted(p for p in folder.glob("*-lora") if p.is_dir()):
@@ -344,8 +347,12 @@ def _open(
             adapters=adapters,
             shape=shape,
         )
-    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"{folder}/config.json has an invalid value: {error!r}") from error
+        if wrong := [name for name in adapters if not is_adapter_name(name)]:
+            raise ValueError(
+                f"expected an adapter's name of letters, digits, _ and -, found {describe(wrong[0])}"
+            )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     return layout, config, stored
 
 

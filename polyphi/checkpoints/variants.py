@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
-from polyphi.checkpoints.adapters import parse_nested_adapters
+from polyphi.checkpoints.adapters import describe, object_at, parse_nested_adapters
 from polyphi.checkpoints.names import AUDIO, IMAGE
 
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.")
@@ -46,10 +46,10 @@ def accept(
     _drop_adapters(config, tensors, notes)
     _drop_towers(config, tensors, notes)
     tensors = _with_base_layers(tensors, bool(parse_nested_adapters(config)), notes)
-    rows = tensors[EMBEDDING].shape[0]
-    if config.get("vocab_size", rows) != rows:
+    rows, vocab_size = next(iter(tensors[EMBEDDING].shape), 0), config.get("vocab_size")
+    if isinstance(vocab_size, int) and vocab_size != rows:
         notes.append(
-            f"config.json has vocab_size {config['vocab_size']}, the embedding {rows} rows, which are used"
+            f"config.json has vocab_size {describe(vocab_size)}, the embedding {rows} rows, which are used"
         )
         config["vocab_size"] = rows
     return config, tensors
@@ -94,7 +94,7 @@ def _drop_adapters(config: dict[str, Any], tensors: Mapping[str, T], notes: list
 
 def _drop_towers(config: dict[str, Any], tensors: Mapping[str, T], notes: list[str]) -> None:
     """Remove encoders of config.json without any tensor."""
-    layers, own = dict(config.get("embd_layer") or {}), dict(config.get("polyphi") or {})
+    layers, own = dict(object_at(config, "embd_layer")), dict(object_at(config, "polyphi"))
     for modality, tower, prefix in (("image", "vision", IMAGE), ("audio", "audio", AUDIO)):
         in_config = layers.get(f"{modality}_embd_layer") or (
             modality == "audio" and config.get("audio_processor")

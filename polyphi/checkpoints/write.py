@@ -6,7 +6,6 @@
 
 import filecmp
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -265,11 +264,13 @@ def _write_shards(
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    path.touch()  # with the permissions of new files here, which the library doesn't give
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path, metadata={"format": "pt"})  # transformers requires the metadata
     except SafetensorError as error:  # usually a full disk
         raise OSError(f"could not write {path}: {error}") from error
-    path.chmod(0o666 & ~_umask())
+    path.chmod(mode)
 
 
 def _save_aligned(tensors: dict[str, Tensor], path: Path) -> None:
@@ -293,12 +294,6 @@ def _save_aligned(tensors: dict[str, Tensor], path: Path) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             file.write(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

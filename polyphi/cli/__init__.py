@@ -25,6 +25,8 @@ from polyphi.cli import (
     train,
     transcribe,
 )
+from polyphi.cli.printable import print_message
+from polyphi.runtime.installation import pip_install
 
 
 class Commands(TyperGroup):
@@ -34,7 +36,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            print("polyphi: interrupted: run the same command again to resume", file=sys.stderr)
+            print_message("interrupted: run the same command again to resume")
             raise typer.Exit(130) from None
 
 
@@ -90,10 +92,7 @@ def add_commands() -> None:
         try:
             command = point.load()
         except Exception as error:  # another package's code can raise any exception
-            print(
-                f"polyphi: the command {name!r} of {point.value} can't be loaded: {error}",
-                file=sys.stderr,
-            )
+            print_message(f"the command {name!r} of {point.value} can't be loaded: {error}")
             continue
         if group not in groups:  # its application is missing
             continue
@@ -176,10 +175,8 @@ def main(arguments: list[str] | None = None, application: typer.Typer | None = N
         missing = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ImportError) and missing in EXTRAS:
             words = sys.argv[1:] if arguments is None else arguments
-            extra = f'pip install "polyphi[{extra_for(missing, words)}]"'
-            print(
-                f"polyphi: this command needs {missing}; install it with `{extra}`", file=sys.stderr
-            )
+            hint = pip_install(extra_for(missing, words))
+            print_message(f"this command needs {missing}; install it with: {hint}")
             sys.exit(1)
         code = (
             2
@@ -192,11 +189,11 @@ def main(arguments: list[str] | None = None, application: typer.Typer | None = N
             message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
             message = message.replace("Value error, ", "")
             command = getattr(getattr(error, "ctx", None), "command_path", "polyphi")
-            print(f"polyphi: {message}. See `{command} --help`.", file=sys.stderr)
+            print_message(f"{message}. See `{command} --help`.")
             sys.exit(error.exit_code)
         if code is None:
             raise
         disk_full = getattr(error, "errno", None) == errno.ENOSPC
         advice = "; free some space and run the same command again to resume" if disk_full else ""
-        print(f"polyphi: {error}{advice}", file=sys.stderr)
+        print_message(f"{error}{advice}")
         sys.exit(code)

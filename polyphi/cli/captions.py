@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.live import Live as Screen
 from rich.text import Text
 
+from polyphi.cli.printable import print_message, printable, write_data
+
 if TYPE_CHECKING:
     from polyphi.transcription.capture import Blocks
     from polyphi.transcription.live import AudioItem, LiveEvent
@@ -47,18 +49,25 @@ class Captions:
         elif isinstance(event, live.Completed):
             self._partial = ""
             if text := text_of(event.transcript):
-                self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+                self._print(text)
             for warning in event.transcript.warnings:
                 self._report(event.item, warning)
         elif isinstance(event, live.Failed):
             self._partial, self.failed = "", True
             self._report(event.item, f"not transcribed: {event.error}")
         if self._screen.is_started:
-            self._screen.update(Text(self._partial, style="dim"), refresh=True)
+            self._screen.update(Text(printable(self._partial), style="dim"), refresh=True)
+
+    def _print(self, text: str) -> None:
+        if self._screen.is_started:  # above the partial text
+            line = Text(printable(text))
+            self._console.print(line, soft_wrap=True)
+        else:
+            write_data(self._console, f"{text}\n")
 
     def _report(self, item: "AudioItem", text: str) -> None:
         seconds = item.start / self._rate
-        print(f"polyphi: the part from {seconds:.1f} s: {text}", file=sys.stderr)
+        print_message(f"the part from {seconds:.1f} s: {text}")
 
 
 @contextmanager
@@ -92,7 +101,7 @@ def transcribe_live(
     task = replace(transcription(to), adapter=adapter)
     with audio(source, raw_rate) as (rate, blocks), Captions(console, rate) as captions:
         if sys.stderr.isatty():
-            print("polyphi: listening; Ctrl-C ends", file=sys.stderr)
+            print_message("listening; Ctrl-C ends")
         with Live(engine, task, rate=rate, emit=captions.show) as live:
             try:
                 for samples in blocks:

@@ -77,6 +77,7 @@ def export(
         repository=push_to_hub,
     )
     cards = model_card.placed(text, out)
+    beside = files_beside(folder, layout)
     stored_dtype = as_dtype(dtype) if dtype else None
     # merged in the dtype that is written; float32 rounds nothing
     loaded = load_checkpoint(folder, dtype=stored_dtype if merge else None)
@@ -92,7 +93,7 @@ def export(
     with tempfile.TemporaryDirectory() as temporary:
         for name, card in cards.items():
             (Path(temporary) / name).write_text(card, encoding="utf-8")
-        files = [*files_beside(folder, layout), *sorted(Path(temporary).iterdir())]
+        files = [*beside, *sorted(Path(temporary).iterdir())]
         save_checkpoint(
             loaded, out, layout, dtype=stored_dtype, quant=quant, calibration=rows, files=files
         )

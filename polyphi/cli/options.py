@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
-console = Console()
+from polyphi.cli.printable import PrintableConsole, PrintableFormatter, print_message
+
+console = PrintableConsole()
+error_console = PrintableConsole(stderr=True)
 MACHINE, OWN = "Machine (no effect on the result)", "Custom stage (a .py file)"
 Precision = Literal["auto", "bf16", "fp32"]
 SizeOption = Annotated[str, typer.Option("--size", help="micro, nano, lab or full.")]
@@ -55,7 +57,7 @@ ModelArgument = Annotated[
 def show_placement(phi: Any) -> None:
     """Print a model's device and memory use, if standard error is a terminal."""
     if sys.stderr.isatty():
-        print(f"polyphi: {phi.memory}", file=sys.stderr)
+        print_message(str(phi.memory))
 
 
 @contextmanager
@@ -63,13 +65,13 @@ def load_progress() -> Iterator[Callable[[str, float | None], None]]:
     """Show on standard error what the download and the quantization of a hub id do; yields the `progress` of
     `polyphi.load`. huggingface_hub shows bars of its downloads."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("polyphi: %(message)s"))
+    handler.setFormatter(PrintableFormatter("polyphi: %(message)s"))
     logger = logging.getLogger("polyphi.checkpoints")
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    bars = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    bars = Progress(console=error_console, transient=True, disable=not sys.stderr.isatty())
     task = bars.add_task("quantizing", total=1.0)
 
     def update(stage: str, share: float | None) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console
+from polyphi.cli.printable import PrintableFormatter, print_message
+from polyphi.runtime.installation import pip_install
 from polyphi.serve.settings import MIB, Settings, check_key
 
 ACCESS, LOAD = "Access and logs", "Load and memory"
@@ -186,7 +187,7 @@ def serve(
 
     adapters = parse_adapters(lora or ())
     if containers and find_spec("av") is None:
-        raise ValueError('--containers needs PyAV; `pip install "polyphi[video]"` brings it')
+        raise ValueError(f"--containers needs PyAV: {pip_install('video')}")
     if media_root is not None and not media_root.is_dir():
         raise ValueError(f"--media-root {media_root}: expected a folder")
     if adapter_folder is not None and not adapter_folder.is_dir():
@@ -218,7 +219,9 @@ def serve(
     listening = run.bind(settings)
     if not port:
         settings = replace(settings, port=listening.getsockname()[1])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for client in ("httpx", "httpx2"):  # a line for each request to the Hub
         logging.getLogger(client).setLevel(logging.WARNING)
     url = run.address(settings)
@@ -238,14 +241,14 @@ def serve(
             adapters=adapters,
             progress=progress.update,
         )
-        print(f"polyphi: {phi.memory}", file=sys.stderr)
+        print_message(str(phi.memory))
         reasons = phi.reasoning if reasoning == "auto" else reasoning == "on"
         return create_app(phi.engine, replace(settings, reasoning=reasons))
 
     def ready() -> None:
         console.print(f"{settings.name} at {url} (page), {url}/v1 (clients)", highlight=False)
 
-    print(f"polyphi: loading {settings.name}; {url}/ready returns the progress", file=sys.stderr)
+    print_message(f"loading {settings.name}; {url}/ready returns the progress")
     run.serve(load, settings, listening, ready)
 
 

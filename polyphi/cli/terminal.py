@@ -13,7 +13,6 @@ An error prints one line, and the conversation continues. Ctrl-C stops an answer
 import base64
 import glob
 import json
-import re
 import shlex
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from polyphi.api import Phi
+from polyphi.cli.printable import PrintableConsole, printable, write_data
 from polyphi.engine.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.sampling import check
 from polyphi.messages import (
@@ -60,8 +60,6 @@ HELP = """\
 /help, /quit                     or Ctrl-D
 A line that ends in \\ continues in the next one; lines between \"\"\" and \"\"\" are one message. An empty line sends
 the attachments. Ctrl-C stops an answer and keeps the partial text. Tab completes commands and paths."""
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters that a model must not send to a terminal. Tabs and line ends are allowed."""
 SETTINGS: dict[str, Any] = {
     f.name: f.type for f in fields(SamplingParams) if f.type in (int, float)
 }
@@ -84,7 +82,7 @@ class Terminal:
         self.phi = phi
         self.sampling = sampling or SamplingParams()
         self.adapter = normalize_adapter(adapter)
-        self.console = console or Console()
+        self.console = console or PrintableConsole()
         self.read = read
         self.messages: list[Message] = []
         self.attachments: list[Part] = []
@@ -415,18 +413,11 @@ class AnswerPrinter:
         self.content += "".join(part for part in parts if isinstance(part, str))
         for part in parts:
             if isinstance(part, Reasoning):
-                text = CONTROL.sub("\ufffd", part.text)
-                self._console.out(text, style="dim", highlight=False, end="")
+                self._console.out(printable(part.text), style="dim", highlight=False, end="")
                 self._after_reasoning = True
                 continue
-            show(self._console, "\n\n" + part if self._after_reasoning else part)
+            write_data(self._console, "\n\n" + part if self._after_reasoning else part)
             self._after_reasoning = False
-
-
-def show(console: Console, text: str) -> None:
-    """Prints a model's text unchanged, except for control characters."""
-    console.file.write(CONTROL.sub("\ufffd", text))
-    console.file.flush()
 
 
 def as_openai(message: Message) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from polyphi.cli.options import (
     ModelArgument,
     QuantOption,
     console,
+    error_console,
     load_progress,
     show_placement,
 )
+from polyphi.cli.printable import write_data
 
 
 def transcribe(
@@ -126,7 +128,8 @@ def transcribe(
         recordings,
         options,
         force=force,
-        write=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+        write=lambda text: write_data(console, f"{text}\n"),
+        console=error_console,
     )
     if failed:
         raise typer.Exit(1)

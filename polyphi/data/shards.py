@@ -30,6 +30,7 @@ from polyphi.data.sample import Sample
 from polyphi.data.schema import SCHEMA, missing_fields
 from polyphi.messages import Audio, Image, Message, Part, Text, Video
 from polyphi.runtime.files import sha256, whole_folder
+from polyphi.runtime.installation import pip_install
 
 MIME = {
     b"\x89PNG": "image/png",
@@ -372,7 +373,7 @@ class Shards(Sequence[Sample]):
         try:
             system, path = fsspec.core.url_to_fs(self.folder)
         except ImportError as error:
-            extra = 'pip install "polyphi[s3]"' if self.folder.startswith("s3") else "install it"
+            extra = pip_install("s3") if self.folder.startswith("s3") else "install it"
             raise ValueError(f"{self.folder} needs another package: {error}; {extra}") from None
         try:
             # Arrow requests whole column chunks: a read-ahead cache would fetch unused bytes.

@@ -22,6 +22,7 @@ from torch import Tensor
 from polyphi.batch import Batch
 from polyphi.data.draws import Draw, Draws
 from polyphi.runtime import cpu
+from polyphi.runtime.installation import pip_install
 
 DRAWS_AHEAD = 8
 """Prefetched draws per worker."""
@@ -115,7 +116,7 @@ def _grain() -> Any:
         import grain
     except ImportError:
         raise ValueError(
-            'worker processes need grain; pip install "polyphi[workers]", or train with --workers 0'
+            f"worker processes need grain; {pip_install('workers')}, or train with --workers 0"
         ) from None
     finally:
         log.setLevel(level)

@@ -31,6 +31,7 @@ from typing import Any
 from polyphi.engine.json_schemas import depth, for_grammar, refuse_explosive
 from polyphi.engine.tools import FUNCTOOLS
 from polyphi.messages import CALL, CALL_END, Grammar, functions
+from polyphi.runtime.installation import from_checkout
 
 MAX_CHARACTERS, MAX_DEPTH, MAX_REGEX, MAX_TOOLS, MAX_CALLS = 256_000, 64, 10_000, 128, 16
 """Of a schema or a list of tools: characters and nested brackets; characters of a regular expression or a context-free
@@ -323,7 +324,7 @@ def llguidance() -> Any:
         import llguidance
     except ImportError:
         raise ValueError(
-            "answers by a schema, an expression or tools need llguidance, which is not installed; run "
-            '`pip install "polyphi[structured]"`'
+            "answers by a schema, an expression or tools need llguidance, which is not installed; "
+            + from_checkout("structured")
         ) from None
     return llguidance

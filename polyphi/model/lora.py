@@ -5,6 +5,7 @@ batch mixes them freely: the base product runs once over all tokens, each low-ra
 """
 
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -81,6 +82,13 @@ def routes(batch: Batch, available: Collection[str], device: torch.device) -> li
 def _tokens(batch: Batch, adapter: str | None) -> Int[Tensor, " n"]:
     spans = zip(batch.adapters, pairwise(batch.cu_seqlens), strict=True)
     return torch.cat([torch.arange(*span) for name, span in spans if name == adapter])
+
+
+def is_adapter_name(name: str) -> bool:
+    """Whether an adapter may have a name: letters, digits, _ and -; not auto, none or a method of ModuleDict, whose
+    modules are attributes."""
+    reserved = name in {"auto", "none"} or hasattr(nn.ModuleDict(), name)
+    return re.fullmatch(r"[A-Za-z][\w-]*", name) is not None and not reserved
 
 
 class LowRank(nn.Module):

@@ -7,7 +7,6 @@ Encoders run only where the batch has images or audio.
 """
 
 import math
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -22,7 +21,7 @@ from polyphi.model.attention import KVCache
 from polyphi.model.config import AdapterConfig, AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import GLU, CausalDepthwise, ConformerEncoder, Pointwise
 from polyphi.model.decoder import Decoder, RMSNorm
-from polyphi.model.lora import Factors, LoraLinear, LowRank
+from polyphi.model.lora import Factors, LoraLinear, LowRank, is_adapter_name
 from polyphi.model.projector import AudioProjector, VisionProjector
 from polyphi.model.siglip import CrossAttention, PoolingHead, SiglipEncoder
 from polyphi.steps import Steps, result_of
@@ -212,11 +211,7 @@ class PhiModel(nn.Module):
     def _check_name(self, name: str) -> None:
         """Raise ValueError for the name of a new adapter that is in use or invalid."""
         existing = self.config.adapters
-        if (
-            name in existing
-            or name in {"auto", "none"}
-            or not re.fullmatch(r"[A-Za-z][\w-]*", name)
-        ):
+        if name in existing or not is_adapter_name(name):
             raise ValueError(
                 f"expected a new name for the adapter (letters, digits, _ and -; not auto or none), found {name!r}; "
                 f"names in use: {', '.join(existing) or 'none'}"

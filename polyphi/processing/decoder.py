@@ -42,6 +42,7 @@ from PIL import Image as pil
 from PIL.Image import Image as Picture
 
 from polyphi.runtime.fork_server import ForkServer
+from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop, is_stopped
 
 log = logging.getLogger(__name__)
@@ -284,7 +285,7 @@ def unavailable() -> str | None:
             pass
     except DecoderError as error:
         if str(error) == "missing":
-            return 'PyAV is missing; `pip install "polyphi[video]"` brings it'
+            return f"PyAV is missing; {from_checkout('video')}"
         return "the process of the decoder doesn't work on this system"
     return None if isolated else NOT_ISOLATED
 

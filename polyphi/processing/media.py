@@ -34,6 +34,7 @@ from polyphi.processing.file_types import (
     sniff,
 )
 from polyphi.runtime.fork_server import ForkServer
+from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop
 
 MAX_IMAGE_BYTES = 64 << 20
@@ -338,8 +339,7 @@ def decoder_media_error(error: DecoderError, name: str, file_type: str) -> Media
         return MediaError(f"{name}: {error.message}", reasons.get(error.reason, "content"))
     if error.error == "missing":
         return MediaError(
-            f'{name}: {file_type} needs PyAV; `pip install "polyphi[video]"` brings it, or convert it to WAV, FLAC, '
-            "OGG or MP3",
+            f"{name}: {file_type} needs PyAV; {from_checkout('video')}, or convert it to WAV, FLAC, OGG or MP3",
             "kind",
         )
     if error.error in ("crashed", "time", "memory", "stopped"):

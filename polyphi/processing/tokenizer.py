@@ -38,10 +38,12 @@ from polyphi.processing.vocabulary import (
     aligned,
     byte_characters,
     chat_template,
+    check_specification,
     merges_of,
     parse_fixed_system,
     pre_tokenizer,
     read_chat_template,
+    read_object,
     specification,
 )
 
@@ -72,7 +74,9 @@ class Tokenizer:
     """The text before the system messages of every conversation, for chat templates like Phi-4-mini-reasoning's."""
 
     def __init__(self, spec: dict[str, Any], fixed_system: str | None = None) -> None:
-        """`spec` is the content of a `tokenizer.json`. Raises `ValueError` if it lacks a token needed for chats."""
+        """`spec` is the content of a `tokenizer.json`. Raises `ValueError` if it lacks a token needed for chats, or if
+        it isn't such a content."""
+        check_specification(spec)
         self._spec = spec
         self.fixed_system = fixed_system
         self._controls = {t["content"]: t["id"] for t in spec.get("added_tokens") or ()}
@@ -82,8 +86,11 @@ class Tokenizer:
             raise ValueError(
                 f"expected Phi-4's added tokens in tokenizer.json, found no {', '.join(missing)}"
             )
-        self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
+        try:
+            self._full = tokenizers.Tokenizer.from_str(json.dumps(spec))
+            self._plain = tokenizers.Tokenizer.from_str(json.dumps(self._without_controls()))
+        except Exception as error:  # the library raises no other class
+            raise ValueError(f"expected the JSON of a tokenizer, found another: {error}") from None
 
     def _without_controls(self) -> dict[str, Any]:
         """Return the tokenizer without added tokens, neither in its list nor in its vocabulary."""
@@ -106,13 +113,11 @@ class Tokenizer:
         path = path / "tokenizer.json" if path.is_dir() else path
         if not path.is_file():
             raise ValueError(f"{path}: expected a tokenizer.json, found nothing there")
+        spec, template = read_object(path), read_chat_template(path.parent)
         try:
-            spec = json.loads(path.read_text(encoding="utf-8"))
-            return cls(spec, parse_fixed_system(read_chat_template(path.parent)))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise ValueError(
-                f"{path}: expected the JSON of a tokenizer, found something else"
-            ) from None
+            return cls(spec, parse_fixed_system(template))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
     def to_json(self) -> str:
         """Return the tokenizer for `from_json` of another process, with the rows that `within` has set."""
@@ -338,11 +343,16 @@ class Tokenizer:
         return text
 
     def spelled(self) -> list[bytes | None]:
-        """Return the bytes of every id, up to `vocab_size`; None for control tokens and unused ids."""
+        """Return the bytes of every id, up to `vocab_size`; None for control tokens and unused ids. Raises ValueError
+        for a vocabulary that isn't byte-level."""
         bytes_of = {character: byte for byte, character in enumerate(byte_characters())}
         words: list[bytes | None] = [None] * self.vocab_size
         for token, id in self._spec["model"]["vocab"].items():
             if token not in self._controls:
+                if unknown := set(token) - bytes_of.keys():
+                    raise ValueError(
+                        f"expected a byte-level vocabulary, found {unknown.pop()!r} in the token {token!r:.80}"
+                    )
                 words[id] = bytes(map(bytes_of.__getitem__, token))
         return words
 

@@ -61,7 +61,8 @@ def decode_video(
     source: MediaSource, *, frames: int = 16, caps: Caps = CAPS, stop: Stop | None = None
 ) -> list[Picture]:
     """Return up to `frames` frames as RGB, in order, one from the middle of each of `frames` equal parts of the time
-    (16, uniformly, as in the report for VideoMME; section 4.1.1). A shorter video gives all its frames.
+    (16 by default, the number of the report for VideoMME; section 4.1.1. The evaluation on VideoMME takes others, from
+    the first to the last). A shorter video gives all its frames.
 
     Times are those of the packets, because headers may be wrong. A rotation in the file is ignored. Needs PyAV (extra
     `video`). Raises `MediaError` (a ValueError) for other formats than MP4, WebM, Matroska and AVI, for damaged files,

@@ -39,6 +39,8 @@ REQUIRED = (
     "<|assistant|>",
     END,
 )  # needed for chats
+MAX_ID = (1 << 24) - 1
+"""The largest id that is read; lists are as long as the largest one of a vocabulary."""
 ALIGNMENT = 64  # embedding rows come in multiples of 64
 
 # Pre-tokenization of o200k_base: words with the space before them, one to three digits, signs, line ends.
@@ -105,11 +107,54 @@ def read_chat_template(folder: Path) -> str:
         return file.read_text(encoding="utf-8")
     if not (file := folder / "tokenizer_config.json").is_file():
         return ""
-    template = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
+    template = read_object(file).get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else ""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises ValueError if it holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, found something else ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected an object of JSON, found {type(value).__name__}")
+    return value
+
+
+def check_specification(spec: dict[str, Any]) -> None:
+    """Raise ValueError, with the key at fault, if the content of a tokenizer.json has another form than `specification`
+    returns. Only the parts that this package reads are checked; the library checks all others."""
+    added, model = spec.get("added_tokens") or [], spec.get("model")
+    if not isinstance(added, list):
+        raise ValueError(f"expected added_tokens to be a list, found {type(added).__name__}")
+    for token in added:
+        if not (
+            isinstance(token, dict)
+            and isinstance(token.get("content"), str)
+            and isinstance(token.get("rstrip"), bool)
+            and _is_id(token.get("id"))
+        ):
+            raise ValueError(
+                "expected each of added_tokens to have the text content, the boolean rstrip and an id from 0 to "
+                f"{MAX_ID:,}, found {token!r:.200}"
+            )
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        raise ValueError(f"expected model.vocab to be an object of ids, found {vocabulary!r:.80}")
+    if not all(map(_is_id, vocabulary.values())):
+        wrong = next(token for token, id in vocabulary.items() if not _is_id(id))
+        raise ValueError(
+            f"expected the id of {wrong!r:.80} in model.vocab to be an integer from 0 to {MAX_ID:,}, found "
+            f"{vocabulary[wrong]!r:.80}"
+        )
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ID
 
 
 def aligned(size: int) -> int:

@@ -39,6 +39,7 @@ from polyphi.messages import (
     functions,
     normalize_adapter,
 )
+from polyphi.runtime.installation import pip_install
 
 if TYPE_CHECKING:
     import httpx2
@@ -381,9 +382,7 @@ def _open_client(seconds: float) -> "httpx2.Client":
     try:
         import httpx2
     except ImportError:
-        raise ValueError(
-            "an endpoint needs the package httpx2; install it with `pip install 'polyphi[curate]'`"
-        ) from None
+        raise ValueError(f"an endpoint needs the package httpx2: {pip_install('curate')}") from None
     # No redirects, which would send the key elsewhere; `concurrency` limits the connections.
     return httpx2.Client(
         timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),

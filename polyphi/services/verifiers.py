@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from polyphi.runtime.installation import pip_install
 from polyphi.services import sandbox
 
 LIMITS = sandbox.Limits()
@@ -89,7 +90,7 @@ def mathematics(expected: str) -> Verify:
         from math_verify import verify as equal
     except ImportError:
         raise ValueError(
-            "verifying mathematics needs math-verify, which is not installed; pip install 'polyphi[curate]'"
+            f"verifying mathematics needs math-verify, which is not installed; {pip_install('curate')}"
         ) from None
     # Without dollar signs math-verify parses only the last number of a formula.
     gold = parse(expected if "$" in expected or "\\boxed" in expected else f"${expected}$")

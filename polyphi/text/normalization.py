@@ -118,7 +118,7 @@ def errors(reference: Sequence[str], hypothesis: Sequence[str]) -> Errors:
         import jiwer
     except ImportError as e:
         raise ValueError(
-            "error rates need jiwer, which is not installed; pip install 'polyphi[eval]'"
+            "error rates need jiwer, which is not installed; the extra eval brings it (docs/install.md)"
         ) from e
     plain = jiwer.Compose([jiwer.ReduceToListOfListOfWords()])
     alignment = jiwer.process_words(

@@ -95,6 +95,7 @@ def finetune(
         raise ValueError(
             f"{folder} is quantized to {scheme} and can't be trained; start from the unquantized checkpoint"
         )
+    files_beside(folder, read_layout(folder))  # raises before the training, not after it
     free = free_memory(device)
     needed = placement.size(stored_types(folder), torch.float32)
     model = load_checkpoint(folder, device=device, apart=options.base is not None)

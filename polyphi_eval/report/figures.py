@@ -97,30 +97,34 @@ SIZES = (
 )
 
 
+OTHER = ("metric differs", "part of the data", "substitute data")
+"""Statuses of scores that are marked."""
+
+
 @dataclass(frozen=True)
 class OwnScores:
     """Our numbers by table and label, in the report's unit: score and interval; with several judges, the first one's.
-    `substitute` has those of other samples than the report's."""
+    `other` has those that are not comparable with the report's: of other samples, or by another metric."""
 
     name: str
     scores: Mapping[tuple[str, str], tuple[float, float, float]]
-    substitute: frozenset[tuple[str, str]]
+    other: frozenset[tuple[str, str]]
     parameters: int | None = None
 
 
 def own_scores(results: Mapping[str, Any]) -> OwnScores:
     rows = results["rows"]
     scores: dict[tuple[str, str], tuple[float, float, float]] = {}
-    substitute = set()
+    other = set()
     for row in [*rows, *averaged(rows)]:
         if row["table"] and row["score"] is not None:
             table = tables()[row["table"]]
             label, _ = table.cell(row)
             low, score, high = (points(row["metric"], row[k]) for k in ("low", "score", "high"))
-            if (row["table"], label) not in scores and row["status"] == "substitute data":
-                substitute.add((row["table"], label))
+            if (row["table"], label) not in scores and row["status"] in OTHER:
+                other.add((row["table"], label))
             scores.setdefault((row["table"], label), (score, low, high))
-    return OwnScores(results["model"], scores, frozenset(substitute), results.get("parameters"))
+    return OwnScores(results["model"], scores, frozenset(other), results.get("parameters"))
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def bars(name: str, label: str, own: OwnScores) -> Figure:
     entries = _models(name, label)
     interval: Sequence[float] = ()
     if scores := own.scores.get((name, label)):
-        mark = " *" if (name, label) in own.substitute else ""
+        mark = " *" if (name, label) in own.other else ""
         entries.append(("ours", _short(own.name, 18) + mark, scores[0]))
         interval = scores[1:]
     entries.sort(key=lambda e: e[2] if lower else -e[2])

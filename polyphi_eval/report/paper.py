@@ -33,7 +33,9 @@ PRIVATE = frozenset(
 STATUSES = {
     "reproduced setting": "the public data, prompts and scoring that the report names, as far as it names them",
     "judge differs": "the same, but another judge gave the points, which alone changes such numbers",
+    "metric differs": "the public data, but another metric than the one that the report names",
     "server-scored": "the answers of this split are not public; ours is another split, or a file to submit",
+    "part of the data": "another number of rows than published: an incomplete copy, a limit, or one of several parts",
     "substitute data": "other samples than the report's, often a few synthetic ones: not comparable",
     "private": "only the report's authors have the data",
 }

@@ -26,7 +26,9 @@ Row = Mapping[str, Any]
 CLASSES = {
     "reproduced setting": "same",
     "judge differs": "near",
+    "metric differs": "near",
     "server-scored": "near",
+    "part of the data": "near",
     "substitute data": "other",
     "private": "other",
 }
@@ -54,8 +56,8 @@ def decimals(row: Row) -> int:
 
 
 def remarks(row: Row) -> list[str]:
-    """Return the remarks on a row: judge, lenient score, errors, RTFx, note."""
-    texts = []
+    """Return the remarks on a row: rows that are missing, judge, lenient score, errors, RTFx, note."""
+    texts = [row[key] for key in ("copy", "part") if row.get(key)]
     if row["table"] and row["column"]:
         texts.append(f"compared with {row['column']}")
     if row["judge"]:
@@ -151,7 +153,7 @@ def _line(
     status = row["status"] if row else _reason(table, label, skipped)
     line = Line(
         css="extra" if not in_report else "mean" if label in table.means else "",
-        label=label,
+        label=f"{label} (ours: {row['ours']})" if row and row.get("ours") else label,
         arrow=" ↓" if lower and "lower better" not in label else "",
         report=_cell(table, key) if in_report else Cell(),
         others=[_cell(table, (label, name)) if in_report else Cell() for name in others],

@@ -32,6 +32,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Generate, Message, SamplingParams
+from polyphi.runtime.installation import pip_install
 from polyphi.services.verifiers import Verdict, Verify, final, verdict_on
 from polyphi_recipe.curate.answers import AnswerCache, messages_json
 from polyphi_recipe.curate.documents import note
@@ -331,7 +332,7 @@ def gym(name: str, rows: int, seed: int = 0, **settings: Any) -> Iterator[Proble
         import reasoning_gym
     except ImportError:
         raise ValueError(
-            "these problems need reasoning-gym, which is not installed; pip install 'polyphi[curate]'"
+            f"these problems need reasoning-gym, which is not installed; {pip_install('curate')}"
         ) from None
     dataset = reasoning_gym.create_dataset(name, size=rows, seed=seed, **settings)
 

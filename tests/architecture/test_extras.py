@@ -184,7 +184,20 @@ def test_a_missing_package_names_the_extra_of_the_command(
         cli.main(command.split())
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 1
-    assert package.partition(".")[0] in line and f'pip install "polyphi[{extra}]"' in line
+    assert package.partition(".")[0] in line and f'[{extra}]"' in line
+
+
+def test_no_hint_installs_a_package_of_that_name_from_an_index() -> None:
+    """There is no release there: the command would fail, and may one day install someone else's package."""
+    sources = [
+        path for name in (*PACKAGES, "docs", "examples") for path in (ROOT / name).rglob("*.*")
+    ]
+    texts = [
+        path for path in (*sources, ROOT / "README.md") if path.suffix in {".py", ".md", ".ipynb"}
+    ]
+    pattern = re.compile(r"pip install (-\S+ )*[\\\"']*polyphi\b")
+    matches = {path for path in texts if pattern.search(path.read_text(encoding="utf-8"))}
+    assert not matches, sorted(str(path.relative_to(ROOT)) for path in matches)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -48,10 +49,51 @@ def test_a_workflow_may_only_read_unless_a_job_says_more(path: Path) -> None:
         assert "uses" in job or "timeout-minutes" in job
         for step in job.get("steps", ()):
             if name := step.get("uses"):
-                assert re.search(r"@(v\d|release/v\d|[0-9a-f]{40})", name), name
+                assert name.startswith("./") or re.search(r"@[0-9a-f]{40}$", name), name
             if name and name.startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
             assert "github.event" not in step.get("run", "")
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_packages_of_a_workflow_have_hashes(path: Path) -> None:
+    """But for `make test`, whose job has no secrets and tries the newest releases."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if re.search(r"\b(pip|pipx|uv|npm|npx)\b (install|run|tool)", line):
+            assert "--require-hashes" in line, line
+            (name,) = re.findall(r"-r (\S+)", line)
+            assert pins(ROOT / name)
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Package -> version of a list of requirements, each with the hashes of its files."""
+    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    result = {}
+    for line in (line for line in text.splitlines() if line.strip() and line[0] not in " #"):
+        requirement = re.fullmatch(
+            r"([a-z0-9-]+)==(\S+)((?: +--hash=sha256:[0-9a-f]{64})+) *", line
+        )
+        assert requirement, line
+        result[requirement[1]] = requirement[2]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [("serve", ["serve"]), ("serve,video", ["serve", "video"]), ("docs", ["docs"])],
+)
+def test_pinned_versions_are_those_that_the_package_needs(name: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [] if name == "docs" else project["dependencies"]
+    lines = [
+        *lines,
+        *(line for extra in extras for line in project["optional-dependencies"][extra]),
+    ]
+    versions = pins(ROOT / "deploy" / "requirements" / f"{name}.txt")
+    for requirement in map(Requirement, lines):
+        if requirement.name != "torch":
+            version = versions[requirement.name.lower().replace("_", "-")]
+            assert requirement.specifier.contains(version), requirement
 
 
 def test_what_is_tested_is_what_pyproject_supports() -> None:

@@ -15,6 +15,7 @@ from polyphi_eval import evaluation
 from polyphi_eval.benchmark import Benchmark, Judging, Row
 from polyphi_eval.fixtures.write import MAKERS
 from polyphi_eval.judge import rating
+from polyphi_eval.report.tables import markdown, page
 from polyphi_eval.scorers import exact
 from polyphi_eval.sources import Data, Source
 
@@ -68,6 +69,9 @@ JUDGED = replace(
         prompts={},
     ),
 )
+
+
+RESULTS = {"model": "yes", "date": "2026-11-30", "parameters": 7, "skipped": {}, "agreement": {}}
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +139,52 @@ def test_a_limit_is_saved_and_kept_by_rescoring(
     ]
     evaluation.rescored(tmp_path)
     assert saved(tmp_path)["rows"] == before["rows"]
+
+
+def test_a_copy_without_all_published_rows_is_not_the_reproduced_setting(
+    subject: evaluation.EvaluatedModel, tmp_path: Path
+) -> None:
+    source = replace(SECOND.sources[0], rows=2500)
+    file = tmp_path / "data" / "mine" / "second" / "rows.jsonl"
+    file.parent.mkdir(parents=True)
+    data = Data(tmp_path / "data")
+
+    def measured(rows: int, **options: Any) -> dict[str, Any]:
+        file.write_text("{}\n" * rows)
+        out = tmp_path / f"{rows} {options}"
+        with pytest.MonkeyPatch.context() as patch:
+            chosen = replace(SECOND, sources=(source,))
+            patch.setattr(evaluation, "suite", lambda *_: [chosen])
+            patch.setattr("polyphi_eval.score.benchmarks", lambda: (chosen,))
+            evaluation.measure(subject, ("second",), out, data=data, **options)
+            (before,) = saved(out)["rows"]
+            if "shard" not in options:  # a part becomes the whole when all are there
+                evaluation.rescored(out)
+                assert saved(out)["rows"] == [before]
+        return before
+
+    whole, some = measured(2500), measured(4)
+    assert (whole["status"], whole["copy"]) == ("reproduced setting", "")
+    assert (some["status"], some["copy"]) == ("part of the data", "4 of 2,500 rows of mine/second")
+    assert "4 of 2,500 rows" in markdown([some]) and "4 of 2,500 rows" in page(
+        {**RESULTS, "rows": [some]}
+    )
+    assert measured(2500, limit=3)["status"] == "part of the data"
+    assert measured(2500, limit=7)["status"] == "reproduced setting"  # there are six samples
+    assert measured(2500, shard=(1, 2))["part"] == "part 1 of 2"
+
+
+def test_parts_that_are_all_there_are_the_whole(
+    subject: evaluation.EvaluatedModel, tmp_path: Path
+) -> None:
+    data = Data(tmp_path)
+    for number in (1, 2):
+        evaluation.measure(subject, ("first",), tmp_path, data=data, shard=(number, 2))
+        (row,) = evaluation.rescored(tmp_path)
+        whole = number == 2
+        assert row.n == (6 if whole else 3)
+        assert row.status == ("reproduced setting" if whole else "part of the data")
+        assert row.part == ("" if whole else "part 1 of 2")
 
 
 def test_judges_agreement_is_saved(subject: evaluation.EvaluatedModel, tmp_path: Path) -> None:

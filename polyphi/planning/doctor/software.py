@@ -7,13 +7,13 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from polyphi.planning.doctor import probe
 from polyphi.planning.doctor.findings import Finding, display_value
 from polyphi.planning.doctor.hardware import ISA_VARIABLES
+from polyphi.runtime.installation import is_checkout, pip_install
 
 VERSIONS = ("polyphi", *probe.PACKAGES[:4], "transformers", "numpy", "pillow", "soundfile")
 """Packages whose versions are shown where they are installed."""
@@ -146,7 +146,7 @@ def package_findings(unmet: Dependencies | None, errors: Mapping[str, str]) -> l
         result.append(Finding("Software", name, "wrong", text, cure, fatal=True))
     if unmet is None:
         text = "is on Python's path, but not installed, so its dependencies aren't checked"
-        return [*result, Finding("Software", "polyphi", "missing", text, f"pip install {source()}")]
+        return [*result, Finding("Software", "polyphi", "missing", text, pip_install())]
     if unmet.core:
         quoted = " ".join(f'"{r}"' for r in unmet.core)
         text = f"missing or too old: {', '.join(unmet.core)}"
@@ -160,7 +160,7 @@ def _import_cure(package: str, error: str) -> str:
     if "SIGILL" in error:
         return "use a CPU with AVX2 or NEON; for a virtual machine set its CPU type to host"
     if package == "polyphi.api":
-        return f"pip install --force-reinstall {source()}"
+        return pip_install().replace("install", "install --force-reinstall", 1)
     if version_of(package) is None:
         return f"pip install {package}"
     return f"pip install --force-reinstall --no-cache-dir {package}"
@@ -174,15 +174,9 @@ def extra_findings(unmet: Dependencies | None) -> list[Finding]:
         result.append(Finding("Optional", "extras", "ok", ", ".join(installed)))
     if missing := [name for name, requirements in extras.items() if requirements]:
         text = ", ".join(f"{n} ({PURPOSES[n]})" if n in PURPOSES else n for n in missing)
-        cure = f'pip install "polyphi[{",".join(missing)}]", or only those that you need'
+        cure = f"{pip_install(*missing)}, or only those that you need"
         result.append(Finding("Optional", "more extras", "missing", text, cure))
     return result
-
-
-def source() -> str:
-    """What `pip install` takes for this polyphi: the checkout, as editable, or the package's name."""
-    root = Path(__file__).parents[3]
-    return f"--editable {root}" if (root / "pyproject.toml").exists() else "polyphi"
 
 
 def kernel_cure(missing: str | None) -> str:
@@ -191,9 +185,9 @@ def kernel_cure(missing: str | None) -> str:
         return "unset POLYPHI_MAX_CPU_ISA"
     if missing and "this CPU" in missing:
         return "use a CPU with AVX2 or NEON dot products; for a virtual machine set its CPU type to host"
-    if source() == "polyphi":
-        return "pip install --force-reinstall --no-cache-dir --no-deps polyphi"
-    return f"pip install {source()}"
+    if is_checkout():
+        return pip_install()
+    return pip_install().replace("install", "install --force-reinstall --no-cache-dir --no-deps", 1)
 
 
 # ------------------------------------------------------------------------------ programs

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polyphi.data.sample import Sample
+from polyphi.runtime.installation import pip_install
 from polyphi_eval import lm_tasks
 from polyphi_eval.benchmark import Benchmark, Row, Score
 from polyphi_eval.lm_tasks import LmTask, samples, scoring
@@ -50,7 +51,7 @@ def prepare() -> None:
         import langdetect
         import nltk
     except ImportError as error:
-        raise ValueError(f"IFEval needs {error.name}; pip install 'polyphi[eval]'") from None
+        raise ValueError(f"IFEval needs {error.name}; {pip_install('eval')}") from None
     if str(NLTK_DATA) not in nltk.data.path:
         nltk.data.path.insert(0, str(NLTK_DATA))
     nltk.data.find("tokenizers/punkt_tab/english/")

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from polyphi.data.sample import Sample
-from polyphi_eval.benchmark import Benchmark, Row
+from polyphi_eval.benchmark import Benchmark, Row, Status
 from polyphi_eval.lm_tasks import letter_task, samples, scoring
 from polyphi_eval.sources import Data, Source
 
@@ -26,6 +26,7 @@ def letter_choice(
     sources: Sequence[Source],
     load: Load,
     note: str = "",
+    status: Status = "reproduced setting",
 ) -> Benchmark:
     return Benchmark(
         name=name,
@@ -37,6 +38,7 @@ def letter_choice(
         score_many=scoring(letter_task),
         max_tokens=16,
         note=note,
+        status=status,
     )
 
 
@@ -218,12 +220,14 @@ benchmarks = (
         "truthfulqa",
         "TruthfulQA",
         (
-            Row("Table 7", "TruthfulQA MC2", {"form": "mc1"}),
+            Row("Table 7", "TruthfulQA MC2", {"form": "mc1"}, ours="MC1, by letter"),
             Row("", "TruthfulQA, the true one of two", {"form": "two"}),
         ),
         (TRUTHFULQA,),
         truthfulqa,
-        "The report's MC2 is ambiguous: here letters for MC1's choices; probability mass is not measured.",
+        "the report names MC2, a share of probability, which letters can't give: here the share of questions whose "
+        "letter is that of MC1's true choice",
+        "metric differs",
     ),
     few_shot(
         "winogrande",

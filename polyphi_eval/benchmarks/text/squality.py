@@ -10,6 +10,7 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Message
+from polyphi.runtime.installation import pip_install
 from polyphi_eval.benchmark import Benchmark, Row, Score
 from polyphi_eval.scorers import references
 from polyphi_eval.sources import Data, Source
@@ -63,7 +64,7 @@ def _scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise ValueError("SQuALITY needs rouge-score; pip install 'polyphi[eval]'") from None
+        raise ValueError(f"SQuALITY needs rouge-score; {pip_install('eval')}") from None
     return RougeScorer(list(METRICS), use_stemmer=True)
 
 

@@ -1,6 +1,7 @@
 """Video-MME (report, Table 1): three questions about each of 900 videos, up to an hour long, without subtitles.
 
-The model sees 16 frames, evenly over the whole video from its first to its last, as 16 images.
+The model sees 16 frames, evenly over the whole video from its first to its last, as 16 images. The report says no more
+than "uniform time coverage" (4.1.1). A `Video` of a message gives other frames: those in the middle of 16 equal parts.
 """
 
 import io
@@ -15,6 +16,7 @@ from PIL.Image import Image as PILImage
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Image
+from polyphi.runtime.installation import pip_install
 from polyphi_eval import vqa
 from polyphi_eval.benchmark import Benchmark, Row
 from polyphi_eval.sources import Data, Missing, Source
@@ -69,9 +71,7 @@ def _av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ValueError(
-            f'reading videos needs PyAV ({error}); run `pip install "polyphi[video]"`'
-        ) from None
+        raise ValueError(f"reading videos needs PyAV ({error}); {pip_install('video')}") from None
     return av
 
 
@@ -95,4 +95,5 @@ benchmark = Benchmark(
     sources=(SOURCE,),
     load=load,
     scorer=vqa.letter,
+    note="frames from the first to the last one; videos of messages are sampled in the middle of 16 equal parts",
 )

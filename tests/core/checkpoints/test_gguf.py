@@ -26,6 +26,7 @@ def written(
     config: DecoderConfig, path: Path, kind: str, **options: object
 ) -> dict[str, np.ndarray]:
     """Write a random model as llama.cpp's converter does, norms in float32; returns its values by our names."""
+    path.parent.mkdir(exist_ok=True)
     writer = library.GGUFWriter(path, str(options.get("architecture", "phi3")))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
@@ -143,3 +144,11 @@ def test_other_files_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"expected tokenizer\.json next to"):
         gguf.convert(path, out)
     assert not out.exists()
+
+
+def test_a_link_beside_it_is_not_copied(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    written(tiny_config.decoder, tmp_path / "model" / "model.gguf", "F16")
+    (tmp_path / "id_rsa").write_text("a private key")
+    (tmp_path / "model" / "merges.txt").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(ValueError, match=r"merges\.txt is a link to"):
+        gguf.convert(tmp_path / "model" / "model.gguf", tmp_path / "out")

@@ -1,6 +1,7 @@
 """Reading and writing checkpoints: every invalid one raises one clear error; writing is atomic."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -367,6 +368,64 @@ def test_files_to_copy(folder: Path) -> None:
     }
     assert copied["native"] == {"tokenizer.json", "chat_template.jinja"}
     assert copied["original"] == copied["native"] | {"preprocessor_config.json"}
+
+
+@pytest.mark.parametrize("link", ["file", "folder", "nested"])
+def test_a_link_out_of_the_folder_is_not_copied(folder: Path, tmp_path: Path, link: str) -> None:
+    secret, path = tmp_path / "ssh" / "id_rsa", folder / "tokenizer.json"
+    secret.parent.mkdir()
+    secret.write_text("a private key")
+    if link == "nested":
+        (folder / "first").symlink_to(secret)
+        path.symlink_to("first")
+    elif link == "folder":  # a part of the path is the link
+        (folder / "inner").symlink_to(secret.parent)
+        path.symlink_to("inner/id_rsa")
+    else:
+        path.symlink_to(secret)
+    with pytest.raises(ValueError, match=f"tokenizer.json is a link to {secret}"):
+        files_beside(folder, "original")
+
+
+def test_links_within_the_folder_and_those_of_the_hub_are_copied(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "named.json").write_text("{}")
+    (folder / "tokenizer.json").symlink_to("named.json")
+    repository = tmp_path / "models--owner--name"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot = repository / "snapshots" / ("c" * 40)
+    snapshot.parent.mkdir()
+    folder.rename(snapshot)
+    (repository / "blobs" / ("0a" * 20)).write_text("{}")
+    (snapshot / "vocab.json").symlink_to(f"../../blobs/{'0a' * 20}")
+    names = [p.name for p in files_beside(snapshot, "original")]
+    assert names == ["named.json", "tokenizer.json", "vocab.json"]
+    (repository / "id_rsa").write_text("a private key")
+    (snapshot / "merges.txt").symlink_to("../../id_rsa")
+    with pytest.raises(ValueError, match="id_rsa"):
+        files_beside(snapshot, "original")
+    (repository / "blobs").rename(tmp_path / "elsewhere")
+    (repository / "blobs").symlink_to(tmp_path / "elsewhere")  # of a hostile archive
+    (snapshot / "merges.txt").unlink()
+    with pytest.raises(ValueError, match="vocab"):
+        files_beside(snapshot, "original")
+
+
+def test_new_files_have_the_permissions_of_the_umask_which_never_changes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread would otherwise open files that everybody may write."""
+    model = load_checkpoint(folder)
+    earlier = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+            save_checkpoint(model, tmp_path / "copy")
+    finally:
+        os.umask(earlier)
+    modes = {p.stat().st_mode & 0o777 for p in (tmp_path / "copy").rglob("*") if p.is_file()}
+    assert modes == {0o640}
 
 
 def test_every_rename_is_used(tiny_config: ModelConfig) -> None:

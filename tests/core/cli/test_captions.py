@@ -2,16 +2,17 @@
 
 import io
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from tones import say
 from transcription.test_longform import ToneEngine
 
 from polyphi import cli
 from polyphi.cli.captions import transcribe_live
+from polyphi.cli.printable import PrintableConsole
 from polyphi.messages import Completion
 
 TALK = np.round(32767 * say(range(5), [0.8, 0.1, 0.1, 1.2, 0.1, 1.0], 16000)).astype("<i2")
@@ -22,7 +23,7 @@ def printed(
 ) -> tuple[bool, str]:
     stdin = io.TextIOWrapper(io.BytesIO(TALK.tobytes()))
     monkeypatch.setattr(sys, "stdin", stdin)
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=40)
+    console = PrintableConsole(file=io.StringIO(), force_terminal=terminal, width=40)
     done = transcribe_live(engine, "-", raw_rate=16000, to=None, adapter="auto", console=console)
     return done, console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -48,6 +49,16 @@ def test_a_part_that_fails_is_reported(
 
     assert printed(monkeypatch, Fails()) == (False, "w0 w1 w2\n")
     assert "broken" in capsys.readouterr().err
+
+
+def test_captions_move_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def erasing(answer: Completion, *_: Any) -> Completion:
+        return replace(answer, text=answer.text.replace("w1", "\x1b[3J"))
+
+    _, text = printed(monkeypatch, ToneEngine(answer=erasing), terminal=True)
+    assert r"w0 \x1b[3J w2" in text and "\x1b[3J" not in text
+    _, text = printed(monkeypatch, ToneEngine(answer=erasing))
+    assert text == "w0 \x1b[3J w2\nw3 w4\n"
 
 
 @pytest.mark.parametrize(

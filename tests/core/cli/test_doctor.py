@@ -25,10 +25,10 @@ MODEL = {
     "tokens_per_second": 12.34,
 }
 FINDINGS = (
-    Finding("CPU", "kernels", "slow", "missing: " + "a long reason " * 8, "pip install polyphi"),
+    Finding("CPU", "kernels", "slow", "missing: " + "a long reason " * 8, "pip install ."),
     Finding("Memory", "Phi-4-multimodal", "ok", "fits: int4-all"),
     Finding("Environment", "MKL_ENABLE_INSTRUCTIONS", "slow", "AVX2 " * 20, "unset MKL"),
-    Finding("Optional", "[curate]", "missing", "corpora", 'pip install "polyphi[curate]"'),
+    Finding("Optional", "[curate]", "missing", "corpora", 'pip install ".[curate]"'),
 )
 BROKEN = Finding("Software", "torch", "wrong", "can't be imported", "pip install torch", fatal=True)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from rich.console import Console
 
 import polyphi
 from polyphi.checkpoints.write import save_checkpoint
+from polyphi.cli.printable import PrintableConsole
 from polyphi.cli.terminal import Terminal, as_openai, once
 from polyphi.messages import (
     Audio,
@@ -85,7 +87,7 @@ class Scripted:
             self.closed += 1
 
 
-def talk(phi: Any, *lines: Any, **options: Any) -> tuple[Terminal, str]:
+def talk(phi: Any, *lines: Any, screen: bool = False, **options: Any) -> tuple[Terminal, str]:
     """The terminal after these input lines (exceptions are raised by the input), and all output."""
     script, output = iter(lines), io.StringIO()
 
@@ -97,7 +99,8 @@ def talk(phi: Any, *lines: Any, **options: Any) -> tuple[Terminal, str]:
             raise line
         return line
 
-    terminal = Terminal(phi, console=Console(file=output, width=200), read=read, **options)
+    console = PrintableConsole(file=output, width=200, force_terminal=screen)
+    terminal = Terminal(phi, console=console, read=read, **options)
     terminal.run()
     assert "Traceback" not in output.getvalue()
     return terminal, output.getvalue()
@@ -302,14 +305,14 @@ def test_ctrl_c_outside_the_model_stops_it_too(monkeypatch: pytest.MonkeyPatch) 
     """Ctrl-C closes the request at any time: here while a delta is being printed."""
     from polyphi.cli import terminal as module
 
-    show = module.show
+    write = module.write_data
 
     def hit(console: Console, text: str) -> None:
-        show(console, text)
+        write(console, text)
         if text == "b":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "show", hit)
+    monkeypatch.setattr(module, "write_data", hit)
     phi = Scripted(["a", "b", "c"])
     terminal, _ = talk(phi, "Hi")
     assert phi.closed == 1 and terminal.messages[-1] == Message.assistant("ab")
@@ -327,11 +330,16 @@ def test_ctrl_c_before_the_answer_takes_the_message_back(photo: Path) -> None:
 
 
 def test_what_a_model_says_moves_no_cursor() -> None:
-    _, output = talk(
-        Scripted("a\x1b[2Jb\x07\x9b1A\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e"), "Hi"
-    )
-    assert "a\ufffd[2Jb\ufffd\ufffd1A\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e\n" in output
-    assert "\x1b[2J" not in output
+    """Thoughts, answers and the names of files."""
+    text = "a\x1b[2Jb\x07\x9b1A\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e"
+    thinking = Scripted(f"<think>\x1b[3J</think>{text}")
+    thinking.reasoning = True
+    visible = r"a\x1b[2Jb\x07\x9b1A" + "\tc\nd [bold]:cat: \U0001f468\u200d\U0001f33e\n"
+    _, output = talk(thinking, "Hi", "/image \x1b[4J.png", screen=True)
+    assert visible in output and r"\x1b[3J" in output and r"\x1b[4J.png" in output
+    assert not re.search(r"\x1b\[[234]J", output)
+    _, output = talk(Scripted(text), "Hi")
+    assert f"{text}\n" in output  # a file gets it as it is
 
 
 def test_a_saved_conversation_comes_back(photo: Path, speech: Path, film: Path) -> None:

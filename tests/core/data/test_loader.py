@@ -380,5 +380,5 @@ def test_how_many_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_workers_without_grain_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ValueError, match=r'need grain; pip install "polyphi\[workers\]"'):
+    with pytest.raises(ValueError, match=r"need grain; .*\[workers\]"):
         make(folder, workers=2).step()

@@ -225,7 +225,7 @@ def test_errors_name_the_damage(remote: bool, folder: Path, address: str) -> Non
 
 def test_addresses_that_need_a_package_or_make_no_sense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
-    with pytest.raises(ValueError, match=r's3fs.*pip install "polyphi\[s3\]"'):
+    with pytest.raises(ValueError, match=r"s3fs.*\[s3\]"):
         Shards("s3://bucket/c/train")
     with pytest.raises(ValueError, match="nowhere"):
         Shards("nowhere://c/train")

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pieces import render
+from variants import few
+from wrong_json import WRONG, replaced
 
 from polyphi.messages import Audio, Message
 from polyphi.processing import tokenizer as module
@@ -305,10 +307,47 @@ def test_other_layouts_and_other_files(tokenizer: Tokenizer, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="found nothing there"):
         Tokenizer.load(tmp_path / "nowhere")
     (tmp_path / "bad.json").write_text("not json")
-    with pytest.raises(ValueError, match="expected the JSON of a tokenizer"):
+    with pytest.raises(ValueError, match="expected JSON"):
         Tokenizer.load(tmp_path / "bad.json")
     with pytest.raises(ValueError, match="SHA-256"):
         Tokenizer.from_ranks(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("seed", few(range(len(WRONG)), 1))
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_wrong_value_in_its_files_is_an_error_for_the_user(
+    tmp_path: Path, name: str, seed: int
+) -> None:
+    Tokenizer.train(["the quick brown fox"], vocab_size=320).save(tmp_path)
+    outcomes = set()
+    for text in replaced((tmp_path / name).read_text(), seed):
+        (tmp_path / name).write_text(text)
+        try:
+            tokenizer = Tokenizer.load(tmp_path).within(1000)
+            tokenizer.spelled()
+            assert tokenizer.count("the fox") >= tokenizer.min_tokens("the fox") >= 0
+            outcomes.add("read")
+        except ValueError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"added_tokens": 3}, "added_tokens to be a list, found int"),
+        ({"model": {"type": "BPE", "vocab": [1]}}, r"model\.vocab to be an object of ids"),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}}}, "id of 'a' .* found -1"),
+    ],
+)
+def test_the_error_names_the_key(
+    tokenizer: Tokenizer, tmp_path: Path, change: dict, message: str
+) -> None:
+    tokenizer.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: expected .*{message}"):
+        Tokenizer.load(tmp_path)
 
 
 def test_transformers_reads_what_we_save(

@@ -26,10 +26,8 @@ ROOM = 3 << 30
 
 @pytest.fixture
 def url(engine: Engine, tmp_path: Path) -> Iterator[str]:
-    ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "polyphi[ray]"')
-    serve = pytest.importorskip(
-        "ray.serve", reason='Ray is not installed: pip install "polyphi[ray]"'
-    )
+    ray = pytest.importorskip("ray", reason='Ray is not installed: pip install ".[ray]"')
+    serve = pytest.importorskip("ray.serve", reason='Ray is not installed: pip install ".[ray]"')
     import psutil
 
     if psutil.virtual_memory().available < ROOM:

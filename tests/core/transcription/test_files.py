@@ -16,6 +16,7 @@ from tones import decode_words, say
 from polyphi import cli
 from polyphi.api import Phi, load
 from polyphi.checkpoints.write import save_checkpoint
+from polyphi.cli.printable import PrintableConsole
 from polyphi.messages import Completion
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
@@ -113,6 +114,17 @@ def test_a_transcript_on_a_terminal_is_not_behind_the_progress_bar(phi: Phi, tal
 def transcripts(out: Path) -> dict[str, str]:
     paths = (p for p in out.rglob("*") if p.is_file() and p.name != record.RECORD)
     return {str(p.relative_to(out)): p.read_text() for p in paths}
+
+
+def test_the_name_of_a_file_moves_no_cursor(phi: Phi, tmp_path: Path) -> None:
+    name = tmp_path / "\x1b]0;owned\x07.wav"
+    name.write_bytes(b"no audio")
+    screen = PrintableConsole(file=io.StringIO(), width=400, force_terminal=True)
+    recordings = files.targets(files.find([str(name)]), None, "text")
+    options = files.TranscriptOptions()
+    assert files.transcribe_files(phi.engine, recordings, options, console=screen) == 1
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert r"\x1b]0;owned\x07.wav" in text and "\x1b]" not in text
 
 
 def test_the_same_command_resumes(phi: Phi, talks: Path, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from polyphi_eval.benchmark import benchmarks
 from polyphi_eval.report import figures, tables
+from polyphi_eval.report.card import of_benchmarks
 from polyphi_eval.report.paper import STATUSES
 from polyphi_eval.report.paper import tables as report
-from polyphi_eval.score import Measured
+from polyphi_eval.score import Measured, rows_of
 
 VOID = {"meta", "link", "br", "img", "path", "rect", "circle"}
 
@@ -74,6 +76,8 @@ ROWS = [
     row("Table 6", "AMI overall", None, "mean", judge="other", n=0, unread=7),
     row("Table 9", "MATH-500", 0.9, column="Phi-4-Mini (reasoning trained) 3.8B"),
     row("Table 12", "VPRR (lower better)", 0.3, column="Phi-4-Multimodal"),
+    row("Table 7", "TruthfulQA MC2", 0.5, status="metric differs"),
+    row("Table 7", "BoolQ", 0.5, status="part of the data", copy="4 of 3,270 rows"),
     row("", "Capitals", 0.5, benchmark="capitals"),
 ]
 RESULTS = {
@@ -221,6 +225,20 @@ def test_markdown_has_our_rows_and_averages() -> None:
 
 
 # Figures ------------------------------------------------------------------------------------------
+
+
+def test_a_row_with_another_metric_says_what_it_measures() -> None:
+    """The report's row is MC2, a share of probability; ours the letter of MC1's true choice."""
+    truthfulqa = next(b for b in benchmarks() if b.name == "truthfulqa")
+    line = {"meta": {"form": "mc1"}, "value": 1.0, "parts": {}, "extracted": "A", "error": None}
+    line |= {"cut": False, "sound_seconds": 0.0, "seconds": 0.0}
+    (measured,) = rows_of(truthfulqa, [line])
+    assert measured.status == "metric differs" and measured.label == "TruthfulQA MC2"
+    content = {**RESULTS, "rows": [measured.as_dict()]}
+    text = tables.markdown(content["rows"])
+    assert "| TruthfulQA MC2 (ours: MC1, by letter) |" in text and "metric differs" in text
+    assert "TruthfulQA MC2 (ours: MC1, by letter)" in unescape(tables.page(content))
+    assert not of_benchmarks(content)["results"]  # no such number is pushed to the Hub
 
 
 def test_figures_say_in_words_what_they_show() -> None:

@@ -9,6 +9,7 @@ import pytest
 from polyphi.planning.doctor import software
 from polyphi.planning.doctor.findings import Finding
 from polyphi.planning.doctor.software import Dependencies
+from polyphi.runtime.installation import pip_install
 
 REQUIREMENTS = [
     "torch>=2.11",
@@ -49,7 +50,7 @@ def test_extras(package: str) -> None:
     assert findings.keys() == {"extras", "more extras"}
     assert findings["extras"].text == "video"
     assert findings["more extras"].text.startswith("serve (")
-    assert findings["more extras"].cure.startswith('pip install "polyphi[serve]"')
+    assert findings["more extras"].cure == f"{pip_install('serve')}, or only those that you need"
     assert not software.extra_findings(None)
 
 

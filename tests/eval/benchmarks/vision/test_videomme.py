@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from polyphi.processing.video import decode_video
 from polyphi_eval.benchmarks.vision import videomme
+from polyphi_eval.score import rows_of
 from polyphi_eval.sources import Data, Missing
 
 av = pytest.importorskip("av")
@@ -42,6 +44,27 @@ def test_frames_are_evenly_spaced_from_the_first_to_the_last(
         pixels = np.asarray(Image.open(io.BytesIO(frame))).astype(int)
         nearest = min(range(count), key=lambda n: np.abs(pixels - decoded[n]).mean())
         assert np.array_equal(decoded[nearest], decoded[index])
+
+
+def test_its_note_says_that_videos_of_messages_have_other_frames(tmp_path: Path) -> None:
+    write_video(tmp_path / "film.mp4", 64, "mpeg4")
+
+    def bright(image: Image.Image) -> float:
+        return float((np.asarray(image.convert("L")) > 120).mean())
+
+    own = [bright(Image.open(io.BytesIO(f))) for f in videomme.frames(tmp_path / "film.mp4")]
+    messages = [bright(frame) for frame in decode_video(tmp_path / "film.mp4", frames=16)]
+    assert own[0] < messages[0] and messages[-1] < own[-1]
+    line = {
+        "meta": {"duration": "short"},
+        "value": 1.0,
+        "parts": {},
+        "extracted": "A",
+        "error": None,
+    }
+    line |= {"cut": False, "sound_seconds": 0.0, "seconds": 0.0}
+    for row in rows_of(videomme.benchmark, [line]):
+        assert "from the first to the last" in row.note and "middle" in row.note
 
 
 def test_the_error_names_a_damaged_video(tmp_path: Path) -> None:
