@@ -11,8 +11,9 @@ from polyphi.checkpoints.adapters import describe
 MODEL_TYPES = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
 """`model_type` in config.json -> the layout of the checkpoint."""
 INDEX = "model.safetensors.index.json"
-BLOB = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
-"""The name of a file in the Hub's cache: a hash of its content."""
+DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+"""SHA-256 of a file, or the SHA-1 that git gives small ones, of its content after its type and length. In the Hub's
+cache it is the name of the content."""
 LONGEST_JSON = 64 << 20
 """Bytes of a JSON file of a checkpoint that is read; published ones have at most some megabytes."""
 LONGEST_HEADER = 100_000_000
@@ -21,7 +22,7 @@ LONGEST_HEADER = 100_000_000
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is no file. Raises ValueError for a file that isn't one, and
-    for the two values on which a folder's other files depend: a config.json's model_type and an index's weight_map."""
+    for a config.json's model_type, on which a folder's other files depend, that isn't a text."""
     if not path.is_file():
         return {}
     if (size := path.stat().st_size) > LONGEST_JSON:
@@ -32,15 +33,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {describe(value)}")
-    model_type, weights = value.get("model_type"), value.get("weight_map", {})
+    model_type = value.get("model_type")
     if path.name == "config.json" and not isinstance(model_type, str | None):
         raise ValueError(f"{path}: expected model_type to be a text, found {describe(model_type)}")
-    if path.name == INDEX and not (
-        isinstance(weights, dict) and all(isinstance(name, str) for name in weights.values())
-    ):
-        raise ValueError(
-            f"{path}: expected weight_map to be an object with the names of files, found {describe(weights)}"
-        )
     return value
 
 
@@ -60,7 +55,7 @@ def index_members(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise ValueError(
-            f"{index} has no weight_map; expected an object of tensors and their files"
+            f"{index}: expected weight_map to be an object of tensors and their files, found {describe(weight_map)}"
         )
     for name in weight_map.values():
         if not is_inner(name) or "/" in name or not name.endswith(".safetensors"):
@@ -79,7 +74,7 @@ def inside(folder: Path, paths: Iterable[Path]) -> list[Path]:
     files = []
     for path in paths:
         target = path.resolve()
-        is_blob = target.parent == blobs and BLOB.fullmatch(target.name)
+        is_blob = target.parent == blobs and DIGEST.fullmatch(target.name)
         if not (target.is_relative_to(root) or is_blob):
             raise ValueError(
                 f"{path} is a link to {target}, outside of the checkpoint's folder; remove it, or replace it by the "

@@ -10,16 +10,14 @@ SHA-256 or git's SHA-1. This module imports no torch.
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from polyphi.checkpoints import files
+from polyphi.checkpoints.files import DIGEST
 from polyphi.runtime.files import sha256, size_text, write_whole
 
 log = logging.getLogger(__name__)
-DIGEST = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
-"""SHA-256 of a file; or the SHA-1 that git gives small ones, of its content after its type and length."""
 SUMS = "SHA256SUMS"
 PIECE = 1 << 20
 SHOWN = 3

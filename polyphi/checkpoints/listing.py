@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from polyphi.checkpoints import cache, files
-from polyphi.checkpoints.hashes import DIGEST
+from polyphi.checkpoints.files import DIGEST
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

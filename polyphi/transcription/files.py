@@ -154,10 +154,10 @@ def transcribe_files(
         # Programs that write a stream don't know its length when they write the header.
         seconds = stream.announced / stream.rate if stream.announced < 2**60 else 0.0
         todo.append(replace(recording, seconds=seconds))
-    kept = 0 if force else states["current"] + states["edited"]
-    if kept:
+    unchanged = states["current"] + states["edited"]
+    if unchanged and not force:
         edited = f" ({states['edited']} of them edited since)" if states["edited"] else ""
-        log(f"kept {kept} transcripts of the same recordings, model and options{edited}")
+        log(f"kept {unchanged} transcripts of the same recordings, model and options{edited}")
     if states["outdated"] and not force:
         log(
             f"writing {states['outdated']} again: their recording, the model or the options changed"
