@@ -250,11 +250,11 @@ def sentences(leaks: ModuleType) -> list[np.ndarray]:
     ("change", "least"),
     few(
         [
-            ("later, both ends cut", 1.0),
-            ("pitch +1 and noise at 15 dB", 0.8),
+            ("later, both ends cut", 0.9),
+            ("pitch +1 and noise at 15 dB", 0.7),
             ("a tenth as loud", 1.0),
             ("noise at 10 dB", 1.0),
-            ("pitch -2 semitones", 0.8),
+            ("pitch -2 semitones", 0.7),
             ("pitch +1 semitones", 0.8),
             ("played +2 semitones faster", 0.8),
         ],
