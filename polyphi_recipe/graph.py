@@ -184,8 +184,8 @@ class Run:
                 distributed.wait()
             yield
 
-    def build(self, name: str, machines: Machines = Machines()) -> None:  # noqa: B008 - frozen
-        """Build a corpus, after the corpora and stages that it is made from."""
+    def build(self, name: str, machines: Machines = Machines()) -> bool:  # noqa: B008 - frozen
+        """Build a corpus, after the corpora and stages that it is made from. Returns False if it is built already."""
         corpus = find_corpus(name)
         name = corpus.name
         for parent in corpus.corpora:
@@ -197,7 +197,7 @@ class Run:
         work = self.work(corpus)
         with self.exclusive(f"corpus {name}"):
             if corpora.is_built(corpus, work):
-                return
+                return False
             with self.clock(f"corpus {name}"):
                 manifests = corpora.build(corpus, work, machines)
             give_back()
@@ -205,9 +205,10 @@ class Run:
             self.report(
                 f"{name}: jobs are submitted; run the same command again when they are done, to join their output"
             )
-            return
+            return True
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
         self.report(f"[bold]{name:<22}[/bold] {counts}")
+        return True
 
     def work(self, corpus: corpora.Corpus) -> corpora.Work:
         """The inputs and options with which a corpus is built in this run."""
@@ -218,7 +219,7 @@ class Run:
             cache=self.cache,
             data=self.data,
             models=StageModels(corpus.stages, self.stage_model),
-            report=self.report,
+            report=self.report_plain,
             seconds=stages.longest_audio(self.size),
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
             languages=self.size.languages,
@@ -468,3 +469,7 @@ class Run:
 
     def report(self, text: str) -> None:
         self.console.print(text, highlight=False)
+
+    def report_plain(self, text: str) -> None:
+        """Report a text that may quote others: brackets in it are no markup."""
+        self.console.print(text, highlight=False, markup=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 import pytest
+import soundfile
 from matplotlib.figure import Figure
 from PIL import Image, ImageStat
 
@@ -16,6 +17,7 @@ from polyphi import cli
 from polyphi.data.shards import Sample, Shards, document
 from polyphi.messages import Image as Picture
 from polyphi.messages import media
+from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi_recipe.curate import corpus, quality
 from polyphi_recipe.curate.corpus import Work
 
@@ -49,6 +51,66 @@ def test_the_example_makes_clean_shards(
     assert "my crawl" in card and "CC-BY-4.0" in card and "dropped" in card
     cli.main(["curate", "show", f"pages/{samples[0].id}", "--out", "mine", "--size", "micro"])
     assert "in train" in capsys.readouterr().out
+
+
+def test_the_example_says_what_it_dropped_and_notices_changed_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of twelve pages are too short for one rule; then one of them isn't, then one more is there."""
+    monkeypatch.chdir(tmp_path)
+    page = "<html><body><article><p>Dogs bark at the fox of number {}.</p></article></body></html>"
+    Path("raw").mkdir()
+    for number in range(12):
+        Path(f"raw/{number}.html").write_text(page.format(number))
+    command = ["curate", str(EXAMPLE), "--out", "own", "--size", "micro"]
+
+    def curate() -> str:
+        cli.main(command)
+        return " ".join(capsys.readouterr().out.split())
+
+    def rows() -> int:
+        return len(Shards(tmp_path / "own/data/pages/train"))
+
+    first = curate()
+    assert "warning: pages/train has 0 rows: of 12 samples 12 were dropped" in first
+    assert "by Rules (12 for" in first and "Dogs bark at the fox" in first and rows() == 0
+    assert (
+        "0 train" in (second := curate()) and "are kept" in second and "12 were dropped" in second
+    )
+    Path("raw/3.html").write_text(page.format("3. " + DOGS.format(number=1)))
+    assert "raw/3.html has another content" in curate() and rows() == 1
+    Path("raw/more.txt").write_text(DOGS.format(number=3))
+    assert "raw has other files" in curate() and rows() == 2
+    Path("raw/3.html").touch()
+    assert "2 train" in (last := curate()) and "are kept" in last
+
+
+@pytest.mark.long
+def test_clips_of_one_voice_are_no_copies_of_measured_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thirty calls of one template nearly all stay, and none that is measured, also encoded again."""
+    if missing := unavailable("espeak-ng"):
+        pytest.skip(missing)
+    monkeypatch.chdir(tmp_path)
+    tts_pool, voice, numbers = TTSPool(), Voice(variant="f2"), list(range(101, 136))
+
+    def call(number: int, format_: str) -> dict[str, str]:
+        name = f"{number}.{format_}"
+        wave, rate = tts_pool.speak(f"Please go to room {number} and wait there.", voice)
+        soundfile.write(name, wave, rate)
+        return {"id": name, "audio": name, "question": "Which room?", "answer": str(number)}
+
+    measured = [call(n, "wav") for n in numbers[30:]]
+    calls = [call(n, "flac") for n in numbers[:30]] + [call(n, "ogg") for n in numbers[30:]]
+    for name, rows in (("receipts", calls[:1]), ("calls", calls[1:]), ("desk_test", measured)):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cli.main(
+        ["curate", str(EXAMPLE.with_name("curate_own.py")), "--out", "desk", "--size", "micro"]
+    )
+    ids = {s.id for split in ("train", "test") for s in Shards(tmp_path / "desk/data/desk" / split)}
+    assert not ids & {f"{n}.ogg" for n in numbers[30:]}
+    assert len(ids) >= 28
 
 
 def blocks(section: str) -> list[str]:

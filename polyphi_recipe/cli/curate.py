@@ -33,13 +33,13 @@ def curate(
       polyphi curate show
       polyphi curate show sqa
     """
-    from polyphi_recipe.corpora.lookup import show
+    from polyphi_recipe.corpora.lookup import find_corpus, report_kept, show
     from polyphi_recipe.curate.pipeline import Machines
     from polyphi_recipe.graph import Run
 
     run = Run(size, out, seed=seed, console=console)
     if corpus == "show":
-        show(run.data, subject, run.report)
+        show(run.data, subject, run.report_plain)
         return
     if subject:
         raise ValueError(f"expected one corpus, found {corpus} and {subject}")
@@ -47,4 +47,5 @@ def curate(
         key: int(value) if value.isdigit() else value
         for key, _, value in (pair.partition("=") for pair in slurm or ())
     }
-    run.build(corpus, Machines(executor, workers, options))
+    if not run.build(corpus, Machines(executor, workers, options)):
+        report_kept(run.data / find_corpus(corpus).name, run.report_plain)

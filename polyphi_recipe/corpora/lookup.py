@@ -10,6 +10,7 @@ from typing import Any
 from polyphi.planning import sizes
 from polyphi_recipe.curate import cards
 from polyphi_recipe.curate.corpus import Corpus
+from polyphi_recipe.curate.losses import warning
 
 
 def find_corpus(name: str) -> Corpus:
@@ -47,6 +48,15 @@ class StageModels(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._stages)
+
+
+def report_kept(folder: Path, report: Callable[[str], None]) -> None:
+    """Report that a corpus wasn't built again, with its rows and warnings."""
+    manifests = sorted(folder.glob("*/manifest.json"), reverse=True)
+    counts = (f"{json.loads(p.read_text())['rows']} {p.parent.name}" for p in manifests)
+    report(f"{folder.name}: no input file has changed; {', '.join(counts)} are kept")
+    for text in filter(None, (warning(path.parent) for path in manifests)):
+        report(text)
 
 
 def show(data: Path, name: str, report: Callable[[str], None]) -> None:

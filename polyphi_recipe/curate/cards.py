@@ -6,6 +6,7 @@ from typing import Any
 
 from polyphi.data.shards import Sample, Shards
 from polyphi_recipe.curate import pipeline
+from polyphi_recipe.curate.losses import warning
 
 
 def card(folder: Path) -> str:
@@ -26,6 +27,8 @@ def card(folder: Path) -> str:
         for step in pipeline.counts(folder / split, manifest["pipeline"]):
             counted = ", ".join(f"{key} {n:,}" for key, n in step.items() if key != "step")
             lines.append(f"- {step['step']}: {counted}")
+        if text := warning(folder / split):
+            lines += ["", text]
     return "\n".join(lines)
 
 
@@ -36,20 +39,14 @@ def explain(folder: Path, id: str) -> str:
         for sample in Shards(folder / split):
             if sample.id == id:
                 return "\n".join([f"{folder.name}/{id}, in {split}", *_sample_lines(sample)])
-    for path in sorted(folder.glob(".made/*/*/dropped/*/*.jsonl")):
-        for line in path.read_text().splitlines():
-            dropped = json.loads(line)
-            if dropped["id"] == id:
-                step = path.parent.name
-                details = {
-                    key: value for key, value in dropped.items() if key not in ("id", "reason")
-                }
-                return "\n".join(
-                    [
-                        f"{folder.name}/{id}, dropped by {step}: {dropped['reason']}",
-                        *(f"  {key}: {value}" for key, value in details.items()),
-                    ]
-                )
+    for split in _splits(folder):
+        manifest = json.loads((folder / split / "manifest.json").read_text())
+        for row in pipeline.dropped(folder / split, manifest["pipeline"]):
+            if row["id"] == id:
+                hidden = ("step", "id", "reason")
+                details = (f"  {key}: {value}" for key, value in row.items() if key not in hidden)
+                first = f"{folder.name}/{id}, dropped by {row['step']}: {row['reason']}"
+                return "\n".join([first, *details])
     raise ValueError(f"{folder.name} has no sample {id!r}, and none that a step dropped")
 
 

@@ -19,9 +19,11 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.data.shards import Sample, Shards, row_hash, to_row
+from polyphi.runtime import inputs
 from polyphi.runtime.files import sha256
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import pipeline
+from polyphi_recipe.curate.losses import warning
 from polyphi_recipe.curate.pipeline import Machines
 
 ROOT = Path(__file__).parents[2]
@@ -64,10 +66,11 @@ class Corpus:
     splits are built first, so that training samples can be checked against them (`decontaminate.held_out`). Steps
     `across` tasks run after `steps` (`dedup.deduplicate`), on the training split only. `spare` is the share of
     additional samples that compensates for dropped ones. `tasks` tasks build the training split, each its `work.part`.
-    `corpora` and `stages` must exist first; with `tokenizer` the run's tokenizer, too. `files` are further input files
-    or folders of `build` and `steps`: a change of size or time of one rebuilds the corpus. `fresh(work)` returns a
-    generator of training samples by number, without end, none of them a row of the shards. It follows the same
-    held-out rules, but is not processed by `steps`."""
+    `corpora` and `stages` must exist first; with `tokenizer` the run's tokenizer, too. A changed input file rebuilds
+    the corpus: those that polyphi's readers (`own`, `pages`, `pdf_pages`, `videos`, `feedback`) read are known; `files`
+    are further files and folders that `build` and `steps` read. `fresh(work)` returns a generator of training samples
+    by number, without end, none of them a row of the shards. It follows the same held-out rules, but is not processed
+    by `steps`."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -83,21 +86,15 @@ class Corpus:
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
-    """Return the hash of the corpus's file and its imports from `CODE` with their data files, its parent corpora, input
-    files, rows, longest clip and seed: a changed recipe is a new corpus."""
+    """Return the hash of the corpus's file and its imports from `CODE` with their data files, its parent corpora, rows,
+    longest clip and seed: a changed recipe is a new corpus. Input files are compared separately (`is_built`)."""
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
-    raw = [
-        (str(file), file.stat().st_size, file.stat().st_mtime_ns)
-        for path in map(Path, corpus.files)
-        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.exists()
-    ]
     recipe = [corpus.name, corpus.tasks, corpus.spare]
     settings = [dict(work.rows), work.seconds, work.seed, work.languages]
-    text = json.dumps([*recipe, code, made_from, raw, *settings])
+    text = json.dumps([*recipe, code, made_from, *settings])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -149,10 +146,9 @@ def _imports(file: Path, _modified: int) -> list[Path]:
 
 
 def is_built(corpus: Corpus, work: Work) -> bool:
-    """Return whether every split exists and was built by this recipe."""
-    manifests = [work.data / corpus.name / split / "manifest.json" for split in work.rows]
-    pipeline = fingerprint(corpus, work)
-    return all(p.exists() and json.loads(p.read_text())["pipeline"] == pipeline for p in manifests)
+    """Return whether every split exists and was built by this recipe from the same input files."""
+    hashed = fingerprint(corpus, work)
+    return all(pipeline.is_built(work.data / corpus.name / split, hashed) for split in work.rows)
 
 
 def build(
@@ -161,7 +157,8 @@ def build(
     machines: Machines = Machines(),  # noqa: B008 - frozen
 ) -> dict[str, dict[str, Any]]:
     """Build every split of a corpus under `work.data / corpus.name`; returns the manifests (none yet if jobs were
-    submitted). A corpus that is built with a model is built in this process."""
+    submitted). Reports the changed input file that is the reason, and splits that lost most of their samples. A corpus
+    that is built with a model is built in this process."""
     folder = work.data / corpus.name
     if corpus.stages:
         machines = Machines()
@@ -171,22 +168,39 @@ def build(
     for split in sorted(work.rows, key=lambda name: name == "train"):
         rows, tasks = work.rows[split], corpus.tasks if split == "train" else 1
         split_work = replace(task_work, rows={split: round(rows * (1 + corpus.spare))})
+        if change := pipeline.input_change(folder / split, hashed):
+            work.report(f"{corpus.name}/{split} is built again: {change}")
+        inputs.start()
+        steps = corpus.steps(split_work)
+        for path in corpus.files:
+            _note(Path(path))
+        read = inputs.stop()
         pipeline.run(
             folder / split,
             [
                 partial(_part, corpus.build, replace(split_work, part=(i, tasks)))
                 for i in range(tasks)
             ],
-            corpus.steps(split_work),
+            steps,
             machines,
             pipeline=hashed,
             parents=_parents(corpus, work),
             rows=rows,
             across=corpus.across if split == "train" else (),
+            read=read,
         )
         if not manifests[split].exists():
             break  # jobs are submitted; training samples can't be checked against an absent split
+        if rows and (text := warning(folder / split)):
+            work.report(text)
     return {s: json.loads(path.read_text()) for s, path in manifests.items() if path.exists()}
+
+
+def _note(path: Path) -> None:
+    """Note an input file, or all files of a folder."""
+    inputs.note_listing(path)
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        inputs.note(file)
 
 
 def _part(make: Callable[[Work], Iterator[tuple[str, Sample]]], work: Work) -> Iterator[Sample]:

@@ -178,6 +178,11 @@ class Index:
         if not (folder / "items.json").exists():
             raise ValueError(f"{folder}: expected an index (Index.save), found no items.json")
         metadata = json.loads((folder / "items.json").read_text())
+        names = [f"{part}.{f.name}.npy" for part, type_ in PARTS.items() for f in fields(type_)]
+        if missing := [name for name in names if not (folder / name).exists()]:
+            raise ValueError(
+                f"{folder}: expected an index of this version, found none of {', '.join(missing)}; build it again"
+            )
         arrays = {
             part: type_(
                 **{
@@ -314,7 +319,9 @@ def held_out(
             )
     manifests = [json.loads((f / "manifest.json").read_text()) for f in folders.values()]
     shards = [shard["sha256"] for manifest in manifests for shard in manifest["shards"]]
-    key = sha256(json.dumps([list(folders), shards, list(ways)]).encode()).hexdigest()[:16]
+    layout = {part: [f.name for f in fields(type_)] for part, type_ in PARTS.items()}
+    content = json.dumps([list(folders), shards, list(ways), layout])
+    key = sha256(content.encode()).hexdigest()[:16]
     parent = work.data / own / ".made" / f"known-{key}"
     if not (parent / "index" / "items.json").exists():
         Index.of(folders, ways).save(parent / "index")

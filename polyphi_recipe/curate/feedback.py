@@ -35,6 +35,7 @@ from polyphi.data.formats import inside
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi.processing import media
+from polyphi.runtime import inputs
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate.safety import REFUSAL
 
@@ -97,7 +98,9 @@ def finding(row: Any, root: Path) -> CheckedLine:
 
 def _read(name: str, root: Path, modality: str) -> bytes:
     try:
-        data = inside(root, name).read_bytes()
+        path = inside(root, name)
+        inputs.note(path)
+        data = path.read_bytes()
     except ValueError as error:
         raise ValueError(f"`{modality}`: {error}") from None
     media.decode_image(data) if modality == "image" else media.decode_audio(data)
@@ -108,6 +111,7 @@ def read(path: Path, *, bad: Callable[[str], None] | None = None) -> Iterator[Ch
     """Yield all findings of a file, equal lines once. A line that can't be used raises ValueError with its number, or
     with `bad` is skipped and its message passed to `bad`."""
     seen: set[str] = set()
+    inputs.note(path)
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

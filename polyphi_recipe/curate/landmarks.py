@@ -35,27 +35,37 @@ def peaks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "p 2"]:
     order of time. Both are interpolated between frames and bins."""
     from scipy.ndimage import maximum_filter
 
+    strength, hertz, seconds = spectrogram(wave, rate)
+    top = maximum_filter(strength, (9, 7), mode="constant", cval=-1e9)
+    frame, bin = np.nonzero((strength == top) & (strength > strength.max() - DEPTH))
+    last_frame, last_bin = strength.shape[0] - 1, strength.shape[1] - 1
+    inside = (frame > 0) & (frame < last_frame) & (bin > 0) & (bin < last_bin)
+    frame, bin = frame[inside], bin[inside]
+    keep = _strongest(frame, strength[frame, bin], seconds)
+    frame, bin = frame[keep], bin[keep]
+    around = [strength[frame, bin + d] for d in (-1, 0, 1)]
+    pitch = 12 * np.log2((hertz[0] + (bin + _summit(*around)) * (hertz[1] - hertz[0])) / LOWEST)
+    neighbours = [strength[frame + d, bin] for d in (-1, 0, 1)]
+    return np.stack([frame + _summit(*neighbours), pitch], 1).astype(np.float32)
+
+
+def spectrogram(
+    wave: Float[np.ndarray, " n"], rate: int
+) -> tuple[Float[np.ndarray, "f b"], Float[np.ndarray, " b"], float]:
+    """Return the strength (dB) of a mono clip's frequencies from 180 to 5500 Hz, frame by frame, these frequencies (Hz)
+    and the seconds between frames. A clip at less than 16 kHz ends at 4 kHz."""
     wave, rate = resample(np.ascontiguousarray(wave, np.float32), rate)
     window, hop = WINDOW * rate // RATE, HOP * rate // RATE
     wave = np.pad(wave, window // 2)
     frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
     taper = np.hanning(window).astype(np.float32)
-    hertz = rate / window
-    low, high = int(LOWEST / hertz), min(int(HIGHEST / hertz), window // 2 - 1)
+    step = rate / window
+    low, high = int(LOWEST / step), min(int(HIGHEST / step), window // 2 - 1)
     strength = np.empty((len(frames), high - low), np.float32)
     for start in range(0, len(frames), 1024):  # half an hour's windows would fill 400 MB
         power = np.abs(np.fft.rfft(frames[start : start + 1024] * taper)[:, low:high])
         strength[start : start + 1024] = 20 * np.log10(np.maximum(power, 1e-6))
-    top = maximum_filter(strength, (9, 7), mode="constant", cval=-1e9)
-    frame, bin = np.nonzero((strength == top) & (strength > strength.max() - DEPTH))
-    inside = (frame > 0) & (frame < len(strength) - 1) & (bin > 0) & (bin < high - low - 1)
-    frame, bin = frame[inside], bin[inside]
-    keep = _strongest(frame, strength[frame, bin], hop / rate)
-    frame, bin = frame[keep], bin[keep]
-    around = [strength[frame, bin + d] for d in (-1, 0, 1)]
-    pitch = 12 * np.log2((low + bin + _summit(*around)) * hertz / LOWEST)
-    neighbours = [strength[frame + d, bin] for d in (-1, 0, 1)]
-    return np.stack([frame + _summit(*neighbours), pitch], 1).astype(np.float32)
+    return strength, np.arange(low, high) * step, hop / rate
 
 
 def _strongest(frame: np.ndarray, strength: np.ndarray, seconds: float) -> np.ndarray:

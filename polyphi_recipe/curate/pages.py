@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyphi.data.shards import Sample, Shards, document
+from polyphi.runtime import inputs
 
 ROWS_AT_ONCE = 256
 """Rows of a parquet file in memory."""
@@ -44,10 +45,12 @@ def read(
     for pattern in patterns:
         folder = Path(pattern)
         if (folder / "manifest.json").exists():
+            inputs.note(folder / "manifest.json")
             shards = Shards(folder)
             yield from (shards[i] for i in range(index, len(shards), count))
             continue
         for path in files(str(pattern))[index::count]:
+            inputs.note(path)
             try:
                 for title, text, meta in _documents(path):
                     yield _sample(title, text, {"file": path.name, **meta}, source, licence)
@@ -56,8 +59,15 @@ def read(
 
 
 def html_text(page: bytes | str, url: str | None = None) -> tuple[str, str] | None:
-    """Return (title, main text) of a web page; None if it has no main text."""
-    import trafilatura
+    """Return (title, main text) of a web page; None if it has no main text. Raises ModuleNotFoundError without the
+    extra `curate`."""
+    try:
+        import trafilatura
+    except ImportError as error:  # lxml names no package where it misses lxml_html_clean
+        raise ModuleNotFoundError(
+            f"reading web pages needs trafilatura and lxml_html_clean ({error})",
+            name=error.name or "lxml_html_clean",
+        ) from error
 
     extracted = trafilatura.bare_extraction(
         page, url=url, include_comments=False, with_metadata=True
@@ -161,6 +171,9 @@ def _sample(title: str, text: str, meta: dict[str, Any], source: str, licence: s
 def files(pattern: str, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Return the readable files of a file, folder or glob, ordered by name. Raises ValueError if there are none."""
     path = Path(pattern)
+    inputs.note_listing(
+        pattern, [f".{format_}{packed}" for format_ in formats for packed in ("", ".gz")]
+    )
     paths = sorted(path.rglob("*")) if path.is_dir() else [Path(p) for p in sorted(glob(pattern))]
     readable = [p for p in paths if p.is_file() and _format(p) in formats]
     if not readable:

@@ -21,6 +21,7 @@ from PIL import Image
 from polyphi.data.shards import Sample
 from polyphi.messages import Image as Picture
 from polyphi.messages import Message
+from polyphi.runtime import inputs
 from polyphi_recipe.curate.pages import content, files
 from polyphi_recipe.curate.photos import photo
 from polyphi_recipe.curate.pictures import CAP, encoded, shrunk
@@ -65,6 +66,7 @@ def read(
     index, count = part
     for pattern in patterns:
         for path in files(str(pattern), ("pdf",))[index::count]:
+            inputs.note(path)
             try:
                 pdf = content(path)
                 name = hashlib.sha256(pdf).hexdigest()[:24]

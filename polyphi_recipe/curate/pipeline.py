@@ -7,7 +7,8 @@ r"""A split of a corpus as a datatrove pipeline: samples, steps, shards; on this
                                 what a step drops:  data/NAME/.made/HASH/train/dropped/STEP/00000.jsonl
 
 A task writes its part atomically. A run that was killed keeps finished tasks and restarts the others, so that its
-shards are the same bit for bit, whatever the executor and however often it was interrupted.
+shards are the same bit for bit, whatever the executor and however often it was interrupted. What each task read from
+input files is in `.made/HASH/train/inputs`; if one of them changes, the split is built anew.
 """
 
 import json
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +33,9 @@ from datatrove.utils.logging import logger
 
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
+from polyphi.runtime import inputs
 from polyphi.runtime.children import die_with_parent
+from polyphi.runtime.inputs import Inputs
 from polyphi_recipe.curate.documents import document, sample
 
 PRELOADED = [f"polyphi_recipe.curate.{name}" for name in ("pipeline", "decontaminate", "dedup")]
@@ -70,6 +73,7 @@ class Samples(PipelineStep):
         self, data: DocumentsPipeline = None, rank: int = 0, world_size: int = 1
     ) -> DocumentsPipeline:
         """Yield the documents of task `rank`."""
+        inputs.start()  # `WriteSplitPart` saves what is read in between
         for across_step in self._tasks[rank]():
             self.stat_update("documents")
             yield document(across_step, self._split)
@@ -94,16 +98,22 @@ class Parts(PipelineStep):
 
 
 class WriteSplitPart(PipelineStep):
-    """The last step: writes each task's documents as a part of a split, of at most `rows`."""
+    """The last step: writes each task's documents as a part of a split, of at most `rows`; and before the part is
+    whole, the input files of the task to `read`, where given."""
 
     name, type = "Part", "WRITER"
 
     def __init__(
-        self, folders: Sequence[Path], pipeline: str, parents: Sequence[str], rows: int | None
+        self,
+        folders: Sequence[Path],
+        pipeline: str,
+        parents: Sequence[str],
+        rows: int | None,
+        read: Path | None = None,
     ) -> None:
         super().__init__()
         self._folders, self._pipeline, self._parents = folders, pipeline, parents
-        self._rows = rows
+        self._rows, self._read = rows, read
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Write the documents; yields nothing."""
@@ -112,6 +122,8 @@ class WriteSplitPart(PipelineStep):
             for across_step in islice(data, self._rows):
                 self.stat_update("documents")
                 yield sample(across_step)
+            if self._read is not None:
+                inputs.stop().save(self._read / f"{rank:05d}.json")
 
         folder = self._folders[rank]
         shards.write(folder, counted(), pipeline=self._pipeline, parents=self._parents)
@@ -146,16 +158,22 @@ def run(
     parents: Sequence[str] = (),
     rows: int | None = None,
     across: Sequence[Callable[..., Any]] = (),
+    read: Inputs = Inputs(),  # noqa: B008 - not changed
 ) -> None:
     """Build the split `folder` by its tasks, each of at most `rows` samples, unless it exists. `pipeline` is the hash
-    of all that decides the result. Each step of `across` processes the parts of all tasks: `dedup.deduplicate` with
-    its `Likeness` bound. With Slurm, returns when jobs are submitted (and at once while they wait or run); when called
-    after they have ended, joins their parts. Raises ValueError if an executor isn't installed."""
-    if _is_built(folder, pipeline):
-        return
+    of all that decides the result but input files. Each step of `across` processes the parts of all tasks:
+    `dedup.deduplicate` with its `Likeness` bound. `read` are input files that the caller read for all tasks. With
+    Slurm, returns when jobs are submitted (and at once while they wait or run); when called after they have ended,
+    joins their parts. Raises ValueError if an executor isn't installed."""
     build_folder = _build_folder(folder, pipeline)
+    if is_built(folder, pipeline):
+        return
     if machines.executor == "slurm" and _queued(build_folder):
         return
+    changed = input_change(folder, pipeline)
+    read.save(build_folder / "inputs" / "all.json")
+    if changed:
+        _start_over(build_folder)
     rounds = [
         [build_folder / f"parts-{n}" / f"{rank:05d}" for rank in range(len(tasks))]
         for n in range(len(across) + 1)
@@ -166,13 +184,21 @@ def run(
     ]
     for parts, completed in zip(rounds, logs, strict=True):
         for rank, part in enumerate(parts):
-            if not _is_built(part, pipeline):
+            if not _is_written(part, pipeline):
                 (completed / "completions" / f"{rank:05d}").unlink(missing_ok=True)
-    for step in steps:
+    for name, step in zip(_step_names(step.name for step in steps), steps, strict=True):
         if getattr(step, "exclusion_writer", "none") is None:
-            step.exclusion_writer = _dropped_writer(build_folder / "dropped" / type(step).__name__)
-    last = [WriteSplitPart(parts, pipeline, parents, None) for parts in rounds[:-1]]
-    last.append(WriteSplitPart(rounds[-1], pipeline, parents, rows))
+            step.exclusion_writer = _dropped_writer(_dropped_folder(build_folder, name))
+    last = [
+        WriteSplitPart(
+            parts,
+            pipeline,
+            parents,
+            rows if parts is rounds[-1] else None,
+            build_folder / "inputs" if parts is rounds[0] else None,
+        )
+        for parts in rounds
+    ]
     execute = partial(_executor, machines, _job(build_folder))
     previous = execute(
         pipeline=[Samples(tasks, folder.name), *steps, last[0]],
@@ -185,13 +211,19 @@ def run(
             [Parts(rounds[n], folder.name)],
             [last[n + 1]],
             build_folder / f"across-{n}",
-            excluded=_dropped_writer(build_folder / "dropped" / f"Duplicates-{n}"),
+            excluded=_dropped_writer(_dropped_folder(build_folder, f"Duplicates-{n}")),
             tasks=len(tasks),
             executor=execute,
             depends=previous,
         )
-    if all(_is_built(part, pipeline) for part in rounds[-1]):
-        shards.join(folder, rounds[-1])
+    if all(_is_written(part, pipeline) for part in rounds[-1]):
+        steps_counted = counts(folder, pipeline)
+        history = {
+            "read": steps_counted[0].get("documents", 0) if steps_counted else 0,
+            "dropped": _dropped_by_step(steps_counted),
+            "inputs": inputs.digest(build_folder / "inputs"),
+        }
+        shards.join(folder, rounds[-1], history)
         for parts in rounds[:-1]:
             shutil.rmtree(parts[0].parent)
 
@@ -201,7 +233,37 @@ def _build_folder(folder: Path, pipeline: str) -> Path:
     return folder.parent / ".made" / pipeline[:16] / folder.name
 
 
-def _is_built(folder: Path, pipeline: str) -> bool:
+def _start_over(build_folder: Path) -> None:
+    """Remove what was built from other input files. Their states go last: until then they differ from the files, and
+    from then on those of tasks are missing, so that a kill in between can't leave an old split that seems to be new."""
+    for path in build_folder.iterdir():
+        if path.is_dir() and path.name != "inputs":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+    for path in (build_folder / "inputs").glob("*.json"):
+        if path.name != "all.json":
+            path.unlink()
+
+
+def is_built(folder: Path, pipeline: str) -> bool:
+    """Return whether a split exists, was built by this pipeline, and its input files are unchanged. Those of a split
+    that was built elsewhere are not known."""
+    if not _is_written(folder, pipeline):
+        return False
+    read = _build_folder(folder, pipeline) / "inputs"
+    if not read.exists():
+        return True
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return manifest.get("inputs") == inputs.digest(read) and not inputs.change(read)
+
+
+def input_change(folder: Path, pipeline: str) -> str:
+    """Return in words which input file of a split, also of one half built, has changed since; "" for none."""
+    return inputs.change(_build_folder(folder, pipeline) / "inputs")
+
+
+def _is_written(folder: Path, pipeline: str) -> bool:
     manifest = folder / "manifest.json"
     return manifest.exists() and json.loads(manifest.read_text())["pipeline"] == pipeline
 
@@ -268,6 +330,32 @@ def _dropped_writer(folder: Path) -> JsonlWriter:
     return JsonlWriter(str(folder), "${rank}.jsonl", compression=None, adapter=line)
 
 
+def _dropped_folder(build_folder: Path, step: str) -> Path:
+    return build_folder / "dropped" / step.replace("/", "-")
+
+
+def dropped(folder: Path, pipeline: str, step: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the documents of a split that a step dropped, by default all steps: `step`, `id`, `reason`, `text` and
+    more."""
+    build_folder = _build_folder(folder, pipeline)
+    every = sorted((build_folder / "dropped").glob("*"))
+    for part in every if step is None else [_dropped_folder(build_folder, step)]:
+        for path in sorted(part.glob("*.jsonl")):
+            with path.open(encoding="utf-8") as lines:
+                yield from ({"step": part.name, **json.loads(line)} for line in lines)
+
+
+def _step_names(names: Iterable[str]) -> list[str]:
+    """Return the names of steps, numbered where they repeat: "Decontamination", "Decontamination 2"."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        name = name.split(": ")[-1]  # of "🔻 - FILTER: Decontamination", as datatrove writes it
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return unique
+
+
 def counts(folder: Path, pipeline: str) -> list[dict[str, Any]]:
     """Return the counts of each step over all tasks of a split: documents in, out ("forwarded") and dropped by reason;
     empty if the corpus was built elsewhere."""
@@ -281,12 +369,22 @@ def counts(folder: Path, pipeline: str) -> list[dict[str, Any]]:
     return totals
 
 
+def _dropped_by_step(steps: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return how many documents each of the steps of `counts` dropped; those that dropped none are absent."""
+
+    def dropped(step: dict[str, Any]) -> int:
+        reasons = sum(n for key, n in step.items() if key.startswith("dropped_"))
+        return int(step.get("dropped", reasons))
+
+    return {step["step"]: n for step in steps if (n := dropped(step))}
+
+
 def _counted(folder: Path) -> list[dict[str, Any]]:
     counters: list[Counter[str]] = []
     names: list[str] = []
     for path in sorted(folder.glob("*.json")):
         steps = json.loads(path.read_text())
-        names = [step["name"].split(": ")[-1] for step in steps]
+        names = _step_names(step["name"] for step in steps)
         counters = counters or [Counter() for _ in steps]
         for counter, step in zip(counters, steps, strict=True):
             for key, value in step["stats"].items():

@@ -20,6 +20,7 @@ from typing import Any
 from polyphi.data import formats
 from polyphi.data.shards import Sample
 from polyphi.processing.video import decode_video
+from polyphi.runtime import inputs
 from polyphi_recipe.curate.pictures import CAP, encoded, shrunk
 
 FRAMES = 16
@@ -44,6 +45,7 @@ def read(
     if not path.exists():
         raise ValueError(f"nothing to read at {path}: expected a folder of videos, or JSON lines")
     index, count = part
+    inputs.note_listing(path, (*ENDINGS, ".txt"))
     rows = _folder(path) if path.is_dir() else _lines(path)
     root = path if path.is_dir() else path.parent
     rows_read = 0
@@ -66,11 +68,13 @@ def _folder(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS):
         text_path = path.with_suffix(".txt")
         if text_path.is_file():
+            inputs.note(text_path)
             name = path.relative_to(folder).as_posix()
             yield name, {"video": name, "caption": text_path.read_text(errors="replace").strip()}
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    inputs.note(file)
     with file.open(encoding="utf-8", errors="replace") as opened:
         for number, line in enumerate(opened, 1):
             if line.strip():
@@ -87,7 +91,9 @@ def _sample(
     user_turns = [t for t in turns if formats.SPEAKERS.get(str(t.get("from"))) == "user"]
     if (marks := sum(t["value"].count(VIDEO) for t in user_turns)) != 1:
         raise ValueError(f"expected one {VIDEO} in the user's turns, found {marks}")
-    frame_images = decode_video(formats.inside(root, row["video"]), frames=frames)
+    video = formats.inside(root, row["video"])
+    inputs.note(video)
+    frame_images = decode_video(video, frames=frames)
     images = [{"bytes": encoded(shrunk(image, cap))} for image in frame_images]
     for turn in user_turns:
         head, mark, tail = turn["value"].partition(VIDEO)

@@ -164,7 +164,8 @@ def _data(run: Path) -> dict[str, Any]:
         )
         corpora.setdefault(name, {})[split] = {
             "rows": manifest["rows"],
-            "dropped": _dropped(path.parent, manifest["pipeline"]),
+            "read": manifest.get("read", 0),
+            "dropped": manifest.get("dropped", {}),
             "sha256": sha256(path),
         }
         for source, rows in manifest.get("sources", {}).items():
@@ -178,15 +179,6 @@ def _data(run: Path) -> dict[str, Any]:
             entry["licence"] = known.licence if known else " / ".join(manifest.get("licences", {}))
             entry["origin"], entry["what"] = (known.origin, known.what) if known else (None, None)
     return {"corpora": corpora, "sources": sources}
-
-
-def _dropped(split: Path, pipeline: str) -> dict[str, int]:
-    """Number of samples that each step of a split dropped; steps that dropped none are absent."""
-    # needs datatrove, which a page about own data (finetune.py) does without
-    from polyphi_recipe.curate.pipeline import counts
-
-    steps = counts(split, pipeline)
-    return {step["step"]: step["dropped"] for step in steps if step.get("dropped")}
 
 
 def environment() -> dict[str, Any]:

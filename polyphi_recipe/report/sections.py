@@ -103,9 +103,10 @@ def waste(stage: Report) -> str:
 
 
 def dropped(split: Report) -> str:
-    """Numbers of samples that the steps of a split dropped: "dropped: 33 Language, 5 Duplicates"; "" for none."""
+    """Numbers of samples that the steps of a split dropped: "dropped: 33 Language, 5 Duplicates; of 4,600"; "" for
+    none."""
     steps = [f"{n:,} {step.split('-')[0]}" for step, n in split.get("dropped", {}).items()]
-    return f"dropped: {', '.join(steps)}" if steps else ""
+    return f"dropped: {', '.join(steps)}; of {split['read']:,}" if steps else ""
 
 
 def effect(result: Report) -> tuple[str, str, str, str]:

@@ -164,6 +164,7 @@ def test_every_named_extra_brings_its_package() -> None:
         ("pyarrow", "plan --dry-run", "train"),
         ("pyarrow.parquet", "eval x", "eval"),
         ("datatrove", "eval x", "curate"),
+        ("lxml_html_clean", "curate mine.py", "curate"),
         ("datatrove", "reproduce micro", "all"),
         ("fastapi", "serve x", "serve"),
         ("matplotlib", "export x", "train"),

@@ -1,9 +1,11 @@
 """Documents of every file type are read; damaged files are reported and skipped."""
 
+import builtins
 import gzip
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -149,6 +151,21 @@ def test_a_damaged_file_is_reported_and_skipped(
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere: .*html"):
         of(tmp_path / "nowhere")
+
+
+def test_a_missing_part_of_lxml_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip 23 leaves lxml_html_clean out; lxml's own error has no name that the command line could look up."""
+    importing = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "trafilatura":
+            raise ImportError("lxml.html.clean module is now a separate project lxml_html_clean.")
+        return importing(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ModuleNotFoundError, match="lxml_html_clean") as missing:
+        html_text(PAGE)
+    assert missing.value.name == "lxml_html_clean"
 
 
 def test_a_page_without_text_is_none() -> None:

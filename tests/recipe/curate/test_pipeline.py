@@ -23,13 +23,15 @@ import pytest
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
+from variants import few
 
 from polyphi.data.shards import Sample, Shards, document
+from polyphi.runtime.files import sha256
 from polyphi_recipe.corpora import charts, copying, tools, vision_speech
-from polyphi_recipe.curate import cards, corpus, pipeline
+from polyphi_recipe.curate import cards, corpus, pages, pipeline
 from polyphi_recipe.curate.corpus import Corpus, Machines, Work
 from polyphi_recipe.curate.decontaminate import held_out
-from polyphi_recipe.curate.dedup import TEXTS, deduplicate
+from polyphi_recipe.curate.dedup import EXACT, TEXTS, deduplicate
 from polyphi_recipe.curate.documents import note
 
 
@@ -81,7 +83,7 @@ def test_held_out_samples_and_duplicates_across_tasks_are_removed_from_training(
         "dropped_known text 2" in card and "Duplicates-0: total 16, forwarded 9, dropped 7" in card
     )
     assert "- under MIT: " in card and "- without a licence: " in card and "under :" not in card
-    assert "dropped by Decontaminate: known text" in cards.explain(folder, "train-0-3")
+    assert "dropped by Decontamination: known text" in cards.explain(folder, "train-0-3")
     pairs = [(f"train-0-{i}", f"train-1-{i}") for i in range(8) if i != 3]
     assert all((one in ids) != (other in ids) for one, other in pairs)
     dropped = next(id for pair in pairs for id in pair if id not in ids)
@@ -203,6 +205,64 @@ def test_a_child_is_made_anew_when_its_parent_was(tmp_path: Path) -> None:
     assert corpus.is_built(child, here) and manifests["train"]["parents"]
 
 
+def test_a_changed_input_file_makes_a_corpus_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that a reader reads, and `files` that don't exist at first; also after an interrupt while what was built
+    from the old ones is removed."""
+    here, raw, later = work(tmp_path, 20), tmp_path / "raw", tmp_path / "later.txt"
+    raw.mkdir()
+    (raw / "a.txt").write_text("Version 0.")
+
+    def build(work: Work) -> Iterator[tuple[str, Sample]]:
+        (split,) = work.rows
+        return ((split, s) for s in pages.read([raw], source="here", licence="MIT"))
+
+    reading = Corpus("reading", build, steps=lambda work: [Keep()], files=(later,))
+
+    def texts() -> list[str]:
+        return [s.answer for s in Shards(here.data / "reading" / "train")]
+
+    corpus.build(reading, here)
+    assert corpus.is_built(reading, here) and texts() == ["Version 0."]
+    os.utime(raw / "a.txt", (1, 1))
+    assert corpus.is_built(reading, here)
+    later.write_text("It is here now.")
+    assert not corpus.is_built(reading, here)
+    corpus.build(reading, here)
+    assert corpus.is_built(reading, here)
+    unlink, interrupts = Path.unlink, 0
+    for version in range(
+        1, 5
+    ):  # the first interrupt before anything is removed, the next ones later
+        (raw / "a.txt").write_text(f"Version {version}.")
+        remaining = version - 1
+
+        def stop(path: Path, **options: Any) -> None:
+            nonlocal remaining
+            if ".made" in path.parts and (remaining := remaining - 1) < 0:
+                raise KeyboardInterrupt
+            unlink(path, **options)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", stop)
+            corpus.build(reading, here)
+        interrupts += texts() != [f"Version {version}."]
+        assert corpus.is_built(reading, here) == (texts() == [f"Version {version}."])
+        corpus.build(reading, here)
+        assert corpus.is_built(reading, here) and texts() == [f"Version {version}."]
+    assert interrupts >= 2
+
+
+class Keep(BaseFilter):
+    """Keeps everything."""
+
+    name = "Keep"
+
+    def filter(self, doc: Document) -> bool:
+        return True
+
+
 def test_a_corpus_is_what_its_code_imports() -> None:
     names = {path.stem for path in corpus.imported(Path(copying.__file__))}
     assert names >= {"copying", "corpus", "pipeline", "documents", "text", "lexicon"}
@@ -260,6 +320,77 @@ def test_killed_anywhere_it_makes_the_same_shards(
 
 
 ROWS = {"copying": 24_000, "tools": 4_000}  # a few seconds each
+
+
+def versioned(work: Work) -> Iterator[tuple[str, Sample]]:
+    """Texts that depend on the seed; every fifth one is held out, and every seventh a copy of the one before."""
+    (split,), (part, of) = work.rows, work.part
+    for i in range(part, 70, of):
+        number = i - (i % 7 == 0)
+        words = random.Random(number if i % 5 == 0 else f"{split} {number} {work.seed}")
+        yield split, document(f"{split}-{i}", " ".join(words.choices(WORDS, k=60)), "here", "MIT")
+
+
+VERSIONED = Corpus(
+    "versioned",
+    versioned,
+    steps=lambda work: [*held_out(work, "versioned", ways=("quoted",))],
+    across=(partial(deduplicate, EXACT),),
+    tasks=2,
+)
+
+
+@pytest.mark.parametrize("kills", few([3, 50], 1))
+def test_killed_at_any_moment_it_leaves_the_old_or_the_new_corpus(
+    kills: int, tmp_path: Path
+) -> None:
+    """Two versions replace each other: after a kill each split is that of one of them, byte for byte; the same command
+    resumes and ends in the new one. Other files in the folder stay."""
+    script = (
+        "import sys; from pathlib import Path; from recipe.curate.test_pipeline import *; corpus.build(VERSIONED, "
+        "replace(work(Path(sys.argv[1]), 70), seed=int(sys.argv[2])))"
+    )
+
+    def files(out: Path, split: str) -> dict[str, str]:
+        folder = out / "data" / "versioned" / split
+        return {p.name: sha256(p) for p in sorted(folder.iterdir())}
+
+    out, seconds = tmp_path / "out", 0.0
+    versions: list[dict[str, dict[str, str]]] = []
+    for seed in (0, 1):
+        begun = time.monotonic()
+        process = forked.start(script, str(tmp_path / str(seed)), str(seed))
+        process.join()
+        seconds = time.monotonic() - begun
+        versions.append({s: files(tmp_path / str(seed), s) for s in ("train", "test")})
+    assert all(versions[0][split] != versions[1][split] for split in versions[0])
+    shutil.copytree(tmp_path / "0", out)
+    others = [out / "data" / "notes.txt", out / "data" / "versioned" / "train-notes" / "a.txt"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    chance, new, interrupted = random.Random(kills), 1, 0
+    for _ in range(kills):
+        process = forked.start(script, str(out), str(new))
+        process.join(chance.uniform(0, seconds))
+        killed = process.exitcode is None
+        with contextlib.suppress(ProcessLookupError):  # it had already ended, or has not begun
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
+        interrupted += killed
+        for split in ("train", "test"):
+            assert files(out, split) in [version[split] for version in versions]
+        assert [path.read_text() for path in others] == [path.name for path in others]
+        if not killed:
+            assert {split: files(out, split) for split in ("train", "test")} == versions[new]
+            new = 1 - new
+    assert interrupted >= kills / 3
+    process = forked.start(script, str(out), str(new))
+    process.join(120)
+    assert process.exitcode == 0
+    assert {split: files(out, split) for split in ("train", "test")} == versions[new]
+    assert [path.read_text() for path in others] == [path.name for path in others]
 
 
 def _partial(folder: Path, begun: float) -> list[Path]:

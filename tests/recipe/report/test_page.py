@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from made_run import make_run
 
+from polyphi.data import shards
 from polyphi_eval import baselines
 from polyphi_eval.heldout import CORE, GOALS
 from polyphi_eval.score import Measured
@@ -101,6 +102,17 @@ def test_every_number_is_in_the_json(run: Path) -> None:
     # The pages are functions of the JSON (and the media) alone.
     assert page.render_markdown(report) == (run / "report.md").read_text()
     assert report["examples"][0]["title"] in page.render(report, media)
+
+
+def test_the_page_says_how_many_samples_each_step_dropped(tmp_path: Path) -> None:
+    sample = shards.document("a", "text", "here", "MIT")
+    shards.write(tmp_path / "part", [sample], pipeline="p")
+    history = {"read": 1234, "dropped": {"Rules": 1200, "Duplicates-0": 33}}
+    shards.join(tmp_path / "data" / "pages" / "train", [tmp_path / "part"], history)
+    (tmp_path / "run.json").write_text('{"size": "micro", "seed": 3}')
+    assert "dropped: 1,200 Rules, 33 Duplicates; of 1,234" in page.write(tmp_path).read_text()
+    data = json.loads((tmp_path / "report.json").read_text())["data"]["corpora"]
+    assert data["pages"]["train"]["dropped"] == history["dropped"]
 
 
 def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path) -> None:
