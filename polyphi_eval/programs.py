@@ -274,7 +274,7 @@ def _run(t: Trial) -> Verdict:
         verdict = json.loads(result.stdout.rstrip("\n").rpartition("\n")[2])
         results = {str(k): v is True for k, v in verdict["results"].items()}
         return Verdict(results if result.ended == "ok" else {}, str(verdict["why"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Verdict(why=result.ended)
 
 

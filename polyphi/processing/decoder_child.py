@@ -18,17 +18,19 @@ the job "fork" it imports all decoders and forks a process for each job that it 
 """
 
 import ctypes
+import errno
 import io
 import json
 import os
 import resource
-import struct
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from pkgutil import walk_packages
+from runpy import run_path
 from typing import Any
 
 CHUNK = 1 << 18  # bytes of samples or rows in a message
@@ -41,35 +43,27 @@ CODECS = (
 )
 """Names of FFmpeg's decoders that may be used."""
 
-# Allowed system calls, with their numbers on x86-64 and on AArch64.
-_CALLS = {
-    "read": (0, 63),
-    "write": (1, 64),
-    "close": (3, 57),
-    "fstat": (5, 80),
-    "lseek": (8, 62),
-    "pread64": (17, 67),
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
-    "munmap": (11, 215),
-    "mremap": (25, 216),
-    "madvise": (28, 233),
-    "brk": (12, 214),
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
-    "restart_syscall": (219, 128),
-    "sched_yield": (24, 124),
-    "futex": (202, 98),
-    "clock_gettime": (228, 113),
-    "getrandom": (318, 278),
-    "exit": (60, 93),
-    "exit_group": (231, 94),
-}
-_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF: load a word, jump if equal, return
-_ALLOW, _REFUSE, _KILL = 0x7FFF0000, 0x00050000 | 1, 0x80000000  # results of a filter; 1 is EPERM
-_DUMPABLE, _SECCOMP, _NO_NEW_PRIVILEGES = 4, 22, 38  # of prctl
+_CALLS = (
+    *(
+        "read",
+        "write",
+        "close",
+        "fstat",
+        "lseek",
+        "pread64",
+        "mmap",
+        "mprotect",
+        "munmap",
+        "mremap",
+    ),
+    *("madvise", "brk", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "restart_syscall"),
+    *("sched_yield", "futex", "clock_gettime", "getrandom", "exit", "exit_group"),
+)
+"""Allowed system calls."""
+_DUMPABLE = 4  # of prctl
+_install_filter = run_path(str(Path(__file__).parents[1] / "runtime" / "syscall_filter.py"))[
+    "install"
+]  # polyphi isn't a package here
 
 
 class FileRejected(Exception):
@@ -165,28 +159,13 @@ def seal(memory_bytes: int, cpu_seconds: int) -> bool:
     ):
         with suppress(ValueError, OSError):  # some systems don't have them all
             resource.setrlimit(kind, (limit, limit + (kind == resource.RLIMIT_CPU)))
-    machine = os.uname().machine
-    if sys.platform != "linux" or machine not in _ARCHITECTURES or struct.calcsize("P") != 8:
+    try:
+        if ctypes.CDLL(None).prctl(_DUMPABLE, *map(ctypes.c_ulong, (0, 0, 0, 0))):
+            return False
+        _install_filter(dict.fromkeys(_CALLS, ()), refused=errno.EPERM)
+    except (OSError, AttributeError):  # of systems without prctl
         return False
-    numbers = [call[list(_ARCHITECTURES).index(machine)] for call in _CALLS.values()]
-    program = [
-        (_LOAD, 0, 0, 4),  # the architecture
-        (_EQUAL, 1, 0, _ARCHITECTURES[machine]),
-        (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),  # the number of the system call
-        *((_EQUAL, len(numbers) - i, 0, number) for i, number in enumerate(numbers)),
-        (_RETURN, 0, 0, _REFUSE),
-        (_RETURN, 0, 0, _ALLOW),
-    ]
-    instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *i) for i in program))
-    filter_ = ctypes.create_string_buffer(
-        struct.pack("HxxxxxxP", len(program), ctypes.addressof(instructions))
-    )
-    return (
-        _prctl(_DUMPABLE, 0)
-        and _prctl(_NO_NEW_PRIVILEGES, 1)
-        and _prctl(_SECCOMP, 2, ctypes.addressof(filter_))
-    )
+    return True
 
 
 def _address_space() -> int:
@@ -194,11 +173,6 @@ def _address_space() -> int:
     with suppress(OSError), open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
     return 0
-
-
-def _prctl(option: int, value: int, address: int = 0) -> bool:
-    arguments = [ctypes.c_ulong(argument) for argument in (value, address, 0, 0)]
-    return ctypes.CDLL(None).prctl(option, *arguments) == 0
 
 
 def _is_isolated(memory_bytes: int) -> bool:

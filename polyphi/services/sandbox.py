@@ -7,21 +7,25 @@
 
     this process -> launcher (this file, as a script) -> first process of the namespaces -> the code
 
-**Prevented** (by Linux namespaces, without further packages; root becomes a user that owns no files): all network
-access, including loopback; seeing, signalling or tracing processes outside; files other than the system's libraries and
-this Python with its packages, which are read-only; access to this process's environment; processes that outlive the
-run, however they detach; exceeding the `Limits`.
+**Prevented** (by Linux namespaces and a filter of system calls, without further packages; root becomes a user that owns
+no files): all network access, including loopback; seeing, signalling or tracing processes outside; files other than the
+system's libraries and this Python with its packages, which are read-only; access to this process's environment and to
+the kernel's keyrings; new namespaces; processes that outlive the run, however they detach; exceeding the `Limits`.
 
-**Not prevented**: the code can read every installed package. Memory that no process maps (a memfd, System V segments,
-full pipes) counts towards no limit during the run. The code can use all system calls (there is no filter), so a
-vulnerability of the kernel is one of this sandbox. Run deliberately malicious code in a virtual machine.
+**Not prevented**: the code can read every installed package. Memory that no process has mapped or touched (full pipes
+and sockets, anonymous shared memory that was given back) counts towards no limit during the run. A vulnerability of the
+kernel in one of the allowed system calls is one of this sandbox. Run deliberately malicious code in a virtual machine.
 
-Where the kernel or a container's filter allows no namespaces, `run` raises, unless `weak=True`: then there are limits,
-an empty environment, a temporary folder and, inside Python, a hook that forbids sockets, signals and other programs.
-The code can then read its user's files, and malicious code can get around the hook.
+Where the kernel or a container's filter allows no namespaces or no filter, `run` raises, unless `weak=True`: then there
+are limits, an empty environment, a private temporary folder and, inside Python, a hook that forbids sockets, signals
+and other programs. Where the kernel can filter system calls, code that circumvents the hook can't start, signal or
+connect to another process either. But it can read and change its user's files, and so do anything that the user can.
+
+docs/evaluation.md lists attacks and what each gets (tests/escapes.py).
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -33,10 +37,11 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-Ended = Literal["ok", "error", "timeout", "memory", "output", "killed"]
+Ended = Literal["ok", "error", "timeout", "memory", "output", "disk", "killed"]
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 """Paths that programs need to start, in addition to this Python."""
 BOX = "/box"
@@ -52,19 +57,37 @@ _USER_NAMESPACE = 0x10000000
 _NOSUID_NODEV, _BIND, _REC, _PRIVATE, _DETACH = 2 | 4, 4096, 16384, 1 << 18, 2
 _MOUNT_SETATTR, _HERE, _RECURSIVE, _READ_ONLY = 442, -100, 0x8000, 1
 _DEATH_SIGNAL, _DUMPABLE, _NO_NEW_PRIVILEGES = 1, 4, 38
+_KEYCTL, _JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
+
+# Arguments of system calls that the code may use.
+_NEW_NAMESPACES, _THREAD = 0x7E020000, 0x00010000  # flags of clone: none of these; this one
+_PRCTL = (2, 3, 4, 15, 16, 23, 38, 39, 0x53564D41)  # reads, dumpable, names of threads and memory
+_FCNTL = (*range(8), 36, 37, 38, 1030, 1031, 1032)  # not those that send signals, and leases
+# TCGETS, TCGETS2 and TIOCGWINSZ (is it a terminal, and how wide), FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
+_IOCTL = (0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# The network namespace has no network, but AF_VSOCK and others ignore it. Some programs make a socket and don't use it.
+_UNIX, _INTERNET, _STREAM, _DATAGRAM = 1, (2, 10), 1, 2  # families, and types of sockets
+_PROTOCOLS = (0, 6, 17)  # TCP and UDP
+_BETWEEN_PROCESSES = (
+    *("fork", "vfork", "setsid", "setpgid", "tkill", "pidfd_open", "setpriority"),
+    *("sched_setaffinity", "sched_setparam", "sched_setscheduler"),
+    *("socket", "bind", "connect", "listen", "accept", "accept4"),
+)
+"""System calls that make or change other processes, or connect to them: refused without namespaces."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """Limits of a run: `seconds` of wall time and `cpu_seconds` of each process; bytes of memory (of each process, and
-    monitored over all), of each file, of all files, of stdout and stderr; number of processes and threads; open files
-    of each process."""
+    monitored over all), of each file, of all files, of stdout and stderr; number of files and folders, also empty ones
+    (each takes about 1 KiB of the kernel's memory); number of processes and threads; open files of each process."""
 
     seconds: float = 10.0
     cpu_seconds: int = 10
     memory_bytes: int = 512 << 20
     file_bytes: int = 16 << 20
     disk_bytes: int = 64 << 20
+    files: int = 10_000
     output_bytes: int = 1 << 20
     processes: int = 16
     open_files: int = 64
@@ -73,7 +96,8 @@ class Limits:
 @dataclass(frozen=True)
 class Result:
     """The result of a run. `ended`: "ok" (exit code 0), "error" (another code), "timeout", "memory", "output" (too
-    much), or "killed" by a signal. `exit` is None if the run was stopped. `isolated`: whether it ran in namespaces."""
+    much), "disk" (too many or too large files, without namespaces; in them writing fails), or "killed" by a signal.
+    `exit` is None if the run was stopped. `isolated`: whether it ran in namespaces."""
 
     stdout: str
     stderr: str
@@ -97,8 +121,8 @@ def run(
     if reason and not weak:
         raise ValueError(
             f"code can't be isolated on this machine ({reason}): expected a Linux kernel, or container, that allows "
-            "namespaces (for Docker: --security-opt seccomp=unconfined, or --privileged); weak=True runs it with "
-            "limits only, which doesn't protect against malicious code"
+            "namespaces and filters of system calls (for Docker: --security-opt seccomp=unconfined, or --privileged); "
+            "weak=True runs it with limits only, which doesn't protect against malicious code"
         )
     return _run(code, stdin, limits, isolated=not reason, python=python)
 
@@ -117,17 +141,17 @@ def _run(
     code: str, stdin: str, limits: Limits, isolated: bool, python: Path | None = None
 ) -> Result:
     with (
+        # Private (mode 0700): another user who could replace the program would run it as this one.
         tempfile.TemporaryDirectory(prefix="polyphi-", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as stdin_file,
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
     ):
         for name in ("root", "box"):
-            Path(folder, name).mkdir()
-        Path(folder, "box", "main.py").write_text(code, encoding="utf-8", errors="replace")
-        if not isolated:  # the code runs as another user
-            Path(folder).chmod(0o711)
-            Path(folder, "box").chmod(0o777)
+            Path(folder, name).mkdir(mode=0o700)
+        main = Path(folder, "box", "main.py")
+        main.touch(mode=0o600)
+        main.write_text(code, encoding="utf-8", errors="replace")
         stdin_file.write(stdin.encode(errors="replace"))
         stdin_file.seek(0)
         reading, writing = os.pipe()
@@ -135,7 +159,8 @@ def _run(
             "folder": folder,
             "limits": asdict(limits),
             "isolated": isolated,
-            "python": str(python or sys.executable),
+            "command": [str(python or sys.executable), "-s", "-P", "-B"]
+            + (["main.py"] if isolated else ["-c", _GUARD]),
             "readable": [*SYSTEM, *_prefixes(python)],
             "report": writing,
         }
@@ -153,7 +178,8 @@ def _run(
         os.close(writing)
         stopped: Ended | None = None
         try:
-            stopped = _watch(process, started + limits.seconds, limits, (out, err))
+            box = None if isolated else Path(folder, "box")
+            stopped = _watch(process, started + limits.seconds, limits, (out, err), box)
         finally:
             _end(process, isolated)
             with open(reading, "rb") as pipe:
@@ -179,9 +205,14 @@ def _prefixes(python: Path | None) -> list[str]:
 
 
 def _watch(
-    process: subprocess.Popen[bytes], deadline: float, limits: Limits, outputs: tuple[Any, ...]
+    process: subprocess.Popen[bytes],
+    deadline: float,
+    limits: Limits,
+    outputs: tuple[Any, ...],
+    box: Path | None,
 ) -> Ended | None:
-    """Waits for the process. Returns the reason to stop it, or None when it ended by itself."""
+    """Waits for the process. Returns the reason to stop it, or None when it ended by itself. `box`: its working folder,
+    if the file system doesn't limit that."""
     last_check = time.monotonic()
     while process.poll() is None:
         now = time.monotonic()
@@ -193,6 +224,8 @@ def _watch(
             last_check = now
             if _memory(process.pid) > limits.memory_bytes + SLACK:
                 return "memory"
+            if box and _is_full(box, limits):
+                return "disk"
         time.sleep(0.005)
     return None
 
@@ -209,6 +242,21 @@ def _memory(pid: int) -> int:
     except psutil.Error:  # a process that is just ending
         pass
     return total
+
+
+def _is_full(box: Path, limits: Limits) -> bool:
+    """Whether a folder has more files or bytes than allowed. Code that hides or moves its files isn't noticed."""
+    folders, count, size = [str(box)], 0, 0
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:  # files come and go
+            for entry in entries:
+                count += 1
+                size += entry.stat(follow_symlinks=False).st_size
+                if count > limits.files or size > limits.disk_bytes:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return False
 
 
 def _end(process: subprocess.Popen[bytes], isolated: bool) -> None:
@@ -261,18 +309,25 @@ def _launch(job: dict[str, Any]) -> None:
     """In the launcher: enters the namespaces, drops privileges, starts the code, and reports its exit code."""
     report, isolated = job["report"], job["isolated"]
     os.set_inheritable(report, False)
+    os.umask(0o022)  # the code's user reads what root makes here
+    # Python's handler would let the code interrupt the first process, which ignores signals without a handler.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _prctl(_DEATH_SIGNAL, signal.SIGKILL)
-    box = Path(job["folder"], "box")
-    code, user = (box / "main.py").read_bytes(), FIRST_UID + os.getpid()
+    _leave_keyring()
+    syscall_filter = _syscall_filter()  # before this process can't read the file any more
+    box, user = Path(job["folder"], "box"), FIRST_UID + os.getpid()
     if isolated:
+        code = (box / "main.py").read_bytes()
         _enter_namespaces()
         if first := os.fork():
             signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
             os.waitpid(first, 0)
             return
-        _private_root(f"{job['folder']}/root", job["readable"], job["limits"]["disk_bytes"])
+        _private_root(f"{job['folder']}/root", job["readable"], job["limits"])
         box = Path(BOX)
         (box / "main.py").write_bytes(code)
+    elif os.geteuid() == 0:
+        user = _give(box, user)
     os.chdir(box)
     if os.geteuid() == 0:
         _drop_privileges(user)
@@ -281,7 +336,8 @@ def _launch(job: dict[str, Any]) -> None:
     _prctl(_DUMPABLE, 0)  # no tracing of this process, no reading of its memory
     worker = os.fork()
     if not worker:
-        _exec_code(job, str(box))
+        _prctl(_DEATH_SIGNAL, signal.SIGKILL)  # without namespaces it could leave the process group
+        _exec_code(job, str(box), syscall_filter)
     while (ended := os.wait())[0] != worker:  # the first process inherits orphans
         pass
     os.write(report, _line(exit=os.waitstatus_to_exitcode(ended[1])))
@@ -292,8 +348,22 @@ def _line(**fields: Any) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-def _exec_code(job: dict[str, Any], home: str) -> None:
-    """Sets the resource limits and executes the code."""
+def _syscall_filter() -> Any:
+    """polyphi/runtime/syscall_filter.py: this file runs alone, without the package."""
+    sys.path.append(str(Path(__file__).parents[1] / "runtime"))
+    return import_module("syscall_filter")
+
+
+def _leave_keyring() -> None:
+    """Enters a new session keyring, where the kernel has keyrings: the user's keys are not reached through it. As the
+    same user the code could still name the user's keyring, which the filter prevents."""
+    if number := _KEYCTL.get(os.uname().machine):
+        with suppress(OSError):
+            _call("syscall", ctypes.c_long(number), _JOIN_SESSION_KEYRING, None)
+
+
+def _exec_code(job: dict[str, Any], home: str, syscall_filter: Any) -> None:
+    """Sets the resource limits, filters system calls and executes the code."""
     limits = job["limits"]
     for resource_type, value in (
         (resource.RLIMIT_CPU, limits["cpu_seconds"]),
@@ -317,9 +387,44 @@ def _exec_code(job: dict[str, Any], home: str) -> None:
         )
     environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     environment |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    program = ["main.py"] if job["isolated"] else ["-c", _GUARD]
-    python = job["python"]
-    os.execve(python, [python, "-s", "-P", "-B", *program], environment)
+    try:
+        syscall_filter.install(_allowed_calls(syscall_filter, job["isolated"]))
+    except OSError:
+        if job["isolated"]:
+            raise
+    os.execve(job["command"][0], job["command"], environment)
+
+
+def _allowed_calls(syscall_filter: Any, isolated: bool) -> dict[str, Any]:
+    """The system calls that the code may make. Without namespaces, those that make processes or sockets or reach
+    another process aren't among them."""
+    require = syscall_filter.Argument
+    calls = dict.fromkeys(syscall_filter.NUMBERS, ()) | {
+        "clone": (require(0, (0,), mask=_NEW_NAMESPACES),),
+        "fcntl": (require(1, _FCNTL, error=errno.EINVAL),),
+        "ioctl": (require(1, _IOCTL, error=errno.ENOTTY),),
+        "prctl": (require(0, (*_PRCTL, _DEATH_SIGNAL), error=errno.EINVAL),),
+        "socket": (
+            require(0, (_UNIX, *_INTERNET), error=errno.EAFNOSUPPORT),
+            require(1, (_STREAM, _DATAGRAM), mask=0xF, error=errno.EPROTONOSUPPORT),
+            require(2, _PROTOCOLS, error=errno.EPROTONOSUPPORT),
+        ),
+        "socketpair": (require(0, (_UNIX,), error=errno.EAFNOSUPPORT),),
+    }
+    if isolated:
+        return calls
+    own = os.getpid()
+    return {
+        name: arguments for name, arguments in calls.items() if name not in _BETWEEN_PROCESSES
+    } | {
+        "clone": (require(0, (_THREAD,), mask=_NEW_NAMESPACES | _THREAD),),
+        "kill": (require(0, (own,)),),
+        "tgkill": (require(0, (own,)),),
+        "prlimit64": (require(0, (0, own)),),
+        "prctl": (require(0, _PRCTL, error=errno.EINVAL),),
+        # A socket for datagrams could send them to any socket of this machine.
+        "socketpair": (require(0, (_UNIX,)), require(1, (_STREAM,), mask=0xF)),
+    }
 
 
 def _enter_namespaces() -> None:
@@ -334,7 +439,7 @@ def _enter_namespaces() -> None:
             Path("/proc/self", name).write_text(text)
 
 
-def _private_root(root: str, readable: list[str], disk_bytes: int) -> None:
+def _private_root(root: str, readable: list[str], limits: dict[str, Any]) -> None:
     """Switches to a new root with the readable paths, read-only, and a writable box in memory."""
     _mount("none", "/", None, _REC | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NOSUID_NODEV, "mode=755,size=1m")
@@ -359,7 +464,8 @@ def _private_root(root: str, readable: list[str], disk_bytes: int) -> None:
         ctypes.c_long(n) for n in (_MOUNT_SETATTR, _HERE, _RECURSIVE, ctypes.sizeof(attributes))
     ]
     _call("syscall", *numbers[:2], root.encode(), numbers[2], attributes, numbers[3])
-    _mount("tmpfs", root + BOX, "tmpfs", _NOSUID_NODEV, f"mode=1777,size={disk_bytes}")
+    size = f"size={limits['disk_bytes']},nr_inodes={limits['files']}"
+    _mount("tmpfs", root + BOX, "tmpfs", _NOSUID_NODEV, f"mode=1777,{size}")
     for name in DEVICES:
         _mount(f"/dev/{name}", f"{root}/dev/{name}", None, _BIND)
     os.chdir(root)
@@ -374,6 +480,19 @@ def _make_mount_point(source: str, target: str) -> None:
     else:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         Path(target).touch()
+
+
+def _give(box: Path, user: int) -> int:
+    """Makes the working folder, outside namespaces, that of a user without other files. Returns the user's id."""
+    try:
+        os.chown(box, user, user)
+    except OSError:  # in a container that maps few user ids
+        user = NOBODY
+        os.chown(box, user, user)
+    os.chown(box / "main.py", user, user)
+    os.chown(box.parent, -1, user)
+    box.parent.chmod(0o710)
+    return user
 
 
 def _drop_privileges(user: int) -> None:
@@ -415,5 +534,5 @@ if __name__ == "__main__":
     try:
         _launch(_job)
     except BaseException as _error:
-        os.write(_job["report"], _line(failed=str(_error)))
+        os.write(_job["report"], _line(failed=str(_error) or type(_error).__name__))
     os._exit(0)

@@ -164,6 +164,7 @@ def _failure(result: sandbox.Result) -> str:
         "timeout": "its code takes too long",
         "memory": "its code takes too much memory",
         "output": "its code prints too much",
+        "disk": "its code writes too many or too large files",
         "killed": "its code was killed",
     }
     last = result.stderr.rstrip().rpartition("\n")[2]

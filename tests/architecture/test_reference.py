@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cli_page import PAGE as CLI
 from cli_page import text as cli_text
+from escapes import table as escapes_table
 from limits_page import PAGE as LIMITS
 from limits_page import text as limits_text
 
@@ -44,6 +45,11 @@ def test_the_page_of_commands_is_current() -> None:
 
 def test_the_page_of_limits_is_current() -> None:
     assert LIMITS.read_text(encoding="utf-8") == limits_text(), "run `python tests/limits_page.py`"
+
+
+def test_the_table_of_attacks_on_the_sandbox_is_current() -> None:
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    assert escapes_table() in page, "`python tests/escapes.py` prints it"
 
 
 def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:

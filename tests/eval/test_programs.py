@@ -49,6 +49,10 @@ FORGERIES = {
     ),
     "kills its tests": "import os\nos.kill(os.getppid(), 9)",
     "kills all": "import os\nos.kill(-1, 9)",
+    "sends every signal to every process": (
+        "import os\nfor p in (1, os.getppid(), 0):\n    for n in (1, 2, 3, 6, 15, 10, 12, 9):\n"
+        "        try: os.kill(p, n)\n        except OSError: pass\ndef f(x): return 7"
+    ),
     "looks for its tests": (
         "import gc, os, sys\n"
         "seen = [o for o in gc.get_objects() if isinstance(o, (dict, str, bytes)) and 'SEC' + 'RET' in str(o)]\n"
@@ -189,6 +193,15 @@ def test_unit_tests_in_the_codes_process_must_all_run() -> None:
     assert [v.passed for v in run_trials([Trial(c, settings) for c in codes])] == [True] + [
         False
     ] * 5
+
+
+def test_no_output_ends_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without namespaces a program can print in place of its tests."""
+    output = "x" * 9, "[" * 200_000, "[]", '{"results": 3, "why": 3}', "9" * 9999, '"\\ud800"', ""
+    for text in output:
+        result = sandbox.Result(text, "", 0, "ok", 0.1, False)
+        monkeypatch.setattr(sandbox, "run", lambda *a, result=result, **k: result)
+        assert not programs._run(asserts("def f(x): return 2")).passed
 
 
 def test_nothing_is_run_where_code_cannot_be_isolated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from other_user import NOBODY, in_public_python
 
 from polyphi.services import sandbox
 from polyphi.services.sandbox import Limits, run, unavailable
@@ -174,16 +175,86 @@ def test_nothing_outlives_whoever_started_it(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
-@isolated
-def test_memory_of_its_own_file_systems_is_none() -> None:
-    """A nested user namespace permits mounts, but without /proc no user can write there."""
-    code = """
-import ctypes
-libc = ctypes.CDLL(None)
-print(libc.unshare(0x10020000), libc.mount(b"none", b"/box", b"tmpfs", 0, b"size=4g"))
-open("/box/f", "w")
+STANDARD_LIBRARY = """
+import asyncio, concurrent.futures, fcntl, mmap, multiprocessing, os, select, shutil, signal, socket, sqlite3
+import subprocess, sys, tempfile, threading, time
+from pathlib import Path
+
+def square(n): return n * n
+
+def main():
+    assert subprocess.run(["/bin/sh", "-c", "echo $((6 * 7)) | cat"], capture_output=True).stdout == b"42\\n"
+    for method in "fork", "spawn", "forkserver":
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            assert pool.map(square, range(4)) == [0, 1, 4, 9]
+    with multiprocessing.Manager() as manager:
+        assert manager.list([1])[0] == 1
+    for executor in concurrent.futures.ProcessPoolExecutor, concurrent.futures.ThreadPoolExecutor:
+        with executor(2) as pool:
+            assert list(pool.map(square, range(4))) == [0, 1, 4, 9]
+    async def child():
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", "print(1)", stdout=-1)
+        return (await process.communicate())[0]
+    assert asyncio.run(child()) == b"1\\n"
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    except KeyboardInterrupt:
+        interrupted = True
+    assert interrupted
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    signal.pause()
+    with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile() as file:
+        Path(folder, "a", "b").mkdir(parents=True)
+        Path(folder, "a", "c").symlink_to("b")
+        os.link(file.name, Path(folder, "a", "d"))
+        shutil.copytree(Path(folder, "a"), Path(folder, "e"))
+        os.mkfifo(Path(folder, "fifo"))
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        file.truncate(4096)
+        mmap.mmap(file.fileno(), 4096).flush()
+        sqlite3.connect(Path(folder, "db")).execute("create table t (a)").connection.commit()
+    left, right = socket.socketpair()
+    poll = select.epoll()
+    poll.register(right)
+    left.sendall(b"x")
+    assert poll.poll(5) and right.recv(1) == b"x"
+    os.set_blocking(right.fileno(), False)
+    os.set_inheritable(right.fileno(), True)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind("socket")
+    os.nice(1), os.sched_setaffinity(0, os.sched_getaffinity(0)), os.getpgid(0), os.isatty(0), os.statvfs(".")
+    thread = threading.Thread(target=time.sleep, args=(0.01,))
+    thread.start(), thread.join()
+    print("all ran")
+
+if __name__ == "__main__":
+    main()
 """
-    assert "Value too large" in run(code, limits=QUICK).stderr
+
+
+@isolated
+def test_programs_may_use_the_standard_library() -> None:
+    result = run(STANDARD_LIBRARY, limits=Limits(seconds=120.0, cpu_seconds=60, processes=32))
+    assert result.stdout == "all ran\n", result.stderr
+
+
+@pytest.mark.parametrize("mask", [0o077, 0])
+@isolated
+def test_the_umask_of_the_user_has_no_effect(mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        result = run("import os; print(oct(os.umask(0)), oct(os.stat('main.py').st_mode))")
+    finally:
+        os.umask(before)
+    assert result.stdout == "0o22 0o100644\n"
+
+
+def test_a_failure_of_the_sandbox_has_a_text() -> None:
+    with pytest.raises(OSError, match="no-such-python"):
+        run("pass", python=Path("/usr/bin/no-such-python"), weak=True)
 
 
 def test_the_environment_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,37 +348,6 @@ def public_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def public_python() -> str:
-    """A Python that any user may run; this one may be private to root."""
-    for path in (Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()):
-        if path.is_file() and all(p.stat().st_mode & 5 == 5 for p in (path, *path.parents)):
-            version = subprocess.check_output(
-                [path, "-c", "import sys; print(sys.version_info >= (3, 11))"]
-            )
-            if version == b"True\n":
-                return str(path)
-    pytest.skip("no Python of 3.11 or later here that is not private to root")
-
-
-ALONE = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("sandbox", FILE)
-sandbox = sys.modules["sandbox"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sandbox)
-sandbox._memory = lambda pid: 0
-"""
-"""Loads the module alone, for a Python without psutil."""
-
-
-def in_public_python(code: str, folder: Path, user: int) -> str:
-    file = folder / "sandbox.py"
-    file.write_text(Path(sandbox.__file__).read_text())
-    command = [public_python(), "-c", ALONE.replace("FILE", repr(str(file))) + code]
-    done = subprocess.run(command, user=user, capture_output=True, text=True, check=False, cwd="/")
-    assert not done.returncode, done.stderr
-    return done.stdout
-
-
 @isolated
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 def test_a_user_who_is_not_root_is_isolated_too(public_folder: Path) -> None:
@@ -316,7 +356,7 @@ def test_a_user_who_is_not_root_is_isolated_too(public_folder: Path) -> None:
 result = sandbox.run("import os; print(os.getuid(), os.listdir('/'))\\nwhile True: os.fork()")
 print(result.isolated, result.stdout, result.stderr)
 """
-    output = in_public_python(code, public_folder, user=65534)
+    output = in_public_python(code, public_folder, NOBODY)
     assert output.startswith("True 65534 ['tmp', ") and "home" not in output
     assert "BlockingIOError" in output
 
@@ -340,7 +380,7 @@ for code in ("import socket; socket.socket()", "import os; os.kill(1, 0)", "impo
     print("PermissionError" in sandbox.run(code, weak=True).stderr)
 print(sandbox.run("while True: pass", limits=limits, weak=True).ended)
 """
-    for user in (0, 65534):
+    for user in (0, NOBODY):
         first, *forbidden, last = in_public_python(code, public_folder, user).splitlines()
         assert "stdout='1\\n', stderr='', exit=0, ended='ok'" in first and "isolated=False" in first
         assert forbidden == ["True"] * 5 and last == "timeout"
