@@ -1,8 +1,8 @@
 """False and missed matches of the audio fingerprint (`polyphi_recipe/curate/known_clips.py`) on pairs of clips.
 
-    python benchmarks/audio_fingerprint.py [--pairs 500] [--least 0.84]      # rates on the second half of the pairs
-    python benchmarks/audio_fingerprint.py --half 0 --least -1 0.8 0.84 0.88  # on the first half: to choose a limit
-    python benchmarks/audio_fingerprint.py --recorded FOLDER                 # copies of your own recordings, too
+    python benchmarks/audio_fingerprint.py [--pairs 1000]                      # rates on the second half of the pairs
+    python benchmarks/audio_fingerprint.py --half 0 --least -1 0.8 0.84 0.88   # on the first half: to choose a limit
+    python benchmarks/audio_fingerprint.py --recorded FOLDER                   # copies of your own recordings, too
 
 The first clip of a pair is indexed, the second one looked up. A copy (encoded again, resampled, quieter, noisier, cut)
 should match; the same sentence by another voice, and the same voice and template with another number, should not. Two
@@ -28,7 +28,9 @@ import soxr
 
 from polyphi.processing.media import decode_audio
 from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
+from polyphi_recipe.curate.dedup import CLIPS
 from polyphi_recipe.curate.known_clips import MIN_AGREEMENT, AudioFingerprintIndex
+from polyphi_recipe.curate.landmarks import keys, landmarks
 from polyphi_recipe.curate.waves import RATE, resample
 
 TEMPLATES: tuple[dict[str, tuple[str, ...]], ...] = (
@@ -242,9 +244,20 @@ def measure(every: list[Pair], least: float) -> dict[str, tuple[int, int, Counte
     }
 
 
+def fused(every: list[Pair]) -> dict[str, float]:
+    """Return for each group the mean probability that the deduplication `CLIPS` takes the two clips for one, if their
+    rows have the same text."""
+    chances: dict[str, list[float]] = {}
+    for pair in every:
+        one, other = (set(keys(landmarks(w, RATE)).tolist()) for w in (pair.known, pair.query))
+        chance = CLIPS.chance(len(one & other) / max(1, len(one | other)))
+        chances.setdefault(pair.group, []).append(chance)
+    return {group: float(np.mean(values)) for group, values in chances.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--pairs", type=int, default=500, help="of both halves")
+    parser.add_argument("--pairs", type=int, default=1000, help="of both halves")
     parser.add_argument("--half", type=int, choices=(0, 1), default=1)
     parser.add_argument("--least", type=float, nargs="+", default=[-1.0, MIN_AGREEMENT])
     parser.add_argument("--recorded", type=Path, help="folder of recordings")
@@ -262,6 +275,8 @@ def main() -> None:
             which = ", ".join(f"{name} {n}" for name, n in variants.most_common(6))
             label = "landmarks alone" if least < 0 else f"{least:g}"
             print(f"| {label} | {group} | {wrong} | {count} | {wrong / count:.3f} | {which} |")
+    print("duplicates of rows with equal texts:")
+    print(", ".join(f"{group} {chance:.3f}" for group, chance in fused(every).items()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ docs/finetune.md. Copies go, what the model will be measured on goes, and person
     polyphi curate show desk --out runs/desk
     polyphi train examples/finetune_both.py --data runs/desk/data/desk --out runs/adapter
 
-What is dropped stays aside with the reason: runs/desk/data/desk/.made/*/dropped.
+What is dropped stays aside with the reason: runs/desk/data/desk/.made/*/*/dropped.
 """
 
 from collections.abc import Iterator
@@ -51,5 +51,4 @@ corpus = Corpus(
     build,
     steps=steps,
     across=tuple(partial(deduplicate, alike) for alike in (EXACT, PICTURES, CLIPS)),
-    files=(*ROWS, *MEASURED),
 )

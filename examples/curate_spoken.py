@@ -40,4 +40,4 @@ def steps(work: Work) -> list[PipelineStep]:
     return [ReadAloud(VOICES, strength=0.1), WordErrors(pocketsphinx(), limit=0.5)]
 
 
-corpus = Corpus("spoken", build, steps=steps, files=(QUERIES,))
+corpus = Corpus("spoken", build, steps=steps)

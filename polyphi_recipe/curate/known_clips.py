@@ -40,7 +40,8 @@ MIN_MATCH_RATIO = 0.10
 MIN_COVERAGE = 0.6
 """Share of the time, of the item or of the clip, whichever is shorter, in which they must lie."""
 MIN_AGREEMENT = 0.84
-"""Correlation with the item, in the window where it is lowest, that a copy must have."""
+"""Correlation with the item, in the window where it is lowest, that a copy must have: the largest limit that misses at
+most a tenth of the copies at another pitch or speed on the first half of benchmarks/audio_fingerprint.py."""
 MAX_CANDIDATES = 20
 """Items with the highest scores that are compared with a clip: a template may have thousands."""
 
