@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from polyphi.messages import LANGUAGES, Image
+from polyphi.runtime.files import write_whole
 from polyphi.services.endpoint import Endpoint
 from polyphi.services.speech_synthesis import ENGINES, Voice
 from polyphi.text.normalization import errors, words
@@ -140,9 +141,7 @@ class SpeechCache:
         clip, path = self._cached.get(file), self.folder / file
         if clip is None or not path.exists():
             data = synthesize(text, language, voice)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(data)
-            partial.replace(path)
+            write_whole(path, data)
             clip = Clip(file, name_of(voice), _seconds(data))
             self.new += 1
             self._save(clip)
@@ -211,9 +210,7 @@ def synthesise(
         files[str(row.get("file", "questions.jsonl"))].append(line)
         progress(number + 1)
     for name, lines in files.items():
-        partial = speech.folder / f".partial.{name}"
-        write_rows(partial, lines)
-        partial.replace(speech.folder / name)
+        write_rows(speech.folder / name, lines)
     return [speech.folder / name for name in files]
 
 
@@ -225,7 +222,7 @@ def _save_image(image: Image | bytes | str | Path, folder: Path) -> str:
     name = f"images/{hashlib.sha256(data).hexdigest()[:24]}.{suffix}"
     (folder / "images").mkdir(exist_ok=True)
     if not (folder / name).exists():
-        (folder / name).write_bytes(data)
+        write_whole(folder / name, data)
     return name
 
 

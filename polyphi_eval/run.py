@@ -20,6 +20,7 @@ from typing import Any
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Message
+from polyphi.runtime.files import write_whole
 from polyphi_eval.benchmark import Benchmark, belongs, in_rows
 from polyphi_eval.cache import Answer, Cache, Request, as_text, dump, media_hashes
 from polyphi_eval.sources import Data
@@ -195,9 +196,7 @@ def file_name(benchmark: str, shard: tuple[int, int] = (1, 1)) -> str:
 def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write a results file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(map(dump, lines)), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(map(dump, lines)))
 
 
 def read(path: Path) -> list[Line]:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Image, Message
+from polyphi.runtime.files import whole_file
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # images in base64 are long
 READABLE = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
@@ -250,13 +251,14 @@ def _media(value: Any, root: Path | None, what: str) -> bytes | Path:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as Parquet, or, for other suffixes of the path, as JSON lines."""
+    """Write rows as Parquet, or, for other suffixes of the path, as JSON lines; atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    with whole_file(path) as partial:
+        if path.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
-        return
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
+            pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), partial)
+        else:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            partial.write_text("".join(lines), encoding="utf-8")
