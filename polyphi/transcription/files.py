@@ -162,7 +162,7 @@ def transcribe_files(
         log(
             f"writing {states['outdated']} again: their recording, the model or the options changed"
         )
-    if len(recordings) > 1 or any(r.seconds > limit for r in todo):
+    if todo and (len(recordings) > 1 or any(r.seconds > limit for r in todo)):
         log(_plan(todo, limit))
     with _progress(console) as progress:
         total = sum(r.seconds for r in todo)

@@ -106,7 +106,7 @@ def stored(commit: str | None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("count", few([5, 50], 1))
+@pytest.mark.parametrize("count", few([2, 50], 1))
 def test_a_killed_pull_leaves_the_old_or_the_new_model(
     server: Hub, tmp_path: Path, count: int
 ) -> None:
@@ -129,7 +129,7 @@ def test_a_killed_pull_leaves_the_old_or_the_new_model(
     assert not list(cache.models_folder().glob("owner--mini/*/.*"))
 
 
-@pytest.mark.parametrize("count", few([5, 50], 1))
+@pytest.mark.parametrize("count", few([2, 50], 1))
 def test_a_killed_repair_leaves_what_it_had_not_repaired(
     server: Hub, tmp_path: Path, count: int
 ) -> None:
