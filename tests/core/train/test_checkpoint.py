@@ -189,6 +189,7 @@ def test_killed_at_any_moment_of_saving(background: bool, moments: int, tmp_path
 
 def _save_forever(folder: Path, step: int, background: bool, pipe: int) -> None:
     try:
+        torch.set_num_threads(1)  # the others weren't forked
         checkpoints = checkpoint.Checkpoints(folder, background)
         os.write(pipe, b"!")
         for value in range(step, 1_000_000):
