@@ -36,10 +36,10 @@ SCHEME = re.compile(r"(?P<scheme>[\w-]+)-v(?P<format>\d+)")
 SHORT = 12
 """Digits of a commit that are shown."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-ALIKE = 0.75
+MIN_SIMILARITY = 0.75
 """Similarity (difflib) of names of folders, from which on one may be a typing error of the other: two swapped
 characters of four."""
-OUR_FOLDERS = ("runs", "results", "exported", "models", "checkpoints", "data", "out")
+OUTPUT_FOLDERS = ("runs", "results", "exported", "models", "checkpoints", "data", "out")
 """Folders that our commands and pages write to. `runs/nano` is a path, even where there is no `runs` here: in another
 folder the same command must not load what somebody uploaded to the Hub under this name."""
 
@@ -100,7 +100,7 @@ def hub_name(source: str | Path) -> tuple[str, str] | None:
     if not text.startswith("hf:") and not _is_known(repository):
         path = Path(repository)
         near = _near_folder(path)
-        if near or path.parent.is_dir() or path.parent.name in OUR_FOLDERS:
+        if near or path.parent.is_dir() or path.parent.name in OUTPUT_FOLDERS:
             hint = f"did you mean {near}? For" if near else "for"
             raise ValueError(
                 f"expected a checkpoint folder, found no folder {repository} here; {hint} a model of the Hub write "
@@ -119,9 +119,9 @@ def _is_known(repository: str) -> bool:
 def _near_folder(path: Path) -> Path | None:
     """An existing folder of the form owner/name that `path` may be a typing error of."""
     owners = [p.name for p in Path().glob("*") if p.is_dir()]
-    for owner in get_close_matches(path.parent.name, owners, cutoff=ALIKE):
+    for owner in get_close_matches(path.parent.name, owners, cutoff=MIN_SIMILARITY):
         names = [p.name for p in Path(owner).glob("*") if p.is_dir()]
-        if near := get_close_matches(path.name, names, n=1, cutoff=ALIKE):
+        if near := get_close_matches(path.name, names, n=1, cutoff=MIN_SIMILARITY):
             return Path(owner, near[0])
     return None
 
@@ -267,7 +267,7 @@ def _unlinked(repository: "CachedRepoInfo") -> list[Path]:
 def readable(folder: Path) -> bool:
     """Whether a folder has the configuration of a model that polyphi reads: of Phi-4, whose head is tied to the
     embedding, unlike that of Phi-3."""
-    with suppress(ValueError, OSError, TypeError):
+    with suppress(ValueError, OSError):
         values = files.read_json(folder / "config.json")
         tied = values.get("tie_word_embeddings") is not False
         return values.get("model_type") in files.MODEL_TYPES and tied

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository: its `size` in bytes, and its `digest` (hashes.DIGEST). Both are None where the listing
+    """A file of a repository: its `size` in bytes, and its `digest` (files.DIGEST). Both are None where the listing
     doesn't have them; `complete` adds them."""
 
     name: str

@@ -40,8 +40,8 @@ MIME = {
     b"fLaC": "audio/flac",
     b"OggS": "audio/ogg",
 }
-OURS = re.compile(r"\d{5,}\.parquet|manifest\.json")
-"""Files of a split."""
+SPLIT_FILE = re.compile(r"\d{5,}\.parquet|manifest\.json")
+"""Name of a file of a split."""
 ROWS_PER_SHARD = 4096
 ROWS_PER_GROUP = 64
 GROUP_BYTES = 4 << 20
@@ -142,7 +142,9 @@ def write(
     of the pipeline that made it, and its parents (manifest hashes). Replaces an existing split; raises ValueError for a
     folder with other files."""
     others = (
-        [p.name for p in folder.iterdir() if not OURS.fullmatch(p.name)] if folder.exists() else []
+        [p.name for p in folder.iterdir() if not SPLIT_FILE.fullmatch(p.name)]
+        if folder.exists()
+        else []
     )
     if others:
         raise ValueError(

@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -132,11 +133,13 @@ def transcribe_files(
     settings = options.digest()
     todo, failed = [], 0
     states: Counter[record.State] = Counter()
+    lines_in = cache(record.read)
     for recording in recordings:
         try:
             stream = AudioStream(recording.path, max_seconds=longform.LONGEST_RECORDING)
             if recording.target is not None:
-                state = record.state(recording.target, recording.path, settings)
+                lines = lines_in(recording.target.parent).get(recording.target.name, [])
+                state = record.state(recording.target, lines, recording.path, settings)
                 states[state] += 1
                 if state == "edited and outdated" and not force:
                     raise ValueError(

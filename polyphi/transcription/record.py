@@ -8,22 +8,35 @@ between the two, the transcript is that of an earlier line or missing. The last 
 import hashlib
 import json
 import os
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from polyphi.runtime.files import sha256, write_whole
 
 RECORD = ".transcripts.jsonl"
+Line = dict[str, str]
 State = Literal["missing", "current", "outdated", "edited", "edited and outdated"]
 
 
-def state(target: Path, recording: Path, settings: str) -> State:
-    """Whether the transcript `target` is that of the recording's bytes with these settings (a hash), and whether its
-    text is one that `write` wrote. Raises OSError where one of the files can't be read."""
+def read(folder: Path) -> dict[str, list[Line]]:
+    """The lines of each transcript in a folder, by its name, in their order."""
+    lines: dict[str, list[Line]] = defaultdict(list)
+    with suppress(FileNotFoundError):
+        for text in (folder / RECORD).read_bytes().splitlines():
+            with suppress(ValueError, TypeError, KeyError):  # empty, or cut short by a kill
+                line = json.loads(text)
+                lines[line["transcript"]].append(line)
+    return lines
+
+
+def state(target: Path, lines: Sequence[Line], recording: Path, settings: str) -> State:
+    """Whether the transcript `target`, with its lines, is that of the recording's bytes with these settings (a hash),
+    and whether its text is one that `write` wrote. Raises OSError where one of the files can't be read."""
     if not target.exists():
         return "missing"
-    lines = [line for line in _lines(target.parent) if line.get("transcript") == target.name]
     text = sha256(target)
     ours = [line for line in lines if line.get("text") == text]
     of = {"recording": sha256(recording), "settings": settings}
@@ -48,12 +61,3 @@ def write(target: Path, text: str, recording: str, settings: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     write_whole(target, text)
-
-
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    lines = []
-    with suppress(FileNotFoundError):
-        for text in (folder / RECORD).read_bytes().splitlines():
-            with suppress(ValueError):  # empty, or cut short by a kill
-                lines.append(json.loads(text))
-    return lines

@@ -194,14 +194,27 @@ def test_a_kill_between_record_and_transcript_loses_nothing(tmp_path: Path, kill
     target, recording = tmp_path / "out" / "a.txt", tmp_path / "a.wav"
     recording.write_bytes(b"")
     content = sha256(recording)
+
+    def state_of(settings: str) -> str:
+        lines = record.read(target.parent)["a.txt"]
+        return record.state(target, lines, recording, settings)
+
     record.write(target, "a" * 100_000, content, "a")
     for _ in forked.killed(WRITE, str(target), content, times=kills, within=0.1):
         text = target.read_text()
         assert text in ("a" * 100_000, "b" * 100_000)
-        assert record.state(target, recording, text[0]) == "current"
-        assert record.state(target, recording, "b" if text[0] == "a" else "a") == "outdated"
+        assert state_of(text[0]) == "current"
+        assert (
+            record.state(
+                target,
+                record.read(target.parent)["a.txt"],
+                recording,
+                "b" if text[0] == "a" else "a",
+            )
+            == "outdated"
+        )
     record.write(target, "c", sha256(recording), "c")
-    assert record.state(target, recording, "c") == "current"
+    assert state_of("c") == "current"
     assert sorted(p.name for p in target.parent.iterdir()) == [record.RECORD, "a.txt"]
 
 
