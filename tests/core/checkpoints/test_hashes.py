@@ -2,11 +2,9 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import fake_hub
-import published
 import pytest
 from fake_hub import Hub
 
@@ -16,18 +14,6 @@ from polyphi.runtime.files import sha256
 
 NAME = "owner/mini"
 CLOSED = "http://127.0.0.1:9"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published.write(tmp_path_factory.mktemp("published") / "mini", "mini")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> Iterator[Hub]:
-    with fake_hub.clean_hub(monkeypatch, tmp_path) as server:
-        server.add(NAME, folder)
-        yield server
 
 
 def flip_bit(path: Path) -> bytes:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,6 @@ from polyphi.runtime.files import sha256
 NAME = "owner/mini"
 WEIGHTS = "model.safetensors"
 Change = Callable[[dict[str, Any]], None]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return published.write(tmp_path_factory.mktemp("published") / "mini", "mini")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> Iterator[Hub]:
-    with fake_hub.clean_hub(monkeypatch, tmp_path) as server:
-        server.add(NAME, folder)
-        yield server
 
 
 def contents(root: Path) -> dict[str, str]:
