@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.checkpoints.adapters import describe
+from polyphi.runtime.files import read_object
 
 MODEL_TYPES = {"phi3": "mini", "phi4mm": "original", "phi4_multimodal": "native"}
 """`model_type` in config.json -> the layout of the checkpoint."""
@@ -27,12 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     if (size := path.stat().st_size) > LONGEST_JSON:
         raise ValueError(f"{path} has {size:,} bytes; expected at most {LONGEST_JSON:,}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {describe(value)}")
+    value = read_object(path)
     model_type = value.get("model_type")
     if path.name == "config.json" and not isinstance(model_type, str | None):
         raise ValueError(f"{path}: expected model_type to be a text, found {describe(model_type)}")

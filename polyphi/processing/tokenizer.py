@@ -43,9 +43,9 @@ from polyphi.processing.vocabulary import (
     parse_fixed_system,
     pre_tokenizer,
     read_chat_template,
-    read_object,
     specification,
 )
+from polyphi.runtime.files import read_object
 
 # Boundaries of all splits in any context: none of their alternatives matches a space after anything but whitespace, a
 # line end or one of these marks after a letter or digit, a letter after a digit, or a digit after a letter. The letters

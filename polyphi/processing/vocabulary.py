@@ -11,6 +11,8 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
+from polyphi.runtime.files import read_object
+
 END_OF_TEXT, END, IMAGE, AUDIO = "<|endoftext|>", "<|end|>", "<|endoftext10|>", "<|endoftext11|>"
 # in Microsoft's layout, then in that of transformers
 IMAGE_NAMES, AUDIO_NAMES = (IMAGE, "<|image|>"), (AUDIO, "<|audio|>")
@@ -112,17 +114,6 @@ def read_chat_template(folder: Path) -> str:
         entries = [entry for entry in template if isinstance(entry, dict)]
         template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else ""
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises ValueError if it holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected JSON, found something else ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected an object of JSON, found {type(value).__name__}")
-    return value
 
 
 def check_specification(spec: dict[str, Any]) -> None:

@@ -54,6 +54,17 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError for a file with other content."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, found something else ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
 @contextmanager
 def whole_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """An empty folder to fill, which replaces `path` and its content if the block ends without an error. Without
