@@ -142,7 +142,9 @@ EXTRAS = {
         ),
         ("curate",),
     ),
-    **dict.fromkeys(("jiwer", "lm_eval", "rapidfuzz", "regex", "rouge_score"), ("eval",)),
+    **dict.fromkeys(
+        ("jiwer", "lm_eval", "rapidfuzz", "rouge_score", "whisper_normalizer"), ("eval",)
+    ),
     "gguf": ("gguf",),
     "grain": ("workers",),
     "llguidance": ("structured",),
