@@ -4,7 +4,6 @@ Invalid arguments print one line and exit with 2, failed runs with 1.
 """
 
 import errno
-import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -47,8 +46,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-# Worker processes (data/workers.py) import this file before grain, which would otherwise warn about a missing profiler.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def print_version(requested: bool) -> None:
@@ -120,7 +117,7 @@ EXTRAS = {
         ("serve",),
     ),
     "httpx2": ("serve", "curate", "eval"),
-    **dict.fromkeys(("pyarrow", "matplotlib"), ("train", "curate", "eval")),
+    **dict.fromkeys(("cloudpickle", "pyarrow", "matplotlib"), ("train", "curate", "eval")),
     **dict.fromkeys(("scipy", "sacrebleu", "math_verify", "av"), ("curate", "eval")),
     **dict.fromkeys(
         (
@@ -146,7 +143,6 @@ EXTRAS = {
         ("jiwer", "lm_eval", "rapidfuzz", "rouge_score", "whisper_normalizer"), ("eval",)
     ),
     "gguf": ("gguf",),
-    "grain": ("workers",),
     "llguidance": ("structured",),
 }
 """Package that may be missing -> the extras that install it."""

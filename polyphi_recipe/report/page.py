@@ -47,9 +47,9 @@ PACKAGES = (
     "soundfile",
     "soxr",
     "pillow",
-    "grain",
     "sacrebleu",
     "jiwer",
+    "whisper-normalizer",
 )
 
 __all__ = ["collect", "render", "render_markdown", "write"]

@@ -32,7 +32,6 @@ HEAVY = (
         "torch",
         "transformers",
         "pyarrow",
-        "grain",
         "pydantic",
         "fastapi",
         "datatrove",

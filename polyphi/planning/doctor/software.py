@@ -25,7 +25,6 @@ PURPOSES: Mapping[str, str] = {
     "video": "video files",
     "gguf": "GGUF files",
     "structured": "JSON schemas and tools",
-    "workers": "loading data in several processes",
     "ray": "several machines",
     "s3": "data on S3",
     "notebook": "notebooks",

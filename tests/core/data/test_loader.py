@@ -275,8 +275,10 @@ def test_workers_change_nothing(
 ) -> None:
     plain = make(folder)
     steps = [plain.step() for _ in range(12)]
+    state = torch.get_rng_state()  # the training's
     with closing(make(folder, workers=count).steps(9)) as iterator:
         worker_steps = list(iterator)
+    assert torch.equal(torch.get_rng_state(), state)
     assert [contents(step) for step in worker_steps] == [contents(step) for step in steps[:9]]
     assert [packs(step) for step in worker_steps] == [packs(step) for step in steps[:9]]
     for ours, theirs in zip(steps, worker_steps, strict=False):
@@ -300,8 +302,9 @@ def test_an_error_in_a_worker_is_raised_here(folder: Path, no_workers_left: None
     def broken(corpus: str, sample: Sample) -> list[Batch]:
         raise Stubborn
 
-    with pytest.raises(RuntimeError, match="Stubborn: a mistake in the program"):
+    with pytest.raises(RuntimeError) as error:
         next(make(folder, broken, workers=1).steps(3))
+    assert str(error.value) == "Stubborn: a mistake in the program"
 
 
 @pytest.mark.long
@@ -310,7 +313,7 @@ def test_a_killed_worker_is_told(folder: Path, no_workers_left: None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return []
 
-    with pytest.raises(RuntimeError, match="exit code -9"):
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed by signal"):
         next(make(folder, killed, workers=1).steps(3))
 
 
@@ -362,23 +365,8 @@ def test_workers_end_with_their_parent(folder: Path, tmp_path: Path, number: int
         )
 
 
-@pytest.mark.long
-def test_no_workers_need_no_grain() -> None:
-    code = "import sys, polyphi.train.loop, polyphi.data.workers; print('grain' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout == "False\n"
-
-
 def test_how_many_workers_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12))
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert (workers.default(cpu), workers.default(gpu)) == (0, 5)
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert workers.default(gpu) == 0
-
-
-def test_workers_without_grain_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(ValueError, match=r"need grain; .*\[workers\]"):
-        make(folder, workers=2).step()
