@@ -32,6 +32,7 @@ from polyphi.planning import sizes
 from polyphi.processing.processor import TooLong
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
+from polyphi.runtime.rendering import environment
 from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import NextToken
 from polyphi.train.resume import MANIFEST
@@ -257,25 +258,8 @@ def markdown(table: Mapping[str, Any]) -> str:
     """The comparison as a Markdown table: the own mix's numbers, and the differences of the others. A difference is
     bold where its interval doesn't include 0."""
     others = [arm for arm in table["arms"] if arm != OWN]
-    lines = [
-        f"`{table['stage']}`, {table['size']}, {table['steps']} steps, {table['seeds']} seeds. Losses in nats per "
-        "supervised token of held-out rows; differences to the stage's own mix, 95 % intervals over seeds.",
-        "",
-        f"| | {' | '.join([OWN, *others])} |",
-        "|" + "---|" * (2 + len(others)),
-    ]
-    for what, own in table["arms"][OWN].items():
-        cells = [f"{own['mean']:.3f}"]
-        for arm in others:
-            row = table["arms"][arm][what]
-            text = f"{row['difference']:+.3f}"
-            if row["interval"]:
-                low, high = row["interval"]
-                text = f"**{text}**" if low * high > 0 else text
-                text += f" ({low:+.3f} to {high:+.3f})"
-            cells.append(text)
-        lines.append(f"| {what} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    template = environment("experiments").get_template("ablation.md")
+    return template.render(**table, OWN=OWN, others=others)
 
 
 def draw(table: Mapping[str, Any], path: Path) -> None:

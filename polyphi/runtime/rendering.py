@@ -5,14 +5,23 @@
 
 import jinja2
 
+CELL = str.maketrans("|\n\r", "/  ")
+
 
 def environment(*packages: str) -> jinja2.Environment:
-    """Return the templates in the folders `templates` of packages. Values are escaped; an undefined name is an
-    error."""
-    return jinja2.Environment(
+    """Return the templates in the folders `templates` of packages. An undefined name is an error. Values are escaped in
+    HTML; in Markdown (`*.md`) a template uses `cell` for values that could end a line or a cell of a table."""
+    templates = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package) for package in packages]),
-        autoescape=True,
+        autoescape=lambda name: not (name or "").endswith(".md"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    templates.filters.update(cell=cell, thousands="{:,}".format)
+    return templates
+
+
+def cell(value: object) -> str:
+    """The text of a value in one line, without the character that separates cells."""
+    return str(value).translate(CELL)

@@ -5,7 +5,7 @@ from typing import Any
 
 from polyphi_eval.report import heldout
 from polyphi_eval.report.paper import STATUSES, points
-from polyphi_eval.report.tables import decimals, markdown
+from polyphi_eval.report.tables import TEMPLATES, decimals, markdown
 
 
 def of_benchmarks(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,26 +19,22 @@ def of_heldout(tasks: Sequence[Mapping[str, Any]]) -> str:
     if not tasks:
         return ""
     beats = sum(task["verdict"] == "beats" for task in tasks)
-    return (
-        f"On held-out data of the run {beats} of {len(tasks)} tasks beat the best of their baselines: a constant "
-        "answer, the question without its image or audio, and the question with that of another sample.\n\n"
-        + heldout.markdown(tasks).strip()
+    return TEMPLATES.get_template("card_heldout.md").render(
+        beats=beats, count=len(tasks), tables=heldout.markdown(tasks).strip()
     )
 
 
 def _tables(content: Mapping[str, Any]) -> str:
     if not content["rows"]:
         return ""
-    statuses = {row["status"] for row in content["rows"]}
-    paragraphs = [
-        f"Results of `polyphi eval`, {content['date']}; *report* is the score of the report's model in the same "
-        "row. Scores are strict: an answer that can't be parsed is wrong.",
-        "\n".join(f"- *{k}*: {v}." for k, v in STATUSES.items() if k in statuses),
-        markdown(content["rows"]).strip(),
-    ]
-    if skipped := ", ".join(entry["title"] for entry in content["skipped"].values()):
-        paragraphs.append(f"Skipped, because their data or tools were missing: {skipped}.")
-    return "\n\n".join(paragraphs)
+    used = {row["status"] for row in content["rows"]}
+    text = TEMPLATES.get_template("card_benchmarks.md").render(
+        date=content["date"],
+        statuses={status: text for status, text in STATUSES.items() if status in used},
+        tables=markdown(content["rows"]).strip(),
+        skipped=content["skipped"].values(),
+    )
+    return text.strip()
 
 
 def _index(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polyphi.runtime.rendering import environment
 from polyphi_eval.baselines import Result
 from polyphi_eval.statistics import direction
 
@@ -73,6 +74,12 @@ def lead(result: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
+TEMPLATES = environment("polyphi_eval.report")
+TEMPLATES.globals.update(
+    METRICS=METRICS, number=number, interval=interval, best=best, lead=lead, goal=goal
+)
+
+
 def line(result: Result | Mapping[str, Any]) -> str:
     """Return one line of plain text for a terminal."""
     r = result.as_dict() if isinstance(result, Result) else result
@@ -90,20 +97,9 @@ def line(result: Result | Mapping[str, Any]) -> str:
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table per modality."""
-    out = []
-    for modality, title in MODALITIES.items():
-        rows = [r for r in results if r["modality"] == modality]
-        if not rows:
-            continue
-        out.append(f"### {title}\n")
-        heads = "task | metric | score | 95 % interval | n | best baseline | lead over it | | goal"
-        out.append(f"| {heads} |\n|---|---|---:|---|---:|---|---|---|---|")
-        for r in rows:
-            m = r["metric"]
-            own = [number(m, r["score"]), interval(m, r["low"], r["high"]), str(r["n"])]
-            baseline = ["{} ({})".format(*best(r)), " ".join(lead(r))] if r["best"] else ["–", "–"]
-            verdict = "**beats**" if r["verdict"] == "beats" else r["verdict"]
-            cells = [r["title"], METRICS[m], *own, *baseline, verdict, ", ".join(goal(r) or ())]
-            out.append(f"| {' | '.join(cells)} |")
-        out.append("")
-    return "\n".join(out)
+    tables = [
+        (title, rows)
+        for modality, title in MODALITIES.items()
+        if (rows := [r for r in results if r["modality"] == modality])
+    ]
+    return TEMPLATES.get_template("heldout.md").render(tables=tables)

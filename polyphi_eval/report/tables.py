@@ -138,6 +138,11 @@ class Line:
     n: str = NONE
     limit: str = ""
 
+    @property
+    def notes(self) -> list[str]:
+        """Status, limit and remarks, as far as there are any."""
+        return [note for note in (self.status, self.limit, *self.remarks) if note]
+
 
 def _line(
     table: Table,
@@ -207,30 +212,11 @@ def _reason(table: Table, label: str, skipped: frozenset[tuple[str, str]]) -> st
 
 def markdown(rows: Sequence[Row], *, level: int = 3) -> str:
     """Return our rows as a Markdown table for each table of the report."""
-    out = []
-    for table, lines in by_table(rows):
-        out += [
-            f"{'#' * level} {table.name}: {table.caption}",
-            "",
-            "| row | ours | report | difference | 95 % interval | n | status |",
-            "|---|---:|---:|---:|---|---:|---|",
-        ]
-        out += [_markdown_row(_line(table, label, row)) for label, row in lines if row is not None]
-        out.append("")
-    return "\n".join(out)
-
-
-def _markdown_row(line: Line) -> str:
-    cells = [
-        f"· {line.label}" if line.css == "extra" else line.label,
-        line.score,
-        line.report.text,
-        line.difference,
-        line.interval,
-        line.n,
-        "; ".join(filter(None, [line.status, line.limit, *line.remarks])),
+    tables_of_rows = [
+        (table, [_line(table, label, row) for label, row in lines if row is not None])
+        for table, lines in by_table(rows)
     ]
-    return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
+    return TEMPLATES.get_template("tables.md").render(tables=tables_of_rows, level=level)
 
 
 # The page -----------------------------------------------------------------------------------------

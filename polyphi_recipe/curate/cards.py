@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data.shards import Sample, Shards
+from polyphi.runtime.rendering import environment
 from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.losses import warning
 
@@ -12,24 +13,14 @@ from polyphi_recipe.curate.losses import warning
 def card(folder: Path) -> str:
     """Return a corpus's card (Markdown): per split its rows, sources and licences, and the documents that each step
     forwarded or dropped, by reason. Raises ValueError if nothing is built."""
-    lines = [f"# {folder.name}"]
-    for split in _splits(folder):
-        manifest = json.loads((folder / split / "manifest.json").read_text())
-        lines += ["", f"## {split}: {manifest['rows']:,} rows"]
-        lines += [f"- from {name}: {n:,} rows" for name, n in manifest["sources"].items()]
-        licences = manifest["licences"].items()
-        lines += [
-            f"- {f'under {name}' if name else 'without a licence'}: {n:,} rows"
-            for name, n in licences
-        ]
-        lines += [f"- shard {shard['file']} {shard['sha256']}" for shard in manifest["shards"]]
-        lines += ["", f"### steps of the pipeline {manifest['pipeline'][:16]}"]
-        for step in pipeline.counts(folder / split, manifest["pipeline"]):
-            counted = ", ".join(f"{key} {n:,}" for key, n in step.items() if key != "step")
-            lines.append(f"- {step['step']}: {counted}")
-        if text := warning(folder / split):
-            lines += ["", text]
-    return "\n".join(lines)
+    splits = []
+    for name in _splits(folder):
+        manifest = json.loads((folder / name / "manifest.json").read_text())
+        steps = list(pipeline.counts(folder / name, manifest["pipeline"]))
+        text = warning(folder / name)
+        splits.append({**manifest, "name": name, "steps": steps, "warning": text})
+    template = environment("polyphi_recipe.curate").get_template("card.md")
+    return template.render(name=folder.name, splits=splits).rstrip("\n")
 
 
 def explain(folder: Path, id: str) -> str:

@@ -28,6 +28,7 @@ from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
+from polyphi.runtime.rendering import environment
 from polyphi.text.lexicon import LANGUAGES
 from polyphi.text.scripts import UNSPACED
 from polyphi_recipe.curate.documents import note
@@ -268,14 +269,9 @@ def _share(k: int, n: int) -> tuple[float, tuple[float, float]]:
 
 def table(measured: Iterable[Measured]) -> str:
     """Return a Markdown table with a row per head."""
-    lines = ["| aspect | language | + | - | precision | recall |", "|---|---|---|---|---|---|"]
-    for m in sorted(measured, key=lambda m: (m.aspect, m.language)):
-        p, r = m.precision_interval, m.recall_interval
-        lines.append(
-            f"| {m.aspect} | {m.language} | {m.positives} | {m.negatives} "
-            f"| {m.precision:.2f} ({p[0]:.2f}-{p[1]:.2f}) | {m.recall:.2f} ({r[0]:.2f}-{r[1]:.2f}) |"
-        )
-    return "\n".join(lines)
+    heads = sorted(measured, key=lambda m: (m.aspect, m.language))
+    template = environment("polyphi_recipe.curate").get_template("quality.md")
+    return template.render(heads=heads).rstrip("\n")
 
 
 # --------------------------------------------------------------------------------------------------------------- step

@@ -29,8 +29,6 @@ from polyphi_eval import evaluation
 from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE
 from polyphi_eval.report import card
-from polyphi_eval.report import heldout as tables
-from polyphi_eval.report.tables import markdown
 from polyphi_recipe import stages
 from polyphi_recipe.curate.sources import SOURCES
 from polyphi_recipe.report import sections
@@ -38,7 +36,6 @@ from polyphi_recipe.report.samples import Draw
 from polyphi_recipe.report.sections import render
 
 POINTS = 140  # of a loss curve
-MAX_TEXT = 240  # characters of an example's text in Markdown
 PACKAGES = (
     "torch",
     "numpy",
@@ -205,106 +202,5 @@ def environment() -> dict[str, Any]:
 
 def render_markdown(report: Mapping[str, Any]) -> str:
     """The page as Markdown, without images and audio."""
-    env = report["environment"]
-    stage_rows, frozen_rows = [], []
-    checks = {e["stage"]: e for e in report["freeze"]}
-    for x in report["stages"]:
-        parents, trained = (", ".join(x[key]) or "–" for key in ("parents", "learned_parts"))
-        steps, seconds = str(x["steps"] or "–"), sections.duration(x["seconds"])
-        speed, waste = sections.speed(x), sections.waste(x)
-        stage_rows.append(
-            [x["name"], parents, trained, steps, sections.losses(x), seconds, speed, waste]
-        )
-        if check := checks.get(x["name"]):
-            before, after = check["logits_sha256_before"], check["logits_sha256_after"]
-            logits = [
-                f"`{before[:16]}`",
-                f"`{after[:16]}`",
-                "bit-identical" if before == after else "**differ**",
-            ]
-        else:
-            logits = ["–", "–", "–"]
-        if x["frozen_tensors"] or check:
-            frozen_rows.append(
-                [x["name"], str(x["frozen_tensors"]), str(len(x["frozen_changed"])), *logits]
-            )
-    parts = [
-        [p["part"], sections.count(p["parameters"]), sections.count(p["report"])]
-        for p in report["parts"]
-    ]
-    rows = report["benchmarks"]["rows"]
-    sources = report["data"]["sources"].items()
-    data = [[name, str(x["rows"]), x["licence"], x["origin"] or "–"] for name, x in sources]
-    out = [
-        f"# polyphi {report['size']}",
-        sections.intro(report),
-    ]
-    if report["examples"]:
-        items = [f"{i}. {_example(e)}" for i, e in enumerate(report["examples"], start=1)]
-        out += ["## Examples", sections.ABOUT_EXAMPLES, "\n".join(items)]
-    out += [" · ".join(f"**{n}** {of}" for n, of in sections.headline(report))]
-    core, others = ([r for r in report["tasks"] if r["core"] is flag] for flag in (True, False))
-    if core:
-        out += ["## Core tasks", sections.ABOUT_CORE, tables.markdown(core)]
-    if others:
-        out += ["## Other tasks", sections.ABOUT_BEYOND, tables.markdown(others)]
-    out += [
-        "## Stages",
-        _table(
-            ["stage", "starts from", "trained", "steps", "loss", "time", "speed", "padding"],
-            stage_rows,
-        ),
-    ]
-    if frozen_rows:
-        headers = ["stage", "frozen tensors", "changed", "text logits before", "after", ""]
-        out += ["## Frozen parameters", sections.CHECKED, _table(headers, frozen_rows)]
-    if report["claims"]:
-        headers = ["claim", "effect", "value", "95 % interval", "claimed above", "detectable", ""]
-        out += ["## Claims of the report", sections.CLAIMED, _table(headers, _claim_rows(report))]
-    if rows:
-        out += ["## Benchmarks of the report", sections.SYNTHETIC, markdown(rows)]
-    if parts:
-        out += ["## Size", _table(["part", "this model", "the report's model"], parts)]
-    if data:
-        out += ["## Data", _table(["source", "rows", "licence", "origin"], data)]
-    versions = ", ".join(f"{k} {v}" for k, v in env["versions"].items())
-    out += [
-        "## Reproduce",
-        f"`polyphi reproduce {report['size']} --out DIR --seed {report['seed']}`",
-    ]
-    if report["precision"]:
-        out += [f"Trained in {sections.precision(report)}."]
-    peak = sections.memory(report["summary"]["peak_bytes"])
-    out += [
-        f"{env['cpu']}, {env['cores']} cores; memory of all processes: {peak}.",
-        f"{env['system']}, Python {env['python']}, {versions}.",
-    ]
-    return "\n\n".join(out) + "\n"
-
-
-def _example(e: Mapping[str, Any]) -> str:
-    """A sample in one line: correct or wrong, question, answer, reference, source and licence."""
-
-    def code(text: str) -> str:
-        line = " ".join(text.replace("`", "'").split()) or "–"
-        return f"`{line[:MAX_TEXT]}{'…' if len(line) > MAX_TEXT else ''}`"
-
-    mark = "✓" if e["value"] >= 1 else "✗"
-    media = "".join(f" [{m['kind']}]" for m in e["media"])
-    texts = f"{code(e['question'])}, answer {code(e['answer'])}, expected {code(e['reference'])}"
-    return f"{mark} **{e['title']}**:{media} {texts} ({e['source']}, {e['licence']})"
-
-
-def _claim_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
-    for claim in report["claims"]:
-        title = f"**{claim['name']}** {claim['title']}: **{claim['verdict']}**"
-        for effect in claim["effects"]:
-            rows.append([title, effect["what"], *sections.effect(effect), effect["verdict"]])
-            title = ""
-    return rows
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    template = sections.TEMPLATES.get_template("report.md")
+    return template.render(report=report) + "\n"

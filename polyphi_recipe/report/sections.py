@@ -35,6 +35,8 @@ SECTIONS = {
 """Each section's template (and id), in the page's order, with its title in the navigation."""
 MAX_OPEN_ROWS = 10
 """Most rows of other tasks that are shown without folding."""
+MAX_TEXT = 240
+"""Characters of an example's text in Markdown."""
 
 # Sentences of the page that the Markdown has too.
 ABOUT_EXAMPLES = "Held-out samples of core tasks, drawn at random before the answers were known. ✓ correct, ✗ wrong."
@@ -122,6 +124,12 @@ def precision(report: Report) -> str:
     """The precision of training and its reason: "fp32: this CPU has no bfloat16 instructions"."""
     choice = report["precision"]
     return f"{choice['precision']}: {choice['reason']}" if choice else "–"
+
+
+def code(text: str) -> str:
+    """A text of a sample as a line of code in Markdown, cut after `MAX_TEXT` characters."""
+    line = " ".join(text.replace("`", "'").split()) or "–"
+    return f"`{line[:MAX_TEXT]}{'…' if len(line) > MAX_TEXT else ''}`"
 
 
 def intro(report: Report) -> str:
@@ -244,6 +252,7 @@ TEMPLATES.filters.update(
     precision=precision,
     speed=speed,
     waste=waste,
+    code=code,
 )
 TEMPLATES.globals.update(
     ABOUT_BEYOND=ABOUT_BEYOND,
@@ -260,5 +269,8 @@ TEMPLATES.globals.update(
     drawing=drawing,
     frozen_rows=frozen_rows,
     headline=headline,
+    intro=intro,
+    tasks_markdown=tables.markdown,
+    benchmarks_markdown=eval_tables.markdown,
     step_seconds=step_seconds,
 )

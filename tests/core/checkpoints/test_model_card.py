@@ -111,6 +111,18 @@ def test_the_card_of_a_run_has_stages_freeze_and_data(checkpoint: Path) -> None:
     assert header(text)["license"] == "other"
 
 
+def test_no_value_of_a_run_breaks_a_line_or_a_row(checkpoint: Path) -> None:
+    run = checkpoint.parent
+    (run / "run.json").write_text(json.dumps({"size": "nano\n# Heading", "seed": 3}))
+    (run / model_card.EXPORTS).write_text(json.dumps({"model": ["a"]}))
+    (run / "stages" / "a").mkdir(parents=True)
+    manifest = {"learning_rates": {"decoder.*": 1}, "steps": 1, "counters": {"tokens": 9}}
+    manifest["mix"] = {"one | two\n\n# Heading": 1}
+    (run / "stages" / "a" / "manifest.json").write_text(json.dumps(manifest))
+    text = model_card.card(checkpoint, "native")
+    assert "\n# Heading" not in text and "| one / two  # Heading |\n" in text
+
+
 def test_the_card_of_a_fine_tuned_model_has_its_base(checkpoint: Path) -> None:
     manifest = {
         "trainable": [],
