@@ -5,7 +5,8 @@
 
 | | |
 |---|---|
-| `findings` | a finding with its state and cure; removing secrets and personal paths |
+| `checks` | the table of checks: section, name, and the function that judges and advises |
+| `findings` | a result with its state and cure; removing secrets and personal paths |
 | `hardware` | CPU, threads, memory, GPUs |
 | `published` | the published models: memory, context that fits, tokens per second at most |
 | `rates` | measured rates of matrix products, of memory and of decoding |

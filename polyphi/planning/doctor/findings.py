@@ -1,4 +1,4 @@
-"""A finding with its state and cure, and the removal of secrets and personal paths from reports."""
+"""The result of a check with its state and cure, and the removal of secrets and personal paths from reports."""
 
 import getpass
 import os
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 State = Literal["ok", "slow", "missing", "wrong"]
@@ -18,10 +18,23 @@ SHORTEST_SECRET = 6
 """Values with fewer characters ("1", "true") are no secrets, and would be removed from other words."""
 
 
+class Result(NamedTuple):
+    """The result of a check. `cure`: one line to type or do; every state other than ok has one. `fatal`: chat can't run
+    because of it."""
+
+    state: State
+    text: str
+    cure: str | None = None
+    fatal: bool = False
+
+
+NamedResult = tuple[str, Result | str]
+"""The result of a check of several things, with the name of one; a text alone is ok."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """`text` describes what was found about `name`. `cure`: one line to type or do; every state other than ok has one.
-    `fatal`: chat can't run because of it."""
+    """The result of a check with its section and name in the report."""
 
     section: str
     name: str

@@ -4,14 +4,14 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from polyphi.planning.doctor.findings import Finding
+from polyphi.planning.doctor.findings import NamedResult, Result
 from polyphi.runtime import cgroup, cpu
 from polyphi.runtime.files import size_text
 
@@ -70,88 +70,69 @@ def cpu_class(instructions: Collection[str]) -> str:
     return next((name for name, any_of in CLASSES if names & any_of), "none of the classes")
 
 
-def cpu_findings(
-    instructions: Collection[str], kernels: Mapping[str, Any] | None, kernel_cure: str
-) -> list[Finding]:
-    """The CPU, its class and the kernels it gets; `kernels`: facts of the probe, None if it failed."""
-    name = cpu_class(instructions)
-    result = [Finding("CPU", "processor", "ok", cpu.model_name())]
-    limits = any(os.environ.get(variable) for variable in ISA_VARIABLES)
+def class_result(instructions: Collection[str]) -> Result | str | None:
+    """The CPU's class, and whether environment variables limit what libraries use of it; None if neither torch nor the
+    system reports instructions."""
     if not instructions:
-        pass  # neither torch nor the system reports any
-    elif limits:
-        text = f"{name}, but environment variables limit what libraries use of it"
-        cure = "unset the variables that are marked slow under Environment"
-        result.append(Finding("CPU", "class", "slow", text, cure))
-    else:
-        result.append(Finding("CPU", "class", "ok", name))
-    if kernels is None:
-        return result
-    if kernels["missing"]:
-        text = f"missing: {kernels['missing']}; torch's operators replace them, slowly"
-        result.append(Finding("CPU", "kernels", "slow", text, kernel_cure))
-    else:
-        text = (
-            f"4 and 8 bits: ours ({kernels['path']}); bfloat16: {kernels['bf16']}; "
-            f"encoders in 8 bits: {kernels['encoders_int8']}"
-        )
-        result.append(Finding("CPU", "kernels", "ok", text))
-    return result
+        return None
+    name = cpu_class(instructions)
+    if not any(os.environ.get(variable) for variable in ISA_VARIABLES):
+        return name
+    text = f"{name}, but environment variables limit what libraries use of it"
+    return Result("slow", text, "unset the variables that are marked slow under Environment")
 
 
-def thread_findings(numbers: CpuCounts) -> list[Finding]:
-    """Whether torch has as many threads as the process can use."""
+def core_result(numbers: CpuCounts) -> str:
     text = f"{numbers.cores} cores, {numbers.logical} logical CPUs"
     if numbers.usable < numbers.logical:
         text += f", {numbers.usable} of them usable (affinity)"
     if numbers.quota is not None:
         text += f", limited to the time of {numbers.quota:g}"
-    cores = Finding("CPU", "cores", "ok", text)
+    return text
+
+
+def thread_result(numbers: CpuCounts) -> Result | str | None:
+    """Whether torch has as many threads as the process can use; None without torch."""
     if (count := numbers.threads) is None:
-        return [cores]
+        return None
     text, best = f"torch uses {count}", numbers.best
     more = max(best, min(numbers.usable, math.ceil(numbers.quota or numbers.usable)))
+    cure = f"export OMP_NUM_THREADS={best}"
     if count < best:
         variables = [v for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(v)]
-        cure = f"unset {' '.join(variables)}" if variables else f"export OMP_NUM_THREADS={best}"
-        text += f", and {best} would be faster"
-        return [cores, Finding("CPU", "threads", "slow", text, cure)]
+        if variables:
+            cure = f"unset {' '.join(variables)}"
+        return Result("slow", f"{text}, and {best} would be faster", cure)
     if count > more:
-        text += f", more than can run at once: {more}"
-        cure = f"export OMP_NUM_THREADS={best}"
-        return [cores, Finding("CPU", "threads", "slow", text, cure)]
-    return [cores, Finding("CPU", "threads", "ok", text)]
+        return Result("slow", f"{text}, more than can run at once: {more}", cure)
+    return text
 
 
-def precision_findings(facts: Mapping[str, Any]) -> list[Finding]:
-    """The dtypes of inference and training."""
-    inference = f"{facts['inference']} for unquantized weights ({facts['reason']})"
-    training = f"{facts['training']} ({facts['training_reason']})"
-    return [
-        Finding("CPU", "dtype", "ok", inference),
-        Finding("CPU", "training", "ok", training),
-    ]
+def memory_rate(rates: Mapping[str, Any]) -> str:
+    return f"{two_digits(rates['memory'] / 1e9)} GB/s read"
 
 
-def rate_findings(rates: Mapping[str, Any]) -> list[Finding]:
-    """Measured rates, and whether other work disturbed them."""
-    products, decoding = (
-        ", ".join(f"{form} {two_digits(rate / 1e9)}" for form, rate in rates[name].items())
-        for name in ("products", "decoding")
+def decoding_rates(rates: Mapping[str, Any]) -> str:
+    return f"{_by_format(rates['decoding'])} GB/s of weights, one token at a time"
+
+
+def product_rates(rates: Mapping[str, Any]) -> str:
+    return f"{_by_format(rates['products'])} GFLOP/s, 128 tokens at a time"
+
+
+def _by_format(rates: Mapping[str, float]) -> str:
+    return ", ".join(f"{form} {two_digits(rate / 1e9)}" for form, rate in rates.items())
+
+
+def other_work(rates: Mapping[str, Any]) -> Result | None:
+    """Other work that disturbed the measured rates, if any."""
+    if (share := rates["cpu_share"]) >= CPU_SHARE:
+        return None
+    text = (
+        f"other processes took the CPUs: the threads ran {share:.0%} of the time, so these rates are too low, and "
+        "no tokens/s are estimated"
     )
-    result = [
-        Finding("Speed", "memory", "ok", f"{two_digits(rates['memory'] / 1e9)} GB/s read"),
-        Finding("Speed", "decoding", "ok", f"{decoding} GB/s of weights, one token at a time"),
-        Finding("Speed", "products", "ok", f"{products} GFLOP/s, 128 tokens at a time"),
-    ]
-    if (share := rates["cpu_share"]) < CPU_SHARE:
-        text = (
-            f"other processes took the CPUs: the threads ran {share:.0%} of the time, so these rates are too low, and "
-            "no tokens/s are estimated"
-        )
-        cure = "wait until the machine is idle, then: polyphi doctor"
-        result.append(Finding("Speed", "other work", "slow", text, cure))
-    return result
+    return Result("slow", text, "wait until the machine is idle, then: polyphi doctor")
 
 
 def two_digits(value: float) -> str:
@@ -175,40 +156,42 @@ def memory() -> dict[str, int | None]:
     }
 
 
-def memory_findings(facts: Mapping[str, Any]) -> list[Finding]:
-    """Memory, swap and the limit of a container."""
-    text = f"{size_text(facts['available'])} available of {size_text(facts['total'])}"
-    swap = facts["swap_total"]
-    text += (
-        f"; swap: {size_text(facts['swap_used'])} of {size_text(swap)} in use"
-        if swap
-        else "; no swap"
+def memory_result(facts: Mapping[str, Any]) -> str:
+    """Memory and swap."""
+    text, swap = (
+        f"{size_text(facts['available'])} available of {size_text(facts['total'])}",
+        "no swap",
     )
-    result = [Finding("Memory", "machine", "ok", text)]
-    if (limit := facts["limit"]) is not None and limit < facts["total"]:
-        text = f"{size_text(facts['limit_free'])} free of the limit of {size_text(limit)} (container or batch system)"
-        result.append(Finding("Memory", "limit", "ok", text))
-    return result
+    if total := facts["swap_total"]:
+        swap = f"swap: {size_text(facts['swap_used'])} of {size_text(total)} in use"
+    return f"{text}; {swap}"
 
 
-def fit_findings(fits: Collection[Mapping[str, Any]], facts: Mapping[str, Any]) -> list[Finding]:
-    """For each model and device, which `--quant` fit."""
-    result = []
-    keys = dict.fromkeys((fit["model"], fit["device"]) for fit in fits)
-    for model, device in keys:
-        rows = [fit for fit in fits if (fit["model"], fit["device"]) == (model, device)]
+def limit_result(facts: Mapping[str, Any]) -> str | None:
+    """The limit of a container, if it is below the machine's memory."""
+    if (limit := facts["limit"]) is None or limit >= facts["total"]:
+        return None
+    free = size_text(facts["limit_free"])
+    return f"{free} free of the limit of {size_text(limit)} (container or batch system)"
+
+
+def fit_results(
+    fits: Collection[Mapping[str, Any]], facts: Mapping[str, Any], *, on_cpu: bool
+) -> Iterator[NamedResult]:
+    """For each model, which `--quant` fit on the CPU, or on the GPU."""
+    fits = [fit for fit in fits if (fit["device"] == "cpu") == on_cpu]
+    for model in dict.fromkeys(fit["model"] for fit in fits):
+        rows = [fit for fit in fits if fit["model"] == model]
         fitting = [row for row in rows if row["context"] >= MIN_CONTEXT]
-        section = "Memory" if device == "cpu" else "GPU"
         name = model.rpartition("/")[2].removesuffix("-instruct")
         if fitting:
             quants = ", ".join(row["quant"] or "unquantized" for row in fitting)
-            result.append(Finding(section, name, "ok", f"fits: {quants}"))
+            yield name, f"fits: {quants}"
             continue
         least = min(rows, key=lambda row: row["weights"])
         each = least["weights"] + 2 * MIN_CONTEXT * least["token_bytes"]
         text = f"fits with no --quant: {least['quant']} needs {size_text(each)}, {size_text(least['free'])} are free"
-        result.append(Finding(section, name, "missing", text, _memory_cure(device, each, facts)))
-    return result
+        yield name, Result("missing", text, _memory_cure(least["device"], each, facts))
 
 
 def _memory_cure(device: str, needed: int, facts: Mapping[str, Any]) -> str:
@@ -225,31 +208,31 @@ def _memory_cure(device: str, needed: int, facts: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------ GPUs
 
 
-def gpu_findings(gpus: Collection[Mapping[str, Any]], cuda_build: str | None) -> list[Finding]:
-    """GPUs that torch sees, and an NVIDIA GPU that it doesn't see."""
-    if gpus:
-        return [
-            Finding(
-                "GPU",
-                gpu["device"],
-                "ok",
-                f"{gpu['name']}, {size_text(gpu['free'])} free of {size_text(gpu['total'])}",
-            )
-            for gpu in gpus
-        ]
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+def gpu_results(
+    gpus: Collection[Mapping[str, Any]], cuda_build: str | None
+) -> Iterator[NamedResult]:
+    """GPUs that torch sees, or one result about those that it doesn't see."""
+    for gpu in gpus:
+        text = f"{gpu['name']}, {size_text(gpu['free'])} free of {size_text(gpu['total'])}"
+        yield gpu["device"], text
+    if not gpus:
+        yield "GPU", _unseen_gpu(cuda_build)
+
+
+def _unseen_gpu(cuda_build: str | None) -> Result | str:
     if not has_nvidia():
-        return [Finding("GPU", "GPU", "ok", "none; models run on the CPU")]
+        return "none; models run on the CPU"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
         text = "an NVIDIA GPU is hidden by CUDA_VISIBLE_DEVICES"
-        return [Finding("GPU", "GPU", "slow", text, "unset CUDA_VISIBLE_DEVICES")]
+        return Result("slow", text, "unset CUDA_VISIBLE_DEVICES")
     if cuda_build is None:
         text = "this machine has an NVIDIA GPU, and this torch was built without CUDA"
         cure = "install a CUDA build by the selector of https://pytorch.org/get-started/locally"
-        return [Finding("GPU", "GPU", "slow", text, cure)]
+        return Result("slow", text, cure)
     text = f"this machine has an NVIDIA GPU, and torch (CUDA {cuda_build}) can't use it"
     cure = "see what nvidia-smi reports; update the driver to one for this CUDA version"
-    return [Finding("GPU", "GPU", "slow", text, cure)]
+    return Result("slow", text, cure)
 
 
 def has_nvidia() -> bool:

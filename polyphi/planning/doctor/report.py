@@ -8,24 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from polyphi.planning.doctor import hardware, probe, software, storage
+from polyphi.planning.doctor.checks import CHECKS
 from polyphi.planning.doctor.findings import Finding, Scrubber
 from polyphi.runtime import cpu
 
-SECTIONS = (
-    "CPU",
-    "Speed",
-    "Memory",
-    "GPU",
-    "Software",
-    "Optional",
-    "Storage",
-    "Environment",
-)
-"""The order of findings."""
 SCHEMA = 1
 """Of the JSON object: it changes when a key changes its meaning or goes."""
-CURES = {"killed by SIGKILL": "close other programs: the system ends processes if memory runs out"}
-"""Cures of failed checks, by their message."""
 PREFERRED = ("int4", "int4-all", "int8", "int8-all", None)
 """Values of `--quant` on a CPU, the fastest first."""
 
@@ -71,39 +59,14 @@ def inspect(progress: Callable[[str], None] = lambda phase: None) -> Report:
 
 def assemble(measured: probe.Probe) -> Report:
     """The report of this machine with the facts and errors of the probe."""
-    facts, errors = measured.facts, measured.errors
-    libraries = facts.get("libraries") or {}
-    kernels = facts.get("kernels")
+    libraries, unmet = measured.facts.get("libraries") or {}, software.dependencies()
     instructions = libraries.get("instructions") or sorted(cpu.flags())
-    threads = hardware.threads(libraries.get("threads"))
-    memory, gpus = hardware.memory(), (facts.get("memory") or {}).get("gpus", [])
-    models = facts.get("models") or []
-    unmet, caches, stored = software.dependencies(), storage.folders(), storage.entries()
-    missing = kernels and kernels["missing"]
-    download = min((2 * m["parameters"] for m in models), default=None)
-
-    findings = hardware.cpu_findings(instructions, kernels, software.kernel_cure(missing))
-    findings += hardware.thread_findings(threads)
-    if precision := facts.get("precision"):
-        findings += hardware.precision_findings(precision)
-    if rates := facts.get("rates"):
-        findings += hardware.rate_findings(rates)
-    findings += hardware.memory_findings(memory)
-    if libraries:
-        findings += hardware.gpu_findings(gpus, libraries.get("cuda_build"))
-    findings += hardware.fit_findings(models, memory)
-    findings += software.package_findings(unmet, errors)
-    findings += _phase_findings(errors)
-    findings += software.extra_findings(unmet)
-    findings += software.program_findings(bool(missing))
-    findings += storage.storage_findings(caches, stored, download)
-    complete = [entry.name for entry in stored if entry.fault is None]
-    findings += software.environment_findings(complete, errors)
-
-    findings.sort(key=lambda finding: SECTIONS.index(finding.section))
-
-    scrub = Scrubber()
-    everything = {
+    threads, caches, stored = (
+        hardware.threads(libraries.get("threads")),
+        storage.folders(),
+        storage.entries(),
+    )
+    facts = {
         "versions": software.versions(),
         "cpu": {
             "model": cpu.model_name(),
@@ -112,36 +75,29 @@ def assemble(measured: probe.Probe) -> Report:
             "last_level_cache": cpu.last_level_cache(),
             **asdict(threads),
         },
-        "kernels": kernels,
+        "kernels": measured.facts.get("kernels"),
         "torch_uses": libraries.get("torch_uses"),
-        "precision": precision,
-        "rates": rates,
-        "memory": memory,
-        "gpus": gpus,
-        "models": models,
+        "precision": measured.facts.get("precision"),
+        "rates": measured.facts.get("rates"),
+        "memory": hardware.memory(),
+        "gpus": (measured.facts.get("memory") or {}).get("gpus", []),
+        "models": measured.facts.get("models") or [],
         "extras": {} if unmet is None else unmet.extras,
         "caches": [{**asdict(folder), "path": str(folder.path)} for folder in caches],
         "stored": [entry.as_json() for entry in stored],
         "environment": software.environment(),
-        "errors": errors,
+        "errors": measured.errors,
     }
-    return Report(tuple(Finding(**scrub(asdict(f))) for f in findings), scrub(everything))
-
-
-def _phase_findings(errors: dict[str, str]) -> list[Finding]:
-    """Phases of the probe that failed after all imports succeeded, unless a variable is the reason."""
-    result = []
-    for phase, message in errors.items():
-        if phase in probe.PACKAGES or " must be " in message:
-            continue
-        result.append(
-            Finding(
-                "Software",
-                phase,
-                "wrong",
-                f"the check failed: {message}",
-                CURES.get(message, "report the output of `polyphi doctor --json` as a bug"),
-                fatal=phase in ("libraries", "kernels"),
-            )
-        )
-    return result
+    judged = facts | {
+        "instructions": instructions,
+        "threads": threads,
+        "gpus": facts["gpus"] if libraries else None,
+        "cuda_build": libraries.get("cuda_build"),
+        "unmet": unmet,
+        "is_installed": unmet is not None,
+        "caches": caches,
+        "stored": stored,
+    }
+    findings = [finding for check in CHECKS for finding in check.findings(judged)]
+    scrub = Scrubber()
+    return Report(tuple(Finding(**scrub(asdict(f))) for f in findings), scrub(facts))

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from packaging.requirements import Requirement
 
+from polyphi.checkpoints.cache import StoredModel
 from polyphi.planning.doctor import probe
-from polyphi.planning.doctor.findings import Finding, display_value
+from polyphi.planning.doctor.findings import NamedResult, Result, display_value
 from polyphi.planning.doctor.hardware import ISA_VARIABLES
 from polyphi.runtime.installation import is_checkout, pip_install
 
@@ -71,6 +73,10 @@ TRUE = frozenset({"1", "on", "yes", "true"})
 """Values that huggingface_hub reads as true, in lower case."""
 
 
+CURES = {"killed by SIGKILL": "close other programs: the system ends processes if memory runs out"}
+"""Cures of failed phases of the probe, by their message."""
+
+
 # ------------------------------------------------------------------------------ packages
 
 
@@ -128,30 +134,44 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed}
 
 
-def package_findings(unmet: Dependencies | None, errors: Mapping[str, str]) -> list[Finding]:
-    """Versions, packages that are missing or fail, and extras. `errors`: those of the probe."""
-    listed = ", ".join(f"{name} {version}" for name, version in versions().items())
-    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    result = [
-        Finding("Software", "system", "ok", system),
-        Finding("Software", "versions", "ok", listed),
-    ]
+def version_list() -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions().items())
+
+
+def import_results(errors: Mapping[str, str]) -> Iterator[NamedResult]:
+    """Packages that can't be imported. `errors`: those of the probe."""
     failed = [package for package in probe.PACKAGES if package in errors]
     # Without torch polyphi can't be imported either.
     for package in [p for p in failed if p != "polyphi.api"] or failed:
         text = f"can't be imported: {first_line(errors[package])}"
         cure = _import_cure(package, errors[package])
-        name = package.partition(".")[0]
-        result.append(Finding("Software", name, "wrong", text, cure, fatal=True))
-    if unmet is None:
-        text = "is on Python's path, but not installed, so its dependencies aren't checked"
-        return [*result, Finding("Software", "polyphi", "missing", text, pip_install())]
-    if unmet.core:
-        quoted = " ".join(f'"{r}"' for r in unmet.core)
-        text = f"missing or too old: {', '.join(unmet.core)}"
-        cure = f"pip install --upgrade {quoted}"
-        result.append(Finding("Software", "dependencies", "wrong", text, cure, fatal=True))
-    return result
+        yield package.partition(".")[0], Result("wrong", text, cure, fatal=True)
+
+
+def installation_result(is_installed: bool) -> Result | None:
+    """None if it is."""
+    if is_installed:
+        return None
+    text = "is on Python's path, but not installed, so its dependencies aren't checked"
+    return Result("missing", text, pip_install())
+
+
+def dependency_result(unmet: Dependencies) -> Result | None:
+    """Packages that are missing or too old, if any."""
+    if not unmet.core:
+        return None
+    quoted = " ".join(f'"{r}"' for r in unmet.core)
+    text = f"missing or too old: {', '.join(unmet.core)}"
+    return Result("wrong", text, f"pip install --upgrade {quoted}", fatal=True)
+
+
+def phase_results(errors: Mapping[str, str]) -> Iterator[NamedResult]:
+    """Phases of the probe that failed after all imports succeeded, unless a variable is the reason."""
+    for phase, message in errors.items():
+        if phase not in probe.PACKAGES and " must be " not in message:
+            cure = CURES.get(message, "report the output of `polyphi doctor --json` as a bug")
+            text, fatal = f"the check failed: {message}", phase in ("libraries", "kernels")
+            yield phase, Result("wrong", text, cure, fatal)
 
 
 def _import_cure(package: str, error: str) -> str:
@@ -165,24 +185,37 @@ def _import_cure(package: str, error: str) -> str:
     return f"pip install --force-reinstall --no-cache-dir {package}"
 
 
-def extra_findings(unmet: Dependencies | None) -> list[Finding]:
-    """Extras: the installed ones in one finding, the others in a second one."""
-    extras = {} if unmet is None else {n: r for n, r in unmet.extras.items() if n not in HIDDEN}
-    result = []
-    if installed := [name for name, requirements in extras.items() if not requirements]:
-        result.append(Finding("Optional", "extras", "ok", ", ".join(installed)))
-    if missing := [name for name, requirements in extras.items() if requirements]:
-        text = ", ".join(f"{n} ({PURPOSES[n]})" if n in PURPOSES else n for n in missing)
-        cure = f"{pip_install(*missing)}, or only those that you need"
-        result.append(Finding("Optional", "more extras", "missing", text, cure))
-    return result
+def extra_result(unmet: Dependencies) -> str | None:
+    """The installed extras, if any."""
+    extras = [n for n, missing in unmet.extras.items() if n not in HIDDEN and not missing]
+    return ", ".join(extras) or None
 
 
-def kernel_cure(missing: str | None) -> str:
+def missing_extra_result(unmet: Dependencies) -> Result | None:
+    """The other extras, if any."""
+    extras = [n for n, missing in unmet.extras.items() if n not in HIDDEN and missing]
+    if not extras:
+        return None
+    text = ", ".join(f"{n} ({PURPOSES[n]})" if n in PURPOSES else n for n in extras)
+    return Result("missing", text, f"{pip_install(*extras)}, or only those that you need")
+
+
+def kernel_result(kernels: Mapping[str, Any]) -> Result | str:
+    """The kernels that the CPU gets."""
+    if missing := kernels["missing"]:
+        text = f"missing: {missing}; torch's operators replace them, slowly"
+        return Result("slow", text, kernel_cure(missing))
+    return (
+        f"4 and 8 bits: ours ({kernels['path']}); bfloat16: {kernels['bf16']}; "
+        f"encoders in 8 bits: {kernels['encoders_int8']}"
+    )
+
+
+def kernel_cure(missing: str) -> str:
     """The cure of missing kernels, by the reason that the probe reports."""
     if os.environ.get("POLYPHI_MAX_CPU_ISA"):
         return "unset POLYPHI_MAX_CPU_ISA"
-    if missing and "this CPU" in missing:
+    if "this CPU" in missing:
         return "use a CPU with AVX2 or NEON dot products; for a virtual machine set its CPU type to host"
     if is_checkout():
         return pip_install()
@@ -192,24 +225,22 @@ def kernel_cure(missing: str | None) -> str:
 # ------------------------------------------------------------------------------ programs
 
 
-def program_findings(kernels_missing: bool) -> list[Finding]:
-    """Optional programs; the compiler only if the kernels are missing."""
-    result = []
+def program_results() -> Iterator[NamedResult]:
+    """Optional programs."""
     for program, purpose in PROGRAMS.items():
-        if path := shutil.which(program):
-            result.append(Finding("Optional", program, "ok", path))
-        else:
-            result.append(Finding("Optional", program, "missing", purpose, install(program)))
-    if kernels_missing:
-        compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-        if compiler:
-            result.append(Finding("Optional", "C++ compiler", "ok", compiler))
-        else:
-            text = "needed to build the kernels where no wheel has them"
-            package = "llvm" if sys.platform == "darwin" else "g++"
-            cure = "xcode-select --install" if sys.platform == "darwin" else install(package)
-            result.append(Finding("Optional", "C++ compiler", "missing", text, cure))
-    return result
+        path = shutil.which(program)
+        yield program, path if path else Result("missing", purpose, install(program))
+
+
+def compiler_result(kernels: Mapping[str, Any]) -> Result | str | None:
+    """The compiler, if the kernels are missing."""
+    if not kernels["missing"]:
+        return None
+    if compiler := next(filter(None, map(shutil.which, COMPILERS)), None):
+        return compiler
+    text = "needed to build the kernels where no wheel has them"
+    is_mac = sys.platform == "darwin"
+    return Result("missing", text, "xcode-select --install" if is_mac else install("g++"))
 
 
 def install(package: str) -> str:
@@ -233,24 +264,23 @@ def environment() -> dict[str, str]:
     }
 
 
-def environment_findings(cached: Collection[str], errors: Mapping[str, str]) -> list[Finding]:
-    """The variables that are set. `cached`: names of stored models; `errors`: those of the probe, which name a variable
-    with a value that polyphi refuses."""
-    result = []
+def environment_results(
+    stored: Collection[StoredModel], errors: Mapping[str, str]
+) -> Iterator[NamedResult]:
+    """The variables that are set. `errors`: those of the probe, which name a variable with a value that polyphi
+    refuses."""
+    is_stored = any(model.fault is None for model in stored)
     for name, value in environment().items():
-        text = f"{value} ({VARIABLES[name]})" if name in VARIABLES else value
+        text, cure = f"{value} ({VARIABLES[name]})" if name in VARIABLES else value, f"unset {name}"
         message = next((m for m in errors.values() if m.startswith(f"{name} must")), None)
         if message:
-            finding = Finding("Environment", name, "wrong", message, f"unset {name}", fatal=True)
-        elif name in OFFLINE and value.lower() in TRUE and not cached:
-            text += ", and no model is stored"
-            finding = Finding("Environment", name, "missing", text, f"unset {name}")
+            yield name, Result("wrong", message, cure, fatal=True)
+        elif name in OFFLINE and value.lower() in TRUE and not is_stored:
+            yield name, Result("missing", f"{text}, and no model is stored", cure)
         elif name in ISA_VARIABLES:
-            finding = Finding("Environment", name, "slow", text, f"unset {name}")
+            yield name, Result("slow", text, cure)
         else:
-            finding = Finding("Environment", name, "ok", text)
-        result.append(finding)
-    return result
+            yield name, text
 
 
 def first_line(text: str) -> str:

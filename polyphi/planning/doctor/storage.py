@@ -2,11 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from polyphi.checkpoints import cache
-from polyphi.planning.doctor.findings import Finding, short
+from polyphi.planning.doctor.findings import NamedResult, Result, short
 from polyphi.runtime.files import cache_folder, size_text
 
 
@@ -58,32 +60,32 @@ def entries() -> list[cache.StoredModel]:
         return []
 
 
-def storage_findings(
-    caches: list[Folder], models: list[cache.StoredModel], download: int | None
-) -> list[Finding]:
-    """Caches, stored models and free space. `download`: bytes of the smallest published model, None if unknown."""
-    result = []
+def cache_results(
+    caches: list[Folder], stored: list[cache.StoredModel], models: list[Mapping[str, Any]]
+) -> Iterator[NamedResult]:
+    """Caches and free space for the smallest published model (`models`: rows of published.py)."""
+    download = min((2 * model["parameters"] for model in models), default=0)
     for folder in caches:
         text = f"{short(folder.path)}: {size_text(folder.bytes)}, {size_text(folder.free)} free on its disk"
-        name = f"{folder.name} cache"
         variable = "POLYPHI_CACHE" if folder.name == "polyphi" else "HF_HOME"
-        enough = download is None or folder.free >= download or models
+        enough = stored or folder.free >= download
+        result: Result | str = text
         if not folder.writable:
-            text += "; it can't be written"
             cure = f"export {variable}=FOLDER (one that you may write to)"
-            result.append(Finding("Storage", name, "wrong", text, cure))
+            result = Result("wrong", f"{text}; it can't be written", cure)
         elif folder.name == "Hub" and not enough:
-            text += f"; the smallest published model has {size_text(download or 0)}"
+            text += f"; the smallest published model has {size_text(download)}"
             cure = "free some space, or export HF_HOME=FOLDER (on a larger disk)"
-            result.append(Finding("Storage", name, "missing", text, cure))
-        else:
-            result.append(Finding("Storage", name, "ok", text))
+            result = Result("missing", text, cure)
+        yield f"{folder.name} cache", result
+
+
+def model_results(models: list[cache.StoredModel]) -> Iterator[NamedResult]:
+    """Stored models."""
     for entry in models:
         if entry.fault is None:
-            result.append(Finding("Storage", entry.name, "ok", size_text(entry.bytes)))
+            yield entry.name, size_text(entry.bytes)
             continue
         quant = f" --quant {entry.quant}" if entry.quant else ""
-        cure = f"polyphi pull {entry.repository}{quant}"
         text = f"{size_text(entry.bytes)}, incomplete: {entry.fault}"
-        result.append(Finding("Storage", entry.name, "missing", text, cure))
-    return result
+        yield entry.name, Result("missing", text, f"polyphi pull {entry.repository}{quant}")

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from polyphi.planning.doctor import hardware
-from polyphi.planning.doctor.findings import Finding
+from polyphi.planning.doctor import hardware, software
+from polyphi.planning.doctor.findings import Result
 from polyphi.planning.doctor.hardware import ISA_VARIABLES, CpuCounts
 
 GB = 10**9
@@ -16,10 +16,6 @@ KERNELS = {"missing": None, "path": "AVX2", "bf16": "oneDNN", "encoders_int8": "
 def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*ISA_VARIABLES, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
-
-
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
-    return {finding.name: finding for finding in findings}
 
 
 @pytest.mark.parametrize(
@@ -40,17 +36,17 @@ def test_classes(instructions: set[str], name: str) -> None:
 
 
 def test_missing_kernels_are_slow() -> None:
-    kernels = KERNELS | {"missing": "they weren't built"}
-    finding = by_name(hardware.cpu_findings({"avx2"}, kernels, "install them"))["kernels"]
-    assert (finding.state, finding.cure) == ("slow", "install them")
-    assert by_name(hardware.cpu_findings({"avx2"}, KERNELS, ""))["kernels"].state == "ok"
-    assert "kernels" not in by_name(hardware.cpu_findings({"avx2"}, None, ""))
+    result = software.kernel_result(KERNELS | {"missing": "they weren't built"})
+    assert isinstance(result, Result) and result.state == "slow"
+    assert result.cure == software.kernel_cure("they weren't built")
+    assert isinstance(software.kernel_result(KERNELS), str)
 
 
 def test_variables_that_limit_the_cpu_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "AVX2")
-    finding = by_name(hardware.cpu_findings({"avx2", "avx512_vnni"}, KERNELS, ""))["class"]
-    assert finding.state == "slow"
+    result = hardware.class_result({"avx2", "avx512_vnni"})
+    assert isinstance(result, Result) and result.state == "slow"
+    assert hardware.class_result([]) is None
 
 
 @pytest.mark.parametrize(
@@ -71,23 +67,21 @@ def test_threads(
 ) -> None:
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    finding = by_name(hardware.thread_findings(numbers))["threads"]
-    assert (finding.state, finding.cure) == ("slow" if cure else "ok", cure)
+    result = hardware.thread_result(numbers)
+    if cure is None:
+        assert isinstance(result, str)
+    else:
+        assert isinstance(result, Result) and (result.state, result.cure) == ("slow", cure)
 
 
 def test_without_torch_only_cores_are_reported() -> None:
-    assert [f.name for f in hardware.thread_findings(CpuCounts(2, 2, 2, None, None))] == ["cores"]
+    assert hardware.thread_result(CpuCounts(2, 2, 2, None, None)) is None
 
 
-@pytest.mark.parametrize(("share", "state"), [(0.95, "ok"), (0.3, "slow")])
-def test_rates_measured_beside_other_work_are_marked(share: float, state: str) -> None:
-    rates = {
-        "memory": 2e10,
-        "products": {"fp32": 1e11},
-        "decoding": {"int4": 1e10},
-        "cpu_share": share,
-    }
-    assert {f.state for f in hardware.rate_findings(rates)} == {"ok", state}
+def test_rates_measured_beside_other_work_are_marked() -> None:
+    result = hardware.other_work({"cpu_share": 0.3})
+    assert result is not None and result.state == "slow"
+    assert hardware.other_work({"cpu_share": 0.95}) is None
 
 
 def fit(quant: str | None, context: int, **more: Any) -> dict[str, Any]:
@@ -106,8 +100,9 @@ MACHINE = {
 
 
 def test_a_model_fits_with_enough_context() -> None:
-    (finding,) = hardware.fit_findings([fit(None, 0), fit("int4", 2048)], MACHINE)
-    assert finding.state == "ok" and "int4" in finding.text and "unquantized" not in finding.text
+    rows = [fit(None, 0), fit("int4", 2048), fit(None, 4096, device="cuda:0")]
+    assert [*hardware.fit_results(rows, MACHINE, on_cpu=True)] == [("mini", "fits: int4")]
+    assert [*hardware.fit_results(rows, MACHINE, on_cpu=False)] == [("mini", "fits: unquantized")]
 
 
 @pytest.mark.parametrize(
@@ -121,15 +116,15 @@ def test_a_model_fits_with_enough_context() -> None:
 )
 def test_little_memory_has_a_cure(machine: dict[str, Any], device: str, word: str) -> None:
     rows = [fit(None, 0, weights=8 * GB, device=device), fit("int4", 2047, device=device)]
-    (finding,) = hardware.fit_findings(rows, machine)
-    assert finding.state == "missing" and not finding.fatal
-    assert finding.cure is not None and word in finding.cure
+    ((_, result),) = hardware.fit_results(rows, machine, on_cpu=device == "cpu")
+    assert isinstance(result, Result) and result.state == "missing" and not result.fatal
+    assert result.cure is not None and word in result.cure
 
 
 def test_a_containers_limit_is_shown() -> None:
     limits = {"limit": 3 * GB, "limit_free": 2 * GB}
-    assert "2.0 GB" in by_name(hardware.memory_findings(MACHINE | limits))["limit"].text
-    assert "limit" not in by_name(hardware.memory_findings(MACHINE))
+    assert "2.0 GB" in str(hardware.limit_result(MACHINE | limits))
+    assert hardware.limit_result(MACHINE) is None
 
 
 @pytest.mark.parametrize(
@@ -146,13 +141,15 @@ def test_a_gpu_that_torch_cannot_use(
     monkeypatch.setattr(hardware, "has_nvidia", lambda: True)
     if hidden is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    (finding,) = hardware.gpu_findings([], build)
-    assert finding.state == "slow" and finding.cure is not None and word in finding.cure
+    ((_, result),) = hardware.gpu_results([], build)
+    assert isinstance(result, Result) and result.state == "slow"
+    assert result.cure is not None and word in result.cure
 
 
 def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = {"device": "cuda:0", "name": "H100", "free": 70 * GB, "total": 80 * GB}
-    (finding,) = hardware.gpu_findings([gpu], "13.0")
-    assert finding.state == "ok" and "70.0 GB free of 80.0 GB" in finding.text
+    ((name, result),) = hardware.gpu_results([gpu], "13.0")
+    assert name == "cuda:0" and "70.0 GB free of 80.0 GB" in str(result)
     monkeypatch.setattr(hardware, "has_nvidia", lambda: False)
-    assert hardware.gpu_findings([], None)[0].state == "ok"
+    ((_, result),) = hardware.gpu_results([], None)
+    assert isinstance(result, str)

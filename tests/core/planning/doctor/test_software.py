@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from polyphi.checkpoints.cache import StoredModel
 from polyphi.planning.doctor import software
-from polyphi.planning.doctor.findings import Finding
+from polyphi.planning.doctor.findings import Result
 from polyphi.planning.doctor.software import Dependencies
 from polyphi.runtime.installation import pip_install
 
@@ -18,10 +19,6 @@ REQUIREMENTS = [
     'torch>=1; extra == "video"',
     'pkg[serve,video]; extra == "all"',
 ]
-
-
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
-    return {finding.name: finding for finding in findings}
 
 
 @pytest.fixture
@@ -46,17 +43,22 @@ def test_unmet_requirements(package: str) -> None:
 
 
 def test_extras(package: str) -> None:
-    findings = by_name(software.extra_findings(software.dependencies(package)))
-    assert findings.keys() == {"extras", "more extras"}
-    assert findings["extras"].text == "video"
-    assert findings["more extras"].text.startswith("serve (")
-    assert findings["more extras"].cure == f"{pip_install('serve')}, or only those that you need"
-    assert not software.extra_findings(None)
+    unmet = software.dependencies(package)
+    assert unmet is not None
+    assert software.extra_result(unmet) == "video"
+    missing = software.missing_extra_result(unmet)
+    assert missing is not None and missing.text.startswith("serve (")
+    assert missing.cure == f"{pip_install('serve')}, or only those that you need"
+    assert software.extra_result(Dependencies((), {})) is None
+    assert software.missing_extra_result(Dependencies((), {})) is None
 
 
 def test_too_old_a_package_is_fatal(package: str) -> None:
-    finding = by_name(software.package_findings(software.dependencies(package), {}))["dependencies"]
-    assert finding.fatal and finding.cure == 'pip install --upgrade "rich>=999"'
+    unmet = software.dependencies(package)
+    assert unmet is not None
+    result = software.dependency_result(unmet)
+    assert result is not None and result.fatal
+    assert result.cure == 'pip install --upgrade "rich>=999"'
 
 
 @pytest.mark.parametrize(
@@ -73,15 +75,15 @@ def test_torch_that_fails(
     """polyphi then fails for the same reason, which isn't repeated."""
     monkeypatch.setattr(software, "version_of", lambda package: version)
     errors = {"torch": error, "polyphi.api": error}
-    fatal = [f for f in software.package_findings(Dependencies((), {}), errors) if f.fatal]
-    (finding,) = fatal
-    assert finding.name == "torch" and error in finding.text
-    assert finding.cure is not None and cure in finding.cure
+    ((name, result),) = software.import_results(errors)
+    assert isinstance(result, Result) and result.fatal
+    assert name == "torch" and error in result.text
+    assert result.cure is not None and cure in result.cure
 
 
 def test_without_installation_dependencies_are_unknown() -> None:
-    finding = by_name(software.package_findings(None, {}))["polyphi"]
-    assert finding.state == "missing" and not finding.fatal
+    result = software.installation_result(False)
+    assert result is not None and result.state == "missing" and not result.fatal
 
 
 @pytest.mark.parametrize(
@@ -101,11 +103,13 @@ def test_cures_of_kernels(missing: str, word: str, monkeypatch: pytest.MonkeyPat
 def test_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler is named only if the kernels are missing."""
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/dnf" if name == "dnf" else None)
-    findings = by_name(software.program_findings(kernels_missing=False))
-    assert findings.keys() == {"espeak-ng", "flite"}
-    cure = findings["flite"].cure
-    assert cure is not None and cure.removeprefix("sudo ") == "dnf install -y flite"
-    assert "C++ compiler" in by_name(software.program_findings(kernels_missing=True))
+    results = dict(software.program_results())
+    assert results.keys() == {"espeak-ng", "flite"}
+    flite = results["flite"]
+    assert isinstance(flite, Result) and flite.cure is not None
+    assert flite.cure.removeprefix("sudo ") == "dnf install -y flite"
+    assert software.compiler_result({"missing": None}) is None
+    assert software.compiler_result({"missing": "they weren't built"})
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "package manager" in software.install("flite")
 
@@ -123,18 +127,23 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     errors = {"precision": "POLYPHI_PRECISION must be bf16, fp32 or auto, found 'half'"}
-    findings = by_name(software.environment_findings([], errors))
-    assert {name: finding.state for name, finding in findings.items()} == {
+    results = dict(software.environment_results([], errors))
+    states = {n: "ok" if isinstance(r, str) else r.state for n, r in results.items()}
+    assert states == {
         "HF_HUB_OFFLINE": "missing",
         "HF_TOKEN": "ok",
         "ONEDNN_MAX_CPU_ISA": "slow",
         "POLYPHI_API_KEY": "ok",
         "POLYPHI_PRECISION": "wrong",
     }
-    assert findings["POLYPHI_PRECISION"].fatal
-    assert not [f for f in findings.values() if "secret" in f.text or "abcdefgh" in f.text]
-    stored = by_name(software.environment_findings(["a/model"], {}))
-    assert stored["HF_HUB_OFFLINE"].state == stored["POLYPHI_PRECISION"].state == "ok"
+    precision = results["POLYPHI_PRECISION"]
+    assert isinstance(precision, Result) and precision.fatal
+    assert not [r for r in results.values() if "secret" in str(r) or "abcdefgh" in str(r)]
+    model = StoredModel("a/model", "0" * 40, None, Path("/a"), 9, 0.0, None, name="a/model")
+    stored = dict(software.environment_results([model], {}))
+    assert isinstance(stored["HF_HUB_OFFLINE"], str) and isinstance(
+        stored["POLYPHI_PRECISION"], str
+    )
 
 
 def test_versions_are_those_of_installed_packages() -> None:

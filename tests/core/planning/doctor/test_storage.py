@@ -31,8 +31,9 @@ def test_our_cache_and_the_hubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_states_of_folders(folder: Folder, state: str) -> None:
-    (finding,) = storage.storage_findings([folder], [], 8 * GB)
-    assert finding.state == state and not finding.fatal
+    ((_, result),) = storage.cache_results([folder], [], [{"parameters": 4 * GB}])
+    assert ("ok" if isinstance(result, str) else result.state) == state
+    assert isinstance(result, str) or not result.fatal
 
 
 def test_an_interrupted_download_is_resumed_by_its_cure() -> None:
@@ -41,9 +42,9 @@ def test_an_interrupted_download_is_resumed_by_its_cure() -> None:
         StoredModel("o/b", "0" * 40, None, Path("/b"), GB, 0.0, "interrupted", name="o/b"),
         StoredModel("o/a", "0" * 40, "int4", Path("/c"), GB, 0.0, "no weights", name="o/a:int4"),
     ]
-    findings = storage.storage_findings([], rows, None)
-    assert [(f.name, f.state, f.cure) for f in findings] == [
-        ("o/a", "ok", None),
+    complete, *incomplete = storage.model_results(rows)
+    assert complete == ("o/a", "1.0 GB")
+    assert [(name, result[0], result[2]) for name, result in incomplete] == [
         ("o/b", "missing", "polyphi pull o/b"),
         ("o/a:int4", "missing", "polyphi pull o/a --quant int4"),
     ]
