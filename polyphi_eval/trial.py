@@ -46,31 +46,24 @@ _NOT_DUMPABLE = 4
 
 
 class Pipe:
-    """JSON messages with their lengths as prefixes, through two file descriptors."""
+    """JSON messages, a line each, through two file descriptors."""
 
     def __init__(self, reading: int, writing: int) -> None:
-        self.reading, self.writing = reading, writing
+        self.reading, self.writing = os.fdopen(reading, "rb"), os.fdopen(writing, "wb")
 
     def send(self, message: Any) -> None:
-        data = json.dumps(message).encode()
-        data = len(data).to_bytes(8, "big") + data
-        while data:
-            data = data[os.write(self.writing, data) :]
+        self.writing.write(json.dumps(message).encode() + b"\n")
+        self.writing.flush()
 
     def receive(self) -> Any:
-        size = int.from_bytes(self._read(8), "big")
-        if size > MESSAGE_BYTES:
-            raise EOFError(f"expected a message of at most {MESSAGE_BYTES} bytes, found {size}")
-        return json.loads(self._read(size))
-
-    def _read(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            chunk = os.read(self.reading, min(1 << 20, size - len(data)))
-            if not chunk:
-                raise EOFError("the code ended its process")
-            data += chunk
-        return bytes(data)
+        line = self.reading.readline(MESSAGE_BYTES)
+        if not line:
+            raise EOFError("the code ended its process")
+        if not line.endswith(b"\n"):
+            raise EOFError(
+                f"expected a message of at most {MESSAGE_BYTES} bytes, found a longer one"
+            )
+        return json.loads(line)
 
 
 # ------------------------------------------------------------------------------ the code's side
@@ -152,42 +145,42 @@ class Code:
         return [token, result.testsRun, failed, len(result.skipped)]
 
     def do_program(self, stdin: str, seconds: float) -> Any:
-        """Run the code as a program in a new process; return its output."""
+        """Run the code as a program, in a new process if one may be started; return its output."""
         with open("in.txt", "wb") as file:
             file.write(stdin.encode(errors="replace"))
         try:
             process = os.fork()
         except PermissionError:
-            return self._run(in_child=False)
-        if not process:
-            self._run(in_child=True)
-        deadline = time.monotonic() + seconds
-        while True:
-            pid, status = os.waitpid(process, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > deadline:
-                with suppress(ProcessLookupError):
+            stdout = os.dup(1)
+            failed = self._run()
+            os.dup2(stdout, 1)
+            sys.stdout = sys.__stdout__
+        else:
+            if not process:
+                os._exit(self._run())
+            deadline = time.monotonic() + seconds
+            while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+                if time.monotonic() > deadline:
                     os.kill(process, 9)
-                os.waitpid(process, 0)
-                raise TimeoutError(f"expected it to end within {seconds:.0f} s, found it running")
-            time.sleep(0.002)
-        if os.waitstatus_to_exitcode(status):
-            raise RuntimeError(f"expected exit code 0, found {os.waitstatus_to_exitcode(status)}")
+                    os.waitpid(process, 0)
+                    raise TimeoutError(
+                        f"expected it to end within {seconds:.0f} s, found it running"
+                    )
+                time.sleep(0.002)
+            failed = bool(ended[1])
+        if failed:
+            raise RuntimeError("the program failed: expected exit code 0")
         with open("out.txt", "rb") as file:
             return file.read().decode(errors="replace")
 
-    def _run(self, in_child: bool) -> str:
-        """Run the code with in.txt as stdin and out.txt as stdout. A child process then exits; otherwise restore stdout
-        and return the output."""
-        stdin = os.open("in.txt", os.O_RDONLY)
-        os.dup2(stdin, 0)
-        stdout = -1 if in_child else os.dup(1)
-        os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
-        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
+    def _run(self) -> bool:
+        """Run the code with in.txt as stdin and out.txt as stdout; return whether it raised an exception."""
         failed = False
         try:
+            os.dup2(os.open("in.txt", os.O_RDONLY), 0)
+            os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
+            sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
+            sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
             names = {"__name__": "__main__", "__builtins__": builtins}
             if self.before:
                 exec(compile(self.before, "before.py", "exec"), names)
@@ -198,14 +191,7 @@ class Code:
             failed = True
         with suppress(BaseException):
             sys.stdout.flush()
-        if in_child:
-            os._exit(int(failed))
-        os.dup2(stdout, 1)
-        sys.stdout = sys.__stdout__
-        if failed:
-            raise RuntimeError("the program raised an exception")
-        with open("out.txt", "rb") as file:
-            return file.read().decode(errors="replace")
+        return failed
 
 
 def serve(code: Code, pipe: Pipe) -> None:
@@ -213,7 +199,7 @@ def serve(code: Code, pipe: Pipe) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    open_descriptors = {pipe.reading, pipe.writing, 0, 1, 2}
+    open_descriptors = {pipe.reading.fileno(), pipe.writing.fileno(), 0, 1, 2}
     for descriptor in set(range(256)) - open_descriptors:
         with suppress(OSError):
             os.close(descriptor)
@@ -378,13 +364,11 @@ RUNNERS = {"asserts": asserts, "outputs": outputs, "cases": cases, "unittest": u
 
 
 def _read(size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        chunk = os.read(0, size - len(data))
-        if not chunk:
-            break
+    """Read exactly so many bytes of stdin, so that none of the tests are in memory when the code's process starts."""
+    data = b""
+    while chunk := os.read(0, size - len(data)):
         data += chunk
-    return bytes(data)
+    return data
 
 
 def main() -> None:
@@ -393,15 +377,12 @@ def main() -> None:
 
         ctypes.CDLL(None).prctl(_NOT_DUMPABLE, *(ctypes.c_ulong(0),) * 4)
     sys.set_int_max_str_digits(0)
-    head = bytearray()
+    head = b""
     while not head.endswith(b"\n"):
-        head += _read(1)
+        head += os.read(0, 1)
     code = json.loads(_read(int(head)))
     proxy = Proxy(Code(code["text"], code.get("before", "")))
-    tests = bytearray()
-    while chunk := _read(1 << 20):
-        tests += chunk
-    settings = json.loads(tests)
+    settings = json.loads(b"".join(iter(lambda: os.read(0, 1 << 20), b"")))
     try:
         results, why = RUNNERS[settings["kind"]](proxy, settings), ""
     except BaseException as error:

@@ -41,7 +41,7 @@ class ResponseCache:
         self._lock = threading.RLock()
         # One lock per 1/4096 of the keys: equal requests wait for each other, others rarely do.
         self._requests = [threading.Lock() for _ in range(4096)]
-        for path in paths(folder, name.partition(".")[0]):
+        for path in cache_files(folder, name.partition(".")[0]):
             end = self._read(path)
             self._end = end if path == self.path else self._end
 
@@ -95,7 +95,7 @@ class ResponseCache:
         return start
 
 
-def paths(folder: Path, name: str) -> list[Path]:
+def cache_files(folder: Path, name: str) -> list[Path]:
     """The files of a cache: of a whole run, and of its parts."""
     return sorted({*Path(folder).glob(f"{name}.jsonl"), *Path(folder).glob(f"{name}.*.jsonl")})
 
