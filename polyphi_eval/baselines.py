@@ -25,8 +25,9 @@ import numpy as np
 
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Generate, Image, Message, adapter_for, media
+from polyphi.services.response_cache import media_sha256, whole_lines
 from polyphi_eval.benchmark import MODALITIES, Benchmark, Score, belongs
-from polyphi_eval.cache import Cache, sha256, whole_lines
+from polyphi_eval.cache import Cache
 from polyphi_eval.heldout import CORE_NAMES, GOALS, find
 from polyphi_eval.run import Line, SamplePrompt, answer, constant_line, file_name, write
 from polyphi_eval.score import score
@@ -197,7 +198,7 @@ def _shuffled(
 ) -> list[tuple[Message, ...] | None]:
     """Return the prompts with media of a type from another prompt with as many; None if there is no such prompt."""
     own = [[p for m in prompt for p in m.parts if _is_media(p, media_type)] for prompt in prompts]
-    hashes = [[sha256(p) for p in parts if isinstance(p, Image | Audio)] for parts in own]
+    hashes = [[media_sha256(p) for p in parts if isinstance(p, Image | Audio)] for parts in own]
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, parts in enumerate(own):
         if parts:

@@ -1,4 +1,4 @@
-"""A cache of a model's answers on disk, so that an interrupted evaluation resumes and no request is sent twice.
+"""A model's answers from its cache on disk, so that an interrupted evaluation resumes and no request is sent twice.
 
 >>> cache = Cache(model, Path("results"), fingerprint="phi bf16 3f9a...")
 >>> [answer.text for answer in cache.answers([Request(messages)])]
@@ -10,27 +10,23 @@ fingerprint. Answers are in `FOLDER/answers*.jsonl`, one file for each shard of 
 
 import hashlib
 import json
-import os
-import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from polyphi.messages import Answers, Audio, Completion, Image, Message, SamplingParams, Text
+from polyphi.messages import Answers, Completion, Message, SamplingParams, Text
 from polyphi.services.endpoint import RequestRejected
+from polyphi.services.response_cache import ResponseCache, cache_files, media_settings, media_sha256
 
 GREEDY = SamplingParams()
 BATCH = 128
 """Requests per call of the model and per write to disk."""
 CONCURRENT = 8
 """Requests in progress at an endpoint."""
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Request(NamedTuple):
@@ -71,35 +67,33 @@ class Cache:
         raise_errors: bool = False,
     ) -> None:
         self.model, self.fingerprint, self.raise_errors = model, fingerprint, raise_errors
-        self.path = folder / f"{name}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
+        self.responses = ResponseCache(folder, name)
         self.new = 0
         """Number of answers that the model generated."""
-        stem = name.partition(".")[0]
-        paths = [*folder.glob(f"{stem}.jsonl"), *folder.glob(f"{stem}.*.jsonl")]
-        self._cached = {answer.key: answer for path in sorted(paths) for answer in _read(path)}
 
     def answers(self, requests: Sequence[Request]) -> list[Answer]:
         """Return the answer to each request; the model generates those not in the cache, batched by adapter."""
         keys = [key_of(r.messages, r.adapter, r.sampling, self.fingerprint) for r in requests]
+        answers = {key: _cached(self.responses, key) for key in keys}
         missing: dict[str | None, dict[str, Request]] = defaultdict(dict)
         for key, request in zip(keys, requests, strict=True):
-            if key not in self._cached:
+            if answers[key] is None:
                 missing[request.adapter][key] = request
         for adapter, group in missing.items():
             for start in range(0, len(group), BATCH):
                 batch = dict(list(group.items())[start : start + BATCH])
                 began = time.monotonic()
-                answers = list(self._generate(list(batch.values()), adapter))
+                generated = list(self._generate(list(batch.values()), adapter))
                 seconds = (time.monotonic() - began) / len(batch)
-                new = {
-                    key: replace(answer, seconds=seconds, key=key)
-                    for key, answer in zip(batch, answers, strict=True)
-                }
-                append(self.path, ({"key": key, **asdict(answer)} for key, answer in new.items()))
-                self._cached |= new
-                self.new += len(new)
-        return [self._cached[key] for key in keys]
+                lines = self.responses.store(
+                    {
+                        key: asdict(replace(answer, seconds=seconds, key=key))
+                        for key, answer in zip(batch, generated, strict=True)
+                    }
+                )
+                answers |= {key: _answer(line) for key, line in lines.items()}
+                self.new += len(batch)
+        return [answer for key in keys if (answer := answers[key])]
 
     def _generate(self, requests: Sequence[Request], adapter: str | None) -> Iterator[Answer]:
         generate_many = getattr(self.model, "generate_many", None)
@@ -116,12 +110,12 @@ class Cache:
         except ValueError:  # raised by one of the requests: run each alone
             yield from map(self._generate_one, requests)
         else:
-            yield from map(_answer, completions)
+            yield from map(_completed, completions)
 
     def _generate_one(self, request: Request) -> Answer:
         local = hasattr(self.model, "generate_many")
         try:
-            return _answer(
+            return _completed(
                 self.model.generate(
                     request.messages, sampling=request.sampling, adapter=request.adapter
                 )
@@ -133,7 +127,7 @@ class Cache:
             return Answer("", error=str(error)[:500], finish_reason="error")
 
 
-def _answer(completion: Completion) -> Answer:
+def _completed(completion: Completion) -> Answer:
     return Answer(
         completion.text,
         None,
@@ -141,6 +135,17 @@ def _answer(completion: Completion) -> Answer:
         len(completion.tokens),
         completion.prompt_tokens,
     )
+
+
+def _cached(responses: ResponseCache, key: str) -> Answer | None:
+    return _answer(line) if (line := responses.find(key)) else None
+
+
+def _answer(line: dict[str, Any]) -> Answer:
+    """Return the answer of a cache's line, or of a held-out task's results, whose field for the text is `answer`."""
+    names = {field.name for field in fields(Answer)}
+    line = {"text": line.get("answer", ""), **line}
+    return Answer(**{name: value for name, value in line.items() if name in names})
 
 
 class Recorded:
@@ -152,13 +157,11 @@ class Recorded:
     """
 
     def __init__(self, folder: Path, name: str = "answers", fingerprint: str | None = None) -> None:
-        paths = sorted(folder.glob(f"{name}*.jsonl"))
-        if not paths:
+        if not cache_files(folder, name):
             raise ValueError(
                 f"expected the --out folder of an earlier evaluation, found no {name}*.jsonl in {folder}"
             )
-        self.folder = folder
-        self._cached = {answer.key: answer for path in paths for answer in _read(path)}
+        self.folder, self.responses = folder, ResponseCache(folder, name)
         self.fingerprint = fingerprint or str(
             json.loads((folder / "model.json").read_text())["fingerprint"]
         )
@@ -170,7 +173,8 @@ class Recorded:
         sampling: SamplingParams = GREEDY,
         adapter: str | None = "auto",
     ) -> Completion:
-        answer = self._cached.get(key_of(messages, adapter, sampling, self.fingerprint))
+        key = key_of(messages, adapter, sampling, self.fingerprint)
+        answer = _cached(self.responses, key)
         if answer is None:
             prompt = messages[-1].text if messages else ""
             raise ValueError(
@@ -186,57 +190,7 @@ class Recorded:
         )
 
 
-# ---------------------------------------------------------------------- lines and keys
-
-
-def dump(line: Mapping[str, Any]) -> str:
-    """Return a line of a results file. Lone surrogates, which UTF-8 can't encode, are escaped."""
-    text = json.dumps(line, ensure_ascii=False)
-    return (json.dumps(line) if SURROGATE.search(text) else text) + "\n"
-
-
-def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Append lines to a file; its last line may be incomplete after an interruption."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.writelines(dump(line).encode() for line in lines)
-
-
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON lines file, without incomplete lines."""
-    # Not splitlines(), which also splits at other characters than "\n"; answers may contain them.
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict):
-            yield line
-
-
-def _read(path: Path) -> Iterator[Answer]:
-    """Yield the answers of a cache, or of the results of a held-out task, whose field for the text is `answer`."""
-    names = {field.name for field in fields(Answer)}
-    for line in whole_lines(path):
-        if line.get("key"):
-            line.setdefault("text", line.get("answer", ""))
-            yield Answer(**{name: value for name, value in line.items() if name in names})
-
-
-def sha256(part: Image | Audio) -> str:
-    """Return the SHA-256 of the contents of a media part."""
-    source = part.source
-    if isinstance(source, tuple):
-        samples, rate = source
-        return hashlib.sha256(
-            np.ascontiguousarray(samples).tobytes() + str(rate).encode()
-        ).hexdigest()
-    return hashlib.sha256(
-        source if isinstance(source, bytes) else Path(source).read_bytes()
-    ).hexdigest()
+# ---------------------------------------------------------------------- keys
 
 
 def as_text(messages: Sequence[Message]) -> str:
@@ -253,9 +207,13 @@ def as_text(messages: Sequence[Message]) -> str:
     )
 
 
-def media_hashes(messages: Sequence[Message]) -> list[dict[str, str]]:
-    parts = [p for m in messages for p in m.parts if isinstance(p, Image | Audio)]
-    return [{"kind": type(p).__name__.lower(), "sha256": sha256(p)} for p in parts]
+def media_hashes(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [
+        {"kind": type(p).__name__.lower(), "sha256": media_sha256(p), **media_settings(p)}
+        for m in messages
+        for p in m.parts
+        if not isinstance(p, Text)
+    ]
 
 
 def key_of(

@@ -23,15 +23,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from polyphi.messages import LANGUAGES, Image
 from polyphi.runtime.files import write_whole
 from polyphi.services.endpoint import Endpoint
+from polyphi.services.response_cache import ResponseCache, request_key
 from polyphi.services.speech_synthesis import ENGINES, Voice
 from polyphi.text.normalization import errors, words
 from polyphi_eval.benchmark import benchmarks, suite
-from polyphi_eval.cache import append, whole_lines
 from polyphi_eval.sources import Data, write_rows
 from polyphi_eval.spoken import synthesize
 
 Transcribe = Callable[[bytes, str], str]
-"""Returns the transcript of audio in a language."""
+"""Returns the transcript of audio in a language. Transcripts are cached by its `name`, if it has one."""
 
 
 def voice_of(name: str) -> Voice:
@@ -56,15 +56,28 @@ def voice_of(name: str) -> Voice:
     )
 
 
-def listener(address: str, key_from: str | None = None) -> Transcribe:
+@dataclass(frozen=True)
+class Listener:
+    """The transcription function of an endpoint."""
+
+    endpoint: Endpoint
+
+    @property
+    def name(self) -> str:
+        return self.endpoint.name
+
+    def __call__(self, audio: bytes, language: str) -> str:
+        return self.endpoint.transcribe(audio, language=language)
+
+
+def listener(address: str, key_from: str | None = None) -> Listener:
     """Return the transcription function of an endpoint, http://host/v1#MODEL."""
     url, _, model = address.partition("#")
     if not model:
         raise ValueError(
             f"--listener {address}: expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi"
         )
-    endpoint = Endpoint(url, model, key_from=key_from)
-    return lambda audio, language: endpoint.transcribe(audio, language=language)
+    return Listener(Endpoint(url, model, key_from=key_from))
 
 
 def name_of(voice: Voice) -> str:
@@ -91,8 +104,8 @@ class Clip:
 
 
 class SpeechCache:
-    """Synthesizes speech in FOLDER/clips, cached by text, language and voice; `FOLDER/clips.jsonl` has the voice and
-    the transcript of each clip.
+    """Synthesizes speech in FOLDER/clips, cached by text, language and voice. `FOLDER/clips.jsonl` has the voice of
+    each clip, and its transcript by each listener.
 
     Voices alternate. If the error rate by `transcribe` is above `worst`, the other voices are tried in order, and the
     best clip is used (the report filters such speech by WER, section 3.3; a benchmark can't leave a question out).
@@ -112,9 +125,7 @@ class SpeechCache:
         self.used: dict[str, Clip] = {}
         """The clips of all rows."""
         (folder / "clips").mkdir(parents=True, exist_ok=True)
-        self._path = folder / "clips.jsonl"
-        lines = whole_lines(self._path) if self._path.exists() else ()
-        self._cached = {line["file"]: Clip(**line) for line in lines}
+        self._lines = ResponseCache(folder, "clips")
 
     def clip(self, text: str, language: str, turn: int) -> Clip:
         """Return a clip of the text by the turn-th voice for the language, or a better one (see above)."""
@@ -138,24 +149,21 @@ class SpeechCache:
     def _clip(self, text: str, language: str, voice: Voice) -> Clip:
         key = json.dumps([text, language, asdict(voice)], sort_keys=True)
         file = f"clips/{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()[:24]}.flac"
-        clip, path = self._cached.get(file), self.folder / file
-        if clip is None or not path.exists():
-            data = synthesize(text, language, voice)
-            write_whole(path, data)
-            clip = Clip(file, name_of(voice), _seconds(data))
+        path = self.folder / file
+        if not path.exists():
+            write_whole(path, synthesize(text, language, voice))
             self.new += 1
-            self._save(clip)
-        if self.transcribe and clip.hypothesis is None:
-            transcript = self.transcribe(path.read_bytes(), language)
-            counts = errors(words(text, language), words(transcript, language))
-            clip = replace(clip, hypothesis=transcript, errors=counts.total, units=counts.units)
-            self._save(clip)
-        return clip
-
-    def _save(self, clip: Clip) -> None:
-        """Append a line; later lines of a clip replace earlier ones."""
-        append(self._path, [asdict(clip)])
-        self._cached[clip.file] = clip
+        listener = getattr(self.transcribe, "name", "") if self.transcribe else None
+        key = request_key({"file": file, "listener": listener})
+        if (line := self._lines.find(key)) is None:
+            data = path.read_bytes()
+            clip = Clip(file, name_of(voice), _seconds(data))
+            if self.transcribe:
+                transcript = self.transcribe(data, language)
+                counts = errors(words(text, language), words(transcript, language))
+                clip = replace(clip, hypothesis=transcript, errors=counts.total, units=counts.units)
+            line = self._lines.store({key: asdict(clip)})[key]
+        return Clip(**{name: value for name, value in line.items() if name != "key"})
 
     @property
     def error_rate(self) -> float | None:

@@ -21,8 +21,9 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.messages import Audio, Message
 from polyphi.runtime.files import write_whole
+from polyphi.services.response_cache import dump
 from polyphi_eval.benchmark import Benchmark, belongs, in_rows
-from polyphi_eval.cache import Answer, Cache, Request, as_text, dump, media_hashes
+from polyphi_eval.cache import Answer, Cache, Request, as_text, media_hashes
 from polyphi_eval.sources import Data
 from polyphi_eval.spoken import audio_only, text_only
 

@@ -1,5 +1,5 @@
-"""Runs in the sandbox as a standalone program (programs.py sends this file and values.py): the code under test in one
-process, its tests in another.
+"""Runs in the sandbox as a standalone program (programs.py sends this file): the code under test in one process, its
+tests in another.
 
     tests' process                                 code's process
     reads the code from stdin, starts the other -> closes stdin, stdout and stderr, runs the code
@@ -27,11 +27,11 @@ import resource
 import sys
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from decimal import Decimal, InvalidOperation
+from itertools import islice
 from typing import Any
-
-from polyphi_eval.values import Reference, outputs_equal, pack, printed_equal, unpack
 
 MESSAGE_BYTES = 64 << 20
 """Maximum size of a message from the code's process."""
@@ -40,37 +40,176 @@ CALL_SECONDS = 1.0
 MIN_SECONDS, REFERENCE_FACTOR = 1.0, 4.0
 """EvalPlus' time limit for each input: at least these seconds, or this multiple of the reference's time."""
 _NOT_DUMPABLE = 4
+ITEMS = 1_000_000
+"""Most items of an iterator that are read."""
+RELATIVE = 1e-7
+"""NumPy's and EvalPlus' relative tolerance of numbers, in addition to a problem's absolute one."""
+
+
+# ------------------------------------------------------------------------------ values
+
+
+def pack(value: Any, add: Callable[[Any], int] | None = None) -> Any:
+    """Return a value as JSON; objects that aren't plain data are stored by `add`, which returns their numbers."""
+    if value is None or isinstance(value, bool | str) or type(value) is int:
+        return value if type(value) is not str else str(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, complex):
+        return ["complex", value.real, value.imag]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes", bytes(value).hex()]
+    if isinstance(value, list):
+        return ["list", *(pack(item, add) for item in value)]
+    if isinstance(value, tuple):
+        return ["tuple", *(pack(item, add) for item in value)]
+    if isinstance(value, Mapping):
+        return ["dict", *([pack(k, add), pack(v, add)] for k, v in value.items())]
+    if isinstance(value, set | frozenset | type({}.keys())):
+        return ["set", *(pack(item, add) for item in value)]
+    if isinstance(value, range):
+        return ["range", value.start, value.stop, value.step]
+    if isinstance(value, Decimal):
+        return ["decimal", str(value)]
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return pack(value.item(), add)
+    if hasattr(type(value), "__next__"):
+        return ["iterator", *(pack(item, add) for item in islice(value, ITEMS))]
+    if isinstance(value, Remote):
+        return ["reference", value._number]
+    if add is None:
+        raise TypeError(
+            f"expected plain data for code in another process, found {type(value).__name__}"
+        )
+    return ["reference", add(value)]
+
+
+def unpack(packed: Any, get: Callable[[int], Any]) -> Any:
+    """Return a packed value; `get` returns the object of a number."""
+    if not isinstance(packed, list):
+        return packed
+    tag, *items = packed
+    if tag == "complex":
+        return complex(*items)
+    if tag == "bytes":
+        return bytes.fromhex(items[0])
+    if tag == "range":
+        return range(*items)
+    if tag == "decimal":
+        return Decimal(items[0])
+    if tag == "reference":
+        return get(items[0])
+    if tag == "dict":
+        return {unpack(k, get): unpack(v, get) for k, v in items}
+    values = [unpack(item, get) for item in items]
+    constructors: dict[str, Callable[[list[Any]], Any]] = {
+        "list": list,
+        "tuple": tuple,
+        "set": set,
+        "iterator": iter,
+    }
+    return constructors[tag](values)
+
+
+def outputs_equal(
+    output: Any, expected: Any, tests: Mapping[str, Any], inputs: Sequence[Any]
+) -> bool:
+    """EvalPlus' comparison: equal, or by the problem's rule, or as numbers within a tolerance."""
+    rule, tolerance = tests.get("rule"), float(tests.get("tolerance") or 0)
+    if rule == "any":
+        return True
+    if rule == "set":
+        return set(output) == set(expected)
+    if rule == "something":
+        return (output if isinstance(output, bool) else output is not None) == (
+            expected is not None
+        )
+    if rule == "root":  # of the polynomial with the input as coefficients
+        value = sum(c * math.pow(output, n) for n, c in enumerate(inputs[0]))
+        return abs(value) <= tolerance
+    if output == expected or (rule == "zero" and output == 0):
+        return True
+    if rule == "height" and abs(output - _pyramid(*inputs)) <= tolerance:
+        return True
+    if rule == "digits" and output == _digits(*inputs):
+        return True
+    if not tolerance and _floats(expected):
+        tolerance = 1e-6
+    return (
+        bool(tolerance) and type(output) is type(expected) and _close(output, expected, tolerance)
+    )
+
+
+def _floats(value: Any) -> bool:
+    if isinstance(value, list | tuple) and value:
+        return all(isinstance(item, float) for item in value)
+    return isinstance(value, float)
+
+
+def _close(output: Any, expected: Any, tolerance: float) -> bool:
+    if isinstance(expected, list | tuple):
+        return (
+            isinstance(output, list | tuple)
+            and len(output) == len(expected)
+            and all(_close(g, w, tolerance) for g, w in zip(output, expected, strict=True))
+        )
+    if output == expected:
+        return True
+    return abs(output - expected) <= tolerance + RELATIVE * abs(expected)
+
+
+def _pyramid(base: float, height: float) -> int:
+    """Surface of a square pyramid with vertical height (an accepted interpretation of MBPP 581)."""
+    return round(base**2 + 2 * base * math.sqrt((base / 2) ** 2 + height**2))
+
+
+def _digits(a: int, b: int) -> int:
+    """Sum of the differences of two numbers' digits (an accepted interpretation of MBPP 558)."""
+    x, y = str(a), str(b)
+    width = max(len(x), len(y))
+    return sum(abs(int(p) - int(q)) for p, q in zip(x.zfill(width), y.zfill(width), strict=True))
+
+
+def printed_equal(output: str, expected: str) -> bool:
+    """Whether all lines are equal, except for outer space, or have equal decimal numbers."""
+    lines = [[line.strip() for line in text.strip().split("\n")] for text in (output, expected)]
+    if len(lines[0]) != len(lines[1]):
+        return False
+    for ours, theirs in zip(*lines, strict=True):
+        if ours == theirs:
+            continue
+        try:
+            if [Decimal(w) for w in ours.split()] != [Decimal(w) for w in theirs.split()]:
+                return False
+        except InvalidOperation:
+            return False
+    return True
 
 
 # ------------------------------------------------------------------------------ messages
 
 
 class Pipe:
-    """JSON messages with their lengths as prefixes, through two file descriptors."""
+    """JSON messages, a line each, through two file descriptors."""
 
     def __init__(self, reading: int, writing: int) -> None:
-        self.reading, self.writing = reading, writing
+        self.reading, self.writing = os.fdopen(reading, "rb"), os.fdopen(writing, "wb")
 
     def send(self, message: Any) -> None:
-        data = json.dumps(message).encode()
-        data = len(data).to_bytes(8, "big") + data
-        while data:
-            data = data[os.write(self.writing, data) :]
+        self.writing.write(json.dumps(message).encode() + b"\n")
+        self.writing.flush()
 
     def receive(self) -> Any:
-        size = int.from_bytes(self._read(8), "big")
-        if size > MESSAGE_BYTES:
-            raise EOFError(f"expected a message of at most {MESSAGE_BYTES} bytes, found {size}")
-        return json.loads(self._read(size))
-
-    def _read(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            chunk = os.read(self.reading, min(1 << 20, size - len(data)))
-            if not chunk:
-                raise EOFError("the code ended its process")
-            data += chunk
-        return bytes(data)
+        line = self.reading.readline(MESSAGE_BYTES)
+        if not line:
+            raise EOFError("the code ended its process")
+        if not line.endswith(b"\n"):
+            raise EOFError(
+                f"expected a message of at most {MESSAGE_BYTES} bytes, found a longer one"
+            )
+        return json.loads(line)
 
 
 # ------------------------------------------------------------------------------ the code's side
@@ -152,42 +291,42 @@ class Code:
         return [token, result.testsRun, failed, len(result.skipped)]
 
     def do_program(self, stdin: str, seconds: float) -> Any:
-        """Run the code as a program in a new process; return its output."""
+        """Run the code as a program, in a new process if one may be started; return its output."""
         with open("in.txt", "wb") as file:
             file.write(stdin.encode(errors="replace"))
         try:
             process = os.fork()
         except PermissionError:
-            return self._run(in_child=False)
-        if not process:
-            self._run(in_child=True)
-        deadline = time.monotonic() + seconds
-        while True:
-            pid, status = os.waitpid(process, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > deadline:
-                with suppress(ProcessLookupError):
+            stdout = os.dup(1)
+            failed = self._run()
+            os.dup2(stdout, 1)
+            sys.stdout = sys.__stdout__
+        else:
+            if not process:
+                os._exit(self._run())
+            deadline = time.monotonic() + seconds
+            while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+                if time.monotonic() > deadline:
                     os.kill(process, 9)
-                os.waitpid(process, 0)
-                raise TimeoutError(f"expected it to end within {seconds:.0f} s, found it running")
-            time.sleep(0.002)
-        if os.waitstatus_to_exitcode(status):
-            raise RuntimeError(f"expected exit code 0, found {os.waitstatus_to_exitcode(status)}")
+                    os.waitpid(process, 0)
+                    raise TimeoutError(
+                        f"expected it to end within {seconds:.0f} s, found it running"
+                    )
+                time.sleep(0.002)
+            failed = bool(ended[1])
+        if failed:
+            raise RuntimeError("the program failed: expected exit code 0")
         with open("out.txt", "rb") as file:
             return file.read().decode(errors="replace")
 
-    def _run(self, in_child: bool) -> str:
-        """Run the code with in.txt as stdin and out.txt as stdout. A child process then exits; otherwise restore stdout
-        and return the output."""
-        stdin = os.open("in.txt", os.O_RDONLY)
-        os.dup2(stdin, 0)
-        stdout = -1 if in_child else os.dup(1)
-        os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
-        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
-        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
+    def _run(self) -> bool:
+        """Run the code with in.txt as stdin and out.txt as stdout; return whether it raised an exception."""
         failed = False
         try:
+            os.dup2(os.open("in.txt", os.O_RDONLY), 0)
+            os.dup2(os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
+            sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "replace")
+            sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), "utf-8", "replace")
             names = {"__name__": "__main__", "__builtins__": builtins}
             if self.before:
                 exec(compile(self.before, "before.py", "exec"), names)
@@ -198,14 +337,7 @@ class Code:
             failed = True
         with suppress(BaseException):
             sys.stdout.flush()
-        if in_child:
-            os._exit(int(failed))
-        os.dup2(stdout, 1)
-        sys.stdout = sys.__stdout__
-        if failed:
-            raise RuntimeError("the program raised an exception")
-        with open("out.txt", "rb") as file:
-            return file.read().decode(errors="replace")
+        return failed
 
 
 def serve(code: Code, pipe: Pipe) -> None:
@@ -213,7 +345,7 @@ def serve(code: Code, pipe: Pipe) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    open_descriptors = {pipe.reading, pipe.writing, 0, 1, 2}
+    open_descriptors = {pipe.reading.fileno(), pipe.writing.fileno(), 0, 1, 2}
     for descriptor in set(range(256)) - open_descriptors:
         with suppress(OSError):
             os.close(descriptor)
@@ -280,14 +412,16 @@ class Proxy:
         return unpack(packed, lambda number: Remote(self, number))
 
 
-class Remote(Reference):
-    """An object of the code that isn't plain data: a function, a class, an instance. It is equal only to itself."""
+class Remote:
+    """An object of the code that isn't plain data (a function, a class, an instance), by its number. It is equal only
+    to itself."""
 
     def __init__(self, proxy: Proxy, number: int) -> None:
         object.__setattr__(self, "_proxy", proxy)
         object.__setattr__(self, "_number", int(number))
 
     _proxy: Proxy
+    _number: int
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         proxy = self._proxy
@@ -378,13 +512,11 @@ RUNNERS = {"asserts": asserts, "outputs": outputs, "cases": cases, "unittest": u
 
 
 def _read(size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        chunk = os.read(0, size - len(data))
-        if not chunk:
-            break
+    """Read exactly so many bytes of stdin, so that none of the tests are in memory when the code's process starts."""
+    data = b""
+    while chunk := os.read(0, size - len(data)):
         data += chunk
-    return bytes(data)
+    return data
 
 
 def main() -> None:
@@ -393,15 +525,12 @@ def main() -> None:
 
         ctypes.CDLL(None).prctl(_NOT_DUMPABLE, *(ctypes.c_ulong(0),) * 4)
     sys.set_int_max_str_digits(0)
-    head = bytearray()
+    head = b""
     while not head.endswith(b"\n"):
-        head += _read(1)
+        head += os.read(0, 1)
     code = json.loads(_read(int(head)))
     proxy = Proxy(Code(code["text"], code.get("before", "")))
-    tests = bytearray()
-    while chunk := _read(1 << 20):
-        tests += chunk
-    settings = json.loads(tests)
+    settings = json.loads(b"".join(iter(lambda: os.read(0, 1 << 20), b"")))
     try:
         results, why = RUNNERS[settings["kind"]](proxy, settings), ""
     except BaseException as error:

@@ -34,6 +34,7 @@ class Replay:
         self.seconds = seconds
         self.faults: list[Any] = []
         self.requests: list[dict[str, Any]] = []  # bodies, in order of arrival
+        self.headers: list[str] = []
         self.under_way, self.most_under_way = 0, 0
         self.open: list[http.server.BaseHTTPRequestHandler] = []
         self.lock = threading.Lock()
@@ -63,6 +64,7 @@ class Replay:
         body = {"file": data} if path == "/audio/transcriptions" else json.loads(data)
         with self.lock:
             self.requests.append(body)
+            self.headers.append(str(handler.headers))
             self.under_way += 1
             self.open.append(handler)
             self.most_under_way = max(self.most_under_way, self.under_way)

@@ -116,7 +116,8 @@ EXTRAS = {
         ),
         ("serve",),
     ),
-    "httpx2": ("serve", "curate", "eval"),
+    "httpx2": ("serve",),
+    "openai": ("curate", "eval"),
     **dict.fromkeys(("cloudpickle", "pyarrow", "matplotlib"), ("train", "curate", "eval")),
     **dict.fromkeys(("scipy", "sacrebleu", "math_verify", "av"), ("curate", "eval")),
     **dict.fromkeys(

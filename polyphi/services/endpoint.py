@@ -5,8 +5,9 @@
 'A cat.'
 
 It implements `Generate` (polyphi/messages.py), so it can be evaluated like polyphi's own models, except on tasks that
-need log-probabilities. Requests respect rate limits (`Pace`), and are retried if the server is busy, fails or can't be
-reached. The key is read from an environment variable for each request, and appears in no message, file or `repr`.
+need log-probabilities. OpenAI's SDK sends the requests and reads the responses. Here requests respect rate limits
+(`Pace`), and are retried if the server is busy, fails or can't be reached. The key is read from an environment variable
+for each request, and appears in no message, file or `repr`; the SDK's own variables (OPENAI_API_KEY, ...) aren't sent.
 """
 
 import base64
@@ -18,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from math import inf
@@ -43,12 +43,15 @@ from polyphi.runtime.installation import pip_install
 
 if TYPE_CHECKING:
     import httpx2
+    import openai
 
 GREEDY = SamplingParams()
 MINUTE = 60.0
 CONNECT_SECONDS = 10.0
 MAX_WAIT = 300.0
 """Maximum seconds between two attempts; a server that requests more has probably exhausted a quota."""
+_HEADERS = "host accept accept-encoding connection user-agent content-type content-length"
+"""Headers of the SDK that are sent, with its x-stainless-*; not those of OPENAI_ORG_ID and OPENAI_CUSTOM_HEADERS."""
 _FORMATS = {
     b"\x89PNG": "png",
     b"\xff\xd8\xff": "jpeg",
@@ -149,7 +152,7 @@ class Endpoint:
         self.count, self.clock, self.sleep = count, clock, sleep
         self.pace = Pace(requests_per_minute, tokens_per_minute)
         self._slots = threading.Semaphore(concurrency)
-        self._client = _open_client(seconds)
+        self._client = self._open_client()
 
     def __repr__(self) -> str:
         return f"Endpoint({self.where!r}, {self.model!r})"
@@ -170,8 +173,11 @@ class Endpoint:
     ) -> Completion:
         """The answer; with a JSON schema, as JSON text. Raises `RequestRejected` if the endpoint refuses this request,
         and `ValueError` for errors that would affect all requests: no endpoint, no key, an unknown model."""
-        body = self._body(messages, sampling, schema)
-        answer = self._json("/chat/completions", self._tokens(messages, sampling), json=body)
+        answer = self._json(
+            self._tokens(messages, sampling),
+            self._client.chat.completions.with_raw_response.create,
+            **self._fields(messages, sampling, schema),
+        )
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             message, finish_reason = choice["message"], choice.get("finish_reason")
@@ -190,12 +196,16 @@ class Endpoint:
         self, text: str, *, voice: str = "default", form: str = "wav", speed: float = 1.0
     ) -> bytes:
         """The text as speech: encoded audio in the format `form` ("wav", "flac", "mp3", ...)."""
-        body = {"model": self.model, "input": text, "voice": voice, "response_format": form}
-        if speed != 1.0:
-            body |= {"speed": speed}  # type: ignore[dict-item]
-        tokens = rough_tokens([Message.user(text)])
-        with self._answer("/audio/speech", tokens, json=body) as response:
-            data = response.read()
+        with self._slots:
+            data = self._send(
+                rough_tokens([Message.user(text)]),
+                self._client.audio.speech.create,
+                model=self.model,
+                input=text,
+                voice=voice,
+                response_format=form,
+                **({"speed": speed} if speed != 1.0 else {}),
+            ).content
         if not data or data[:1] in b"{<":
             start = self._mask_key(data[:80].decode(errors="replace"))
             raise ValueError(f"{self.where} returned no audio; expected {form}, found {start!r}")
@@ -203,10 +213,14 @@ class Endpoint:
 
     def transcribe(self, clip: bytes, *, language: str | None = None) -> str:
         """The transcript of encoded audio (WAV, FLAC, OGG, MP3)."""
-        form = {"model": self.model, "response_format": "json"}
-        form |= {"language": language} if language else {}
-        files = {"file": (f"clip.{_format(clip, 'wav')}", clip)}
-        answer = self._json("/audio/transcriptions", 0, data=form, files=files)
+        answer = self._json(
+            0,
+            self._client.audio.transcriptions.with_raw_response.create,
+            model=self.model,
+            file=(f"clip.{_format(clip, 'wav')}", clip),
+            response_format="json",
+            **({"language": language} if language else {}),
+        )
         if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
             raise ValueError(
                 f"{self.where} returned no transcript; expected {{'text': ...}}, found {json.dumps(answer)[:200]}"
@@ -236,17 +250,23 @@ class Endpoint:
         _no_adapter(adapter)
         if any(m.tools for m in messages):
             raise ValueError("tool calls can't be streamed from an endpoint; use generate")
-        body = self._body(messages, sampling, None) | {"stream": True}
-        tokens, finish_reason = self._tokens(messages, sampling), None
-        with self._answer("/chat/completions", tokens, json=body) as response:
-            for line in response.iter_lines():
-                data = line.removeprefix("data:").strip()
-                if not line.startswith("data:") or data == "[DONE]":
-                    continue
-                for choice in self._parse(data).get("choices", ()):
-                    finish_reason = choice.get("finish_reason") or finish_reason
-                    if text := choice.get("delta", {}).get("content"):
+        import httpx2
+        import openai
+
+        create, tokens = self._client.chat.completions.create, self._tokens(messages, sampling)
+        fields, finish_reason = self._fields(messages, sampling, None), None
+        with self._slots, self._send(tokens, create, stream=True, **fields) as chunks:
+            try:
+                for choice in (
+                    c for chunk in chunks for c in getattr(chunk, "choices", None) or ()
+                ):
+                    finish_reason = choice.finish_reason or finish_reason
+                    if text := getattr(getattr(choice, "delta", None), "content", None):
                         yield Delta(text)
+            except (openai.APIError, httpx2.RequestError, json.JSONDecodeError) as error:
+                raise ValueError(
+                    f"{self.where} broke off in the middle of an answer: {self._reason(error)}"
+                ) from None
         if finish_reason is None:
             raise ValueError(f"{self.where} broke off in the middle of an answer; try again")
         yield Delta("", finish_reason)
@@ -261,23 +281,24 @@ class Endpoint:
 
     # Sending
 
-    def _body(
+    def _fields(
         self,
         messages: Sequence[Message],
         sampling: SamplingParams,
         schema: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
+        """The arguments of the SDK: the whole body as `extra_body`, which may have fields that it doesn't know."""
         body = {"model": self.model} | chat_body(messages, sampling, schema) | self.extra
-        return {key: value for key, value in body.items() if value is not None}
+        body = {key: value for key, value in body.items() if value is not None}
+        return {"model": self.model, "messages": [], "extra_body": body}
 
     def _tokens(self, messages: Sequence[Message], sampling: SamplingParams) -> int:
         return self.count(messages) + sampling.max_tokens
 
-    def _json(self, path: str, tokens: int, **content: Any) -> Any:
-        with self._answer(path, tokens, **content) as response:
-            return self._parse(response.read().decode(errors="replace"))
-
-    def _parse(self, text: str) -> Any:
+    def _json(self, tokens: int, create: Callable[..., Any], **fields: Any) -> Any:
+        """The JSON value in the response to a request."""
+        with self._slots:
+            text = self._send(tokens, create, **fields).text
         try:
             return json.loads(text)
         except json.JSONDecodeError:
@@ -286,47 +307,23 @@ class Endpoint:
                 "is it the address of an OpenAI-compatible API, including /v1?"
             ) from None
 
-    @contextmanager
-    def _answer(self, path: str, tokens: int, **content: Any) -> "Iterator[httpx2.Response]":
-        """The successful response to a POST; its headers are read, its body isn't."""
+    def _send(self, tokens: int, create: Callable[..., Any], **fields: Any) -> Any:
+        """The result of a method of the SDK, at this endpoint's pace, after retries."""
         import httpx2
-
-        with self._slots:
-            response = self._send_with_retries(path, tokens, content)
-            try:
-                yield response
-            except httpx2.RequestError as error:
-                raise ValueError(
-                    f"{self.where} broke off in the middle of an answer: {error}"
-                ) from None
-            finally:
-                response.close()
-
-    def _send_with_retries(
-        self, path: str, tokens: int, content: dict[str, Any]
-    ) -> "httpx2.Response":
-        import httpx2
+        import openai
 
         for attempt in range(1, self.attempts + 1):
             when = self.pace.reserve(tokens, self.clock())
             if (wait := when - self.clock()) > 0:
                 self.sleep(wait)
             delay = min(MAX_WAIT, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-            headers = {"Authorization": f"Bearer {key}"} if (key := self._key()) else {}
-            streamed = bool(content.get("json", {}).get("stream"))
-            request = self._client.build_request(
-                "POST", self.where + path, headers=headers, **content
-            )
             try:
-                response = self._client.send(request, stream=True)
-                if not (streamed and response.is_success):
-                    response.read()  # a connection cut here is retried too
-            except httpx2.RequestError as error:
-                reason = self._mask_key(str(error)) or type(error).__name__
-                problem = f"{self.where} can't be reached: {reason}"
-            else:
-                if response.is_success:
-                    return response
+                return create(**fields)
+            except openai.APIStatusError as error:
+                response = error.response  # handled below: the error may quote the key
+            except (openai.APIConnectionError, httpx2.RequestError) as error:
+                response, problem = None, f"{self.where} can't be reached: {self._reason(error)}"
+            if response is not None:
                 problem = self._check_status(response)
                 retry_after = _retry_after(response.headers.get("retry-after"))
                 if retry_after > MAX_WAIT:
@@ -339,6 +336,11 @@ class Endpoint:
             if attempt < self.attempts:
                 self.sleep(delay)
         raise ValueError(f"{problem}; gave up after {self.attempts} attempts")
+
+    def _reason(self, error: Exception) -> str:
+        """The message of an error of the connection, which the SDK has as its cause."""
+        cause = error.__cause__ or error
+        return self._mask_key(str(cause)) or type(cause).__name__
 
     def _check_status(self, response: "httpx2.Response") -> str:
         """The description of an error that a retry may fix; raises for all other errors."""
@@ -377,17 +379,31 @@ class Endpoint:
             )
         return key
 
+    def _open_client(self) -> "openai.OpenAI":
+        try:
+            import openai
+        except ImportError:
+            raise ValueError(
+                f"an endpoint needs the package openai: {pip_install('curate')}"
+            ) from None
 
-def _open_client(seconds: float) -> "httpx2.Client":
-    try:
-        import httpx2
-    except ImportError:
-        raise ValueError(f"an endpoint needs the package httpx2: {pip_install('curate')}") from None
-    # No redirects, which would send the key elsewhere; `concurrency` limits the connections.
-    return httpx2.Client(
-        timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
-        limits=httpx2.Limits(max_connections=None),
-    )
+        return openai.OpenAI(
+            base_url=self.where,
+            api_key="replaced",  # by `_set_headers`; without one the SDK reads OPENAI_API_KEY
+            timeout=openai.Timeout(self.seconds, connect=CONNECT_SECONDS),
+            max_retries=0,  # `_send` retries, because other requests must wait as well
+            # Redirects would send the key elsewhere.
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False, event_hooks={"request": [self._set_headers]}
+            ),
+        )
+
+    def _set_headers(self, request: "httpx2.Request") -> None:
+        for name in [*request.headers]:
+            if name not in _HEADERS.split() and not name.startswith("x-stainless-"):
+                del request.headers[name]
+        if key := self._key():
+            request.headers["Authorization"] = f"Bearer {key}"
 
 
 def _no_adapter(adapter: str | None) -> None:

@@ -10,24 +10,22 @@ previous texts, so reproducible audio needs a new `TTSPool` and the same texts i
 import _ctypes
 import ctypes
 import io
-import json
-import os
 import shlex
 import shutil
 import subprocess
 import tempfile
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
+
+from polyphi.services.endpoint import Endpoint
 
 ENGINES = ("espeak-ng", "flite", "command", "endpoint")
 SECONDS = 60.0  # timeout of a command or an endpoint for one text
@@ -367,35 +365,16 @@ def _output(command: list[str]) -> bytes:
 
 
 class _Endpoint:
-    """`POST {where}/audio/speech` of OpenAI's API, with WAV as the response format."""
+    """OpenAI-compatible endpoints, with WAV as the response format."""
+
+    def __init__(self) -> None:
+        opened = partial(Endpoint, key_from="POLYPHI_SPEECH_KEY", seconds=SECONDS, attempts=1)
+        self._open = lru_cache(opened)
 
     def speak(self, text: str, voice: Voice) -> tuple[Float[np.ndarray, " n"], int]:
-        body = {
-            "model": voice.model,
-            "input": text,
-            "voice": voice.variant or "default",
-            "response_format": "wav",
-        }
-        if voice.speed != 1.0:
-            body["speed"] = voice.speed  # type: ignore[assignment]
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("POLYPHI_SPEECH_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        address = voice.where.rstrip("/") + "/audio/speech"
-        if not address.startswith(("http://", "https://")):
-            raise ValueError(
-                f"expected a speech endpoint's address that starts with http:// or https://, found {voice.where!r}"
-            )
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as response:
-                return _decode(response.read(), address)
-        except urllib.error.HTTPError as error:
-            raise ValueError(f"{address} answered {error.code}; expected WAV audio") from None
-        except OSError as error:
-            raise ValueError(
-                f"{address} can't be reached: {getattr(error, 'reason', error)}"
-            ) from None
+        endpoint = self._open(voice.where, voice.model)
+        data = endpoint.speech(text, voice=voice.variant or "default", speed=voice.speed)
+        return _decode(data, voice.where)
 
 
 def _decode(data: bytes, name: str) -> tuple[Float[np.ndarray, " n"], int]:

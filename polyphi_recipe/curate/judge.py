@@ -19,7 +19,6 @@ that a run that was killed resumes without repeating a request.
 import hashlib
 import json
 import re
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +32,8 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from polyphi.data.shards import Sample
 from polyphi.messages import Generate, Message, SamplingParams
 from polyphi.runtime.installation import pip_install
+from polyphi.services.response_cache import ResponseCache, messages_json
 from polyphi.services.verifiers import Verdict, Verify, final, verdict_on
-from polyphi_recipe.curate.answers import AnswerCache, messages_json
 from polyphi_recipe.curate.documents import note
 from polyphi_recipe.curate.documents import sample as sample_of
 
@@ -270,28 +269,27 @@ def threaded(ask: Ask, concurrency: int) -> AskMany:
 
 
 class CachedAsk:
-    """An `Ask` with a cache: calls `ask` only for new requests. Each answer is written to `folder` (answers.py) before
-    it is returned. `name` identifies the model and its sampling; another name has other cache entries. Threads and
-    processes may share a folder.
+    """An `Ask` with a cache: calls `ask` only for new requests. Each answer is written to `folder` (response_cache.py)
+    before it is returned. `name` identifies the model and its sampling; another name has other cache entries. Threads
+    and processes may share a folder.
 
     `sent` counts the requests that `ask` received, `cached` those answered from the cache.
     """
 
     def __init__(self, folder: Path, name: str, ask: Ask) -> None:
-        self.sent = self.cached = 0
-        self._cache, self._name, self._ask = AnswerCache(folder), name, ask
-        self._lock = threading.Lock()
+        self._cache, self._name, self._ask = ResponseCache(folder), name, ask
 
     def __call__(self, messages: Sequence[Message], seed: int) -> str:
         request = {"who": self._name, "messages": messages_json(messages), "seed": seed}
-        key = self._cache.key(request)
-        answer, cached = self._cache.find(key), True
-        if answer is None:
-            answer, cached = self._cache.store(key, request, self._ask(messages, seed)), False
-        with self._lock:
-            self.cached += cached
-            self.sent += not cached
-        return str(answer)
+        return str(self._cache.get(request, lambda: self._ask(messages, seed)))
+
+    @property
+    def sent(self) -> int:
+        return self._cache.sent
+
+    @property
+    def cached(self) -> int:
+        return self._cache.cached
 
 
 def judged(ask: Ask, problem: Sequence[Message], seed: int = 0) -> Verify:

@@ -5,14 +5,13 @@ refuses it.
 >>> estimate(CAPTION, pictures, teacher, work, price=(0.15, 0.60)).cost_at_most          # sends no request
 >>> shards.write(out, synthesize(CAPTION, pictures, teacher, work), pipeline="...")
 
-Every answer is stored under `work/answers` by the SHA-256 of the teacher's name and the request. A run that was killed
+Every answer is stored in `work/answers` by the SHA-256 of the teacher's name and the request. A run that was killed
 resumes without repeating a request, and gives the same samples in the same order at any concurrency. Refused answers
 are written to `work/NAME.refused.jsonl`. The report's syntheses are in polyphi_recipe/curate/syntheses.py.
 """
 
 import json
 import re
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,8 +27,8 @@ from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, SamplingParams, media
 from polyphi.runtime.files import whole_file
 from polyphi.services.endpoint import RequestRejected, rough_tokens
+from polyphi.services.response_cache import ResponseCache, messages_json, request_key
 from polyphi_recipe.curate import documents
-from polyphi_recipe.curate.answers import AnswerCache, messages_json
 from polyphi_recipe.curate.teachers import Teacher
 
 Json = Any
@@ -114,31 +113,20 @@ class Tally:
 class Answers:
     """A teacher's answers, from the cache on disk where they are stored."""
 
-    def __init__(self, folder: Path, teacher: Teacher, tally: Tally) -> None:
-        self.cache, self.teacher, self.tally = AnswerCache(folder), teacher, tally
-        self._tally_lock = threading.Lock()
-        # One lock per 1/4096 of the keys: equal requests wait for each other, others rarely do.
-        self._request_locks = [threading.Lock() for _ in range(4096)]
+    def __init__(self, folder: Path, teacher: Teacher) -> None:
+        self.cache, self.teacher = ResponseCache(folder), teacher
 
     def key(self, request: Request) -> str:
-        return self.cache.key(request.as_json(self.teacher.name))
+        return request_key(request.as_json(self.teacher.name))
 
     def cached(self, key: str) -> dict[str, str] | None:
         """Return the cached answer (`text` and `finish_reason`, or `rejected`), or None."""
-        answer: dict[str, str] | None = self.cache.find(key)
-        return answer
+        return line["answer"] if (line := self.cache.find(key)) else None
 
     def answer(self, request: Request) -> dict[str, str]:
         """Return the cached answer, or send the request to the teacher and store the answer."""
-        key = self.key(request)
-        with self._request_locks[int(key[:3], 16)]:
-            answer, sent = self.cached(key), False
-            if answer is None:
-                payload = request.as_json(self.teacher.name)
-                answer, sent = self.cache.store(key, payload, self._send(request)), True
-        with self._tally_lock:
-            self.tally.sent += sent
-            self.tally.cached += not sent
+        payload = request.as_json(self.teacher.name)
+        answer: dict[str, str] = self.cache.get(payload, lambda: self._send(request))
         return answer
 
     def _send(self, request: Request) -> dict[str, str]:
@@ -178,7 +166,7 @@ def synthesize(
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
     tally = Tally()
-    answers = Answers(work / "answers", teacher, tally)
+    answers = Answers(work / "answers", teacher)
     refused_path = work / (refused_name or f"{synthesis.name}.refused.jsonl")
     with (
         whole_file(refused_path) as partial,
@@ -193,6 +181,7 @@ def synthesize(
             tally.skipped += not outcome.applicable
             tally.samples += len(outcome.samples)
             tally.refused += len(outcome.refused)
+            tally.sent, tally.cached = answers.cache.sent, answers.cache.cached
             progress(tally)
             yield from outcome.samples
 
@@ -429,7 +418,7 @@ def estimate(
 ) -> Estimate:
     """Return requests, tokens and cost of a run, without sending a request. `price` is per million tokens of prompt and
     of answer; `count` returns the tokens of a prompt, by the endpoint's tokenizer."""
-    answers = Answers(Path(work) / "answers", teacher, Tally())
+    answers = Answers(Path(work) / "answers", teacher)
     certain = certain_tokens = requests = tokens = 0
     counted: set[bytes] = set()
     for sample in samples:

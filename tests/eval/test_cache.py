@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from polyphi.messages import Completion, Message, SamplingParams
-from polyphi_eval.cache import BATCH, Cache, Request, append, whole_lines
+from polyphi.messages import Completion, Image, Message, SamplingParams
+from polyphi_eval.cache import BATCH, Cache, Request, key_of
+from polyphi_eval.run import write
 
 
 class Echo:
@@ -61,16 +62,13 @@ def test_answers_in_the_file_of_a_held_out_task_are_reused(tmp_path: Path) -> No
     (answer,) = cache.answers([request("7")])
     line = {"task": "digit", "condition": "with", "answer": "7", "key": answer.key}
     constant = {"task": "digit", "condition": "majority", "answer": "1", "key": ""}
-    (tmp_path / "digit.jsonl").write_text("")
-    append(tmp_path / "digit.jsonl", [line, constant])
+    write(tmp_path / "digit.jsonl", [line, constant])
     silent = Cache(None, tmp_path, "m", name="digit")  # type: ignore[arg-type]
     assert silent.answers([request("7")])[0].text == "7"
 
 
-def test_a_truncated_line_is_skipped_and_the_next_one_starts_on_a_new_line(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    append(path, [{"n": 1}])
-    with path.open("a") as file:
-        file.write('{"n": 2')
-    append(path, [{"n": 3}, {"text": "\ud800 \u2028"}])
-    assert list(whole_lines(path)) == [{"n": 1}, {"n": 3}, {"text": "\ud800 \u2028"}]
+def test_keys_are_those_of_earlier_evaluations_and_differ_by_the_detail_of_images() -> None:
+    sampling = SamplingParams(max_tokens=3, draft=2)
+    images = [Image(b"1"), Image(b"1", detail="low"), Image(b"1", max_crops=2), Image(b"2")]
+    keys = [key_of([Message.user(i, "Où?")], "auto", sampling, "m") for i in images]
+    assert keys[0] == "455d5052bba22a1eae5ab193" and len({*keys}) == 4

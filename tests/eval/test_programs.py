@@ -31,8 +31,8 @@ FORGERIES = {
         "os._exit(0)"
     ),
     "answers for itself": (
-        'import json, os\ndata = json.dumps(["ok", {"f": None}]).encode()\nfor n in range(3, 64):\n'
-        '    try: os.write(n, len(data).to_bytes(8, "big") + data)\n    except OSError: pass\nos._exit(0)'
+        'import json, os\ndata = json.dumps(["ok", {"f": None}]).encode() + b"\\n"\nfor n in range(3, 64):\n'
+        "    try: os.write(n, 9 * data)\n    except OSError: pass\nos._exit(0)"
     ),
     "is equal to everything": (
         "class Any:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n"

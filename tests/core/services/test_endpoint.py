@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
 from pathlib import Path
+from traceback import format_exception
 
 import numpy as np
 import pytest
@@ -104,31 +105,32 @@ def test_it_is_a_model_to_be_judged() -> None:
             next(iter(model.stream([Message.system("", tools='[{"name": "add"}]')])))
 
 
-def test_tools_are_sent_and_what_is_called_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sent = Endpoint("http://127.0.0.1:9/v1", "m"), list[dict[str, object]]()
+def test_tools_are_sent_and_what_is_called_comes_back() -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     replies = [
         {"content": None, "tool_calls": [call]},
         {"content": "So: ", "tool_calls": [{"function": {"name": "add", "arguments": "{"}}]},
     ]
-
-    def answer(path: str, tokens: int, json: dict[str, object]) -> object:
-        sent.append(json)
-        return {"choices": [{"message": replies[len(sent) - 1]}]}
-
-    monkeypatch.setattr(model, "_json", answer)
     messages = with_tools([Message.user("What is 1 + 1?")], [{"name": "add"}])
-    assert model.generate(messages).text == call_text([call])
-    assert model.generate(messages).text.startswith("So: [{")
+    with Replay() as replay:
+        replay.faults = [
+            (200, {}, json.dumps({"choices": [{"message": reply}]}).encode()) for reply in replies
+        ]
+        model = endpoint(replay)
+        assert model.generate(messages).text == call_text([call])
+        assert model.generate(messages).text.startswith("So: [{")
+    sent = replay.requests
     assert sent[0]["tools"] == [{"type": "function", "function": {"name": "add"}}]
     assert sent[0]["messages"] == [{"role": "user", "content": "What is 1 + 1?"}]
 
 
 def test_a_stream_that_breaks_off_is_an_error() -> None:
     with Replay({"hello": "good day to you"}) as replay:
-        replay.faults = ["half"]
-        with pytest.raises(ValueError, match="broke off"):
-            list(endpoint(replay).stream(HELLO))
+        replay.faults = ["torn", "half", (200, {}, b"data: {1}\n\n")]
+        for _ in range(2):
+            with pytest.raises(ValueError, match="broke off"):
+                list(endpoint(replay).stream(HELLO))
+        assert len(replay.requests) == 3
 
 
 def test_speech_and_transcription() -> None:
@@ -223,7 +225,8 @@ def test_errors_say_what_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TEACHER_KEY", "wrong-one")
         with pytest.raises(ValueError, match="the variable TEACHER_KEY is refused") as error:
             endpoint(replay, key_from="TEACHER_KEY").chat(HELLO)
-        assert "wrong-one" not in str(error.value) and "***" in str(error.value)
+        assert "wrong-one" not in "".join(format_exception(error.value))
+        assert "***" in str(error.value)
         monkeypatch.setenv("TEACHER_KEY", "wro\nng")
         with pytest.raises(ValueError, match="TEACHER_KEY contains characters") as bad:
             endpoint(replay, key_from="TEACHER_KEY").chat(HELLO)
@@ -248,6 +251,20 @@ def test_errors_say_what_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
         Endpoint("localhost:8000", "m")
     with pytest.raises(ValueError, match="there is no file"):
         Endpoint("http://127.0.0.1:9/v1", "m").chat([Message.user(Image("none.png"))])
+
+
+def test_variables_of_the_sdk_go_to_no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "secret")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Own: secret\nAuthorization: secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with Replay({"hello": "hi"}, clips={"seven": WAV}) as replay:
+        assert endpoint(replay).chat(HELLO).text == "hi"
+        monkeypatch.setenv("MINE", "own")
+        assert endpoint(replay, key_from="MINE").speech("seven") == WAV
+        assert "secret" not in "".join(replay.headers)
+        assert "Authorization" not in replay.headers[0]
+        assert "Authorization: Bearer own\n" in replay.headers[1]
 
 
 def test_no_minute_holds_more_requests_or_tokens_than_allowed() -> None:

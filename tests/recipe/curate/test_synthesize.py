@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from replay import Replay
@@ -19,6 +20,7 @@ from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Completion, Message, SamplingParams
 from polyphi.services.endpoint import Endpoint
+from polyphi.services.response_cache import whole_lines
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.corpus import build as build_corpus
 from polyphi_recipe.curate.pipeline import counts
@@ -59,6 +61,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def refused(work: Path) -> bytes:
+    return (work / "echo.refused.jsonl").read_bytes()
+
+
+def stored(work: Path) -> dict[str, Any]:
+    return {line["key"]: line for line in whole_lines(work / "answers" / "answers.jsonl")}
+
+
 def written(folder: Path, samples: object) -> dict[str, bytes]:
     shards.write(folder, samples, pipeline="test")
     return files(folder)
@@ -81,9 +91,7 @@ def test_samples_carry_what_made_them(tmp_path: Path) -> None:
     assert {(s.source, s.licence) for s in samples} == {("numbers, echo by m", "CC0-1.0")}
     count, step = samples[1].meta["lineage"]
     assert count == {"step": "count"} and step["step"] == "echo" and step["from"] == "s2"
-    answer = json.loads(
-        (tmp_path / "answers" / step["request"][:2] / f"{step['request']}.json").read_text()
-    )
+    answer = stored(tmp_path)[step["request"]]
     assert answer["answer"] == {"text": "number 2 in words", "finish_reason": "stop"}
     assert answer["request"]["messages"][0]["parts"] == [{"text": "Say number 2 in words."}]
     refused = [json.loads(x) for x in (tmp_path / "echo.refused.jsonl").read_text().splitlines()]
@@ -100,11 +108,9 @@ def test_the_same_bytes_whatever_the_concurrency_and_the_troubles(tmp_path: Path
         with Replay(CHATS, seconds=0.001) as replay:
             replay.faults = [None, 500, 0.05, "cut", None, "half", (429, {"Retry-After": "1"}, b"")]
             samples = synthesize(ECHO, sources(), teacher(replay), work, concurrency=concurrency)
-            results.append((written(out, samples), files(work)))
+            results.append((written(out, samples), refused(work), stored(work)))
     assert results[0] == results[1] == results[2]
-    assert (
-        len(results[0][1]) == N - 1 + 1
-    )  # one answer each except for number 5, and the refused ones
+    assert len(results[0][2]) == N - 1  # one answer each except for number 5
 
 
 def test_nothing_is_asked_twice_after_a_kill(tmp_path: Path) -> None:
@@ -126,8 +132,8 @@ list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), 
         assert run.wait() == -signal.SIGKILL
         time.sleep(0.1)
         cached_prompts = {
-            json.loads(p.read_text())["request"]["messages"][0]["parts"][0]["text"]
-            for p in (tmp_path / "a" / "answers").rglob("[0-9a-f]*.json")
+            line["request"]["messages"][0]["parts"][0]["text"]
+            for line in stored(tmp_path / "a").values()
         }
         before = len(replay.requests)
         assert before - 3 <= len(cached_prompts) < N - 1  # all but the requests in flight
@@ -144,8 +150,7 @@ list(synthesize(ECHO, sources(), Endpoint(sys.argv[1], "m"), Path(sys.argv[2]), 
             tmp_path / "whole", synthesize(ECHO, sources(), teacher(replay), tmp_path / "b")
         )
     assert after == whole == files(tmp_path / "third")
-    refused = [(tmp_path / w / "echo.refused.jsonl").read_bytes() for w in "ab"]
-    assert refused[0] == refused[1] and refused[0]
+    assert refused(tmp_path / "a") == refused(tmp_path / "b") != b""
 
 
 def test_equal_sources_are_asked_about_once(tmp_path: Path) -> None:
@@ -292,7 +297,8 @@ def test_the_key_is_in_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert len(replay.requests) == 8
     written_files = files(tmp_path)
     assert (
-        len(written_files) == 8 + 1 + 2
+        len(stored(tmp_path / "work")) == 8
+        and len(written_files) == 1 + 1 + 2
         and b"*** can't ask this" in written_files["work/echo.refused.jsonl"]
     )
     assert not [name for name, data in written_files.items() if b"sk-very-secret" in data]
@@ -348,20 +354,6 @@ def test_the_first_answer_stays_where_two_processes_ask(tmp_path: Path) -> None:
 
     [sample] = synthesize(ECHO, sources(1), Slow(), tmp_path)
     assert sample.answer == "first"
-    assert not [p for p in (tmp_path / "answers").rglob("*partial")]
-
-
-def test_answers_are_kept_where_files_cannot_be_linked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def link(*_: object) -> None:
-        raise PermissionError("no links here")
-
-    monkeypatch.setattr("polyphi_recipe.curate.answers.os.link", link)
-    with Replay(CHATS) as replay:
-        for _ in range(2):
-            assert len(list(synthesize(ECHO, sources(4), teacher(replay), tmp_path))) == 3
-        assert len(replay.requests) == 4
 
 
 def test_a_step_of_a_corpus(tmp_path: Path) -> None:
@@ -395,10 +387,10 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
     assert step == {"step": "SynthesisStep", "total": 12, "forwarded": 7, "dropped_refused": 4}
 
 
-def test_a_damaged_answer_is_named(tmp_path: Path) -> None:
+def test_a_damaged_answer_is_requested_again(tmp_path: Path) -> None:
     with Replay(CHATS) as replay:
-        list(synthesize(ECHO, sources(1), teacher(replay), tmp_path))
-        [path] = (tmp_path / "answers").rglob("*.json")
-        path.write_text(path.read_text()[:20])
-        with pytest.raises(ValueError, match=path.name):
-            list(synthesize(ECHO, sources(1), teacher(replay), tmp_path))
+        whole = list(synthesize(ECHO, sources(3), teacher(replay), tmp_path))
+        path = tmp_path / "answers" / "answers.jsonl"
+        path.write_bytes(path.read_bytes()[:-20])
+        assert list(synthesize(ECHO, sources(3), teacher(replay), tmp_path)) == whole
+        assert len(replay.requests) == 4 and len(stored(tmp_path)) == 3
