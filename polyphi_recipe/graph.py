@@ -48,13 +48,14 @@ from polyphi_eval import evaluation
 from polyphi_eval.baselines import evaluate
 from polyphi_eval.benchmark import benchmarks
 from polyphi_eval.heldout import find
+from polyphi_eval.options import EvalOptions
 from polyphi_eval.report.heldout import line
 from polyphi_eval.sources import Data
 from polyphi_recipe import frozen_text, plan, processes, remaining, stages
 from polyphi_recipe.corpora.lookup import StageModels, find_corpus
 from polyphi_recipe.curate import corpus as corpora
 from polyphi_recipe.curate import sources
-from polyphi_recipe.curate.pipeline import Machines
+from polyphi_recipe.curate.machines import Machines
 from polyphi_recipe.identity import Identity
 from polyphi_recipe.report import page
 from polyphi_recipe.stages import lineage
@@ -459,7 +460,7 @@ class Run:
                 ("mini",),
                 out,
                 data=None,
-                limit=BENCHMARK_ROWS,
+                options=EvalOptions(limit=BENCHMARK_ROWS),
                 console=self.console,
             )
 

@@ -1,11 +1,13 @@
 """`polyphi train`: train stages of the recipe, or a custom stage from a public checkpoint."""
 
 import difflib
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
 from polyphi.cli.options import (
     MACHINE,
@@ -20,181 +22,174 @@ from polyphi.cli.options import (
 
 def train(
     names: Annotated[
-        list[str],
-        typer.Argument(metavar="STAGE...", help="Stages, such as speech_2_post, or a stage file."),
+        tuple[str, ...],
+        Parameter(name="STAGE", help="Stages, such as speech_2_post, or a stage file."),
     ],
+    /,
+    *,
     size: SizeOption = "nano",
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of the run; default: runs/nano, or runs/NAME for a custom stage."
-        ),
+        Parameter(help="Folder of the run; default: runs/nano, or runs/NAME for a custom stage."),
     ] = None,
     seed: int = 0,
     precision: PrecisionOption = "auto",
     micro_tokens: Annotated[
-        int, typer.Option(help="Maximum tokens of a pack (micro-batch).", rich_help_panel=MACHINE)
+        int, Parameter(help="Maximum tokens of a pack (micro-batch).", group=MACHINE)
     ] = 8192,
     micro_crops: Annotated[
         int | None,
-        typer.Option(
+        Parameter(
             help="Maximum crops of a pack; default: no separate limit.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = None,
     micro_frames: Annotated[
         int | None,
-        typer.Option(
+        Parameter(
             help="Maximum audio frames (10 ms) of a pack; default: no separate limit.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
+        Parameter(
             help="Processes that read and decode data; default: 0 on a CPU, several with a GPU.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = None,
     fsdp: Annotated[
         int,
-        typer.Option(
+        Parameter(
             help="Shards of the decoder's layers, over torchrun's processes.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = 1,
     context_parallel: Annotated[
         int,
-        typer.Option(
+        Parameter(
             help="Processes to split each pack of long text over (context parallelism).",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = 1,
     base: Annotated[
         Literal["int8", "int4"] | None,
-        typer.Option(
+        Parameter(
             help="Quantize the frozen weights (QLoRA): less memory.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = None,
     activations: Annotated[
         Literal["keep", "recompute", "offload"],
-        typer.Option(
-            help="keep, recompute (less memory, more time) or offload.", rich_help_panel=MACHINE
-        ),
+        Parameter(help="keep, recompute (less memory, more time) or offload.", group=MACHINE),
     ] = "keep",
     features: Annotated[
         Path | None,
-        typer.Option(
+        Parameter(
             help="Cache outputs of frozen encoders in this folder.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = None,
     background: Annotated[
         bool,
-        typer.Option(
-            "--background", help="Write checkpoints in the background.", rich_help_panel=MACHINE
-        ),
+        Parameter(help="Write checkpoints in the background.", group=MACHINE),
     ] = False,
     deterministic: Annotated[
         bool,
-        typer.Option(
-            "--deterministic",
+        Parameter(
             help="Use only deterministic kernels.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = False,
     spike: Annotated[
         float | None,
-        typer.Option(
+        Parameter(
             help="Reject steps with a gradient norm this many times the median, such as 10.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = None,
     on_spike: Annotated[
         Literal["skip", "roll-back"],
-        typer.Option(
+        Parameter(
             help="skip the rejected step, or roll-back to the last checkpoint.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = "skip",
     watch_every: Annotated[
         int,
-        typer.Option(
+        Parameter(
             help="Steps between evaluations of the stage's held-out tasks; 0: none.",
-            rich_help_panel=MACHINE,
+            group=MACHINE,
         ),
     ] = 0,
     track: Annotated[
-        list[str] | None,
-        typer.Option(help="tensorboard, trackio or wandb; repeatable.", rich_help_panel=MACHINE),
-    ] = None,
+        tuple[str, ...],
+        Parameter(help="tensorboard, trackio or wandb; repeatable.", group=MACHINE),
+    ] = (),
     model: Annotated[
         str | None,
-        typer.Option(help="Checkpoint to start from: folder or hub id.", rich_help_panel=OWN),
+        Parameter(help="Checkpoint to start from: folder or hub id.", group=OWN),
     ] = None,
     data: Annotated[
-        list[str] | None,
-        typer.Option(
+        tuple[str, ...],
+        Parameter(
             help=".jsonl, .parquet, a folder or hf:owner/name; CORPUS=... for several.",
-            rich_help_panel=OWN,
+            group=OWN,
         ),
-    ] = None,
+    ] = (),
     columns: Annotated[
         str | None,
-        typer.Option(
+        Parameter(
             help="Column names of the data, such as answer=text,audio=clip; CORPUS.answer=... for several.",
-            rich_help_panel=OWN,
+            group=OWN,
         ),
     ] = None,
     skip_bad: Annotated[
         bool,
-        typer.Option("--skip-bad", help="Skip invalid rows.", rich_help_panel=OWN),
+        Parameter(help="Skip invalid rows.", group=OWN),
     ] = False,
     eval_data: Annotated[
-        list[str] | None,
-        typer.Option(
+        tuple[str, ...],
+        Parameter(
             help="Rows to evaluate the loss on during training, in the form of --data.",
-            rich_help_panel=OWN,
+            group=OWN,
         ),
-    ] = None,
+    ] = (),
     eval_every: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
+        PositiveInt | None,
+        Parameter(
             help="Steps between these evaluations; default: a tenth of all.",
-            rich_help_panel=OWN,
+            group=OWN,
         ),
     ] = None,
     patience: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
+        PositiveInt | None,
+        Parameter(
             help="Stop after this many evaluations without a lower loss; the best step is exported.",
-            rich_help_panel=OWN,
+            group=OWN,
         ),
     ] = None,
     push_to_hub: PushOption = None,
     public: PublicOption = False,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps; default: the stage's.", rich_help_panel=OWN)
+        PositiveInt | None, Parameter(help="Steps; default: the stage's.", group=OWN)
     ] = None,
     batch_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens of a step; default: the stage's.", rich_help_panel=OWN),
+        PositiveInt | None,
+        Parameter(help="Tokens of a step; default: the stage's.", group=OWN),
     ] = None,
     lr_factor: Annotated[
-        float, typer.Option(help="Factor for the stage's learning rates.", rich_help_panel=OWN)
+        float, Parameter(help="Factor for the stage's learning rates.", group=OWN)
     ] = 1.0,
 ) -> None:
     """Train stages of the recipe, after the corpora and parent stages that they need; or a custom stage from a public
     checkpoint: polyphi train my_stage.py --model CHECKPOINT --data mine.jsonl (docs/finetune.md).
 
-    \b
-    Examples:
-      polyphi train vision_3_generative --out runs/nano
-      polyphi train speech_2_post --size micro --out runs/micro
-      polyphi train examples/finetune_vision.py --model runs/nano/model --data rows.jsonl
+    For example:
+
+        polyphi train vision_3_generative --out runs/nano
+        polyphi train speech_2_post --size micro --out runs/micro
+        polyphi train examples/finetune_vision.py --model runs/nano/model --data rows.jsonl
     """
     from polyphi.train.guard import StepGuard
     from polyphi.train.interrupt import record_interrupts
@@ -229,7 +224,7 @@ def train(
             hub.prepare(target)
         folder = finetune(
             Path(names[0]),
-            data or (),
+            data,
             out,
             checkpoint=model,
             steps=steps,
@@ -237,7 +232,7 @@ def train(
             lr_factor=lr_factor,
             columns=parse_pairs(columns),
             skip_bad=skip_bad,
-            monitor=Monitor(track or (), eval_data or (), eval_every, patience),
+            monitor=Monitor(track or (), eval_data, eval_every, patience),
             options=TrainOptions(
                 seed=seed,
                 precision=precision,
@@ -274,12 +269,12 @@ def train(
         precision=precision,
         base=base,
         watch_every=watch_every,
-        track=track or (),
+        track=track,
         machine=machine,
     )
 
 
-def train_named(names: list[str], out: Path | None, **options: Any) -> None:
+def train_named(names: Sequence[str], out: Path | None, **options: Any) -> None:
     """Train stages of other packages, entry points of the group `polyphi.stages`: of their name, and the function that
     trains stages after what they need. Raises ValueError with the nearest name for an unknown one."""
     points = {point.name: point for point in metadata.entry_points(group="polyphi.stages")}

@@ -20,6 +20,7 @@ from polyphi.kernels.unpack import columns_at_once
 from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning.options import Switches
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.quantization import quantize
 from polyphi.train.aed import AttentionDecoder
@@ -238,19 +239,6 @@ def flops(
 
 
 # ------------------------------------------------------------------------------ memory
-
-
-@dataclass(frozen=True)
-class Switches:
-    """Options of the command line: number of devices that share the decoder's layers, tokens of a pack, whether
-    activations are kept or recomputed, number of devices that share a pack, precision of the frozen weights (float32 in
-    the recipe's stages, bfloat16 where a published checkpoint is fine-tuned, or `--base`)."""
-
-    fsdp: int = 1
-    micro_tokens: int = 8192
-    activations: Literal["keep", "recompute"] = "keep"
-    context_parallel: int = 1
-    base: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
 
 
 def frozen_bytes(target: StageModel, on: Switches, cpu: bool = False) -> float:
