@@ -75,7 +75,8 @@ def main() -> None:
                 out,
                 checkpoint=options.run / "model",
                 monitor=Monitor(eval_data=[evaluation], every=options.steps),
-                options=TrainOptions(precision="fp32", report=lambda _: None),
+                options=TrainOptions(precision="fp32"),
+                report=lambda _: None,
             )
             lines = (out / EVALUATIONS).read_text().splitlines()
             losses.append(json.loads(lines[-1])["loss"])

@@ -63,6 +63,7 @@ from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
+from polyphi.train.trainer import Caller
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import code, copying, fim, instructions
 from polyphi_recipe.curate import corpus as corpora
@@ -322,7 +323,8 @@ def ours(
                 None,
                 folder,
                 Path(out),
-                options=TrainOptions(precision=dtype, report=lambda _: None),
+                options=TrainOptions(precision=dtype),
+                caller=Caller(report=lambda _: None),
             )
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])

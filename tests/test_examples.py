@@ -146,7 +146,6 @@ def test_an_interrupted_preference_run_resumes_exactly(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(out: str) -> list[dict[str, Any]]:
-        options = TrainOptions(base="int4", report=lambda _: None)
         data = [str(source / "data/pairs.jsonl")]
         finetune(
             load_stage(PAIRS),
@@ -156,7 +155,8 @@ def test_an_interrupted_preference_run_resumes_exactly(
             steps=4,
             batch_tokens=400,
             lr_factor=2000,
-            options=options,
+            options=TrainOptions(base="int4"),
+            report=lambda _: None,
         )
         return read_metrics(tmp_path / out / "metrics.jsonl")
 

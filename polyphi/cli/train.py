@@ -196,9 +196,8 @@ def train(
       polyphi train speech_2_post --size micro --out runs/micro
       polyphi train examples/finetune_vision.py --model runs/nano/model --data rows.jsonl
     """
-    from polyphi.train.guard import StepGuard
     from polyphi.train.interrupt import record_interrupts
-    from polyphi.train.options import MachineOptions, TrainOptions
+    from polyphi.train.options import MachineOptions, StepGuard, TrainOptions
 
     record_interrupts()
     machine = MachineOptions(
@@ -237,14 +236,15 @@ def train(
             lr_factor=lr_factor,
             columns=parse_pairs(columns),
             skip_bad=skip_bad,
-            monitor=Monitor(track or (), eval_data or (), eval_every, patience),
+            monitor=Monitor(eval_data or (), eval_every, patience),
             options=TrainOptions(
                 seed=seed,
                 precision=precision,
                 base=base,
-                report=lambda text: console.print(text, highlight=False, soft_wrap=True),
+                track=track or (),
+                machine=machine,
             ),
-            machine=machine,
+            report=lambda text: console.print(text, highlight=False, soft_wrap=True),
         )
         if target and distributed.rank() == 0:
             model_card.write(folder, read_layout(folder), push_to_hub)

@@ -15,10 +15,10 @@ and dtype, which the hashes in the manifest prove; trained parameters are float3
 import runpy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import rich
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -49,10 +49,11 @@ from polyphi.train import rates
 from polyphi.train.evaluation import SPLIT
 from polyphi.train.loop import train
 from polyphi.train.monitor import Monitor, fixed_samples
-from polyphi.train.options import MachineOptions, TrainOptions
+from polyphi.train.options import TrainOptions
 from polyphi.train.report import finetune as page
 from polyphi.train.resume import TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
+from polyphi.train.trainer import Caller, Report
 
 
 def finetune(
@@ -68,17 +69,16 @@ def finetune(
     skip_bad: bool = False,
     monitor: Monitor = Monitor(),  # noqa: B008 - frozen
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
-    machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
+    report: Report = rich.print,
 ) -> Path:
     """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
     (or CORPUS.NAME) to those of the data. `checkpoint`, `steps` and `batch_tokens` replace the values of the stage, and
     `lr_factor` multiplies the learning rates of `trainable`. With `options.base` the frozen weights are quantized for
-    the training; the exported model has them as in the checkpoint. `monitor` has the trackers and evaluation rows; they
-    and the origins of the weights replace those of `options`. Where the precision of `options` is "auto" and none is
-    recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free memory. The same
-    call resumes an interrupted one.
+    the training; the exported model has them as in the checkpoint. `monitor` has the evaluation rows. `report` prints
+    messages. Where the precision of `options` is "auto" and none is recorded in `out`, float32, which also casts frozen
+    weights, is chosen only if they fit into free memory. The same call resumes an interrupted one.
 
     Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters.
     """
@@ -117,11 +117,11 @@ def finetune(
         out,
         device,
         lambda: products((p.shape, name in trainable) for name, p in model.named_parameters()),
-        min(machine.micro_tokens, batch),
+        min(options.machine.micro_tokens, batch),
         lambda choice: _fitting_choice(choice, needed, free),
     )
     if distributed.rank() == 0:
-        options.report(f"precision {choice}")
+        report(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     if options.base is not None:
         with progress.progress(
@@ -142,7 +142,7 @@ def finetune(
                     columns=named[corpus],
                     skip_bad=skip_bad,
                     split=split,
-                    report=options.report,
+                    report=report,
                 )
     distributed.wait()
     steps = steps or stage.steps
@@ -153,28 +153,25 @@ def finetune(
         processor,
         out / "data",
         out,
-        options=replace(
-            options,
+        options=options,
+        caller=Caller(
             precision=choice,
             origins=origins,
             evaluation=monitor.options(stage, steps, list(eval_sources), out / "data", processor),
-            trackers=[progress.tracker(name, out / name, stage.name) for name in monitor.track],
+            report=report,
         ),
-        machine=machine,
     )
     if distributed.rank() == 0 and not (out / "model").exists():
         config, tensors = model.config, dict(model.state_dict())
-        if machine.fsdp > 1:  # this process has parts of the layers
+        if options.machine.fsdp > 1:  # this process has parts of the layers
             tensors = load_file(out / TRAINED)
         del model  # with its quantized weights
         give_back()
         layout = _export(config, tensors, stored, folder, out / "model")
-        options.report(
-            f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}"
-        )
+        report(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
     if distributed.rank() == 0:
         samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
-        options.report(f"wrote {page.write(out, stage, samples)}")
+        report(f"wrote {page.write(out, stage, samples)}")
     return out / "model"
 
 

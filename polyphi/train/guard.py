@@ -9,38 +9,15 @@ too many of either             -> the run ends with `Diverged`, which names the 
 """
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
 from polyphi.batch import Batch
 from polyphi.data.loader import StepRows
 from polyphi.runtime import distributed
 
-MIN_NORMS = 10
-"""Fewest earlier gradient norms that a spike is measured against."""
-
 
 class Diverged(RuntimeError):
     """Losses or gradients aren't finite, or spike, again and again."""
-
-
-@dataclass(frozen=True)
-class StepGuard:
-    """Rejects steps. A gradient norm of more than `spike` times the median of the latest norms is a loss spike (None:
-    only a non-finite norm is rejected). After a rejected step, `then` skips it or rolls back to the last checkpoint."""
-
-    spike: float | None = None
-    then: Literal["skip", "roll-back"] = "skip"
-
-    def rejects(self, norm: float, norms: Sequence[float]) -> bool:
-        """Whether a step with the gradient norm `norm` is rejected, given the `norms` of the steps before it."""
-        if not math.isfinite(norm):
-            return True
-        if self.spike is None or len(norms) < MIN_NORMS:
-            return False
-        return norm > self.spike * statistics.median(norms)
 
 
 def nonfinite_samples(step: StepRows, loss_of: Callable[[list[Batch]], float]) -> list[str]:

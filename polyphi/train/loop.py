@@ -27,6 +27,7 @@ import torch
 from polyphi.batch import Batch
 from polyphi.data import workers as processes
 from polyphi.data.loader import Loader, ReaderGroup
+from polyphi.data.packing import Capacity
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
@@ -45,7 +46,7 @@ from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.reference import REFERENCE, References
 from polyphi.train.resume import CHECKPOINTS, MANIFEST, METRICS, TRAINED
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.trainer import StageLoss, Trainer
+from polyphi.train.trainer import Caller, StageLoss, Trainer
 
 TRIM_SECONDS = 5
 """Time between two returns of free heap to the system. Without them text 3 of the nano size took 2.4 GB after 450
@@ -61,31 +62,32 @@ def train(
     out: Path,
     *,
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
-    machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
+    caller: Caller = Caller(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Train a stage in place, starting from the weights in `model`; returns the manifest, which is also written to
     `out`.
 
-    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, except those in `options.fresh`. If
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, except those in `caller.fresh`. If
     `out` holds the finished stage, its tensors are loaded into `model`; an unfinished one is resumed.
 
     Raises ValueError if `out` belongs to another run or the options don't fit the stage; Diverged if losses aren't
     finite or spike repeatedly; RuntimeError if a trained group gets no gradient or a frozen tensor changes;
     KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
     """
+    machine = options.machine
     distributed.start()
     _check_context(stage, machine.context_parallel)
     if distributed.rank() > 0:
-        options = dataclasses.replace(options, report=_silence)
+        caller = dataclasses.replace(caller, report=_silence)
     out.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
     head = stage.objective.build(model, processor, seed=options.seed)
     head = head.to(device) if head is not None else None
     parameters = freeze(stage, model, head)
     rows = row_maker(stage, budget, model, processor)
-    loader = _loader(stage, budget, data, rows, options, machine, device)
+    loader = _loader(stage, budget, data, rows, options, caller, device)
     choice = resume.choose_precision(
-        options.precision,
+        caller.precision or options.precision,
         out,
         device,
         lambda: products((p.shape, p.requires_grad) for p in model.parameters()),
@@ -100,12 +102,12 @@ def train(
         raise ValueError(
             f"{stage.name}: a base in {model.quant} can't be sharded; expected --fsdp 1, found {machine.fsdp}"
         )
-    eval_rows = _eval_rows(stage, data, rows, options, machine)
+    eval_rows = _eval_rows(stage, data, rows, options, caller)
     early_stopping = None
-    if options.evaluation and options.evaluation.patience and eval_rows:
+    if caller.evaluation and caller.evaluation.patience and eval_rows:
         early_stopping = {
-            "patience": options.evaluation.patience,
-            "every": options.evaluation.every,
+            "patience": caller.evaluation.patience,
+            "every": caller.evaluation.every,
             "data": eval_rows.hashes,
         }
     identity = resume.identity(
@@ -116,7 +118,7 @@ def train(
 
     reference = stage.objective.begin(model)
     if isinstance(reference, References):
-        if machine.guard.then == "roll-back":
+        if machine.guard.on_spike == "roll-back":
             raise ValueError(
                 f"{stage.name} precomputes reference log-probs, which works only without rollbacks; expected a guard "
                 "that skips rejected steps, found 'roll-back': leave --on-spike at skip"
@@ -136,20 +138,21 @@ def train(
         out,
         choice,
         options=options,
-        machine=machine,
+        caller=caller,
+        capacity=_capacity(machine),
         eval_rows=eval_rows,
     )
     if isinstance(reference, References):
         trainer.precompute_reference(reference, start)
     frozen_before = frozen_hashes(model, parameters)
-    table = trainable_rows(stage, budget, parameters, options.origins)
+    table = trainable_rows(stage, budget, parameters, caller.origins)
     checkpoints = checkpoint.Checkpoints(out / CHECKPOINTS, machine.background)
     if trainer.resume(checkpoints, identity, frozen_before):
-        options.report(f"  resumes from step {trainer.state.step} of {budget.steps}")
+        caller.report(f"  resumes from step {trainer.state.step} of {budget.steps}")
     else:
-        options.report(as_table(table))
-    if choice is not options.precision:
-        options.report(f"  precision {choice}")
+        caller.report(as_table(table))
+    if choice is not caller.precision:
+        caller.report(f"  precision {choice}")
 
     model.train()
     last_save = last_trim = time.monotonic()
@@ -173,7 +176,7 @@ def train(
             if time.monotonic() - last_trim > TRIM_SECONDS:
                 give_back()
                 last_trim = time.monotonic()
-            due = time.monotonic() - last_save > machine.checkpoint_seconds
+            due = time.monotonic() - last_save > caller.checkpoint_seconds
             stop, due = distributed.any_rank(interrupted(), due, device=trainer.device)
             if stop or due:
                 trainer.save()
@@ -196,7 +199,7 @@ def train(
         **identity,
         resume.REASON: choice.reason,
         "code": code_revision(),
-        "parents": dict(Counter(options.origins.values())),
+        "parents": dict(Counter(caller.origins.values())),
         "trainable": table,
         **_results(trainer, records),
         "frozen": {name: [before, frozen_after[name]] for name, before in frozen_before.items()},
@@ -260,7 +263,7 @@ def _environment(trainer: Trainer) -> dict[str, Any]:
         "device": str(trainer.device),
         "processes": distributed.world(),
         "threads": torch.get_num_threads(),
-        "deterministic": trainer.machine.deterministic,
+        "deterministic": trainer.options.machine.deterministic,
     }
 
 
@@ -286,11 +289,12 @@ def _loader(
     data: Path | str,
     rows: Callable[[str, Any], list[Batch]],
     options: TrainOptions,
-    machine: MachineOptions,
+    caller: Caller,
     device: torch.device,
 ) -> Loader:
     """The loader of the stage's steps. Processes that share a pack read the same rows; where a step is one pack, all
     processes do."""
+    machine = options.machine
     context = machine.context_parallel
     rank, world = distributed.rank() // context, distributed.world() // context
     if stage.objective.whole_step:
@@ -303,7 +307,7 @@ def _loader(
         seed=options.seed,
         curriculum=stage.data.curriculum,
         late=stage.data.late,
-        fresh=options.fresh,
+        fresh=caller.fresh,
         workers=processes.default(device) if machine.workers is None else machine.workers,
         group=ReaderGroup(rank, world, lambda draws: distributed.all_gather(draws)[::context]),
     )
@@ -314,23 +318,26 @@ def _eval_rows(
     data: Path | str,
     rows: Callable[[str, Any], list[Batch]],
     options: TrainOptions,
-    machine: MachineOptions,
+    caller: Caller,
 ) -> EvalRows | None:
     """The evaluation rows of the run, None for a run without evaluations. Raises ValueError for another objective than
     `NextToken`, whose loss is that of supervised tokens."""
-    if options.evaluation is None:
+    if caller.evaluation is None:
         return None
     if not isinstance(stage.objective, NextToken):
         raise ValueError(
             f"{stage.name} has the objective {type(stage.objective).__name__}; evaluation rows need NextToken: leave "
             "--eval-data out"
         )
-    rank, world = (
-        distributed.rank() // machine.context_parallel,
-        distributed.world() // machine.context_parallel,
-    )
-    corpora, capacity = options.evaluation.corpora, machine.pack_capacity
-    return EvalRows(data, corpora, rows, capacity, rank, world)
+    context = options.machine.context_parallel
+    rank, world = distributed.rank() // context, distributed.world() // context
+    capacity = _capacity(options.machine)
+    return EvalRows(data, caller.evaluation.corpora, rows, capacity, rank, world)
+
+
+def _capacity(machine: MachineOptions) -> Capacity:
+    """The bounds of a pack. Raises ValueError where one is below 1."""
+    return Capacity(machine.micro_tokens, machine.micro_crops, machine.micro_frames)
 
 
 def row_maker(

@@ -1,4 +1,4 @@
-"""What is recorded of a fine-tuning run while it trains: trackers, evaluations, answers to a few rows."""
+"""What is recorded of a fine-tuning run while it trains: evaluations, answers to a few rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +24,10 @@ EVALUATIONS = 10
 
 @dataclass(frozen=True)
 class Monitor:
-    """`track` names trackers (runtime/progress.py). `eval_data` are sources of evaluation rows, in the form of
+    """`eval_data` are sources of evaluation rows, in the form of
     `finetune`'s `data`; they are evaluated every `every` steps (None: ten times). `patience` ends the run after that
     many evaluations without a lower loss."""
 
-    track: Sequence[str] = ()
     eval_data: Sequence[str] = ()
     every: int | None = None
     patience: int | None = None

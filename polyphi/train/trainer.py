@@ -9,28 +9,30 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import rich
 import torch
 from torch import Tensor, nn
 
 from polyphi.batch import Batch, pack
+from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader, StepRows
-from polyphi.data.packing import Pack, pack_step, single_pack
+from polyphi.data.packing import Capacity, Pack, pack_step, single_pack
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.precision import Choice
 from polyphi.train import checkpoint, evaluation, parallel, resume
-from polyphi.train.evaluation import EVALUATIONS, EvalRows
+from polyphi.train.evaluation import EVALUATIONS, EvalOptions, EvalRows
 from polyphi.train.freeze import check_gradients
 from polyphi.train.guard import nonfinite_samples
 from polyphi.train.interrupt import Interruptible
 from polyphi.train.objective import Objective
 from polyphi.train.optim import optimiser, set_lr
-from polyphi.train.options import MachineOptions, TrainOptions
+from polyphi.train.options import TrainOptions
 from polyphi.train.reference import References
 from polyphi.train.resume import METRICS, QUARANTINE
 from polyphi.train.stage import Budget, Stage
@@ -38,6 +40,35 @@ from polyphi.train.state import COUNTED, TrainState, checkpoint_tensors, restore
 
 FRAMES_PER_SECOND = 100
 """Log-mel frames (report 2.2.1)."""
+
+
+Report = Callable[[Any], None]
+"""Prints a line of text or a rich table."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What the program that trains a stage adds to the options of a user.
+
+    `precision` is a choice that it made and reported itself. `fresh` maps corpora to generators of new samples
+    (data/fresh.py), which replace their shards. `origins` names for each tensor the stage that its start weights come
+    from. `evaluation`: rows of the split `eval` of some corpora are evaluated (None: none). `title` is the run's name
+    in trackers, by default the stage's. `watch(model)` is evaluated every `watch_every` steps. `flops(pack)` counts
+    the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
+    utilisation. A checkpoint is written every `checkpoint_seconds` seconds. `report` prints messages of the first
+    process.
+    """
+
+    precision: Choice | None = None
+    fresh: Mapping[str, Fresh] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    evaluation: EvalOptions | None = None
+    title: str | None = None
+    watch: Callable[[PhiModel], Mapping[str, float]] | None = None
+    flops: Callable[[Batch], float] | None = None
+    peak_flops: float | None = None
+    checkpoint_seconds: float = 60.0
+    report: Report = rich.print
 
 
 @dataclass(frozen=True)
@@ -89,8 +120,8 @@ class StageLoss:
                 padded = padding(batch.cu_seqlens)
                 values["padding"] = (padded, padded + len(batch))
             values["crops"] = batch.crop_count
-            for key, field in (("supervised", batch.supervised), ("frames", batch.mels)):
-                values[key] = 0 if field is None else len(field)
+            for key, tensor in (("supervised", batch.supervised), ("frames", batch.mels)):
+                values[key] = 0 if tensor is None else len(tensor)
             for key, value in values.items():  # a pair is a sum and its own count
                 for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
                     sums[key, part] += item.share * number
@@ -124,26 +155,30 @@ class Trainer:
         precision: Choice,
         *,
         options: TrainOptions,
-        machine: MachineOptions,
+        caller: Caller,
+        capacity: Capacity,
         eval_rows: EvalRows | None = None,
     ) -> None:
         self.stage, self.budget, self.loss = stage, budget, loss
         self.parameters, self.loader, self.out = parameters, loader, out
-        self.options, self.machine, self.eval_rows = options, machine, eval_rows
+        self.options, self.caller, self.eval_rows = options, caller, eval_rows
+        self._capacity = capacity
         self.model = loss.model.model if isinstance(loss.model, parallel.Context) else loss.model
         self.device = next(iter(parameters.values())).device
         self.trained = {name: p for name, p in parameters.items() if p.requires_grad}
         self.averages = (
             {n: p.detach().clone() for n, p in self.trained.items()} if stage.ema else {}
         )
-        self.patience = options.evaluation.patience if options.evaluation else None
+        self.patience = caller.evaluation.patience if caller.evaluation else None
         self.best = (
             {n: p.detach().clone() for n, p in self.trained.items()} if self.patience else {}
         )
         products = torch.bfloat16 if precision.precision == "bf16" else torch.float32
         self.optimizer = optimiser(stage, parameters, budget, products)
         self.state = TrainState()
-        self._capacity = machine.pack_capacity
+        self._trackers = [
+            progress.tracker(name, out / name, caller.title or stage.name) for name in options.track
+        ]
         self._precision_reason = precision.reason
         self._data: Generator[StepRows, None, None] | None = None
         self._clock = time.monotonic()
@@ -170,7 +205,7 @@ class Trainer:
             record, norm = self._gradients(data)
         factor = self.stage.schedule.factor(self.state.step, self.budget.steps)
         lr = set_lr(self.optimizer, factor)
-        if self.machine.guard.rejects(norm, self.state.norms):
+        if self.options.machine.guard.rejects(norm, self.state.norms):
             self._reject(data, norm)
             self._skip(data)
             return None
@@ -194,7 +229,7 @@ class Trainer:
         data = next(self._data)
         for corpus, first in {s.corpus: s for s in reversed(data.skipped)}.items():
             if f"skipped {corpus}" not in self.state.counters:
-                self.options.report(f"  skips samples of {corpus}, the first: {first}")
+                self.caller.report(f"  skips samples of {corpus}, the first: {first}")
         for skipped in data.skipped:
             if skipped.category == "corrupt":
                 self._write_quarantine(id=skipped.name, reason=skipped.reason)
@@ -205,7 +240,7 @@ class Trainer:
         step's record and the gradient norm before clipping, NaN where the loss isn't finite."""
         seeds = f"{self.options.seed} {self.stage.name} {self.state.step} {distributed.rank()}"
         torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
-        record = self.loss.accumulate(self._packs(data), self.options.flops)
+        record = self.loss.accumulate(self._packs(data), self.caller.flops)
         trained = list(self.trained.values())
         parallel.sum_gradients(trained)
         if not math.isfinite(record["loss"]):
@@ -230,15 +265,15 @@ class Trainer:
         self.state.count(data, record, seconds)
         record = {**record, "ids": data.fingerprint(), **self._speeds(data, record, seconds)}
         record |= {"skipped": len(data.skipped), "cut": data.cut}
-        options = self.options
-        if options.watch and options.watch_steps and self.state.step % options.watch_steps == 0:
+        watch, every = self.caller.watch, self.options.watch_every
+        if watch and every and self.state.step % every == 0:
             self.model.eval()
             with torch.no_grad():
-                record["watch"] = dict(options.watch(self.model))
+                record["watch"] = dict(watch(self.model))
             self.model.train()
         if self._metrics is not None:
             self._metrics.write({"step": number, **record})
-            for tracker in options.trackers:
+            for tracker in self._trackers:
                 tracker(number, record)
         return record
 
@@ -250,9 +285,9 @@ class Trainer:
         amounts["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
         amounts["flops"] = record.get("flops", 0)
         speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in amounts.items() if n}
-        if self.options.peak_flops and amounts["flops"]:
+        if self.caller.peak_flops and amounts["flops"]:
             speeds["utilisation"] = (
-                amounts["flops"] / seconds / self.options.peak_flops / distributed.world()
+                amounts["flops"] / seconds / self.caller.peak_flops / distributed.world()
             )
         return speeds
 
@@ -261,7 +296,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Evaluate the weights on the evaluation rows, if there are any and an evaluation is due: before the first
         step, every `every` steps, and after the last one."""
-        options, state = self.options.evaluation, self.state
+        options, state = self.caller.evaluation, self.state
         if options is None or self.eval_rows is None or state.evaluated_step == state.step:
             return
         if state.step % options.every and state.step != self.budget.steps:
@@ -272,17 +307,17 @@ class Trainer:
             losses = {key: value for key, value in result.items() if key.startswith("loss")}
             record = {"step": state.step, **losses, "supervised": result["supervised"]}
             # Layers that are sharded can't be run by one process alone.
-            if options.answers and distributed.rank() == 0 and self.machine.fsdp == 1:
+            if options.answers and distributed.rank() == 0 and self.options.machine.fsdp == 1:
                 with self.loss.autocast(self.device):
                     record["answers"] = list(options.answers(self.model))
             if state.evaluated(record["loss"]):
                 for name, tensor in self.best.items():
                     tensor.copy_(self.trained[name])
         self.model.train()
-        self.options.report(evaluation.line(record, state.best_step))
+        self.caller.report(evaluation.line(record, state.best_step))
         if self._evaluations is not None:
             self._evaluations.write(record)
-            for tracker in self.options.trackers:
+            for tracker in self._trackers:
                 tracker(state.step, {f"eval_{key}": value for key, value in losses.items()})
         self._clock = time.monotonic()
 
@@ -296,15 +331,13 @@ class Trainer:
     def _skip(self, data: StepRows) -> None:
         """Advance to the next samples without a change of the weights, after a rollback if the guard is set so."""
         self.state.advance(data)
-        if self.machine.guard.then == "roll-back":
+        if self.options.machine.guard.on_spike == "roll-back":
             self._roll_back()
 
     def _reject(self, data: StepRows, norm: float) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.reject(data, norm, self.stage.name)
-        self.options.report(
-            f"  step {self.state.step} is rejected: its gradient norm is {norm:.3g}"
-        )
+        self.caller.report(f"  step {self.state.step} is rejected: its gradient norm is {norm:.3g}")
         self._write_quarantine(id=data.ids, reason=f"the gradient norm is {norm:.3g}")
 
     def _without_nonfinite(self, data: StepRows) -> StepRows:
@@ -317,7 +350,7 @@ class Trainer:
 
         ids = nonfinite_samples(data, loss_of)
         for name in ids:
-            self.options.report(f"  {name} is quarantined: its loss isn't finite")
+            self.caller.report(f"  {name} is quarantined: its loss isn't finite")
             self._write_quarantine(id=name, reason="its loss isn't finite")
         self.state.quarantine(ids, self.stage.name)
         return data.without(ids)
@@ -329,7 +362,7 @@ class Trainer:
             return
         before = self.state
         self.state = before.rolled_back(self._restored(stored))
-        self.options.report(f"  rolls back from step {before.step} to step {self.state.step}")
+        self.caller.report(f"  rolls back from step {before.step} to step {self.state.step}")
         self.loader.restore(self.state.draws, self.state.corrupt)
         self._close()
         self._open()

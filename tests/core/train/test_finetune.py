@@ -40,7 +40,6 @@ SIBLING = Stage(
     batch_tokens=100,
     steps=3,
 )
-QUIET = TrainOptions(report=lambda _: None)
 TEXT = replace(
     SIBLING,
     trainable={"decoder.*.lora.medical.*": 1e-2},
@@ -66,8 +65,9 @@ def run(source: Path, tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         data = [f"{n}={source / 'data' / n}.jsonl" for n in stage.data.weights]
         names = {field.name for field in fields(TrainOptions)} & set(options)
-        train = replace(QUIET, **{name: options.pop(name) for name in names})
-        options = {"checkpoint": source / model, "options": train, **options}
+        train = TrainOptions(**{name: options.pop(name) for name in names})
+        quiet = {"report": lambda _: None}
+        options = {"checkpoint": source / model, "options": train, **quiet, **options}
         finetune(stage, data, tmp_path / out, **options)
         return tmp_path / out
 
@@ -295,7 +295,7 @@ def test_mistakes_raise_errors_before_anything_is_written(
     names = [n for n in stage.data.weights if n != "films"]
     data = [f"{n}={source / 'data' / n}.jsonl" for n in names]
     with pytest.raises(ValueError, match=message):
-        finetune(stage, data, tmp_path / "run", checkpoint=model, options=QUIET)
+        finetune(stage, data, tmp_path / "run", checkpoint=model, report=lambda _: None)
     assert not (tmp_path / "run").exists()
 
 
@@ -309,7 +309,7 @@ def test_columns_of_one_corpus(run: Callable[..., Path], source: Path, tmp_path:
     (source / "data/renamed.jsonl").write_text(renamed)
     data = [f"pictures={source / 'data/pictures.jsonl'}", f"clips={source / 'data/renamed.jsonl'}"]
     names = {"clips.answer": "sentence"}
-    options = {"checkpoint": source / "original", "options": QUIET, "steps": 1}
+    options = {"checkpoint": source / "original", "report": lambda _: None, "steps": 1}
     finetune(SIBLING, data, tmp_path / "run", columns=names, **options)
     with pytest.raises(
         ValueError, match=r"clip\.answer=sentence: clip is no corpus of the mix; it has"

@@ -12,7 +12,7 @@ from variants import few
 from polyphi.batch import pack
 from polyphi.data.shards import Shards
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.guard import StepGuard
+from polyphi.train.options import StepGuard
 from polyphi.train.preference import DPO, answer_log_probs
 from polyphi.train.reference import REFERENCE, References, key
 from polyphi.train.stage import Mix
@@ -93,7 +93,7 @@ def test_log_probs_of_another_start_are_not_used(
 
 def test_rollbacks_are_refused(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="roll-back"):
-        run(tmp_path, corpora, STAGE, guard=StepGuard(then="roll-back"))
+        run(tmp_path, corpora, STAGE, guard=StepGuard(on_spike="roll-back"))
 
 
 def test_media_are_part_of_a_row(corpora: Path) -> None:
