@@ -31,11 +31,10 @@ from polyphi.model.lora import Factors
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
-from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import Caller
+from polyphi.train.trainer import Caller, train
 
 BASES = ("bf16", "int8", "int4")
 NAME = "sibling"

@@ -50,11 +50,10 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
 from polyphi.runtime import precision
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Schedule, Stage
-from polyphi.train.trainer import Caller
+from polyphi.train.trainer import Caller, train
 
 ADAPTER = "own"
 BASES = ("int8", "int4")

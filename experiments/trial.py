@@ -8,10 +8,9 @@ from typing import Any
 from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
-from polyphi.train.loop import train
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.trainer import Caller
+from polyphi.train.trainer import Caller, train
 from polyphi_eval.baselines import Result, evaluate
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.sources import Data

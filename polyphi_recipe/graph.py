@@ -41,10 +41,9 @@ from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested
 from polyphi.train.aed import Recogniser
 from polyphi.train.contrastive import Similarity
-from polyphi.train.loop import train
 from polyphi.train.options import Base, MachineOptions, TrainOptions
 from polyphi.train.stage import Stage
-from polyphi.train.trainer import Caller
+from polyphi.train.trainer import Caller, train
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import evaluate
 from polyphi_eval.benchmark import benchmarks

@@ -45,15 +45,14 @@ from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_froz
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
-from polyphi.train import rates
 from polyphi.train.evaluation import SPLIT
-from polyphi.train.loop import train
 from polyphi.train.monitor import Monitor, fixed_samples
+from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import TrainOptions
 from polyphi.train.report import finetune as page
-from polyphi.train.resume import TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
-from polyphi.train.trainer import Caller, Report
+from polyphi.train.state import TRAINED, choose_precision
+from polyphi.train.trainer import Caller, Report, train
 
 
 def finetune(
@@ -106,7 +105,7 @@ def finetune(
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
-    stage = rates.resolved(stage, model.config.adapters)
+    stage = with_default_lrs(stage, model.config.adapters)
     trainable = stage.learning_rates(n for n, _ in model.named_parameters())
     _check_routes(stage, model, trainable)
     batch = batch_tokens or stage.batch_tokens

@@ -36,11 +36,10 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.evaluation import SPLIT, EvalOptions
-from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
-from polyphi.train.trainer import Caller
+from polyphi.train.trainer import Caller, train
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WORDS = [*NUMBERS, "red", "blue", "green", "square", "circle"]

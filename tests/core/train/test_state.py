@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from polyphi.train import state
-from polyphi.train.guard import Diverged
 from polyphi.train.options import StepGuard
-from polyphi.train.state import TrainState
+from polyphi.train.state import Diverged, TrainState
 
 
 def test_the_state_is_stored_by_its_fields() -> None:

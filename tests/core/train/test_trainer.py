@@ -15,7 +15,7 @@ from train.small import BUDGET, EVERYTHING, LANGUAGE, make_model, make_processor
 from polyphi.data import shards
 from polyphi.runtime import progress
 from polyphi.runtime.progress import read_metrics
-from polyphi.train import freeze, loop
+from polyphi.train import freeze, state, trainer
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import Contrastive
 from polyphi.train.loss import NextToken
@@ -106,7 +106,7 @@ def test_resuming_with_a_changed_base_is_caught(
         return parameters
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "freeze", freeze_less)
+        patch.setattr(trainer, "freeze", freeze_less)
         with pytest.raises(
             ValueError, match=r"1 of \d+ frozen tensors differ, such as .*down_proj"
         ):
@@ -253,7 +253,7 @@ def test_other_objectives_fit_the_loop(
 
 
 def test_the_code_revision_is_a_hash_of_the_sources() -> None:
-    assert len(loop.code_revision()) == 64
+    assert len(state.code_revision()) == 64
 
 
 def test_contrastive_steps_are_never_cut(corpora: Path, tmp_path: Path) -> None:
