@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, Parameter
 from cyclopts.types import NonNegativeFloat
 
-from polyphi.cli.options import MACHINE, QuantOption, application, console
-from polyphi_eval.options import OTHER_MODELS, EvalOptions
+from polyphi.cli.options import QuantOption, application, console
+from polyphi_eval.options import MACHINE, OTHER_MODELS, EvalOptions
 
 
 def is_run(model: str) -> bool:

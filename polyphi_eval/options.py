@@ -8,6 +8,7 @@ from cyclopts import Group, Parameter, Token
 from cyclopts.types import PositiveInt
 
 OTHER_MODELS = Group("Judges, the simulator, and keys", sort_key=1)
+MACHINE = Group("Machine (no effect on the result)", sort_key=2)
 
 
 def part_of(_: type, tokens: Sequence[Token]) -> tuple[int, int]:
@@ -40,7 +41,7 @@ class EvalOptions:
             n_tokens=1,
             metavar="I/K",
             show_default=lambda part: f"{part[0]}/{part[1]}",
-            group="Machine (no effect on the result)",
+            group=MACHINE,
         ),
     ] = (1, 1)
     """i/k: every k-th sample from the i-th on, for one of k machines."""

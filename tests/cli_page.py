@@ -17,7 +17,8 @@ code by `python tests/cli_page.py`.
 
 def text() -> str:
     """The page: cyclopts' own documentation, without its table of contents and the commands of shell completion."""
-    with mock.patch("cyclopts.help.help._default_app_name", lambda: "polyphi"):  # not the test runner's
+    # cyclopts takes the name of the running program for a command's.
+    with mock.patch("cyclopts.help.help._default_app_name", lambda: "polyphi"):
         docs = app.generate_docs()
     body = docs[docs.index("* [`bench`]") :].replace("```console", "```text")
     body = re.sub(r"(?m)^\* \[`--.*\n", "", body)

@@ -15,7 +15,6 @@ from polyphi.cli.printable import PrintableConsole, PrintableFormatter, print_me
 
 console = PrintableConsole()
 error_console = PrintableConsole(stderr=True)
-MACHINE, OWN = "Machine (no effect on the result)", "Custom stage (a .py file)"
 Precision = Literal["auto", "bf16", "fp32"]
 SizeOption = Annotated[str, Parameter(help="micro, nano, lab or full.")]
 RunOption = Annotated[Path, Parameter(help="Folder of the run.")]
@@ -65,7 +64,7 @@ def application(name: str, text: str) -> App:
         group_parameters=Group("Options", sort_key=0),
         default_parameter=Parameter(
             negative=(),
-            show_default=lambda value: None if value is False or value in ("", ()) else value,
+            show_default=lambda value: None if value is False or value in ("", (), {}) else value,
         ),
         exit_on_error=False,
         print_error=False,

@@ -26,7 +26,7 @@ from polyphi.quantization import quantize
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import Contrastive
 from polyphi.train.loss import CHUNK_LOGITS, CHUNK_ROWS
-from polyphi.train.optim import groups
+from polyphi.train.optimizer import groups
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Budget, Stage, matching
 
@@ -393,7 +393,7 @@ def memory(
 
 
 def precomputes_reference(target: StageModel) -> bool:
-    """Whether the stage computes reference log-probabilities before training (`polyphi/train/reference.py`)."""
+    """Whether the stage computes reference log-probabilities before training (`polyphi/train/preference.py`)."""
     return isinstance(target.stage.objective, DPO)
 
 

@@ -364,7 +364,7 @@ def test_workers_end_with_their_parent(folder: Path, tmp_path: Path, number: int
 
 @pytest.mark.long
 def test_no_workers_need_no_grain() -> None:
-    code = "import sys, polyphi.train.loop, polyphi.data.workers; print('grain' in sys.modules)"
+    code = "import sys, polyphi.train.trainer, polyphi.data.workers; print('grain' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout == "False\n"
 
