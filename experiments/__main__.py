@@ -7,7 +7,8 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from polyphi.cli import main
-from polyphi.cli.options import NANO, PrecisionOption, RunOption, SizeOption, application, console
+from polyphi.cli.options import NANO, RunOption, SizeOption, application, console
+from polyphi.train.options import PrecisionOption, SeedOption
 
 if TYPE_CHECKING:
     from polyphi_recipe.graph import Run
@@ -22,7 +23,7 @@ class RunOptions:
 
     size: SizeOption = "nano"
     out: RunOption = NANO
-    seed: int = 0
+    seed: SeedOption = 0
     precision: PrecisionOption = "auto"
 
     def run(self) -> "Run":

@@ -15,15 +15,8 @@ from polyphi.cli.printable import PrintableConsole, PrintableFormatter, print_me
 
 console = PrintableConsole()
 error_console = PrintableConsole(stderr=True)
-Precision = Literal["auto", "bf16", "fp32"]
 SizeOption = Annotated[str, Parameter(help="micro, nano, lab or full.")]
 RunOption = Annotated[Path, Parameter(help="Folder of the run.")]
-PrecisionOption = Annotated[
-    Precision,
-    Parameter(
-        help="Precision of training; weights stay fp32. auto: as the run in the folder, or else the faster one here.",
-    ),
-]
 NANO = Path("runs/nano")
 QuantOption = Annotated[
     Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
@@ -61,6 +54,7 @@ def application(name: str, text: str) -> App:
         version=lambda: f"polyphi {metadata.version('polyphi')}",
         help_flags="--help",
         help_format="markdown",
+        version_format="plaintext",
         group_parameters=Group("Options", sort_key=0),
         default_parameter=Parameter(
             negative=(),

@@ -65,7 +65,11 @@ class Settings:
     keys: Annotated[
         tuple[str, ...],
         Parameter(
-            name="--api-key", env_var="POLYPHI_API_KEY", env_var_split=lines, show_env_var=False
+            name="--api-key",
+            env_var="POLYPHI_API_KEY",
+            env_var_split=lines,
+            show_env_var=False,
+            allow_leading_hyphen=True,
         ),
     ] = ()
     """An API key that requests need; repeatable. Default: the lines of POLYPHI_API_KEY."""

@@ -22,6 +22,15 @@ from cyclopts.types import PositiveInt
 MACHINE = Group("Machine (no effect on the result)", sort_key=1)
 OWN = Group("Custom stage (a .py file)", sort_key=2)
 
+SeedOption = Annotated[
+    int, Parameter(help="Seed of the draws of samples, the initial weights and dropout.")
+]
+PrecisionOption = Annotated[
+    Literal["auto", "bf16", "fp32"],
+    Parameter(
+        help="Precision of training; weights stay fp32. auto: as the run in the folder, or else the faster one here.",
+    ),
+]
 Base = Literal["int8", "int4"]
 """A scheme for the frozen weights of a model in training."""
 MIN_NORMS = 10
@@ -80,10 +89,8 @@ class MachineOptions:
 class TrainOptions:
     """Options of a run. Only `seed`, `precision` and `base` change its numbers."""
 
-    seed: int = 0
-    """Seed of the draws of samples, the initial weights and dropout."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of training; weights stay fp32. auto: as the run in the folder, or else the faster one here."""
+    seed: SeedOption = 0
+    precision: PrecisionOption = "auto"
     base: Annotated[Base | None, Parameter(group=MACHINE)] = None
     """Quantize the frozen weights (QLoRA): less memory."""
     watch_every: Annotated[int, Parameter(group=MACHINE)] = 0

@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from polyphi.cli.options import NANO, RunOption, SizeOption, console
+from polyphi.train.options import SeedOption
 from polyphi_recipe.curate.machines import Machines
 
 
@@ -18,7 +19,7 @@ def curate(
     *,
     size: SizeOption = "nano",
     out: RunOption = NANO,
-    seed: int = 0,
+    seed: SeedOption = 0,
     machines: Machines = Machines(),  # noqa: B008 - frozen
     slurm: Annotated[
         tuple[str, ...],

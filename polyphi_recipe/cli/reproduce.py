@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import PrecisionOption, console
+from polyphi.cli.options import console
+from polyphi.train.options import PrecisionOption, SeedOption
 
 
 def reproduce(
@@ -14,7 +15,7 @@ def reproduce(
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the run; the same folder resumes.")],
-    seed: int = 0,
+    seed: SeedOption = 0,
     precision: PrecisionOption = "auto",
 ) -> None:
     """Run the whole recipe: data, tokenizer, sixteen stages, evaluation and a report page.

@@ -27,7 +27,7 @@ def test_wrong_adapters_are_refused(arguments: list[str]) -> None:
 def test_the_variable_has_a_key_on_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYPHI_API_KEY", "one\ntwo\r\n\n")
     assert settings().keys == ("one", "two")
-    assert settings("--api-key", "three", "--api-key", "four").keys == ("three", "four")
+    assert settings("--api-key", "three", "--api-key", "-four").keys == ("three", "-four")
     monkeypatch.setenv("POLYPHI_API_KEY", "")
     assert settings().keys == ()
 
