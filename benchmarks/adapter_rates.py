@@ -18,8 +18,7 @@ from polyphi.model.config import AdapterConfig
 from polyphi.train.evaluation import EVALUATIONS
 from polyphi.train.finetune import finetune
 from polyphi.train.loss import NextToken
-from polyphi.train.monitor import Monitor
-from polyphi.train.options import TrainOptions
+from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage
 
 RANKS = (8, 32, 64)
@@ -74,8 +73,9 @@ def main() -> None:
                 [train],
                 out,
                 checkpoint=options.run / "model",
-                monitor=Monitor(eval_data=[evaluation], every=options.steps),
-                options=TrainOptions(precision="fp32", report=lambda _: None),
+                finetuning=FinetuneOptions(eval_data=(evaluation,), eval_every=options.steps),
+                options=TrainOptions(precision="fp32"),
+                report=lambda _: None,
             )
             lines = (out / EVALUATIONS).read_text().splitlines()
             losses.append(json.loads(lines[-1])["loss"])

@@ -31,10 +31,10 @@ from polyphi.model.lora import Factors
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
-from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
+from polyphi.train.trainer import Caller, train
 
 BASES = ("bf16", "int8", "int4")
 NAME = "sibling"
@@ -66,8 +66,9 @@ def train_adapter(
         quantize_frozen(model, base, names)
     for name in names:
         model.get_parameter(name).data = model.get_parameter(name).data.float()
-    options = TrainOptions(seed=seed, precision="bf16", base=scheme(base), report=lambda _: None)
-    train(stage, budget, model, processor, run / "data", out, options=options)
+    options = TrainOptions(seed=seed, precision="bf16", base=scheme(base))
+    caller = Caller(report=lambda _: None)
+    train(stage, budget, model, processor, run / "data", out, options=options, caller=caller)
 
 
 def with_adapter(run: Path, trained: Path, base: str) -> PhiModel:

@@ -50,10 +50,10 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
 from polyphi.runtime import precision
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Schedule, Stage
+from polyphi.train.trainer import Caller, train
 
 ADAPTER = "own"
 BASES = ("int8", "int4")
@@ -237,7 +237,8 @@ def ours(
             make_processor(model.config, Tokenizer.load(folder / "model")),
             folder,
             Path(out),
-            options=TrainOptions(precision=choice, base=base, report=lambda _: None),
+            options=TrainOptions(base=base),
+            caller=Caller(precision=choice, report=lambda _: None),
         )
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])

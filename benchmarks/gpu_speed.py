@@ -22,7 +22,7 @@ from polyphi.quantization.integer_weights import Quantized
 from polyphi.train import parallel
 from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations
-from polyphi.train.optim import optimiser, set_lr
+from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.trainer import StageLoss
 from polyphi_recipe import stages
 from polyphi_recipe.plan import UTILISATION, peak_flops
@@ -76,7 +76,7 @@ def training(device: torch.device, tiny: bool) -> Iterator[Line]:
         if name == "sharded":
             parallel.shard(model, "bf16", 1)
         named = {f"decoder.{n}": p for n, p in model.decoder.named_parameters()}
-        optimizer = optimiser(stage, named, budget)
+        optimizer = make_optimizer(stage, named, budget)
         loss = StageLoss(NextToken(), model, None, None, "bf16")
         batch = Pack(text_rows(model, tokens, 8))
         losses[name] = []

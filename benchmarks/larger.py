@@ -25,6 +25,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.finetune import finetune
 from polyphi.train.loss import NextToken
+from polyphi.train.options import FinetuneOptions
 from polyphi.train.stage import Mix, Schedule, Stage
 from polyphi_recipe.curate.corpus import Work
 from polyphi_recipe.curate.sources import LIBREOFFICE
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [str(text / "text" / "train")],
         args.out,
         checkpoint=start,
-        steps=args.steps,
+        finetuning=FinetuneOptions(steps=args.steps),
     )
 
 

@@ -50,7 +50,7 @@ from polyphi.planning import cost
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.finetune import load_stage
-from polyphi.train.optim import groups
+from polyphi.train.optimizer import groups
 from polyphi.train.stage import Budget
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@
 
     polyphi bench train [--json]
 
-Ours is `polyphi.train.loop.train` as a stage runs it, its end with hashes and files included in the peak of memory.
+Ours is `polyphi.train.trainer.train` as a stage runs it, its end with hashes and files included in the peak of memory.
 Speed is supervised tokens per second after the first step, memory the peak of a process; both sides have the
 same threads and AdamW. Ours trains in the precision that `polyphi train` chooses on this machine
 (polyphi/runtime/precision.py), the peer in the one that is faster in a short run. [ours] The lengths of
@@ -59,10 +59,10 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime import precision
 from polyphi.runtime.files import cache_folder
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
+from polyphi.train.trainer import Caller, train
 from polyphi_recipe import stages
 from polyphi_recipe.corpora import code, copying, fim, instructions
 from polyphi_recipe.curate import corpus as corpora
@@ -322,7 +322,8 @@ def ours(
                 None,
                 folder,
                 Path(out),
-                options=TrainOptions(precision=dtype, report=lambda _: None),
+                options=TrainOptions(precision=dtype),
+                caller=Caller(report=lambda _: None),
             )
         records = read_metrics(Path(out) / "metrics.jsonl")
     seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records[1:])

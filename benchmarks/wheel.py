@@ -172,7 +172,7 @@ def install(package: Path, out: Path, options: argparse.Namespace, report: Repor
         with stopwatch() as seconds:
             run(python, "-m", "pip", "download", "-q", "-d", files, *extra, package, env=without)
             if options.no_deps:  # what `polyphi --help` and `import polyphi` need
-                small = ("typer", "rich", "numpy", "jaxtyping")
+                small = ("cyclopts", "rich", "numpy", "jaxtyping")
                 run(python, "-m", "pip", "download", "-q", "-d", files, *small, env=without)
         torch = sum(p.stat().st_size for p in files.glob("torch-*")) / 1e6
         report.add(

@@ -1,104 +1,117 @@
 """Experiments on runs of the recipe, commands of a checkout: `python -m experiments COMMAND --help`."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import typer
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
 from polyphi.cli import main
-from polyphi.cli.options import NANO, PrecisionOption, RunOption, SizeOption, console
+from polyphi.cli.options import NANO, RunOption, SizeOption, application, console
+from polyphi.train.options import PrecisionOption, SeedOption
 
-app = typer.Typer(name="experiments", help=__doc__, no_args_is_help=True)
+if TYPE_CHECKING:
+    from polyphi_recipe.graph import Run
+
+app = application("python -m experiments", __doc__)
 
 
-@app.command()
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RunOptions:
+    """A run of the recipe."""
+
+    size: SizeOption = "nano"
+    out: RunOption = NANO
+    seed: SeedOption = 0
+    precision: PrecisionOption = "auto"
+
+    def run(self) -> "Run":
+        from polyphi_recipe.graph import Run
+
+        return Run(self.size, self.out, seed=self.seed, precision=self.precision, console=console)
+
+
+ON_NANO = RunOptions()
+
+
+@app.command
 def claims(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CLAIM...]", help="Claims, such as C4; default: all."),
-    ] = None,
-    size: SizeOption = "nano",
-    out: RunOption = NANO,
-    seeds: Annotated[int, typer.Option(help="Training runs of each arm.", min=1)] = 2,
-    seed: int = 0,
-    precision: PrecisionOption = "auto",
+    *names: Annotated[str, Parameter(name="CLAIMS", help="Claims, such as C4; default: all.")],
+    options: RunOptions = ON_NANO,
+    seeds: Annotated[PositiveInt, Parameter(help="Training runs of each arm.")] = 2,
 ) -> None:
     """Re-test the report's claims on a finished run. Several processes on one run share the work.
 
-    \b
-    Examples:
-      python -m experiments claims --out runs/nano
-      python -m experiments claims C4 C9 --seeds 3
+    For example:
+
+        python -m experiments claims --out runs/nano
+        python -m experiments claims C4 C9 --seeds 3
     """
     from experiments.claims import runner
-    from polyphi_recipe.graph import Run
 
-    run = Run(size, out, seed=seed, precision=precision, console=console)
+    run = options.run()
     if names:
         runner.run_claims(run, names, seeds)
     else:
         runner.run_all_claims(run, seeds)
 
 
-@app.command()
+@app.command
 def ablate(
-    stage: Annotated[str, typer.Argument(help="A stage, such as text_3_post.")],
+    stage: Annotated[str, Parameter(help="A stage, such as text_3_post.")],
+    /,
+    *,
     mix: Annotated[
-        list[str] | None,
-        typer.Option(help="Changed weights, such as tools=0 or code=2,math=1; repeatable."),
-    ] = None,
+        tuple[str, ...],
+        Parameter(help="Changed weights, such as tools=0 or code=2,math=1; repeatable."),
+    ] = (),
     leave_one_out: Annotated[
-        bool, typer.Option("--leave-one-out", help="Add the mixes without one corpus each.")
+        bool, Parameter(help="Add the mixes without one corpus each.")
     ] = False,
-    seeds: Annotated[int, typer.Option(help="Training runs of each mix.", min=1)] = 3,
-    steps: Annotated[int | None, typer.Option(help="Steps; default: the stage's.", min=1)] = None,
+    seeds: Annotated[PositiveInt, Parameter(help="Training runs of each mix.")] = 3,
+    steps: Annotated[PositiveInt | None, Parameter(help="Steps; default: the stage's.")] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="A held-out task to score as well; repeatable.")
-    ] = None,
-    size: SizeOption = "nano",
-    out: RunOption = NANO,
-    seed: int = 0,
-    precision: PrecisionOption = "auto",
+        tuple[str, ...], Parameter(help="A held-out task to score as well; repeatable.")
+    ] = (),
+    options: RunOptions = ON_NANO,
 ) -> None:
     """Train a stage with other mixes and compare the held-out loss of every corpus. The results are written to the
     run's `ablation` folder.
 
-    \b
-    Examples:
-      python -m experiments ablate text_3_post --mix code=2,math=1 --seeds 2
-      python -m experiments ablate text_3_post --leave-one-out --task arithmetic
+    For example:
+
+        python -m experiments ablate text_3_post --mix code=2,math=1 --seeds 2
+        python -m experiments ablate text_3_post --leave-one-out --task arithmetic
     """
     from experiments import ablation
     from polyphi.planning import sizes
     from polyphi_recipe import stages
-    from polyphi_recipe.graph import Run
 
-    arms = ablation.mixes(stages.at_size(stage, sizes.load(size)), mix or (), leave_one_out)
-    run = Run(size, out, seed=seed, precision=precision, console=console)
-    results = ablation.ablate(run, stage, arms, seeds=seeds, steps=steps, tasks=task or ())
+    arms = ablation.mixes(stages.at_size(stage, sizes.load(options.size)), mix, leave_one_out)
+    run = options.run()
+    results = ablation.ablate(run, stage, arms, seeds=seeds, steps=steps, tasks=task)
     console.print(ablation.markdown(results), highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command
 def scaling(
-    size: SizeOption = "nano",
-    out: RunOption = NANO,
+    *,
+    options: RunOptions = ON_NANO,
     seeds: Annotated[
-        int, typer.Option(help="Training runs for each length and learning rate.", min=1)
+        PositiveInt, Parameter(help="Training runs for each length and learning rate.")
     ] = 2,
-    seed: int = 0,
-    precision: PrecisionOption = "auto",
 ) -> None:
     """Measure the scaling law of text 1's peak learning rate: best rates for several run lengths, the exponent B and a
     plot. The results are written to the run's `scaling` folder.
 
-    \b
-    Examples:
-      python -m experiments scaling --out runs/nano --seeds 3
+    For example:
+
+        python -m experiments scaling --out runs/nano --seeds 3
     """
     from experiments.scaling import measure
-    from polyphi_recipe.graph import Run
 
-    measure(Run(size, out, seed=seed, precision=precision, console=console), seeds)
+    measure(options.run(), seeds)
 
 
 if __name__ == "__main__":

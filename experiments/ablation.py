@@ -33,10 +33,10 @@ from polyphi.processing.processor import TooLong
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.rendering import environment
-from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import NextToken
-from polyphi.train.resume import MANIFEST
 from polyphi.train.stage import Budget, Mix, Stage
+from polyphi.train.state import MANIFEST, code_revision
+from polyphi.train.trainer import row_maker
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find
 from polyphi_recipe import stages

@@ -33,12 +33,17 @@ from polyphi.runtime.plots import subplots
 from polyphi.runtime.precision import Choice, Requested, products
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.checkpoint import write_tensors
-from polyphi.train.guard import Diverged
-from polyphi.train.loop import code_revision, row_maker, train
-from polyphi.train.objective import Objective
-from polyphi.train.options import Report, TrainOptions
-from polyphi.train.resume import MANIFEST, METRICS, TRAINED, choose_precision
-from polyphi.train.stage import Budget, Stage
+from polyphi.train.options import TrainOptions
+from polyphi.train.stage import Budget, Objective, Stage
+from polyphi.train.state import (
+    MANIFEST,
+    METRICS,
+    TRAINED,
+    Diverged,
+    choose_precision,
+    code_revision,
+)
+from polyphi.train.trainer import Caller, Report, row_maker, train
 from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
 from polyphi_recipe.stages import lineage
@@ -119,12 +124,11 @@ def sweep(
                 processor,
                 data,
                 folder,
-                options=TrainOptions(
-                    seed=seed,
+                options=TrainOptions(seed=seed, watch_every=short.steps),
+                caller=Caller(
                     precision=choice,
                     fresh=fresh(seed),
                     watch=measure,
-                    watch_steps=short.steps,
                     report=lambda _: None,
                 ),
             )

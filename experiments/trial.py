@@ -8,9 +8,9 @@ from typing import Any
 from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
-from polyphi.train.loop import train
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Stage
+from polyphi.train.trainer import Caller, train
 from polyphi_eval.baselines import Result, evaluate
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.sources import Data
@@ -44,14 +44,14 @@ def trial(
         processor or run.processor,
         data or run.data,
         out,
-        options=TrainOptions(
-            seed=seed,
+        options=TrainOptions(seed=seed, machine=run.machine),
+        caller=Caller(
             precision=run.choice,
             fresh={} if data else run.fresh(stage, seed),
             origins=origins,
+            checkpoint_seconds=run.size.seconds_between_checkpoints,
             report=_silence,
         ),
-        machine=run.machine,
     )
     return model.eval(), manifest
 

@@ -1,13 +1,16 @@
 """`polyphi eval`: evaluate a model, check data, synthesise spoken questions, score recorded answers again."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-import typer
-from typer.core import TyperGroup
+from cyclopts import CycloptsError, Parameter
+from cyclopts.types import NonNegativeFloat
 
-from polyphi.cli.options import MACHINE, QuantOption, console
+from polyphi.cli.options import QuantOption, application, console
+from polyphi_eval.options import MACHINE, OTHER_MODELS, EvalOptions
 
 
 def is_run(model: str) -> bool:
@@ -15,109 +18,79 @@ def is_run(model: str) -> bool:
     return (Path(model) / "run.json").is_file()
 
 
-class Group(TyperGroup):
-    """A command group in which `eval MODEL ...` means `eval run MODEL ...`. Without --suite, the folder of a run of the
-    recipe means `eval heldout MODEL ...`, a command that the recipe adds."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            suite = any(argument.partition("=")[0] == "--suite" for argument in args)
-            run = is_run(args[0]) and "heldout" in self.commands
-            args = ["heldout" if run and not suite else "run", *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(
-    name="eval",
-    cls=Group,
-    help="Evaluate a model: polyphi eval MODEL --suite table4 --data DIR, or score recorded answers again.",
-    no_args_is_help=True,
+app = application(
+    "eval",
+    "Evaluate a model: polyphi eval MODEL --suite table4 --data DIR, or score recorded answers again.",
 )
-OTHER_MODELS = "Judges, the simulator, and keys"
 SuiteOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--suite",
+    tuple[str, ...],
+    Parameter(
+        name="--suite",
         help="table1 to table15, section5, all, mini, a benchmark, or a benchmark's file; repeatable.",
     ),
 ]
-DataOption = Annotated[
-    str | None, typer.Option("--data", help="Folder that holds the public data, or `hub`.")
-]
 
 
-@app.command("run")
+def with_command(words: Sequence[str]) -> list[str]:
+    """The words after `eval` with the command that they mean: `eval MODEL ...` means `eval run MODEL ...`, and for the
+    folder of a run of the recipe without --suite `eval heldout MODEL ...`, a command that the recipe adds."""
+    suite = any(word.partition("=")[0] == "--suite" for word in words)
+    run = is_run(words[0]) and "heldout" in app
+    return ["heldout" if run and not suite else "run", *words]
+
+
+@app.default
+def without_command(
+    *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+) -> None:
+    if not words:
+        return app.help_print([])
+    try:
+        app(with_command(words))
+    except CycloptsError as error:
+        error.command_chain = ("eval", *(error.command_chain or ()))
+        raise
+
+
+@app.command(name="run")
 def eval_run(
-    ctx: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(
+        Parameter(
             help="A run, a checkpoint, http://host:8000/v1#name, or a folder of recorded answers."
         ),
     ],
-    suites: SuiteOption = None,
-    data: DataOption = None,
+    /,
+    *,
+    suites: SuiteOption = (),
+    data: Annotated[
+        str | None, Parameter(help="Folder that holds the public data, or `hub`.")
+    ] = None,
     mini: Annotated[
-        bool, typer.Option("--mini", help="Use a few synthetic samples instead of the data.")
+        bool, Parameter(help="Use a few synthetic samples instead of the data.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; the same command resumes.")
+        Path | None, Parameter(help="Folder for the results; the same command resumes.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Maximum samples of each row (the first ones).", min=1)
-    ] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Skip benchmarks without data.")
-    ] = False,
     quant: QuantOption = None,
-    judges: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--judge",
-            help="Judge model: http://host/v1#name, self, or azure:PROJECT; repeatable.",
-            rich_help_panel=OTHER_MODELS,
-        ),
-    ] = None,
-    simulator: Annotated[
-        str | None,
-        typer.Option(
-            help="Model that simulates the user in adversarial dialogues: http://host/v1#name, or self.",
-            rich_help_panel=OTHER_MODELS,
-        ),
-    ] = None,
+    options: EvalOptions = EvalOptions(),  # noqa: B008 - frozen
     key_from: Annotated[
         str | None,
-        typer.Option(
+        Parameter(
             help="Environment variable with the API key, if MODEL is an endpoint.",
-            rich_help_panel=OTHER_MODELS,
+            group=OTHER_MODELS,
         ),
     ] = None,
-    judge_key_from: Annotated[
-        str | None,
-        typer.Option(
-            help="Environment variable with the judges' and the simulator's API key.",
-            rich_help_panel=OTHER_MODELS,
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or mps.", rich_help_panel=MACHINE)
-    ] = "auto",
-    part: Annotated[
-        str,
-        typer.Option(
-            help="i/k: every k-th sample from the i-th on, for one of k machines.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = "1/1",
+    device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.", group=MACHINE)] = "auto",
 ) -> None:
     """Evaluate MODEL on the report's benchmarks (--suite); a run without --suite means `polyphi eval heldout`.
 
-    \b
-    Examples:
-      polyphi eval runs/nano
-      polyphi eval runs/nano/model --suite mini
-      polyphi eval microsoft/Phi-4-mini-instruct --suite table4 --data hub --out results
-      polyphi eval http://localhost:8000/v1#model --suite table1 --data public
+    For example:
+
+        polyphi eval runs/nano
+        polyphi eval runs/nano/model --suite mini
+        polyphi eval microsoft/Phi-4-mini-instruct --suite table4 --data hub --out results
+        polyphi eval http://localhost:8000/v1#model --suite table1 --data public
     """
     from polyphi_eval import evaluation
     from polyphi_eval.report.tables import markdown
@@ -134,89 +107,83 @@ def eval_run(
         raise ValueError(
             "no data: use --data DIR (`polyphi eval check-data` lists the expected files), --data hub, or --mini"
         )
-    number, slash, of = part.partition("/")
-    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise ValueError(f"--part is i/k with 1 <= i <= k, such as 2/8; found {part!r}")
     if "mini" in suites and is_run(model):  # the held-out tasks are a part of that suite
-        assert ctx.parent is not None
-        heldout = cast(TyperGroup, ctx.parent.command).commands["heldout"]
-        ctx.invoke(cast(Any, heldout.callback), run=Path(model), quant=quant)
+        heldout = app["heldout"].default_command
+        assert heldout is not None
+        heldout(Path(model), quant=quant)
     own = evaluation.evaluated_model(model, quant=quant, device=device, key_from=key_from)
     rows = evaluation.measure(
         own,
         suites,
         out or evaluation.results_folder(model, own, suites),
         data=None if mini else Data(None if data == "hub" else Path(str(data))),
-        judges=judges or (),
-        judge_key=judge_key_from,
-        simulated_by=simulator,
-        limit=limit,
-        shard=(int(number), int(of)),
-        skip_missing=skip_missing,
+        options=options,
         console=console,
     )
     console.print(markdown([row.as_dict() for row in rows]), highlight=False, soft_wrap=True)
 
 
-@app.command("check-data")
+@app.command(name="check-data")
 def eval_check_data(
-    data: Annotated[str, typer.Argument(help="Folder that holds the public data, or `hub`.")],
-    suites: SuiteOption = None,
+    data: Annotated[str, Parameter(help="Folder that holds the public data, or `hub`.")],
+    /,
+    *,
+    suites: SuiteOption = (),
 ) -> None:
     """List missing and unexpected data of the benchmarks, and the sources of the data.
 
-    \b
-    Examples:
-      polyphi eval check-data public --suite table4
+    For example:
+
+        polyphi eval check-data public --suite table4
     """
     from polyphi_eval import evaluation
     from polyphi_eval.benchmark import suite
     from polyphi_eval.sources import Data
 
-    chosen = suite(*suites or ("all",))
+    chosen = suite(*(suites or ("all",)))
     wrong = evaluation.data_problems(chosen, Data(None if data == "hub" else Path(data)))
     for benchmark in chosen:
         for message in wrong.get(benchmark.name, ["as expected"]):
             console.print(f"{benchmark.name}: {message}", highlight=False, soft_wrap=True)
     if wrong:
-        raise typer.Exit(1)
+        sys.exit(1)
 
 
-@app.command("synthesise")
+@app.command(name="synthesise")
 def eval_synthesise(
     names: Annotated[
-        list[str], typer.Argument(help="Benchmarks with spoken questions, or suites of them.")
+        tuple[str, ...], Parameter(help="Benchmarks with spoken questions, or suites of them.")
     ],
-    data: Annotated[
-        Path, typer.Option("--data", help="Folder of the data; the spoken sets are written to it.")
-    ],
+    /,
+    *,
+    data: Annotated[Path, Parameter(help="Folder of the data; the spoken sets are written to it.")],
     texts: Annotated[
-        str | None, typer.Option(help="Folder of the text sets, or `hub`; default: --data.")
+        str | None, Parameter(help="Folder of the text sets, or `hub`; default: --data.")
     ] = None,
     voices: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--voice",
+        tuple[str, ...],
+        Parameter(
+            name="--voice",
             help="espeak-ng:f2, flite:slt, http://host/v1#MODEL:VOICE or a command with {text}; repeatable.",
         ),
-    ] = None,
+    ] = (),
     listener: Annotated[
         str | None,
-        typer.Option(help="Speech recognition model that checks the audio: http://host/v1#MODEL."),
+        Parameter(help="Speech recognition model that checks the audio: http://host/v1#MODEL."),
     ] = None,
     worst: Annotated[
-        float,
-        typer.Option(help="WER above which, with a listener, the other voices are tried.", min=0),
+        NonNegativeFloat,
+        Parameter(help="WER above which, with a listener, the other voices are tried."),
     ] = 0.3,
     key_from: Annotated[
-        str | None, typer.Option(help="Environment variable with the listener's API key.")
+        str | None, Parameter(help="Environment variable with the listener's API key.")
     ] = None,
 ) -> None:
     """Synthesise speech for benchmarks with spoken questions. The same command resumes.
 
-    \b
-    Examples:
-      polyphi eval synthesise mmmlu_spoken --data public --voice espeak-ng:f2 --voice flite:slt
+    For example:
+
+        polyphi eval synthesise mmmlu_spoken --data public --voice espeak-ng:f2 --voice flite:slt
     """
     from polyphi_eval import read_aloud
     from polyphi_eval.sources import Data
@@ -232,24 +199,26 @@ def eval_synthesise(
     )
 
 
-@app.command("score")
+@app.command(name="score")
 def eval_score(
-    folder: Annotated[Path, typer.Argument(help="Folder with the per-sample .jsonl files.")],
+    folder: Annotated[Path, Parameter(help="Folder with the per-sample .jsonl files.")],
+    /,
+    *,
     suites: Annotated[
-        list[str] | None,
-        typer.Option("--suite", help="Files of custom benchmarks among them; repeatable."),
-    ] = None,
+        tuple[str, ...],
+        Parameter(name="--suite", help="Files of custom benchmarks among them; repeatable."),
+    ] = (),
 ) -> None:
     """Compute every score again from recorded answers, without the model.
 
-    \b
-    Examples:
-      polyphi eval score runs/nano/eval
+    For example:
+
+        polyphi eval score runs/nano/eval
     """
     if (folder / "model.json").exists():
         from polyphi_eval.evaluation import rescored
 
-        results: list[Any] = [row.as_dict() for row in rescored(folder, suites or ())]
+        results: list[Any] = [row.as_dict() for row in rescored(folder, suites)]
     else:
         from polyphi_eval.baselines import rescore
 

@@ -26,6 +26,7 @@ from polyphi.services.endpoint import Endpoint
 from polyphi_eval.azure import Azure
 from polyphi_eval.benchmark import Benchmark, belongs, suite
 from polyphi_eval.cache import Cache, Recorded
+from polyphi_eval.options import EvalOptions
 from polyphi_eval.report import card, figures, paper, tables
 from polyphi_eval.run import Line
 from polyphi_eval.score import (
@@ -240,16 +241,11 @@ def measure(
     out: Path,
     *,
     data: Data | None,
-    judges: Sequence[str] = (),
-    judge_key: str | None = None,
-    simulated_by: str | None = None,
-    limit: int | None = None,
-    shard: tuple[int, int] = (1, 1),
-    skip_missing: bool = False,
+    options: EvalOptions = EvalOptions(),  # noqa: B008 - frozen
     console: Console | None = None,
 ) -> list[Measured]:
     """Evaluate benchmarks one after another and write the page with all rows of the folder `out`. With `data` None,
-    synthetic fixtures are used, and the model itself plays the user unless `simulated_by` names another one."""
+    synthetic fixtures are used, and the model itself plays the user unless `options.simulator` names another one."""
     console = console or Console(stderr=True)
     chosen = suite(*suites)
     out.mkdir(parents=True, exist_ok=True)
@@ -259,8 +255,10 @@ def measure(
         data, failed = mini_data(chosen, out / "mini-data")
         chosen = shortened(chosen)
     skipped = data_problems(chosen, data, deep=False) | failed
-    if simulated_by or synthetic:
-        user = simulator(simulated_by or "self", own, out, shard, judge_key)
+    if options.simulator or synthetic:
+        user = simulator(
+            options.simulator or "self", own, out, options.part, options.judge_key_from
+        )
         chosen = [replace(b, turns=b.simulated(user)) if b.simulated else b for b in chosen]
     else:
         skipped |= {b.name: [UNSIMULATED] for b in chosen if b.simulated}
@@ -269,7 +267,7 @@ def measure(
         for name, messages in skipped.items()
         if name not in failed and messages != [UNSIMULATED] and not _is_private(name, chosen)
     }
-    if missing and not skip_missing:
+    if missing and not options.skip_missing:
         problems = [f"{name}: {text}" for name, messages in missing.items() for text in messages]
         raise ValueError(
             "\n  ".join(["data are missing; --skip-missing skips these benchmarks:", *problems])
@@ -277,8 +275,8 @@ def measure(
     for benchmark in chosen:
         if skipped.get(benchmark.name) == [UNSIMULATED]:
             console.print(f"  {benchmark.title}: skipped, {UNSIMULATED}", highlight=False)
-    cache = Cache(own.model, out, own.fingerprint, name=_answers(shard))
-    judging = [judge(address, own, out, judge_key) for address in judges]
+    cache = Cache(own.model, out, own.fingerprint, name=_answers(options.part))
+    judging = [judge(address, own, out, options.judge_key_from) for address in options.judges]
     rows: list[Measured] = []
     agreements: dict[str, Any] = {}
     with Progress(
@@ -291,22 +289,22 @@ def measure(
         for benchmark in chosen:
             if benchmark.name in skipped:
                 continue
-            bar = progress.add_task(benchmark.title, total=limit and None)
+            bar = progress.add_task(benchmark.title, total=options.limit and None)
             lines = evaluate(
                 benchmark,
                 data,
                 cache,
                 out,
                 judges=judging,
-                limit=limit,
-                shard=shard,
+                limit=options.limit,
+                shard=options.part,
                 progress=lambda done, bar=bar: progress.update(bar, completed=done),  # type: ignore[misc]
             )
             progress.update(bar, total=len(lines))
             extent = Extent(
                 "" if synthetic else other_rows(benchmark, data),
-                "" if shard == (1, 1) else f"part {shard[0]} of {shard[1]}",
-                limit,
+                "" if options.part == (1, 1) else "part {} of {}".format(*options.part),
+                options.limit,
             )
             measured = rows_of(benchmark, lines, extent.status(benchmark, lines, synthetic))
             rows += [replace(row, **asdict(extent)) for row in measured]

@@ -35,26 +35,27 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import WORD_SPLIT
 from polyphi.quantization.quantize import quantize, quantize_frozen
-from polyphi.runtime import distributed, progress
+from polyphi.runtime import distributed
 from polyphi.runtime.files import cache_folder, locked, whole_folder, write_json
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision, Requested
 from polyphi.train.aed import Recogniser
 from polyphi.train.contrastive import Similarity
-from polyphi.train.loop import train
-from polyphi.train.options import MachineOptions, TrainOptions
+from polyphi.train.options import Base, MachineOptions, TrainOptions
 from polyphi.train.stage import Stage
+from polyphi.train.trainer import Caller, train
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import evaluate
 from polyphi_eval.benchmark import benchmarks
 from polyphi_eval.heldout import find
+from polyphi_eval.options import EvalOptions
 from polyphi_eval.report.heldout import line
 from polyphi_eval.sources import Data
 from polyphi_recipe import frozen_text, plan, processes, remaining, stages
 from polyphi_recipe.corpora.lookup import StageModels, find_corpus
 from polyphi_recipe.curate import corpus as corpora
 from polyphi_recipe.curate import sources
-from polyphi_recipe.curate.pipeline import Machines
+from polyphi_recipe.curate.machines import Machines
 from polyphi_recipe.identity import Identity
 from polyphi_recipe.report import page
 from polyphi_recipe.stages import lineage
@@ -94,11 +95,10 @@ class Run:
         machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     ) -> None:
         """`precision` "auto" is that of the run in the folder, else the faster one on this machine. Every `watch_steps`
-        steps a stage's `watch` tasks are evaluated; `track` names trackers that get every record. The size replaces
-        `checkpoint_seconds` of `machine`."""
+        steps a stage's `watch` tasks are evaluated; `track` names trackers that get every record."""
         self.size = sizes.load(size)
         self.watch_steps, self.track = watch_steps, track
-        self.machine = replace(machine, checkpoint_seconds=self.size.seconds_between_checkpoints)
+        self.machine = machine
         self.out, self.seed = Path(out), seed
         self.console = console or Console()
         self.data, self.runs = self.out / "data", self.out / "stages"
@@ -299,7 +299,7 @@ class Run:
     def _after(self, name: str) -> PhiModel:
         return self._model(lineage.after(name)).eval()
 
-    def train(self, name: str, base: str | None = None) -> None:
+    def train(self, name: str, base: Base | None = None) -> None:
         """Train a stage, unless it is finished, after its parents and corpora. `base` ("int8" or "int4") quantizes its
         frozen weights (`quantize_frozen`), but not those of its parents."""
         stage = stages.at_size(name, self.size)
@@ -316,7 +316,7 @@ class Run:
             if not (out / "manifest.json").exists():
                 self._train(stage, config, out, base)
 
-    def _train(self, stage: Stage, config: ModelConfig, out: Path, base: str | None) -> None:
+    def _train(self, stage: Stage, config: ModelConfig, out: Path, base: Base | None) -> None:
         model, origins = lineage.assemble(stage, config, self.runs, self.seed, distributed.device())
         if base is not None:
             quantize_frozen(model, base, stage.trained(n for n, _ in model.named_parameters()))
@@ -336,23 +336,24 @@ class Run:
                 out,
                 options=TrainOptions(
                     seed=self.seed,
-                    precision=self.choice,
                     base=base,
+                    watch_every=self.watch_steps if stage.watch else 0,
+                    track=self.track,
+                    machine=self.machine,
+                ),
+                caller=Caller(
+                    precision=self.choice,
                     fresh=self.fresh(stage),
                     origins=origins,
                     watch=lambda model: self._watch_scores(stage, model),
-                    watch_steps=self.watch_steps if stage.watch else 0,
-                    trackers=[
-                        progress.tracker(t, out / t, f"{self.size.name} {stage.name}")
-                        for t in self.track
-                    ],
+                    title=f"{self.size.name} {stage.name}",
                     flops=lambda pack: sum(
                         cost.flops(target, cost.work([pack], target.config)).values()
                     ),
                     peak_flops=plan.peak_flops(next(model.parameters()).device),
+                    checkpoint_seconds=self.size.seconds_between_checkpoints,
                     report=self.report,
                 ),
-                machine=self.machine,
             )
         if before is not None:
             frozen_text.record(
@@ -459,7 +460,7 @@ class Run:
                 ("mini",),
                 out,
                 data=None,
-                limit=BENCHMARK_ROWS,
+                options=EvalOptions(limit=BENCHMARK_ROWS),
                 console=self.console,
             )
 

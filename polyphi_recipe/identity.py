@@ -10,7 +10,7 @@ from polyphi.planning.sizes import Size
 from polyphi.runtime import distributed
 from polyphi.runtime.files import write_json
 from polyphi.runtime.precision import Choice, Requested, choose
-from polyphi.train.resume import REASON, recorded
+from polyphi.train.state import REASON, recorded
 from polyphi_recipe import processes
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from polyphi.planning.sizes import Size
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.resume import MANIFEST, METRICS
+from polyphi.train.state import MANIFEST, METRICS
 from polyphi_eval.heldout import TASKS
 from polyphi_recipe import stages
 from polyphi_recipe.plan import plan

@@ -1,11 +1,8 @@
 """Writes docs/cli.md from the commands' own help: `python tests/cli_page.py`."""
 
-import html
 import re
 from pathlib import Path
-
-import typer
-from typer.cli import get_docs_for_click
+from unittest import mock
 
 from polyphi.cli import app
 
@@ -19,25 +16,14 @@ code by `python tests/cli_page.py`.
 
 
 def text() -> str:
-    """The page: typer's own documentation, with examples as code."""
-    command = typer.main.get_command(app)
-    docs = get_docs_for_click(obj=command, ctx=typer.Context(command), name="polyphi")
-    docs = html.unescape(docs).replace("\b", "")
-    body = docs[docs.index("\n## ") :]
-    body = re.sub(r"(?m)^\* `--help`: .*\n", "", body)
-    body = re.sub(r"(?m)^Examples:\n((?:  +polyphi .*\n)+)", _code, body)
-    body = body.replace("```console\n$ ", "```text\n")
-    summaries = [
-        f"- [`polyphi {name}`](#polyphi-{name}): {one.get_short_help_str(300)}"
-        for name, one in command.commands.items()  # type: ignore[attr-defined]
-    ]
-    body = "\n".join(summaries) + "\n" + body
-    return START + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
-
-
-def _code(match: re.Match[str]) -> str:
-    lines = "\n".join(line.strip() for line in match[1].splitlines())
-    return f"\n**Examples**:\n\n```\n{lines}\n```\n"
+    """The page: cyclopts' own documentation, without its table of contents and the commands of shell completion."""
+    # cyclopts takes the name of the running program for a command's.
+    with mock.patch("cyclopts.help.help._default_app_name", lambda: "polyphi"):
+        docs = app.generate_docs()
+    body = docs[docs.index("* [`bench`]") :].replace("```console", "```text")
+    body = re.sub(r"(?m)^\* \[`--.*\n", "", body)
+    body = re.sub(r"(?ms)^## polyphi --.*?(?=^## )", "", body)
+    return START + re.sub(r"\n {8}(?=\S)", " ", body).strip() + "\n"
 
 
 if __name__ == "__main__":

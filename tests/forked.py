@@ -14,7 +14,7 @@ PRELOAD = [
     "polyphi_recipe.corpora.tools",
     "polyphi_recipe.curate.decontaminate",
     "polyphi_recipe.curate.pipeline",
-    "polyphi.train.loop",
+    "polyphi.train.trainer",
 ]
 
 

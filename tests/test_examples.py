@@ -18,7 +18,7 @@ from polyphi import Audio, Image, Message, SamplingParams, cli
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.finetune import finetune, load_stage
-from polyphi.train.options import TrainOptions
+from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.preference import DPO
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -146,17 +146,15 @@ def test_an_interrupted_preference_run_resumes_exactly(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(out: str) -> list[dict[str, Any]]:
-        options = TrainOptions(base="int4", report=lambda _: None)
         data = [str(source / "data/pairs.jsonl")]
         finetune(
             load_stage(PAIRS),
             data,
             tmp_path / out,
             checkpoint=source / "native",
-            steps=4,
-            batch_tokens=400,
-            lr_factor=2000,
-            options=options,
+            finetuning=FinetuneOptions(steps=4, batch_tokens=400, lr_factor=2000),
+            options=TrainOptions(base="int4"),
+            report=lambda _: None,
         )
         return read_metrics(tmp_path / out / "metrics.jsonl")
 

@@ -22,12 +22,12 @@ from pathlib import Path
 
 import published
 import pytest
-import typer
 import yaml
+from command_line import parsed
 from commands import ROOT, completed
 from PIL import Image
 
-from polyphi.cli import app
+from polyphi.cli.serve import serve
 
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMAGE = os.environ.get("POLYPHI_IMAGE")
@@ -78,19 +78,15 @@ def test_entry_point_and_default_command_exist() -> None:
     (program,) = json.loads(last("ENTRYPOINT"))
     assert program in PACKAGE["scripts"]
     command, *arguments = json.loads(last("CMD"))
-    group = typer.main.get_command(app)
-    with group.make_context(program, [command, *arguments]) as context:
-        serve = group.get_command(context, command)  # type: ignore[attr-defined]
-        assert serve is not None
-        assert serve.make_context(command, [*arguments]).params["model"] == arguments[0]
+    function, bound = parsed([command, *arguments])
+    assert function is serve and bound.arguments["model"] == arguments[0]
 
 
 def test_the_server_listens_where_the_image_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("POLYPHI_HOST", "POLYPHI_PORT"):
         monkeypatch.setenv(name, environment()[name])
-    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
-    values = serve.make_context("serve", ["/models/model"]).params
-    assert (values["host"], values["port"]) == ("0.0.0.0", int(last("EXPOSE")))
+    settings = parsed(["serve", "/models/model"])[1].arguments["settings"]
+    assert (settings.host, settings.port) == ("0.0.0.0", int(last("EXPOSE")))
 
 
 @pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False), (None, False)])

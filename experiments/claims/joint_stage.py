@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from experiments.claims.claim import Claim, Effect, contrast, paired
 from experiments.claims.runner import Arm, ClaimRunner
-from polyphi.train.resume import MANIFEST
+from polyphi.train.state import MANIFEST
 from polyphi_eval.heldout import find
 from polyphi_recipe import stages
 from polyphi_recipe.stages import lineage

@@ -28,10 +28,10 @@ from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import locked, sha256, write_json
-from polyphi.train.loop import code_revision, row_maker
 from polyphi.train.loss import owners
-from polyphi.train.resume import MANIFEST
 from polyphi.train.stage import Budget, Stage
+from polyphi.train.state import MANIFEST, code_revision
+from polyphi.train.trainer import row_maker
 from polyphi_eval.baselines import sample_vectors
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find

@@ -7,10 +7,8 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Annotated, Any
 
-import typer
-from typer.core import TyperGroup
+from cyclopts import App, CycloptsError
 
 from polyphi.cli import (
     bench,
@@ -24,80 +22,53 @@ from polyphi.cli import (
     train,
     transcribe,
 )
+from polyphi.cli.options import application
 from polyphi.cli.printable import print_message
 from polyphi.runtime.installation import pip_install
 
-
-class Commands(TyperGroup):
-    """All commands. typer itself ends an interrupted one without a message."""
-
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print_message("interrupted: run the same command again to resume")
-            raise typer.Exit(130) from None
-
-
-app = typer.Typer(
-    name="polyphi",
-    cls=Commands,
-    help="Phi-4-Mini and Phi-4-Multimodal, end to end: one frozen language model, a mixture of LoRAs, every modality.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+app = application(
+    "polyphi",
+    "Phi-4-Mini and Phi-4-Multimodal, end to end: one frozen language model, a mixture of LoRAs, every modality.",
 )
 
-
-def print_version(requested: bool) -> None:
-    """Print the version and exit."""
-    if requested:
-        print(f"polyphi {metadata.version('polyphi')}")
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    version: Annotated[
-        bool,
-        typer.Option("--version", help="Show the version.", callback=print_version, is_eager=True),
-    ] = False,
-) -> None:
-    pass
+for command in (
+    train.train,
+    chat.chat,
+    transcribe.transcribe,
+    serve.serve,
+    pull.pull,
+    cache.app,
+    inspect.inspect,
+    export.export,
+    doctor.doctor,
+    bench.bench,
+):
+    app.command(command)
+app.register_install_completion_command(help="Install completion for the current shell.")
 
 
-app.command()(train.train)
-app.command()(chat.chat)
-app.command()(transcribe.transcribe)
-app.command()(serve.serve)
-app.command()(pull.pull)
-app.add_typer(cache.app)
-app.command()(inspect.inspect)
-app.command()(export.export)
-app.command()(doctor.doctor)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    bench.bench
-)
+@app.command(name="--show-completion")
+def show_completion() -> None:
+    """Print the completion script of the current shell."""
+    print(app.generate_completion())
 
 
 def add_commands() -> None:
-    """Add the commands of other packages: entry points of the group `polyphi.commands`, each a function or a Typer
+    """Add the commands of other packages: entry points of the group `polyphi.commands`, each a function or a cyclopts
     application. The name `eval.heldout` adds the command `heldout` to the application `eval`. One that can't be loaded
     is reported, and all others work."""
-    groups: dict[str, typer.Typer] = {"": app}
+    groups: dict[str, App] = {"": app}
     for point in sorted(metadata.entry_points(group="polyphi.commands")):
         group, _, name = point.name.rpartition(".")
         try:
             command = point.load()
+            if group in groups:  # or else its application is missing
+                groups[group].command(command, name=name)
         except Exception as error:  # another package's code can raise any exception
             print_message(f"the command {name!r} of {point.value} can't be loaded: {error}")
             continue
-        if group not in groups:  # its application is missing
-            continue
-        if isinstance(command, typer.Typer):
-            groups[group].add_typer(command, name=name)
+        if isinstance(command, App):
             groups[point.name] = command
-        else:
-            groups[group].command(name)(command)
 
 
 add_commands()
@@ -165,35 +136,27 @@ def extra_for(package: str, words: Sequence[str]) -> str:
     return extra if extra in (*EXTRAS[package], "all") else EXTRAS[package][0]
 
 
-def main(arguments: list[str] | None = None, application: typer.Typer | None = None) -> Any:
+def main(arguments: list[str] | None = None, application: App | None = None) -> None:
     """Run the command line, or another application; errors that users can fix are printed as one line."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        # The result is the code that a command passed to `typer.Exit`.
-        if code := (application or app)(arguments, standalone_mode=False):
-            sys.exit(code)
+        (application or app)(words)
+    except KeyboardInterrupt:
+        print_message("interrupted: run the same command again to resume")
+        sys.exit(130)
+    except CycloptsError as error:  # a wrong option or argument
+        command = " ".join(((application or app).name[0], *(error.command_chain or ())))
+        print_message(f"{str(error).rstrip('.')}. See `{command} --help`.")
+        sys.exit(2)
     except Exception as error:
         missing = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ImportError) and missing in EXTRAS:
-            words = sys.argv[1:] if arguments is None else arguments
             hint = pip_install(extra_for(missing, words))
             print_message(f"this command needs {missing}; install it with: {hint}")
             sys.exit(1)
-        code = (
-            2
-            if isinstance(error, ValueError | FileNotFoundError)
-            else 1
-            if isinstance(error, OSError | RuntimeError)
-            else None
-        )
-        if hasattr(error, "exit_code"):  # a usage error with a message from click
-            message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
-            message = message.replace("Value error, ", "")
-            command = getattr(getattr(error, "ctx", None), "command_path", "polyphi")
-            print_message(f"{message}. See `{command} --help`.")
-            sys.exit(error.exit_code)
-        if code is None:
+        if not isinstance(error, ValueError | OSError | RuntimeError):
             raise
         disk_full = getattr(error, "errno", None) == errno.ENOSPC
         advice = "; free some space and run the same command again to resume" if disk_full else ""
         print_message(f"{error}{advice}")
-        sys.exit(code)
+        sys.exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1)

@@ -5,21 +5,25 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
 
 def bench(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="train, engine or kernels.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list of rows.")] = False,
-    repeats: Annotated[int, typer.Option(help="Measurements of each side.", min=1)] = 3,
+    name: Annotated[str, Parameter(help="train, engine or kernels.")],
+    /,
+    *options: Annotated[
+        str, Parameter(help="Options of the benchmark.", allow_leading_hyphen=True)
+    ],
+    as_json: Annotated[bool, Parameter(name="--json", help="Print one JSON list of rows.")] = False,
+    repeats: Annotated[PositiveInt, Parameter(help="Measurements of each side.")] = 3,
 ) -> None:
     """Benchmark against public peers in one run; needs a checkout and an idle machine. Other options are passed to the
     benchmark (`python benchmarks/NAME.py --help`).
 
-    \b
-    Examples:
-      polyphi bench engine --json
+    For example:
+
+        polyphi bench engine --json
     """
     folder = Path(__file__).parents[2] / "benchmarks"
     if not folder.exists():
@@ -32,6 +36,6 @@ def bench(
     ):
         raise ValueError(f"unknown benchmark {name!r}; the benchmarks are {', '.join(benchmarks)}")
     command = [sys.executable, str(folder / f"{name}.py"), "--repeats", str(repeats)]
-    command += [*(["--json"] if as_json else []), *context.args]
+    command += [*(["--json"] if as_json else []), *options]
     if code := subprocess.run(command, check=False).returncode:
-        raise typer.Exit(code)
+        sys.exit(code)

@@ -4,26 +4,25 @@ import json
 from datetime import datetime
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 from rich.table import Table
 
-from polyphi.cli.options import console
+from polyphi.cli.options import application, console
 
-app = typer.Typer(
-    name="cache", help="List and remove stored models of the Hub.", no_args_is_help=True
-)
+app = application("cache", "List and remove stored models of the Hub.")
 
 
-@app.command("list")
+@app.command(name="list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", help="Print JSON.")] = False,
 ) -> None:
     """List downloaded and quantized models, with their sizes, commits and last use.
 
-    \b
-    Examples:
-      polyphi cache list
-      polyphi cache list --json
+    For example:
+
+        polyphi cache list
+        polyphi cache list --json
     """
     from polyphi.checkpoints import cache
     from polyphi.runtime.files import size_text
@@ -55,19 +54,20 @@ def list_models(
     console.print(f"{total} in {folders}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command
 def remove(
     names: Annotated[
-        list[str],
-        typer.Argument(help="As `polyphi cache list` shows them: owner/name, or owner/name:int4."),
+        tuple[str, ...],
+        Parameter(help="As `polyphi cache list` shows them: owner/name, or owner/name:int4."),
     ],
+    /,
 ) -> None:
     """Delete stored models. The download of a model and its quantized versions are removed one by one.
 
-    \b
-    Examples:
-      polyphi cache remove microsoft/Phi-4-mini-instruct
-      polyphi cache remove microsoft/Phi-4-mini-instruct:int4
+    For example:
+
+        polyphi cache remove microsoft/Phi-4-mini-instruct
+        polyphi cache remove microsoft/Phi-4-mini-instruct:int4
     """
     from polyphi.checkpoints import cache
     from polyphi.runtime.files import size_text

@@ -88,7 +88,7 @@ def transcribe_live(
     *,
     raw_rate: int,
     to: str | None,
-    adapter: str,
+    adapter: str | None,
     console: Console,
 ) -> bool:
     """Print captions until the audio ends or Ctrl-C is pressed, then the rest. Returns whether all audio was

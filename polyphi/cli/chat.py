@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
 from polyphi.cli.options import (
     KvOption,
@@ -19,20 +19,22 @@ from polyphi.cli.options import (
 def chat(
     model: ModelArgument,
     prompt: Annotated[
-        str | None, typer.Argument(help="A single prompt; without it, a conversation.")
+        str | None, Parameter(help="A single prompt; without it, a conversation.")
     ] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="An image file; repeatable.")] = None,
-    audio: Annotated[list[Path] | None, typer.Option(help="An audio file; repeatable.")] = None,
+    /,
+    *,
+    image: Annotated[tuple[Path, ...], Parameter(help="An image file; repeatable.")] = (),
+    audio: Annotated[tuple[Path, ...], Parameter(help="An audio file; repeatable.")] = (),
     video: Annotated[
-        list[Path] | None, typer.Option(help="A video file, sampled as 16 frames; repeatable.")
-    ] = None,
+        tuple[Path, ...], Parameter(help="A video file, sampled as 16 frames; repeatable.")
+    ] = (),
     detail: Annotated[
-        Literal["auto", "low", "high"], typer.Option(help="low: few tokens per image.")
+        Literal["auto", "low", "high"], Parameter(help="low: few tokens per image.")
     ] = "auto",
     max_tokens: int = 256,
     temperature: float = 0.0,
     adapter: Annotated[
-        str, typer.Option(help="auto, none, vision, speech, or another adapter of the model.")
+        str, Parameter(help="auto, none, vision, speech, or another adapter of the model.")
     ] = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
@@ -40,11 +42,11 @@ def chat(
     """Chat with a model, or answer a single prompt: PROMPT, or standard input if it is piped. By default, the message's
     modalities select the adapter.
 
-    \b
-    Examples:
-      polyphi chat runs/nano/model
-      polyphi chat runs/nano/model "Which digit is it?" --image digit.png
-      polyphi chat runs/nano/mini --temperature 0.7
+    For example:
+
+        polyphi chat runs/nano/model
+        polyphi chat runs/nano/model "Which digit is it?" --image digit.png
+        polyphi chat runs/nano/mini --temperature 0.7
     """
     import polyphi
     from polyphi.cli import terminal
@@ -52,9 +54,9 @@ def chat(
 
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
     parts: list[Part | str] = [
-        *(Image(p, detail) for p in image or ()),
-        *(Audio(p) for p in audio or ()),
-        *(Video(p, detail=detail) for p in video or ()),
+        *(Image(p, detail) for p in image),
+        *(Audio(p) for p in audio),
+        *(Video(p, detail=detail) for p in video),
     ]
     if prompt is None and not parts and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
@@ -74,4 +76,4 @@ def chat(
         terminal.once(deltas, console, reasoning=phi.reasoning)
     except KeyboardInterrupt:
         console.print()
-        raise typer.Exit(130) from None
+        sys.exit(130)

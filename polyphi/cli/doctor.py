@@ -5,7 +5,7 @@ import sys
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -23,17 +23,18 @@ STATE, NAME = 9, 18
 
 
 def doctor(
+    *,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object, for a bug report.")
+        bool, Parameter(name="--json", help="Print one JSON object, for a bug report.")
     ] = False,
 ) -> None:
     """Check what this machine can run: CPU and kernels, measured rates, memory and which published models fit, GPU,
     packages, caches, environment variables. Each finding that isn't ok has its cure. Exits with 1 if chat can't run.
 
-    \b
-    Examples:
-      polyphi doctor
-      polyphi doctor --json
+    For example:
+
+        polyphi doctor
+        polyphi doctor --json
     """
     from polyphi.planning.doctor.report import inspect
 
@@ -57,7 +58,7 @@ def doctor(
             show(report)
         print("\n".join(line.rstrip() for line in page.get().splitlines()))
     if not report.chat_runs:
-        raise typer.Exit(1)
+        sys.exit(1)
 
 
 def show(report: "Report") -> None:

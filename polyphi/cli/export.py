@@ -3,35 +3,35 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
 from polyphi.cli.options import ModelArgument, PublicOption, PushOption, console
 
 
 def export(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    layout: Annotated[str, typer.Option(help="native, original or mini.")] = "native",
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write.")],
+    layout: Annotated[str, Parameter(help="native, original or mini.")] = "native",
     quant: Annotated[
         Literal["int8", "int4", "int8-all", "int4-all"] | None,
-        typer.Option(help="Quantize as --quant of other commands does, and store the result."),
+        Parameter(help="Quantize as --quant of other commands does, and store the result."),
     ] = None,
     calibrate: Annotated[
-        list[Path] | None,
-        typer.Option(help="Shards with typical requests, to calibrate int4 (GPTQ); repeatable."),
-    ] = None,
+        tuple[Path, ...],
+        Parameter(help="Shards with typical requests, to calibrate int4 (GPTQ); repeatable."),
+    ] = (),
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")
+        str | None, Parameter(help="float32, bfloat16 or float16; default: as stored.")
     ] = None,
     merge: Annotated[
         str | None,
-        typer.Option(help="Merge this adapter into the base weights first, and remove it."),
+        Parameter(help="Merge this adapter into the base weights first, and remove it."),
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of an evaluation of the model; its tables go into the model card."
-        ),
+        Parameter(help="Folder of an evaluation of the model; its tables go into the model card."),
     ] = None,
     push_to_hub: PushOption = None,
     public: PublicOption = False,
@@ -39,10 +39,10 @@ def export(
     """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card. MODEL may
     also be a .gguf file of Phi-4-mini with its tokenizer next to it.
 
-    \b
-    Examples:
-      polyphi export runs/nano/model --out exported --layout original
-      polyphi export runs/nano/model --out exported --quant int4
+    For example:
+
+        polyphi export runs/nano/model --out exported --layout original
+        polyphi export runs/nano/model --out exported --quant int4
     """
     import tempfile
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from cyclopts import Parameter
 from rich.table import Table
 
 from polyphi.cli.options import ModelArgument, QuantOption, console
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
 
 def inspect(
     model: ModelArgument,
+    /,
+    *,
     logits: Annotated[
-        Path | None, typer.Option(help="A request.json; its logits are written to --out.")
+        Path | None, Parameter(help="A request.json; its logits are written to --out.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The .safetensors file for --logits.")] = None,
+    out: Annotated[Path | None, Parameter(help="The .safetensors file for --logits.")] = None,
     quant: QuantOption = None,
 ) -> None:
     """Show parts and parameters next to the report's; with --logits, write exact logits for comparison.
 
-    \b
-    Examples:
-      polyphi inspect runs/nano/model
-      polyphi inspect runs/nano/model --logits request.json --out logits.safetensors
+    For example:
+
+        polyphi inspect runs/nano/model
+        polyphi inspect runs/nano/model --logits request.json --out logits.safetensors
     """
     import polyphi
     from polyphi.checkpoints.read import read_config

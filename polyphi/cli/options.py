@@ -1,57 +1,70 @@
-"""Options and arguments that several commands share, and the console they print to."""
+"""What several commands share: the layout of their help, options and arguments, and the console they print to."""
 
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
+from cyclopts import App, Group, Parameter
 from rich.progress import Progress
 
 from polyphi.cli.printable import PrintableConsole, PrintableFormatter, print_message
 
 console = PrintableConsole()
 error_console = PrintableConsole(stderr=True)
-MACHINE, OWN = "Machine (no effect on the result)", "Custom stage (a .py file)"
-Precision = Literal["auto", "bf16", "fp32"]
-SizeOption = Annotated[str, typer.Option("--size", help="micro, nano, lab or full.")]
-RunOption = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
-PrecisionOption = Annotated[
-    Precision,
-    typer.Option(
-        "--precision",
-        help="Precision of training; weights stay fp32. auto: as the run in the folder, or else the faster one here.",
-    ),
-]
+SizeOption = Annotated[str, Parameter(help="micro, nano, lab or full.")]
+RunOption = Annotated[Path, Parameter(help="Folder of the run.")]
 NANO = Path("runs/nano")
 QuantOption = Annotated[
     Literal["bf16", "int8", "int4", "int8-all", "int4-all"] | None,
-    typer.Option(
+    Parameter(
         help="Quantize the frozen weights: int8 or int4; with -all also adapters and encoders, to int8; bf16 only "
         "packs them for this CPU."
     ),
 ]
 KvOption = Annotated[
     Literal["int8"] | None,
-    typer.Option(help="Store the KV cache in int8, with half of the memory (on a CPU)."),
+    Parameter(help="Store the KV cache in int8, with half of the memory (on a CPU)."),
 ]
 PushOption = Annotated[
     str | None,
-    typer.Option(
-        "--push-to-hub",
+    Parameter(
         metavar="OWNER/NAME",
         help="Upload the model to this repository on the Hugging Face Hub, with a model card; private by default.",
     ),
 ]
 PublicOption = Annotated[
-    bool, typer.Option("--public", help="Create the repository of --push-to-hub as a public one.")
+    bool, Parameter(help="Create the repository of --push-to-hub as a public one.")
 ]
 ModelArgument = Annotated[
     str,
-    typer.Argument(help="Folder of a checkpoint, or a hub id (owner/name, owner/name@revision)."),
+    Parameter(help="Folder of a checkpoint, or a hub id (owner/name, owner/name@revision)."),
 ]
+
+
+def application(name: str, text: str) -> App:
+    """A command line or a group of commands. Its errors are raised, and printed by `main`. An option that is off or
+    empty shows no default, and a flag has no `--no-FLAG` unless it names one."""
+    return App(
+        name=name,
+        help=text,
+        version=lambda: f"polyphi {metadata.version('polyphi')}",
+        help_flags="--help",
+        help_format="markdown",
+        version_format="plaintext",
+        group_parameters=Group("Options", sort_key=0),
+        default_parameter=Parameter(
+            negative=(),
+            show_default=lambda value: None if value is False or value in ("", (), {}) else value,
+        ),
+        exit_on_error=False,
+        print_error=False,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
 
 
 def show_placement(phi: Any) -> None:

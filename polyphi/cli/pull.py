@@ -2,26 +2,23 @@
 
 from typing import Annotated, Literal
 
-import typer
+from cyclopts import Parameter
 
 from polyphi.cli.options import console, load_progress
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="A hub id: owner/name, or owner/name@revision.")],
+    model: Annotated[str, Parameter(help="A hub id: owner/name, or owner/name@revision.")],
+    /,
+    *,
     quant: Annotated[
         Literal["int8", "int4", "int8-all", "int4-all"] | None,
-        typer.Option(
-            help="Also quantize it as --quant of other commands does, and store the result."
-        ),
+        Parameter(help="Also quantize it as --quant of other commands does, and store the result."),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit; default: main.")
-    ] = None,
+    revision: Annotated[str | None, Parameter(help="Branch, tag or commit; default: main.")] = None,
     verify: Annotated[
         bool,
-        typer.Option(
-            "--verify",
+        Parameter(
             help="Also compare every stored file with its hash, quantized ones too; what is damaged is downloaded or "
             "quantized again.",
         ),
@@ -30,11 +27,11 @@ def pull(
     """Download a model from the Hugging Face Hub, verify it, and with --quant quantize it once, so that other commands
     start without a connection and without quantizing. The same command resumes, updates and repairs.
 
-    \b
-    Examples:
-      polyphi pull microsoft/Phi-4-multimodal-instruct
-      polyphi pull microsoft/Phi-4-mini-instruct --quant int4
-      polyphi pull microsoft/Phi-4-mini-instruct --quant int4 --verify
+    For example:
+
+        polyphi pull microsoft/Phi-4-multimodal-instruct
+        polyphi pull microsoft/Phi-4-mini-instruct --quant int4
+        polyphi pull microsoft/Phi-4-mini-instruct --quant int4 --verify
     """
     from pathlib import Path
 

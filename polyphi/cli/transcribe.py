@@ -1,9 +1,12 @@
 """`polyphi transcribe`: transcribe and translate audio files."""
 
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
 from polyphi.cli.options import (
     KvOption,
@@ -15,83 +18,74 @@ from polyphi.cli.options import (
     show_placement,
 )
 from polyphi.cli.printable import write_data
+from polyphi.transcription.options import TranscriptOptions
+
+
+def no_options(_: type, files: Sequence[str] | None) -> None:
+    """Raise ValueError for a misspelled option among the files, which may be "-"."""
+    for name in files or ():
+        if name.startswith("--"):
+            raise ValueError(f"unknown option {name}")
 
 
 def transcribe(
     model: ModelArgument,
     files: Annotated[
-        list[str] | None,
-        typer.Argument(help='Audio files, folders, or patterns such as "talks/*.mp3".'),
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option(help="Translate into this language, such as German.")
-    ] = None,
-    cot: Annotated[
-        bool, typer.Option("--cot", help="Transcribe first, then translate (chain of thought).")
-    ] = False,
+        tuple[str, ...],
+        Parameter(
+            help='Audio files, folders, or patterns such as "talks/*.mp3".',
+            allow_leading_hyphen=True,
+            validator=no_options,
+        ),
+    ] = (),
+    /,
+    *,
+    options: TranscriptOptions = TranscriptOptions(),  # noqa: B008 - frozen
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the transcripts; the same command keeps those that are done."
-        ),
+        Parameter(help="Folder for the transcripts; the same command keeps those that are done."),
     ] = None,
-    form: Annotated[
-        Literal["text", "json", "verbose_json", "srt", "vtt"],
-        typer.Option("--format", help="text, json, verbose_json, srt or vtt."),
-    ] = "text",
     words: Annotated[
-        bool, typer.Option("--words", help="Add word times, estimated from character counts.")
+        bool, Parameter(help="Add word times, estimated from character counts.")
     ] = False,
     aligned: Annotated[
         bool,
-        typer.Option(
-            "--aligned", help="Add word times from the model's attention; inaccurate on nano."
-        ),
+        Parameter(help="Add word times from the model's attention; inaccurate on nano."),
     ] = False,
-    window: Annotated[
-        float | None,
-        typer.Option(help="Maximum seconds of a segment, such as 30; default: as long as fits."),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Write all transcripts anew, edited ones too.")
-    ] = False,
+    force: Annotated[bool, Parameter(help="Write all transcripts anew, edited ones too.")] = False,
     live: Annotated[
         bool,
-        typer.Option(
-            "--live",
+        Parameter(
             help="Captions of the microphone, or of audio from a pipe (-): WAV or 16-bit samples.",
         ),
     ] = False,
     sample_rate: Annotated[
-        int, typer.Option(help="With --live -: samples a second, unless the audio is WAV.")
+        int, Parameter(help="With --live -: samples a second, unless the audio is WAV.")
     ] = 16000,
-    adapter: Annotated[str, typer.Option(help="auto, none, or an adapter of the model.")] = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
     """Transcribe or translate recordings of any length.
 
-    \b
-    Examples:
-      polyphi transcribe runs/nano/model talk.wav
-      polyphi transcribe runs/nano/model talks/ --out transcripts --format srt --words
-      polyphi transcribe runs/nano/model talk.wav --to German --cot
-      polyphi transcribe runs/nano/model --live
-      arecord -q -f S16_LE -r 16000 -c 1 | polyphi transcribe runs/nano/model --live -
+    For example:
+
+        polyphi transcribe runs/nano/model talk.wav
+        polyphi transcribe runs/nano/model talks/ --out transcripts --format srt --words
+        polyphi transcribe runs/nano/model talk.wav --to German --cot
+        polyphi transcribe runs/nano/model --live
+        arecord -q -f S16_LE -r 16000 -c 1 | polyphi transcribe runs/nano/model --live -
     """
     import polyphi
     from polyphi.cli.captions import transcribe_live
     from polyphi.transcription.capture import sound_devices
-    from polyphi.transcription.files import TranscriptOptions, find, targets, transcribe_files
+    from polyphi.transcription.files import find, targets, transcribe_files
 
-    if cot and to is None:
-        raise ValueError("--cot needs a translation: add --to LANGUAGE")
     if live:
-        if files not in (None, [], ["-"]):
+        if files not in ((), ("-",)):
             raise ValueError(
                 "--live reads the microphone, or - for a pipe; leave --live out to transcribe files"
             )
-        if cot or out or words or aligned or form != "text":
+        if options.cot or out or words or aligned or options.form != "text":
             raise ValueError(
                 "--live prints text only: leave out --cot, --out, --words, --aligned and --format"
             )
@@ -102,25 +96,26 @@ def transcribe(
             phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
         show_placement(phi)
         if not transcribe_live(
-            phi.engine, source, raw_rate=sample_rate, to=to, adapter=adapter, console=console
+            phi.engine,
+            source,
+            raw_rate=sample_rate,
+            to=options.to,
+            adapter=options.adapter,
+            console=console,
         ):
-            raise typer.Exit(1)
+            sys.exit(1)
         return
     if not files:
         raise ValueError("expected audio files, folders or patterns, or --live")
-    recordings = targets(find(files), out, form)
-    if out is None and form != "text" and len(recordings) > 1:
-        raise ValueError(f"{len(recordings)} files as {form} need a folder: add --out DIR")
+    recordings = targets(find(files), out, options.form)
+    if out is None and options.form != "text" and len(recordings) > 1:
+        raise ValueError(f"{len(recordings)} files as {options.form} need a folder: add --out DIR")
     with load_progress() as progress:
         phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
     show_placement(phi)
-    options = TranscriptOptions(
-        form,
-        to,
-        cot,
-        adapter,
+    options = replace(
+        options,
         words="aligned" if aligned else "estimated" if words else None,
-        window=window,
         model=f"{phi.fingerprint} {quant} {kv}",
     )
     failed = transcribe_files(
@@ -132,4 +127,4 @@ def transcribe(
         console=error_console,
     )
     if failed:
-        raise typer.Exit(1)
+        sys.exit(1)

@@ -20,12 +20,13 @@ from polyphi.kernels.unpack import columns_at_once
 from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.planning.options import Switches
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.quantization import quantize
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import Contrastive
 from polyphi.train.loss import CHUNK_LOGITS, CHUNK_ROWS
-from polyphi.train.optim import groups
+from polyphi.train.optimizer import groups
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Budget, Stage, matching
 
@@ -240,19 +241,6 @@ def flops(
 # ------------------------------------------------------------------------------ memory
 
 
-@dataclass(frozen=True)
-class Switches:
-    """Options of the command line: number of devices that share the decoder's layers, tokens of a pack, whether
-    activations are kept or recomputed, number of devices that share a pack, precision of the frozen weights (float32 in
-    the recipe's stages, bfloat16 where a published checkpoint is fine-tuned, or `--base`)."""
-
-    fsdp: int = 1
-    micro_tokens: int = 8192
-    activations: Literal["keep", "recompute"] = "keep"
-    context_parallel: int = 1
-    base: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
-
-
 def frozen_bytes(target: StageModel, on: Switches, cpu: bool = False) -> float:
     """Bytes of all frozen weights. Of a quantized base a CPU maps the table of embeddings, which is only looked up.
     Raises ValueError for a quantized base whose weights the stage trains."""
@@ -405,7 +393,7 @@ def memory(
 
 
 def precomputes_reference(target: StageModel) -> bool:
-    """Whether the stage computes reference log-probabilities before training (`polyphi/train/reference.py`)."""
+    """Whether the stage computes reference log-probabilities before training (`polyphi/train/preference.py`)."""
     return isinstance(target.stage.objective, DPO)
 
 

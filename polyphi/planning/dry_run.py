@@ -31,8 +31,8 @@ from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.runtime import distributed
 from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named
-from polyphi.train.optim import optimiser, set_lr
-from polyphi.train.reference import References
+from polyphi.train.optimizer import make_optimizer, set_lr
+from polyphi.train.preference import References
 from polyphi.train.trainer import StageLoss
 
 CPU = torch.device("cpu")
@@ -154,7 +154,7 @@ def dry_run(
                     meter.add(tensor)
         context_model = parallel.context_parallel(model, context)
         loss = StageLoss(stage.objective, context_model, head, reference, "bf16")
-        optimizer = optimiser(stage, parameters, target.budget)
+        optimizer = make_optimizer(stage, parameters, target.budget)
         trainable = [p for p in parameters.values() if p.requires_grad]
         # FSDP allocates buffers, so the fake mode must be active. Otherwise tensors computed from weights are fake
         # anyway, and index tensors (cu_seqlens, slots, lengths) can be real.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class VocabularyOnly:
-    """In place of a processor and its tokenizer (`polyphi.train.objective.HasTokenizer`): every text is one token."""
+    """In place of a processor and its tokenizer (`polyphi.train.stage.HasTokenizer`): every text is one token."""
 
     vocab_size: int
 

@@ -1,9 +1,19 @@
-"""The settings and limits of a server, from the options of `polyphi serve`. The defaults are safe."""
+"""The settings and limits of a server, many of them options of `polyphi serve`. The defaults are safe."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypeVar
 
+from cyclopts import Group, Parameter, Token
+from cyclopts.types import NonNegativeInt
+from cyclopts.validators import Number
+
+T = TypeVar("T")
+Internal = Annotated[T, Parameter(parse=False)]
+"""A field that is no option."""
 MIB = 1 << 20
+ACCESS, LOAD = Group("Access and logs", sort_key=1), Group("Load and memory", sort_key=2)
 
 
 def check_key(key: str) -> None:
@@ -15,95 +25,153 @@ def check_key(key: str) -> None:
         )
 
 
+def lines(_: type, text: str, **options: object) -> list[str]:
+    """The values of an environment variable, one on each line."""
+    return [line for line in text.splitlines() if line]
+
+
+def megabytes(_: type, tokens: Sequence[Token]) -> int:
+    """The bytes of an option in MiB."""
+    return _bytes(tokens, MIB)
+
+
+def gigabytes(_: type, tokens: Sequence[Token]) -> int:
+    """The bytes of an option in GB."""
+    return _bytes(tokens, 10**9)
+
+
+def _bytes(tokens: Sequence[Token], unit: int) -> int:
+    amount = float(tokens[0].value)
+    if not 0 <= amount < float("inf"):
+        raise ValueError(f"expected at least 0, found {amount:g}")
+    return round(amount * unit)
+
+
+@Parameter(name="*")
 @dataclass(frozen=True)
 class Settings:
-    """`name`: the model's name in responses. `keys`: API keys, of which every request needs one (empty: no key needed).
-    `hosts`: names that a Host header may contain in addition to this machine's. `origins`: origins of web pages that
-    may send requests.
+    """What `polyphi serve` serves, to whom and within which limits."""
 
-    `remote`: hosts that media may be fetched from ("*.example.org": all subdomains, "*": any public host; with ":8443"
-    appended for another port); empty: none.
-    `local`: folder below which `file://` media may be read; None: none.
-    """
-
-    name: str
-    aliases: tuple[str, ...] = ()
-    """Further names of the model."""
-    host: str = "127.0.0.1"
-    port: int = 8000
-    keys: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    remote: tuple[str, ...] = ()
-    local: Path | None = None
-    adapter_folder: Path | None = None
-    """Folder below which clients may load adapters (adapters.py); None: none."""
-    adapters: tuple[str, ...] = ()
+    name: str = ""
+    """Name of the model in responses; default: its folder's name."""
+    aliases: Annotated[tuple[str, ...], Parameter(name="--alias")] = ()
+    """A further name of the model; repeatable."""
+    host: Annotated[str, Parameter(env_var="POLYPHI_HOST")] = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all addresses of this machine."""
+    port: Annotated[int, Parameter(env_var="POLYPHI_PORT", validator=Number(gte=0, lte=65535))] = (
+        8000
+    )
+    """Port to listen on; 0: a free one."""
+    keys: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--api-key",
+            env_var="POLYPHI_API_KEY",
+            env_var_split=lines,
+            show_env_var=False,
+            allow_leading_hyphen=True,
+        ),
+    ] = ()
+    """An API key that requests need; repeatable. Default: the lines of POLYPHI_API_KEY."""
+    hosts: Annotated[tuple[str, ...], Parameter(name="--allow-host", group=ACCESS)] = ()
+    """A host name of this server, which Host headers may contain in addition to this machine's; repeatable."""
+    origins: Annotated[tuple[str, ...], Parameter(name="--allow-origin", group=ACCESS)] = ()
+    """Allowed origin of web pages, such as https://example.org; repeatable."""
+    remote: Annotated[tuple[str, ...], Parameter(name="--allow-remote", group=ACCESS)] = ()
+    """A host that media may be fetched from, such as `*.example.org` (all subdomains) or `*` (any public host), with
+    `:8443` appended for another port; repeatable; default: none."""
+    local: Annotated[Path | None, Parameter(name="--media-root", group=ACCESS)] = None
+    """Folder below which file:// media may be read; default: none."""
+    adapter_folder: Annotated[Path | None, Parameter(group=ACCESS)] = None
+    """Allow clients to load adapters from below this folder, and to unload them."""
+    adapters: Internal[tuple[str, ...]] = ()
     """Names of the adapters that were added to those of the checkpoint; only these can be unloaded."""
-    containers: bool | None = None
-    """Whether M4A, MP4, WebM, AAC and AMR audio and videos are accepted. None: where their decoder can be isolated
-    (processing/decoder.py)."""
-    isolate_decoding: bool | None = None
-    """Whether separate processes decode images and all audio (decoders.py). None: where other machines can reach the
-    server."""
-    share_prefixes: bool = False
-    """Whether API keys share the prefix cache and the encoder cache; otherwise each key has separate ones."""
-    vllm_names: bool = False
-    """Whether metrics are also exported under vLLM's names."""
-    log_prompts: bool = False
-    reasoning: bool = False
+    containers: Annotated[bool | None, Parameter(negative="--no-containers", group=ACCESS)] = None
+    """Accept videos and M4A, MP4, WebM, AAC and AMR audio; default: where their decoder can be isolated."""
+    isolate_decoding: Annotated[
+        bool | None, Parameter(negative="--no-isolate-decoding", group=ACCESS)
+    ] = None
+    """Decode images and all audio in separate processes; default: if other machines can reach the server."""
+    share_prefixes: Annotated[bool, Parameter(group=ACCESS)] = False
+    """API keys share cached prefixes and encoder outputs; default: each key has its own."""
+    vllm_names: Annotated[bool, Parameter(name="--vllm-metrics", group=ACCESS)] = False
+    """Export metrics under vLLM's names too."""
+    log_prompts: Annotated[bool, Parameter(group=ACCESS)] = False
+    """Log prompts and answers."""
+    reasoning: Internal[bool] = False
     """Whether answers may begin with `<think>...</think>`, which is then separated from their content."""
 
-    max_header_bytes: int = 32 << 10
-    max_body_bytes: int = 100 * MIB
-    max_bodies_bytes: int = 512 * MIB
+    max_header_bytes: Internal[int] = 32 << 10
+    max_body_bytes: Internal[int] = 100 * MIB
+    max_bodies_bytes: Internal[int] = 512 * MIB
     """Of all requests, each until its prompt is prepared; one client may have a quarter, or one body (shares.py)."""
-    max_connections: int = 512
-    header_seconds: float = 10.0
+    max_connections: Internal[int] = 512
+    header_seconds: Internal[float] = 10.0
     """Time limit for the complete headers of a request."""
-    body_seconds: float = 120.0
+    body_seconds: Internal[float] = 120.0
     """Time limit for a body, and for a client to read a bufferful of a response."""
-    max_messages: int = 2048
-    max_parts: int = 256
+    max_messages: Internal[int] = 2048
+    max_parts: Internal[int] = 256
     """Images, audio clips and frames of videos of a request."""
-    max_image_bytes: int = 20 * MIB
-    max_image_pixels: int = 89_478_485
-    max_request_pixels: int = 512_000_000
+    max_image_bytes: Internal[int] = 20 * MIB
+    max_image_pixels: Internal[int] = 89_478_485
+    max_request_pixels: Internal[int] = 512_000_000
     """Of all images of a request and the frames of its videos: 42 photos of 12 megapixels."""
-    max_audio_bytes: int = 64 * MIB
-    max_audio_seconds: float = 1800.0
-    max_video_bytes: int = 64 * MIB
-    max_video_seconds: float = 3600.0
-    max_video_frames: int = 64
+    max_audio_bytes: Internal[int] = 64 * MIB
+    max_audio_seconds: Internal[float] = 1800.0
+    max_video_bytes: Internal[int] = 64 * MIB
+    max_video_seconds: Internal[float] = 3600.0
+    max_video_frames: Internal[int] = 64
     """Of all videos of a request."""
-    max_video_pixels: int = 1 << 26
+    max_video_pixels: Internal[int] = 1 << 26
     """Of all these frames: 192 MiB decoded."""
-    max_recording_seconds: float = 4 * 3600.0
+    max_recording_seconds: Internal[float] = 4 * 3600.0
     """Of a recording to transcribe."""
-    fetch_seconds: float = 20.0
-    max_adapters: int = 64
+    fetch_seconds: Internal[float] = 20.0
+    max_adapters: Internal[int] = 64
     """Loaded while the server runs."""
-    max_adapter_bytes: int = 8 << 30
+    max_adapter_bytes: Internal[int] = 8 << 30
     """Of the files of all these adapters."""
-    max_answers: int = 8
-    max_tokens: int = 16_384
+    max_answers: Internal[int] = 8
+    max_tokens: Internal[int] = 16_384
     """Of an answer; the context may leave fewer."""
-    max_prepared_bytes: int = 1024 * MIB
-    """Of the prompts of all running and waiting requests: token ids, crops and log-mel frames. A single request may
-    take more; otherwise the server returns 429 above it."""
-    max_stored_bytes: int = 256 * MIB
-    """Of the responses that are stored for later requests (store.py); 0: none are."""
-    max_waiting: int = 64
-    """Requests that may wait in the queue; the server returns 429 above it."""
-    max_live_sessions: int = 32
+    max_prepared_bytes: Annotated[
+        int,
+        Parameter(
+            name="--prompts-gb",
+            metavar="FLOAT",
+            converter=gigabytes,
+            show_default=False,
+            group=LOAD,
+        ),
+    ] = 1024 * MIB
+    """Memory for the prompts of all requests, media included (token ids, crops and log-mel frames); default: 1 GiB. A
+    single request may take more; otherwise the server returns 429 above it."""
+    max_stored_bytes: Annotated[
+        int,
+        Parameter(
+            name="--store-mb",
+            converter=megabytes,
+            show_default=lambda value: value // MIB,
+            group=LOAD,
+        ),
+    ] = 256 * MIB
+    """Memory for stored responses (/v1/responses) in MiB; 0 stores none."""
+    max_waiting: Annotated[NonNegativeInt, Parameter(group=LOAD)] = 64
+    """Maximum length of the queue; above it the server returns 429."""
+    max_live_sessions: Internal[int] = 32
     """Sessions of live transcription; one client may have three quarters of them."""
-    max_live_event_bytes: int = 4 * MIB
+    max_live_event_bytes: Internal[int] = 4 * MIB
     """Of a message to a session: 60 s of audio."""
-    max_live_buffer_seconds: float = 300.0
+    max_live_buffer_seconds: Internal[float] = 300.0
     """Of audio that waits for its transcript in a session."""
-    live_idle_seconds: float = 120.0
+    live_idle_seconds: Internal[float] = 120.0
     """Time without a message after which a session ends."""
-    live_seconds: float = 3600.0
+    live_seconds: Internal[float] = 3600.0
     """Time after which a session ends."""
-    drain_seconds: float = 5.0
-    """Time for running requests to finish after a stop signal; the process ends at most 3 s later (run.py)."""
+    drain_seconds: Annotated[float, Parameter(validator=Number(gte=0, lte=86400), group=LOAD)] = 5.0
+    """Time for running requests to finish after SIGTERM; the process ends at most 3 s later."""
+
+    def __post_init__(self) -> None:
+        for key in self.keys:
+            check_key(key)

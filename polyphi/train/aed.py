@@ -33,7 +33,7 @@ from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
-from polyphi.train.objective import HasTokenizer
+from polyphi.train.stage import HasTokenizer
 
 MAX_TRANSCRIPT_TOKENS = 512
 """Positions of the decoder: the most tokens of a transcript, `<|end|>` included."""

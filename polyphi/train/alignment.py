@@ -27,7 +27,7 @@ from polyphi.data.sample import Sample, Unfit
 from polyphi.model.multimodal import image_word_slots
 from polyphi.processing.grids import EMPTY, ROW_END, LabelledBox, cells
 from polyphi.processing.processor import Processor
-from polyphi.train.objective import Vocabulary
+from polyphi.train.stage import Vocabulary
 
 LOGIT_SCALE = 20.0
 """With it, the right direction of a vocabulary of 4,096 gets nearly all of the probability."""

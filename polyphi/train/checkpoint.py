@@ -1,6 +1,6 @@
 """Atomic checkpoints, and hashes that prove which tensors stayed frozen.
 
-A checkpoint is a folder `step_00000120` with safetensors files (trainable tensors, auxiliary head, optimiser moments),
+A checkpoint is a folder `step_00000120` with safetensors files (trainable tensors, auxiliary head, optimizer moments),
 one per process for its shards, and `state.json` (step, data cursor, counters, hashes of the frozen tensors, hashes of
 the files). It holds no random state: every step has its own seed. torch's distributed checkpoints write and read the
 tensors, so that a run can be resumed with another number of processes; nothing is pickled.
@@ -136,7 +136,7 @@ class Checkpoints:
         if self._thread is None:
             self._write(step, tensors, state)
         else:
-            # Copied first: the optimiser changes the originals while the copies are saved.
+            # Copied first: the optimizer changes the originals while the copies are saved.
             copies = {name: _copy(t) for name, t in tensors.items()}
             self._pending = self._thread.submit(self._write, step, copies, dict(state))
 
@@ -235,34 +235,3 @@ def _copy(tensor: Tensor) -> Tensor:
             stride=tensor.stride(),
         )
     return tensor.detach().to("cpu", copy=True)
-
-
-def optimiser_tensors(
-    optimiser: torch.optim.Optimizer, names: Mapping[int, str]
-) -> dict[str, Tensor]:
-    """Moments and step counts by parameter name; `names` maps id(parameter) to its name."""
-    return {
-        f"{key}/{names[id(parameter)]}": value
-        for parameter, moments in optimiser.state.items()
-        for key, value in moments.items()
-    }
-
-
-def make_moments(
-    optimiser: torch.optim.Optimizer, names: Mapping[int, str], stored: Iterable[str]
-) -> None:
-    """Allocate moments for the parameters that have stored ones, to be read into. Parameters that no step has changed
-    have none."""
-    stored = set(stored)
-    for group in optimiser.param_groups:
-        for parameter in group["params"]:
-            if f"step/{names[id(parameter)]}" in stored:
-                optimiser.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-                    "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-                }
-            elif f"momentum/{names[id(parameter)]}" in stored:  # Muon's
-                optimiser.state[parameter] = {
-                    "momentum": torch.zeros_like(parameter, requires_grad=False)
-                }

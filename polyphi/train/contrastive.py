@@ -38,7 +38,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.grids import cells, covered
 from polyphi.processing.processor import Processor
 from polyphi.train.alignment import empty_ids, fills_crops, word_loss, word_pairs
-from polyphi.train.objective import HasTokenizer
+from polyphi.train.stage import HasTokenizer
 
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """Layout of an image of which only the global view is encoded: one crop."""

@@ -15,10 +15,10 @@ and dtype, which the hashes in the manifest prove; trained parameters are float3
 import runpy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import rich
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -45,14 +45,14 @@ from polyphi.quantization.quantize import EMBEDDING, frozen_parts, quantize_froz
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
-from polyphi.train import rates
 from polyphi.train.evaluation import SPLIT
-from polyphi.train.loop import train
-from polyphi.train.monitor import Monitor, fixed_samples
-from polyphi.train.options import MachineOptions, TrainOptions
+from polyphi.train.monitor import evaluations, fixed_samples
+from polyphi.train.optimizer import with_default_lrs
+from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.report import finetune as page
-from polyphi.train.resume import TRAINED, choose_precision
 from polyphi.train.stage import Budget, Stage
+from polyphi.train.state import TRAINED, choose_precision
+from polyphi.train.trainer import Caller, Report, train
 
 
 def finetune(
@@ -61,24 +61,17 @@ def finetune(
     out: Path | None = None,
     *,
     checkpoint: str | Path | None = None,
-    steps: int | None = None,
-    batch_tokens: int | None = None,
-    lr_factor: float = 1.0,
-    columns: Mapping[str, str] | None = None,
-    skip_bad: bool = False,
-    monitor: Monitor = Monitor(),  # noqa: B008 - frozen
+    finetuning: FinetuneOptions = FinetuneOptions(),  # noqa: B008 - frozen
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
-    machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
+    report: Report = rich.print,
 ) -> Path:
     """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
 
-    `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora; `columns` maps names of columns
-    (or CORPUS.NAME) to those of the data. `checkpoint`, `steps` and `batch_tokens` replace the values of the stage, and
-    `lr_factor` multiplies the learning rates of `trainable`. With `options.base` the frozen weights are quantized for
-    the training; the exported model has them as in the checkpoint. `monitor` has the trackers and evaluation rows; they
-    and the origins of the weights replace those of `options`. Where the precision of `options` is "auto" and none is
-    recorded in `out`, float32, which also casts frozen weights, is chosen only if they fit into free memory. The same
-    call resumes an interrupted one.
+    `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora. `checkpoint`, and `steps` and
+    `batch_tokens` of `finetuning`, replace the values of the stage. With `options.base` the frozen weights are
+    quantized for the training; the exported model has them as in the checkpoint. `report` prints messages. Where the
+    precision of `options` is "auto" and none is recorded in `out`, float32, which also casts frozen weights, is chosen
+    only if they fit into free memory. The same call resumes an interrupted one.
 
     Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters.
     """
@@ -86,8 +79,8 @@ def finetune(
     out = Path("runs") / stage.name if out is None else Path(out)
     distributed.start()
     sources = _sources(stage, data)
-    eval_sources = _sources(stage, monitor.eval_data, every=False)
-    named = _columns(list(sources), columns or {})
+    eval_sources = _sources(stage, finetuning.eval_data, every=False)
+    named = _columns(list(sources), finetuning.columns)
     source = _start(stage, checkpoint)
     folder = locate(source)
     device = distributed.device()
@@ -106,10 +99,10 @@ def finetune(
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
-    stage = rates.resolved(stage, model.config.adapters)
+    stage = with_default_lrs(stage, model.config.adapters)
     trainable = stage.learning_rates(n for n, _ in model.named_parameters())
     _check_routes(stage, model, trainable)
-    batch = batch_tokens or stage.batch_tokens
+    batch = finetuning.batch_tokens or stage.batch_tokens
     quantized = frozen_parts(model, options.base, trainable, device) if options.base else []
     needed -= sum(4 * prod(part.shape) for part in quantized)
     choice = choose_precision(
@@ -117,11 +110,11 @@ def finetune(
         out,
         device,
         lambda: products((p.shape, name in trainable) for name, p in model.named_parameters()),
-        min(machine.micro_tokens, batch),
+        min(options.machine.micro_tokens, batch),
         lambda choice: _fitting_choice(choice, needed, free),
     )
     if distributed.rank() == 0:
-        options.report(f"precision {choice}")
+        report(f"precision {choice}")
     stored = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     if options.base is not None:
         with progress.progress(
@@ -140,41 +133,40 @@ def finetune(
                     out / "data" / corpus,
                     corpus_sources,
                     columns=named[corpus],
-                    skip_bad=skip_bad,
+                    skip_bad=finetuning.skip_bad,
                     split=split,
-                    report=options.report,
+                    report=report,
                 )
     distributed.wait()
-    steps = steps or stage.steps
+    steps = finetuning.steps or stage.steps
     train(
         stage,
-        Budget(steps, batch, stage.context, lr_factor),
+        Budget(steps, batch, stage.context, finetuning.lr_factor),
         model,
         processor,
         out / "data",
         out,
-        options=replace(
-            options,
+        options=options,
+        caller=Caller(
             precision=choice,
             origins=origins,
-            evaluation=monitor.options(stage, steps, list(eval_sources), out / "data", processor),
-            trackers=[progress.tracker(name, out / name, stage.name) for name in monitor.track],
+            evaluation=evaluations(
+                finetuning, stage, steps, list(eval_sources), out / "data", processor
+            ),
+            report=report,
         ),
-        machine=machine,
     )
     if distributed.rank() == 0 and not (out / "model").exists():
         config, tensors = model.config, dict(model.state_dict())
-        if machine.fsdp > 1:  # this process has parts of the layers
+        if options.machine.fsdp > 1:  # this process has parts of the layers
             tensors = load_file(out / TRAINED)
         del model  # with its quantized weights
         give_back()
         layout = _export(config, tensors, stored, folder, out / "model")
-        options.report(
-            f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}"
-        )
+        report(f"wrote {out / 'model'} ({layout} layout); talk to it: polyphi chat {out / 'model'}")
     if distributed.rank() == 0:
         samples = list(fixed_samples(stage, list(eval_sources), out / "data", processor))
-        options.report(f"wrote {page.write(out, stage, samples)}")
+        report(f"wrote {page.write(out, stage, samples)}")
     return out / "model"
 
 

@@ -16,7 +16,7 @@ from polyphi.quantization.quantize import quantized_tensors
 from polyphi.runtime import distributed
 from polyphi.runtime.heap import drop_pages
 from polyphi.train import checkpoint, parallel
-from polyphi.train.optim import groups
+from polyphi.train.optimizer import groups
 from polyphi.train.stage import Budget, Stage
 
 READ_BYTES = 64 << 20

@@ -24,7 +24,7 @@ from polyphi.model.decoder import Head
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.alignment import Alignment, with_words
-from polyphi.train.objective import HasTokenizer
+from polyphi.train.stage import HasTokenizer
 
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Number of logits of a chunk. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which fit into its

@@ -1,7 +1,6 @@
-"""What is recorded of a fine-tuning run while it trains: trackers, evaluations, answers to a few rows."""
+"""What is recorded of a fine-tuning run while it trains: evaluations, answers to a few rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from polyphi.data.sample import Sample
@@ -12,6 +11,7 @@ from polyphi.messages import SamplingParams
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.evaluation import SPLIT, EvalOptions
+from polyphi.train.options import FinetuneOptions
 from polyphi.train.stage import Stage
 
 ANSWERS = 3
@@ -19,35 +19,23 @@ ANSWERS = 3
 MAX_TOKENS = 64
 """Most tokens of such an answer."""
 EVALUATIONS = 10
-"""Evaluations of a run without `every`, before the first step not counted."""
+"""Evaluations of a run without `eval_every`, before the first step not counted."""
 
 
-@dataclass(frozen=True)
-class Monitor:
-    """`track` names trackers (runtime/progress.py). `eval_data` are sources of evaluation rows, in the form of
-    `finetune`'s `data`; they are evaluated every `every` steps (None: ten times). `patience` ends the run after that
-    many evaluations without a lower loss."""
-
-    track: Sequence[str] = ()
-    eval_data: Sequence[str] = ()
-    every: int | None = None
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.eval_data and (self.every is not None or self.patience is not None):
-            raise ValueError(
-                "--eval-every and --patience need evaluation rows; expected --eval-data FILE, found none"
-            )
-
-    def options(
-        self, stage: Stage, steps: int, corpora: Sequence[str], data: Path, processor: Processor
-    ) -> EvalOptions | None:
-        """The options of the loop's evaluations of `corpora` in the folder `data`, None for a run without any."""
-        if not self.eval_data:
-            return None
-        chosen = list(fixed_samples(stage, corpora, data, processor))
-        every = self.every or max(1, steps // EVALUATIONS)
-        return EvalOptions(corpora, every, answers(stage, chosen, processor), self.patience)
+def evaluations(
+    options: FinetuneOptions,
+    stage: Stage,
+    steps: int,
+    corpora: Sequence[str],
+    data: Path,
+    processor: Processor,
+) -> EvalOptions | None:
+    """The loop's evaluations of `corpora` in the folder `data`, None for a run without any."""
+    if not options.eval_data:
+        return None
+    chosen = list(fixed_samples(stage, corpora, data, processor))
+    every = options.eval_every or max(1, steps // EVALUATIONS)
+    return EvalOptions(corpora, every, answers(stage, chosen, processor), options.patience)
 
 
 def fixed_samples(

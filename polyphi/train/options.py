@@ -1,81 +1,140 @@
-"""Options of a training run that a stage file doesn't hold: the run's own, and those of the machine."""
+"""Options of a training run that a stage file doesn't hold, as a user sets them on a command line or in Python.
 
-from collections.abc import Callable, Mapping, Sequence
+    TrainOptions      the run: seed, precision, base, what is recorded of it
+      machine         MachineOptions: packs, processes, memory, checkpoints
+        guard         StepGuard: which steps are rejected
+    FinetuneOptions   a user's stage: its rows, its length, its evaluations
+
+The text under a field is its help. This module doesn't import torch, so that a command line is made from these classes
+before torch is imported. What only a program can give to a run is in `trainer.Caller`.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-import rich
+from cyclopts import Group, Parameter, Token
+from cyclopts.types import PositiveInt
 
-from polyphi.batch import Batch
-from polyphi.data.fresh import Fresh
-from polyphi.data.packing import Capacity
-from polyphi.model.multimodal import PhiModel
-from polyphi.runtime.precision import Choice, Requested
-from polyphi.runtime.progress import Tracker
-from polyphi.train.evaluation import EvalOptions
-from polyphi.train.guard import StepGuard
-from polyphi.train.memory import Activations
+MACHINE = Group("Machine (no effect on the result)", sort_key=1)
+OWN = Group("Custom stage (a .py file)", sort_key=2)
 
-Report = Callable[[Any], None]
-"""Prints a line of text or a rich table."""
+SeedOption = Annotated[
+    int, Parameter(help="Seed of the draws of samples, the initial weights and dropout.")
+]
+PrecisionOption = Annotated[
+    Literal["auto", "bf16", "fp32"],
+    Parameter(
+        help="Precision of training; weights stay fp32. auto: as the run in the folder, or else the faster one here.",
+    ),
+]
+Base = Literal["int8", "int4"]
+"""A scheme for the frozen weights of a model in training."""
+MIN_NORMS = 10
+"""Fewest earlier gradient norms that a spike is measured against."""
 
 
+@Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True)
-class TrainOptions:
-    """Options of a run that don't depend on the machine, and where its records are written.
+class StepGuard:
+    """Which steps are rejected: those whose gradient norm isn't finite, and loss spikes."""
 
-    `precision` "auto" keeps that of the run in the folder, or measures this machine (runtime/precision.py); a `Choice`
-    was already reported by the caller. `base` is the scheme ("int8" or "int4") to which the caller has quantized the
-    model's frozen weights (`quantize_frozen`). `fresh` maps corpora to generators of new samples (data/fresh.py),
-    which replace their shards. `origins` names for each tensor the stage that its start weights come from.
-    `evaluation` are the options of evaluations on the split `eval` of some corpora (None: no evaluations).
-    `watch(model)` is evaluated every `watch_steps` steps (0: never) and `trackers` get every record. `flops(pack)`
-    counts the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
-    utilisation.
-    `report` prints messages of the first process.
-    """
+    spike: float | None = None
+    """Reject steps with a gradient norm this many times the median, such as 10."""
+    on_spike: Literal["skip", "roll-back"] = "skip"
+    """skip the rejected step, or roll-back to the last checkpoint."""
 
-    seed: int = 0
-    precision: Requested | Choice = "auto"
-    base: str | None = None
-    fresh: Mapping[str, Fresh] = field(default_factory=dict)
-    origins: Mapping[str, str] = field(default_factory=dict)
-    evaluation: EvalOptions | None = None
-    watch: Callable[[PhiModel], Mapping[str, float]] | None = None
-    watch_steps: int = 0
-    trackers: Sequence[Tracker] = ()
-    flops: Callable[[Batch], float] | None = None
-    peak_flops: float | None = None
-    report: Report = rich.print
+    def rejects(self, norm: float, norms: Sequence[float]) -> bool:
+        """Whether a step with the gradient norm `norm` is rejected, given the `norms` of the steps before it."""
+        if not math.isfinite(norm):
+            return True
+        if self.spike is None or len(norms) < MIN_NORMS:
+            return False
+        return norm > self.spike * statistics.median(norms)
 
 
+@Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True)
 class MachineOptions:
-    """How a run uses the machine: memory, processes and files. No option here changes what is trained.
-
-    `micro_tokens`, `micro_crops` and `micro_frames` (of 10 ms) bound a pack. `workers` is the number of processes that
-    prepare rows (None: none on a CPU, some with a GPU). `fsdp` processes share the decoder's layers and
-    `context_parallel` processes share each pack of a language model. `activations` are kept, recomputed or offloaded.
-    `features` is a folder in which outputs of frozen encoders are cached between epochs. `deterministic` restricts
-    torch to deterministic kernels. `guard` handles non-finite losses and loss spikes. A checkpoint is written every
-    `checkpoint_seconds` seconds, by a background thread where `background` is set.
-    """
+    """How a run uses the machine. No option here changes what is trained, but `guard` rejects steps."""
 
     micro_tokens: int = 8192
+    """Maximum tokens of a pack (micro-batch)."""
     micro_crops: int | None = None
+    """Maximum crops of a pack; default: no separate limit."""
     micro_frames: int | None = None
+    """Maximum audio frames (10 ms) of a pack; default: no separate limit."""
     workers: int | None = None
+    """Processes that read and decode data; default: 0 on a CPU, several with a GPU."""
     fsdp: int = 1
+    """Shards of the decoder's layers, over torchrun's processes."""
     context_parallel: int = 1
-    activations: Activations = "keep"
+    """Processes to split each pack of long text over (context parallelism)."""
+    activations: Literal["keep", "recompute", "offload"] = "keep"
+    """keep, recompute (less memory, more time) or offload."""
     features: Path | None = None
-    deterministic: bool = False
-    guard: StepGuard = field(default_factory=StepGuard)
-    checkpoint_seconds: float = 60.0
+    """Cache outputs of frozen encoders in this folder."""
     background: bool = False
+    """Write checkpoints in the background."""
+    deterministic: bool = False
+    """Use only deterministic kernels."""
+    guard: StepGuard = field(default_factory=StepGuard)
 
-    @property
-    def pack_capacity(self) -> Capacity:
-        """The bounds of a pack. Raises ValueError where one is below 1."""
-        return Capacity(self.micro_tokens, self.micro_crops, self.micro_frames)
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of a run. Only `seed`, `precision` and `base` change its numbers."""
+
+    seed: SeedOption = 0
+    precision: PrecisionOption = "auto"
+    base: Annotated[Base | None, Parameter(group=MACHINE)] = None
+    """Quantize the frozen weights (QLoRA): less memory."""
+    watch_every: Annotated[int, Parameter(group=MACHINE)] = 0
+    """Steps between evaluations of the stage's held-out tasks; 0: none."""
+    track: Annotated[Sequence[str], Parameter(group=MACHINE)] = ()
+    """tensorboard, trackio or wandb; repeatable."""
+    machine: MachineOptions = field(default_factory=MachineOptions)
+
+
+def column_pairs(_: type, tokens: Sequence[Token]) -> dict[str, str]:
+    """The mapping in a text like `answer=text,audio=clip`."""
+    pairs = [pair.partition("=") for pair in tokens[0].value.split(",")]
+    if wrong := [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]:
+        raise ValueError(f"expected OURS=YOURS,..., such as answer=text; found {wrong[0]!r}")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+@Parameter(name="*", group=OWN)
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How a user's stage is trained on own rows (finetune.py)."""
+
+    columns: Annotated[
+        Mapping[str, str],
+        Parameter(converter=column_pairs, n_tokens=1, accepts_keys=False, metavar="OURS=YOURS,..."),
+    ] = field(default_factory=dict)
+    """Column names of the data, such as answer=text,audio=clip; CORPUS.answer=... for several."""
+    skip_bad: bool = False
+    """Skip invalid rows."""
+    eval_data: Sequence[str] = ()
+    """Rows to evaluate the loss on during training, in the form of --data."""
+    eval_every: PositiveInt | None = None
+    """Steps between these evaluations; default: a tenth of all."""
+    patience: PositiveInt | None = None
+    """Stop after this many evaluations without a lower loss; the best step is exported."""
+    steps: PositiveInt | None = None
+    """Steps; default: the stage's."""
+    batch_tokens: PositiveInt | None = None
+    """Tokens of a step; default: the stage's."""
+    lr_factor: float = 1.0
+    """Factor for the stage's learning rates."""
+
+    def __post_init__(self) -> None:
+        if not self.eval_data and (self.eval_every is not None or self.patience is not None):
+            raise ValueError(
+                "--eval-every and --patience need evaluation rows; expected --eval-data FILE, found none"
+            )

@@ -74,7 +74,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """Replace the gradient of each replicated tensor by its sum over processes, in one collective. A tensor that no
-    process used gets no gradient, so that the optimiser skips it. The gradients of shards are sums already."""
+    process used gets no gradient, so that the optimizer skips it. The gradients of shards are sums already."""
     if distributed.world() == 1:
         return
     replicas = [p for p in parameters if not isinstance(p, DTensor)]

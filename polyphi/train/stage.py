@@ -19,10 +19,15 @@ import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
+from torch import Tensor, nn
+
+from polyphi.batch import Batch
+from polyphi.data.sample import Sample
 from polyphi.model.config import AdapterConfig
-from polyphi.train.objective import Objective
+from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,59 @@ class Schedule:
 class Budget:
     """Values of a stage that depend on the size. `context` bounds a row's tokens, `batch_tokens` a step's. `lr_factor`
     multiplies the learning rates of `trainable` (small models need larger ones); `muon_lr_factor`, if it isn't 0, those
-    of the matrices of layers, which are then trained by Muon instead of AdamW (muon.py)."""
+    of the matrices of layers, which are then trained by Muon instead of AdamW (optimizer.py)."""
 
     steps: int
     batch_tokens: int
     context: int
     lr_factor: float = 1.0
     muon_lr_factor: float = 0.0
+
+
+class Vocabulary(Protocol):
+    """The part of a tokenizer that auxiliary heads need."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+
+    def encode(self, text: str, /) -> list[int]:
+        """Token ids of a text."""
+
+
+class HasTokenizer(Protocol):
+    """The part of a processor that auxiliary heads need."""
+
+    @property
+    def tokenizer(self) -> Vocabulary:
+        """The model's tokenizer."""
+
+
+class Objective(Protocol):
+    """A training objective: `NextToken` (loss.py), `DPO` (preference.py), `Contrastive` (contrastive.py) or
+    `AttentionDecoder` (aed.py). Its `repr` is part of a run's identity: equal settings must give equal text."""
+
+    whole_step: ClassVar[bool]
+    """Whether a step's samples are compared with each other: then they form one pack, on every process."""
+
+    def rows(
+        self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
+    ) -> list[Batch]:
+        """The sample as rows of at most `context` tokens each. Raises `Unfit` or `TooLong` for a sample that can't be
+        used."""
+
+    def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> nn.Module | None:
+        """The auxiliary head, a module that is trained with the model and not exported; None for no head."""
+
+    def begin(self, model: PhiModel) -> Any:
+        """The reference, computed from the model before training, that `loss` needs; None for no reference."""
+
+    def loss(
+        self, model: Any, module: Any, state: Any, batch: Batch
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """(sum of losses over the pack's units, number of units, metrics). `model` is a `PhiModel` or its view of a
+        part of each pack (`parallel.Context`), `module` the auxiliary head, `state` the reference. A metric is a sum
+        over units, or a pair of a sum and its own count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +151,7 @@ class Stage:
     name of the one to copy. If `ema` isn't 0, the exported tensors are averages over the steps, in which each step's
     weights count `ema` times as much as those of the next. `small` is the mix of the sizes below `full`, where it
     differs from `data` [ours]. A stage of a user's own may have "auto" as the learning rate of an adapter, which
-    `train/finetune.py` replaces by a number (rates.py)."""
+    `train/finetune.py` replaces by a number (optimizer.py)."""
 
     name: str
     start: Mapping[str, str]

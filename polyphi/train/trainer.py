@@ -1,43 +1,681 @@
-"""`Trainer`: the training step of a stage, top to bottom.
+"""Train a stage: one page, in the order in which things happen.
 
-next samples -> packs -> forward and backward of each, sums over units -> sums over processes
-             -> means, clipped -> optimizer step, unless the guard rejects it (guard.py) -> record
+    set up    processes, model, trainable parameters, data, precision -> the run's identity -> reference, shards,
+              optimizer, checkpoint to resume from
+    loop      steps; once in a while: evaluate, return free memory, write a checkpoint
+    step      next samples -> packs -> forward and backward of each, sums over units -> sums over processes
+              -> means, clipped -> optimizer step, unless the guard rejects it -> record
+    end       the frozen tensors haven't changed -> trained tensors, loss plot, manifest
+
+A finished stage is a folder with `manifest.json`; an unfinished one resumes from its latest checkpoint and gives
+exactly the results of a run that was never stopped.
 """
 
+import contextlib
+import dataclasses
 import math
+import os
+import platform
 import time
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import rich
 import torch
 from torch import Tensor, nn
 
 from polyphi.batch import Batch, pack
-from polyphi.data.loader import Loader, StepRows
-from polyphi.data.packing import Pack, pack_step, single_pack
+from polyphi.data import workers
+from polyphi.data.fresh import Fresh
+from polyphi.data.loader import Loader, ReaderGroup, StepRows
+from polyphi.data.packing import Capacity, Pack, pack_step, single_pack
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
-from polyphi.runtime.precision import Choice
-from polyphi.train import checkpoint, evaluation, parallel, resume
-from polyphi.train.evaluation import EVALUATIONS, EvalRows
-from polyphi.train.freeze import check_gradients
-from polyphi.train.guard import nonfinite_samples
+from polyphi.runtime.files import write_json
+from polyphi.runtime.heap import give_back
+from polyphi.runtime.precision import Choice, products
+from polyphi.train import checkpoint, evaluation, parallel
+from polyphi.train.alignment import in_words
+from polyphi.train.evaluation import EVALUATIONS, EvalOptions, EvalRows
+from polyphi.train.features import cached_features
+from polyphi.train.freeze import (
+    as_table,
+    check_gradients,
+    freeze,
+    frozen_hashes,
+    hashes,
+    named,
+    trainable_rows,
+)
 from polyphi.train.interrupt import Interruptible
-from polyphi.train.objective import Objective
-from polyphi.train.optim import optimiser, set_lr
-from polyphi.train.options import MachineOptions, TrainOptions
-from polyphi.train.reference import References
-from polyphi.train.resume import METRICS, QUARANTINE
-from polyphi.train.stage import Budget, Stage
-from polyphi.train.state import COUNTED, TrainState, checkpoint_tensors, restore
+from polyphi.train.loss import NextToken
+from polyphi.train.memory import activations
+from polyphi.train.optimizer import make_optimizer, set_lr
+from polyphi.train.options import TrainOptions
+from polyphi.train.preference import REFERENCE, References
+from polyphi.train.stage import Budget, Objective, Stage
+from polyphi.train.state import (
+    CHECKPOINTS,
+    COUNTED,
+    MANIFEST,
+    METRICS,
+    QUARANTINE,
+    REASON,
+    TRAINED,
+    TrainState,
+    checkpoint_tensors,
+    choose_precision,
+    code_revision,
+    finished,
+    identity_of,
+    must_continue,
+    restore,
+)
 
 FRAMES_PER_SECOND = 100
 """Log-mel frames (report 2.2.1)."""
+TRIM_SECONDS = 5
+"""Time between two returns of free heap to the system. Without them text 3 of the nano size took 2.4 GB after 450
+steps, with one every 20 s 1.5 to 1.85 GB; one takes 60 ms (LOG.md)."""
+
+Report = Callable[[Any], None]
+"""Prints a line of text or a rich table."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What the program that trains a stage adds to the options of a user.
+
+    `precision` is a choice that it made and reported itself. `fresh` maps corpora to generators of new samples
+    (data/fresh.py), which replace their shards. `origins` names for each tensor the stage that its start weights come
+    from. `evaluation`: rows of the split `eval` of some corpora are evaluated (None: none). `title` is the run's name
+    in trackers, by default the stage's. `watch(model)` is evaluated every `watch_every` steps. `flops(pack)` counts
+    the FLOPs of a pack and `peak_flops` is a process's peak per second: records then hold the FLOPs and the
+    utilisation. A checkpoint is written every `checkpoint_seconds` seconds. `report` prints messages of the first
+    process.
+    """
+
+    precision: Choice | None = None
+    fresh: Mapping[str, Fresh] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    evaluation: EvalOptions | None = None
+    title: str | None = None
+    watch: Callable[[PhiModel], Mapping[str, float]] | None = None
+    flops: Callable[[Batch], float] | None = None
+    peak_flops: float | None = None
+    checkpoint_seconds: float = 60.0
+    report: Report = rich.print
+
+
+def train(
+    stage: Stage,
+    budget: Budget,
+    model: PhiModel,
+    processor: Processor,
+    data: Path | str,
+    out: Path,
+    *,
+    options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
+    caller: Caller = Caller(),
+) -> dict[str, Any]:
+    """Train a stage in place, starting from the weights in `model`; returns the manifest, which is also written to
+    `out`.
+
+    `data`, a folder or an address (data/shards.py), holds the corpora of the mix, except those in `caller.fresh`. If
+    `out` holds the finished stage, its tensors are loaded into `model`; an unfinished one is resumed.
+
+    Raises ValueError if `out` belongs to another run or the options don't fit the stage; Diverged if losses aren't
+    finite or spike repeatedly; RuntimeError if a trained group gets no gradient or a frozen tensor changes;
+    KeyboardInterrupt after Ctrl-C, with a checkpoint of the last whole step.
+    """
+    trainer = Trainer(stage, budget, model, processor, data, out, options, caller)
+    if (out / MANIFEST).exists():
+        return finished(out, trainer.identity, trainer.parameters)
+    trainer.start()
+    trainer.loop()
+    return trainer.finish()
+
+
+class Trainer:
+    """A stage in training. `parameters` are all of the model and the auxiliary head by name; those that require
+    gradients are trained. `identity` is what must be equal for the run to be resumed."""
+
+    # ------------------------------------------------------------------------ set up
+
+    def __init__(
+        self,
+        stage: Stage,
+        budget: Budget,
+        model: PhiModel,
+        processor: Processor,
+        data: Path | str,
+        out: Path,
+        options: TrainOptions,
+        caller: Caller,
+    ) -> None:
+        machine = options.machine
+
+        # Processes. Those that share a pack read the same rows; where a step is one pack, all processes do.
+        distributed.start()
+        shared = machine.context_parallel
+        if shared > 1 and not isinstance(stage.objective, NextToken):
+            raise ValueError(
+                f"{stage.name} has the objective {type(stage.objective).__name__}, which compares whole rows: expected "
+                f"--context-parallel 1, found {shared}"
+            )
+        if distributed.world() % shared:
+            raise ValueError(
+                f"--context-parallel {shared} must divide the number of processes, found {distributed.world()}"
+            )
+        reader, readers = distributed.rank() // shared, distributed.world() // shared
+        if stage.objective.whole_step:
+            reader, readers = 0, 1
+        if distributed.rank() > 0:
+            caller = dataclasses.replace(caller, report=lambda message: None)
+        out.mkdir(parents=True, exist_ok=True)
+
+        # Model: freeze all parameters that the stage doesn't name.
+        device = next(model.parameters()).device
+        head = stage.objective.build(model, processor, seed=options.seed)
+        head = head.to(device) if head is not None else None
+        self.parameters = freeze(stage, model, head)
+
+        # Data.
+        rows = row_maker(stage, budget, model, processor)
+        self.loader = Loader(
+            stage.data.weights,
+            data,
+            rows,
+            batch_tokens=budget.batch_tokens,
+            seed=options.seed,
+            curriculum=stage.data.curriculum,
+            late=stage.data.late,
+            fresh=caller.fresh,
+            workers=workers.default(device) if machine.workers is None else machine.workers,
+            group=ReaderGroup(
+                reader, readers, lambda draws: distributed.all_gather(draws)[::shared]
+            ),
+        )
+        self.capacity = Capacity(machine.micro_tokens, machine.micro_crops, machine.micro_frames)
+
+        # Precision.
+        self.choice = choose_precision(
+            caller.precision or options.precision,
+            out,
+            device,
+            lambda: products((p.shape, p.requires_grad) for p in model.parameters()),
+            min(machine.micro_tokens, budget.batch_tokens),
+        )
+        if model.quant != options.base:
+            raise ValueError(
+                f"{stage.name}: the model is quantized to {model.quant}, but `base` is {options.base}; quantize it "
+                "with `quantize_frozen` first"
+            )
+        if model.quant is not None and machine.fsdp > 1:
+            raise ValueError(
+                f"{stage.name}: a base in {model.quant} can't be sharded; expected --fsdp 1, found {machine.fsdp}"
+            )
+
+        # Evaluation rows, and early stopping by their loss.
+        self.eval_rows = early_stopping = None
+        if caller.evaluation is not None:
+            if not isinstance(stage.objective, NextToken):
+                raise ValueError(
+                    f"{stage.name} has the objective {type(stage.objective).__name__}; evaluation rows need NextToken: "
+                    "leave --eval-data out"
+                )
+            self.eval_rows = EvalRows(
+                data, caller.evaluation.corpora, rows, self.capacity, reader, readers
+            )
+            if caller.evaluation.patience:
+                early_stopping = {
+                    "patience": caller.evaluation.patience,
+                    "every": caller.evaluation.every,
+                    "data": self.eval_rows.hashes,
+                }
+        self.patience = caller.evaluation.patience if caller.evaluation else None
+
+        self.identity = identity_of(
+            stage,
+            budget,
+            options.seed,
+            self.choice.precision,
+            self.loader,
+            model.quant,
+            early_stopping,
+        )
+        self.stage, self.budget, self.model, self.head = stage, budget, model, head
+        self.out, self.options, self.caller, self.device = out, options, caller, device
+
+    def start(self) -> None:
+        """Shard the model, make the optimizer, precompute the reference, and resume from the latest checkpoint if there
+        is one. Raises ValueError where the checkpoint is of another run or started from other weights."""
+        stage, model, machine = self.stage, self.model, self.options.machine
+        reference = stage.objective.begin(model)
+        precomputed = isinstance(reference, References)
+        if precomputed:
+            if machine.guard.on_spike == "roll-back":
+                raise ValueError(
+                    f"{stage.name} precomputes reference log-probs, which works only without rollbacks; expected a "
+                    "guard that skips rejected steps, found 'roll-back': leave --on-spike at skip"
+                )
+            start = {**self.identity, "start": hashes(self.parameters)}
+        if machine.fsdp > 1:
+            parallel.shard(model, self.choice.precision, machine.fsdp)
+            self.parameters = named(model, self.head)
+        context_model = parallel.context_parallel(model, machine.context_parallel)
+        self.loss = StageLoss(
+            stage.objective, context_model, self.head, reference, self.choice.precision
+        )
+
+        self.trained = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self.averages = self._copies() if stage.ema else {}
+        self.best = self._copies() if self.patience else {}
+        bf16 = self.choice.precision == "bf16"
+        self.optimizer = make_optimizer(
+            stage, self.parameters, self.budget, torch.bfloat16 if bf16 else torch.float32
+        )
+        self.state = TrainState()
+        self._data: Generator[StepRows, None, None] | None = None
+        self._clock = time.monotonic()
+        title = self.caller.title or stage.name
+        self._trackers = [progress.tracker(n, self.out / n, title) for n in self.options.track]
+        if precomputed:
+            self.model.eval()
+            reference.precompute(
+                self.loader,
+                self.budget.steps,
+                lambda data: self._reference_log_probs(reference, data),
+                self.out,
+                start,
+                f"{stage.name}, reference",
+            )
+
+        self.frozen = frozen_hashes(model, self.parameters)
+        self.table = trainable_rows(stage, self.budget, self.parameters, self.caller.origins)
+        self.checkpoints = checkpoint.Checkpoints(self.out / CHECKPOINTS, machine.background)
+        stored = self.checkpoints.find()
+        if stored is None:
+            self.caller.report(as_table(self.table))
+        else:
+            must_continue(stored, self.out, self.identity, self.frozen)
+            self.state = self._restored(stored)
+            self.loader.restore(self.state.draws, self.state.corrupt)
+            self.caller.report(f"  resumes from step {self.state.step} of {self.budget.steps}")
+        if self.caller.precision is None:
+            self.caller.report(f"  precision {self.choice}")
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.trained.items()}
+
+    def _reference_log_probs(self, reference: References, data: StepRows) -> dict[str, float]:
+        """Log-probabilities of a step's rows by the current weights, by key."""
+        by_key: dict[str, float] = {}
+        with torch.no_grad(), self.loss.autocast(self.device):
+            for item in self._packs(data):
+                by_key |= reference.log_probs(self.model, item.batch.to(self.device))
+        return by_key
+
+    # ------------------------------------------------------------------------ the loop
+
+    def loop(self) -> None:
+        """Train up to the last step, or the one after which evaluations no longer improve. Raises KeyboardInterrupt
+        after Ctrl-C."""
+        machine, quiet = self.options.machine, distributed.rank() > 0
+        self.model.train()
+        last_save = last_trim = time.monotonic()
+        with (
+            self._files(),
+            Interruptible() as interrupted,
+            _deterministic(machine.deterministic),
+            activations(self.model, machine.activations),
+            cached_features(self.model, machine.features, self.choice.precision),
+            progress.progress(
+                self.stage.name, self.budget.steps, self.state.step, quiet
+            ) as advance,
+        ):
+            self.evaluate()
+            while self.state.step < self.budget.steps and not self.stopped_early:
+                record = self.step()
+                self.evaluate()
+                if record is None:
+                    continue
+                advance(self.state.step, f"loss {record['loss']:.3f}")
+                # Once in a while: return free memory to the system.
+                if time.monotonic() - last_trim > TRIM_SECONDS:
+                    give_back()
+                    last_trim = time.monotonic()
+                # Once in a while, and before the end after Ctrl-C: write a checkpoint.
+                due = time.monotonic() - last_save > self.caller.checkpoint_seconds
+                stop, due = distributed.any_rank(interrupted(), due, device=self.device)
+                if stop or due:
+                    self._save()
+                    last_save = time.monotonic()
+                if stop:
+                    self.checkpoints.wait()
+                    raise KeyboardInterrupt
+            self.checkpoints.wait()
+            self.interrupted_late = (
+                interrupted()
+            )  # after the last step: the stage is finished first
+        self.model.eval()
+
+    # ------------------------------------------------------------------------ the step
+
+    def step(self) -> dict[str, Any] | None:
+        """Take one step and log it; returns its record.
+
+        Returns None without a change of the weights where all samples are quarantined or the guard rejects the gradient
+        norm. The next step then uses the next samples, after a rollback if the guard is set so. Raises Diverged where
+        that happens too often, RuntimeError where the first step gives a trained group no gradient.
+        """
+        data = self._next_data()
+        if not data.ids:
+            self._skip(data)
+            return None
+        record, norm = self._gradients(data)
+        if not math.isfinite(norm):
+            data = self._without_nonfinite(data)
+            if not data.ids:
+                self._skip(data)
+                return None
+            record, norm = self._gradients(data)
+        factor = self.stage.schedule.factor(self.state.step, self.budget.steps)
+        lr = set_lr(self.optimizer, factor)
+        if self.options.machine.guard.rejects(norm, self.state.norms):
+            self._reject(data, norm)
+            self._skip(data)
+            return None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.averages:
+            torch._foreach_lerp_(
+                list(self.averages.values()), list(self.trained.values()), 1 - self.stage.ema
+            )
+        self.state.accept(norm)
+        return self._log(data, record | {"lr": lr, "gradient_norm": norm})
+
+    def _next_data(self) -> StepRows:
+        """The samples of the next step, without quarantined ones. With a GPU a thread prefetches them. On a CPU there
+        is no core to spare for it, and two threads that share Python's lock alternate every 5 ms: training takes half
+        as long again."""
+        if self._data is None:
+            self._data = self.loader.steps(
+                self.budget.steps - self.state.step, ahead=self.device.type != "cpu"
+            )
+        data = next(self._data)
+        for corpus, first in {s.corpus: s for s in reversed(data.skipped)}.items():
+            if f"skipped {corpus}" not in self.state.counters:
+                self.caller.report(f"  skips samples of {corpus}, the first: {first}")
+        for skipped in data.skipped:
+            if skipped.category == "corrupt":
+                self._quarantine(skipped.name, skipped.reason)
+        return data.without(self.state.quarantined)
+
+    def _gradients(self, data: StepRows) -> tuple[dict[str, Any], float]:
+        """Forward and backward: gradients become means over the units of all processes and are clipped. Returns the
+        step's record and the gradient norm before clipping, NaN where the loss isn't finite."""
+        seeds = f"{self.options.seed} {self.stage.name} {self.state.step} {distributed.rank()}"
+        torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
+        record = self.loss.accumulate(self._packs(data), self.caller.flops)
+        trained = list(self.trained.values())
+        parallel.sum_gradients(trained)
+        if not math.isfinite(record["loss"]):
+            return record, math.nan
+        if self.state.step == 0:
+            check_gradients(self.stage, self.parameters, self.device)
+        scale = 1 / max(1, record["count"])
+        return record, parallel.clip_gradients(trained, scale, self.stage.clip_norm).item()
+
+    def _packs(self, data: StepRows) -> list[Pack]:
+        """This process's packs of a step."""
+        if self.stage.objective.whole_step:
+            return single_pack(data.samples, distributed.world())
+        return pack_step(data.samples, self.capacity, data.other_sizes(), data.spare_rows())
+
+    def _log(self, data: StepRows, record: dict[str, Any]) -> dict[str, Any]:
+        """Complete a step's record with its speeds and evaluation, and write it to the metrics and trackers."""
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        number = self.state.step
+        self.state.advance(data)
+        self.state.count(data, record, seconds)
+        record = {**record, "ids": data.fingerprint(), **self._speeds(data, record, seconds)}
+        record |= {"skipped": len(data.skipped), "cut": data.cut}
+        watch, every = self.caller.watch, self.options.watch_every
+        if watch and every and self.state.step % every == 0:
+            self.model.eval()
+            with torch.no_grad():
+                record["watch"] = dict(watch(self.model))
+            self.model.train()
+        self._record(METRICS, {"step": number, **record}, record)
+        return record
+
+    def _speeds(
+        self, data: StepRows, record: Mapping[str, Any], seconds: float
+    ) -> dict[str, float]:
+        """A step's throughput per second, and its utilisation."""
+        amounts = {"tokens": record["tokens"], "samples": len(data.ids), "crops": record["crops"]}
+        amounts["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
+        amounts["flops"] = record.get("flops", 0)
+        speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in amounts.items() if n}
+        if self.caller.peak_flops and amounts["flops"]:
+            speeds["utilisation"] = (
+                amounts["flops"] / seconds / self.caller.peak_flops / distributed.world()
+            )
+        return speeds
+
+    # ------------------------------------------------------------------------ rejected steps and samples
+
+    def _skip(self, data: StepRows) -> None:
+        """Advance to the next samples without a change of the weights, after a rollback if the guard is set so."""
+        self.state.advance(data)
+        if self.options.machine.guard.on_spike == "roll-back":
+            self._roll_back()
+
+    def _reject(self, data: StepRows, norm: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.reject(data, norm, self.stage.name)
+        self.caller.report(f"  step {self.state.step} is rejected: its gradient norm is {norm:.3g}")
+        self._quarantine(data.ids, f"the gradient norm is {norm:.3g}")
+
+    def _without_nonfinite(self, data: StepRows) -> StepRows:
+        """The step without the samples whose own loss isn't finite, which are quarantined. Each process computes the
+        loss of its own samples. Where all of several samples have such a loss, the weights are the cause, and all
+        stay."""
+        self.optimizer.zero_grad(set_to_none=True)
+        own = list(zip(data.own_ids(), data.samples, strict=True)) or [("", data.spare_rows())]
+        nonfinite = []
+        for at in range(max(len(own), *map(len, data.other_sizes()), 0)):
+            # With sharded layers every forward is a collective: processes with fewer samples repeat their last one.
+            name, rows = own[min(at, len(own) - 1)]
+            with torch.no_grad():
+                loss = float(self.loss(pack(rows).to(self.device))[1])
+            if not math.isfinite(loss) and name:
+                nonfinite.append(name)
+        ids = sorted({name for names in distributed.all_gather(nonfinite) for name in names})
+        if len(ids) == len(data.ids) > 1:
+            ids = []
+        for name in ids:
+            self.caller.report(f"  {name} is quarantined: its loss isn't finite")
+            self._quarantine(name, "its loss isn't finite")
+        self.state.quarantine(ids, self.stage.name)
+        return data.without(ids)
+
+    def _roll_back(self) -> None:
+        """Restore the latest checkpoint, if there is one, and continue with the samples that come next."""
+        self.checkpoints.wait()
+        if (stored := self.checkpoints.find()) is None:
+            return
+        before = self.state
+        self.state = before.rolled_back(self._restored(stored))
+        self.caller.report(f"  rolls back from step {before.step} to step {self.state.step}")
+        self.loader.restore(self.state.draws, self.state.corrupt)
+        self._close_files()
+        self._open_files()
+
+    # ------------------------------------------------------------------------ evaluation
+
+    def evaluate(self) -> None:
+        """Evaluate the weights on the evaluation rows, if there are any and an evaluation is due: before the first
+        step, every `every` steps, and after the last one."""
+        options, state = self.caller.evaluation, self.state
+        if options is None or self.eval_rows is None or state.evaluated_step == state.step:
+            return
+        if state.step % options.every and state.step != self.budget.steps:
+            return
+        self.model.eval()
+        with torch.no_grad(), evaluation.replaced(self.trained, self.averages):
+            result = self.loss.accumulate(self.eval_rows.packs())
+            losses = {key: value for key, value in result.items() if key.startswith("loss")}
+            record = {"step": state.step, **losses, "supervised": result["supervised"]}
+            # Layers that are sharded can't be run by one process alone.
+            if options.answers and distributed.rank() == 0 and self.options.machine.fsdp == 1:
+                with self.loss.autocast(self.device):
+                    record["answers"] = list(options.answers(self.model))
+            if state.evaluated(record["loss"]):
+                for name, tensor in self.best.items():
+                    tensor.copy_(self.trained[name])
+        self.model.train()
+        self.caller.report(evaluation.line(record, state.best_step))
+        tracked = {f"eval_{key}": value for key, value in losses.items()}
+        self._record(EVALUATIONS, record, tracked)
+        self._clock = time.monotonic()
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last evaluations had no lower loss than one before them."""
+        return self.patience is not None and self.state.evaluations_since_best >= self.patience
+
+    # ------------------------------------------------------------------------ files
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        tensors = checkpoint_tensors(self.trained, self.averages, self.best, self.optimizer)
+        state = {
+            "identity": self.identity,
+            "frozen": self.frozen,
+            REASON: self.choice.reason,
+            **self.state.to_json(),
+        }
+        self.checkpoints.save(self.state.step, tensors, state)
+
+    def _restored(self, stored: checkpoint.Stored) -> TrainState:
+        return restore(stored, self.trained, self.averages, self.best, self.optimizer)
+
+    @contextlib.contextmanager
+    def _files(self) -> Iterator[None]:
+        """While active, metrics, evaluations and quarantine are open."""
+        self._open_files()
+        self._clock = time.monotonic()
+        try:
+            yield
+        finally:
+            self._close_files()
+            self.checkpoints.close()
+
+    def _open_files(self) -> None:
+        """Open the files of the first process, and drop records of steps after the latest checkpoint."""
+        until = {METRICS: self.state.step, QUARANTINE: self.state.step}
+        if self.eval_rows is not None:
+            # The evaluation after the last step of a checkpoint was before it was written.
+            until[EVALUATIONS] = self.state.evaluated_step + 1
+        first = distributed.rank() == 0
+        self._records = {
+            name: progress.Metrics(self.out / name, step) for name, step in until.items() if first
+        }
+
+    def _close_files(self) -> None:
+        for file in self._records.values():
+            file.close()
+        if self._data is not None:
+            self._data.close()
+            self._data = None
+
+    def _record(self, file: str, record: dict[str, Any], tracked: Mapping[str, Any] = {}) -> None:
+        """Write a record to a file, and to the trackers what they get of it; only the first process does."""
+        if distributed.rank() == 0:
+            self._records[file].write(record)
+            for tracker in self._trackers if tracked else ():
+                tracker(record["step"], tracked)
+
+    def _quarantine(self, ids: str | list[str], reason: str) -> None:
+        self._record(QUARANTINE, {"step": self.state.step, "id": ids, "reason": reason})
+
+    # ------------------------------------------------------------------------ the end
+
+    def finish(self) -> dict[str, Any]:
+        """Write the trained tensors and the manifest, which it returns. Raises RuntimeError where a frozen tensor has
+        changed."""
+        stage, state, out = self.stage, self.state, self.out
+        # The result: with a patience the weights with the lowest loss, with `ema` the averages over the steps.
+        with torch.no_grad():
+            for name, tensor in (self.best or self.averages).items():
+                self.trained[name].copy_(tensor)
+        frozen = frozen_hashes(self.model, self.parameters)
+        if changed := [name for name, before in self.frozen.items() if frozen[name] != before]:
+            raise RuntimeError(
+                f"{stage.name} changed frozen tensors: {', '.join(changed[:5])} ({len(changed)} in all)"
+            )
+        trained = {name: parallel.whole(p) for name, p in self.trained.items()}
+        records = progress.read_metrics(out / METRICS) if distributed.rank() == 0 else []
+        last = [record["loss"] for record in records[-10:]]
+        manifest = {
+            **self.identity,
+            REASON: self.choice.reason,
+            "code": code_revision(),
+            "parents": dict(Counter(self.caller.origins.values())),
+            "trainable": self.table,
+            "steps": state.step,
+            "seconds": round(state.seconds, 1),
+            "counters": state.counters,
+            "quarantined": state.quarantined,
+            "rejected_steps": state.rejected_steps,
+            "rollbacks": state.rollbacks,
+            "loss": {
+                "first": records[0]["loss"] if records else None,
+                "last": sum(last) / len(last) if last else None,
+            },
+        }
+        if self.eval_rows is not None:
+            manifest["evaluation"] = {
+                "rows": len(self.eval_rows),
+                "left_out": self.eval_rows.skipped,
+                "best": {"step": state.best_step, "loss": state.best_loss},
+                "stopped_early": self.stopped_early,
+                "exported_step": state.best_step if self.best else state.step,
+            }
+        manifest |= {
+            "frozen": {name: [before, frozen[name]] for name, before in self.frozen.items()},
+            "trained": checkpoint.digests(trained.items()),
+            "environment": {
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+                "device": str(self.device),
+                "processes": distributed.world(),
+                "threads": torch.get_num_threads(),
+                "deterministic": self.options.machine.deterministic,
+            },
+        }
+        if distributed.rank() == 0:
+            metadata = {"stage": stage.name, "code": manifest["code"]}
+            checkpoint.write_tensors(out / TRAINED, trained, metadata)
+            progress.plot_loss(records, out / "loss.png", stage.name)
+            write_json(out / MANIFEST, manifest)
+            self.checkpoints.drop()
+            (out / REFERENCE).unlink(missing_ok=True)
+        distributed.wait()
+        if self.interrupted_late:
+            raise KeyboardInterrupt
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -89,8 +727,8 @@ class StageLoss:
                 padded = padding(batch.cu_seqlens)
                 values["padding"] = (padded, padded + len(batch))
             values["crops"] = batch.crop_count
-            for key, field in (("supervised", batch.supervised), ("frames", batch.mels)):
-                values[key] = 0 if field is None else len(field)
+            for key, tensor in (("supervised", batch.supervised), ("frames", batch.mels)):
+                values[key] = 0 if tensor is None else len(tensor)
             for key, value in values.items():  # a pair is a sum and its own count
                 for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
                     sums[key, part] += item.share * number
@@ -109,332 +747,38 @@ class StageLoss:
         return record
 
 
-class Trainer:
-    """A stage in training. `parameters` are all of the model and the auxiliary head by name; those that require
-    gradients are trained. Used as a context manager, it writes metrics and quarantine to `out`."""
+def row_maker(
+    stage: Stage, budget: Budget, model: PhiModel, processor: Processor
+) -> Callable[[str, Any], list[Batch]]:
+    """A function of corpus and sample that returns the objective's rows. An adapter that the model doesn't have yet
+    (vision_1, speech_1) becomes none."""
+    known = model.config.adapters
 
-    def __init__(
-        self,
-        stage: Stage,
-        budget: Budget,
-        loss: StageLoss,
-        parameters: dict[str, Tensor],
-        loader: Loader,
-        out: Path,
-        precision: Choice,
-        *,
-        options: TrainOptions,
-        machine: MachineOptions,
-        eval_rows: EvalRows | None = None,
-    ) -> None:
-        self.stage, self.budget, self.loss = stage, budget, loss
-        self.parameters, self.loader, self.out = parameters, loader, out
-        self.options, self.machine, self.eval_rows = options, machine, eval_rows
-        self.model = loss.model.model if isinstance(loss.model, parallel.Context) else loss.model
-        self.device = next(iter(parameters.values())).device
-        self.trained = {name: p for name, p in parameters.items() if p.requires_grad}
-        self.averages = (
-            {n: p.detach().clone() for n, p in self.trained.items()} if stage.ema else {}
-        )
-        self.patience = options.evaluation.patience if options.evaluation else None
-        self.best = (
-            {n: p.detach().clone() for n, p in self.trained.items()} if self.patience else {}
-        )
-        products = torch.bfloat16 if precision.precision == "bf16" else torch.float32
-        self.optimizer = optimiser(stage, parameters, budget, products)
-        self.state = TrainState()
-        self._capacity = machine.pack_capacity
-        self._precision_reason = precision.reason
-        self._data: Generator[StepRows, None, None] | None = None
-        self._clock = time.monotonic()
-
-    # ---------------------------------------------------------------- the step
-
-    def step(self) -> dict[str, Any] | None:
-        """Take one step and log it; returns its record.
-
-        Returns None without a change of the weights where all samples are quarantined or the guard rejects the gradient
-        norm. The next step then uses the next samples, after a rollback if the guard is set so. Raises Diverged where
-        that happens too often, RuntimeError where the first step gives a trained group no gradient.
-        """
-        data = self._next_data()
-        if not data.ids:
-            self._skip(data)
-            return None
-        record, norm = self._gradients(data)
-        if not math.isfinite(norm):
-            data = self._without_nonfinite(data)
-            if not data.ids:
-                self._skip(data)
-                return None
-            record, norm = self._gradients(data)
-        factor = self.stage.schedule.factor(self.state.step, self.budget.steps)
-        lr = set_lr(self.optimizer, factor)
-        if self.machine.guard.rejects(norm, self.state.norms):
-            self._reject(data, norm)
-            self._skip(data)
-            return None
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.averages:
-            torch._foreach_lerp_(
-                list(self.averages.values()), list(self.trained.values()), 1 - self.stage.ema
+    def rows(corpus: str, sample: Any) -> list[Batch]:
+        adapter = stage.data.adapter.get(corpus, "auto")
+        samples_rows = stage.objective.rows(sample, processor, budget.context, adapter)
+        if corpus in stage.data.in_words:
+            samples_rows = [in_words(row, sample, processor) for row in samples_rows]
+        return [
+            dataclasses.replace(
+                row, adapters=tuple(a if a in known else None for a in row.adapters)
             )
-        self.state.accept(norm)
-        return self._log(data, record | {"lr": lr, "gradient_norm": norm})
+            for row in samples_rows
+        ]
 
-    def _next_data(self) -> StepRows:
-        """The samples of the next step, without quarantined ones. With a GPU a thread prefetches them. On a CPU there
-        is no core to spare for it, and two threads that share Python's lock alternate every 5 ms: training takes half
-        as long again."""
-        if self._data is None:
-            self._data = self.loader.steps(
-                self.budget.steps - self.state.step, ahead=self.device.type != "cpu"
-            )
-        data = next(self._data)
-        for corpus, first in {s.corpus: s for s in reversed(data.skipped)}.items():
-            if f"skipped {corpus}" not in self.state.counters:
-                self.options.report(f"  skips samples of {corpus}, the first: {first}")
-        for skipped in data.skipped:
-            if skipped.category == "corrupt":
-                self._write_quarantine(id=skipped.name, reason=skipped.reason)
-        return data.without(self.state.quarantined)
+    return rows
 
-    def _gradients(self, data: StepRows) -> tuple[dict[str, Any], float]:
-        """Forward and backward: gradients become means over the units of all processes and are clipped. Returns the
-        step's record and the gradient norm before clipping, NaN where the loss isn't finite."""
-        seeds = f"{self.options.seed} {self.stage.name} {self.state.step} {distributed.rank()}"
-        torch.manual_seed(zlib.crc32(seeds.encode()))  # dropout
-        record = self.loss.accumulate(self._packs(data), self.options.flops)
-        trained = list(self.trained.values())
-        parallel.sum_gradients(trained)
-        if not math.isfinite(record["loss"]):
-            return record, math.nan
-        if self.state.step == 0:
-            check_gradients(self.stage, self.parameters, self.device)
-        scale = 1 / max(1, record["count"])
-        return record, parallel.clip_gradients(trained, scale, self.stage.clip_norm).item()
 
-    def _packs(self, data: StepRows) -> list[Pack]:
-        """This process's packs of a step."""
-        if self.stage.objective.whole_step:
-            return single_pack(data.samples, distributed.world())
-        return pack_step(data.samples, self._capacity, data.other_sizes(), data.spare_rows())
-
-    def _log(self, data: StepRows, record: dict[str, Any]) -> dict[str, Any]:
-        """Complete a step's record with its speeds and evaluation, and write it to the metrics and trackers."""
-        now = time.monotonic()
-        seconds, self._clock = now - self._clock, now
-        number = self.state.step
-        self.state.advance(data)
-        self.state.count(data, record, seconds)
-        record = {**record, "ids": data.fingerprint(), **self._speeds(data, record, seconds)}
-        record |= {"skipped": len(data.skipped), "cut": data.cut}
-        options = self.options
-        if options.watch and options.watch_steps and self.state.step % options.watch_steps == 0:
-            self.model.eval()
-            with torch.no_grad():
-                record["watch"] = dict(options.watch(self.model))
-            self.model.train()
-        if self._metrics is not None:
-            self._metrics.write({"step": number, **record})
-            for tracker in options.trackers:
-                tracker(number, record)
-        return record
-
-    def _speeds(
-        self, data: StepRows, record: Mapping[str, Any], seconds: float
-    ) -> dict[str, float]:
-        """A step's throughput per second, and its utilisation."""
-        amounts = {"tokens": record["tokens"], "samples": len(data.ids), "crops": record["crops"]}
-        amounts["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
-        amounts["flops"] = record.get("flops", 0)
-        speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in amounts.items() if n}
-        if self.options.peak_flops and amounts["flops"]:
-            speeds["utilisation"] = (
-                amounts["flops"] / seconds / self.options.peak_flops / distributed.world()
-            )
-        return speeds
-
-    # ---------------------------------------------------------------- evaluation
-
-    def evaluate(self) -> None:
-        """Evaluate the weights on the evaluation rows, if there are any and an evaluation is due: before the first
-        step, every `every` steps, and after the last one."""
-        options, state = self.options.evaluation, self.state
-        if options is None or self.eval_rows is None or state.evaluated_step == state.step:
-            return
-        if state.step % options.every and state.step != self.budget.steps:
-            return
-        self.model.eval()
-        with torch.no_grad(), evaluation.replaced(self.trained, self.averages):
-            result = self.loss.accumulate(self.eval_rows.packs())
-            losses = {key: value for key, value in result.items() if key.startswith("loss")}
-            record = {"step": state.step, **losses, "supervised": result["supervised"]}
-            # Layers that are sharded can't be run by one process alone.
-            if options.answers and distributed.rank() == 0 and self.machine.fsdp == 1:
-                with self.loss.autocast(self.device):
-                    record["answers"] = list(options.answers(self.model))
-            if state.evaluated(record["loss"]):
-                for name, tensor in self.best.items():
-                    tensor.copy_(self.trained[name])
-        self.model.train()
-        self.options.report(evaluation.line(record, state.best_step))
-        if self._evaluations is not None:
-            self._evaluations.write(record)
-            for tracker in self.options.trackers:
-                tracker(state.step, {f"eval_{key}": value for key, value in losses.items()})
-        self._clock = time.monotonic()
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether the last evaluations had no lower loss than one before them."""
-        return self.patience is not None and self.state.evaluations_since_best >= self.patience
-
-    # ---------------------------------------------------------------- rejected steps
-
-    def _skip(self, data: StepRows) -> None:
-        """Advance to the next samples without a change of the weights, after a rollback if the guard is set so."""
-        self.state.advance(data)
-        if self.machine.guard.then == "roll-back":
-            self._roll_back()
-
-    def _reject(self, data: StepRows, norm: float) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.state.reject(data, norm, self.stage.name)
-        self.options.report(
-            f"  step {self.state.step} is rejected: its gradient norm is {norm:.3g}"
-        )
-        self._write_quarantine(id=data.ids, reason=f"the gradient norm is {norm:.3g}")
-
-    def _without_nonfinite(self, data: StepRows) -> StepRows:
-        """The step without the samples whose own loss isn't finite, which are quarantined."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-        def loss_of(rows: list[Batch]) -> float:
-            with torch.no_grad():
-                return float(self.loss(pack(rows).to(self.device))[1])
-
-        ids = nonfinite_samples(data, loss_of)
-        for name in ids:
-            self.options.report(f"  {name} is quarantined: its loss isn't finite")
-            self._write_quarantine(id=name, reason="its loss isn't finite")
-        self.state.quarantine(ids, self.stage.name)
-        return data.without(ids)
-
-    def _roll_back(self) -> None:
-        """Restore the latest checkpoint, if there is one, and continue with the samples that come next."""
-        self.checkpoints.wait()
-        if (stored := self.checkpoints.find()) is None:
-            return
-        before = self.state
-        self.state = before.rolled_back(self._restored(stored))
-        self.options.report(f"  rolls back from step {before.step} to step {self.state.step}")
-        self.loader.restore(self.state.draws, self.state.corrupt)
-        self._close()
-        self._open()
-
-    # ---------------------------------------------------------------- files
-
-    def resume(
-        self,
-        checkpoints: checkpoint.Checkpoints,
-        identity: Mapping[str, Any],
-        frozen: Mapping[str, str],
-    ) -> bool:
-        """Restore the latest checkpoint; returns whether there is one. `frozen` are hashes of the frozen tensors.
-        Raises ValueError where the checkpoint is of another run or started from other weights."""
-        self.checkpoints = checkpoints
-        self._identity = {
-            "identity": identity,
-            "frozen": frozen,
-            resume.REASON: self._precision_reason,
-        }
-        stored = checkpoints.find()
-        if stored is not None:
-            resume.must_continue(stored, self.out, identity, frozen)
-            self.state = self._restored(stored)
-            self.loader.restore(self.state.draws, self.state.corrupt)
-        return stored is not None
-
-    def _restored(self, stored: checkpoint.Stored) -> TrainState:
-        return restore(stored, self.trained, self.averages, self.best, self.optimizer)
-
-    def save(self) -> None:
-        """Write a checkpoint."""
-        tensors = checkpoint_tensors(self.trained, self.averages, self.best, self.optimizer)
-        self.checkpoints.save(self.state.step, tensors, {**self._identity, **self.state.to_json()})
-
-    def __enter__(self) -> "Trainer":
-        self._open()
-        self._clock = time.monotonic()
-        return self
-
-    def _open(self) -> None:
-        """Open metrics and quarantine, and drop their records of steps after the latest checkpoint."""
-        self._metrics, self._quarantine = (
-            progress.Metrics(self.out / name, until=self.state.step)
-            if distributed.rank() == 0
-            else None
-            for name in (METRICS, QUARANTINE)
-        )
-        # The evaluation after the last step of a checkpoint was before it was written.
-        self._evaluations = (
-            progress.Metrics(self.out / EVALUATIONS, until=self.state.evaluated_step + 1)
-            if distributed.rank() == 0 and self.eval_rows is not None
-            else None
-        )
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-        self.checkpoints.close()
-
-    def _close(self) -> None:
-        for file in (self._metrics, self._quarantine, self._evaluations):
-            if file is not None:
-                file.close()
-        if self._data is not None:
-            self._data.close()
-            self._data = None
-
-    def _write_quarantine(self, **fields: Any) -> None:
-        if self._quarantine is not None:
-            self._quarantine.write({"step": self.state.step, **fields})
-
-    # ---------------------------------------------------------------- before and after
-
-    def precompute_reference(self, reference: References, start: Mapping[str, Any]) -> None:
-        """Compute the reference log-probabilities of all rows of the stage with the current weights, which `start`
-        identifies."""
-
-        def log_probs(data: StepRows) -> dict[str, float]:
-            by_key: dict[str, float] = {}
-            for item in self._packs(data):
-                batch = item.batch.to(self.device)
-                with torch.no_grad(), self.loss.autocast(self.device):
-                    by_key |= reference.log_probs(self.model, batch)
-            return by_key
-
-        self.model.eval()
-        with (
-            Interruptible() as interrupted,
-            progress.progress(
-                f"{self.stage.name}, reference", self.budget.steps, 0, distributed.rank() > 0
-            ) as advance,
-        ):
-            reference.precompute(
-                self.loader,
-                self.budget.steps,
-                log_probs,
-                self.out,
-                start,
-                advance=advance,
-                stopped=interrupted,
-            )
-
-    def apply_result(self) -> None:
-        """Replace the trained parameters by those with the lowest evaluation loss, where the run has a patience, or by
-        their averages, where the stage has `ema`."""
-        with torch.no_grad():
-            for name, tensor in (self.best or self.averages).items():
-                self.trained[name].copy_(tensor)
+@contextlib.contextmanager
+def _deterministic(requested: bool) -> Iterator[None]:
+    """While active, restrict torch to deterministic kernels; it raises where it has none."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if requested:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -5,13 +5,11 @@ its group is done, so that a stopped run resumes: a transcript of the same recor
 (record.py). A file that can't be read is reported, and the others continue.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,6 +20,7 @@ from polyphi.processing.file_types import AUDIO_FORMATS, SNIFF_BYTES, sniff
 from polyphi.processing.media import AudioStream
 from polyphi.runtime.files import sha256
 from polyphi.transcription import longform, record, subtitles
+from polyphi.transcription.options import TranscriptOptions
 
 SUFFIXES = {
     "text": ".txt",
@@ -42,24 +41,6 @@ class Recording:
     target: Path | None
     seconds: float = 0.0
     content: str = ""
-
-
-@dataclass(frozen=True)
-class TranscriptOptions:
-    """What transcripts depend on, apart from their recordings; `model` identifies the model and its precision. The
-    others are options of `Phi.transcribe`, and `form` one of SUFFIXES."""
-
-    form: str = "text"
-    to: str | None = None
-    cot: bool = False
-    adapter: str | None = "auto"
-    words: Literal["estimated", "aligned"] | None = None
-    window: float | None = None
-    model: str = ""
-
-    def digest(self) -> str:
-        """A hash of all options."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
 def find(names: Sequence[str]) -> list[tuple[Path, Path]]:

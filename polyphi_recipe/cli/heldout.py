@@ -4,22 +4,23 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
 from polyphi.cli.options import QuantOption, console
 
 
 def heldout(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of `polyphi reproduce`.")],
-    tasks: Annotated[list[str] | None, typer.Argument(help="Held-out tasks; default: all.")] = None,
+    run: Annotated[Path, Parameter(help="Folder of a run of `polyphi reproduce`.")],
+    /,
+    *tasks: Annotated[str, Parameter(help="Held-out tasks; default: all.")],
     quant: QuantOption = None,
 ) -> None:
     """Evaluate the models of a run on its held-out rows; `polyphi eval RUN` means the same.
 
-    \b
-    Examples:
-      polyphi eval heldout runs/nano
-      polyphi eval heldout runs/nano arithmetic --quant int8
+    For example:
+
+        polyphi eval heldout runs/nano
+        polyphi eval heldout runs/nano arithmetic --quant int8
     """
     from polyphi_recipe.graph import Run
 
@@ -29,4 +30,4 @@ def heldout(
         )
     values = json.loads((run / "run.json").read_text())
     of_run = Run(values["size"], run, seed=values["seed"], console=console)
-    of_run.evaluate(*tasks or (), quant=quant)
+    of_run.evaluate(*tasks, quant=quant)

@@ -4,22 +4,25 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from cyclopts import Parameter
 
-from polyphi.cli.options import PrecisionOption, console
+from polyphi.cli.options import console
+from polyphi.train.options import PrecisionOption, SeedOption
 
 
 def reproduce(
-    size: Annotated[str, typer.Argument(help="micro, nano, lab or full.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same folder resumes.")],
-    seed: int = 0,
+    size: Annotated[str, Parameter(help="micro, nano, lab or full.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the run; the same folder resumes.")],
+    seed: SeedOption = 0,
     precision: PrecisionOption = "auto",
 ) -> None:
     """Run the whole recipe: data, tokenizer, sixteen stages, evaluation and a report page.
 
-    \b
-    Examples:
-      polyphi reproduce nano --out runs/nano
+    For example:
+
+        polyphi reproduce nano --out runs/nano
     """
     from polyphi_recipe.graph import Run
 

@@ -1,35 +1,23 @@
 """Stages of the recipe by name, for `polyphi train` (entry points of the group `polyphi.stages`)."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from polyphi.cli.options import Precision, console
+from polyphi.cli.options import NANO, console
+from polyphi.train.options import TrainOptions
 
 
-def train(
-    name: str,
-    out: Path | None,
-    *,
-    size: str,
-    seed: int,
-    precision: Precision,
-    base: str | None,
-    watch_every: int,
-    track: Sequence[str],
-    machine: Any,
-) -> None:
-    """Train a stage in the run `out`, after its parents and corpora. `machine`: the run's `MachineOptions`."""
+def train(name: str, out: Path | None, *, size: str, options: TrainOptions) -> None:
+    """Train a stage in the run `out`, after its parents and corpora."""
     from polyphi_recipe.graph import Run
 
     run = Run(
         size,
-        out or Path("runs/nano"),
-        seed=seed,
-        precision=precision,
+        out or NANO,
+        seed=options.seed,
+        precision=options.precision,
         console=console,
-        watch_steps=watch_every,
-        track=track,
-        machine=machine,
+        watch_steps=options.watch_every,
+        track=options.track,
+        machine=options.machine,
     )
-    run.train(name, base)
+    run.train(name, options.base)

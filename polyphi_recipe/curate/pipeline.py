@@ -16,13 +16,12 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import multiprocess.util
 from datatrove.data import Document, DocumentsPipeline
@@ -37,21 +36,11 @@ from polyphi.runtime import inputs
 from polyphi.runtime.children import die_with_parent
 from polyphi.runtime.inputs import Inputs
 from polyphi_recipe.curate.documents import document, sample
+from polyphi_recipe.curate.machines import Machines
 
 PRELOADED = [f"polyphi_recipe.curate.{name}" for name in ("pipeline", "decontaminate", "dedup")]
 
 logger.disable("datatrove")  # a dozen lines per task, and its log files, too
-
-
-@dataclass(frozen=True)
-class Machines:
-    """Where tasks run: `executor` "local" (`workers` processes), "ray" (`workers` tasks at a time, on the cluster that
-    RAY_ADDRESS names, or one started here) or "slurm" (jobs are submitted; `slurm` has sbatch's `partition`, `time`
-    and further options of datatrove's executor)."""
-
-    executor: Literal["local", "ray", "slurm"] = "local"
-    workers: int = 1
-    slurm: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Samples(PipelineStep):

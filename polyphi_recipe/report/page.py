@@ -24,7 +24,7 @@ from polyphi.model.parts import parts
 from polyphi.runtime import cpu
 from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.report.stage import stage_row
-from polyphi.train.resume import recorded
+from polyphi.train.state import recorded
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE

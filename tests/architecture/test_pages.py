@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import click
 import markdown
 import pytest
-import typer
+from command_line import options, parsed, subcommands
+from cyclopts import CycloptsError
 
 from polyphi.cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?ms)^( *)```(\w*)\n(.*?)^ *```$")
-COMMAND = typer.main.get_command(app)
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
@@ -80,18 +79,6 @@ def _split(words: list[str]) -> Iterator[list[str]]:
     yield part
 
 
-def parse(arguments: list[str]) -> None:
-    """Raise click's error for an unknown command or option, a missing argument or an invalid value."""
-    group: click.Command = COMMAND
-    while isinstance(group, click.Group) or hasattr(group, "commands"):
-        context = group.make_context("polyphi", list(arguments))
-        _, subcommand, arguments = group.resolve_command(  # type: ignore[attr-defined]
-            context, [*context._protected_args, *context.args]
-        )
-        group = subcommand
-    group.make_context(group.name, list(arguments))
-
-
 @page
 def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("POLYPHI_API_KEY", raising=False)
@@ -99,11 +86,10 @@ def test_command_lines_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         if language in ("", "bash", "sh", "shell", "console"):
             for arguments in command_lines(text):
                 try:
-                    parse(arguments)
-                except (click.ClickException, click.exceptions.Exit) as error:
-                    message = getattr(error, "message", error)
+                    parsed(arguments)
+                except (CycloptsError, ValueError) as error:
                     raise AssertionError(
-                        f"{page.name}: polyphi {shlex.join(arguments)}: {message}"
+                        f"{page.name}: polyphi {shlex.join(arguments)}: {error}"
                     ) from error
 
 
@@ -113,11 +99,10 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
         words = code.split()
         if not re.fullmatch("[a-z][a-z-]*", words[0]):
             continue  # such as `polyphi COMMAND` and `polyphi --help`
-        command = COMMAND.commands.get(words[0])  # type: ignore[attr-defined]
-        assert command is not None, f"{page.name}: polyphi {words[0]}"
-        commands = [command, *getattr(command, "commands", {}).values()]
-        options = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)}
+        assert words[0] in app, f"{page.name}: polyphi {words[0]}"
+        command = app[words[0]]
+        known = {o for c in (command, *subcommands(command).values()) for o in options(c)}
         for word in words[1:]:
             name = word.partition("=")[0]
             if name.startswith("--") and words[0] != "bench":
-                assert name in {*options, "--help"}, f"{page.name}: polyphi {code}"
+                assert name in {*known, "--help"}, f"{page.name}: polyphi {code}"

@@ -15,6 +15,7 @@ from polyphi_eval import evaluation
 from polyphi_eval.benchmark import Benchmark, Judging, Row
 from polyphi_eval.fixtures.write import MAKERS
 from polyphi_eval.judge import rating
+from polyphi_eval.options import EvalOptions
 from polyphi_eval.report.tables import markdown, page
 from polyphi_eval.scorers import exact
 from polyphi_eval.sources import Data, Source
@@ -105,7 +106,9 @@ def test_skipped_benchmarks_are_listed_until_they_have_results(
     data.mkdir()
     with pytest.raises(ValueError, match=r"(?s)--skip-missing.*rows.jsonl is missing.*its owner"):
         evaluation.measure(subject, ("second",), out, data=Data(data))
-    evaluation.measure(subject, ("second",), out, data=Data(data), skip_missing=True)
+    evaluation.measure(
+        subject, ("second",), out, data=Data(data), options=EvalOptions(skip_missing=True)
+    )
     evaluation.measure(subject, ("first",), out, data=Data(data))
     content = saved(out)
     assert content["skipped"]["second"]["title"] == "The second"
@@ -132,7 +135,7 @@ def test_benchmarks_whose_fixtures_cannot_be_made_are_skipped(
 def test_a_limit_is_saved_and_kept_by_rescoring(
     subject: evaluation.EvaluatedModel, tmp_path: Path
 ) -> None:
-    evaluation.measure(subject, ("first",), tmp_path, data=None, limit=3)
+    evaluation.measure(subject, ("first",), tmp_path, data=None, options=EvalOptions(limit=3))
     before = saved(tmp_path)
     assert [(r["n"], r["limit"], r["status"]) for r in before["rows"]] == [
         (3, 3, "substitute data")
@@ -156,9 +159,9 @@ def test_a_copy_without_all_published_rows_is_not_the_reproduced_setting(
             chosen = replace(SECOND, sources=(source,))
             patch.setattr(evaluation, "suite", lambda *_: [chosen])
             patch.setattr("polyphi_eval.score.benchmarks", lambda: (chosen,))
-            evaluation.measure(subject, ("second",), out, data=data, **options)
+            evaluation.measure(subject, ("second",), out, data=data, options=EvalOptions(**options))
             (before,) = saved(out)["rows"]
-            if "shard" not in options:  # a part becomes the whole when all are there
+            if "part" not in options:  # a part becomes the whole when all are there
                 evaluation.rescored(out)
                 assert saved(out)["rows"] == [before]
         return before
@@ -171,7 +174,7 @@ def test_a_copy_without_all_published_rows_is_not_the_reproduced_setting(
     )
     assert measured(2500, limit=3)["status"] == "part of the data"
     assert measured(2500, limit=7)["status"] == "reproduced setting"  # there are six samples
-    assert measured(2500, shard=(1, 2))["part"] == "part 1 of 2"
+    assert measured(2500, part=(1, 2))["part"] == "part 1 of 2"
 
 
 def test_parts_that_are_all_there_are_the_whole(
@@ -179,7 +182,9 @@ def test_parts_that_are_all_there_are_the_whole(
 ) -> None:
     data = Data(tmp_path)
     for number in (1, 2):
-        evaluation.measure(subject, ("first",), tmp_path, data=data, shard=(number, 2))
+        evaluation.measure(
+            subject, ("first",), tmp_path, data=data, options=EvalOptions(part=(number, 2))
+        )
         (row,) = evaluation.rescored(tmp_path)
         whole = number == 2
         assert row.n == (6 if whole else 3)
@@ -201,7 +206,9 @@ def test_judges_agreement_is_saved(subject: evaluation.EvaluatedModel, tmp_path:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "judge", lambda *_: next(both))
-        evaluation.measure(subject, ("talks",), tmp_path, data=None, judges=("a", "b"))
+        evaluation.measure(
+            subject, ("talks",), tmp_path, data=None, options=EvalOptions(judges=("a", "b"))
+        )
     content = saved(tmp_path)
     assert {r["judge"]: r["score"] for r in content["rows"]} == {"gpt-4-0613": 8.0, "other": 8.0}
     assert content["agreement"]["talks"]["gpt-4-0613 / other: points"]["equal"] == 1.0

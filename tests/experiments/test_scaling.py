@@ -20,7 +20,7 @@ from experiments import scaling
 from experiments.scaling import EXPONENT, Law, Point, fit, sweep
 from polyphi.data import shards
 from polyphi.data.fresh import Fresh
-from polyphi.train import guard, loop
+from polyphi.train import state, trainer
 from polyphi.train.stage import Mix
 
 
@@ -137,7 +137,7 @@ def test_a_sweep_brackets_the_best_rate_and_is_resumed(
     assert manifest["data"]["questions"] == {"fresh": "seed 0"}
 
     steps: list[int] = []
-    monkeypatch.setattr(loop.Loader, "step", lambda self: steps.append(1))
+    monkeypatch.setattr(trainer.Loader, "step", lambda self: steps.append(1))
     monkeypatch.setattr(scaling, "_held_out", lambda *_: lambda model: {})
     again, _ = run(data, tmp_path, seeds=1, **fresh)
     assert again == points and not steps
@@ -169,7 +169,7 @@ def test_a_run_that_diverges_counts_as_infinitely_bad(
 
     def diverges(stage, budget, *rest, **options):
         if budget.lr_factor > BUDGET.lr_factor:
-            raise guard.Diverged("the loss is nan")
+            raise state.Diverged("the loss is nan")
         return plain(stage, budget, *rest, **options)
 
     monkeypatch.setattr(scaling, "train", diverges)

@@ -31,9 +31,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         return evaluation.EvaluatedModel(None, name, name)  # type: ignore[arg-type]
 
     def measure(
-        own: evaluation.EvaluatedModel, suites: list[str], *_: object, **__: object
+        own: evaluation.EvaluatedModel, suites: tuple[str, ...], *_: object, **__: object
     ) -> list[object]:
-        calls.append((own.name, suites))
+        calls.append((own.name, list(suites)))
         return []
 
     monkeypatch.setattr("polyphi_recipe.graph.Run", Run)

@@ -9,7 +9,7 @@ from runtime.test_precision import fresh  # noqa: F401
 
 from polyphi.runtime import precision
 from polyphi.runtime.precision import Choice
-from polyphi.train import resume
+from polyphi.train import state
 from polyphi_recipe import processes
 from polyphi_recipe.graph import Run
 from polyphi_recipe.report import page
@@ -25,7 +25,7 @@ def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "precision" not in Run("micro", tmp_path).__dict__
     assert recorded(tmp_path) == {"size": "micro", "seed": 0}, "nothing is chosen before training"
     assert Run("micro", tmp_path).precision == "fp32"
-    values = {"precision": "fp32", resume.REASON: "this CPU is <old>"}
+    values = {"precision": "fp32", state.REASON: "this CPU is <old>"}
     assert recorded(tmp_path) == {"size": "micro", "seed": 0, **values}
 
     monkeypatch.setenv(precision.VARIABLE, "bf16")

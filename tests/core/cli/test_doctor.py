@@ -2,15 +2,15 @@
 
 import json
 import sys
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from commands import ROOT, completed
 from rich.console import Console
-from typer.testing import CliRunner
 
-from polyphi.cli import app, doctor
+from polyphi.cli import doctor
 from polyphi.planning.doctor import report
 from polyphi.planning.doctor.findings import Finding
 from polyphi.planning.doctor.report import Report
@@ -50,14 +50,18 @@ def test_the_page_fits(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("findings", "code"), [(FINDINGS, 0), ((*FINDINGS, BROKEN), 1)])
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_exit_code(
-    findings: tuple[Finding, ...], code: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    findings: tuple[Finding, ...],
+    code: int,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    polyphi: Callable[..., tuple[int, str, str]],
 ) -> None:
     result = Report(findings, {"models": [{**MODEL, "device": "cpu"}]})
     monkeypatch.setattr(report, "inspect", lambda progress: result)
-    run = CliRunner().invoke(app, ["doctor", *arguments])
-    assert run.exit_code == code
+    exit_code, out, _ = polyphi("doctor", *arguments)
+    assert exit_code == code
     if arguments:
-        assert json.loads(run.stdout)["chat_runs"] == (code == 0)
+        assert json.loads(out)["chat_runs"] == (code == 0)
 
 
 def test_torch_that_cannot_be_imported(tmp_path: Path) -> None:

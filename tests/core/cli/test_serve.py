@@ -1,10 +1,17 @@
 """Arguments of `polyphi serve`."""
 
-import pytest
-from typer.testing import CliRunner
+from collections.abc import Callable
 
-from polyphi.cli import app
-from polyphi.cli.serve import api_keys, parse_adapters
+import pytest
+from command_line import parsed
+
+from polyphi.cli.serve import parse_adapters
+from polyphi.serve.settings import MIB, Settings
+
+
+def settings(*words: str) -> Settings:
+    _, bound = parsed(["serve", "model", *words])
+    return bound.arguments.get("settings", Settings())
 
 
 def test_adapters_by_name() -> None:
@@ -17,10 +24,12 @@ def test_wrong_adapters_are_refused(arguments: list[str]) -> None:
         parse_adapters(arguments)
 
 
-def test_the_variable_has_a_key_on_each_line() -> None:
-    assert api_keys([], "one\ntwo\r\n\n") == ("one", "two")
-    assert api_keys(["three", "four"], "one\ntwo") == ("three", "four")
-    assert api_keys([], "") == ()
+def test_the_variable_has_a_key_on_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYPHI_API_KEY", "one\ntwo\r\n\n")
+    assert settings().keys == ("one", "two")
+    assert settings("--api-key", "three", "--api-key", "-four").keys == ("three", "-four")
+    monkeypatch.setenv("POLYPHI_API_KEY", "")
+    assert settings().keys == ()
 
 
 @pytest.mark.parametrize(
@@ -28,12 +37,42 @@ def test_the_variable_has_a_key_on_each_line() -> None:
     [([], "correct horse"), (["correct horse"], ""), ([""], ""), ([], " "), ([], "a\nb ")],
 )
 def test_a_key_with_blanks_is_refused_before_the_server_listens(
-    arguments: list[str], environment: str
+    arguments: list[str],
+    environment: str,
+    monkeypatch: pytest.MonkeyPatch,
+    polyphi: Callable[..., tuple[int, str, str]],
 ) -> None:
     """It was several keys, of which each opened the server."""
+    monkeypatch.setenv("POLYPHI_API_KEY", environment)
     options = [part for key in arguments for part in ("--api-key", key)]
-    result = CliRunner(env={"POLYPHI_API_KEY": environment}).invoke(
-        app, ["serve", "no-model", "--host", "192.0.2.1", *options]
-    )
-    assert isinstance(result.exception, ValueError)
-    assert "on each line" in str(result.exception) and "horse" not in str(result.exception)
+    code, _, error = polyphi("serve", "no-model", "--host", "192.0.2.1", *options)
+    assert code == 2 and len(error.splitlines()) == 1
+    assert "on each line" in error and "horse" not in error
+
+
+def test_amounts_are_bytes_and_limits_are_no_options() -> None:
+    chosen = settings("--store-mb", "3", "--prompts-gb", "0.5")
+    assert (chosen.max_stored_bytes, chosen.max_prepared_bytes) == (3 * MIB, 500_000_000)
+    assert settings() == Settings()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--port", "70000"),
+        ("--store-mb", "-1"),
+        ("--prompts-gb", "nan"),
+        ("--max-waiting", "-1"),
+        ("--max-num-seqs", "0"),
+        ("--drain-seconds", "90000"),
+        ("--quant", "int5"),
+        ("--max-body-bytes", "5"),
+        ("--no-insecure",),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(
+    words: tuple[str, ...], polyphi: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, error = polyphi("serve", "no-model", *words)
+    (line,) = error.splitlines()
+    assert code == 2 and words[0] in line and line.endswith("See `polyphi serve --help`.")

@@ -12,7 +12,7 @@ from train.small import BUDGET, LANGUAGE, Fails, run, write_corpora
 
 from polyphi.runtime import distributed, precision
 from polyphi.runtime.precision import Choice, MatrixProducts
-from polyphi.train import resume
+from polyphi.train import state
 
 CPU = torch.device("cpu")
 LINEAR = (MatrixProducts(64, 32, trainable=True),)
@@ -174,9 +174,9 @@ def test_a_stage_records_its_precision_and_keeps_it(
     lines: list[Any] = []
     run(tmp_path, corpora, LANGUAGE, BUDGET, precision="auto", report=lines.append)
     assert manifest(tmp_path)["precision"] == "fp32"
-    assert manifest(tmp_path)[resume.REASON] == "this CPU is old"
+    assert manifest(tmp_path)[state.REASON] == "this CPU is old"
     assert any("fp32: this CPU is old" in str(line) for line in lines)
-    assert resume.recorded_precision(tmp_path) == Choice("fp32", "this CPU is old")
+    assert state.recorded_precision(tmp_path) == Choice("fp32", "this CPU is old")
 
     monkeypatch.setenv(precision.VARIABLE, "bf16")  # decides for new runs only
     run(tmp_path, corpora, LANGUAGE, BUDGET, precision="auto")
@@ -196,12 +196,12 @@ def test_a_stopped_stage_resumes_in_its_precision(
         run(tmp_path, corpora, LANGUAGE, precision="fp32")
     run(tmp_path, corpora, LANGUAGE, precision="auto")
     assert manifest(tmp_path)["precision"] == "bf16"
-    assert manifest(tmp_path)[resume.REASON] == "set by POLYPHI_PRECISION"
+    assert manifest(tmp_path)[state.REASON] == "set by POLYPHI_PRECISION"
 
 
 def test_the_first_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Choice("bf16", "by the first process")
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "all_gather", lambda value: [first, value])
-    chosen = resume.choose_precision("auto", tmp_path, CPU, lambda: pytest.fail("measured"))
+    chosen = state.choose_precision("auto", tmp_path, CPU, lambda: pytest.fail("measured"))
     assert chosen is first

@@ -36,10 +36,10 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.evaluation import SPLIT, EvalOptions
-from polyphi.train.loop import train
 from polyphi.train.loss import NextToken
 from polyphi.train.options import MachineOptions, TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
+from polyphi.train.trainer import Caller, train
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 WORDS = [*NUMBERS, "red", "blue", "green", "square", "circle"]
@@ -168,11 +168,13 @@ def run(
     dropout: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
-    """One stage from fresh weights, in float32; `options` are those of `TrainOptions` and `MachineOptions`."""
+    """One stage from fresh weights, in float32; `options` are fields of `TrainOptions`, `MachineOptions`, `Caller`."""
     processor = make_processor()
     options = {"precision": "fp32", "report": lambda _: None, **options}
-    of_machine = {field.name for field in fields(MachineOptions)} & set(options)
-    machine = MachineOptions(**{name: options.pop(name) for name in of_machine})
+    of_machine, of_run = (
+        {f.name: options.pop(f.name) for f in fields(of) if f.name in options}
+        for of in (MachineOptions, TrainOptions)
+    )
     model = model or make_model(processor, dropout, text=stage.name == LANGUAGE.name)
     return train(
         stage,
@@ -181,8 +183,8 @@ def run(
         processor,
         data,
         out,
-        options=TrainOptions(**options),
-        machine=machine,
+        options=TrainOptions(**of_run, machine=MachineOptions(**of_machine)),
+        caller=Caller(**options),
     )
 
 

@@ -14,7 +14,7 @@ from train.small import BUDGET, EVERYTHING, Fails, run, trajectory
 from polyphi.data.packing import Capacity
 from polyphi.data.shards import Shards
 from polyphi.runtime.progress import read_metrics
-from polyphi.train import loop
+from polyphi.train import trainer
 from polyphi.train.evaluation import EVALUATIONS, SPLIT, EvalOptions, EvalRows
 from polyphi.train.preference import DPO
 from polyphi.train.stage import Mix, Schedule
@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_the_rows_one_by_one(corpora: Path, tmp_path: Path) 
     run(tmp_path, corpora, evaluation=EvalOptions(CORPORA, every=4))
     processor = small.make_processor()
     model = small.make_model(processor).eval()
-    rows = loop.row_maker(EVERYTHING, BUDGET, model, processor)
+    rows = trainer.row_maker(EVERYTHING, BUDGET, model, processor)
     total = count = 0
     with torch.no_grad():
         for corpus in CORPORA:
@@ -65,7 +65,7 @@ def test_the_loss_is_that_of_the_rows_one_by_one(corpora: Path, tmp_path: Path) 
 
 def test_processes_share_the_rows(corpora: Path) -> None:
     processor = small.make_processor()
-    rows = loop.row_maker(EVERYTHING, BUDGET, small.make_model(processor), processor)
+    rows = trainer.row_maker(EVERYTHING, BUDGET, small.make_model(processor), processor)
     shares = [
         list(EvalRows(corpora, CORPORA, rows, Capacity(100), rank, 2).packs()) for rank in (0, 1)
     ]

@@ -25,7 +25,7 @@ from polyphi.model.config import AdapterConfig
 from polyphi.runtime import precision
 from polyphi.train.finetune import finetune, load_stage
 from polyphi.train.loss import NextToken
-from polyphi.train.options import TrainOptions
+from polyphi.train.options import FinetuneOptions, TrainOptions
 from polyphi.train.stage import Mix, Schedule, Stage
 
 SIBLING = Stage(
@@ -40,7 +40,6 @@ SIBLING = Stage(
     batch_tokens=100,
     steps=3,
 )
-QUIET = TrainOptions(report=lambda _: None)
 TEXT = replace(
     SIBLING,
     trainable={"decoder.*.lora.medical.*": 1e-2},
@@ -66,9 +65,18 @@ def run(source: Path, tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         data = [f"{n}={source / 'data' / n}.jsonl" for n in stage.data.weights]
         names = {field.name for field in fields(TrainOptions)} & set(options)
-        train = replace(QUIET, **{name: options.pop(name) for name in names})
-        options = {"checkpoint": source / model, "options": train, **options}
-        finetune(stage, data, tmp_path / out, **options)
+        train = TrainOptions(**{name: options.pop(name) for name in names})
+        checkpoint = options.pop("checkpoint", source / model)
+        report = options.pop("report", lambda _: None)
+        finetune(
+            stage,
+            data,
+            tmp_path / out,
+            checkpoint=checkpoint,
+            finetuning=FinetuneOptions(**options),
+            options=train,
+            report=report,
+        )
         return tmp_path / out
 
     return run
@@ -295,7 +303,7 @@ def test_mistakes_raise_errors_before_anything_is_written(
     names = [n for n in stage.data.weights if n != "films"]
     data = [f"{n}={source / 'data' / n}.jsonl" for n in names]
     with pytest.raises(ValueError, match=message):
-        finetune(stage, data, tmp_path / "run", checkpoint=model, options=QUIET)
+        finetune(stage, data, tmp_path / "run", checkpoint=model, report=lambda _: None)
     assert not (tmp_path / "run").exists()
 
 
@@ -309,12 +317,14 @@ def test_columns_of_one_corpus(run: Callable[..., Path], source: Path, tmp_path:
     (source / "data/renamed.jsonl").write_text(renamed)
     data = [f"pictures={source / 'data/pictures.jsonl'}", f"clips={source / 'data/renamed.jsonl'}"]
     names = {"clips.answer": "sentence"}
-    options = {"checkpoint": source / "original", "options": QUIET, "steps": 1}
-    finetune(SIBLING, data, tmp_path / "run", columns=names, **options)
+    options = {"checkpoint": source / "original", "report": lambda _: None}
+    renaming = FinetuneOptions(columns=names, steps=1)
+    finetune(SIBLING, data, tmp_path / "run", finetuning=renaming, **options)
     with pytest.raises(
         ValueError, match=r"clip\.answer=sentence: clip is no corpus of the mix; it has"
     ):
-        finetune(SIBLING, data, tmp_path / "other", columns={"clip.answer": "sentence"}, **options)
+        wrong = FinetuneOptions(columns={"clip.answer": "sentence"})
+        finetune(SIBLING, data, tmp_path / "other", finetuning=wrong, **options)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +348,7 @@ def test_a_file_without_a_stage(text: str, says: str, tmp_path: Path) -> None:
         (["nowhere.py"], "expected a stage file, found no file"),
         (["a.py", "b.py"], "one stage file at a time"),
         (["speech_2_post", "--data", "x.jsonl"], "a stage of your own, in a .py file"),
-        (["mine.py", "--columns", "answer"], "--columns is OURS=YOURS"),
+        (["mine.py", "--columns", "answer"], "--columns: expected OURS=YOURS"),
     ],
 )
 def test_a_wrong_command_is_one_line(

@@ -17,8 +17,8 @@ from polyphi.messages import Message
 from polyphi.runtime.progress import read_metrics
 from polyphi.train import state
 from polyphi.train.checkpoint import Checkpoints
-from polyphi.train.guard import StepGuard
 from polyphi.train.loss import NextToken
+from polyphi.train.options import StepGuard
 from polyphi.train.stage import Mix
 
 FEW = replace(BUDGET, steps=6, batch_tokens=60)
@@ -124,7 +124,7 @@ def test_a_spike_is_skipped(data: Path, tmp_path: Path) -> None:
 def test_a_spike_is_rolled_back(data: Path, tmp_path: Path) -> None:
     """From the checkpoint before it, with the samples that come after it."""
     stage, often = replace(STAGE, objective=Spikes(12)), {"checkpoint_seconds": 0.0}
-    back = StepGuard(spike=20.0, then="roll-back")
+    back = StepGuard(spike=20.0, on_spike="roll-back")
     manifest = run(tmp_path / "out", data, stage, MANY, guard=back, **often)
     assert manifest["rollbacks"] == 1 and manifest["rejected_steps"] == 1
     run(tmp_path / "plain", data, STAGE, replace(MANY, steps=17), **often)

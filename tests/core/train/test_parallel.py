@@ -18,7 +18,7 @@ from polyphi.data.loader import Loader, ReaderGroup
 from polyphi.messages import Image, Message
 from polyphi.runtime import distributed
 from polyphi.runtime.progress import read_metrics
-from polyphi.train import loop, parallel
+from polyphi.train import parallel, trainer
 from polyphi.train.checkpoint import Checkpoints
 from polyphi.train.evaluation import EVALUATIONS, EvalOptions
 from polyphi.train.parallel import clip_gradients
@@ -146,7 +146,7 @@ def test_four_processes_give_the_numbers_of_one(
 def test_apart_means_apart(corpora: Path) -> None:
     """In some step of the stage `apart` one process of two has no audio, and the other no image."""
     processor, model = small.make_processor(), small.make_model(small.make_processor())
-    rows = loop.row_maker(small.APART, small.BUDGET, model, processor)
+    rows = trainer.row_maker(small.APART, small.BUDGET, model, processor)
     one, two = (
         Loader(
             small.APART.data.weights,

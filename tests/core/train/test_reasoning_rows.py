@@ -43,8 +43,8 @@ def test_rows_with_reasoning_are_trained_and_answered(tmp_path: Path) -> None:
     answer = {"role": "assistant", "content": "four", "reasoning_content": "one one one one"}
     rows = tmp_path / "sums.jsonl"
     rows.write_text((json.dumps({"messages": [user, answer]}) + "\n") * 4)
-    options = TrainOptions(precision="fp32", report=lambda _: None)
-    model = finetune(STAGE, [str(rows)], tmp_path / "run", checkpoint=start, options=options)
+    options = {"options": TrainOptions(precision="fp32"), "report": lambda _: None}
+    model = finetune(STAGE, [str(rows)], tmp_path / "run", checkpoint=start, **options)
 
     phi = polyphi.load(model)
     assert phi.reasoning and phi.tokenizer.fixed_system == PHI

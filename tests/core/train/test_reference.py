@@ -12,9 +12,8 @@ from variants import few
 from polyphi.batch import pack
 from polyphi.data.shards import Shards
 from polyphi.runtime.progress import read_metrics
-from polyphi.train.guard import StepGuard
-from polyphi.train.preference import DPO, answer_log_probs
-from polyphi.train.reference import REFERENCE, References, key
+from polyphi.train.options import StepGuard
+from polyphi.train.preference import DPO, REFERENCE, References, answer_log_probs, key
 from polyphi.train.stage import Mix
 
 STAGE = replace(LANGUAGE, data=Mix({"questions": 1}), objective=DPO(nll=0.0))
@@ -47,7 +46,7 @@ def test_starts_at_log_two_and_leaves_it(corpora: Path, tmp_path: Path) -> None:
 
 def test_all_rows_are_computed_before_training(corpora: Path, tmp_path: Path, monkeypatch) -> None:
     """Every row of every step, of the model as it starts."""
-    monkeypatch.setattr("polyphi.train.loop.REFERENCE", "nothing")  # so that it stays
+    monkeypatch.setattr("polyphi.train.trainer.REFERENCE", "nothing")  # so that it stays
     run(tmp_path, corpora, STAGE)
     log_probs = {
         k: v for r in read_metrics(tmp_path / REFERENCE)[1:] for k, v in r["log_probs"].items()
@@ -93,7 +92,7 @@ def test_log_probs_of_another_start_are_not_used(
 
 def test_rollbacks_are_refused(corpora: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="roll-back"):
-        run(tmp_path, corpora, STAGE, guard=StepGuard(then="roll-back"))
+        run(tmp_path, corpora, STAGE, guard=StepGuard(on_spike="roll-back"))
 
 
 def test_media_are_part_of_a_row(corpora: Path) -> None:

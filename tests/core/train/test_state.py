@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from polyphi.train import state
-from polyphi.train.guard import Diverged, StepGuard
-from polyphi.train.options import MachineOptions
-from polyphi.train.state import TrainState
+from polyphi.train.options import StepGuard
+from polyphi.train.state import Diverged, TrainState
 
 
 def test_the_state_is_stored_by_its_fields() -> None:
@@ -38,9 +37,3 @@ def test_a_spike_is_measured_against_the_median() -> None:
     assert StepGuard(spike=2.0).rejects(4.1, norms) and not StepGuard(spike=2.0).rejects(4.0, norms)
     assert not StepGuard(spike=2.0).rejects(9.0, norms[:9]) and not StepGuard().rejects(9.0, norms)
     assert StepGuard().rejects(float("nan"), [])
-
-
-def test_a_pack_holds_at_least_one_of_each() -> None:
-    assert MachineOptions(micro_crops=3).pack_capacity.crops == 3
-    with pytest.raises(ValueError, match="found 0"):
-        _ = MachineOptions(micro_tokens=0).pack_capacity

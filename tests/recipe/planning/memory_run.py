@@ -19,7 +19,7 @@ from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze
-from polyphi.train.optim import optimiser, set_lr
+from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage import Budget
 from polyphi.train.trainer import StageLoss
 from polyphi_recipe.plan import stage_model
@@ -78,7 +78,7 @@ def main(name: str) -> None:
             for p in part.parameters() if part is not None else ():
                 torch.nn.init.normal_(p.data, std=0.02)
         parameters = freeze(target.stage, model, head)
-        adamw = optimiser(target.stage, parameters, Budget(1, 1, 1))
+        adamw = make_optimizer(target.stage, parameters, Budget(1, 1, 1))
         learned = [p for p in parameters.values() if p.requires_grad]
         for last in (short, batch):
             loss = StageLoss(

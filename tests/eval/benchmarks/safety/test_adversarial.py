@@ -17,6 +17,7 @@ from polyphi_eval import score as scoring
 from polyphi_eval.benchmarks.safety.adversarial import MAX_CHARS, STRATEGIES, benchmark, dialogues
 from polyphi_eval.cache import Cache, Recorded, as_text, key_of
 from polyphi_eval.fixtures.write import write
+from polyphi_eval.options import EvalOptions
 from polyphi_eval.severity import PROMPTS
 from polyphi_eval.sources import Data, write_rows
 from polyphi_eval.spoken import SpokenText, audio_only, synthesize, text_only
@@ -164,7 +165,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 def measure(model: Any, out: Path, data: Data | None, simulated_by: str | None = "self") -> Any:
     evaluated = evaluation.EvaluatedModel(model, "m", "m")
-    return evaluation.measure(evaluated, ["adversarial"], out, data=data, simulated_by=simulated_by)
+    return evaluation.measure(
+        evaluated, ["adversarial"], out, data=data, options=EvalOptions(simulator=simulated_by)
+    )
 
 
 def both(messages: Sequence[Message]) -> str:

@@ -15,7 +15,7 @@ from train.small import BUDGET, EVERYTHING, LANGUAGE, make_model, make_processor
 from polyphi.data import shards
 from polyphi.runtime import progress
 from polyphi.runtime.progress import read_metrics
-from polyphi.train import freeze, loop
+from polyphi.train import freeze, state, trainer
 from polyphi.train.aed import AttentionDecoder
 from polyphi.train.contrastive import Contrastive
 from polyphi.train.loss import NextToken
@@ -60,6 +60,8 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
 def test_accumulation_equals_a_big_batch(corpora: Path, tmp_path: Path) -> None:
     for micro_tokens in (1000, 60):
         run(tmp_path / str(micro_tokens), corpora, micro_tokens=micro_tokens)
+    with pytest.raises(ValueError, match="found 0"):
+        run(tmp_path / "0", corpora, micro_tokens=0)
     big, small = trajectory(tmp_path / "1000"), trajectory(tmp_path / "60")
     assert [r[:2] for r in big] == [r[:2] for r in small]
     assert [r[2:4] for r in big] == [pytest.approx(r[2:4], rel=1e-4) for r in small]
@@ -104,7 +106,7 @@ def test_resuming_with_a_changed_base_is_caught(
         return parameters
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "freeze", freeze_less)
+        patch.setattr(trainer, "freeze", freeze_less)
         with pytest.raises(
             ValueError, match=r"1 of \d+ frozen tensors differ, such as .*down_proj"
         ):
@@ -156,7 +158,7 @@ def test_watching_reaches_the_metrics_and_changes_nothing(corpora: Path, tmp_pat
         return {"noise": float(torch.rand(()))}
 
     run(tmp_path / "plain", corpora, budget=TWO, dropout=0.5)
-    run(tmp_path / "watched", corpora, budget=TWO, dropout=0.5, watch=watch, watch_steps=1)
+    run(tmp_path / "watched", corpora, budget=TWO, dropout=0.5, watch=watch, watch_every=1)
     assert trajectory(tmp_path / "plain") == trajectory(tmp_path / "watched")
     assert all("noise" in r["watch"] for r in read_metrics(tmp_path / "watched" / "metrics.jsonl"))
 
@@ -181,7 +183,7 @@ def test_exported_weights_can_be_averages(corpora: Path, tmp_path: Path) -> None
     stage = replace(LANGUAGE, ema=0.75)
     first = make_model(make_processor(), text=True).decoder.norm.weight.clone()
     model = make_model(make_processor(), text=True)
-    run(tmp_path / "straight", corpora, stage, model=model, watch=watch, watch_steps=1)
+    run(tmp_path / "straight", corpora, stage, model=model, watch=watch, watch_every=1)
     for weights in averages:
         first = 0.75 * first + 0.25 * weights
     torch.testing.assert_close(model.decoder.norm.weight, first)
@@ -198,7 +200,7 @@ def test_deterministic_kernels_are_set_and_reset(corpora: Path, tmp_path: Path) 
         return {"deterministic": float(torch.are_deterministic_algorithms_enabled())}
 
     for name, expected in (("plain", False), ("deterministic", True)):
-        options = {"deterministic": expected, "watch": watch, "watch_steps": 1}
+        options = {"deterministic": expected, "watch": watch, "watch_every": 1}
         run(tmp_path / name, corpora, budget=TWO, **options)
         records = read_metrics(tmp_path / name / "metrics.jsonl")
         assert all(r["watch"]["deterministic"] == expected for r in records)
@@ -216,16 +218,12 @@ def test_flops_are_counted_beside_the_peak(corpora: Path, tmp_path: Path) -> Non
 
 
 def test_trackers_get_every_record(corpora: Path, tmp_path: Path) -> None:
-    board = progress.tracker("tensorboard", tmp_path / "board", "language")
-    seen = []
-    both = [board, lambda step, record: seen.append((step, record["loss"]))]
-    run(tmp_path / "out", corpora, LANGUAGE, TWO, trackers=both)
-    expected = [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "out" / "metrics.jsonl")]
-    assert seen == expected
-    events = EventAccumulator(str(tmp_path / "board"))
+    run(tmp_path, corpora, LANGUAGE, TWO, track=["tensorboard"])
+    expected = [(r["step"], r["loss"]) for r in read_metrics(tmp_path / "metrics.jsonl")]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     drawn = [(e.step, e.value) for e in events.Scalars("loss")]
-    assert [s for s, _ in drawn] == [0, 1]
+    assert [s for s, _ in drawn] == [s for s, _ in expected] == [0, 1]
     assert [v for _, v in drawn] == pytest.approx([v for _, v in expected])
     with pytest.raises(ValueError, match="unknown tracker 'paper'"):
         progress.tracker("paper", tmp_path, "language")
@@ -255,7 +253,7 @@ def test_other_objectives_fit_the_loop(
 
 
 def test_the_code_revision_is_a_hash_of_the_sources() -> None:
-    assert len(loop.code_revision()) == 64
+    assert len(state.code_revision()) == 64
 
 
 def test_contrastive_steps_are_never_cut(corpora: Path, tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Options of `polyphi transcribe` that transcripts depend on."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TranscriptOptions:
+    """What transcripts depend on, apart from their recordings; all but `form` and `model` as in `Phi.transcribe`."""
+
+    form: Annotated[
+        Literal["text", "json", "verbose_json", "srt", "vtt"], Parameter(name="--format")
+    ] = "text"
+    """text, json, verbose_json, srt or vtt."""
+    to: str | None = None
+    """Translate into this language, such as German."""
+    cot: bool = False
+    """Transcribe first, then translate (chain of thought)."""
+    adapter: str | None = "auto"
+    """auto, none, or an adapter of the model."""
+    words: Annotated[Literal["estimated", "aligned"] | None, Parameter(parse=False)] = None
+    window: float | None = None
+    """Maximum seconds of a segment, such as 30; default: as long as fits."""
+    model: Annotated[str, Parameter(parse=False)] = ""
+    """Identifies the model and its precision."""
+
+    def __post_init__(self) -> None:
+        if self.cot and self.to is None:
+            raise ValueError("--cot needs a translation: add --to LANGUAGE")
+
+    def digest(self) -> str:
+        """A hash of all options."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()

@@ -1,0 +1,47 @@
+"""Options of an evaluation on benchmarks (`polyphi eval`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Group, Parameter, Token
+from cyclopts.types import PositiveInt
+
+OTHER_MODELS = Group("Judges, the simulator, and keys", sort_key=1)
+MACHINE = Group("Machine (no effect on the result)", sort_key=2)
+
+
+def part_of(_: type, tokens: Sequence[Token]) -> tuple[int, int]:
+    """(i, k) of "i/k"."""
+    number, slash, count = tokens[0].value.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"expected i/k with 1 <= i <= k, such as 2/8; found {tokens[0].value!r}")
+    return int(number), int(count)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EvalOptions:
+    """Which samples are evaluated, and who judges the answers."""
+
+    limit: PositiveInt | None = None
+    """Maximum samples of each row (the first ones)."""
+    skip_missing: bool = False
+    """Skip benchmarks without data."""
+    judges: Annotated[tuple[str, ...], Parameter(name="--judge", group=OTHER_MODELS)] = ()
+    """Judge model: http://host/v1#name, self, or azure:PROJECT; repeatable."""
+    simulator: Annotated[str | None, Parameter(group=OTHER_MODELS)] = None
+    """Model that simulates the user in adversarial dialogues: http://host/v1#name, or self."""
+    judge_key_from: Annotated[str | None, Parameter(group=OTHER_MODELS)] = None
+    """Environment variable with the judges' and the simulator's API key."""
+    part: Annotated[
+        tuple[int, int],
+        Parameter(
+            converter=part_of,
+            n_tokens=1,
+            metavar="I/K",
+            show_default=lambda part: f"{part[0]}/{part[1]}",
+            group=MACHINE,
+        ),
+    ] = (1, 1)
+    """i/k: every k-th sample from the i-th on, for one of k machines."""

@@ -1,0 +1,38 @@
+"""The command line in tests: its commands, and the function and values that words on it mean."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from cyclopts import App
+
+from polyphi.cli import app
+
+
+def commands(group: App = app, prefix: str = "") -> Iterator[tuple[str, App]]:
+    """(name, command) of all commands, those of groups with the group's name before theirs."""
+    for name, command in subcommands(group).items():
+        if subcommands(command):
+            yield from commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
+def subcommands(command: App) -> dict[str, App]:
+    return {name: command[name] for name in command if not name.startswith("-")}
+
+
+def options(command: App) -> dict[str, Any]:
+    """The options of a command by name, with their argument, in the order of the help."""
+    arguments = command.assemble_argument_collection() if command.default_command else ()
+    return {name: one for one in arguments for name in one.names if name.startswith("--")}
+
+
+def parsed(words: Sequence[str]) -> tuple[Callable[..., Any], inspect.BoundArguments]:
+    """The function that a command line calls, and its arguments. Raises `CycloptsError` or ValueError."""
+    command, bound, _ = app.parse_args(list(words))
+    if words and words[0] == "eval" and command is app["eval"].default_command and bound.args:
+        from polyphi_eval.cli import with_command
+
+        return parsed(["eval", *with_command(bound.args)])
+    return command, bound
