@@ -21,6 +21,7 @@ from polyphi.api import Phi
 from polyphi.engine.engine import Engine
 from polyphi.engine.results import accept
 from polyphi.engine.runner import extend
+from polyphi.engine.scores import logits_many
 from polyphi.messages import SamplingParams
 from polyphi_eval.heldout import find
 
@@ -34,7 +35,7 @@ class Watched(Engine):
     def __init__(self, phi: Phi) -> None:
         super().__init__(phi.model, phi.processor, chunk=96, prefill=700)
         self.sampled_logits: dict[int, list[torch.Tensor]] = {}
-        self.core.accept = self._accept
+        self.accept = self._accept
 
     def _accept(self, part, output, finite, best) -> None:
         before = len(part.request.tokens)
@@ -66,7 +67,7 @@ def compare(
         prompt = engine.rows.row(messages)  # the request no longer holds its pictures and clips
         start = len(prompt)
         row = extend(prompt, request.tokens)
-        alone = engine.logits(row)[start - 1 : -1]
+        alone = logits_many(engine, [row])[0][start - 1 : -1]
         apart = max(apart, float((torch.stack(batched) - alone).abs().max()))
         for token, logits in zip(request.tokens, alone, strict=True):
             if token != int(logits.argmax()):

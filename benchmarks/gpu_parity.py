@@ -101,7 +101,7 @@ def graphs(device: torch.device, tiny: bool) -> Iterator[Line]:
         if decoding:
             if not recorded:
                 recorded.append(DecodeGraphs(self.model, memory))
-            replayed = recorded[0].run(step, [self.rope_length(p.request) for p in step]).clone()
+            replayed = recorded[0].run(step, [self.rope.length(p.request) for p in step]).clone()
         outputs = self.packed(step, memory)
         if replayed is not None:
             compared.append((replayed, torch.cat([output.logits for output in outputs])))

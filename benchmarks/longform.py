@@ -196,7 +196,7 @@ def words(model: str | None) -> None:
             if phi is None:
                 continue
             prompt = "Transcribe the audio clip into text."
-            row = phi.engine.row([Message.user(Audio((wave, RATE)), prompt)])
+            row = phi.engine.rows.row([Message.user(Audio((wave, RATE)), prompt)])
             text = " ".join(spoken)
             tokens = phi.tokenizer.encode(text)
             times, spans = align(phi.model, row, tokens), token_spans(phi.tokenizer, tokens)

@@ -36,7 +36,7 @@ from random_checkpoint import make
 from polyphi.batch import Batch, ImageInput
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import read_config
-from polyphi.engine.engine import GREEDY
+from polyphi.engine.request import GREEDY
 from polyphi.messages import Audio, Image, Message, Text
 from polyphi.model.config import (
     AdapterConfig,

@@ -82,7 +82,7 @@ def answered(phi: Phi, conversations: Sequence[tuple[tuple[Message, ...], int]])
     out = []
     for messages, most in conversations:
         answer = phi.generate(messages, sampling=SamplingParams(max_tokens=most))
-        prompt = phi.engine.row(messages)
+        prompt = phi.engine.rows.row(messages)
         ids = torch.cat([prompt.ids, torch.tensor(answer.tokens, dtype=prompt.ids.dtype)])
         positions = torch.arange(len(ids))
         cu_seqlens = (0, len(ids))

@@ -99,7 +99,7 @@ class Counting(Engine):
         super().__init__(model, processor, max_num_seqs=1)
         self.right: Sequence[int] | None = None
         self.counts: Counts | None = None
-        self.core.accept = self._accept
+        self.accept = self._accept
 
     def _accept(
         self, part: StepPart, output: PartOutput, finite: Sequence[bool], best: Sequence[int]

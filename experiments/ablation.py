@@ -23,10 +23,10 @@ from scipy import stats
 
 from experiments import scaling
 from experiments.trial import score, trial
+from polyphi.api import Phi
 from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.data.sample import Unfit
 from polyphi.data.shards import Shards
-from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
 from polyphi.processing.processor import TooLong
@@ -181,7 +181,7 @@ def _run(
     missing = [name for name, rows in row_hashes.items() if measured.get(name, [None])[0] != rows]
     if missing or not (out / MANIFEST).exists():
         model, _ = trial(run, stage, budget, out, seed=seed)
-        engine = Engine(model, run.processor)
+        phi = Phi(model, run.processor)
         for name in missing:
             quantity, _, source = name.partition(" ")
             if quantity == "loss":
@@ -190,7 +190,7 @@ def _run(
             else:
                 (task,) = (t for t in tasks if t.name == source)
                 fingerprint = sha256(out / MANIFEST)
-                value = score(run, engine, task, out / "eval", fingerprint=fingerprint).score
+                value = score(run, phi, task, out / "eval", fingerprint=fingerprint).score
             measured[name] = [row_hashes[name], value]
             write_json(path, measured)
     run.console.print(f"{stage.name}, {out.parent.name}, seed {seed}: measured", highlight=False)

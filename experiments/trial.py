@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from polyphi.engine.engine import Engine
+from polyphi.api import Phi
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.options import TrainOptions
@@ -58,7 +58,7 @@ def trial(
 
 def score(
     run: Run,
-    engine: Engine,
+    phi: Phi,
     task: Benchmark,
     folder: Path,
     *,
@@ -68,7 +68,7 @@ def score(
     """The score of a trained model on the run's held-out rows of a task (`limit` of them, or the size's number),
     without the baselines. Answers are stored in `folder` and reused for the same weights (`fingerprint`)."""
     return evaluate(
-        engine,
+        phi,
         task,
         task.load(Data(run.data)),
         folder,

@@ -28,10 +28,11 @@ from polyphi.checkpoints.read import (
     stored_bytes,
     stored_types,
 )
-from polyphi.engine import memory, placement
-from polyphi.engine.engine import GREEDY, MAX_NUM_SEQS, Engine
+from polyphi.engine import memory, placement, scores
+from polyphi.engine.engine import MAX_NUM_SEQS, Engine
 from polyphi.engine.placement import MemoryReport
-from polyphi.engine.prompt import Conversation, Prompt, parse_prompt
+from polyphi.engine.request import GREEDY
+from polyphi.engine.rows import Conversation, Prompt, parse_prompt
 from polyphi.messages import Audio, Completion, Delta, Image, SamplingParams, Tokens, Transcript
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -169,19 +170,28 @@ class Phi:
         was just embedded isn't encoded again for an answer. Raises ValueError for other parts, media that can't be
         read, and where the model has no encoder for them.
         """
-        return self.engine.embed(part, projector)
+        if projector not in ("speech", "vision"):
+            raise ValueError(f"the audio projector is speech or vision, found {projector!r}")
+        if isinstance(part, Image):
+            row = self.engine.rows.ids_row([self.tokenizer.image_id or 0], [part])
+        elif isinstance(part, Audio):
+            row = self.engine.rows.ids_row([self.tokenizer.audio_id or 0], (), [part])
+            row = replace(row, clips=tuple(replace(clip, branch=projector) for clip in row.clips))
+        else:
+            raise ValueError(f"expected an Image or an Audio, found {type(part).__name__}")
+        return self.engine.encode(row)
 
     def score(
         self, messages: Prompt, continuation: str, *, adapter: str | None = "auto"
     ) -> list[float]:
         """Natural log-probability of each token of `continuation` as the assistant's answer."""
-        return self.engine.score(messages, continuation, adapter=adapter)
+        return self.score_many([(messages, continuation)], adapter=adapter)[0]
 
     def score_many(
         self, pairs: Iterable[tuple[Prompt, str]], *, adapter: str | None = "auto"
     ) -> list[list[float]]:
-        """`score` of many (conversation, continuation) pairs."""
-        return self.engine.score_many(pairs, adapter=adapter)
+        """`score` of many (conversation, continuation) pairs, several in one forward."""
+        return scores.score_many(self.engine, pairs, adapter=adapter)
 
     def transcribe(
         self,
@@ -280,11 +290,11 @@ class Phi:
 
         def rows() -> Iterator[Batch]:
             for prompt in prompts:
-                row = self.engine.row(prompt, adapter=adapter)
+                row = self.engine.rows.row(prompt, adapter=adapter)
                 ids.append(row.ids)
                 yield row
 
-        logits = list(self.engine.logits_many(rows(), last))
+        logits = scores.logits_many(self.engine, rows(), last)
         return list(zip(ids, logits, strict=True))
 
 

@@ -22,11 +22,11 @@ from typing import Any
 from rich.console import Console
 from safetensors.torch import load_file
 
+from polyphi.api import Phi
 from polyphi.checkpoints.model_card import EXPORTS
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data.fresh import Fresh
 from polyphi.engine import placement
-from polyphi.engine.engine import Engine
 from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -239,7 +239,7 @@ class Run:
 
     def stage_model(self, stage: str) -> Any:
         """A stage's model as corpora use it: the recogniser's `transcribe_bytes` after speech_0, the `Similarity` of
-        images and captions after vision_0, else an engine with the language model."""
+        images and captions after vision_0, else a `Phi` with the language model."""
         if stage == "speech_0_aed":
             return self._recogniser().transcribe_bytes
         if stage == "vision_0_encoder":
@@ -248,7 +248,7 @@ class Run:
                 s.answer for s in islice(corpora.Shards(self.data / "captions" / "train"), 1000)
             )
             return Similarity(self._after(stage), trained, self.processor, captions)
-        return Engine(self._after(stage), self.processor)
+        return Phi(self._after(stage), self.processor)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -366,11 +366,11 @@ class Run:
 
     def _watch_scores(self, stage: Stage, model: PhiModel) -> dict[str, float]:
         """Current scores of a stage's tasks on a few held-out rows, and of benchmarks on a few synthetic samples."""
-        engine, scores = Engine(model, self.processor), dict[str, float]()
+        phi, scores = Phi(model, self.processor), dict[str, float]()
         watched = [b for b in benchmarks() if b.name in stage.watch]
         for benchmark in watched:
             score = evaluation.quick_score(
-                engine, benchmark, self.out / evaluation.RUNS / "mini-data", WATCHED_ROWS
+                phi, benchmark, self.out / evaluation.RUNS / "mini-data", WATCHED_ROWS
             )
             if score is not None:
                 scores[benchmark.name] = score
@@ -379,7 +379,7 @@ class Run:
             self.build(task.corpus)
             with tempfile.TemporaryDirectory() as folder:
                 scores[task.name] = evaluate(
-                    engine,
+                    phi,
                     task,
                     task.load(Data(self.data)),
                     Path(folder),
@@ -414,7 +414,7 @@ class Run:
         on reasoning corpora, the final model on all others. With `quant` the models are quantized, and the answers are
         written to a separate folder, such as `eval-int8`."""
         folder = self.out / (f"eval-{quant}" if quant else "eval")
-        engines: dict[str, Engine] = {}
+        models: dict[str, Phi] = {}
         for task in find(*names):
             test = self.data / task.corpus / "test"
             if not test.exists():
@@ -425,16 +425,16 @@ class Run:
                 if task.corpus.startswith("reasoning")
                 else "joint_1_vision_speech"
             )
-            if name not in engines:
+            if name not in models:
                 model = self._after(name)
                 dtype = placement.dtype_for(model, quant)
                 model = model.to(dtype) if dtype else model
                 if quant:
                     model = quantize(model, quant)
-                engines[name] = Engine(model, self.processor)
+                models[name] = Phi(model, self.processor)
             with self.clock("evaluation"):
                 result = evaluate(
-                    engines[name],
+                    models[name],
                     task,
                     task.load(Data(self.data)),
                     folder,

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from experiments.claims import claim as claims
 from experiments.claims.claim import Claim
 from experiments.trial import score, trial
+from polyphi.api import Phi
 from polyphi.batch import Batch, pack
 from polyphi.data.packing import Capacity, RowSize
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
-from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import locked, sha256, write_json
@@ -131,9 +131,9 @@ class ClaimRunner:
 
     def scores(self, arm: Arm, *tasks: str, limit: int | None = None) -> dict[str, Scores]:
         """The arm's scores by sample on held-out samples of each task; tasks without samples are absent."""
-        engine, by_task = Engine(arm.model, self.run.processor), {}
+        phi, by_task = Phi(arm.model, self.run.processor), {}
         for task in find(*tasks):
-            path = self._answer(arm, engine, task, limit)
+            path = self._answer(arm, phi, task, limit)
             if scores := sample_vectors(path):
                 by_task[task.name] = scores
         return by_task
@@ -142,10 +142,10 @@ class ClaimRunner:
         """The scores of the best constant answer on the arm's samples of a task."""
         return sample_vectors(self.folder / "answers" / arm.name / f"{task}.jsonl", "majority")
 
-    def _answer(self, arm: Arm, engine: Engine, task: Benchmark, limit: int | None) -> Path:
+    def _answer(self, arm: Arm, phi: Phi, task: Benchmark, limit: int | None) -> Path:
         self.run.build(task.corpus)
         folder = self.folder / "answers" / arm.name
-        score(self.run, engine, task, folder, fingerprint=arm.fingerprint, limit=limit)
+        score(self.run, phi, task, folder, fingerprint=arm.fingerprint, limit=limit)
         return folder / f"{task.name}.jsonl"
 
     def matched(

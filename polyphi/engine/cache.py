@@ -42,6 +42,8 @@ BLOCK = attention.BLOCK
 """Tokens of a block."""
 SCALE = 4
 """Bytes of the scale of one token's keys or values in one head (int8)."""
+TYPICAL_LENGTH = 2048
+"""Tokens of a typical sequence: by default the cache has capacity for `max_num_seqs` of them, or one whole context."""
 
 
 class OutOfBlocks(Exception):
@@ -271,6 +273,13 @@ def token_bytes(config: DecoderConfig, dtype: torch.dtype, kv: str | None = None
     """Bytes of one token's keys and values in all layers."""
     row = config.head_dim * dtype.itemsize if kv is None else config.head_dim + SCALE
     return 2 * config.num_hidden_layers * config.num_key_value_heads * row
+
+
+def default_blocks(config: DecoderConfig, token_bytes: int, free: int, max_num_seqs: int) -> int:
+    """Blocks of the KV cache by default: for `max_num_seqs` typical sequences or one whole context, whichever is more,
+    but at most half of the memory that is `free` beside the weights. `token_bytes`: keys and values of a token."""
+    tokens = max(config.max_position_embeddings, max_num_seqs * TYPICAL_LENGTH)
+    return min(tokens // BLOCK, free // 2 // (token_bytes * BLOCK))
 
 
 @dataclass

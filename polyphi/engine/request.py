@@ -16,9 +16,9 @@ from torch import Tensor
 from polyphi.batch import Batch
 from polyphi.engine.cache import BLOCK, BlockTable, block_hash
 from polyphi.engine.encoders import MediaItem, items
+from polyphi.engine.prompt_lookup import PromptLookup
 from polyphi.engine.reasoning import ReasoningCounter, ReasoningParser
 from polyphi.engine.sampling import Sampler
-from polyphi.engine.speculate import PromptLookup
 from polyphi.engine.structured import Matcher
 from polyphi.engine.tools import ToolCall, ToolParser
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
@@ -204,6 +204,11 @@ class Request:
     def __len__(self) -> int:
         """Tokens of the prompt and the answer so far."""
         return len(self.ids)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that have not run."""
+        return len(self.ids) - self.table.length
 
     @property
     def adapter(self) -> str | None:

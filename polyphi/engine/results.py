@@ -1,6 +1,7 @@
 """Logits of a step -> the next tokens of its requests."""
 
 import math
+import time
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,22 @@ def resume(request: Request) -> None:
     if request.unsampled is not None and not request.finish_reason:
         unsampled, request.unsampled = request.unsampled, None
         _accept_tokens(request, unsampled.rows, unsampled.finite, (), unsampled.draft_tokens)
+
+
+def settle(requests: Sequence[Request], seconds: float) -> None:
+    """End the answers that are complete according to the processes of their grammars, within `seconds`. What a process
+    says later is read after the next step, which then runs for nothing."""
+    end = time.monotonic() + seconds
+    while unsettled := [
+        r.matcher.process
+        for r in requests
+        if r.matcher is not None and not r.finish_reason and not r.matcher.settled
+    ]:
+        if (seconds := end - time.monotonic()) <= 0:
+            break
+        wait_for(unsettled, seconds)
+    for request in requests:
+        request.settle()
 
 
 def _accept_tokens(

@@ -1,21 +1,27 @@
-"""Prompts -> checked rows that the model continues.
+"""Prompts (messages, token ids, or token ids with their media) -> checked rows that the model continues.
 
->>> rows = Rows(model, processor)
+>>> rows = Rows(model, processor, capacity)
 >>> rows.row([Message.user("2 + 2 =")])          # a `Batch` of one sequence, with the generation prompt
 """
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.engine.adapters import UnknownAdapter
-from polyphi.engine.prompt import Prompt, PromptEnd, parse_prompt
+from polyphi.engine.request import GREEDY
 from polyphi.engine.sampling import check
 from polyphi.engine.structured import compile_grammar
 from polyphi.messages import (
     Audio,
     Image,
+    Message,
     SamplingParams,
     Video,
     adapter_for,
@@ -28,6 +34,60 @@ from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import NO_TOKENIZER
 from polyphi.steps import Steps, at_once
 
+PromptEnd = Literal["generation_prompt", "final_message", "end_of_text"]
+"""The end of a conversation that the model continues: `<|assistant|>`, so that it answers; the text of the final
+message, which it continues; or `<|endoftext|>`, the end of the document."""
+Conversation = Sequence[Message | Mapping[str, Any]]
+"""`Message`s or OpenAI-style dicts."""
+Prompt = Conversation | Sequence[int] | Int[Tensor, "_"] | Int[np.ndarray, "_"] | TokensPrompt
+"""The input that the model continues."""
+
+
+def parse_prompt(
+    prompt: Prompt, images: Sequence[Any] = (), audios: Sequence[Any] = ()
+) -> tuple[Message, ...] | TokensPrompt:
+    """A prompt as messages, or as token ids with the `images` and `audios` of their placeholders.
+
+    Raises ValueError for an empty prompt, for text, for ids that are no whole numbers or have more than one dimension,
+    and for `images` or `audios` in addition to messages or a `TokensPrompt`, which have their own media.
+    """
+    if isinstance(prompt, TokensPrompt):
+        if images or audios:
+            raise ValueError("images= and audios= go with ids; a TokensPrompt has its own")
+        return replace(prompt, ids=token_ids(prompt.ids))
+    if isinstance(prompt, str | bytes | Mapping | Message) or not isinstance(prompt, Iterable):
+        raise ValueError(
+            f"expected a list of messages or of token ids, found {type(prompt).__name__}; "
+            'write [Message.user("...")] for text'
+        )
+    items: Any = prompt if isinstance(prompt, Tensor) else list(prompt)
+    if not len(items):
+        raise ValueError("expected messages or token ids, found an empty list")
+    first = items[0]
+    if not isinstance(first, Message | Mapping):
+        return TokensPrompt(token_ids(items), tuple(images), tuple(audios))
+    if images or audios:
+        raise ValueError(
+            "images and audio of messages belong into their parts; images= and audios= go with ids"
+        )
+    return tuple(Message.parse(message) for message in items)
+
+
+def token_ids(ids: Any) -> tuple[int, ...]:
+    """Token ids from a sequence of whole numbers or a tensor or array of one dimension. Raises ValueError for anything
+    else."""
+    if (dimensions := getattr(ids, "ndim", 1)) != 1:
+        raise ValueError(f"token ids have 1 dimension, found {dimensions}: {list(ids.shape)}")
+    values = ids.tolist() if hasattr(ids, "tolist") else ids
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        wrong = next(v for v in values if not hasattr(v, "__index__"))
+        raise ValueError(
+            f"token ids are whole numbers, found {wrong!r:.80}; a prompt of messages has messages only"
+        ) from None
+
+
 PromptTooLong = TooLong
 """A prompt that exceeds the context."""
 
@@ -36,11 +96,30 @@ class AnswerTooLong(ValueError):
     """A prompt and its answer together exceed the context."""
 
 
-class RowMaker:
-    """Makes rows with a model's processor. Independent of the engine's steps; safe to use from any thread."""
+class Rows:
+    """Makes and checks rows for a model, with its processor. Independent of the engine's steps; safe to use from any
+    thread. `capacity`: tokens whose keys and values fit in memory."""
 
-    def __init__(self, model: PhiModel, processor: Processor) -> None:
-        self.model, self.processor = model, processor
+    def __init__(self, model: PhiModel, processor: Processor, capacity: int) -> None:
+        self._model, self._processor, self._capacity = model, processor, capacity
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a sequence, prompt and answer, that the model supports."""
+        return self._model.config.decoder.max_position_embeddings
+
+    def prepare(
+        self,
+        messages: Prompt,
+        sampling: SamplingParams = GREEDY,
+        adapter: str | None = "auto",
+    ) -> Batch:
+        """The row of a request, checked with its sampling. Raises ValueError for an invalid one, but for an invalid
+        grammar, which `with_grammar` compiles."""
+        self.check_sampling(sampling)
+        row = self.row(messages, adapter=adapter)
+        self.check_row(row, sampling)
+        return row
 
     def row_steps(
         self,
@@ -54,19 +133,18 @@ class RowMaker:
         ValueError above `context` tokens (default: the model's context); a prompt that is certainly too long is neither
         tokenized nor decoded."""
         parsed = parse_prompt(messages)
-        context = self.context if context is None else context
         if isinstance(parsed, TokensPrompt):
             ids, images, audios = parsed.ids, parsed.images, parsed.audios
             return self.ids_row(ids, images, audios, adapter=adapter, context=context)
         visual = (*media(parsed, Image), *media(parsed, Video))
         self._check_media(len(visual), len(media(parsed, Audio)))
         chosen = self._adapter(adapter, adapter_for(parsed))
-        row = yield from self.processor.row_steps(
+        row = yield from self._processor.row_steps(
             parsed,
             adapter=chosen,
             generation_prompt=end == "generation_prompt",
             continue_final=end == "final_message",
-            context=context,
+            context=self.context if context is None else context,
         )
         return row
 
@@ -85,23 +163,20 @@ class RowMaker:
         self._check_media(len(images), len(audios))
         chosen = self._adapter(adapter, "vision" if images else "speech" if audios else None)
         context = self.context if context is None else context
-        return self.processor.ids_row(ids, images, audios, chosen, context=context)
-
-    @property
-    def context(self) -> int:
-        """Most tokens of a sequence, prompt and answer, that the model supports."""
-        return self.model.config.decoder.max_position_embeddings
+        return self._processor.ids_row(ids, images, audios, chosen, context=context)
 
     def check_sampling(self, sampling: SamplingParams) -> None:
         """Raises ValueError for invalid values, for ids outside the vocabulary, and for stop strings or `stop_at_call`
         without a tokenizer."""
         check(sampling)
-        size = self.processor.tokenizer.vocab_size
+        size = self._processor.tokenizer.vocab_size
         biased = [token for token, _ in sampling.logit_bias]
         for name, ids in (("stop_token_ids", sampling.stop_token_ids), ("logit_bias", biased)):
             if (highest := max(ids, default=0)) >= size:
                 raise ValueError(f"{name} has ids from 0 to {size - 1}, found {highest}")
-        if (sampling.stop or sampling.stop_at_call) and not self.processor.tokenizer.has_vocabulary:
+        if (
+            sampling.stop or sampling.stop_at_call
+        ) and not self._processor.tokenizer.has_vocabulary:
             raise ValueError(NO_TOKENIZER)
 
     def with_grammar(
@@ -112,8 +187,17 @@ class RowMaker:
         True."""
         if sampling.grammar is None:
             return sampling
-        grammar = compile_grammar(sampling.grammar, self.processor.tokenizer, stop)
+        grammar = compile_grammar(sampling.grammar, self._processor.tokenizer, stop)
         return replace(sampling, grammar=grammar)
+
+    def check_row(self, row: Batch, sampling: SamplingParams) -> None:
+        """Raises ValueError if a row and its answer don't fit the context or memory."""
+        self.check_length(len(row), sampling.max_tokens)
+        if (total := len(row) + sampling.max_tokens) > self._capacity:
+            raise ValueError(
+                f"{len(row)} prompt tokens and {sampling.max_tokens} more are {total}, but there is memory for "
+                f"the keys and values of {self._capacity}; lower max_tokens, or give the engine more memory"
+            )
 
     def check_length(self, prompt: int, more: int) -> None:
         """Raises `AnswerTooLong` if `prompt` tokens and `more` exceed the context."""
@@ -125,8 +209,8 @@ class RowMaker:
 
     def _check_media(self, images: int, audios: int) -> None:
         for name, count, encoder in (
-            ("pictures", images, self.model.vision),
-            ("clips", audios, self.model.audio),
+            ("pictures", images, self._model.vision),
+            ("clips", audios, self._model.audio),
         ):
             if count and encoder is None:
                 raise ValueError(
@@ -135,7 +219,7 @@ class RowMaker:
 
     def _adapter(self, adapter: str | None, default: str | None) -> str | None:
         """`adapter`, or for "auto" the content's `default` if the model has it (Phi-4-mini has no adapters)."""
-        available = self.model.config.adapters
+        available = self._model.config.adapters
         adapter = normalize_adapter(adapter)
         if adapter == "auto":
             return default if default in available else None

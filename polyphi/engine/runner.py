@@ -16,7 +16,7 @@ from polyphi.batch import Batch
 from polyphi.engine.cache import Memory, StepCache
 from polyphi.engine.forward import forward
 from polyphi.engine.graphs import DecodeGraphs
-from polyphi.engine.request import Request
+from polyphi.engine.longrope import LongRope
 from polyphi.engine.scheduler import StepPart
 from polyphi.messages import TokenLogprob
 from polyphi.model.multimodal import PhiModel, splice
@@ -51,26 +51,16 @@ def extend(prompt: Batch, tokens: Sequence[int]) -> Batch:
 
 
 class Runner:
-    """The model, and the choice of LongRoPE tables: all tokens of a sequence of more than
-    `original_max_position_embeddings` tokens use the long table."""
+    """Runs a model."""
 
     def __init__(self, model: PhiModel) -> None:
         self.model = model
-        self.switch = model.config.decoder.original_max_position_embeddings
-        self.has_long = model.config.decoder.max_position_embeddings > self.switch
+        self.rope = LongRope(model.config.decoder)
         self._graphs: DecodeGraphs | None = None
 
     @property
     def device(self) -> torch.device:
         return self.model.decoder.device
-
-    def rope_length(self, request: Request) -> int:
-        """The length that selects a request's LongRoPE table: its tokens so far, or with `rope="bound"` its maximum."""
-        return request.max_length if request.sampling.rope == "bound" else len(request)
-
-    def rope_table(self, request: Request) -> str:
-        """The current LongRoPE table of a request, "short" or "long" (report 2.1)."""
-        return "long" if self.has_long and self.rope_length(request) > self.switch else "short"
 
     @torch.inference_mode()
     def run(self, parts: Sequence[StepPart], memory: Memory) -> list[PartOutput]:
@@ -122,7 +112,7 @@ class Runner:
         """`run` by a recorded graph, where every part has one token."""
         if self._graphs is None or self._graphs.memory is not memory:
             self._graphs = DecodeGraphs(self.model, memory)
-        logits = self._graphs.run(parts, [self.rope_length(p.request) for p in parts])
+        logits = self._graphs.run(parts, [self.rope.length(p.request) for p in parts])
         for part in parts:
             part.request.table.length += 1
         return [
@@ -159,7 +149,7 @@ class Runner:
             ids=torch.tensor(ids),
             positions=torch.tensor(positions),
             cu_seqlens=tuple(cu_seqlens),
-            seq_lens=tuple(self.rope_length(p.request) for p in parts),
+            seq_lens=tuple(self.rope.length(p.request) for p in parts),
             adapters=tuple(p.request.adapter for p in parts),
         )
         return batch.to(self.device), cu_seqlens

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from polyphi.engine.prompt import PromptEnd
+from polyphi.engine.rows import PromptEnd
 from polyphi.messages import Grammar, Text
 from polyphi.serve.conversation import InputTurn, MediaPart, with_call_parts
 from polyphi.serve.errors import ApiError

@@ -101,7 +101,7 @@ async def _rows(server: Server, caller: Caller, prompt: Any, adapter: str | None
             yield
             (ids,) = processor.encode([item], context) if isinstance(item, str) else [item]
             ids = ids or [processor.tokenizer.eos_ids[-1]]
-            batches.append(engine.ids_row(ids, adapter=adapter, context=context))
+            batches.append(engine.rows.ids_row(ids, adapter=adapter, context=context))
         return batches
 
     with server.api_errors("prompt"):

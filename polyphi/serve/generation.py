@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from polyphi.batch import Batch
-from polyphi.engine.prompt import PromptEnd
+from polyphi.engine.rows import PromptEnd
 from polyphi.messages import Grammar, SamplingParams, Tokens, with_tools
 from polyphi.serve.conversation import InputTurn, conversation
 from polyphi.serve.events import Events, unless_disconnected

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from polyphi.batch import Batch
 from polyphi.engine.media import MediaError
-from polyphi.engine.prompt import PromptEnd
+from polyphi.engine.rows import PromptEnd
 from polyphi.messages import Message, SamplingParams, Video, media
 from polyphi.serve.server import Server, Ticket, is_large
 from polyphi.serve.videos import Expanded, expand
@@ -70,7 +70,7 @@ def _prepare(
     # Before media are decoded: 64 rows of many images would exceed the machine's memory.
     ticket.reserve(size)
     row, seconds = yield from timed(
-        engine.row_steps(messages, adapter=adapter, context=engine.longest, end=end)
+        engine.rows.row_steps(messages, adapter=adapter, context=engine.longest, end=end)
     )
     ticket.resize(row.nbytes)
     if row.images or row.clips:

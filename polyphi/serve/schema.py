@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, Tag, model_validator
 
-from polyphi.engine.prompt import PromptEnd
+from polyphi.engine.rows import PromptEnd
 from polyphi.messages import Grammar, SamplingParams, functions
 from polyphi.serve.errors import ApiError
 from polyphi.serve.extensions import Effort, Extensions, TemplateOptions

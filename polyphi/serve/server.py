@@ -183,7 +183,7 @@ class Server:
 
     def start(self) -> None:
         self.engine.processor.decoders = decoders.start(self.settings)
-        self.engine.core.on_step = self.metrics.step
+        self.engine.on_step = self.metrics.step
         self._thread.start()
 
     def close(self) -> None:
@@ -347,7 +347,7 @@ class Server:
         probe = replace(sampling, max_tokens=sampling.max_tokens or 1)
         try:
             await self.in_turn(
-                False, ticket.caller, self.engine.check_sampling, replace(probe, grammar=None)
+                False, ticket.caller, self.engine.rows.check_sampling, replace(probe, grammar=None)
             )
         except ValueError as error:
             raise ApiError(400, str(error), param=body.sampling_field(str(error))) from None
@@ -364,7 +364,7 @@ class Server:
         """The sampling with its grammar compiled, in turn with the other grammars of the client."""
         await ticket.take_slot(self.shares.matchers)
         stop = threading.Event()
-        work = self.engine.with_grammar
+        work = self.engine.rows.with_grammar
         try:
             return await self._grammars.run(ticket.caller.client, work, sampling, stop.is_set)
         finally:
@@ -381,7 +381,7 @@ class Server:
             path = paths[error.number] if error.number is not None and paths else param
             raise media_api_error(error, path) from None
         except (PromptTooLong, AnswerTooLong) as error:
-            raise context_exceeded(error, self.engine.context, param) from None
+            raise context_exceeded(error, self.engine.rows.context, param) from None
         except UnknownAdapter as error:
             raise as_api_error(error) from None
         except ValueError as error:
@@ -433,7 +433,7 @@ class Server:
             sampling = replace(
                 sampling, max_tokens=max(1, min(available, self.settings.max_tokens))
             )
-        self.engine.check_row(row, sampling)
+        self.engine.rows.check_row(row, sampling)
         return sampling
 
     async def submit(

@@ -2,7 +2,7 @@
 
 >>> threads = Threads(shares.large, "prepare large")
 >>> ids = await threads.run(b"client", tokenizer.encode, text)
->>> row = await threads.run_steps(b"client", engine.row_steps(messages))    # a turn for each image
+>>> row = await threads.run_steps(b"client", engine.rows.row_steps(messages))    # a turn for each image
 """
 
 import asyncio

@@ -109,7 +109,9 @@ def transcribe_files(
         raise ValueError(
             "this model has no audio encoder; load one with an audio encoder to transcribe"
         )
-    engine.row([Message.user(task.prompt)], adapter=options.adapter)  # raises for an unknown one
+    engine.rows.row(
+        [Message.user(task.prompt)], adapter=options.adapter
+    )  # raises for an unknown one
     limit = longform.longest_piece(engine, task, options.window)
     settings = options.digest()
     todo, failed = [], 0

@@ -361,7 +361,7 @@ def _aligned(
     """Answers with the times of their tokens; reads the recording once more."""
     result = []
     for a, clip in zip(answers, sections(stream, [a.piece for a in answers]), strict=True):
-        row = engine.row([Message.user(Audio(clip), task.prompt)], adapter=task.adapter)
+        row = engine.rows.row([Message.user(Audio(clip), task.prompt)], adapter=task.adapter)
         result.append(replace(a, times=tuple(align(engine.model, row, a.answer.tokens))))
     return result
 

@@ -53,7 +53,7 @@ def test_the_table_of_attacks_on_the_sandbox_is_current() -> None:
 
 
 def test_the_page_of_metrics_has_every_metric_and_no_other() -> None:
-    from polyphi.engine.core import Counters
+    from polyphi.engine.engine import Counters
     from polyphi.serve.metrics import Load, ServerMetrics
 
     counters = Counters(**dict.fromkeys(Counters.__dataclass_fields__, 1))

@@ -14,7 +14,7 @@ from PIL import Image as PIL
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, Text, TokensPrompt, parts
 from polyphi.checkpoints.write import save_checkpoint
-from polyphi.engine.prompt import parse_prompt
+from polyphi.engine.rows import parse_prompt
 from polyphi.messages import Grammar
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -213,7 +213,7 @@ def test_logits_of_many_run_together(phi: polyphi.Phi) -> None:
     phi.engine.runner.hidden = lambda *args: calls.append(len(args[0])) or hidden(*args)
     phi.logits_many([[1, 2, 3], [4, 5]], last=1)
     assert calls == [5]
-    phi.engine.scorer.most = 4
+    phi.engine.prefill = 4
     phi.logits_many([[1, 2, 3], [4, 5], [6], [7] * 9], last=1)
     assert calls[1:] == [3, 3, 9]
     for last in (0, -1):
@@ -240,7 +240,7 @@ def test_embeddings_are_what_the_decoder_receives(
         own = count.image if isinstance(part, Image) else count.audio
         assert vectors.shape == (own, width)
         assert vectors.dtype == torch.float32 and not vectors.is_inference()
-        row = phi.engine.row(messages)
+        row = phi.engine.rows.row(messages)
         slots = row.image_slots if isinstance(part, Image) else row.audio_slots
         with torch.no_grad():
             x = phi.model.embed(row)[slots]

@@ -14,9 +14,9 @@ from variants import few
 
 from experiments.claims import mixture_of_loras, multi_crop, runner
 from experiments.claims.claim import Effect, contrast, find, finding, paired
+from polyphi.api import Phi
 from polyphi.batch import pack
 from polyphi.data.shards import Shards
-from polyphi.engine.engine import Engine
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
@@ -171,7 +171,7 @@ def test_an_exact_answer_is_that_of_greedy_decoding(processor: Processor) -> Non
     """With the model's greedy answer as labels, every token is the most probable one; with other labels it isn't."""
     model = make_model(processor)
     model.initialise(0)
-    engine = Engine(model.eval(), processor)
+    phi = Phi(model.eval(), processor)
     messages = [{"role": "user", "content": "red blue"}]
     row = processor.row(messages, generation_prompt=True)
     ids = row.ids.tolist()
@@ -189,7 +189,7 @@ def test_an_exact_answer_is_that_of_greedy_decoding(processor: Processor) -> Non
     wrong[start] = (wrong[start] + 1) % processor.tokenizer.vocab_size
     both = pack([batch, replace(batch, labels=wrong)])
     assert owners(both, both.supervised).tolist() == [0] * 4 + [1] * 4
-    (hit, _, tokens), (miss, *_) = runner._exact_and_loss(engine.model, both)
+    (hit, _, tokens), (miss, *_) = runner._exact_and_loss(phi.model, both)
     assert (hit, miss, tokens) == (1.0, 0.0, 4.0)
 
 

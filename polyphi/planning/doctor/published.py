@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 
 from polyphi.engine import placement
-from polyphi.engine.cache import BLOCK, token_bytes
-from polyphi.engine.engine import default_blocks
+from polyphi.engine.cache import BLOCK, default_blocks, token_bytes
+from polyphi.engine.engine import MAX_NUM_SEQS
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
@@ -92,7 +92,7 @@ def fit(name: str, model: PhiModel, scheme: str | None, device: torch.device, fr
             weights += model.decoder.embed_tokens.weight.numel() * dtype.itemsize
     config = model.config.decoder
     each = token_bytes(config, dtype)
-    capacity = BLOCK * default_blocks(config, each, max(0, free - weights))
+    capacity = BLOCK * default_blocks(config, each, max(0, free - weights), MAX_NUM_SEQS)
     report = placement.MemoryReport(
         str(device), str(dtype), weights, free, each, config.max_position_embeddings, capacity
     )

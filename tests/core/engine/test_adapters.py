@@ -82,9 +82,9 @@ def test_removing_waits_for_requests_under_way(engine: Engine) -> None:
 
 def test_a_request_whose_adapter_went_meanwhile_gets_an_error_and_no_other(engine: Engine) -> None:
     key = add(engine, 1)
-    row = engine.prepare(LONG, FEW, key)
+    row = engine.rows.prepare(LONG, FEW, key)
     unfinished_row: Future[Batch] = Future()
-    (decoding,) = engine.core.enter(unfinished_row, FEW, NOBODY, 9)
+    (decoding,) = engine._enter(unfinished_row, FEW, NOBODY, 9)
     engine.adapters.remove(key).result(0)
     unfinished_row.set_result(row)
     other = engine.submit(LONG, sampling=FEW)
@@ -92,7 +92,7 @@ def test_a_request_whose_adapter_went_meanwhile_gets_an_error_and_no_other(engin
     with pytest.raises(UnknownAdapter):
         engine.enter(row, FEW)
     with pytest.raises(UnknownAdapter):
-        engine.prepare(LONG, FEW, key)
+        engine.rows.prepare(LONG, FEW, key)
     while not (other.finish_reason and decoding.finish_reason):
         engine.step()
     assert isinstance(decoding.error, UnknownAdapter) and other.error is None

@@ -18,6 +18,7 @@ from polyphi.engine.request import Caller
 from polyphi.engine.results import NotFinite
 from polyphi.engine.runner import extend
 from polyphi.engine.scheduler import StepPart
+from polyphi.engine.scores import logits_many, score_many
 from polyphi.engine.tools import ToolCall, parse_calls
 from polyphi.messages import Grammar, Message, SamplingParams
 from polyphi.processing.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ from polyphi.quantization.quantize import quantize
 
 def without_cache(engine: Engine, messages: list[Message], count: int) -> list[int]:
     """Greedy decoding that runs the whole sequence again for every token."""
-    prompt = engine.row(messages)
+    prompt = engine.rows.row(messages)
     tokens: list[int] = []
     with torch.no_grad():
         for _ in range(count):
@@ -48,7 +49,7 @@ def test_cached_equals_uncached_in_every_mode(
 def test_the_long_table_takes_over_while_decoding(engine: Engine, words: int) -> None:
     """The switch is at 64 tokens; a cache kept across it would hold keys rotated with the short table."""
     messages = [Message.user("fox " * words)]
-    prompt = len(engine.row(messages))
+    prompt = len(engine.rows.row(messages))
     assert prompt < 64
     answer = engine.generate(messages, sampling=SamplingParams(max_tokens=80 - prompt))
     assert list(answer.tokens) == without_cache(engine, messages, 80 - prompt)
@@ -60,7 +61,7 @@ def test_the_long_table_takes_over_with_media(
 ) -> None:
     """The embeddings of media are used again."""
     messages = conversations[2]
-    count = 70 - len(engine.row(messages))
+    count = 70 - len(engine.rows.row(messages))
     answer = engine.generate(messages, sampling=SamplingParams(max_tokens=count))
     assert list(answer.tokens) == without_cache(engine, messages, count)
     assert answer.rope == "short+long"
@@ -69,7 +70,7 @@ def test_the_long_table_takes_over_with_media(
 def test_which_tables_were_used(engine: Engine) -> None:
     """`rope` lists the tables that ran: the last sampled token is never run."""
     messages = [Message.user("dog")]
-    prompt = len(engine.row(messages))
+    prompt = len(engine.rows.row(messages))
     at = lambda count: engine.generate(messages, sampling=SamplingParams(max_tokens=count)).rope  # noqa: E731
     assert at(64 - prompt) == "short"
     assert at(64 - prompt + 1) == "short"
@@ -177,7 +178,7 @@ def test_stop_strings(engine: Engine) -> None:
 def test_fields_of_a_completion(engine: Engine, conversations: list[list[Message]]) -> None:
     adapters = [None, "vision", "speech", "vision", None]
     for messages, adapter in zip(conversations, adapters, strict=True):
-        row = engine.row(messages)
+        row = engine.rows.row(messages)
         answer = engine.generate(messages, sampling=SamplingParams(max_tokens=2))
         assert answer.adapter == adapter
         assert answer.prompt_tokens == len(row)
@@ -223,15 +224,15 @@ def test_scores_are_the_log_probabilities_of_the_continuation(
     pairs = [(messages, text) for messages in conversations for text in ("yes", "the lazy dog", "")]
     for messages, text in pairs:
         answer = tokenizer.encode(text)
-        logits = engine.logits(extend(engine.row(messages), answer)).log_softmax(-1)
+        logits = logits_many(engine, [extend(engine.rows.row(messages), answer)])[0].log_softmax(-1)
         expected = [
             float(logits[len(logits) - len(answer) + i - 1, t]) for i, t in enumerate(answer)
         ]
-        assert engine.score(messages, text) == pytest.approx(expected, abs=1e-5)
-    alone = [engine.score(m, t) for m, t in pairs]
+        assert score_many(engine, [(messages, text)])[0] == pytest.approx(expected, abs=1e-5)
+    alone = [score_many(engine, [pair])[0] for pair in pairs]
     for budget in (engine_module.PREFILL, 50):
         monkeypatch.setattr(engine_module, "PREFILL", budget)
-        batched = engine.score_many(pairs)
+        batched = score_many(engine, pairs)
         assert len(batched) == len(alone)
         assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(batched, alone, strict=True))
 
@@ -239,7 +240,7 @@ def test_scores_are_the_log_probabilities_of_the_continuation(
 def test_greedy_answer_has_the_largest_logit(engine: Engine) -> None:
     messages = [Message.user("the dog")]
     answer = engine.generate(messages, sampling=SamplingParams(max_tokens=1))
-    logits = engine.logits(engine.row(messages))
+    (logits,) = logits_many(engine, [engine.rows.row(messages)])
     assert answer.tokens == (int(logits[-1].argmax()),)
 
 
@@ -266,12 +267,12 @@ def test_one_thread_steps_for_all(engine: Engine, conversations: list[list[Messa
             lambda c: "".join(d.text for d in engine.stream(c, sampling=sampling)), conversations
         )
         assert list(whole) == alone and list(streamed) == alone
-        row = engine.prepare(conversations[1], sampling)
+        row = engine.rows.prepare(conversations[1], sampling)
         (request,) = engine.enter(row, sampling)
         text, reason = "", None
         while reason is None:
-            more, reason = engine.output_delta(request)
-            text += more
+            more, reason = engine.output_pieces(request)
+            text += "".join(more)
         assert text == alone[1]
     assert set(errors) == {None} and engine.counters().requests == 0
 
@@ -327,7 +328,7 @@ def test_out_of_memory_ends_one_request(engine: Engine, monkeypatch: pytest.Monk
 def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
     messages = [Message.user(picture(), "the quick brown fox jumps over the lazy dog " * 3)]
     sampling = SamplingParams(max_tokens=2)
-    row = engine.prepare(messages, sampling)
+    row = engine.rows.prepare(messages, sampling)
     cached, encoder_calls = [], []
     for salt in (b"", b"", b"one", b"one", b"two"):
         (request,) = engine.enter(row, sampling, caller=Caller(salt=salt))
@@ -344,8 +345,8 @@ def test_s24_salted_requests_share_nothing(engine: Engine) -> None:
 def test_prompt_logprobs(engine: Engine, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks, in a batch, with or without an answer: equal to one forward without a cache."""
     messages = [Message.user("the quick brown fox jumps over the lazy dog", picture())]
-    row = engine.row(messages)
-    logs = engine.logits(row).log_softmax(-1)
+    row = engine.rows.row(messages)
+    logs = logits_many(engine, [row])[0].log_softmax(-1)
     monkeypatch.setattr("polyphi.engine.runner.SCORED", 7)  # several pieces
     cut = Engine(engine.model, engine.processor, chunk=chunk, prefill=chunk)
     only = SamplingParams(max_tokens=0, prompt_logprobs=3)

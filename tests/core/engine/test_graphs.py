@@ -26,7 +26,7 @@ def test_a_replayed_step_gives_the_logits_of_a_packed_one(
         decoding = [p for p in parts if p.size == 1 and p.samples and not p.request.features]
         replayed = None
         if decoding and len(decoding) == len(parts):
-            totals = [self.rope_length(p.request) for p in parts]
+            totals = [self.rope.length(p.request) for p in parts]
             replayed = DecodeGraphs(self.model, memory).run(parts, totals)
         outputs = packed(self, parts, memory)
         if replayed is not None:

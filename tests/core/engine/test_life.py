@@ -14,9 +14,9 @@ from variants import few
 from polyphi.engine import engine as engine_module
 from polyphi.engine.cache import token_bytes
 from polyphi.engine.engine import Engine
+from polyphi.engine.prompt_lookup import DraftToken, PromptLookup
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
-from polyphi.engine.speculate import DraftToken, PromptLookup
 from polyphi.messages import Completion, Image, Message, SamplingParams
 from polyphi.planning import sizes
 from polyphi.processing.processor import Processor
@@ -75,7 +75,7 @@ def test_prefixes_are_shared_within_an_adapter_only(engine: Engine) -> None:
 def test_prefixes_are_shared_within_a_rope_table_only(engine: Engine) -> None:
     messages = [Message.user("fox " * 40)]
     short = SamplingParams(max_tokens=3)
-    assert len(engine.row(messages)) < 60
+    assert len(engine.rows.row(messages)) < 60
     assert engine.generate(messages, sampling=short).cached == 0
     assert engine.generate(messages, sampling=short).cached == 32
     bound = engine.generate(messages, sampling=SamplingParams(max_tokens=30, rope="bound"))
@@ -118,12 +118,12 @@ def test_a_request_keeps_its_media_until_it_ends(engine: Engine) -> None:
     messages = [Message.user(picture(150, 30), clip(0.4), "what is this?")]
     expected = engine.generate(messages, sampling=FEW)
     none = Engine(engine.model, engine.processor, encoder_cache=0, prefix_cache=False)
-    row = none.prepare(messages, FEW)
+    row = none.rows.prepare(messages, FEW)
     one, other = none.enter(row, replace(FEW, n=2))
     while len(one.tokens) < 4 or not other.tokens:
         none.step()
     assert one.prompt.crops.dtype == torch.uint8 and one.prompt.mels is not None
-    with none.core.turn():
+    with none.turn():
         none.scheduler.preempt(one)
     assert [a.tokens for a in finished(none, one, other)] == [expected.tokens] * 2
     assert one.completion() == expected
@@ -245,7 +245,7 @@ def test_draft_tokens_never_change_an_answer(
     messages = [Message.user("1 + 2 = 3 " * 3)]
     plain = SamplingParams(max_tokens=120, temperature=temperature, seed=1, rope=rope, draft=0)
     expected = engine.generate(messages, sampling=plain)
-    prompt, dice = len(engine.row(messages)), random.Random(0)
+    prompt, dice = len(engine.rows.row(messages)), random.Random(0)
 
     def propose(self: PromptLookup, most: int) -> list[DraftToken]:
         right = list(expected.tokens[len(self._tokens) - prompt :][:most])
@@ -339,12 +339,12 @@ def test_the_real_switch(tiny_config, tokenizer, chunk: int, extra: int) -> None
     engine = make_engine(config, tokenizer)
     dice = random.Random(chunk)
     messages = [Message.user("".join(dice.choices("abcdefgh ", k=4096)))]
-    prompt = engine.row(messages)
+    prompt = engine.rows.row(messages)
     text = messages[0].text
     while len(prompt) != 4096 + extra:
         text = text + "a" if len(prompt) < 4096 + extra else text[: -(len(prompt) - 4096 - extra)]
         messages = [Message.user(text)]
-        prompt = engine.row(messages)
+        prompt = engine.rows.row(messages)
     sampling = SamplingParams(max_tokens=4)
     alone = engine.generate(messages, sampling=sampling)
     assert alone.rope == ("long" if extra > 0 else "short+long")

@@ -167,7 +167,7 @@ def test_processes_that_end_while_they_are_killed_end_no_others(tokenizer: Token
 
 @pytest.mark.usefixtures("no_processes")
 def test_an_invalid_grammar_ends_a_request_that_did_not_wait_for_it(engine: Engine) -> None:
-    row = engine.prepare(QUESTION)
+    row = engine.rows.prepare(QUESTION)
     (request,) = engine.enter(row, SamplingParams(grammar=Grammar("regex", "(")))
     (plain,) = engine.enter(row, SamplingParams(max_tokens=3))
     steps_until_finished(engine, request, plain)
@@ -190,7 +190,7 @@ def test_a_message_that_is_read_late_counts(
 @pytest.mark.usefixtures("no_processes")
 def test_answers_of_a_request_share_a_process(engine: Engine) -> None:
     sampling = SamplingParams(grammar=WORDS, temperature=2.0, n=4, max_tokens=60)
-    row = engine.prepare(QUESTION)
+    row = engine.rows.prepare(QUESTION)
     requests = engine.enter(row, sampling)
     until(lambda: engine.step() and all(r.tokens for r in requests))
     assert len(processes(engine.processor.tokenizer)) == 1

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from polyphi.engine.cache import BLOCK, token_bytes
 from polyphi.engine.engine import Engine
+from polyphi.engine.fairness import PATIENCE, RESERVED, SMALL, split_evenly
 from polyphi.engine.request import Caller, Request
-from polyphi.engine.scheduler import PATIENCE, RESERVED, SMALL, split_evenly
 from polyphi.messages import Message, SamplingParams
 
 LONG = [Message.user("the quick brown fox jumps over the lazy dog " * 12)]
@@ -24,12 +24,12 @@ CHAT = SamplingParams(max_tokens=3 * TURN + 6)
 @pytest.fixture
 def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers of `FEW` tokens are short, those of `CHAT` take four turns."""
-    monkeypatch.setattr("polyphi.engine.scheduler.TURN", TURN)
-    monkeypatch.setattr("polyphi.engine.scheduler.SHORT", CHAT.max_tokens)
+    monkeypatch.setattr("polyphi.engine.fairness.TURN", TURN)
+    monkeypatch.setattr("polyphi.engine.fairness.SHORT", CHAT.max_tokens)
 
 
 def entered(engine: Engine, client: bytes, sampling: SamplingParams = FEW) -> Request:
-    row = engine.prepare(SHORT, sampling)
+    row = engine.rows.prepare(SHORT, sampling)
     (request,) = engine.enter(row, sampling, caller=Caller(client))
     return request
 
@@ -62,7 +62,7 @@ def test_equal_shares(amount: int, requested: list[int]) -> None:
 def test_a_short_prompt_finishes_beside_long_ones(engine: Engine, sampling: SamplingParams) -> None:
     """After eight prompts of four steps each were submitted."""
     cut = Engine(engine.model, engine.processor, chunk=27, prefill=27)
-    row = cut.prepare(LONG, ONE)
+    row = cut.rows.prepare(LONG, ONE)
     assert len(row) > 4 * 27
     # Salts differ, so that nothing is shared.
     long = [cut.enter(row, sampling, caller=Caller(salt=b"%d" % i))[0] for i in range(8)]
@@ -79,7 +79,7 @@ def test_a_short_prompt_finishes_beside_long_ones(engine: Engine, sampling: Samp
 def test_prompts_of_one_call_go_in_order(engine: Engine) -> None:
     """Prompts of one call don't share a step among themselves: the first finishes first."""
     cut = Engine(engine.model, engine.processor, chunk=64, prefill=64)
-    rows = [cut.prepare([Message.user(f"{i} " + LONG[0].text)], ONE) for i in range(4)]
+    rows = [cut.rows.prepare([Message.user(f"{i} " + LONG[0].text)], ONE) for i in range(4)]
     requests = [one for (one,) in cut.enter_all(rows, ONE)]
     order: list[int] = []
     while len(order) < 4:
@@ -143,7 +143,7 @@ def test_all_answers_to_a_short_prompt_pass_long_ones(engine: Engine, draft: int
     long = [entered(cut, b"a", replace(CHAT, draft=draft)) for _ in range(6)]
     for _ in range(5):
         cut.step()
-    short = cut.enter(cut.prepare(SHORT, few), few, caller=Caller(b"a"))
+    short = cut.enter(cut.rows.prepare(SHORT, few), few, caller=Caller(b"a"))
     steps = 0
     while not all(r.finish_reason for r in short):
         cut.step()
@@ -182,7 +182,7 @@ def test_turns_are_longer_where_memory_is_short(engine: Engine) -> None:
     """Keys and values of waiting requests are evicted: turns don't multiply the tokens that run."""
     cut = sized(engine, 7, max_num_seqs=2)
     chat = replace(CHAT, rope="bound")  # it doesn't run again with another table
-    rows = cut.prepare(SHORT, chat)
+    rows = cut.rows.prepare(SHORT, chat)
     # Salts differ, so that nothing is shared.
     long = [cut.enter(rows, chat, caller=Caller(b"a", salt=b"%d" % i))[0] for i in range(6)]
     finish(cut, *long)
@@ -230,9 +230,9 @@ def test_turns_of_one_client_cost_others_nothing(engine: Engine) -> None:
 
 def test_memory_is_reserved_for_small_requests(engine: Engine) -> None:
     """Large requests use the other memory, and more of them wait: a small one is admitted at once, before them."""
-    blocks = -(-len(engine.row(LONG)) // BLOCK) + 1
+    blocks = -(-len(engine.rows.row(LONG)) // BLOCK) + 1
     cut = sized(engine, max(SMALL, 10 * blocks), chunk=64, prefill=64)
-    rows = cut.prepare(LONG, FEW)
+    rows = cut.rows.prepare(LONG, FEW)
     large = [cut.enter(rows, FEW, caller=Caller(salt=b"%d" % i))[0] for i in range(12)]
     for _ in range(3):
         cut.step()
@@ -259,7 +259,7 @@ def test_tokens_are_decoded_between_slices_of_an_encoder(
     messages = [Message.user(part, "what is this?")]
     alone = engine.generate(messages, sampling=FEW).tokens
     cut = Engine(engine.model, engine.processor)
-    monkeypatch.setattr("polyphi.engine.core.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
     beside = cut.submit(SHORT, sampling=SamplingParams(max_tokens=60))
     cut.step()
     request = cut.submit(messages, sampling=FEW)
@@ -279,7 +279,7 @@ def test_tokens_are_decoded_between_slices_of_an_encoder(
 def test_encoding_stops_when_its_request_is_aborted(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyphi.engine.core.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
     request = engine.submit([Message.user(picture(120, 120), "?")], sampling=FEW)
     request.row.result()
     for _ in range(3):
@@ -295,7 +295,7 @@ def test_a_small_image_does_not_wait_for_all_large_ones(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("polyphi.engine.encoders.CROPS", 1)
-    monkeypatch.setattr("polyphi.engine.core.SLICE", 0.0)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
     large = [engine.submit([Message.user(picture(120, 120 - i), "?")]) for i in range(4)]
     small = engine.submit([Message.user(picture(20, 20), "?")])
     for request in (*large, small):

@@ -5,14 +5,14 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyphi.engine.speculate import (
+from polyphi.engine.prompt_lookup import (
     ACCEPTANCE,
     CANDIDATES,
     MAX_MATCH,
     DraftToken,
     PromptLookup,
-    draft_lengths,
 )
+from polyphi.engine.speculate import draft_lengths
 
 
 def drafted(lookup: PromptLookup, most: int) -> list[int]:

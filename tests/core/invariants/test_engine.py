@@ -34,7 +34,7 @@ class Watched(Engine):
     def __init__(self, *args, **options) -> None:
         super().__init__(*args, **options)
         self.sampled_logits: dict[Request, list[torch.Tensor]] = {}
-        self.core.accept = self._accept
+        self.accept = self._accept
 
     def _accept(self, part, output, finite, best) -> None:
         before = len(part.request.tokens)
@@ -138,7 +138,7 @@ def alone(engine: Engine, one: Tracked, count: int) -> torch.Tensor:
         else one.request.tokens[:count]
     )
     whole = extend(prompt, list(tokens))
-    switch, first = engine.runner.switch, len(prompt)
+    switch, first = engine.runner.rope.switch, len(prompt)
     bound = first + one.sampling.max_tokens if one.sampling.rope == "bound" else 0
     rows = []
     with torch.no_grad():
@@ -183,8 +183,8 @@ def compare_with_the_model(engine: Watched, requests: list[Tracked], rounding: f
 def test_every_request_gets_what_it_gets_alone(
     engine: Engine, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyphi.engine.scheduler.SHORT", 60)
-    monkeypatch.setattr("polyphi.engine.scheduler.TURN", 8)
+    monkeypatch.setattr("polyphi.engine.fairness.SHORT", 60)
+    monkeypatch.setattr("polyphi.engine.fairness.TURN", 8)
     dice = random.Random(seed)
     double = seed % 3 == 2
     blocks, longest = dice.choice([(20, 2.0), (70, 50.0), (200, 50.0)])
@@ -224,7 +224,7 @@ def test_text_is_bit_for_bit_what_the_language_model_says(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside pictures and clips with their adapters, in a batch of the same shape."""
-    monkeypatch.setattr("polyphi.engine.core.SLICE", math.inf)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE", math.inf)
     messages = [
         [Message.user("the quick fox jumps")],
         [Message.user(picture(), "what is this?")],

@@ -23,6 +23,7 @@ from serve.conftest import Running, serving
 from serve.test_chat import CONTENTS
 
 from polyphi.engine.engine import Engine
+from polyphi.engine.scores import logits_many
 from polyphi.messages import Calls, Message, SamplingParams, Text, call_text, with_tools
 from polyphi.serve.settings import Settings
 
@@ -263,7 +264,10 @@ def test_log_likelihoods_are_the_engines(running: Running, client: OpenAI, ids: 
         assert sum(logprobs.token_logprobs[at:]) == pytest.approx(
             sum(p.logprob for p in ours[at - 1 :]), abs=1e-4
         )
-        best = engine.logits(engine.ids_row(prompt))[at - 1 : -1].argmax(-1).tolist() == prompt[at:]
+        best = (
+            logits_many(engine, [engine.rows.ids_row(prompt)])[0][at - 1 : -1].argmax(-1).tolist()
+            == prompt[at:]
+        )
         greedy = all(
             token == max(top, key=lambda t: top[t])
             for token, top in zip(logprobs.tokens[at:], logprobs.top_logprobs[at:], strict=True)
@@ -280,7 +284,7 @@ def test_perplexity_of_a_document(running: Running, client: OpenAI) -> None:
     )
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None and logprobs.token_logprobs
-    logs = engine.logits(engine.ids_row(ids)).log_softmax(-1)
+    logs = logits_many(engine, [engine.rows.ids_row(ids)])[0].log_softmax(-1)
     total = sum(logs[i, token].item() for i, token in enumerate(ids[1:]))
     assert sum(logprobs.token_logprobs[1:]) == pytest.approx(total, abs=1e-4)
     assert math.isfinite(total) and total < -1

@@ -7,6 +7,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 from serve.conftest import Running
 
+from polyphi.engine.scores import logits_many
 from polyphi.serve.tokens import finite
 
 PROMPT = "the quick brown"
@@ -21,7 +22,7 @@ def client(running: Running) -> Iterator[OpenAI]:
 def test_echo_tells_what_the_model_thinks_of_the_prompt(running: Running, client: OpenAI) -> None:
     engine = running.engine
     ids = engine.processor.tokenizer.encode(PROMPT)
-    logs = engine.logits(engine.ids_row(ids)).log_softmax(-1)
+    logs = logits_many(engine, [engine.rows.ids_row(ids)])[0].log_softmax(-1)
     expected = [logs[i, token].item() for i, token in enumerate(ids[1:])]
     for prompt in (PROMPT, ids):
         answer = client.completions.create(

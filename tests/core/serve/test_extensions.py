@@ -340,7 +340,7 @@ def test_allowed_tools(post: Any) -> None:
 
 def test_tokens_of_conversations_and_texts(running: Running, post: Any) -> None:
     messages = [{"role": "user", "content": [{"type": "text", "text": "größer"}, image_part()]}]
-    row = running.engine.row([Message.user("größer", picture())])
+    row = running.engine.rows.row([Message.user("größer", picture())])
     body = post("/tokenize", messages=messages, return_token_strs=True)
     assert body["tokens"] == row.ids.tolist()
     assert body["count"] == len(row) == body["text_tokens"] + body["image_tokens"]

@@ -126,7 +126,7 @@ def test_clients_that_fill_the_queue_together_leave_a_slot_to_another(running: R
 def test_a_short_chat_does_not_wait_for_log_probabilities(running: Running) -> None:
     """Their prompts are computed in chunks at the same time, and end within a step after their client disconnects."""
     engine = running.engine
-    engine.scheduler._chunk = engine.scheduler._prefill = 64
+    engine.scheduler.budget.chunk = engine.scheduler.budget.prefill = 64
     ids = [[260 + (7 * i + j) % 60 for j in range(1800)] for i in range(60)]
     body = json.dumps({"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 0}).encode()
     head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"

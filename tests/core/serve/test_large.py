@@ -86,7 +86,7 @@ def test_an_answer_that_the_context_cannot_hold(running: Running) -> None:
 def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[..., bool]):
     """An event that large preparations wait for, and the list of started ones."""
     go, begun = threading.Event(), []
-    row_steps = running.engine.row_steps
+    row_steps = running.engine.rows.row_steps
 
     def waiting(messages: Any, **options: Any) -> Any:
         if large(messages):
@@ -94,7 +94,7 @@ def held_up(running: Running, monkeypatch: pytest.MonkeyPatch, large: Callable[.
             assert go.wait(60)
         return row_steps(messages, **options)
 
-    monkeypatch.setattr(running.engine, "row_steps", waiting)
+    monkeypatch.setattr(running.engine.rows, "row_steps", waiting)
     return go, begun
 
 

@@ -245,7 +245,7 @@ def test_what_is_said_is_logged_only_where_that_was_asked_for(
 def test_who_hangs_up_while_it_enters_leaves_nothing(running: Running) -> None:
     """The ticket is released before its jobs start: they end at once."""
     server, engine = client_server(running), running.engine
-    row = engine.prepare([Message.user("hi")], SamplingParams(500))
+    row = engine.rows.prepare([Message.user("hi")], SamplingParams(500))
     ticket = Ticket(server, NOBODY, live=False)
     ticket.release()
     asyncio.run(server.submit(ticket, [row], SamplingParams(500)))
@@ -296,7 +296,7 @@ def test_a_long_step_is_no_failure_until_the_limit_of_the_engine(running: Runnin
     assert heartbeats.small.limit == SMALL_POOL_SECONDS < ENGINE_SECONDS == heartbeats.engine.limit
     heartbeats.small.limit = 2.0
     with running.client() as client:
-        with running.engine.core._lock:
+        with running.engine._lock:
             for _ in range(SMALL_THREADS):
                 server._small.pool.submit(running.engine.counters)
             until(lambda: heartbeats.small.pending and heartbeats.engine.seconds > 4)

@@ -10,8 +10,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 from serve.conftest import serving
 
-from polyphi.engine.core import Counters
-from polyphi.engine.engine import Engine
+from polyphi.engine.engine import Counters, Engine
 from polyphi.messages import Message, SamplingParams
 from polyphi.serve.metrics import Load, ServerMetrics, Times
 from polyphi.serve.settings import Settings

@@ -62,7 +62,7 @@ def test_it_is_the_attention_of_the_forward(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compared with queries and keys recorded in the decoder, with an adapter and the long LongRoPE table."""
-    row = engine.row([Message.user(clip(3.0), "say it")])
+    row = engine.rows.row([Message.user(clip(3.0), "say it")])
     tokens = engine.processor.tokenizer.encode("the quick brown fox jumps over the lazy dog" * 3)
     assert len(row) < engine.model.decoder.rope.switch < len(row) + len(tokens)
     inputs = []
@@ -89,13 +89,13 @@ def test_it_is_the_attention_of_the_forward(
 
 
 def test_tokens_fill_the_clip(engine: Engine) -> None:
-    row = engine.row([Message.user(clip(1.0), "say it")])
+    row = engine.rows.row([Message.user(clip(1.0), "say it")])
     tokens = engine.processor.tokenizer.encode("the quick fox")
     times = align(engine.model, row, tokens)
     assert times[0][0] == 0 and times[-1][1] == pytest.approx(13 * FRAME)
     assert align(engine.model, row, []) == []
     with pytest.raises(ValueError, match="found 0"):
-        align(engine.model, engine.row([Message.user("fox")]), tokens)
+        align(engine.model, engine.rows.row([Message.user("fox")]), tokens)
 
 
 def test_aligned_words_have_their_source(engine: Engine) -> None:

@@ -380,7 +380,7 @@ def test_settings_change_between_items() -> None:
 
 
 def test_the_context_must_have_room_for_audio() -> None:
-    engine = ToneEngine(context=70)
+    engine = ToneEngine(longest=70)
     with pytest.raises(ValueError, match="70"):
         Live(engine, TASK, rate=RATE, emit=lambda e: None)
 

@@ -33,11 +33,10 @@ class ToneEngine(Engine):
     """Replaces the engine with a decoder of the clips' tones. `answer` may change its answers; `requests` records
     (seconds, sampling) of each clip, `batches` the sizes of the calls."""
 
-    context = 4096  # type: ignore[assignment]
-    capacity = 1 << 20  # type: ignore[assignment]
+    longest = 4096  # type: ignore[assignment]
 
-    def __init__(self, context: int = 4096, answer: Any = None) -> None:
-        self.context, self.answer = context, answer  # type: ignore[misc]
+    def __init__(self, longest: int = 4096, answer: Any = None) -> None:
+        self.longest, self.answer = longest, answer  # type: ignore[misc]
         self.processor = Processor(TOKENIZER)
         self.requests: list[tuple[float, SamplingParams]] = []
         self.batches: list[int] = []
@@ -221,7 +220,7 @@ def test_a_truncated_answer_gets_more_tokens_then_halves_then_a_warning() -> Non
 
 
 def test_pieces_fit_the_context() -> None:
-    engine = ToneEngine(context=400)
+    engine = ToneEngine(longest=400)
     for texts in ("transcript", "both"):
         task = replace(TASK, texts=texts)
         limit = longest_piece(engine, task)
@@ -231,10 +230,10 @@ def test_pieces_fit_the_context() -> None:
             assert seconds <= limit + 0.01
             assert prompt + int(np.ceil(seconds * 12.5)) + its.max_tokens <= 400
         engine.requests.clear()
-    assert longest_piece(ToneEngine(context=131072), TASK) == 1800
-    assert longest_piece(ToneEngine(context=131072), TASK, 30.0) == 30
+    assert longest_piece(ToneEngine(longest=131072), TASK) == 1800
+    assert longest_piece(ToneEngine(longest=131072), TASK, 30.0) == 30
     with pytest.raises(ValueError, match="a context of 80 tokens"):
-        longest_piece(ToneEngine(context=80), TASK)
+        longest_piece(ToneEngine(longest=80), TASK)
     with pytest.raises(ValueError, match="at least 1 s"):
         longest_piece(ToneEngine(), TASK, 0.5)
 
