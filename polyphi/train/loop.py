@@ -28,6 +28,7 @@ from polyphi.batch import Batch
 from polyphi.data import workers as processes
 from polyphi.data.loader import Loader, ReaderGroup
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
@@ -79,6 +80,7 @@ def train(
         options = dataclasses.replace(options, report=_silence)
     out.mkdir(parents=True, exist_ok=True)
     device = next(model.parameters()).device
+    prepare(model)
     head = stage.objective.build(model, processor, seed=options.seed)
     head = head.to(device) if head is not None else None
     parameters = freeze(stage, model, head)
