@@ -26,9 +26,11 @@ from polyphi.batch import Batch, pack
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import load_checkpoint, read_config
 from polyphi.data.shards import Shards
+from polyphi.model.adapters import add_adapter, put_adapter
 from polyphi.model.config import AdapterConfig
 from polyphi.model.lora import Factors
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
 from polyphi.train.loss import NextToken
@@ -60,7 +62,7 @@ def train_adapter(
     )
     model = load_checkpoint(run / "model", apart=True)
     processor = make_processor(model.config, Tokenizer.load(run / "model"))
-    model.add_adapter(NAME, LORA, seed)
+    add_adapter(model, NAME, LORA, seed)
     names = stage.learning_rates(n for n, _ in model.named_parameters())
     if base != "bf16":
         quantize_frozen(model, base, names)
@@ -80,8 +82,8 @@ def with_adapter(run: Path, trained: Path, base: str) -> PhiModel:
         path: Factors(tensors[f"{path}{ends}a"], tensors[f"{path}{ends}b"], LORA.alpha / LORA.rank)
         for path in paths
     }
-    model.put_adapter(NAME, LORA, factors)
-    return model
+    put_adapter(model, NAME, LORA, factors)
+    return prepare(model)
 
 
 def in_packs(rows: Sequence[Batch], size: int = 16) -> Iterator[Batch]:

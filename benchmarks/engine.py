@@ -171,11 +171,11 @@ def random_quantized(config: ModelConfig, kind: str) -> PhiModel:
     for part in quantized.parts(model, kind):
         shape = model.get_parameter(part.name).shape
         part.put(part.form(noise.tensor(part.name, shape).flatten(1)))
-    if model.decoder.head is not None:
+    if quantized.head_of(model) is not None:
         model.decoder.embed_tokens.register_parameter("weight", None)
     state = {name: noise.tensor(name, t.shape) for name, t in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
-    return quantized.prepare(model, kind).eval().requires_grad_(False)
+    return quantized.finish(model, kind).eval().requires_grad_(False)
 
 
 def public(model: PhiModel, layout: str, prefix: str = "") -> dict[str, Tensor]:
@@ -319,7 +319,9 @@ def read_per_token(model: PhiModel) -> int:
     decoder = model.decoder
     all_bytes = sum(quantized.nbytes(t) for t in tensors(decoder))
     table = decoder.embed_tokens.weight
-    return all_bytes - (table.nbytes if decoder.head is not None and table is not None else 0)
+    return all_bytes - (
+        table.nbytes if quantized.head_of(model) is not None and table is not None else 0
+    )
 
 
 # ------------------------------------------------------------------------------ timing

@@ -43,6 +43,7 @@ from polyphi.data.draws import Unfit
 from polyphi.data.loader import Loader
 from polyphi.data.shards import Shards
 from polyphi.engine import placement
+from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
@@ -108,7 +109,7 @@ def write_model(run: Path, layout: str, folder: Path) -> PhiModel:
     if layout == "mini":
         model.config = replace(model.config, vision=None, audio=None)
         model.vision = model.audio = None
-    model.add_adapter(ADAPTER, AdapterConfig(16, 32.0))
+    add_adapter(model, ADAPTER, AdapterConfig(16, 32.0))
     files = [run / "model" / name for name in ("tokenizer.json", "tokenizer_config.json")]
     save_checkpoint(model, folder, layout, dtype=torch.bfloat16, files=files)
     return model

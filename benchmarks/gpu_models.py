@@ -21,6 +21,7 @@ from polyphi.messages import Audio, Image, Message
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import EMBEDDING, parts
@@ -78,7 +79,7 @@ def multimodal(tiny: bool) -> tuple[PhiModel, Processor]:
         vision=replace(config.vision, image_token_id=tokenizer.image_id),
         audio=replace(config.audio, audio_token_id=tokenizer.audio_id),
     )
-    model = PhiModel(config)
+    model = prepare(PhiModel(config))
     model.initialise(0)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -110,7 +111,7 @@ def language(device: torch.device, tiny: bool, *, adapters: bool = False) -> Phi
     if adapters:
         config = replace(config, adapters={"vision": AdapterConfig(4 if tiny else 64, 8.0)})
     with torch.device("meta"):
-        model = PhiModel(config)
+        model = prepare(PhiModel(config))
     model = model.bfloat16().to_empty(device=device).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.normal_(0, 0.02) if parameter.ndim > 1 else parameter.fill_("norm" in name)

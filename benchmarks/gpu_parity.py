@@ -18,15 +18,12 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.runner import Runner
 from polyphi.messages import Message, SamplingParams
-from polyphi.model.attention import (
-    explicit_attention,
-    packed_attention,
-    ragged_attention,
-    varlen_supported,
-)
+from polyphi.model.attention import explicit_attention
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.attention import packed_attention, ragged_attention, varlen_supported
+from polyphi.prepared.prepare import prepare
 from polyphi.quantization.integer_weights import Quantized
-from polyphi.quantization.quantize import BASES, quantize_frozen
+from polyphi.quantization.quantize import BASES, head_of, quantize_frozen
 from polyphi.train.loss import NextToken
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -234,8 +231,8 @@ def numbers(model: PhiModel, quantized: PhiModel) -> PhiModel:
         if isinstance(kernel := getattr(module, "kernel", None), Quantized):
             weight: Any = modules[path].get_parameter("weight")
             weight.copy_(unpacked(kernel).view_as(weight))
-    if isinstance(head := quantized.decoder.head, Quantized):
-        model.decoder.head = head
+    if (head := head_of(quantized)) is not None:
+        prepare(model.decoder).head = head  # type: ignore[assignment]
     return model
 
 

@@ -15,10 +15,12 @@ from polyphi.checkpoints.processor import make_processor
 from polyphi.data.packing import Pack
 from polyphi.engine.engine import Engine
 from polyphi.messages import SamplingParams
-from polyphi.model.decoder import ForwardContext, Layer
+from polyphi.model.decoder import DecoderLayer, ForwardContext
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
+from polyphi.prepared.prepare import prepare
 from polyphi.quantization.integer_weights import Quantized
+from polyphi.quantization.quantize import head_of
 from polyphi.train import parallel
 from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations
@@ -72,7 +74,7 @@ def training(device: torch.device, tiny: bool) -> Iterator[Line]:
     for name in ("whole", "sharded"):
         model = PhiModel(config)
         model.initialise(0)
-        model = model.to(device).train()
+        model = prepare(model.to(device)).train()
         if name == "sharded":
             parallel.shard(model, "bf16", 1)
         named = {f"decoder.{n}": p for n, p in model.decoder.named_parameters()}
@@ -111,18 +113,18 @@ def block(device: torch.device, tiny: bool) -> Iterator[Line]:
     """Model FLOPs utilisation of one block of the decoder, forward and backward, in bf16."""
     model = language(torch.device("meta"), tiny)
     d, tokens, rows = model.config.decoder, 128 if tiny else 8192, 2
-    layer = Layer(d, {}).to(device, torch.bfloat16)
+    layer = prepare(DecoderLayer(d, {})).to(device, torch.bfloat16)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     x = torch.randn(tokens, d.hidden_size, device=device, dtype=torch.bfloat16, requires_grad=True)
     length = tokens // rows
     batch = text_rows(model, tokens, rows).to(device)
     cos, sin = model.decoder.rope(batch, torch.bfloat16)
-    shared = ForwardContext(cos, sin, (), tuple(range(0, tokens + 1, length)), None)
+    context = ForwardContext(cos, sin, (), tuple(range(0, tokens + 1, length)), None)
     gradient = torch.randn_like(x)
 
     def step() -> None:
-        layer(x, shared, 0).backward(gradient)
+        layer(x, context, 0).backward(gradient)
 
     seconds = median_seconds(device, step, 5)
     products = 6 * tokens * sum(p.numel() for p in layer.parameters() if p.ndim > 1)
@@ -163,7 +165,7 @@ def weight_bytes(model: PhiModel) -> int:
     for module in decoder.modules():
         if isinstance(kernel := getattr(module, "kernel", None), Quantized):
             weights += kernel.tensors()
-    head: Any = decoder.head
+    head = head_of(model)
     weights += [decoder.embed_tokens.weight] if head is None else head.tensors()
     return sum(weight.nbytes for weight in weights)
 

@@ -35,6 +35,7 @@ from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data.shards import Shards
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text, media
+from polyphi.model.adapters import add_adapter
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -170,7 +171,7 @@ class Request:
 def run_model(run: Path, folder: Path) -> None:
     """Write the run's model with a random third adapter, in float32."""
     model = load_checkpoint(run / "model", dtype=torch.float32)
-    model.add_adapter("third", AdapterConfig(8, 16.0))
+    add_adapter(model, "third", AdapterConfig(8, 16.0))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, tensor in model.named_parameters():

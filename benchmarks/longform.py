@@ -38,6 +38,7 @@ from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import Audio as AudioTower
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.audio import log_mel_of, resample
 from polyphi.processing.media import AudioStream, decode_audio
 from polyphi.processing.tokenizer import Tokenizer
@@ -107,7 +108,7 @@ def tower() -> AudioTower:
     """The published size of encoder and projectors, random weights."""
     with torch.device("meta"):
         empty = AudioTower(AudioConfig(), 3072).to(torch.bfloat16)
-    audio = empty.to_empty(device="cpu").eval()
+    audio = prepare(empty.to_empty(device="cpu")).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in audio.state_dict().values():

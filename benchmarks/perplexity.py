@@ -30,6 +30,7 @@ from polyphi.data import calibration
 from polyphi.data.shards import Shards
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.quantization.calibration import calibrate
 from polyphi.quantization.quantize import quantize
 from polyphi.quantization.rounding import four_bits, nearest
@@ -85,7 +86,7 @@ def rounded(model: PhiModel, rows: Sequence[Batch], linears: str, head: str) -> 
 
     seen = calibrate(model, rows, put)
     weight = ROUNDED[head](model.decoder.embed_tokens.weight, seen)
-    model.decoder.head = partial(F.linear, weight=weight)  # the lookup stays as it is
+    prepare(model.decoder).head = partial(F.linear, weight=weight)  # the lookup stays as it is
     return model
 
 

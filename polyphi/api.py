@@ -18,6 +18,7 @@ from torch import Tensor
 from polyphi.batch import Batch
 from polyphi.checkpoints import hashes, pull
 from polyphi.checkpoints.fingerprint import fingerprint
+from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
@@ -34,9 +35,9 @@ from polyphi.engine.placement import MemoryReport
 from polyphi.engine.request import GREEDY
 from polyphi.engine.rows import Conversation, Prompt, parse_prompt
 from polyphi.messages import Audio, Completion, Delta, Image, SamplingParams, Tokens, Transcript
+from polyphi.model.adapters import put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.parts import parts
 from polyphi.processing.media import AudioSource
 from polyphi.processing.processor import Processor
 from polyphi.processing.reasoning import THINK
@@ -365,7 +366,7 @@ def load(
     )
     for name, source in (adapters or {}).items():
         adapter = read_peft(source, model.config)
-        model.put_adapter(name, adapter.config, adapter.factors)
+        put_adapter(model, name, adapter.config, adapter.factors)
     progress("engine", None)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(

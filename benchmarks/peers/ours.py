@@ -18,7 +18,6 @@ import polyphi
 from polyphi.batch import Batch, pack, row
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import CHUNK
-from polyphi.engine.forward import forward
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 
 
@@ -49,7 +48,7 @@ class Language:
         sequences, each = ids.shape
         batch, cache = pack(rows), StepCache(self.memory, tables, [each] * sequences)
         last = torch.arange(each - 1, ids.numel(), each) if each > 1 else None
-        hidden = forward(self.model.decoder, self.model.embed(batch), batch, cache, last)
+        hidden = self.model.decoder(self.model.embed(batch), batch, cache, last)
         for table in tables:
             table.length += each
         return self.model.logits(hidden).float()

@@ -14,8 +14,8 @@ from typing import Any
 
 from polyphi.checkpoints.fingerprint import fingerprint as checkpoint_fingerprint
 from polyphi.checkpoints.names import LAYOUTS, PUBLISHED_ADAPTERS
+from polyphi.checkpoints.parts import part_of, parts
 from polyphi.checkpoints.read import read_config
-from polyphi.model.parts import part_of, parts
 from polyphi.runtime.files import write_whole
 from polyphi.runtime.rendering import environment
 

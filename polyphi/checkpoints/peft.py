@@ -1,7 +1,7 @@
 """LoRA folders as PEFT and other tools write them, for a model that is loaded already.
 
 >>> adapter = read_peft("my-adapter", model.config)
->>> model.put_adapter("mine", adapter.config, adapter.factors)
+>>> put_adapter(model, "mine", adapter.config, adapter.factors)
 
 A folder has adapter_config.json and adapter_model.safetensors. Read are plain LoRA and rsLoRA on the linears of the
 language model: any subset of them, ranks and alphas by patterns, and factors of separate projections (q_proj, k_proj,

@@ -43,7 +43,6 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.lora import is_adapter_name
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize
-from polyphi.quantization.integer_weights import Quantized
 from polyphi.runtime.files import RECORD, restore
 from polyphi.runtime.heap import give_back
 
@@ -154,8 +153,8 @@ def load_checkpoint(
     # The embeddings are mapped a second time, for the lookup: only rows that are read take memory.
     if quantize.EMBEDDING in parts and layout == QUANTIZED and LOOKUP not in stored:
         model.decoder.embed_tokens.register_parameter("weight", None)
-        head = model.decoder.head
-        assert isinstance(head, Quantized)
+        head = quantize.head_of(model)
+        assert head is not None
         if head.table is None:
             packed = max(pieces(quantize.EMBEDDING).values(), key=lambda t: t.nbytes)
             head.table = packed.to(target)
@@ -185,7 +184,7 @@ def load_checkpoint(
     model.load_state_dict(state, strict=True, assign=True)
     state.clear()  # otherwise it would keep reordered tensors alive
     if quant:
-        quantize.prepare(model, quant)
+        quantize.finish(model, quant)
         give_back()
     # A buffer that isn't in checkpoints would still be on the meta device; modules compute such tables when they run.
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), (

@@ -51,6 +51,7 @@ def export(
     from polyphi.checkpoints.processor import make_processor
     from polyphi.checkpoints.read import files_beside, load_checkpoint, locate
     from polyphi.checkpoints.write import save_checkpoint
+    from polyphi.model.adapters import merge_adapter
     from polyphi.processing.tokenizer import Tokenizer
 
     target = hub.target(push_to_hub, public)
@@ -82,7 +83,7 @@ def export(
     # merged in the dtype that is written; float32 rounds nothing
     loaded = load_checkpoint(folder, dtype=stored_dtype if merge else None)
     if merge:
-        loaded.merge_adapter(merge)
+        merge_adapter(loaded, merge)
     rows = []
     if calibrate:
         from polyphi.data import calibration

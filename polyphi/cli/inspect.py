@@ -34,8 +34,8 @@ def inspect(
         polyphi inspect runs/nano/model --logits request.json --out logits.safetensors
     """
     import polyphi
+    from polyphi.checkpoints.parts import parts
     from polyphi.checkpoints.read import read_config
-    from polyphi.model.parts import parts
 
     if (logits is None) != (out is None):
         raise ValueError(

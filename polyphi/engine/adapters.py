@@ -20,9 +20,11 @@ from polyphi.checkpoints.peft import CONFIG, FILE, PeftError, read_peft
 from polyphi.engine.prefixes import Prefixes, digest
 from polyphi.engine.request import NUMBER, Request, adapter_name
 from polyphi.engine.runner import Runner
+from polyphi.model.adapters import insert_adapter, low_ranks, remove_adapter
 from polyphi.model.config import AdapterConfig
 from polyphi.model.lora import Factors
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 
 InvalidAdapter = PeftError
 """A folder has no adapter for this model; `reason` is the message without the folder."""
@@ -74,11 +76,11 @@ class Adapters:
         # A CUDA graph that is recorded meanwhile would fail: another thread must not allocate then.
         on_cuda = self._model.decoder.device.type == "cuda"
         with self._turn() if on_cuda else nullcontext():
-            pairs = self._model.low_ranks(factors)
+            pairs = {k: prepare(pair) for k, pair in low_ranks(self._model, factors).items()}
             hashed = digest(pairs.items())
         with self._turn():
             self._settle()
-            self._model.insert_adapter(key, config, pairs)
+            insert_adapter(self._model, key, config, pairs)
             self._prefixes.adapter_added(key, hashed)
         return key
 
@@ -101,7 +103,7 @@ class Adapters:
         used = {adapter for request in self._requests() for adapter in _adapters(request)}
         for key in [key for key in self._leaving if key not in used]:
             self._settle()
-            self._model.remove_adapter(key)
+            remove_adapter(self._model, key)
             self._prefixes.adapter_removed(key)
             self._runner.forget_adapter(key)
             self._leaving.pop(key).set_result(None)

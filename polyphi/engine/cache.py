@@ -28,7 +28,8 @@ from torch import Tensor
 from polyphi import kernels
 from polyphi.kernels import attention
 from polyphi.kernels.attention import BlockLayout, KVLayer
-from polyphi.model.attention import (
+from polyphi.model.config import DecoderConfig
+from polyphi.prepared.attention import (
     Piece,
     continued_attention,
     cumulative_lengths,
@@ -36,7 +37,6 @@ from polyphi.model.attention import (
     varlen_attention,
     varlen_supported,
 )
-from polyphi.model.config import DecoderConfig
 
 BLOCK = attention.BLOCK
 """Tokens of a block."""

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from polyphi.batch import AudioInput, Batch, ImageInput
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.multimodal import PreparedAudio, PreparedVision
+from polyphi.prepared.prepare import prepare
 from polyphi.steps import Steps
 
 CROPS = 16
@@ -86,7 +88,7 @@ class Encoders:
     """The model's encoders with an LRU cache of at most `budget` bytes of embeddings."""
 
     def __init__(self, model: PhiModel, budget: int) -> None:
-        self._model = model
+        self._model = prepare(model)
         self._budget = budget
         self._cache: OrderedDict[bytes, Float[Tensor, "n D"]] = OrderedDict()
         self.bytes = 0
@@ -188,10 +190,14 @@ class Encoders:
         if group[0].modality == "image":
             # Converted before they are joined: a group may have images in uint8 and in float.
             images = [i.media.float_crops() for i in group if isinstance(i.media, ImageInput)]
-            embeddings = yield from self._model.image_slices(ImageInput.join(images).to(device))
+            vision = self._model.vision
+            assert isinstance(vision, PreparedVision), "requests with images are refused before"
+            embeddings = yield from vision.slices(ImageInput.join(images).to(device))
         else:
             audio = [i.media for i in group if isinstance(i.media, AudioInput)]
-            embeddings = yield from self._model.audio_slices(AudioInput.join(audio).to(device))
+            encoder = self._model.audio
+            assert isinstance(encoder, PreparedAudio), "requests with audio are refused before"
+            embeddings = yield from encoder.slices(AudioInput.join(audio).to(device))
         self.calls += len(group)
         self.queries += len(group)
         parts = embeddings.split([item.end - item.start for item in group])

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.engine.cache import BLOCK, Memory
-from polyphi.engine.forward import run_layers
 from polyphi.engine.scheduler import StepPart
 from polyphi.model.attention import working_dtype
 from polyphi.model.decoder import ForwardContext
 from polyphi.model.lora import routes
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.decoder import PreparedDecoder
+from polyphi.prepared.prepare import prepare
 
 MAX_GRAPHS = 24
 """Most cached graphs."""
@@ -72,7 +73,7 @@ class DecodeGraphs:
     """Recorded steps over one `memory`, whose last block is reserved for the writes of padding."""
 
     def __init__(self, model: PhiModel, memory: Memory) -> None:
-        self._model, self.memory = model, memory
+        self._model, self.memory = prepare(model), memory
         self._device = model.decoder.device
         self._padding_row = len(memory.layers[0][0]) - 1
         self._graphs: OrderedDict[tuple, tuple[GraphInputs, Callable[[], Tensor]]] = OrderedDict()
@@ -134,6 +135,7 @@ class DecodeGraphs:
 
     def _record(self, batch: Batch, width: int) -> tuple[GraphInputs, Callable[[], Tensor]]:
         decoder, sequences = self._model.decoder, len(batch.ids)
+        assert isinstance(decoder, PreparedDecoder)
         device = self._device
         x = decoder.embed(batch.ids.to(device))
         cos, sin = decoder.rope(batch.to(device), working_dtype(x))
@@ -145,7 +147,7 @@ class DecodeGraphs:
             cached_rows=torch.full((sequences, width), self._padding_row, device=device),
             mask=torch.ones(sequences, width, dtype=torch.bool, device=device),
         )
-        shared = ForwardContext(
+        context = ForwardContext(
             step.cos,
             step.sin,
             routes(batch, decoder.adapters.keys(), device),
@@ -154,7 +156,7 @@ class DecodeGraphs:
         )
 
         def forward() -> Tensor:
-            return self._model.logits(run_layers(decoder, decoder.embed(step.ids), shared)).float()
+            return decoder.logits(decoder.run(decoder.embed(step.ids), context)).float()
 
         if device.type != "cuda":
             return step, forward

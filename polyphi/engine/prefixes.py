@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from polyphi.engine.request import Request
+from polyphi.model.adapters import adapter_pairs
 from polyphi.model.lora import LowRank
 from polyphi.model.multimodal import PhiModel
 
@@ -32,7 +33,7 @@ class Prefixes:
 
     def _digest(self, adapter: str) -> bytes:
         if adapter not in self._digests:
-            self._digests[adapter] = digest(self.model.adapter_pairs(adapter))
+            self._digests[adapter] = digest(adapter_pairs(self.model, adapter))
         return self._digests[adapter]
 
     def weights_changed(self) -> bool:

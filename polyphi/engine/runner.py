@@ -14,12 +14,12 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.engine.cache import Memory, StepCache
-from polyphi.engine.forward import forward
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.engine.longrope import LongRope
 from polyphi.engine.scheduler import StepPart
 from polyphi.messages import TokenLogprob
 from polyphi.model.multimodal import PhiModel, splice
+from polyphi.prepared.prepare import prepare
 
 SCORED = 128
 """Positions whose logits are computed at once when scoring, to bound memory."""
@@ -54,7 +54,7 @@ class Runner:
     """Runs a model."""
 
     def __init__(self, model: PhiModel) -> None:
-        self.model = model
+        self.model = prepare(model)
         self.rope = LongRope(model.config.decoder)
         self._graphs: DecodeGraphs | None = None
 
@@ -88,7 +88,7 @@ class Runner:
         indices = None
         if rows != list(range(len(x))):  # at least one position must run
             indices = torch.tensor(rows or [len(x) - 1], device=self.device)
-        hidden = forward(self.model.decoder, x, batch, cache, indices)
+        hidden = self.model.decoder(x, batch, cache, indices)
         for part in parts:
             part.request.table.length += part.new
         counts = [len(some) for some in sampled]
@@ -134,7 +134,7 @@ class Runner:
         indices = None
         if logit_indices is not None:
             indices = torch.tensor(logit_indices, device=self.device)
-        return forward(self.model.decoder, self.model.embed(batch), batch, indices=indices)
+        return self.model.decoder(self.model.embed(batch), batch, None, indices)
 
     def _batch(self, parts: Sequence[StepPart]) -> tuple[Batch, list[int]]:
         ids: list[int] = []

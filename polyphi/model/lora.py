@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,28 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polyphi.batch import Batch
-from polyphi.kernels import bf16
 from polyphi.model.config import AdapterConfig
-from polyphi.model.linear import product
-
-
-class Kernel(Protocol):
-    """A quantized weight: computes W x, and gives its tensors."""
-
-    def __call__(self, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"]: ...
-
-    def fused(
-        self,
-        x: Float[Tensor, "T I"],
-        pair: Any,
-        onto: Float[Tensor, "T O"] | None,
-        gated: bool,
-    ) -> Float[Tensor, "T O_"] | None:
-        """W x with an adapter's two products and its factor (or None), then the sum with `onto` or the gate, in one
-        kernel; None where there is no such kernel."""
-        ...
-
-    def tensors(self) -> tuple[Tensor, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -92,8 +70,7 @@ def is_adapter_name(name: str) -> bool:
 
 
 class LowRank(nn.Module):
-    """An adapter's two factors: x -> B A dropout(x), not scaled. In a quantized model `down` and `up` compute the
-    products with A and B (`quantize.py`)."""
+    """An adapter's two factors: x -> B A dropout(x), not scaled."""
 
     def __init__(self, inputs: int, outputs: int, config: AdapterConfig) -> None:
         super().__init__()
@@ -101,8 +78,6 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.empty(outputs, config.rank))
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
-        self.down: Kernel | None = None
-        self.up: Kernel | None = None
 
     @classmethod
     def of(cls, factors: Factors, like: Tensor, dropout: float = 0.0) -> "LowRank":
@@ -119,60 +94,30 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.b)
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Tensors that identify the adapter: its factors."""
+        yield from self.parameters()
+
     def squeeze(self, x: Float[Tensor, "n I"]) -> Float[Tensor, "n R"]:
         """A dropout(x)."""
-        if self.training and self.dropout > 0:
-            x = dropout(x, self.dropout)
-        return product(x, self.a) if self.down is None else self.down(x)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Tensors that identify the adapter: its factors, or of quantized ones all tensors in a plain memory layout, at
-        least the scales."""
-        yield from self.parameters()
-        for kernel in (self.down, self.up):
-            yield from (t for t in kernel.tensors() if not t.is_mkldnn) if kernel else ()
+        return F.linear(F.dropout(x, self.dropout, self.training), self.a)
 
     def expand(self, low: Float[Tensor, "n R"]) -> Float[Tensor, "n O"]:
         """B low."""
-        return product(low, self.b) if self.up is None else self.up(low)
+        return F.linear(low, self.b)
 
     def add(self, y: Float[Tensor, "n O"], x: Float[Tensor, "n I"]) -> Float[Tensor, "n O"]:
-        """y + scale * B A dropout(x), computed in place in `y` without gradients and autocast."""
-        low = self.squeeze(x)
-        if self.up is not None:
-            return y.add_(self.up(low), alpha=self.scale)
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(y.device.type):  # casts `b`
-            return torch.addmm(y, low, self.b.t(), alpha=self.scale)
-        if bf16.supports(low, self.b) and y.dtype == low.dtype and y.is_contiguous():
-            return bf16.add(y, low, self.b, scale=self.scale)
-        return y.addmm_(low, self.b.t(), alpha=self.scale)
-
-
-def dropout(x: Float[Tensor, "n I"], p: float) -> Float[Tensor, "n I"]:
-    """Dropout: each value is 0 with probability `p`, else 1 / (1 - p) times as large.
-
-    A CPU is slow to draw a number per value; where few are dropped it is faster to draw their indices. The number of
-    indices is Poisson-distributed with mean -n ln(1 - p), each index is uniform: then a value is drawn at least once
-    with probability p, independently of the others.
-    """
-    if x.is_cuda or p > 0.1:
-        return F.dropout(x, p)
-    mean = torch.tensor(-x.numel() * math.log1p(-p))
-    indices = torch.randint(x.numel(), (int(torch.poisson(mean)),), device=x.device)
-    factors = x.new_full((x.numel(),), 1 / (1 - p)).index_fill_(0, indices, 0.0)
-    return x * factors.view_as(x)
+        """y + scale * B A dropout(x)."""
+        return torch.addmm(y, self.squeeze(x), self.b.t(), alpha=self.scale)
 
 
 class LoraLinear(nn.Module):
     """A linear without bias and its adapters: `weight` [out in], `lora.NAME.a` [R in], `lora.NAME.b` [out R]. An
-    adapter may have no factors for a linear.
-
-    In a quantized model `kernel` computes W x (`quantize.py`)."""
+    adapter may have no factors for a linear."""
 
     def __init__(self, inputs: int, outputs: int, adapters: Mapping[str, AdapterConfig]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.kernel: Kernel | None = None
         self.lora = nn.ModuleDict(
             {name: LowRank(inputs, outputs, config) for name, config in adapters.items()}
         )
@@ -185,7 +130,7 @@ class LoraLinear(nn.Module):
 
     def base(self, x: Float[Tensor, "T I"]) -> Float[Tensor, "T O"]:
         """W x alone."""
-        return product(x, self.weight) if self.kernel is None else self.kernel(x)
+        return F.linear(x, self.weight)
 
     def forward(
         self, x: Float[Tensor, "T I"], routes: Sequence[Route] = ()

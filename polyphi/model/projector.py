@@ -19,10 +19,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from polyphi.batch import AudioLayout, ImageLayout
-from polyphi.model.linear import Linear
-
-BATCH_FEATURES = 4096
-"""Audio features projected at a time without gradients. [ours]"""
 
 
 class Projector(nn.Module):
@@ -30,12 +26,10 @@ class Projector(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.up = Linear(inputs, outputs)
-        self.down = Linear(outputs, outputs)
+        self.up = nn.Linear(inputs, outputs)
+        self.down = nn.Linear(outputs, outputs)
 
     def forward(self, x: Float[Tensor, "n I"]) -> Float[Tensor, "n D"]:
-        if len(x) > BATCH_FEATURES and not torch.is_grad_enabled():  # half an hour is 22,500 rows
-            return torch.cat([self.down(F.gelu(self.up(part))) for part in x.split(BATCH_FEATURES)])
         return self.down(F.gelu(self.up(x)))
 
 
@@ -64,8 +58,8 @@ class VisionProjector(nn.Module):
         self.cells = cells
         self.global_separator = nn.Parameter(torch.zeros(inputs))
         self.row_separator = nn.Parameter(torch.zeros(inputs))
-        self.up = Linear(inputs, outputs)
-        self.down = Linear(outputs, outputs)
+        self.up = nn.Linear(inputs, outputs)
+        self.down = nn.Linear(outputs, outputs)
 
     def _sources(self, layouts: Sequence[ImageLayout], device: torch.device) -> Int[Tensor, " I"]:
         """Index of each token's source in the table [all cells, global separator, row separator]."""

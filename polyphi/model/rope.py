@@ -12,9 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi import kernels
 from polyphi.batch import Batch
-from polyphi.kernels import blocks
 from polyphi.model.config import DecoderConfig
 
 
@@ -77,8 +75,6 @@ def rotate(
     sin: Float[Tensor, "T 1 pairs"],
 ) -> Float[Tensor, "T heads d"]:
     """Rotate the first 2 * pairs channels of every head; the others stay unchanged and unscaled."""
-    if kernels.fits(heads, cos, sin):
-        return blocks.rotate(heads, cos, sin)
     pairs = cos.shape[-1]
     first, second, unrotated = (
         heads[..., :pairs],

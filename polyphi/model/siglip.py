@@ -6,23 +6,13 @@ those of the second-last layer, so the multimodal model doesn't use the last lay
 they are parameters because the checkpoint has them and contrastive pre-training (`pooled`) trains them.
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from polyphi.kernels import bf16
-from polyphi.kernels import encoder as native
 from polyphi.model.attention import MAX_EXPLICIT, explicit_attention
 from polyphi.model.config import VisionConfig
-from polyphi.model.linear import Linear, product
-from polyphi.steps import Steps, result_of
-
-BATCH_PATCHES = 4096
-"""Patches of a layer's batch on a CPU without gradients (four crops of the published size): enough rows for fast
-products, few enough that a slice takes a fraction of a second and little memory."""
 
 
 def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
@@ -36,46 +26,19 @@ def position_ids(masks: Bool[Tensor, "N G G"]) -> Int[Tensor, "N P"]:
     return torch.where(masks, down[:, :, None] * grid + across[:, None, :], 0).flatten(1)
 
 
-class PackedPatches(NamedTuple):
-    """The patches of all crops that affect the result, packed: of each crop first the valid ones (`keys` of them), then
-    masked ones that share a cell of 2 x 2 with a valid one (`queries` in all). `rows` are their indices among all
-    patches, None where they are all of them."""
-
-    queries: tuple[int, ...]
-    keys: tuple[int, ...]
-    rows: Int[Tensor, " T"] | None
-
-    @staticmethod
-    def of(masks: Bool[Tensor, "N G G"]) -> "PackedPatches":
-        count, side, _ = masks.shape
-        cells = masks.view(count, side // 2, 2, side // 2, 2).any(4).any(2)
-        used = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
-        keys, queries = masks.flatten(1).sum(1).tolist(), used.sum(1).tolist()
-        if min(keys) == side**2:
-            return PackedPatches(tuple(queries), tuple(keys), None)
-        # 0 valid, 1 in a cell with a valid one, 2 unused; stable, so that patches stay in order within each class
-        order = (2 - used.int() - masks.flatten(1).int()).argsort(dim=1, stable=True)
-        indices = order + side**2 * torch.arange(count)[:, None]
-        rows = torch.cat([indices[i, :n] for i, n in enumerate(queries)])
-        return PackedPatches(tuple(queries), tuple(keys), rows)
-
-
-class SelfAttention(nn.Module):
-    """Bidirectional attention over the patches of a crop: to the patches where `keys` is True, or over packed rows."""
+class SiglipAttention(nn.Module):
+    """Bidirectional attention over the patches of a crop, to those where `keys` is True."""
 
     def __init__(self, size: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            Linear(size, size) for _ in range(4)
+            nn.Linear(size, size) for _ in range(4)
         )
 
     def forward(
-        self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | PackedPatches | None
-    ) -> Float[Tensor, "*n D"]:
-        if isinstance(keys, PackedPatches):
-            q, k, v = (p(x) for p in (self.q_proj, self.k_proj, self.v_proj))
-            return self.out_proj(native.attention(q, k, v, self.heads, keys.queries, keys.keys))
+        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"] | None
+    ) -> Float[Tensor, "N P D"]:
         q, k, v = (
             p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for p in (self.q_proj, self.k_proj, self.v_proj)
@@ -88,32 +51,32 @@ class SelfAttention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Module):
+class SiglipMLP(nn.Module):
     """fc2(gelu(fc1(x))), the tanh form of GELU."""
 
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
-        self.fc1 = Linear(size, inner)
+        self.fc1 = nn.Linear(size, inner)
         self.act = nn.GELU(approximate="tanh")
-        self.fc2 = Linear(inner, size)
+        self.fc2 = nn.Linear(inner, size)
 
     def forward(self, x: Float[Tensor, "*n D"]) -> Float[Tensor, "*n D"]:
         return self.fc2(self.act(self.fc1(x)))
 
 
-class Layer(nn.Module):
+class SiglipLayer(nn.Module):
     """One pre-norm block."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = SelfAttention(config.hidden_size, config.num_attention_heads)
+        self.self_attn = SiglipAttention(config.hidden_size, config.num_attention_heads)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.mlp = SiglipMLP(config.hidden_size, config.intermediate_size)
 
     def forward(
-        self, x: Float[Tensor, "*n D"], keys: Bool[Tensor, "N 1 1 P"] | PackedPatches | None
-    ) -> Float[Tensor, "*n D"]:
+        self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"] | None
+    ) -> Float[Tensor, "N P D"]:
         x = x + self.self_attn(self.layer_norm1(x), keys)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -126,7 +89,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * size, size))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * size))
-        self.out_proj = Linear(size, size)
+        self.out_proj = nn.Linear(size, size)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(
@@ -151,7 +114,7 @@ class PoolingHead(nn.Module):
         self.probe = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.attention = CrossAttention(config.hidden_size, config.num_attention_heads)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.mlp = SiglipMLP(config.hidden_size, config.intermediate_size)
 
     def forward(
         self, x: Float[Tensor, "N P D"], keys: Bool[Tensor, "N 1 1 P"] | None
@@ -174,7 +137,7 @@ class SiglipEncoder(nn.Module):
         size, patch = config.hidden_size, config.patch_size
         self.patch_embedding = nn.Conv2d(3, size, kernel_size=patch, stride=patch)
         self.position_embedding = nn.Embedding(config.grid**2, size)
-        self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([SiglipLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.head = PoolingHead(config)
 
@@ -183,24 +146,16 @@ class SiglipEncoder(nn.Module):
         prefixes = (f"layers.{len(self.layers) - 1}.", "post_layernorm.", "head.")
         return frozenset(name for name, _ in self.named_parameters() if name.startswith(prefixes))
 
-    def _embed(
+    def embed(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N P D"]:
-        convolution = self.patch_embedding
-        crops = crops.to(convolution.weight.dtype)
-        if native.supports_attention(convolution.weight) and bf16.needed():
-            # torch's bfloat16 convolution is slow on this CPU; our kernel's product is fast
-            side = self.config.patch_size
-            patches = crops.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5)
-            x = product(
-                patches.flatten(3).flatten(1, 2), convolution.weight.flatten(1), convolution.bias
-            )
-        else:
-            # contiguous, a row per patch: a strided tensor would be copied in every norm
-            x = convolution(crops).flatten(2).transpose(1, 2).contiguous()
+        """Patches with their positions."""
+        x = self.patch_embedding(crops.to(self.patch_embedding.weight.dtype))
+        # contiguous, a row per patch: a strided tensor would be copied in every norm
+        x = x.flatten(2).transpose(1, 2).contiguous()
         return x + self.position_embedding(position_ids(masks))
 
-    def _keys(self, masks: Bool[Tensor, "N G G"]) -> Bool[Tensor, "N 1 1 P"] | None:
+    def keys(self, masks: Bool[Tensor, "N G G"]) -> Bool[Tensor, "N 1 1 P"] | None:
         """Mask of the patches that others attend to, None for all. Masked patches are still queries: half-empty cells
         of the 2 x 2 pooling include them. On a GPU, checking that nothing is masked would need a synchronization."""
         all_valid = masks.device.type == "cpu" and bool(masks.all())
@@ -209,46 +164,11 @@ class SiglipEncoder(nn.Module):
     def forward(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N P D"]:
-        """Features of the second-last layer, not normalized. `masks` is False at padding patches. On a CPU with our
-        kernels and without gradients, features of cells that the projector doesn't use are 0."""
-        return result_of(self.slices(crops, masks))
-
-    def slices(
-        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
-    ) -> Steps[Float[Tensor, "N P D"]]:
-        """The result of `forward`, in slices of one layer over `BATCH_PATCHES` patches."""
-        if torch.is_grad_enabled() or crops.is_cuda:
-            return (yield from self._layers(crops, masks))
-        count = max(1, BATCH_PATCHES // self.config.grid**2)
-        features = []
-        for pair in zip(crops.split(count), masks.split(count), strict=True):
-            features.append((yield from self._layers(*pair)))
-        return features[0] if len(features) == 1 else torch.cat(features)
-
-    def _layers(
-        self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
-    ) -> Steps[Float[Tensor, "N P D"]]:
-        layers = self.layers[:-1]
-        if not self._attends():
-            x, keys = self._embed(crops, masks), self._keys(masks)
-            for layer in layers:
-                x = layer(x, keys)
-                yield
-            return x
-        packed, x = PackedPatches.of(masks), self._embed(crops, masks)
-        shape, x = x.shape, x.flatten(0, 1)
-        if packed.rows is not None:
-            x = x.index_select(0, packed.rows)
-        for layer in layers:
-            x = layer(x, packed)
-            yield
-        if packed.rows is not None:
-            x = x.new_zeros(shape[0] * shape[1], shape[2]).index_copy_(0, packed.rows, x)
-        return x.view(shape)
-
-    def _attends(self) -> bool:
-        """Whether our attention kernel supports this tower's heads."""
-        return native.supports_attention(self.patch_embedding.weight)
+        """Features of the second-last layer, not normalized. `masks` is False at padding patches."""
+        x, keys = self.embed(crops, masks), self.keys(masks)
+        for layer in self.layers[:-1]:
+            x = layer(x, keys)
+        return x
 
     def pooled(
         self, crops: Float[Tensor, "N 3 C C"], masks: Bool[Tensor, "N G G"]
@@ -260,5 +180,5 @@ class SiglipEncoder(nn.Module):
         self, features: Float[Tensor, "N P D"], masks: Bool[Tensor, "N G G"]
     ) -> Float[Tensor, "N D"]:
         """One vector per crop from its features: the last layer, the final norm and the head."""
-        keys = self._keys(masks)
+        keys = self.keys(masks)
         return self.head(self.post_layernorm(self.layers[-1](features, keys)), keys)

@@ -13,9 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
-from polyphi.model.attention import working_dtype
-from polyphi.model.decoder import ForwardContext
-from polyphi.model.lora import LoraLinear, routes
+from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
 
 
@@ -25,25 +23,20 @@ def calibrate(
 ) -> Float[Tensor, "D D"]:
     """Call `put` with each of the decoder's linears and the sum of x x' over its inputs x in float32; returns the sum
     of the head's inputs. Memory in addition to the model: the rows' hidden states and one layer's sums."""
-    decoder, states, shared = model.decoder, [], []
+    decoder, states, contexts = model.decoder, [], []
     for batch in rows:
         row = batch.to(decoder.device)
         x = model.embed(row)
-        cos_sin = decoder.rope(row, working_dtype(x))
         states.append(x)
-        shared.append(
-            ForwardContext(
-                *cos_sin, routes(row, decoder.adapters.keys(), x.device), row.cu_seqlens, None
-            )
-        )
+        contexts.append(decoder.context(x, row))
     for number, layer in enumerate(decoder.layers):
         sums = {m: _Sum(m) for m in layer.modules() if isinstance(m, LoraLinear)}
-        for x, inputs in zip(states, shared, strict=True):
-            layer(x, inputs, number)
+        for x, context in zip(states, contexts, strict=True):
+            layer(x, context, number)
         for linear, own in sums.items():
             put(linear, own.pop())
-        for i, inputs in enumerate(shared):
-            states[i] = layer(states[i], inputs, number)
+        for i, context in enumerate(contexts):
+            states[i] = layer(states[i], context, number)
     hidden = torch.cat([decoder.norm(x).float() for x in states])
     return hidden.t() @ hidden
 

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from polyphi.kernels import encoder as native
 from polyphi.kernels.encoder import QuantizedRows, Raw
-from polyphi.model import conformer, siglip, subsampling
+from polyphi.model import conformer, siglip
 from polyphi.model.config import AudioConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.model.subsampling import Subsampling
+from polyphi.prepared.conformer import PackedWindows
+from polyphi.prepared.siglip import PackedPatches
+from polyphi.prepared.subsampling import convolutions, in_parts, taps
 
 MLP_PATCHES = 1024
 """Patches of one pass through an MLP: the activations between its linears stay in a cache and reuse memory (glibc
@@ -88,7 +92,7 @@ class Int8Attention:
 class VisionLayer(nn.Module):
     """A layer of the vision tower over packed patches."""
 
-    def __init__(self, plain: siglip.Layer, make: Make) -> None:
+    def __init__(self, plain: siglip.SiglipLayer, make: Make) -> None:
         super().__init__()
         self.plain = plain
         a = plain.self_attn
@@ -97,7 +101,7 @@ class VisionLayer(nn.Module):
         self.up, self.down = Int8Linear(plain.mlp.fc1, make), Int8Linear(plain.mlp.fc2, make)
 
     def forward(self, x: Float[Tensor, "*n D"], keys: Any) -> Float[Tensor, "*n D"]:
-        if not isinstance(keys, siglip.PackedPatches):
+        if not isinstance(keys, PackedPatches):
             return self.plain(x, keys)
         _, rows = self.norms[0](x)
         x, rows = self.norms[1](x, self.attention(rows, keys.queries, keys.keys))
@@ -114,7 +118,7 @@ class VisionLayer(nn.Module):
 class Int8FeedForward:
     """Both linears, without the norm before them."""
 
-    def __init__(self, plain: conformer.FeedForward, make: Make) -> None:
+    def __init__(self, plain: conformer.ConformerFeedForward, make: Make) -> None:
         self.norm = Norm(plain.layer_norm)
         self.up, self.down = (
             Int8Linear(plain.value_gate_proj, make),
@@ -147,7 +151,7 @@ class Convolution:
 class AudioBlock(nn.Module):
     """A block of the Conformer."""
 
-    def __init__(self, plain: conformer.Block, make: Make) -> None:
+    def __init__(self, plain: conformer.ConformerBlock, make: Make) -> None:
         super().__init__()
         self.plain = plain
         a = plain.self_attn
@@ -158,15 +162,13 @@ class AudioBlock(nn.Module):
         self.late = Int8FeedForward(plain.feed_forward_out, make)
         self.last = Norm(plain.layer_norm)
 
-    def forward(
-        self, x: Float[Tensor, "A D"], windows: conformer.Windows, biases: Any
-    ) -> Float[Tensor, "A D"]:
-        if not isinstance(biases, Tensor):
-            return self.plain(x, windows, biases)
+    def forward(self, x: Float[Tensor, "A D"], windows: conformer.Windows) -> Float[Tensor, "A D"]:
+        if not isinstance(windows, PackedWindows):
+            return self.plain(x, windows)
         sizes = windows.lengths
         _, rows = self.early.norm(x)
         x, rows = self.norm(x, self.early(rows), 0.5)
-        x, rows = self.conv.norm(x, self.attention(rows, sizes, sizes, biases))
+        x, rows = self.conv.norm(x, self.attention(rows, sizes, sizes, windows.distances))
         x, rows = self.late.norm(x, self.conv(rows, windows.age))
         last = self.last
         return native.add(x, self.late(rows), 0.5, (last.weight, last.bias, last.eps))
@@ -175,11 +177,11 @@ class AudioBlock(nn.Module):
 class Int8Subsampling(nn.Module):
     """The convolutions before the blocks, each depthwise one in one pass with the operation before it."""
 
-    def __init__(self, plain: subsampling.Subsampling, make: Make) -> None:
+    def __init__(self, plain: Subsampling, make: Make) -> None:
         super().__init__()
         self.plain = plain
-        _, _, up, _, down = subsampling.convolutions(plain)
-        self.taps = subsampling.taps(plain)
+        _, _, up, _, down = convolutions(plain)
+        self.taps = taps(plain)
         self.up, self.down = Int8Linear(up, make), Int8Linear(down, make)
         self.last = Int8Linear(plain.out, make)
 
@@ -191,7 +193,7 @@ class Int8Subsampling(nn.Module):
         if torch.is_grad_enabled():
             return self.plain(mels, lengths)
         linears = (self.up, self.down, self._last)
-        return subsampling.in_parts(mels, lengths, self.taps, linears, eight_bits=True)
+        return in_parts(mels, lengths, self.taps, linears, eight_bits=True)
 
     def _last(self, x: Float[Tensor, "A I"]) -> Float[Tensor, "A D"]:
         return native.activate_bf16("none", self.last(native.activate("none", Raw(x))))
@@ -203,7 +205,7 @@ def fuse(model: PhiModel, make: Make) -> None:
     if model.vision is not None and _fits(model.vision.encoder):
         layers = model.vision.encoder.layers
         for i, layer in enumerate(layers[:-1]):
-            assert isinstance(layer, siglip.Layer)
+            assert isinstance(layer, siglip.SiglipLayer)
             layers[i] = VisionLayer(layer, make)
     if model.audio is not None and _fits(model.audio.encoder):
         encoder: Any = model.audio.encoder

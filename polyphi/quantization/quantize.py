@@ -41,9 +41,13 @@ from polyphi.kernels import linear as native
 from polyphi.kernels.linear import GROUP
 from polyphi.model.config import ModelConfig
 from polyphi.model.conformer import Pointwise
+from polyphi.model.decoder import Decoder
 from polyphi.model.lora import LoraLinear, LowRank
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.siglip import MLP
+from polyphi.model.siglip import SiglipMLP
+from polyphi.prepared.decoder import PreparedDecoder
+from polyphi.prepared.linear import PreparedLoraLinear
+from polyphi.prepared.prepare import prepare
 from polyphi.quantization import int8_encoder
 from polyphi.quantization.calibration import calibrate
 from polyphi.quantization.integer_weights import (
@@ -58,6 +62,7 @@ from polyphi.quantization.integer_weights import (
     is_right,
     shape_2d,
 )
+from polyphi.quantization.modules import QuantizedLoraLinear, QuantizedLowRank
 
 STORED = ("int8", "int4", "int8-all", "int4-all")
 """Schemes of quantized checkpoints."""
@@ -104,7 +109,7 @@ def quantize(model: PhiModel, scheme: str, calibration: Sequence[Batch] = ()) ->
             part.put(FourBit.stored(rounded.pop(part.name), part.shape, weight.device))
         else:
             part.put(part.form(weight))
-    return prepare(model, scheme)
+    return finish(model, scheme)
 
 
 @torch.no_grad()
@@ -114,6 +119,7 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
     if not scheme.startswith("int4"):
         raise ValueError(f"calibration is for int4; {scheme} does without it")
     shapes = {part.name: part.shape for part in parts(model, scheme) if part.form is FourBit}
+    prepare(model)
     linears = {m: f"{n}.weight" for n, m in model.named_modules() if isinstance(m, LoraLinear)}
     result: dict[str, Pieces] = {}
 
@@ -122,13 +128,15 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
         if name in shapes:
             result[name] = FourBit.pieces(linear.weight, hessian)
             # Temporarily, so that later layers get the outputs of the quantized one.
-            linear.kernel = FourBit.stored(result[name], shapes[name], linear.weight.device)
+            quantized = FourBit.stored(result[name], shapes[name], linear.weight.device)
+            _set_product(linear, "kernel", quantized)
 
     try:
         head = calibrate(model, rows, round_)
     finally:
         for linear in linears:
-            linear.kernel = None
+            linear.__class__ = PreparedLoraLinear
+            vars(linear).pop("kernel", None)
     if EMBEDDING in shapes:
         table = model.get_parameter(EMBEDDING)
         result[EMBEDDING] = {**FourBit.pieces(table, head), TABLE: table}
@@ -136,9 +144,10 @@ def calibrated_pieces(model: PhiModel, scheme: str, rows: Sequence[Batch]) -> di
 
 
 @torch.no_grad()
-def prepare(model: PhiModel, scheme: str) -> PhiModel:
+def finish(model: PhiModel, scheme: str) -> PhiModel:
     """Finish a model after the weights of `parts` are quantized: bfloat16 linears of the encoders get this CPU's memory
     layout, with GELU fused; on other devices and in other dtypes they are unchanged."""
+    prepare(model)
     model.quant = scheme
     for path, module, name in _linears(model):
         child: Any = module.get_submodule(name)
@@ -146,7 +155,7 @@ def prepare(model: PhiModel, scheme: str) -> PhiModel:
             continue
         if child.weight.dtype != torch.bfloat16 or child.weight.device.type != "cpu":
             continue
-        gelu = isinstance(module, MLP) and name == "fc1"
+        gelu = isinstance(module, SiglipMLP) and name == "fc1"
         setattr(module, name, OneDnnLinear(child.weight.flatten(1), child.bias, gelu=gelu))
         if gelu:
             module.act = nn.Identity()
@@ -212,9 +221,7 @@ def parts(model: PhiModel, scheme: str) -> list[WeightTarget]:
         return []
     decoder = model.decoder
     table = (decoder.config.vocab_size, decoder.config.hidden_size)
-    result = [
-        WeightTarget(EMBEDDING, table, _form(scheme, table), partial(setattr, decoder, "head"))
-    ]
+    result = [WeightTarget(EMBEDDING, table, _form(scheme, table), partial(_set_head, decoder))]
     for name, module in decoder.named_modules():
         if isinstance(module, LoraLinear):
             shape = shape_2d(module.weight.shape)
@@ -260,9 +267,28 @@ def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str]]:
     ]
 
 
-def _replace(module: nn.Module, parameter: str, kernel: str, product: Any) -> None:
-    setattr(module, kernel, product)
+def _set_head(decoder: Decoder, head: Quantized) -> None:
+    prepare(decoder)
+    assert isinstance(decoder, PreparedDecoder)
+    decoder.head = head
+
+
+def head_of(model: PhiModel) -> Quantized | None:
+    """The quantized head of a model, if it has one."""
+    head = getattr(model.decoder, "head", None)
+    return head if isinstance(head, Quantized) else None
+
+
+def _replace(module: nn.Module, parameter: str, name: str, product: Quantized) -> None:
+    """Replace a parameter of a linear or an adapter by the product `name` of its quantized form."""
+    _set_product(module, name, product)
     module.register_parameter(parameter, None)
+
+
+def _set_product(module: nn.Module, name: str, product: Quantized) -> None:
+    prepare(module)
+    module.__class__ = QuantizedLoraLinear if isinstance(module, LoraLinear) else QuantizedLowRank
+    setattr(module, name, product)
 
 
 def _replace_linear(module: nn.Module, name: str, product: EightBit) -> None:
@@ -277,7 +303,7 @@ def reader(model: PhiModel) -> Callable[[str], Tensor | Pieces]:
     for path, module in model.named_modules():
         for kernel, parameter in (("kernel", "weight"), ("down", "a"), ("up", "b")):
             forms[f"{path}.{parameter}"] = getattr(module, kernel, None)
-    forms[EMBEDDING] = model.decoder.head
+    forms[EMBEDDING] = head_of(model)
 
     def read(name: str) -> Tensor | Pieces:
         form = forms.get(name)
@@ -334,7 +360,7 @@ def in_memory(model: PhiModel) -> int:
     tensors = {
         id(t): nbytes(t) for t in (*model.parameters(), *model.buffers(), *other_tensors(model))
     }
-    if decoder.head is not None and decoder.device.type == "cpu":
+    if head_of(model) is not None and decoder.device.type == "cpu":
         tensors.pop(id(decoder.embed_tokens.weight), None)
     return sum(tensors.values())
 

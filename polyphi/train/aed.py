@@ -32,6 +32,7 @@ from polyphi.messages import Audio, Message
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.train.stage import HasTokenizer
 
@@ -233,7 +234,7 @@ class Recogniser(nn.Module):
         self, config: AudioConfig, vocabulary: int, layers: int, processor: Processor
     ) -> None:
         super().__init__()
-        self.encoder = ConformerEncoder(config)
+        self.encoder = prepare(ConformerEncoder(config))
         self.decoder = TranscriptDecoder(
             vocabulary, config.hidden_size, config.num_attention_heads, layers
         )

@@ -23,9 +23,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from polyphi.batch import AudioLayout
-from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.siglip import SiglipEncoder
+from polyphi.prepared.conformer import PreparedConformerEncoder
+from polyphi.prepared.prepare import prepare
+from polyphi.prepared.siglip import PreparedSiglipEncoder
 from polyphi.runtime import distributed
 from polyphi.steps import Steps, result_of
 from polyphi.train import checkpoint
@@ -103,14 +104,19 @@ class Features:
             file.close()
 
 
+Cached = Callable[..., Tensor]
+"""An encoder's outputs for its inputs, by `Features` and the encoder."""
+
+
 @contextmanager
 def cached_features(model: PhiModel, folder: Path | None, precision: str) -> Iterator[None]:
     """While active, frozen encoders return the outputs cached in `folder` and add missing ones; None: no cache."""
-    encoders: list[tuple[SiglipEncoder | ConformerEncoder, Callable[..., Tensor]]] = []
-    if model.vision is not None:
-        encoders.append((model.vision.encoder, _of_crops))
-    if model.audio is not None:
-        encoders.append((model.audio.encoder, _of_clips))
+    encoders: list[tuple[PreparedSiglipEncoder | PreparedConformerEncoder, Cached]] = []
+    for module in prepare(model).modules():
+        if isinstance(module, PreparedSiglipEncoder):
+            encoders.append((module, _of_crops))
+        elif isinstance(module, PreparedConformerEncoder):
+            encoders.append((module, _of_clips))
     with ExitStack() as stack:
         for encoder, cached in encoders:
             if folder is None or any(p.requires_grad for p in encoder.parameters()):

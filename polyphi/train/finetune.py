@@ -38,6 +38,7 @@ from polyphi.checkpoints.write import write_checkpoint
 from polyphi.data import own
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
+from polyphi.model.adapters import add_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ from polyphi.runtime import distributed, progress
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, pinned, products
 from polyphi.train.evaluation import SPLIT
+from polyphi.train.loss import head_of
 from polyphi.train.monitor import evaluations, fixed_samples
 from polyphi.train.optimizer import with_default_lrs
 from polyphi.train.options import FinetuneOptions, TrainOptions
@@ -95,7 +97,7 @@ def finetune(
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
     for name, like in stage.adapters.items():
-        model.add_adapter(name, like, options.seed)
+        add_adapter(model, name, like, options.seed)
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
             origins |= dict.fromkeys(copied, f"copy of {like}")
@@ -122,7 +124,7 @@ def finetune(
         ) as advance:
             quantize_frozen(model, options.base, trainable, lambda count: advance(count, ""))
     for name, parameter in model.named_parameters():
-        lookup = name == EMBEDDING and model.decoder.head is not None  # a quantized copy
+        lookup = name == EMBEDDING and not isinstance(head_of(model), Tensor)  # a quantized copy
         if (choice.precision == "fp32" and not lookup) or name in trainable:
             parameter.data = parameter.data.float()
 

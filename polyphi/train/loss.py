@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from polyphi.batch import Batch
 from polyphi.data.sample import Sample, Unfit
-from polyphi.model.decoder import Head
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.decoder import Head, PreparedDecoder
 from polyphi.processing.processor import Processor
 from polyphi.train.alignment import Alignment, with_words
 from polyphi.train.stage import HasTokenizer
@@ -41,7 +41,9 @@ the loss: 3.2 s in chunks of 64, 2.6 s of 128, 2.5 s of 256; in int8 3.7, 2.8 an
 def head_of(model: PhiModel) -> Tensor | Head:
     """The weight of a model's head, or its quantized head."""
     decoder = model.decoder
-    return decoder.embed_tokens.weight if decoder.head is None else decoder.head
+    if isinstance(decoder, PreparedDecoder) and decoder.head is not None:
+        return decoder.head
+    return decoder.embed_tokens.weight
 
 
 def _products(

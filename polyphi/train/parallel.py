@@ -30,9 +30,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from polyphi.batch import Batch
-from polyphi.model.attention import ragged_attention
 from polyphi.model.decoder import Decoder
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.attention import ragged_attention
 from polyphi.runtime import distributed
 
 

@@ -36,6 +36,7 @@ from polyphi.data.loader import Loader, ReaderGroup, StepRows
 from polyphi.data.packing import Capacity, Pack, pack_step, single_pack
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.runtime import distributed, progress
 from polyphi.runtime.files import write_json
@@ -181,8 +182,9 @@ class Trainer:
             caller = dataclasses.replace(caller, report=lambda message: None)
         out.mkdir(parents=True, exist_ok=True)
 
-        # Model: freeze all parameters that the stage doesn't name.
+        # Model: this machine's fast modules; freeze all parameters that the stage doesn't name.
         device = next(model.parameters()).device
+        prepare(model)
         head = stage.objective.build(model, processor, seed=options.seed)
         head = head.to(device) if head is not None else None
         self.parameters = freeze(stage, model, head)

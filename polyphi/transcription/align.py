@@ -23,8 +23,8 @@ from torch import Tensor
 
 from polyphi.batch import Batch
 from polyphi.engine.runner import extend
-from polyphi.model.attention import packed_attention
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.attention import packed_attention
 
 FRAME = 0.08  # s of an audio token
 HEADS = 8  # averaged heads [ours]

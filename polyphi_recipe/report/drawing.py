@@ -8,7 +8,7 @@ The templates make SVG and CSS of it; colours are the page's CSS variables.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyphi.model.parts import PREFIXES
+from polyphi.checkpoints.parts import PREFIXES
 
 CSS = {
     "language model": "lm",
@@ -20,7 +20,7 @@ CSS = {
     "LoRA for speech": "al",
     "auxiliary head": "oh",
 }
-"""CSS class of the square of each part (model/parts.py) in the graph."""
+"""CSS class of the square of each part (checkpoints/parts.py) in the graph."""
 # Column and row of each stage: the language model's chain on the left, then one lane per branch.
 POSITIONS = {
     "text_1_pretrain": (0, 0),

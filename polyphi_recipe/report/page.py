@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
+from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.read import read_config
-from polyphi.model.parts import parts
 from polyphi.runtime import cpu
 from polyphi.runtime.files import sha256, write_whole
 from polyphi.train.report.stage import stage_row

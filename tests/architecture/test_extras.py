@@ -45,7 +45,7 @@ PARTS = {
         *("polyphi.cli.transcribe", "polyphi.cli.captions", "polyphi.cli.inspect"),
         *("polyphi.checkpoints.write", "polyphi.checkpoints.model_card", "polyphi.checkpoints.hub"),
         *("polyphi.transcription.files", "polyphi.transcription.capture"),
-        *("polyphi.engine.structured", "polyphi.model.parts", "polyphi_recipe.plan"),
+        *("polyphi.engine.structured", "polyphi.checkpoints.parts", "polyphi_recipe.plan"),
         *(
             f"polyphi_recipe.stages.{path.stem}"
             for path in (ROOT / "polyphi_recipe/stages").glob("[a-z]*.py")

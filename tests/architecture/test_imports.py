@@ -11,7 +11,7 @@ PACKAGES = ("polyphi", "polyphi_eval", "polyphi_recipe")
 LEVELS = (
     {"messages", "batch", "steps", "runtime", "kernels", "text"},
     {"processing", "model", "services"},
-    {"data", "checkpoints", "quantization"},
+    {"data", "checkpoints", "prepared", "quantization"},
     {"engine", "train", "transcription"},
     {"api", "serve", "planning"},
     {"cli"},
@@ -22,6 +22,7 @@ RECIPE_LEVELS = ({"curate"}, {"synthetic", "stages"}, {"corpora"})
 LEVEL_0 = LEVELS[0]
 WITHIN_A_LEVEL = {
     ("checkpoints", "quantization"),
+    ("quantization", "prepared"),
     ("text", "messages"),
     ("train", "engine"),
     ("transcription", "engine"),
@@ -29,7 +30,8 @@ WITHIN_A_LEVEL = {
 MODULES_BESIDE_PACKAGES = {"api", "messages", "batch", "steps"}
 CURATION = {"processing", "services", "data"} | LEVEL_0
 ONLY = {
-    "polyphi.model": LEVEL_0 - {"runtime"},
+    "polyphi.model": {"batch"},  # no kernel: fast paths replace its modules from outside
+    "polyphi.prepared": {"batch", "steps", "kernels", "model"},
     "polyphi.processing": LEVEL_0,
     "polyphi.data": LEVEL_0 | {"processing", "services"},
     "polyphi.serve": LEVEL_0 | {"engine", "transcription"},

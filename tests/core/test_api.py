@@ -18,6 +18,7 @@ from tones import say
 
 import polyphi
 from polyphi import api
+from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.read import stored_types
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.inspect import write_logits
@@ -26,7 +27,6 @@ from polyphi.kernels import bf16
 from polyphi.messages import Completion, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.parts import parts
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
 from polyphi.runtime import precision

@@ -22,7 +22,7 @@ from torch import Tensor
 from polyphi import kernels
 from polyphi.engine.memory import free_memory
 from polyphi.model.config import DecoderConfig
-from polyphi.model.linear import product
+from polyphi.prepared.linear import product
 from polyphi.quantization.integer_weights import EightBit, FourBit
 from polyphi.runtime import cpu
 from polyphi.runtime.precision import seconds

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyphi.model.parts import PREFIXES, part_of
+from polyphi.checkpoints.parts import PREFIXES, part_of
 from polyphi.train.stage import Stage
 
 POINTS = 140  # of a loss curve

@@ -16,6 +16,7 @@ from polyphi.checkpoints import write
 from polyphi.checkpoints.names import _PATTERNS, RENAMES
 from polyphi.checkpoints.read import files_beside, load_checkpoint, read_config
 from polyphi.checkpoints.write import save_checkpoint
+from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
 from tests import forked
@@ -344,7 +345,7 @@ def test_the_original_layout_supports_no_other_adapter(
 ) -> None:
     model = PhiModel(tiny_config)
     model.initialise()
-    model.add_adapter("medical", AdapterConfig(2, 4.0))
+    add_adapter(model, "medical", AdapterConfig(2, 4.0))
     with pytest.raises(ValueError, match=r"also has medical; merge it .* or use the native layout"):
         save_checkpoint(model, tmp_path / "no", "original")
     assert not (tmp_path / "no").exists()

@@ -18,6 +18,7 @@ from polyphi.engine.prompt_lookup import DraftToken, PromptLookup
 from polyphi.engine.request import Request
 from polyphi.engine.runner import Runner, extend
 from polyphi.messages import Completion, Image, Message, SamplingParams
+from polyphi.model.adapters import adapter_pairs
 from polyphi.planning import sizes
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def test_prefixes_are_shared_within_an_adapter_only(engine: Engine) -> None:
         assert engine.generate(messages, adapter=adapter, sampling=FEW).cached > 0
     before = engine.generate(messages, adapter="vision", sampling=FEW)
     with torch.no_grad():
-        for _, pair in engine.model.adapter_pairs("vision"):
+        for _, pair in adapter_pairs(engine.model, "vision"):
             for tensor in pair.tensors():
                 tensor.mul_(1.5)
     after = engine.generate(messages, adapter="vision", sampling=FEW)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
-from polyphi.model.attention import ragged_attention
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.attention import ragged_attention
 
 # Packed or alone, matrix products have other shapes and so other sums. On hidden states of spread 1 and 12 draws,
 # measured 2.4e-5 at most with MKL's products for AVX-512, and 5.3e-5 with those for AVX2 (the other draws: 2e-5).

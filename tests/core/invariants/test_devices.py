@@ -12,12 +12,12 @@ from train import small
 
 from polyphi.batch import Batch, pack
 from polyphi.engine.cache import BlockPool, BlockTable, Memory, StepCache
-from polyphi.engine.forward import forward
 from polyphi.engine.graphs import DecodeGraphs
 from polyphi.kernels.linear import Four
 from polyphi.messages import Audio, Image, Message
-from polyphi.model import decoder, multimodal
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared import decoder, multimodal
+from polyphi.prepared.prepare import prepare
 from polyphi.quantization import integer_weights
 from polyphi.quantization.integer_weights import Int4Pack, Quantized
 from polyphi.quantization.quantize import quantize_frozen
@@ -33,7 +33,7 @@ def cuda_branches(monkeypatch: pytest.MonkeyPatch) -> None:
         return q + 0 * (k.sum() + v.sum())
 
     monkeypatch.setattr(decoder, "packed_attention", packed)
-    monkeypatch.setattr(multimodal, "_equal_crops", lambda images: None)
+    monkeypatch.setattr(multimodal, "equal_crops", lambda images: None)
     monkeypatch.setattr(integer_weights, "_native", lambda device: False)
 
 
@@ -44,6 +44,7 @@ def mixed_pack() -> tuple[PhiModel, Batch]:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
     model = PhiModel(replace(config, decoder=replace(config.decoder, **sizes)))
     model.initialise(0)
+    prepare(model)
     media = [[Image(small._png(random))], [Audio(small._wav(random))], []]
     rows = [
         processor.row(
@@ -106,7 +107,7 @@ def test_a_step_of_the_engine_stays_on_the_device() -> None:
     batch = Batch(ids, ids, (0, 5, 9), (8, 4), ("vision", None))
     with torch.no_grad():
         cache = StepCache(memory, tables, [5, 4])
-        hidden = forward(model.decoder, model.decoder.embed(ids), batch, cache)
+        hidden = model.decoder(model.decoder.embed(ids), batch, cache)
         assert model.logits(hidden).device == META
 
 

@@ -19,6 +19,7 @@ from polyphi.checkpoints.read import (
     stored_bytes,
 )
 from polyphi.checkpoints.write import ALIGNED, save_checkpoint
+from polyphi.model.adapters import add_adapter, merge_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization import quantize as quantized
@@ -222,9 +223,9 @@ def test_wrong_uses_raise_errors(whole: Path) -> None:
     with pytest.raises(ValueError, match="can't be saved with quant="):
         save_checkpoint(loaded, whole.with_name("again"))
     with pytest.raises(ValueError, match="adapters of a quantized model"):
-        loaded.add_adapter("mine", "speech")
+        add_adapter(loaded, "mine", "speech")
     with pytest.raises(ValueError, match="adapters of a quantized model"):
-        loaded.merge_adapter("speech")
+        merge_adapter(loaded, "speech")
     with pytest.raises(ValueError, match="int8, int4, int8-all, int4-all; found 'bf16'"):
         save_checkpoint(load_checkpoint(whole), whole.with_name("again"), quant="bf16")
     with pytest.raises(ValueError, match="original layout"):

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polyphi import kernels
 from polyphi.model.config import VisionConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.siglip import PackedPatches, SiglipEncoder
+from polyphi.model.siglip import SiglipEncoder
 
 
 @pytest.fixture
@@ -32,36 +31,6 @@ def test_padding_is_not_seen_by_valid_patches(encoder):
     assert torch.equal(encoder.pooled(spoilt, masks), pooled)
     # Padded patches themselves do attend: their features depend on the picture.
     assert not torch.equal(encoder(crops.flip(1), masks)[~valid], features[~valid])
-
-
-def test_unused_patches_are_skipped():
-    """Of three crops of 4 x 4 patches, the second has three valid columns, the third one valid patch."""
-    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
-    masks[0], masks[1, :, :3], masks[2, 0, 0] = True, True, True
-    packed = PackedPatches.of(masks)
-    assert packed.keys == (16, 12, 1)
-    assert packed.queries == (16, 16, 4)  # whole cells of 2 x 2, as the projector averages them
-    assert packed.rows[-4:].tolist() == [32, 33, 36, 37]
-    second = packed.rows[16:32].sub(16).tolist()
-    assert sorted(second) == list(range(16)) and second[12:] == [3, 7, 11, 15]
-    assert PackedPatches.of(masks[:1]).rows is None
-
-
-@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
-def test_our_attention_equals_torchs(encoder):
-    """With gradients torch's kernel is used, for every patch; without them ours, for the used ones."""
-    encoder = encoder.bfloat16()
-    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
-    masks[0], masks[1, :, :3], masks[2, :2, :2] = True, True, True
-    crops = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0)).bfloat16()
-    plain = encoder(crops, masks).detach().float()
-    with torch.no_grad():
-        result = encoder(crops, masks).float()
-    used = torch.ones(3, 4, 4, dtype=torch.bool)
-    used[2] = masks[2]
-    used = used.flatten(1)
-    assert (result[used] - plain[used]).norm() < 0.01 * plain[used].norm()
-    assert not result[~used].any()
 
 
 def test_features_come_from_the_second_last_layer(encoder):

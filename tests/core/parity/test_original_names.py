@@ -15,10 +15,10 @@ import torch
 
 from polyphi.checkpoints import config as public_config
 from polyphi.checkpoints.names import public_name, tensor_names
+from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.read import load_checkpoint, read_config
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.model.parts import parts
 
 LISTING = Path(__file__).parent / "original_tensors.txt"
 

@@ -16,6 +16,7 @@ from polyphi.batch import row
 from polyphi.checkpoints.peft import FUSED, read_peft
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.messages import SamplingParams
+from polyphi.model.adapters import merge_adapter, put_adapter, remove_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.quantization.quantize import quantize
@@ -83,11 +84,11 @@ def logits(model: PhiModel, adapter: str | None = "mine") -> Tensor:
 def test_logits_are_those_of_peft(case: str, model: PhiModel, tmp_path: Path) -> None:
     expected, bare = write_adapter(model, tmp_path, **CASES[case]), logits(model, None)
     adapter = read_peft(tmp_path / "adapter", model.config)
-    model.put_adapter("mine", adapter.config, adapter.factors)
+    put_adapter(model, "mine", adapter.config, adapter.factors)
     torch.testing.assert_close(logits(model), expected, atol=TOLERANCE, rtol=0)
     assert (expected - bare).abs().max() > 1000 * TOLERANCE
     assert torch.equal(logits(model, None), bare)
-    model.remove_adapter("mine")
+    remove_adapter(model, "mine")
     assert not [n for n, _ in model.named_parameters() if ".lora." in n]
 
 
@@ -109,7 +110,7 @@ def test_an_adapter_of_separate_projections(model: PhiModel, tmp_path: Path) -> 
             tensors[name.replace(fused, part)] = value.clone()
     save_file(tensors, path)
     adapter = read_peft(tmp_path / "adapter", model.config)
-    model.put_adapter("mine", adapter.config, adapter.factors)
+    put_adapter(model, "mine", adapter.config, adapter.factors)
     torch.testing.assert_close(logits(model), expected, atol=TOLERANCE, rtol=0)
 
 
@@ -138,7 +139,7 @@ def test_on_a_quantized_model(scheme: str, model: PhiModel, tmp_path: Path) -> N
     adapter = read_peft(tmp_path / "adapter", model.config)
     quantize(model, scheme)
     bare = logits(model, None)
-    model.put_adapter("mine", adapter.config, adapter.factors)
+    put_adapter(model, "mine", adapter.config, adapter.factors)
     mixed = logits(model)
     assert torch.equal(logits(model, None), bare) and (mixed - bare).abs().max() > 0.1
     for path, factors in adapter.factors.items():
@@ -152,10 +153,10 @@ def test_other_adapters_stay_exact_when_a_foreign_one_is_merged(
     write_adapter(model, tmp_path, target_modules=["qkv_proj"], use_rslora=True)
     adapter = read_peft(tmp_path / "adapter", model.config)
     first = {p: f for p, f in adapter.factors.items() if ".layers.0." in p}
-    model.put_adapter("first", adapter.config, first)
-    model.put_adapter("mine", adapter.config, adapter.factors)
+    put_adapter(model, "first", adapter.config, first)
+    put_adapter(model, "mine", adapter.config, adapter.factors)
     before = {name: logits(model, name) for name in ("first", "mine")}
-    model.merge_adapter("mine")
+    merge_adapter(model, "mine")
     torch.testing.assert_close(logits(model, None), before["mine"], atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(logits(model, "first"), before["first"], atol=1e-4, rtol=0)
 

@@ -7,9 +7,9 @@ import torch
 
 from polyphi import kernels
 from polyphi.batch import AudioLayout
-from polyphi.model import subsampling
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared import subsampling
 from polyphi.quantization import int8_encoder, quantize
 
 pytestmark = pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))

@@ -12,10 +12,11 @@ from polyphi.batch import AudioLayout, pack, row
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.kernels.linear import rows4
+from polyphi.model.adapters import add_adapter
 from polyphi.model.config import DecoderConfig, ModelConfig
-from polyphi.model.decoder import swiglu
-from polyphi.model.linear import product
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.linear import product, swiglu
+from polyphi.prepared.prepare import prepare
 from polyphi.quantization import integer_weights
 from polyphi.quantization import quantize as quantized
 from polyphi.quantization.integer_weights import (
@@ -47,7 +48,7 @@ def filled(config: ModelConfig) -> PhiModel:
     for name, p in model.named_parameters():
         if name.endswith(".b"):
             p.copy_(0.05 * noise(*p.shape, seed=1))
-    return model.eval()
+    return prepare(model).eval()
 
 
 def error(result: torch.Tensor, expected: torch.Tensor) -> float:
@@ -319,7 +320,7 @@ def test_loading_with_quant_equals_quantizing_after_loading(
     with pytest.raises(ValueError, match="quant="):
         save_checkpoint(loaded, tmp_path / "again")
     with pytest.raises(ValueError, match="quantized"):
-        loaded.add_adapter("mine", "speech")
+        add_adapter(loaded, "mine", "speech")
     with pytest.raises(ValueError, match="already"):
         quantize(loaded, "int8")
 

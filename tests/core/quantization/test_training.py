@@ -17,6 +17,7 @@ from polyphi.messages import Audio, Image, Message
 from polyphi.model.decoder import Decoder
 from polyphi.model.lora import LoraLinear
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.quantization import integer_weights
 from polyphi.quantization.integer_weights import (
@@ -97,14 +98,14 @@ def error(result: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 def with_numbers(quantized: PhiModel, plain: PhiModel) -> PhiModel:
     """The unquantized model with the numbers that the quantized weights stand for; embeddings stay as they are."""
-    model = copy.deepcopy(plain)
+    model = prepare(copy.deepcopy(plain))
     modules = dict(model.named_modules())
     for path, module in quantized.named_modules():
         if isinstance(module, LoraLinear | EightBitLinear):
             weight = modules[path].weight
             weight.data.copy_(numbers(module.kernel).view_as(weight))
-    if quantized.decoder.head is not None:
-        model.decoder.head = Numbers(numbers(quantized.decoder.head))
+    if isinstance(head := head_of(quantized), Quantized):
+        model.decoder.head = Numbers(numbers(head))
     return model
 
 

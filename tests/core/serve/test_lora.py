@@ -16,6 +16,7 @@ from serve.conftest import Running, serving
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import Message, SamplingParams
+from polyphi.model.adapters import put_adapter
 from polyphi.serve.settings import Settings
 
 PROMPT = "the quick fox"
@@ -234,7 +235,7 @@ def test_adapters_of_the_command_line_can_be_unloaded(engine: Engine, folder: Pa
     from polyphi.checkpoints.peft import read_peft
 
     adapter = read_peft(folder / "a", engine.model.config)
-    engine.model.put_adapter("own", adapter.config, adapter.factors)
+    put_adapter(engine.model, "own", adapter.config, adapter.factors)
     settings = Settings("tiny", adapter_folder=folder, adapters=("own",))
     with serving(engine, settings) as server, server.client() as client:
         assert text(client, "own") != text(client, "tiny")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tones import say
 
 from polyphi.engine.engine import Engine
+from polyphi.engine.runner import extend
 from polyphi.messages import Message
-from polyphi.model import attention as model_attention
+from polyphi.prepared import decoder
 from polyphi.transcription import longform
 from polyphi.transcription.align import FRAME, AudioAttention, align, alignment_map, monotonic_path
 
@@ -66,17 +67,18 @@ def test_it_is_the_attention_of_the_forward(
     tokens = engine.processor.tokenizer.encode("the quick brown fox jumps over the lazy dog" * 3)
     assert len(row) < engine.model.decoder.rope.switch < len(row) + len(tokens)
     inputs = []
-    plain = model_attention.packed_attention
+    plain = decoder.packed_attention
 
     def watched(q, k, v, cu_seqlens, **options):
         inputs.append((q, k))
         return plain(q, k, v, cu_seqlens, **options)
 
-    monkeypatch.setattr("polyphi.model.decoder.packed_attention", watched)
+    monkeypatch.setattr(decoder, "packed_attention", watched)
     with torch.inference_mode():
+        engine.model(extend(row, tokens))
         attention = AudioAttention(engine.model, row, tokens)
         maps = [attention[head] for head in range(len(attention))]
-    assert len(maps) == 2 * 6
+    assert len(maps) == 2 * 6 and len(inputs) == 2
     for layer, (q, k) in enumerate(inputs):
         assert len(q) == len(row) + len(tokens)
         for head in range(6):

@@ -1,6 +1,6 @@
 """The parts of a model that parameters belong to."""
 
-from polyphi.model.parts import part_of
+from polyphi.checkpoints.parts import part_of
 
 
 def test_parts_of_globs() -> None:
