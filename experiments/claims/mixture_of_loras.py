@@ -228,7 +228,8 @@ claim = Claim(
     experiment=(
         f"Vision 3 three times from vision 2, on the same samples, {STEP_SHARE:.0%} of its steps: LoRA, full "
         "fine-tuning (with text 3's learning rate), gated cross-attention and MLP before every second layer; exact "
-        f"answers on {IMAGE_ROWS} held-out pictures (margin {MARGIN:g} points), loss on {TEXT_ROWS} held-out text answers"
+        f"answers on {IMAGE_ROWS} held-out pictures (margin {MARGIN:g} points), loss on {TEXT_ROWS} held-out "
+        "text answers"
     ),
     run=run,
 )
