@@ -78,8 +78,8 @@ def _email_pattern(language: str) -> tuple[re.Pattern[str], re.Pattern[str], re.
 
 
 def numbers(text: str, language: str) -> Iterator[tuple[int, int, str]]:
-    """Yield (start, end, digits) of runs of at least `MIN_PHONE_DIGITS` digits of which some are spelled; a "plus" in front is
-    kept as "+". None in languages other than the eight."""
+    """Yield (start, end, digits) of runs of at least `MIN_PHONE_DIGITS` digits of which some are spelled; a "plus" in
+    front is kept as "+". None in languages other than the eight."""
     if language not in DIGIT_WORDS:
         return
     run, token, value = _number_pattern(language)
