@@ -42,7 +42,7 @@ class Settings:
     """Names of the adapters that were added to those of the checkpoint; only these can be unloaded."""
     containers: bool | None = None
     """Whether M4A, MP4, WebM, AAC and AMR audio and videos are accepted. None: where their decoder can be isolated
-    (processing/decoder.py)."""
+    (processing/media_decoder.py)."""
     isolate_decoding: bool | None = None
     """Whether separate processes decode images and all audio (decoders.py). None: where other machines can reach the
     server."""
