@@ -1,4 +1,4 @@
-"""False and missed matches of the audio fingerprint (`polyphi_recipe/curate/known_clips.py`) on pairs of clips.
+"""False and missed matches of the audio fingerprint (`polyphi_recipe/curate/audio_index.py`) on pairs of clips.
 
     python benchmarks/audio_fingerprint.py [--pairs 1000]                      # rates on the second half of the pairs
     python benchmarks/audio_fingerprint.py --half 0 --least -1 0.8 0.84 0.88   # on the first half: to choose a limit
@@ -28,8 +28,8 @@ import soxr
 
 from polyphi.processing.media import decode_audio
 from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
-from polyphi_recipe.curate.dedup import CLIPS
-from polyphi_recipe.curate.known_clips import MIN_AGREEMENT, AudioFingerprintIndex
+from polyphi_recipe.curate.audio_index import MIN_AGREEMENT, AudioFingerprintIndex
+from polyphi_recipe.curate.dedup import AUDIO
 from polyphi_recipe.curate.landmarks import keys, landmarks
 from polyphi_recipe.curate.waves import RATE, resample
 
@@ -245,12 +245,12 @@ def measure(every: list[Pair], least: float) -> dict[str, tuple[int, int, Counte
 
 
 def fused(every: list[Pair]) -> dict[str, float]:
-    """Return for each group the mean probability that the deduplication `CLIPS` takes the two clips for one, if their
+    """Return for each group the mean probability that the deduplication `AUDIO` takes the two clips for one, if their
     rows have the same text."""
     chances: dict[str, list[float]] = {}
     for pair in every:
         one, other = (set(keys(landmarks(w, RATE)).tolist()) for w in (pair.known, pair.query))
-        chance = CLIPS.chance(len(one & other) / max(1, len(one | other)))
+        chance = AUDIO.chance(len(one & other) / max(1, len(one | other)))
         chances.setdefault(pair.group, []).append(chance)
     return {group: float(np.mean(values)) for group, values in chances.items()}
 

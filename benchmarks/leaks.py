@@ -29,7 +29,7 @@ from polyphi.services.speech_synthesis import Voice, speak, unavailable
 from polyphi.text import lexicon
 from polyphi_recipe.corpora.image_qa import draw_digits, draw_text
 from polyphi_recipe.curate.decontaminate import Index
-from polyphi_recipe.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness
+from polyphi_recipe.curate.dedup import AUDIO, IMAGES, TEXTS, Similarity
 from polyphi_recipe.curate.documents import document
 from polyphi_recipe.synthetic import charts
 from polyphi_recipe.synthetic.images import SIDE, png, sheet
@@ -328,7 +328,7 @@ def measure(
     known: list[Any],
     changes: dict[str, Change],
     neighbours: dict[str, list[Any]],
-    likeness: Likeness,
+    likeness: Similarity,
     seed: int,
     around: Callable[[Any, random.Random], Any] = lambda content, rng: content,
 ) -> Iterator[dict[str, Any]]:
@@ -411,7 +411,7 @@ def pictures(items: int, seed: int) -> Iterator[dict[str, Any]]:
     for scene_type, name in enumerate(("shapes", "charts", "words", "digits")):
         neighbours[f"other scenes: {name}"] = scenes[items:][scene_type::4]
     yield from measure(
-        "image", tiles[:half] + scenes[:items], PICTURE_CHANGES, neighbours, PICTURES, seed
+        "image", tiles[:half] + scenes[:items], PICTURE_CHANGES, neighbours, IMAGES, seed
     )
 
 
@@ -435,7 +435,7 @@ def clips(items: int, seed: int) -> Iterator[dict[str, Any]]:
         "the same sentences by other voices": again if len(who) > 1 else [],
     }
     neighbours = {name: n for name, n in neighbours.items() if n}
-    yield from measure("audio", known, CLIP_CHANGES, neighbours, CLIPS, seed)
+    yield from measure("audio", known, CLIP_CHANGES, neighbours, AUDIO, seed)
 
 
 MAKERS = {"text": texts, "image": pictures, "audio": clips}

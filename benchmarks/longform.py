@@ -44,7 +44,7 @@ from polyphi.processing.media import AudioStream, decode_audio
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import cache_folder
 from polyphi.services.speech_synthesis import Voice, speak, unavailable
-from polyphi.transcription import silence
+from polyphi.transcription import vad
 from polyphi.transcription.align import align
 from polyphi.transcription.transcript import Piece, estimated
 from polyphi.transcription.words import token_spans, word_spans
@@ -188,7 +188,7 @@ def words(model: str | None) -> None:
     for engine in (e for e in ("espeak-ng", "flite") if not unavailable(e)):
         errors: dict[str, list[float]] = {"estimated": [], "aligned": [], "even": []}
         for wave, spoken, truth in spoken_words(engine):
-            sound = silence.measure(AudioStream((wave, RATE)))
+            sound = vad.measure(AudioStream((wave, RATE)))
             times_ = np.array(estimated(sound, Piece(0.0, sound.seconds), spoken))
             errors["estimated"] += np.abs(times_ - truth).ravel().tolist()
             borders = np.linspace(0, sound.seconds, len(spoken) + 1)

@@ -26,7 +26,7 @@ from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate.dedup import CLIPS, PICTURES, TEXTS, Likeness, deduplicate
+from polyphi_recipe.curate.dedup import AUDIO, IMAGES, TEXTS, Similarity, deduplicate
 from polyphi_recipe.curate.documents import document
 from polyphi_recipe.curate.language import Language
 from polyphi_recipe.curate.readable import Readable
@@ -159,13 +159,13 @@ def duplicates() -> Iterator[str]:
     clips = [
         leaks.read_aloud(s[:80], voices[i % len(voices)]) for i, s in enumerate(sentences[:60])
     ]
-    cases: list[tuple[str, list[Any], leaks.Change, Likeness]] = [
+    cases: list[tuple[str, list[Any], leaks.Change, Similarity]] = [
         ("text, every 60th word another", texts, every(60), TEXTS),
         ("text, every 30th word another", texts, every(30), TEXTS),
-        ("picture, JPEG 30", tiles + drawn, leaks.PICTURE_CHANGES["JPEG 30"], PICTURES),
-        ("picture, half the size", tiles + drawn, leaks.PICTURE_CHANGES["half the size"], PICTURES),
-        ("clip, Ogg Vorbis", clips, leaks.CLIP_CHANGES["Ogg Vorbis"], CLIPS),
-        ("clip, noise at 20 dB", clips, leaks.CLIP_CHANGES["noise at 20 dB"], CLIPS),
+        ("picture, JPEG 30", tiles + drawn, leaks.PICTURE_CHANGES["JPEG 30"], IMAGES),
+        ("picture, half the size", tiles + drawn, leaks.PICTURE_CHANGES["half the size"], IMAGES),
+        ("clip, Ogg Vorbis", clips, leaks.CLIP_CHANGES["Ogg Vorbis"], AUDIO),
+        ("clip, noise at 20 dB", clips, leaks.CLIP_CHANGES["noise at 20 dB"], AUDIO),
     ]
     for name, known, change, likeness in cases:
         half = len(known) // 2

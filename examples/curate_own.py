@@ -19,7 +19,7 @@ from polyphi.data import own
 from polyphi.data.shards import Sample
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import Decontaminate, Index
-from polyphi_recipe.curate.dedup import CLIPS, EXACT, PICTURES, deduplicate
+from polyphi_recipe.curate.dedup import AUDIO, EXACT, IMAGES, deduplicate
 from polyphi_recipe.curate.pii import Fakes, Personal
 from polyphi_recipe.curate.text import held_out
 
@@ -50,5 +50,5 @@ corpus = Corpus(
     "desk",
     build,
     steps=steps,
-    across=tuple(partial(deduplicate, alike) for alike in (EXACT, PICTURES, CLIPS)),
+    across=tuple(partial(deduplicate, alike) for alike in (EXACT, IMAGES, AUDIO)),
 )

@@ -51,7 +51,7 @@ from polyphi_eval.heldout import find
 from polyphi_eval.options import EvalOptions
 from polyphi_eval.report.heldout import line
 from polyphi_eval.sources import Data
-from polyphi_recipe import frozen_text, plan, processes, remaining, stages
+from polyphi_recipe import frozen_text, plan, processes, remaining_time, stages
 from polyphi_recipe.corpora.lookup import StageModels, find_corpus
 from polyphi_recipe.curate import corpus as corpora
 from polyphi_recipe.curate import sources
@@ -129,7 +129,7 @@ class Run:
         with (
             self.clock("total"),
             processes.memory_tracked(self.timings.note_memory),
-            remaining.reported(self.size, self.out, self.report),
+            remaining_time.reported(self.size, self.out, self.report),
         ):
             self._train_branches()
             for name in stages.ORDER:

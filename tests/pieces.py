@@ -1,9 +1,9 @@
-"""A conversation as pieces of ids: the texts of `script`, encoded one by one."""
+"""A conversation as pieces of ids: the texts of `apply_template`, encoded one by one."""
 
 from collections.abc import Sequence
 
 from polyphi.messages import Message
-from polyphi.processing.template import TemplatePiece, Words, script
+from polyphi.processing.template import TemplatePiece, TextPiece, apply_template
 from polyphi.processing.tokenizer import Tokenizer
 
 
@@ -14,12 +14,12 @@ def render(
     generation_prompt: bool = False,
     trusted: bool = False,
 ) -> list[TemplatePiece]:
-    """The pieces of `script`, each text encoded."""
+    """The pieces of `apply_template`, each text encoded."""
     return [
         TemplatePiece(tuple(tokenizer.encode(part.text)), part.answer)
-        if isinstance(part, Words)
+        if isinstance(part, TextPiece)
         else part
-        for part in script(
+        for part in apply_template(
             messages, tokenizer, generation_prompt=generation_prompt, trusted=trusted
         )
     ]

@@ -20,7 +20,7 @@ from polyphi_recipe.corpora.vision_speech import SpokenQuestion
 from polyphi_recipe.synthetic.speech import TTSSampler, numbered
 
 STAGE, TASK = "joint_1_vision_speech", "spoken_question"
-SHARE = 0.4  # of the stage's steps
+STEP_SHARE = 0.4  # of the stage's steps
 VOICES = 6  # of each question; half of the clips are used
 ROWS = 2000
 
@@ -88,7 +88,9 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
     scores = {
         name: [
             runner.scores(arm, TASK)[TASK]
-            for arm in runner.arms(f"C9-{name}", stage, runner.budget(stage, SHARE), data=folder)
+            for arm in runner.arms(
+                f"C9-{name}", stage, runner.budget(stage, STEP_SHARE), data=folder
+            )
         ]
         for name, folder in corpora(runner).items()
     }
@@ -104,8 +106,9 @@ claim = Claim(
     says="Training on synthetic speech filtered by a recogniser's word error rate is better than on unfiltered speech.",
     where="3.3, 3.4",
     experiment=(
-        f"Joint 1 for {SHARE:.0%} of its steps on the same pictures and questions, each question in {VOICES // 2} of "
-        f"{VOICES} voices: those with the lowest word error rate of the run's recogniser, or random ones"
+        f"Joint 1 for {STEP_SHARE:.0%} of its steps on the same pictures and questions, each question in "
+        f"{VOICES // 2} of {VOICES} voices: those with the lowest word error rate of the run's recogniser, or "
+        "random ones"
     ),
     run=run,
 )

@@ -15,7 +15,7 @@ from polyphi_recipe.stages import lineage
 
 STAGE = "joint_1_vision_speech"
 SPOKEN, WRITTEN = "spoken_question", "written_question"
-LIMIT = 60  # held-out samples of a vision task
+MAX_SAMPLES = 60  # held-out samples of a vision task
 MARGIN = 2.0  # points
 
 
@@ -31,9 +31,9 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
     """Spoken and written questions about the same images, and the vision tasks, before and after the stage."""
     vision = {t.name: t.metric for t in find() if t.modality == "vision"}
     first, arms = before(runner), runner.retrained(STAGE)
-    old = runner.scores(first, SPOKEN, WRITTEN) | runner.scores(first, *vision, limit=LIMIT)
+    old = runner.scores(first, SPOKEN, WRITTEN) | runner.scores(first, *vision, limit=MAX_SAMPLES)
     new = [
-        runner.scores(arm, SPOKEN, WRITTEN) | runner.scores(arm, *vision, limit=LIMIT)
+        runner.scores(arm, SPOKEN, WRITTEN) | runner.scores(arm, *vision, limit=MAX_SAMPLES)
         for arm in arms
     ]
     if SPOKEN not in old:
@@ -64,7 +64,7 @@ claim = Claim(
     where="2.2.2",
     experiment=(
         "Spoken questions about held-out pictures and all vision tasks before and after joint 1 (several seeds), "
-        f"{LIMIT} samples a vision task, margin {MARGIN:g} points; for text see C1"
+        f"{MAX_SAMPLES} samples a vision task, margin {MARGIN:g} points; for text see C1"
     ),
     run=run,
 )

@@ -11,8 +11,8 @@ from experiments.claims.runner import Arm, ClaimRunner
 from polyphi_recipe import stages
 
 STAGE, TASK, CORPUS = "speech_2_post", "speech_summary", "speech_summary"
-SHARE = 0.25  # of the stage's steps
-SHARES = (0.0, 0.01, 0.08)  # of the samples that are summaries
+STEP_SHARE = 0.25  # of the stage's steps
+SUMMARY_SHARES = (0.0, 0.01, 0.08)  # of the samples that are summaries
 MARGIN = 10.0  # points
 
 
@@ -23,13 +23,15 @@ def arms(runner: ClaimRunner, share: float) -> list[Arm]:
     if share:
         weights[CORPUS] = sum(weights.values()) * share / (1 - share)
     changed = replace(stage, data=replace(stage.data, weights=weights))
-    return runner.arms(f"C10-{share:.0%}".replace("%", ""), changed, runner.budget(stage, SHARE))
+    return runner.arms(
+        f"C10-{share:.0%}".replace("%", ""), changed, runner.budget(stage, STEP_SHARE)
+    )
 
 
 def run(runner: ClaimRunner) -> Iterator[Effect]:
     """Accuracy of the topics of held-out talks, by the share of summaries."""
     scores = {}
-    for share in SHARES:
+    for share in SUMMARY_SHARES:
         models = arms(runner, share)
         scores[share] = [runner.scores(arm, TASK)[TASK] for arm in models]
         accuracies = (sum(v for v, _ in s.values()) / len(s) for s in scores[share])
@@ -37,13 +39,15 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
             f"  {share:.0%}: accuracy {', '.join(f'{x:.0%}' for x in accuracies)} by seed"
         )
     constant = runner.constant(models[0], TASK)
-    none, little, more = (scores[share] for share in SHARES)
+    none, little, more = (scores[share] for share in SUMMARY_SHARES)
     yield contrast(
         "1 % summaries, lead over the best constant answer",
         ("accuracy", paired([constant], little)),
     )
     yield contrast("1 % minus none", ("accuracy", paired(none, little)))
-    yield contrast(f"1 % minus {SHARES[-1]:.0%}", ("accuracy", paired(more, little)), above=-MARGIN)
+    yield contrast(
+        f"1 % minus {SUMMARY_SHARES[-1]:.0%}", ("accuracy", paired(more, little)), above=-MARGIN
+    )
 
 
 claim = Claim(
@@ -52,8 +56,8 @@ claim = Claim(
     says="Speech summaries are good although they are only 1 % of the speech post-training data.",
     where="4.1.2",
     experiment=(
-        f"Speech 2 for {SHARE:.0%} of its steps with {', '.join(f'{s:.0%}' for s in SHARES)} of summaries among its "
-        f"samples; topics of held-out talks (margin {MARGIN:g} points)"
+        f"Speech 2 for {STEP_SHARE:.0%} of its steps with {', '.join(f'{s:.0%}' for s in SUMMARY_SHARES)} of "
+        f"summaries among its samples; topics of held-out talks (margin {MARGIN:g} points)"
     ),
     run=run,
 )

@@ -26,11 +26,11 @@ from polyphi.train.stage import Stage
 from polyphi_recipe import stages
 
 STAGE = "vision_3_generative"
-SHARE = 0.2  # of the stage's steps
-EVERY = 2  # a cross-attention layer before every second layer of the decoder
-GATE = 0.1  # tanh of it is the factor on the output of a fresh layer
+STEP_SHARE = 0.2  # of the stage's steps
+LAYERS_PER_CROSS_ATTENTION = 2  # a cross-attention layer before every second layer of the decoder
+GATE_INIT = 0.1  # tanh of it is the factor on the output of a fresh layer
 MARGIN = 3.0  # points
-PICTURES, TEXTS = 600, 400  # held-out samples
+IMAGE_ROWS, TEXT_ROWS = 600, 400  # held-out samples
 
 
 class GatedCrossAttention(nn.Module):
@@ -46,7 +46,7 @@ class GatedCrossAttention(nn.Module):
             nn.Linear(width, 2 * width, bias=False),
             nn.Linear(2 * width, width, bias=False),
         )
-        self.gates = nn.Parameter(torch.full((2,), GATE))
+        self.gates = nn.Parameter(torch.full((2,), GATE_INIT))
 
     def forward(
         self, x: Float[Tensor, "T D"], images: Float[Tensor, "I D"], mask: Bool[Tensor, "T I"]
@@ -78,7 +78,7 @@ class CrossAttended(PhiModel):
         self.cross = nn.ModuleList(
             [
                 GatedCrossAttention(d.hidden_size, d.num_attention_heads, d.rms_norm_eps)
-                for _ in range(-(-d.num_hidden_layers // EVERY))
+                for _ in range(-(-d.num_hidden_layers // LAYERS_PER_CROSS_ATTENTION))
             ]
         )
 
@@ -107,8 +107,8 @@ class CrossAttended(PhiModel):
         cos, sin = self.decoder.rope(batch, working_dtype(x))
         shared = ForwardContext(cos, sin, [], batch.cu_seqlens, None)
         for number, layer in enumerate(self.decoder.layers):
-            if batch.images and number % EVERY == 0:
-                x = self.cross[number // EVERY](x, pictures.to(x.dtype), mask)
+            if batch.images and number % LAYERS_PER_CROSS_ATTENTION == 0:
+                x = self.cross[number // LAYERS_PER_CROSS_ATTENTION](x, pictures.to(x.dtype), mask)
             x = layer(x, shared, number)
         return self.decoder.norm(x)
 
@@ -164,19 +164,21 @@ def designs(runner: ClaimRunner) -> dict[str, tuple[Stage, list[Arm]]]:
         objective=SinglePlaceholder(max_crops=stage.objective.max_crops),
     )
     return {
-        "LoRA": (stage, runner.arms("C2-lora", stage, runner.budget(stage, SHARE))),
-        "full fine-tuning": (full, runner.arms("C2-full", full, runner.budget(stage, SHARE))),
+        "LoRA": (stage, runner.arms("C2-lora", stage, runner.budget(stage, STEP_SHARE))),
+        "full fine-tuning": (full, runner.arms("C2-full", full, runner.budget(stage, STEP_SHARE))),
         "cross-attention": (
             cross,
-            runner.arms("C2-cross", cross, runner.budget(stage, SHARE), build=CrossAttended.around),
+            runner.arms(
+                "C2-cross", cross, runner.budget(stage, STEP_SHARE), build=CrossAttended.around
+            ),
         ),
     }
 
 
 def run(runner: ClaimRunner) -> Iterator[Effect]:
     """Exact answers to questions about held-out images, and the loss of held-out text answers."""
-    pictures = {"image_qa": runner.held_out("image_qa", PICTURES)}
-    texts = {"instructions": runner.held_out("instructions", TEXTS)}
+    pictures = {"image_qa": runner.held_out("image_qa", IMAGE_ROWS)}
+    texts = {"instructions": runner.held_out("instructions", TEXT_ROWS)}
     exact: dict[str, list] = {}
     losses: dict[str, list] = {}
     for name, (stage, arms) in designs(runner).items():
@@ -224,9 +226,10 @@ claim = Claim(
     ),
     where="2.2, 4.1.1",
     experiment=(
-        f"Vision 3 three times from vision 2, on the same samples, {SHARE:.0%} of its steps: LoRA, full fine-tuning "
-        "(with text 3's learning rate), gated cross-attention and MLP before every second layer; exact answers on "
-        f"{PICTURES} held-out pictures (margin {MARGIN:g} points), loss on {TEXTS} held-out text answers"
+        f"Vision 3 three times from vision 2, on the same samples, {STEP_SHARE:.0%} of its steps: LoRA, full "
+        "fine-tuning (with text 3's learning rate), gated cross-attention and MLP before every second layer; exact "
+        f"answers on {IMAGE_ROWS} held-out pictures (margin {MARGIN:g} points), loss on {TEXT_ROWS} held-out "
+        "text answers"
     ),
     run=run,
 )

@@ -33,7 +33,7 @@ from polyphi_recipe.corpora.image_qa import draw_text
 from polyphi_recipe.synthetic.scenes import Scene, image_question
 
 STAGE = "vision_3_generative"
-SHARE = 0.1  # of the stage's steps
+STEP_SHARE = 0.1  # of the stage's steps
 MAX_CROPS = 12  # crops of InternVL2's rule
 SIDES = (28, 56, 84, 112, 168, 224, 280, 336, 448)  # pixels of pictures that one crop covers
 STRIP = (
@@ -126,7 +126,7 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
     tokens = {rule: sum(len(rule.row(s.prompt)) for s in held_out[:40]) for rule in (ours, theirs)}
 
     def arms(name: str, rule: Processor) -> list[Arm]:
-        budget = runner.budget(stage, SHARE)
+        budget = runner.budget(stage, STEP_SHARE)
         # The same number of samples a step with both rules.
         batch_tokens = round(budget.batch_tokens * tokens[rule] / tokens[ours])
         budget = replace(budget, batch_tokens=batch_tokens)
@@ -156,7 +156,8 @@ claim = Claim(
     where="2.2.1",
     experiment=(
         f"Both rules on {len(SIDES) ** 2} sizes, 28 x 448 among them; then vision 3's model trained on small pictures "
-        f"of numbers with either rule and the same samples, {SHARE:.0%} of the stage's steps (margin {MARGIN:g} points)"
+        f"of numbers with either rule and the same samples, {STEP_SHARE:.0%} of the stage's steps "
+        f"(margin {MARGIN:g} points)"
     ),
     run=run,
 )

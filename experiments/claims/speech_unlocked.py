@@ -10,7 +10,7 @@ from experiments.claims.runner import ClaimRunner
 from polyphi_eval.heldout import find
 
 TRANSCRIBED = "asr_digits"
-LIMIT = 60  # held-out samples of a task
+MAX_SAMPLES = 60  # held-out samples of a task
 MARGIN = 2.0  # points
 
 
@@ -21,9 +21,11 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
     }
     others = [name for name in tasks if not name.startswith("asr_")]
     first = runner.after("speech_1_pretrain")
-    before = runner.scores(first, TRANSCRIBED, *others, limit=LIMIT)
+    before = runner.scores(first, TRANSCRIBED, *others, limit=MAX_SAMPLES)
     constant = {name: runner.constant(first, name) for name in before}
-    after = [runner.scores(arm, *others, limit=LIMIT) for arm in runner.retrained("speech_2_post")]
+    after = [
+        runner.scores(arm, *others, limit=MAX_SAMPLES) for arm in runner.retrained("speech_2_post")
+    ]
     others = [name for name in others if name in before]
     yield contrast(
         "transcribed digits after speech 1, lead over the best constant answer",
@@ -50,7 +52,7 @@ claim = Claim(
     where="2.2.2",
     experiment=(
         "Speech tasks after speech 1 and after speech 2, compared with the best constant answer; speech 2 trained with "
-        f"several seeds; {LIMIT} samples a task, margin {MARGIN:g} points"
+        f"several seeds; {MAX_SAMPLES} samples a task, margin {MARGIN:g} points"
     ),
     run=run,
 )

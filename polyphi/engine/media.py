@@ -5,11 +5,9 @@
 
 Images, WAV, FLAC, OGG and MP3 are decoded in the server's process or, after `start_decoders`, in separate ones. All
 other audio and videos need FFmpeg, in a process that is isolated where `isolation_missing` returns None
-(processing/decoder.py).
+(processing/media_decoder.py).
 """
 
-from polyphi.processing.decoder import DecoderError, is_isolated, start_decoders
-from polyphi.processing.decoder import unavailable as isolation_missing
 from polyphi.processing.file_types import (
     AUDIO_FORMATS,
     CONTAINER_FORMATS,
@@ -18,6 +16,8 @@ from polyphi.processing.file_types import (
     sniff,
 )
 from polyphi.processing.media import MAX_FRAME_PIXELS, Caps, MediaError
+from polyphi.processing.media_decoder import DecoderError, is_isolated, start_decoders
+from polyphi.processing.media_decoder import unavailable as isolation_missing
 
 __all__ = [
     "MAX_FRAME_PIXELS",

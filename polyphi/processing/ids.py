@@ -21,7 +21,7 @@ class Placeholder:
     part: Image | Audio
     number: int
     tokens: int
-    plan: image.Plan | None = None
+    plan: image.CropPlan | None = None
     mels: Tensor | None = None
 
 

@@ -31,7 +31,7 @@ MIN_SIDE = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class CropPlan:
     """Layout of an image of `image_size` (width, height): its grid of crops, its scaled size, and its patches that are
     not all padding. Sizes in pixels."""
 
@@ -59,13 +59,13 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the `Cut`."""
+        """Bytes of the `ImageCrops`."""
         pixels, crops = 3 * self.crop_size**2, self.crop_rows * self.crop_cols
         view = 4 * pixels if crops > 1 else 0  # float32
         return crops * pixels + view + (1 + crops) * (self.crop_size // self.patch_size) ** 2
 
 
-class Cut(NamedTuple):
+class ImageCrops(NamedTuple):
     """An image as crops, row by row, in 8 bits (`Batch.crops`). `view` is its global view, None for an image of one
     crop, which is the view itself; `masks` mark the valid patches of the view and the crops."""
 
@@ -107,7 +107,7 @@ def plan(
     crop_size: int = CROP,
     patch_size: int = PATCH,
     max_crops: int = MAX_CROPS,
-) -> Plan:
+) -> CropPlan:
     """Return the plan of an image of `width` x `height` pixels. Raises `MediaError` if a scaled side is under 10
     pixels."""
     if crop_size % (2 * patch_size):
@@ -133,7 +133,7 @@ def plan(
     # A patch is masked only if all of it is padding.
     patch_cols = full_width // patch_size - (full_width - new_width) // patch_size
     patch_rows = full_height // patch_size - (full_height - new_height) // patch_size
-    return Plan(
+    return CropPlan(
         image_size=(width, height),
         crop_rows=rows,
         crop_cols=cols,
@@ -160,7 +160,7 @@ def count_tokens(
     ).tokens
 
 
-def cut(image: Image.Image, p: Plan) -> Cut:
+def cut(image: Image.Image, p: CropPlan) -> ImageCrops:
     """Return the crops and the global view of an RGB image, by the plan of its size."""
     assert image.mode == "RGB", image.mode
     assert image.size == p.image_size, f"a plan for {p.image_size}, a picture of {image.size}"
@@ -181,7 +181,7 @@ def cut(image: Image.Image, p: Plan) -> Cut:
     masks = (
         valid.reshape(p.crop_rows, side, p.crop_cols, side).transpose(1, 2).reshape(-1, side, side)
     )
-    return Cut(
+    return ImageCrops(
         crops.reshape(-1, 3, crop_size, crop_size),
         view,
         torch.cat([torch.ones(1, side, side, dtype=torch.bool), masks]),

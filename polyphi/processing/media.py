@@ -4,9 +4,10 @@
 >>> wave, rate = decode_audio("hello.flac")           # float32 mono [n] in [-1, 1], Hz
 
 The type of a file is determined by its first bytes, never by its name. Images, WAV, FLAC, OGG and MP3 are decoded here
-or, with `decoders`, in a separate process (decoder.py), with the same result; other audio always is. Bytes, pixels and
-seconds are limited before or while decoding, so that a small file can't fill the memory. Every error is a `MediaError`
-of one line with what was expected and what was found, without messages of decoders (they may contain addresses).
+or, with `decoders`, in a separate process (media_decoder.py), with the same result; other audio always is. Bytes,
+pixels and seconds are limited before or while decoding, so that a small file can't fill the memory. Every error is a
+`MediaError` of one line with what was expected and what was found, without messages of decoders (they may contain
+addresses).
 """
 
 import io
@@ -24,8 +25,7 @@ from PIL import ImageFile
 from PIL.Image import Image as Picture
 
 from polyphi.messages import MediaSource
-from polyphi.processing import decoder
-from polyphi.processing.decoder import DecoderError
+from polyphi.processing import media_decoder
 from polyphi.processing.file_types import (
     AUDIO_FORMATS,
     CONTAINER_FORMATS,
@@ -33,6 +33,7 @@ from polyphi.processing.file_types import (
     SNIFF_BYTES,
     sniff,
 )
+from polyphi.processing.media_decoder import DecoderError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop
@@ -107,7 +108,7 @@ def decode_image(
     if decoders is not None:
         data, name = read_within(source, max_bytes, "picture")
         with _decoder_errors(name, "picture"):
-            return decoder.image(data, max_pixels=max_pixels, decoders=decoders)
+            return media_decoder.image(data, max_pixels=max_pixels, decoders=decoders)
     file, name = _open_image(source, max_bytes, max_pixels)
     image: Picture = file
     try:
@@ -133,7 +134,7 @@ def image_size(
     if decoders is not None:
         data, name = read_within(source, max_bytes, "picture")
         with _decoder_errors(name, "picture"):
-            return decoder.image_size(data, max_pixels=max_pixels, decoders=decoders)
+            return media_decoder.image_size(data, max_pixels=max_pixels, decoders=decoders)
     return _open_image(source, max_bytes, max_pixels)[0].size
 
 
@@ -285,7 +286,7 @@ class AudioStream:
     def _read_header(self, file: io.BufferedIOBase) -> None:
         """Set rate and length, which a separate process reads."""
         with self._process_errors():
-            self.rate, channels, samples = decoder.audio_header(
+            self.rate, channels, samples = media_decoder.audio_header(
                 file,
                 CONTAINER_FORMATS.get(self.format),
                 max_seconds=self.max_seconds,
@@ -297,7 +298,7 @@ class AudioStream:
 
     def _blocks_of_process(self, file: io.BufferedIOBase) -> Iterator[np.ndarray]:
         with self._process_errors():
-            yield from decoder.audio_blocks(
+            yield from media_decoder.audio_blocks(
                 file,
                 CONTAINER_FORMATS.get(self.format),
                 max_seconds=self.max_seconds,

@@ -31,7 +31,7 @@ from polyphi.messages import media as media_parts
 from polyphi.processing import audio, image, media
 from polyphi.processing.ids import Placeholder, pieces_of
 from polyphi.processing.media import Caps, MediaError
-from polyphi.processing.template import TemplatePiece, Words, script
+from polyphi.processing.template import TemplatePiece, TextPiece, apply_template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import FrameBytes, expand_videos
 from polyphi.runtime.fork_server import ForkServer
@@ -48,7 +48,7 @@ class TooLong(ValueError):
 class Processor:
     """Makes rows. `crop_size` and `patch_size` are in pixels; `max_crops` limits an image's crops without its global
     view. `caps` are the limits of an image, audio or video, and `decoders` decode them in separate processes
-    (decoder.py); both may be changed later."""
+    (media_decoder.py); both may be changed later."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Processor:
             )
         conversation = self.expand([Message.parse(m) for m in messages])
         trusted = supervise is not None if trusted is None else trusted
-        parts = script(
+        parts = apply_template(
             conversation,
             self.tokenizer,
             generation_prompt=generation_prompt,
@@ -153,13 +153,13 @@ class Processor:
         return id_lists
 
     def _encode_parts(
-        self, parts: Sequence[TemplatePiece | Words], context: int | None
+        self, parts: Sequence[TemplatePiece | TextPiece], context: int | None
     ) -> list[TemplatePiece]:
         """Return a conversation with encoded texts; each image and audio counts as at least one token."""
-        texts = [part.text for part in parts if isinstance(part, Words)]
+        texts = [part.text for part in parts if isinstance(part, TextPiece)]
         ids = iter(self.encode(texts, context, len(parts) - len(texts)))
         return [
-            TemplatePiece(tuple(next(ids)), part.answer) if isinstance(part, Words) else part
+            TemplatePiece(tuple(next(ids)), part.answer) if isinstance(part, TextPiece) else part
             for part in parts
         ]
 
@@ -210,7 +210,7 @@ class Processor:
         parts = self._parts_with_counts(messages, generation_prompt, continue_final, max_crops)
         for part, tokens in parts:
             yield
-            if isinstance(part, Words):
+            if isinstance(part, TextPiece):
                 text += self.tokenizer.count(part.text)
             elif part.media is None:
                 text += tokens
@@ -246,7 +246,7 @@ class Processor:
         a long text, only a slice is in memory at a time."""
         parts = self._parts_with_counts(messages, generation_prompt, continue_final, max_crops)
         for part, tokens in parts:
-            if isinstance(part, Words):
+            if isinstance(part, TextPiece):
                 yield from ((Text, ids) for ids in self.tokenizer.encode_slices(part.text))
             else:
                 yield (Text if part.media is None else type(part.media)), list(part.ids) * tokens
@@ -257,11 +257,11 @@ class Processor:
         generation_prompt: bool,
         continue_final: bool,
         max_crops: int | None,
-    ) -> Iterator[tuple[TemplatePiece | Words, int]]:
+    ) -> Iterator[tuple[TemplatePiece | TextPiece, int]]:
         """Yield the parts of a conversation with their count in its row: 1, or the number of placeholders of an image
         or audio."""
         caps, counts = self.caps, {Image: 0, Audio: 0}
-        for piece in script(
+        for piece in apply_template(
             self.expand([Message.parse(m) for m in messages]),
             self.tokenizer,
             generation_prompt=generation_prompt,
@@ -307,7 +307,7 @@ class Processor:
                 total += audio.nbytes(samples, stream.rate)
         return total, pixels
 
-    def _plan(self, part: Image, max_crops: int | None) -> image.Plan:
+    def _plan(self, part: Image, max_crops: int | None) -> image.CropPlan:
         """Return the crop plan of an image for the size in its header and the smallest limit on its crops."""
         limits = [b for b in (self.max_crops, max_crops, part.most_crops) if b is not None]
         width, height = self.size(part)
@@ -443,7 +443,7 @@ class Processor:
     def _pixels(self, items: Sequence[Placeholder], slots: Iterable[int]) -> Steps[dict[str, Any]]:
         if not items:
             return {}
-        cuts: list[image.Cut] = []
+        cuts: list[image.ImageCrops] = []
         for m in items:  # one decoded image in memory at a time
             yield
             assert isinstance(m.part, Image) and m.plan is not None

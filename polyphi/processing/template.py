@@ -48,21 +48,21 @@ class TemplatePiece:
 
 
 @dataclass(frozen=True)
-class Words:
+class TextPiece:
     """Text that isn't encoded yet. `answer` as in `TemplatePiece`."""
 
     text: str
     answer: bool = False
 
 
-def script(
+def apply_template(
     messages: Sequence[Message],
     tokenizer: Tokenizer,
     *,
     generation_prompt: bool = False,
     continue_final: bool = False,
     trusted: bool = False,
-) -> list[TemplatePiece | Words]:
+) -> list[TemplatePiece | TextPiece]:
     """Return the control tokens, placeholders and unencoded texts of a conversation or of one document (with
     `generation_prompt` without `<|endoftext|>`, to be continued). `continue_final`: end within the final message.
 
@@ -119,13 +119,13 @@ class _Writer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pieces: list[TemplatePiece | Words] = []
+        self._pieces: list[TemplatePiece | TextPiece] = []
         self._buffer: list[str] = []
         self._buffer_is_answer = False
         self._strip_next = False
 
     @property
-    def pieces(self) -> list[TemplatePiece | Words]:
+    def pieces(self) -> list[TemplatePiece | TextPiece]:
         self._flush()
         return self._pieces
 
@@ -185,5 +185,5 @@ class _Writer:
         if self._strip_next:
             text = text.lstrip(WHITESPACE)
         if text:
-            self._pieces.append(Words(text, self._buffer_is_answer))
+            self._pieces.append(TextPiece(text, self._buffer_is_answer))
             self._strip_next = False

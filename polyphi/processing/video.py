@@ -3,7 +3,7 @@
 >>> frames = decode_video("walk.mp4", frames=16)      # 16 PIL images, RGB, one for each sixteenth of its time
 >>> expand_videos([Message.user(Video("walk.mp4"), "What happens?")])
 
-Limits and errors are as in media.py. A separate process decodes them (decoder.py).
+Limits and errors are as in media.py. A separate process decodes them (media_decoder.py).
 """
 
 import io
@@ -14,9 +14,9 @@ from PIL import Image as pil
 from PIL.Image import Image as Picture
 
 from polyphi.messages import Image, MediaSource, Message, Part, Video
-from polyphi.processing.decoder import DecoderError, video_frames
 from polyphi.processing.file_types import SNIFF_BYTES, VIDEO_FORMATS, sniff
 from polyphi.processing.media import CAPS, Caps, MediaError, decoder_media_error, open_media
+from polyphi.processing.media_decoder import DecoderError, video_frames
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.steps import Stop
 

@@ -12,7 +12,6 @@ from starlette.responses import JSONResponse, Response
 from polyphi.engine.reasoning import Reasoning
 from polyphi.engine.tools import ToolCall
 from polyphi.messages import Completion, SamplingParams
-from polyphi.serve.answers import EncodedJson, extra_fields
 from polyphi.serve.anthropic_schema import (
     CountTokensRequest,
     MessagesRequest,
@@ -32,6 +31,7 @@ from polyphi.serve.generation import (
 from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.output import Output, OutputPart
+from polyphi.serve.response_json import EncodedJson, extra_fields
 from polyphi.serve.schema import Tool, available_tools, selected_tools
 from polyphi.serve.server import Server
 from polyphi.serve.streams import named_stream

@@ -26,12 +26,11 @@ from polyphi.serve import (
     lora,
     page,
     realtime,
-    speech,
-    stored,
+    stored_responses,
     tokenize,
+    transcriptions,
 )
 from polyphi.serve import responses as responses_api
-from polyphi.serve.answers import InPieces
 from polyphi.serve.errors import (
     AnthropicErrorResponse,
     ApiError,
@@ -43,6 +42,7 @@ from polyphi.serve.errors import (
 from polyphi.serve.events import ClientGone
 from polyphi.serve.fields import validation_error
 from polyphi.serve.guard import AccessGuard
+from polyphi.serve.response_json import PacedBodyMiddleware
 from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
 
@@ -78,11 +78,13 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
         chat.routes(server),
         responses_api.routes(server, server.store),
         completions.routes(server),
-        speech.routes(server),
+        transcriptions.routes(server),
     ):
         app.include_router(router, responses={**body, **responses(429)})
     app.include_router(realtime.routes(server))
-    app.include_router(stored.routes(server, server.store), responses={**keyed, **responses(404)})
+    app.include_router(
+        stored_responses.routes(server, server.store), responses={**keyed, **responses(404)}
+    )
     of_anthropic = [400, *([401] if settings.keys else []), 403, 404, 413, 415, 429, 503]
     app.include_router(
         anthropic.routes(server),
@@ -94,7 +96,7 @@ def create_app(engine: Engine, settings: Settings) -> FastAPI:
     app.include_router(_about(server), responses=keyed)
     app.include_router(tokenize.routes(server), responses=body)
     app.include_router(lora.routes(server), responses=body)
-    app.add_middleware(InPieces)
+    app.add_middleware(PacedBodyMiddleware)
     # The last one added runs first.
     app.add_middleware(AccessGuard, settings=settings, shares=server.shares)
     return app

@@ -11,7 +11,7 @@ from starlette.types import Receive
 from polyphi.serve.errors import ApiError
 from polyphi.serve.json_scanner import BodyPiece, Scanner
 from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Full, Hold, Pool
+from polyphi.serve.shares import Full, Pool, Reservation
 
 BLOCK = 64 << 10
 """Bytes that are scanned at once: slow networks deliver a body in tiny pieces."""
@@ -21,21 +21,21 @@ class Body:
     """The received bytes of one request's body, and the memory that counts for them and for what was parsed from them,
     until `release`."""
 
-    def __init__(self, client: bytes, hold: Hold, *, json: bool) -> None:
+    def __init__(self, client: bytes, reservation: Reservation, *, json: bool) -> None:
         self.client, self.json = client, json
         self.bytes = 0
         self.pieces: deque[BodyPiece] = deque()
         self.clock: asyncio.Timeout | None = None
         self.refusal: ApiError | None = None
         """Why the body is no longer received."""
-        self._hold = hold
+        self._reservation = reservation
         self._scanner = Scanner()
         self._block: list[bytes] = []
         self._block_bytes = 0
 
     def add(self, received: bytes) -> None:
         """Raises ApiError 413 above a limit of JSON, and Full where there is no memory for the bytes."""
-        self._hold.grow(len(received))
+        self._reservation.grow(len(received))
         self.bytes += len(received)
         self._block.append(received)
         self._block_bytes += len(received)
@@ -53,16 +53,16 @@ class Body:
     def take(self) -> bytes:
         """The next piece, which no longer counts."""
         data = self.pieces.popleft().data
-        self._hold.resize(self._hold.amount - len(data))
+        self._reservation.resize(self._reservation.amount - len(data))
         return data
 
     def resize(self, size: int) -> None:
         """Sets the memory that counts to that of the parsed values."""
-        self._hold.resize(size)
+        self._reservation.resize(size)
 
     def release(self) -> None:
         """Drops the pieces; nothing counts any longer."""
-        self._hold.release()
+        self._reservation.release()
         self.pieces.clear()
         self._block = []
 

@@ -12,14 +12,14 @@ from starlette.responses import Response
 from polyphi.engine.reasoning import Reasoning
 from polyphi.engine.tools import ToolCall
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
-from polyphi.serve.answers import base_fields, extra_fields, token_usage, usage
 from polyphi.serve.conversation import chat_turns
 from polyphi.serve.errors import STREAMED
 from polyphi.serve.generation import CallRules, Generation, answer, with_reasoning, with_rules
 from polyphi.serve.jobs import Job, OutputDelta
 from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.output import Output, OutputPart
-from polyphi.serve.prompts import prompt_fields
+from polyphi.serve.prompt_logprobs import prompt_fields
+from polyphi.serve.response_json import base_fields, extra_fields, token_usage, usage
 from polyphi.serve.schema import ChatRequest, NamedTool, available_tools, prompt_end
 from polyphi.serve.server import Server
 from polyphi.serve.streams import stream

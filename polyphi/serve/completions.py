@@ -17,12 +17,12 @@ from starlette.responses import Response
 from polyphi.batch import Batch
 from polyphi.engine.request import Caller, Request
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
-from polyphi.serve.answers import base_fields, token_usage, usage
 from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import JsonRoute
-from polyphi.serve.prompts import prompt_fields
+from polyphi.serve.prompt_logprobs import prompt_fields
+from polyphi.serve.response_json import base_fields, token_usage, usage
 from polyphi.serve.schema import CompletionRequest
 from polyphi.serve.server import LARGE, Server, release_body
 from polyphi.serve.streams import merged, stream

@@ -28,7 +28,6 @@ from uvicorn.server import ServerState
 
 from polyphi.serve.bodies import over_capacity
 from polyphi.serve.errors import ApiError
-from polyphi.serve.frames import FrameCounter, close_frame
 from polyphi.serve.guard import (
     SECURITY_HEADERS,
     access,
@@ -37,7 +36,8 @@ from polyphi.serve.guard import (
     new_id,
 )
 from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Full, Hold, Shares, client_of
+from polyphi.serve.shares import Full, Reservation, Shares, client_of
+from polyphi.serve.websocket_frames import FrameCounter, close_frame
 
 ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*://[^/?#]*)(.*)", re.DOTALL)
 """A request target in absolute form, as sent to proxies: `http://name:port` and the path. guard.py checks the name."""
@@ -85,7 +85,7 @@ class Connections:
         """Adds a new connection, in place of another one where necessary. False if all are busy."""
         while True:
             try:
-                connection.hold = self._pool.take(connection.client, 1)
+                connection.reservation = self._pool.take(connection.client, 1)
             except Full as full:
                 idle = [
                     other
@@ -103,8 +103,8 @@ class Connections:
 
     def remove(self, connection: "Connection") -> None:
         self._open.discard(connection)
-        if connection.hold:
-            connection.hold.release()
+        if connection.reservation:
+            connection.reservation.release()
 
     def abort(self) -> None:
         """Closes all connections at once."""
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
     client: bytes
 
     def __init__(self, connections: Connections) -> None:
-        self.hold: Hold | None = None
+        self.reservation: Reservation | None = None
         self._connections, self._settings = connections, connections.settings
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)

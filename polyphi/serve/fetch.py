@@ -41,7 +41,7 @@ from polyphi.serve.addresses import (
 )
 from polyphi.serve.errors import ApiError
 from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Full, Hold, Shares
+from polyphi.serve.shares import Full, Reservation, Shares
 from polyphi.serve.threads import Threads
 
 log = logging.getLogger("polyphi.serve")
@@ -80,7 +80,7 @@ class Media:
         self._client = b""
         # Dedicated threads: name servers that don't answer must not block the shared ones.
         self._resolvers = Threads(self._shares.resolvers, "look up hosts")
-        self._hold: Hold | None = None
+        self._reservation: Reservation | None = None
         reason = isolation_missing()
         self.containers = reason is None if settings.containers is None else settings.containers
         """Whether audio and videos that FFmpeg decodes are accepted."""
@@ -96,11 +96,11 @@ class Media:
         """A loader for one request of a client: it loads at most `max_body_bytes` in total, one after the other, and
         its bytes count towards the shares of the client and of all until the context ends."""
         media = copy(self)
-        media._client, media._hold = client, self._shares.media.take(client, 0)
+        media._client, media._reservation = client, self._shares.media.take(client, 0)
         try:
             yield media
         finally:
-            media._hold.release()
+            media._reservation.release()
 
     def close(self) -> None:
         self._resolvers.close(wait=False)
@@ -193,16 +193,16 @@ class Media:
 
     def _count_bytes(self, count: int, param: str) -> None:
         """Counts bytes that were loaded from outside the request; raises ApiError above a limit."""
-        if (hold := self._hold) is None:
+        if (reservation := self._reservation) is None:
             return
-        if hold.amount + count > (limit := self.settings.max_body_bytes):
+        if reservation.amount + count > (limit := self.settings.max_body_bytes):
             raise ApiError(
                 413,
                 f"expected at most {limit:,} bytes in all media of a request, found more",
                 param=param,
             )
         try:
-            hold.grow(count)
+            reservation.grow(count)
         except Full as full:
             whose = "this client's" if full.by_client else "all"
             raise ApiError(

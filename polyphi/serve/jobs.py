@@ -14,7 +14,7 @@ from polyphi.messages import (
 )
 from polyphi.serve.errors import ApiError, as_api_error
 from polyphi.serve.metrics import ServerMetrics, Times
-from polyphi.serve.shares import Full, Hold
+from polyphi.serve.shares import Full, Reservation
 
 UNCOUNTED = 256 << 10
 """Bytes of deltas of a job that may wait in any case."""
@@ -57,7 +57,7 @@ class Job:
         metrics: ServerMetrics,
         requests: Sequence[Request],
         loop: asyncio.AbstractEventLoop,
-        unread: Hold,
+        unread: Reservation,
     ) -> None:
         self.requests, self.unread = requests, unread
         self.on_end: Callable[[], None] = lambda: None

@@ -27,7 +27,7 @@ from polyphi.serve.errors import ApiError
 from polyphi.serve.events import unless_disconnected
 from polyphi.serve.fields import Counts, validation_error
 from polyphi.serve.json_scanner import BodyPiece
-from polyphi.serve.shares import Turns
+from polyphi.serve.shares import FairSlots
 
 M = TypeVar("M", bound=BaseModel)
 LARGE = 16 << 10
@@ -52,7 +52,7 @@ MARKED = re.compile(rf"{MARK}(\d+);")
 class Parser:
     """Parses bodies: small ones at once, large ones in its thread."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: FairSlots) -> None:
         self._turns = turns
         self._pool = ThreadPoolExecutor(1, "parse")
         self._free_at = 0.0  # when the next large body may be parsed

@@ -17,7 +17,6 @@ from starlette.responses import JSONResponse, Response
 
 from polyphi.engine.request import Caller
 from polyphi.messages import SamplingParams, Text
-from polyphi.serve.answers import EncodedJson, extra_fields, json_pieces, usage
 from polyphi.serve.conversation import InputTurn
 from polyphi.serve.errors import STREAMED, ApiError
 from polyphi.serve.fields import Fields
@@ -33,6 +32,7 @@ from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.output import Output
 from polyphi.serve.response_items import Event, Items, new_id
+from polyphi.serve.response_json import EncodedJson, extra_fields, json_pieces, usage
 from polyphi.serve.responses_schema import (
     AllowedFunctions,
     FunctionChoice,

@@ -113,7 +113,7 @@ def end_process() -> None:
     os._exit(0)
 
 
-class Drain(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """uvicorn's server; on a stop signal it also marks the application as draining and starts a watchdog, and it stops
     when the load fails."""
 
@@ -174,7 +174,7 @@ def serve(
     sys.setswitchinterval(SWITCH_INTERVAL)
     keep_large_blocks_apart()
     loading = Loading(load, settings, ready)
-    server = Drain(loading, settings)
+    server = DrainingServer(loading, settings)
     for signal_number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again at the end
         signal.signal(signal_number, server.handle_exit)
     server.run(sockets=[listening])

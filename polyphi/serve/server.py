@@ -34,7 +34,6 @@ from polyphi.messages import Message, SamplingParams, Text
 from polyphi.runtime.heap import give_back
 from polyphi.serve import decoders
 from polyphi.serve.adapters import AdapterModels
-from polyphi.serve.answers import Writer
 from polyphi.serve.conversation import InputTurn, media_paths
 from polyphi.serve.errors import ApiError, as_api_error, context_exceeded
 from polyphi.serve.fetch import Media, media_api_error
@@ -42,9 +41,10 @@ from polyphi.serve.heartbeat import Heartbeats
 from polyphi.serve.jobs import Job
 from polyphi.serve.json_parser import Parser
 from polyphi.serve.metrics import Load, ServerMetrics
+from polyphi.serve.response_json import Writer
 from polyphi.serve.schema import Sampling
 from polyphi.serve.settings import MIB, Settings
-from polyphi.serve.shares import Full, Hold, Shares, Turns, client_of
+from polyphi.serve.shares import FairSlots, Full, Reservation, Shares, client_of
 from polyphi.serve.store import ResponseStore
 from polyphi.serve.threads import Threads
 from polyphi.serve.tokens import RequestTokens
@@ -71,8 +71,8 @@ class Ticket:
         self._server = server
         self._jobs: list[Job] = []
         self._admission = server.take_slots(caller.client, live)
-        self._slots: list[Turns] = []
-        self._hold = server.shares.prompts.take(caller.client, 0)
+        self._slots: list[FairSlots] = []
+        self._reservation = server.shares.prompts.take(caller.client, 0)
         self._rows = 1
         self._lock = threading.Lock()
         self._adapter: str | None = None
@@ -86,19 +86,19 @@ class Ticket:
         """Reserves `count` more bytes for the rows of this request, until their answers have ended. Raises ApiError 429
         where other requests leave too little."""
         self._rows = rows
-        self._server.reserve(self._hold, count)
+        self._server.reserve(self._reservation, count)
 
     def resize(self, count: int) -> None:
         """Sets the bytes that are reserved to the size of the rows."""
-        self._hold.resize(count)
+        self._reservation.resize(count)
 
     def _row_ended(self) -> None:
         with self._lock:
             self._rows -= 1
             if not self._rows:
-                self._hold.release()
+                self._reservation.release()
 
-    async def take_slot(self, turns: Turns) -> None:
+    async def take_slot(self, turns: FairSlots) -> None:
         """Waits for a slot, and occupies it until the release."""
         await turns.take(self.caller.client)
         self._slots.append(turns)
@@ -132,10 +132,10 @@ class Ticket:
             self._server.adapters.release(self._adapter)
             for job in self._jobs:
                 self._server.drop(job)
-            self._hold.release()
+            self._reservation.release()
             self._free_slots()
-            for hold in self._admission:
-                hold.release()
+            for reservation in self._admission:
+                reservation.release()
 
     def __enter__(self) -> "Ticket":
         return self
@@ -272,15 +272,15 @@ class Server:
     def live_sessions(self) -> int:
         return self.shares.sessions.used
 
-    def take_slots(self, client: bytes, live: bool) -> list[Hold]:
+    def take_slots(self, client: bytes, live: bool) -> list[Reservation]:
         """The slot of a request, and with `live` that of a session. Raises ApiError 429 where the server or the client
         is at its limit."""
-        holds = [self._take_session(client)] if live else []
+        reservations = [self._take_session(client)] if live else []
         try:
-            return [*holds, self.shares.requests.take(client, 1)]
+            return [*reservations, self.shares.requests.take(client, 1)]
         except Full as full:
-            for hold in holds:
-                hold.release()
+            for reservation in reservations:
+                reservation.release()
             if full.by_client:
                 reason = (
                     f"{full.in_use} of your requests are running or waiting, and one client may have "
@@ -297,7 +297,7 @@ class Server:
                 headers={"Retry-After": str(wait)},
             ) from None
 
-    def _take_session(self, client: bytes) -> Hold:
+    def _take_session(self, client: bytes) -> Reservation:
         sessions = self.shares.sessions
         share, own = sessions.share, sessions.used_by(client)
         try:
@@ -316,11 +316,11 @@ class Server:
             return
         self._seconds += 0.1 * (time.monotonic() - ticket.admitted_at - self._seconds)
 
-    def reserve(self, hold: Hold, count: int) -> None:
+    def reserve(self, reservation: Reservation, count: int) -> None:
         """Adds bytes to the memory that a request holds for its rows. Raises ApiError 429 where other requests leave
         too little."""
         try:
-            hold.grow(count)
+            reservation.grow(count)
         except Full as full:
             wait = min(600, max(1, round(self._seconds)))
             whose = "those of one client" if full.by_client else "all"

@@ -3,13 +3,13 @@
 A client is an API key or, without keys, an address (`Server.caller`). docs/limits.md is made from this module.
 
 >>> shares = Shares(Settings("phi"))
->>> hold = shares.prompts.take(b"client", 50_000_000)     # raises Full where too little is left
->>> hold.release()
+>>> reservation = shares.prompts.take(b"client", 50_000_000)     # raises Full where too little is left
+>>> reservation.release()
 >>> async with shares.recordings.turn(b"client"): ...     # waits; clients that wait take turns
 
-There are two forms. An amount (`Pool`) is refused where it doesn't fit. A slot (`Turns`) is waited for, and no client
-gets more than its share of the slots while others could need them. Slots that are threads: threads.py. store.py and
-adapters.py count theirs themselves (`Share`).
+There are two forms. An amount (`Pool`) is refused where it doesn't fit. A slot (`FairSlots`) is waited for, and no
+client gets more than its share of the slots while others could need them. Slots that are threads: threads.py. store.py
+and adapters.py count theirs themselves (`Share`).
 """
 
 import asyncio
@@ -62,10 +62,10 @@ class Pool:
     def __init__(
         self, share: Share, *, single: bool = False, always: int = 0, leaves: bool = False
     ) -> None:
-        """`single`: a client without another hold may take more than its share, and the only one more than `total`.
-        `always`: the amount that a client without another hold may take also where all clients hold too much.
-        `leaves`: a client with another hold leaves a quarter of what others leave, so that something remains for the
-        next one; as holds end, clients that want much come to hold equal amounts."""
+        """`single`: a client without another reservation may take more than its share, and the only one more than
+        `total`. `always`: the amount that a client without another reservation may take also where all clients hold too
+        much. `leaves`: a client with another reservation leaves a quarter of what others leave, so that something
+        remains for the next one; as reservations end, clients that want much come to hold equal amounts."""
         self.share, self.used = share, 0
         self._single, self._always, self._leaves = single, always, leaves
         self._by_client: Counter[bytes] = Counter()
@@ -74,38 +74,38 @@ class Pool:
     def used_by(self, client: bytes) -> int:
         return self._by_client[client]
 
-    def take(self, client: bytes, amount: int) -> "Hold":
+    def take(self, client: bytes, amount: int) -> "Reservation":
         """Raises Full where the client or all clients would hold too much; 0 always succeeds."""
-        hold = Hold(self, client)
-        hold.grow(amount)
-        return hold
+        reservation = Reservation(self, client)
+        reservation.grow(amount)
+        return reservation
 
-    def _check(self, client: bytes, amount: int, hold_amount: int) -> None:
-        """Raises Full where a hold of `hold_amount` can't take `amount` more."""
+    def _check(self, client: bytes, amount: int, reserved: int) -> None:
+        """Raises Full where a reservation of `reserved` can't take `amount` more."""
         own, share = self._by_client[client], self.share
-        alone = own == hold_amount
+        alone = own == reserved
         limit, others = share.client, self.used - own
         if self._leaves and others and not alone:
             limit = min(limit, (share.total - others) * 3 // 4)
         if own + amount > limit and not (self._single and alone):
             raise Full(share, amount, own, limit, by_client=True)
-        exempt = (self._single and self.used == hold_amount) or (
-            alone and hold_amount + amount <= self._always
+        exempt = (self._single and self.used == reserved) or (
+            alone and reserved + amount <= self._always
         )
         if self.used + amount > share.total and not exempt:
             raise Full(share, amount, self.used, share.total, by_client=False)
 
-    def _add(self, client: bytes, amount: int, hold_amount: int = 0, *, checked: bool) -> None:
+    def _add(self, client: bytes, amount: int, reserved: int = 0, *, checked: bool) -> None:
         with self._lock:
             if checked and amount > 0:
-                self._check(client, amount, hold_amount)
+                self._check(client, amount, reserved)
             self.used += amount
             self._by_client[client] += amount
             if not self._by_client[client]:
                 del self._by_client[client]
 
 
-class Hold:
+class Reservation:
     """The part of a pool that one request holds, until its release."""
 
     def __init__(self, pool: Pool, client: bytes) -> None:
@@ -136,7 +136,7 @@ class Hold:
                 self._pool._add(self._client, -self.amount, checked=False)
 
 
-class Turns:
+class FairSlots:
     """Slots for work: at most `share.total` at once, at most `share.client` of one client. Clients that wait take turns
     (round robin), each client's work in order. Used in the event loop's thread.
 
@@ -271,7 +271,7 @@ class Shares:
             ),
             always=first_body,
         )
-        self.parsing = Turns(
+        self.parsing = FairSlots(
             Share("large JSON bodies that are being parsed", "bodies", 1, 1, "waits for a turn")
         )
         self.prompts = Pool(
@@ -331,7 +331,7 @@ class Shares:
             settings.max_adapters,
             f"HTTP 400, as beyond {settings.max_adapter_bytes / MIB:,.0f} MiB of their files",
         )
-        self.small = Turns(
+        self.small = FairSlots(
             Share(
                 "threads for small requests and other short work",
                 "threads",
@@ -340,7 +340,7 @@ class Shares:
                 "waits for a turn",
             )
         )
-        self.large = Turns(
+        self.large = FairSlots(
             Share(
                 "threads that prepare long texts and decode images and audio",
                 "threads",
@@ -349,10 +349,10 @@ class Shares:
                 "waits for a turn; after each image and audio clip it is another client's",
             )
         )
-        self.videos = Turns(
+        self.videos = FairSlots(
             Share("videos that are being decoded", "videos", 1, 2, "waits for a turn")
         )
-        self.fetches = Turns(
+        self.fetches = FairSlots(
             Share(
                 "media that are being fetched",
                 "addresses",
@@ -361,7 +361,7 @@ class Shares:
                 "waits for a turn; HTTP 429 with Retry-After for one that doesn't come within a minute",
             )
         )
-        self.resolvers = Turns(
+        self.resolvers = FairSlots(
             Share(
                 "host names that are being resolved, also for requests that have ended",
                 "names",
@@ -370,10 +370,10 @@ class Shares:
                 "waits for a turn, within the time of the fetch",
             )
         )
-        self.grammars = Turns(
+        self.grammars = FairSlots(
             Share("grammars that are being compiled", "grammars", 1, 4, "waits for a turn")
         )
-        self.matchers = Turns(
+        self.matchers = FairSlots(
             Share(
                 f"requests with a grammar, each with a process of at most {PROCESS_MEMORY // MIB} MiB",
                 "requests",
@@ -382,9 +382,9 @@ class Shares:
                 "waits for a turn",
             )
         )
-        self.recordings = Turns(
+        self.recordings = FairSlots(
             Share("recordings that are being transcribed", "recordings", 4, 8, "waits for a turn")
         )
-        self.decoders = Turns(
+        self.decoders = FairSlots(
             Share("recordings that are being decoded", "recordings", 1, 2, "waits for a turn")
         )

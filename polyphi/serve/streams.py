@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from polyphi.serve.answers import Writer, event
 from polyphi.serve.errors import ApiError
 from polyphi.serve.extensions import StreamOptions
+from polyphi.serve.response_json import Writer, event
 
 T = TypeVar("T")
 

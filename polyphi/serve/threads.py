@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from polyphi.serve.shares import Turns
+from polyphi.serve.shares import FairSlots
 from polyphi.steps import Steps, stopped_by
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Threads:
     """As many threads as `turns` has slots. A slot is free again when its thread is: not yet when the request has ended
     whose work it does."""
 
-    def __init__(self, turns: Turns, name: str) -> None:
+    def __init__(self, turns: FairSlots, name: str) -> None:
         self.turns = turns
         self.pool = ThreadPoolExecutor(turns.share.total, name)
         self._closed = threading.Event()

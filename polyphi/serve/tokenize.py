@@ -11,13 +11,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from polyphi.messages import Audio, Image, Text, with_tools
-from polyphi.serve.answers import EncodedJson
 from polyphi.serve.conversation import chat_turns, conversation
 from polyphi.serve.errors import ApiError, responses
 from polyphi.serve.events import unless_disconnected
 from polyphi.serve.fields import MAX_TEXT
 from polyphi.serve.json_parser import JsonRoute
 from polyphi.serve.prepare import with_frames
+from polyphi.serve.response_json import EncodedJson
 from polyphi.serve.schema import DetokenizeRequest, TokenizeRequest, available_tools, prompt_end
 from polyphi.serve.server import LARGE, Server, Ticket, is_large
 from polyphi.steps import Steps

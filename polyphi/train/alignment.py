@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from polyphi.batch import Batch, ImageLayout
 from polyphi.data.sample import Sample, Unfit
 from polyphi.model.multimodal import image_word_slots
-from polyphi.processing.grids import EMPTY, ROW_END, LabelledBox, cells
+from polyphi.processing.label_grids import EMPTY, ROW_END, LabelledBox, cells
 from polyphi.processing.processor import Processor
 from polyphi.train.stage import Vocabulary
 

@@ -35,7 +35,7 @@ from polyphi.batch import Batch, ImageLayout, pack
 from polyphi.data.sample import Sample, Unfit
 from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.grids import cells, covered
+from polyphi.processing.label_grids import cells, covered
 from polyphi.processing.processor import Processor
 from polyphi.train.alignment import empty_ids, fills_crops, word_loss, word_pairs
 from polyphi.train.stage import HasTokenizer

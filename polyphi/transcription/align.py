@@ -28,7 +28,7 @@ from polyphi.prepared.attention import packed_attention
 
 FRAME = 0.08  # s of an audio token
 HEADS = 8  # averaged heads [ours]
-MEDIAN = 7  # frames of the median filter
+MEDIAN_WIDTH = 7  # frames of the median filter
 
 
 @torch.inference_mode()
@@ -99,8 +99,10 @@ def alignment_map(
         rows = maps[int(head)]
         rows = (rows - rows.mean(axis=0)) / (rows.std(axis=0) + 1e-6)
         for first in range(0, tokens, 256):  # the median's windows take seven times the memory
-            padded = np.pad(rows[first : first + 256], ((0, 0), (MEDIAN // 2,) * 2), mode="edge")
-            windows = np.lib.stride_tricks.sliding_window_view(padded, MEDIAN, axis=1)
+            padded = np.pad(
+                rows[first : first + 256], ((0, 0), (MEDIAN_WIDTH // 2,) * 2), mode="edge"
+            )
+            windows = np.lib.stride_tricks.sliding_window_view(padded, MEDIAN_WIDTH, axis=1)
             total[first : first + 256] += np.median(windows, axis=-1)
     return total / heads
 

@@ -29,26 +29,26 @@ from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.request import NOBODY, Caller
 from polyphi.messages import SamplingParams, Transcript
 from polyphi.transcription.longform import Task, cut_point, longest_piece, transcribe
-from polyphi.transcription.silence import (
+from polyphi.transcription.transcript import text_of
+from polyphi.transcription.vad import (
     ABOVE_NOISE,
     FRAME,
-    MARGIN,
-    Sound,
+    SPEECH_PAD,
+    VoiceFeatures,
     features,
     frame_sizes,
     speech_ranges,
 )
-from polyphi.transcription.transcript import text_of
 from polyphi.transcription.words import agreement, repetition
 
 TICK = 10  # frames between two decisions of the detector
-RECENT = 300  # ticks that it looks at: 30 s
-LONGEST = 30.0  # s of a piece that the detector cuts, and of an open piece with partial text
-SHORTEST = 0.1  # s of a piece, as in OpenAI's API
-TAIL = 0.5  # s before the limit of a piece in which it isn't cut
-LATE = 1.0  # s; speech is detected this long after it began, at most
-STEP = 0.4  # s of audio between two hypotheses, at least
-PAUSE = 0.5  # of the time that a hypothesis took, until the next one
+WINDOW_TICKS = 300  # ticks that it looks at: 30 s
+MAX_PIECE = 30.0  # s of a piece that the detector cuts, and of an open piece with partial text
+MIN_PIECE = 0.1  # s of a piece, as in OpenAI's API
+CUT_MARGIN = 0.5  # s before the limit of a piece in which it isn't cut
+MAX_DELAY = 1.0  # s; speech is detected this long after it began, at most
+HYPOTHESIS_STEP = 0.4  # s of audio between two hypotheses, at least
+HYPOTHESIS_PAUSE = 0.5  # of the time that a hypothesis took, until the next one
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Detector:
         self.turns, self._rate = turns, rate
         self._window, self._hop, _ = frame_sizes(rate)
         self._buffer = np.empty(0, np.float32)
-        self._ticks: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=RECENT)
+        self._ticks: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=WINDOW_TICKS)
         self._count = 0
 
     def add(self, samples: Int16[np.ndarray, " n"]) -> None:
@@ -167,21 +167,21 @@ class Detector:
         """The time of the last tick."""
         return self._count * TICK * FRAME
 
-    def sound(self, start: float = 0.0) -> tuple[Sound, float]:
+    def sound(self, start: float = 0.0) -> tuple[VoiceFeatures, float]:
         """(features of the audio from `start`, or of the last 30 s, to now; the time at which they begin)."""
         first = max(round(start / (TICK * FRAME)), self._count - len(self._ticks))
         ticks = list(self._ticks)[first - self._count :] if first < self._count else []
         level, flatness = (np.concatenate(values) for values in zip(*ticks, strict=True))
         above = 2 * self.turns.threshold * ABOVE_NOISE
         begin = first * TICK * FRAME
-        return Sound(level, flatness, self.now - begin, above), begin
+        return VoiceFeatures(level, flatness, self.now - begin, above), begin
 
     def speech(self, after: float) -> list[tuple[float, float]]:
         """Ranges of speech that reach past `after`, as (start, end)."""
         sound, begin = self.sound()
         ranges = [(begin + start, begin + end) for start, end in speech_ranges(sound)]
         # What ends less than a margin later may be an extension of speech before it.
-        return [(start, end) for start, end in ranges if end > after + MARGIN * FRAME]
+        return [(start, end) for start, end in ranges if end > after + SPEECH_PAD * FRAME]
 
 
 class Live:
@@ -204,7 +204,7 @@ class Live:
         self.rate, self.task, self.window = rate, task, window
         self._engine, self._emit, self._caller = engine, emit, caller
         self._buffered = buffered
-        self._longest = min(LONGEST, longest_piece(engine, task, window))
+        self._longest = min(MAX_PIECE, longest_piece(engine, task, window))
         self._audio = bytearray()  # int16 samples from `_begin` to `_end`
         self._begin = self._end = 0
         self._items = 0
@@ -238,7 +238,7 @@ class Live:
         with self._changed:
             assert self._open is None and not self._waiting
             self.task = task
-            self._longest = min(LONGEST, longest_piece(self._engine, task, self.window))
+            self._longest = min(MAX_PIECE, longest_piece(self._engine, task, self.window))
             self._drop(self._end)
             self._detect(turns)
 
@@ -273,9 +273,9 @@ class Live:
         """Commits the audio since the last item. Raises TooShort below 0.1 s."""
         with self._changed:
             seconds = (self._end - self._begin) / self.rate
-            if seconds < SHORTEST:
+            if seconds < MIN_PIECE:
                 raise TooShort(
-                    f"expected at least {1000 * SHORTEST:g} ms of audio to commit, found {1000 * seconds:.2f} ms"
+                    f"expected at least {1000 * MIN_PIECE:g} ms of audio to commit, found {1000 * seconds:.2f} ms"
                 )
             self._commit(self._open or self._item(self._begin), self._end)
 
@@ -295,7 +295,7 @@ class Live:
     def finish(self) -> None:
         """Commits the open item, and returns when all items have a transcript."""
         with self._changed:
-            if self._open is not None and (self._end - self._begin) / self.rate >= SHORTEST:
+            if self._open is not None and (self._end - self._begin) / self.rate >= MIN_PIECE:
                 self._commit(self._open, self._end)
             self._finishing = True
             self._changed.notify_all()
@@ -315,7 +315,9 @@ class Live:
 
     def _item(self, start: int) -> AudioItem:
         self._items += 1
-        return AudioItem(self._items - 1, start, next_hypothesis=start + STEP * self.rate)
+        return AudioItem(
+            self._items - 1, start, next_hypothesis=start + HYPOTHESIS_STEP * self.rate
+        )
 
     def _seconds(self, sample: int) -> float:
         return sample / self.rate
@@ -336,19 +338,19 @@ class Live:
         ranges = detector.speech(begin)
         if self._open is None:
             if not ranges:
-                self._drop(sample(now - detector.turns.padding - LATE))
+                self._drop(sample(now - detector.turns.padding - MAX_DELAY))
                 return
             start = max(self._begin, sample(ranges[0][0] - detector.turns.padding))
             self._start(start)
         assert self._open is not None
         start_time = (self._open.start - self._origin) / self.rate
         # A range ends a margin after the last voice; one that reaches the last tick may go on.
-        silence = max(detector.turns.silence - MARGIN * FRAME, FRAME / 2)
+        silence = max(detector.turns.silence - SPEECH_PAD * FRAME, FRAME / 2)
         if not ranges or now - ranges[-1][1] >= silence:
             self._stop_speech(sample(now))
         elif now - start_time >= self._longest:
             sound, at = detector.sound(start_time)
-            latest = now - at - TAIL
+            latest = now - at - CUT_MARGIN
             cut, _ = cut_point(sound, latest - self._longest / 2, latest)
             self._stop_speech(sample(at + cut))
             self._start(self._begin)
@@ -403,7 +405,11 @@ class Live:
                 if self._finishing:
                     return None
                 opened, count = self._open, self._end - self._begin
-                if opened and self._end >= opened.next_hypothesis and count <= LONGEST * self.rate:
+                if (
+                    opened
+                    and self._end >= opened.next_hypothesis
+                    and count <= MAX_PIECE * self.rate
+                ):
                     samples = np.frombuffer(bytes(self._audio), "<i2")
                     return opened, samples, None, self._stop_hypothesis
                 self._changed.wait()
@@ -437,7 +443,7 @@ class Live:
             return
         duration = (time.monotonic() - started_at) * self.rate
         with self._changed:
-            pause = max(end + STEP * self.rate, self._end + PAUSE * duration)
+            pause = max(end + HYPOTHESIS_STEP * self.rate, self._end + HYPOTHESIS_PAUSE * duration)
             # While the machine is slower than the speech, each hypothesis waits for twice the audio.
             slow = item.start + 2 * duration if duration > len(samples) else 0.0
             item.next_hypothesis = max(pause, slow)

@@ -40,23 +40,23 @@ from polyphi.processing.audio import resampled
 from polyphi.processing.media import AudioSource, AudioStream, MediaError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.transcription.align import align
-from polyphi.transcription.silence import Sound, measure, quietest_point, speech_ranges
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
+from polyphi.transcription.vad import VoiceFeatures, measure, quietest_point, speech_ranges
 from polyphi.transcription.words import repetition
 
 LONGEST = 1800.0  # s of one piece (report 2.2.1)
 LONGEST_RECORDING = 24 * 3600.0  # s
 AUDIO_TOKENS = 12.5  # a second
 TEXT_TOKENS = 8.0  # token budget of a second of speech; fast speakers need about five
-ANSWER = 64  # further tokens of an answer's budget
-SEARCH = 30.0  # s before the limit that are searched for the quietest point, at most half of a short piece
+EXTRA_TOKENS = 64  # further tokens of an answer's budget
+CUT_SEARCH = 30.0  # s before the limit that are searched for the quietest point, at most half of a short piece
 OVERLAP = 2.0  # s shared by two pieces if the cut is in speech, at most a tenth of a short piece
-TAIL = 0.5  # s; the shortest piece, unless the recording is shorter
+MIN_PIECE = 0.5  # s; the shortest piece, unless the recording is shorter
 MAX_SILENCE = 10.0  # s; longer silences are not sent to the model,
-EDGE = 0.5  # except so much at each side
+SILENCE_EDGE = 0.5  # except so much at each side
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8)
-HALVED = 60.0  # s above which a piece whose answer loops is split in halves
-SHORTEST_HALF = 5.0  # s
+MIN_SPLIT = 60.0  # s above which a piece whose answer loops is split in halves
+MIN_HALF = 5.0  # s
 BATCH_TOKENS = 16_384  # of the pieces of a batch; a single piece may have more
 MAX_STREAMED_BATCH = 8  # pieces of a batch while the text is streamed
 
@@ -183,27 +183,27 @@ def longest_piece(engine: Engine, task: Task, window: float | None = None) -> fl
     ValueError if that is less than a second."""
     if window is not None and not window >= 1:
         raise ValueError(f"a window has at least 1 s, found {window:g} s")
-    available = engine.longest - _prompt_tokens(engine, task) - ANSWER - 1
+    available = engine.longest - _prompt_tokens(engine, task) - EXTRA_TOKENS - 1
     most = available / (AUDIO_TOKENS + TEXT_TOKENS * (2 if task.texts == "both" else 1))
     if most < 1:
         raise ValueError(
             f"a context of {engine.longest} tokens is too short for a second of audio with the prompt and an answer "
-            f"of {ANSWER} tokens; load the model with a longer one"
+            f"of {EXTRA_TOKENS} tokens; load the model with a longer one"
         )
     return min(most, LONGEST, window or LONGEST)
 
 
-def cut(sound: Sound, limit: float) -> list[Piece]:
+def cut(sound: VoiceFeatures, limit: float) -> list[Piece]:
     """Pieces of at most `limit` seconds that cover the recording except silences of 10 s and more. Cuts are at the
     quietest point of the last 30 s before the limit; after a cut in speech the next piece starts 2 s earlier."""
     pieces: list[Piece] = []
     for first, last in speech_ranges(sound, MAX_SILENCE):
-        start = 0.0 if first < MAX_SILENCE else first - EDGE
-        end = sound.seconds if sound.seconds - last < MAX_SILENCE else last + EDGE
+        start = 0.0 if first < MAX_SILENCE else first - SILENCE_EDGE
+        end = sound.seconds if sound.seconds - last < MAX_SILENCE else last + SILENCE_EDGE
         overlaps = False
         while end - start > limit:
-            latest = start + limit - min(TAIL, limit / 10)
-            at, in_speech = cut_point(sound, latest - min(SEARCH, limit / 2), latest)
+            latest = start + limit - min(MIN_PIECE, limit / 10)
+            at, in_speech = cut_point(sound, latest - min(CUT_SEARCH, limit / 2), latest)
             pieces.append(Piece(start, at, overlaps))
             overlaps = in_speech
             start = at - (min(OVERLAP, limit / 10) if overlaps else 0.0)
@@ -211,7 +211,7 @@ def cut(sound: Sound, limit: float) -> list[Piece]:
     return pieces
 
 
-def halves(sound: Sound, piece: Piece) -> tuple[Piece, Piece]:
+def halves(sound: VoiceFeatures, piece: Piece) -> tuple[Piece, Piece]:
     """The two halves of a piece, cut at the quietest point of its middle third."""
     third = piece.seconds / 3
     at, overlaps = cut_point(sound, piece.start + third, piece.end - third)
@@ -219,7 +219,7 @@ def halves(sound: Sound, piece: Piece) -> tuple[Piece, Piece]:
     return Piece(piece.start, at, piece.overlaps), Piece(start, piece.end, overlaps)
 
 
-def cut_point(sound: Sound, start: float, end: float) -> tuple[float, bool]:
+def cut_point(sound: VoiceFeatures, start: float, end: float) -> tuple[float, bool]:
     """(the best cut between `start` and `end`, whether it is in speech): the middle of the longest pause, or without
     pauses of the quietest 0.2 s."""
     inside = [(max(a, start), min(b, end)) for a, b in sound.pauses if a < end and b > start]
@@ -379,7 +379,7 @@ def _available(engine: Engine, task: Task, job: PieceJob) -> int:
 def _budget(engine: Engine, task: Task, job: PieceJob) -> int:
     """Most tokens of the answer."""
     texts = 2 if task.texts == "both" else 1
-    tokens = job.budget_factor * (ANSWER + math.ceil(job.piece.seconds * TEXT_TOKENS * texts))
+    tokens = job.budget_factor * (EXTRA_TOKENS + math.ceil(job.piece.seconds * TEXT_TOKENS * texts))
     return min(tokens, _available(engine, task, job))
 
 
@@ -429,7 +429,7 @@ def _generate(
 
 
 def _evaluate(
-    engine: Engine, sound: Sound, task: Task, job: PieceJob, answer: Completion
+    engine: Engine, sound: VoiceFeatures, task: Task, job: PieceJob, answer: Completion
 ) -> list[PieceJob]:
     """Jobs that replace this one (retries or halves); [] if the job's best answer is final."""
     loops, truncated = repetition(answer.text), answer.finish_reason == "length"
@@ -437,14 +437,14 @@ def _evaluate(
     if job.best is None or loops < repetition(job.best.answer.text):
         job.best = PieceAnswer(job.piece, answer, temperature)
     if task.sampling is None:
-        if loops and job.piece.seconds <= HALVED and job.tries + 1 < len(task.temperatures):
+        if loops and job.piece.seconds <= MIN_SPLIT and job.tries + 1 < len(task.temperatures):
             job.tries += 1
             return [job]
         can_grow = _budget(engine, task, job) < _available(engine, task, job)
         if truncated and not loops and job.budget_factor == 1 and can_grow:
             job.budget_factor, job.best = 2, None
             return [job]
-        if (loops or truncated) and job.piece.seconds > (HALVED if loops else 2 * SHORTEST_HALF):
+        if (loops or truncated) and job.piece.seconds > (MIN_SPLIT if loops else 2 * MIN_HALF):
             return [PieceJob(job.recording, piece) for piece in halves(sound, job.piece)]
     best, doubts = job.best.answer, []
     if repetition(best.text):

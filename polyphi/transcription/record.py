@@ -1,4 +1,4 @@
-"""What each transcript in a folder was made of, so that the same command again keeps the right ones.
+"""The record of the transcripts in a folder: which are up to date, and which were edited by hand.
 
 A folder of transcripts has a file of JSON lines, `.transcripts.jsonl`: for each transcript the hash of its text, of the
 recording's bytes, and of the model and options. A line is appended before its transcript is written: after a kill

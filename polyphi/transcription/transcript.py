@@ -15,8 +15,8 @@ import numpy as np
 
 from polyphi.messages import Completion, Segment, TimeSource, Transcript, Word
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.transcription.silence import (
-    Sound,
+from polyphi.transcription.vad import (
+    VoiceFeatures,
     silences,
     silent_share,
     speech_ranges,
@@ -34,9 +34,9 @@ from polyphi.transcription.words import (
 
 SEPARATOR = "<sep>"
 """Between transcript and translation if both are requested."""
-SEGMENT = 10.0  # s; the longest segment
+MAX_SEGMENT = 10.0  # s; the longest segment
 WORDS_A_SECOND = 8.0  # more than fast speakers say
-UNREPORTED = 0.5  # s; shorter omissions have no warning
+MIN_REPORTED = 0.5  # s; shorter omissions have no warning
 
 Timed = tuple[int, int, float, float]  # characters from and to, seconds from and to
 
@@ -94,7 +94,7 @@ class _PieceText:
 
 def join(
     tokenizer: Tokenizer,
-    sound: Sound,
+    sound: VoiceFeatures,
     answers: Sequence[PieceAnswer],
     texts: str = "transcript",
     *,
@@ -104,7 +104,7 @@ def join(
     """The transcript of a recording from the answers to its pieces, in order of time. `texts`: the content of an
     answer, "transcript", "translation" or "both". `expected`: the expected script of the last of these."""
     notes = [(a.piece.start, f"{a.piece}: {doubt}") for a in answers for doubt in a.doubts]
-    for start, end in silences(_covered(answers), sound.seconds, UNREPORTED):
+    for start, end in silences(_covered(answers), sound.seconds, MIN_REPORTED):
         notes.append(
             (start, f"{clock(start)} to {clock(end)}: silence, or noise without a voice, left out")
         )
@@ -229,7 +229,10 @@ def _unexpected_scripts(parts: Sequence[_PieceText], expected: str) -> list[tupl
 
 
 def _segments(
-    tokenizer: Tokenizer, sound: Sound, first: Sequence[_PieceText], second: Sequence[_PieceText]
+    tokenizer: Tokenizer,
+    sound: VoiceFeatures,
+    first: Sequence[_PieceText],
+    second: Sequence[_PieceText],
 ) -> tuple[tuple[Segment, ...], tuple[Word, ...]]:
     """Segments and words in order of time, without overlaps."""
     speech = speech_ranges(sound)
@@ -247,7 +250,7 @@ def _segments(
                 words.append(Word(part.text[a:b], start, latest, source))
         if not timed:
             continue
-        small = part.answer.piece.seconds <= SEGMENT
+        small = part.answer.piece.seconds <= MAX_SEGMENT
         answer = part.answer.answer
         ends = [end - part.offset for _, end in token_spans(tokenizer, answer.tokens)]
         groups = [timed] if small else _grouped(timed, starts)
@@ -276,7 +279,7 @@ def _segments(
     return tuple(segments), tuple(words)
 
 
-def _times(tokenizer: Tokenizer, sound: Sound, part: _PieceText) -> list[Timed]:
+def _times(tokenizer: Tokenizer, sound: VoiceFeatures, part: _PieceText) -> list[Timed]:
     """All words of a piece's text, also those cut at seams, with their times."""
     piece, spans = part.answer.piece, word_spans(part.text)
     if part.answer.times is None:
@@ -295,7 +298,9 @@ def _times(tokenizer: Tokenizer, sound: Sound, part: _PieceText) -> list[Timed]:
     return result
 
 
-def estimated(sound: Sound, piece: Piece, words: Sequence[str]) -> list[tuple[float, float]]:
+def estimated(
+    sound: VoiceFeatures, piece: Piece, words: Sequence[str]
+) -> list[tuple[float, float]]:
     """(start, end) in seconds of the words of a piece: a word's share of the voiced time is its share of characters."""
     if not words:
         return []
@@ -314,7 +319,7 @@ def _grouped(timed: Sequence[Timed], starts: np.ndarray) -> list[list[Timed]]:
     last = -1
     for word in timed:
         group = int(np.searchsorted(starts, (word[2] + word[3]) / 2, side="right"))
-        if not groups or last != group or word[3] - groups[-1][0][2] > SEGMENT:
+        if not groups or last != group or word[3] - groups[-1][0][2] > MAX_SEGMENT:
             groups.append([])
         groups[-1].append(word)
         last = group
@@ -322,7 +327,7 @@ def _grouped(timed: Sequence[Timed], starts: np.ndarray) -> list[list[Timed]]:
 
 
 def _translated(
-    tokenizer: Tokenizer, sound: Sound, segments: Sequence[Segment], part: _PieceText
+    tokenizer: Tokenizer, sound: VoiceFeatures, segments: Sequence[Segment], part: _PieceText
 ) -> list[Segment]:
     """A piece's segments with the words of its translation, assigned by time."""
     timed = [t for t in _times(tokenizer, sound, part) if part.begin <= t[0] and t[1] <= part.end]

@@ -10,7 +10,7 @@ from typing import Any
 from polyphi.planning import sizes
 from polyphi_recipe.curate import cards
 from polyphi_recipe.curate.corpus import Corpus
-from polyphi_recipe.curate.losses import warning
+from polyphi_recipe.curate.drop_warning import warning
 
 
 def find_corpus(name: str) -> Corpus:

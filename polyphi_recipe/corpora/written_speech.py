@@ -17,7 +17,7 @@ from random import Random
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Part, Text
-from polyphi.processing.grids import EMPTY
+from polyphi.processing.label_grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi_recipe.corpora import asr, ast, sqa, vision_speech
 from polyphi_recipe.curate.corpus import Corpus, Work

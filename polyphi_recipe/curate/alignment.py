@@ -22,13 +22,13 @@ STEP = 0.5
 """dB of a unit of `bands`."""
 WINDOW = 16
 """Frames of a window: 256 ms, less than most syllables with their neighbours."""
-DEPTH = 45.0
+DYNAMIC_RANGE = 45.0
 """dB below the loudest band of an item below which it counts as silence."""
 AUDIBLE = 6.0
 """dB above silence, and above its noise, that make a frame evidence."""
-MISSING = 50.0
+MISSING_BAND = 50.0
 """dB below the loudest band at which a clip lacks a band altogether (telephone lines, low bit rates)."""
-REACH = 16.0
+MAX_OFFSET = 16.0
 """Frames from the line of votes at most at which landmarks decide about the alignment."""
 
 
@@ -117,19 +117,19 @@ def _shifted(ours: np.ndarray, theirs: np.ndarray, by: float) -> tuple[np.ndarra
 
 
 def _similarity(pair: tuple[np.ndarray, np.ndarray]) -> float:
-    ours, theirs = (np.maximum(x, x.max() - DEPTH).ravel() for x in pair)
+    ours, theirs = (np.maximum(x, x.max() - DYNAMIC_RANGE).ravel() for x in pair)
     spread = ours.std() * theirs.std()
     return float(np.mean((ours - ours.mean()) * (theirs - theirs.mean())) / max(spread, 1e-6))
 
 
 def _worst_window(ours: np.ndarray, theirs: np.ndarray) -> float:
-    present = np.logical_and(*(x.max(0) > x.max() - MISSING for x in (ours, theirs)))
+    present = np.logical_and(*(x.max(0) > x.max() - MISSING_BAND for x in (ours, theirs)))
     ours, theirs = ours[:, present], theirs[:, present]
     loud = np.logical_and(*(x > x.max() - 25 for x in (ours, theirs)))
     gain = np.median((ours - theirs)[loud]) if loud.any() else ours.max() - theirs.max()
     theirs = theirs + gain
     noise = np.maximum(*(np.percentile(x, 10, axis=0) for x in (ours, theirs))) + 3
-    silence = np.minimum(np.maximum(ours.max() - DEPTH, noise), ours.max() - 12)
+    silence = np.minimum(np.maximum(ours.max() - DYNAMIC_RANGE, noise), ours.max() - 12)
     ours, theirs = ours - silence, theirs - silence
     audible = np.logical_and(*(x.max(1) > AUDIBLE for x in (ours, theirs)))
 

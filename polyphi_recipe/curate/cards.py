@@ -7,7 +7,7 @@ from typing import Any
 from polyphi.data.shards import Sample, Shards
 from polyphi.runtime.rendering import environment
 from polyphi_recipe.curate import pipeline
-from polyphi_recipe.curate.losses import warning
+from polyphi_recipe.curate.drop_warning import warning
 
 
 def card(folder: Path) -> str:

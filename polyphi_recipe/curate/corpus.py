@@ -23,7 +23,7 @@ from polyphi.runtime import inputs
 from polyphi.runtime.files import sha256
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import pipeline
-from polyphi_recipe.curate.losses import warning
+from polyphi_recipe.curate.drop_warning import warning
 from polyphi_recipe.curate.pipeline import Machines
 
 ROOT = Path(__file__).parents[2]

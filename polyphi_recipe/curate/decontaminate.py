@@ -5,7 +5,7 @@
 >>> pipeline = [reader, Decontaminate(Path("work/known"), ledger=Path("work/ledger")), writer]
 >>> Corpus("math", build, steps=against("math", "instructions", ways=("quoted",)))     # held-out samples (corpus.py)
 
-An item is identified by its text (`known_texts`), its images (`known_pictures`) and its audio (`known_clips`), also
+An item is identified by its text (`text_index`), its images (`image_index`) and its audio (`audio_index`), also
 after small changes. Samples that match are dropped (or, with `drop=False`, marked in their lineage), and each finding
 is a line of the ledger:
 
@@ -30,12 +30,12 @@ from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Image, Message, media
 from polyphi.processing.media import decode_audio, decode_image
 from polyphi.runtime.files import whole_folder
+from polyphi_recipe.curate.audio_index import AudioFingerprintIndex
 from polyphi_recipe.curate.corpus import Work
 from polyphi_recipe.curate.documents import note
-from polyphi_recipe.curate.known_clips import AudioFingerprintIndex
-from polyphi_recipe.curate.known_pictures import Pictures
-from polyphi_recipe.curate.known_texts import Texts
+from polyphi_recipe.curate.image_index import ImageHashIndex
 from polyphi_recipe.curate.phash import is_flat, thumbnail
+from polyphi_recipe.curate.text_index import TextIndex
 
 Source = Iterable[Sample] | Path | str
 """An evaluation set: samples, the folder of a split of shards, or a JSONL file."""
@@ -107,8 +107,8 @@ class Index:
     of each image and audio clip (texts have the numbers of items); `digests` maps SHA-256 of media to items."""
 
     names: list[tuple[str, str]]
-    texts: Texts
-    pictures: Pictures
+    texts: TextIndex
+    pictures: ImageHashIndex
     picture_items: list[int]
     clips: AudioFingerprintIndex
     clip_items: list[int]
@@ -123,7 +123,7 @@ class Index:
         search_images = {"whole picture", "cropped picture"} & set(ways)
         names: list[tuple[str, str]] = []
         texts: list[tuple[str, bool]] = []
-        pictures: list[Pictures] = []
+        pictures: list[ImageHashIndex] = []
         clips: list[AudioFingerprintIndex] = []
         picture_items: list[int] = []
         clip_items: list[int] = []
@@ -140,7 +140,7 @@ class Index:
                     for part in images:
                         image = decode_image(part.source)
                         if search_images:
-                            pictures.append(Pictures.of([image], "cropped picture" in ways))
+                            pictures.append(ImageHashIndex.of([image], "cropped picture" in ways))
                             picture_items.append(item)
                         if not is_flat(thumbnail(image)):
                             _add_digest(digests, part.source, item)
@@ -155,8 +155,8 @@ class Index:
                     raise ValueError(f"{name}, item {sample.id}: {error}") from None
         return cls(
             names,
-            Texts.of(texts),
-            Pictures.joined(pictures),
+            TextIndex.of(texts),
+            ImageHashIndex.joined(pictures),
             picture_items,
             AudioFingerprintIndex.joined(clips),
             clip_items,
@@ -243,7 +243,11 @@ class Index:
         return Contamination(*self.names[item], modality, how, score, evidence)
 
 
-PARTS: dict[str, Any] = {"texts": Texts, "pictures": Pictures, "clips": AudioFingerprintIndex}
+PARTS: dict[str, Any] = {
+    "texts": TextIndex,
+    "pictures": ImageHashIndex,
+    "clips": AudioFingerprintIndex,
+}
 SILENT = 1e-3
 """Amplitude up to which a clip is silent, so that equal bytes prove nothing."""
 

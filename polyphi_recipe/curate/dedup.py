@@ -49,12 +49,12 @@ from polyphi_recipe.curate.documents import note
 from polyphi_recipe.curate.landmarks import keys, landmarks
 from polyphi_recipe.curate.phash import image_hash, is_flat, thumbnail
 
-WORDS = 5
+SHINGLE_WORDS = 5
 """Words (characters, where a script has no spaces) of a text's shingle, as in FineWeb."""
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """The similarity of a deduplication: a document's shingles, and how many minima are compared. A document without
     shingles (no text, no image, an empty sheet) matches no other."""
 
@@ -82,7 +82,7 @@ def exact_shingle(document: Document) -> UInt64[np.ndarray, " 1"]:
 def text_shingles(document: Document) -> UInt64[np.ndarray, " n"]:
     """Return the runs of 5 words; a shorter text is one run. Only documents with the same media match."""
     hashed = hashes(tokens(document.text))
-    runs = ngrams(hashed, min(WORDS, max(1, len(hashed))))
+    runs = ngrams(hashed, min(SHINGLE_WORDS, max(1, len(hashed))))
     return _salted(np.unique(runs), *(m.id for m in document.media))
 
 
@@ -142,17 +142,17 @@ def _salted(shingles: np.ndarray, *others: str) -> np.ndarray:
     return mix(shingles + _digest(*others))
 
 
-EXACT = Likeness("exact", exact_shingle, buckets=1, rows=1)
-TEXTS = Likeness("texts", text_shingles, buckets=14, rows=8)
+EXACT = Similarity("exact", exact_shingle, buckets=1, rows=1)
+TEXTS = Similarity("texts", text_shingles, buckets=14, rows=8)
 """FineWeb's settings find half of the pairs that share 69 % of their runs, 92 % of those that share 80 %."""
-PICTURES = Likeness("pictures", image_shingles, buckets=64, rows=24)
+IMAGES = Similarity("pictures", image_shingles, buckets=64, rows=24)
 """Hashes that differ in d bits of 64 have the similarity (64 - d) / (64 + d): half of the pairs are found at d = 6."""
-CLIPS = Likeness("clips", audio_shingles, buckets=100, rows=5)
+AUDIO = Similarity("clips", audio_shingles, buckets=100, rows=5)
 """Noise removes landmarks and adds others: half of the pairs that share 37 % are found. Other clips share 2 to 8 %."""
 
 
 def deduplicate(
-    likeness: Likeness,
+    similarity: Similarity,
     reader: Sequence[PipelineStep],
     writer: Sequence[PipelineStep],
     work: Path,
@@ -172,20 +172,20 @@ def deduplicate(
     after the executor in `depends`. Returns the executor of the last step.
 
     Raises ValueError if `work` was begun with other settings."""
-    _check_settings(work, likeness, tasks)
+    _check_settings(work, similarity, tasks)
     config = MinhashConfig(
-        num_buckets=likeness.buckets,
-        hashes_per_bucket=likeness.rows,
+        num_buckets=similarity.buckets,
+        hashes_per_bucket=similarity.rows,
         hash_config=HashConfig(
             hash_fc="sha1"
         ),  # only the name is used: shingles are already hashed
     )
     folders = {name: str(work / name) for name in ("signatures", "pairs", "clusters")}
     stages = [
-        ([*reader, _Signatures(likeness, folders["signatures"], config)], tasks),
+        ([*reader, _Signatures(similarity, folders["signatures"], config)], tasks),
         (
             [MinhashDedupBuckets(folders["signatures"], folders["pairs"], config=config)],
-            likeness.buckets,
+            similarity.buckets,
         ),
         (
             [
@@ -205,11 +205,11 @@ def deduplicate(
                 *reader,
                 MinhashDedupFilter(
                     folders["clusters"],
-                    excluded and _LineageWriter(excluded, likeness.name),
+                    excluded and _LineageWriter(excluded, similarity.name),
                     load_cluster_ids=True,
                     load_cluster_sizes=True,
                 ),
-                _Lineage(likeness.name),
+                _Lineage(similarity.name),
                 *writer,
             ],
             tasks,
@@ -230,12 +230,12 @@ def _complete(folder: Path, data: None, rank: int, world_size: int) -> None:
         clusters.with_suffix(".remove").touch()
 
 
-def _check_settings(work: Path, likeness: Likeness, tasks: int) -> None:
+def _check_settings(work: Path, similarity: Similarity, tasks: int) -> None:
     """Check that `work` has the same settings, because signatures of other settings can't be resumed."""
     settings = {
-        "likeness": likeness.name,
-        "buckets": likeness.buckets,
-        "rows": likeness.rows,
+        "likeness": similarity.name,  # the name on disk
+        "buckets": similarity.buckets,
+        "rows": similarity.rows,
         "tasks": tasks,
     }
     path = work / "settings.json"
@@ -256,7 +256,7 @@ class _Clusters(MinhashDedupCluster):  # type: ignore[misc]
 
 
 class _NoTokenizer(WordTokenizer):  # type: ignore[misc]
-    """A placeholder: `Likeness` makes the shingles, so that datatrove needs no tokenizer of a language."""
+    """A placeholder: `Similarity` makes the shingles, so that datatrove needs no tokenizer of a language."""
 
     def word_tokenize(self, text: str) -> list[str]:
         raise NotImplementedError
@@ -265,18 +265,18 @@ class _NoTokenizer(WordTokenizer):  # type: ignore[misc]
 
 
 class _Signatures(MinhashDedupSignature):  # type: ignore[misc]
-    """datatrove's signatures, of the shingles of a `Likeness`."""
+    """datatrove's signatures, of the shingles of a `Similarity`."""
 
-    def __init__(self, likeness: Likeness, folder: str, config: MinhashConfig) -> None:
+    def __init__(self, similarity: Similarity, folder: str, config: MinhashConfig) -> None:
         super().__init__(folder, config, language=_NoTokenizer())
-        self.likeness = likeness
+        self.similarity = similarity
 
     def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         # datatrove calls `get_shingles(document.text)`; here `text` is the document.
         super().run((SimpleNamespace(text=document) for document in data), rank, world_size)
 
     def get_shingles(self, text: Document) -> np.ndarray:
-        return self.likeness.shingles(text).reshape(-1, 1)
+        return self.similarity.shingles(text).reshape(-1, 1)
 
 
 def _move_to_lineage(document: Document, by: str) -> None:

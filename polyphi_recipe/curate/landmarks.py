@@ -18,15 +18,15 @@ from polyphi.processing.audio import RATE, resample
 WINDOW, HOP = 1024, 256  # 64 ms and 16 ms at 16 kHz
 LOWEST, HIGHEST = 180.0, 5500.0  # Hz
 PEAKS_PER_SECOND = 45
-PARTNERS = 6
+FAN_OUT = 6
 """Pairs per peak."""
-REACH = (2, 56)
+TARGET_ZONE = (2, 56)
 """Frames from a peak to its partner: 32 ms to 0.9 s."""
-LEAP = 19.0
+MAX_SEMITONES = 19.0
 """Semitones from a peak to its partner at most."""
 PITCH, STEP, GAP = 1.0, 0.75, 2.0
 """Resolution of a key: pitch and step in semitones, time in frames."""
-DEPTH = 50.0
+DYNAMIC_RANGE = 50.0
 """dB below a clip's loudest peak at which a peak is noise."""
 
 
@@ -37,7 +37,7 @@ def peaks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "p 2"]:
 
     strength, hertz, seconds = spectrogram(wave, rate)
     top = maximum_filter(strength, (9, 7), mode="constant", cval=-1e9)
-    frame, bin = np.nonzero((strength == top) & (strength > strength.max() - DEPTH))
+    frame, bin = np.nonzero((strength == top) & (strength > strength.max() - DYNAMIC_RANGE))
     last_frame, last_bin = strength.shape[0] - 1, strength.shape[1] - 1
     inside = (frame > 0) & (frame < last_frame) & (bin > 0) & (bin < last_bin)
     frame, bin = frame[inside], bin[inside]
@@ -89,9 +89,11 @@ def landmarks(wave: Float[np.ndarray, " n"], rate: int) -> Float[np.ndarray, "l 
     for i, (frame, pitch) in enumerate(all_peaks):
         later = all_peaks[i + 1 : i + 1 + 4 * PEAKS_PER_SECOND]
         gap, step = later[:, 0] - frame, later[:, 1] - pitch
-        partners = np.flatnonzero((gap >= REACH[0]) & (gap <= REACH[1]) & (np.abs(step) <= LEAP))
+        partners = np.flatnonzero(
+            (gap >= TARGET_ZONE[0]) & (gap <= TARGET_ZONE[1]) & (np.abs(step) <= MAX_SEMITONES)
+        )
         partners = partners[
-            np.argsort(gap[partners] + 2 * np.abs(step[partners]), kind="stable")[:PARTNERS]
+            np.argsort(gap[partners] + 2 * np.abs(step[partners]), kind="stable")[:FAN_OUT]
         ]
         pair = np.empty((len(partners), 4), np.float32)
         pair[:, :2], pair[:, 2], pair[:, 3] = (frame, pitch), step[partners], gap[partners]

@@ -18,14 +18,14 @@ from jaxtyping import Float, UInt64
 from PIL import Image
 
 SIDE = 128  # pixels of a thumbnail
-CUTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+CROP_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 """Shares of a side that crops cut off, on each of the four sides."""
 COARSE, FINE = 32, 64  # cells of a side in which two images are compared, first and later
-UNLIKE = 0.3
+MIN_START_CORRELATION = 0.3
 """Correlation below which moving a crop's edges can't find a copy; twice that, once they are right to 2 %."""
-FLAT = 2.0
+MIN_CONTRAST = 2.0
 """Standard deviation, in grey levels of 255, below which an image has nothing to recognise."""
-FAINT = 0.02
+NOISE_FLOOR = 0.02
 """Coefficients below this share of their root mean square are noise: their sign counts as minus."""
 _ORDERS = sorted(
     ((r, c) for r in range(11) for c in range(11) if r + c), key=lambda rc: (sum(rc), rc)
@@ -52,7 +52,7 @@ def thumbnail(image: Image.Image) -> Float[np.ndarray, "128 128 3"]:
 
 def is_flat(thumb: Float[np.ndarray, "128 128 3"]) -> bool:
     """Return whether an image has nothing to recognise: an empty sheet matches every other."""
-    return bool(thumb.std((0, 1)).max() < FLAT)
+    return bool(thumb.std((0, 1)).max() < MIN_CONTRAST)
 
 
 def _grey(thumb: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def _pack(coefficients: Float[np.ndarray, "*n 11 11"]) -> UInt64[np.ndarray, "*n
     """Return the signs of the 64 coefficients of lowest order except the mean, as 64 bits."""
     rows, cols = np.array(_ORDERS).T
     lowest = coefficients[..., rows, cols]
-    faint = FAINT * np.sqrt((lowest**2).mean(-1, keepdims=True))
+    faint = NOISE_FLOOR * np.sqrt((lowest**2).mean(-1, keepdims=True))
     bits = np.packbits(np.ascontiguousarray(lowest > faint), axis=-1)
     return np.ascontiguousarray(bits).view(np.uint64)[..., 0]
 
@@ -88,14 +88,14 @@ def image_hash(thumb: Float[np.ndarray, "128 128 3"], box: Box = WHOLE) -> np.ui
 
 @cache
 def boxes() -> tuple[Box, ...]:
-    """Return all crops of the index: each side cut by each of `CUTS`, the whole image first."""
-    spans = [(a, 1 - b) for a in CUTS for b in CUTS]
+    """Return all crops of the index: each side cut by each of `CROP_SHARES`, the whole image first."""
+    spans = [(a, 1 - b) for a in CROP_SHARES for b in CROP_SHARES]
     return tuple(Box(left, top, right, bottom) for top, bottom in spans for left, right in spans)
 
 
 def crop_hashes(thumb: Float[np.ndarray, "128 128 3"]) -> UInt64[np.ndarray, " 2401"]:
     """Return the hashes of all `boxes()` of an image."""
-    spans = [_cosines(a, 1 - b) for a in CUTS for b in CUTS]
+    spans = [_cosines(a, 1 - b) for a in CROP_SHARES for b in CROP_SHARES]
     stack = np.stack(spans)  # [49, 11, 128]
     rows = stack @ _grey(thumb)  # [49, 11, 128]
     both = np.einsum("rap,cbp->rcab", rows, stack, optimize=True)
@@ -138,7 +138,11 @@ def align(
     """Return (correlation of the colours of `copy` with a region of `thumb`, that region). The search starts at `box`.
     The correlation of a copy is 1 at any size, brightness and contrast."""
     region = box
-    for step, cells, least in ((0.02, COARSE, UNLIKE), (0.01, FINE, 2 * UNLIKE), (0.005, FINE, 0)):
+    for step, cells, least in (
+        (0.02, COARSE, MIN_START_CORRELATION),
+        (0.01, FINE, 2 * MIN_START_CORRELATION),
+        (0.005, FINE, 0),
+    ):
         target = _part(copy, WHOLE, cells)
         best = float((_part(thumb, region, cells) * target).sum())
         moved = best >= least

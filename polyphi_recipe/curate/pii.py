@@ -6,7 +6,7 @@
 'write to jennifer96@example.net'
 
     type    how it is recognised
-    EMAIL   pattern; in transcripts "ada dot lovelace at example dot com" (`spoken.py`)
+    EMAIL   pattern; in transcripts "ada dot lovelace at example dot com" (`spoken_forms.py`)
     IBAN    pattern, country's layout and check digits (python-stdnum)
     CARD    13 to 19 digits, an issuer's prefix, Luhn's check digit; also spelled
     IP      pattern, public addresses only (as in datatrove); not after "version"
@@ -39,7 +39,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from polyphi.text.scripts import UNSPACED
-from polyphi_recipe.curate import spoken
+from polyphi_recipe.curate import spoken_forms
 from polyphi_recipe.curate.documents import edit, note
 from polyphi_recipe.curate.language import language_of
 from polyphi_recipe.curate.names import names
@@ -143,11 +143,11 @@ def _patterns(text: str, language: str) -> Iterator[Entity]:
     if "@" in text:
         for m in _EMAIL.finditer(text):
             yield Entity("EMAIL", *m.span(), m[0].lower())
-    for start, end, address in spoken.emails(text, language):
+    for start, end, address in spoken_forms.emails(text, language):
         yield Entity("EMAIL", start, end, address)
     if any(c.isdecimal() for c in text):
         yield from _numbers(text, language)
-    for start, end, digits in spoken.numbers(text, language):
+    for start, end, digits in spoken_forms.numbers(text, language):
         if _is_card(digits):
             yield Entity("CARD", start, end, digits)
         elif "12345678" not in digits:  # counting

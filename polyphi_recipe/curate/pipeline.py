@@ -151,7 +151,7 @@ def run(
 ) -> None:
     """Build the split `folder` by its tasks, each of at most `rows` samples, unless it exists. `pipeline` is the hash
     of all that decides the result but input files. Each step of `across` processes the parts of all tasks:
-    `dedup.deduplicate` with its `Likeness` bound. `read` are input files that the caller read for all tasks. With
+    `dedup.deduplicate` with its `Similarity` bound. `read` are input files that the caller read for all tasks. With
     Slurm, returns when jobs are submitted (and at once while they wait or run); when called after they have ended,
     joins their parts. Raises ValueError if an executor isn't installed."""
     build_folder = _build_folder(folder, pipeline)

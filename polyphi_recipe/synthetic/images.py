@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from polyphi.processing.grids import LabelledBox
+from polyphi.processing.label_grids import LabelledBox
 from polyphi.text import lexicon
 
 RGB = tuple[int, int, int]

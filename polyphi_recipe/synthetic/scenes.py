@@ -181,7 +181,7 @@ def image_question(
     **meta: Any,
 ) -> SceneSample:
     """Return a question about images with its answer. Bytes are an encoded image, such as a photo. `meta["named"]`
-    holds the annotations of each drawn image (`grids.LabelledBox`)."""
+    holds the annotations of each drawn image (`label_grids.LabelledBox`)."""
     if isinstance(images, bytes):
         parts: list[Part | str] = [ImagePart(images)]
     else:

@@ -19,7 +19,7 @@ from variants import few
 
 from polyphi.messages import Image as MessageImage
 from polyphi.messages import Message
-from polyphi.processing import decoder, decoder_child
+from polyphi.processing import media_decoder, media_decoder_child
 from polyphi.processing.media import (
     AudioStream,
     MediaError,
@@ -78,7 +78,7 @@ CLIPS = {
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[ForkServer]:
-    started = decoder.start_decoders()
+    started = media_decoder.start_decoders()
     yield started
     started.close()
 
@@ -166,7 +166,7 @@ def test_limits_have_the_same_errors(
 
 
 def test_the_kernel_refuses_what_a_forked_process_does_not_need(decoders: ForkServer) -> None:
-    assert decoder.is_isolated(decoders), "the tests need Linux on x86-64 or AArch64"
+    assert media_decoder.is_isolated(decoders), "the tests need Linux on x86-64 or AArch64"
 
 
 # A decoder that fails
@@ -184,12 +184,12 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
     def start(code: str) -> ForkServer:
         program = tmp_path / "child.py"
         program.write_text(
-            f"import os, sys, threading; sys.path.append({str(Path(decoder_child.__file__).parent)!r})\n"
-            f"import decoder_child\nfrom decoder_child import _send\ndef decode(job):\n    {code}\n"
-            "decoder_child.image = decoder_child.sound = decode\ndecoder_child.main()"
+            f"import os, sys, threading; sys.path.append({str(Path(media_decoder_child.__file__).parent)!r})\n"
+            f"import media_decoder_child\nfrom media_decoder_child import _send\ndef decode(job):\n    {code}\n"
+            "media_decoder_child.image = media_decoder_child.sound = decode\nmedia_decoder_child.main()"
         )
-        monkeypatch.setattr(decoder, "CHILD", program)
-        started.append(decoder.start_decoders())
+        monkeypatch.setattr(media_decoder, "CHILD", program)
+        started.append(media_decoder.start_decoders())
         return started[-1]
 
     yield start
@@ -214,8 +214,8 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
 def test_a_failed_process_is_one_error(
     broken: Broken, monkeypatch: pytest.MonkeyPatch, code: str, message: str
 ) -> None:
-    monkeypatch.setattr(decoder, "CPU_SECONDS", 1)
-    monkeypatch.setattr(decoder, "WAIT", 30 if "while" in code else 1)
+    monkeypatch.setattr(media_decoder, "CPU_SECONDS", 1)
+    monkeypatch.setattr(media_decoder, "WAIT", 30 if "while" in code else 1)
     decoders = broken(code)
     with pytest.raises(MediaError, match=message) as error:
         decode_image(PICTURES["PNG with alpha"], max_pixels=20_000, decoders=decoders)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pieces import render
 
 from polyphi.messages import Audio, Image, Message, Text
-from polyphi.processing.template import script
+from polyphi.processing.template import apply_template
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, parse_fixed_system
 
@@ -242,7 +242,7 @@ def test_system_messages_follow_the_fixed_text(
     document = [Message("document", (Text("Once"),))]
     assert ids(document, reasoning) == ids(document, tokenizer)
     with pytest.raises(ValueError, match="system message"):
-        script([CHAT[0]], reasoning, continue_final=True)
+        apply_template([CHAT[0]], reasoning, continue_final=True)
     reasoning.save(tmp_path)
     assert Tokenizer.load(tmp_path).fixed_system == PHI and tokenizer.fixed_system is None
 

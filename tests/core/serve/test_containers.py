@@ -25,7 +25,7 @@ from serve.conftest import Running, serving
 from variants import few
 
 from polyphi.engine.engine import Engine
-from polyphi.processing import decoder, decoder_child
+from polyphi.processing import media_decoder, media_decoder_child
 from polyphi.processing.media import decode_audio
 from polyphi.processing.video import decode_video
 from polyphi.serve import fetch
@@ -197,15 +197,15 @@ def test_where_nothing_isolates_them_they_are_refused(
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Replaces the program of the decoder's process."""
-    folder = str(Path(decoder_child.__file__).parent)
+    folder = str(Path(media_decoder_child.__file__).parent)
 
     def replace_program(code: str) -> None:
         program = tmp_path / "child.py"
         program.write_text(
             "import json, os, sys, time\n"
-            f"sys.path.append({folder!r})\nfrom decoder_child import _send\n" + code
+            f"sys.path.append({folder!r})\nfrom media_decoder_child import _send\n" + code
         )
-        monkeypatch.setattr(decoder, "CHILD", program)
+        monkeypatch.setattr(media_decoder, "CHILD", program)
 
     return replace_program
 
@@ -235,9 +235,9 @@ def test_the_death_of_a_decoder_is_one_error(
     with running.client() as client:
         before = transcribe(client, good).json()
         with monkeypatch.context() as patch:
-            patch.setattr(decoder, "CHILD", decoder.CHILD)
+            patch.setattr(media_decoder, "CHILD", media_decoder.CHILD)
             # Each picture of a video is given 5 s of CPU time.
-            patch.setattr(decoder, "WAIT", 0.005 if "sleep" in code else 0.05)
+            patch.setattr(media_decoder, "WAIT", 0.005 if "sleep" in code else 0.05)
             broken(code)
             sound = {"type": "audio_url", "audio_url": {"url": data_url(RECORDINGS["M4A"])}}
             for refused in (

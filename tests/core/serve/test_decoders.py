@@ -24,8 +24,8 @@ from serve.test_fairness import from_address
 from variants import few
 
 from polyphi.engine.engine import Engine
-from polyphi.processing import decoder, decoder_child
-from polyphi.processing.decoder import DecoderError
+from polyphi.processing import media_decoder, media_decoder_child
+from polyphi.processing.media_decoder import DecoderError
 from polyphi.serve import decoders
 from polyphi.serve.settings import Settings
 from polyphi.serve.shares import LARGE_THREADS
@@ -116,13 +116,13 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Broken:
     def replace_program(code: str) -> None:
         program = tmp_path / "child.py"
         program.write_text(
-            f"import os, sys, threading; sys.path.append({str(Path(decoder_child.__file__).parent)!r})\n"
-            "import decoder_child; image = decoder_child.image\n"
+            f"import os, sys, threading; sys.path.append({str(Path(media_decoder_child.__file__).parent)!r})\n"
+            "import media_decoder_child; image = media_decoder_child.image\n"
             f"def decode(job):\n    {code}\ndef broken_image(job):\n"
             "    (decode if job['max_pixels'] == 900 else image)(job)\n"
-            "decoder_child.image, decoder_child.sound = broken_image, decode\ndecoder_child.main()"
+            "media_decoder_child.image, media_decoder_child.sound = broken_image, decode\nmedia_decoder_child.main()"
         )
-        monkeypatch.setattr(decoder, "CHILD", program)
+        monkeypatch.setattr(media_decoder, "CHILD", program)
 
     return replace_program
 
@@ -150,7 +150,7 @@ def test_the_death_of_a_decoder_is_one_error(
     with serving(engine, SEPARATE) as server, server.client() as client:
         before = answer(chat(client, PARTS["JPEG"]))
         if code == WAITS:
-            monkeypatch.setattr(decoder, "WAIT", 0.005)
+            monkeypatch.setattr(media_decoder, "WAIT", 0.005)
         for refused in (
             chat(client, BAD),
             chat(client, PARTS["MP3"]),
@@ -212,7 +212,7 @@ def test_slow_files_of_one_client_do_not_starve_another(
         from_address(server, "127.0.0.2") as other,
         ExitStack() as attackers,
     ):
-        monkeypatch.setattr(decoder, "WAIT", 0.1)  # 1.1 s for each file
+        monkeypatch.setattr(media_decoder, "WAIT", 0.1)  # 1.1 s for each file
         for _ in range(8):
             attackers.enter_context(pending(server, BAD))
         until(lambda: running_decoders(engine))

@@ -25,7 +25,7 @@ from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
 from polyphi.processing import media
 from polyphi.serve import server as server_module
-from polyphi.serve import speech
+from polyphi.serve import transcriptions
 from polyphi.serve.settings import Settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -402,7 +402,7 @@ def recording() -> dict[str, bytes]:
 def test_b7_ten_recordings_of_one_client_do_not_delay_anothers(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    transcribe, go = speech.longform.transcribe, threading.Event()
+    transcribe, go = transcriptions.longform.transcribe, threading.Event()
 
     def slow(*arguments: Any, caller: Any, on_progress: Any, **options: Any) -> Any:
         if caller.client == b"127.0.0.1":
@@ -411,7 +411,7 @@ def test_b7_ten_recordings_of_one_client_do_not_delay_anothers(
             assert go.wait(60)
         return transcribe(*arguments, caller=caller, on_progress=on_progress, **options)
 
-    monkeypatch.setattr(speech.longform, "transcribe", slow)
+    monkeypatch.setattr(transcriptions.longform, "transcribe", slow)
     path = "/v1/audio/transcriptions"
     with two_clients(engine, Settings("tiny")) as (server, one, other):
         with posting(one, 10, path, files=recording()) as responses:

@@ -26,7 +26,7 @@ from polyphi.serve.addresses import is_public, parse
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media
 from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Share, Shares, Turns
+from polyphi.serve.shares import FairSlots, Share, Shares
 
 PARAM = "messages[0].content[1].image_url.url"
 PUBLIC, OTHER, SIXTH = "93.184.216.34", "151.101.1.140", "2606:2800:220:1:248:1893:25c8:1946"
@@ -149,7 +149,7 @@ def media(net: Net | None = None, *remote: str, slots: int = 16, **settings: obj
     trusted = ssl.create_default_context(cafile=str(PEM))
     chosen = Settings("phi", remote=remote, **{"fetch_seconds": 5.0, **settings})
     shares = Shares(chosen)
-    shares.fetches = Turns(Share("media that are being fetched", "addresses", slots, slots, ""))
+    shares.fetches = FairSlots(Share("media that are being fetched", "addresses", slots, slots, ""))
     return Media(chosen, shares, resolve=net.resolve if net else None, tls=trusted)
 
 

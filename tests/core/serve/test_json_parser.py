@@ -24,7 +24,7 @@ from polyphi.serve.json_parser import LARGE, MAX_CHARACTERS, MAX_NAME, PAUSE_FAC
 from polyphi.serve.json_scanner import Scanner
 from polyphi.serve.schema import ChatRequest, CompletionRequest
 from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Share, Turns
+from polyphi.serve.shares import FairSlots, Share
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON = {"content-type": "application/json"}
@@ -319,7 +319,7 @@ def test_large_bodies_are_parsed_in_turns_that_leave_time_to_others(
         times.append((start, time.monotonic()))
 
     async def several() -> None:
-        parser = Parser(Turns(Share("bodies", "bodies", 1, 1, "waits")))
+        parser = Parser(FairSlots(Share("bodies", "bodies", 1, 1, "waits")))
         first, cancelled, *others = [
             asyncio.create_task(parser._in_turn(client, work))
             for client in (b"a", b"a", b"b", b"c")

@@ -187,14 +187,14 @@ def test_a_client_with_responses_to_read_gets_no_other_large_one(
     with running.client() as client:
         assert client.post("/tokenize", json=body).status_code == 200
         until(lambda: unread.used == 0)
-        hold = unread.take(b"127.0.0.1", 1 << 20)
+        reservation = unread.take(b"127.0.0.1", 1 << 20)
         assert 'unread_bytes{model_name="tiny"} 1.048576e+06' in client.get("/metrics").text
         refused = client.post("/tokenize", json=body)
         error = refused.json()["error"]
         assert (refused.status_code, error["code"]) == (429, "unread_responses")
         assert int(refused.headers["retry-after"]) >= 1
         assert client.post("/tokenize", json={"prompt": "a b"}).status_code == 200
-        hold.release()
+        reservation.release()
         assert client.post("/tokenize", json=body).status_code == 200
     until(lambda: unread.used == 0)
 
@@ -278,10 +278,10 @@ def test_a_prompt_that_is_alone_may_take_more(short: Running) -> None:
             assert 400 <= client.post(CHAT, json=broken).status_code < 500
         prompts = {"prompt": ["the quick fox " * 40] * 100, "max_tokens": 1}
         assert client.post(COMPLETIONS, json=prompts).status_code == 200
-        hold = server(short).shares.prompts.take(b"other", 10_000)
+        reservation = server(short).shares.prompts.take(b"other", 10_000)
         answer = client.post(COMPLETIONS, json=prompts)
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "memory_full")
-        hold.release()
+        reservation.release()
 
 
 @pytest.mark.parametrize(

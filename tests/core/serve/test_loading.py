@@ -21,7 +21,7 @@ from variants import few
 from polyphi.engine.engine import Engine
 from polyphi.serve.app import create_app
 from polyphi.serve.loading import Loading, Progress
-from polyphi.serve.run import Drain, bind
+from polyphi.serve.run import DrainingServer, bind
 from polyphi.serve.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -74,7 +74,7 @@ def loading(result: FastAPI | Exception, settings: Settings) -> Iterator[Port]:
     reports: list[str] = []
     load = Load(result)
     front = Loading(load, settings, lambda: reports.append("ready"))
-    server = Drain(front, settings)
+    server = DrainingServer(front, settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     number = listening.getsockname()[1]
     thread.start()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyphi.serve.settings import Settings
-from polyphi.serve.shares import Full, Hold, Pool, Share, Shares, Turns, most_of
+from polyphi.serve.shares import FairSlots, Full, Pool, Reservation, Share, Shares, most_of
 
 CLIENTS = (b"a", b"b", b"c")
 STEPS = st.lists(
@@ -28,8 +28,8 @@ def pool(client: int = 60, total: int = 100, **options: bool) -> Pool:
     return Pool(Share("prompts", "bytes", client, total, "HTTP 429"), **options)
 
 
-def turns(client: int, total: int) -> Turns:
-    return Turns(Share("work", "slots", client, total, "waits"))
+def turns(client: int, total: int) -> FairSlots:
+    return FairSlots(Share("work", "slots", client, total, "waits"))
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -39,11 +39,11 @@ def test_what_is_used_is_the_sum_of_the_holds(
     leaves: bool, single: bool, steps: list[tuple[str, bytes, int, int]]
 ) -> None:
     shared = pool(single=single, leaves=leaves)
-    holds: dict[Hold, tuple[bytes, int]] = {}
-    ended: list[Hold] = []
+    reservations: dict[Reservation, tuple[bytes, int]] = {}
+    ended: list[Reservation] = []
 
     def used(client: bytes | None = None) -> int:
-        return sum(count for who, count in holds.values() if client in (None, who))
+        return sum(count for who, count in reservations.values() if client in (None, who))
 
     def fits(client: bytes, count: int, before: int = 0) -> bool:
         alone = single and used(client) == before
@@ -60,37 +60,37 @@ def test_what_is_used_is_the_sum_of_the_holds(
         if step == "take":
             expected = fits(client, count)
             try:
-                holds[shared.take(client, count)] = (client, count)
+                reservations[shared.take(client, count)] = (client, count)
                 assert expected
             except Full as full:
                 assert not expected and full.amount == count
                 assert full.in_use == (used(client) if full.by_client else used())
-        elif holds:
-            hold = list(holds)[which % len(holds)]
-            client, before = holds[hold]
+        elif reservations:
+            reservation = list(reservations)[which % len(reservations)]
+            client, before = reservations[reservation]
             if step == "grow":
                 expected = fits(client, count, before)
                 try:
-                    hold.grow(count)
-                    holds[hold] = (client, before + count)
+                    reservation.grow(count)
+                    reservations[reservation] = (client, before + count)
                     assert expected
                 except Full:
                     assert not expected
             elif step == "resize":
-                hold.resize(count)
-                holds[hold] = (client, count)
+                reservation.resize(count)
+                reservations[reservation] = (client, count)
             else:
-                hold.release()
-                ended.append(hold)
-                del holds[hold]
-        for hold in ended:  # a thread that comes too late changes nothing
-            hold.grow(count)
-            hold.resize(count)
-            hold.release()
+                reservation.release()
+                ended.append(reservation)
+                del reservations[reservation]
+        for reservation in ended:  # a thread that comes too late changes nothing
+            reservation.grow(count)
+            reservation.resize(count)
+            reservation.release()
         assert shared.used == used()
         assert [shared.used_by(c) for c in CLIENTS] == [used(c) for c in CLIENTS]
-    for hold in holds:
-        hold.release()
+    for reservation in reservations:
+        reservation.release()
     assert shared.used == 0 and not shared._by_client
 
 
@@ -111,23 +111,23 @@ def test_b9_a_client_leaves_its_share_to_others() -> None:
 
 @pytest.mark.parametrize("total", [8, 96, 1024])
 def test_clients_that_want_all_leave_a_part_for_the_next_one_and_become_equal(total: int) -> None:
-    """One that came first has more only until its holds end."""
+    """One that came first has more only until its reservations end."""
     shared = pool(most_of(total), total, leaves=True)
-    holds: dict[bytes, list[Hold]] = {client: [] for client in CLIENTS}
+    reservations: dict[bytes, list[Reservation]] = {client: [] for client in CLIENTS}
 
     def take_all(client: bytes) -> None:
         with suppress(Full):
             while True:
-                holds[client].append(shared.take(client, 1))
+                reservations[client].append(shared.take(client, 1))
 
     for number, client in enumerate(CLIENTS):
         take_all(client)
-        assert len(holds[client]) >= (total >> 2 * number) / 2
+        assert len(reservations[client]) >= (total >> 2 * number) / 2
     assert total == 8 or shared.used < total, "something is left for the next one"
     for _ in range(2 * total):
         for client in CLIENTS:
-            if holds[client]:
-                holds[client].pop().release()
+            if reservations[client]:
+                reservations[client].pop().release()
             for other in CLIENTS:
                 take_all(other)
     amounts = [shared.used_by(client) for client in CLIENTS]
@@ -148,13 +148,13 @@ def test_three_clients_that_want_all_leave_a_part_of_it(name: str) -> None:
 
 def test_a_hold_without_another_one_may_exceed_the_limits() -> None:
     shared = pool(single=True)
-    hold = shared.take(b"a", 50)
-    hold.grow(100)
+    reservation = shared.take(b"a", 50)
+    reservation.grow(100)
     assert shared.used == 150
     with pytest.raises(Full) as full:
         shared.take(b"b", 1)
     assert not full.value.by_client
-    hold.release()
+    reservation.release()
     with pytest.raises(Full):
         pool().take(b"a", 61)
 
@@ -167,12 +167,12 @@ def test_holds_of_many_threads_add_up() -> None:
         dice = random.Random(seed)
         for _ in range(300):
             try:
-                hold = shared.take(CLIENTS[seed % 3], dice.randrange(400))
-                hold.grow(dice.randrange(400))
+                reservation = shared.take(CLIENTS[seed % 3], dice.randrange(400))
+                reservation.grow(dice.randrange(400))
             except Full:
                 refused[0] += 1
             most[0] = max(most[0], shared.used)
-            hold.release()
+            reservation.release()
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
     for thread in threads:
@@ -185,7 +185,7 @@ def test_holds_of_many_threads_add_up() -> None:
 def test_clients_take_turns() -> None:
     order: list[str] = []
 
-    async def work(slots: Turns, client: bytes, name: str) -> None:
+    async def work(slots: FairSlots, client: bytes, name: str) -> None:
         async with slots.turn(client):
             await asyncio.sleep(0)
             order.append(name)
@@ -250,7 +250,7 @@ def test_cancelled_work_loses_no_slot(seed: int) -> None:
     dice, running, most, done = random.Random(seed), 0, 0, 0
     by_client = dict.fromkeys(range(4), 0)
 
-    async def work(slots: Turns, client: int) -> None:
+    async def work(slots: FairSlots, client: int) -> None:
         nonlocal running, most, done
         async with slots.turn(bytes([client])):
             running += 1

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from polyphi.serve.answers import Writer
 from polyphi.serve.errors import ApiError
 from polyphi.serve.extensions import StreamOptions
+from polyphi.serve.response_json import Writer
 from polyphi.serve.settings import Settings
 from polyphi.serve.shares import Shares
 from polyphi.serve.streams import merged, stream

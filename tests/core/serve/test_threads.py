@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import pytest
 
 from polyphi.serve import threads as threads_module
-from polyphi.serve.shares import Share, Turns
+from polyphi.serve.shares import FairSlots, Share
 from polyphi.serve.threads import Threads
 from polyphi.steps import Steps
 
 
 @contextmanager
 def threads(client: int, total: int) -> Iterator[Threads]:
-    pool = Threads(Turns(Share("work", "threads", client, total, "waits")), "work")
+    pool = Threads(FairSlots(Share("work", "threads", client, total, "waits")), "work")
     try:
         yield pool
     finally:

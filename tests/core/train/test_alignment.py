@@ -15,7 +15,7 @@ from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
 from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
-from polyphi.processing.grids import ROW_END
+from polyphi.processing.label_grids import ROW_END
 from polyphi.train.alignment import (
     Alignment,
     image_words,

@@ -22,8 +22,8 @@ from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.transcription import longform
 from polyphi.transcription.longform import Task, cut, longest_piece, sections, transcribe
-from polyphi.transcription.silence import measure
 from polyphi.transcription.transcript import Piece
+from polyphi.transcription.vad import measure
 
 TASK = Task("Transcribe.")
 TOKENIZER = Tokenizer.train(["w1 w2 w3 <sep>"], vocab_size=384)

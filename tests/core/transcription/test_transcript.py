@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from polyphi.messages import Completion
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.transcription.silence import Sound
 from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, join
+from polyphi.transcription.vad import VoiceFeatures
 
 TOKENIZER = Tokenizer.train(["a b c"], vocab_size=384)
 SPACED, BARE = [f"k{n}" for n in range(40)], [chr(0x4E00 + n) for n in range(40)]
@@ -22,7 +22,7 @@ def streamed(answers: list[PieceAnswer], texts: str) -> list[str]:
 
 
 def whole(answers: list[PieceAnswer], texts: str) -> str:
-    sound = Sound(np.zeros(10, np.float32), np.zeros(10, np.float32), 0.1)
+    sound = VoiceFeatures(np.zeros(10, np.float32), np.zeros(10, np.float32), 0.1)
     transcript = join(TOKENIZER, sound, answers, texts)
     return transcript.text if texts == "transcript" else transcript.translation or ""
 

@@ -8,7 +8,7 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Image, Message, Text
-from polyphi.processing.grids import EMPTY
+from polyphi.processing.label_grids import EMPTY
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi_recipe.corpora import vision_speech, written_speech
 

@@ -22,7 +22,6 @@ from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi_recipe.curate.decontaminate import Decontaminate, Index, items
 from polyphi_recipe.curate.documents import document
-from polyphi_recipe.curate.known_texts import Texts
 from polyphi_recipe.curate.phash import (
     Box,
     align,
@@ -32,6 +31,7 @@ from polyphi_recipe.curate.phash import (
     image_hash,
     thumbnail,
 )
+from polyphi_recipe.curate.text_index import TextIndex
 from polyphi_recipe.synthetic.images import png
 
 QUESTION = (
@@ -160,7 +160,7 @@ def test_questions_about_media_are_questions_like_any_other() -> None:
 def test_in_other_words(leaks: ModuleType) -> None:
     sentences = leaks.manual()
     random.Random(0).shuffle(sentences)
-    known = Texts.of([(s, False) for s in sentences[:40]])
+    known = TextIndex.of([(s, False) for s in sentences[:40]])
     rng = random.Random(1)
     rates = {}
     for name in (

@@ -15,7 +15,7 @@ from recipe.curate.dedup_run import Take, start
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
-from polyphi_recipe.curate.dedup import CLIPS, EXACT, PICTURES, TEXTS, Likeness, deduplicate
+from polyphi_recipe.curate.dedup import AUDIO, EXACT, IMAGES, TEXTS, Similarity, deduplicate
 from polyphi_recipe.curate.documents import document
 from polyphi_recipe.synthetic.images import png
 
@@ -30,7 +30,7 @@ class Read(PipelineStep):
 
 
 def run(
-    likeness: Likeness, samples: Sequence[Sample], work: Path, tasks: int = 2
+    likeness: Similarity, samples: Sequence[Sample], work: Path, tasks: int = 2
 ) -> tuple[list[Document], list[Document]]:
     """Return (kept documents, dropped documents)."""
     kept_files: list[Document] = []
@@ -163,7 +163,7 @@ def test_near_duplicates_of_pictures(tmp_path: Path) -> None:
         sample_of(f"empty {i}", Image(png(Picture.new("RGB", (50 + i, 50)))), "What is this?")
         for i in range(2)
     ]
-    kept_files, dropped = run(PICTURES, samples, tmp_path)
+    kept_files, dropped = run(IMAGES, samples, tmp_path)
     cluster_of = clusters([*kept_files, *dropped])
     matched = [
         cluster_of.get(str(i), -1) == cluster_of.get(f"copy {i}", -2) for i in range(len(tiles))
@@ -175,7 +175,7 @@ def test_near_duplicates_of_pictures(tmp_path: Path) -> None:
 def test_near_duplicates_of_clips(tmp_path: Path) -> None:
     samples = [sample_of(f"{i}", Audio(babble(i))) for i in range(6)]
     samples += [sample_of(f"noisy {i}", Audio(babble(i, noise=0.005, gain=0.2))) for i in range(6)]
-    kept_files, dropped = run(CLIPS, samples, tmp_path)
+    kept_files, dropped = run(AUDIO, samples, tmp_path)
     cluster_of = clusters([*kept_files, *dropped])
     assert len(dropped) == 6 and all(
         cluster_of[f"{i}"] == cluster_of[f"noisy {i}"] for i in range(6)

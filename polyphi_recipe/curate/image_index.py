@@ -1,6 +1,6 @@
 """An index of images that finds copies: resized, recompressed, or with up to 30 % cut off each side.
 
->>> known = Pictures.of([image])
+>>> known = ImageHashIndex.of([image])
 >>> known.find(image.crop((40, 20, 300, 200)))
 [Match(item=0, distance=3, score=0.997, box=Box(left=0.1, top=0.05, right=0.75, bottom=0.5))]
 
@@ -31,13 +31,13 @@ from polyphi_recipe.curate.phash import (
     thumbnail,
 )
 
-RADIUS = 16
+MAX_DISTANCE = 16
 """Bits of 64 that may differ before images are compared."""
-NEAR = 8
+MAX_WHOLE_DISTANCE = 8
 """The same where only copies of the whole are searched for: resized and recompressed ones differ in a bit or two."""
-SUSPECTS = 8
+MAX_CANDIDATES = 8
 """Indexed images that an image is compared with, the nearest first."""
-SAME = 0.92
+MIN_CORRELATION = 0.92
 """Correlation from which one image is a copy of another."""
 
 
@@ -51,7 +51,7 @@ class Match(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageHashIndex:
     """An index of images: hashes of crops [P, 2401], or of the whole alone [P, 1], and their thumbnails, uint8
     [P, 128, 128, 3]."""
 
@@ -59,11 +59,11 @@ class Pictures:
     looks: np.ndarray
 
     @classmethod
-    def of(cls, pictures: Iterable[Image.Image], cropped: bool = True) -> "Pictures":
+    def of(cls, images: Iterable[Image.Image], cropped: bool = True) -> "ImageHashIndex":
         """Build an index; an item's number is its position. Empty sheets keep their number and match nothing. With
         `cropped=False` only copies of the whole are found, a hundred times as fast."""
         hashes, looks = [], []
-        for image in pictures:
+        for image in images:
             thumb = thumbnail(image)
             hashes.append(crop_hashes(thumb) if cropped else [image_hash(thumb)])
             looks.append(thumb.round().astype(np.uint8))
@@ -73,7 +73,7 @@ class Pictures:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence["Pictures"]) -> "Pictures":
+    def joined(cls, parts: Sequence["ImageHashIndex"]) -> "ImageHashIndex":
         """Concatenate several indices and their items."""
         parts = parts or [cls.of([])]
         return cls(
@@ -94,14 +94,14 @@ class Pictures:
             nearest[start : start + 256] = bits.min(1)
         matches = []
         cropped = self.crops.shape[1] > 1
-        for item in np.argsort(nearest, kind="stable")[:SUSPECTS].tolist():
-            if nearest[item] > (RADIUS if cropped else NEAR):
+        for item in np.argsort(nearest, kind="stable")[:MAX_CANDIDATES].tolist():
+            if nearest[item] > (MAX_DISTANCE if cropped else MAX_WHOLE_DISTANCE):
                 break
             known = self.looks[item].astype(np.float32)
             start_box = boxes()[which[item]]
             score, box = (
                 align(thumb, known, start_box) if cropped else (correlation(thumb, known), WHOLE)
             )
-            if score >= SAME and not is_flat(known):
+            if score >= MIN_CORRELATION and not is_flat(known):
                 matches.append(Match(item, int(nearest[item]), round(score, 4), box))
         return matches

@@ -1,6 +1,6 @@
 """An index of texts that finds what another text took from them: word for word, or in other words.
 
->>> known = Texts.of([("Natalia sold clips to 48 of her friends in April, and then she ...", False)])
+>>> known = TextIndex.of([("Natalia sold clips to 48 of her friends in April, and then she ...", False)])
 >>> known.find("... and then ...")
 [Match(item=0, how="quoted", score=1.0, span="natalia sold clips to 48 of her friends in april and then she")]
 
@@ -29,15 +29,15 @@ import numpy as np
 
 from polyphi.text.shingles import all_ngrams, content, hashes, ngrams, pairs, tokens, unspaced
 
-WORDS, FEWEST = 13, 8
+NGRAM_WORDS, MIN_WORDS = 13, 8
 """Words of a run that identifies an item, and of the shortest item that a run can identify."""
-WITH_MEDIA = 25
+MIN_WORDS_WITH_MEDIA = 25
 """Words from which the text of an item with media identifies it: a shorter text is a common question."""
-CONTENT = 7
+MIN_CONTENT_WORDS = 7
 """Different content words from which an item is searched for in other words."""
-COMMON = 10
+MAX_SHARING_ITEMS = 10
 """Items that may share a run or a shingle."""
-HALF = 0.5
+MIN_OVERLAP = 0.5
 """Share of an item's content from which a text is a rewording of it."""
 
 
@@ -51,7 +51,7 @@ class Match(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextIndex:
     """An index of texts, as arrays. `runs`, sorted, are hashes of `run_words` words each, from item `run_items`; runs
     of 0 words are whole texts. Shingle `i` is `shingles[i]` (sorted), found in `common[i]` items; the shingles
     of item k are `parts[starts[k] : starts[k + 1]]`, and `lengths[k]` is its number of content words."""
@@ -66,7 +66,7 @@ class Texts:
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, texts: Iterable[tuple[str, bool]]) -> "Texts":
+    def of(cls, texts: Iterable[tuple[str, bool]]) -> "TextIndex":
         """Build an index from (text, whether media belong to it); an item's number is its position."""
         runs: list[np.ndarray] = []
         words: list[int] = []
@@ -75,16 +75,16 @@ class Texts:
         for text, media in texts:
             item_words = tokens(text)
             unit = 2 if unspaced(item_words) else 1
-            n = min(WORDS * unit, len(item_words))
-            if not item_words or (media and len(item_words) < WITH_MEDIA * unit):
+            n = min(NGRAM_WORDS * unit, len(item_words))
+            if not item_words or (media and len(item_words) < MIN_WORDS_WITH_MEDIA * unit):
                 n, item_words = 0, []
-            elif n < FEWEST * unit:
+            elif n < MIN_WORDS * unit:
                 n = 0
             hashed = hashes(item_words)
             runs.append(np.unique(ngrams(hashed, n or len(item_words)))[: len(item_words)])
             words.append(n)
-            stems = content(item_words)[0] if n == WORDS * unit else []
-            if len(set(stems)) < CONTENT:
+            stems = content(item_words)[0] if n == NGRAM_WORDS * unit else []
+            if len(set(stems)) < MIN_CONTENT_WORDS:
                 stems = []
             parts.append(np.setdiff1d(pairs(hashes(stems)), [0]))
             lengths.append(len(stems))
@@ -94,7 +94,7 @@ class Texts:
         order = np.lexsort((run_items, run_words, flat))
         flat, run_words, run_items = flat[order], run_words[order], run_items[order]
         _, back, count = np.unique(flat, return_inverse=True, return_counts=True)
-        rare = count[back] <= COMMON if len(flat) else np.zeros(0, bool)
+        rare = count[back] <= MAX_SHARING_ITEMS if len(flat) else np.zeros(0, bool)
         shingles, ids, common = np.unique(_joined(parts), return_inverse=True, return_counts=True)
         return cls(
             flat[rare],
@@ -154,7 +154,7 @@ class Texts:
         matches = []
         for item in self._candidates(np.unique(ids[ids >= 0])):
             score, start, end = self._stretch(item, ids)
-            if score >= HALF:
+            if score >= MIN_OVERLAP:
                 first, last = positions[start], positions[min(end, len(positions)) - 1] + 1
                 span = " ".join(words[first : min(last, first + 60)])
                 matches.append(Match(item, "reworded", round(score, 3), span))
@@ -177,9 +177,13 @@ class Texts:
         shared = np.repeat(count, count)
         weight, number, rare = (
             np.bincount(item, weights, len(total))
-            for weights in (1 / shared, None, shared <= COMMON)
+            for weights in (1 / shared, None, shared <= MAX_SHARING_ITEMS)
         )
-        enough = (weight >= HALF * total) & (number >= HALF * np.diff(self.starts)) & (rare > 0)
+        enough = (
+            (weight >= MIN_OVERLAP * total)
+            & (number >= MIN_OVERLAP * np.diff(self.starts))
+            & (rare > 0)
+        )
         return np.flatnonzero(enough).tolist()
 
     def _stretch(self, item: int, ids: np.ndarray) -> tuple[float, int, int]:
@@ -192,7 +196,7 @@ class Texts:
         starts = np.arange(0, max(1, len(ids) - size // 2), max(1, size // 8))
         ends = np.minimum(starts + size, len(ids))
         best = (0.0, 0, 1)
-        for i in np.flatnonzero(sums[ends] - sums[starts] >= HALF * len(own)):
+        for i in np.flatnonzero(sums[ends] - sums[starts] >= MIN_OVERLAP * len(own)):
             present = np.isin(own, ids[starts[i] : ends[i]])
             score = min(float(weight[present].sum() / weight.sum()), float(present.mean()))
             if score > best[0]:

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import JSONResponse, Response
 
-from polyphi.serve import answers
-from polyphi.serve.answers import CHUNK, ChunkedJson, EncodedJson, InPieces, Writer, json_pieces
+from polyphi.serve import response_json
+from polyphi.serve.response_json import (
+    CHUNK,
+    ChunkedJson,
+    EncodedJson,
+    PacedBodyMiddleware,
+    Writer,
+    json_pieces,
+)
 from polyphi.serve.settings import MIB, Settings
 from polyphi.serve.shares import Pool, Share, Shares
 
@@ -36,9 +43,9 @@ VALUES = st.recursive(
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit at which every value is large."""
-    monkeypatch.setattr(answers, "SMALL", 3)
-    monkeypatch.setattr(answers, "CHARACTERS", 2)
-    monkeypatch.setattr(answers, "CHUNK", 8)
+    monkeypatch.setattr(response_json, "SMALL", 3)
+    monkeypatch.setattr(response_json, "CHARACTERS", 2)
+    monkeypatch.setattr(response_json, "CHUNK", 8)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -46,7 +53,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pieces_are_the_json_of_the_whole(value: Any) -> None:
     whole = bytes(JSONResponse(value).body)
     assert b"".join(json_pieces(value)) == whole
-    assert b"".join(answers._chunks(json_pieces(value))) == whole
+    assert b"".join(response_json._chunks(json_pieces(value))) == whole
     nested = {"a": [value, EncodedJson(tuple(json_pieces(value))), 1], "b": value}
     assert b"".join(json_pieces(nested)) == bytes(
         JSONResponse({"a": [value, value, 1], "b": value}).body
@@ -77,8 +84,8 @@ def shapes() -> dict[str, Any]:
 @pytest.mark.parametrize("name", shapes())
 def test_no_call_of_the_encoder_writes_much(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     value, calls = shapes()[name], []
-    dumps = answers._dumps
-    monkeypatch.setattr(answers, "_dumps", lambda v: calls.append(dumps(v)) or calls[-1])
+    dumps = response_json._dumps
+    monkeypatch.setattr(response_json, "_dumps", lambda v: calls.append(dumps(v)) or calls[-1])
     assert json.loads(b"".join(json_pieces({"a": [value]}))) == {"a": [value]}
     assert len(calls) > 1 and max(map(len, calls)) < 256 << 10
 
@@ -210,7 +217,7 @@ def test_bodies_are_passed_on_in_parts_without_a_copy(size: int, response: Any) 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    app = InPieces(response(body))
+    app = PacedBodyMiddleware(response(body))
     asyncio.run(app({"type": "http"}, None, send))  # type: ignore[arg-type]
     assert [message["type"] for message in sent] == [
         "http.response.start",
@@ -235,7 +242,7 @@ def test_large_bodies_leave_the_event_loop_to_others_after_each_part() -> None:
             async def send(message: Any) -> None:
                 order.append(number)
 
-            await InPieces(Response(bytes(3 * CHUNK)))({"type": "http"}, None, send)  # type: ignore[arg-type]
+            await PacedBodyMiddleware(Response(bytes(3 * CHUNK)))({"type": "http"}, None, send)  # type: ignore[arg-type]
 
         await asyncio.gather(*map(respond, range(3)))
 
@@ -245,8 +252,8 @@ def test_large_bodies_leave_the_event_loop_to_others_after_each_part() -> None:
 
 def test_a_large_event_is_encoded_when_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bytes] = []
-    dumps = answers._dumps
-    monkeypatch.setattr(answers, "_dumps", lambda v: calls.append(dumps(v)) or calls[-1])
+    dumps = response_json._dumps
+    monkeypatch.setattr(response_json, "_dumps", lambda v: calls.append(dumps(v)) or calls[-1])
 
     async def run() -> None:
         writer = Writer(pool(1, 1), lambda scope: b"")

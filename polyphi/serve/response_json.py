@@ -1,4 +1,4 @@
-"""Responses: JSON encoding, server-sent events, usage counts, and the fields beyond OpenAI's.
+"""How responses are written: JSON encoding, server-sent events, usage counts, and the fields beyond OpenAI's.
 
 Large JSON is built and encoded in a separate thread, with encoder calls of a few values each: the encoder holds
 Python's global lock for a whole call, and all other threads wait for that lock.
@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from polyphi.messages import Completion
 from polyphi.serve.errors import ApiError, body_for
 from polyphi.serve.settings import MIB
-from polyphi.serve.shares import Full, Hold, Pool
+from polyphi.serve.shares import Full, Pool, Reservation
 
 T = TypeVar("T")
 SMALL = 2048
@@ -170,7 +170,7 @@ class Writer:
             return JSONResponse(value)
         return CountedJson((await self.encoded(value)).pieces, self._take)
 
-    def _take(self, scope: Scope, amount: int) -> Hold:
+    def _take(self, scope: Scope, amount: int) -> Reservation:
         return self._unread.take(self._client_of(scope), amount)
 
     async def event(self, value: Any, name: str | None = None) -> AsyncIterator[bytes]:
@@ -193,7 +193,7 @@ class Writer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-class InPieces:
+class PacedBodyMiddleware:
     """ASGI middleware: passes bodies on in parts of at most `CHUNK` bytes, each when the client has read those before.
     uvicorn copies what the system doesn't take at once, so an unread response would take its size again."""
 
@@ -243,14 +243,14 @@ class CountedJson(ChunkedJson):
     """The same for pieces that nothing else refers to: until they are sent they count in a pool, of which `take` takes
     the client's part. Where there is too little, an error is sent instead."""
 
-    def __init__(self, pieces: Iterable[bytes], take: Callable[[Scope, int], Hold]) -> None:
+    def __init__(self, pieces: Iterable[bytes], take: Callable[[Scope, int], Reservation]) -> None:
         super().__init__(pieces)
         self._take = take
-        self._hold: Hold | None = None
+        self._reservation: Reservation | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            self._hold = self._take(scope, self._unsent)
+            self._reservation = self._take(scope, self._unsent)
         except Full as full:
             self._pieces.clear()
             error = too_many_unread(full)
@@ -260,11 +260,11 @@ class CountedJson(ChunkedJson):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._hold.release()
+            self._reservation.release()
 
     def piece_sent(self) -> None:
-        assert self._hold is not None
-        self._hold.resize(self._unsent)
+        assert self._reservation is not None
+        self._reservation.resize(self._unsent)
 
 
 def too_many_unread(full: Full) -> ApiError:

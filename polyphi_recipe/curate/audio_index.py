@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from polyphi.processing.audio import RATE
-from polyphi_recipe.curate.alignment import BANDS, REACH, agreement, align, bands
+from polyphi_recipe.curate.alignment import BANDS, MAX_OFFSET, agreement, align, bands
 from polyphi_recipe.curate.landmarks import HOP, keys, landmarks
 
 SHIFTS = [s / 2 for s in range(-5, 6)]  # semitones
@@ -197,7 +197,7 @@ class AudioFingerprintIndex:
                     round(max(0.0, (middle - LAG_TOLERANCE) * HOP / RATE), 2),
                     round(cover, 2),
                 )
-                near = np.flatnonzero((item == number) & (np.abs(distance - middle) <= REACH))
+                near = np.flatnonzero((item == number) & (np.abs(distance - middle) <= MAX_OFFSET))
                 yield _Candidate(match, tempo, own[own_index[near], 0], time[near])
 
 

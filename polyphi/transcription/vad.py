@@ -1,4 +1,4 @@
-"""Voice activity detection by energy and spectral flatness, without a model, and the best points for cuts.
+"""Voice activity detection (VAD) by energy and spectral flatness, without a model, and the quietest points for cuts.
 
 >>> sound = measure(AudioStream("meeting.flac"))
 >>> speech_ranges(sound)                         # [(0.31, 12.4), (19.02, 31.77)] seconds
@@ -29,16 +29,16 @@ FRAME = HOP / RATE  # s between frames
 BAND = (10, 109)  # bins of 31.25 Hz: 312 to 3,400 Hz, the band of telephones
 BANDS = 11
 SILENCE, BELOW_LOUDEST, ABOVE_NOISE = -80.0, 50.0, 4.0  # dB
-FLAT = 0.75
-AROUND = 30.0  # s of a window of constant noise
-SHORT = 5.0  # s; in shorter recordings a constant sound may be a vowel
-NEAR, VOICED, MARGIN = 30, 8, 20  # frames
-QUIET = 20  # frames of the window that is to be the quietest
+MAX_FLATNESS = 0.75
+NOISE_WINDOW = 30.0  # s of a window of constant noise
+MIN_NOISE_SECONDS = 5.0  # s; in shorter recordings a constant sound may be a vowel
+SPEECH_WINDOW, MIN_VOICED, SPEECH_PAD = 30, 8, 20  # frames
+QUIET_WINDOW = 20  # frames of the window that is to be the quietest
 CHUNK = 4096  # frames at a time
 
 
 @dataclass(frozen=True)
-class Sound:
+class VoiceFeatures:
     """Features of a recording, 800 bytes a second: `level` in dB of full scale and `flatness` from 0 (a tone) to 1
     (white noise), both every 10 ms; `seconds` is its length."""
 
@@ -54,8 +54,8 @@ class Sound:
         level = np.maximum(self.level, SILENCE - 20)
         least = max(SILENCE, float(np.percentile(level, 99)) - BELOW_LOUDEST)
         threshold = np.full(len(level), least, np.float32)
-        if self.seconds >= SHORT:
-            wide = round(AROUND / FRAME)
+        if self.seconds >= MIN_NOISE_SECONDS:
+            wide = round(NOISE_WINDOW / FRAME)
             noise = [
                 float(np.percentile(level[i : i + wide], 10)) for i in range(0, len(level), wide)
             ]
@@ -65,7 +65,7 @@ class Sound:
             threshold = np.maximum(
                 threshold, np.repeat(near, wide)[: len(level)] + self.above_noise
             )
-        return (level > threshold) & (self.flatness < FLAT)
+        return (level > threshold) & (self.flatness < MAX_FLATNESS)
 
     @cached_property
     def pauses(self) -> list[tuple[float, float]]:
@@ -73,7 +73,7 @@ class Sound:
         return silences(speech_ranges(self), self.seconds, 0.0)
 
 
-def measure(stream: AudioStream) -> Sound:
+def measure(stream: AudioStream) -> VoiceFeatures:
     """The features of a recording, which is read once. Raises `ValueError` as the stream does, and for rates below
     8 kHz."""
     blocks, rate = resampled(stream, stream.rate)
@@ -89,7 +89,7 @@ def measure(stream: AudioStream) -> Sound:
     if len(buffer) >= window or not frames:
         frames.append(features(np.pad(buffer, (0, max(0, window - len(buffer)))), rate))
     level, flatness = (np.concatenate(values) for values in zip(*frames, strict=True))
-    return Sound(level, flatness, samples / rate)
+    return VoiceFeatures(level, flatness, samples / rate)
 
 
 def frame_sizes(rate: int) -> tuple[int, int, int]:
@@ -101,7 +101,7 @@ def frame_sizes(rate: int) -> tuple[int, int, int]:
 def features(
     wave: Float[np.ndarray, " n"], rate: int
 ) -> tuple[Float[np.ndarray, " F"], Float[np.ndarray, " F"]]:
-    """(level, flatness) of the whole frames of some samples, as in `Sound`."""
+    """(level, flatness) of the whole frames of some samples, as in `VoiceFeatures`."""
     window, hop, fft = frame_sizes(rate)
     frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
     level = 10 * np.log10(np.square(frames).mean(axis=1) + 1e-10).astype(np.float32)
@@ -111,13 +111,13 @@ def features(
     return level, flatness.astype(np.float32)
 
 
-def speech_ranges(sound: Sound, pause: float = 0.0) -> list[tuple[float, float]]:
+def speech_ranges(sound: VoiceFeatures, pause: float = 0.0) -> list[tuple[float, float]]:
     """Ranges of speech, as (start, end) in seconds; those less than `pause` s apart are joined."""
     voiced = sound.voiced
-    if len(voiced) < NEAR:
-        return [(0.0, sound.seconds)] if voiced.sum() >= min(VOICED, len(voiced)) else []
-    dense = _running_sum(voiced, NEAR) >= VOICED
-    near = _running_sum(dense, 2 * MARGIN + 1) > 0
+    if len(voiced) < SPEECH_WINDOW:
+        return [(0.0, sound.seconds)] if voiced.sum() >= min(MIN_VOICED, len(voiced)) else []
+    dense = _running_sum(voiced, SPEECH_WINDOW) >= MIN_VOICED
+    near = _running_sum(dense, 2 * SPEECH_PAD + 1) > 0
     edges = np.flatnonzero(np.diff(near.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
     ranges: list[tuple[float, float]] = []
     for first, last in edges:
@@ -148,13 +148,17 @@ def silent_share(speech: Sequence[tuple[float, float]], start: float, end: float
     return min(1.0, max(0.0, 1.0 - voiced / (end - start)))
 
 
-def quietest_point(sound: Sound, start: float, end: float) -> float:
+def quietest_point(sound: VoiceFeatures, start: float, end: float) -> float:
     """The middle of the quietest 0.2 s from `start` to `end`, in seconds; of equally quiet ones the latest."""
     first = max(0, round(start / FRAME))
     last = max(first + 1, min(round(end / FRAME), len(sound.level)))
     power = 10 ** (np.asarray(sound.level[first:last], np.float64) / 10)
-    around = _running_sum(power, QUIET) if last - first > QUIET else power
-    inner = slice(QUIET // 2, -QUIET // 2) if last - first > 2 * QUIET else slice(None)
+    around = _running_sum(power, QUIET_WINDOW) if last - first > QUIET_WINDOW else power
+    inner = (
+        slice(QUIET_WINDOW // 2, -QUIET_WINDOW // 2)
+        if last - first > 2 * QUIET_WINDOW
+        else slice(None)
+    )
     candidates = np.round(around[inner], 12)
     at = len(candidates) - 1 - int(candidates[::-1].argmin())
     return (first + (inner.start or 0) + at) * FRAME

@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 from polyphi.messages import TokenLogprob
-from polyphi.serve.answers import Writer
 from polyphi.serve.extensions import Extensions
 from polyphi.serve.jobs import Job
+from polyphi.serve.response_json import Writer
 from polyphi.serve.tokens import RequestTokens
 
 VALUES = 4

@@ -5,7 +5,7 @@ import random
 import pytest
 from websockets.frames import Frame, Opcode
 
-from polyphi.serve.frames import FrameCounter, close_frame
+from polyphi.serve.websocket_frames import FrameCounter, close_frame
 
 
 def frames(*lengths_and_kinds: tuple[Opcode, int, bool]) -> bytes:

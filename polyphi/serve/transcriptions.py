@@ -30,12 +30,12 @@ from polyphi.engine.engine import Stopped
 from polyphi.engine.media import MediaError
 from polyphi.engine.request import Caller
 from polyphi.messages import Transcript
-from polyphi.serve.answers import event
 from polyphi.serve.audio_form import TranscriptionForm, TranslationForm, receive
 from polyphi.serve.errors import ApiError, also_returns, as_api_error
 from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.fetch import media_api_error
 from polyphi.serve.metrics import Times
+from polyphi.serve.response_json import event
 from polyphi.serve.server import Server
 from polyphi.serve.settings import Settings
 from polyphi.serve.tokens import RequestTokens

@@ -38,7 +38,7 @@ from tones import say
 from polyphi.engine.engine import Engine
 from polyphi.engine.request import Caller
 from polyphi.messages import Transcript
-from polyphi.serve import audio_form, speech
+from polyphi.serve import audio_form, transcriptions
 from polyphi.serve.errors import ApiError
 from polyphi.serve.events import ClientGone
 from polyphi.serve.settings import Settings
@@ -166,7 +166,7 @@ def test_log_probabilities_are_of_the_text(client: OpenAI) -> None:
 def test_a_stream_joins_to_the_answer(
     running: Running, client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech, "WINDOW", 1.0)
+    monkeypatch.setattr(transcriptions, "WINDOW", 1.0)
     expected = engine_transcript(running.engine, window=1.0)
     params: dict[str, Any] = {"file": CLIP, "model": "tiny"}
     *deltas, done = client.audio.transcriptions.create(**params, stream=True)
@@ -256,7 +256,9 @@ def test_a_prompt_is_a_hint_that_is_ignored_with_a_warning(client: OpenAI) -> No
         )
         assert hinted.text == plain.text
         warnings = [answer.model_extra.get("warnings", []) for answer in (plain, hinted)]
-        assert [text for text in warnings[1] if text not in warnings[0]] == [speech.PROMPT_WARNING]
+        assert [text for text in warnings[1] if text not in warnings[0]] == [
+            transcriptions.PROMPT_WARNING
+        ]
 
 
 WRONG = [
@@ -533,7 +535,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
 @pytest.fixture
 def large() -> bytes:
     """A recording of twenty seconds that is stored in a file."""
-    return clip(40, "WAV", subtype="FLOAT") + b"\0" * speech.IN_MEMORY
+    return clip(40, "WAV", subtype="FLOAT") + b"\0" * transcriptions.IN_MEMORY
 
 
 def eventually(what: Callable[[], bool], seconds: float = 60.0) -> None:

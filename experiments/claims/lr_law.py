@@ -10,7 +10,7 @@ from experiments.claims.claim import Claim, Effect, detectable
 from experiments.claims.runner import ClaimRunner
 from experiments.scaling import EXPONENT, measure
 
-NEAR = 0.16  # half of the report's exponent
+EXPONENT_TOLERANCE = 0.16  # half of the report's exponent
 
 
 def run(runner: ClaimRunner) -> Iterator[Effect]:
@@ -36,10 +36,10 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
     off = sorted(abs(x - EXPONENT) for x in (low, high))
     nearest = 0.0 if low <= EXPONENT <= high else off[0]
     yield Effect(
-        f"the exponent is near {EXPONENT}: {NEAR} minus their distance",
-        NEAR - abs(value - EXPONENT),
-        NEAR - off[1],
-        NEAR - nearest,
+        f"the exponent is near {EXPONENT}: {EXPONENT_TOLERANCE} minus their distance",
+        EXPONENT_TOLERANCE - abs(value - EXPONENT),
+        EXPONENT_TOLERANCE - off[1],
+        EXPONENT_TOLERANCE - nearest,
         "",
         0.0,
         smallest,

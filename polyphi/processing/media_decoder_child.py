@@ -1,5 +1,5 @@
 """The program of the decoder's processes: FFmpeg (PyAV), Pillow or libsndfile on one file of an untrusted sender.
-decoder.py starts it.
+media_decoder.py starts it.
 
     stdin: the file, opened for reading         job: as JSON          stdout: messages
 

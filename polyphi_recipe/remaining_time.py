@@ -17,9 +17,9 @@ from polyphi_recipe import stages
 from polyphi_recipe.plan import plan
 from polyphi_recipe.processes import periodically
 
-EVERY = 60.0
+REPORT_SECONDS = 60.0
 """Seconds between two reports."""
-NANO = {
+NANO_SECONDS = {
     "text_1_pretrain": 395,
     "text_2_long": 29,
     "text_3_post": 506,
@@ -38,7 +38,7 @@ NANO = {
     "joint_1_vision_speech": 242,
 }
 """Seconds of each stage, without its corpora, with another one running on two cores of a Zen 4 (docs/numbers.md)."""
-AFTERWARDS = 0.05
+FINAL_SHARE = 0.05
 """Export, evaluation and page, as a share of the time of all stages."""
 
 
@@ -53,7 +53,7 @@ def status_line(size: Size, out: Path) -> str:
 def expected(size: Size) -> dict[str, float]:
     """Expected seconds of each stage: measured for nano, else from the FLOPs of its plan."""
     if size.name == "nano":
-        return dict(NANO)
+        return dict(NANO_SECONDS)
     return {name: plan(name, size, "1xcpu").seconds for name in stages.ORDER}
 
 
@@ -82,12 +82,14 @@ def seconds_left(size: Size, out: Path) -> float:
         return left[name] + max(map(end, predecessors), default=0.0)
 
     measured = len(list((out / "eval").glob("*.jsonl"))) / len(TASKS)
-    after = AFTERWARDS * sum(expected_seconds.values()) * (1 - min(1.0, measured))
+    after = FINAL_SHARE * sum(expected_seconds.values()) * (1 - min(1.0, measured))
     return (spent / due if due else 1.0) * (max(map(end, stages.ORDER)) + after)
 
 
 @contextlib.contextmanager
 def reported(size: Size, out: Path, report: Callable[[str], None]) -> Iterator[None]:
     """While active, report the remaining time every minute."""
-    with periodically(EVERY, lambda: report(f"[dim]{status_line(size, out)}[/dim]"), "remaining"):
+    with periodically(
+        REPORT_SECONDS, lambda: report(f"[dim]{status_line(size, out)}[/dim]"), "remaining"
+    ):
         yield

@@ -1,4 +1,5 @@
-"""Images as grids of words: each cell holds the labels of the objects centred in it.
+"""Images as grids of labels, which stand for the image in a text: each cell has the labels of the objects centred in
+it.
 
 >>> cells([("red star", 0.5, 0.0, 1.0, 0.5), ("7", 0.0, 0.5, 0.5, 1.0)], 2, 2)
 [['', 'red star'], ['7', '']]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tones import say
 
 from polyphi.processing.media import AudioStream
-from polyphi.transcription.silence import (
-    Sound,
+from polyphi.transcription.vad import (
+    VoiceFeatures,
     measure,
     quietest_point,
     silences,
@@ -17,7 +17,7 @@ from polyphi.transcription.silence import (
 )
 
 
-def sound(wave: np.ndarray, rate: int = 16000) -> Sound:
+def sound(wave: np.ndarray, rate: int = 16000) -> VoiceFeatures:
     return measure(AudioStream((wave.astype(np.float32), rate)))
 
 

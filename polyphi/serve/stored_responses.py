@@ -8,8 +8,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from polyphi.serve.answers import ChunkedJson, EncodedJson, json_pieces
 from polyphi.serve.errors import ApiError, responses
+from polyphi.serve.response_json import ChunkedJson, EncodedJson, json_pieces
 from polyphi.serve.server import Server
 from polyphi.serve.store import ResponseStore, StoredItem, StoredResponse
 

@@ -8,10 +8,10 @@ FFmpeg, and for a server that strangers reach also images and all other audio.
 >>> picture = image(data, max_pixels=10**7, decoders=decoders)
 
 Decoders are large programs in C, and files of strangers reach them. Each pass over a file has a new process
-(decoder_child.py) with an empty environment, the file as its input and a pipe as its output. Its memory, its CPU time
-and the time that its output is waited for are limited; on Linux the kernel refuses it files, sockets, processes and
-signals. Whatever happens to it, this process gets a `DecoderError`. It starts in about 0.1 s, or in a few milliseconds
-where `start_decoders` has started a process that forks it.
+(media_decoder_child.py) with an empty environment, the file as its input and a pipe as its output. Its memory, its CPU
+time and the time that its output is waited for are limited; on Linux the kernel refuses it files, sockets, processes
+and signals. Whatever happens to it, this process gets a `DecoderError`. It starts in about 0.1 s, or in a few
+milliseconds where `start_decoders` has started a process that forks it.
 
 The messages of the process aren't trusted either: sizes are checked before anything is allocated.
 """
@@ -46,7 +46,7 @@ from polyphi.runtime.installation import from_checkout
 from polyphi.steps import Stop, is_stopped
 
 log = logging.getLogger(__name__)
-CHILD = Path(__file__).with_name("decoder_child.py")
+CHILD = Path(__file__).with_name("media_decoder_child.py")
 # Bytes of address space beside the program's own.
 AUDIO_MEMORY, VIDEO_MEMORY, IMAGE_MEMORY = 384 << 20, 896 << 20, 128 << 20
 PIXEL_MEMORY = 32
@@ -67,7 +67,7 @@ PIPE = 1 << 20  # bytes that the output may be ahead of its reader
 
 
 class DecoderError(Exception):
-    """A file that can't be decoded. `error`: the name that the process reports (decoder_child.py), or "crashed",
+    """A file that can't be decoded. `error`: the name that the process reports (media_decoder_child.py), or "crashed",
     "time" (above a limit), "memory", "stopped" (not needed any more); `value`: the value above a limit. "media": the
     decoder's own check has refused it, with the `message` and the `reason` of a `MediaError`."""
 

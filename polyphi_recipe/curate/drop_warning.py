@@ -12,10 +12,10 @@ from pathlib import Path
 
 from polyphi_recipe.curate import pipeline
 
-MOST = 0.5
+MAX_DROP_SHARE = 0.5
 """Share of a split's samples beyond which dropping them is worth a warning."""
 EXAMPLES = 3
-EXCERPT = 80
+EXCERPT_CHARACTERS = 80
 """Characters of an example's text."""
 
 
@@ -26,7 +26,7 @@ def warning(split: Path) -> str:
     name, rows = f"{split.parent.name}/{split.name}", manifest["rows"]
     read, dropped = manifest.get("read", 0), manifest.get("dropped", {})
     total = sum(dropped.values())
-    if total <= MOST * read:
+    if total <= MAX_DROP_SHARE * read:
         return "" if rows else f"warning: {name} has no rows: its `build` yielded none"
     step = max(dropped, key=lambda key: dropped[key])
     lines = [
@@ -35,7 +35,9 @@ def warning(split: Path) -> str:
     ]
     for example in islice(pipeline.dropped(split, manifest["pipeline"], step), EXAMPLES):
         reason = f"{example['reason']}: " if example["reason"] else ""
-        lines.append(f"  {_printable(example['id'] + ': ' + reason + example['text'][:EXCERPT])}")
+        lines.append(
+            f"  {_printable(example['id'] + ': ' + reason + example['text'][:EXCERPT_CHARACTERS])}"
+        )
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from polyphi.text import lexicon
 from polyphi.text.normalization import DIGIT_WORDS
 from polyphi.text.scripts import UNSPACED
 
-LEAST = 7
+MIN_PHONE_DIGITS = 7
 """Minimum digits in a row of a telephone number."""
 
 _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -78,8 +78,8 @@ def _email_pattern(language: str) -> tuple[re.Pattern[str], re.Pattern[str], re.
 
 
 def numbers(text: str, language: str) -> Iterator[tuple[int, int, str]]:
-    """Yield (start, end, digits) of runs of at least `LEAST` digits of which some are spelled; a "plus" in front is
-    kept as "+". None in languages other than the eight."""
+    """Yield (start, end, digits) of runs of at least `MIN_PHONE_DIGITS` digits of which some are spelled; a "plus" in
+    front is kept as "+". None in languages other than the eight."""
     if language not in DIGIT_WORDS:
         return
     run, token, value = _number_pattern(language)
@@ -93,7 +93,7 @@ def numbers(text: str, language: str) -> Iterator[tuple[int, int, str]]:
             spelled |= not word.isdecimal()
             digits += (word if word.isdecimal() else value[word]) * repeat
             repeat = 1
-        if spelled and len(digits.lstrip("+")) >= LEAST:
+        if spelled and len(digits.lstrip("+")) >= MIN_PHONE_DIGITS:
             yield m.start(), m.end(), digits
 
 

@@ -3,27 +3,27 @@
 import pytest
 
 from polyphi.text.lexicon import LANGUAGES, digit_words
-from polyphi_recipe.curate import spoken
+from polyphi_recipe.curate import spoken_forms
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_spelled_digits_come_back(language: str) -> None:
     spelled = digit_words("0612345987", language)
     text = f"... {spelled} ..."
-    assert list(spoken.numbers(text, language)) == [(4, 4 + len(spelled), "0612345987")]
+    assert list(spoken_forms.numbers(text, language)) == [(4, 4 + len(spelled), "0612345987")]
 
 
 def test_pairs_doubles_and_a_plus() -> None:
     text = "zéro six douze trente-quatre soixante et onze quatre-vingt-dix-neuf"
-    assert [d for _, _, d in spoken.numbers(text, "fr")] == ["0612347199"]
+    assert [d for _, _, d in spoken_forms.numbers(text, "fr")] == ["0612347199"]
     text = "plus four four double seven triple zero 12 three four"
-    assert [d for _, _, d in spoken.numbers(text, "en")] == ["+447700012" + "34"]
+    assert [d for _, _, d in spoken_forms.numbers(text, "en")] == ["+447700012" + "34"]
 
 
 def test_few_digits_or_written_ones_are_left() -> None:
-    assert not list(spoken.numbers("one two three four go", "en"))
-    assert not list(spoken.numbers("call 415 555 2671 now", "en"))
-    assert not list(spoken.numbers("jeden dwa trzy cztery pięć sześć siedem", "pl"))
+    assert not list(spoken_forms.numbers("one two three four go", "en"))
+    assert not list(spoken_forms.numbers("call 415 555 2671 now", "en"))
+    assert not list(spoken_forms.numbers("jeden dwa trzy cztery pięć sześć siedem", "pl"))
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_few_digits_or_written_ones_are_left() -> None:
 )
 def test_spelled_addresses(language: str, spelled: str, address: str) -> None:
     text = f"… {spelled} …"
-    assert list(spoken.emails(text, language)) == [(2, 2 + len(spelled), address)]
+    assert list(spoken_forms.emails(text, language)) == [(2, 2 + len(spelled), address)]
 
 
 def test_a_site_is_nobody() -> None:
-    assert not list(spoken.emails("look at example dot com for it", "en"))
-    assert not list(spoken.emails("we met at the dot com party", "en"))
+    assert not list(spoken_forms.emails("look at example dot com for it", "en"))
+    assert not list(spoken_forms.emails("we met at the dot com party", "en"))

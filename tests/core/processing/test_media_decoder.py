@@ -19,10 +19,10 @@ from films import film
 from recordings import encoded, tone
 from variants import few
 
-from polyphi.processing import decoder, decoder_child
-from polyphi.processing.decoder import DecoderError, DecoderProcess
+from polyphi.processing import media_decoder, media_decoder_child
 from polyphi.processing.file_types import sniff
 from polyphi.processing.media import AudioStream, MediaError, audio_size, decode_audio
+from polyphi.processing.media_decoder import DecoderError, DecoderProcess
 from polyphi.processing.video import decode_video
 
 FORMATS = {
@@ -141,7 +141,7 @@ def test_containers_have_few_streams() -> None:
     """Further ones are ignored (Matroska), or the file is refused (MP4)."""
 
     def many(format: str) -> bytes:
-        out, count = io.BytesIO(), decoder_child.MAX_STREAMS + 1
+        out, count = io.BytesIO(), media_decoder_child.MAX_STREAMS + 1
         with av.open(out, "w", format=format) as container:
             streams = [
                 container.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(count)
@@ -205,29 +205,29 @@ def test_playlists_open_nothing(tmp_path: Path) -> None:
         for format, text in lists.items():
             assert sniff(text.encode()) == "text"
             with pytest.raises(DecoderError):
-                list(decoder.audio_blocks(io.BytesIO(text.encode()), format, max_seconds=10))
+                list(media_decoder.audio_blocks(io.BytesIO(text.encode()), format, max_seconds=10))
         with pytest.raises(TimeoutError):
             listener.accept()
 
 
 def test_the_kernel_refuses_what_the_decoder_does_not_need() -> None:
-    assert decoder.unavailable() is None, "the tests need Linux on x86-64 or AArch64"
+    assert media_decoder.unavailable() is None, "the tests need Linux on x86-64 or AArch64"
 
 
 @pytest.fixture
 def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DecoderProcess]:
-    """Runs other code in place of decoder_child.py, which it may use."""
+    """Runs other code in place of media_decoder_child.py, which it may use."""
 
     def start(code: str, **options: int) -> DecoderProcess:
         program = tmp_path / "child.py"
-        folder = str(Path(decoder_child.__file__).parent)
+        folder = str(Path(media_decoder_child.__file__).parent)
         program.write_text(
             "import json, os, sys, time\n"
             f"sys.path.append({folder!r})\n"
-            "from decoder_child import _send, seal\n"
+            "from media_decoder_child import _send, seal\n"
             "job = json.loads(sys.argv[1])\n" + code
         )
-        monkeypatch.setattr(decoder, "CHILD", program)
+        monkeypatch.setattr(media_decoder, "CHILD", program)
         return DecoderProcess(io.BytesIO(b"file"), {}, **options)
 
     return start
