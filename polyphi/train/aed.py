@@ -180,7 +180,7 @@ class AttentionDecoder:
         """No reference."""
 
     def loss(
-        self, model: PhiModel, module: TranscriptDecoder, state: None, batch: Batch
+        self, model: PhiModel, head: TranscriptDecoder, reference: None, batch: Batch
     ) -> tuple[Tensor, int, dict[str, float]]:
         """(weighted sum of both losses over target tokens, target tokens, sums over them of `aed`, `ctc` and
         `accuracy` of the attention decoder's next token)."""
@@ -198,22 +198,22 @@ class AttentionDecoder:
 
         # The attention decoder reads all tokens but <|end|> and predicts all tokens.
         prefix = pad_sequence([t[:-1] for t in targets], batch_first=True)
-        hidden = module(prefix, *_pad(frames, batch.clips))
+        hidden = head(prefix, *_pad(frames, batch.clips))
         longest = hidden.shape[1]
         positions = [torch.arange(len(t)) + s * longest for s, t in enumerate(targets)]
         hidden = hidden.flatten(0, 1).index_select(
             0, torch.cat(positions).to(hidden.device, non_blocking=True)
         )
-        logits = module.logits(hidden).float()
+        logits = head.logits(hidden).float()
         aed = F.cross_entropy(logits, labels, reduction="sum")
 
         # CTC needs the blank and the ids of these transcripts: a few dozen of 200,064 columns.
         transcript_ids = torch.cat([t[:-1] for t in targets])
         used, columns = transcript_ids.unique(return_inverse=True)
-        used = F.pad(used, (1, 0), value=module.blank)
+        used = F.pad(used, (1, 0), value=head.blank)
         lengths = [clip.tokens for clip in batch.clips]
         ctc = F.ctc_loss(
-            pad_sequence(list(module.frame_log_probs(frames).index_select(1, used).split(lengths))),
+            pad_sequence(list(head.frame_log_probs(frames).index_select(1, used).split(lengths))),
             columns + 1,
             torch.tensor(lengths),
             torch.tensor([len(t) - 1 for t in targets]),

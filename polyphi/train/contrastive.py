@@ -188,7 +188,7 @@ class Contrastive:
         """No reference."""
 
     def loss(
-        self, model: PhiModel, module: Heads, state: None, batch: Batch
+        self, model: PhiModel, head: Heads, reference: None, batch: Batch
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """(sum of losses over pairs and patches, number of images, metrics). `accuracy` counts images whose nearest
         caption is their own, `named` filled patches and cells whose most probable word is one of theirs."""
@@ -197,23 +197,23 @@ class Contrastive:
             "one global view per caption"
         )
         features = model.vision.encoder(batch.crops, batch.crop_masks)
-        logits = module(
+        logits = head(
             model.vision.encoder.pool(features, batch.crop_masks), caption_embeddings(model, batch)
         )
         same = same_caption(batch)
         total = -F.logsigmoid(torch.where(same, logits, -logits)).sum()
         hits = same.gather(1, logits.argmax(1, keepdim=True)).sum()
         metrics: dict[str, Any] = {"accuracy": float(hits)}
-        if module.words is not None and batch.cell_words is not None:
-            assert module.empty_ids is not None
+        if head.words is not None and batch.cell_words is not None:
+            assert head.empty_ids is not None
             images, slots, words = batch.cell_words.unbind(1)
             # As with captions, the mean of a step's words is subtracted; only their columns are needed, about a hundred
             # of the vocabulary.
             used, words = words.unique(return_inverse=True)
             directions = model.decoder.embed_tokens.weight[used].detach().float()
             directions = F.normalize(directions - directions.mean(0), dim=-1)
-            empty = torch.isin(used, used.new_tensor(module.empty_ids)).nonzero().flatten().tolist()
-            predicted = module.word_embeddings(features)
+            empty = torch.isin(used, used.new_tensor(head.empty_ids)).nonzero().flatten().tolist()
+            predicted = head.word_embeddings(features)
             log_probs = (
                 LOGIT_SCALE * predicted.flatten(0, 1).float() @ directions.t()
             ).log_softmax(-1)

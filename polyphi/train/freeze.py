@@ -23,18 +23,18 @@ READ_BYTES = 64 << 20
 """Bytes of frozen tensors that are hashed before their pages leave memory."""
 
 
-def named(model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
+def named(model: PhiModel, head: nn.Module | None) -> dict[str, Tensor]:
     """All parameters by name, `objective.` before those of the auxiliary head."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
-    if module is not None:
-        parameters |= {f"objective.{name}": p for name, p in module.named_parameters()}
+    if head is not None:
+        parameters |= {f"objective.{name}": p for name, p in head.named_parameters()}
     return parameters
 
 
-def freeze(stage: Stage, model: PhiModel, module: nn.Module | None) -> dict[str, Tensor]:
+def freeze(stage: Stage, model: PhiModel, head: nn.Module | None) -> dict[str, Tensor]:
     """All parameters by name; those that `trainable` matches require gradients, the others don't. Raises ValueError if
     the stage trains nothing, or if a glob matches nothing."""
-    parameters = named(model, module)
+    parameters = named(model, head)
     chosen = stage.learning_rates(parameters)
     for name, p in parameters.items():
         p.requires_grad_(name in chosen)

@@ -184,7 +184,7 @@ class NextToken:
         return None
 
     def loss(
-        self, model: PhiModel, module: nn.Module | None, state: Any, batch: Batch
+        self, model: PhiModel, head: nn.Module | None, reference: Any, batch: Batch
     ) -> tuple[Tensor, int, dict[str, tuple[Tensor, Tensor]]]:
         """(sum of token losses, number of supervised tokens, the same two for the rows of each modality)."""
         assert batch.supervised is not None and batch.labels is not None, (
@@ -192,16 +192,16 @@ class NextToken:
         )
         embeddings = model.decoder.embed_tokens.weight
         metrics: dict[str, Any] = {}
-        if module is None:
+        if head is None:
             hidden = model(batch)
         else:
             x = model.embed(batch)
             hidden = model.decoder(x, batch, None)
-            alignment, metrics = module(x, batch, embeddings)
+            alignment, metrics = head(x, batch, embeddings)
         labels = batch.labels.index_select(0, batch.supervised)
         hidden = hidden.index_select(0, batch.supervised)
         total, losses = token_loss_sum(hidden, head_of(model), labels)
-        if module is not None:
+        if head is not None:
             total = total + self.align * alignment
         return total, len(labels), by_modality(batch, losses) | metrics
 

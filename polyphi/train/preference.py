@@ -172,7 +172,7 @@ class DPO:
     def loss(
         self,
         model: PhiModel,
-        module: None,
+        head: None,
         reference: Callable[[Batch], Float[Tensor, " S"]],
         batch: Batch,
     ) -> tuple[Tensor, int, dict[str, float]]:

@@ -137,11 +137,11 @@ class Objective(Protocol):
         """The reference, computed from the model before training, that `loss` needs; None for no reference."""
 
     def loss(
-        self, model: Any, module: Any, state: Any, batch: Batch
+        self, model: Any, head: Any, reference: Any, batch: Batch
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """(sum of losses over the pack's units, number of units, metrics). `model` is a `PhiModel` or its view of a
-        part of each pack (`parallel.Context`), `module` the auxiliary head, `state` the reference. A metric is a sum
-        over units, or a pair of a sum and its own count."""
+        part of each pack (`parallel.Context`), `head` the auxiliary head, `reference` what `begin` returned. A metric
+        is a sum over units, or a pair of a sum and its own count."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -364,9 +364,8 @@ class Trainer:
                     self.checkpoints.wait()
                     raise KeyboardInterrupt
             self.checkpoints.wait()
-            self.interrupted_late = (
-                interrupted()
-            )  # after the last step: the stage is finished first
+            # A Ctrl-C after the last step takes effect when the stage is finished.
+            self.interrupted_late = interrupted()
         self.model.eval()
 
     # ------------------------------------------------------------------------ the step
@@ -393,7 +392,6 @@ class Trainer:
         lr = set_lr(self.optimizer, factor)
         if self.options.machine.guard.rejects(norm, self.state.norms):
             self._reject(data, norm)
-            self._skip(data)
             return None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -483,10 +481,12 @@ class Trainer:
             self._roll_back()
 
     def _reject(self, data: StepRows, norm: float) -> None:
+        """Drop the step's gradients and skip its samples. Raises Diverged where that happens too often."""
         self.optimizer.zero_grad(set_to_none=True)
         self.state.reject(data, norm, self.stage.name)
         self.caller.report(f"  step {self.state.step} is rejected: its gradient norm is {norm:.3g}")
         self._quarantine(data.ids, f"the gradient norm is {norm:.3g}")
+        self._skip(data)
 
     def _without_nonfinite(self, data: StepRows) -> StepRows:
         """The step without the samples whose own loss isn't finite, which are quarantined. Each process computes the

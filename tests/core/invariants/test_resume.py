@@ -134,11 +134,11 @@ def test_preferences_keep_the_reference_of_the_start(corpora: Path, tmp_path: Pa
         def __repr__(self) -> str:
             return repr(DPO())
 
-        def loss(self, model, module, state, batch):
+        def loss(self, model, head, reference, batch):
             Stops.left -= 1
             if not Stops.left:
                 raise RuntimeError("bad luck")
-            return super().loss(model, module, state, batch)
+            return super().loss(model, head, reference, batch)
 
     stage = replace(LANGUAGE, data=Mix({"questions": 1}), objective=DPO())
     run(tmp_path / "straight", corpora, stage, SIX, **OFTEN)

@@ -210,11 +210,11 @@ class Fails(NextToken):
     def _raise(self) -> None:
         raise RuntimeError("bad luck")
 
-    def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
+    def loss(self, model: Any, head: Any, reference: Any, batch: Batch) -> Any:
         object.__setattr__(self, "losses_left", self.losses_left - 1)
         if self.losses_left == -1:
             self.action()
-        return super().loss(model, module, state, batch)
+        return super().loss(model, head, reference, batch)
 
 
 class Slow(NextToken):
@@ -225,9 +225,9 @@ class Slow(NextToken):
     def __repr__(self) -> str:
         return repr(NextToken())
 
-    def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
+    def loss(self, model: Any, head: Any, reference: Any, batch: Batch) -> Any:
         time.sleep(self.pause)
-        return super().loss(model, module, state, batch)
+        return super().loss(model, head, reference, batch)
 
 
 def main() -> None:

@@ -44,8 +44,8 @@ class Poisoned(NextToken):
     def __repr__(self) -> str:
         return repr(NextToken())
 
-    def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
-        total, count, extra = super().loss(model, module, state, batch)
+    def loss(self, model: Any, head: Any, reference: Any, batch: Batch) -> Any:
+        total, count, extra = super().loss(model, head, reference, batch)
         (poison,) = make_processor().tokenizer.encode(POISON)
         return total * (torch.nan if bool((batch.labels == poison).any()) else 1.0), count, extra
 
@@ -61,9 +61,9 @@ class Spikes(NextToken):
     def __repr__(self) -> str:
         return repr(NextToken())
 
-    def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
+    def loss(self, model: Any, head: Any, reference: Any, batch: Batch) -> Any:
         object.__setattr__(self, "number", self.number + 1)
-        total, count, extra = super().loss(model, module, state, batch)
+        total, count, extra = super().loss(model, head, reference, batch)
         return total * (1000.0 if self.number in self.at else 1.0), count, extra
 
 
@@ -86,11 +86,11 @@ def test_the_quarantine_survives_a_stop(data: Path, tmp_path: Path) -> None:
     class Stops(Poisoned):
         losses_left = 7
 
-        def loss(self, model: Any, module: Any, state: Any, batch: Batch) -> Any:
+        def loss(self, model: Any, head: Any, reference: Any, batch: Batch) -> Any:
             Stops.losses_left -= 1
             if not Stops.losses_left:
                 raise RuntimeError("bad luck")
-            return super().loss(model, module, state, batch)
+            return super().loss(model, head, reference, batch)
 
     stage = replace(STAGE, objective=Poisoned())
     straight = run(tmp_path / "straight", data, stage, FEW)

@@ -80,10 +80,10 @@ def test_bf16_is_near_fp32(corpora: Path, tmp_path: Path) -> None:
 
 def test_a_frozen_tensor_that_changes_is_caught(corpora: Path, tmp_path: Path) -> None:
     class Meddling(NextToken):
-        def loss(self, model, module, state, batch):
+        def loss(self, model, head, reference, batch):
             with torch.no_grad():
                 model.decoder.norm.weight[0] += 1e-6
-            return super().loss(model, module, state, batch)
+            return super().loss(model, head, reference, batch)
 
     with pytest.raises(
         RuntimeError, match=r"everything changed frozen tensors: decoder.norm.weight \(1 in all\)"
@@ -100,8 +100,8 @@ def test_resuming_with_a_changed_base_is_caught(
     with pytest.raises(RuntimeError, match="bad luck"):
         run(tmp_path, corpora, stopped, TWO, checkpoint_seconds=0.0)
 
-    def freeze_less(stage, model, module):
-        parameters = freeze.freeze(stage, model, module)
+    def freeze_less(stage, model, head):
+        parameters = freeze.freeze(stage, model, head)
         model.decoder.layers[0].mlp.down_proj.weight.requires_grad_(True)
         return parameters
 
