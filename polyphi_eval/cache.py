@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from polyphi.messages import Answers, Completion, Message, SamplingParams, Text
 from polyphi.services.endpoint import RequestRejected
-from polyphi.services.response_cache import ResponseCache, cache_files, media_settings, media_sha256
+from polyphi.services.response_cache import ResponseCache, media_settings, media_sha256
 
 GREEDY = SamplingParams()
 BATCH = 128
@@ -157,7 +157,7 @@ class Recorded:
     """
 
     def __init__(self, folder: Path, name: str = "answers", fingerprint: str | None = None) -> None:
-        if not cache_files(folder, name):
+        if not any(folder.glob(f"{name}*.jsonl")):
             raise ValueError(
                 f"expected the --out folder of an earlier evaluation, found no {name}*.jsonl in {folder}"
             )

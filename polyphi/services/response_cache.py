@@ -41,7 +41,9 @@ class ResponseCache:
         self._lock = threading.RLock()
         # One lock per 1/4096 of the keys: equal requests wait for each other, others rarely do.
         self._requests = [threading.Lock() for _ in range(4096)]
-        for path in cache_files(folder, name.partition(".")[0]):
+        stem = name.partition(".")[0]
+        parts = {*Path(folder).glob(f"{stem}.jsonl"), *Path(folder).glob(f"{stem}.*.jsonl")}
+        for path in sorted(parts):
             end = self._read(path)
             self._end = end if path == self.path else self._end
 
@@ -93,11 +95,6 @@ class ResponseCache:
                     self._positions[line["key"]] = path, start
                 start += len(text)
         return start
-
-
-def cache_files(folder: Path, name: str) -> list[Path]:
-    """The files of a cache: of a whole run, and of its parts."""
-    return sorted({*Path(folder).glob(f"{name}.jsonl"), *Path(folder).glob(f"{name}.*.jsonl")})
 
 
 @contextmanager
