@@ -15,7 +15,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import quantize_frozen
+from polyphi.runtime.rendering import table
 from polyphi.train.loss import NextToken
 from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Budget, Mix, Stage
@@ -144,13 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if not file.exists():
                     file.write_text(json.dumps(evaluate(with_adapter(args.run, out, target), rows)))
                 scores.setdefault((base, target), []).append(json.loads(file.read_text()))
-    lines: list[list[Any]] = [["trained on", "evaluated on", "loss", "right answers (%)"]]
-    lines.append(["---"] * 4)
+    rows = []
     for (base, target), results in scores.items():
         loss, right = ([r[key] for r in results] for key in ("loss", "right"))
-        lines.append([base, target, interval(loss), interval(right, percent=True)])
-    for line in lines:
-        print(f"| {' | '.join(line)} |")
+        rows.append((base, target, interval(loss), interval(right, percent=True)))
+    print(table(("trained on", "evaluated on", "loss", "right answers (%)"), rows))
 
 
 if __name__ == "__main__":

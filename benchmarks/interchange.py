@@ -46,6 +46,7 @@ from polyphi.model.config import (
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, byte_characters, specification
+from polyphi.runtime.rendering import table as markdown_table
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "interchange.md"
@@ -402,11 +403,11 @@ def one_line(text: str) -> str:
 
 def table(results: Sequence[tuple[Line, str, str, bool]]) -> str:
     """The results as a Markdown table."""
-    rows = ["| tool | version | reads | `--only` | result |", "|---|---|---|---|---|"]
-    for line, version, result, _ in results:
-        result = result.replace("|", "/")
-        rows.append(f"| {line.tool} | {version} | {line.does} | `{line.part}` | {result} |")
-    return "\n".join(rows)
+    rows = [
+        (line.tool, version, line.does, f"`{line.part}`", result)
+        for line, version, result, _ in results
+    ]
+    return markdown_table(("tool", "version", "reads", "`--only`", "result"), rows)
 
 
 def write_docs(text: str) -> None:

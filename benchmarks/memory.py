@@ -35,6 +35,7 @@ from polyphi.engine.cache import token_bytes
 from polyphi.messages import Audio, Image, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.rendering import table
 
 LIMITS = {"int4": 6.2, "int4-all": 4.6, "int8": 7.8, "int8-all": None}
 """GB, without keys and values."""
@@ -143,18 +144,24 @@ def measure(folder: Path, quant: str | None) -> dict[str, float]:
 
 
 def show(rows: Sequence[tuple[str, str, dict[str, float]]]) -> None:
-    lines = [
-        "| weights | from | most, GB | limit | own | mapped | while loading | to load, s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    titles = (
+        "weights",
+        "from",
+        "most, GB",
+        "limit",
+        "own",
+        "mapped",
+        "while loading",
+        "to load, s",
+    )
+    cells = []
     for scheme, source, row in rows:
         most, own, mapped, loading = (
             f"{row[key] / 1e9:.2f}" for key in ("most", "own", "mapped", "loading")
         )
         seconds = f"{row['load_seconds']:.0f}"
-        cells = (scheme, source, most, str(LIMITS[scheme] or ""), own, mapped, loading, seconds)
-        lines.append(f"| {' | '.join(cells)} |")
-    print("\n".join(lines))
+        cells.append((scheme, source, most, LIMITS[scheme] or "", own, mapped, loading, seconds))
+    print(table(titles, cells, "llrrrrrr"))
 
 
 def main() -> None:

@@ -49,6 +49,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
+from polyphi.runtime.rendering import table
 from polyphi.train.finetune import load_stage
 from polyphi.train.optimizer import groups
 from polyphi.train.stage import Budget
@@ -392,10 +393,8 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f}"
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
-    for line in (header, ["---"] * len(header), *lines):
-        print(f"| {' | '.join(str(cell) for cell in line)} |")
-    print()
+def show(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    print(table(titles, rows) + "\n")
 
 
 def right(texts: Sequence[str]) -> int:
@@ -408,7 +407,7 @@ def show_run(
 ) -> None:
     records = run["records"]
     losses = [r["loss"] for r in records]
-    table(
+    show(
         ["training on a base in int4", "measured"],
         [
             [
@@ -424,12 +423,12 @@ def show_run(
         ],
     )
     lines = [[part, gigabytes(count)] for part, count in plan.items()]
-    table(["`polyphi plan`, one pack of a step", "GB"], lines)
+    show(["`polyphi plan`, one pack of a step", "GB"], lines)
     peaks = [
         [phase, *(gigabytes(peak[k]) for k in ("RssAnon", "RssFile", "sum"))]
         for phase, peak in run["peaks"].items()
     ]
-    table(["peak of memory in GB", "anonymous", "mapped files", "together"], peaks)
+    show(["peak of memory in GB", "anonymous", "mapped files", "together"], peaks)
 
 
 def show_bases(bases: dict[str, dict[str, Any]]) -> None:
@@ -454,7 +453,7 @@ def show_bases(bases: dict[str, dict[str, Any]]) -> None:
         "steps, with mapped files",
         "peak of the run",
     ]
-    table(header, lines)
+    show(header, lines)
 
 
 def main() -> None:
@@ -509,7 +508,7 @@ def main() -> None:
     fitted = setting.part("overfit", lambda: learned_by_heart(setting, overfit, shallow))
     below = [r["step"] for r in fitted["records"] if r["loss"] < 0.1]
     last = fitted["records"][-1]
-    table(
+    show(
         [f"eight rows, {layers} layers, base in int4", "measured"],
         [
             ["first step with a loss below 0.1", below[0] if below else "none"],

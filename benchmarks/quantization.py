@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,6 +28,7 @@ from polyphi.data import calibration
 from polyphi.data.shards import Shards
 from polyphi.messages import Message, SamplingParams
 from polyphi.quantization.quantize import quantize
+from polyphi.runtime.rendering import table as markdown_table
 from polyphi_eval.baselines import Result, evaluate, select
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find
@@ -112,14 +114,9 @@ def compare(whole: Phi, other: Phi, rows: Sequence[Batch]) -> tuple[float, float
     return divergence / positions, flips / positions
 
 
-def table(
-    results: dict[str, dict[str, Result]], apart: dict[str, tuple[float, float]]
-) -> list[str]:
+def table(results: dict[str, dict[str, Result]], apart: dict[str, tuple[float, float]]) -> str:
     variants = list(apart)
-    lines = [
-        f"| task | metric | n | bf16 (95 %) | {' | '.join(variants)} |",
-        "|---|---|---|---|" + "---|" * len(variants),
-    ]
+    rows: list[list[Any]] = []
     for name, whole in results["bf16"].items():
         if not whole.n:
             continue
@@ -132,14 +129,13 @@ def table(
             )
         )
         first = f"{cells[0]} ({low} to {high})"
-        lines.append(f"| {name} | {whole.metric} | {whole.n} | {' | '.join([first, *cells[1:]])} |")
+        rows.append([name, whole.metric, whole.n, first, *cells[1:]])
     for label, index, form in (
         ("KL from bf16, nats", 0, "{:.5f}"),
         ("greedy tokens that flip", 1, "{:.2%}"),
     ):
-        cells = [form.format(apart[variant][index]) for variant in variants]
-        lines.append(f"| {label} | | | | {' | '.join(cells)} |")
-    return lines
+        rows.append([label, "", "", "", *(form.format(apart[v][index]) for v in variants)])
+    return markdown_table(["task", "metric", "n", "bf16 (95 %)", *variants], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(f"{variant}: {len(tasks)} tasks measured", highlight=False)
     rows = answered(models["bf16"], prompts(tasks, args.run))
     apart = {variant: compare(models["bf16"], models[variant], rows) for variant in args.kinds}
-    print("\n".join(table(results, apart)))
+    print(table(results, apart))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization.quantize import SCHEMES, quantize
+from polyphi.runtime.rendering import table as markdown_table
 from polyphi_eval.baselines import select
 from polyphi_eval.heldout import find
 
@@ -146,17 +147,16 @@ def compare(
 
 
 def table(results: Mapping[str, Counts]) -> str:
-    lines = [
-        "| task | answers | tokens | drafted | accepted | tokens per step | speed | answers changed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, t in results.items():
-        right = f"{t.right / t.drafted:.0%}" if t.drafted else "-"
-        lines.append(
-            f"| {name} | {t.answers} | {t.tokens} | {t.drafted} | {right} | "
-            f"{t.tokens / max(t.steps, 1):.2f} | {t.speed:.2f} | {t.changed} |"
+    titles = ("task", "answers", "tokens", "drafted", "accepted", "tokens per step", "speed")
+    rows = [
+        (
+            *(name, t.answers, t.tokens, t.drafted),
+            f"{t.right / t.drafted:.0%}" if t.drafted else "-",
+            *(f"{t.tokens / max(t.steps, 1):.2f}", f"{t.speed:.2f}", t.changed),
         )
-    return "\n".join(lines)
+        for name, t in results.items()
+    ]
+    return markdown_table((*titles, "answers changed"), rows)
 
 
 # ------------------------------------------------------------------------------ cost
@@ -188,11 +188,7 @@ def stepper(precision: str, layers: int) -> Callable[[int], object]:
 
 
 def cost(kinds: Sequence[str], layers: int, turns: int) -> str:
-    lines = [
-        f"| tokens of a step | {' | '.join(map(str, TOKENS))} |",
-        f"|{'---|' * (len(TOKENS) + 1)}",
-    ]
-    few = 2
+    rows, few = [], 2
     for precision in kinds:
         steps = {depth: stepper(precision, depth) for depth in (few, layers)}
         took: dict[tuple[int, int], list[float]] = {}
@@ -209,9 +205,9 @@ def cost(kinds: Sequence[str], layers: int, turns: int) -> str:
             layer = (medians[layers, tokens] - medians[few, tokens]) / (layers - few)
             whole.append(medians[few, tokens] + (LAYERS - few) * layer)
         cells = [f"{seconds * 1e3:.0f} ms ({seconds / whole[0]:.2f})" for seconds in whole]
-        lines.append(f"| {precision} | {' | '.join(cells)} |")
+        rows.append([precision, *cells])
         del steps
-    return "\n".join(lines)
+    return markdown_table(["tokens of a step", *map(str, TOKENS)], rows)
 
 
 # ------------------------------------------------------------------------------ tasks of a run

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
+import jinja2
+
 from polyphi.engine.engine import MAX_NUM_SEQS
 from polyphi.serve import shares
 from polyphi.serve.settings import MIB, Settings
@@ -20,32 +22,6 @@ CORES = (1, 64)
 """Some shares depend on the machine's cores: the page has the values for few and for many."""
 Row = tuple[str, str, str, str]
 """What, the limit of one client, that of all clients, and what happens beyond."""
-
-START = """# What one client can take
-
-Every limit that clients share, and every limit of one request. This page is written from `polyphi/serve/shares.py` and
-`polyphi/serve/settings.py` by `python tests/limits_page.py`; the values are the defaults.
-
-A client is an API key, or without keys an IP address (for IPv6 its /64 network). Behind a proxy all requests have the
-proxy's address: use keys to tell clients apart. No client can take all of anything for long: its share of an amount is
-smaller than what all clients have together. Of requests, sessions, prompts and fetched media a client that holds some
-already gets at most three quarters of what the others leave, so that something remains for the next client. Where
-requests wait for a turn, clients take turns. How the engine divides its steps between clients:
-[Rate limits and fairness](server.md#rate-limits-and-fairness).
-
-Every 429, and a 503 for one of these limits, has `Retry-After`: the same request succeeds later.
-"""
-REQUEST = """
-## One request
-
-A request may have the following, whichever client sends it. Live sessions have [limits of their own](live.md#limits).
-"""
-END = """
-The memory of a prompt is known from the headers of its images and audio clips, so it is refused before they are
-decoded. It is reserved until the answers have ended, because a preempted request runs its prompt again. A request that
-is the only one may take more, and a chat of text alone is never refused for this reason. The metric
-`polyphi:prepared_bytes` reports how much is in use.
-"""
 
 ONE_REQUEST = {
     "max_header_bytes": ("headers", "HTTP 431"),
@@ -89,15 +65,13 @@ OTHER |= {"live_idle_seconds", "live_seconds"}
 
 
 def text() -> str:
-    shared = table(["what", "one client", "all clients", "beyond"], share_rows())
-    request = table(["what", "limit", "beyond"], request_rows())
-    parts = (START, "\n## Memory and turns\n", shared, END, REQUEST, request)
-    return "\n".join(parts).replace("\n\n\n", "\n\n") + "\n"
-
-
-def table(titles: list[str], rows: Iterator[tuple[str, ...]]) -> str:
-    lines = [tuple(titles), ("---",) * len(titles), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=False,
+        trim_blocks=True,
+    )
+    page = templates.get_template("limits.md")
+    return page.render(shares=share_rows(), requests=request_rows())
 
 
 def share_rows() -> Iterator[Row]:

@@ -3,6 +3,9 @@
 >>> environment("polyphi_eval.report").get_template("tables.html").render(...)
 """
 
+from collections.abc import Iterable, Sequence
+from functools import cache
+
 import jinja2
 
 CELL = str.maketrans("|\n\r", "/  ")
@@ -20,6 +23,17 @@ def environment(*packages: str) -> jinja2.Environment:
     )
     templates.filters.update(cell=cell, thousands="{:,}".format)
     return templates
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]], align: str = "") -> str:
+    """A table in Markdown, without a final newline. `align` has a letter for each column: "r" aligns to the right."""
+    text = _table().render(titles=titles, rows=rows, align=align)
+    return text.rstrip("\n")
+
+
+@cache
+def _table() -> jinja2.Template:
+    return environment("polyphi.runtime").get_template("table.md")
 
 
 def cell(value: object) -> str:

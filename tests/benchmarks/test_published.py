@@ -32,5 +32,5 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
     assert {"run", "base bf16", "base int8", "base int4", "overfit"} <= results.keys()
     assert [r["step"] for r in results["run"]["records"]] == list(range(6)), "resumed"
     assert len(results["overfit"]["answers"]["transformers"]) == 8
-    assert sum(line.startswith("| ---") for line in first.splitlines()) == 5
+    assert sum(line.startswith("|---") for line in first.splitlines()) == 5
     assert tables() == first

@@ -32,6 +32,7 @@ from rich.console import Console
 
 from polyphi.data.shards import Shards
 from polyphi.messages import Audio, Image, media
+from polyphi.runtime.rendering import table as markdown_table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -222,12 +223,18 @@ def try_uses(client: Client, folder: Path, environment: dict[str, str]) -> None:
 
 def table(results: list[Client]) -> str:
     """Return the results as a Markdown table, with a list of what failed or was left out."""
-    lines = ["| client | version | for | uses that work | left out |", "|---|---|---|---|---|"]
-    for client in results:
-        tried = len(client.passed) + len(client.failed)
-        row = [client.name, client.version, client.purpose, f"{len(client.passed)} of {tried}"]
-        lines.append(f"| {' | '.join([*row, str(len(client.left_out) or '')])} |")
-    lines.append("")
+    rows = [
+        (
+            *(client.name, client.version, client.purpose),
+            f"{len(client.passed)} of {len(client.passed) + len(client.failed)}",
+            len(client.left_out) or "",
+        )
+        for client in results
+    ]
+    lines = [
+        markdown_table(("client", "version", "for", "uses that work", "left out"), rows),
+        "",
+    ]
     for client in results:
         for use, error in client.failed.items():
             lines.append(f"- {client.name}, {use}: fails ({one_line(error)})")
