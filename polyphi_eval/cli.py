@@ -43,8 +43,9 @@ def with_command(words: Sequence[str]) -> list[str]:
 def without_command(
     *words: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
 ) -> None:
+    """Run the command that the words mean."""
     if not words:
-        return app.help_print([])
+        raise ValueError("expected a model or a command, found none; see `polyphi eval --help`")
     try:
         app(with_command(words))
     except CycloptsError as error:

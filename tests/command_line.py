@@ -8,6 +8,9 @@ from cyclopts import App
 
 from polyphi.cli import app
 
+RunCommand = Callable[..., tuple[int, str, str]]
+"""The fixture `run_command`: exit code, standard output and standard error of the words of a command line."""
+
 
 def commands(group: App = app, prefix: str = "") -> Iterator[tuple[str, App]]:
     """(name, command) of all commands, those of groups with the group's name before theirs."""

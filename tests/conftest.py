@@ -3,12 +3,12 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from polyphi.cli import main
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import allowed_skips
 from children import Children, new_children
+from command_line import RunCommand
 
 # No test is timed: machines are shared.
 settings.register_profile("untimed", deadline=None)
@@ -37,9 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def polyphi(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run_command(capsys: pytest.CaptureFixture[str]) -> RunCommand:
     """Runs a command line in this process: its exit code, and what it printed to standard output and error."""
-    from polyphi.cli import main
 
     def run(*words: str) -> tuple[int, str, str]:
         code = 0

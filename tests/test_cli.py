@@ -10,16 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import RunCommand
 from PIL import Image
 
 from polyphi import cli
 from polyphi.cli import bench
-
-
-def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(arguments))
-    return int(stop.value.code or 0), capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -40,11 +35,11 @@ def test_a_wrong_argument_is_one_line(
     says: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run_command: RunCommand,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    code, error = run(*arguments, capsys=capsys)
+    code, _, error = run_command(*arguments)
     assert code in (1, 2)
     assert says in error
     assert "Traceback" not in error
@@ -94,10 +89,10 @@ def broken(kind: str, folder: Path) -> tuple[str, Path]:
 
 @pytest.mark.parametrize("kind", ["missing", "text", "tall", "empty", "truncated"])
 def test_bad_media_are_one_line(
-    kind: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, checkpoint: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
     option, path = broken(kind, tmp_path)
-    code, error = run("chat", str(checkpoint), "What is this?", option, str(path), capsys=capsys)
+    code, _, error = run_command("chat", str(checkpoint), "What is this?", option, str(path))
     assert code in (1, 2)
     assert "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
@@ -122,14 +117,14 @@ def test_a_tiny_picture_is_answered(
 
 
 def test_a_full_disk_is_one_line_with_advice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("polyphi.data.shards.pq.ParquetWriter", full)
-    code, error = run(
-        "curate", "tools", "--size", "micro", "--out", str(tmp_path / "run"), capsys=capsys
+    code, _, error = run_command(
+        "curate", "tools", "--size", "micro", "--out", str(tmp_path / "run")
     )
     assert code == 1
     assert "free some space" in error
@@ -151,10 +146,10 @@ def test_an_interrupted_command_is_one_line(
 
 
 def test_bench_needs_a_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
 ) -> None:
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "polyphi" / "cli" / "bench.py"))
-    code, error = run("bench", "train", capsys=capsys)
+    code, _, error = run_command("bench", "train")
     assert code == 2 and "clone the repository" in error
 
 
@@ -184,7 +179,10 @@ def test_a_missing_extra_is_one_line_that_names_it() -> None:
 
 
 def test_a_question_may_be_piped_in(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    run_command: RunCommand,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from polyphi.engine.engine import Engine
 
@@ -200,9 +198,9 @@ def test_a_question_may_be_piped_in(
     cli.main(["chat", str(checkpoint), "--max-tokens", "2"])
     assert prompts == ["How much is 3 plus 4?"] and capsys.readouterr().err == ""
     monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
-    code, error = run("chat", str(checkpoint), capsys=capsys)
+    code, _, error = run_command("chat", str(checkpoint))
     assert code == 2 and "nothing was piped in" in error
-    code, error = run("chat", str(checkpoint), "x", "--video", "none.mp4", capsys=capsys)
+    code, _, error = run_command("chat", str(checkpoint), "x", "--video", "none.mp4")
     assert code == 2 and "none.mp4: expected a file" in error
 
 
@@ -224,7 +222,7 @@ def test_ctrl_c_ends_one_answer_quietly(
 
 
 def test_a_quantized_export_is_loaded_without_being_asked_for(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
     import polyphi
     from polyphi.data import shards
@@ -259,5 +257,5 @@ def test_a_quantized_export_is_loaded_without_being_asked_for(
             "quantize the saved",
         ),
     ):
-        code, error = run(*arguments, capsys=capsys)
+        code, _, error = run_command(*arguments)
         assert code in (1, 2) and says in error and len(error.strip().splitlines()) == 1

@@ -146,7 +146,9 @@ def main(arguments: list[str] | None = None, application: App | None = None) -> 
         sys.exit(130)
     except CycloptsError as error:  # a wrong option or argument
         command = " ".join(((application or app).name[0], *(error.command_chain or ())))
-        print_message(f"{str(error).rstrip('.')}. See `{command} --help`.")
+        text = str(error)
+        end = "" if text.endswith((".", "?")) else "."
+        print_message(f"{text}{end} See `{command} --help`.")
         sys.exit(2)
     except Exception as error:
         missing = (getattr(error, "name", None) or "").partition(".")[0]

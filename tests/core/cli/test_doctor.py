@@ -2,11 +2,11 @@
 
 import json
 import sys
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from command_line import RunCommand
 from commands import ROOT, completed
 from rich.console import Console
 
@@ -54,11 +54,11 @@ def test_exit_code(
     code: int,
     arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    polyphi: Callable[..., tuple[int, str, str]],
+    run_command: RunCommand,
 ) -> None:
     result = Report(findings, {"models": [{**MODEL, "device": "cpu"}]})
     monkeypatch.setattr(report, "inspect", lambda progress: result)
-    exit_code, out, _ = polyphi("doctor", *arguments)
+    exit_code, out, _ = run_command("doctor", *arguments)
     assert exit_code == code
     if arguments:
         assert json.loads(out)["chat_runs"] == (code == 0)

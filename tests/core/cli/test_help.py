@@ -3,18 +3,16 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
 from importlib import metadata
 
 import pytest
-from command_line import commands, options, parsed
+from command_line import RunCommand, commands, options, parsed
 
 from polyphi import cli
 from polyphi.cli import app
 
 MOST_PANELS = 3
 COMMANDS = dict(commands())
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -27,12 +25,14 @@ def test_examples_of_a_command_parse(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_options_are_in_few_panels_with_the_common_ones_first(name: str, polyphi: Run) -> None:
+def test_options_are_in_few_panels_with_the_common_ones_first(
+    name: str, run_command: RunCommand
+) -> None:
     panels = [
         group.name for one in options(COMMANDS[name]).values() for group in one.parameter.group
     ]
     assert len(set(panels)) <= MOST_PANELS
-    code, out, _ = polyphi(*name.split(), "--help")
+    code, out, _ = run_command(*name.split(), "--help")
     titles = re.findall(r"(?m)^╭─ (.+?) ─+╮$", out)
     assert code == 0 and set(titles) - {"Arguments"} == set(panels)
     assert "Options" not in titles or titles.index("Options") <= 1
@@ -52,8 +52,8 @@ def test_a_command_that_cannot_be_loaded_leaves_all_others(
     assert all("No module named 'no_such_package'" in line for line in lines)
 
 
-def test_version(polyphi: Run) -> None:
-    assert polyphi("--version") == (0, f"polyphi {metadata.version('polyphi')}\n", "")
+def test_version(run_command: RunCommand) -> None:
+    assert run_command("--version") == (0, f"polyphi {metadata.version('polyphi')}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,14 @@ def test_a_shell_completes_commands_and_options(words: str, result: str) -> None
     )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == result.split()
+
+
+def test_a_lone_hyphen_is_a_file_and_a_misspelled_option_is_none(run_command: RunCommand) -> None:
+    assert parsed(["transcribe", "model", "--live", "-"])[1].arguments["files"] == ("-",)
+    code, _, error = run_command("transcribe", "model", "a.wav", "--frmat", "srt")
+    assert code == 2 and "--frmat" in error and len(error.splitlines()) == 1
+
+
+def test_a_command_is_found_by_its_nearest_name(run_command: RunCommand) -> None:
+    code, _, error = run_command("trian")
+    assert code == 2 and '"train"' in error and len(error.splitlines()) == 1

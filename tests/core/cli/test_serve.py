@@ -1,9 +1,7 @@
 """Arguments of `polyphi serve`."""
 
-from collections.abc import Callable
-
 import pytest
-from command_line import parsed
+from command_line import RunCommand, parsed
 
 from polyphi.cli.serve import parse_adapters
 from polyphi.serve.settings import MIB, Settings
@@ -40,12 +38,12 @@ def test_a_key_with_blanks_is_refused_before_the_server_listens(
     arguments: list[str],
     environment: str,
     monkeypatch: pytest.MonkeyPatch,
-    polyphi: Callable[..., tuple[int, str, str]],
+    run_command: RunCommand,
 ) -> None:
     """It was several keys, of which each opened the server."""
     monkeypatch.setenv("POLYPHI_API_KEY", environment)
     options = [part for key in arguments for part in ("--api-key", key)]
-    code, _, error = polyphi("serve", "no-model", "--host", "192.0.2.1", *options)
+    code, _, error = run_command("serve", "no-model", "--host", "192.0.2.1", *options)
     assert code == 2 and len(error.splitlines()) == 1
     assert "on each line" in error and "horse" not in error
 
@@ -71,8 +69,8 @@ def test_amounts_are_bytes_and_limits_are_no_options() -> None:
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(
-    words: tuple[str, ...], polyphi: Callable[..., tuple[int, str, str]]
+    words: tuple[str, ...], run_command: RunCommand
 ) -> None:
-    code, _, error = polyphi("serve", "no-model", *words)
+    code, _, error = run_command("serve", "no-model", *words)
     (line,) = error.splitlines()
     assert code == 2 and words[0] in line and line.endswith("See `polyphi serve --help`.")
