@@ -13,6 +13,7 @@ import torch
 from polyphi.batch import pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import Meter, reference_of
 from polyphi.planning.example_rows import example_rows
@@ -72,7 +73,7 @@ def main(name: str) -> None:
     torch.nn.functional.linear(torch.ones(256, 256), torch.ones(256, 256))  # the library's own
     before, meter = resident(), Meter()
     with meter:
-        model = PhiModel(target.config).train()
+        model = prepare(PhiModel(target.config)).train()
         head = target.stage.objective.build(model, VocabularyOnly(target.config.decoder.vocab_size))
         for part in (model, head):
             for p in part.parameters() if part is not None else ():
