@@ -25,10 +25,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from polyphi.batch import Batch, pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.prepared.prepare import prepare
 from polyphi.planning.cost import StageModel
 from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
+from polyphi.prepared.prepare import prepare
 from polyphi.runtime import distributed
 from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named

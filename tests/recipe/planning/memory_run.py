@@ -13,11 +13,11 @@ import torch
 from polyphi.batch import pack
 from polyphi.data.packing import Pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.prepared.prepare import prepare
 from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import Meter, reference_of
 from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
+from polyphi.prepared.prepare import prepare
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze
 from polyphi.train.optim import optimiser, set_lr

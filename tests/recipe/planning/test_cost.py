@@ -17,10 +17,10 @@ from variants import few
 
 from polyphi.batch import pack
 from polyphi.model.multimodal import PhiModel
-from polyphi.prepared.prepare import prepare
 from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import reference_of
 from polyphi.planning.example_rows import ROWS, example_rows
+from polyphi.prepared.prepare import prepare
 from polyphi.quantization import quantize
 from polyphi.train.stage import Budget
 from polyphi_recipe import stages
