@@ -63,6 +63,7 @@ from polyphi.engine.memory import free_memory
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.quantization import quantize as quantized
 from polyphi.quantization.integer_weights import EightBit
@@ -155,7 +156,7 @@ def random_model(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Ph
     """A model with `Noise` as its weights, which has the same values in every dtype."""
     noise = Noise(dtype)
     with torch.device("meta"):
-        model = PhiModel(config)
+        model = prepare(PhiModel(config))
     state = {name: noise.tensor(name, t.shape) for name, t in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
@@ -522,7 +523,7 @@ def fitting(size: Size, library: Transformers) -> tuple[Size, Transformers]:
 def random_model_on(model: PhiModel) -> PhiModel:
     """Another model that holds the same tensors."""
     with torch.device("meta"):
-        other = PhiModel(model.config)
+        other = prepare(PhiModel(model.config))
     other.load_state_dict(model.state_dict(), assign=True)
     return other.eval().requires_grad_(False)
 

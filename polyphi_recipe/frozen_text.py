@@ -8,6 +8,7 @@ import torch
 from polyphi.batch import pack
 from polyphi.messages import Message
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi_recipe import processes
 
@@ -21,6 +22,7 @@ PROMPTS = (
 def text_logits(model: PhiModel, processor: Processor) -> str:
     """SHA-256 of the fp32 logits of fixed text prompts: equal hashes are bit-identical logits."""
     rows = [processor.row([Message.user(p)], generation_prompt=True) for p in PROMPTS]
+    prepare(model)  # as a stage does, so that both hashes are of the same kernels
     with torch.inference_mode():
         logits = model.eval().logits(model(pack(rows).to(model.decoder.device)))
     return hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()

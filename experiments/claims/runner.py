@@ -26,6 +26,7 @@ from polyphi.data.packing import Capacity, RowSize
 from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.prepare import prepare
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import locked, sha256, write_json
 from polyphi.train.loss import owners
@@ -182,7 +183,7 @@ def _exact_and_loss(model: PhiModel, batch: Batch) -> list[tuple[float, float, f
     """For each sequence: (1 where every supervised token is the most probable one, loss in nats, supervised tokens)."""
     assert batch.supervised is not None and batch.labels is not None
     with torch.inference_mode():
-        logits = model.logits(model(batch).index_select(0, batch.supervised)).float()
+        logits = model.logits(prepare(model)(batch).index_select(0, batch.supervised)).float()
     labels, owner = batch.labels[batch.supervised], owners(batch, batch.supervised)
     sums = torch.zeros(batch.sequences, 3, dtype=torch.float64)
     wrong = (logits.argmax(-1) != labels).double()

@@ -28,6 +28,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.planning.cost import StageModel
 from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
+from polyphi.prepared.prepare import prepare
 from polyphi.runtime import distributed
 from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named
@@ -140,7 +141,7 @@ def dry_run(
         )
     stage, fakes, meter = target.stage, ReadableFakes(), Meter()
     with fake_group(world, world - 1), fakes:
-        model = PhiModel(target.config).train()
+        model = prepare(PhiModel(target.config)).train()
         head = stage.objective.build(model, VocabularyOnly(target.config.decoder.vocab_size))
         parameters = freeze(stage, model, head)
         reference = reference_of(target, model)

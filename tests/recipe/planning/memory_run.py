@@ -17,6 +17,7 @@ from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import Meter, reference_of
 from polyphi.planning.example_rows import example_rows
 from polyphi.planning.vocabulary import VocabularyOnly
+from polyphi.prepared.prepare import prepare
 from polyphi.train import parallel
 from polyphi.train.freeze import freeze
 from polyphi.train.optimizer import make_optimizer, set_lr
@@ -72,7 +73,7 @@ def main(name: str) -> None:
     torch.nn.functional.linear(torch.ones(256, 256), torch.ones(256, 256))  # the library's own
     before, meter = resident(), Meter()
     with meter:
-        model = PhiModel(target.config).train()
+        model = prepare(PhiModel(target.config)).train()
         head = target.stage.objective.build(model, VocabularyOnly(target.config.decoder.vocab_size))
         for part in (model, head):
             for p in part.parameters() if part is not None else ():
