@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 import curation
-import leaks
+import leaked_items
 import numpy as np
 import psutil
 from datatrove.pipeline.base import PipelineStep
@@ -84,7 +84,7 @@ def spoken(work: Work) -> Iterator[tuple[str, Sample]]:
     engine, names = (
         ("espeak-ng", ("f2", "m3")) if unavailable("flite") else ("flite", ("slt", "rms"))
     )
-    tts_pool, sentences = TTSPool(), leaks.manual()
+    tts_pool, sentences = TTSPool(), leaked_items.manual()
     for i in range(part, work.seed, of):  # the seed is the number of clips
         sentence = " ".join(sentences[i % len(sentences)].split()[:12])
         wave = resample(*tts_pool.speak(sentence, Voice(engine, "en", names[i % 2])))
