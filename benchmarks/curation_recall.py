@@ -29,9 +29,9 @@ from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate.dedup import AUDIO, IMAGES, TEXTS, Similarity, deduplicate
 from polyphi_recipe.curate.documents import document
-from polyphi_recipe.curate.language import Language
-from polyphi_recipe.curate.readable import Readable
-from polyphi_recipe.curate.transcripts import WordErrors, pocketsphinx
+from polyphi_recipe.curate.language import LanguageFilter
+from polyphi_recipe.curate.readable import ReadableMediaFilter
+from polyphi_recipe.curate.transcripts import WordErrorRateFilter, pocketsphinx
 from polyphi_recipe.curate.waves import encode, resample
 from polyphi_recipe.synthetic import planted
 from polyphi_recipe.synthetic.images import png
@@ -102,7 +102,7 @@ def language() -> Iterator[str]:
             for paragraph in curation.prose(code, 100):
                 for label, results in ((code, right), (codes[i - 1], wrong)):
                     sample = shards.document("", paragraph[:most], "", "", language=label)
-                    results.append(Language().filter(document(sample)) is True)
+                    results.append(LanguageFilter().filter(document(sample)) is True)
         yield row(
             f"text in another language, {name}",
             *(len(wrong), wrong.count(False), len(right), right.count(False)),
@@ -199,7 +199,7 @@ def transcripts() -> Iterator[str]:
         " ".join(s.split()[:10]) for s in leaked_items.manual() if s.replace(" ", "")[:60].isalpha()
     ]
     random.Random(6).shuffle(sentences)
-    tts_pool, judge, rng = TTSPool(), WordErrors(pocketsphinx(), 0.4), random.Random(7)
+    tts_pool, judge, rng = TTSPool(), WordErrorRateFilter(pocketsphinx(), 0.4), random.Random(7)
     dropped: dict[str, list[bool]] = {
         "another clip's": [],
         "half of the longer words replaced": [],
@@ -254,7 +254,7 @@ def broken() -> Iterator[str]:
     def drops(kind: str, data: bytes) -> bool:
         part = Image(data) if kind == "picture" else Audio(data)
         sample = Sample("", (Message.user(part), Message.assistant("")), "", "")
-        return Readable().filter(document(sample)) is not True
+        return ReadableMediaFilter().filter(document(sample)) is not True
 
     for kind, files in whole.items():
         flagged = sum(drops(kind, data) for data in files)
