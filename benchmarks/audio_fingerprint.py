@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
-import leaks
+import leaked_items
 import numpy as np
 import soundfile
 import soxr
@@ -141,18 +141,18 @@ COPIES: dict[str, Change] = {
     "mu-law": encoded("WAV", "ULAW"),
     "through 8 kHz": through(8000),
     "through 44.1 kHz": through(44_100),
-    "a tenth as loud": leaks.CLIP_CHANGES["a tenth as loud"],
-    **{f"noise at {decibels} dB": leaks.noisy(decibels) for decibels in (20, 10, 5)},
+    "a tenth as loud": leaked_items.CLIP_CHANGES["a tenth as loud"],
+    **{f"noise at {decibels} dB": leaked_items.noisy(decibels) for decibels in (20, 10, 5)},
     "start cut": cut(0.25, 0),
     "end cut": cut(0, 0.3),
     "both cut": cut(0.2, 0.2),
-    "later, both ends cut": leaks.shifted,
+    "later, both ends cut": leaked_items.shifted,
 }
 CHANGED: dict[str, Change] = {
-    **{f"pitch {s:+g} semitones": leaks.raised(s) for s in (-2, 0.7, 1)},
-    **{f"played {s:+g} semitones faster": leaks.played(s) for s in (-1, 0.4, 2)},
-    **{f"{f:g} times as long": lambda wave, rng, f=f: leaks.stretched(wave, f) for f in (0.93, 1.03, 1.05)},
-    "pitch +1 and noise at 15 dB": leaks.CLIP_CHANGES["pitch +1 and noise at 15 dB"],
+    **{f"pitch {s:+g} semitones": leaked_items.raised(s) for s in (-2, 0.7, 1)},
+    **{f"played {s:+g} semitones faster": leaked_items.played(s) for s in (-1, 0.4, 2)},
+    **{f"{f:g} times as long": lambda wave, rng, f=f: leaked_items.stretched(wave, f) for f in (0.93, 1.03, 1.05)},
+    "pitch +1 and noise at 15 dB": leaked_items.CLIP_CHANGES["pitch +1 and noise at 15 dB"],
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 - decode: one sequence, and eight at once, behind prompts of 256 tokens
 - prefill: 256 and 2,048 tokens
 - first token: a picture (1280x720, JPEG) and a clip (30 s, WAV) on the model of 5.6 G parameters, from their bytes
-- products: the matrix products of one layer against torch's kernels (products.py), separately
+- products: the matrix products of one layer against torch's kernels (matrix_products.py), separately
 
     polyphi bench kernels --setup            environments for the peers, in .venv/.peers, once
     polyphi bench kernels [--json] [--layers 8] [--only decode] [--parts language media products]
@@ -44,8 +44,8 @@ from pathlib import Path
 from typing import Any
 
 import engine
+import matrix_products
 import numpy as np
-import products
 import psutil
 import soundfile
 import torch
@@ -625,7 +625,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(threads)
     args.library = choose_transformers(placement.products(engine.Size().config), args.peer_dtype)
     if "products" in args.parts:
-        show(products.compare(args.repeats, args.library), as_json=args.json)
+        show(matrix_products.compare(args.repeats, args.library), as_json=args.json)
     results: list[Measured] = []
     rows: list[Row] = []
     for part, all_works, run in (("language", LANGUAGE, language), ("media", MEDIA, multimodal)):

@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
-from foreign import opened, served
 from openai import OpenAI
+from out_of_distribution import opened, served
 
 RATE = 24000
 BLOCK = 0.05  # s of an append

@@ -57,7 +57,7 @@ class Pool:
         return voice(self.rng.uniform(0.5, longest), self.rng.uniform(90, 250), rate)
 
     def _encode_containers(self) -> None:
-        from damaged import recording, video
+        from damaged_media import recording, video
 
         for name, codec, rate in (
             ("ipod", "aac", 16_000),

@@ -10,7 +10,8 @@ rounded as the kernels do, bfloat16. Both are compared with the checkpoint in fl
 divergence of the next token's distribution from its own, in nats, and the share of positions where another token comes
 first (flips). In conversations the answers are measured, in documents every token.
 
-`benchmarks/larger.py` trains a checkpoint for it; of the nano run, runs/nano/data/instructions/test is such a text.
+`benchmarks/small_language_model.py` trains a checkpoint for it; of the nano run, runs/nano/data/instructions/test is
+such a text.
 """
 
 import argparse

@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 
 import curation
-import leaks
+import leaked_items
 import numpy as np
 import psutil
 from datatrove.pipeline.base import PipelineStep
@@ -35,11 +35,11 @@ from polyphi_recipe.curate import corpus, pages
 from polyphi_recipe.curate.corpus import Corpus, Machines, Work
 from polyphi_recipe.curate.decontaminate import held_out
 from polyphi_recipe.curate.dedup import TEXTS, deduplicate
-from polyphi_recipe.curate.language import Language
-from polyphi_recipe.curate.pii import Personal
-from polyphi_recipe.curate.quality import BUCKETS, Classifier, Quality, save
-from polyphi_recipe.curate.rules import Rules
-from polyphi_recipe.curate.transcripts import WordErrors, pocketsphinx
+from polyphi_recipe.curate.language import LanguageFilter
+from polyphi_recipe.curate.pii import PiiFilter
+from polyphi_recipe.curate.quality import BUCKETS, Classifier, QualityClassifierFilter, save
+from polyphi_recipe.curate.rules import QualityRulesFilter
+from polyphi_recipe.curate.transcripts import WordErrorRateFilter, pocketsphinx
 from polyphi_recipe.curate.waves import RATE, encode, resample
 
 TASKS = 8
@@ -75,8 +75,14 @@ def documents(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def text_steps(work: Work) -> list[PipelineStep]:
-    judged = Quality(work.cache / "quality", least={"educational": 0.01})
-    return [Language(), Rules(), judged, Personal(), *held_out(work, "text", ways=("quoted",))]
+    judged = QualityClassifierFilter(work.cache / "quality", least={"educational": 0.01})
+    return [
+        LanguageFilter(),
+        QualityRulesFilter(),
+        judged,
+        PiiFilter(),
+        *held_out(work, "text", ways=("quoted",)),
+    ]
 
 
 def spoken(work: Work) -> Iterator[tuple[str, Sample]]:
@@ -84,7 +90,7 @@ def spoken(work: Work) -> Iterator[tuple[str, Sample]]:
     engine, names = (
         ("espeak-ng", ("f2", "m3")) if unavailable("flite") else ("flite", ("slt", "rms"))
     )
-    tts_pool, sentences = TTSPool(), leaks.manual()
+    tts_pool, sentences = TTSPool(), leaked_items.manual()
     for i in range(part, work.seed, of):  # the seed is the number of clips
         sentence = " ".join(sentences[i % len(sentences)].split()[:12])
         wave = resample(*tts_pool.speak(sentence, Voice(engine, "en", names[i % 2])))
@@ -94,7 +100,7 @@ def spoken(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def transcript_steps(work: Work) -> list[PipelineStep]:
-    return [WordErrors(pocketsphinx(), 0.6)]
+    return [WordErrorRateFilter(pocketsphinx(), 0.6)]
 
 
 CORPORA = {

@@ -20,7 +20,7 @@ from polyphi.data.shards import Sample
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import Decontaminate, Index
 from polyphi_recipe.curate.dedup import AUDIO, EXACT, IMAGES, deduplicate
-from polyphi_recipe.curate.pii import Fakes, Personal
+from polyphi_recipe.curate.pii import Fakes, PiiFilter
 from polyphi_recipe.curate.text import held_out
 
 ROWS = ("receipts.jsonl", "calls.jsonl")
@@ -42,7 +42,7 @@ def steps(work: Work) -> list[PipelineStep]:
     Index.of({"mine": own.read(*MEASURED)}).save(folder / "known")
     return [
         Decontaminate(folder / "known", ledger=folder / "ledger"),
-        Personal(fake=Fakes(seed=work.seed)),
+        PiiFilter(fake=Fakes(seed=work.seed)),
     ]
 
 

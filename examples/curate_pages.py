@@ -12,9 +12,9 @@ from datatrove.pipeline.base import PipelineStep
 from polyphi.data.shards import Sample
 from polyphi_recipe.curate import pages
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.language import Language
-from polyphi_recipe.curate.pii import Fakes, Personal
-from polyphi_recipe.curate.rules import Rules
+from polyphi_recipe.curate.language import LanguageFilter
+from polyphi_recipe.curate.pii import Fakes, PiiFilter
+from polyphi_recipe.curate.rules import QualityRulesFilter
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
@@ -26,7 +26,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def steps(work: Work) -> list[PipelineStep]:
-    return [Language(), Rules(), Personal(fake=Fakes(seed=work.seed))]
+    return [LanguageFilter(), QualityRulesFilter(), PiiFilter(fake=Fakes(seed=work.seed))]
 
 
 corpus = Corpus("pages", build, steps=steps, tasks=16)

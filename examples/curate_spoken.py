@@ -15,14 +15,14 @@ from polyphi.data import own
 from polyphi.data.shards import Sample
 from polyphi.services.speech_synthesis import Voice
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.read_aloud import ReadAloud, cast
+from polyphi_recipe.curate.read_aloud import ReadAloud, split_voices
 from polyphi_recipe.curate.text import in_split
-from polyphi_recipe.curate.transcripts import WordErrors, pocketsphinx
+from polyphi_recipe.curate.transcripts import WordErrorRateFilter, pocketsphinx
 
 QUERIES = Path("queries.jsonl")
 # Voice("espeak-ng", "fr", "f2"), Voice("endpoint", "en", "ann", where="http://127.0.0.1:8000/v1"), and
 # Voice("command", "en", where="my-tts --lang {language} {text}") are voices, too.
-VOICES = cast(
+VOICES = split_voices(
     train=[Voice("flite", "en", name) for name in ("rms", "awb", "kal16")],
     test=[Voice("flite", "en", "slt")],
 )
@@ -37,7 +37,7 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 
 
 def steps(work: Work) -> list[PipelineStep]:
-    return [ReadAloud(VOICES, strength=0.1), WordErrors(pocketsphinx(), limit=0.5)]
+    return [ReadAloud(VOICES, strength=0.1), WordErrorRateFilter(pocketsphinx(), limit=0.5)]
 
 
 corpus = Corpus("spoken", build, steps=steps)

@@ -437,7 +437,7 @@ class Segment:
     with both, the translation is in `translation`). `tokens`: the model's tokens of `text`; `logprobs`: their natural
     log-probabilities, empty if not recorded; `avg_logprob`: the mean of these; `temperature`: the one they were sampled
     at; `seek`: start of the window of the recording that was transcribed, in seconds; `silence`: the share of its time
-    without speech (transcription/silence.py)."""
+    without speech (transcription/vad.py)."""
 
     start: float
     end: float

@@ -4,7 +4,7 @@
 ...     for samples in microphone: live.append(samples)          # int16 [n], any number of samples
 ...     live.finish()                                            # commits the rest and waits for its transcript
 
-Voice activity detection (silence.py) looks at the last 30 s after every 0.1 s of audio. It opens an item where speech
+Voice activity detection (vad.py) looks at the last 30 s after every 0.1 s of audio. It opens an item where speech
 begins and commits it after a silence, or at the quietest point before 30 s. Without detection the caller commits. Where
 the pieces are cut depends on the samples alone, not on the parts or on the time at which they arrive.
 

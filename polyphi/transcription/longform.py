@@ -1,6 +1,6 @@
 """Transcription of recordings of any length: cut at quiet points, transcribed in pieces, with retries, and joined.
 
-    measure     reads the recording once: levels, silences, seconds            (silence.py)
+    measure     reads the recording once: levels, silences, seconds                (vad.py)
     cut         pieces of up to 30 minutes, or as the context allows; silences of 10 s and more are left out
     generate    several pieces in one batch; pieces whose answers loop or are truncated are retried
     join        the longest common run of words of overlapping pieces is written once     (transcript.py)

@@ -12,8 +12,8 @@ from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import held_out
 from polyphi_recipe.curate.dedup import TEXTS, deduplicate
-from polyphi_recipe.curate.language import Language
-from polyphi_recipe.curate.pii import Personal
+from polyphi_recipe.curate.language import LanguageFilter
+from polyphi_recipe.curate.pii import PiiFilter
 from polyphi_recipe.curate.sources import LIBREOFFICE
 from polyphi_recipe.curate.text import documents, fill, help_pages, interleave, origin
 
@@ -41,7 +41,7 @@ def cleaned(work: Work) -> list[PipelineStep]:
     third of the help pages because of formulas and lists. Without help pages there is no language filter: the
     replacements are code, or too short for language detection."""
     pages = any(help_pages(language, work) for language in LANGUAGES)
-    return [*([Language()] if pages else []), Personal()]
+    return [*([LanguageFilter()] if pages else []), PiiFilter()]
 
 
 def steps(work: Work) -> list[PipelineStep]:

@@ -218,7 +218,7 @@ def count(outcomes: Iterable[ProblemOutcome]) -> dict[str, int]:
     return dict(counts)
 
 
-class Verified(BaseFilter):
+class VerifiedAnswerFilter(BaseFilter):
     """Keeps samples with a right answer: for chains of thought from other sources. `verifier` returns the verifier of a
     sample, such as `lambda sample: number(sample.meta["answer"])`."""
 
@@ -310,8 +310,8 @@ def judged(ask: Ask, problem: Sequence[Message], seed: int = 0) -> Verify:
 
 
 def judged_by_transcript(ask: Ask, seed: int = 0) -> Callable[[Sample], Verify]:
-    """Return a verifier for `Verified`: a model reads the transcript of an audio clip and judges a question about it
-    and its answer. Raises ValueError for a sample without `meta["transcript"]`."""
+    """Return a verifier for `VerifiedAnswerFilter`: a model reads the transcript of an audio clip and judges a question
+    about it and its answer. Raises ValueError for a sample without `meta["transcript"]`."""
 
     def verifier(sample: Sample) -> Verify:
         if not (transcript := sample.meta.get("transcript")):

@@ -42,7 +42,7 @@ def identify(text: str) -> tuple[str, float]:
     return (predictions[0]["lang"], predictions[0]["score"]) if predictions else ("", 0.0)
 
 
-class Language(BaseFilter):
+class LanguageFilter(BaseFilter):
     """Keeps documents in the language of their `meta["language"]` or, without one, in one of `languages`; each with a
     probability of at least `least`.
 
@@ -77,14 +77,14 @@ class Language(BaseFilter):
 
 
 def language_of(doc: Document) -> str:
-    """Return the language of a document: that which the step `Language` found, else its `meta["language"]`. Raises
-    ValueError if both are absent."""
+    """Return the language of a document: that which the step `LanguageFilter` found, else its `meta["language"]`.
+    Raises ValueError if both are absent."""
     for step in reversed(doc.metadata["lineage"]):
         if step["step"] == "language":
             return str(step["found"])
     if named := doc.metadata["sample"]["meta"].get("language"):
         return str(named)
     raise ValueError(
-        f"document {doc.id}: its language is unknown; put the step Language before this one, "
+        f"document {doc.id}: its language is unknown; put the step LanguageFilter before this one, "
         "or write meta['language'] in the samples"
     )

@@ -22,9 +22,9 @@ from polyphi.data.shards import Sample
 from polyphi.messages import Image as Picture
 from polyphi.messages import Message
 from polyphi.runtime import inputs
+from polyphi_recipe.curate.image_filters import CAP, encoded, shrunk
 from polyphi_recipe.curate.pages import content, files
 from polyphi_recipe.curate.photos import photo
-from polyphi_recipe.curate.pictures import CAP, encoded, shrunk
 
 LONGEST_TEXT = 4000
 """[ours] Characters of a page, some 1,000 tokens; a page of a paper in two columns has up to 6,000."""

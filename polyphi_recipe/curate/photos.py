@@ -12,7 +12,7 @@ import random
 import numpy as np
 from PIL import Image, ImageFilter
 
-from polyphi_recipe.curate.pictures import encoded
+from polyphi_recipe.curate.image_filters import encoded
 
 TABLES: tuple[tuple[int, int, int], ...] = (
     (96, 72, 50),

@@ -339,10 +339,10 @@ def spacy_names(path: Path) -> Recognise:
     return recognise
 
 
-class Personal(BaseFilter):
+class PiiFilter(BaseFilter):
     """Removes personal information from every text of a document, or drops documents that have any (`action="drop"`,
     reason `pii_TYPE`, the first entity type in order of precedence). Notes the number of each entity type. The language
-    is that of the step `Language`, or `meta["language"]`."""
+    is that of the step `LanguageFilter`, or `meta["language"]`."""
 
     name, type = "Personal", "FILTER"
 

@@ -277,10 +277,10 @@ def table(measured: Iterable[Measured]) -> str:
 # --------------------------------------------------------------------------------------------------------------- step
 
 
-class Quality(BaseFilter):
+class QualityClassifierFilter(BaseFilter):
     """Notes each document's scores, and drops documents with less than `least` or more than `most` of an aspect.
 
-    >>> Quality(folder, least={"educational": 0.3}, most={"toxicity": 0.5, "obscurity": 0.7})
+    >>> QualityClassifierFilter(folder, least={"educational": 0.3}, most={"toxicity": 0.5, "obscurity": 0.7})
 
     A language without a head for a bounded aspect isn't judged by it; its note names the aspect (`unjudged`). Raises
     ValueError for an aspect that no language has.

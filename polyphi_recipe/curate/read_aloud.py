@@ -3,8 +3,8 @@
     user "Who wrote Faust?", assistant "Goethe."   ->   user [audio], assistant "Goethe."
     user "Fix this: | a | b |", ...                ->   dropped: "unfit to be read: a table"
 
->>> voices = cast(train=[Voice("flite", "en", "rms")], test=[Voice("flite", "en", "slt")])
->>> Corpus("spoken", build, steps=lambda work: [ReadAloud(voices), WordErrors(pocketsphinx(), 0.35)])
+>>> voices = split_voices(train=[Voice("flite", "en", "rms")], test=[Voice("flite", "en", "slt")])
+>>> Corpus("spoken", build, steps=lambda work: [ReadAloud(voices), WordErrorRateFilter(pocketsphinx(), 0.35)])
 
 A voice is held out by its name, in all languages: no voice reads in both splits. `installed()` returns all installed
 voices. Other engines (a speech endpoint, any command) are voices like others. In training clips are augmented, and
@@ -36,7 +36,7 @@ LONGEST = 200
 
 
 @dataclass(frozen=True)
-class Reading:
+class LanguageVoice:
     """A voice and the language (one of the eight) that it reads: "gmw/en" is a voice for English."""
 
     voice: Voice
@@ -50,12 +50,12 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Cast:
+class SplitVoices:
     """The voices for training and for the test split. Raises ValueError for a name in both, or for a split without
     voices."""
 
-    train: tuple[Reading, ...]
-    test: tuple[Reading, ...]
+    train: tuple[LanguageVoice, ...]
+    test: tuple[LanguageVoice, ...]
 
     def __post_init__(self) -> None:
         if not self.train or not self.test:
@@ -68,7 +68,7 @@ class Cast:
                 f"expected held-out voices in the test split only, found {', '.join(both)} in both"
             )
 
-    def reader(self, language: str, split: str, rng: Random) -> Reading | None:
+    def reader(self, language: str, split: str, rng: Random) -> LanguageVoice | None:
         """Return a random voice of the split for the language, None without one."""
         candidates = [
             r for r in (self.train if split == "train" else self.test) if r.language == language
@@ -76,32 +76,36 @@ class Cast:
         return rng.choice(candidates) if candidates else None
 
 
-def cast(train: Sequence[Voice], test: Sequence[Voice]) -> Cast:
-    """Return a `Cast` of voices; `Voice.language` is one of the eight, or an accent of it ("en-gb")."""
-    return Cast(*(tuple(Reading(v, v.language[:2]) for v in voices) for voices in (train, test)))
+def split_voices(train: Sequence[Voice], test: Sequence[Voice]) -> SplitVoices:
+    """Return a `SplitVoices` of voices; `Voice.language` is one of the eight, or an accent of it ("en-gb")."""
+    return SplitVoices(
+        *(tuple(LanguageVoice(v, v.language[:2]) for v in voices) for voices in (train, test))
+    )
 
 
-def installed() -> Cast:
+def installed() -> SplitVoices:
     """Return the installed voices: espeak-ng's variants in eight languages and flite's voices in English. Raises
     ValueError if neither engine is installed."""
-    train: list[Reading] = []
-    test: list[Reading] = []
+    train: list[LanguageVoice] = []
+    test: list[LanguageVoice] = []
     if not (missing := unavailable("espeak-ng")):
         for language in LANGUAGES:
             for accent in dict.fromkeys(ACCENTS.get(language, (language,))):
                 train += [
-                    Reading(Voice(language=accent, variant=v), language) for v in VARIANTS["train"]
+                    LanguageVoice(Voice(language=accent, variant=v), language)
+                    for v in VARIANTS["train"]
                 ]
             test += [
-                Reading(Voice(language=language, variant=v), language) for v in VARIANTS["test"]
+                LanguageVoice(Voice(language=language, variant=v), language)
+                for v in VARIANTS["test"]
             ]
     if unavailable("flite") is None:
         if missing:
-            train += [Reading(Voice("flite", "en", name), "en") for name in SPARE_FLITE]
-        test.append(Reading(Voice("flite", "en", "slt"), "en"))
+            train += [LanguageVoice(Voice("flite", "en", name), "en") for name in SPARE_FLITE]
+        test.append(LanguageVoice(Voice("flite", "en", "slt"), "en"))
     if not train:
         raise ValueError(f"no text-to-speech engine is installed: {missing}")
-    return Cast(tuple(train), tuple(test))
+    return SplitVoices(tuple(train), tuple(test))
 
 
 class ReadAloud(BaseFilter):
@@ -111,7 +115,7 @@ class ReadAloud(BaseFilter):
     name, type = "ReadAloud", "SPEECH"
 
     def __init__(
-        self, voices: Cast, *, longest: int = LONGEST, seed: int = 0, strength: float = 0.5
+        self, voices: SplitVoices, *, longest: int = LONGEST, seed: int = 0, strength: float = 0.5
     ) -> None:
         super().__init__()
         self._voices, self._longest, self._seed, self._strength = voices, longest, seed, strength
@@ -136,7 +140,7 @@ class ReadAloud(BaseFilter):
         note(doc, "read aloud", speaker=reading.name, seconds=round(len(wave) / RATE, 2))
         return True
 
-    def _speak(self, text: str, reading: Reading, rng: Random, training: bool) -> Wave:
+    def _speak(self, text: str, reading: LanguageVoice, rng: Random, training: bool) -> Wave:
         self._tts_pool = self._tts_pool or TTSPool()
         voice = reading.voice
         if training and voice.engine in ("espeak-ng", "flite"):
@@ -157,7 +161,7 @@ def query(one: Sample) -> str | None:
     return users[0].text.strip()
 
 
-def _spoken(one: Sample, text: str, wave: Wave, reading: Reading) -> Sample:
+def _spoken(one: Sample, text: str, wave: Wave, reading: LanguageVoice) -> Sample:
     def with_audio(message: Message) -> Message:
         if message.role != "user":
             return message

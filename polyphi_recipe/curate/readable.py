@@ -7,7 +7,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from polyphi.processing.media import decode_audio, decode_image
 
 
-class Readable(BaseFilter):
+class ReadableMediaFilter(BaseFilter):
     """Keeps samples whose media can all be decoded. The reason of a drop is the decoder's message
     (`broken image: expected ...`)."""
 

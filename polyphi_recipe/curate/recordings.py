@@ -22,7 +22,7 @@ from polyphi.messages import TRANSCRIBE, Audio, Message
 from polyphi.services.speech_synthesis import TTSPool, Voice
 from polyphi_recipe.curate.documents import note, replace_sample, sample
 from polyphi_recipe.curate.language import language_of
-from polyphi_recipe.curate.read_aloud import Cast
+from polyphi_recipe.curate.read_aloud import SplitVoices
 from polyphi_recipe.curate.voices import unfit
 from polyphi_recipe.curate.waves import RATE, level, resample, trim
 
@@ -79,7 +79,7 @@ class ReadPages(BaseFilter):
 
     def __init__(
         self,
-        voices: Cast,
+        voices: SplitVoices,
         *,
         longest: float = LONGEST,
         shortest: float = 0.0,

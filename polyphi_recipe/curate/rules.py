@@ -82,7 +82,7 @@ def rules(language: str) -> dict[str, BaseFilter]:
     if language not in LANGUAGES:
         raise ValueError(
             f"rules are set for {', '.join(LANGUAGES)}, found {language!r}; "
-            "put the step Language before this one"
+            "put the step LanguageFilter before this one"
         )
     words, frequent = Words(), FREQUENT[language].split()
     if language not in UNSPACED:
@@ -136,9 +136,9 @@ def judge(text: str, language: str) -> tuple[str, str]:
     return "", copy.text
 
 
-class Rules(BaseFilter):
+class QualityRulesFilter(BaseFilter):
     """Drops raw documents that break a rule of their language, with the rule as the reason, and removes the lines that
-    C4 removes. Conversations pass unread. Needs a language: that which the step `Language` found, or
+    C4 removes. Conversations pass unread. Needs a language: that which the step `LanguageFilter` found, or
     `meta["language"]`."""
 
     name, type = "Rules", "FILTER"

@@ -111,7 +111,7 @@ def _word_errors(recogniser: Recogniser, clip: Sample) -> tuple[float, str]:
     return wer(transcript(clip), hypothesis, language), hypothesis
 
 
-class WordErrors(BaseFilter):
+class WordErrorRateFilter(BaseFilter):
     """Keeps clips that the recogniser transcribes with at most `limit` word errors per word (characters in Chinese and
     Japanese). Samples without audio pass."""
 

@@ -21,7 +21,7 @@ from polyphi.data import formats
 from polyphi.data.shards import Sample
 from polyphi.processing.video import decode_video
 from polyphi.runtime import inputs
-from polyphi_recipe.curate.pictures import CAP, encoded, shrunk
+from polyphi_recipe.curate.image_filters import CAP, encoded, shrunk
 
 FRAMES = 16
 VIDEO = "<video>"

@@ -51,7 +51,10 @@ def test_values_are_not_named_by_participles() -> None:
 REPLACED = re.compile(
     r"\b(who_learns|set_aside|wrong_steps|kv_cache_blocks_remembered|encoder_remembered_bytes"
     r"|fewbits|eightbit|half\.py|Budget\(rate|budget\.rate|quantis\w+"
-    r"|Taught|LIVELY|known_(clips|pictures|texts)|VerifiableProblem)\b"
+    r"|Taught|LIVELY|known_(clips|pictures|texts)|VerifiableProblem|Likeness|InPieces"
+    r"|transcription[./]silence|processing[./](decoder|decoder_child|grids)|curate[./](losses|spoken|pictures)"
+    r"|serve[./](answers|frames|prompts|speech|stored)|polyphi_eval[./](query)|polyphi_recipe[./](remaining)"
+    r"|benchmarks/(alone|bases|foreign|larger|leaks|planted|pictures|products|published|damaged))\b"
     r"|--(together|shard|rate|context)[ =`\"]"
 )
 """Names on disk, on the command line, in metrics and of modules, that have another name now."""

@@ -18,7 +18,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.settings import Settings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("adapters", "load", "load_live", "load_pool", "load_requests", "damaged")
+MODULES = ("adapters", "load", "load_live", "load_pool", "load_requests", "damaged_media")
 
 
 @pytest.fixture

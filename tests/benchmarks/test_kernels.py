@@ -20,7 +20,7 @@ from polyphi.model.config import ModelConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LIBRARY = f"transformers {version('transformers')} {{}}"
-BESIDE = ("engine", "products", "sidebyside", "turns")
+BESIDE = ("engine", "matrix_products", "sidebyside", "turns")
 """Scripts that it imports."""
 PRETENDER = """
 import sys, time
@@ -162,7 +162,7 @@ def test_transformers_answers_in_each_dtype(
 def test_products_stand_beside_torch_in_its_faster_precision(
     bench, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    products = bench.products
+    products = bench.matrix_products
     if reason := products.kernels.missing():
         pytest.skip(reason)
     monkeypatch.setattr(products, "SHAPES", {"one": (256, 256)})

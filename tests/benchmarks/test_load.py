@@ -23,7 +23,7 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.serve.settings import Settings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("load", "load_live", "load_pool", "load_requests", "damaged")
+MODULES = ("load", "load_live", "load_pool", "load_requests", "damaged_media")
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,9 @@ def test_flips_of_a_batch(
 ) -> None:
     """One row for each arithmetic; in float32 nothing flips but ties."""
     loaded("quantization", "quantization", monkeypatch)  # as its neighbour imports it
-    loaded("alone", "benchmark_alone", monkeypatch).main([str(run), "--tasks", "arithmetic"])
+    loaded("batch_invariance", "benchmark_batch_invariance", monkeypatch).main(
+        [str(run), "--tasks", "arithmetic"]
+    )
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[0].strip() for row in rows] == ["float32", "bf16", "int8"]
     assert all(int(row[1]) > 10 for row in rows)
@@ -123,7 +125,7 @@ def test_adapters_trained_on_each_base(
 ) -> None:
     """A row for each base, and for each quantized one a second row on the unquantized weights; a second call reads the
     results of the first."""
-    script = loaded("bases", "benchmark_bases", monkeypatch)
+    script = loaded("quantized_bases", "benchmark_quantized_bases", monkeypatch)
     arguments = [str(run), "--out", str(run / "bases"), "--corpus", "instructions"]
     arguments += ["--steps", "2", "--seeds", "2", "--rows", "4"]
     script.main(arguments)

@@ -20,7 +20,7 @@ from typing import Any
 from polyphi.data.sample import Sample
 from polyphi.messages import Message
 from polyphi.services import sandbox
-from polyphi_eval import programs, query
+from polyphi_eval import programs, sql_results
 from polyphi_eval.benchmark import LENIENT, Benchmark, Row, Score
 from polyphi_eval.sources import Data, Missing, Source
 
@@ -148,7 +148,7 @@ def _same_result(comparison: tuple[str, str, str | None, str | None]) -> bool:
         database = base64.b64encode(zlib.compress(Path(str(path)).read_bytes(), 1)).decode()
     request = {"database": database, "query": sql, "reference": reference, "seconds": SECONDS}
     result = sandbox.run(
-        Path(query.__file__).read_text(encoding="utf-8"),
+        Path(sql_results.__file__).read_text(encoding="utf-8"),
         stdin=json.dumps(request),
         limits=LIMITS,
         weak=sandbox.unavailable() is not None,

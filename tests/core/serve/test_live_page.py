@@ -15,7 +15,7 @@ from serve import test_page
 from serve.conftest import Running, serving
 from serve.test_page import Page
 from serve.test_realtime import COMPLETED, DELTA, at_once
-from serve.test_speech import engine  # noqa: F401
+from serve.test_transcriptions import engine  # noqa: F401
 
 from polyphi.engine.engine import Engine
 from polyphi.serve.settings import Settings

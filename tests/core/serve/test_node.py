@@ -13,7 +13,7 @@ import pytest
 from engine.conftest import clip, picture
 from serve.conftest import Running
 from serve.test_chat import audio_part
-from serve.test_speech import CLIP
+from serve.test_transcriptions import CLIP
 
 from polyphi.engine.engine import Engine
 from polyphi.messages import Message, SamplingParams

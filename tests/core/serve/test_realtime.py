@@ -17,7 +17,7 @@ import pytest
 import soundfile
 from openai import OpenAI
 from serve.conftest import Running, serving
-from serve.test_speech import engine  # noqa: F401
+from serve.test_transcriptions import engine  # noqa: F401
 from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 from tones import say

@@ -42,9 +42,9 @@ QUESTION = (
 
 @pytest.fixture(scope="module")
 def leaks() -> Iterator[ModuleType]:
-    """The module benchmarks/leaks.py: test material and changes of it."""
-    path = Path(__file__).parents[3] / "benchmarks" / "leaks.py"
-    spec = importlib.util.spec_from_file_location("benchmark_leaks", path)
+    """The module benchmarks/leaked_items.py: test material and changes of it."""
+    path = Path(__file__).parents[3] / "benchmarks" / "leaked_items.py"
+    spec = importlib.util.spec_from_file_location("benchmark_leaked_items", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

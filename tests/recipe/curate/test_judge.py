@@ -177,7 +177,9 @@ def test_chains_of_others_are_verified_in_a_pipeline(tmp_path: Path) -> None:
     corpus_ = Corpus(
         "checked",
         build,
-        steps=lambda work: [judge.Verified(lambda sample: verifiers.number(sample.meta["answer"]))],
+        steps=lambda work: [
+            judge.VerifiedAnswerFilter(lambda sample: verifiers.number(sample.meta["answer"]))
+        ],
     )
     corpus.build(corpus_, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
     samples = list(Shards(tmp_path / "data" / "checked" / "train"))

@@ -5,7 +5,7 @@ from datatrove.data import Document
 
 from polyphi.data import shards
 from polyphi_recipe.curate.documents import document
-from polyphi_recipe.curate.language import Language, identify, language_of
+from polyphi_recipe.curate.language import LanguageFilter, identify, language_of
 
 SAID = {
     "en": "The train to the coast leaves at noon from the second platform.",
@@ -36,7 +36,7 @@ def test_lines_and_length_dont_matter() -> None:
 
 
 def test_other_languages_are_dropped_with_the_reason() -> None:
-    step = Language()
+    step = LanguageFilter()
     polish = raw("Pociąg nad morze odjeżdża w południe z drugiego peronu dworca głównego.")
     keep, reason = step.filter(polish)  # type: ignore[misc]
     assert not keep and reason.startswith("language_pl_")
@@ -45,8 +45,8 @@ def test_other_languages_are_dropped_with_the_reason() -> None:
 
 
 def test_what_a_sample_says_of_itself_is_held_against_it() -> None:
-    assert Language().filter(raw(SAID["de"], language="de")) is True
-    assert Language().filter(raw(SAID["de"], language="fr"))[0] is False  # type: ignore[index]
+    assert LanguageFilter().filter(raw(SAID["de"], language="de")) is True
+    assert LanguageFilter().filter(raw(SAID["de"], language="fr"))[0] is False  # type: ignore[index]
 
 
 def test_a_language_that_nobody_knows_is_an_error() -> None:
@@ -57,4 +57,4 @@ def test_a_language_that_nobody_knows_is_an_error() -> None:
 
 def test_names_of_languages_are_refused() -> None:
     with pytest.raises(ValueError, match="found \\['English'\\]"):
-        Language(["English"])
+        LanguageFilter(["English"])

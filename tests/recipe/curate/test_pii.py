@@ -14,7 +14,7 @@ from polyphi.messages import Message, Text
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import pii
 from polyphi_recipe.curate.documents import document, sample
-from polyphi_recipe.curate.pii import ENTITY_TYPES, Fakes, Personal, find, remove, spacy_names
+from polyphi_recipe.curate.pii import ENTITY_TYPES, Fakes, PiiFilter, find, remove, spacy_names
 from polyphi_recipe.synthetic import planted
 
 
@@ -169,7 +169,7 @@ def test_the_step_cleans_every_message_and_notes_counts() -> None:
         ),
     )
     one = document(talk)
-    assert Personal().filter(one) is True
+    assert PiiFilter().filter(one) is True
     cleaned = sample(one)
     assert [m.text for m in cleaned.messages] == ["Mail [EMAIL]", "Sent to [EMAIL], call [PHONE]."]
     assert cleaned.meta["lineage"] == [{"step": "pii", "EMAIL": 2, "PHONE": 1}]
@@ -177,11 +177,11 @@ def test_the_step_cleans_every_message_and_notes_counts() -> None:
 
 def test_the_step_drops_where_it_is_told_to() -> None:
     one = raw("Mail ada@lovelace.org", language="en")
-    assert Personal("drop").filter(one) == (False, "pii_EMAIL")
+    assert PiiFilter("drop").filter(one) == (False, "pii_EMAIL")
     assert one.text == "Mail ada@lovelace.org"
-    assert Personal("drop", types=("IBAN",)).filter(one) is True
+    assert PiiFilter("drop", types=("IBAN",)).filter(one) is True
     with pytest.raises(ValueError, match="found 'hide'"):
-        Personal("hide")  # type: ignore[arg-type]
+        PiiFilter("hide")  # type: ignore[arg-type]
 
 
 def test_time_grows_with_the_text_and_no_more() -> None:

@@ -14,7 +14,15 @@ from recipe.curate.test_language import raw
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import labels, quality, sources
 from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.quality import Labelled, Quality, labelled, load, measure, save, train
+from polyphi_recipe.curate.quality import (
+    Labelled,
+    QualityClassifierFilter,
+    labelled,
+    load,
+    measure,
+    save,
+    train,
+)
 
 
 def refuse(*_: object) -> None:
@@ -133,12 +141,21 @@ def head(bias: float) -> np.ndarray:
 def test_the_step_drops_by_aspect_and_notes_scores() -> None:
     classifier = quality.Classifier({("en", "good"): head(2), ("en", "toxic"): head(-2)})
     one = raw("anything", language="en")
-    assert Quality(classifier, least={"good": 0.5}, most={"toxic": 0.5}).filter(one) is True
+    assert (
+        QualityClassifierFilter(classifier, least={"good": 0.5}, most={"toxic": 0.5}).filter(one)
+        is True
+    )
     assert one.metadata["lineage"] == [{"step": "quality", "good": 0.881, "toxic": 0.119}]
-    assert Quality(classifier, least={"good": 0.9}).filter(one) == (False, "quality_low_good")
-    assert Quality(classifier, most={"toxic": 0.1}).filter(one) == (False, "quality_high_toxic")
+    assert QualityClassifierFilter(classifier, least={"good": 0.9}).filter(one) == (
+        False,
+        "quality_low_good",
+    )
+    assert QualityClassifierFilter(classifier, most={"toxic": 0.1}).filter(one) == (
+        False,
+        "quality_high_toxic",
+    )
     french = raw("quoi", language="fr")
-    assert Quality(classifier, least={"good": 0.9}).filter(french) is True
+    assert QualityClassifierFilter(classifier, least={"good": 0.9}).filter(french) is True
     assert french.metadata["lineage"] == [{"step": "quality", "unjudged": ["good"]}]
     with pytest.raises(ValueError, match=r"good, toxic; .*nice"):
-        Quality(classifier, least={"nice": 0.5})
+        QualityClassifierFilter(classifier, least={"nice": 0.5})

@@ -16,8 +16,8 @@ from polyphi.services.speech_synthesis import Voice, unavailable
 from polyphi_recipe.curate import corpus
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.pipeline import counts
-from polyphi_recipe.curate.read_aloud import Cast, ReadAloud, cast, installed, query
-from polyphi_recipe.curate.transcripts import Recogniser, WordErrors
+from polyphi_recipe.curate.read_aloud import ReadAloud, SplitVoices, installed, query, split_voices
+from polyphi_recipe.curate.transcripts import Recogniser, WordErrorRateFilter
 from polyphi_recipe.curate.voices import unfit
 from polyphi_recipe.curate.waves import encode
 
@@ -124,11 +124,11 @@ def test_pictures_and_systems_stay(tmp_path: Path) -> None:
 
 def test_voices_are_held_out_by_name() -> None:
     with pytest.raises(ValueError, match="found espeak-ng m3 in both"):
-        cast([Voice(variant="m3")], [Voice(language="de", variant="m3")])
+        split_voices([Voice(variant="m3")], [Voice(language="de", variant="m3")])
     with pytest.raises(ValueError, match="1 for training and 0 "):
-        Cast(cast([Voice(variant="m3")], [Voice(variant="m4")]).train, ())
+        SplitVoices(split_voices([Voice(variant="m3")], [Voice(variant="m4")]).train, ())
     here = {"engine": "endpoint", "where": "http://here/v1"}
-    voices = cast([Voice(**here, variant="a")], [Voice(**here, variant="b")])
+    voices = split_voices([Voice(**here, variant="a")], [Voice(**here, variant="b")])
     assert voices.test[0].name == "endpoint http://here/v1 tts b"
 
 
@@ -139,7 +139,7 @@ def test_an_endpoint_and_a_command_read(tmp_path: Path) -> None:
         f"{sys.executable} -c \"import sys; sys.stdout.buffer.write(open('{clip}', 'rb').read())\""
     )
     with Replay(clips={"Who wrote Faust?": TONE}) as replay:
-        voices = cast(
+        voices = split_voices(
             [Voice("endpoint", variant="ann", where=replay.where)],
             [Voice("command", where=command)],
         )
@@ -157,7 +157,9 @@ def test_clips_that_nobody_understands_are_dropped_afterwards(tmp_path: Path) ->
     """The word error rate filter compares with the words that were read, not with the answer."""
     transcripts = {"en": "who wrote Faust", "de": "quite something else"}
     recogniser = Recogniser("listener", lambda clip, language: transcripts[language])
-    by_split = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(recogniser, 0.35)])
+    by_split = built(
+        ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrorRateFilter(recogniser, 0.35)]
+    )
     assert [s.id for s in by_split["train"]] == ["fit"]
 
 
@@ -168,7 +170,9 @@ def test_an_endpoint_judges_what_was_read(tmp_path: Path) -> None:
         recogniser = Recogniser(
             "m", lambda clip, language: endpoint.transcribe(clip, language=language)
         )
-        by_split = built(ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrors(recogniser, 0.35)])
+        by_split = built(
+            ROWS[:2], tmp_path, [ReadAloud(installed()), WordErrorRateFilter(recogniser, 0.35)]
+        )
         assert len(replay.requests) == 4
     assert [s.id for s in by_split["train"]] == [s.id for s in by_split["test"]] == ["fit"]
 

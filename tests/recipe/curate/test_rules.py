@@ -8,7 +8,7 @@ from recipe.curate.test_language import SAID, raw
 from polyphi.data import shards
 from polyphi.messages import Message, Text
 from polyphi_recipe.curate.documents import document, sample
-from polyphi_recipe.curate.rules import Rules, Words, judge
+from polyphi_recipe.curate.rules import QualityRulesFilter, Words, judge
 
 PROSE = {
     "en": """The harbour wakes before the town does, and its first sounds are those of ropes and gulls.
@@ -51,7 +51,7 @@ def test_what_is_not_prose_is_dropped(language: str) -> None:
 
 def test_lines_that_c4_leaves_out_are_left_out_of_the_sample() -> None:
     one = raw(f"{PROSE['en']}\nThis page needs Javascript to be shown.", language="en")
-    assert Rules().filter(one) is True
+    assert QualityRulesFilter().filter(one) is True
     assert sample(one).answer == PROSE["en"]
     assert one.metadata["lineage"] == [{"step": "rules", "broken": "", "lines_left_out": 1}]
 
@@ -61,11 +61,14 @@ def test_conversations_pass_unread() -> None:
         shards.document("one", "", "here", "MIT"),
         messages=(Message("user", (Text("2 + 2?"),)), Message("assistant", (Text("4"),))),
     )
-    assert Rules().filter(document(talk)) is True
+    assert QualityRulesFilter().filter(document(talk)) is True
 
 
 def test_the_reason_says_which_rule() -> None:
-    assert Rules().filter(raw("Too short.", language="en")) == (False, "gopher_short_doc")
+    assert QualityRulesFilter().filter(raw("Too short.", language="en")) == (
+        False,
+        "gopher_short_doc",
+    )
 
 
 def test_other_languages_are_refused() -> None:

@@ -12,10 +12,10 @@ from recipe.curate.test_rules import PROSE
 from polyphi.data.shards import Sample, Shards, document
 from polyphi_recipe.curate import corpus, quality
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.language import Language
-from polyphi_recipe.curate.pii import Personal
-from polyphi_recipe.curate.quality import Classifier, Quality
-from polyphi_recipe.curate.rules import Rules
+from polyphi_recipe.curate.language import LanguageFilter
+from polyphi_recipe.curate.pii import PiiFilter
+from polyphi_recipe.curate.quality import Classifier, QualityClassifierFilter
+from polyphi_recipe.curate.rules import QualityRulesFilter
 
 PAGES = {
     "kept": f"{PROSE['en']}\nWrite to ada@lovelace.org for the tides.",
@@ -42,10 +42,10 @@ def test_a_corpus_of_clean_text(tmp_path: Path) -> None:
             {(c, "educational"): head(-1.0 if c == "de" else 1.0) for c in ("en", "de", "ja")}
         )
         return [
-            Language(),
-            Rules(),
-            Quality(classifier, least={"educational": 0.5}),
-            Personal(),
+            LanguageFilter(),
+            QualityRulesFilter(),
+            QualityClassifierFilter(classifier, least={"educational": 0.5}),
+            PiiFilter(),
         ]
 
     work = Work({"train": 10}, 0, tmp_path / "cache", tmp_path / "data", report=lambda line: None)

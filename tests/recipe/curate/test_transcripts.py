@@ -14,7 +14,7 @@ from polyphi.services import speech_synthesis
 from polyphi_recipe.curate import corpus
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.documents import document
-from polyphi_recipe.curate.transcripts import Recogniser, WordErrors, measure, pocketsphinx
+from polyphi_recipe.curate.transcripts import Recogniser, WordErrorRateFilter, measure, pocketsphinx
 from polyphi_recipe.curate.waves import encode, resample
 
 WORDS = [
@@ -68,7 +68,7 @@ def listener(samples: list[Sample], mistakes: float) -> Recogniser:
 @pytest.mark.parametrize("mistakes", [0.0, 0.1, 0.2])
 def test_wrong_transcripts_are_found(mistakes: float) -> None:
     samples = planted()
-    judge = WordErrors(listener(samples, mistakes), limit=0.65)
+    judge = WordErrorRateFilter(listener(samples, mistakes), limit=0.65)
     dropped = {s.id for s in samples if judge.filter(document(s)) is not True}
     wrong = {s.id for s in samples if int(s.id) % 5 == 0}
     precision, recall = len(dropped & wrong) / len(dropped), len(dropped & wrong) / len(wrong)
@@ -81,7 +81,7 @@ def test_transcripts_are_stored_with_the_sample(tmp_path: Path) -> None:
     corpus_ = Corpus(
         "spoken",
         lambda work: (("train", s) for s in samples),
-        steps=lambda work: [WordErrors(listener(samples, 0.0), 0.5)],
+        steps=lambda work: [WordErrorRateFilter(listener(samples, 0.0), 0.5)],
     )
     corpus.build(corpus_, Work({"train": 99}, 0, tmp_path, tmp_path / "data"))
     rows = list(Shards(tmp_path / "data" / "spoken" / "train"))
@@ -93,7 +93,7 @@ def test_transcripts_are_stored_with_the_sample(tmp_path: Path) -> None:
 
 def test_a_recogniser_out_of_its_depth_is_refused() -> None:
     deaf = Recogniser("small", lambda audio, language: "", ("en",), {"espeak-ng": "70 %"})
-    judge = WordErrors(deaf, 0.5)
+    judge = WordErrorRateFilter(deaf, 0.5)
     with pytest.raises(ValueError, match="only en, not de: sample 1 "):
         judge.filter(document(clip("1", "sieben", "sieben", language="de")))
     with pytest.raises(ValueError, match=r"espeak-ng \(70 %\)"):
@@ -141,7 +141,7 @@ def test_pocketsphinx_distinguishes_flites_transcripts(capsys) -> None:
     wrong = [spoken(i, texts[i - 1]) for i in range(len(texts))]
     # Right and wrong texts have the same six recordings.
     recogniser = replace(pocketsphinx(), transcribe=cache(pocketsphinx().transcribe))
-    judge = WordErrors(recogniser, 0.4)
+    judge = WordErrorRateFilter(recogniser, 0.4)
     accepted = [judge.filter(document(s)) is True for s in right]
     caught = [judge.filter(document(s)) is not True for s in wrong]
     rate = measure(recogniser, right)

@@ -6,7 +6,7 @@ import pytest
 
 from polyphi.data.shards import Sample
 from polyphi.services import sandbox
-from polyphi_eval import query
+from polyphi_eval import sql_results
 from polyphi_eval.benchmarks.text import spider
 from polyphi_eval.sources import Data
 
@@ -69,7 +69,7 @@ def test_large_databases_are_not_embedded(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_rows_and_columns_may_come_in_any_order() -> None:
-    assert query.rows_equal([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=False)
-    assert not query.rows_equal([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=True)
-    assert not query.rows_equal([(1,), (1,)], [(1,)], ordered=False)
-    assert not query.rows_equal([(1, 2)], [(1,)], ordered=False)
+    assert sql_results.rows_equal([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=False)
+    assert not sql_results.rows_equal([(1, "a"), (2, "b")], [("b", 2), ("a", 1)], ordered=True)
+    assert not sql_results.rows_equal([(1,), (1,)], [(1,)], ordered=False)
+    assert not sql_results.rows_equal([(1, 2)], [(1,)], ordered=False)

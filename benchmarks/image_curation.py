@@ -1,7 +1,7 @@
-"""Cost of curating pictures, pages and videos on one core, and recall of wrong captions by our own similarity:
+"""Cost of curating images, pages and videos on one core, and recall of wrong captions by our own similarity:
 
-OMP_NUM_THREADS=1 python benchmarks/pictures.py              # each line is the best of three rounds over drawn pictures
-OMP_NUM_THREADS=1 python benchmarks/pictures.py runs/nano    # captions, every fifth one wrong; needs vision_0
+OMP_NUM_THREADS=1 python benchmarks/image_curation.py  # the best of three rounds over drawn images
+OMP_NUM_THREADS=1 python benchmarks/image_curation.py runs/nano # captions, every fifth one wrong; needs vision_0
 """
 
 import io
@@ -25,8 +25,8 @@ from polyphi.processing.media import decode_image
 from polyphi.processing.video import decode_video
 from polyphi_recipe.curate import pdf_pages
 from polyphi_recipe.curate.documents import document
+from polyphi_recipe.curate.image_filters import DownscaleImages, ImageSizeFilter, captions, encoded
 from polyphi_recipe.curate.photos import photo
-from polyphi_recipe.curate.pictures import DownscaleImages, ImageSizeFilter, captions, encoded
 from polyphi_recipe.graph import Run
 from polyphi_recipe.synthetic import cartoons
 from polyphi_recipe.synthetic.pages import set_page

@@ -1,7 +1,7 @@
 """Fine-tuning at the published size, by the commands that users run: a random checkpoint of 5.6 billion bfloat16
 parameters, a third adapter of rank 64, pictures of one crop and clips of two seconds.
 
-    python benchmarks/published.py --out runs/published [--tiny] [--steps 20]
+    python benchmarks/finetune_full_size.py --out runs/published [--tiny] [--steps 20]
 
 1. `polyphi train --base int4`, 20 steps of one or two rows, stopped once and resumed. The loss, seconds per step, and
    the memory beside what `polyphi plan` computes for these rows.

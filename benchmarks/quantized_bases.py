@@ -1,7 +1,7 @@
 """What a quantized base costs in quality: an adapter of rank 64, trained on the nano run's speech with the language
 model in bf16, int8 and int4, from several seeds.
 
-    python benchmarks/bases.py runs/nano --out runs/bases [--steps 300] [--seeds 3] [--corpus asr]
+    python benchmarks/quantized_bases.py runs/nano --out runs/bases [--steps 300] [--seeds 3] [--corpus asr]
 
 Each adapter is evaluated on the base that it was trained on and on the unquantized one: loss per token of the held-out
 answers, and the share of answers whose every token is the most likely one, as in a greedy answer. Prints a table in

@@ -1,6 +1,6 @@
 """A language model of 17 million parameters, trained on real text, to measure the error of rounding its weights.
 
-    python benchmarks/larger.py runs/larger
+    python benchmarks/small_language_model.py runs/larger
     python benchmarks/perplexity.py runs/larger/model runs/larger/data/held_out/test \\
         --calibrate runs/larger/data/text/train
 

@@ -1,6 +1,6 @@
 """Share of leaked evaluation items and near-duplicates that curation finds, and of unrelated items that it flags.
 
-python benchmarks/leaks.py [--items 60] [--seed 0] [--only text image audio]
+python benchmarks/leaked_items.py [--items 60] [--seed 0] [--only text image audio]
 
 The material is generated: sentences of Python's own manual and word problems; tiles of scikit-learn's photographs and
 drawn scenes; sentences that espeak-ng or flite say (melodies if neither is installed). Each item is copied with changes

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def test_every_part_is_measured(tmp_path: Path) -> None:
     """A second call has all results and prints the same tables. The model learns the rows by heart only at full
     width."""
-    command = [sys.executable, str(BENCHMARKS / "published.py"), "--tiny", "--steps", "6"]
+    command = [sys.executable, str(BENCHMARKS / "finetune_full_size.py"), "--tiny", "--steps", "6"]
     command += ["--out", str(tmp_path)]
     environment = {
         **os.environ,

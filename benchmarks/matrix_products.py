@@ -1,6 +1,6 @@
 """Linear layers of the published size, in 4 and 8 bits, against torch's.
 
-    python benchmarks/products.py [--repeats 3] [--json]
+    python benchmarks/matrix_products.py [--repeats 3] [--json]
     polyphi bench kernels --parts products
 
 The work is the four products of one decoder layer (3.84 G parameters have 32), by 1, 8 and 256 tokens. Weights of

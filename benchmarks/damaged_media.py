@@ -1,6 +1,6 @@
 """Send damaged M4A, MP4, WebM, AAC and AVI files to a server, and count what becomes of them.
 
-    python benchmarks/damaged.py runs/nano/model [--files 1000] [--seed 0] [--clients 2] [--json damaged.json]
+    python benchmarks/damaged_media.py runs/nano/model [--files 1000] [--seed 0] [--clients 2] [--json damaged.json]
 
 Starts `polyphi serve` on a free port. The files are short recordings and videos, encoded by FFmpeg and changed in one
 to thirty places, half of the time in their headers: flipped bits, extreme sizes, bytes removed, inserted, repeated, cut

@@ -17,7 +17,7 @@ from polyphi.messages import Message, Text
 from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.documents import document
 from polyphi_recipe.curate.documents import sample as back
-from polyphi_recipe.curate.pictures import (
+from polyphi_recipe.curate.image_filters import (
     CAP,
     ClipScoreFilter,
     DownscaleImages,

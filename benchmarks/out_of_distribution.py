@@ -1,7 +1,7 @@
 """Accuracy of a model on inputs that none of our generators made: ten drawings and ten recordings, sent on the chat
 page in Chromium.
 
-python benchmarks/foreign.py runs/nano --out foreign.png    # needs espeak-ng, chromium and chromium-driver
+python benchmarks/out_of_distribution.py runs/nano --out foreign.png    # needs espeak-ng, chromium and chromium-driver
 
 Five digits and five shapes are drawn by the browser, stroke by stroke; ten numbers come through a microphone, spoken by
 espeak-ng's voices of accents and variants that are in no list of polyphi. The picture shows all of them with their

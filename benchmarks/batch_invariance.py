@@ -1,7 +1,7 @@
 """How often rounding changes a greedy token because of other requests in the batch: a finished run's prompts, all
 batched in an engine with small chunks and draft tokens, against each one alone and without a cache.
 
-    python benchmarks/alone.py runs/nano [--prompts 4] [--tasks digit asr_digits ...]
+    python benchmarks/batch_invariance.py runs/nano [--prompts 4] [--tasks digit asr_digits ...]
 
 Prints a table in Markdown for float32, bfloat16 and int8: of all tokens of the batch, the share where the model alone
 prefers another one after the same tokens (flips); the largest margin between its two best there; and how far apart

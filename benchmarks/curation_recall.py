@@ -1,10 +1,11 @@
 """Recall and false positives of all curation filters on planted cases, as one table.
 
-    python benchmarks/planted.py [--only text media pii language duplicates transcripts broken unfit]
+    python benchmarks/curation_recall.py [--only text media pii language duplicates transcripts broken unfit]
 
 Columns: the number of planted cases and the share found (recall), the number of innocents, which shouldn't be flagged,
 and the share flagged, and the share of planted cases among all that was flagged (precision; "-" where copies and
-innocents have separate rows). `benchmarks/leaks.py` and `polyphi_recipe/synthetic/planted.py` generate the material.
+innocents have separate rows). `benchmarks/leaked_items.py` and `polyphi_recipe/synthetic/planted.py` generate the
+material.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import curation
-import leaks
+import leaked_items
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
@@ -28,9 +29,9 @@ from polyphi.services.speech_synthesis import TTSPool, Voice, unavailable
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate.dedup import AUDIO, IMAGES, TEXTS, Similarity, deduplicate
 from polyphi_recipe.curate.documents import document
-from polyphi_recipe.curate.language import Language
-from polyphi_recipe.curate.readable import Readable
-from polyphi_recipe.curate.transcripts import WordErrors, pocketsphinx
+from polyphi_recipe.curate.language import LanguageFilter
+from polyphi_recipe.curate.readable import ReadableMediaFilter
+from polyphi_recipe.curate.transcripts import WordErrorRateFilter, pocketsphinx
 from polyphi_recipe.curate.waves import encode, resample
 from polyphi_recipe.synthetic import planted
 from polyphi_recipe.synthetic.images import png
@@ -48,7 +49,7 @@ def row(name: str, planted: int, matched: int, innocents: int = 0, flagged: int 
 
 def leaked(modality: str) -> Iterator[str]:
     """Changed copies of evaluation items, and innocents that resemble them."""
-    for result in leaks.MAKERS[modality](60, 1):
+    for result in leaked_items.MAKERS[modality](60, 1):
         n, of = result.get("n", 0), {"text": "text", "image": "picture", "audio": "clip"}[modality]
         if "copies" in result:
             yield row(f"leaked {of}: {result['copies']}", n, round(n * result["recall"]))
@@ -101,7 +102,7 @@ def language() -> Iterator[str]:
             for paragraph in curation.prose(code, 100):
                 for label, results in ((code, right), (codes[i - 1], wrong)):
                     sample = shards.document("", paragraph[:most], "", "", language=label)
-                    results.append(Language().filter(document(sample)) is True)
+                    results.append(LanguageFilter().filter(document(sample)) is True)
         yield row(
             f"text in another language, {name}",
             *(len(wrong), wrong.count(False), len(right), right.count(False)),
@@ -135,12 +136,12 @@ class CollectIds:
         self.ids += [one.id for one in data]
 
 
-def every(step: int) -> leaks.Change:
+def every(step: int) -> leaked_items.Change:
     """Replace every `step`-th word with a random word."""
 
     def change(text: str, rng: random.Random) -> str:
         words = text.split()
-        words[::step] = rng.sample(leaks.VOCABULARY, len(words[::step]))
+        words[::step] = rng.sample(leaked_items.VOCABULARY, len(words[::step]))
         return " ".join(words)
 
     return change
@@ -150,27 +151,35 @@ def duplicates() -> Iterator[str]:
     """Copies among their originals and other samples, by the whole MinHash run: it must drop one of each pair, and none
     of the others."""
     rng = random.Random(5)
-    sentences = leaks.manual()
+    sentences = leaked_items.manual()
     rng.shuffle(sentences)
     texts = [" ".join(sentences[i : i + 8]) for i in range(0, 8 * 120, 8)]
-    tiles = leaks.photographs(rng, 1000)
-    drawn = [leaks.drawn(rng, i) for i in range(40)]
-    voices = leaks.voices() or [None]
+    tiles = leaked_items.photographs(rng, 1000)
+    drawn = [leaked_items.drawn(rng, i) for i in range(40)]
+    voices = leaked_items.voices() or [None]
     clips = [
-        leaks.read_aloud(s[:80], voices[i % len(voices)]) for i, s in enumerate(sentences[:60])
+        leaked_items.read_aloud(s[:80], voices[i % len(voices)])
+        for i, s in enumerate(sentences[:60])
     ]
-    cases: list[tuple[str, list[Any], leaks.Change, Similarity]] = [
+    cases: list[tuple[str, list[Any], leaked_items.Change, Similarity]] = [
         ("text, every 60th word another", texts, every(60), TEXTS),
         ("text, every 30th word another", texts, every(30), TEXTS),
-        ("picture, JPEG 30", tiles + drawn, leaks.PICTURE_CHANGES["JPEG 30"], IMAGES),
-        ("picture, half the size", tiles + drawn, leaks.PICTURE_CHANGES["half the size"], IMAGES),
-        ("clip, Ogg Vorbis", clips, leaks.CLIP_CHANGES["Ogg Vorbis"], AUDIO),
-        ("clip, noise at 20 dB", clips, leaks.CLIP_CHANGES["noise at 20 dB"], AUDIO),
+        ("picture, JPEG 30", tiles + drawn, leaked_items.PICTURE_CHANGES["JPEG 30"], IMAGES),
+        (
+            "picture, half the size",
+            tiles + drawn,
+            leaked_items.PICTURE_CHANGES["half the size"],
+            IMAGES,
+        ),
+        ("clip, Ogg Vorbis", clips, leaked_items.CLIP_CHANGES["Ogg Vorbis"], AUDIO),
+        ("clip, noise at 20 dB", clips, leaked_items.CLIP_CHANGES["noise at 20 dB"], AUDIO),
     ]
     for name, known, change, likeness in cases:
         half = len(known) // 2
-        samples = [leaks.sample(f"own-{i}", k) for i, k in enumerate(known)]
-        samples += [leaks.sample(f"copy-{i}", change(k, rng)) for i, k in enumerate(known[:half])]
+        samples = [leaked_items.sample(f"own-{i}", k) for i, k in enumerate(known)]
+        samples += [
+            leaked_items.sample(f"copy-{i}", change(k, rng)) for i, k in enumerate(known[:half])
+        ]
         collected = CollectIds()
         with tempfile.TemporaryDirectory() as folder:
             deduplicate(likeness, [Read([document(s) for s in samples])], [collected], Path(folder))
@@ -187,10 +196,10 @@ def transcripts() -> Iterator[str]:
         yield f"| mislabelled transcripts: {missing} | - | - | - | - | - |"
         return
     sentences = [
-        " ".join(s.split()[:10]) for s in leaks.manual() if s.replace(" ", "")[:60].isalpha()
+        " ".join(s.split()[:10]) for s in leaked_items.manual() if s.replace(" ", "")[:60].isalpha()
     ]
     random.Random(6).shuffle(sentences)
-    tts_pool, judge, rng = TTSPool(), WordErrors(pocketsphinx(), 0.4), random.Random(7)
+    tts_pool, judge, rng = TTSPool(), WordErrorRateFilter(pocketsphinx(), 0.4), random.Random(7)
     dropped: dict[str, list[bool]] = {
         "another clip's": [],
         "half of the longer words replaced": [],
@@ -200,7 +209,7 @@ def transcripts() -> Iterator[str]:
         kind = ("another clip's", "half of the longer words replaced", "right", "right")[i % 4]
         written = {
             "another clip's": sentences[i - 1],
-            "half of the longer words replaced": leaks.reworded(0.5)(sentence, rng),
+            "half of the longer words replaced": leaked_items.reworded(0.5)(sentence, rng),
             "right": sentence,
         }[kind]
         voice = Voice("flite", "en", ("slt", "rms", "awb")[i % 3])
@@ -218,8 +227,8 @@ def transcripts() -> Iterator[str]:
 def broken() -> Iterator[str]:
     """Pictures and clips cut short, emptied, overwritten, or of an unknown format; and whole ones."""
     rng = random.Random(8)
-    pictures = [leaks.drawn(rng, i) for i in range(40)]
-    tone = leaks.read_aloud("one two three", None)
+    pictures = [leaked_items.drawn(rng, i) for i in range(40)]
+    tone = leaked_items.read_aloud("one two three", None)
 
     def jpeg(picture: Any) -> bytes:
         out = io.BytesIO()
@@ -228,7 +237,9 @@ def broken() -> Iterator[str]:
 
     whole: dict[str, list[bytes]] = {
         "picture": [f(p) for p in pictures for f in (png, jpeg)],
-        "clip": [f(tone[: len(tone) - 900 * i]) for i in range(40) for f in (encode, leaks.wav)],
+        "clip": [
+            f(tone[: len(tone) - 900 * i]) for i in range(40) for f in (encode, leaked_items.wav)
+        ],
     }
     changes: dict[str, Callable[[bytes], bytes]] = {
         "cut to a half": lambda data: data[: len(data) // 2],
@@ -243,7 +254,7 @@ def broken() -> Iterator[str]:
     def drops(kind: str, data: bytes) -> bool:
         part = Image(data) if kind == "picture" else Audio(data)
         sample = Sample("", (Message.user(part), Message.assistant("")), "", "")
-        return Readable().filter(document(sample)) is not True
+        return ReadableMediaFilter().filter(document(sample)) is not True
 
     for kind, files in whole.items():
         flagged = sum(drops(kind, data) for data in files)
@@ -282,8 +293,10 @@ UNFIT = {
 
 def unfit() -> Iterator[str]:
     """Queries that can't be read aloud, and questions like those of the nano run."""
-    fit = [s for s in leaks.manual() if len(s) < 100 and not set("`_*[]{}<>/=#@&|\\") & set(s)]
-    fit += [f"How many {w} are there?" for w in leaks.lexicon_words()[:60]]
+    fit = [
+        s for s in leaked_items.manual() if len(s) < 100 and not set("`_*[]{}<>/=#@&|\\") & set(s)
+    ]
+    fit += [f"How many {w} are there?" for w in leaked_items.lexicon_words()[:60]]
     flagged = sum(not speakable(s) for s in fit)
     for name, queries in UNFIT.items():
         matched = sum(not speakable(q) for q in queries)
