@@ -39,7 +39,7 @@ def score_many(
         for (_, answer), end in zip(group, batch.cu_seqlens[1:], strict=True):
             # The position before a token predicts it.
             states = hidden[end - len(answer) - 1 : end - 1]
-            scores.append([t.logprob for t in logprobs(engine.model, states, answer)])
+            scores.append([t.logprob for t in logprobs(engine.runner.model, states, answer)])
     return scores
 
 
@@ -67,7 +67,7 @@ def logits_many(
             indices = [index for end, size in ends for index in range(end - size, end)]
         with torch.inference_mode():
             hidden = engine.runner.hidden(batch, indices).split(sizes)
-            logits += [engine.model.logits(states).float().cpu() for states in hidden]
+            logits += [engine.runner.model.logits(states).float().cpu() for states in hidden]
     return logits
 
 
