@@ -5,7 +5,7 @@ available, and torch's kernels replace them.
 |---|---|
 | `native` | the library and its thread pool: kernels run in torch's pool if that is GNU's OpenMP, as on Linux |
 | `linear` | linear layers with weights of 4 and 8 bits |
-| `half` | linear layers with bfloat16 weights |
+| `bf16` | linear layers with bfloat16 weights |
 | `attention` | attention over the block cache, few queries and many |
 | `blocks` | RMS norm, SwiGLU and rotary embedding of a decoder's block |
 | `encoder` | attention of the encoders, and the operations between their int8 products |

@@ -134,7 +134,7 @@ def explicit_attention(
     q: Float[Tensor, "S H t d"],
     k: Float[Tensor, "S H t d"],
     v: Float[Tensor, "S H t d"],
-    masked: Bool[Tensor, "*b n t"],
+    masked: Bool[Tensor, "*b"],
 ) -> Float[Tensor, "S H t d"]:
     """Softmax attention by its formula, softmax in float32; keys are masked where `masked` is True."""
     logits = at_least_float32(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])

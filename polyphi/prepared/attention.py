@@ -20,7 +20,7 @@ from torch import Tensor
 from polyphi.model import attention
 from polyphi.model.attention import at_least_float32
 
-Piece = tuple[Float[Tensor, "n K d"], Float[Tensor, "n K d"]]
+Piece = tuple[Float[Tensor, "_ K d"], Float[Tensor, "_ K d"]]
 """Keys and values of consecutive tokens."""
 
 
