@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -52,10 +53,13 @@ def train(
 
     record_interrupts()
     if not any(stage.endswith(".py") for stage in stages):
-        if model or data or push_to_hub or finetuning != FinetuneOptions():
+        values = {"model": model, "data": data, "push_to_hub": push_to_hub}
+        values |= {f.name: getattr(finetuning, f.name) for f in fields(finetuning)}
+        defaults = {f.name: getattr(FinetuneOptions(), f.name) for f in fields(finetuning)}
+        if own := [name for name, value in values.items() if value and value != defaults.get(name)]:
             raise ValueError(
-                "--model, --data, --push-to-hub and the other options of a custom stage need a stage of your own, in a "
-                f".py file; found the recipe's {stages[0]}"
+                f"{', '.join('--' + name.replace('_', '-') for name in own)} needs a stage of your own, in a .py file; "
+                f"found the recipe's {stages[0]}"
             )
         train_named(stages, out, size=size, options=options)
         return

@@ -305,10 +305,12 @@ def dangers(code: str) -> list[str]:
 
 def test_s10_nothing_runs_code_that_data_bring() -> None:
     """The sandbox alone runs code, and only inside its walls: of what is sent there, `trial.py` is a part. A benchmark
-    that is published as pickles reads them as text, numbers, lists and dicts alone (its own test shows that)."""
+    that is published as pickles reads them as text, numbers, lists and dicts alone (its own test shows that). Worker
+    processes of training exchange pickles with the process that started them, as all of `multiprocessing` does."""
     code = {str(p.relative_to(PACKAGE)): p.read_text() for p in PACKAGE.rglob("*.py")}
     calls = {name: dangerous for name, text in code.items() if (dangerous := dangers(text))}
-    known = {"sandbox.py", "eval/trial.py", "eval/benchmarks/text/livecodebench.py"}
+    known = {"sandbox.py", "data/workers.py"}
+    known |= {"eval/trial.py", "eval/benchmarks/text/livecodebench.py"}
     assert set(calls) <= known, calls
     assert len(code) > 100
     wrong = "import pickle\ntorch.load(f)\nnp.load(f, allow_pickle=True)\neval(x)\nyaml.load(f)"
