@@ -59,7 +59,7 @@ from polyphi.checkpoints.processor import make_processor
 from polyphi.engine import placement
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import Engine
-from polyphi.engine.memory import free_memory
+from polyphi.engine.memory import free_memory, model_bytes, other_tensors, tensor_bytes
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.multimodal import PhiModel
@@ -288,12 +288,12 @@ def in_dtype(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tenso
 
 def tensors(model: nn.Module) -> Iterator[Tensor]:
     """Everything that a model holds, quantized weights too."""
-    yield from (*model.parameters(), *model.buffers(), *quantized.other_tensors(model))
+    yield from (*model.parameters(), *model.buffers(), *other_tensors(model))
 
 
 def weight_gib(model: nn.Module) -> float:
     """GiB of a model's tensors, each counted once."""
-    once = {id(t) if t.is_mkldnn else t.data_ptr(): quantized.nbytes(t) for t in tensors(model)}
+    once = {id(t) if t.is_mkldnn else t.data_ptr(): tensor_bytes(t) for t in tensors(model)}
     return sum(once.values()) / 2**30
 
 
@@ -318,7 +318,7 @@ def read_per_token(model: PhiModel) -> int:
     """Bytes of weights that a decoded token needs: all of the decoder's, but for an embedding where there is a
     separate head."""
     decoder = model.decoder
-    all_bytes = sum(quantized.nbytes(t) for t in tensors(decoder))
+    all_bytes = sum(tensor_bytes(t) for t in tensors(decoder))
     table = decoder.embed_tokens.weight
     return all_bytes - (
         table.nbytes if quantized.head_of(model) is not None and table is not None else 0
@@ -691,7 +691,7 @@ def transcription(size: Size, repeats: int, library: Transformers) -> tuple[list
 
 
 def in_gigabytes(model: PhiModel) -> str:
-    return f"{quantized.in_memory(model) / 1e9:.1f}"
+    return f"{model_bytes(model) / 1e9:.1f}"
 
 
 QUESTION = "what do you see"

@@ -48,7 +48,13 @@ from polyphi.engine.cache import (
     token_bytes,
 )
 from polyphi.engine.encoders import Encoders, items
-from polyphi.engine.memory import OutOfMemory, free_beside, ran_out
+from polyphi.engine.memory import (
+    OutOfMemory,
+    free_beside,
+    other_tensors,
+    ran_out,
+    tensor_bytes,
+)
 from polyphi.engine.prefill import PrefillBudget
 from polyphi.engine.prefixes import Prefixes
 from polyphi.engine.request import GREEDY, NOBODY, Caller, Request
@@ -71,7 +77,6 @@ from polyphi.messages import (
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
 from polyphi.processing.processor import Processor
-from polyphi.quantization import quantize
 
 MAX_NUM_SEQS = 32
 """Sequences that run at once."""
@@ -639,9 +644,9 @@ def _is_memory_bound(model: PhiModel) -> bool:
     """Whether reading the weights dominates the time of a decode step, so that draft tokens are cheap: on a CPU, where
     the weights exceed its caches. On a GPU a decode step is a CUDA graph (graphs.py), and draft tokens weren't
     measured."""
-    weights = (*model.decoder.parameters(), *quantize.other_tensors(model.decoder))
+    weights = (*model.decoder.parameters(), *other_tensors(model.decoder))
     on_cpu = model.decoder.device.type == "cpu"
-    return on_cpu and sum(quantize.nbytes(t) for t in weights) > CPU_CACHE
+    return on_cpu and sum(tensor_bytes(t) for t in weights) > CPU_CACHE
 
 
 def _has_media(prompt: Sequence[Message] | TokensPrompt) -> bool:

@@ -1,13 +1,16 @@
-"""Free memory of the machine, its container or a GPU.
+"""Memory of a model, and free memory of the machine, its container or a GPU.
 
->>> free_memory(torch.device("cpu"))             # bytes
+>>> model_bytes(model), free_memory(torch.device("cpu"))
 """
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, runtime_checkable
 
 import psutil
 import torch
+from torch import Tensor, nn
 
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization.quantize import in_memory
 from polyphi.runtime import cgroup
 
 
@@ -40,4 +43,38 @@ def free_beside(model: PhiModel) -> int:
         return free_memory(device)
     process = psutil.Process().memory_info()
     own = process.rss - getattr(process, "shared", 0)
-    return max(0, free_memory(device) - max(0, in_memory(model) - own))
+    return max(0, free_memory(device) - max(0, model_bytes(model) - own))
+
+
+@runtime_checkable
+class HasTensors(Protocol):
+    """A quantized weight."""
+
+    def tensors(self) -> Iterable[Tensor]: ...
+
+
+def model_bytes(model: PhiModel) -> int:
+    """Bytes of a model's tensors, without a table of embeddings on a CPU that is only used for lookups: it is mapped
+    from its file, and only rows that are read take memory."""
+    decoder = model.decoder
+    tensors = (*model.parameters(), *model.buffers(), *other_tensors(model))
+    sizes = {id(t): tensor_bytes(t) for t in tensors}
+    if getattr(decoder, "head", None) is not None and decoder.device.type == "cpu":
+        sizes.pop(id(decoder.embed_tokens.weight), None)
+    return sum(sizes.values())
+
+
+def other_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The tensors of a model that are neither parameters nor buffers: quantized weights, and weights in the CPU's
+    layout."""
+    for attributes in map(vars, model.modules()):
+        if isinstance(weight := attributes.get("weight"), Tensor):
+            yield weight
+        for name in ("kernel", "head", "down", "up"):
+            if isinstance(weight := attributes.get(name), HasTensors):
+                yield from weight.tensors()
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of a tensor, also in oneDNN's layout."""
+    return torch.ops.mkldnn._nbytes(tensor) if tensor.is_mkldnn else tensor.nbytes

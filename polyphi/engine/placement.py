@@ -17,11 +17,10 @@ import torch
 
 from polyphi import kernels
 from polyphi.engine.cache import token_bytes
-from polyphi.engine.memory import free_memory
+from polyphi.engine.memory import free_memory, model_bytes
 from polyphi.kernels import bf16
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.quantization import quantize
 from polyphi.runtime import precision
 from polyphi.runtime.files import size_text
 
@@ -165,7 +164,7 @@ def memory_report(
     return MemoryReport(
         device=f"{device}{threads}",
         dtype=str(dtype).removeprefix("torch.") + _arithmetic(dtype, model.quant, device),
-        weights=quantize.in_memory(model),
+        weights=model_bytes(model),
         free=free,
         per_token=token_bytes(config, dtype, kv),
         context=config.max_position_embeddings,

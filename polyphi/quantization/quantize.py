@@ -26,7 +26,7 @@ the same scheme. To train adapters, projectors or encoders on a quantized base, 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -353,30 +353,6 @@ def size(part: WeightTarget) -> int:
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in pieces)
 
 
-def in_memory(model: PhiModel) -> int:
-    """Bytes of a model's tensors, without a table of embeddings on a CPU that is only used for lookups: it is mapped
-    from its file, and only rows that are read take memory."""
-    decoder = model.decoder
-    tensors = {
-        id(t): nbytes(t) for t in (*model.parameters(), *model.buffers(), *other_tensors(model))
-    }
-    if head_of(model) is not None and decoder.device.type == "cpu":
-        tensors.pop(id(decoder.embed_tokens.weight), None)
-    return sum(tensors.values())
-
-
-def other_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """The tensors of a model that are neither parameters nor buffers: quantized weights, and weights in the CPU's
-    layout."""
-    for module in model.modules():
-        if isinstance(module, OneDnnLinear):
-            yield module.weight
-        for name in ("kernel", "head", "down", "up"):
-            weight = getattr(module, name, None)
-            if isinstance(weight, Quantized):
-                yield from weight.tensors()
-
-
 def quantized_tensors(model: PhiModel) -> dict[str, Tensor]:
     """The stored tensors of a model's quantized weights, by the names of the weights and of their pieces: "....q4" and
     "....row"."""
@@ -388,11 +364,6 @@ def quantized_tensors(model: PhiModel) -> dict[str, Tensor]:
                 pieces = weight.in_pieces() or {}
                 result |= {f"{path}.{name}.{end}": piece for end, piece in pieces.items()}
     return result
-
-
-def nbytes(tensor: Tensor) -> int:
-    """Bytes of a tensor, also in oneDNN's layout."""
-    return torch.ops.mkldnn._nbytes(tensor) if tensor.is_mkldnn else tensor.nbytes
 
 
 def _eight_bits(linear: nn.Module) -> EightBit:

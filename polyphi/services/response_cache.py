@@ -127,9 +127,8 @@ def dump(line: Mapping[str, Any]) -> str:
 
 def whole_lines(path: Path) -> Iterator[Line]:
     """The objects of a JSON lines file, without incomplete lines."""
-    with path.open(
-        "rb"
-    ) as file:  # splits at b"\n" alone; answers may contain other line separators
+    # In binary: lines end with b"\n" alone, and answers may contain other line separators.
+    with path.open("rb") as file:
         yield from filter(None, map(_parse, file))
 
 

@@ -19,6 +19,7 @@ from polyphi.checkpoints.read import (
     stored_bytes,
 )
 from polyphi.checkpoints.write import ALIGNED, save_checkpoint
+from polyphi.engine.memory import model_bytes
 from polyphi.model.adapters import add_adapter, merge_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -81,7 +82,7 @@ def test_embeddings_beside_a_head_in_4_bits_are_exact(whole: Path) -> None:
     expected = load_checkpoint(whole).decoder.embed(ids)
     saved = load_checkpoint(folder)
     assert torch.equal(saved.decoder.embed(ids), expected)
-    bytes_in_memory = quantized.in_memory(saved)
+    bytes_in_memory = model_bytes(saved)
     model = load_checkpoint(whole)
     calibrated = whole.with_name("calibrated")
     rows = [row(list(range(20, 50)), adapter="speech")]
@@ -93,7 +94,7 @@ def test_embeddings_beside_a_head_in_4_bits_are_exact(whole: Path) -> None:
     # what `pull` asks of the disk
     saving = quantized.saved_bytes(model.config, "int4") - table
     assert stored_bytes(whole) - saving == stored_bytes(folder)
-    assert bytes_in_memory == quantized.in_memory(load_checkpoint(whole, quant="int4"))
+    assert bytes_in_memory == model_bytes(load_checkpoint(whole, quant="int4"))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

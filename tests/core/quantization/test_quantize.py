@@ -11,6 +11,7 @@ from polyphi import kernels
 from polyphi.batch import AudioLayout, pack, row
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
+from polyphi.engine.memory import model_bytes
 from polyphi.kernels.linear import rows4
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import DecoderConfig, ModelConfig
@@ -340,12 +341,12 @@ def test_saved_bytes_equal_the_change_in_memory(scheme: str | None) -> None:
     model = PhiModel(config).bfloat16()
     model.initialise(0)
 
-    before = quantized.in_memory(model)
+    before = model_bytes(model)
     if scheme:
         quantize(model, scheme)
     saved = quantized.saved_bytes(config, scheme)
     # torch's product in 4 bits, where our kernels are missing, has 4 bytes for a group's scale and zero instead of 2.
     tolerance = 0.02 if kernels.missing() is None or scheme != "int4" else 0.05
-    assert before - quantized.in_memory(model) == pytest.approx(saved, rel=tolerance)
+    assert before - model_bytes(model) == pytest.approx(saved, rel=tolerance)
     table = 2 * 64 * 1536 if scheme in ("int8", "int4") else 0
     assert saved - quantized.saved_bytes(config, scheme, "cuda") == table, "it isn't mapped there"

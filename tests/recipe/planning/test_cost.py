@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from variants import few
 
 from polyphi.batch import pack
+from polyphi.engine.memory import model_bytes
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import reference_of
@@ -147,7 +148,7 @@ def test_bytes_of_a_frozen_base_are_those_of_the_model(base: str) -> None:
         torch.nn.init.normal_(parameter)
     if base != "bf16":
         quantize.quantize_frozen(model, base, target.trainable)
-    counted = quantize.in_memory(model) - 2 * target.size(target.trainable)
+    counted = model_bytes(model) - 2 * target.size(target.trainable)
     buffers = sum(t.nbytes for t in model.buffers())
     assert cost.frozen_bytes(target, cost.Switches(base=base), cpu=True) == counted - buffers
 

@@ -5,6 +5,7 @@ import torch
 
 from polyphi import kernels
 from polyphi.engine.cache import BLOCK
+from polyphi.engine.memory import model_bytes, other_tensors, tensor_bytes
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
 from polyphi.planning.doctor import published
@@ -28,10 +29,10 @@ def test_weights_are_those_of_a_quantized_model(scheme: str) -> None:
         parameter.data.normal_(0, 0.02)
     quantize.quantize(model, scheme)
     # Which layout oneDNN chooses depends on the CPU; its blocks pad weights as small as these.
-    layouts = [tensor for tensor in quantize.other_tensors(model) if tensor.is_mkldnn]
-    padding = sum(quantize.nbytes(t) - t.numel() * t.element_size() for t in layouts)
+    layouts = [tensor for tensor in other_tensors(model) if tensor.is_mkldnn]
+    padding = sum(tensor_bytes(t) - t.numel() * t.element_size() for t in layouts)
     # Buffers are in memory too.
-    assert quantize.in_memory(model) - padding == pytest.approx(fit.weights, rel=0.03)
+    assert model_bytes(model) - padding == pytest.approx(fit.weights, rel=0.03)
     assert fit.parameters == sum(p.numel() for p in meta().parameters())
     assert fit.per_token < fit.weights
 
