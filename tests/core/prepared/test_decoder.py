@@ -46,7 +46,9 @@ def test_requested_positions_have_gradients(pair: Callable[..., Pair]):
         torch.autograd.grad(out.sum(), x)[0]
         for out in (model.decoder(x, batch)[indices], model.decoder(x, batch, None, indices))
     ]
-    torch.testing.assert_close(*gradients)
+    # The sums of one row have another order than those of many: up to 7e-7 of the largest value, as CPUs differ.
+    largest = float(gradients[0].abs().max())
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,9 +15,9 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.linear import PreparedLinear, PreparedLowRank
 from polyphi.prepared.prepare import REPLACEMENTS, prepare
 
-# Relative errors in the 2-norm. Measured: float32 1e-6 (sums in another order, other exponentials); bfloat16 0.008,
-# half of the 0.015 by which the plain model in bfloat16 differs from float32.
-BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.015}
+# Relative errors in the 2-norm. Measured: float32 8e-7 (sums in another order, other exponentials); bfloat16 0.009 to
+# 0.015, as much as the plain model in bfloat16 differs from float32 (0.011 to 0.016; the prepared one 0.009 to 0.015).
+BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 0.03}
 PACKS = ("text", "one token", "speech", "mixed", "long")
 
 
