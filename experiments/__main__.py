@@ -8,7 +8,7 @@ from cyclopts.types import PositiveInt
 
 from polyphi.cli import main
 from polyphi.cli.options import NANO, RunOption, SizeOption, application, console
-from polyphi.train.options import PrecisionOption, SeedOption
+from polyphi.train.options import PrecisionOption, SeedOption, TrainOptions
 
 if TYPE_CHECKING:
     from polyphi_recipe.graph import Run
@@ -29,7 +29,8 @@ class RunOptions:
     def run(self) -> "Run":
         from polyphi_recipe.graph import Run
 
-        return Run(self.size, self.out, seed=self.seed, precision=self.precision, console=console)
+        options = TrainOptions(seed=self.seed, precision=self.precision)
+        return Run(self.size, self.out, options=options, console=console)
 
 
 ON_NANO = RunOptions()

@@ -44,7 +44,7 @@ def trial(
         processor or run.processor,
         data or run.data,
         out,
-        options=TrainOptions(seed=seed, machine=run.machine),
+        options=TrainOptions(seed=seed, machine=run.options.machine),
         caller=Caller(
             precision=run.choice,
             fresh={} if data else run.fresh(stage, seed),

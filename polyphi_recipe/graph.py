@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -38,10 +38,10 @@ from polyphi.quantization.quantize import quantize, quantize_frozen
 from polyphi.runtime import distributed
 from polyphi.runtime.files import cache_folder, locked, whole_folder, write_json
 from polyphi.runtime.heap import give_back
-from polyphi.runtime.precision import Choice, Precision, Requested
+from polyphi.runtime.precision import Choice, Precision
 from polyphi.train.aed import Recogniser
 from polyphi.train.contrastive import Similarity
-from polyphi.train.options import Base, MachineOptions, TrainOptions
+from polyphi.train.options import Base, TrainOptions
 from polyphi.train.stage import Stage
 from polyphi.train.trainer import Caller, train
 from polyphi_eval import evaluation
@@ -87,25 +87,20 @@ class Run:
         size: str,
         out: Path,
         *,
-        seed: int = 0,
-        precision: Requested = "auto",
+        options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
         console: Console | None = None,
-        watch_steps: int = 0,
-        track: Sequence[str] = (),
-        machine: MachineOptions = MachineOptions(),  # noqa: B008 - frozen
     ) -> None:
-        """`precision` "auto" is that of the run in the folder, else the faster one on this machine. Every `watch_steps`
-        steps a stage's `watch` tasks are evaluated; `track` names trackers that get every record."""
+        """The options are those of all stages, but for `base`, which `train` takes. `precision` "auto" is that of the
+        run in the folder, else the faster one on this machine."""
         self.size = sizes.load(size)
-        self.watch_steps, self.track = watch_steps, track
-        self.machine = machine
-        self.out, self.seed = Path(out), seed
+        self.options, self.seed = options, options.seed
+        self.out = Path(out)
         self.console = console or Console()
         self.data, self.runs = self.out / "data", self.out / "stages"
         self.cache = cache_folder()
         self.timings = Timings(self.out / "timings.json")
         self.clock = self.timings.clock
-        self.identity = Identity(self.out, self.size, seed, precision)
+        self.identity = Identity(self.out, self.size, options.seed, options.precision)
         self.identity.check()
 
     @property
@@ -334,12 +329,10 @@ class Run:
                 self.processor,
                 self.data,
                 out,
-                options=TrainOptions(
-                    seed=self.seed,
+                options=replace(
+                    self.options,
                     base=base,
-                    watch_every=self.watch_steps if stage.watch else 0,
-                    track=self.track,
-                    machine=self.machine,
+                    watch_every=self.options.watch_every if stage.watch else 0,
                 ),
                 caller=Caller(
                     precision=self.choice,

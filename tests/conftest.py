@@ -71,6 +71,7 @@ def micro_run(shared_folder: Path) -> Path:
     tests only read it. Packages come from the cache where it has them; what can't be downloaded is left out."""
     import fcntl
 
+    from polyphi.train.options import TrainOptions
     from polyphi_recipe import processes
     from polyphi_recipe.graph import Run
 
@@ -80,7 +81,7 @@ def micro_run(shared_folder: Path) -> Path:
         if not done.exists():
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(processes, "run_parallel", lambda *_: False)
-                Run("micro", out, precision="fp32").reproduce()
+                Run("micro", out, options=TrainOptions(precision="fp32")).reproduce()
             done.touch()
     return out
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from polyphi.cli.options import NANO, RunOption, SizeOption, console
-from polyphi.train.options import SeedOption
+from polyphi.train.options import SeedOption, TrainOptions
 from polyphi_recipe.curate.machines import Machines
 
 
@@ -37,7 +37,7 @@ def curate(
     from polyphi_recipe.corpora.lookup import find_corpus, report_kept, show
     from polyphi_recipe.graph import Run
 
-    run = Run(size, out, seed=seed, console=console)
+    run = Run(size, out, options=TrainOptions(seed=seed), console=console)
     if corpus == "show":
         show(run.data, subject, run.report_plain)
         return

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from polyphi.cli.options import QuantOption, console
+from polyphi.train.options import TrainOptions
 
 
 def heldout(
@@ -29,5 +30,5 @@ def heldout(
             f"{run} is no run of `polyphi reproduce`; for other models use `polyphi eval {run} --suite mini`"
         )
     values = json.loads((run / "run.json").read_text())
-    of_run = Run(values["size"], run, seed=values["seed"], console=console)
+    of_run = Run(values["size"], run, options=TrainOptions(seed=values["seed"]), console=console)
     of_run.evaluate(*tasks, quant=quant)

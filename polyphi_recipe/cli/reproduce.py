@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from polyphi.cli.options import console
-from polyphi.train.options import PrecisionOption, SeedOption
+from polyphi.train.options import PrecisionOption, SeedOption, TrainOptions
 
 
 def reproduce(
@@ -26,7 +26,8 @@ def reproduce(
     """
     from polyphi_recipe.graph import Run
 
-    run = Run(size, out, seed=seed, precision=precision, console=console)
+    options = TrainOptions(seed=seed, precision=precision)
+    run = Run(size, out, options=options, console=console)
     page = run.reproduce()
     summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
     console.print(

@@ -10,14 +10,4 @@ def train(name: str, out: Path | None, *, size: str, options: TrainOptions) -> N
     """Train a stage in the run `out`, after its parents and corpora."""
     from polyphi_recipe.graph import Run
 
-    run = Run(
-        size,
-        out or NANO,
-        seed=options.seed,
-        precision=options.precision,
-        console=console,
-        watch_steps=options.watch_every,
-        track=options.track,
-        machine=options.machine,
-    )
-    run.train(name, options.base)
+    Run(size, out or NANO, options=options, console=console).train(name, options.base)

@@ -13,6 +13,7 @@ from experiments import ablation
 from experiments.__main__ import app as commands
 from experiments.ablation import OWN, compare, interval, markdown, mixes
 from polyphi import cli
+from polyphi.train.options import TrainOptions
 from polyphi.train.stage import Mix
 from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
@@ -146,7 +147,10 @@ def test_own_corpora_and_tasks(out: Path) -> None:
 
 
 def test_an_arm_from_another_start_is_refused(out: Path) -> None:
-    stage, run = stages.load("reasoning_2_sft"), Run("micro", out, precision="fp32")
+    stage, run = (
+        stages.load("reasoning_2_sft"),
+        Run("micro", out, options=TrainOptions(precision="fp32")),
+    )
     arm = ablation.NamedMix(OWN, Mix({"reasoning_sft": 1}))
     ablation.ablate(run, stage.name, [arm], seeds=1)
     manifest = run.runs / "reasoning_1_pretrain" / "manifest.json"

@@ -21,6 +21,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.train.loss import owners
+from polyphi.train.options import TrainOptions
 from polyphi_recipe import stages
 from polyphi_recipe.report import page
 
@@ -224,7 +225,7 @@ def test_ten_claims_on_a_micro_run(tmp_path: Path) -> None:
     """Every experiment at micro size: two steps are too few to learn, but each arm is trained and evaluated once."""
     from polyphi_recipe.graph import Run
 
-    run = Run("micro", tmp_path / "run", precision="fp32")
+    run = Run("micro", tmp_path / "run", options=TrainOptions(precision="fp32"))
     run.reproduce()
     runner.run_all_claims(run, seeds=2)
     folder = run.out / "claims"

@@ -10,6 +10,7 @@ from runtime.test_precision import fresh  # noqa: F401
 from polyphi.runtime import precision
 from polyphi.runtime.precision import Choice
 from polyphi.train import state
+from polyphi.train.options import TrainOptions
 from polyphi_recipe import processes
 from polyphi_recipe.graph import Run
 from polyphi_recipe.report import page
@@ -30,9 +31,12 @@ def test_a_run_has_one_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setenv(precision.VARIABLE, "bf16")
     assert Run("micro", tmp_path).choice == Choice("fp32", "this CPU is <old>")
-    assert Run("micro", tmp_path, precision="fp32").choice.reason == "this CPU is <old>"
+    assert (
+        Run("micro", tmp_path, options=TrainOptions(precision="fp32")).choice.reason
+        == "this CPU is <old>"
+    )
     with pytest.raises(ValueError, match=r"'fp32'.*'bf16'.*choose another --out"):
-        Run("micro", tmp_path, precision="bf16")
+        Run("micro", tmp_path, options=TrainOptions(precision="bf16"))
 
     page.write(tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from polyphi.planning import sizes
+from polyphi.train.options import TrainOptions
 from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
 
@@ -81,13 +82,13 @@ def test_transformers_reads_the_mini_model_to_the_same_logits(run: Path) -> None
 
 def test_a_finished_run_has_nothing_to_do(run: Path) -> None:
     before = (run / "stages" / "joint_1_vision_speech" / "manifest.json").stat().st_mtime_ns
-    Run("micro", run, precision="fp32").train("joint_1_vision_speech")
+    Run("micro", run, options=TrainOptions(precision="fp32")).train("joint_1_vision_speech")
     assert (run / "stages" / "joint_1_vision_speech" / "manifest.json").stat().st_mtime_ns == before
 
 
 def test_a_folder_belongs_to_one_run(run: Path) -> None:
     with pytest.raises(ValueError, match="choose another --out"):
-        Run("micro", run, seed=1)
+        Run("micro", run, options=TrainOptions(seed=1))
 
 
 @pytest.mark.long
