@@ -13,6 +13,7 @@ from polyphi.messages import Completion, Message
 from polyphi_eval import evaluation
 from polyphi_eval.benchmark import benchmarks
 from polyphi_eval.cache import as_text
+from polyphi_eval.options import EvalOptions
 
 
 class Says:
@@ -30,14 +31,11 @@ class Says:
 @pytest.mark.long
 def test_recorded_answers_drive_every_suite_to_the_same_rows(tmp_path: Path) -> None:
     """All benchmarks with their judge, from synthetic data to the page, then again from recorded answers alone."""
+    options = EvalOptions(limit=1, judges=("self",))
     first = evaluation.EvaluatedModel(Says(), "says", "f")  # type: ignore[arg-type]
-    rows = evaluation.measure(
-        first, ("all",), tmp_path / "first", data=None, judges=("self",), limit=1
-    )
+    rows = evaluation.measure(first, ("all",), tmp_path / "first", data=None, options=options)
     second = evaluation.evaluated_model(str(tmp_path / "first"))
-    again = evaluation.measure(
-        second, ("all",), tmp_path / "second", data=None, judges=("self",), limit=1
-    )
+    again = evaluation.measure(second, ("all",), tmp_path / "second", data=None, options=options)
     assert {row.benchmark for row in rows} == {b.name for b in benchmarks()}
     assert {row.table for row in rows} - {""} >= {f"Table {n}" for n in (1, 2, *range(4, 16))}
 

@@ -46,8 +46,9 @@ ModelArgument = Annotated[
 
 
 def application(name: str, text: str) -> App:
-    """A command line or a group of commands. Its errors are raised, and printed by `main`. An option that is off or
-    empty shows no default, and a flag has no `--no-FLAG` unless it names one."""
+    """A command line or a group of commands. Its errors are raised, and printed by `main`. Of an option that is
+    given twice the last value counts. One that is off or empty shows no default, and a flag has no `--no-FLAG` unless
+    it names one."""
     return App(
         name=name,
         help=text,
@@ -58,6 +59,7 @@ def application(name: str, text: str) -> App:
         group_parameters=Group("Options", sort_key=0),
         default_parameter=Parameter(
             negative=(),
+            allow_repeating=True,
             show_default=lambda value: None if value is False or value in ("", (), {}) else value,
         ),
         exit_on_error=False,

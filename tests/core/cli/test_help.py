@@ -82,3 +82,10 @@ def test_a_lone_hyphen_is_a_file_and_a_misspelled_option_is_none(run_command: Ru
 def test_a_command_is_found_by_its_nearest_name(run_command: RunCommand) -> None:
     code, _, error = run_command("trian")
     assert code == 2 and '"train"' in error and len(error.splitlines()) == 1
+
+
+def test_the_last_value_of_an_option_counts_and_repeatable_ones_add_up() -> None:
+    words = ["train", "mine.py", "--model", "a", "--seed", "1", "--data", "x", "--seed", "2"]
+    _, bound = parsed([*words, "--model", "b", "--data", "y"])
+    assert (bound.arguments["model"], bound.arguments["options"].seed) == ("b", 2)
+    assert bound.arguments["data"] == ("x", "y")
