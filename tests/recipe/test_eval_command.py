@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from polyphi.cli import main
+from polyphi.train.options import TrainOptions
 from polyphi_eval import evaluation
 
 
@@ -21,8 +22,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     calls: list[tuple[object, ...]] = []
 
     class Run:
-        def __init__(self, size: str, out: Path, seed: int, console: object) -> None:
-            self.identity = (size, out, seed)
+        def __init__(self, size: str, out: Path, options: TrainOptions, console: object) -> None:
+            self.identity = (size, out, options.seed)
 
         def evaluate(self, *tasks: str, quant: str | None) -> None:
             calls.append((*self.identity, tasks, quant))

@@ -215,7 +215,9 @@ def test_a_preempted_request_follows_its_grammar(engine: Engine) -> None:
     expected = engine.generate(QUESTION, sampling=sampling)
     (request,) = run(engine, sampling)
     until(lambda: engine.step() and len(request.tokens) >= 3)
-    (process,) = processes(engine.processor.tokenizer)
+    tokenizer = engine.processor.tokenizer
+    until(lambda: len(processes(tokenizer)) == 1)  # the expected answer's may still be ending
+    (process,) = processes(tokenizer)
     process.suspend()
     until(lambda: engine.step() and request.unsampled is not None)
     engine.scheduler.preempt(request)
