@@ -195,7 +195,7 @@ def strided(
     bias: Float[Tensor, " D"],
     eight_bits: bool = True,
     isa: int = -1,
-) -> QuantizedRows | Float[Tensor, "T D"]:
+) -> QuantizedRows | Float[Tensor, "TB D"]:
     """A depthwise 3 x 3 convolution of stride 2 and padding 1 after relu, as int8 rows or in bfloat16, a row for each
     output time and band (half as many as in the input, rounded up). `source` is a product with T * bands rows, or
     float32 (frames, weight, bias) of a first convolution of the same form over one channel. Input times whose

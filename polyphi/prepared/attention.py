@@ -40,8 +40,8 @@ def packed_attention(
 
 def ragged_attention(
     q: Float[Tensor, "T H d"],
-    keys: Sequence[Float[Tensor, "n K d"]],
-    values: Sequence[Float[Tensor, "n K d"]],
+    keys: Sequence[Float[Tensor, "_ K d"]],
+    values: Sequence[Float[Tensor, "_ K d"]],
     lengths: Sequence[int],
 ) -> Float[Tensor, "T H d"]:
     """Attention of the newest `lengths[s]` tokens of each sequence s to all of its keys; the causal mask is aligned at

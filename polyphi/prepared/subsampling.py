@@ -95,7 +95,7 @@ def convolutions(subsampling: Subsampling) -> list[nn.Conv2d]:
     return [m for m in subsampling.conv if isinstance(m, nn.Conv2d)]
 
 
-Taps = tuple[Float[Tensor, "9 D"], Float[Tensor, " D"]]
+Taps = tuple[Float[Tensor, "9 C"], Float[Tensor, " C"]]
 """Weights and bias of a 3 x 3 convolution over single channels, in the kernels' format: float32."""
 
 

@@ -7,6 +7,7 @@ of the quantized layers. Rows have their adapters and media, so that a linear ge
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +50,7 @@ class _Sum:
         self.total = torch.zeros(inputs, inputs, device=linear.weight.device)
         self._hook = linear.register_forward_pre_hook(self._add)
 
-    def _add(self, linear: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _add(self, linear: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         x = inputs[0].float()
         self.total.addmm_(x.t(), x)
 

@@ -134,8 +134,8 @@ def _in_steps(weight: Float[Tensor, "O I"], row: Float[Tensor, " O"]) -> Float[T
 
 
 def _levels(
-    v: Float[Tensor, "#g N"], s: Float[Tensor, " N"], z: Float[Tensor, " N"]
-) -> Float[Tensor, "#g N"]:
+    v: Float[Tensor, "*g N"], s: Float[Tensor, " N"], z: Float[Tensor, " N"]
+) -> Float[Tensor, "*g N"]:
     return (v * s.reciprocal()).add_(z).round_().clamp_(0, 15)
 
 
