@@ -12,14 +12,17 @@ CPU = torch.device("cpu")
 ADAPTERS = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 15.0, 0.5)}
 
 
-@pytest.fixture
-def linear() -> LoraLinear:
+def random_linear() -> LoraLinear:
     torch.manual_seed(0)
     linear = LoraLinear(8, 6, ADAPTERS)
-    with torch.no_grad():
-        for p in linear.parameters():
-            p.normal_()
+    for p in linear.parameters():
+        torch.nn.init.normal_(p)
     return linear.eval()
+
+
+@pytest.fixture
+def linear() -> LoraLinear:
+    return random_linear()
 
 
 def test_shapes_and_names(linear):

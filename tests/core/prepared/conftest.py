@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from model.test_attention import noise
 
 from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
 from polyphi.model.config import ModelConfig
@@ -13,10 +13,6 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
 
 Pair = tuple[PhiModel, PhiModel]
-
-
-def noise(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ def encoder(plain) -> ConformerEncoder:
 def test_the_convolutions_equal_the_plain_ones(
     plain, encoder, monkeypatch, grad, autocast, dtype, bound, needed
 ):
-    """Also as on a CPU without bfloat16 instructions (`needed`). bfloat16, also by autocast: measured 0.005 in the
-    2-norm."""
+    """Also as on a CPU without bfloat16 instructions (`needed`). Measured in the 2-norm, here and on a CPU with AVX2:
+    0.0067 under autocast, which only the plain convolutions heed; 0.0052 for our kernels; otherwise equal."""
     monkeypatch.setattr(bf16, "needed", lambda: needed)
     mels = torch.randn(70, 80, generator=torch.Generator().manual_seed(0)).to(dtype)
     plain, encoder = plain.to(dtype), encoder.to(dtype)

@@ -4,36 +4,26 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from model.test_lora import ADAPTERS, CPU, random_linear
 from prepared.conftest import Pair
 
 from polyphi.batch import pack, row
 from polyphi.model import rope
-from polyphi.model.adapters import adapter_pairs
-from polyphi.model.config import AdapterConfig
 from polyphi.model.decoder import RMSNorm
-from polyphi.model.lora import LoraLinear, Route, routes
-from polyphi.model.multimodal import PhiModel
+from polyphi.model.lora import Route, routes
 from polyphi.prepared.decoder import rotate, select_routes
 from polyphi.prepared.prepare import prepare
 
-CPU = torch.device("cpu")
 
-
-def test_requested_positions_equal_those_of_the_whole_forward(tiny_config):
-    model = PhiModel(tiny_config).eval()
-    model.initialise(seed=0)
-    for name in tiny_config.adapters:
-        for _, pair in adapter_pairs(model, name):
-            torch.nn.init.normal_(pair.a, std=0.1)
-            torch.nn.init.normal_(pair.b, std=0.1)
-    names = (None, *tiny_config.adapters)
+def test_requested_positions_equal_those_of_the_whole_forward(pair: Callable[..., Pair]):
+    plain, prepared = pair(torch.float32)
+    names = (None, *plain.config.adapters)
     batch = pack([row(range(5, 5 + n), adapter=a) for n, a in zip((4, 3, 6), names, strict=True)])
     with torch.inference_mode():
-        x = model.embed(batch)
-        whole = model.decoder(x, batch)
-        prepare(model)
+        x = plain.embed(batch)
+        whole = plain.decoder(x, batch)
         for indices in ([12], [3, 6, 12], [0, 9]):
-            some = model.decoder(x, batch, None, torch.tensor(indices))
+            some = prepared.decoder(x, batch, None, torch.tensor(indices))
             torch.testing.assert_close(some, whole[indices])
 
 
@@ -67,20 +57,12 @@ def test_the_norm_and_the_rotation_are_the_models(dtype):
 
 
 def test_selected_tokens_keep_their_routes():
-    adapters = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 15.0)}
-    linear = LoraLinear(8, 6, adapters)
-    for p in linear.parameters():
-        torch.nn.init.normal_(p)
+    linear, x, indices = random_linear(), torch.randn(7, 8), torch.tensor([6, 2, 1])
     batch = pack([row([1] * n, adapter=a) for n, a in ((2, "speech"), (3, None), (2, "vision"))])
-    all_routes, x, indices = (
-        routes(batch, adapters, CPU),
-        torch.randn(7, 8),
-        torch.tensor([6, 2, 1]),
-    )
+    every = routes(batch, ADAPTERS, CPU)
     torch.testing.assert_close(
-        linear(x[indices], select_routes(all_routes, indices)), linear(x, all_routes)[indices]
+        linear(x[indices], select_routes(every, indices)), linear(x, every)[indices]
     )
-    assert [route.adapter for route in select_routes(all_routes, torch.tensor([0, 3]))] == [
-        "speech"
-    ]
+    (route,) = select_routes(every, torch.tensor([0, 3]))
+    assert route.adapter == "speech"
     assert select_routes([Route("vision", None)], indices) == [Route("vision", None)]

@@ -5,28 +5,20 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from model.test_lora import ADAPTERS, CPU, random_linear
 
 from polyphi.batch import pack, row
 from polyphi.model import decoder
-from polyphi.model.config import AdapterConfig
 from polyphi.model.lora import LoraLinear, Route, routes
 from polyphi.model.projector import Projector
 from polyphi.prepared import linear as prepared_linear
 from polyphi.prepared.linear import PreparedLoraLinear, dropout, product, swiglu
 from polyphi.prepared.prepare import prepare
 
-CPU = torch.device("cpu")
-ADAPTERS = {"vision": AdapterConfig(4, 8.0), "speech": AdapterConfig(5, 15.0, 0.5)}
-
 
 @pytest.fixture
 def plain() -> LoraLinear:
-    torch.manual_seed(0)
-    linear = LoraLinear(8, 6, ADAPTERS)
-    with torch.no_grad():
-        for p in linear.parameters():
-            p.normal_()
-    return linear.eval()
+    return random_linear()
 
 
 @pytest.fixture
