@@ -230,8 +230,8 @@ def test_scores_are_the_log_probabilities_of_the_continuation(
         ]
         assert score_many(engine, [(messages, text)])[0] == pytest.approx(expected, abs=1e-5)
     alone = [score_many(engine, [pair])[0] for pair in pairs]
-    for budget in (engine_module.PREFILL, 50):
-        monkeypatch.setattr(engine_module, "PREFILL", budget)
+    for most in (engine_module.PREFILL, 50):
+        monkeypatch.setattr(engine, "prefill", most)
         batched = score_many(engine, pairs)
         assert len(batched) == len(alone)
         assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(batched, alone, strict=True))

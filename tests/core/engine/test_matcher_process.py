@@ -51,6 +51,12 @@ def until(true: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
+def only_process(tokenizer: Tokenizer) -> psutil.Process:
+    """The one that is left, when the killed ones have ended."""
+    until(lambda: len(processes(tokenizer)) == 1)
+    return processes(tokenizer)[0]
+
+
 @pytest.fixture
 def no_processes(tokenizer: Tokenizer) -> Iterator[None]:
     """None is left of earlier tests, and none afterwards."""
@@ -97,7 +103,7 @@ def test_requests_of_others_run_while_a_mask_is_computed(engine: Engine) -> None
     alone = steps_until_finished(engine, *run(engine, plain))
     (waiting,) = run(engine, structured_sampling)
     until(lambda: engine.step() and len(waiting.tokens) >= 3)
-    (process,) = processes(engine.processor.tokenizer)
+    process = only_process(engine.processor.tokenizer)
     process.suspend()
     until(lambda: engine.step() and waiting.waits_for_grammar)
     stopped_at = len(waiting.tokens)
@@ -215,9 +221,7 @@ def test_a_preempted_request_follows_its_grammar(engine: Engine) -> None:
     expected = engine.generate(QUESTION, sampling=sampling)
     (request,) = run(engine, sampling)
     until(lambda: engine.step() and len(request.tokens) >= 3)
-    tokenizer = engine.processor.tokenizer
-    until(lambda: len(processes(tokenizer)) == 1)  # the expected answer's may still be ending
-    (process,) = processes(tokenizer)
+    process = only_process(engine.processor.tokenizer)
     process.suspend()
     until(lambda: engine.step() and request.unsampled is not None)
     engine.scheduler.preempt(request)
@@ -238,8 +242,7 @@ def test_the_last_token_allowed_may_be_the_last_of_the_grammar(
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory exist on Linux")
 def test_memory_of_a_process_is_limited(tokenizer: Tokenizer) -> None:
     grammar = compile_grammar(WORDS, tokenizer)
-    (process,) = processes(tokenizer)
-    limit, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_AS)
+    limit, _ = only_process(tokenizer).rlimit(psutil.RLIMIT_AS)
     assert PROCESS_MEMORY <= limit < PROCESS_MEMORY + (8 << 30)
     assert grammar.process is not None
     grammar.process.close()
