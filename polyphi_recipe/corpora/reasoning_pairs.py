@@ -68,11 +68,10 @@ def sample(model: Any, problems: list[ReasoningProblem], work: Work) -> list[jud
     questions = [
         sampling_problem(problem, f"reasoning_pairs-{i:06d}") for i, problem in enumerate(sampled)
     ]
-    with_feedback = (
-        round(FEEDBACK_SHARE * len(questions))
-        if getattr(model, "context", MIN_CONTEXT) >= MIN_CONTEXT
-        else 0
-    )
+    # The model's own context: that of a `Phi` may be less, by the memory of this machine.
+    config = getattr(model, "config", None)
+    is_long = config is None or config.decoder.max_position_embeddings >= MIN_CONTEXT
+    with_feedback = round(FEEDBACK_SHARE * len(questions)) if is_long else 0
     outcomes = [
         *judge.solve_many(questions[:with_feedback], ask, n=1, rounds=1, seed=work.seed),
         *judge.solve_many(questions[with_feedback:], ask, n=1, rounds=0, seed=work.seed),

@@ -12,6 +12,7 @@ from variants import few
 
 from polyphi.data.shards import Shards
 from polyphi.messages import Completion, SamplingParams
+from polyphi.planning.sizes import MICRO, NANO
 from polyphi_eval.baselines import select
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.heldout import find
@@ -172,6 +173,11 @@ def test_reasoning_pairs_come_from_the_models_errors(work):
         "a quarter is fed back"
     )
     assert len({seed for _, seed in model.requests}) == 16
+    for size, lengths in ((MICRO, {1}), (NANO, {1, 3})):
+        limited = _Wrong()
+        limited.config = size.model
+        rows(limited)
+        assert {len(p) for p, _ in limited.requests} == lengths, "where the context suffices"
     assert [s.meta["rejected_by"] for s in wrong] == ["model"] * 13 + ["rule"] * 13
     assert wrong[0].meta["rejected"] == "1 + 1 = 3.\nAnswer: 3"
     assert {s.meta.get("paired_by") for s in wrong[:13]} == {"known"}
