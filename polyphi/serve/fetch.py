@@ -243,9 +243,9 @@ class Media:
                 "(data:...;base64,...)",
                 param=param,
             )
-        turns, loop, started = self._shares.fetches, asyncio.get_running_loop(), False
+        slots, loop, started = self._shares.fetches, asyncio.get_running_loop(), False
         try:
-            async with asyncio.timeout(WAIT_SECONDS) as timeout, turns.turn(self._client):
+            async with asyncio.timeout(WAIT_SECONDS) as timeout, slots.turn(self._client):
                 timeout.reschedule(loop.time() + self.settings.fetch_seconds)
                 started = True
                 return await self._follow_redirects(parse(url), param, limit)
@@ -255,7 +255,7 @@ class Media:
             if not started:
                 raise ApiError(
                     429,
-                    f"the {modality} was not fetched: {turns.waiting} other fetches are waiting; try again later",
+                    f"the {modality} was not fetched: {slots.waiting} other fetches are waiting; try again later",
                     param=param,
                     code="queue_full",
                     headers={"Retry-After": "20"},

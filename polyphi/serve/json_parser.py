@@ -52,8 +52,8 @@ MARKED = re.compile(rf"{MARK}(\d+);")
 class Parser:
     """Parses bodies: small ones at once, large ones in its thread."""
 
-    def __init__(self, turns: FairSlots) -> None:
-        self._turns = turns
+    def __init__(self, slots: FairSlots) -> None:
+        self._slots = slots
         self._pool = ThreadPoolExecutor(1, "parse")
         self._free_at = 0.0  # when the next large body may be parsed
 
@@ -76,7 +76,7 @@ class Parser:
 
     async def _in_turn(self, client: bytes, work: Callable[..., Any], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
-        async with self._turns.turn(client):
+        async with self._slots.turn(client):
             await asyncio.sleep(self._free_at - loop.time())
             started_at = time.monotonic()
             try:

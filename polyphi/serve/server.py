@@ -98,10 +98,10 @@ class Ticket:
             if not self._rows:
                 self._reservation.release()
 
-    async def take_slot(self, turns: FairSlots) -> None:
+    async def take_slot(self, slots: FairSlots) -> None:
         """Waits for a slot, and occupies it until the release."""
-        await turns.take(self.caller.client)
-        self._slots.append(turns)
+        await slots.take(self.caller.client)
+        self._slots.append(slots)
         if self._released:  # the client disconnected meanwhile
             self._free_slots()
 

@@ -29,18 +29,18 @@ class StepsResult(Generic[T]):
 
 
 class Threads:
-    """As many threads as `turns` has slots. A slot is free again when its thread is: not yet when the request has ended
+    """As many threads as there are `slots`. A slot is free again when its thread is: not yet when the request has ended
     whose work it does."""
 
-    def __init__(self, turns: FairSlots, name: str) -> None:
-        self.turns = turns
-        self.pool = ThreadPoolExecutor(turns.share.total, name)
+    def __init__(self, slots: FairSlots, name: str) -> None:
+        self.slots = slots
+        self.pool = ThreadPoolExecutor(slots.share.total, name)
         self._closed = threading.Event()
 
     async def run(self, client: bytes, work: Callable[..., T], *args: Any) -> T:
         """The result of `work`, run in a thread when it is the client's turn. When cancelled, work that waits for a
         process ends (`is_stopped`)."""
-        await self.turns.take(client)
+        await self.slots.take(client)
         stop = threading.Event()
 
         def stoppable() -> T:
@@ -48,14 +48,14 @@ class Threads:
                 return work(*args)
 
         def ended(future: asyncio.Future[T]) -> None:
-            self.turns.release(client)
+            self.slots.release(client)
             if not future.cancelled():
                 future.exception()  # retrieved, so that asyncio doesn't log it
 
         try:
             future = asyncio.wrap_future(self.pool.submit(stoppable))
         except BaseException:  # the server has stopped
-            self.turns.release(client)
+            self.slots.release(client)
             raise
         future.add_done_callback(ended)
         try:

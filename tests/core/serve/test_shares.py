@@ -35,7 +35,7 @@ def turns(client: int, total: int) -> FairSlots:
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("leaves", [False, True])
 @given(steps=STEPS)
-def test_what_is_used_is_the_sum_of_the_holds(
+def test_what_is_used_is_the_sum_of_the_reservations(
     leaves: bool, single: bool, steps: list[tuple[str, bytes, int, int]]
 ) -> None:
     shared = pool(single=single, leaves=leaves)
@@ -146,7 +146,7 @@ def test_three_clients_that_want_all_leave_a_part_of_it(name: str) -> None:
     assert shared.take(b"d", part).amount == part
 
 
-def test_a_hold_without_another_one_may_exceed_the_limits() -> None:
+def test_a_reservation_without_another_one_may_exceed_the_limits() -> None:
     shared = pool(single=True)
     reservation = shared.take(b"a", 50)
     reservation.grow(100)
@@ -159,7 +159,7 @@ def test_a_hold_without_another_one_may_exceed_the_limits() -> None:
         pool().take(b"a", 61)
 
 
-def test_holds_of_many_threads_add_up() -> None:
+def test_reservations_of_many_threads_add_up() -> None:
     shared = pool(1000, 2000)
     most, refused = [0], [0]
 

@@ -47,7 +47,7 @@ def test_clients_take_turns_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
                 for client, name in ((b"1", "a"), (b"1", "b"), (b"2", "c"))
             ]
             results = await asyncio.gather(*runs)
-            assert pool.turns.running == 0
+            assert pool.slots.running == 0
             return results
 
     assert asyncio.run(both()) == ["a", "b", "c"]
@@ -90,13 +90,13 @@ def test_b4_cancelled_steps_stop_and_their_thread_is_free_only_then() -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task  # at once: the client has left
-            assert pool.turns.running == 1, "its thread is still busy"
+            assert pool.slots.running == 1, "its thread is still busy"
             other = asyncio.ensure_future(pool.run(b"b", str, 5))
             await asyncio.sleep(0.05)
             assert not other.done()
             go.set()
             assert await other == "5"
-            assert pool.turns.running == 0
+            assert pool.slots.running == 0
 
     asyncio.run(cancelled())
     assert order == [0, 1, 2] and closed
@@ -143,13 +143,13 @@ def test_errors_of_work_free_its_thread(caplog: pytest.LogCaptureFixture) -> Non
                 raise ValueError("nobody waits for it")
 
             task = asyncio.ensure_future(pool.run(b"a", late))
-            await until(lambda: pool.turns.running == 1)
+            await until(lambda: pool.slots.running == 1)
             task.cancel()
             go.set()
-            await until(lambda: pool.turns.running == 0)
+            await until(lambda: pool.slots.running == 0)
         with pytest.raises(RuntimeError):
             await pool.run(b"a", str)
-        assert pool.turns.running == 0
+        assert pool.slots.running == 0
 
     asyncio.run(failing())
     assert not caplog.records
@@ -161,7 +161,7 @@ def test_a_client_leaves_threads_to_others() -> None:
     async def both() -> None:
         with threads(3, 4) as pool:
             tasks = [asyncio.ensure_future(pool.run(b"a", go.wait, 30)) for _ in range(9)]
-            await until(lambda: pool.turns.running == 3)
+            await until(lambda: pool.slots.running == 3)
             assert await pool.run(b"b", str, 1) == "1"
             go.set()
             assert all(await asyncio.gather(*tasks))
