@@ -109,9 +109,8 @@ def transcribe_files(
         raise ValueError(
             "this model has no audio encoder; load one with an audio encoder to transcribe"
         )
-    engine.rows.row(
-        [Message.user(task.prompt)], adapter=options.adapter
-    )  # raises for an unknown one
+    # Raises for an unknown adapter.
+    engine.rows.row([Message.user(task.prompt)], adapter=options.adapter)
     limit = longform.longest_piece(engine, task, options.window)
     settings = options.digest()
     todo, failed = [], 0

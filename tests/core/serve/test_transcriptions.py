@@ -82,19 +82,6 @@ def engine_transcript(engine: Engine, task: Any = None, window: float | None = N
     return transcript
 
 
-def spent(transcript: Transcript) -> dict[str, Any]:
-    return {
-        "type": "tokens",
-        "input_tokens": transcript.prompt_tokens,
-        "input_token_details": {
-            "text_tokens": transcript.prompt_tokens - transcript.audio_tokens,
-            "audio_tokens": transcript.audio_tokens,
-        },
-        "output_tokens": transcript.answer_tokens,
-        "total_tokens": transcript.prompt_tokens + transcript.answer_tokens,
-    }
-
-
 def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI) -> None:
     timed = longform.replace(transcription(), words="estimated")
     expected = engine_transcript(running.engine, timed)
@@ -102,7 +89,10 @@ def test_every_format_is_what_the_engine_hears(running: Running, client: OpenAI)
     fields: dict[str, Any] = {"file": ("clip", CLIP), "model": "tiny"}
     answer = ask(**fields)
     assert answer.text == expected.text and expected.text
-    assert answer.usage.to_dict() == spent(expected) and answer.usage.input_tokens > 20
+    used, inputs = answer.usage, answer.usage.input_token_details
+    assert used.to_dict() == transcriptions.usage(expected) and used.type == "tokens"
+    assert used.input_tokens == inputs.text_tokens + inputs.audio_tokens > 20
+    assert used.total_tokens == used.input_tokens + used.output_tokens > used.input_tokens
     assert answer.model_extra["adapter"] == "speech"
     assert answer.model_extra.get("warnings", []) == list(expected.warnings)
     assert ask(**fields, response_format="text") == expected.text + "\n"
@@ -172,10 +162,12 @@ def test_a_stream_joins_to_the_answer(
     *deltas, done = client.audio.transcriptions.create(**params, stream=True)
     assert {e.type for e in deltas} == {"transcript.text.delta"} and len(deltas) > 1
     assert "".join(e.delta for e in deltas) == done.text == expected.text
-    assert done.type == "transcript.text.done" and done.usage.to_dict() == spent(expected)
+    assert done.type == "transcript.text.done" and done.usage.to_dict() == transcriptions.usage(
+        expected
+    )
     assert done.model_extra["adapter"] == "speech"
     cut = client.audio.transcriptions.create(**params, chunking_strategy="auto")
-    assert cut.text == expected.text and cut.usage.to_dict() == spent(expected)
+    assert cut.text == expected.text and cut.usage.to_dict() == transcriptions.usage(expected)
     with running.client() as plain:
         raw = plain.post("/v1/audio/transcriptions", files={"file": CLIP}, data={"stream": "true"})
     assert raw.headers["content-type"].startswith("text/event-stream")
@@ -193,7 +185,7 @@ def test_translations(running: Running, client: OpenAI) -> None:
     both = engine_transcript(running.engine, transcription("de", True))
     answer = ask(**fields, extra_body={"to_language": "german", "cot": True})
     assert answer.text == (both.translation or "" if both.translation is not None else both.text)
-    assert answer.model_extra["usage"] == spent(both)
+    assert answer.model_extra["usage"] == transcriptions.usage(both)
 
 
 def test_a_translation_has_its_transcript_beside_it(
