@@ -44,13 +44,13 @@ def trial(
         processor or run.processor,
         data or run.data,
         out,
-        options=TrainOptions(seed=seed, machine=run.options.machine),
+        options=TrainOptions(seed=seed, guard=run.options.guard, machine=run.options.machine),
         caller=Caller(
             precision=run.choice,
             fresh={} if data else run.fresh(stage, seed),
             origins=origins,
             checkpoint_seconds=run.size.seconds_between_checkpoints,
-            report=_silence,
+            report=lambda _: None,  # the caller reports a trial in one line
         ),
     )
     return model.eval(), manifest
@@ -77,7 +77,3 @@ def score(
         conditions=("with",),
         fingerprint=fingerprint,
     )
-
-
-def _silence(_: Any) -> None:
-    """Print nothing: the caller reports a trial in one line."""

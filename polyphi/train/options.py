@@ -1,8 +1,8 @@
 """Options of a training run that a stage file doesn't hold, as a user sets them on a command line or in Python.
 
     TrainOptions      the run: seed, precision, base, what is recorded of it
+      guard           StepGuard: which steps are rejected
       machine         MachineOptions: packs, processes, memory, checkpoints
-        guard         StepGuard: which steps are rejected
     FinetuneOptions   a user's stage: its rows, its length, its evaluations
 
 The text under a field is its help. This module doesn't import torch, so that a command line is made from these classes
@@ -37,7 +37,7 @@ MIN_NORMS = 10
 """Fewest earlier gradient norms that a spike is measured against."""
 
 
-@Parameter(name="*", group=MACHINE)
+@Parameter(name="*")
 @dataclass(frozen=True)
 class StepGuard:
     """Which steps are rejected: those whose gradient norm isn't finite, and loss spikes."""
@@ -59,7 +59,7 @@ class StepGuard:
 @Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True)
 class MachineOptions:
-    """How a run uses the machine. No option here changes what is trained, but `guard` rejects steps."""
+    """How a run uses the machine. No option here changes what is trained."""
 
     micro_tokens: int = 8192
     """Maximum tokens of a pack (micro-batch)."""
@@ -81,18 +81,18 @@ class MachineOptions:
     """Write checkpoints in the background."""
     deterministic: bool = False
     """Use only deterministic kernels."""
-    guard: StepGuard = field(default_factory=StepGuard)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of a run. Only `seed`, `precision` and `base` change its numbers."""
+    """Options of a run. Only `seed`, `precision`, `base` and `guard` change its numbers."""
 
     seed: SeedOption = 0
     precision: PrecisionOption = "auto"
-    base: Annotated[Base | None, Parameter(group=MACHINE)] = None
+    base: Base | None = None
     """Quantize the frozen weights (QLoRA): less memory."""
+    guard: StepGuard = field(default_factory=StepGuard)
     watch_every: Annotated[int, Parameter(group=MACHINE)] = 0
     """Steps between evaluations of the stage's held-out tasks; 0: none."""
     track: Annotated[Sequence[str], Parameter(group=MACHINE)] = ()

@@ -263,7 +263,7 @@ class Trainer:
         reference = stage.objective.begin(model)
         precomputed = isinstance(reference, References)
         if precomputed:
-            if machine.guard.on_spike == "roll-back":
+            if self.options.guard.on_spike == "roll-back":
                 raise ValueError(
                     f"{stage.name} precomputes reference log-probs, which works only without rollbacks; expected a "
                     "guard that skips rejected steps, found 'roll-back': leave --on-spike at skip"
@@ -287,8 +287,10 @@ class Trainer:
         self.state = TrainState()
         self._data: Generator[StepRows, None, None] | None = None
         self._clock = time.monotonic()
-        title = self.caller.title or stage.name
-        self._trackers = [progress.tracker(n, self.out / n, title) for n in self.options.track]
+        title, first = self.caller.title or stage.name, distributed.rank() == 0
+        self._trackers = [
+            progress.tracker(n, self.out / n, title) for n in self.options.track if first
+        ]
         if precomputed:
             self.model.eval()
             reference.precompute(
@@ -390,7 +392,7 @@ class Trainer:
             record, norm = self._gradients(data)
         factor = self.stage.schedule.factor(self.state.step, self.budget.steps)
         lr = set_lr(self.optimizer, factor)
-        if self.options.machine.guard.rejects(norm, self.state.norms):
+        if self.options.guard.rejects(norm, self.state.norms):
             self._reject(data, norm)
             return None
         self.optimizer.step()
@@ -477,7 +479,7 @@ class Trainer:
     def _skip(self, data: StepRows) -> None:
         """Advance to the next samples without a change of the weights, after a rollback if the guard is set so."""
         self.state.advance(data)
-        if self.options.machine.guard.on_spike == "roll-back":
+        if self.options.guard.on_spike == "roll-back":
             self._roll_back()
 
     def _reject(self, data: StepRows, norm: float) -> None:
