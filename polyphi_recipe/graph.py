@@ -329,16 +329,12 @@ class Run:
                 self.processor,
                 self.data,
                 out,
-                options=replace(
-                    self.options,
-                    base=base,
-                    watch_every=self.options.watch_every if stage.watch else 0,
-                ),
+                options=replace(self.options, base=base),
                 caller=Caller(
                     precision=self.choice,
                     fresh=self.fresh(stage),
                     origins=origins,
-                    watch=lambda model: self._watch_scores(stage, model),
+                    watch=(lambda model: self._watch_scores(stage, model)) if stage.watch else None,
                     title=f"{self.size.name} {stage.name}",
                     flops=lambda pack: sum(
                         cost.flops(target, cost.work([pack], target.config)).values()
