@@ -4,15 +4,13 @@ the CPU's memory. The results are the same."""
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from polyphi.model.multimodal import PhiModel
-
-Activations = Literal["keep", "recompute", "offload"]
+from polyphi.train.options import Activations
 
 
 def blocks(model: PhiModel) -> Iterator[nn.Module]:

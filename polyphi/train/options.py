@@ -33,6 +33,7 @@ PrecisionOption = Annotated[
 ]
 Base = Literal["int8", "int4"]
 """A scheme for the frozen weights of a model in training."""
+Activations = Literal["keep", "recompute", "offload"]
 MIN_NORMS = 10
 """Fewest earlier gradient norms that a spike is measured against."""
 
@@ -73,7 +74,7 @@ class MachineOptions:
     """Shards of the decoder's layers, over torchrun's processes."""
     context_parallel: int = 1
     """Processes to split each pack of long text over (context parallelism)."""
-    activations: Literal["keep", "recompute", "offload"] = "keep"
+    activations: Activations = "keep"
     """keep, recompute (less memory, more time) or offload."""
     features: Path | None = None
     """Cache outputs of frozen encoders in this folder."""

@@ -50,8 +50,8 @@ def identity_of(
     seed: int,
     precision: str,
     loader: Loader,
-    base: str | None = None,
-    early_stopping: Mapping[str, Any] | None = None,
+    base: str | None,
+    early_stopping: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Settings that must be equal for a run to be resumed, with the types that JSON returns. `base` is the scheme of
     frozen weights that are quantized, `early_stopping` the settings that decide when a run ends early."""
