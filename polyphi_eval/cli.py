@@ -152,11 +152,9 @@ def eval_check_data(
 
 @app.command(name="synthesise")
 def eval_synthesise(
-    names: Annotated[
-        tuple[str, ...], Parameter(help="Benchmarks with spoken questions, or suites of them.")
+    *names: Annotated[
+        str, Parameter(help="Benchmarks with spoken questions, or suites of them.", required=True)
     ],
-    /,
-    *,
     data: Annotated[Path, Parameter(help="Folder of the data; the spoken sets are written to it.")],
     texts: Annotated[
         str | None, Parameter(help="Folder of the text sets, or `hub`; default: --data.")

@@ -50,7 +50,12 @@ app.register_install_completion_command(help="Install completion for the current
 @app.command(name="--show-completion")
 def show_completion() -> None:
     """Print the completion script of the current shell."""
-    print(app.generate_completion())
+    from cyclopts.completion import ShellDetectionError
+
+    try:
+        print(app.generate_completion())
+    except ShellDetectionError:
+        raise ValueError("no shell was found; expected bash, fish or zsh in SHELL") from None
 
 
 def add_commands() -> None:

@@ -56,11 +56,13 @@ def list_models(
 
 @app.command
 def remove(
-    names: Annotated[
-        tuple[str, ...],
-        Parameter(help="As `polyphi cache list` shows them: owner/name, or owner/name:int4."),
+    *names: Annotated[
+        str,
+        Parameter(
+            help="As `polyphi cache list` shows them: owner/name, or owner/name:int4.",
+            required=True,
+        ),
     ],
-    /,
 ) -> None:
     """Delete stored models. The download of a model and its quantized versions are removed one by one.
 

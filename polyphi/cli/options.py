@@ -2,13 +2,13 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token, convert
 from rich.progress import Progress
 
 from polyphi.cli.printable import PrintableConsole, PrintableFormatter, print_message
@@ -45,10 +45,18 @@ ModelArgument = Annotated[
 ]
 
 
+def unrounded(hint: Any, tokens: Sequence[Token]) -> Any:
+    """The value of an option; cyclopts rounds 1.5 to an integer."""
+    value = convert(hint, tokens)
+    if type(value) is int and "." in tokens[0].value:
+        raise ValueError(f"expected an integer, found {tokens[0].value}")
+    return value
+
+
 def application(name: str, text: str) -> App:
     """A command line or a group of commands. Its errors are raised, and printed by `main`. Of an option that is
     given twice the last value counts. One that is off or empty shows no default, and a flag has no `--no-FLAG` unless
-    it names one."""
+    it names one. A value that begins with a bracket is no JSON."""
     return App(
         name=name,
         help=text,
@@ -60,6 +68,8 @@ def application(name: str, text: str) -> App:
         default_parameter=Parameter(
             negative=(),
             allow_repeating=True,
+            converter=unrounded,
+            json_list=False,
             show_default=lambda value: None if value is False or value in ("", (), {}) else value,
         ),
         exit_on_error=False,

@@ -14,12 +14,12 @@ from polyphi.train.options import OWN, FinetuneOptions, TrainOptions
 
 
 def train(
-    stages: Annotated[
-        tuple[str, ...],
-        Parameter(name="STAGE", help="Stages, such as speech_2_post, or a stage file."),
+    *stages: Annotated[
+        str,
+        Parameter(
+            name="STAGE", help="Stages, such as speech_2_post, or a stage file.", required=True
+        ),
     ],
-    /,
-    *,
     size: SizeOption = "nano",
     out: Annotated[
         Path | None,

@@ -1,7 +1,6 @@
 """`polyphi transcribe`: transcribe and translate audio files."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -21,25 +20,16 @@ from polyphi.cli.printable import write_data
 from polyphi.transcription.options import TranscriptOptions
 
 
-def no_options(_: type, files: Sequence[str] | None) -> None:
-    """Raise ValueError for a misspelled option among the files, which may be "-"."""
-    for name in files or ():
-        if name.startswith("--"):
-            raise ValueError(f"unknown option {name}")
-
-
 def transcribe(
     model: ModelArgument,
-    files: Annotated[
-        tuple[str, ...],
+    /,
+    *files: Annotated[
+        str,
         Parameter(
             help='Audio files, folders, or patterns such as "talks/*.mp3".',
             allow_leading_hyphen=True,
-            validator=no_options,
         ),
-    ] = (),
-    /,
-    *,
+    ],
     options: TranscriptOptions = TranscriptOptions(),  # noqa: B008 - frozen
     out: Annotated[
         Path | None,
@@ -75,6 +65,10 @@ def transcribe(
         polyphi transcribe runs/nano/model --live
         arecord -q -f S16_LE -r 16000 -c 1 | polyphi transcribe runs/nano/model --live -
     """
+    for name in files:  # a misspelled option, or else "-"
+        if name.startswith("--"):
+            raise ValueError(f"unknown option {name}; a file of this name is ./{name}")
+
     import polyphi
     from polyphi.cli.captions import transcribe_live
     from polyphi.transcription.capture import sound_devices

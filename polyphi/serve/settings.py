@@ -26,7 +26,7 @@ def check_key(key: str) -> None:
 
 
 def lines(_: type, text: str, **options: object) -> list[str]:
-    """The values of an environment variable, one on each line."""
+    """The values of an environment variable, one on each line; none of an empty one."""
     return [line for line in text.splitlines() if line]
 
 
@@ -56,11 +56,12 @@ class Settings:
     """Name of the model in responses; default: its folder's name."""
     aliases: Annotated[tuple[str, ...], Parameter(name="--alias")] = ()
     """A further name of the model; repeatable."""
-    host: Annotated[str, Parameter(env_var="POLYPHI_HOST")] = "127.0.0.1"
+    host: Annotated[str, Parameter(env_var="POLYPHI_HOST", env_var_split=lines)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all addresses of this machine."""
-    port: Annotated[int, Parameter(env_var="POLYPHI_PORT", validator=Number(gte=0, lte=65535))] = (
-        8000
-    )
+    port: Annotated[
+        int,
+        Parameter(env_var="POLYPHI_PORT", env_var_split=lines, validator=Number(gte=0, lte=65535)),
+    ] = 8000
     """Port to listen on; 0: a free one."""
     keys: Annotated[
         tuple[str, ...],

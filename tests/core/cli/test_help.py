@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from command_line import RunCommand, commands, options, parsed
@@ -89,3 +90,35 @@ def test_the_last_value_of_an_option_counts_and_repeatable_ones_add_up() -> None
     _, bound = parsed([*words, "--model", "b", "--data", "y"])
     assert (bound.arguments["model"], bound.arguments["options"].seed) == ("b", 2)
     assert bound.arguments["data"] == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "values"),
+    [
+        ("train a --size micro b", "stages", ("a", "b")),
+        ("transcribe model a --words b -- --c", "files", ("a", "b", "--c")),
+        ("cache remove a b", "names", ("a", "b")),
+        ("eval synthesise a --data folder b", "names", ("a", "b")),
+        ('chat model --image [a].png --image ["b"]', "image", (Path("[a].png"), Path('["b"]'))),
+    ],
+)
+def test_arguments_may_follow_options_and_are_no_json(
+    words: str, name: str, values: tuple[object, ...]
+) -> None:
+    assert parsed(words.split())[1].arguments[name] == values
+
+
+@pytest.mark.parametrize("words", ["train a --seed 1.5", "train a --eval-every 1.5"])
+def test_an_integer_is_not_rounded(words: str, run_command: RunCommand) -> None:
+    code, _, error = run_command(*words.split())
+    assert code == 2 and words.split()[2] in error and "1.5" in error
+
+
+def test_no_shell_to_complete_in_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
+    for name in ("BASH_VERSION", "ZSH_VERSION", "FISH_VERSION", "SHELL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "")  # no `ps`
+    code, _, error = run_command("--show-completion")
+    assert code == 2 and "SHELL" in error and len(error.splitlines()) == 1

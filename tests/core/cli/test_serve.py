@@ -30,6 +30,16 @@ def test_the_variable_has_a_key_on_each_line(monkeypatch: pytest.MonkeyPatch) ->
     assert settings().keys == ()
 
 
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty host would have been all addresses of the machine."""
+    for name in ("POLYPHI_HOST", "POLYPHI_PORT", "POLYPHI_API_KEY"):
+        monkeypatch.setenv(name, "")
+    assert settings() == Settings()
+    monkeypatch.setenv("POLYPHI_HOST", "::1")
+    monkeypatch.setenv("POLYPHI_PORT", "0")
+    assert (settings().host, settings().port) == ("::1", 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment"),
     [([], "correct horse"), (["correct horse"], ""), ([""], ""), ([], " "), ([], "a\nb ")],
@@ -58,6 +68,7 @@ def test_amounts_are_bytes_and_limits_are_no_options() -> None:
     "words",
     [
         ("--port", "70000"),
+        ("--port", "80.5"),
         ("--store-mb", "-1"),
         ("--prompts-gb", "nan"),
         ("--max-waiting", "-1"),
