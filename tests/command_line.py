@@ -27,7 +27,9 @@ def subcommands(command: App) -> dict[str, App]:
 
 def options(command: App) -> dict[str, Any]:
     """The options of a command by name, with their argument, in the order of the help."""
-    arguments = command.assemble_argument_collection() if command.default_command else ()
+    if not command.default_command:
+        return {}
+    arguments = command.assemble_argument_collection(default_parameter=app.default_parameter)
     return {name: one for one in arguments for name in one.names if name.startswith("--")}
 
 
