@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -53,10 +52,9 @@ def train(
 
     record_interrupts()
     if not any(stage.endswith(".py") for stage in stages):
-        values = {"model": model, "data": data, "push_to_hub": push_to_hub}
-        values |= {f.name: getattr(finetuning, f.name) for f in fields(finetuning)}
-        defaults = {f.name: getattr(FinetuneOptions(), f.name) for f in fields(finetuning)}
-        if own := [name for name, value in values.items() if value and value != defaults.get(name)]:
+        values = {"model": model, "data": data, "push_to_hub": push_to_hub, **vars(finetuning)}
+        defaults = {"model": None, "data": (), "push_to_hub": None, **vars(FinetuneOptions())}
+        if own := [name for name, value in values.items() if value != defaults[name]]:
             raise ValueError(
                 f"{', '.join('--' + name.replace('_', '-') for name in own)} needs a stage of your own, in a .py file; "
                 f"found the recipe's {stages[0]}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -30,17 +31,8 @@ def lines(_: type, text: str, **options: object) -> list[str]:
     return [line for line in text.splitlines() if line]
 
 
-def megabytes(_: type, tokens: Sequence[Token]) -> int:
-    """The bytes of an option in MiB."""
-    return _bytes(tokens, MIB)
-
-
-def gigabytes(_: type, tokens: Sequence[Token]) -> int:
-    """The bytes of an option in GB."""
-    return _bytes(tokens, 10**9)
-
-
-def _bytes(tokens: Sequence[Token], unit: int) -> int:
+def in_bytes(_: type, tokens: Sequence[Token], *, unit: int) -> int:
+    """The bytes of an option that counts multiples of `unit` bytes."""
     amount = float(tokens[0].value)
     if not 0 <= amount < float("inf"):
         raise ValueError(f"expected at least 0, found {amount:g}")
@@ -141,7 +133,7 @@ class Settings:
         Parameter(
             name="--prompts-gb",
             metavar="FLOAT",
-            converter=gigabytes,
+            converter=partial(in_bytes, unit=10**9),
             show_default=False,
             group=LOAD,
         ),
@@ -152,7 +144,7 @@ class Settings:
         int,
         Parameter(
             name="--store-mb",
-            converter=megabytes,
+            converter=partial(in_bytes, unit=MIB),
             show_default=lambda value: value // MIB,
             group=LOAD,
         ),
