@@ -5,9 +5,9 @@
 >>> cache.get(request, lambda: endpoint.chat(messages).text)
 'Seven.'
 
-A response is a line of `FOLDER/NAME.jsonl`. Its `key` is a hash of all that it depends on. Threads and processes may
-share a file: the first response to a request stays. A line that a kill cut off is ignored. The files of the parts of a
-run on several machines, `FOLDER/NAME.*.jsonl`, are read as one.
+A response is a line of `FOLDER/NAME.jsonl`, on the disk before it is returned. Its `key` is a hash of all that it
+depends on. Threads and processes may share a file: the first response to a request stays. A line that a kill cut off is
+ignored. The files of the parts of a run on several machines, `FOLDER/NAME.*.jsonl`, are read as one.
 """
 
 import fcntl
@@ -62,8 +62,11 @@ class ResponseCache:
     def find(self, key: str) -> Line | None:
         """The line with a key, None without one."""
         with self._lock:
-            if key not in self._positions and self.path.exists():
-                self._end = self._read(self.path, self._end)  # what other processes stored
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size < self._end:  # the file was replaced
+                self._end = 0
+            if size > self._end:  # what other processes stored
+                self._end = self._read(self.path, self._end)
             if key not in self._positions:
                 return None
             path, offset = self._positions[key]
@@ -79,8 +82,10 @@ class ResponseCache:
         with self._lock, _append(self.path) as file:
             stored = {key: self.find(key) for key in lines}
             new = {key: {"key": key, **lines[key]} for key, line in stored.items() if line is None}
-            file.writelines(dump(line).encode() for line in new.values())
+            # In one write: lines stay whole on a file system without locks.
+            file.write("".join(map(dump, new.values())).encode())
             file.flush()
+            os.fsync(file.fileno())
             self._end = self._read(self.path, self._end)
         return {key: line or new[key] for key, line in stored.items()}
 

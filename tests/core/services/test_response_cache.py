@@ -3,6 +3,7 @@
 import fcntl
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from polyphi.services.response_cache import (
     request_key,
     whole_lines,
 )
+
+
+def test_responses_are_on_the_disk_before_they_are_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, sizes = ResponseCache(tmp_path), list[int]()
+    monkeypatch.setattr("os.fsync", lambda file: sizes.append(os.fstat(file).st_size))
+    for n in range(2):
+        cache.get({"n": n}, lambda: "x" * 10_000)
+        assert len(sizes) == n + 1 and sizes[n] == cache.path.stat().st_size
 
 
 def test_the_first_response_stays(tmp_path: Path) -> None:
@@ -51,8 +62,11 @@ def test_a_file_that_was_replaced_is_not_misread(tmp_path: Path) -> None:
     first, second = cache.path.read_text().splitlines(keepends=True)
     cache.path.write_text(first.replace('"a"', '"c"') + second[5:])
     assert cache.find("a") is None and cache.find("b") is None
+    assert cache.find("c") == {"key": "c", "n": 1}
+    cache.path.write_text(second)  # as if its first line were deleted
+    assert cache.find("b") == {"key": "b", "n": 2} and cache.find("c") is None
     cache.path.unlink()
-    assert cache.find("a") is None
+    assert cache.find("b") is None
 
 
 def test_the_parts_of_a_run_are_read_as_one(tmp_path: Path) -> None:
