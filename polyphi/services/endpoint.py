@@ -51,7 +51,9 @@ CONNECT_SECONDS = 10.0
 MAX_WAIT = 300.0
 """Maximum seconds between two attempts; a server that requests more has probably exhausted a quota."""
 _HEADERS = "host accept accept-encoding connection user-agent content-type content-length"
-"""Headers of the SDK that are sent, with its x-stainless-*; not those of OPENAI_ORG_ID and OPENAI_CUSTOM_HEADERS."""
+"""Headers of the SDK that are sent; others have OPENAI_ORG_ID, OPENAI_CUSTOM_HEADERS, and facts about this machine."""
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+"""Errors of reading a response that has another form than OpenAI's."""
 _FORMATS = {
     b"\x89PNG": "png",
     b"\xff\xd8\xff": "jpeg",
@@ -173,11 +175,8 @@ class Endpoint:
     ) -> Completion:
         """The answer; with a JSON schema, as JSON text. Raises `RequestRejected` if the endpoint refuses this request,
         and `ValueError` for errors that would affect all requests: no endpoint, no key, an unknown model."""
-        answer = self._json(
-            self._tokens(messages, sampling),
-            self._client.chat.completions.with_raw_response.create,
-            **self._fields(messages, sampling, schema),
-        )
+        body = self._body(messages, sampling, schema)
+        answer = self._json("/chat/completions", self._tokens(messages, sampling), body=body)
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             message, finish_reason = choice["message"], choice.get("finish_reason")
@@ -186,44 +185,41 @@ class Endpoint:
                 finish_reason=finish_reason or "stop",
                 prompt_tokens=int(usage.get("prompt_tokens") or 0),
             )
-        except (KeyError, IndexError, TypeError, AttributeError):
+        except _MALFORMED:
             raise ValueError(
                 f"{self.where} returned no chat completion; expected choices[0].message.content, "
-                f"found {json.dumps(answer)[:200]}"
+                f"found {self._excerpt(json.dumps(answer))}"
             ) from None
 
     def speech(
         self, text: str, *, voice: str = "default", form: str = "wav", speed: float = 1.0
     ) -> bytes:
         """The text as speech: encoded audio in the format `form` ("wav", "flac", "mp3", ...)."""
+        body = {"model": self.model, "input": text, "voice": voice, "response_format": form}
+        speed_field = {"speed": speed} if speed != 1.0 else {}
         with self._slots:
-            data = self._send(
-                rough_tokens([Message.user(text)]),
-                self._client.audio.speech.create,
-                model=self.model,
-                input=text,
-                voice=voice,
-                response_format=form,
-                **({"speed": speed} if speed != 1.0 else {}),
-            ).content
+            tokens = rough_tokens([Message.user(text)])
+            data = self._send("/audio/speech", tokens, body=body | speed_field).content
         if not data or data[:1] in b"{<":
-            start = self._mask_key(data[:80].decode(errors="replace"))
-            raise ValueError(f"{self.where} returned no audio; expected {form}, found {start!r}")
+            text = self._excerpt(data.decode(errors="replace"))
+            raise ValueError(f"{self.where} returned no audio; expected {form}, found {text!r}")
         return data
 
     def transcribe(self, clip: bytes, *, language: str | None = None) -> str:
         """The transcript of encoded audio (WAV, FLAC, OGG, MP3)."""
+        body = {"model": self.model, "response_format": "json"}
+        body |= {"language": language} if language else {}
         answer = self._json(
+            "/audio/transcriptions",
             0,
-            self._client.audio.transcriptions.with_raw_response.create,
-            model=self.model,
-            file=(f"clip.{_format(clip, 'wav')}", clip),
-            response_format="json",
-            **({"language": language} if language else {}),
+            body=body,
+            files={"file": (f"clip.{_format(clip, 'wav')}", clip)},
+            options={"headers": {"Content-Type": "multipart/form-data"}},
         )
         if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
             raise ValueError(
-                f"{self.where} returned no transcript; expected {{'text': ...}}, found {json.dumps(answer)[:200]}"
+                f"{self.where} returned no transcript; expected {{'text': ...}}, "
+                f"found {self._excerpt(json.dumps(answer))}"
             )
         return answer["text"]
 
@@ -250,23 +246,24 @@ class Endpoint:
         _no_adapter(adapter)
         if any(m.tools for m in messages):
             raise ValueError("tool calls can't be streamed from an endpoint; use generate")
-        import httpx2
         import openai
 
-        create, tokens = self._client.chat.completions.create, self._tokens(messages, sampling)
-        fields, finish_reason = self._fields(messages, sampling, None), None
-        with self._slots, self._send(tokens, create, stream=True, **fields) as chunks:
+        body = self._body(messages, sampling, None) | {"stream": True}
+        tokens, finish_reason = self._tokens(messages, sampling), None
+        with self._slots:
+            response = self._send("/chat/completions", tokens, body=body, stream=True)
+            chunks = openai.Stream[Any](cast_to=object, response=response, client=self._client)
             try:
-                for choice in (
-                    c for chunk in chunks for c in getattr(chunk, "choices", None) or ()
-                ):
-                    finish_reason = choice.finish_reason or finish_reason
-                    if text := getattr(getattr(choice, "delta", None), "content", None):
+                for choice in (c for chunk in chunks for c in chunk.get("choices") or ()):
+                    finish_reason = choice.get("finish_reason") or finish_reason
+                    if text := (choice.get("delta") or {}).get("content"):
                         yield Delta(text)
-            except (openai.APIError, httpx2.RequestError, json.JSONDecodeError) as error:
+            except (openai.APIError, *_MALFORMED) as error:
                 raise ValueError(
                     f"{self.where} broke off in the middle of an answer: {self._reason(error)}"
                 ) from None
+            finally:
+                response.close()
         if finish_reason is None:
             raise ValueError(f"{self.where} broke off in the middle of an answer; try again")
         yield Delta("", finish_reason)
@@ -281,34 +278,32 @@ class Endpoint:
 
     # Sending
 
-    def _fields(
+    def _body(
         self,
         messages: Sequence[Message],
         sampling: SamplingParams,
         schema: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
-        """The arguments of the SDK: the whole body as `extra_body`, which may have fields that it doesn't know."""
         body = {"model": self.model} | chat_body(messages, sampling, schema) | self.extra
-        body = {key: value for key, value in body.items() if value is not None}
-        return {"model": self.model, "messages": [], "extra_body": body}
+        return {key: value for key, value in body.items() if value is not None}
 
     def _tokens(self, messages: Sequence[Message], sampling: SamplingParams) -> int:
         return self.count(messages) + sampling.max_tokens
 
-    def _json(self, tokens: int, create: Callable[..., Any], **fields: Any) -> Any:
+    def _json(self, path: str, tokens: int, **fields: Any) -> Any:
         """The JSON value in the response to a request."""
         with self._slots:
-            text = self._send(tokens, create, **fields).text
+            text = self._send(path, tokens, **fields).content.decode(errors="replace")
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except _MALFORMED:
             raise ValueError(
-                f"{self.where} returned something that isn't JSON: {self._mask_key(text[:120])!r}; "
+                f"{self.where} returned something that isn't JSON: {self._excerpt(text)!r}; "
                 "is it the address of an OpenAI-compatible API, including /v1?"
             ) from None
 
-    def _send(self, tokens: int, create: Callable[..., Any], **fields: Any) -> Any:
-        """The result of a method of the SDK, at this endpoint's pace, after retries."""
+    def _send(self, path: str, tokens: int, **fields: Any) -> "httpx2.Response":
+        """The response to a POST by the SDK, at this endpoint's pace, after retries."""
         import httpx2
         import openai
 
@@ -318,7 +313,7 @@ class Endpoint:
                 self.sleep(wait)
             delay = min(MAX_WAIT, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
             try:
-                return create(**fields)
+                return self._client.post(path, cast_to=httpx2.Response, **fields)
             except openai.APIStatusError as error:
                 response = error.response  # handled below: the error may quote the key
             except (openai.APIConnectionError, httpx2.RequestError) as error:
@@ -340,11 +335,11 @@ class Endpoint:
     def _reason(self, error: Exception) -> str:
         """The message of an error of the connection, which the SDK has as its cause."""
         cause = error.__cause__ or error
-        return self._mask_key(str(cause)) or type(cause).__name__
+        return self._excerpt(str(cause)) or type(cause).__name__
 
     def _check_status(self, response: "httpx2.Response") -> str:
         """The description of an error that a retry may fix; raises for all other errors."""
-        code, message = response.status_code, self._mask_key(_error_message(response.text))
+        code, message = response.status_code, self._excerpt(_error_message(response.text))
         problem = f"{self.where} answered {code}: {message}"
         if code in (401, 403):
             if not self.key_from:
@@ -367,9 +362,9 @@ class Endpoint:
             raise RequestRejected(problem)
         raise ValueError(f"{problem}; expected 200")
 
-    def _mask_key(self, text: str) -> str:
-        """The text with the API key masked: servers may quote it in error messages."""
-        return text.replace(key, "***") if (key := self._key()) else text
+    def _excerpt(self, text: str) -> str:
+        """The beginning of a server's text, with the API key masked, which servers may quote."""
+        return (text.replace(key, "***") if (key := self._key()) else text)[:300]
 
     def _key(self) -> str:
         key = os.environ.get(self.key_from, "").strip() if self.key_from else ""
@@ -381,6 +376,7 @@ class Endpoint:
 
     def _open_client(self) -> "openai.OpenAI":
         try:
+            import httpx2
             import openai
         except ImportError:
             raise ValueError(
@@ -392,17 +388,20 @@ class Endpoint:
             api_key="replaced",  # by `_set_headers`; without one the SDK reads OPENAI_API_KEY
             timeout=openai.Timeout(self.seconds, connect=CONNECT_SECONDS),
             max_retries=0,  # `_send` retries, because other requests must wait as well
-            # Redirects would send the key elsewhere.
-            http_client=openai.DefaultHttpxClient(
-                follow_redirects=False, event_hooks={"request": [self._set_headers]}
+            default_headers={"Accept": "*/*"},
+            # No redirects, which would send the key elsewhere; `concurrency` limits the connections.
+            http_client=httpx2.Client(
+                limits=httpx2.Limits(max_connections=None),
+                event_hooks={"request": [self._set_headers]},
             ),
         )
 
     def _set_headers(self, request: "httpx2.Request") -> None:
-        for name in [*request.headers]:
-            if name not in _HEADERS.split() and not name.startswith("x-stainless-"):
-                del request.headers[name]
-        if key := self._key():
+        basic = bool(request.url.userinfo)  # the client has set Authorization by it
+        names = _HEADERS + " authorization" * basic
+        for name in {*request.headers} - {*names.split()}:
+            del request.headers[name]
+        if not basic and (key := self._key()):
             request.headers["Authorization"] = f"Bearer {key}"
 
 
@@ -417,9 +416,9 @@ def _error_message(text: str) -> str:
     """The message in the body of an error response."""
     try:
         error = json.loads(text)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
-    except (ValueError, KeyError, TypeError):
-        return text.strip()[:200] or "nothing"
+        return str(error["message"] if isinstance(error, dict) else error)
+    except _MALFORMED:
+        return text.strip() or "nothing"
 
 
 def _retry_after(value: str | None) -> float:

@@ -126,11 +126,12 @@ def test_tools_are_sent_and_what_is_called_comes_back() -> None:
 
 def test_a_stream_that_breaks_off_is_an_error() -> None:
     with Replay({"hello": "good day to you"}) as replay:
-        replay.faults = ["torn", "half", (200, {}, b"data: {1}\n\n")]
-        for _ in range(2):
+        malformed = (b"{1}", b"\xff", b"3", b'{"choices": ["x"]}', b"[" * 100_000)
+        replay.faults = ["torn", "half", *((200, {}, b"data: %b\n\n" % m) for m in malformed)]
+        for _ in range(6):
             with pytest.raises(ValueError, match="broke off"):
                 list(endpoint(replay).stream(HELLO))
-        assert len(replay.requests) == 3
+        assert len(replay.requests) == 7
 
 
 def test_speech_and_transcription() -> None:
@@ -150,15 +151,28 @@ def test_speech_and_transcription() -> None:
     assert b'filename="clip.wav"' in replay.requests[1]["file"]
 
 
+def test_responses_are_utf_8_whatever_their_header() -> None:
+    with Replay() as replay:
+        body = '{"choices": [{"message": {"content": "é"}}]}'.encode()
+        replay.faults = [
+            (200, {"Content-Type": f"application/json; charset={name}"}, body)
+            for name in ("latin-1", "zlib")
+        ]
+        assert [endpoint(replay).chat(HELLO).text for _ in range(2)] == ["é", "é"]
+
+
 def test_what_is_no_clip_and_no_transcript() -> None:
     with Replay() as replay:
-        replay.faults = ["garbage", (200, {}, b'{"txt": 1}'), (200, {}, b'{"choices": []}')]
+        usage = b'{"choices": [{"message": {}}], "usage": {"prompt_tokens": Infinity}}'
+        bodies = (b'{"txt": 1}', b'{"choices": []}', usage)
+        replay.faults = ["garbage", *((200, {}, body) for body in bodies)]
         with pytest.raises(ValueError, match=r"expected wav, found '<html"):
             endpoint(replay).speech("seven")
         with pytest.raises(ValueError, match="no transcript"):
             endpoint(replay).transcribe(WAV)
-        with pytest.raises(ValueError, match="no chat completion"):
-            endpoint(replay).chat(HELLO)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no chat completion"):
+                endpoint(replay).chat(HELLO)
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "cut", "half", "torn"])
@@ -239,6 +253,12 @@ def test_errors_say_what_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
             model.chat(HELLO)
         with pytest.raises(ValueError, match="isn't JSON: '<html>"):
             model.chat(HELLO)
+        replay.faults = [(200, {}, b'{"error": "the key right is unknown"}')]
+        with pytest.raises(ValueError, match=r"no chat completion.*the key \*\*\* is unknown"):
+            model.chat(HELLO)
+        replay.faults = [(400, {}, b"x" * 298 + b"right")]
+        with pytest.raises(RequestRejected, match=r"x\*\*$"):
+            model.chat(HELLO)
         with pytest.raises(RequestRejected, match="answered 400: nothing is recorded for 'bye'"):
             model.chat([Message.user("bye")])
         replay.faults = [(302, {"Location": "http://127.0.0.1:9/"}, b"")]
@@ -263,8 +283,12 @@ def test_variables_of_the_sdk_go_to_no_endpoint(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("MINE", "own")
         assert endpoint(replay, key_from="MINE").speech("seven") == WAV
         assert "secret" not in "".join(replay.headers)
+        assert "x-stainless" not in "".join(replay.headers)  # facts about this machine
         assert "Authorization" not in replay.headers[0]
         assert "Authorization: Bearer own\n" in replay.headers[1]
+        address = replay.where.replace("//", "//user:password@")
+        assert Endpoint(address, "m").chat(HELLO).text == "hi"
+        assert "Authorization: Basic dXNlcjpwYXNzd29yZA==\n" in replay.headers[2]
 
 
 def test_no_minute_holds_more_requests_or_tokens_than_allowed() -> None:
