@@ -1,6 +1,6 @@
 """The learning rate of a fresh adapter at several ranks: the evaluation loss after a short training.
 
-    python benchmarks/adapter_lr.py runs/nano --out runs/adapter_rates
+    python benchmarks/adapter_lr.py runs/nano --out runs/adapter_lr
 
 RUN is a finished run of the recipe. An adapter of each rank, with alpha twice the rank, is trained on spoken rows of
 its corpus `asr`, once for each rate; the rest of the model is frozen. Prints a Markdown table of the losses on rows

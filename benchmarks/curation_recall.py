@@ -174,7 +174,7 @@ def duplicates() -> Iterator[str]:
         ("clip, Ogg Vorbis", clips, leaked_items.CLIP_CHANGES["Ogg Vorbis"], AUDIO),
         ("clip, noise at 20 dB", clips, leaked_items.CLIP_CHANGES["noise at 20 dB"], AUDIO),
     ]
-    for name, known, change, likeness in cases:
+    for name, known, change, similarity in cases:
         half = len(known) // 2
         samples = [leaked_items.sample(f"own-{i}", k) for i, k in enumerate(known)]
         samples += [
@@ -182,7 +182,9 @@ def duplicates() -> Iterator[str]:
         ]
         collected = CollectIds()
         with tempfile.TemporaryDirectory() as folder:
-            deduplicate(likeness, [Read([document(s) for s in samples])], [collected], Path(folder))
+            deduplicate(
+                similarity, [Read([document(s) for s in samples])], [collected], Path(folder)
+            )
         remaining = Counter(id.partition("-")[2] for id in collected.ids)
         matched = sum(remaining[str(i)] == 1 for i in range(half))
         lost = sum(remaining[str(i)] == 0 for i in range(half, len(known)))

@@ -328,7 +328,7 @@ def measure(
     known: list[Any],
     changes: dict[str, Change],
     neighbours: dict[str, list[Any]],
-    likeness: Similarity,
+    similarity: Similarity,
     seed: int,
     around: Callable[[Any, random.Random], Any] = lambda content, rng: content,
 ) -> Iterator[dict[str, Any]]:
@@ -336,7 +336,7 @@ def measure(
     `duplicates` is the mean probability that the dedup run fuses a copy with its item, from the similarity of their
     shingles."""
     index = Index.of({"set": [sample(str(i), k) for i, k in enumerate(known)]})
-    shingles = [set(likeness.shingles(document(sample("", k))).tolist()) for k in known]
+    shingles = [set(similarity.shingles(document(sample("", k))).tolist()) for k in known]
     started, queries = time.monotonic(), 0
 
     def like(a: set[int], b: set[int]) -> float:
@@ -351,8 +351,8 @@ def measure(
             items = {f.item for f in index.find(document(sample("copy", around(copy, rng))))}
             matched += str(i) in items
             wrong += bool(items - {str(i)})
-            own = set(likeness.shingles(document(sample("", copy))).tolist())
-            chances.append(likeness.chance(like(own, shingles[i])))
+            own = set(similarity.shingles(document(sample("", copy))).tolist())
+            chances.append(similarity.chance(like(own, shingles[i])))
         queries += len(known)
         yield dict(
             modality=modality,
@@ -367,8 +367,8 @@ def measure(
         fused = 0.0
         for content in innocent:
             flagged += bool(index.find(document(sample("other", content))))
-            own = set(likeness.shingles(document(sample("", content))).tolist())
-            fused += max(likeness.chance(like(own, s)) for s in shingles)
+            own = set(similarity.shingles(document(sample("", content))).tolist())
+            fused += max(similarity.chance(like(own, s)) for s in shingles)
         queries += len(innocent)
         yield dict(
             modality=modality,

@@ -30,13 +30,13 @@ class Read(PipelineStep):
 
 
 def run(
-    likeness: Similarity, samples: Sequence[Sample], work: Path, tasks: int = 2
+    similarity: Similarity, samples: Sequence[Sample], work: Path, tasks: int = 2
 ) -> tuple[list[Document], list[Document]]:
     """Return (kept documents, dropped documents)."""
     kept_files: list[Document] = []
     dropped: list[Document] = []
     deduplicate(
-        likeness,
+        similarity,
         [Read(samples)],
         [Take(kept_files)],
         work,
