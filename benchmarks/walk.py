@@ -33,7 +33,6 @@ import os
 import re
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,34 +40,34 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dis import opmap
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
+from statistics import median
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import polyphi
 
 ROOT = Path(polyphi.__file__).parents[1]
 FOLDERS = tuple(f"{ROOT / name}{os.sep}" for name in ("polyphi", "polyphi_eval", "polyphi_recipe"))
-PARTS = ("train", "chat")
 FUNCTION = inspect.CO_OPTIMIZED
 """The flag of a function's code, which modules and class bodies lack."""
 SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
+CALLS = "calls.json"
+"""The file of a child process with the calls of its parts."""
 STEPS = 4
 ROWS = 12
-TOKENS = 6
+TOP = 12
+"""Files in the tables of re-entries."""
 WINDOW = 1.5
 """Seconds in which a request and its clean-up end; as long, the idle server is recorded."""
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A function was entered, by the nearest caller of ours (empty if a thread or a library calls it)."""
 
     thread: str
@@ -77,8 +76,7 @@ class Call:
     caller: str
 
 
-@dataclass(frozen=True)
-class Visit:
+class Visit(NamedTuple):
     """Functions of one file that are first entered one after another."""
 
     thread: str
@@ -86,91 +84,81 @@ class Visit:
     functions: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Walk:
-    """The numbers of the table, for some calls."""
-
-    calls: int
-    functions: int
-    files: int
-    pairs: int
-    reentries: int
+Walk = dict[str, int]
+"""The numbers of the table by column, for some calls."""
 
 
 def visits(calls: Iterable[Call]) -> list[Visit]:
     """The visits of all threads: threads by their first call, a thread's visits in order."""
-    threads: dict[str, dict[tuple[str, str], None]] = {}
-    opened = set()
+    threads: dict[tuple[str, str], str] = {}
     for call in calls:
-        function = (call.file, call.function)
-        if function not in opened:
-            opened.add(function)
-            threads.setdefault(call.thread, {})[function] = None
-    return [
-        Visit(thread, file, tuple(name for _, name in group))
-        for thread, functions in threads.items()
-        for file, group in groupby(functions, key=lambda function: function[0])
-    ]
+        threads.setdefault((call.file, call.function), call.thread)
+    result = []
+    for thread in dict.fromkeys(threads.values()):
+        functions = [function for function, first in threads.items() if first == thread]
+        for file, group in groupby(functions, itemgetter(0)):
+            result.append(Visit(thread, file, tuple(name for _, name in group)))
+    return result
 
 
-def reentries(visited: Iterable[Visit]) -> Counter[str]:
-    """How often each file is entered again."""
-    by_thread = Counter((visit.thread, visit.file) for visit in visited)
-    result: Counter[str] = Counter()
-    for (_, file), count in by_thread.items():
-        result[file] += count - 1
+def reentries(visited: Iterable[Visit]) -> list[Visit]:
+    """The visits of a file after a thread's first one."""
+    result, seen = [], set()
+    for visit in visited:
+        if (visit.thread, visit.file) in seen:
+            result.append(visit)
+        seen.add((visit.thread, visit.file))
     return result
 
 
 def measure(calls: Sequence[Call]) -> Walk:
-    return Walk(
-        calls=len(calls),
-        functions=len({(call.file, call.function) for call in calls}),
-        files=len({call.file for call in calls}),
-        pairs=len({(c.caller, c.file) for c in calls if c.caller and c.caller != c.file}),
-        reentries=reentries(visits(calls)).total(),
-    )
+    return {
+        "calls": len(calls),
+        "functions": len({(call.file, call.function) for call in calls}),
+        "files": len({call.file for call in calls}),
+        "pairs": len({(c.caller, c.file) for c in calls if c.caller and c.caller != c.file}),
+        "reentries": len(reentries(visits(calls))),
+    }
 
 
 # ------------------------------------------------------------------------------ recording
 
 
-class Recorder:
-    """The calls of all threads that start after it, and of this one."""
+@contextmanager
+def recording() -> Iterator[list[Call]]:
+    """The calls of this thread, and of all that start from now on."""
+    calls: list[Call] = []
 
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        sys.setprofile(self._event)
-        threading.setprofile(self._event)
-
-    def stop(self) -> None:
-        sys.setprofile(None)
-        threading.setprofile(None)
-
-    def _event(self, frame: FrameType, event: str, _: object) -> None:
-        if event != "call" or not is_counted(frame.f_code) or continues(frame):
+    def event(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event != "call" or not is_counted(code) or continues(frame):
             return
         caller, above = "", frame.f_back
         while above is not None:
-            code = above.f_code
-            if code.co_filename.startswith(FOLDERS):
-                if not code.co_flags & FUNCTION:  # a module that is imported
+            if above.f_code.co_filename.startswith(FOLDERS):
+                if not above.f_code.co_flags & FUNCTION:  # a module that is imported
                     return
-                caller = caller or relative(code)
+                caller = caller or relative(above.f_code)
             above = above.f_back
-        code = frame.f_code
         # The threads of a pool have numbers.
         thread = re.sub(r"[_-]?\d+( \(.*\))?$", "", threading.current_thread().name)
-        self.calls.append(
-            Call(thread, relative(code), f"{code.co_qualname}:{code.co_firstlineno}", caller)
-        )
+        function = f"{code.co_qualname}:{code.co_firstlineno}"
+        calls.append(Call(thread, relative(code), function, caller))
+
+    sys.setprofile(event)
+    threading.setprofile(event)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
 
 
 def is_counted(code: CodeType) -> bool:
     return (
         code.co_filename.startswith(FOLDERS)
         and bool(code.co_flags & FUNCTION)
-        and code.co_name not in COMPREHENSIONS
+        and not code.co_name.endswith(("comp>", "genexpr>"))
     )
 
 
@@ -190,16 +178,8 @@ def command(*arguments: str) -> None:
     """Run `polyphi` in this process; its exit codes are ignored, as those of an interrupted run."""
     from polyphi.cli import main
 
-    sys.argv = ["polyphi", *arguments]
     with suppress(SystemExit):
-        main()
-
-
-def save(folder: Path, calls: Mapping[str, Sequence[Call]]) -> None:
-    rows = {
-        name: [list(asdict(call).values()) for call in of_name] for name, of_name in calls.items()
-    }
-    (folder / "calls.json").write_text(json.dumps(rows))
+        main(list(arguments))
 
 
 def record_train(folder: Path, model: Path) -> None:
@@ -208,7 +188,7 @@ def record_train(folder: Path, model: Path) -> None:
     ends: list[int] = []
 
     def end_of_step(*_: Any) -> None:
-        ends.append(len(recorder.calls))
+        ends.append(len(calls))
         if len(ends) == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -219,41 +199,40 @@ def record_train(folder: Path, model: Path) -> None:
         *("--model", str(model), "--data", str(write_rows(folder)), "--out", str(out)),
         *("--steps", str(STEPS), "--batch-tokens", "400", "--precision", "fp32"),
     )
-    recorder = Recorder()
-    for _ in range(2):
-        command(*train)
-    recorder.stop()
+    with recording() as calls:
+        for _ in range(2):
+            command(*train)
     if len(ends) != STEPS or not (out / "manifest.json").exists():
         raise RuntimeError(f"expected {STEPS} steps and a manifest, found {len(ends)} steps")
-    step = recorder.calls[ends[0] : ends[1]]
-    save(folder, {"train": recorder.calls, "train, one step": step})
+    recorded = {"train": calls, "train, one step": calls[ends[0] : ends[1]]}
+    (folder / CALLS).write_text(json.dumps(recorded))
 
 
 def record_chat(folder: Path, model: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    recorder = Recorder()
 
     def client() -> None:
         try:
             wait_until_ready(port)
-            ask(port, "one two three")
+            chat(port, "one two three")
             time.sleep(WINDOW)
-            idle = len(recorder.calls)
+            idle = len(calls)
             time.sleep(WINDOW)
-            start, end = len(recorder.calls), time.monotonic() + WINDOW
-            ask(port, "what is this ?")
+            start, end = len(calls), time.monotonic() + WINDOW
+            chat(port, "what is this ?")
             time.sleep(max(0.0, end - time.monotonic()))
-            request = without_periodic(recorder.calls[start:], recorder.calls[idle:start])
-            save(folder, {"chat": request})
+            recorded = {"chat": without_periodic(calls[start:], calls[idle:start])}
+            (folder / CALLS).write_text(json.dumps(recorded))
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(0)  # the server has nothing to finish
 
-    threading.Thread(target=client, daemon=True).start()
-    command("serve", str(model), "--port", str(port), "--device", "cpu")
+    with recording() as calls:
+        threading.Thread(target=client, daemon=True).start()
+        command("serve", str(model), "--port", str(port), "--device", "cpu")
 
 
 def without_periodic(request: Sequence[Call], idle: Sequence[Call]) -> list[Call]:
@@ -267,36 +246,33 @@ def without_periodic(request: Sequence[Call], idle: Sequence[Call]) -> list[Call
 def wait_until_ready(port: int) -> None:
     limit = time.monotonic() + 300
     while time.monotonic() < limit:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        try:
-            connection.request("GET", "/ready")
-            if connection.getresponse().status == 200:
+        with suppress(OSError):
+            if send(port, "GET", "/ready")[0] == 200:
                 return
-        except OSError:
-            pass
-        finally:
-            connection.close()
         time.sleep(0.2)
     raise TimeoutError("the server didn't load within 300 s")
 
 
-def ask(port: int, prompt: str) -> None:
+def chat(port: int, prompt: str) -> None:
     """One streamed chat request, read to its end."""
     body = {
         "model": "model",
         "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": TOKENS,
+        "max_tokens": 6,
         "temperature": 0,
         "stream": True,
     }
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    headers = {"Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    response = connection.getresponse()
-    text = response.read().decode()
-    connection.close()
-    if response.status != 200 or "[DONE]" not in text:
+    status, text = send(port, "POST", "/v1/chat/completions", json.dumps(body))
+    if status != 200 or "[DONE]" not in text:
         raise RuntimeError(f"expected a stream that ends with [DONE], found {text[-500:]!r}")
+
+
+def send(port: int, method: str, path: str, body: str | None = None) -> tuple[int, str]:
+    """Send a request to the server; return the status and the body of the response."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 # ------------------------------------------------------------------------------ model and data
@@ -333,27 +309,22 @@ def write_rows(folder: Path) -> Path:
 
 # ------------------------------------------------------------------------------ report
 
+RECORD = {"train": record_train, "chat": record_chat}
+
 
 def run(part: str, model: Path) -> dict[str, list[Call]]:
     """The calls of a part, recorded in a new process."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [sys.executable, __file__, "--record", part, folder, "--model", str(model)]
+        arguments = [sys.executable, __file__, "--record", part, folder, str(model)]
         result = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        path = Path(folder) / "calls.json"
+        path = Path(folder) / CALLS
         if not path.exists():
             raise RuntimeError(f"{part} failed:\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}")
-        return {
-            name: [Call(*call) for call in calls]
-            for name, calls in json.loads(path.read_text()).items()
-        }
+        recorded = json.loads(path.read_text())
+    return {name: [Call(*call) for call in calls] for name, calls in recorded.items()}
 
 
-def median(walks: Sequence[Walk]) -> Walk:
-    rows = [asdict(walk) for walk in walks]
-    return Walk(**{name: round(statistics.median(r[name] for r in rows)) for name in rows[0]})
-
-
-def show(walks: dict[str, Walk], visited: dict[str, list[Visit]], listed: bool, top: int) -> None:
+def show(walks: dict[str, Walk], visited: dict[str, list[Visit]], listed: bool) -> None:
     """Print the tables, and with `listed` all visits."""
     from rich.console import Console
     from rich.table import Table
@@ -361,31 +332,17 @@ def show(walks: dict[str, Walk], visited: dict[str, list[Visit]], listed: bool, 
     console = Console(width=140)
     table = Table("", "calls", "functions", "files", "pairs", "re-entries", title=str(ROOT))
     for name, walk in walks.items():
-        table.add_row(name, *(f"{value:,}" for value in asdict(walk).values()))
+        table.add_row(name, *(f"{value:,}" for value in walk.values()))
     console.print(table)
     for name, sequence in visited.items():
-        most = [entry for entry in reentries(sequence).most_common(top) if entry[1]]
+        again = reentries(sequence)
         table = Table("file", "re-entries", "at", title=f"{name}: the files entered again most")
-        for file, count in most:
-            table.add_row(file, str(count), ", ".join(entrances(sequence, file)))
+        for file, count in Counter(visit.file for visit in again).most_common(TOP):
+            at = (short(visit.functions[0]) for visit in again if visit.file == file)
+            table.add_row(file, str(count), ", ".join(at))
         console.print(table)
-        if listed:
-            console.print(f"{name}: all visits", highlight=False)
-            for i, visit in enumerate(sequence, 1):
-                names = ", ".join(map(short, visit.functions))
-                line = f"{i:4} {visit.thread}  {visit.file}  {names}"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def entrances(sequence: Iterable[Visit], file: str) -> list[str]:
-    """The function at which each visit of a file after a thread's first one begins."""
-    result, seen = [], set()
-    for visit in sequence:
-        if visit.file == file:
-            if visit.thread in seen:
-                result.append(short(visit.functions[0]))
-            seen.add(visit.thread)
-    return result
+        for i, visit in enumerate(sequence if listed else (), 1):
+            print(f"{i:4} {visit.thread}  {visit.file}  {', '.join(map(short, visit.functions))}")
 
 
 def short(function: str) -> str:
@@ -396,38 +353,31 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=RECORD, default=RECORD)
     parser.add_argument("--repeats", type=int, default=1, help="runs of each part")
-    parser.add_argument(
-        "--model", type=Path, help="folder of a model of all modalities, called `model`"
-    )
-    parser.add_argument("--top", type=int, default=12, help="files in the tables of re-entries")
     parser.add_argument("--list", action="store_true", help="print all visits")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
-    parser.add_argument("--record", nargs=2, help=argparse.SUPPRESS)  # of the child process
+    parser.add_argument("--record", nargs=3, help=argparse.SUPPRESS)  # of the child process
     args = parser.parse_args()
     if args.record:
-        part, folder = args.record[0], Path(args.record[1])
-        {"train": record_train, "chat": record_chat}[part](folder, args.model.resolve())
+        part, *folders = args.record
+        RECORD[part](*map(Path, folders))
         sys.exit()
-    with tempfile.TemporaryDirectory() as temporary:
-        model = args.model or Path(temporary) / "model"
-        if args.model is None:
-            write_model(model)
-        runs = {part: [run(part, model) for _ in range(args.repeats)] for part in args.parts}
-    walks = {
-        name: median([measure(repeat[name]) for repeat in repeats])
-        for repeats in runs.values()
-        for name in repeats[0]
-    }
-    visited = {
-        name: visits(calls) for repeats in runs.values() for name, calls in repeats[0].items()
-    }
+    walks, visited = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        write_model(model)
+        for part in args.parts:
+            repeats = [run(part, model) for _ in range(args.repeats)]
+            for name, calls in repeats[0].items():
+                numbers = [measure(repeat[name]) for repeat in repeats]
+                walks[name] = {k: round(median(n[k] for n in numbers)) for k in numbers[0]}
+                visited[name] = visits(calls)
     if args.json:
         rows = [
-            {"work": name, **asdict(walk), "visits": [[v.thread, v.file] for v in visited[name]]}
+            {"work": name, **walk, "visits": [visit[:2] for visit in visited[name]]}
             for name, walk in walks.items()
         ]
         print(json.dumps(rows))
     else:
-        show(walks, visited, args.list, args.top)
+        show(walks, visited, args.list)
