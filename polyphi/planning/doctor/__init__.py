@@ -5,7 +5,7 @@
 
 | | |
 |---|---|
-| `checks` | the table of checks: section, name, and the function that judges and advises |
+| `checks` | the table of checks: section, the function that judges and advises, and its facts |
 | `findings` | a result with its state and cure; removing secrets and personal paths |
 | `hardware` | CPU, threads, memory, GPUs |
 | `published` | the published models: memory, context that fits, tokens per second at most |

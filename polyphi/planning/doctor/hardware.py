@@ -70,69 +70,63 @@ def cpu_class(instructions: Collection[str]) -> str:
     return next((name for name, any_of in CLASSES if names & any_of), "none of the classes")
 
 
-def class_result(instructions: Collection[str]) -> Result | str | None:
-    """The CPU's class, and whether environment variables limit what libraries use of it; None if neither torch nor the
-    system reports instructions."""
-    if not instructions:
-        return None
-    name = cpu_class(instructions)
-    if not any(os.environ.get(variable) for variable in ISA_VARIABLES):
-        return name
-    text = f"{name}, but environment variables limit what libraries use of it"
-    return Result("slow", text, "unset the variables that are marked slow under Environment")
+def processor_results(instructions: Collection[str]) -> Iterator[NamedResult]:
+    """The CPU and its class, and whether environment variables limit what libraries use of it."""
+    yield "processor", cpu.model_name()
+    if not instructions:  # neither torch nor the system reports any
+        return
+    result: Result | str = cpu_class(instructions)
+    if any(os.environ.get(variable) for variable in ISA_VARIABLES):
+        text = f"{result}, but environment variables limit what libraries use of it"
+        cure = "unset the variables that are marked slow under Environment"
+        result = Result("slow", text, cure)
+    yield "class", result
 
 
-def core_result(numbers: CpuCounts) -> str:
+def thread_results(numbers: CpuCounts) -> Iterator[NamedResult]:
+    """CPUs, and whether torch has as many threads as the process can use."""
     text = f"{numbers.cores} cores, {numbers.logical} logical CPUs"
     if numbers.usable < numbers.logical:
         text += f", {numbers.usable} of them usable (affinity)"
     if numbers.quota is not None:
         text += f", limited to the time of {numbers.quota:g}"
-    return text
-
-
-def thread_result(numbers: CpuCounts) -> Result | str | None:
-    """Whether torch has as many threads as the process can use; None without torch."""
+    yield "cores", text
     if (count := numbers.threads) is None:
-        return None
-    text, best = f"torch uses {count}", numbers.best
+        return
+    result: Result | str = f"torch uses {count}"
+    best, cure = numbers.best, f"export OMP_NUM_THREADS={numbers.best}"
     more = max(best, min(numbers.usable, math.ceil(numbers.quota or numbers.usable)))
-    cure = f"export OMP_NUM_THREADS={best}"
     if count < best:
-        variables = [v for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(v)]
-        if variables:
+        if variables := [v for v in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if os.environ.get(v)]:
             cure = f"unset {' '.join(variables)}"
-        return Result("slow", f"{text}, and {best} would be faster", cure)
-    if count > more:
-        return Result("slow", f"{text}, more than can run at once: {more}", cure)
-    return text
+        result = Result("slow", f"{result}, and {best} would be faster", cure)
+    elif count > more:
+        result = Result("slow", f"{result}, more than can run at once: {more}", cure)
+    yield "threads", result
 
 
-def memory_rate(rates: Mapping[str, Any]) -> str:
-    return f"{two_digits(rates['memory'] / 1e9)} GB/s read"
+def precision_results(facts: Mapping[str, Any]) -> Iterator[NamedResult]:
+    """The dtypes of inference and training."""
+    yield "dtype", f"{facts['inference']} for unquantized weights ({facts['reason']})"
+    yield "training", f"{facts['training']} ({facts['training_reason']})"
 
 
-def decoding_rates(rates: Mapping[str, Any]) -> str:
-    return f"{_by_format(rates['decoding'])} GB/s of weights, one token at a time"
-
-
-def product_rates(rates: Mapping[str, Any]) -> str:
-    return f"{_by_format(rates['products'])} GFLOP/s, 128 tokens at a time"
-
-
-def _by_format(rates: Mapping[str, float]) -> str:
-    return ", ".join(f"{form} {two_digits(rate / 1e9)}" for form, rate in rates.items())
-
-
-def other_work(rates: Mapping[str, Any]) -> Result | None:
-    """Other work that disturbed the measured rates, if any."""
-    if (share := rates["cpu_share"]) >= CPU_SHARE:
-        return None
-    text = (
-        f"other processes took the CPUs: the threads ran {share:.0%} of the time, so these rates are too low, and "
-        "no tokens/s are estimated"
+def rate_results(rates: Mapping[str, Any]) -> Iterator[NamedResult]:
+    """Measured rates, and whether other work disturbed them."""
+    products, decoding = (
+        ", ".join(f"{form} {two_digits(rate / 1e9)}" for form, rate in rates[name].items())
+        for name in ("products", "decoding")
     )
-    return Result("slow", text, "wait until the machine is idle, then: polyphi doctor")
+    yield "memory", f"{two_digits(rates['memory'] / 1e9)} GB/s read"
+    yield "decoding", f"{decoding} GB/s of weights, one token at a time"
+    yield "products", f"{products} GFLOP/s, 128 tokens at a time"
+    if (share := rates["cpu_share"]) < CPU_SHARE:
+        text = (
+            f"other processes took the CPUs: the threads ran {share:.0%} of the time, so these rates are too low, and "
+            "no tokens/s are estimated"
+        )
+        cure = "wait until the machine is idle, then: polyphi doctor"
+        yield "other work", Result("slow", text, cure)
 
 
 def two_digits(value: float) -> str:
@@ -156,23 +150,16 @@ def memory() -> dict[str, int | None]:
     }
 
 
-def memory_result(facts: Mapping[str, Any]) -> str:
-    """Memory and swap."""
-    text, swap = (
-        f"{size_text(facts['available'])} available of {size_text(facts['total'])}",
-        "no swap",
-    )
+def memory_results(facts: Mapping[str, Any]) -> Iterator[NamedResult]:
+    """Memory, swap, and the limit of a container, if it is below the machine's memory."""
+    text, swap = size_text(facts["available"]), "no swap"
     if total := facts["swap_total"]:
         swap = f"swap: {size_text(facts['swap_used'])} of {size_text(total)} in use"
-    return f"{text}; {swap}"
-
-
-def limit_result(facts: Mapping[str, Any]) -> str | None:
-    """The limit of a container, if it is below the machine's memory."""
-    if (limit := facts["limit"]) is None or limit >= facts["total"]:
-        return None
-    free = size_text(facts["limit_free"])
-    return f"{free} free of the limit of {size_text(limit)} (container or batch system)"
+    yield "machine", f"{text} available of {size_text(facts['total'])}; {swap}"
+    if (limit := facts["limit"]) is not None and limit < facts["total"]:
+        free = size_text(facts["limit_free"])
+        text = f"{free} free of the limit of {size_text(limit)} (container or batch system)"
+        yield "limit", text
 
 
 def fit_results(

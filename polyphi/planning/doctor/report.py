@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from polyphi.planning.doctor import hardware, probe, software, storage
-from polyphi.planning.doctor.checks import CHECKS
+from polyphi.planning.doctor.checks import check
 from polyphi.planning.doctor.findings import Finding, Scrubber
 from polyphi.runtime import cpu
 
@@ -94,10 +94,8 @@ def assemble(measured: probe.Probe) -> Report:
         "gpus": facts["gpus"] if libraries else None,
         "cuda_build": libraries.get("cuda_build"),
         "unmet": unmet,
-        "is_installed": unmet is not None,
         "caches": caches,
         "stored": stored,
     }
-    findings = [finding for check in CHECKS for finding in check.findings(judged)]
     scrub = Scrubber()
-    return Report(tuple(Finding(**scrub(asdict(f))) for f in findings), scrub(facts))
+    return Report(tuple(Finding(**scrub(asdict(f))) for f in check(judged)), scrub(facts))

@@ -134,35 +134,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed}
 
 
-def version_list() -> str:
-    return ", ".join(f"{name} {version}" for name, version in versions().items())
-
-
-def import_results(errors: Mapping[str, str]) -> Iterator[NamedResult]:
-    """Packages that can't be imported. `errors`: those of the probe."""
+def package_results(errors: Mapping[str, str], unmet: Dependencies | None) -> Iterator[NamedResult]:
+    """Versions, and packages that are missing, too old or can't be imported. `errors`: those of the probe."""
+    yield "system", f"{platform.system()} {platform.release()}, {platform.machine()}"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in versions().items())
     failed = [package for package in probe.PACKAGES if package in errors]
     # Without torch polyphi can't be imported either.
     for package in [p for p in failed if p != "polyphi.api"] or failed:
         text = f"can't be imported: {first_line(errors[package])}"
         cure = _import_cure(package, errors[package])
         yield package.partition(".")[0], Result("wrong", text, cure, fatal=True)
-
-
-def installation_result(is_installed: bool) -> Result | None:
-    """None if it is."""
-    if is_installed:
-        return None
-    text = "is on Python's path, but not installed, so its dependencies aren't checked"
-    return Result("missing", text, pip_install())
-
-
-def dependency_result(unmet: Dependencies) -> Result | None:
-    """Packages that are missing or too old, if any."""
-    if not unmet.core:
-        return None
-    quoted = " ".join(f'"{r}"' for r in unmet.core)
-    text = f"missing or too old: {', '.join(unmet.core)}"
-    return Result("wrong", text, f"pip install --upgrade {quoted}", fatal=True)
+    if unmet is None:
+        text = "is on Python's path, but not installed, so its dependencies aren't checked"
+        yield "polyphi", Result("missing", text, pip_install())
+    elif unmet.core:
+        text = f"missing or too old: {', '.join(unmet.core)}"
+        cure = " ".join(["pip install --upgrade", *(f'"{r}"' for r in unmet.core)])
+        yield "dependencies", Result("wrong", text, cure, fatal=True)
 
 
 def phase_results(errors: Mapping[str, str]) -> Iterator[NamedResult]:
@@ -185,30 +173,27 @@ def _import_cure(package: str, error: str) -> str:
     return f"pip install --force-reinstall --no-cache-dir {package}"
 
 
-def extra_result(unmet: Dependencies) -> str | None:
-    """The installed extras, if any."""
-    extras = [n for n, missing in unmet.extras.items() if n not in HIDDEN and not missing]
-    return ", ".join(extras) or None
+def extra_results(unmet: Dependencies) -> Iterator[NamedResult]:
+    """Extras: the installed ones in one result, the others in a second one."""
+    extras = {name: r for name, r in unmet.extras.items() if name not in HIDDEN}
+    if installed := [name for name, requirements in extras.items() if not requirements]:
+        yield "extras", ", ".join(installed)
+    if missing := [name for name, requirements in extras.items() if requirements]:
+        text = ", ".join(f"{n} ({PURPOSES[n]})" if n in PURPOSES else n for n in missing)
+        cure = f"{pip_install(*missing)}, or only those that you need"
+        yield "more extras", Result("missing", text, cure)
 
 
-def missing_extra_result(unmet: Dependencies) -> Result | None:
-    """The other extras, if any."""
-    extras = [n for n, missing in unmet.extras.items() if n not in HIDDEN and missing]
-    if not extras:
-        return None
-    text = ", ".join(f"{n} ({PURPOSES[n]})" if n in PURPOSES else n for n in extras)
-    return Result("missing", text, f"{pip_install(*extras)}, or only those that you need")
-
-
-def kernel_result(kernels: Mapping[str, Any]) -> Result | str:
+def kernel_results(kernels: Mapping[str, Any]) -> Iterator[NamedResult]:
     """The kernels that the CPU gets."""
-    if missing := kernels["missing"]:
-        text = f"missing: {missing}; torch's operators replace them, slowly"
-        return Result("slow", text, kernel_cure(missing))
-    return (
+    result: Result | str = (
         f"4 and 8 bits: ours ({kernels['path']}); bfloat16: {kernels['bf16']}; "
         f"encoders in 8 bits: {kernels['encoders_int8']}"
     )
+    if missing := kernels["missing"]:
+        text = f"missing: {missing}; torch's operators replace them, slowly"
+        result = Result("slow", text, kernel_cure(missing))
+    yield "kernels", result
 
 
 def kernel_cure(missing: str) -> str:
@@ -228,19 +213,16 @@ def kernel_cure(missing: str) -> str:
 def program_results() -> Iterator[NamedResult]:
     """Optional programs."""
     for program, purpose in PROGRAMS.items():
-        path = shutil.which(program)
-        yield program, path if path else Result("missing", purpose, install(program))
+        yield program, shutil.which(program) or Result("missing", purpose, install(program))
 
 
-def compiler_result(kernels: Mapping[str, Any]) -> Result | str | None:
+def compiler_results(kernels: Mapping[str, Any]) -> Iterator[NamedResult]:
     """The compiler, if the kernels are missing."""
-    if not kernels["missing"]:
-        return None
-    if compiler := next(filter(None, map(shutil.which, COMPILERS)), None):
-        return compiler
-    text = "needed to build the kernels where no wheel has them"
-    is_mac = sys.platform == "darwin"
-    return Result("missing", text, "xcode-select --install" if is_mac else install("g++"))
+    if kernels["missing"]:
+        text = "needed to build the kernels where no wheel has them"
+        cure = "xcode-select --install" if sys.platform == "darwin" else install("g++")
+        path = next(filter(None, map(shutil.which, COMPILERS)), None)
+        yield "C++ compiler", path or Result("missing", text, cure)
 
 
 def install(package: str) -> str:

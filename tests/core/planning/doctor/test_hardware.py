@@ -36,17 +36,18 @@ def test_classes(instructions: set[str], name: str) -> None:
 
 
 def test_missing_kernels_are_slow() -> None:
-    result = software.kernel_result(KERNELS | {"missing": "they weren't built"})
+    ((_, result),) = software.kernel_results(KERNELS | {"missing": "they weren't built"})
     assert isinstance(result, Result) and result.state == "slow"
     assert result.cure == software.kernel_cure("they weren't built")
-    assert isinstance(software.kernel_result(KERNELS), str)
+    ((_, result),) = software.kernel_results(KERNELS)
+    assert isinstance(result, str)
 
 
 def test_variables_that_limit_the_cpu_are_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYPHI_MAX_CPU_ISA", "AVX2")
-    result = hardware.class_result({"avx2", "avx512_vnni"})
+    result = dict(hardware.processor_results({"avx2", "avx512_vnni"}))["class"]
     assert isinstance(result, Result) and result.state == "slow"
-    assert hardware.class_result([]) is None
+    assert dict(hardware.processor_results([])).keys() == {"processor"}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_threads(
 ) -> None:
     if variable:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    result = hardware.thread_result(numbers)
+    result = dict(hardware.thread_results(numbers))["threads"]
     if cure is None:
         assert isinstance(result, str)
     else:
@@ -75,13 +76,15 @@ def test_threads(
 
 
 def test_without_torch_only_cores_are_reported() -> None:
-    assert hardware.thread_result(CpuCounts(2, 2, 2, None, None)) is None
+    assert dict(hardware.thread_results(CpuCounts(2, 2, 2, None, None))).keys() == {"cores"}
 
 
 def test_rates_measured_beside_other_work_are_marked() -> None:
-    result = hardware.other_work({"cpu_share": 0.3})
-    assert result is not None and result.state == "slow"
-    assert hardware.other_work({"cpu_share": 0.95}) is None
+    rates = {"memory": 2e10, "products": {"fp32": 1e11}, "decoding": {"int4": 1e10}}
+    result = dict(hardware.rate_results({**rates, "cpu_share": 0.3}))["other work"]
+    assert isinstance(result, Result) and result.state == "slow"
+    results = dict(hardware.rate_results({**rates, "cpu_share": 0.95}))
+    assert results.keys() == {"memory", "decoding", "products"}
 
 
 def fit(quant: str | None, context: int, **more: Any) -> dict[str, Any]:
@@ -123,8 +126,8 @@ def test_little_memory_has_a_cure(machine: dict[str, Any], device: str, word: st
 
 def test_a_containers_limit_is_shown() -> None:
     limits = {"limit": 3 * GB, "limit_free": 2 * GB}
-    assert "2.0 GB" in str(hardware.limit_result(MACHINE | limits))
-    assert hardware.limit_result(MACHINE) is None
+    assert "2.0 GB" in str(dict(hardware.memory_results(MACHINE | limits))["limit"])
+    assert dict(hardware.memory_results(MACHINE)).keys() == {"machine"}
 
 
 @pytest.mark.parametrize(

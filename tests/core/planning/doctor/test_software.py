@@ -45,19 +45,16 @@ def test_unmet_requirements(package: str) -> None:
 def test_extras(package: str) -> None:
     unmet = software.dependencies(package)
     assert unmet is not None
-    assert software.extra_result(unmet) == "video"
-    missing = software.missing_extra_result(unmet)
-    assert missing is not None and missing.text.startswith("serve (")
+    (first, (name, missing)) = software.extra_results(unmet)
+    assert first == ("extras", "video") and name == "more extras"
+    assert isinstance(missing, Result) and missing.text.startswith("serve (")
     assert missing.cure == f"{pip_install('serve')}, or only those that you need"
-    assert software.extra_result(Dependencies((), {})) is None
-    assert software.missing_extra_result(Dependencies((), {})) is None
+    assert not list(software.extra_results(Dependencies((), {})))
 
 
 def test_too_old_a_package_is_fatal(package: str) -> None:
-    unmet = software.dependencies(package)
-    assert unmet is not None
-    result = software.dependency_result(unmet)
-    assert result is not None and result.fatal
+    result = dict(software.package_results({}, software.dependencies(package)))["dependencies"]
+    assert isinstance(result, Result) and result.fatal
     assert result.cure == 'pip install --upgrade "rich>=999"'
 
 
@@ -75,15 +72,16 @@ def test_torch_that_fails(
     """polyphi then fails for the same reason, which isn't repeated."""
     monkeypatch.setattr(software, "version_of", lambda package: version)
     errors = {"torch": error, "polyphi.api": error}
-    ((name, result),) = software.import_results(errors)
-    assert isinstance(result, Result) and result.fatal
-    assert name == "torch" and error in result.text
+    results = dict(software.package_results(errors, Dependencies((), {})))
+    assert results.keys() == {"system", "versions", "torch"}
+    result = results["torch"]
+    assert isinstance(result, Result) and result.fatal and error in result.text
     assert result.cure is not None and cure in result.cure
 
 
 def test_without_installation_dependencies_are_unknown() -> None:
-    result = software.installation_result(False)
-    assert result is not None and result.state == "missing" and not result.fatal
+    result = dict(software.package_results({}, None))["polyphi"]
+    assert isinstance(result, Result) and result.state == "missing" and not result.fatal
 
 
 @pytest.mark.parametrize(
@@ -108,8 +106,8 @@ def test_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     flite = results["flite"]
     assert isinstance(flite, Result) and flite.cure is not None
     assert flite.cure.removeprefix("sudo ") == "dnf install -y flite"
-    assert software.compiler_result({"missing": None}) is None
-    assert software.compiler_result({"missing": "they weren't built"})
+    assert not list(software.compiler_results({"missing": None}))
+    assert list(software.compiler_results({"missing": "they weren't built"}))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "package manager" in software.install("flite")
 
