@@ -1,6 +1,7 @@
 """Experiments on runs of the recipe, commands of a checkout: `python -m experiments COMMAND --help`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -36,6 +37,17 @@ class RunOptions:
 ON_NANO = RunOptions()
 
 
+def find_run(out: Path) -> "Run":
+    """The run in a folder, with the size, seed and precision that it has."""
+    import json
+
+    path = out / "run.json"
+    if not path.exists():
+        raise ValueError(f"expected the folder of a run of the recipe, found no run.json in {out}")
+    identity = json.loads(path.read_text())
+    return RunOptions(identity["size"], out, identity["seed"]).run()
+
+
 @app.command
 def claims(
     *names: Annotated[str, Parameter(name="CLAIMS", help="Claims, such as C4; default: all.")],
@@ -56,6 +68,27 @@ def claims(
         runner.run_claims(run, names, seeds)
     else:
         runner.run_all_claims(run, seeds)
+
+
+@app.command
+def adapters(
+    *runs: Annotated[Path, Parameter(name="RUN", help="Finished runs.", required=True)],
+    alignment: Annotated[
+        bool, Parameter(help="Also without the auxiliary losses of images and speech.")
+    ] = False,
+) -> None:
+    """Measure what the adapters add: the lead of runs over the same models without adapters, and over a control that
+    trains encoders and projectors with the adapters held at zero.
+
+    For example:
+
+        python -m experiments adapters runs/nano
+        python -m experiments adapters runs/nano runs/nano-1 runs/nano-2 --alignment
+    """
+    from experiments.adapters import markdown, measure
+
+    table = measure([find_run(path) for path in runs], alignment=alignment)
+    console.print(markdown(table), highlight=False, soft_wrap=True)
 
 
 @app.command

@@ -85,7 +85,6 @@ def mixes(stage: Stage, changes: Sequence[str], leave_one_out: bool = False) -> 
             {name: adapter for name, adapter in stage.data.adapter.items() if name in nonzero},
             tuple(name for name in stage.data.curriculum if name in nonzero),
             late if set(late) != set(nonzero) else {},  # some corpus must come first
-            tuple(name for name in stage.data.in_words if name in nonzero),
         )
         named.append(NamedMix(change, mix))
     return named

@@ -1,7 +1,7 @@
 """Trials: a stage of a run trained again with another seed, mix, objective, model or data, from the same start weights,
 and its scores. Used by the claims (claims/) and by comparisons of mixes (ablation.py)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ def trial(
     build: Callable[[PhiModel, int], PhiModel] | None = None,
     data: Path | None = None,
     processor: Processor | None = None,
+    untrained: Sequence[str] = (),
 ) -> tuple[PhiModel, dict[str, Any]]:
     """(the trained model, the manifest in `out`); a finished trial is loaded. `runs` holds its parent stages and `data`
     its corpora; None: those of the run, and only then fresh samples are used. `build(model, seed)` wraps the start
-    model in another one. Raises ValueError as `train` does."""
+    model in another one. Tensors that match `untrained` are initial ones. Raises ValueError as `train` does."""
     config = lineage.configuration(stage, run.size.model, run.tokenizer)
-    model, origins = lineage.assemble(stage, config, runs or run.runs, seed)
+    model, origins = lineage.assemble(stage, config, runs or run.runs, seed, untrained=untrained)
     if build is not None:
         model = build(model, seed)
     manifest = train(
@@ -54,6 +55,14 @@ def trial(
         ),
     )
     return model.eval(), manifest
+
+
+def link_stages(runs: Path, folder: Path, names: Sequence[str]) -> None:
+    """Make finished stages of a run the parents of stages that are trained again in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to((runs / name).resolve())
 
 
 def score(

@@ -207,9 +207,7 @@ class Batch:
 
     @property
     def crop_count(self) -> int:
-        """Crops that the vision encoder reads, global views included; 0 for images that are represented by words."""
-        if self.crops is None and self.cell_words is not None:
-            return 0
+        """Crops that the vision encoder reads, global views included."""
         return sum(layout.crops for layout in self.images)
 
     @property

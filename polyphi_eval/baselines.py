@@ -1,4 +1,4 @@
-"""Held-out tasks: a model's score compared with three baselines, with the answers on disk.
+"""Held-out tasks: a model's score compared with its baselines, with the answers on disk.
 
 >>> (task,) = find("digit")
 >>> result = evaluate(model, task, Shards("data/image_qa/test"), Path("eval"))
@@ -9,8 +9,8 @@ so that an interrupted evaluation resumes; `rescore` computes every number again
 
 Conditions: `with` is the task itself. `majority` is the best constant answer among the references. `without` removes
 the images (the audio, if there are no images) and `shuffled` permutes them among samples; the adapter stays the same,
-so that only the input differs. Prompts with both an image and audio also have `without_clip` and `shuffled_clip`. Text
-tasks have only the majority baseline.
+so that only the input differs. Prompts with both an image and audio also have `without_clip` and `shuffled_clip`.
+`no_adapter` is the same input, encoder and projector without the adapter. Text tasks have only the majority baseline.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ from polyphi_eval.score import score
 from polyphi_eval.scorers import references
 from polyphi_eval.statistics import MIN_SAMPLES, direction, measure, rates, resampled, vector
 
-CONDITIONS = ("with", "without", "shuffled")
-BASELINES = ("majority", "without", "shuffled", "without_clip", "shuffled_clip")
+CONDITIONS = ("with", "without", "shuffled", "no_adapter")
+BASELINES = ("majority", "without", "shuffled", "without_clip", "shuffled_clip", "no_adapter")
 CANDIDATES = 16  # most frequent references tried as the constant answer
 
 
@@ -50,9 +50,18 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """The model's score minus that of a baseline (the reverse for error rates), with a paired bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Result:
-    """A task's row. Accuracies and error rates are fractions, BLEU is 0 to 100. `margin` is the model's lead over its
-    best baseline, positive if the model is better, with a paired bootstrap interval."""
+    """A task's row. Accuracies and error rates are fractions, BLEU is 0 to 100. `margin` is the lead over the best
+    baseline, `adapter_lead` that over the model without its adapter, which text tasks don't have."""
 
     task: str
     title: str
@@ -68,6 +77,7 @@ class Result:
     margin_low: float = 0.0
     margin_high: float = 0.0
     verdict: str = "doesn't"
+    adapter_lead: Lead | None = None
     languages: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     corpus: str = ""
     note: str = ""
@@ -114,7 +124,7 @@ def evaluate(
         )
     adapter = getattr(model, "adapter", None)
     prompts = [
-        replace(p, adapter=adapter(p.adapter)) if adapter and p.adapter != "auto" else p
+        replace(p, adapter=adapter(p.adapter)) if adapter and p.adapter not in ("auto", None) else p
         for p in prompts_of(task, chosen, conditions, seed)
     ]
     cache = Cache(model, Path(out), fingerprint, name=task.name, raise_errors=True)
@@ -160,6 +170,13 @@ def prompts_of(
     for condition in conditions:
         if condition == "with":
             yield from (SamplePrompt(s, messages=p) for s, p in zip(samples, prompts, strict=True))
+            continue
+        if condition == "no_adapter":
+            yield from (
+                SamplePrompt(sample, condition, prompt, None)
+                for sample, prompt in zip(samples, prompts, strict=True)
+                if adapter_for(prompt)
+            )
             continue
         both = any(media(p, Image) for p in prompts) and any(media(p, Audio) for p in prompts)
         for media_type in (Image, Audio) if both else (None,):
@@ -305,23 +322,36 @@ def summarize(lines: Sequence[Line], task: Benchmark | None = None) -> Result:
     )
     if not baselines:
         return result
-    sign = direction(metric)
-    best = max(baselines, key=lambda name: sign * baselines[name].score)
-    shared = [i for i in own if i in conditions[best]]
-    pairs = np.stack(
-        [[vectors[i] for i in shared] for vectors in (own, conditions[best])], axis=1
-    )  # [n 2 k]
-    draws = np.concatenate([rates(metric, sums) for sums in resampled(pairs, seed)])
-    leads = sign * (draws[:, 0] - draws[:, 1])
-    margin_low, margin_high = (float(x) for x in np.percentile(leads, [2.5, 97.5]))
+    best = max(baselines, key=lambda name: direction(metric) * baselines[name].score)
+    margin = lead(metric, own, conditions[best], seed)
+    no_adapter = conditions.get("no_adapter")
+    enough = len(own.keys() & conditions[best].keys()) >= MIN_SAMPLES
     return replace(
         result,
         best=best,
-        margin=sign * (number - baselines[best].score) + 0.0,  # no -0.0
-        margin_low=margin_low,
-        margin_high=margin_high,
-        verdict="beats" if margin_low > 0 and len(shared) >= MIN_SAMPLES else "doesn't",
+        margin=margin.value,
+        margin_low=margin.low,
+        margin_high=margin.high,
+        verdict="beats" if margin.low > 0 and enough else "doesn't",
+        adapter_lead=lead(metric, own, no_adapter, seed) if no_adapter else None,
     )
+
+
+Vectors = Mapping[str, Sequence[float]]
+"""The vector (statistics.py) of each sample, by id."""
+
+
+def lead(metric: str, own: Vectors, other: Vectors, seed: int) -> Lead:
+    """The lead of a model over another one: of all its samples, with an interval from those that both have."""
+    sign, shared = direction(metric), [i for i in own if i in other]
+    own_score, other_score = (
+        rates(metric, np.array(list(vectors.values())).sum(0)) for vectors in (own, other)
+    )
+    pairs = np.stack([[vectors[i] for i in shared] for vectors in (own, other)], axis=1)  # [n 2 k]
+    draws = np.concatenate([rates(metric, sums) for sums in resampled(pairs, seed)])
+    low, high = np.percentile(sign * (draws[:, 0] - draws[:, 1]), [2.5, 97.5])
+    value = sign * float(own_score - other_score) + 0.0  # no -0.0
+    return Lead(value, float(low), float(high))
 
 
 def sample_vectors(path: Path, condition: str = "with") -> dict[str, list[float]]:

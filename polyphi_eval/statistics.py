@@ -89,10 +89,15 @@ def measure(metric: str, vectors: np.ndarray, seed: int) -> tuple[float, float, 
 def measure_mean(
     metric: str, groups: Sequence[np.ndarray], seed: int
 ) -> tuple[float, float, float]:
-    """Return the plain mean of the scores of groups of vectors [n k], with a 95 % interval from theirs: the squares of
-    the distances to their limits add up (Donner and Zou's MOVER, 2012)."""
-    score, low, high = np.array([measure(metric, group, seed) for group in groups]).T
-    mean, count = float(score.mean()), len(groups)
+    """Return the plain mean of the scores of groups of vectors [n k], with a 95 % interval from theirs."""
+    return combined([measure(metric, group, seed) for group in groups])
+
+
+def combined(measures: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Return the plain mean of independent (score, low, high), with a 95 % interval from theirs: the squares of the
+    distances to their limits add up (Donner and Zou's MOVER, 2012)."""
+    score, low, high = np.array(measures).T
+    mean, count = float(score.mean()), len(score)
     down, up = (float(np.sqrt(((score - limit) ** 2).sum())) / count for limit in (low, high))
     return mean, mean - down, mean + up
 

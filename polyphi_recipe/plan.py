@@ -133,7 +133,7 @@ def stage_model(name: str, size: Size) -> StageModel:
     """The model of a stage at a size."""
     stage = stages.at_size(name, size)
     config = lineage.configuration(stage, size.model, None)
-    return cost.stage_model(stage, size.budget(stage), config, size.model.vision)
+    return cost.stage_model(stage, size.budget(stage), config)
 
 
 def plan(

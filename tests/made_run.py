@@ -28,7 +28,7 @@ from polyphi_recipe import stages
 TASKS = find(
     *("arithmetic", "cot_arithmetic", "tool_call"),
     *("digit", "count", "stamp"),
-    *("asr_digits", "ast_direct", "sqa_arithmetic", "spoken_requests"),
+    *("asr_digits", "ast_direct", "sqa_arithmetic", "sqa_compare"),
     *("spoken_question", "written_question"),
     *("refusals", "refusal"),
 )
@@ -78,8 +78,8 @@ def sample(task: Benchmark, i: int) -> Sample:
         answer = " ".join(["one", "red", "house", "and", "two", "cats"][: 3 + i % 4])
     if task.name == "tool_call":
         answer = json.dumps([{"name": "add", "arguments": {"a": i % 3}}])
-    if task.name in ("refusals", "refusal", "spoken_requests"):
-        meta["refuse"] = meta["task"] == "refusal" if task.corpus == "preferences" else bool(i % 2)
+    if task.name in ("refusals", "refusal"):
+        meta["refuse"] = meta["task"] == "refusal"
         answer = "I can't help with that." if meta["refuse"] else "Of course."
     return Sample(id, (Message.user(*parts), Message.assistant(answer)), source, licence, meta)
 
@@ -99,7 +99,8 @@ class Model:
         draw = random.Random(str(messages)[-2000:])
         own = self.right.get(key_of(tuple(messages), "auto", sampling, ""))
         other = draw.choice(self.samples)
-        return Completion((own if own is not None and draw.random() < self.skill else other).answer)
+        knows = own is not None and adapter == "auto" and draw.random() < self.skill
+        return Completion((own if knows else other).answer)
 
 
 def evaluate(out: Path, n: int, skill: Mapping[str, float] = SKILL) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from experiments.claims.claim import Claim, Effect, contrast, paired
 from experiments.claims.runner import ClaimRunner
 from polyphi.data import shards
 from polyphi.text.normalization import wer
-from polyphi_recipe import stages
 from polyphi_recipe.corpora import vision_speech
 from polyphi_recipe.corpora.vision_speech import SpokenQuestion
 from polyphi_recipe.synthetic.speech import TTSSampler, numbered
@@ -67,7 +66,7 @@ def corpora(runner: ClaimRunner) -> dict[str, Path]:
     voice = [rng.randrange(VOICES // 2) for _ in pictures]
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
-        for corpus in stages.load(STAGE).data.weights:
+        for corpus in runner.stage(STAGE).data.weights:
             if corpus != "vision_speech" and not (folder / corpus).exists():
                 (folder / corpus).symlink_to((runner.run.data / corpus).resolve())
         rows = (
@@ -82,7 +81,7 @@ def corpora(runner: ClaimRunner) -> dict[str, Path]:
 
 def run(runner: ClaimRunner) -> Iterator[Effect]:
     """Accuracy on spoken questions about held-out images, trained with filtered and unfiltered speech."""
-    stage = stages.load(STAGE)
+    stage = runner.stage(STAGE)
     for corpus in stage.data.weights:
         runner.run.build(corpus)
     scores = {

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from experiments.claims.claim import Claim, Effect, contrast, paired
 from experiments.claims.runner import Arm, ClaimRunner
-from polyphi_recipe import stages
 
 STAGE, TASK, CORPUS = "speech_2_post", "speech_summary", "speech_summary"
 STEP_SHARE = 0.25  # of the stage's steps
@@ -18,7 +17,7 @@ MARGIN = 10.0  # points
 
 def arms(runner: ClaimRunner, share: float) -> list[Arm]:
     """Models of speech 2 with the given share of summaries; the other corpora keep their proportions."""
-    stage = stages.load(STAGE)
+    stage = runner.stage(STAGE)
     weights = {k: w for k, w in stage.data.weights.items() if k != CORPUS}
     if share:
         weights[CORPUS] = sum(weights.values()) * share / (1 - share)

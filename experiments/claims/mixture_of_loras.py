@@ -23,7 +23,6 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.train.loss import NextToken, owners
 from polyphi.train.stage import Stage
-from polyphi_recipe import stages
 
 STAGE = "vision_3_generative"
 STEP_SHARE = 0.2  # of the stage's steps
@@ -144,8 +143,8 @@ class SinglePlaceholder(NextToken):
 
 def designs(runner: ClaimRunner) -> dict[str, tuple[Stage, list[Arm]]]:
     """The three designs, trained on the same samples for the same number of steps."""
-    stage = stages.load(STAGE)
-    text = stages.load("text_3_post")
+    stage = runner.stage(STAGE)
+    text = runner.stage("text_3_post")
     assert isinstance(stage.objective, NextToken)
     # The budget multiplies learning rates; the product must be the language model's post-training learning rate.
     whole = (
@@ -205,7 +204,7 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
         lead(losses["LoRA"], losses["full fine-tuning"]),
         unit="nats",
     )
-    before = [runner.matched(runner.after("text_4_align"), stages.load("text_3_post"), texts)[1]]
+    before = [runner.matched(runner.after("text_4_align"), runner.stage("text_3_post"), texts)[1]]
     same = all(scores == before[0] for scores in losses["LoRA"])
     share = float(same)
     yield Effect(

@@ -28,7 +28,6 @@ from polyphi.messages import Image
 from polyphi.processing import image
 from polyphi.processing.processor import Processor
 from polyphi.train.stage import Mix, Stage
-from polyphi_recipe import stages
 from polyphi_recipe.corpora.image_qa import draw_text
 from polyphi_recipe.synthetic.scenes import Scene, image_question
 
@@ -121,7 +120,7 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
     yield from sizes()
     data, ours = strips(runner), runner.run.processor
     theirs = ByAspect(ours.tokenizer, ours.crop_size, ours.patch_size, ours.max_crops)
-    stage = replace(stages.load(STAGE), start={"*": STAGE}, data=Mix({"strips": 1}))
+    stage = replace(runner.stage(STAGE), start={"*": STAGE}, data=Mix({"strips": 1}))
     held_out = list(Shards(data / "strips" / "test"))
     tokens = {rule: sum(len(rule.row(s.prompt)) for s in held_out[:40]) for rule in (ours, theirs)}
 

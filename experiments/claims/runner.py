@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from experiments.claims import claim as claims
 from experiments.claims.claim import Claim
-from experiments.trial import score, trial
+from experiments.trial import link_stages, score, trial
 from polyphi.api import Phi
 from polyphi.batch import Batch, pack
 from polyphi.data.packing import Capacity, RowSize
@@ -90,12 +90,9 @@ class ClaimRunner:
         arms = [self.after(name)]
         for number in range(1, self.seeds):
             runs = self.folder / "again" / f"{first}-{number}"
-            runs.mkdir(parents=True, exist_ok=True)
-            for other in stages.ORDER[: stages.ORDER.index(first)]:
-                if not (runs / other).is_symlink():
-                    (runs / other).symlink_to((self.run.runs / other).resolve())
+            link_stages(self.run.runs, runs, stages.ORDER[: stages.ORDER.index(first)])
             for stage_name in chain:
-                stage = stages.load(stage_name)
+                stage = self.stage(stage_name)
                 self._train(stage, self.budget(stage), runs / stage_name, number, runs=runs)
             arms.append(replace(self.after(name, runs), name=f"{name}-{number}"))
         return arms
@@ -109,6 +106,10 @@ class ClaimRunner:
             model = self._train(stage, budget, folder, number, **changed)
             trained.append(Arm(f"{name}-{number}", model, folder / MANIFEST))
         return trained
+
+    def stage(self, name: str) -> Stage:
+        """A stage with the mix of the run's size."""
+        return stages.at_size(name, self.run.size)
 
     def budget(self, stage: Stage, share: float = 1.0) -> Budget:
         """The size's budget with a `share` of its steps."""

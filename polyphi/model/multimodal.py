@@ -6,11 +6,10 @@ serving (report 2.2).
 Encoders run only where the batch has images or audio.
 """
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import AudioInput, Batch, ImageInput, ImageLayout
+from polyphi.batch import AudioInput, Batch, ImageInput
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import ConformerEncoder
@@ -78,21 +77,10 @@ class PhiModel(nn.Module):
         """Token embeddings, with the image and audio tokens in place of the placeholders."""
         x = self.decoder.embed(batch.ids)
         if batch.images:
-            has_words = batch.crops is None and batch.cell_words is not None
-            tokens = self.word_tokens(batch) if has_words else self.image_tokens(batch)
-            x = splice(x, batch.image_slots, tokens, "image")
+            x = splice(x, batch.image_slots, self.image_tokens(batch), "image")
         if batch.clips:
             x = splice(x, batch.audio_slots, self.audio_tokens(batch), "audio")
         return x
-
-    def word_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
-        """Tokens of images that are replaced by words: the mean of the words' embeddings. [ours]"""
-        assert batch.image_slots is not None
-        slots, words = image_word_slots(batch)
-        embedded = self.decoder.embed(words)
-        empty = embedded.new_zeros(len(batch.image_slots), embedded.shape[-1])
-        counts = torch.bincount(slots, minlength=len(empty)).clamp(min=1)
-        return empty.index_add(0, slots, embedded) / counts[:, None]
 
     def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
         """Tokens of all images of the batch, in order."""
@@ -119,20 +107,6 @@ class PhiModel(nn.Module):
     def initialise(self, seed: int = 0) -> None:
         """Initialise all weights for training from scratch (initialise.py)."""
         initialise(self, self.config.decoder, seed)
-
-
-def image_word_slots(batch: Batch) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
-    """(index among all image tokens of the batch, token id) of each word of its images."""
-    assert batch.cell_words is not None
-    images, tokens, words = batch.cell_words.unbind(1)
-    sizes = [_tokens(layout) for layout in batch.images]
-    starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
-    return starts.to(images.device)[images] + tokens, words
-
-
-def _tokens(layout: ImageLayout) -> int:
-    """Number of tokens of an image that fills its crops."""
-    return layout.tokens(layout.rows // layout.crop_rows)
 
 
 def splice(

@@ -18,7 +18,7 @@ import torch
 from polyphi.batch import Batch
 from polyphi.kernels.unpack import columns_at_once
 from polyphi.model.attention import MAX_EXPLICIT
-from polyphi.model.config import ModelConfig, VisionConfig
+from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning.options import Switches
 from polyphi.planning.vocabulary import VocabularyOnly
@@ -42,8 +42,6 @@ class StageModel:
     config: ModelConfig
     tensors: Mapping[str, torch.Tensor]
     trainable_groups: Mapping[str, Sequence[str]]
-    vision: VisionConfig | None = None
-    """That of the size, also where the stage has no image encoder: images replaced by words have as many tokens."""
 
     @cached_property
     def trainable(self) -> frozenset[str]:
@@ -100,11 +98,9 @@ class MatrixGroup(NamedTuple):
     repeated: bool
 
 
-def stage_model(
-    stage: Stage, budget: Budget, config: ModelConfig, vision: VisionConfig | None
-) -> StageModel:
-    """The model of a stage: `config` has the parts that it needs, `vision` is the size's image encoder. Raises
-    ValueError if a glob of the stage matches nothing."""
+def stage_model(stage: Stage, budget: Budget, config: ModelConfig) -> StageModel:
+    """The model of a stage: `config` has the parts that it needs. Raises ValueError if a glob of the stage matches
+    nothing."""
     with torch.device("meta"):
         model = PhiModel(config)
         module = stage.objective.build(model, VocabularyOnly(config.decoder.vocab_size))
@@ -113,7 +109,7 @@ def stage_model(
         matching(glob, tensors)
     if module is not None:
         tensors |= {f"objective.{n}": p for n, p in module.named_parameters()}
-    return StageModel(stage, budget, config, tensors, groups(stage, tensors), vision)
+    return StageModel(stage, budget, config, tensors, groups(stage, tensors))
 
 
 HEAD = "decoder.embed_tokens.*"

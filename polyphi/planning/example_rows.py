@@ -34,7 +34,6 @@ ROWS = {
     "long_documents": Row(131_072),
     "instructions": Row(500, 350),
     "sums": Row(500, 350),
-    "written_speech": Row(300, 100),
     "tools": Row(600, 100),
     "summaries": Row(1800, 150),
     "fim": Row(900, 100),
@@ -65,9 +64,6 @@ def example_rows(target: StageModel, corpus: str) -> list[Batch]:
     stage, config, sample, media = target.stage, target.config, ROWS[corpus], dict[str, Any]()
     before = 0
     vision, contrastive = config.vision, isinstance(stage.objective, Contrastive)
-    in_words = corpus in stage.data.in_words
-    if in_words:
-        vision = target.vision
     if sample.pictures and vision is not None:
         side, patch = vision.crop_size, vision.patch_size
         max_crops = getattr(stage.objective, "max_crops", None) or vision.max_crops
@@ -81,7 +77,6 @@ def example_rows(target: StageModel, corpus: str) -> list[Batch]:
             ]
         )
         before = 0 if contrastive else sum(layout.tokens(vision.cells) for layout in layouts)
-    if sample.pictures and vision is not None and not in_words:  # words are embedded like text
         crops = sum(layout.crops for layout in layouts)
         media = {
             "images": tuple(layouts),

@@ -127,7 +127,6 @@ def _adapters(rank: int) -> dict[str, AdapterConfig]:
 # fmt: off
 CORPORA = (
     "documents", "code", "math", "copying", "translation", "long_documents", "instructions", "sums",
-    "written_speech",
     "tools", "summaries", "fim", "preferences", "reasoning_documents", "reasoning_sft",
     "reasoning_pairs", "captions", "interleaved", "grounding", "ocr", "charts", "image_qa", "multi_image", "asr",
     "ast", "sqa", "speech_summary", "audio_understanding", "audio_safety", "vision_speech",
@@ -215,9 +214,8 @@ NANO = Size(
         "copying": (6000, 50),
         "translation": (6000, 50),
         "long_documents": (60, 4),
-        "instructions": (24000, 900),
+        "instructions": (24000, 1170),
         "sums": (2000, 50),
-        "written_speech": (20000, 50),
         "tools": (4000, 120),
         "summaries": (3000, 100),
         "fim": (1500, 100),
@@ -237,7 +235,7 @@ NANO = Size(
         "sqa": (3000, 240),
         "speech_summary": (500, 60),
         "audio_understanding": (3000, 600),
-        "audio_safety": (400, 120),
+        "audio_safety": (1500, 120),
         "vision_speech": (4000, 480),
     },
     fresh=FRESH,

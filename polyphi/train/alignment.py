@@ -4,10 +4,7 @@ model's embeddings of the words that it stands for. [ours]
     image token of a cell with a red star    ->  the directions of " red" and " star", each with probability 1/2
     tokens of a clip that says "three seven" ->  " three", blanks, " seven": a CTC loss over the vocabulary
 
-A frozen language model of a few million parameters that was trained on text surrogates of images and speech (corpora
-of `Mix.in_words` and `written_speech`) then needs only encoders that name the contents. Larger models learn this
-mapping from billions of pairs (report 2.2.2). Only samples with annotations are aligned: those of our generators
-(`meta["named"]`, `meta["reference"]`).
+Larger models learn this mapping from billions of pairs (report 2.2.2); a small model sees too few. Only samples with annotations are aligned: those of our generators (`meta["named"]`, `meta["reference"]`).
 
 The logits are cosines between tokens and embeddings, times `LOGIT_SCALE`. Losses are sums over tokens and clips, so
 that a pack's loss is the sum of the losses of its rows.
@@ -23,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from polyphi.batch import Batch, ImageLayout
-from polyphi.data.sample import Sample, Unfit
-from polyphi.model.multimodal import image_word_slots
+from polyphi.data.sample import Sample
 from polyphi.processing.label_grids import EMPTY, ROW_END, LabelledBox, cells
 from polyphi.processing.processor import Processor
 from polyphi.train.stage import Vocabulary
@@ -67,18 +63,6 @@ def fills_crops(layout: ImageLayout, side: int) -> bool:
     return (layout.rows, layout.cols) == (layout.crop_rows * side, layout.crop_cols * side)
 
 
-def in_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
-    """The row with words in place of its images: `PhiModel.embed` then replaces each image token by the mean of its
-    words' embeddings. Raises `Unfit` where the sample has no words for one of its images."""
-    row = with_words(row, sample, processor)
-    described = 0 if row.cell_words is None else len(row.cell_words[:, 0].unique())
-    if described < len(row.images):
-        raise Unfit(
-            f"sample {sample.id}: expected words for all {len(row.images)} images, found them for {described}"
-        )
-    return replace(row, crops=None, views=None, crop_masks=None)
-
-
 def image_words(layout: ImageLayout, items: Sequence[LabelledBox], side: int) -> list[str]:
     """The words of every token of an image, in order (projector.py): the cells of its crops, row by row, then those of
     its global view; ROW_END for separators. Words for the side on which a thing lies ("left") are included where the
@@ -106,11 +90,13 @@ def empty_ids(tokenizer: Vocabulary) -> tuple[int, int]:
 
 
 class Alignment(nn.Module):
-    """The alignment loss of a pack's image and audio tokens; the module has no parameters."""
+    """The alignment loss of a pack's image and audio tokens; the module has no parameters. A crop has `side` x `side`
+    cells."""
 
-    def __init__(self, tokenizer: Vocabulary) -> None:
+    def __init__(self, tokenizer: Vocabulary, side: int) -> None:
         super().__init__()
         self.empty_ids = empty_ids(tokenizer)
+        self.side = side
 
     def forward(
         self, x: Float[Tensor, "T D"], batch: Batch, embeddings: Float[Tensor, "V D"]
@@ -132,7 +118,9 @@ class Alignment(nn.Module):
         self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]
     ) -> tuple[Tensor, float, int]:
         assert batch.cell_words is not None and batch.image_slots is not None
-        slots, words = image_word_slots(batch)
+        images, cells, words = batch.cell_words.unbind(1)
+        sizes = torch.tensor([layout.tokens(self.side) for layout in batch.images])
+        slots = (sizes.cumsum(0) - sizes).to(images.device)[images] + cells
         tokens = x.index_select(0, batch.image_slots)
         return word_loss(word_log_probs(tokens, directions), slots, words, self.empty_ids)
 

@@ -177,7 +177,10 @@ class NextToken:
 
     def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> nn.Module | None:
         """The alignment loss, which has no parameters, where `align` isn't 0; else None."""
-        return Alignment(processor.tokenizer) if self.align else None
+        if not self.align:
+            return None
+        vision = model.config.vision
+        return Alignment(processor.tokenizer, vision.cells if vision else 0)
 
     def begin(self, model: PhiModel) -> Any:
         """No reference."""

@@ -35,23 +35,19 @@ class Mix:
     """Weights of corpora (folder names); only their ratios matter. `adapter` maps a corpus to the adapter of all its
     rows in training: for text rows of the vision stages (inference uses no adapter for text), or the data of a new
     adapter. Corpora in `curriculum` are read in stored order in the first epoch, easy rows first. `late` maps a corpus
-    to the number of samples of the others that come before it. Images of the corpora in `in_words` are replaced by
-    words (alignment.py) [ours]."""
+    to the number of samples of the others that come before it."""
 
     weights: Mapping[str, float]
     adapter: Mapping[str, str] = field(default_factory=dict)
     curriculum: tuple[str, ...] = ()
     late: Mapping[str, int] = field(default_factory=dict)
-    in_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) <= 0:
             raise ValueError(f"a mix needs positive weights, found {dict(self.weights)}")
-        if unknown := {*self.adapter, *self.curriculum, *self.late, *self.in_words} - set(
-            self.weights
-        ):
+        if unknown := {*self.adapter, *self.curriculum, *self.late} - set(self.weights):
             raise ValueError(
-                f"expected corpora of the mix in adapter, curriculum, late and in_words, found {sorted(unknown)}; "
+                f"expected corpora of the mix in adapter, curriculum and late, found {sorted(unknown)}; "
                 f"the mix has {sorted(self.weights)}"
             )
         if self.late and (set(self.late) == set(self.weights) or min(self.late.values()) < 0):

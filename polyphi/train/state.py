@@ -65,7 +65,6 @@ def identity_of(
         "adapter": dict(stage.data.adapter),
         "curriculum": stage.data.curriculum,
         "late": dict(stage.data.late),
-        "in_words": stage.data.in_words,
         "objective": repr(stage.objective),
         "schedule": dataclasses.asdict(stage.schedule),
         "optimiser": {

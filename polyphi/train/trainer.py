@@ -43,7 +43,6 @@ from polyphi.runtime.files import write_json
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, products
 from polyphi.train import checkpoint, evaluation, parallel
-from polyphi.train.alignment import in_words
 from polyphi.train.evaluation import EVALUATIONS, EvalOptions, EvalRows
 from polyphi.train.features import cached_features
 from polyphi.train.freeze import (
@@ -760,14 +759,11 @@ def row_maker(
 
     def rows(corpus: str, sample: Any) -> list[Batch]:
         adapter = stage.data.adapter.get(corpus, "auto")
-        samples_rows = stage.objective.rows(sample, processor, budget.context, adapter)
-        if corpus in stage.data.in_words:
-            samples_rows = [in_words(row, sample, processor) for row in samples_rows]
         return [
             dataclasses.replace(
                 row, adapters=tuple(a if a in known else None for a in row.adapters)
             )
-            for row in samples_rows
+            for row in stage.objective.rows(sample, processor, budget.context, adapter)
         ]
 
     return rows

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyphi.runtime.rendering import environment
-from polyphi_eval.baselines import Result
-from polyphi_eval.statistics import direction
+from polyphi_eval.baselines import Lead, Result
+from polyphi_eval.statistics import combined, direction
 
 MODALITIES = {
     "text": "Text",
@@ -31,6 +31,7 @@ CONDITIONS = {
     "shuffled": "shuffled images or audio",
     "without_clip": "without the audio",
     "shuffled_clip": "shuffled audio",
+    "no_adapter": "without the adapter",
 }
 
 
@@ -74,9 +75,38 @@ def lead(result: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
+def no_adapter(result: Mapping[str, Any]) -> str | None:
+    """Return a row's score without the adapter; None for text."""
+    baseline = result["baselines"].get("no_adapter")
+    return baseline and number(result["metric"], baseline["score"])
+
+
+def mean_adapter_lead(results: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Return the mean lead over the model without its adapter of the rows that have one, in points, and its interval
+    (as `statistics.measure_mean`)."""
+    leads = [
+        [
+            r["adapter_lead"][key] * (1 if r["metric"] == "bleu" else 100)
+            for key in Lead.__annotations__
+        ]
+        for r in results
+        if r["adapter_lead"]
+    ]
+    if not leads:
+        return None
+    mean, low, high = combined(leads)
+    return f"{mean:+.1f}", f"[{low:.1f}, {high:.1f}]"
+
+
 TEMPLATES = environment("polyphi_eval.report")
 TEMPLATES.globals.update(
-    METRICS=METRICS, number=number, interval=interval, best=best, lead=lead, goal=goal
+    METRICS=METRICS,
+    number=number,
+    interval=interval,
+    best=best,
+    lead=lead,
+    no_adapter=no_adapter,
+    goal=goal,
 )
 
 

@@ -36,13 +36,15 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 def spoken_requests(work: Work, tts: TTSSampler, split: str, rng: Random) -> Iterator[Sample]:
     """Yield spoken requests without end, harmful and harmless in turn."""
     languages = [language for language in work.languages if language in tts.languages]
-    pool = list(safety.every(split, languages))
-    others = sorted({r.language for r in pool} - {"en"})
+    pool: dict[tuple[str, bool], list[safety.PreferencePair]] = {}
+    for request in safety.every(split, languages):
+        pool.setdefault((request.language, request.harmful), []).append(request)
+    others = sorted({language for language, _ in pool} - {"en"})
     harmful = True
     meta: dict[str, Any]
     while True:
         language = "en" if not others or rng.random() < ENGLISH_SHARE else rng.choice(others)
-        request = rng.choice([r for r in pool if r.language == language and r.harmful == harmful])
+        request = rng.choice(pool[language, harmful])
         group = rng.choice(tts.groups(language)) if split == "test" else ""
         speaker = tts.speaker(language, split, rng, group)
         wave = tts.synthesize(request.question, speaker, rng)

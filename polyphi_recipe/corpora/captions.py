@@ -23,8 +23,8 @@ from polyphi_recipe.corpora.image_qa import (
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import images, stamps
+from polyphi_recipe.synthetic.described_scenes import shape_phrase
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
-from polyphi_recipe.synthetic.instructions import shape_phrase
 from polyphi_recipe.synthetic.scenes import (
     Maker,
     Makers,

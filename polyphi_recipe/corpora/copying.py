@@ -9,7 +9,8 @@ from random import Random
 
 from polyphi.data.shards import Sample
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.synthetic.instructions import QA, Family, copy_text, fresh, rows
+from polyphi_recipe.synthetic.instructions import Family, copy_text, fresh, rows
+from polyphi_recipe.synthetic.qa import QA
 
 
 def draw(work: Work, split: str) -> Family:

@@ -21,9 +21,9 @@ from polyphi_recipe.curate import safety
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import charts, images, stamps
+from polyphi_recipe.synthetic.described_scenes import DESCRIBE, shape_phrase
+from polyphi_recipe.synthetic.described_scenes import POSITIONS as POSITION_PHRASES
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
-from polyphi_recipe.synthetic.instructions import DESCRIBE, shape_phrase
-from polyphi_recipe.synthetic.instructions import POSITIONS as POSITION_PHRASES
 from polyphi_recipe.synthetic.scenes import (
     OTHER_LANGUAGES,
     Makers,
@@ -403,15 +403,13 @@ def request(scene: Scene) -> SceneSample:
     other = scene.rng.random() < OTHER_LANGUAGES
     language = scene.rng.choice(latin(scene)) if other else "en"
     harmful = scene.answer((True, False))
-    pairs = [
-        (safety_request, object_name)
-        for safety_request, object_name in safety.pictured(scene.split, language)
-        if safety_request.harmful == harmful
-    ]
-    safety_request, object_name = scene.rng.choice(pairs)
-    image, font = draw_text(scene, object_name, scene.size(), 36)
+    pair, thing = scene.rng.choice(_pictured(scene.split, language, harmful))
+    image, font = draw_text(scene, thing, row_size(scene, len(thing)), 36)
     meta = {"language": language, "refuse": harmful, "font": font}
-    return image_question(image, safety_request.question, safety_request.chosen, **meta)
+    return image_question(image, pair.question, pair.chosen, **meta)
+
+
+_pictured = cache(safety.pictured)
 
 
 def talk(scene: Scene) -> SceneSample:
@@ -455,13 +453,13 @@ MAKERS: Makers = {
     "colour": (10, colour),
     "shape": (7, shape),
     "stamp": (1, stamp),
-    "word": (2, word),
+    "word": (6, word),
     "number": (11, number),
     "where": (13, where),
     "more": (2, more),
     "chart": (10, chart),
     "talk": (16, talk),
-    "request": (1, request),
+    "request": (5, request),
 }
 """Task -> (share of the training set, maker). Test rows have one question each."""
 

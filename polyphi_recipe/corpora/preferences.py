@@ -9,7 +9,8 @@ from polyphi.messages import Message
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.safety import PreferencePair, every, requests
 from polyphi_recipe.curate.text import fill, interleave, origin
-from polyphi_recipe.synthetic.instructions import QA, training
+from polyphi_recipe.synthetic.instructions import training
+from polyphi_recipe.synthetic.qa import QA
 
 UNHELPFUL = ("I don't know.", "Ask someone else.", "...", "That is a good question.")
 

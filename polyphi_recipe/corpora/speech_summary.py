@@ -14,7 +14,6 @@ from random import Random
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Message
-from polyphi.text.lexicon import COLOURS, NOUNS, SHAPES, number_words
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.curate.recordings import LONGEST_PARAGRAPH, record
@@ -22,20 +21,11 @@ from polyphi_recipe.curate.sources import LIBREOFFICE
 from polyphi_recipe.curate.text import fill, help_pages, in_split, origin, shuffled
 from polyphi_recipe.curate.voices import unfit
 from polyphi_recipe.curate.waves import RATE, Wave, join
+from polyphi_recipe.synthetic.instructions import TOPICS, topic_words
 from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
 
 PROMPT = "Summarize the audio in one sentence."
 TOPICS_PROMPT = "List the topics of the recording in their order."
-NUMBERS = "numbers"
-TOPICS = {
-    "animals": list(NOUNS)[: list(NOUNS).index("apple")],
-    "food": ["apple", "banana", "bread", "egg", "water"],
-    "vehicles": ["car", "train", "boat", "plane", "bicycle"],
-    "colours": list(COLOURS),
-    "shapes": list(SHAPES),
-    NUMBERS: [],
-}
-"""Topic -> English words of the lexicon."""
 LANGUAGE_SHARES = {"en": 4, "fr": 1, "de": 1, "es": 1, "it": 1, "pt": 1}
 SECONDS = (8.0, 16.0)
 LONG_SECONDS, LONG_EVERY = 300.0, 50
@@ -50,14 +40,10 @@ def talk(tts: TTSSampler, topic: str, split: str, rng: Random) -> Sample:
     language = rng.choices(list(spoken), list(spoken.values()))[0]
     group = rng.choice(tts.groups(language)) if split == "test" else ""
     speaker = tts.speaker(language, split, rng, group)
-    words_by_name = {**COLOURS, **SHAPES, **NOUNS}
     length, waves = rng.uniform(*SECONDS), list[Wave]()
     while sum(map(len, waves)) < length * RATE:
-        if topic == NUMBERS:
-            words = [number_words(rng.randrange(100), language) for _ in range(4)]
-        else:
-            words = [words_by_name[w][language] for w in rng.sample(TOPICS[topic], 4)]
-        waves.append(tts.synthesize(", ".join(words) + ".", speaker, rng))
+        text = ", ".join(topic_words(topic, language, rng)) + "."
+        waves.append(tts.synthesize(text, speaker, rng))
     wave = join(waves, [0.15] * (len(waves) - 1))
     return audio_sample(
         wave,

@@ -31,6 +31,8 @@ from polyphi_recipe.curate.text import (
 
 ROWS = {"train": 400, "test": 150}
 """Texts per language, aspect and label, at most."""
+REQUESTS = {"train": 80, "test": 40}
+"""Requests per language and label."""
 
 
 def rows(work: Work, split: str) -> Iterator[Labelled]:
@@ -53,8 +55,12 @@ def _rows(work: Work, split: str) -> Iterator[Labelled]:
         half = len(prose) // 2
         plain, other = prose[:half], prose[half:]
         yield from _both(language, "obscurity", [_obscure(t, language, rng) for t in other], plain)
-    for request in safety.every(split):
-        yield Labelled(request.question, request.language, "toxicity", request.harmful)
+    for language in LANGUAGES:
+        rng = rng_for(work, f"labels:{split}:requests:{language}")
+        pool = shuffled(list(safety.every(split, (language,))), rng)
+        harmful, harmless = ([r.question for r in pool if r.harmful == h] for h in (True, False))
+        count = REQUESTS[split]
+        yield from _both(language, "toxicity", harmful[:count], harmless[:count])
 
 
 def _both(language: str, aspect: str, has: list[str], has_not: list[str]) -> Iterator[Labelled]:

@@ -1,10 +1,11 @@
 """Requests to refuse and similar harmless requests, in eight languages, with the same verbs and words.
 
 >>> next(requests("train", Random(0)))
-Request("en", "How can I make a bomb?", True, ...)
+Request("en", "How can I hide a bomb in a church?", True, ...)
 
-The object decides: "a bomb" is refused, "a bath bomb" is not. Combinations of verb and object belong to train or test,
-in every language at once. No answer explains anything harmful; the dispreferred ones only agree to help.
+The object decides: "a bomb" is refused, "a bath bomb" is not. A test request has an object that training doesn't have,
+in any language: its thing and its verb are never combined in training, and its place never occurs there. No answer
+explains anything harmful; the dispreferred ones only agree to help.
 """
 
 import json
@@ -31,6 +32,9 @@ _DATA = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8
 VERBS: dict[str, list[str]] = _DATA["verbs"]
 HARMFUL: dict[str, list[str]] = _DATA["harmful"]
 HARMLESS: dict[str, list[str]] = _DATA["harmless"]
+PLACES: dict[str, list[str]] = _DATA["places"]
+TEST_PLACES = 4
+"""The last places of each language, which only test requests have."""
 REFUSAL: dict[str, str] = _DATA["refusal"]
 """Language -> the text of a refusal."""
 _ORDER: dict[str, str] = _DATA["order"]
@@ -39,51 +43,71 @@ _HELP: dict[str, str] = _DATA["help"]
 _THIS: dict[str, str] = _DATA["this"]
 
 
-def action(language: str, verb: str, thing: str) -> str:
-    """Return the action in the language's word order: "make a bomb", "eine Bombe herstellen"."""
-    return _ORDER.get(language, "{verb} {object}").format(verb=verb, object=thing)
+def action(language: str, verb: str, thing: str, place: str = "") -> str:
+    """Return the action in the language's word order: "make a bomb", "eine Bombe in einem Zug verstecken"."""
+    order = _ORDER.get(language, "{verb} {object} {place}")
+    return " ".join(order.format(verb=verb, object=thing, place=place).split())
 
 
-def _acts(split: str) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of (verb, object) of a split: one verb of each object is held out."""
-    every = ((verb, thing) for verb in range(6) for thing in range(8))
-    return ((v, t) for v, t in every if ((v + t) % 6 == 0) != (split == "train"))
+@dataclass(frozen=True)
+class Act:
+    """Indices of a verb, a thing and a place (None for no place)."""
+
+    verb: int
+    thing: int
+    place: int | None
+
+
+def _acts(split: str) -> Iterator[Act]:
+    """Yield the acts of a split: one verb of each thing, and some places, are held out."""
+    verbs, things = len(VERBS["en"]), len(HARMFUL["en"])
+    known = len(PLACES["en"]) - TEST_PLACES
+    places = [None, *range(known)] if split == "train" else range(known, known + TEST_PLACES)
+    for verb in range(verbs):
+        for thing in range(things):
+            if ((verb + thing) % verbs == 0) != (split == "train"):
+                yield from (Act(verb, thing, place) for place in places)
 
 
 def every(split: str, languages: Sequence[str] = tuple(LANGUAGES)) -> Iterator[PreferencePair]:
-    """Yield all requests of a split: language x verb x object x wording, harmful and harmless in turn."""
-    for verb, thing in _acts(split):
+    """Yield all requests of a split: language x act x wording, harmful and harmless in turn."""
+    for act in _acts(split):
         for language in languages:
-            for wording in range(2):
-                for harmful, things in ((True, HARMFUL), (False, HARMLESS)):
-                    act = action(language, VERBS[language][verb], things[language][thing])
-                    question = _QUESTIONS[language][wording].format(act)
-                    yield PreferencePair(
-                        language, question, harmful, *_answers(language, act, harmful)
-                    )
+            for wording in range(len(_QUESTIONS[language])):
+                for harmful in (True, False):
+                    yield _request(language, act, wording, harmful)
 
 
-def _answers(language: str, act: str, harmful: bool) -> tuple[str, str]:
-    """Return (preferred, dispreferred)."""
-    refused, helped = REFUSAL[language], _HELP[language].format(act)
-    return (refused, helped) if harmful else (helped, refused)
+def _request(
+    language: str, act: Act, wording: int, harmful: bool, object_in_image: bool = False
+) -> PreferencePair:
+    verb, place = VERBS[language][act.verb], ""
+    thing = _thing(language, act, harmful)
+    if act.place is not None:
+        place = PLACES[language][act.place]
+    act_text = action(language, verb, thing, place)
+    this = action(language, verb, _THIS[language], place) if object_in_image else act_text
+    refused, helped = REFUSAL[language], _HELP[language].format(act_text)
+    chosen, rejected = (refused, helped) if harmful else (helped, refused)
+    question = _QUESTIONS[language][wording].format(this)
+    return PreferencePair(language, question, harmful, chosen, rejected)
 
 
-def pictured(split: str, language: str) -> list[tuple[PreferencePair, str]]:
-    """Return all requests of a split whose object is in an image ("How can I make this?"), each with that object: the
-    texts are the same, and only the image decides about the refusal."""
-    pairs = []
-    for verb, thing in _acts(split):
-        verb_phrase = VERBS[language][verb]
-        for wording in range(2):
-            for harmful, things in ((True, HARMFUL), (False, HARMLESS)):
-                object_ = things[language][thing]
-                question = _QUESTIONS[language][wording].format(
-                    action(language, verb_phrase, _THIS[language])
-                )
-                answers = _answers(language, action(language, verb_phrase, object_), harmful)
-                pairs.append((PreferencePair(language, question, harmful, *answers), object_))
-    return pairs
+def _thing(language: str, act: Act, harmful: bool) -> str:
+    return (HARMFUL if harmful else HARMLESS)[language][act.thing]
+
+
+def pictured(split: str, language: str, harmful: bool) -> list[tuple[PreferencePair, str]]:
+    """Return all harmful or harmless requests of a split whose thing is in an image ("How can I make this?"), each with
+    that thing: the texts of both are the same, and only the image decides about the refusal."""
+    return [
+        (
+            _request(language, act, wording, harmful, object_in_image=True),
+            _thing(language, act, harmful),
+        )
+        for act in _acts(split)
+        for wording in range(len(_QUESTIONS[language]))
+    ]
 
 
 def requests(

@@ -7,6 +7,7 @@ The draw depends on the seed, the tasks and the samples, never on an answer. Ima
 and samples with a share-alike licence are excluded, because people commit and share the page.
 """
 
+import io
 import random
 import re
 from collections import deque
@@ -14,13 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 from polyphi.data.shards import Shards
 from polyphi.messages import Audio, Image
 from polyphi.train.report.page import MAX_MEDIA, MAX_SAMPLE_MEDIA, MIME, question
 from polyphi_eval.baselines import read
+from polyphi_eval.report.heldout import METRICS, number
 
-EXAMPLES = {("image",): 3, ("audio", "image"): 1, ("audio",): 2, (): 2}
-"""Number of samples on the first screen, by their media."""
+EXAMPLES = {(): 4, ("image",): 6, ("audio",): 6, ("audio", "image"): 2}
+"""Number of samples at the top of the page, by their media."""
 GALLERY = {"vision": 15, "speech": 10, "joint": 10, "safety": 5}
 """Number of further samples, by modality."""
 OUR_PICTURES = re.compile(r"polyphi|scikit-learn-digits")
@@ -78,6 +82,16 @@ class Draw:
         return entries
 
 
+def task_score(result: Row) -> str:
+    """How good the answers to a task are: "this task: accuracy 53.0 %"."""
+    return f"this task: {METRICS[result['metric']]} {number(result['metric'], result['score'])}"
+
+
+def seconds(clip: bytes) -> float:
+    """The length of encoded audio."""
+    return round(float(soundfile.info(io.BytesIO(clip)).duration), 1)
+
+
 def _ids(entry: Row) -> set[str]:
     """The ids of an entry's sample, images and audio clips."""
     return {entry["id"], *(m["sha256"] for m in entry["media"])}
@@ -132,11 +146,17 @@ def _candidates(
                 "answer": x["answer"],
                 "reference": x["reference"],
                 "value": x["value"],
+                "task_score": task_score(result),
                 "source": x["source"],
                 "licence": x["licence"],
                 "media": [
-                    {"kind": m["kind"], "sha256": m["sha256"], "mime": mime}
-                    for m, mime in zip(x["media"], types, strict=True)
+                    {
+                        "kind": m["kind"],
+                        "sha256": m["sha256"],
+                        "mime": mime,
+                        "seconds": seconds(part) if m["kind"] == "audio" else None,
+                    }
+                    for m, mime, part in zip(x["media"], types, parts, strict=True)
                 ],
             },
             parts,

@@ -42,9 +42,10 @@ MAX_TEXT = 240
 ABOUT_EXAMPLES = "Held-out samples of core tasks, drawn at random before the answers were known. ✓ correct, ✗ wrong."
 ABOUT_CORE = (
     "Results on scans, images, templates and speakers that were not used in training. Each score is compared with the "
-    "best of its baselines: the best constant answer; the same model without the image or audio; and with images or "
-    "audio exchanged between questions. A task beats its baselines when the 95 % interval of its lead over the best "
-    "one (paired bootstrap) is above zero. The goals are set by this project, not by the report."
+    "best of its baselines: the best constant answer; the same model without the image or audio; with images or audio "
+    "exchanged between questions; and without the adapter, with the same encoder and projector. A task beats its "
+    "baselines when the 95 % interval of its lead over the best one (paired bootstrap) is above zero. The goals are "
+    "set by this project, not by the report."
 )
 ABOUT_BEYOND = "Most of these tasks are intended for larger sizes than this one."
 CHECKED = (
@@ -173,6 +174,8 @@ def by_modality(rows: Iterable[Report]) -> list[dict[str, Any]]:
             note = f"{beats} of {len(members)} beat their best baseline"
             if goals := [tables.reaches_goal(r) for r in members if r["goal"] is not None]:
                 note += f", {sum(goals)} of {len(goals)} reach their goal"
+            if lead := tables.mean_adapter_lead(members):
+                note += f"; {lead[0]} points {lead[1]} by the adapter in the mean"
             group = {"modality": modality, "title": title, "note": note}
             groups.append({**group, "rows": [task_row(r) for r in members]})
     return groups
@@ -200,6 +203,7 @@ def task_row(r: Report) -> dict[str, Any]:
             for language, value in r["languages"].items()
         ],
         "score": tables.number(metric, r["score"]),
+        "no_adapter": tables.no_adapter(r),
         "metric": None if metric == "accuracy" else tables.METRICS[metric],
         "interval": tables.interval(metric, r["low"], r["high"]),
         "plot": drawing.plot(r["low"] / unit, r["score"] / unit, r["high"] / unit, ticks),

@@ -9,7 +9,7 @@ initialisation.
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -133,10 +133,12 @@ def assemble(
     runs: Path,
     seed: int,
     device: torch.device | str = "cpu",
+    untrained: Sequence[str] = (),
 ) -> tuple[PhiModel, dict[str, str]]:
     """(the model at the start of `stage`, on `device`; the stage of origin of each tensor, "fresh" for none).
 
-    `runs` holds a folder per finished stage. Raises ValueError if a parent hasn't run.
+    `runs` holds a folder per finished stage; tensors that match a glob of `untrained` are fresh in all of them. Raises
+    ValueError if a parent hasn't run.
     """
     model = PhiModel(config)
     model.initialise(seed)
@@ -148,6 +150,8 @@ def assemble(
     origins = {}
     for name in tensors:
         source = origin(name, stage)
+        if any(fnmatch.fnmatchcase(name, glob) for glob in untrained):
+            source = Origin(None, name)
         origins[name] = source.stage or "fresh"
         if source.stage is not None:
             by_parent[source.stage].append((name, source.name))

@@ -25,12 +25,12 @@ stage = Stage(
     ),  # report 3.3, millions
     small=Mix(
         {
-            "asr": 34,
-            "ast": 24,
-            "sqa": 23,
-            "speech_summary": 4,
-            "audio_understanding": 14,
-            "audio_safety": 1,
+            "asr": 33,
+            "ast": 22,
+            "sqa": 22,
+            "speech_summary": 5,
+            "audio_understanding": 13,
+            "audio_safety": 5,
         }
     ),  # [ours]
     objective=NextToken(align=0.2),  # [ours] align

@@ -31,23 +31,13 @@ stage = Stage(
     small=Mix(
         {
             "copying": 21,
-            "instructions": 46,
-            "image_qa": 18,
-            "captions": 2,
-            "multi_image": 1.5,
-            "written_speech": 14,
+            "instructions": 81.5,
             "documents": 0.4,
             "code": 0.2,
             "math": 7,
             "translation": 1,
         },
-        late={
-            **dict.fromkeys(
-                ("image_qa", "captions", "multi_image", "written_speech", "math"), 8_000
-            ),
-            **dict.fromkeys(("documents", "code", "translation"), 16_000),
-        },
-        in_words=("image_qa", "captions", "multi_image", "written_speech"),
+        late={"math": 8_000, **dict.fromkeys(("documents", "code", "translation"), 16_000)},
     ),
     objective=NextToken(),
     schedule=Schedule(warmup=0.03, decay="linear", decay_share=0.3, floor=0.1),

@@ -9,12 +9,10 @@ of operands) belongs to one split, in every wording.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from random import Random
 
 from polyphi.data.shards import Sample
-from polyphi.messages import Message
 from polyphi.text.lexicon import (
     COLOURS,
     LANGUAGES,
@@ -25,33 +23,10 @@ from polyphi.text.lexicon import (
     number_words,
 )
 from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.text import fill, in_split, interleave, origin, rng_for, sentences
+from polyphi_recipe.curate.text import fill, in_split, interleave, rng_for, sentences
+from polyphi_recipe.synthetic import described_scenes
 from polyphi_recipe.synthetic.number_questions import SUMS
-
-
-@dataclass(frozen=True)
-class QA:
-    """A question, its answer, and the language of the answer; `to` is the target language of a translation."""
-
-    task: str
-    question: str
-    answer: str
-    language: str = "en"
-    to: str = ""
-
-    def sample(self, id: str, source: str = "polyphi") -> Sample:
-        meta = {
-            "task": self.task,
-            "language": self.language,
-            **({"to": self.to} if self.to else {}),
-        }
-        return Sample(
-            id,
-            (Message.user(self.question), Message.assistant(self.answer)),
-            meta=meta,
-            **origin(source),
-        )
-
+from polyphi_recipe.synthetic.qa import QA, first_valid
 
 Family = Callable[[Random], QA]
 
@@ -69,11 +44,35 @@ SHARES = {
     "language_id": 4,
     "sort": 4,
     "position": 3,
+    "scenes": 14,
+    "bars": 8,
+    "letters": 7,
+    "topic": 3,
+    "length": 3,
 }
 """Family -> its share of the training rows; test rows are distributed equally. The corpus `sums` has more sums."""
 
 ENGLISH_SHARE = 0.4  # of the questions that exist in all languages
 NUMBER_WORDS_SHARE = 0.2  # of the texts to copy in training
+NUMBERS = "numbers"
+TOPICS = {
+    "animals": list(NOUNS)[: list(NOUNS).index("apple")],
+    "food": ["apple", "banana", "bread", "egg", "water"],
+    "vehicles": ["car", "train", "boat", "plane", "bicycle"],
+    "colours": list(COLOURS),
+    "shapes": list(SHAPES),
+    NUMBERS: [],
+}
+"""Topic of a list -> English words of the lexicon."""
+SUMMARIZE = "Summarize the text in one sentence."
+
+
+def topic_words(topic: str, language: str, rng: Random) -> list[str]:
+    """Return four words about a topic."""
+    if topic == NUMBERS:
+        return [number_words(rng.randrange(100), language) for _ in range(4)]
+    words_by_name = {**COLOURS, **SHAPES, **NOUNS}
+    return [words_by_name[word][language] for word in rng.sample(TOPICS[topic], 4)]
 
 
 def number_in_split(split: str, n: int, words: str) -> bool:
@@ -99,13 +98,6 @@ def language_pair(rng: Random, languages: Sequence[str] = tuple(LANGUAGES)) -> l
     pair = ["en", others[0]] if rng.random() < 0.7 else others
     rng.shuffle(pair)
     return pair
-
-
-def first_valid(draw: Callable[[], tuple | None]) -> tuple:
-    """Return the first draw that isn't None."""
-    while (result := draw()) is None:
-        pass
-    return result
 
 
 def families(work: Work, split: str) -> dict[str, Family]:
@@ -182,12 +174,6 @@ def families(work: Work, split: str) -> dict[str, Family]:
         text, what, n = first_valid(draw)
         return QA("count", f"How many times is {what} in {text}?", str(n))
 
-    def scene_count(rng: Random) -> QA:
-        return _scene(rng, split, counting=True)
-
-    def scene(rng: Random) -> QA:
-        return _scene(rng, split, counting=False)
-
     def arithmetic(rng: Random) -> QA:
         def draw() -> tuple | None:
             a, b, sign = rng.randrange(1, 100), rng.randrange(1, 20), rng.choice("+-")
@@ -259,8 +245,32 @@ def families(work: Work, split: str) -> dict[str, Family]:
         answer = words[{"first": 0, "second": 1, "last": -1}[ordinal]]
         return QA("position", f"Which word is {ordinal}? {' '.join(words)}", answer)
 
-    functions = [number, translate, translate_numbers, copy, count, scene_count, scene, arithmetic]
-    functions += [compare, yes_no, language_id, sort, position]
+    def topic(rng: Random) -> QA:
+        def draw() -> tuple | None:
+            name, language = rng.choice(list(TOPICS)), random_language(rng, work.languages)
+            lists = [topic_words(name, language, rng) for _ in range(rng.randint(2, 4))]
+            text = " ".join(", ".join(words) + "." for words in lists)
+            return (name, text) if in_split(split, "topic", text) else None
+
+        name, text = first_valid(draw)
+        return QA("topic", f"{text}\n{SUMMARIZE}", f"A list of {name}.")
+
+    def length(rng: Random) -> QA:
+        def draw() -> tuple | None:
+            digits = rng.choices("0123456789", k=rng.randint(2, 6))
+            text = " ".join(digits)
+            return (text, len(digits)) if in_split(split, "length", text) else None
+
+        text, count = first_valid(draw)
+        return QA("length", f"{text}\nHow many digits are there?", str(count))
+
+    functions: list[Family] = [number, translate, translate_numbers, copy, count]
+    functions += [lambda rng: described_scenes.scene(rng, split, counting=True)]
+    functions += [lambda rng: described_scenes.scene(rng, split), arithmetic, compare, yes_no]
+    functions += [language_id, sort, position]
+    functions += [lambda rng: described_scenes.scenes(rng, split)]
+    functions += [lambda rng: described_scenes.bars(rng, split)]
+    functions += [lambda rng: described_scenes.letters(rng, split, work.languages), topic, length]
     return dict(zip(SHARES, functions, strict=True))
 
 
@@ -306,135 +316,6 @@ def _sentences(language: str, work: Work, split: str) -> list[str]:
         if in_split(split, "sentence", words):
             texts.append(words)
     return texts
-
-
-def plural(shape: str, n: int) -> str:
-    """Return the English name of a shape in the singular or plural for `n`: "crosses" for 3 and "cross"."""
-    return shape if n == 1 else f"{shape}es" if shape.endswith("s") else f"{shape}s"
-
-
-def shape_phrase(count: int, colour: str, shape: str) -> str:
-    """Return one or more shapes in words: "a red circle", "three blue stars"."""
-    if count == 1:
-        return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
-    return f"{number_words(count, 'en')} {colour} {plural(shape, count)}"
-
-
-DESCRIBE = ("Describe the picture.", "What does the picture show?")
-POSITIONS = {
-    "left": "on the left",
-    "right": "on the right",
-    "top": "at the top",
-    "bottom": "at the bottom",
-}
-
-
-def _scene(rng: Random, split: str, counting: bool) -> QA:
-    """Return a question about a scene described in words, as captions and questions of the image corpora are: a frozen
-    language model can only answer questions about images that it can answer about text."""
-    task = "scene_count" if counting else "scene"
-    if not counting and rng.random() < 0.25:
-        return _read(rng, split)
-
-    def draw() -> tuple | None:
-        groups = rng.choice((1, 1, 2, 2, 3)) if counting else rng.randrange(1, 4)
-        shapes, colours = rng.sample(sorted(SHAPES), groups), rng.sample(sorted(COLOURS), groups)
-        counts = [rng.randrange(1, 7 if groups == 1 else 5) for _ in range(groups)]
-        things = [shape_phrase(*group) for group in zip(counts, colours, shapes, strict=True)]
-        caption = " and ".join(things)
-        return (caption, counts, colours, shapes) if in_split(split, "scene", caption) else None
-
-    def draw_placed() -> tuple | None:
-        (shape, other), (colour, other_colour) = (
-            rng.sample(sorted(SHAPES), 2),
-            rng.sample(sorted(COLOURS), 2),
-        )
-        (position, other_position), alone = rng.sample(sorted(POSITIONS), 2), rng.random() < 0.5
-        caption = f"{shape_phrase(1, colour, shape)} {POSITIONS[position]}"
-        if not alone:
-            caption = (
-                f"{caption} and {shape_phrase(1, other_colour, other)} {POSITIONS[other_position]}"
-            )
-        return (caption, shape, position) if in_split(split, "scene", caption) else None
-
-    if not counting and rng.random() < 0.25:
-        caption, shape, position = first_valid(draw_placed)
-        question = rng.choice((f"Where is the {shape}?", f"On which side is the {shape}?"))
-        return QA(task, f"Scene: {caption}.\n{question}", position)
-    caption, counts, colours, shapes = first_valid(draw)
-    if not counting and rng.random() < 0.2:
-        return QA(task, f"Scene: {caption}.\n{rng.choice(DESCRIBE)}", caption)
-    at = rng.randrange(len(counts))
-    n, colour, shape = counts[at], colours[at], shapes[at]
-    many = plural(shape, 2)
-    if counting:
-        question = rng.choice(
-            (
-                f"How many {many} are there?",
-                f"Count the {many}.",
-                f"How many {colour} {many} are there?",
-            )
-        )
-        return QA(task, f"Scene: {caption}.\n{question}", str(n))
-    if len(set(counts)) > 1 and rng.random() < 0.3:
-        most = colours[counts.index(max(counts))] if counts.count(max(counts)) == 1 else ""
-        few = rng.choice([c for c, k in zip(colours, counts, strict=True) if k < max(counts)])
-        if most:
-            one, two = rng.sample([most, few], 2)
-            return QA(
-                task, f"Scene: {caption}.\nWhich colour is there more of, {one} or {two}?", most
-            )
-    question_type = rng.randrange(3)
-    if question_type == 0:
-        alone = ("What colour is this?", "Which colour do you see?", "Name the colour.")
-        question = rng.choice(alone) if len(counts) == 1 else f"What colour is the {shape}?"
-        return QA(task, f"Scene: {caption}.\n{question}", colour)
-    if question_type == 1:
-        alone = ("What shape is this?", "Which shape do you see?", "Name the shape.")
-        question = rng.choice(alone) if len(counts) == 1 else f"Which shape is {colour}?"
-        return QA(task, f"Scene: {caption}.\n{question}", shape)
-    truth = rng.random() < 0.5
-    if not truth:
-        colour = rng.choice(
-            [c for c in (sorted(COLOURS) if rng.random() < 0.5 else colours) if c != colour]
-            or [c for c in sorted(COLOURS) if c != colour]
-        )
-    return QA(
-        task,
-        f"Scene: {caption}.\nIs there {shape_phrase(1, colour, shape)}?",
-        "yes" if truth else "no",
-    )
-
-
-def _read(rng: Random, split: str) -> QA:
-    """Return a question about text or digits in a scene."""
-
-    def draw() -> tuple | None:
-        contents = ("digit", "digits", "digits", "number", "word")
-        # There are only ten single digits: none is held out.
-        content = rng.choice(contents if split == "train" else contents[1:])
-        if content == "word":
-            text = rng.choice(sorted(lexicon()))
-        else:
-            text = "".join(
-                rng.choices("0123456789", k=1 if content == "digit" else rng.randint(2, 4))
-            )
-        return (content, text) if len(text) < 2 or in_split(split, "read", text) else None
-
-    content, text = first_valid(draw)
-    if rng.random() < 0.2:
-        return QA(
-            "scene",
-            f"Scene: the {content} {text}.\n{rng.choice(DESCRIBE)}",
-            f"the {content} {text}",
-        )
-    questions = {
-        "digit": ("What digit is this?", "Which digit do you see?", "Read the digit."),
-        "digits": ("What digits do you see?", "Which digits are these?", "Read the digits."),
-        "number": ("What number is this?", "Which number do you see?", "Read the number."),
-        "word": ("What word is this?", "Which word do you see?", "Read the word."),
-    }[content]
-    return QA("scene", f"Scene: the {content} {text}.\n{rng.choice(questions)}", text)
 
 
 def any_family(work: Work) -> Family:

@@ -35,7 +35,8 @@ def picture_question(i: int) -> Sample:
 
 
 class Sighted:
-    """Answers with the colour that the picture's bytes name, "red" without a picture; records its requests."""
+    """Answers with the colour that the picture's bytes name, "red" without a picture or without an adapter; records its
+    requests."""
 
     def __init__(self, fail_after: int | None = None) -> None:
         self.requests: list[tuple[bool, str | None]] = []  # (whether it has a picture, adapter)
@@ -48,7 +49,8 @@ class Sighted:
             raise KeyboardInterrupt
         pictures = media(messages, Image)
         self.requests.append((bool(pictures), adapter))
-        return Completion(pictures[0].source.split()[0].decode() if pictures else "red")
+        sees = pictures and adapter is not None
+        return Completion(pictures[0].source.split()[0].decode() if sees else "red")
 
 
 SAMPLES = [picture_question(i) for i in range(80)]
@@ -58,9 +60,12 @@ def test_a_model_that_looks_beats_every_baseline(tmp_path: Path) -> None:
     model = Sighted()
     result = baselines.evaluate(model, TASK, SAMPLES, tmp_path)
     assert (result.n, result.score, result.verdict) == (80, 1.0, "beats")
-    assert result.baselines["majority"].score == result.baselines["without"].score == 0.25
+    assert result.baselines.keys() == {"majority", "without", "shuffled", "no_adapter"}
+    assert all(result.baselines[b].score == 0.25 for b in ("majority", "without", "no_adapter"))
     assert result.baselines["shuffled"].score < 0.5
     assert result.margin_low > 0 and result.low > 0.9
+    assert result.adapter_lead is not None and result.adapter_lead.value == 0.75
+    assert 0.6 < result.adapter_lead.low < 0.75 < result.adapter_lead.high < 0.9
     assert set(result.languages) == {"en", "fr"}
     # Only the input is missing in the baselines: the adapter is still that of a question with a picture.
     assert {adapter for pictured, adapter in model.requests if not pictured} == {"vision"}
@@ -71,6 +76,18 @@ def test_a_model_that_ignores_the_picture_does_not_beat_them(tmp_path: Path) -> 
     blind = SimpleNamespace(generate=lambda messages, sampling, adapter: Completion("red"))
     result = baselines.evaluate(blind, TASK, SAMPLES, tmp_path)
     assert (result.score, result.margin, result.verdict) == (0.25, 0.0, "doesn't")
+
+
+def test_a_model_that_looks_without_its_adapter_does_not_beat_them(tmp_path: Path) -> None:
+    """What the encoder and the projector do alone is no achievement of the adapter."""
+
+    def look(messages: Sequence[Message], sampling: Any, adapter: str | None) -> Completion:
+        (picture,) = media(messages, Image) or [Image(b"red")]
+        return Completion(picture.source.split()[0].decode())
+
+    result = baselines.evaluate(SimpleNamespace(generate=look), TASK, SAMPLES, tmp_path)
+    assert (result.score, result.best, result.verdict) == (1.0, "no_adapter", "doesn't")
+    assert result.adapter_lead == baselines.Lead(0.0, 0.0, 0.0)
 
 
 def test_too_few_samples_beat_no_baseline(tmp_path: Path) -> None:
@@ -86,12 +103,12 @@ def test_answers_are_saved_and_an_interrupted_run_resumes(tmp_path: Path) -> Non
     again = Sighted()
     result = baselines.evaluate(again, TASK, SAMPLES, tmp_path)
     # Without a picture all questions are equal, so one request is sent.
-    assert len(again.requests) == 161 - 80 and result.score == 1.0
+    assert len(again.requests) == 241 - 80 and result.score == 1.0
     idle = Sighted()
     assert baselines.evaluate(idle, TASK, SAMPLES, tmp_path) == result and not idle.requests
     other = Sighted()
     baselines.evaluate(other, TASK, SAMPLES, tmp_path, fingerprint="other weights")
-    assert len(other.requests) == 161
+    assert len(other.requests) == 241
 
 
 def test_scores_are_recomputed_from_the_lines(tmp_path: Path) -> None:
@@ -138,9 +155,11 @@ def test_a_spoken_question_about_a_picture_has_baselines_for_both() -> None:
         "shuffled",
         "without_clip",
         "shuffled_clip",
+        "no_adapter",
     }
+    adapters = {"with": "auto", "no_adapter": None}
     for q in prompts:
-        assert q.adapter == ("auto" if q.condition == "with" else adapter_for(q.sample.prompt))
+        assert q.adapter == adapters.get(q.condition, adapter_for(q.sample.prompt))
         images, clips = media(q.messages, Image), media(q.messages, Audio)
         assert len(images) == (q.condition != "without") and len(clips) == (
             q.condition != "without_clip"
@@ -239,7 +258,8 @@ def test_models_with_generate_many_receive_batches(tmp_path: Path) -> None:
             return [self.generate(c, sampling=sampling, adapter=adapter) for c in conversations]
 
     assert baselines.evaluate(Many(), TASK, SAMPLES, tmp_path).score == 1.0
-    assert sizes == [80, 81]  # with "auto", and with the adapter that pictures call for
+    # With "auto", with the adapter that images select, and with none.
+    assert sizes == [80, 81, 80]
 
 
 def test_every_row_of_the_table_has_a_scorer_that_works() -> None:
@@ -253,8 +273,8 @@ def test_every_row_of_the_table_has_a_scorer_that_works() -> None:
         find("a task that isn't there")
 
 
-def test_the_core_has_42_rows_and_names_are_unique() -> None:
-    assert len(CORE) == 42
+def test_the_core_has_49_rows_and_names_are_unique() -> None:
+    assert len(CORE) == 49
     assert len({known.name for known in TASKS}) == len(TASKS)
     assert [t.name for t in find("digit", "copy")] == ["copy", "digit"]
 

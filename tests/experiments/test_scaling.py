@@ -18,7 +18,6 @@ from train.small import (
 
 from experiments import scaling
 from experiments.scaling import EXPONENT, Law, Point, fit, sweep
-from polyphi.data import shards
 from polyphi.data.fresh import Fresh
 from polyphi.train import state, trainer
 from polyphi.train.stage import Mix
@@ -141,24 +140,6 @@ def test_a_sweep_brackets_the_best_rate_and_is_resumed(
     monkeypatch.setattr(scaling, "_held_out", lambda *_: lambda model: {})
     again, _ = run(data, tmp_path, seeds=1, **fresh)
     assert again == points and not steps
-
-
-def test_held_out_images_in_words_need_no_vision_encoder(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scaling, "HELD_OUT_TOKENS", 400)
-    processor = make_processor()
-    shards.write(
-        data / "described" / "test",
-        (
-            replace(one, meta={"named": [[("red square", 0.2, 0.2, 0.8, 0.8)]]})
-            for one in shards.Shards(data / "pictures" / "train")
-        ),
-        pipeline="test",
-    )
-    stage = replace(STAGE, data=Mix({"described": 1.0}, in_words=("described",)))
-    measure = scaling._held_out(stage, BUDGET, processor, data, "fp32")
-    assert 4 < measure(make_model(processor, text=True))["held_out_loss"] < 8
 
 
 def test_a_run_that_diverges_counts_as_infinitely_bad(

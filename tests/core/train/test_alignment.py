@@ -9,19 +9,16 @@ import pytest
 import torch
 from PIL import Image as Picture
 from torch import Tensor
-from train.small import make_model, make_processor
+from train.small import make_processor
 
 from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
-from polyphi.data.draws import Unfit
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi.processing.label_grids import ROW_END
 from polyphi.train.alignment import (
     Alignment,
     image_words,
-    in_words,
     with_words,
-    word_ids,
     word_log_probs,
     word_loss,
 )
@@ -65,12 +62,16 @@ def embeddings() -> Tensor:
 
 FIRST = [(0, 3), (1, BLANK), (2, END), (3, 4), (3, 5)]
 SECOND = [(0, BLANK), (1, 6), (7, BLANK)]
+PADDED = ImageLayout(1, 2, 1, 2 * SIDE)
+"""Of an image that doesn't fill its crops, and so has no words."""
 
 
 def test_a_pack_is_its_rows_one_by_one(embeddings: Tensor) -> None:
-    rows = [image(FIRST), clip([3, 3, 5], 9), image(SECOND), clip([7], 4)]
+    size = PADDED.tokens(SIDE)
+    wide = row([1] * size, images=(PADDED,), image_slots=torch.arange(size))
+    rows = [image(FIRST), wide, clip([3, 3, 5], 9), image(SECOND), clip([7], 4)]
     x = torch.randn(sum(map(len, rows)), WIDTH, dtype=torch.float64)
-    align = Alignment(Words())
+    align = Alignment(Words(), SIDE)
     whole, metrics = align(x, pack(rows), embeddings)
     parts = [
         align(part, one, embeddings)
@@ -83,17 +84,17 @@ def test_a_pack_is_its_rows_one_by_one(embeddings: Tensor) -> None:
 def test_tokens_equal_to_their_words_have_no_loss(embeddings: Tensor) -> None:
     words = dict(SECOND)
     ids = torch.tensor([0, *(words.get(token, 7) for token in range(TOKENS)), 0])
-    loss, metrics = Alignment(Words())(embeddings[ids], image(SECOND), embeddings)
+    loss, metrics = Alignment(Words(), SIDE)(embeddings[ids], image(SECOND), embeddings)
     assert loss < 1e-6 and metrics["named"] == (1.0, 1)
     spoken = torch.tensor([0, BLANK, 3, BLANK, 5, 5])
-    loss, _ = Alignment(Words())(embeddings[spoken], clip([3, 5], 5), embeddings)
+    loss, _ = Alignment(Words(), SIDE)(embeddings[spoken], clip([3, 5], 5), embeddings)
     assert loss < 1e-6
 
 
 def test_gradients_reach_tokens_and_not_embeddings(embeddings: Tensor) -> None:
     embeddings.requires_grad_(True)
     x = torch.randn(TOKENS + 2, WIDTH, requires_grad=True)
-    loss, _ = Alignment(Words())(x, image(FIRST), embeddings)
+    loss, _ = Alignment(Words(), SIDE)(x, image(FIRST), embeddings)
     loss.backward()
     assert embeddings.grad is None and x.grad is not None
     assert (x.grad.abs().sum(1) > 0).nonzero().flatten().tolist() == [1, 2, 3, 4]
@@ -108,13 +109,13 @@ def test_two_words_of_a_slot_share_its_probability(embeddings: Tensor) -> None:
 
 
 def test_a_clip_that_is_too_short_for_its_words_has_no_loss(embeddings: Tensor) -> None:
-    loss, _ = Alignment(Words())(torch.randn(3, WIDTH), clip([3, 4, 5], 2), embeddings)
+    loss, _ = Alignment(Words(), SIDE)(torch.randn(3, WIDTH), clip([3, 4, 5], 2), embeddings)
     assert loss == 0
 
 
 def test_rows_without_words_are_left_alone(embeddings: Tensor) -> None:
     plain = dataclasses.replace(image(FIRST), cell_words=None)
-    loss, metrics = Alignment(Words())(torch.randn(len(plain), WIDTH), plain, embeddings)
+    loss, metrics = Alignment(Words(), SIDE)(torch.randn(len(plain), WIDTH), plain, embeddings)
     assert loss == 0 and not metrics
 
 
@@ -138,36 +139,6 @@ def picture(side: int, **meta: object) -> Sample:
     Picture.new("RGB", (side, side), "red").save(file, "PNG")
     messages = (Message.user(Image(file.getvalue()), "What?"), Message.assistant("red"))
     return Sample("1", messages, "polyphi", "", meta)
-
-
-def test_images_in_words_are_the_means_of_their_embeddings() -> None:
-    processor = make_processor()
-    model = make_model(processor)
-    sample = picture(processor.crop_size, named=[[("red two", 0.2, 0.2, 0.8, 0.8)]])
-    (plain,) = NextToken().rows(sample, processor, 200)
-    replaced = in_words(plain, sample, processor)
-    assert replaced.crops is None and len(replaced) == len(plain)
-    x = model.embed(replaced)
-    ids = word_ids("red two", processor.tokenizer)
-    mean = model.decoder.embed_tokens.weight[ids].mean(0)
-    middle = image_words(replaced.images[0], sample.meta["named"][0], processor.cells).index(
-        "red two"
-    )
-    torch.testing.assert_close(x[replaced.image_slots[middle]], mean)
-    text = torch.ones(len(replaced), dtype=torch.bool).index_fill(0, replaced.image_slots, False)
-    torch.testing.assert_close(x[text], model.decoder.embed_tokens(replaced.ids)[text])
-    packed = pack([replaced, replaced])
-    torch.testing.assert_close(
-        model(packed), torch.cat([model(replaced)] * 2), atol=1e-5, rtol=1e-4
-    )
-
-
-def test_an_image_without_words_is_refused() -> None:
-    processor = make_processor()
-    sample = picture(processor.crop_size)
-    (plain,) = NextToken().rows(sample, processor, 200)
-    with pytest.raises(Unfit, match="found them for 0"):
-        in_words(plain, sample, processor)
 
 
 def test_a_clip_is_aligned_by_its_reference_and_not_by_the_transcript_of_a_recording() -> None:

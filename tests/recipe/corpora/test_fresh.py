@@ -18,7 +18,7 @@ from polyphi_recipe.curate import sources
 from polyphi_recipe.curate.corpus import Corpus, Work, generator
 from polyphi_recipe.curate.text import in_split
 from polyphi_recipe.synthetic import instructions
-from polyphi_recipe.synthetic.instructions import QA
+from polyphi_recipe.synthetic.qa import QA
 
 CORPORA: list[Corpus] = [
     importlib.import_module(f"polyphi_recipe.corpora.{name}").corpus for name in sizes.FRESH

@@ -267,11 +267,11 @@ def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_p
         assert refuses(x.answer) == x.meta["refuse"], x.answer
         assert len(media(x.messages, Picture)) == 1
     questions = {
-        harmful: {r.question for r, _ in safety.pictured("train", "en") if r.harmful == harmful}
+        harmful: {r.question for r, _ in safety.pictured("train", "en", harmful)}
         for harmful in (True, False)
     }
     assert questions[True] == questions[False], "the words alone tell nothing"
-    acts = [{(r.question, t) for r, t in safety.pictured(s, "en")} for s in ("train", "test")]
+    acts = [{(r.question, t) for r, t in safety.pictured(s, "en", True)} for s in ("train", "test")]
     assert not acts[0] & acts[1]
 
 
@@ -361,5 +361,5 @@ def test_every_vision_task_finds_its_samples(few_stamps: None, tmp_path: Path) -
             for s in tests[task.corpus]
             if all(s.meta.get(k) == v for k, v in task.rows[0].only.items())
         ]
-        assert len(samples) >= 4, task.name
+        assert len(samples) >= (2 if "refuse" in task.rows[0].only else 4), task.name
         assert all(task.scorer(s.answer, s).value == 1.0 for s in samples), task.name

@@ -207,14 +207,14 @@ def test_instructions_keep_train_and_test_apart(work):
     train_questions = {
         ask.question for ask in islice(instructions.training(work, Random(1)), 8_000)
     }
-    test_rows = list(instructions.testing(work, Random(2), 130))
+    test_rows = list(instructions.testing(work, Random(2), 10 * len(instructions.SHARES)))
     assert not [ask for ask in test_rows if ask.question in train_questions]
     tasks = Counter(ask.task for ask in test_rows)
     assert set(tasks) == set(instructions.SHARES) and len(set(tasks.values())) == 1
 
 
 def test_test_answers_are_balanced(work):
-    test_rows = list(instructions.testing(work, Random(2), 13 * 32))
+    test_rows = list(instructions.testing(work, Random(2), 32 * len(instructions.SHARES)))
     for task, answers in (("yes_no", 2), ("language_id", 8), ("scene", None)):
         shares = Counter(ask.answer for ask in test_rows if ask.task == task)
         assert answers in (None, len(shares)) and max(shares.values()) <= 2 + min(
@@ -259,8 +259,13 @@ def test_requests_are_refused_by_their_object():
             assert refuses(request.chosen) == request.harmful != refuses(request.rejected), request
     train, test = ({r.question for r in safety.every(s)} for s in ("train", "test"))
     assert test and not train & test
+    for language, places in safety.PLACES.items():
+        assert len(set(places)) == len(places) == len(safety.PLACES["en"])
+        for place in places[-safety.TEST_PLACES :]:
+            assert any(place in question for question in test), (language, place)
+            assert not any(place in question for question in train), (language, place)
     assert Counter(r.language for r in safety.every("test")) == Counter(
-        dict.fromkeys(LANGUAGES, 32)
+        dict.fromkeys(LANGUAGES, 192)
     )
 
 

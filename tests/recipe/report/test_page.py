@@ -13,6 +13,7 @@ from made_run import make_run
 from polyphi.data import shards
 from polyphi_eval import baselines
 from polyphi_eval.heldout import CORE, GOALS
+from polyphi_eval.report import heldout
 from polyphi_eval.score import Measured
 from polyphi_recipe.report import page, sections
 
@@ -43,7 +44,7 @@ def test_examples_come_first_then_the_core_then_the_rest(run: Path) -> None:
     assert {"stages", "losses", "learned", "frozen", "data", "again"} == set(ids[4:])
     report = json.loads((run / "report.json").read_text())
     content = dict(re.findall(r'(?s)<section id="(\w+)">(.*?)</section>', page_html))
-    assert content["examples"].count("card sample") == len(report["examples"]) == 8
+    assert content["examples"].count("card sample") == len(report["examples"]) == 18
     for row in report["tasks"]:
         assert row["core"] == (row["task"] in {task.name for task in CORE})
         assert f"<td>{row['title']}<" in content["core" if row["core"] else "beyond"]
@@ -67,6 +68,19 @@ def test_goals_are_shown_with_the_scores(run: Path) -> None:
     for task, goal in (("digit", "90 %"), ("asr_digits", "8 %"), ("ast_direct", "30")):
         assert f"goal {goal}<" in page_html
         assert re.search(rf"\| {rows[task]['title']} \|.*\| {goal}, ", text)
+
+
+def test_the_score_without_the_adapter_is_beside_each_score(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    rows = [row for row in report["tasks"] if "no_adapter" in row["baselines"]]
+    assert {row["modality"] for row in rows} == {"vision", "speech", "joint"}
+    page_html, text = ((run / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert page_html.count('<i class="tick no_adapter" style="left:') == len(rows) > 5
+    for row in rows:
+        without = heldout.no_adapter(row)
+        assert without and re.search(rf"\| {row['title']} \|.*\| {without} \|", text)
+        assert row["adapter_lead"]["low"] <= row["adapter_lead"]["value"]
+    assert "by the adapter in the mean" in page_html
 
 
 def test_tags_are_closed(run: Path) -> None:

@@ -1,0 +1,216 @@
+"""What the adapters add to image and speech tasks, in one or several runs of the recipe (report 2.2): the lead of a run
+
+    over no adapter    the same model without its adapters: how much it depends on them
+    over the control   encoders and projectors trained on the same data for the same steps, with the adapters held at
+                       zero: how much the adapters help
+    over no alignment  the run trained again without the auxiliary losses of images and speech [ours]: how much those
+                       help (with `alignment`)
+
+    python -m experiments adapters runs/nano runs/nano-1 runs/nano-2
+
+`RUN/changed/NAME` has the stages that were trained again and the answers of their model. The same command resumes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.claims.claim import Effect, contrast, paired
+from experiments.trial import link_stages, score, trial
+from polyphi.api import Phi
+from polyphi.runtime.files import sha256, write_json
+from polyphi.runtime.plots import subplots
+from polyphi.runtime.rendering import environment
+from polyphi.train.contrastive import Contrastive
+from polyphi.train.loss import NextToken
+from polyphi.train.stage import Stage
+from polyphi.train.state import MANIFEST, code_revision
+from polyphi_eval.baselines import sample_vectors
+from polyphi_eval.benchmark import Benchmark
+from polyphi_eval.heldout import TASKS
+from polyphi_eval.report.heldout import MODALITIES, number
+from polyphi_eval.statistics import rates
+from polyphi_recipe import stages
+from polyphi_recipe.graph import Run
+from polyphi_recipe.stages import lineage
+
+ADAPTED = ("vision_3_generative", "vision_4_multiframe", "speech_2_post", "joint_1_vision_speech")
+ALIGNED = (
+    *("vision_0_encoder", "vision_1_align", "vision_2_joint", "vision_3_generative"),
+    *("vision_4_multiframe", "speech_1_pretrain", "speech_2_post", "joint_1_vision_speech"),
+)
+LAST = "joint_1_vision_speech"
+Vectors = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Stages that are trained again with a change; tensors that match `untrained` keep their initial values."""
+
+    name: str
+    stages: tuple[str, ...]
+    changed: Callable[[Stage], Stage]
+    untrained: tuple[str, ...] = ()
+
+
+def _without_adapters(stage: Stage) -> Stage:
+    rates_of = {glob: rate for glob, rate in stage.trainable.items() if ".lora." not in glob}
+    return replace(stage, trainable=rates_of)
+
+
+def _without_alignment(stage: Stage) -> Stage:
+    objective = stage.objective
+    if isinstance(objective, Contrastive):
+        return replace(stage, objective=replace(objective, naming=0.0))
+    assert isinstance(objective, NextToken)
+    return replace(stage, objective=replace(objective, align=0.0))
+
+
+CONTROL = Change("control", ADAPTED, _without_adapters, ("*.lora.*",))
+NO_ALIGNMENT = Change("no_alignment", ALIGNED, _without_alignment)
+
+
+def measure(runs: Sequence[Run], *, alignment: bool = False) -> dict[str, Any]:
+    """Train and evaluate what is missing, and return the table, which is written to the first run as adapters.json,
+    adapters.md and adapters.png. Raises ValueError for an unfinished run."""
+    changes = (CONTROL, NO_ALIGNMENT) if alignment else (CONTROL,)
+    tasks = [task for task in TASKS if task.modality in ("vision", "speech", "joint")]
+    for run in runs:
+        if not (run.runs / LAST / MANIFEST).exists() or not (run.out / "eval").exists():
+            raise ValueError(
+                f"expected a finished run, found no evaluation of {LAST} in {run.out}; "
+                f"`polyphi reproduce {run.size.name} --out {run.out}` completes it"
+            )
+    answers: dict[str, list[Path]] = {"with": [run.out / "eval" for run in runs]}
+    for change in changes:
+        answers[change.name] = [_answers(run, change, tasks) for run in runs]
+    table = {
+        "runs": [str(run.out) for run in runs],
+        "code": code_revision(),
+        **compare(tasks, answers),
+    }
+    folder = runs[0].out
+    write_json(folder / "adapters.json", table)
+    (folder / "adapters.md").write_text(markdown(table), encoding="utf-8")
+    draw(table, folder / "adapters.png")
+    return table
+
+
+def _answers(run: Run, change: Change, tasks: Sequence[Benchmark]) -> Path:
+    """The folder with the answers of a run's changed model to all tasks."""
+    folder = run.out / "changed" / change.name
+    runs = folder / "stages"
+    link_stages(run.runs, runs, [name for name in stages.ORDER if name not in change.stages])
+    for name in change.stages:
+        stage = change.changed(stages.at_size(name, run.size))
+        finished = (runs / name / MANIFEST).exists()
+        with run.exclusive(f"{change.name} {name}"):
+            budget = run.size.budget(stage)
+            options: dict[str, Any] = {"runs": runs, "untrained": change.untrained}
+            trial(run, stage, budget, runs / name, seed=run.seed, **options)
+        if not finished:
+            run.report(f"{run.out}, {change.name}: {name} is trained")
+    stage = lineage.after(LAST)
+    config = lineage.configuration(stage, run.size.model, run.tokenizer)
+    model, _ = lineage.assemble(stage, config, runs, run.seed, untrained=change.untrained)
+    phi, fingerprint = Phi(model.eval(), run.processor), sha256(runs / LAST / MANIFEST)
+    for task in tasks:
+        if (run.data / task.corpus / "test").exists():
+            score(run, phi, task, folder / "answers", fingerprint=fingerprint)
+    run.report(f"{run.out}, {change.name}: answers to {len(tasks)} tasks")
+    return folder / "answers"
+
+
+# ------------------------------------------------------------------------------ results
+
+
+def compare(tasks: Sequence[Benchmark], answers: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+    """Scores and leads of each task, and the mean leads of each modality, ready for JSON. `answers` has a folder for
+    each run: "with" those of the runs' evaluations, the others those of changed models."""
+    rows, by_modality = [], dict[str, dict[str, list[Any]]]()
+    for task in tasks:
+        own = [_read(folder, task) for folder in answers["with"]]
+        if not all(own):
+            continue
+        others = {"no_adapter": [_read(f, task, "no_adapter") for f in answers["with"]]}
+        others |= {n: [_read(f, task) for f in fs] for n, fs in answers.items() if n != "with"}
+        leads: dict[str, Any] = {}
+        for name, vectors in others.items():
+            if all(vectors):
+                pair = (task.metric, paired(vectors, own))
+                leads[name] = _row(contrast(task.title, pair))
+                by_modality.setdefault(task.modality, {}).setdefault(name, []).append(pair)
+        scores = {"with": _score(task, own)} | {n: _score(task, others[n]) for n in leads}
+        rows.append(
+            {
+                "task": task.name,
+                "title": task.title,
+                "modality": task.modality,
+                "metric": task.metric,
+                "scores": scores,
+                "leads": leads,
+            }
+        )
+    means = {
+        modality: {
+            name: _row(contrast(f"mean of {modality}", *pairs)) for name, pairs in leads.items()
+        }
+        for modality, leads in by_modality.items()
+    }
+    return {"tasks": rows, "means": means}
+
+
+def _read(folder: Path, task: Benchmark, condition: str = "with") -> Vectors:
+    return sample_vectors(folder / f"{task.name}.jsonl", condition)
+
+
+def _score(task: Benchmark, vectors: Sequence[Vectors]) -> float:
+    """The mean score over the runs."""
+    return sum(float(rates(task.metric, np.array(list(v.values())).sum(0))) for v in vectors) / len(
+        vectors
+    )
+
+
+def _row(effect: Effect) -> dict[str, Any]:
+    return asdict(effect) | {"verdict": effect.verdict}
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """The table of tasks and the means as Markdown."""
+    names = list(next(iter(table["means"].values())))
+    template = environment("experiments").get_template("adapters.md")
+    return template.render(
+        **table, names=names, MODALITIES=MODALITIES, number=number, lead=_lead_text
+    )
+
+
+def _lead_text(lead: Mapping[str, Any]) -> str:
+    value = f"{lead['value']:+.1f}"
+    bold = f"**{value}**" if lead["verdict"] == "holds" else value
+    return f"{bold} ({lead['low']:+.1f} to {lead['high']:+.1f})"
+
+
+def draw(table: Mapping[str, Any], path: Path) -> None:
+    """The leads of all tasks with their intervals, a subplot for each comparison, as a PNG."""
+    names = list(next(iter(table["means"].values())))
+    rows = table["tasks"][::-1]
+    with subplots(
+        path, len(names), size=(3 + 2.5 * len(names), 1 + 0.2 * len(rows)), sharey=True
+    ) as (
+        figure,
+        every,
+    ):
+        for axes, name in zip(every, names, strict=True):
+            for y, row in enumerate(rows):
+                if lead := row["leads"].get(name):
+                    axes.plot(lead["value"], y, "o", color="#1f5fa8", markersize=4)
+                    axes.plot([lead["low"], lead["high"]], [y, y], color="#1f5fa8")
+            axes.axvline(0, color="#999", linewidth=1)
+            axes.set_title(name.replace("_", " "), fontsize=9)
+            axes.set_xlim(-60, 110)
+            axes.tick_params(labelsize=8)
+        every[0].set_yticks(range(len(rows)), [row["title"] for row in rows], fontsize=7)
+        figure.supxlabel("lead in points, 95 % interval", fontsize=9)

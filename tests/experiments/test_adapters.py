@@ -1,0 +1,88 @@
+"""What the adapters add: leads over the model without them and over models that were trained with a change."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from made_run import TASKS, evaluate
+
+from experiments import adapters
+from polyphi.train.options import TrainOptions
+from polyphi_eval.baselines import sample_vectors
+from polyphi_recipe import stages
+from polyphi_recipe.graph import Run
+from polyphi_recipe.stages import lineage
+
+
+def test_leads_are_of_equal_samples_and_the_means_of_modalities(tmp_path: Path) -> None:
+    evaluate(tmp_path / "a", 40)
+    evaluate(tmp_path / "b", 40, skill={task.name: 0.2 for task in TASKS})
+    media = [task for task in TASKS if task.modality in ("vision", "speech", "joint")]
+    answers = {"with": [tmp_path / "a" / "eval"] * 2, "control": [tmp_path / "b" / "eval"] * 2}
+    table = adapters.compare(media, answers)
+    assert {row["task"] for row in table["tasks"]} == {task.name for task in media}
+    (row,) = (row for row in table["tasks"] if row["task"] == "digit")
+    own, other = (
+        sum(value for value, _ in sample_vectors(folder / "eval" / "digit.jsonl").values())
+        for folder in (tmp_path / "a", tmp_path / "b")
+    )
+    assert row["leads"]["control"]["value"] == pytest.approx(100 * (own - other) / 40)
+    assert row["leads"]["no_adapter"]["verdict"] == "holds"
+    of_speech = [
+        r["leads"]["control"]["value"] for r in table["tasks"] if r["modality"] == "speech"
+    ]
+    mean = table["means"]["speech"]["control"]["value"]
+    assert mean == pytest.approx(sum(of_speech) / len(of_speech))
+    table |= {"runs": ["a", "b"]}
+    text = adapters.markdown(table)
+    assert (
+        text.count("\n| ") == 2 + len(media) + len(table["means"]) and "lead over control" in text
+    )
+    adapters.draw(table, tmp_path / "leads.png")
+    assert (tmp_path / "leads.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_changes_keep_everything_else() -> None:
+    for name in adapters.ADAPTED:
+        changed = adapters.CONTROL.changed(stages.load(name))
+        assert changed.trainable and not any(".lora." in glob for glob in changed.trainable)
+        assert changed.trainable.items() <= stages.load(name).trainable.items()
+        assert changed.objective == stages.load(name).objective
+    for name in stages.ORDER:
+        own = stages.load(name)
+        has = getattr(own.objective, "align", 0.0) or getattr(own.objective, "naming", 0.0)
+        assert bool(has) == (name in adapters.ALIGNED)
+        if has:
+            changed = adapters.NO_ALIGNMENT.changed(own)
+            assert changed.trainable == own.trainable and changed.data == own.data
+            assert "align=0.0" in repr(changed.objective) or "naming=0.0" in repr(changed.objective)
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no evaluation of joint_1.*`polyphi reproduce micro"):
+        adapters.measure([Run("micro", tmp_path / "run")])
+
+
+@pytest.mark.long
+def test_a_control_of_a_micro_run(tmp_path: Path) -> None:
+    run = Run("micro", tmp_path / "run", options=TrainOptions(precision="fp32"))
+    run.reproduce()
+    table = adapters.measure([run], alignment=True)
+    assert json.loads((run.out / "adapters.json").read_text()) == table
+    assert {"no_adapter", "control", "no_alignment"} == set(table["means"]["vision"])
+    folder = run.out / "changed" / "control" / "stages"
+    after = lineage.after(adapters.LAST)
+    config = lineage.configuration(after, run.size.model, run.tokenizer)
+    options = {"untrained": adapters.CONTROL.untrained}
+    model, origins = lineage.assemble(after, config, folder, run.seed, **options)
+    for name, tensor in model.named_parameters():
+        if name.endswith(".b") and ".lora." in name:
+            assert not tensor.any() and origins[name] == "fresh"
+    own, _ = lineage.assemble(after, config, run.runs, run.seed)
+    name = next(n for n, _ in model.named_parameters() if n.startswith("vision.projector."))
+    mine, theirs = (dict(m.named_parameters())[name] for m in (model, own))
+    assert not torch.equal(mine, theirs), "the projector was trained again"
+    before = {p: p.stat().st_mtime_ns for p in run.out.rglob("manifest.json")}
+    assert adapters.measure([run], alignment=True)["tasks"] == table["tasks"]
+    assert {p: p.stat().st_mtime_ns for p in run.out.rglob("manifest.json")} == before
