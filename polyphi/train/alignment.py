@@ -4,7 +4,8 @@ model's embeddings of the words that it stands for. [ours]
     image token of a cell with a red star    ->  the directions of " red" and " star", each with probability 1/2
     tokens of a clip that says "three seven" ->  " three", blanks, " seven": a CTC loss over the vocabulary
 
-Larger models learn this mapping from billions of pairs (report 2.2.2); a small model sees too few. Only samples with annotations are aligned: those of our generators (`meta["named"]`, `meta["reference"]`).
+Larger models learn this mapping from billions of pairs (report 2.2.2); a small model sees too few. Only samples with
+annotations are aligned: those of our generators (`meta["named"]`, `meta["reference"]`).
 
 The logits are cosines between tokens and embeddings, times `LOGIT_SCALE`. Losses are sums over tokens and clips, so
 that a pack's loss is the sum of the losses of its rows.
