@@ -9,7 +9,7 @@ AVX2_TESTS := tests/test_avx2.py tests/core/kernels tests/core/quantization test
 AVX2 := env $(shell grep -v '^\#' tests/avx2.env)
 ISA_TESTS := $(AVX2_TESTS) $(addprefix tests/core/,planning checkpoints train transcription processing invariants) tests/benchmarks
 
-.PHONY: nano reproduce test test-all test-avx2 test-isa test-clients docs lint setup clean
+.PHONY: nano reproduce test test-all test-avx2 test-isa test-clients box docs lint setup clean
 
 nano: SIZE = nano
 nano: reproduce
@@ -39,13 +39,19 @@ test-isa: setup
 test-clients: setup .venv/.browser
 	$(BIN)/python tests/clients/run.py runs/nano
 
+# The model of `make nano` as the package polyphi-nano, in dist/.
+box: setup
+	$(BIN)/python models/nano/fill.py $(OUT)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist models/nano
+	@ls dist/polyphi_nano-*.whl
+
 # The documentation as a site, in site/.
 docs: setup
 	$(BIN)/zensical build --strict --config-file mkdocs.yml
 
 lint: setup
-	$(BIN)/ruff check polyphi polyphi_eval polyphi_recipe experiments tests benchmarks examples
-	$(BIN)/ruff format --check polyphi polyphi_eval polyphi_recipe experiments tests benchmarks examples
+	$(BIN)/ruff check polyphi polyphi_eval polyphi_recipe experiments models tests benchmarks examples
+	$(BIN)/ruff format --check polyphi polyphi_eval polyphi_recipe experiments models tests benchmarks examples
 	$(BIN)/mypy
 
 # --no-compile: the bytecode of all installed modules would take most of a minute; each import writes its own. Containers

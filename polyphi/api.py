@@ -315,7 +315,8 @@ def load(
 ) -> Phi:
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`checkpoints/names.py`).
 
-    A hub id is `owner/name` or `owner/name@revision`. It is downloaded once, and with a `quant` other than "bf16"
+    `nano` is the model in the package polyphi-nano, unless a folder has that name. A hub id is `owner/name` or
+    `owner/name@revision`. It is downloaded once, and with a `quant` other than "bf16"
     quantized once; later calls load what is stored (`checkpoints/pull.py`).
 
     `device`: "auto" selects CUDA if available, else Apple's MPS, else the CPU. `dtype`: "auto" keeps the stored type if

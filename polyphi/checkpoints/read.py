@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from polyphi.checkpoints import adapters as peft
-from polyphi.checkpoints import cache, download, variants
+from polyphi.checkpoints import box, cache, download, variants
 from polyphi.checkpoints import config as config_json
 from polyphi.checkpoints.adapters import describe, object_at
 from polyphi.checkpoints.files import MODEL_TYPES, inside, read_json, weight_files
@@ -266,8 +266,9 @@ def files_beside(source: str | Path, layout: str) -> list[Path]:
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint; for a run's folder that of its `model`; `owner/name` or `owner/name@revision`
-    (or `hf:owner/name`) that is no local folder is downloaded from the hub, once."""
+    """The local folder of a checkpoint; for a run's folder that of its `model`. What is no local folder: `nano` is the
+    model in the package polyphi-nano; `owner/name` or `owner/name@revision` (or `hf:owner/name`) is downloaded from the
+    hub, once."""
     folder = Path(source).expanduser()
     restore(folder)
     if folder.is_dir():
@@ -279,6 +280,8 @@ def locate(source: str | Path) -> Path:
         raise ValueError(
             f"{source} is a GGUF file; convert it to a checkpoint: polyphi export {source} --out FOLDER"
         )
+    if str(source) == box.NAME:
+        return box.locate()
     hub_name = cache.hub_name(source)
     if hub_name is None:
         raise ValueError(

@@ -41,7 +41,9 @@ PublicOption = Annotated[
 ]
 ModelArgument = Annotated[
     str,
-    Parameter(help="Folder of a checkpoint, or a hub id (owner/name, owner/name@revision)."),
+    Parameter(
+        help="Folder of a checkpoint, a hub id (owner/name, owner/name@revision), or nano: the package polyphi-nano."
+    ),
 ]
 
 

@@ -1,0 +1,126 @@
+"""Fill the package polyphi-nano from a finished run of the recipe.
+
+    python models/nano/fill.py runs/nano
+
+Writes the model, manifest.json (commit, seed, scores, hashes, data with their licences), and held-out samples with the
+model's answers, whose images and clips may be published.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyphi.data.shards import Sample, Shards
+from polyphi.messages import Audio, Image, Message, Text
+from polyphi.runtime.files import sha256, write_json
+from polyphi.train.state import code_revision
+from polyphi_eval.baselines import read
+from polyphi_eval.heldout import find
+from polyphi_recipe.report.page import collect
+from polyphi_recipe.report.samples import Draw
+
+PACKAGE = Path(__file__).parent / "polyphi_nano"
+ROWS = 20
+SUFFIXES = {b"\x89PNG": ".png", b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg"}
+SCORE = ("task", "title", "modality", "metric", "n", "score", "low", "high", "core", "verdict")
+
+
+def fill(run: Path, package: Path = PACKAGE) -> None:
+    """Replace the package's files by those of a run. Raises ValueError for a run that isn't finished."""
+    if not (run / "model" / "config.json").exists() or not (run / "report.json").exists():
+        raise ValueError(f"expected a finished run, found no model and report in {run}: make nano")
+    for name in ("model", "media"):
+        shutil.rmtree(package / name, ignore_errors=True)
+    shutil.copytree(run / "model", package / "model")
+    (package / "media").mkdir()
+    report, _ = collect(run)
+    rows = [row(package, entry) for entry in samples(run, report)]
+    lines = (json.dumps(r, ensure_ascii=False) for r in rows)
+    (package / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(package / "manifest.json", manifest(run, report, package))
+
+
+def samples(run: Path, report: Mapping[str, Any]) -> Iterator[tuple[Sample, Mapping[str, Any]]]:
+    """The page's examples and further samples, with the line of the model's answer."""
+    draw = Draw(run, report["tasks"], report["seed"])
+    entries = [*draw.examples(), *draw.gallery()][:ROWS]
+    for entry in entries:
+        (task,) = find(entry["task"])
+        (sample,) = (s for s in Shards(run / "data" / task.corpus / "test") if s.id == entry["id"])
+        lines = read(run / "eval" / f"{task.name}.jsonl")
+        (line,) = (x for x in lines if x["id"] == sample.id and x["condition"] == "with")
+        yield sample, line
+
+
+def row(package: Path, entry: tuple[Sample, Mapping[str, Any]]) -> dict[str, Any]:
+    """A sample as JSON; its images and clips are written to `media`."""
+    sample, line = entry
+    (task,) = find(line["task"])
+    return {
+        "task": task.name,
+        "id": sample.id,
+        "messages": [content(package, sample.id, message) for message in sample.prompt],
+        "max_tokens": task.params(sample).max_tokens,
+        "answer": line["answer"],
+        "reference": sample.answer,
+        "value": line["value"],
+        "meta": {k: v for k, v in sample.meta.items() if k in ("task", "language", "to", "refuse")},
+        "source": sample.source,
+        "licence": sample.licence,
+    }
+
+
+def content(package: Path, id: str, message: Message) -> dict[str, Any]:
+    parts: list[dict[str, str]] = []
+    for part in message.parts:
+        if isinstance(part, Image | Audio):
+            assert isinstance(part.source, bytes)
+            suffix = next(s for start, s in SUFFIXES.items() if part.source.startswith(start))
+            path = package / "media" / f"{id}-{len(parts)}{suffix}"
+            path.write_bytes(part.source)
+            kind = "image" if isinstance(part, Image) else "audio"
+            parts.append({"type": kind, "file": f"media/{path.name}"})
+        else:
+            assert isinstance(part, Text)
+            parts.append({"type": "text", "text": part.text})
+    return {"role": message.role, "content": parts} | (
+        {"tools": message.tools} if message.tools else {}
+    )
+
+
+def manifest(run: Path, report: Mapping[str, Any], package: Path) -> dict[str, Any]:
+    files = sorted(p for name in ("model", "media") for p in (package / name).rglob("*"))
+    files.append(package / "rows.jsonl")
+    data = report["data"]["sources"]
+    return {
+        "commit": code_revision(),
+        "size": report["size"],
+        "seed": report["seed"],
+        "precision": report["precision"],
+        "environment": report["environment"],
+        "summary": report["summary"],
+        "scores": [{key: task[key] for key in SCORE} for task in report["tasks"]],
+        "data": {
+            name: {k: d[k] for k in ("rows", "licence", "origin")} for name, d in data.items()
+        },
+        "sha256": {p.relative_to(package).as_posix(): sha256(p) for p in files if p.is_file()},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    run = parser.parse_args(arguments).run
+    try:
+        fill(run)
+    except ValueError as error:
+        parser.error(str(error))
+    size = sum(p.stat().st_size for p in PACKAGE.rglob("*") if p.is_file())
+    print(f"{PACKAGE}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
