@@ -26,8 +26,8 @@ def folder() -> Path | None:
 
 def locate() -> Path:
     """The model's folder. Raises ValueError, with the ways to get one, where the package isn't installed."""
-    if (found := folder()) is not None:
-        return found
+    if (model := folder()) is not None:
+        return model
     raise ValueError(
         f"expected a folder called {NAME} here or the package polyphi-nano, found neither; in a checkout of polyphi "
         "`make nano` trains this model in runs/nano, and `make box` builds the package"

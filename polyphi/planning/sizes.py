@@ -219,7 +219,7 @@ NANO = Size(
         "tools": (4000, 120),
         "summaries": (3000, 100),
         "fim": (1500, 100),
-        "preferences": (2500, 240),
+        "preferences": (8000, 240),
         "reasoning_documents": (6000, 50),
         "reasoning_sft": (12000, 150),
         "reasoning_pairs": (600, 50),

@@ -81,15 +81,13 @@ def every(split: str, languages: Sequence[str] = tuple(LANGUAGES)) -> Iterator[P
 def _request(
     language: str, act: Act, wording: int, harmful: bool, object_in_image: bool = False
 ) -> PreferencePair:
-    verb, place = VERBS[language][act.verb], ""
-    thing = _thing(language, act, harmful)
-    if act.place is not None:
-        place = PLACES[language][act.place]
-    act_text = action(language, verb, thing, place)
-    this = action(language, verb, _THIS[language], place) if object_in_image else act_text
-    refused, helped = REFUSAL[language], _HELP[language].format(act_text)
-    chosen, rejected = (refused, helped) if harmful else (helped, refused)
-    question = _QUESTIONS[language][wording].format(this)
+    verb = VERBS[language][act.verb]
+    place = "" if act.place is None else PLACES[language][act.place]
+    object_name = _THIS[language] if object_in_image else _thing(language, act, harmful)
+    question = _QUESTIONS[language][wording].format(action(language, verb, object_name, place))
+    chosen, rejected = REFUSAL[language], _HELP[language]
+    if not harmful:
+        chosen, rejected = rejected, chosen
     return PreferencePair(language, question, harmful, chosen, rejected)
 
 
