@@ -117,6 +117,8 @@ def _differences(
 
     def lead(sums: np.ndarray) -> np.ndarray:
         scores = rates(metric, sums)
+        if metric in ("wer", "cer"):  # an empty answer has 100 %
+            scores = np.minimum(scores, 1.0)
         return scale * (scores[..., 1] - scores[..., 0])
 
     counts = random.multinomial(items, np.full(items, 1 / items), size=DRAWS)

@@ -83,15 +83,16 @@ def no_adapter(result: Mapping[str, Any]) -> str | None:
 
 def mean_adapter_lead(results: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     """Return the mean lead over the model without its adapter of the rows that have one, in points, and its interval
-    (as `statistics.measure_mean`)."""
-    leads = [
-        [
-            r["adapter_lead"][key] * (1 if r["metric"] == "bleu" else 100)
-            for key in Lead.__annotations__
-        ]
-        for r in results
-        if r["adapter_lead"]
-    ]
+    (as `statistics.measure_mean`). Error rates above 100 % count as 100 %, which an empty answer has."""
+    leads = []
+    for r in results:
+        if lead := r["adapter_lead"]:
+            excess = 0.0
+            if direction(r["metric"]) < 0:
+                errors = r["score"], r["baselines"]["no_adapter"]["score"]
+                excess = errors[1] - errors[0] - (min(1.0, errors[1]) - min(1.0, errors[0]))
+            unit = 1 if r["metric"] == "bleu" else 100
+            leads.append([unit * (lead[key] - excess) for key in Lead.__annotations__])
     if not leads:
         return None
     mean, low, high = combined(leads)

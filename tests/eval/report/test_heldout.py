@@ -41,3 +41,22 @@ def test_goals_are_of_tasks_that_are_there() -> None:
     for task in find(*GOALS):
         assert 0 < GOALS[task.name] < (100 if task.metric == "bleu" else 1)
         assert row(task.name, 0.0)["core"] == (task in CORE)
+
+
+def test_error_rates_above_one_count_as_one_in_the_mean_lead() -> None:
+    """An adapter isn't praised for what an empty answer would reach."""
+
+    def line(metric: str, score: float, without: float) -> dict[str, Any]:
+        lead = without - score if metric == "wer" else score - without
+        return {
+            "metric": metric,
+            "score": score,
+            "baselines": {"no_adapter": {"score": without}},
+            "adapter_lead": {"value": lead, "low": lead - 0.1, "high": lead + 0.1},
+        }
+
+    assert report.mean_adapter_lead([line("wer", 0.2, 1.9)]) == ("+80.0", "[70.0, 90.0]")
+    assert report.mean_adapter_lead([line("wer", 1.2, 1.9)]) == ("+0.0", "[-10.0, 10.0]")
+    both = [line("wer", 0.2, 0.6), line("accuracy", 0.5, 0.3)]
+    assert report.mean_adapter_lead(both) == ("+30.0", "[22.9, 37.1]")
+    assert report.mean_adapter_lead([{"adapter_lead": None}]) is None
