@@ -7,7 +7,6 @@ The draw depends on the seed, the tasks and the samples, never on an answer. Ima
 and samples with a share-alike licence are excluded, because people commit and share the page.
 """
 
-import io
 import random
 import re
 from collections import deque
@@ -15,11 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
 from polyphi.data.shards import Shards
 from polyphi.messages import Audio, Image
-from polyphi.train.report.page import MAX_MEDIA, MAX_SAMPLE_MEDIA, MIME, question
+from polyphi.train.report.page import MAX_MEDIA, MAX_SAMPLE_MEDIA, MIME, medium, question
 from polyphi_eval.baselines import read
 from polyphi_eval.report.heldout import METRICS, number
 
@@ -87,11 +84,6 @@ def task_score(result: Row) -> str:
     return f"this task: {METRICS[result['metric']]} {number(result['metric'], result['score'])}"
 
 
-def seconds(clip: bytes) -> float:
-    """The length of encoded audio."""
-    return round(float(soundfile.info(io.BytesIO(clip)).duration), 1)
-
-
 def _ids(entry: Row) -> set[str]:
     """The ids of an entry's sample, images and audio clips."""
     return {entry["id"], *(m["sha256"] for m in entry["media"])}
@@ -131,10 +123,8 @@ def _candidates(
         prompt = samples[x["id"]].prompt
         media = (p for m in prompt for p in m.parts if isinstance(p, Image | Audio))
         parts = [p.source for p in media if isinstance(p.source, bytes)]
-        types = [
-            next((mime for magic, mime in MIME.items() if p.startswith(magic)), None) for p in parts
-        ]
-        if None in types or sum(map(len, parts)) > MAX_SAMPLE_MEDIA:
+        types = [mime for p in parts for magic, mime in MIME.items() if p.startswith(magic)]
+        if len(types) < len(parts) or sum(map(len, parts)) > MAX_SAMPLE_MEDIA:
             continue
         yield (
             {
@@ -150,12 +140,7 @@ def _candidates(
                 "source": x["source"],
                 "licence": x["licence"],
                 "media": [
-                    {
-                        "kind": m["kind"],
-                        "sha256": m["sha256"],
-                        "mime": mime,
-                        "seconds": seconds(part) if m["kind"] == "audio" else None,
-                    }
+                    medium(m["kind"], part, mime)
                     for m, mime, part in zip(x["media"], types, parts, strict=True)
                 ],
             },

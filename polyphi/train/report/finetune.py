@@ -6,7 +6,6 @@ PosixPath('runs/calls/report.html')
 It has the style and parts of the recipe's report page, and is for its reader alone: it shows rows of the user's data.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from polyphi.train.report.page import (
     count,
     duration,
     inputs,
+    medium,
     question,
     render_page,
 )
@@ -177,10 +177,9 @@ def _sample(
         content = _page_medium(part, sum(map(len, media.values())))
         if content is None:
             continue
-        digest = hashlib.sha256(content[1]).hexdigest()
-        media[digest] = content[1]
         kind = "image" if isinstance(part, Image) else "audio"
-        entries.append({"kind": kind, "sha256": digest, "mime": content[0]})
+        entries.append(medium(kind, content[1], content[0]))
+        media[entries[-1]["sha256"]] = content[1]
     reference = sample.answer.strip()
     runs = [list(group) for _, group in groupby(answers, key=lambda pair: pair[1])]
     return {

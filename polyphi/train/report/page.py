@@ -1,10 +1,14 @@
 """What the pages of a fine-tuning and of the recipe share: the frame of sections, numbers as text, media."""
 
 import base64
+import hashlib
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jinja2
+import soundfile
 from markupsafe import Markup
 
 from polyphi.messages import Message
@@ -71,3 +75,13 @@ def question(prompt: Sequence[Message]) -> str:
     """The user's text, then that of the system message and its tools."""
     messages = sorted(prompt, key=lambda m: m.role != "user")
     return "\n".join(t for m in messages for t in (m.text.strip(), m.tools) if t)
+
+
+def medium(kind: str, content: bytes, mime: str) -> dict[str, Any]:
+    """The entry of an image or a clip ("image", "audio"), with the length of a clip where it can be read."""
+    seconds: float | None = None
+    if kind == "audio":
+        with suppress(soundfile.LibsndfileError):
+            seconds = round(float(soundfile.info(io.BytesIO(content)).duration), 1)
+    digest = hashlib.sha256(content).hexdigest()
+    return {"kind": kind, "sha256": digest, "mime": mime, "seconds": seconds}
