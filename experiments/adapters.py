@@ -11,6 +11,7 @@
 `RUN/changed/NAME` has the stages that were trained again and the answers of their model. The same command resumes.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from experiments.claims.claim import Effect, contrast, paired
 from experiments.trial import link_stages, score, trial
 from polyphi.api import Phi
+from polyphi.engine import placement
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.rendering import environment
@@ -37,23 +39,27 @@ from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
 from polyphi_recipe.stages import lineage
 
-ADAPTED = ("vision_3_generative", "vision_4_multiframe", "speech_2_post", "joint_1_vision_speech")
-ALIGNED = (
-    *("vision_0_encoder", "vision_1_align", "vision_2_joint", "vision_3_generative"),
-    *("vision_4_multiframe", "speech_1_pretrain", "speech_2_post", "joint_1_vision_speech"),
-)
 LAST = "joint_1_vision_speech"
 Vectors = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Change:
-    """Stages that are trained again with a change; tensors that match `untrained` keep their initial values."""
+    """A change of stages; tensors that match `untrained` keep their initial values."""
 
     name: str
-    stages: tuple[str, ...]
     changed: Callable[[Stage], Stage]
     untrained: tuple[str, ...] = ()
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that are trained again: those that change, and those after them."""
+        names: list[str] = []
+        for name in stages.ORDER:
+            stage = stages.load(name)
+            if self.changed(stage) != stage or not set(names).isdisjoint(stage.parents):
+                names.append(name)
+        return names
 
 
 def _without_adapters(stage: Stage) -> Stage:
@@ -65,12 +71,13 @@ def _without_alignment(stage: Stage) -> Stage:
     objective = stage.objective
     if isinstance(objective, Contrastive):
         return replace(stage, objective=replace(objective, naming=0.0))
-    assert isinstance(objective, NextToken)
-    return replace(stage, objective=replace(objective, align=0.0))
+    if isinstance(objective, NextToken):
+        return replace(stage, objective=replace(objective, align=0.0))
+    return stage
 
 
-CONTROL = Change("control", ADAPTED, _without_adapters, ("*.lora.*",))
-NO_ALIGNMENT = Change("no_alignment", ALIGNED, _without_alignment)
+CONTROL = Change("control", _without_adapters, ("*.lora.*",))
+NO_ALIGNMENT = Change("no_alignment", _without_alignment)
 
 
 def measure(runs: Sequence[Run], *, alignment: bool = False) -> dict[str, Any]:
@@ -100,10 +107,15 @@ def measure(runs: Sequence[Run], *, alignment: bool = False) -> dict[str, Any]:
 
 
 def _answers(run: Run, change: Change, tasks: Sequence[Benchmark]) -> Path:
-    """The folder with the answers of a run's changed model to all tasks."""
+    """The folder with the answers of a run's changed model to all tasks. Raises ValueError where its stages were
+    trained beside other weights of the run."""
     folder = run.out / "changed" / change.name
-    runs = folder / "stages"
+    runs, start = folder / "stages", folder / "run.json"
+    weights = sha256(run.runs / LAST / MANIFEST)
+    if start.exists() and json.loads(start.read_text()) != weights:
+        raise ValueError(f"{run.out} was trained again after {folder}; remove {folder}")
     link_stages(run.runs, runs, [name for name in stages.ORDER if name not in change.stages])
+    write_json(start, weights)
     for name in change.stages:
         stage = change.changed(stages.at_size(name, run.size))
         finished = (runs / name / MANIFEST).exists()
@@ -116,6 +128,8 @@ def _answers(run: Run, change: Change, tasks: Sequence[Benchmark]) -> Path:
     stage = lineage.after(LAST)
     config = lineage.configuration(stage, run.size.model, run.tokenizer)
     model, _ = lineage.assemble(stage, config, runs, run.seed, untrained=change.untrained)
+    if (dtype := placement.dtype_for(model, None)) is not None:  # as the run's evaluation
+        model = model.to(dtype)
     phi, fingerprint = Phi(model.eval(), run.processor), sha256(runs / LAST / MANIFEST)
     for task in tasks:
         if (run.data / task.corpus / "test").exists():
@@ -169,9 +183,7 @@ def _read(folder: Path, task: Benchmark, condition: str = "with") -> Vectors:
 
 def _score(task: Benchmark, vectors: Sequence[Vectors]) -> float:
     """The mean score over the runs."""
-    return sum(float(rates(task.metric, np.array(list(v.values())).sum(0))) for v in vectors) / len(
-        vectors
-    )
+    return float(np.mean([rates(task.metric, np.array([*v.values()]).sum(0)) for v in vectors]))
 
 
 def _row(effect: Effect) -> dict[str, Any]:
@@ -197,12 +209,8 @@ def draw(table: Mapping[str, Any], path: Path) -> None:
     """The leads of all tasks with their intervals, a subplot for each comparison, as a PNG."""
     names = list(next(iter(table["means"].values())))
     rows = table["tasks"][::-1]
-    with subplots(
-        path, len(names), size=(3 + 2.5 * len(names), 1 + 0.2 * len(rows)), sharey=True
-    ) as (
-        figure,
-        every,
-    ):
+    size = (3 + 2.5 * len(names), 1 + 0.2 * len(rows))
+    with subplots(path, len(names), size=size, sharey=True) as (figure, every):
         for axes, name in zip(every, names, strict=True):
             for y, row in enumerate(rows):
                 if lead := row["leads"].get(name):
@@ -210,7 +218,6 @@ def draw(table: Mapping[str, Any], path: Path) -> None:
                     axes.plot([lead["low"], lead["high"]], [y, y], color="#1f5fa8")
             axes.axvline(0, color="#999", linewidth=1)
             axes.set_title(name.replace("_", " "), fontsize=9)
-            axes.set_xlim(-60, 110)
             axes.tick_params(labelsize=8)
         every[0].set_yticks(range(len(rows)), [row["title"] for row in rows], fontsize=7)
         figure.supxlabel("lead in points, 95 % interval", fontsize=9)

@@ -316,8 +316,8 @@ def load(
     """A `Phi` from a checkpoint folder or a hub id, in any public layout (`checkpoints/names.py`).
 
     `nano` is the model in the package polyphi-nano, unless a folder has that name. A hub id is `owner/name` or
-    `owner/name@revision`. It is downloaded once, and with a `quant` other than "bf16"
-    quantized once; later calls load what is stored (`checkpoints/pull.py`).
+    `owner/name@revision`. It is downloaded once, and with a `quant` other than "bf16" quantized once; later calls load
+    what is stored (`checkpoints/pull.py`).
 
     `device`: "auto" selects CUDA if available, else Apple's MPS, else the CPU. `dtype`: "auto" keeps the stored type if
     the device is fast in it, else float32 (placement.py); or a name such as "float32" or "bfloat16". `quant`: None

@@ -34,6 +34,7 @@ def fill(run: Path, package: Path = PACKAGE) -> None:
         raise ValueError(f"expected a finished run, found no model and report in {run}: make nano")
     for name in ("model", "media"):
         shutil.rmtree(package / name, ignore_errors=True)
+    (package / "manifest.json").unlink(missing_ok=True)  # written last
     shutil.copytree(run / "model", package / "model")
     (package / "media").mkdir()
     report, _ = collect(run)
@@ -44,8 +45,10 @@ def fill(run: Path, package: Path = PACKAGE) -> None:
 
 
 def samples(run: Path, report: Mapping[str, Any]) -> Iterator[tuple[Sample, Mapping[str, Any]]]:
-    """The page's examples and further samples, with the line of the model's answer."""
-    draw = Draw(run, report["tasks"], report["seed"])
+    """The page's examples and further samples, with the line of the model's answer; without those of the reasoning
+    model, which the package doesn't have."""
+    tasks = [t for t in report["tasks"] if not t["corpus"].startswith("reasoning")]
+    draw = Draw(run, tasks, report["seed"])
     entries = [*draw.examples(), *draw.gallery()][:ROWS]
     for entry in entries:
         (task,) = find(entry["task"])
@@ -67,7 +70,7 @@ def row(package: Path, entry: tuple[Sample, Mapping[str, Any]]) -> dict[str, Any
         "answer": line["answer"],
         "reference": sample.answer,
         "value": line["value"],
-        "meta": {k: v for k, v in sample.meta.items() if k in ("task", "language", "to", "refuse")},
+        "meta": {key: value for key, value in sample.meta.items() if key != "named"},  # boxes
         "source": sample.source,
         "licence": sample.licence,
     }

@@ -1,6 +1,6 @@
 """Spoken requests: harmful ones are refused, innocuous look-alikes answered, with the texts of the text preferences.
 
-Pairs of verb and object are split as in the text corpus; the splits have different voices.
+Things and places are split as in the text corpus; the splits have different voices.
 """
 
 from collections.abc import Iterator

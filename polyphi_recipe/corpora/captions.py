@@ -23,7 +23,7 @@ from polyphi_recipe.corpora.image_qa import (
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import images, stamps
-from polyphi_recipe.synthetic.described_scenes import shape_phrase
+from polyphi_recipe.synthetic.described_scenes import shape_phrase, with_article
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
 from polyphi_recipe.synthetic.scenes import (
     Maker,
@@ -67,11 +67,6 @@ class CaptionedImage:
     meta: Mapping[str, str] = field(default_factory=dict)
 
 
-def a(noun: str) -> str:
-    """Return a noun with its English article."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
 def shapes(scene: Scene) -> CaptionedImage:
     """Return an image of one to four equal shapes, a shape at a side, or two groups; in training, one caption in eight
     is only the name or the colour of a shape, in another language."""
@@ -85,7 +80,7 @@ def shapes(scene: Scene) -> CaptionedImage:
         scene.shape(image, shape, colour, corner_near(scene, where, side), side)
         return CaptionedImage(
             image,
-            f"{a(f'{colour} {shape}')} {'on the' if where in ('left', 'right') else 'at the'} {where}",
+            f"{with_article(f'{colour} {shape}')} {'on the' if where in ('left', 'right') else 'at the'} {where}",
         )
     single = scene.split == "train" and scene.rng.random() < SINGLE_SHARE
     groups = [(1 if single else scene.answer(range(1, 5), every=4), colour, shape)]
@@ -153,7 +148,7 @@ def captioned_stamp(scene: Scene) -> CaptionedImage:
     if scene.split == "train" and scene.rng.random() < 0.25:
         category = scene.rng.choice(list(CATEGORIES))
         stamp = scene.stamp(category)
-        caption = a(category) if language == "en" else CATEGORY_WORDS[category][language]
+        caption = with_article(category) if language == "en" else CATEGORY_WORDS[category][language]
     else:
         stamp = scene.rng.choice([s for s in scene.album.of(scene.split) if language in s.captions])
         caption = stamp.captions[language]

@@ -21,7 +21,7 @@ from polyphi_recipe.curate import safety
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import charts, images, stamps
-from polyphi_recipe.synthetic.described_scenes import DESCRIBE, shape_phrase
+from polyphi_recipe.synthetic.described_scenes import DESCRIBE, plural, shape_phrase
 from polyphi_recipe.synthetic.described_scenes import POSITIONS as POSITION_PHRASES
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
 from polyphi_recipe.synthetic.scenes import (
@@ -35,7 +35,7 @@ from polyphi_recipe.synthetic.scenes import (
 )
 from polyphi_recipe.synthetic.stamps import CATEGORIES, CATEGORY_WORDS, STAMPS, Album, Stamp
 
-PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+PLURALS = {shape: plural(shape, 2) for shape in SHAPES}
 MOST = 6  # things to count
 MORE_TURNS = 3
 LATIN = tuple(

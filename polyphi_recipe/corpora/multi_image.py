@@ -13,6 +13,7 @@ from polyphi.text.lexicon import COLOUR_RGB, COLOURS
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import cartoons, images, stamps
+from polyphi_recipe.synthetic.described_scenes import with_article
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
 from polyphi_recipe.synthetic.scenes import Scene, SceneSample, fresh, image_question, samples
 from polyphi_recipe.synthetic.stamps import CATEGORIES, STAMPS
@@ -64,12 +65,12 @@ def _one_each(scene: Scene, count: int) -> tuple[list[Image.Image], list[str], s
         values = scene.rng.sample(range(10), count)
         return (
             [_digit(scene, v) for v in values],
-            [f"a {v}" if v != 8 else "an 8" for v in values],
+            [with_article(str(v)) for v in values],
             SCANS,
         )
     if form == "stamp":
         categories = scene.rng.sample(list(CATEGORIES), count)
-        labels = [f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in categories]
+        labels = [with_article(name) for name in categories]
         return [_stamp(scene, category) for category in categories], labels, STAMPS
     part = 0 if form == "shape" else 1
     drawn: list[tuple[str, str]] = []

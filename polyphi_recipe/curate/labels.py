@@ -7,7 +7,7 @@ of the web.
     toxicity      requests to refuse (`safety.py`)             their innocuous look-alikes
     obscurity     prose whose words are shuffled or garbled    the same prose
 
-Train and test share no page, no template and no pair of verb and object. Texts have one subject, and positives differ
+Train and test share no page, no template and no pair of verb and thing. Texts have one subject, and positives differ
 from negatives in more than the aspect: measurements on them are an upper bound. Use labelled rows of your own.
 """
 

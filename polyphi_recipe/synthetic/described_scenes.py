@@ -22,10 +22,15 @@ def plural(shape: str, n: int) -> str:
     return shape if n == 1 else f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
+def with_article(noun: str) -> str:
+    """Return an English noun with its article: "a star", "an orange star", "an 8"."""
+    return f"{'an' if noun[0] in 'aeiou8' else 'a'} {noun}"
+
+
 def shape_phrase(count: int, colour: str, shape: str) -> str:
     """Return one or more shapes in words: "a red circle", "three blue stars"."""
     if count == 1:
-        return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
+        return with_article(f"{colour} {shape}")
     return f"{number_words(count, 'en')} {colour} {plural(shape, count)}"
 
 
@@ -156,10 +161,6 @@ WAYS = {
 """Direction of a motion -> the first and the last place."""
 
 
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou8' else 'a'} {noun}"
-
-
 def _numbered(captions: Sequence[str]) -> str:
     return " ".join(f"Scene {i}: {caption}." for i, caption in enumerate(captions, 1))
 
@@ -183,13 +184,13 @@ def _which(rng: Random) -> tuple[str, str, str]:
     shapes, colours = rng.sample(sorted(SHAPES), count), rng.sample(sorted(COLOURS), count)
     if kind == "digit":
         digits = rng.sample("0123456789", count)
-        captions, thing = [f"the digit {digit}" for digit in digits], _article(digits[at])
+        captions, thing = [f"the digit {digit}" for digit in digits], with_article(digits[at])
     elif kind == "noun":
         nouns = rng.sample(sorted(NOUNS), count)
-        captions, thing = [_article(noun) for noun in nouns], _article(nouns[at])
+        captions, thing = [with_article(noun) for noun in nouns], with_article(nouns[at])
     else:
         captions = [shape_phrase(1, *both) for both in zip(colours, shapes, strict=True)]
-        thing = _article(shapes[at]) if kind == "shape" else f"something {colours[at]}"
+        thing = with_article(shapes[at]) if kind == "shape" else f"something {colours[at]}"
     return _numbered(captions), f"Which scene shows {thing}?", str(at + 1)
 
 
@@ -213,7 +214,7 @@ def _how_many(rng: Random) -> tuple[str, str, str]:
     shapes = [shape] * count + [rng.choice(others) for _ in range(3 - count)]
     rng.shuffle(shapes)
     captions = [shape_phrase(1, rng.choice(sorted(COLOURS)), s) for s in shapes]
-    return _numbered(captions), f"How many scenes show {_article(shape)}?", str(count)
+    return _numbered(captions), f"How many scenes show {with_article(shape)}?", str(count)
 
 
 def _motion(rng: Random) -> tuple[str, str, str]:
