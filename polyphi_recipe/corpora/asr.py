@@ -1,4 +1,4 @@
-"""Speech with transcripts in eight languages: digit strings, numbers, words, questions, and recorded phrases.
+"""Speech with transcripts in eight languages: digit strings, numbers, words, questions, requests, and recorded phrases.
 
 Digit strings are written "314" in every language, numbers from 10 to 99 in words. The splits have different espeak-ng
 variants and recorded speakers (`polyphi_recipe.synthetic.speech`). "open" is recorded speech of open vocabulary, too
@@ -20,8 +20,9 @@ from polyphi_recipe.curate.text import fill, interleave, shuffled
 from polyphi_recipe.synthetic import number_questions, speech
 from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
 
-SHARES = {"digits": 28, "numbers": 36, "words": 4, "questions": 31, "open": 1}
-"""Task -> its share of the training rows."""
+SHARES = {"digits": 26, "numbers": 32, "words": 4, "questions": 29, "requests": 8, "open": 1}
+"""Task -> its share of the training rows. Requests are those of the safety set, which a model must understand word by
+word before it can tell harmful ones from harmless ones."""
 SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.22, 0.38
 """Curriculum, as shares of the training rows: single digits up to the first, nearly clean audio up to the second, digit
 strings only up to the third. An untrained recogniser that starts with all tasks stays on a plateau for thousands of
@@ -37,7 +38,9 @@ class SpeechSampler:
     def __init__(self, work: Work, split: str, rng: Random, tts: TTSSampler | None = None) -> None:
         self.work, self.split, self.rng, self.tts = work, split, rng, tts or TTSSampler(work)
         self.questions = spoken_questions(work, split)
-        self.requests = safety.requests(split, rng, ("en",))
+        self.requests = {
+            language: safety.requests(split, rng, (language,)) for language in work.languages
+        }
         self.captions = shuffled(speech.captions(work, split), rng)
         self.toys = shuffled(speech.toys(work), rng) if split == "test" else []
         self.count = 0  # digits in a string; 0: any number
@@ -112,7 +115,7 @@ class SpeechSampler:
             )
             written, spoken, _ = draw(self.rng)
         elif dice < 0.45 and language == "en":
-            written = spoken = next(self.requests).question
+            written = spoken = next(self.requests["en"]).question
         else:
             # English has hundreds of questions, the other languages a few, which are drawn as often.
             texts = [
@@ -123,6 +126,11 @@ class SpeechSampler:
             written = self.rng.choice(texts)
             spoken = written
         return self.synthetic_speech("questions", written, spoken, language, group)
+
+    def request(self, language: str, group: str = "") -> Sample:
+        """Return a request of the safety set, harmful or harmless."""
+        text = next(self.requests[language]).question
+        return self.synthetic_speech("requests", text, text, language, group)
 
     def closed(self, task: str) -> Sample | None:
         """Return a sample of a task other than "open", in any language; None without an engine or recording."""
@@ -138,6 +146,7 @@ class SpeechSampler:
             "numbers": self.numbers,
             "words": self.words,
             "questions": self.question,
+            "requests": self.request,
         }
         return make[task](language) if spoken else None
 

@@ -6,12 +6,15 @@ English; those of stamps were written by volunteers.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from string import ascii_lowercase
 
 from PIL import Image
 
 from polyphi.data.shards import Sample
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS, SHAPES, lexicon
 from polyphi_recipe.corpora.image_qa import (
+    LATIN,
     SIDES,
     corner_near,
     draw_digits,
@@ -20,6 +23,7 @@ from polyphi_recipe.corpora.image_qa import (
     pick_number,
     row_size,
 )
+from polyphi_recipe.curate import safety
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import images, stamps
@@ -99,8 +103,9 @@ def shapes(scene: Scene) -> CaptionedImage:
     return CaptionedImage(image, " and ".join(shape_phrase(*group) for group in groups))
 
 
-TEXT_FORMS = (*["digit"] * 2, *["digits"] * 4, *["number"] * 4, "word")
-"""Contents of images with text in training, each entry equally often."""
+TEXT_FORMS = (*["digit"] * 2, *["digits"] * 4, *["number"] * 4, *["word"] * 3, *["letters"] * 2)
+"""Contents of images with text in training, each entry equally often. Random letters teach every letter at every place,
+which words don't."""
 
 
 def _size(scene: Scene, characters: int) -> tuple[int, int]:
@@ -110,7 +115,7 @@ def _size(scene: Scene, characters: int) -> tuple[int, int]:
 
 
 def text(scene: Scene) -> CaptionedImage:
-    """Return an image of scanned digits, a rendered number, or a rendered word."""
+    """Return an image of scanned digits, a rendered number, letters, a word, or the thing of a request."""
     forms = ("digit", "digit", "digits", "digits", "number", "word")
     form = scene.rng.choice(TEXT_FORMS) if scene.split == "train" else scene.answer(forms)
     if form == "digit":
@@ -135,10 +140,26 @@ def text(scene: Scene) -> CaptionedImage:
             draw_text(scene, str(value), _size(scene, len(str(value))), 66)[0],
             f"the number {value}",
         )
+    if form == "letters":
+        letters = "".join(scene.rng.choices(ascii_lowercase, k=scene.rng.randint(2, 5)))
+        image = draw_text(scene, letters, _size(scene, len(letters)), 54)[0]
+        return CaptionedImage(image, f"the letters {' '.join(letters)}")
+    if scene.split == "train" and scene.rng.random() < 1 / 3:
+        thing = scene.rng.choice(_things(scene.languages))
+        image = draw_text(scene, thing, _size(scene, len(thing)), 36)[0]
+        return CaptionedImage(image, f"the words {thing}")
     word = scene.answer(sorted(lexicon()), every=4)
     return CaptionedImage(
         draw_text(scene, word, _size(scene, len(word)), 54)[0], f"the word {word}"
     )
+
+
+@cache
+def _things(languages: tuple[str, ...]) -> list[str]:
+    """Return the things of all requests in these languages, those with Latin script: what pictured requests show."""
+    return [
+        thing for language in LATIN if language in languages for thing in safety.things(language)
+    ]
 
 
 def captioned_stamp(scene: Scene) -> CaptionedImage:

@@ -63,12 +63,15 @@ def multilingual_questions(scene: Scene, shape: str, colour: str) -> list[tuple[
 
 
 def with_more_turns(
-    scene: Scene, first_turn: SceneSample, turns: Sequence[tuple[str, object]]
+    scene: Scene,
+    first_turn: SceneSample,
+    turns: Sequence[tuple[str, object]],
+    most: int = MORE_TURNS,
 ) -> SceneSample:
-    """Append some of these questions and answers in training, so that one image serves for several."""
+    """Append at most `most` of these questions and answers in training, so that one image serves for several."""
     if scene.split != "train":
         return first_turn
-    chosen = scene.rng.sample(turns, min(MORE_TURNS, len(turns)))
+    chosen = scene.rng.sample(turns, min(most, len(turns)))
     more = (m for q, a in chosen for m in (Message.user(q), Message.assistant(str(a))))
     return replace(first_turn, messages=(*first_turn.messages, *more))
 
@@ -453,13 +456,13 @@ MAKERS: Makers = {
     "colour": (10, colour),
     "shape": (7, shape),
     "stamp": (1, stamp),
-    "word": (6, word),
+    "word": (8, word),
     "number": (11, number),
     "where": (13, where),
     "more": (2, more),
     "chart": (10, chart),
     "talk": (16, talk),
-    "request": (5, request),
+    "request": (10, request),
 }
 """Task -> (share of the training set, maker). Test rows have one question each."""
 

@@ -1,21 +1,32 @@
 """Questions about several images (which one shows an object, whether two show the same, how a shape moves, how many
 show it) and about frames of drawn videos (the first or last event, all events in order).
 
-The multi-image and video set of `vision_4_multiframe`. For your videos see polyphi_recipe/curate/videos.py.
+The multi-image and video set of `vision_4_multiframe`. In training, further questions about the same images follow,
+since images take most of a conversation's tokens and an answer has one or two. For your videos see
+polyphi_recipe/curate/videos.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
 from polyphi.data.shards import Sample
 from polyphi.text.lexicon import COLOUR_RGB, COLOURS
+from polyphi_recipe.corpora.image_qa import draw_stamp, with_more_turns
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import cartoons, images, stamps
-from polyphi_recipe.synthetic.described_scenes import with_article
+from polyphi_recipe.synthetic.described_scenes import Thing, called, numbered, questions
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
-from polyphi_recipe.synthetic.scenes import Scene, SceneSample, fresh, image_question, samples
+from polyphi_recipe.synthetic.scenes import (
+    Scene,
+    SceneSample,
+    fresh,
+    image_question,
+    samples,
+    strictest_source,
+)
 from polyphi_recipe.synthetic.stamps import CATEGORIES, STAMPS
 
 DIRECTIONS: dict[str, tuple[int, int]] = {
@@ -24,72 +35,81 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "up": (0, -1),
     "down": (0, 1),
 }
+OPPOSITES = {"left": "right", "right": "left", "up": "down", "down": "up"}
 FRAMES = 3
+WHAT_HAPPENS = "What happens in the video?"
 
 
-def _shape(scene: Scene, shape: str, colour: str) -> Image.Image:
+TURNS = 5
+"""Further questions about the images of a training sample, at most."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image of a thing, and its source."""
+
+    image: Image.Image
+    thing: Thing
+    source: str = "polyphi"
+
+
+def _shape(scene: Scene, shape: str, colour: str) -> Shown:
     image, side = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour])), scene.rng.randint(48, 90)
     corner = scene.corner(image.size, (side, side))
     scene.shape(image, shape, colour, corner, side)
-    return image
+    return Shown(image, Thing.shape(shape, colour))
 
 
-def _digit(scene: Scene, value: int) -> Image.Image:
+def _digit(scene: Scene, value: int) -> Shown:
     paper, side = scene.paper(), scene.rng.randint(76, 104)
     image = sheet((SIDE, SIDE), paper)
     corner = scene.corner(image.size, (side, side))
     images.stamp_digits(image, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
-    return image
+    return Shown(image, Thing.digit(value), SCANS)
 
 
-def _stamp(scene: Scene, category: str) -> Image.Image:
-    stamp = scene.stamp(category)
-    image, cutout = (
-        sheet((SIDE, SIDE), stamp.paper(scene.rng)),
-        stamp.cutout(scene.rng.randint(66, 100)),
-    )
-    corner = scene.corner(image.size, cutout.size)
-    image.paste(cutout, corner, cutout)
-    images.annotate(image, category, corner, cutout.size)
-    return image
+def _stamp(scene: Scene, category: str) -> Shown:
+    image = draw_stamp(scene, scene.stamp(category), (SIDE, SIDE))
+    return Shown(image, Thing.noun(category), STAMPS)
 
 
-def _one_each(scene: Scene, count: int) -> tuple[list[Image.Image], list[str], str]:
-    """Return `count` images of different objects, the noun phrase of each, and their source."""
-    form = scene.rng.choice(
-        ("shape", "colour", "digit", "digit", "stamp")
-        if scene.album
-        else ("shape", "colour", "digit")
-    )
-    if form == "digit":
-        values = scene.rng.sample(range(10), count)
-        return (
-            [_digit(scene, v) for v in values],
-            [with_article(str(v)) for v in values],
-            SCANS,
-        )
-    if form == "stamp":
+def _one_each(scene: Scene, count: int) -> tuple[str, list[Shown]]:
+    """Return `count` images of things that are called differently, and the kind of their names."""
+    kinds = ("shape", "colour", "digit", "digit", "thing")
+    kind = scene.rng.choice(kinds if scene.album else kinds[:3])
+    if kind == "digit":
+        return kind, [_digit(scene, value) for value in scene.rng.sample(range(10), count)]
+    if kind == "thing":
         categories = scene.rng.sample(list(CATEGORIES), count)
-        labels = [with_article(name) for name in categories]
-        return [_stamp(scene, category) for category in categories], labels, STAMPS
-    part = 0 if form == "shape" else 1
+        return kind, [_stamp(scene, category) for category in categories]
+    part = 0 if kind == "shape" else 1
     drawn: list[tuple[str, str]] = []
     while len(drawn) < count:
         pair = scene.pair()
         if pair[part] not in [d[part] for d in drawn]:
             drawn.append(pair)
-    labels = [f"a {shape}" if part == 0 else f"something {colour}" for shape, colour in drawn]
-    return [_shape(scene, *pair) for pair in drawn], labels, "polyphi"
+    return kind, [_shape(scene, *pair) for pair in drawn]
+
+
+def _question(
+    scene: Scene, shown: Sequence[Shown], question: str, answer: object, **meta: object
+) -> SceneSample:
+    """Return a question about several images; in training, others about them follow."""
+    source = strictest_source([s.source for s in shown])
+    first_turn = image_question([s.image for s in shown], question, answer, source, **meta)
+    things = [s.thing for s in shown]
+    turns = [("Describe the pictures.", numbered(things, "Picture")), *questions(things, "picture")]
+    turns = [turn for turn in turns if turn[0] != question]
+    return with_more_turns(scene, first_turn, turns, TURNS)
 
 
 def which_picture(scene: Scene) -> SceneSample:
-    """Return a question which of three images (in training also two) shows an object."""
+    """Return a question which of three images (in training also two) shows a thing."""
     answer = scene.answer((1, 2, 3))
     count = 2 if scene.split == "train" and answer < 3 and scene.rng.random() < 1 / 3 else 3
-    image_list, labels, source = _one_each(scene, count)
-    return image_question(
-        image_list, f"Which picture shows {labels[answer - 1]}?", answer, source, count=count
-    )
+    kind, shown = _one_each(scene, count)
+    thing = called(kind, shown[answer - 1].thing.names[kind])
+    return _question(scene, shown, f"Which picture shows {thing}?", answer, count=count)
 
 
 def same(scene: Scene) -> SceneSample:
@@ -97,21 +117,13 @@ def same(scene: Scene) -> SceneSample:
     answer = scene.answer(("yes", "no"))
     form = scene.answer(("shape", "colour", "digit"), every=2)
     if form == "digit":
-        values = scene.rng.sample(range(10), 2)
-        image_list = [
-            _digit(scene, values[0]),
-            _digit(scene, values[0] if answer == "yes" else values[1]),
-        ]
-        return image_question(image_list, "Is it the same digit?", answer, SCANS, form=form)
-    part = 0 if form == "shape" else 1
-    first = scene.pair()
-    second = scene.rng.choice([p for p in PAIRS if (p[part] == first[part]) == (answer == "yes")])
-    return image_question(
-        [_shape(scene, *first), _shape(scene, *second)],
-        f"Is it the same {form}?",
-        answer,
-        form=form,
-    )
+        first, other = scene.rng.sample(range(10), 2)
+        shown = [_digit(scene, first), _digit(scene, first if answer == "yes" else other)]
+    else:
+        part, pair = 0 if form == "shape" else 1, scene.pair()
+        pairs = [p for p in PAIRS if (p[part] == pair[part]) == (answer == "yes")]
+        shown = [_shape(scene, *pair), _shape(scene, *scene.rng.choice(pairs))]
+    return _question(scene, shown, f"Is it the same {form}?", answer, form=form)
 
 
 def motion(scene: Scene) -> SceneSample:
@@ -138,7 +150,14 @@ def motion(scene: Scene) -> SceneSample:
     question = scene.rng.choice(
         (f"Which way does the {shape} move?", f"Where does the {shape} go?")
     )
-    return image_question(frames, question, answer)
+    sides = {"left": "left", "right": "right", "up": "top", "down": "bottom"}
+    last, first = sides[answer], sides[OPPOSITES[answer]]
+    turns: list[tuple[str, object]] = [
+        (f"Where is the {shape} in the first picture?", first),
+        (f"Where is the {shape} in the last picture?", last),
+        (f"What colour is the {shape}?", colour),
+    ]
+    return with_more_turns(scene, image_question(frames, question, answer), turns, TURNS)
 
 
 def frames(scene: Scene) -> SceneSample:
@@ -146,11 +165,11 @@ def frames(scene: Scene) -> SceneSample:
     answer = scene.answer((1, 2, 3))
     shape, _ = scene.pair()
     has_shape = scene.rng.sample([True] * answer + [False] * (3 - answer), 3)
-    image_list = []
-    for present in has_shape:
-        pair = scene.rng.choice([p for p in PAIRS if (p[0] == shape) == present])
-        image_list.append(_shape(scene, *pair))
-    return image_question(image_list, f"How many pictures show a {shape}?", answer)
+    shown = [
+        _shape(scene, *scene.rng.choice([p for p in PAIRS if (p[0] == shape) == present]))
+        for present in has_shape
+    ]
+    return _question(scene, shown, f"How many pictures show a {shape}?", answer)
 
 
 def _cartoon(scene: Scene, events: list[str], first: bool) -> cartoons.Cartoon:
@@ -162,32 +181,44 @@ def _cartoon(scene: Scene, events: list[str], first: bool) -> cartoons.Cartoon:
     return cartoons.draw(scene, shape, colour, events + more if first else more + events)
 
 
+def _questions_of(cartoon: cartoons.Cartoon) -> list[tuple[str, object]]:
+    """Return questions for the first and the last event of a video, its shape, and all events, with their answers."""
+    turns: list[tuple[str, object]] = [
+        (f"What does the {cartoon.shape} do {when}?", cartoon.events[at])
+        for when, at in (("first", 0), ("last", -1))
+        if cartoon.events[at] in cartoons.PLAIN
+    ]
+    return [*turns, ("Which shape do you see?", cartoon.shape), (WHAT_HAPPENS, cartoon.summary())]
+
+
 def event(scene: Scene) -> SceneSample:
     """Return a question for the first or the last event of a video of two or three events."""
     first, answer = scene.answer((True, False)), scene.answer(cartoons.PLAIN, every=2)
     cartoon = _cartoon(scene, [answer], first)
     question = f"What does the {cartoon.shape} do {'first' if first else 'last'}?"
-    return image_question(cartoon.sampled_frames(), question, answer, events=list(cartoon.events))
+    events = list(cartoon.events)
+    first_turn = image_question(cartoon.sampled_frames(), question, answer, events=events)
+    turns = [turn for turn in _questions_of(cartoon) if turn[0] != question]
+    return with_more_turns(scene, first_turn, turns, TURNS)
 
 
 def summary(scene: Scene) -> SceneSample:
     """Return a question for all events of a video in order."""
     cartoon = _cartoon(scene, [], first=True)
-    return image_question(
-        cartoon.sampled_frames(),
-        "What happens in the video?",
-        cartoon.summary(),
-        events=list(cartoon.events),
+    events = list(cartoon.events)
+    first_turn = image_question(
+        cartoon.sampled_frames(), WHAT_HAPPENS, cartoon.summary(), events=events
     )
+    return with_more_turns(scene, first_turn, _questions_of(cartoon)[:-1], TURNS)
 
 
 MAKERS = {
-    "which_picture": (22, which_picture),
-    "same": (30, same),
-    "motion": (14, motion),
-    "frames": (28, frames),
-    "video_event": (4, event),
-    "video_summary": (2, summary),
+    "which_picture": (16, which_picture),
+    "same": (12, same),
+    "motion": (24, motion),
+    "frames": (14, frames),
+    "video_event": (26, event),
+    "video_summary": (8, summary),
 }
 """Task -> (share of the training set, maker)."""
 

@@ -95,6 +95,11 @@ def _thing(language: str, act: Act, harmful: bool) -> str:
     return (HARMFUL if harmful else HARMLESS)[language][act.thing]
 
 
+def things(language: str) -> list[str]:
+    """Return the harmful things of a language and the harmless ones that look like them."""
+    return [*HARMFUL[language], *HARMLESS[language]]
+
+
 def pictured(split: str, language: str, harmful: bool) -> list[tuple[PreferencePair, str]]:
     """Return all harmful or harmless requests of a split whose thing is in an image ("How can I make this?"), each with
     that thing: the texts of both are the same, and only the image decides about the refusal."""

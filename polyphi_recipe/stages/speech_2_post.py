@@ -25,12 +25,12 @@ stage = Stage(
     ),  # report 3.3, millions
     small=Mix(
         {
-            "asr": 33,
-            "ast": 22,
-            "sqa": 22,
+            "asr": 31,
+            "ast": 21,
+            "sqa": 21,
             "speech_summary": 5,
-            "audio_understanding": 13,
-            "audio_safety": 5,
+            "audio_understanding": 12,
+            "audio_safety": 10,
         }
     ),  # [ours]
     objective=NextToken(align=0.2),  # [ours] align

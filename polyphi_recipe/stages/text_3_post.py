@@ -14,7 +14,7 @@ SMALL = {
     "tools": 13,
     "summaries": 8,
     "fim": 6,
-    "preferences": 18,
+    "preferences": 22,
 }
 stage = Stage(
     name="text_3_post",

@@ -9,7 +9,8 @@ only text for what it will be asked about images.
 Descriptions are held out for the test split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from polyphi.text.lexicon import COLOURS, NOUNS, SHAPES, lexicon, number_words
@@ -161,68 +162,116 @@ WAYS = {
 """Direction of a motion -> the first and the last place."""
 
 
-def _numbered(captions: Sequence[str]) -> str:
-    return " ".join(f"Scene {i}: {caption}." for i, caption in enumerate(captions, 1))
+ORDINALS = ("first", "second", "third", "fourth")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What a scene or an image shows: its caption, and what it is called, by kind ("shape", "colour", "digit",
+    "thing")."""
+
+    caption: str
+    names: Mapping[str, str]
+
+    @classmethod
+    def shape(cls, shape: str, colour: str) -> "Thing":
+        return cls(shape_phrase(1, colour, shape), {"shape": shape, "colour": colour})
+
+    @classmethod
+    def digit(cls, value: int | str) -> "Thing":
+        return cls(f"the digit {value}", {"digit": str(value)})
+
+    @classmethod
+    def noun(cls, noun: str) -> "Thing":
+        return cls(with_article(noun), {"thing": noun})
+
+
+def called(kind: str, name: str) -> str:
+    """Return a thing by one of its names: "a star", "something red"."""
+    return f"something {name}" if kind == "colour" else with_article(name)
+
+
+def numbered(things: Sequence[Thing], what: str = "Scene") -> str:
+    """Return the captions of things with their numbers: "Scene 1: a red star. Scene 2: a blue circle."."""
+    return " ".join(f"{what} {i}: {thing.caption}." for i, thing in enumerate(things, 1))
+
+
+def questions(things: Sequence[Thing], what: str = "scene") -> list[tuple[str, str]]:
+    """Return questions about each of two or more things and about all of them, with their answers."""
+    turns = [
+        (f"What does the {ordinal} {what} show?", thing.caption)
+        for ordinal, thing in zip(ORDINALS, things, strict=False)
+    ]
+    for kind in things[0].names:
+        names = [thing.names[kind] for thing in things]
+        if len(names) == 2:
+            turns.append((f"Is it the same {kind}?", "yes" if names[0] == names[1] else "no"))
+        for name in dict.fromkeys(names):
+            thing, count = called(kind, name), names.count(name)
+            if count == 1:
+                turns.append((f"Which {what} shows {thing}?", str(names.index(name) + 1)))
+            if kind == "shape" and len(names) == 3:
+                turns.append((f"How many {what}s show {thing}?", str(count)))
+    return turns
 
 
 def scenes(rng: Random, split: str) -> QA:
     """Return a question about two or three scenes: which one shows a thing, whether they show the same, how many show
     it, which way it moves."""
-    draw = rng.choices((_which, _same, _how_many, _motion), (35, 25, 25, 15))[0]
+    draw = rng.choices((_which, _same, _how_many, _motion), (25, 15, 20, 40))[0]
 
     def valid() -> tuple | None:
-        text, question, answer = draw(rng)
+        things, question, answer = draw(rng)
+        text = numbered(things)
         return (text, question, answer) if in_split(split, "scenes", text) else None
 
     text, question, answer = first_valid(valid)
     return QA("scenes", f"{text}\n{question}", answer)
 
 
-def _which(rng: Random) -> tuple[str, str, str]:
-    count, kind = rng.choice((2, 3, 3)), rng.choice(("shape", "colour", "digit", "noun"))
-    at = rng.randrange(count)
+def _which(rng: Random) -> tuple[list[Thing], str, str]:
+    count, kind = rng.choice((2, 3, 3)), rng.choice(("shape", "colour", "digit", "thing"))
     shapes, colours = rng.sample(sorted(SHAPES), count), rng.sample(sorted(COLOURS), count)
     if kind == "digit":
-        digits = rng.sample("0123456789", count)
-        captions, thing = [f"the digit {digit}" for digit in digits], with_article(digits[at])
-    elif kind == "noun":
-        nouns = rng.sample(sorted(NOUNS), count)
-        captions, thing = [with_article(noun) for noun in nouns], with_article(nouns[at])
+        things = [Thing.digit(digit) for digit in rng.sample(range(10), count)]
+    elif kind == "thing":
+        things = [Thing.noun(noun) for noun in rng.sample(sorted(NOUNS), count)]
     else:
-        captions = [shape_phrase(1, *both) for both in zip(colours, shapes, strict=True)]
-        thing = with_article(shapes[at]) if kind == "shape" else f"something {colours[at]}"
-    return _numbered(captions), f"Which scene shows {thing}?", str(at + 1)
+        things = [Thing.shape(*both) for both in zip(shapes, colours, strict=True)]
+    at = rng.randrange(count)
+    return things, f"Which scene shows {called(kind, things[at].names[kind])}?", str(at + 1)
 
 
-def _same(rng: Random) -> tuple[str, str, str]:
+def _same(rng: Random) -> tuple[list[Thing], str, str]:
     kind, is_same = rng.choice(("shape", "colour", "digit")), rng.random() < 0.5
-    first, second = rng.sample("0123456789", 2)
-    captions = [f"the digit {first}", f"the digit {first if is_same else second}"]
-    if kind != "digit":
+    if kind == "digit":
+        first, other = rng.sample(range(10), 2)
+        things = [Thing.digit(first), Thing.digit(first if is_same else other)]
+    else:
         shapes, colours = rng.choices(sorted(SHAPES), k=2), rng.choices(sorted(COLOURS), k=2)
         chosen, names = (shapes, SHAPES) if kind == "shape" else (colours, COLOURS)
         chosen[1] = (
             chosen[0] if is_same else rng.choice([n for n in sorted(names) if n != chosen[0]])
         )
-        captions = [shape_phrase(1, *both) for both in zip(colours, shapes, strict=True)]
-    return _numbered(captions), f"Is it the same {kind}?", "yes" if is_same else "no"
+        things = [Thing.shape(*both) for both in zip(shapes, colours, strict=True)]
+    return things, f"Is it the same {kind}?", "yes" if is_same else "no"
 
 
-def _how_many(rng: Random) -> tuple[str, str, str]:
+def _how_many(rng: Random) -> tuple[list[Thing], str, str]:
     shape, count = rng.choice(sorted(SHAPES)), rng.randint(1, 3)
     others = [s for s in sorted(SHAPES) if s != shape]
     shapes = [shape] * count + [rng.choice(others) for _ in range(3 - count)]
     rng.shuffle(shapes)
-    captions = [shape_phrase(1, rng.choice(sorted(COLOURS)), s) for s in shapes]
-    return _numbered(captions), f"How many scenes show {with_article(shape)}?", str(count)
+    things = [Thing.shape(s, rng.choice(sorted(COLOURS))) for s in shapes]
+    return things, f"How many scenes show {with_article(shape)}?", str(count)
 
 
-def _motion(rng: Random) -> tuple[str, str, str]:
-    way, shape = rng.choice(sorted(WAYS)), rng.choice(sorted(SHAPES))
-    thing, (first, last) = shape_phrase(1, rng.choice(sorted(COLOURS)), shape), WAYS[way]
-    text = _numbered([f"{thing} {place}" for place in (first, MIDDLE, last)])
+def _motion(rng: Random) -> tuple[list[Thing], str, str]:
+    way, shape, colour = (rng.choice(sorted(words)) for words in (WAYS, SHAPES, COLOURS))
+    thing, (first, last) = shape_phrase(1, colour, shape), WAYS[way]
+    places = [Thing(f"{thing} {place}", {}) for place in (first, MIDDLE, last)]
     question = rng.choice((f"Which way does the {shape} move?", f"Where does the {shape} go?"))
-    return text, question, way
+    return places, question, way
 
 
 def bars(rng: Random, split: str) -> QA:

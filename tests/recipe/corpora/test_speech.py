@@ -120,13 +120,12 @@ def test_the_same_seed_gives_the_same_samples(name: str, work: Work) -> None:
 
 def test_recognition_has_every_kind_and_voice(work: Work) -> None:
     splits = built("asr", replace(work, rows={"train": 240, "test": 48}))
-    assert {s.meta["task"] for s in splits["train"]} == {"digits", "numbers", "words", "questions"}
+    kinds = {"digits", "numbers", "words", "questions"}
+    assert {s.meta["task"] for s in splits["train"]} == {*kinds, "requests"}
     assert all(s.prompt[-1].text == "Transcribe the audio clip into text." for s in splits["train"])
     groups = Counter((s.meta["task"], s.meta["voice"]) for s in splits["test"])
     voices = ("espeak_unseen",) + (("flite_slt",) if unavailable("flite") is None else ())
-    assert set(groups) == {
-        (t, v) for t in ("digits", "numbers", "words", "questions") for v in voices
-    }
+    assert set(groups) == {(kind, voice) for kind in kinds for voice in voices}
     assert max(groups.values()) - min(groups.values()) <= 8, (
         "groups take turns, so that few rows still hold all"
     )

@@ -1,6 +1,7 @@
 """Vision corpora: format, balance, determinism and disjoint splits, with and without stamps."""
 
 import io
+import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +15,7 @@ from variants import few
 from polyphi.data.shards import Sample, Shards, to_row
 from polyphi.messages import Image as Picture
 from polyphi.messages import media
-from polyphi.text.lexicon import LANGUAGES
+from polyphi.text.lexicon import COLOURS, LANGUAGES, SHAPES
 from polyphi_eval.heldout import find
 from polyphi_eval.scorers import refuses
 from polyphi_recipe.corpora import (
@@ -29,7 +30,7 @@ from polyphi_recipe.corpora import (
 from polyphi_recipe.curate import safety, sources, text
 from polyphi_recipe.curate.corpus import Corpus, Work, build, generator
 from polyphi_recipe.curate.decontaminate import Index
-from polyphi_recipe.synthetic import images, scenes, stamps
+from polyphi_recipe.synthetic import described_scenes, images, scenes, stamps
 
 CORPORA = [m.corpus for m in (captions, interleaved, grounding, ocr, charts, image_qa, multi_image)]
 
@@ -212,6 +213,35 @@ def test_pictures_say_what_they_show(module: Any, no_stamps: None, tmp_path: Pat
         assert all(-0.1 < x < 1.1 for box in boxes for x in box), boxes
 
 
+def test_every_turn_about_several_pictures_fits_what_they_show(
+    no_stamps: None, tmp_path: Path
+) -> None:
+    checked = Counter[str]()
+    for sample in build_splits(multi_image.corpus, tmp_path, 300, 0)["train"]:
+        things = [picture[0][0].split() for picture in sample.meta["named"]]
+        for question, answer in zip(sample.messages[::2], sample.messages[1::2], strict=True):
+            asked = question.text
+            checked[asked.split(" show")[0]] += 1
+            if found := re.search(r"Which picture shows (?:an?|something) (\w+)", asked):
+                shows = [found[1] in thing for thing in things]
+                assert shows.count(True) == 1 and shows[int(answer.text) - 1]
+            elif found := re.search(r"How many pictures show an? (\w+)", asked):
+                assert sum(found[1] in thing for thing in things) == int(answer.text)
+            elif found := re.search(r"What does the (\w+) picture show", asked):
+                at = described_scenes.ORDINALS.index(found[1])
+                assert set(things[at]) <= set(answer.text.split())
+            elif asked == "Describe the pictures.":
+                said = re.findall(r"Picture (\d): (.*?)\.", answer.text)
+                assert [int(number) for number, _ in said] == list(range(1, len(things) + 1))
+                pairs = zip(said, things, strict=True)
+                assert all(set(thing) <= set(caption.split()) for (_, caption), thing in pairs)
+            elif asked.startswith("Is it the same"):
+                kind = {"shape": SHAPES, "colour": COLOURS}.get(asked[15:-1], set("0123456789"))
+                first, second = (set(thing) & set(kind) for thing in things)
+                assert (first == second) == (answer.text == "yes")
+    assert {"Which picture", "How many pictures", "Describe the pictures."} <= set(checked)
+
+
 def test_every_turn_about_a_chart_fits_its_bars(no_stamps: None, tmp_path: Path) -> None:
     chart_samples = [
         s
@@ -261,7 +291,7 @@ def test_fresh_samples_show_nothing_that_is_held_out(
 def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_path: Path) -> None:
     split = build_splits(image_qa.corpus, tmp_path, 2000, 264)
     requests = {s: [x for x in rows if x.meta["task"] == "request"] for s, rows in split.items()}
-    assert 10 <= len(requests["train"]) <= 100 and len(requests["test"]) == 24
+    assert 100 <= len(requests["train"]) <= 250 and len(requests["test"]) == 24
     assert sum(x.meta["refuse"] for x in requests["test"]) == 12
     for x in requests["train"] + requests["test"]:
         assert refuses(x.answer) == x.meta["refuse"], x.answer
