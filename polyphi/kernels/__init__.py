@@ -9,10 +9,11 @@ available, and torch's kernels replace them.
 | `attention` | attention over the block cache, few queries and many |
 | `blocks` | RMS norm, SwiGLU and rotary embedding of a decoder's block |
 | `encoder` | attention of the encoders, and the operations between their int8 products |
+| `training_attention` | attention with gradients |
 
 This package imports no other one of polyphi.
 """
 
-from polyphi.kernels.native import PATHS, fits, has, missing, path
+from polyphi.kernels.native import PATHS, fits, has, missing, path, plain
 
-__all__ = ["PATHS", "fits", "has", "missing", "path"]
+__all__ = ["PATHS", "fits", "has", "missing", "path", "plain"]

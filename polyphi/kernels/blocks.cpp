@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t NUMBERS = 1 << 15;  // fewest numbers of a piece of work: smaller ones are not worth a thread
 
+constexpr int64_t NORMS = 128;          // tokens whose gradients of a norm's weight are summed in turn
+
 // Runs row(t) for all tokens, of `width` numbers each.
 template <typename Row>
 void rows(const Row& row, int64_t tokens, int64_t width, Parallel parallel, int threads) {
@@ -37,6 +39,35 @@ void gate(int isa, const void* x, void* y, int64_t tokens, int64_t d, Parallel p
     const auto* from = static_cast<const Kind*>(x);
     auto* to = static_cast<Kind*>(y);
     const auto one = [&](int64_t t) { row(from + 2 * t * d, from + (2 * t + 1) * d, to + t * d, d); };
+    rows(one, tokens, 2 * d, parallel, threads);
+}
+
+// `of_weight` [pieces of `NORMS` tokens, d] begins with zeros: a sum in an order that depends on no number of threads.
+template <class Kind>
+void norm_back(int isa, const void* x, const void* weight, const void* dy, void* dx, float* of_weight, int64_t tokens,
+               int64_t d, float eps, Parallel parallel, int threads) {
+    const auto row = CHOSEN(isa, norm_row_back<Kind>);
+    const auto *from = static_cast<const Kind*>(x), *by = static_cast<const Kind*>(weight);
+    const auto* slopes = static_cast<const Kind*>(dy);
+    auto* to = static_cast<Kind*>(dx);
+    const auto some = [&](int64_t begin, int64_t end) {
+        for (int64_t piece = begin; piece < end; piece++)
+            for (int64_t t = piece * NORMS; t < std::min(tokens, (piece + 1) * NORMS); t++)
+                row(from + t * d, by, slopes + t * d, to + t * d, of_weight + piece * d, d, eps);
+    };
+    spread(some, up(tokens, NORMS), 1, parallel, threads);
+}
+
+template <class Kind>
+void gate_back(int isa, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d, Parallel parallel,
+               int threads) {
+    const auto row = CHOSEN(isa, gate_row_back<Kind>);
+    const auto *from = static_cast<const Kind*>(x), *slopes = static_cast<const Kind*>(dy);
+    auto* to = static_cast<Kind*>(dx);
+    const auto one = [&](int64_t t) {
+        const int64_t gate = 2 * t * d, up = gate + d;
+        row(from + gate, from + up, slopes + t * d, to + gate, to + up, d);
+    };
     rows(one, tokens, 2 * d, parallel, threads);
 }
 
@@ -71,6 +102,19 @@ void polyphi_gate(int isa, int bf16, const void* x, void* y, int64_t tokens, int
                   int threads) {
     const auto run = bf16 ? gate<uint16_t> : gate<float>;
     run(isa < 0 ? best() : isa, x, y, tokens, d, parallel, threads);
+}
+
+// The gradients of both, for that of y. `of_weight` [tokens / 128 rounded up, d], zeros, receives sums over 128 tokens.
+void polyphi_norm_back(int isa, int bf16, const void* x, const void* weight, const void* dy, void* dx, float* of_weight,
+                       int64_t tokens, int64_t d, float eps, Parallel parallel, int threads) {
+    const auto run = bf16 ? norm_back<uint16_t> : norm_back<float>;
+    run(isa < 0 ? best() : isa, x, weight, dy, dx, of_weight, tokens, d, eps, parallel, threads);
+}
+
+void polyphi_gate_back(int isa, int bf16, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d,
+                       Parallel parallel, int threads) {
+    const auto run = bf16 ? gate_back<uint16_t> : gate_back<float>;
+    run(isa < 0 ? best() : isa, x, dy, dx, tokens, d, parallel, threads);
 }
 
 // Rotary embedding of x [tokens, heads, d], `stride` numbers from token to token, by cos and sin [tokens, pairs]: y

@@ -1,4 +1,5 @@
-"""The operations between the products of a decoder's block (blocks.cpp): RMS norm, SwiGLU, rotary embedding.
+"""The operations between the products of a decoder's block (blocks.cpp), with gradients: RMS norm, SwiGLU, rotary
+embedding.
 
 Inputs are float32 or bfloat16, all of one dtype; `isa` is for tests: an index in `PATHS`.
 """
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from polyphi.kernels.native import count, function, number, pointer, pool, real
 
@@ -19,23 +21,25 @@ def _function(name: str, *arguments: Any) -> Callable[..., None]:
     return function(name, number, number, *arguments, pointer, number)
 
 
+NORMS = 128
+"""Tokens over which a kernel sums the gradients of a norm's weight."""
+
+
 def rms_norm(
     x: Float[Tensor, "T D"], weight: Float[Tensor, " D"], eps: float, isa: int = -1
 ) -> Float[Tensor, "T D"]:
     """RMS norm: x divided by its root mean square, rounded to its dtype, times the weight."""
-    x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
-    run = _function("polyphi_norm", pointer, pointer, pointer, count, count, real)
-    sizes = (x.numel() // x.shape[-1], x.shape[-1], eps)
-    run(isa, *_arguments(x, weight, y), *sizes, pool(), torch.get_num_threads())
+    if not torch.is_grad_enabled():
+        return _normed(x, weight, eps, isa)
+    y: Tensor = _Norm.apply(x.contiguous(), weight, eps, isa)
     return y
 
 
 def swiglu(x: Float[Tensor, "T I2"], isa: int = -1) -> Float[Tensor, "T I"]:
     """up * silu(gate), where x is [gate, up]."""
-    (tokens, both), x = x.shape, x.contiguous()
-    y = torch.empty(tokens, both // 2, dtype=x.dtype)
-    run = _function("polyphi_gate", pointer, pointer, count, count)
-    run(isa, *_arguments(x, y), tokens, both // 2, pool(), torch.get_num_threads())
+    if not torch.is_grad_enabled():
+        return _gated(x, isa)
+    y: Tensor = _Gate.apply(x.contiguous(), isa)
     return y
 
 
@@ -45,7 +49,31 @@ def rotate(
     sin: Float[Tensor, "T 1 pairs"],
     isa: int = -1,
 ) -> Float[Tensor, "T heads d"]:
-    """Rotary embedding of the first 2 * pairs channels of every head, as by `model.rope.rotate`."""
+    """Rotary embedding of the first 2 * pairs channels of every head, as by `model.rope.rotate`; no gradients of cos
+    and sin."""
+    if not torch.is_grad_enabled():
+        return _turned(heads, cos, sin, isa)
+    y: Tensor = _Turn.apply(heads, cos, sin, isa)
+    return y
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
+    x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    run = _function("polyphi_norm", pointer, pointer, pointer, count, count, real)
+    sizes = (x.numel() // x.shape[-1], x.shape[-1], eps)
+    run(isa, *_arguments(x, weight, y), *sizes, pool(), torch.get_num_threads())
+    return y
+
+
+def _gated(x: Tensor, isa: int) -> Tensor:
+    (tokens, both), x = x.shape, x.contiguous()
+    y = torch.empty(tokens, both // 2, dtype=x.dtype)
+    run = _function("polyphi_gate", pointer, pointer, count, count)
+    run(isa, *_arguments(x, y), tokens, both // 2, pool(), torch.get_num_threads())
+    return y
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
     if heads.stride()[1:] != (heads.shape[2], 1):
         heads = heads.contiguous()
     cos, sin = cos.contiguous(), sin.contiguous()
@@ -57,6 +85,56 @@ def rotate(
     sizes = (*heads.shape, cos.shape[-1])
     run(isa, half, x, heads.stride(0), c, s, to, *sizes, pool(), torch.get_num_threads())
     return y
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps, ctx.isa = eps, isa
+        return _normed(x, weight, eps, isa)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), dy = ctx.saved_tensors, dy.contiguous()
+        tokens, d = x.numel() // x.shape[-1], x.shape[-1]
+        dx, of_weight = torch.empty_like(x), torch.zeros(-(-tokens // NORMS), d)
+        run = _function("polyphi_norm_back", *[pointer] * 5, count, count, real)
+        addresses = (*_arguments(x, weight, dy, dx), of_weight.data_ptr())
+        run(ctx.isa, *addresses, tokens, d, ctx.eps, pool(), torch.get_num_threads())
+        return dx, of_weight.sum(0).to(weight.dtype), None, None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, isa: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.isa = isa
+        return _gated(x, isa)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,), dy = ctx.saved_tensors, dy.contiguous()
+        dx = torch.empty_like(x)
+        run = _function("polyphi_gate_back", pointer, pointer, pointer, count, count)
+        run(ctx.isa, *_arguments(x, dy, dx), *dy.shape, pool(), torch.get_num_threads())
+        return dx, None
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.isa = isa
+        return _turned(heads, cos, sin, isa)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _turned(dy, cos, -sin, ctx.isa), None, None, None
 
 
 def _arguments(*tensors: Tensor) -> tuple[int, ...]:

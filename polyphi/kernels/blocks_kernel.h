@@ -39,3 +39,51 @@ void turn_row(const Kind* x, const Kind* cos, const Kind* sin, Kind* y, int head
         std::memcpy(y + 2 * pairs, x + 2 * pairs, size_t(d - 2 * pairs) * sizeof(Kind));
     }
 }
+
+// The gradient of a row of the norm: dx, and the weight's, which is added to `of_weight`.
+template <class Kind>
+void norm_row_back(const Kind* x, const Kind* weight, const Kind* dy, Kind* dx, float* of_weight, int64_t d, float eps) {
+    Vec squares = all(0), along = all(0);
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) {
+        squares += load(x + i) * load(x + i);
+        along += load(x + i) * load(weight + i) * load(dy + i);
+    }
+    float square = sum(squares), product = sum(along);
+    for (; i < d; i++) {
+        square += one(x[i]) * one(x[i]);
+        product += one(x[i]) * one(weight[i]) * one(dy[i]);
+    }
+    const float inverse = 1.0f / std::sqrt(square / float(d) + eps);
+    const float share = product * inverse * inverse / float(d);
+    for (i = 0; i + LANES <= d; i += LANES) {
+        const Vec of = load(x + i), slope = load(dy + i);
+        store(dx + i, (load(weight + i) * slope - of * share) * inverse);
+        store(of_weight + i, load(of_weight + i) + slope * kept(x, of * inverse));
+    }
+    for (; i < d; i++) {
+        put(dx + i, (one(weight[i]) * one(dy[i]) - one(x[i]) * share) * inverse);
+        of_weight[i] += one(dy[i]) * one(x[i]) * inverse;
+    }
+}
+
+template <class Kind>
+void gate_row_back(const Kind* gate, const Kind* up, const Kind* dy, Kind* of_gate, Kind* of_up, int64_t d) {
+    const auto slopes = [](Vec gate, Vec up, Vec dy, Vec& of_gate, Vec& of_up) {
+        const Vec sigmoid = all(1.0f) / (exponential(-gate) + 1.0f);
+        of_up = dy * gate * sigmoid;
+        of_gate = dy * up * sigmoid * (gate * (all(1.0f) - sigmoid) + 1.0f);
+    };
+    Vec a, b;
+    int64_t i = 0;
+    for (; i + LANES <= d; i += LANES) {
+        slopes(load(gate + i), load(up + i), load(dy + i), a, b);
+        store(of_gate + i, a);
+        store(of_up + i, b);
+    }
+    for (; i < d; i++) {
+        slopes(all(one(gate[i])), all(one(up[i])), all(one(dy[i])), a, b);
+        put(of_gate + i, a[0]);
+        put(of_up + i, b[0]);
+    }
+}

@@ -93,16 +93,20 @@ def _here() -> bool:
     return missing() is None
 
 
-def fits(*tensors: torch.Tensor) -> bool:
-    """Whether kernels can replace torch's operators for these tensors: plain tensors of one dtype, float32 or bfloat16,
-    on a CPU with kernels, and without gradients."""
+def plain(*tensors: torch.Tensor) -> bool:
+    """Whether kernels take these tensors: plain ones of one dtype, float32 or bfloat16, on a CPU with kernels."""
     dtype = tensors[0].dtype
     return (
-        not torch.is_grad_enabled()
-        and dtype in (torch.float32, torch.bfloat16)
+        dtype in (torch.float32, torch.bfloat16)
         and all(t.is_cpu and t.dtype == dtype and type(t) in PLAIN for t in tensors)
         and _here()
     )
+
+
+def fits(*tensors: torch.Tensor) -> bool:
+    """Whether kernels without a backward pass can replace torch's operators for these tensors: they are `plain`, and
+    no gradients are computed."""
+    return not torch.is_grad_enabled() and plain(*tensors)
 
 
 def path() -> str:

@@ -3,7 +3,8 @@ that lie in several pieces of memory.
 
 `packed_attention` is for packs without a cache, `ragged_attention` for sequences with more keys than queries, and
 `continued_attention` for one sequence with cached keys and values in pieces. On CUDA in half precision a whole pack is
-one call of `torch.nn.attention.varlen` (`varlen_attention`); elsewhere they are loops of fused calls.
+one call of `torch.nn.attention.varlen` (`varlen_attention`), on a CPU one of ours; elsewhere they are loops of fused
+calls.
 """
 
 import inspect
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polyphi import kernels
+from polyphi.kernels import training_attention
 from polyphi.model import attention
 from polyphi.model.attention import at_least_float32
 
@@ -30,10 +33,12 @@ def packed_attention(
     v: Float[Tensor, "T K d"],
     cu_seqlens: Sequence[int],
 ) -> Float[Tensor, "T H d"]:
-    """`model.attention.packed_attention`, on CUDA in one kernel where torch has it."""
+    """`model.attention.packed_attention`, on CUDA in one kernel where torch has it, on a CPU in ours."""
+    lengths = [end - start for start, end in pairwise(cu_seqlens)]
+    if kernels.plain(q, k, v):
+        return training_attention.attention(q, k, v, lengths, causal=True)
     if not varlen_supported(q):
         return attention.packed_attention(q, k, v, cu_seqlens)
-    lengths = [end - start for start, end in pairwise(cu_seqlens)]
     starts = cumulative_lengths(lengths, q.device)
     return varlen_attention(q, k, v, starts, starts, max(lengths), max(lengths))
 

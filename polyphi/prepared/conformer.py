@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyphi import kernels
 from polyphi.batch import AudioLayout
 from polyphi.kernels import encoder as native
+from polyphi.kernels import training_attention
 from polyphi.model import conformer
 from polyphi.model.conformer import Windows, ages
 from polyphi.model.subsampling import SUBSAMPLING
@@ -77,8 +79,12 @@ class PreparedConformerAttention(conformer.ConformerAttention):
         if not isinstance(windows, PackedWindows):
             return super().forward(x, windows)
         q, k, v = (p(x) for p in (self.q_proj, self.k_proj, self.v_proj))
-        sizes = windows.lengths
-        out = native.attention(q, k, v, self.heads, sizes, sizes, windows.distances)
+        sizes, distances = windows.lengths, windows.distances
+        if native.supports_attention(q):
+            out = native.attention(q, k, v, self.heads, sizes, sizes, distances)
+        else:
+            q, k, v = (y.unflatten(1, (self.heads, -1)) for y in (q, k, v))
+            out = training_attention.attention(q, k, v, sizes, distances=distances).flatten(1)
         return self.o_proj(out)
 
 
@@ -132,7 +138,7 @@ class PreparedConformerEncoder(conformer.ConformerEncoder):
         return x
 
     def windows(self, lengths: Sequence[int], x: Float[Tensor, "B D"]) -> Windows:
-        if not native.supports_attention(x):
+        if not kernels.plain(x):
             return super().windows(lengths, x)
         longest = max(lengths)
         distances = self.distance_biases(torch.arange(1 - longest, longest))

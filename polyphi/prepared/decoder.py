@@ -45,7 +45,7 @@ class PreparedRMSNorm(decoder.RMSNorm):
     """The norm in one pass over memory."""
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        if kernels.fits(x, self.weight):
+        if kernels.plain(x, self.weight):
             return blocks.rms_norm(x, self.weight, self.eps)
         return super().forward(x)
 
@@ -56,8 +56,8 @@ def rotate(
     sin: Float[Tensor, "T 1 pairs"],
 ) -> Float[Tensor, "T heads d"]:
     """`model.rope.rotate` in one pass over memory."""
-    fits = kernels.fits(heads, cos, sin)
-    return blocks.rotate(heads, cos, sin) if fits else rope.rotate(heads, cos, sin)
+    plain = kernels.plain(heads, cos, sin)
+    return blocks.rotate(heads, cos, sin) if plain else rope.rotate(heads, cos, sin)
 
 
 class PreparedDecoderLayer(decoder.DecoderLayer):

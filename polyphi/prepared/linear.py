@@ -125,4 +125,4 @@ class PreparedLoraLinear(lora.LoraLinear):
 
 def swiglu(x: Float[Tensor, "T I2"]) -> Float[Tensor, "T I"]:
     """up * silu(gate), from gate and up concatenated."""
-    return blocks.swiglu(x) if kernels.fits(x) else decoder.swiglu(x)
+    return blocks.swiglu(x) if kernels.plain(x) else decoder.swiglu(x)

@@ -12,6 +12,7 @@ from random import Random
 from polyphi.data.shards import Sample
 from polyphi.messages import TRANSCRIBE
 from polyphi.text.lexicon import LANGUAGES, lexicon, number_words
+from polyphi_recipe.corpora import audio_safety
 from polyphi_recipe.corpora.vision_speech import spoken_questions
 from polyphi_recipe.curate import safety
 from polyphi_recipe.curate.corpus import Corpus, Work
@@ -20,7 +21,7 @@ from polyphi_recipe.curate.text import fill, interleave, shuffled
 from polyphi_recipe.synthetic import number_questions, speech
 from polyphi_recipe.synthetic.speech import TTSSampler, audio_sample, numbered
 
-SHARES = {"digits": 26, "numbers": 32, "words": 4, "questions": 29, "requests": 8, "open": 1}
+SHARES = {"digits": 25, "numbers": 32, "words": 4, "questions": 27, "requests": 11, "open": 1}
 """Task -> its share of the training rows. Requests are those of the safety set, which a model must understand word by
 word before it can tell harmful ones from harmless ones."""
 SINGLE_DIGITS, CLEAN, DIGITS = 0.1, 0.22, 0.38
@@ -51,7 +52,9 @@ class SpeechSampler:
         if task not in ("digits", "numbers"):
             spoken = tuple(language for language in spoken if language in self.work.languages)
         others = [language for language in spoken if language != "en"]
-        share = ENGLISH_NUMBERS if task == "numbers" else ENGLISH_SHARE
+        share = {"numbers": ENGLISH_NUMBERS, "requests": audio_safety.ENGLISH_SHARE}.get(
+            task, ENGLISH_SHARE
+        )
         return (
             "en"
             if "en" in spoken and (not others or self.rng.random() < share)

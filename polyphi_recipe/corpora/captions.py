@@ -18,6 +18,7 @@ from polyphi_recipe.corpora.image_qa import (
     SIDES,
     corner_near,
     draw_digits,
+    draw_name,
     draw_stamp,
     draw_text,
     pick_number,
@@ -103,7 +104,7 @@ def shapes(scene: Scene) -> CaptionedImage:
     return CaptionedImage(image, " and ".join(shape_phrase(*group) for group in groups))
 
 
-TEXT_FORMS = (*["digit"] * 2, *["digits"] * 4, *["number"] * 4, *["word"] * 3, *["letters"] * 2)
+TEXT_FORMS = (*["digit"] * 2, *["digits"] * 5, *["number"] * 5, *["word"] * 2, *["letters"] * 2)
 """Contents of images with text in training, each entry equally often. Random letters teach every letter at every place,
 which words don't."""
 
@@ -146,8 +147,7 @@ def text(scene: Scene) -> CaptionedImage:
         return CaptionedImage(image, f"the letters {' '.join(letters)}")
     if scene.split == "train" and scene.rng.random() < 1 / 3:
         thing = scene.rng.choice(_things(scene.languages))
-        image = draw_text(scene, thing, _size(scene, len(thing)), 36)[0]
-        return CaptionedImage(image, f"the words {thing}")
+        return CaptionedImage(draw_name(scene, thing)[0], f"the words {thing}")
     word = scene.answer(sorted(lexicon()), every=4)
     return CaptionedImage(
         draw_text(scene, word, _size(scene, len(word)), 54)[0], f"the word {word}"

@@ -262,6 +262,27 @@ def draw_text(
     return image, name
 
 
+ONE_LINE = 9
+"""Characters of a name that is drawn in one line; a longer one of several words is drawn in two, in larger letters."""
+
+
+def draw_name(scene: Scene, name: str) -> tuple[Image.Image, str]:
+    """Return an image of the name of a thing in one or two lines, and the font's name."""
+    words = name.split()
+    if len(name) <= ONE_LINE or len(words) == 1:
+        return draw_text(scene, name, row_size(scene, len(name)), 54)
+    half = min(range(1, len(words)), key=lambda i: abs(len(" ".join(words[:i])) - len(name) / 2))
+    lines = [" ".join(words[:half]), " ".join(words[half:])]
+    size, paper, font = (2 * SIDE, SIDE), scene.paper(), scene.font(name)
+    largest = scene.rng.randint(28, 42)
+    faces = [images.fitting(font, line, size[0] - 8, largest) for line in lines]
+    image, ink = sheet(size, paper), scene.ink(paper)
+    for top, line, face in zip((4, SIDE // 2 + 2), lines, faces, strict=True):
+        x, y = scene.corner((size[0], SIDE // 2 - 4), images.measure(line, face))
+        images.write(image, line, face, (x, top + y), ink)
+    return image, font
+
+
 def latin(scene: Scene) -> list[str]:
     """Return the scene's languages with Latin script, without English."""
     return [language for language in LATIN[1:] if language in scene.languages]
@@ -407,11 +428,13 @@ def request(scene: Scene) -> SceneSample:
     language = scene.rng.choice(latin(scene)) if other else "en"
     harmful = scene.answer((True, False))
     pair, thing = scene.rng.choice(_pictured(scene.split, language, harmful))
-    image, font = draw_text(scene, thing, row_size(scene, len(thing)), 36)
+    image, font = draw_name(scene, thing)
     meta = {"language": language, "refuse": harmful, "font": font}
-    return image_question(image, pair.question, pair.chosen, **meta)
+    first_turn = image_question(image, pair.question, pair.chosen, **meta)
+    return with_more_turns(scene, first_turn, [(scene.rng.choice(READ_WORDS), thing)])
 
 
+READ_WORDS = ("Which words do you see?", "Read the words.")
 _pictured = cache(safety.pictured)
 
 
@@ -451,18 +474,18 @@ def talk(scene: Scene) -> SceneSample:
 
 MAKERS: Makers = {
     "digit": (5, digit),
-    "digits": (14, digits),
+    "digits": (15, digits),
     "count": (12, count),
-    "colour": (10, colour),
+    "colour": (9, colour),
     "shape": (7, shape),
     "stamp": (1, stamp),
-    "word": (8, word),
-    "number": (11, number),
+    "word": (7, word),
+    "number": (13, number),
     "where": (13, where),
     "more": (2, more),
-    "chart": (10, chart),
+    "chart": (12, chart),
     "talk": (16, talk),
-    "request": (10, request),
+    "request": (9, request),
 }
 """Task -> (share of the training set, maker). Test rows have one question each."""
 

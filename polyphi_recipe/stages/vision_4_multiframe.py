@@ -14,7 +14,7 @@ stage = Stage(
     start={"*": "vision_3_generative"},
     trainable={"decoder.*.lora.vision.*": 5e-5, "vision.projector.*": 2e-5},
     data=Mix(
-        {"multi_image": 62, "image_qa": 30, "instructions": 8}, adapter={"instructions": "vision"}
+        {"multi_image": 56, "image_qa": 36, "instructions": 8}, adapter={"instructions": "vision"}
     ),  # [ours] shares
     objective=NextToken(max_crops=36, align=0.3),  # [ours] align
     context=65_536,
