@@ -24,6 +24,15 @@ void polyphi_norm(int, int, const void*, const void*, void*, int64_t, int64_t, f
 void polyphi_gate(int, int, const void*, void*, int64_t, int64_t, Parallel, int);
 void polyphi_turn(int, int, const void*, int64_t, const void*, const void*, void*, int64_t, int, int, int, Parallel,
                   int);
+void polyphi_norm_back(int, int, const void*, const void*, const void*, void*, float*, int64_t, int64_t, float,
+                       Parallel, int);
+void polyphi_gate_back(int, int, const void*, const void*, void*, int64_t, int64_t, Parallel, int);
+void polyphi_self_attention(int, int, const void*, const void*, const void*, const int64_t*, const int64_t*,
+                            const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*, float*,
+                            void*, Parallel, int);
+void polyphi_self_attention_back(int, int, const void*, const void*, const void*, const int64_t*, const int64_t*,
+                                 const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*, float*,
+                                 const void*, void*, void*, void*, float*, Parallel, int);
 void polyphi_attend(int, int, int, const void*, const void*, const void*, void*, int64_t, int64_t, int64_t, void*,
                     void*, float*, float*, int64_t, int, int, int, int, const int64_t*, const int64_t*, const int64_t*,
                     const int32_t*, Parallel, int);
@@ -179,6 +188,15 @@ void blocks(Kernel& kernel, bool bf16) {
         kernel.compare(bf16, tokens * width, [&](int isa, void* to) {
             polyphi_gate(isa, bf16, x.data(), to, tokens, width, nullptr, THREADS);
         });
+        Numbers slopes = random(bf16, tokens * width);
+        kernel.compare(bf16, tokens * width, [&](int isa, void* to) {
+            std::vector<float> of_weight(width);
+            polyphi_norm_back(isa, bf16, x.data(), weight.data(), slopes.data(), to, of_weight.data(), tokens, width,
+                              1e-5f, nullptr, THREADS);
+        });
+        kernel.compare(bf16, tokens * 2 * width, [&](int isa, void* to) {
+            polyphi_gate_back(isa, bf16, x.data(), slopes.data(), to, tokens, width, nullptr, THREADS);
+        });
         kernel.compare(bf16, tokens * width, [&](int isa, void* to) {
             polyphi_turn(isa, bf16, x.data(), 2 * width, cos.data(), sin.data(), to, tokens, int(heads), int(d),
                          int(pairs), nullptr, THREADS);
@@ -217,6 +235,51 @@ void attention(Kernel& kernel, bool bf16, bool eight) {
                            eight ? value_scales.data() : nullptr, rows, heads, kv_heads, d, 3, starts, ends, tables,
                            held.data(), nullptr, THREADS);
         });
+    }
+}
+
+// Attention with gradients, the result and then the gradients of queries, keys, values and distances.
+void training_attention(Kernel& kernel, bool bf16) {
+    for (int turn = 0; turn < 16; turn++) {
+        const int64_t heads = 4, kv_heads = 2, d = 4 * (1 + byte(20)), sequences = 3, longest = 60;
+        int64_t starts[sequences], counts[sequences], rows = 0;
+        for (int s = 0; s < sequences; s++) {
+            starts[s] = rows;
+            rows += counts[s] = 1 + byte(int(longest) - 1);
+        }
+        const int64_t many = rows * heads * d, few = rows * kv_heads * d, spread = heads * (2 * longest - 1);
+        const int64_t strides[] = {heads * d, kv_heads * d, kv_heads * d};
+        Numbers q = random(bf16, many), k = random(bf16, few), v = random(bf16, few), slopes = random(bf16, many);
+        Numbers distances = random(false, spread);
+        const float* biases = turn & 1 ? distances.raw.data() : nullptr;
+        const int causal = turn >> 1 & 1;
+        const auto run = [&](int isa, Numbers& y, Numbers& dq, Numbers& dk, Numbers& dv, float* of_distances) {
+            std::vector<float> sums(rows * heads);
+            polyphi_self_attention(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, sequences, heads,
+                                   kv_heads, d, longest, causal, biases, sums.data(), y.data(), nullptr, THREADS);
+            polyphi_self_attention_back(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, sequences,
+                                        heads, kv_heads, d, longest, causal, biases, sums.data(), slopes.data(),
+                                        dq.data(), dk.data(), dv.data(), biases ? of_distances : nullptr, nullptr,
+                                        THREADS);
+        };
+        struct Found {
+            Numbers y, dq, dk, dv, distances;
+        };
+        const auto found = [&](int isa) {
+            Found made{{bf16, size_t(many)}, {bf16, size_t(many)}, {bf16, size_t(few)}, {bf16, size_t(few)},
+                       {false, size_t(sequences * spread)}};
+            run(isa, made.y, made.dq, made.dk, made.dv, made.distances.raw.data());
+            return made;
+        };
+        const Found plain = found(polyphi::SCALAR), chosen = found(polyphi_isa());
+        const auto compare = [&](const Numbers& a, const Numbers& b, int64_t count) {
+            kernel.difference(size_t(count), [&](size_t i) { return a.at(i); }, [&](size_t i) { return b.at(i); });
+        };
+        compare(plain.y, chosen.y, many);
+        compare(plain.dq, chosen.dq, many);
+        compare(plain.dk, chosen.dk, few);
+        compare(plain.dv, chosen.dv, few);
+        compare(plain.distances, chosen.distances, sequences * spread);
     }
 }
 
@@ -395,7 +458,9 @@ int main() {
                         {"layer norm", 5e-3},
                         {"activations", 5e-3},
                         {"causal convolutions", 5e-3},
-                        {"strided convolutions", 5e-3}};
+                        {"strided convolutions", 5e-3},
+                        {"attention with gradients", 1e-5},
+                        {"attention with gradients, bf16", 0.01}};
     products(kernels[0]);
     exact_products(kernels[1]);
     many_by_four(kernels[2]);
@@ -409,6 +474,7 @@ int main() {
     activations(kernels[13]);
     causal_convolutions(kernels[14]);
     strided_convolutions(kernels[15]);
+    for (const bool bf16 : {false, true}) training_attention(kernels[16 + bf16], bf16);
     std::printf("path %d, largest differences:", polyphi_isa());
     bool good = true;
     for (const Kernel& kernel : kernels) {

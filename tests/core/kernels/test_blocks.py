@@ -108,3 +108,49 @@ def test_kernels_are_used_without_gradients_only() -> None:
         assert kernels.fits(x) and kernels.fits(x.bfloat16(), x.bfloat16())
         assert not kernels.fits(x, x.bfloat16())
         assert not kernels.fits(x.double()) and not kernels.fits(x.to("meta"))
+
+
+def gradients(y: Tensor, slopes: Tensor, *inputs: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(y, inputs, slopes))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=kernels.PATHS.__getitem__)
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.sampled_from([1, 7, 128, 300]),
+    width=st.sampled_from([8, 30, 64]),
+    seed=st.integers(0, 99),
+    half=st.booleans(),
+)
+def test_gradients_are_those_of_the_formulas(
+    way: int, tokens: int, width: int, seed: int, half: bool
+) -> None:
+    """As shares of the largest value: 4e-7 in float32, 4.3e-3 (a rounding) in bfloat16."""
+    error = 5e-3 if half else 1e-6
+
+    def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
+        for a, b in zip(found, expected, strict=True):
+            assert (a.double() - b).abs().max() <= error * max(float(b.abs().max()), 1e-3)
+
+    x = noise(tokens, width, seed=seed, size=1.0, half=half).requires_grad_()
+    weight = noise(width, seed=seed + 1, size=1.0, half=half).requires_grad_()
+    slopes = noise(tokens, width, seed=seed + 2, size=1.0, half=half)
+    exact, exact_weight, exact_slopes = (t.detach().double() for t in (x, weight, slopes))
+    exact, exact_weight = exact.requires_grad_(), exact_weight.requires_grad_()
+    expected = F.rms_norm(exact, (width,), eps=1e-5) * exact_weight
+    found = gradients(rms_norm(x, weight, 1e-5, way), slopes, x, weight)
+    assert_close(found, gradients(expected, exact_slopes, exact, exact_weight))
+
+    both = noise(tokens, 2 * width, seed=seed, size=3.0, half=half).requires_grad_()
+    exact = both.detach().double().requires_grad_()
+    gate, up = exact.chunk(2, 1)
+    found = gradients(swiglu(both, way), slopes, both)
+    assert_close(found, gradients(up * F.silu(gate), exact_slopes, exact))
+
+    heads = noise(tokens, 2, 32, seed=seed, size=1.0, half=half).requires_grad_()
+    cos, sin = (noise(tokens, 1, 12, seed=seed + i, size=1.0, half=half) for i in (1, 2))
+    slopes = noise(tokens, 2, 32, seed=seed + 3, size=1.0, half=half)
+    exact = heads.detach().double().requires_grad_()
+    expected = rope.rotate(exact, cos.double(), sin.double())
+    found = gradients(rotate(heads, cos, sin, way), slopes, heads)
+    assert_close(found, gradients(expected, slopes.double(), exact))
