@@ -129,7 +129,6 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
         amounts["tokens"] += len(batch)
         amounts["sequences"] += len(lengths)
         amounts["pairs"] += sum(n * (n + 1) // 2 for n in lengths)
-        amounts["explicit pairs"] += sum(n * n for n in lengths if n <= MAX_EXPLICIT)
         amounts["supervised"] += 0 if batch.supervised is None else len(batch.supervised)
         amounts["crops"] += batch.crop_count
         amounts["picture tokens"] += 0 if batch.image_slots is None else len(batch.image_slots)
@@ -251,28 +250,29 @@ def frozen_bytes(target: StageModel, on: Switches, cpu: bool = False) -> float:
 
 
 LOGIT_BYTES = 4 + 2
-"""Stored per head and pair of query and key by explicit attention, the CPU's for short sequences: probabilities in
-float32 and bf16."""
+"""Stored per head and pair of patches by explicit attention, the CPU's for small crops: probabilities in float32 and
+bf16."""
 
 
 def layer_bytes(
     target: StageModel, part: str, adapter: str | None = None, cpu: bool = False
 ) -> float:
     """Bytes that a layer stores per row (a token, a patch, a feature) for its backward pass under bf16 autocast, for
-    the forward of `polyphi/model`: the residual stream is float32 (4 bytes), inputs and outputs of matrices are bf16
-    (2)."""
+    the forward of `polyphi/model`, on a CPU with our kernels: the residual stream is float32 (4 bytes), inputs and
+    outputs of matrices are bf16 (2)."""
     d, vision, audio = target.config.decoder, target.config.vision, target.config.audio
     if part == "decoder":
         if target.decoder != "backward":
             return 0
         size, inner, heads = d.hidden_size, d.intermediate_size, d.num_attention_heads
         q, kv = heads * d.head_dim, d.num_key_value_heads * d.head_dim
-        total = 2 * 4 * size + 6 * inner  # inputs of the norms; gate, up and silu(gate)
-        # Queries, keys, values and the output; on the CPU keys are repeated per query head.
-        total += 2 * 4 * q if cpu else 2 * (2 * q + 2 * kv) + 4 * heads
-        inputs = 2 * (2 * size + inner) + 2 * q * cpu  # inputs of the matrices
+        # Inputs of the norms; gate and up, elsewhere than in our kernels also silu(gate).
+        total = 2 * 4 * size + (4 if cpu else 6) * inner
+        # Queries, keys, values, the output, and a sum per query and head.
+        total += 2 * (2 * q + 2 * kv) + 4 * heads
+        inputs = 2 * (2 * size + inner)  # inputs of the matrices
         if target.trains("decoder.norm"):
-            total += 2 * 4 * size + inputs  # and the normalized stream
+            total += 2 * 4 * size * (not cpu) + inputs  # and, but for our kernels, the normalized stream
         elif adapter is not None and target.trains(
             f"decoder.layers.0.mlp.down_proj.lora.{adapter}"
         ):
@@ -288,9 +288,7 @@ def layer_bytes(
         stored = LOGIT_BYTES * vision.num_attention_heads * patches * explicit
         return 24 * vision.hidden_size + 4 * vision.intermediate_size + stored
     assert audio is not None
-    # The attention bias is trainable, so the CPU stores the attention logits; here of a clip of 15 s.
-    logits = 3 * audio.num_attention_heads * 188 * cpu
-    return 72 * audio.hidden_size + 16 * audio.intermediate_size + logits
+    return 72 * audio.hidden_size + 16 * audio.intermediate_size
 
 
 def key_bytes(target: StageModel) -> int:
@@ -354,9 +352,6 @@ def memory(
             count * between + row_bytes if recompute else count * row_bytes
         )
 
-    if cpu and target.decoder == "backward":
-        stored = LOGIT_BYTES * d.num_attention_heads * amounts["explicit pairs"]
-        parts["activations"] += stored * (1 if recompute else d.num_hidden_layers)
     others = (on.context_parallel - 1) * amounts["tokens"] * key_bytes(target)
     parts["activations"] += others * (1 if recompute else d.num_hidden_layers)
 

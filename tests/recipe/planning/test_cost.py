@@ -21,7 +21,6 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost, sizes
 from polyphi.planning.dry_run import reference_of
 from polyphi.planning.example_rows import ROWS, example_rows
-from polyphi.prepared.prepare import prepare
 from polyphi.quantization import quantize
 from polyphi.train.stage import Budget
 from polyphi_recipe import stages
@@ -41,7 +40,7 @@ def test_flops_are_torchs(name: str) -> None:
     target = replace(stage_model(name, sizes.MICRO), budget=Budget(2, 512, 200))
     corpus = next(c for c in target.stage.data.weights if c != "speech_summary")
     batch = pack(example_rows(target, corpus) * 3)
-    model = prepare(PhiModel(target.config)).train()
+    model = PhiModel(target.config).train()
     model.initialise(0)
     for key, p in model.named_parameters():
         p.requires_grad_(key in target.trainable)
