@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from polyphi.kernels.native import count, function, number, pointer, pool, real
+from polyphi.kernels.native import count, fake, function, number, pointer, pool, real
 
 
 @cache
@@ -58,7 +58,9 @@ def rotate(
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
-    x, y = x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    x, y = x.contiguous(), x.new_empty(x.shape)
+    if fake(x):
+        return y
     run = _function("polyphi_norm", pointer, pointer, pointer, count, count, real)
     sizes = (x.numel() // x.shape[-1], x.shape[-1], eps)
     run(isa, *_arguments(x, weight, y), *sizes, pool(), torch.get_num_threads())
@@ -67,7 +69,9 @@ def _normed(x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
 
 def _gated(x: Tensor, isa: int) -> Tensor:
     (tokens, both), x = x.shape, x.contiguous()
-    y = torch.empty(tokens, both // 2, dtype=x.dtype)
+    y = x.new_empty(tokens, both // 2)
+    if fake(x):
+        return y
     run = _function("polyphi_gate", pointer, pointer, count, count)
     run(isa, *_arguments(x, y), tokens, both // 2, pool(), torch.get_num_threads())
     return y
@@ -77,7 +81,9 @@ def _turned(heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
     if heads.stride()[1:] != (heads.shape[2], 1):
         heads = heads.contiguous()
     cos, sin = cos.contiguous(), sin.contiguous()
-    y = torch.empty(heads.shape, dtype=heads.dtype)
+    y = heads.new_empty(heads.shape)
+    if fake(heads):
+        return y
     run = _function(
         "polyphi_turn", pointer, count, pointer, pointer, pointer, count, number, number, number
     )
@@ -99,10 +105,12 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), dy = ctx.saved_tensors, dy.contiguous()
         tokens, d = x.numel() // x.shape[-1], x.shape[-1]
-        dx, of_weight = torch.empty_like(x), torch.zeros(-(-tokens // NORMS), d)
-        run = _function("polyphi_norm_back", *[pointer] * 5, count, count, real)
-        addresses = (*_arguments(x, weight, dy, dx), of_weight.data_ptr())
-        run(ctx.isa, *addresses, tokens, d, ctx.eps, pool(), torch.get_num_threads())
+        dx, pieces = torch.empty_like(x), -(-tokens // NORMS)
+        of_weight = x.new_zeros(pieces, d, dtype=torch.float32)
+        if not fake(x):
+            run = _function("polyphi_norm_back", *[pointer] * 5, count, count, real)
+            addresses = (*_arguments(x, weight, dy, dx), of_weight.data_ptr())
+            run(ctx.isa, *addresses, tokens, d, ctx.eps, pool(), torch.get_num_threads())
         return dx, of_weight.sum(0).to(weight.dtype), None, None
 
 
@@ -118,8 +126,9 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (x,), dy = ctx.saved_tensors, dy.contiguous()
         dx = torch.empty_like(x)
-        run = _function("polyphi_gate_back", pointer, pointer, pointer, count, count)
-        run(ctx.isa, *_arguments(x, dy, dx), *dy.shape, pool(), torch.get_num_threads())
+        if not fake(x):
+            run = _function("polyphi_gate_back", pointer, pointer, pointer, count, count)
+            run(ctx.isa, *_arguments(x, dy, dx), *dy.shape, pool(), torch.get_num_threads())
         return dx, None
 
 

@@ -93,20 +93,26 @@ def _here() -> bool:
     return missing() is None
 
 
+def fake(x: torch.Tensor) -> bool:
+    """Whether a tensor has no values: that of a dry run (planning/dry_run.py), for which only results are made."""
+    return type(x).__name__ == "FakeTensor"  # importing the type takes longer than some commands
+
+
 def plain(*tensors: torch.Tensor) -> bool:
-    """Whether kernels take these tensors: plain ones of one dtype, float32 or bfloat16, on a CPU with kernels."""
+    """Whether kernels with a backward pass take these tensors: plain or `fake` ones of one dtype, float32 or bfloat16,
+    on a CPU with kernels."""
     dtype = tensors[0].dtype
     return (
         dtype in (torch.float32, torch.bfloat16)
-        and all(t.is_cpu and t.dtype == dtype and type(t) in PLAIN for t in tensors)
+        and all(t.is_cpu and t.dtype == dtype and (type(t) in PLAIN or fake(t)) for t in tensors)
         and _here()
     )
 
 
 def fits(*tensors: torch.Tensor) -> bool:
-    """Whether kernels without a backward pass can replace torch's operators for these tensors: they are `plain`, and
-    no gradients are computed."""
-    return not torch.is_grad_enabled() and plain(*tensors)
+    """Whether kernels without a backward pass can replace torch's operators for these tensors: they are `plain` and
+    have values, and no gradients are computed."""
+    return not torch.is_grad_enabled() and plain(*tensors) and not any(map(fake, tensors))
 
 
 def path() -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from polyphi.kernels.native import count, function, number, pointer, pool
+from polyphi.kernels.native import count, fake, function, number, pointer, pool
 
 _INPUTS = (number, number, pointer, pointer, pointer, pointer, pointer, pointer)
 _SIZES = (count, count, count, count, count, number, pointer, pointer)
@@ -61,24 +61,26 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         q, k, v = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (q, k, v))
         bias = None if distances is None else distances.detach().float().contiguous()
-        sums, y = q.new_empty(q.shape[:2], dtype=torch.float32), torch.empty_like(q.contiguous())
+        sums, y = q.new_empty(q.shape[:2], dtype=torch.float32), q.new_empty(q.shape)
         ctx.save_for_backward(q, k, v, bias, sums)
         ctx.call = (lengths, causal, isa)
-        arguments, _held = _arguments(q, k, v, bias, sums, *ctx.call)
-        _functions()[0](*arguments, y.data_ptr(), pool(), torch.get_num_threads())
+        if not fake(q):
+            arguments, _held = _arguments(q, k, v, bias, sums, *ctx.call)
+            _functions()[0](*arguments, y.data_ptr(), pool(), torch.get_num_threads())
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, sums = ctx.saved_tensors
-        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+        dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
         by_sequence = None if bias is None else bias.new_zeros(len(ctx.call[0]), *bias.shape)
-        arguments, _held = _arguments(q, k, v, bias, sums, *ctx.call)
         dy = dy.contiguous()
-        outputs = [t.data_ptr() for t in (dy, dq, dk, dv)]
-        to = None if by_sequence is None else by_sequence.data_ptr()
-        _functions()[1](*arguments, *outputs, to, pool(), torch.get_num_threads())
+        if not fake(q):
+            arguments, _held = _arguments(q, k, v, bias, sums, *ctx.call)
+            outputs = [t.data_ptr() for t in (dy, dq, dk, dv)]
+            to = None if by_sequence is None else by_sequence.data_ptr()
+            _functions()[1](*arguments, *outputs, to, pool(), torch.get_num_threads())
         return dq, dk, dv, None if by_sequence is None else by_sequence.sum(0), None, None, None
 
 

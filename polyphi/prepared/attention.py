@@ -36,7 +36,8 @@ def packed_attention(
     """`model.attention.packed_attention`, on CUDA in one kernel where torch has it, on a CPU in ours."""
     lengths = [end - start for start, end in pairwise(cu_seqlens)]
     if kernels.plain(q, k, v):
-        return training_attention.attention(q, k, v, lengths, causal=True)
+        # A copy of the values, so that the projection's output, of which they are a part, needn't be stored.
+        return training_attention.attention(q, k, v.contiguous(), lengths, causal=True)
     if not varlen_supported(q):
         return attention.packed_attention(q, k, v, cu_seqlens)
     starts = cumulative_lengths(lengths, q.device)
