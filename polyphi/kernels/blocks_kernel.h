@@ -59,7 +59,7 @@ void norm_row_back(const Kind* x, const Kind* weight, const Kind* dy, Kind* dx, 
     for (i = 0; i + LANES <= d; i += LANES) {
         const Vec of = load(x + i), slope = load(dy + i);
         store(dx + i, (load(weight + i) * slope - of * share) * inverse);
-        store(of_weight + i, load(of_weight + i) + slope * kept(x, of * inverse));
+        store(of_weight + i, load(of_weight + i) + slope * of * inverse);
     }
     for (; i < d; i++) {
         put(dx + i, (one(weight[i]) * one(dy[i]) - one(x[i]) * share) * inverse);
