@@ -201,7 +201,7 @@ NANO = Size(
         "vision_1_align": Budget(120, 1024, 512, lr_factor=5.0, muon_lr_factor=40.0),
         "vision_2_joint": Budget(120, 1024, 512, lr_factor=5.0, muon_lr_factor=30.0),
         "vision_3_generative": Budget(1200, 1024, 512, lr_factor=16.0, muon_lr_factor=150.0),
-        "vision_4_multiframe": Budget(400, 1024, 1024, lr_factor=14.0, muon_lr_factor=120.0),
+        "vision_4_multiframe": Budget(500, 1024, 1024, lr_factor=18.0, muon_lr_factor=150.0),
         "speech_0_aed": Budget(3000, 600, 512, lr_factor=2.0, muon_lr_factor=10.0),
         "speech_1_pretrain": Budget(250, 1024, 512, lr_factor=10.0, muon_lr_factor=50.0),
         "speech_2_post": Budget(1100, 1024, 1024, lr_factor=15.0, muon_lr_factor=30.0),

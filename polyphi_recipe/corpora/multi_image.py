@@ -213,11 +213,11 @@ def summary(scene: Scene) -> SceneSample:
 
 
 MAKERS = {
-    "which_picture": (16, which_picture),
-    "same": (12, same),
-    "motion": (24, motion),
+    "which_picture": (10, which_picture),
+    "same": (8, same),
+    "motion": (32, motion),
     "frames": (14, frames),
-    "video_event": (26, event),
+    "video_event": (28, event),
     "video_summary": (8, summary),
 }
 """Task -> (share of the training set, maker)."""
