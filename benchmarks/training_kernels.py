@@ -95,9 +95,9 @@ def main() -> None:
         for name, ours, theirs in works(dtype):
             times: dict[Side, list[float]] = {ours: [], theirs: []}
             for _ in range(arguments.repeats + 1):
-                for side, taken in times.items():
-                    taken.append(seconds(side))
-            a, b = (1000 * statistics.median(taken[1:]) for taken in times.values())
+                for side, every in times.items():
+                    every.append(seconds(side))
+            a, b = (1000 * statistics.median(every[1:]) for every in times.values())
             table.add_row(name, str(dtype)[6:], f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}")
     Console().print(table)
 

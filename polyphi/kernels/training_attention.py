@@ -65,7 +65,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, bias, sums)
         ctx.call = (lengths, causal, isa)
         if not fake(q):
-            arguments, _held = _arguments(q, k, v, bias, sums, *ctx.call)
+            arguments, _alive = _arguments(q, k, v, bias, sums, *ctx.call)
             _functions()[0](*arguments, y.data_ptr(), pool(), torch.get_num_threads())
         return y
 
@@ -77,7 +77,7 @@ class _Attention(torch.autograd.Function):
         by_sequence = None if bias is None else bias.new_zeros(len(ctx.call[0]), *bias.shape)
         dy = dy.contiguous()
         if not fake(q):
-            arguments, _held = _arguments(q, k, v, bias, sums, *ctx.call)
+            arguments, _alive = _arguments(q, k, v, bias, sums, *ctx.call)
             outputs = [t.data_ptr() for t in (dy, dq, dk, dv)]
             to = None if by_sequence is None else by_sequence.data_ptr()
             _functions()[1](*arguments, *outputs, to, pool(), torch.get_num_threads())

@@ -45,7 +45,7 @@ TURNS = 5
 
 
 @dataclass(frozen=True)
-class Shown:
+class View:
     """An image of a thing, and its source."""
 
     image: Image.Image
@@ -53,27 +53,27 @@ class Shown:
     source: str = "polyphi"
 
 
-def _shape(scene: Scene, shape: str, colour: str) -> Shown:
+def _shape(scene: Scene, shape: str, colour: str) -> View:
     image, side = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour])), scene.rng.randint(48, 90)
     corner = scene.corner(image.size, (side, side))
     scene.shape(image, shape, colour, corner, side)
-    return Shown(image, Thing.shape(shape, colour))
+    return View(image, Thing.shape(shape, colour))
 
 
-def _digit(scene: Scene, value: int) -> Shown:
+def _digit(scene: Scene, value: int) -> View:
     paper, side = scene.paper(), scene.rng.randint(76, 104)
     image = sheet((SIDE, SIDE), paper)
     corner = scene.corner(image.size, (side, side))
     images.stamp_digits(image, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
-    return Shown(image, Thing.digit(value), SCANS)
+    return View(image, Thing.digit(value), SCANS)
 
 
-def _stamp(scene: Scene, category: str) -> Shown:
+def _stamp(scene: Scene, category: str) -> View:
     image = draw_stamp(scene, scene.stamp(category), (SIDE, SIDE))
-    return Shown(image, Thing.noun(category), STAMPS)
+    return View(image, Thing.noun(category), STAMPS)
 
 
-def _one_each(scene: Scene, count: int) -> tuple[str, list[Shown]]:
+def _one_each(scene: Scene, count: int) -> tuple[str, list[View]]:
     """Return `count` images of things that are called differently, and the kind of their names."""
     kinds = ("shape", "colour", "digit", "digit", "thing")
     kind = scene.rng.choice(kinds if scene.album else kinds[:3])
@@ -92,12 +92,12 @@ def _one_each(scene: Scene, count: int) -> tuple[str, list[Shown]]:
 
 
 def _question(
-    scene: Scene, shown: Sequence[Shown], question: str, answer: object, **meta: object
+    scene: Scene, views: Sequence[View], question: str, answer: object, **meta: object
 ) -> SceneSample:
     """Return a question about several images; in training, others about them follow."""
-    source = strictest_source([s.source for s in shown])
-    first_turn = image_question([s.image for s in shown], question, answer, source, **meta)
-    things = [s.thing for s in shown]
+    source = strictest_source([s.source for s in views])
+    first_turn = image_question([s.image for s in views], question, answer, source, **meta)
+    things = [s.thing for s in views]
     turns = [("Describe the pictures.", numbered(things, "Picture")), *questions(things, "picture")]
     turns = [turn for turn in turns if turn[0] != question]
     return with_more_turns(scene, first_turn, turns, TURNS)
@@ -107,9 +107,9 @@ def which_picture(scene: Scene) -> SceneSample:
     """Return a question which of three images (in training also two) shows a thing."""
     answer = scene.answer((1, 2, 3))
     count = 2 if scene.split == "train" and answer < 3 and scene.rng.random() < 1 / 3 else 3
-    kind, shown = _one_each(scene, count)
-    thing = called(kind, shown[answer - 1].thing.names[kind])
-    return _question(scene, shown, f"Which picture shows {thing}?", answer, count=count)
+    kind, views = _one_each(scene, count)
+    thing = called(kind, views[answer - 1].thing.names[kind])
+    return _question(scene, views, f"Which picture shows {thing}?", answer, count=count)
 
 
 def same(scene: Scene) -> SceneSample:
@@ -118,12 +118,12 @@ def same(scene: Scene) -> SceneSample:
     form = scene.answer(("shape", "colour", "digit"), every=2)
     if form == "digit":
         first, other = scene.rng.sample(range(10), 2)
-        shown = [_digit(scene, first), _digit(scene, first if answer == "yes" else other)]
+        views = [_digit(scene, first), _digit(scene, first if answer == "yes" else other)]
     else:
         part, pair = 0 if form == "shape" else 1, scene.pair()
         pairs = [p for p in PAIRS if (p[part] == pair[part]) == (answer == "yes")]
-        shown = [_shape(scene, *pair), _shape(scene, *scene.rng.choice(pairs))]
-    return _question(scene, shown, f"Is it the same {form}?", answer, form=form)
+        views = [_shape(scene, *pair), _shape(scene, *scene.rng.choice(pairs))]
+    return _question(scene, views, f"Is it the same {form}?", answer, form=form)
 
 
 def motion(scene: Scene) -> SceneSample:
@@ -165,11 +165,11 @@ def frames(scene: Scene) -> SceneSample:
     answer = scene.answer((1, 2, 3))
     shape, _ = scene.pair()
     has_shape = scene.rng.sample([True] * answer + [False] * (3 - answer), 3)
-    shown = [
+    views = [
         _shape(scene, *scene.rng.choice([p for p in PAIRS if (p[0] == shape) == present]))
         for present in has_shape
     ]
-    return _question(scene, shown, f"How many pictures show a {shape}?", answer)
+    return _question(scene, views, f"How many pictures show a {shape}?", answer)
 
 
 def _cartoon(scene: Scene, events: list[str], first: bool) -> cartoons.Cartoon:

@@ -128,8 +128,8 @@ def test_gradients_are_those_of_the_formulas(
     """As shares of the largest value: 4e-7 in float32, 4.3e-3 (a rounding) in bfloat16."""
     error = 5e-3 if half else 1e-6
 
-    def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
-        for a, b in zip(found, expected, strict=True):
+    def assert_close(ours: list[Tensor], expected: list[Tensor]) -> None:
+        for a, b in zip(ours, expected, strict=True):
             assert (a.double() - b).abs().max() <= error * max(float(b.abs().max()), 1e-3)
 
     x = noise(tokens, width, seed=seed, size=1.0, half=half).requires_grad_()
@@ -138,19 +138,19 @@ def test_gradients_are_those_of_the_formulas(
     exact, exact_weight, exact_slopes = (t.detach().double() for t in (x, weight, slopes))
     exact, exact_weight = exact.requires_grad_(), exact_weight.requires_grad_()
     expected = F.rms_norm(exact, (width,), eps=1e-5) * exact_weight
-    found = gradients(rms_norm(x, weight, 1e-5, way), slopes, x, weight)
-    assert_close(found, gradients(expected, exact_slopes, exact, exact_weight))
+    ours = gradients(rms_norm(x, weight, 1e-5, way), slopes, x, weight)
+    assert_close(ours, gradients(expected, exact_slopes, exact, exact_weight))
 
     both = noise(tokens, 2 * width, seed=seed, size=3.0, half=half).requires_grad_()
     exact = both.detach().double().requires_grad_()
     gate, up = exact.chunk(2, 1)
-    found = gradients(swiglu(both, way), slopes, both)
-    assert_close(found, gradients(up * F.silu(gate), exact_slopes, exact))
+    ours = gradients(swiglu(both, way), slopes, both)
+    assert_close(ours, gradients(up * F.silu(gate), exact_slopes, exact))
 
     heads = noise(tokens, 2, 32, seed=seed, size=1.0, half=half).requires_grad_()
     cos, sin = (noise(tokens, 1, 12, seed=seed + i, size=1.0, half=half) for i in (1, 2))
     slopes = noise(tokens, 2, 32, seed=seed + 3, size=1.0, half=half)
     exact = heads.detach().double().requires_grad_()
     expected = rope.rotate(exact, cos.double(), sin.double())
-    found = gradients(rotate(heads, cos, sin, way), slopes, heads)
-    assert_close(found, gradients(expected, slopes.double(), exact))
+    ours = gradients(rotate(heads, cos, sin, way), slopes, heads)
+    assert_close(ours, gradients(expected, slopes.double(), exact))

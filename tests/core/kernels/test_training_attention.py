@@ -103,16 +103,16 @@ def test_a_sequence_depends_on_no_other_one() -> None:
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    found, threads = [], torch.get_num_threads()
+    results, threads = [], torch.get_num_threads()
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         parts = [noise(120, 4, 36, dtype=torch.bfloat16, seed=s) for s in range(3)]
         distances = noise(4, 119, dtype=torch.float32, seed=5)
         attention(*parts, [60, 20, 40], distances=distances).float().square().sum().backward()
-        found.append([x.grad for x in (*parts, distances)])
+        results.append([x.grad for x in (*parts, distances)])
     torch.set_num_threads(threads)
-    for grads in found[1:]:
-        assert all(a.equal(b) for a, b in zip(grads, found[0], strict=True))
+    for grads in results[1:]:
+        assert all(a.equal(b) for a, b in zip(grads, results[0], strict=True))
 
 
 @every_path

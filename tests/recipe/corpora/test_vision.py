@@ -216,30 +216,32 @@ def test_pictures_say_what_they_show(module: Any, no_stamps: None, tmp_path: Pat
 def test_every_turn_about_several_pictures_fits_what_they_show(
     no_stamps: None, tmp_path: Path
 ) -> None:
-    checked = Counter[str]()
+    kinds = Counter[str]()
     for sample in build_splits(multi_image.corpus, tmp_path, 300, 0)["train"]:
         things = [picture[0][0].split() for picture in sample.meta["named"]]
         for question, answer in zip(sample.messages[::2], sample.messages[1::2], strict=True):
-            asked = question.text
-            checked[asked.split(" show")[0]] += 1
-            if found := re.search(r"Which picture shows (?:an?|something) (\w+)", asked):
-                shows = [found[1] in thing for thing in things]
+            words = question.text
+            kinds[words.split(" show")[0]] += 1
+            if match := re.search(r"Which picture shows (?:an?|something) (\w+)", words):
+                shows = [match[1] in thing for thing in things]
                 assert shows.count(True) == 1 and shows[int(answer.text) - 1]
-            elif found := re.search(r"How many pictures show an? (\w+)", asked):
-                assert sum(found[1] in thing for thing in things) == int(answer.text)
-            elif found := re.search(r"What does the (\w+) picture show", asked):
-                at = described_scenes.ORDINALS.index(found[1])
+            elif match := re.search(r"How many pictures show an? (\w+)", words):
+                assert sum(match[1] in thing for thing in things) == int(answer.text)
+            elif match := re.search(r"What does the (\w+) picture show", words):
+                at = described_scenes.ORDINALS.index(match[1])
                 assert set(things[at]) <= set(answer.text.split())
-            elif asked == "Describe the pictures.":
-                said = re.findall(r"Picture (\d): (.*?)\.", answer.text)
-                assert [int(number) for number, _ in said] == list(range(1, len(things) + 1))
-                pairs = zip(said, things, strict=True)
+            elif words == "Describe the pictures.":
+                captions_by_number = re.findall(r"Picture (\d): (.*?)\.", answer.text)
+                assert [int(number) for number, _ in captions_by_number] == list(
+                    range(1, len(things) + 1)
+                )
+                pairs = zip(captions_by_number, things, strict=True)
                 assert all(set(thing) <= set(caption.split()) for (_, caption), thing in pairs)
-            elif asked.startswith("Is it the same"):
-                kind = {"shape": SHAPES, "colour": COLOURS}.get(asked[15:-1], set("0123456789"))
+            elif words.startswith("Is it the same"):
+                kind = {"shape": SHAPES, "colour": COLOURS}.get(words[15:-1], set("0123456789"))
                 first, second = (set(thing) & set(kind) for thing in things)
                 assert (first == second) == (answer.text == "yes")
-    assert {"Which picture", "How many pictures", "Describe the pictures."} <= set(checked)
+    assert {"Which picture", "How many pictures", "Describe the pictures."} <= set(kinds)
 
 
 def test_every_turn_about_a_chart_fits_its_bars(no_stamps: None, tmp_path: Path) -> None:
@@ -294,7 +296,8 @@ def test_what_the_picture_names_decides_whether_to_refuse(no_stamps: None, tmp_p
     assert 100 <= len(requests["train"]) <= 250 and len(requests["test"]) == 24
     assert sum(x.meta["refuse"] for x in requests["test"]) == 12
     for x in requests["train"] + requests["test"]:
-        assert refuses(x.answer) == x.meta["refuse"], x.answer
+        answer = x.messages[1].text
+        assert refuses(answer) == x.meta["refuse"], answer
         assert len(media(x.messages, Picture)) == 1
     questions = {
         harmful: {r.question for r, _ in safety.pictured("train", "en", harmful)}
