@@ -12,8 +12,6 @@ namespace {
 
 constexpr int64_t NUMBERS = 1 << 15;  // fewest numbers of a piece of work: smaller ones are not worth a thread
 
-constexpr int64_t NORMS = 128;          // tokens whose gradients of a norm's weight are summed in turn
-
 // Runs row(t) for all tokens, of `width` numbers each.
 template <typename Row>
 void rows(const Row& row, int64_t tokens, int64_t width, Parallel parallel, int threads) {
@@ -42,31 +40,31 @@ void gate(int isa, const void* x, void* y, int64_t tokens, int64_t d, Parallel p
     rows(one, tokens, 2 * d, parallel, threads);
 }
 
-// `of_weight` [pieces of `NORMS` tokens, d] begins with zeros: a sum in an order that depends on no number of threads.
+// `of_weight` [pieces of `piece` tokens, d] begins with zeros: a sum in an order that depends on no number of threads.
 template <class Kind>
-void norm_back(int isa, const void* x, const void* weight, const void* dy, void* dx, float* of_weight, int64_t tokens,
-               int64_t d, float eps, Parallel parallel, int threads) {
-    const auto row = CHOSEN(isa, norm_row_back<Kind>);
+void norm_backward(int isa, const void* x, const void* weight, const void* dy, void* dx, float* of_weight,
+                   int64_t piece, int64_t tokens, int64_t d, float eps, Parallel parallel, int threads) {
+    const auto row = CHOSEN(isa, norm_row_backward<Kind>);
     const auto *from = static_cast<const Kind*>(x), *by = static_cast<const Kind*>(weight);
-    const auto* slopes = static_cast<const Kind*>(dy);
+    const auto* gradients = static_cast<const Kind*>(dy);
     auto* to = static_cast<Kind*>(dx);
     const auto some = [&](int64_t begin, int64_t end) {
-        for (int64_t piece = begin; piece < end; piece++)
-            for (int64_t t = piece * NORMS; t < std::min(tokens, (piece + 1) * NORMS); t++)
-                row(from + t * d, by, slopes + t * d, to + t * d, of_weight + piece * d, d, eps);
+        for (int64_t i = begin; i < end; i++)
+            for (int64_t t = i * piece; t < std::min(tokens, (i + 1) * piece); t++)
+                row(from + t * d, by, gradients + t * d, to + t * d, of_weight + i * d, d, eps);
     };
-    spread(some, up(tokens, NORMS), 1, parallel, threads);
+    spread(some, up(tokens, piece), 1, parallel, threads);
 }
 
 template <class Kind>
-void gate_back(int isa, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d, Parallel parallel,
-               int threads) {
-    const auto row = CHOSEN(isa, gate_row_back<Kind>);
-    const auto *from = static_cast<const Kind*>(x), *slopes = static_cast<const Kind*>(dy);
+void gate_backward(int isa, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d, Parallel parallel,
+                   int threads) {
+    const auto row = CHOSEN(isa, gate_row_backward<Kind>);
+    const auto *from = static_cast<const Kind*>(x), *gradients = static_cast<const Kind*>(dy);
     auto* to = static_cast<Kind*>(dx);
     const auto one = [&](int64_t t) {
         const int64_t gate = 2 * t * d, up = gate + d;
-        row(from + gate, from + up, slopes + t * d, to + gate, to + up, d);
+        row(from + gate, from + up, gradients + t * d, to + gate, to + up, d);
     };
     rows(one, tokens, 2 * d, parallel, threads);
 }
@@ -104,16 +102,18 @@ void polyphi_gate(int isa, int bf16, const void* x, void* y, int64_t tokens, int
     run(isa < 0 ? best() : isa, x, y, tokens, d, parallel, threads);
 }
 
-// The gradients of both, for that of y. `of_weight` [tokens / 128 rounded up, d], zeros, receives sums over 128 tokens.
-void polyphi_norm_back(int isa, int bf16, const void* x, const void* weight, const void* dy, void* dx, float* of_weight,
-                       int64_t tokens, int64_t d, float eps, Parallel parallel, int threads) {
-    const auto run = bf16 ? norm_back<uint16_t> : norm_back<float>;
-    run(isa < 0 ? best() : isa, x, weight, dy, dx, of_weight, tokens, d, eps, parallel, threads);
+// The gradients of both, for that of y. `of_weight` [tokens / piece rounded up, d], zeros, receives sums over `piece`
+// tokens.
+void polyphi_norm_backward(int isa, int bf16, const void* x, const void* weight, const void* dy, void* dx,
+                           float* of_weight, int64_t piece, int64_t tokens, int64_t d, float eps, Parallel parallel,
+                           int threads) {
+    const auto run = bf16 ? norm_backward<uint16_t> : norm_backward<float>;
+    run(isa < 0 ? best() : isa, x, weight, dy, dx, of_weight, piece, tokens, d, eps, parallel, threads);
 }
 
-void polyphi_gate_back(int isa, int bf16, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d,
-                       Parallel parallel, int threads) {
-    const auto run = bf16 ? gate_back<uint16_t> : gate_back<float>;
+void polyphi_gate_backward(int isa, int bf16, const void* x, const void* dy, void* dx, int64_t tokens, int64_t d,
+                           Parallel parallel, int threads) {
+    const auto run = bf16 ? gate_backward<uint16_t> : gate_backward<float>;
     run(isa < 0 ? best() : isa, x, dy, dx, tokens, d, parallel, threads);
 }
 

@@ -30,7 +30,7 @@ def rms_norm(
 ) -> Float[Tensor, "T D"]:
     """RMS norm: x divided by its root mean square, rounded to its dtype, times the weight."""
     if not torch.is_grad_enabled():
-        return _normed(x, weight, eps, isa)
+        return _norm(x, weight, eps, isa)
     y: Tensor = _Norm.apply(x.contiguous(), weight, eps, isa)
     return y
 
@@ -38,7 +38,7 @@ def rms_norm(
 def swiglu(x: Float[Tensor, "T I2"], isa: int = -1) -> Float[Tensor, "T I"]:
     """up * silu(gate), where x is [gate, up]."""
     if not torch.is_grad_enabled():
-        return _gated(x, isa)
+        return _gate(x, isa)
     y: Tensor = _Gate.apply(x.contiguous(), isa)
     return y
 
@@ -52,12 +52,12 @@ def rotate(
     """Rotary embedding of the first 2 * pairs channels of every head, as by `model.rope.rotate`; no gradients of cos
     and sin."""
     if not torch.is_grad_enabled():
-        return _turned(heads, cos, sin, isa)
+        return _turn(heads, cos, sin, isa)
     y: Tensor = _Turn.apply(heads, cos, sin, isa)
     return y
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
+def _norm(x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
     x, y = x.contiguous(), x.new_empty(x.shape)
     if fake(x):
         return y
@@ -67,7 +67,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
     return y
 
 
-def _gated(x: Tensor, isa: int) -> Tensor:
+def _gate(x: Tensor, isa: int) -> Tensor:
     (tokens, both), x = x.shape, x.contiguous()
     y = x.new_empty(tokens, both // 2)
     if fake(x):
@@ -77,7 +77,7 @@ def _gated(x: Tensor, isa: int) -> Tensor:
     return y
 
 
-def _turned(heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
+def _turn(heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
     if heads.stride()[1:] != (heads.shape[2], 1):
         heads = heads.contiguous()
     cos, sin = cos.contiguous(), sin.contiguous()
@@ -98,7 +98,7 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, isa: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps, ctx.isa = eps, isa
-        return _normed(x, weight, eps, isa)
+        return _norm(x, weight, eps, isa)
 
     @staticmethod
     @once_differentiable
@@ -108,9 +108,9 @@ class _Norm(torch.autograd.Function):
         dx, pieces = torch.empty_like(x), -(-tokens // NORMS)
         of_weight = x.new_zeros(pieces, d, dtype=torch.float32)
         if not fake(x):
-            run = _function("polyphi_norm_back", *[pointer] * 5, count, count, real)
+            run = _function("polyphi_norm_backward", *[pointer] * 5, count, count, count, real)
             addresses = (*_arguments(x, weight, dy, dx), of_weight.data_ptr())
-            run(ctx.isa, *addresses, tokens, d, ctx.eps, pool(), torch.get_num_threads())
+            run(ctx.isa, *addresses, NORMS, tokens, d, ctx.eps, pool(), torch.get_num_threads())
         return dx, of_weight.sum(0).to(weight.dtype), None, None
 
 
@@ -119,7 +119,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, isa: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.isa = isa
-        return _gated(x, isa)
+        return _gate(x, isa)
 
     @staticmethod
     @once_differentiable
@@ -127,7 +127,7 @@ class _Gate(torch.autograd.Function):
         (x,), dy = ctx.saved_tensors, dy.contiguous()
         dx = torch.empty_like(x)
         if not fake(x):
-            run = _function("polyphi_gate_back", pointer, pointer, pointer, count, count)
+            run = _function("polyphi_gate_backward", pointer, pointer, pointer, count, count)
             run(ctx.isa, *_arguments(x, dy, dx), *dy.shape, pool(), torch.get_num_threads())
         return dx, None
 
@@ -137,13 +137,13 @@ class _Turn(torch.autograd.Function):
     def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, isa: int) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.isa = isa
-        return _turned(heads, cos, sin, isa)
+        return _turn(heads, cos, sin, isa)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(dy, cos, -sin, ctx.isa), None, None, None
+        return _turn(dy, cos, -sin, ctx.isa), None, None, None
 
 
 def _arguments(*tensors: Tensor) -> tuple[int, ...]:

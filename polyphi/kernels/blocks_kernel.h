@@ -42,7 +42,8 @@ void turn_row(const Kind* x, const Kind* cos, const Kind* sin, Kind* y, int head
 
 // The gradient of a row of the norm: dx, and the weight's, which is added to `of_weight`.
 template <class Kind>
-void norm_row_back(const Kind* x, const Kind* weight, const Kind* dy, Kind* dx, float* of_weight, int64_t d, float eps) {
+void norm_row_backward(const Kind* x, const Kind* weight, const Kind* dy, Kind* dx, float* of_weight, int64_t d,
+                       float eps) {
     Vec squares = all(0), along = all(0);
     int64_t i = 0;
     for (; i + LANES <= d; i += LANES) {
@@ -57,9 +58,9 @@ void norm_row_back(const Kind* x, const Kind* weight, const Kind* dy, Kind* dx, 
     const float inverse = 1.0f / std::sqrt(square / float(d) + eps);
     const float share = product * inverse * inverse / float(d);
     for (i = 0; i + LANES <= d; i += LANES) {
-        const Vec of = load(x + i), slope = load(dy + i);
-        store(dx + i, (load(weight + i) * slope - of * share) * inverse);
-        store(of_weight + i, load(of_weight + i) + slope * of * inverse);
+        const Vec of = load(x + i), gradient = load(dy + i);
+        store(dx + i, (load(weight + i) * gradient - of * share) * inverse);
+        store(of_weight + i, load(of_weight + i) + gradient * of * inverse);
     }
     for (; i < d; i++) {
         put(dx + i, (one(weight[i]) * one(dy[i]) - one(x[i]) * share) * inverse);
@@ -68,8 +69,8 @@ void norm_row_back(const Kind* x, const Kind* weight, const Kind* dy, Kind* dx, 
 }
 
 template <class Kind>
-void gate_row_back(const Kind* gate, const Kind* up, const Kind* dy, Kind* of_gate, Kind* of_up, int64_t d) {
-    const auto slopes = [](Vec gate, Vec up, Vec dy, Vec& of_gate, Vec& of_up) {
+void gate_row_backward(const Kind* gate, const Kind* up, const Kind* dy, Kind* of_gate, Kind* of_up, int64_t d) {
+    const auto gradients = [](Vec gate, Vec up, Vec dy, Vec& of_gate, Vec& of_up) {
         const Vec sigmoid = all(1.0f) / (exponential(-gate) + 1.0f);
         of_up = dy * gate * sigmoid;
         of_gate = dy * up * sigmoid * (gate * (all(1.0f) - sigmoid) + 1.0f);
@@ -77,12 +78,12 @@ void gate_row_back(const Kind* gate, const Kind* up, const Kind* dy, Kind* of_ga
     Vec a, b;
     int64_t i = 0;
     for (; i + LANES <= d; i += LANES) {
-        slopes(load(gate + i), load(up + i), load(dy + i), a, b);
+        gradients(load(gate + i), load(up + i), load(dy + i), a, b);
         store(of_gate + i, a);
         store(of_up + i, b);
     }
     for (; i < d; i++) {
-        slopes(all(one(gate[i])), all(one(up[i])), all(one(dy[i])), a, b);
+        gradients(all(one(gate[i])), all(one(up[i])), all(one(dy[i])), a, b);
         put(of_gate + i, a[0]);
         put(of_up + i, b[0]);
     }

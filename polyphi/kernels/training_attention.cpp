@@ -19,7 +19,8 @@ struct Rows {
 // Sequence s has the `counts[s]` rows from `starts[s]` on; key-value head j serves heads / kv_heads query heads.
 // `distances` [heads, 2 longest - 1], if not null, is added to the logits by key - query. The forward pass writes y and
 // `sums` [rows, heads], the logarithms of the sums of exponentials, from which the backward pass computes the shares
-// again; it writes dq, dk, dv and adds to `of_distances` [sequences, heads, 2 longest - 1]. All but q, k and v are whole.
+// again; it writes dq, dk, dv and adds to `of_distances` [sequences, heads, 2 longest - 1]. Only q, k and v may have
+// strides.
 template <class Kind>
 struct Task {
     Rows<Kind> q, k, v;
@@ -97,11 +98,11 @@ void polyphi_self_attention(int isa, int bf16, const void* q, const void* k, con
     }
 }
 
-void polyphi_self_attention_back(int isa, int bf16, const void* q, const void* k, const void* v, const int64_t* strides,
-                         const int64_t* starts, const int64_t* counts, int64_t sequences, int64_t heads,
-                         int64_t kv_heads, int64_t d, int64_t longest, int causal, const float* distances, float* sums,
-                         const void* dy, void* dq, void* dk, void* dv, float* of_distances, Parallel parallel,
-                         int threads) {
+void polyphi_self_attention_backward(int isa, int bf16, const void* q, const void* k, const void* v,
+                                     const int64_t* strides, const int64_t* starts, const int64_t* counts,
+                                     int64_t sequences, int64_t heads, int64_t kv_heads, int64_t d, int64_t longest,
+                                     int causal, const float* distances, float* sums, const void* dy, void* dq,
+                                     void* dk, void* dv, float* of_distances, Parallel parallel, int threads) {
     const Sizes sizes{sequences, heads, kv_heads, d, longest, causal};
     isa = isa < 0 ? best() : isa;
     if (bf16) {

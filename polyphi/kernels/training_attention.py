@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from polyphi.kernels.native import count, fake, function, number, pointer, pool
+from polyphi.kernels.native import count, fake, function, number, plain, pointer, pool
 
 _INPUTS = (number, number, pointer, pointer, pointer, pointer, pointer, pointer)
 _SIZES = (count, count, count, count, count, number, pointer, pointer)
@@ -24,7 +24,7 @@ _SIZES = (count, count, count, count, count, number, pointer, pointer)
 def _functions() -> tuple[Callable[..., None], Callable[..., None]]:
     forward = function("polyphi_self_attention", *_INPUTS, *_SIZES, pointer, pointer, number)
     backward = function(
-        "polyphi_self_attention_back", *_INPUTS, *_SIZES, *[pointer] * 5, pointer, number
+        "polyphi_self_attention_backward", *_INPUTS, *_SIZES, *[pointer] * 5, pointer, number
     )
     return forward, backward
 
@@ -42,7 +42,9 @@ def attention(
     """Attention of each sequence of `lengths` to itself, logits scaled by 1/sqrt(d): kv head j serves the query heads
     j H/K to (j + 1) H/K - 1. `distances` [H, 2 L - 1] in float32, L at least the longest sequence, are added to the
     logits by key - query + L - 1. Sums are in float32; a sequence's result and gradients depend on no other one. `isa`
-    is for tests: an index in `PATHS`."""
+    is for tests: an index in `PATHS`. Takes `plain` tensors alone."""
+    assert plain(q, k, v) and sum(lengths) == len(q) == len(k) == len(v), (q.dtype, lengths)
+    assert distances is None or distances.shape[1] >= 2 * max(lengths) - 1, distances.shape
     y: Tensor = _Attention.apply(q, k, v, distances, tuple(lengths), causal, isa)
     return y
 

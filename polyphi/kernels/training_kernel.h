@@ -10,11 +10,12 @@ constexpr int64_t WIDTH = VECTORS * LANES;
 
 INLINE int64_t whole(int64_t count) { return (count + WIDTH - 1) / WIDTH * WIDTH; }
 
-// What one key-value head of one sequence of n tokens needs: matrices in rows of d (and w, the width of the logits), as
-// panels of channels or of tokens ("by_token"), and the gradients of its keys and values.
+// What one key-value head of one sequence needs. Matrices are in rows of d, in panels of channels, or of tokens
+// ("by_token"); probabilities and gradients of logits are those of BLOCK queries, so that memory grows with the
+// sequence, not with its square.
 struct Head {
-    Room<float> rows, row_gradients, keys, keys_by_token, values, values_by_token, queries, gradients;
-    Room<float> shares, slopes, key_gradients, value_gradients, result;
+    Room<float> rows, output_rows, keys, keys_by_token, values, values_by_token, queries, output_gradients;
+    Room<float> probabilities, logit_gradients, key_gradients, value_gradients, result;
 };
 
 template <int R, int V>
@@ -116,32 +117,33 @@ void forward(const Task<Kind>& w, int64_t index) {
     as_panel_by_token(rows, n, d, head.keys_by_token.of(width * d));
     as_rows(w.v.at + start * w.v.stride + kv * d, w.v.stride, n, d, rows);
     as_panel(rows, n, d, head.values.of(n * wide));
-    float* shares = head.shares.of(BLOCK * width);
+    float* probabilities = head.probabilities.of(BLOCK * width);
     float* result = head.result.of(BLOCK * wide);
     const float scale = 1.0f / std::sqrt(float(d));
     for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
         as_rows(w.q.at + start * w.q.stride + h * d, w.q.stride, n, d, rows);
         for (int64_t first = 0; first < n; first += BLOCK) {
             const int64_t block = std::min<int64_t>(BLOCK, n - first), reach = w.causal ? first + block : n;
-            multiply(rows + first * d, d, 1, block, d, head.keys_by_token.first, WIDTH * d, reach, shares, width);
+            multiply(rows + first * d, d, 1, block, d, head.keys_by_token.first, WIDTH * d, reach, probabilities,
+                     width);
             for (int64_t r = 0; r < block; r++) {
                 const int64_t query = first + r, count = w.causal ? query + 1 : n, end = whole(reach);
-                float* logits = shares + r * width;
+                float* logits = probabilities + r * width;
                 finish_logits(logits, count, end, scale, biases(w, h, query));
                 Vec high = all(-INFINITY);
                 for (int64_t j = 0; j < end; j += LANES) high = most(load(logits + j), high);
                 const float highest = most(high);
                 Vec total = all(0);
                 for (int64_t j = 0; j < end; j += LANES) {
-                    const Vec share = exponential(load(logits + j) - highest);
-                    store(logits + j, share);
-                    total += share;
+                    const Vec probability = exponential(load(logits + j) - highest);
+                    store(logits + j, probability);
+                    total += probability;
                 }
-                const float all_of_it = sum(total);
-                w.sums[(start + query) * w.heads + h] = highest + std::log(all_of_it);
-                for (int64_t j = 0; j < end; j += LANES) store(logits + j, load(logits + j) * (1.0f / all_of_it));
+                const float all_exponentials = sum(total), inverse = 1.0f / all_exponentials;
+                w.sums[(start + query) * w.heads + h] = highest + std::log(all_exponentials);
+                for (int64_t j = 0; j < end; j += LANES) store(logits + j, load(logits + j) * inverse);
             }
-            multiply(shares, width, 1, block, reach, head.values.first, n * WIDTH, d, result, wide);
+            multiply(probabilities, width, 1, block, reach, head.values.first, n * WIDTH, d, result, wide);
             write(result, wide, block, d, 1.0f, w.y + ((start + first) * w.heads + h) * d, w.heads * d);
         }
     }
@@ -152,60 +154,61 @@ void backward(const Task<Kind>& w, int64_t index) {
     static thread_local Head head;
     const int64_t segment = index / w.kv_heads, kv = index % w.kv_heads, group = w.heads / w.kv_heads, d = w.d;
     const int64_t start = w.starts[segment], n = w.counts[segment], width = whole(n), wide = whole(d);
-    float *rows = head.rows.of(n * d), *row_gradients = head.row_gradients.of(n * d);
+    float *rows = head.rows.of(n * d), *output_rows = head.output_rows.of(n * d);
     as_rows(w.k.at + start * w.k.stride + kv * d, w.k.stride, n, d, rows);
     as_panel(rows, n, d, head.keys.of(n * wide));
     as_panel_by_token(rows, n, d, head.keys_by_token.of(width * d));
     as_rows(w.v.at + start * w.v.stride + kv * d, w.v.stride, n, d, rows);
     as_panel_by_token(rows, n, d, head.values_by_token.of(width * d));
-    float *shares = head.shares.of(n * width), *slopes = head.slopes.of(n * width);
-    float *of_keys = head.key_gradients.of(n * wide), *of_values = head.value_gradients.of(n * wide);
+    float* probabilities = head.probabilities.of(BLOCK * width);
+    float* logit_gradients = head.logit_gradients.of(BLOCK * width);
+    float *key_gradients = head.key_gradients.of(n * wide), *value_gradients = head.value_gradients.of(n * wide);
+    std::memset(key_gradients, 0, size_t(n * wide) * sizeof(float));
+    std::memset(value_gradients, 0, size_t(n * wide) * sizeof(float));
     float* result = head.result.of(BLOCK * wide);
     const float scale = 1.0f / std::sqrt(float(d));
     for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
-        const bool add = h > kv * group;
         as_rows(w.q.at + start * w.q.stride + h * d, w.q.stride, n, d, rows);
-        as_rows(w.dy + (start * w.heads + h) * d, w.heads * d, n, d, row_gradients);
+        as_rows(w.dy + (start * w.heads + h) * d, w.heads * d, n, d, output_rows);
         as_panel(rows, n, d, head.queries.of(n * wide));
-        as_panel(row_gradients, n, d, head.gradients.of(n * wide));
+        as_panel(output_rows, n, d, head.output_gradients.of(n * wide));
         for (int64_t first = 0; first < n; first += BLOCK) {
             const int64_t block = std::min<int64_t>(BLOCK, n - first), reach = w.causal ? first + block : n;
-            float *some_shares = shares + first * width, *some_slopes = slopes + first * width;
-            multiply(rows + first * d, d, 1, block, d, head.keys_by_token.first, WIDTH * d, reach, some_shares, width);
-            multiply(row_gradients + first * d, d, 1, block, d, head.values_by_token.first, WIDTH * d, reach,
-                     some_slopes, width);
+            multiply(rows + first * d, d, 1, block, d, head.keys_by_token.first, WIDTH * d, reach, probabilities,
+                     width);
+            multiply(output_rows + first * d, d, 1, block, d, head.values_by_token.first, WIDTH * d, reach,
+                     logit_gradients, width);
             for (int64_t r = 0; r < block; r++) {
                 const int64_t query = first + r, count = w.causal ? query + 1 : n, end = whole(reach);
-                float *share = some_shares + r * width, *slope = some_slopes + r * width;
-                finish_logits(share, count, end, scale, biases(w, h, query));
-                for (int64_t j = count; j < end; j++) slope[j] = 0.0f;
+                float *probability = probabilities + r * width, *gradient = logit_gradients + r * width;
+                finish_logits(probability, count, end, scale, biases(w, h, query));
+                for (int64_t j = count; j < end; j++) gradient[j] = 0.0f;
                 const float log_sum = w.sums[(start + query) * w.heads + h];
                 Vec total = all(0);
                 for (int64_t j = 0; j < end; j += LANES) {
-                    const Vec part = exponential(load(share + j) - log_sum);
-                    store(share + j, part);
-                    total += part * load(slope + j);
+                    const Vec part = exponential(load(probability + j) - log_sum);
+                    store(probability + j, part);
+                    total += part * load(gradient + j);
                 }
                 const float mean = sum(total);
                 for (int64_t j = 0; j < end; j += LANES)
-                    store(slope + j, load(share + j) * (load(slope + j) - mean));
+                    store(gradient + j, load(probability + j) * (load(gradient + j) - mean));
                 if (w.of_distances) {
                     float* to = w.of_distances + (segment * w.heads + h) * (2 * w.longest - 1) + w.longest - 1 - query;
-                    for (int64_t j = 0; j < count; j++) to[j] += slope[j];
+                    for (int64_t j = 0; j < count; j++) to[j] += gradient[j];
                 }
             }
-            multiply(some_slopes, width, 1, block, reach, head.keys.first, n * WIDTH, d, result, wide);
+            multiply(logit_gradients, width, 1, block, reach, head.keys.first, n * WIDTH, d, result, wide);
             write(result, wide, block, d, scale, w.dq + ((start + first) * w.heads + h) * d, w.heads * d);
-        }
-        for (int64_t first = 0; first < n; first += BLOCK) {
-            const int64_t block = std::min<int64_t>(BLOCK, n - first), from = w.causal ? first : 0;
-            const int64_t at = from * width + first, left = n - from;
-            multiply(shares + at, 1, width, block, left, head.gradients.first + from * WIDTH, n * WIDTH, d,
-                     of_values + first * wide, wide, add);
-            multiply(slopes + at, 1, width, block, left, head.queries.first + from * WIDTH, n * WIDTH, d,
-                     of_keys + first * wide, wide, add);
+            for (int64_t j = 0; j < reach; j += BLOCK) {  // keys in rows, sums over this block of queries
+                const int64_t keys = std::min<int64_t>(BLOCK, reach - j), apart = n * WIDTH, at = first * WIDTH;
+                multiply(probabilities + j, 1, width, keys, block, head.output_gradients.first + at, apart, d,
+                         value_gradients + j * wide, wide, true);
+                multiply(logit_gradients + j, 1, width, keys, block, head.queries.first + at, apart, d,
+                         key_gradients + j * wide, wide, true);
+            }
         }
     }
-    write(of_keys, wide, n, d, scale, w.dk + (start * w.kv_heads + kv) * d, w.kv_heads * d);
-    write(of_values, wide, n, d, 1.0f, w.dv + (start * w.kv_heads + kv) * d, w.kv_heads * d);
+    write(key_gradients, wide, n, d, scale, w.dk + (start * w.kv_heads + kv) * d, w.kv_heads * d);
+    write(value_gradients, wide, n, d, 1.0f, w.dv + (start * w.kv_heads + kv) * d, w.kv_heads * d);
 }

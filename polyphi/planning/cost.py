@@ -272,9 +272,8 @@ def layer_bytes(
         total += 2 * (2 * q + 2 * kv) + 4 * heads
         inputs = 2 * (2 * size + inner)  # inputs of the matrices
         if target.trains("decoder.norm"):
-            total += (
-                2 * 4 * size * (not cpu) + inputs
-            )  # and, but for our kernels, the normalized stream
+            normalized = 0 if cpu else 2 * 4 * size  # our kernels compute it again
+            total += normalized + inputs
         elif adapter is not None and target.trains(
             f"decoder.layers.0.mlp.down_proj.lora.{adapter}"
         ):

@@ -17,7 +17,7 @@ from polyphi_recipe.corpora.image_qa import draw_stamp, with_more_turns
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import cartoons, images, stamps
-from polyphi_recipe.synthetic.described_scenes import Thing, called, numbered, questions
+from polyphi_recipe.synthetic.described_scenes import Thing, list_captions, noun_phrase, questions
 from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
 from polyphi_recipe.synthetic.scenes import (
     Scene,
@@ -38,8 +38,6 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
 OPPOSITES = {"left": "right", "right": "left", "up": "down", "down": "up"}
 FRAMES = 3
 WHAT_HAPPENS = "What happens in the video?"
-
-
 TURNS = 5
 """Further questions about the images of a training sample, at most."""
 
@@ -95,10 +93,13 @@ def _question(
     scene: Scene, views: Sequence[View], question: str, answer: object, **meta: object
 ) -> SceneSample:
     """Return a question about several images; in training, others about them follow."""
-    source = strictest_source([s.source for s in views])
-    first_turn = image_question([s.image for s in views], question, answer, source, **meta)
-    things = [s.thing for s in views]
-    turns = [("Describe the pictures.", numbered(things, "Picture")), *questions(things, "picture")]
+    source = strictest_source([view.source for view in views])
+    first_turn = image_question([view.image for view in views], question, answer, source, **meta)
+    things = [view.thing for view in views]
+    turns = [
+        ("Describe the pictures.", list_captions(things, "Picture")),
+        *questions(things, "picture"),
+    ]
     turns = [turn for turn in turns if turn[0] != question]
     return with_more_turns(scene, first_turn, turns, TURNS)
 
@@ -108,7 +109,7 @@ def which_picture(scene: Scene) -> SceneSample:
     answer = scene.answer((1, 2, 3))
     count = 2 if scene.split == "train" and answer < 3 and scene.rng.random() < 1 / 3 else 3
     kind, views = _one_each(scene, count)
-    thing = called(kind, views[answer - 1].thing.names[kind])
+    thing = noun_phrase(kind, views[answer - 1].thing.names[kind])
     return _question(scene, views, f"Which picture shows {thing}?", answer, count=count)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from polyphi.text.lexicon import COLOUR_RGB
 from polyphi_recipe.synthetic import images
+from polyphi_recipe.synthetic.described_scenes import with_article
 from polyphi_recipe.synthetic.images import SIDE
 from polyphi_recipe.synthetic.scenes import Scene
 
@@ -59,8 +60,8 @@ class Cartoon:
         return [self.frames[len(self.frames) * (2 * i + 1) // (2 * count)] for i in range(count)]
 
     def summary(self) -> str:
-        article = "An" if self.colour[0] in "aeiou" else "A"
-        return f"{article} {self.colour} {self.shape} {', then '.join(self.events)}."
+        text = with_article(f"{self.colour} {self.shape} {', then '.join(self.events)}.")
+        return text[0].upper() + text[1:]
 
 
 def draw(scene: Scene, shape: str, colour: str, events: Sequence[str]) -> Cartoon:

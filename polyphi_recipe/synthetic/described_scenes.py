@@ -186,12 +186,12 @@ class Thing:
         return cls(with_article(noun), {"thing": noun})
 
 
-def called(kind: str, name: str) -> str:
+def noun_phrase(kind: str, name: str) -> str:
     """Return a thing by one of its names: "a star", "something red"."""
     return f"something {name}" if kind == "colour" else with_article(name)
 
 
-def numbered(things: Sequence[Thing], what: str = "Scene") -> str:
+def list_captions(things: Sequence[Thing], what: str = "Scene") -> str:
     """Return the captions of things with their numbers: "Scene 1: a red star. Scene 2: a blue circle."."""
     return " ".join(f"{what} {i}: {thing.caption}." for i, thing in enumerate(things, 1))
 
@@ -207,7 +207,7 @@ def questions(things: Sequence[Thing], what: str = "scene") -> list[tuple[str, s
         if len(names) == 2:
             turns.append((f"Is it the same {kind}?", "yes" if names[0] == names[1] else "no"))
         for name in dict.fromkeys(names):
-            thing, count = called(kind, name), names.count(name)
+            thing, count = noun_phrase(kind, name), names.count(name)
             if count == 1:
                 turns.append((f"Which {what} shows {thing}?", str(names.index(name) + 1)))
             if kind == "shape" and len(names) == 3:
@@ -222,7 +222,7 @@ def scenes(rng: Random, split: str) -> QA:
 
     def valid() -> tuple | None:
         things, question, answer = draw(rng)
-        text = numbered(things)
+        text = list_captions(things)
         return (text, question, answer) if in_split(split, "scenes", text) else None
 
     text, question, answer = first_valid(valid)
@@ -239,7 +239,7 @@ def _which(rng: Random) -> tuple[list[Thing], str, str]:
     else:
         things = [Thing.shape(*both) for both in zip(shapes, colours, strict=True)]
     at = rng.randrange(count)
-    return things, f"Which scene shows {called(kind, things[at].names[kind])}?", str(at + 1)
+    return things, f"Which scene shows {noun_phrase(kind, things[at].names[kind])}?", str(at + 1)
 
 
 def _same(rng: Random) -> tuple[list[Thing], str, str]:

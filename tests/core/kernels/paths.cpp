@@ -24,13 +24,13 @@ void polyphi_norm(int, int, const void*, const void*, void*, int64_t, int64_t, f
 void polyphi_gate(int, int, const void*, void*, int64_t, int64_t, Parallel, int);
 void polyphi_turn(int, int, const void*, int64_t, const void*, const void*, void*, int64_t, int, int, int, Parallel,
                   int);
-void polyphi_norm_back(int, int, const void*, const void*, const void*, void*, float*, int64_t, int64_t, float,
-                       Parallel, int);
-void polyphi_gate_back(int, int, const void*, const void*, void*, int64_t, int64_t, Parallel, int);
+void polyphi_norm_backward(int, int, const void*, const void*, const void*, void*, float*, int64_t, int64_t, int64_t,
+                           float, Parallel, int);
+void polyphi_gate_backward(int, int, const void*, const void*, void*, int64_t, int64_t, Parallel, int);
 void polyphi_self_attention(int, int, const void*, const void*, const void*, const int64_t*, const int64_t*,
                             const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*, float*,
                             void*, Parallel, int);
-void polyphi_self_attention_back(int, int, const void*, const void*, const void*, const int64_t*, const int64_t*,
+void polyphi_self_attention_backward(int, int, const void*, const void*, const void*, const int64_t*, const int64_t*,
                                  const int64_t*, int64_t, int64_t, int64_t, int64_t, int64_t, int, const float*, float*,
                                  const void*, void*, void*, void*, float*, Parallel, int);
 void polyphi_attend(int, int, int, const void*, const void*, const void*, void*, int64_t, int64_t, int64_t, void*,
@@ -188,14 +188,14 @@ void blocks(Kernel& kernel, bool bf16) {
         kernel.compare(bf16, tokens * width, [&](int isa, void* to) {
             polyphi_gate(isa, bf16, x.data(), to, tokens, width, nullptr, THREADS);
         });
-        Numbers slopes = random(bf16, tokens * width);
+        Numbers gradients = random(bf16, tokens * width);
         kernel.compare(bf16, tokens * width, [&](int isa, void* to) {
-            std::vector<float> of_weight(width);
-            polyphi_norm_back(isa, bf16, x.data(), weight.data(), slopes.data(), to, of_weight.data(), tokens, width,
-                              1e-5f, nullptr, THREADS);
+            std::vector<float> of_weight(4 * width);
+            polyphi_norm_backward(isa, bf16, x.data(), weight.data(), gradients.data(), to, of_weight.data(), 8, tokens,
+                                  width, 1e-5f, nullptr, THREADS);
         });
         kernel.compare(bf16, tokens * 2 * width, [&](int isa, void* to) {
-            polyphi_gate_back(isa, bf16, x.data(), slopes.data(), to, tokens, width, nullptr, THREADS);
+            polyphi_gate_backward(isa, bf16, x.data(), gradients.data(), to, tokens, width, nullptr, THREADS);
         });
         kernel.compare(bf16, tokens * width, [&](int isa, void* to) {
             polyphi_turn(isa, bf16, x.data(), 2 * width, cos.data(), sin.data(), to, tokens, int(heads), int(d),
@@ -249,7 +249,7 @@ void training_attention(Kernel& kernel, bool bf16) {
         }
         const int64_t many = rows * heads * d, few = rows * kv_heads * d, spread = heads * (2 * longest - 1);
         const int64_t strides[] = {heads * d, kv_heads * d, kv_heads * d};
-        Numbers q = random(bf16, many), k = random(bf16, few), v = random(bf16, few), slopes = random(bf16, many);
+        Numbers q = random(bf16, many), k = random(bf16, few), v = random(bf16, few), gradients = random(bf16, many);
         Numbers distances = random(false, spread);
         const float* biases = turn & 1 ? distances.raw.data() : nullptr;
         const int causal = turn >> 1 & 1;
@@ -257,8 +257,8 @@ void training_attention(Kernel& kernel, bool bf16) {
             std::vector<float> sums(rows * heads);
             polyphi_self_attention(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, sequences, heads,
                                    kv_heads, d, longest, causal, biases, sums.data(), y.data(), nullptr, THREADS);
-            polyphi_self_attention_back(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, sequences,
-                                        heads, kv_heads, d, longest, causal, biases, sums.data(), slopes.data(),
+            polyphi_self_attention_backward(isa, bf16, q.data(), k.data(), v.data(), strides, starts, counts, sequences,
+                                        heads, kv_heads, d, longest, causal, biases, sums.data(), gradients.data(),
                                         dq.data(), dk.data(), dv.data(), biases ? of_distances : nullptr, nullptr,
                                         THREADS);
         };

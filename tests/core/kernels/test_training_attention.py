@@ -1,6 +1,7 @@
 """Attention with gradients: every path equals the formula and its gradients, whatever else is in the pack."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,20 @@ def test_the_number_of_threads_changes_nothing() -> None:
     torch.set_num_threads(threads)
     for grads in results[1:]:
         assert all(a.equal(b) for a, b in zip(grads, results[0], strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux what is mapped")
+def test_memory_grows_with_a_sequence_not_with_its_square() -> None:
+    """Kernels keep their memory: 12,000 tokens squared would be 576 MB, twice."""
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmRSS:")[1].split()[0])
+
+    q, k, v = (noise(12_000, 1, 8, dtype=torch.float32, seed=s) for s in range(3))
+    before = resident()
+    attention(q, k, v, [12_000], causal=True).sum().backward()
+    assert resident() - before < 100 << 20
 
 
 @every_path
