@@ -205,7 +205,7 @@ NANO = Size(
         "speech_0_aed": Budget(3000, 600, 512, lr_factor=2.0, muon_lr_factor=10.0),
         "speech_1_pretrain": Budget(250, 1024, 512, lr_factor=10.0, muon_lr_factor=50.0),
         "speech_2_post": Budget(1100, 1024, 1024, lr_factor=15.0, muon_lr_factor=30.0),
-        "joint_1_vision_speech": Budget(500, 1024, 512, lr_factor=20.0, muon_lr_factor=100.0),
+        "joint_1_vision_speech": Budget(600, 1024, 512, lr_factor=20.0, muon_lr_factor=100.0),
     },
     rows={
         "documents": (4000, 150),

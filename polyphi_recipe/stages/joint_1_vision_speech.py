@@ -21,7 +21,7 @@ stage = Stage(
     },  # [ours] the second projector starts as a copy of the first
     trainable={"decoder.*.lora.vision.*": 5e-5, "vision.*": 1e-5},
     data=Mix(
-        {"vision_speech": 42, "image_qa": 26, "multi_image": 24, "instructions": 8},
+        {"vision_speech": 52, "image_qa": 22, "multi_image": 16, "captions": 4, "instructions": 6},
         adapter={"instructions": "vision"},
     ),  # [ours]
     objective=NextToken(max_crops=36, align=0.3),  # [ours] align
