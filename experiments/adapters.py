@@ -154,7 +154,11 @@ def compare(tasks: Sequence[Benchmark], answers: Mapping[str, Sequence[Path]]) -
         leads: dict[str, Any] = {}
         for name, vectors in others.items():
             if all(vectors):
-                pair = (task.metric, paired(vectors, own))
+                # Runs with different seeds have different samples.
+                runs = [
+                    paired([first], [second]) for first, second in zip(vectors, own, strict=True)
+                ]
+                pair = (task.metric, runs)
                 leads[name] = _row(contrast(task.title, pair))
                 by_modality.setdefault(task.modality, {}).setdefault(name, []).append(pair)
         scores = {"with": _score(task, own)} | {n: _score(task, others[n]) for n in leads}

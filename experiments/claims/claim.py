@@ -68,13 +68,16 @@ def finding(claim: Claim, effects: Sequence[Effect], **more: Any) -> dict[str, A
 
 
 def contrast(
-    what: str, *tasks: tuple[str, Vectors], above: float = 0.0, unit: str = "points"
+    what: str,
+    *tasks: tuple[str, Vectors | Sequence[Vectors]],
+    above: float = 0.0,
+    unit: str = "points",
 ) -> Effect:
     """The lead of the second arm over the first, as the mean over tasks, in hundredths ("points"; for losses in nats
     set `unit`).
 
     Each task is (metric, sums per item: eval/run.py). The bootstrap resamples items, the same ones in both arms and all
-    seeds. The variance between seeds is added by draws from Student's t with S - 1 degrees of freedom, because there
+    seeds; where the seeds are runs with other items, a task has an array for each of them. The variance between seeds is added by draws from Student's t with S - 1 degrees of freedom, because there
     are few seeds. Where all draws are equal, for example where both arms give the same answers, the interval is 3 / n
     to either side, which n items can't rule out.
     """
@@ -90,7 +93,8 @@ def contrast(
         spread = np.sqrt(max(0.0, by_seed.var(ddof=1) - by_items) / seeds)
         mean_draws = mean_draws + spread * random.standard_t(seeds - 1, DRAWS)
     if mean_draws.std() == 0:
-        least = 3 / sum(vectors.shape[1] for _, vectors in tasks) * (100 if unit == "points" else 1)
+        items = sum(np.shape(of_seed)[1] for _, v in tasks for of_seed in _arrays(v))
+        least = 3 / items * (100 if unit == "points" else 1)
         return Effect(what, value, value - least, value + least, unit, above, least)
     return from_draws(what, value, mean_draws, above=above, unit=unit)
 
@@ -108,10 +112,17 @@ def detectable(low: float, high: float) -> float:
     return POWER * (high - low) / 3.92
 
 
+def _arrays(vectors: Vectors | Sequence[Vectors]) -> Sequence[Vectors]:
+    return [vectors] if isinstance(vectors, np.ndarray) else vectors
+
+
 def _differences(
-    metric: str, vectors: Vectors, random: np.random.Generator, unit: str
+    metric: str, vectors: Vectors | Sequence[Vectors], random: np.random.Generator, unit: str
 ) -> tuple[Float[np.ndarray, " seeds"], Float[np.ndarray, "draws seeds"]]:
     """(lead of the second arm by seed, the same for each bootstrap draw of items)."""
+    if not isinstance(vectors, np.ndarray):
+        leads, draws = zip(*(_differences(metric, v, random, unit) for v in vectors), strict=True)
+        return np.concatenate(leads), np.concatenate(draws, axis=1)
     seeds, items = vectors.shape[:2]
     scale = direction(metric) * (1 if metric == "bleu" or unit != "points" else 100)
 

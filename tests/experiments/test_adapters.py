@@ -43,6 +43,33 @@ def test_leads_are_of_equal_samples_and_the_means_of_modalities(tmp_path: Path) 
     assert (tmp_path / "leads.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_may_have_different_samples(tmp_path: Path) -> None:
+    """Runs with other seeds draw other held-out rows: each run is compared with itself."""
+    task = next(task for task in TASKS if task.name == "digit")
+    for name, skill, shift in (
+        ("a", 0.9, ""),
+        ("b", 0.9, "other-"),
+        ("c", 0.2, ""),
+        ("d", 0.2, "other-"),
+    ):
+        evaluate(tmp_path / name, 40, skill={t.name: skill for t in TASKS})
+        path = tmp_path / name / "eval" / "digit.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({**x, "id": shift + x["id"]}) + "\n" for x in lines))
+    folders = {name: tmp_path / name / "eval" for name in "abcd"}
+    answers = {"with": [folders["a"], folders["b"]], "control": [folders["c"], folders["d"]]}
+    (row,) = adapters.compare([task], answers)["tasks"]
+    one = {"with": [folders["a"]], "control": [folders["c"]]}
+    (alone,) = adapters.compare([task], one)["tasks"]
+    for name, lead in row["leads"].items():
+        assert lead["value"] == pytest.approx(
+            alone["leads"][name]["value"]
+        )  # the same answers twice
+        assert (
+            lead["high"] - lead["low"] < alone["leads"][name]["high"] - alone["leads"][name]["low"]
+        )
+
+
 def test_changes_keep_everything_else() -> None:
     last = ["vision_4_multiframe", "speech_2_post", "joint_1_vision_speech"]
     assert adapters.CONTROL.stages == ["vision_3_generative", *last]
