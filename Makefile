@@ -9,13 +9,18 @@ AVX2_TESTS := tests/test_avx2.py tests/core/kernels tests/core/quantization test
 AVX2 := env $(shell grep -v '^\#' tests/avx2.env)
 ISA_TESTS := $(AVX2_TESTS) $(addprefix tests/core/,planning checkpoints train transcription processing invariants) tests/benchmarks
 
-.PHONY: nano reproduce test test-all test-avx2 test-isa test-clients box docs lint setup clean
+.PHONY: nano reproduce rehearsal test test-all test-avx2 test-isa test-clients box docs lint setup clean
 
 nano: SIZE = nano
 nano: reproduce
 
 reproduce: setup
 	$(BIN)/polyphi reproduce $(SIZE) --out $(OUT)
+
+# A recipe file over sources in every format, a given language model and a given vision tower: examples/rehearsal.
+rehearsal: setup
+	$(BIN)/python examples/rehearsal/make.py runs/rehearsal
+	$(BIN)/polyphi reproduce runs/rehearsal/lab.toml --out runs/rehearsal/run
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal

@@ -93,11 +93,11 @@ def record(path: Path, minutes: float) -> None:
 
 def nano(context: int = 65_536) -> Phi:
     """A nano-size model of random weights, with a context that holds half an hour."""
-    from polyphi_recipe.stages import lineage
+    from polyphi_recipe.stages.lineage import BUILT_IN
 
     tokenizer = Tokenizer.train([" ".join(SENTENCES)] * 4, 512)
-    parts = lineage.after("joint_1_vision_speech")
-    config = lineage.configuration(parts, sizes.NANO.model, tokenizer)
+    parts = BUILT_IN.after("joint_1_vision_speech")
+    config = BUILT_IN.configuration(parts, sizes.NANO.model, tokenizer)
     config = replace(config, decoder=replace(config.decoder, max_position_embeddings=context))
     model = PhiModel(config)
     model.initialise(0)

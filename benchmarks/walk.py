@@ -284,12 +284,12 @@ def write_model(folder: Path) -> None:
     from polyphi.model.multimodal import PhiModel
     from polyphi.planning import sizes
     from polyphi.processing.tokenizer import Tokenizer
-    from polyphi_recipe.stages import lineage
+    from polyphi_recipe.stages.lineage import BUILT_IN
 
     tokenizer = Tokenizer.train(["what is this ? one two three"] * 4, 512)
     tokenizer.save(folder.parent / "tokenizer")
-    stages = lineage.after("joint_1_vision_speech")
-    model = PhiModel(lineage.configuration(stages, sizes.MICRO.model, tokenizer))
+    stages = BUILT_IN.after("joint_1_vision_speech")
+    model = PhiModel(BUILT_IN.configuration(stages, sizes.MICRO.model, tokenizer))
     model.initialise(0)
     save_checkpoint(model, folder, files=sorted((folder.parent / "tokenizer").iterdir()))
 

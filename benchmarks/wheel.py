@@ -38,14 +38,14 @@ from PIL import Image
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi_recipe.stages import lineage
+from polyphi_recipe.stages.lineage import BUILT_IN
 from polyphi.planning import sizes
 
 out = Path(sys.argv[1])
 tokenizer = Tokenizer.train(["what is this ? one two three"] * 4, 512)
 tokenizer.save(out / "tokenizer")
-stages = lineage.after("joint_1_vision_speech")
-model = PhiModel(lineage.configuration(stages, sizes.MICRO.model, tokenizer))
+stages = BUILT_IN.after("joint_1_vision_speech")
+model = PhiModel(BUILT_IN.configuration(stages, sizes.MICRO.model, tokenizer))
 model.initialise(0)
 save_checkpoint(model, out / "model", files=sorted((out / "tokenizer").iterdir()))
 Image.new("RGB", (300, 200), "red").save(out / "red.png")

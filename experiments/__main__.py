@@ -28,10 +28,14 @@ class RunOptions:
     precision: PrecisionOption = "auto"
 
     def run(self) -> "Run":
+        from polyphi_recipe.from_file import of_run
         from polyphi_recipe.graph import Run
+        from polyphi_recipe.recipe import RECORD
 
         options = TrainOptions(seed=self.seed, precision=self.precision)
-        return Run(self.size, self.out, options=options, console=console)
+        of_file = (self.out / RECORD).exists()
+        source = of_run(self.out) if of_file else self.size
+        return Run(source, self.out, options=options, console=console)
 
 
 ON_NANO = RunOptions()

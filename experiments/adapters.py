@@ -37,7 +37,6 @@ from polyphi_eval.report.heldout import MODALITIES, number
 from polyphi_eval.statistics import rates
 from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
-from polyphi_recipe.stages import lineage
 
 LAST = "joint_1_vision_speech"
 Vectors = dict[str, list[float]]
@@ -125,9 +124,9 @@ def _answers(run: Run, change: Change, tasks: Sequence[Benchmark]) -> Path:
             trial(run, stage, budget, runs / name, seed=run.seed, **options)
         if not finished:
             run.report(f"{run.out}, {change.name}: {name} is trained")
-    stage = lineage.after(LAST)
-    config = lineage.configuration(stage, run.size.model, run.tokenizer)
-    model, _ = lineage.assemble(stage, config, runs, run.seed, untrained=change.untrained)
+    stage = run.lineage.after(LAST)
+    config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
+    model, _ = run.lineage.assemble(stage, config, runs, run.seed, untrained=change.untrained)
     if (dtype := placement.dtype_for(model, None)) is not None:  # as the run's evaluation
         model = model.to(dtype)
     phi, fingerprint = Phi(model.eval(), run.processor), sha256(runs / LAST / MANIFEST)

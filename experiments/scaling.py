@@ -46,7 +46,6 @@ from polyphi.train.state import (
 from polyphi.train.trainer import Caller, Report, row_maker, train
 from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
-from polyphi_recipe.stages import lineage
 
 EXPONENT = -0.32
 """The report's exponent (2.1)."""
@@ -424,11 +423,11 @@ def measure(run: Run, seeds: int = 2, tokens: Sequence[int] = ()) -> Path:
     budget, folder = run.size.budget(stage), run.out / "scaling"
     for corpus in stage.data.weights:
         run.build(corpus)
-    config = lineage.configuration(stage, run.size.model, run.tokenizer)
+    config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
     points = sweep(
         stage,
         budget,
-        lambda seed: lineage.assemble(stage, config, run.runs, seed)[0],
+        lambda seed: run.lineage.assemble(stage, config, run.runs, seed)[0],
         run.processor,
         run.data,
         folder,

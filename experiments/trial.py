@@ -15,7 +15,6 @@ from polyphi_eval.baselines import Result, evaluate
 from polyphi_eval.benchmark import Benchmark
 from polyphi_eval.sources import Data
 from polyphi_recipe.graph import Run
-from polyphi_recipe.stages import lineage
 
 
 def trial(
@@ -34,8 +33,10 @@ def trial(
     """(the trained model, the manifest in `out`); a finished trial is loaded. `runs` holds its parent stages and `data`
     its corpora; None: those of the run, and only then fresh samples are used. `build(model, seed)` wraps the start
     model in another one. Tensors that match `untrained` are initial ones. Raises ValueError as `train` does."""
-    config = lineage.configuration(stage, run.size.model, run.tokenizer)
-    model, origins = lineage.assemble(stage, config, runs or run.runs, seed, untrained=untrained)
+    config = run.lineage.configuration(stage, run.size.model, run.tokenizer)
+    model, origins = run.lineage.assemble(
+        stage, config, runs or run.runs, seed, untrained=untrained
+    )
     if build is not None:
         model = build(model, seed)
     manifest = train(

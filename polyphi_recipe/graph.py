@@ -10,11 +10,12 @@ A `Run` is a folder. Each step writes its files atomically, so the same command 
 
 import contextlib
 import hashlib
+import json
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,41 +25,45 @@ from safetensors.torch import load_file
 
 from polyphi.api import Phi
 from polyphi.checkpoints.model_card import EXPORTS
+from polyphi.checkpoints.names import empty_model
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.data.fresh import Fresh
 from polyphi.engine import placement
 from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.planning import cost, sizes
+from polyphi.planning import cost
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import WORD_SPLIT
 from polyphi.quantization.quantize import quantize, quantize_frozen
 from polyphi.runtime import distributed
-from polyphi.runtime.files import cache_folder, locked, whole_folder, write_json
+from polyphi.runtime.files import cache_folder, locked, sha256, whole_folder, write_json
 from polyphi.runtime.heap import give_back
 from polyphi.runtime.precision import Choice, Precision
 from polyphi.train.aed import Recogniser
 from polyphi.train.contrastive import Similarity
 from polyphi.train.options import Base, TrainOptions
 from polyphi.train.stage import Stage
+from polyphi.train.state import MANIFEST
 from polyphi.train.trainer import Caller, train
 from polyphi_eval import evaluation
 from polyphi_eval.baselines import evaluate
-from polyphi_eval.benchmark import benchmarks
+from polyphi_eval.benchmark import Benchmark, benchmarks
 from polyphi_eval.heldout import find
 from polyphi_eval.options import EvalOptions
 from polyphi_eval.report.heldout import line
 from polyphi_eval.sources import Data
-from polyphi_recipe import frozen_text, plan, processes, remaining_time, stages
+from polyphi_recipe import find_recipe, frozen_text, plan, processes, remaining_time, stages
 from polyphi_recipe.corpora.lookup import StageModels, find_corpus
 from polyphi_recipe.curate import corpus as corpora
 from polyphi_recipe.curate import sources
 from polyphi_recipe.curate.machines import Machines
 from polyphi_recipe.identity import Identity
+from polyphi_recipe.imports import imported
+from polyphi_recipe.recipe import Recipe
 from polyphi_recipe.report import page
-from polyphi_recipe.stages import lineage
+from polyphi_recipe.stages.lineage import TRAINED, Origin
 from polyphi_recipe.timings import Timings
 
 TOKENIZER_CORPORA = (
@@ -73,6 +78,8 @@ TOKENIZER_CORPORA = (
     "preferences",
 )
 
+PARTS, LINEAGE = "parts.json", "lineage.json"
+"""Files of a run with parts: their repositories, revisions and hashes, and the origin of every exported tensor."""
 WATCHED_ROWS = 32
 """Held-out rows of a task (synthetic samples of a benchmark) that are evaluated periodically while a stage trains."""
 BENCHMARK_ROWS = 2
@@ -80,11 +87,11 @@ BENCHMARK_ROWS = 2
 
 
 class Run:
-    """One run of the recipe in a folder. `size` is a name in `stages.sizes`."""
+    """One run of a recipe in a folder. `recipe` is a size, the path of a recipe file, or a recipe (recipe.py)."""
 
     def __init__(
         self,
-        size: str,
+        recipe: str | Path | Recipe,
         out: Path,
         *,
         options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
@@ -92,7 +99,8 @@ class Run:
     ) -> None:
         """The options are those of all stages, but for `base`, which `train` takes. `precision` "auto" is that of the
         run in the folder, else the faster one on this machine."""
-        self.size = sizes.load(size)
+        self.recipe = recipe if isinstance(recipe, Recipe) else find_recipe.of(recipe)
+        self.size, self.lineage = self.recipe.size, self.recipe.lineage
         self.options, self.seed = options, options.seed
         self.out = Path(out)
         self.console = console or Console()
@@ -100,8 +108,9 @@ class Run:
         self.cache = cache_folder()
         self.timings = Timings(self.out / "timings.json")
         self.clock = self.timings.clock
-        self.identity = Identity(self.out, self.size, options.seed, options.precision)
+        self.identity = Identity(self.out, self.recipe, options.seed, options.precision)
         self.identity.check()
+        self._parts_checked = False
 
     @property
     def precision(self) -> Precision:
@@ -121,13 +130,14 @@ class Run:
 
     def reproduce(self) -> Path:
         """Run all steps in order; returns the path of the page."""
+        self.check(self.recipe.order)
         with (
             self.clock("total"),
             processes.memory_tracked(self.timings.note_memory),
-            remaining_time.reported(self.size, self.out, self.report),
+            remaining_time.reported(self.recipe, self.out, self.report),
         ):
             self._train_branches()
-            for name in stages.ORDER:
+            for name in self.recipe.order:
                 self.train(name)
             self.export()
             if not self._evaluate_in_parallel():
@@ -135,16 +145,38 @@ class Run:
             self.benchmarks()
         return self.page()
 
+    def check(self, names: Iterable[str]) -> None:
+        """`check_corpora` of the corpora of stages."""
+        mixes = [self.recipe.stages[name].data.weights for name in names]
+        self.check_corpora(dict.fromkeys(corpus for mix in mixes for corpus in mix))
+
+    def check_corpora(self, names: Iterable[str]) -> None:
+        """Raise ValueError before any work for corpora that would be generated at a real size
+        (`Recipe.check_corpora`), or whose sources can't be read: all of them at once, a line each."""
+        names, mistakes = list(names), list[str]()
+        self.recipe.check_corpora(names)
+        for name in names:
+            if (own := imported(self.recipe, name)) is not None:
+                try:
+                    assert own.tried
+                except (ValueError, OSError) as error:
+                    mistakes.append(str(error))
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+
     def _train_branches(self) -> None:
         """Train the two branches in parallel: small steps leave cores idle, two processes with half the cores each
-        don't. A process waits where it needs the corpus or stage that the other is making (`exclusive`)."""
+        don't. A process waits where it needs the corpus or stage that the other is making (`exclusive`). A recipe file
+        has one branch."""
+        if not self.recipe.is_built_in:
+            return
         options = ["--size", self.size.name, "--seed", str(self.seed)]
         options += ["--out", str(self.out), "--precision", self.precision]
         processes.run_parallel(
             {
                 branch[-1]: ["train", *branch, *options]
                 for branch in stages.BRANCHES
-                if not all((self.runs / s / "manifest.json").exists() for s in branch)
+                if not all(self.is_trained(s) for s in branch)
             },
             self.report,
         )
@@ -155,7 +187,7 @@ class Run:
         need to start."""
         if (self.out / evaluation.RUNS / "results.json").exists():
             return False
-        names = [task.name for task in find()]
+        names = [task.name for task in self.tasks()]
         return processes.run_parallel(
             {
                 f"evaluation {part + 1}": ["eval", "heldout", str(self.out), *names[part::2]]
@@ -181,10 +213,12 @@ class Run:
 
     def build(self, name: str, machines: Machines = Machines()) -> bool:  # noqa: B008 - frozen
         """Build a corpus, after the corpora and stages that it is made from. Returns False if it is built already."""
-        corpus = find_corpus(name)
+        corpus = self.corpus(name)
         name = corpus.name
         for parent in corpus.corpora:
             self.build(parent, machines)
+        if self.recipe.imported(name) is not None:
+            self._build_held_out()
         for parent in corpus.stages:
             self.train(parent)
         if corpus.tokenizer:
@@ -205,11 +239,33 @@ class Run:
         self.report(f"[bold]{name:<22}[/bold] {counts}")
         return True
 
+    def corpus(self, name: str) -> corpora.Corpus:
+        """A corpus of the recipe file, a built-in one, or that of a Python file. Raises ValueError for an unknown
+        one, and for a built-in one that a recipe of this size needs on purpose (`Recipe.check_corpora`)."""
+        if (own := imported(self.recipe, name)) is not None:
+            return own.corpus()
+        corpus = find_corpus(name)
+        if not name.endswith(".py"):
+            self.recipe.check_corpora([name])
+        return corpus
+
+    def _build_held_out(self) -> None:
+        """Build the held-out splits of all imported corpora, against which training rows are compared."""
+        for name in self.recipe.imported_names:
+            corpus = replace(self.corpus(name), stages=())
+            work = self.work(corpus)
+            work = replace(work, rows={"test": work.rows["test"]})
+            with self.exclusive(f"corpus {name}"):
+                if not corpora.is_built(corpus, work):
+                    corpora.build(corpus, work)
+
     def work(self, corpus: corpora.Corpus) -> corpora.Work:
         """The inputs and options with which a corpus is built in this run."""
+        own = imported(self.recipe, corpus.name)
         train_rows, test_rows = self.size.rows.get(corpus.name, (1_000_000, 1_000))
+        rows = {"train": train_rows, "test": test_rows} if own is None else own.rows
         return corpora.Work(
-            rows={"train": train_rows, "test": test_rows},
+            rows=rows,
             seed=self.seed,
             cache=self.cache,
             data=self.data,
@@ -226,8 +282,8 @@ class Run:
         seeds = f"{self.seed if seed is None else seed} {stage.name}"
         generators = {}
         for name in stage.data.weights:
-            if name in self.size.fresh:
-                corpus = find_corpus(name)
+            if name in self.size.fresh and self.recipe.imported(name) is None:
+                corpus = self.corpus(name)
                 work = replace(self.work(corpus), seed=zlib.crc32(seeds.encode()))
                 generators[name] = Fresh(*corpora.generator(corpus, work))
         return generators
@@ -238,7 +294,7 @@ class Run:
         if stage == "speech_0_aed":
             return self._recogniser().transcribe_bytes
         if stage == "vision_0_encoder":
-            trained = load_file(self.runs / stage / lineage.TRAINED)
+            trained = load_file(self.runs / stage / TRAINED)
             captions = (
                 s.answer for s in islice(corpora.Shards(self.data / "captions" / "train"), 1000)
             )
@@ -247,7 +303,8 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The run's tokenizer, trained on its text corpora (o200k_base for a size without a vocabulary)."""
+        """The run's tokenizer: that of the decoder's part, o200k_base for a size without a vocabulary, else one that is
+        trained on the run's text corpora."""
         return Tokenizer.load(self._build_tokenizer())
 
     def _build_tokenizer(self) -> Path:
@@ -255,7 +312,9 @@ class Run:
         folder = self.out / "tokenizer"
         if folder.exists():
             return folder
-        for name in TOKENIZER_CORPORA:
+        if (decoder := self.recipe.parts.get("decoder")) is not None:
+            return self._save_tokenizer(decoder.new_tokenizer())
+        for name in self.tokenizer_corpora if self.size.vocabulary else ():
             self.build(name)
         with self.exclusive("tokenizer"):
             if folder.exists():
@@ -265,12 +324,28 @@ class Run:
                     tokenizer = Tokenizer.train(self._texts(), self.size.vocabulary, WORD_SPLIT)
                 else:
                     tokenizer = Tokenizer.from_ranks(sources.o200k_base(self.cache))
-                with whole_folder(folder) as partial:
-                    tokenizer.save(partial)
+                self._save_tokenizer(tokenizer)
         return folder
 
+    def _save_tokenizer(self, tokenizer: Tokenizer) -> Path:
+        """Write the run's tokenizer; returns its folder."""
+        folder = self.out / "tokenizer"
+        with whole_folder(folder) as partial:
+            tokenizer.save(partial)
+        return folder
+
+    @property
+    def tokenizer_corpora(self) -> list[str]:
+        """The corpora of text on which the tokenizer is trained: the built-in ones, or those of the text stages."""
+        if self.recipe.is_built_in:
+            return list(TOKENIZER_CORPORA)
+        mixes = [
+            self.recipe.stages[name].data.weights for name in ("text_1_pretrain", "text_3_post")
+        ]
+        return list(dict.fromkeys(name for mix in mixes for name in mix))
+
     def _texts(self) -> Iterator[str]:
-        for name in TOKENIZER_CORPORA:
+        for name in self.tokenizer_corpora:
             for sample in corpora.Shards(self.data / name / "train"):
                 for message in sample.messages:
                     # The marks of a call are control tokens, which need no merges.
@@ -288,38 +363,55 @@ class Run:
         )
 
     def _model(self, stage: Stage) -> PhiModel:
-        config = lineage.configuration(stage, self.size.model, self.tokenizer)
-        return lineage.assemble(stage, config, self.runs, self.seed)[0]
+        config = self.lineage.configuration(stage, self.size.model, self.tokenizer)
+        return self.lineage.assemble(stage, config, self.runs, self.seed)[0]
 
     def _after(self, name: str) -> PhiModel:
-        return self._model(lineage.after(name)).eval()
+        return self._model(self.lineage.after(name)).eval()
+
+    def is_trained(self, name: str) -> bool:
+        """Whether a stage is finished."""
+        return (self.runs / name / MANIFEST).exists()
 
     def train(self, name: str, base: Base | None = None) -> None:
         """Train a stage, unless it is finished, after its parents and corpora. `base` ("int8" or "int4") quantizes its
         frozen weights (`quantize_frozen`), but not those of its parents."""
-        stage = stages.at_size(name, self.size)
-        out = self.runs / name
-        if (out / "manifest.json").exists():
+        stage = self.lineage.stage(name)
+        if (part := self.lineage.replacement(name)) is not None:
+            raise ValueError(
+                f"{name} isn't run: the part {part} ({self.recipe.parts[part].source}) stands for its result"
+            )
+        if self.is_trained(name):
             return
+        self.check(self.lineage.stages_of(name))
         _ = self.choice  # all processes compute it together, so it comes before the lock
-        for parent in stage.parents:
+        for parent in self.lineage.parents(name):
             self.train(parent)
         for corpus in stage.data.weights:
             self.build(corpus)
-        config = lineage.configuration(stage, self.size.model, self.tokenizer)
+        config = self.lineage.configuration(stage, self.size.model, self.tokenizer)
         with self.exclusive(name, shared=True):
-            if not (out / "manifest.json").exists():
-                self._train(stage, config, out, base)
+            if not self.is_trained(name):
+                self._train(stage, config, self.runs / name, base)
 
     def _train(self, stage: Stage, config: ModelConfig, out: Path, base: Base | None) -> None:
-        model, origins = lineage.assemble(stage, config, self.runs, self.seed, distributed.device())
+        self._check_parts()
+        model, origins = self.lineage.assemble(
+            stage, config, self.runs, self.seed, distributed.device()
+        )
+        parts = self.recipe.parts
+        origins = {n: parts[o].source if o in parts else o for n, o in origins.items()}
+        trainable = set(stage.trained(n for n, _ in model.named_parameters()))
         if base is not None:
-            quantize_frozen(model, base, stage.trained(n for n, _ in model.named_parameters()))
+            quantize_frozen(model, base, trainable)
+        for name, parameter in model.named_parameters():  # frozen ones of parts may stay in bf16
+            if self.precision == "fp32" or name in trainable:
+                parameter.data = parameter.data.float()
         adapters_only = not any(
             glob.startswith("decoder.") and ".lora." not in glob for glob in stage.trainable
         )
         before = frozen_text.text_logits(model, self.processor) if adapters_only else None
-        target = plan.stage_model(stage.name, self.size)
+        target = plan.stage_model(stage.name, self.recipe)
         self.report(f"\n[bold]{stage.name}[/bold]")
         with self.clock(stage.name):
             train(
@@ -335,7 +427,7 @@ class Run:
                     fresh=self.fresh(stage),
                     origins=origins,
                     watch=(lambda model: self._watch_scores(stage, model)) if stage.watch else None,
-                    title=f"{self.size.name} {stage.name}",
+                    title=f"{self.recipe.name} {stage.name}",
                     flops=lambda pack: sum(
                         cost.flops(target, cost.work([pack], target.config)).values()
                     ),
@@ -352,6 +444,22 @@ class Run:
                 frozen_text.text_logits(model, self.processor),
             )
         give_back()
+
+    def _check_parts(self) -> None:
+        """Record the hashes of all parts in the run's folder. Raises ValueError for a part that has changed since."""
+        if not self.recipe.parts or self._parts_checked or distributed.rank() > 0:
+            return
+        path = self.out / PARTS
+        before = json.loads(path.read_text()) if path.exists() else {}
+        records = {name: part.record() for name, part in self.recipe.parts.items()}
+        for name, record in before.items():
+            if records.get(name, {}).get("files") != record["files"]:
+                raise ValueError(
+                    f"{self.out} began with another {name} than {record['source']} has now; restore that checkpoint, "
+                    "or choose another --out"
+                )
+        write_json(path, records)
+        self._parts_checked = True
 
     def _watch_scores(self, stage: Stage, model: PhiModel) -> dict[str, float]:
         """Current scores of a stage's tasks on a few held-out rows, and of benchmarks on a few synthetic samples."""
@@ -381,22 +489,72 @@ class Run:
     def _recogniser(self) -> Recogniser:
         folder = self.out / "recogniser"
         if not folder.exists():
-            trained = load_file(self.runs / "speech_0_aed" / lineage.TRAINED)
+            trained = load_file(self.runs / "speech_0_aed" / TRAINED)
             recogniser = Recogniser.from_stage(self._after("speech_0_aed"), trained, self.processor)
             with whole_folder(folder) as partial:
                 recogniser.save(partial)
         return Recogniser.load(folder, self.processor)
 
     def export(self) -> None:
-        """Write `model`, `mini`, `reasoning` and `recogniser`, each a loadable folder."""
-        for name, (stage, layout) in lineage.EXPORTS.items():
+        """Write `model`, `mini`, `reasoning` and `recogniser`, each a loadable folder, where its stage was run."""
+        exported = {n: (s, f) for n, (s, f) in self.recipe.exports.items() if self.is_trained(s)}
+        for name, (stage, layout) in exported.items():
             if not (self.out / name).exists():
                 files = sorted((self.out / "tokenizer").iterdir())
                 with self.clock("export"):
                     save_checkpoint(self._after(stage), self.out / name, layout, files=files)
-        lineages = {name: lineage.stages_of(stage) for name, (stage, _) in lineage.EXPORTS.items()}
+        lineages = {name: self.lineage.stages_of(stage) for name, (stage, _) in exported.items()}
         write_json(self.out / EXPORTS, lineages)
-        self._recogniser()
+        if self.recipe.parts:
+            write_json(self.out / LINEAGE, {n: self.origins(s) for n, (s, _) in exported.items()})
+        if self.is_trained("speech_0_aed"):
+            self._recogniser()
+
+    def tasks(self, *names: str) -> list[Benchmark]:
+        """The held-out tasks of the run, or the named ones: those of built-in corpora, and one for each corpus with
+        sources. Raises ValueError with the nearest name for an unknown one."""
+        imported_tasks = [
+            task
+            for name in self.recipe.imported_names
+            if (own := imported(self.recipe, name)) is not None and (task := own.task()) is not None
+        ]
+        by_name = {task.name: task for task in imported_tasks}
+        if not names:
+            tasks = [t for t in find() if self.recipe.imported(t.corpus) is None]
+            return [*(t for t in tasks if self._can_answer(t)), *imported_tasks]
+        return [by_name[name] if name in by_name else find(name)[0] for name in names]
+
+    def _can_answer(self, task: Benchmark) -> bool:
+        """Whether the run's final model takes the inputs of a task of a built-in corpus, and the run has that corpus: a
+        recipe file may have neither."""
+        if self.recipe.is_built_in:
+            return True
+        name = "reasoning_3_dpo" if task.corpus.startswith("reasoning") else self.recipe.final
+        if name is None or name not in self.recipe.order:
+            return False
+        has = self.lineage.parts_of(self.recipe.stages[name])
+        needed = {"vision": {"vision"}, "speech": {"audio"}, "joint": {"vision", "audio"}}
+        built = (self.data / task.corpus / "test").exists()
+        return built and needed.get(task.modality, set()) <= has
+
+    def origins(self, stage: str) -> dict[str, dict[str, Any]]:
+        """The origin of every tensor of the model after a stage: the stage that trained it with the hash of its
+        tensors, or the part with its repository, revision and hashes."""
+        after = self.lineage.after(stage)
+        records = json.loads((self.out / PARTS).read_text())
+        keys = ("source", "repository", "revision", "files")
+
+        @cache
+        def of(source: Origin) -> dict[str, Any]:
+            if source.part is not None:
+                return {"part": source.part} | {k: records[source.part][k] for k in keys}
+            if source.stage is None:
+                return {"fresh": True}
+            return {"stage": source.stage, "sha256": sha256(self.runs / source.stage / TRAINED)}
+
+        config = self.lineage.configuration(after, self.size.model, self.tokenizer)
+        origins = {n: self.lineage.origin(n, after) for n in empty_model(config).state_dict()}
+        return {n: of(replace(o, name="")) | {"name": o.name} for n, o in origins.items()}
 
     def evaluate(self, *names: str, quant: str | None = None) -> None:
         """Evaluate all tasks, or the named ones, on their held-out rows, unless they have results: the reasoning model
@@ -404,16 +562,14 @@ class Run:
         written to a separate folder, such as `eval-int8`."""
         folder = self.out / (f"eval-{quant}" if quant else "eval")
         models: dict[str, Phi] = {}
-        for task in find(*names):
+        for task in self.tasks(*names):
             test = self.data / task.corpus / "test"
             if not test.exists():
                 self.report(f"{task.name}: skipped, no held-out rows at {test}")
                 continue
-            name = (
-                "reasoning_3_dpo"
-                if task.corpus.startswith("reasoning")
-                else "joint_1_vision_speech"
-            )
+            name = "reasoning_3_dpo" if task.corpus.startswith("reasoning") else self.recipe.final
+            if name is None or not self.is_trained(name):
+                continue
             if name not in models:
                 model = self._after(name)
                 dtype = placement.dtype_for(model, quant)
@@ -441,7 +597,7 @@ class Run:
         which tests everything from the layout of the public data to the tables. `polyphi eval DIR --suite mini` uses
         all samples."""
         out = self.out / evaluation.RUNS
-        if (out / "results.json").exists():
+        if (out / "results.json").exists() or "model" not in self.recipe.exports:
             return
         with self.clock("benchmarks"):
             evaluation.measure(

@@ -6,29 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.engine import placement
-from polyphi.planning.sizes import Size
 from polyphi.runtime import distributed
 from polyphi.runtime.files import write_json
 from polyphi.runtime.precision import Choice, Requested, choose
 from polyphi.train.state import REASON, recorded
 from polyphi_recipe import processes
+from polyphi_recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A run's folder, and the size, seed and precision that were requested for it."""
+    """A run's folder, and the recipe, seed and precision that were requested for it."""
 
     out: Path
-    size: Size
+    recipe: Recipe
     seed: int
     requested: Requested
 
     def check(self) -> None:
         """Write run.json, or raise ValueError if it holds another run."""
-        identity: dict[str, Any] = {"size": self.size.name, "seed": self.seed}
+        identity: dict[str, Any] = {"size": self.recipe.size.name, "seed": self.seed}
+        if self.recipe.file is not None:
+            identity |= {"recipe": self.recipe.name, "shapes": self.recipe.fingerprint}
         path = self.out / "run.json"
         if not path.exists():
             self.out.mkdir(parents=True, exist_ok=True)
+            self.recipe.save(self.out)
             write_json(path, identity)
             return
         values = json.loads(path.read_text())
@@ -39,6 +42,7 @@ class Identity:
             raise ValueError(
                 f"{self.out} holds a run of {present}, but {identity} was requested; choose another --out"
             )
+        self.recipe.save(self.out)
 
     def choose_precision(self) -> Choice:
         """The precision of the run and its reason: that of run.json, else the requested one or the faster one on this
@@ -46,7 +50,7 @@ class Identity:
 
         def record(values: dict[str, Any]) -> dict[str, Any]:
             choice = recorded(values) or choose(
-                self.requested, distributed.device(), placement.products(self.size.model)
+                self.requested, distributed.device(), placement.products(self.recipe.size.model)
             )
             return {**values, "precision": choice.precision, REASON: choice.reason}
 

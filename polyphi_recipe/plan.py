@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from math import ceil
 from typing import Literal
@@ -17,6 +18,8 @@ from typing import Literal
 import torch
 from rich.table import Table
 
+from polyphi.messages import Audio, Image, media
+from polyphi.model.config import ModelConfig
 from polyphi.planning import cost
 from polyphi.planning.cost import (
     StageModel,
@@ -28,10 +31,11 @@ from polyphi.planning.cost import (
     traffic,
     work,
 )
-from polyphi.planning.example_rows import example_rows
-from polyphi.planning.sizes import Size
-from polyphi_recipe import stages
-from polyphi_recipe.stages import lineage
+from polyphi.planning.example_rows import Row, example_rows
+from polyphi.processing import image
+from polyphi.processing.media import audio_size, image_size
+from polyphi_recipe.corpora import capacities
+from polyphi_recipe.recipe import Recipe
 
 # ------------------------------------------------------------------------------ devices
 
@@ -129,16 +133,59 @@ class Plan:
         return None if self.price is None else self.price * self.device_hours
 
 
-def stage_model(name: str, size: Size) -> StageModel:
-    """The model of a stage at a size."""
-    stage = stages.at_size(name, size)
-    config = lineage.configuration(stage, size.model, None)
-    return cost.stage_model(stage, size.budget(stage), config)
+def stage_model(name: str, recipe: Recipe) -> StageModel:
+    """The model of a stage of a recipe."""
+    stage = recipe.lineage.stage(name)
+    config = recipe.lineage.configuration(stage, recipe.size.model, None)
+    return cost.stage_model(stage, recipe.budget(stage), config)
+
+
+CHARACTERS_PER_TOKEN = 4
+"""[ours] For estimates of English text."""
+TOKENS_PER_SECOND = 12.5
+"""Of audio: 80 ms each (report 2.2.1)."""
+
+
+@cache
+def measured_row(recipe: Recipe, corpus: str) -> Row | None:
+    """A typical row of a corpus with sources, by their first rows: the mean lengths of texts, the images of the row
+    that has most, the longest audio. None for a built-in corpus."""
+    if recipe.imported(corpus) is None:
+        return None
+    from polyphi_recipe.imports import imported  # needs the extra `curate`
+
+    own = imported(recipe, corpus)
+    assert own is not None
+    texts = [sum(len(m.text) for m in one.messages) for one in own.tried]
+    answers = [len(one.answer) for one in own.tried]
+    pictures = max(([i.source for i in media(one.messages, Image)] for one in own.tried), key=len)
+    audio = [a.source for one in own.tried for a in media(one.messages, Audio)]
+    seconds = [count / rate for count, rate in map(audio_size, audio)]
+    return Row(
+        ceil(sum(texts) / len(texts) / CHARACTERS_PER_TOKEN),
+        None
+        if own.kinds == {"document"}
+        else ceil(sum(answers) / len(answers) / CHARACTERS_PER_TOKEN),
+        tuple(image_size(picture) for picture in pictures),
+        max(seconds, default=0.0),
+    )
+
+
+def estimated_tokens(row: Row, model: ModelConfig) -> float:
+    """The tokens of a typical row: of text, of images at their number of crops, of audio."""
+    tokens = row.text + TOKENS_PER_SECOND * row.seconds
+    if model.vision is not None:
+        side, patch = model.vision.crop_size, model.vision.patch_size
+        layouts = (
+            image.plan(*size, crop_size=side, patch_size=patch).layout for size in row.pictures
+        )
+        tokens += sum(layout.tokens(model.vision.cells) for layout in layouts)
+    return tokens
 
 
 def plan(
     name: str,
-    size: Size,
+    recipe: Recipe,
     devices: str = "64xH100",
     on: Switches = Switches(),  # noqa: B008 - frozen
     *,
@@ -147,7 +194,7 @@ def plan(
 ) -> Plan:
     """The plan of a stage. `price` is that of a device's hour. Raises ValueError for an unknown stage or device, and
     for shards or context that the number of devices or the stage doesn't allow."""
-    target, (world, device_name) = stage_model(name, size), cluster(devices)
+    target, (world, device_name) = stage_model(name, recipe), cluster(devices)
     device = DEVICES[device_name]
     if on.fsdp < 1 or world % on.fsdp:
         raise ValueError(f"--fsdp {on.fsdp} must divide the number of devices, found {devices}")
@@ -168,7 +215,9 @@ def plan(
             f"expected micro-tokens above 0 and a utilisation in (0, 1], found {on.micro_tokens} and {utilisation}"
         )
     budget, mix = target.budget, target.stage.data.weights
-    per_corpus = {c: work(example_rows(target, c), target.config) for c in mix}
+    per_corpus = {
+        c: work(example_rows(target, c, measured_row(recipe, c)), target.config) for c in mix
+    }
     mean = sum((scaled(per_corpus[c], w / sum(mix.values())) for c, w in mix.items()), Counter())
     step = scaled(mean, budget.batch_tokens / mean["tokens"])
     one_pack = target.stage.objective.whole_step
@@ -229,7 +278,7 @@ def plan(
     seconds += sent["gradients"] / link
     return Plan(
         stage=name,
-        size=size.name,
+        size=recipe.name,
         objective=repr(target.stage.objective),
         parents=target.stage.parents,
         learn=[
@@ -344,6 +393,33 @@ def page(plans: Sequence[Plan]) -> Iterator[Table | str]:
     yield table
     if first.price is not None:
         yield f"cost {first.price * hours:,.0f} at {first.price:g} per device hour"
+
+
+def sources_table(recipe: Recipe) -> Table:
+    """The corpora of a recipe file's stages: the formats that were detected, rows and tokens of the sources
+    (estimated), and the tokens that the stages take, with how often each row is used."""
+    from polyphi_recipe.imports import imported  # needs the extra `curate`
+
+    table = Table(box=None, padding=(0, 1))
+    for column in ("corpus", "files", "format", "rows", "tokens", "stages take", "epochs"):
+        table.add_column(column, justify="left" if column in ("corpus", "format") else "right")
+    for name, needed in recipe.tokens_needed().items():
+        own = imported(recipe, name)
+        if own is None:
+            rows, tokens = capacities.of(name, recipe.size)
+            files, formats = "", "built in"
+        else:
+            files, formats = (
+                f"{len(own.files):,}",
+                ", ".join(sorted({f.format for _, f in own.files})),
+            )
+            rows = min(own.estimated_rows, own.table.rows or own.estimated_rows)
+            row = measured_row(recipe, name)
+            assert row is not None
+            tokens = rows * estimated_tokens(row, recipe.size.model)
+        epochs = f"{needed / tokens:.3g}" if tokens else "no rows"
+        table.add_row(name, files, formats, f"{rows:,}", _short(tokens), _short(needed), epochs)
+    return table
 
 
 def _details(p: Plan) -> Iterator[Table | str]:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-from polyphi.planning.sizes import Size
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.state import MANIFEST, METRICS
 from polyphi_eval.heldout import TASKS
 from polyphi_recipe import stages
 from polyphi_recipe.plan import plan
 from polyphi_recipe.processes import periodically
+from polyphi_recipe.recipe import Recipe
 
 REPORT_SECONDS = 60.0
 """Seconds between two reports."""
@@ -42,32 +42,33 @@ FINAL_SHARE = 0.05
 """Export, evaluation and page, as a share of the time of all stages."""
 
 
-def status_line(size: Size, out: Path) -> str:
+def status_line(recipe: Recipe, out: Path) -> str:
     """A line of text: finished stages, and minutes left."""
-    done = sum((out / "stages" / name / MANIFEST).exists() for name in stages.ORDER)
-    minutes = seconds_left(size, out) / 60
+    done = sum((out / "stages" / name / MANIFEST).exists() for name in recipe.order)
+    minutes = seconds_left(recipe, out) / 60
     left = f"about {minutes:.0f} minutes" if minutes >= 1.5 else "about a minute"
-    return f"{done} of {len(stages.ORDER)} stages, {left} left"
+    return f"{done} of {len(recipe.order)} stages, {left} left"
 
 
-def expected(size: Size) -> dict[str, float]:
+def expected(recipe: Recipe) -> dict[str, float]:
     """Expected seconds of each stage: measured for nano, else from the FLOPs of its plan."""
-    if size.name == "nano":
+    if recipe.is_built_in and recipe.name == "nano":
         return dict(NANO_SECONDS)
-    return {name: plan(name, size, "1xcpu").seconds for name in stages.ORDER}
+    return {name: plan(name, recipe, "1xcpu").seconds for name in recipe.order}
 
 
-def seconds_left(size: Size, out: Path) -> float:
-    """Seconds until the page is written: those of the longer of the two branches that train in parallel, and of the
+def seconds_left(recipe: Recipe, out: Path) -> float:
+    """Seconds until the page is written: those of the longer of the branches that train in parallel, and of the
     steps after them."""
-    expected_seconds = expected(size)
+    expected_seconds = expected(recipe)
+    branches = stages.BRANCHES if recipe.is_built_in else (recipe.order,)
     left, spent, due = dict(expected_seconds), 0.0, 0.0
-    for name in stages.ORDER:
+    for name in recipe.order:
         folder = out / "stages" / name
         if (folder / MANIFEST).exists():
             share, seconds = 1.0, json.loads((folder / MANIFEST).read_text())["seconds"]
         elif records := read_metrics(folder / METRICS):
-            share = (records[-1]["step"] + 1) / size.budget(stages.at_size(name, size)).steps
+            share = (records[-1]["step"] + 1) / recipe.budget(recipe.stages[name]).steps
             seconds = sum(r["tokens"] / r["tokens_per_second"] for r in records)
         else:
             continue
@@ -77,19 +78,19 @@ def seconds_left(size: Size, out: Path) -> float:
     @cache
     def end(name: str) -> float:
         """Seconds until a stage ends: it starts after its parents and after the stage before it in its branch."""
-        branch = next(branch for branch in stages.BRANCHES if name in branch)
-        predecessors = (*stages.load(name).parents, *branch[: branch.index(name)][-1:])
+        branch = next(branch for branch in branches if name in branch)
+        predecessors = (*recipe.lineage.parents(name), *branch[: branch.index(name)][-1:])
         return left[name] + max(map(end, predecessors), default=0.0)
 
     measured = len(list((out / "eval").glob("*.jsonl"))) / len(TASKS)
     after = FINAL_SHARE * sum(expected_seconds.values()) * (1 - min(1.0, measured))
-    return (spent / due if due else 1.0) * (max(map(end, stages.ORDER)) + after)
+    return (spent / due if due else 1.0) * (max(map(end, recipe.order)) + after)
 
 
 @contextlib.contextmanager
-def reported(size: Size, out: Path, report: Callable[[str], None]) -> Iterator[None]:
+def reported(recipe: Recipe, out: Path, report: Callable[[str], None]) -> Iterator[None]:
     """While active, report the remaining time every minute."""
     with periodically(
-        REPORT_SECONDS, lambda: report(f"[dim]{status_line(size, out)}[/dim]"), "remaining"
+        REPORT_SECONDS, lambda: report(f"[dim]{status_line(recipe, out)}[/dim]"), "remaining"
     ):
         yield

@@ -53,13 +53,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from polyphi.model.multimodal import PhiModel
     from polyphi.planning import sizes
     from polyphi.processing.tokenizer import Tokenizer
-    from polyphi_recipe.stages import lineage
+    from polyphi_recipe.stages.lineage import BUILT_IN
 
     folder = tmp_path_factory.mktemp("checkpoint")
     tokenizer = Tokenizer.train(["one two three"] * 4, 512)
     tokenizer.save(folder / "tokenizer")
-    config = lineage.configuration(
-        lineage.after("joint_1_vision_speech"), sizes.MICRO.model, tokenizer
+    config = BUILT_IN.configuration(
+        BUILT_IN.after("joint_1_vision_speech"), sizes.MICRO.model, tokenizer
     )
     model = PhiModel(config)
     model.initialise(0)

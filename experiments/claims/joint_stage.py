@@ -10,7 +10,6 @@ from experiments.claims.claim import Claim, Effect, contrast, paired
 from experiments.claims.runner import Arm, ClaimRunner
 from polyphi.train.state import MANIFEST
 from polyphi_eval.heldout import find
-from polyphi_recipe.stages import lineage
 
 STAGE = "joint_1_vision_speech"
 SPOKEN, WRITTEN = "spoken_question", "written_question"
@@ -21,8 +20,9 @@ MARGIN = 2.0  # points
 def before(runner: ClaimRunner) -> Arm:
     """The model before the joint stage."""
     stage = replace(runner.stage(STAGE), trainable={})
-    config = lineage.configuration(runner.stage(STAGE), runner.run.size.model, runner.run.tokenizer)
-    model, _ = lineage.assemble(stage, config, runner.run.runs, runner.run.seed)
+    run = runner.run
+    config = run.lineage.configuration(runner.stage(STAGE), run.size.model, run.tokenizer)
+    model, _ = run.lineage.assemble(stage, config, run.runs, run.seed)
     return Arm(f"before_{STAGE}", model.eval(), runner.run.runs / "vision_4_multiframe" / MANIFEST)
 
 

@@ -39,7 +39,6 @@ from polyphi_eval.heldout import find
 from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
 from polyphi_recipe.processes import run_parallel
-from polyphi_recipe.stages import lineage
 
 SEEDS = 2  # of an experiment that trains stages
 PACK = 4096  # tokens of a pack of held-out rows
@@ -78,9 +77,9 @@ class ClaimRunner:
     def after(self, name: str, runs: Path | None = None) -> Arm:
         """The model after a stage of the run (or of `runs`)."""
         runs = runs or self.run.runs
-        stage = lineage.after(name)
-        config = lineage.configuration(stage, self.run.size.model, self.run.tokenizer)
-        model = lineage.assemble(stage, config, runs, self.run.seed)[0].eval()
+        stage = self.run.lineage.after(name)
+        config = self.run.lineage.configuration(stage, self.run.size.model, self.run.tokenizer)
+        model = self.run.lineage.assemble(stage, config, runs, self.run.seed)[0].eval()
         return Arm(name, model, runs / name / MANIFEST)
 
     def retrained(self, *chain: str) -> list[Arm]:

@@ -180,7 +180,7 @@ def _run(folder: Path) -> dict[str, Any] | None:
     )
     freeze = [c for c in checks or () if c["stage"] in names]
     return {
-        "title": f"polyphi {identity['size']}"
+        "title": f"polyphi {identity.get('recipe', identity['size'])}"
         + ("" if folder.name == "model" else f" {folder.name}"),
         "size": identity["size"],
         "seed": identity["seed"],

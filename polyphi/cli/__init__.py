@@ -94,7 +94,9 @@ EXTRAS = {
     ),
     "httpx2": ("serve",),
     "openai": ("curate", "eval"),
-    **dict.fromkeys(("cloudpickle", "pyarrow", "matplotlib"), ("train", "curate", "eval")),
+    **dict.fromkeys(
+        ("cloudpickle", "pyarrow", "matplotlib", "pydantic"), ("train", "curate", "eval")
+    ),
     **dict.fromkeys(("scipy", "sacrebleu", "math_verify", "av"), ("curate", "eval")),
     **dict.fromkeys(
         (
@@ -126,6 +128,7 @@ EXTRAS = {
 COMMAND_EXTRAS = {
     **{name: name for name in ("serve", "train", "curate", "eval")},
     "plan": "train",
+    "recipe": "train",
     "reproduce": "all",
 }
 """Command -> the extra with everything that it needs."""

@@ -16,6 +16,10 @@ from polyphi.cli.printable import PrintableConsole, PrintableFormatter, print_me
 console = PrintableConsole()
 error_console = PrintableConsole(stderr=True)
 SizeOption = Annotated[str, Parameter(help="micro, nano, lab or full.")]
+RecipeOption = Annotated[
+    str | None,
+    Parameter(metavar="FILE", help="Recipe file (.toml), which replaces the size."),
+]
 RunOption = Annotated[Path, Parameter(help="Folder of the run.")]
 NANO = Path("runs/nano")
 QuantOption = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import PublicOption, PushOption, SizeOption, console
+from polyphi.cli.options import PublicOption, PushOption, RecipeOption, SizeOption, console
 from polyphi.train.options import OWN, FinetuneOptions, TrainOptions
 
 
@@ -20,6 +20,7 @@ def train(
         ),
     ],
     size: SizeOption = "nano",
+    recipe: RecipeOption = None,
     out: Annotated[
         Path | None,
         Parameter(help="Folder of the run; default: runs/nano, or runs/NAME for a custom stage."),
@@ -46,6 +47,7 @@ def train(
 
         polyphi train vision_3_generative --out runs/nano
         polyphi train speech_2_post --size micro --out runs/micro
+        polyphi train vision_2_joint --recipe lab.toml --out runs/lab
         polyphi train examples/finetune_vision.py --model runs/nano/model --data rows.jsonl
     """
     from polyphi.train.interrupt import record_interrupts
@@ -59,7 +61,7 @@ def train(
                 f"{', '.join('--' + name.replace('_', '-') for name in own)} needs a stage of your own, in a .py file; "
                 f"found the recipe's {stages[0]}"
             )
-        train_named(stages, out, size=size, options=options)
+        train_named(stages, out, recipe=recipe or size, options=options)
         return
 
     from polyphi.checkpoints import hub, model_card
@@ -88,7 +90,7 @@ def train(
 
 
 def train_named(
-    names: Sequence[str], out: Path | None, *, size: str, options: TrainOptions
+    names: Sequence[str], out: Path | None, *, recipe: str, options: TrainOptions
 ) -> None:
     """Train stages of other packages, entry points of the group `polyphi.stages`: of their name, and the function that
     trains stages after what they need. Raises ValueError with the nearest name for an unknown one."""
@@ -102,4 +104,4 @@ def train_named(
                 else f"unknown stage {name!r}: expected a stage's .py file, since no installed package names stages"
             )
     for name in names:
-        points[name].load()(name, out, size=size, options=options)
+        points[name].load()(name, out, recipe=recipe, options=options)

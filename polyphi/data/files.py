@@ -4,6 +4,7 @@
 >>> for location, row in rows(file): ...            # ("cats.jsonl, line 1", b'{"question": ...')
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -13,13 +14,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polyphi.data.addresses import is_remote, open_file
 from polyphi.runtime import inputs
 
 HUB = "hf://"
 CONVERTED_BRANCH = "@refs%2Fconvert%2Fparquet"
 """The branch of a data set on the hub with its automatic conversion to parquet."""
+CHUNK = 1 << 20
+"""Characters of a JSON list that are read at a time."""
+SPACES = re.compile(r"[ \t\r\n]*")
 ROWS_PER_BATCH = 16
 """Rows of a parquet file in memory at a time; each may hold megabytes of media."""
+TRAIN = re.compile(r"(^|[/._-])train([/._-]|$)")
+"""A name with "train" in it."""
 ENDINGS = (".jsonl", ".parquet", ".json")
 """A folder's .json files are read where it has no others: they often describe these."""
 
@@ -69,15 +76,15 @@ def _hub() -> Any:
 
 
 def _train_split(files: list[str], under: str) -> list[str]:
-    train = re.compile(r"(^|[/._-])train([/._-]|$)")
-    return [file for file in files if train.search(file.removeprefix(under))] or files
+    return [file for file in files if TRAIN.search(file.removeprefix(under))] or files
 
 
 def _open(file: str) -> Any:
     if file.startswith(HUB):
         return _hub().open(file.removeprefix(HUB))
-    # Arrow's own file for the reason in `Shards._open`.
-    return pa.OSFile(file) if file.endswith(".parquet") else Path(file).open("rb")
+    if file.endswith(".parquet") and not is_remote(file):
+        return pa.OSFile(file)  # Arrow's own file for the reason in `Shards._open`
+    return open_file(file)
 
 
 def _visible(folder: Path, ending: str) -> list[Path]:
@@ -91,8 +98,8 @@ def _visible(folder: Path, ending: str) -> list[Path]:
 
 def count(file: str) -> int:
     """Return the number of rows of a file."""
-    if file.endswith(".json"):
-        return len(_list(file))
+    if file.endswith((".json", ".json.gz")):
+        return sum(1 for _ in _list(file))
     with _open(file) as stream:
         if file.endswith(".parquet"):
             return int(pq.ParquetFile(stream).metadata.num_rows)
@@ -101,10 +108,10 @@ def count(file: str) -> int:
 
 def rows(file: str) -> Iterator[tuple[str, Any]]:
     """Yield (location for error messages, a row or its JSON) of every row. Raises ValueError for a .json file that
-    holds no list, which is read whole."""
-    if not file.startswith(HUB):
+    holds no list."""
+    if not is_remote(file):
         inputs.note(file)
-    if file.endswith(".json"):
+    if file.endswith((".json", ".json.gz")):
         yield from ((f"{file}, row {number}", row) for number, row in enumerate(_list(file), 1))
         return
     with _open(file) as stream:
@@ -118,12 +125,50 @@ def rows(file: str) -> Iterator[tuple[str, Any]]:
                     yield f"{file}, line {number}", line
 
 
-def _list(file: str) -> list[Any]:
+def _list(file: str) -> Iterator[Any]:
+    """Yield the items of a JSON list, of which a part is in memory."""
+    decoder = json.JSONDecoder()
     with _open(file) as stream:
-        try:
-            content = json.load(stream)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}: expected JSON, {error}") from None
-    if not isinstance(content, list):
-        raise ValueError(f"{file}: expected a list of rows, found {type(content).__name__}")
-    return content
+        chunks = codecs.getreader("utf-8")(stream)
+        text, at, first = "", 1, True
+        while not text and (more := chunks.read(CHUNK)):
+            text = more.lstrip("\ufeff \t\r\n")
+        if not text.startswith("["):
+            try:
+                content_type = type(json.loads(text + chunks.read())).__name__
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{file}: expected JSON, {error}") from None
+            raise ValueError(f"{file}: expected a list of rows, found {content_type}")
+        while True:
+            start = at
+            try:
+                at = _skip(text, at)
+                if text[at : at + 1] == "]":
+                    break
+                if not first:
+                    at = _skip(text, _expect(text, at, ","))
+                item, end = decoder.raw_decode(text, at)
+                if end == len(text):
+                    raise ValueError("the file ends within the list")  # or a number continues
+            except (ValueError, RecursionError) as error:
+                if not (more := chunks.read(max(CHUNK, len(text) - start))):
+                    raise ValueError(f"{file}: expected JSON, {error}") from None
+                text, at = text[start:] + more, 0
+                continue
+            yield item
+            at, first = end, False
+        if rest := (text[at + 1 :] + chunks.read()).strip():
+            raise ValueError(f"{file}: expected JSON, found {rest[:20]!r} after the list")
+
+
+def _skip(text: str, at: int) -> int:
+    """The position of the next character that isn't white space."""
+    match = SPACES.match(text, at)
+    assert match is not None
+    return match.end()
+
+
+def _expect(text: str, at: int, mark: str) -> int:
+    if text[at : at + 1] != mark:
+        raise ValueError(f"expected {mark!r}, found {text[at : at + 10]!r}")
+    return at + 1

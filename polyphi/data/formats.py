@@ -6,6 +6,7 @@
     ShareGPT   {"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}], "system", "tools"}
     LLaVA      the same with "image": one path or several, one for each <image> in the values
     Alpaca     {"instruction", "input", "output", "system", "history": [[instruction, output], ...]}
+    document   {"text", "title"}: raw text; beside an image or audio `text` (or `caption`) is the answer
 
 >>> parsed, unread = sample({"instruction": "1+1?", "output": "2"}, "mine.jsonl, line 1")
 >>> to_sharegpt(parsed.messages)
@@ -13,8 +14,9 @@
 
 Images and audio are paths, bytes, or the hub's {"bytes", "path"}; in messages also OpenAI's `image_url` and
 `input_audio`, and {"type": "image"}, which takes the next of the row's `images`. The default question of a row of
-columns with audio only is a request for a transcript. Every form may have `id`, `licence` and `rejected` (the
-dispreferred answer, for DPO: a text or an assistant message). An answer's `reasoning_content` (or `reasoning`) is
+columns with audio only is a request for a transcript; with `start` and `seconds` it is a segment of the recording.
+Every form may have `id`, `licence`, `language` and `rejected` (the dispreferred answer, for DPO: a text or an assistant
+message). An answer's `reasoning_content` (or `reasoning`) is
 trained as `<think>...</think>` before it; where it is left out of earlier answers, only the last one is supervised.
 Rows of polyphi's shards are read unchanged.
 
@@ -25,12 +27,17 @@ decoded once, within the limits of `processing/media.py`, so that a bad row is r
 
 import base64
 import difflib
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
+from polyphi.data import addresses
 from polyphi.data.sample import Sample
 from polyphi.data.schema import OPTIONAL, SCHEMA
 from polyphi.data.shards import Shards
@@ -56,12 +63,13 @@ from polyphi.processing.template import DOCUMENT, ROLES
 from polyphi.runtime import inputs
 
 MEDIA = ("image", "images", "audio", "audios")
-COMMON = ("id", "licence", "rejected")
+COMMON = ("id", "licence", "language", "rejected")
 FORMS = {
     "messages": (("messages",), ("tools", *MEDIA)),
     "conversations": (("conversations",), ("system", "tools", "image", "images")),
     "instruction": (("instruction", "output"), ("input", "system", "history")),
-    "answer": (("answer",), ("question", *MEDIA)),
+    "answer": (("answer",), ("question", *MEDIA, "start", "seconds", "transcript", "spoken")),
+    "text": (("text",), ("title", "url", "date", "pages")),
 }
 """Form of a row -> columns that it must have, and columns that it may have beside `COMMON`."""
 TRL = ("prompt", "completion", "chosen")
@@ -99,16 +107,18 @@ def sample(
     row: Any,
     location: str,
     *,
-    root: Path | None = None,
+    root: Path | str | None = None,
     confined: bool = False,
     columns: Mapping[str, str] | None = None,
     source: str = "",
     licence: str = "",
+    language: str | None = None,
+    question: str | None = None,
 ) -> tuple[Sample, set[str]]:
     """Return a row (or its JSON) of any of the formats as a sample, and its columns that are not read. `location`
-    names it in errors and is its id if it has none. Paths are relative to `root`; None forbids them, and `confined`
-    those that lead out of it. `columns` maps names of `COLUMNS` to those of the row. `licence` is that of a row
-    that names none. Raises ValueError."""
+    names it in errors and is its id if it has none. Paths are relative to `root`, a folder or an address; None forbids
+    them, and `confined` those that lead out of it. `columns` maps names of `COLUMNS` to those of the row. `licence`,
+    `language` and `question` are those of a row that has none. Raises ValueError."""
     try:
         row = json.loads(row) if isinstance(row, bytes | str) else row
         if not isinstance(row, Mapping):
@@ -119,9 +129,14 @@ def sample(
             for message in parsed.messages:
                 _with_media(message, None, confined)
             _check(parsed.messages)
-            return parsed, set()
+            meta = parsed.meta if language is None else {"language": language, **parsed.meta}
+            return replace(parsed, meta=meta), set()
         row, form, unread = _recognized(row, columns or {})
+        if question is not None and form == "answer":
+            row.setdefault("question", question)
         messages, meta = _READERS[form](row)
+        if spoken := row.get("language") or language:
+            meta = {**meta, "language": str(spoken)}
         if "rejected" in row:
             meta = {**meta, "rejected": _answer_text(row["rejected"])}
         messages = tuple(_with_media(message, root, confined) for message in messages)
@@ -147,6 +162,13 @@ def _recognized(
         raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")
     theirs = set(row) - set(named.values())
     row |= {ours: row[column] for ours, column in named.items()}
+    if any(medium in row for medium in MEDIA) and not any(
+        f in row for f in (*FORMS, *TRL) if f != "text"
+    ):
+        captions = [name for name in ("text", "caption") if isinstance(row.get(name), str)]
+        if captions:
+            row["answer"] = row.pop(captions[0])
+            theirs.discard(captions[0])
     trl = _is_trl(row)
     row = _from_trl(row) if trl else row
     form = _form(row, set(named))
@@ -160,9 +182,11 @@ def _recognized(
 def _form(row: Mapping[str, Any], named: Set[str]) -> str:
     """Return the form of a row: the only one that its columns allow, or that of a column that the user has named."""
     forms = [form for form, (needed, _) in FORMS.items() if set(needed) <= set(row)]
-    if len(forms) > 1:  # an `answer` beside a conversation is its solution
+    if len(forms) > 1:  # an `answer` beside a conversation is its solution, a `text` its template's
         forms = [f for f in forms if named & set(FORMS[f][0])] or [
-            f for f in forms if f != "answer"
+            f
+            for f in forms
+            if f not in ("answer", "text") or (f == "answer" and forms == ["answer", "text"])
         ]
     if len(forms) == 1:
         return forms[0]
@@ -173,8 +197,8 @@ def _form(row: Mapping[str, Any], named: Set[str]) -> str:
         )
     raise ValueError(
         "expected `messages` (OpenAI), `conversations` (ShareGPT; LLaVA with `image`), `instruction` with `output` "
-        "(Alpaca), `prompt` with `completion` or `chosen` (TRL), or `answer` with `question`, `image` or `audio`; "
-        f"found {present} (--columns answer=NAME says which column it is)"
+        "(Alpaca), `prompt` with `completion` or `chosen` (TRL), `answer` with `question`, `image` or `audio`, or "
+        f"`text`; found {present} (--columns answer=NAME says which column it is)"
     )
 
 
@@ -342,9 +366,40 @@ def _answers_in_order(raw_messages: Sequence[Any]) -> list[Any]:
 
 def _from_columns(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
     images, audios = _media(row, "image"), _media(row, "audio")
+    if "start" in row or "seconds" in row:
+        audios = [_segment(audio, row) for audio in audios]
     question = row.get("question", TRANSCRIBE if audios and not images else "")
     parts = (*images, *audios, *((Text(question),) if question else ()))
-    return (Message("user", parts), Message.assistant(row["answer"])), {}
+    meta = {name: str(row[name]) for name in ("transcript", "spoken") if name in row}
+    return (Message("user", parts), Message.assistant(row["answer"])), meta
+
+
+def _from_text(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
+    """Return a raw document, which begins with its title."""
+    text, title = row["text"], row.get("title") or ""
+    if not isinstance(text, str) or not isinstance(title, str):
+        raise ValueError(f"expected text, found {text!r:.80}")
+    full = text if text.startswith(title) else f"{title}\n{text}"
+    meta = {name: row[name] for name in ("url", "date", "pages") if name in row}
+    return (Message(DOCUMENT, (Text(full),)),), meta
+
+
+def _segment(audio: Image | Audio, row: Mapping[str, Any]) -> Audio:
+    """Return the segment of a recording from `start` on, of `seconds`; it is cut when the file is read."""
+    start, seconds = row.get("start", 0), row.get("seconds")
+    for name, value in (("start", start), ("seconds", seconds)):
+        if value is not None and (not isinstance(value, int | float) or value < 0):
+            raise ValueError(f"expected {name} as a number of seconds, found {value!r:.40}")
+    assert isinstance(audio, Audio)
+    return _Segment(audio.source, float(start), None if seconds is None else float(seconds))
+
+
+@dataclass(frozen=True)
+class _Segment(Audio):
+    """A segment of an audio file, which `_with_media` cuts."""
+
+    start: float = 0.0
+    seconds: float | None = None
 
 
 def _media(row: Mapping[str, Any], modality: str) -> list[Image | Audio]:
@@ -433,6 +488,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Conversation, dict[str, 
     "conversations": _from_conversations,
     "instruction": _from_alpaca,
     "answer": _from_columns,
+    "text": _from_text,
 }
 
 
@@ -617,7 +673,7 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def _with_media(message: Message, root: Path | None, confined: bool) -> Message:
+def _with_media(message: Message, root: Path | str | None, confined: bool) -> Message:
     """Return the message with its media as bytes, after a test decoding. Raises ValueError if that fails, and for paths
     that aren't allowed."""
     return Message(
@@ -625,7 +681,7 @@ def _with_media(message: Message, root: Path | None, confined: bool) -> Message:
     )
 
 
-def _decodable(part: Part, root: Path | None, confined: bool) -> Part:
+def _decodable(part: Part, root: Path | str | None, confined: bool) -> Part:
     if isinstance(part, Text):
         # A plain text also of calls, whose marks the template reads in an assistant's text.
         return Text(part.text)
@@ -634,10 +690,29 @@ def _decodable(part: Part, root: Path | None, confined: bool) -> Part:
     if not isinstance(data, bytes):
         if root is None:
             raise ValueError(f"expected bytes, found the path {data}")
-        data = inside(root, str(data)) if confined else root / data
-        inputs.note(data)
+        if "://" in str(data) or "://" in str(root):
+            data = addresses.read_bytes(addresses.below(str(root), str(data), confined))
+        else:
+            data = inside(Path(root), str(data)) if confined else Path(root) / data
+            inputs.note(data)
+    if isinstance(part, _Segment):
+        return Audio(_cut(data, part.start, part.seconds))
     media.decode_image(data) if isinstance(part, Image) else media.decode_audio(data)
     return type(part)(data if isinstance(data, bytes) else data.read_bytes())
+
+
+def _cut(data: bytes | Path, start: float, seconds: float | None) -> bytes:
+    """Return a segment of an audio file as FLAC with its sampling rate."""
+    wave, rate = media.decode_audio(data)
+    first = round(start * rate)
+    segment = wave[first:] if seconds is None else wave[first : first + round(seconds * rate)]
+    if not len(segment):
+        raise ValueError(
+            f"expected a segment from {start:g} s on, found {len(wave) / rate:.2f} s of audio"
+        )
+    out = io.BytesIO()
+    soundfile.write(out, segment, rate, format="FLAC", subtype="PCM_16")
+    return out.getvalue()
 
 
 def _bytes(part: Image | Audio | Video) -> bytes:

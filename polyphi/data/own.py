@@ -1,4 +1,4 @@
-"""Custom data -> shards: files of rows (files.py) in any of the formats of `formats.py`.
+"""Custom data -> shards: sources (sources.py) whose rows are in any of the formats of `formats.py`.
 
 >>> manifest = build(Path("runs/mine/data/cats"), ["cats.jsonl"])
 """
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.data import files, shards
+from polyphi.data.addresses import is_remote
 from polyphi.data.formats import COLUMNS, sample
 from polyphi.data.sample import Sample
+from polyphi.data.sources import SourceFile, find, rows
 from polyphi.messages import Audio, Image
 from polyphi.runtime import progress
 from polyphi.runtime.files import write_json
@@ -38,8 +40,9 @@ def build(
         manifest: dict[str, Any] = json.loads(path.read_text())
         if manifest["pipeline"] == pipeline:
             return manifest
-    paths = [file for source in sources for file in files.find(source)]
-    if inside := [file for file in paths if Path(file).resolve().is_relative_to(folder.resolve())]:
+    every = [file for source in sources for file in find(source)]
+    local = [file.path for file in every if not is_remote(file.path)]
+    if inside := [path for path in local if Path(path).resolve().is_relative_to(folder.resolve())]:
         raise ValueError(
             f"{inside[0]} lies in {folder}, which this run writes; choose another folder for it with --out"
         )
@@ -49,13 +52,13 @@ def build(
 
     def samples() -> Iterator[Sample]:
         count = 0
-        with progress.progress(f"reading {folder.name}", sum(map(files.count, paths))) as advance:
-            for file in paths:
-                for location, row in files.rows(file):
+        with progress.progress(f"reading {folder.name}", _count(every)) as advance:
+            for file in every:
+                for location, row in rows(file):
                     count += 1
                     advance(count, "")
                     try:
-                        parsed, unread = sample(row, location, columns=columns, **_origin(file))
+                        parsed, unread = sample(row, location, columns=columns, **origin(file))
                     except ValueError as error:
                         if not skip_bad:
                             raise ValueError(f"{error} (--skip-bad leaves such rows out)") from None
@@ -90,8 +93,8 @@ def read(
     """Yield the samples of sources, as `build` writes them; `licence` is that of rows that name none. With `confined`,
     for rows of others, paths may not lead out of the folder of their file. An unusable row raises ValueError, or, with
     `bad`, is left out and `bad` is called with the message."""
-    for file in (file for source in sources for file in files.find(str(source))):
-        for location, row in files.rows(file):
+    for file in (file for source in sources for file in find(str(source))):
+        for location, row in rows(file):
             try:
                 yield sample(
                     row,
@@ -99,7 +102,7 @@ def read(
                     columns=columns,
                     licence=licence,
                     confined=confined,
-                    **_origin(file),
+                    **origin(file),
                 )[0]
             except ValueError as error:
                 if bad is None:
@@ -107,18 +110,30 @@ def read(
                 bad(str(error))
 
 
-def _origin(file: str) -> dict[str, Any]:
+def origin(file: SourceFile) -> dict[str, Any]:
     """The source of a file's rows, and the folder of their paths: none for a file of the hub."""
-    if file.startswith(files.HUB):
-        return {"source": file, "root": None}
-    return {"source": Path(file).name, "root": Path(file).parent}
+    if file.path.startswith(files.HUB):
+        return {"source": file.path, "root": None}
+    return {"source": Path(file.path).name, "root": file.root}
+
+
+def _count(every: Sequence[SourceFile]) -> int | None:
+    """The number of rows of files, None where counting them would mean to parse them."""
+    if all(file.format == "rows" for file in every):
+        return sum(files.count(file.path) for file in every)
+    return None
 
 
 def _fingerprint(sources: Sequence[str], columns: Mapping[str, str]) -> str:
     """Return a hash of the names, sizes and times of the files; their media and the hub are not included."""
     parts: list[Any] = [sorted(columns.items()), *sources]
     for source in sources:
-        if not source.startswith("hf:"):
-            stats = [(file, Path(file).stat()) for file in files.find(source)]
-            parts += [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+        local = (
+            [f for f in find(source) if not is_remote(f.path)]
+            if not source.startswith("hf:")
+            else []
+        )
+        for file in local:
+            stat = Path(file.path).stat()
+            parts += [(file.path, stat.st_size, stat.st_mtime_ns)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -58,16 +58,18 @@ ROWS = {
 }
 
 
-def example_rows(target: StageModel, corpus: str) -> list[Batch]:
-    """The rows that one sample of a corpus, with the lengths of `ROWS`, becomes in a stage; images are scaled with the
-    size of a crop."""
-    stage, config, sample, media = target.stage, target.config, ROWS[corpus], dict[str, Any]()
+def example_rows(target: StageModel, corpus: str, measured: Row | None = None) -> list[Batch]:
+    """The rows that one sample of a corpus becomes in a stage: one of the lengths in `measured`, else in `ROWS`, whose
+    images are scaled with the size of a crop."""
+    sample = measured or ROWS[corpus]
+    stage, config, media = target.stage, target.config, dict[str, Any]()
     before = 0
     vision, contrastive = config.vision, isinstance(stage.objective, Contrastive)
     if sample.pictures and vision is not None:
         side, patch = vision.crop_size, vision.patch_size
         max_crops = getattr(stage.objective, "max_crops", None) or vision.max_crops
-        sizes = [tuple(round(n * side / image.CROP) for n in size) for size in sample.pictures]
+        scale = 1.0 if measured else side / image.CROP
+        sizes = [tuple(max(1, round(n * scale)) for n in size) for size in sample.pictures]
         layouts = (
             [GLOBAL_VIEW]
             if contrastive

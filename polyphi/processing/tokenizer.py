@@ -25,11 +25,13 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from polyphi.processing.vocabulary import (
+    AUDIO,
     AUDIO_NAMES,
     CONTROLS,
     DIGIT_SPLIT,
     END,
     END_OF_TEXT,
+    IMAGE,
     IMAGE_NAMES,
     O200K_SHA256,
     O200K_SPLIT,
@@ -418,6 +420,39 @@ class Tokenizer:
         fitted = copy.copy(self)
         fitted._rows = rows
         return fitted
+
+    def with_placeholders(self, rows: int) -> "Tokenizer":
+        """This tokenizer, with placeholders of images and audio if it has none (Phi-4-mini's): those of the published
+        multimodal vocabulary, with its ids where these are unused, else the next ones. Raises ValueError if an
+        embedding of `rows` rows has no unused ones for them."""
+        spec = copy.deepcopy(self._spec)
+        used = {*self._controls.values(), *spec["model"]["vocab"].values()}
+        for token, present in ((IMAGE, self.image_id), (AUDIO, self.audio_id)):
+            if present is not None:
+                continue
+            id, special, strips = CONTROLS[token]
+            if id in used or id >= rows:
+                id = max(used) + 1
+            if id >= rows:
+                raise ValueError(
+                    f"the embedding has {rows} rows, which the tokenizer uses all; expected an unused one for {token}"
+                )
+            used.add(id)
+            spec["added_tokens"].append(
+                {
+                    "id": id,
+                    "content": token,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": strips,
+                    "normalized": False,
+                    "special": special,
+                }
+            )
+        if spec == self._spec:
+            return self
+        spec["added_tokens"].sort(key=lambda added: added["id"])
+        return Tokenizer(spec, self.fixed_system)
 
 
 class NoTokenizer(Tokenizer):

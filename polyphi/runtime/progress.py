@@ -99,9 +99,10 @@ def _numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 @contextmanager
 def progress(
-    name: str, total: int, done: int = 0, quiet: bool = False
+    name: str, total: int | None, done: int = 0, quiet: bool = False
 ) -> Iterator[Callable[[int, str], None]]:
-    """Yields `advance(step, text)`: a bar on a terminal, otherwise a line every 20 s; no output if `quiet`."""
+    """Yields `advance(step, text)`: a bar on a terminal, otherwise a line every 20 s; no output if `quiet`. `total` is
+    None where it isn't known."""
     if quiet:
         yield lambda step, text: None
         return
@@ -112,7 +113,7 @@ def progress(
             nonlocal last
             if time.monotonic() - last > SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                print(f"  {name} {step}/{total} {text}", flush=True)
+                print(f"  {name} {step}{'' if total is None else f'/{total}'} {text}", flush=True)
 
         yield line
         return

@@ -11,12 +11,13 @@ from polyphi_recipe.curate.machines import Machines
 
 
 def curate(
-    corpus: Annotated[
-        str, Parameter(help="Name of a corpus, a Python file that defines one, or `show`.")
+    *names: Annotated[
+        str,
+        Parameter(
+            help="Corpora, or Python files that define one, after a recipe file (.toml) if one names their sources; or "
+            "`show` and a corpus or a sample."
+        ),
     ],
-    subject: Annotated[str, Parameter(help="A corpus or a sample, for `show`.")] = "",
-    /,
-    *,
     size: SizeOption = "nano",
     out: RunOption = NANO,
     seed: SeedOption = 0,
@@ -26,26 +27,38 @@ def curate(
         Parameter(metavar="KEY=VALUE", help="Options of sbatch: partition, time ...; repeatable."),
     ] = (),
 ) -> None:
-    """Build one corpus of a run, or show all corpora, one corpus, or the origin of a sample.
+    """Build corpora of a run, or show all corpora, one corpus, or the origin of a sample.
 
     For example:
 
         polyphi curate sqa --out runs/nano
+        polyphi curate lab.toml captions asr --out runs/lab --workers 8
         polyphi curate show
         polyphi curate show sqa
     """
-    from polyphi_recipe.corpora.lookup import find_corpus, report_kept, show
+    from polyphi_recipe.corpora.lookup import report_kept, show
     from polyphi_recipe.graph import Run
 
-    run = Run(size, out, options=TrainOptions(seed=seed), console=console)
-    if corpus == "show":
-        show(run.data, subject, run.report_plain)
+    if names[:1] == ("show",):
+        if len(names) > 2:
+            raise ValueError(f"expected one corpus to show, found {', '.join(names[1:])}")
+        show(
+            out / "data",
+            names[1] if len(names) > 1 else "",
+            lambda text: console.print(text, highlight=False, markup=False),
+        )
         return
-    if subject:
-        raise ValueError(f"expected one corpus, found {corpus} and {subject}")
+    files = [name for name in names if name.endswith(".toml")]
+    corpora = [name for name in names if name not in files]
+    if len(files) > 1 or not names:
+        raise ValueError(
+            f"expected a recipe file or corpora, found {', '.join(names) or 'nothing'}"
+        )
+    run = Run(files[0] if files else size, out, options=TrainOptions(seed=seed), console=console)
     options = {
         key: int(value) if value.isdigit() else value
         for key, _, value in (pair.partition("=") for pair in slurm)
     }
-    if not run.build(corpus, replace(machines, slurm=options)):
-        report_kept(run.data / find_corpus(corpus).name, run.report_plain)
+    for name in corpora or run.recipe.imported_names:
+        if not run.build(name, replace(machines, slurm=options)):
+            report_kept(run.data / run.corpus(name).name, run.report_plain)

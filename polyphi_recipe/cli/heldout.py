@@ -23,12 +23,13 @@ def heldout(
         polyphi eval heldout runs/nano
         polyphi eval heldout runs/nano arithmetic --quant int8
     """
+    from polyphi_recipe import from_file
     from polyphi_recipe.graph import Run
 
     if not (run / "run.json").is_file():
         raise ValueError(
             f"{run} is no run of `polyphi reproduce`; for other models use `polyphi eval {run} --suite mini`"
         )
-    values = json.loads((run / "run.json").read_text())
-    of_run = Run(values["size"], run, options=TrainOptions(seed=values["seed"]), console=console)
+    seed = json.loads((run / "run.json").read_text())["seed"]
+    of_run = Run(from_file.of_run(run), run, options=TrainOptions(seed=seed), console=console)
     of_run.evaluate(*tasks, quant=quant)

@@ -11,7 +11,10 @@ from polyphi.planning.options import Switches
 
 
 def plan(
-    *stages: Annotated[str, Parameter(help="Stages; default: all.")],
+    *stages: Annotated[
+        str,
+        Parameter(help="A recipe file (.toml), which replaces the size, and stages; default: all."),
+    ],
     size: SizeOption = "full",
     devices: Annotated[
         str, Parameter(help="Number and name: A100, H100, H200, B200, L4 or cpu.")
@@ -29,30 +32,36 @@ def plan(
     For example:
 
         polyphi plan
+        polyphi plan lab.toml --devices 8xH100
         polyphi plan vision_3_generative --devices 8xH100 --activations recompute
         polyphi plan speech_2_post --devices 1xL4 --base int4 --micro-tokens 1024
         polyphi plan text_1_pretrain --size nano --devices 1xcpu --json
     """
-    from polyphi.planning import sizes
+    from polyphi_recipe import find_recipe
     from polyphi_recipe import plan as planning
-    from polyphi_recipe.stages import ORDER
 
-    chosen, table = stages or tuple(ORDER), sizes.load(size)
+    files = [name for name in stages if name.endswith(".toml")]
+    if len(files) > 1:
+        raise ValueError(f"expected one recipe file, found {', '.join(files)}")
+    recipe = find_recipe.of(files[0] if files else size)
+    chosen = tuple(name for name in stages if name not in files) or recipe.order
     if dry_run:
         from polyphi.planning.dry_run import summary
 
         for name in chosen:
             text = summary(
-                planning.stage_model(name, table), switches.fsdp, switches.context_parallel
+                planning.stage_model(name, recipe), switches.fsdp, switches.context_parallel
             )
             console.print(text, highlight=False)
         return
     plans = [
-        planning.plan(name, table, devices, switches, utilisation=utilisation, price=price)
+        planning.plan(name, recipe, devices, switches, utilisation=utilisation, price=price)
         for name in chosen
     ]
     if as_json:
         print(json.dumps([asdict(p) | {"cost": p.cost} for p in plans], indent=1))
         return
+    if recipe.file is not None and not any(name for name in stages if name not in files):
+        console.print(planning.sources_table(recipe))
     for line in planning.page(plans):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))

@@ -11,7 +11,7 @@ from polyphi.train.options import PrecisionOption, SeedOption, TrainOptions
 
 
 def reproduce(
-    size: Annotated[str, Parameter(help="micro, nano, lab or full.")],
+    recipe: Annotated[str, Parameter(help="micro, nano, lab or full, or a recipe file (.toml).")],
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the run; the same folder resumes.")],
@@ -23,14 +23,17 @@ def reproduce(
     For example:
 
         polyphi reproduce nano --out runs/nano
+        polyphi reproduce lab.toml --out runs/lab
     """
     from polyphi_recipe.graph import Run
 
     options = TrainOptions(seed=seed, precision=precision)
-    run = Run(size, out, options=options, console=console)
+    run = Run(recipe, out, options=options, console=console)
     page = run.reproduce()
     summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
+    core = run.recipe.is_built_in
+    beats, tasks = ("core_beats", "core") if core else ("beats", "tasks")
     console.print(
-        f"\ncore    {summary['core_beats']} of {summary['core']} tasks beat their baselines\n"
+        f"\n{'core ' if core else 'tasks'}   {summary[beats]} of {summary[tasks]} tasks beat their baselines\n"
         f"report  {page}\ntalk    polyphi chat {out}\npage    polyphi serve {out}   then open its URL"
     )

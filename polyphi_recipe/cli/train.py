@@ -6,8 +6,8 @@ from polyphi.cli.options import NANO, console
 from polyphi.train.options import TrainOptions
 
 
-def train(name: str, out: Path | None, *, size: str, options: TrainOptions) -> None:
-    """Train a stage in the run `out`, after its parents and corpora."""
+def train(name: str, out: Path | None, *, recipe: str, options: TrainOptions) -> None:
+    """Train a stage in the run `out`, after its parents and corpora. `recipe`: a size, or a recipe file."""
     from polyphi_recipe.graph import Run
 
-    Run(size, out or NANO, options=options, console=console).train(name, options.base)
+    Run(recipe, out or NANO, options=options, console=console).train(name, options.base)

@@ -67,7 +67,7 @@ def spoken_questions(work: Work, split: str) -> list[tuple[str, str]]:
 
 def speakable_question(sample: Sample) -> bool:
     """Return whether the question is fit for speech synthesis. Requests are excluded: `audio_safety` has them."""
-    return speakable(sample.prompt[-1].text) and sample.meta["task"] != "request"
+    return speakable(sample.prompt[-1].text) and sample.meta.get("task") != "request"
 
 
 def speak(tts: TTSSampler, text: str, language: str, split: str, rng: Random) -> SpokenQuestion:

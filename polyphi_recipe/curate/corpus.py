@@ -70,7 +70,8 @@ class Corpus:
     the corpus: those that polyphi's readers (`own`, `pages`, `pdf_pages`, `videos`, `feedback`) read are known; `files`
     are further files and folders that `build` and `steps` read. `fresh(work)` returns a generator of training samples
     by number, without end, none of them a row of the shards. It follows the same held-out rules, but is not processed
-    by `steps`."""
+    by `steps`. With `settings`, a text, the corpus is the same as long as these, its rows and the seed are, whatever
+    polyphi's code: imported data isn't built again by a new version."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -83,11 +84,15 @@ class Corpus:
     tasks: int = 1
     files: tuple[str | Path, ...] = ()
     fresh: Callable[[Work], Callable[[int], Sample]] | None = None
+    settings: str = ""
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
     """Return the hash of the corpus's file and its imports from `CODE` with their data files, its parent corpora, rows,
     longest clip and seed: a changed recipe is a new corpus. Input files are compared separately (`is_built`)."""
+    if corpus.settings:
+        text = json.dumps([corpus.name, corpus.settings, work.seed])
+        return hashlib.sha256(text.encode()).hexdigest()
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
@@ -165,6 +170,8 @@ def build(
     task_work = work if machines == Machines() else replace(work, report=print, models={})
     manifests = {split: folder / split / "manifest.json" for split in work.rows}
     hashed = fingerprint(corpus, work)
+    for split in work.rows:
+        pipeline.check_own(folder / split, hashed)
     for split in sorted(work.rows, key=lambda name: name == "train"):
         rows, tasks = work.rows[split], corpus.tasks if split == "train" else 1
         split_work = replace(task_work, rows={split: round(rows * (1 + corpus.spare))})

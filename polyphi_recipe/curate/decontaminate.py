@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -307,11 +308,15 @@ def against(
 
 
 def held_out(
-    work: Work, own: str, *others: str, ways: Collection[str] = WAYS
+    work: Work,
+    own: str,
+    *others: str,
+    ways: Collection[str] = WAYS,
+    items: Mapping[str, Path] = MappingProxyType({}),
 ) -> list[Decontaminate]:
-    """Return the step that drops from the training split of the corpus `own` the items of its held-out split and those
-    of `others`; no step for other splits. Builds the index, once for each content of those splits. Raises ValueError if
-    a split is absent."""
+    """Return the step that drops from the training split of the corpus `own` the items of its held-out split, those of
+    `others`, and `items` of files of evaluation sets by name; no step for other splits. Builds the index, once for each
+    content of those splits. Raises ValueError if a split is absent."""
     if "train" not in work.rows:
         return []
     folders = {name: work.data / name / "test" for name in (own, *others)}
@@ -323,10 +328,11 @@ def held_out(
             )
     manifests = [json.loads((f / "manifest.json").read_text()) for f in folders.values()]
     shards = [shard["sha256"] for manifest in manifests for shard in manifest["shards"]]
+    shards += [f"{name} {sha256(path.read_bytes()).hexdigest()}" for name, path in items.items()]
     layout = {part: [f.name for f in fields(type_)] for part, type_ in PARTS.items()}
     content = json.dumps([list(folders), shards, list(ways), layout])
     key = sha256(content.encode()).hexdigest()[:16]
     parent = work.data / own / ".made" / f"known-{key}"
     if not (parent / "index" / "items.json").exists():
-        Index.of(folders, ways).save(parent / "index")
+        Index.of({**folders, **items}, ways).save(parent / "index")
     return [Decontaminate(parent / "index", parent / "ledger", ways=tuple(ways))]

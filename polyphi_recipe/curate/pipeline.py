@@ -247,6 +247,20 @@ def is_built(folder: Path, pipeline: str) -> bool:
     return manifest.get("inputs") == inputs.digest(read) and not inputs.change(read)
 
 
+def check_own(folder: Path, pipeline: str) -> None:
+    """Raise ValueError for a split that another pipeline wrote, unless it was built here: somebody's own data is never
+    replaced."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists() or _is_written(folder, pipeline):
+        return
+    values = json.loads(manifest.read_text())
+    if not _build_folder(folder, values["pipeline"]).exists():
+        raise ValueError(
+            f"{folder} has {values['rows']:,} rows that this run didn't build, and would be replaced; to train on "
+            f"them, move the folder and name it in a recipe file (corpora.{folder.parent.name}.sources), else remove it"
+        )
+
+
 def input_change(folder: Path, pipeline: str) -> str:
     """Return in words which input file of a split, also of one half built, has changed since; "" for none."""
     return inputs.change(_build_folder(folder, pipeline) / "inputs")

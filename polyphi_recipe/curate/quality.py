@@ -1,4 +1,4 @@
-"""A quality classifier per language and aspect, trained on labelled positives and negatives (report, section 3.1).
+"""A quality classifier per language and aspect, trained on labelled positives and negatives (report 3.1.1).
 
 >>> quality = train(lambda: labelled(paths))           # rows {"text", "language", "aspect", "label"}, read as a stream
 >>> quality.scores("Ein Dreieck hat drei Seiten.", "de")

@@ -35,7 +35,7 @@ SHORTEST_TEXT, SHORTEST_CAPTION = 50, 5
 SUPPORTED = 0.5
 """The minimum share of an answer's words that occur in the transcript."""
 SUMMARY_SECONDS = 1800.0
-"""The longest audio that is summarized (report 3.3: 30 minutes)."""
+"""The longest audio that is summarized (report 2.2.1: 30 minutes)."""
 ROUNDING, MOST_ROWS = 0.01, 60
 """The relative tolerance of a number read off a chart, and the maximum rows of a chart's table: more numbers follow
 from a longer table, so that the check proves less."""

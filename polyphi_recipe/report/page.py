@@ -29,8 +29,8 @@ from polyphi_eval import evaluation
 from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE
 from polyphi_eval.report import card
-from polyphi_recipe import stages
 from polyphi_recipe.curate.sources import SOURCES
+from polyphi_recipe.from_file import generated_corpora, stages_of_run
 from polyphi_recipe.report import sections
 from polyphi_recipe.report.samples import Draw
 from polyphi_recipe.report.sections import render
@@ -72,13 +72,15 @@ def write(run: Path) -> Path:
 def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The report of a run, and the media of its samples by SHA-256."""
     results = rescore(run / "eval") if any((run / "eval").glob("*.jsonl")) else []
-    rows = [stage_row(run / "stages" / name, stages.load(name)) for name in stages.ORDER]
+    rows = [stage_row(run / "stages" / stage.name, stage) for stage in stages_of_run(run)]
     freeze = _load(run / "freeze.json", [])
     timings = _load(run / "timings.json", {})
     identity = _load(run / "run.json", {})
     draw = Draw(run, results, identity.get("seed"))
     report = {
         "size": identity.get("size", "unnamed"),
+        "recipe": identity.get("recipe"),
+        "generated": generated_corpora(run),
         "seed": identity.get("seed"),
         "precision": asdict(choice) if (choice := recorded(identity)) else None,
         "summary": {

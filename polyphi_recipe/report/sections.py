@@ -69,7 +69,13 @@ def render(report: Report, media: Mapping[str, bytes]) -> str:
     """The page as HTML, without scripts and external requests, in light and dark colours. Sections without content are
     omitted."""
     return render_page(
-        TEMPLATES, "page.html", SECTIONS, report, media, title=report["size"], intro=intro(report)
+        TEMPLATES,
+        "page.html",
+        SECTIONS,
+        report,
+        media,
+        title=report["recipe"] or report["size"],
+        intro=intro(report),
     )
 
 

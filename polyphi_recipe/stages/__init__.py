@@ -32,6 +32,12 @@ BRANCHES = (
 parents, in whichever branch they are."""
 
 
+BUILT_IN: dict[str, Stage] = {
+    name: importlib.import_module(f"polyphi_recipe.stages.{name}").stage for name in ORDER
+}
+"""The report's stages by name, in order."""
+
+
 def load(name: str) -> Stage:
     """The stage with the given name. Raises ValueError with the nearest name for an unknown one."""
     if name not in ORDER:
@@ -41,8 +47,7 @@ def load(name: str) -> Stage:
         raise ValueError(
             f"unknown stage {name!r}; did you mean {near!r}? The stages are: {', '.join(ORDER)}"
         )
-    stage: Stage = importlib.import_module(f"polyphi_recipe.stages.{name}").stage
-    return stage
+    return BUILT_IN[name]
 
 
 def at_size(name: str, size: Size) -> Stage:

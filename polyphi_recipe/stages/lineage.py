@@ -1,20 +1,22 @@
 """The origin of every tensor. A stage's `start` maps globs to parents; a tensor that a parent didn't train is resolved
-through the parent's `start`, so each tensor of each model has exactly one origin: the stage that trained it, or a fresh
-initialisation.
+through the parent's `start`, so each tensor of each model has exactly one origin: the stage that trained it, the part
+that stands for this stage (parts.py), or a fresh initialisation.
 
     joint_1_vision_speech   decoder.layers.0.mlp.down_proj.lora.vision.a  <-  vision_4_multiframe
                             decoder.layers.0.mlp.down_proj.weight         <-  text_4_align
                             audio.projector.vision.up.weight              <-  speech_2_post (audio.projector.speech.up)
 """
 
+import difflib
 import fnmatch
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -22,14 +24,21 @@ from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.stage import Stage
 from polyphi_recipe import stages
 
-IMAGE, AUDIO = "<|endoftext10|>", "<|endoftext11|>"
 TRAINED = "trained.safetensors"
-EXPORTS = {
+EXPORTED = {
     "mini": ("text_4_align", "mini"),
     "reasoning": ("reasoning_3_dpo", "mini"),
     "model": ("joint_1_vision_speech", "native"),
 }
 """Folder of a run with an exported model -> the stage after which it is exported, and its layout."""
+Part = Mapping[str, Tensor]
+"""The tensors of a part by our names (parts.py), mapped into memory."""
+REPLACED = {
+    "decoder": ("text_1_pretrain", "text_2_long", "text_3_post", "text_4_align"),
+    "vision": ("vision_0_encoder",),
+    "audio": ("speech_0_aed",),
+}
+"""Part of a recipe file -> the stages whose result it stands for."""
 LOG_MEL_MEAN, LOG_MEL_INVSTD = (
     16.0,
     0.22,
@@ -38,10 +47,15 @@ LOG_MEL_MEAN, LOG_MEL_INVSTD = (
 
 @dataclass(frozen=True)
 class Origin:
-    """The stage that trained a tensor and stored it as `name`; stage None: freshly initialised."""
+    """The stage that trained a tensor and stored it as `name`, or the part of `Lineage.parts` that has it; None for
+    both: freshly initialised."""
 
     stage: str | None
     name: str
+    part: str | None = None
+
+    def __str__(self) -> str:
+        return self.part or self.stage or "fresh"
 
 
 def _longest_match(patterns: Mapping[str, object], name: str) -> str | None:
@@ -49,123 +63,176 @@ def _longest_match(patterns: Mapping[str, object], name: str) -> str | None:
     return max((p for p in patterns if fnmatch.fnmatchcase(name, p)), key=len, default=None)
 
 
-def origin(name: str, stage: Stage) -> Origin:
-    """The origin of the tensor `name` at the start of `stage`."""
-    if (pattern := _longest_match(stage.copy, name)) is not None:
-        name = stage.copy[pattern].rstrip("*") + name.removeprefix(pattern.rstrip("*"))
-    if (pattern := _longest_match(stage.start, name)) is None:
-        return Origin(None, name)
-    parent = stages.load(stage.start[pattern])
-    if _longest_match(parent.trainable, name) is not None and _part(name) in {
-        "decoder",
-        *parts(parent),
-    }:
-        return Origin(parent.name, name)
-    return origin(name, parent)
-
-
-def stages_of(name: str) -> list[str]:
-    """The stage `name` and those before it that its model comes from, in the recipe's order."""
-    before = {name}.union(*(stages_of(parent) for parent in stages.load(name).parents))
-    return [stage for stage in stages.ORDER if stage in before]
-
-
-def after(name: str) -> Stage:
-    """A stage without trainable parameters that starts from the end of `name`, for exports and evaluations."""
-    return replace(
-        stages.load(name), name=f"after_{name}", start={"*": name}, trainable={}, copy={}
-    )
-
-
-def parts(stage: Stage) -> set[str]:
-    """The parts of a stage's model besides the decoder: "vision", "audio", "lora.vision", "lora.speech"."""
-    names: set[str] = set()
-    for glob in (*stage.trainable, *stage.start):
-        names |= {part for part in ("vision", "audio") if glob.startswith(part + ".")}
-        names |= {
-            f"lora.{adapter}" for adapter in ("vision", "speech") if f".lora.{adapter}." in glob
-        }
-    return names.union(*(parts(stages.load(p)) for p in stage.parents)) if stage.parents else names
-
-
 def _part(name: str) -> str:
-    """The part of `parts` that a tensor belongs to: its tower, its adapter, or the decoder."""
+    """The part of `Lineage.parts_of` that a tensor belongs to: its tower, its adapter, or the decoder."""
     _, adapted, suffix = name.partition(".lora.")
     return f"lora.{suffix.partition('.')[0]}" if adapted else name.partition(".")[0]
 
 
-def configuration(stage: Stage, full: ModelConfig, tokenizer: Tokenizer | None) -> ModelConfig:
-    """The configuration of a stage's model: the parts that it needs, with the token ids of its tokenizer (None: those
-    of `full`)."""
-    has = parts(stage)
-    adapters = {name: config for name, config in full.adapters.items() if f"lora.{name}" in has}
-    if tokenizer is None:
-        return ModelConfig(
-            full.decoder,
-            full.vision if "vision" in has else None,
-            full.audio if "audio" in has else None,
-            adapters,
+@dataclass(frozen=True)
+class Lineage:
+    """The stages of a run by name, in an order in which parents come first, and the parts that stand for the results of
+    some of them: a part's tensors are those that these stages would have trained."""
+
+    stages: Mapping[str, Stage]
+    parts: Mapping[str, Part] = field(default_factory=dict)
+
+    def stage(self, name: str) -> Stage:
+        """The stage with the given name. Raises ValueError with the nearest name for an unknown one."""
+        if name not in self.stages:
+            near = difflib.get_close_matches(name, self.stages, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"unknown stage {name!r}; did you mean {near!r}? The stages are: {', '.join(self.stages)}"
+            )
+        return self.stages[name]
+
+    def replacement(self, name: str) -> str | None:
+        """The name of the part that stands for a stage's result, None for none."""
+        return next((part for part in self.parts if name in REPLACED[part]), None)
+
+    def origin(self, name: str, stage: Stage) -> Origin:
+        """The origin of the tensor `name` at the start of `stage`."""
+        if (pattern := _longest_match(stage.copy, name)) is not None:
+            name = stage.copy[pattern].rstrip("*") + name.removeprefix(pattern.rstrip("*"))
+        if (pattern := _longest_match(stage.start, name)) is None:
+            return Origin(None, name)
+        source = stage.start[pattern]
+        part = source if source in self.parts else self.replacement(source)
+        if part is not None and name in self.parts[part]:
+            return Origin(None, name, part)
+        if source in self.parts:
+            return Origin(None, name)
+        parent = self.stage(source)
+        if _longest_match(parent.trainable, name) is not None and _part(name) in {
+            "decoder",
+            *self.parts_of(parent),
+        }:
+            if part is not None:
+                raise ValueError(f"the part {part} lacks {name}, which {stage.name} needs")
+            return Origin(parent.name, name)
+        return self.origin(name, parent)
+
+    def stages_of(self, name: str) -> list[str]:
+        """The stage `name` and those before it that its model comes from and that aren't replaced by a part, in
+        order."""
+        before = {name}.union(*(self.stages_of(parent) for parent in self.parents(name)))
+        return [stage for stage in self.stages if stage in before]
+
+    def parents(self, name: str) -> list[str]:
+        """The stages that a stage starts from, without those that a part replaces."""
+        parents = self.stage(name).parents
+        return [p for p in parents if p not in self.parts and self.replacement(p) is None]
+
+    def after(self, name: str) -> Stage:
+        """A stage without trainable parameters that starts from the end of `name`, for exports and evaluations."""
+        return replace(
+            self.stage(name), name=f"after_{name}", start={"*": name}, trainable={}, copy={}
         )
-    end = tokenizer.control("<|endoftext|>")
-    decoder = replace(
-        full.decoder,
-        vocab_size=tokenizer.vocab_size,
-        bos_token_id=end,
-        pad_token_id=end,
-        eos_token_ids=tuple(tokenizer.eos_ids),
-    )
-    vision = (
-        full.vision and replace(full.vision, image_token_id=tokenizer.control(IMAGE))
-        if "vision" in has
-        else None
-    )
-    audio = (
-        full.audio and replace(full.audio, audio_token_id=tokenizer.control(AUDIO))
-        if "audio" in has
-        else None
-    )
-    return ModelConfig(decoder, vision, audio, adapters)
 
+    def parts_of(self, stage: Stage) -> set[str]:
+        """The parts of a stage's model besides the decoder: "vision", "audio", "lora.vision", "lora.speech"."""
+        names: set[str] = set()
+        for glob in (*stage.trainable, *stage.start):
+            names |= {part for part in ("vision", "audio") if glob.startswith(part + ".")}
+            names |= {
+                f"lora.{adapter}" for adapter in ("vision", "speech") if f".lora.{adapter}." in glob
+            }
+        parents = [self.stage(p) for p in stage.parents if p not in self.parts]
+        return names.union(*map(self.parts_of, parents))
 
-def assemble(
-    stage: Stage,
-    config: ModelConfig,
-    runs: Path,
-    seed: int,
-    device: torch.device | str = "cpu",
-    untrained: Sequence[str] = (),
-) -> tuple[PhiModel, dict[str, str]]:
-    """(the model at the start of `stage`, on `device`; the stage of origin of each tensor, "fresh" for none).
-
-    `runs` holds a folder per finished stage; tensors that match a glob of `untrained` are fresh in all of them. Raises
-    ValueError if a parent hasn't run.
-    """
-    model = PhiModel(config)
-    model.initialise(seed)
-    if model.audio is not None:
-        model.audio.encoder.global_mean.fill_(LOG_MEL_MEAN)
-        model.audio.encoder.global_invstd.fill_(LOG_MEL_INVSTD)
-    tensors = dict(model.named_parameters())
-    by_parent: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    origins = {}
-    for name in tensors:
-        source = origin(name, stage)
-        if any(fnmatch.fnmatchcase(name, glob) for glob in untrained):
-            source = Origin(None, name)
-        origins[name] = source.stage or "fresh"
-        if source.stage is not None:
-            by_parent[source.stage].append((name, source.name))
-        elif source.name != name:
-            raise ValueError(
-                f"{stage.name} copies {name} from {source.name}, which no earlier stage trains"
+    def configuration(
+        self, stage: Stage, full: ModelConfig, tokenizer: Tokenizer | None
+    ) -> ModelConfig:
+        """The configuration of a stage's model: the parts that it needs, with the token ids of its tokenizer (None:
+        those of `full`). A decoder that is a part keeps its number of embeddings, which may exceed the tokenizer's."""
+        has = self.parts_of(stage)
+        adapters = {n: config for n, config in full.adapters.items() if f"lora.{n}" in has}
+        decoder = full.decoder
+        vision = full.vision if "vision" in has else None
+        audio = full.audio if "audio" in has else None
+        if tokenizer is not None and "decoder" not in self.parts:
+            end = tokenizer.control("<|endoftext|>")
+            decoder = replace(
+                decoder,
+                vocab_size=tokenizer.vocab_size,
+                bos_token_id=end,
+                pad_token_id=end,
+                eos_token_ids=tuple(tokenizer.eos_ids),
             )
-    for parent, pairs in by_parent.items():
-        path = runs / parent / TRAINED
-        if not path.exists():
-            raise ValueError(
-                f"{stage.name} starts from {parent}, which hasn't run: expected {path}; run `polyphi train {parent}`"
-            )
-        with safe_open(path, "pt") as stored, torch.no_grad():
-            for name, source_name in pairs:
-                tensors[name].copy_(stored.get_tensor(source_name))
-    return model.to(device), origins
+        if tokenizer is not None:
+            image_id, audio_id = tokenizer.image_id, tokenizer.audio_id
+            if image_id is None or audio_id is None:
+                raise ValueError("expected a tokenizer with placeholders of images and audio")
+            vision = vision and replace(vision, image_token_id=image_id)
+            audio = audio and replace(audio, audio_token_id=audio_id)
+        return ModelConfig(decoder, vision, audio, adapters)
+
+    def assemble(
+        self,
+        stage: Stage,
+        config: ModelConfig,
+        runs: Path,
+        seed: int,
+        device: torch.device | str = "cpu",
+        untrained: Sequence[str] = (),
+    ) -> tuple[PhiModel, dict[str, str]]:
+        """(the model at the start of `stage`, on `device`; the origin of each parameter: a stage, a part, or "fresh").
+
+        `runs` holds a folder per finished stage; tensors that match a glob of `untrained` are fresh in all of them.
+        Raises ValueError if a parent hasn't run.
+        """
+        model = PhiModel(config)
+        model.initialise(seed)
+        if model.audio is not None:
+            model.audio.encoder.global_mean.fill_(LOG_MEL_MEAN)
+            model.audio.encoder.global_invstd.fill_(LOG_MEL_INVSTD)
+        parameters = {name for name, _ in model.named_parameters()}
+        by_source: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        origins = {}
+        for (
+            name
+        ) in model.state_dict():  # with the statistics of the audio encoder, which are buffers
+            source = self.origin(name, stage)
+            if any(fnmatch.fnmatchcase(name, glob) for glob in untrained):
+                source = Origin(None, name)
+            if name not in parameters and source.part is None:
+                continue  # stages have no buffers: all have the values above
+            if name in parameters:
+                origins[name] = str(source)
+            if source.part or source.stage:
+                by_source[str(source)].append((name, source.name))
+            elif source.name != name:
+                raise ValueError(
+                    f"{stage.name} copies {name} from {source.name}, which no earlier stage trains"
+                )
+        for source_name, pairs in by_source.items():
+            if source_name in self.parts:
+                self._copy_part(model, source_name, pairs)
+                continue
+            path = runs / source_name / TRAINED
+            if not path.exists():
+                raise ValueError(
+                    f"{stage.name} starts from {source_name}, which hasn't run: expected {path}; "
+                    f"run `polyphi train {source_name}`"
+                )
+            tensors = dict(model.named_parameters())
+            with safe_open(path, "pt") as stored, torch.no_grad():
+                for name, stored_name in pairs:
+                    tensors[name].copy_(stored.get_tensor(stored_name))
+        return model.to(device), origins
+
+    def _copy_part(self, model: PhiModel, part: str, pairs: Sequence[tuple[str, str]]) -> None:
+        """Copy a part's tensors into a model, each with the dtype in which the part has it."""
+        for name, part_name in pairs:
+            tensor = self.parts[part][part_name]
+            module, _, leaf = name.rpartition(".")
+            old = getattr(model.get_submodule(module), leaf)
+            if old.shape != tensor.shape:
+                raise ValueError(
+                    f"the part {part} has {part_name} of shape {list(tensor.shape)}, expected {list(old.shape)}"
+                )
+            old.data = tensor.clone()
+
+
+BUILT_IN = Lineage(stages.BUILT_IN)
+"""The report's sixteen stages, without parts."""

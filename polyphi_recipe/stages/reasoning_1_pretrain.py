@@ -12,12 +12,12 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="reasoning_1_pretrain",
     start={"*": "text_4_align"},
-    trainable={"decoder.*": 5e-5},
-    data=Mix({"reasoning_documents": 90, "math": 10}),
+    trainable={"decoder.*": 5e-5},  # [ours]
+    data=Mix({"reasoning_documents": 90, "math": 10}),  # [ours] shares
     objective=NextToken(),
     context=16_384,
     batch_tokens=4 << 20,
-    steps=14_300,
+    steps=14_300,  # 60B tokens (report 2.2.2)
     weight_decay=0.1,
     watch=("cot_arithmetic", "math500"),
 )

@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="reasoning_2_sft",
     start={"*": "reasoning_1_pretrain"},
-    trainable={"decoder.*": 1e-5},
+    trainable={"decoder.*": 1e-5},  # [ours], as steps
     data=Mix({"reasoning_sft": 1}),
     objective=NextToken(),
     context=16_384,

@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="reasoning_3_dpo",
     start={"*": "reasoning_2_sft"},
-    trainable={"decoder.*": 5e-7},
+    trainable={"decoder.*": 5e-7},  # [ours], as steps and objective
     data=Mix({"reasoning_pairs": 1}),
     objective=DPO(beta=0.1, nll=0.2),
     context=16_384,

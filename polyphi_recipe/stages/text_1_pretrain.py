@@ -1,5 +1,5 @@
 """Text 1: pre-training. The whole language model is trained on documents, code, mathematics and translations (report
-2.1, 3.1).
+2.1, 3.1.1).
 
     polyphi train text_1_pretrain --size nano --out runs/text_1_pretrain
 
@@ -43,7 +43,7 @@ stage = Stage(
     schedule=Schedule(warmup=0.03, decay="linear", decay_share=0.3, floor=0.1),
     context=4096,
     batch_tokens=4 << 20,
-    steps=1_190_000,  # 5T tokens (report 2.1)
+    steps=1_190_000,  # 5T tokens (report 3.1.1)
     weight_decay=0.1,
     watch=("copy", "number_words"),
 )

@@ -12,7 +12,7 @@ from polyphi.train.stage import Mix, Stage
 stage = Stage(
     name="text_4_align",
     start={"*": "text_3_post"},
-    trainable={"decoder.*": 1e-6},
+    trainable={"decoder.*": 1e-6},  # [ours], as steps and objective
     data=Mix({"preferences": 1}),
     objective=DPO(beta=0.1, nll=0.2),
     context=4096,

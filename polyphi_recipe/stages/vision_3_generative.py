@@ -1,4 +1,4 @@
-"""Vision 3: generative vision-language training. LoRA_V, the encoder and the projector [ours: projector] are trained on
+"""Vision 3: generative vision-language training. LoRA_V, the encoder and the projector are trained on
 single-image instructions; at most 36 crops (report 2.2.2, 3.2).
 
     polyphi train vision_3_generative --size nano --out runs/vision_3_generative

@@ -12,7 +12,6 @@ from polyphi.train.options import TrainOptions
 from polyphi_eval.baselines import sample_vectors
 from polyphi_recipe import stages
 from polyphi_recipe.graph import Run
-from polyphi_recipe.stages import lineage
 
 
 def test_leads_are_of_equal_samples_and_the_means_of_modalities(tmp_path: Path) -> None:
@@ -102,14 +101,14 @@ def test_a_control_of_a_micro_run(tmp_path: Path) -> None:
     assert json.loads((run.out / "adapters.json").read_text()) == table
     assert {"no_adapter", "control", "no_alignment"} == set(table["means"]["vision"])
     folder = run.out / "changed" / "control" / "stages"
-    after = lineage.after(adapters.LAST)
-    config = lineage.configuration(after, run.size.model, run.tokenizer)
+    after = run.lineage.after(adapters.LAST)
+    config = run.lineage.configuration(after, run.size.model, run.tokenizer)
     options = {"untrained": adapters.CONTROL.untrained}
-    model, origins = lineage.assemble(after, config, folder, run.seed, **options)
+    model, origins = run.lineage.assemble(after, config, folder, run.seed, **options)
     for name, tensor in model.named_parameters():
         if name.endswith(".b") and ".lora." in name:
             assert not tensor.any() and origins[name] == "fresh"
-    own, _ = lineage.assemble(after, config, run.runs, run.seed)
+    own, _ = run.lineage.assemble(after, config, run.runs, run.seed)
     name = next(n for n, _ in model.named_parameters() if n.startswith("vision.projector."))
     mine, theirs = (dict(m.named_parameters())[name] for m in (model, own))
     assert not torch.equal(mine, theirs), "the projector was trained again"

@@ -8,6 +8,7 @@ import pytest
 from polyphi.cli import main
 from polyphi.train.options import TrainOptions
 from polyphi_eval import evaluation
+from polyphi_recipe.recipe import Recipe
 
 
 @pytest.fixture
@@ -22,8 +23,10 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     calls: list[tuple[object, ...]] = []
 
     class Run:
-        def __init__(self, size: str, out: Path, options: TrainOptions, console: object) -> None:
-            self.identity = (size, out, options.seed)
+        def __init__(
+            self, recipe: Recipe, out: Path, options: TrainOptions, console: object
+        ) -> None:
+            self.identity = (recipe.name, out, options.seed)
 
         def evaluate(self, *tasks: str, quant: str | None) -> None:
             calls.append((*self.identity, tasks, quant))

@@ -5,49 +5,50 @@ import json
 import pytest
 
 from polyphi import cli
-from polyphi.planning import sizes
 from polyphi.planning.cost import Switches
-from polyphi_recipe import plan
+from polyphi_recipe import find_recipe, plan
+
+FULL = find_recipe.of("full")
 
 
 def test_text_1_takes_as_long_as_published() -> None:
     """The card of Phi-4-mini-instruct: 5T tokens on 512 A100 in 21 days. At the utilisation that we assume, 22.7."""
-    result = plan.plan("text_1_pretrain", sizes.FULL, "512xA100", Switches(fsdp=8))
+    result = plan.plan("text_1_pretrain", FULL, "512xA100", Switches(fsdp=8))
     assert result.fits
     assert result.seconds * result.steps / 86400 == pytest.approx(21, rel=0.15)
 
 
 def test_advice_holds() -> None:
-    result = plan.plan("text_3_post", sizes.FULL, "64xH100")
+    result = plan.plan("text_3_post", FULL, "64xH100")
     assert not result.fits
     assert "--fsdp 2" in result.advice
-    assert plan.plan("text_3_post", sizes.FULL, "64xH100", Switches(fsdp=2)).fits
+    assert plan.plan("text_3_post", FULL, "64xH100", Switches(fsdp=2)).fits
     assert "--activations recompute" in result.advice
     on = Switches(activations="recompute")
-    assert plan.plan("text_3_post", sizes.FULL, "64xH100", on).fits
+    assert plan.plan("text_3_post", FULL, "64xH100", on).fits
 
 
 def test_long_rows_are_shared() -> None:
     """Rows of 131,072 tokens fit only if devices share them."""
-    result = plan.plan("text_2_long", sizes.FULL, "64xH100")
+    result = plan.plan("text_2_long", FULL, "64xH100")
     assert not result.fits and "--context-parallel 16 --activations recompute" in result.advice
     on = Switches(activations="recompute", context_parallel=16)
-    shared = plan.plan("text_2_long", sizes.FULL, "64xH100", on)
+    shared = plan.plan("text_2_long", FULL, "64xH100", on)
     assert shared.fits and shared.traffic["context"] > 0
     assert shared.memory["activations"] < result.memory["activations"] / 16
 
 
 def test_samples_that_are_compared_stay_one_pack() -> None:
     """No option and no further device helps the contrastive stage: the batch must be smaller."""
-    result = plan.plan("vision_0_encoder", sizes.FULL, "64xH100")
+    result = plan.plan("vision_0_encoder", FULL, "64xH100")
     assert not result.fits
     assert result.advice and all(text.startswith("batch_tokens") for text in result.advice)
-    more = plan.plan("vision_0_encoder", sizes.FULL, "128xH100")
+    more = plan.plan("vision_0_encoder", FULL, "128xH100")
     assert more.memory["peak"] == result.memory["peak"]
 
 
 def test_more_devices_are_faster_and_send_more() -> None:
-    few, many = (plan.plan("vision_2_joint", sizes.FULL, d) for d in ("16xH100", "64xH100"))
+    few, many = (plan.plan("vision_2_joint", FULL, d) for d in ("16xH100", "64xH100"))
     assert many.seconds < few.seconds
     assert many.traffic["gradients"] > few.traffic["gradients"]
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from polyphi.planning import sizes
-from polyphi_recipe import remaining_time, stages
+from polyphi_recipe import find_recipe, remaining_time, stages
 from polyphi_recipe.stages import BRANCHES, ORDER
 
-NANO = sizes.load("nano")
+NANO = find_recipe.of("nano")
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +30,7 @@ def test_a_fresh_run_takes_the_longer_sequence_and_the_evaluation(tmp_path: Path
     assert remaining_time.seconds_left(NANO, tmp_path) == pytest.approx(longer + after)
     assert (
         set(remaining_time.expected(NANO))
-        == set(remaining_time.expected(sizes.load("micro")))
+        == set(remaining_time.expected(find_recipe.of("micro")))
         == set(ORDER)
     )
 
@@ -57,7 +56,7 @@ def test_a_slow_machine_takes_longer_and_what_is_done_takes_no_more(tmp_path: Pa
 
 def test_steps_of_a_stage_under_way_count(tmp_path: Path) -> None:
     fresh = remaining_time.seconds_left(NANO, tmp_path)
-    stage = stages.at_size("text_1_pretrain", NANO)
+    stage = stages.at_size("text_1_pretrain", NANO.size)
     half = NANO.budget(stage).steps // 2
     each = remaining_time.NANO_SECONDS[stage.name] / NANO.budget(stage).steps
     folder = tmp_path / "stages" / stage.name

@@ -175,7 +175,7 @@ def test_a_higher_rank_has_a_lower_rate() -> None:
 def test_auto_is_replaced() -> None:
     trainable = {"decoder.*.lora.mine.*": "auto", "vision.projector.*": 1e-5}
     resolved = with_default_lrs(replace(EVERYTHING, trainable=trainable), ADAPTERS)
-    assert resolved.trainable == {"decoder.*.lora.mine.*": 2e-4, "vision.projector.*": 1e-5}
+    assert resolved.trainable == {"decoder.*.lora.mine.*": 2.2e-4, "vision.projector.*": 1e-5}
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage import Budget
 from polyphi.train.trainer import StageLoss
 from polyphi_recipe.plan import stage_model
+from polyphi_recipe.recipe import of_size
 
 
 def size() -> sizes.Size:
@@ -55,7 +56,7 @@ def resident() -> dict[str, int]:
 
 def main(name: str) -> None:
     torch.set_num_threads(1)
-    target = stage_model(name, size())
+    target = stage_model(name, of_size(size()))
     # Rows of text are shorter: where bfloat16 is slow they would take a minute.
     target = replace(target, budget=Budget(2, 4096, 400 if name.startswith("text") else 700))
     corpora = [

@@ -23,9 +23,10 @@ from polyphi.planning.dry_run import reference_of
 from polyphi.planning.example_rows import ROWS, example_rows
 from polyphi.quantization import quantize
 from polyphi.train.stage import Budget
-from polyphi_recipe import stages
+from polyphi_recipe import find_recipe, stages
 from polyphi_recipe.plan import stage_model
-from polyphi_recipe.stages import lineage
+
+MICRO, FULL = find_recipe.of("micro"), find_recipe.of("full")
 
 PRODUCTS = {"aten.mm", "aten.addmm", "aten.convolution", "aten.convolution_backward"}
 
@@ -37,7 +38,7 @@ PRODUCTS = {"aten.mm", "aten.addmm", "aten.convolution", "aten.convolution_backw
 def test_flops_are_torchs(name: str) -> None:
     """Forward and backward of a pack of equal rows. Torch counts all of a causal square. The rest that differs is the
     blank tape between clips and the first layer's gradient, which text under an adapter doesn't ask for: 2 %."""
-    target = replace(stage_model(name, sizes.MICRO), budget=Budget(2, 512, 200))
+    target = replace(stage_model(name, MICRO), budget=Budget(2, 512, 200))
     corpus = next(c for c in target.stage.data.weights if c != "speech_summary")
     batch = pack(example_rows(target, corpus) * 3)
     model = PhiModel(target.config).train()
@@ -83,7 +84,7 @@ def test_memory_is_that_of_a_process(name: str) -> None:
 def test_a_full_size_builds_and_every_tensor_has_its_origin(name: str) -> None:
     """On the meta device; globs that match nothing raise. What a parent is declared to have trained it has, in that
     shape."""
-    target = stage_model(name, sizes.FULL)
+    target = stage_model(name, FULL)
     assert target.trainable
     for glob, names in target.trainable_groups.items():
         assert names, glob
@@ -91,17 +92,17 @@ def test_a_full_size_builds_and_every_tensor_has_its_origin(name: str) -> None:
     for key, tensor in target.tensors.items():
         if key.startswith("objective.") or re.search(r"\.(layers|blocks)\.[1-9]", key):
             continue  # all layers are alike
-        source = lineage.origin(key, target.stage)
+        source = FULL.lineage.origin(key, target.stage)
         if source.stage is not None:
             if source.stage not in parents:
-                parents[source.stage] = stage_model(source.stage, sizes.FULL)
+                parents[source.stage] = stage_model(source.stage, FULL)
             parent = parents[source.stage]
             assert source.name in parent.trainable, key
             assert parent.tensors[source.name].shape == tensor.shape, key
 
 
 def test_the_parts_have_the_reports_sizes() -> None:
-    joint = stage_model("joint_1_vision_speech", sizes.FULL)
+    joint = stage_model("joint_1_vision_speech", FULL)
     assert joint.size(joint.tensors) == 5_574_460_224
     assert (
         joint.size(joint.trainable) == 369_098_752 + 441_550_016
@@ -109,7 +110,7 @@ def test_the_parts_have_the_reports_sizes() -> None:
 
 
 def test_work_of_a_pack_is_that_of_its_rows() -> None:
-    target = stage_model("joint_1_vision_speech", sizes.MICRO)
+    target = stage_model("joint_1_vision_speech", MICRO)
     rows = [row for corpus in target.stage.data.weights for row in example_rows(target, corpus)]
     assert cost.work([pack(rows)], target.config) == cost.work(rows, target.config)
 
@@ -117,7 +118,7 @@ def test_work_of_a_pack_is_that_of_its_rows() -> None:
 def test_a_frozen_matrix_costs_two_thirds() -> None:
     """Forward and the gradient of its input, without its own."""
     frozen, trainable = (
-        cost.flops(stage_model(name, sizes.FULL), cost.Work({"tokens": 1000}))
+        cost.flops(stage_model(name, FULL), cost.Work({"tokens": 1000}))
         for name in ("vision_1_align", "text_1_pretrain")
     )
     assert frozen["products"] == pytest.approx(trainable["products"] * 2 / 3)
@@ -125,7 +126,7 @@ def test_a_frozen_matrix_costs_two_thirds() -> None:
 
 @pytest.mark.parametrize("name", ["text_1_pretrain", "vision_3_generative", "speech_1_pretrain"])
 def test_switches_take_memory_away(name: str) -> None:
-    target = stage_model(name, sizes.FULL)
+    target = stage_model(name, FULL)
     rows = [row for corpus in target.stage.data.weights for row in example_rows(target, corpus)]
     done = cost.work(rows, target.config)
 
@@ -141,7 +142,7 @@ def test_switches_take_memory_away(name: str) -> None:
 @pytest.mark.parametrize("base", ["bf16", "int8", "int4"])
 def test_bytes_of_a_frozen_base_are_those_of_the_model(base: str) -> None:
     """Vision 1 trains the projector of images alone; on a CPU the table of embeddings is mapped."""
-    target = stage_model("vision_1_align", sizes.MICRO)
+    target = stage_model("vision_1_align", MICRO)
     model = PhiModel(target.config).bfloat16()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)

@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from polyphi.batch import pack
-from polyphi.planning import cost, sizes
+from polyphi.planning import cost
 from polyphi.planning.dry_run import Meter, dry_run
 from polyphi.planning.example_rows import example_rows
-from polyphi_recipe import stages
+from polyphi_recipe import find_recipe, stages
 from polyphi_recipe.plan import stage_model
+from polyphi_recipe.recipe import Recipe
 
-QUICK = [("vision_1_align", sizes.LAB)]
-LONG = [("text_3_post", sizes.LAB)]
-LONG += [(name, sizes.FULL) for name in stages.ORDER]
+MICRO, LAB, FULL = (find_recipe.of(size) for size in ("micro", "lab", "full"))
+
+QUICK = [("vision_1_align", LAB)]
+LONG = [("text_3_post", LAB)]
+LONG += [(name, FULL) for name in stages.ORDER]
 PASSING = ("bf16 copies", "activations", "logits")
 
 
@@ -36,7 +39,7 @@ def test_the_meter_counts_what_lives() -> None:
     [*QUICK, *(pytest.param(*case, marks=pytest.mark.long) for case in LONG)],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_a_stage_takes_two_steps(name: str, size: sizes.Size) -> None:
+def test_a_stage_takes_two_steps(name: str, size: Recipe) -> None:
     """Language stages in eight shards, the others as replicas. Counted memory is the plan's to 10 %, and what stays
     between steps exactly."""
     target = stage_model(name, size)
@@ -61,7 +64,7 @@ def test_a_stage_takes_two_steps(name: str, size: sizes.Size) -> None:
 @pytest.mark.long
 def test_a_pack_over_eight_processes_takes_what_is_planned() -> None:
     """3 % more are counted: the masks of the CPU's attention, where a part of a row sees the parts before it."""
-    target = stage_model("text_2_long", sizes.LAB)
+    target = stage_model("text_2_long", LAB)
     target = replace(target, budget=replace(target.budget, context=8192))
     batch = pack(example_rows(target, "long_documents"))
     result = dry_run(target, [batch, batch], world=8, context=8)
@@ -74,11 +77,11 @@ def test_a_pack_over_eight_processes_takes_what_is_planned() -> None:
 
 def test_shards_are_all_or_none() -> None:
     with pytest.raises(ValueError, match="shard=8, the number of processes, found 2"):
-        dry_run(stage_model("text_3_post", sizes.MICRO), [], shard=2)
+        dry_run(stage_model("text_3_post", MICRO), [], shard=2)
 
 
 def test_sharding_is_refused_where_adapters_learn() -> None:
-    target = stage_model("vision_3_generative", sizes.MICRO)
+    target = stage_model("vision_3_generative", MICRO)
     with pytest.raises(ValueError, match="found trainable"):
         dry_run(target, [], shard=8)
     assert not torch.distributed.is_initialized()  # the fake group is destroyed

@@ -1,0 +1,61 @@
+"""Files anywhere: local paths, and addresses that fsspec reads (s3://, https://, gs://, hf://, ...)."""
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PACKED = (".gz", ".tgz")
+"""Endings of compressed files."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is an address."""
+    return "://" in path
+
+
+def join(folder: str, name: str) -> str:
+    """The path of a file in a folder, which may be an address."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def below(root: str, name: str, confined: bool) -> str:
+    """The path of a file that a row names: an address, or one below `root`. With `confined`, raises ValueError for an
+    address elsewhere."""
+    if confined and (is_remote(name) or ".." in name.split("/")):
+        raise ValueError(f"expected a path inside {root}, found {name}")
+    return name if is_remote(name) else join(root, name)
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file anywhere."""
+    with open_file(path, unpack=False) as stream:
+        data: bytes = stream.read()
+    return data
+
+
+@contextmanager
+def open_file(path: str, unpack: bool = True) -> Iterator[Any]:
+    """A file anywhere, open for reading its bytes, which are unpacked if it is compressed. Raises OSError."""
+    if is_remote(path):
+        system, name = file_system(path)
+        stream: Any = system.open(name, "rb")
+    else:
+        stream = open(path, "rb")  # noqa: SIM115 - closed below
+    with stream:
+        if unpack and path.endswith(PACKED):
+            with gzip.open(stream) as unpacked:
+                yield unpacked
+        else:
+            yield stream
+
+
+def file_system(path: str) -> tuple[Any, str]:
+    """(fsspec's file system of an address, the path in it). Raises ValueError where a package is missing."""
+    import fsspec
+
+    try:
+        system, name = fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    return system, str(name)

@@ -1,0 +1,119 @@
+"""Raw documents of web pages, WARC archives, PDFs and text files, as rows {"text", "title", "url", "date"}.
+
+A page's text is its main text, by trafilatura; a PDF's is its text layer, by pypdf. Both are in the extra `curate`.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+LONGEST_PAGE = 20 << 20
+"""Maximum bytes of a page or file; longer ones are an error."""
+Rows = Iterator[dict[str, Any]]
+
+
+def html_text(page: bytes | str, url: str | None = None) -> tuple[str, str] | None:
+    """(title, main text) of a web page; None if it has no main text. Raises ModuleNotFoundError without the extra
+    `curate`."""
+    try:
+        import trafilatura
+    except ImportError as error:  # lxml names no package where it misses lxml_html_clean
+        raise ModuleNotFoundError(
+            f"reading web pages needs trafilatura and lxml_html_clean ({error})",
+            name=error.name or "lxml_html_clean",
+        ) from error
+
+    extracted = trafilatura.bare_extraction(
+        page, url=url, include_comments=False, with_metadata=True
+    )
+    text = (
+        "" if extracted is None or isinstance(extracted, dict) else (extracted.text or "").strip()
+    )
+    return (extracted.title or "", text) if text else None  # type: ignore[union-attr]
+
+
+def pdf_text(data: bytes) -> tuple[str, list[str]]:
+    """(title, text of each page). Raises ValueError if it is not a PDF, is damaged or locked."""
+    import pypdf
+
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        title = (reader.metadata.title if reader.metadata else None) or ""
+        return str(title), [(page.extract_text() or "").strip() for page in reader.pages]
+    except (pypdf.errors.PyPdfError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"expected a whole, unlocked PDF ({error})") from None
+
+
+def _content(file: BinaryIO) -> bytes:
+    data = file.read(LONGEST_PAGE + 1)
+    if len(data) > LONGEST_PAGE:
+        raise ValueError(f"expected at most {LONGEST_PAGE:,} bytes, found more")
+    return data
+
+
+def text(file: BinaryIO) -> Rows:
+    """The document of a text file; none of an empty one."""
+    if content := _content(file).decode("utf-8").strip():
+        yield {"text": content}
+
+
+def html(file: BinaryIO) -> Rows:
+    """The main text of a page; none of a page without any."""
+    if extracted := html_text(_content(file)):
+        yield {"title": extracted[0], "text": extracted[1]}
+
+
+def pdf(file: BinaryIO) -> Rows:
+    """The text layer of a PDF; none of a scan."""
+    title, pages = pdf_text(_content(file))
+    if any(pages):
+        yield {"title": title, "text": "\n\n".join(filter(None, pages)), "pages": len(pages)}
+
+
+def warc(file: BinaryIO) -> Rows:
+    """The main texts of an archive's pages. Raises ValueError for another file, and at the end for a damaged one."""
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.exceptions import ArchiveLoadFailed
+
+    source = _Watched(file)
+    try:
+        for record in ArchiveIterator(source):
+            if record.rec_type != "response" or record.http_headers is None:
+                continue
+            content_type = record.http_headers.get_header("Content-Type") or ""
+            if not content_type.startswith(("text/html", "application/xhtml")):
+                continue
+            url = record.rec_headers.get_header("WARC-Target-URI")
+            page = record.content_stream().read(LONGEST_PAGE)
+            if extracted := html_text(page, url):
+                title, body = extracted
+                date = record.rec_headers.get_header("WARC-Date")
+                yield {"title": title, "text": body, "url": url, "date": date}
+    except ArchiveLoadFailed as error:
+        raise ValueError(f"expected a WARC archive ({error})") from None
+    if source.error is not None:
+        raise ValueError(f"expected a whole WARC archive ({source.error})")
+
+
+class _Watched:
+    """A file that keeps the error of its last read: warcio takes one for the end of the archive."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        try:
+            return self._file.read(size)
+        except (EOFError, OSError) as error:
+            self.error = error
+            raise
+
+
+READERS: dict[str, Callable[[BinaryIO], Rows]] = {
+    "text": text,
+    "html": html,
+    "warc": warc,
+    "pdf": pdf,
+}

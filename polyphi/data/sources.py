@@ -1,0 +1,444 @@
+"""Sources of rows in the formats that people have, detected from their content: the one parser of `polyphi train
+--data`, of a recipe file's corpora and of curation.
+
+>>> [file, *_] = find("clips/manifest.jsonl")          # SourceFile("clips/manifest.jsonl", "nemo", "clips")
+>>> for location, row in rows(file): ...               # a row as `formats.sample` reads it
+
+    rows          .jsonl (.gz), .json lists and parquet of the forms of `formats.py`, also hf:OWNER/NAME
+    csv           .csv and .tsv with the columns of `formats.py`, or others that `columns` names
+    webdataset    .tar: members of one name are a row (.jpg .wav .txt .json .cls ...); Energon's folders, too
+    nemo          JSON lines with audio_filepath, and offset and duration of a segment
+    lhotse        JSON lines of cuts (.gz)
+    commonvoice   .tsv with path and sentence beside the folder clips
+    covost        the same with translation
+    fleurs        .tsv without a header beside audio/SPLIT
+    imagefolder   a folder with metadata.jsonl or metadata.csv (file_name, text)
+    classes       a folder of images for each class
+    datasets      a folder of `datasets.save_to_disk`
+    shards        a folder of polyphi's shards
+    text          .txt and .md: a document each; JSON lines and parquet with `text` are documents, too
+    html, warc, pdf   web pages and papers (documents.py)
+
+A file is the unit of work. Files may be anywhere that fsspec reads (s3://, https://, gs://, ...); only what is read is
+fetched. Paths in rows are relative to the file that names them.
+"""
+
+import io
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from polyphi.data import documents, files
+from polyphi.data.addresses import file_system, is_remote, join, open_file
+from polyphi.data.manifests import MANIFESTS, manifest_format
+from polyphi.data.shards import Shards, to_row
+from polyphi.runtime import inputs
+
+Row = tuple[str, Any]
+"""Where a row is, for messages, and the row or its JSON."""
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
+ENDINGS = {
+    ".jsonl": "rows",
+    ".json": "rows",
+    ".parquet": "rows",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tar": "webdataset",
+    ".arrow": "datasets",
+    ".txt": "text",
+    ".md": "text",
+    ".html": "html",
+    ".htm": "html",
+    ".warc": "warc",
+    ".pdf": "pdf",
+}
+"""Ending of a file, without .gz -> its format, unless its first row shows another one."""
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+HEAD, TRIED, GZIP_RATIO, BLOCK = 64 << 10, 8, 4, 768
+"""Of an estimate: bytes and rows of a file that are read, how much smaller text is when it is compressed, and bytes of
+a tar's member beside its content."""
+CLASS_QUESTION = "What does the picture show?"
+"""[ours] The question of class folders and of images with a class."""
+MEMBERS = {"txt": "answer", "caption": "answer", "cls": "answer", "text": "answer"}
+"""Ending of a member of a tar -> its column. A member .json has columns itself."""
+MAX_MEMBER = 256 << 20
+"""Bytes of a member of a tar; longer ones are an error of their row."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of rows: its path or address, its format, and the folder of the paths in its rows."""
+
+    path: str
+    format: str
+    root: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.format})"
+
+
+# ------------------------------------------------------------------------------ finding files
+
+
+def find(source: str, format: str | None = None) -> list[SourceFile]:
+    """The files of a source, each with its format: `format`, or the detected one. A source is a file, a folder, a
+    pattern with * or {000..122}, an address, or hf:OWNER/NAME. Raises ValueError where there are none, naming what was
+    expected."""
+    if source.startswith("hf:"):
+        return [SourceFile(file, "rows", "") for file in files.find(source)]
+    matches: list[SourceFile] = []
+    for path in _expand(source):
+        matches += _of_folder(path, format) if _is_folder(path) else _of_file(path, format)
+    if not matches:
+        raise ValueError(f"{source}: expected {_expected(format)}, found {_present(source)}")
+    return matches
+
+
+def _expand(source: str) -> list[str]:
+    """The paths that a pattern names, in order of names; a path without a pattern is itself."""
+    match = BRACES.search(source)
+    if match is not None:
+        first, last = match[1], match[2]
+        numbers = range(int(first), int(last) + 1)
+        each = (
+            f"{source[: match.start()]}{n:0{len(first)}d}{source[match.end() :]}" for n in numbers
+        )
+        return list(itertools.chain.from_iterable(map(_expand, each)))
+    if is_remote(source):
+        if not has_magic(source):
+            return [source]
+        system, path = file_system(source)
+        return [str(system.unstrip_protocol(p)) for p in sorted(system.glob(path))]
+    path = str(Path(source).expanduser())
+    if not has_magic(path):
+        return [path]
+    inputs.note_listing(path, [])
+    return sorted(glob(path))
+
+
+def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
+    names = _names(folder)
+    present = {name for name in names if "/" not in name}
+    if format == "shards" or (format is None and "manifest.json" in present and _is_split(folder)):
+        return [SourceFile(folder, "shards", folder)]
+    if format == "imagefolder" or (format is None and _metadata(present)):
+        if (name := _metadata(present)) is None:
+            raise ValueError(
+                f"{folder}: expected metadata.jsonl or metadata.csv for imagefolder, found none"
+            )
+        return [SourceFile(join(folder, name), "imagefolder", folder)]
+    if format == "classes" or (format is None and _is_classes(names)):
+        classes = sorted({name.split("/")[0] for name in names if name.lower().endswith(IMAGES)})
+        return [SourceFile(join(folder, name), "classes", folder) for name in classes]
+    if format == "datasets" or (format is None and any(name.endswith(".arrow") for name in names)):
+        arrows = _train([n for n in names if n.endswith(".arrow") and "cache-" not in n])
+        return [SourceFile(join(folder, n), "datasets", folder) for n in arrows]
+    sources = [n for n in names if _ending(n) in ENDINGS and (format is None or _fits(n, format))]
+    sources = [
+        n for n in sources if not n.endswith(".json")
+    ] or sources  # they often describe the others
+    if any(_ending(n) == ".tar" for n in sources):
+        sources = [n for n in sources if _ending(n) == ".tar"]
+    return [file for n in _train(sources) for file in _of_file(join(folder, n), format)]
+
+
+def _of_file(path: str, format: str | None) -> list[SourceFile]:
+    if not is_remote(path) and not Path(path).is_file():
+        return []
+    root = path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")
+    if format is not None:
+        return [SourceFile(path, format, root)]
+    known = ENDINGS.get(_ending(path))
+    if known is None:
+        return []
+    if known in ("rows", "csv") and not path.endswith((".parquet", ".json")):
+        with open_file(path) as stream:
+            head = stream.read(HEAD).decode("utf-8", "replace")
+        known = manifest_format(path, head) or known
+    return [SourceFile(path, known, root)]
+
+
+def _fits(name: str, format: str) -> bool:
+    """Whether a file may have the format, by its ending."""
+    known = ENDINGS[_ending(name)]
+    return known == format or (format in MANIFESTS and known in ("rows", "csv"))
+
+
+def _ending(name: str) -> str:
+    """The ending of a name, without that of its compression: .jsonl of a.jsonl.gz, .tar of a.tgz."""
+    path = Path(name.lower())
+    if path.suffix == ".tgz":
+        return ".tar"
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _metadata(present: set[str]) -> str | None:
+    return next((n for n in ("metadata.jsonl", "metadata.csv") if n in present), None)
+
+
+def _is_split(folder: str) -> bool:
+    with open_file(join(folder, "manifest.json")) as stream:
+        try:
+            return "shards" in json.load(stream)
+        except ValueError:
+            return False
+
+
+def _is_classes(names: Sequence[str]) -> bool:
+    """Whether a folder has images in folders, and nothing else that could be a source."""
+    images = [n for n in names if n.lower().endswith(IMAGES)]
+    return (
+        bool(images)
+        and all("/" in n for n in images)
+        and not any(_ending(n) in ENDINGS for n in names)
+    )
+
+
+def _train(names: list[str]) -> list[str]:
+    """Those in a folder or file of the name "train", where there are any."""
+    return [n for n in names if files.TRAIN.search(n)] or names
+
+
+def _names(folder: str) -> list[str]:
+    """The names of all files in a folder, relative to it, without hidden ones."""
+    if is_remote(folder):
+        system, path = file_system(folder)
+        names = [name.removeprefix(path).lstrip("/") for name in system.find(path)]
+    else:
+        inputs.note_listing(folder, [])
+        names = [p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()]
+    return sorted(n for n in names if not any(part.startswith(".") for part in n.split("/")))
+
+
+def _expected(format: str | None) -> str:
+    if format is not None:
+        return f"files of the format {format}"
+    endings = ", ".join(ENDINGS)
+    return f"a file that ends in {endings} (or .gz), a folder of them, of images or of shards, or hf:OWNER/NAME"
+
+
+def _present(source: str) -> str:
+    if has_magic(source) or BRACES.search(source):
+        return "no file of this pattern"
+    if is_remote(source):
+        return "nothing at this address"
+    path = Path(source).expanduser()
+    return (
+        "none in that folder"
+        if path.is_dir()
+        else "another file"
+        if path.exists()
+        else "nothing there"
+    )
+
+
+# ------------------------------------------------------------------------------ reading rows
+
+
+def rows(file: SourceFile) -> Iterator[Row]:
+    """Yield (location, row) of each row of a file; a row is a mapping, or JSON. Raises ValueError for a file that isn't
+    of its format, or is damaged, where the damage is met."""
+    if file.format != "shards" and not is_remote(file.path) and Path(file.path).is_file():
+        inputs.note(file.path)
+    try:
+        yield from READERS[file.format](file)
+    except (OSError, EOFError, tarfile.TarError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: {error or type(error).__name__}") from None
+
+
+def estimated_rows(file: SourceFile) -> int:
+    """About how many rows a file has: parquet and shards say it, images of a class are counted; the rows of other files
+    are as long as the first ones."""
+    if file.format == "shards":
+        return len(Shards(file.path))
+    if file.format == "classes":
+        return sum(name.lower().endswith(IMAGES) for name in _names(file.path))
+    if file.path.endswith(".parquet"):
+        return files.count(file.path)
+    if file.format in documents.READERS and file.format != "warc":
+        return 1
+    size = _size(file.path)
+    if file.format in ("webdataset", "datasets", "warc") or file.path.endswith(
+        (".json", ".json.gz")
+    ):
+        padding = BLOCK if file.format == "webdataset" else 0
+        first = [_bytes(row) + padding * len(row) for _, row in itertools.islice(rows(file), TRIED)]
+        return round(size * len(first) / sum(first)) if first else 0
+    with open_file(file.path) as stream:
+        head = stream.read(HEAD)
+    lines = head.count(b"\n") + (len(head) < HEAD and not head.endswith(b"\n"))
+    if file.path.endswith(".gz"):
+        size *= GZIP_RATIO
+    return lines if len(head) < HEAD else round(size * lines / len(head))
+
+
+def _bytes(row: Any) -> int:
+    return (
+        len(row)
+        if isinstance(row, bytes | str)
+        else len(json.dumps(row, default=lambda data: "x" * len(data)))
+    )
+
+
+def _size(path: str) -> int:
+    if not is_remote(path):
+        return Path(path).stat().st_size
+    system, name = file_system(path)
+    return int(system.size(name) or 0)
+
+
+def _rows(file: SourceFile) -> Iterator[Row]:
+    return files.rows(file.path)
+
+
+def _csv(file: SourceFile) -> Iterator[Row]:
+    import csv
+
+    with open_file(file.path) as stream:
+        text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+        tabs = _has_tabs(file.path)
+        reader = csv.DictReader(
+            text,
+            delimiter="\t" if tabs else ",",
+            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        )
+        for number, row in enumerate(reader, 2):
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{file.path}, line {number}: expected {len(reader.fieldnames or ())} columns, found another number"
+                )
+            yield f"{file.path}, line {number}", {k: v for k, v in row.items() if v != ""}
+
+
+def _has_tabs(path: str) -> bool:
+    return _ending(path) == ".tsv"
+
+
+def _webdataset(file: SourceFile) -> Iterator[Row]:
+    """Members with the same name up to the first dot are a row, as WebDataset and Energon write them."""
+    with open_file(file.path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        key, row = "", dict[str, Any]()
+        for member in archive:
+            if not member.isfile() or Path(member.name).name.startswith("."):
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            if (at := f"{folder}/{stem}" if folder else stem) != key:
+                if row:
+                    yield f"{file.path}, {key}", row
+                key, row = at, {"id": at}
+            if member.size > MAX_MEMBER:
+                raise ValueError(
+                    f"{file.path}, {member.name}: expected at most {MAX_MEMBER} bytes, found {member.size}"
+                )
+            content = archive.extractfile(member)
+            assert content is not None
+            columns = _member(f".{ending.lower()}", content.read(), f"{file.path}, {member.name}")
+            for name, value in columns.items():
+                if name in (
+                    "images",
+                    "audios",
+                ):  # 0001.1.jpg and 0001.2.jpg are the images of a row
+                    row[name] = [*row.get(name, ()), value]
+                else:
+                    row[name] = value
+        if row:
+            yield f"{file.path}, {key}", row
+
+
+def _member(ending: str, data: bytes, location: str) -> dict[str, Any]:
+    """The columns of a member of a tar; an image or audio is one of several."""
+    last = f".{ending.rpartition('.')[2]}"
+    if last in IMAGES or last in SOUNDS:
+        return {"images" if last in IMAGES else "audios": data}
+    if last == ".json":
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise ValueError(f"{location}: expected JSON, {error}") from None
+        return value if isinstance(value, dict) else {"messages": value}
+    column = MEMBERS.get(last.removeprefix("."), last.removeprefix("."))
+    return {column: data.decode("utf-8").strip()}
+
+
+def _imagefolder(file: SourceFile) -> Iterator[Row]:
+    reader = _csv if file.path.endswith(".csv") else _rows
+    for location, value in reader(file):
+        row = json.loads(value) if isinstance(value, bytes | str) else value
+        if not isinstance(row, Mapping) or "file_name" not in row:
+            raise ValueError(f"{location}: expected `file_name`, found {', '.join(row)}")
+        name = str(row["file_name"])
+        column = "audio" if name.lower().endswith(SOUNDS) else "image"
+        yield location, {column: name, **{k: v for k, v in row.items() if k != "file_name"}}
+
+
+def _classes(file: SourceFile) -> Iterator[Row]:
+    name = file.path.rpartition("/")[2]
+    for image in _names(file.path):
+        if image.lower().endswith(IMAGES):
+            location = join(file.path, image)
+            answer = name.replace("_", " ").replace("-", " ")
+            yield location, {"image": location, "question": CLASS_QUESTION, "answer": answer}
+
+
+def _datasets(file: SourceFile) -> Iterator[Row]:
+    """Rows of an Arrow stream, as `datasets.save_to_disk` writes it."""
+    with open_file(file.path) as stream:
+        number = 0
+        for batch in pa.ipc.open_stream(stream):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file.path}, row {number}", row
+
+
+def _shards(file: SourceFile) -> Iterator[Row]:
+    shards = Shards(file.path)
+    if not is_remote(file.path):
+        inputs.note(Path(file.path) / "manifest.json")
+    for index in range(len(shards)):
+        yield f"{file.path}, row {index + 1}", to_row(shards.sample(index))
+
+
+def _documents(file: SourceFile) -> Iterator[Row]:
+    with open_file(file.path) as stream:
+        try:
+            for number, row in enumerate(documents.READERS[file.format](stream), 1):
+                id = f"{Path(file.path).name}-{number}"
+                yield f"{file.path}, document {number}", {"id": id, **row}
+        except ValueError as error:
+            raise ValueError(f"{file.path}: {error}") from None
+
+
+READERS: dict[str, Callable[[SourceFile], Iterator[Row]]] = {
+    "rows": _rows,
+    "csv": _csv,
+    "webdataset": _webdataset,
+    "imagefolder": _imagefolder,
+    "classes": _classes,
+    "datasets": _datasets,
+    "shards": _shards,
+    **dict.fromkeys(documents.READERS, _documents),
+    **{
+        name: lambda file: MANIFESTS[file.format](file.path, lambda: open_file(file.path))
+        for name in MANIFESTS
+    },
+}
+FORMATS = tuple(READERS)
+
+
+def _is_folder(path: str) -> bool:
+    if not is_remote(path):
+        return Path(path).is_dir()
+    if _ending(path) in ENDINGS:
+        return False
+    system, name = filefile_system(path)
+    return bool(system.isdir(name))

@@ -1,0 +1,232 @@
+"""A recipe file's content -> the recipe of a run: stages, parts, shapes, and a corpus for each source with a share."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from polyphi.model.config import ModelConfig
+from polyphi.planning import sizes
+from polyphi.planning.sizes import Size
+from polyphi.processing.tokenizer import Tokenizer
+from polyphi.train.finetune import load_stage
+from polyphi.train.stage import Mix, Stage
+from polyphi.train.state import MANIFEST
+from polyphi_recipe import stages
+from polyphi_recipe.parts import Part, open_part
+from polyphi_recipe.recipe import RECORD, Recipe, of_size
+from polyphi_recipe.recipe_file import CorpusTable, RecipeFile, Source
+from polyphi_recipe.stages.lineage import REPLACED, TRAINED
+
+
+def of_run(out: Path) -> Recipe:
+    """The recipe of a run's folder. Raises ValueError for a folder without a run, and as `of`."""
+    if not (out / "run.json").is_file():
+        raise ValueError(
+            f"expected the folder of a run of `polyphi reproduce`, found no run.json in {out}"
+        )
+    if (out / RECORD).exists():
+        return recipe_of(*_recorded(out))
+    return of_size(sizes.load(json.loads((out / "run.json").read_text())["size"]))
+
+
+def stages_of_run(out: Path) -> list[Stage]:
+    """The stages of a run's folder in order; parts are not opened. Those of the recipe for a folder without a run."""
+    if not (out / RECORD).exists():
+        return list(stages.BUILT_IN.values())
+    table, file = _recorded(out)
+    every, _ = all_stages(table, sizes.load(table.size), file.parent)
+    order = json.loads((out / RECORD).read_text(encoding="utf-8"))["order"]
+    return [every[name] for name in order if name in every]
+
+
+def generated_corpora(out: Path) -> list[str]:
+    """The corpora of a run of a recipe file that are the built-in ones; none for a run of a size, where all are."""
+    if not (out / RECORD).exists():
+        return []
+    table, _ = _recorded(out)
+    corpora = dict.fromkeys(c for stage in stages_of_run(out) for c in stage.data.weights)
+    return [name for name in corpora if name not in table.corpora or table.corpora[name].builtin]
+
+
+def _recorded(out: Path) -> tuple[Any, Path]:
+    """The recipe file that a run's folder has, and its path."""
+    record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    return RecipeFile.model_validate(record["recipe"]), Path(record["file"])
+
+
+def recipe_of(table: RecipeFile, path: Path) -> Recipe:
+    """The recipe of a file's content. Raises ValueError with a line for each mistake."""
+    folder = path.resolve().parent
+    size = sizes.load(table.size)
+    every, mistakes = all_stages(table, size, folder)
+    parts = {}
+    for name, source in table.parts:
+        if source is None:
+            continue
+        try:
+            parts[name] = _part_of_run(name, source, folder) or open_part(
+                name, source, folder, size.model
+            )
+        except ValueError as error:
+            mistakes.append(f"parts.{name}: {error}")
+    if mistakes:
+        raise ValueError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+    replaced = {stage for part in parts for stage in REPLACED[part]}
+    corpora, every = _by_share(table.corpora, every)
+    return Recipe(
+        path.stem,
+        _size(table, size, parts),
+        every,
+        parts,
+        corpora,
+        table.targets or tuple(name for name in every if name not in replaced),
+        table.benchmarks,
+        folder,
+        path,
+        table,
+    )
+
+
+def _part_of_run(name: str, source: str, folder: Path) -> Part | None:
+    """The part from RUN/stages/NAME, a finished stage of another run; None for another source. Raises ValueError where
+    the stage's model lacks it."""
+    stage_folder = folder / source
+    run = stage_folder.parent.parent
+    if stage_folder.parent.name != "stages" or not (stage_folder / MANIFEST).exists():
+        return None
+    other = of_run(run)
+    lineage, after = other.lineage, other.lineage.after(stage_folder.name)
+    config = lineage.configuration(after, other.size.model, Tokenizer.load(run / "tokenizer"))
+    if getattr(config, name) is None:
+        raise ValueError(f"the model after {source} has no {name} encoder")
+    seed = json.loads((run / "run.json").read_text())["seed"]
+
+    def tensors() -> Mapping[str, Tensor]:
+        model, _ = lineage.assemble(after, config, run / "stages", seed)
+        return model.state_dict()
+
+    return Part(
+        name,
+        source,
+        getattr(config, name),
+        tensors,
+        tuple(run / "stages" / s / TRAINED for s in lineage.stages_of(stage_folder.name)),
+        run / "tokenizer" if name == "decoder" else None,
+    )
+
+
+def _size(table: RecipeFile, size: Size, parts: Mapping[str, Part]) -> Size:
+    """The size with the shapes of parts, and the budgets and rows of the file."""
+    model = ModelConfig(
+        **{
+            **{name: getattr(size.model, name) for name in ("decoder", "vision", "audio")},
+            **{name: part.config for name, part in parts.items()},
+        },
+        adapters=size.model.adapters,
+    )
+    budgets = {**size.budgets}
+    for name, values in table.stages.items():
+        if name not in stages.ORDER:
+            continue
+        changed = {
+            key: value
+            for key in ("steps", "batch_tokens", "context", "lr_factor", "muon_lr_factor")
+            if (value := getattr(values, key)) is not None
+        }
+        budgets[name] = replace(size.budget(stages.load(name)), **changed)
+    return replace(size, model=model, budgets=budgets)
+
+
+def all_stages(table: RecipeFile, size: Size, folder: Path) -> tuple[dict[str, Stage], list[str]]:
+    """(all stages with the mixes of the size and the file, parents first; mistakes)."""
+    every = {name: stages.at_size(name, size) for name in stages.ORDER}
+    mistakes = []
+    for name, values in table.stages.items():
+        if values.file is not None:
+            try:
+                every[name] = replace(load_stage(folder / values.file), name=name)
+            except ValueError as error:
+                mistakes.append(f"stages.{name}.file: {error}")
+                continue
+        stage = every[name]
+        if values.mix is not None:
+            stage = replace(stage, data=_mix(stage.data, values.mix), small=None)
+        every[name] = stage
+        for key in ("steps", "batch_tokens", "context"):
+            if values.file is not None and (value := getattr(values, key)) is not None:
+                every[name] = replace(every[name], **{key: value})
+    known = {*every, *(part for part, source in table.parts if source)}
+    for name, stage in every.items():
+        for parent in stage.parents:
+            if parent not in known:
+                mistakes.append(
+                    f"stages.{name}: starts from {parent!r}, which is neither a stage nor a part of this file"
+                )
+        for corpus in stage.data.weights:
+            if corpus not in sizes.CORPORA and corpus not in table.corpora:
+                mistakes.append(
+                    f"stages.{name}: its mix has {corpus!r}, which is neither built in nor in [corpora]"
+                )
+    if mistakes:
+        return every, mistakes
+    try:
+        order = TopologicalSorter(
+            {n: [p for p in s.parents if p in every] for n, s in every.items()}
+        )
+        after = list(order.static_order())
+    except CycleError as error:
+        return every, [f"stages: they start from each other: {' > '.join(error.args[1])}"]
+    own = [name for name in after if name not in stages.ORDER]
+    return {name: every[name] for name in (*stages.ORDER, *own)}, []
+
+
+def _mix(mix: Mix, weights: Mapping[str, float]) -> Mix:
+    """A mix with other weights, which keeps what it says about corpora that it still has."""
+    late = {c: n for c, n in mix.late.items() if c in weights}
+    return Mix(
+        dict(weights),
+        {c: a for c, a in mix.adapter.items() if c in weights},
+        tuple(c for c in mix.curriculum if c in weights),
+        late if set(late) != set(weights) else {},
+    )
+
+
+def _by_share(
+    corpora: Mapping[str, CorpusTable], every: Mapping[str, Stage]
+) -> tuple[dict[str, CorpusTable], dict[str, Stage]]:
+    """Corpora whose sources have shares become a corpus for each source, NAME-1, NAME-2, ..., which share its weight in
+    every mix: so the shares are exact, whatever the sizes of the sources."""
+    tables: dict[str, CorpusTable] = {}
+    shares: dict[str, dict[str, float]] = {}
+    for name, table in corpora.items():
+        if not any(source.share for source in table.sources):
+            tables[name] = table
+            continue
+        held_out = tuple(s for s in table.sources if s.split == "test")
+        training = [s for s in table.sources if s.split != "test"]
+        total = sum(s.share or 1.0 for s in training)
+        shares[name] = {}
+        for number, source in enumerate(training, 1):
+            sources: tuple[Source, ...] = (source, *(held_out if number == 1 else ()))
+            tables[f"{name}-{number}"] = table.model_copy(update={"sources": sources})
+            shares[name][f"{name}-{number}"] = (source.share or 1.0) / total
+    if not shares:
+        return tables, dict(every)
+    return tables, {name: replace(s, data=_divided(s.data, shares)) for name, s in every.items()}
+
+
+def _divided(mix: Mix, shares: Mapping[str, Mapping[str, float]]) -> Mix:
+    def each(names: Sequence[str]) -> list[tuple[str, str, float]]:
+        return [(new, old, s) for old in names for new, s in shares.get(old, {old: 1.0}).items()]
+
+    return Mix(
+        {new: mix.weights[old] * share for new, old, share in each([*mix.weights])},
+        {new: mix.adapter[old] for new, old, _ in each([*mix.adapter])},
+        tuple(new for new, _, _ in each(mix.curriculum)),
+        {new: mix.late[old] for new, old, _ in each([*mix.late])},
+    )

@@ -1,0 +1,344 @@
+"""Corpora of a recipe file: rows of sources in any format (polyphi/data/sources.py), filtered by default.
+
+    sources        ->  rows that can't be read  ->  language, rules, quality, personal data (documents and texts)
+    image sizes    ->  audio length             ->  word errors  ->  held-out rows and benchmarks  ->  duplicates
+
+A file is the unit of work: its task writes a part of the corpus whole or not at all, on this machine, Slurm or Ray.
+Rows are held out by a hash of their content, so that equal rows are on one side.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.filters.base_filter import BaseFilter
+
+from polyphi.data.addresses import is_remote, join
+from polyphi.data.formats import sample
+from polyphi.data.own import origin
+from polyphi.data.sample import Sample
+from polyphi.data.shards import document, row_hash, to_row
+from polyphi.data.sources import SourceFile, estimated_rows, find, rows
+from polyphi.messages import TRANSCRIBE, Audio, Image, media
+from polyphi.processing.media import audio_size
+from polyphi.text.lexicon import LANGUAGES
+from polyphi_eval import heldout, scorers
+from polyphi_eval.benchmark import Benchmark, Metric, Modality, Scorer
+from polyphi_recipe.curate.corpus import Corpus, Work
+from polyphi_recipe.curate.decontaminate import held_out
+from polyphi_recipe.curate.dedup import EXACT, IMAGES, TEXTS, deduplicate
+from polyphi_recipe.curate.documents import note
+from polyphi_recipe.curate.image_filters import DownscaleImages, ImageSizeFilter
+from polyphi_recipe.curate.language import LanguageFilter, identify
+from polyphi_recipe.curate.pii import PiiFilter
+from polyphi_recipe.curate.quality import QualityClassifierFilter
+from polyphi_recipe.curate.rules import QualityRulesFilter
+from polyphi_recipe.curate.transcripts import Recogniser, WordErrorRateFilter
+from polyphi_recipe.recipe import Recipe
+from polyphi_recipe.recipe_file import CorpusTable, Source
+
+VERSION = 1
+"""Of what an import does with a row: another number imports all corpora again."""
+MAX_TASKS = 1000
+"""Tasks of a corpus with more files: each has several of them."""
+SHORT_ANSWER = 40
+"""Characters up to which answers are compared as a whole."""
+MIN_BAD_ROWS = 8
+"""Unreadable rows of a task from which on their share counts."""
+TRIED = 8
+"""Rows of each source that are read before any work begins."""
+WAYS = ("quoted", "same bytes", "whole picture")
+"""[ours] How imported samples are compared with held-out rows; landmarks of audio take a tenth of a second each."""
+SECONDS, SUMMARY_SECONDS = 30.0, 1800.0
+"""Longest audio clip, and that of summaries (report 2.2.1, 2.2.2)."""
+SUMMARIES, RECOGNISER = "speech_summary", "speech_0_aed"
+UNREADABLE = "unreadable"
+"""Key of a row's error in `meta`; the first step drops it."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A corpus of a recipe file. `folder` is that of the file; `languages` are the run's; `others` the corpora whose
+    held-out rows it must not contain, with its own; `benchmarks` files of further items."""
+
+    name: str
+    table: CorpusTable
+    folder: Path
+    languages: tuple[str, ...] = tuple(LANGUAGES)
+    others: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+
+    @cached_property
+    def files(self) -> list[tuple[Source, SourceFile]]:
+        """The files of all sources of training rows, or of rows of both splits. Raises ValueError for a source without
+        files."""
+        return [(s, f) for s in self.table.sources if s.split != "test" for f in self._find(s)]
+
+    @cached_property
+    def test_files(self) -> list[tuple[Source, SourceFile]]:
+        """The files of held-out rows: those of sources for them, else all."""
+        only = [(s, f) for s in self.table.sources if s.split == "test" for f in self._find(s)]
+        return only or self.files
+
+    def _find(self, source: Source) -> list[SourceFile]:
+        path = source.path
+        if not (is_remote(path) or path.startswith(("hf:", "/", "~"))):
+            path = join(str(self.folder), path)
+        return find(path, source.format)
+
+    def corpus(self) -> Corpus:
+        """The corpus as `Run.build` builds it."""
+        across = [IMAGES if "image" in self.kinds else EXACT if "audio" in self.kinds else TEXTS]
+        return Corpus(
+            self.name,
+            build=partial(_build, self),
+            steps=partial(_steps, self),
+            stages=(RECOGNISER,) if self.table.filters.wer is not None else (),
+            across=tuple(partial(deduplicate, s) for s in across if self.table.filters.duplicates),
+            tasks=min(MAX_TASKS, len(self.files)),
+            settings=json.dumps(
+                [VERSION, self.table.model_dump(), self.languages, self.benchmarks]
+            ),
+        )
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """The bounds of the splits, as `Work.rows` has them."""
+        return {"train": self.table.rows or 1 << 48, "test": self.table.test_rows}
+
+    def task(self) -> Benchmark | None:
+        """The held-out task of the corpus: transcripts by word errors, translations and long answers by BLEU, short
+        answers by whether they are exact; None for documents and a corpus without held-out rows."""
+        if "document" in self.kinds or self.table.test_rows == 0:
+            return None
+        question = self.tried[0].prompt[-1].text if self.tried[0].prompt else ""
+        longest = max(len(one.answer) for one in self.tried)
+        scorer: Scorer = scorers.exact
+        metric: Metric = "accuracy"
+        if question == TRANSCRIBE:
+            scorer, metric = scorers.wer, "wer"
+        elif longest > SHORT_ANSWER:
+            scorer, metric = scorers.bleu, "bleu"
+        has = {"image", "audio"} & self.kinds
+        modality: Modality = (
+            "joint"
+            if len(has) == 2
+            else "vision"
+            if "image" in has
+            else "speech"
+            if has
+            else "text"
+        )
+        return heldout.task(
+            f"own_{self.name}",
+            f"Held-out rows of {self.name}",
+            modality,
+            self.name,
+            scorer,
+            {},
+            metric,
+            max_tokens=max(32, longest // 2),
+            note="rows of your own corpus",
+        )
+
+    @cached_property
+    def kinds(self) -> set[str]:
+        """What the rows have, by the first ones: "document", "text", "image", "audio"."""
+        return {kind for one in self.tried for kind in _kinds(one)}
+
+    @cached_property
+    def estimated_rows(self) -> int:
+        """About how many training rows the sources have, by the sizes of their files."""
+        return sum(estimated_rows(file) for _, file in self.files)
+
+    @cached_property
+    def tried(self) -> list[Sample]:
+        """The first rows of each source. Raises ValueError where a source isn't there or none of its first rows can be
+        read."""
+        samples: list[Sample] = []
+        for number, source in enumerate(self.table.sources):
+            good, errors = list[Sample](), list[str]()
+            try:
+                for one in islice(_read(source, self._find(source)[0]), TRIED):
+                    if UNREADABLE not in one.meta:
+                        good.append(one)
+                    else:
+                        errors.append(one.meta[UNREADABLE])
+            except ValueError as damage:
+                errors.append(str(damage))
+            if not good:
+                reason = errors[0] if errors else f"{source.path} has no rows"
+                raise ValueError(f"corpora.{self.name}.sources[{number}]: {reason}")
+            samples += good
+        return samples
+
+
+def imported(recipe: Recipe, name: str) -> Imported | None:
+    """The corpus `name` of a recipe file, if it has sources."""
+    if (table := recipe.imported(name)) is None:
+        return None
+    others = tuple(other for other in recipe.imported_names if other != name)
+    languages = recipe.size.languages
+    return Imported(name, table, recipe.folder, languages, others, recipe.benchmarks)
+
+
+def _kinds(one: Sample) -> Iterator[str]:
+    if media(one.messages, Image):
+        yield "image"
+    if media(one.messages, Audio):
+        yield "audio"
+    yield "document" if one.messages[0].role == "document" else "text"
+
+
+def _read(source: Source, file: SourceFile) -> Iterator[Sample]:
+    """Samples of a file; an unreadable row is a document with the error. Raises ValueError for a file that is damaged
+    as a whole."""
+    for location, row in rows(file):
+        try:
+            one, _ = sample(
+                row,
+                location,
+                columns=source.columns,
+                licence=source.licence,
+                language=source.language,
+                question=source.question,
+                **origin(file),
+            )
+            yield one
+        except (ValueError, OSError) as error:
+            yield document(
+                location, str(error), file.path, source.licence, **{UNREADABLE: str(error)}
+            )
+
+
+def _share_of(one: Sample) -> float:
+    """A number in [0, 1) that depends on the content of a sample only."""
+    row = to_row(Sample("", one.messages, "", "", {}))
+    return int(row_hash(row)[:12], 16) / 16**12
+
+
+def _build(imported: Imported, work: Work) -> Iterator[tuple[str, Sample]]:
+    """The rows of a split, of this task's files."""
+    (split,) = work.rows
+    table = imported.table
+    index, tasks = work.part
+    files = imported.files[index::tasks] if split == "train" else imported.test_files
+    own_test = any(source.split == "test" for source in table.sources)
+    limit = math.ceil((table.rows or 1 << 48) / tasks) if split == "train" else table.test_rows
+    count = bad = 0
+    for source, file in files:
+        read = 0
+        for one in _read(source, file):
+            read += 1
+            if UNREADABLE in one.meta:
+                bad += 1
+                if bad >= MIN_BAD_ROWS and bad > table.filters.max_bad_rows * (count + bad):
+                    raise ValueError(
+                        f"corpora.{imported.name}: {bad} of {count + bad} rows can't be read, more than "
+                        f"{table.filters.max_bad_rows:.0%}; the last one: {one.meta[UNREADABLE]} "
+                        "(filters.max_bad_rows allows more)"
+                    )
+                if split == "train":
+                    yield split, one
+                continue
+            if not own_test and (_share_of(one) < table.held_out) != (split == "test"):
+                continue
+            if source.split is not None and source.split != split:
+                continue
+            count += 1
+            yield split, one
+            if count >= limit:
+                return
+
+
+def _steps(imported: Imported, work: Work) -> list[PipelineStep]:
+    """The filters of a split."""
+    filters, name = imported.table.filters, imported.name
+    longest = filters.max_seconds or (SUMMARY_SECONDS if name == SUMMARIES else SECONDS)
+    steps: list[PipelineStep] = [ReadableRows()]
+    documents = "document" in imported.kinds
+    steps.append(ImportedLanguage(imported.languages, drop=filters.language))
+    if filters.rules and documents:
+        steps.append(QualityRulesFilter())
+    if filters.quality is not None and documents:
+        quality = imported.folder / filters.quality
+        steps.append(QualityClassifierFilter(quality, filters.min_quality, filters.max_quality))
+    if filters.personal_data:
+        steps.append(PiiFilter())
+    if filters.image_sizes and "image" in imported.kinds:
+        steps += [ImageSizeFilter(), DownscaleImages()]
+    if "audio" in imported.kinds:
+        steps.append(AudioLengthFilter(longest))
+        if filters.wer is not None:
+            transcribe = work.models[RECOGNISER]
+            recogniser = Recogniser(RECOGNISER, lambda audio, language: str(transcribe(audio)))
+            steps.append(WordErrorRateFilter(recogniser, filters.wer))
+    if filters.held_out:
+        items = {Path(b).stem: imported.folder / b for b in imported.benchmarks}
+        steps += held_out(work, name, *imported.others, ways=WAYS, items=items)
+    return steps
+
+
+class ReadableRows(BaseFilter):
+    """Drops rows that couldn't be read, with the error as the reason of the stored row."""
+
+    name, type = "Readable rows", "FILTER"
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """Return True, or False with the reason."""
+        meta: Mapping[str, Any] = doc.metadata["sample"]["meta"]
+        return UNREADABLE not in meta or (False, "unreadable")
+
+
+class ImportedLanguage(LanguageFilter):
+    """Notes the language of a sample: of documents the one that is found, and with `drop` documents in others than
+    `languages` are dropped; of texts, which are often too short to tell, the one that they name, else one that is found
+    with certainty, else English."""
+
+    name, type = "Language", "FILTER"
+
+    def __init__(self, languages: tuple[str, ...], *, drop: bool) -> None:
+        super().__init__(languages)
+        self._drop = drop
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """Return True, or False with the reason."""
+        fields = doc.metadata["sample"]
+        if self._drop and fields["messages"][0]["role"] == "document":
+            return super().filter(doc)
+        language, score = fields["meta"].get("language"), 1.0
+        if language is None:
+            language, score = identify(doc.text)
+            score = score if language in LANGUAGES else 0.0
+        certain = score >= self._least and language in LANGUAGES
+        note(doc, "language", found=language if certain else "en", score=round(score, 3))
+        return True
+
+
+class AudioLengthFilter(BaseFilter):
+    """Drops samples with an audio clip longer than `longest` seconds, or one that can't be decoded."""
+
+    name, type = "Audio length", "FILTER"
+
+    def __init__(self, longest: float) -> None:
+        super().__init__()
+        self._longest = longest
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        """Return True, or False with the reason."""
+        for medium in doc.media:
+            if medium.metadata["kind"] == "audio":
+                try:
+                    samples, rate = audio_size(medium.media_bytes)
+                except ValueError:
+                    return False, "broken"
+                if samples > self._longest * rate:
+                    return False, f"longer than {self._longest:g} s"
+        return True

@@ -1,0 +1,167 @@
+"""A recipe: what a run is made from. A size has the built-in corpora and all sixteen stages; a recipe file
+(recipe_file.py) changes both, and adds parts that exist already."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from polyphi.planning.sizes import Size
+from polyphi.runtime.files import write_json
+from polyphi.train.loss import NextToken
+from polyphi.train.preference import DPO
+from polyphi.train.stage import Budget, Stage
+from polyphi_recipe import stages
+from polyphi_recipe.corpora import capacities
+from polyphi_recipe.parts import Part
+from polyphi_recipe.stages.lineage import EXPORTED, Lineage
+
+
+@dataclass(frozen=True, eq=False)  # one per run
+class Recipe:
+    """What a run is made from. `size` has the shapes of the parts and the budgets of the file, `stages` all stages of
+    the run by name, parents first, with the mixes of the size; `corpora` the tables of the file. Relative paths are
+    relative to `folder`."""
+
+    name: str
+    size: Size
+    stages: Mapping[str, Stage]
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    corpora: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    folder: Path = Path()
+    file: Path | None = None
+    table: Any = None
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """The origins of all tensors."""
+        return Lineage(self.stages, self.parts)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """The stages that are run: the targets and what they start from, in order."""
+        needed = set(self.targets)
+        for name in reversed(list(self.stages)):
+            if name in needed:
+                needed |= set(self.lineage.parents(name))
+        return tuple(name for name in self.stages if name in needed)
+
+    @cached_property
+    def exports(self) -> dict[str, tuple[str, str]]:
+        """Folder of a run with an exported model -> the stage after which it is exported, and its layout."""
+        exports = {name: (s, layout) for name, (s, layout) in EXPORTED.items() if s in self.order}
+        if "model" not in exports and (final := self.final) is not None:
+            has = self.lineage.parts_of(self.stages[final])
+            exports["model"] = (final, "native" if {"vision", "audio"} & has else "mini")
+        return exports
+
+    @property
+    def final(self) -> str | None:
+        """The last of the report's stages, or else of others, whose model answers, and isn't one of reasoning; None if
+        only encoders are trained."""
+        answering = (NextToken, DPO)
+        names = [
+            name
+            for name in self.order
+            if isinstance(self.stages[name].objective, answering) and "reasoning" not in name
+        ]
+        return next((n for n in reversed(names) if n in stages.ORDER), names[-1] if names else None)
+
+    @property
+    def imported_names(self) -> tuple[str, ...]:
+        """The corpora with sources."""
+        return tuple(name for name, table in self.corpora.items() if table.sources)
+
+    def check_corpora(self, names: Iterable[str]) -> None:
+        """Raise ValueError with a line for each corpus that is generated at a size at which nothing is silently a toy
+        (`lab`, `full`), unless the file says builtin = true: what the generator gives, and which share of the budget of
+        the stages that is."""
+        if self.size.name not in REAL_SIZES:
+            return
+        missing = [n for n in names if n not in self.corpora]
+        if missing:
+            lines = [f"  {name:<22}{self.generated(name)}" for name in dict.fromkeys(missing)]
+            raise ValueError(
+                f"at the size {self.size.name} these corpora need sources in a recipe file ([corpora.NAME], "
+                "`polyphi recipe new` writes one), or builtin = true for the generator:\n"
+                + "\n".join(lines)
+            )
+
+    def tokens_needed(self) -> dict[str, float]:
+        """Corpus -> the tokens of it that the stages that are run take, in the order of stages."""
+        tokens: dict[str, float] = {}
+        for name in self.order:
+            stage = self.stages[name]
+            budget, total = self.budget(stage), sum(stage.data.weights.values())
+            for corpus, weight in stage.data.weights.items():
+                share = budget.steps * budget.batch_tokens * weight / total
+                tokens[corpus] = tokens.get(corpus, 0.0) + share
+        return tokens
+
+    def generated(self, corpus: str) -> str:
+        """What the built-in generator gives of a corpus, beside what the stages of this recipe take."""
+        rows, tokens = capacities.of(corpus, self.size)
+        needed = self.tokens_needed().get(corpus, 0.0)
+        if not needed:
+            return f"{rows:,} rows, {short(tokens)} tokens"
+        share = f"{100 * tokens / needed:.2g} % of the {short(needed)} that its stages take"
+        return f"{rows:,} rows, {short(tokens)} tokens, {share}"
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether this is a size without changes."""
+        return self.file is None
+
+    def imported(self, name: str) -> Any:
+        """The table of a corpus with sources, None for a built-in corpus."""
+        table = self.corpora.get(name)
+        return table if table is not None and table.sources else None
+
+    def budget(self, stage: Stage) -> Budget:
+        """The stage's budget."""
+        return self.size.budget(stage)
+
+    def save(self, out: Path) -> None:
+        """Record the file of this recipe in a run's folder."""
+        if self.file is not None and self.table is not None:
+            record = {
+                "file": str(self.file.resolve()),
+                "order": list(self.order),
+                "recipe": self.table.model_dump(mode="json", exclude_unset=True),
+            }
+            write_json(out / RECORD, record)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that the file says about parts and the shapes of the model, which can't change in a run."""
+        text = json.dumps(
+            [self.size.name, repr(self.size.model), {n: p.source for n, p in self.parts.items()}]
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+RECORD = "recipe.json"
+"""The file of a run that has its recipe file, with absolute paths."""
+
+
+REAL_SIZES = ("lab", "full")
+"""Sizes at which generated data is used on purpose only."""
+
+
+def short(n: float) -> str:
+    """A number of tokens as text."""
+    for unit, size in (("T", 1e12), ("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:.0f}"
+
+
+def of_size(size: Size) -> Recipe:
+    """The recipe of a size: all sixteen stages on the built-in corpora."""
+    every = {stage: stages.at_size(stage, size) for stage in stages.ORDER}
+    return Recipe(size.name, size, every, targets=tuple(stages.ORDER))

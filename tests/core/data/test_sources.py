@@ -1,0 +1,198 @@
+"""Sources in the formats that people have: detection, rows, damaged files, anywhere."""
+
+import gzip
+import io
+import json
+import runpy
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from polyphi.data import files, own, sources
+from polyphi.data.sample import Sample
+from polyphi.messages import Audio, Image
+
+REHEARSAL = Path(__file__).parents[3] / "examples/rehearsal/make.py"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources of the rehearsal, with tones as speech."""
+    pytest.importorskip("warcio")
+    make = runpy.run_path(str(REHEARSAL))
+    folder = tmp_path_factory.mktemp("sources")
+
+    def clip(text: str, language: str) -> bytes:
+        out = io.BytesIO()
+        soundfile.write(out, [0.1, -0.1] * (800 * len(text)), 16_000, format="WAV")
+        return out.getvalue()
+
+    make["pictures"](folder)
+    make["speech"](folder, clip)
+    make["texts"](folder)
+    return folder
+
+
+def samples(path: Path | str, **options: object) -> list[Sample]:
+    return list(own.read(str(path), **options))  # type: ignore[arg-type]
+
+
+def parts(sample: Sample) -> list[str]:
+    return [type(part).__name__ for message in sample.messages for part in message.parts]
+
+
+FOUND = {
+    "llava/captions.json": ("rows", 40, ["Image", "Text", "Text"]),
+    "tars/{00000..00001}.tar": ("webdataset", 80, ["Image", "Text"]),
+    "folder": ("imagefolder", 30, ["Image", "Text"]),
+    "classes": ("classes", 40, ["Image", "Text", "Text"]),
+    "dataset": ("datasets", 40, ["Image", "Text", "Text"]),
+    "nemo/manifest.jsonl": ("nemo", 24, ["Audio", "Text", "Text"]),
+    "lhotse/cuts.jsonl": ("lhotse", 12, ["Audio", "Text", "Text"]),
+    "commonvoice/train.tsv": ("commonvoice", 16, ["Audio", "Text", "Text"]),
+    "fleurs/de_de/train.tsv": ("fleurs", 12, ["Audio", "Text", "Text"]),
+    "covost/covost_v2.de_en.train.tsv": ("covost", 8, ["Audio", "Text", "Text"]),
+    "chat/sharegpt.jsonl": ("rows", 40, ["Text", "Text"]),
+    "chat/alpaca.json": ("rows", 9, ["Text", "Text"]),
+    "pages/*.txt": ("text", 4, ["Text"]),
+    "crawl.warc.gz": ("warc", 6, ["Text"]),
+    "paper.pdf": ("pdf", 1, ["Text"]),
+}
+
+
+@pytest.mark.parametrize("path", FOUND)
+def test_a_format_is_detected_and_read(path: str, root: Path) -> None:
+    format, count, kinds = FOUND[path]
+    files_ = sources.find(str(root / path))
+    assert {file.format for file in files_} == {format}
+    read = samples(root / path)
+    assert len(read) == count and parts(read[-1]) == kinds
+    if format != "warc":  # of which the first page is no typical one
+        assert sum(map(sources.estimated_rows, files_)) == pytest.approx(count, rel=0.5, abs=2)
+
+
+def test_columns_and_a_question_of_a_source(root: Path) -> None:
+    columns = {"image": "picture", "answer": "words"}
+    first = samples(root / "csv/captions.csv", columns=columns)[0]
+    assert (
+        isinstance(first.messages[0].parts[0], Image)
+        and first.answer == "a red circle with the number 400"
+    )
+
+
+def test_manifests_name_languages_and_segments(root: Path) -> None:
+    nemo = samples(root / "nemo/manifest.jsonl")
+    assert nemo[0].meta["language"] == "en"
+    (clip,) = [p for p in nemo[0].messages[0].parts if isinstance(p, Audio)]
+    assert isinstance(clip.source, bytes)
+    assert soundfile.info(io.BytesIO(clip.source)).duration == 0.5  # cut
+    german = samples(root / "covost/covost_v2.de_en.train.tsv")[0]
+    assert german.meta["spoken"] == "de" and german.meta["language"] == "en"
+    assert german.messages[0].text == "Translate the audio to English."
+    assert samples(root / "fleurs/de_de/train.tsv")[0].meta["language"] == "de"
+
+
+def test_compressed_and_forced_formats(root: Path, tmp_path: Path) -> None:
+    text = (root / "chat/sharegpt.jsonl").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text))
+    assert [s.messages for s in samples(tmp_path / "a.jsonl.gz")] == [
+        s.messages for s in samples(root / "chat/sharegpt.jsonl")
+    ]
+    (tmp_path / "b.txt").write_bytes(text)
+    assert sources.find(str(tmp_path / "b.txt"), "rows")[0].format == "rows"
+    with pytest.raises(ValueError, match="expected files of the format nemo"):
+        sources.find(str(tmp_path / "missing.jsonl"), "nemo")
+
+
+def test_files_anywhere(root: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for name in ("manifest.jsonl", "audio/0.wav", "audio/1.wav"):
+        memory.pipe(f"/nemo/{name}", (root / "nemo" / name).read_bytes())
+    lines = memory.cat("/nemo/manifest.jsonl").splitlines(keepends=True)
+    memory.pipe("/nemo/manifest.jsonl", b"".join(lines[:2]))
+    assert sources.find("memory://nemo/*.jsonl")[0].format == "nemo"
+    remote = samples("memory://nemo/manifest.jsonl")
+    assert [s.messages for s in remote] == [
+        s.messages for s in samples(root / "nemo/manifest.jsonl")[:2]
+    ]
+    with pytest.raises(ValueError, match="inside"):
+        samples("memory://nemo/manifest.jsonl", confined=True) if memory.pipe(
+            "/nemo/manifest.jsonl", json.dumps({"audio_filepath": "../x.wav", "text": "a"}).encode()
+        ) is None else None
+    with pytest.raises(ValueError, match="no file of this pattern"):
+        sources.find("memory://elsewhere/*.jsonl")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def other(path: Path) -> None:
+    path.write_bytes(b"something else")
+
+
+@pytest.mark.parametrize("damage", [cut, other])
+@pytest.mark.parametrize(
+    "path", ["tars/00000.tar", "dataset", "crawl.warc.gz", "llava/captions.json"]
+)
+def test_a_damaged_file_is_named(
+    path: str, damage: Callable[[Path], None], root: Path, tmp_path: Path
+) -> None:
+    source = root / path
+    source = next(source.glob("*.arrow")) if source.is_dir() else source
+    copy = tmp_path / source.name
+    copy.write_bytes(source.read_bytes())
+    (tmp_path / "images").symlink_to(root / "llava/images")
+    damage(copy)
+    with pytest.raises(ValueError, match=source.name.replace(".", r"\.")):
+        for file in sources.find(str(copy)):
+            for _ in sources.rows(file):
+                pass
+
+
+def test_a_row_with_several_images_of_a_tar(root: Path, tmp_path: Path) -> None:
+    image = (root / "llava/images/0.png").read_bytes()
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        row = {"question": "Which two?", "answer": "red"}
+        for name, data in (
+            ("0.json", json.dumps(row).encode()),
+            ("0.a.png", image),
+            ("0.b.png", image),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    (one,) = samples(tmp_path / "a.tar")
+    assert parts(one) == ["Image", "Image", "Text", "Text"]
+
+
+VALUES = [
+    [],
+    [1],
+    [1, 2, 'a]b",', {"x": [1, {"y": '\\"]"}'}]}],
+    ["é" * 5, None, True, 12345678901234567890],
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_lists_are_read_in_parts(
+    chunk: int, indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "CHUNK", chunk)
+    file = tmp_path / "a.json"
+    for value in VALUES:
+        file.write_text(f"\ufeff {json.dumps(value, indent=indent)}\n")
+        assert [row for _, row in files.rows(str(file))] == value
+
+
+@pytest.mark.parametrize("text", ["[1,2", "[1 2]", "[1,]", "{}", "[1]x", "", "[1,2]]"])
+def test_what_is_no_list_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json: expected"):
+        list(files.rows(str(file)))

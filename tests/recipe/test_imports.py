@@ -1,0 +1,235 @@
+"""Corpora of a recipe file: filters, held-out rows, bad rows, data of others in the folder of a run."""
+
+import io
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image as Pillow
+from rich.console import Console
+
+from polyphi.data import shards
+from polyphi.data.shards import Shards
+from polyphi_recipe.curate import cards
+from polyphi_recipe.graph import Run
+
+ALL_OFF = (
+    "language = false, rules = false, personal_data = false, duplicates = false, held_out = false"
+)
+
+
+def run(folder: Path, corpora: str, **options: Any) -> Run:
+    (folder / "lab.toml").write_text(f'size = "micro"\n{corpora}')
+    return Run(folder / "lab.toml", folder / "run", console=Console(quiet=True), **options)
+
+
+def write(path: Path, rows: Iterable[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def dialogue(number: int) -> dict[str, str]:
+    return {"question": f"What comes after {number}?", "answer": f"{number + 1}"}
+
+
+def answers(run: Run, corpus: str, split: str = "train") -> list[str]:
+    return [sample.answer for sample in Shards(run.data / corpus / split)]
+
+
+def test_rows_are_held_out_by_their_content(tmp_path: Path) -> None:
+    """Equal rows are on one side; a file more moves none to the other side."""
+    write(tmp_path / "a.jsonl", [dialogue(n % 100) for n in range(200)])
+    own = run(
+        tmp_path, f'[corpora.x]\nsources = ["*.jsonl"]\nheld_out = 0.2\nfilters = {{ {ALL_OFF} }}\n'
+    )
+    own.build("x")
+    train, test = answers(own, "x"), answers(own, "x", "test")
+    assert len(train) + len(test) == 200 and 10 < len(test) < 80
+    assert not set(train) & set(test)
+    write(tmp_path / "b.jsonl", [dialogue(n) for n in range(100, 150)])
+    own.build("x")
+    assert set(test) <= set(answers(own, "x", "test"))
+    assert not set(answers(own, "x")) & set(answers(own, "x", "test"))
+
+
+def test_sources_for_held_out_rows_and_a_bound(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", map(dialogue, range(60)))
+    write(tmp_path / "test.jsonl", map(dialogue, range(100, 130)))
+    sources = '["train.jsonl", { path = "test.jsonl", split = "test" }]'
+    own = run(
+        tmp_path,
+        f"[corpora.x]\nsources = {sources}\nrows = 20\ntest_rows = 5\nfilters = {{ {ALL_OFF} }}\n",
+    )
+    own.build("x")
+    assert answers(own, "x") == [f"{n + 1}" for n in range(20)]
+    assert answers(own, "x", "test") == [f"{n + 1}" for n in range(100, 105)]
+
+
+def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
+    rows: list[Any] = list(map(dialogue, range(300)))
+    rows[7] = {"question": "no answer"}
+    write(tmp_path / "a.jsonl", rows)
+    corpora = f'[corpora.x]\nsources = ["a.jsonl"]\nfilters = {{ {ALL_OFF} }}\nheld_out = 0\n'
+    own = run(tmp_path, corpora)
+    own.build("x")
+    assert len(answers(own, "x")) == 299
+    assert "Readable rows" in cards.card(own.data / "x")
+    assert "a.jsonl, line 8" in cards.explain(own.data / "x", f"{tmp_path}/a.jsonl, line 8")
+    write(
+        tmp_path / "a.jsonl",
+        [{"question": "no answer"} if n % 4 == 3 else r for n, r in enumerate(rows)],
+    )
+    with pytest.raises(ValueError, match=r"corpora\.x: 8 of \d+ rows can't be read.*max_bad_rows"):
+        own.build("x")
+    with pytest.raises(ValueError, match=r"corpora\.x\.sources\[0\]: .*line 1"):
+        write(tmp_path / "a.jsonl", [{"question": "no answer"}] * 5)
+        run(tmp_path, corpora).check_corpora(["x"])
+
+
+def test_a_missing_source_and_one_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    own = run(tmp_path, '[corpora.x]\nsources = ["empty.jsonl", "nowhere.tar"]\n')
+    with pytest.raises(ValueError, match=r"sources\[0\]: empty\.jsonl has no rows"):
+        own.check_corpora(["x"])
+
+
+def noise(side: int, seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8)
+    out = io.BytesIO()
+    Pillow.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+def test_default_filters_of_images_and_their_card(tmp_path: Path) -> None:
+    images = {
+        "good.jpg": noise(64, 1),
+        "again.jpg": noise(64, 1),
+        "tiny.jpg": noise(20, 2),
+        "large.jpg": noise(1500, 3),
+    }
+    for name, data in images.items():
+        (tmp_path / name).write_bytes(data)
+    rows = [{"image": name, "question": "What is this?", "answer": "noise"} for name in images]
+    rows.append(
+        {"image": "good.jpg", "question": "What is this?", "answer": "call +1 415-555-2671 now"}
+    )
+    write(tmp_path / "a.jsonl", rows)
+    own = run(tmp_path, '[corpora.x]\nsources = ["a.jsonl"]\nheld_out = 0\n')
+    own.build("x")
+    texts = sorted(answers(own, "x"))
+    assert texts == [
+        "call [PHONE] now",
+        "noise",
+        "noise",
+    ]  # good and large; the copy and the tiny one are gone
+    from polyphi.messages import Image, media
+    from polyphi.processing.media import decode_image
+
+    sizes = {
+        decode_image(i.source).size
+        for s in Shards(own.data / "x/train")
+        for i in media(s.messages, Image)
+    }
+    assert max(map(max, sizes)) == 1344
+    card = cards.card(own.data / "x")
+    for step in ("ImageSizeFilter", "DownscaleImages", "Personal", "Duplicates"):
+        assert step in card, step
+
+
+def test_default_filters_of_audio(tmp_path: Path) -> None:
+    for name, seconds in (("short", 0.5), ("long", 31.0)):
+        wave = np.random.default_rng(len(name)).uniform(-0.2, 0.2, round(16_000 * seconds))
+        soundfile.write(tmp_path / f"{name}.wav", wave, 16_000)
+    write(tmp_path / "a.jsonl", [{"audio": f"{n}.wav", "answer": n} for n in ("short", "long")])
+    own = run(tmp_path, '[corpora.x]\nsources = ["a.jsonl"]\nheld_out = 0\n')
+    own.build("x")
+    assert answers(own, "x") == ["short"]
+
+
+def test_default_filters_of_documents(tmp_path: Path) -> None:
+    sentence = (
+        "the river and the old bridge of this town have been there for many years with its people"
+    )
+    words = sentence.split()
+    rng = random.Random(0)
+
+    def page(seed: int) -> str:
+        rng.seed(seed)
+        return "\n".join(" ".join(rng.choices(words, k=12)).capitalize() + "." for _ in range(12))
+
+    pages = [page(n) for n in range(40)]
+    german = "Der Hund läuft heute schnell über die Straße und freut sich. " * 12
+    others = [pages[0], "Too short.", "日本語の文章です。" * 40]
+    write(tmp_path / "a.jsonl", [{"text": text} for text in [*pages, german, *others]])
+    own = run(
+        tmp_path,
+        '[corpora.x]\nsources = ["a.jsonl"]\nheld_out = 0.1\nfilters = { rules = false }\n',
+    )
+    own.build("x")
+    train, test = answers(own, "x"), answers(own, "x", "test")
+    assert "Too short." not in train and len(set(train)) == len(train)
+    assert not set(train) & set(test)
+    strict = tmp_path / "strict"
+    strict.mkdir()
+    write(strict / "a.jsonl", [{"text": "# # # " * 60}, *({"text": text} for text in pages)])
+    own = run(
+        strict, '[corpora.x]\nsources = ["a.jsonl"]\nheld_out = 0\nfilters = { language = false }\n'
+    )
+    own.build("x")
+    assert "Rules" in cards.card(own.data / "x")
+
+
+def test_held_out_rows_and_benchmarks_stay_out_of_all_corpora(tmp_path: Path) -> None:
+    text = "Natalia sold clips to forty eight of her friends in April and then half as many in May every day"
+    item = {"question": text, "answer": "72"}
+    write(
+        tmp_path / "bench.jsonl",
+        [{"question": f"{text} of the year that came after", "answer": "1"}],
+    )
+    write(tmp_path / "a.jsonl", [*map(dialogue, range(20)), item])
+    write(tmp_path / "b.jsonl", [*map(dialogue, range(50, 70)), {**item, "answer": "73"}])
+    tables = (
+        'benchmarks = ["bench.jsonl"]\n'
+        '[corpora.a]\nsources = ["a.jsonl"]\nheld_out = 0\n'
+        '[corpora.b]\nsources = ["b.jsonl"]\nheld_out = 0\n'
+    )
+    own = run(tmp_path, tables)
+    for name in ("a", "b"):
+        own.build(name)
+        assert not {"72", "73"} & set(answers(own, name))
+        assert len(answers(own, name)) == 20
+
+
+def test_data_that_a_run_did_not_build_is_never_replaced(tmp_path: Path) -> None:
+    """As own shards in the folder of a built-in corpus, and of one with sources."""
+    micro = Run("micro", tmp_path / "micro", console=Console(quiet=True))
+    mine = [shards.document(f"{n}", f"page {n} of mine", "mine", "CC0") for n in range(50)]
+    shards.write(micro.data / "documents/train", mine, pipeline="mine")
+    with pytest.raises(
+        ValueError, match=r"50 rows that this run didn't build.*corpora\.documents\.sources"
+    ):
+        micro.build("documents")
+    assert len(Shards(micro.data / "documents/train")) == 50
+    sources = f'[corpora.documents]\nsources = ["{micro.data / "documents/train"}"]\nfilters = {{ {ALL_OFF} }}\n'
+    own = run(tmp_path, f"{sources}held_out = 0\n")
+    own.build("documents")
+    assert [s.answer for s in Shards(own.data / "documents/train")] == [s.answer for s in mine]
+
+
+def test_an_import_is_not_repeated_by_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polyphi_recipe.curate import corpus
+
+    write(tmp_path / "a.jsonl", map(dialogue, range(30)))
+    own = run(tmp_path, f'[corpora.x]\nsources = ["a.jsonl"]\nfilters = {{ {ALL_OFF} }}\n')
+    assert own.build("x") and not own.build("x")
+    monkeypatch.setattr(corpus, "imported", lambda file: [tmp_path / "a.jsonl"])
+    assert not own.build("x")
+    write(tmp_path / "a.jsonl", map(dialogue, range(40)))
+    assert own.build("x")

@@ -1,0 +1,191 @@
+"""Recipe files: mistakes are lines with their place, shares become corpora, stages and parts find each other."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from polyphi import cli
+from polyphi.planning import sizes
+from polyphi_recipe import find_recipe, from_file, new_recipe, recipe_file
+from polyphi_recipe.parts import Part
+
+CONFIGS = {
+    "decoder": sizes.FULL.model.decoder,
+    "vision": sizes.FULL.model.vision,
+    "audio": sizes.FULL.model.audio,
+}
+
+MISTAKES = {
+    'size = "ful"': "size: unknown size 'ful'; did you mean 'full'?",
+    'size = "full"\nsise = "full"': "top level: unknown key 'sise'; did you mean 'size'?",
+    'targets = ["joint_1_vision_speech"]': "top level: 'size' is missing",
+    'size = "micro"\ntargets = ["joint_1"]': "targets: unknown stage 'joint_1'; did you mean 'joint_1_vision_speech'",
+    'size = "micro"\n[parts]\ndecoders = "x"': "parts: unknown key 'decoders'; did you mean 'decoder'?",
+    'size = "micro"\n[corpora.captoins]\nbuiltin = true': "corpora.captoins.builtin: .*'captions'",
+    'size = "micro"\n[corpora.captions]': "corpora.captions: expected sources, or builtin = true",
+    'size = "micro"\n[corpora.captions]\nsources = ["a"]\nbuiltin = true': "corpora.captions: .*found both",
+    'size = "micro"\n[corpora."My data"]\nsources = ["a"]': "corpora.My data: expected a name of small letters",
+    'size = "micro"\n[corpora.captions]\nsources = ["a"]\nrows = "10"': r"corpora.captions.rows: .*found '10'",
+    'size = "micro"\n[corpora.captions]\nsources = [{ share = 2 }]': r"sources\[0\]: 'path' is missing",
+    'size = "micro"\n[corpora.asr]\nsources = [{ path = "a", formt = "csv" }]': r"asr.sources\[0\]: .*'format'",
+    'size = "micro"\n[corpora.asr]\nsources = [{ path = "a", format = "cvs" }]': r"sources\[0\].format: .*'csv'",
+    'size = "micro"\n[corpora.asr]\nsources = [{ path = "a", language = "xx" }]': r"sources\[0\].language: .*'xx'",
+    'size = "micro"\n[corpora.asr]\nsources = [{ path = "a", split = "test" }]': "asr.sources: expected training rows",
+    'size = "micro"\n[corpora.asr]\nsources = ["a"]\nfilters = { werr = 1.0 }': "asr.filters: .*'wer'",
+    'size = "micro"\n[corpora.asr]\nsources = ["a"]\nfilters = { min_quality = { toxicity = 0.3 } }': "filters.quality",
+    'size = "micro"\n[stages.vision_1]\nsteps = 3': "stages.vision_1: unknown stage .*'vision_1_align'",
+    'size = "micro"\n[stages.vision_1_align]\nsteps = 0': "stages.vision_1_align.steps: .*found 0",
+    'size = "micro"\n[stages.vision_1_align]\nmix = { captoins = 1 }': "vision_1_align.mix.captoins: .*'captions'",
+    'size = "micro"\n[stages.text_1_pretrain]\nfile = "x.py"': "text_1_pretrain.file: .*another name",
+    'size = "micro"\n[stages.text_3_post]\nsteps = 3\n[parts]\ndecoder = "x"': "stages.text_3_post: .*parts.decoder",
+    'size = "micro"\n[teachers]\ntext = "phi-4"': "teachers.text: expected ADDRESS#MODEL",
+    'size = "micro': "expected TOML",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_is_a_line_with_its_place(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=MISTAKES[text]) as error:
+        recipe_file.read(file)
+    assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
+
+
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text(
+        'size = "micro"\nsise = 1\n[parts]\ndecoders = "x"\n[corpora.asr]\nsources = [{}]\n'
+    )
+    with pytest.raises(ValueError, match="sise") as error:
+        find_recipe.of(file)
+    assert len(str(error.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize("command", [("plan",), ("curate",), ("reproduce", "--out", "run")])
+def test_commands_report_a_mistake_without_a_traceback(
+    command: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lab.toml").write_text('size = "ful"')
+    with pytest.raises(SystemExit):
+        cli.main([command[0], "lab.toml", *command[1:]])
+    assert "did you mean" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_sources_with_shares_are_corpora_that_share_the_weight(tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text(
+        'size = "micro"\n[corpora.captions]\n'
+        'sources = [{ path = "a", share = 3 }, "b", { path = "t", split = "test" }]\n'
+    )
+    lab = find_recipe.of(file)
+    weights = lab.stages["vision_2_joint"].data.weights
+    original = find_recipe.of("micro").stages["vision_2_joint"].data.weights
+    assert weights["captions-1"] == pytest.approx(3 * weights["captions-2"])
+    assert weights["captions-1"] + weights["captions-2"] == pytest.approx(original["captions"])
+    assert [s.path for s in lab.corpora["captions-1"].sources] == ["a", "t"]
+    assert set(lab.imported_names) == {"captions-1", "captions-2"}
+
+
+def test_targets_need_their_parents_only(tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text('size = "micro"\ntargets = ["speech_1_pretrain"]\n')
+    lab = find_recipe.of(file)
+    assert lab.order == (
+        *("text_1_pretrain", "text_2_long", "text_3_post", "text_4_align"),
+        *("speech_0_aed", "speech_1_pretrain"),
+    )
+    assert lab.final == "speech_1_pretrain"
+    assert lab.exports["model"] == ("speech_1_pretrain", "native")
+
+
+def test_a_stage_takes_the_values_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text(
+        'size = "nano"\n[stages.text_1_pretrain]\nsteps = 7\nmix = { documents = 3, math = 1 }\n'
+    )
+    lab, stage = find_recipe.of(file), find_recipe.of(file).stages["text_1_pretrain"]
+    assert lab.budget(stage).steps == 7 and dict(stage.data.weights) == {"documents": 3, "math": 1}
+    assert lab.budget(stage).batch_tokens == find_recipe.of("nano").budget(stage).batch_tokens
+
+
+STAGE = """
+from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
+
+stage = Stage(name="x", start={start}, trainable={{"decoder.*": 1e-4}}, data=Mix({{"mine": 1}}), objective=NextToken(),
+              context=256, batch_tokens=512, steps=2)
+"""
+
+
+def test_own_stages_start_from_nothing_from_stages_and_are_in_order(tmp_path: Path) -> None:
+    for name, start in (
+        ("a", {}),
+        ("b", {"*": "a"}),
+        ("c", {"*": "b", "decoder.norm.*": "text_1_pretrain"}),
+    ):
+        (tmp_path / f"{name}.py").write_text(STAGE.format(start=start))
+    lines = [f'[stages.{name}]\nfile = "{name}.py"' for name in "cab"]
+    text = '\nsize = "micro"\ntargets = ["c"]\n[corpora.mine]\nsources = ["x"]\n'
+    file = tmp_path / "lab.toml"
+    file.write_text(text + "\n".join(lines))
+    lab = find_recipe.of(file)
+    assert lab.order == ("text_1_pretrain", "a", "b", "c")
+    origin = lab.lineage.origin
+    assert origin("decoder.norm.weight", lab.stages["c"]).stage == "text_1_pretrain"
+    assert origin("decoder.embed_tokens.weight", lab.stages["c"]).stage == "b"
+    assert origin("decoder.embed_tokens.weight", lab.stages["a"]).stage is None
+    (tmp_path / "a.py").write_text(STAGE.format(start={"*": "nowhere"}))
+    with pytest.raises(ValueError, match=r"stages\.a: starts from 'nowhere'"):
+        find_recipe.of(file)
+    (tmp_path / "a.py").write_text(STAGE.format(start={"*": "c"}))
+    with pytest.raises(ValueError, match="start from each other"):
+        find_recipe.of(file)
+
+
+@pytest.mark.parametrize("size", ["lab", "full"])
+def test_nothing_is_silently_generated_at_a_real_size(size: str, tmp_path: Path) -> None:
+    lab = find_recipe.of(size)
+    with pytest.raises(ValueError, match="builtin = true") as error:
+        lab.check_corpora(["documents", "captions"])
+    assert len(str(error.value).splitlines()) == 3
+    file = tmp_path / "lab.toml"
+    file.write_text(f'size = "{size}"\n[corpora.documents]\nbuiltin = true\n')
+    find_recipe.of(file).check_corpora(["documents"])
+    find_recipe.of("nano").check_corpora(["documents"])
+
+
+@pytest.mark.parametrize("goal", new_recipe.GOALS)
+def test_new_files_are_valid_and_name_every_corpus(
+    goal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        from_file, "open_part", lambda name, *_: Part(name, "x", CONFIGS[name], dict)
+    )
+    text = new_recipe.text(goal, size="full", parts={}, corpora={"asr": ["a.tsv"]})
+    file = tmp_path / "lab.toml"
+    file.write_text(text)
+    lab = find_recipe.of(file)
+    assert set(lab.parts) == set(new_recipe.GOALS[goal].parts)
+    assert lab.tokens_needed()
+    for corpus in lab.tokens_needed():
+        assert f"[corpora.{corpus}]" in text
+
+
+def test_the_schema_has_every_key_of_the_file() -> None:
+    schema = recipe_file.schema()
+    assert set(schema["properties"]) == set(recipe_file.RecipeFile.model_fields)
+    source = schema["$defs"]["Source"]["properties"]
+    assert set(source) == set(recipe_file.Source.model_fields)
+    assert all("description" in value for value in source.values())
+    assert json.loads(json.dumps(schema)) == schema
+
+
+def test_every_corpus_is_described() -> None:
+    assert set(new_recipe.CONTENTS) == set(sizes.CORPORA)
