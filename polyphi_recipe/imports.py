@@ -103,6 +103,7 @@ class Imported:
             stages=(RECOGNISER,) if self.table.filters.wer is not None else (),
             across=tuple(partial(deduplicate, s) for s in across if self.table.filters.duplicates),
             tasks=min(MAX_TASKS, len(self.files)),
+            files=tuple(self.folder / name for name in self.benchmarks),
             settings=json.dumps(
                 [VERSION, self.table.model_dump(), self.languages, self.benchmarks]
             ),
@@ -248,9 +249,11 @@ def _build(imported: Imported, work: Work) -> Iterator[tuple[str, Sample]]:
                 if split == "train":
                     yield split, one
                 continue
-            if not own_test and (_share_of(one) < table.held_out) != (split == "test"):
-                continue
-            if source.split is not None and source.split != split:
+            if source.split is not None:
+                is_held_out = source.split == "test"
+            else:
+                is_held_out = not own_test and _share_of(one) < table.held_out
+            if is_held_out != (split == "test"):
                 continue
             count += 1
             yield split, one

@@ -77,9 +77,10 @@ def contrast(
     set `unit`).
 
     Each task is (metric, sums per item: eval/run.py). The bootstrap resamples items, the same ones in both arms and all
-    seeds; where the seeds are runs with other items, a task has an array for each of them. The variance between seeds is added by draws from Student's t with S - 1 degrees of freedom, because there
-    are few seeds. Where all draws are equal, for example where both arms give the same answers, the interval is 3 / n
-    to either side, which n items can't rule out.
+    seeds; where the seeds are runs with other items, a task has an array for each of them. The variance between seeds
+    is added by draws from Student's t with S - 1 degrees of freedom, because there are few seeds. Where all draws are
+    equal, for example where both arms give the same answers, the interval is 3 / n to either side, which n items can't
+    rule out.
     """
     random = np.random.default_rng(0)
     measured, drawn = zip(*(_differences(m, v, random, unit) for m, v in tasks), strict=True)

@@ -70,6 +70,19 @@ def test_sources_for_held_out_rows_and_a_bound(tmp_path: Path) -> None:
     assert answers(own, "x", "test") == [f"{n + 1}" for n in range(100, 105)]
 
 
+def test_a_source_for_training_has_no_held_out_rows(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", map(dialogue, range(60)))
+    write(tmp_path / "b.jsonl", map(dialogue, range(100, 160)))
+    sources = '["a.jsonl", { path = "b.jsonl", split = "train" }]'
+    own = run(
+        tmp_path, f"[corpora.x]\nsources = {sources}\nheld_out = 0.5\nfilters = {{ {ALL_OFF} }}\n"
+    )
+    own.build("x")
+    train, test = (set(map(int, answers(own, "x", split))) for split in ("train", "test"))
+    assert set(range(101, 161)) <= train and test and max(test) <= 60
+    assert train | test == {*range(1, 61), *range(101, 161)}
+
+
 def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
     rows: list[Any] = list(map(dialogue, range(300)))
     rows[7] = {"question": "no answer"}
