@@ -115,11 +115,13 @@ def sample(
     language: str | None = None,
     question: str | None = None,
 ) -> tuple[Sample, set[str]]:
-    """Return a row (or its JSON) of any of the formats as a sample, and its columns that are not read. `location`
-    names it in errors and is its id if it has none. Paths are relative to `root`, a folder or an address; None forbids
-    them, and `confined` those that lead out of it. `columns` maps names of `COLUMNS` to those of the row. `licence`,
-    `language` and `question` are those of a row that has none. Raises ValueError."""
+    """Return a row (its JSON, or the error of reading it) of any of the formats as a sample, and its columns that are
+    not read. `location` names it in errors and is its id if it has none. Paths are relative to `root`, a folder or an
+    address; None forbids them, and `confined` those that lead out of it. `columns` maps names of `COLUMNS` to those of
+    the row. `licence`, `language` and `question` are those of a row that has none. Raises ValueError."""
     try:
+        if isinstance(row, ValueError):
+            raise row
         row = json.loads(row) if isinstance(row, bytes | str) else row
         if not isinstance(row, Mapping):
             raise ValueError(f"expected an object, found {type(row).__name__}")

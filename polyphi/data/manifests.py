@@ -1,14 +1,14 @@
 """Manifests of speech data: NeMo, Lhotse, Common Voice, FLEURS and CoVoST, as rows of `formats.py`.
 
 A row has `audio` (a path relative to the manifest), `answer` (the transcript or translation), `language`, and for a
-segment of a longer recording its `start` and `seconds`.
+segment of a longer recording its `start` and `seconds`. A line that can't be parsed is the ValueError that says why.
 """
 
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from polyphi.messages import LANGUAGES, TRANSLATE
 
 Open = Callable[[], AbstractContextManager[Any]]
+Rows = Iterator[tuple[str, Any]]
 FLEURS_COLUMNS = 7
 """Number, file, transcript as written, transcript, characters, samples, gender; without a header."""
 
@@ -36,124 +37,125 @@ def manifest_format(path: str, head: str) -> str | None:
     columns = line.split("\t")
     if {"path", "sentence"} <= set(columns):
         return "covost" if "translation" in columns else "commonvoice"
-    is_fleurs = (
-        len(columns) == FLEURS_COLUMNS and columns[0].isdigit() and columns[1].endswith(".wav")
+    is_fleurs = len(columns) == FLEURS_COLUMNS and columns[0].isdigit()
+    return "fleurs" if is_fleurs and columns[1].endswith(".wav") else None
+
+
+def nemo(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row {"audio_filepath", "text", "offset", "duration", "lang"}; `answer`, where it is there, is another
+    target."""
+    return _clean(
+        audio=row["audio_filepath"],
+        answer=row.get("answer", row.get("text")),
+        question=row.get("question"),
+        language=row.get("lang", row.get("source_lang")),
+        start=row.get("offset"),
+        seconds=row.get("duration") if row.get("offset") is not None else None,
     )
-    return "fleurs" if is_fleurs else None
 
 
-def _lines(path: str, open_manifest: Open) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open_manifest() as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            location = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{location}: expected JSON, {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{location}: expected an object, found {type(row).__name__}")
-            yield location, row
+def lhotse(cut: Mapping[str, Any]) -> dict[str, Any]:
+    """A cut with its recording and supervisions: a segment of its recording, whose texts are joined."""
+    recording, supervisions = cut["recording"], cut["supervisions"]
+    seconds = cut.get("duration")
+    whole = not cut.get("start") and (seconds is None or seconds >= recording.get("duration", 0))
+    language = next((s["language"] for s in supervisions if s.get("language")), None)
+    return _clean(
+        id=cut.get("id"),
+        audio=recording["sources"][0]["source"],
+        answer=" ".join(s["text"] for s in supervisions if s.get("text")) or None,
+        language=_code(language),
+        start=None if whole else cut.get("start", 0),
+        seconds=None if whole else seconds,
+    )
 
 
-def nemo(path: str, open_manifest: Open) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows {"audio_filepath", "text", "offset", "duration", "lang"}; `answer`, where it is there, is another target."""
-    for location, row in _lines(path, open_manifest):
-        yield (
-            location,
-            _clean(
-                audio=row.get("audio_filepath"),
-                answer=row.get("answer", row.get("text")),
-                question=row.get("question"),
-                language=row.get("lang", row.get("source_lang")),
-                start=row.get("offset"),
-                seconds=row.get("duration") if row.get("offset") is not None else None,
-            ),
-        )
+def common_voice(row: Mapping[str, str]) -> dict[str, Any]:
+    """A row of a .tsv; audio lies in the folder clips beside it."""
+    audio, language = f"clips/{row['path']}", _code(row.get("locale"))
+    return _clean(audio=audio, answer=row["sentence"], language=language)
 
 
-def lhotse(path: str, open_manifest: Open) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Cuts with their recording and supervisions; a cut is a segment of its recording, its texts are joined."""
-    for location, cut in _lines(path, open_manifest):
-        recording, supervisions = cut.get("recording"), cut.get("supervisions") or []
-        sources = (recording or {}).get("sources") or [{}]
-        whole = not cut.get("start") and (
-            cut.get("duration") is None or cut["duration"] >= (recording or {}).get("duration", 0)
-        )
-        yield (
-            location,
-            _clean(
-                id=cut.get("id"),
-                audio=sources[0].get("source"),
-                answer=" ".join(s["text"] for s in supervisions if s.get("text")) or None,
-                language=_code(
-                    next((s["language"] for s in supervisions if s.get("language")), None)
-                ),
-                start=None if whole else cut.get("start", 0),
-                seconds=None if whole else cut.get("duration"),
-            ),
-        )
-
-
-def _tsv(path: str, open_manifest: Open) -> Iterator[tuple[str, list[str]]]:
-    with open_manifest() as stream:
-        text = io.TextIOWrapper(stream, "utf-8", newline="")
-        for number, row in enumerate(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
-            yield f"{path}, line {number}", row
-
-
-def _named(path: str, open_manifest: Open) -> Iterator[tuple[str, dict[str, str]]]:
-    lines = _tsv(path, open_manifest)
-    _, names = next(lines, ("", []))
-    for location, row in lines:
-        if len(row) != len(names):
-            raise ValueError(f"{location}: expected {len(names)} columns, found {len(row)}")
-        yield location, dict(zip(names, row, strict=True))
-
-
-def common_voice(path: str, open_manifest: Open) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a .tsv; audio lies in the folder clips beside it."""
-    for location, row in _named(path, open_manifest):
-        yield (
-            location,
-            _clean(
-                audio=f"clips/{row['path']}",
-                answer=row["sentence"],
-                language=_code(row.get("locale")),
-            ),
-        )
-
-
-def covost(path: str, open_manifest: Open) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a .tsv of CoVoST 2; the name covost_v2.de_en.tsv has the target language."""
+def _covost(path: str) -> Callable[[Mapping[str, str]], dict[str, Any]]:
+    """A function from a row of CoVoST 2, whose name (covost_v2.de_en.tsv) has the target language."""
     match = re.search(r"\.([a-z]{2})(?:-\w+)?_([a-z]{2})(?:-\w+)?[.]", Path(path).name)
     if match is None or match[2] not in LANGUAGES:
         raise ValueError(
             f"{path}: expected a name with both languages, such as covost_v2.de_en.train.tsv, found {Path(path).name}"
         )
-    for location, row in _named(path, open_manifest):
-        yield (
-            location,
-            _clean(
-                audio=f"clips/{row['path']}",
-                question=TRANSLATE.format(LANGUAGES[match[2]]),
-                answer=row["translation"],
-                transcript=row["sentence"],
-                spoken=match[1],
-                language=match[2],
-            ),
-        )
+    return lambda row: _clean(
+        audio=f"clips/{row['path']}",
+        question=TRANSLATE.format(LANGUAGES[match[2]]),
+        answer=row["translation"],
+        transcript=row["sentence"],
+        spoken=match[1],
+        language=match[2],
+    )
 
 
-def fleurs(path: str, open_manifest: Open) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a .tsv; audio lies in audio/SPLIT beside it, and the folder's name begins with the language."""
+def _fleurs(path: str) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """A function from a row of FLEURS, whose audio lies in audio/SPLIT beside it, in a folder such as de_de."""
     split = Path(path).name.split(".")[0]
     language = _code(Path(path).resolve().parent.name.replace("_", "-"))
-    for location, row in _tsv(path, open_manifest):
-        if len(row) != FLEURS_COLUMNS:
-            raise ValueError(f"{location}: expected {FLEURS_COLUMNS} columns, found {len(row)}")
-        yield location, _clean(audio=f"audio/{split}/{row[1]}", answer=row[2], language=language)
+    return lambda row: _clean(audio=f"audio/{split}/{row[1]}", answer=row[2], language=language)
+
+
+def rows(format: str, path: str, open_manifest: Open) -> Rows:
+    """Yield (location, row or ValueError) of each line of a manifest. Raises ValueError for a name without the
+    languages of CoVoST."""
+    parse: Callable[[Any], dict[str, Any]]
+    if format in ("nemo", "lhotse"):
+        lines, parse = _json(path, open_manifest), {"nemo": nemo, "lhotse": lhotse}[format]
+    elif format == "fleurs":
+        lines, parse = _columns(path, open_manifest, FLEURS_COLUMNS), _fleurs(path)
+    else:
+        lines = _named(path, open_manifest)
+        parse = common_voice if format == "commonvoice" else _covost(path)
+    for location, line in lines:
+        if isinstance(line, ValueError):
+            yield location, line
+            continue
+        try:
+            yield location, parse(line)
+        except KeyError as error:
+            yield location, ValueError(f"{error} is missing")
+        except (TypeError, AttributeError, IndexError) as error:
+            yield location, ValueError(f"expected a row of {format} ({error})")
+
+
+FORMATS = ("nemo", "lhotse", "commonvoice", "covost", "fleurs")
+
+
+def _json(path: str, open_manifest: Open) -> Rows:
+    with open_manifest() as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    row: Any = json.loads(line)
+                    if not isinstance(row, dict):
+                        row = ValueError(f"expected an object, found {type(row).__name__}")
+                except ValueError as error:
+                    row = ValueError(f"expected JSON, {error}")
+                yield f"{path}, line {number}", row
+
+
+def _columns(path: str, open_manifest: Open, count: int | None = None) -> Rows:
+    """Rows of a .tsv with `count` columns (None: as many as the first line has)."""
+    with open_manifest() as stream:
+        text = io.TextIOWrapper(stream, "utf-8", newline="")
+        for number, row in enumerate(csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE), 1):
+            count = len(row) if count is None else count
+            matches = len(row) == count
+            error = ValueError(f"expected {count} columns, found {len(row)}")
+            yield f"{path}, line {number}", row if matches else error
+
+
+def _named(path: str, open_manifest: Open) -> Rows:
+    lines = _columns(path, open_manifest)
+    _, names = next(lines, ("", []))
+    for location, row in lines:
+        is_error = isinstance(row, ValueError)
+        yield location, row if is_error else dict(zip(names, row, strict=True))
 
 
 def _code(language: str | None) -> str | None:
@@ -165,12 +167,3 @@ def _code(language: str | None) -> str | None:
 
 def _clean(**columns: Any) -> dict[str, Any]:
     return {name: value for name, value in columns.items() if value is not None}
-
-
-MANIFESTS: dict[str, Callable[[str, Open], Iterator[tuple[str, dict[str, Any]]]]] = {
-    "nemo": nemo,
-    "lhotse": lhotse,
-    "commonvoice": common_voice,
-    "covost": covost,
-    "fleurs": fleurs,
-}

@@ -36,14 +36,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from polyphi.data import documents, files
+from polyphi.data import documents, files, manifests
 from polyphi.data.addresses import file_system, is_remote, join, open_file
-from polyphi.data.manifests import MANIFESTS, manifest_format
 from polyphi.data.shards import Shards, to_row
 from polyphi.runtime import inputs
 
 Row = tuple[str, Any]
-"""Where a row is, for messages, and the row or its JSON."""
+"""Where a row is, for messages, and the row, its JSON, or the ValueError of one that can't be parsed."""
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
 ENDINGS = {
@@ -163,14 +162,14 @@ def _of_file(path: str, format: str | None) -> list[SourceFile]:
     if known in ("rows", "csv") and not path.endswith((".parquet", ".json")):
         with open_file(path) as stream:
             head = stream.read(HEAD).decode("utf-8", "replace")
-        known = manifest_format(path, head) or known
+        known = manifests.manifest_format(path, head) or known
     return [SourceFile(path, known, root)]
 
 
 def _fits(name: str, format: str) -> bool:
     """Whether a file may have the format, by its ending."""
     known = ENDINGS[_ending(name)]
-    return known == format or (format in MANIFESTS and known in ("rows", "csv"))
+    return known == format or (format in manifests.FORMATS and known in ("rows", "csv"))
 
 
 def _ending(name: str) -> str:
@@ -313,9 +312,10 @@ def _csv(file: SourceFile) -> Iterator[Row]:
         )
         for number, row in enumerate(reader, 2):
             if None in row or None in row.values():
-                raise ValueError(
-                    f"{file.path}, line {number}: expected {len(reader.fieldnames or ())} columns, found another number"
-                )
+                columns = len(reader.fieldnames or ())
+                error = ValueError(f"expected {columns} columns, found another number")
+                yield f"{file.path}, line {number}", error
+                continue
             yield f"{file.path}, line {number}", {k: v for k, v in row.items() if v != ""}
 
 
@@ -418,6 +418,10 @@ def _documents(file: SourceFile) -> Iterator[Row]:
             raise ValueError(f"{file.path}: {error}") from None
 
 
+def _manifest(file: SourceFile) -> Iterator[Row]:
+    return manifests.rows(file.format, file.path, lambda: open_file(file.path))
+
+
 READERS: dict[str, Callable[[SourceFile], Iterator[Row]]] = {
     "rows": _rows,
     "csv": _csv,
@@ -427,10 +431,7 @@ READERS: dict[str, Callable[[SourceFile], Iterator[Row]]] = {
     "datasets": _datasets,
     "shards": _shards,
     **dict.fromkeys(documents.READERS, _documents),
-    **{
-        name: lambda file: MANIFESTS[file.format](file.path, lambda: open_file(file.path))
-        for name in MANIFESTS
-    },
+    **dict.fromkeys(manifests.FORMATS, _manifest),
 }
 FORMATS = tuple(READERS)
 

@@ -196,3 +196,25 @@ def test_what_is_no_list_is_refused(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(ValueError, match=r"a\.json: expected"):
         list(files.rows(str(file)))
+
+
+BAD_LINES = {
+    "a.csv": ("question,answer\n1+1?,2\n2+2?\n3+3?,6\n", "line 3: expected 2 columns"),
+    "a.jsonl": (
+        '{"audio_filepath": "a.wav", "text": "a"}\nno JSON\n{"text": "b"}\n',
+        "line 2: expected JSON",
+    ),
+    "train.tsv": ("path\tsentence\na.wav\tone\nb.wav\n", "line 3: expected 2 columns, found 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_line_that_cannot_be_parsed_is_one_bad_row(name: str, tmp_path: Path) -> None:
+    text, message = BAD_LINES[name]
+    (tmp_path / name).write_text(text)
+    for folder in (tmp_path, tmp_path / "clips"):
+        folder.mkdir(exist_ok=True)
+        soundfile.write(folder / "a.wav", [0.1] * 1600, 16_000)
+    errors: list[str] = []
+    read = samples(tmp_path / name, bad=errors.append)
+    assert message in errors[0] and len(read) == {"a.csv": 2}.get(name, 1)
