@@ -258,7 +258,8 @@ def pages(rows: int, rng: random.Random) -> tuple[list[Pair], list[Pair]]:
     corrected = []
     for right in text[rows : 2 * rows]:
         words = right.split(" ")
-        for i in rng.sample(range(len(words)), max(1, len(words) // 25)):
+        longer = [i for i, word in enumerate(words) if len(set(word[:2])) > 1]
+        for i in rng.sample(longer, max(1, len(longer) // 25)):
             words[i] = words[i][1:2] + words[i][:1] + words[i][2:]
         corrected.append(([Message.user("Correct the spelling:\n" + " ".join(words))], right))
     return read, corrected
