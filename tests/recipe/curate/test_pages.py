@@ -14,8 +14,9 @@ from train.small import write_corpora
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from polyphi.data.documents import html_text, pdf_text
 from polyphi.data.shards import Sample, Shards
-from polyphi_recipe.curate.pages import html_text, pdf_text, read
+from polyphi_recipe.curate.pages import read
 
 BODY = (
     "Dogs are animals that have lived and worked with people for thousands of years.",
