@@ -22,6 +22,9 @@ from polyphi_recipe.recipe import RECORD, Recipe, of_size
 from polyphi_recipe.recipe_file import CorpusTable, RecipeFile, Source
 from polyphi_recipe.stages.lineage import REPLACED, TRAINED
 
+BUDGET = {"steps", "batch_tokens", "context", "lr_factor", "muon_lr_factor"}
+"""Keys of a stage's table that replace values of its budget."""
+
 
 def of_run(out: Path) -> Recipe:
     """The recipe of a run's folder. Raises ValueError for a folder without a run, and as `of`."""
@@ -64,6 +67,9 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
     folder = path.resolve().parent
     size = sizes.load(table.size)
     every, mistakes = all_stages(table, size, folder)
+    for name in table.benchmarks:
+        if not (folder / name).is_file():
+            mistakes.append(f"benchmarks: expected a file of evaluation items, found no {name}")
     parts = {}
     for name, source in table.parts:
         if source is None:
@@ -80,7 +86,7 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
     corpora, every = _by_share(table.corpora, every)
     return Recipe(
         path.stem,
-        _size(table, size, parts),
+        _size(table, size, parts, every),
         every,
         parts,
         corpora,
@@ -120,8 +126,10 @@ def _part_of_run(name: str, source: str, folder: Path) -> Part | None:
     )
 
 
-def _size(table: RecipeFile, size: Size, parts: Mapping[str, Part]) -> Size:
-    """The size with the shapes of parts, and the budgets and rows of the file."""
+def _size(
+    table: RecipeFile, size: Size, parts: Mapping[str, Part], every: Mapping[str, Stage]
+) -> Size:
+    """The size with the shapes of parts, and the budgets of the file."""
     model = ModelConfig(
         **{
             **{name: getattr(size.model, name) for name in ("decoder", "vision", "audio")},
@@ -131,15 +139,11 @@ def _size(table: RecipeFile, size: Size, parts: Mapping[str, Part]) -> Size:
     )
     budgets = {**size.budgets}
     for name, values in table.stages.items():
-        if name not in stages.ORDER:
-            continue
-        changed = {
-            key: value
-            for key in ("steps", "batch_tokens", "context", "lr_factor", "muon_lr_factor")
-            if (value := getattr(values, key)) is not None
-        }
-        budgets[name] = replace(size.budget(stages.load(name)), **changed)
-    return replace(size, model=model, budgets=budgets)
+        changed = values.model_dump(include=BUDGET, exclude_none=True)
+        budgets[name] = replace(size.budget(every[name]), **changed)
+    text_1 = table.stages.get("text_1_pretrain")
+    has_own_lr = text_1 is not None and text_1.lr_factor is not None
+    return replace(size, model=model, budgets=budgets, follows_law=not has_own_lr)
 
 
 def all_stages(table: RecipeFile, size: Size, folder: Path) -> tuple[dict[str, Stage], list[str]]:
@@ -157,9 +161,6 @@ def all_stages(table: RecipeFile, size: Size, folder: Path) -> tuple[dict[str, S
         if values.mix is not None:
             stage = replace(stage, data=_mix(stage.data, values.mix), small=None)
         every[name] = stage
-        for key in ("steps", "batch_tokens", "context"):
-            if values.file is not None and (value := getattr(values, key)) is not None:
-                every[name] = replace(every[name], **{key: value})
     known = {*every, *(part for part, source in table.parts if source)}
     for name, stage in every.items():
         for parent in stage.parents:

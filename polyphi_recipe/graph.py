@@ -312,26 +312,22 @@ class Run:
         folder = self.out / "tokenizer"
         if folder.exists():
             return folder
-        if (decoder := self.recipe.parts.get("decoder")) is not None:
-            return self._save_tokenizer(decoder.new_tokenizer())
-        for name in self.tokenizer_corpora if self.size.vocabulary else ():
+        decoder = self.recipe.parts.get("decoder")
+        is_trained = decoder is None and self.size.vocabulary > 0
+        for name in self.tokenizer_corpora if is_trained else ():
             self.build(name)
         with self.exclusive("tokenizer"):
             if folder.exists():
                 return folder
             with self.clock("tokenizer"):
-                if self.size.vocabulary:
+                if decoder is not None:
+                    tokenizer = decoder.new_tokenizer()
+                elif self.size.vocabulary:
                     tokenizer = Tokenizer.train(self._texts(), self.size.vocabulary, WORD_SPLIT)
                 else:
                     tokenizer = Tokenizer.from_ranks(sources.o200k_base(self.cache))
-                self._save_tokenizer(tokenizer)
-        return folder
-
-    def _save_tokenizer(self, tokenizer: Tokenizer) -> Path:
-        """Write the run's tokenizer; returns its folder."""
-        folder = self.out / "tokenizer"
-        with whole_folder(folder) as partial:
-            tokenizer.save(partial)
+                with whole_folder(folder) as partial:
+                    tokenizer.save(partial)
         return folder
 
     @property
@@ -416,7 +412,7 @@ class Run:
         with self.clock(stage.name):
             train(
                 stage,
-                self.size.budget(stage),
+                self.recipe.budget(stage),
                 model,
                 self.processor,
                 self.data,

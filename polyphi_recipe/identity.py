@@ -11,7 +11,7 @@ from polyphi.runtime.files import write_json
 from polyphi.runtime.precision import Choice, Requested, choose
 from polyphi.train.state import REASON, recorded
 from polyphi_recipe import processes
-from polyphi_recipe.recipe import Recipe
+from polyphi_recipe.recipe import RECORD, Recipe
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Identity:
         identity: dict[str, Any] = {"size": self.recipe.size.name, "seed": self.seed}
         if self.recipe.file is not None:
             identity |= {"recipe": self.recipe.name, "shapes": self.recipe.fingerprint}
+        elif (self.out / RECORD).exists():
+            raise ValueError(
+                f"{self.out} holds a run of a recipe file, but the size {self.recipe.name} was requested; name the "
+                "file again, or choose another --out"
+            )
         path = self.out / "run.json"
         if not path.exists():
             self.out.mkdir(parents=True, exist_ok=True)

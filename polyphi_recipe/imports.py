@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,7 @@ class Imported:
         return samples
 
 
+@cache
 def imported(recipe: Recipe, name: str) -> Imported | None:
     """The corpus `name` of a recipe file, if it has sources."""
     if (table := recipe.imported(name)) is None:
@@ -235,9 +236,7 @@ def _build(imported: Imported, work: Work) -> Iterator[tuple[str, Sample]]:
     limit = math.ceil((table.rows or 1 << 48) / tasks) if split == "train" else table.test_rows
     count = bad = 0
     for source, file in files:
-        read = 0
         for one in _read(source, file):
-            read += 1
             if UNREADABLE in one.meta:
                 bad += 1
                 if bad >= MIN_BAD_ROWS and bad > table.filters.max_bad_rows * (count + bad):
@@ -284,7 +283,7 @@ def _steps(imported: Imported, work: Work) -> list[PipelineStep]:
             recogniser = Recogniser(RECOGNISER, lambda audio, language: str(transcribe(audio)))
             steps.append(WordErrorRateFilter(recogniser, filters.wer))
     if filters.held_out:
-        items = {Path(b).stem: imported.folder / b for b in imported.benchmarks}
+        items = {name: imported.folder / name for name in imported.benchmarks}
         steps += held_out(work, name, *imported.others, ways=WAYS, items=items)
     return steps
 

@@ -35,7 +35,7 @@ from polyphi.planning.example_rows import Row, example_rows
 from polyphi.processing import image
 from polyphi.processing.media import audio_size, image_size
 from polyphi_recipe.corpora import capacities
-from polyphi_recipe.recipe import Recipe
+from polyphi_recipe.recipe import Recipe, short
 
 # ------------------------------------------------------------------------------ devices
 
@@ -378,8 +378,8 @@ def page(plans: Sequence[Plan]) -> Iterator[Table | str]:
     for p in plans:
         table.add_row(
             p.stage,
-            _short(sum(n for _, n, _ in p.learn)),
-            _short(p.tokens),
+            short(sum(n for _, n, _ in p.learn)),
+            short(p.tokens),
             f"{p.memory['peak'] / 1e9:,.0f}",
             f"{p.total:.2g}",
             f"{p.seconds * p.steps / 86400:.1f}",
@@ -387,7 +387,7 @@ def page(plans: Sequence[Plan]) -> Iterator[Table | str]:
             "yes" if p.fits else "with " + (p.advice[0] if p.advice else "no option"),
         )
     hours = sum(p.device_hours for p in plans)
-    table.add_row("all", "", _short(sum(p.tokens for p in plans)), "", "", "", f"{hours:,.0f}", "")
+    table.add_row("all", "", short(sum(p.tokens for p in plans)), "", "", "", f"{hours:,.0f}", "")
     first = plans[0]
     yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_switches_text(first.switches)}"
     yield table
@@ -418,7 +418,7 @@ def sources_table(recipe: Recipe) -> Table:
             assert row is not None
             tokens = rows * estimated_tokens(row, recipe.size.model)
         epochs = f"{needed / tokens:.3g}" if tokens else "no rows"
-        table.add_row(name, files, formats, f"{rows:,}", _short(tokens), _short(needed), epochs)
+        table.add_row(name, files, formats, f"{rows:,}", short(tokens), short(needed), epochs)
     return table
 
 
@@ -431,8 +431,8 @@ def _details(p: Plan) -> Iterator[Table | str]:
     trainable.add_row("(frozen)", f"{p.frozen:,}", "frozen")
     yield trainable
     keys = ("tokens", "supervised", "sequences", "crops", "mels")
-    step = ", ".join(f"{_short(p.step[k])} {k}" for k in keys if p.step.get(k))
-    yield f"{p.steps:,} steps, {_short(p.tokens)} tokens; a step: {step}"
+    step = ", ".join(f"{short(p.step[k])} {k}" for k in keys if p.step.get(k))
+    yield f"{p.steps:,} steps, {short(p.tokens)} tokens; a step: {step}"
     parts = Table("memory of a device", "GB", box=None, padding=(0, 2))
     for part, part_bytes in p.memory.items():
         parts.add_row(part, f"{part_bytes / 1e9:,.1f}")
@@ -460,10 +460,3 @@ def _switches_text(on: Switches) -> str:
     over = f" over {on.context_parallel} devices" if on.context_parallel > 1 else ""
     packs = f"packs of {on.micro_tokens:,} tokens{over}"
     return f"{shards}, {packs}, activations: {on.activations}, frozen weights: {on.base}"
-
-
-def _short(n: float) -> str:
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g}{unit}"
-    return f"{n:.3g}"

@@ -146,19 +146,17 @@ class Recipe:
 
 
 RECORD = "recipe.json"
-"""The file of a run that has its recipe file, with absolute paths."""
-
-
+"""The file of a run with the content and the path of its recipe file."""
 REAL_SIZES = ("lab", "full")
 """Sizes at which generated data is used on purpose only."""
 
 
 def short(n: float) -> str:
-    """A number of tokens as text."""
-    for unit, size in (("T", 1e12), ("billion", 1e9), ("million", 1e6), ("thousand", 1e3)):
+    """A number as text: 4.57M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f}"
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.3g}"
 
 
 def of_size(size: Size) -> Recipe:

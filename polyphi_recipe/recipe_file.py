@@ -165,15 +165,6 @@ class Parts(Table):
     """The audio encoder of a Phi-4-multimodal, instead of speech 0."""
 
 
-class Teachers(Table):
-    """Models that are asked while data is made, as ADDRESS#MODEL; keys come from the environment."""
-
-    text: str | None = None
-    vision: str | None = None
-    speech: str | None = None
-    judge: str | None = None
-
-
 class RecipeFile(Table):
     """What a run is made from."""
 
@@ -183,7 +174,6 @@ class RecipeFile(Table):
     """The stages to reach, with those before them; default: all."""
     benchmarks: tuple[str, ...] = Field(default=(), strict=False)
     """Files of evaluation items (JSON lines) that training data must not contain."""
-    teachers: Teachers = Teachers()
     parts: Parts = Parts()
     corpora: Mapping[str, CorpusTable] = {}
     stages: Mapping[str, StageTable] = {}
@@ -240,7 +230,6 @@ def _place(loc: tuple[Any, ...] | list[Any]) -> str:
 def _keys(places: list[Any]) -> list[str]:
     """The keys of the table at a location."""
     tables: dict[str, type[Table]] = {
-        "teachers": Teachers,
         "parts": Parts,
         "corpora": CorpusTable,
         "stages": StageTable,
@@ -301,15 +290,17 @@ def _mistakes(table: RecipeFile) -> Iterator[tuple[str, str]]:
                 f"unknown stage {target!r}; did you mean {_nearest(target, known_stages)!r}?",
             )
     for name, values in table.corpora.items():
+        shares = [source for source in values.sources if source.split != "test"]
+        if any(source.share for source in shares):
+            clashes = [n for i in range(len(shares)) if (n := f"{name}-{i + 1}") in table.corpora]
+            if clashes:
+                yield (
+                    f"corpora.{clashes[0]}",
+                    f"the sources of {name} with shares become corpora of such names; choose another",
+                )
         yield from (
             (f"corpora.{name}{place}", text) for place, text in _corpus_mistakes(name, values)
         )
-    for role, address in table.teachers:
-        if address and not re.fullmatch(r"https?://[^#\s]+#\S+", address):
-            yield (
-                f"teachers.{role}",
-                f"expected ADDRESS#MODEL, such as http://127.0.0.1:8001/v1#phi-4, found {address!r}",
-            )
 
 
 def _corpus_mistakes(name: str, corpus: CorpusTable) -> Iterator[tuple[str, str]]:

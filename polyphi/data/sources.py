@@ -159,7 +159,7 @@ def _of_file(path: str, format: str | None) -> list[SourceFile]:
     known = ENDINGS.get(_ending(path))
     if known is None:
         return []
-    if known in ("rows", "csv") and not path.endswith((".parquet", ".json")):
+    if known in ("rows", "csv") and not path.endswith(".parquet"):
         with open_file(path) as stream:
             head = stream.read(HEAD).decode("utf-8", "replace")
         known = manifests.manifest_format(path, head) or known

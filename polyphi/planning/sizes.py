@@ -50,7 +50,8 @@ class Size:
     rows of each corpus, `sweep` the lengths in tokens of the runs for the law of text 1's peak learning rate. Stages
     use fresh samples of the corpora in `fresh` instead of epochs over their rows (data/fresh.py). `languages` are those
     of questions, words and captions; documents, digits and numbers are in all eight. `late_scale` multiplies the
-    numbers of samples after which corpora join a mix (`Mix.late`)."""
+    numbers of samples after which corpora join a mix (`Mix.late`). `follows_law`: text 1's peak learning rate is
+    that of the law measured for the size, if there is one."""
 
     name: str
     model: ModelConfig
@@ -63,6 +64,7 @@ class Size:
     test_rows: int = 100
     sweep: tuple[int, ...] = ()
     seconds_between_checkpoints: float = 60.0
+    follows_law: bool = True
 
     def budget(self, stage: Stage) -> Budget:
         """The stage's budget at this size. Text 1's peak learning rate follows the law measured for the size, if there
@@ -70,7 +72,7 @@ class Size:
         budget = self.budgets.get(stage.name) or Budget(
             stage.steps, stage.batch_tokens, stage.context
         )
-        if stage.name == "text_1_pretrain" and self.name in LAWS:
+        if stage.name == "text_1_pretrain" and self.name in LAWS and self.follows_law:
             law = LAWS[self.name]["through"]
             peak = law["factor"] * (budget.steps * budget.batch_tokens) ** law["exponent"]
             budget = replace(budget, lr_factor=peak / max(stage.trainable.values()))

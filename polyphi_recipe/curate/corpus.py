@@ -70,7 +70,7 @@ class Corpus:
     the corpus: those that polyphi's readers (`own`, `pages`, `pdf_pages`, `videos`, `feedback`) read are known; `files`
     are further files and folders that `build` and `steps` read. `fresh(work)` returns a generator of training samples
     by number, without end, none of them a row of the shards. It follows the same held-out rules, but is not processed
-    by `steps`. With `settings`, a text, the corpus is the same as long as these, its rows and the seed are, whatever
+    by `steps`. With `settings`, a text, the corpus is the same as long as these are, whatever the seed and
     polyphi's code: imported data isn't built again by a new version."""
 
     name: str
@@ -91,7 +91,7 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     """Return the hash of the corpus's file and its imports from `CODE` with their data files, its parent corpora, rows,
     longest clip and seed: a changed recipe is a new corpus. Input files are compared separately (`is_built`)."""
     if corpus.settings:
-        text = json.dumps([corpus.name, corpus.settings, work.seed])
+        text = json.dumps([corpus.name, corpus.settings])
         return hashlib.sha256(text.encode()).hexdigest()
     own = inspect.getsourcefile(inspect.unwrap(corpus.build))
     assert own is not None

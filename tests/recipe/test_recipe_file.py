@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from polyphi import cli
+from polyphi.data.sources import FORMATS
 from polyphi.planning import sizes
 from polyphi_recipe import find_recipe, from_file, new_recipe, recipe_file
+from polyphi_recipe.graph import Run
 from polyphi_recipe.parts import Part
 
 CONFIGS = {
@@ -39,7 +41,7 @@ MISTAKES = {
     'size = "micro"\n[stages.vision_1_align]\nmix = { captoins = 1 }': "vision_1_align.mix.captoins: .*'captions'",
     'size = "micro"\n[stages.text_1_pretrain]\nfile = "x.py"': "text_1_pretrain.file: .*another name",
     'size = "micro"\n[stages.text_3_post]\nsteps = 3\n[parts]\ndecoder = "x"': "stages.text_3_post: .*parts.decoder",
-    'size = "micro"\n[teachers]\ntext = "phi-4"': "teachers.text: expected ADDRESS#MODEL",
+    'size = "micro"\n[corpora.a]\nsources = [{ path = "x", share = 2 }]\n[corpora.a-1]\nsources = ["y"]': "a-1: ",
     'size = "micro': "expected TOML",
 }  # fmt: skip
 
@@ -91,6 +93,40 @@ def test_sources_with_shares_are_corpora_that_share_the_weight(tmp_path: Path) -
     assert weights["captions-1"] + weights["captions-2"] == pytest.approx(original["captions"])
     assert [s.path for s in lab.corpora["captions-1"].sources] == ["a", "t"]
     assert set(lab.imported_names) == {"captions-1", "captions-2"}
+
+
+def test_benchmarks_exist(tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text('size = "micro"\nbenchmarks = ["nowhere.jsonl"]\n')
+    with pytest.raises(ValueError, match=r"benchmarks: .*nowhere\.jsonl"):
+        find_recipe.of(file)
+
+
+def test_a_run_of_a_file_is_not_continued_as_one_of_a_size(tmp_path: Path) -> None:
+    """It would train on other corpora, and build those of the file anew."""
+    file = tmp_path / "lab.toml"
+    file.write_text('size = "micro"\n[corpora.captions]\nsources = ["x.jsonl"]\n')
+    Run(file, tmp_path / "run")
+    Run(file, tmp_path / "run")
+    with pytest.raises(ValueError, match="run of a recipe file"):
+        Run("micro", tmp_path / "run")
+
+
+def test_learning_rates_of_the_file_replace_those_of_the_size(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(STAGE.format(start={}))
+    file = tmp_path / "lab.toml"
+    file.write_text(
+        'size = "nano"\n[stages.text_1_pretrain]\nlr_factor = 3.5\n[corpora.mine]\nsources = ["x"]\n'
+        '[stages.mine]\nfile = "mine.py"\nlr_factor = 0.5\nsteps = 9\n'
+    )
+    lab = find_recipe.of(file)
+    assert lab.budget(lab.stages["text_1_pretrain"]).lr_factor == 3.5  # not that of the law
+    own = lab.budget(lab.stages["mine"])
+    assert (own.lr_factor, own.steps, own.batch_tokens) == (0.5, 9, 512)
+
+
+def test_formats_are_those_of_sources() -> None:
+    assert set(recipe_file.FORMATS) == set(FORMATS)
 
 
 def test_targets_need_their_parents_only(tmp_path: Path) -> None:

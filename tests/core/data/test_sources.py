@@ -95,6 +95,14 @@ def test_manifests_name_languages_and_segments(root: Path) -> None:
     assert samples(root / "fleurs/de_de/train.tsv")[0].meta["language"] == "de"
 
 
+def test_nemo_manifests_may_end_in_json(root: Path, tmp_path: Path) -> None:
+    """NeMo's own scripts write JSON lines into a .json."""
+    (tmp_path / "audio").symlink_to(root / "nemo/audio")
+    (tmp_path / "train.json").write_bytes((root / "nemo/manifest.jsonl").read_bytes())
+    assert [f.format for f in sources.find(str(tmp_path / "train.json"))] == ["nemo"]
+    assert len(samples(tmp_path / "train.json")) == 24
+
+
 def test_compressed_and_forced_formats(root: Path, tmp_path: Path) -> None:
     text = (root / "chat/sharegpt.jsonl").read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text))
@@ -119,10 +127,10 @@ def test_files_anywhere(root: Path) -> None:
     assert [s.messages for s in remote] == [
         s.messages for s in samples(root / "nemo/manifest.jsonl")[:2]
     ]
+    outside = json.dumps({"audio_filepath": "../x.wav", "text": "a"})
+    memory.pipe("/nemo/manifest.jsonl", outside.encode())
     with pytest.raises(ValueError, match="inside"):
-        samples("memory://nemo/manifest.jsonl", confined=True) if memory.pipe(
-            "/nemo/manifest.jsonl", json.dumps({"audio_filepath": "../x.wav", "text": "a"}).encode()
-        ) is None else None
+        samples("memory://nemo/manifest.jsonl", confined=True)
     with pytest.raises(ValueError, match="no file of this pattern"):
         sources.find("memory://elsewhere/*.jsonl")
 
