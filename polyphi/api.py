@@ -284,7 +284,7 @@ class Phi:
         *,
         last: int | None = None,
         adapter: str | None = "auto",
-    ) -> list[tuple[Int[Tensor, "_"], Float[Tensor, "_ V"]]]:
+    ) -> list[tuple[Int[Tensor, " _"], Float[Tensor, "_ V"]]]:
         """`logits` of many prompts (conversations, token ids, `TokensPrompt`s), in their order; short ones share one
         forward. All results are in memory at once: use `last` where that suffices. Raises ValueError as `logits`."""
         ids: list[Tensor] = []

@@ -47,15 +47,6 @@ def stages_of_run(out: Path) -> list[Stage]:
     return [every[name] for name in order if name in every]
 
 
-def generated_corpora(out: Path) -> list[str]:
-    """The corpora of a run of a recipe file that are the built-in ones; none for a run of a size, where all are."""
-    if not (out / RECORD).exists():
-        return []
-    table, _ = _recorded(out)
-    corpora = dict.fromkeys(c for stage in stages_of_run(out) for c in stage.data.weights)
-    return [name for name in corpora if name not in table.corpora or table.corpora[name].builtin]
-
-
 def _recorded(out: Path) -> tuple[Any, Path]:
     """The recipe file that a run's folder has, and its path."""
     record = json.loads((out / RECORD).read_text(encoding="utf-8"))

@@ -132,6 +132,7 @@ class Recipe:
             record = {
                 "file": str(self.file.resolve()),
                 "order": list(self.order),
+                "generated": [c for c in self.tokens_needed() if c not in self.imported_names],
                 "recipe": self.table.model_dump(mode="json", exclude_unset=True),
             }
             write_json(out / RECORD, record)

@@ -56,7 +56,8 @@ def card(
         raise ValueError(f"expected a layout of {', '.join(LAYOUTS)}, found {layout!r}")
     evaluated = _results(results, folder) if results else None
     run, manifest = _run(folder), _manifest(folder)
-    base = _base(source, manifest)
+    manifests = [manifest] if manifest else list(run["stages"].values()) if run else []
+    base = _base(source, manifest) or (run or {}).get("base")
     title = (run or {}).get("title") or (manifest or {}).get("stage") or folder.name
     config = read_config(folder)
     adapters = {n: a for n, a in config.adapters.items() if n != merged}
@@ -100,7 +101,7 @@ def card(
             if part.parameters and (layout != "mini" or part.name == "language model")
         ],
         adapters=adapters,
-        trained_adapters=[n for n in adapters if _is_trained(n, manifest or {})],
+        trained_adapters=[n for n in adapters if any(_is_trained(n, m) for m in manifests)],
         measured=[text for text in measured if text],
         licences=sorted((run or {}).get("licences", {}).items(), key=lambda x: -x[1]),
         # model_use.md: `name` is the model's repository, or a word for its folder.
@@ -168,27 +169,37 @@ def _run(folder: Path) -> dict[str, Any] | None:
     identity, names = json.loads((root / "run.json").read_text()), exports[folder.name]
     manifests = {n: root / "stages" / n / "manifest.json" for n in names}
     finished = {n: json.loads(path.read_text()) for n, path in manifests.items() if path.exists()}
+    mixes = dict.fromkeys(c for manifest in finished.values() for c in manifest["mix"])
     licences: dict[str, int] = {}
-    for corpus in {c for manifest in finished.values() for c in manifest["mix"]}:
+    for corpus in mixes:
         path = root / "data" / corpus / "train" / "manifest.json"
         corpus_licences = json.loads(path.read_text())["licences"] if path.exists() else {}
         for licence, rows in corpus_licences.items():
             licences[licence] = licences.get(licence, 0) + rows
-    checks, report_json = (
-        json.loads((root / name).read_text()) if (root / name).exists() else None
-        for name in ("freeze.json", "report.json")
+    freeze, report_json, record, part_records = (
+        json.loads((root / name).read_text(encoding="utf-8")) if (root / name).exists() else {}
+        for name in ("freeze.json", "report.json", "recipe.json", "parts.json")
     )
-    freeze = [c for c in checks or () if c["stage"] in names]
+    freeze = [check for check in freeze if check["stage"] in names]
     return {
         "title": f"polyphi {identity.get('recipe', identity['size'])}"
         + ("" if folder.name == "model" else f" {folder.name}"),
         "size": identity["size"],
+        "recipe": identity.get("recipe"),
+        "parts": {
+            name: f"{part['repository']} at revision {part['revision']}"
+            if part["repository"]
+            else f"a checkpoint named {Path(part['source']).name}"
+            for name, part in part_records.items()
+        },
+        "base": part_records.get("decoder", {}).get("repository"),
+        "generated": [corpus for corpus in mixes if corpus in record.get("generated", ())],
         "seed": identity["seed"],
         "stages": finished,
         "licences": licences,
         "frozen_in": len(freeze),
         "unchanged_in": sum(c["logits_sha256_before"] == c["logits_sha256_after"] for c in freeze),
-        "measured": (report_json or {}).get("cards", {}).get(folder.name, ""),
+        "measured": report_json.get("cards", {}).get(folder.name, ""),
     }
 
 

@@ -57,11 +57,14 @@ def train(
         values = {"model": model, "data": data, "push_to_hub": push_to_hub, **vars(finetuning)}
         defaults = {"model": None, "data": (), "push_to_hub": None, **vars(FinetuneOptions())}
         if own := [name for name, value in values.items() if value != defaults[name]]:
+            names = ", ".join("--" + name.replace("_", "-") for name in own)
+            source = f" --corpus NAME={data[0]}" if data else ""
             raise ValueError(
-                f"{', '.join('--' + name.replace('_', '-') for name in own)} needs a stage of your own, in a .py file; "
-                f"found the recipe's {stages[0]}"
+                f"{names} needs a stage of your own, in a .py file; found the recipe's {stages[0]}, whose data and "
+                f"models a recipe file names: `polyphi recipe new lab.toml --goal everything{source}` writes one, then "
+                f"`polyphi train {stages[0]} --recipe lab.toml`"
             )
-        train_named(stages, out, recipe=recipe or size, options=options)
+        train_named(stages, out, size=size, recipe=recipe, options=options)
         return
 
     from polyphi.checkpoints import hub, model_card
@@ -90,11 +93,20 @@ def train(
 
 
 def train_named(
-    names: Sequence[str], out: Path | None, *, recipe: str, options: TrainOptions
+    names: Sequence[str],
+    out: Path | None,
+    *,
+    size: str,
+    recipe: str | None,
+    options: TrainOptions,
 ) -> None:
     """Train stages of other packages, entry points of the group `polyphi.stages`: of their name, and the function that
-    trains stages after what they need. Raises ValueError with the nearest name for an unknown one."""
+    trains stages after what they need. That of the group `polyphi.recipe_files` trains the stages of a recipe file,
+    which may be its own. Raises ValueError with the nearest name for an unknown one."""
     points = {point.name: point for point in metadata.entry_points(group="polyphi.stages")}
+    if recipe is not None:
+        of_files = metadata.entry_points(group="polyphi.recipe_files")
+        points = dict.fromkeys(names, next(iter(of_files))) if of_files else {}
     for name in names:
         if name not in points:
             near = difflib.get_close_matches(name, points, n=1, cutoff=0.0)
@@ -104,4 +116,4 @@ def train_named(
                 else f"unknown stage {name!r}: expected a stage's .py file, since no installed package names stages"
             )
     for name in names:
-        points[name].load()(name, out, recipe=recipe, options=options)
+        points[name].load()(name, out, recipe=recipe or size, options=options)

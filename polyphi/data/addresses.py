@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 PACKED = (".gz", ".tgz")
@@ -25,6 +26,14 @@ def below(root: str, name: str, confined: bool) -> str:
     if confined and (is_remote(name) or ".." in name.split("/")):
         raise ValueError(f"expected a path inside {root}, found {name}")
     return name if is_remote(name) else join(root, name)
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file anywhere."""
+    if not is_remote(path):
+        return Path(path).is_file()
+    system, name = file_system(path)
+    return bool(system.isfile(name))
 
 
 def read_bytes(path: str) -> bytes:

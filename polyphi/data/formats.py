@@ -195,12 +195,12 @@ def _form(row: Mapping[str, Any], named: Set[str]) -> str:
     present = ", ".join(map(str, row)) or "nothing"
     if forms:
         raise ValueError(
-            f"expected one of {', '.join(forms)}, found {present} (--columns {forms[0]}={forms[0]} chooses one)"
+            f"expected one of {', '.join(forms)}, found {present} ({_named_by(forms[0], forms[0])} chooses one)"
         )
     raise ValueError(
         "expected `messages` (OpenAI), `conversations` (ShareGPT; LLaVA with `image`), `instruction` with `output` "
         "(Alpaca), `prompt` with `completion` or `chosen` (TRL), `answer` with `question`, `image` or `audio`, or "
-        f"`text`; found {present} (--columns answer=NAME says which column it is)"
+        f"`text`; found {present} ({_named_by('answer', 'NAME')} says which column it is)"
     )
 
 
@@ -216,9 +216,14 @@ def _check_unread(name: str, value: Any, optional: Set[str], present: Set[str]) 
         near = next(iter(difflib.get_close_matches(alike, missing, 1, cutoff=0.8)), None)
     if near is not None:
         raise ValueError(
-            f"`{name}` isn't read: is it the {near}? --columns {near}={name} reads it, --columns {near}={NONE} "
-            "leaves it out"
+            f"`{name}` isn't read: is it the {near}? {_named_by(near, name)} reads it, {NONE} instead of {name} leaves "
+            "it out"
         )
+
+
+def _named_by(ours: str, theirs: str) -> str:
+    """How a command line and a recipe file name a column."""
+    return f'--columns {ours}={theirs} (columns = {{ {ours} = "{theirs}" }} in a recipe file)'
 
 
 def _modality(value: Any) -> str | None:

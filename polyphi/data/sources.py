@@ -36,15 +36,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from polyphi.data import documents, files, manifests
+from polyphi.data import documents, files, manifests, webdataset
 from polyphi.data.addresses import file_system, is_remote, join, open_file
 from polyphi.data.shards import Shards, to_row
+from polyphi.data.webdataset import IMAGES, SOUNDS
 from polyphi.runtime import inputs
 
 Row = tuple[str, Any]
 """Where a row is, for messages, and the row, its JSON, or the ValueError of one that can't be parsed."""
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
 ENDINGS = {
     ".jsonl": "rows",
     ".json": "rows",
@@ -67,10 +66,6 @@ HEAD, TRIED, GZIP_RATIO, BLOCK = 64 << 10, 8, 4, 768
 a tar's member beside its content."""
 CLASS_QUESTION = "What does the picture show?"
 """[ours] The question of class folders and of images with a class."""
-MEMBERS = {"txt": "answer", "caption": "answer", "cls": "answer", "text": "answer"}
-"""Ending of a member of a tar -> its column. A member .json has columns itself."""
-MAX_MEMBER = 256 << 20
-"""Bytes of a member of a tar; longer ones are an error of their row."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +140,10 @@ def _of_folder(folder: str, format: str | None) -> list[SourceFile]:
     sources = [
         n for n in sources if not n.endswith(".json")
     ] or sources  # they often describe the others
-    if any(_ending(n) == ".tar" for n in sources):
-        sources = [n for n in sources if _ending(n) == ".tar"]
+    tars = [n for n in sources if _ending(n) == ".tar"]
+    if tars and (format in (None, "webdataset")):
+        tars = _train(webdataset.training_tars(folder, tars))
+        return [SourceFile(join(folder, n), "webdataset", folder) for n in tars]
     return [file for n in _train(sources) for file in _of_file(join(folder, n), format)]
 
 
@@ -324,50 +321,8 @@ def _has_tabs(path: str) -> bool:
 
 
 def _webdataset(file: SourceFile) -> Iterator[Row]:
-    """Members with the same name up to the first dot are a row, as WebDataset and Energon write them."""
-    with open_file(file.path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-        key, row = "", dict[str, Any]()
-        for member in archive:
-            if not member.isfile() or Path(member.name).name.startswith("."):
-                continue
-            folder, _, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
-            if (at := f"{folder}/{stem}" if folder else stem) != key:
-                if row:
-                    yield f"{file.path}, {key}", row
-                key, row = at, {"id": at}
-            if member.size > MAX_MEMBER:
-                raise ValueError(
-                    f"{file.path}, {member.name}: expected at most {MAX_MEMBER} bytes, found {member.size}"
-                )
-            content = archive.extractfile(member)
-            assert content is not None
-            columns = _member(f".{ending.lower()}", content.read(), f"{file.path}, {member.name}")
-            for name, value in columns.items():
-                if name in (
-                    "images",
-                    "audios",
-                ):  # 0001.1.jpg and 0001.2.jpg are the images of a row
-                    row[name] = [*row.get(name, ()), value]
-                else:
-                    row[name] = value
-        if row:
-            yield f"{file.path}, {key}", row
-
-
-def _member(ending: str, data: bytes, location: str) -> dict[str, Any]:
-    """The columns of a member of a tar; an image or audio is one of several."""
-    last = f".{ending.rpartition('.')[2]}"
-    if last in IMAGES or last in SOUNDS:
-        return {"images" if last in IMAGES else "audios": data}
-    if last == ".json":
-        try:
-            value = json.loads(data)
-        except ValueError as error:
-            raise ValueError(f"{location}: expected JSON, {error}") from None
-        return value if isinstance(value, dict) else {"messages": value}
-    column = MEMBERS.get(last.removeprefix("."), last.removeprefix("."))
-    return {column: data.decode("utf-8").strip()}
+    with open_file(file.path) as stream:
+        yield from webdataset.rows(file.path, stream, webdataset.field_map(file.root))
 
 
 def _imagefolder(file: SourceFile) -> Iterator[Row]:
@@ -441,5 +396,5 @@ def _is_folder(path: str) -> bool:
         return Path(path).is_dir()
     if _ending(path) in ENDINGS:
         return False
-    system, name = filefile_system(path)
+    system, name = file_system(path)
     return bool(system.isdir(name))

@@ -15,6 +15,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,10 +35,13 @@ from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.runtime import inputs
 from polyphi.runtime.children import die_with_parent
+from polyphi.runtime.files import locked, write_whole
 from polyphi.runtime.inputs import Inputs
 from polyphi_recipe.curate.documents import document, sample
 from polyphi_recipe.curate.machines import Machines
 
+BUILDER = "run"
+"""The file of a build folder with the name of the run that built it (`_run_id`)."""
 PRELOADED = [f"polyphi_recipe.curate.{name}" for name in ("pipeline", "decontaminate", "dedup")]
 
 logger.disable("datatrove")  # a dozen lines per task, and its log files, too
@@ -163,6 +167,7 @@ def run(
     read.save(build_folder / "inputs" / "all.json")
     if changed:
         _start_over(build_folder)
+    write_whole(build_folder / BUILDER, _run_id(folder))
     rounds = [
         [build_folder / f"parts-{n}" / f"{rank:05d}" for rank in range(len(tasks))]
         for n in range(len(across) + 1)
@@ -248,17 +253,30 @@ def is_built(folder: Path, pipeline: str) -> bool:
 
 
 def check_own(folder: Path, pipeline: str) -> None:
-    """Raise ValueError for a split that another pipeline wrote, unless it was built here: somebody's own data is never
-    replaced."""
+    """Raise ValueError for a split that another pipeline wrote, unless it was built by this run: somebody's own data is
+    never replaced, and neither is a copy from another run."""
     manifest = folder / "manifest.json"
     if not manifest.exists() or _is_written(folder, pipeline):
         return
     values = json.loads(manifest.read_text())
-    if not _build_folder(folder, values["pipeline"]).exists():
+    build_folder = _build_folder(folder, values["pipeline"])
+    builder = build_folder / BUILDER
+    of_another_run = builder.exists() and builder.read_text() != _run_id(folder)
+    if of_another_run or not build_folder.exists():
         raise ValueError(
             f"{folder} has {values['rows']:,} rows that this run didn't build, and would be replaced; to train on "
             f"them, move the folder and name it in a recipe file (corpora.{folder.parent.name}.sources), else remove it"
         )
+
+
+def _run_id(folder: Path) -> str:
+    """The random name of the run that a split is part of, DIR/data/CORPUS/SPLIT: a copy of DIR/data has the same one,
+    that of a corpus in another run has another."""
+    path = folder.parents[1] / ".run"
+    with locked(path.with_name(".run.lock")):
+        if not path.exists():
+            write_whole(path, uuid.uuid4().hex)
+    return path.read_text()
 
 
 def input_change(folder: Path, pipeline: str) -> str:

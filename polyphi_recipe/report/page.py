@@ -30,7 +30,8 @@ from polyphi_eval.baselines import rescore
 from polyphi_eval.heldout import CORE
 from polyphi_eval.report import card
 from polyphi_recipe.curate.sources import SOURCES
-from polyphi_recipe.from_file import generated_corpora, stages_of_run
+from polyphi_recipe.from_file import stages_of_run
+from polyphi_recipe.recipe import RECORD
 from polyphi_recipe.report import sections
 from polyphi_recipe.report.samples import Draw
 from polyphi_recipe.report.sections import render
@@ -80,7 +81,7 @@ def collect(run: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     report = {
         "size": identity.get("size", "unnamed"),
         "recipe": identity.get("recipe"),
-        "generated": generated_corpora(run),
+        "generated": _load(run / RECORD, {}).get("generated", []),
         "seed": identity.get("seed"),
         "precision": asdict(choice) if (choice := recorded(identity)) else None,
         "summary": {

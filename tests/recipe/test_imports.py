@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,21 @@ def test_data_that_a_run_did_not_build_is_never_replaced(tmp_path: Path) -> None
     own = run(tmp_path, f"{sources}held_out = 0\n")
     own.build("documents")
     assert [s.answer for s in Shards(own.data / "documents/train")] == [s.answer for s in mine]
+
+
+def test_a_copy_of_another_run_is_never_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", map(dialogue, range(50)))
+    table = f'[corpora.tools]\nsources = ["a.jsonl"]\nfilters = {{ {ALL_OFF} }}\n'
+    own = run(tmp_path, table)
+    own.build("tools")
+    micro = Run("micro", tmp_path / "micro", console=Console(quiet=True))
+    shutil.copytree(own.data / "tools", micro.data / "tools")
+    with pytest.raises(ValueError, match="rows that this run didn't build"):
+        micro.build("tools")
+    shutil.copytree(own.out, tmp_path / "copy")  # a copy of the whole run goes on
+    write(tmp_path / "a.jsonl", map(dialogue, range(60)))
+    again = Run(tmp_path / "lab.toml", tmp_path / "copy", console=Console(quiet=True))
+    assert again.build("tools")
 
 
 def test_an_import_is_not_repeated_by_other_code(

@@ -8,12 +8,13 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 import soundfile
 
 from polyphi.data import files, own, sources
 from polyphi.data.sample import Sample
-from polyphi.messages import Audio, Image
+from polyphi.messages import Audio, Image, Text
 
 REHEARSAL = Path(__file__).parents[3] / "examples/rehearsal/make.py"
 
@@ -162,20 +163,81 @@ def test_a_damaged_file_is_named(
                 pass
 
 
-def test_a_row_with_several_images_of_a_tar(root: Path, tmp_path: Path) -> None:
-    image = (root / "llava/images/0.png").read_bytes()
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        row = {"question": "Which two?", "answer": "red"}
-        for name, data in (
-            ("0.json", json.dumps(row).encode()),
-            ("0.a.png", image),
-            ("0.b.png", image),
-        ):
+def tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+
+
+def test_a_row_with_several_images_of_a_tar(root: Path, tmp_path: Path) -> None:
+    image = (root / "llava/images/0.png").read_bytes()
+    row = json.dumps({"question": "Which two?", "answer": "red"}).encode()
+    tar(tmp_path / "a.tar", {"0.json": row, "0.a.png": image, "0.b.png": image})
     (one,) = samples(tmp_path / "a.tar")
     assert parts(one) == ["Image", "Image", "Text", "Text"]
+
+
+def test_a_member_that_cannot_be_read_is_one_bad_row(root: Path, tmp_path: Path) -> None:
+    image = (root / "llava/images/0.png").read_bytes()
+    members = {"0.png": image, "0.json": b"{", "1.png": image, "1.txt": b"\xff", "2.png": image}
+    tar(tmp_path / "a.tar", {**members, "2.txt": b"a red circle"})
+    [file] = sources.find(str(tmp_path / "a.tar"))
+    first, second, third = (row for _, row in sources.rows(file))
+    assert isinstance(first, ValueError) and "expected JSON" in str(first)
+    assert isinstance(second, ValueError) and "expected UTF-8" in str(second)
+    assert third["answer"] == "a red circle"
+
+
+@pytest.fixture(params=["local", "memory"])
+def energon(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> str:
+    """A data set of Energon: two tars of training and one of validation, with a field map."""
+    image = (root / "llava/images/0.png").read_bytes()
+    folder = tmp_path / "energon"
+    for n in range(3):
+        about = {"q": "What is it?", "a": [f"answer {n}", "another"]}
+        tar(
+            folder / f"shards/{n}.tar",
+            {f"{n}.png": image, f"{n}.about.json": json.dumps(about).encode(), f"{n}.seg.png": b""},
+        )
+    (folder / ".nv-meta").mkdir()
+    (folder / ".nv-meta/dataset.yaml").write_text(
+        "sample_type: {__module__: megatron.energon, __class__: VQASample}\n"
+        "field_map: {image: 'jpg,png', context: 'about.json[q]', answers: 'about.json[a]'}\n"
+    )
+    (folder / ".nv-meta/split.yaml").write_text(
+        "split_parts: {train: ['shards/0.tar', 'shards/[1].tar'], val: [shards/2.tar]}\n"
+    )
+    if request.param == "local":
+        return str(folder)
+    fsspec.filesystem("memory").put(f"{folder}/", "/energon/", recursive=True)
+    return "memory://energon"
+
+
+def test_a_data_set_of_energon(energon: str) -> None:
+    both = samples(energon)
+    assert [one.answer for one in both] == ["answer 0", "answer 1"]
+    assert [
+        part.text for one in both for part in one.prompt[-1].parts if isinstance(part, Text)
+    ] == ["What is it?"] * 2
+    assert parts(both[0]) == ["Image", "Text", "Text"]
+
+
+def test_a_data_set_that_needs_code_of_energon(tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", {"0.txt": b"x"})
+    (tmp_path / ".nv-meta").mkdir()
+    (tmp_path / ".nv-meta/dataset.yaml").write_text("sample_loader: sample_loader.py:sample_loader")
+    with pytest.raises(ValueError, match="expected a field_map, found none"):
+        samples(tmp_path)
+
+
+def test_remote_folders() -> None:
+    row = json.dumps({"question": "1+1?", "answer": "2"})
+    fsspec.filesystem("memory").pipe("/remote_folder/train.jsonl", row.encode())
+    (one,) = samples("memory://remote_folder")
+    assert one.answer == "2"
 
 
 VALUES = [

@@ -1,0 +1,183 @@
+"""Tars whose members of one name are a row, as WebDataset and Energon write them.
+
+    0001.jpg 0001.txt                an image and its answer; 0001.1.jpg and 0001.2.jpg are the images of one row
+    0001.wav 0001.json               audio, and an object with the columns of `formats.py`
+    .nv-meta/dataset.yaml            Energon's field map: a sample's fields by members, {caption: txt, context: json[q]}
+    .nv-meta/split.yaml              Energon's splits: the tars of training
+
+A member that can't be read makes its row the ValueError that says why.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from polyphi.data.addresses import exists, join, read_bytes
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
+MEMBERS = {"txt": "answer", "caption": "answer", "cls": "answer", "text": "answer"}
+"""Ending of a member -> its column. A member .json has columns itself."""
+FIELDS = {
+    "image": "images",
+    "audio": "audios",
+    "caption": "answer",
+    "text": "answer",
+    "label_name": "answer",
+    "answers": "answer",
+    "context": "question",
+}
+"""Field of Energon's sample types -> its column; of several answers the first one is taken."""
+MAX_MEMBER = 256 << 20
+"""Bytes of a member; longer ones are an error of their row."""
+META = ".nv-meta"
+Row = tuple[str, Any]
+
+
+def field_map(folder: str) -> dict[str, str] | None:
+    """Energon's field map of a data set, field -> member; None for a folder without one. Raises ValueError for a data
+    set that needs Energon's own code, and for fields that no row has."""
+    path = join(folder, f"{META}/dataset.yaml")
+    if not exists(path):
+        return None
+    fields = _yaml(path).get("field_map")
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"{path}: expected a field_map, found none; a sample_loader or crude data set is Energon's own code: "
+            'force the members\' endings with format = "webdataset" on the tars themselves'
+        )
+    if not any(FIELDS.get(name) == "answer" for name in fields):
+        answers = ", ".join(name for name, column in FIELDS.items() if column == "answer")
+        raise ValueError(
+            f"{path}: expected one of {answers} in field_map, found {', '.join(fields)}"
+        )
+    return {str(name): str(member) for name, member in fields.items()}
+
+
+def training_tars(folder: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that Energon's split has for training; all without a split."""
+    path = join(folder, f"{META}/split.yaml")
+    if not exists(path):
+        return [*names]
+    of_split = _yaml(path).get("split_parts", {}).get("train", [])
+    patterns = [re.compile(str(part)) for part in of_split]  # names, or regular expressions
+    return [n for n in names if n in of_split or any(p.fullmatch(n) for p in patterns)]
+
+
+def _yaml(path: str) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(read_bytes(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML, {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys, found {type(content).__name__}")
+    return content
+
+
+def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) -> Iterator[Row]:
+    """Yield (location, row or ValueError) of each row of a tar; `fields` as `field_map` has them. Raises
+    tarfile.TarError for a damaged file."""
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        key, members = "", dict[str, bytes | ValueError]()
+        for member in archive:
+            if not member.isfile() or Path(member.name).name.startswith("."):
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, ending = name.partition(".")
+            if (at := f"{folder}/{stem}" if folder else stem) != key:
+                if members:
+                    yield f"{path}, {key}", _row(key, members, fields)
+                key, members = at, {}
+            if member.size > MAX_MEMBER:
+                text = f"{member.name}: expected at most {MAX_MEMBER} bytes, found {member.size}"
+                members[ending.lower()] = ValueError(text)
+                continue
+            content = archive.extractfile(member)
+            assert content is not None
+            members[ending.lower()] = content.read()
+        if members:
+            yield f"{path}, {key}", _row(key, members, fields)
+
+
+def _row(
+    key: str, members: Mapping[str, bytes | ValueError], fields: Mapping[str, str] | None
+) -> dict[str, Any] | ValueError:
+    """The columns of a row's members."""
+    try:
+        return {"id": key, **(_columns(members) if fields is None else _of_fields(members, fields))}
+    except ValueError as error:
+        return error
+
+
+def _columns(members: Mapping[str, bytes | ValueError]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for ending in members:
+        value = _value(ending, members)
+        if (column := _medium(ending)) is not None:
+            row[column] = [*row.get(column, ()), value]
+        elif isinstance(value, dict):
+            row.update(value)
+        elif _last(ending) == "json":
+            row["messages"] = value
+        else:
+            row[MEMBERS.get(_last(ending), _last(ending))] = value
+    return row
+
+
+def _of_fields(
+    members: Mapping[str, bytes | ValueError], fields: Mapping[str, str]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for field, member in fields.items():
+        if (column := FIELDS.get(field)) is None:
+            continue
+        ending, *keys = member.replace("]", "").split("[")
+        alternatives = [e for e in ending.split(",") if e in members]  # "jpg,png": what is there
+        if not alternatives:
+            raise ValueError(
+                f"expected a member .{ending} for {field}, found .{', .'.join(members)}"
+            )
+        value = _value(alternatives[0], members)
+        for name in keys:
+            try:
+                value = value[int(name) if isinstance(value, list) else name]
+            except (LookupError, TypeError, ValueError):
+                raise ValueError(f"expected {member} for {field}, found no {name}") from None
+        if field == "answers" and isinstance(value, list) and value:
+            value = value[0]
+        row[column] = [value] if column in ("images", "audios") else value
+    return row
+
+
+def _value(ending: str, members: Mapping[str, bytes | ValueError]) -> Any:
+    """A member's content: bytes of media, JSON, or text. Raises its ValueError."""
+    content = members[ending]
+    if isinstance(content, ValueError):
+        raise content
+    if _medium(ending) is not None:
+        return content
+    if _last(ending) == "json":
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise ValueError(f".{ending}: expected JSON, {error}") from None
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f".{ending}: expected UTF-8, {error}") from None
+
+
+def _last(ending: str) -> str:
+    """The last part of an ending: json of detail.json."""
+    return ending.rpartition(".")[2]
+
+
+def _medium(ending: str) -> str | None:
+    """The column of an image or audio, None of other members."""
+    last = f".{_last(ending)}"
+    return "images" if last in IMAGES else "audios" if last in SOUNDS else None
