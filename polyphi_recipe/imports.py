@@ -87,6 +87,12 @@ class Imported:
         only = [(s, f) for s in self.table.sources if s.split == "test" for f in self._find(s)]
         return only or self.files
 
+    @property
+    def _paths(self) -> list[str]:
+        """The paths of all files, relative to the recipe file's folder."""
+        folder = f"{self.folder}/"
+        return [str(file).removeprefix(folder) for _, file in (*self.files, *self.test_files)]
+
     def _find(self, source: Source) -> list[SourceFile]:
         path = source.path
         if not (is_remote(path) or path.startswith(("hf:", "/", "~"))):
@@ -105,7 +111,7 @@ class Imported:
             tasks=min(MAX_TASKS, len(self.files)),
             files=tuple(self.folder / name for name in self.benchmarks),
             settings=json.dumps(
-                [VERSION, self.table.model_dump(), self.languages, self.benchmarks]
+                [VERSION, self.table.model_dump(), self.languages, self.benchmarks, self._paths]
             ),
         )
 

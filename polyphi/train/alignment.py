@@ -107,13 +107,13 @@ class Alignment(nn.Module):
         probable word is one of theirs."""
         directions = F.normalize(embeddings.detach().float(), dim=-1)
         total = x.new_zeros((), dtype=torch.float32)
-        metrics: dict[str, tuple[float, int]] = {}
+        correct, filled = 0.0, 0
         if batch.cell_words is not None:
             loss, correct, filled = self._images(x, batch, directions)
-            total, metrics = total + loss, {"named": (correct, filled)}
+            total = total + loss
         if batch.clip_words is not None:
             total = total + self._clips(x, batch, directions)
-        return total, metrics
+        return total, {"named": (correct, filled)}
 
     def _images(
         self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]

@@ -203,7 +203,7 @@ class Contrastive:
         same = same_caption(batch)
         total = -F.logsigmoid(torch.where(same, logits, -logits)).sum()
         hits = same.gather(1, logits.argmax(1, keepdim=True)).sum()
-        metrics: dict[str, Any] = {"accuracy": float(hits)}
+        named_hits, filled = 0.0, 0
         if head.words is not None and batch.cell_words is not None:
             assert head.empty_ids is not None
             images, slots, words = batch.cell_words.unbind(1)
@@ -217,15 +217,13 @@ class Contrastive:
             log_probs = (
                 LOGIT_SCALE * predicted.flatten(0, 1).float() @ directions.t()
             ).log_softmax(-1)
-            named_hits, filled = 0.0, 0
             cell = slots >= features.shape[1]
             slots = images * predicted.shape[1] + slots
             for chosen, weight in ((~cell, 1.0), (cell, CELL_WEIGHT)):
                 loss, correct, count = word_loss(log_probs, slots[chosen], words[chosen], empty)
                 total = total + self.naming * weight * loss
                 named_hits, filled = named_hits + correct, filled + count
-            metrics["named"] = (named_hits, filled)
-        return total, batch.sequences, metrics
+        return total, batch.sequences, {"accuracy": float(hits), "named": (named_hits, filled)}
 
 
 class Similarity:

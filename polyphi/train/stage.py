@@ -137,7 +137,8 @@ class Objective(Protocol):
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """(sum of losses over the pack's units, number of units, metrics). `model` is a `PhiModel` or its view of a
         part of each pack (`parallel.Context`), `head` the auxiliary head, `reference` what `begin` returned. A metric
-        is a sum over units, or a pair of a sum and its own count."""
+        is a sum over units, or a pair of a sum and its own count; every pack has the same ones, since processes with
+        different packs add them up."""
 
 
 @dataclass(frozen=True, kw_only=True)

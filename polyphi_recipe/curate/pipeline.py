@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import multiprocess.util
+import multiprocess
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -34,7 +34,6 @@ from datatrove.utils.logging import logger
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.runtime import inputs
-from polyphi.runtime.children import die_with_parent
 from polyphi.runtime.files import locked, write_whole
 from polyphi.runtime.inputs import Inputs
 from polyphi_recipe.curate.documents import document, sample
@@ -42,7 +41,10 @@ from polyphi_recipe.curate.machines import Machines
 
 BUILDER = "run"
 """The file of a build folder with the name of the run that built it (`_run_id`)."""
-PRELOADED = [f"polyphi_recipe.curate.{name}" for name in ("pipeline", "decontaminate", "dedup")]
+PRELOADED = [
+    f"polyphi_recipe.curate.{name}" for name in ("children", "pipeline", "decontaminate", "dedup")
+]
+"""Modules of the process from which those of datatrove are forked; with one worker only the first."""
 
 logger.disable("datatrove")  # a dozen lines per task, and its log files, too
 
@@ -116,7 +118,7 @@ class WriteSplitPart(PipelineStep):
                 self.stat_update("documents")
                 yield sample(across_step)
             if self._read is not None:
-                inputs.stop().save(self._read / f"{rank:05d}.json")
+                inputs.stop().save(self._read / f"{rank:05d}.jsonl")
 
         folder = self._folders[rank]
         shards.write(folder, counted(), pipeline=self._pipeline, parents=self._parents)
@@ -134,10 +136,6 @@ def _no_children_left() -> Iterator[None]:
             child.kill()
             child.join()
         raise
-
-
-# Where this process is killed, there is no error.
-multiprocess.util.register_after_fork(multiprocess, lambda _: die_with_parent())
 
 
 @_no_children_left()
@@ -164,7 +162,7 @@ def run(
     if machines.executor == "slurm" and _queued(build_folder):
         return
     changed = input_change(folder, pipeline)
-    read.save(build_folder / "inputs" / "all.json")
+    read.save(build_folder / "inputs" / "all.jsonl")
     if changed:
         _start_over(build_folder)
     write_whole(build_folder / BUILDER, _run_id(folder))
@@ -235,8 +233,8 @@ def _start_over(build_folder: Path) -> None:
             shutil.rmtree(path)
         elif path.is_file():
             path.unlink()
-    for path in (build_folder / "inputs").glob("*.json"):
-        if path.name != "all.json":
+    for path in (build_folder / "inputs").glob("*.jsonl"):
+        if path.name != "all.jsonl":
             path.unlink()
 
 
@@ -328,8 +326,11 @@ def _executor(machines: Machines, job: str, **common: Any) -> Any:
         raise ValueError(
             f"the executor {machines.executor!r} isn't installed ({error}); install it with `pip install ray`"
         ) from error
-    # Workers of all steps are forked from one process with these imports, which take seconds per process.
-    multiprocess.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    # Workers of all steps are forked from one process with these imports, which take seconds per process; so is the
+    # manager of their queues, which would keep a copy of this process's memory.
+    multiprocess.set_start_method("forkserver", force=True)
+    preloaded = PRELOADED if machines.workers > 1 else PRELOADED[:1]
+    multiprocess.get_context("forkserver").set_forkserver_preload(preloaded)
     return LocalPipelineExecutor(**common)
 
 

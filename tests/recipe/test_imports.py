@@ -262,3 +262,12 @@ def test_an_import_is_not_repeated_by_other_code(
     assert not own.build("x")
     write(tmp_path / "a.jsonl", map(dialogue, range(40)))
     assert own.build("x")
+
+
+def test_a_further_file_of_a_source_is_imported(tmp_path: Path) -> None:
+    write(tmp_path / "pages/a.jsonl", map(dialogue, range(30)))
+    table = f'[corpora.x]\nsources = ["pages"]\nheld_out = 0\nfilters = {{ {ALL_OFF} }}\n'
+    assert run(tmp_path, table).build("x") and not run(tmp_path, table).build("x")
+    write(tmp_path / "pages/b.jsonl", map(dialogue, range(30, 40)))
+    own = run(tmp_path, table)
+    assert own.build("x") and len(answers(own, "x")) == 40

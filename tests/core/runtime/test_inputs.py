@@ -21,7 +21,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     inputs.note_listing("raw", (".txt",))
     for name in ("raw/a.txt", "raw/deep/b.txt", "later.jsonl"):
         inputs.note(name)
-    inputs.stop().save(Path("state/all.json"))
+    inputs.stop().save(Path("state/all.jsonl"))
     inputs.note("raw/notes.md")  # no recording is in progress
     return Path("state")
 
@@ -57,7 +57,7 @@ def test_own_rows_note_their_file_and_media(
     Path("rows.jsonl").write_text('{"image": "dot.gif", "question": "What?", "answer": "A dot."}\n')
     inputs.start()
     assert len(list(own.read("rows.jsonl"))) == 1
-    inputs.stop().save(Path("state/all.json"))
+    inputs.stop().save(Path("state/all.jsonl"))
     assert inputs.change(Path("state")) == ""
     Path("dot.gif").write_bytes(image[:-1] + b";;")
     assert inputs.change(Path("state")) == "dot.gif has another content"

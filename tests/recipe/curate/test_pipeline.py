@@ -425,12 +425,14 @@ def waits(work: Work) -> Iterator[tuple[str, Sample]]:
     time.sleep(600)
 
 
-def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
-    """With one worker, as in all of the recipe."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kill_9_leaves_no_process(workers: int, tmp_path: Path) -> None:
+    """With one worker, as in all of the recipe, and with several."""
     process = forked.start(
         "import sys; from pathlib import Path; from recipe.curate.test_pipeline import *; "
-        "corpus.build(Corpus('waits', waits), work(Path(sys.argv[1])))",
+        "corpus.build(Corpus('waits', waits), work(Path(sys.argv[1])), Machines(workers=int(sys.argv[2])))",
         str(tmp_path),
+        str(workers),
     )
     while process.is_alive() and not (tmp_path / "data" / "begun").exists():
         time.sleep(0.05)
