@@ -385,7 +385,7 @@ def counts(folder: Path, pipeline: str) -> list[dict[str, Any]]:
     totals, n = _counted(build_folder / "stats"), 0
     while across := _counted(build_folder / f"across-{n}" / "logs" / "3" / "stats"):
         # The steps are reading, dropping, lineage and writing. The counts of the last writer replace the one before.
-        dropped = next(step for step in across if "total" in step)
+        dropped = next((step for step in across if "total" in step), {})  # none without rows
         totals[-1:] = [dropped | {"step": f"Duplicates-{n}"}, across[-1]]
         n += 1
     return totals

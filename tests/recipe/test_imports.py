@@ -250,6 +250,13 @@ def test_a_copy_of_another_run_is_never_replaced(tmp_path: Path) -> None:
     assert again.build("tools")
 
 
+def test_a_split_without_rows_is_empty(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", ({"text": f"page {n}"} for n in range(5)))
+    own = run(tmp_path, '[corpora.x]\nsources = ["a.jsonl"]\nheld_out = 0\n')
+    assert own.build("x")
+    assert answers(own, "x", "test") == []
+
+
 def test_an_import_is_not_repeated_by_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,8 +159,13 @@ def new_run(lab: Path, out: Path) -> Run:
     return Run(lab, out, options=TrainOptions(precision="fp32"), console=Console(quiet=True))
 
 
+AFTER_CHANCE = ("speech_0_aed", "speech_1_pretrain", "speech_2_post", "joint_1_vision_speech")
+"""Stages with augmented speech or dropout, of which each process draws its own, and those after them."""
+
+
 def test_two_processes(lab: Path, alone: Path, second: Path) -> None:
-    """The same samples and losses under torchrun, but for the order of sums."""
+    """The same samples and losses under torchrun, but for the order of sums (measured: 2e-7), augmentation and dropout
+    (measured: 3e-3)."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     train = ("-m", "polyphi.cli", "train", *find_recipe.of(lab).order, "--recipe", str(lab))
     options = ("--out", str(second), "--precision", "fp32")
@@ -170,4 +175,5 @@ def test_two_processes(lab: Path, alone: Path, second: Path) -> None:
     assert ours.keys() == theirs.keys()
     for stage, steps in theirs.items():
         assert [ids for ids, _ in ours[stage]] == [ids for ids, _ in steps]
-        assert [x for _, x in ours[stage]] == pytest.approx([x for _, x in steps], rel=1e-4), stage
+        near = pytest.approx([x for _, x in steps], rel=1e-2 if stage in AFTER_CHANCE else 1e-5)
+        assert [x for _, x in ours[stage]] == near, stage
