@@ -50,8 +50,8 @@ MAX_TASKS = 1000
 """Tasks of a corpus with more files: each has several of them."""
 SHORT_ANSWER = 40
 """Characters up to which answers are compared as a whole."""
-MIN_BAD_ROWS = 8
-"""Unreadable rows of a task from which on their share counts."""
+MIN_BAD_ROWS, CHECKED = 8, 1000
+"""Unreadable rows of a task from which on their share counts, and rows after which it is checked each time."""
 TRIED = 8
 """Rows of each source that are read before any work begins."""
 WAYS = ("quoted", "same bytes", "whole picture")
@@ -167,9 +167,9 @@ class Imported:
 
     @cached_property
     def tried(self) -> list[Sample]:
-        """The first rows of each source. Raises ValueError where a source isn't there or none of its first rows can be
-        read."""
-        samples: list[Sample] = []
+        """The first rows of each source. Raises ValueError with a line for each source that isn't there, or of which
+        none of the first rows can be read."""
+        samples, mistakes = list[Sample](), list[str]()
         for number, source in enumerate(self.table.sources):
             good, errors = list[Sample](), list[str]()
             try:
@@ -182,8 +182,10 @@ class Imported:
                 errors.append(str(damage))
             if not good:
                 reason = errors[0] if errors else f"{source.path} has no rows"
-                raise ValueError(f"corpora.{self.name}.sources[{number}]: {reason}")
+                mistakes.append(f"corpora.{self.name}.sources[{number}]: {reason}")
             samples += good
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
         return samples
 
 
@@ -240,17 +242,11 @@ def _build(imported: Imported, work: Work) -> Iterator[tuple[str, Sample]]:
     files = imported.files[index::tasks] if split == "train" else imported.test_files
     own_test = any(source.split == "test" for source in table.sources)
     limit = math.ceil((table.rows or 1 << 48) / tasks) if split == "train" else table.test_rows
-    count = bad = 0
+    count, readable = 0, ReadableShare(imported.name, table.filters.max_bad_rows)
     for source, file in files:
         for one in _read(source, file):
+            readable.add(one)
             if UNREADABLE in one.meta:
-                bad += 1
-                if bad >= MIN_BAD_ROWS and bad > table.filters.max_bad_rows * (count + bad):
-                    raise ValueError(
-                        f"corpora.{imported.name}: {bad} of {count + bad} rows can't be read, more than "
-                        f"{table.filters.max_bad_rows:.0%}; the last one: {one.meta[UNREADABLE]} "
-                        "(filters.max_bad_rows allows more)"
-                    )
                 if split == "train":
                     yield split, one
                 continue
@@ -264,6 +260,32 @@ def _build(imported: Imported, work: Work) -> Iterator[tuple[str, Sample]]:
             yield split, one
             if count >= limit:
                 return
+    readable.check()
+
+
+class ReadableShare:
+    """The share of rows of a task that can't be read; above `largest` the import of the corpus stops."""
+
+    def __init__(self, corpus: str, largest: float) -> None:
+        self._corpus, self._largest = corpus, largest
+        self._rows = self._bad = 0
+        self._last = ""
+
+    def add(self, one: Sample) -> None:
+        """Count a row. Raises ValueError as `check`, each thousand rows."""
+        self._rows += 1
+        if (error := one.meta.get(UNREADABLE)) is not None:
+            self._bad, self._last = self._bad + 1, error
+        if self._rows % CHECKED == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raise ValueError if too many rows can't be read, with the last one."""
+        if self._bad >= MIN_BAD_ROWS and self._bad > self._largest * self._rows:
+            raise ValueError(
+                f"corpora.{self._corpus}: {self._bad:,} of {self._rows:,} rows can't be read, more than "
+                f"{self._largest:.0%}; the last one: {self._last} (filters.max_bad_rows allows more)"
+            )
 
 
 def _steps(imported: Imported, work: Work) -> list[PipelineStep]:

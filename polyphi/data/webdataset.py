@@ -81,8 +81,9 @@ def _yaml(path: str) -> Mapping[str, Any]:
 
 def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) -> Iterator[Row]:
     """Yield (location, row or ValueError) of each row of a tar; `fields` as `field_map` has them. Raises
-    tarfile.TarError for a damaged file."""
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
+    tarfile.TarError for a damaged file, and at the end for one without an archive's end, of which a part is missing."""
+    watched = _Watched(stream)
+    with tarfile.open(fileobj=watched, mode="r|") as archive:  # type: ignore[call-overload]
         key, members = "", dict[str, bytes | ValueError]()
         for member in archive:
             if not member.isfile() or Path(member.name).name.startswith("."):
@@ -102,6 +103,22 @@ def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) 
             members[ending.lower()] = content.read()
         if members:
             yield f"{path}, {key}", _row(key, members, fields)
+    if any(watched.last):
+        raise tarfile.ReadError("the archive ends before its end: it was cut off")
+
+
+class _Watched:
+    """A file that keeps the last bytes that were read: zeros at the end of a tar."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        data = self._file.read(size)
+        self.last = (self.last + data)[-tarfile.BLOCKSIZE :]
+        return data
 
 
 def _row(

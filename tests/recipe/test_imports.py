@@ -98,17 +98,29 @@ def test_bad_rows_are_counted_until_there_are_too_many(tmp_path: Path) -> None:
         tmp_path / "a.jsonl",
         [{"question": "no answer"} if n % 4 == 3 else r for n, r in enumerate(rows)],
     )
-    with pytest.raises(ValueError, match=r"corpora\.x: 8 of \d+ rows can't be read.*max_bad_rows"):
+    with pytest.raises(ValueError, match=r"corpora\.x: 75 of 300 rows can't be read.*max_bad_rows"):
         own.build("x")
     with pytest.raises(ValueError, match=r"corpora\.x\.sources\[0\]: .*line 1"):
         write(tmp_path / "a.jsonl", [{"question": "no answer"}] * 5)
         run(tmp_path, corpora).check_corpora(["x"])
 
 
-def test_a_missing_source_and_one_without_rows(tmp_path: Path) -> None:
+def test_few_bad_rows_at_the_start_are_few(tmp_path: Path) -> None:
+    """Nor do held-out rows, which are a small part, decide what many are."""
+    write(tmp_path / "a.jsonl", [*[{"question": "no answer"}] * 7, *map(dialogue, range(1500))])
+    file = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(dialogue(-1))}\n{file}{{\n{{\n")
+    own = run(tmp_path, f'[corpora.x]\nsources = ["a.jsonl"]\nfilters = {{ {ALL_OFF} }}\n')
+    own.build("x")
+    assert len({*answers(own, "x"), *answers(own, "x", "test")}) == 1501
+
+
+def test_missing_sources_and_one_without_rows(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     own = run(tmp_path, '[corpora.x]\nsources = ["empty.jsonl", "nowhere.tar"]\n')
-    with pytest.raises(ValueError, match=r"sources\[0\]: empty\.jsonl has no rows"):
+    with pytest.raises(
+        ValueError, match=r"sources\[0\]: empty\.jsonl has no rows\n.*\[1\]: .*nowhere"
+    ):
         own.check_corpora(["x"])
 
 

@@ -180,6 +180,15 @@ def test_a_row_with_several_images_of_a_tar(root: Path, tmp_path: Path) -> None:
     assert parts(one) == ["Image", "Image", "Text", "Text"]
 
 
+def test_a_tar_that_was_cut_between_its_members(root: Path, tmp_path: Path) -> None:
+    tar(tmp_path / "a.tar", {f"{n}.txt": b"x" * 600 for n in range(50)})
+    whole = (tmp_path / "a.tar").read_bytes()
+    for size in (20 * 1536, 20 * 1536 + 512, 20 * 1536 + 700, 20 * 1536 + 1200):
+        (tmp_path / "a.tar").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"a\.tar .*(cut off|unexpected end)"):
+            list(sources.rows(*sources.find(str(tmp_path / "a.tar"))))
+
+
 def test_a_member_that_cannot_be_read_is_one_bad_row(root: Path, tmp_path: Path) -> None:
     image = (root / "llava/images/0.png").read_bytes()
     members = {"0.png": image, "0.json": b"{", "1.png": image, "1.txt": b"\xff", "2.png": image}
