@@ -318,6 +318,10 @@ def _executor(machines: Machines, job: str, **common: Any) -> Any:
                 raise ValueError(
                     f"Slurm needs {' and '.join(sorted(missing))}: --slurm partition=NAME --slurm time=04:00:00"
                 )
+            if shutil.which("sbatch") is None:
+                raise ValueError(
+                    "expected Slurm's sbatch on the PATH, found none; run this where jobs are submitted"
+                )
             # Jobs run the Python that submits them.
             activate = f'export PATH="{Path(sys.executable).parent}:$PATH"'
             options = {"job_name": job, "env_command": activate, **machines.slurm}

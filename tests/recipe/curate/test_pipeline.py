@@ -457,6 +457,13 @@ def test_slurm_needs_partition_and_time(tmp_path: Path) -> None:
         corpus.build(copying.corpus, work(tmp_path), Machines("slurm"))
 
 
+def test_slurm_needs_its_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    options = {"partition": "cpu", "time": "00:10:00"}
+    with pytest.raises(ValueError, match="expected Slurm's sbatch on the PATH"):
+        corpus.build(copying.corpus, work(tmp_path), Machines("slurm", 1, options))
+
+
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("sinfo") is None, reason="no Slurm here")
 def test_slurm_makes_the_same_shards(tmp_path: Path) -> None:
