@@ -26,16 +26,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from polyphi.checkpoints import cache
-from polyphi.checkpoints.files import read_json, weight_files
+from polyphi.checkpoints.files import SIGLIP_TYPES, read_json, weight_files
 from polyphi.checkpoints.read import load_checkpoint, locate, read_config, read_quantization
 from polyphi.model.config import AudioConfig, DecoderConfig, ModelConfig, VisionConfig
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import sha256
 
-SIGLIP_TYPES = ("siglip", "siglip_vision_model")
-"""`model_type` of SigLIP's checkpoints, and of SigLIP 2's with a fixed resolution. Those of other resolutions
-(siglip2) have patches as vectors and other positions."""
 SIGLIP_NAMES = {"embeddings.": "", "encoder.layers.": "layers."}
 """Prefix of a tensor in transformers -> ours."""
 POSITIONS = "vision.encoder.position_embedding.weight"

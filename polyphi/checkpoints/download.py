@@ -185,7 +185,7 @@ def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[
     """Of the files of a repository, the weights that its model needs. Microsoft's layout has its adapters in the
     weights; their folders are copies. Raises ValueError for models that polyphi doesn't read."""
     values = files.read_json(folder / "config.json")
-    if not cache.readable(folder):
+    if not cache.readable(folder) and values.get("model_type") not in files.SIGLIP_TYPES:
         raise ValueError(
             f"{repository} has the model_type {values.get('model_type')!r}; expected a Phi-4-mini or Phi-4-multimodal "
             f"({', '.join(files.MODEL_TYPES)})"
@@ -199,7 +199,7 @@ def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[
         raise ValueError(f"{repository} names {absent[0]} in its index, which the Hub doesn't have")
     if not weights:
         raise ValueError(f"{repository} has no safetensors on the Hub; other weights aren't read")
-    if files.MODEL_TYPES[values["model_type"]] != "original":
+    if files.MODEL_TYPES.get(values["model_type"]) != "original":
         weights += sorted(n for n in names if n.endswith("-lora/adapter_model.safetensors"))
     return weights
 

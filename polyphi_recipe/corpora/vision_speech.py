@@ -1,6 +1,6 @@
 """Spoken questions about images: the questions of `image_qa` as synthetic speech instead of text.
 
-As in the report (3.4): questions unfit for speech synthesis are left out, and the word error rate of a recogniser, here
+As in the report (3.3): questions unfit for speech synthesis are left out, and the word error rate of a recogniser, here
 `speech_0_aed`, filters the clips. A poor recogniser would filter at random: it is first measured on a sample of the
 clips, and used only if its median error rate is low enough. The decision is logged and stored in `meta["filter"]`. Many
 images share a question, so a clip is used several times.

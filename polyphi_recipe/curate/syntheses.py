@@ -3,13 +3,13 @@
     PASSAGE_TEXT      a passage -> a new text that teaches the same (2.3, 3.1.1)
     CAPTION           an image -> its description (3.2)
     OCR_QA, CHART_QA  a page, a chart -> questions that are answered by reading it (3.2)
-    SPEECH_QA         audio with its transcript -> questions about its content (3.3, SQA)
-    SPEECH_SUMMARY    audio up to 30 minutes with its transcript -> queries and summaries in many forms (3.3)
-    SPOKEN_ANSWER     a spoken question with its transcript -> a model's answer (3.3, SQQA)
-    AUDIO_QA          audio with its metadata -> questions for a listener without the metadata (3.3)
+    SPEECH_QA         audio with its transcript -> questions about its content (3.4.2, SQA)
+    SPEECH_SUMMARY    audio up to 30 minutes with its transcript -> queries and summaries in many forms (3.4.2)
+    SPOKEN_ANSWER     a spoken question with its transcript -> a model's answer (3.4.2, SQQA)
+    AUDIO_QA          audio with its metadata -> questions for a listener without the metadata (3.4.2)
     MATH_REASONING    a problem with its answer -> a chain of thought with this answer (3.1.3)
     translation(...)  a conversation -> the same in another language, translated back to check (5.1)
-    speech_translation(...)  audio with its transcript -> its translation, translated back to check (3.3, AST)
+    speech_translation(...)  audio with its transcript -> its translation, translated back to check (3.4.2, AST)
 
 The report gives no prompts; these are ours. A transcript is `meta["transcript"]` or, in an ASR sample, the answer.
 Limits without a source are choices; their effect on training has not been measured.

@@ -1,5 +1,5 @@
 """Joint 1: vision-speech. LoRA_V, the vision encoder and its projector are trained on spoken questions about images;
-the language model, audio encoder and audio projectors are frozen (report 2.2.2, 3.4).
+the language model, audio encoder and audio projectors are frozen (report 2.2.2, 3.3).
 
     polyphi train joint_1_vision_speech --size nano --out runs/joint_1_vision_speech
 

@@ -1,5 +1,5 @@
 """Speech 2: post-training. The encoder is frozen; its projector and the speech adapter are trained, learning rate 1e-4
-for 50k steps (report 2.2.2, 3.3).
+for 50k steps (report 2.2.2, 3.4.2).
 
     polyphi train speech_2_post --size nano --out runs/speech_2_post
 
@@ -22,7 +22,7 @@ stage = Stage(
             "audio_understanding": 17,
             "audio_safety": 1,
         }
-    ),  # report 3.3, millions
+    ),  # report 3.4.2, millions
     small=Mix(
         {
             "asr": 31,

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import fake_hub
 import pytest
 import torch
 from rich.console import Console
@@ -15,6 +16,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.planning import sizes
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.runtime.files import sha256
 from polyphi_recipe import find_recipe
 from polyphi_recipe.graph import Run
 from polyphi_recipe.parts import interpolated_positions, open_part
@@ -161,6 +163,22 @@ def test_the_record_of_a_part_has_the_hash_of_its_files(decoder: Path, tmp_path:
     record = part.record()
     assert record["repository"] == "" and set(record["files"]) == {"phi/model.safetensors"}
     assert record["config"]["num_hidden_layers"] == 3
+
+
+def test_parts_of_the_hub_name_their_revision(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    siglip(tmp_path / "siglip")
+    with fake_hub.clean_hub(monkeypatch, tmp_path) as server:
+        server.add("lab/phi", decoder)
+        server.add("lab/siglip", tmp_path / "siglip")
+        for name, repository in (("decoder", "lab/phi"), ("vision", "lab/siglip")):
+            record = open_part(name, repository, tmp_path, MICRO).record()
+            assert record["repository"] == repository
+            folder = decoder if name == "decoder" else tmp_path / "siglip"
+            assert record["revision"] == fake_hub.commit(fake_hub.folder_files(folder))
+            (digest,) = record["files"].values()
+            assert digest == sha256(folder / "model.safetensors")
 
 
 @pytest.mark.long
