@@ -9,6 +9,7 @@ file per 10,000 rows: a file is a task.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import random
@@ -92,12 +93,12 @@ def write_sources(kind: str, rows: int, folder: Path) -> None:
 
 def proportional(process: psutil.Process) -> int:
     """Bytes of a process and its children, shared pages divided among those that share them."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        try:
+    total, every = 0, [process]
+    with contextlib.suppress(psutil.Error):  # it has ended
+        every += process.children(recursive=True)
+    for one in every:
+        with contextlib.suppress(psutil.Error):
             total += one.memory_full_info().pss
-        except psutil.Error:  # it has ended
-            continue
     return total
 
 

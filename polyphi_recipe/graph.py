@@ -218,7 +218,7 @@ class Run:
         for parent in corpus.corpora:
             self.build(parent, machines)
         if self.recipe.imported(name) is not None:
-            self._build_held_out()
+            self._build_held_out(machines)
         for parent in corpus.stages:
             self.train(parent)
         if corpus.tokenizer:
@@ -249,15 +249,17 @@ class Run:
             self.recipe.check_corpora([name])
         return corpus
 
-    def _build_held_out(self) -> None:
-        """Build the held-out splits of all imported corpora, against which training rows are compared."""
+    def _build_held_out(self, machines: Machines) -> None:
+        """Build the held-out splits of all imported corpora, against which training rows are compared, on this
+        machine."""
+        here = Machines(workers=machines.workers) if machines.executor == "local" else Machines()
         for name in self.recipe.imported_names:
             corpus = replace(self.corpus(name), stages=())
             work = self.work(corpus)
             work = replace(work, rows={"test": work.rows["test"]})
             with self.exclusive(f"corpus {name}"):
                 if not corpora.is_built(corpus, work):
-                    corpora.build(corpus, work)
+                    corpora.build(corpus, work, here)
 
     def work(self, corpus: corpora.Corpus) -> corpora.Work:
         """The inputs and options with which a corpus is built in this run."""
