@@ -10,7 +10,8 @@ SECTIONS = dict(re.findall(r"(?ms)^### `([^`]+)`\n(.*?)(?=^##|\Z)", GALLERY))
 
 def test_every_example_is_in_the_gallery() -> None:
     files = {f.name for f in EXAMPLES.iterdir() if f.is_file() and not f.name.startswith(".")}
-    assert set(SECTIONS) == files - {"README.md"}
+    folders = {f.parent.name for f in EXAMPLES.glob("*/*.py")}
+    assert set(SECTIONS) == (files | folders) - {"README.md"}
 
 
 def test_every_example_has_its_command_and_an_output_or_the_reason_for_none() -> None:

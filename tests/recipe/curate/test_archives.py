@@ -67,6 +67,6 @@ def test_s27_no_tar_is_ever_unpacked() -> None:
     packages = (polyphi, polyphi_eval, polyphi_recipe)
     paths = [path for package in packages for path in Path(package.__file__).parent.rglob("*.py")]
     uses = {path.name: text for path in paths if "tarfile" in (text := path.read_text())}
-    assert set(uses) == {"fleurs.py", "sources.py"}
+    assert set(uses) == {"fleurs.py", "sources.py", "webdataset.py"}  # one of them for its error
     for text in uses.values():
         assert "extractall" not in text and ".extract(" not in text
