@@ -53,7 +53,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from polyphi.api import Phi
-from polyphi.batch import AudioLayout, row
+from polyphi.audio_input import AudioLayout
+from polyphi.batch import row
 from polyphi.checkpoints.names import tensor_names
 from polyphi.checkpoints.processor import make_processor
 from polyphi.engine import placement

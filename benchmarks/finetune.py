@@ -34,7 +34,8 @@ from sidebyside import (
     show,
 )
 
-from polyphi.batch import AudioLayout, Batch, ImageLayout, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, row
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
@@ -43,6 +44,8 @@ from polyphi.data.draws import Unfit
 from polyphi.data.loader import Loader
 from polyphi.data.shards import Shards
 from polyphi.engine import placement
+from polyphi.image_input import ImageInput, ImageLayout
+from polyphi.modality import Inputs
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig
 from polyphi.model.multimodal import PhiModel
@@ -122,32 +125,32 @@ def stored_row(batch: Batch) -> dict[str, Any]:
         "ids": batch.ids.tolist(),
         "supervise": [False, *(batch.labels[:-1] != -100).tolist()],
     }
-    if batch.images:
-        assert len(batch.images) == 1 and batch.crops is not None
-        images, (layout,) = batch.image_input.float_crops(), batch.images
+    if (images := batch.of(ImageInput)) is not None:
+        images, (layout,) = images.ready(), images.layouts
         side = images.crops.shape[-1]
         values |= {
             "crops": images.crops,
             "crop_masks": images.masks,
             "image": [layout.crop_rows, layout.crop_cols, layout.rows, layout.cols],
             "image_size": [side * layout.crop_rows, side * layout.crop_cols],
-            "slots": batch.image_slots,
+            "slots": images.slots,
         }
-    if batch.clips:
-        values |= {"mels": batch.mels, "slots": batch.audio_slots}
+    if (audio := batch.of(AudioInput)) is not None:
+        values |= {"mels": audio.mels, "slots": audio.slots}
     return values
 
 
 def as_batch(values: dict[str, Any]) -> Batch:
     """A row of `rows.pt` as a `Batch` with the trained adapter."""
-    media: dict[str, Any] = {}
+    inputs: list[Inputs] = []
     if "crops" in values:
-        media = {"crops": values["crops"], "crop_masks": values["crop_masks"]}
-        media |= {"images": (ImageLayout(*values["image"]),), "image_slots": values["slots"]}
+        layouts = (ImageLayout(*values["image"]),)
+        crops, masks = values["crops"], values["crop_masks"]
+        inputs.append(ImageInput(layouts=layouts, slots=values["slots"], crops=crops, masks=masks))
     if "mels" in values:
         clip = AudioLayout(len(values["mels"]), "speech")
-        media = {"mels": values["mels"], "clips": (clip,), "audio_slots": values["slots"]}
-    return row(values["ids"], supervise=values["supervise"], adapter=ADAPTER, **media)
+        inputs = [AudioInput(layouts=(clip,), slots=values["slots"], mels=values["mels"])]
+    return row(values["ids"], *inputs, supervise=values["supervise"], adapter=ADAPTER)
 
 
 def corpus_rows(
@@ -163,7 +166,7 @@ def corpus_rows(
                 (batch,) = objective.rows(sample, processor, work.context)
             except Unfit:
                 continue
-            if len(batch.images) > 1 or len(batch.clips) > 1:
+            if any(len(inputs.layouts) > 1 for inputs in batch.inputs.values()):
                 continue
             rows.append(stored_row(batch))
             total += len(batch)

@@ -33,10 +33,12 @@ import torch
 from PIL import Image as Picture
 from random_checkpoint import make
 
-from polyphi.batch import Batch, ImageInput
+from polyphi.audio_input import AudioInput
+from polyphi.batch import Batch
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import read_config
 from polyphi.engine.request import GREEDY
+from polyphi.image_input import ImageInput
 from polyphi.messages import Audio, Image, Message, Text
 from polyphi.model.config import (
     AdapterConfig,
@@ -348,14 +350,13 @@ def transformers_answers(setting: Setting, model: Path) -> list[str]:
             continue
         row, written = processor.row(prompt, generation_prompt=True), list[int]()
         inputs: dict[str, Any] = {"ids": row.ids.tolist(), "supervise": [False] * len(row)}
-        if row.images:
-            assert row.crops is not None and row.crop_masks is not None
-            crops = ImageInput(row.crops, row.views, row.crop_masks, row.images).float_crops()
-            sides = row.images[0].crop_rows, row.images[0].crop_cols
-            inputs |= {"crops": crops.crops, "crop_masks": row.crop_masks}
+        if (images := row.of(ImageInput)) is not None:
+            layout = images.layouts[0]
+            inputs |= {"crops": images.ready().crops, "crop_masks": images.masks}
+            sides = layout.crop_rows, layout.crop_cols
             inputs["image_size"] = [processor.crop_size * n for n in sides]
-        else:
-            inputs["mels"] = row.mels
+        elif (audio := row.of(AudioInput)) is not None:
+            inputs["mels"] = audio.mels
         batch: dict[str, Any] = collate([inputs], work)
         batch.pop("labels")
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

@@ -31,7 +31,7 @@ from sidebyside import peak_bytes
 
 import polyphi
 from polyphi.api import Phi
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.checkpoints.processor import make_processor
 from polyphi.messages import Audio, Message, SamplingParams
 from polyphi.model.config import AudioConfig

@@ -40,10 +40,13 @@ from sidebyside import (
 )
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyphi.batch import AudioLayout, Batch, ImageInput, ImageLayout, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, row
 from polyphi.data import shards
 from polyphi.data.loader import Loader
 from polyphi.engine import placement
+from polyphi.image_input import ImageInput, ImageLayout
+from polyphi.modality import Inputs
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,
@@ -137,7 +140,7 @@ def spoken_or_seen(work: Work, count: int) -> list[dict[str, Any]]:
                 width, height, crop_size=vision.crop_size, patch_size=vision.patch_size
             )
             crops, view, masks, layout = image.cut(Picture.fromarray(noise), plan)
-            seen = ImageInput(crops, view, masks, (layout,)).float_crops()
+            seen = ImageInput(layouts=(layout,), crops=crops, views=view, masks=masks).ready()
             media = {"crops": seen.crops, "crop_masks": masks}
             media["image"] = list(asdict(layout).values())
             media["image_size"] = [
@@ -201,17 +204,24 @@ def written(work: Work, folder: Path) -> list[dict[str, Any]]:
 
 def as_batch(sample: dict[str, Any], work: Work) -> Batch:
     """A row as a `Batch` of polyphi."""
-    media: dict[str, Any] = {}
+    inputs: list[Inputs] = []
     slots = torch.arange(len(sample["ids"]))
     if "crops" in sample:
         layout = ImageLayout(*sample["image"])
         assert work.config.vision is not None
-        media = {"crops": sample["crops"], "crop_masks": sample["crop_masks"], "images": (layout,)}
-        media["image_slots"] = slots[: layout.tokens(work.config.vision.cells)]
+        inputs.append(
+            ImageInput(
+                layouts=(layout,),
+                slots=slots[: layout.tokens(work.config.vision.cells)],
+                crops=sample["crops"],
+                masks=sample["crop_masks"],
+            )
+        )
     if "mels" in sample:
         clip = AudioLayout(len(sample["mels"]), "speech")
-        media = {"mels": sample["mels"], "clips": (clip,), "audio_slots": slots[: clip.tokens]}
-    return row(sample["ids"], supervise=sample["supervise"], adapter=work.adapter or None, **media)
+        inputs = [AudioInput(layouts=(clip,), slots=slots[: clip.tokens], mels=sample["mels"])]
+    adapter = work.adapter or None
+    return row(sample["ids"], *inputs, supervise=sample["supervise"], adapter=adapter)
 
 
 def stage_of(work: Work, batches: Sequence[Batch]) -> Stage:

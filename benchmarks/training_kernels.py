@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.kernels import blocks, training_attention
 from polyphi.model import attention, conformer, decoder, rope
 from polyphi.planning import sizes

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.checkpoints import hashes, pull
 from polyphi.checkpoints.fingerprint import fingerprint
@@ -177,7 +178,10 @@ class Phi:
             row = self.engine.rows.ids_row([self.tokenizer.image_id or 0], [part])
         elif isinstance(part, Audio):
             row = self.engine.rows.ids_row([self.tokenizer.audio_id or 0], (), [part])
-            row = replace(row, clips=tuple(replace(clip, branch=projector) for clip in row.clips))
+            audio = row.of(AudioInput)
+            assert audio is not None
+            layouts = tuple(replace(clip, branch=projector) for clip in audio.layouts)
+            row = row.having(replace(audio, layouts=layouts))
         else:
             raise ValueError(f"expected an Image or an Audio, found {type(part).__name__}")
         return self.engine.encode(row)

@@ -9,7 +9,7 @@ the protocol through which evaluation uses any model, local or remote. This modu
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -281,12 +281,19 @@ def media(messages: Sequence[Message], part_type: type) -> list[Any]:
     return [p for m in messages for p in m.parts if isinstance(p, part_type)]
 
 
+ROUTES: tuple[tuple[type, str], ...] = ((Image, "vision"), (Video, "vision"), (Audio, "speech"))
+"""Part of a message -> the adapter that it chooses; the first one that a conversation has decides (report 2.2;
+`input_mode` of the published code)."""
+
+
+def route(kinds: Collection[type]) -> str | None:
+    """The adapter for content of these types: image or video -> vision, audio only -> speech, text -> none."""
+    return next((adapter for kind, adapter in ROUTES if kind in kinds), None)
+
+
 def adapter_for(messages: Sequence[Message]) -> str | None:
-    """The adapter for a conversation's content: image or video -> vision, audio only -> speech, text -> none (report
-    2.2; `input_mode` of the published code)."""
-    if media(messages, Image) or media(messages, Video):
-        return "vision"
-    return "speech" if media(messages, Audio) else None
+    """The adapter for a conversation's content, as `route`."""
+    return route({type(part) for message in messages for part in message.parts})
 
 
 def normalize_adapter(adapter: str | None) -> str | None:

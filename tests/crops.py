@@ -3,11 +3,15 @@
 import torch
 from PIL import Image
 
-from polyphi.batch import ImageInput, ImageLayout
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.processing import image
 
 
 def cut(picture: Image.Image, **sizes: int) -> tuple[torch.Tensor, torch.Tensor, ImageLayout]:
     """(crops in [-1, 1], the global view first, then row by row; masks of valid patches; layout)."""
     crops, view, masks, layout = image.cut(picture, image.plan(*picture.size, **sizes))
-    return ImageInput(crops, view, masks, (layout,)).float_crops().crops, masks, layout
+    return (
+        ImageInput(layouts=(layout,), crops=crops, views=view, masks=masks).ready().crops,
+        masks,
+        layout,
+    )

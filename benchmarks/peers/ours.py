@@ -15,9 +15,11 @@ import torch
 from turns import LONGEST, PROMPT, SEQUENCES, STEPS, take_turns
 
 import polyphi
+from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch, pack, row
 from polyphi.engine.cache import BLOCK, BlockPool, BlockTable, Memory, StepCache
 from polyphi.engine.engine import CHUNK
+from polyphi.image_input import ImageInput
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text
 
 
@@ -101,8 +103,8 @@ class Multimodal:
             batch = read(*args, **kwargs)
             self.add("media", time.perf_counter() - start)
             nonlocal positions
-            crops, mels = batch.crop_masks, batch.mels
-            positions = crops.numel() if crops is not None else len(mels) // 8
+            images, audio = batch.of(ImageInput), batch.of(AudioInput)
+            positions = images.masks.numel() if images is not None else audio.size // 8
             return batch
 
         self.engine.processor.row = timed  # type: ignore[method-assign]

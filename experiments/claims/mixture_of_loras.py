@@ -16,6 +16,7 @@ from experiments.claims.claim import Claim, Effect, Vectors, contrast, paired
 from experiments.claims.runner import Arm, ClaimRunner
 from polyphi.batch import Batch, row
 from polyphi.data.sample import Sample
+from polyphi.image_input import ImageInput
 from polyphi.model.attention import KVCache, working_dtype
 from polyphi.model.config import ModelConfig
 from polyphi.model.decoder import ForwardContext, RMSNorm
@@ -96,17 +97,16 @@ class CrossAttended(PhiModel):
         scored."""
         assert cache is None, "this model is only trained and scored"
         x = self.decoder.embed(batch.ids)
-        if batch.images:
-            assert batch.image_slots is not None and self.config.vision is not None
-            pictures = self.image_tokens(batch)
-            sizes = torch.tensor([i.tokens(self.config.vision.cells) for i in batch.images])
-            of_picture = owners(batch, batch.image_slots).repeat_interleave(sizes)
+        if (images := batch.of(ImageInput)) is not None:
+            assert images.slots is not None
+            pictures, sizes = self.encode(images.NAME, images), torch.tensor(images.tokens)
+            of_picture = owners(batch, images.slots).repeat_interleave(sizes)
             of_token = owners(batch, torch.arange(len(x)))
             mask = of_token[:, None] == of_picture
         cos, sin = self.decoder.rope(batch, working_dtype(x))
         shared = ForwardContext(cos, sin, [], batch.cu_seqlens, None)
         for number, layer in enumerate(self.decoder.layers):
-            if batch.images and number % LAYERS_PER_CROSS_ATTENTION == 0:
+            if images is not None and number % LAYERS_PER_CROSS_ATTENTION == 0:
                 x = self.cross[number // LAYERS_PER_CROSS_ATTENTION](x, pictures.to(x.dtype), mask)
             x = layer(x, shared, number)
         return self.decoder.norm(x)
@@ -120,23 +120,20 @@ class SinglePlaceholder(NextToken):
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
     ) -> list[Batch]:
         (whole,) = super().rows(sample, processor, context, None)
-        if whole.image_slots is None or whole.labels is None:
+        images = whole.of(ImageInput)
+        if images is None or images.slots is None or whole.labels is None:
             return [whole]
-        sizes = torch.tensor([i.tokens(processor.cells) for i in whole.images])
-        firsts = whole.image_slots[sizes.cumsum(0) - sizes]
+        sizes = torch.tensor(images.tokens)
+        firsts = images.slots[sizes.cumsum(0) - sizes]
         keep = torch.ones(len(whole), dtype=torch.bool)
-        keep[whole.image_slots] = False
+        keep[images.slots] = False
         keep[firsts] = True
         supervise = torch.zeros(len(whole), dtype=torch.bool)
         supervise[1:] = whole.labels[:-1] >= 0
         shorter = row(
             whole.ids[keep].tolist(),
+            replace(images, slots=keep.cumsum(0)[firsts] - 1, words=None),
             supervise=supervise[keep].tolist(),
-            image_slots=keep.cumsum(0)[firsts] - 1,
-            crops=whole.crops,
-            views=whole.views,
-            crop_masks=whole.crop_masks,
-            images=whole.images,
         )
         return [shorter]
 

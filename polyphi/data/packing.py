@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch, pack
+from polyphi.image_input import ImageInput
 
 Rows = Sequence[Batch]
 """The rows of one sample."""
@@ -31,8 +33,8 @@ class RowSize:
     def of(cls, rows: Rows) -> "RowSize":
         return cls(
             sum(map(len, rows)),
-            sum(row.crop_count for row in rows),
-            sum(0 if row.mels is None else len(row.mels) for row in rows),
+            sum(images.size for row in rows if (images := row.of(ImageInput)) is not None),
+            sum(audio.size for row in rows if (audio := row.of(AudioInput)) is not None),
         )
 
 
@@ -95,8 +97,9 @@ class Pack:
     @property
     def blank(self) -> float:
         """Share of the image encoder's patches that are padding at the edge of an image."""
-        masks = self.batch.crop_masks
-        return 0.0 if masks is None else 1 - masks.sum().item() / masks.numel()
+        if (images := self.batch.of(ImageInput)) is None:
+            return 0.0
+        return 1 - images.masks.sum().item() / images.masks.numel()
 
 
 def pack_step(

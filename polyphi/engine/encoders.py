@@ -11,69 +11,51 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.batch import AudioInput, Batch, ImageInput
+from polyphi.batch import Batch
+from polyphi.modality import Inputs
 from polyphi.model.multimodal import PhiModel
-from polyphi.prepared.multimodal import PreparedAudio, PreparedVision
 from polyphi.prepared.prepare import prepare
 from polyphi.steps import Steps
-
-CROPS = 16
-"""Most crops of one call of the vision encoder."""
-FRAMES = 12_000
-"""Most log-mel frames (10 ms) of one call of the audio encoder; a longer clip runs alone."""
 
 
 @dataclass(frozen=True)
 class MediaItem:
-    """One image or audio clip of a prompt: its cache `key`, its placeholder tokens `start` to `end`, and the encoder's
-    input (crops as uint8 where the prompt has them so)."""
+    """One item of a prompt's inputs: its cache `key`, its placeholder tokens `start` to `end`, and what the encoder
+    reads."""
 
-    modality: Literal["image", "audio"]
     key: bytes
     start: int
     end: int
-    media: ImageInput | AudioInput
+    inputs: Inputs
+
+    @property
+    def modality(self) -> str:
+        return self.inputs.NAME
 
     @property
     def size(self) -> int:
-        """Number of crops or log-mel frames."""
-        media = self.media
-        return media.crop_count if isinstance(media, ImageInput) else len(media.mels)
+        """What the encoder's time grows with."""
+        return self.inputs.size
 
 
 def items(prompt: Batch, salt: bytes = b"") -> list[MediaItem]:
-    """The images and audio clips of a prompt, each with its placeholders (which are contiguous). With another `salt`
-    the same image has another key."""
+    """The items of a prompt's inputs, each with its placeholders (which are contiguous). With another `salt` the same
+    item has another key."""
     result: list[MediaItem] = []
-    if prompt.images:
-        slots, offset = _slots(prompt.image_slots), 0
-        for image in prompt.image_input.split():
-            (layout,) = image.layouts
-            tokens = layout.tokens(image.masks.shape[-1] // 2)
-            # The global view is computed from the crops.
-            key = _key(salt, "image", repr(layout), image.crops, image.masks)
-            result.append(MediaItem("image", key, slots[offset], slots[offset] + tokens, image))
+    for name, inputs in prompt.inputs.items():
+        slots = [] if inputs.slots is None else inputs.slots.tolist()
+        offset = 0
+        for item in inputs.split():
+            (layout,), (tokens,) = item.layouts, item.tokens
+            key = _key(salt, name, repr(layout), *item.identity)
+            result.append(MediaItem(key, slots[offset], slots[offset] + tokens, item))
             offset += tokens
-    if prompt.clips:
-        slots, offset = _slots(prompt.audio_slots), 0
-        for audio in prompt.audio_input.split():
-            (clip,) = audio.clips
-            key = _key(salt, "audio", repr(clip), audio.mels)
-            result.append(
-                MediaItem("audio", key, slots[offset], slots[offset] + clip.tokens, audio)
-            )
-            offset += clip.tokens
     return sorted(result, key=lambda item: item.start)
-
-
-def _slots(slots: Tensor | None) -> list[int]:
-    return [] if slots is None else slots.tolist()
 
 
 def _key(salt: bytes, modality: str, layout: str, *tensors: Tensor) -> bytes:
@@ -97,7 +79,7 @@ class Encoders:
         self.queries = self.hits = 0
         """Items requested so far, and those of them that were cached."""
         self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
-        """Called after each call of an encoder with "image" or "audio" and its duration."""
+        """Called after each call of an encoder with the modality and its duration."""
         self._group: list[MediaItem] = []
         self._slices: Steps[dict[bytes, Tensor]] | None = None
         self._seconds = 0.0  # of the current group so far
@@ -175,11 +157,10 @@ class Encoders:
         smallest: a small image doesn't wait for all large ones, nor a large one for all small ones."""
         self._oldest_first = not self._oldest_first
         first = new[0] if self._oldest_first else min(new, key=lambda item: item.size)
-        most = CROPS if first.modality == "image" else FRAMES
         group, size = [first], first.size
         others = (item for item in new if item.modality == first.modality and item is not first)
         for item in sorted(others, key=lambda item: item.size):
-            if size + item.size > most:
+            if size + item.size > first.inputs.MOST:
                 break
             group.append(item)
             size += item.size
@@ -187,24 +168,17 @@ class Encoders:
 
     def _run(self, group: Sequence[MediaItem]) -> Steps[dict[bytes, Tensor]]:
         device = self._model.decoder.device
-        if group[0].modality == "image":
-            # Converted before they are joined: a group may have images in uint8 and in float.
-            images = [i.media.float_crops() for i in group if isinstance(i.media, ImageInput)]
-            vision = self._model.vision
-            assert isinstance(vision, PreparedVision), "requests with images are refused before"
-            embeddings = yield from vision.slices(ImageInput.join(images).to(device))
-        else:
-            audio = [i.media for i in group if isinstance(i.media, AudioInput)]
-            encoder = self._model.audio
-            assert isinstance(encoder, PreparedAudio), "requests with audio are refused before"
-            embeddings = yield from encoder.slices(AudioInput.join(audio).to(device))
+        # Made ready before they are joined: a group may have images in uint8 and in float.
+        parts = [item.inputs.ready() for item in group]
+        encoder = self._model.encoder(parts[0].NAME)
+        embeddings = yield from encoder.slices(type(parts[0]).join(parts).to(device))
         self.calls += len(group)
         self.queries += len(group)
-        parts = embeddings.split([item.end - item.start for item in group])
-        for item, part in zip(group, parts, strict=True):
+        each = embeddings.split([item.end - item.start for item in group])
+        for item, part in zip(group, each, strict=True):
             # A view would keep the whole group's tensor in memory.
             self._store(item.key, part if len(group) == 1 else part.clone())
-        return {item.key: part for item, part in zip(group, parts, strict=True)}
+        return {item.key: part for item, part in zip(group, each, strict=True)}
 
     def _store(self, key: bytes, embeddings: Tensor) -> None:
         size = embeddings.numel() * embeddings.element_size()

@@ -276,7 +276,7 @@ class Request:
         or changes its LongRoPE table runs its prompt again."""
         if self.phase == "decoding media":
             return
-        self.prompt, self.items = self.prompt.without_media(), []
+        self.prompt, self.items = self.prompt.encoded(), []
         self.row = Future()
         self.row.set_result(self.prompt)
 
@@ -345,14 +345,15 @@ class Request:
         """The answer of a finished request."""
         assert self.finish_reason, "the request is still running"
         prompt = self.prompt
+        tokens = {name: len(i.slots) for name, i in prompt.inputs.items() if i.slots is not None}
         return Completion(
             text="".join(self.pieces),
             tokens=tuple(self.tokens),
             finish_reason=self.finish_reason,
             adapter=None if self.adapter is None else adapter_name(self.adapter),
             prompt_tokens=len(prompt),
-            image_tokens=0 if prompt.image_slots is None else len(prompt.image_slots),
-            audio_tokens=0 if prompt.audio_slots is None else len(prompt.audio_slots),
+            image_tokens=tokens.get("image", 0),
+            audio_tokens=tokens.get("audio", 0),
             rope="+".join(self.ropes) + (" (bound)" if self.sampling.rope == "bound" else ""),
             cached=self.cached_tokens or 0,
             logprobs=tuple(self.sampler.logprobs[: len(self.tokens)]),

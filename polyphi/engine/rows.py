@@ -27,6 +27,7 @@ from polyphi.messages import (
     adapter_for,
     media,
     normalize_adapter,
+    route,
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
@@ -161,7 +162,8 @@ class Rows:
     ) -> Batch:
         """The row of token ids with the images and audio of their placeholders. `context` as for `row`."""
         self._check_media(len(images), len(audios))
-        chosen = self._adapter(adapter, "vision" if images else "speech" if audios else None)
+        kinds = [kind for kind, parts in ((Image, images), (Audio, audios)) if parts]
+        chosen = self._adapter(adapter, route(kinds))
         context = self.context if context is None else context
         return self._processor.ids_row(ids, images, audios, chosen, context=context)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.model.attention import working_dtype
 from polyphi.model.buckets import buckets
 from polyphi.model.config import AudioConfig

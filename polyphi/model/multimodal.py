@@ -6,10 +6,15 @@ serving (report 2.2).
 Encoders run only where the batch has images or audio.
 """
 
+from typing import Any
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import AudioInput, Batch, ImageInput
+from polyphi.audio_input import AudioInput
+from polyphi.batch import Batch
+from polyphi.image_input import ImageInput
+from polyphi.modality import Inputs
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import ConformerEncoder
@@ -29,7 +34,7 @@ class Vision(nn.Module):
 
     def forward(self, images: ImageInput) -> Float[Tensor, "I D"]:
         """Tokens of all images, in order."""
-        images = images.float_crops()
+        images = images.ready()
         return self.projector(self.encoder(images.crops, images.masks), images.layouts)
 
 
@@ -43,7 +48,7 @@ class Audio(nn.Module):
 
     def forward(self, audio: AudioInput) -> Float[Tensor, "A D"]:
         """Tokens of all audio clips, in order."""
-        return self.projector(self.encoder(audio.mels, audio.clips), audio.clips)
+        return self.projector(self.encoder(audio.mels, audio.layouts), audio.layouts)
 
 
 class PhiModel(nn.Module):
@@ -74,29 +79,25 @@ class PhiModel(nn.Module):
         return self.decoder.logits(hidden)
 
     def embed(self, batch: Batch) -> Float[Tensor, "T D"]:
-        """Token embeddings, with the image and audio tokens in place of the placeholders."""
+        """Token embeddings, with those of the inputs in place of their placeholders."""
         x = self.decoder.embed(batch.ids)
-        if batch.images:
-            x = splice(x, batch.image_slots, self.image_tokens(batch), "image")
-        if batch.clips:
-            x = splice(x, batch.audio_slots, self.audio_tokens(batch), "audio")
+        for name, inputs in batch.inputs.items():
+            x = splice(x, inputs.slots, self.encode(name, inputs), name)
         return x
 
-    def image_tokens(self, batch: Batch) -> Float[Tensor, "I D"]:
-        """Tokens of all images of the batch, in order."""
-        if self.vision is None:
-            raise ValueError(
-                f"the batch has {len(batch.images)} images, but this model has no vision tower"
-            )
-        return self.vision(batch.image_input)
+    def encode(self, modality: str, inputs: Inputs) -> Float[Tensor, "n D"]:
+        """Tokens of all items of a modality, in order. Raises ValueError where the model has no encoder for it."""
+        tokens: Float[Tensor, "n D"] = self.encoder(modality, len(inputs.layouts))(inputs)
+        return tokens
 
-    def audio_tokens(self, batch: Batch) -> Float[Tensor, "A D"]:
-        """Tokens of all audio clips of the batch, in order."""
-        if self.audio is None:
+    def encoder(self, modality: str, items: int = 1) -> Any:
+        """The encoder of a modality with its projector. Raises ValueError where the model has none."""
+        encoder = {ImageInput.NAME: self.vision, AudioInput.NAME: self.audio}.get(modality)
+        if encoder is None:
             raise ValueError(
-                f"the batch has {len(batch.clips)} audio clips, but this model has no audio encoder"
+                f"the batch has {items} inputs of {modality}, but this model has no encoder for them"
             )
-        return self.audio(batch.audio_input)
+        return encoder
 
     def unused(self) -> frozenset[str]:
         """Names of the parameters that the multimodal forward doesn't use: the vision tower's last layer, final norm

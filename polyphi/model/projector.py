@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from polyphi.batch import AudioLayout, ImageLayout
+from polyphi.audio_input import AudioLayout
+from polyphi.image_input import ImageLayout
 
 
 class Projector(nn.Module):

@@ -15,7 +15,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
+from polyphi.image_input import ImageInput
 from polyphi.kernels.unpack import columns_at_once
 from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig
@@ -130,11 +132,13 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
         amounts["sequences"] += len(lengths)
         amounts["pairs"] += sum(n * (n + 1) // 2 for n in lengths)
         amounts["supervised"] += 0 if batch.supervised is None else len(batch.supervised)
-        amounts["crops"] += batch.crop_count
-        amounts["picture tokens"] += 0 if batch.image_slots is None else len(batch.image_slots)
+        if (images := batch.of(ImageInput)) is not None:
+            amounts["crops"] += images.size
+            amounts["picture tokens"] += 0 if images.slots is None else len(images.slots)
         for adapter, n in zip(batch.adapters, lengths, strict=True):
             amounts[f"lora.{adapter}"] += n
-        for clip in batch.clips:
+        audio = batch.of(AudioInput)
+        for clip in audio.layouts if audio is not None else ():
             assert config.audio is not None
             window = config.audio.window
             windows = (

@@ -1,11 +1,13 @@
 """Rows of a typical sample of each corpus, for the cost of a stage whose data doesn't exist yet."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from polyphi.batch import AudioLayout, Batch, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, row
+from polyphi.image_input import ImageInput
+from polyphi.modality import Inputs
 from polyphi.planning.cost import StageModel
 from polyphi.processing import image
 from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive
@@ -62,7 +64,7 @@ def example_rows(target: StageModel, corpus: str, measured: Row | None = None) -
     """The rows that one sample of a corpus becomes in a stage: one of the lengths in `measured`, else in `ROWS`, whose
     images are scaled with the size of a crop."""
     sample = measured or ROWS[corpus]
-    stage, config, media = target.stage, target.config, dict[str, Any]()
+    stage, config, inputs = target.stage, target.config, list[Inputs]()
     before = 0
     vision, contrastive = config.vision, isinstance(stage.objective, Contrastive)
     if sample.pictures and vision is not None:
@@ -80,19 +82,23 @@ def example_rows(target: StageModel, corpus: str, measured: Row | None = None) -
         )
         before = 0 if contrastive else sum(layout.tokens(vision.cells) for layout in layouts)
         crops = sum(layout.crops for layout in layouts)
-        media = {
-            "images": tuple(layouts),
-            "image_slots": None if contrastive else torch.arange(before),
-            "crops": torch.zeros(crops, 3, side, side),
-            "crop_masks": torch.ones(crops, vision.grid, vision.grid, dtype=torch.bool),
-        }
+        inputs.append(
+            ImageInput(
+                layouts=tuple(layouts),
+                slots=None if contrastive else torch.arange(before),
+                crops=torch.zeros(crops, 3, side, side),
+                masks=torch.ones(crops, vision.grid, vision.grid, dtype=torch.bool),
+            )
+        )
     if sample.seconds and config.audio is not None:
-        clip = AudioLayout(round(100 * sample.seconds), "vision" if media else "speech")
-        media |= {
-            "clips": (clip,),
-            "mels": torch.zeros(clip.frames, config.audio.input_size),
-            "audio_slots": torch.arange(before, before + clip.tokens),
-        }
+        clip = AudioLayout(round(100 * sample.seconds), "vision" if inputs else "speech")
+        inputs.append(
+            AudioInput(
+                layouts=(clip,),
+                slots=torch.arange(before, before + clip.tokens),
+                mels=torch.zeros(clip.frames, config.audio.input_size),
+            )
+        )
         before += clip.tokens
     length = max(before + 2, min(before + sample.text, target.budget.context))
     supervised = min(length - 1, sample.text if sample.supervised is None else sample.supervised)
@@ -101,8 +107,8 @@ def example_rows(target: StageModel, corpus: str, measured: Row | None = None) -
     )
     example = row(
         [0] * length,
+        *inputs,
         supervise=[t >= length - supervised for t in range(length)],
         adapter=adapter if adapter in config.adapters else None,
-        **media,
     )
     return [example] * (2 if isinstance(stage.objective, DPO) else 1)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi import kernels
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.kernels import encoder as native
 from polyphi.kernels import training_attention
 from polyphi.model import conformer

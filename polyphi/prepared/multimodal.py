@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.batch import AudioInput, ImageInput
+from polyphi.audio_input import AudioInput
+from polyphi.image_input import ImageInput
 from polyphi.model import multimodal
 from polyphi.prepared.conformer import PreparedConformerEncoder
 from polyphi.prepared.siglip import PreparedSiglipEncoder
@@ -21,7 +22,7 @@ class PreparedVision(multimodal.Vision):
 
     def slices(self, images: ImageInput) -> Steps[Float[Tensor, "I D"]]:
         """The result of `forward`, in slices of one layer."""
-        images = images.float_crops()
+        images = images.ready()
         crops, masks, sources = images.crops, images.masks, equal_crops(images)
         inverse = None
         if sources is not None:
@@ -56,5 +57,5 @@ class PreparedAudio(multimodal.Audio):
 
     def slices(self, audio: AudioInput) -> Steps[Float[Tensor, "A D"]]:
         """The result of `forward`, in slices of one block."""
-        features = yield from self.encoder.slices(audio.mels, audio.clips)
-        return self.projector(features, audio.clips)
+        features = yield from self.encoder.slices(audio.mels, audio.layouts)
+        return self.projector(features, audio.layouts)

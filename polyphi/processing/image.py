@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from polyphi.batch import WHITE, ImageLayout, normalized
+from polyphi.image_input import WHITE, ImageLayout, normalized
 from polyphi.processing.media import MediaError
 
 CROP = 448  # pixels
@@ -66,7 +66,7 @@ class CropPlan:
 
 
 class ImageCrops(NamedTuple):
-    """An image as crops, row by row, in 8 bits (`Batch.crops`). `view` is its global view, None for an image of one
+    """An image as crops, row by row, in 8 bits (`ImageInput.crops`). `view` is its global view, None where it has one
     crop, which is the view itself; `masks` mark the valid patches of the view and the crops."""
 
     crops: UInt8[Tensor, "n 3 C C"]

@@ -2,7 +2,7 @@
 
 >>> processor = Processor(tokenizer)
 >>> row = processor.row([Message.user(Image("cat.png"), Text("What is this?"))], generation_prompt=True)
->>> row.adapters, len(row.image_slots) == row.images[0].tokens(16)
+>>> row.adapters, sum(row.inputs["image"].tokens) == len(row.inputs["image"].slots)
 (('vision',), True)
 
 Training and serving both make their rows here. Sizes are plain numbers, so that no weights are needed.
@@ -17,7 +17,9 @@ import torch
 from PIL.Image import Image as PILImage
 from torch import Tensor
 
-from polyphi.batch import AudioLayout, Batch, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, row
+from polyphi.image_input import ImageInput
 from polyphi.messages import (
     Audio,
     Image,
@@ -26,8 +28,10 @@ from polyphi.messages import (
     Tokens,
     adapter_for,
     normalize_adapter,
+    route,
 )
 from polyphi.messages import media as media_parts
+from polyphi.modality import Inputs
 from polyphi.processing import audio, image, media
 from polyphi.processing.ids import Placeholder, pieces_of
 from polyphi.processing.media import Caps, MediaError
@@ -192,7 +196,7 @@ class Processor:
                 raise ValueError("this tokenizer has no placeholders for media; it only reads text")
         pieces = pieces_of(ids, items)
         if adapter == "auto":
-            adapter = "vision" if images else "speech" if audios else None
+            adapter = route([kind for kind, parts in ((Image, images), (Audio, audios)) if parts])
         return result_of(self._batch(pieces, normalize_adapter(adapter), None, context))
 
     def count_steps(
@@ -425,24 +429,16 @@ class Processor:
             ids, supervised = ids[:context], supervised[:context]
         items = [item for _, item in pieces if item is not None]
         images = [item for item in items if isinstance(item.part, Image)]
-        pixels = yield from self._pixels(images, slots[Image])
-        return row(
-            ids,
-            supervise=supervised if supervise is not None else None,
-            adapter=adapter,
-            lost=lost,
-            **pixels,
-            **self._mels(
-                [m for m in items if isinstance(m.part, Audio)],
-                slots[Audio],
-                # Audio with an image uses the projector trained with images, for any adapter.
-                "vision" if slots[Image] else "speech",
-            ),
-        )
+        inputs = list[Inputs]()
+        if images:
+            inputs.append((yield from self._images(images, slots[Image])))
+        if clips := [m for m in items if isinstance(m.part, Audio)]:
+            # Audio with an image uses the projector trained with images, for any adapter.
+            inputs.append(self._clips(clips, slots[Audio], "vision" if images else "speech"))
+        supervision = supervised if supervise is not None else None
+        return row(ids, *inputs, supervise=supervision, adapter=adapter, lost=lost)
 
-    def _pixels(self, items: Sequence[Placeholder], slots: Iterable[int]) -> Steps[dict[str, Any]]:
-        if not items:
-            return {}
+    def _images(self, items: Sequence[Placeholder], slots: Iterable[int]) -> Steps[ImageInput]:
         cuts: list[image.ImageCrops] = []
         for m in items:  # one decoded image in memory at a time
             yield
@@ -451,23 +447,19 @@ class Processor:
                 picture = self.decoded_image(m.part, m.plan.image_size)
                 cuts.append(image.cut(picture, m.plan))
         views = [cut.view for cut in cuts if cut.view is not None]
-        return {
-            "crops": torch.cat([cut.crops for cut in cuts]),
-            "views": torch.cat(views) if views else None,
-            "crop_masks": torch.cat([cut.masks for cut in cuts]),
-            "images": tuple(cut.layout for cut in cuts),
-            "image_slots": _positions(slots),
-        }
+        return ImageInput(
+            layouts=tuple(cut.layout for cut in cuts),
+            slots=_positions(slots),
+            crops=torch.cat([cut.crops for cut in cuts]),
+            views=torch.cat(views) if views else None,
+            masks=torch.cat([cut.masks for cut in cuts]),
+        )
 
-    def _mels(
-        self, items: Sequence[Placeholder], slots: Iterable[int], branch: str
-    ) -> dict[str, Any]:
-        if not items:
-            return {}
+    def _clips(self, items: Sequence[Placeholder], slots: Iterable[int], branch: str) -> AudioInput:
         mels = [m.mels for m in items if m.mels is not None]
         clips = tuple(AudioLayout(len(m), branch) for m in mels)
         assert [c.tokens for c in clips] == [m.tokens for m in items]
-        return {"mels": torch.cat(mels), "clips": clips, "audio_slots": _positions(slots)}
+        return AudioInput(layouts=clips, slots=_positions(slots), mels=torch.cat(mels))
 
 
 def _only_last_run(flags: list[bool]) -> None:

@@ -6,6 +6,7 @@ turn: other clients wait for one image, not for a request of 200.
 
 from collections.abc import Sequence
 
+from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.engine.media import MediaError
 from polyphi.engine.rows import PromptEnd
@@ -73,8 +74,8 @@ def _prepare(
         engine.rows.row_steps(messages, adapter=adapter, context=engine.longest, end=end)
     )
     ticket.resize(row.nbytes)
-    if row.images or row.clips:
-        media_type = "image" if not row.clips else "audio" if not row.images else "mixed"
-        metrics.media_decoded(media_type, seconds)
-        metrics.audio_decoded(sum(clip.frames for clip in row.clips) / FRAMES_PER_SECOND)
+    if row.inputs:
+        metrics.media_decoded("mixed" if len(row.inputs) > 1 else next(iter(row.inputs)), seconds)
+    if (audio := row.of(AudioInput)) is not None:
+        metrics.audio_decoded(audio.size / FRAMES_PER_SECOND)
     return row, server.fit_sampling(row, sampling)

@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from polyphi.batch import AudioLayout, Batch
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch
 from polyphi.data.sample import Sample, Unfit
 from polyphi.messages import Audio, Message
 from polyphi.model.config import AudioConfig
@@ -151,10 +152,10 @@ class AttentionDecoder:
         """The sample as one row with the answer, the transcript, supervised. Raises `Unfit` unless the sample has
         exactly one clip and a transcript of 1 to 512 tokens, and for rows over `context`."""
         row = processor.row(sample.messages, adapter=adapter, supervise="answers", context=context)
-        if len(row.clips) != 1:
-            raise Unfit(
-                f"sample {sample.id}: recognition needs one audio clip, found {len(row.clips)}"
-            )
+        audio = row.of(AudioInput)
+        if audio is None or len(audio.layouts) != 1:
+            clips = 0 if audio is None else len(audio.layouts)
+            raise Unfit(f"sample {sample.id}: recognition needs one audio clip, found {clips}")
         assert row.supervised is not None
         if not 1 <= len(row.supervised) <= MAX_TRANSCRIPT_TOKENS:
             raise Unfit(
@@ -184,13 +185,14 @@ class AttentionDecoder:
     ) -> tuple[Tensor, int, dict[str, float]]:
         """(weighted sum of both losses over target tokens, target tokens, sums over them of `aed`, `ctc` and
         `accuracy` of the attention decoder's next token)."""
-        assert model.audio is not None and batch.mels is not None
+        audio = batch.of(AudioInput)
+        assert model.audio is not None and audio is not None
         assert batch.labels is not None and batch.supervised is not None
-        assert len(batch.clips) == batch.sequences, "one clip per sequence"
-        mels = batch.mels
+        assert len(audio.layouts) == batch.sequences, "one clip per sequence"
+        mels, clips = audio.mels, audio.layouts
         if model.training:
-            mels = augment(mels, batch.clips, self.warp, self.masks, self.widest)
-        frames = model.audio.encoder(mels, batch.clips)
+            mels = augment(mels, clips, self.warp, self.masks, self.widest)
+        frames = model.audio.encoder(mels, clips)
         labels = batch.labels.index_select(0, batch.supervised)
         cu_seqlens = torch.tensor(batch.cu_seqlens, device=labels.device)
         edges = torch.searchsorted(batch.supervised, cu_seqlens).tolist()
@@ -198,7 +200,7 @@ class AttentionDecoder:
 
         # The attention decoder reads all tokens but <|end|> and predicts all tokens.
         prefix = pad_sequence([t[:-1] for t in targets], batch_first=True)
-        hidden = head(prefix, *_pad(frames, batch.clips))
+        hidden = head(prefix, *_pad(frames, clips))
         longest = hidden.shape[1]
         positions = [torch.arange(len(t)) + s * longest for s, t in enumerate(targets)]
         hidden = hidden.flatten(0, 1).index_select(
@@ -211,7 +213,7 @@ class AttentionDecoder:
         transcript_ids = torch.cat([t[:-1] for t in targets])
         used, columns = transcript_ids.unique(return_inverse=True)
         used = F.pad(used, (1, 0), value=head.blank)
-        lengths = [clip.tokens for clip in batch.clips]
+        lengths = audio.tokens
         ctc = F.ctc_loss(
             pad_sequence(list(head.frame_log_probs(frames).index_select(1, used).split(lengths))),
             columns + 1,
@@ -300,7 +302,9 @@ class Recogniser(nn.Module):
 
     def mels(self, data: bytes) -> Float[Tensor, "F 80"]:
         """Log-mel frames of an encoded clip (WAV, FLAC, OGG or MP3)."""
-        return self.processor.row([Message.user(Audio(data))]).audio_input.mels
+        audio = self.processor.row([Message.user(Audio(data))]).of(AudioInput)
+        assert audio is not None
+        return audio.mels
 
     def transcribe_bytes(self, data: bytes) -> str:
         """The transcript of an encoded clip."""

@@ -20,8 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from polyphi.batch import Batch, ImageLayout
+from polyphi.audio_input import AudioInput
+from polyphi.batch import Batch
 from polyphi.data.sample import Sample
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.processing.label_grids import EMPTY, ROW_END, LabelledBox, cells
 from polyphi.processing.processor import Processor
 from polyphi.train.stage import Vocabulary
@@ -43,20 +45,19 @@ def word_ids(words: str, tokenizer: Vocabulary) -> list[int]:
 def with_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
     """The row with the words of its images and of its audio clip, where the sample has them. An image that doesn't fill
     its crops gets no words, because its cells don't match the boxes of the annotation."""
-    side, triples = processor.cells, list[tuple[int, int, int]]()
-    for number, (layout, items) in enumerate(
-        zip(row.images, sample.meta.get("named", ()), strict=False)
-    ):
-        if fills_crops(layout, side):
-            cells_words = image_words(layout, items, side)
-            triples += [(number, *pair) for pair in word_pairs(cells_words, processor.tokenizer)]
-    transcript = sample.meta.get("reference", "") if len(row.clips) == 1 else ""
-    pairs = [(0, id) for id in processor.tokenizer.encode(transcript)] if transcript else []
-    return replace(
-        row,
-        cell_words=torch.tensor(triples) if triples else None,
-        clip_words=torch.tensor(pairs) if pairs else None,
-    )
+    if (images := row.of(ImageInput)) is not None:
+        side, triples = processor.cells, list[tuple[int, int, int]]()
+        named = zip(images.layouts, sample.meta.get("named", ()), strict=False)
+        for number, (layout, items) in enumerate(named):
+            if fills_crops(layout, side):
+                words = word_pairs(image_words(layout, items, side), processor.tokenizer)
+                triples += [(number, *pair) for pair in words]
+        row = row.having(replace(images, words=torch.tensor(triples) if triples else None))
+    if (audio := row.of(AudioInput)) is not None and len(audio.layouts) == 1:
+        ids = processor.tokenizer.encode(sample.meta.get("reference", ""))
+        pairs = torch.tensor([(0, id) for id in ids]) if ids else None
+        row = row.having(replace(audio, words=pairs))
+    return row
 
 
 def fills_crops(layout: ImageLayout, side: int) -> bool:
@@ -108,30 +109,30 @@ class Alignment(nn.Module):
         directions = F.normalize(embeddings.detach().float(), dim=-1)
         total = x.new_zeros((), dtype=torch.float32)
         correct, filled = 0.0, 0
-        if batch.cell_words is not None:
-            loss, correct, filled = self._images(x, batch, directions)
+        if (images := batch.of(ImageInput)) is not None and images.words is not None:
+            loss, correct, filled = self._images(x, images, directions)
             total = total + loss
-        if batch.clip_words is not None:
-            total = total + self._clips(x, batch, directions)
+        if (audio := batch.of(AudioInput)) is not None and audio.words is not None:
+            total = total + self._clips(x, audio, directions)
         return total, {"named": (correct, filled)}
 
     def _images(
-        self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]
+        self, x: Tensor, images: ImageInput, directions: Float[Tensor, "V D"]
     ) -> tuple[Tensor, float, int]:
-        assert batch.cell_words is not None and batch.image_slots is not None
-        images, cells, words = batch.cell_words.unbind(1)
-        sizes = torch.tensor([layout.tokens(self.side) for layout in batch.images])
-        slots = (sizes.cumsum(0) - sizes).to(images.device)[images] + cells
-        tokens = x.index_select(0, batch.image_slots)
+        assert images.words is not None and images.slots is not None
+        numbers, cells, words = images.words.unbind(1)
+        sizes = torch.tensor([layout.tokens(self.side) for layout in images.layouts])
+        slots = (sizes.cumsum(0) - sizes).to(numbers.device)[numbers] + cells
+        tokens = x.index_select(0, images.slots)
         return word_loss(word_log_probs(tokens, directions), slots, words, self.empty_ids)
 
-    def _clips(self, x: Tensor, batch: Batch, directions: Float[Tensor, "V D"]) -> Tensor:
+    def _clips(self, x: Tensor, audio: AudioInput, directions: Float[Tensor, "V D"]) -> Tensor:
         """CTC over the vocabulary."""
-        assert batch.clip_words is not None and batch.audio_slots is not None
+        assert audio.words is not None and audio.slots is not None
         by_clip: dict[int, list[int]] = {}
-        for clip, word in batch.clip_words.tolist():
+        for clip, word in audio.words.tolist():
             by_clip.setdefault(clip, []).append(word)
-        slots_of = batch.audio_slots.split([clip.tokens for clip in batch.clips])
+        slots_of = audio.slots.split(audio.tokens)
         audio_slots = [slots_of[clip] for clip in by_clip]
         log_probs = word_log_probs(x.index_select(0, torch.cat(audio_slots)), directions)
         # CTC needs the blank and the words of these clips: a few dozen of 200,064 columns.

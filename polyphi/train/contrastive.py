@@ -31,8 +31,9 @@ from jaxtyping import Bool, Float
 from PIL import Image as Picture
 from torch import Tensor, nn
 
-from polyphi.batch import Batch, ImageLayout, pack
+from polyphi.batch import Batch, pack
 from polyphi.data.sample import Sample, Unfit
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.label_grids import cells, covered
@@ -96,10 +97,16 @@ class Heads(nn.Module):
         return torch.cat([self.words(features), self.cells(averages)], dim=1)
 
 
+def _images(row: Batch) -> ImageInput:
+    images = row.of(ImageInput)
+    assert images is not None
+    return images.ready()
+
+
 def caption_embeddings(model: PhiModel, batch: Batch) -> Float[Tensor, "S 2D"]:
     """Embedding of each caption by the language model: means over its tokens of last hidden states and of token
     embeddings, both normalized, without gradient; float32."""
-    captions = replace(batch, crops=None, crop_masks=None, images=(), image_slots=None)
+    captions = replace(batch, inputs={})
     with torch.no_grad():
         states = (model(captions), model.decoder.embed_tokens(batch.ids))
         # Hidden states of a language model share a large common part; normalization keeps it from hiding differences.
@@ -150,7 +157,7 @@ class Contrastive:
         caption = processor.row(
             [Message("document", (Text(sample.answer),))], adapter=None, context=context
         )
-        image_input = processor.row([Message.user(images[0])]).image_input.float_crops()
+        image_input = _images(processor.row([Message.user(images[0])]))
         words = None
         side = image_input.masks.shape[-1]
         if (
@@ -163,15 +170,13 @@ class Contrastive:
             texts = [*covered(items, side), *chain.from_iterable(middles)]
             pairs = word_pairs(texts, processor.tokenizer)
             words = torch.tensor([(0, *pair) for pair in pairs])
-        return [
-            replace(
-                caption,
-                crops=image_input.crops[:1],
-                crop_masks=image_input.masks[:1],
-                images=(GLOBAL_VIEW,),
-                cell_words=words,
-            )
-        ]
+        view = ImageInput(
+            layouts=(GLOBAL_VIEW,),
+            words=words,
+            crops=image_input.crops[:1],
+            masks=image_input.masks[:1],
+        )
+        return [caption.having(view)]
 
     def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> Heads:
         """Fresh heads, equal for equal seeds. Raises ValueError where the model has no vision tower."""
@@ -192,21 +197,22 @@ class Contrastive:
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """(sum of losses over pairs and patches, number of images, metrics). `accuracy` counts images whose nearest
         caption is their own, `named` filled patches and cells whose most probable word is one of theirs."""
-        assert model.vision is not None and batch.crops is not None and batch.crop_masks is not None
-        assert len(batch.crops) == len(batch.images) == batch.sequences, (
+        views = batch.of(ImageInput)
+        assert model.vision is not None and views is not None
+        assert len(views.crops) == len(views.layouts) == batch.sequences, (
             "one global view per caption"
         )
-        features = model.vision.encoder(batch.crops, batch.crop_masks)
+        features = model.vision.encoder(views.crops, views.masks)
         logits = head(
-            model.vision.encoder.pool(features, batch.crop_masks), caption_embeddings(model, batch)
+            model.vision.encoder.pool(features, views.masks), caption_embeddings(model, batch)
         )
         same = same_caption(batch)
         total = -F.logsigmoid(torch.where(same, logits, -logits)).sum()
         hits = same.gather(1, logits.argmax(1, keepdim=True)).sum()
         named_hits, filled = 0.0, 0
-        if head.words is not None and batch.cell_words is not None:
+        if head.words is not None and views.words is not None:
             assert head.empty_ids is not None
-            images, slots, words = batch.cell_words.unbind(1)
+            images, slots, words = views.words.unbind(1)
             # As with captions, the mean of a step's words is subtracted; only their columns are needed, about a hundred
             # of the vocabulary.
             used, words = words.unique(return_inverse=True)
@@ -275,7 +281,7 @@ class Similarity:
         encoded = io.BytesIO()
         picture.convert("RGB").save(encoded, "PNG", compress_level=1)
         row = self._processor.row([Message.user(Image(encoded.getvalue()))])
-        image_input = row.image_input.float_crops()
+        image_input = _images(row)
         assert self._model.vision is not None
         pooled = self._model.vision.encoder.pooled(image_input.crops[:1], image_input.masks[:1])
         text = (self._embedding(caption) - self._mean) / self._spread

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.conformer import PreparedConformerEncoder
 from polyphi.prepared.prepare import prepare

@@ -18,8 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.data.sample import Sample, Unfit
+from polyphi.image_input import ImageInput
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.decoder import Head, PreparedDecoder
 from polyphi.processing.processor import Processor
@@ -214,10 +216,11 @@ def by_modality(batch: Batch, losses: Float[Tensor, " Q"]) -> dict[str, tuple[Te
     so on."""
     assert batch.supervised is not None
     modality = torch.zeros(batch.sequences, dtype=torch.long, device=losses.device)
-    for bit, slots in ((1, batch.image_slots), (2, batch.audio_slots)):
-        if slots is not None:
-            present = torch.zeros_like(modality).index_fill(0, owners(batch, slots), bit)
-            modality += present
+    for bit, name in ((1, ImageInput.NAME), (2, AudioInput.NAME)):
+        inputs = batch.inputs.get(name)
+        if inputs is not None and inputs.slots is not None:
+            sequences = owners(batch, inputs.slots)
+            modality += torch.zeros_like(modality).index_fill(0, sequences, bit)
     position_modality = modality.index_select(0, owners(batch, batch.supervised))
     sums = losses.new_zeros(len(MODALITIES)).index_add(0, position_modality, losses)
     counts = torch.bincount(position_modality, minlength=len(MODALITIES))

@@ -140,10 +140,11 @@ class Context:
     def part(self, batch: Batch) -> Batch:
         """This process's tokens of a pack. Raises ValueError where the pack has media (their encoders need all of their
         tokens) or fewer tokens than there are processes."""
-        if batch.images or batch.clips:
+        if batch.inputs:
+            items = ", ".join(f"{len(i.layouts)} of {n}" for n, i in batch.inputs.items())
             raise ValueError(
-                f"context parallelism needs rows of text, found {len(batch.images)} images and {len(batch.clips)} "
-                "audio clips in a pack: leave --context-parallel at 1"
+                f"context parallelism needs rows of text, found inputs ({items}) in a pack: leave --context-parallel "
+                "at 1"
             )
         rank, parts = self.mesh.get_local_rank(), self.mesh.size()
         if len(batch) < parts:

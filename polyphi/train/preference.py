@@ -51,7 +51,8 @@ REFERENCE = "reference.jsonl"
 def key(row: Batch) -> str:
     """Hash of a row's content: its tokens, which of them are supervised, and the encoders' inputs."""
     hasher = hashlib.sha256()
-    for tensor in (row.ids, row.supervised, row.crops, row.crop_masks, row.mels):
+    values = (tensor for inputs in row.inputs.values() for tensor in inputs.identity)
+    for tensor in (row.ids, row.supervised, *values):
         if tensor is not None:
             hasher.update(str(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().data)
     return hasher.hexdigest()[:32]

@@ -29,11 +29,13 @@ import rich
 import torch
 from torch import Tensor, nn
 
+from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch, pack
 from polyphi.data import workers
 from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader, ReaderGroup, StepRows
 from polyphi.data.packing import Capacity, Pack, pack_step, single_pack
+from polyphi.image_input import ImageInput
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
@@ -729,9 +731,10 @@ class StageLoss:
             if device.type == "cpu":
                 padded = padding(batch.cu_seqlens)
                 values["padding"] = (padded, padded + len(batch))
-            values["crops"] = batch.crop_count
-            for key, tensor in (("supervised", batch.supervised), ("frames", batch.mels)):
-                values[key] = 0 if tensor is None else len(tensor)
+            values["supervised"] = 0 if batch.supervised is None else len(batch.supervised)
+            for key, kind in (("crops", ImageInput), ("frames", AudioInput)):
+                inputs = batch.inputs.get(kind.NAME)
+                values[key] = 0 if inputs is None else inputs.size
             for key, value in values.items():  # a pair is a sum and its own count
                 for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
                     sums[key, part] += item.share * number

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.engine.runner import extend
 from polyphi.model.multimodal import PhiModel
@@ -37,8 +38,10 @@ def align(
 ) -> list[tuple[float, float]]:
     """(start, end) of each token in seconds from the clip's start, contiguous over the whole clip. Raises ValueError
     for a prompt without exactly one clip."""
-    if len(prompt.clips) != 1:
-        raise ValueError(f"an answer is aligned to one clip, found {len(prompt.clips)}")
+    audio = prompt.of(AudioInput)
+    if audio is None or len(audio.layouts) != 1:
+        clips = 0 if audio is None else len(audio.layouts)
+        raise ValueError(f"an answer is aligned to one clip, found {clips}")
     if not tokens:
         return []
     attention = alignment_map(AudioAttention(model, prompt, tokens), heads)
@@ -52,10 +55,11 @@ class AudioAttention:
 
     def __init__(self, model: PhiModel, prompt: Batch, tokens: Sequence[int]) -> None:
         batch = extend(prompt, tokens).to(model.decoder.device)
-        assert batch.audio_slots is not None
+        audio = batch.of(AudioInput)
+        assert audio is not None and audio.slots is not None
         self.layers: list[tuple[Tensor, Tensor]] = []
         self._predicting = slice(len(prompt) - 1, len(batch) - 1)
-        self._slots = batch.audio_slots
+        self._slots = audio.slots
         model(batch, self)
 
     def attend(

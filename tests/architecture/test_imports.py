@@ -8,8 +8,9 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ("polyphi", "polyphi_eval", "polyphi_recipe")
+INPUTS = {"image_input", "audio_input"}
 LEVELS = (
-    {"messages", "batch", "steps", "runtime", "kernels", "text"},
+    {"messages", "batch", "modality", *INPUTS, "steps", "runtime", "kernels", "text"},
     {"processing", "model", "services"},
     {"data", "checkpoints", "prepared", "quantization"},
     {"engine", "train", "transcription"},
@@ -21,17 +22,24 @@ RECIPE_LEVELS = ({"curate"}, {"synthetic", "stages"}, {"corpora"})
 """Packages of polyphi_recipe; all else of it is above them."""
 LEVEL_0 = LEVELS[0]
 WITHIN_A_LEVEL = {
+    ("batch", "modality"),
+    ("image_input", "modality"),
+    ("audio_input", "modality"),
     ("checkpoints", "quantization"),
     ("quantization", "prepared"),
     ("text", "messages"),
     ("train", "engine"),
     ("transcription", "engine"),
 }
-MODULES_BESIDE_PACKAGES = {"api", "messages", "batch", "steps"}
+MODULES_BESIDE_PACKAGES = {"api", "messages", "batch", "modality", *INPUTS, "steps"}
 CURATION = {"processing", "services", "data"} | LEVEL_0
 ONLY = {
-    "polyphi.model": {"batch"},  # no kernel: fast paths replace its modules from outside
-    "polyphi.prepared": {"batch", "steps", "kernels", "model"},
+    "polyphi.model": {
+        "batch",
+        "modality",
+        *INPUTS,
+    },  # no kernel: fast paths replace its modules from outside
+    "polyphi.prepared": {"batch", "modality", *INPUTS, "steps", "kernels", "model"},
     "polyphi.processing": LEVEL_0,
     "polyphi.data": LEVEL_0 | {"processing", "services"},
     "polyphi.serve": LEVEL_0 | {"engine", "transcription"},

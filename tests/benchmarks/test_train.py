@@ -59,7 +59,8 @@ def test_a_row_is_supervised_where_it_answers(train, tiny_config: ModelConfig) -
         batch = train.as_batch(sample, work)
         assert len(batch.supervised) == sum(sample["supervise"]) > 0
         assert batch.adapters == ("speech",)
-        assert len(batch.audio_slots) == batch.clips[0].tokens
+        audio = batch.inputs["audio"]
+        assert [len(audio.slots)] == audio.tokens
 
 
 def test_rows_are_printed_as_one_json_list(train, capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,7 +241,7 @@ def test_embeddings_are_what_the_decoder_receives(
         assert vectors.shape == (own, width)
         assert vectors.dtype == torch.float32 and not vectors.is_inference()
         row = phi.engine.rows.row(messages)
-        slots = row.image_slots if isinstance(part, Image) else row.audio_slots
+        slots = row.inputs["image" if isinstance(part, Image) else "audio"].slots
         with torch.no_grad():
             x = phi.model.embed(row)[slots]
         torch.testing.assert_close(vectors, x, rtol=0, atol=ROUNDING)

@@ -150,7 +150,8 @@ def test_cross_attention_keeps_text_and_attends_to_its_own_images(
         packed = crossed(pack([text, picture, other]))
         alone = torch.cat([crossed(row) for row in (text, picture, other)])
         assert torch.allclose(packed, alone, atol=1e-5)  # as packs equal rows elsewhere
-        swapped = replace(picture, crops=other.crops, views=other.views)
+        images, others = (b.inputs["image"] for b in (picture, other))
+        swapped = picture.having(replace(images, crops=others.crops, views=others.views))
         assert not torch.allclose(crossed(swapped), crossed(picture), atol=1e-5)
 
 
@@ -160,10 +161,11 @@ def test_a_row_with_single_placeholders_keeps_all_labels(
     sample = Shards(write_corpora(tmp_path) / "pictures" / "train")[0]
     (inside,) = EVERYTHING.objective.rows(sample, processor, 200)
     (beside,) = mixture_of_loras.SinglePlaceholder().rows(sample, processor, 200)
-    tokens = inside.images[0].tokens(processor.cells)
+    (tokens,) = inside.inputs["image"].tokens
     assert len(beside) == len(inside) - tokens + 1
-    assert beside.image_slots is not None and beside.images == inside.images
-    assert beside.ids[beside.image_slots].tolist() == [processor.tokenizer.image_id]
+    images = beside.inputs["image"]
+    assert images.layouts == inside.inputs["image"].layouts
+    assert beside.ids[images.slots].tolist() == [processor.tokenizer.image_id]
     assert inside.labels is not None and beside.labels is not None
     assert inside.labels[inside.labels >= 0].tolist() == beside.labels[beside.labels >= 0].tolist()
 

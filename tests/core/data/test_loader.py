@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from variants import few
 
-from polyphi.batch import AudioLayout, Batch, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, row
 from polyphi.data import loader as module
 from polyphi.data import shards, workers
 from polyphi.data.draws import Draw, Skipped, Unfit
@@ -50,9 +51,8 @@ def as_row(corpus: str, sample: Sample) -> list[Batch]:
     return [
         row(
             [number] * len(sample.answer),
+            AudioInput(layouts=(AudioLayout(number, "speech"),), mels=torch.full((number, 2), 0.5)),
             supervise=[True] * len(sample.answer),
-            mels=torch.full((number, 2), 0.5),
-            clips=(AudioLayout(number, "speech"),),
             lost=number % 2,
         )
     ]
@@ -283,7 +283,8 @@ def test_workers_change_nothing(
     assert [packs(step) for step in worker_steps] == [packs(step) for step in steps[:9]]
     for ours, theirs in zip(steps, worker_steps, strict=False):
         for one, its in zip(ours.samples, theirs.samples, strict=True):
-            assert torch.equal(one[0].mels, its[0].mels) and one[0].clips == its[0].clips
+            ours, theirs = (rows[0].inputs["audio"] for rows in (one, its))
+            assert torch.equal(ours.mels, theirs.mels) and ours.layouts == theirs.layouts
             assert (
                 torch.equal(one[0].labels, its[0].labels) and one[0].cu_seqlens == its[0].cu_seqlens
             )

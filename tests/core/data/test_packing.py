@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyphi.batch import AudioLayout, Batch, ImageLayout, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, row
 from polyphi.data.packing import Capacity, RowSize, pack_step, single_pack
+from polyphi.image_input import ImageInput, ImageLayout
 
 SIZES = st.lists(
     st.builds(RowSize, st.integers(1, 9), st.integers(0, 4), st.integers(0, 30)),
@@ -27,14 +29,14 @@ def sample(*lengths: int) -> list[Batch]:
 
 def heavy(size: RowSize, name: int) -> list[Batch]:
     """Return a sample of a size whose token ids are all `name`."""
-    media = {
-        "crops": torch.zeros(size.crops, 3, 2, 2),
-        "crop_masks": torch.ones(size.crops, 1, 1, dtype=torch.bool),
-        "images": (ImageLayout(0, 0, 0, 0),) * size.crops,
-        "mels": torch.zeros(size.frames, 80),
-        "clips": (AudioLayout(size.frames, "speech"),),
-    }
-    return [row([name] * size.tokens, supervise=[True] * size.tokens, **media)]
+    images = ImageInput(
+        layouts=(ImageLayout(0, 0, 0, 0),) * size.crops,
+        crops=torch.zeros(size.crops, 3, 2, 2),
+        masks=torch.ones(size.crops, 1, 1, dtype=torch.bool),
+    )
+    clip = AudioLayout(size.frames, "speech")
+    audio = AudioInput(layouts=(clip,), mels=torch.zeros(size.frames, 80))
+    return [row([name] * size.tokens, images, audio, supervise=[True] * size.tokens)]
 
 
 def within(size: RowSize, capacity: Capacity) -> bool:
@@ -111,7 +113,8 @@ def test_media_bound_packs_too_and_blank_patches_are_counted() -> None:
     half = torch.tensor([True, False]).expand(12, 2, 2)
     from dataclasses import replace
 
-    assert replace(pack, batch=replace(pack.batch, crop_masks=half)).blank == 0.5
+    images = replace(pack.batch.inputs["image"], masks=half)
+    assert replace(pack, batch=pack.batch.having(images)).blank == 0.5
     with pytest.raises(ValueError, match="found 0"):
         Capacity(10, 0)
 

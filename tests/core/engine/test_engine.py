@@ -182,8 +182,9 @@ def test_fields_of_a_completion(engine: Engine, conversations: list[list[Message
         answer = engine.generate(messages, sampling=SamplingParams(max_tokens=2))
         assert answer.adapter == adapter
         assert answer.prompt_tokens == len(row)
-        assert answer.image_tokens == sum(i.tokens(2) for i in row.images)
-        assert answer.audio_tokens == sum(c.tokens for c in row.clips)
+        tokens = {name: sum(inputs.tokens) for name, inputs in row.inputs.items()}
+        assert answer.image_tokens == tokens.get("image", 0)
+        assert answer.audio_tokens == tokens.get("audio", 0)
 
 
 def test_adapters_can_be_chosen(engine: Engine) -> None:

@@ -294,7 +294,7 @@ def test_encoding_stops_when_its_request_is_aborted(
 def test_a_small_image_does_not_wait_for_all_large_ones(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyphi.engine.encoders.CROPS", 1)
+    monkeypatch.setattr("polyphi.image_input.ImageInput.MOST", 1)
     monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
     large = [engine.submit([Message.user(picture(120, 120 - i), "?")]) for i in range(4)]
     small = engine.submit([Message.user(picture(20, 20), "?")])

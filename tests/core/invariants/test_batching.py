@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, pack, row
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.attention import ragged_attention
@@ -42,7 +44,7 @@ def sample(config: ModelConfig, dice: random.Random) -> Batch:
     """A random row: some text around up to two pictures and up to two clips."""
     generator = torch.Generator().manual_seed(dice.randrange(2**31))
     size, grid = config.vision.crop_size, config.vision.grid
-    ids, slots, media = [], {"image": [], "audio": []}, {}
+    ids, slots, inputs = [], {"image": [], "audio": []}, []
 
     def text() -> None:
         ids.extend(
@@ -71,11 +73,9 @@ def sample(config: ModelConfig, dice: random.Random) -> Batch:
     if layouts:
         masks = torch.cat(masks)
         crops = torch.randn(len(masks), 3, size, size, generator=generator)
-        media |= dict(
-            crops=crops,
-            crop_masks=masks,
-            images=tuple(layouts),
-            image_slots=torch.tensor(slots["image"]),
+        image_slots = torch.tensor(slots["image"])
+        inputs.append(
+            ImageInput(layouts=tuple(layouts), slots=image_slots, crops=crops, masks=masks)
         )
     clips = [
         AudioLayout(dice.choice([1, 7, 8, 60, 61, 300, 4100]), "vision" if layouts else "speech")
@@ -88,9 +88,10 @@ def sample(config: ModelConfig, dice: random.Random) -> Batch:
         mels = 8 + 3 * torch.randn(
             sum(c.frames for c in clips), config.audio.input_size, generator=generator
         )
-        media |= dict(mels=mels, clips=tuple(clips), audio_slots=torch.tensor(slots["audio"]))
+        audio_slots = torch.tensor(slots["audio"])
+        inputs.append(AudioInput(layouts=tuple(clips), slots=audio_slots, mels=mels))
     own = "vision" if layouts else "speech" if clips else None
-    return row(ids, adapter=dice.choice([own, own, own, "vision", "speech", None]), **media)
+    return row(ids, *inputs, adapter=dice.choice([own, own, own, "vision", "speech", None]))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -200,7 +201,7 @@ def test_cached_equals_uncached(model, lengths, seed):
 def test_cached_media_prompt_equals_uncached(model, tiny_config):
     dice = random.Random(3)
     prompts = [sample(tiny_config, dice) for _ in range(8)]
-    prompt = next(p for p in prompts if p.images and p.clips)
+    prompt = next(p for p in prompts if len(p.inputs) == 2)
     tail = [30, 31, 32]
     whole = replace(
         prompt,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.model.config import AudioConfig
 from polyphi.model.conformer import CausalDepthwise, ConformerEncoder
 from polyphi.model.multimodal import PhiModel

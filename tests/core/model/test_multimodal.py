@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, pack, row
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.adapters import add_adapter, merge_adapter
 from polyphi.model.config import AdapterConfig, ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -25,11 +27,13 @@ def image_row(adapter: str | None = "vision") -> Batch:
     n = layout.tokens(2)
     return row(
         [1, 2, *[10] * n, 3],
+        ImageInput(
+            layouts=(layout,),
+            slots=torch.arange(2, 2 + n),
+            crops=torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0)),
+            masks=torch.ones(3, 4, 4, dtype=torch.bool),
+        ),
         adapter=adapter,
-        crops=torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0)),
-        crop_masks=torch.ones(3, 4, 4, dtype=torch.bool),
-        images=(layout,),
-        image_slots=torch.arange(2, 2 + n),
     )
 
 
@@ -37,27 +41,29 @@ def audio_row(branch: str = "speech", frames: int = 37) -> Batch:
     clip = AudioLayout(frames, branch)
     mels = torch.randn(frames, 80, generator=torch.Generator().manual_seed(0))
     slots = torch.arange(1, 1 + clip.tokens)
-    return row(
-        [1, *[11] * clip.tokens, 5], adapter=branch, mels=mels, clips=(clip,), audio_slots=slots
-    )
+    audio = AudioInput(layouts=(clip,), slots=slots, mels=mels)
+    return row([1, *[11] * clip.tokens, 5], audio, adapter=branch)
 
 
 def test_placeholders_and_features_must_agree(model):
     batch = image_row()
+    images = batch.inputs["image"]
     with pytest.raises(ValueError, match=r"14 image placeholder tokens.* 15 tokens"):
-        model(replace(batch, image_slots=batch.image_slots[:-1]))
+        model(batch.having(replace(images, slots=images.slots[:-1])))
+    batch = audio_row()
     with pytest.raises(ValueError, match=r"0 audio placeholder tokens.* 5 tokens"):
-        model(replace(audio_row(), audio_slots=None))
+        model(batch.having(replace(batch.inputs["audio"], slots=None)))
 
 
 @torch.no_grad()
 def test_features_replace_the_placeholders(model):
     batch = pack([audio_row(), image_row()])
     x = model.embed(batch)
-    assert torch.equal(x[batch.image_slots], model.image_tokens(batch))
-    assert torch.equal(x[batch.audio_slots], model.audio_tokens(batch))
     text = torch.ones(len(batch), dtype=torch.bool)
-    text[batch.image_slots] = text[batch.audio_slots] = False
+    for name, inputs in batch.inputs.items():
+        assert torch.equal(x[inputs.slots], model.encode(name, inputs))
+        text[inputs.slots] = False
+    assert set(batch.inputs) == {"image", "audio"}
     assert torch.equal(x[text], model.decoder.embed_tokens.weight[batch.ids[text]])
 
 
@@ -70,9 +76,9 @@ def test_a_model_without_towers(tiny_config):
     mini = PhiModel(ModelConfig(tiny_config.decoder, None, None, {}))
     mini.initialise()
     assert mini(row([1, 2, 3])).shape == (3, 96) and mini.unused() == frozenset()
-    with pytest.raises(ValueError, match="1 images, but this model has no vision tower"):
+    with pytest.raises(ValueError, match="1 inputs of image, but this model has no encoder"):
         mini(image_row(None))
-    with pytest.raises(ValueError, match="1 audio clips, but this model has no audio encoder"):
+    with pytest.raises(ValueError, match="1 inputs of audio, but this model has no encoder"):
         mini(audio_row())
     with pytest.raises(ValueError, match=r"adapter vision .*: none"):
         mini(row([1], adapter="vision"))
@@ -133,8 +139,8 @@ def test_a_fresh_model_predicts_uniformly(model, tiny_config):
     logits = model.logits(model(batch))
     surprise = F.cross_entropy(logits, torch.randint(0, 1000, (len(batch),)))
     assert surprise == pytest.approx(math.log(1000), abs=0.2)
-    for features in (model.image_tokens(batch), model.audio_tokens(batch)):
-        assert 0.01 < features.std() < 10
+    for name, inputs in batch.inputs.items():
+        assert 0.01 < model.encode(name, inputs).std() < 10
 
 
 def test_training_under_autocast(model):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from polyphi.batch import AudioLayout, ImageLayout
+from polyphi.audio_input import AudioLayout
+from polyphi.image_input import ImageLayout
 from polyphi.model.projector import AudioProjector, VisionProjector
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from variants import few
 
 from polyphi import kernels
-from polyphi.batch import AudioLayout, ImageLayout, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import row
 from polyphi.checkpoints.names import QUANTIZED
 from polyphi.checkpoints.read import (
     load_checkpoint,
@@ -20,6 +21,7 @@ from polyphi.checkpoints.read import (
 )
 from polyphi.checkpoints.write import ALIGNED, save_checkpoint
 from polyphi.engine.memory import model_bytes
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.adapters import add_adapter, merge_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -68,10 +70,12 @@ def test_a_quantized_checkpoint_equals_quantizing_while_loading(whole: Path, kin
     for adapter in (None, "speech", "vision"):
         assert torch.equal(logits_of(saved, adapter), logits_of(loaded, adapter))
     crops, masks = torch.randn(2, 3, 56, 56).bfloat16(), torch.ones(2, 4, 4, dtype=torch.bool)
-    image = row([0], crops=crops, crop_masks=masks, images=(ImageLayout(1, 1, 2, 2),))
-    audio = row([0], mels=8 + 3 * torch.randn(180, 80), clips=(AudioLayout(180, "vision"),))
-    assert torch.equal(saved.image_tokens(image), loaded.image_tokens(image))
-    assert torch.equal(saved.audio_tokens(audio), loaded.audio_tokens(audio))
+    mels, clips = 8 + 3 * torch.randn(180, 80), (AudioLayout(180, "vision"),)
+    for inputs in (
+        ImageInput(layouts=(ImageLayout(1, 1, 2, 2),), crops=crops, masks=masks),
+        AudioInput(layouts=clips, mels=mels),
+    ):
+        assert torch.equal(*(m.encode(inputs.NAME, inputs) for m in (saved, loaded)))
     if kind.startswith("int4"):
         tokens = row(list(range(20, 50)), adapter="speech")
         assert torch.equal(saved.logits(saved(tokens)), loaded.logits(loaded(tokens)))

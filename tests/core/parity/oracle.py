@@ -13,7 +13,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from polyphi.batch import AudioLayout, Batch, ImageLayout, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, row
+from polyphi.image_input import ImageInput, ImageLayout
+from polyphi.modality import Inputs
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 
@@ -232,19 +235,20 @@ def request(
     for clip in clip_layouts:
         audio_slots += range(len(ids), len(ids) + clip.tokens)
         ids += [a.audio_token_id] * clip.tokens
-    media: dict = {}
+    inputs: list[Inputs] = []
     if pictures:
-        media |= dict(
-            crops=torch.cat([p for p, _, _ in pictures]),
-            crop_masks=torch.cat([m for _, m, _ in pictures]),
-            images=tuple(layout for *_, layout in pictures),
-            image_slots=torch.tensor(image_slots),
+        inputs.append(
+            ImageInput(
+                layouts=tuple(layout for *_, layout in pictures),
+                slots=torch.tensor(image_slots),
+                crops=torch.cat([p for p, _, _ in pictures]),
+                masks=torch.cat([m for _, m, _ in pictures]),
+            )
         )
     if clips:
-        media |= dict(
-            mels=torch.cat(clips), clips=clip_layouts, audio_slots=torch.tensor(audio_slots)
-        )
-    return row([*ids, *text], adapter=adapter, **media)
+        slots, mels = torch.tensor(audio_slots), torch.cat(clips)
+        inputs.append(AudioInput(layouts=clip_layouts, slots=slots, mels=mels))
+    return row([*ids, *text], *inputs, adapter=adapter)
 
 
 @torch.no_grad()
@@ -252,21 +256,20 @@ def reference_logits(model: nn.Module, config: ModelConfig, batch: Batch) -> Ten
     """[T V] of the reference for one sequence with at most one clip."""
     use(model, batch.adapters[0])
     inputs: dict = {}
-    if batch.images:
-        size, most = config.vision.crop_size, max(layout.crops for layout in batch.images)
-        pixels = torch.zeros(len(batch.images), most, *batch.crops.shape[1:])
-        masks = torch.ones(len(batch.images), most, *batch.crop_masks.shape[1:])
-        counts = [layout.crops for layout in batch.images]
+    if (images := batch.of(ImageInput)) is not None:
+        layouts, size = images.layouts, config.vision.crop_size
+        counts = [layout.crops for layout in layouts]
+        pixels = torch.zeros(len(layouts), max(counts), *images.crops.shape[1:])
+        masks = torch.ones(len(layouts), max(counts), *images.masks.shape[1:])
         for i, (p, m) in enumerate(
-            zip(batch.crops.split(counts), batch.crop_masks.split(counts), strict=True)
+            zip(images.crops.split(counts), images.masks.split(counts), strict=True)
         ):
             pixels[i, : len(p)], masks[i, : len(p)] = p, m.float()
-        sizes = torch.tensor([[size * x.crop_rows, size * x.crop_cols] for x in batch.images])
+        sizes = torch.tensor([[size * x.crop_rows, size * x.crop_cols] for x in layouts])
         inputs |= dict(image_pixel_values=pixels, image_sizes=sizes, image_attention_mask=masks)
-    if batch.clips:
-        assert len(batch.clips) == 1, "the reference's mask for several clips is wrong"
+    if (audio := batch.of(AudioInput)) is not None:
+        assert len(audio.layouts) == 1, "the reference's mask for several clips is wrong"
         inputs |= dict(
-            audio_input_features=batch.mels[None],
-            audio_embed_sizes=torch.tensor([batch.clips[0].tokens]),
+            audio_input_features=audio.mels[None], audio_embed_sizes=torch.tensor(audio.tokens)
         )
     return model(batch.ids[None], use_cache=False, **inputs).logits[0]

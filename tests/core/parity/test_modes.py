@@ -65,7 +65,7 @@ def test_picture_and_clip(models, tiny_config):
     """The vision adapter, and the audio projector of that name."""
     cut, mels = oracle.picture(tiny_config, (2, 3), (7, 12), seed=3), oracle.mels(300, seed=4)
     batch = oracle.request(tiny_config, pictures=(cut,), clips=(mels,), adapter="vision")
-    assert batch.clips[0].branch == "vision"
+    assert batch.inputs["audio"].layouts[0].branch == "vision"
     assert agree(models, tiny_config, batch) < ROUNDING
 
 

@@ -101,6 +101,6 @@ def test_real_geometry(tiny_config):
     model = oracle.ours(reference, config)
     cut = oracle.picture(config, (2, 3), (53, 96), seed=3)
     batch = oracle.request(config, pictures=(cut,), adapter="vision")
-    assert len(batch.image_slots) == 1596
+    assert len(batch.inputs["image"].slots) == 1596
     logits, expected = model.logits(model(batch)), oracle.reference_logits(reference, config, batch)
     torch.testing.assert_close(logits, expected, atol=LOGITS, rtol=0)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from model.test_attention import noise
 
-from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, pack, row
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
@@ -38,11 +40,13 @@ def image_row() -> Batch:
     tokens = layout.tokens(2)
     return row(
         [5, *[10] * tokens, 6, 7],
+        ImageInput(
+            layouts=(layout,),
+            slots=torch.arange(1, 1 + tokens),
+            crops=noise(3, 3, 56, 56, seed=1),
+            masks=masks,
+        ),
         adapter="vision",
-        images=(layout,),
-        crops=noise(3, 3, 56, 56, seed=1),
-        crop_masks=masks,
-        image_slots=torch.arange(1, 1 + tokens),
     )
 
 
@@ -50,10 +54,12 @@ def audio_row(frames: int = 60) -> Batch:
     clip = AudioLayout(frames, "speech")
     return row(
         [5, *[11] * clip.tokens, 6],
+        AudioInput(
+            layouts=(clip,),
+            slots=torch.arange(1, 1 + clip.tokens),
+            mels=4 * noise(frames, 80, seed=2),
+        ),
         adapter="speech",
-        clips=(clip,),
-        mels=4 * noise(frames, 80, seed=2),
-        audio_slots=torch.arange(1, 1 + clip.tokens),
     )
 
 

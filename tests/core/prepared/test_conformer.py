@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.kernels import bf16
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.batch import ImageInput, ImageLayout
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.model.multimodal import PhiModel
 from polyphi.model.siglip import SiglipEncoder
 from polyphi.prepared import siglip
@@ -91,7 +91,7 @@ def test_equal_crops_are_encoded_once(model, monkeypatch):
     """An image of one crop equals its global view; the gradient is that of both."""
     crops, masks = inputs(4)
     crops[1], masks[:] = crops[0], True
-    images = ImageInput(crops, None, masks, (ImageLayout(1, 1, 2, 2),) * 2)
+    images = ImageInput(layouts=(ImageLayout(1, 1, 2, 2),) * 2, crops=crops, masks=masks)
     assert equal_crops(images).tolist() == [0, 0, 2, 3]
     prepared = prepare(copy.deepcopy(model.vision))
     sizes, embed = [], prepared.encoder.embed

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from variants import few
 
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.processing import audio
 from polyphi.processing.audio import (
     frames,

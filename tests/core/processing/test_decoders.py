@@ -287,7 +287,7 @@ def test_the_header_of_an_image_is_read_once(
     ]
     result_of(processor.media_size(messages))
     row = processor.row(messages)
-    assert len(jobs) == 4 and len(row.images) == 2
+    assert len(jobs) == 4 and len(row.inputs["image"].layouts) == 2
     del messages
     gc.collect()
     assert not processor._sizes

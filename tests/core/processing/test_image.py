@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyphi.batch import ImageInput, normalized, pack, row
+from polyphi.batch import pack, row
+from polyphi.image_input import ImageInput, normalized
 from polyphi.processing import image
 from polyphi.processing.image import count_tokens, grid, plan
 
@@ -161,26 +162,26 @@ def test_packed_pictures_are_split_again() -> None:
         pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
         sizes = plan(width, height, crop_size=56, max_crops=6)
         crops, view, masks, layout = image.cut(Image.fromarray(pixels), sizes)
-        return row([0], crops=crops, views=view, crop_masks=masks, images=(layout,))
+        return row([0], ImageInput(layouts=(layout,), crops=crops, views=view, masks=masks))
 
     rows = [image_row(*size) for size in ((56, 56), (100, 40), (20, 20), (150, 100))]
-    packed = pack(rows)
+    packed = pack(rows).inputs["image"]
     assert packed.crops.dtype == torch.uint8 and len(packed.crops) == 1 + 2 + 1 + 6
-    assert len(packed.views) == 2 and packed.crop_count == len(packed.crop_masks) == 14
-    images = packed.image_input.float_crops()
-    alone = [r.image_input.float_crops() for r in rows]
+    assert len(packed.views) == 2 and packed.size == len(packed.masks) == 14
+    images = packed.ready()
+    alone = [r.inputs["image"].ready() for r in rows]
     assert images.crops.equal(torch.cat([one.crops for one in alone]))
-    assert images.views is None and images.float_crops() is images
+    assert images.views is None and images.ready() is images
     floats = replace(packed, crops=images.crops, views=None)
     for batch in (packed, floats):
-        parts = list(batch.image_input.split())
+        parts = list(batch.split())
         for one, part in zip(alone, parts, strict=True):
             assert part.layouts == one.layouts and part.masks.equal(one.masks)
-            assert part.float_crops().crops.equal(one.crops)
-        assert ImageInput.join(parts).float_crops().crops.equal(images.crops)
+            assert part.ready().crops.equal(one.crops)
+        assert ImageInput.join(parts).ready().crops.equal(images.crops)
     assert 3 * packed.nbytes < floats.nbytes
     with pytest.raises(AssertionError, match="a pack mixes crops"):
-        pack([packed, floats])
+        ImageInput.join([packed, floats])
 
 
 def test_a_grid_by_aspect_ratio() -> None:

@@ -35,20 +35,27 @@ def test_a_picture_fills_its_placeholders(processor: Processor, png: Make) -> No
     row = processor.row(
         [Message.user("Look", Image(png(100, 40)), "What?")], generation_prompt=True
     )
-    (layout,) = row.images
-    assert layout.tokens(2) == 7 + 2 * 5 == len(row.image_slots)
+    (layout,) = row.inputs["image"].layouts
+    assert layout.tokens(2) == 7 + 2 * 5 == len(row.inputs["image"].slots)
     assert (
-        row.image_slots.tolist()
+        row.inputs["image"].slots.tolist()
         == (row.ids == processor.tokenizer.image_id).nonzero().flatten().tolist()
     )
-    assert row.crops.dtype == torch.uint8 and row.crops.shape == (2, 3, 56, 56)
-    assert row.views.shape == (1, 3, 56, 56) and row.crop_masks.shape == (3, 4, 4)
+    assert row.inputs["image"].crops.dtype == torch.uint8 and row.inputs["image"].crops.shape == (
+        2,
+        3,
+        56,
+        56,
+    )
+    assert row.inputs["image"].views.shape == (1, 3, 56, 56) and row.inputs[
+        "image"
+    ].masks.shape == (3, 4, 4)
     assert (
         row.adapters == ("vision",)
         and row.cu_seqlens == (0, len(row.ids))
         and row.seq_lens == (len(row.ids),)
     )
-    assert row.labels is None and row.mels is None and row.clips == () and row.audio_slots is None
+    assert row.labels is None and set(row.inputs) == {"image"}
 
 
 @pytest.mark.parametrize(
@@ -66,11 +73,12 @@ def test_content_chooses_adapter_and_branch(
     kinds = {"a": sound(1600), "i": Image(png(56, 56))}
     message = Message("user", (*(kinds[k] for k in parts), Text("Hi")))
     row = processor.row([message])
-    assert row.adapters == (adapter,) and [c.branch for c in row.clips] == (
-        [branch] if branch else []
-    )
     forced = processor.row([message], adapter="vision")
-    assert forced.adapters == ("vision",) and forced.clips == row.clips
+    assert row.adapters == (adapter,) and forced.adapters == ("vision",)
+    for one in (row, forced):
+        clips = one.inputs["audio"].layouts if branch else ()
+        assert [c.branch for c in clips] == ([branch] if branch else [])
+        assert len(one.inputs) == len(parts)
     assert processor.row([message], adapter=None).adapters == (None,)
 
 
@@ -88,7 +96,7 @@ def test_the_answer_is_supervised_and_nothing_else(processor: Processor, png: Ma
     assert (row.labels[row.supervised] == row.ids[row.supervised + 1]).all()
     everything = processor.row(chat, supervise="all")
     assert processor.tokenizer.image_id not in everything.labels
-    assert len(everything.supervised) == len(row.ids) - 1 - len(row.image_slots)
+    assert len(everything.supervised) == len(row.ids) - 1 - len(row.inputs["image"].slots)
 
 
 def test_a_document_is_all_supervised_but_its_media(processor: Processor, png: Make) -> None:
@@ -192,7 +200,7 @@ def test_bytes_of_media_are_known_before_they_are_decoded(
     monkeypatch.setattr(Processor, "decoded_image", refuse)
     monkeypatch.setattr(media.AudioStream, "__iter__", refuse)
     sizes, pixels = zip(*(result_of(processor.media_size(chat)) for chat in chats), strict=True)
-    assert list(sizes) == [row.nbytes - row.without_media().nbytes for row in rows]
+    assert list(sizes) == [row.nbytes - row.encoded().nbytes for row in rows]
     assert sizes[0] == sizes[2] > sizes[1] == 0
     assert pixels == (56 * 56 + 2 * 300 * 200, 0, 56 * 56 + 2 * 300 * 200)
     with pytest.raises(MediaError) as caught:
@@ -202,27 +210,32 @@ def test_bytes_of_media_are_known_before_they_are_decoded(
 
 def test_an_mp3_clips_bytes_are_estimated(processor: Processor, clip: Make) -> None:
     chat = [Message.user(Audio(clip(48_000, format="MP3")))]
-    true = processor.row(chat).mels.nbytes
+    true = processor.row(chat).inputs["audio"].mels.nbytes
     assert abs(result_of(processor.media_size(chat))[0] - true) < true / 4
 
 
 def test_max_crops_can_be_lowered_per_row(processor: Processor, png: Make) -> None:
     chat = [Message.user(Image(png(300, 200)))]
     full, low, high = (processor.row(chat, max_crops=n) for n in (None, 1, 100))
-    assert full.images[0].crops == 7 == high.images[0].crops and low.images[0].crops == 2
+    assert [row.inputs["image"].size for row in (full, low, high)] == [7, 2, 7]
     assert processor.count(chat, max_crops=1, generation_prompt=False).total == len(low)
 
 
 def test_a_picture_asks_for_its_own_crops(processor: Processor, png: Make) -> None:
     def crops(**options: object) -> int:
-        return processor.row([Message.user(Image(png(300, 200), **options))]).images[0].crops
+        return (
+            processor.row([Message.user(Image(png(300, 200), **options))])
+            .inputs["image"]
+            .layouts[0]
+            .crops
+        )
 
     assert crops() == crops(detail="auto") == crops(detail="high") == crops(max_crops=99) == 7
     assert crops(detail="low") == crops(max_crops=1) == 2
     assert crops(detail="low", max_crops=4) == crops(max_crops=4) < 7
     two = [Message.user(Image(png(300, 200), "low"), Image(png(300, 200)))]
-    assert [i.crops for i in processor.row(two).images] == [2, 7]
-    assert [i.crops for i in processor.row(two, max_crops=1).images] == [2, 2]
+    assert [i.crops for i in processor.row(two).inputs["image"].layouts] == [2, 7]
+    assert [i.crops for i in processor.row(two, max_crops=1).inputs["image"].layouts] == [2, 2]
 
 
 def test_openai_details_reach_the_row(processor: Processor, png: Make) -> None:
@@ -230,7 +243,7 @@ def test_openai_details_reach_the_row(processor: Processor, png: Make) -> None:
 
     def crops(**beside: object) -> int:
         part = {"type": "image_url", "image_url": {"url": address, **beside}}
-        return processor.row([{"role": "user", "content": [part]}]).images[0].crops
+        return processor.row([{"role": "user", "content": [part]}]).inputs["image"].layouts[0].crops
 
     assert crops() == crops(detail="high") == crops(detail=None) == 7
     assert crops(detail="low") == crops(max_crops=1) == 2
@@ -240,15 +253,17 @@ def test_a_video_is_its_frames(processor: Processor) -> None:
     walk = film(12, size=(112, 96))
     chat = [Message.user(Video(walk, frames=5), "What happens?")]
     row = processor.row(chat, generation_prompt=True)
-    assert row.adapters == ("vision",) and [i.crops for i in row.images] == [5] * 5
+    assert row.adapters == ("vision",) and [i.crops for i in row.inputs["image"].layouts] == [5] * 5
     assert processor.count(chat).total == len(row)
-    brightness = [float(view.mean()) for view in row.views]
+    brightness = [float(view.mean()) for view in row.inputs["image"].views]
     assert brightness == sorted(brightness) and brightness[-1] > brightness[0] + 0.5
     low = processor.row([Message.user(Video(walk, frames=2, detail="low"))])
-    assert [i.crops for i in low.images] == [2, 2]
+    assert [i.crops for i in low.inputs["image"].layouts] == [2, 2]
     frames_row = processor.row(expand_videos(chat), generation_prompt=True)
-    assert frames_row.ids.equal(row.ids) and frames_row.crops.equal(row.crops)
-    assert frames_row.views.equal(row.views)
+    assert frames_row.ids.equal(row.ids) and frames_row.inputs["image"].crops.equal(
+        row.inputs["image"].crops
+    )
+    assert frames_row.inputs["image"].views.equal(row.inputs["image"].views)
 
 
 def test_openai_style_messages_are_read(processor: Processor) -> None:
@@ -283,16 +298,21 @@ def test_ids_with_single_and_with_expanded_placeholders(processor: Processor, pn
         generation_prompt=True,
     )
     image, sound = processor.tokenizer.image_id, processor.tokenizer.audio_id
-    single = [row.ids[0].item(), image, image, sound, *row.ids[row.audio_slots[-1] + 1 :].tolist()]
+    single = [
+        row.ids[0].item(),
+        image,
+        image,
+        sound,
+        *row.ids[row.inputs["audio"].slots[-1] + 1 :].tolist(),
+    ]
     for ids in (single, row.ids.tolist()):
         again = processor.ids_row(ids, images, [clip])
-        assert again.ids.equal(row.ids) and again.images == row.images and again.clips == row.clips
-        assert (
-            again.crops.equal(row.crops)
-            and again.mels.equal(row.mels)
-            and again.adapters == row.adapters
-        )
-        assert again.image_slots.equal(row.image_slots) and again.audio_slots.equal(row.audio_slots)
+        assert again.ids.equal(row.ids) and again.adapters == row.adapters
+        for name, inputs in row.inputs.items():
+            same = again.inputs[name]
+            assert same.layouts == inputs.layouts and same.tensors.keys() == inputs.tensors.keys()
+            assert all(tensor.equal(same.tensors[n]) for n, tensor in inputs.tensors.items())
+        assert again.inputs.keys() == row.inputs.keys() == {"image", "audio"}
     assert processor.ids_row([1, 2, 3]).adapters == (None,)
     assert processor.ids_row(single, images, [clip], adapter="speech").adapters == ("speech",)
 
@@ -350,23 +370,19 @@ def test_slots_are_as_many_as_the_model_fills(
     row = processor.row(messages, generation_prompt=True, max_crops=bound)
     cost = processor.count(messages, max_crops=bound)
     assert cost.total == len(row) == cost.text + cost.image + cost.audio
-    assert cost.image == (0 if row.image_slots is None else len(row.image_slots))
-    assert cost.audio == (0 if row.audio_slots is None else len(row.audio_slots))
-    for slots, id, expected in (
-        (
-            row.image_slots,
-            processor.tokenizer.image_id,
-            sum(i.tokens(processor.cells) for i in row.images),
-        ),
-        (row.audio_slots, processor.tokenizer.audio_id, sum(c.tokens for c in row.clips)),
+    images, audio = row.inputs.get("image"), row.inputs.get("audio")
+    for inputs, id, counted in (
+        (images, processor.tokenizer.image_id, cost.image),
+        (audio, processor.tokenizer.audio_id, cost.audio),
     ):
-        assert (0 if slots is None else len(slots)) == expected == (row.ids == id).sum()
-        assert slots is None or (row.ids[slots] == id).all()
-    if row.images:
-        assert len(row.image_input.float_crops().crops) == len(row.crop_masks) == row.crop_count
-        assert row.crop_count == len(row.images) + len(row.crops)
-    if row.clips:
-        assert len(row.mels) == sum(c.frames for c in row.clips)
+        assert counted == (row.ids == id).sum() == (0 if inputs is None else len(inputs.slots))
+        if inputs is not None:
+            assert counted == sum(inputs.tokens) and (row.ids[inputs.slots] == id).all()
+    if images is not None:
+        assert len(images.ready().crops) == len(images.masks) == images.size
+        assert images.size == len(images.layouts) + len(images.crops)
+    if audio is not None:
+        assert len(audio.mels) == audio.size
     both = pack([row, row])
     assert len(both) == 2 * len(row) and torch.equal(both.ids, row.ids.repeat(2))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared import subsampling

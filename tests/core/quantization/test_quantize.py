@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from polyphi import kernels
-from polyphi.batch import AudioLayout, pack, row
+from polyphi.audio_input import AudioLayout
+from polyphi.batch import pack, row
 from polyphi.checkpoints.read import load_checkpoint
 from polyphi.checkpoints.write import save_checkpoint
 from polyphi.engine.memory import model_bytes

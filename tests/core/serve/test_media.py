@@ -495,7 +495,7 @@ def noise_of(pixels: np.ndarray) -> bytes:
 def test_s22_the_same_picture_cut_otherwise_is_another(engine: Engine) -> None:
     data = picture(112, 60).source
     cuts = [Image(data), Image(data, detail="low"), Image(data, max_crops=2)]
-    assert len({len(engine.rows.row([Message.user(c)]).crops) for c in cuts}) == 3
+    assert len({len(engine.rows.row([Message.user(c)]).inputs["image"].crops) for c in cuts}) == 3
     assert [answered(engine, c) for c in cuts] == [(1, 0), (2, 0), (3, 0)]
     for part in (*cuts, Image(data, detail="high"), Image(data, max_crops=1)):
         calls, cached = answered(engine, part)  # "high" is "auto", one crop is "low"

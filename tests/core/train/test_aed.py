@@ -9,7 +9,8 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
-from polyphi.batch import AudioLayout, pack
+from polyphi.audio_input import AudioLayout
+from polyphi.batch import pack
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Message
 from polyphi.model.config import ModelConfig
@@ -95,7 +96,7 @@ def test_attention_decoder_is_causal_and_reads_all_its_targets(
     module = objective.build(model, processor)
     (row,) = objective.rows(SAMPLES[0], processor, 128)
     labels = row.labels[row.supervised]
-    frames = model.audio.encoder(row.mels, row.clips)[None]
+    frames = model.audio.encoder(row.inputs["audio"].mels, row.inputs["audio"].layouts)[None]
     padding_mask = torch.zeros(frames.shape[:2], dtype=torch.bool)
     expected = sum(
         F.cross_entropy(
@@ -115,8 +116,8 @@ def test_overfits_and_is_equal_after_saving_and_loading(
     module = objective.build(model, processor)
     batch = pack([row for s in SAMPLES for row in objective.rows(s, processor, 128)])
     trainable = {**dict(model.audio.encoder.named_parameters()), **dict(module.named_parameters())}
-    model.audio.encoder.global_mean.copy_(batch.mels.mean(0))
-    model.audio.encoder.global_invstd.copy_(1 / batch.mels.std(0))
+    model.audio.encoder.global_mean.copy_(batch.inputs["audio"].mels.mean(0))
+    model.audio.encoder.global_invstd.copy_(1 / batch.inputs["audio"].mels.std(0))
     optimiser = torch.optim.Adam(trainable.values(), 6e-3)
     for _ in range(400):
         with torch.autocast("cpu", torch.bfloat16):

@@ -11,8 +11,10 @@ from PIL import Image as Picture
 from torch import Tensor
 from train.small import make_processor
 
-from polyphi.batch import AudioLayout, Batch, ImageLayout, pack, row
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.batch import Batch, pack, row
 from polyphi.data.shards import Sample
+from polyphi.image_input import ImageInput, ImageLayout
 from polyphi.messages import Audio, Image, Message
 from polyphi.processing.label_grids import ROW_END
 from polyphi.train.alignment import (
@@ -36,22 +38,33 @@ class Words:
         return [END if text == ROW_END else BLANK]
 
 
+def images(layout: ImageLayout, **fields: Tensor) -> ImageInput:
+    """An image, of which only the words are needed."""
+    crops, masks = torch.zeros(layout.crops, 3, 1, 1), torch.ones(layout.crops, 4, 4) > 0
+    return ImageInput(layouts=(layout,), crops=crops, masks=masks, **fields)
+
+
 def image(words: list[tuple[int, int]]) -> Batch:
     """A row whose image has those (token of the image, word)s."""
     return row(
         [9] + [1] * TOKENS + [9],
-        images=(LAYOUT,),
-        image_slots=torch.arange(1, 1 + TOKENS),
-        cell_words=torch.tensor([(0, token, word) for token, word in words]),
+        images(
+            LAYOUT,
+            slots=torch.arange(1, 1 + TOKENS),
+            words=torch.tensor([(0, token, word) for token, word in words]),
+        ),
     )
 
 
 def clip(words: list[int], tokens: int) -> Batch:
     return row(
         [9] + [1] * tokens,
-        clips=(AudioLayout(8 * tokens, "speech"),),
-        audio_slots=torch.arange(1, 1 + tokens),
-        clip_words=torch.tensor([(0, word) for word in words]),
+        AudioInput(
+            layouts=(AudioLayout(8 * tokens, "speech"),),
+            slots=torch.arange(1, 1 + tokens),
+            words=torch.tensor([(0, word) for word in words]),
+            mels=torch.zeros(8 * tokens, 80),
+        ),
     )
 
 
@@ -68,7 +81,7 @@ PADDED = ImageLayout(1, 2, 1, 2 * SIDE)
 
 def test_a_pack_is_its_rows_one_by_one(embeddings: Tensor) -> None:
     size = PADDED.tokens(SIDE)
-    wide = row([1] * size, images=(PADDED,), image_slots=torch.arange(size))
+    wide = row([1] * size, images(PADDED, slots=torch.arange(size)))
     rows = [image(FIRST), wide, clip([3, 3, 5], 9), image(SECOND), clip([7], 4)]
     x = torch.randn(sum(map(len, rows)), WIDTH, dtype=torch.float64)
     align = Alignment(Words(), SIDE)
@@ -114,7 +127,8 @@ def test_a_clip_that_is_too_short_for_its_words_has_no_loss(embeddings: Tensor) 
 
 
 def test_rows_without_words_have_no_loss_and_the_same_metrics(embeddings: Tensor) -> None:
-    plain = dataclasses.replace(image(FIRST), cell_words=None)
+    batch = image(FIRST)
+    plain = batch.having(dataclasses.replace(batch.inputs["image"], words=None))
     loss, metrics = Alignment(Words(), SIDE)(torch.randn(len(plain), WIDTH), plain, embeddings)
     assert loss == 0 and metrics == {"named": (0, 0)}
 
@@ -148,4 +162,4 @@ def test_a_clip_is_aligned_by_its_reference_and_not_by_the_transcript_of_a_recor
     for key, aligned in (("reference", True), ("transcript", False)):
         sample = Sample("1", messages, "polyphi", "", {key: "red two"})
         (plain,) = NextToken().rows(sample, processor, 200)
-        assert (with_words(plain, sample, processor).clip_words is not None) == aligned
+        assert (with_words(plain, sample, processor).inputs["audio"].words is not None) == aligned

@@ -63,8 +63,9 @@ def batch_of(processor: Processor, *captions: str) -> Batch:
 def test_a_row_is_a_caption_with_a_global_view(processor: Processor) -> None:
     (row,) = Contrastive().rows(sample("a red cat", 0, (112, 56)), processor, 64, adapter="vision")
     assert processor.tokenizer.decode(row.ids.tolist()) == "a red cat<|endoftext|>"
-    assert row.adapters == (None,) and row.labels is None and row.image_slots is None
-    assert len(row.crops) == len(row.crop_masks) == sum(layout.crops for layout in row.images) == 1
+    assert row.adapters == (None,) and row.labels is None and row.inputs["image"].slots is None
+    views = row.inputs["image"]
+    assert len(views.crops) == len(views.masks) == views.size == 1
     with pytest.raises(ValueError, match="one image, found 0"):
         Contrastive().rows(
             Sample("x", (Message("document", (Text("a cat"),)),), "", ""), processor, 64
@@ -96,11 +97,11 @@ def test_loss_is_the_formula(model: PhiModel, processor: Processor) -> None:
         spread = (states - states.mean(0)).pow(2).mean(0).sqrt()
         texts = [heads.text((t - states.mean(0)) / (spread + 1e-3)) for t in texts]
         texts = [t / t.norm() for t in texts]
-        expected, right = 0.0, 0
+        expected, right, views = 0.0, 0, batch.inputs["image"]
         same = [(i, j) for i in range(4) for j in range(4) if i == j or {i, j} == {0, 2}]
         for i in range(4):
             picture = heads.picture(
-                model.vision.encoder.pooled(batch.crops[i : i + 1], batch.crop_masks[i : i + 1])[0]
+                model.vision.encoder.pooled(views.crops[i : i + 1], views.masks[i : i + 1])[0]
             )
             scores = [
                 10 * float(picture @ text / picture.norm()) - 1 - math.log(4) for text in texts
@@ -128,7 +129,7 @@ def test_equal_captions_are_positives(processor: Processor) -> None:
 
 def test_captions_dont_see_pictures(model: PhiModel, processor: Processor) -> None:
     a, b = (Contrastive().rows(sample("a cat", seed), processor, 64)[0] for seed in (1, 2))
-    assert not torch.equal(a.crops, b.crops)
+    assert not torch.equal(*(row.inputs["image"].crops for row in (a, b)))
     assert torch.equal(caption_embeddings(model, a), caption_embeddings(model, b))
 
 
@@ -159,8 +160,9 @@ def test_a_similarity_is_what_training_compared(model: PhiModel, processor: Proc
     heads = Contrastive(16).build(model, processor, seed=3)
     samples = [sample(caption, i) for i, caption in enumerate(captions)]
     batch = pack([r for s in samples for r in Contrastive().rows(s, processor, 64)])
+    views = batch.inputs["image"]
     scores = heads(
-        model.vision.encoder.pooled(batch.crops, batch.crop_masks), caption_embeddings(model, batch)
+        model.vision.encoder.pooled(views.crops, views.masks), caption_embeddings(model, batch)
     )
     cosines = (scores - heads.bias + math.log(64)) / heads.log_temperature.exp()
     trained = {f"objective.{name}": value for name, value in heads.state_dict().items()}
@@ -189,10 +191,12 @@ def test_cells_name_what_they_show(model: PhiModel, processor: Processor) -> Non
         annotated = dataclasses.replace(sample(caption, i), meta={"named": NAMED})
         rows += objective.rows(annotated, processor, 64)
     batch = pack(rows)
-    assert batch.cell_words is not None
-    assert batch.cell_words[:, 0].unique().tolist() == [0, 1]
+    views = batch.inputs["image"]
+    assert views.words is not None and views.words[:, 0].unique().tolist() == [0, 1]
     both, count, metrics = objective.loss(model, heads, None, batch)
-    alone, _, _ = plain.loss(model, heads, None, dataclasses.replace(batch, cell_words=None))
+    alone, _, _ = plain.loss(
+        model, heads, None, batch.having(dataclasses.replace(views, words=None))
+    )
     assert count == 2 and metrics["named"][1] == 2 * (8 + 2), "patches and cells"
     assert both > alone
     both.backward()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from train.small import BUDGET, EVERYTHING, make_model, make_processor, run, trajectory
 
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.train.features import Features, cached_features
 
 LONG = replace(BUDGET, steps=8)

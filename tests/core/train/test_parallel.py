@@ -225,7 +225,7 @@ def test_context_is_refused_where_rows_are_compared_or_show_media(
         model = small.make_model(processor)
         context = parallel.Context(model, distributed.groups("cpu", 1))
         picture = Image(small._png(np.random.default_rng(0)))
-        with pytest.raises(ValueError, match="found 1 images"):
+        with pytest.raises(ValueError, match=r"found inputs \(1 of image\)"):
             context.part(processor.row([Message.user(picture, "red")]))
         row = processor.row([Message.user("red blue green")])
         torch.testing.assert_close(context(context.part(row)), model(row))

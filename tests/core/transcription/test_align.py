@@ -83,7 +83,7 @@ def test_it_is_the_attention_of_the_forward(
         assert len(q) == len(row) + len(tokens)
         for head in range(6):
             predicting = q[len(row) - 1 : -1, head]
-            scores = predicting @ k[row.audio_slots, head // 3].t() / q.shape[-1] ** 0.5
+            scores = predicting @ k[row.inputs["audio"].slots, head // 3].t() / q.shape[-1] ** 0.5
             expected = F.softmax(scores, -1)
             torch.testing.assert_close(
                 torch.from_numpy(maps[layer * 6 + head]), expected, atol=1e-6, rtol=0

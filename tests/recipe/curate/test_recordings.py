@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from replay import Replay
 
-from polyphi.batch import AudioLayout
+from polyphi.audio_input import AudioLayout
 from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, media
