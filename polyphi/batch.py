@@ -16,14 +16,14 @@ next row. A row (one sample, tokenized) is a `Batch` of one sequence; `pack` joi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from polyphi.modality import Inputs
+from polyphi.modality import Inputs, tensors
 
 IGNORE = -100
 Kind = TypeVar("Kind", bound=Inputs)
@@ -68,16 +68,10 @@ class Batch:
         return replace(self, inputs={**self.inputs, **{one.NAME: one for one in inputs}})
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Its own tensors that are there, by name."""
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return {name: value for name, value in values if isinstance(value, Tensor)}
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        own = sum(t.numel() * t.element_size() for t in self.tensors.values())
-        return own + sum(inputs.nbytes for inputs in self.inputs.values())
+        every = [tensors(self), *(inputs.tensors for inputs in self.inputs.values())]
+        return sum(t.numel() * t.element_size() for each in every for t in each.values())
 
     def encoded(self) -> "Batch":
         """The same batch without the values of its inputs, for sequences whose inputs are already encoded."""
@@ -87,7 +81,7 @@ class Batch:
         return replace(
             self,
             inputs={name: inputs.to(device) for name, inputs in self.inputs.items()},
-            **{n: t.to(device, non_blocking=True) for n, t in self.tensors.items()},  # type: ignore[arg-type]
+            **{n: t.to(device, non_blocking=True) for n, t in tensors(self).items()},  # type: ignore[arg-type]
         )
 
 

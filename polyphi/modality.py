@@ -9,6 +9,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 
+def tensors(fields_of: Any) -> dict[str, Tensor]:
+    """The tensors among the fields of a dataclass, by name."""
+    values = ((f.name, getattr(fields_of, f.name)) for f in fields(fields_of))
+    return {name: value for name, value in values if isinstance(value, Tensor)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """The inputs of a modality's encoder: its items (images, clips, ...) in order.
@@ -69,13 +75,7 @@ class Inputs:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""
-        values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return {name: value for name, value in values if isinstance(value, Tensor)}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+        return tensors(self)
 
     def to(self, device: torch.device | str) -> Self:
         """The same inputs on a device."""
