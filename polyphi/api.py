@@ -181,7 +181,7 @@ class Phi:
             audio = row.of(AudioInput)
             assert audio is not None
             layouts = tuple(replace(clip, branch=projector) for clip in audio.layouts)
-            row = row.having(replace(audio, layouts=layouts))
+            row = row.with_inputs(replace(audio, layouts=layouts))
         else:
             raise ValueError(f"expected an Image or an Audio, found {type(part).__name__}")
         return self.engine.encode(row)

@@ -63,7 +63,7 @@ class Batch:
         assert inputs is None or isinstance(inputs, kind)
         return inputs
 
-    def having(self, *inputs: Inputs) -> "Batch":
+    def with_inputs(self, *inputs: Inputs) -> "Batch":
         """The same batch with these inputs in place of those of their modalities."""
         return replace(self, inputs={**self.inputs, **{one.NAME: one for one in inputs}})
 
@@ -73,9 +73,11 @@ class Batch:
         every = [tensors(self), *(inputs.tensors for inputs in self.inputs.values())]
         return sum(t.numel() * t.element_size() for each in every for t in each.values())
 
-    def encoded(self) -> "Batch":
+    def without_values(self) -> "Batch":
         """The same batch without the values of its inputs, for sequences whose inputs are already encoded."""
-        return replace(self, inputs={n: inputs.encoded() for n, inputs in self.inputs.items()})
+        return replace(
+            self, inputs={n: inputs.without_values() for n, inputs in self.inputs.items()}
+        )
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(

@@ -84,6 +84,6 @@ class Inputs:
             **{n: t.to(device, non_blocking=True) for n, t in self.tensors.items()},  # type: ignore[arg-type]
         )
 
-    def encoded(self) -> "Inputs":
+    def without_values(self) -> "Inputs":
         """The same items without values."""
         return Inputs(layouts=self.layouts, slots=self.slots, words=self.words)

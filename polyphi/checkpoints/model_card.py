@@ -63,7 +63,7 @@ def card(
     adapters = {n: a for n, a in config.adapters.items() if n != merged}
     adapters = {} if layout == "mini" and run else adapters
     header = {
-        "license": LICENCES.get(base or "", "other") if base or run else None,
+        "license": "other" if run else LICENCES.get(base, "other") if base else None,
         "license_name": "see-the-card" if run else None,
         "base_model": base,
         "base_model_relation": "quantized" if base and quant else None,

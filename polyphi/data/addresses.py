@@ -1,11 +1,13 @@
 """Files anywhere: local paths, and addresses that fsspec reads (s3://, https://, gs://, hf://, ...)."""
 
 import gzip
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 PACKED = (".gz", ".tgz")
 """Endings of compressed files."""
 
@@ -26,6 +28,17 @@ def below(root: str, name: str, confined: bool) -> str:
     if confined and (is_remote(name) or ".." in name.split("/")):
         raise ValueError(f"expected a path inside {root}, found {name}")
     return name if is_remote(name) else join(root, name)
+
+
+def without_braces(pattern: str) -> list[str]:
+    """The texts that a pattern with {000..122} stands for; itself without braces."""
+    match = BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match[1], match[2]
+    each = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+    before, after = pattern[: match.start()], without_braces(pattern[match.end() :])
+    return [before + number + rest for number in each for rest in after]
 
 
 def exists(path: str) -> bool:

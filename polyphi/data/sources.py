@@ -26,7 +26,6 @@ fetched. Paths in rows are relative to the file that names them.
 import io
 import itertools
 import json
-import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from typing import Any
 import pyarrow as pa
 
 from polyphi.data import documents, files, manifests, webdataset
-from polyphi.data.addresses import file_system, is_remote, join, open_file
+from polyphi.data.addresses import BRACES, file_system, is_remote, join, open_file, without_braces
 from polyphi.data.shards import Shards, to_row
 from polyphi.data.webdataset import IMAGES, SOUNDS
 from polyphi.runtime import inputs
@@ -60,7 +59,6 @@ ENDINGS = {
     ".pdf": "pdf",
 }
 """Ending of a file, without .gz -> its format, unless its first row shows another one."""
-BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 HEAD, TRIED, GZIP_RATIO, BLOCK = 64 << 10, 8, 4, 768
 """Of an estimate: bytes and rows of a file that are read, how much smaller text is when it is compressed, and bytes of
 a tar's member beside its content."""
@@ -99,14 +97,8 @@ def find(source: str, format: str | None = None) -> list[SourceFile]:
 
 def _expand(source: str) -> list[str]:
     """The paths that a pattern names, in order of names; a path without a pattern is itself."""
-    match = BRACES.search(source)
-    if match is not None:
-        first, last = match[1], match[2]
-        numbers = range(int(first), int(last) + 1)
-        each = (
-            f"{source[: match.start()]}{n:0{len(first)}d}{source[match.end() :]}" for n in numbers
-        )
-        return list(itertools.chain.from_iterable(map(_expand, each)))
+    if BRACES.search(source):
+        return list(itertools.chain.from_iterable(map(_expand, without_braces(source))))
     if is_remote(source):
         if not has_magic(source):
             return [source]
@@ -115,7 +107,7 @@ def _expand(source: str) -> list[str]:
     path = str(Path(source).expanduser())
     if not has_magic(path):
         return [path]
-    inputs.note_listing(path, [])
+    inputs.note_listing(path)
     return sorted(glob(path))
 
 
@@ -210,7 +202,7 @@ def _names(folder: str) -> list[str]:
         system, path = file_system(folder)
         names = [name.removeprefix(path).lstrip("/") for name in system.find(path)]
     else:
-        inputs.note_listing(folder, [])
+        inputs.note_listing(folder)
         names = [p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()]
     return sorted(n for n in names if not any(part.startswith(".") for part in n.split("/")))
 
@@ -322,7 +314,9 @@ def _has_tabs(path: str) -> bool:
 
 def _webdataset(file: SourceFile) -> Iterator[Row]:
     with open_file(file.path) as stream:
-        yield from webdataset.rows(file.path, stream, webdataset.field_map(file.root))
+        excluded, name = webdataset.excluded(file.root), file.path.removeprefix(f"{file.root}/")
+        of_tar = webdataset.rows(file.path, stream, webdataset.field_map(file.root))
+        yield from (row for n, row in enumerate(of_tar) if f"{name}/{n}" not in excluded)
 
 
 def _imagefolder(file: SourceFile) -> Iterator[Row]:

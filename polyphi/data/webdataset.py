@@ -3,19 +3,18 @@
     0001.jpg 0001.txt                an image and its answer; 0001.1.jpg and 0001.2.jpg are the images of one row
     0001.wav 0001.json               audio, and an object with the columns of `formats.py`
     .nv-meta/dataset.yaml            Energon's field map: a sample's fields by members, {caption: txt, context: json[q]}
-    .nv-meta/split.yaml              Energon's splits: the tars of training
+    .nv-meta/split.yaml              Energon's splits: the tars of training, and what is excluded of them
 
 A member that can't be read makes its row the ValueError that says why.
 """
 
 import json
-import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from polyphi.data.addresses import exists, join, read_bytes
+from polyphi.data.addresses import exists, join, read_bytes, without_braces
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus")
@@ -31,8 +30,8 @@ FIELDS = {
     "context": "question",
 }
 """Field of Energon's sample types -> its column; of several answers the first one is taken."""
-MAX_MEMBER = 256 << 20
-"""Bytes of a member; longer ones are an error of their row."""
+MAX_ROW = 256 << 20
+"""Bytes of the members of a row; what exceeds them isn't read, and is an error of the row."""
 META = ".nv-meta"
 Row = tuple[str, Any]
 
@@ -58,13 +57,28 @@ def field_map(folder: str) -> dict[str, str] | None:
 
 
 def training_tars(folder: str, names: Sequence[str]) -> list[str]:
-    """Those of `names` that Energon's split has for training; all without a split."""
+    """Those of `names` that Energon's split has for training, without excluded ones; all without a split. Raises
+    ValueError for a split without training, and for one that names tars which aren't there."""
     path = join(folder, f"{META}/split.yaml")
     if not exists(path):
         return [*names]
-    of_split = _yaml(path).get("split_parts", {}).get("train", [])
-    patterns = [re.compile(str(part)) for part in of_split]  # names, or regular expressions
-    return [n for n in names if n in of_split or any(p.fullmatch(n) for p in patterns)]
+    parts = _yaml(path).get("split_parts")
+    train = parts.get("train") if isinstance(parts, dict) else None
+    if not isinstance(train, list):
+        raise ValueError(f"{path}: expected a list of tars as split_parts.train, found none")
+    of_split = [name for pattern in train for name in without_braces(str(pattern))]
+    if absent := [name for name in of_split if name not in names]:
+        raise ValueError(
+            f"{path}: expected the tars that split_parts.train names, found no {absent[0]}"
+        )
+    left_out = excluded(folder)
+    return [name for name in names if name in of_split and name not in left_out]
+
+
+def excluded(folder: str) -> frozenset[str]:
+    """What Energon's split excludes: names of tars, and TAR/NUMBER of single rows, counted from 0."""
+    path = join(folder, f"{META}/split.yaml")
+    return frozenset(map(str, _yaml(path).get("exclude") or ())) if exists(path) else frozenset()
 
 
 def _yaml(path: str) -> Mapping[str, Any]:
@@ -82,32 +96,33 @@ def _yaml(path: str) -> Mapping[str, Any]:
 def rows(path: str, stream: IO[bytes], fields: Mapping[str, str] | None = None) -> Iterator[Row]:
     """Yield (location, row or ValueError) of each row of a tar; `fields` as `field_map` has them. Raises
     tarfile.TarError for a damaged file, and at the end for one without an archive's end, of which a part is missing."""
-    watched = _Watched(stream)
-    with tarfile.open(fileobj=watched, mode="r|") as archive:  # type: ignore[call-overload]
-        key, members = "", dict[str, bytes | ValueError]()
+    ending = _Ending(stream)
+    with tarfile.open(fileobj=ending, mode="r|") as archive:  # type: ignore[call-overload]
+        key, members, size = "", dict[str, bytes | ValueError](), 0
         for member in archive:
             if not member.isfile() or Path(member.name).name.startswith("."):
                 continue
             folder, _, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
+            stem, _, suffix = name.partition(".")
             if (at := f"{folder}/{stem}" if folder else stem) != key:
                 if members:
                     yield f"{path}, {key}", _row(key, members, fields)
-                key, members = at, {}
-            if member.size > MAX_MEMBER:
-                text = f"{member.name}: expected at most {MAX_MEMBER} bytes, found {member.size}"
-                members[ending.lower()] = ValueError(text)
+                key, members, size = at, {}, 0
+            size += member.size
+            if size > MAX_ROW:
+                text = f"{member.name}: expected at most {MAX_ROW:,} bytes in a row, found {size:,}"
+                members[suffix.lower()] = ValueError(text)
                 continue
             content = archive.extractfile(member)
             assert content is not None
-            members[ending.lower()] = content.read()
+            members[suffix.lower()] = content.read()
         if members:
             yield f"{path}, {key}", _row(key, members, fields)
-    if any(watched.last):
+    if any(ending.last):
         raise tarfile.ReadError("the archive ends before its end: it was cut off")
 
 
-class _Watched:
+class _Ending:
     """A file that keeps the last bytes that were read: zeros at the end of a tar."""
 
     def __init__(self, file: IO[bytes]) -> None:

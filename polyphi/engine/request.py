@@ -276,7 +276,7 @@ class Request:
         or changes its LongRoPE table runs its prompt again."""
         if self.phase == "decoding media":
             return
-        self.prompt, self.items = self.prompt.encoded(), []
+        self.prompt, self.items = self.prompt.without_values(), []
         self.row = Future()
         self.row.set_result(self.prompt)
 

@@ -52,11 +52,11 @@ def with_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
             if fills_crops(layout, side):
                 words = word_pairs(image_words(layout, items, side), processor.tokenizer)
                 triples += [(number, *pair) for pair in words]
-        row = row.having(replace(images, words=torch.tensor(triples) if triples else None))
+        row = row.with_inputs(replace(images, words=torch.tensor(triples) if triples else None))
     if (audio := row.of(AudioInput)) is not None and len(audio.layouts) == 1:
         ids = processor.tokenizer.encode(sample.meta.get("reference", ""))
         pairs = torch.tensor([(0, id) for id in ids]) if ids else None
-        row = row.having(replace(audio, words=pairs))
+        row = row.with_inputs(replace(audio, words=pairs))
     return row
 
 

@@ -176,7 +176,7 @@ class Contrastive:
             crops=image_input.crops[:1],
             masks=image_input.masks[:1],
         )
-        return [caption.having(view)]
+        return [caption.with_inputs(view)]
 
     def build(self, model: PhiModel, processor: HasTokenizer, seed: int = 0) -> Heads:
         """Fresh heads, equal for equal seeds. Raises ValueError where the model has no vision tower."""

@@ -151,7 +151,7 @@ def test_cross_attention_keeps_text_and_attends_to_its_own_images(
         alone = torch.cat([crossed(row) for row in (text, picture, other)])
         assert torch.allclose(packed, alone, atol=1e-5)  # as packs equal rows elsewhere
         images, others = (b.inputs["image"] for b in (picture, other))
-        swapped = picture.having(replace(images, crops=others.crops, views=others.views))
+        swapped = picture.with_inputs(replace(images, crops=others.crops, views=others.views))
         assert not torch.allclose(crossed(swapped), crossed(picture), atol=1e-5)
 
 

@@ -114,7 +114,7 @@ def test_media_bound_packs_too_and_blank_patches_are_counted() -> None:
     from dataclasses import replace
 
     images = replace(pack.batch.inputs["image"], masks=half)
-    assert replace(pack, batch=pack.batch.having(images)).blank == 0.5
+    assert replace(pack, batch=pack.batch.with_inputs(images)).blank == 0.5
     with pytest.raises(ValueError, match="found 0"):
         Capacity(10, 0)
 

@@ -209,7 +209,15 @@ def energon(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> str:
         about = {"q": "What is it?", "a": [f"answer {n}", "another"]}
         tar(
             folder / f"shards/{n}.tar",
-            {f"{n}.png": image, f"{n}.about.json": json.dumps(about).encode(), f"{n}.seg.png": b""},
+            {
+                f"{n}{copy}{ending}": data
+                for copy in ("", "x")
+                for ending, data in (
+                    (".png", image),
+                    (".about.json", json.dumps(about).encode()),
+                    (".seg.png", b""),
+                )
+            },
         )
     (folder / ".nv-meta").mkdir()
     (folder / ".nv-meta/dataset.yaml").write_text(
@@ -217,7 +225,7 @@ def energon(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> str:
         "field_map: {image: 'jpg,png', context: 'about.json[q]', answers: 'about.json[a]'}\n"
     )
     (folder / ".nv-meta/split.yaml").write_text(
-        "split_parts: {train: ['shards/0.tar', 'shards/[1].tar'], val: [shards/2.tar]}\n"
+        "split_parts: {train: ['shards/{0..1}.tar'], val: [shards/2.tar]}\nexclude: [shards/1.tar/1]\n"
     )
     if request.param == "local":
         return str(folder)
@@ -227,10 +235,10 @@ def energon(request: pytest.FixtureRequest, root: Path, tmp_path: Path) -> str:
 
 def test_a_data_set_of_energon(energon: str) -> None:
     both = samples(energon)
-    assert [one.answer for one in both] == ["answer 0", "answer 1"]
+    assert [one.answer for one in both] == ["answer 0", "answer 0", "answer 1"]
     assert [
         part.text for one in both for part in one.prompt[-1].parts if isinstance(part, Text)
-    ] == ["What is it?"] * 2
+    ] == ["What is it?"] * 3
     assert parts(both[0]) == ["Image", "Text", "Text"]
 
 
@@ -240,6 +248,34 @@ def test_a_data_set_that_needs_code_of_energon(tmp_path: Path) -> None:
     (tmp_path / ".nv-meta/dataset.yaml").write_text("sample_loader: sample_loader.py:sample_loader")
     with pytest.raises(ValueError, match="expected a field_map, found none"):
         samples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("split_parts:", "expected a list of tars as split_parts.train, found none"),
+        ("split_parts: {val: [0.tar]}", "expected a list of tars"),
+        ("split_parts: {train: ['(.tar']}", r"found no \(\.tar"),
+        ("[]", "expected keys, found list"),
+        ("{", "expected YAML"),
+    ],
+)
+def test_mistakes_in_a_split_of_energon(split: str, message: str, tmp_path: Path) -> None:
+    tar(tmp_path / "0.tar", {"0.txt": b"x"})
+    (tmp_path / ".nv-meta").mkdir()
+    (tmp_path / ".nv-meta/split.yaml").write_text(split)
+    with pytest.raises(ValueError, match=message):
+        sources.find(str(tmp_path))
+
+
+def test_a_row_of_a_tar_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyphi.data.webdataset.MAX_ROW", 100)
+    members = {"0.txt": b"x" * 60, "0.a.png": b"x" * 60, "1.txt": b"y" * 60}
+    tar(tmp_path / "a.tar", members)
+    [file] = sources.find(str(tmp_path / "a.tar"))
+    (_, first), (_, second) = sources.rows(file)
+    assert "expected at most 100 bytes in a row, found 120" in str(first)
+    assert second["answer"] == "y" * 60
 
 
 def test_remote_folders() -> None:

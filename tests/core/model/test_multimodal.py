@@ -49,10 +49,10 @@ def test_placeholders_and_features_must_agree(model):
     batch = image_row()
     images = batch.inputs["image"]
     with pytest.raises(ValueError, match=r"14 image placeholder tokens.* 15 tokens"):
-        model(batch.having(replace(images, slots=images.slots[:-1])))
+        model(batch.with_inputs(replace(images, slots=images.slots[:-1])))
     batch = audio_row()
     with pytest.raises(ValueError, match=r"0 audio placeholder tokens.* 5 tokens"):
-        model(batch.having(replace(batch.inputs["audio"], slots=None)))
+        model(batch.with_inputs(replace(batch.inputs["audio"], slots=None)))
 
 
 @torch.no_grad()

@@ -195,7 +195,7 @@ def test_cells_name_what_they_show(model: PhiModel, processor: Processor) -> Non
     assert views.words is not None and views.words[:, 0].unique().tolist() == [0, 1]
     both, count, metrics = objective.loss(model, heads, None, batch)
     alone, _, _ = plain.loss(
-        model, heads, None, batch.having(dataclasses.replace(views, words=None))
+        model, heads, None, batch.with_inputs(dataclasses.replace(views, words=None))
     )
     assert count == 2 and metrics["named"][1] == 2 * (8 + 2), "patches and cells"
     assert both > alone
