@@ -158,7 +158,7 @@ class Run:
         for name in names:
             if (own := imported(self.recipe, name)) is not None:
                 try:
-                    assert own.tried
+                    _ = own.tried
                 except (ValueError, OSError) as error:
                     mistakes.append(str(error))
         if mistakes:
