@@ -354,7 +354,7 @@ def transformers_answers(setting: Setting, model: Path) -> list[str]:
             layout = images.layouts[0]
             inputs |= {"crops": images.ready().crops, "crop_masks": images.masks}
             sides = layout.crop_rows, layout.crop_cols
-            inputs["image_size"] = [processor.crop_size * n for n in sides]
+            inputs["image_size"] = [processor.images.crop_size * n for n in sides]
         elif (audio := row.of(AudioInput)) is not None:
             inputs["mels"] = audio.mels
         batch: dict[str, Any] = collate([inputs], work)

@@ -35,7 +35,16 @@ from polyphi.engine.engine import MAX_NUM_SEQS, Engine
 from polyphi.engine.placement import MemoryReport
 from polyphi.engine.request import GREEDY
 from polyphi.engine.rows import Conversation, Prompt, parse_prompt
-from polyphi.messages import Audio, Completion, Delta, Image, SamplingParams, Tokens, Transcript
+from polyphi.messages import (
+    Audio,
+    Completion,
+    Delta,
+    Image,
+    Item,
+    SamplingParams,
+    Tokens,
+    Transcript,
+)
 from polyphi.model.adapters import put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -162,10 +171,10 @@ class Phi:
         return self.processor.tokenize(messages, generation_prompt=generation_prompt)
 
     def embed(
-        self, part: Image | Audio, *, projector: Literal["speech", "vision"] = "speech"
+        self, part: Image | Audio | Item, *, projector: Literal["speech", "vision"] = "speech"
     ) -> Float[Tensor, "n D"]:
-        """The projected embeddings of one image or audio clip, which replace its placeholders in the language model:
-        float32 [n D] on the CPU, n tokens of the model's width D.
+        """The projected embeddings of one image, audio clip or item of a further modality, which replace its
+        placeholders in the language model: float32 [n D] on the CPU, n tokens of the model's width D.
 
         Audio goes through the audio `projector` "speech", as in a conversation without images; with an image the
         model uses the one named "vision". The engine's cache of encoder outputs is used and filled: an image that
@@ -177,13 +186,16 @@ class Phi:
         if isinstance(part, Image):
             row = self.engine.rows.ids_row([self.tokenizer.image_id or 0], [part])
         elif isinstance(part, Audio):
-            row = self.engine.rows.ids_row([self.tokenizer.audio_id or 0], (), [part])
+            row = self.engine.rows.ids_row([self.tokenizer.audio_id or 0], [part])
             audio = row.of(AudioInput)
             assert audio is not None
             layouts = tuple(replace(clip, branch=projector) for clip in audio.layouts)
             row = row.with_inputs(replace(audio, layouts=layouts))
+        elif isinstance(part, Item):
+            placeholder = self.tokenizer.placeholders.get(part.modality, 0)
+            row = self.engine.rows.ids_row([placeholder], [part])
         else:
-            raise ValueError(f"expected an Image or an Audio, found {type(part).__name__}")
+            raise ValueError(f"expected an Image, an Audio or an Item, found {type(part).__name__}")
         return self.engine.encode(row)
 
     def score(

@@ -29,6 +29,7 @@ class AudioInput(Inputs):
     """Clips. `mels` are the log-mel frames of all, `words` (clip, token id) in the order of speech."""
 
     NAME: ClassVar[str] = "audio"
+    UNIT: ClassVar[str] = "frames"
     MOST: ClassVar[int] = 12_000
 
     layouts: tuple[AudioLayout, ...]

@@ -65,7 +65,7 @@ class Batch:
 
     def with_inputs(self, *inputs: Inputs) -> "Batch":
         """The same batch with these inputs in place of those of their modalities."""
-        return replace(self, inputs={**self.inputs, **{one.NAME: one for one in inputs}})
+        return replace(self, inputs={**self.inputs, **{one.modality: one for one in inputs}})
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +111,7 @@ def row(
         adapters=(adapter,),
         labels=labels,
         supervised=supervised,
-        inputs={one.NAME: one for one in inputs},
+        inputs={one.modality: one for one in inputs},
         lost=lost,
     )
 

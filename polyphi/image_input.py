@@ -48,6 +48,7 @@ class ImageInput(Inputs):
     """
 
     NAME: ClassVar[str] = "image"
+    UNIT: ClassVar[str] = "crops"
     MOST: ClassVar[int] = 16
 
     layouts: tuple[ImageLayout, ...]
@@ -62,9 +63,19 @@ class ImageInput(Inputs):
         return [layout.tokens(self.masks.shape[-1] // 2) for layout in self.layouts]
 
     @property
+    def features(self) -> list[int]:
+        """The number of crops of each image, global views included: a row of features is a crop."""
+        return [layout.crops for layout in self.layouts]
+
+    @property
     def size(self) -> int:
         """Crops that the encoder reads, global views included."""
-        return sum(layout.crops for layout in self.layouts)
+        return sum(self.features)
+
+    @property
+    def blank(self) -> float:
+        """Share of the patches that are padding at the edge of an image."""
+        return 1 - self.masks.sum().item() / self.masks.numel()
 
     @property
     def identity(self) -> tuple[Tensor, ...]:

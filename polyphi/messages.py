@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class Image:
     source: MediaSource
     detail: Detail = "auto"
     max_crops: int | None = None
+    modality: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:
         _check_detail(self.detail, self.max_crops)
@@ -84,6 +85,7 @@ class Audio:
     and AMR), or (float32 samples [n] in [-1, 1], rate in Hz)."""
 
     source: MediaSource | tuple[np.ndarray, int]
+    modality: ClassVar[str] = "audio"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Video:
     frames: int = 16
     detail: Detail = "auto"
     max_crops: int | None = None
+    modality: ClassVar[str] = "image"
 
     def __post_init__(self) -> None:
         _check_detail(self.detail, self.max_crops)
@@ -104,7 +107,16 @@ class Video:
             )
 
 
-Part = Text | Image | Audio | Video
+@dataclass(frozen=True)
+class Item:
+    """An input of a further modality (docs/modality.md), by its name: a path or bytes, which its reader reads."""
+
+    modality: str
+    source: MediaSource
+
+
+Media = Image | Audio | Item
+Part = Text | Image | Audio | Video | Item
 
 
 def _is_positive_int(value: Any) -> bool:
@@ -281,19 +293,37 @@ def media(messages: Sequence[Message], part_type: type) -> list[Any]:
     return [p for m in messages for p in m.parts if isinstance(p, part_type)]
 
 
-ROUTES: tuple[tuple[type, str], ...] = ((Image, "vision"), (Video, "vision"), (Audio, "speech"))
-"""Part of a message -> the adapter that it chooses; the first one that a conversation has decides (report 2.2;
-`input_mode` of the published code)."""
+Routes = Mapping[frozenset[str], str | None]
+ROUTES: Routes = {
+    frozenset(): None,
+    frozenset({"image"}): "vision",
+    frozenset({"audio"}): "speech",
+    frozenset({"image", "audio"}): "vision",
+}
+"""Modalities of a conversation -> its adapter (report 2.2; `input_mode` of the published code). A further modality adds
+its lines."""
 
 
-def route(kinds: Collection[type]) -> str | None:
-    """The adapter for content of these types: image or video -> vision, audio only -> speech, text -> none."""
-    return next((adapter for kind, adapter in ROUTES if kind in kinds), None)
+def route(modalities: Collection[str], routes: Routes = ROUTES) -> str | None:
+    """The adapter for content of these modalities: image or video -> vision, audio only -> speech, text -> none. Raises
+    ValueError for a combination that no line has."""
+    if (present := frozenset(modalities)) not in routes:
+        raise ValueError(
+            f"no adapter is trained for {' with '.join(sorted(present))} in one conversation; name one, or add the "
+            "combination to the modality's `beside`"
+        )
+    return routes[present]
+
+
+def modalities_of(messages: Sequence[Message]) -> list[str]:
+    """The modalities of a conversation beside text, in the order of their first part."""
+    parts = (part for message in messages for part in message.parts)
+    return list(dict.fromkeys(part.modality for part in parts if not isinstance(part, Text)))
 
 
 def adapter_for(messages: Sequence[Message]) -> str | None:
     """The adapter for a conversation's content, as `route`."""
-    return route({type(part) for message in messages for part in message.parts})
+    return route(modalities_of(messages))
 
 
 def normalize_adapter(adapter: str | None) -> str | None:
@@ -303,15 +333,22 @@ def normalize_adapter(adapter: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The token counts of a conversation; `text` includes control tokens."""
+    """The token counts of a conversation: `text` includes control tokens, `inputs` has those of other modalities."""
 
     text: int = 0
-    image: int = 0
-    audio: int = 0
+    inputs: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def image(self) -> int:
+        return self.inputs.get("image", 0)
+
+    @property
+    def audio(self) -> int:
+        return self.inputs.get("audio", 0)
 
     @property
     def total(self) -> int:
-        return self.text + self.image + self.audio
+        return self.text + sum(self.inputs.values())
 
 
 @dataclass(frozen=True)
@@ -402,7 +439,8 @@ class Delta:
 @dataclass(frozen=True)
 class Completion:
     """An answer with its token counts and adapter. `tokens`: the generated ids without the end token; `text` is "" if
-    the model has no tokenizer. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the prefix
+    the model has no tokenizer. `input_tokens`: those of `prompt_tokens` that images, audio and further modalities have,
+    by modality. `rope`: the LongRoPE tables that were used; `cached`: prompt tokens from the prefix
     cache; `others`: answers 2 to n. `prompt_logprobs`, if requested, has an entry for each prompt token but the
     first. `reasoning_tokens`: those of a `<think>` block, with `SamplingParams.reasoning`. `stop_reason`: the stop
     string or the id of `stop_token_ids` that ended the answer, otherwise None."""
@@ -412,8 +450,7 @@ class Completion:
     finish_reason: str = "stop"
     adapter: str | None = None
     prompt_tokens: int = 0
-    image_tokens: int = 0
-    audio_tokens: int = 0
+    input_tokens: Mapping[str, int] = field(default_factory=dict, hash=False)
     rope: str = "short"
     cached: int = field(default=0, compare=False)
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -421,6 +458,14 @@ class Completion:
     others: tuple["Completion", ...] = ()
     reasoning_tokens: int = 0
     stop_reason: str | int | None = None
+
+    @property
+    def image_tokens(self) -> int:
+        return self.input_tokens.get("image", 0)
+
+    @property
+    def audio_tokens(self) -> int:
+        return self.input_tokens.get("audio", 0)
 
 
 TimeSource = Literal["window", "aligned", "estimated"]

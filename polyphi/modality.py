@@ -25,7 +25,9 @@ class Inputs:
     """
 
     NAME: ClassVar[str]
-    """The modality."""
+    """The modality, where all inputs of a class have the same one."""
+    UNIT: ClassVar[str]
+    """What `size` counts."""
     MOST: ClassVar[int]
     """Largest `size` of one call of the encoder; a larger item runs alone."""
 
@@ -34,14 +36,29 @@ class Inputs:
     words: Int[Tensor, "_ _"] | None = None
 
     @property
+    def modality(self) -> str:
+        """The name of the modality."""
+        return self.NAME
+
+    @property
     def tokens(self) -> list[int]:
         """The number of tokens of each item."""
         raise NotImplementedError
 
     @property
+    def features(self) -> list[int]:
+        """The number of rows of the encoder's output for each item."""
+        return self.tokens
+
+    @property
     def size(self) -> int:
         """What the time and memory of the encoder grow with."""
         raise NotImplementedError
+
+    @property
+    def blank(self) -> float:
+        """Share of what the encoder reads that is padding."""
+        return 0.0
 
     @property
     def identity(self) -> tuple[Tensor, ...]:

@@ -26,7 +26,9 @@ from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
 from polyphi.messages import Image
 from polyphi.processing import image
+from polyphi.processing.image_reader import ImageReader
 from polyphi.processing.processor import Processor
+from polyphi.processing.reader import Decoding
 from polyphi.train.stage import Mix, Stage
 from polyphi_recipe.corpora.image_qa import draw_text
 from polyphi_recipe.synthetic.scenes import Scene, image_question
@@ -43,15 +45,15 @@ ROWS = {"train": 2000, "test": 300}
 MARGIN = 3.0  # points
 
 
-class ByAspect(Processor):
-    """A processor that resizes images to the grid of InternVL2's rule before they are cut into crops."""
+class ByAspect(ImageReader):
+    """A reader that resizes images to the grid of InternVL2's rule before they are cut into crops."""
 
-    def size(self, part: Image) -> tuple[int, int]:
-        cols, rows = image.nearest(*super().size(part), self.crop_size, MAX_CROPS)
+    def image_size(self, part: Image) -> tuple[int, int]:
+        cols, rows = image.nearest(*super().image_size(part), self.crop_size, MAX_CROPS)
         return cols * self.crop_size, rows * self.crop_size
 
-    def decoded_image(self, part: Image, size: tuple[int, int]) -> Picture.Image:
-        whole = super().decoded_image(part, super().size(part))
+    def decoded(self, part: Image, size: tuple[int, int]) -> Picture.Image:
+        whole = super().decoded(part, super().image_size(part))
         return whole.resize(size, Picture.Resampling.BILINEAR)
 
 
@@ -119,7 +121,10 @@ def run(runner: ClaimRunner) -> Iterator[Effect]:
     """Both rules on many sizes; then the model after vision 3 is trained to read strips with either rule."""
     yield from sizes()
     data, ours = strips(runner), runner.run.processor
-    theirs = ByAspect(ours.tokenizer, ours.crop_size, ours.patch_size, ours.max_crops)
+    theirs, sizes_of = Processor(ours.tokenizer), ours.images
+    theirs.readers[ByAspect.modality] = ByAspect(
+        Decoding(ours.caps), sizes_of.crop_size, sizes_of.patch_size, sizes_of.max_crops
+    )
     stage = replace(runner.stage(STAGE), start={"*": STAGE}, data=Mix({"strips": 1}))
     held_out = list(Shards(data / "strips" / "test"))
     tokens = {rule: sum(len(rule.row(s.prompt)) for s in held_out[:40]) for rule in (ours, theirs)}

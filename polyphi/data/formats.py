@@ -47,6 +47,8 @@ from polyphi.messages import (
     TRANSCRIBE,
     Audio,
     Image,
+    Item,
+    Media,
     Message,
     Part,
     Text,
@@ -552,6 +554,11 @@ def to_openai(messages: Sequence[Message]) -> dict[str, Any]:
 def _openai_part(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
+    if isinstance(part, Item):
+        return {
+            "type": part.modality,
+            part.modality: {"data": base64.b64encode(_bytes(part)).decode()},
+        }
     data = _bytes(part)
     text, media_format = base64.b64encode(data).decode(), sniff(data)
     if isinstance(part, Image):
@@ -704,8 +711,12 @@ def _decodable(part: Part, root: Path | str | None, confined: bool) -> Part:
             inputs.note(data)
     if isinstance(part, _Segment):
         return Audio(_cut(data, part.start, part.seconds))
-    media.decode_image(data) if isinstance(part, Image) else media.decode_audio(data)
-    return type(part)(data if isinstance(data, bytes) else data.read_bytes())
+    if isinstance(part, Image):
+        media.decode_image(data)
+    elif isinstance(part, Audio):
+        media.decode_audio(data)
+    content = data if isinstance(data, bytes) else data.read_bytes()
+    return Item(part.modality, content) if isinstance(part, Item) else type(part)(content)
 
 
 def _cut(data: bytes | Path, start: float, seconds: float | None) -> bytes:
@@ -722,7 +733,7 @@ def _cut(data: bytes | Path, start: float, seconds: float | None) -> bytes:
     return out.getvalue()
 
 
-def _bytes(part: Image | Audio | Video) -> bytes:
+def _bytes(part: Media | Video) -> bytes:
     if isinstance(part, Video) or not isinstance(part.source, bytes):
         raise ValueError(f"media of samples are encoded bytes, found {type(part.source).__name__}")
     return part.source

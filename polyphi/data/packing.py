@@ -1,70 +1,63 @@
 """Packing: the samples of a step are grouped into packs that fit the memory. Packing doesn't change the loss: the
 forward of a pack equals that of its rows one by one, and sums are divided by counts over all packs.
 
-Three amounts determine the memory, each with a separate limit: tokens (activations of the decoder), crops (of the image
-encoder) and log-mel frames (of the audio encoder). Best fit, largest samples first::
+Several amounts determine the memory, each with a separate limit: tokens (activations of the decoder), and for each
+modality what its encoder's memory grows with (`Inputs.size`). Best fit, largest samples first::
 
     capacity 10, samples of 6 5 4 3 2 tokens     ->     6 4 | 5 3 2
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch, pack
-from polyphi.image_input import ImageInput
 
 Rows = Sequence[Batch]
 """The rows of one sample."""
-UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
 class RowSize:
-    """Size of rows: tokens, crops, log-mel frames of 10 ms."""
+    """Size of rows: tokens, and the size of the inputs of each modality (`Inputs.size`)."""
 
     tokens: int = 0
-    crops: int = 0
-    frames: int = 0
+    inputs: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Rows) -> "RowSize":
-        return cls(
-            sum(map(len, rows)),
-            sum(images.size for row in rows if (images := row.of(ImageInput)) is not None),
-            sum(audio.size for row in rows if (audio := row.of(AudioInput)) is not None),
-        )
+        sizes = Counter[str]()
+        for row in rows:
+            sizes.update({name: inputs.size for name, inputs in row.inputs.items()})
+        return cls(sum(map(len, rows)), dict(sizes))
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """Limits of a pack. Crops and frames need no separate limit if their tokens limit them well enough: at 448 pixels a
+    """Limits of a pack. A modality needs no separate limit if its tokens limit its inputs well enough: at 448 pixels a
     full crop has 256 tokens, and 8 frames have one."""
 
     tokens: int
-    crops: int | None = None
-    frames: int | None = None
+    inputs: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if (smallest := min(n for n in self._limits())) < 1:
-            raise ValueError(
-                f"a pack needs a capacity of at least one token, crop and frame, found {smallest}"
-            )
+        for name, limit in {"tokens": self.tokens, **self.inputs}.items():
+            if limit < 1:
+                raise ValueError(f"a pack needs a capacity of at least 1 of {name}, found {limit}")
 
-    def _limits(self) -> tuple[int, int, int]:
-        return (
-            self.tokens,
-            UNLIMITED if self.crops is None else self.crops,
-            UNLIMITED if self.frames is None else self.frames,
-        )
+    def _limits(self) -> tuple[int, ...]:
+        return self.tokens, *self.inputs.values()
+
+    def _amounts(self, size: RowSize) -> tuple[int, ...]:
+        return size.tokens, *(size.inputs.get(name, 0) for name in self.inputs)
 
     def groups(self, sizes: Sequence[RowSize]) -> list[list[int]]:
         """Return the indices of the samples of each pack, by best fit: largest samples first, each into the pack with
         the least remaining capacity. A sample larger than the capacity is alone. No two packs would fit into one."""
         limits = np.array(self._limits())
-        amounts = np.array([(s.tokens, s.crops, s.frames) for s in sizes]).reshape(-1, 3)
+        amounts = np.array([self._amounts(size) for size in sizes]).reshape(-1, len(limits))
         remaining = np.empty_like(amounts)
         groups: list[list[int]] = []
         for i in np.argsort(-(amounts / limits).max(1), kind="stable").tolist():
@@ -81,8 +74,8 @@ class Capacity:
 
     def empty(self, size: RowSize) -> float:
         """Return the unused share of the capacity, for the limit that is nearest."""
-        amounts = (size.tokens, size.crops, size.frames)
-        return max(0.0, 1 - max(n / m for n, m in zip(amounts, self._limits(), strict=True)))
+        pairs = zip(self._amounts(size), self._limits(), strict=True)
+        return max(0.0, 1 - max(n / m for n, m in pairs))
 
 
 @dataclass(frozen=True)
@@ -96,10 +89,8 @@ class Pack:
 
     @property
     def blank(self) -> float:
-        """Share of the image encoder's patches that are padding at the edge of an image."""
-        if (images := self.batch.of(ImageInput)) is None:
-            return 0.0
-        return 1 - images.masks.sum().item() / images.masks.numel()
+        """Share of what the encoders read that is padding, for the modality with most of it."""
+        return max((inputs.blank for inputs in self.batch.inputs.values()), default=0.0)
 
 
 def pack_step(

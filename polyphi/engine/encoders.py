@@ -35,7 +35,7 @@ class MediaItem:
 
     @property
     def modality(self) -> str:
-        return self.inputs.NAME
+        return self.inputs.modality
 
     @property
     def size(self) -> int:
@@ -170,8 +170,8 @@ class Encoders:
         device = self._model.decoder.device
         # Made ready before they are joined: a group may have images in uint8 and in float.
         parts = [item.inputs.ready() for item in group]
-        encoder = self._model.encoder(parts[0].NAME)
-        embeddings = yield from encoder.slices(type(parts[0]).join(parts).to(device))
+        tower = self._model.tower(parts[0].modality)
+        embeddings = yield from tower.slices(type(parts[0]).join(parts).to(device))
         self.calls += len(group)
         self.queries += len(group)
         each = embeddings.split([item.end - item.start for item in group])

@@ -65,14 +65,11 @@ from polyphi.engine.sampling import check
 from polyphi.engine.scheduler import Scheduler, StepPart
 from polyphi.engine.structured import open_matchers, wait_for
 from polyphi.messages import (
-    Audio,
     Completion,
     Delta,
-    Image,
     Message,
     SamplingParams,
-    Video,
-    media,
+    modalities_of,
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
@@ -651,9 +648,7 @@ def _is_memory_bound(model: PhiModel) -> bool:
 
 def _has_media(prompt: Sequence[Message] | TokensPrompt) -> bool:
     """Whether images, clips or videos have to be decoded."""
-    if isinstance(prompt, TokensPrompt):
-        return bool(prompt.images or prompt.audios)
-    return any(media(prompt, part_type) for part_type in (Image, Audio, Video))
+    return bool(prompt.parts if isinstance(prompt, TokensPrompt) else modalities_of(prompt))
 
 
 def _prepared(row: Batch) -> Future[Batch]:

@@ -7,10 +7,9 @@ cpu with 2 threads, bfloat16: 11.1 GB of weights leave 5.1 GB of 16.2 GB free, u
 No decision depends on a processor's name: runtime/precision.py measures whether a device is fast in a 16-bit dtype.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 
 import torch
@@ -23,9 +22,6 @@ from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.runtime import precision
 from polyphi.runtime.files import size_text
-
-REPEATED = re.compile(r"(decoder|vision|audio)\.(?:encoder\.)?(?:layers|blocks)\.")
-"""Names of the weights of repeated layers."""
 
 
 def choose(device: str | torch.device) -> torch.device:
@@ -92,20 +88,13 @@ def dtype_for(model: PhiModel, quant: str | None) -> torch.dtype | None:
 
 def products(config: ModelConfig) -> tuple[precision.MatrixProducts, ...]:
     """The matrix products of a model with all weights trainable; builds one layer of each part only."""
-    layers = {"decoder": config.decoder.num_hidden_layers}
-    one = replace(config, decoder=replace(config.decoder, num_hidden_layers=1))
-    if config.vision is not None:
-        layers["vision"] = config.vision.num_hidden_layers
-        one = replace(one, vision=replace(config.vision, num_hidden_layers=1))
-    if config.audio is not None:
-        layers["audio"] = config.audio.num_blocks
-        one = replace(one, audio=replace(config.audio, num_blocks=1))
+    one_layer, layers = config.in_one_layer()
     with torch.device("meta"):
-        model = PhiModel(one)
+        model = PhiModel(one_layer)
     weights: list[tuple[torch.Size, bool]] = []
     for name, parameter in model.named_parameters():
-        part = REPEATED.match(name)
-        weights += repeat((parameter.shape, True), layers[part[1]] if part else 1)
+        times = next((n for prefix, n in layers.items() if name.startswith(prefix)), 1)
+        weights += repeat((parameter.shape, True), times)
     return precision.products(weights)
 
 

@@ -19,15 +19,11 @@ from polyphi.engine.request import GREEDY
 from polyphi.engine.sampling import check
 from polyphi.engine.structured import compile_grammar
 from polyphi.messages import (
-    Audio,
-    Image,
+    Media,
     Message,
     SamplingParams,
-    Video,
-    adapter_for,
-    media,
+    modalities_of,
     normalize_adapter,
-    route,
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.placeholders import TokensPrompt
@@ -135,11 +131,8 @@ class Rows:
         tokenized nor decoded."""
         parsed = parse_prompt(messages)
         if isinstance(parsed, TokensPrompt):
-            ids, images, audios = parsed.ids, parsed.images, parsed.audios
-            return self.ids_row(ids, images, audios, adapter=adapter, context=context)
-        visual = (*media(parsed, Image), *media(parsed, Video))
-        self._check_media(len(visual), len(media(parsed, Audio)))
-        chosen = self._adapter(adapter, adapter_for(parsed))
+            return self.ids_row(parsed.ids, parsed.parts, adapter=adapter, context=context)
+        chosen = self._adapter(adapter, modalities_of(parsed))
         row = yield from self._processor.row_steps(
             parsed,
             adapter=chosen,
@@ -154,18 +147,15 @@ class Rows:
     def ids_row(
         self,
         ids: Sequence[int],
-        images: Sequence[Any] = (),
-        audios: Sequence[Any] = (),
+        parts: Sequence[Media] = (),
         *,
         adapter: str | None = "auto",
         context: int | None = None,
     ) -> Batch:
-        """The row of token ids with the images and audio of their placeholders. `context` as for `row`."""
-        self._check_media(len(images), len(audios))
-        kinds = [kind for kind, parts in ((Image, images), (Audio, audios)) if parts]
-        chosen = self._adapter(adapter, route(kinds))
+        """The row of token ids with the parts of their placeholders. `context` as for `row`."""
+        chosen = self._adapter(adapter, [part.modality for part in parts])
         context = self.context if context is None else context
-        return self._processor.ids_row(ids, images, audios, chosen, context=context)
+        return self._processor.ids_row(ids, parts, chosen, context=context)
 
     def check_sampling(self, sampling: SamplingParams) -> None:
         """Raises ValueError for invalid values, for ids outside the vocabulary, and for stop strings or `stop_at_call`
@@ -209,21 +199,18 @@ class Rows:
                 f"{self.context}; shorten the prompt or lower max_tokens"
             )
 
-    def _check_media(self, images: int, audios: int) -> None:
-        for name, count, encoder in (
-            ("pictures", images, self._model.vision),
-            ("clips", audios, self._model.audio),
-        ):
-            if count and encoder is None:
+    def _adapter(self, adapter: str | None, modalities: Sequence[str]) -> str | None:
+        """`adapter`, or for "auto" that of the content's modalities if the model has it (Phi-4-mini has no adapters).
+        Raises ValueError for a modality without an encoder."""
+        for modality in modalities:
+            if modality not in self._model.towers:
                 raise ValueError(
-                    f"the request has {count} {name}, but this model has no encoder for them"
+                    f"the request has {modality} inputs, but this model has no encoder for them"
                 )
-
-    def _adapter(self, adapter: str | None, default: str | None) -> str | None:
-        """`adapter`, or for "auto" the content's `default` if the model has it (Phi-4-mini has no adapters)."""
         available = self._model.config.adapters
         adapter = normalize_adapter(adapter)
         if adapter == "auto":
+            default = self._processor.route(modalities)
             return default if default in available else None
         if adapter is not None and adapter not in available:
             raise UnknownAdapter(adapter, available)

@@ -5,7 +5,7 @@ Source: the published configuration of Phi-4-multimodal-instruct; report section
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # fmt: off
 SHORT_FACTOR = (1.0,) * 48
@@ -129,3 +129,22 @@ class ModelConfig:
     vision: VisionConfig | None = field(default_factory=VisionConfig)
     audio: AudioConfig | None = field(default_factory=AudioConfig)
     adapters: dict[str, AdapterConfig] = field(default_factory=_published_adapters)
+
+    @property
+    def towers(self) -> dict[str, str]:
+        """Modality -> the name of its tower in the model, for those that the model has."""
+        published = {"image": ("vision", self.vision), "audio": ("audio", self.audio)}
+        return {name: tower for name, (tower, config) in published.items() if config is not None}
+
+    def in_one_layer(self) -> tuple["ModelConfig", dict[str, int]]:
+        """The same model with one of each repeated layer, and how often the parameters are there of which the names
+        begin so."""
+        layers = {"decoder.layers.": self.decoder.num_hidden_layers}
+        one = replace(self, decoder=replace(self.decoder, num_hidden_layers=1))
+        if self.vision is not None:
+            layers["vision.encoder.layers."] = self.vision.num_hidden_layers
+            one = replace(one, vision=replace(self.vision, num_hidden_layers=1))
+        if self.audio is not None:
+            layers["audio.encoder.blocks."] = self.audio.num_blocks
+            one = replace(one, audio=replace(self.audio, num_blocks=1))
+        return one, layers

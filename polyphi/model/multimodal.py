@@ -22,33 +22,50 @@ from polyphi.model.decoder import Decoder
 from polyphi.model.initialise import initialise
 from polyphi.model.projector import AudioProjector, VisionProjector
 from polyphi.model.siglip import SiglipEncoder
+from polyphi.model.tower import Tower
 
 
-class Vision(nn.Module):
-    """Images to tokens: encoder, then projector."""
+class Vision(Tower):
+    """Images to tokens."""
+
+    published = True
+    encoder: SiglipEncoder
+    projector: VisionProjector
 
     def __init__(self, config: VisionConfig, width: int) -> None:
-        super().__init__()
-        self.encoder = SiglipEncoder(config)
-        self.projector = VisionProjector(config.hidden_size, width, config.cells)
+        projector = VisionProjector(config.hidden_size, width, config.cells)
+        super().__init__(SiglipEncoder(config), projector)
 
-    def forward(self, images: ImageInput) -> Float[Tensor, "I D"]:
+    def encode(self, inputs: ImageInput) -> Float[Tensor, "N P V"]:
+        """Features of all crops, in order."""
+        return self.encoder(inputs.crops, inputs.masks)
+
+    def project(self, features: Float[Tensor, "N P V"], inputs: ImageInput) -> Float[Tensor, "I D"]:
         """Tokens of all images, in order."""
-        images = images.ready()
-        return self.projector(self.encoder(images.crops, images.masks), images.layouts)
+        return self.projector(features, inputs.layouts)
+
+    def unused(self) -> frozenset[str]:
+        """The last layer, the final norm and the head of the vision tower."""
+        return frozenset(f"encoder.{name}" for name in self.encoder.unused())
 
 
-class Audio(nn.Module):
-    """Audio clips to tokens: encoder, then one of two projectors."""
+class Audio(Tower):
+    """Audio clips to tokens, by one of two projectors."""
+
+    published = True
+    encoder: ConformerEncoder
+    projector: AudioProjector
 
     def __init__(self, config: AudioConfig, width: int) -> None:
-        super().__init__()
-        self.encoder = ConformerEncoder(config)
-        self.projector = AudioProjector(config.hidden_size, width)
+        super().__init__(ConformerEncoder(config), AudioProjector(config.hidden_size, width))
 
-    def forward(self, audio: AudioInput) -> Float[Tensor, "A D"]:
+    def encode(self, inputs: AudioInput) -> Float[Tensor, "A V"]:
+        """Features of all clips, in order."""
+        return self.encoder(inputs.mels, inputs.layouts)
+
+    def project(self, features: Float[Tensor, "A V"], inputs: AudioInput) -> Float[Tensor, "A D"]:
         """Tokens of all audio clips, in order."""
-        return self.projector(self.encoder(audio.mels, audio.layouts), audio.layouts)
+        return self.projector(features, inputs.layouts)
 
 
 class PhiModel(nn.Module):
@@ -87,23 +104,36 @@ class PhiModel(nn.Module):
 
     def encode(self, modality: str, inputs: Inputs) -> Float[Tensor, "n D"]:
         """Tokens of all items of a modality, in order. Raises ValueError where the model has no encoder for it."""
-        tokens: Float[Tensor, "n D"] = self.encoder(modality, len(inputs.layouts))(inputs)
+        tokens: Float[Tensor, "n D"] = self.tower(modality, len(inputs.layouts))(inputs)
         return tokens
 
-    def encoder(self, modality: str, items: int = 1) -> Any:
+    def tower(self, modality: str, items: int = 1) -> Any:
         """The encoder of a modality with its projector. Raises ValueError where the model has none."""
-        encoder = {ImageInput.NAME: self.vision, AudioInput.NAME: self.audio}.get(modality)
-        if encoder is None:
+        if (tower := self.towers.get(modality)) is None:
             raise ValueError(
                 f"the batch has {items} inputs of {modality}, but this model has no encoder for them"
             )
-        return encoder
+        return tower
+
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """The tower of each modality that the model has, by the modality's name."""
+        towers = {name: getattr(self, attribute) for name, attribute in self.config.towers.items()}
+        return {name: tower for name, tower in towers.items() if tower is not None}
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Modality -> what the size of its inputs counts (`Inputs.UNIT`), for those that the model has."""
+        published = {kind.NAME: kind.UNIT for kind in (ImageInput, AudioInput)}
+        return {name: published[name] for name in self.towers}
 
     def unused(self) -> frozenset[str]:
-        """Names of the parameters that the multimodal forward doesn't use: the vision tower's last layer, final norm
-        and head."""
-        names = self.vision.encoder.unused() if self.vision else ()
-        return frozenset(f"vision.encoder.{name}" for name in names)
+        """Names of the parameters that the multimodal forward doesn't use."""
+        return frozenset(
+            f"{self.config.towers[modality]}.{name}"
+            for modality, tower in self.towers.items()
+            for name in tower.unused()
+        )
 
     def initialise(self, seed: int = 0) -> None:
         """Initialise all weights for training from scratch (initialise.py)."""

@@ -1,5 +1,7 @@
 """Encoders with their projectors, in slices between which a server answers others."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,31 +9,47 @@ from torch import Tensor
 from polyphi.audio_input import AudioInput
 from polyphi.image_input import ImageInput
 from polyphi.model import multimodal
+from polyphi.model.tower import Tower
 from polyphi.prepared.conformer import PreparedConformerEncoder
 from polyphi.prepared.siglip import PreparedSiglipEncoder
 from polyphi.steps import Steps, result_of
 
 
-class PreparedVision(multimodal.Vision):
+class PreparedTower(Tower):
+    """A modality's inputs to tokens, in slices where its encoder has them."""
+
+    def forward(self, inputs: Any) -> Float[Tensor, "m D"]:
+        return result_of(self.slices(inputs))
+
+    def slices(self, inputs: Any) -> Steps[Float[Tensor, "m D"]]:
+        """The result of `forward`, in slices."""
+        inputs = inputs.ready()
+        features = yield from self.feature_slices(inputs)
+        return self.project(features, inputs)
+
+    def feature_slices(self, inputs: Any) -> Steps[Float[Tensor, "n ..."]]:
+        """The result of `encode`, in the encoder's `slices(inputs)` if it has them, otherwise in one."""
+        slices = getattr(self.encoder, "slices", None)
+        if slices is not None:
+            return (yield from slices(inputs))
+        yield
+        return self.encode(inputs)
+
+
+class PreparedVision(PreparedTower, multimodal.Vision):
     """Images to tokens; crops with the same pixels are encoded once."""
 
     encoder: PreparedSiglipEncoder
 
-    def forward(self, images: ImageInput) -> Float[Tensor, "I D"]:
-        return result_of(self.slices(images))
-
-    def slices(self, images: ImageInput) -> Steps[Float[Tensor, "I D"]]:
-        """The result of `forward`, in slices of one layer."""
-        images = images.ready()
-        crops, masks, sources = images.crops, images.masks, equal_crops(images)
-        inverse = None
-        if sources is not None:
-            distinct, inverse = sources.unique(return_inverse=True)
-            crops, masks = crops.index_select(0, distinct), masks.index_select(0, distinct)
+    def feature_slices(self, inputs: ImageInput) -> Steps[Float[Tensor, "N P V"]]:
+        """Features of all crops, in slices of one layer."""
+        crops, masks, sources = inputs.crops, inputs.masks, equal_crops(inputs)
+        if sources is None:
+            return (yield from self.encoder.slices(crops, masks))
+        distinct, inverse = sources.unique(return_inverse=True)
+        crops, masks = crops.index_select(0, distinct), masks.index_select(0, distinct)
         features = yield from self.encoder.slices(crops, masks)
-        if inverse is not None:
-            features = features.index_select(0, inverse)
-        return self.projector(features, images.layouts)
+        return features.index_select(0, inverse)
 
 
 def equal_crops(images: ImageInput) -> Int[Tensor, " N"] | None:
@@ -50,12 +68,11 @@ def equal_crops(images: ImageInput) -> Int[Tensor, " N"] | None:
     return sources
 
 
-class PreparedAudio(multimodal.Audio):
+class PreparedAudio(PreparedTower, multimodal.Audio):
     """Audio clips to tokens."""
 
     encoder: PreparedConformerEncoder
 
-    def slices(self, audio: AudioInput) -> Steps[Float[Tensor, "A D"]]:
-        """The result of `forward`, in slices of one block."""
-        features = yield from self.encoder.slices(audio.mels, audio.layouts)
-        return self.projector(features, audio.layouts)
+    def feature_slices(self, inputs: AudioInput) -> Steps[Float[Tensor, "A V"]]:
+        """Features of all clips, in slices of one block."""
+        return (yield from self.encoder.slices(inputs.mels, inputs.layouts))

@@ -12,7 +12,16 @@ from typing import TypeVar
 
 from torch import nn
 
-from polyphi.model import conformer, decoder, lora, multimodal, projector, siglip, subsampling
+from polyphi.model import (
+    conformer,
+    decoder,
+    lora,
+    multimodal,
+    projector,
+    siglip,
+    subsampling,
+    tower,
+)
 from polyphi.prepared.conformer import PreparedConformerAttention, PreparedConformerEncoder
 from polyphi.prepared.decoder import PreparedDecoder, PreparedDecoderLayer, PreparedRMSNorm
 from polyphi.prepared.linear import (
@@ -22,7 +31,7 @@ from polyphi.prepared.linear import (
     PreparedPointwise,
     PreparedProjector,
 )
-from polyphi.prepared.multimodal import PreparedAudio, PreparedVision
+from polyphi.prepared.multimodal import PreparedAudio, PreparedTower, PreparedVision
 from polyphi.prepared.siglip import (
     PreparedSiglipAttention,
     PreparedSiglipEncoder,
@@ -47,6 +56,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     conformer.ConformerAttention: PreparedConformerAttention,
     conformer.ConformerEncoder: PreparedConformerEncoder,
     projector.Projector: PreparedProjector,
+    tower.Tower: PreparedTower,
     multimodal.Vision: PreparedVision,
     multimodal.Audio: PreparedAudio,
 }

@@ -4,25 +4,9 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from torch import Tensor
-
-from polyphi.messages import Audio, Image
-from polyphi.processing import image
+from polyphi.processing.reader import Placeholder
 from polyphi.processing.template import TemplatePiece
-
-
-@dataclass(frozen=True)
-class Placeholder:
-    """An image or audio of a conversation, its index `number` among those of its type, and its number of tokens: an
-    image with the crop plan for the size in its header, audio with its log-mel frames."""
-
-    part: Image | Audio
-    number: int
-    tokens: int
-    plan: image.CropPlan | None = None
-    mels: Tensor | None = None
 
 
 def pieces_of(

@@ -9,20 +9,30 @@ from typing import Any
 
 import numpy as np
 
-from polyphi.messages import Audio, Image, MediaSource, Part, Text
+from polyphi.messages import Audio, Image, Item, Media, MediaSource, Part, Text
 
 _PLACEHOLDER = re.compile(r"<\|(image|audio)_(\d+)\|>")
 
 
 @dataclass(frozen=True)
 class TokensPrompt:
-    """A prompt of token ids. `images` and `audios` fill the placeholders among the ids, in order: each has one
-    placeholder, or as many as it has tokens. They are sources (a path, bytes, (samples, rate)), or `Image`s and
-    `Audio`s."""
+    """A prompt of token ids. `images`, `audios` and `items` of further modalities fill the placeholders among the ids,
+    in order: each has one placeholder, or as many as it has tokens. Images and audio are sources (a path, bytes,
+    (samples, rate)), or `Image`s and `Audio`s."""
 
     ids: Sequence[int]
     images: Sequence[Image | MediaSource] = ()
     audios: Sequence[Audio | MediaSource | tuple[np.ndarray, int]] = ()
+    items: Sequence[Item] = ()
+
+    @property
+    def parts(self) -> tuple[Media, ...]:
+        """The images, audio and items as parts of messages."""
+        return (
+            *(i if isinstance(i, Image) else Image(i) for i in self.images),
+            *(a if isinstance(a, Audio) else Audio(a) for a in self.audios),
+            *self.items,
+        )
 
 
 def parts(

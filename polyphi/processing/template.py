@@ -24,7 +24,7 @@ does, and without `trusted` not even these, because the answers in a client's co
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyphi.messages import CALL, CALL_END, Audio, Calls, Image, Message, Text, Video
+from polyphi.messages import CALL, CALL_END, Calls, Media, Message, Text, Video
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import END, END_OF_TEXT
 
@@ -40,11 +40,11 @@ WHITESPACE = (
 
 @dataclass(frozen=True)
 class TemplatePiece:
-    """Token ids. `answer`: they belong to an answer or a document. `media`: the image or audio of a placeholder."""
+    """Token ids. `answer`: they belong to an answer or a document. `media`: the part that a placeholder stands for."""
 
     ids: tuple[int, ...]
     answer: bool = False
-    media: Image | Audio | None = None
+    media: Media | None = None
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,9 @@ class _Writer:
         self._pieces.append(TemplatePiece((self._tokenizer.control(token),), answer))
         self._strip_next = self._tokenizer.strips_following_whitespace(token)
 
-    def _media(self, part: Image | Audio | Video) -> None:
+    def _media(self, part: Media | Video) -> None:
         assert not isinstance(part, Video), "a video is expanded first (video.py)"
-        id = self._tokenizer.image_id if isinstance(part, Image) else self._tokenizer.audio_id
-        if id is None:
-            raise ValueError(
-                f"this model has no placeholder for an {type(part).__name__.lower()}; it only reads text"
-            )
+        id = self._tokenizer.placeholder(part.modality)
         self._flush()
         self._pieces.append(TemplatePiece((id,), media=part))
         self._strip_next = False

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
@@ -385,6 +385,28 @@ class Tokenizer:
     def audio_id(self) -> int | None:
         """The placeholder of audio; None for a text-only tokenizer."""
         return next((self._controls[t] for t in AUDIO_NAMES if t in self._controls), None)
+
+    further: Mapping[str, int] = {}
+    """The placeholders of further modalities."""
+
+    @property
+    def placeholders(self) -> dict[str, int]:
+        """The placeholder of each modality that has one."""
+        published = {"image": self.image_id, "audio": self.audio_id}
+        return {name: id for name, id in published.items() if id is not None} | dict(self.further)
+
+    def placeholder(self, modality: str) -> int:
+        """Return the placeholder of a modality. Raises ValueError where there is none."""
+        if (id := self.placeholders.get(modality)) is None:
+            able = ", ".join(["text", *self.placeholders])
+            raise ValueError(f"this model has no placeholder for {modality}; it reads {able}")
+        return id
+
+    def with_placeholder(self, modality: str, id: int) -> "Tokenizer":
+        """This tokenizer with the placeholder of a further modality. No text becomes it."""
+        extended = copy.copy(self)
+        extended.further = {**self.further, modality: id}
+        return extended
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

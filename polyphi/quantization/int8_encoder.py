@@ -202,16 +202,17 @@ class Int8Subsampling(nn.Module):
 def fuse(model: PhiModel, make: Make) -> None:
     """Replace the modules of a model's encoders by these classes if their kernels support them: in bfloat16, with
     fitting sizes. The vision tower's last layer stays, since the multimodal model doesn't use it."""
-    if model.vision is not None and _fits(model.vision.encoder):
-        layers = model.vision.encoder.layers
-        for i, layer in enumerate(layers[:-1]):
-            assert isinstance(layer, siglip.SiglipLayer)
-            layers[i] = VisionLayer(layer, make)
-    if model.audio is not None and _fits(model.audio.encoder):
-        encoder: Any = model.audio.encoder
-        for i, block in enumerate(encoder.blocks):
-            encoder.blocks[i] = AudioBlock(block, make)
-        encoder.subsampling = Int8Subsampling(encoder.subsampling, make)
+    for tower in model.towers.values():
+        encoder = tower.encoder
+        if isinstance(encoder, siglip.SiglipEncoder) and _fits(encoder):
+            for i, layer in enumerate(encoder.layers[:-1]):
+                assert isinstance(layer, siglip.SiglipLayer)
+                encoder.layers[i] = VisionLayer(layer, make)
+        elif isinstance(encoder, conformer.ConformerEncoder) and _fits(encoder):
+            modules: Any = encoder
+            for i, block in enumerate(modules.blocks):
+                modules.blocks[i] = AudioBlock(block, make)
+            modules.subsampling = Int8Subsampling(modules.subsampling, make)
 
 
 def _fits(encoder: siglip.SiglipEncoder | conformer.ConformerEncoder) -> bool:

@@ -69,7 +69,6 @@ STORED = ("int8", "int4", "int8-all", "int4-all")
 SCHEMES = ("bf16", *STORED)
 BASES = ("int8", "int4")
 """Schemes of a frozen base that adapters are trained on."""
-ENCODERS = ("vision.encoder.", "audio.encoder.")
 EMBEDDING = "decoder.embed_tokens.weight"
 """Quantized as the head, and unchanged for the lookup."""
 TABLE = "table"
@@ -201,9 +200,9 @@ def frozen_parts(
         )
     if device.type != "cpu":
         base = [part for part in base if part.name != EMBEDDING]
-    frozen = [e for e in ENCODERS if not any(name.startswith(e) for name in trained)]
-    linears = [x for x in _linears(model) if x[0].startswith(tuple(frozen))] if frozen else []
-    return [*base, *_encoder_parts(model, linears)]
+    encoders = [f"{tower}.encoder." for tower in model.config.towers.values()]
+    frozen = tuple(e for e in encoders if not any(name.startswith(e) for name in trained))
+    return [*base, *_encoder_parts(model, [x for x in _linears(model) if x[0].startswith(frozen)])]
 
 
 def parts(model: PhiModel, scheme: str) -> list[WeightTarget]:
@@ -256,12 +255,13 @@ def _form(scheme: str, shape: tuple[int, int]) -> type[EightBit] | type[FourBit]
 
 def _linears(model: PhiModel) -> list[tuple[str, nn.Module, str]]:
     """The linears of encoders and projectors that a forward uses: path, parent module, name in it. (References to the
-    linears would keep replaced ones in memory.)"""
+    linears would keep replaced ones in memory.) Code of others may read the weights of its linears: its towers stay."""
     unused = model.unused()
     return [
         (f"{path}.{name}", module, name)
-        for path, module in model.named_modules()
-        if not path.startswith("decoder")
+        for modality, tower in model.towers.items()
+        if tower.published
+        for path, module in tower.named_modules(prefix=model.config.towers[modality])
         for name, child in module.named_children()
         if isinstance(child, nn.Linear | Pointwise) and f"{path}.{name}.weight" not in unused
     ]

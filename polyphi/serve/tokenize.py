@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from polyphi.messages import Audio, Image, Text, with_tools
+from polyphi.messages import with_tools
 from polyphi.serve.conversation import chat_turns, conversation
 from polyphi.serve.errors import ApiError, responses
 from polyphi.serve.events import unless_disconnected
@@ -43,7 +43,7 @@ def routes(server: Server) -> APIRouter:
             )
         strings = bool(body.return_token_strs)
         if (prompt := body.prompt) is not None:
-            texts = ((Text, ids) for ids in processor.tokenizer.encode_slices(prompt))
+            texts = (("text", ids) for ids in processor.tokenizer.encode_slices(prompt))
             with server.api_errors("prompt"):
                 work = server.in_steps(
                     len(prompt) > LARGE,
@@ -93,7 +93,7 @@ class Tokenized:
     """The numbers of tokens by modality, their ids, and where requested their texts. Of more than `MAX_TEXT` tokens
     there are only the numbers."""
 
-    counts: Counter[type]
+    counts: Counter[str]
     ids: EncodedJson | list[int] | None
     strings: EncodedJson | list[str] | None
 
@@ -102,18 +102,16 @@ class Tokenized:
             "count": self.counts.total(),
             "max_model_len": server.engine.longest,
             "tokens": self.ids,
-            "text_tokens": self.counts[Text],
-            "image_tokens": self.counts[Image],
-            "audio_tokens": self.counts[Audio],
+            **{f"{name}_tokens": n for name, n in self.counts.items()},
         }
         return fields if self.strings is None else {**fields, "token_strs": self.strings}
 
 
 def _collect(
-    server: Server, slices: Iterable[tuple[type, Sequence[int]]], with_strings: bool
+    server: Server, slices: Iterable[tuple[str, Sequence[int]]], with_strings: bool
 ) -> Steps[Tokenized]:
     """The tokens of slices of a prompt, with a step for each slice."""
-    counts: Counter[type] = Counter()
+    counts = Counter({name: 0 for name in ("text", *server.engine.processor.readers)})
     ids = array("i")
     for modality, some in slices:
         yield

@@ -30,6 +30,7 @@ from polyphi.messages import (
     Completion,
     Delta,
     Image,
+    Item,
     Message,
     Part,
     SamplingParams,
@@ -481,6 +482,8 @@ def openai_part(part: Part) -> dict[str, Any]:
         return {"type": "text", "text": part.text}
     if isinstance(part, Video):
         raise ValueError("an endpoint accepts no videos; send some of the frames as Images")
+    if isinstance(part, Item):
+        raise ValueError(f"an endpoint accepts images and audio, no {part.modality}")
     data = _media_bytes(part)
     text = base64.b64encode(data).decode()
     if isinstance(part, Image):

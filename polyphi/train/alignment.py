@@ -46,7 +46,7 @@ def with_words(row: Batch, sample: Sample, processor: Processor) -> Batch:
     """The row with the words of its images and of its audio clip, where the sample has them. An image that doesn't fill
     its crops gets no words, because its cells don't match the boxes of the annotation."""
     if (images := row.of(ImageInput)) is not None:
-        side, triples = processor.cells, list[tuple[int, int, int]]()
+        side, triples = processor.images.cells, list[tuple[int, int, int]]()
         named = zip(images.layouts, sample.meta.get("named", ()), strict=False)
         for number, (layout, items) in enumerate(named):
             if fills_crops(layout, side):

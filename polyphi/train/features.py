@@ -1,8 +1,8 @@
 """Cache on disk of the outputs of frozen encoders, which are the same in every epoch.
 
 Stages with a frozen encoder (`vision_4`, `speech_2`, the audio of `joint_1`) spend a part of each step on it. The key
-is the content: SHA-256 of the pixels or log-mel frames of the encoder's input, in a folder named by the hash of its
-weights. Each process appends to one file and reads all files that exist when it starts::
+is the content: SHA-256 of what the encoder reads of an item, in a folder named by the hash of its weights. Each process
+appends to one file and reads all files that exist when it starts::
 
     features/3f0a.../0.bin      one tensor after the other
                      0.jsonl    {"key": "ab12...", "start": 0, "shape": [38, 144], "dtype": "float32"}
@@ -16,17 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.audio_input import AudioLayout
+from polyphi.modality import Inputs
 from polyphi.model.multimodal import PhiModel
-from polyphi.prepared.conformer import PreparedConformerEncoder
+from polyphi.prepared.multimodal import PreparedTower
 from polyphi.prepared.prepare import prepare
-from polyphi.prepared.siglip import PreparedSiglipEncoder
 from polyphi.runtime import distributed
 from polyphi.steps import Steps, result_of
 from polyphi.train import checkpoint
@@ -104,44 +103,42 @@ class Features:
             file.close()
 
 
-Cached = Callable[..., Tensor]
-"""An encoder's outputs for its inputs, by `Features` and the encoder."""
-
-
 @contextmanager
 def cached_features(model: PhiModel, folder: Path | None, precision: str) -> Iterator[None]:
     """While active, frozen encoders return the outputs cached in `folder` and add missing ones; None: no cache."""
-    encoders: list[tuple[PreparedSiglipEncoder | PreparedConformerEncoder, Cached]] = []
-    for module in prepare(model).modules():
-        if isinstance(module, PreparedSiglipEncoder):
-            encoders.append((module, _of_crops))
-        elif isinstance(module, PreparedConformerEncoder):
-            encoders.append((module, _of_clips))
     with ExitStack() as stack:
-        for encoder, cached in encoders:
-            if folder is None or any(p.requires_grad for p in encoder.parameters()):
+        for tower in prepare(model).towers.values():
+            if folder is None or any(p.requires_grad for p in tower.encoder.parameters()):
                 continue
-            weights = checkpoint.digests(encoder.state_dict().items())
+            assert isinstance(tower, PreparedTower)
+            weights = checkpoint.digests(tower.encoder.state_dict().items())
             name = hashlib.sha256(json.dumps([weights, precision]).encode()).hexdigest()[:16]
             features = Features(folder / name)
             stack.callback(features.close)
-            # Every use of an encoder, `forward` too, calls `slices`.
-            encoder.slices = partial(  # type: ignore[method-assign]
-                _cached_slices, features, cached, encoder.slices
+            # Every use of a tower calls `feature_slices`.
+            tower.feature_slices = partial(  # type: ignore[method-assign]
+                _cached_slices, features, tower.feature_slices
             )
-            stack.callback(delattr, encoder, "slices")  # restores the class's method
+            stack.callback(delattr, tower, "feature_slices")  # restores the class's method
         yield
 
 
 def _cached_slices(
-    features: Features,
-    cached: Callable[..., Tensor],
-    slices: Callable[..., Steps[Tensor]],
-    *inputs: Any,
-) -> Steps[Tensor]:
-    """An encoder's `slices` with the cache: all outputs at once, stored or newly computed."""
+    features: Features, slices: Callable[[Inputs], Steps[Tensor]], inputs: Inputs
+) -> Steps[Float[Tensor, "n ..."]]:
+    """A tower's `feature_slices` with the cache: all features at once, stored or newly computed."""
     yield from ()
-    return cached(features, lambda *missing: result_of(slices(*missing)), *inputs)
+    items = list(inputs.split())
+
+    def compute(missing: list[int]) -> list[Tensor]:
+        chosen = type(inputs).join([items[i] for i in missing])
+        with torch.no_grad():
+            return list(result_of(slices(chosen)).split(chosen.features))
+
+    of_items = features.of([_key(*item.identity) for item in items], compute)
+    return torch.cat(
+        [t.to(item.identity[0].device) for t, item in zip(of_items, items, strict=True)]
+    )
 
 
 def _key(*tensors: Tensor) -> str:
@@ -149,35 +146,3 @@ def _key(*tensors: Tensor) -> str:
     for tensor in tensors:
         hasher.update(str(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().data)
     return hasher.hexdigest()
-
-
-def _of_crops(
-    features: Features,
-    forward: Callable[..., Tensor],
-    crops: Float[Tensor, "N 3 C C"],
-    masks: Bool[Tensor, "N G G"],
-) -> Float[Tensor, "N P D"]:
-    def compute(missing: list[int]) -> list[Tensor]:
-        with torch.no_grad():
-            return list(forward(crops[missing], masks[missing]))
-
-    keys = [_key(*pair) for pair in zip(crops, masks, strict=True)]
-    return torch.stack([t.to(crops.device) for t in features.of(keys, compute)])
-
-
-def _of_clips(
-    features: Features,
-    forward: Callable[..., Tensor],
-    mels: Float[Tensor, "F M"],
-    clips: Sequence[AudioLayout],
-) -> Float[Tensor, "A D"]:
-    parts = mels.split([clip.frames for clip in clips])
-
-    def compute(missing: list[int]) -> list[Tensor]:
-        chosen = [clips[i] for i in missing]
-        with torch.no_grad():
-            outputs = forward(torch.cat([parts[i] for i in missing]), chosen)
-        return list(outputs.split([clip.tokens for clip in chosen]))
-
-    keys = [_key(part) for part in parts]
-    return torch.cat([t.to(mels.device) for t in features.of(keys, compute)])

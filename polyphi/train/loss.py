@@ -8,7 +8,7 @@ Hidden states of supervised positions are gathered first; the head runs over a c
 - `token_losses` returns a loss per position. The backward pass computes a chunk's logits again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,10 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.data.sample import Sample, Unfit
-from polyphi.image_input import ImageInput
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.decoder import Head, PreparedDecoder
 from polyphi.processing.processor import Processor
@@ -32,7 +30,6 @@ CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Number of logits of a chunk. On a CPU 4 MiB in float32 (256 positions of a vocabulary of 4,096), which fit into its
 cache; on a GPU 256 MiB (335 positions of the public vocabulary), enough to use it fully."""
 
-MODALITIES = ("text", "image", "audio", "image and audio")
 CHUNK_ROWS = 128
 """Fewest positions of a chunk: with fewer, a product with a large head is bound by reading the head, or by unpacking a
 quantized one. 256 positions of a head of 200,064 x 3,072 with two layers, two cores with bf16, forward and gradient of
@@ -208,23 +205,30 @@ class NextToken:
         total, losses = token_loss_sum(hidden, head_of(model), labels)
         if head is not None:
             total = total + self.align * alignment
-        return total, len(labels), by_modality(batch, losses) | metrics
+        return total, len(labels), by_modality(batch, losses, tuple(model.units)) | metrics
 
 
-def by_modality(batch: Batch, losses: Float[Tensor, " Q"]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(sum of losses, number) of the supervised positions by the modality of their row: "loss text", "loss image" and
-    so on."""
+def by_modality(
+    batch: Batch, losses: Float[Tensor, " Q"], modalities: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """(sum of losses, number) of the supervised positions by the modalities of their row: "loss text", "loss image",
+    "loss image and audio" and so on, for all combinations of `modalities`, which are those of the model."""
     assert batch.supervised is not None
-    modality = torch.zeros(batch.sequences, dtype=torch.long, device=losses.device)
-    for bit, name in ((1, ImageInput.NAME), (2, AudioInput.NAME)):
+    groups = torch.zeros(batch.sequences, dtype=torch.long, device=losses.device)
+    for bit, name in enumerate(modalities):
         inputs = batch.inputs.get(name)
         if inputs is not None and inputs.slots is not None:
             sequences = owners(batch, inputs.slots)
-            modality += torch.zeros_like(modality).index_fill(0, sequences, bit)
-    position_modality = modality.index_select(0, owners(batch, batch.supervised))
-    sums = losses.new_zeros(len(MODALITIES)).index_add(0, position_modality, losses)
-    counts = torch.bincount(position_modality, minlength=len(MODALITIES))
-    return {f"loss {name}": (sums[i], counts[i]) for i, name in enumerate(MODALITIES)}
+            groups += torch.zeros_like(groups).index_fill(0, sequences, 1 << bit)
+    number = 1 << len(modalities)
+    position_groups = groups.index_select(0, owners(batch, batch.supervised))
+    sums = losses.new_zeros(number).index_add(0, position_groups, losses)
+    counts = torch.bincount(position_groups, minlength=number)
+    names = [
+        " and ".join(name for bit, name in enumerate(modalities) if group >> bit & 1) or "text"
+        for group in range(number)
+    ]
+    return {f"loss {name}": (sums[i], counts[i]) for i, name in enumerate(names)}
 
 
 def owners(batch: Batch, positions: Int[Tensor, " n"]) -> Int[Tensor, " n"]:

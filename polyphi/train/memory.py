@@ -14,12 +14,11 @@ from polyphi.train.options import Activations
 
 
 def blocks(model: PhiModel) -> Iterator[nn.Module]:
-    """The repeated blocks of decoder and encoders."""
-    yield from model.decoder.layers
-    if model.vision is not None:
-        yield from model.vision.encoder.layers
-    if model.audio is not None:
-        yield from model.audio.encoder.blocks
+    """The repeated blocks of decoder and encoders: the modules in their lists."""
+    for part in (model.decoder, *(tower.encoder for tower in model.towers.values())):
+        for child in part.children():
+            if isinstance(child, nn.ModuleList):
+                yield from child
 
 
 @contextmanager

@@ -38,6 +38,27 @@ MIN_NORMS = 10
 """Fewest earlier gradient norms that a spike is measured against."""
 
 
+def column_pairs(_: type, tokens: Sequence[Token]) -> dict[str, str]:
+    """The mapping in a text like `answer=text,audio=clip`."""
+    return _pairs(tokens[0].value, "OURS=YOURS,..., such as answer=text")
+
+
+def sizes(_: type, tokens: Sequence[Token]) -> dict[str, int]:
+    """The mapping in a text like `image=16,audio=3000`."""
+    expected = "MODALITY=SIZE,..., such as image=16"
+    pairs = _pairs(tokens[0].value, expected)
+    if wrong := [size for size in pairs.values() if not size.isdecimal()]:
+        raise ValueError(f"expected {expected}; found {wrong[0]!r}")
+    return {name: int(size) for name, size in pairs.items()}
+
+
+def _pairs(text: str, expected: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if wrong := [name for name, sign, value in pairs if not (name and sign and value)]:
+        raise ValueError(f"expected {expected}; found {wrong[0]!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class StepGuard:
@@ -64,10 +85,11 @@ class MachineOptions:
 
     micro_tokens: int = 8192
     """Maximum tokens of a pack (micro-batch)."""
-    micro_crops: int | None = None
-    """Maximum crops of a pack; default: no separate limit."""
-    micro_frames: int | None = None
-    """Maximum audio frames (10 ms) of a pack; default: no separate limit."""
+    micro_inputs: Annotated[
+        Mapping[str, int],
+        Parameter(converter=sizes, n_tokens=1, accepts_keys=False, metavar="MODALITY=SIZE,..."),
+    ] = field(default_factory=dict)
+    """Maximum crops of images (image=N) and frames of audio, of 10 ms (audio=N), in a pack."""
     workers: int | None = None
     """Processes that read and decode data; default: 0 on a CPU, several with a GPU."""
     fsdp: int = 1
@@ -99,14 +121,6 @@ class TrainOptions:
     track: Annotated[Sequence[str], Parameter(group=MACHINE)] = ()
     """tensorboard, trackio or wandb; repeatable."""
     machine: MachineOptions = field(default_factory=MachineOptions)
-
-
-def column_pairs(_: type, tokens: Sequence[Token]) -> dict[str, str]:
-    """The mapping in a text like `answer=text,audio=clip`."""
-    pairs = [pair.partition("=") for pair in tokens[0].value.split(",")]
-    if wrong := [ours for ours, sign, theirs in pairs if not (ours and sign and theirs)]:
-        raise ValueError(f"expected OURS=YOURS,..., such as answer=text; found {wrong[0]!r}")
-    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
 @Parameter(name="*", group=OWN)

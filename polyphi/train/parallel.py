@@ -137,6 +137,10 @@ class Context:
     def decoder(self) -> Decoder:
         return self.model.decoder
 
+    @property
+    def units(self) -> dict[str, str]:
+        return self.model.units
+
     def part(self, batch: Batch) -> Batch:
         """This process's tokens of a pack. Raises ValueError where the pack has media (their encoders need all of their
         tokens) or fewer tokens than there are processes."""

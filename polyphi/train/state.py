@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ MANIFEST, TRAINED, METRICS, QUARANTINE, CHECKPOINTS = (
 )
 REASON = "precision_reason"
 """Key of the reason for a run's precision; it may differ between a run and its resumption."""
-COUNTED = ("tokens", "supervised", "crops", "frames")
+COUNTED = ("tokens", "supervised")
 """Numbers of a step's record that are summed over the run."""
 MAX_QUARANTINED = 20
 """Samples with a non-finite loss that a run tolerates; with more, the cause isn't the data."""
@@ -225,10 +225,12 @@ class TrainState:
         self.step += 1
         self.draws, self.corrupt = data.draws, data.corrupt
 
-    def count(self, data: StepRows, record: Mapping[str, Any], seconds: float) -> None:
-        """Add an accepted step to the sums over the run."""
+    def count(
+        self, data: StepRows, record: Mapping[str, Any], seconds: float, units: Iterable[str] = ()
+    ) -> None:
+        """Add an accepted step to the sums over the run; `units` are those of the encoders' inputs."""
         self.seconds += seconds
-        counts = Counter({key: record[key] for key in COUNTED})
+        counts = Counter({key: record[key] for key in (*COUNTED, *units)})
         counts.update({"samples": len(data.ids), "skipped": len(data.skipped)})
         corrupt = sum(s.category == "corrupt" for s in data.skipped)
         counts.update({"cut": data.cut, "corrupt": corrupt})

@@ -29,13 +29,11 @@ import rich
 import torch
 from torch import Tensor, nn
 
-from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch, pack
 from polyphi.data import workers
 from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader, ReaderGroup, StepRows
 from polyphi.data.packing import Capacity, Pack, pack_step, single_pack
-from polyphi.image_input import ImageInput
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
@@ -81,8 +79,6 @@ from polyphi.train.state import (
     restore,
 )
 
-FRAMES_PER_SECOND = 100
-"""Log-mel frames (report 2.2.1)."""
 TRIM_SECONDS = 5
 """Time between two returns of free heap to the system. Without them text 3 of the nano size took 2.4 GB after 450
 steps, with one every 20 s 1.5 to 1.85 GB; one takes 60 ms (LOG.md)."""
@@ -206,7 +202,7 @@ class Trainer:
                 reader, readers, lambda draws: distributed.all_gather(draws)[::shared]
             ),
         )
-        self.capacity = Capacity(machine.micro_tokens, machine.micro_crops, machine.micro_frames)
+        self.capacity = Capacity(machine.micro_tokens, machine.micro_inputs)
 
         # Precision.
         self.choice = choose_precision(
@@ -449,7 +445,7 @@ class Trainer:
         seconds, self._clock = now - self._clock, now
         number = self.state.step
         self.state.advance(data)
-        self.state.count(data, record, seconds)
+        self.state.count(data, record, seconds, self.model.units.values())
         record = {**record, "ids": data.fingerprint(), **self._speeds(data, record, seconds)}
         record |= {"skipped": len(data.skipped), "cut": data.cut}
         watch, every = self.caller.watch, self.options.watch_every
@@ -465,8 +461,8 @@ class Trainer:
         self, data: StepRows, record: Mapping[str, Any], seconds: float
     ) -> dict[str, float]:
         """A step's throughput per second, and its utilisation."""
-        amounts = {"tokens": record["tokens"], "samples": len(data.ids), "crops": record["crops"]}
-        amounts["audio_seconds"] = record["frames"] / FRAMES_PER_SECOND
+        counted = ("tokens", *self.model.units.values())
+        amounts = {what: record[what] for what in counted} | {"samples": len(data.ids)}
         amounts["flops"] = record.get("flops", 0)
         speeds = {f"{what}_per_second": round(n / seconds, 2) for what, n in amounts.items() if n}
         if self.caller.peak_flops and amounts["flops"]:
@@ -732,9 +728,12 @@ class StageLoss:
                 padded = padding(batch.cu_seqlens)
                 values["padding"] = (padded, padded + len(batch))
             values["supervised"] = 0 if batch.supervised is None else len(batch.supervised)
-            for key, kind in (("crops", ImageInput), ("frames", AudioInput)):
-                inputs = batch.inputs.get(kind.NAME)
-                values[key] = 0 if inputs is None else inputs.size
+            for (
+                modality,
+                unit,
+            ) in self.model.units.items():  # in every pack, since processes add them up
+                inputs = batch.inputs.get(modality)
+                values[unit] = 0 if inputs is None else inputs.size
             for key, value in values.items():  # a pair is a sum and its own count
                 for part, number in enumerate(value if isinstance(value, tuple) else (value,)):
                     sums[key, part] += item.share * number

@@ -63,7 +63,7 @@ def media(tmp_path: Path) -> tuple[Path, Path]:
 def test_load_takes_sizes_from_the_folder(folder: Path) -> None:
     phi = polyphi.load(folder, device="cpu")
     assert isinstance(phi, polyphi.Phi)
-    assert (phi.processor.crop_size, phi.processor.max_crops) == (56, 4)
+    assert (phi.processor.images.crop_size, phi.processor.images.max_crops) == (56, 4)
     answer = phi.generate([polyphi.Message.user("fox")], sampling=SamplingParams(max_tokens=3))
     assert answer == phi.generate(
         [{"role": "user", "content": "fox"}], sampling=SamplingParams(max_tokens=3)

@@ -74,4 +74,4 @@ def test_a_video_calls_for_the_vision_adapter() -> None:
 
 
 def test_tokens_add_up() -> None:
-    assert Tokens(3, 20, 100).total == 123
+    assert Tokens(3, {"image": 20, "audio": 100}).total == 123

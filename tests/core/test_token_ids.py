@@ -369,7 +369,7 @@ def test_none_is_a_name_too(phi: polyphi.Phi, media: tuple[Path, Path]) -> None:
             assert torch.equal(call(prompt, adapter="none")[1], call(prompt, adapter=None)[1])
         assert phi.score(prompt, "fox", adapter="none") == phi.score(prompt, "fox", adapter=None)
     assert phi.processor.row(messages, adapter="none").adapters == (None,)
-    assert phi.processor.ids_row(ids, images, audios, "none").adapters == (None,)
+    assert phi.processor.ids_row(ids, prompt.parts, "none").adapters == (None,)
     wave = (np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32), 16000)
     transcripts = [phi.transcribe(wave, sampling=EIGHT, adapter=name) for name in ("none", None)]
     assert transcripts[0] == transcripts[1] and transcripts[0].adapter is None

@@ -62,8 +62,12 @@ class Scripted:
         parts = [p for m in messages for p in m.parts]
         return Tokens(
             sum(len(p.text.split()) for p in parts if isinstance(p, Text)),
-            sum(100 if p.most_crops is None else 10 for p in parts if isinstance(p, Image)),
-            sum(7 for p in parts if isinstance(p, Audio)),
+            {
+                "image": sum(
+                    100 if p.most_crops is None else 10 for p in parts if isinstance(p, Image)
+                ),
+                "audio": sum(7 for p in parts if isinstance(p, Audio)),
+            },
         )
 
     def stream(

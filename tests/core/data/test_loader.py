@@ -72,7 +72,9 @@ def packs(step: StepRows) -> list[list[int]]:
 
 
 def packs_of(step: StepRows) -> list[Pack]:
-    return pack_step(step.samples, Capacity(12, frames=60), step.other_sizes(), step.spare_rows())
+    return pack_step(
+        step.samples, Capacity(12, {"audio": 60}), step.other_sizes(), step.spare_rows()
+    )
 
 
 def test_steps_fill_the_budget_with_draws_in_a_row(folder: Path) -> None:

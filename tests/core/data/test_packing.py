@@ -11,15 +11,18 @@ from polyphi.data.packing import Capacity, RowSize, pack_step, single_pack
 from polyphi.image_input import ImageInput, ImageLayout
 
 SIZES = st.lists(
-    st.builds(RowSize, st.integers(1, 9), st.integers(0, 4), st.integers(0, 30)),
+    st.builds(
+        RowSize,
+        st.integers(1, 9),
+        st.fixed_dictionaries({"image": st.integers(0, 4), "audio": st.integers(0, 30)}),
+    ),
     min_size=1,
     max_size=14,
 )
 CAPACITIES = st.builds(
     Capacity,
     st.integers(5, 20),
-    st.none() | st.integers(1, 6),
-    st.none() | st.integers(10, 60),
+    st.fixed_dictionaries({}, optional={"image": st.integers(1, 6), "audio": st.integers(10, 60)}),
 )
 
 
@@ -29,26 +32,25 @@ def sample(*lengths: int) -> list[Batch]:
 
 def heavy(size: RowSize, name: int) -> list[Batch]:
     """Return a sample of a size whose token ids are all `name`."""
+    crops, frames = size.inputs.get("image", 0), size.inputs.get("audio", 0)
     images = ImageInput(
-        layouts=(ImageLayout(0, 0, 0, 0),) * size.crops,
-        crops=torch.zeros(size.crops, 3, 2, 2),
-        masks=torch.ones(size.crops, 1, 1, dtype=torch.bool),
+        layouts=(ImageLayout(0, 0, 0, 0),) * crops,
+        crops=torch.zeros(crops, 3, 2, 2),
+        masks=torch.ones(crops, 1, 1, dtype=torch.bool),
     )
-    clip = AudioLayout(size.frames, "speech")
-    audio = AudioInput(layouts=(clip,), mels=torch.zeros(size.frames, 80))
+    clip = AudioLayout(frames, "speech")
+    audio = AudioInput(layouts=(clip,), mels=torch.zeros(frames, 80))
     return [row([name] * size.tokens, images, audio, supervise=[True] * size.tokens)]
 
 
 def within(size: RowSize, capacity: Capacity) -> bool:
-    return (
-        size.tokens <= capacity.tokens
-        and (capacity.crops is None or size.crops <= capacity.crops)
-        and (capacity.frames is None or size.frames <= capacity.frames)
-    )
+    limits = capacity.inputs.items()
+    return size.tokens <= capacity.tokens and all(size.inputs[n] <= limit for n, limit in limits)
 
 
 def added(sizes: list[RowSize]) -> RowSize:
-    return RowSize(*(sum(getattr(s, key) for s in sizes) for key in ("tokens", "crops", "frames")))
+    inputs = {name: sum(s.inputs[name] for s in sizes) for name in ("image", "audio")}
+    return RowSize(sum(s.tokens for s in sizes), inputs)
 
 
 def test_the_largest_first_each_where_it_fits_best() -> None:
@@ -104,10 +106,11 @@ def test_the_rows_of_a_sample_stay_together() -> None:
 
 
 def test_media_bound_packs_too_and_blank_patches_are_counted() -> None:
-    samples = [heavy(RowSize(2, 3), i) for i in range(4)] + [heavy(RowSize(2, 0, 40), 9)]
+    samples = [heavy(RowSize(2, {"image": 3}), i) for i in range(4)]
+    samples += [heavy(RowSize(2, {"audio": 40}), 9)]
     assert len(pack_step(samples, Capacity(100))) == 1
-    assert len(pack_step(samples, Capacity(100, crops=6))) == 2
-    assert len(pack_step(samples, Capacity(100, crops=3, frames=40))) == 4
+    assert len(pack_step(samples, Capacity(100, {"image": 6}))) == 2
+    assert len(pack_step(samples, Capacity(100, {"image": 3, "audio": 40}))) == 4
     (pack,) = pack_step(samples, Capacity(100))
     assert pack.blank == 0
     half = torch.tensor([True, False]).expand(12, 2, 2)
@@ -116,7 +119,7 @@ def test_media_bound_packs_too_and_blank_patches_are_counted() -> None:
     images = replace(pack.batch.inputs["image"], masks=half)
     assert replace(pack, batch=pack.batch.with_inputs(images)).blank == 0.5
     with pytest.raises(ValueError, match="found 0"):
-        Capacity(10, 0)
+        Capacity(10, {"image": 0})
 
 
 def test_samples_that_are_compared_stay_together() -> None:

@@ -290,4 +290,4 @@ def test_the_header_of_an_image_is_read_once(
     assert len(jobs) == 4 and len(row.inputs["image"].layouts) == 2
     del messages
     gc.collect()
-    assert not processor._sizes
+    assert not processor.images._sizes

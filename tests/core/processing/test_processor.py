@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from polyphi.batch import IGNORE, pack
 from polyphi.messages import Audio, Image, Message, Text, Video
 from polyphi.processing import media
+from polyphi.processing.image_reader import ImageReader
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
@@ -197,7 +198,7 @@ def test_bytes_of_media_are_known_before_they_are_decoded(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("it was decoded")
 
-    monkeypatch.setattr(Processor, "decoded_image", refuse)
+    monkeypatch.setattr(ImageReader, "decoded", refuse)
     monkeypatch.setattr(media.AudioStream, "__iter__", refuse)
     sizes, pixels = zip(*(result_of(processor.media_size(chat)) for chat in chats), strict=True)
     assert list(sizes) == [row.nbytes - row.without_values().nbytes for row in rows]
@@ -292,11 +293,12 @@ def test_bad_media_stop_the_row(processor: Processor, tmp_path) -> None:
 
 
 def test_ids_with_single_and_with_expanded_placeholders(processor: Processor, png: Make) -> None:
-    images, clip = [png(100, 40), png(56, 56, seed=1)], (np.ones(8000, np.float32), 16000)
-    row = processor.row(
-        [Message.user(Image(images[0]), Image(images[1]), Audio(clip), "What?")],
-        generation_prompt=True,
-    )
+    parts = [
+        Image(png(100, 40)),
+        Image(png(56, 56, seed=1)),
+        Audio((np.ones(8000, np.float32), 16000)),
+    ]
+    row = processor.row([Message.user(*parts, "What?")], generation_prompt=True)
     image, sound = processor.tokenizer.image_id, processor.tokenizer.audio_id
     single = [
         row.ids[0].item(),
@@ -306,7 +308,7 @@ def test_ids_with_single_and_with_expanded_placeholders(processor: Processor, pn
         *row.ids[row.inputs["audio"].slots[-1] + 1 :].tolist(),
     ]
     for ids in (single, row.ids.tolist()):
-        again = processor.ids_row(ids, images, [clip])
+        again = processor.ids_row(ids, parts)
         assert again.ids.equal(row.ids) and again.adapters == row.adapters
         for name, inputs in row.inputs.items():
             same = again.inputs[name]
@@ -314,7 +316,7 @@ def test_ids_with_single_and_with_expanded_placeholders(processor: Processor, pn
             assert all(tensor.equal(same.tensors[n]) for n, tensor in inputs.tensors.items())
         assert again.inputs.keys() == row.inputs.keys() == {"image", "audio"}
     assert processor.ids_row([1, 2, 3]).adapters == (None,)
-    assert processor.ids_row(single, images, [clip], adapter="speech").adapters == ("speech",)
+    assert processor.ids_row(single, parts, adapter="speech").adapters == ("speech",)
 
 
 def test_ids_with_wrong_placeholders_are_refused(processor: Processor, png: Make) -> None:
@@ -323,11 +325,11 @@ def test_ids_with_wrong_placeholders_are_refused(processor: Processor, png: Make
         ValueError,
         match=f"1 pictures or clips need 1 placeholders of id {image}, or 13 .*; found 2",
     ):
-        processor.ids_row([1, image, image], [png(56, 56)])
+        processor.ids_row([1, image, image], [Image(png(56, 56))])
     with pytest.raises(ValueError, match="found 1"):
         processor.ids_row([1, image])
     with pytest.raises(ValueError, match="too early"):
-        processor.ids_row([image] * 6 + [1] + [image] * 7, [png(56, 56)])
+        processor.ids_row([image] * 6 + [1] + [image] * 7, [Image(png(56, 56))])
     with pytest.raises(ValueError, match="between 0 and 511, found 512"):
         processor.ids_row([512])
     with pytest.raises(TooLong, match="the context holds 2"):
@@ -403,7 +405,7 @@ def test_an_error_names_the_bad_part(processor: Processor, png: Make) -> None:
             processor.row(talk)
         assert (error.value.part, error.value.number) == (kind, number)
     with pytest.raises(MediaError) as error:
-        processor.ids_row([id, id], images=[good.source, cut.source])
+        processor.ids_row([id, id], [good, cut])
     assert (error.value.part, error.value.number, error.value.reason) == ("image", 1, "content")
     with pytest.raises(MediaError) as error:
         processor.count([Message.user(good, Image(b"no"), slow)])

@@ -358,7 +358,7 @@ def test_s8_seconds_are_capped_on_every_way_in(engine: Engine, form: str) -> Non
         lambda: engine.generate(message),
         lambda: next(engine.stream(message)),
         lambda: score_many(engine, [(message, "yes")]),
-        lambda: engine.rows.ids_row([engine.processor.tokenizer.audio_id], audios=[data]),
+        lambda: engine.rows.ids_row([engine.processor.tokenizer.audio_id], [Audio(data)]),
         lambda: engine.processor.count(message),
     )
     for way in ways:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from train.small import BUDGET, EVERYTHING, make_model, make_processor, run, trajectory
 
-from polyphi.audio_input import AudioLayout
+from polyphi.audio_input import AudioInput, AudioLayout
+from polyphi.prepared.prepare import prepare
 from polyphi.train.features import Features, cached_features
 
 LONG = replace(BUDGET, steps=8)
@@ -38,24 +39,25 @@ def test_outputs_of_a_trainable_encoder_are_not_cached(corpora: Path, tmp_path: 
 
 
 def test_each_clip_is_encoded_once_and_alone(tmp_path: Path) -> None:
-    model = make_model(make_processor()).requires_grad_(False)
-    encoder, calls = model.audio.encoder, []
-    encoder.subsampling.register_forward_hook(lambda _, inputs, __: calls.append(inputs[1]))
+    model = prepare(make_model(make_processor()).requires_grad_(False))
+    tower, calls = model.audio, []
+    tower.encoder.subsampling.register_forward_hook(lambda _, inputs, __: calls.append(inputs[1]))
     mels = torch.randn(40 + 24 + 40, 80)
     mels[64:] = mels[:40]
-    clips = [AudioLayout(40, "speech"), AudioLayout(24, "vision"), AudioLayout(40, "vision")]
-    expected = encoder(mels, clips)
+    layouts = (AudioLayout(40, "speech"), AudioLayout(24, "vision"), AudioLayout(40, "vision"))
+    clips = AudioInput(layouts=layouts, mels=mels)
+    expected = tower(clips)
     calls.clear()
     with cached_features(model, tmp_path, "fp32"):
         for _ in range(2):
-            torch.testing.assert_close(encoder(mels, clips), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(tower(clips), expected, atol=1e-5, rtol=1e-5)
     assert calls == [[40, 24]]
     with cached_features(model, tmp_path, "bf16"):
-        encoder(mels, clips)
+        tower(clips)
     with torch.no_grad():
-        encoder.global_mean += 1
+        tower.encoder.global_mean += 1
     with cached_features(model, tmp_path, "fp32"):
-        encoder(mels, clips)
+        tower(clips)
     assert len(calls) == 3, "another precision and other weights have other features"
 
 

@@ -135,7 +135,7 @@ def test_alignment_is_added_for_annotated_samples() -> None:
     processor = make_processor()
     model = make_model(processor)
     picture = io.BytesIO()
-    Picture.new("RGB", (processor.crop_size,) * 2, "red").save(picture, "PNG")
+    Picture.new("RGB", (processor.images.crop_size,) * 2, "red").save(picture, "PNG")
     annotated = Sample(
         "1",
         (Message.user(Image(picture.getvalue()), "What?"), Message.assistant("red")),

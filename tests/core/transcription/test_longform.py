@@ -421,7 +421,9 @@ def test_tokens_belong_to_segments_and_all_answers_are_counted() -> None:
     wave = say([1, 2, 3, 4, 5, 6], [1.0, 0.05, 0.05, 8.0, 0.05, 0.05, 1.0])
 
     def counted(answer: Completion, *_: object) -> Completion:
-        return replace(loop(answer, _[0], 0.0), adapter="speech", prompt_tokens=9, audio_tokens=5)
+        return replace(
+            loop(answer, _[0], 0.0), adapter="speech", prompt_tokens=9, input_tokens={"audio": 5}
+        )
 
     engine = ToneEngine(answer=counted)
     (transcript,) = transcribe(engine, [(wave, 16000)], TASK)
