@@ -19,6 +19,7 @@ from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.checkpoints import hashes, pull
 from polyphi.checkpoints.fingerprint import fingerprint
+from polyphi.checkpoints.modalities import put_modality
 from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.processor import make_processor
@@ -45,6 +46,7 @@ from polyphi.messages import (
     Tokens,
     Transcript,
 )
+from polyphi.modality import Modality
 from polyphi.model.adapters import put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -326,6 +328,7 @@ def load(
     cache_gb: float | None = None,
     kv: str | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    modalities: Sequence[Modality | str | Path] = (),
     verify: bool = False,
     progress: Callable[[str, float | None], None] = lambda stage, share: None,
 ) -> Phi:
@@ -345,8 +348,10 @@ def load(
     and functions that need text raise ValueError. `max_num_seqs`: maximum batch size (sequences); `cache_gb`: memory of
     the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
     `adapters`: name -> folder of further adapters as PEFT writes them (checkpoints/peft.py), which a quantized model
-    keeps in bfloat16. `verify`: read all files of the checkpoint first and compare them with the hashes recorded when
-    they were downloaded or quantized; otherwise names, sizes and headers are checked (docs/pull.md). `progress`: called
+    keeps in bfloat16. `modalities`: users' modalities (docs/modality.md), each as an object or a Python file, whose
+    weights are in the checkpoint's folder NAME-modality, or as FILE=FOLDER. `verify`: read all files of the checkpoint
+    first and compare them with the hashes recorded when they were downloaded or quantized; otherwise names, sizes and
+    headers are checked (docs/pull.md). `progress`: called
     with the stage that begins ("checkpoint", "download" and "quantization" of a new hub id, "verification",
     "tokenizer", "weights", "engine") and the share of it that is done, None where unknown; for "download" in other
     threads. Raises ValueError for invalid arguments, checkpoints and adapters, and for a hub id that can't be
@@ -384,11 +389,14 @@ def load(
     for name, source in (adapters or {}).items():
         adapter = read_peft(source, model.config)
         put_adapter(model, name, adapter.config, adapter.factors)
+    processor = make_processor(model.config, vocabulary)
+    for modality in modalities:
+        put_modality(model, processor, modality, folder)
     progress("engine", None)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(
         model,
-        make_processor(model.config, vocabulary),
+        processor,
         max_num_seqs=max_num_seqs,
         memory=cache,
         kv=kv,

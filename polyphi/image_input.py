@@ -70,7 +70,7 @@ class ImageInput(Inputs):
     @property
     def size(self) -> int:
         """Crops that the encoder reads, global views included."""
-        return sum(self.features)
+        return sum(layout.crops for layout in self.layouts)
 
     @property
     def blank(self) -> float:

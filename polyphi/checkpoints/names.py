@@ -155,8 +155,9 @@ def tensor_names(config: ModelConfig, layout: str = "original") -> dict[str, Nam
 
 
 def as_stored(config: ModelConfig, layout: str) -> ModelConfig:
-    """The configuration of the part of a model that a layout stores: `mini` omits the towers, and with them the
-    adapters."""
+    """The configuration of the part of a model that a layout stores, without users' modalities: `mini` omits the
+    towers, and with them the adapters."""
+    config = config.without_further()
     if layout == "mini" and (config.vision or config.audio):
         return replace(config, vision=None, audio=None, adapters={})
     return config

@@ -19,6 +19,7 @@ from torch import Tensor
 from polyphi.batch import Batch
 from polyphi.checkpoints import adapters as peft
 from polyphi.checkpoints import config as config_json
+from polyphi.checkpoints import modalities
 from polyphi.checkpoints.names import (
     BYTES,
     FORMAT,
@@ -118,7 +119,8 @@ def write_checkpoint(
         dtype = dtype or torch.bfloat16  # as in `load_checkpoint`
     target = Path(folder)
     _foreign_names(target, files)  # raises now, rather than after hours
-    others = sorted(set(config.adapters) - set(PUBLISHED_ADAPTERS))
+    whole = config
+    others = sorted(set(config.without_further().adapters) - set(PUBLISHED_ADAPTERS))
     if layout == "original" and others:
         raise ValueError(
             f"the original layout supports the adapters {' and '.join(PUBLISHED_ADAPTERS)}, this model also has "
@@ -131,9 +133,13 @@ def write_checkpoint(
         adapter_folder, _, suffix = name.partition("/")
         adapter_files.setdefault(adapter_folder, {})[PEFT_PREFIX + suffix] = entries.pop(name)
 
+    def floats(ours: str) -> Tensor:
+        value = tensor(ours)
+        assert isinstance(value, Tensor), f"pieces of {ours}, which isn't quantized"
+        return value
+
     def converted(entry: NamedTensor) -> Tensor:
-        value = tensor(entry.ours)
-        assert isinstance(value, Tensor), f"pieces of {entry.ours}, which isn't quantized"
+        value = floats(entry.ours)
         return value.detach().reshape(entry.shape).to("cpu", dtype).contiguous()
 
     def output_tensors() -> Iterator[tuple[str, Tensor]]:
@@ -178,6 +184,8 @@ def write_checkpoint(
             )
             adapter = config.adapters[adapter_folder.removesuffix("-lora")]
             _write_json(work / adapter_folder / "adapter_config.json", peft.write_peft(adapter))
+        for name in whole.further:
+            modalities.write(whole, name, floats, work / f"{name}{modalities.SUFFIX}", dtype)
         for file in files:
             shutil.copy(file, work / Path(file).name)
         if layout == "native" and quant is None and config.vision and config.audio:

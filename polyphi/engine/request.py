@@ -189,7 +189,9 @@ class Request:
         self.sampler = Sampler(self.sampling, self.tokenizer, self.ids, self.matcher)
         self.lookup = None
         if self.draft:
-            self.lookup = PromptLookup(self.ids, never=self.tokenizer.controls.values())
+            tokenizer = self.tokenizer
+            never = {*tokenizer.controls.values(), *tokenizer.placeholders.values()}
+            self.lookup = PromptLookup(self.ids, never=never)
         self._text = AnswerText(self.tokenizer, self.sampling)
         self._calls = ToolParser() if self.sampling.stop_at_call else None
         self._reasoning: ReasoningParser | None = None

@@ -204,8 +204,10 @@ class Rows:
         Raises ValueError for a modality without an encoder."""
         for modality in modalities:
             if modality not in self._model.towers:
+                able = ", ".join(["text", *self._model.towers])
                 raise ValueError(
-                    f"the request has {modality} inputs, but this model has no encoder for them"
+                    f"the request has {modality} inputs, but this model has no encoder for them; it reads {able} "
+                    "(further modalities are loaded by --modality FILE)"
                 )
         available = self._model.config.adapters
         adapter = normalize_adapter(adapter)

@@ -5,7 +5,10 @@ Source: the published configuration of Phi-4-multimodal-instruct; report section
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+
+from polyphi.modality import AdapterConfig, Further
 
 # fmt: off
 SHORT_FACTOR = (1.0,) * 48
@@ -108,33 +111,31 @@ class AudioConfig:
     audio_token_id: int = 200011
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
-    """A LoRA on every qkv, o, gate_up and down projection: y = W x + alpha / rank * B(A(dropout(x)))."""
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-
-
 def _published_adapters() -> dict[str, AdapterConfig]:
     return {"vision": AdapterConfig(256, 512.0), "speech": AdapterConfig(320, 640.0, 0.01)}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole model; without `vision`, `audio` and adapters it is Phi-4-mini."""
+    """The whole model; without `vision`, `audio` and adapters it is Phi-4-mini. `further` has users' modalities."""
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     vision: VisionConfig | None = field(default_factory=VisionConfig)
     audio: AudioConfig | None = field(default_factory=AudioConfig)
     adapters: dict[str, AdapterConfig] = field(default_factory=_published_adapters)
+    further: Mapping[str, Further] = field(default_factory=dict)
 
     @property
     def towers(self) -> dict[str, str]:
         """Modality -> the name of its tower in the model, for those that the model has."""
         published = {"image": ("vision", self.vision), "audio": ("audio", self.audio)}
-        return {name: tower for name, (tower, config) in published.items() if config is not None}
+        towers = {name: tower for name, (tower, config) in published.items() if config is not None}
+        return towers | {name: name for name in self.further}
+
+    def without_further(self) -> "ModelConfig":
+        """The model without users' modalities, which checkpoints have in folders of their own."""
+        adapters = {name: a for name, a in self.adapters.items() if name not in self.further}
+        return replace(self, adapters=adapters, further={})
 
     def in_one_layer(self) -> tuple["ModelConfig", dict[str, int]]:
         """The same model with one of each repeated layer, and how often the parameters are there of which the names

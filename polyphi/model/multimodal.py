@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.image_input import ImageInput
-from polyphi.modality import Inputs
+from polyphi.item_input import ItemInput
+from polyphi.modality import Further, Inputs
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import ConformerEncoder
@@ -34,7 +35,7 @@ class Vision(Tower):
 
     def __init__(self, config: VisionConfig, width: int) -> None:
         projector = VisionProjector(config.hidden_size, width, config.cells)
-        super().__init__(SiglipEncoder(config), projector)
+        super().__init__(SiglipEncoder(config), projector, ImageInput.NAME, width)
 
     def encode(self, inputs: ImageInput) -> Float[Tensor, "N P V"]:
         """Features of all crops, in order."""
@@ -57,7 +58,8 @@ class Audio(Tower):
     projector: AudioProjector
 
     def __init__(self, config: AudioConfig, width: int) -> None:
-        super().__init__(ConformerEncoder(config), AudioProjector(config.hidden_size, width))
+        projector = AudioProjector(config.hidden_size, width)
+        super().__init__(ConformerEncoder(config), projector, AudioInput.NAME, width)
 
     def encode(self, inputs: AudioInput) -> Float[Tensor, "A V"]:
         """Features of all clips, in order."""
@@ -85,6 +87,8 @@ class PhiModel(nn.Module):
         self.decoder = Decoder(config.decoder, config.adapters)
         self.vision = Vision(config.vision, width) if config.vision else None
         self.audio = Audio(config.audio, width) if config.audio else None
+        for name, own in config.further.items():
+            self.add_module(name, tower_of(own, width))
         self.quant: str | None = None  # the scheme of quantize.py that was applied
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Float[Tensor, "T D"]:
@@ -125,7 +129,7 @@ class PhiModel(nn.Module):
     def units(self) -> dict[str, str]:
         """Modality -> what the size of its inputs counts (`Inputs.UNIT`), for those that the model has."""
         published = {kind.NAME: kind.UNIT for kind in (ImageInput, AudioInput)}
-        return {name: published[name] for name in self.towers}
+        return {name: published.get(name, f"{name} {ItemInput.UNIT}") for name in self.towers}
 
     def unused(self) -> frozenset[str]:
         """Names of the parameters that the multimodal forward doesn't use."""
@@ -138,6 +142,13 @@ class PhiModel(nn.Module):
     def initialise(self, seed: int = 0) -> None:
         """Initialise all weights for training from scratch (initialise.py)."""
         initialise(self, self.config.decoder, seed)
+
+
+def tower_of(own: Further, width: int) -> Tower:
+    """The tower of a user's modality, with the initial weights of its own modules."""
+    modality = own.modality
+    encoder, projector = modality.encoder(own.config), modality.projector(own.config, width)
+    return Tower(encoder, projector, modality.name, width)
 
 
 def splice(

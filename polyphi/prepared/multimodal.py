@@ -31,7 +31,7 @@ class PreparedTower(Tower):
         """The result of `encode`, in the encoder's `slices(inputs)` if it has them, otherwise in one."""
         slices = getattr(self.encoder, "slices", None)
         if slices is not None:
-            return (yield from slices(inputs))
+            return (yield from slices(self.cast(inputs)))
         yield
         return self.encode(inputs)
 

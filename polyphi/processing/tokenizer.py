@@ -13,7 +13,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
@@ -36,6 +36,7 @@ from polyphi.processing.vocabulary import (
     O200K_SHA256,
     O200K_SPLIT,
     REQUIRED,
+    SPARE,
     WORD_SPLIT,
     aligned,
     byte_characters,
@@ -401,6 +402,14 @@ class Tokenizer:
             able = ", ".join(["text", *self.placeholders])
             raise ValueError(f"this model has no placeholder for {modality}; it reads {able}")
         return id
+
+    def unused_ids(self, rows: int, taken: Collection[int] = ()) -> Iterator[int]:
+        """Yield ids of an embedding of `rows` rows that no token has and that aren't `taken`, those after all tokens
+        first; then those of control tokens that no conversation has."""
+        used = {*self._controls.values(), *self._spec["model"]["vocab"].values()}
+        spare = [self._controls[token] for token in SPARE if token in self._controls]
+        free = [*range(max(used) + 1, rows), *(i for i in range(max(used)) if i not in used)]
+        yield from (id for id in (*free, *spare) if id not in taken)
 
     def with_placeholder(self, modality: str, id: int) -> "Tokenizer":
         """This tokenizer with the placeholder of a further modality. No text becomes it."""

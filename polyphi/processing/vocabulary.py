@@ -41,6 +41,8 @@ REQUIRED = (
     "<|assistant|>",
     END,
 )  # needed for chats
+SPARE = ("<|tag|>", "<|endofprompt|>")
+"""Control tokens that no conversation has."""
 MAX_ID = (1 << 24) - 1
 """The largest id that is read; lists are as long as the largest one of a vocabulary."""
 ALIGNMENT = 64  # embedding rows come in multiples of 64

@@ -131,9 +131,12 @@ def _cached_slices(
     items = list(inputs.split())
 
     def compute(missing: list[int]) -> list[Tensor]:
-        chosen = type(inputs).join([items[i] for i in missing])
+        chosen = [items[i] for i in missing]
+        joined = type(inputs).join(chosen)
         with torch.no_grad():
-            return list(result_of(slices(chosen)).split(chosen.features))
+            if joined.features is None:
+                return [result_of(slices(item)) for item in chosen]
+            return list(result_of(slices(joined)).split(joined.features))
 
     of_items = features.of([_key(*item.identity) for item in items], compute)
     return torch.cat(

@@ -1,0 +1,211 @@
+"""Users' modalities of a checkpoint: encoder, projector and adapter of each in one folder, without code.
+
+    MODEL/motion-modality/modality.json                       placeholder, sizes, the decoder that it belongs to
+                          model.safetensors                   encoder.*, projector.*
+                          adapter_config.json, adapter_model.safetensors   the LoRA, as PEFT writes it
+
+The folder can be copied into any copy of the same decoder, and removed again; no other file changes.
+
+>>> load(model, processor, load_modality("motion.py"), folder / "motion-modality")
+"""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from polyphi.checkpoints import peft
+from polyphi.checkpoints.adapters import describe, object_at, write_peft
+from polyphi.checkpoints.names import PEFT_PREFIX, public_name
+from polyphi.checkpoints.peft import read_peft
+from polyphi.modality import AdapterConfig, Further, Modality, load_modality
+from polyphi.model.adapters import add_adapter, put_adapter
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel, tower_of
+from polyphi.prepared.prepare import prepare
+from polyphi.processing.item_reader import ItemReader
+from polyphi.processing.processor import Processor
+from polyphi.runtime.files import read_object
+
+SUFFIX = "-modality"
+NORM = "decoder.norm.weight"
+FILE, WEIGHTS = "modality.json", "model.safetensors"
+NORM_VALUES = 16
+"""Weights of the decoder's last norm by which a folder recognizes the decoder that it was trained with."""
+NORM_ERROR = 0.01
+"""Relative; a bfloat16 number is within 0.004."""
+
+
+def folders(checkpoint: Path) -> dict[str, Path]:
+    """The folders of modalities in a checkpoint, by name."""
+    files = sorted(checkpoint.glob(f"*{SUFFIX}/{FILE}"))
+    return {file.parent.name.removesuffix(SUFFIX): file.parent for file in files}
+
+
+def put_modality(
+    model: PhiModel, processor: Processor, modality: Modality | str | Path, checkpoint: Path
+) -> None:
+    """Add a modality to a model and its processor: an object, a Python file, or FILE=FOLDER where another folder than
+    that of the checkpoint has its weights. Raises ValueError as `load`, and where there is no folder."""
+    folder: Path | None = None
+    if not isinstance(modality, Modality):
+        file, _, explicit = str(modality).partition("=")
+        modality, folder = load_modality(file), Path(explicit).expanduser() if explicit else None
+    stored = folders(checkpoint)
+    folder = folder or stored.get(modality.name)
+    if folder is None or not (folder / FILE).is_file():
+        raise ValueError(
+            f"{folder or checkpoint}: expected the modality's weights in {modality.name}{SUFFIX}, found "
+            f"{', '.join(p.name for p in stored.values()) or 'none'}; train it (polyphi train), or name the folder: "
+            f"--modality FILE=FOLDER"
+        )
+    load(model, processor, modality, folder)
+
+
+def load(model: PhiModel, processor: Processor, modality: Modality, folder: Path) -> None:
+    """Add the modality in a folder to a model and its processor, in place.
+
+    Raises ValueError where the folder is of another modality or decoder, where a size in it isn't one of the
+    modality's `config`, and where tensors are missing, unexpected or of another shape.
+    """
+    values = read_object(folder / FILE)
+    name = modality.name
+    if values.get("name") != name:
+        raise ValueError(
+            f"{folder}: expected the modality {name}, found {describe(values.get('name'))}"
+        )
+    _check_decoder(model, values.get("decoder"), folder)
+    id, rows = object_at(values, "placeholder").get("id"), model.config.decoder.vocab_size
+    if type(id) is not int or not 0 <= id < rows:
+        raise ValueError(
+            f"{folder}: expected the placeholder's id from 0 to {rows - 1}, found {describe(id)}"
+        )
+    own = Further(modality, _config(modality, object_at(values, "config"), folder), id)
+    with torch.device("meta"):
+        tower = tower_of(own, model.config.decoder.hidden_size)
+    stored = load_file(folder / WEIGHTS)
+    expected = {key: list(tensor.shape) for key, tensor in tower.state_dict().items()}
+    found = {key: list(tensor.shape) for key, tensor in stored.items()}
+    if wrong := [key for key in {**expected, **found} if expected.get(key) != found.get(key)]:
+        key = wrong[0]
+        raise ValueError(
+            f"{folder}: {len(wrong)} tensors differ from those of {name}'s encoder and projector; {key}: expected "
+            f"{expected.get(key, 'none')}, found {found.get(key, 'none')}"
+        )
+    adapter = read_peft(folder, model.config)
+    norm = model.decoder.norm.weight
+    weights = {
+        key: t.to(norm.device, norm.dtype if t.is_floating_point() else None)
+        for key, t in stored.items()
+    }
+    tower.load_state_dict(weights, assign=True)
+    _put(model, processor, own, tower.requires_grad_(False).eval())
+    put_adapter(model, name, adapter.config, adapter.factors)
+
+
+def create(
+    model: PhiModel, processor: Processor, modality: Modality, adapter: AdapterConfig, seed: int
+) -> None:
+    """Add a modality with initial weights to a model and its processor, in place: those of its modules' constructors,
+    and a fresh adapter. Raises ValueError where the name or the placeholder is in use, or where no id is unused."""
+    tokenizer, name = processor.tokenizer, modality.name
+    taken = {own.placeholder: other for other, own in model.config.further.items()}
+    id = next(iter(tokenizer.unused_ids(model.config.decoder.vocab_size, taken)), None)
+    if id is None:
+        raise ValueError(
+            f"the tokenizer uses all {model.config.decoder.vocab_size} ids; expected an unused one for {name}"
+        )
+    own = Further(modality, modality.config(), id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        tower = tower_of(own, model.config.decoder.hidden_size)
+    _put(model, processor, own, tower.to(model.decoder.norm.weight).train(model.training))
+    add_adapter(model, name, adapter, seed)
+
+
+def _put(model: PhiModel, processor: Processor, own: Further, tower: torch.nn.Module) -> None:
+    name, placeholder = own.modality.name, own.modality.placeholder
+    if name in model.config.towers or name in model.config.adapters:
+        raise ValueError(
+            f"this model has a modality or an adapter {name!r} already; choose another name"
+        )
+    others = [o.modality.name for o in model.config.further.values()]
+    texts = [o.modality.placeholder for o in model.config.further.values()]
+    if placeholder in texts or placeholder in processor.tokenizer.controls:
+        other = others[texts.index(placeholder)] if placeholder in texts else "the tokenizer"
+        raise ValueError(
+            f"modality {name}: its placeholder {placeholder} is in use by {other}; choose another one"
+        )
+    model.add_module(name, prepare(tower))
+    model.config = dataclasses.replace(model.config, further={**model.config.further, name: own})
+    processor.add(ItemReader(own.modality), own.placeholder, own.modality.routes)
+
+
+def write(
+    config: ModelConfig,
+    name: str,
+    tensor: Callable[[str], Tensor],
+    folder: Path,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a modality of a model into a new folder; `tensor(our name)` returns the model's tensors."""
+    own, adapter = config.further[name], config.adapters[name]
+    with torch.device("meta"):
+        names = list(PhiModel(config).state_dict())
+    values = {
+        "name": name,
+        "placeholder": {"text": own.modality.placeholder, "id": own.placeholder},
+        "config": dataclasses.asdict(own.config),
+        "decoder": _norm_values(tensor(NORM)),
+    }
+    folder.mkdir(parents=True)
+    (folder / FILE).write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+    def stored(ours: str) -> Tensor:
+        value = tensor(ours).detach()
+        return value.to("cpu", dtype if value.is_floating_point() else None).contiguous()
+
+    def save(public: Mapping[str, str], file: str) -> None:
+        tensors = {name: stored(ours) for name, ours in public.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+
+    save({n.removeprefix(f"{name}."): n for n in names if n.startswith(f"{name}.")}, WEIGHTS)
+    factors = [n for n in names if f".lora.{name}." in n]
+    public = (public_name(n, "native")[0].partition("/")[2] for n in factors)
+    save(dict(zip((PEFT_PREFIX + n for n in public), factors, strict=True)), peft.FILE)
+    (folder / peft.CONFIG).write_text(json.dumps(write_peft(adapter), indent=1))
+
+
+def _config(modality: Modality, values: Mapping[str, Any], folder: Path) -> Any:
+    """The modality's sizes as they are stored in a folder."""
+    known = {field.name for field in dataclasses.fields(modality.config)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(
+            f"{folder}/{FILE} has the size {unknown[0]!r}, which {modality.config.__name__} of {modality.name} doesn't "
+            f"have; it has {', '.join(sorted(known))}"
+        )
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return modality.config(**{**values, **lists})
+
+
+def _norm_values(norm: Tensor) -> list[float]:
+    places = torch.linspace(0, len(norm) - 1, NORM_VALUES).long()
+    return [round(value, 6) for value in norm.detach().float().cpu()[places].tolist()]
+
+
+def _check_decoder(model: PhiModel, expected: Any, folder: Path) -> None:
+    """Raise ValueError where a folder was trained with another decoder."""
+    found = _norm_values(model.decoder.norm.weight)
+    fits = isinstance(expected, list) and len(expected) == len(found)
+    if not fits or any(
+        abs(a - b) > NORM_ERROR * max(abs(a), abs(b)) for a, b in zip(expected, found, strict=True)
+    ):
+        raise ValueError(
+            f"{folder} was trained with another decoder than this model's; use the checkpoint that it belongs to"
+        )
