@@ -116,6 +116,15 @@ class Item:
 
 
 Media = Image | Audio | Item
+
+
+def media_part(modality: str, source: MediaSource) -> Media:
+    """The part of a message for a file of a modality."""
+    published: dict[str, type[Image] | type[Audio]] = {"image": Image, "audio": Audio}
+    part = published.get(modality)
+    return part(source) if part is not None else Item(modality, source)
+
+
 Part = Text | Image | Audio | Video | Item
 
 
@@ -164,11 +173,11 @@ class Message:
         """The `Message` of an OpenAI-style dict; a `Message` is returned unchanged.
 
         Parts may be `text`, `image_url` (a path or a base64 data URL, with `detail` and polyphi's `max_crops`),
-        `input_audio` (base64 `data`, or `path`) and `video_url` (as images, with polyphi's `frames`). Relative paths
-        are resolved against `root`. Remote URLs raise ValueError: only the server fetches media.
-        `tool_calls` are appended to the text in the model's format; a tool's response to one (role "tool" with a
-        `tool_call_id`) gets the model's role "tool_response".
-        """
+        `input_audio` (base64 `data`, or `path`), `video_url` (as images, with polyphi's `frames`), and of a further
+        modality its name (an object of that name has base64 `data`, or `path`). Relative paths are resolved against
+        `root`. Remote URLs raise ValueError: only the server fetches media. `tool_calls` are appended to the text in
+        the model's format; a tool's response to one (role "tool" with a `tool_call_id`) gets the model's role
+        "tool_response"."""
         if isinstance(value, Message):
             return value
         role, content = value.get("role"), value.get("content")
@@ -207,12 +216,23 @@ def _parse_part(part: Any, root: Path | None) -> Part:
             return Image(source, **options)
         return Video(source, url.get("frames", Video.frames), **options)
     if part_type == "input_audio":
-        clip = part["input_audio"]
-        return Audio(
-            base64.b64decode(clip["data"]) if "data" in clip else _parse_source(clip["path"], root)
-        )
+        return Audio(_parse_data(part["input_audio"], root))
+    value = part.get(part_type) if isinstance(part_type, str) else None
+    if (
+        isinstance(part_type, str)
+        and isinstance(value, Mapping)
+        and ("data" in value or "path" in value)
+    ):
+        return Item(part_type, _parse_data(value, root))
     raise ValueError(
-        f"unknown part type {part_type!r}; expected text, image_url, input_audio or video_url"
+        f"unknown part type {part_type!r}; expected text, image_url, input_audio, video_url, or the name of a further "
+        "modality with an object of its data or path"
+    )
+
+
+def _parse_data(value: Mapping[str, Any], root: Path | None) -> MediaSource:
+    return (
+        base64.b64decode(value["data"]) if "data" in value else _parse_source(value["path"], root)
     )
 
 

@@ -129,6 +129,11 @@ def load_modality(file: str | Path) -> Modality:
     return _LOADED[path]
 
 
+def defines(file: Path, name: str) -> bool:
+    """Whether a Python file defines `name`; it is run for that. Raises ValueError as `run_file`."""
+    return hasattr(run_file(file), name)
+
+
 def run_file(path: Path) -> Any:
     """The module of a Python file of the user. Raises ValueError where there is none, or where running it fails."""
     if not path.is_file():

@@ -58,6 +58,8 @@ TOKENIZER_FILES = (
 )
 LOOKUP = f"{quantize.EMBEDDING}.{quantize.TABLE}"
 """Stored name of the embeddings beside a quantized head."""
+MODALITY = "*-modality/modality.json"
+"""The file in a folder of a user's modality (modalities.py)."""
 NAMES_SHOWN = 20
 """Names listed per type of mismatch in an error; for the others only the number is given."""
 
@@ -254,15 +256,18 @@ def stored_types(source: str | Path) -> Counter[torch.dtype]:
 
 
 def files_beside(source: str | Path, layout: str) -> list[Path]:
-    """Files to copy when a checkpoint is written again in a `layout`: its tokenizer, and for an equal layout also the
-    settings of its processor and templates. Raises ValueError for a link out of the folder."""
+    """What to copy when a checkpoint is written again in a `layout`: its tokenizer, the folders of users' modalities,
+    and for an equal layout also the settings of its processor and templates. Raises ValueError for a link out of the
+    folder."""
     folder = locate(source)
     stored_layout = read_layout(folder)
+    further = [path.parent for path in sorted(folder.glob(MODALITY))]
+    inside(folder, (path for one in further for path in one.iterdir()))
     if layout not in (stored_layout, QUANTIZED):  # quantized ones have the same settings
-        return inside(folder, (folder / name for name in TOKENIZER_FILES))
+        return [*inside(folder, (folder / name for name in TOKENIZER_FILES)), *further]
     ours = {"config.json", "generation_config.json", "model.safetensors.index.json", RECORD}
     texts = (p for p in sorted(folder.iterdir()) if p.suffix in {".json", ".txt", ".jinja"})
-    return inside(folder, (p for p in texts if p.name not in ours))
+    return [*inside(folder, (p for p in texts if p.name not in ours)), *further]
 
 
 def locate(source: str | Path) -> Path:

@@ -133,8 +133,11 @@ def write_checkpoint(
         adapter_folder, _, suffix = name.partition("/")
         adapter_files.setdefault(adapter_folder, {})[PEFT_PREFIX + suffix] = entries.pop(name)
 
+    # Read twice; `tensor` may return each only once.
+    norm = {modalities.NORM: tensor(modalities.NORM)} if whole.further else {}
+
     def floats(ours: str) -> Tensor:
-        value = tensor(ours)
+        value = norm[ours] if ours in norm else tensor(ours)
         assert isinstance(value, Tensor), f"pieces of {ours}, which isn't quantized"
         return value
 
@@ -187,7 +190,11 @@ def write_checkpoint(
         for name in whole.further:
             modalities.write(whole, name, floats, work / f"{name}{modalities.SUFFIX}", dtype)
         for file in files:
-            shutil.copy(file, work / Path(file).name)
+            copy = work / Path(file).name
+            if not Path(file).is_dir():
+                shutil.copy(file, copy)
+            elif not copy.exists():  # a modality whose code isn't loaded
+                shutil.copytree(file, copy)
         if layout == "native" and quant is None and config.vision and config.audio:
             _write_processor(config, work)
         record_files(work, except_for=_foreign_names(target, files))

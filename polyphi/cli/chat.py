@@ -2,18 +2,22 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from polyphi.cli.options import (
     KvOption,
+    ModalityOption,
     ModelArgument,
     QuantOption,
     console,
     load_progress,
     show_placement,
 )
+
+if TYPE_CHECKING:
+    from polyphi.messages import Item
 
 
 def chat(
@@ -36,6 +40,11 @@ def chat(
     adapter: Annotated[
         str, Parameter(help="auto, none, vision, speech, or another adapter of the model.")
     ] = "auto",
+    modality: ModalityOption = (),
+    part: Annotated[
+        tuple[str, ...],
+        Parameter(metavar="NAME=PATH", help="A file of a further modality; repeatable."),
+    ] = (),
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
@@ -47,6 +56,7 @@ def chat(
         polyphi chat runs/nano/model
         polyphi chat runs/nano/model "Which digit is it?" --image digit.png
         polyphi chat runs/nano/mini --temperature 0.7
+        polyphi chat runs/motion/model --modality motion.py --part motion=walk.csv "What is it?"
     """
     import polyphi
     from polyphi.cli import terminal
@@ -57,6 +67,7 @@ def chat(
         *(Image(p, detail) for p in image),
         *(Audio(p) for p in audio),
         *(Video(p, detail=detail) for p in video),
+        *(_item(text) for text in part),
     ]
     if prompt is None and not parts and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
@@ -65,7 +76,7 @@ def chat(
                 "nothing was piped in; expected a prompt on standard input, or as an argument"
             )
     with load_progress() as progress:
-        phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
+        phi = polyphi.load(model, quant=quant, kv=kv, modalities=modality, progress=progress)
     show_placement(phi)
     if prompt is None and not parts:
         terminal.Terminal(phi, sampling, adapter, console=console).run()
@@ -77,3 +88,13 @@ def chat(
     except KeyboardInterrupt:
         console.print()
         sys.exit(130)
+
+
+def _item(text: str) -> "Item":
+    """The part of a text NAME=PATH."""
+    from polyphi.messages import Item
+
+    name, sign, path = text.partition("=")
+    if not (name and sign and path):
+        raise ValueError(f"expected --part NAME=PATH, such as motion=walk.csv; found {text!r}")
+    return Item(name, Path(path))

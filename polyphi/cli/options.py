@@ -33,6 +33,14 @@ KvOption = Annotated[
     Literal["int8"] | None,
     Parameter(help="Store the KV cache in int8, with half of the memory (on a CPU)."),
 ]
+ModalityOption = Annotated[
+    tuple[str, ...],
+    Parameter(
+        metavar="FILE",
+        help="Python file of a further modality, or FILE=FOLDER with the folder of its weights; repeatable "
+        "(docs/modality.md).",
+    ),
+]
 PushOption = Annotated[
     str | None,
     Parameter(

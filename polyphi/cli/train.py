@@ -8,7 +8,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import PublicOption, PushOption, RecipeOption, SizeOption, console
+from polyphi.cli.options import (
+    ModalityOption,
+    PublicOption,
+    PushOption,
+    RecipeOption,
+    SizeOption,
+    console,
+)
 from polyphi.train.options import OWN, FinetuneOptions, TrainOptions
 
 
@@ -37,6 +44,7 @@ def train(
         ),
     ] = (),
     finetuning: FinetuneOptions = FinetuneOptions(),  # noqa: B008 - frozen
+    modality: ModalityOption = (),
     push_to_hub: PushOption = None,
     public: PublicOption = False,
 ) -> None:
@@ -49,6 +57,7 @@ def train(
         polyphi train speech_2_post --size micro --out runs/micro
         polyphi train vision_2_joint --recipe lab.toml --out runs/lab
         polyphi train examples/finetune_vision.py --model runs/nano/model --data rows.jsonl
+        polyphi train motion.py stage_motion.py --model runs/nano/model --data motion.jsonl
     """
     from polyphi.train.interrupt import record_interrupts
 
@@ -69,22 +78,29 @@ def train(
 
     from polyphi.checkpoints import hub, model_card
     from polyphi.checkpoints.read import read_layout
+    from polyphi.modality import defines, load_modality
     from polyphi.runtime import distributed
     from polyphi.train.finetune import finetune
 
-    if len(stages) > 1:
-        raise ValueError(f"expected one stage file at a time, found {', '.join(stages)}")
+    files = [Path(stage) for stage in stages]
+    modalities = [load_modality(file) for file in modality]
+    modalities += [load_modality(file) for file in files if defines(file, "modality")]
+    of_stages = [file for file in files if defines(file, "stage") or not defines(file, "modality")]
+    if len(of_stages) != 1:
+        found = ", ".join(map(str, of_stages)) or f"only modalities: {', '.join(stages)}"
+        raise ValueError(f"expected one stage file at a time, found {found}")
     target = hub.target(push_to_hub, public)
     distributed.start()
     if target and distributed.rank() == 0:
         hub.prepare(target)
     folder = finetune(
-        Path(stages[0]),
+        of_stages[0],
         data,
         out,
         checkpoint=model,
         finetuning=finetuning,
         options=options,
+        modalities=modalities,
         report=lambda text: console.print(text, highlight=False, soft_wrap=True),
     )
     if target and distributed.rank() == 0:

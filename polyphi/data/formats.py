@@ -30,7 +30,7 @@ import difflib
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ from polyphi.messages import (
 )
 from polyphi.processing import media
 from polyphi.processing.file_types import AUDIO_FORMATS, IMAGE_FORMATS, sniff
+from polyphi.processing.reader import Reader
 from polyphi.processing.reasoning import with_reasoning
 from polyphi.processing.template import DOCUMENT, ROLES
 from polyphi.runtime import inputs
@@ -116,11 +117,13 @@ def sample(
     licence: str = "",
     language: str | None = None,
     question: str | None = None,
+    readers: Mapping[str, Reader] = {},
 ) -> tuple[Sample, set[str]]:
     """Return a row (its JSON, or the error of reading it) of any of the formats as a sample, and its columns that are
     not read. `location` names it in errors and is its id if it has none. Paths are relative to `root`, a folder or an
     address; None forbids them, and `confined` those that lead out of it. `columns` maps names of `COLUMNS` to those of
-    the row. `licence`, `language` and `question` are those of a row that has none. Raises ValueError."""
+    the row. `licence`, `language` and `question` are those of a row that has none. `readers` are those of
+    users' modalities, which are columns too. Raises ValueError."""
     try:
         if isinstance(row, ValueError):
             raise row
@@ -131,19 +134,20 @@ def sample(
         if set(SCHEMA.names) - OPTIONAL <= set(row):
             parsed = Shards.parse(row)
             for message in parsed.messages:
-                _with_media(message, None, confined)
+                _with_media(message, None, confined, readers)
             _check(parsed.messages)
             meta = parsed.meta if language is None else {"language": language, **parsed.meta}
             return replace(parsed, meta=meta), set()
-        row, form, unread = _recognized(row, columns or {})
+        row, form, unread = _recognized(row, columns or {}, readers)
         if question is not None and form == "answer":
             row.setdefault("question", question)
         messages, meta = _READERS[form](row)
+        messages = _with_items(messages, row, readers)
         if spoken := row.get("language") or language:
             meta = {**meta, "language": str(spoken)}
         if "rejected" in row:
             meta = {**meta, "rejected": _answer_text(row["rejected"])}
-        messages = tuple(_with_media(message, root, confined) for message in messages)
+        messages = tuple(_with_media(message, root, confined, readers) for message in messages)
         _check(messages)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{location}: expected JSON, {error}") from None
@@ -156,7 +160,7 @@ def sample(
 
 
 def _recognized(
-    row: dict[str, Any], columns: Mapping[str, str]
+    row: dict[str, Any], columns: Mapping[str, str], readers: Collection[str]
 ) -> tuple[dict[str, Any], str, set[str]]:
     """Return a row with our names of its columns, its form, and its columns that are not read. Raises ValueError for a
     row of no form, and for columns that look like ones that the row lacks."""
@@ -166,7 +170,7 @@ def _recognized(
         raise ValueError(f"expected a column {missing[0]!r}, found {', '.join(row)}")
     theirs = set(row) - set(named.values())
     row |= {ours: row[column] for ours, column in named.items()}
-    if any(medium in row for medium in MEDIA) and not any(
+    if any(medium in row for medium in (*MEDIA, *readers)) and not any(
         f in row for f in (*FORMS, *TRL) if f != "text"
     ):
         captions = [name for name in ("text", "caption") if isinstance(row.get(name), str)]
@@ -177,7 +181,8 @@ def _recognized(
     row = _from_trl(row) if trl else row
     form = _form(row, set(named))
     needed, optional = FORMS[form]
-    unread = theirs - {*needed, *optional, *COMMON, *(TRL if trl else ())}
+    items = readers if form == "answer" else ()
+    unread = theirs - {*needed, *optional, *COMMON, *items, *(TRL if trl else ())}
     for name in sorted(unread):
         _check_unread(name, row[name], set(optional), set(row) | unwanted)
     return row, form, unread
@@ -383,6 +388,22 @@ def _from_columns(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]
     return (Message("user", parts), Message.assistant(row["answer"])), meta
 
 
+def _with_items(
+    messages: Conversation, row: Mapping[str, Any], readers: Collection[str]
+) -> Conversation:
+    """Return the messages of a row with its columns of users' modalities before the question."""
+    items = [
+        Item(name, _source(name, value))
+        for name in readers
+        for value in (row[name] if isinstance(row.get(name), list) else [row.get(name)])
+        if value is not None
+    ]
+    if not items or "answer" not in row:
+        return messages
+    first = messages[0]
+    return (Message(first.role, (*items, *first.parts), first.tools), *messages[1:])
+
+
 def _from_text(row: Mapping[str, Any]) -> tuple[Conversation, dict[str, Any]]:
     """Return a raw document, which begins with its title."""
     text, title = row["text"], row.get("title") or ""
@@ -420,11 +441,16 @@ def _media(row: Mapping[str, Any], modality: str) -> list[Image | Audio]:
 
 
 def _medium(modality: str, value: Any) -> Image | Audio:
+    source = _source(modality, value)
+    return Image(source) if modality == "image" else Audio(source)
+
+
+def _source(modality: str, value: Any) -> bytes | str:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, bytes | str):
         raise ValueError(f"expected a path or bytes as {modality}, found {type(value).__name__}")
-    return Image(value) if modality == "image" else Audio(value)
+    return value
 
 
 # ------------------------------------------------------------------------------ ShareGPT, LLaVA
@@ -687,15 +713,18 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def _with_media(message: Message, root: Path | str | None, confined: bool) -> Message:
+def _with_media(
+    message: Message, root: Path | str | None, confined: bool, readers: Mapping[str, Reader]
+) -> Message:
     """Return the message with its media as bytes, after a test decoding. Raises ValueError if that fails, and for paths
     that aren't allowed."""
-    return Message(
-        message.role, tuple(_decodable(p, root, confined) for p in message.parts), message.tools
-    )
+    parts = tuple(_decodable(part, root, confined, readers) for part in message.parts)
+    return Message(message.role, parts, message.tools)
 
 
-def _decodable(part: Part, root: Path | str | None, confined: bool) -> Part:
+def _decodable(
+    part: Part, root: Path | str | None, confined: bool, readers: Mapping[str, Reader]
+) -> Part:
     if isinstance(part, Text):
         # A plain text also of calls, whose marks the template reads in an assistant's text.
         return Text(part.text)
@@ -716,7 +745,19 @@ def _decodable(part: Part, root: Path | str | None, confined: bool) -> Part:
     elif isinstance(part, Audio):
         media.decode_audio(data)
     content = data if isinstance(data, bytes) else data.read_bytes()
-    return Item(part.modality, content) if isinstance(part, Item) else type(part)(content)
+    if isinstance(part, Item):
+        return _readable(Item(part.modality, content), readers)
+    return type(part)(content)
+
+
+def _readable(item: Item, readers: Mapping[str, Reader]) -> Item:
+    """Return an item after its reader has read it. Raises ValueError if that fails, or if there is no reader."""
+    if item.modality not in readers:
+        raise ValueError(
+            f"a part of the modality {item.modality!r} needs the file that defines it (--modality FILE)"
+        )
+    readers[item.modality].tokens(item, None)
+    return item
 
 
 def _cut(data: bytes | Path, start: float, seconds: float | None) -> bytes:

@@ -15,7 +15,8 @@ from polyphi.data.addresses import is_remote
 from polyphi.data.formats import COLUMNS, sample
 from polyphi.data.sample import Sample
 from polyphi.data.sources import SourceFile, find, rows
-from polyphi.messages import Audio, Image
+from polyphi.messages import Text
+from polyphi.processing.reader import Reader
 from polyphi.runtime import progress
 from polyphi.runtime.files import write_json
 
@@ -27,14 +28,17 @@ def build(
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     split: str = "train",
+    readers: Mapping[str, Reader] = {},
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write sources, in order, as a split of the corpus `folder`, unless it was made from the same files, and return
     its manifest, in which `left_out` is the number of unusable rows. `columns` maps names of `COLUMNS` to those of the
-    rows. Raises ValueError for an unusable row; with `skip_bad` such rows are counted and left out."""
+    rows, `readers` are those of users' modalities. Raises ValueError for an unusable row; with `skip_bad` such rows are
+    counted and left out."""
     columns = columns or {}
-    if unknown := sorted(set(columns) - set(COLUMNS)):
-        raise ValueError(f"there is no column {unknown[0]!r}; expected one of {', '.join(COLUMNS)}")
+    known = (*COLUMNS, *readers)
+    if unknown := sorted(set(columns) - set(known)):
+        raise ValueError(f"there is no column {unknown[0]!r}; expected one of {', '.join(known)}")
     path, pipeline = folder / split / "manifest.json", _fingerprint(sources, columns)
     if path.exists():
         manifest: dict[str, Any] = json.loads(path.read_text())
@@ -47,7 +51,7 @@ def build(
             f"{inside[0]} lies in {folder}, which this run writes; choose another folder for it with --out"
         )
     errors: list[str] = []
-    part_counts: Counter[type] = Counter()
+    part_counts: Counter[str] = Counter()
     unread_columns: set[str] = set()
 
     def samples() -> Iterator[Sample]:
@@ -58,14 +62,21 @@ def build(
                     count += 1
                     advance(count, "")
                     try:
-                        parsed, unread = sample(row, location, columns=columns, **origin(file))
+                        parsed, unread = sample(
+                            row, location, columns=columns, readers=readers, **origin(file)
+                        )
                     except ValueError as error:
                         if not skip_bad:
                             raise ValueError(f"{error} (--skip-bad leaves such rows out)") from None
                         errors.append(str(error))
                         continue
                     unread_columns.update(unread)
-                    part_counts.update(type(part) for m in parsed.messages for part in m.parts)
+                    part_counts.update(
+                        p.modality
+                        for m in parsed.messages
+                        for p in m.parts
+                        if not isinstance(p, Text)
+                    )
                     yield parsed
 
     manifest = shards.write(folder / split, samples(), pipeline=pipeline)
@@ -75,9 +86,8 @@ def build(
     if not manifest["rows"]:
         raise ValueError(f"{', '.join(sources)}: expected rows, found none{left_out}")
     name = folder.name if split == "train" else f"{folder.name} ({split})"
-    report(
-        f"{name}: {manifest['rows']} rows, {part_counts[Image]} pictures, {part_counts[Audio]} clips{left_out}"
-    )
+    counts = "".join(f", {n} of {modality}" for modality, n in part_counts.items())
+    report(f"{name}: {manifest['rows']} rows{counts}{left_out}")
     if unread_columns:
         report(f"  columns that are not read: {', '.join(sorted(unread_columns))}")
     return manifest

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from polyphi.data.sample import Sample
 from polyphi.data.schema import SCHEMA, missing_fields
-from polyphi.messages import Audio, Image, Message, Part, Text, Video
+from polyphi.messages import Message, Part, Text, Video, media_part
 from polyphi.runtime.files import sha256, whole_folder
 from polyphi.runtime.installation import pip_install
 
@@ -78,16 +78,15 @@ def to_row(sample: Sample) -> dict[str, Any]:
             raise ValueError(
                 f"sample {sample.id}: media in shards are encoded bytes, found {type(p.source).__name__}"
             )
-        modality = "image" if isinstance(p, Image) else "audio"
         media.append(
             {
-                "kind": modality,
+                "kind": p.modality,
                 "bytes": p.source,
                 "mime": _mime(p.source),
                 "sha256": hashlib.sha256(p.source).hexdigest(),
             }
         )
-        return {"type": modality, "text": None, "media": len(media) - 1}
+        return {"type": p.modality, "text": None, "media": len(media) - 1}
 
     messages = [
         {"role": m.role, "parts": [part(p) for p in m.parts], "tools": m.tools}
@@ -127,7 +126,7 @@ def _from_row(row: Mapping[str, Any]) -> Sample:
         if p["type"] == "text":
             return Text(p["text"])
         data = row["media"][p["media"]]["bytes"]
-        return Image(data) if p["type"] == "image" else Audio(data)
+        return media_part(p["type"], data)
 
     messages = tuple(
         Message(m["role"], tuple(part(p) for p in m["parts"]), m["tools"]) for m in row["messages"]

@@ -12,7 +12,6 @@ and dtype, which the hashes in the manifest prove; trained parameters are float3
     DIR/model/                  the whole model in a public layout: `polyphi chat DIR/model`
 """
 
-import runpy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from polyphi.checkpoints import model_card
+from polyphi.checkpoints.modalities import create, folders, put_modality
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
@@ -38,6 +38,7 @@ from polyphi.checkpoints.write import write_checkpoint
 from polyphi.data import own
 from polyphi.engine import placement
 from polyphi.engine.memory import free_memory
+from polyphi.modality import Modality, run_file
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
@@ -65,15 +66,17 @@ def finetune(
     checkpoint: str | Path | None = None,
     finetuning: FinetuneOptions = FinetuneOptions(),  # noqa: B008 - frozen
     options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
+    modalities: Sequence[Modality] = (),
     report: Report = rich.print,
 ) -> Path:
     """Train `stage` (or that of a file) from a published checkpoint; returns the folder of the exported model.
 
     `data`: sources (`data/own.py`), as CORPUS=SOURCE where the mix has several corpora. `checkpoint`, and `steps` and
-    `batch_tokens` of `finetuning`, replace the values of the stage. With `options.base` the frozen weights are
-    quantized for the training; the exported model has them as in the checkpoint. `report` prints messages. Where the
-    precision of `options` is "auto" and none is recorded in `out`, float32, which also casts frozen weights, is chosen
-    only if they fit into free memory. The same call resumes an interrupted one.
+    `batch_tokens` of `finetuning`, replace the values of the stage. `modalities` are users' (docs/modality.md): one
+    that the checkpoint doesn't have is added with initial weights. With `options.base` the frozen weights are quantized
+    for the training; the exported model has them as in the checkpoint. `report` prints messages. Where the precision of
+    `options` is "auto" and none is recorded in `out`, float32, which also casts frozen weights, is chosen only if they
+    fit into free memory. The same call resumes an interrupted one.
 
     Raises ValueError for an error of the user: in the file, the data, names of tensors or adapters.
     """
@@ -96,7 +99,21 @@ def finetune(
     model = load_checkpoint(folder, device=device, apart=options.base is not None)
     processor = make_processor(model.config, Tokenizer.load(folder))
     origins = dict.fromkeys((n for n, _ in model.named_parameters()), source)
+    stored_modalities = folders(folder)
+    for modality in modalities:
+        name = modality.name
+        if name in stored_modalities:
+            put_modality(model, processor, modality, folder)
+            known = [n for n, _ in model.named_parameters() if n not in origins]
+            origins |= dict.fromkeys(known, source)
+        else:
+            adapter = stage.adapters.get(name, modality.adapter)
+            if isinstance(adapter, str):
+                raise ValueError(f"{stage.name}: the adapter of {name} is new and can't be a copy")
+            create(model, processor, modality, adapter, options.seed)
     for name, like in stage.adapters.items():
+        if name in model.config.further:
+            continue
         add_adapter(model, name, like, options.seed)
         if isinstance(like, str):
             copied = [n for n, _ in model.named_parameters() if f".lora.{name}." in n]
@@ -137,6 +154,7 @@ def finetune(
                     columns=named[corpus],
                     skip_bad=finetuning.skip_bad,
                     split=split,
+                    readers={name: processor.readers[name] for name in model.config.further},
                     report=report,
                 )
     distributed.wait()
@@ -182,7 +200,8 @@ def _export(
     """Write the model with these tensors, and all others of the checkpoint `source`, in their `types`; returns the
     layout, that of `source` if it supports the adapters."""
     layout = read_layout(source)
-    if set(config.adapters) - set(PUBLISHED_ADAPTERS) and layout == "original":
+    adapters = set(config.without_further().adapters)
+    if adapters - set(PUBLISHED_ADAPTERS) and layout == "original":
         layout = "native"
     remaining = {**load_checkpoint(source, apart=True).state_dict(), **tensors}
     write_checkpoint(
@@ -210,10 +229,7 @@ def load_stage(file: Path) -> Stage:
     """The `stage` of a file. Raises ValueError where there is none, or where running the file fails."""
     if not file.is_file():
         raise ValueError(f"{file}: expected a stage file, found no file")
-    try:
-        stage = runpy.run_path(str(file)).get("stage")
-    except Exception as error:  # the file can raise any exception
-        raise ValueError(f"{file} could not be run: {type(error).__name__}: {error}") from error
+    stage = getattr(run_file(file), "stage", None)
     if not isinstance(stage, Stage):
         raise ValueError(
             f"{file}: expected `stage = Stage(...)`, found "
@@ -284,7 +300,7 @@ def _check_routes(stage: Stage, model: PhiModel, trainable: Mapping[str, float])
             f"{stage.name} uses the adapter {unknown[0]!r} for its data; this model has: "
             f"{', '.join(known) or 'none'} (Stage.adapters adds new ones)"
         )
-    reached = {*routed.values(), *PUBLISHED_ADAPTERS}
+    reached = {*routed.values(), *PUBLISHED_ADAPTERS, *model.config.further}
     for name in known:
         if name not in reached and any(f".lora.{name}." in n for n in trainable):
             corpus = next(iter(stage.data.weights))
