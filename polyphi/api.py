@@ -19,7 +19,7 @@ from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.checkpoints import hashes, pull
 from polyphi.checkpoints.fingerprint import fingerprint
-from polyphi.checkpoints.modalities import put_modality
+from polyphi.checkpoints.modalities import load as load_weights
 from polyphi.checkpoints.parts import parts
 from polyphi.checkpoints.peft import read_peft
 from polyphi.checkpoints.processor import make_processor
@@ -391,7 +391,7 @@ def load(
         put_adapter(model, name, adapter.config, adapter.factors)
     processor = make_processor(model.config, vocabulary)
     for modality in modalities:
-        put_modality(model, processor, modality, folder)
+        load_weights(model, processor, modality, folder)
     progress("engine", None)
     cache = None if cache_gb is None else round(cache_gb * 1e9)
     phi = Phi(

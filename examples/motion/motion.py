@@ -6,6 +6,7 @@
 docs/modality.md builds this file step by step.
 """
 
+import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +42,8 @@ def read(source: Path | bytes) -> Float[Tensor, "n 6"]:
 
         columns = pq.read_table(io.BytesIO(data)).to_pydict()
     else:
-        lines = data.decode("utf-8-sig").splitlines()
-        names = [name.strip() for name in lines[0].split(",")] if lines else []
-        values = np.loadtxt(lines[1:], delimiter=",", ndmin=2)
-        columns = dict(zip(names, values.T, strict=True))
+        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     if missing := [name for name in CHANNELS if name not in columns]:
         raise ValueError(f"expected the columns {', '.join(CHANNELS)}, found no {missing[0]}")
     return torch.from_numpy(np.array([columns[name] for name in CHANNELS], np.float32).T)

@@ -6,13 +6,13 @@
 
 The folder can be copied into any copy of the same decoder, and removed again; no other file changes.
 
->>> load(model, processor, load_modality("motion.py"), folder / "motion-modality")
+>>> load(model, processor, "motion.py", folder)
 """
 
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from polyphi.checkpoints import peft
-from polyphi.checkpoints.adapters import describe, object_at, write_peft
+from polyphi.checkpoints.adapters import describe, object_at, parse_peft, write_peft
 from polyphi.checkpoints.names import PEFT_PREFIX, public_name
 from polyphi.checkpoints.peft import read_peft
 from polyphi.modality import AdapterConfig, Further, Modality, load_modality
@@ -48,11 +48,9 @@ def folders(checkpoint: Path) -> dict[str, Path]:
     return {file.parent.name.removesuffix(SUFFIX): file.parent for file in files}
 
 
-def put_modality(
-    model: PhiModel, processor: Processor, modality: Modality | str | Path, checkpoint: Path
-) -> None:
-    """Add a modality to a model and its processor: an object, a Python file, or FILE=FOLDER where another folder than
-    that of the checkpoint has its weights. Raises ValueError as `load`, and where there is no folder."""
+def find(modality: Modality | str | Path, checkpoint: Path) -> tuple[Modality, Path]:
+    """A modality, an object or a Python file, and the folder of its weights: that of a checkpoint, or that of
+    FILE=FOLDER. Raises ValueError where there is none."""
     folder: Path | None = None
     if not isinstance(modality, Modality):
         file, _, explicit = str(modality).partition("=")
@@ -65,28 +63,50 @@ def put_modality(
             f"{', '.join(p.name for p in stored.values()) or 'none'}; train it (polyphi train), or name the folder: "
             f"--modality FILE=FOLDER"
         )
-    load(model, processor, modality, folder)
+    return modality, folder
 
 
-def load(model: PhiModel, processor: Processor, modality: Modality, folder: Path) -> None:
-    """Add the modality in a folder to a model and its processor, in place.
-
-    Raises ValueError where the folder is of another modality or decoder, where a size in it isn't one of the
-    modality's `config`, and where tensors are missing, unexpected or of another shape.
-    """
-    values = read_object(folder / FILE)
-    name = modality.name
+def read(modality: Modality, folder: Path, rows: int) -> Further:
+    """The sizes and the placeholder of a modality in a folder, for an embedding of `rows` rows. Raises ValueError for
+    another modality, unknown sizes, and an id that the embedding doesn't have."""
+    values, name = read_object(folder / FILE), modality.name
     if values.get("name") != name:
         raise ValueError(
             f"{folder}: expected the modality {name}, found {describe(values.get('name'))}"
         )
-    _check_decoder(model, values.get("decoder"), folder)
-    id, rows = object_at(values, "placeholder").get("id"), model.config.decoder.vocab_size
+    id = object_at(values, "placeholder").get("id")
     if type(id) is not int or not 0 <= id < rows:
         raise ValueError(
             f"{folder}: expected the placeholder's id from 0 to {rows - 1}, found {describe(id)}"
         )
-    own = Further(modality, _config(modality, object_at(values, "config"), folder), id)
+    return Further(modality, _config(modality, object_at(values, "config"), folder), id)
+
+
+def with_modalities(
+    config: ModelConfig, modalities: Iterable[Modality | str | Path], checkpoint: Path
+) -> ModelConfig:
+    """The configuration of a checkpoint with modalities, without their weights. Raises ValueError as `find` and
+    `read`."""
+    further, adapters = dict(config.further), dict(config.adapters)
+    for source in modalities:
+        modality, folder = find(source, checkpoint)
+        further[modality.name] = read(modality, folder, config.decoder.vocab_size)
+        values = read_object(folder / peft.CONFIG)
+        adapters[modality.name] = parse_peft(values, f"{folder}/{peft.CONFIG}")
+    return dataclasses.replace(config, further=further, adapters=adapters)
+
+
+def load(
+    model: PhiModel, processor: Processor, source: Modality | str | Path, checkpoint: Path
+) -> None:
+    """Add a modality of a checkpoint to a model and its processor, in place.
+
+    Raises ValueError as `find` and `read`, where the folder is of another decoder, and where tensors are missing,
+    unexpected or of another shape.
+    """
+    modality, folder = find(source, checkpoint)
+    own, name = read(modality, folder, model.config.decoder.vocab_size), modality.name
+    _check_decoder(model, read_object(folder / FILE).get("decoder"), folder)
     with torch.device("meta"):
         tower = tower_of(own, model.config.decoder.hidden_size)
     stored = load_file(folder / WEIGHTS)

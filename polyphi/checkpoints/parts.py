@@ -44,10 +44,11 @@ def parts(config: ModelConfig) -> list[Component]:
     for name, size in sizes.items():
         counts[prefix_of(name)] = counts.get(prefix_of(name), 0) + size
     rows = [Component(name, counts.pop(prefix, 0), report) for name, report, prefix in PARTS]
-    rows += [
-        Component(f"{prefix.removeprefix('lora.')} adapter", size, None)
-        for prefix, size in counts.items()
-    ]
+    for prefix, size in counts.items():  # of further adapters and modalities
+        of_adapter = prefix.removeprefix("lora.")
+        tower = f"{prefix.removesuffix('.')} encoder and projector"
+        name = tower if of_adapter == prefix else f"{of_adapter} adapter"
+        rows.append(Component(name, size, None))
     return [*rows, Component("all", sum(sizes.values()), TOTAL)]
 
 

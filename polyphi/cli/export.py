@@ -5,7 +5,13 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import ModelArgument, PublicOption, PushOption, console
+from polyphi.cli.options import (
+    ModalityOption,
+    ModelArgument,
+    PublicOption,
+    PushOption,
+    console,
+)
 
 
 def export(
@@ -29,6 +35,7 @@ def export(
         str | None,
         Parameter(help="Merge this adapter into the base weights first, and remove it."),
     ] = None,
+    modality: ModalityOption = (),
     results: Annotated[
         Path | None,
         Parameter(help="Folder of an evaluation of the model; its tables go into the model card."),
@@ -47,7 +54,7 @@ def export(
     import tempfile
 
     from polyphi.api import as_dtype
-    from polyphi.checkpoints import gguf, hub, model_card
+    from polyphi.checkpoints import gguf, hub, modalities, model_card
     from polyphi.checkpoints.processor import make_processor
     from polyphi.checkpoints.read import files_beside, load_checkpoint, locate
     from polyphi.checkpoints.write import save_checkpoint
@@ -82,14 +89,21 @@ def export(
     stored_dtype = as_dtype(dtype) if dtype else None
     # merged in the dtype that is written; float32 rounds nothing
     loaded = load_checkpoint(folder, dtype=stored_dtype if merge else None)
+    processor = make_processor(loaded.config, Tokenizer.load(folder))
+    for file in modality:
+        modalities.load(loaded, processor, file, folder)
     if merge:
+        if left := sorted(set(modalities.folders(folder)) - set(loaded.config.further)):
+            raise ValueError(
+                f"--merge {merge} changes the weights that {left[0]}{modalities.SUFFIX} was trained on; name the file "
+                "that defines it, so that its adapter is adjusted: --modality FILE"
+            )
         merge_adapter(loaded, merge)
     rows = []
     if calibrate:
         from polyphi.data import calibration
         from polyphi.data.shards import Shards
 
-        processor = make_processor(loaded.config, Tokenizer.load(folder))
         rows = calibration.rows(processor, [Shards(source) for source in calibrate])
     with tempfile.TemporaryDirectory() as temporary:
         for name, card in cards.items():

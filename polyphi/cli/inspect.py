@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from polyphi.cli.options import ModelArgument, QuantOption, console
+from polyphi.cli.options import ModalityOption, ModelArgument, QuantOption, console
 from polyphi.messages import Message
 from polyphi.runtime.files import whole_file
 
@@ -25,6 +25,7 @@ def inspect(
     ] = None,
     out: Annotated[Path | None, Parameter(help="The .safetensors file for --logits.")] = None,
     quant: QuantOption = None,
+    modality: ModalityOption = (),
 ) -> None:
     """Show parts and parameters next to the report's; with --logits, write exact logits for comparison.
 
@@ -34,19 +35,22 @@ def inspect(
         polyphi inspect runs/nano/model --logits request.json --out logits.safetensors
     """
     import polyphi
+    from polyphi.checkpoints.modalities import with_modalities
     from polyphi.checkpoints.parts import parts
-    from polyphi.checkpoints.read import read_config
+    from polyphi.checkpoints.read import locate, read_config
 
     if (logits is None) != (out is None):
         raise ValueError(
             "--logits request.json and --out file.safetensors need each other: give both"
         )
     if logits is not None and out is not None:
-        tokens, vocabulary = write_logits(polyphi.load(model, quant=quant), logits, out)
+        phi = polyphi.load(model, quant=quant, modalities=modality)
+        tokens, vocabulary = write_logits(phi, logits, out)
         console.print(f"wrote {out}: {tokens} positions, {vocabulary} logits each", highlight=False)
         return
     table = Table("part", "parameters", "report", box=None, padding=(0, 2))
-    for part in parts(read_config(model)):
+    config = with_modalities(read_config(model), modality, locate(model))
+    for part in parts(config):
         table.add_row(
             part.name, f"{part.parameters:,}", f"{part.report:.3g}" if part.report else ""
         )

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from polyphi.cli.options import KvOption, ModelArgument, QuantOption, console
+from polyphi.cli.options import (
+    KvOption,
+    ModalityOption,
+    ModelArgument,
+    QuantOption,
+    console,
+)
 from polyphi.cli.printable import PrintableFormatter, print_message
 from polyphi.runtime.installation import pip_install
 from polyphi.serve.settings import ACCESS, LOAD, Settings
@@ -32,6 +38,7 @@ def serve(
             metavar="NAME=FOLDER", help="An adapter as PEFT writes it, under a name; repeatable."
         ),
     ] = (),
+    modality: ModalityOption = (),
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
     quant: QuantOption = None,
     kv: KvOption = None,
@@ -106,6 +113,7 @@ def serve(
             cache_gb=cache_gb,
             kv=kv,
             adapters=adapters,
+            modalities=modality,
             progress=progress.update,
         )
         print_message(str(phi.memory))

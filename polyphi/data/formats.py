@@ -744,20 +744,19 @@ def _decodable(
         media.decode_image(data)
     elif isinstance(part, Audio):
         media.decode_audio(data)
+    elif isinstance(part, Item):
+        _check_readable(Item(part.modality, data), readers)
     content = data if isinstance(data, bytes) else data.read_bytes()
-    if isinstance(part, Item):
-        return _readable(Item(part.modality, content), readers)
-    return type(part)(content)
+    return Item(part.modality, content) if isinstance(part, Item) else type(part)(content)
 
 
-def _readable(item: Item, readers: Mapping[str, Reader]) -> Item:
-    """Return an item after its reader has read it. Raises ValueError if that fails, or if there is no reader."""
+def _check_readable(item: Item, readers: Mapping[str, Reader]) -> None:
+    """Raise ValueError where an item's reader can't read it, or there is none."""
     if item.modality not in readers:
         raise ValueError(
             f"a part of the modality {item.modality!r} needs the file that defines it (--modality FILE)"
         )
     readers[item.modality].tokens(item, None)
-    return item
 
 
 def _cut(data: bytes | Path, start: float, seconds: float | None) -> bytes:

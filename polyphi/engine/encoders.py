@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
+from polyphi.engine.memory import ran_out
 from polyphi.modality import Inputs
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
@@ -66,6 +67,16 @@ def _key(salt: bytes, modality: str, layout: str, *tensors: Tensor) -> bytes:
     return hasher.digest()
 
 
+class EncoderError(RuntimeError):
+    """An encoder failed on an item, whose `key` it names; other items continue."""
+
+    def __init__(self, key: bytes, modality: str, cause: Exception) -> None:
+        # Other exceptions may name files of this machine.
+        detail = str(cause) if isinstance(cause, ValueError) else type(cause).__name__
+        super().__init__(f"the encoder of {modality} failed: {detail}")
+        self.key = key
+
+
 class Encoders:
     """The model's encoders with an LRU cache of at most `budget` bytes of embeddings."""
 
@@ -81,6 +92,8 @@ class Encoders:
         self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
         """Called after each call of an encoder with the modality and its duration."""
         self._group: list[MediaItem] = []
+        self._alone: set[bytes] = set()
+        """Items of a group in which an encoder failed, which run one by one."""
         self._slices: Steps[dict[bytes, Tensor]] | None = None
         self._seconds = 0.0  # of the current group so far
         self._oldest_first = False
@@ -109,7 +122,8 @@ class Encoders:
         self, requested: Sequence[MediaItem], seconds: float
     ) -> dict[bytes, Float[Tensor, "n D"]]:
         """Encodes requested items for about `seconds`: at least one slice, and at most to the end of a group of items.
-        Returns the embeddings available now, by key. Drops the current group if none of it is requested any more."""
+        Returns the embeddings available now, by key. Drops the current group if none of it is requested any more.
+        Raises EncoderError where an encoder fails on an item."""
         new: dict[bytes, MediaItem] = {}
         available: dict[bytes, Tensor] = {}
         for item in requested:
@@ -137,9 +151,15 @@ class Encoders:
             self.on_encode(self._group[0].modality, self._seconds + time.monotonic() - began)
             self.drop()
             return available
-        except BaseException:
+        except BaseException as error:
+            failed = self._group
             self.drop()
-            raise
+            if not isinstance(error, Exception) or ran_out(error):
+                raise
+            if len(failed) == 1:
+                raise EncoderError(failed[0].key, failed[0].modality, error) from error
+            self._alone = {item.key for item in failed}
+            return available
         self._seconds += time.monotonic() - began
         return available
 
@@ -158,7 +178,13 @@ class Encoders:
         self._oldest_first = not self._oldest_first
         first = new[0] if self._oldest_first else min(new, key=lambda item: item.size)
         group, size = [first], first.size
-        others = (item for item in new if item.modality == first.modality and item is not first)
+        if first.key in self._alone:
+            return group
+        others = (
+            item
+            for item in new
+            if item.modality == first.modality and item is not first and item.key not in self._alone
+        )
         for item in sorted(others, key=lambda item: item.size):
             if size + item.size > first.inputs.MOST:
                 break

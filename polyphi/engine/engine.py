@@ -24,6 +24,7 @@ it in one forward (runner.py) and gives the requests their tokens (results.py). 
 requests with the same prefix share (cache.py).
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +48,7 @@ from polyphi.engine.cache import (
     default_blocks,
     token_bytes,
 )
-from polyphi.engine.encoders import Encoders, items
+from polyphi.engine.encoders import EncoderError, Encoders, items
 from polyphi.engine.memory import (
     OutOfMemory,
     free_beside,
@@ -119,6 +120,9 @@ class Counters:
     tokens: int
     encoder_queries: int
     encoder_hits: int
+
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -583,6 +587,12 @@ class Engine:
             return False
         try:
             embeddings = self.encoders.advance([item for _, item in missing], SLICE)
+        except EncoderError as error:
+            log.warning("%s", error, exc_info=error.__cause__)
+            for request in {id(r): r for r, item in missing if item.key == error.key}.values():
+                request.error = error
+                self._end(request, "error")
+            return True
         except BaseException as error:
             if not ran_out(error):
                 raise

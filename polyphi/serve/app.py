@@ -199,7 +199,7 @@ def _status(ok: bool) -> Response:
 def _about(server: Server) -> APIRouter:
     router = APIRouter()
     settings, engine = server.settings, server.engine
-    config = engine.model.config
+    config, towers = engine.model.config, engine.model.towers
 
     @router.get("/version")
     async def server_version() -> dict[str, str]:
@@ -259,9 +259,8 @@ def _about(server: Server) -> APIRouter:
         return {
             "model": settings.name,
             "modalities": {
-                "image": config.vision is not None,
-                "audio": config.audio is not None,
-                "video": config.vision is not None and server.media.containers,
+                **{name: name in towers for name in ("image", "audio", *config.further)},
+                "video": "image" in towers and server.media.containers,
             },
             "containers": server.media.containers,
             "adapters": list(server.adapters),

@@ -6,15 +6,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from polyphi.messages import Audio, Detail, Image, Message, Part, Text, Video, with_calls
+from polyphi.messages import Audio, Detail, Image, Item, Message, Part, Text, Video, with_calls
 from polyphi.serve.errors import ApiError
 from polyphi.serve.fetch import Media
 from polyphi.serve.schema import (
     AudioPart,
     AudioUrlPart,
     ImagePart,
+    ItemPart,
     RefusalPart,
     Turn,
     VideoPart,
@@ -27,10 +28,10 @@ ROLES = {"developer": "system", "tool": "tool_response"}
 
 @dataclass(frozen=True)
 class MediaPart:
-    """An image, audio clip or video that isn't loaded yet: a URL, or with `encoded` base64. `path`: the part's path in
-    the request, for errors. `frames`: of a video."""
+    """An image, audio clip, video or item of a further modality that isn't loaded yet: a URL, or with `encoded` base64.
+    `path`: the part's path in the request, for errors. `frames`: of a video."""
 
-    modality: Literal["image", "audio", "video"]
+    modality: str
     url: str
     path: str
     encoded: bool = False
@@ -111,6 +112,8 @@ async def _load(media: Media, parts: Sequence[Text | MediaPart]) -> tuple[Part, 
         elif part.modality == "video":
             data = await media.video(part.url, part.path)
             loaded.append(Video(data, part.frames, part.detail, part.max_crops))
+        elif part.modality != "audio":
+            loaded.append(Item(part.modality, await media.item(part.url, part.path)))
         elif part.encoded:
             loaded.append(Audio(await media.input_audio(part.url, part.path)))
         else:
@@ -166,4 +169,7 @@ def _chat_part(part: RequestPart, path: str) -> Text | MediaPart:
             max_crops=video.max_crops,
             frames=video.frames,
         )
+    if isinstance(part, ItemPart):
+        data_path = f"{path}.{part.type}.data"
+        return MediaPart(part.type, part.item.data, data_path, encoded=True)
     return Text(part.refusal if isinstance(part, RefusalPart) else part.text)

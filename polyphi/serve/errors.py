@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from polyphi.engine.adapters import UnknownAdapter
+from polyphi.engine.encoders import EncoderError
 from polyphi.engine.memory import OutOfMemory
 from polyphi.engine.results import NotFinite
 from polyphi.engine.rows import AnswerTooLong, PromptTooLong
@@ -143,6 +144,8 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, OutOfMemory):
         return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "5"})
+    if isinstance(error, EncoderError):
+        return ApiError(500, str(error), code="encoder_failed")
     if isinstance(error, NotFinite):
         return ApiError(500, str(error), code="not_finite")
     if isinstance(error, UnknownAdapter):

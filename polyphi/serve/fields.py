@@ -208,13 +208,20 @@ def one_of(choose: Callable[[Any], str | None], expected: str) -> Discriminator:
     )
 
 
-def one_of_types(tags: Mapping[str, str], what: str, default: str | None = None) -> Discriminator:
+def one_of_types(
+    tags: Mapping[str, str],
+    what: str,
+    default: str | None = None,
+    other: Callable[[Mapping[str, Any]], str | None] = lambda value: None,
+) -> Discriminator:
     """The discriminator of a union of objects by their `type`, for which `tags` names the member; `default`: the type
-    of an object without one. Errors name an unknown type."""
+    of an object without one; `other`: the member for an object of another type. Errors name an unknown type."""
 
     def choose(value: Any) -> str | None:
         type_ = value.get("type", default) if isinstance(value, dict) else None
-        return tags.get(type_) if isinstance(type_, str) else None
+        if not isinstance(type_, str):
+            return None
+        return tags.get(type_) or (other(value) if "type" in value else None)
 
     return Discriminator(
         choose,

@@ -9,7 +9,7 @@ Points in time are values of `time.monotonic`. Counters start with the server, i
 thread-safe.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -76,6 +76,9 @@ NOT_IN_VLLM = (
     "unread_",
 )
 """Prefixes of the names that vLLM doesn't have."""
+
+FRAMES_PER_SECOND = 100
+"""Log-mel frames per second of audio."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +223,12 @@ class ServerMetrics(Collector):
         """Records an engine step and its tokens: prompt tokens, last sampled tokens and draft tokens."""
         self._step.observe(tokens)
 
-    def media_decoded(self, modality: str, seconds: float) -> None:
-        """Records the time to decode media; `modality`: "image", "audio" or "mixed"."""
+    def media_decoded(self, sizes: Mapping[str, int], seconds: float) -> None:
+        """Records the time to decode media; `sizes` are those of their inputs by modality."""
+        modality = "mixed" if len(sizes) > 1 else next(iter(sizes))
         self._decoding.labels(self.model, modality).observe(seconds)
+        if frames := sizes.get("audio"):
+            self.audio_decoded(frames / FRAMES_PER_SECOND)
 
     def media_rejected(self, reason: str) -> None:
         """Counts a rejected image or audio. `reason`: one of few words, such as an error's `code`."""

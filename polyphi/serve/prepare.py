@@ -6,7 +6,6 @@ turn: other clients wait for one image, not for a request of 200.
 
 from collections.abc import Sequence
 
-from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.engine.media import MediaError
 from polyphi.engine.rows import PromptEnd
@@ -14,9 +13,6 @@ from polyphi.messages import Message, SamplingParams, Video, media
 from polyphi.serve.server import Server, Ticket, is_large
 from polyphi.serve.videos import Expanded, expand
 from polyphi.steps import Steps, result_of, timed
-
-FRAMES_PER_SECOND = 100
-"""Log-mel frames per second of audio."""
 
 
 async def prepare(
@@ -75,7 +71,5 @@ def _prepare(
     )
     ticket.resize(row.nbytes)
     if row.inputs:
-        metrics.media_decoded("mixed" if len(row.inputs) > 1 else next(iter(row.inputs)), seconds)
-    if (audio := row.of(AudioInput)) is not None:
-        metrics.audio_decoded(audio.size / FRAMES_PER_SECOND)
+        metrics.media_decoded({name: one.size for name, one in row.inputs.items()}, seconds)
     return row, server.fit_sampling(row, sampling)

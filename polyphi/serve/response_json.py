@@ -15,7 +15,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -318,13 +318,15 @@ def usage(answers: Sequence[Sequence[Completion]]) -> dict[str, Any]:
     reasoning_tokens = sum(
         completion.reasoning_tokens for completions in answers for completion in completions
     )
+    inputs = Counter({"image": 0, "audio": 0})
+    for completion in first_completions:
+        inputs.update(completion.input_tokens)
     return {
         **token_usage(prompt_tokens, completion_tokens),
         "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "prompt_tokens_details": {
             "cached_tokens": sum(completion.cached for completion in first_completions),
-            "image_tokens": sum(completion.image_tokens for completion in first_completions),
-            "audio_tokens": sum(completion.audio_tokens for completion in first_completions),
+            **{f"{name}_tokens": count for name, count in inputs.items()},
         },
     }
 

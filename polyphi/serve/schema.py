@@ -40,6 +40,15 @@ PARTS = {
 }
 
 
+ITEM = "<item>"
+
+
+def _item_tag(value: Mapping[str, Any]) -> str | None:
+    """The member for a part of a further modality: its type names an object with data."""
+    inner = value.get(value["type"])
+    return ITEM if isinstance(inner, dict) and "data" in inner else None
+
+
 def _prompt_type(value: Any) -> str | None:
     if not isinstance(value, list):
         return json_type(value)
@@ -104,6 +113,28 @@ class VideoPart(PartFields):
     video_url: VideoUrl
 
 
+class ItemData(Fields):
+    data: MediaText
+    format: str | None = Field(
+        default=None, description="Ignored: the modality's reader decides.", max_length=40
+    )
+
+
+class ItemPart(PartFields):
+    """A part of a further modality, whose name is its type and the field of its data."""
+
+    type: str
+    item: ItemData
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (name := value.get("type")) in value:
+            others = {key: inner for key, inner in value.items() if key != name}
+            return {**others, "item": value[name]}
+        return value
+
+
 class RefusalPart(PartFields):
     type: Literal["refusal"]
     refusal: str = Field(max_length=MAX_TEXT)
@@ -115,8 +146,9 @@ Part = Annotated[
     | Annotated[AudioPart, Tag(PARTS["input_audio"])]
     | Annotated[AudioUrlPart, Tag(PARTS["audio_url"])]
     | Annotated[VideoPart, Tag(PARTS["video_url"])]
-    | Annotated[RefusalPart, Tag(PARTS["refusal"])],
-    one_of_types(PARTS, "a part"),
+    | Annotated[RefusalPart, Tag(PARTS["refusal"])]
+    | Annotated[ItemPart, Tag(ITEM)],
+    one_of_types(PARTS, "a part", other=_item_tag),
 ]
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from polyphi.checkpoints import model_card
-from polyphi.checkpoints.modalities import create, folders, put_modality
+from polyphi.checkpoints.modalities import create, folders, load
 from polyphi.checkpoints.names import PUBLISHED_ADAPTERS
 from polyphi.checkpoints.processor import make_processor
 from polyphi.checkpoints.read import (
@@ -103,7 +103,7 @@ def finetune(
     for modality in modalities:
         name = modality.name
         if name in stored_modalities:
-            put_modality(model, processor, modality, folder)
+            load(model, processor, modality, folder)
             known = [n for n, _ in model.named_parameters() if n not in origins]
             origins |= dict.fromkeys(known, source)
         else:

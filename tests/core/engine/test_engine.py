@@ -201,9 +201,13 @@ def test_a_model_without_adapters_or_encoders(
 ) -> None:
     engine.model.vision = None
     engine.model.audio = None
-    with pytest.raises(ValueError, match="the request has image inputs, but this model has no encoder"):
+    with pytest.raises(
+        ValueError, match="the request has image inputs, but this model has no encoder"
+    ):
         engine.generate(conversations[1])
-    with pytest.raises(ValueError, match="the request has audio inputs, but this model has no encoder"):
+    with pytest.raises(
+        ValueError, match="the request has audio inputs, but this model has no encoder"
+    ):
         engine.generate(conversations[2])
 
 

@@ -345,8 +345,8 @@ def test_a_file_without_a_stage(text: str, says: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nowhere.py"], "expected a stage file, found no file"),
-        (["a.py", "b.py"], "one stage file at a time"),
+        (["nowhere.py"], "expected a Python file, found no file"),
+        (["a.py", "b.py"], "a.py: expected a Python file"),
         (["speech_2_post", "--data", "x.jsonl"], "a stage of your own, in a .py file"),
         (["mine.py", "--columns", "answer"], "--columns: expected OURS=YOURS"),
     ],

@@ -1,0 +1,219 @@
+"""A user's modality in training: frozen tensors stay, an interrupted run is the same, its folder is all that is new."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import torch
+from items import FILE, csv, motion, series
+from safetensors.torch import load_file
+from train.small import Fails, make_model, make_processor, trajectory
+
+import polyphi
+from polyphi.checkpoints import modalities
+from polyphi.checkpoints.read import load_checkpoint
+from polyphi.data import own
+from polyphi.data.packing import Capacity, RowSize
+from polyphi.messages import Item, Message, SamplingParams
+from polyphi.modality import load_modality
+from polyphi.prepared.prepare import prepare
+from polyphi.train.features import cached_features
+from polyphi.train.finetune import finetune
+from polyphi.train.loss import NextToken
+from polyphi.train.options import FinetuneOptions, MachineOptions, TrainOptions
+from polyphi.train.stage import Mix, Schedule, Stage
+
+STAGE = Stage(
+    name="walks",
+    start={},
+    trainable={"motion.*": 1e-2, "decoder.*.lora.motion.*": 1e-2},
+    data=Mix({"walks": 1}),
+    objective=NextToken(),
+    schedule=Schedule(decay="constant"),
+    context=200,
+    batch_tokens=100,
+    steps=3,
+)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints in float32 and bfloat16, and rows with series."""
+    folder = tmp_path_factory.mktemp("walks")
+    published.write(folder / "original", "original", torch.float32)
+    published.write(folder / "native", "native")
+    published.write(folder / "mini", "mini", torch.float32)
+    with (folder / "walks.jsonl").open("w") as file:
+        for n in range(12):
+            (folder / f"{n}.csv").write_bytes(csv(8 + n, n))
+            row = {"motion": f"{n}.csv", "question": "what is it", "answer": "red"}
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Callable[..., Path]:
+    def run(
+        stage: Stage = STAGE, out: str = "run", model: Path | str = "native", **options: Any
+    ) -> Path:
+        finetune(
+            stage,
+            [str(source / "walks.jsonl")],
+            tmp_path / out,
+            checkpoint=source / model,
+            options=TrainOptions(precision="fp32", **options),
+            modalities=[load_modality(FILE)],
+            report=lambda _: None,
+        )
+        return tmp_path / out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("model", "base"), [("native", None), ("original", "int8"), ("mini", None)]
+)
+def test_only_its_folder_is_new(
+    model: str, base: str | None, run: Callable[..., Path], source: Path
+) -> None:
+    out = run(model=model, base=base)
+    before, after = (load_checkpoint(p).state_dict() for p in (source / model, out / "model"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    learned = load_file(out / "trained.safetensors")
+    assert {n.partition(".")[0] for n in learned} == {"motion", "decoder"}
+    assert all(n.startswith("motion.") or ".lora.motion." in n for n in learned)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["counters"]["motion values"] > 0 and len(manifest["frozen"]) >= len(before)
+    assert all(one == two for one, two in manifest["frozen"].values())
+    assert "loss motion" in json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    phi = polyphi.load(out / "model", device="cpu", modalities=[FILE])
+    stored = phi.model.state_dict()
+    dtype = phi.model.decoder.dtype
+    assert all(torch.equal(stored[name], t.to(dtype)) for name, t in learned.items())
+    assert phi.generate([Message.user(series(), "a")], sampling=SamplingParams(max_tokens=2)).tokens
+
+
+def test_text_answers_are_untouched(run: Callable[..., Path], source: Path) -> None:
+    out = run(model="original")
+    question = [Message.user("which colour is it")]
+    one = polyphi.load(source / "original", device="cpu").logits(question)[1]
+    two = polyphi.load(out / "model", device="cpu", modalities=[FILE]).logits(question)[1]
+    assert torch.equal(one, two)
+
+
+def test_an_interrupted_run_equals_one_that_was_never_stopped(run: Callable[..., Path]) -> None:
+    straight = run()
+    stops = Fails(1, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(STAGE, objective=stops), out="half")
+    half = run(out="half")
+    assert len(trajectory(half)) == 3 and trajectory(half) == trajectory(straight)
+    one, two = (load_file(f / "trained.safetensors") for f in (straight, half))
+    assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_worker_processes_read_the_same(run: Callable[..., Path]) -> None:
+    straight = run()
+    beside = run(out="workers", machine=MachineOptions(workers=2))
+    assert trajectory(beside) == trajectory(straight)
+
+
+def test_a_second_stage_goes_on_from_the_first(run: Callable[..., Path]) -> None:
+    first = run()
+    stage = replace(STAGE, trainable={"decoder.*.lora.motion.*": 1e-2})
+    again = run(stage, out="again", model=first / "model")
+    one, two = (
+        load_file(f / "model" / "motion-modality" / "model.safetensors") for f in (first, again)
+    )
+    assert all(torch.equal(one[n], two[n]) for n in one), "encoder and projector are frozen"
+
+
+def test_features_of_its_frozen_encoder_are_cached(tmp_path: Path) -> None:
+    processor = make_processor()
+    model = make_model(processor)
+    modalities.create(model, processor, motion(), motion().adapter, 0)
+    prepare(model).requires_grad_(False)
+    row = processor.row([Message.user(series(9), series(30, 1), "red")])
+    calls: list[int] = []
+    model.motion.encoder.register_forward_hook(
+        lambda _, inputs, __: calls.append(len(inputs[0].layouts))
+    )
+    expected = model.encode("motion", row.inputs["motion"])
+    with cached_features(model, tmp_path, "fp32"):
+        for _ in range(2):
+            cached = model.encode("motion", row.inputs["motion"])
+            torch.testing.assert_close(cached, expected, atol=1e-5, rtol=1e-5)
+    assert calls == [2, 1, 1], "one by one, and once"
+
+
+def test_its_size_limits_a_pack() -> None:
+    processor = make_processor()
+    model = make_model(processor)
+    modalities.create(model, processor, motion(), motion().adapter, 0)
+    rows = [[processor.row([Message.user(series(8, n), "red")])] for n in range(3)]
+    sizes = [RowSize.of(row) for row in rows]
+    assert sizes[0].inputs == {"motion": 48}
+    assert len(Capacity(1000).groups(sizes)) == 1
+    assert len(Capacity(1000, {"motion": 96}).groups(sizes)) == 2
+
+
+def test_mistakes_in_rows_are_named(source: Path, tmp_path: Path) -> None:
+    readers = {"motion": make_processor_with_motion().readers["motion"]}
+    (tmp_path / "bad.csv").write_text("hello\n1\n")
+    for row, found in (
+        ({"motion": "none.csv", "answer": "a"}, "none.csv"),
+        ({"motion": "bad.csv", "answer": "a"}, "expected the columns ax"),
+        ({"motion": 3, "answer": "a"}, "expected a path or bytes as motion, found int"),
+    ):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(ValueError, match=found):
+            own.build(tmp_path / "out", [str(tmp_path / "rows.jsonl")], readers=readers)
+    message = {"role": "user", "content": [{"type": "motion", "motion": {"path": "bad.csv"}}]}
+    talk = {"messages": [message, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(talk) + "\n")
+    with pytest.raises(
+        ValueError, match=r"'motion' needs the file that defines it \(--modality FILE\)"
+    ):
+        own.build(tmp_path / "out", [str(tmp_path / "rows.jsonl")])
+    with pytest.raises(ValueError, match="no placeholder for motion"):
+        make_processor().row([Message.user(Item("motion", csv()), "a")])
+    assert FinetuneOptions().steps is None and source.exists()
+
+
+def make_processor_with_motion() -> Any:
+    processor = make_processor()
+    modalities.create(make_model(processor), processor, motion(), motion().adapter, 0)
+    return processor
+
+
+def test_one_command(source: Path, tmp_path: Path, run_command) -> None:
+    stage = tmp_path / "stage.py"
+    stage.write_text(
+        "from polyphi.train.loss import NextToken\nfrom polyphi.train.stage import Mix, Stage\n"
+        "stage = Stage(name='walks', start={}, trainable={'motion.*': 1e-2, 'decoder.*.lora.motion.*': 1e-2},\n"
+        "  data=Mix({'walks': 1}), objective=NextToken(), context=200, batch_tokens=100, steps=2)\n"
+    )
+    own_options = ("--model", f"{source / 'native'}", "--data", f"{source / 'walks.jsonl'}")
+    code, out, error = run_command(
+        "train", f"{FILE}", f"{stage}", *own_options, "--out", f"{tmp_path / 'run'}"
+    )
+    assert code == 0, error
+    assert "12 rows, 12 of motion" in out
+    answer = ("--part", f"motion={source / '0.csv'}", "what is it", "--max-tokens", "4")
+    code, out, error = run_command(
+        "chat", f"{tmp_path / 'run/model'}", *answer, "--modality", f"{FILE}"
+    )
+    assert code == 0, error
+    code, _, error = run_command("chat", f"{tmp_path / 'run/model'}", *answer)
+    assert code and "--modality FILE" in error
+    code, _, error = run_command("train", f"{FILE}", *own_options)
+    assert code and "found only modalities" in error
+    code, _, error = run_command("chat", f"{tmp_path / 'run/model'}", "--part", "walk.csv")
+    assert code and "expected --part NAME=PATH" in error
