@@ -118,10 +118,13 @@ class Item:
 Media = Image | Audio | Item
 
 
+PUBLISHED: dict[str, type[Image] | type[Audio]] = {"image": Image, "audio": Audio}
+"""The parts of the report's modalities."""
+
+
 def media_part(modality: str, source: MediaSource) -> Media:
     """The part of a message for a file of a modality."""
-    published: dict[str, type[Image] | type[Audio]] = {"image": Image, "audio": Audio}
-    part = published.get(modality)
+    part = PUBLISHED.get(modality)
     return part(source) if part is not None else Item(modality, source)
 
 

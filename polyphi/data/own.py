@@ -15,7 +15,7 @@ from polyphi.data.addresses import is_remote
 from polyphi.data.formats import COLUMNS, sample
 from polyphi.data.sample import Sample
 from polyphi.data.sources import SourceFile, find, rows
-from polyphi.messages import Text
+from polyphi.messages import PUBLISHED, Text
 from polyphi.processing.reader import Reader
 from polyphi.runtime import progress
 from polyphi.runtime.files import write_json
@@ -86,7 +86,7 @@ def build(
     if not manifest["rows"]:
         raise ValueError(f"{', '.join(sources)}: expected rows, found none{left_out}")
     name = folder.name if split == "train" else f"{folder.name} ({split})"
-    counts = "".join(f", {n} of {modality}" for modality, n in part_counts.items())
+    counts = "".join(f", {name} {part_counts[name]}" for name in (*PUBLISHED, *readers))
     report(f"{name}: {manifest['rows']} rows{counts}{left_out}")
     if unread_columns:
         report(f"  columns that are not read: {', '.join(sorted(unread_columns))}")

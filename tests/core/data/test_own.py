@@ -236,7 +236,7 @@ def test_a_bad_row_is_named(row: Any, message: str, root: Path, tmp_path: Path) 
     messages: list[str] = []
     own.build(tmp_path / "corpus", [str(file)], skip_bad=True, report=messages.append)
     assert len(Shards(tmp_path / "corpus/train")) == 2
-    assert "2 rows, 0 pictures, 0 clips; 1 left out, the first: " in messages[0]
+    assert "2 rows, image 0, audio 0; 1 left out, the first: " in messages[0]
 
 
 def parquet(root: Path, name: str = "train-0.parquet", rows: int = 20) -> Path:
@@ -270,7 +270,7 @@ def test_columns_that_are_not_read_are_named(root: Path, tmp_path: Path) -> None
     names["image"] = "none"
     own.build(tmp_path / "corpus", [source], columns=names, report=messages.append)
     assert messages == [
-        "corpus: 20 rows, 0 pictures, 20 clips",
+        "corpus: 20 rows, image 0, audio 20",
         "  columns that are not read: photo",
     ]
 

@@ -205,7 +205,7 @@ def test_one_command(source: Path, tmp_path: Path, run_command) -> None:
         "train", f"{FILE}", f"{stage}", *own_options, "--out", f"{tmp_path / 'run'}"
     )
     assert code == 0, error
-    assert "12 rows, 12 of motion" in out
+    assert "12 rows, image 0, audio 0, motion 12" in out
     answer = ("--part", f"motion={source / '0.csv'}", "what is it", "--max-tokens", "4")
     code, out, error = run_command(
         "chat", f"{tmp_path / 'run/model'}", *answer, "--modality", f"{FILE}"
