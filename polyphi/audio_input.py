@@ -7,7 +7,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from polyphi.modality import Inputs
+from polyphi.encoder_input import Inputs
 
 
 @dataclass(frozen=True)

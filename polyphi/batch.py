@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from polyphi.modality import Inputs, tensors
+from polyphi.encoder_input import Inputs, tensors
 
 IGNORE = -100
 Kind = TypeVar("Kind", bound=Inputs)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from polyphi.modality import Inputs
+from polyphi.encoder_input import Inputs
 
 WHITE = 255
 """The largest value of an 8-bit pixel."""

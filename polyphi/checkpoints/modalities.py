@@ -20,15 +20,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from polyphi.checkpoints import peft
 from polyphi.checkpoints.adapters import describe, object_at, parse_peft, write_peft
 from polyphi.checkpoints.names import PEFT_PREFIX, public_name
+from polyphi.checkpoints.peft import CONFIG as ADAPTER_CONFIG
+from polyphi.checkpoints.peft import FILE as ADAPTER_WEIGHTS
 from polyphi.checkpoints.peft import read_peft
 from polyphi.modality import AdapterConfig, Further, Modality, load_modality
 from polyphi.model.adapters import add_adapter, put_adapter
 from polyphi.model.config import ModelConfig
+from polyphi.model.lora import is_adapter_name
 from polyphi.model.multimodal import PhiModel, tower_of
-from polyphi.prepared.prepare import prepare
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import read_object
@@ -91,8 +92,8 @@ def with_modalities(
     for source in modalities:
         modality, folder = find(source, checkpoint)
         further[modality.name] = read(modality, folder, config.decoder.vocab_size)
-        values = read_object(folder / peft.CONFIG)
-        adapters[modality.name] = parse_peft(values, f"{folder}/{peft.CONFIG}")
+        values = read_object(folder / ADAPTER_CONFIG)
+        adapters[modality.name] = parse_peft(values, f"{folder}/{ADAPTER_CONFIG}")
     return dataclasses.replace(config, further=further, adapters=adapters)
 
 
@@ -111,12 +112,12 @@ def load(
         tower = tower_of(own, model.config.decoder.hidden_size)
     stored = load_file(folder / WEIGHTS)
     expected = {key: list(tensor.shape) for key, tensor in tower.state_dict().items()}
-    found = {key: list(tensor.shape) for key, tensor in stored.items()}
-    if wrong := [key for key in {**expected, **found} if expected.get(key) != found.get(key)]:
+    shapes = {key: list(tensor.shape) for key, tensor in stored.items()}
+    if wrong := [key for key in {**expected, **shapes} if expected.get(key) != shapes.get(key)]:
         key = wrong[0]
         raise ValueError(
             f"{folder}: {len(wrong)} tensors differ from those of {name}'s encoder and projector; {key}: expected "
-            f"{expected.get(key, 'none')}, found {found.get(key, 'none')}"
+            f"{expected.get(key, 'none')}, found {shapes.get(key, 'none')}"
         )
     adapter = read_peft(folder, model.config)
     norm = model.decoder.norm.weight
@@ -135,8 +136,8 @@ def create(
     """Add a modality with initial weights to a model and its processor, in place: those of its modules' constructors,
     and a fresh adapter. Raises ValueError where the name or the placeholder is in use, or where no id is unused."""
     tokenizer, name = processor.tokenizer, modality.name
-    taken = {own.placeholder: other for other, own in model.config.further.items()}
-    id = next(iter(tokenizer.unused_ids(model.config.decoder.vocab_size, taken)), None)
+    used = [own.placeholder for own in model.config.further.values()]
+    id = next(iter(tokenizer.unused_ids(model.config.decoder.vocab_size, used)), None)
     if id is None:
         raise ValueError(
             f"the tokenizer uses all {model.config.decoder.vocab_size} ids; expected an unused one for {name}"
@@ -151,9 +152,9 @@ def create(
 
 def _put(model: PhiModel, processor: Processor, own: Further, tower: torch.nn.Module) -> None:
     name, placeholder = own.modality.name, own.modality.placeholder
-    if name in model.config.towers or name in model.config.adapters:
+    if name in model.config.towers or name in model.config.adapters or not is_adapter_name(name):
         raise ValueError(
-            f"this model has a modality or an adapter {name!r} already; choose another name"
+            f"{name!r} can't be a modality: this model has one, an adapter or an attribute of the name; choose another"
         )
     others = [o.modality.name for o in model.config.further.values()]
     texts = [o.modality.placeholder for o in model.config.further.values()]
@@ -162,7 +163,7 @@ def _put(model: PhiModel, processor: Processor, own: Further, tower: torch.nn.Mo
         raise ValueError(
             f"modality {name}: its placeholder {placeholder} is in use by {other}; choose another one"
         )
-    model.add_module(name, prepare(tower))
+    model.add_module(name, tower)
     model.config = dataclasses.replace(model.config, further={**model.config.further, name: own})
     processor.add(ItemReader(own.modality), own.placeholder, own.modality.routes)
 
@@ -198,8 +199,8 @@ def write(
     save({n.removeprefix(f"{name}."): n for n in names if n.startswith(f"{name}.")}, WEIGHTS)
     factors = [n for n in names if f".lora.{name}." in n]
     public = (public_name(n, "native")[0].partition("/")[2] for n in factors)
-    save(dict(zip((PEFT_PREFIX + n for n in public), factors, strict=True)), peft.FILE)
-    (folder / peft.CONFIG).write_text(json.dumps(write_peft(adapter), indent=1))
+    save(dict(zip((PEFT_PREFIX + n for n in public), factors, strict=True)), ADAPTER_WEIGHTS)
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(write_peft(adapter), indent=1))
 
 
 def _config(modality: Modality, values: Mapping[str, Any], folder: Path) -> Any:
@@ -221,10 +222,10 @@ def _norm_values(norm: Tensor) -> list[float]:
 
 def _check_decoder(model: PhiModel, expected: Any, folder: Path) -> None:
     """Raise ValueError where a folder was trained with another decoder."""
-    found = _norm_values(model.decoder.norm.weight)
-    fits = isinstance(expected, list) and len(expected) == len(found)
+    norm = _norm_values(model.decoder.norm.weight)
+    fits = isinstance(expected, list) and len(expected) == len(norm)
     if not fits or any(
-        abs(a - b) > NORM_ERROR * max(abs(a), abs(b)) for a, b in zip(expected, found, strict=True)
+        abs(a - b) > NORM_ERROR * max(abs(a), abs(b)) for a, b in zip(expected, norm, strict=True)
     ):
         raise ValueError(
             f"{folder} was trained with another decoder than this model's; use the checkpoint that it belongs to"

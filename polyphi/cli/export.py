@@ -89,7 +89,8 @@ def export(
     stored_dtype = as_dtype(dtype) if dtype else None
     # merged in the dtype that is written; float32 rounds nothing
     loaded = load_checkpoint(folder, dtype=stored_dtype if merge else None)
-    processor = make_processor(loaded.config, Tokenizer.load(folder))
+    if modality or calibrate:
+        processor = make_processor(loaded.config, Tokenizer.load(folder))
     for file in modality:
         modalities.load(loaded, processor, file, folder)
     if merge:

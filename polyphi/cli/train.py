@@ -87,8 +87,8 @@ def train(
     modalities += [load_modality(file) for file in files if defines(file, "modality")]
     of_stages = [file for file in files if defines(file, "stage") or not defines(file, "modality")]
     if len(of_stages) != 1:
-        found = ", ".join(map(str, of_stages)) or f"only modalities: {', '.join(stages)}"
-        raise ValueError(f"expected one stage file at a time, found {found}")
+        names = ", ".join(map(str, of_stages)) or f"only modalities: {', '.join(stages)}"
+        raise ValueError(f"expected one stage file at a time, found {names}")
     target = hub.target(push_to_hub, public)
     distributed.start()
     if target and distributed.rank() == 0:

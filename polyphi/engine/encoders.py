@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from polyphi.batch import Batch
+from polyphi.encoder_input import Inputs
 from polyphi.engine.memory import ran_out
-from polyphi.modality import Inputs
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared.multimodal import PreparedTower
 from polyphi.prepared.prepare import prepare
 from polyphi.steps import Steps
 
@@ -197,6 +198,8 @@ class Encoders:
         # Made ready before they are joined: a group may have images in uint8 and in float.
         parts = [item.inputs.ready() for item in group]
         tower = self._model.tower(parts[0].modality)
+        if not isinstance(tower, PreparedTower):  # of a modality that was added later
+            tower = prepare(tower)
         embeddings = yield from tower.slices(type(parts[0]).join(parts).to(device))
         self.calls += len(group)
         self.queries += len(group)

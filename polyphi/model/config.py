@@ -5,7 +5,7 @@ Source: the published configuration of Phi-4-multimodal-instruct; report section
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from polyphi.modality import AdapterConfig, Further
@@ -131,6 +131,32 @@ class ModelConfig:
         published = {"image": ("vision", self.vision), "audio": ("audio", self.audio)}
         towers = {name: tower for name, (tower, config) in published.items() if config is not None}
         return towers | {name: name for name in self.further}
+
+    def only(self, parts: Collection[str]) -> "ModelConfig":
+        """The model with the decoder and those of its `parts` alone: towers by their names, adapters as lora.NAME."""
+        return replace(
+            self,
+            vision=self.vision if "vision" in parts else None,
+            audio=self.audio if "audio" in parts else None,
+            adapters={name: a for name, a in self.adapters.items() if f"lora.{name}" in parts},
+            further={name: own for name, own in self.further.items() if name in parts},
+        )
+
+    def with_placeholders(self, ids: Mapping[str, int]) -> "ModelConfig":
+        """The same model with these ids of placeholders, by modality."""
+        vision = self.vision and replace(self.vision, image_token_id=ids["image"])
+        audio = self.audio and replace(self.audio, audio_token_id=ids["audio"])
+        return replace(self, vision=vision, audio=audio)
+
+    @property
+    def placeholders(self) -> dict[str, int]:
+        """The id of the placeholder of each modality that the model has, by its name."""
+        ids = {name: own.placeholder for name, own in self.further.items()}
+        if self.audio is not None:
+            ids = {"audio": self.audio.audio_token_id, **ids}
+        if self.vision is not None:
+            ids = {"image": self.vision.image_token_id, **ids}
+        return ids
 
     def without_further(self) -> "ModelConfig":
         """The model without users' modalities, which checkpoints have in folders of their own."""

@@ -19,6 +19,9 @@ from polyphi.model.lora import LoraLinear, LowRank
 from polyphi.model.projector import VisionProjector
 from polyphi.model.siglip import CrossAttention, PoolingHead, SiglipEncoder
 
+LOG_MEL_MEAN, LOG_MEL_INVSTD = 16.0, 0.22
+"""[ours] Approximate statistics of speech on our log-mel scale, for fresh encoders."""
+
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: DecoderConfig, seed: int) -> None:
@@ -77,8 +80,8 @@ def _initialise_own(
             nn.init.normal_(module.global_separator, std=std, generator=generator)
             nn.init.normal_(module.row_separator, std=std, generator=generator)
         case ConformerEncoder():
-            nn.init.zeros_(module.global_mean)
-            nn.init.ones_(module.global_invstd)
+            nn.init.constant_(module.global_mean, LOG_MEL_MEAN)
+            nn.init.constant_(module.global_invstd, LOG_MEL_INVSTD)
             nn.init.zeros_(module.relative_attention_bias.weight)
         case nn.Linear() | Pointwise():
             nn.init.xavier_uniform_(module.weight, generator=generator)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
+from polyphi.encoder_input import Inputs
 from polyphi.image_input import ImageInput
 from polyphi.item_input import ItemInput
-from polyphi.modality import Further, Inputs
+from polyphi.modality import Further
 from polyphi.model.attention import KVCache
 from polyphi.model.config import AudioConfig, ModelConfig, VisionConfig
 from polyphi.model.conformer import ConformerEncoder

@@ -6,8 +6,8 @@ import torch
 
 from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.batch import Batch, row
+from polyphi.encoder_input import Inputs
 from polyphi.image_input import ImageInput
-from polyphi.modality import Inputs
 from polyphi.planning.cost import StageModel
 from polyphi.processing import image
 from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from polyphi.batch import Batch, row
+from polyphi.encoder_input import Inputs
 from polyphi.messages import (
     ROUTES,
     Media,
@@ -23,7 +24,6 @@ from polyphi.messages import (
     normalize_adapter,
     route,
 )
-from polyphi.modality import Inputs
 from polyphi.processing import image
 from polyphi.processing.audio_reader import AudioReader
 from polyphi.processing.ids import pieces_of

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, tensor
 
+from polyphi.encoder_input import Inputs
 from polyphi.messages import Media
-from polyphi.modality import Inputs
 from polyphi.processing.media import Caps, MediaError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.steps import Steps

@@ -403,13 +403,13 @@ class Tokenizer:
             raise ValueError(f"this model has no placeholder for {modality}; it reads {able}")
         return id
 
-    def unused_ids(self, rows: int, taken: Collection[int] = ()) -> Iterator[int]:
-        """Yield ids of an embedding of `rows` rows that no token has and that aren't `taken`, those after all tokens
+    def unused_ids(self, rows: int, without: Collection[int] = ()) -> Iterator[int]:
+        """Yield ids of an embedding of `rows` rows that no token has, `without` some, those after all tokens
         first; then those of control tokens that no conversation has."""
         used = {*self._controls.values(), *self._spec["model"]["vocab"].values()}
         spare = [self._controls[token] for token in SPARE if token in self._controls]
         free = [*range(max(used) + 1, rows), *(i for i in range(max(used)) if i not in used)]
-        yield from (id for id in (*free, *spare) if id not in taken)
+        yield from (id for id in (*free, *spare) if id not in without)
 
     def with_placeholder(self, modality: str, id: int) -> "Tokenizer":
         """This tokenizer with the placeholder of a further modality. No text becomes it."""
@@ -496,13 +496,11 @@ class NoTokenizer(Tokenizer):
         self,
         vocab_size: int,
         eos_ids: Sequence[int],
-        image_id: int | None = None,
-        audio_id: int | None = None,
+        placeholders: Mapping[str, int] = {},
     ) -> None:
         self._size = vocab_size
         self._eos_ids = tuple(eos_ids)
-        self._image_id = image_id
-        self._audio_id = audio_id
+        self._placeholders = dict(placeholders)
 
     @property
     def vocab_size(self) -> int:
@@ -515,11 +513,11 @@ class NoTokenizer(Tokenizer):
 
     @property
     def image_id(self) -> int | None:
-        return self._image_id
+        return self._placeholders.get("image")
 
     @property
     def audio_id(self) -> int | None:
-        return self._audio_id
+        return self._placeholders.get("audio")
 
     @property
     def controls(self) -> dict[str, int]:

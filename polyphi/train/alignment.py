@@ -24,6 +24,7 @@ from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.data.sample import Sample
 from polyphi.image_input import ImageInput, ImageLayout
+from polyphi.model.multimodal import PhiModel
 from polyphi.processing.label_grids import EMPTY, ROW_END, LabelledBox, cells
 from polyphi.processing.processor import Processor
 from polyphi.train.stage import Vocabulary
@@ -99,6 +100,12 @@ class Alignment(nn.Module):
         super().__init__()
         self.empty_ids = empty_ids(tokenizer)
         self.side = side
+
+    @classmethod
+    def of(cls, model: PhiModel, tokenizer: Vocabulary) -> "Alignment":
+        """The loss of a model's inputs."""
+        vision = model.config.vision
+        return cls(tokenizer, vision.cells if vision else 0)
 
     def forward(
         self, x: Float[Tensor, "T D"], batch: Batch, embeddings: Float[Tensor, "V D"]

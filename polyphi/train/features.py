@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from polyphi.modality import Inputs
+from polyphi.encoder_input import Inputs
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.multimodal import PreparedTower
 from polyphi.prepared.prepare import prepare

@@ -178,8 +178,7 @@ class NextToken:
         """The alignment loss, which has no parameters, where `align` isn't 0; else None."""
         if not self.align:
             return None
-        vision = model.config.vision
-        return Alignment(processor.tokenizer, vision.cells if vision else 0)
+        return Alignment.of(model, processor.tokenizer)
 
     def begin(self, model: PhiModel) -> Any:
         """No reference."""

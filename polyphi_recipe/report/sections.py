@@ -98,8 +98,8 @@ def speed(stage: Report) -> str:
     texts = [
         f"{count(round(rates[k]))} {k}/s" for k in ("tokens", "samples", "crops") if k in rates
     ]
-    if seconds := rates.get("audio_seconds"):
-        texts.append(f"{seconds:.0f} s of audio/s")
+    if frames := rates.get("frames"):
+        texts.append(f"{frames / 100:.0f} s of audio/s")
     return ", ".join(texts) or "–"
 
 

@@ -39,10 +39,6 @@ REPLACED = {
     "audio": ("speech_0_aed",),
 }
 """Part of a recipe file -> the stages whose result it stands for."""
-LOG_MEL_MEAN, LOG_MEL_INVSTD = (
-    16.0,
-    0.22,
-)  # [ours] approximate values of speech for our log-mel scale; those of fresh encoders
 
 
 @dataclass(frozen=True)
@@ -131,12 +127,8 @@ class Lineage:
 
     def parts_of(self, stage: Stage) -> set[str]:
         """The parts of a stage's model besides the decoder: "vision", "audio", "lora.vision", "lora.speech"."""
-        names: set[str] = set()
-        for glob in (*stage.trainable, *stage.start):
-            names |= {part for part in ("vision", "audio") if glob.startswith(part + ".")}
-            names |= {
-                f"lora.{adapter}" for adapter in ("vision", "speech") if f".lora.{adapter}." in glob
-            }
+        names = {_part(glob) for glob in (*stage.trainable, *stage.start)}
+        names = {name for name in names if "*" not in name} - {"decoder", "objective"}
         parents = [self.stage(p) for p in stage.parents if p not in self.parts]
         return names.union(*map(self.parts_of, parents))
 
@@ -145,27 +137,22 @@ class Lineage:
     ) -> ModelConfig:
         """The configuration of a stage's model: the parts that it needs, with the token ids of its tokenizer (None:
         those of `full`). A decoder that is a part keeps its number of embeddings, which may exceed the tokenizer's."""
-        has = self.parts_of(stage)
-        adapters = {n: config for n, config in full.adapters.items() if f"lora.{n}" in has}
-        decoder = full.decoder
-        vision = full.vision if "vision" in has else None
-        audio = full.audio if "audio" in has else None
-        if tokenizer is not None and "decoder" not in self.parts:
+        config = full.only(self.parts_of(stage))
+        if tokenizer is None:
+            return config
+        if "decoder" not in self.parts:
             end = tokenizer.control("<|endoftext|>")
             decoder = replace(
-                decoder,
+                config.decoder,
                 vocab_size=tokenizer.vocab_size,
                 bos_token_id=end,
                 pad_token_id=end,
                 eos_token_ids=tuple(tokenizer.eos_ids),
             )
-        if tokenizer is not None:
-            image_id, audio_id = tokenizer.image_id, tokenizer.audio_id
-            if image_id is None or audio_id is None:
-                raise ValueError("expected a tokenizer with placeholders of images and audio")
-            vision = vision and replace(vision, image_token_id=image_id)
-            audio = audio and replace(audio, audio_token_id=audio_id)
-        return ModelConfig(decoder, vision, audio, adapters)
+            config = replace(config, decoder=decoder)
+        return config.with_placeholders(
+            {name: tokenizer.placeholder(name) for name in config.towers}
+        )
 
     def assemble(
         self,
@@ -183,9 +170,6 @@ class Lineage:
         """
         model = PhiModel(config)
         model.initialise(seed)
-        if model.audio is not None:
-            model.audio.encoder.global_mean.fill_(LOG_MEL_MEAN)
-            model.audio.encoder.global_invstd.fill_(LOG_MEL_INVSTD)
         parameters = {name for name, _ in model.named_parameters()}
         by_source: dict[str, list[tuple[str, str]]] = defaultdict(list)
         origins = {}

@@ -8,9 +8,19 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ("polyphi", "polyphi_eval", "polyphi_recipe")
-INPUTS = {"image_input", "audio_input"}
+INPUTS = ("image_input", "audio_input", "item_input")
 LEVELS = (
-    {"messages", "batch", "modality", *INPUTS, "steps", "runtime", "kernels", "text"},
+    {
+        "messages",
+        "batch",
+        "modality",
+        "encoder_input",
+        *INPUTS,
+        "steps",
+        "runtime",
+        "kernels",
+        "text",
+    },
     {"processing", "model", "services"},
     {"data", "checkpoints", "prepared", "quantization"},
     {"engine", "train", "transcription"},
@@ -22,24 +32,32 @@ RECIPE_LEVELS = ({"curate"}, {"synthetic", "stages"}, {"corpora"})
 """Packages of polyphi_recipe; all else of it is above them."""
 LEVEL_0 = LEVELS[0]
 WITHIN_A_LEVEL = {
-    ("batch", "modality"),
-    ("image_input", "modality"),
-    ("audio_input", "modality"),
+    ("batch", "encoder_input"),
+    *((name, "encoder_input") for name in INPUTS),
     ("checkpoints", "quantization"),
     ("quantization", "prepared"),
     ("text", "messages"),
     ("train", "engine"),
     ("transcription", "engine"),
 }
-MODULES_BESIDE_PACKAGES = {"api", "messages", "batch", "modality", *INPUTS, "steps"}
+MODULES_BESIDE_PACKAGES = {
+    "api",
+    "messages",
+    "batch",
+    "modality",
+    "encoder_input",
+    *INPUTS,
+    "steps",
+}
 CURATION = {"processing", "services", "data"} | LEVEL_0
 ONLY = {
     "polyphi.model": {
         "batch",
         "modality",
+        "encoder_input",
         *INPUTS,
     },  # no kernel: fast paths replace its modules from outside
-    "polyphi.prepared": {"batch", "modality", *INPUTS, "steps", "kernels", "model"},
+    "polyphi.prepared": {"batch", "encoder_input", *INPUTS, "steps", "kernels", "model"},
     "polyphi.processing": LEVEL_0,
     "polyphi.data": LEVEL_0 | {"processing", "services"},
     "polyphi.serve": LEVEL_0 | {"engine", "transcription"},

@@ -177,8 +177,7 @@ def _sample(
         content = _page_medium(part, sum(map(len, media.values())))
         if content is None:
             continue
-        kind = "image" if isinstance(part, Image) else "audio"
-        entries.append(medium(kind, content[1], content[0]))
+        entries.append(medium(part.modality, content[1], content[0]))
         media[entries[-1]["sha256"]] = content[1]
     reference = sample.answer.strip()
     runs = [list(group) for _, group in groupby(answers, key=lambda pair: pair[1])]

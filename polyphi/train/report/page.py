@@ -67,8 +67,14 @@ def duration(seconds: float | None) -> str:
 def inputs(stage: Mapping[str, Any]) -> str:
     """A stage's amount of training data: "4k samples, 1.2M tokens"; frames are of 10 ms."""
     counters = stage["counters"]
-    names = ("samples", "tokens", "crops", "frames")
-    return ", ".join(f"{count(counters[k])} {k}" for k in names if counters.get(k))
+    return ", ".join(f"{count(counters[name])} {name}" for name in amounts(counters))
+
+
+def amounts(counters: Mapping[str, int]) -> list[str]:
+    """Which of a stage's counters are amounts of its data: samples, tokens, and what encoders read."""
+    others = {"supervised", "skipped", "cut", "corrupt"}
+    names = [n for n in counters if n not in others and not n.startswith("skipped ")]
+    return [n for n in dict.fromkeys(("samples", "tokens", *names)) if counters.get(n)]
 
 
 def question(prompt: Sequence[Message]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polyphi.checkpoints.parts import PREFIXES, part_of
+from polyphi.train.report.page import amounts
 from polyphi.train.stage import Stage
 
 POINTS = 140  # of a loss curve
@@ -59,9 +60,9 @@ def _mean(values: Sequence[float]) -> float | None:
 def _speed(manifest: Mapping[str, Any]) -> dict[str, float]:
     """A stage's training throughput per second."""
     counters, seconds = manifest.get("counters", {}), manifest.get("seconds")
-    amounts = {key: counters.get(key, 0) for key in ("tokens", "samples", "crops")}
-    amounts["audio_seconds"] = counters.get("frames", 0) / 100  # of 10 ms
-    return {key: round(n / seconds, 2) for key, n in amounts.items() if n} if seconds else {}
+    if not seconds:
+        return {}
+    return {key: round(counters[key] / seconds, 2) for key in amounts(counters)}
 
 
 def training_records(path: Path) -> list[dict[str, Any]]:

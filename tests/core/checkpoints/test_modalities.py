@@ -124,7 +124,7 @@ def test_another_decoder_is_refused(with_motion: PhiModel, tmp_path: Path) -> No
 def test_damaged_folders_are_refused(with_motion: PhiModel, tmp_path: Path) -> None:
     folder = tmp_path / "model" / FOLDER
     values = json.loads((folder / "modality.json").read_text())
-    for changes, found in (
+    for changes, says in (
         ({"name": "steps"}, "expected the modality motion, found 'steps'"),
         ({"placeholder": {"id": 10**9}}, "expected the placeholder's id from 0 to"),
         ({"placeholder": {}}, "expected the placeholder's id from 0 to"),
@@ -133,7 +133,7 @@ def test_damaged_folders_are_refused(with_motion: PhiModel, tmp_path: Path) -> N
         ({"decoder": [1.0]}, "another decoder"),
     ):
         (folder / "modality.json").write_text(json.dumps({**values, **changes}))
-        with pytest.raises(ValueError, match=found):
+        with pytest.raises(ValueError, match=says):
             answer(tmp_path / "model")
     (folder / "modality.json").write_text(json.dumps(values))
     tensors = load_file(folder / "model.safetensors")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pieces import render
 from PIL import Image as PIL
 
-from polyphi.data import formats, own
+from polyphi.data import formats, other_formats, own
 from polyphi.data.formats import sample
 from polyphi.data.shards import Sample, Shards, write
 from polyphi.messages import Audio, Image, Message, Text, call_text
@@ -253,19 +253,19 @@ parts_of_users = st.lists(words.map(Text) | media_parts, min_size=1, max_size=4)
 
 @given(conversations(parts_of_users))
 def test_openai_round_trip(messages: tuple[Message, ...]) -> None:
-    row = json.loads(json.dumps(formats.to_openai(messages)))
+    row = json.loads(json.dumps(other_formats.to_openai(messages)))
     assert messages_of(row) == messages
 
 
 @given(conversations(texts_of_users))
 def test_sharegpt_round_trip(messages: tuple[Message, ...]) -> None:
-    row = json.loads(json.dumps(formats.to_sharegpt(messages)))
+    row = json.loads(json.dumps(other_formats.to_sharegpt(messages)))
     assert messages_of(row) == messages
 
 
 @given(conversations(texts_of_users, with_calls=False, tools=st.none()))
 def test_alpaca_round_trip(messages: tuple[Message, ...]) -> None:
-    row = json.loads(json.dumps(formats.to_alpaca(messages)))
+    row = json.loads(json.dumps(other_formats.to_alpaca(messages)))
     assert messages_of(row) == messages
 
 
@@ -289,7 +289,7 @@ def test_llava_round_trip(messages: tuple[Message, ...]) -> None:
         saved[name] = data
         return name
 
-    row = json.loads(json.dumps(formats.to_llava(messages, save)))
+    row = json.loads(json.dumps(other_formats.to_llava(messages, save)))
     if "image" in row:
         names = row["image"] if isinstance(row["image"], list) else [row["image"]]
         row["image"] = [{"bytes": saved[name]} for name in names]
@@ -298,20 +298,20 @@ def test_llava_round_trip(messages: tuple[Message, ...]) -> None:
 
 def test_what_a_format_has_no_place_for() -> None:
     picture = (Message.user(Image(RED)), Message.assistant("x"))
-    for write_row in (formats.to_sharegpt, formats.to_alpaca):
+    for write_row in (other_formats.to_sharegpt, other_formats.to_alpaca):
         with pytest.raises(ValueError, match="found image"):
             write_row(picture)
     with pytest.raises(ValueError, match="<image>"):
-        formats.to_llava((Message.user(Image(RED), "<image>"), Message.assistant("x")), str)
+        other_formats.to_llava((Message.user(Image(RED), "<image>"), Message.assistant("x")), str)
     with pytest.raises(ValueError, match="found audio of user"):
-        formats.to_llava((Message.user(Audio(CLIP)), Message.assistant("x")), str)
+        other_formats.to_llava((Message.user(Audio(CLIP)), Message.assistant("x")), str)
     with pytest.raises(ValueError, match="found user, user"):
-        formats.to_alpaca((Message.user("x"), Message.user("y")))
-    for write_row in (formats.to_openai, formats.to_sharegpt):
+        other_formats.to_alpaca((Message.user("x"), Message.user("y")))
+    for write_row in (other_formats.to_openai, other_formats.to_sharegpt):
         with pytest.raises(ValueError, match=r"message 2: .*control tokens"):
             write_row((Message.user("x"), Message.assistant("<|tool_call|>")))
     with pytest.raises(ValueError, match="a tool's answer needs a call"):
-        formats.to_openai((Message("tool_response", (Text("x"),)),))
+        other_formats.to_openai((Message("tool_response", (Text("x"),)),))
 
 
 # ------------------------------------------------------------------------------ marks in words
@@ -350,7 +350,7 @@ def test_calls_in_arguments_of_calls_stay_words(tokenizer: Tokenizer) -> None:
     ids = [id for p in render(messages, tokenizer, trusted=True) for id in p.ids]
     for mark in (template.CALL, template.CALL_END):
         assert ids.count(tokenizer.control(mark)) == 1
-    assert json.loads(formats.to_sharegpt(messages)["conversations"][1]["value"]) == [call]
+    assert json.loads(other_formats.to_sharegpt(messages)["conversations"][1]["value"]) == [call]
 
 
 @pytest.mark.parametrize(

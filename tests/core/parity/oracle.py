@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.batch import Batch, row
+from polyphi.encoder_input import Inputs
 from polyphi.image_input import ImageInput, ImageLayout
-from polyphi.modality import Inputs
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 

@@ -36,7 +36,7 @@ def raising(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("read", "found"),
+    ("read", "says"),
     [
         (raising(ValueError("expected a walk")), "^motion: expected a walk$"),
         (raising(KeyError("ax")), r"^motion: its reader failed \(KeyError\('ax'\)\)$"),
@@ -55,14 +55,14 @@ def raising(error: BaseException) -> Any:
         ),
     ],
 )
-def test_what_a_reader_may_not_return(read: Any, found: str) -> None:
-    with pytest.raises(MediaError, match=found) as error, number_in_errors("motion", 1):
+def test_what_a_reader_may_not_return(read: Any, says: str) -> None:
+    with pytest.raises(MediaError, match=says) as error, number_in_errors("motion", 1):
         reads(read=read, max_bytes=100)
     assert (error.value.part, error.value.number) == ("motion", 1)
 
 
 @pytest.mark.parametrize(
-    ("cost", "found"),
+    ("cost", "says"),
     [
         (lambda _: Cost(0), "at least one token"),
         (lambda _: Cost(1.5), "at least one token"),
@@ -70,8 +70,8 @@ def test_what_a_reader_may_not_return(read: Any, found: str) -> None:
         (lambda x: x.nothing, "its cost can't be computed"),
     ],
 )
-def test_what_a_cost_may_not_be(cost: Any, found: str) -> None:
-    with pytest.raises(MediaError, match=found):
+def test_what_a_cost_may_not_be(cost: Any, says: str) -> None:
+    with pytest.raises(MediaError, match=says):
         reads(csv(), cost=cost)
 
 

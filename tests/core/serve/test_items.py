@@ -36,7 +36,7 @@ def test_a_series_is_answered(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "param", "found"),
+    ("sent", "status", "param", "says"),
     [
         (part(b"hello"), 400, "content[0].motion.data", "expected the columns ax"),
         ({"type": "motion", "motion": {"data": "?"}}, 400, "content[0].motion.data", "base64"),
@@ -54,7 +54,7 @@ def test_a_series_is_answered(engine: Engine) -> None:
     ],
 )
 def test_errors_name_the_part(
-    engine: Engine, sent: dict[str, Any], status: int, param: str, found: str
+    engine: Engine, sent: dict[str, Any], status: int, param: str, says: str
 ) -> None:
     limits = {"max_bytes": 1000} if status == 413 else {}
     add_motion(engine.model, engine.processor, **limits)
@@ -62,7 +62,7 @@ def test_errors_name_the_part(
         answer = client.post("/v1/chat/completions", json=body(sent))
         assert answer.status_code == status, answer.text
         error = answer.json()["error"]
-        assert error["param"].endswith(param) and found in error["message"]
+        assert error["param"].endswith(param) and says in error["message"]
         assert client.post("/v1/chat/completions", json=body()).status_code == 200
         assert running.idle()
 

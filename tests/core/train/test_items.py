@@ -167,13 +167,13 @@ def test_its_size_limits_a_pack() -> None:
 def test_mistakes_in_rows_are_named(source: Path, tmp_path: Path) -> None:
     readers = {"motion": make_processor_with_motion().readers["motion"]}
     (tmp_path / "bad.csv").write_text("hello\n1\n")
-    for row, found in (
+    for row, says in (
         ({"motion": "none.csv", "answer": "a"}, "none.csv"),
         ({"motion": "bad.csv", "answer": "a"}, "expected the columns ax"),
         ({"motion": 3, "answer": "a"}, "expected a path or bytes as motion, found int"),
     ):
         (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-        with pytest.raises(ValueError, match=found):
+        with pytest.raises(ValueError, match=says):
             own.build(tmp_path / "out", [str(tmp_path / "rows.jsonl")], readers=readers)
     message = {"role": "user", "content": [{"type": "motion", "motion": {"path": "bad.csv"}}]}
     talk = {"messages": [message, {"role": "assistant", "content": "a"}]}

@@ -1,0 +1,106 @@
+"""What the model reads beside tokens: the inputs of encoders, by modality."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def tensors(fields_of: Any) -> dict[str, Tensor]:
+    """The tensors among the fields of a dataclass, by name."""
+    values = ((f.name, getattr(fields_of, f.name)) for f in fields(fields_of))
+    return {name: value for name, value in values if isinstance(value, Tensor)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The inputs of a modality's encoder: its items (images, clips, ...) in order.
+
+    `layouts` has for each item what decides its number of tokens. `slots` are the positions in `Batch.ids` of the
+    placeholders that the items fill, in order. `words`, if a training objective needs them, give the text of items:
+    rows (item, ..., token id). All other tensors are values that only the encoder reads.
+    """
+
+    NAME: ClassVar[str]
+    """The modality, where all inputs of a class have the same one."""
+    UNIT: ClassVar[str]
+    """What `size` counts."""
+    MOST: ClassVar[int]
+    """Largest `size` of one call of the encoder; a larger item runs alone."""
+
+    layouts: tuple[Any, ...]
+    slots: Int[Tensor, " n"] | None = None
+    words: Int[Tensor, "_ _"] | None = None
+
+    @property
+    def modality(self) -> str:
+        """The name of the modality."""
+        return self.NAME
+
+    @property
+    def tokens(self) -> list[int]:
+        """The number of tokens of each item."""
+        raise NotImplementedError
+
+    @property
+    def features(self) -> list[int] | None:
+        """The number of rows of the encoder's output for each item; None where it isn't known."""
+        return self.tokens
+
+    @property
+    def size(self) -> int:
+        """What the time and memory of the encoder grow with."""
+        raise NotImplementedError
+
+    @property
+    def blank(self) -> float:
+        """Share of what the encoder reads that is padding."""
+        return 0.0
+
+    @property
+    def identity(self) -> tuple[Tensor, ...]:
+        """The tensors that tell items with equal layouts apart."""
+        return tuple(t for name, t in self.tensors.items() if name not in ("slots", "words"))
+
+    def ready(self) -> Self:
+        """The same items in the form that the encoder reads."""
+        return self
+
+    def split(self) -> Iterator[Self]:
+        """Each item as its own inputs, without slots and words, and without copying values."""
+        raise NotImplementedError
+
+    @classmethod
+    def join(cls, parts: Sequence[Self], starts: Sequence[int] = ()) -> Self:
+        """The items of several inputs, in order; `starts` is added to the slots of each."""
+        tensors: dict[str, list[Tensor]] = {}
+        items = 0
+        for part, start in zip(parts, starts or [0] * len(parts), strict=True):
+            for name, tensor in part.tensors.items():
+                if name == "slots":
+                    tensor = tensor + start
+                if name == "words":
+                    tensor = torch.cat([tensor[:, :1] + items, tensor[:, 1:]], dim=1)
+                tensors.setdefault(name, []).append(tensor)
+            items += len(part.layouts)
+        layouts = tuple(layout for part in parts for layout in part.layouts)
+        return cls(layouts=layouts, **{name: torch.cat(each) for name, each in tensors.items()})
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        return tensors(self)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same inputs on a device."""
+        return replace(
+            self,
+            **{n: t.to(device, non_blocking=True) for n, t in self.tensors.items()},  # type: ignore[arg-type]
+        )
+
+    def without_values(self) -> "Inputs":
+        """The same items without values."""
+        return Inputs(layouts=self.layouts, slots=self.slots, words=self.words)
