@@ -43,9 +43,9 @@ from polyphi.data import shards
 from polyphi.data.draws import Unfit
 from polyphi.data.loader import Loader
 from polyphi.data.shards import Shards
+from polyphi.encoder_input import Inputs
 from polyphi.engine import placement
 from polyphi.image_input import ImageInput, ImageLayout
-from polyphi.modality import Inputs
 from polyphi.model.adapters import add_adapter
 from polyphi.model.config import AdapterConfig
 from polyphi.model.multimodal import PhiModel

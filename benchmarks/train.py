@@ -44,9 +44,9 @@ from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.batch import Batch, row
 from polyphi.data import shards
 from polyphi.data.loader import Loader
+from polyphi.encoder_input import Inputs
 from polyphi.engine import placement
 from polyphi.image_input import ImageInput, ImageLayout
-from polyphi.modality import Inputs
 from polyphi.model.config import (
     AdapterConfig,
     AudioConfig,

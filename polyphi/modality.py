@@ -62,15 +62,15 @@ class Modality:
     name: str
     placeholder: str
     config: type
-    read: Callable[[Path | bytes], Any]
-    cost: Callable[[Any], Cost]
-    encoder: Callable[[Any], Any]
-    projector: Callable[[Any, int], Any]
+    read: Callable[[Path | bytes], Any] = field(repr=False)
+    cost: Callable[[Any], Cost] = field(repr=False)
+    encoder: Callable[[Any], Any] = field(repr=False)
+    projector: Callable[[Any, int], Any] = field(repr=False)
     adapter: AdapterConfig
     beside: Sequence[tuple[str, ...]] = ()
     max_bytes: int = 16 << 20
     seconds: float = 30.0
-    file: Path | None = field(default=None, compare=False)
+    file: Path | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         name = self.name

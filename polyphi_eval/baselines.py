@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from polyphi.data.sample import Sample
-from polyphi.messages import Audio, Generate, Image, Message, adapter_for, media
+from polyphi.messages import PUBLISHED, Generate, Message, Part, Text, modalities_of, route
 from polyphi.services.response_cache import media_sha256, whole_lines
 from polyphi_eval.benchmark import MODALITIES, Benchmark, Score, belongs
 from polyphi_eval.cache import Cache
@@ -175,47 +175,58 @@ def prompts_of(
             yield from (
                 SamplePrompt(sample, condition, prompt, None)
                 for sample, prompt in zip(samples, prompts, strict=True)
-                if adapter_for(prompt)
+                if modalities_of(prompt)
             )
             continue
-        both = any(media(p, Image) for p in prompts) and any(media(p, Audio) for p in prompts)
-        for media_type in (Image, Audio) if both else (None,):
-            name = f"{condition}_clip" if media_type is Audio else condition
+        present = {name for prompt in prompts for name in modalities_of(prompt)}
+        for modality in sorted(present, reverse=True) if len(present) > 1 else (None,):
+            name = f"{condition}{SUFFIXES.get(modality, f'_{modality}')}"
             variants = (
-                _without(prompts, media_type)
+                _without(prompts, modality)
                 if condition == "without"
-                else _shuffled(prompts, media_type, f"{seed} {task.name}")
+                else _shuffled(prompts, modality, f"{seed} {task.name}")
             )
             for sample, prompt, messages in zip(samples, prompts, variants, strict=True):
                 if messages is not None:
-                    yield SamplePrompt(sample, name, messages, adapter_for(prompt))
+                    yield SamplePrompt(sample, name, messages, _adapter_of(prompt))
 
 
-def _is_media(part: object, media_type: type | None) -> bool:
-    return isinstance(part, media_type or (Image, Audio))
+SUFFIXES = {None: "", "image": "", "audio": "_clip"}
+"""Of the names of conditions that change one modality."""
+
+
+def _adapter_of(prompt: Sequence[Message]) -> str | None:
+    """The adapter of a prompt: that of a user's modality has its name."""
+    modalities = modalities_of(prompt)
+    further = [name for name in modalities if name not in PUBLISHED]
+    return further[0] if further else route(modalities)
+
+
+def _is_media(part: Part, modality: str | None) -> bool:
+    return not isinstance(part, Text) and modality in (None, part.modality)
 
 
 def _without(
-    prompts: Sequence[tuple[Message, ...]], media_type: type | None
+    prompts: Sequence[tuple[Message, ...]], modality: str | None
 ) -> list[tuple[Message, ...] | None]:
     """Return the prompts without their media of a type; None for a prompt that has none."""
     return [
         tuple(
-            replace(m, parts=tuple(p for p in m.parts if not _is_media(p, media_type)))
+            replace(m, parts=tuple(p for p in m.parts if not _is_media(p, modality)))
             for m in prompt
         )
-        if any(_is_media(p, media_type) for m in prompt for p in m.parts)
+        if any(_is_media(p, modality) for m in prompt for p in m.parts)
         else None
         for prompt in prompts
     ]
 
 
 def _shuffled(
-    prompts: Sequence[tuple[Message, ...]], media_type: type | None, seed: str
+    prompts: Sequence[tuple[Message, ...]], modality: str | None, seed: str
 ) -> list[tuple[Message, ...] | None]:
     """Return the prompts with media of a type from another prompt with as many; None if there is no such prompt."""
-    own = [[p for m in prompt for p in m.parts if _is_media(p, media_type)] for prompt in prompts]
-    hashes = [[media_sha256(p) for p in parts if isinstance(p, Image | Audio)] for parts in own]
+    own = [[p for m in prompt for p in m.parts if _is_media(p, modality)] for prompt in prompts]
+    hashes = [[media_sha256(p) for p in parts] for parts in own]
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, parts in enumerate(own):
         if parts:
@@ -232,7 +243,7 @@ def _shuffled(
                 result[i] = tuple(
                     replace(
                         m,
-                        parts=tuple(next(new) if _is_media(p, media_type) else p for p in m.parts),
+                        parts=tuple(next(new) if _is_media(p, modality) else p for p in m.parts),
                     )
                     for m in prompts[i]
                 )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, Parameter
 from cyclopts.types import NonNegativeFloat
 
-from polyphi.cli.options import QuantOption, application, console
+from polyphi.cli.options import ModalityOption, QuantOption, application, console
 from polyphi_eval.options import MACHINE, OTHER_MODELS, EvalOptions
 
 
@@ -74,6 +74,7 @@ def eval_run(
         Path | None, Parameter(help="Folder for the results; the same command resumes.")
     ] = None,
     quant: QuantOption = None,
+    modality: ModalityOption = (),
     options: EvalOptions = EvalOptions(),  # noqa: B008 - frozen
     key_from: Annotated[
         str | None,
@@ -112,7 +113,9 @@ def eval_run(
         heldout = app["heldout"].default_command
         assert heldout is not None
         heldout(Path(model), quant=quant)
-    own = evaluation.evaluated_model(model, quant=quant, device=device, key_from=key_from)
+    own = evaluation.evaluated_model(
+        model, quant=quant, device=device, key_from=key_from, modalities=modality
+    )
     rows = evaluation.measure(
         own,
         suites,

@@ -61,7 +61,12 @@ class EvaluatedModel:
 
 
 def evaluated_model(
-    model: str, *, quant: str | None = None, device: str = "auto", key_from: str | None = None
+    model: str,
+    *,
+    quant: str | None = None,
+    device: str = "auto",
+    key_from: str | None = None,
+    modalities: Sequence[str] = (),
 ) -> EvaluatedModel:
     """The model to evaluate, from the arguments of the command line."""
     if model.startswith(("http://", "https://")):
@@ -73,7 +78,7 @@ def evaluated_model(
         return EvaluatedModel(
             recorded, saved["name"], recorded.fingerprint, saved.get("parameters")
         )
-    phi = polyphi.load(model, device=device, quant=quant)  # type: ignore[arg-type]
+    phi = polyphi.load(model, device=device, quant=quant, modalities=modalities)  # type: ignore[arg-type]
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model
     return EvaluatedModel(
         phi,

@@ -13,7 +13,7 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from itertools import islice
@@ -33,6 +33,7 @@ from polyphi.messages import CALL, CALL_END
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost
+from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.vocabulary import WORD_SPLIT
@@ -95,11 +96,12 @@ class Run:
         out: Path,
         *,
         options: TrainOptions = TrainOptions(),  # noqa: B008 - frozen
+        modalities: Sequence[str] = (),
         console: Console | None = None,
     ) -> None:
         """The options are those of all stages, but for `base`, which `train` takes. `precision` "auto" is that of the
         run in the folder, else the faster one on this machine."""
-        self.recipe = recipe if isinstance(recipe, Recipe) else find_recipe.of(recipe)
+        self.recipe = recipe if isinstance(recipe, Recipe) else find_recipe.of(recipe, modalities)
         self.size, self.lineage = self.recipe.size, self.recipe.lineage
         self.options, self.seed = options, options.seed
         self.out = Path(out)
@@ -172,6 +174,7 @@ class Run:
             return
         options = ["--size", self.size.name, "--seed", str(self.seed)]
         options += ["--out", str(self.out), "--precision", self.precision]
+        options += self._modality_options
         processes.run_parallel(
             {
                 branch[-1]: ["train", *branch, *options]
@@ -180,6 +183,12 @@ class Run:
             },
             self.report,
         )
+
+    @property
+    def _modality_options(self) -> list[str]:
+        """The options of other processes of this run that name its modalities' files."""
+        files = [own.modality.file for own in self.size.model.further.values()]
+        return [word for file in files for word in ("--modality", str(file))]
 
     def _evaluate_in_parallel(self) -> bool:
         """Evaluate the tasks in two processes, every second one in each. Returns False where there are no cores for
@@ -190,7 +199,9 @@ class Run:
         names = [task.name for task in self.tasks()]
         return processes.run_parallel(
             {
-                f"evaluation {part + 1}": ["eval", "heldout", str(self.out), *names[part::2]]
+                f"evaluation {part + 1}": [
+                    *("eval", "heldout", str(self.out), *names[part::2], *self._modality_options)
+                ]
                 for part in range(2)
             },
             self.report,
@@ -307,7 +318,12 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer: that of the decoder's part, o200k_base for a size without a vocabulary, else one that is
         trained on the run's text corpora."""
-        return Tokenizer.load(self._build_tokenizer())
+        tokenizer, further = Tokenizer.load(self._build_tokenizer()), self.size.model.further
+        decoder = self.recipe.parts.get("decoder")
+        rows = getattr(decoder and decoder.config, "vocab_size", tokenizer.vocab_size)
+        for name, id in zip(further, tokenizer.unused_ids(rows), strict=False):
+            tokenizer = tokenizer.with_placeholder(name, id)
+        return tokenizer
 
     def _build_tokenizer(self) -> Path:
         """Build the tokenizer, unless it exists; returns its folder."""
@@ -353,12 +369,16 @@ class Run:
     def processor(self) -> Processor:
         vision = self.size.model.vision
         assert vision is not None
-        return Processor(
+        processor = Processor(
             self.tokenizer,
             crop_size=vision.crop_size,
             patch_size=vision.patch_size,
             max_crops=vision.max_crops,
         )
+        for name, own in self.size.model.further.items():
+            id = self.tokenizer.placeholder(name)
+            processor.add(ItemReader(own.modality), id, own.modality.routes)
+        return processor
 
     def _model(self, stage: Stage) -> PhiModel:
         config = self.lineage.configuration(stage, self.size.model, self.tokenizer)

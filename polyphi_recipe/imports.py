@@ -20,14 +20,17 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
+from polyphi import modality as users
 from polyphi.data.addresses import is_remote, join
 from polyphi.data.formats import sample
 from polyphi.data.own import origin
 from polyphi.data.sample import Sample
 from polyphi.data.shards import document, row_hash, to_row
 from polyphi.data.sources import SourceFile, estimated_rows, find, rows
-from polyphi.messages import TRANSCRIBE, Audio, Image, media
+from polyphi.messages import TRANSCRIBE, modalities_of
+from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size
+from polyphi.processing.reader import Reader
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_eval import heldout, scorers
 from polyphi_eval.benchmark import Benchmark, Metric, Modality, Scorer
@@ -74,6 +77,12 @@ class Imported:
     languages: tuple[str, ...] = tuple(LANGUAGES)
     others: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
+    modalities: tuple[users.Modality, ...] = ()
+
+    @property
+    def readers(self) -> dict[str, Reader]:
+        """The readers of users' modalities, which are columns of rows."""
+        return {modality.name: ItemReader(modality) for modality in self.modalities}
 
     @cached_property
     def files(self) -> list[tuple[Source, SourceFile]]:
@@ -101,7 +110,13 @@ class Imported:
 
     def corpus(self) -> Corpus:
         """The corpus as `Run.build` builds it."""
-        across = [IMAGES if "image" in self.kinds else EXACT if "audio" in self.kinds else TEXTS]
+        across = [
+            IMAGES
+            if "image" in self.kinds
+            else EXACT
+            if self.kinds - {"text", "document"}
+            else TEXTS
+        ]
         return Corpus(
             self.name,
             build=partial(_build, self),
@@ -157,7 +172,7 @@ class Imported:
 
     @cached_property
     def kinds(self) -> set[str]:
-        """What the rows have, by the first ones: "document", "text", "image", "audio"."""
+        """What the rows have, by the first ones: "document", "text", "image", "audio", a user's modality."""
         return {kind for one in self.tried for kind in _kinds(one)}
 
     @cached_property
@@ -173,7 +188,7 @@ class Imported:
         for number, source in enumerate(self.table.sources):
             good, errors = list[Sample](), list[str]()
             try:
-                for one in islice(_read(source, self._find(source)[0]), TRIED):
+                for one in islice(_read(source, self._find(source)[0], self.readers), TRIED):
                     if UNREADABLE not in one.meta:
                         good.append(one)
                     else:
@@ -196,18 +211,16 @@ def imported(recipe: Recipe, name: str) -> Imported | None:
         return None
     others = tuple(other for other in recipe.imported_names if other != name)
     languages = recipe.size.languages
-    return Imported(name, table, recipe.folder, languages, others, recipe.benchmarks)
+    modalities = tuple(own.modality for own in recipe.size.model.further.values())
+    return Imported(name, table, recipe.folder, languages, others, recipe.benchmarks, modalities)
 
 
 def _kinds(one: Sample) -> Iterator[str]:
-    if media(one.messages, Image):
-        yield "image"
-    if media(one.messages, Audio):
-        yield "audio"
+    yield from modalities_of(one.messages)
     yield "document" if one.messages[0].role == "document" else "text"
 
 
-def _read(source: Source, file: SourceFile) -> Iterator[Sample]:
+def _read(source: Source, file: SourceFile, readers: Mapping[str, Reader] = {}) -> Iterator[Sample]:
     """Samples of a file; an unreadable row is a document with the error. Raises ValueError for a file that is damaged
     as a whole."""
     for location, row in rows(file):
@@ -219,6 +232,7 @@ def _read(source: Source, file: SourceFile) -> Iterator[Sample]:
                 licence=source.licence,
                 language=source.language,
                 question=source.question,
+                readers=readers,
                 **origin(file),
             )
             yield one
@@ -242,9 +256,10 @@ def _build(imported: Imported, work: Work) -> Iterator[tuple[str, Sample]]:
     files = imported.files[index::tasks] if split == "train" else imported.test_files
     own_test = any(source.split == "test" for source in table.sources)
     limit = math.ceil((table.rows or 1 << 48) / tasks) if split == "train" else table.test_rows
+    readers = imported.readers
     count, readable = 0, ReadableShare(imported.name, table.filters.max_bad_rows)
     for source, file in files:
-        for one in _read(source, file):
+        for one in _read(source, file, readers):
             readable.add(one)
             if UNREADABLE in one.meta:
                 if split == "train":

@@ -4,11 +4,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from polyphi.modality import Further, load_modality
 from polyphi.planning.sizes import Size
 from polyphi.runtime.files import write_json
 from polyphi.train.loss import NextToken
@@ -144,6 +145,18 @@ class Recipe:
             [self.size.name, repr(self.size.model), {n: p.source for n, p in self.parts.items()}]
         )
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_modalities(recipe: Recipe, files: Iterable[str | Path]) -> Recipe:
+    """The recipe with users' modalities, whose stages train `NAME.*` and `decoder.*.lora.NAME.*`. Raises ValueError for
+    a file without one."""
+    further = dict(recipe.size.model.further)
+    adapters = dict(recipe.size.model.adapters)
+    for modality in map(load_modality, files):
+        further[modality.name] = Further(modality, modality.config(), 0)
+        adapters[modality.name] = modality.adapter
+    model = replace(recipe.size.model, further=further, adapters=adapters)
+    return replace(recipe, size=replace(recipe.size, model=model))
 
 
 RECORD = "recipe.json"

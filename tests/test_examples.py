@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import published
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +19,7 @@ from train.small import trajectory
 import polyphi
 from polyphi import Audio, Image, Message, SamplingParams, cli
 from polyphi.checkpoints.read import load_checkpoint
+from polyphi.modality import load_modality, run_file
 from polyphi.runtime.progress import read_metrics
 from polyphi.train.finetune import finetune, load_stage
 from polyphi.train.options import FinetuneOptions, TrainOptions
@@ -178,3 +182,39 @@ def test_an_interrupted_preference_run_resumes_exactly(
         assert [r[name] for r in half] == [r[name] for r in straight]
     one, two = (load_file(tmp_path / f / "trained.safetensors") for f in ("straight", "half"))
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_motion(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Data, the modality and its stage, the baseline on digits, the table."""
+    data = run_file(EXAMPLES / "motion/data.py")
+    monkeypatch.setattr(data, "GENERATED", {"train": 12, "test": 6})
+    monkeypatch.setattr(data, "unpack", lambda *_: None)
+    data.main(tmp_path / "motion")
+    rows = [json.loads(line) for line in (tmp_path / "motion/train.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 and all((tmp_path / "motion" / row["motion"]).is_file() for row in rows)
+    assert {row["id"].partition("/")[0] for row in rows} <= {"axis", "speed", "turn", "knocks"}
+    for name, modalities in (("motion", ["motion.py"]), ("digits", [])):
+        stage = load_stage(EXAMPLES / f"motion/{'stage' if name == 'motion' else name}.py")
+        file = tmp_path / "motion" / ("train.jsonl" if name == "motion" else "digits_train.jsonl")
+        finetune(
+            replace(stage, batch_tokens=256),
+            [str(file)],
+            tmp_path / name,
+            checkpoint=source / "native",
+            finetuning=FinetuneOptions(steps=1),
+            modalities=[load_modality(EXAMPLES / "motion" / m) for m in modalities],
+            report=lambda _: None,
+        )
+    score = run_file(EXAMPLES / "motion/score.py")
+    score.main(tmp_path / "motion", str(tmp_path / "motion/model"), str(tmp_path / "digits/model"))
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["task", "rows", "motion", "adapter", "off", "digits", "commonest"]
+    assert table[-1].split()[:2] == ["all", "6"]
+
+
+def test_motion_in_parquet(tmp_path: Path) -> None:
+    modality = load_modality(EXAMPLES / "motion/motion.py")
+    columns = {name: [float(i), 2.0] for i, name in enumerate(("gz", "ax", "ay", "az", "gx", "gy"))}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    values = modality.read(tmp_path / "a.parquet")
+    assert values.tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0, 0.0], [2.0] * 6]

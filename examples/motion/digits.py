@@ -14,5 +14,5 @@ stage = Stage(
     schedule=Schedule(warmup=0.05, decay="cosine"),
     context=1024,
     batch_tokens=8192,
-    steps=600,
+    steps=400,
 )

@@ -1,7 +1,7 @@
 """Motion: accelerometer and gyroscope, six channels at 10 Hz; one token for 0.8 s.
 
-    polyphi train examples/motion/motion.py examples/motion/stage.py --model runs/nano/model --data motion.jsonl
-    polyphi chat runs/motion/model --modality examples/motion/motion.py --part motion=walk.csv "What is the person doing?"
+    polyphi train examples/motion/motion.py examples/motion/stage.py --model runs/nano/model --data motion/train.jsonl
+    polyphi chat runs/motion/model --modality examples/motion/motion.py --part motion=walk.csv "What is it?"
 
 docs/modality.md builds this file step by step.
 """
@@ -92,7 +92,7 @@ class MotionEncoder(nn.Module):
 
     @staticmethod
     def _windows(x: Float[Tensor, "n 6"]) -> Float[Tensor, "t 48"]:
-        """Windows of 8 steps, the last one padded by zeros; sizes are compressed, so that a knock fits beside a walk."""
+        """Windows of 8 steps, the last one padded by zeros; sizes are compressed: a knock fits beside a walk."""
         x = nn.functional.pad(torch.asinh(x), (0, 0, 0, -len(x) % STEPS))
         return x.reshape(-1, STEPS * x.shape[1])
 

@@ -12,5 +12,5 @@ stage = Stage(
     schedule=Schedule(warmup=0.05, decay="cosine"),
     context=1024,
     batch_tokens=1024,
-    steps=600,
+    steps=400,
 )

@@ -26,7 +26,7 @@ from polyphi.data.sample import Sample
 from polyphi.data.shards import Shards
 from polyphi.messages import Image
 from polyphi.processing import image
-from polyphi.processing.image_reader import ImageReader
+from polyphi.processing.image import ImageReader
 from polyphi.processing.processor import Processor
 from polyphi.processing.reader import Decoding
 from polyphi.train.stage import Mix, Stage

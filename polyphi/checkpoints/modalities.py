@@ -11,7 +11,6 @@ The folder can be copied into any copy of the same decoder, and removed again; n
 
 import dataclasses
 import json
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from polyphi.modality import AdapterConfig, Further, Modality, load_modality
 from polyphi.model.adapters import add_adapter, put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.lora import is_adapter_name
-from polyphi.model.multimodal import PhiModel, tower_of
+from polyphi.model.multimodal import PhiModel, initial_tower, tower_of
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.processor import Processor
 from polyphi.runtime.files import read_object
@@ -143,9 +142,7 @@ def create(
             f"the tokenizer uses all {model.config.decoder.vocab_size} ids; expected an unused one for {name}"
         )
     own = Further(modality, modality.config(), id)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-        tower = tower_of(own, model.config.decoder.hidden_size)
+    tower = initial_tower(own, model.config.decoder.hidden_size, seed)
     _put(model, processor, own, tower.to(model.decoder.norm.weight).train(model.training))
     add_adapter(model, name, adapter, seed)
 

@@ -73,7 +73,7 @@ def train(
                 f"models a recipe file names: `polyphi recipe new lab.toml --goal everything{source}` writes one, then "
                 f"`polyphi train {stages[0]} --recipe lab.toml`"
             )
-        train_named(stages, out, size=size, recipe=recipe, options=options)
+        train_named(stages, out, size=size, recipe=recipe, options=options, modalities=modality)
         return
 
     from polyphi.checkpoints import hub, model_card
@@ -115,6 +115,7 @@ def train_named(
     size: str,
     recipe: str | None,
     options: TrainOptions,
+    modalities: Sequence[str] = (),
 ) -> None:
     """Train stages of other packages, entry points of the group `polyphi.stages`: of their name, and the function that
     trains stages after what they need. That of the group `polyphi.recipe_files` trains the stages of a recipe file,
@@ -132,4 +133,6 @@ def train_named(
                 else f"unknown stage {name!r}: expected a stage's .py file, since no installed package names stages"
             )
     for name in names:
-        points[name].load()(name, out, recipe=recipe or size, options=options)
+        points[name].load()(
+            name, out, recipe=recipe or size, options=options, modalities=modalities
+        )

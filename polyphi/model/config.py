@@ -146,7 +146,8 @@ class ModelConfig:
         """The same model with these ids of placeholders, by modality."""
         vision = self.vision and replace(self.vision, image_token_id=ids["image"])
         audio = self.audio and replace(self.audio, audio_token_id=ids["audio"])
-        return replace(self, vision=vision, audio=audio)
+        further = {n: replace(own, placeholder=ids[n]) for n, own in self.further.items()}
+        return replace(self, vision=vision, audio=audio, further=further)
 
     @property
     def placeholders(self) -> dict[str, int]:

@@ -6,8 +6,11 @@ serving (report 2.2).
 Encoders run only where the batch has images or audio.
 """
 
+import zlib
+from dataclasses import replace
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -24,7 +27,53 @@ from polyphi.model.decoder import Decoder
 from polyphi.model.initialise import initialise
 from polyphi.model.projector import AudioProjector, VisionProjector
 from polyphi.model.siglip import SiglipEncoder
-from polyphi.model.tower import Tower
+
+
+class Tower(nn.Module):
+    """A modality's inputs to tokens: encoder, then projector.
+
+    Both read the inputs of all items at once: `encoder(inputs)` returns features, and `projector(features, inputs)`
+    tokens [m D], as many of each item as `inputs.tokens` says. This class is that of a user's modality `name`, whose
+    tokens are checked; the report's two are subclasses.
+    """
+
+    published = False
+    """Whether it is one of the report's, whose linears may be quantized."""
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module, name: str, width: int) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.name, self.width = encoder, projector, name, width
+
+    def forward(self, inputs: Any) -> Float[Tensor, "m D"]:
+        """Tokens of all items, in order."""
+        inputs = inputs.ready()
+        return self.project(self.encode(inputs), inputs)
+
+    def encode(self, inputs: Any) -> Float[Tensor, "n ..."]:
+        """Features of all items, in order; the inputs are `ready`."""
+        features: Tensor = self.encoder(self.cast(inputs))
+        return features
+
+    def project(self, features: Float[Tensor, "n ..."], inputs: Any) -> Float[Tensor, "m D"]:
+        """Tokens of all items from their features. Raises ValueError where they aren't as many as the items have, or
+        of another width than the decoder's."""
+        tokens: Tensor = self.projector(features, inputs)
+        expected, shape = [sum(inputs.tokens), self.width], list(getattr(tokens, "shape", ()))
+        if shape != expected:
+            raise ValueError(
+                f"{self.name}: expected tokens of shape {expected} from encoder and projector, by the items' cost and "
+                f"the decoder's width; found {shape or type(tokens).__name__}"
+            )
+        return tokens
+
+    def cast(self, inputs: ItemInput) -> ItemInput:
+        """The inputs with values in the dtype of the encoder's weights."""
+        weight = next(self.encoder.parameters(), inputs.values)
+        return replace(inputs, values=inputs.values.to(weight.dtype))
+
+    def unused(self) -> frozenset[str]:
+        """Names of the parameters that `forward` doesn't use."""
+        return frozenset()
 
 
 class Vision(Tower):
@@ -141,8 +190,12 @@ class PhiModel(nn.Module):
         )
 
     def initialise(self, seed: int = 0) -> None:
-        """Initialise all weights for training from scratch (initialise.py)."""
+        """Initialise all weights for training from scratch (initialise.py); those of users' modalities by their own
+        constructors."""
         initialise(self, self.config.decoder, seed)
+        for name, own in self.config.further.items():
+            tower = initial_tower(own, self.config.decoder.hidden_size, seed)
+            self.get_submodule(name).load_state_dict(tower.state_dict())
 
 
 def tower_of(own: Further, width: int) -> Tower:
@@ -150,6 +203,13 @@ def tower_of(own: Further, width: int) -> Tower:
     modality = own.modality
     encoder, projector = modality.encoder(own.config), modality.projector(own.config, width)
     return Tower(encoder, projector, modality.name, width)
+
+
+def initial_tower(own: Further, width: int, seed: int) -> Tower:
+    """The tower of a user's modality with the initial weights that a seed gives; the random state stays as it is."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(zlib.crc32(f"{seed} {own.modality.name}".encode()))
+        return tower_of(own, width)
 
 
 def splice(

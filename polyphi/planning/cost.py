@@ -18,6 +18,7 @@ import torch
 from polyphi.audio_input import AudioInput
 from polyphi.batch import Batch
 from polyphi.image_input import ImageInput
+from polyphi.item_input import ItemInput
 from polyphi.kernels.unpack import columns_at_once
 from polyphi.model.attention import MAX_EXPLICIT
 from polyphi.model.config import ModelConfig
@@ -137,6 +138,10 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
             amounts["picture tokens"] += 0 if images.slots is None else len(images.slots)
         for adapter, n in zip(batch.adapters, lengths, strict=True):
             amounts[f"lora.{adapter}"] += n
+        for name, own in config.further.items():
+            if isinstance(inputs := batch.inputs.get(name), ItemInput):
+                costs = (own.modality.cost(values) for values in inputs.items)
+                amounts[f"{name} flops"] += sum(cost.flops for cost in costs)  # type: ignore[assignment]
         audio = batch.of(AudioInput)
         for clip in audio.layouts if audio is not None else ():
             assert config.audio is not None
@@ -196,6 +201,7 @@ def rows(target: StageModel, amounts: Work) -> dict[str, float]:
                 for b in ("speech", "vision")
             },
         }
+    table |= {f"{name}.*": 0.0 for name in target.config.further}  # `flops` has theirs
     return table | {
         "objective.positions.*": 0,
         "objective.ctc.*": features,
@@ -223,6 +229,9 @@ def flops(
         share = 1 + (2 + recompute) * trains * backward
         counts["attention"] += 4 * pairs * width * layers * share
 
+    for name in target.config.further:
+        share = 1 + 2 * target.trains(f"{name}.") * backward
+        counts["products"] += amounts[f"{name} flops"] * share
     d, vision, audio = target.config.decoder, target.config.vision, target.config.audio
     if target.decoder != "unused":
         width = d.num_attention_heads * d.head_dim

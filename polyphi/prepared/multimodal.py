@@ -9,7 +9,7 @@ from torch import Tensor
 from polyphi.audio_input import AudioInput
 from polyphi.image_input import ImageInput
 from polyphi.model import multimodal
-from polyphi.model.tower import Tower
+from polyphi.model.multimodal import Tower
 from polyphi.prepared.conformer import PreparedConformerEncoder
 from polyphi.prepared.siglip import PreparedSiglipEncoder
 from polyphi.steps import Steps, result_of

@@ -20,7 +20,6 @@ from polyphi.model import (
     projector,
     siglip,
     subsampling,
-    tower,
 )
 from polyphi.prepared.conformer import PreparedConformerAttention, PreparedConformerEncoder
 from polyphi.prepared.decoder import PreparedDecoder, PreparedDecoderLayer, PreparedRMSNorm
@@ -56,7 +55,7 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     conformer.ConformerAttention: PreparedConformerAttention,
     conformer.ConformerEncoder: PreparedConformerEncoder,
     projector.Projector: PreparedProjector,
-    tower.Tower: PreparedTower,
+    multimodal.Tower: PreparedTower,
     multimodal.Vision: PreparedVision,
     multimodal.Audio: PreparedAudio,
 }

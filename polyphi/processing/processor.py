@@ -25,9 +25,9 @@ from polyphi.messages import (
     route,
 )
 from polyphi.processing import image
-from polyphi.processing.audio_reader import AudioReader
+from polyphi.processing.audio import AudioReader
 from polyphi.processing.ids import pieces_of
-from polyphi.processing.image_reader import ImageReader
+from polyphi.processing.image import ImageReader
 from polyphi.processing.media import Caps
 from polyphi.processing.reader import Decoding, Placeholder, Reader, number_in_errors
 from polyphi.processing.template import TemplatePiece, TextPiece, apply_template

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import QuantOption, console
+from polyphi.cli.options import ModalityOption, QuantOption, console
 from polyphi.train.options import TrainOptions
 
 
@@ -15,6 +15,7 @@ def heldout(
     /,
     *tasks: Annotated[str, Parameter(help="Held-out tasks; default: all.")],
     quant: QuantOption = None,
+    modality: ModalityOption = (),
 ) -> None:
     """Evaluate the models of a run on its held-out rows; `polyphi eval RUN` means the same.
 
@@ -25,11 +26,13 @@ def heldout(
     """
     from polyphi_recipe import from_file
     from polyphi_recipe.graph import Run
+    from polyphi_recipe.recipe import with_modalities
 
     if not (run / "run.json").is_file():
         raise ValueError(
             f"{run} is no run of `polyphi reproduce`; for other models use `polyphi eval {run} --suite mini`"
         )
     seed = json.loads((run / "run.json").read_text())["seed"]
-    of_run = Run(from_file.of_run(run), run, options=TrainOptions(seed=seed), console=console)
+    recipe = with_modalities(from_file.of_run(run), modality)
+    of_run = Run(recipe, run, options=TrainOptions(seed=seed), console=console)
     of_run.evaluate(*tasks, quant=quant)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import SizeOption, console
+from polyphi.cli.options import ModalityOption, SizeOption, console
 from polyphi.planning.options import Switches
 
 
@@ -19,6 +19,7 @@ def plan(
     devices: Annotated[
         str, Parameter(help="Number and name: A100, H100, H200, B200, L4 or cpu.")
     ] = "64xH100",
+    modality: ModalityOption = (),
     switches: Switches = Switches(),  # noqa: B008 - frozen
     utilisation: Annotated[
         float, Parameter(help="Share of the devices' peak that training reaches.")
@@ -43,7 +44,7 @@ def plan(
     files = [name for name in stages if name.endswith(".toml")]
     if len(files) > 1:
         raise ValueError(f"expected one recipe file, found {', '.join(files)}")
-    recipe = find_recipe.of(files[0] if files else size)
+    recipe = find_recipe.of(files[0] if files else size, modality)
     chosen = tuple(name for name in stages if name not in files) or recipe.order
     if dry_run:
         from polyphi.planning.dry_run import summary

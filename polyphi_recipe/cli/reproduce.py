@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from polyphi.cli.options import console
+from polyphi.cli.options import ModalityOption, console
 from polyphi.train.options import PrecisionOption, SeedOption, TrainOptions
 
 
@@ -17,6 +17,7 @@ def reproduce(
     out: Annotated[Path, Parameter(help="Folder of the run; the same folder resumes.")],
     seed: SeedOption = 0,
     precision: PrecisionOption = "auto",
+    modality: ModalityOption = (),
 ) -> None:
     """Run the whole recipe: data, tokenizer, sixteen stages, evaluation and a report page.
 
@@ -28,7 +29,7 @@ def reproduce(
     from polyphi_recipe.graph import Run
 
     options = TrainOptions(seed=seed, precision=precision)
-    run = Run(recipe, out, options=options, console=console)
+    run = Run(recipe, out, options=options, modalities=modality, console=console)
     page = run.reproduce()
     summary = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["summary"]
     core = run.recipe.is_built_in

@@ -1,13 +1,22 @@
 """Stages of the recipe by name, for `polyphi train` (entry points of the group `polyphi.stages`)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from polyphi.cli.options import NANO, console
 from polyphi.train.options import TrainOptions
 
 
-def train(name: str, out: Path | None, *, recipe: str, options: TrainOptions) -> None:
+def train(
+    name: str,
+    out: Path | None,
+    *,
+    recipe: str,
+    options: TrainOptions,
+    modalities: Sequence[str] = (),
+) -> None:
     """Train a stage in the run `out`, after its parents and corpora. `recipe`: a size, or a recipe file."""
     from polyphi_recipe.graph import Run
 
-    Run(recipe, out or NANO, options=options, console=console).train(name, options.base)
+    run = Run(recipe, out or NANO, options=options, modalities=modalities, console=console)
+    run.train(name, options.base)

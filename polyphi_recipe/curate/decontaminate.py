@@ -28,7 +28,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from polyphi.data.shards import Sample, Shards
-from polyphi.messages import Audio, Image, Message, media
+from polyphi.messages import Audio, Image, Item, Message, media
 from polyphi.processing.media import decode_audio, decode_image
 from polyphi.runtime.files import whole_folder
 from polyphi_recipe.curate.audio_index import AudioFingerprintIndex
@@ -136,7 +136,8 @@ class Index:
                 texts_of_item = [m.text for m in sample.messages if m.role != "system"]
                 images = media(sample.messages, Image)
                 audios = media(sample.messages, Audio)
-                texts.append(("\n".join(texts_of_item), bool(images or audios)))
+                others = media(sample.messages, Item)
+                texts.append(("\n".join(texts_of_item), bool(images or audios or others)))
                 try:
                     for part in images:
                         image = decode_image(part.source)
@@ -145,6 +146,8 @@ class Index:
                             picture_items.append(item)
                         if not is_flat(thumbnail(image)):
                             _add_digest(digests, part.source, item)
+                    for part in others:
+                        _add_digest(digests, part.source, item)
                     for part in audios:
                         wave, rate = decode_audio(part.source)
                         if "landmarks" in ways:

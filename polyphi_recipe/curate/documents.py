@@ -28,7 +28,7 @@ def document(sample: Sample, split: str = "train") -> Document:
     media = [
         Media(
             id=m["sha256"],
-            type=MEDIA_TYPES[m["kind"]],
+            type=MEDIA_TYPES.get(m["kind"], len(MEDIA_TYPES)),
             url="",
             media_bytes=m["bytes"],
             metadata={"kind": m["kind"], "mime": m["mime"]},

@@ -18,7 +18,10 @@ class ReadableMediaFilter(BaseFilter):
         for medium in doc.media:
             modality = medium.metadata["kind"]
             try:
-                (decode_image if modality == "image" else decode_audio)(medium.media_bytes)
+                if modality == "image":
+                    decode_image(medium.media_bytes)
+                elif modality == "audio":  # a user's modality was read by its own reader
+                    decode_audio(medium.media_bytes)
             except ValueError as error:
                 return False, f"broken {modality}: {error}"
         return True

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polyphi.batch import IGNORE, pack
 from polyphi.messages import Audio, Image, Message, Text, Video
 from polyphi.processing import media
-from polyphi.processing.image_reader import ImageReader
+from polyphi.processing.image import ImageReader
 from polyphi.processing.media import Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer

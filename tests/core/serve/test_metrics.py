@@ -110,7 +110,7 @@ def used(vllm_names: bool = False) -> ServerMetrics:
     metrics.finished(Times(10.0, None, None, 13.0), "abort", prompt=1000, cached=0, generated=0)
     metrics.token(0.02)
     metrics.step(512)
-    metrics.media_decoded("image", 0.2)
+    metrics.media_decoded({"image": 3}, 0.2)
     metrics.media_rejected("unsupported_media_type")
     metrics.audio_decoded(12.5)
     metrics.encoded("audio", 0.7)
