@@ -11,12 +11,14 @@ from polyphi.messages import (
     Audio,
     Completion,
     Image,
+    Item,
     Message,
     SamplingParams,
     Text,
     Transcript,
     Video,
 )
+from polyphi.modality import Cost, Modality
 from polyphi.processing.placeholders import TokensPrompt, parts
 
 if TYPE_CHECKING:
@@ -25,8 +27,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Audio",
     "Completion",
+    "Cost",
     "Image",
+    "Item",
     "Message",
+    "Modality",
     "Phi",
     "SamplingParams",
     "Text",

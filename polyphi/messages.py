@@ -317,7 +317,7 @@ def media(messages: Sequence[Message], part_type: type) -> list[Any]:
 
 
 Routes = Mapping[frozenset[str], str | None]
-ROUTES: Routes = {
+ROUTES: dict[frozenset[str], str | None] = {
     frozenset(): None,
     frozenset({"image"}): "vision",
     frozenset({"audio"}): "speech",

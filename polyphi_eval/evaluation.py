@@ -83,7 +83,7 @@ def evaluated_model(
     return EvaluatedModel(
         phi,
         f"{name} {quant}" if quant else name,
-        f"{phi.fingerprint} {quant or ''}",
+        " ".join([f"{phi.fingerprint} {quant or ''}", *map(str, modalities)]),
         phi.parameters,
     )
 

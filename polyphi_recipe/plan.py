@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from polyphi.messages import Audio, Image, media
+from polyphi.messages import Audio, Image, Item, media
 from polyphi.model.config import ModelConfig
 from polyphi.planning import cost
 from polyphi.planning.cost import (
@@ -33,6 +33,7 @@ from polyphi.planning.cost import (
 )
 from polyphi.planning.example_rows import Row, example_rows
 from polyphi.processing import image
+from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size, image_size
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.recipe import Recipe, short
@@ -168,12 +169,16 @@ def measured_row(recipe: Recipe, corpus: str) -> Row | None:
         else ceil(sum(answers) / len(answers) / CHARACTERS_PER_TOKEN),
         tuple(image_size(picture) for picture in pictures),
         max(seconds, default=0.0),
+        max((tuple(media(one.messages, Item)) for one in own.tried), key=len),
     )
 
 
 def estimated_tokens(row: Row, model: ModelConfig) -> float:
     """The tokens of a typical row: of text, of images at their number of crops, of audio."""
     tokens = row.text + TOKENS_PER_SECOND * row.seconds
+    for name, own in model.further.items():
+        reader = ItemReader(own.modality)
+        tokens += sum(reader.tokens(item, None) for item in row.items if item.modality == name)
     if model.vision is not None:
         side, patch = model.vision.crop_size, model.vision.patch_size
         layouts = (

@@ -13,6 +13,7 @@ at once; nothing is deleted but partial files that arrived damaged. This module 
 import errno
 import logging
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,9 @@ from polyphi.runtime.files import size_text
 
 log = logging.getLogger(__name__)
 TEXTS = (".json", ".txt", ".jinja")
+INNER = re.compile(r"-(?:lora|modality)/")
+"""Ends of the names of folders in a model's folder."""
+MODALITY_WEIGHTS = re.compile(r"[^/]+-modality/(?:adapter_)?model\.safetensors")
 CONNECTIONS = 4
 """Files that are fetched at the same time."""
 ATTEMPTS = 3
@@ -107,7 +111,8 @@ def current_commit(repository: str, revision: str) -> str | None:
 
 def _fetch(listed: Listing, progress: Progress) -> Path:
     """Fetch the files of a model that aren't in the cache, and link them into the snapshot's folder."""
-    texts = [n for n in listed.files if n.endswith(TEXTS) and n.count("/") == n.count("-lora/")]
+    # those in the folder, and in its folders of adapters and of users' modalities
+    texts = [n for n in listed.files if n.endswith(TEXTS) and n.count("/") == len(INNER.findall(n))]
     if "config.json" not in texts:
         raise ValueError(f"{listed.repository} has no config.json on the Hub; expected a model")
     folder = _snapshot(listed.repository, listed.commit)
@@ -201,6 +206,7 @@ def needed_weights(repository: str, folder: Path, names: Sequence[str]) -> list[
         raise ValueError(f"{repository} has no safetensors on the Hub; other weights aren't read")
     if files.MODEL_TYPES.get(values["model_type"]) != "original":
         weights += sorted(n for n in names if n.endswith("-lora/adapter_model.safetensors"))
+    weights += sorted(n for n in names if MODALITY_WEIGHTS.fullmatch(n))
     return weights
 
 

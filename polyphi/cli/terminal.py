@@ -30,16 +30,19 @@ from polyphi.cli.printable import PrintableConsole, printable, write_data
 from polyphi.engine.reasoning import Reasoning, ReasoningParser
 from polyphi.engine.sampling import check
 from polyphi.messages import (
+    ROUTES,
     Audio,
     Delta,
     Image,
+    Item,
     Message,
     Part,
     SamplingParams,
     Text,
     Video,
-    adapter_for,
+    modalities_of,
     normalize_adapter,
+    route,
 )
 from polyphi.messages import media as parts_of
 from polyphi.processing.media import decode_audio, decode_image
@@ -50,6 +53,7 @@ HELP = """\
 /image PATH [low|high] [CROPS]   attach an image to the next message; low needs few tokens
 /audio PATH                      attach an audio file
 /video PATH [low|high] [FRAMES]  attach a video, as 16 frames by default
+/part MODALITY PATH              attach a file of a further modality (--modality)
 /system TEXT                     set the system message; without a text, remove it
 /undo                            remove the last attachment, or else your last message and its answer
 /retry                           generate the last answer again, with a new seed
@@ -182,7 +186,7 @@ class Terminal:
         self.messages.append(Message.assistant(printer.content))
         media = [
             f"{count:,} {name}"
-            for count, name in ((tokens.image, "image"), (tokens.audio, "audio"))
+            for name, count in sorted(tokens.inputs.items(), reverse=True)
             if count
         ]
         status = [
@@ -216,7 +220,10 @@ class Terminal:
     def _adapter_used(self, messages: Sequence[Message]) -> str | None:
         if self.adapter != "auto":
             return self.adapter
-        adapter = adapter_for(messages)
+        routes = dict(ROUTES)
+        for own in self.phi.config.further.values():
+            routes |= own.modality.routes
+        adapter = route(modalities_of(messages), routes)
         return adapter if adapter in self.phi.config.adapters else None
 
     # ---- commands
@@ -266,6 +273,20 @@ class Terminal:
     def _video(self, argument: str) -> None:
         self._attach(Video, argument)
 
+    def _part(self, argument: str) -> None:
+        name, _, rest = argument.partition(" ")
+        path, words = _path(rest.strip())
+        further = self.phi.config.further
+        if name not in further or words:
+            raise ValueError(
+                f"expected /part MODALITY PATH with a modality of this model ({', '.join(further) or 'it has none'}), "
+                f"found /part {argument}"
+            )
+        part = Item(name, path)
+        tokens = self.phi.count([Message.user(part)]).inputs[name]  # an unreadable file raises now
+        self.attachments.append(part)
+        self.report(f"{path.name}: {tokens:,} tokens, with your next message")
+
     def _system(self, argument: str) -> None:
         had = bool(self.messages) and self.messages[0].role == "system"
         tools = self.messages[0].tools if had else None
@@ -313,6 +334,9 @@ class Terminal:
         self.report(
             f"{tokens.total:,} of {context:,} tokens: {tokens.text:,} text, {tokens.image:,} image, "
             f"{tokens.audio:,} audio"
+            + "".join(
+                f", {tokens.inputs.get(name, 0):,} {name}" for name in self.phi.config.further
+            )
         )
 
     def _set(self, argument: str) -> None:
@@ -373,6 +397,7 @@ COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
     "image": Terminal._image,
     "audio": Terminal._audio,
     "video": Terminal._video,
+    "part": Terminal._part,
     "system": Terminal._system,
     "undo": Terminal._undo,
     "retry": Terminal._retry,

@@ -8,8 +8,11 @@ from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.batch import Batch, row
 from polyphi.encoder_input import Inputs
 from polyphi.image_input import ImageInput
+from polyphi.messages import Item
 from polyphi.planning.cost import StageModel
 from polyphi.processing import image
+from polyphi.processing.item_reader import ItemReader
+from polyphi.steps import result_of
 from polyphi.train.contrastive import GLOBAL_VIEW, Contrastive
 from polyphi.train.preference import DPO
 
@@ -17,12 +20,13 @@ from polyphi.train.preference import DPO
 @dataclass(frozen=True)
 class Row:
     """One sample of a corpus at full size: tokens of the text, of which the last `supervised` are supervised (None:
-    all, a document), images (width, height in pixels) and an audio clip (seconds)."""
+    all, a document), images (width, height in pixels), an audio clip (seconds) and items of users' modalities."""
 
     text: int
     supervised: int | None = None
     pictures: tuple[tuple[int, int], ...] = ()
     seconds: float = 0.0
+    items: tuple[Item, ...] = ()
 
 
 # [ours] The report gives only upper bounds: 1344 x 1344 in vision pre-training (3.2), 30 s of sound and 30 minutes for
@@ -100,10 +104,19 @@ def example_rows(target: StageModel, corpus: str, measured: Row | None = None) -
             )
         )
         before += clip.tokens
+    for name, own in config.further.items():
+        reader, parts = ItemReader(own.modality), [i for i in sample.items if i.modality == name]
+        placeholders = [reader.placeholder(part, n, None) for n, part in enumerate(parts)]
+        if placeholders:
+            tokens = sum(item.tokens for item in placeholders)
+            slots = range(before, before + tokens)
+            inputs.append(result_of(reader.inputs(placeholders, slots, [name])))
+            before += tokens
     length = max(before + 2, min(before + sample.text, target.budget.context))
     supervised = min(length - 1, sample.text if sample.supervised is None else sample.supervised)
+    own_adapter = sample.items[0].modality if sample.items else None
     adapter = stage.data.adapter.get(
-        corpus, "vision" if sample.pictures else "speech" if sample.seconds else None
+        corpus, "vision" if sample.pictures else "speech" if sample.seconds else own_adapter
     )
     example = row(
         [0] * length,

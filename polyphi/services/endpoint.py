@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyphi.messages import (
-    Audio,
     Completion,
     Delta,
     Image,
     Item,
+    Media,
     Message,
     Part,
     SamplingParams,
@@ -482,10 +482,10 @@ def openai_part(part: Part) -> dict[str, Any]:
         return {"type": "text", "text": part.text}
     if isinstance(part, Video):
         raise ValueError("an endpoint accepts no videos; send some of the frames as Images")
-    if isinstance(part, Item):
-        raise ValueError(f"an endpoint accepts images and audio, no {part.modality}")
     data = _media_bytes(part)
     text = base64.b64encode(data).decode()
+    if isinstance(part, Item):  # for polyphi's own server
+        return {"type": part.modality, part.modality: {"data": text}}
     if isinstance(part, Image):
         url = {"url": f"data:image/{_format(data, 'png')};base64,{text}"}
         if part.detail != "auto":
@@ -494,7 +494,7 @@ def openai_part(part: Part) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": text, "format": _format(data, "wav")}}
 
 
-def _media_bytes(part: Image | Audio) -> bytes:
+def _media_bytes(part: Media) -> bytes:
     if isinstance(part.source, bytes):
         return part.source
     if isinstance(part.source, tuple):

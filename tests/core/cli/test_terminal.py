@@ -20,6 +20,7 @@ import pytest
 import soundfile
 import torch
 from engine.conftest import fitted
+from items import add_motion, csv
 from PIL import Image as PIL
 from rich.console import Console
 
@@ -48,7 +49,9 @@ CONTEXT = 1000
 class Scripted:
     """A model with scripted answers; an exception among their deltas is raised."""
 
-    config = SimpleNamespace(vision=True, audio=True, adapters={"vision": 1, "speech": 1})
+    config = SimpleNamespace(
+        vision=True, audio=True, adapters={"vision": 1, "speech": 1}, further={}
+    )
     context = CONTEXT
     reasoning = False
     tokenizer = SimpleNamespace(encode=str.split)
@@ -275,7 +278,7 @@ def test_a_mistake_is_one_line_and_the_chat_goes_on(
 
 def test_a_model_without_eyes_says_so(photo: Path) -> None:
     phi = Scripted()
-    phi.config = SimpleNamespace(vision=None, audio=None, adapters={})
+    phi.config = SimpleNamespace(vision=None, audio=None, adapters={}, further={})
     _, output = talk(phi, f"/image {photo}")
     assert "this model has no encoder for /image" in output
 
@@ -431,6 +434,25 @@ def test_a_real_model(folder: Path, photo: Path, speech: Path) -> None:
         f"{first.audio_tokens} audio) · 8 tokens in "
     )
     assert status in output and "cut at max_tokens 8" in output
+
+
+def test_a_part_of_a_users_modality(folder: Path, tmp_path: Path) -> None:
+    phi = polyphi.load(folder)
+    add_motion(phi.model, phi.processor)
+    (tmp_path / "walk.csv").write_bytes(csv(20))
+    _, output = talk(
+        phi,
+        "/part motion walk.csv",
+        f"/part pictures {tmp_path / 'walk.csv'}",
+        f"/part motion {tmp_path / 'walk.csv'}",
+        "/count",
+        "What is it?",
+        sampling=SamplingParams(max_tokens=8),
+    )
+    assert "walk.csv: expected a file, found nothing there" in output
+    assert "expected /part MODALITY PATH with a modality of this model (motion)" in output
+    assert "walk.csv: 3 tokens, with your next message" in output and "3 motion" in output
+    assert "motion adapter" in output and "(3 motion)" in output
 
 
 def test_ctrl_c_in_a_real_terminal(folder: Path) -> None:
