@@ -149,7 +149,7 @@ def create(
 
 def _put(model: PhiModel, processor: Processor, own: Further, tower: torch.nn.Module) -> None:
     name, placeholder = own.modality.name, own.modality.placeholder
-    if name in model.config.towers or name in model.config.adapters or not is_adapter_name(name):
+    if hasattr(model, name) or name in model.config.adapters or not is_adapter_name(name):
         raise ValueError(
             f"{name!r} can't be a modality: this model has one, an adapter or an attribute of the name; choose another"
         )

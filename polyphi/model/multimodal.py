@@ -138,6 +138,8 @@ class PhiModel(nn.Module):
         self.vision = Vision(config.vision, width) if config.vision else None
         self.audio = Audio(config.audio, width) if config.audio else None
         for name, own in config.further.items():
+            if hasattr(self, name):
+                raise ValueError(f"{name!r} can't be a modality: the model has an attribute of it")
             self.add_module(name, tower_of(own, width))
         self.quant: str | None = None  # the scheme of quantize.py that was applied
 

@@ -145,6 +145,9 @@ def test_two_of_one_name_or_placeholder(engine: Engine) -> None:
     add_motion(engine.model, engine.processor)
     with pytest.raises(ValueError, match="'motion' can't be a modality"):
         add_motion(engine.model, engine.processor)
+    for name in ("keys", "embed"):  # of the model's containers and the model
+        with pytest.raises(ValueError, match=f"'{name}' can't be a modality"):
+            add_motion(engine.model, engine.processor, name=name, placeholder="<|x|>")
     with pytest.raises(ValueError, match=r"modality steps: its placeholder <\|motion\|> is in use"):
         add_motion(engine.model, engine.processor, name="steps")
     with pytest.raises(ValueError, match=r"<\|end\|> is in use by the tokenizer"):

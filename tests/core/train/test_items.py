@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import published
 import pytest
 import torch
@@ -40,6 +42,17 @@ STAGE = Stage(
     batch_tokens=100,
     steps=3,
 )
+
+
+TWO_CORPORA = """
+from polyphi.train.loss import NextToken
+from polyphi.train.stage import Mix, Stage
+stage = Stage(
+    name="both", start={}, trainable={"motion.*": 1e-2, "decoder.*.lora.motion.*": 1e-2},
+    data=Mix({"walks": 1, "words": 1}, adapter={"words": "motion"}), objective=NextToken(),
+    context=200, batch_tokens=100, steps=3,
+)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +136,38 @@ def test_worker_processes_read_the_same(run: Callable[..., Path]) -> None:
     straight = run()
     beside = run(out="workers", machine=MachineOptions(workers=2))
     assert trajectory(beside) == trajectory(straight)
+
+
+def test_two_processes_give_the_numbers_of_one(source: Path, tmp_path: Path) -> None:
+    """Also where a process has rows of text alone: it contributes zeros for the tower."""
+    (source / "words.jsonl").write_text('{"question": "what is it", "answer": "blue"}\n' * 6)
+    (tmp_path / "stage.py").write_text(TWO_CORPORA)
+    data = [f"--data={n}={source / n}.jsonl" for n in ("walks", "words")]
+    options = ["--model", str(source / "mini"), *data, "--precision", "fp32"]
+    command = ["train", str(FILE), str(tmp_path / "stage.py"), *options, "--micro-tokens", "40"]
+    code = "import sys; from polyphi.cli import main; main(sys.argv[1:])"
+    for world in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        started = [
+            forked.start(
+                *(code, *command, "--out", str(tmp_path / str(world))),
+                environment={
+                    **shared,
+                    "WORLD_SIZE": f"{world}",
+                    "RANK": f"{r}",
+                    "LOCAL_RANK": f"{r}",
+                },
+            )
+            for r in range(world)
+        ]
+        for process in started:
+            process.join(200)
+        assert [process.exitcode for process in started] == [0] * world
+    one, two = (trajectory(tmp_path / str(world)) for world in (1, 2))
+    assert [r[:2] for r in one] == [r[:2] for r in two]
+    assert [r[2] for r in one] == pytest.approx([r[2] for r in two], rel=1e-5)
 
 
 def test_a_second_stage_goes_on_from_the_first(run: Callable[..., Path]) -> None:
