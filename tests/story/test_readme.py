@@ -26,7 +26,7 @@ ELSEWHERE = {
     "python -m experiments claims --out runs/nano": "minutes (tests/experiments)",
     "polyphi eval runs/nano --suite mini": "a minute (tests/eval)",
 }
-MISSING = ("MODEL", "http://", " /data", "calls.jsonl")
+MISSING = ("MODEL", "http://", " /data", "calls.jsonl", "motion/train.jsonl")
 """What a command needs that isn't here: a server, public data, own data."""
 
 
