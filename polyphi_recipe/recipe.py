@@ -141,9 +141,11 @@ class Recipe:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that the file says about parts and the shapes of the model, which can't change in a run."""
-        text = json.dumps(
-            [self.size.name, repr(self.size.model), {n: p.source for n, p in self.parts.items()}]
-        )
+        model = self.size.model
+        values = [self.size.name, repr(model), {n: p.source for n, p in self.parts.items()}]
+        if model.further:
+            values.append(repr(dict(model.further)))
+        text = json.dumps(values)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

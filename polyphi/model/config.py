@@ -123,7 +123,7 @@ class ModelConfig:
     vision: VisionConfig | None = field(default_factory=VisionConfig)
     audio: AudioConfig | None = field(default_factory=AudioConfig)
     adapters: dict[str, AdapterConfig] = field(default_factory=_published_adapters)
-    further: Mapping[str, Further] = field(default_factory=dict)
+    further: Mapping[str, Further] = field(default_factory=dict, repr=False)
 
     @property
     def towers(self) -> dict[str, str]:

@@ -76,6 +76,27 @@ def test_equal_items_are_encoded_once(engine: Engine) -> None:
     assert engine.encoders.calls == 2
 
 
+def test_an_encoder_may_work_in_slices(engine: Engine) -> None:
+    """A generator of pieces of work gives the answer of the forward, and other requests are answered in between."""
+    plain = motion().encoder
+    yields: list[int] = []
+
+    class InSlices(plain):  # type: ignore[misc, valid-type]
+        def slices(self, inputs):
+            for layer in range(3):
+                yields.append(layer)
+                yield
+            return self(inputs)
+
+    add_motion(engine.model, engine.processor, encoder=InSlices)
+    question = [Message.user(series(30), "What?")]
+    sliced = logits_many(engine, [engine.rows.row(question)])[0]
+    assert yields == [0, 1, 2]
+    engine.model.motion.encoder.__class__ = plain
+    engine.encoders.clear()
+    assert torch.equal(logits_many(engine, [engine.rows.row(question)])[0], sliced)
+
+
 def test_combinations_are_explicit(engine: Engine, conversations: list[list[Message]]) -> None:
     add_motion(engine.model, engine.processor, beside=(("image",),))
     (image,) = [p for p in conversations[1][0].parts if isinstance(p, Image)]

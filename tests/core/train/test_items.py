@@ -132,6 +132,14 @@ def test_an_interrupted_run_equals_one_that_was_never_stopped(run: Callable[...,
     assert one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
+def test_recomputed_activations_give_the_same(run: Callable[..., Path]) -> None:
+    straight = run()
+    again = run(out="again", machine=MachineOptions(activations="recompute"))
+    assert [r[:2] for r in trajectory(again)] == [r[:2] for r in trajectory(straight)]
+    losses = ([r[2] for r in trajectory(out)] for out in (straight, again))
+    assert next(losses) == pytest.approx(next(losses), rel=1e-5)
+
+
 def test_worker_processes_read_the_same(run: Callable[..., Path]) -> None:
     straight = run()
     beside = run(out="workers", machine=MachineOptions(workers=2))
