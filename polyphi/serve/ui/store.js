@@ -34,6 +34,7 @@ async function put(name, value) {
   if (!database) return;
   const transaction = database.transaction(name, "readwrite");
   transaction.objectStore(name).put(value);
+  transaction.commit(); // now, so that a page that is left at once keeps it
   await new Promise((resolve, reject) => {
     transaction.oncomplete = resolve;
     transaction.onabort = () => reject(transaction.error);

@@ -58,6 +58,16 @@ class Page:
     def run(self, script: str, *values: Any) -> Any:
         return self.driver.execute_script(script, *values)
 
+    def stored(self) -> int:
+        """The number of stored conversations, after all that the page is storing now is stored."""
+        return self.driver.execute_async_script(
+            "const [done] = arguments, opening = indexedDB.open('polyphi', 1);"
+            "opening.onsuccess = () => {"
+            "  const store = opening.result.transaction('conversations').objectStore('conversations');"
+            "  store.count().onsuccess = ({target}) => { opening.result.close(); done(target.result); };"
+            "};"
+        )
+
     def find(self, selector: str) -> Any:
         return self.driver.find_element("css selector", selector)
 
@@ -459,6 +469,7 @@ def test_edit_regenerate_and_switch_branches(page: Page, server: PageServer) -> 
 
     page.click("button[aria-label='Earlier version']")
     assert page.texts(".message.user .text") == ["one", "two"]
+    assert page.stored() == 1
     page.open(server.url).ready()
     assert page.texts(".message.user .text") == ["one", "two"], "the choice is kept"
 
