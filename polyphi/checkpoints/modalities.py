@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -107,10 +108,15 @@ def load(
     modality, folder = find(source, checkpoint)
     own, name = read(modality, folder, model.config.decoder.vocab_size), modality.name
     _check_decoder(model, read_object(folder / FILE).get("decoder"), folder)
-    with torch.device("meta"):
-        tower = tower_of(own, model.config.decoder.hidden_size)
-    stored = load_file(folder / WEIGHTS)
-    expected = {key: list(tensor.shape) for key, tensor in tower.state_dict().items()}
+    width = model.config.decoder.hidden_size
+    with torch.device("meta"):  # no memory for sizes that the tensors don't have
+        expected = {k: list(t.shape) for k, t in tower_of(own, width).state_dict().items()}
+    try:
+        stored = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{folder / WEIGHTS} is not a complete safetensors file ({error}); copy it again"
+        ) from None
     shapes = {key: list(tensor.shape) for key, tensor in stored.items()}
     if wrong := [key for key in {**expected, **shapes} if expected.get(key) != shapes.get(key)]:
         key = wrong[0]
@@ -119,13 +125,10 @@ def load(
             f"{expected.get(key, 'none')}, found {shapes.get(key, 'none')}"
         )
     adapter = read_peft(folder, model.config)
-    norm = model.decoder.norm.weight
-    weights = {
-        key: t.to(norm.device, norm.dtype if t.is_floating_point() else None)
-        for key, t in stored.items()
-    }
-    tower.load_state_dict(weights, assign=True)
-    _put(model, processor, own, tower.requires_grad_(False).eval())
+    tower = initial_tower(own, width, seed=0)  # with the buffers that aren't stored
+    tower.load_state_dict(stored)
+    tower = tower.to(model.decoder.norm.weight).requires_grad_(False).eval()
+    _put(model, processor, own, tower)
     put_adapter(model, name, adapter.config, adapter.factors)
 
 
@@ -209,7 +212,10 @@ def _config(modality: Modality, values: Mapping[str, Any], folder: Path) -> Any:
             f"have; it has {', '.join(sorted(known))}"
         )
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-    return modality.config(**{**values, **lists})
+    try:
+        return modality.config(**{**values, **lists})
+    except TypeError as error:
+        raise ValueError(f"{folder}/{FILE} doesn't fit {modality.name}'s sizes: {error}") from None
 
 
 def _norm_values(norm: Tensor) -> list[float]:

@@ -104,6 +104,25 @@ def test_a_quantized_copy(with_motion: PhiModel, tmp_path: Path, run_command) ->
     torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
 
 
+def test_buffers_that_are_not_stored_come_from_the_file(
+    with_motion: PhiModel, tmp_path: Path
+) -> None:
+    """As those of tables that a constructor computes."""
+    plain = motion().encoder
+
+    class Unstored(plain):  # type: ignore[misc, valid-type]
+        def __init__(self, config) -> None:
+            super().__init__(config)
+            self.register_buffer("frequencies", self.frequencies, persistent=False)
+
+    folder = tmp_path / "model" / FOLDER
+    expected = answer(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.frequencies"]
+    save_file(tensors, folder / "model.safetensors")
+    assert answer(tmp_path / "model", motion(encoder=Unstored)) == expected
+
+
 def test_parts_name_it(with_motion: PhiModel, tmp_path: Path, run_command) -> None:
     names = {part.name: part.parameters for part in parts(with_motion.config)}
     assert names["motion adapter"] and names["motion encoder and projector"]
@@ -136,6 +155,11 @@ def test_damaged_folders_are_refused(with_motion: PhiModel, tmp_path: Path) -> N
         with pytest.raises(ValueError, match=says):
             answer(tmp_path / "model")
     (folder / "modality.json").write_text(json.dumps(values))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a complete safetensors file"):
+        answer(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(whole)
     tensors = load_file(folder / "model.safetensors")
     (first, *_) = tensors
     save_file({n: t for n, t in tensors.items() if n != first}, folder / "model.safetensors")
