@@ -728,10 +728,7 @@ class StageLoss:
                 padded = padding(batch.cu_seqlens)
                 values["padding"] = (padded, padded + len(batch))
             values["supervised"] = 0 if batch.supervised is None else len(batch.supervised)
-            for (
-                modality,
-                unit,
-            ) in self.model.units.items():  # in every pack, since processes add them up
+            for modality, unit in self.model.units.items():  # in every pack, since processes add them up
                 inputs = batch.inputs.get(modality)
                 values[unit] = 0 if inputs is None else inputs.size
             for key, value in values.items():  # a pair is a sum and its own count
@@ -745,7 +742,7 @@ class StageLoss:
         for (key, part), value in totals.items():
             if part == 0:
                 number = totals.get((key, 1), units)
-                if key in ("count", "flops", *COUNTED):
+                if key in ("count", "flops", *COUNTED, *self.model.units.values()):
                     record[key] = round(value)
                 elif number:
                     record[key] = value / number

@@ -44,6 +44,7 @@ def test_a_stage_trains_what_it_names_and_proves_it(corpora: Path, tmp_path: Pat
     records = read_metrics(tmp_path / "metrics.jsonl")
     for key in ("tokens", "supervised", "crops", "frames"):
         assert manifest["counters"][key] == sum(r[key] for r in records) > 0
+        assert all(isinstance(r[key], int) for r in records)  # sums, not means over a step's units
     assert json.loads((tmp_path / "manifest.json").read_text()) == json.loads(json.dumps(manifest))
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "checkpoints").exists()
