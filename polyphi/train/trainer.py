@@ -728,7 +728,8 @@ class StageLoss:
                 padded = padding(batch.cu_seqlens)
                 values["padding"] = (padded, padded + len(batch))
             values["supervised"] = 0 if batch.supervised is None else len(batch.supervised)
-            for modality, unit in self.model.units.items():  # in every pack, since processes add them up
+            # In every pack, since processes add them up.
+            for modality, unit in self.model.units.items():
                 inputs = batch.inputs.get(modality)
                 values[unit] = 0 if inputs is None else inputs.size
             for key, value in values.items():  # a pair is a sum and its own count
