@@ -80,8 +80,8 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Pack:
-    """A batch, the share of it that this process contributes (1; 0 for a repeated sample of a process without further
-    samples; 1/processes if all work on the same samples), and the unused share of its capacity."""
+    """A batch, the share of it that this process contributes (1, or 0 for a repeated sample after its own ones, where
+    another process has more packs), and the unused share of its capacity."""
 
     batch: Batch
     share: float = 1.0
@@ -116,11 +116,6 @@ def pack_step(
         smallest = min(samples, key=lambda rows: RowSize.of(rows).tokens, default=spare_rows)
         packs += [Pack(_pack([smallest]), share=0.0, empty=1.0)] * missing
     return packs
-
-
-def single_pack(samples: Sequence[Rows], processes: int = 1) -> list[Pack]:
-    """Return a step as one pack on every process, for objectives that compare the samples with each other."""
-    return [Pack(_pack(samples), share=1 / processes)]
 
 
 def _pack(samples: Sequence[Rows]) -> Batch:

@@ -61,6 +61,20 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
+def rows(value: Tensor) -> tuple[Tensor, int]:
+    """The rows of a tensor of all processes, by rank, and the index of this process's first one. Processes may have
+    different numbers of rows."""
+    if world() == 1:
+        return value, 0
+    counts = all_gather(len(value))
+    padded = value.new_zeros(max(counts), *value.shape[1:])
+    padded[: len(value)] = value
+    parts = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(parts, padded)
+    every = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    return every, sum(counts[: rank()])
+
+
 def any_rank(*flags: bool, device: torch.device | str = "cpu") -> list[bool]:
     """For each flag, whether it is set in any process, so that all processes decide alike."""
     if world() == 1:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +144,6 @@ class AttentionDecoder:
     warp: float = 0.12
     masks: int = 2
     widest: int = 12
-    whole_step: ClassVar[bool] = False
 
     def rows(
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"

@@ -11,6 +11,12 @@ Every image of a batch is compared with every caption of it; z is +1 where they 
     loss = sum over images i and captions j of
            -log sigmoid(z_ij (temperature * cos(image_i, caption_j) + bias - log(captions)))
 
+Nothing but these embeddings has to be in memory for all images of a step at once (GradCache, arXiv 2101.06983)::
+
+    first pass    pack by pack, without gradients: the embeddings of images and captions
+    compare       all images with all captions, in tiles: the losses, and their gradients by the embeddings
+    second pass   pack by pack: the embeddings again, and backward from these gradients
+
 [ours] A caption's embedding is the mean of the language model's last hidden states, concatenated with the mean of its
 token embeddings: the hidden states of "the digit 3" and "the digit 7" differ by less than a hundredth, the embeddings
 by a third. The mean over the captions of a step is subtracted, and the rest is divided by the standard deviation:
@@ -18,16 +24,17 @@ without this, accuracy on digits stays at chance after 9,000 images; with it, it
 pass a small auxiliary head; an image's embedding is that of its global view alone.
 """
 
+import hashlib
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from PIL import Image as Picture
 from torch import Tensor, nn
 
@@ -38,9 +45,13 @@ from polyphi.messages import Image, Message, Text, media
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.label_grids import cells, covered
 from polyphi.processing.processor import Processor
+from polyphi.runtime import distributed
 from polyphi.train.alignment import empty_ids, fills_crops, word_loss, word_pairs
+from polyphi.train.loss import CHUNK_LOGITS
 from polyphi.train.stage import HasTokenizer
 
+Total = Callable[[Tensor], Tensor]
+"""A sum of a tensor over processes."""
 GLOBAL_VIEW = ImageLayout(0, 0, 0, 0)
 """Layout of an image of which only the global view is encoded: one crop."""
 
@@ -79,14 +90,12 @@ class Heads(nn.Module):
         self.bias = nn.Parameter(torch.tensor(0.0))
 
     def forward(
-        self, images: Float[Tensor, "S P"], texts: Float[Tensor, "S 2D"]
-    ) -> Float[Tensor, "S S"]:
-        """Logit of every image (row) with every caption (column), float32."""
-        # The mean of all captions doesn't distinguish them.
-        texts = (texts - texts.mean(0)) / (texts.std(0, unbiased=False) + 1e-3)
-        a, b = (F.normalize(x.float(), dim=-1) for x in (self.picture(images), self.text(texts)))
-        with torch.autocast(a.device.type, enabled=False):
-            return self.log_temperature.exp() * (a @ b.t()) + self.bias - math.log(len(texts))
+        self, images: Float[Tensor, "s P"], texts: Float[Tensor, "s 2D"]
+    ) -> tuple[Float[Tensor, "s W"], Float[Tensor, "s W"]]:
+        """Directions of images and captions in the common space, float32."""
+        pair = self.picture(images), self.text(texts)
+        one, two = (F.normalize(x.float(), dim=-1) for x in pair)
+        return one, two
 
     def word_embeddings(self, features: Float[Tensor, "S p P"]) -> Float[Tensor, "S slots D"]:
         """Predicted word embeddings of all patches and then of all cells, of two by two patches as the projector
@@ -101,6 +110,13 @@ def _images(row: Batch) -> ImageInput:
     images = row.of(ImageInput)
     assert images is not None
     return images.ready()
+
+
+def _views(batch: Batch) -> ImageInput:
+    """The global views of a pack, one per caption."""
+    views = _images(batch)
+    assert len(views.crops) == len(views.layouts) == batch.sequences, "one global view per caption"
+    return views
 
 
 def caption_embeddings(model: PhiModel, batch: Batch) -> Float[Tensor, "S 2D"]:
@@ -119,15 +135,122 @@ def caption_embeddings(model: PhiModel, batch: Batch) -> Float[Tensor, "S 2D"]:
     return sums / lengths[:, None]
 
 
-def same_caption(batch: Batch) -> Bool[Tensor, "S S"]:
-    """True where two captions have the same token ids."""
+def caption_hashes(batch: Batch) -> Int[Tensor, " s"]:
+    """A hash of each caption's token ids, 63 bits: equal captions have equal hashes, in every process."""
     ids = batch.ids.tolist()
-    index_of: dict[tuple[int, ...], int] = {}
-    indices = torch.tensor(
-        [index_of.setdefault(tuple(ids[a:b]), len(index_of)) for a, b in pairwise(batch.cu_seqlens)]
-    )
-    indices = indices.to(batch.ids.device, non_blocking=True)
-    return indices[:, None] == indices[None, :]
+    digests = [
+        hashlib.sha256(str(ids[a:b]).encode()).digest() for a, b in pairwise(batch.cu_seqlens)
+    ]
+    hashes = torch.tensor([int.from_bytes(digest[:8], "big") >> 1 for digest in digests])
+    return hashes
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A pack after the comparison of its step: `losses` and `hits` (whether the nearest caption is their own) of its
+    images; the gradients of the step's whole loss by the directions of its images and captions, and of its images'
+    losses by the logarithm of the temperature and the bias. `texts` are the captions' normalized embeddings; `words`
+    are the ids of all words of the step (None without the `naming` loss), `features` the encoder's output with its
+    graph, where the first pass kept it."""
+
+    losses: Float[Tensor, " s"]
+    hits: Float[Tensor, " s"]
+    by_image: Float[Tensor, "s W"]
+    by_text: Float[Tensor, "s W"]
+    by_temperature: Float[Tensor, " s"]
+    by_bias: Float[Tensor, " s"]
+    texts: Float[Tensor, "s 2D"]
+    words: Int[Tensor, " u"] | None = None
+    features: Float[Tensor, "s p P"] | None = None
+
+
+def compare(
+    images: Float[Tensor, "s W"],
+    texts: Float[Tensor, "S W"],
+    own: Int[Tensor, " s"],
+    every: Int[Tensor, " S"],
+    log_temperature: float,
+    bias: float,
+) -> tuple[Tensor, ...]:
+    """Compare this process's images with the captions of all processes, in tiles of a bounded number of logits; `own`
+    and `every` are the hashes of the images' captions and of all captions. With l = z * logit, the loss of a pair is
+    -log sigmoid(l), and its gradient by the logit is -z * sigmoid(-l).
+
+    Returns the values of `Compared` from `losses` to `by_bias`; `by_text`, [S W], is that of these images' losses
+    alone."""
+    count = len(every)
+    scale, shift = math.exp(log_temperature), bias - math.log(count)
+    by_image, by_text = torch.zeros_like(images), torch.zeros_like(texts)
+    losses, hits, by_temperature, by_bias = images.new_zeros(4, len(images))
+    rows = max(1, CHUNK_LOGITS.get(images.device.type, 1 << 22) // count)
+    for start in range(0, len(images), rows):
+        tile = slice(start, start + rows)
+        cosines = scale * images[tile] @ texts.t()
+        same = own[tile, None] == every
+        nearest = cosines.argmax(1, keepdim=True)
+        hits[tile] = same.gather(1, nearest)[:, 0].float()
+        sign = torch.where(same, 1.0, -1.0)
+        agreement = sign * (cosines + shift)
+        losses[tile] = -F.logsigmoid(agreement).sum(1)
+        gradient = -sign * torch.sigmoid(-agreement)
+        by_temperature[tile] = (gradient * cosines).sum(1)
+        by_bias[tile] = gradient.sum(1)
+        by_image[tile] = scale * gradient @ texts
+        by_text.addmm_(gradient.t(), images[tile], alpha=scale)
+    return losses, hits, by_image, by_text, by_temperature, by_bias
+
+
+def _collectives(together: bool) -> tuple[Total, Callable[[Tensor], tuple[Tensor, int]]]:
+    """The sum of a tensor, and the rows of a tensor with the first one of this process: of all processes, or alone."""
+    if together:
+        return distributed.total, distributed.rows
+    return (lambda value: value), (lambda value: (value, 0))
+
+
+def _normalized(texts: Float[Tensor, "n 2D"], count: int, total: Total) -> Float[Tensor, "n 2D"]:
+    """Embeddings of captions without the mean of all captions of the step, which doesn't distinguish them, and divided
+    by their spread; of this process's the first `count` belong to the step."""
+    number = total(texts.new_tensor(float(count)))
+    mean = total(texts[:count].sum(0)) / number
+    variance = total((texts[:count] - mean).square().sum(0)) / number
+    return (texts - mean) / (variance.sqrt() + 1e-3)
+
+
+def _words(model: PhiModel, packs: Sequence[Batch], total: Total) -> Int[Tensor, " u"]:
+    """Ids of the words of a step's images, in order."""
+    weight = model.decoder.embed_tokens.weight
+    used = torch.zeros(len(weight), device=weight.device)
+    for batch in packs:
+        if (words := _views(batch).words) is not None:
+            used[words[:, 2].to(used.device)] = 1
+    return total(used).nonzero().flatten()
+
+
+def _naming(
+    model: PhiModel,
+    head: Heads,
+    features: Float[Tensor, "s p P"],
+    words: Int[Tensor, "n 3"],
+    used: Int[Tensor, " u"],
+) -> tuple[Tensor, float, int]:
+    """(sum of the losses of patches and cells, hits, filled ones) with the words `used` in the step."""
+    assert head.empty_ids is not None
+    images, slots, ids = words.unbind(1)
+    # As with captions, the mean of a step's words is subtracted; only their columns are needed, about a hundred of
+    # the vocabulary.
+    directions = model.decoder.embed_tokens.weight[used].detach().float()
+    directions = F.normalize(directions - directions.mean(0), dim=-1)
+    columns = torch.searchsorted(used, ids)
+    empty = torch.isin(used, used.new_tensor(head.empty_ids)).nonzero().flatten().tolist()
+    predicted = head.word_embeddings(features)
+    log_probs = (LOGIT_SCALE * predicted.flatten(0, 1).float() @ directions.t()).log_softmax(-1)
+    cell = slots >= features.shape[1]
+    slots = images * predicted.shape[1] + slots
+    total, hits, filled = log_probs.new_zeros(()), 0.0, 0
+    for chosen, weight in ((~cell, 1.0), (cell, CELL_WEIGHT)):
+        loss, correct, count = word_loss(log_probs, slots[chosen], columns[chosen], empty)
+        total, hits, filled = total + weight * loss, hits + correct, filled + count
+    return total, hits, filled
 
 
 @dataclass(frozen=True)
@@ -139,8 +262,6 @@ class Contrastive:
 
     width: int = 256
     naming: float = 0.0
-    whole_step: ClassVar[bool] = True
-    """Every image of a step is compared with every caption, whatever the memory and the number of processes."""
 
     def rows(
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
@@ -192,44 +313,80 @@ class Contrastive:
     def begin(self, model: PhiModel) -> None:
         """No reference."""
 
+    def limits(self, model: PhiModel, micro_tokens: int) -> dict[str, int]:
+        """As many global views in a pack as would have `micro_tokens` tokens: those of a caption's row have none."""
+        assert model.vision is not None
+        return {ImageInput.NAME: max(1, micro_tokens // model.vision.encoder.config.cells**2)}
+
+    def compare(
+        self,
+        model: PhiModel,
+        head: Heads,
+        packs: Sequence[Batch],
+        counted: int,
+        together: bool = True,
+    ) -> list[Compared]:
+        """What each pack's `loss` needs of the others (`Comparing`). A step of one pack keeps its graph, and needs no
+        second pass."""
+        assert model.vision is not None
+        total, rows = _collectives(together)
+        encoder, device = model.vision.encoder, model.decoder.device
+        keep = len(packs) == 1 and torch.is_grad_enabled()
+        kept: list[Tensor | None] = []
+        pooled, captions = [], []
+        with torch.set_grad_enabled(keep):
+            for batch in (batch.to(device) for batch in packs):  # on the device one at a time
+                views = _views(batch)
+                features = encoder(views.crops, views.masks)
+                pooled.append(encoder.pool(features, views.masks).detach())
+                captions.append(caption_embeddings(model, batch))
+                kept.append(features if keep else None)
+        sizes = [batch.sequences for batch in packs]
+        number = sum(sizes[:counted])
+        with torch.no_grad():
+            texts = _normalized(torch.cat(captions), number, total)
+            images, directions = head(torch.cat(pooled), texts)
+            hashes = torch.cat([caption_hashes(batch) for batch in packs]).to(device)
+            every, start = rows(hashes[:number])
+            all_texts, _ = rows(directions[:number])
+            with torch.autocast(images.device.type, enabled=False):
+                losses, hits, by_image, by_text, by_temperature, by_bias = compare(
+                    images[:number],
+                    all_texts,
+                    hashes[:number],
+                    every,
+                    head.log_temperature.item(),
+                    head.bias.item(),
+                )
+            by_text = total(by_text)[start : start + number]
+        words = _words(model, packs, total) if head.words is not None else None
+        values = (losses, hits, by_image, by_text, by_temperature, by_bias)
+        fill = sum(sizes) - number
+        rows_of = [F.pad(x, (0, 0) * (x.ndim - 1) + (0, fill)).split(sizes) for x in values]
+        columns = (*rows_of, texts.split(sizes), [words] * len(packs), kept)
+        return [Compared(*of_pack) for of_pack in zip(*columns, strict=True)]
+
     def loss(
-        self, model: PhiModel, head: Heads, reference: None, batch: Batch
+        self, model: PhiModel, head: Heads, reference: Compared | None, batch: Batch
     ) -> tuple[Tensor, int, dict[str, Any]]:
         """(sum of losses over pairs and patches, number of images, metrics). `accuracy` counts images whose nearest
-        caption is their own, `named` filled patches and cells whose most probable word is one of theirs."""
-        views = batch.of(ImageInput)
-        assert model.vision is not None and views is not None
-        assert len(views.crops) == len(views.layouts) == batch.sequences, (
-            "one global view per caption"
-        )
-        features = model.vision.encoder(views.crops, views.masks)
-        logits = head(
-            model.vision.encoder.pool(features, views.masks), caption_embeddings(model, batch)
-        )
-        same = same_caption(batch)
-        total = -F.logsigmoid(torch.where(same, logits, -logits)).sum()
-        hits = same.gather(1, logits.argmax(1, keepdim=True)).sum()
-        named_hits, filled = 0.0, 0
-        if head.words is not None and views.words is not None:
-            assert head.empty_ids is not None
-            images, slots, words = views.words.unbind(1)
-            # As with captions, the mean of a step's words is subtracted; only their columns are needed, about a hundred
-            # of the vocabulary.
-            used, words = words.unique(return_inverse=True)
-            directions = model.decoder.embed_tokens.weight[used].detach().float()
-            directions = F.normalize(directions - directions.mean(0), dim=-1)
-            empty = torch.isin(used, used.new_tensor(head.empty_ids)).nonzero().flatten().tolist()
-            predicted = head.word_embeddings(features)
-            log_probs = (
-                LOGIT_SCALE * predicted.flatten(0, 1).float() @ directions.t()
-            ).log_softmax(-1)
-            cell = slots >= features.shape[1]
-            slots = images * predicted.shape[1] + slots
-            for chosen, weight in ((~cell, 1.0), (cell, CELL_WEIGHT)):
-                loss, correct, count = word_loss(log_probs, slots[chosen], words[chosen], empty)
-                total = total + self.naming * weight * loss
-                named_hits, filled = named_hits + correct, filled + count
-        return total, batch.sequences, {"accuracy": float(hits), "named": (named_hits, filled)}
+        caption is their own, `named` filled patches and cells whose most probable word is one of theirs. `reference` is
+        the pack's in `compare`; the total has the value of the losses, and its gradient is theirs by the chain rule."""
+        assert model.vision is not None and reference is not None
+        views, features = _views(batch), reference.features
+        if features is None:
+            features = model.vision.encoder(views.crops, views.masks)
+        images, texts = head(model.vision.encoder.pool(features, views.masks), reference.texts)
+        linear = (images * reference.by_image).sum() + (texts * reference.by_text).sum()
+        linear = linear + head.log_temperature * reference.by_temperature.sum()
+        linear = linear + head.bias * reference.by_bias.sum()
+        total = reference.losses.sum() + (linear - linear.detach())
+        named, filled = 0.0, 0
+        if reference.words is not None and views.words is not None:
+            naming, named, filled = _naming(model, head, features, views.words, reference.words)
+            total = total + self.naming * naming
+        hits = float(reference.hits.sum())
+        return total, batch.sequences, {"accuracy": hits, "named": (named, filled)}
 
 
 class Similarity:

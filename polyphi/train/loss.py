@@ -10,7 +10,7 @@ Hidden states of supervised positions are gathered first; the head runs over a c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +149,6 @@ class NextToken:
     supervise: Literal["answers", "all"] = "answers"
     max_crops: int | None = None
     align: float = 0.0
-    whole_step: ClassVar[bool] = False
 
     def rows(
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"

@@ -4,32 +4,35 @@ summed over all processes.
 Replicas (every stage): each process has the whole model; after the backward pass gradients are summed in one
 collective. A process without images or audio contributes zeros for the tensors that it didn't use.
 
-Shards (stages of the language model): the decoder's layers are sharded into equal parts (FSDP2) and gathered layer by
-layer; the embedding, the last norm and all other parts are replicas. Groups of shards are replicas of each other::
+Shards: the decoder's layers are sharded into equal parts (FSDP2), trained or frozen, and gathered layer by layer; the
+adapters, the embedding, the last norm and the encoders are replicas. Groups of shards are replicas of each other::
 
     6 processes, shard = 3     replicate: 0 |  0  1  2        each row holds the layers once, in three parts;
                                           1 |  3  4  5        columns hold the same part
 
-Context (long rows of text): a pack's tokens are divided among a group of processes; in each layer a process gathers the
-keys and values of the whole pack, and its queries attend to those up to their own positions::
+Context (long rows): a pack's tokens are divided among a group of processes; in each layer a process gathers the keys
+and values of the whole pack, and its queries attend to those up to their own positions. The items of the encoders are
+divided, too: a process encodes its own, and gathers the tokens of all::
 
     tokens   0 1 2 3 | 4 5 6 7        process 0 has queries 0-3 and attends to keys 0-3,
                                       process 1 has queries 4-7 and attends to keys 0-7
+    images      A         B           process 0 encodes A, process 1 encodes B
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from polyphi.batch import Batch
+from polyphi.encoder_input import Inputs
 from polyphi.model.decoder import Decoder
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.attention import ragged_attention
@@ -38,22 +41,19 @@ from polyphi.runtime import distributed
 
 def shard(model: PhiModel, precision: str, parts: int) -> None:
     """Shard the decoder's layers into `parts`, in place; parameter objects from before are invalid afterwards. Under
-    "bf16" layers are gathered in bfloat16, and gradients are summed in float32. Raises ValueError where adapters are
-    trainable."""
+    "bf16" layers are gathered in bfloat16, and gradients are summed in float32. Adapters stay whole: a process whose
+    samples all use another one has no gradient for it, and the others would wait."""
     decoder = model.decoder
-    if adapters := [n for n, p in decoder.named_parameters() if ".lora." in n and p.requires_grad]:
-        # A process whose samples all use another adapter has no gradient for this one; the others would wait for it.
-        raise ValueError(
-            f"sharding needs a stage that trains the language model alone, found trainable {adapters[0]}; "
-            "train with --fsdp 1"
-        )
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision == "bf16":
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     mesh = distributed.mesh(next(model.parameters()).device.type, parts)
+    whole = {
+        p for n, p in decoder.named_parameters() if ".lora." in n or not n.startswith("layers.")
+    }
     for layer in decoder.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    whole = {p for n, p in decoder.named_parameters() if not n.startswith("layers.")}
+        adapters = whole.intersection(layer.parameters())
+        fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=adapters)
     fully_shard(decoder, mesh=mesh, mp_policy=policy, ignored_params=whole)
     for module in decoder.modules():
         if isinstance(module, FSDPModule):
@@ -125,8 +125,8 @@ def context_parallel(model: PhiModel, processes: int) -> "PhiModel | Context":
 
 
 class Context:
-    """A language model whose packs are divided among the processes of `mesh`. It is called like the model, with a batch
-    that `part` returned, and returns the hidden states of that part."""
+    """A model whose packs are divided among the processes of `mesh`. It is called like the model, with a batch that
+    `part` returned, and returns the hidden states of that part."""
 
     def __init__(self, model: PhiModel, mesh: DeviceMesh) -> None:
         self.model, self.mesh = model, mesh
@@ -142,14 +142,8 @@ class Context:
         return self.model.units
 
     def part(self, batch: Batch) -> Batch:
-        """This process's tokens of a pack. Raises ValueError where the pack has media (their encoders need all of their
-        tokens) or fewer tokens than there are processes."""
-        if batch.inputs:
-            items = ", ".join(f"{len(i.layouts)} of {n}" for n, i in batch.inputs.items())
-            raise ValueError(
-                f"context parallelism needs rows of text, found inputs ({items}) in a pack: leave --context-parallel "
-                "at 1"
-            )
+        """This process's tokens and items of a pack. Raises ValueError where the pack has fewer tokens than there are
+        processes."""
         rank, parts = self.mesh.get_local_rank(), self.mesh.size()
         if len(batch) < parts:
             raise ValueError(
@@ -172,10 +166,79 @@ class Context:
             adapters=tuple(batch.adapters[s] for s in overlapping),
             labels=None if batch.labels is None else batch.labels[start:end],
             supervised=supervised,
+            inputs={
+                name: self._shared(inputs, spans, overlapping, start, end)
+                for name, inputs in batch.inputs.items()
+            },
         )
 
+    def _shared(
+        self,
+        inputs: Inputs,
+        spans: Sequence[tuple[int, int]],
+        overlapping: Sequence[int],
+        start: int,
+        end: int,
+    ) -> "Shared":
+        """A modality's inputs of a pack as this process has them, whose tokens are `start` to `end` of the pack."""
+        assert inputs.slots is not None
+        items, parts = list(inputs.split()), self.mesh.size()
+        # Neighbouring items of about equal size: an item belongs to the process in whose share its middle lies.
+        ends = list(accumulate(item.size for item in items))
+        owners = [
+            min(parts - 1, int(parts * (at - item.size / 2) / ends[-1]))
+            for at, item in zip(ends, items, strict=True)
+        ]
+        own = [
+            item
+            for item, owner in zip(items, owners, strict=True)
+            if owner == self.mesh.get_local_rank()
+        ]
+        counts = [0] * parts
+        for owner, tokens in zip(owners, inputs.tokens, strict=True):
+            counts[owner] += tokens
+        here = (inputs.slots >= start) & (inputs.slots < end)
+        # One position of each sequence of this part that has inputs, here or elsewhere.
+        firsts = [spans[s][0] for s in overlapping]
+        owned = torch.bucketize(inputs.slots.cpu(), torch.tensor([a for a, _ in spans]), right=True)
+        with_inputs = set((owned - 1).tolist())
+        marks = [
+            max(a, start) - start
+            for s, a in zip(overlapping, firsts, strict=True)
+            if s in with_inputs
+        ]
+        return Shared(
+            layouts=inputs.layouts,
+            slots=torch.tensor(marks, dtype=torch.long, device=inputs.slots.device),
+            own=type(inputs).join(own) if own else None,
+            counts=tuple(counts),
+            here=here.nonzero().flatten(),
+            places=inputs.slots[here] - start,
+        )
+
+    def embed(self, batch: Batch) -> Float[Tensor, "T D"]:
+        """Embeddings of this part's tokens, with those of the inputs, which are gathered from all processes.
+
+        In all processes the same tensors require gradients, since the backward pass of a gathered one waits for all:
+        the tokens of inputs wherever their tower is trained, and the embeddings."""
+        x = self.model.decoder.embed(batch.ids)
+        for name, inputs in batch.inputs.items():
+            assert isinstance(inputs, Shared)
+            if inputs.own is not None:
+                tokens = self.model.encode(name, inputs.own).to(x.dtype)
+            else:
+                trained = any(p.requires_grad for p in self.model.tower(name).parameters())
+                tokens = x.new_zeros(0, x.shape[1]).requires_grad_(
+                    trained and torch.is_grad_enabled()
+                )
+            every = self._gather(tokens, inputs.counts)
+            x = x.index_copy(0, inputs.places, every.index_select(0, inputs.here))
+        if torch.is_grad_enabled() and not x.requires_grad:
+            x = x.detach().requires_grad_()
+        return x
+
     def __call__(self, batch: Batch) -> Float[Tensor, "T D"]:
-        hidden: Tensor = self.model(batch, self)
+        hidden: Tensor = self.model.decoder(self.embed(batch), batch, self)
         return hidden
 
     def attend(
@@ -188,7 +251,8 @@ class Context:
     ) -> Float[Tensor, "T H d"]:
         """Attention by the cache protocol of `model/attention.py`; the earlier tokens of a sequence are gathered from
         the other processes."""
-        whole = self._gather(torch.stack([k, v], dim=1))
+        sizes = [b - a for a, b in pairwise(self._edges)]
+        whole = self._gather(torch.stack([k, v], dim=1), sizes)
         lengths = [end - start for start, end in pairwise(cu_seqlens)]
         keys, values, end = [], [], self._edges[self.mesh.get_local_rank()]
         for start, length in zip(self._starts, lengths, strict=True):
@@ -197,13 +261,35 @@ class Context:
             values.append(whole[start:end, 1])
         return ragged_attention(q, keys, values, lengths)
 
-    def _gather(self, part: Float[Tensor, "T 2 K d"]) -> Float[Tensor, "W 2 K d"]:
-        """The rows of all processes, in order; the gradient of a row is summed over the processes that used it."""
-        sizes = [b - a for a, b in pairwise(self._edges)]
+    def _gather(self, part: Float[Tensor, "n ..."], sizes: Sequence[int]) -> Float[Tensor, "W ..."]:
+        """The rows of all processes, in order, of which each has as many as `sizes` says; the gradient of a row is
+        summed over the processes that used it."""
         longest = max(sizes)
-        padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, longest - len(part)))
+        padded = F.pad(part, (0, 0) * (part.ndim - 1) + (0, longest - len(part)))
         spread = DTensor.from_local(padded, self.mesh, [Shard(0)], run_check=False)
         every = spread.redistribute(self.mesh, [Replicate()])
         local = every.to_local(grad_placements=[Partial()])
         parts = zip(local.split(longest), sizes, strict=True)
         return torch.cat([rows[:size] for rows, size in parts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared(Inputs):
+    """A modality's inputs of a pack in one process of a group. `own` are the items that it encodes (None: none),
+    `counts` the tokens that each process gets from its own. Of all tokens those numbered `here` belong at `places` of
+    this process's part. `slots` has a position of each sequence of the part that has inputs, here or elsewhere."""
+
+    own: Inputs | None
+    counts: tuple[int, ...]
+    here: Int[Tensor, " n"]
+    places: Int[Tensor, " n"]
+
+    @property
+    def size(self) -> int:
+        """Of this process's items."""
+        return 0 if self.own is None else self.own.size
+
+    def to(self, device: torch.device | str) -> "Shared":
+        """The same inputs on a device."""
+        own = None if self.own is None else self.own.to(device)
+        return replace(super().to(device), own=own)

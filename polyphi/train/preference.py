@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -148,7 +148,6 @@ class DPO:
     nll: float = 0.2
     reference: Literal["start", "adapters off"] = "start"
     max_crops: int | None = None
-    whole_step: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         """Without `max_crops` where it is None, as in the manifests of runs that were trained before it existed."""

@@ -17,9 +17,9 @@ holds the values that depend on the size (steps, tokens per step, length of a ro
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -114,11 +114,9 @@ class HasTokenizer(Protocol):
 
 
 class Objective(Protocol):
-    """A training objective: `NextToken` (loss.py), `DPO` (preference.py), `Contrastive` (contrastive.py) or
-    `AttentionDecoder` (aed.py). Its `repr` is part of a run's identity: equal settings must give equal text."""
-
-    whole_step: ClassVar[bool]
-    """Whether a step's samples are compared with each other: then they form one pack, on every process."""
+    """A training objective: `NextToken` (loss.py), `DPO` (preference.py), `AttentionDecoder` (aed.py) or `Contrastive`
+    (contrastive.py), which is also `Comparing`. Its `repr` is part of a run's identity: equal settings must give equal
+    text."""
 
     def rows(
         self, sample: Sample, processor: Processor, context: int, adapter: str | None = "auto"
@@ -139,6 +137,22 @@ class Objective(Protocol):
         part of each pack (`parallel.Context`), `head` the auxiliary head, `reference` what `begin` returned. A metric
         is a sum over units, or a pair of a sum and its own count; every pack has the same ones, since processes with
         different packs add them up."""
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """What an objective has beside that where it compares the samples of a step with each other, whatever the packs and
+    the processes: `loss` then gets a pack's own reference."""
+
+    def limits(self, model: PhiModel, micro_tokens: int) -> Mapping[str, int]:
+        """The largest size of the inputs of each modality in a pack (`Inputs.size`) that takes about as much memory as
+        `micro_tokens` tokens, where the tokens of rows don't bound it."""
+
+    def compare(
+        self, model: Any, head: Any, packs: Sequence[Batch], counted: int, together: bool = True
+    ) -> Sequence[Any]:
+        """The reference of each pack, from a pass over all packs of a step, which may be on another device. Packs after
+        the first `counted` only fill in. `together`: with the packs of all processes, which call this together."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from polyphi.batch import Batch, pack
 from polyphi.data import workers
 from polyphi.data.fresh import Fresh
 from polyphi.data.loader import Loader, ReaderGroup, StepRows
-from polyphi.data.packing import Capacity, Pack, pack_step, single_pack
+from polyphi.data.packing import Capacity, Pack, pack_step
 from polyphi.model.attention import padding
 from polyphi.model.multimodal import PhiModel
 from polyphi.prepared.prepare import prepare
@@ -60,7 +60,7 @@ from polyphi.train.memory import activations
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.options import TrainOptions
 from polyphi.train.preference import REFERENCE, References
-from polyphi.train.stage import Budget, Objective, Stage
+from polyphi.train.stage import Budget, Comparing, Objective, Stage
 from polyphi.train.state import (
     CHECKPOINTS,
     COUNTED,
@@ -160,7 +160,7 @@ class Trainer:
     ) -> None:
         machine = options.machine
 
-        # Processes. Those that share a pack read the same rows; where a step is one pack, all processes do.
+        # Processes. Those that share a pack read the same rows.
         distributed.start()
         shared = machine.context_parallel
         if shared > 1 and not isinstance(stage.objective, NextToken):
@@ -173,8 +173,6 @@ class Trainer:
                 f"--context-parallel {shared} must divide the number of processes, found {distributed.world()}"
             )
         reader, readers = distributed.rank() // shared, distributed.world() // shared
-        if stage.objective.whole_step:
-            reader, readers = 0, 1
         if distributed.rank() > 0:
             caller = dataclasses.replace(caller, report=lambda message: None)
         out.mkdir(parents=True, exist_ok=True)
@@ -184,6 +182,11 @@ class Trainer:
         prepare(model)
         head = stage.objective.build(model, processor, seed=options.seed)
         head = head.to(device) if head is not None else None
+        if shared > 1 and head is not None:
+            raise ValueError(
+                f"{stage.name} has an auxiliary loss, which needs whole rows: expected --context-parallel 1, "
+                f"found {shared}"
+            )
         self.parameters = freeze(stage, model, head)
 
         # Data.
@@ -202,7 +205,10 @@ class Trainer:
                 reader, readers, lambda draws: distributed.all_gather(draws)[::shared]
             ),
         )
-        self.capacity = Capacity(machine.micro_tokens, machine.micro_inputs)
+        limits = dict(machine.micro_inputs)
+        if isinstance(stage.objective, Comparing):
+            limits = {**stage.objective.limits(model, machine.micro_tokens), **limits}
+        self.capacity = Capacity(machine.micro_tokens, limits)
 
         # Precision.
         self.choice = choose_precision(
@@ -435,8 +441,6 @@ class Trainer:
 
     def _packs(self, data: StepRows) -> list[Pack]:
         """This process's packs of a step."""
-        if self.stage.objective.whole_step:
-            return single_pack(data.samples, distributed.world())
         return pack_step(data.samples, self.capacity, data.other_sizes(), data.spare_rows())
 
     def _log(self, data: StepRows, record: dict[str, Any]) -> dict[str, Any]:
@@ -497,8 +501,7 @@ class Trainer:
         for at in range(max(len(own), *map(len, data.other_sizes()), 0)):
             # With sharded layers every forward is a collective: processes with fewer samples repeat their last one.
             name, rows = own[min(at, len(own) - 1)]
-            with torch.no_grad():
-                loss = float(self.loss(pack(rows).to(self.device))[1])
+            loss = self.loss.alone(pack(rows))
             if not math.isfinite(loss) and name:
                 nonfinite.append(name)
         ids = sorted({name for names in distributed.all_gather(nonfinite) for name in names})
@@ -690,15 +693,34 @@ class StageLoss:
     reference: Any
     precision: str
 
-    def __call__(self, batch: Batch) -> tuple[Batch, Tensor, int, dict[str, Any]]:
+    def __call__(self, batch: Batch, reference: Any) -> tuple[Batch, Tensor, int, dict[str, Any]]:
         """(this process's part of a pack, sum of losses over its units, number of units, metrics)."""
         if isinstance(self.model, parallel.Context):
             batch = self.model.part(batch)
+        batch = batch.to(self.model.decoder.device)
         with self.autocast(batch.ids.device):
-            total, count, metrics = self.objective.loss(
-                self.model, self.head, self.reference, batch
-            )
+            total, count, metrics = self.objective.loss(self.model, self.head, reference, batch)
         return batch, total, count, metrics
+
+    def alone(self, batch: Batch) -> float:
+        """The sum of a pack's losses, in this process alone and without gradients."""
+        with torch.no_grad():
+            ((item, reference),) = self._with_references([Pack(batch)], together=False)
+            return float(self(item.batch, reference)[1])
+
+    def _with_references(
+        self, packs: Iterable[Pack], together: bool = True
+    ) -> Iterator[tuple[Pack, Any]]:
+        """Each pack with its reference: that of the stage, or the pack's own where a step's samples are compared."""
+        if not isinstance(self.objective, Comparing):
+            yield from ((item, self.reference) for item in packs)
+            return
+        packs = list(packs)
+        batches = [item.batch for item in packs]
+        counted = sum(item.share > 0 for item in packs)
+        with self.autocast(self.model.decoder.device):
+            compared = self.objective.compare(self.model, self.head, batches, counted, together)
+        yield from zip(packs, compared, strict=True)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context in which batches pass the model."""
@@ -713,8 +735,8 @@ class StageLoss:
         device = self.model.decoder.device
         parts = self.model.mesh.size() if isinstance(self.model, parallel.Context) else 1
         sums: defaultdict[tuple[str, int], Any] = defaultdict(float)
-        for item in packs:
-            batch, loss, count, metrics = self(item.batch.to(device))
+        for item, reference in self._with_references(packs):
+            batch, loss, count, metrics = self(item.batch, reference)
             if torch.is_grad_enabled():
                 (loss if item.share == 1 else loss * item.share).backward()
             values = {"loss": loss.detach().double(), "count": count, "tokens": len(batch)}

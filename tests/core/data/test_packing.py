@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.batch import Batch, row
-from polyphi.data.packing import Capacity, RowSize, pack_step, single_pack
+from polyphi.data.packing import Capacity, RowSize, pack_step
 from polyphi.image_input import ImageInput, ImageLayout
 
 SIZES = st.lists(
@@ -120,9 +120,3 @@ def test_media_bound_packs_too_and_blank_patches_are_counted() -> None:
     assert replace(pack, batch=pack.batch.with_inputs(images)).blank == 0.5
     with pytest.raises(ValueError, match="found 0"):
         Capacity(10, {"image": 0})
-
-
-def test_samples_that_are_compared_stay_together() -> None:
-    samples = [sample(n) for n in (4, 5, 6)]
-    (one,) = single_pack(samples, processes=2)
-    assert len(one.batch) == 15 and one.share == 0.5

@@ -1,6 +1,6 @@
 """A training run that takes a second: four corpora of a dozen samples, a tiny model of all modalities.
 
-python small.py OUT DATA [--steps N] [--fsdp PARTS] [--pause SECONDS] [--then OUT DATA ...]
+python small.py OUT DATA [--stage NAME] [--steps N] [--fsdp PARTS] [--pause SECONDS] [--then OUT DATA ...]
 
 Tests start it in other processes. The arguments after `--then` are those of another run in the same process.
 """
@@ -35,6 +35,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.progress import read_metrics
+from polyphi.train.contrastive import Contrastive
 from polyphi.train.evaluation import SPLIT, EvalOptions
 from polyphi.train.loss import NextToken
 from polyphi.train.options import MachineOptions, TrainOptions
@@ -66,6 +67,14 @@ EVERYTHING = Stage(
 )
 APART = replace(EVERYTHING, name="apart", data=Mix({"pictures": 1.0, "sounds": 1.0}))
 """With two processes, in some steps one gets all the images and the other all the audio."""
+CONTRAST = Stage(
+    name="contrast",
+    start={},
+    trainable={"vision.encoder.*": 1e-3, "objective.*": 1e-3},
+    data=Mix({"pictures": 1.0}),
+    objective=Contrastive(width=16),
+)
+STAGES = (EVERYTHING, LANGUAGE, APART, CONTRAST)
 
 
 def _words(random: np.random.Generator, few: int = 2, many: int = 9) -> str:
@@ -250,13 +259,14 @@ def run_from_arguments(arguments: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=BUDGET.steps)
     parser.add_argument("--fsdp", type=int, default=1)
     parser.add_argument("--context-parallel", type=int, default=1)
+    parser.add_argument("--micro-tokens", type=int, default=8192)
     parser.add_argument("--background", action="store_true")
     parser.add_argument("--patience", type=int, help="evaluates after each step")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, default=0.0)
     parsed = parser.parse_args(arguments)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    stage = {s.name: s for s in (EVERYTHING, LANGUAGE, APART)}[parsed.stage]
+    stage = {s.name: s for s in STAGES}[parsed.stage]
     if parsed.pause:
         Slow.pause = parsed.pause
         stage = replace(stage, objective=Slow())
@@ -274,6 +284,7 @@ def run_from_arguments(arguments: list[str]) -> None:
         dropout=parsed.dropout,
         fsdp=parsed.fsdp,
         context_parallel=parsed.context_parallel,
+        micro_tokens=parsed.micro_tokens,
         background=parsed.background,
         checkpoint_seconds=0.0,
         evaluation=evaluation,
