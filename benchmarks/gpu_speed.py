@@ -25,7 +25,7 @@ from polyphi.train import parallel
 from polyphi.train.loss import NextToken
 from polyphi.train.memory import activations
 from polyphi.train.optimizer import make_optimizer, set_lr
-from polyphi.train.trainer import StageLoss
+from polyphi.train.stage_loss import StageLoss
 from polyphi_recipe import stages
 from polyphi_recipe.plan import UTILISATION, peak_flops
 

@@ -8,7 +8,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -24,6 +24,7 @@ from polyphi.planning import cost
 from polyphi.planning.cost import (
     StageModel,
     Switches,
+    Work,
     flops,
     memory,
     precomputes_reference,
@@ -35,6 +36,8 @@ from polyphi.planning.example_rows import Row, example_rows
 from polyphi.processing import image
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size, image_size
+from polyphi.train.loss import NextToken
+from polyphi.train.stage import Comparing
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.recipe import Recipe, short
 
@@ -188,6 +191,91 @@ def estimated_tokens(row: Row, model: ModelConfig) -> float:
     return tokens
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a step of a stage has to do: `samples` has the amounts of a typical sample of each corpus, `mean` those of
+    one of the mix, `step` those of an average step."""
+
+    target: StageModel
+    samples: Mapping[str, Work]
+    mean: Work
+    step: Work
+
+    @classmethod
+    def of(cls, target: StageModel, recipe: Recipe) -> "Load":
+        """The load of a stage of a recipe."""
+        mix = target.stage.data.weights
+        samples = {
+            c: work(example_rows(target, c, measured_row(recipe, c)), target.config) for c in mix
+        }
+        total = sum(mix.values())
+        mean = sum((scaled(samples[c], w / total) for c, w in mix.items()), Counter())
+        step = scaled(mean, target.budget.batch_tokens / mean["tokens"])
+        return cls(target, samples, mean, step)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the samples of a step are compared with each other."""
+        return isinstance(self.target.stage.objective, Comparing)
+
+    def of_pack(self, sample: Work, micro_tokens: int) -> int:
+        """Samples with the amounts of `sample` in a pack, at least one (`Capacity`)."""
+        fitting = micro_tokens // sample["tokens"]
+        if self.compares:
+            assert self.target.config.vision is not None
+            cells = self.target.config.vision.cells**2
+            fitting = min(fitting, micro_tokens // cells // sample["crops"])
+        return max(1, int(fitting))
+
+    def fullest(self, on: Switches, world: int, cpu: bool) -> tuple[dict[str, float], str]:
+        """(memory with the pack that takes most, its corpus). A pack has as many samples as fit, at least one; of it a
+        device has its part."""
+        packs = {
+            c: scaled(sample, self.of_pack(sample, on.micro_tokens) / on.context_parallel)
+            for c, sample in self.samples.items()
+        }
+        if self.compares:
+            compared: Work = Counter(compared=round(self.step["sequences"]))
+            packs = {c: w | compared for c, w in packs.items()}
+        usage = {c: memory(self.target, w, on, world, cpu) for c, w in packs.items()}
+        worst = max(usage, key=lambda c: usage[c]["peak"])
+        return usage[worst], worst
+
+    def time(self, on: Switches, world: int, device: Device, utilisation: float) -> "Time":
+        """The time of a step."""
+        target = self.target
+        of_parts = flops(target, self.step, on.activations == "recompute")
+        if precomputes_reference(target):
+            of_parts["reference"] = sum(flops(target, self.step, backward=False).values())
+        own = (
+            self.step["sequences"] * on.context_parallel / world
+        )  # samples of a device, or of those that share packs
+        packs = ceil(own / self.of_pack(self.mean, on.micro_tokens))
+        if self.compares and packs > 1:
+            views: Work = Counter({"crops": self.step["crops"]})
+            of_parts["first pass"] = sum(flops(target, views, backward=False).values())
+        sent = traffic(target, on, world, packs)
+        inside = device.devices_per_machine
+        link = device.inside if world <= inside else device.between
+        group = max(on.fsdp, on.context_parallel)
+        group_link = device.inside if group <= inside else device.between
+        arithmetic = sum(of_parts.values()) / (device.flops * utilisation * world)
+        arithmetic *= (
+            ceil(own) / own
+        )  # a sample isn't divided: the others wait for the device that has most
+        seconds = max(arithmetic, sent["shards"] / group_link) + sent["context"] / group_link
+        return Time(of_parts, sent, seconds + sent["gradients"] / link)
+
+
+@dataclass(frozen=True)
+class Time:
+    """FLOPs of a step by part, bytes that a device sends in it, and its seconds."""
+
+    flops: dict[str, float]
+    traffic: dict[str, float]
+    seconds: float
+
+
 def plan(
     name: str,
     recipe: Recipe,
@@ -196,91 +284,20 @@ def plan(
     *,
     utilisation: float = UTILISATION,
     price: float | None = None,
+    fit: bool = False,
 ) -> Plan:
-    """The plan of a stage. `price` is that of a device's hour. Raises ValueError for an unknown stage or device, and
-    for shards or context that the number of devices or the stage doesn't allow."""
+    """The plan of a stage. `price` is that of a device's hour. `fit`: with a fast setting that fits, where there is
+    one. Raises ValueError for an unknown stage or device, and for shards or context that the number of devices or
+    the stage doesn't allow."""
     target, (world, device_name) = stage_model(name, recipe), cluster(devices)
-    device = DEVICES[device_name]
-    if on.fsdp < 1 or world % on.fsdp:
-        raise ValueError(f"--fsdp {on.fsdp} must divide the number of devices, found {devices}")
-    if on.fsdp > 1 and not shardable(target):
-        raise ValueError(
-            f"sharding needs a stage that trains the language model alone; {name} trains other parts: omit --fsdp"
-        )
-    if on.context_parallel < 1 or world % on.context_parallel:
-        raise ValueError(
-            f"--context-parallel {on.context_parallel} must divide the number of devices, found {devices}"
-        )
-    if on.context_parallel > 1 and not context_shardable(target):
-        raise ValueError(
-            f"--context-parallel needs packs of text; {name} has images, audio or pairs: omit --context-parallel"
-        )
-    if on.micro_tokens < 1 or not 0 < utilisation <= 1:
-        raise ValueError(
-            f"expected micro-tokens above 0 and a utilisation in (0, 1], found {on.micro_tokens} and {utilisation}"
-        )
-    budget, mix = target.budget, target.stage.data.weights
-    per_corpus = {
-        c: work(example_rows(target, c, measured_row(recipe, c)), target.config) for c in mix
-    }
-    mean = sum((scaled(per_corpus[c], w / sum(mix.values())) for c, w in mix.items()), Counter())
-    step = scaled(mean, budget.batch_tokens / mean["tokens"])
-    one_pack = target.stage.objective.whole_step
-
-    def fullest_pack(on: Switches, world: int) -> tuple[dict[str, float], str]:
-        """(memory with the pack that takes most, its corpus). A pack has as many samples as fit, at least one; of it a
-        device has its part."""
-        max_tokens = budget.batch_tokens if one_pack else on.micro_tokens
-        packs = {
-            c: scaled(w, max(1, int(max_tokens // w["tokens"])) / on.context_parallel)
-            for c, w in per_corpus.items()
-        }
-        usage = {c: memory(target, w, on, world, device_name == "cpu") for c, w in packs.items()}
-        worst = max(usage, key=lambda c: usage[c]["peak"])
-        return usage[worst], worst
-
-    used, worst = fullest_pack(on, world)
-    advice: list[str] = []
-    if used["peak"] > device.memory:
-        # The fewest options, and of each option the smallest change.
-        for text, other, world_size, card in sorted(
-            changes(target, on, world, device_name), key=lambda change: change[0].count("--")
-        ):
-            if advice and text.count("--") > advice[0].count("--"):
-                break
-            if fullest_pack(other, world_size)[0]["peak"] <= DEVICES[card].memory:
-                advice.append(text)
-        mildest = {re.sub(r"\d+", "", text): text for text in reversed(advice)}
-        advice = list(mildest.values())[::-1]
-    if used["peak"] > device.memory and one_pack:
-        advice = [
-            f"batch_tokens {budget.batch_tokens // 2**n} (all samples of a step are one pack)"
-            for n in range(1, 20)
-            if memory(
-                target,
-                scaled(per_corpus[worst], budget.batch_tokens / 2**n / per_corpus[worst]["tokens"]),
-                on,
-                world,
-            )["peak"]
-            <= device.memory
-        ][:1]
-    flops_by_part = flops(target, step, on.activations == "recompute")
-    if precomputes_reference(target):
-        flops_by_part["reference"] = sum(flops(target, step, backward=False).values())
-    packs = ceil(budget.batch_tokens * on.context_parallel / world / on.micro_tokens)
-    sent = traffic(target, on, world, packs)
-    link = device.inside if world <= device.devices_per_machine else device.between
-    group_link = (
-        device.inside
-        if max(on.fsdp, on.context_parallel) <= device.devices_per_machine
-        else device.between
-    )
-    # Where samples are compared with each other, all devices process all of them.
-    arithmetic = sum(flops_by_part.values()) / (
-        device.flops * utilisation * (1 if one_pack else world)
-    )
-    seconds = max(arithmetic, sent["shards"] / group_link) + sent["context"] / group_link
-    seconds += sent["gradients"] / link
+    device, cpu = DEVICES[device_name], device_name == "cpu"
+    _check(target, on, devices, utilisation)
+    load = Load.of(target, recipe)
+    if fit:
+        on = _fitting(load, on, world, device_name, utilisation)
+    used, worst = load.fullest(on, world, cpu)
+    fits = used["peak"] <= device.memory
+    time, budget = load.time(on, world, device, utilisation), target.budget
     return Plan(
         stage=name,
         size=recipe.name,
@@ -293,31 +310,85 @@ def plan(
         frozen=target.size(target.tensors) - target.size(target.trainable),
         steps=budget.steps,
         tokens=budget.steps * budget.batch_tokens,
-        step=dict(step),
+        step=dict(load.step),
         devices=f"{world}x{device_name}",
         switches=on,
         memory=used,
         room=device.memory,
         fullest=worst,
-        fits=used["peak"] <= device.memory,
-        advice=advice,
-        flops=flops_by_part,
-        traffic=sent,
-        seconds=seconds,
+        fits=fits,
+        advice=[] if fits else _advice(load, on, world, device_name),
+        flops=time.flops,
+        traffic=time.traffic,
+        seconds=time.seconds,
         utilisation=utilisation,
-        device_hours=seconds * budget.steps * world / 3600,
+        device_hours=time.seconds * budget.steps * world / 3600,
         price=price,
     )
 
 
-def shardable(target: StageModel) -> bool:
-    """Whether the decoder's layers can be sharded: only where they are trainable (`polyphi/train/parallel.py`)."""
-    return target.trains("decoder.norm")
+def _fitting(load: Load, on: Switches, world: int, device: str, utilisation: float) -> Switches:
+    """The setting that fits with the fewest changes of those that are at most 5 % slower than the fastest; `on` where
+    none fits."""
+    others = changes(load.target, on, world, device)
+    settings = [on, *(other for _, other, n, card in others if (n, card) == (world, device))]
+    room, cpu = DEVICES[device].memory, device == "cpu"
+    seconds = {
+        s: load.time(s, world, DEVICES[device], utilisation).seconds
+        for s in settings
+        if load.fullest(s, world, cpu)[0]["peak"] <= room
+    }
+    fast = [s for s, n in seconds.items() if n <= 1.05 * min(seconds.values())]
+    return min(fast, key=lambda s: (len(_flags(s, on)), seconds[s]), default=on)
+
+
+def _check(target: StageModel, on: Switches, devices: str, utilisation: float) -> None:
+    """Raise ValueError for a setting that the devices or the stage don't allow."""
+    name, (world, _) = target.stage.name, cluster(devices)
+    if on.fsdp < 1 or world % on.fsdp:
+        raise ValueError(f"--fsdp {on.fsdp} must divide the number of devices, found {devices}")
+    if on.fsdp > 1 and not shardable(target, on.base):
+        why = "is quantized" if target.decoder != "unused" else "isn't used"
+        raise ValueError(f"--fsdp shards the decoder, which {why} in {name}: omit --fsdp")
+    if on.context_parallel < 1 or world % on.context_parallel:
+        raise ValueError(
+            f"--context-parallel {on.context_parallel} must divide the number of devices, found {devices}"
+        )
+    if on.context_parallel > 1 and not context_shardable(target):
+        raise ValueError(
+            "--context-parallel divides rows of next-token prediction without auxiliary losses; "
+            f"{name} has {target.stage.objective!r}: omit --context-parallel"
+        )
+    if on.micro_tokens < 1 or not 0 < utilisation <= 1:
+        raise ValueError(
+            f"expected micro-tokens above 0 and a utilisation in (0, 1], found {on.micro_tokens} and {utilisation}"
+        )
+
+
+def _advice(load: Load, on: Switches, world: int, device: str) -> list[str]:
+    """The changes with which the stage would fit that have the fewest options, and of each option the smallest."""
+    advice: list[str] = []
+    for text, other, count, card in sorted(
+        changes(load.target, on, world, device), key=lambda change: change[0].count("--")
+    ):
+        if advice and text.count("--") > advice[0].count("--"):
+            break
+        if load.fullest(other, count, device == "cpu")[0]["peak"] <= DEVICES[card].memory:
+            advice.append(text)
+    mildest = {re.sub(r"\d+", "", text): text for text in reversed(advice)}
+    return list(mildest.values())[::-1]
+
+
+def shardable(target: StageModel, base: str) -> bool:
+    """Whether the decoder's layers can be sharded (`polyphi/train/parallel.py`): where they are used and aren't
+    quantized."""
+    return target.decoder != "unused" and base not in ("int8", "int4")
 
 
 def context_shardable(target: StageModel) -> bool:
-    """Whether devices can share a pack: only rows of text that aren't compared (`polyphi/train/parallel.py`)."""
-    return shardable(target) and not precomputes_reference(target)
+    """Whether devices can share a pack: rows of next-token prediction without an auxiliary loss."""
+    objective = target.stage.objective
+    return isinstance(objective, NextToken) and not objective.align
 
 
 def changes(
@@ -327,7 +398,7 @@ def changes(
     larger = [n for n in DEVICES if DEVICES[n].memory > DEVICES[device].memory]
     devices = [(world, device, "")]
     devices += [(world, n, f"--devices {world}x{n}") for n in sorted(larger, key=_memory)]
-    shards = _doubled(on.fsdp, MAX_SHARDS if shardable(target) else 0)
+    shards = _doubled(on.fsdp, MAX_SHARDS if shardable(target, on.base) else 0)
     contexts = _doubled(on.context_parallel, MAX_CONTEXT if context_shardable(target) else 0)
     activation_choices: tuple[Literal["keep", "recompute"], ...] = ("keep", "recompute")
     packs = [on.micro_tokens, *(n for n in (4096, 2048, 1024, 512) if n < on.micro_tokens)]
@@ -338,23 +409,18 @@ def changes(
             continue
         if needed := [n for n in (shard, context) if count % n]:
             count, text = max(needed), f"--devices {max(needed)}x{card}"
-        flags = [text] + [
-            f"--{flag} {value}"
-            for flag, value, before in (
-                ("fsdp", shard, on.fsdp),
-                ("context-parallel", context, on.context_parallel),
-                ("activations", activations, on.activations),
-                ("micro-tokens", micro_tokens, on.micro_tokens),
-            )
-            if value != before
-        ]
-        if any(flags):
-            yield (
-                " ".join(filter(None, flags)),
-                Switches(shard, micro_tokens, activations, context, on.base),
-                count,
-                card,
-            )
+        other = Switches(shard, micro_tokens, activations, context, on.base)
+        if flags := [*filter(None, [text]), *_flags(other, on)]:
+            yield " ".join(flags), other, count, card
+
+
+def _flags(other: Switches, on: Switches) -> list[str]:
+    """The options that change `on` to `other`."""
+    return [
+        f"--{name.replace('_', '-')} {getattr(other, name)}"
+        for name in ("fsdp", "context_parallel", "activations", "micro_tokens")
+        if getattr(other, name) != getattr(on, name)
+    ]
 
 
 def _doubled(start: int, limit: int) -> list[int]:
@@ -371,11 +437,13 @@ MAX_SHARDS, MAX_CONTEXT = 512, 64
 # ------------------------------------------------------------------------------ output
 
 
-def page(plans: Sequence[Plan]) -> Iterator[Table | str]:
-    """The output of `polyphi plan`: one stage in detail, or a table of several with their sum."""
+def page(plans: Sequence[Plan], on: Switches) -> Iterator[Table | str]:
+    """The output of `polyphi plan` with the options `on`: one stage in detail, or a table of several with their
+    sum."""
     if len(plans) == 1:
         yield from _details(plans[0])
         return
+    first = plans[0]
     table = Table(box=None, padding=(0, 1))
     for column in ("stage", "learn", "tokens", "GB", "FLOPs", "days", "device hours", "fits"):
         left = column in ("stage", "fits")
@@ -389,15 +457,21 @@ def page(plans: Sequence[Plan]) -> Iterator[Table | str]:
             f"{p.total:.2g}",
             f"{p.seconds * p.steps / 86400:.1f}",
             f"{p.device_hours:,.0f}",
-            "yes" if p.fits else "with " + (p.advice[0] if p.advice else "no option"),
+            _fits_text(p, on),
         )
     hours = sum(p.device_hours for p in plans)
     table.add_row("all", "", short(sum(p.tokens for p in plans)), "", "", "", f"{hours:,.0f}", "")
-    first = plans[0]
-    yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_switches_text(first.switches)}"
+    yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_switches_text(on)}"
     yield table
     if first.price is not None:
         yield f"cost {first.price * hours:,.0f} at {first.price:g} per device hour"
+
+
+def _fits_text(p: Plan, on: Switches) -> str:
+    """Whether a stage fits, and the options with which it does."""
+    if p.fits:
+        return " ".join(_flags(p.switches, on)) or "yes"
+    return "with " + (p.advice[0] if p.advice else "no option")
 
 
 def sources_table(recipe: Recipe) -> Table:

@@ -50,6 +50,11 @@ class StageModel:
     def trainable(self) -> frozenset[str]:
         return frozenset(name for names in self.trainable_groups.values() for name in names)
 
+    @cached_property
+    def sharded(self) -> list[str]:
+        """Names of the parameters that `parallel.shard` shards: those of the decoder's layers, without adapters."""
+        return [n for n in self.tensors if n.startswith("decoder.layers.") and ".lora." not in n]
+
     def trains(self, prefix: str) -> bool:
         """Whether a parameter whose name begins with `prefix` is trainable."""
         return any(name.startswith(prefix) for name in self.trainable)
@@ -116,6 +121,8 @@ def stage_model(stage: Stage, budget: Budget, config: ModelConfig) -> StageModel
 
 
 HEAD = "decoder.embed_tokens.*"
+HEAD_WIDTH = Contrastive.width
+"""Width of the space in which images and captions are compared."""
 
 # ------------------------------------------------------------------------------ amounts of a batch
 
@@ -316,11 +323,12 @@ def memory(
 ) -> dict[str, float]:
     """Bytes of one device by part during forward and backward of its part of a pack, after the first step, with the
     gradients of an earlier pack; `peak` is the maximum at one time. Where devices share a pack, the last one has the
-    keys and values of all tokens."""
+    keys and values of all tokens. Where samples are compared, `amounts["compared"]` are those of the whole step."""
     d = target.config.decoder
-    layers = [n for n in target.tensors if n.startswith("decoder.layers.")]
-    other_devices = target.size(layers) * (1 - 1 / on.fsdp)  # parameters of layers elsewhere
-    other_trainable = other_devices if target.trains("decoder.norm") else 0.0
+    layers = target.size(target.sharded)
+    other_devices = layers * (1 - 1 / on.fsdp)  # parameters of layers elsewhere
+    learns = target.trains("decoder.norm")
+    other_trainable = other_devices if learns else 0.0
     trainable = target.size(target.trainable)
     parts = {
         "weights, frozen": frozen_bytes(target, on, cpu) - 4 * (other_devices - other_trainable),
@@ -338,8 +346,9 @@ def memory(
         as_stored = on.base != "fp32" and not group.trainable
         if used and not (again or elsewhere or as_stored or group.glob == HEAD):
             bf16_copies += size
-    layer = target.size(layers) / d.num_hidden_layers
-    gathered = (2 * 2 + 2 + 4) * layer * (on.fsdp > 1)  # and a layer's gradients, bf16 and float32
+    layer = layers / d.num_hidden_layers
+    gradients = (2 + 4) * learns  # of a layer, bf16 and float32
+    gathered = (2 * 2 + gradients) * layer * (on.fsdp > 1)
     parts["bf16 copies"] = 2 * bf16_copies + gathered
 
     # Bytes stored per row of a tower's layers; with recomputation only the inputs of all layers but one are stored.
@@ -368,6 +377,9 @@ def memory(
 
     others = (on.context_parallel - 1) * amounts["tokens"] * key_bytes(target)
     parts["activations"] += others * (1 if recompute else d.num_hidden_layers)
+    if on.context_parallel > 1:  # the tokens of all items, with their gradients
+        tokens = amounts["picture tokens"] + amounts["features"]
+        parts["activations"] += 2 * 4 * on.context_parallel * tokens * d.hidden_size
 
     written, symbols = amounts["supervised"], d.vocab_size
     if target.decoder == "backward":
@@ -380,15 +392,22 @@ def memory(
         if on.base in ("int8", "int4") and cpu:
             head = 2 * symbols * min(columns_at_once(symbols), d.hidden_size)  # unpacked at a time
         parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
+        if getattr(
+            target.stage.objective, "align", 0.0
+        ):  # directions of all words (train/alignment.py)
+            parts["logits"] += 4 * symbols * d.hidden_size
     elif target.decoder == "unused":
         # All logits of both decoders: bf16, float32, logarithms, gradients.
         parts["logits"] = 14 * (written + amounts["features"]) * symbols
     else:
-        parts["logits"] = 12 * amounts["sequences"] ** 2
+        # A tile of logits with their gradients; embeddings of the device's captions, and directions of all.
+        compared, width = amounts["compared"] or amounts["sequences"], HEAD_WIDTH
+        tile = min(CHUNK_LOGITS["cpu" if cpu else "cuda"], compared**2 / world)
+        parts["logits"] = 4 * (
+            5 * tile + 4 * d.hidden_size * compared / world + 3 * width * compared
+        )
     # After the backward pass the gradients of replicas are concatenated for the sum over processes.
-    replicas = trainable - (
-        target.size(layers) if on.fsdp > 1 and target.trains("decoder.norm") else 0
-    )
+    replicas = trainable - (layers if on.fsdp > 1 and learns else 0)
     parts["exchange"] = 4 * replicas * (world > 1)
     temporary = parts["bf16 copies"] + parts["activations"] + parts["logits"]
     permanent = sum(
@@ -410,15 +429,16 @@ def traffic(target: StageModel, on: Switches, world: int, packs: int) -> dict[st
     layers gathered for forward and backward in bf16 and gradients scattered in float32, in parallel with the
     arithmetic; `context`: keys and values gathered in each layer and their gradients scattered, for which the layer
     waits."""
-    layers = sum(t.numel() for n, t in target.tensors.items() if n.startswith("decoder.layers."))
+    layers, learns = target.size(target.sharded), target.trains("decoder.norm")
     sharded = on.fsdp > 1
-    replicas = target.size(target.trainable) - sharded * layers
+    replicas = target.size(target.trainable) - sharded * learns * layers
     sent = {"gradients": 2 * 4 * replicas * (world - 1) / world, "shards": 0.0}
     if sharded:
-        gathers = 2 + precomputes_reference(target)
-        within = (2 * gathers + 4) * layers * (on.fsdp - 1) / on.fsdp
+        gathers = 1 + (target.decoder == "backward") + precomputes_reference(target)
+        within = (2 * gathers + 4 * learns) * layers * (on.fsdp - 1) / on.fsdp
         groups = world / on.fsdp
-        sent["shards"] = packs * (within + 2 * 4 * layers / on.fsdp * (groups - 1) / groups)
+        between = 2 * 4 * learns * layers / on.fsdp * (groups - 1) / groups
+        sent["shards"] = packs * (within + between)
     collectives = 2 + (on.activations == "recompute")
     pack = on.micro_tokens * key_bytes(target) * target.config.decoder.num_hidden_layers
     sent["context"] = packs * collectives * pack * (on.context_parallel - 1) / on.context_parallel

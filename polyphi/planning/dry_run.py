@@ -34,7 +34,7 @@ from polyphi.train import parallel
 from polyphi.train.freeze import check_gradients, freeze, named
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.preference import References
-from polyphi.train.trainer import StageLoss
+from polyphi.train.stage_loss import StageLoss
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,8 @@ class Meter(TorchDispatchMode):
 
 class ReadableFakes(FakeTensorMode):
     """Fake tensors whose values can be read: each is 1, and no two tensors are equal. Checks of values (is the loss
-    finite, is there a gradient) then have the results of a normal step."""
+    finite, is there a gradient) then have the results of a normal step. Indices, masks and whatever is computed from a
+    batch's real tensors alone stay real, so that a shape that depends on their values is known."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
@@ -95,6 +96,10 @@ class ReadableFakes(FakeTensorMode):
             return 1.0 if dtype.is_floating_point else dtype == torch.bool or 1
         if func is torch.ops.aten.equal.default:
             return False
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        fake = any(isinstance(leaf, FakeTensor) for leaf in inputs)
+        if func is torch.ops.aten.arange.default or (inputs and not fake):
+            return func(*args, **(kwargs or {}))
         return super().dispatch(func, types, args, kwargs)
 
 

@@ -240,7 +240,7 @@ def _naming(
     # the vocabulary.
     directions = model.decoder.embed_tokens.weight[used].detach().float()
     directions = F.normalize(directions - directions.mean(0), dim=-1)
-    columns = torch.searchsorted(used, ids)
+    columns = torch.searchsorted(used, ids.contiguous())
     empty = torch.isin(used, used.new_tensor(head.empty_ids)).nonzero().flatten().tolist()
     predicted = head.word_embeddings(features)
     log_probs = (LOGIT_SCALE * predicted.flatten(0, 1).float() @ directions.t()).log_softmax(-1)
@@ -332,7 +332,7 @@ class Contrastive:
         total, rows = _collectives(together)
         encoder, device = model.vision.encoder, model.decoder.device
         keep = len(packs) == 1 and torch.is_grad_enabled()
-        kept: list[Tensor | None] = []
+        graphs: list[Tensor | None] = []
         pooled, captions = [], []
         with torch.set_grad_enabled(keep):
             for batch in (batch.to(device) for batch in packs):  # on the device one at a time
@@ -340,7 +340,7 @@ class Contrastive:
                 features = encoder(views.crops, views.masks)
                 pooled.append(encoder.pool(features, views.masks).detach())
                 captions.append(caption_embeddings(model, batch))
-                kept.append(features if keep else None)
+                graphs.append(features if keep else None)
         sizes = [batch.sequences for batch in packs]
         number = sum(sizes[:counted])
         with torch.no_grad():
@@ -363,7 +363,7 @@ class Contrastive:
         values = (losses, hits, by_image, by_text, by_temperature, by_bias)
         fill = sum(sizes) - number
         rows_of = [F.pad(x, (0, 0) * (x.ndim - 1) + (0, fill)).split(sizes) for x in values]
-        columns = (*rows_of, texts.split(sizes), [words] * len(packs), kept)
+        columns = (*rows_of, texts.split(sizes), [words] * len(packs), graphs)
         return [Compared(*of_pack) for of_pack in zip(*columns, strict=True)]
 
     def loss(

@@ -161,8 +161,9 @@ class Stage:
     AttentionDecoder. `adapters` adds adapters to those of the start weights: a rank and alpha for a fresh one, or the
     name of the one to copy. If `ema` isn't 0, the exported tensors are averages over the steps, in which each step's
     weights count `ema` times as much as those of the next. `small` is the mix of the sizes below `full`, where it
-    differs from `data` [ours]. A stage of a user's own may have "auto" as the learning rate of an adapter, which
-    `train/finetune.py` replaces by a number (optimizer.py)."""
+    differs from `data`, and `auxiliary` the objective's weights of auxiliary losses there, which need annotations that
+    only generated samples have [ours]. A stage of a user's own may have "auto" as the learning rate of an adapter,
+    which `train/finetune.py` replaces by a number (optimizer.py)."""
 
     name: str
     start: Mapping[str, str]
@@ -181,6 +182,7 @@ class Stage:
     adapters: Mapping[str, AdapterConfig | str] = field(default_factory=dict)
     watch: tuple[str, ...] = ()
     small: Mix | None = None
+    auxiliary: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def parents(self) -> tuple[str, ...]:

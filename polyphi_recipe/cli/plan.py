@@ -24,6 +24,7 @@ def plan(
     utilisation: Annotated[
         float, Parameter(help="Share of the devices' peak that training reaches.")
     ] = 0.4,
+    fit: Annotated[bool, Parameter(help="Plan each stage with a fast setting that fits.")] = False,
     price: Annotated[float | None, Parameter(help="Price of a device per hour.")] = None,
     as_json: Annotated[bool, Parameter(name="--json", help="Print one JSON list.")] = False,
     dry_run: Annotated[bool, Parameter(help="Run two steps on tensors without memory.")] = False,
@@ -33,6 +34,7 @@ def plan(
     For example:
 
         polyphi plan
+        polyphi plan --devices 512xA100 --fit
         polyphi plan lab.toml --devices 8xH100
         polyphi plan vision_3_generative --devices 8xH100 --activations recompute
         polyphi plan speech_2_post --devices 1xL4 --base int4 --micro-tokens 1024
@@ -40,6 +42,7 @@ def plan(
     """
     from polyphi_recipe import find_recipe
     from polyphi_recipe import plan as planning
+    from polyphi_recipe.recipe import REAL_SIZES
 
     files = [name for name in stages if name.endswith(".toml")]
     if len(files) > 1:
@@ -56,13 +59,16 @@ def plan(
             console.print(text, highlight=False)
         return
     plans = [
-        planning.plan(name, recipe, devices, switches, utilisation=utilisation, price=price)
+        planning.plan(
+            name, recipe, devices, switches, utilisation=utilisation, price=price, fit=fit
+        )
         for name in chosen
     ]
     if as_json:
         print(json.dumps([asdict(p) | {"cost": p.cost} for p in plans], indent=1))
         return
-    if recipe.file is not None and not any(name for name in stages if name not in files):
+    real = recipe.file is not None or recipe.size.name in REAL_SIZES
+    if real and not any(name for name in stages if name not in files):
         console.print(planning.sources_table(recipe))
-    for line in planning.page(plans):
+    for line in planning.page(plans, switches):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))

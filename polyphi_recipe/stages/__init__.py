@@ -51,14 +51,15 @@ def load(name: str) -> Stage:
 
 
 def at_size(name: str, size: Size) -> Stage:
-    """The stage with the given name and the mix of a size. Raises ValueError with the nearest name for an unknown
-    one."""
+    """The stage with the given name, with the mix and the objective of a size. Raises ValueError with the nearest name
+    for an unknown one."""
     stage = load(name)
-    small = stage.small if size.name != "full" else None
-    if small is None:
+    if size.name == "full":
         return stage
-    late = {corpus: round(samples * size.late_scale) for corpus, samples in small.late.items()}
-    return replace(stage, data=replace(small, late=late))
+    objective = replace(stage.objective, **stage.auxiliary)  # type: ignore[type-var]
+    mix = stage.small or stage.data
+    late = {corpus: round(samples * size.late_scale) for corpus, samples in mix.late.items()}
+    return replace(stage, data=replace(mix, late=late), objective=objective)
 
 
 def longest_audio(size: Size) -> float:

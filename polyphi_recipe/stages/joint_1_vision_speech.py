@@ -24,7 +24,8 @@ stage = Stage(
         {"vision_speech": 52, "image_qa": 22, "multi_image": 16, "captions": 4, "instructions": 6},
         adapter={"instructions": "vision"},
     ),  # [ours]
-    objective=NextToken(max_crops=36, align=0.3),  # [ours] align
+    objective=NextToken(max_crops=36),
+    auxiliary={"align": 0.3},  # [ours]
     context=16_384,
     batch_tokens=1 << 22,
     steps=10_000,

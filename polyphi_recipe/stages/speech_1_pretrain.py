@@ -14,7 +14,8 @@ stage = Stage(
     start={"*": "text_4_align", "audio.encoder.*": "speech_0_aed"},
     trainable={"audio.encoder.*": 4e-5, "audio.projector.speech.*": 4e-5},
     data=Mix({"asr": 1}),
-    objective=NextToken(align=0.5),  # [ours] align
+    objective=NextToken(),
+    auxiliary={"align": 0.5},  # [ours]
     context=2048,
     batch_tokens=1 << 20,
     steps=50_000,

@@ -33,7 +33,8 @@ stage = Stage(
             "audio_safety": 10,
         }
     ),  # [ours]
-    objective=NextToken(align=0.2),  # [ours] align
+    objective=NextToken(),
+    auxiliary={"align": 0.2},  # [ours]
     context=23_000,  # 30 minutes are 22.5k tokens (report 2.2.2)
     batch_tokens=1 << 20,
     steps=50_000,

@@ -15,7 +15,8 @@ stage = Stage(
     start={"*": "text_1_pretrain"},
     trainable={"vision.encoder.*": 1e-5, "objective.*": 2e-5},
     data=Mix({"captions": 1}),
-    objective=Contrastive(naming=1.0),  # [ours] naming
+    objective=Contrastive(),
+    auxiliary={"naming": 1.0},  # [ours]
     context=512,
     batch_tokens=1 << 20,
     steps=20_000,

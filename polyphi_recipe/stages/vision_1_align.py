@@ -13,7 +13,8 @@ stage = Stage(
     start={"*": "vision_0_encoder", "decoder.*": "text_4_align"},
     trainable={"vision.projector.*": 1e-3},
     data=Mix({"captions": 1}),
-    objective=NextToken(align=1.0),  # [ours] align
+    objective=NextToken(),
+    auxiliary={"align": 1.0},  # [ours]
     context=4096,
     batch_tokens=1 << 20,
     steps=5_000,

@@ -17,7 +17,8 @@ stage = Stage(
         {"captions": 55, "interleaved": 4, "grounding": 8, "ocr": 25, "charts": 8}
     ),  # [ours] shares
     small=Mix({"captions": 72, "interleaved": 3, "grounding": 8, "ocr": 10, "charts": 7}),
-    objective=NextToken(max_crops=16, align=1.0),  # [ours] align
+    objective=NextToken(max_crops=16),
+    auxiliary={"align": 1.0},  # [ours]
     context=8192,
     batch_tokens=1 << 22,
     steps=120_000,  # 0.5T tokens with text (report 3.2)

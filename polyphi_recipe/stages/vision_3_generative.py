@@ -21,7 +21,8 @@ stage = Stage(
         {"image_qa": 88, "charts": 3, "grounding": 2, "ocr": 1, "instructions": 6},
         adapter={"instructions": "vision"},
     ),
-    objective=NextToken(max_crops=36, align=0.3),  # [ours] align
+    objective=NextToken(max_crops=36),
+    auxiliary={"align": 0.3},  # [ours]
     context=16_384,
     batch_tokens=1 << 22,
     steps=70_000,  # 0.3T tokens over text (report 3.2)

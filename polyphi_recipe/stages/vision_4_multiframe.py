@@ -16,7 +16,8 @@ stage = Stage(
     data=Mix(
         {"multi_image": 56, "image_qa": 36, "instructions": 8}, adapter={"instructions": "vision"}
     ),  # [ours] shares
-    objective=NextToken(max_crops=36, align=0.3),  # [ours] align
+    objective=NextToken(max_crops=36),
+    auxiliary={"align": 0.3},  # [ours]
     context=65_536,
     batch_tokens=1 << 22,
     steps=10_000,

@@ -38,13 +38,23 @@ def test_long_rows_are_shared() -> None:
     assert shared.memory["activations"] < result.memory["activations"] / 16
 
 
-def test_samples_that_are_compared_stay_one_pack() -> None:
-    """No option and no further device helps the contrastive stage: the batch must be smaller."""
-    result = plan.plan("vision_0_encoder", FULL, "64xH100")
-    assert not result.fits
-    assert result.advice and all(text.startswith("batch_tokens") for text in result.advice)
-    more = plan.plan("vision_0_encoder", FULL, "128xH100")
-    assert more.memory["peak"] == result.memory["peak"]
+def test_samples_that_are_compared_are_divided() -> None:
+    """Over packs, which take a second pass, and over devices."""
+    one, more = (plan.plan("vision_0_encoder", FULL, f"{n}xH100") for n in (64, 512))
+    assert one.fits and more.fits and "first pass" in one.flops
+    assert more.seconds < one.seconds / 6
+    smaller = plan.plan("vision_0_encoder", FULL, "64xH100", Switches(micro_tokens=4096))
+    assert smaller.memory["activations"] == pytest.approx(one.memory["activations"] / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["text_2_long", "vision_4_multiframe", "joint_1_vision_speech"])
+def test_a_fitting_setting_is_fast(name: str) -> None:
+    plain, fitting = (plan.plan(name, FULL, "64xA100", fit=fit) for fit in (False, True))
+    assert fitting.fits
+    for on in (Switches(activations="recompute", context_parallel=16), Switches(micro_tokens=1024)):
+        other = plan.plan(name, FULL, "64xA100", on)
+        assert not other.fits or fitting.seconds <= 1.05 * other.seconds
+    assert plain.fits or plain.switches != fitting.switches
 
 
 def test_more_devices_are_faster_and_send_more() -> None:
@@ -75,9 +85,10 @@ def test_it_reads(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["--size", "huge"], "unknown size"),
         (["--devices", "8xH1000"], "unknown devices"),
         (["text_1_pretrain", "--fsdp", "3"], "--fsdp 3"),
-        (["vision_3_generative", "--fsdp", "8"], "omit --fsdp"),
+        (["speech_0_aed", "--fsdp", "8"], "omit --fsdp"),
+        (["speech_2_post", "--fsdp", "8", "--base", "int4"], "omit --fsdp"),
         (["text_2_long", "--context-parallel", "5"], "--context-parallel 5"),
-        (["text_4_align", "--context-parallel", "8"], "images, audio or pairs"),
+        (["text_4_align", "--context-parallel", "8"], "next-token prediction"),
         (["--activations", "forget"], '"keep", "recompute"'),
         (["--base", "fp8"], '"bf16", "int8", "int4"'),
         (["text_1_pretrain", "--base", "int4"], "only frozen weights"),

@@ -22,7 +22,7 @@ from polyphi.train import parallel
 from polyphi.train.freeze import freeze
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage import Budget
-from polyphi.train.trainer import StageLoss
+from polyphi.train.stage_loss import StageLoss
 from polyphi_recipe.plan import stage_model
 from polyphi_recipe.recipe import of_size
 
