@@ -75,6 +75,11 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
         raise ValueError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
     replaced = {stage for part in parts for stage in REPLACED[part]}
     corpora, every = _by_share(table.corpora, every)
+    imported = {name for name, corpus in corpora.items() if corpus.sources}
+    every = {
+        name: stages.without_auxiliary(stage) if imported.issuperset(stage.data.weights) else stage
+        for name, stage in every.items()
+    }
     return Recipe(
         path.stem,
         _size(table, size, parts, every),

@@ -13,7 +13,7 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from itertools import islice
@@ -391,9 +391,14 @@ class Run:
         """Whether a stage is finished."""
         return (self.runs / name / MANIFEST).exists()
 
-    def train(self, name: str, base: Base | None = None) -> None:
+    def train(
+        self,
+        name: str,
+        base: Base | None = None,
+        budget: Mapping[str, Any] = {},
+    ) -> None:
         """Train a stage, unless it is finished, after its parents and corpora. `base` ("int8" or "int4") quantizes its
-        frozen weights (`quantize_frozen`), but not those of its parents."""
+        frozen weights (`quantize_frozen`), but not those of its parents; `budget` replaces values of its budget."""
         stage = self.lineage.stage(name)
         if (part := self.lineage.replacement(name)) is not None:
             raise ValueError(
@@ -410,9 +415,16 @@ class Run:
         config = self.lineage.configuration(stage, self.size.model, self.tokenizer)
         with self.exclusive(name, shared=True):
             if not self.is_trained(name):
-                self._train(stage, config, self.runs / name, base)
+                self._train(stage, config, self.runs / name, base, budget)
 
-    def _train(self, stage: Stage, config: ModelConfig, out: Path, base: Base | None) -> None:
+    def _train(
+        self,
+        stage: Stage,
+        config: ModelConfig,
+        out: Path,
+        base: Base | None,
+        budget: Mapping[str, Any],
+    ) -> None:
         self._check_parts()
         model, origins = self.lineage.assemble(
             stage, config, self.runs, self.seed, distributed.device()
@@ -434,7 +446,7 @@ class Run:
         with self.clock(stage.name):
             train(
                 stage,
-                self.recipe.budget(stage),
+                replace(self.recipe.budget(stage), **budget),
                 model,
                 self.processor,
                 self.data,

@@ -9,7 +9,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from math import ceil
@@ -287,10 +287,11 @@ def plan(
     fit: bool = False,
 ) -> Plan:
     """The plan of a stage. `price` is that of a device's hour. `fit`: with a fast setting that fits, where there is
-    one. Raises ValueError for an unknown stage or device, and for shards or context that the number of devices or
-    the stage doesn't allow."""
+    one. Frozen weights of parts stay in bf16. Raises ValueError for an unknown stage or device, and for shards or
+    context that the number of devices or the stage doesn't allow."""
     target, (world, device_name) = stage_model(name, recipe), cluster(devices)
     device, cpu = DEVICES[device_name], device_name == "cpu"
+    on = as_trained(recipe, on)
     _check(target, on, devices, utilisation)
     load = Load.of(target, recipe)
     if fit:
@@ -327,19 +328,27 @@ def plan(
     )
 
 
+def as_trained(recipe: Recipe, on: Switches) -> Switches:
+    """The switches of a recipe's stages: parts stay in bf16 (`Run.train`)."""
+    return replace(on, base="bf16") if recipe.parts and on.base == "fp32" else on
+
+
 def _fitting(load: Load, on: Switches, world: int, device: str, utilisation: float) -> Switches:
     """The setting that fits with the fewest changes of those that are at most 5 % slower than the fastest; `on` where
-    none fits."""
+    none fits. Frozen weights are quantized only where nothing else fits."""
     others = changes(load.target, on, world, device)
     settings = [on, *(other for _, other, n, card in others if (n, card) == (world, device))]
     room, cpu = DEVICES[device].memory, device == "cpu"
-    seconds = {
-        s: load.time(s, world, DEVICES[device], utilisation).seconds
-        for s in settings
-        if load.fullest(s, world, cpu)[0]["peak"] <= room
-    }
-    fast = [s for s, n in seconds.items() if n <= 1.05 * min(seconds.values())]
-    return min(fast, key=lambda s: (len(_flags(s, on)), seconds[s]), default=on)
+    for base in dict.fromkeys(s.base for s in settings):
+        seconds = {
+            s: load.time(s, world, DEVICES[device], utilisation).seconds
+            for s in settings
+            if s.base == base and load.fullest(s, world, cpu)[0]["peak"] <= room
+        }
+        if seconds:
+            fast = [s for s, n in seconds.items() if n <= 1.05 * min(seconds.values())]
+            return min(fast, key=lambda s: (len(_flags(s, on)), seconds[s]))
+    return on
 
 
 def _check(target: StageModel, on: Switches, devices: str, utilisation: float) -> None:
@@ -368,10 +377,9 @@ def _check(target: StageModel, on: Switches, devices: str, utilisation: float) -
 def _advice(load: Load, on: Switches, world: int, device: str) -> list[str]:
     """The changes with which the stage would fit that have the fewest options, and of each option the smallest."""
     advice: list[str] = []
-    for text, other, count, card in sorted(
-        changes(load.target, on, world, device), key=lambda change: change[0].count("--")
-    ):
-        if advice and text.count("--") > advice[0].count("--"):
+    every = sorted(changes(load.target, on, world, device), key=lambda change: _weight(change[0]))
+    for text, other, count, card in every:
+        if advice and _weight(text) > _weight(advice[0]):
             break
         if load.fullest(other, count, device == "cpu")[0]["peak"] <= DEVICES[card].memory:
             advice.append(text)
@@ -382,7 +390,12 @@ def _advice(load: Load, on: Switches, world: int, device: str) -> list[str]:
 def shardable(target: StageModel, base: str) -> bool:
     """Whether the decoder's layers can be sharded (`polyphi/train/parallel.py`): where they are used and aren't
     quantized."""
-    return target.decoder != "unused" and base not in ("int8", "int4")
+    return target.decoder != "unused" and base not in QUANTIZED
+
+
+def quantizable(target: StageModel) -> bool:
+    """Whether the decoder can be a quantized base: where gradients pass it and its own weights aren't trained."""
+    return target.decoder == "backward" and not target.trains("decoder.norm")
 
 
 def context_shardable(target: StageModel) -> bool:
@@ -402,14 +415,19 @@ def changes(
     contexts = _doubled(on.context_parallel, MAX_CONTEXT if context_shardable(target) else 0)
     activation_choices: tuple[Literal["keep", "recompute"], ...] = ("keep", "recompute")
     packs = [on.micro_tokens, *(n for n in (4096, 2048, 1024, 512) if n < on.micro_tokens)]
-    for (count, card, text), shard, context, activations, micro_tokens in product(
-        devices, shards, contexts, activation_choices, packs
+    bases = [on.base]
+    if quantizable(target):
+        bases += QUANTIZED[QUANTIZED.index(on.base) + 1 :] if on.base in QUANTIZED else QUANTIZED
+    for base, (count, card, text), shard, context, activations, micro_tokens in product(
+        bases, devices, shards, contexts, activation_choices, packs
     ):
         if activations == "keep" and on.activations == "recompute":
             continue
+        if shard > 1 and base in QUANTIZED:
+            continue
         if needed := [n for n in (shard, context) if count % n]:
             count, text = max(needed), f"--devices {max(needed)}x{card}"
-        other = Switches(shard, micro_tokens, activations, context, on.base)
+        other = Switches(shard, micro_tokens, activations, context, base)
         if flags := [*filter(None, [text]), *_flags(other, on)]:
             yield " ".join(flags), other, count, card
 
@@ -418,9 +436,14 @@ def _flags(other: Switches, on: Switches) -> list[str]:
     """The options that change `on` to `other`."""
     return [
         f"--{name.replace('_', '-')} {getattr(other, name)}"
-        for name in ("fsdp", "context_parallel", "activations", "micro_tokens")
+        for name in ("fsdp", "context_parallel", "activations", "base", "micro_tokens")
         if getattr(other, name) != getattr(on, name)
     ]
+
+
+def _weight(options: str) -> int:
+    """The number of options; one that quantizes weights counts as two."""
+    return options.count("--") + ("--base" in options)
 
 
 def _doubled(start: int, limit: int) -> list[int]:
@@ -433,6 +456,7 @@ def _memory(device: str) -> float:
 
 
 MAX_SHARDS, MAX_CONTEXT = 512, 64
+QUANTIZED: list[Literal["int8", "int4"]] = ["int8", "int4"]
 
 # ------------------------------------------------------------------------------ output
 

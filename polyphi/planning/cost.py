@@ -8,7 +8,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from math import ceil, prod
 from typing import Literal, NamedTuple
@@ -36,7 +36,7 @@ from polyphi.train.stage import Budget, Stage, matching
 # ------------------------------------------------------------------------------ trainable parameters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageModel:
     """A stage's model on the meta device, and its trainable parameters: `trainable_groups` maps globs to names."""
 
@@ -256,15 +256,16 @@ def flops(
 # ------------------------------------------------------------------------------ memory
 
 
-def frozen_bytes(target: StageModel, on: Switches, cpu: bool = False) -> float:
-    """Bytes of all frozen weights. Of a quantized base a CPU maps the table of embeddings, which is only looked up.
-    Raises ValueError for a quantized base whose weights the stage trains."""
+@cache
+def frozen_bytes(target: StageModel, base: str, cpu: bool = False) -> float:
+    """Bytes of all frozen weights with the given `Switches.base`. Of a quantized base a CPU maps the table of
+    embeddings, which is only looked up. Raises ValueError for a quantized base whose weights the stage trains."""
     total = target.size(target.tensors) - target.size(target.trainable)
-    if on.base in ("fp32", "bf16"):
-        return total * (4 if on.base == "fp32" else 2)
+    if base in ("fp32", "bf16"):
+        return total * (4 if base == "fp32" else 2)
     device = torch.device("cpu" if cpu else "cuda")
     with torch.device("meta"):
-        parts = quantize.frozen_parts(PhiModel(target.config), on.base, target.trainable, device)
+        parts = quantize.frozen_parts(PhiModel(target.config), base, target.trainable, device)
     quantized = sum(prod(part.shape) for part in parts)
     return sum(quantize.size(part) for part in parts) + 2 * (total - quantized)
 
@@ -331,7 +332,8 @@ def memory(
     other_trainable = other_devices if learns else 0.0
     trainable = target.size(target.trainable)
     parts = {
-        "weights, frozen": frozen_bytes(target, on, cpu) - 4 * (other_devices - other_trainable),
+        "weights, frozen": frozen_bytes(target, on.base, cpu)
+        - 4 * (other_devices - other_trainable),
         "weights, learned": 4 * (trainable - other_trainable),
         "gradients": 4 * (trainable - other_trainable),
         "optimiser": 8 * (trainable - other_trainable),

@@ -18,6 +18,6 @@ class Switches:
     activations: Literal["keep", "recompute"] = "keep"
     """keep or recompute."""
     context_parallel: int = 1
-    """Devices that a pack of text is split over (context parallelism)."""
+    """Devices that a pack is split over (context parallelism)."""
     base: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
-    """Frozen weights: fp32 (the recipe), bf16 (a published checkpoint), int8 or int4."""
+    """Frozen weights: fp32 (the recipe, whose parts stay in bf16), bf16 (a published checkpoint), int8 or int4."""

@@ -95,7 +95,7 @@ class MachineOptions:
     fsdp: int = 1
     """Shards of the decoder's layers, over torchrun's processes."""
     context_parallel: int = 1
-    """Processes to split each pack of long text over (context parallelism)."""
+    """Processes to split each pack over (context parallelism)."""
     activations: Activations = "keep"
     """keep, recompute (less memory, more time) or offload."""
     features: Path | None = None

@@ -70,5 +70,5 @@ def plan(
     real = recipe.file is not None or recipe.size.name in REAL_SIZES
     if real and not any(name for name in stages if name not in files):
         console.print(planning.sources_table(recipe))
-    for line in planning.page(plans, switches):
+    for line in planning.page(plans, planning.as_trained(recipe, switches)):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))

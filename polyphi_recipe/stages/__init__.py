@@ -62,6 +62,12 @@ def at_size(name: str, size: Size) -> Stage:
     return replace(stage, data=replace(mix, late=late), objective=objective)
 
 
+def without_auxiliary(stage: Stage) -> Stage:
+    """The stage without auxiliary losses, which imported rows have no annotations for."""
+    objective = replace(stage.objective, **dict.fromkeys(stage.auxiliary, 0.0))  # type: ignore[type-var]
+    return replace(stage, objective=objective)
+
+
 def longest_audio(size: Size) -> float:
     """Seconds of the longest audio that fits into a row of speech 2, the only stage with long audio, with 500 tokens
     of text: 80 ms a token, 30 minutes at most (report 2.2.1)."""

@@ -10,7 +10,9 @@ from items import FILE, csv, series
 from rich.console import Console
 
 import polyphi
+from polyphi.cli.train import train
 from polyphi.messages import Message
+from polyphi.train.options import FinetuneOptions
 from polyphi_recipe import find_recipe, plan
 from polyphi_recipe.graph import Run
 
@@ -47,6 +49,24 @@ def lab(tmp_path: Path) -> Path:
     (tmp_path / "walks.py").write_text(STAGE)
     (tmp_path / "lab.toml").write_text(RECIPE)
     return tmp_path / "lab.toml"
+
+
+def test_options_replace_the_budget_of_a_stage(lab: Path, tmp_path: Path) -> None:
+    for steps in (2, 3):
+        train(
+            "walks",
+            recipe=str(lab),
+            out=tmp_path / "run",
+            finetuning=FinetuneOptions(steps=steps, batch_tokens=128),
+            modality=(str(FILE),),
+        )
+    folder = tmp_path / "run/stages/walks"
+    manifest = json.loads((folder / "manifest.json").read_text())  # of the first command
+    assert manifest["budget"]["steps"] == 2 and manifest["budget"]["batch_tokens"] == 128
+    tokens = [json.loads(line)["tokens"] for line in (folder / "metrics.jsonl").open()]
+    assert tokens and max(tokens) <= 128
+    with pytest.raises(ValueError, match="--data needs a stage of your own"):
+        train("walks", recipe=str(lab), out=tmp_path / "run", data=("walks.jsonl",))
 
 
 def test_from_sources_to_answers(lab: Path, tmp_path: Path) -> None:

@@ -152,6 +152,17 @@ def test_a_stage_takes_the_values_of_the_file(tmp_path: Path) -> None:
     assert lab.budget(stage).batch_tokens == find_recipe.of("nano").budget(stage).batch_tokens
 
 
+def test_auxiliary_losses_need_generated_samples(tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text('size = "lab"\n[corpora.captions]\nsources = ["x"]\n')
+    own, built_in = find_recipe.of(file).stages, find_recipe.of("lab").stages
+    for name, weight in (("vision_1_align", "align"), ("vision_0_encoder", "naming")):
+        weights = [getattr(every[name].objective, weight) for every in (own, built_in)]
+        assert weights == [0.0, 1.0]
+        assert getattr(find_recipe.of("full").stages[name].objective, weight) == 0.0
+    assert getattr(own["vision_2_joint"].objective, "align") > 0  # noqa: B009 - of generated ocr
+
+
 STAGE = """
 from polyphi.train.loss import NextToken
 from polyphi.train.stage import Mix, Stage

@@ -23,6 +23,7 @@ from polyphi.train.freeze import freeze
 from polyphi.train.optimizer import make_optimizer, set_lr
 from polyphi.train.stage import Budget
 from polyphi.train.stage_loss import StageLoss
+from polyphi_recipe import stages
 from polyphi_recipe.plan import stage_model
 from polyphi_recipe.recipe import of_size
 
@@ -58,7 +59,9 @@ def main(name: str) -> None:
     torch.set_num_threads(1)
     target = stage_model(name, of_size(size()))
     # Rows of text are shorter: where bfloat16 is slow they would take a minute.
-    target = replace(target, budget=Budget(2, 4096, 400 if name.startswith("text") else 700))
+    budget = Budget(2, 4096, 400 if name.startswith("text") else 700)
+    # Examples have no annotations, so there is no auxiliary loss.
+    target = replace(target, budget=budget, stage=stages.without_auxiliary(target.stage))
     corpora = [
         c for c in target.stage.data.weights if c != "speech_summary"
     ]  # half an hour of sound

@@ -150,7 +150,7 @@ def test_bytes_of_a_frozen_base_are_those_of_the_model(base: str) -> None:
         quantize.quantize_frozen(model, base, target.trainable)
     counted = model_bytes(model) - 2 * target.size(target.trainable)
     buffers = sum(t.nbytes for t in model.buffers())
-    assert cost.frozen_bytes(target, cost.Switches(base=base), cpu=True) == counted - buffers
+    assert cost.frozen_bytes(target, base, cpu=True) == counted - buffers
 
 
 def test_every_corpus_has_an_example() -> None:

@@ -43,10 +43,9 @@ def test_a_stage_takes_two_steps(name: str, size: Recipe) -> None:
     """In eight shards, where the stage uses the decoder. Counted memory is the plan's to 10 %, and what stays between
     steps exactly. Examples have no annotations, so there is no auxiliary loss."""
     target = stage_model(name, size)
-    if target.stage.auxiliary.get("align"):
-        target = replace(target, stage=stages.load(name))
     context = min(target.budget.context, 2000)  # only the lists of positions get longer with it
-    target = replace(target, budget=replace(target.budget, context=context))
+    budget = replace(target.budget, context=context)
+    target = replace(target, budget=budget, stage=stages.without_auxiliary(target.stage))
     corpora = [c for c in target.stage.data.weights if c != "speech_summary"]
     batch = pack([row for corpus in corpora for row in example_rows(target, corpus)])
     shard = 1 if target.decoder == "unused" else 8
