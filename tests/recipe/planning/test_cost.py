@@ -65,7 +65,7 @@ def test_flops_are_torchs(name: str) -> None:
 def test_memory_is_that_of_a_process(name: str) -> None:
     """Beside the counted tensors the plan was 1 % below (text), 1 % above (vision) and 3 % above (speech). The process
     grows by 19 to 36 MB more than the tensors, whatever the size: scratch of kernels, what the allocator holds back."""
-    script = Path(__file__).with_name("memory_run.py")
+    script = Path(__file__).parents[3] / "benchmarks/stage_memory.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     out = subprocess.run(
         [sys.executable, str(script), name],
