@@ -25,7 +25,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.planning import cost, sizes
 from polyphi.planning.cost import StageModel, Switches
 from polyphi.planning.dry_run import Meter, reference_of
-from polyphi.planning.example_rows import Row, example_rows
+from polyphi.planning.example_rows import example_rows, longest_row
 from polyphi.planning.vocabulary import VocabularyOnly
 from polyphi.prepared.prepare import prepare
 from polyphi.train import memory, parallel
@@ -36,14 +36,6 @@ from polyphi.train.stage_loss import StageLoss
 from polyphi_recipe import stages
 from polyphi_recipe.plan import stage_model
 from polyphi_recipe.recipe import of_size
-
-LONGEST = {
-    "image_qa": Row(160, 100, ((2688, 2688),)),
-    "multi_image": Row(400, 300, ((1344, 1344),) * 24),
-    "speech_summary": Row(250, 220, seconds=1800),
-    "vision_speech": Row(130, 100, ((896, 672),) * 8, seconds=30),
-}
-"""Rows of the report's lengths: 36 crops, frames to 64k tokens, half an hour of speech, frames with speech."""
 
 
 def small() -> sizes.Size:
@@ -88,7 +80,7 @@ def short_rows(target: StageModel) -> list[Batch]:
 
 def longest_rows(target: StageModel) -> list[Batch]:
     """The rows of the sample that has most tokens."""
-    samples = [example_rows(target, c, LONGEST.get(c)) for c in target.stage.data.weights]
+    samples = [example_rows(target, c, longest_row(target, c)) for c in target.stage.data.weights]
     return max(samples, key=lambda rows: sum(map(len, rows)))
 
 

@@ -32,7 +32,7 @@ from polyphi.planning.cost import (
     traffic,
     work,
 )
-from polyphi.planning.example_rows import Row, example_rows
+from polyphi.planning.example_rows import Row, example_rows, longest_row
 from polyphi.processing import image
 from polyphi.processing.item_reader import ItemReader
 from polyphi.processing.media import audio_size, image_size
@@ -193,11 +193,12 @@ def estimated_tokens(row: Row, model: ModelConfig) -> float:
 
 @dataclass(frozen=True)
 class Load:
-    """What a step of a stage has to do: `samples` has the amounts of a typical sample of each corpus, `mean` those of
-    one of the mix, `step` those of an average step."""
+    """What a step of a stage has to do: `samples` has the amounts of a typical sample of each corpus, `longest` those
+    of a longest one, `mean` those of one of the mix, `step` those of an average step."""
 
     target: StageModel
     samples: Mapping[str, Work]
+    longest: Mapping[str, Work]
     mean: Work
     step: Work
 
@@ -205,13 +206,16 @@ class Load:
     def of(cls, target: StageModel, recipe: Recipe) -> "Load":
         """The load of a stage of a recipe."""
         mix = target.stage.data.weights
-        samples = {
-            c: work(example_rows(target, c, measured_row(recipe, c)), target.config) for c in mix
+        measured = {c: measured_row(recipe, c) for c in mix}
+        samples = {c: work(example_rows(target, c, measured[c]), target.config) for c in mix}
+        longest = {
+            c: work(example_rows(target, c, own or longest_row(target, c)), target.config)
+            for c, own in measured.items()
         }
         total = sum(mix.values())
         mean = sum((scaled(samples[c], w / total) for c, w in mix.items()), Counter())
         step = scaled(mean, target.budget.batch_tokens / mean["tokens"])
-        return cls(target, samples, mean, step)
+        return cls(target, samples, longest, mean, step)
 
     @property
     def compares(self) -> bool:
@@ -228,18 +232,18 @@ class Load:
         return max(1, int(fitting))
 
     def fullest(self, on: Switches, world: int, cpu: bool) -> tuple[dict[str, float], str]:
-        """(memory with the pack that takes most, its corpus). A pack has as many samples as fit, at least one; of it a
-        device has its part."""
-        packs = {
-            c: scaled(sample, self.of_pack(sample, on.micro_tokens) / on.context_parallel)
-            for c, sample in self.samples.items()
-        }
+        """(memory with the pack that takes most, its corpus). A pack has as many samples as fit, at least one, which is
+        a longest one; of it a device has its part."""
+        packs = [
+            (c, scaled(sample, self.of_pack(sample, on.micro_tokens) / on.context_parallel))
+            for samples in (self.samples, self.longest)
+            for c, sample in samples.items()
+        ]
         if self.compares:
             compared: Work = Counter(compared=round(self.step["sequences"]))
-            packs = {c: w | compared for c, w in packs.items()}
-        usage = {c: memory(self.target, w, on, world, cpu) for c, w in packs.items()}
-        worst = max(usage, key=lambda c: usage[c]["peak"])
-        return usage[worst], worst
+            packs = [(c, w | compared) for c, w in packs]
+        usage = [(memory(self.target, w, on, world, cpu), c) for c, w in packs]
+        return max(usage, key=lambda one: one[0]["peak"])
 
     def time(self, on: Switches, world: int, device: Device, utilisation: float) -> "Time":
         """The time of a step."""

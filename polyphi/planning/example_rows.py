@@ -1,6 +1,6 @@
 """Rows of a typical sample of each corpus, for the cost of a stage whose data doesn't exist yet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -62,6 +62,26 @@ ROWS = {
     "audio_safety": Row(80, 60, seconds=10),
     "vision_speech": Row(130, 100, ((1344, 1008),), seconds=8),
 }
+
+
+def longest_row(target: StageModel, corpus: str) -> Row:
+    """A sample of the longest that a corpus has in a stage: of images, one of 36 crops (report 2.2.1) or several frames,
+    as far as they fit the context (64k tokens, report 2.2.2); of others, that in `ROWS`."""
+    sample, vision = ROWS[corpus], target.config.vision
+    if vision is None or corpus not in ("image_qa", "multi_image"):
+        return sample
+
+    def tokens(width: int, height: int) -> int:
+        return image.plan(width, height, max_crops=36).layout.tokens(vision.cells)
+
+    room = target.budget.context - sample.text
+    if corpus == "multi_image":
+        frame = sample.pictures[0]
+        return replace(sample, pictures=(frame,) * max(1, room // tokens(*frame)))
+    sides = [n * image.CROP for n in range(1, 7)]
+    return replace(
+        sample, pictures=(max((n, n) for n in sides if tokens(n, n) <= room or n == sides[0]),)
+    )
 
 
 def example_rows(target: StageModel, corpus: str, measured: Row | None = None) -> list[Batch]:

@@ -57,6 +57,19 @@ def test_a_fitting_setting_is_fast(name: str) -> None:
     assert plain.fits or plain.switches != fitting.switches
 
 
+def test_frozen_weights_are_quantized_where_nothing_else_fits() -> None:
+    """On a card of 24 GB, where they would fit into none of its settings in bf16."""
+    on = Switches(base="bf16")
+    assert plan.plan("vision_2_joint", FULL, "1xL4", on, fit=True).switches.base == "bf16"
+    fitting = plan.plan("vision_3_generative", FULL, "1xL4", on, fit=True)
+    assert fitting.fits and fitting.switches.base in ("int8", "int4")
+    target = plan.stage_model("vision_3_generative", FULL)
+    others = [s for _, s, *_ in plan.changes(target, on, 8, "L4")]
+    assert not [s for s in others if s.fsdp > 1 and s.base in plan.QUANTIZED]
+    text = plan.stage_model("text_3_post", FULL)
+    assert {s.base for _, s, *_ in plan.changes(text, on, 8, "L4")} == {"bf16"}
+
+
 def test_more_devices_are_faster_and_send_more() -> None:
     few, many = (plan.plan("vision_2_joint", FULL, d) for d in ("16xH100", "64xH100"))
     assert many.seconds < few.seconds
