@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from polyphi.cli.options import (
+    AudioSecondsOption,
     KvOption,
     ModalityOption,
     ModelArgument,
@@ -45,6 +46,7 @@ def chat(
         tuple[str, ...],
         Parameter(metavar="NAME=PATH", help="A file of a further modality; repeatable."),
     ] = (),
+    max_audio_seconds: AudioSecondsOption = 1800.0,
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
@@ -76,7 +78,14 @@ def chat(
                 "nothing was piped in; expected a prompt on standard input, or as an argument"
             )
     with load_progress() as progress:
-        phi = polyphi.load(model, quant=quant, kv=kv, modalities=modality, progress=progress)
+        phi = polyphi.load(
+            model,
+            quant=quant,
+            kv=kv,
+            modalities=modality,
+            max_audio_seconds=max_audio_seconds,
+            progress=progress,
+        )
     show_placement(phi)
     if prompt is None and not parts:
         terminal.Terminal(phi, sampling, adapter, console=console).run()

@@ -45,7 +45,7 @@ from polyphi.messages import (
     route,
 )
 from polyphi.messages import media as parts_of
-from polyphi.processing.media import decode_audio, decode_image
+from polyphi.processing.media import AudioStream, decode_image
 from polyphi.processing.video import expand_videos
 from polyphi.services.endpoint import openai_part
 
@@ -252,12 +252,15 @@ class Terminal:
             raise ValueError(f"this model has no encoder for /{part_type.__name__.lower()}")
         part = part_type(path, **options)
         message = self._expanded(Message.user(part)) if part_type is Video else Message.user(part)
+        tokens = self.phi.count([message])
         for item in message.parts:  # a damaged file raises now, not with the next message
             if isinstance(item, Image):
                 decode_image(item.source)
             elif isinstance(item, Audio):
-                decode_audio(item.source)
-        tokens = self.phi.count([message])
+                for _ in AudioStream(
+                    item.source, max_seconds=self.phi.processor.caps.audio_seconds
+                ):
+                    pass
         frames = f"{len(message.parts)} frames, " if part_type is Video else ""
         self.attachments.append(part)
         self.report(

@@ -105,7 +105,13 @@ def transcribe(
     if out is None and options.form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {options.form} need a folder: add --out DIR")
     with load_progress() as progress:
-        phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
+        phi = polyphi.load(
+            model,
+            quant=quant,
+            kv=kv,
+            max_audio_seconds=options.max_audio_seconds,
+            progress=progress,
+        )
     show_placement(phi)
     options = replace(
         options,

@@ -15,7 +15,7 @@ from polyphi.processing.file_types import (
     VIDEO_FORMATS,
     sniff,
 )
-from polyphi.processing.media import MAX_FRAME_PIXELS, Caps, MediaError
+from polyphi.processing.media import MAX_FRAME_PIXELS, Caps, MediaError, check_audio_seconds
 from polyphi.processing.media_decoder import DecoderError, is_isolated, start_decoders
 from polyphi.processing.media_decoder import unavailable as isolation_missing
 
@@ -24,6 +24,7 @@ __all__ = [
     "Caps",
     "DecoderError",
     "MediaError",
+    "check_audio_seconds",
     "is_audio",
     "is_image",
     "is_isolated",

@@ -207,18 +207,16 @@ class ConformerEncoder(nn.Module):
 
         Raises ValueError where the clips' frames don't add up to the batch's, or a clip has none.
         """
-        x = self.subsampling(self.normalize(mels, clips), [clip.frames for clip in clips])
+        self.check(mels, clips)
+        x = self.subsampling(self.normalize(mels), [clip.frames for clip in clips])
         x, lengths = self.into_windows(x, clips)
         windows = self.windows(lengths, x)
         for block in self.blocks:
             x = block(x, windows)
         return self.out_of_windows(x, clips)
 
-    def normalize(
-        self, mels: Float[Tensor, "F M"], clips: Sequence[AudioLayout]
-    ) -> Float[Tensor, "F M"]:
-        """The clips' frames with the mean and deviation of the training data removed. Raises ValueError as
-        `forward`."""
+    def check(self, mels: Float[Tensor, "F M"], clips: Sequence[AudioLayout]) -> None:
+        """Raise ValueError as `forward`."""
         total = sum(clip.frames for clip in clips)
         if total != len(mels):
             raise ValueError(
@@ -226,6 +224,9 @@ class ConformerEncoder(nn.Module):
             )
         if any(clip.frames < 1 for clip in clips):
             raise ValueError("found a clip without log-mel frames: audio must last at least 25 ms")
+
+    def normalize(self, mels: Float[Tensor, "F M"]) -> Float[Tensor, "F M"]:
+        """The frames with the mean and deviation of the training data removed."""
         # Rounded to the weights' dtype first, then normalized: the order of the published code.
         mels = mels.to(self.relative_attention_bias.weight.dtype)
         return (mels - self.global_mean) * self.global_invstd

@@ -104,12 +104,12 @@ class PreparedConformerEncoder(conformer.ConformerEncoder):
         if torch.is_grad_enabled():
             yield
             return super().forward(mels, clips)
-        x = self.normalize(mels, clips)
+        self.check(mels, clips)
         max_features = max(BATCH_FEATURES, self.config.window)
         spans = list(_spans(clips, max_features))
         features = []
         for run in _runs([span.tokens for span in spans], max_features):
-            features.append(self._subsample(x, spans[run]))
+            features.append(self._subsample(mels, spans[run]))
             yield
         x, lengths = self.into_windows(_concatenate(features), clips)
         groups = [lengths[run] for run in _runs(lengths, max_features)]
@@ -118,10 +118,10 @@ class PreparedConformerEncoder(conformer.ConformerEncoder):
             encoded.append((yield from self._encode(*pair)))
         return self.out_of_windows(_concatenate(encoded), clips)
 
-    def _subsample(self, x: Float[Tensor, "F M"], spans: Sequence[Span]) -> Float[Tensor, "A D"]:
+    def _subsample(self, mels: Float[Tensor, "F M"], spans: Sequence[Span]) -> Float[Tensor, "A D"]:
         """The spans' features, without the `early` ones."""
-        frames = torch.cat([x[span.start : span.start + span.frames] for span in spans])
-        features = self.subsampling(frames, [span.frames for span in spans])
+        frames = torch.cat([mels[span.start : span.start + span.frames] for span in spans])
+        features = self.subsampling(self.normalize(frames), [span.frames for span in spans])
         if not any(span.early for span in spans):
             return features
         parts = features.split([span.early + span.tokens for span in spans])

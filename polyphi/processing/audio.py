@@ -8,6 +8,7 @@ floored at 1, so that silence is exactly 0. Audio at 8 kHz fills the lower half 
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -20,7 +21,7 @@ from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.image_input import ImageInput
 from polyphi.messages import Audio
 from polyphi.processing import media
-from polyphi.processing.media import MIN_RATE, check_rate
+from polyphi.processing.media import LONGEST_AUDIO_SECONDS, MIN_RATE, MediaError, check_rate
 from polyphi.processing.reader import Decoding, Placeholder, Reader, positions
 from polyphi.steps import Steps
 
@@ -255,23 +256,26 @@ class AudioReader(Reader):
     def placeholder(self, part: Audio, number: int, max_crops: int | None) -> Placeholder:
         """Return the tokens of a clip. Its content are log-mel frames: they are half the size of samples at 16 kHz and
         a tenth of those at 44.1 kHz in stereo, so a clip becomes frames as it is read."""
-        stream = self._stream(part)
-        mels = log_mel_of(stream, stream.rate)
+        with self._option_in_errors():
+            stream = self._stream(part)
+            mels = log_mel_of(stream, stream.rate)
         return Placeholder(part, number, AudioLayout(len(mels), "").tokens, mels)
 
     def tokens(self, part: Audio, max_crops: int | None) -> int:
         caps = self._decoding.caps
-        size = media.audio_size(
-            part.source,
-            max_bytes=caps.audio_bytes,
-            max_seconds=caps.audio_seconds,
-            decoders=self._decoding.decoders,
-        )
+        with self._option_in_errors():
+            size = media.audio_size(
+                part.source,
+                max_bytes=caps.audio_bytes,
+                max_seconds=caps.audio_seconds,
+                decoders=self._decoding.decoders,
+            )
         return AudioLayout(frames(*resampled_length(*size)), "").tokens
 
     def size(self, part: Audio, max_crops: int | None) -> tuple[int, int]:
         """Return (bytes of the log-mel frames, no pixels); for MP3 the bytes are approximate."""
-        stream = self._stream(part)
+        with self._option_in_errors():
+            stream = self._stream(part)
         samples = min(stream.announced, round(self._decoding.caps.audio_seconds * stream.rate))
         return nbytes(samples, stream.rate), 0
 
@@ -283,8 +287,25 @@ class AudioReader(Reader):
         branch = "vision" if ImageInput.NAME in modalities else "speech"
         clips = tuple(AudioLayout(len(item.content), branch) for item in items)
         assert [clip.tokens for clip in clips] == [item.tokens for item in items]
-        mels = torch.cat([item.content for item in items])
+        # One clip isn't copied: an hour has 115 MB of frames.
+        mels = torch.cat([item.content for item in items]) if len(items) > 1 else items[0].content
         return AudioInput(layouts=clips, slots=positions(slots), mels=mels)
+
+    @contextmanager
+    def _option_in_errors(self) -> Iterator[None]:
+        """Add to the error about a clip that is too large the option that raises the limit, and what it costs."""
+        try:
+            yield
+        except MediaError as error:
+            if error.reason != "size":
+                raise
+            remedy = (
+                "; max_audio_seconds (--max-audio-seconds) raises the limit, to "
+                f"{LONGEST_AUDIO_SECONDS:,.0f} s at most; an hour takes 45,000 tokens of the context and the memory of "
+                "their keys and values"
+            )
+            is_raisable = self._decoding.caps.audio_seconds < LONGEST_AUDIO_SECONDS
+            raise MediaError(f"{error}{remedy if is_raisable else ''}", "size") from None
 
     def _stream(self, part: Audio) -> media.AudioStream:
         caps = self._decoding.caps

@@ -41,7 +41,10 @@ from polyphi.steps import Stop
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's limit for warnings, about 9,459 x 9,459: 256 MiB in RGB
 MAX_AUDIO_BYTES = 256 << 20  # encoded, and again decoded
-MAX_AUDIO_SECONDS = 1800.0  # 30 minutes are 22,500 tokens (report 2.2.1 tests up to that length)
+MAX_AUDIO_SECONDS = (
+    1800.0  # by default: 30 minutes, 22,500 tokens, the longest of the training (report 2.2.2)
+)
+LONGEST_AUDIO_SECONDS = 10_080.0  # 2.8 hours (report 2.2.2): 126,000 of 131,072 tokens, 80 ms each
 MIN_RATE = 8_000  # Hz; the lowest rate of the encoder (audio.py)
 MAX_RATE = 768_000  # Hz; a higher rate in a header isn't plausible
 MAX_CHANNELS = 16
@@ -87,6 +90,24 @@ class Caps:
     video_frames: int = MAX_FRAMES
     video_pixels: int = MAX_VIDEO_PIXELS
     frame_pixels: int = MAX_FRAME_PIXELS
+
+    @classmethod
+    def for_audio(cls, seconds: float) -> "Caps":
+        """The default limits, but audio may last so many seconds; above 30 minutes it may have more bytes in
+        proportion. Raises ValueError as `check_audio_seconds`."""
+        check_audio_seconds(seconds)
+        longer = max(1.0, seconds / MAX_AUDIO_SECONDS)
+        return cls(audio_seconds=seconds, audio_bytes=round(longer * MAX_AUDIO_BYTES))
+
+
+def check_audio_seconds(seconds: float) -> None:
+    """Raise ValueError for a limit that is below a second or above `LONGEST_AUDIO_SECONDS`."""
+    if not 1 <= seconds <= LONGEST_AUDIO_SECONDS:
+        raise ValueError(
+            f"max_audio_seconds lies between 1 and {LONGEST_AUDIO_SECONDS:,.0f}, found {seconds:,g}: audio takes 12.5 "
+            f"tokens a second, so that 2.8 hours leave 5,072 of a context of 131,072 tokens for prompt and answer; "
+            "transcribe cuts longer recordings into pieces"
+        )
 
 
 CAPS = Caps()

@@ -96,6 +96,7 @@ class Settings:
 
     max_header_bytes: Internal[int] = 32 << 10
     max_body_bytes: Internal[int] = 100 * MIB
+    """This and the next, `body_seconds` and `max_audio_bytes` are more where `max_audio_seconds` is."""
     max_bodies_bytes: Internal[int] = 512 * MIB
     """Of all requests, each until its prompt is prepared; one client may have a quarter, or one body (shares.py)."""
     max_connections: Internal[int] = 512
@@ -111,7 +112,9 @@ class Settings:
     max_request_pixels: Internal[int] = 512_000_000
     """Of all images of a request and the frames of its videos: 42 photos of 12 megapixels."""
     max_audio_bytes: Internal[int] = 64 * MIB
-    max_audio_seconds: Internal[float] = 1800.0
+    max_audio_seconds: Annotated[float, Parameter(group=LOAD)] = 1800.0
+    """Longest audio clip of a prompt, and longest piece of a recording that is transcribed at once: up to 10080 (2.8
+    hours). An hour takes 45,000 tokens, at the published size 5.9 GB of keys and values; larger bodies are accepted."""
     max_video_bytes: Internal[int] = 64 * MIB
     max_video_seconds: Internal[float] = 3600.0
     max_video_frames: Internal[int] = 64
@@ -168,3 +171,18 @@ class Settings:
     def __post_init__(self) -> None:
         for key in self.keys:
             check_key(key)
+        if self.max_audio_seconds != Settings.max_audio_seconds:
+            from polyphi.engine.media import check_audio_seconds  # numpy and others, for a number
+
+            check_audio_seconds(self.max_audio_seconds)
+        if (longer := self.max_audio_seconds / Settings.max_audio_seconds) > 1:
+            # WAV at 16 kHz fits in a body, as half an hour of it does by default, and the other bodies have as much
+            # memory as by default.
+            body = round(longer * Settings.max_body_bytes)
+            for name, least in (
+                ("max_audio_bytes", round(longer * Settings.max_audio_bytes)),
+                ("max_body_bytes", body),
+                ("max_bodies_bytes", Settings.max_bodies_bytes - Settings.max_body_bytes + body),
+                ("body_seconds", longer * Settings.body_seconds),
+            ):
+                object.__setattr__(self, name, max(getattr(self, name), least))

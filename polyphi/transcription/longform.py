@@ -1,7 +1,8 @@
 """Transcription of recordings of any length: cut at quiet points, transcribed in pieces, with retries, and joined.
 
     measure     reads the recording once: levels, silences, seconds                (vad.py)
-    cut         pieces of up to 30 minutes, or as the context allows; silences of 10 s and more are left out
+    cut         pieces of up to `max_audio_seconds` (30 minutes), or as the context allows; silences of 10 s and more
+                are left out
     generate    several pieces in one batch; pieces whose answers loop or are truncated are retried
     join        the longest common run of words of overlapping pieces is written once     (transcript.py)
 
@@ -44,7 +45,6 @@ from polyphi.transcription.transcript import Piece, PieceAnswer, StreamedText, j
 from polyphi.transcription.vad import VoiceFeatures, measure, quietest_point, speech_ranges
 from polyphi.transcription.words import repetition
 
-LONGEST = 1800.0  # s of one piece (report 2.2.1)
 LONGEST_RECORDING = 24 * 3600.0  # s
 AUDIO_TOKENS = 12.5  # a second
 TEXT_TOKENS = 8.0  # token budget of a second of speech; fast speakers need about five
@@ -179,8 +179,8 @@ class Usage:
 
 
 def longest_piece(engine: Engine, task: Task, window: float | None = None) -> float:
-    """Most seconds of a piece: 30 minutes, `window`, or what fits in the context with prompt and answer. Raises
-    ValueError if that is less than a second."""
+    """Most seconds of a piece: what one audio clip may last (30 minutes by default), `window`, or what fits in the
+    context with prompt and answer. Raises ValueError if that is less than a second."""
     if window is not None and not window >= 1:
         raise ValueError(f"a window has at least 1 s, found {window:g} s")
     available = engine.longest - _prompt_tokens(engine, task) - EXTRA_TOKENS - 1
@@ -190,7 +190,7 @@ def longest_piece(engine: Engine, task: Task, window: float | None = None) -> fl
             f"a context of {engine.longest} tokens is too short for a second of audio with the prompt and an answer "
             f"of {EXTRA_TOKENS} tokens; load the model with a longer one"
         )
-    return min(most, LONGEST, window or LONGEST)
+    return min(most, engine.processor.caps.audio_seconds, window or math.inf)
 
 
 def cut(sound: VoiceFeatures, limit: float) -> list[Piece]:
@@ -230,23 +230,24 @@ def cut_point(sound: VoiceFeatures, start: float, end: float) -> tuple[float, bo
 
 
 def sections(
-    stream: AudioStream, pieces: Iterable[Piece]
+    stream: AudioStream, pieces: Iterable[Piece], limit: float = math.inf
 ) -> Iterator[tuple[Float[np.ndarray, " n"], int]]:
-    """The samples of each piece at 16 or 8 kHz, and the rate."""
-    reader = Reader(stream)
+    """The samples of each piece at 16 or 8 kHz, at most `limit` seconds, and the rate."""
+    reader = Reader(stream, limit)
     return (reader.read(piece) for piece in pieces)
 
 
 class Reader:
-    """Reads the samples of pieces of a recording: once if pieces come in order of time, and again from the start for a
-    piece that begins before the buffer."""
+    """Reads the samples of pieces of a recording, at most `limit` seconds each: once if pieces come in order of time,
+    and again from the start for a piece that begins before the buffer."""
 
-    def __init__(self, stream: AudioStream) -> None:
-        self._stream = stream
+    def __init__(self, stream: AudioStream, limit: float) -> None:
+        self._stream, self._limit = stream, limit
         self._rewind()
 
     def _rewind(self) -> None:
         blocks, self.rate = resampled(self._stream, self._stream.rate)
+        self._longest = math.floor(min(self._limit, LONGEST_RECORDING) * self.rate)
         self._source = iter(blocks)
         self._buffer = list[np.ndarray]()
         self._begin = self._length = 0  # samples before the buffer, and in it
@@ -254,8 +255,8 @@ class Reader:
     def read(self, piece: Piece) -> tuple[Float[np.ndarray, " n"], int]:
         """Samples of a piece at 16 or 8 kHz, and the rate."""
         first = round(piece.start * self.rate)
-        # Rounded at both ends, half an hour could be a sample longer.
-        last = min(round(piece.end * self.rate), first + round(LONGEST * self.rate))
+        # Rounded at both ends, a piece could be a sample longer than the limit.
+        last = min(round(piece.end * self.rate), first + self._longest)
         if first < self._begin:
             self._rewind()
         while True:
@@ -307,7 +308,7 @@ def transcribe(
     for sound, plan in zip(sounds, plans, strict=True):
         on_progress(sound.seconds - sum(piece.seconds for piece in plan))
     todo = [PieceJob(i, piece) for i, plan in enumerate(plans) for piece in plan]
-    readers = [Reader(stream) for stream in streams]
+    readers = [Reader(stream, limit) for stream in streams]
     answers: list[list[PieceAnswer]] = [[] for _ in recordings]
     usages = [Usage() for _ in recordings]
     streamed, sent = StreamedText(task.texts), 0
@@ -340,7 +341,7 @@ def transcribe(
     for stream, sound, own, usage in zip(streams, sounds, answers, usages, strict=True):
         own.sort(key=lambda answer: answer.piece.start)
         if task.words == "aligned":
-            own = _aligned(engine, stream, task, own)
+            own = _aligned(engine, sections(stream, [a.piece for a in own], limit), task, own)
         tokenizer, words = engine.processor.tokenizer, task.words is not None
         transcript = join(tokenizer, sound, own, task.texts, words=words, expected=task.script)
         transcripts.append(
@@ -356,11 +357,14 @@ def transcribe(
 
 
 def _aligned(
-    engine: Engine, stream: AudioStream, task: Task, answers: Sequence[PieceAnswer]
+    engine: Engine,
+    clips: Iterable[tuple[Float[np.ndarray, " n"], int]],
+    task: Task,
+    answers: Sequence[PieceAnswer],
 ) -> list[PieceAnswer]:
-    """Answers with the times of their tokens; reads the recording once more."""
+    """Answers with the times of their tokens, from the clips of their pieces."""
     result = []
-    for a, clip in zip(answers, sections(stream, [a.piece for a in answers]), strict=True):
+    for a, clip in zip(answers, clips, strict=True):
         row = engine.rows.row([Message.user(Audio(clip), task.prompt)], adapter=task.adapter)
         result.append(replace(a, times=tuple(align(engine.model, row, a.answer.tokens))))
     return result

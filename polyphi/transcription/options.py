@@ -25,6 +25,9 @@ class TranscriptOptions:
     words: Annotated[Literal["estimated", "aligned"] | None, Parameter(parse=False)] = None
     window: float | None = None
     """Maximum seconds of a segment, such as 30; default: as long as fits."""
+    max_audio_seconds: float = 1800.0
+    """Most seconds that are transcribed at once, up to 10080 (2.8 hours), if the context holds them. An hour takes
+    73,800 tokens with its text, at the published size 9.7 GB of keys and values."""
     model: Annotated[str, Parameter(parse=False)] = ""
     """Identifies the model and its precision."""
 
