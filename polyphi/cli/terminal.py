@@ -257,9 +257,8 @@ class Terminal:
             if isinstance(item, Image):
                 decode_image(item.source)
             elif isinstance(item, Audio):
-                for _ in AudioStream(
-                    item.source, max_seconds=self.phi.processor.caps.audio_seconds
-                ):
+                longest = self.phi.processor.caps.audio_seconds
+                for _ in AudioStream(item.source, max_seconds=longest):
                     pass
         frames = f"{len(message.parts)} frames, " if part_type is Video else ""
         self.attachments.append(part)

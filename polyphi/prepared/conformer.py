@@ -112,6 +112,7 @@ class PreparedConformerEncoder(conformer.ConformerEncoder):
             features.append(self._subsample(mels, spans[run]))
             yield
         x, lengths = self.into_windows(_concatenate(features), clips)
+        del features  # hours of them are hundreds of megabytes
         groups = [lengths[run] for run in _runs(lengths, max_features)]
         encoded = []
         for pair in zip(x.split([sum(group) for group in groups]), groups, strict=True):

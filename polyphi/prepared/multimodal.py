@@ -15,6 +15,10 @@ from polyphi.prepared.siglip import PreparedSiglipEncoder
 from polyphi.steps import Steps, result_of
 
 
+PROJECTED_FEATURES = 22_500
+"""Audio features that are projected in one call: half an hour."""
+
+
 class PreparedTower(Tower):
     """A modality's inputs to tokens, in slices where its encoder has them."""
 
@@ -25,7 +29,7 @@ class PreparedTower(Tower):
         """The result of `forward`, in slices."""
         inputs = inputs.ready()
         features = yield from self.feature_slices(inputs)
-        return self.project(features, inputs)
+        return (yield from self.project_slices(features, inputs))
 
     def feature_slices(self, inputs: Any) -> Steps[Float[Tensor, "n ..."]]:
         """The result of `encode`, in the encoder's `slices(inputs)` if it has them, otherwise in one."""
@@ -34,6 +38,13 @@ class PreparedTower(Tower):
             return (yield from slices(self.cast(inputs)))
         yield
         return self.encode(inputs)
+
+    def project_slices(
+        self, features: Float[Tensor, "n ..."], inputs: Any
+    ) -> Steps[Float[Tensor, "m D"]]:
+        """The result of `project`, in slices."""
+        yield from ()
+        return self.project(features, inputs)
 
 
 class PreparedVision(PreparedTower, multimodal.Vision):
@@ -76,3 +87,23 @@ class PreparedAudio(PreparedTower, multimodal.Audio):
     def feature_slices(self, inputs: AudioInput) -> Steps[Float[Tensor, "A V"]]:
         """Features of all clips, in slices of one block."""
         return (yield from self.encoder.slices(inputs.mels, inputs.layouts))
+
+    def project_slices(
+        self, features: Float[Tensor, "A V"], inputs: AudioInput
+    ) -> Steps[Float[Tensor, "A D"]]:
+        """Tokens of all clips: of one clip that is longer than half an hour, half an hour at a time, because the layers
+        of a projector take twice the memory of its tokens."""
+        if (
+            torch.is_grad_enabled()
+            or len(inputs.layouts) > 1
+            or len(features) <= PROJECTED_FEATURES
+        ):
+            return self.project(features, inputs)
+        tokens = None
+        for start in range(0, len(features), PROJECTED_FEATURES):
+            part = self.projector(features[start : start + PROJECTED_FEATURES], inputs.layouts)
+            if tokens is None:
+                tokens = part.new_empty(len(features), part.shape[1])
+            tokens[start : start + len(part)] = part
+            yield
+        return tokens

@@ -309,9 +309,11 @@ class AudioReader(Reader):
 
     def _stream(self, part: Audio) -> media.AudioStream:
         caps = self._decoding.caps
-        return media.AudioStream(
+        stream = media.AudioStream(
             part.source,
             max_bytes=caps.audio_bytes,
             max_seconds=caps.audio_seconds,
             decoders=self._decoding.decoders,
         )
+        stream.check_announced()
+        return stream

@@ -239,6 +239,17 @@ class AudioStream:
                     f"more than {size} bytes can hold"
                 )
 
+    def check_announced(self) -> None:
+        """Raise `MediaError` if the header announces a clip that is too long, so that none of it is decoded."""
+        seconds = self.announced / self.rate
+        # Some headers have no length, and those of compressed formats are only approximate.
+        if 1.05 * self.max_seconds < seconds and self.announced < 2**60:
+            raise MediaError(
+                f"{self.name}: a clip may last {self.max_seconds:g} s, found {seconds:.1f} s in its header; cut it "
+                "first",
+                "size",
+            )
+
     def __iter__(self) -> Iterator[Float[np.ndarray, " n"]]:
         if isinstance(self.source, tuple):
             wave = np.asarray(self.source[0])
@@ -391,6 +402,7 @@ def audio_size(
     """Return (samples, rate in Hz) of the result of `decode_audio`, from the header if it is reliable. MP3 is decoded:
     the length in its header is an estimate, and the file may be truncated. Damage inside the audio isn't detected."""
     stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds, decoders=decoders)
+    stream.check_announced()
     has_exact_header = stream.format in ("given", "WAV", "FLAC", "OGG")
     if has_exact_header and 0 < stream.announced <= max_seconds * stream.rate:
         return stream.announced, stream.rate

@@ -27,7 +27,7 @@ from polyphi.serve.json_scanner import Scanner
 from polyphi.serve.metrics import Times
 from polyphi.serve.realtime_schema import RATES, Append, SessionSettings, Update, parse_event
 from polyphi.serve.server import LARGE, Server
-from polyphi.serve.transcriptions import logprobs, usage
+from polyphi.serve.transcriptions import logprobs, longest_segment, usage
 from polyphi.transcription import longform
 from polyphi.transcription.live import (
     AudioItem,
@@ -260,6 +260,7 @@ class Session:
                 emit=self._on_event,
                 turns=own.turns,
                 buffered=settings.max_live_buffer_seconds,
+                window=longest_segment(settings),
                 caller=self._caller,
             )
         return self._live

@@ -37,6 +37,7 @@ from polyphi.serve.fetch import media_api_error
 from polyphi.serve.metrics import Times
 from polyphi.serve.response_json import event
 from polyphi.serve.server import Server
+from polyphi.serve.settings import Settings
 from polyphi.serve.tokens import RequestTokens
 from polyphi.transcription import longform, subtitles
 from polyphi.transcription.transcript import text_of
@@ -80,12 +81,12 @@ def routes(server: Server) -> APIRouter:
 @dataclass(frozen=True)
 class Options:
     """A form and the values derived from it: the task of each segment, the language for verbose JSON, the maximum
-    seconds of a segment (None: those of an audio clip), and the client."""
+    seconds of a segment, and the client."""
 
     form: TranscriptionForm | TranslationForm
     task: longform.Task
     language: str
-    window: float | None
+    window: float
     caller: Caller
 
 
@@ -165,11 +166,12 @@ class Transcriber:
             seed=form.seed or 0,
         )
         pieces = form.stream or form.chunking_strategy is not None
+        longest = longest_segment(settings)
         return Options(
             form,
             task,
             (language or "unknown").lower(),
-            WINDOW if pieces else None,
+            min(WINDOW, longest) if pieces else longest,
             self._server.caller(request),
         )
 
@@ -331,6 +333,11 @@ def _stored(upload: UploadFile) -> Iterator[bytes | Path]:
         file.flush()
         upload.file.close()
         yield Path(file.name)
+
+
+def longest_segment(settings: Settings) -> float:
+    """Maximum seconds of a segment. Segments may be rounded up to the next sample."""
+    return max(1.0, settings.max_audio_seconds - 0.1)
 
 
 def usage(transcript: Transcript) -> dict[str, Any]:

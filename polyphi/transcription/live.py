@@ -186,8 +186,8 @@ class Detector:
 
 class Live:
     """A session of live transcription. `emit` receives its events, in order, in the threads that cause them: it must
-    return soon and not call the session. `buffered`: most seconds of audio that may wait, open or committed; `caller`
-    as of `longform.transcribe`. Raises ValueError where the context is too short for audio."""
+    return soon and not call the session. `buffered`: most seconds of audio that may wait, open or committed;
+    `window` and `caller` as of `longform.transcribe`. Raises ValueError where the context is too short for audio."""
 
     def __init__(
         self,
@@ -198,12 +198,13 @@ class Live:
         emit: Callable[[LiveEvent], None],
         turns: TurnDetection | None = TurnDetection(),
         buffered: float = 300.0,
+        window: float | None = None,
         caller: Caller = NOBODY,
     ) -> None:
-        self.rate, self.task = rate, task
+        self.rate, self.task, self.window = rate, task, window
         self._engine, self._emit, self._caller = engine, emit, caller
         self._buffered = buffered
-        self._longest = min(MAX_PIECE, longest_piece(engine, task))
+        self._longest = min(MAX_PIECE, longest_piece(engine, task, window))
         self._audio = bytearray()  # int16 samples from `_begin` to `_end`
         self._begin = self._end = 0
         self._items = 0
@@ -237,7 +238,7 @@ class Live:
         with self._changed:
             assert self._open is None and not self._waiting
             self.task = task
-            self._longest = min(MAX_PIECE, longest_piece(self._engine, task))
+            self._longest = min(MAX_PIECE, longest_piece(self._engine, task, self.window))
             self._drop(self._end)
             self._detect(turns)
 
@@ -421,6 +422,7 @@ class Live:
             self._engine,
             [(samples, self.rate)],
             task,
+            window=self.window,
             stop=stop,
             caller=self._caller,
         )

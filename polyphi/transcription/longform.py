@@ -121,12 +121,7 @@ class StoppableStream(AudioStream):
         self._stopped = stop
         with self._ending():
             super().__init__(source, max_seconds=max_seconds, stop=stop.is_set, decoders=decoders)
-        # Some headers have no length, and those of compressed formats are only approximate.
-        if max_seconds * 1.05 < (stated := self.announced / self.rate) and self.announced < 2**60:
-            raise MediaError(
-                f"{self.name}: a clip may last {max_seconds:g} s, found {stated:.1f} s in its header; cut it first",
-                "size",
-            )
+        self.check_announced()
 
     def __iter__(self) -> Iterator[Float[np.ndarray, " n"]]:
         with self._ending():
@@ -230,24 +225,24 @@ def cut_point(sound: VoiceFeatures, start: float, end: float) -> tuple[float, bo
 
 
 def sections(
-    stream: AudioStream, pieces: Iterable[Piece], limit: float = math.inf
+    stream: AudioStream, pieces: Iterable[Piece], most: float
 ) -> Iterator[tuple[Float[np.ndarray, " n"], int]]:
-    """The samples of each piece at 16 or 8 kHz, at most `limit` seconds, and the rate."""
-    reader = Reader(stream, limit)
+    """The samples of each piece at 16 or 8 kHz, at most `most` seconds, and the rate."""
+    reader = Reader(stream, most)
     return (reader.read(piece) for piece in pieces)
 
 
 class Reader:
-    """Reads the samples of pieces of a recording, at most `limit` seconds each: once if pieces come in order of time,
+    """Reads the samples of pieces of a recording, at most `most` seconds each: once if pieces come in order of time,
     and again from the start for a piece that begins before the buffer."""
 
-    def __init__(self, stream: AudioStream, limit: float) -> None:
-        self._stream, self._limit = stream, limit
+    def __init__(self, stream: AudioStream, most: float) -> None:
+        self._stream, self._most = stream, most
         self._rewind()
 
     def _rewind(self) -> None:
         blocks, self.rate = resampled(self._stream, self._stream.rate)
-        self._longest = math.floor(min(self._limit, LONGEST_RECORDING) * self.rate)
+        self._longest = math.floor(self._most * self.rate)
         self._source = iter(blocks)
         self._buffer = list[np.ndarray]()
         self._begin = self._length = 0  # samples before the buffer, and in it
@@ -255,7 +250,7 @@ class Reader:
     def read(self, piece: Piece) -> tuple[Float[np.ndarray, " n"], int]:
         """Samples of a piece at 16 or 8 kHz, and the rate."""
         first = round(piece.start * self.rate)
-        # Rounded at both ends, a piece could be a sample longer than the limit.
+        # Rounded at both ends, a piece could be a sample longer than a clip may be.
         last = min(round(piece.end * self.rate), first + self._longest)
         if first < self._begin:
             self._rewind()
@@ -308,7 +303,8 @@ def transcribe(
     for sound, plan in zip(sounds, plans, strict=True):
         on_progress(sound.seconds - sum(piece.seconds for piece in plan))
     todo = [PieceJob(i, piece) for i, plan in enumerate(plans) for piece in plan]
-    readers = [Reader(stream, limit) for stream in streams]
+    most = engine.processor.caps.audio_seconds
+    readers = [Reader(stream, most) for stream in streams]
     answers: list[list[PieceAnswer]] = [[] for _ in recordings]
     usages = [Usage() for _ in recordings]
     streamed, sent = StreamedText(task.texts), 0
@@ -341,7 +337,7 @@ def transcribe(
     for stream, sound, own, usage in zip(streams, sounds, answers, usages, strict=True):
         own.sort(key=lambda answer: answer.piece.start)
         if task.words == "aligned":
-            own = _aligned(engine, sections(stream, [a.piece for a in own], limit), task, own)
+            own = _aligned(engine, sections(stream, [a.piece for a in own], most), task, own)
         tokenizer, words = engine.processor.tokenizer, task.words is not None
         transcript = join(tokenizer, sound, own, task.texts, words=words, expected=task.script)
         transcripts.append(
