@@ -1,6 +1,7 @@
 """Long recordings: is memory flat, is the time of a minute of audio constant, how large are the errors of word times?
 
     python benchmarks/longform.py encoder [--minutes 5 10 20 30]     # full-size Conformer, bfloat16, random weights
+    python benchmarks/longform.py encoder --minutes 60 168 --blocks 2  # of 24 blocks: the same memory, sooner
     python benchmarks/longform.py model [--minutes 5 10 20 30]       # nano-size model, the whole path from file to text
     python benchmarks/longform.py pieces [--minutes 60 180]          # the same in pieces of 10 minutes
     python benchmarks/longform.py words [--model runs/nano/model]    # error of word times where they are known
@@ -31,7 +32,7 @@ from sidebyside import peak_bytes
 
 import polyphi
 from polyphi.api import Phi
-from polyphi.audio_input import AudioLayout
+from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.checkpoints.processor import make_processor
 from polyphi.messages import Audio, Message, SamplingParams
 from polyphi.model.config import AudioConfig
@@ -104,10 +105,10 @@ def nano(context: int = 65_536) -> Phi:
     return Phi(model, make_processor(config, tokenizer))
 
 
-def tower() -> AudioTower:
-    """The published size of encoder and projectors, random weights."""
+def tower(blocks: int) -> AudioTower:
+    """Encoder and projectors of the published size with so many blocks, random weights."""
     with torch.device("meta"):
-        empty = AudioTower(AudioConfig(), 3072).to(torch.bfloat16)
+        empty = AudioTower(AudioConfig(num_blocks=blocks), 3072).to(torch.bfloat16)
     audio = prepare(empty.to_empty(device="cpu")).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -116,16 +117,15 @@ def tower() -> AudioTower:
     return audio
 
 
-def child(part: str, path: Path) -> dict[str, float]:
+def child(part: str, path: Path, blocks: int) -> dict[str, float]:
     """One measurement: bytes more than before the recording was opened, seconds, audio tokens."""
     torch.set_grad_enabled(False)
     if part == "encoder":
-        audio = tower()
+        audio = tower(blocks)
         before, start = peak_bytes(), time.perf_counter()
         stream = AudioStream(path, max_seconds=7 * 3600.0)
         mels = log_mel_of(stream, stream.rate)
-        clips = [AudioLayout(len(mels), "speech")]
-        tokens = len(audio.projector(audio.encoder(mels, clips), clips))
+        tokens = len(audio(AudioInput(layouts=(AudioLayout(len(mels), "speech"),), mels=mels)))
     else:
         phi = nano()
         before, start = peak_bytes(), time.perf_counter()
@@ -139,13 +139,14 @@ def child(part: str, path: Path) -> dict[str, float]:
     return {"bytes": peak_bytes() - before, "before": before, "seconds": seconds, "tokens": tokens}
 
 
-def measure(part: str, minutes: list[float]) -> list[dict[str, float]]:
+def measure(part: str, minutes: list[float], blocks: int) -> list[dict[str, float]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for length in minutes:
             path = Path(folder) / "long.wav"
             record(path, length)
             command = [sys.executable, __file__, part, "--child", str(path)]
+            command += ["--blocks", str(blocks)]
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
             rows.append({"minutes": length, **json.loads(output.splitlines()[-1])})
             print(json.dumps(rows[-1]), file=sys.stderr)
@@ -221,14 +222,15 @@ def main() -> None:
     parser.add_argument("part", choices=(*MINUTES, "words"))
     parser.add_argument("--minutes", type=float, nargs="*")
     parser.add_argument("--model")
+    parser.add_argument("--blocks", type=int, default=AudioConfig().num_blocks)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(child(args.part, args.child)))
+        print(json.dumps(child(args.part, args.child, args.blocks)))
     elif args.part == "words":
         words(args.model)
     else:
-        show(args.part, measure(args.part, args.minutes or list(MINUTES[args.part])))
+        show(args.part, measure(args.part, args.minutes or list(MINUTES[args.part]), args.blocks))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from polyphi.prepared.conformer import PreparedConformerEncoder
 from polyphi.prepared.siglip import PreparedSiglipEncoder
 from polyphi.steps import Steps, result_of
 
-
 PROJECTED_FEATURES = 22_500
 """Audio features that are projected in one call: half an hour."""
 

@@ -29,6 +29,7 @@ RATE = 16_000  # Hz, input of the encoder
 HALF_RATE = MIN_RATE  # Hz, telephone speech: same frames, upper half of the spectrum empty
 WINDOW = 400  # samples at 16 kHz: 25 ms
 HOP = 160  # samples at 16 kHz: 10 ms
+SAMPLES = 8 * HOP  # at 16 kHz, of one token
 FFT = 512  # samples at 16 kHz
 BINS = FFT // 2 + 1  # 257
 MELS = 80
@@ -271,6 +272,16 @@ class AudioReader(Reader):
                 decoders=self._decoding.decoders,
             )
         return AudioLayout(frames(*resampled_length(*size)), "").tokens
+
+    def least_tokens(self, part: Audio, room: int) -> int:
+        if self._decoding.caps.audio_seconds * RATE < room * SAMPLES:
+            return 0
+        with self._option_in_errors():
+            stream = self._stream(part)
+        if not stream.has_exact_header or stream.announced >= 2**60:
+            return 0
+        samples = max(1, stream.announced)
+        return AudioLayout(frames(*resampled_length(samples, stream.rate)), "").tokens
 
     def size(self, part: Audio, max_crops: int | None) -> tuple[int, int]:
         """Return (bytes of the log-mel frames, no pixels); for MP3 the bytes are approximate."""

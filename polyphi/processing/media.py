@@ -274,6 +274,11 @@ class AudioStream:
             )
 
     @property
+    def has_exact_header(self) -> bool:
+        """Whether `announced` is the number of samples of a file that isn't truncated."""
+        return self.format in ("given", "WAV", "FLAC", "OGG")
+
+    @property
     def _is_separate(self) -> bool:
         """Whether a separate process decodes it."""
         return self._decoders is not None or self.format in CONTAINER_FORMATS
@@ -403,8 +408,7 @@ def audio_size(
     the length in its header is an estimate, and the file may be truncated. Damage inside the audio isn't detected."""
     stream = AudioStream(source, max_bytes=max_bytes, max_seconds=max_seconds, decoders=decoders)
     stream.check_announced()
-    has_exact_header = stream.format in ("given", "WAV", "FLAC", "OGG")
-    if has_exact_header and 0 < stream.announced <= max_seconds * stream.rate:
+    if stream.has_exact_header and 0 < stream.announced <= max_seconds * stream.rate:
         return stream.announced, stream.rate
     return sum(map(len, stream)), stream.rate  # raises MediaError for damaged audio
 

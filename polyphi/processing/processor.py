@@ -322,7 +322,7 @@ class Processor:
         self, pieces: Sequence[TemplatePiece], max_crops: int | None, context: int | None
     ) -> Steps[list[tuple[TemplatePiece, Placeholder | None]]]:
         """Return the pieces with their placeholders. Media that exceed the context aren't decoded: the tokens of text
-        and images are known before, and others are counted one by one."""
+        and images are known before, those of most audio from its header, and others are counted one by one."""
         result: list[tuple[TemplatePiece, Placeholder | None]] = [(piece, None) for piece in pieces]
         total = sum(len(piece.ids) for piece in pieces if piece.media is None)
         order = [
@@ -337,6 +337,11 @@ class Processor:
             assert part is not None
             if self.readers[part.modality].reads_whole:
                 yield
+                if context is not None:
+                    with number_in_errors(part.modality, number):
+                        least = self.readers[part.modality].least_tokens(part, context - total)
+                    if total + least > context:
+                        raise TooLong(_too_long(f"at least {total + least}", context))
             item = self.placeholder(part, max_crops, number)
             result[i] = (pieces[i], item)
             total += item.tokens
