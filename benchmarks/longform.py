@@ -41,7 +41,7 @@ from polyphi.model.multimodal import PhiModel
 from polyphi.planning import sizes
 from polyphi.prepared.prepare import prepare
 from polyphi.processing.audio import log_mel_of, resample
-from polyphi.processing.media import AudioStream, decode_audio
+from polyphi.processing.media import AudioStream, MediaError, decode_audio
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.runtime.files import cache_folder
 from polyphi.services.speech_synthesis import Voice, speak, unavailable
@@ -75,7 +75,10 @@ def clips() -> Iterator[np.ndarray]:
     random.Random(0).shuffle(files)
     while True:
         for file in files:
-            yield resample(*decode_audio(file))[0]
+            try:
+                yield resample(*decode_audio(file))[0]
+            except MediaError:  # some of them are damaged
+                continue
         if not files:
             yield from [resample(*speak(sentence, voice()))[0] for sentence in SENTENCES]
 

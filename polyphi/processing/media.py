@@ -242,8 +242,9 @@ class AudioStream:
     def check_announced(self) -> None:
         """Raise `MediaError` if the header announces a clip that is too long, so that none of it is decoded."""
         seconds = self.announced / self.rate
-        # Some headers have no length, and those of compressed formats are only approximate.
-        if 1.05 * self.max_seconds < seconds and self.announced < 2**60:
+        # Some headers have no length, and others only an approximate one.
+        limit = self.max_seconds if self.has_exact_header else 1.05 * self.max_seconds
+        if limit < seconds and self.announced < 2**60:
             raise MediaError(
                 f"{self.name}: a clip may last {self.max_seconds:g} s, found {seconds:.1f} s in its header; cut it "
                 "first",

@@ -36,7 +36,7 @@ from polyphi.serve.events import Events, unless_disconnected
 from polyphi.serve.fetch import media_api_error
 from polyphi.serve.metrics import Times
 from polyphi.serve.response_json import event
-from polyphi.serve.server import Server
+from polyphi.serve.server import Server, Ticket
 from polyphi.serve.settings import Settings
 from polyphi.serve.tokens import RequestTokens
 from polyphi.transcription import longform, subtitles
@@ -132,7 +132,9 @@ class Transcriber:
             self._record_end(request, ticket.admitted_at, task)
 
         work = asyncio.create_task(
-            self._transcript(upload, options, decoded, follow if options.form.stream else None)
+            self._transcript(
+                upload, options, ticket, decoded, follow if options.form.stream else None
+            )
         )
         work.add_done_callback(closed)
 
@@ -179,6 +181,7 @@ class Transcriber:
         self,
         upload: UploadFile,
         options: Options,
+        ticket: Ticket,
         decoded: asyncio.Event,
         follow: Callable[[str], None] | None,
     ) -> Transcript:
@@ -195,7 +198,10 @@ class Transcriber:
             try:
                 async with self._decoders.turn(client):
                     run = loop.run_in_executor(
-                        self._threads, self._transcribe, upload, options, on_progress, follow, stop
+                        self._threads,
+                        partial(
+                            self._transcribe, upload, options, ticket, on_progress, follow, stop
+                        ),
                     )
                     run.add_done_callback(lambda _: decoded.set())
                     await decoded.wait()
@@ -231,11 +237,18 @@ class Transcriber:
         self,
         upload: UploadFile,
         options: Options,
+        ticket: Ticket,
         on_progress: Callable[[float], None],
         follow: Callable[[str], None] | None,
         stop: threading.Event,
     ) -> Transcript:
-        """The transcript of an upload. Raises ApiError for an invalid recording."""
+        """The transcript of an upload. Raises ApiError for an invalid recording, and 429 where other prompts leave too
+        little memory for pieces of more than half an hour."""
+
+        def reserve(count: int) -> None:
+            if self._server.settings.max_audio_seconds > Settings.max_audio_seconds:
+                ticket.reserve(count)
+
         name = "the given bytes of a clip"
         try:
             with _stored(upload) as source:
@@ -249,11 +262,12 @@ class Transcriber:
                     max_seconds=self._server.settings.max_recording_seconds,
                     on_progress=on_progress,
                     on_text=follow,
+                    reserve=reserve,
                     stop=stop,
                 )
                 warnings = (PROMPT_WARNING,) if options.form.prompt else ()
                 return replace(transcript, warnings=(*warnings, *transcript.warnings))
-        except Stopped:
+        except (Stopped, ApiError):
             raise
         except UnknownAdapter as error:
             raise as_api_error(error) from None

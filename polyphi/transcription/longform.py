@@ -37,7 +37,7 @@ from polyphi.messages import (
     SamplingParams,
     Transcript,
 )
-from polyphi.processing.audio import resampled
+from polyphi.processing.audio import RATE, nbytes, resampled
 from polyphi.processing.media import AudioSource, AudioStream, MediaError
 from polyphi.runtime.fork_server import ForkServer
 from polyphi.transcription.align import align
@@ -283,6 +283,7 @@ def transcribe(
     max_seconds: float = LONGEST_RECORDING,
     on_progress: Callable[[float], None] = lambda seconds: None,
     on_text: Callable[[str], None] | None = None,
+    reserve: Callable[[int], None] = lambda count: None,
     stop: threading.Event | None = None,
     caller: Caller = NOBODY,
 ) -> list[Transcript]:
@@ -290,9 +291,10 @@ def transcribe(
 
     `on_progress` receives the seconds of audio that were finished: once the audio of a recording that is left out, then
     each piece. `on_text` receives the text of a single recording (its translation, if requested) as it becomes final,
-    piece by piece; its parts join to the transcript's text. `caller` as of `Engine.generate_many`. Raises `Stopped`
-    soon after `stop` is set: at the next block that is read or the engine's next step. Raises ValueError for a
-    recording that can't be read or lasts longer than `max_seconds`."""
+    piece by piece; its parts join to the transcript's text. `reserve` is called once, before a piece is transcribed,
+    with the bytes of the log-mel frames of the longest one; it may raise. `caller` as of `Engine.generate_many`. Raises
+    `Stopped` soon after `stop` is set: at the next block that is read or the engine's next step. Raises ValueError for
+    a recording that can't be read or lasts longer than `max_seconds`."""
     assert on_text is None or len(recordings) == 1, "the texts of several recordings would mix"
     limit = longest_piece(engine, task, window)
     stop = stop or threading.Event()
@@ -300,6 +302,8 @@ def transcribe(
     streams = [StoppableStream(source, max_seconds, stop, decoders) for source in recordings]
     sounds = [measure(stream) for stream in streams]
     plans = [cut(sound, limit) for sound in sounds]
+    lengths = [piece.seconds for plan in plans for piece in plan]
+    reserve(nbytes(round(max(lengths, default=0.0) * RATE), RATE))
     for sound, plan in zip(sounds, plans, strict=True):
         on_progress(sound.seconds - sum(piece.seconds for piece in plan))
     todo = [PieceJob(i, piece) for i, plan in enumerate(plans) for piece in plan]

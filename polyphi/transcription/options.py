@@ -1,7 +1,7 @@
 """Options of `polyphi transcribe` that transcripts depend on."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -25,7 +25,7 @@ class TranscriptOptions:
     words: Annotated[Literal["estimated", "aligned"] | None, Parameter(parse=False)] = None
     window: float | None = None
     """Maximum seconds of a segment, such as 30; default: as long as fits."""
-    max_audio_seconds: float = 1800.0
+    max_audio_seconds: float = field(default=1800.0, repr=False)
     """Most seconds that are transcribed at once, up to 10080 (2.8 hours), if the context holds them. An hour takes
     73,800 tokens with its text, at the published size 9.7 GB of keys and values."""
     model: Annotated[str, Parameter(parse=False)] = ""
@@ -36,5 +36,7 @@ class TranscriptOptions:
             raise ValueError("--cot needs a translation: add --to LANGUAGE")
 
     def digest(self) -> str:
-        """A hash of all options."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()
+        """A hash of all options. Transcripts of versions without `max_audio_seconds` stay those of its default."""
+        longer = self.max_audio_seconds != TranscriptOptions.max_audio_seconds
+        text = f"{self!r} {self.max_audio_seconds:g}" if longer else repr(self)
+        return hashlib.sha256(text.encode()).hexdigest()

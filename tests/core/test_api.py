@@ -24,7 +24,7 @@ from polyphi.checkpoints.write import save_checkpoint
 from polyphi.cli.inspect import write_logits
 from polyphi.engine import memory, placement
 from polyphi.kernels import bf16
-from polyphi.messages import Completion, Message, SamplingParams
+from polyphi.messages import Audio, Completion, Message, SamplingParams
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
@@ -279,6 +279,43 @@ def test_transcribe_fits_the_context(folder: Path) -> None:
         transcript,
         transcript,
     ]
+
+
+def test_longer_audio_is_an_option(folder: Path) -> None:
+    """Refused by a number that no context holds, before the weights are read."""
+    hour = [Message.user(Audio((np.zeros(8000 * 3600, np.int16), 8000)))]
+    with pytest.raises(ValueError, match="may last 1800 s"):
+        polyphi.load(folder).count(hour)
+    phi = polyphi.load(folder, max_audio_seconds=3600)
+    assert phi.count(hour).audio == 45_000
+    with pytest.raises(ValueError, match=r"at least 45\d{3} tokens, the context holds 512"):
+        phi.generate(hour)
+    for seconds in (0, 10_081):
+        with pytest.raises(ValueError, match=f"between 1 and 10,080, found {seconds:,}"):
+            polyphi.load("no-such-folder", max_audio_seconds=seconds)
+
+
+@pytest.mark.parametrize("minutes", [31, pytest.param(168, marks=pytest.mark.long)])
+def test_audio_above_half_an_hour(folder: Path, tmp_path: Path, minutes: int) -> None:
+    """Up to 2.8 hours in a context of 131,072 tokens; short clips have the same answers as within the default limit."""
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"max_position_embeddings": 131_072, "original_max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps(config))
+    phi = polyphi.load(folder, max_audio_seconds=60 * minutes)
+    file, block = tmp_path / "long.flac", np.zeros(8000 * 60, np.int16)
+    with soundfile.SoundFile(file, "w", 8000, 1, "PCM_16") as recording:
+        for _ in range(minutes):
+            recording.write(block)
+    prompt = [Message.user(Audio(file), "?")]
+    row = phi.engine.rows.row(prompt)
+    assert row.inputs["audio"].tokens == [750 * minutes]
+    if minutes > 31:  # seconds of encoder and prefill
+        answer = phi.generate(prompt, sampling=SamplingParams(max_tokens=1, ignore_eos=True))
+        assert (answer.audio_tokens, len(answer.tokens)) == (750 * minutes, 1)
+    short = [Message.user(Audio((block[:8000], 8000)), "?")]
+    greedy = SamplingParams(max_tokens=8, ignore_eos=True)
+    expected = polyphi.load(folder).generate(short, sampling=greedy)
+    assert phi.generate(short, sampling=greedy) == expected
 
 
 def test_logits_file(folder: Path, media: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """The prepared Conformer equals the plain one, in parts and packed, in float32 and bfloat16."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from polyphi import kernels
-from polyphi.audio_input import AudioLayout
+from polyphi.audio_input import AudioInput, AudioLayout
 from polyphi.kernels import bf16
 from polyphi.model.conformer import ConformerEncoder
 from polyphi.model.multimodal import PhiModel
+from polyphi.prepared import multimodal
 from polyphi.prepared.conformer import BATCH_FEATURES
 from polyphi.prepared.prepare import prepare
 from polyphi.prepared.subsampling import _from_one_channel
@@ -109,3 +111,33 @@ def test_the_first_convolution_is_a_matrix_product(size: tuple[int, int]) -> Non
     x = torch.randn(*size, generator=torch.Generator().manual_seed(0))
     result, expected = _from_one_channel(x, conv), conv(x[None, None])
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_long_clip_has_the_features_of_its_pieces(encoder):
+    """A window (40 s at the published size) attends only to itself: just the first one of a piece differs, because the
+    convolutions read frames before it."""
+    window = 50
+    encoder.config = replace(encoder.config, window=window)
+    mels = torch.randn(8 * window * 4, 80, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        whole = encoder(mels, [AudioLayout(len(mels), "speech")])
+        for first, last in ((0, 2), (1, 3)):
+            piece = mels[8 * window * first : 8 * window * last]
+            features = encoder(piece, [AudioLayout(len(piece), "speech")])
+            start = 0 if first == 0 else window
+            expected = whole[first * window + start : last * window]
+            torch.testing.assert_close(features[start:], expected, rtol=0, atol=5e-5)
+            assert first == 0 or not torch.allclose(features[:8], whole[first * window :][:8])
+
+
+def test_a_long_clip_is_projected_in_parts(tiny_config, monkeypatch):
+    model = PhiModel(tiny_config)
+    model.initialise(seed=0)
+    audio, sizes = prepare(model).eval().audio, list[int]()
+    clip = AudioInput(layouts=(AudioLayout(1000, "vision"),), mels=torch.randn(1000, 80))
+    with torch.inference_mode():
+        whole = audio(clip)
+        monkeypatch.setattr(multimodal, "PROJECTED_FEATURES", 50)
+        audio.projector.vision.up.register_forward_hook(lambda _, x, y: sizes.append(len(y)))
+        torch.testing.assert_close(audio(clip), whole, rtol=0, atol=1e-5)
+    assert sizes == [50, 50, 25]

@@ -16,7 +16,10 @@ from variants import few
 from polyphi.processing import media
 from polyphi.processing.file_types import sniff
 from polyphi.processing.media import (
+    LONGEST_AUDIO_SECONDS,
+    MAX_AUDIO_SECONDS,
     AudioStream,
+    Caps,
     audio_size,
     decode_audio,
     decode_image,
@@ -375,6 +378,16 @@ def test_a_clip_that_has_no_length_says_why(clip: Make) -> None:
     soundfile.write(long, np.zeros(8000 * 1801, np.int16), 8000, format="FLAC")
     with pytest.raises(ValueError, match="may last 1800 s"):
         audio_size(long.getvalue())
+
+
+def test_the_limit_of_seconds_ends_at_the_longest_context() -> None:
+    assert Caps.for_audio(MAX_AUDIO_SECONDS) == Caps()
+    short, hour = Caps.for_audio(20), Caps.for_audio(3600)
+    assert (short.audio_seconds, short.audio_bytes) == (20, Caps().audio_bytes)
+    assert (hour.audio_seconds, hour.audio_bytes) == (3600, 2 * Caps().audio_bytes)
+    for seconds in (0.5, LONGEST_AUDIO_SECONDS + 1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"between 1 and 10,080, found {seconds:,g}"):
+            Caps.for_audio(seconds)
 
 
 def test_errors_name_their_reason(png: Make, clip: Make) -> None:

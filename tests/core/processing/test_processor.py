@@ -1,10 +1,13 @@
 """Rows: as many placeholders as the model has outputs, labels only if requested, errors with both numbers."""
 
 import base64
+import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from films import film
 from hypothesis import given, settings
@@ -12,13 +15,13 @@ from hypothesis import strategies as st
 
 from polyphi.batch import IGNORE, pack
 from polyphi.messages import Audio, Image, Message, Text, Video
-from polyphi.processing import media
+from polyphi.processing import audio, media
 from polyphi.processing.image import ImageReader
-from polyphi.processing.media import Caps, MediaError
+from polyphi.processing.media import LONGEST_AUDIO_SECONDS, Caps, MediaError
 from polyphi.processing.processor import Processor, TooLong
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.processing.video import expand_videos
-from polyphi.steps import result_of
+from polyphi.steps import at_once, result_of
 
 Make = Callable[..., bytes]
 
@@ -438,19 +441,40 @@ def test_caps_can_be_set(tokenizer: Tokenizer, png: Make) -> None:
 def test_media_that_cannot_fit_are_not_decoded(
     processor: Processor, png: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images are counted from their headers, audio clip by clip until the limit is exceeded."""
-    sources: list[object] = []
-    stream = media.AudioStream
+    """Images are counted from their headers, audio clip by clip from theirs until the limit is exceeded."""
+    rates: list[int] = []
+    log_mel_of = audio.log_mel_of
 
-    def listen(source: object, **caps: object) -> media.AudioStream:
-        sources.append(source)
-        return stream(source, **caps)
+    def count(blocks: media.AudioStream, rate: int) -> torch.Tensor:
+        rates.append(rate)
+        return log_mel_of(blocks, rate)
 
-    monkeypatch.setattr(media, "AudioStream", listen)
+    monkeypatch.setattr(audio, "log_mel_of", count)
     monkeypatch.setattr(media, "decode_image", None)
     with pytest.raises(TooLong, match=r"row has at least \d+ tokens, the context holds 20"):
         processor.row([Message.user(Image(png(100, 40)), sound(16000), "Hi")] * 9, context=20)
-    assert sources == []
+    assert rates == []
     with pytest.raises(TooLong, match=r"row has at least 40 tokens, the context holds 29"):
         processor.row([Message("document", (sound(16000),) * 9)], context=29)
-    assert len(sources) == 3
+    assert len(rates) == 2
+
+
+def test_a_header_that_promises_hours_is_enough_to_refuse_them(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the option, unless it is at its end already."""
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(8000 * 2100, np.int16), 8000, format="FLAC")
+    clip = [Message.user(Audio(file.getvalue()))]
+    monkeypatch.setattr(media, "sound_blocks", None)  # nothing is decoded
+    size = at_once(processor.media_size)
+    for ask in (processor.row, processor.count, size):
+        with pytest.raises(MediaError, match=r"1800 s, found 2100.* max_audio_seconds .*45,000"):
+            ask(clip)
+    processor.caps = Caps.for_audio(2100)
+    assert processor.count(clip).audio == 2100 * 100 // 8
+    with pytest.raises(TooLong, match=r"at least 26\d{3} tokens, the context holds 8192"):
+        processor.row(clip, context=8192)
+    processor.caps = replace(Caps.for_audio(LONGEST_AUDIO_SECONDS), audio_bytes=10)
+    with pytest.raises(MediaError, match=r"10 bytes, found more$"):
+        processor.count(clip)

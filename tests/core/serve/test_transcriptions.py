@@ -695,6 +695,35 @@ def test_pieces_are_no_longer_than_clips_may_be(engine: Engine) -> None:
         assert len({segment.seek for segment in answer.segments}) > 1
 
 
+def test_longer_audio_is_an_option_of_the_server(engine: Engine) -> None:
+    """Its bodies may be as much larger, and frames of longer pieces count as prompts."""
+    half, hour = Settings("tiny"), Settings("tiny", max_audio_seconds=3600)
+    for name in ("max_audio_bytes", "max_body_bytes", "body_seconds"):
+        assert getattr(hour, name) == 2 * getattr(half, name)
+    assert (
+        hour.max_bodies_bytes - hour.max_body_bytes == half.max_bodies_bytes - half.max_body_bytes
+    )
+    with pytest.raises(ValueError, match="between 1 and 10,080"):
+        Settings("tiny", max_audio_seconds=10_081)
+    long = base64.b64encode(silence(31 * 60)).decode()
+    audio = {"type": "input_audio", "input_audio": {"data": long, "format": "flac"}}
+    chat = {"messages": [{"role": "user", "content": [audio]}], "max_tokens": 1}
+    for settings, status, message in (
+        (half, 413, "may last 1800 s, found 1860"),
+        (hour, 400, "at least 23"),
+    ):
+        with serving(engine, settings) as running, running.client() as client:
+            answer = client.post("/v1/chat/completions", json=chat)
+            assert answer.status_code == status and message in answer.text
+            prompts = running.uvicorn.config.app.state.server.shares.prompts
+            reservation = prompts.take(b"another", prompts.share.total)
+            answer = client.post("/v1/audio/transcriptions", files={"file": CLIP})
+            assert answer.status_code == (200 if settings is half else 429), answer.text
+            reservation.release()
+            answer = client.post("/v1/audio/transcriptions", files={"file": CLIP})
+            assert answer.status_code == 200 and prompts.used == 0
+
+
 def test_s8_samples_are_counted_while_they_are_decoded(
     narrow: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from tones import WORD, decode_words, say
 from polyphi.engine.engine import Engine, Stopped
 from polyphi.engine.request import Caller
 from polyphi.messages import Completion, SamplingParams, TokenLogprob
-from polyphi.processing.media import AudioStream
+from polyphi.processing.media import AudioStream, Caps
 from polyphi.processing.processor import Processor
 from polyphi.processing.tokenizer import Tokenizer
 from polyphi.transcription import longform
@@ -232,6 +232,13 @@ def test_pieces_fit_the_context() -> None:
         engine.requests.clear()
     assert longest_piece(ToneEngine(longest=131072), TASK) == 1800
     assert longest_piece(ToneEngine(longest=131072), TASK, 30.0) == 30
+    for longest, seconds in (
+        (131072, 3600),
+        (73_728, 3590),
+    ):  # 20.5 tokens a second, and the prompt
+        engine = ToneEngine(longest=longest)
+        engine.processor.caps = Caps.for_audio(3600)
+        assert longest_piece(engine, TASK) == pytest.approx(seconds, abs=3)
     with pytest.raises(ValueError, match="a context of 80 tokens"):
         longest_piece(ToneEngine(longest=80), TASK)
     with pytest.raises(ValueError, match="at least 1 s"):
@@ -293,8 +300,8 @@ def test_sections_are_the_samples_between_their_times(
 ) -> None:
     wave = np.random.default_rng(0).standard_normal(rate * 10).astype(np.float32)
     pieces = [Piece(start, min(start + length, 10.0)) for start, length in sorted(spans)]
-    whole = next(sections(AudioStream((wave, rate)), [Piece(0.0, 10.0)]))
-    parts = list(sections(AudioStream((wave, rate)), pieces))
+    whole = next(sections(AudioStream((wave, rate)), [Piece(0.0, 10.0)], 10.0))
+    parts = list(sections(AudioStream((wave, rate)), pieces, 10.0))
     for piece, (part, its) in zip(pieces, parts, strict=True):
         first, last = (round(t * its) for t in (piece.start, piece.end))
         assert its == whole[1] and np.array_equal(part, whole[0][first:last])
@@ -310,7 +317,7 @@ def test_a_long_recording_is_never_whole_in_memory() -> None:
                 yield np.zeros(16000, np.float32)
 
     stream = Watched((np.zeros(16000 * 200, np.float32), 16000))
-    for wave, _ in sections(stream, [Piece(float(i), i + 10.0) for i in range(0, 190, 10)]):
+    for wave, _ in sections(stream, [Piece(float(i), i + 10.0) for i in range(0, 190, 10)], 10.0):
         size = max(size, len(wave), wave.base.size if wave.base is not None else 0)
     assert 160_000 <= size <= 16000 * 11
 
@@ -453,3 +460,20 @@ def test_cached_prefixes_are_separate_by_salt(engine: Engine) -> None:
     for salt in (b"a", b"b", b"a"):
         transcribe(engine, [(say([1] * 9, [0.1] * 10), 16000)], task, caller=Caller(salt=salt))
     assert cached[:2] == [0, 0] and cached[2] > 0
+
+
+def test_the_frames_of_the_longest_piece_are_reserved_first() -> None:
+    """The pieces are of up to 5 s: 498 frames of 80 floats."""
+    sizes = list[int]()
+
+    def refuse(count: int) -> None:
+        sizes.append(count)
+        raise MemoryError
+
+    engine, wave = ToneEngine(), say(list(range(20)), [0.3] * 21)
+    transcribe(engine, [(wave, 16000)], TASK, window=5.0, reserve=sizes.append)
+    assert 400 * 320 < sizes[0] <= 498 * 320 and len(sizes) == 1
+    engine.batches.clear()
+    with pytest.raises(MemoryError):
+        transcribe(engine, [(wave, 16000)], TASK, window=5.0, reserve=refuse)
+    assert engine.batches == [] and sizes[0] == sizes[1]
