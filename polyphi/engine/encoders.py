@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,20 @@ def _key(salt: bytes, modality: str, layout: str, *tensors: Tensor) -> bytes:
     return hasher.digest()
 
 
+@dataclass
+class Group:
+    """Items that one call of an encoder reads, its slices, and the seconds that these took so far."""
+
+    items: Sequence[MediaItem]
+    slices: Steps[dict[bytes, Tensor]]
+    seconds: float = 0.0
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is a single item that is larger than calls otherwise are, such as an hour of audio."""
+        return self.items[0].size > self.items[0].inputs.MOST
+
+
 class EncoderError(RuntimeError):
     """An encoder failed on an item, whose `key` it names; other items continue."""
 
@@ -92,15 +106,14 @@ class Encoders:
         """Items requested so far, and those of them that were cached."""
         self.on_encode: Callable[[str, float], None] = lambda modality, seconds: None
         """Called after each call of an encoder with the modality and its duration."""
-        self._group: list[MediaItem] = []
+        self._groups: list[Group] = []
+        """In progress: one group, or a large one and another; the first runs next."""
         self._alone: set[bytes] = set()
         """Items of a group in which an encoder failed, which run one by one."""
-        self._slices: Steps[dict[bytes, Tensor]] | None = None
-        self._seconds = 0.0  # of the current group so far
         self._oldest_first = False
 
     def clear(self) -> None:
-        """Empty the cache and drop the current group."""
+        """Empty the cache and drop the groups in progress."""
         self.drop()
         self._cache.clear()
         self.bytes = 0
@@ -123,8 +136,9 @@ class Encoders:
         self, requested: Sequence[MediaItem], seconds: float
     ) -> dict[bytes, Float[Tensor, "n D"]]:
         """Encodes requested items for about `seconds`: at least one slice, and at most to the end of a group of items.
-        Returns the embeddings available now, by key. Drops the current group if none of it is requested any more.
-        Raises EncoderError where an encoder fails on an item."""
+        Returns the embeddings available now, by key. A group of which nothing is requested any more is dropped. Other
+        items don't wait for a large one: calls run slices of it and of their groups in turn. Raises EncoderError where
+        an encoder fails on an item."""
         new: dict[bytes, MediaItem] = {}
         available: dict[bytes, Tensor] = {}
         for item in requested:
@@ -135,43 +149,53 @@ class Encoders:
                 available[item.key] = cached
             else:
                 new[item.key] = item
-        if not any(item.key in new for item in self._group):
-            self.drop()
+        self._groups = [g for g in self._groups if any(item.key in new for item in g.items)]
         if not new:
             return available
-        if self._slices is None:
-            self._group = self._next_group(list(new.values()))
-            self._slices = self._run(self._group)
+        self._start(new.values())
+        group = self._groups.pop(0)
         began = time.monotonic()
         try:
-            next(self._slices)
+            next(group.slices)
             while time.monotonic() - began < seconds:
-                next(self._slices)
+                next(group.slices)
         except StopIteration as end:
             available |= end.value
-            self.on_encode(self._group[0].modality, self._seconds + time.monotonic() - began)
-            self.drop()
+            self.on_encode(group.items[0].modality, group.seconds + time.monotonic() - began)
             return available
         except BaseException as error:
-            failed = self._group
-            self.drop()
             if not isinstance(error, Exception) or ran_out(error):
+                self.drop()
                 raise
-            if len(failed) == 1:
-                raise EncoderError(failed[0].key, failed[0].modality, error) from error
-            self._alone = {item.key for item in failed}
+            if len(group.items) == 1:
+                item = group.items[0]
+                raise EncoderError(item.key, item.modality, error) from error
+            self._alone = {item.key for item in group.items}
             return available
-        self._seconds += time.monotonic() - began
+        group.seconds += time.monotonic() - began
+        self._groups.append(group)
         return available
 
     def drop(self) -> None:
-        """Drop the group in progress."""
-        self._group, self._slices, self._seconds = [], None, 0.0
+        """Drop the groups in progress."""
+        self._groups = []
 
     @property
     def group(self) -> list[MediaItem]:
         """Items in progress."""
-        return self._group
+        return [item for group in self._groups for item in group.items]
+
+    def _start(self, new: Iterable[MediaItem]) -> None:
+        """Begin a group, if none is in progress or only a large one: minutes of an encoder hold up no small item."""
+        running = {item.key for item in self.group}
+        waiting = [item for item in new if item.key not in running]
+        if self._groups:
+            if len(self._groups) > 1 or not self._groups[0].is_large:
+                return
+            waiting = [item for item in waiting if item.size <= item.inputs.MOST]
+        if waiting:
+            items = self._next_group(waiting)
+            self._groups.append(Group(items, self._run(items)))
 
     def _next_group(self, new: Sequence[MediaItem]) -> list[MediaItem]:
         """Items of one modality for one call. Groups start in turn with the item that has waited longest and with the

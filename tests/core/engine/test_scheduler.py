@@ -291,6 +291,31 @@ def test_encoding_stops_when_its_request_is_aborted(
     assert engine.counters().requests == engine.counters().blocks_in_use == 0
 
 
+def test_a_short_clip_does_not_wait_for_the_encoding_of_a_long_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices of both run in turn, with the answers that they get alone."""
+    monkeypatch.setattr("polyphi.audio_input.AudioInput.MOST", 100)  # frames: 1 s
+    monkeypatch.setattr("polyphi.prepared.conformer.BATCH_FEATURES", 10)
+    monkeypatch.setattr("polyphi.engine.engine.SLICE", 0.0)
+    encoder = engine.model.audio.encoder
+    encoder.config = replace(encoder.config, window=10)  # 38 windows of the long clip
+    prompts = [[Message.user(clip(seconds), "?")] for seconds in (30.0, 0.5)]
+    alone = [engine.generate(prompt, sampling=FEW).tokens for prompt in prompts]
+    cut = Engine(engine.model, engine.processor)
+    long = cut.submit(prompts[0], sampling=FEW)
+    long.row.result()
+    while not cut.encoders.group:
+        cut.step()
+    short = cut.submit(prompts[1], sampling=FEW)
+    short.row.result()
+    while not short.finish_reason:
+        cut.step()
+    assert cut.encoders.group and not long.tokens
+    finish(cut, long, short)
+    assert [tuple(request.tokens) for request in (long, short)] == alone
+
+
 def test_a_small_image_does_not_wait_for_all_large_ones(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
