@@ -67,15 +67,18 @@ def peak_bytes(process: int) -> int:
 
 
 def seconds_of_texts(client: httpx2.Client, until: Callable[[], bool]) -> list[float]:
-    """The time of each of several short requests, one after the other."""
-    times = list[float]()
+    """The time of each of several short requests, one after the other; prints when the longest began."""
+    times, began = list[float](), list[float]()
     while not until():
         start = time.perf_counter()
+        began.append(start)
         message = {"role": "user", "content": f"Say {len(times)}."}
         body = {"messages": [message], "max_tokens": 8, "ignore_eos": True}
         client.post("/v1/chat/completions", json=body).raise_for_status()
         times.append(time.perf_counter() - start)
         time.sleep(0.2)
+    longest = began[int(np.argmax(times))] - began[0]
+    print(f"  the longest began {longest:,.1f} s after the first")
     return times
 
 

@@ -353,7 +353,7 @@ def load(
     keeps in bfloat16. `modalities`: users' modalities (docs/modality.md), each as an object or a Python file, whose
     weights are in the checkpoint's folder NAME-modality, or as FILE=FOLDER. `max_audio_seconds`: longest audio clip of
     a prompt, and longest piece of a recording that `transcribe` processes at once; up to 10,080 (2.8 hours), at 45,000
-    tokens an hour (docs/transcription.md has the memory and time). `verify`: read all files of the checkpoint first and
+    tokens an hour (docs/transcription.md has the cost). `verify`: read all files of the checkpoint first and
     compare them with the hashes recorded when they were downloaded or quantized; otherwise names, sizes and headers are
     checked (docs/pull.md). `progress`: called with the stage that begins ("checkpoint", "download" and "quantization"
     of a new hub id, "verification", "tokenizer", "weights", "engine") and the share of it that is done, None where

@@ -37,7 +37,10 @@ ONE_REQUEST = {
     "max_image_pixels": ("pixels of an image", "HTTP 413"),
     "max_request_pixels": ("pixels of all images and frames of videos", "HTTP 413"),
     "max_audio_bytes": ("an audio clip or a recording", "HTTP 413"),
-    "max_audio_seconds": ("duration of an audio clip", "HTTP 413"),
+    "max_audio_seconds": (
+        "duration of an audio clip (`--max-audio-seconds`; with more, the limits of bodies grow in proportion)",
+        "HTTP 413",
+    ),
     "max_recording_seconds": ("duration of a recording to transcribe", "HTTP 413"),
     "max_video_bytes": ("a video", "HTTP 413"),
     "max_video_seconds": ("duration of a video", "HTTP 413"),

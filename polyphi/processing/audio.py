@@ -311,9 +311,8 @@ class AudioReader(Reader):
             if error.reason != "size":
                 raise
             remedy = (
-                "; max_audio_seconds (--max-audio-seconds) raises the limit, to "
-                f"{LONGEST_AUDIO_SECONDS:,.0f} s at most; an hour takes 45,000 tokens of the context and the memory of "
-                "their keys and values"
+                "; chat, transcribe, serve and polyphi.load take max_audio_seconds (--max-audio-seconds) up to "
+                f"{LONGEST_AUDIO_SECONDS:,.0f}; an hour takes 45,000 tokens of the context, with their keys and values"
             )
             is_raisable = self._decoding.caps.audio_seconds < LONGEST_AUDIO_SECONDS
             raise MediaError(f"{error}{remedy if is_raisable else ''}", "size") from None
