@@ -98,11 +98,9 @@ class PreparedAudio(PreparedTower, multimodal.Audio):
             or len(features) <= PROJECTED_FEATURES
         ):
             return self.project(features, inputs)
-        tokens = None
+        tokens = features.new_empty(len(features), self.width)
         for start in range(0, len(features), PROJECTED_FEATURES):
-            part = self.projector(features[start : start + PROJECTED_FEATURES], inputs.layouts)
-            if tokens is None:
-                tokens = part.new_empty(len(features), part.shape[1])
-            tokens[start : start + len(part)] = part
+            part = features[start : start + PROJECTED_FEATURES]
+            tokens[start : start + len(part)] = self.projector(part, inputs.layouts)
             yield
         return tokens
