@@ -36,7 +36,8 @@ TRANSCRIBE = "Transcribe the audio clip into text."
 IN_PYTHON = """
 import sys, polyphi
 model, seconds, file = sys.argv[1:]
-phi = polyphi.load(model, max_audio_seconds=float(seconds))
+phi = polyphi.load(model)
+phi.max_audio_seconds = float(seconds)
 phi.transcribe(file, sampling=polyphi.SamplingParams(max_tokens=64))
 """
 

@@ -50,7 +50,7 @@ from polyphi.modality import Modality
 from polyphi.model.adapters import put_adapter
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.media import MAX_AUDIO_SECONDS, AudioSource, Caps
+from polyphi.processing.media import AudioSource, Caps
 from polyphi.processing.processor import Processor
 from polyphi.processing.reasoning import THINK
 from polyphi.processing.tokenizer import Tokenizer
@@ -157,6 +157,20 @@ class Phi:
         prompt = parse_prompt(messages, images, audios)
         return self.engine.stream(prompt, sampling=sampling, adapter=adapter)
 
+    @property
+    def max_audio_seconds(self) -> float:
+        """Longest audio clip of a prompt, and longest piece of a recording that `transcribe` processes at once.
+
+        30 minutes by default, the longest in the model's training; it may be set to up to 10,080 (2.8 hours). An hour
+        takes 45,000 tokens of the context (docs/transcription.md has the cost). Setting it raises ValueError for other
+        values.
+        """
+        return self.processor.caps.audio_seconds
+
+    @max_audio_seconds.setter
+    def max_audio_seconds(self, seconds: float) -> None:
+        self.processor.caps = Caps.for_audio(seconds)
+
     def count(self, messages: Conversation) -> Tokens:
         """The number of tokens of a conversation with the generation prompt, without running the model: equal to
         `generate`'s report. Only the headers of images and most audio files are read."""
@@ -228,12 +242,11 @@ class Phi:
         language's name): translate into this language; with `cot` the model first writes the transcript and then
         translates it, which is better and returns both (report 2.2.2); otherwise the transcript is empty.
 
-        Up to 30 minutes (`max_audio_seconds` of `load`), or what fits the context, are processed at once; longer
-        recordings are cut at quiet points (transcription/longform.py). `window`: maximum seconds of a segment; shorter
-        segments have more precise times. `words`: add word times, "estimated" from character counts over voiced time or
-        "aligned" by attention (transcription/align.py). The transcript's `warnings` list missing and doubtful parts.
-        With `sampling` answers are used as generated; without it decoding is greedy, and repeated where an answer loops
-        or is cut off.
+        Up to 30 minutes (`max_audio_seconds`), or what fits the context, are processed at once; longer recordings are
+        cut at quiet points (transcription/longform.py). `window`: maximum seconds of a segment; shorter segments have
+        more precise times. `words`: add word times, "estimated" from character counts over voiced time or "aligned" by
+        attention (transcription/align.py). The transcript's `warnings` list missing and doubtful parts. With `sampling`
+        answers are used as generated; without it decoding is greedy, and repeated where an answer loops or is cut off.
 
         The prompts are the published ones. `adapter` as in `generate`. Raises ValueError for a language that the model
         wasn't trained for, and for a recording that can't be read or lasts more than `max_seconds` (a day).
@@ -330,7 +343,6 @@ def load(
     kv: str | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     modalities: Sequence[Modality | str | Path] = (),
-    max_audio_seconds: float = MAX_AUDIO_SECONDS,
     verify: bool = False,
     progress: Callable[[str, float | None], None] = lambda stage, share: None,
 ) -> Phi:
@@ -351,19 +363,16 @@ def load(
     the KV cache (default: engine.py); `kv`: "int8" stores the cache in int8, with half of the memory (on a CPU).
     `adapters`: name -> folder of further adapters as PEFT writes them (checkpoints/peft.py), which a quantized model
     keeps in bfloat16. `modalities`: users' modalities (docs/modality.md), each as an object or a Python file, whose
-    weights are in the checkpoint's folder NAME-modality, or as FILE=FOLDER. `max_audio_seconds`: longest audio clip of
-    a prompt, and longest piece of a recording that `transcribe` processes at once; up to 10,080 (2.8 hours), at 45,000
-    tokens an hour (docs/transcription.md has the cost). `verify`: read all files of the checkpoint first and
-    compare them with the hashes recorded when they were downloaded or quantized; otherwise names, sizes and headers are
-    checked (docs/pull.md). `progress`: called with the stage that begins ("checkpoint", "download" and "quantization"
-    of a new hub id, "verification", "tokenizer", "weights", "engine") and the share of it that is done, None where
-    unknown; for "download" in other threads. Raises ValueError for invalid arguments, checkpoints and adapters, and for
-    a hub id that can't be downloaded; OSError for an interrupted download, which the same call resumes, and a full
-    disk; ValueError if the weights don't fit, and with `verify` for a file that differs from its hash and a folder
-    without recorded hashes.
+    weights are in the checkpoint's folder NAME-modality, or as FILE=FOLDER. `verify`: read all files of the checkpoint
+    first and compare them with the hashes recorded when they were downloaded or quantized; otherwise names, sizes and
+    headers are checked (docs/pull.md). `progress`: called
+    with the stage that begins ("checkpoint", "download" and "quantization" of a new hub id, "verification",
+    "tokenizer", "weights", "engine") and the share of it that is done, None where unknown; for "download" in other
+    threads. Raises ValueError for invalid arguments, checkpoints and adapters, and for a hub id that can't be
+    downloaded; OSError for an interrupted download, which the same call resumes, and a full disk; ValueError if the
+    weights don't fit, and with `verify` for a file that differs from its hash and a folder without recorded hashes.
     """
     progress("checkpoint", None)
-    caps = Caps.for_audio(max_audio_seconds)
     target = placement.choose(device)
     folder = pull.find(path_or_id, quant, progress=progress)
     if verify:
@@ -395,7 +404,6 @@ def load(
         adapter = read_peft(source, model.config)
         put_adapter(model, name, adapter.config, adapter.factors)
     processor = make_processor(model.config, vocabulary)
-    processor.caps = caps
     for modality in modalities:
         load_weights(model, processor, modality, folder)
     progress("engine", None)

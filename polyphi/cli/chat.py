@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from polyphi.cli.options import (
-    AudioSecondsOption,
     KvOption,
     ModalityOption,
     ModelArgument,
@@ -46,7 +45,13 @@ def chat(
         tuple[str, ...],
         Parameter(metavar="NAME=PATH", help="A file of a further modality; repeatable."),
     ] = (),
-    max_audio_seconds: AudioSecondsOption = 1800.0,
+    max_audio_seconds: Annotated[
+        float,
+        Parameter(
+            help="Longest audio clip in seconds, up to 10080 (2.8 hours). An hour takes 45,000 tokens, at the published "
+            "size 5.9 GB of keys and values; the model was trained up to 30 minutes."
+        ),
+    ] = 1800.0,
     quant: QuantOption = None,
     kv: KvOption = None,
 ) -> None:
@@ -62,6 +67,7 @@ def chat(
     """
     import polyphi
     from polyphi.cli import terminal
+    from polyphi.engine.media import check_audio_seconds
     from polyphi.messages import Audio, Image, Message, Part, SamplingParams, Video
 
     sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature)
@@ -77,15 +83,10 @@ def chat(
             raise ValueError(
                 "nothing was piped in; expected a prompt on standard input, or as an argument"
             )
+    check_audio_seconds(max_audio_seconds)  # before the weights are read
     with load_progress() as progress:
-        phi = polyphi.load(
-            model,
-            quant=quant,
-            kv=kv,
-            modalities=modality,
-            max_audio_seconds=max_audio_seconds,
-            progress=progress,
-        )
+        phi = polyphi.load(model, quant=quant, kv=kv, modalities=modality, progress=progress)
+    phi.max_audio_seconds = max_audio_seconds
     show_placement(phi)
     if prompt is None and not parts:
         terminal.Terminal(phi, sampling, adapter, console=console).run()

@@ -33,13 +33,6 @@ KvOption = Annotated[
     Literal["int8"] | None,
     Parameter(help="Store the KV cache in int8, with half of the memory (on a CPU)."),
 ]
-AudioSecondsOption = Annotated[
-    float,
-    Parameter(
-        help="Longest audio clip in seconds, up to 10080 (2.8 hours). An hour takes 45,000 tokens, at the published "
-        "size 5.9 GB of keys and values; the model was trained up to 30 minutes."
-    ),
-]
 ModalityOption = Annotated[
     tuple[str, ...],
     Parameter(

@@ -71,6 +71,7 @@ def transcribe(
 
     import polyphi
     from polyphi.cli.captions import transcribe_live
+    from polyphi.engine.media import check_audio_seconds
     from polyphi.transcription.capture import sound_devices
     from polyphi.transcription.files import find, targets, transcribe_files
 
@@ -101,17 +102,13 @@ def transcribe(
         return
     if not files:
         raise ValueError("expected audio files, folders or patterns, or --live")
+    check_audio_seconds(options.max_audio_seconds)  # before the weights are read
     recordings = targets(find(files), out, options.form)
     if out is None and options.form != "text" and len(recordings) > 1:
         raise ValueError(f"{len(recordings)} files as {options.form} need a folder: add --out DIR")
     with load_progress() as progress:
-        phi = polyphi.load(
-            model,
-            quant=quant,
-            kv=kv,
-            max_audio_seconds=options.max_audio_seconds,
-            progress=progress,
-        )
+        phi = polyphi.load(model, quant=quant, kv=kv, progress=progress)
+    phi.max_audio_seconds = options.max_audio_seconds
     show_placement(phi)
     options = replace(
         options,

@@ -311,7 +311,7 @@ class AudioReader(Reader):
             if error.reason != "size":
                 raise
             remedy = (
-                "; chat, transcribe, serve and polyphi.load take max_audio_seconds (--max-audio-seconds) up to "
+                "; chat, transcribe and serve take --max-audio-seconds (Phi.max_audio_seconds) up to "
                 f"{LONGEST_AUDIO_SECONDS:,.0f}; an hour takes 45,000 tokens of the context, with their keys and values"
             )
             is_raisable = self._decoding.caps.audio_seconds < LONGEST_AUDIO_SECONDS
