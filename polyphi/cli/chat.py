@@ -48,8 +48,8 @@ def chat(
     max_audio_seconds: Annotated[
         float,
         Parameter(
-            help="Longest audio clip in seconds, up to 10080 (2.8 hours). An hour takes 45,000 tokens, at the published "
-            "size 5.9 GB of keys and values; the model was trained up to 30 minutes."
+            help="Longest audio clip in seconds, up to 10080 (2.8 hours). An hour takes 45,000 tokens, at the "
+            "published size 5.9 GB of keys and values; the model was trained up to 30 minutes."
         ),
     ] = 1800.0,
     quant: QuantOption = None,

@@ -257,8 +257,7 @@ class Terminal:
             if isinstance(item, Image):
                 decode_image(item.source)
             elif isinstance(item, Audio):
-                longest = self.phi.processor.caps.audio_seconds
-                for _ in AudioStream(item.source, max_seconds=longest):
+                for _ in AudioStream(item.source, max_seconds=self.phi.max_audio_seconds):
                     pass
         frames = f"{len(message.parts)} frames, " if part_type is Video else ""
         self.attachments.append(part)

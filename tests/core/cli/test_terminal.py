@@ -53,6 +53,7 @@ class Scripted:
         vision=True, audio=True, adapters={"vision": 1, "speech": 1}, further={}
     )
     context = CONTEXT
+    max_audio_seconds = 1800.0
     reasoning = False
     tokenizer = SimpleNamespace(encode=str.split)
 
