@@ -469,7 +469,7 @@ def test_a_header_that_promises_hours_is_enough_to_refuse_them(
     monkeypatch.setattr(media, "sound_blocks", None)  # nothing is decoded
     size = at_once(processor.media_size)
     for ask in (processor.row, processor.count, size):
-        with pytest.raises(MediaError, match=r"1800 s, found 2100.* max_audio_seconds.*45,000"):
+        with pytest.raises(MediaError, match=r"1800 s, found 2100.*max_audio_seconds.*45,000"):
             ask(clip)
     processor.caps = Caps.for_audio(2100)
     assert processor.count(clip).audio == 2100 * 100 // 8
