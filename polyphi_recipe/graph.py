@@ -287,6 +287,8 @@ class Run:
             seconds=stages.longest_audio(self.size),
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
             languages=self.size.languages,
+            image_sizes=stages.image_sizes(self.size, corpus.name),
+            characters=stages.longest_document(self.size),
         )
 
     def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:

@@ -29,7 +29,7 @@ from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import images, stamps
 from polyphi_recipe.synthetic.described_scenes import shape_phrase, with_article
-from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
+from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE
 from polyphi_recipe.synthetic.scenes import (
     Maker,
     Makers,
@@ -81,7 +81,7 @@ def shapes(scene: Scene) -> CaptionedImage:
     shape, colour = scene.pair()
     if form == "place":
         where, side = scene.answer(list(SIDES), every=4), scene.rng.randint(28, 44)
-        image = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
+        image = scene.sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
         scene.shape(image, shape, colour, corner_near(scene, where, side), side)
         return CaptionedImage(
             image,
@@ -97,7 +97,7 @@ def shapes(scene: Scene) -> CaptionedImage:
         ]
     total = sum(count for count, _, _ in groups)
     side = scene.rng.randint(36, 92) if total == 1 else scene.rng.randint(24, 34)
-    image = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
+    image = scene.sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
     shape_list = [(c, s) for count, c, s in groups for _ in range(count)]
     for (c, s), corner in zip(shape_list, scene.scatter(total, side), strict=True):
         scene.shape(image, s, c, corner, side)
@@ -122,8 +122,8 @@ def text(scene: Scene) -> CaptionedImage:
     if form == "digit":
         value = scene.answer(range(10), every=4)
         paper, side = scene.paper(), scene.rng.randint(76, 104)
-        image = sheet((SIDE, SIDE), paper)
-        corner = scene.corner(image.size, (side, side))
+        image = scene.sheet((SIDE, SIDE), paper)
+        corner = scene.corner((SIDE, SIDE), (side, side))
         images.stamp_digits(
             image, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng
         )
@@ -182,8 +182,8 @@ def one_word(scene: Scene) -> CaptionedImage:
     language = scene.language(1.0)
     shape, colour = scene.pair()
     side = scene.rng.randint(50, 92)
-    image = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
-    corner = scene.corner(image.size, (side, side))
+    image = scene.sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
+    corner = scene.corner((SIDE, SIDE), (side, side))
     scene.shape(image, shape, colour, corner, side)
     return CaptionedImage(
         image, scene.rng.choice((SHAPES[shape], COLOURS[colour]))[language], "polyphi", language

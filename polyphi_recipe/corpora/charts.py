@@ -4,6 +4,7 @@ cell, the highest of a column, all cells. Slides: their title, points and chart.
 Fonts are held out for the test split; the numbers of each image are random.
 """
 
+import math
 from collections.abc import Iterator
 
 from polyphi.data.shards import Sample
@@ -19,6 +20,7 @@ from polyphi_recipe.synthetic.scenes import Scene, SceneSample, fresh, image_que
 LETTERS = "ABCDEFG"
 ROW_NAMES = tuple(noun for noun in NOUNS if len(noun) <= 5)
 """Names of table rows, short because rows are small."""
+MOST_TIMES = 3
 POINT_NOUNS = tuple(noun for noun in NOUNS if len(noun) <= 6)
 ORDINALS = ("first", "second", "third", "last")
 
@@ -73,11 +75,14 @@ def trend(scene: Scene) -> SceneSample:
 
 
 def _table(scene: Scene, largest: int) -> tables.Table:
-    """Draw a table of two or three columns and two to four rows; the numbers of a column are different."""
-    columns = LETTERS[: scene.rng.choice((2, 2, 3))]
-    rows = scene.rng.sample(ROW_NAMES, scene.rng.choice((2, 3, 4)))
+    """Draw a table of two or three columns and two to four rows, in large images up to `MOST_TIMES` as many; the
+    numbers of a column are different."""
+    times = scene.rng.randint(1, min(MOST_TIMES, math.isqrt(n))) if (n := int(scene.crops())) > 1 else 1
+    columns = LETTERS[: times * scene.rng.choice((2, 2, 3))]
+    rows = scene.rng.sample(ROW_NAMES, min(largest, times * scene.rng.choice((2, 3, 4))))
     numbers = [scene.rng.sample(range(1, largest + 1), len(rows)) for _ in columns]
-    return tables.draw(scene, columns, rows, list(zip(*numbers, strict=True)), scene.size())
+    wide, high = (max(times * SIDE, side) for side in scene.size())
+    return tables.draw(scene, columns, rows, list(zip(*numbers, strict=True)), (wide, high))
 
 
 def cell(scene: Scene) -> SceneSample:
@@ -112,7 +117,8 @@ def slide(scene: Scene) -> SceneSample:
     plot = None
     if form == "chart" or scene.rng.random() < 0.15:
         values = pick_values(scene, len(labels))
-        plot = charts.columns(scene, labels, values, (SIDE - 4, SIDE - 30))
+        size = (SIDE - 4, SIDE - 30)
+        plot = charts.columns(scene.part(size, (2 * SIDE, SIDE)), labels, values, size)
     drawn = slides.draw(scene, title, points, plot.image if plot else None)
     question: str
     answer: object

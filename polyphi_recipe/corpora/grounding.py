@@ -13,7 +13,7 @@ from polyphi.text.lexicon import COLOUR_RGB
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import images
-from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
+from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE
 from polyphi_recipe.synthetic.scenes import Scene, SceneSample, fresh, image_question, samples
 
 GRID = 4
@@ -39,7 +39,7 @@ def _draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[int, int]]],
     scanned = [scene.rng.random() < 0.3 for _ in places]
     shape_colours = [COLOUR_RGB[c] for (_, c), s in zip(shapes, scanned, strict=True) if not s]
     paper = scene.paper(*shape_colours)
-    image, ink = sheet((side, side), paper), scene.ink(paper)
+    image, ink = scene.sheet((side, side), paper), scene.ink(paper)
     objects: list[tuple[str, tuple[int, int]]] = []
     for (x, y), (shape, colour), digit, scan in zip(places, shapes, digits, scanned, strict=True):
         size = int(cell * scene.rng.uniform(0.78, 0.95))
@@ -48,8 +48,7 @@ def _draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[int, int]]],
             round((y - 1) * cell + scene.rng.uniform(0, cell - size)),
         )
         if scan:
-            image.paste(ink, corner, images.scan_mask(scene.scan(digit), size))
-            images.annotate(image, str(digit), corner, (size, size))
+            images.stamp_scan(image, scene.scan(digit), corner, size, ink)
         else:
             scene.shape(image, shape, colour, corner, size)
         objects.append((str(digit) if scan else f"{colour} {shape}", (x, y)))

@@ -6,6 +6,7 @@ and rotations of a shape in a colour. A fifth of the translatable questions are 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -23,7 +24,7 @@ from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import charts, images, stamps
 from polyphi_recipe.synthetic.described_scenes import DESCRIBE, plural, shape_phrase
 from polyphi_recipe.synthetic.described_scenes import POSITIONS as POSITION_PHRASES
-from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
+from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE
 from polyphi_recipe.synthetic.scenes import (
     OTHER_LANGUAGES,
     Makers,
@@ -80,7 +81,7 @@ def digit(scene: Scene) -> SceneSample:
     """Return a question for one large scanned digit."""
     value, language, size = scene.answer(range(10)), scene.language(), scene.size()
     paper = scene.paper()
-    image, side = sheet(size, paper), scene.rng.randint(76, 104)
+    image, side = scene.sheet(size, paper), scene.rng.randint(76, 104)
     corner = scene.corner(size, (side, side))
     images.stamp_digits(image, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
     first_turn = image_question(image, ask(scene, "digit", language), value, SCANS, language)
@@ -93,7 +94,7 @@ def draw_digits(scene: Scene, values: list[int], size: tuple[int, int]) -> Image
     """Draw scanned digits in one row at a random position."""
     paper = scene.paper()
     largest = min(48, int((size[0] - 4) / (0.9 * len(values) + 0.1)))
-    image, side = sheet(size, paper), scene.rng.randint(3 * largest // 4, largest)
+    image, side = scene.sheet(size, paper), scene.rng.randint(3 * largest // 4, largest)
     wide = round(side * (0.9 * len(values) + 0.1))
     corner = scene.corner(size, (wide, side))
     images.stamp_digits(
@@ -103,8 +104,8 @@ def draw_digits(scene: Scene, values: list[int], size: tuple[int, int]) -> Image
 
 
 def row_size(scene: Scene, characters: int) -> tuple[int, int]:
-    """Return (width, height) of an image for a row of characters: two crops for three or more, so that rarely two of
-    them are centred in the same cell of 28 pixels."""
+    """Return (width, height) in units of an image for a row of characters: twice as wide for three or more, so that
+    rarely two of them are centred in the same cell of 28 pixels."""
     return (2 * SIDE, SIDE) if characters > 2 else scene.size()
 
 
@@ -123,14 +124,13 @@ def digits(scene: Scene) -> SceneSample:
 def count(scene: Scene) -> SceneSample:
     """Return a question for the number of one to six shapes or stamps; a quarter of the scenes has distractors."""
     total, size = scene.answer(range(1, MOST + 1)), scene.size()
-    side = scene.rng.randint(20, 34) * size[1] // SIDE
+    side = scene.rng.randint(20, 34) * min(size) // SIDE
     if scene.album and scene.rng.random() < 0.25:
         stamp, language = scene.stamp(), scene.language()
-        image = sheet(size, stamp.paper(scene.rng))
+        image = scene.sheet(size, stamp.paper(scene.rng))
         for corner in scene.scatter(total, side, size):
-            cutout = stamp.cutout(side)
-            image.paste(cutout, corner, cutout)
-            images.annotate(image, stamp.category or "thing", corner, cutout.size)
+            cutout = stamp.cutout(side, images.scale(image))
+            images.stamp_cutout(image, cutout, corner, stamp.category or "thing")
         if language != "en":
             return image_question(
                 image, ask(scene, "count", language), total, STAMPS, language, stamp=stamp.id
@@ -140,7 +140,7 @@ def count(scene: Scene) -> SceneSample:
     shape, colour = scene.pair()
     others = scene.rng.randint(1, 3) if scene.rng.random() < 0.25 else 0
     paper = scene.paper(COLOUR_RGB[colour])
-    image = sheet(size, paper)
+    image = scene.sheet(size, paper)
     other = scene.rng.choice([s for s in SHAPES if s != shape])
     for i, corner in enumerate(scene.scatter(total + others, side, size)):
         one = scene.rng.randint(int(0.75 * side), side)
@@ -169,7 +169,7 @@ def _of(scene: Scene, part: int, values: Mapping[str, object]) -> tuple[str, str
 
 def _single(scene: Scene, shape: str, colour: str) -> Image.Image:
     size = scene.size()
-    image, side = sheet(size, scene.paper(COLOUR_RGB[colour])), scene.rng.randint(36, 92)
+    image, side = scene.sheet(size, scene.paper(COLOUR_RGB[colour])), scene.rng.randint(36, 92)
     corner = scene.corner(size, (side, side))
     scene.shape(image, shape, colour, corner, side)
     return image
@@ -181,7 +181,7 @@ def colour(scene: Scene) -> SceneSample:
     if scene.rng.random() < (0.7 if scene.split == "train" else 0.35):
         other = scene.rng.choice([(s, c) for s, c in PAIRS if s != shape and c != name])
         colours = COLOUR_RGB[name], COLOUR_RGB[other[1]]
-        image = sheet((SIDE, SIDE), scene.paper(*colours))
+        image = scene.sheet((SIDE, SIDE), scene.paper(*colours))
         for (s, c), corner in zip([(shape, name), other], scene.scatter(2, 40), strict=True):
             scene.shape(image, s, c, corner, 40)
         question = scene.rng.choice(
@@ -221,17 +221,17 @@ def draw_stamp(
     scene: Scene, stamp: Stamp, size: tuple[int, int], smallest: int = 66, largest: int = 100
 ) -> Image.Image:
     """Draw one stamp; half of the stamps without text are mirrored."""
-    image = sheet(size, stamp.paper(scene.rng))
-    cutout = stamp.cutout(scene.rng.randint(smallest, largest))
+    image = scene.sheet(size, stamp.paper(scene.rng))
+    factor = images.scale(image)
+    cutout = stamp.cutout(scene.rng.randint(smallest, largest), factor)
     if (
         scene.rng.random() < 0.5
         and stamp.category not in ("letter", "sign", "coin")
         and not stamp.id.startswith("symbols/")
     ):
         cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    corner = scene.corner(size, cutout.size)
-    image.paste(cutout, corner, cutout)
-    images.annotate(image, stamp.category or "thing", corner, cutout.size)
+    units = math.ceil(cutout.width / factor), math.ceil(cutout.height / factor)
+    images.stamp_cutout(image, cutout, scene.corner(size, units), stamp.category or "thing")
     return image
 
 
@@ -256,7 +256,7 @@ def draw_text(
     """Return an image of a line of text in a font of the split at a random position, and the font's name."""
     paper, name = scene.paper(), scene.font(text)
     face = images.fitting(name, text, size[0] - 8, scene.rng.randint(largest * 2 // 3, largest))
-    image = sheet(size, paper)
+    image = scene.sheet(size, paper)
     corner = scene.corner(size, images.measure(text, face), margin=3)
     images.write(image, text, face, corner, scene.ink(paper))
     return image, name
@@ -276,7 +276,7 @@ def draw_name(scene: Scene, name: str) -> tuple[Image.Image, str]:
     size, paper, font = (2 * SIDE, SIDE), scene.paper(), scene.font(name)
     largest = scene.rng.randint(28, 42)
     faces = [images.fitting(font, line, size[0] - 8, largest) for line in lines]
-    image, ink = sheet(size, paper), scene.ink(paper)
+    image, ink = scene.sheet(size, paper), scene.ink(paper)
     for top, line, face in zip((4, SIDE // 2 + 2), lines, faces, strict=True):
         x, y = scene.corner((size[0], SIDE // 2 - 4), images.measure(line, face))
         images.write(image, line, face, (x, top + y), ink)
@@ -345,7 +345,7 @@ def where(scene: Scene) -> SceneSample:
     if scene.rng.random() < 0.5:
         other = scene.rng.choice([pair for pair in PAIRS if pair[0] != name])
         objects.append((*other, scene.rng.choice([p for p in SIDES if p != position])))
-    image = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in objects)))
+    image = scene.sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in objects)))
     for s, c, p in objects:
         side = scene.rng.randint(26, 36)
         scene.shape(image, s, c, corner_near(scene, p, side), side)
@@ -366,7 +366,7 @@ def more(scene: Scene) -> SceneSample:
     # The first colour of the question is more frequent, unless the answer is no.
     counts = {first: few, second: many} if answer == "no" else {first: many, second: few}
     name = scene.rng.choice(list(SHAPES))
-    image = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for c in counts)))
+    image = scene.sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for c in counts)))
     items = [c for c, n in counts.items() for _ in range(n)]
     for c, corner in zip(items, scene.scatter(len(items), 24), strict=True):
         scene.shape(image, name, c, corner, scene.rng.randint(20, 24))
@@ -460,7 +460,7 @@ def talk(scene: Scene) -> SceneSample:
         total = sum(n for n, _, _ in groups)
         side = scene.rng.randint(44, 92) if total == 1 else scene.rng.randint(24, 34)
         corners = scene.scatter(total, side)
-    image = sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
+    image = scene.sheet((SIDE, SIDE), scene.paper(*(COLOUR_RGB[c] for _, c, _ in groups)))
     shape_list = [(c, s) for n, c, s in groups for _ in range(n)]
     for (c, s), corner in zip(shape_list, corners, strict=True):
         scene.shape(image, s, c, corner, side)

@@ -20,11 +20,13 @@ ORDINALS = ("first", "second", "third")
 
 def document(scene: Scene) -> SceneSample:
     """Return a document of two or three images with captions."""
+    count = 2 + (scene.index % 2)
+    scene = scene.several(count)
     drawers = [captions.shapes, captions.shapes, captions.text] + [captions.captioned_stamp] * bool(
         scene.album
     )
     images: list[captions.CaptionedImage] = []
-    while len(images) < 2 + (scene.index % 2):
+    while len(images) < count:
         captioned = scene.rng.choice(drawers)(scene)
         if captioned.language == "en" and captioned.caption not in [m.caption for m in images]:
             images.append(captioned)

@@ -1,5 +1,6 @@
 """Questions about several images (which one shows an object, whether two show the same, how a shape moves, how many
-show it) and about frames of drawn videos (the first or last event, all events in order).
+show it) and about frames of drawn videos (the first or last event, all events in order). At sizes of large images,
+a row has up to the frames that fit `vision_4_multiframe`'s context of 64k tokens (report 2.2.2).
 
 The multi-image and video set of `vision_4_multiframe`. In training, further questions about the same images follow,
 since images take most of a conversation's tokens and an answer has one or two. For your videos see
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from PIL import Image
 
 from polyphi.data.shards import Sample
-from polyphi.text.lexicon import COLOUR_RGB, COLOURS
+from polyphi.text.lexicon import COLOUR_RGB, COLOURS, SHAPES
 from polyphi_recipe.corpora.image_qa import draw_stamp, with_more_turns
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.synthetic import cartoons, images, stamps
 from polyphi_recipe.synthetic.described_scenes import Thing, list_captions, noun_phrase, questions
-from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE, sheet
+from polyphi_recipe.synthetic.images import PAIRS, SCANS, SIDE
 from polyphi_recipe.synthetic.scenes import (
     Scene,
     SceneSample,
@@ -37,6 +38,9 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
 }
 OPPOSITES = {"left": "right", "right": "left", "up": "down", "down": "up"}
 FRAMES = 3
+"""Images of a sample, at least: at sizes of large images up to `MOST_COUNTED` where they are counted, or as many as fit
+in a video."""
+MOST_COUNTED = 12
 WHAT_HAPPENS = "What happens in the video?"
 TURNS = 5
 """Further questions about the images of a training sample, at most."""
@@ -52,16 +56,16 @@ class View:
 
 
 def _shape(scene: Scene, shape: str, colour: str) -> View:
-    image, side = sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour])), scene.rng.randint(48, 90)
-    corner = scene.corner(image.size, (side, side))
+    image, side = scene.sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour])), scene.rng.randint(48, 90)
+    corner = scene.corner((SIDE, SIDE), (side, side))
     scene.shape(image, shape, colour, corner, side)
     return View(image, Thing.shape(shape, colour))
 
 
 def _digit(scene: Scene, value: int) -> View:
     paper, side = scene.paper(), scene.rng.randint(76, 104)
-    image = sheet((SIDE, SIDE), paper)
-    corner = scene.corner(image.size, (side, side))
+    image = scene.sheet((SIDE, SIDE), paper)
+    corner = scene.corner((SIDE, SIDE), (side, side))
     images.stamp_digits(image, [scene.scan(value)], corner, side, scene.ink(paper), rng=scene.rng)
     return View(image, Thing.digit(value), SCANS)
 
@@ -105,9 +109,11 @@ def _question(
 
 
 def which_picture(scene: Scene) -> SceneSample:
-    """Return a question which of three images (in training also two) shows a thing."""
-    answer = scene.answer((1, 2, 3))
-    count = 2 if scene.split == "train" and answer < 3 and scene.rng.random() < 1 / 3 else 3
+    """Return a question which of three images (in training also two) or more shows a thing."""
+    count = scene.count(FRAMES, len(SHAPES))
+    answer = scene.answer(range(1, count + 1))
+    count = 2 if scene.split == "train" and answer < 3 and scene.rng.random() < 1 / 3 else count
+    scene = scene.several(count)
     kind, views = _one_each(scene, count)
     thing = noun_phrase(kind, views[answer - 1].thing.names[kind])
     return _question(scene, views, f"Which picture shows {thing}?", answer, count=count)
@@ -115,6 +121,7 @@ def which_picture(scene: Scene) -> SceneSample:
 
 def same(scene: Scene) -> SceneSample:
     """Return a question whether two images show the same shape, colour or digit."""
+    scene = scene.several(2)
     answer = scene.answer(("yes", "no"))
     form = scene.answer(("shape", "colour", "digit"), every=2)
     if form == "digit":
@@ -128,7 +135,9 @@ def same(scene: Scene) -> SceneSample:
 
 
 def motion(scene: Scene) -> SceneSample:
-    """Return a question for the direction in which a shape moves over three frames."""
+    """Return a question for the direction in which a shape moves over three or more frames."""
+    count = scene.count(FRAMES)
+    scene = scene.several(count)
     answer = scene.answer(list(DIRECTIONS))
     (dx, dy), (shape, colour) = DIRECTIONS[answer], scene.pair()
     side, turn, paper, tint = (
@@ -141,10 +150,10 @@ def motion(scene: Scene) -> SceneSample:
     path = slack * scene.rng.uniform(0.6, 1.0)  # pixels from the first frame to the last
     start, across = scene.rng.uniform(0, slack - path), scene.rng.uniform(0, slack)
     frames = []
-    for i in range(FRAMES):
-        along = start + path * (i if dx + dy > 0 else FRAMES - 1 - i) / (FRAMES - 1)
+    for i in range(count):
+        along = start + path * (i if dx + dy > 0 else count - 1 - i) / (count - 1)
         corner = (round(along), round(across)) if dx else (round(across), round(along))
-        frame = sheet((SIDE, SIDE), paper)
+        frame = scene.sheet((SIDE, SIDE), paper)
         label = f"{colour} {shape}"
         images.stamp_shape(frame, shape, corner, side, tint, turn=turn, label=label)
         frames.append(frame)
@@ -162,10 +171,11 @@ def motion(scene: Scene) -> SceneSample:
 
 
 def frames(scene: Scene) -> SceneSample:
-    """Return a question how many of three images show a shape."""
-    answer = scene.answer((1, 2, 3))
+    """Return a question how many of three or more images show a shape."""
+    count = scene.count(FRAMES, MOST_COUNTED)
+    scene, answer = scene.several(count), scene.answer(range(1, count + 1))
     shape, _ = scene.pair()
-    has_shape = scene.rng.sample([True] * answer + [False] * (3 - answer), 3)
+    has_shape = scene.rng.sample([True] * answer + [False] * (count - answer), count)
     views = [
         _shape(scene, *scene.rng.choice([p for p in PAIRS if (p[0] == shape) == present]))
         for present in has_shape
@@ -174,7 +184,7 @@ def frames(scene: Scene) -> SceneSample:
 
 
 def _cartoon(scene: Scene, events: list[str], first: bool) -> cartoons.Cartoon:
-    """Draw a video of two or three events, with `events` `first` or last."""
+    """Return a video of two or three events, with `events` `first` or last."""
     shape, colour = scene.pair()
     others = [c for c in COLOURS if c != colour]
     more = [e for e in (*cartoons.PLAIN, f"turns {scene.rng.choice(others)}") if e not in events]

@@ -18,7 +18,7 @@ from polyphi_recipe.curate.photos import photo
 from polyphi_recipe.curate.sources import LIBREOFFICE
 from polyphi_recipe.curate.text import help_pages, in_split
 from polyphi_recipe.synthetic import images
-from polyphi_recipe.synthetic.images import SCANS, SIDE, sheet
+from polyphi_recipe.synthetic.images import SCANS, SIDE
 from polyphi_recipe.synthetic.pages import set_page
 from polyphi_recipe.synthetic.scenes import (
     Makers,
@@ -34,6 +34,9 @@ FONT_CHARACTERS = re.compile("[ -~À-ÖØ-öø-ÿŒœ]+")
 """Characters that every available font has (except the ASCII ones)."""
 WORD_RANGE = (3, 7)
 """Minimum and maximum number of words on a page of one crop; a wide page has twice as many."""
+WORDS_PER_CROP = 60
+LINE_HEIGHTS = (14, 40)
+"""Words per crop, at most, and minimum and maximum height of a line in pixels, of a page of large crops."""
 
 MAX_LETTERS = 10
 """Maximum length of a word that is legible when it fills the width of a crop."""
@@ -75,12 +78,12 @@ def line(scene: Scene) -> SceneSample:
     if len(pieces) == 2 and scene.rng.random() < 0.4:
         size = (2 * SIDE, SIDE)
         face = images.fitting(font, text, size[0] - 12, scene.rng.randint(20, 30))
-        image = sheet(size, paper)
+        image = scene.sheet(size, paper)
         images.write(
             image, text, face, scene.corner(size, images.measure(text, face), margin=3), ink
         )
     else:
-        image = sheet((SIDE, SIDE), paper)
+        image = scene.sheet((SIDE, SIDE), paper)
         longest = max(pieces, key=len)
         face = images.fitting(font, longest, SIDE - 14, scene.rng.randint(20, 26))
         step = (SIDE - 8) // len(pieces)
@@ -129,9 +132,17 @@ def _page(paragraphs: Paragraphs, scene: Scene, photographed: bool) -> SceneSamp
     else:
         short = [w for entry in lexicon().values() if len(w := entry[language]) <= MAX_LETTERS]
         source, words = "polyphi", scene.rng.sample(short, 2 * WORD_RANGE[1])
-    size = (2 * SIDE, SIDE) if scene.rng.random() < 0.25 else (SIDE, SIDE)
-    count = scene.rng.randint(*WORD_RANGE) * size[0] // SIDE
-    image, text, font = set_page(" ".join(words[:count]), scene, size)
+    if scene.pixels is None:
+        size = (2 * SIDE, SIDE) if scene.rng.random() < 0.25 else (SIDE, SIDE)
+        count = scene.rng.randint(*WORD_RANGE) * size[0] // SIDE
+        image, text, font = set_page(" ".join(words[:count]), scene, size)
+    else:
+        count = round(WORDS_PER_CROP * scene.crops())
+        more = scene.rng.sample(candidates or short, min(count, len(candidates or short)))
+        words += [w for text in more if FONT_CHARACTERS.fullmatch(text) for w in text.split()]
+        image, text, font = set_page(
+            " ".join(words[:count]), scene, scene.pixels, heights=LINE_HEIGHTS
+        )
     rendered = photo(image, scene.rng) if photographed else image
     return image_question(
         rendered, scene.rng.choice(PROMPTS), text, source, language, font=font, layout="page"

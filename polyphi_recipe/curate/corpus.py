@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from polyphi.runtime.files import sha256
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.drop_warning import warning
+from polyphi_recipe.curate.image_sizes import ImageSizes
 from polyphi_recipe.curate.pipeline import Machines
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,9 @@ class Work:
     a callable from audio bytes to text for a recogniser, a `Generate` for a language model. `report` receives progress
     messages. With several tasks each builds its `part`: (number, count). `seconds` is the longest audio clip that fits
     the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
-    `languages`, including English, are those of questions and words; digits and numbers are in all eight."""
+    `languages`, including English, are those of questions and words; digits and numbers are in all eight. `image_sizes`
+    are those of generated images, None at sizes of one small crop per image. `characters` is the length of the longest
+    English document that fits a row."""
 
     rows: Mapping[str, int]
     seed: int
@@ -57,6 +60,8 @@ class Work:
     seconds: float = 30.0
     tokenizer: Path | None = None
     languages: tuple[str, ...] = tuple(LANGUAGES)
+    image_sizes: ImageSizes | None = None
+    characters: int = 9_500
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Corpus:
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
     """Return the hash of the corpus's file and its imports from `CODE` with their data files, its parent corpora, rows,
-    longest clip and seed: a changed recipe is a new corpus. Input files are compared separately (`is_built`)."""
+    longest clip and document, image sizes and seed: a changed recipe is a new corpus. Input files are compared separately (`is_built`)."""
     if corpus.settings:
         text = json.dumps([corpus.name, corpus.settings])
         return hashlib.sha256(text.encode()).hexdigest()
@@ -98,7 +103,9 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
     recipe = [corpus.name, corpus.tasks, corpus.spare]
-    settings = [dict(work.rows), work.seconds, work.seed, work.languages]
+    image_sizes = None if work.image_sizes is None else asdict(work.image_sizes)
+    lengths = [work.seconds, work.characters, image_sizes]
+    settings = [dict(work.rows), lengths, work.seed, work.languages]
     text = json.dumps([*recipe, code, made_from, *settings])
     return hashlib.sha256(text.encode()).hexdigest()
 

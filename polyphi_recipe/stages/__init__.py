@@ -4,7 +4,14 @@ import importlib
 from dataclasses import replace
 
 from polyphi.planning.sizes import ORDER, Size
+from polyphi.train.contrastive import Contrastive
 from polyphi.train.stage import Stage
+from polyphi_recipe.curate.image_sizes import ImageSizes
+
+TEXT_TOKENS = 1024
+"""[ours] Tokens of a row that are left for text beside images."""
+SMALL_CROP = 112
+"""Side in pixels of the crops that generated images of one crop fill: nano's."""
 
 BRANCHES = (
     (
@@ -66,6 +73,32 @@ def without_auxiliary(stage: Stage) -> Stage:
     """The stage without auxiliary losses, which imported rows have no annotations for."""
     objective = replace(stage.objective, **dict.fromkeys(stage.auxiliary, 0.0))  # type: ignore[type-var]
     return replace(stage, objective=objective)
+
+
+def image_sizes(size: Size, corpus: str) -> ImageSizes | None:
+    """Widths and heights of a corpus's generated images: up to the crops of every stage that reads them whole (report
+    2.2.1), and for several images up to the longest context of these stages (64k, 2.2.2). A stage with a shorter one
+    leaves longer rows out. None for small crops, and for corpora without such a stage."""
+    vision = size.model.vision
+    assert vision is not None
+    readers = [
+        stage
+        for name in ORDER
+        if corpus in (stage := at_size(name, size)).data.weights
+        and not isinstance(stage.objective, Contrastive)
+    ]
+    if vision.crop_size <= SMALL_CROP or not readers:
+        return None
+    limits = [getattr(stage.objective, "max_crops", None) or vision.max_crops for stage in readers]
+    context = max(size.budget(stage).context for stage in readers)
+    return ImageSizes(vision.crop_size, min(limits), context - TEXT_TOKENS)
+
+
+def longest_document(size: Size) -> int:
+    """Characters of the longest English document that fits a row of text 2: a token of the public vocabulary has 4.2 of
+    help pages, one of a small vocabulary 2.3."""
+    tokens = size.budget(load("text_2_long")).context
+    return int(tokens * (2.32 if size.vocabulary else 4.2)) // 100 * 100
 
 
 def longest_audio(size: Size) -> float:

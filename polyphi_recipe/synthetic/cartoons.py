@@ -6,11 +6,13 @@
 >>> len(cartoon.frames), len(cartoon.sampled_frames())    # all frames; one before, between and after the events
 (32, 4)
 
-`sampled_frames` selects the same frames as `processing.video.decode_video` does in a file.
+`sampled_frames` selects the same frames as `processing.video.decode_video` does in a file. At sizes of large images a
+cartoon has more of them, up to what fits a row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from PIL import Image
 
@@ -47,17 +49,44 @@ class State:
 
 @dataclass(frozen=True)
 class Cartoon:
-    """All frames (`SIDE` x `SIDE` pixels), the shape, its first colour and its events."""
+    """A video of `SIDE` x `SIDE` units: the shape, its first colour, its events, the states before, between and after
+    them, the number of sampled frames, and what frames are drawn with."""
 
-    frames: tuple[Image.Image, ...]
+    scene: Scene
     shape: str
     colour: str
     events: tuple[str, ...]
+    states: tuple[State, ...]
+    samples: int
+    paper: images.RGB
+    turn: int
+
+    @cached_property
+    def frames(self) -> tuple[Image.Image, ...]:
+        """All frames."""
+        return tuple(self._frame(i) for i in range(FRAMES_PER_STATE * len(self.states)))
 
     def sampled_frames(self) -> list[Image.Image]:
-        """Return one frame more than there are events, each from the middle of an equal part of the video."""
-        count = len(self.events) + 1
-        return [self.frames[len(self.frames) * (2 * i + 1) // (2 * count)] for i in range(count)]
+        """Return the sampled frames, each from the middle of an equal part of the video: one more than there are
+        events, or more. Those beyond the number of frames are drawn between frames."""
+        count, total = self.samples, FRAMES_PER_STATE * len(self.states)
+        times = [total * (2 * i + 1) / (2 * count) for i in range(count)]
+        return [self._frame(int(time) if count <= total else time) for time in times]
+
+    def _frame(self, time: float) -> Image.Image:
+        """Return the frame at a time in frames."""
+        # `at` is a position between states: a whole number except during the four frames of an event.
+        index, offset = divmod(time - FRAMES_PER_STATE // 2, FRAMES_PER_STATE)
+        at = index + min(1.0, max(0.0, (offset - 1.5) / 4)) if index >= 0 else 0.0
+        before = min(int(at), len(self.states) - 1)
+        after = min(before + 1, len(self.states) - 1)
+        state = _between(self.states[before], self.states[after], at - before)
+        image, side = self.scene.sheet((SIDE, SIDE), self.paper), round(state.side)
+        corner = (round(state.x - side / 2), round(state.y - side / 2))
+        red, green, blue = (round(v) for v in state.rgb)
+        rgb = red, green, blue
+        images.stamp_shape(image, self.shape, corner, side, rgb, turn=self.turn)
+        return image
 
     def summary(self) -> str:
         text = with_article(f"{self.colour} {self.shape} {', then '.join(self.events)}.")
@@ -65,23 +94,15 @@ class Cartoon:
 
 
 def draw(scene: Scene, shape: str, colour: str, events: Sequence[str]) -> Cartoon:
-    """Draw a video of a shape of this colour with these events, all different."""
+    """Return a video of a shape of this colour with these events, all different."""
     tints = {c: scene.tint(c) for c in (colour, *(e[6:] for e in events if e not in PLAIN))}
     paper, turn = scene.paper(*(COLOUR_RGB[c] for c in tints)), scene.turn(shape, colour)
     states = [_start(scene, events, tints[colour])]
     for event in events:
         states.append(_after(states[-1], event, tints))
-    frames = []
-    for i in range(FRAMES_PER_STATE * len(states)):
-        # `at` is a position between states: a whole number except during the four frames of an event.
-        state, offset = divmod(i - FRAMES_PER_STATE // 2, FRAMES_PER_STATE)
-        at = state + min(1.0, max(0.0, (offset - 1.5) / 4)) if state >= 0 else 0.0
-        before = min(int(at), len(states) - 1)
-        after = min(before + 1, len(states) - 1)
-        frames.append(
-            _frame(_between(states[before], states[after], at - before), shape, paper, turn)
-        )
-    return Cartoon(tuple(frames), shape, colour, tuple(events))
+    samples = scene.count(len(states))
+    scene = scene.several(samples)
+    return Cartoon(scene, shape, colour, tuple(events), tuple(states), samples, paper, turn)
 
 
 def _start(scene: Scene, events: Sequence[str], rgb: tuple[float, float, float]) -> State:
@@ -113,11 +134,3 @@ def _between(a: State, b: State, share: float) -> State:
 
     red, green, blue = (mix(u, v) for u, v in zip(a.rgb, b.rgb, strict=True))
     return State(mix(a.x, b.x), mix(a.y, b.y), mix(a.side, b.side), (red, green, blue))
-
-
-def _frame(state: State, shape: str, paper: images.RGB, turn: int) -> Image.Image:
-    image, side = images.sheet((SIDE, SIDE), paper), round(state.side)
-    corner = (round(state.x - side / 2), round(state.y - side / 2))
-    red, green, blue = (round(v) for v in state.rgb)
-    images.stamp_shape(image, shape, corner, side, (red, green, blue), turn=turn)
-    return image

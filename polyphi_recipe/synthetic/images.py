@@ -114,6 +114,8 @@ def write(
     image: Image.Image, text: str, face: ImageFont.FreeTypeFont, corner: tuple[int, int], ink: RGB
 ) -> None:
     """Render a line of text with the upper left corner of its ink at `corner`, and annotate each character."""
+    corner = place(image, corner, measure(text, face))
+    face = scaled(face, scale(image))
     left, top, _, bottom = face.getbbox(text)
     ImageDraw.Draw(image).text((corner[0] - left, corner[1] - top), text, font=face, fill=ink)
     before = 0.0
@@ -146,7 +148,7 @@ def measure(text: str, face: ImageFont.FreeTypeFont) -> tuple[int, int]:
 def annotate(
     image: Image.Image, label: str, corner: tuple[float, float], size: tuple[float, float]
 ) -> None:
-    """Annotate an image with a labelled box of (width, height) pixels at `corner`."""
+    """Annotate an image with a labelled box of (width, height) pixels at `corner`, in pixels."""
     (x, y), (wide, high), (width, height) = corner, size, image.size
     box = x / width, y / height, (x + wide) / width, (y + high) / height
     image.info.setdefault("named", []).append((label, *(round(v, 3) for v in box)))
@@ -157,9 +159,88 @@ def annotations(image: Image.Image) -> list[LabelledBox]:
     return list(image.info.get("named", ()))
 
 
-def sheet(size: tuple[int, int], paper: RGB) -> Image.Image:
-    """Return an empty image of (width, height)."""
-    return Image.new("RGB", size, paper)
+def sheet(
+    size: tuple[int, int], paper: RGB, pixels: tuple[int, int] | None = None
+) -> Image.Image:
+    """Return an empty image of (width, height) units, in `pixels` (width, height), by default one per unit. All
+    functions that draw take units: positions are stretched to the image, things keep their aspect ratio."""
+    image = Image.new("RGB", pixels or size, paper)
+    if pixels is not None:
+        image.info["stretch"] = pixels[0] / size[0], pixels[1] / size[1]
+    return image
+
+
+def stretch(image: Image.Image) -> tuple[float, float]:
+    """Return the pixels per unit of an image's width and height."""
+    return image.info.get("stretch", (1.0, 1.0))
+
+
+def scale(image: Image.Image) -> float:
+    """Return the pixels per unit of the things in an image."""
+    return min(stretch(image))
+
+
+def place(
+    image: Image.Image, corner: tuple[float, float], size: tuple[float, float]
+) -> tuple[int, int]:
+    """Return the corner in pixels of a thing of (width, height) at `corner`, both in units: the thing is in the middle
+    of the stretched box."""
+    x, y = (
+        round(at * along + extent * (along - scale(image)) / 2)
+        for at, extent, along in zip(corner, size, stretch(image), strict=True)
+    )
+    return x, y
+
+
+def scaled(face: ImageFont.FreeTypeFont, factor: float) -> ImageFont.FreeTypeFont:
+    """Return a font in another size."""
+    return face if factor == 1 else face.font_variant(size=max(1, round(face.size * factor)))
+
+
+class Pen:
+    """Draws lines, rectangles, dots and centred text in units."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self._image, self._draw = image, ImageDraw.Draw(image)
+        self._stretch, self._scale = stretch(image), scale(image)
+
+    def _pixels(self, x: float, y: float) -> tuple[float, float]:
+        return x * self._stretch[0], y * self._stretch[1]
+
+    def line(
+        self,
+        points: Sequence[tuple[float, float]],
+        fill: RGB,
+        width: int = 1,
+        joint: str | None = None,
+    ) -> None:
+        wide = max(1, round(width * self._scale))
+        self._draw.line([self._pixels(*p) for p in points], fill=fill, width=wide, joint=joint)
+
+    def rectangle(self, corner: tuple[float, float], opposite: tuple[float, float], fill: RGB):
+        self._draw.rectangle([self._pixels(*corner), self._pixels(*opposite)], fill=fill)
+
+    def dot(self, centre: tuple[float, float], radius: float, fill: RGB) -> None:
+        (x, y), r = self._pixels(*centre), radius * self._scale
+        self._draw.ellipse([x - r, y - r, x + r, y + r], fill=fill)
+
+    def text(
+        self,
+        at: tuple[float, float],
+        text: str,
+        face: ImageFont.FreeTypeFont,
+        fill: RGB,
+        anchor: str = "mm",
+    ) -> None:
+        """Write text whose anchor (as in Pillow, by default its middle) is at a point."""
+        face = scaled(face, self._scale)
+        self._draw.text(self._pixels(*at), text, font=face, fill=fill, anchor=anchor)
+
+    def annotate(
+        self, label: str, corner: tuple[float, float], size: tuple[float, float]
+    ) -> None:
+        """Annotate the image with a labelled box."""
+        annotate(self._image, label, self._pixels(*corner), self._pixels(*size))
 
 
 def png(image: Image.Image) -> bytes:
@@ -217,9 +298,13 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     raise ValueError(f"unknown shape {shape!r}; expected one of {', '.join(lexicon.SHAPES)}")
 
 
-@lru_cache(4096)
 def shape_mask(shape: str, side: int, turn: int = 0) -> Image.Image:
-    """Return the antialiased mask of a shape, `side` x `side` pixels, rotated by `turn` degrees."""
+    """Return the antialiased mask of a shape, `side` x `side` pixels, rotated by `turn` degrees. Small ones are
+    cached."""
+    return (_small_mask if side <= SIDE else _mask)(shape, side, turn)
+
+
+def _mask(shape: str, side: int, turn: int) -> Image.Image:
     fine, angle = 4, math.radians(turn)
     c, s, r = math.cos(angle), math.sin(angle), side * fine / 2
     mask = Image.new("L", (side * fine, side * fine))
@@ -228,6 +313,9 @@ def shape_mask(shape: str, side: int, turn: int = 0) -> Image.Image:
     ]
     ImageDraw.Draw(mask).polygon(corners, fill=255)
     return mask.resize((side, side), Image.Resampling.BOX)
+
+
+_small_mask = lru_cache(4096)(_mask)
 
 
 def stamp_shape(
@@ -241,8 +329,19 @@ def stamp_shape(
     label: str = "",
 ) -> None:
     """Draw a shape with its upper left corner at `corner`; its annotation is `label`, by default the shape."""
+    corner, side = place(image, corner, (side, side)), round(side * scale(image))
     image.paste(colour, corner, shape_mask(shape, side, turn))
     annotate(image, label or shape, corner, (side, side))
+
+
+def stamp_cutout(
+    image: Image.Image, cutout: Image.Image, corner: tuple[int, int], label: str
+) -> None:
+    """Paste an RGBA cutout of some pixels with its upper left corner at `corner`."""
+    size = cutout.width / scale(image), cutout.height / scale(image)
+    corner = place(image, corner, size)
+    image.paste(cutout, corner, cutout)
+    annotate(image, label, corner, cutout.size)
 
 
 SCANS = "scikit-learn-digits"
@@ -277,6 +376,15 @@ def scan_mask(number: int, side: int, turn: float = 0.0, strength: float = 1.0) 
     return mask.point([int(strength * v) for v in range(256)]) if strength < 1 else mask
 
 
+def stamp_scan(
+    image: Image.Image, number: int, corner: tuple[int, int], side: int, ink: RGB
+) -> None:
+    """Draw a scan with its upper left corner at `corner`, and annotate it with its digit."""
+    corner, side = place(image, corner, (side, side)), round(side * scale(image))
+    image.paste(ink, corner, scan_mask(number, side))
+    annotate(image, str(scans()[1][number]), corner, (side, side))
+
+
 def stamp_digits(
     image: Image.Image,
     numbers: Sequence[int],
@@ -287,9 +395,12 @@ def stamp_digits(
     rng: random.Random,
 ) -> None:
     """Draw scans side by side, 0.9 x `side` pixels apart, each with a small random vertical shift and rotation."""
-    strength = rng.uniform(0.75, 1.0)
+    strength, factor = rng.uniform(0.75, 1.0), scale(image)
+    corner = place(image, corner, (side * (0.9 * len(numbers) + 0.1), side))
+    side = round(side * factor)
     for i, number in enumerate(numbers):
         mask = scan_mask(number, side, rng.uniform(-8, 8), strength)
-        position = corner[0] + round(0.9 * side * i), corner[1] + rng.randint(-2, 2)
+        shift = round(factor * rng.randint(-2, 2))
+        position = corner[0] + round(0.9 * side * i), corner[1] + shift
         image.paste(ink, position, mask)
         annotate(image, str(scans()[1][number]), position, (side, side))

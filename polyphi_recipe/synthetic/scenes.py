@@ -12,7 +12,7 @@ A sample depends only on the seed, its corpus, its split and its number.
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -22,6 +22,7 @@ from polyphi.messages import Image as ImagePart
 from polyphi.messages import Message, Part
 from polyphi.text import lexicon
 from polyphi_recipe.curate.corpus import Work
+from polyphi_recipe.curate.image_sizes import ImageSizes
 from polyphi_recipe.curate.sources import SOURCES
 from polyphi_recipe.synthetic.images import (
     ASCII_FONTS,
@@ -36,6 +37,7 @@ from polyphi_recipe.synthetic.images import (
     contrast,
     png,
     scan_numbers,
+    sheet,
     stamp_shape,
     turns,
 )
@@ -48,13 +50,16 @@ WIDE = 0.08  # share of images larger than one crop
 @dataclass(frozen=True)
 class Scene:
     """The state that one sample is drawn with: random generator, split, number within its task, available stamps, and
-    languages of the questions."""
+    languages of the questions. At sizes with `image_sizes`, each image has `pixels` (width, height), whatever its units;
+    without, one per unit."""
 
     rng: random.Random
     split: str
     index: int
     album: Album = field(default_factory=Album)
     languages: tuple[str, ...] = tuple(lexicon.LANGUAGES)
+    image_sizes: ImageSizes | None = None
+    pixels: tuple[int, int] | None = None
 
     def answer(self, answers: Sequence[Any], every: int = 1) -> Any:
         """Return one of the answers: a random one in training; in the test split in turn, the next one after `every`
@@ -69,8 +74,45 @@ class Scene:
         others = [language for language in self.languages if language != "en"]
         return self.rng.choice(others) if self.rng.random() < share else "en"
 
+    def several(self, images: int) -> "Scene":
+        """Return the scene for samples of `images` images: they fit a row, and have the same size."""
+        if self.image_sizes is None:
+            return self
+        return replace(self, pixels=self.image_sizes.draw(self.rng, images))
+
+    def count(self, least: int, most: int | None = None) -> int:
+        """Return a number of images: `least` at sizes of small images, else log-uniform up to `most`, or to what fits a
+        row."""
+        if self.image_sizes is None:
+            return least
+        most = min(self.image_sizes.most, most or self.image_sizes.most)
+        return int(math.exp(self.rng.uniform(math.log(least), math.log(most + 1))))
+
+    def sheet(self, size: tuple[int, int], paper: RGB) -> Image.Image:
+        """Return an empty image of (width, height) units."""
+        return sheet(size, paper, self.pixels)
+
+    def crops(self) -> float:
+        """Return the area of an image in crops; that of the small sizes is 1."""
+        if self.pixels is None or self.image_sizes is None:
+            return 1.0
+        return self.pixels[0] * self.pixels[1] / self.image_sizes.crop**2
+
+    def part(self, size: tuple[int, int], whole: tuple[int, int]) -> "Scene":
+        """Return the scene for an image of `size` units that becomes a part of another one of `whole` units."""
+        if self.pixels is None:
+            return self
+        scale = min(p / w for p, w in zip(self.pixels, whole, strict=True))
+        return replace(self, pixels=(round(size[0] * scale), round(size[1] * scale)))
+
     def size(self, share: float = WIDE) -> tuple[int, int]:
-        """Return (width, height): usually one crop, with probability `share` two or four."""
+        """Return (width, height) in units: usually `SIDE` x `SIDE`, with probability `share` twice as wide, or also
+        twice as high. In large images it grows with their pixels, so that things are from a fraction of a crop to the
+        whole image."""
+        if self.pixels is not None and self.image_sizes is not None:
+            width, height = (max(1, round(2 * p / self.image_sizes.crop)) for p in self.pixels)
+            part = self.rng.uniform(1 / max(width, height), 1)
+            return SIDE * max(1, round(part * width)), SIDE * max(1, round(part * height))
         return (
             self.rng.choice([(2 * SIDE, SIDE), (2 * SIDE, 2 * SIDE)])
             if self.rng.random() < share
@@ -236,7 +278,9 @@ def _sample(
         task = rng.choices(names, [weight for weight, _ in makers.values()])[0]
     else:
         task = names[number % len(names)]
-    scene = Scene(rng, side, number // len(names), album or Album(), work.languages)
+    scene = Scene(
+        rng, side, number // len(names), album or Album(), work.languages, work.image_sizes
+    ).several(1)
     drawn = makers[task][1](scene)
     return Sample(
         f"{corpus}-{split}-{number:06d}",

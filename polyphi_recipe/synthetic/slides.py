@@ -8,7 +8,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from polyphi_recipe.synthetic import images
 from polyphi_recipe.synthetic.images import RGB, SIDE
@@ -36,22 +36,23 @@ def draw(
     size = (SIDE, SIDE) if chart is None else (2 * SIDE, SIDE)
     accent, paper = scene.rng.choice(BANDS), scene.rng.choice(images.PALE)
     name, band = scene.font(title + "".join(points)), scene.rng.choice(("filled", "ruled", "bare"))
-    image = images.sheet(size, paper)
-    pen = ImageDraw.Draw(image)
+    image = scene.sheet(size, paper)
+    pen = images.Pen(image)
     if band == "filled":
-        pen.rectangle([0, 0, size[0], 25], fill=accent)
+        pen.rectangle((0, 0), (size[0], 25), accent)
     elif band == "ruled":
-        pen.line([(6, 25), (size[0] - 6, 25)], fill=accent, width=2)
+        pen.line([(6, 25), (size[0] - 6, 25)], accent, width=2)
     face = images.fitting(name, title, size[0] - 14, 19)
     x = (8, 13) if scene.rng.random() < 0.6 else (size[0] // 2, 13)
     anchor = "lm" if x[0] == 8 else "mm"
-    pen.text(x, title, font=face, fill=WHITE if band == "filled" else accent, anchor=anchor)
+    pen.text(x, title, face, WHITE if band == "filled" else accent, anchor)
     step = (SIDE - 30) / max(3, len(points))
     smaller = images.fitting(name, max(points, key=len), SIDE - 24, 15)
     for i, point in enumerate(points):
         y = 30 + (i + 0.5) * step
-        pen.ellipse([8, y - 2.5, 13, y + 2.5], fill=accent)
-        pen.text((19, y), point, font=smaller, fill=(25, 25, 25), anchor="lm")
+        pen.dot((10.5, y), 2.5, accent)
+        pen.text((19, y), point, smaller, (25, 25, 25), anchor="lm")
     if chart is not None:
-        image.paste(chart, (size[0] - chart.width - 2, SIDE - chart.height - 1))
+        right, bottom = images.place(image, (size[0] - 2, SIDE - 1), (0, 0))
+        image.paste(chart, (right - chart.width, bottom - chart.height))
     return Slide(image, title, tuple(points))

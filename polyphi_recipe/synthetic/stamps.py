@@ -59,10 +59,11 @@ class Stamp:
     def split(self) -> str:
         return "test" if held_out(self.id) else "train"
 
-    def cutout(self, side: int) -> Image.Image:
-        """Return the stamp cropped to its opaque part, RGBA, its longer side `side` pixels."""
-        whole = _cutout(self.path)
-        scale = side / max(whole.size)
+    def cutout(self, side: int, scale: float = 1.0) -> Image.Image:
+        """Return the stamp cropped to its opaque part, RGBA, its longer side `side` units of `scale` pixels. In a larger
+        image than those of the small sizes, it isn't enlarged beyond its own pixels."""
+        whole = _cutout(self.path) if scale == 1 else _opaque(self.path)
+        scale = side * scale / max(whole.size) if scale == 1 else min(1, side * scale / max(whole.size))
         size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
         return whole.resize(size, Image.Resampling.BILINEAR)
 
@@ -73,11 +74,16 @@ class Stamp:
         return rng.choice(papers)
 
 
-@cache
-def _cutout(path: Path) -> Image.Image:
+def _opaque(path: Path) -> Image.Image:
+    """Return the opaque part of a stamp in its own pixels."""
     with Image.open(path) as file:
         whole = file.convert("RGBA")
-    whole = whole.crop(whole.getchannel("A").point([0] * 24 + [255] * 232).getbbox())
+    return whole.crop(whole.getchannel("A").point([0] * 24 + [255] * 232).getbbox())
+
+
+@cache
+def _cutout(path: Path) -> Image.Image:
+    whole = _opaque(path)
     whole.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
     return whole
 

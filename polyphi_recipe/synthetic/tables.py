@@ -8,7 +8,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from polyphi_recipe.synthetic import images
 from polyphi_recipe.synthetic.images import RGB, SIDE
@@ -59,8 +59,8 @@ def draw(
     """Draw a table that fills the image: row names on the left, column names above; with a grid, with rules between the
     rows, or with every other row shaded."""
     paper = scene.paper()
-    image = images.sheet(size, paper)
-    pen, style = ImageDraw.Draw(image), scene.rng.choice(("grid", "rules", "stripes"))
+    image = scene.sheet(size, paper)
+    pen, style = images.Pen(image), scene.rng.choice(("grid", "rules", "stripes"))
     name, ink = scene.font("".join((*columns, *rows))), scene.ink(paper)
     left, top = 3, 3
     wide, high = size[0] - 2 * left, (size[1] - 2 * top) / (len(rows) + 1)
@@ -72,24 +72,25 @@ def draw(
     lines = [top + i * high for i in range(len(rows) + 2)]
     if scene.rng.random() < 0.6:
         pen.rectangle(
-            [left, lines[0], left + wide, lines[1]], fill=scene.rng.choice(HEADER_COLOURS)
+            (left, lines[0]), (left + wide, lines[1]), scene.rng.choice(HEADER_COLOURS)
         )
     if style == "stripes":
         for y in lines[1:-1:2]:
-            pen.rectangle([left, y, left + wide, y + high], fill=tuple(v - 14 for v in paper))
+            red, green, blue = (v - 14 for v in paper)
+            pen.rectangle((left, y), (left + wide, y + high), (red, green, blue))
     if style != "stripes":
         for y in lines:
-            pen.line([(left, y), (left + wide, y)], fill=RULE)
+            pen.line([(left, y), (left + wide, y)], RULE)
     if style == "grid":
         for x in (left, *(left + first + j * step for j in range(len(columns) + 1))):
-            pen.line([(x, lines[0]), (x, lines[-1])], fill=RULE)
-    pen.line([(left, lines[1]), (left + wide, lines[1])], fill=RULE, width=2)
+            pen.line([(x, lines[0]), (x, lines[-1])], RULE)
+    pen.line([(left, lines[1]), (left + wide, lines[1])], RULE, width=2)
     for j, column in enumerate(columns):
         x = left + first + (j + 0.5) * step
-        pen.text((x, lines[0] + high / 2), column, font=header_face, fill=ink, anchor="mm")
+        pen.text((x, lines[0] + high / 2), column, header_face, ink)
         for i in range(len(rows)):
             middle = (x, lines[i + 1] + high / 2)
-            pen.text(middle, str(cells[i][j]), font=face, fill=ink, anchor="mm")
+            pen.text(middle, str(cells[i][j]), face, ink)
     for i, row in enumerate(rows):
-        pen.text((left + 4, lines[i + 1] + high / 2), row, font=face, fill=ink, anchor="lm")
+        pen.text((left + 4, lines[i + 1] + high / 2), row, face, ink, anchor="lm")
     return Table(image, tuple(columns), tuple(rows), tuple(tuple(row) for row in cells))

@@ -1,0 +1,58 @@
+"""Widths and heights of generated images, at sizes whose images have more than one crop.
+
+>>> sizes = ImageSizes(crop=448, max_crops=36, tokens=64_512)
+>>> sizes.draw(rng), sizes.draw(rng, images=16)          # one image; each of 16 images of a row
+((2310, 1704), (1290, 1502))
+
+The area is log-uniform from half a crop to `max_crops`, and the aspect ratio from 1:3 to 3:1 [ours: the report gives
+the maximum of 16 and 36 crops, 2.2.1, and the context of 64k tokens, 2.2.2].
+"""
+
+from dataclasses import dataclass
+from math import exp, log, sqrt
+from random import Random
+
+from polyphi.processing import image
+
+ASPECT = 3.0
+"""Longer side over the shorter one, at most."""
+SMALLEST = 0.5
+"""Area of the smallest image in crops."""
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """`crop` is a crop's side in pixels. An image has at most `max_crops`, and all images of a row `tokens`."""
+
+    crop: int
+    max_crops: int
+    tokens: int
+
+    def draw(self, rng: Random, images: int = 1) -> tuple[int, int]:
+        """Return (width, height) in pixels of each of `images` images of a row. Raises ValueError if so many don't fit
+        a row."""
+        area = exp(rng.uniform(log(SMALLEST), log(self.max_crops))) * self.crop**2
+        aspect = exp(rng.uniform(-log(ASPECT), log(ASPECT)))
+        width, height = round(sqrt(area * aspect)), round(sqrt(area / aspect))
+        while not self._fits(width, height, images):
+            width, height = round(0.95 * width), round(0.95 * height)
+            if min(width, height) < image.MIN_SIDE:
+                raise ValueError(
+                    f"{images} images don't fit a row of {self.tokens} tokens of images; expected at most {self.most}"
+                )
+        return width, height
+
+    @property
+    def most(self) -> int:
+        """Images of one crop that fit a row."""
+        return self.tokens // image.count_tokens(self.crop, self.crop, crop_size=self.crop)
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Return (columns, rows) of an image's crops."""
+        return image.grid(width, height, self.crop, self.max_crops)
+
+    def _fits(self, width: int, height: int, images: int) -> bool:
+        crops = -(-width // self.crop) * -(-height // self.crop)
+        return crops <= self.max_crops and (
+            images * image.count_tokens(width, height, crop_size=self.crop) <= self.tokens
+        )
