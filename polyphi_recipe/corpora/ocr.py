@@ -186,16 +186,21 @@ PAGE_MAKERS = {"read_page": (4, page), "read_photo": (4, photographed)}
 """The same for makers whose first argument is the paragraphs."""
 
 
-def makers_with(paragraphs: Paragraphs) -> Makers:
+LARGE_PAGES = 12
+"""[ours] Factor of their shares where images have many crops: half of the rows are pages then."""
+
+
+def makers_with(work: Work) -> Makers:
     """Return all makers as functions of the scene only."""
+    texts, factor = paragraphs(work), 1 if work.image_sizes is None else LARGE_PAGES
     pages = {
-        task: (share, partial(make, paragraphs)) for task, (share, make) in PAGE_MAKERS.items()
+        task: (factor * share, partial(make, texts)) for task, (share, make) in PAGE_MAKERS.items()
     }
     return {**MAKERS, **pages}
 
 
 def texts(work: Work) -> Iterator[tuple[str, Sample]]:
-    return samples("ocr", work, makers_with(paragraphs(work)))
+    return samples("ocr", work, makers_with(work))
 
 
 # Compare bytes: each image is drawn at random, and perceptual hashes cost more than drawing.
@@ -203,5 +208,5 @@ corpus = Corpus(
     "ocr",
     build=texts,
     steps=against("ocr", ways=("same bytes",)),
-    fresh=lambda work: fresh("ocr", work, makers_with(paragraphs(work))),
+    fresh=lambda work: fresh("ocr", work, makers_with(work)),
 )

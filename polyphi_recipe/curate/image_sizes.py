@@ -4,7 +4,7 @@
 >>> sizes.draw(rng), sizes.draw(rng, images=16)          # one image; each of 16 images of a row
 ((2310, 1704), (1290, 1502))
 
-The area is log-uniform from half a crop to `max_crops`, and the aspect ratio from 1:3 to 3:1 [ours: the report gives
+The area is log-uniform from a quarter of a crop to `max_crops`, and the aspect ratio from 1:3 to 3:1 [ours: the report gives
 the maximum of 16 and 36 crops, 2.2.1, and the context of 64k tokens, 2.2.2].
 """
 
@@ -16,7 +16,7 @@ from polyphi.processing import image
 
 ASPECT = 3.0
 """Longer side over the shorter one, at most."""
-SMALLEST = 0.5
+SMALLEST = 0.25
 """Area of the smallest image in crops."""
 
 

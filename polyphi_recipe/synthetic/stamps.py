@@ -63,7 +63,8 @@ class Stamp:
         """Return the stamp cropped to its opaque part, RGBA, its longer side `side` units of `scale` pixels. In a larger
         image than those of the small sizes, it isn't enlarged beyond its own pixels."""
         whole = _cutout(self.path) if scale == 1 else _opaque(self.path)
-        scale = side * scale / max(whole.size) if scale == 1 else min(1, side * scale / max(whole.size))
+        factor = side * scale / max(whole.size)
+        scale = factor if scale == 1 else min(1, factor)
         size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
         return whole.resize(size, Image.Resampling.BILINEAR)
 
