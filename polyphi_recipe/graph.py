@@ -288,7 +288,7 @@ class Run:
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
             languages=self.size.languages,
             image_sizes=stages.image_sizes(self.size, corpus.name),
-            characters=stages.longest_document(self.size),
+            document_tokens=stages.longest_document(self.size),
         )
 
     def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:

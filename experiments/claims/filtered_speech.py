@@ -61,7 +61,7 @@ def corpora(runner: ClaimRunner) -> dict[str, Path]:
     pictures = [
         row
         for row in vision_speech.written_questions(work, "train", TTSSampler(work), rng)
-        if row.prompt[-1].text in by_question
+        if row.text in by_question
     ][: min(ROWS, work.rows["train"])]
     voice = [rng.randrange(VOICES // 2) for _ in pictures]
     for name, folder in folders.items():
@@ -70,7 +70,7 @@ def corpora(runner: ClaimRunner) -> dict[str, Path]:
             if corpus != "vision_speech" and not (folder / corpus).exists():
                 (folder / corpus).symlink_to((runner.run.data / corpus).resolve())
         rows = (
-            vision_speech.sample(row, halves[name][row.prompt[-1].text][i], TASK, name)
+            vision_speech.sample(row.sample(), halves[name][row.text][i], TASK, name)
             for row, i in zip(pictures, voice, strict=True)
         )
         shards.write(

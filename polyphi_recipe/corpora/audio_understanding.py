@@ -1,10 +1,11 @@
-"""Questions about audio beyond its words: number of beeps, speech or sound, kind of sound, speaker, language.
+"""Questions about audio beyond its words: number of beeps, speech or sound, kind of sound, music, language. None asks
+for an attribute of the person who speaks (report 5.2).
 
     beeps      "How many beeps are there?" -> "3"
     speech     "Is this speech?" -> "yes"
     sound      "What sound is this?" -> "a siren": synthetic sounds, always available
     animal     "Is this an animal?" -> "yes": recorded sounds of Tux Paint's stamps
-    sex        "Is a man or a woman speaking?" -> "woman"
+    music      "Is this music?" -> "yes": pieces of music, speech and sounds
     language   "Which language is this?" -> "German"
     digits     "How many digits are spoken?" -> "4"
 
@@ -38,7 +39,7 @@ SHARES = {
     "speech": 14,
     "sound": 18,
     "animal": 8,
-    "sex": 14,
+    "music": 6,
     "language": 14,
     "digits": 16,
 }
@@ -142,21 +143,22 @@ class TaskSampler:
         effects = [r for r in speech.effects(work, split) if not re.fullmatch(UNCLEAR, r.id)]
         self.animals = [r for r in effects if re.fullmatch(ANIMALS, r.id)]
         self.others = [r for r in effects if not re.fullmatch(ANIMALS, r.id)]
+        self.pieces = speech.music(work, split)
 
     def tasks(self) -> list[str]:
         """Return the tasks possible with the available engines and recordings."""
-        unavailable = set() if self.tts.languages else {"speech", "sex", "language", "digits"}
+        unavailable = set() if self.tts.languages else {"speech", "language", "digits"}
         unavailable |= set() if self.animals and self.others else {"animal"}
+        unavailable |= set() if self.pieces else {"music"}
         return [task for task in SHARES if task not in unavailable]
 
     def process(self, wave: Wave) -> Wave:
         """Return a sound as stored in shards: augmented in training."""
         return self.tts.process(level(wave, 3.0), self.rng, self.split == "train")
 
-    def speaker(self, language: str, sex: str = "") -> Speaker:
-        groups = [g for g in self.tts.groups(language) if g != "flite_slt" or sex != "man"]
-        group = self.rng.choice(groups) if self.split == "test" and not sex else ""
-        return self.tts.speaker(language, self.split, self.rng, group, sex)
+    def speaker(self, language: str) -> Speaker:
+        group = self.rng.choice(self.tts.groups(language)) if self.split == "test" else ""
+        return self.tts.speaker(language, self.split, self.rng, group)
 
     def words(self, language: str) -> str:
         return ", ".join(
@@ -224,13 +226,19 @@ class TaskSampler:
         wave, speaker = self.talk()
         return audio_sample(wave, question, "no", speaker, **meta)
 
-    def sex(self, i: int) -> Sample:
-        sex, language = ("man", "woman")[i % 2], self.rng.choice(self.tts.languages)
-        speaker = self.speaker(language, sex)
-        wave = self.tts.synthesize(self.words(language), speaker, self.rng)
-        return audio_sample(
-            wave, "Is a man or a woman speaking?", sex, speaker, task="sex", language="en"
-        )
+    def music(self, i: int) -> Sample:
+        """Return two to four seconds of a piece of music, or speech or a synthetic sound."""
+        question, meta = "Is this music?", {"task": "music", "language": "en"}
+        if i % 2 == 0:
+            piece = self.rng.choice(self.pieces)
+            wave, length = speech.load(piece.path), int(self.rng.uniform(2, 4) * RATE)
+            start = self.rng.randrange(len(wave) - length)
+            cut = self.process(_fade(wave[start : start + length], 0.05))
+            return audio_sample(cut, question, "yes", piece, piece=piece.id, **meta)
+        if self.tts.languages and self.rng.random() < 0.5:
+            wave, speaker = self.talk()
+            return audio_sample(wave, question, "no", speaker, **meta)
+        return audio_sample(self.generated_sound(), question, "no", None, **meta)
 
     def language(self, i: int) -> Sample:
         language = self.tts.languages[i % len(self.tts.languages)]

@@ -1,7 +1,13 @@
-"""Documents longer than the first context length: joined help pages of one folder, some 9,500 characters each."""
+"""Documents longer than the first context length: joined help pages of one folder, some 9,500 characters each.
+
+At sizes with the public vocabulary, text 2's context is 32k (lab) or 128k tokens (full; report 2.1). There, documents
+have all lengths from the first context to this one: the help pages of a folder and the next, and all modules of a
+package of Python's standard library.
+"""
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import count, repeat
 from random import Random
 
 from datatrove.pipeline.base import PipelineStep
@@ -20,15 +26,39 @@ from polyphi_recipe.curate.text import (
     interleave,
     long_documents,
     origin,
+    packages,
+    packed,
+    pages_by_folder,
 )
 
 CHARACTERS = 9_500  # three to four thousand tokens of a small vocabulary
+SHORTEST = 4096
+"""Tokens of the shortest packed document: the context of text 1."""
+CHARACTERS_PER_TOKEN = {
+    "en": 4.6,
+    "fr": 4.3,
+    "de": 4.2,
+    "it": 3.9,
+    "pt": 4.2,
+    "es": 4.3,
+    "zh": 1.5,
+    "ja": 1.5,
+    "python": 4.1,
+}
+"""Of the help pages and of the standard library in the public vocabulary, as measured."""
+FILL = 0.92
+"""Share of the context that the longest document fills by these means, so that none exceeds it."""
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
     def make(split: str, rng: Random) -> Iterator[Sample]:
         def one(language: str) -> Iterator[Sample]:
-            texts = long_documents(language, work, split, Random(rng.random()), CHARACTERS)
+            own = Random(rng.random())
+            if work.document_tokens is None:
+                texts = long_documents(language, work, split, own, CHARACTERS)
+            else:
+                pages = pages_by_folder(language, work, split, own)
+                texts = packed(pages, *_lengths(language, work.document_tokens, own))
             for i, (path, text) in enumerate(texts):
                 meta = {"task": "long_documents", "language": language, "page": path}
                 yield document(
@@ -38,14 +68,31 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
                     **meta,
                 )
 
-        languages = [language for language in LANGUAGES if help_pages(language, work)]
-        yield from (
-            interleave([one(language) for language in languages])
-            if languages
-            else _code(split, rng)
-        )
+        streams = [one(language) for language in LANGUAGES if help_pages(language, work)]
+        if work.document_tokens is not None:
+            streams.append(_packages(split, work.document_tokens, rng))
+        yield from interleave(streams) if streams else _code(split, rng)
 
     yield from fill(work, "long_documents", make)
+
+
+def _lengths(language: str, tokens: int, rng: Random) -> tuple[Iterator[int], int]:
+    """Return (lengths of documents without end, the longest), in characters of a language, for a context of
+    `tokens`."""
+    per_token, most = CHARACTERS_PER_TOKEN[language], FILL * tokens
+    lengths = (int(per_token * rng.uniform(SHORTEST, most)) for _ in count())
+    return lengths, int(per_token * most)
+
+
+def _packages(split: str, tokens: int, rng: Random) -> Iterator[Sample]:
+    """Yield packages of the standard library with all their modules; large ones in parts, small ones not at all."""
+    least, most = (int(CHARACTERS_PER_TOKEN["python"] * n) for n in (SHORTEST, FILL * tokens))
+    for package, modules in packages(split, rng):
+        for i, (module, text) in enumerate(packed(modules, repeat(most), most)):
+            if len(text) >= least:
+                meta = {"task": "long_documents", "language": "en", "page": module}
+                id = f"long-{split}-{package}-{i:05d}"
+                yield document(id, text, **origin("python-stdlib"), **meta)
 
 
 def _code(split: str, rng: Random) -> Iterator[Sample]:
@@ -61,8 +108,11 @@ def _code(split: str, rng: Random) -> Iterator[Sample]:
 
 
 def steps(work: Work) -> list[PipelineStep]:
-    """Return the steps of `documents`, here also against `documents`."""
-    return [*cleaned(work), *held_out(work, "long_documents", "documents", "summaries")]
+    """Return the steps of `documents`, here also against `documents`. Packed documents lose the pages with held-out
+    text: nearly each of them has some."""
+    packed_rows = work.document_tokens is not None
+    names = ("long_documents", "documents", "summaries")
+    return [*cleaned(work), *held_out(work, *names, passages=packed_rows)]
 
 
 corpus = Corpus(

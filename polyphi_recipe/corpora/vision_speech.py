@@ -1,4 +1,5 @@
-"""Spoken questions about images: the questions of `image_qa` as synthetic speech instead of text.
+"""Spoken questions about images: the questions of `image_qa` as synthetic speech instead of text, and at sizes of large
+images those of `multi_image` about several frames (report 3.3).
 
 As in the report (3.3): questions unfit for speech synthesis are left out, and the word error rate of a recogniser, here
 `speech_0_aed`, filters the clips. A poor recogniser would filter at random: it is first measured on a sample of the
@@ -15,16 +16,19 @@ from random import Random
 from statistics import median
 
 from polyphi.data.shards import Sample, Shards
-from polyphi.messages import Audio, Image, Message
+from polyphi.messages import Audio, Image, Message, media
+from polyphi.processing.media import image_size
 from polyphi.text.normalization import wer
 from polyphi_recipe.corpora.image_qa import QUESTIONS
 from polyphi_recipe.curate.corpus import Corpus, Work
-from polyphi_recipe.curate.text import fill, shuffled
+from polyphi_recipe.curate.image_sizes import ImageSizes
+from polyphi_recipe.curate.text import fill, interleave, shuffled
 from polyphi_recipe.curate.transcripts import USABLE
 from polyphi_recipe.curate.waves import RATE, encode
 from polyphi_recipe.synthetic.speech import Speaker, TTSSampler, numbered, speakable
 
 CLIPS_PER_ROW = 0.2
+MOST_CLIPS = 20_000  # they are in memory: about a gigabyte
 RECOGNISER = "speech_0_aed"
 PROBE_CLIPS = 60  # sample size for the recogniser's error rate
 MAX_WER = 0.7  # largest word error rate of a clip: twice the largest median of a usable recogniser
@@ -53,15 +57,25 @@ def language_of(question: str) -> str:
     return languages.get(question, "en")
 
 
-def first_turns(work: Work, split: str) -> Iterator[Sample]:
-    """Yield the samples of `image_qa` with only their first question."""
-    for sample in Shards(work.data / "image_qa" / split):
-        yield replace(sample, messages=sample.messages[:2])
+@dataclass(frozen=True)
+class WrittenQuestion:
+    """The first question of a row, which is read when it is needed: the images of all rows would fill the memory."""
+
+    text: str
+    corpus: str
+    rows: Shards
+    index: int
+
+    def sample(self) -> Sample:
+        """Return the row with its first question only."""
+        row = self.rows[self.index]
+        return replace(row, messages=row.messages[:2])
 
 
 def spoken_questions(work: Work, split: str) -> list[tuple[str, str]]:
-    """Return (question, language) of each question fit for speech synthesis, without duplicates."""
-    questions = (s.prompt[-1].text for s in first_turns(work, split) if speakable_question(s))
+    """Return (question, language) of each question of `image_qa` fit for speech synthesis, without duplicates."""
+    rows = (replace(s, messages=s.messages[:2]) for s in Shards(work.data / "image_qa" / split))
+    questions = (row.prompt[-1].text for row in rows if speakable_question(row))
     return [(text, language_of(text)) for text in dict.fromkeys(questions)]
 
 
@@ -77,16 +91,32 @@ def speak(tts: TTSSampler, text: str, language: str, split: str, rng: Random) ->
     return SpokenQuestion(text, language, speaker, encode(wave), round(len(wave) / RATE, 2))
 
 
-def written_questions(work: Work, split: str, tts: TTSSampler, rng: Random) -> list[Sample]:
-    """Return the samples of `image_qa` with one image and a question fit for speech, shuffled in training."""
-    samples = [
-        sample
-        for sample in first_turns(work, split)
-        if speakable_question(sample)
-        and language_of(sample.prompt[-1].text) in tts.languages
-        and sum(isinstance(part, Image) for part in sample.prompt[-1].parts) == 1
-    ]
-    return shuffled(samples, rng) if split == "train" else samples
+def written_questions(
+    work: Work, split: str, tts: TTSSampler, rng: Random
+) -> list[WrittenQuestion]:
+    """Return the questions fit for speech whose images fit a row: shuffled in training, else of each corpus in turn."""
+
+    def one(corpus: str) -> Iterator[WrittenQuestion]:
+        rows = Shards(work.data / corpus / split)
+        for index, row in enumerate(rows):
+            first = replace(row, messages=row.messages[:2])
+            text = first.prompt[-1].text
+            if (
+                speakable_question(first)
+                and language_of(text) in tts.languages
+                and (work.image_sizes is None or _fits(first, work.image_sizes))
+            ):
+                yield WrittenQuestion(text, corpus, rows, index)
+
+    corpora = ("image_qa",) if work.image_sizes is None else ("image_qa", "multi_image")
+    questions = list(interleave([one(corpus) for corpus in corpora]))
+    return shuffled(questions, rng) if split == "train" else questions
+
+
+def _fits(row: Sample, sizes: ImageSizes) -> bool:
+    """Return whether the images of a row fit the context of the stage."""
+    images = [image_size(image.source) for image in media(row.messages, Image)]
+    return sum(sizes.count_tokens(*size) for size in images) <= sizes.tokens
 
 
 def filter_by_wer(
@@ -118,8 +148,10 @@ def filter_by_wer(
     return accepted, f"word error rate <= {MAX_WER}"
 
 
-def sample(row: Sample, clip: SpokenQuestion, task: str, filter: str) -> Sample:
-    """Return the sample with the clip as its question, and its meta."""
+def sample(
+    row: Sample, clip: SpokenQuestion, task: str, filter: str, corpus: str = "image_qa"
+) -> Sample:
+    """Return a sample of `corpus` with the clip as its question, and its meta."""
     meta = {
         **{key: value for key, value in row.meta.items() if key != "task"},
         **{
@@ -136,7 +168,7 @@ def sample(row: Sample, clip: SpokenQuestion, task: str, filter: str) -> Sample:
         },
         **{
             "seconds": clip.seconds,
-            "image_qa": row.id,
+            corpus: row.id,
             **({} if clip.error is None else {"wer": clip.error}),
         },
     }
@@ -145,39 +177,43 @@ def sample(row: Sample, clip: SpokenQuestion, task: str, filter: str) -> Sample:
 
 def with_spoken_question(row: Sample, audio: bytes) -> Sample:
     """Return the sample with audio instead of its written question."""
-    image = next(part for part in row.prompt[-1].parts if isinstance(part, Image))
-    return replace(row, messages=(Message.user(image, Audio(audio)), row.messages[-1]))
+    images = media(row.messages, Image)
+    return replace(row, messages=(Message.user(*images, Audio(audio)), row.messages[-1]))
 
 
 def training(work: Work, tts: TTSSampler, rng: Random) -> Iterator[Sample]:
     """Yield images with a spoken question; images without an accepted clip of their question are skipped."""
     rows = written_questions(work, "train", tts, rng)[: work.rows["train"]]
-    questions = [row.prompt[-1].text for row in rows]
+    if work.image_sizes is not None:  # large images are read in the order of their shards
+        rows.sort(key=lambda row: (row.corpus, row.index))
+    questions = [row.text for row in rows]
     # One clip per question, then further voices in proportion to the frequency of the question.
     texts = list(dict.fromkeys(questions))
-    texts += questions[: max(0, int(CLIPS_PER_ROW * len(rows)) - len(texts))]
+    texts += questions[: max(0, min(MOST_CLIPS, int(CLIPS_PER_ROW * len(rows))) - len(texts))]
     clips = [speak(tts, text, language_of(text), "train", rng) for text in texts]
     accepted, filter = filter_by_wer(clips, work.models.get(RECOGNISER), work, rng)
     by_text: dict[str, list[SpokenQuestion]] = {}
     for clip in accepted:
         by_text.setdefault(clip.text, []).append(clip)
     for row in rows:
-        if clips_of_text := by_text.get(row.prompt[-1].text):
-            yield sample(row, rng.choice(clips_of_text), "spoken_question", filter)
+        if clips_of_text := by_text.get(row.text):
+            clip = rng.choice(clips_of_text)
+            yield sample(row.sample(), clip, "spoken_question", filter, row.corpus)
 
 
 def testing(work: Work, tts: TTSSampler, rng: Random) -> Iterator[Sample]:
     """Yield each test image with its spoken, then its written question; without a filter."""
-    for row in written_questions(work, "test", tts, rng):
-        clip = speak(tts, row.prompt[-1].text, language_of(row.prompt[-1].text), "test", rng)
-        yield sample(row, clip, "spoken_question", "none")
+    for question in written_questions(work, "test", tts, rng):
+        row = question.sample()
+        clip = speak(tts, question.text, language_of(question.text), "test", rng)
+        yield sample(row, clip, "spoken_question", "none", question.corpus)
         meta = {
             **row.meta,
             "task": "written_question",
             "kind": row.meta.get("task", ""),
             "question": clip.text,
         }
-        yield replace(row, meta={**meta, "image_qa": row.id})
+        yield replace(row, meta={**meta, question.corpus: row.id})
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
@@ -194,4 +230,6 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
     return fill(work, "vision_speech", make)
 
 
-corpus = Corpus("vision_speech", build=build, corpora=("image_qa",), stages=(RECOGNISER,))
+corpus = Corpus(
+    "vision_speech", build=build, corpora=("image_qa", "multi_image"), stages=(RECOGNISER,)
+)

@@ -47,8 +47,8 @@ class Work:
     messages. With several tasks each builds its `part`: (number, count). `seconds` is the longest audio clip that fits
     the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
     `languages`, including English, are those of questions and words; digits and numbers are in all eight. `image_sizes`
-    are those of generated images, None at sizes of one small crop per image. `characters` is the length of the longest
-    English document that fits a row."""
+    are those of generated images, None at sizes of one small crop per image. `document_tokens` are those of the longest
+    document in the public vocabulary, None at sizes with a small one."""
 
     rows: Mapping[str, int]
     seed: int
@@ -61,7 +61,7 @@ class Work:
     tokenizer: Path | None = None
     languages: tuple[str, ...] = tuple(LANGUAGES)
     image_sizes: ImageSizes | None = None
-    characters: int = 9_500
+    document_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     made_from = _parents(corpus, work)
     recipe = [corpus.name, corpus.tasks, corpus.spare]
     image_sizes = None if work.image_sizes is None else asdict(work.image_sizes)
-    lengths = [work.seconds, work.characters, image_sizes]
+    lengths = [work.seconds, work.document_tokens, image_sizes]
     settings = [dict(work.rows), lengths, work.seed, work.languages]
     text = json.dumps([*recipe, code, made_from, *settings])
     return hashlib.sha256(text.encode()).hexdigest()

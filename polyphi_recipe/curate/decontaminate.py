@@ -33,7 +33,7 @@ from polyphi.processing.media import decode_audio, decode_image
 from polyphi.runtime.files import whole_folder
 from polyphi_recipe.curate.audio_index import AudioFingerprintIndex
 from polyphi_recipe.curate.corpus import Work
-from polyphi_recipe.curate.documents import note
+from polyphi_recipe.curate.documents import edit, note
 from polyphi_recipe.curate.image_index import ImageHashIndex
 from polyphi_recipe.curate.phash import is_flat, thumbnail
 from polyphi_recipe.curate.text_index import TextIndex
@@ -266,7 +266,8 @@ def _add_digest(digests: dict[str, int], source: Any, item: int) -> None:
 class Decontaminate(BaseFilter):  # type: ignore[misc]
     """Drops documents that contain evaluation items. `index` is the folder of a saved `Index`; findings of task `rank`
     go to `ledger/RANK.jsonl`, which is rewritten when the task is repeated; `ways` are the searches. With `drop=False`
-    samples are kept, with the findings in their lineage."""
+    samples are kept, with the findings in their lineage. With `passages`, for texts of many pages, only passages (between
+    empty lines) that contain items are removed, and documents without any other are dropped."""
 
     name = "Decontamination"
 
@@ -277,10 +278,12 @@ class Decontaminate(BaseFilter):  # type: ignore[misc]
         *,
         ways: Collection[str] = WAYS,
         drop: bool = True,
+        passages: bool = False,
         exclusion_writer: Any = None,
     ) -> None:
         super().__init__(exclusion_writer)
         self.folder, self.ledger, self.ways, self.drop = index, ledger, ways, drop
+        self.passages = passages
         self._index: Index | None = None
         self._lines: io.TextIOBase | None = None
 
@@ -294,12 +297,30 @@ class Decontaminate(BaseFilter):  # type: ignore[misc]
         self._index = self._lines = None
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        if not self.passages:
+            return self._search(doc, doc)
+        removed = 0
+
+        def without_items(text: str) -> str:
+            nonlocal removed
+            passages = text.split("\n\n")
+            clean = [p for p in passages if self._search(Document(p, doc.id), doc) is True]
+            removed += len(passages) - len(clean)
+            return "\n\n".join(clean)
+
+        edit(doc, without_items)
+        note(doc, "decontaminate", removed=removed)
+        return True if doc.text else (False, "known text")
+
+    def _search(self, text: Document, doc: Document) -> bool | tuple[bool, str]:
+        """Search a document, or a passage of it; write the findings."""
         assert self._index is not None and self._lines is not None
-        findings = self._index.find(doc, self.ways)
+        findings = self._index.find(text, self.ways)
         for finding in findings:
             self._lines.write(json.dumps(finding.line(doc.id), ensure_ascii=False) + "\n")
             entry = asdict(finding)
-            note(doc, "decontaminate", **{k: entry[k] for k in entry if k != "evidence"})
+            if not self.passages:
+                note(doc, "decontaminate", **{k: entry[k] for k in entry if k != "evidence"})
         return True if not findings or not self.drop else (False, f"known {findings[0].modality}")
 
 
@@ -316,9 +337,11 @@ def held_out(
     *others: str,
     ways: Collection[str] = WAYS,
     items: Mapping[str, Path] = MappingProxyType({}),
+    passages: bool = False,
 ) -> list[Decontaminate]:
     """Return the step that drops from the training split of the corpus `own` the items of its held-out split, those of
-    `others`, and `items` of files of evaluation sets by name; no step for other splits. Builds the index, once for each
+    `others`, and `items` of files of evaluation sets by name, or, with `passages`, removes the passages with them; no step
+    for other splits. Builds the index, once for each
     content of those splits. Raises ValueError if a split is absent."""
     if "train" not in work.rows:
         return []
@@ -338,4 +361,4 @@ def held_out(
     parent = work.data / own / ".made" / f"known-{key}"
     if not (parent / "index" / "items.json").exists():
         Index.of({**folders, **items}, ways).save(parent / "index")
-    return [Decontaminate(parent / "index", parent / "ledger", ways=tuple(ways))]
+    return [Decontaminate(parent / "index", parent / "ledger", ways=tuple(ways), passages=passages)]

@@ -45,14 +45,15 @@ class ImageSizes:
     @property
     def most(self) -> int:
         """Images of one crop that fit a row."""
-        return self.tokens // image.count_tokens(self.crop, self.crop, crop_size=self.crop)
+        return self.tokens // self.count_tokens(self.crop, self.crop)
 
-    def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Return (columns, rows) of an image's crops."""
-        return image.grid(width, height, self.crop, self.max_crops)
+    def count_tokens(self, width: int, height: int) -> int:
+        """Return the tokens of an image."""
+        limit = self.max_crops
+        return image.count_tokens(width, height, crop_size=self.crop, max_crops=limit)
 
     def _fits(self, width: int, height: int, images: int) -> bool:
         crops = -(-width // self.crop) * -(-height // self.crop)
         return crops <= self.max_crops and (
-            images * image.count_tokens(width, height, crop_size=self.crop) <= self.tokens
+            images * self.count_tokens(width, height) <= self.tokens
         )

@@ -196,16 +196,50 @@ def long_documents(
     language: str, work: Work, split: str, rng: Random, characters: int
 ) -> Iterator[tuple[str, str]]:
     """Yield (first page's path, text): whole pages of one folder, joined until they are longer than `characters`."""
-    pages, first = help_pages(language, work), ""
-    joined: list[str] = []
-    for path in sorted(pages, key=lambda p: (os.path.dirname(p), rng.random())):
-        if not in_split(split, path, percent=5):
-            continue
-        text = "\n".join(t for _, t in pages[path].paragraphs)
-        first, joined = first or path, [*joined, text]
+    first, joined = "", list[str]()
+    for path, paragraphs in pages_by_folder(language, work, split, rng):
+        first, joined = first or path, [*joined, "\n".join(paragraphs)]
         if sum(map(len, joined)) > (characters // 2 if language in UNSPACED else characters):
             yield first, "\n\n".join(joined)
             joined, first = [], ""
+
+
+def pages_by_folder(
+    language: str, work: Work, split: str, rng: Random
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield (path, paragraphs) of the split's pages: those of a folder in random order, then those of the next."""
+    pages = help_pages(language, work)
+    for path in sorted(pages, key=lambda p: (os.path.dirname(p), rng.random())):
+        if in_split(split, path, percent=5):
+            yield path, [text for _, text in pages[path].paragraphs]
+
+
+REPEATED = 40
+"""Characters of the shortest paragraph that is once in a packed document. Shorter ones are headings, such as
+"Example"."""
+
+
+def packed(
+    texts: Iterable[tuple[str, list[str]]], lengths: Iterator[int], most: int
+) -> Iterator[tuple[str, str]]:
+    """Yield (name of the first text, whole texts joined): texts are (name, paragraphs). They are joined until they are
+    longer than the next of `lengths`, but to at most `most` characters; a longer text is left out. No paragraph is
+    repeated in a document."""
+    first, parts, size = "", list[str](), 0
+    seen, length = set[str](), next(lengths)
+    for name, paragraphs in texts:
+        if parts and (size > length or size + sum(map(len, paragraphs)) > most):
+            yield first, "\n\n".join(parts)
+            first, parts, size = "", [], 0
+            seen, length = set(), next(lengths)
+        new = [p for p in dict.fromkeys(paragraphs) if len(p) < REPEATED or p not in seen]
+        text = "\n".join(new)
+        if text and size + len(text) <= most:
+            seen.update(new)
+            first, size = first or name, size + len(text) + 2
+            parts.append(text)
+    if parts:
+        yield first, "\n\n".join(parts)
 
 
 def aligned(
@@ -341,6 +375,28 @@ def functions(
         for name, source, doc in _parse_module(file):
             if 60 <= len(source) <= characters:
                 yield module, name, source, doc
+
+
+def packages(split: str, rng: Random) -> Iterator[tuple[str, Iterator[tuple[str, list[str]]]]]:
+    """Yield (package, its modules) of the standard library in random order: each module of the split as (name, [source
+    under a comment with its path]). Codecs are left out: they are tables of characters."""
+    modules: dict[str, list[tuple[str, Path]]] = {}
+    for file, module in _standard_library():
+        if in_split(split, module, percent=5):
+            modules.setdefault(module.split(".")[0], []).append((module, file))
+    for package in shuffled(sorted(modules.keys() - {"encodings"}), rng):
+        yield (
+            package,
+            (
+                (
+                    name,
+                    [
+                        f"# {name.replace('.', '/')}.py\n{file.read_text(encoding='utf-8', errors='replace')}"
+                    ],
+                )
+                for name, file in modules[package]
+            ),
+        )
 
 
 @cache

@@ -85,6 +85,7 @@ def image_sizes(size: Size, corpus: str) -> ImageSizes | None:
         stage
         for name in ORDER
         if corpus in (stage := at_size(name, size)).data.weights
+        and any("vision" in glob for glob in stage.trainable)
         and not isinstance(stage.objective, Contrastive)
     ]
     if vision.crop_size <= SMALL_CROP or not readers:
@@ -94,11 +95,10 @@ def image_sizes(size: Size, corpus: str) -> ImageSizes | None:
     return ImageSizes(vision.crop_size, min(limits), context - TEXT_TOKENS)
 
 
-def longest_document(size: Size) -> int:
-    """Characters of the longest English document that fits a row of text 2: a token of the public vocabulary has 4.2 of
-    help pages, one of a small vocabulary 2.3."""
-    tokens = size.budget(load("text_2_long")).context
-    return int(tokens * (2.32 if size.vocabulary else 4.2)) // 100 * 100
+def longest_document(size: Size) -> int | None:
+    """Tokens of the longest document in the public vocabulary: text 2's context. None for a small vocabulary, with
+    which the run's documents have one length."""
+    return None if size.vocabulary else size.budget(load("text_2_long")).context
 
 
 def longest_audio(size: Size) -> float:

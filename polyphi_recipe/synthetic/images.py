@@ -159,9 +159,7 @@ def annotations(image: Image.Image) -> list[LabelledBox]:
     return list(image.info.get("named", ()))
 
 
-def sheet(
-    size: tuple[int, int], paper: RGB, pixels: tuple[int, int] | None = None
-) -> Image.Image:
+def sheet(size: tuple[int, int], paper: RGB, pixels: tuple[int, int] | None = None) -> Image.Image:
     """Return an empty image of (width, height) units, in `pixels` (width, height), by default one per unit. All
     functions that draw take units: positions are stretched to the image, things keep their aspect ratio."""
     image = Image.new("RGB", pixels or size, paper)
@@ -236,9 +234,7 @@ class Pen:
         face = scaled(face, self._scale)
         self._draw.text(self._pixels(*at), text, font=face, fill=fill, anchor=anchor)
 
-    def annotate(
-        self, label: str, corner: tuple[float, float], size: tuple[float, float]
-    ) -> None:
+    def annotate(self, label: str, corner: tuple[float, float], size: tuple[float, float]) -> None:
         """Annotate the image with a labelled box."""
         annotate(self._image, label, self._pixels(*corner), self._pixels(*size))
 

@@ -43,8 +43,6 @@ from polyphi_recipe.synthetic.stamps import STAMP_FOLDER, STAMPS, held_out, read
 
 # Speakers ------------------------------------------------------------------------------------------------------------
 
-_FEMALE = {"f1", "f2", "f3", "f4", "f5", "Alicia", "Andrea", "Annie", "belinda", "linda"}
-
 
 @dataclass(frozen=True)
 class Speaker:
@@ -54,7 +52,6 @@ class Speaker:
     voice: Voice
     language: str
     group: str
-    sex: str = ""
 
     @property
     def engine(self) -> str:
@@ -71,7 +68,6 @@ class Reader:
 
     name: str
     language: str
-    sex: str
     split: str
     package: str
     numbers: Mapping[int, Path] = field(compare=False, hash=False)
@@ -86,15 +82,15 @@ class Reader:
 
 
 READERS = (
-    # name, language, sex, split, package, folder below usr/share/asterisk/sounds, ending
-    ("Allison", "en", "woman", "train", "asterisk-core-sounds-en", "en_US_f_Allison", ""),
-    ("Allison (Spanish)", "es", "woman", "train", "asterisk-core-sounds-es", "es_MX_f_Allison", ""),
-    ("June", "fr", "woman", "train", "asterisk-core-sounds-fr", "fr_CA_f_June", ""),
-    ("Carlo", "it", "man", "train", "asterisk-core-sounds-it", "it_IT_m_Carlo", ""),
-    ("asterisk-prompt-de", "de", "", "train", "asterisk-prompt-de", "de", ".gsm"),
-    ("Armelle", "fr", "woman", "test", "asterisk-prompt-fr-armelle", "fr", ".gsm"),
-    ("July", "es", "woman", "test", "asterisk-prompt-es-co", "es_CO_f_Avatar", ".gsm"),
-    ("Paola", "it", "woman", "test", "asterisk-prompt-it-menardi-wav", "it_IT_f_Menardi", ".wav"),
+    # name, language, split, package, folder below usr/share/asterisk/sounds, ending
+    ("Allison", "en", "train", "asterisk-core-sounds-en", "en_US_f_Allison", ""),
+    ("Allison (Spanish)", "es", "train", "asterisk-core-sounds-es", "es_MX_f_Allison", ""),
+    ("June", "fr", "train", "asterisk-core-sounds-fr", "fr_CA_f_June", ""),
+    ("Carlo", "it", "train", "asterisk-core-sounds-it", "it_IT_m_Carlo", ""),
+    ("asterisk-prompt-de", "de", "train", "asterisk-prompt-de", "de", ".gsm"),
+    ("Armelle", "fr", "test", "asterisk-prompt-fr-armelle", "fr", ".gsm"),
+    ("July", "es", "test", "asterisk-prompt-es-co", "es_CO_f_Avatar", ".gsm"),
+    ("Paola", "it", "test", "asterisk-prompt-it-menardi-wav", "it_IT_f_Menardi", ".wav"),
 )
 STAMP_DIGITS = {
     **{"": "en", "en_GB": "en", "zh_tw": "zh"},
@@ -116,7 +112,7 @@ def readers(work: Work, split: str) -> list[Reader]:
     """Return the recorded people of a split whose packages are available; `digits/42.gsm` is the number 42."""
     readers = []
     wideband = _wideband()
-    for name, language, sex, reader_split, package, folder, ending in READERS:
+    for name, language, reader_split, package, folder, ending in READERS:
         if reader_split != split:
             continue
         package_name = package if ending else f"{package}-{'g722' if wideband else 'wav'}"
@@ -124,7 +120,7 @@ def readers(work: Work, split: str) -> list[Reader]:
             files = root / "usr/share/asterisk/sounds" / folder / "digits"
             ending = ending or (".g722" if wideband else ".wav")
             numbers = {n: p for n in range(100) if (p := files / f"{n}{ending}").exists()}
-            readers.append(Reader(name, language, sex, split, package_name, numbers))
+            readers.append(Reader(name, language, split, package_name, numbers))
     if split == "train" and (root := unpack(STAMPS, work.cache, work.report)):
         files = root / STAMP_FOLDER / "symbols/math"
         for ending, language in STAMP_DIGITS.items():
@@ -132,7 +128,7 @@ def readers(work: Work, split: str) -> list[Reader]:
             numbers = {n: p for n in range(10) if (p := files / f"{stem.format(n)}.ogg").exists()}
             if len(numbers) >= 5:
                 readers.append(
-                    Reader(f"Tux Paint {ending or 'en'}", language, "", split, STAMPS, numbers)
+                    Reader(f"Tux Paint {ending or 'en'}", language, split, STAMPS, numbers)
                 )
     return readers
 
@@ -185,6 +181,26 @@ def effects(work: Work, split: str) -> list[RecordedPhrase]:
                 RecordedPhrase(read_captions(text).get("en", path.stem), "en", path, STAMPS, id)
             )
     return recordings
+
+
+TEST_MUSIC = "reno_project-system"
+"""The piece of music that is held out; the package has five."""
+
+
+def music(work: Work, split: str) -> list[RecordedPhrase]:
+    """Return the recorded pieces of music of a split; `text` is the title."""
+    wideband = _wideband()
+    package, ending = (
+        f"asterisk-moh-opsound-{'g722' if wideband else 'wav'}",
+        "g722" if wideband else "wav",
+    )
+    root = unpack(package, work.cache, work.report)
+    paths = sorted((root / "usr/share/asterisk/moh").glob(f"*.{ending}")) if root else []
+    return [
+        RecordedPhrase(path.stem, "en", path, package, path.stem)
+        for path in paths
+        if (path.stem == TEST_MUSIC) == (split == "test")
+    ]
 
 
 @lru_cache(4096)
@@ -258,22 +274,17 @@ class TTSSampler:
         espeak = ("espeak_unseen",) if self.espeak else ()
         return espeak + (("flite_slt",) if self.flite and language == "en" else ())
 
-    def speaker(
-        self, language: str, split: str, rng: Random, group: str = "", sex: str = ""
-    ) -> Speaker:
-        """Return a random voice of the split for a language. `group` selects the group of test voices, `sex` ("man" or
-        "woman") restricts the choice to those voices."""
+    def speaker(self, language: str, split: str, rng: Random, group: str = "") -> Speaker:
+        """Return a random voice of the split for a language. `group` selects the group of test voices."""
         if split == "test" and (group == "flite_slt" or (group == "" and not self.espeak)):
-            return Speaker(Voice("flite", "en", "slt"), "en", "flite_slt", "woman")
+            return Speaker(Voice("flite", "en", "slt"), "en", "flite_slt")
         if not self.espeak:
-            return Speaker(Voice("flite", "en", rng.choice(SPARE_FLITE)), "en", "flite", "man")
-        variants = [v for v in VARIANTS[split] if not sex or _sex(v) == sex]
+            return Speaker(Voice("flite", "en", rng.choice(SPARE_FLITE)), "en", "flite")
         accent = rng.choice(ACCENTS.get(language, (language,))) if split == "train" else language
         return Speaker(
-            Voice("espeak-ng", accent, rng.choice(variants)),
+            Voice("espeak-ng", accent, rng.choice(VARIANTS[split])),
             language,
             "espeak" if split == "train" else "espeak_unseen",
-            _sex(variants[0]) if sex else "",
         )
 
     def synthesize(
@@ -329,12 +340,6 @@ class SilentTTSSampler(TTSSampler):
     ) -> Wave:
         """Return 10 ms of silence."""
         return np.zeros(RATE // 100, np.float32)
-
-
-def _sex(variant: str) -> str:
-    if variant in _FEMALE:
-        return "woman"
-    return "man" if re.fullmatch(r"m\d", variant) else ""
 
 
 # Samples -------------------------------------------------------------------------------------------------------------

@@ -71,9 +71,7 @@ def draw(
     header_face = images.fitting(name, max(columns, key=len), step - 4, min(18, int(0.7 * high)))
     lines = [top + i * high for i in range(len(rows) + 2)]
     if scene.rng.random() < 0.6:
-        pen.rectangle(
-            (left, lines[0]), (left + wide, lines[1]), scene.rng.choice(HEADER_COLOURS)
-        )
+        pen.rectangle((left, lines[0]), (left + wide, lines[1]), scene.rng.choice(HEADER_COLOURS))
     if style == "stripes":
         for y in lines[1:-1:2]:
             red, green, blue = (v - 14 for v in paper)
