@@ -227,11 +227,11 @@ class TaskSampler:
         return audio_sample(wave, question, "no", speaker, **meta)
 
     def music(self, i: int) -> Sample:
-        """Return two to four seconds of a piece of music, or speech or a synthetic sound."""
+        """Return a part of a piece of music, as long as other sounds are, or speech or a synthetic sound."""
         question, meta = "Is this music?", {"task": "music", "language": "en"}
         if i % 2 == 0:
             piece = self.rng.choice(self.pieces)
-            wave, length = speech.load(piece.path), int(self.rng.uniform(2, 4) * RATE)
+            wave, length = speech.load(piece.path), int(self.rng.uniform(0.8, 2) * RATE)
             start = self.rng.randrange(len(wave) - length)
             cut = self.process(_fade(wave[start : start + length], 0.05))
             return audio_sample(cut, question, "yes", piece, piece=piece.id, **meta)

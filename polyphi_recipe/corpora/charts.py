@@ -21,6 +21,7 @@ LETTERS = "ABCDEFG"
 ROW_NAMES = tuple(noun for noun in NOUNS if len(noun) <= 5)
 """Names of table rows, short because rows are small."""
 MOST_TIMES = 3
+"""[ours] Factor of a table's rows and of its columns in large images, at most."""
 POINT_NOUNS = tuple(noun for noun in NOUNS if len(noun) <= 6)
 ORDINALS = ("first", "second", "third", "last")
 
@@ -77,9 +78,8 @@ def trend(scene: Scene) -> SceneSample:
 def _table(scene: Scene, largest: int) -> tables.Table:
     """Draw a table of two or three columns and two to four rows, in large images up to `MOST_TIMES` as many; the
     numbers of a column are different."""
-    times = (
-        scene.rng.randint(1, min(MOST_TIMES, math.isqrt(n))) if (n := int(scene.crops())) > 1 else 1
-    )
+    crops = int(scene.crops())
+    times = scene.rng.randint(1, min(MOST_TIMES, math.isqrt(crops))) if crops > 1 else 1
     columns = LETTERS[: times * scene.rng.choice((2, 2, 3))]
     rows = scene.rng.sample(ROW_NAMES, min(largest, times * scene.rng.choice((2, 3, 4))))
     numbers = [scene.rng.sample(range(1, largest + 1), len(rows)) for _ in columns]

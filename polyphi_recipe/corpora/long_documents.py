@@ -1,8 +1,8 @@
 """Documents longer than the first context length: joined help pages of one folder, some 9,500 characters each.
 
-At sizes with the public vocabulary, text 2's context is 32k (lab) or 128k tokens (full; report 2.1). There, documents
-have all lengths from the first context to this one: the help pages of a folder and the next, and all modules of a
-package of Python's standard library.
+At sizes with the public vocabulary, the context of text 2 is 32k (lab) or 128k tokens (full; report 2.1). There,
+documents have all lengths from text 1's context to this one: the help pages of a folder and the next, and all modules
+of a package of Python's standard library.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from polyphi_recipe.corpora.documents import cleaned
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import held_out
 from polyphi_recipe.curate.dedup import TEXTS, deduplicate
+from polyphi_recipe.curate.pii import PiiFilter
 from polyphi_recipe.curate.sources import LIBREOFFICE
 from polyphi_recipe.curate.text import (
     fill,
@@ -46,8 +47,9 @@ CHARACTERS_PER_TOKEN = {
     "python": 4.1,
 }
 """Of the help pages and of the standard library in the public vocabulary, as measured."""
-FILL = 0.92
-"""Share of the context that the longest document fills by these means, so that none exceeds it."""
+FILL = {"pages": 1.1, "python": 0.92}
+"""[ours] Length of the longest document by these means, over the context. `steps` removes about a quarter of the help
+pages, whose text repeats that of held-out pages, and hardly any code."""
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:
@@ -79,14 +81,15 @@ def build(work: Work) -> Iterator[tuple[str, Sample]]:
 def _lengths(language: str, tokens: int, rng: Random) -> tuple[Iterator[int], int]:
     """Return (lengths of documents without end, the longest), in characters of a language, for a context of
     `tokens`."""
-    per_token, most = CHARACTERS_PER_TOKEN[language], FILL * tokens
+    per_token, most = CHARACTERS_PER_TOKEN[language], FILL["pages"] * tokens
     lengths = (int(per_token * rng.uniform(SHORTEST, most)) for _ in count())
     return lengths, int(per_token * most)
 
 
 def _packages(split: str, tokens: int, rng: Random) -> Iterator[Sample]:
     """Yield packages of the standard library with all their modules; large ones in parts, small ones not at all."""
-    least, most = (int(CHARACTERS_PER_TOKEN["python"] * n) for n in (SHORTEST, FILL * tokens))
+    lengths = SHORTEST, FILL["python"] * tokens
+    least, most = (int(CHARACTERS_PER_TOKEN["python"] * n) for n in lengths)
     for package, modules in packages(split, rng):
         for i, (module, text) in enumerate(packed(modules, repeat(most), most)):
             if len(text) >= least:
@@ -109,10 +112,12 @@ def _code(split: str, rng: Random) -> Iterator[Sample]:
 
 def steps(work: Work) -> list[PipelineStep]:
     """Return the steps of `documents`, here also against `documents`. Packed documents lose the pages with held-out
-    text: nearly each of them has some."""
-    packed_rows = work.document_tokens is not None
+    text, because nearly each of them has some. They have no language filter: it reads the first 1,000 characters, and
+    would drop a third of the packages of code."""
     names = ("long_documents", "documents", "summaries")
-    return [*cleaned(work), *held_out(work, *names, passages=packed_rows)]
+    if work.document_tokens is None:
+        return [*cleaned(work), *held_out(work, *names)]
+    return [PiiFilter(), *held_out(work, *names, passages=True)]
 
 
 corpus = Corpus(

@@ -94,7 +94,8 @@ class Corpus:
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
     """Return the hash of the corpus's file and its imports from `CODE` with their data files, its parent corpora, rows,
-    longest clip and document, image sizes and seed: a changed recipe is a new corpus. Input files are compared separately (`is_built`)."""
+    longest clip and document, image sizes and seed: a changed recipe is a new corpus. Input files are compared
+    separately (`is_built`)."""
     if corpus.settings:
         text = json.dumps([corpus.name, corpus.settings])
         return hashlib.sha256(text.encode()).hexdigest()

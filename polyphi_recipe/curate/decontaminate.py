@@ -266,8 +266,8 @@ def _add_digest(digests: dict[str, int], source: Any, item: int) -> None:
 class Decontaminate(BaseFilter):  # type: ignore[misc]
     """Drops documents that contain evaluation items. `index` is the folder of a saved `Index`; findings of task `rank`
     go to `ledger/RANK.jsonl`, which is rewritten when the task is repeated; `ways` are the searches. With `drop=False`
-    samples are kept, with the findings in their lineage. With `passages`, for texts of many pages, only passages (between
-    empty lines) that contain items are removed, and documents without any other are dropped."""
+    samples are kept, with the findings in their lineage. With `passages`, for texts of many pages, only the passages
+    (between empty lines) that contain items are removed; a document of which nothing remains is dropped."""
 
     name = "Decontamination"
 
@@ -340,9 +340,9 @@ def held_out(
     passages: bool = False,
 ) -> list[Decontaminate]:
     """Return the step that drops from the training split of the corpus `own` the items of its held-out split, those of
-    `others`, and `items` of files of evaluation sets by name, or, with `passages`, removes the passages with them; no step
-    for other splits. Builds the index, once for each
-    content of those splits. Raises ValueError if a split is absent."""
+    `others`, and `items` of files of evaluation sets by name, or, with `passages`, removes the passages with them; no
+    step for other splits. Builds the index, once for each content of those splits. Raises ValueError if a split is
+    absent."""
     if "train" not in work.rows:
         return []
     folders = {name: work.data / name / "test" for name in (own, *others)}

@@ -1,11 +1,12 @@
 """Widths and heights of generated images, at sizes whose images have more than one crop.
 
 >>> sizes = ImageSizes(crop=448, max_crops=36, tokens=64_512)
+>>> rng = Random(0)
 >>> sizes.draw(rng), sizes.draw(rng, images=16)          # one image; each of 16 images of a row
-((2310, 1704), (1290, 1502))
+((2424, 1375), (489, 830))
 
-The area is log-uniform from a quarter of a crop to `max_crops`, and the aspect ratio from 1:3 to 3:1 [ours: the report gives
-the maximum of 16 and 36 crops, 2.2.1, and the context of 64k tokens, 2.2.2].
+The area is log-uniform from a quarter of a crop to `max_crops`, and the aspect ratio from 1:3 to 3:1 [ours]. The report
+gives the maxima: 16 and 36 crops (2.2.1), a context of 64k tokens (2.2.2).
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class ImageSizes:
         aspect = exp(rng.uniform(-log(ASPECT), log(ASPECT)))
         width, height = round(sqrt(area * aspect)), round(sqrt(area / aspect))
         while not self._fits(width, height, images):
-            width, height = round(0.95 * width), round(0.95 * height)
+            width, height = int(0.95 * width), int(0.95 * height)
             if min(width, height) < image.MIN_SIDE:
                 raise ValueError(
                     f"{images} images don't fit a row of {self.tokens} tokens of images; expected at most {self.most}"

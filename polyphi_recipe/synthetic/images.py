@@ -215,7 +215,9 @@ class Pen:
         wide = max(1, round(width * self._scale))
         self._draw.line([self._pixels(*p) for p in points], fill=fill, width=wide, joint=joint)
 
-    def rectangle(self, corner: tuple[float, float], opposite: tuple[float, float], fill: RGB):
+    def rectangle(
+        self, corner: tuple[float, float], opposite: tuple[float, float], fill: RGB
+    ) -> None:
         self._draw.rectangle([self._pixels(*corner), self._pixels(*opposite)], fill=fill)
 
     def dot(self, centre: tuple[float, float], radius: float, fill: RGB) -> None:

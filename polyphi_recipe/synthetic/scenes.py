@@ -50,8 +50,8 @@ WIDE = 0.08  # share of images larger than one crop
 @dataclass(frozen=True)
 class Scene:
     """The state that one sample is drawn with: random generator, split, number within its task, available stamps, and
-    languages of the questions. At sizes with `image_sizes`, each image has `pixels` (width, height), whatever its units;
-    without, one per unit."""
+    languages of the questions. At sizes with `image_sizes`, each image has `pixels` (width, height), whatever its
+    units; without, one per unit."""
 
     rng: random.Random
     split: str

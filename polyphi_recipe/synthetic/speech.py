@@ -189,11 +189,8 @@ TEST_MUSIC = "reno_project-system"
 
 def music(work: Work, split: str) -> list[RecordedPhrase]:
     """Return the recorded pieces of music of a split; `text` is the title."""
-    wideband = _wideband()
-    package, ending = (
-        f"asterisk-moh-opsound-{'g722' if wideband else 'wav'}",
-        "g722" if wideband else "wav",
-    )
+    ending = "g722" if _wideband() else "wav"
+    package = f"asterisk-moh-opsound-{ending}"
     root = unpack(package, work.cache, work.report)
     paths = sorted((root / "usr/share/asterisk/moh").glob(f"*.{ending}")) if root else []
     return [

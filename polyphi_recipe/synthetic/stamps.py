@@ -60,12 +60,15 @@ class Stamp:
         return "test" if held_out(self.id) else "train"
 
     def cutout(self, side: int, scale: float = 1.0) -> Image.Image:
-        """Return the stamp cropped to its opaque part, RGBA, its longer side `side` units of `scale` pixels. In a larger
-        image than those of the small sizes, it isn't enlarged beyond its own pixels."""
-        whole = _cutout(self.path) if scale == 1 else _opaque(self.path)
-        factor = side * scale / max(whole.size)
-        scale = factor if scale == 1 else min(1, factor)
-        size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
+        """Return the stamp cropped to its opaque part, RGBA, its longer side `side` units of `scale` pixels. In larger
+        images than those of the small sizes, a stamp isn't enlarged beyond its own pixels."""
+        if scale == 1:
+            whole = _cutout(self.path)
+            factor = side / max(whole.size)
+        else:
+            whole = _opaque(self.path)
+            factor = min(1.0, side * scale / max(whole.size))
+        size = (max(1, round(whole.width * factor)), max(1, round(whole.height * factor)))
         return whole.resize(size, Image.Resampling.BILINEAR)
 
     def paper(self, rng: random.Random) -> RGB:

@@ -108,12 +108,12 @@ def test_no_voice_and_no_person_is_on_both_sides() -> None:
     assert not set(voices.VARIANTS["train"]) & set(voices.VARIANTS["test"])
     assert "slt" not in voices.SPARE_FLITE
     people = {
-        split: {name for name, _, _, where, *_ in speech.READERS if where == split}
+        split: {name for name, _, where, *_ in speech.READERS if where == split}
         for split in ("train", "test")
     }
     assert people["train"] and people["test"] and not people["train"] & people["test"]
     packages = {
-        split: {p for _, _, _, where, p, *_ in speech.READERS if where == split} for split in people
+        split: {p for _, _, where, p, *_ in speech.READERS if where == split} for split in people
     }
     assert not packages["train"] & packages["test"]
 
