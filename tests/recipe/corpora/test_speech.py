@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from variants import few
 
 from polyphi.data import shards
@@ -39,6 +41,10 @@ QUESTIONS = (
     "Quel est ce chiffre ?",
     "Solve: x = {3}",
 )
+SENSITIVE = re.compile(
+    r"\b(gender|sex|male|female)\b|\b(man|woman) or (a )?(man|woman)\b", re.IGNORECASE
+)
+"""Attributes of a person that no question may ask for (report 5.2)."""
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +103,8 @@ def test_samples_are_clips_with_answers(name: str, work: Work) -> None:
         for sample in samples:
             assert [m.role for m in sample.messages] == ["user", "assistant"] and sample.answer
             assert sample.meta["task"] and sample.meta["language"] and sample.licence
-            json.dumps(sample.meta)
+            texts = [m.text for m in sample.messages]
+            assert not SENSITIVE.search(" ".join([*texts, json.dumps(sample.meta)]))
             for data in clips(sample):
                 wave, rate = decode_audio(data)
                 assert rate == 16000 and np.abs(wave).max() > 0.01
@@ -178,6 +185,46 @@ def test_beeps_can_be_counted() -> None:
         wave = waves.join([sound] * count, [0.1] * (count - 1))
         loud = np.square(wave[: len(wave) // 160 * 160].reshape(-1, 160)).mean(1) > 1e-4
         assert int((np.diff(np.r_[0, loud.astype(int)]) == 1).sum()) == count
+
+
+def test_pieces_of_music_are_on_one_side(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = work.cache / "usr/share/asterisk/moh"
+    folder.mkdir(parents=True)
+    wave = 0.5 * np.sin(np.arange(5 * waves.RATE) / 9)
+    for name in ("a", "b", speech.TEST_MUSIC):
+        soundfile.write(folder / f"{name}.wav", wave, waves.RATE)
+    monkeypatch.setattr(speech, "_wideband", lambda: False)
+    monkeypatch.setattr(
+        speech, "unpack", lambda name, *_: work.cache if "moh-opsound" in name else None
+    )
+    splits = built("audio_understanding", replace(work, rows={"train": 200, "test": 60}))
+    music = {
+        split: [s for s in samples if s.meta["task"] == "music"]
+        for split, samples in splits.items()
+    }
+    assert Counter(s.answer for s in music["test"]) == {"yes": 5, "no": 5}
+    pieces = {
+        split: {s.meta["piece"] for s in samples if s.answer == "yes"}
+        for split, samples in music.items()
+    }
+    assert pieces == {"train": {"a", "b"}, "test": {speech.TEST_MUSIC}}
+    assert {s.licence for s in music["train"] if s.answer == "yes"} == {"CC-BY-SA-3.0"}
+    assert max(s.meta["seconds"] for s in music["test"]) < 3
+
+
+def test_no_question_asks_for_the_speaker_s_gender() -> None:
+    """The code of all corpora and the held-out tasks, because few rows don't show each question."""
+    assert SENSITIVE.search("Is a man or a woman speaking?")
+    recipe = Path(vision_speech.__file__).parents[1]
+    files = [
+        path
+        for folder in ("corpora", "synthetic")
+        for path in (recipe / folder).iterdir()
+        if path.suffix in (".py", ".json") and path.name != "reasoning.py"  # the gender of nouns
+    ]
+    assert len(files) > 40
+    for path in (*files, recipe.parent / "polyphi_eval/heldout.json"):
+        assert not SENSITIVE.search(path.read_text(encoding="utf-8")), path
 
 
 # Vision and speech together

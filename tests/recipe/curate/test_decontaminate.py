@@ -21,7 +21,7 @@ from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message
 from polyphi_recipe.curate.decontaminate import Decontaminate, Index, items
-from polyphi_recipe.curate.documents import document
+from polyphi_recipe.curate.documents import document, sample
 from polyphi_recipe.curate.phash import (
     Box,
     align,
@@ -385,6 +385,32 @@ def test_the_filter_drops_and_keeps_a_ledger(leaks: ModuleType, tmp_path: Path) 
         lineage = {d.id: d.metadata["lineage"] for d in documents}
         assert "damaged" in lineage["broken"][0]["unreadable"]
         assert drop or lineage["quoted"][0]["item"] == "g1"
+
+
+def test_a_long_document_loses_only_the_passages_with_items(tmp_path: Path) -> None:
+    lines = [{"id": "g1", "question": QUESTION, "answer": "72"}]
+    (tmp_path / "gsm.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Index.of({"gsm": tmp_path / "gsm.jsonl"}).save(tmp_path / "known")
+    training = [
+        shards.document(id, text, "polyphi", "MIT")
+        for id, text in (
+            ("long", f"The first page.\n\nSolve this. {QUESTION}\n\nThe last page."),
+            ("fine", "One page.\n\nAnother one."),
+            ("known", QUESTION),
+        )
+    ]
+    documents: list[Document] = []
+    step = Decontaminate(tmp_path / "known", tmp_path / "ledger", passages=True)
+    LocalPipelineExecutor(
+        [Read(training), step, Take(documents)], 1, 1, logging_dir=str(tmp_path / "logs")
+    ).run()
+    assert {d.id: sample(d).answer for d in documents} == {
+        "long": "The first page.\n\nThe last page.",
+        "fine": "One page.\n\nAnother one.",
+    }
+    assert [d.metadata["lineage"][0]["removed"] for d in documents] == [1, 0]
+    ledger = (tmp_path / "ledger/00000.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sample"] for line in ledger] == ["long", "known"]
 
 
 def test_what_is_no_evaluation_set(tmp_path: Path) -> None:
