@@ -1,79 +1,131 @@
-"""How much the built-in generators of corpora give, for the error of a recipe that needs data (recipe.py).
+"""What the built-in generators of corpora give at a size: rows, tokens, crops of images, frames, seconds of audio.
 
-    python benchmarks/corpus_capacities.py runs/nano          # writes polyphi_recipe/corpora/capacities.json
+    python benchmarks/corpus_capacities.py WORK nano lab full    # writes polyphi_recipe/corpora/capacities.json
 
-Tokens are estimated: a quarter of the characters, 273 for an image (one crop), 12.5 for a second of audio. A generator
-is run until it ends, or for `SECONDS`, after which it counts as one without end. Takes some minutes.
+prints a table of each size (docs/recipe.md has that of full), and writes the rows and tokens that the error of a recipe
+without data names (recipe.py). `SAMPLES` rows of each corpus are made, without its steps and without models, in the
+folder WORK, and those of `FINITE` are counted to their end. Documents of full contexts are built with their steps,
+because these remove a part of each. Texts are counted in the public vocabulary, audio at 12.5 tokens per second. A size
+takes about three minutes of a core.
 """
 
 import json
+import shutil
 import sys
-import time
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
+from polyphi.data import shards
 from polyphi.data.shards import Sample, Shards
 from polyphi.messages import Audio, Image, media
 from polyphi.planning import sizes
-from polyphi.processing.media import audio_size
+from polyphi.processing import image
+from polyphi.processing.media import audio_size, image_size
+from polyphi.processing.tokenizer import Tokenizer
 from polyphi.train.options import TrainOptions
 from polyphi_recipe.corpora import capacities
 from polyphi_recipe.corpora.lookup import find_corpus
+from polyphi_recipe.curate.corpus import build
+from polyphi_recipe.curate.sources import o200k_base
 from polyphi_recipe.graph import Run
 
-SECONDS = 60
+SAMPLES = 200
+FINITE = ("documents", "code", "long_documents", "summaries")
+"""Corpora whose generators end; the others draw again and again, or ask a model."""
 ROWS = 1_000_000
-SAMPLES = 400
-"""Rows of a split whose tokens are estimated."""
-ENDLESS = (
-    "reasoning_pairs",
-    "asr",
-    "ast",
-    "sqa",
-    "audio_understanding",
-    "audio_safety",
-    "vision_speech",
-)
-"""Corpora that draw again and again, or ask a model."""
+TEST_ROWS = 1_000
+"""Held-out rows of a corpus at full."""
 
 
-def tokens(sample: Sample) -> float:
-    """The estimated tokens of a sample."""
-    characters = sum(len(m.text) for m in sample.messages)
-    seconds = 0.0
-    for audio in media(sample.messages, Audio):
-        count, rate = audio_size(audio.source)
-        seconds += count / rate
-    return characters / 4 + 273 * len(media(sample.messages, Image)) + 12.5 * seconds
+@dataclass
+class Measurement:
+    """The rows of a corpus: tokens, images and seconds of audio of each, crops of each image."""
+
+    tokens: list[float] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    crops: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def line(self, name: str) -> str:
+        """Return a line of the table."""
+        large = "-"
+        if self.crops:
+            shares = [sum(c >= least for c in self.crops) / len(self.crops) for least in (16, 36)]
+            large = " / ".join(f"{share:.0%}" for share in shares)
+        cells = [spread(self.images), spread(self.crops), large, spread(self.seconds)]
+        return f"| {name} | {len(self.tokens):,} | {' | '.join([*cells, spread(self.tokens)])} |"
 
 
-def rows(run: Run, name: str) -> int | None:
-    """All training rows of a generator; None if it doesn't end within `SECONDS`."""
-    corpus, count, start = find_corpus(name), 0, time.process_time()
-    if name in ENDLESS or corpus.fresh is not None:
-        return None
-    work = replace(run.work(corpus), rows={"train": ROWS})
-    for _ in islice(corpus.build(work), ROWS):
-        count += 1
-        if time.process_time() - start > SECONDS:
-            return None
-    return None if count == ROWS else count
+def spread(values: Sequence[float]) -> str:
+    """Return the least value, the median and the largest; "-" if all are 0."""
+    if not any(values):
+        return "-"
+    return " / ".join(f"{np.percentile(values, at):,.0f}" for at in (0, 50, 100))
 
 
-def main(folder: Path) -> None:
-    """Measure all corpora of a run."""
-    run = Run("nano", folder, options=TrainOptions(seed=0))
-    result: dict[str, dict[str, float | None]] = {}
-    for name in sizes.CORPORA:
-        split = Shards(folder / "data" / name / "train")
-        measured = [tokens(split[i]) for i in range(0, len(split), max(1, len(split) // SAMPLES))]
-        mean = round(sum(measured) / len(measured), 1)
-        result[name] = {"rows": rows(run, name), "tokens": mean}
-        print(name, result[name], flush=True)
+def measured(rows: Iterable[Sample], run: Run, tokenizer: Tokenizer) -> Measurement:
+    """Measure rows as the stages of a size read them."""
+    result, vision = Measurement(), run.size.model.vision
+    assert vision is not None
+    for row in rows:
+        plans = [
+            image.plan(*image_size(part.source), crop_size=vision.crop_size, max_crops=36)
+            for part in media(row.messages, Image)
+        ]
+        clips = [audio_size(part.source) for part in media(row.messages, Audio)]
+        seconds = sum(count / rate for count, rate in clips)
+        text = sum(len(tokenizer.encode(message.text)) for message in row.messages)
+        result.tokens.append(text + sum(plan.tokens for plan in plans) + 12.5 * seconds)
+        result.images.append(len(plans))
+        result.crops += [plan.crop_rows * plan.crop_cols for plan in plans]
+        result.seconds.append(seconds)
+    return result
+
+
+def packed_documents(run: Run) -> Shards:
+    """Build the documents of full contexts, after the held-out rows that they are compared with."""
+    for name in ("summaries", "documents", "long_documents"):
+        corpus = find_corpus(name)
+        rows = {"test": TEST_ROWS, **({"train": ROWS} if name == "long_documents" else {})}
+        build(corpus, replace(run.work(corpus), rows=rows))
+    return Shards(run.data / "long_documents/train")
+
+
+def main(folder: Path, names: Sequence[str]) -> None:
+    """Measure all corpora at sizes."""
     path = Path(capacities.__file__).with_suffix(".json")
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    result = json.loads(path.read_text())
+    for size in names:
+        run = Run(size, folder / size, options=TrainOptions(seed=0))
+        tokenizer = Tokenizer.from_ranks(o200k_base(run.cache))
+        result[size] = {}
+        print(f"{size}\n| corpus | rows | images | crops | >= 16 / 36 | seconds | tokens |")
+        print("|---|---|---|---|---|---|---|")
+        for name in sizes.CORPORA:
+            corpus, rows = find_corpus(name), None
+            work = replace(
+                run.work(corpus), rows={"train": SAMPLES}, models={}, report=lambda line: None
+            )
+            if name == "long_documents" and work.document_tokens is not None:
+                samples: Sequence[Sample] = packed_documents(run)
+                rows = len(samples)
+            elif name in FINITE:
+                every = [s for _, s in corpus.build(replace(work, rows={"train": ROWS}))]
+                samples, rows = every[:: max(1, len(every) // SAMPLES)], len(every)
+            else:
+                samples = [s for _, s in corpus.build(work)]
+            measurement = measured(samples, run, tokenizer)
+            if name in ("image_qa", "multi_image"):  # corpora of spoken questions read them
+                shutil.rmtree(run.data / name, ignore_errors=True)
+                shards.write(run.data / name / "train", samples, pipeline="capacities")
+            mean = sum(measurement.tokens) / len(measurement.tokens)
+            result[size][name] = {"rows": rows, "tokens": round(mean, 1)}
+            print(measurement.line(name), flush=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

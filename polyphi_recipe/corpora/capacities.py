@@ -6,16 +6,17 @@ from pathlib import Path
 
 from polyphi.planning.sizes import Size
 
-CAPACITIES: dict[str, dict[str, float | None]] = json.loads(
+CAPACITIES: dict[str, dict[str, dict[str, float | None]]] = json.loads(
     Path(__file__).with_suffix(".json").read_text()
 )
-"""Corpus -> {"rows": all rows that its generator has, None for one without end, "tokens": mean tokens of a row}."""
+"""Size -> corpus -> {"rows": all rows that its generator has, None for one without end, "tokens": mean tokens of a
+row}. Size micro has the corpora of nano."""
 DEFAULT_ROWS = 1_000_000
 
 
 def of(corpus: str, size: Size) -> tuple[int, float]:
     """(training rows of a built-in corpus at a size, their tokens)."""
-    values = CAPACITIES[corpus]
+    values = CAPACITIES[size.name if size.name in CAPACITIES else "nano"][corpus]
     rows = size.rows.get(corpus, (DEFAULT_ROWS, 0))[0]
     if (limit := values["rows"]) is not None:
         rows = min(rows, int(limit))
