@@ -1,10 +1,10 @@
 """What the built-in generators of corpora give at a size: rows, tokens, crops of images, frames, seconds of audio.
 
-    python benchmarks/corpus_capacities.py WORK nano lab full    # writes polyphi_recipe/corpora/capacities.json
+    python benchmarks/corpus_capacities.py WORK nano full    # writes polyphi_recipe/corpora/capacities.json
 
-prints a table of each size (docs/recipe.md has that of full), and writes the rows and tokens that the error of a recipe
-without data names (recipe.py). `SAMPLES` rows of each corpus are made, without its steps and without models, in the
-folder WORK, and those of `FINITE` are counted to their end. Documents of full contexts are built with their steps,
+prints a table of each size (docs/curation.md has that of full), and writes the rows and tokens that the error of a
+recipe without data names (recipe.py). `SAMPLES` rows of each corpus are made, without its steps and without models, in
+the folder WORK, and those of `FINITE` are counted to their end. Documents of full contexts are built with their steps,
 because these remove a part of each. Texts are counted in the public vocabulary, audio at 12.5 tokens per second. A size
 takes about three minutes of a core.
 """
@@ -54,7 +54,7 @@ class Measurement:
         large = "-"
         if self.crops:
             shares = [sum(c >= least for c in self.crops) / len(self.crops) for least in (16, 36)]
-            large = " / ".join(f"{share:.0%}" for share in shares)
+            large = " / ".join(f"{share:.1%}" for share in shares)
         cells = [spread(self.images), spread(self.crops), large, spread(self.seconds)]
         return f"| {name} | {len(self.tokens):,} | {' | '.join([*cells, spread(self.tokens)])} |"
 
@@ -63,7 +63,8 @@ def spread(values: Sequence[float]) -> str:
     """Return the least value, the median and the largest; "-" if all are 0."""
     if not any(values):
         return "-"
-    return " / ".join(f"{np.percentile(values, at):,.0f}" for at in (0, 50, 100))
+    three = [float(np.percentile(values, at)) for at in (0, 50, 100)]
+    return " / ".join(f"{x:,.0f}" if x >= 10 or x.is_integer() else f"{x:.1f}" for x in three)
 
 
 def measured(rows: Iterable[Sample], run: Run, tokenizer: Tokenizer) -> Measurement:

@@ -12,10 +12,10 @@ from polyphi.data import shards
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, media
 from polyphi.messages import Image as Picture
-from polyphi.planning.sizes import FULL
+from polyphi.planning.sizes import CORPORA, FULL, NANO
 from polyphi.services.speech_synthesis import unavailable
 from polyphi_recipe import stages
-from polyphi_recipe.corpora import long_documents, multi_image, ocr
+from polyphi_recipe.corpora import capacities, long_documents, multi_image, ocr
 from polyphi_recipe.corpora.lookup import find_corpus
 from polyphi_recipe.curate import sources, text
 from polyphi_recipe.curate.corpus import Work
@@ -155,3 +155,18 @@ def test_documents_have_more_than_100k_tokens(
     code = [len(s.answer) for s in rows if s.source == "python-stdlib"]
     least, most = (n * per_token["python"] for n in (long_documents.SHORTEST, 131_072))
     assert len(code) > 30 and min(code) >= least - 1 and 10 * least < max(code) < most
+
+
+def test_capacities_are_those_of_a_size() -> None:
+    """The tokens that the error of a recipe without data names: images and documents are larger at full."""
+    for name in CORPORA:
+        rows, tokens = capacities.of(name, FULL)
+        assert 0 < rows <= capacities.DEFAULT_ROWS and tokens > 0
+    mean = {name: tokens / rows for name in CORPORA for rows, tokens in [capacities.of(name, FULL)]}
+    assert mean["long_documents"] > 20_000 and mean["multi_image"] > 10_000
+    small = {
+        name: tokens / rows for name in CORPORA for rows, tokens in [capacities.of(name, NANO)]
+    }
+    for name in ("captions", "interleaved", "ocr", "charts", "image_qa", "vision_speech"):
+        assert mean[name] > 5 * small[name]
+    assert abs(mean["instructions"] / small["instructions"] - 1) < 0.3
