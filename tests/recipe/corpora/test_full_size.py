@@ -141,7 +141,7 @@ def test_documents_have_more_than_100k_tokens(
             f"{n % 7}/{n}": (("", SHARED), *((str(k), PARAGRAPH.format(k, n)) for k in range(30)))
             for n in range(900 if language == "en" else 0)
         }
-        return {path: text.Page(path, "", found) for path, found in paragraphs.items()}
+        return {path: text.Page(path, "", lines) for path, lines in paragraphs.items()}
 
     for module in (text, long_documents):
         monkeypatch.setattr(module, "help_pages", help_pages)
