@@ -25,6 +25,7 @@ from polyphi.planning.cost import (
     StageModel,
     Switches,
     Work,
+    divided,
     flops,
     memory,
     precomputes_reference,
@@ -235,7 +236,7 @@ class Load:
         """(memory with the pack that takes most, its corpus). A pack has as many samples as fit, at least one, which is
         a longest one; of it a device has its part."""
         packs = [
-            (c, scaled(sample, self.of_pack(sample, on.micro_tokens) / on.context_parallel))
+            (c, divided(scaled(sample, self.of_pack(sample, on.micro_tokens)), on.context_parallel))
             for samples in (self.samples, self.longest)
             for c, sample in samples.items()
         ]
@@ -254,7 +255,8 @@ class Load:
         own = (
             self.step["sequences"] * on.context_parallel / world
         )  # samples of a device, or of those that share packs
-        packs = ceil(own / self.of_pack(self.mean, on.micro_tokens))
+        samples = self.of_pack(self.mean, on.micro_tokens)
+        packs = ceil(own / samples)
         if self.compares and packs > 1:
             views: Work = Counter({"crops": self.step["crops"]})
             of_parts["first pass"] = sum(flops(target, views, backward=False).values())
@@ -263,10 +265,13 @@ class Load:
         link = device.inside if world <= inside else device.between
         group = max(on.fsdp, on.context_parallel)
         group_link = device.inside if group <= inside else device.between
-        arithmetic = sum(of_parts.values()) / (device.flops * utilisation * world)
-        arithmetic *= (
-            ceil(own) / own
-        )  # a sample isn't divided: the others wait for the device that has most
+        # The others wait for the device that has most: a sample isn't divided, of a shared pack no image and no clip.
+        pack = scaled(self.mean, samples)
+        shares = on.context_parallel * self.step["tokens"] / pack["tokens"]
+        most = scaled(divided(pack, on.context_parallel), shares)
+        waiting = flops(target, most, on.activations == "recompute")
+        slowest = sum((of_parts | waiting).values()) * ceil(own) / own
+        arithmetic = slowest / (device.flops * utilisation * world)
         seconds = max(arithmetic, sent["shards"] / group_link) + sent["context"] / group_link
         return Time(of_parts, sent, seconds + sent["gradients"] / link)
 

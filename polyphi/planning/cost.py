@@ -141,6 +141,7 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
         amounts["pairs"] += sum(n * (n + 1) // 2 for n in lengths)
         amounts["supervised"] += 0 if batch.supervised is None else len(batch.supervised)
         if (images := batch.of(ImageInput)) is not None:
+            amounts["images"] += len(images.layouts)
             amounts["crops"] += images.size
             amounts["picture tokens"] += 0 if images.slots is None else len(images.slots)
         for adapter, n in zip(batch.adapters, lengths, strict=True):
@@ -156,6 +157,7 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
             windows = (
                 [clip.tokens] if clip.tokens <= window else [window] * ceil(clip.tokens / window)
             )
+            amounts["clips"] += 1
             amounts["mels"] += clip.frames
             amounts["features"] += sum(windows)
             amounts["window pairs"] += sum(n * n for n in windows)
@@ -166,6 +168,20 @@ def work(batches: Sequence[Batch], config: ModelConfig) -> Work:
 def scaled(amounts: Work, factor: float) -> Work:
     """The amounts multiplied by `factor`."""
     return Counter({key: value * factor for key, value in amounts.items()})  # type: ignore[misc]
+
+
+ENCODED = {"images": ("crops",), "clips": ("mels", "features", "window pairs")}
+"""What encoders read, by the number of items."""
+
+
+def divided(amounts: Work, parts: int) -> Work:
+    """The amounts of the device that has most where `parts` share a pack: its tokens are divided evenly, its images and
+    clips one by one (`parallel.Context`)."""
+    share = scaled(amounts, 1 / parts)
+    for items, keys in ENCODED.items():
+        if count := amounts[items]:
+            share |= {key: amounts[key] * min(1, ceil(count / parts) / count) for key in keys}  # type: ignore[misc]
+    return share
 
 
 # ------------------------------------------------------------------------------ FLOPs
@@ -380,7 +396,9 @@ def memory(
     others = (on.context_parallel - 1) * amounts["tokens"] * key_bytes(target)
     parts["activations"] += others * (1 if recompute else d.num_hidden_layers)
     if on.context_parallel > 1:  # the tokens of all items, with their gradients
-        tokens = amounts["picture tokens"] + amounts["features"]
+        tokens = amounts["picture tokens"] + sum(
+            n for key, n in amounts.items() if key.startswith("audio_tokens.")
+        )
         parts["activations"] += 2 * 4 * on.context_parallel * tokens * d.hidden_size
 
     written, symbols = amounts["supervised"], d.vocab_size

@@ -65,8 +65,8 @@ ROWS = {
 
 
 def longest_row(target: StageModel, corpus: str) -> Row:
-    """A sample of the longest that a corpus has in a stage: of images, one of 36 crops (report 2.2.1) or several frames,
-    as far as they fit the context (64k tokens, report 2.2.2); of others, that in `ROWS`."""
+    """A sample of the longest that a corpus has in a stage: of images, one of 36 crops (report 2.2.1) or several
+    frames, as far as they fit the context (64k tokens, report 2.2.2); of others, that in `ROWS`."""
     sample, vision = ROWS[corpus], target.config.vision
     if vision is None or corpus not in ("image_qa", "multi_image"):
         return sample
