@@ -1,6 +1,7 @@
 """`polyphi plan`: correct advice, comparison with published figures, errors in one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -57,16 +58,19 @@ def test_a_fitting_setting_is_fast(name: str) -> None:
     assert plain.fits or plain.switches != fitting.switches
 
 
-def test_frozen_weights_are_quantized_where_nothing_else_fits() -> None:
+def test_frozen_weights_are_quantized_where_nothing_else_fits(tmp_path: Path) -> None:
     """On a card of 24 GB, where they would fit into none of its settings in bf16."""
-    on = Switches(base="bf16")
-    assert plan.plan("vision_2_joint", FULL, "1xL4", on, fit=True).switches.base == "bf16"
-    fitting = plan.plan("vision_3_generative", FULL, "1xL4", on, fit=True)
+    file = tmp_path / "lab.toml"
+    file.write_text('size = "full"\n[stages.vision_3_generative]\ncontext = 4096\n')
+    lab, on = find_recipe.of(file), Switches(base="bf16")
+    assert plan.plan("vision_2_joint", lab, "1xL4", on, fit=True).switches.base == "bf16"
+    fitting = plan.plan("vision_3_generative", lab, "1xL4", on, fit=True)
     assert fitting.fits and fitting.switches.base in ("int8", "int4")
-    target = plan.stage_model("vision_3_generative", FULL)
-    others = [s for _, s, *_ in plan.changes(target, on, 8, "L4")]
+    others = [
+        s for _, s, *_ in plan.changes(plan.stage_model("vision_3_generative", lab), on, 8, "L4")
+    ]
     assert not [s for s in others if s.fsdp > 1 and s.base in plan.QUANTIZED]
-    text = plan.stage_model("text_3_post", FULL)
+    text = plan.stage_model("text_3_post", lab)
     assert {s.base for _, s, *_ in plan.changes(text, on, 8, "L4")} == {"bf16"}
 
 
