@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -32,6 +33,7 @@ from pydantic import (
 )
 
 from polyphi.planning import sizes
+from polyphi.services.endpoint import parse_address
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe import stages
 from polyphi_recipe.stages.lineage import REPLACED
@@ -165,6 +167,38 @@ class Parts(Table):
     """The audio encoder of a Phi-4-multimodal, instead of speech 0."""
 
 
+def _address(value: str) -> str:
+    parse_address(value)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+
+
+class Teachers(Table):
+    """Models that write rows of the built-in corpora: each the address of an OpenAI-compatible endpoint, # and the name
+    of its model, such as http://127.0.0.1:8001/v1#phi-4."""
+
+    text: Address | None = None
+    """Writes texts: reasoning, function calls, code, instructions, summaries, preferences, questions about speech."""
+    vision: Address | None = None
+    """Sees images: captions, questions about one or several, boxes."""
+    speech: Address | None = None
+    """Hears recordings: questions about them."""
+    judge: Address | None = None
+    """Judges what the others write; default: they themselves, in another request."""
+    key_from: str | None = None
+    """The environment variable that holds the key of the endpoints, if they need one."""
+    requests: PositiveInt | None = None
+    """The largest number of requests of the run, in equal shares for its corpora; default: no limit."""
+    corpora: tuple[str, ...] = Field(default=(), strict=False)
+    """The corpora to write for; default: all that have a synthesis for these teachers."""
+    concurrency: PositiveInt = 8
+    """Requests that are sent at the same time."""
+    seconds: PositiveFloat = 300.0
+    """How long an answer may take; a request is sent six times before the run stops."""
+
+
 class RecipeFile(Table):
     """What a run is made from."""
 
@@ -174,6 +208,7 @@ class RecipeFile(Table):
     """The stages to reach, with those before them; default: all."""
     benchmarks: tuple[str, ...] = Field(default=(), strict=False)
     """Files of evaluation items (JSON lines) that training data must not contain."""
+    teachers: Teachers = Teachers()
     parts: Parts = Parts()
     corpora: Mapping[str, CorpusTable] = {}
     stages: Mapping[str, StageTable] = {}
@@ -215,7 +250,10 @@ def _lines(path: Path, errors: ValidationError) -> Iterator[str]:
             near = _nearest(str(error["input"]), FORMATS if last == "format" else ("train", "test"))
             yield f"{path}: {place}: unknown value {error['input']!r}; did you mean {near!r}?"
         else:
-            message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            if error["type"] == "value_error":
+                yield f"{path}: {place}: {error['msg'].removeprefix('Value error, ')}"
+                continue
+            message = error["msg"].removeprefix("Input should be ")
             yield f"{path}: {place}: expected {message}, found {error['input']!r:.60}"
 
 
@@ -230,6 +268,7 @@ def _place(loc: tuple[Any, ...] | list[Any]) -> str:
 def _keys(places: list[Any]) -> list[str]:
     """The keys of the table at a location."""
     tables: dict[str, type[Table]] = {
+        "teachers": Teachers,
         "parts": Parts,
         "corpora": CorpusTable,
         "stages": StageTable,
@@ -289,6 +328,9 @@ def _mistakes(table: RecipeFile) -> Iterator[tuple[str, str]]:
                 "targets",
                 f"unknown stage {target!r}; did you mean {_nearest(target, known_stages)!r}?",
             )
+    teachers = table.teachers
+    if teachers.model_fields_set and not (teachers.text or teachers.vision or teachers.speech):
+        yield "teachers", "expected a text, vision or speech teacher, found none that writes rows"
     for name, values in table.corpora.items():
         shares = [source for source in values.sources if source.split != "test"]
         if any(source.share for source in shares):

@@ -40,10 +40,10 @@ def talk(tts: TTSSampler, topic: str, split: str, rng: Random) -> Sample:
     language = rng.choices(list(spoken), list(spoken.values()))[0]
     group = rng.choice(tts.groups(language)) if split == "test" else ""
     speaker = tts.speaker(language, split, rng, group)
-    length, waves = rng.uniform(*SECONDS), list[Wave]()
+    length, waves, texts = rng.uniform(*SECONDS), list[Wave](), list[str]()
     while sum(map(len, waves)) < length * RATE:
-        text = ", ".join(topic_words(topic, language, rng)) + "."
-        waves.append(tts.synthesize(text, speaker, rng))
+        texts.append(", ".join(topic_words(topic, language, rng)) + ".")
+        waves.append(tts.synthesize(texts[-1], speaker, rng))
     wave = join(waves, [0.15] * (len(waves) - 1))
     return audio_sample(
         wave,
@@ -53,6 +53,7 @@ def talk(tts: TTSSampler, topic: str, split: str, rng: Random) -> Sample:
         task="speech_summary",
         language="en",
         spoken=language,
+        transcript=" ".join(texts),
     )
 
 

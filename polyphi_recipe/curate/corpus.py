@@ -71,7 +71,8 @@ class Corpus:
     are further files and folders that `build` and `steps` read. `fresh(work)` returns a generator of training samples
     by number, without end, none of them a row of the shards. It follows the same held-out rules, but is not processed
     by `steps`. With `settings`, a text, the corpus is the same as long as these are, whatever the seed and
-    polyphi's code: imported data isn't built again by a new version."""
+    polyphi's code: imported data isn't built again by a new version. `teachers`, a text, is what decides the rows that
+    teachers write among its `steps` (teacher_rows.py)."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -85,6 +86,7 @@ class Corpus:
     files: tuple[str | Path, ...] = ()
     fresh: Callable[[Work], Callable[[int], Sample]] | None = None
     settings: str = ""
+    teachers: str = ""
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
@@ -97,7 +99,7 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
-    recipe = [corpus.name, corpus.tasks, corpus.spare]
+    recipe = [corpus.name, corpus.tasks, corpus.spare, *filter(None, [corpus.teachers])]
     settings = [dict(work.rows), work.seconds, work.seed, work.languages]
     text = json.dumps([*recipe, code, made_from, *settings])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -24,7 +24,8 @@ from polyphi.services.response_cache import whole_lines
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.corpus import build as build_corpus
 from polyphi_recipe.curate.pipeline import counts
-from polyphi_recipe.curate.synthesize import Synthesis, SynthesisStep, Tally, estimate, synthesize
+from polyphi_recipe.curate.synthesis_step import SynthesisStep, Use
+from polyphi_recipe.curate.synthesize import Synthesis, Tally, estimate, synthesize
 from polyphi_recipe.curate.teachers import Command
 
 N = 60
@@ -367,7 +368,7 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
         corpus = Corpus(
             "taught",
             build,
-            steps=lambda work: [SynthesisStep(ECHO, opened, work.cache / "taught")],
+            steps=lambda work: [SynthesisStep([Use(ECHO, opened)], work.cache / "taught")],
             tasks=2,
         )
         work = Work({"train": 100, "test": 3}, 0, tmp_path / "cache", tmp_path / "data")
@@ -379,12 +380,17 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
     assert [s.id for s in test] == ["s0/echo/0", "s2/echo/0"]
     assert manifests["train"]["rows"] == 7 and train[0].meta["lineage"][-1]["step"] == "echo"
     refused = sorted(p.name for p in (tmp_path / "cache" / "taught").glob("*.jsonl"))
-    assert refused == [
-        f"echo.{s}.refused.jsonl" for s in ("test-00000", "train-00000", "train-00001")
-    ]
+    assert refused == [f"refused.{s}.jsonl" for s in ("test-00000", "train-00000", "train-00001")]
     folder, hashed = tmp_path / "data" / "taught" / "train", manifests["train"]["pipeline"]
     [_, step, _] = counts(folder, hashed)
-    assert step == {"step": "SynthesisStep", "total": 12, "forwarded": 7, "dropped_refused": 4}
+    assert step == {
+        "step": "Teacher",
+        "total": 12,
+        "forwarded": 7,
+        "requests": 11,
+        "accepted": 7,
+        "refused_uneven": 4,
+    }
 
 
 def test_a_damaged_answer_is_requested_again(tmp_path: Path) -> None:
