@@ -22,6 +22,7 @@ from polyphi_recipe.curate.syntheses import (
     reaches_answer,
     same_answer,
     words,
+    wrong_step,
 )
 from polyphi_recipe.curate.synthesize import Check, Json, Synthesis
 
@@ -65,7 +66,9 @@ def _solved(sample: Sample, item: Json) -> str:
     answer = final_answer(item["solution"])
     if answer is None:
         return "no line that starts with Answer:"
-    return "" if same_answer(answer, item["answer"]) else f"its solution ends in {answer!r:.40}"
+    if not same_answer(answer, item["answer"]):
+        return f"the answer isn't that of its solution: {answer:.40}"
+    return wrong_step(item["solution"])
 
 
 def _same_result(sample: Sample, item: Json, reply: str) -> tuple[str, dict[str, Json]]:

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Audio, Image, Message, SamplingParams, Text, media
+from polyphi.services.verifiers import equations
 from polyphi.text.lexicon import LANGUAGES
 from polyphi.text.scripts import HAN, KANA
 from polyphi_recipe.curate.judge import yes_or_no
@@ -199,7 +200,15 @@ def reaches_answer(sample: Sample, reasoning: str) -> str:
     expected, answer = _known_answer(sample), final_answer(reasoning)
     if answer is None:
         return "no line that starts with Answer:"
-    return "" if same_answer(answer, expected) else f"wrong: {answer}, expected {expected}"
+    if not same_answer(answer, expected):
+        return f"wrong: {answer}, expected {expected}"
+    return wrong_step(reasoning)
+
+
+def wrong_step(reasoning: str) -> str:
+    """Return a reason if an equation between whole numbers in a text is wrong, else ""."""
+    wrong = [equation for equation, right in equations(reasoning) if not right]
+    return f"a wrong step: {wrong[0]}" if wrong else ""
 
 
 MATH_REASONING = Synthesis(
