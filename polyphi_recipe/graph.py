@@ -62,6 +62,7 @@ from polyphi_recipe import (
     processes,
     remaining_time,
     stages,
+    teacher_report,
     teacher_rows,
 )
 from polyphi_recipe.corpora.lookup import StageModels, find_corpus
@@ -257,8 +258,7 @@ class Run:
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
         self.report(f"[bold]{name:<22}[/bold] {counts}")
         if corpus.teachers:
-            train = self.data / name / "train"
-            self.report_plain(teacher_rows.report(train, manifests["train"]["pipeline"]))
+            self.report_plain(teacher_report.write(self.out, name))
         return True
 
     def corpus(self, name: str) -> corpora.Corpus:
@@ -299,6 +299,7 @@ class Run:
             seconds=stages.longest_audio(self.size),
             tokenizer=self.out / "tokenizer" if corpus.tokenizer else None,
             languages=self.size.languages,
+            teachers=bool(corpus.teachers),
         )
 
     def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:

@@ -2,6 +2,9 @@
 
     size = "full"                                    # shapes and budgets
 
+    [teachers]                                       # models that write rows of the built-in corpora
+    text = "http://127.0.0.1:8001/v1#phi-4"
+
     [parts]                                          # what exists already and isn't trained from nothing
     decoder = "microsoft/Phi-4-mini-instruct"
 
@@ -172,31 +175,43 @@ def _address(value: str) -> str:
     return value
 
 
-Address = Annotated[str, AfterValidator(_address)]
+class Teacher(Table):
+    """A model at an OpenAI-compatible endpoint."""
+
+    address: Annotated[str, AfterValidator(_address)]
+    """The address of the endpoint, # and the name of the model, such as http://127.0.0.1:8001/v1#phi-4."""
+    key_from: str | None = None
+    """The environment variable that holds the endpoint's key, if it needs one."""
+    seconds: PositiveFloat = 300.0
+    """How long an answer may take; a request is sent six times before the run stops."""
+    requests_per_minute: PositiveInt | None = None
+    """The endpoint's limit; default: none."""
+
+
+def _teacher(value: Any) -> Any:
+    return {"address": value} if isinstance(value, str) else value
+
+
+SomeTeacher = Annotated[Teacher, BeforeValidator(_teacher, json_schema_input_type=str | Teacher)]
 
 
 class Teachers(Table):
-    """Models that write rows of the built-in corpora: each the address of an OpenAI-compatible endpoint, # and the name
-    of its model, such as http://127.0.0.1:8001/v1#phi-4."""
+    """Models that write rows of the built-in corpora: each an address, or a table with an address and more."""
 
-    text: Address | None = None
+    text: SomeTeacher | None = None
     """Writes texts: reasoning, function calls, code, instructions, summaries, preferences, questions about speech."""
-    vision: Address | None = None
+    vision: SomeTeacher | None = None
     """Sees images: captions, questions about one or several, boxes."""
-    speech: Address | None = None
+    speech: SomeTeacher | None = None
     """Hears recordings: questions about them."""
-    judge: Address | None = None
+    judge: SomeTeacher | None = None
     """Judges what the others write; default: they themselves, in another request."""
-    key_from: str | None = None
-    """The environment variable that holds the key of the endpoints, if they need one."""
     requests: PositiveInt | None = None
     """The largest number of requests of the run, in equal shares for its corpora; default: no limit."""
     corpora: tuple[str, ...] = Field(default=(), strict=False)
     """The corpora to write for; default: all that have a synthesis for these teachers."""
     concurrency: PositiveInt = 8
     """Requests that are sent at the same time."""
-    seconds: PositiveFloat = 300.0
-    """How long an answer may take; a request is sent six times before the run stops."""
 
 
 class RecipeFile(Table):
@@ -268,13 +283,14 @@ def _place(loc: tuple[Any, ...] | list[Any]) -> str:
 def _keys(places: list[Any]) -> list[str]:
     """The keys of the table at a location."""
     tables: dict[str, type[Table]] = {
-        "teachers": Teachers,
         "parts": Parts,
         "corpora": CorpusTable,
         "stages": StageTable,
         "sources": Source,
         "filters": Filters,
     }
+    if places[:1] == ["teachers"]:
+        return list((Teachers if len(places) == 1 else Teacher).model_fields)
     names = [p for p in places if p in tables]
     return list((tables[names[-1]] if names else RecipeFile).model_fields)
 

@@ -3,24 +3,22 @@
     the generator's rows -> a teacher writes -> rules, tests, a judge, a second answer -> rows beside the generator's
 
 `TABLE` says which syntheses write for which corpus. Everything about a corpus is in `DIR/teachers/CORPUS`: `answers`,
-by which a run resumes without repeating a request, and refused answers with their reasons. Only training rows are
-written: held-out rows are the generator's.
+by which a run resumes without repeating a request, refused answers with their reasons, and `report.md`
+(teacher_report.py). Only training rows are written: held-out rows are the generator's.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
 from polyphi.services import sandbox
-from polyphi.services.endpoint import Endpoint
+from polyphi.services.endpoint import Endpoint, parse_address
 from polyphi.text.lexicon import LANGUAGES
-from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.code_syntheses import CODE_ANSWER, CODE_DOCUMENT
 from polyphi_recipe.curate.corpus import Corpus, Work, imported
 from polyphi_recipe.curate.instruction_syntheses import (
@@ -58,11 +56,12 @@ from polyphi_recipe.curate.synthesize import Synthesis
 from polyphi_recipe.curate.tool_syntheses import TOOL_CONVERSATION
 from polyphi_recipe.curate.translations import speech_translation
 from polyphi_recipe.recipe import Recipe
+from polyphi_recipe.recipe_file import Teacher, Teachers
 
-Teachers = Any
-"""The table of a recipe file (recipe_file.py)."""
 FOLDER = "teachers"
 """The folder of a run with the answers of its teachers."""
+STEP = "Teacher ("
+"""How the name of their step in a corpus begins; their names follow."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ REPLACED = ("reasoning_pairs",)
 RUNS_CODE = (CODE_ANSWER, CODE_DOCUMENT)
 
 
-def rows_of(corpus: str, teachers: Teachers) -> tuple[Row, ...]:
+def rows_of(corpus: str, teachers: Teachers | None) -> tuple[Row, ...]:
     """Return what writes for a corpus with these teachers; without a sandbox nothing that runs code."""
     if teachers is None or (teachers.corpora and corpus not in teachers.corpora):
         return ()
@@ -153,13 +152,15 @@ def with_teachers(corpus: Corpus, recipe: Recipe, out: Path) -> Corpus:
     if not rows or corpus.name not in corpora_of(recipe):
         return corpus
     teachers, requests = recipe.teachers, requests_of(corpus.name, recipe)
-    judge = partial(_open, teachers, "judge") if teachers.judge else None
-    uses = [
-        Use(row.synthesis, partial(_open, teachers, row.teacher), judge, row.tasks) for row in rows
-    ]
+
+    def opener(role: str) -> Callable[[], Endpoint]:
+        return partial(_open, getattr(teachers, role), teachers.concurrency)
+
+    judge = opener("judge") if teachers.judge else None
+    uses = [Use(row.synthesis, opener(row.teacher), judge, row.tasks) for row in rows]
     sources: Sources = "replace" if corpus.name in REPLACED else "keep"
     roles = sorted({row.teacher for row in rows} | ({"judge"} if judge else set()))
-    names = {role: _open(teachers, role).name for role in roles}
+    names = {role: parse_address(getattr(teachers, role).address)[1] for role in roles}
 
     def steps(work: Work) -> list[PipelineStep]:
         further = corpus.steps(work)
@@ -172,8 +173,8 @@ def with_teachers(corpus: Corpus, recipe: Recipe, out: Path) -> Corpus:
             concurrency=teachers.concurrency,
             requests=requests,
             rows=work.rows["train"],
+            name=f"{STEP}{', '.join(f'{role} {name}' for role, name in names.items())})",
         )
-        step.name = f"Teacher ({', '.join(f'{role} {name}' for role, name in names.items())})"
         return [step, *further]
 
     code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in imported(Path(__file__))]
@@ -186,34 +187,13 @@ def with_teachers(corpus: Corpus, recipe: Recipe, out: Path) -> Corpus:
     )
 
 
-def _open(teachers: Teachers, role: str) -> Endpoint:
+@cache
+def _open(teacher: Teacher, concurrency: int) -> Endpoint:
+    """Return the endpoint of a teacher: one for all syntheses of a process, which share its limits."""
     return Endpoint.at(
-        getattr(teachers, role),
-        key_from=teachers.key_from,
-        seconds=teachers.seconds,
-        concurrency=teachers.concurrency,
+        teacher.address,
+        key_from=teacher.key_from,
+        seconds=teacher.seconds,
+        requests_per_minute=teacher.requests_per_minute,
+        concurrency=concurrency,
     )
-
-
-def report(split: Path, pipeline_hash: str) -> str:
-    """Return in a line what the teachers of a built corpus wrote: requests, accepted rows, refused answers with the
-    most frequent reasons, and whether the budget was spent; "" without teachers."""
-    step = next(
-        (s for s in pipeline.counts(split, pipeline_hash) if s["step"].startswith("Teacher (")),
-        None,
-    )
-    if step is None:
-        return ""
-    reasons = {k.removeprefix("refused_"): n for k, n in step.items() if k.startswith("refused_")}
-    often = sorted(reasons, key=lambda reason: -reasons[reason])[:3]
-    text = (
-        f"{split.parent.name}: {step['step']} answered {step.get('requests', 0):,} requests; "
-        f"{step.get('accepted', 0):,} rows accepted, {sum(reasons.values()):,} answers refused"
-    )
-    if often:
-        text += f" ({', '.join(f'{reasons[reason]:,} {reason}' for reason in often)})"
-    if unsent := step.get("unsent", 0):
-        text += f"; the budget is spent, {unsent:,} samples were left out"
-    if left := step.get("given_up", 0):
-        text += f"; a synthesis was given up, since nothing was accepted: {left:,} samples were left out"
-    return text

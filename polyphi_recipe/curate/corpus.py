@@ -45,7 +45,8 @@ class Work:
     a callable from audio bytes to text for a recogniser, a `Generate` for a language model. `report` receives progress
     messages. With several tasks each builds its `part`: (number, count). `seconds` is the longest audio clip that fits
     the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
-    `languages`, including English, are those of questions and words; digits and numbers are in all eight."""
+    `languages`, including English, are those of questions and words; digits and numbers are in all eight. With
+    `teachers` the samples have transcripts, too, which only teachers read."""
 
     rows: Mapping[str, int]
     seed: int
@@ -57,6 +58,7 @@ class Work:
     seconds: float = 30.0
     tokenizer: Path | None = None
     languages: tuple[str, ...] = tuple(LANGUAGES)
+    teachers: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ modules that it names; a recipe file's teachers use them (polyphi_recipe/teacher
 import hashlib
 import json
 import re
-from collections import deque
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,8 @@ from polyphi.services.endpoint import RequestRejected, rough_tokens
 from polyphi.services.response_cache import ResponseCache, messages_json, request_key
 from polyphi_recipe.curate.teachers import Teacher
 
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 Json = Any
 """The value of an answer: a text, or a JSON value of the requested schema."""
 TEACHER_SAMPLING = SamplingParams(max_tokens=1024, temperature=0.7, top_p=0.95)
@@ -134,13 +136,24 @@ class BudgetSpent(Exception):
     """No further request may be sent."""
 
 
+@dataclass
+class Usage:
+    """Requests of a run by key, how many of them were sent (the others had answers of an earlier run), and the seconds
+    that those took, added up."""
+
+    keys: set[str] = field(default_factory=set)
+    sent: int = 0
+    seconds: float = 0.0
+
+
 class Answers:
     """Answers of teachers, from the cache on disk where they are stored. With `requests`, no more than so many are ever
-    sent: the cache counts those of earlier runs, too. `keys` are those of all requests of this run."""
+    sent: the cache counts those of earlier runs, too. `usage` has the requests of this run by the name of their
+    synthesis."""
 
     def __init__(self, folder: Path, requests: int | None = None) -> None:
         self.cache, self.requests = ResponseCache(folder), requests
-        self.keys: set[str] = set()
+        self.usage: defaultdict[str, Usage] = defaultdict(Usage)
         self._in_flight: set[str] = set()
         self._lock = Lock()
 
@@ -151,17 +164,29 @@ class Answers:
         """Return the cached answer (`text` and `finish_reason`, or `rejected`), or None."""
         return line["answer"] if (line := self.cache.find(key)) else None
 
-    def answer(self, request: Request, teacher: Teacher) -> dict[str, str]:
-        """Return the cached answer, or send the request to the teacher and store the answer. Raises BudgetSpent where
-        no further request may be sent."""
+    def answer(self, request: Request, teacher: Teacher, synthesis: str) -> dict[str, str]:
+        """Return the cached answer, or send the request of a synthesis to the teacher and store the answer. Raises
+        BudgetSpent where no further request may be sent."""
         payload = request.as_json(teacher.name)
         key = request_key(payload)
+        with self._lock:
+            usage = self.usage[synthesis]
+
+        def respond() -> dict[str, str]:
+            start = time.monotonic()
+            answer = _send(request, teacher)
+            with self._lock:
+                usage.sent, usage.seconds = usage.sent + 1, usage.seconds + time.monotonic() - start
+            return answer
+
         self._reserve(key)
         try:
-            answer: dict[str, str] = self.cache.get(payload, lambda: _send(request, teacher))
+            answer: dict[str, str] = self.cache.get(payload, respond)
         finally:
             with self._lock:
                 self._in_flight.discard(key)
+        with self._lock:
+            usage.keys.add(key)
         return answer
 
     def _reserve(self, key: str) -> None:
@@ -172,7 +197,6 @@ class Answers:
                 if spent and key not in self._in_flight:
                     raise BudgetSpent
                 self._in_flight.add(key)
-            self.keys.add(key)
 
 
 def _send(request: Request, teacher: Teacher) -> dict[str, str]:
@@ -271,7 +295,7 @@ def synthesize_one(
     try:
         request = next(steps)
         while True:
-            request = steps.send(answers.answer(request, addressee(request)))
+            request = steps.send(answers.answer(request, addressee(request), synthesis.name))
     except StopIteration:
         pass
     except BudgetSpent:
@@ -351,7 +375,7 @@ def _seed(synthesis: Synthesis, sample: Sample, attempt: int) -> int:
     """Return the seed of an attempt, below 2**31."""
     first = synthesis.sampling.seed + attempt
     digest = hashlib.sha256(sample.id.encode()).digest()
-    return (int.from_bytes(digest[:4]) + first) >> 1 if synthesis.varied else first
+    return (int.from_bytes(digest[:4]) + first) % 2**31 if synthesis.varied else first
 
 
 def _check_request(
