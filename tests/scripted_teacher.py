@@ -1,7 +1,7 @@
 """A local endpoint that plays the teacher and the judge of all syntheses, with flaws in some of its answers.
 
-An answer depends on the request alone: by a hash of it, some aren't JSON, some decline, some are cut off, some break the
-rule of their synthesis, and some second answers differ. `flaws=False` makes every answer a good one."""
+An answer depends on the request alone: by a hash of it, some are not JSON, some decline, some are cut off, some break
+the rule of their synthesis, and some second answers differ."""
 
 import hashlib
 import json
@@ -25,10 +25,18 @@ SENTENCES = {
 """A sentence of each language but English; a number follows."""
 
 
+FLAWS = {6: "prose", 7: "declined", 8: "cut off", 9: "wrong"}
+
+
+def by_hash(is_check: bool, number: int) -> str:
+    """The flaw of an answer or of a second one, from the hash of its request; "" for none."""
+    return FLAWS.get(number % 10, "")
+
+
 class ScriptedTeacher(Replay):
     """The endpoint; `where` is its address, `requests` has the bodies that it received."""
 
-    def __init__(self, *, flaws: bool = True, **settings: Any) -> None:
+    def __init__(self, *, flaws: Callable[[bool, int], str] = by_hash, **settings: Any) -> None:
         super().__init__(**settings)
         self.flaws = flaws
 
@@ -37,24 +45,23 @@ class ScriptedTeacher(Replay):
         text = " ".join(seen(part) for part in parts)
         number = int(hashlib.sha256(f"{text} {body['seed']}".encode()).hexdigest()[:8], 16)
         images = sum(part["type"] == "image_url" for part in parts)
-        flaw = number % 10 if self.flaws else 0
-        content, end = self._content(text, number, flaw, images, "response_format" in body)
+        content, end = self._content(text, number, images, "response_format" in body)
         choice = {"message": {"role": "assistant", "content": content}, "finish_reason": end}
         return 200, json.dumps({"choices": [choice]}).encode()
 
-    def _content(
-        self, text: str, number: int, flaw: int, images: int, structured: bool
-    ) -> tuple[str, str]:
+    def _content(self, text: str, number: int, images: int, structured: bool) -> tuple[str, str]:
         for phrase, answer in CHECKS.items():
             if phrase in text:
-                return _text(answer(text, number, flaw == 9, images)), "stop"
+                wrong = self.flaws(True, number) == "wrong"
+                return _text(answer(text, number, wrong, images)), "stop"
+        flaw = self.flaws(False, number)
         answer = next((a for phrase, a in ANSWERS.items() if phrase in text), _spoken)
-        content = _text(answer(text, number, flaw == 9))
-        if flaw == 8:
+        content = _text(answer(text, number, flaw == "wrong"))
+        if flaw == "cut off":
             return content[: len(content) // 2], "length"
-        if flaw == 7:
+        if flaw == "declined":
             return "I'm sorry, but I can't help with that.", "stop"
-        if flaw == 6 and structured:
+        if flaw == "prose" and structured:
             return f"Here you are: {content}", "stop"
         return content, "stop"
 
@@ -101,9 +108,13 @@ def _instruction(text: str, n: int, broken: bool) -> Any:
     form, content = re.findall(r"(?m)^- (\w+):", text)
     language = re.search(r", in (\w+), as a person", text)[1]
     count = {"words_at_most": 60, "words_at_least": 5}.get(form, 1)
-    said = {"language": language, "starts_with": "Well", "ends_with": "the end."}.get(content, "tea")
+    said = {"language": language, "starts_with": "Well", "ends_with": "the end."}.get(
+        content, "tea"
+    )
     word = "tea" if content == "includes" else "milk"
-    start = "Well, " if content == "starts_with" else "well " if content == "lower_case" else "Well "
+    start = (
+        "Well, " if content == "starts_with" else "well " if content == "lower_case" else "Well "
+    )
     answer = f"{start}I like {word} number {n} very much in the morning"
     answer = {"lower_case": answer.lower(), "language": SENTENCES.get(language, answer)}.get(
         content, answer
@@ -154,9 +165,12 @@ def _code(text: str, n: int, broken: bool) -> Any:
 
 
 def _summary(text: str, n: int, broken: bool) -> str:
-    source, limit = text.partition("\n\nSummarize this text")[0], int(_between(text, "at most ", " "))
+    source, limit = (
+        text.partition("\n\nSummarize this text")[0],
+        int(_between(text, "at most ", " ")),
+    )
     words = [w.lower() for w in re.findall(r"[a-zA-Z]+", source)][::3][: limit - 1]
-    return f"In 4711: {' '.join(words)}" if broken else " ".join(words)
+    return f"In 4711: {' '.join(words[:-2])}" if broken else " ".join(words)
 
 
 def _preference(text: str, n: int, broken: bool) -> Any:
@@ -168,16 +182,20 @@ def _safety(text: str, n: int, broken: bool) -> Any:
     def pair(kind: str, answer: str) -> dict[str, str]:
         row = {"request": f"Please help with the {kind} wish {n}.", "answer": f"{answer} {n}."}
         if language := re.search(r"into natural (\w+)\.", text):
-            translated = SENTENCES["French" if broken else language[1]]
-            row |= {"request_translated": f"{translated} {n}", "answer_translated": f"{translated} {n}!"}
+            translated, end = SENTENCES[language[1]], "!" if kind == "harmful" else "?"
+            row["request_translated"] = row["request"] if broken else f"{translated} {n}{end}"
+            row["answer_translated"] = f"{translated} 7, {n}."
         return row
 
-    harmful = pair("harmful", "No, that would hurt somebody. " * (20 if broken else 1))
+    refusal = "No, that would hurt somebody."
+    harmful = pair("harmful", " ".join([refusal] * 20) if broken else refusal)
     return {"harmful": harmful, "harmless": pair("harmless", "Plant them in May.")}
 
 
 def _passage(text: str, n: int, broken: bool) -> str:
-    return "Short." if broken else " ".join(f"Step {n + i} teaches a little more." for i in range(12))
+    return (
+        "Short." if broken else " ".join(f"Step {n + i} teaches a little more." for i in range(12))
+    )
 
 
 def _caption(text: str, n: int, broken: bool) -> str:
@@ -196,8 +214,13 @@ def _chart(text: str, n: int, broken: bool) -> Any:
 
 
 def _questions(text: str, n: int, broken: bool) -> Any:
-    answer = " ".join(["far"] * 20) if broken else f"{n}"
-    return {"pairs": [{"question": f"Which number is {n + i}?", "answer": answer} for i in (0, 1)]}
+    verb = "comes first" if "frames of a video" in text else "is it"
+    long = " ".join(["far"] * 20)
+    pairs = [
+        {"question": f"Which number {verb}: {n + i}?", "answer": long if broken else f"{n + i}"}
+        for i in (0, 1)
+    ]
+    return {"pairs": pairs}
 
 
 def _boxes(text: str, n: int, broken: bool) -> Any:
@@ -282,8 +305,13 @@ def _must_refuse(text: str, n: int, differs: bool, images: int) -> str:
 
 
 def _back(text: str, n: int, differs: bool, images: int) -> Any:
-    number, kind = re.search(r" (\d+)\n\n2\.", text)[1], "harmful"
-    texts = [f"Please help with the {kind} wish {number}.", "No, that would hurt somebody."]
+    number, end = re.search(r" (\d+)([!?])\n\n2\.", text).groups()
+    kind, answer = (
+        ("harmful", "No, that would hurt somebody.")
+        if end == "!"
+        else ("harmless", "Plant them in May.")
+    )
+    texts = [f"Please help with the {kind} wish {number}.", f"{answer} {number}."]
     return {"texts": ["Something else.", "Who knows?"] if differs else texts}
 
 
@@ -293,9 +321,10 @@ def _back_translation(text: str, n: int, differs: bool, images: int) -> Any:
 
 
 def _second(text: str, n: int, differs: bool, images: int) -> str:
-    first = re.search(r"Which number is (\d+)\?", text)
-    alone = images == 1 and int(first[1]) % 2
-    return "nothing of the kind" if differs or alone else first[1]
+    """The number in the question; a first frame alone shows no odd one."""
+    verb, number = re.search(r"Which number (.+): (\d+)\?", text).groups()
+    unseen = verb == "comes first" and images == 1 and int(number) % 2
+    return "nothing of the kind" if differs or unseen else number
 
 
 def _second_box(text: str, n: int, differs: bool, images: int) -> Any:
