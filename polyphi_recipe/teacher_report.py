@@ -29,6 +29,10 @@ def write(out: Path, corpus: str) -> str:
     if step is None:
         return ""
     counts, work = counts_of(step), out / FOLDER / corpus
+    present = {
+        name: sum(n for source, n in manifest["sources"].items() if f", {name} by " in source)
+        for name in counts
+    }
     text = (
         environment("polyphi_recipe")
         .get_template("teachers.md")
@@ -37,15 +41,16 @@ def write(out: Path, corpus: str) -> str:
             step=step,
             rows=manifest["rows"],
             counts=counts,
+            present=present,
             accepted={name: list(_accepted(work, name)) for name in counts},
             refused={name: list(_refused(work, name)) for name in counts},
         )
     )
     write_whole(work / "report.md", text)
-    return f"{corpus}: {step['step']}: {_line(counts)}; {work / 'report.md'}"
+    return f"{corpus}: {step['step']}: {_line(counts, sum(present.values()))}; {work / 'report.md'}"
 
 
-def _line(counts: Mapping[str, Count]) -> str:
+def _line(counts: Mapping[str, Count], present: int) -> str:
     refused = sum(sum(count.refused.values()) for count in counts.values())
     requests, sent = (
         sum(getattr(c, name) for c in counts.values()) for name in ("requests", "sent")
@@ -54,8 +59,8 @@ def _line(counts: Mapping[str, Count]) -> str:
         sum(getattr(c, name) for c in counts.values()) for name in ("accepted", "unsent")
     )
     text = (
-        f"{requests:,} requests, {requests - sent:,} of them answered by an earlier run; {accepted:,} rows accepted, "
-        f"{refused:,} answers refused"
+        f"{requests:,} requests, {requests - sent:,} of them answered by an earlier run; {accepted:,} rows accepted "
+        f"({present:,} are in the corpus), {refused:,} answers refused"
     )
     if unsent:
         text += f"; the budget is spent, {unsent:,} samples were left out"

@@ -34,13 +34,17 @@ def by_hash(is_check: bool, number: int) -> str:
 
 
 class ScriptedTeacher(Replay):
-    """The endpoint; `where` is its address, `requests` has the bodies that it received."""
+    """The endpoint; `where` is its address, `requests` has the bodies that it received. After `dies_after` requests it
+    answers 503."""
 
     def __init__(self, *, flaws: Callable[[bool, int], str] = by_hash, **settings: Any) -> None:
         super().__init__(**settings)
         self.flaws = flaws
+        self.dies_after = float("inf")
 
     def chat(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        if len(self.requests) > self.dies_after:
+            return 503, b""
         parts = _parts(body["messages"][-1])
         text = " ".join(seen(part) for part in parts)
         number = int(hashlib.sha256(f"{text} {body['seed']}".encode()).hexdigest()[:8], 16)
