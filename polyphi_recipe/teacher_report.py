@@ -22,16 +22,14 @@ LONGEST = 1500
 
 def write(out: Path, corpus: str) -> str:
     """Write the page of a built corpus in the run `out`; returns a line of its numbers ("" without training rows)."""
-    split = out / "data" / corpus / "train"
-    manifest = json.loads((split / "manifest.json").read_text())
-    steps = pipeline.counts(split, manifest["pipeline"])
-    step = next((step for step in steps if step["step"].startswith(STEP)), None)
+    manifest = json.loads((out / "data" / corpus / "train" / "manifest.json").read_text())
+    step = _step(out, corpus, manifest["pipeline"])
     if step is None:
         return ""
-    counts, work = counts_of(step), out / FOLDER / corpus
+    by_synthesis, work = counts_of(step), out / FOLDER / corpus
     present = {
         name: sum(n for source, n in manifest["sources"].items() if f", {name} by " in source)
-        for name in counts
+        for name in by_synthesis
     }
     text = (
         environment("polyphi_recipe")
@@ -40,14 +38,25 @@ def write(out: Path, corpus: str) -> str:
             corpus=corpus,
             step=step,
             rows=manifest["rows"],
-            counts=counts,
+            counts=by_synthesis,
             present=present,
-            accepted={name: list(_accepted(work, name)) for name in counts},
-            refused={name: list(_refused(work, name)) for name in counts},
+            accepted={name: list(_accepted(work, name)) for name in by_synthesis},
+            refused={name: list(_refused(work, name)) for name in by_synthesis},
         )
     )
     write_whole(work / "report.md", text)
-    return f"{corpus}: {step['step']}: {_line(counts, sum(present.values()))}; {work / 'report.md'}"
+    return f"{corpus}: {step['step']}: {_line(by_synthesis, sum(present.values()))}; {work / 'report.md'}"
+
+
+def counts(out: Path, corpus: str) -> dict[str, Count]:
+    """Return the numbers of each synthesis of a built corpus in the run `out`."""
+    manifest = json.loads((out / "data" / corpus / "train" / "manifest.json").read_text())
+    return counts_of(_step(out, corpus, manifest["pipeline"]) or {})
+
+
+def _step(out: Path, corpus: str, pipeline_hash: str) -> dict[str, Any] | None:
+    steps = pipeline.counts(out / "data" / corpus / "train", pipeline_hash)
+    return next((step for step in steps if step["step"].startswith(STEP)), None)
 
 
 def _line(counts: Mapping[str, Count], present: int) -> str:

@@ -109,6 +109,8 @@ TABLE: Mapping[str, tuple[Row, ...]] = {
     "audio_understanding": (Row("text", AUDIO_QA), Row("speech", HEARD_QUESTIONS)),
 }
 """Corpus -> what writes for it. With several, each row of the generator goes to one of them, in turn."""
+SHARE = 0.5
+"""[ours] The share of a corpus's training rows that teachers write, at most."""
 REPLACED = ("reasoning_pairs",)
 """Corpora in which a teacher's row replaces the generator's, so that fewer dispreferred answers are made by rule."""
 RUNS_CODE = (CODE_ANSWER, CODE_DOCUMENT)
@@ -173,6 +175,9 @@ def with_teachers(corpus: Corpus, recipe: Recipe, out: Path) -> Corpus:
             concurrency=teachers.concurrency,
             requests=requests,
             rows=work.rows["train"],
+            new_rows=None
+            if sources == "replace"
+            else round(SHARE * work.rows["train"] / (1 + corpus.spare)),
             name=f"{STEP}{', '.join(f'{role} {name}' for role, name in names.items())})",
         )
         return [step, *further]

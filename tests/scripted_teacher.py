@@ -1,11 +1,17 @@
 """A local endpoint that plays the teacher and the judge of all syntheses, with flaws in some of its answers.
 
 An answer depends on the request alone: by a hash of it, some are not JSON, some decline, some are cut off, some break
-the rule of their synthesis, and some second answers differ."""
+the rule of their synthesis, and some second answers differ.
 
+    python tests/scripted_teacher.py 8009        # until it is interrupted; then it prints how many requests it received
+"""
+
+import contextlib
 import hashlib
 import json
 import re
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -347,3 +353,11 @@ CHECKS: dict[str, Callable[[str, int, bool, int], Any]] = {
     "Think step by step. Put the result": _solution,
 }
 """A phrase of a check's prompt -> what answers it."""
+
+
+if __name__ == "__main__":
+    with ScriptedTeacher(port=int(sys.argv[1])) as teacher:
+        print(f"{teacher.where}#stand-in", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        print(f"{len(teacher.requests)} requests")

@@ -18,8 +18,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+from threading import Event
 from typing import IO, Any, Literal
 
 from datatrove.data import Document, DocumentsPipeline
@@ -97,7 +98,8 @@ Sources = Literal["drop", "keep", "replace"]
 class SynthesisStep(PipelineStep):  # type: ignore[misc]
     """Documents -> rows that teachers make of them. Of the `sources`, none stays ("drop"), each stays before the rows
     that are made of it ("keep"), or each for which none was made ("replace"). `requests` bounds the requests that are
-    ever sent for `work`, `rows` the documents that the step yields; `name` is that of the step in the card."""
+    ever sent for `work`, `rows` the documents that the step yields, and `new_rows` those of them that teachers make:
+    after these the other documents pass. `name` is that of the step in the card."""
 
     type = "SYNTHESIS"
 
@@ -110,12 +112,14 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
         concurrency: int = 8,
         requests: int | None = None,
         rows: int | None = None,
+        new_rows: int | None = None,
         name: str = "Teacher",
     ) -> None:
         self.name = name  # before `PipelineStep` opens the statistics of that name
         super().__init__()
         self._uses, self._work, self._sources = tuple(uses), Path(work), sources
-        self._concurrency, self._requests, self._rows = concurrency, requests, rows
+        self._concurrency, self._requests = concurrency, requests
+        self._rows, self._most = rows, new_rows
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
         """Yield the documents of task `rank`."""
@@ -124,7 +128,8 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
             return
         split = first.metadata.get("split", "train")
         answers = Answers(self._work / "answers", self._requests)
-        outcomes = self._outcomes(chain([first], remaining), answers)
+        enough = Event()
+        outcomes = self._outcomes(chain([first], remaining), answers, enough)
         yielded, rows = 0, defaultdict[str, set[str]](set)
         name = f"{split}-{rank:05d}.jsonl"
         try:
@@ -134,7 +139,11 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
             ):
                 for source, synthesis, outcome in outcomes:
                     self.stat_update("total")
-                    new = list(self._new_rows(synthesis, outcome, rows[synthesis], accepted))
+                    most = None if self._most is None else self._most - sum(map(len, rows.values()))
+                    made = self._new_rows(synthesis, outcome, rows[synthesis], accepted)
+                    new = list(islice(made, most))
+                    if most is not None and len(new) == most:
+                        enough.set()
                     refused.writelines(map(refusal_line, outcome.refused))
                     refused.flush()
                     for refusal in outcome.refused:
@@ -158,15 +167,18 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
         self.stat_update(f"{synthesis}/{number}", value=value)
 
     def _outcomes(
-        self, docs: Iterator[Document], answers: Answers
+        self, docs: Iterator[Document], answers: Answers, enough: Event
     ) -> Generator[tuple[Document, str, Outcome], None, None]:
-        """Yield the documents, each with the name of its synthesis and what was made of it. A synthesis is given up by
-        the outcomes in their order, so that the result doesn't depend on the threads."""
+        """Yield the documents, each with the name of its synthesis and what was made of it, until `enough` is set: from
+        then on with nothing. A synthesis is given up by the outcomes in their order, so that the result doesn't depend
+        on the threads."""
         opened = [(use, use.teacher(), use.judge and use.judge()) for use in self._uses]
         without_row, given_up = Counter[str](), set[str]()
 
         def work(numbered: tuple[int, Document]) -> tuple[Document, str, Outcome]:
             number, doc = numbered
+            if enough.is_set():
+                return doc, "", Outcome()
             sample = documents.sample(doc)
             turn = number % len(opened)
             for use, teacher, judge in (*opened[turn:], *opened[:turn]):
@@ -179,6 +191,9 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
             return doc, "", Outcome()
 
         for doc, name, outcome in in_order(work, enumerate(docs), self._concurrency):
+            if enough.is_set():
+                yield doc, "", Outcome()
+                continue
             if name in given_up:
                 self._count(name, "given_up")
                 yield doc, name, Outcome()

@@ -1,0 +1,90 @@
+"""What a teacher writes for the built-in corpora, with a run that is killed once in each of them (docs/synthesis.md).
+
+    python tests/scripted_teacher.py 8009                         # a stand-in that makes mistakes on purpose
+    python benchmarks/teachers.py http://127.0.0.1:8009/v1#stand-in --out /tmp/taught
+    python benchmarks/teachers.py http://127.0.0.1:8000/v1#phi --out /tmp/nano --rows 24 --requests 400
+
+Prints a table: each synthesis with its requests, those of them that were answered before the run was killed, accepted
+rows and refused answers by reason. `DIR/teachers/CORPUS/report.md` has rows of each, and refused answers.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from polyphi.planning.sizes import MICRO
+from polyphi.runtime.rendering import table
+from polyphi.services.response_cache import whole_lines
+from polyphi_recipe import find_recipe, teacher_report, teacher_rows
+from polyphi_recipe.graph import Run
+
+ROLES = ("text", "vision", "speech", "judge")
+KILLED_AFTER = 8
+"""Stored answers of a corpus, at which the first run is killed."""
+
+
+def build(file: Path, out: Path, corpus: str, rows: int) -> None:
+    recipe = find_recipe.of(file)
+    size = replace(recipe.size, rows=MICRO.rows | {corpus: (rows, 4)})
+    Run(replace(recipe, size=size), out).build(corpus)
+
+
+def child(options: argparse.Namespace, corpus: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, *sys.argv, "--corpus", corpus])
+
+
+def stored(answers: Path) -> int:
+    return len(list(whole_lines(answers))) if answers.exists() else 0
+
+
+def build_killed_once(options: argparse.Namespace, corpus: str) -> tuple[float, int]:
+    """(seconds of the run that ended, answers that the killed one had stored)."""
+    answers = options.out / teacher_rows.FOLDER / corpus / "answers" / "answers.jsonl"
+    first = child(options, corpus)
+    while first.poll() is None and stored(answers) < KILLED_AFTER:
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    before, start = stored(answers), time.monotonic()
+    if child(options, corpus).wait():
+        raise SystemExit(f"{corpus} wasn't built")
+    return time.monotonic() - start, before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=40, help="Training rows of each corpus.")
+    parser.add_argument("--requests", type=int, help="The budget of all corpora.")
+    parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--corpora", nargs="*", default=[], help="Default: all.")
+    parser.add_argument("--corpus", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "teachers.toml"
+    lines = ['size = "micro"', "[teachers]", f"concurrency = {options.concurrency}"]
+    lines += [f'{role} = "{options.address}"' for role in ROLES]
+    lines += [f"requests = {options.requests}"] if options.requests else []
+    file.write_text("\n".join(lines) + "\n")
+    if options.corpus:
+        build(file, options.out, options.corpus, options.rows)
+        return
+    rows = []
+    for corpus in options.corpora or teacher_rows.corpora_of(find_recipe.of(file)):
+        seconds, before = build_killed_once(options, corpus)
+        for name, count in teacher_report.counts(options.out, corpus).items():
+            reasons = sorted(count.refused.items(), key=lambda item: -item[1])
+            refused = "; ".join(f"{n} {reason}" for reason, n in reasons) or "none"
+            numbers = [count.requests, count.requests - count.sent, count.accepted]
+            rows.append([corpus, name, *numbers, refused, round(count.seconds, 1)])
+        print(f"{corpus}: {seconds:.0f} s after a kill at {before} answers", flush=True)
+    titles = ("corpus", "synthesis", "requests", "before the kill", "accepted", "refused", "s")
+    print(table(titles, rows, "llrrrlr"))
+
+
+if __name__ == "__main__":
+    main()
