@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 from polyphi.planning.sizes import MICRO
 from polyphi.runtime.rendering import table
 from polyphi.services.response_cache import whole_lines
 from polyphi_recipe import find_recipe, teacher_report, teacher_rows
+from polyphi_recipe.corpora.lookup import find_corpus
 from polyphi_recipe.graph import Run
 
 ROLES = ("text", "vision", "speech", "judge")
@@ -28,7 +30,7 @@ KILLED_AFTER = 8
 
 def build(file: Path, out: Path, corpus: str, rows: int) -> None:
     recipe = find_recipe.of(file)
-    size = replace(recipe.size, rows=MICRO.rows | {corpus: (rows, 4)})
+    size = replace(recipe.size, rows=dict.fromkeys(MICRO.rows, (rows, 4)))
     Run(replace(recipe, size=size), out).build(corpus)
 
 
@@ -74,7 +76,9 @@ def main() -> None:
         build(file, options.out, options.corpus, options.rows)
         return
     rows = []
-    for corpus in options.corpora or teacher_rows.corpora_of(find_recipe.of(file)):
+    names = options.corpora or teacher_rows.corpora_of(find_recipe.of(file))
+    parents = {name: {*find_corpus(name).corpora} & {*names} for name in names}
+    for corpus in TopologicalSorter(parents).static_order():
         seconds, before = build_killed_once(options, corpus)
         for name, count in teacher_report.counts(options.out, corpus).items():
             reasons = sorted(count.refused.items(), key=lambda item: -item[1])

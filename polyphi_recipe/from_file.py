@@ -14,6 +14,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.planning import sizes
 from polyphi.planning.sizes import Size
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.services import sandbox
 from polyphi.train.finetune import load_stage
 from polyphi.train.stage import Mix, Stage
 from polyphi.train.state import MANIFEST
@@ -22,7 +23,7 @@ from polyphi_recipe.parts import Part, open_part
 from polyphi_recipe.recipe import RECORD, Recipe, of_size
 from polyphi_recipe.recipe_file import CorpusTable, RecipeFile, Source
 from polyphi_recipe.stages.lineage import REPLACED, TRAINED
-from polyphi_recipe.teacher_rows import TABLE
+from polyphi_recipe.teacher_rows import TABLE, rows_of
 
 BUDGET = {"steps", "batch_tokens", "context", "lr_factor", "muon_lr_factor"}
 """Keys of a stage's table that replace values of its budget."""
@@ -102,6 +103,8 @@ def _teacher_mistakes(table: RecipeFile) -> Iterator[str]:
         elif not any(getattr(table.teachers, row.teacher) for row in TABLE[name]):
             needed = " or ".join(sorted({row.teacher for row in TABLE[name]}))
             yield f"{name} needs a {needed} teacher, found none"
+        elif not rows_of(name, table.teachers):
+            yield f"{name} needs the sandbox, in which tests run: {sandbox.unavailable()}"
 
 
 def _part_of_run(name: str, source: str, folder: Path) -> Part | None:

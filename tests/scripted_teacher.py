@@ -6,7 +6,6 @@ the rule of their synthesis, and some second answers differ.
     python tests/scripted_teacher.py 8009        # until it is interrupted; then it prints how many requests it received
 """
 
-import contextlib
 import hashlib
 import json
 import re
@@ -356,8 +355,9 @@ CHECKS: dict[str, Callable[[str, int, bool, int], Any]] = {
 
 
 if __name__ == "__main__":
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     with ScriptedTeacher(port=int(sys.argv[1])) as teacher:
         print(f"{teacher.where}#stand-in", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.sigwait(ends)
         print(f"{len(teacher.requests)} requests")
