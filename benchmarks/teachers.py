@@ -9,19 +9,13 @@ rows and refused answers by reason. `DIR/teachers/CORPUS/report.md` has rows of 
 """
 
 import argparse
-import subprocess
-import sys
+import multiprocessing
 import time
 from dataclasses import replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from polyphi.planning.sizes import MICRO
-from polyphi.runtime.rendering import table
 from polyphi.services.response_cache import whole_lines
-from polyphi_recipe import find_recipe, teacher_report, teacher_rows
-from polyphi_recipe.corpora.lookup import find_corpus
-from polyphi_recipe.graph import Run
 
 ROLES = ("text", "vision", "speech", "judge")
 KILLED_AFTER = 8
@@ -29,34 +23,44 @@ KILLED_AFTER = 8
 
 
 def build(file: Path, out: Path, corpus: str, rows: int) -> None:
+    from polyphi_recipe import find_recipe
+    from polyphi_recipe.graph import Run
+
     recipe = find_recipe.of(file)
-    size = replace(recipe.size, rows=dict.fromkeys(MICRO.rows, (rows, 4)))
+    size = replace(recipe.size, rows=dict.fromkeys(recipe.size.rows, (rows, 4)))
     Run(replace(recipe, size=size), out).build(corpus)
-
-
-def child(options: argparse.Namespace, corpus: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, *sys.argv, "--corpus", corpus])
 
 
 def stored(answers: Path) -> int:
     return len(list(whole_lines(answers))) if answers.exists() else 0
 
 
-def build_killed_once(options: argparse.Namespace, corpus: str) -> tuple[float, int]:
+def build_killed_once(file: Path, out: Path, corpus: str, rows: int) -> tuple[float, int]:
     """(seconds of the run that ended, answers that the killed one had stored)."""
-    answers = options.out / teacher_rows.FOLDER / corpus / "answers" / "answers.jsonl"
-    first = child(options, corpus)
-    while first.poll() is None and stored(answers) < KILLED_AFTER:
+    answers = out / "teachers" / corpus / "answers" / "answers.jsonl"
+    runs = [
+        multiprocessing.get_context("fork").Process(target=build, args=(file, out, corpus, rows))
+        for _ in range(2)
+    ]
+    runs[0].start()
+    while runs[0].is_alive() and stored(answers) < KILLED_AFTER:
         time.sleep(0.01)
-    first.kill()
-    first.wait()
+    runs[0].kill()
+    runs[0].join()
     before, start = stored(answers), time.monotonic()
-    if child(options, corpus).wait():
+    runs[1].start()
+    runs[1].join()
+    if runs[1].exitcode:
         raise SystemExit(f"{corpus} wasn't built")
     return time.monotonic() - start, before
 
 
 def main() -> None:
+    # Not above: datatrove's processes import this file, too. Runs are forked with these modules.
+    from polyphi.runtime.rendering import table
+    from polyphi_recipe import find_recipe, graph, teacher_report, teacher_rows  # noqa: F401
+    from polyphi_recipe.corpora.lookup import find_corpus
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address")
     parser.add_argument("--out", type=Path, required=True)
@@ -64,7 +68,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, help="The budget of all corpora.")
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--corpora", nargs="*", default=[], help="Default: all.")
-    parser.add_argument("--corpus", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "teachers.toml"
@@ -72,14 +75,11 @@ def main() -> None:
     lines += [f'{role} = "{options.address}"' for role in ROLES]
     lines += [f"requests = {options.requests}"] if options.requests else []
     file.write_text("\n".join(lines) + "\n")
-    if options.corpus:
-        build(file, options.out, options.corpus, options.rows)
-        return
     rows = []
     names = options.corpora or teacher_rows.corpora_of(find_recipe.of(file))
     parents = {name: {*find_corpus(name).corpora} & {*names} for name in names}
     for corpus in TopologicalSorter(parents).static_order():
-        seconds, before = build_killed_once(options, corpus)
+        seconds, before = build_killed_once(file, options.out, corpus, options.rows)
         for name, count in teacher_report.counts(options.out, corpus).items():
             reasons = sorted(count.refused.items(), key=lambda item: -item[1])
             refused = "; ".join(f"{n} {reason}" for reason, n in reasons) or "none"

@@ -8,7 +8,7 @@ from polyphi.data.shards import Sample, Shards
 from polyphi.runtime.rendering import environment
 from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.drop_warning import warning
-from polyphi_recipe.curate.synthesis_step import counts_of
+from polyphi_recipe.curate.synthesis_step import PREFIX, counts_of
 
 
 def card(folder: Path) -> str:
@@ -20,7 +20,9 @@ def card(folder: Path) -> str:
         steps = [
             {
                 "name": step["step"],
-                "numbers": {k: n for k, n in step.items() if k != "step" and "/" not in k},
+                "numbers": {
+                    k: n for k, n in step.items() if k != "step" and not k.startswith(PREFIX)
+                },
                 "syntheses": counts_of(step),
             }
             for step in pipeline.counts(folder / name, manifest["pipeline"])

@@ -18,6 +18,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from threading import Event
@@ -43,6 +44,8 @@ MAX_REFUSED = 64
 can't do it would spend a request for each of them."""
 SHOWN = 10
 """Accepted rows of each synthesis in the file to read."""
+PREFIX = "synthesis "
+"""How the names of a synthesis's numbers in the statistics begin: synthesis NAME/NUMBER."""
 DUPLICATE = "the same row as before"
 
 
@@ -81,9 +84,9 @@ def counts_of(step: Mapping[str, Any]) -> dict[str, Count]:
     """Return the numbers of each synthesis from those of a `SynthesisStep` (`pipeline.counts`)."""
     counts: dict[str, Count] = {}
     for key, value in step.items():
-        synthesis, separator, name = key.partition("/")
-        if not separator:
+        if not key.startswith(PREFIX):
             continue
+        synthesis, _, name = key.removeprefix(PREFIX).partition("/")
         count = counts.setdefault(synthesis, Count())
         if name.startswith("refused "):
             count.refused[name.removeprefix("refused ")] = value
@@ -117,7 +120,9 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
     ) -> None:
         self.name = name  # before `PipelineStep` opens the statistics of that name
         super().__init__()
-        self._uses, self._work, self._sources = tuple(uses), Path(work), sources
+        # Not the uses themselves: datatrove writes the fields of a step as JSON, and a synthesis names a type.
+        self._uses = partial(tuple, uses)
+        self._work, self._sources = Path(work), sources
         self._concurrency, self._requests = concurrency, requests
         self._rows, self._most = rows, new_rows
 
@@ -164,7 +169,7 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
                 self._count(synthesis, "seconds", round(usage.seconds, 3))
 
     def _count(self, synthesis: str, number: str, value: float = 1) -> None:
-        self.stat_update(f"{synthesis}/{number}", value=value)
+        self.stat_update(f"{PREFIX}{synthesis}/{number}", value=value)
 
     def _outcomes(
         self, docs: Iterator[Document], answers: Answers, enough: Event
@@ -172,7 +177,7 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
         """Yield the documents, each with the name of its synthesis and what was made of it, until `enough` is set: from
         then on with nothing. A synthesis is given up by the outcomes in their order, so that the result doesn't depend
         on the threads."""
-        opened = [(use, use.teacher(), use.judge and use.judge()) for use in self._uses]
+        opened = [(use, use.teacher(), use.judge and use.judge()) for use in self._uses()]
         without_row, given_up = Counter[str](), set[str]()
 
         def work(numbered: tuple[int, Document]) -> tuple[Document, str, Outcome]:
@@ -246,4 +251,4 @@ def _readable(synthesis: str, sample: Sample) -> str:
 def reason_class(reason: str) -> str:
     """Return a reason without its details, to count by: "too short: 2 words, expected 50" -> "too short"; numbers
     become N."""
-    return re.sub(r"-?\d[\d.,]*", "N", reason.partition(":")[0]).replace("/", " or ")
+    return re.sub(r"-?\d[\d.,]*", "N", reason.partition(":")[0])

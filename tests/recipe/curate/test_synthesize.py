@@ -24,6 +24,7 @@ from polyphi.services.response_cache import whole_lines
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.corpus import build as build_corpus
 from polyphi_recipe.curate.pipeline import counts
+from polyphi_recipe.curate.syntheses import CAPTION
 from polyphi_recipe.curate.synthesis_step import SynthesisStep, Use, counts_of
 from polyphi_recipe.curate.synthesize import Synthesis, Tally, estimate, synthesize
 from polyphi_recipe.curate.teachers import Command
@@ -365,10 +366,11 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
 
     with Replay(CHATS) as replay:
         opened = partial(Endpoint, replay.where, "m")
+        uses = [Use(ECHO, opened), Use(CAPTION, opened)]  # the sources have no images
         corpus = Corpus(
             "taught",
             build,
-            steps=lambda work: [SynthesisStep([Use(ECHO, opened)], work.cache / "taught")],
+            steps=lambda work: [SynthesisStep(uses, work.cache / "taught")],
             tasks=2,
         )
         work = Work({"train": 100, "test": 3}, 0, tmp_path / "cache", tmp_path / "data")
