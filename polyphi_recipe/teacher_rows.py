@@ -20,6 +20,16 @@ from polyphi.services import sandbox
 from polyphi.services.endpoint import Endpoint, parse_address
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe.curate.code_syntheses import CODE_ANSWER, CODE_DOCUMENT
+from polyphi_recipe.curate.confirmed_syntheses import (
+    AUDIO_QUESTIONS,
+    CHART_QUESTIONS,
+    IMAGE_CAPTION,
+    KNOWN_ANSWER,
+    PAGE_QUESTIONS,
+    PASSAGE,
+    RECORDING_SUMMARIES,
+    SPEECH_QUESTIONS,
+)
 from polyphi_recipe.curate.corpus import Corpus, Work, imported
 from polyphi_recipe.curate.instruction_syntheses import (
     CONSTRAINED_INSTRUCTION,
@@ -40,17 +50,7 @@ from polyphi_recipe.curate.reasoning_syntheses import (
     TYPICAL_MISTAKE,
 )
 from polyphi_recipe.curate.safety_syntheses import BACK_TRANSLATED, SAFETY, SAFETY_TRANSLATED
-from polyphi_recipe.curate.syntheses import (
-    AUDIO_QA,
-    CAPTION,
-    CHART_QA,
-    MATH_REASONING,
-    OCR_QA,
-    PASSAGE_TEXT,
-    SPEECH_QA,
-    SPEECH_SUMMARY,
-    SPOKEN_ANSWER,
-)
+from polyphi_recipe.curate.syntheses import MATH_REASONING
 from polyphi_recipe.curate.synthesis_step import Sources, SynthesisStep, Use
 from polyphi_recipe.curate.synthesize import Synthesis
 from polyphi_recipe.curate.tool_syntheses import TOOL_CONVERSATION
@@ -78,7 +78,7 @@ _SPOKEN = tuple(
     Row("text", speech_translation(language, at_least=BACK_TRANSLATED)) for language in LANGUAGES
 )
 TABLE: Mapping[str, tuple[Row, ...]] = {
-    "documents": (Row("text", PASSAGE_TEXT),),
+    "documents": (Row("text", PASSAGE),),
     "code": (Row("text", CODE_DOCUMENT),),
     "instructions": (Row("text", CONSTRAINED_INSTRUCTION), Row("text", CODE_ANSWER)),
     "tools": (Row("text", TOOL_CONVERSATION),),
@@ -91,10 +91,10 @@ TABLE: Mapping[str, tuple[Row, ...]] = {
     "reasoning_documents": (Row("text", REASONING_DOCUMENT),),
     "reasoning_sft": (Row("text", REASONING_PROBLEM), Row("text", MATH_REASONING)),
     "reasoning_pairs": (Row("text", CORRECTION), Row("text", TYPICAL_MISTAKE)),
-    "captions": (Row("vision", CAPTION),),
+    "captions": (Row("vision", IMAGE_CAPTION),),
     "grounding": (Row("vision", GROUNDING),),
-    "ocr": (Row("vision", OCR_QA),),
-    "charts": (Row("vision", CHART_QA),),
+    "ocr": (Row("vision", PAGE_QUESTIONS),),
+    "charts": (Row("vision", CHART_QUESTIONS),),
     "image_qa": (Row("vision", IMAGE_QUESTIONS),),
     "multi_image": (
         Row("vision", PICTURE_QUESTIONS, ("which_picture", "same", "frames")),
@@ -102,11 +102,11 @@ TABLE: Mapping[str, tuple[Row, ...]] = {
     ),
     "ast": _SPOKEN,
     "sqa": (
-        Row("text", SPEECH_QA, ("clip",)),
-        Row("text", SPOKEN_ANSWER, ("arithmetic", "compare", "yes_no")),
+        Row("text", SPEECH_QUESTIONS, ("clip",)),
+        Row("text", KNOWN_ANSWER, ("arithmetic", "compare", "yes_no")),
     ),
-    "speech_summary": (Row("text", SPEECH_SUMMARY),),
-    "audio_understanding": (Row("text", AUDIO_QA), Row("speech", HEARD_QUESTIONS)),
+    "speech_summary": (Row("text", RECORDING_SUMMARIES),),
+    "audio_understanding": (Row("text", AUDIO_QUESTIONS), Row("speech", HEARD_QUESTIONS)),
 }
 """Corpus -> what writes for it. With several, each row of the generator goes to one of them, in turn."""
 SHARE = 0.5

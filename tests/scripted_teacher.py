@@ -117,7 +117,7 @@ def _instruction(text: str, n: int, broken: bool) -> Any:
     form, content = re.findall(r"(?m)^- (\w+):", text)
     language = re.search(r", in (\w+), as a person", text)[1]
     count = {"words_at_most": 60, "words_at_least": 5}.get(form, 1)
-    said = {"language": language, "starts_with": "Well", "ends_with": "the end."}.get(
+    value = {"language": language, "starts_with": "Well", "ends_with": "the end."}.get(
         content, "tea"
     )
     word = "tea" if content == "includes" else "milk"
@@ -130,13 +130,13 @@ def _instruction(text: str, n: int, broken: bool) -> Any:
     )
     answer += ", the end." if content == "ends_with" else "."
     answer = {"bullets": f"- {answer}", "json": json.dumps({"a": answer})}.get(form, answer)
-    instruction = f"Please write {n} about it: {form} {count}, and {content} {said}."
+    instruction = f"Please write {n} about it: {form} {count}, and {content} {value}."
     if broken:
         answer = ""
     numbered = form not in ("json",)
     constraints = [
         {"type": form, "number": count if numbered else 0, "text": ""},
-        {"type": content, "number": 0, "text": "" if content in PLAIN else said},
+        {"type": content, "number": 0, "text": "" if content in PLAIN else value},
     ]
     return {"instruction": instruction, "constraints": constraints, "answer": answer}
 
@@ -212,14 +212,15 @@ def _caption(text: str, n: int, broken: bool) -> str:
 
 
 def _page(text: str, n: int, broken: bool) -> Any:
-    answer = "goodbye" if broken else f"hello {n}"
-    return {"text": f"It says hello {n}.", "pairs": [{"question": f"What, {n}?", "answer": answer}]}
+    pair = {"question": f"Which number is it: {n}?", "answer": "goodbye" if broken else f"{n}"}
+    return {"text": f"It says {n}.", "pairs": [pair]}
 
 
 def _chart(text: str, n: int, broken: bool) -> Any:
     table = [{"label": "a", "value": 1.0}, {"label": "b", "value": float(n % 100 + 2)}]
-    answer = "7777" if broken else str(n % 100 + 3)
-    return {"table": table, "pairs": [{"question": f"What is the sum, {n}?", "answer": answer}]}
+    total = n % 100 + 3
+    pair = {"question": f"Which number is it: {total}?", "answer": "7777" if broken else f"{total}"}
+    return {"table": table, "pairs": [pair]}
 
 
 def _questions(text: str, n: int, broken: bool) -> Any:
@@ -265,7 +266,15 @@ def _translation(text: str, n: int, broken: bool) -> Any:
 
 
 def _spoken(text: str, n: int, broken: bool) -> str:
-    return "" if broken else f"The answer to this is {n}."
+    """Answers sums, and which of two numbers is smaller or larger."""
+    a, b = [*map(int, re.findall(r"\d+", text)), 0, 0][:2]
+    smaller = a < b if "smaller" in text else a > b
+    if text.startswith("Is "):
+        return "yes" if smaller != broken else "no"
+    result = (
+        (a if smaller else b) if text.startswith("Which") else a - b if " - " in text else a + b
+    )
+    return f"The answer to this is {result + broken}."
 
 
 Answer = Callable[[str, int, bool], Any]

@@ -37,7 +37,7 @@ OVERLAP = 0.5
 """The least overlap (F1) of the words of two answers that are the same."""
 _SAMPLING = SamplingParams(max_tokens=1024, temperature=0.3, top_p=0.95)
 _FORM = 'As JSON: {{"pairs": [{{"question": "...", "answer": "..."}}]}}'
-_ASKED_AGAIN = "{item[question]}\n\nAnswer in a few words and give the answer alone."
+_AGAIN = "{item[question]}\n\nAnswer in a few words and give the answer alone."
 
 
 def agreeing(answer: str, other: str) -> bool:
@@ -100,6 +100,8 @@ def _all(type_: type[Image] | type[Audio]) -> Callable[[Sample, Json], list[Imag
     return lambda sample, item: media(sample.messages, type_)
 
 
+ASKED_AGAIN = Check(_AGAIN, _same, shows=_all(Image))
+"""The question again, without the first answer."""
 IMAGE_QUESTIONS = _question_synthesis(
     "image_questions",
     """
@@ -107,7 +109,7 @@ Look at this picture. What could somebody ask about it: what there is, how many,
 written, what follows from it?
 """,
     Image,
-    [Check(_ASKED_AGAIN, _same, shows=_all(Image))],
+    [ASKED_AGAIN],
     lambda n: n == 1,
 )
 PICTURE_QUESTIONS = _question_synthesis(
@@ -117,7 +119,7 @@ Look at these {number} pictures. What could somebody ask who compares them: what
 which of them shows something, how many do? Name a picture by what it shows, never by its number or its place.
 """,
     Image,
-    [Check(_ASKED_AGAIN, _same, shows=lambda sample, _: media(sample.messages, Image)[::-1])],
+    [Check(_AGAIN, _same, shows=lambda sample, _: media(sample.messages, Image)[::-1])],
     lambda n: n > 1,
 )
 FRAME_QUESTIONS = _question_synthesis(
@@ -128,8 +130,8 @@ what happens first or last, in which direction something moves, what changes?
 """,
     Image,
     [
-        Check(_ASKED_AGAIN, _same, shows=_all(Image)),
-        Check(_ASKED_AGAIN, _other, shows=lambda sample, _: media(sample.messages, Image)[:1]),
+        ASKED_AGAIN,
+        Check(_AGAIN, _other, shows=lambda sample, _: media(sample.messages, Image)[:1]),
     ],
     lambda n: n > 1,
 )
@@ -140,7 +142,7 @@ Listen to this recording. What could somebody ask about it: which sounds there a
 and how, what is said?
 """,
     Audio,
-    [Check(_ASKED_AGAIN, _same, shows=_all(Audio))],
+    [Check(_AGAIN, _same, shows=_all(Audio))],
     lambda n: n == 1,
 )
 

@@ -41,6 +41,8 @@ COPIED_RUN, COPIED_AT_MOST = 8, 0.2
 """Words of a run, and the share of a new text's runs that it may have in common with its passage."""
 SHORTEST_TEXT, SHORTEST_CAPTION = 50, 5
 """In words."""
+REPEATED_AT_MOST = 0.3
+"""The largest share of runs of three words of a caption that occurred before."""
 SUPPORTED = 0.5
 """The minimum share of an answer's words that occur in the transcript."""
 SUMMARY_SECONDS = 1800.0
@@ -232,9 +234,12 @@ Answer: <number or expression>
 # Images -------------------------------------------------------------------------------------------------------
 
 
-def _is_long_enough(sample: Sample, text: str) -> str:
-    n = len(words(text))
-    return "" if n >= SHORTEST_CAPTION else f"too short: {n} words, expected {SHORTEST_CAPTION}"
+def _is_description(sample: Sample, text: str) -> str:
+    tokens = words(text)
+    if (n := len(tokens)) < SHORTEST_CAPTION:
+        return f"too short: {n} words, expected {SHORTEST_CAPTION}"
+    runs = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return "" if len(set(runs)) > (1 - REPEATED_AT_MOST) * len(runs) else "it repeats itself"
 
 
 CAPTION = Synthesis(
@@ -246,7 +251,7 @@ alone.
 """,
     read=lambda sample: {} if media(sample.messages, Image) else None,
     shows=Image,
-    verify=_is_long_enough,
+    verify=_is_description,
     make=lambda sample, text: about_media(Image)(
         sample, {"question": "Describe the picture.", "answer": text}
     ),

@@ -145,8 +145,8 @@ class SynthesisStep(PipelineStep):  # type: ignore[misc]
                 for source, synthesis, outcome in outcomes:
                     self.stat_update("total")
                     most = None if self._most is None else self._most - sum(map(len, rows.values()))
-                    made = self._new_rows(synthesis, outcome, rows[synthesis], accepted)
-                    new = list(islice(made, most))
+                    samples = self._new_rows(synthesis, outcome, rows[synthesis], accepted)
+                    new = list(islice(samples, most))
                     if most is not None and len(new) == most:
                         enough.set()
                     refused.writelines(map(refusal_line, outcome.refused))

@@ -32,8 +32,8 @@ def pictured(*images: Image, **meta: object) -> Sample:
     return Sample("s", messages, "ours", "CC0-1.0", meta)
 
 
-def spoken(transcript: str, **meta: object) -> Sample:
-    messages = (Message.user(CLIP), Message.assistant("An answer."))
+def spoken(transcript: str, reply: str = "An answer.", **meta: object) -> Sample:
+    messages = (Message.user(CLIP), Message.assistant(reply))
     return Sample("s", messages, "ours", "CC0-1.0", {"transcript": transcript, **meta})
 
 
@@ -53,7 +53,7 @@ SOURCES: dict[str, Sample] = {
     "picture_questions": pictured(*PICTURES, task="same"),
     "frame_questions": pictured(*PICTURES, task="motion"),
     "speech_qa": spoken("the train to the harbour leaves at nine", task="clip"),
-    "spoken_answer": spoken("what is twelve plus twenty seven", task="arithmetic"),
+    "spoken_answer": spoken("Was ist 12 + 27?", reply="39", task="arithmetic"),
     "speech_summary": spoken("cat, dog, cow, horse", seconds=9.0),
     "audio_qa": spoken("hello there"),
     "heard_questions": spoken("hello there"),
@@ -86,12 +86,19 @@ WRONG = {
     "frame_questions": "an answer of N words, at most N",
     "heard_questions": "an answer of N words, at most N",
     "speech_qa": "N% of the answer's words are said in the clip",
-    "spoken_answer": "the answer is empty",
+    "spoken_answer": "wrong",
     "speech_summary": "too long",
     "audio_qa": "speaks of its metadata",
 } | {name: "N texts, expected N" for name in SOURCES if "translation_" in name}
 """Synthesis -> the reason for which an answer that breaks its rule is refused."""
 DISAGREEMENT = {
+    "passage_text": "the judge says no",
+    "caption": "the judge says no",
+    "ocr_qa": "a second answer differs",
+    "chart_qa": "a second answer differs",
+    "speech_qa": "the judge says no",
+    "speech_summary": "the judge says no",
+    "audio_qa": "the judge says no",
     "tool_conversation": "the judge says no",
     "text_summary": "the judge says no",
     "preference": "the judge prefers the other answer",
