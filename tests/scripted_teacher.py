@@ -99,10 +99,8 @@ def _solution(text: str, n: int, broken: bool, *_: int) -> str:
     numbers = re.findall(r"\d+", _between(text, "A baker bakes", "How many"))
     expression = re.search(r"\d+(?: [-+x] \d+)+", text)
     sum_ = " + ".join(numbers) if numbers else expression[0] if expression else ""
-    result = 1
-    while sum_ and not equations(f"{sum_} = {result}")[0][1]:
-        result += 1
-    result += broken
+    results = (n for n in range(10_000) if sum_ and equations(f"{sum_} = {n}")[0][1])
+    result = next(results, 1) + broken
     return f"We compute it.\n{sum_} = {result}\nAnswer: {result}" if sum_ else "No.\nAnswer: 1"
 
 
