@@ -70,7 +70,7 @@ def evaluated_model(
 ) -> EvaluatedModel:
     """The model to evaluate, from the arguments of the command line."""
     if model.startswith(("http://", "https://")):
-        endpoint = _endpoint(model, key_from)
+        endpoint = Endpoint.at(model, key_from=key_from)
         return EvaluatedModel(endpoint, endpoint.name, model)
     if list(Path(model).glob("answers*.jsonl")):
         recorded = Recorded(Path(model))
@@ -88,22 +88,13 @@ def evaluated_model(
     )
 
 
-def _endpoint(address: str, key_from: str | None) -> Endpoint:
-    url, sign, name = address.partition("#")
-    if not sign or not name:
-        raise ValueError(
-            f"expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi, found {address}"
-        )
-    return Endpoint(url, name, key_from=key_from)
-
-
 def _other(address: str, cache: str, key_from: str | None) -> tuple[Answers, str]:
     """(a judge or simulator, its name): an endpoint by address and model, or, from the folder of an earlier evaluation,
     the model of one of its caches ("judged" or "simulated", results#name)."""
     folder, _, name = address.partition("#")
     if Path(folder).is_dir():
         return Recorded(Path(folder), cache, name), name
-    endpoint = _endpoint(address, key_from)
+    endpoint = Endpoint.at(address, key_from=key_from)
     return endpoint, endpoint.name
 
 

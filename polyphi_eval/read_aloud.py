@@ -72,12 +72,7 @@ class Listener:
 
 def listener(address: str, key_from: str | None = None) -> Listener:
     """Return the transcription function of an endpoint, http://host/v1#MODEL."""
-    url, _, model = address.partition("#")
-    if not model:
-        raise ValueError(
-            f"--listener {address}: expected an address and a model's name, such as http://127.0.0.1:8000/v1#phi"
-        )
-    return Listener(Endpoint(url, model, key_from=key_from))
+    return Listener(Endpoint.at(address, key_from=key_from))
 
 
 def name_of(voice: Voice) -> str:

@@ -1,8 +1,9 @@
 """A recipe file's content -> the recipe of a run: stages, parts, shapes, and a corpus for each source with a share."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from polyphi.model.config import ModelConfig
 from polyphi.planning import sizes
 from polyphi.planning.sizes import Size
 from polyphi.processing.tokenizer import Tokenizer
+from polyphi.services import sandbox
 from polyphi.train.finetune import load_stage
 from polyphi.train.stage import Mix, Stage
 from polyphi.train.state import MANIFEST
@@ -21,6 +23,7 @@ from polyphi_recipe.parts import Part, open_part
 from polyphi_recipe.recipe import RECORD, Recipe, of_size
 from polyphi_recipe.recipe_file import CorpusTable, RecipeFile, Source
 from polyphi_recipe.stages.lineage import REPLACED, TRAINED
+from polyphi_recipe.teacher_rows import TABLE, rows_of
 
 BUDGET = {"steps", "batch_tokens", "context", "lr_factor", "muon_lr_factor"}
 """Keys of a stage's table that replace values of its budget."""
@@ -61,6 +64,7 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
     for name in table.benchmarks:
         if not (folder / name).is_file():
             mistakes.append(f"benchmarks: expected a file of evaluation items, found no {name}")
+    mistakes += [f"teachers.corpora: {text}" for text in _teacher_mistakes(table)]
     parts = {}
     for name, source in table.parts:
         if source is None:
@@ -92,6 +96,20 @@ def recipe_of(table: RecipeFile, path: Path) -> Recipe:
         path,
         table,
     )
+
+
+def _teacher_mistakes(table: RecipeFile) -> Iterator[str]:
+    for name in table.teachers.corpora:
+        if name not in TABLE:
+            (near,) = get_close_matches(name, TABLE, n=1, cutoff=0.0)
+            yield f"no synthesis writes for {name!r}; did you mean {near!r}?"
+        elif name in table.corpora and table.corpora[name].sources:
+            yield f"{name} has sources of its own; teachers write for built-in corpora"
+        elif not any(getattr(table.teachers, row.teacher) for row in TABLE[name]):
+            needed = " or ".join(sorted({row.teacher for row in TABLE[name]}))
+            yield f"{name} needs a {needed} teacher, found none"
+        elif not rows_of(name, table.teachers):
+            yield f"{name} needs the sandbox, in which tests run: {sandbox.unavailable()}"
 
 
 def _part_of_run(name: str, source: str, folder: Path) -> Part | None:

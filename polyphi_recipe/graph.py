@@ -55,7 +55,16 @@ from polyphi_eval.heldout import find
 from polyphi_eval.options import EvalOptions
 from polyphi_eval.report.heldout import line
 from polyphi_eval.sources import Data
-from polyphi_recipe import find_recipe, frozen_text, plan, processes, remaining_time, stages
+from polyphi_recipe import (
+    find_recipe,
+    frozen_text,
+    plan,
+    processes,
+    remaining_time,
+    stages,
+    teacher_report,
+    teacher_rows,
+)
 from polyphi_recipe.corpora.lookup import StageModels, find_corpus
 from polyphi_recipe.curate import corpus as corpora
 from polyphi_recipe.curate import sources
@@ -248,6 +257,8 @@ class Run:
             return True
         counts = ", ".join(f"{m['rows']} {split}" for split, m in manifests.items())
         self.report(f"[bold]{name:<22}[/bold] {counts}")
+        if corpus.teachers:
+            self.report_plain(teacher_report.write(self.out, name))
         return True
 
     def corpus(self, name: str) -> corpora.Corpus:
@@ -256,9 +267,10 @@ class Run:
         if (own := imported(self.recipe, name)) is not None:
             return own.corpus()
         corpus = find_corpus(name)
-        if not name.endswith(".py"):
-            self.recipe.check_corpora([name])
-        return corpus
+        if name.endswith(".py"):
+            return corpus
+        self.recipe.check_corpora([name])
+        return teacher_rows.with_teachers(corpus, self.recipe, self.out)
 
     def _build_held_out(self, machines: Machines) -> None:
         """Build the held-out splits of all imported corpora, against which training rows are compared, on this
@@ -289,16 +301,18 @@ class Run:
             languages=self.size.languages,
             image_sizes=stages.image_sizes(self.size, corpus.name),
             document_tokens=stages.longest_document(self.size),
+            teachers=bool(corpus.teachers),
         )
 
     def fresh(self, stage: Stage, seed: int | None = None) -> dict[str, Fresh]:
-        """Generators of fresh samples for the corpora of a stage's mix that have them at this size. The samples differ
-        between stages; `seed` replaces the run's."""
+        """Generators of fresh samples for the corpora of a stage's mix that have them at this size, and no rows of
+        teachers. The samples differ between stages; `seed` replaces the run's."""
         seeds = f"{self.seed if seed is None else seed} {stage.name}"
         generators = {}
         for name in stage.data.weights:
-            if name in self.size.fresh and self.recipe.imported(name) is None:
-                corpus = self.corpus(name)
+            if name not in self.size.fresh or self.recipe.imported(name) is not None:
+                continue
+            if (corpus := self.corpus(name)).fresh is not None:
                 work = replace(self.work(corpus), seed=zlib.crc32(seeds.encode()))
                 generators[name] = Fresh(*corpora.generator(corpus, work))
         return generators

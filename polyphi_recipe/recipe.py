@@ -123,6 +123,12 @@ class Recipe:
         table = self.corpora.get(name)
         return table if table is not None and table.sources else None
 
+    @property
+    def teachers(self) -> Any:
+        """The table of teachers of the file, if it names any."""
+        table = self.table.teachers if self.table is not None else None
+        return table if table is not None and (table.text or table.vision or table.speech) else None
+
     def budget(self, stage: Stage) -> Budget:
         """The stage's budget."""
         return self.size.budget(stage)

@@ -2,6 +2,9 @@
 
     size = "full"                                    # shapes and budgets
 
+    [teachers]                                       # models that write rows of the built-in corpora
+    text = "http://127.0.0.1:8001/v1#phi-4"
+
     [parts]                                          # what exists already and isn't trained from nothing
     decoder = "microsoft/Phi-4-mini-instruct"
 
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -32,6 +36,7 @@ from pydantic import (
 )
 
 from polyphi.planning import sizes
+from polyphi.services.endpoint import parse_address
 from polyphi.text.lexicon import LANGUAGES
 from polyphi_recipe import stages
 from polyphi_recipe.stages.lineage import REPLACED
@@ -165,6 +170,50 @@ class Parts(Table):
     """The audio encoder of a Phi-4-multimodal, instead of speech 0."""
 
 
+def _address(value: str) -> str:
+    parse_address(value)
+    return value
+
+
+class Teacher(Table):
+    """A model at an OpenAI-compatible endpoint."""
+
+    address: Annotated[str, AfterValidator(_address)]
+    """The address of the endpoint, # and the name of the model, such as http://127.0.0.1:8001/v1#phi-4."""
+    key_from: str | None = None
+    """The environment variable that holds the endpoint's key, if it needs one."""
+    seconds: PositiveFloat = 300.0
+    """How long an answer may take; a request is sent six times before the run stops."""
+    requests_per_minute: PositiveInt | None = None
+    """The endpoint's limit; default: none."""
+
+
+def _teacher(value: Any) -> Any:
+    return {"address": value} if isinstance(value, str) else value
+
+
+SomeTeacher = Annotated[Teacher, BeforeValidator(_teacher, json_schema_input_type=str | Teacher)]
+
+
+class Teachers(Table):
+    """Models that write rows of the built-in corpora: each an address, or a table with an address and more."""
+
+    text: SomeTeacher | None = None
+    """Writes texts: reasoning, function calls, code, instructions, summaries, preferences, questions about speech."""
+    vision: SomeTeacher | None = None
+    """Sees images: captions, questions about one or several, boxes."""
+    speech: SomeTeacher | None = None
+    """Hears recordings: questions about them."""
+    judge: SomeTeacher | None = None
+    """Judges what the others write; default: they themselves, in another request."""
+    requests: PositiveInt | None = None
+    """The largest number of requests of the run, in equal shares for its corpora; default: no limit."""
+    corpora: tuple[str, ...] = Field(default=(), strict=False)
+    """The corpora to write for; default: all that have a synthesis for these teachers."""
+    concurrency: PositiveInt = 8
+    """Requests that are sent at the same time."""
+
+
 class RecipeFile(Table):
     """What a run is made from."""
 
@@ -174,6 +223,7 @@ class RecipeFile(Table):
     """The stages to reach, with those before them; default: all."""
     benchmarks: tuple[str, ...] = Field(default=(), strict=False)
     """Files of evaluation items (JSON lines) that training data must not contain."""
+    teachers: Teachers = Teachers()
     parts: Parts = Parts()
     corpora: Mapping[str, CorpusTable] = {}
     stages: Mapping[str, StageTable] = {}
@@ -215,7 +265,10 @@ def _lines(path: Path, errors: ValidationError) -> Iterator[str]:
             near = _nearest(str(error["input"]), FORMATS if last == "format" else ("train", "test"))
             yield f"{path}: {place}: unknown value {error['input']!r}; did you mean {near!r}?"
         else:
-            message = error["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            if error["type"] == "value_error":
+                yield f"{path}: {place}: {error['msg'].removeprefix('Value error, ')}"
+                continue
+            message = error["msg"].removeprefix("Input should be ")
             yield f"{path}: {place}: expected {message}, found {error['input']!r:.60}"
 
 
@@ -236,6 +289,8 @@ def _keys(places: list[Any]) -> list[str]:
         "sources": Source,
         "filters": Filters,
     }
+    if places[:1] == ["teachers"]:
+        return list((Teachers if len(places) == 1 else Teacher).model_fields)
     names = [p for p in places if p in tables]
     return list((tables[names[-1]] if names else RecipeFile).model_fields)
 
@@ -289,6 +344,9 @@ def _mistakes(table: RecipeFile) -> Iterator[tuple[str, str]]:
                 "targets",
                 f"unknown stage {target!r}; did you mean {_nearest(target, known_stages)!r}?",
             )
+    teachers = table.teachers
+    if teachers.model_fields_set and not (teachers.text or teachers.vision or teachers.speech):
+        yield "teachers", "expected a text, vision or speech teacher, found none that writes rows"
     for name, values in table.corpora.items():
         shares = [source for source in values.sources if source.split != "test"]
         if any(source.share for source in shares):

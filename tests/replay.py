@@ -19,7 +19,8 @@ class Replay:
 
     `faults` are applied one by one, each to one request: an int is a status, (status, headers, body), "cut" (the
     connection breaks before the head), "half" (in the middle of the body), "torn" (likewise, of an error), "garbage"
-    (not JSON) or a float (seconds of silence). With a `key`, other keys are rejected with an error that quotes them."""
+    (not JSON) or a float (seconds of silence). With a `key`, other keys are rejected with an error that quotes them.
+    `port` 0 is a free one."""
 
     def __init__(
         self,
@@ -29,9 +30,10 @@ class Replay:
         transcripts: Mapping[bytes, str] = {},
         key: str = "",
         seconds: float = 0.0,
+        port: int = 0,
     ) -> None:
         self.chats, self.clips, self.transcripts, self.key = chats, clips, transcripts, key
-        self.seconds = seconds
+        self.seconds, self.port = seconds, port
         self.faults: list[Any] = []
         self.requests: list[dict[str, Any]] = []  # bodies, in order of arrival
         self.headers: list[str] = []
@@ -49,7 +51,7 @@ class Replay:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         self.where = f"http://127.0.0.1:{self.server.server_port}/v1"
         return self

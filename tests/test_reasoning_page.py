@@ -13,7 +13,6 @@ import pytest
 import polyphi
 from polyphi.data.shards import Shards
 from polyphi.messages import Completion, SamplingParams
-from polyphi_recipe.curate.corpus import Work
 
 PAGE = Path(__file__).parents[1] / "docs" / "reasoning.md"
 
@@ -64,7 +63,7 @@ def test_the_page_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(polyphi, "load", lambda _: Slow())
-    local, remote, corpus = re.findall(r"(?s)```python\n(.*?)```", PAGE.read_text())
+    local, remote = re.findall(r"(?s)```python\n(.*?)```", PAGE.read_text())
     names: dict[str, Any] = {}
     exec(local, names)
     right, pairs = Shards("data/my_reasoning/train"), Shards("data/my_pairs/train")
@@ -80,13 +79,3 @@ def test_the_page_runs(
     exec(remote.replace("http://localhost:8000", address), names)
     assert names["outcome"].solved and len(requests) == 8
     assert len({body["seed"] for body in requests}) == 8
-
-    names = {}
-    exec(corpus.replace("http://localhost:8000", address), names)
-    names["ROWS"] = {"train": 12, "test": 2}
-    work = Work({"train": 1_000_000, "test": 1_000}, 0, tmp_path / "cache", tmp_path / "data")
-    samples = [sample for split, sample in names["build"](work) if split == "train"]
-    assert len(samples) == 12 and {s.meta["family"] for s in samples} == {"add"}
-    so_far = len(requests)
-    again = [sample for split, sample in names["build"](work) if split == "train"]
-    assert again == samples and len(requests) == so_far, "no request is sent twice"

@@ -111,6 +111,17 @@ class Pace:
             self._earliest = max(self._earliest, until)
 
 
+def parse_address(address: str) -> tuple[str, str]:
+    """(URL, model) of an address such as http://127.0.0.1:8000/v1#phi. Raises ValueError for another text."""
+    url, _, model = address.partition("#")
+    if not url.startswith(("http://", "https://")) or not model:
+        raise ValueError(
+            "expected an address that starts with http:// or https://, and after # a model's name, such as "
+            f"http://127.0.0.1:8000/v1#phi; found {address!r}"
+        )
+    return url, model
+
+
 def rough_tokens(messages: Sequence[Message]) -> int:
     """An estimate of a prompt's tokens: one for 4 bytes of UTF-8, 4 for each message, 1000 for an image or audio. Good
     enough for rate limits; use a tokenizer's count for costs."""
@@ -156,6 +167,11 @@ class Endpoint:
         self.pace = Pace(requests_per_minute, tokens_per_minute)
         self._slots = threading.Semaphore(concurrency)
         self._client = self._open_client()
+
+    @classmethod
+    def at(cls, address: str, **settings: Any) -> "Endpoint":
+        """The endpoint at an address with its model: http://127.0.0.1:8000/v1#phi."""
+        return cls(*parse_address(address), **settings)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.where!r}, {self.model!r})"

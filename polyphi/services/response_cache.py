@@ -47,6 +47,11 @@ class ResponseCache:
             end = self._read(path)
             self._end = end if path == self.path else self._end
 
+    def __len__(self) -> int:
+        """The number of stored responses."""
+        with self._lock:
+            return len(self._positions)
+
     def get(self, request: Mapping[str, Any], respond: Callable[[], Any]) -> Any:
         """The stored response to a request (a JSON value), or that of `respond`, which is then stored."""
         key = request_key(request)

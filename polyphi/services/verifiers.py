@@ -82,6 +82,31 @@ def number(expected: int | float | str, tolerance: float = 0.0) -> Verify:
     return verify
 
 
+_EQUATION = re.compile(
+    r"(?<![\d.,(-])(?<![-+*/x÷×^=(] )(\d+(?: [-+x] \d+)+) = (\d+)(?![.,]?\d| [-+*/x÷×=])"
+)
+
+
+def equations(text: str) -> list[tuple[str, bool]]:
+    """The equations between whole numbers in a text, such as 3 + 4 x 2 = 11, each with whether it is right. Those with
+    fractions, brackets or other signs are left out."""
+    return [
+        (f"{left} = {result}", _value(left) == int(result))
+        for left, result in _EQUATION.findall(text)
+    ]
+
+
+def _value(expression: str) -> int:
+    """The value of an expression with +, - and x, products first."""
+    total = 0
+    for sign, term in re.findall(r"(?:^|([-+]) )(\d+(?: x \d+)*)", expression):
+        value = 1
+        for factor in term.split(" x "):
+            value *= int(factor)
+        total += -value if sign == "-" else value
+    return total
+
+
 def mathematics(expected: str) -> Verify:
     """Checks that the answer equals `expected` mathematically (math-verify): LaTeX or plain text, an expression, a set,
     an interval. Main thread only: math-verify stops long computations by a signal."""

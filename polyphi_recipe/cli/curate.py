@@ -14,8 +14,8 @@ def curate(
     *names: Annotated[
         str,
         Parameter(
-            help="Corpora, or Python files that define one, after a recipe file (.toml) if one names their sources; or "
-            "`show` and a corpus or a sample."
+            help="Corpora, or Python files that define one, after a recipe file (.toml) if one names their sources or "
+            "teachers; or `show` and a corpus or a sample."
         ),
     ],
     size: SizeOption = "nano",
@@ -38,6 +38,7 @@ def curate(
     """
     from polyphi_recipe.corpora.lookup import report_kept, show
     from polyphi_recipe.graph import Run
+    from polyphi_recipe.teacher_rows import corpora_of
 
     if names[:1] == ("show",):
         if len(names) > 2:
@@ -59,6 +60,6 @@ def curate(
         key: int(value) if value.isdigit() else value
         for key, _, value in (pair.partition("=") for pair in slurm)
     }
-    for name in corpora or run.recipe.imported_names:
+    for name in corpora or (*run.recipe.imported_names, *corpora_of(run.recipe)):
         if not run.build(name, replace(machines, slurm=options)):
             report_kept(run.data / run.corpus(name).name, run.report_plain)

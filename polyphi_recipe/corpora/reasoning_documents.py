@@ -1,13 +1,11 @@
 """Documents of chains of thought. A share of the drafts has errors, as those of a stronger model would; rejection
-sampling by rule removes them (report 2.2.2), so that all solutions are right. With a teacher (docs/reasoning.md) the
-drafts are the teacher's."""
+sampling by rule removes them (report 2.2.2), so that all solutions are right."""
 
 from collections.abc import Iterator
 from itertools import count, islice
 from random import Random
 
 from polyphi.data.shards import Sample, document
-from polyphi_recipe.curate import judge
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.decontaminate import against
 from polyphi_recipe.curate.text import fill, origin
@@ -15,7 +13,6 @@ from polyphi_recipe.synthetic.reasoning import (
     ReasoningProblem,
     corrupt,
     draw_problems,
-    teacher_solutions,
     verify,
 )
 
@@ -23,11 +20,7 @@ ERROR_SHARE = 0.15  # share of drafts with a wrong step
 PER_DOCUMENT = 2
 
 
-def build(
-    work: Work, ask: judge.AskMany | None = None, check: judge.Ask | None = None
-) -> Iterator[tuple[str, Sample]]:
-    """Yield (split, row). With a teacher `ask`, training rows hold its right solutions; `check` is a model that judges
-    the solutions that pass the rule."""
+def build(work: Work) -> Iterator[tuple[str, Sample]]:
     removed = 0
 
     def drafts(split: str, rng: Random) -> Iterator[tuple[ReasoningProblem, str]]:
@@ -41,10 +34,6 @@ def build(
 
     def make(split: str, rng: Random) -> Iterator[Sample]:
         solved = drafts(split, rng)
-        if ask is not None and split == "train":
-            solved = teacher_solutions(
-                draw_problems(split, rng), ask, f"documents-{work.seed}", check=check
-            )
         for index in count():
             batch = list(islice(solved, PER_DOCUMENT))
             text = "\n\n".join(f"{problem.question}\n{draft}" for problem, draft in batch)

@@ -1,7 +1,8 @@
 """Preference pairs of step-by-step solutions by rejection sampling (judge.py; report 2.2.2). The reasoning model
 answers training problems; some wrong answers are returned to it for a second attempt. Dispreferred is a wrong answer;
 preferred is its correction, or else the reference solution. If the model makes too few errors, the remaining rows have
-errors by rule; `meta["rejected_by"]` is "model" or "rule"."""
+errors by rule; `meta["rejected_by"]` is "model" or "rule". A teacher of the recipe file corrects the former and
+replaces the latter (polyphi_recipe/curate/reasoning_syntheses.py)."""
 
 from collections.abc import Iterator
 from dataclasses import replace

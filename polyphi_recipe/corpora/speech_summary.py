@@ -32,18 +32,18 @@ LONG_SECONDS, LONG_EVERY = 300.0, 50
 """Minimum length of a recording in seconds; one sample in `LONG_EVERY` is a recording."""
 
 
-def talk(tts: TTSSampler, topic: str, split: str, rng: Random) -> Sample:
-    """Return short sentences by one speaker, 8 to 16 seconds in total."""
+def talk(tts: TTSSampler, topic: str, split: str, rng: Random, *, transcribed: bool) -> Sample:
+    """Return short sentences by one speaker, 8 to 16 seconds in total; `transcribed`: with their transcript."""
     spoken = {
         language: share for language, share in LANGUAGE_SHARES.items() if language in tts.languages
     }
     language = rng.choices(list(spoken), list(spoken.values()))[0]
     group = rng.choice(tts.groups(language)) if split == "test" else ""
     speaker = tts.speaker(language, split, rng, group)
-    length, waves = rng.uniform(*SECONDS), list[Wave]()
+    length, waves, texts = rng.uniform(*SECONDS), list[Wave](), list[str]()
     while sum(map(len, waves)) < length * RATE:
-        text = ", ".join(topic_words(topic, language, rng)) + "."
-        waves.append(tts.synthesize(text, speaker, rng))
+        texts.append(", ".join(topic_words(topic, language, rng)) + ".")
+        waves.append(tts.synthesize(texts[-1], speaker, rng))
     wave = join(waves, [0.15] * (len(waves) - 1))
     return audio_sample(
         wave,
@@ -53,6 +53,7 @@ def talk(tts: TTSSampler, topic: str, split: str, rng: Random) -> Sample:
         task="speech_summary",
         language="en",
         spoken=language,
+        **({"transcript": " ".join(texts)} if transcribed else {}),
     )
 
 
@@ -98,7 +99,8 @@ def one(tts: TTSSampler, work: Work, split: str, rng: Random, i: int) -> Sample:
     """Return sample `i` of a split."""
     long = work.seconds > LONG_SECONDS and i % LONG_EVERY == LONG_EVERY - 1
     sample = recording(tts, work, split, rng) if long else None
-    return sample or talk(tts, list(TOPICS)[i % len(TOPICS)], split, rng)
+    topic = list(TOPICS)[i % len(TOPICS)]
+    return sample or talk(tts, topic, split, rng, transcribed=work.teachers)
 
 
 def build(work: Work) -> Iterator[tuple[str, Sample]]:

@@ -8,15 +8,25 @@ from polyphi.data.shards import Sample, Shards
 from polyphi.runtime.rendering import environment
 from polyphi_recipe.curate import pipeline
 from polyphi_recipe.curate.drop_warning import warning
+from polyphi_recipe.curate.synthesis_step import PREFIX, counts_of
 
 
 def card(folder: Path) -> str:
-    """Return a corpus's card (Markdown): per split its rows, sources and licences, and the documents that each step
-    forwarded or dropped, by reason. Raises ValueError if nothing is built."""
+    """Return a corpus's card (Markdown): per split its rows, sources and licences, the documents that each step
+    forwarded or dropped, by reason, and what teachers wrote. Raises ValueError if nothing is built."""
     splits = []
     for name in _splits(folder):
         manifest = json.loads((folder / name / "manifest.json").read_text())
-        steps = list(pipeline.counts(folder / name, manifest["pipeline"]))
+        steps = [
+            {
+                "name": step["step"],
+                "numbers": {
+                    k: n for k, n in step.items() if k != "step" and not k.startswith(PREFIX)
+                },
+                "syntheses": counts_of(step),
+            }
+            for step in pipeline.counts(folder / name, manifest["pipeline"])
+        ]
         text = warning(folder / name)
         splits.append({**manifest, "name": name, "steps": steps, "warning": text})
     template = environment("polyphi_recipe.curate").get_template("card.md")

@@ -48,7 +48,8 @@ class Work:
     the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
     `languages`, including English, are those of questions and words; digits and numbers are in all eight. `image_sizes`
     are those of generated images, None at sizes of one small crop per image. `document_tokens` are those of the longest
-    document in the public vocabulary, None at sizes with a small one."""
+    document in the public vocabulary, None at sizes with a small one. With `teachers` the samples have transcripts, too,
+    which only teachers read."""
 
     rows: Mapping[str, int]
     seed: int
@@ -62,6 +63,7 @@ class Work:
     languages: tuple[str, ...] = tuple(LANGUAGES)
     image_sizes: ImageSizes | None = None
     document_tokens: int | None = None
+    teachers: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Corpus:
     are further files and folders that `build` and `steps` read. `fresh(work)` returns a generator of training samples
     by number, without end, none of them a row of the shards. It follows the same held-out rules, but is not processed
     by `steps`. With `settings`, a text, the corpus is the same as long as these are, whatever the seed and
-    polyphi's code: imported data isn't built again by a new version."""
+    polyphi's code: imported data isn't built again by a new version. `teachers`, a text, is what decides the rows that
+    teachers write among its `steps` (teacher_rows.py)."""
 
     name: str
     build: Callable[[Work], Iterator[tuple[str, Sample]]]
@@ -90,6 +93,7 @@ class Corpus:
     files: tuple[str | Path, ...] = ()
     fresh: Callable[[Work], Callable[[int], Sample]] | None = None
     settings: str = ""
+    teachers: str = ""
 
 
 def fingerprint(corpus: Corpus, work: Work) -> str:
@@ -103,7 +107,7 @@ def fingerprint(corpus: Corpus, work: Work) -> str:
     assert own is not None
     code = [path.read_text() for path in imported(Path(own))]
     made_from = _parents(corpus, work)
-    recipe = [corpus.name, corpus.tasks, corpus.spare]
+    recipe = [corpus.name, corpus.tasks, corpus.spare, *filter(None, [corpus.teachers])]
     image_sizes = None if work.image_sizes is None else asdict(work.image_sizes)
     lengths = [work.seconds, work.document_tokens, image_sizes]
     settings = [dict(work.rows), lengths, work.seed, work.languages]

@@ -299,14 +299,18 @@ def judged(ask: Ask, problem: Sequence[Message], seed: int = 0) -> Verify:
 
     def verify(text: str) -> Verdict:
         prompt = CHECK.format(problem=problem_text, answer=text)
-        reply = ask([Message.user(prompt)], seed)
-        lines = re.findall(r"(?im)^[ \t*_\"']*(yes|no)\b[ \t*_\"',.:;—-]*(.*)$", reply)
-        if not lines:
-            return Verdict(False, "the judge said neither yes nor no")
-        word, reason = lines[-1]
-        return Verdict(word.casefold() == "yes", reason.strip() or f"the judge said {word}")
+        return yes_or_no(ask([Message.user(prompt)], seed))
 
     return verify
+
+
+def yes_or_no(reply: str) -> Verdict:
+    """Return the verdict of a judge's reply: the last line that begins with yes or no, and the reason in it."""
+    lines = re.findall(r"(?im)^[ \t*_\"']*(yes|no)\b[ \t*_\"',.:;—-]*(.*)$", reply)
+    if not lines:
+        return Verdict(False, "the judge said neither yes nor no")
+    word, reason = lines[-1]
+    return Verdict(word.casefold() == "yes", reason.strip() or f"the judge said {word}")
 
 
 def judged_by_transcript(ask: Ask, seed: int = 0) -> Callable[[Sample], Verify]:

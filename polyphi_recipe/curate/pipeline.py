@@ -41,6 +41,9 @@ from polyphi_recipe.curate.machines import Machines
 
 BUILDER = "run"
 """The file of a build folder with the name of the run that built it (`_run_id`)."""
+COUNTED = ("documents", "total", "forwarded")
+"""Numbers of a step that are summed over its tasks, with those of what it dropped by reason, and those of syntheses
+(synthesis_step.py)."""
 PRELOADED = [
     f"polyphi_recipe.curate.{name}" for name in ("children", "pipeline", "decontaminate", "dedup")
 ]
@@ -414,6 +417,6 @@ def _counted(folder: Path) -> list[dict[str, Any]]:
         counters = counters or [Counter() for _ in steps]
         for counter, step in zip(counters, steps, strict=True):
             for key, value in step["stats"].items():
-                if key in ("documents", "total", "forwarded") or key.startswith("dropped"):
+                if key in COUNTED or key.startswith(("dropped", "synthesis ")):
                     counter[key] += value["total"] if isinstance(value, dict) else value
     return [{"step": name, **counter} for name, counter in zip(names, counters, strict=True)]

@@ -39,7 +39,8 @@ REFUSAL: dict[str, str] = _DATA["refusal"]
 """Language -> the text of a refusal."""
 _ORDER: dict[str, str] = _DATA["order"]
 _QUESTIONS: dict[str, list[str]] = _DATA["questions"]
-_HELP: dict[str, str] = _DATA["help"]
+HELP: dict[str, str] = _DATA["help"]
+"""Language -> the beginning of an answer that helps, whatever was asked for."""
 _THIS: dict[str, str] = _DATA["this"]
 
 
@@ -85,7 +86,7 @@ def _request(
     place = "" if act.place is None else PLACES[language][act.place]
     object_name = _THIS[language] if object_in_image else _thing(language, act, harmful)
     question = _QUESTIONS[language][wording].format(action(language, verb, object_name, place))
-    chosen, rejected = REFUSAL[language], _HELP[language]
+    chosen, rejected = REFUSAL[language], HELP[language]
     if not harmful:
         chosen, rejected = rejected, chosen
     return PreferencePair(language, question, harmful, chosen, rejected)

@@ -12,10 +12,9 @@ Answer: 632
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from random import Random
 
 from polyphi.messages import Message
@@ -206,19 +205,7 @@ _DRAW = {
     "compare": _compare,
 }
 
-_EQUATION = re.compile(r"(\d+(?: [-+x] \d+)+) = (\d+)")
 _ANSWER = re.compile(r"(?:^|\n)Answer: (\d+)\s*$")
-
-
-def _evaluate(expression: str) -> int:
-    """Return the value of an expression with +, - and x, products first."""
-    total = 0
-    for sign, term in re.findall(r"(?:^|([-+]) )(\d+(?: x \d+)*)", expression):
-        value = 1
-        for factor in term.split(" x "):
-            value *= int(factor)
-        total += -value if sign == "-" else value
-    return total
 
 
 def verify(problem: ReasoningProblem, text: str) -> bool:
@@ -226,21 +213,20 @@ def verify(problem: ReasoningProblem, text: str) -> bool:
     return verdict(problem, text).right
 
 
-def verdict(problem: ReasoningProblem, text: str, free: bool = False) -> Verdict:
-    """Return the result of `verify` with the reason. Solutions of "letters" must be ours verbatim, or, if `free`, have
-    more than one line."""
+def verdict(problem: ReasoningProblem, text: str) -> Verdict:
+    """Return the result of `verify` with the reason. Solutions of "letters" must be ours verbatim."""
     answer = _ANSWER.search(text)
     if not answer:
         return Verdict(False, 'it doesn\'t end in a line "Answer: " and a number')
     if int(answer[1]) != problem.answer:
         return Verdict(False, f"{answer[1]} is not right")
     if problem.family == "letters":
-        complete = "\n" in text.strip() if free else text.strip() == problem.solution
+        complete = text.strip() == problem.solution
         return Verdict(complete, f"the letters are {'told' if complete else 'not told one by one'}")
-    equations = _EQUATION.findall(text)
-    for left, right in equations:
-        if _evaluate(left) != int(right):
-            return Verdict(False, f"{left} = {right} is not right")
+    equations = verifiers.equations(text)
+    for equation, right in equations:
+        if not right:
+            return Verdict(False, f"{equation} is not right")
     return Verdict(bool(equations), "the steps are right" if equations else "it shows no steps")
 
 
@@ -305,60 +291,9 @@ def conversation(
     ), meta
 
 
-# ------------------------------------------------------------------------------ solutions by a teacher model
-
-TEACHER_FORMAT = (
-    "Write short steps, each sum as an equation such as 3 + 4 = 7, "
-    'and end with a line "Answer: " and the number.'
-)
-"""Format instructions for a teacher model."""
-TEACHER_BATCH = 32
-"""Problems per request to a teacher."""
-MAX_UNSOLVED = 256
-"""Consecutive problems without a right solution after which `teacher_solutions` stops with an error."""
-
-
 def sampling_problem(problem: ReasoningProblem, id: str) -> judge.Problem:
     """Return the problem for rejection sampling (judge.py), as a chat and verified by `verdict`."""
     messages, meta = conversation(problem, "")
     return judge.Problem(
         id, messages[:1], partial(verdict, problem), "polyphi", SOURCES["polyphi"].licence, meta
     )
-
-
-def teacher_solutions(
-    problems: Iterable[ReasoningProblem],
-    ask: judge.AskMany,
-    name: str,
-    *,
-    rounds: int = 2,
-    check: judge.Ask | None = None,
-) -> Iterator[tuple[ReasoningProblem, str]]:
-    """Yield problems with a teacher's solutions. Wrong ones are returned to the teacher for `rounds` rounds; problems
-    without a right solution are left out. A solution is right if `verdict` and, if given, the model `check` accept it.
-    Each `name` has its own random draws.
-
-    Raises ValueError if `MAX_UNSOLVED` problems in a row have no right solution.
-    """
-    remaining, count, unsolved = iter(problems), 0, 0
-    while batch := list(islice(remaining, TEACHER_BATCH)):
-        questions = []
-        for problem in batch:
-            question = sampling_problem(problem, f"{name}-{count:06d}")
-            prompt = (Message.user(f"{question.prompt[0].text}\n\n{TEACHER_FORMAT}"),)
-            rule = partial(verdict, problem, free=True)
-            verify = verifiers.every(rule, judge.judged(check, prompt)) if check else rule
-            questions.append(replace(question, prompt=prompt, verify=verify))
-            count += 1
-        for problem, outcome in zip(
-            batch, judge.solve_many(questions, ask, n=1, rounds=rounds), strict=True
-        ):
-            last = outcome.attempts[-1]
-            if last.verdict.right:
-                unsolved = 0
-                yield problem, last.text.strip()
-            elif (unsolved := unsolved + 1) == MAX_UNSOLVED:
-                raise ValueError(
-                    f"{name}: the teacher solved none of {MAX_UNSOLVED} problems in a row; the last answer was wrong: "
-                    f"{last.verdict.reason}"
-                )

@@ -43,6 +43,11 @@ MISTAKES = {
     'size = "micro"\n[stages.text_1_pretrain]\nfile = "x.py"': "text_1_pretrain.file: .*another name",
     'size = "micro"\n[stages.text_3_post]\nsteps = 3\n[parts]\ndecoder = "x"': "stages.text_3_post: .*parts.decoder",
     'size = "micro"\n[corpora.a]\nsources = [{ path = "x", share = 2 }]\n[corpora.a-1]\nsources = ["y"]': "a-1: ",
+    'size = "micro"\n[teachers]\ntxt = "http://a/v1#m"': "teachers: unknown key 'txt'; did you mean 'text'?",
+    'size = "micro"\n[teachers]\ntext = { address = "http://a/v1#m", key = "K" }': "teachers.text: .*'key_from'",
+    'size = "micro"\n[teachers]\ntext = "http://a/v1"': "teachers.text.address: expected an address .* after # a model",
+    'size = "micro"\n[teachers]\njudge = "http://a/v1#m"': "teachers: expected a text, vision or speech teacher",
+    'size = "micro"\n[teachers]\ntext = "http://a/v1#m"\nrequests = 0': "teachers.requests: .*found 0",
     'size = "micro': "expected TOML",
 }  # fmt: skip
 
@@ -94,6 +99,19 @@ def test_sources_with_shares_are_corpora_that_share_the_weight(tmp_path: Path) -
     assert weights["captions-1"] + weights["captions-2"] == pytest.approx(original["captions"])
     assert [s.path for s in lab.corpora["captions-1"].sources] == ["a", "t"]
     assert set(lab.imported_names) == {"captions-1", "captions-2"}
+
+
+def test_teachers_write_for_corpora_that_have_a_synthesis(tmp_path: Path) -> None:
+    file = tmp_path / "lab.toml"
+    file.write_text(
+        'size = "micro"\n[teachers]\ntext = "http://a/v1#m"\n'
+        'corpora = ["tols", "captions", "ocr", "tools"]\n[corpora.ocr]\nsources = ["x"]\n'
+    )
+    with pytest.raises(ValueError, match="did you mean 'tools'") as error:
+        find_recipe.of(file)
+    _, captions, ocr = str(error.value).splitlines()
+    assert "captions needs a vision teacher, found none" in captions
+    assert "ocr has sources of its own" in ocr
 
 
 def test_benchmarks_exist(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,45 +208,3 @@ def test_references_of_every_task_score_fully(work, count):
         assert all(task.scorer(s.answer, s).value == 1.0 for s in rows), task.name
         may_be_silent = ("overrefusal", "refusals", "tool_call")  # where silence may be right
         assert not any(task.scorer("", s).value for s in rows if task.name not in may_be_silent)
-
-
-@pytest.mark.parametrize("name", ["reasoning_sft", "reasoning_documents"])
-def test_a_teacher_s_chains_are_kept_where_they_are_right(name, work):
-    """The teacher solves only stories, half of them only after its wrong answer is returned to it."""
-
-    def ask(prompts: list, seeds: list[int]) -> list[str]:
-        answers = []
-        for prompt, seed in zip(prompts, seeds, strict=True):
-            question = prompt[0].text.removeprefix("Solve step by step: ").partition("\n")[0]
-            numbers = re.findall(r"\d+", question)
-            if len(numbers) != 3 or re.search(r"\d [-+x] \d", question):
-                answers.append("I don't know.\nAnswer: 10000")
-                continue
-            a, b, c = map(int, numbers)
-            slip = len(prompt) == 1 and seed % 2
-            answers.append(
-                f"Seen: {a} + {b} - {c} = {a + b - c + slip}\nAnswer: {a + b - c + slip}"
-            )
-        return answers
-
-    checked = []
-
-    def check(messages: list, seed: int) -> str:
-        checked.append(messages[0].text)
-        return "yes, it is"
-
-    samples = list(
-        importlib.import_module(f"polyphi_recipe.corpora.{name}").build(work, ask, check)
-    )
-    train = [sample for split, sample in samples if split == "train"]
-    assert len(train) == work.rows["train"]
-    assert all("Seen: " in s.answer and "I don't know" not in s.answer for s in train)
-    assert all("Seen: " in prompt for prompt in checked) and len(checked) >= len(train)
-    assert not [s for split, s in samples if split == "test" and "Seen: " in s.answer]
-
-
-def test_a_teacher_that_is_never_right_is_no_teacher(work):
-    from polyphi_recipe.corpora import reasoning_sft
-
-    with pytest.raises(ValueError, match=r"none of 256 problems in a row.*10000 is not right"):
-        list(reasoning_sft.build(work, lambda prompts, seeds: ["Answer: 10000"] * len(prompts)))

@@ -26,7 +26,7 @@ from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.read_aloud import installed
 from polyphi_recipe.curate.recordings import ReadPages, record
 from polyphi_recipe.curate.syntheses import SPEECH_SUMMARY
-from polyphi_recipe.curate.synthesize import SynthesisStep
+from polyphi_recipe.curate.synthesis_step import SynthesisStep, Use
 from polyphi_recipe.stages import longest_audio
 
 pytestmark = pytest.mark.skipif(
@@ -118,7 +118,9 @@ def test_a_page_becomes_a_recording_and_a_teacher_sums_it_up(tmp_path: Path) -> 
     with Replay({"a ship left the harbour": {"summaries": answers}}) as replay:
         steps = [
             ReadPages(installed(), longest=60),
-            SynthesisStep(SPEECH_SUMMARY, partial(Endpoint, replay.where, "m"), tmp_path / "work"),
+            SynthesisStep(
+                [Use(SPEECH_SUMMARY, partial(Endpoint, replay.where, "m"))], tmp_path / "work"
+            ),
         ]
         for name, used in (("read", steps[:1]), ("told", steps)):
             corpus_ = Corpus(name, build, steps=lambda work, used=used: used)

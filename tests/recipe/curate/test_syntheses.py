@@ -87,6 +87,8 @@ def test_a_picture_gets_a_caption(tmp_path: Path) -> None:
     assert media(sample.messages, Image) == [Image(PNG)]
     none, [reason], _ = run(syntheses.CAPTION, PICTURE, {SEEN: "A cat."}, tmp_path / "b")
     assert not none and reason == "too short: 2 words, expected 5"
+    none, [reason], _ = run(syntheses.CAPTION, PICTURE, {SEEN: "A red cat. " * 4}, tmp_path / "c")
+    assert not none and reason == "it repeats itself"
 
 
 def test_questions_about_a_page_are_answered_on_it(tmp_path: Path) -> None:

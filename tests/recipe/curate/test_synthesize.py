@@ -24,7 +24,9 @@ from polyphi.services.response_cache import whole_lines
 from polyphi_recipe.curate.corpus import Corpus, Work
 from polyphi_recipe.curate.corpus import build as build_corpus
 from polyphi_recipe.curate.pipeline import counts
-from polyphi_recipe.curate.synthesize import Synthesis, SynthesisStep, Tally, estimate, synthesize
+from polyphi_recipe.curate.syntheses import CAPTION
+from polyphi_recipe.curate.synthesis_step import SynthesisStep, Use, counts_of
+from polyphi_recipe.curate.synthesize import Synthesis, Tally, estimate, synthesize
 from polyphi_recipe.curate.teachers import Command
 
 N = 60
@@ -364,10 +366,11 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
 
     with Replay(CHATS) as replay:
         opened = partial(Endpoint, replay.where, "m")
+        uses = [Use(ECHO, opened), Use(CAPTION, opened)]  # the sources have no images
         corpus = Corpus(
             "taught",
             build,
-            steps=lambda work: [SynthesisStep(ECHO, opened, work.cache / "taught")],
+            steps=lambda work: [SynthesisStep(uses, work.cache / "taught")],
             tasks=2,
         )
         work = Work({"train": 100, "test": 3}, 0, tmp_path / "cache", tmp_path / "data")
@@ -378,13 +381,15 @@ def test_a_step_of_a_corpus(tmp_path: Path) -> None:
     assert [s.id for s in train] == [f"s{i}/echo/0" for i in (0, 2, 6, 8, 3, 9, 11)]
     assert [s.id for s in test] == ["s0/echo/0", "s2/echo/0"]
     assert manifests["train"]["rows"] == 7 and train[0].meta["lineage"][-1]["step"] == "echo"
-    refused = sorted(p.name for p in (tmp_path / "cache" / "taught").glob("*.jsonl"))
-    assert refused == [
-        f"echo.{s}.refused.jsonl" for s in ("test-00000", "train-00000", "train-00001")
-    ]
+    refused = sorted(p.name for p in (tmp_path / "cache" / "taught").glob("refused.*.jsonl"))
+    assert refused == [f"refused.{s}.jsonl" for s in ("test-00000", "train-00000", "train-00001")]
+    lines = whole_lines(tmp_path / "cache" / "taught" / "accepted.train-00000.jsonl")
+    assert [line["id"] for line in lines] == [s.id for s in train[:4]]
     folder, hashed = tmp_path / "data" / "taught" / "train", manifests["train"]["pipeline"]
     [_, step, _] = counts(folder, hashed)
-    assert step == {"step": "SynthesisStep", "total": 12, "forwarded": 7, "dropped_refused": 4}
+    assert (step["step"], step["total"], step["forwarded"]) == ("Teacher", 12, 7)
+    count = counts_of(step)["echo"]
+    assert (count.requests, count.accepted, count.refused) == (11, 7, {"uneven": 4})
 
 
 def test_a_damaged_answer_is_requested_again(tmp_path: Path) -> None:
