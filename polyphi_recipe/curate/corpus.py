@@ -48,8 +48,8 @@ class Work:
     the rows of this size. `tokenizer` is the folder of the run's tokenizer, for corpora that need it.
     `languages`, including English, are those of questions and words; digits and numbers are in all eight. `image_sizes`
     are those of generated images, None at sizes of one small crop per image. `document_tokens` are those of the longest
-    document in the public vocabulary, None at sizes with a small one. With `teachers` the samples have transcripts, too,
-    which only teachers read."""
+    document in the public vocabulary, None at sizes with a small one. With `teachers` the samples have transcripts,
+    too, which only teachers read."""
 
     rows: Mapping[str, int]
     seed: int
