@@ -23,11 +23,10 @@ from experiments.claims.claim import Effect, contrast, paired
 from experiments.trial import link_stages, score, trial
 from polyphi.api import Phi
 from polyphi.engine import placement
+from polyphi.planning.sizes import NANO
 from polyphi.runtime.files import sha256, write_json
 from polyphi.runtime.plots import subplots
 from polyphi.runtime.rendering import environment
-from polyphi.train.contrastive import Contrastive
-from polyphi.train.loss import NextToken
 from polyphi.train.stage import Stage
 from polyphi.train.state import MANIFEST, code_revision
 from polyphi_eval.baselines import sample_vectors
@@ -52,10 +51,10 @@ class Change:
 
     @property
     def stages(self) -> list[str]:
-        """The stages that are trained again: those that change, and those after them."""
+        """The stages that are trained again: those that change below `full`, and those after them."""
         names: list[str] = []
         for name in stages.ORDER:
-            stage = stages.load(name)
+            stage = stages.at_size(name, NANO)
             if self.changed(stage) != stage or not set(names).isdisjoint(stage.parents):
                 names.append(name)
         return names
@@ -66,17 +65,8 @@ def _without_adapters(stage: Stage) -> Stage:
     return replace(stage, trainable=rates_of)
 
 
-def _without_alignment(stage: Stage) -> Stage:
-    objective = stage.objective
-    if isinstance(objective, Contrastive):
-        return replace(stage, objective=replace(objective, naming=0.0))
-    if isinstance(objective, NextToken):
-        return replace(stage, objective=replace(objective, align=0.0))
-    return stage
-
-
 CONTROL = Change("control", _without_adapters, ("*.lora.*",))
-NO_ALIGNMENT = Change("no_alignment", _without_alignment)
+NO_ALIGNMENT = Change("no_alignment", stages.without_auxiliary)
 
 
 def measure(runs: Sequence[Run], *, alignment: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from made_run import TASKS, evaluate
 
 from experiments import adapters
+from polyphi.planning.sizes import NANO
 from polyphi.train.options import TrainOptions
 from polyphi_eval.baselines import sample_vectors
 from polyphi_recipe import stages
@@ -73,7 +74,7 @@ def test_changes_keep_everything_else() -> None:
     last = ["vision_4_multiframe", "speech_2_post", "joint_1_vision_speech"]
     assert adapters.CONTROL.stages == ["vision_3_generative", *last]
     for name in stages.ORDER:
-        own = stages.load(name)
+        own = stages.at_size(name, NANO)
         changed = adapters.CONTROL.changed(own)
         assert changed.trainable and not any(".lora." in glob for glob in changed.trainable)
         assert changed.trainable.items() <= own.trainable.items()

@@ -238,7 +238,7 @@ def test_turns_of_another_model_are_cached_and_replayed_by_its_name(
 ) -> None:
     other = Model(attacker)
     other.name = "gpt"  # type: ignore[attr-defined]
-    monkeypatch.setattr(evaluation, "_endpoint", lambda address, key: other)
+    monkeypatch.setattr(evaluation.Endpoint, "at", lambda address, key_from: other)
     measure(Model(decliner), tmp_path / "first", data, "http://127.0.0.1:1/v1#gpt")
     assert len(run.read(tmp_path / "first/simulated.gpt.jsonl")) == len(other.prompts)
     monkeypatch.undo()
