@@ -150,6 +150,10 @@ class Message:
     parts: tuple[Part, ...]
     tools: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.parts, str):  # a text alone, which would be a sequence of letters
+            object.__setattr__(self, "parts", (Text(self.parts),))
+
     @classmethod
     def system(cls, text: str, tools: str | None = None) -> "Message":
         return cls("system", (Text(text),), tools)

@@ -75,3 +75,7 @@ def test_a_video_calls_for_the_vision_adapter() -> None:
 
 def test_tokens_add_up() -> None:
     assert Tokens(3, {"image": 20, "audio": 100}).total == 123
+
+
+def test_a_text_alone_is_one_part() -> None:
+    assert Message("user", "how many") == Message.user("how many")  # type: ignore[arg-type]

@@ -96,7 +96,7 @@ def test_text_logits_are_those_of_the_given_decoder(lab: Path, alone: Path) -> N
     """Bit for bit, in float32."""
     decoder = load(lab.parent / "models/tiny-phi", dtype="float32")
     exported = load(alone / "model", dtype="float32")
-    messages = [Message("user", "What is two plus three?")]
+    messages = [Message.user("What is two plus three?")]
     assert torch.equal(exported.logits(messages)[1], decoder.logits(messages)[1])
 
 
