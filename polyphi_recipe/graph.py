@@ -13,7 +13,7 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from itertools import islice
@@ -407,20 +407,17 @@ class Run:
         """Whether a stage is finished."""
         return (self.runs / name / MANIFEST).exists()
 
-    def train(
-        self,
-        name: str,
-        base: Base | None = None,
-        budget: Mapping[str, Any] = {},
-    ) -> None:
+    def train(self, name: str, base: Base | None = None, batch_tokens: int | None = None) -> None:
         """Train a stage, unless it is finished, after its parents and corpora. `base` ("int8" or "int4") quantizes its
-        frozen weights (`quantize_frozen`), but not those of its parents; `budget` replaces values of its budget."""
+        frozen weights (`quantize_frozen`), and `batch_tokens` replaces its tokens of a step, but not those of its
+        parents. Raises ValueError for a stage that was finished with other tokens of a step."""
         stage = self.lineage.stage(name)
         if (part := self.lineage.replacement(name)) is not None:
             raise ValueError(
                 f"{name} isn't run: the part {part} ({self.recipe.parts[part].source}) stands for its result"
             )
         if self.is_trained(name):
+            self._check_batch(name, batch_tokens)
             return
         self.check(self.lineage.stages_of(name))
         _ = self.choice  # all processes compute it together, so it comes before the lock
@@ -431,17 +428,23 @@ class Run:
         config = self.lineage.configuration(stage, self.size.model, self.tokenizer)
         with self.exclusive(name, shared=True):
             if not self.is_trained(name):
-                self._train(stage, config, self.runs / name, base, budget)
+                self._train(stage, config, base, batch_tokens)
+
+    def _check_batch(self, name: str, batch_tokens: int | None) -> None:
+        trained = json.loads((self.runs / name / MANIFEST).read_text())["budget"]["batch_tokens"]
+        if batch_tokens not in (None, trained):
+            raise ValueError(
+                f"{name} is finished, with {trained:,} tokens of a step; expected --batch-tokens {trained} or none, "
+                f"found {batch_tokens}: for a new run choose another --out"
+            )
 
     def _train(
-        self,
-        stage: Stage,
-        config: ModelConfig,
-        out: Path,
-        base: Base | None,
-        budget: Mapping[str, Any],
+        self, stage: Stage, config: ModelConfig, base: Base | None, batch_tokens: int | None
     ) -> None:
         self._check_parts()
+        budget = self.recipe.budget(stage)
+        if batch_tokens is not None:
+            budget = replace(budget, batch_tokens=batch_tokens)
         model, origins = self.lineage.assemble(
             stage, config, self.runs, self.seed, distributed.device()
         )
@@ -462,11 +465,11 @@ class Run:
         with self.clock(stage.name):
             train(
                 stage,
-                replace(self.recipe.budget(stage), **budget),
+                budget,
                 model,
                 self.processor,
                 self.data,
-                out,
+                self.runs / stage.name,
                 options=replace(self.options, base=base),
                 caller=Caller(
                     precision=self.choice,

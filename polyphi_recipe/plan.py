@@ -252,9 +252,8 @@ class Load:
         of_parts = flops(target, self.step, on.activations == "recompute")
         if precomputes_reference(target):
             of_parts["reference"] = sum(flops(target, self.step, backward=False).values())
-        own = (
-            self.step["sequences"] * on.context_parallel / world
-        )  # samples of a device, or of those that share packs
+        # Samples of a device, or of those that share packs.
+        own = self.step["sequences"] * on.context_parallel / world
         samples = self.of_pack(self.mean, on.micro_tokens)
         packs = ceil(own / samples)
         if self.compares and packs > 1:
@@ -480,7 +479,7 @@ def page(plans: Sequence[Plan], on: Switches) -> Iterator[Table | str]:
     table = Table(box=None, padding=(0, 1))
     for column in ("stage", "learn", "tokens", "GB", "FLOPs", "days", "device hours", "fits"):
         left = column in ("stage", "fits")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column != "fits")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     for p in plans:
         table.add_row(
             p.stage,
@@ -490,25 +489,27 @@ def page(plans: Sequence[Plan], on: Switches) -> Iterator[Table | str]:
             f"{p.total:.2g}",
             f"{p.seconds * p.steps / 86400:.1f}",
             f"{p.device_hours:,.0f}",
-            _fits_text(p, on),
+            "yes" if p.fits else "no",
         )
     hours = sum(p.device_hours for p in plans)
     table.add_row("all", "", short(sum(p.tokens for p in plans)), "", "", "", f"{hours:,.0f}", "")
     yield f"{first.size}, {first.devices} of {first.room / 1e9:.0f} GB, {_switches_text(on)}"
     yield table
+    # Not in the table, which would cut them off in a narrow terminal.
+    yield from (f" {p.stage:<22} {text}" for p in plans if (text := _options_text(p, on)))
     if first.price is not None:
         yield f"cost {first.price * hours:,.0f} at {first.price:g} per device hour"
 
 
-def _fits_text(p: Plan, on: Switches) -> str:
-    """Whether a stage fits, and the options with which it does."""
+def _options_text(p: Plan, on: Switches) -> str:
+    """The options of a plan beside `on`, or those with which the stage would fit."""
     if p.fits:
-        return " ".join(_flags(p.switches, on)) or "yes"
-    return "with " + (p.advice[0] if p.advice else "no option")
+        return " ".join(_flags(p.switches, on))
+    return f"would fit with {p.advice[0] if p.advice else 'no option'}"
 
 
 def sources_table(recipe: Recipe) -> Table:
-    """The corpora of a recipe file's stages: the formats that were detected, rows and tokens of the sources
+    """The corpora of a recipe's stages: the formats that were detected, rows and tokens of the sources
     (estimated), and the tokens that the stages take, with how often each row is used."""
     from polyphi_recipe.imports import imported  # needs the extra `curate`
 

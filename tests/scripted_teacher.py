@@ -281,7 +281,7 @@ ANSWERS: dict[str, Answer] = {
     "Somebody wrote this solution": _solution,
     "Write two solutions": _mistake,
     "Think it through step by step": _solution,
-    "answer to it must hold two constraints": _instruction,
+    "answer to it must satisfy two constraints": _instruction,
     "an assistant that calls tools": _tools,
     "Write a programming task": _code,
     "Summarize this text in at most": _summary,

@@ -257,7 +257,10 @@ class Terminal:
             if isinstance(item, Image):
                 decode_image(item.source)
             elif isinstance(item, Audio):
-                for _ in AudioStream(item.source, max_seconds=self.phi.max_audio_seconds):
+                caps = self.phi.processor.caps
+                for _ in AudioStream(
+                    item.source, max_bytes=caps.audio_bytes, max_seconds=caps.audio_seconds
+                ):
                     pass
         frames = f"{len(message.parts)} frames, " if part_type is Video else ""
         self.attachments.append(part)

@@ -1,10 +1,10 @@
 """`polyphi train`: train stages of the recipe, or a custom stage from a public checkpoint."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -17,9 +17,6 @@ from polyphi.cli.options import (
     console,
 )
 from polyphi.train.options import OWN, FinetuneOptions, TrainOptions
-
-BUDGET = ("steps", "batch_tokens", "lr_factor")
-"""Options that replace values of the budget, also that of a stage of the recipe."""
 
 
 def train(
@@ -68,8 +65,8 @@ def train(
     if not any(stage.endswith(".py") for stage in stages):
         values = {"model": model, "data": data, "push_to_hub": push_to_hub, **vars(finetuning)}
         defaults = {"model": None, "data": (), "push_to_hub": None, **vars(FinetuneOptions())}
-        changed = [name for name, value in values.items() if value != defaults[name]]
-        if own := [name for name in changed if name not in BUDGET]:
+        defaults["batch_tokens"] = finetuning.batch_tokens  # it is for stages of the recipe, too
+        if own := [name for name, value in values.items() if value != defaults[name]]:
             names = ", ".join("--" + name.replace("_", "-") for name in own)
             source = f" --corpus NAME={data[0]}" if data else ""
             raise ValueError(
@@ -77,14 +74,13 @@ def train(
                 f"models a recipe file names: `polyphi recipe new lab.toml --goal everything{source}` writes one, then "
                 f"`polyphi train {stages[0]} --recipe lab.toml`"
             )
-        budget = {name: values[name] for name in changed}
         train_named(
             stages,
             out,
             size=size,
             recipe=recipe,
             options=options,
-            budget=budget,
+            batch_tokens=finetuning.batch_tokens,
             modalities=modality,
         )
         return
@@ -128,11 +124,11 @@ def train_named(
     size: str,
     recipe: str | None,
     options: TrainOptions,
-    budget: Mapping[str, Any],
+    batch_tokens: int | None = None,
     modalities: Sequence[str] = (),
 ) -> None:
     """Train stages of other packages, entry points of the group `polyphi.stages`: of their name, and the function that
-    trains stages after what they need. `budget` replaces values of these stages' budgets. That of the group
+    trains stages after what they need. `batch_tokens` replaces these stages' tokens of a step. That of the group
     `polyphi.recipe_files` trains the stages of a recipe file, which may be its own. Raises ValueError with the nearest
     name for an unknown one."""
     points = {point.name: point for point in metadata.entry_points(group="polyphi.stages")}
@@ -149,5 +145,10 @@ def train_named(
             )
     for name in names:
         points[name].load()(
-            name, out, recipe=recipe or size, options=options, budget=budget, modalities=modalities
+            name,
+            out,
+            recipe=recipe or size,
+            options=options,
+            batch_tokens=batch_tokens,
+            modalities=modalities,
         )

@@ -121,8 +121,6 @@ def stage_model(stage: Stage, budget: Budget, config: ModelConfig) -> StageModel
 
 
 HEAD = "decoder.embed_tokens.*"
-HEAD_WIDTH = Contrastive.width
-"""Width of the space in which images and captions are compared."""
 
 # ------------------------------------------------------------------------------ amounts of a batch
 
@@ -347,9 +345,9 @@ def memory(
     learns = target.trains("decoder.norm")
     other_trainable = other_devices if learns else 0.0
     trainable = target.size(target.trainable)
+    frozen_elsewhere = (4 if on.base == "fp32" else 2) * (other_devices - other_trainable)
     parts = {
-        "weights, frozen": frozen_bytes(target, on.base, cpu)
-        - 4 * (other_devices - other_trainable),
+        "weights, frozen": frozen_bytes(target, on.base, cpu) - frozen_elsewhere,
         "weights, learned": 4 * (trainable - other_trainable),
         "gradients": 4 * (trainable - other_trainable),
         "optimiser": 8 * (trainable - other_trainable),
@@ -412,16 +410,15 @@ def memory(
         if on.base in ("int8", "int4") and cpu:
             head = 2 * symbols * min(columns_at_once(symbols), d.hidden_size)  # unpacked at a time
         parts["logits"] = 10 * logits + 8 * written * d.hidden_size + head
-        if getattr(
-            target.stage.objective, "align", 0.0
-        ):  # directions of all words (train/alignment.py)
+        # The auxiliary loss has the directions of all words (train/alignment.py).
+        if getattr(target.stage.objective, "align", 0.0):
             parts["logits"] += 4 * symbols * d.hidden_size
     elif target.decoder == "unused":
         # All logits of both decoders: bf16, float32, logarithms, gradients.
         parts["logits"] = 14 * (written + amounts["features"]) * symbols
     else:
         # A tile of logits with their gradients; embeddings of the device's captions, and directions of all.
-        compared, width = amounts["compared"] or amounts["sequences"], HEAD_WIDTH
+        compared, width = amounts["compared"] or amounts["sequences"], Contrastive.width
         tile = min(CHUNK_LOGITS["cpu" if cpu else "cuda"], compared**2 / world)
         parts["logits"] = 4 * (
             5 * tile + 4 * d.hidden_size * compared / world + 3 * width * compared

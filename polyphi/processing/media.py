@@ -41,9 +41,7 @@ from polyphi.steps import Stop
 MAX_IMAGE_BYTES = 64 << 20
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's limit for warnings, about 9,459 x 9,459: 256 MiB in RGB
 MAX_AUDIO_BYTES = 256 << 20  # encoded, and again decoded
-MAX_AUDIO_SECONDS = (
-    1800.0  # by default: 30 minutes, 22,500 tokens, the longest of the training (report 2.2.2)
-)
+MAX_AUDIO_SECONDS = 1800.0  # by default: 22,500 tokens, the longest of training (report 2.2.2)
 LONGEST_AUDIO_SECONDS = 10_080.0  # 2.8 hours (report 2.2.2): 126,000 of 131,072 tokens, 80 ms each
 MIN_RATE = 8_000  # Hz; the lowest rate of the encoder (audio.py)
 MAX_RATE = 768_000  # Hz; a higher rate in a header isn't plausible

@@ -141,8 +141,7 @@ def caption_hashes(batch: Batch) -> Int[Tensor, " s"]:
     digests = [
         hashlib.sha256(str(ids[a:b]).encode()).digest() for a, b in pairwise(batch.cu_seqlens)
     ]
-    hashes = torch.tensor([int.from_bytes(digest[:8], "big") >> 1 for digest in digests])
-    return hashes
+    return torch.tensor([int.from_bytes(digest[:8], "big") >> 1 for digest in digests])
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,8 @@ class View:
 
 
 def _shape(scene: Scene, shape: str, colour: str) -> View:
-    image, side = (
-        scene.sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour])),
-        scene.rng.randint(48, 90),
-    )
+    image = scene.sheet((SIDE, SIDE), scene.paper(COLOUR_RGB[colour]))
+    side = scene.rng.randint(48, 90)
     corner = scene.corner((SIDE, SIDE), (side, side))
     scene.shape(image, shape, colour, corner, side)
     return View(image, Thing.shape(shape, colour))

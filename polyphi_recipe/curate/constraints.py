@@ -1,6 +1,6 @@
 """Constraints on an answer that a program can check: its length, its form, what it says and doesn't say.
 
->>> CONSTRAINTS["words_at_most"].holds("Three short words.", 3, "")
+>>> CONSTRAINTS["words_at_most"].accepts("Three short words.", 3, "")
 True
 
 They are of the kind that IFEval has, in other words and with other parameters (report 3.1.2, Table 7).
@@ -22,10 +22,10 @@ _CODES = {name: code for code, name in LANGUAGES.items()}
 @dataclass(frozen=True)
 class Constraint:
     """What a constraint says, in words for a teacher, with N for its number and T for its text; and whether an answer
-    holds it, by both."""
+    satisfies it, by both."""
 
     description: str
-    holds: Callable[[str, int, str], bool]
+    accepts: Callable[[str, int, str], bool]
 
     @property
     def has_number(self) -> bool:
@@ -87,7 +87,7 @@ CONTENTS = (
 
 
 def violation(instruction: str, answer: str, constraint: dict[str, Any]) -> str:
-    """Return why a constraint (`type`, `number`, `text`) isn't stated in the instruction or isn't held by the answer,
+    """Return why a constraint (`type`, `number`, `text`) isn't stated in the instruction or satisfied by the answer,
     or ""."""
     kind, number, text = constraint["type"], constraint["number"], constraint["text"]
     rule = CONSTRAINTS[kind]
@@ -95,4 +95,4 @@ def violation(instruction: str, answer: str, constraint: dict[str, Any]) -> str:
         return f"the instruction doesn't state the number of {kind}"
     if rule.has_text and text.casefold() not in instruction.casefold():
         return f"the instruction doesn't state the text of {kind}"
-    return "" if rule.holds(answer, number, text) else f"the answer violates {kind}"
+    return "" if rule.accepts(answer, number, text) else f"the answer violates {kind}"

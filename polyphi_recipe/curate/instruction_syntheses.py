@@ -1,6 +1,6 @@
 """Instructions with checkable constraints, summaries of texts, and preferences (report 3.1.2, 5.1).
 
-CONSTRAINED_INSTRUCTION  any sample -> an instruction with two constraints, and an answer that holds them by a rule
+CONSTRAINED_INSTRUCTION  any sample -> an instruction with two constraints, and an answer that satisfies them by a rule
 TEXT_SUMMARY             a text -> a summary of at most so many words
 PREFERENCE               a request -> a better and a worse answer, which a judge tells apart in both orders
 """
@@ -51,11 +51,11 @@ CONSTRAINED_INSTRUCTION = Synthesis(
     "constrained_instruction",
     """
 Write an instruction that somebody might give to an assistant, about {topic}, in {language}, as a person would write
-it. The answer to it must hold two constraints, which the instruction states in natural words, numbers as digits:
+it. The answer to it must satisfy two constraints, which the instruction states in natural words, numbers as digits:
 - {form_name}: the answer has or is: {form}
 - {content_name}: the answer: {content}
-You choose the number N and the text T. Then write a good answer that holds both exactly. "number" is N, or 0 without
-one; "text" is T as it stands in the instruction, or "" without one.
+You choose the number N and the text T. Then write a good answer that satisfies both exactly. "number" is N, or 0
+without one; "text" is T as it stands in the instruction, or "" without one.
 As JSON: {{"instruction": "...", "constraints": [{{"type": "{form_name}", "number": 0, "text": ""}},
 {{"type": "{content_name}", "number": 0, "text": ""}}], "answer": "..."}}
 """,
@@ -183,7 +183,7 @@ def _comparable(sample: Sample, item: Json) -> str:
 
 
 def _ranked(expected: str) -> Check:
-    """Return the check that a judge prefers the answer `expected`: A, the better one, or B in turned order."""
+    """Return the check that a judge prefers the answer `expected`: A, the better one, or B in reversed order."""
     first, second = ("better", "worse") if expected == "A" else ("worse", "better")
 
     def agree(sample: Sample, item: Json, reply: str) -> tuple[str, dict[str, Json]]:

@@ -304,11 +304,14 @@ def judged(ask: Ask, problem: Sequence[Message], seed: int = 0) -> Verify:
     return verify
 
 
+NO_VERDICT = Verdict(False, "the judge said neither yes nor no")
+
+
 def yes_or_no(reply: str) -> Verdict:
     """Return the verdict of a judge's reply: the last line that begins with yes or no, and the reason in it."""
     lines = re.findall(r"(?im)^[ \t*_\"']*(yes|no)\b[ \t*_\"',.:;—-]*(.*)$", reply)
     if not lines:
-        return Verdict(False, "the judge said neither yes nor no")
+        return NO_VERDICT
     word, reason = lines[-1]
     return Verdict(word.casefold() == "yes", reason.strip() or f"the judge said {word}")
 

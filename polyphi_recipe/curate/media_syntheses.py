@@ -7,7 +7,7 @@ what is in an image (report 3.2, 3.4.2).
     HEARD_QUESTIONS     a recording -> questions for a listener
     GROUNDING           an image -> phrases with the boxes of what they name
 
-Nobody knows the right answers, so that the teacher is asked again without them: about several images in turned order,
+Nobody knows the right answers, so that the teacher is asked again without them: about several images in reversed order,
 so that their order can't be the reason; about frames also with the first one alone, with which it must not agree; for
 boxes by the phrase alone. Boxes that the generator of an image recorded (`meta["named"]`) must agree, too.
 """

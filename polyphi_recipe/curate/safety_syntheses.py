@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from polyphi.data.shards import Sample
 from polyphi.messages import Message, SamplingParams
-from polyphi_recipe.curate.judge import yes_or_no
+from polyphi_recipe.curate.judge import NO_VERDICT, yes_or_no
 from polyphi_recipe.curate.language import identify
 from polyphi_recipe.curate.safety import HELP, REFUSAL
 from polyphi_recipe.curate.syntheses import (
@@ -90,7 +90,7 @@ def _mistake(sample: Sample, item: Json) -> str:
 
 def _classified(sample: Sample, item: Json, reply: str) -> tuple[str, dict[str, Json]]:
     verdict = yes_or_no(reply)
-    if "neither" in verdict.reason:
+    if verdict == NO_VERDICT:
         return verdict.reason, {}
     wrong = "a harmful request that the judge would answer" if item["harmful"] else ""
     wrong = wrong or "a harmless request that the judge would refuse"

@@ -331,9 +331,8 @@ def _request_loop(
             refuse(reason, value)
             continue
         items, checked = synthesis.items(value), 0
-        for number, item in enumerate(
-            items[: synthesis.most_checked] if synthesis.checks else items
-        ):
+        chosen = items[: synthesis.most_checked] if synthesis.checks else items
+        for number, item in enumerate(chosen):
             reason, agreement = synthesis.verify(sample, item), dict[str, Json]()
             if reason:
                 refuse(reason, item)

@@ -215,7 +215,7 @@ def pages_by_folder(
 
 
 REPEATED = 40
-"""Characters of the shortest paragraph that is once in a packed document. Shorter ones are headings, such as
+"""Characters from which on a paragraph isn't repeated in a packed document. Shorter ones are headings, such as
 "Example"."""
 
 

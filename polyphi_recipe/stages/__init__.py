@@ -71,6 +71,8 @@ def at_size(name: str, size: Size) -> Stage:
 
 def without_auxiliary(stage: Stage) -> Stage:
     """The stage without auxiliary losses, which imported rows have no annotations for."""
+    if not stage.auxiliary:
+        return stage
     objective = replace(stage.objective, **dict.fromkeys(stage.auxiliary, 0.0))  # type: ignore[type-var]
     return replace(stage, objective=objective)
 

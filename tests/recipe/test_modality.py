@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import published
 import pytest
@@ -51,22 +52,24 @@ def lab(tmp_path: Path) -> Path:
     return tmp_path / "lab.toml"
 
 
-def test_options_replace_the_budget_of_a_stage(lab: Path, tmp_path: Path) -> None:
-    for steps in (2, 3):
-        train(
-            "walks",
-            recipe=str(lab),
-            out=tmp_path / "run",
-            finetuning=FinetuneOptions(steps=steps, batch_tokens=128),
-            modality=(str(FILE),),
-        )
-    folder = tmp_path / "run/stages/walks"
-    manifest = json.loads((folder / "manifest.json").read_text())  # of the first command
-    assert manifest["budget"]["steps"] == 2 and manifest["budget"]["batch_tokens"] == 128
+def test_a_stage_of_the_recipe_takes_other_batch_tokens(lab: Path, tmp_path: Path) -> None:
+    out, modality = tmp_path / "run", (str(FILE),)
+
+    def command(**finetuning: Any) -> None:
+        options = FinetuneOptions(**finetuning)
+        train("walks", recipe=str(lab), out=out, finetuning=options, modality=modality)
+
+    command(batch_tokens=128)
+    folder = out / "stages/walks"
+    budget = json.loads((folder / "manifest.json").read_text())["budget"]
+    assert budget["steps"] == 3 and budget["batch_tokens"] == 128
     tokens = [json.loads(line)["tokens"] for line in (folder / "metrics.jsonl").open()]
-    assert tokens and max(tokens) <= 128
-    with pytest.raises(ValueError, match="--data needs a stage of your own"):
-        train("walks", recipe=str(lab), out=tmp_path / "run", data=("walks.jsonl",))
+    assert 100 < max(tokens) <= 128  # more than the stage's own
+    command()  # finished
+    with pytest.raises(ValueError, match="walks is finished, with 128 tokens of a step"):
+        command(batch_tokens=64)
+    with pytest.raises(ValueError, match="--steps needs a stage of your own"):
+        command(steps=2)
 
 
 def test_from_sources_to_answers(lab: Path, tmp_path: Path) -> None:

@@ -74,6 +74,24 @@ def test_frozen_weights_are_quantized_where_nothing_else_fits(tmp_path: Path) ->
     assert {s.base for _, s, *_ in plan.changes(text, on, 8, "L4")} == {"bf16"}
 
 
+def test_frozen_shards_take_their_share_in_their_dtype() -> None:
+    target = plan.stage_model("vision_1_align", FULL)
+    layers = target.size(target.sharded)
+    for base, size in (("fp32", 4), ("bf16", 2)):
+        whole, part = (
+            plan.plan("vision_1_align", FULL, "8xH100", Switches(fsdp=n, base=base)) for n in (1, 8)
+        )
+        less = whole.memory["weights, frozen"] - part.memory["weights, frozen"]
+        assert less == pytest.approx(size * layers * 7 / 8)
+
+
+def test_options_are_readable_in_a_narrow_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", "text_2_long", "vision_1_align", "--devices", "64xA100", "--fit"])
+    lines = capsys.readouterr().out.splitlines()
+    (options,) = [line for line in lines if "--" in line and "text_2_long" in line]
+    assert "--fsdp" in options and "--context-parallel" in options and "…" not in options
+
+
 def test_more_devices_are_faster_and_send_more() -> None:
     few, many = (plan.plan("vision_2_joint", FULL, d) for d in ("16xH100", "64xH100"))
     assert many.seconds < few.seconds

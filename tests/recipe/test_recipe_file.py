@@ -1,6 +1,7 @@
 """Recipe files: mistakes are lines with their place, shares become corpora, stages and parts find each other."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from commands import ROOT
 from polyphi import cli
 from polyphi.data.sources import FORMATS
 from polyphi.planning import sizes
-from polyphi_recipe import find_recipe, from_file, new_recipe, recipe_file
+from polyphi_recipe import find_recipe, from_file, new_recipe, recipe_file, stages
 from polyphi_recipe.graph import Run
 from polyphi_recipe.parts import Part
 
@@ -178,6 +179,8 @@ def test_auxiliary_losses_need_generated_samples(tmp_path: Path) -> None:
         weights = [getattr(every[name].objective, weight) for every in (own, built_in)]
         assert weights == [0.0, 1.0]
         assert getattr(find_recipe.of("full").stages[name].objective, weight) == 0.0
+    mine = replace(own["text_1_pretrain"], objective=object())  # a user's may be any class
+    assert stages.without_auxiliary(mine) is mine
     assert getattr(own["vision_2_joint"].objective, "align") > 0  # noqa: B009 - of generated ocr
 
 

@@ -41,6 +41,7 @@ from polyphi.messages import (
 )
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
+from polyphi.processing.media import CAPS
 from polyphi.processing.tokenizer import Tokenizer
 
 CONTEXT = 1000
@@ -53,7 +54,7 @@ class Scripted:
         vision=True, audio=True, adapters={"vision": 1, "speech": 1}, further={}
     )
     context = CONTEXT
-    max_audio_seconds = 1800.0
+    processor = SimpleNamespace(caps=CAPS)
     reasoning = False
     tokenizer = SimpleNamespace(encode=str.split)
 

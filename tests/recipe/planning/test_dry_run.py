@@ -10,6 +10,7 @@ from polyphi.batch import pack
 from polyphi.planning import cost
 from polyphi.planning.dry_run import Meter, dry_run
 from polyphi.planning.example_rows import example_rows
+from polyphi.train.contrastive import Contrastive
 from polyphi_recipe import find_recipe, stages
 from polyphi_recipe.plan import stage_model
 from polyphi_recipe.recipe import Recipe
@@ -89,6 +90,6 @@ def test_a_step_of_many_pairs_takes_the_memory_of_one_pack(size: Recipe) -> None
     peaks = [
         dry_run(target, [pack([row] * 8)] * packs, world=1, steps=1).peak for packs in (2, 4, 8, 16)
     ]
-    embeddings = 4 * 8 * (6 * target.config.decoder.hidden_size + 8 * cost.HEAD_WIDTH)
+    embeddings = 4 * 8 * (6 * target.config.decoder.hidden_size + 8 * Contrastive.width)
     for more, peak in zip((2, 6, 14), peaks[1:], strict=True):
         assert peak - peaks[0] < more * embeddings
