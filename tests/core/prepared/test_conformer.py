@@ -69,8 +69,10 @@ def test_encoding_in_parts_equals_one_pass(encoder, frames):
     torch.testing.assert_close(pieces, whole.detach(), rtol=0, atol=5e-5)
 
 
-def test_memory_is_that_of_one_part(encoder, monkeypatch):
-    """The inputs of the convolutions and the blocks don't grow with the clip."""
+@pytest.mark.parametrize("frozen", [False, True])
+def test_memory_is_that_of_one_part(encoder, monkeypatch, frozen):
+    """The inputs of the convolutions and the blocks don't grow with the clip: in inference, and in training where the
+    encoder is frozen."""
     seen = {"frames": 0, "features": 0}
     subsample, encode = encoder._subsample, encoder._encode
 
@@ -84,7 +86,8 @@ def test_memory_is_that_of_one_part(encoder, monkeypatch):
 
     monkeypatch.setattr(encoder, "_subsample", subsampling)
     monkeypatch.setattr(encoder, "_encode", encoding)
-    with torch.inference_mode():
+    encoder.requires_grad_(not frozen)
+    with torch.enable_grad() if frozen else torch.inference_mode():
         for minutes in (3, 5):
             clip = AudioLayout(6000 * minutes, "speech")
             encoder(torch.randn(clip.frames, 80), [clip])
