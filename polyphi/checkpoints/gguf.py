@@ -71,7 +71,7 @@ def convert(
         )
     config = _config(source, fields, tensors)
     shapes = {entry.ours: entry.shape for entry in tensor_names(config, "mini").values()}
-    public_names = {ours: _gguf_name(ours) for ours in shapes}
+    public_names = {ours: gguf_name(ours) for ours in shapes}
     if missing := sorted(name for name in public_names.values() if name not in tensors):
         raise ValueError(
             f"{source} has no {missing[0]} (and {len(missing) - 1} more of {len(public_names)} tensors are missing)"
@@ -260,7 +260,8 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Any])
     return ModelConfig(replace(decoder, sliding_window=None), None, None, {})
 
 
-def _gguf_name(ours: str) -> str:
+def gguf_name(ours: str) -> str:
+    """llama.cpp's name of a tensor of the language model."""
     if ours in NAMES:
         return NAMES[ours]
     _, _, number, name = ours.split(".", maxsplit=3)

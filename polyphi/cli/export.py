@@ -1,7 +1,7 @@
-"""`polyphi export`: write a checkpoint in another layout, or quantized."""
+"""`polyphi export`: write a checkpoint in another layout, quantized, or as a GGUF file for llama.cpp."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -13,16 +13,29 @@ from polyphi.cli.options import (
     console,
 )
 
+if TYPE_CHECKING:
+    import torch
+
+    from polyphi.model.multimodal import PhiModel
+
 
 def export(
     model: ModelArgument,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Folder to write.")],
-    layout: Annotated[str, Parameter(help="native, original or mini.")] = "native",
+    out: Annotated[Path, Parameter(help="Folder to write, or a .gguf file.")],
+    layout: Annotated[
+        str | None,
+        Parameter(
+            name=("--layout", "--to"),
+            help="native, original, mini or gguf; default: native, and gguf where --out is a .gguf file.",
+        ),
+    ] = None,
     quant: Annotated[
-        Literal["int8", "int4", "int8-all", "int4-all"] | None,
-        Parameter(help="Quantize as --quant of other commands does, and store the result."),
+        Literal["int8", "int4", "int8-all", "int4-all", "q8_0", "q4_0"] | None,
+        Parameter(
+            help="Quantize as --quant of other commands does, and store the result; a GGUF to q8_0 or q4_0."
+        ),
     ] = None,
     calibrate: Annotated[
         tuple[Path, ...],
@@ -43,15 +56,19 @@ def export(
     push_to_hub: PushOption = None,
     public: PublicOption = False,
 ) -> None:
-    """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card. MODEL may
-    also be a .gguf file of Phi-4-mini with its tokenizer next to it.
+    """Write a checkpoint in one of the public layouts, or quantized in polyphi's layout, with a model card; or its
+    language model as a GGUF file for llama.cpp. MODEL may also be a .gguf file of Phi-4-mini with its tokenizer next
+    to it.
 
     For example:
 
         polyphi export runs/nano/model --out exported --layout original
         polyphi export runs/nano/model --out exported --quant int4
+        polyphi export runs/nano/model --out nano.gguf --merge vision --quant q8_0
     """
     import tempfile
+
+    import torch
 
     from polyphi.api import as_dtype
     from polyphi.checkpoints import gguf, hub, modalities, model_card
@@ -62,33 +79,46 @@ def export(
     from polyphi.processing.tokenizer import Tokenizer
 
     target = hub.target(push_to_hub, public)
+    layout = layout or ("gguf" if out.suffix == ".gguf" else "native")
+    to_gguf = layout == "gguf"
     if model.endswith(".gguf"):
         if merge or results or calibrate or target or layout not in ("native", "mini"):
             raise ValueError(
                 "a GGUF file supports only --quant and --dtype; for other options export the written checkpoint again"
             )
+        _check_folder(out, layout, quant)
         gguf.convert(model, out, quant=quant, dtype=as_dtype(dtype or "bfloat16"))
         console.print(f"wrote {out} ({quant or 'mini'}), the language model of {model}")
         return
+    if to_gguf:
+        others = {"--results": results, "--calibrate": calibrate, "--push-to-hub": target}
+        if dtype and quant:
+            others["--dtype"] = dtype
+        _check_file(out, quant, [option for option, value in others.items() if value])
+    else:
+        _check_folder(out, layout, quant)
     if target:
         hub.prepare(target)
     folder = locate(model)
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out {out} is the folder of the model itself; use another one")
-    text = model_card.card(
-        folder,
-        layout,
-        source=model,
-        merged=merge,
-        results=results,
-        quant=quant,
-        repository=push_to_hub,
-    )
-    cards = model_card.placed(text, out)
-    beside = files_beside(folder, layout)
+    cards, beside = {}, []
+    if not to_gguf:
+        text = model_card.card(
+            folder,
+            layout,
+            source=model,
+            merged=merge,
+            results=results,
+            quant=quant,
+            repository=push_to_hub,
+        )
+        cards = model_card.placed(text, out)
+        beside = files_beside(folder, layout)
     stored_dtype = as_dtype(dtype) if dtype else None
-    # merged in the dtype that is written; float32 rounds nothing
-    loaded = load_checkpoint(folder, dtype=stored_dtype if merge else None)
+    # merged in the dtype that is written, or quantized from; float32 rounds nothing
+    merged_dtype = torch.float32 if to_gguf and quant else stored_dtype
+    loaded = load_checkpoint(folder, dtype=merged_dtype if merge else None)
     if modality or calibrate:
         processor = make_processor(loaded.config, Tokenizer.load(folder))
     for file in modality:
@@ -100,6 +130,9 @@ def export(
                 "that defines it, so that its adapter is adjusted: --modality FILE"
             )
         merge_adapter(loaded, merge)
+    if to_gguf:
+        _write_gguf(loaded, out, folder, merge, stored_dtype, quant)
+        return
     rows = []
     if calibrate:
         from polyphi.data import calibration
@@ -118,3 +151,49 @@ def export(
         console.print(f"{out / 'README.md'} was edited and is unchanged")
     if target:
         console.print(f"pushed to {hub.push(out, target)}")
+
+
+def _check_folder(out: Path, layout: str, quant: str | None) -> None:
+    """Raise ValueError where options of a checkpoint's folder are those of a GGUF file."""
+    if out.suffix == ".gguf":
+        raise ValueError(
+            f"--layout {layout} writes a folder, and --out {out} names a file; use --layout gguf"
+        )
+    if quant in ("q8_0", "q4_0"):
+        raise ValueError(
+            f"--quant {quant} is a type of GGUF files: use --layout gguf, or --quant int8 or int4"
+        )
+
+
+def _check_file(out: Path, quant: str | None, others: list[str]) -> None:
+    """Raise ValueError where options of a GGUF file are those of a checkpoint's folder (`others`)."""
+    if out.suffix != ".gguf":
+        raise ValueError(
+            f"--layout gguf writes one file; expected --out FILE.gguf, found --out {out}"
+        )
+    if quant not in (None, "q8_0", "q4_0"):
+        raise ValueError(f"--quant {quant} isn't a type of GGUF files; use q8_0 or q4_0")
+    if others:
+        option = f"{others[0]} beside --quant" if others[0] == "--dtype" else others[0]
+        raise ValueError(f"{option} isn't used for a GGUF file; omit it")
+
+
+def _write_gguf(
+    loaded: "PhiModel",
+    out: Path,
+    folder: Path,
+    merge: str | None,
+    dtype: "torch.dtype | None",
+    quant: str | None,
+) -> None:
+    from polyphi.checkpoints.gguf_export import write_gguf
+
+    write_gguf(loaded, out, folder, name=out.stem, dtype=dtype, quant=quant)
+    config = loaded.config
+    merged = f" with the adapter {merge} merged" if merge else ""
+    console.print(f"wrote {out}, the language model{merged}", soft_wrap=True)
+    encoders = [f"the {name} encoder" for name in ("vision", "audio") if getattr(config, name)]
+    if left := [*encoders, *(f"the adapter {name}" for name in config.adapters)]:
+        console.print(
+            f"not in it: {', '.join(left)}; llama.cpp runs the language model alone", soft_wrap=True
+        )

@@ -143,6 +143,11 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     @property
+    def specification(self) -> Mapping[str, Any]:
+        """The content of `tokenizer.json`."""
+        return self._spec
+
+    @property
     def config(self) -> dict[str, Any]:
         """The content of `tokenizer_config.json`."""
         added = {
@@ -262,7 +267,7 @@ class Tokenizer:
     def _slices(self, text: str) -> Iterator[str]:
         """Yield slices of a text whose joined ids are those of the whole text."""
         start = 0
-        while self._known_split and (end := self._boundary(text, start)) < len(text):
+        while self.known_split and (end := self._boundary(text, start)) < len(text):
             yield text[start:end]
             start = end
         yield text[start:]
@@ -299,7 +304,7 @@ class Tokenizer:
         return "\n".join(t for t in self._spec["model"]["vocab"] if t not in self._controls)
 
     @cached_property
-    def _known_split(self) -> bool:
+    def known_split(self) -> bool:
         """Whether `BOUNDARY` is valid for the pre-tokenizer, and no normalizer changes the text before."""
         if self._spec.get("normalizer") is not None or self._spec["model"].get("dropout"):
             return False
@@ -323,7 +328,7 @@ class Tokenizer:
         substrings of the text's bytes."""
         model = self._spec["model"]
         affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
-        if not self._known_split or model.get("type", "BPE") != "BPE" or affixes:
+        if not self.known_split or model.get("type", "BPE") != "BPE" or affixes:
             return None
         tokens = [token for token in model["vocab"] if token not in self._controls]
         characters = np.frombuffer("".join(tokens).encode("utf-32-le", "surrogatepass"), np.uint32)

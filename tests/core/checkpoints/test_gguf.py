@@ -43,7 +43,7 @@ def written(
     model.initialise(0)
     values = {}
     for name, tensor in model.state_dict().items():
-        gguf_name, values_of = gguf._gguf_name(name), tensor.numpy()
+        gguf_name, values_of = gguf.gguf_name(name), tensor.numpy()
         if tensor.dim() == 1:
             writer.add_tensor(gguf_name, values_of)
             values[name] = values_of
