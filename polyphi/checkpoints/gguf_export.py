@@ -108,9 +108,7 @@ def write_gguf(
         if quant:
             writer.add_quantization_version(library.GGML_QUANT_VERSION)
         _add_sizes(writer, config)
-        _add_tokenizer(
-            writer, tokenizer, config, read_chat_template(tokenizer_folder) or CHAT_TEMPLATE
-        )
+        _add_tokenizer(writer, tokenizer, config, _chat_template(tokenizer_folder))
         types = {key: _type(library, key, tensor, file_type) for key, tensor in tensors.items()}
         for key, tensor in tensors.items():
             block, width = library.GGML_QUANT_SIZES[types[key]]
@@ -182,6 +180,15 @@ def _add_tokenizer(
     writer.add_pad_token_id(config.pad_token_id)
     writer.add_add_bos_token(False)
     writer.add_chat_template(chat_template)
+
+
+def _chat_template(folder: Path) -> str:
+    """The template in a tokenizer's folder, or the published one. A GGUF can't say that control tokens remove the
+    whitespace after them, so the published template removes it where a message begins."""
+    template = read_chat_template(folder) or CHAT_TEMPLATE
+    if template == CHAT_TEMPLATE:
+        template = template.replace("message['content']", "message['content'].lstrip()")
+    return template
 
 
 def _tokens(specification: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
