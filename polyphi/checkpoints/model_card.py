@@ -16,6 +16,7 @@ from polyphi.checkpoints.fingerprint import fingerprint as checkpoint_fingerprin
 from polyphi.checkpoints.names import LAYOUTS, PUBLISHED_ADAPTERS
 from polyphi.checkpoints.parts import part_of, parts
 from polyphi.checkpoints.read import read_config
+from polyphi.model.config import VisionConfig
 from polyphi.runtime.files import write_whole
 from polyphi.runtime.rendering import environment
 
@@ -104,12 +105,14 @@ def card(
         trained_adapters=[n for n in adapters if any(_is_trained(n, m) for m in manifests)],
         measured=[text for text in measured if text],
         licences=sorted((run or {}).get("licences", {}).items(), key=lambda x: -x[1]),
-        # model_use.md: `name` is the model's repository, or a word for its folder.
-        name=repository or "FOLDER",
+        # model_use.md: `name` is the model's repository, or its folder, which the reader is in.
+        repository=repository,
+        name=repository or ".",
         own=own,
         option=f"--adapter {own[0]} " if own else "",
         other_layout=quant is not None or layout == "original",
-        model_class="AutoModelForCausalLM" if layout == "mini" else "Phi4MultimodalForCausalLM",
+        published_crops=config.vision is not None
+        and config.vision.crop_size == VisionConfig.crop_size,
     )
     return text.rstrip("\n") + "\n"
 

@@ -91,7 +91,11 @@ def export(
         console.print(f"wrote {out} ({quant or 'mini'}), the language model of {model}")
         return
     if to_gguf:
-        others = {"--results": results, "--calibrate": calibrate, "--push-to-hub": target}
+        others: dict[str, object] = {
+            "--results": results,
+            "--calibrate": calibrate,
+            "--push-to-hub": target,
+        }
         if dtype and quant:
             others["--dtype"] = dtype
         _check_file(out, quant, [option for option, value in others.items() if value])
