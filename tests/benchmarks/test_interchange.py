@@ -1,5 +1,6 @@
 """The script that loads exports in other tools: its requests, and transformers where the tests have it."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,3 +61,27 @@ def test_transformers_and_peft_answer_the_same(
         line = next(x for x in script.LINES if x.part == part)
         version, result, equal = script.run_line(line, folder)
         assert version and equal, result
+
+
+@pytest.mark.long
+def test_llama_cpp_answers_the_same(script: ModuleType, tiny_run: Path, tmp_path: Path) -> None:
+    """Greedy tokens of GGUF exports in float32, on both sides of the LongRoPE switch, and ids of texts. Two logits of
+    our answers are always further apart than the two programs, so that no rounding decides a token."""
+    if not (script.ENVIRONMENTS / "llama" / "bin" / "python").exists():
+        pytest.skip("llama.cpp isn't installed: `make .venv/.llama`")
+    config = tiny_run / "model" / "config.json"
+    values = json.loads(config.read_text())
+    # llama.cpp rounds contexts up to 256, and chooses the factors by them
+    config.write_text(json.dumps({**values, "original_max_position_embeddings": 256}))
+    parts = {"run": ("gguf", "gguf-third"), "published": ("gguf-published",)}
+    for name in parts:
+        folder = tmp_path / name
+        script.prepare(name, tiny_run, folder)
+        kinds = {r.kind for r in script.read_requests(folder)}
+        assert {"text", "long", "tokenization", "conversation"} <= kinds
+        for part in parts[name]:
+            line = next(x for x in script.LINES if x.part == part)
+            version, result, equal = script.run_line(line, folder)
+            assert version and equal, result
+            difference, gap = script.logit_distance(folder, folder / f"{part}.npz")
+            assert difference < min(gap, 5e-3), result

@@ -65,7 +65,7 @@ def test_the_code_of_a_card_answers_a_question(
     name: str,
 ) -> None:
     out = tmp_path / "out"
-    cli.main(["export", str(sources / name), "--out", str(out), "--layout", name.split("-")[0]])
+    cli.main(["export", str(sources / name), "--out", str(out), "--layout", name.partition("-")[0]])
     capsys.readouterr()
     variables = run_card(out, monkeypatch)
     tokenizer = Tokenizer.load(out)
