@@ -1,7 +1,7 @@
 """What other tools do with our exports: each loads them in an environment of its own, and its greedy answers are
 compared with ours, token by token, in float32.
 
-    python benchmarks/interchange.py runs/nano --setup             # the environments, in .venv/.peers, once; also --only
+    python benchmarks/interchange.py runs/nano --setup             # environments in .venv/.peers, once; also --only
     python benchmarks/interchange.py runs/nano [--only trl vllm]
     python benchmarks/interchange.py runs/nano --docs              # also write the table into docs/interchange.md
 

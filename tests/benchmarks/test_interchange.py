@@ -73,13 +73,12 @@ def test_llama_cpp_answers_the_same(script: ModuleType, tiny_run: Path, tmp_path
     values = json.loads(config.read_text())
     # llama.cpp rounds contexts up to 256, and chooses the factors by them
     config.write_text(json.dumps({**values, "original_max_position_embeddings": 256}))
-    parts = {"run": ("gguf", "gguf-third"), "published": ("gguf-published",)}
-    for name in parts:
+    for name, parts in {"run": ("gguf", "gguf-third"), "published": ("gguf-published",)}.items():
         folder = tmp_path / name
         script.prepare(name, tiny_run, folder)
         kinds = {r.kind for r in script.read_requests(folder)}
         assert {"text", "long", "tokenization", "conversation"} <= kinds
-        for part in parts[name]:
+        for part in parts:
             line = next(x for x in script.LINES if x.part == part)
             version, result, equal = script.run_line(line, folder)
             assert version and equal, result
