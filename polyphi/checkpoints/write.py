@@ -35,7 +35,6 @@ from polyphi.checkpoints.names import (
 )
 from polyphi.model.config import ModelConfig
 from polyphi.model.multimodal import PhiModel
-from polyphi.processing.vocabulary import processor_template
 from polyphi.quantization import quantize
 from polyphi.quantization.integer_weights import Pieces
 from polyphi.runtime.files import foreign_files, record_files, whole_folder
@@ -223,8 +222,7 @@ def _is_equal(a: Path, b: Path) -> bool:
 
 
 def _write_processor(config: ModelConfig, folder: Path) -> None:
-    """Write what transformers' processor reads: its settings, its chat template, and the names of the placeholders in
-    the tokenizer's. The template has a file that tokenizers ignore: theirs is for messages of text."""
+    """Write what transformers' processor reads: its settings, and the names of the placeholders in the tokenizer's."""
     settings = folder / "preprocessor_config.json"
     if not settings.exists():
         _write_json(settings, config_json.write_preprocessor(config))
@@ -238,10 +236,6 @@ def _write_processor(config: ModelConfig, folder: Path) -> None:
     tokens = {key: names[str(id)] for key, id in ids.items() if str(id) in names}
     if tokens and not isinstance(values.get("extra_special_tokens"), dict):
         _write_json(file, {**values, "extra_special_tokens": tokens})
-    template_files = (folder / "chat_template.jinja", folder / "chat_template.json")
-    if len(tokens) == len(ids) and not any(path.exists() for path in template_files):
-        template = processor_template(tokens["image_token"], tokens["audio_token"])
-        _write_json(folder / "chat_template.json", {"chat_template": template})
 
 
 def _write_shards(

@@ -96,24 +96,6 @@ def chat_template(fixed_system: str | None) -> str:
     return f"{_FIXED_SYSTEM_START}{fixed_system}{_FIXED_SYSTEM_REST}"
 
 
-def processor_template(image: str, audio: str) -> str:
-    """Return the published chat template for messages whose content may also be a list of texts, images and audio, as
-    transformers' processors take them. `image` and `audio` are the placeholders."""
-    content = (
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-        "{% for part in message['content'] %}"
-        f"{{% if part['type'] == 'image' %}}{{{{ '{image}' }}}}"
-        f"{{% elif part['type'] == 'audio' %}}{{{{ '{audio}' }}}}"
-        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    )
-    return (
-        f"{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>' }}}}{content}"
-        "{% if message['role'] == 'system' and message['tools'] %}"
-        "{{ '<|tool|>' + message['tools'] + '<|/tool|>' }}{% endif %}{{ '<|end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ '<|endoftext|>' }}{% endif %}"
-    )
-
-
 def parse_fixed_system(template: str) -> str | None:
     """Return the text at the beginning of every conversation in a chat template of the form of Phi-4-mini-reasoning's;
     None for other templates. No template is run."""

@@ -1,5 +1,6 @@
 """GGUF files that polyphi writes: read back they have the same weights and sizes, and llama.cpp's keys."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from command_line import RunCommand
 from polyphi.checkpoints import gguf
 from polyphi.checkpoints.gguf_export import write_gguf
 from polyphi.checkpoints.read import load_checkpoint
+from polyphi.checkpoints.write import save_checkpoint
 from polyphi.model.adapters import merge_adapter
+from polyphi.model.config import ModelConfig
+from polyphi.model.multimodal import PhiModel
 from polyphi.processing.tokenizer import Tokenizer
 
 library = pytest.importorskip("gguf")
@@ -86,8 +90,18 @@ def test_the_named_adapter_is_merged(native: Path, tmp_path: Path, run_command: 
 
 
 @pytest.mark.parametrize(("quant", "embedding"), [("q8_0", "Q8_0"), ("q4_0", "Q8_0")])
-def test_quantized_types(native: Path, tmp_path: Path, quant: str, embedding: str) -> None:
-    model = load_checkpoint(native)
+def test_quantized_types(
+    native: Path, tiny_config: ModelConfig, tmp_path: Path, quant: str, embedding: str
+) -> None:
+    with pytest.raises(ValueError, match="blocks of 32 inputs, and a width of this model is 48"):
+        write_gguf(load_checkpoint(native), tmp_path / "model.gguf", native, quant=quant)
+    narrow = load_checkpoint(native).config.decoder
+    sizes = ("vocab_size", "eos_token_ids", "bos_token_id", "pad_token_id")
+    decoder = replace(tiny_config.decoder, **{size: getattr(narrow, size) for size in sizes})
+    model = PhiModel(ModelConfig(decoder, None, None, {}))
+    model.initialise(0)
+    files = [native / "tokenizer.json", native / "tokenizer_config.json"]
+    save_checkpoint(model, tmp_path / "wider", "mini", files=files)
     write_gguf(model, tmp_path / "model.gguf", native, quant=quant)
     types = {
         t.name: t.tensor_type.name for t in library.GGUFReader(tmp_path / "model.gguf").tensors
@@ -95,7 +109,7 @@ def test_quantized_types(native: Path, tmp_path: Path, quant: str, embedding: st
     assert types["token_embd.weight"] == embedding
     assert types["blk.0.ffn_down.weight"] == quant.upper()
     assert types["output_norm.weight"] == types["rope_factors_long.weight"] == "F32"
-    tensors = read_back(tmp_path / "model.gguf", native, torch.float32)
+    tensors = read_back(tmp_path / "model.gguf", tmp_path / "wider", torch.float32)
     name = "decoder.layers.1.mlp.down_proj.weight"
     original = model.state_dict()[name].float()
     error = float((tensors[name] - original).norm() / original.norm())
