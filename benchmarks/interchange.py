@@ -14,7 +14,6 @@ has failed or answers differ. A tool that refuses a layout is a result.
 import argparse
 import io
 import json
-import math
 import os
 import subprocess
 import sys
@@ -416,10 +415,13 @@ def run_line(line: Line, folder: Path) -> tuple[str, str, bool]:
             )
     result, equal = compare(read_requests(folder), report["answers"])
     if "logits" in report:
-        difference, gap = logit_distance(folder, Path(report["logits"]))
-        result += (
-            f"; logits differ by at most {difference:.0e}, the two largest by at least {gap:.0e}"
-        )
+        distances = logit_distances(folder, Path(report["logits"]))
+        for kind in ("text", "long"):
+            if of_kind := [d for name, d in distances.items() if name.startswith(kind)]:
+                difference, gap = max(d for d, _ in of_kind), min(gap for _, gap in of_kind)
+                result += (
+                    f"; {kind}: logits differ by {difference:.0e}, the two largest by {gap:.0e}"
+                )
     return report["version"], result, equal
 
 
@@ -437,18 +439,17 @@ def compare(expected: Sequence[Request], answers: dict[str, list[int]]) -> tuple
     return f"equal answers: {text}", bool(counts) and all(all(same) for same in counts.values())
 
 
-def logit_distance(folder: Path, theirs: Path) -> tuple[float, float]:
-    """The largest difference of logits along the answers, and the smallest gap between the two largest ones of ours,
-    which says whether rounding could have decided a token."""
+def logit_distances(folder: Path, theirs: Path) -> dict[str, tuple[float, float]]:
+    """By the name of a request: the largest difference of logits along its answer, and the smallest gap between the two
+    largest ones of ours. Where the gap is larger than the difference, rounding has decided no token."""
     ours = load_file(folder / "logits.safetensors")
-    difference, gap = 0.0, math.inf
+    distances = {}
     for name, logits in np.load(theirs).items():
         steps = min(len(logits), len(ours[name]))
-        other = torch.from_numpy(logits[:steps])
-        difference = max(difference, float((ours[name][:steps] - other).abs().max()))
+        difference = (ours[name][:steps] - torch.from_numpy(logits[:steps])).abs().max()
         first, second = ours[name].topk(2).values.unbind(-1)
-        gap = min(gap, float((first - second).min()))
-    return difference, gap
+        distances[name] = float(difference), float((first - second).min())
+    return distances
 
 
 def compare_trained(report: dict[str, Any], folder: Path) -> tuple[str, bool]:
